@@ -1,0 +1,130 @@
+"""Small tools on ONNX graphs: building nodes, reachability, cutting a graph in two.
+
+Works on protobufs and returns new models; nothing here changes its input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import helper, numpy_helper
+
+OPSET = 18
+# Opset 18 needs IR version 8; onnxruntime refuses IR versions newer than itself, so the oldest that does is written.
+IR_VERSION = 8
+
+
+class GraphBuilder:
+    """Appends nodes under fresh names.
+
+    Attributes:
+        nodes: The nodes so far, in an order in which they can run.
+    """
+
+    def __init__(self, prefix: str, dtype: npt.DTypeLike = np.float32) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.dtype = np.dtype(dtype)
+        self._prefix = prefix
+        self._count = 0
+        self._constants: dict[tuple[Any, ...], str] = {}
+        self._initializers: list[onnx.TensorProto] = []
+
+    @property
+    def initializers(self) -> list[onnx.TensorProto]:
+        """The constants so far."""
+        return self._initializers
+
+    def fresh(self, hint: str) -> str:
+        """A name that nobody has."""
+        self._count += 1
+        return f"{self._prefix}{hint}_{self._count}"
+
+    def op(self, op_type: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:
+        """Append a node with one output and return the output's name."""
+        name = output or self.fresh(op_type)
+        self.nodes.append(helper.make_node(op_type, list(inputs), [name], name=name, **attributes))
+        return name
+
+    def constant(self, value: npt.ArrayLike, dtype: npt.DTypeLike | None = None) -> str:
+        """A constant; equal ones are stored once. Numbers take the builder's float type unless told otherwise."""
+        array = np.asarray(value, dtype=dtype or self.dtype)
+        key = (array.dtype.str, array.shape, array.tobytes())
+        if key not in self._constants:
+            name = self.fresh("constant")
+            self._initializers.append(numpy_helper.from_array(array, name))
+            self._constants[key] = name
+        return self._constants[key]
+
+    def ints(self, *values: int) -> str:
+        """A constant list of int64, as axes and shapes are given."""
+        return self.constant(list(values), np.int64)
+
+
+def make_model(
+    name: str,
+    nodes: Sequence[onnx.NodeProto],
+    inputs: Sequence[onnx.ValueInfoProto],
+    outputs: Sequence[onnx.ValueInfoProto],
+    initializers: Sequence[onnx.TensorProto],
+) -> onnx.ModelProto:
+    """A checked model of opset 18."""
+    graph = helper.make_graph(nodes, name, inputs, outputs, initializers)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+    model.producer_name = "edgeloop"
+    onnx.checker.check_model(model)
+    return model
+
+
+def tensor_info(name: str, shape: Sequence[int | str], dtype: npt.DTypeLike = np.float32) -> onnx.ValueInfoProto:
+    """A typed input or output; a text is a free axis, e.g. ``("batch", 10)``."""
+    return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), list(shape))
+
+
+def shape_of(info: onnx.ValueInfoProto) -> tuple[int | str, ...]:
+    """Axis sizes of a typed value; a free axis is its name, an unknown one is ``?``."""
+    return tuple(
+        axis.dim_value if axis.HasField("dim_value") else (axis.dim_param or "?")
+        for axis in info.type.tensor_type.shape.dim
+    )
+
+
+def infer_shapes(model: onnx.ModelProto) -> dict[str, tuple[int | str, ...]]:
+    """Shapes of all values whose shape can be known, by name."""
+    inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=False, data_prop=True).graph
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in inferred.initializer}
+    for info in [*inferred.input, *inferred.value_info, *inferred.output]:
+        if info.type.tensor_type.HasField("shape"):
+            shapes[info.name] = shape_of(info)
+    return shapes
+
+
+def downstream(nodes: Iterable[onnx.NodeProto], sources: Iterable[str]) -> set[str]:
+    """Names of all values that depend on one of the sources, the sources included. Nodes must be in running order."""
+    reached = set(sources)
+    for node in nodes:
+        if any(name in reached for name in node.input):
+            reached.update(node.output)
+    return reached
+
+
+def upstream(nodes: Sequence[onnx.NodeProto], targets: Iterable[str]) -> list[onnx.NodeProto]:
+    """The nodes that the targets need, in running order."""
+    needed = set(targets)
+    kept = []
+    for node in reversed(nodes):
+        if any(name in needed for name in node.output):
+            kept.append(node)
+            needed.update(name for name in node.input if name)
+    return kept[::-1]
+
+
+def used_initializers(
+    nodes: Iterable[onnx.NodeProto], initializers: Iterable[onnx.TensorProto]
+) -> list[onnx.TensorProto]:
+    """The initializers that these nodes read."""
+    names = {name for node in nodes for name in node.input}
+    return [tensor for tensor in initializers if tensor.name in names]

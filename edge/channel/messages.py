@@ -1,0 +1,189 @@
+"""What is said on the channel, as values. The bytes are the business of `edge.channel.codec`.
+
+Every message keeps the fields that it does not know in `Message.extra` and writes them back: an older reader in the
+middle loses nothing. A message checks nothing itself: what came over the wire was checked by the codec, field by field.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+Digest = Annotated[str, "digest"]  # 64 lower-case hexadecimal digits
+MaybeDigest = Annotated[str, "digest or empty"]  # the same, or "" for none
+Signed = Annotated[int, "signed"]  # every plain int in a message is >= 0
+Range = tuple[int, int]  # first and last chunk, both included
+Slot = Literal["bundle", "head"]
+Part = Literal["index", "data"]
+UploadState = Literal["receiving", "done", "refused"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Message:
+    """What all messages share.
+
+    Attributes:
+        extra: Fields that this version does not know, kept as they came.
+    """
+
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Conn(Message):
+    """``up/conn``, retained, also the will: a device is there or gone. Offline of an older session is dropped."""
+
+    online: bool
+    session: int
+    boot: int
+    ts_ms: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Birth(Message):
+    """``up/birth``: who a device is and what it runs, on each connect.
+
+    Attributes:
+        agent_version: Version of Edgeloop on the device.
+        boot: Boot number of the agent, only goes up.
+        session: Connection number, only goes up.
+        ts_ms: Device clock, milliseconds since 1970.
+        profile: Name of the device profile.
+        hardware: What it found about itself.
+        bundle: Digest of the bundle, "" for none.
+        backbone: Digest of the backbone, "" for none.
+        head: Digest of the live head, "" for none.
+        release: Release counter last applied, 0 for none.
+        n_labels: Labels seen since the bundle was installed.
+        limits: Largest frame, window, free disk.
+    """
+
+    agent_version: str
+    boot: int
+    session: int
+    ts_ms: int
+    profile: str
+    hardware: Mapping[str, Any]
+    bundle: MaybeDigest
+    backbone: MaybeDigest
+    head: MaybeDigest
+    release: int
+    n_labels: int
+    limits: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class State(Message):
+    """``up/state``, retained: the state of one slot, on change; a higher `seq` is newer."""
+
+    ts_ms: int
+    seq: int
+    slot: Slot
+    state: str
+    release: int
+    digest: MaybeDigest
+    detail: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Desired(Message):
+    """``dn/desired``, retained: what a device should run. A release counter that is not higher is ignored."""
+
+    release: int
+    kind: Slot
+    digest: Digest
+    size_bytes: int
+    chunk_size_bytes: int
+    index_digest: Digest
+    backbone: MaybeDigest
+    reason: str
+    ts_ms: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request(Message):
+    """``up/req``: what a device asks for: chunks of an artifact, or the desired state once more.
+
+    Attributes:
+        op: What it wants.
+        digest: SHA-256 of the artifact, "" with ``op="desired"``.
+        part: The chunk digests or the chunks.
+        want: Chunk ranges, both ends included.
+        window: At most so many frames.
+    """
+
+    op: Literal["chunks", "desired"]
+    digest: MaybeDigest = ""
+    part: Part = "data"
+    want: tuple[Range, ...] = ()
+    window: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UploadStatus(Message):
+    """``dn/ul/{xfer}``: what the coordinator has of an upload, and how many more frames it takes now."""
+
+    have: tuple[Range, ...]
+    window: int
+    status: UploadState
+    detail: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Event(Message):
+    """``up/event``: something happened once: drift, a gate's decision, an error."""
+
+    ts_ms: int
+    name: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Telemetry(Message):
+    """``up/tele``: one flat object of live numbers, readable by any MQTT tool. `extra` stays empty."""
+
+    values: Mapping[str, int | float | str]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Command(Message):
+    """``dn/cmd``: do something once; the same id is answered with the same reply."""
+
+    id: str
+    name: str
+    args: Mapping[str, Any]
+    ttl_s: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reply(Message):
+    """``up/reply``: the answer to a command; `rc` 0 is success."""
+
+    id: str
+    rc: Signed
+    detail: str
+    out: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UploadOffer(Message):
+    """Payload of the first frame of an upload: what will come.
+
+    Attributes:
+        kind: What it is, such as ``head-update``.
+        digest: SHA-256 of the whole.
+        size_bytes: Size of the whole.
+        chunk_size_bytes: Size of every chunk but the last.
+        backbone: Digest of the backbone that it belongs to, "" for none.
+        version: Version of the payload's own format.
+        n_samples: How many samples it was learned from.
+    """
+
+    kind: str
+    digest: Digest
+    size_bytes: int
+    chunk_size_bytes: int
+    backbone: MaybeDigest
+    version: int
+    n_samples: int

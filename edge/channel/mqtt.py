@@ -1,0 +1,414 @@
+"""The one file that opens paho: a broker connection with its own thread, as an `edge.channel.transport.Transport`.
+
+Theory of operation. One thread connects, runs paho's ``loop()`` until it fails, waits (full jitter, 0.5 to 30 s,
+starting over after a connection that lasted 30 s) and connects again, for ever. MQTT 5 is tried first; a broker that
+drops that before its CONNACK, or refuses the version, is tried with 3.1.1 (and back), and what worked is kept. A new
+protocol, a smaller packet limit or a smaller receive maximum need a new paho client: what was queued moves over, and
+what has become too large is dropped with a log line, since it would be resent for ever.
+
+Guards against paho 2 (each was seen to bite, see docs/protocol.md): TCP_NODELAY; a cap on both queues; the broker's
+packet and receive limits, which paho ignores; every callback caught. Publishing from another thread only queues and
+wakes the loop: with a socket-register-write callback set paho never writes on the caller's thread, where it could tear
+a packet that the loop has half sent.
+
+Not promised: delivery. Nothing here is on disk.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import secrets
+import socket
+import ssl
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import paho.mqtt.client as paho
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+
+from edge.channel.transport import (
+    DEFAULT_MAX_PACKET_BYTES,
+    Connected,
+    Disconnected,
+    Received,
+    TransportEvent,
+    check_size,
+)
+from edge.channel.url import BrokerUrl
+from edge.contract.errors import ChannelError, ConfigError
+
+__all__ = ["BrokerUrl", "MqttTransport", "probe"]
+
+_log = logging.getLogger(__name__)
+
+FIRST_BACK_OFF_S, LAST_BACK_OFF_S = 0.5, 30.0
+GOOD_CONNECTION_S = 30.0  # a shorter one does not reset the back-off: two clients with one id would chase each other
+CONNACK_TIMEOUT_S = 10.0
+FLUSH_S = 1.0
+SESSION_EXPIRY_S = 24 * 3600  # MQTT 5 sessions of clients that do not start clean; never for ever
+MAX_INFLIGHT = 20  # mosquitto 2.0.11 loses messages beyond it
+DROPS_BEFORE_OTHER_VERSION = 3  # once a version has worked
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Will:
+    topic: str
+    payload: bytes
+    qos: int
+    retain: bool
+    delay_s: int
+
+
+class MqttTransport:
+    """A connection to a real broker.
+
+    Args:
+        url: Where it is.
+        client_id: Our name there; a second client with the same name throws the first one out.
+        clean_start: Whether the broker forgets us when we go. Nothing relies on it.
+        keepalive_s: A silent connection is tested after this, and lost after twice this.
+        max_queued: Messages held for sending, for QoS 0 and QoS 1 each.
+        connect_timeout_s: For the TCP connection and TLS.
+
+    Raises:
+        ConfigError: A certificate file cannot be used.
+    """
+
+    def __init__(
+        self,
+        url: BrokerUrl,
+        client_id: str,
+        clean_start: bool,
+        *,
+        keepalive_s: int = 30,
+        max_queued: int = 1000,
+        connect_timeout_s: float = 5.0,
+    ) -> None:
+        self._url, self._client_id, self._clean_start = url, client_id, clean_start
+        self._keepalive_s, self._max_queued, self._connect_timeout_s = keepalive_s, max_queued, connect_timeout_s
+        self._tls = _tls_context(url) if url.tls else None
+        self._on_event: Callable[[TransportEvent], None] | None = None
+        self._filters: dict[str, int] = {}
+        self._will: _Will | None = None
+        self._limit, self._inflight = DEFAULT_MAX_PACKET_BYTES, MAX_INFLIGHT
+        self._unsent: deque[paho.MQTTMessageInfo] = deque()
+        self._last: paho.MQTTMessageInfo | None = None  # of the newest QoS 1 message
+        self._lock = threading.Lock()  # guards _client and what goes into it; never held while an event is handled
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._version = MQTTProtocolVersion.MQTTv5
+        self._client = self._new_client()
+        # What the callbacks found out about the connection under way:
+        self._connected = self._worked = self._renew = False
+        self._refused: ReasonCode | None = None
+        self._farewell = ""
+        self._reported: str | None = None
+
+    # --- the Transport protocol -----------------------------------------------------------------------------------
+
+    def start(self, on_event: Callable[[TransportEvent], None]) -> None:
+        """See `edge.channel.transport.Transport.start`; events come from the network thread."""
+        if self._thread is not None:
+            raise ChannelError("transport: expected one start, got a second; make a new transport")
+        self._on_event = on_event
+        self._thread = threading.Thread(target=self._run, name=f"mqtt-{self._client_id}", daemon=True)
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the network thread runs (the watchdog's question; it is not about the connection)."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def publish(
+        self, topic: str, payload: bytes, *, qos: int = 0, retain: bool = False, expiry_s: int | None = None
+    ) -> bool:
+        """See `edge.channel.transport.Transport.publish`; from any thread, also from the event handler."""
+        check_size(topic, payload, self._limit)
+        with self._lock:
+            if qos == 0:
+                while self._unsent and (
+                    self._unsent[0].rc != MQTTErrorCode.MQTT_ERR_SUCCESS or self._unsent[0].is_published()
+                ):
+                    self._unsent.popleft()
+                if not self._connected or len(self._unsent) >= self._max_queued:
+                    return False
+            properties = None
+            if expiry_s is not None:
+                properties = self._properties(PacketTypes.PUBLISH, MessageExpiryInterval=expiry_s)
+            info = self._client.publish(topic, payload, qos, retain, properties)
+            if qos == 0:
+                self._unsent.append(info)
+                return info.rc == MQTTErrorCode.MQTT_ERR_SUCCESS
+            if info.rc == MQTTErrorCode.MQTT_ERR_QUEUE_SIZE:
+                return False
+            self._last = info
+            return True
+
+    def subscribe(self, filters: Sequence[tuple[str, int]]) -> None:
+        """See `edge.channel.transport.Transport.subscribe`."""
+        with self._lock:
+            self._filters.update(filters)
+            if self._connected:
+                for topic_filter, qos in filters:
+                    self._client.subscribe(topic_filter, qos)
+
+    def set_will(self, topic: str, payload: bytes, qos: int, retain: bool, delay_s: int) -> None:
+        """See `edge.channel.transport.Transport.set_will`; a running connection keeps the will it began with."""
+        with self._lock:
+            self._will = _Will(topic=topic, payload=payload, qos=qos, retain=retain, delay_s=delay_s)
+            self._apply_will(self._client)
+
+    def stop(self) -> None:
+        """Disconnect in good order; waits up to a second for the last QoS 1 message to be acknowledged."""
+        inside = threading.current_thread() is self._thread
+        if (
+            self._connected
+            and self._last is not None
+            and self._last.rc == MQTTErrorCode.MQTT_ERR_SUCCESS
+            and not inside
+        ):
+            self._last.wait_for_publish(FLUSH_S)
+        self._stopping.set()
+        with self._lock:
+            self._client.disconnect()  # also wakes the loop
+        if self._thread is not None and not inside:
+            self._thread.join(self._connect_timeout_s + 2.0)
+
+    # --- the network thread ---------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        failures = drops = 0
+        while not self._stopping.is_set():
+            began_s = time.monotonic()
+            tcp, reason = self._one_connection()
+            lasted_s = time.monotonic() - began_s
+            was_connected, self._connected = self._connected, False
+            if self._stopping.is_set():
+                return
+            if self._renew:
+                self._replace_client(self._version)
+                continue
+            drops = 0 if was_connected or not tcp or not self._version_at_fault() else drops + 1
+            if drops and (not self._worked or drops >= DROPS_BEFORE_OTHER_VERSION):
+                self._replace_client(
+                    MQTTProtocolVersion.MQTTv311
+                    if self._version == MQTTProtocolVersion.MQTTv5
+                    else MQTTProtocolVersion.MQTTv5
+                )
+                if drops == 1:
+                    continue  # the other version at once, and no word to anybody yet
+            if reason != self._reported:
+                self._reported = reason
+                self._emit(Disconnected(reason=reason))
+            failures = 0 if was_connected and lasted_s > GOOD_CONNECTION_S else failures + 1
+            ceiling_s = min(LAST_BACK_OFF_S, FIRST_BACK_OFF_S * 2 ** (min(failures, 10) - 1 if failures else 0))
+            self._stopping.wait(random.uniform(0.0, ceiling_s))
+
+    def _one_connection(self) -> tuple[bool, str]:
+        """Connect and stay until it ends: whether TCP was up, and why it ended."""
+        client = self._client
+        self._renew, self._refused, self._farewell = False, None, ""
+        tcp = False
+        try:
+            self._open(client)
+            tcp = True
+            deadline_s = time.monotonic() + CONNACK_TIMEOUT_S
+            while (code := client.loop(1.0)) == MQTTErrorCode.MQTT_ERR_SUCCESS:
+                late = not self._connected and time.monotonic() > deadline_s
+                if self._stopping.is_set() or self._renew or late:
+                    client.disconnect()
+                    client.loop(0.2)
+                    return True, f"no answer from {self._url} within {CONNACK_TIMEOUT_S:.0f} s"
+        except (OSError, ValueError) as exc:
+            return tcp, self._describe(exc)
+        except Exception as exc:  # noqa: BLE001 - whatever paho does, this thread must live
+            _log.exception("the MQTT loop failed")
+            return tcp, f"{type(exc).__name__}: {exc}"
+        if self._refused is not None:
+            return True, f"refused by {self._url}: {self._refused}"
+        if not self._connected:
+            return True, f"{self._url} closed the connection before its CONNACK: expected an MQTT 5 or 3.1.1 broker"
+        return True, f"lost {self._url}: {self._farewell or paho.error_string(code)}"
+
+    def _open(self, client: paho.Client) -> None:
+        expiry_s = 0 if self._clean_start else SESSION_EXPIRY_S
+        properties = self._properties(PacketTypes.CONNECT, SessionExpiryInterval=expiry_s)
+        client.connect(
+            self._url.host,
+            self._url.port,
+            self._keepalive_s,
+            clean_start=paho.MQTT_CLEAN_START_FIRST_ONLY if properties is None else self._clean_start,
+            properties=properties,
+        )
+
+    def _version_at_fault(self) -> bool:
+        return self._refused is None or self._refused == "Unsupported protocol version"
+
+    def _describe(self, exc: Exception) -> str:
+        match exc:
+            case ConnectionRefusedError():
+                return f"connection refused by {self._url}: is the broker running?"
+            case socket.gaierror():
+                return f"host {self._url.host!r} not found"
+            case TimeoutError():
+                return f"no answer from {self._url} within {self._connect_timeout_s:g} s"
+            case ssl.SSLError():
+                return f"TLS with {self._url}: {exc.reason or exc}"
+            case OSError():
+                return f"{self._url}: {exc.strerror or exc}"
+        return f"{self._url}: {exc}"
+
+    def _new_client(self) -> paho.Client:
+        client = paho.Client(
+            CallbackAPIVersion.VERSION2,
+            client_id=self._client_id,
+            clean_session=None if self._version == MQTTProtocolVersion.MQTTv5 else self._clean_start,
+            protocol=self._version,
+            reconnect_on_failure=False,
+        )
+        client.connect_timeout = self._connect_timeout_s
+        client.max_queued_messages_set(self._max_queued)
+        client.max_inflight_messages_set(self._inflight)
+        client.suppress_exceptions = True  # the second net below _emit
+        client.username_pw_set(self._url.username, self._url.password)
+        if self._tls is not None:
+            client.tls_set_context(self._tls)
+        client.on_socket_open = _no_delay
+        client.on_socket_register_write = _leave_to_the_loop
+        client.on_connect = self._on_connect
+        client.on_disconnect = self._on_disconnect
+        client.on_subscribe = self._on_subscribe
+        client.on_message = self._on_message
+        self._apply_will(client)
+        return client
+
+    def _apply_will(self, client: paho.Client) -> None:
+        if self._will is None:
+            return
+        will = self._will
+        properties = self._properties(PacketTypes.WILLMESSAGE, WillDelayInterval=will.delay_s)
+        client.will_set(will.topic, will.payload, will.qos, will.retain, properties)
+
+    def _properties(self, packet_type: int, **values: int) -> Properties | None:
+        """MQTT 5 properties; None for 3.1.1, which has none."""
+        if self._version != MQTTProtocolVersion.MQTTv5:
+            return None
+        properties = Properties(packet_type)  # type: ignore[no-untyped-call]  # paho leaves it untyped
+        for name, value in values.items():
+            setattr(properties, name, value)
+        return properties
+
+    def _replace_client(self, version: MQTTProtocolVersion) -> None:
+        """Go on with a new paho client; what was queued moves over."""
+        with self._lock:
+            queued = self._client.drop_out_messages()
+            self._version = version
+            self._client = self._new_client()
+            self._unsent.clear()
+            for message in queued:
+                try:
+                    check_size(message.topic, bytes(message.payload), self._limit)
+                except ChannelError as exc:
+                    _log.error("dropped: %s", exc)
+                    continue
+                properties = message.properties if version == MQTTProtocolVersion.MQTTv5 else None
+                self._last = self._client.publish(
+                    message.topic, message.payload, message.qos, message.retain, properties
+                )
+
+    def _emit(self, event: TransportEvent) -> None:
+        if self._on_event is None:
+            return
+        try:
+            self._on_event(event)
+        except Exception:  # noqa: BLE001 - the handler is not ours; its fault must not end the connection
+            _log.exception("the event handler failed on a %s", type(event).__name__)
+
+    # --- paho's callbacks, all on the network thread --------------------------------------------------------------
+
+    def _on_connect(
+        self, client: paho.Client, _: Any, flags: paho.ConnectFlags, reason: ReasonCode, properties: Properties | None
+    ) -> None:
+        if reason.is_failure:
+            self._refused = reason
+            return
+        limit = getattr(properties, "MaximumPacketSize", DEFAULT_MAX_PACKET_BYTES)
+        inflight = min(MAX_INFLIGHT, getattr(properties, "ReceiveMaximum", MAX_INFLIGHT))
+        self._renew = limit < self._limit or inflight < self._inflight
+        self._worked, self._limit, self._inflight = True, limit, inflight
+        if self._renew:
+            return
+        with self._lock:
+            self._connected = True
+            for topic_filter, qos in self._filters.items():
+                client.subscribe(topic_filter, qos)
+        self._reported = None
+        self._emit(Connected(session_present=flags.session_present, max_packet_bytes=limit))
+
+    def _on_disconnect(
+        self, _client: paho.Client, _: Any, flags: paho.DisconnectFlags, reason: ReasonCode, _properties: Any
+    ) -> None:
+        if flags.is_disconnect_packet_from_server:
+            self._farewell = str(reason)
+
+    def _on_subscribe(self, _client: paho.Client, _: Any, _mid: int, reasons: list[ReasonCode], _props: Any) -> None:
+        for reason in reasons:
+            if reason.is_failure:
+                _log.error("the broker refused a subscription of %s: %s; check its ACL", self._client_id, reason)
+
+    def _on_message(self, _client: paho.Client, _: Any, message: paho.MQTTMessage) -> None:
+        self._emit(Received(topic=message.topic, payload=bytes(message.payload), retained=bool(message.retain)))
+
+
+def _no_delay(_client: paho.Client, _: Any, sock: Any) -> None:
+    """Without this a request and its answer cost 44 ms instead of one (Nagle against delayed ACK)."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def _leave_to_the_loop(_client: paho.Client, _: Any, _sock: Any) -> None:
+    """Its presence makes paho queue and wake the loop instead of writing on the publisher's thread."""
+
+
+def _tls_context(url: BrokerUrl) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=url.ca)
+        if url.cert is not None:
+            context.load_cert_chain(url.cert, url.key)
+    except (OSError, ssl.SSLError) as exc:
+        raise ConfigError(f"TLS files of {url}: expected PEM certificates and keys, got {exc}; replace them") from exc
+    return context
+
+
+def probe(url: BrokerUrl, timeout_s: float) -> None:
+    """Ask whether a broker answers.
+
+    Raises:
+        ChannelError: Nobody accepted a CONNECT in time; says what was seen last.
+        ConfigError: A certificate file cannot be used.
+    """
+    accepted = threading.Event()
+    seen = [f"no answer within {timeout_s:g} s"]
+
+    def note(event: TransportEvent) -> None:
+        match event:
+            case Connected():
+                accepted.set()
+            case Disconnected(reason=reason):
+                seen.append(reason)
+
+    transport = MqttTransport(
+        url, f"probe-{secrets.token_hex(4)}", True, connect_timeout_s=max(0.1, min(5.0, timeout_s))
+    )
+    transport.start(note)
+    answered = accepted.wait(timeout_s)
+    transport.stop()
+    if not answered:
+        raise ChannelError(f"broker {url}: expected an answer, got: {seen[-1]}. Start it or correct the address")

@@ -1,0 +1,139 @@
+"""Topic names: ``edge/v1/{fleet}/{device}/{leaf}``.
+
+Promises that what `build` writes `parse` reads, that no identifier can smuggle a slash, a wildcard or a path into a
+topic, and that a device needs two access rules only: publish ``.../{device}/up/#``, subscribe ``.../{device}/dn/#`` and
+``.../all/dn/#``. Does not know what is inside a message: see `edge.channel.codec`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from edge.contract.errors import ChannelError, ConfigError
+
+ROOT = "edge/v1"
+ALL = "all"  # pseudo-device: what the coordinator says to the whole fleet
+
+UP_CONN = "up/conn"
+UP_BIRTH = "up/birth"
+UP_STATE = "up/state"
+UP_REQ = "up/req"
+UP_TELE = "up/tele"
+UP_EVENT = "up/event"
+UP_REPLY = "up/reply"
+DN_DESIRED = "dn/desired"
+DN_CMD = "dn/cmd"
+
+_FRAMES, _UPLOAD, _UPLOAD_STATUS = "dn/f/", "up/ul/", "dn/ul/"
+_ID = re.compile(r"[a-z0-9-]{1,64}")
+_LEAF = re.compile(r"(up|dn)(/[a-z0-9_-]{1,64}){1,3}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Topic:
+    """A topic taken apart.
+
+    Attributes:
+        fleet: Fleet identifier.
+        device: Device identifier, or `ALL`.
+        leaf: What follows, such as ``up/tele`` or ``dn/f/0123456789abcdef``.
+    """
+
+    fleet: str
+    device: str
+    leaf: str
+
+
+def check_id(text: str, what: str) -> str:
+    """Return an identifier unchanged if it may stand in a topic.
+
+    Args:
+        text: The identifier.
+        what: What it names, for the message ("device", "fleet").
+
+    Raises:
+        ConfigError: It is not 1 to 64 of a-z, 0-9 and dash, or it is the reserved word ``all``.
+
+    >>> check_id("pi-7", "device")
+    'pi-7'
+    """
+    if _ID.fullmatch(text) is None:
+        hint = re.sub(r"[^a-z0-9-]+", "-", text.lower()).strip("-")[:64] or f"{what}-1"
+        raise ConfigError(f"{what} id: expected 1 to 64 of a-z, 0-9 and dash, got {text[:80]!r}; try {hint!r}")
+    if text == ALL:
+        raise ConfigError(f"{what} id: {ALL!r} means every device of a fleet; choose another name")
+    return text
+
+
+def build(fleet: str, device: str, leaf: str) -> str:
+    """Write a topic.
+
+    Raises:
+        ConfigError: `fleet` or `device` is not an identifier.
+        ChannelError: `leaf` is not one.
+
+    >>> build("lab", "pi-7", UP_TELE)
+    'edge/v1/lab/pi-7/up/tele'
+    """
+    if _LEAF.fullmatch(leaf) is None:
+        raise ChannelError(f"topic leaf: expected up/... or dn/..., got {leaf[:80]!r}; use the constants of topics.py")
+    return f"{ROOT}/{check_id(fleet, 'fleet')}/{device if device == ALL else check_id(device, 'device')}/{leaf}"
+
+
+def parse(topic: str) -> Topic:
+    """Read a topic.
+
+    Raises:
+        ChannelError: It is not one of ours.
+    """
+    parts = topic.split("/", 4)
+    if (
+        len(parts) != 5
+        or "/".join(parts[:2]) != ROOT
+        or not all(_ID.fullmatch(part) for part in parts[2:4])
+        or _LEAF.fullmatch(parts[4]) is None
+    ):
+        raise ChannelError(f"topic: expected {ROOT}/fleet/device/up|dn/..., got {topic[:120]!r}; ignore the message")
+    return Topic(fleet=parts[2], device=parts[3], leaf=parts[4])
+
+
+def frame_leaf(xfer: str) -> str:
+    """Leaf of the download frames of one transfer."""
+    return _FRAMES + xfer
+
+
+def upload_leaf(xfer: str) -> str:
+    """Leaf of the upload frames of one transfer."""
+    return _UPLOAD + xfer
+
+
+def upload_status_leaf(xfer: str) -> str:
+    """Leaf on which the coordinator says what it has of an upload."""
+    return _UPLOAD_STATUS + xfer
+
+
+def transfer_of(leaf: str) -> str | None:
+    """The transfer that a frame, upload or upload-status leaf names; None for every other leaf.
+
+    >>> transfer_of("dn/f/0123456789abcdef")
+    '0123456789abcdef'
+    """
+    start = next((start for start in (_FRAMES, _UPLOAD, _UPLOAD_STATUS) if leaf.startswith(start)), None)
+    return None if start is None else leaf[len(start) :]
+
+
+def device_filters(fleet: str, device: str) -> list[tuple[str, int]]:
+    """What a device subscribes to, with the QoS."""
+    own, everyone = (f"{ROOT}/{check_id(fleet, 'fleet')}/{name}/dn/#" for name in (check_id(device, "device"), ALL))
+    return [(own, 1), (everyone, 1)]
+
+
+def coordinator_filters(fleet: str) -> list[tuple[str, int]]:
+    """What a coordinator subscribes to, with the QoS."""
+    return [(f"{ROOT}/{check_id(fleet, 'fleet')}/+/up/#", 1)]
+
+
+def coordinator_conn_topic(fleet: str, coordinator: str) -> str:
+    """Where a coordinator says that it lives (no device can have the name ``_c``)."""
+    return f"{ROOT}/{check_id(fleet, 'fleet')}/_c/{check_id(coordinator, 'coordinator')}/conn"

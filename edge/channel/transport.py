@@ -1,0 +1,92 @@
+"""What the rest of the house knows of a broker connection: one protocol, three events.
+
+Promises of every implementation: events come one at a time, from one thread, and an exception in the handler is logged
+and changes nothing; subscriptions are remembered and made again on each connect; a message larger than the broker takes
+is refused before it is sent; a lost connection is retried for ever. Not promised: that a message arrives (QoS 1 is at
+least once as far as the *broker*, whose queues may overflow or vanish), nor any order across a reconnect.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from edge.contract.errors import ChannelError
+
+DEFAULT_MAX_PACKET_BYTES = 256 * 1024  # when the broker does not say
+PACKET_OVERHEAD_BYTES = 64  # fixed header, topic length, identifier and the properties that we set
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Connected:
+    """The broker accepted us.
+
+    Attributes:
+        session_present: It kept our session; no message may rely on it.
+        max_packet_bytes: Largest packet that `Transport.publish` takes on this connection.
+    """
+
+    session_present: bool
+    max_packet_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Disconnected:
+    """There is no connection; it is being retried. Repeated only when the reason changes."""
+
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Received:
+    """A message came. `retained` means it is an old one that the broker kept."""
+
+    topic: str
+    payload: bytes
+    retained: bool
+
+
+TransportEvent = Connected | Disconnected | Received
+
+
+class Transport(Protocol):
+    """A connection to a broker."""
+
+    def start(self, on_event: Callable[[TransportEvent], None]) -> None:
+        """Connect and keep connected. `on_event` must be quick: put the event on a queue."""
+
+    def publish(
+        self, topic: str, payload: bytes, *, qos: int = 0, retain: bool = False, expiry_s: int | None = None
+    ) -> bool:
+        """Hand a message over for sending.
+
+        Returns:
+            False when it could not be queued: QoS 0 without a connection, or the queue is full.
+
+        Raises:
+            ChannelError: It is larger than the broker takes; it would never arrive.
+        """
+
+    def subscribe(self, filters: Sequence[tuple[str, int]]) -> None:
+        """Add topic filters with their QoS, now and on each connect."""
+
+    def set_will(self, topic: str, payload: bytes, qos: int, retain: bool, delay_s: int) -> None:
+        """What the broker says when the next connection breaks (`delay_s` on MQTT 5 only)."""
+
+    def stop(self) -> None:
+        """Disconnect in good order, without the will."""
+
+
+def check_size(topic: str, payload: bytes, max_packet_bytes: int) -> None:
+    """Refuse what would be resent for ever.
+
+    Raises:
+        ChannelError: The packet would be larger than `max_packet_bytes`.
+    """
+    size = len(topic.encode()) + len(payload) + PACKET_OVERHEAD_BYTES
+    if size > max_packet_bytes:
+        raise ChannelError(
+            f"publish to {topic[:80]}: expected a packet of at most {max_packet_bytes} bytes, got {size}; "
+            "send it in chunks or raise the broker's max_packet_size"
+        )

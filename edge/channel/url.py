@@ -1,0 +1,97 @@
+"""The address of a broker, ``mqtt://user:password@host:1883`` or ``mqtts://host?ca=FILE&cert=FILE&key=FILE``.
+
+Promises that a wrong address is a ConfigError with a hint, and that neither `repr` nor `str` shows the password. Does
+not open anything: see `edge.channel.mqtt`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from edge.contract.errors import ConfigError
+
+_PORTS = {"mqtt": 1883, "mqtts": 8883}
+_OPTIONS = ("ca", "cert", "key")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BrokerUrl:
+    """Where the broker is and how to log in.
+
+    Attributes:
+        host: Name or address.
+        port: TCP port.
+        tls: Whether the connection is encrypted (``mqtts``).
+        username: Login name, None for none.
+        password: Its password.
+        ca: PEM file of the authority that signed the broker's certificate; None for the system's.
+        cert: PEM file of our certificate.
+        key: PEM file of its key; None when it stands in `cert`.
+    """
+
+    host: str
+    port: int
+    tls: bool = False
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+    ca: Path | None = None
+    cert: Path | None = None
+    key: Path | None = None
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'mqtts' if self.tls else 'mqtt'}://{host}:{self.port}"
+
+    @classmethod
+    def parse(cls, text: str, password: str | None = None) -> BrokerUrl:
+        """Read an address.
+
+        Args:
+            text: The address.
+            password: Goes before the one in the address; keeps it out of process lists.
+
+        Raises:
+            ConfigError: It is not an address, or a file that it names does not exist.
+
+        >>> str(BrokerUrl.parse("mqtt://localhost"))
+        'mqtt://localhost:1883'
+        """
+        try:
+            url = urlsplit(text)
+            port = url.port
+        except ValueError as exc:
+            raise _wrong(text, str(exc)) from exc
+        if url.scheme not in _PORTS:
+            raise _wrong(text, f"the scheme {url.scheme!r}")
+        if not url.hostname or url.path not in ("", "/") or url.fragment:
+            raise _wrong(text, "no host" if not url.hostname else f"the path {url.path or url.fragment!r}")
+        options = dict(parse_qsl(url.query, keep_blank_values=True))
+        files: dict[str, Path] = {}
+        for name, value in options.items():
+            if name not in _OPTIONS:
+                raise _wrong(text, f"the option {name!r}")
+            if not Path(value).is_file():
+                raise ConfigError(f"broker address: expected a PEM file for {name}, got {value!r}; create it")
+            files[name] = Path(value)
+        if files and url.scheme != "mqtts":
+            raise _wrong(text, f"{', '.join(files)} without TLS (mqtts)")
+        if "key" in files and "cert" not in files:
+            raise _wrong(text, "a key without a cert")
+        return cls(
+            host=url.hostname,
+            port=port or _PORTS[url.scheme],
+            tls=url.scheme == "mqtts",
+            username=unquote(url.username) if url.username else None,
+            password=password if password is not None else unquote(url.password) if url.password else None,
+            **files,
+        )
+
+
+def _wrong(text: str, got: str) -> ConfigError:
+    shown = text if "@" not in text else "...@" + text.rsplit("@", 1)[1]
+    return ConfigError(
+        f"broker address {shown[:120]!r}: expected mqtt://[user@]host[:port] or "
+        f"mqtts://host[:port][?ca=FILE&cert=FILE&key=FILE], got {got}; correct it"
+    )

@@ -1,0 +1,221 @@
+"""The manifest of a bundle: what the model takes and gives, how its head learns, and the digest of every member.
+
+Unknown fields are kept, so that an older reader does not lose what a newer writer said. Everything else is checked
+here, once; the rest of the house trusts a `Manifest`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from edge.contract import strictjson
+from edge.contract.digest import is_digest
+from edge.contract.errors import BundleError
+from edge.contract.tensorspec import TensorSpec
+
+FORMAT = "edgeloop-bundle"
+SCHEMA_VERSION = 1
+MAX_MANIFEST_BYTES = 1 << 20
+
+BACKBONE = "backbone.onnx"
+HEAD_INFER = "head.infer.onnx"
+HEAD_TRAIN = "head.train.onnx"
+HEAD_PARAMETERS = "head.safetensors"
+GOLDEN = "golden.safetensors"
+REPORT = "report.json"
+STATISTICS = "statistics.safetensors"
+TORCHSCRIPT = "model.torchscript.pt"
+
+REQUIRED_MEMBERS = (BACKBONE, HEAD_INFER, HEAD_TRAIN, HEAD_PARAMETERS, GOLDEN, REPORT)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Member:
+    """A member's SHA-256 and size."""
+
+    digest: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ParameterSpec:
+    """A trainable parameter: its name in the source model and its whole shape. Always float32."""
+
+    name: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LinearHead:
+    """Where a one-layer head keeps its matrix: ``logits = features @ weight.T + bias``.
+
+    Attributes:
+        weight: Name of the parameter ``(n_classes, n_features)``.
+        bias: Name of the parameter ``(n_classes,)``, or None.
+    """
+
+    weight: str
+    bias: str | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HeadSpec:
+    """The trainable head.
+
+    Attributes:
+        parameters: What a training step changes, in the order of the training graph.
+        linear: Set when the head is one linear layer, which closed-form learners can solve.
+        learning_rate: A rate that was found to be stable for this head's features.
+        trainable: How the head was chosen, e.g. ``last:1``.
+    """
+
+    parameters: tuple[ParameterSpec, ...]
+    linear: LinearHead | None
+    learning_rate: float
+    trainable: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Manifest:
+    """See the module. `golden_min_sqnr_db` is how near a device's own outputs must come to the golden ones."""
+
+    name: str
+    input: TensorSpec
+    features: TensorSpec
+    output: TensorSpec
+    class_names: tuple[str, ...]
+    preprocessing: Mapping[str, Any]
+    quantization: Mapping[str, Any]
+    head: HeadSpec
+    golden_min_sqnr_db: float
+    source_digest: str
+    created_by: str
+    members: Mapping[str, Member]
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def backbone_digest(self) -> str:
+        """What learned state is bound to: statistics of another backbone are garbage."""
+        return self.members[BACKBONE].digest
+
+    def encode(self) -> bytes:
+        """Canonical JSON: the same manifest gives the same bytes."""
+        head = self.head
+        return strictjson.dumps(
+            {
+                **self.extra,
+                "format": FORMAT,
+                "schema_version": SCHEMA_VERSION,
+                "name": self.name,
+                "input": self.input.to_json(),
+                "features": self.features.to_json(),
+                "output": self.output.to_json(),
+                "class_names": list(self.class_names),
+                "preprocessing": dict(self.preprocessing),
+                "quantization": dict(self.quantization),
+                "head": {
+                    "parameters": [{"name": p.name, "shape": list(p.shape)} for p in head.parameters],
+                    "linear": None if head.linear is None else {"weight": head.linear.weight, "bias": head.linear.bias},
+                    "learning_rate": head.learning_rate,
+                    "trainable": head.trainable,
+                },
+                "golden_min_sqnr_db": self.golden_min_sqnr_db,
+                "source_digest": self.source_digest,
+                "created_by": self.created_by,
+                "members": {
+                    role: {"digest": member.digest, "size_bytes": member.size_bytes}
+                    for role, member in self.members.items()
+                },
+            }
+        )
+
+    @classmethod
+    def decode(cls, data: bytes) -> Manifest:
+        """Read and check a manifest.
+
+        Raises:
+            BundleError: Not a manifest, of a newer schema, or a field is missing or of another type.
+        """
+        try:
+            value = strictjson.loads(data, max_bytes=MAX_MANIFEST_BYTES)
+            if value.pop("format", None) != FORMAT:
+                raise ValueError(f"its format is not {FORMAT!r}")
+            version = value.pop("schema_version", None)
+            if version != SCHEMA_VERSION:
+                raise ValueError(f"schema version {version!r}, this program reads {SCHEMA_VERSION}: update edgeloop")
+            manifest = _decode(value)
+        except ValueError as exc:
+            raise BundleError(f"the manifest cannot be used: {exc}") from exc
+        return manifest
+
+
+def _take(value: dict[str, Any], key: str, kind: type | tuple[type, ...]) -> Any:
+    """Take a field of a given type out of an object."""
+    if key not in value:
+        raise ValueError(f"{key} is missing")
+    found = value.pop(key)
+    if not isinstance(found, kind) or (isinstance(found, bool) and kind is not bool):
+        raise ValueError(f"{key} has the type {type(found).__name__}")
+    return found
+
+
+def _strings(value: dict[str, Any], key: str) -> tuple[str, ...]:
+    found = _take(value, key, list)
+    if not all(isinstance(item, str) for item in found):
+        raise ValueError(f"{key} must be a list of texts")
+    return tuple(found)
+
+
+def _decode_head(value: dict[str, Any]) -> HeadSpec:
+    parameters = []
+    for item in _take(value, "parameters", list):
+        if not isinstance(item, dict) or not isinstance(item.get("name"), str):
+            raise ValueError("head.parameters: each needs a name")
+        shape = item.get("shape")
+        if not isinstance(shape, list) or not all(type(n) is int and 0 < n < 2**31 for n in shape):
+            raise ValueError(f"head.parameters: {item['name']} needs a shape of positive integers")
+        parameters.append(ParameterSpec(name=item["name"], shape=tuple(shape)))
+    linear = None
+    if (found := value.pop("linear", None)) is not None:
+        names = {parameter.name for parameter in parameters}
+        if not isinstance(found, dict) or found.get("weight") not in names or found.get("bias") not in names | {None}:
+            raise ValueError("head.linear must name parameters of the head")
+        linear = LinearHead(weight=found["weight"], bias=found["bias"])
+    rate = float(_take(value, "learning_rate", (int, float)))
+    if not 0 < rate < 1e6:
+        raise ValueError(f"head.learning_rate {rate} is not a positive number")
+    return HeadSpec(
+        parameters=tuple(parameters), linear=linear, learning_rate=rate, trainable=_take(value, "trainable", str)
+    )
+
+
+def _decode_members(value: dict[str, Any]) -> dict[str, Member]:
+    members = {}
+    for role, item in value.items():
+        if not isinstance(item, dict) or not is_digest(item.get("digest")) or type(item.get("size_bytes")) is not int:
+            raise ValueError(f"members: {role!r} needs a digest and size_bytes")
+        members[role] = Member(digest=item["digest"], size_bytes=item["size_bytes"])
+    missing = [role for role in REQUIRED_MEMBERS if role not in members]
+    if missing:
+        raise ValueError(f"members: {', '.join(missing)} missing")
+    return members
+
+
+def _decode(value: dict[str, Any]) -> Manifest:
+    return Manifest(
+        name=_take(value, "name", str),
+        input=TensorSpec.from_json(value.pop("input", None)),
+        features=TensorSpec.from_json(value.pop("features", None)),
+        output=TensorSpec.from_json(value.pop("output", None)),
+        class_names=_strings(value, "class_names"),
+        preprocessing=_take(value, "preprocessing", dict),
+        quantization=_take(value, "quantization", dict),
+        head=_decode_head(_take(value, "head", dict)),
+        golden_min_sqnr_db=float(_take(value, "golden_min_sqnr_db", (int, float))),
+        source_digest=_take(value, "source_digest", str),
+        created_by=_take(value, "created_by", str),
+        members=_decode_members(_take(value, "members", dict)),
+        extra=value,
+    )

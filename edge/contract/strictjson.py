@@ -1,0 +1,93 @@
+"""JSON as we accept it from strangers: bounded, no duplicate keys, no NaN or infinity, an object at the top.
+
+Python's parser accepts all of these quietly; two readers that resolve a duplicate key differently can be made to see
+two different documents.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+MAX_DEPTH = 32  # our deepest document has 6 levels
+
+
+def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = [key for key, _ in pairs]
+    if len(set(keys)) != len(keys):
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {twice!r} stands twice in one object")
+    return dict(pairs)
+
+
+def _refuse_constant(text: str) -> Any:
+    raise ValueError(f"{text} is not a JSON number")
+
+
+def _finite_float(text: str) -> float:
+    value = float(text)
+    if value in (float("inf"), float("-inf")):
+        raise ValueError(f"the number {text[:20]} is too large")
+    return value
+
+
+def _bounded_int(text: str) -> int:
+    if len(text) > 19 or not -(2**63) <= (value := int(text)) < 2**63:
+        raise ValueError(f"the integer {text[:20]} does not fit 64 bits")
+    return value
+
+
+def _depth(text: str) -> int:
+    """Nesting depth, counted without recursion; brackets inside strings do not count."""
+    deepest = depth = 0
+    in_string = escaped = False
+    for char in text:
+        if in_string:
+            if escaped:
+                escaped = False
+            elif char == "\\":
+                escaped = True
+            elif char == '"':
+                in_string = False
+        elif char == '"':
+            in_string = True
+        elif char in "[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif char in "]}":
+            depth -= 1
+    return deepest
+
+
+def loads(data: bytes, *, max_bytes: int) -> dict[str, Any]:
+    """Parse one JSON object.
+
+    Args:
+        data: UTF-8 text.
+        max_bytes: Refuse anything longer before parsing it.
+
+    Raises:
+        ValueError: Too long, not UTF-8, not JSON, nested deeper than 32 levels, a duplicate key, a non-finite number,
+            an integer beyond 64 bits, or not an object. Callers translate it into the error of their room.
+    """
+    if len(data) > max_bytes:
+        raise ValueError(f"{len(data)} bytes, at most {max_bytes} are accepted")
+    text = data.decode("utf-8")  # UnicodeDecodeError is a ValueError
+    # Only a document with that many brackets can be that deep: the exact count is rarely needed.
+    if text.count("[") + text.count("{") > MAX_DEPTH and _depth(text) > MAX_DEPTH:
+        raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
+    value = json.loads(
+        text,
+        object_pairs_hook=_refuse_duplicates,
+        parse_constant=_refuse_constant,
+        parse_float=_finite_float,
+        parse_int=_bounded_int,
+    )
+    if not isinstance(value, dict):
+        raise ValueError(f"expected a JSON object, got {type(value).__name__}")
+    return value
+
+
+def dumps(value: dict[str, Any]) -> bytes:
+    """Write an object canonically: sorted keys, no spaces, UTF-8, no NaN. The same value gives the same bytes."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()

@@ -1,0 +1,39 @@
+"""What the rest of the house sees of a runtime: features from samples, logits from features and a head."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float32]
+
+
+class Session(Protocol):
+    """A bundle loaded into a runtime."""
+
+    def features(self, samples: npt.NDArray[Any]) -> FloatArray:
+        """Run the frozen backbone: ``(batch, *input)`` to ``(batch, *features)`` float32."""
+        ...
+
+    def logits(self, features: FloatArray, parameters: Mapping[str, FloatArray]) -> FloatArray:
+        """Run the head with the given parameters: ``(batch, *features)`` to ``(batch, n_classes)`` float32."""
+        ...
+
+
+def sqnr_db(reference: npt.NDArray[Any], found: npt.NDArray[Any]) -> float:
+    """Signal to quantization noise ratio in dB: ``10 log10(sum r^2 / sum (r - f)^2)``, capped at 200.
+
+    >>> round(sqnr_db(np.array([1.0, 1.0]), np.array([1.1, 0.9])))
+    20
+    """
+    reference = reference.astype(np.float64)
+    noise = float(np.sum((reference - found) ** 2))
+    signal = float(np.sum(reference**2))
+    if not np.isfinite(noise):
+        return float("-inf")
+    if noise <= signal * 1e-20:
+        return 200.0
+    return 10.0 * float(np.log10(max(signal, 1e-300) / noise))

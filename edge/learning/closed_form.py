@@ -1,0 +1,130 @@
+"""The closed-form learner of a linear head: adds up statistics and solves for the head.
+
+It knows three sums. `base` is what it started from: the shipped statistics worth `prior_samples` pseudo-samples, or what
+the fleet merged. `own` is all that this device ever learned. `included` is the part of `own` that is already in `base`.
+The head is solved from ``base + own - included``, so nothing counts twice whichever versions meet.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edge.contract.errors import LearningError
+from edge.contract.manifest import LinearHead
+from edge.contract.training import FloatArray, LabelArray, Parameters
+from edge.learning.learner import State, check_batch, take
+from edge.learning.statistics import HeadStatistics, solve
+
+# What the shipped statistics are worth. 20 to 70 was right on several tasks (docs/learning.md).
+PRIOR_SAMPLES = 20.0
+# Contributions that may still be on their way when a merge comes back.
+KEPT_CONTRIBUTIONS = 4
+
+
+class StatisticsLearner:
+    """Streaming LDA on a linear head; see the module and `edge.learning.statistics`.
+
+    Args:
+        head: Names of the weight and the bias.
+        shipped: The head as shipped, live until the first label comes.
+        prior: Shipped statistics, or None to start from nothing.
+        solve_every: Solve again after this many new samples; a solve costs ``O(d^3)``.
+    """
+
+    kind = "statistics"
+
+    def __init__(
+        self,
+        head: LinearHead,
+        shipped: Mapping[str, FloatArray],
+        prior: HeadStatistics | None,
+        solve_every: int = 8,
+    ) -> None:
+        self._head = head
+        self._live = {name: array.copy() for name, array in shipped.items()}
+        self._n_classes, self._n_features = shipped[head.weight].shape
+        empty = HeadStatistics.empty(self._n_features, self._n_classes)
+        self._base = prior.scaled_to(PRIOR_SAMPLES) if prior is not None else empty
+        self._own = self._included = empty
+        self._sent: deque[tuple[int, HeadStatistics]] = deque(maxlen=KEPT_CONTRIBUTIONS)
+        self._solve_every = solve_every
+        self._unsolved = 0
+        self.n_samples = 0
+
+    def learn_many(self, features: FloatArray, labels: LabelArray) -> None:
+        """See `edge.learning.learner.Learner.learn_many`."""
+        features, labels = check_batch(features, labels, (self._n_features,), self._n_classes)
+        if len(labels) == 0:
+            return
+        self._own = self._own + HeadStatistics.of(features, labels, self._n_classes)
+        self.n_samples += len(labels)
+        self._unsolved += len(labels)
+        if self._unsolved >= self._solve_every:
+            self._solve()
+
+    def _solve(self) -> None:
+        weights, biases = solve(self._base + self._own - self._included)
+        self._live = {self._head.weight: weights.astype(np.float32)}
+        if self._head.bias is not None:
+            self._live[self._head.bias] = biases.astype(np.float32)
+        self._unsolved = 0
+
+    def parameters(self) -> Parameters:
+        """See `edge.learning.learner.Learner.parameters`."""
+        return self._live
+
+    def contribution(self) -> State:
+        """See `edge.learning.learner.Learner.contribution`."""
+        if not self._sent or self._sent[-1][0] != self.n_samples:
+            self._sent.append((self.n_samples, self._own))
+        return dict(self._own.to_tensors())
+
+    def rebase(self, parameters: Mapping[str, FloatArray], merged: State, included: int) -> None:
+        """See `edge.learning.learner.Learner.rebase`."""
+        base = HeadStatistics.from_tensors(merged, self._n_features, self._n_classes)
+        nothing = HeadStatistics.empty(self._n_features, self._n_classes)
+        known = {0: nothing, self.n_samples: self._own, **dict(self._sent)}
+        # A version that is no longer known is taken as "all of it": to count a sample once too little is harmless.
+        self._included = known.get(included, self._own)
+        self._base = base
+        self._live = {name: np.array(array, np.float32) for name, array in parameters.items()}
+        if self.n_samples > included:
+            self._solve()
+        self._unsolved = 0
+
+    def state(self) -> State:
+        """See `edge.learning.learner.Learner.state`. Sums are float64 here: a restart loses no digit."""
+        state: State = {"n_samples": np.array([self.n_samples, self._unsolved], np.int64)}
+        state |= {f"live.{name}": array for name, array in self._live.items()}
+        parts = {"base": self._base, "own": self._own, "included": self._included}
+        parts |= {f"sent{i}": statistics for i, (_, statistics) in enumerate(self._sent)}
+        for name, statistics in parts.items():
+            state[f"{name}.gram"] = statistics.gram
+            state[f"{name}.moment"] = statistics.moment
+        state["sent_versions"] = np.array([version for version, _ in self._sent], np.int64)
+        return state
+
+    def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
+        """See `edge.learning.learner.Learner.restore`."""
+
+        def statistics(name: str) -> HeadStatistics:
+            gram, moment = take(state, f"{name}.gram"), take(state, f"{name}.moment")
+            if gram.shape != self._base.gram.shape or moment.shape != self._base.moment.shape:
+                raise LearningError("the saved statistics are of another shape")
+            return HeadStatistics(gram.astype(np.float64), moment.astype(np.float64))
+
+        live = {name: take(state, f"live.{name}") for name in self._live}
+        if any(live[name].shape != self._live[name].shape for name in live):
+            raise LearningError("the saved head is of another shape")
+        base, own, included = statistics("base"), statistics("own"), statistics("included")
+        versions = [int(version) for version in take(state, "sent_versions")]
+        sent = [(version, statistics(f"sent{i}")) for i, version in enumerate(versions)]
+        self.n_samples, self._unsolved = (int(number) for number in take(state, "n_samples"))
+        self._base, self._own, self._included = base, own, included
+        self._sent = deque(sent, maxlen=KEPT_CONTRIBUTIONS)
+        self._live = {name: array.astype(np.float32) for name, array in live.items()}

@@ -1,0 +1,303 @@
+"""Device profiles: parsing, faults, shipped files, detection, and that the README describes every field."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import platform
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from edge.contract import profile as p
+from edge.contract.errors import ConfigError
+
+ROOT = Path(__file__).parents[3]
+FOLDER = ROOT / "firmware_configs"
+SHIPPED = ["generic-arm64", "generic-x86_64", "jetson-orin-nano", "raspberry-pi-4", "raspberry-pi-5"]
+GOOD = (FOLDER / "raspberry-pi-4.toml").read_text()
+A72 = "processor\t: 0\nFeatures\t: fp asimd evtstrm crc32 cpuid\nCPU part\t: 0xd08\n"
+A76 = "processor\t: 0\nFeatures\t: fp asimd aes crc32 atomics asimdrdm lrcpc dcpop asimddp\nCPU part\t: 0xd0b\n"
+
+
+def refused(data: str | bytes) -> str:
+    with pytest.raises(ConfigError) as caught:
+        p.parse_profile(data if isinstance(data, bytes) else data.encode(), "x.toml")
+    assert "x.toml" in str(caught.value)
+    return str(caught.value)
+
+
+def changed(key: str, value: str) -> str:
+    """The good file with the value of one key replaced."""
+    text, count = re.subn(rf"^{key} = .*$", lambda _: f"{key} = {value}", GOOD, flags=re.MULTILINE)
+    assert count == 1
+    return text
+
+
+def test_lists_shipped_profiles() -> None:
+    assert p.shipped_profiles() == SHIPPED
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_profile_is_read_by_name_and_by_path(name: str) -> None:
+    by_name = p.load_profile(name)
+    assert by_name == p.load_profile(str(FOLDER / f"{name}.toml"))
+    assert by_name.name == name
+    assert hash(by_name) == hash(p.load_profile(name))
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_profile_does_not_saturate(name: str) -> None:
+    profile = p.load_profile(name)
+    q = profile.quantization
+    if profile.architecture == "x86_64":
+        assert (q.activation_type, q.weight_type) == ("uint8", "int8")
+        assert q.reduce_range or q.int8_dot_product
+    else:
+        assert (q.activation_type, q.weight_type, q.reduce_range) == ("int8", "int8", False)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_shipped_number_has_a_comment_above_it(name: str) -> None:
+    lines = (FOLDER / f"{name}.toml").read_text().splitlines()
+    for before, line in itertools.pairwise(lines):
+        if re.match(r"\w+ = (\d|true|false)", line):
+            assert before.startswith("#"), line
+
+
+def test_dot_product_by_board() -> None:
+    dot = {name: p.load_profile(name).quantization.int8_dot_product for name in SHIPPED}
+    assert [name for name, has in dot.items() if has] == ["jetson-orin-nano", "raspberry-pi-5"]
+
+
+def test_unknown_name_lists_known_ones_and_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'raspberry-pi-4'") as caught:
+        p.load_profile("raspbery-pi-4")
+    assert all(name in str(caught.value) for name in SHIPPED)
+
+
+@pytest.mark.parametrize("name", ["", "..", "__init__", "README.md", "zzz", "raspberry-pi-4\0"])
+def test_unknown_name_without_a_near_one(name: str) -> None:
+    with pytest.raises(ConfigError, match="known: generic-arm64"):
+        p.load_profile(name)
+
+
+def test_unknown_key_gives_a_suggestion_and_is_one_fault() -> None:
+    message = refused(GOOD.replace("threads =", "thread ="))
+    assert "inference.thread is not known; did you mean 'threads'?" in message
+    assert "1 fault" in message
+    assert "missing" not in message
+
+
+def test_unknown_key_beside_the_right_one() -> None:
+    message = refused(GOOD.replace("threads = 3", "threads = 3\nthread = 3"))
+    assert "inference.thread is not known; did you mean 'threads'?" in message
+    assert "1 fault" in message
+
+
+def test_unknown_table_gives_a_suggestion() -> None:
+    assert "telemetri is not known; did you mean 'telemetry'?" in refused(GOOD.replace("[telemetry]", "[telemetri]"))
+
+
+def test_unknown_key_without_a_near_one() -> None:
+    assert re.search(r"zzzz is not known$", refused("zzzz = 1\n" + GOOD), re.MULTILINE)
+
+
+def test_all_faults_are_reported_together() -> None:
+    text = GOOD
+    for old, new in [
+        ("threads = 3", "threads = 0"),
+        ("memory_mb = 1024", 'memory_mb = "1024"'),
+        ("reduce_range = false", "reduce_range = 0"),
+        ("interval_s = 60.0", "interval_s = -1"),
+        ("replay_per_class = 20", "replay_per_clas = 20"),
+    ]:
+        assert old in text
+        text = text.replace(old, new)
+    message = refused(text)
+    assert message.splitlines()[1:] == sorted(message.splitlines()[1:])
+    for part in [
+        "inference.threads must be from 1 to 64, got 0",
+        "memory_mb must be an integer, got str '1024'",
+        "quantization.reduce_range must be true or false, got int 0",
+        "telemetry.interval_s must be from 0.1 to 86400, got -1",
+        "learning.replay_per_clas is not known; did you mean 'replay_per_class'?",
+    ]:
+        assert part in message
+    # "checkpoint_interval_s = 300.0" is another key and stays right
+    assert "checkpoint" not in message
+
+
+def test_empty_file_names_everything_that_is_missing() -> None:
+    message = refused("")
+    for item in dataclasses.fields(p.DeviceProfile):
+        assert f"{item.name} is missing" in message
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("threads", "true"),
+        ("threads", "3.0"),
+        ("threads", '"3"'),
+        ("threads", "65"),
+        ("threads", "[3]"),
+        ("threads", "9" * 400),
+        ("max_bundle_mb", "0"),
+        ("max_bundle_mb", "2000"),
+        ("memory_mb", "-1"),
+        ("budget_ms_per_s", "true"),
+        ("budget_ms_per_s", "nan"),
+        ("budget_ms_per_s", "inf"),
+        ("budget_ms_per_s", "1000.5"),
+        ("budget_ms_per_s", "9" * 400),
+        ("label_expiry_s", "0"),
+        ("checkpoint_interval_s", "0.0"),
+        ("checkpoint_interval_s", "1979-05-27"),
+        ("max_temperature_c", "-300"),
+        ("reduce_range", '"false"'),
+        ("activation_type", '"int4"'),
+        ("activation_type", "8"),
+        ("weight_type", '"uint8"'),
+        ("architecture", '"armv7l"'),
+        ("name", '"Raspberry Pi"'),
+        ("name", '""'),
+        ("name", "4"),
+        ("description", '""'),
+        ("description", '"two\\nlines"'),
+    ],
+)
+def test_refuses_wrong_type_or_range(key: str, value: str) -> None:
+    message = refused(changed(key, value))
+    assert re.search(rf"[ .]{key} ", message)
+    assert "1 fault" in message
+
+
+def test_whole_number_does_for_a_float() -> None:
+    budget = p.parse_profile(changed("budget_ms_per_s", "50").encode(), "x.toml").learning.budget_ms_per_s
+    assert (type(budget), budget) == (float, 50.0)
+
+
+def test_learning_may_be_switched_off() -> None:
+    assert p.parse_profile(changed("budget_ms_per_s", "0").encode(), "x.toml").learning.budget_ms_per_s == 0
+
+
+def test_table_given_as_a_value() -> None:
+    assert "telemetry must be a table [telemetry]" in refused("telemetry = 3\n" + GOOD.split("[telemetry]")[0])
+
+
+@pytest.mark.parametrize(
+    "data", ["a = ", "[", '{"name": 1}', "a = 1\na = 2", "a = " + "[" * 50_000, "a = " + "9" * 5000]
+)
+def test_refuses_what_is_not_toml(data: str) -> None:
+    assert "is not TOML" in refused(data)
+
+
+def test_refuses_a_binary_file(tmp_path: Path) -> None:
+    path = tmp_path / "model.toml"
+    path.write_bytes(b"PK\3\4\xff\xfe\x00" * 100)
+    with pytest.raises(ConfigError, match="not a text file"):
+        p.load_profile(str(path))
+
+
+def test_refuses_a_large_file(tmp_path: Path) -> None:
+    path = tmp_path / "large.toml"
+    path.write_text(GOOD + "#" * 65_536)
+    with pytest.raises(ConfigError, match="larger than"):
+        p.load_profile(str(path))
+
+
+def test_refuses_missing_file_and_directory(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="does not exist"):
+        p.load_profile(str(tmp_path / "none.toml"))
+    with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
+        p.load_profile(str(tmp_path))
+    with pytest.raises(ConfigError, match="cannot be read"):
+        p.load_profile("a/\0.toml")
+
+
+def test_path_without_toml_ending_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "mine"
+    path.write_text(GOOD)
+    assert p.load_profile(str(path)) == p.load_profile("raspberry-pi-4")
+
+
+@pytest.mark.parametrize(
+    ("machine", "cpuinfo", "model", "expected"),
+    [
+        ("x86_64", "flags\t\t: fpu avx2\n", None, "generic-x86_64"),
+        ("x86_64", "flags\t\t: fpu avx2 avx512_vnni\n", None, "generic-x86_64"),
+        ("AMD64", None, None, "generic-x86_64"),
+        ("x86_64", None, "Raspberry Pi 5 Model B Rev 1.0\0", "generic-x86_64"),
+        ("aarch64", None, None, "generic-arm64"),
+        ("arm64", A76, None, "generic-arm64"),
+        ("aarch64", A72, "Raspberry Pi 3 Model B Plus Rev 1.3\0", "generic-arm64"),
+        ("aarch64", A72, "Raspberry Pi 4 Model B Rev 1.4\0", "raspberry-pi-4"),
+        ("aarch64", A72, "Raspberry Pi 400 Rev 1.0\0", "raspberry-pi-4"),
+        ("aarch64", A72, "Raspberry Pi Compute Module 4 Rev 1.0\0", "raspberry-pi-4"),
+        ("aarch64", A76, "Raspberry Pi 5 Model B Rev 1.0\0", "raspberry-pi-5"),
+        ("aarch64", A76, "Raspberry Pi Compute Module 5 Rev 1.0\0", "raspberry-pi-5"),
+        ("aarch64", None, "Raspberry Pi 5 Model B Rev 1.0\0", "raspberry-pi-5"),
+        ("aarch64", A76, "NVIDIA Jetson Orin Nano Developer Kit\0", "jetson-orin-nano"),
+        ("aarch64", A76, "NVIDIA Orin Nano Developer Kit\0", "jetson-orin-nano"),
+        ("aarch64", A76, "NVIDIA Jetson Orin NX Developer Kit\0", "generic-arm64"),
+        # the device tree is hidden in a container, the kernel's line in cpuinfo is not
+        ("aarch64", A76 + "\nModel\t\t: Raspberry Pi 5 Model B Rev 1.1\n", None, "raspberry-pi-5"),
+        # a board profile must not promise what the CPU does not list
+        ("aarch64", A72, "Raspberry Pi 5 Model B Rev 1.0\0", "generic-arm64"),
+        ("aarch64", A76 + A72, "NVIDIA Jetson Orin Nano Developer Kit\0", "generic-arm64"),
+        ("aarch64", "\xff\0 not a cpuinfo", "\0", "generic-arm64"),
+    ],
+)
+def test_detects_profile(tmp_path: Path, machine: str, cpuinfo: str | None, model: str | None, expected: str) -> None:
+    if cpuinfo is not None:
+        (tmp_path / "cpuinfo").write_bytes(cpuinfo.encode("latin-1"))
+    if model is not None:
+        (tmp_path / "model").write_bytes(model.encode("latin-1"))
+    paths = {"cpuinfo_path": tmp_path / "cpuinfo", "model_path": tmp_path / "model"}
+    found = p.detect_profile(machine=machine, **paths)
+    assert found == expected
+    assert found in p.shipped_profiles()
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "aarch64"), reason="no profile for this architecture")
+def test_detects_this_machine() -> None:
+    assert p.load_profile(p.detect_profile()).architecture == platform.machine()
+
+
+def test_refuses_an_architecture_without_profile() -> None:
+    with pytest.raises(ConfigError, match="'armv7l'"):
+        p.detect_profile(machine="armv7l")
+
+
+def sections() -> Iterator[tuple[str, list[str]]]:
+    """(heading in the README, field names) for every table of the profile."""
+    tables = {
+        "quantization": p.QuantizationProfile,
+        "inference": p.InferenceProfile,
+        "learning": p.LearningProfile,
+        "telemetry": p.TelemetryProfile,
+    }
+    yield "Top level", [item.name for item in dataclasses.fields(p.DeviceProfile) if item.name not in tables]
+    for name, table in tables.items():
+        yield f"`[{name}]`", [item.name for item in dataclasses.fields(table)]
+
+
+@pytest.mark.parametrize(("heading", "names"), list(sections()))
+def test_readme_documents_exactly_the_fields(heading: str, names: list[str]) -> None:
+    text = (FOLDER / "README.md").read_text()
+    part = re.split(r"^##", text.split(f"### {heading}\n")[1], flags=re.MULTILINE)[0]
+    assert re.findall(r"^\| `(\w+)` \|", part, re.MULTILINE) == names
+
+
+def test_readme_lists_every_shipped_file() -> None:
+    text = (FOLDER / "README.md").read_text()
+    assert sorted(re.findall(r"^\| `([\w-]+)\.toml` \|", text, re.MULTILINE)) == SHIPPED
+
+
+def test_shipped_files_are_in_the_wheel() -> None:
+    hatch = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert "firmware_configs" in hatch["packages"]
