@@ -93,9 +93,10 @@ def encode(message: m.Message) -> bytes:
     if isinstance(message, m.Telemetry):
         document: dict[str, Any] = {key: _scalar(value) for key, value in message.values.items() if _finite(value)}
     else:
-        document = {**message.extra, **{name: getattr(message, name) for name in _FIELDS[type(message)]}, "v": VERSION}
-        if "detail" in document:
-            document["detail"] = document["detail"][:MAX_DETAIL_CHARS]
+        fields = {name: getattr(message, name) for name in _FIELDS[type(message)]}
+        if "detail" in fields:
+            fields["detail"] = fields["detail"][:MAX_DETAIL_CHARS]
+        document = {**message.extra, **fields, "v": VERSION}
     try:
         data = strictjson.dumps(document)
     except (ValueError, TypeError) as exc:

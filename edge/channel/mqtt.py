@@ -58,6 +58,12 @@ MAX_INFLIGHT = 20  # mosquitto 2.0.11 loses messages beyond it
 DROPS_BEFORE_OTHER_VERSION = 3  # once a version has worked
 
 
+_OTHER = {
+    MQTTProtocolVersion.MQTTv5: MQTTProtocolVersion.MQTTv311,
+    MQTTProtocolVersion.MQTTv311: MQTTProtocolVersion.MQTTv5,
+}
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Will:
     topic: str
@@ -198,11 +204,7 @@ class MqttTransport:
                 continue
             drops = 0 if was_connected or not tcp or not self._version_at_fault() else drops + 1
             if drops and (not self._worked or drops >= DROPS_BEFORE_OTHER_VERSION):
-                self._replace_client(
-                    MQTTProtocolVersion.MQTTv311
-                    if self._version == MQTTProtocolVersion.MQTTv5
-                    else MQTTProtocolVersion.MQTTv5
-                )
+                self._replace_client(_OTHER[self._version])
                 if drops == 1:
                     continue  # the other version at once, and no word to anybody yet
             if reason != self._reported:
@@ -215,7 +217,6 @@ class MqttTransport:
     def _one_connection(self) -> tuple[bool, str]:
         """Connect and stay until it ends: whether TCP was up, and why it ended."""
         client = self._client
-        self._renew, self._refused, self._farewell = False, None, ""
         tcp = False
         try:
             self._open(client)
@@ -239,6 +240,7 @@ class MqttTransport:
         return True, f"lost {self._url}: {self._farewell or paho.error_string(code)}"
 
     def _open(self, client: paho.Client) -> None:
+        self._renew, self._refused, self._farewell = False, None, ""
         expiry_s = 0 if self._clean_start else SESSION_EXPIRY_S
         properties = self._properties(PacketTypes.CONNECT, SessionExpiryInterval=expiry_s)
         client.connect(
@@ -411,4 +413,6 @@ def probe(url: BrokerUrl, timeout_s: float) -> None:
     answered = accepted.wait(timeout_s)
     transport.stop()
     if not answered:
-        raise ChannelError(f"broker {url}: expected an answer, got: {seen[-1]}. Start it or correct the address")
+        raise ChannelError(
+            f"broker {url}: expected an answer, got: {seen[-1]}; check that it runs, its address and the login"
+        )

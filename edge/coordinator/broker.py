@@ -25,7 +25,9 @@ Kind = Literal["mosquitto", "iotcore"]
 START_TIMEOUT_S = 15.0
 NOTE = "development broker: forgets everything when it stops, has no passwords and no access rules; not for a fleet"
 
+# `user` counts for root only: mosquitto would change to another user, and a process that does so slips the leash below.
 _MOSQUITTO = """\
+user root
 listener {port} 127.0.0.1
 allow_anonymous true
 set_tcp_nodelay true

@@ -51,6 +51,7 @@ class StatisticsLearner:
         empty = HeadStatistics.empty(self._n_features, self._n_classes)
         self._base = prior.scaled_to(PRIOR_SAMPLES) if prior is not None else empty
         self._own = self._included = empty
+        self._included_version = 0
         self._sent: deque[tuple[int, HeadStatistics]] = deque(maxlen=KEPT_CONTRIBUTIONS)
         self._solve_every = solve_every
         self._unsolved = 0
@@ -78,6 +79,11 @@ class StatisticsLearner:
         """See `edge.learning.learner.Learner.parameters`."""
         return self._live
 
+    @property
+    def n_contributed(self) -> int:
+        """See `edge.learning.learner.Learner.n_contributed`: all of them."""
+        return self.n_samples
+
     def contribution(self) -> State:
         """See `edge.learning.learner.Learner.contribution`."""
         if not self._sent or self._sent[-1][0] != self.n_samples:
@@ -88,9 +94,10 @@ class StatisticsLearner:
         """See `edge.learning.learner.Learner.rebase`."""
         base = HeadStatistics.from_tensors(merged, self._n_features, self._n_classes)
         nothing = HeadStatistics.empty(self._n_features, self._n_classes)
-        known = {0: nothing, self.n_samples: self._own, **dict(self._sent)}
+        known = {0: nothing, self._included_version: self._included, self.n_samples: self._own, **dict(self._sent)}
         # A version that is no longer known is taken as "all of it": to count a sample once too little is harmless.
         self._included = known.get(included, self._own)
+        self._included_version = included if included in known else self.n_samples
         self._base = base
         self._live = {name: np.array(array, np.float32) for name, array in parameters.items()}
         if self.n_samples > included:
@@ -99,7 +106,9 @@ class StatisticsLearner:
 
     def state(self) -> State:
         """See `edge.learning.learner.Learner.state`. Sums are float64 here: a restart loses no digit."""
-        state: State = {"n_samples": np.array([self.n_samples, self._unsolved], np.int64)}
+        state: State = {
+            "counts": np.array([self.n_samples, self._unsolved, self._included_version], np.int64)
+        }
         state |= {f"live.{name}": array for name, array in self._live.items()}
         parts = {"base": self._base, "own": self._own, "included": self._included}
         parts |= {f"sent{i}": statistics for i, (_, statistics) in enumerate(self._sent)}
@@ -124,7 +133,7 @@ class StatisticsLearner:
         base, own, included = statistics("base"), statistics("own"), statistics("included")
         versions = [int(version) for version in take(state, "sent_versions")]
         sent = [(version, statistics(f"sent{i}")) for i, version in enumerate(versions)]
-        self.n_samples, self._unsolved = (int(number) for number in take(state, "n_samples"))
+        self.n_samples, self._unsolved, self._included_version = (int(number) for number in take(state, "counts"))
         self._base, self._own, self._included = base, own, included
         self._sent = deque(sent, maxlen=KEPT_CONTRIBUTIONS)
         self._live = {name: array.astype(np.float32) for name, array in live.items()}

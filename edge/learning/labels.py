@@ -1,16 +1,13 @@
-"""Labels come late: a bounded ring keeps what is needed to learn from a sample until its label names it."""
+"""Labels come late: a bounded ring keeps what is needed to learn from a sample until its label names it.
+
+The ring lives in memory: a label for a sample from before a restart is not joined.
+"""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from edge.learning.learner import State, take
 from edge.learning.packing import PackedFeatures
 
 MAX_ID_LENGTH = 128
@@ -57,28 +54,3 @@ class LabelRing:
         if found is None or now_s - found.seen_s > self._expiry_s:
             return None
         return found
-
-    def state(self, now_s: float) -> State:
-        """All waiting samples; ages instead of times, since a clock starts anew after a restart."""
-        kept = [(key, item) for key, item in self._waiting.items() if now_s - item.seen_s <= self._expiry_s]
-        ids = "\n".join(key for key, _ in kept).encode()
-        width = self._width()
-        return {
-            "ring.ids": np.frombuffer(ids, np.uint8),
-            "ring.codes": np.array([item.features.codes[0] for _, item in kept], np.int8).reshape(len(kept), width),
-            "ring.scales": np.array([item.features.scales[0] for _, item in kept], np.float32),
-            "ring.predictions": np.array([item.prediction for _, item in kept], np.int64),
-            "ring.ages_s": np.array([now_s - item.seen_s for _, item in kept], np.float64),
-        }
-
-    def _width(self) -> int:
-        first = next(iter(self._waiting.values()), None)
-        return 0 if first is None else first.features.codes.shape[1]
-
-    def restore(self, state: Mapping[str, npt.NDArray[Any]], now_s: float) -> None:
-        """Take back what `state` gave."""
-        text = take(state, "ring.ids").tobytes().decode()
-        for i, key in enumerate(text.split("\n") if text else []):
-            features = PackedFeatures(take(state, "ring.codes")[i : i + 1], take(state, "ring.scales")[i : i + 1])
-            seen_s = now_s - float(take(state, "ring.ages_s")[i])
-            self.put(key, Remembered(features, int(take(state, "ring.predictions")[i]), seen_s))

@@ -25,6 +25,11 @@ class Learner(Protocol):
     kind: str
     n_samples: int
 
+    @property
+    def n_contributed(self) -> int:
+        """Labelled samples behind what `contribution` gives now."""
+        ...
+
     def learn_many(self, features: FloatArray, labels: LabelArray) -> None:
         """Learn from ``(batch, *features)`` and ``(batch,)``; a batch that is refused changes nothing.
 

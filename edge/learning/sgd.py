@@ -51,6 +51,7 @@ class SgdLearner:
         self._base = step.parameters()
         self._sent: deque[tuple[int, Parameters]] = deque(maxlen=KEPT_CONTRIBUTIONS)
         self._live = self._base
+        self._base_version = 0
         self.n_samples = 0
 
     def learn_many(self, features: FloatArray, labels: LabelArray) -> None:
@@ -77,6 +78,11 @@ class SgdLearner:
         """See `edge.learning.learner.Learner.parameters`."""
         return self._live
 
+    @property
+    def n_contributed(self) -> int:
+        """See `edge.learning.learner.Learner.n_contributed`: those since the base."""
+        return self.n_samples - self._base_version
+
     def contribution(self) -> State:
         """See `edge.learning.learner.Learner.contribution`: the change since the last merge."""
         if not self._sent or self._sent[-1][0] != self.n_samples:
@@ -84,17 +90,29 @@ class SgdLearner:
         return {name: self._live[name] - self._base[name] for name in self._live}
 
     def rebase(self, parameters: Mapping[str, FloatArray], merged: State, included: int) -> None:
-        """See `edge.learning.learner.Learner.rebase`: steps taken since the included version are made again."""
+        """See `edge.learning.learner.Learner.rebase`: what was learned since the included version is put on top."""
         del merged
-        included_head = {0: self._base, **dict(self._sent)}.get(included, self._live)
-        since = {name: self._live[name] - included_head[name] for name in self._live}
-        self._base = {name: np.array(array, np.float32) for name, array in parameters.items()}
-        self._step.load({name: self._base[name] + since[name] for name in self._base})
+        version = max(included, self._base_version)
+        known = {self._base_version: self._base, self.n_samples: self._live, **dict(self._sent)}
+        if version not in known:
+            version = self.n_samples  # no longer known which part is included: taken as all of it
+        start, base = known[version], {name: np.array(array, np.float32) for name, array in parameters.items()}
+
+        def moved(head: Parameters) -> Parameters:
+            return {name: base[name] + (head[name] - start[name]) for name in base}
+
+        still_out = [(number, moved(head)) for number, head in self._sent if number > version]
+        self._sent = deque(still_out, maxlen=KEPT_CONTRIBUTIONS)
+        self._step.load(moved(self._live))
         self._live = self._step.parameters()
+        self._base, self._base_version = base, version
 
     def state(self) -> State:
         """See `edge.learning.learner.Learner.state`."""
-        state: State = {"n_samples": np.array(self.n_samples, np.int64), **self._replay.state()}
+        state: State = {
+            "counts": np.array([self.n_samples, self._base_version], np.int64),
+            **self._replay.state(),
+        }
         heads = {"live": self._live, "base": self._base} | {f"sent{i}": head for i, (_, head) in enumerate(self._sent)}
         for part, head in heads.items():
             state |= {f"{part}.{name}": array for name, array in head.items()}
@@ -114,7 +132,7 @@ class SgdLearner:
         versions = [int(version) for version in take(state, "sent_versions")]
         self._sent = deque([(v, head(f"sent{i}")) for i, v in enumerate(versions)], maxlen=KEPT_CONTRIBUTIONS)
         self._replay.restore(state)
-        self.n_samples = int(take(state, "n_samples"))
+        self.n_samples, self._base_version = (int(number) for number in take(state, "counts"))
         self._base = base
         self._step.load(live)
         self._live = self._step.parameters()

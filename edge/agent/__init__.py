@@ -1,0 +1,5 @@
+"""The process on the device, and `OnDeviceModel`, its model as a Python object for people who embed it."""
+
+from edge.agent.on_device_model import OnDeviceModel
+
+__all__ = ["OnDeviceModel"]

@@ -1,0 +1,419 @@
+"""The agent's decisions: events in, messages out. No socket, no clock, no thread; files only through what it is given."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from edge import __version__
+from edge.agent import health
+from edge.agent.budget import LearningBudget
+from edge.agent.config import AgentConfig
+from edge.agent.deployment import Deployment
+from edge.agent.host import ModelHost
+from edge.agent.states import SlotState
+from edge.channel import topics
+from edge.channel.codec import decode, encode
+from edge.channel.frames import decode_frame, encode_frame
+from edge.channel.messages import (
+    Birth,
+    Command,
+    Conn,
+    Desired,
+    Event,
+    Message,
+    Reply,
+    State,
+    Telemetry,
+    UploadOffer,
+    UploadStatus,
+)
+from edge.channel.transport import Connected, Disconnected, Received, TransportEvent
+from edge.channel.upload import Upload
+from edge.contract.digest import sha256
+from edge.contract.errors import ChannelError, LearningError
+from edge.learning.labels import MAX_ID_LENGTH
+from edge.learning.metrics import log_softmax
+
+UPLOAD_CHUNK_BYTES = 32 * 1024
+# The coordinator may have lost an upload that it acknowledged (its database was restored): say it again now and then.
+RESYNC_S = 6 * 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Now:
+    """The time, given from outside: monotonic seconds for intervals, milliseconds since 1970 for people."""
+
+    s: float
+    wall_ms: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Publish:
+    """Effect: send this."""
+
+    topic: str
+    payload: bytes
+    qos: int
+    retain: bool = False
+    expiry_s: int | None = None
+
+
+class AgentCore:
+    """One agent.
+
+    Args:
+        config: Its options.
+        host: Its live model and files.
+        stopwatch: Gives seconds; measures how long predictions and learning take.
+    """
+
+    def __init__(
+        self, config: AgentConfig, host: ModelHost, stopwatch: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self._config = config
+        self._host = host
+        self._stopwatch = stopwatch
+        self.deployment = Deployment(
+            host,
+            probation_s=config.probation_s,
+            probation_labels=config.probation_labels,
+            max_bytes=config.profile.inference.max_bundle_mb << 20,
+        )
+        self._budget = LearningBudget(config.profile.learning.budget_ms_per_s)
+        self._pending: deque[tuple[str, int]] = deque()
+        self._connected = False
+        self._out: list[Publish] = []
+        self._upload: Upload | None = None
+        self._uploaded = (-1, "")  # version and bundle that the coordinator has
+        self._next_sync_s = -math.inf
+        self._next_telemetry_s = -math.inf
+        self._next_checkpoint_s = math.inf
+        self._resync_s = math.inf
+        self._sequence = 0
+        self._cpu: tuple[float, float] | None = None
+        self._events: list[tuple[str, str]] = [("warning", text) for text in [*host.warnings, *host.model.warnings]]
+        if host.rolled_back_at_start:
+            self._events.append(("rolled-back", host.warnings[-1]))
+
+    # Local applications
+
+    def request(self, request: dict[str, Any], now: Now) -> dict[str, Any]:
+        """Answer a local application.
+
+        Args:
+            request: ``{"op": "predict", "id": ..., "x": array}``, ``{"op": "label", "id": ..., "y": class}`` or
+                ``{"op": "status"}``.
+            now: The time.
+
+        Raises:
+            LearningError: The request cannot be carried out; nothing changed.
+        """
+        op = request.get("op")
+        if op == "predict":
+            return self._predict(request, now)
+        if op == "label":
+            return self._label(request, now)
+        if op == "status":
+            return self.status()
+        raise LearningError(f"op {op!r}: expected predict, label or status")
+
+    def _sample_id(self, request: dict[str, Any]) -> str:
+        sample_id = request.get("id")
+        if not isinstance(sample_id, str) or not 0 < len(sample_id) <= MAX_ID_LENGTH:
+            raise LearningError(f"id: expected a text of 1 to {MAX_ID_LENGTH} characters")
+        return sample_id
+
+    def _predict(self, request: dict[str, Any], now: Now) -> dict[str, Any]:
+        sample_id = self._sample_id(request)
+        start = self._stopwatch()
+        model = self._host.model
+        try:
+            logits = model.predict_sample(sample_id, request.get("x"), now.s)  # type: ignore[arg-type]
+        except LearningError:
+            raise
+        except Exception as exc:  # noqa: BLE001  # a model that was just pushed may fail in any way: take it back
+            if self.deployment.state is not SlotState.PROBATION:
+                raise
+            self.deployment.roll_back(f"prediction failed: {exc}")
+            return self._predict(request, now)
+        if not np.isfinite(logits).all() and self.deployment.state is SlotState.PROBATION:
+            self.deployment.roll_back("predictions are not finite")
+            return self._predict(request, now)
+        model.metrics.inferred((self._stopwatch() - start) * 1e3)
+        best = int(logits.argmax())
+        confidence = float(np.exp(log_softmax(logits)[best]))
+        name = model.manifest.class_names[best]
+        return {"class": best, "name": name, "confidence": round(confidence, 6), "logits": logits.tolist()}
+
+    def _label(self, request: dict[str, Any], now: Now) -> dict[str, Any]:
+        sample_id = self._sample_id(request)
+        label = request.get("y")
+        names = self._host.model.manifest.class_names
+        if isinstance(label, str) and label in names:
+            label = names.index(label)
+        if type(label) is not int or not 0 <= label < len(names):
+            raise LearningError(f"y: expected a class from 0 to {len(names) - 1} or one of its names, got {label!r:.40}")
+        if self._pending or not self._learning_allowed(now):
+            if len(self._pending) >= self._config.profile.learning.label_ring_size:
+                return {"joined": False, "why": "too many labels are waiting for the learning budget"}
+            self._pending.append((sample_id, label))
+            return {"joined": True, "queued": True}
+        joined = self._learn(sample_id, label, now)
+        return {"joined": True} if joined else {"joined": False, "why": "no such sample waits for a label"}
+
+    def _learning_allowed(self, now: Now) -> bool:
+        hottest = health.temperature_c()
+        if hottest is not None and hottest > self._config.profile.learning.max_temperature_c:
+            return False
+        return self._budget.allows(now.s)
+
+    def _learn(self, sample_id: str, label: int, now: Now) -> bool:
+        start = self._stopwatch()
+        joined = self._host.model.join_label(sample_id, label, now.s)
+        self._budget.spend((self._stopwatch() - start) * 1e3)
+        if self._next_checkpoint_s == math.inf and self._host.model.dirty:
+            self._next_checkpoint_s = now.s + self._config.profile.learning.checkpoint_interval_s
+        return joined
+
+    def status(self) -> dict[str, Any]:
+        """What a person or a test wants to know."""
+        model = self._host.model
+        return {
+            "device": self._config.device,
+            "bundle": model.bundle.digest,
+            "backbone": model.manifest.backbone_digest,
+            "head": model.head_digest(),
+            "learner": model.learner_kind,
+            "samples": model.n_samples,
+            "release": self._host.slots.record.release,
+            "state": str(self.deployment.state),
+            "connected": self._connected,
+            "accuracy": model.metrics.accuracy,
+            "resident_mb": health.resident_mb(),
+            "boot": self._host.slots.record.boot,
+        }
+
+    # The fleet
+
+    def transport(self, event: TransportEvent, now: Now) -> None:
+        """Take an event of the broker connection. A message that cannot be read is dropped and reported."""
+        match event:
+            case Connected():
+                self._connect(now)
+            case Disconnected():
+                self._connected = False
+            case Received(topic=topic, payload=payload):
+                try:
+                    self._message(topics.parse(topic).leaf, payload, now)
+                except ChannelError as exc:
+                    self._events.append(("bad-message", str(exc)))
+
+    def _connect(self, now: Now) -> None:
+        self._connected = True
+        record = self._host.slots.update(session=self._host.slots.record.session + 1)
+        self._send(topics.UP_CONN, self._conn(True, now), qos=1, retain=True)
+        self._send_birth(now)
+        self.deployment.report()
+        self._next_telemetry_s = min(self._next_telemetry_s, now.s)
+        del record
+
+    def _conn(self, online: bool, now: Now) -> Conn:
+        record = self._host.slots.record
+        return Conn(online=online, session=record.session, boot=record.boot, ts_ms=now.wall_ms)
+
+    def will(self, now: Now) -> Publish:
+        """What the broker is to say when the *next* connection breaks."""
+        record = self._host.slots.record
+        gone = Conn(online=False, session=record.session + 1, boot=record.boot, ts_ms=now.wall_ms)
+        return Publish(topic=self._topic(topics.UP_CONN), payload=encode(gone), qos=1, retain=True)
+
+    def farewell(self, now: Now) -> list[Publish]:
+        """What to say before stopping in good order."""
+        self._send(topics.UP_CONN, self._conn(False, now), qos=1, retain=True)
+        return self._take_out()
+
+    def _send_birth(self, now: Now) -> None:
+        status = self.status()
+        record = self._host.slots.record
+        birth = Birth(
+            agent_version=__version__,
+            boot=record.boot,
+            session=record.session,
+            ts_ms=now.wall_ms,
+            profile=self._config.profile.name,
+            hardware=health.hardware(),
+            bundle=status["bundle"],
+            backbone=status["backbone"],
+            head=status["head"],
+            release=record.release,
+            n_labels=status["samples"],
+            limits={"max_bytes": self._config.profile.inference.max_bundle_mb << 20, "learner": status["learner"]},
+        )
+        self._send(topics.UP_BIRTH, birth, qos=1, expiry_s=3600)
+
+    def _message(self, leaf: str, payload: bytes, now: Now) -> None:
+        if leaf.startswith("dn/f/"):
+            self.deployment.frame(decode_frame(payload), now.s)
+            return
+        message = decode(leaf, payload)
+        if isinstance(message, Desired):
+            self.deployment.offer(message, now.s)
+        elif isinstance(message, UploadStatus):
+            if self._upload is not None and topics.transfer_of(leaf) == self._upload.xfer:
+                self._upload.receive(message, now.s)
+        elif isinstance(message, Command):
+            self._command(message, now)
+
+    def _command(self, command: Command, now: Now) -> None:
+        """Carry out what the coordinator asks for; all of these may be repeated without harm."""
+        if command.name == "birth":
+            self._uploaded = (-1, "")  # it does not know us: it may have lost what we sent
+            self._send_birth(now)
+            reply = Reply(id=command.id, rc=0, detail="", out={})
+        elif command.name == "sync":
+            self._next_sync_s = now.s
+            reply = Reply(id=command.id, rc=0, detail="", out={"samples": self._host.model.n_samples})
+        else:
+            reply = Reply(id=command.id, rc=1, detail=f"unknown command {command.name!r}", out={})
+        self._send(topics.UP_REPLY, reply, qos=1, expiry_s=3600)
+
+    # Time
+
+    @property
+    def next_deadline_s(self) -> float:
+        """Call `tick` at this time at the latest."""
+        deadlines = [self._next_checkpoint_s, self.deployment.next_deadline_s]
+        if self._connected:
+            deadlines += [self._next_telemetry_s, math.inf if self._upload is None else self._upload.next_deadline_s]
+            if self._upload is None and self._something_to_upload():
+                deadlines.append(self._next_sync_s)
+        return min(deadlines)
+
+    @property
+    def busy(self) -> bool:
+        """Whether labels wait for the learning budget."""
+        return bool(self._pending)
+
+    def tick(self, now: Now) -> list[Publish]:
+        """Do what is due and give back what is to be sent."""
+        while self._pending and self._learning_allowed(now):
+            self._learn(*self._pending.popleft(), now)
+        self.deployment.poll(now.s)
+        if now.s >= self._next_checkpoint_s:
+            self._next_checkpoint_s = math.inf
+            self._host.model.save()
+        if self._connected:
+            self._sync(now)
+            if now.s >= self._next_telemetry_s:
+                self._next_telemetry_s = now.s + self._config.telemetry_interval_s
+                self._send(topics.UP_TELE, self._telemetry(now), qos=0)
+            for name, detail in self._events:
+                self._send(topics.UP_EVENT, Event(ts_ms=now.wall_ms, name=name, detail=detail[:500]), qos=1)
+            self._events.clear()
+        for message in self.deployment.outbox:
+            if isinstance(message, State):
+                stamped = State(
+                    ts_ms=now.wall_ms,
+                    seq=message.seq + (self._host.slots.record.boot << 32),
+                    slot=message.slot,
+                    state=message.state,
+                    release=message.release,
+                    digest=message.digest,
+                    detail=message.detail,
+                )
+                self._send(topics.UP_STATE, stamped, qos=1, retain=True)
+            else:
+                self._send(topics.UP_REQ, message, qos=1, expiry_s=60)
+        self.deployment.outbox.clear()
+        return self._take_out()
+
+    def _take_out(self) -> list[Publish]:
+        out, self._out = self._out, []
+        return out if self._connected else []
+
+    def _something_to_upload(self) -> bool:
+        model = self._host.model
+        return model.n_samples > 0 and self._uploaded != (model.n_samples, model.bundle.digest)
+
+    def _sync(self, now: Now) -> None:
+        """Send what was learned, one upload at a time."""
+        if self._upload is None and self._something_to_upload() and now.s >= self._next_sync_s:
+            model = self._host.model
+            update = model.contribution()
+            model.save()  # the version that is on its way must be known after a restart
+            data = update.encode()
+            offer = UploadOffer(
+                kind="head-update",
+                digest=sha256(data),
+                size_bytes=len(data),
+                chunk_size_bytes=UPLOAD_CHUNK_BYTES,
+                backbone=update.backbone,
+                version=update.version,
+                n_samples=update.n_samples,
+            )
+            self._upload = Upload(data, offer)
+            self._uploading = (model.n_samples, model.bundle.digest)
+        if self._upload is None:
+            if now.s >= self._resync_s:
+                self._uploaded = (-1, "")
+            return
+        for frame in self._upload.poll(now.s):
+            self._publish(topics.upload_leaf(self._upload.xfer), encode_frame(frame), qos=1, expiry_s=3600)
+        if self._upload.done:
+            self._uploaded = self._uploading
+        elif self._upload.refused is not None:
+            self._events.append(("upload-refused", self._upload.refused))
+            self._uploaded = self._uploading  # the same again would be refused again
+        else:
+            return
+        self._upload = None
+        self._next_sync_s = now.s + self._config.sync_interval_s
+        self._resync_s = now.s + RESYNC_S
+
+    _uploading: tuple[int, str] = (-1, "")
+
+    def _telemetry(self, now: Now) -> Telemetry:
+        model = self._host.model
+        self._sequence += 1
+        record = self._host.slots.record
+        values: dict[str, int | float | str] = {
+            "ts": now.wall_ms,
+            "seq": self._sequence,
+            "boot": record.boot,
+            "model": model.manifest.name,
+            "release": record.release,
+            "samples": model.n_samples,
+            **model.metrics.report(now.s),
+            "waiting": len(self._pending),
+        }
+        cpu = health.cpu_seconds()
+        if self._cpu is not None and now.s > self._cpu[0]:
+            values["cpu_pct"] = round(100 * (cpu - self._cpu[1]) / (now.s - self._cpu[0]), 1)
+        self._cpu = (now.s, cpu)
+        optional = {
+            "mem_mb": health.resident_mb(),
+            "temp_c": health.temperature_c(),
+            "disk_free_mb": health.disk_free_mb(self._config.state_dir),
+        }
+        values |= {key: value for key, value in optional.items() if value is not None}
+        return Telemetry(values=values)
+
+    def _topic(self, leaf: str) -> str:
+        return topics.build(self._config.fleet, self._config.device, leaf)
+
+    def _send(self, leaf: str, message: Message, *, qos: int, retain: bool = False, expiry_s: int | None = None) -> None:
+        self._publish(leaf, encode(message), qos=qos, retain=retain, expiry_s=expiry_s)
+
+    def _publish(
+        self, leaf: str, payload: bytes, *, qos: int, retain: bool = False, expiry_s: int | None = None
+    ) -> None:
+        self._out.append(
+            Publish(topic=self._topic(leaf), payload=payload, qos=qos, retain=retain, expiry_s=expiry_s)
+        )

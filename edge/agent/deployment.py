@@ -1,0 +1,238 @@
+"""One release on its way to a slot: offered, fetched, tried, activated, watched.
+
+Pure but for two things that it is given: `ModelHost`, which opens and swaps models, and its `Slots`, the files. Time comes
+in; messages go out as values.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from edge.agent.host import ModelHost
+from edge.agent.slots import new_part, proved_chunks
+from edge.agent.states import SlotEvent, SlotState, transition
+from edge.channel.download import Download, Effect, Finished, SendRequest, WriteChunk
+from edge.channel.frames import Frame
+from edge.channel.messages import Desired, Request, State
+from edge.contract.errors import BundleError, EdgeError
+from edge.learning.exchange import HeadRelease
+
+# States that a restart remembers; the release counter is durable with them, so none of these begins again.
+_SETTLED = {SlotState.PROBATION, SlotState.ACTIVE, SlotState.FAILED, SlotState.REFUSED, SlotState.ROLLED_BACK}
+
+
+class Deployment:
+    """The state machine of `edge.agent.states` with its hands.
+
+    Args:
+        host: Owner of the live model.
+        probation_s: Longest probation.
+        probation_labels: A probation is judged after so many labels.
+        max_bytes: Largest artifact that this device takes.
+
+    Attributes:
+        state: Of the release that came last.
+        outbox: Messages to publish; the caller empties it.
+    """
+
+    def __init__(self, host: ModelHost, *, probation_s: float, probation_labels: int, max_bytes: int) -> None:
+        self._host = host
+        self._probation_s = probation_s
+        self._probation_labels = probation_labels
+        self._max_bytes = max_bytes
+        # A release on its way when the agent stopped is offered again by the coordinator; a settled one is remembered.
+        self.state = SlotState(host.slots.record.state)
+        self.outbox: list[State | Request] = []
+        self._desired: Desired | None = None
+        self._download: Download | None = None
+        self._detail = ""
+        self._sequence = 0
+        self._probation_end_s = -math.inf  # set by the next poll, which knows the time
+        self._labels_before = 0
+
+    def _enter(self, event: SlotEvent, detail: str = "") -> None:
+        self.state = transition(self.state, event)
+        self._detail = detail
+        if self.state in _SETTLED:
+            release = self._host.slots.record.release if self._desired is None else self._desired.release
+            self._host.slots.update(release=release, state=str(self.state))
+        self.report()
+
+    def report(self) -> None:
+        """Put the state on its way again, as after a new connection."""
+        self._sequence += 1
+        desired = self._desired
+        self.outbox.append(
+            State(
+                ts_ms=0,  # the caller knows the time of day
+                seq=self._sequence,
+                slot="head" if desired is None else desired.kind,
+                state=str(self.state),
+                release=self._host.slots.record.release if desired is None else desired.release,
+                digest="" if desired is None else desired.digest,
+                detail=self._detail[:500],
+            )
+        )
+
+    @property
+    def next_deadline_s(self) -> float:
+        """Call `poll` at this time at the latest."""
+        if self.state is SlotState.PROBATION:
+            return self._probation_end_s
+        return math.inf if self._download is None else self._download.next_deadline_s
+
+    def offer(self, desired: Desired, now_s: float) -> None:
+        """Take a desired state. One whose counter was handled already, or is older, changes nothing."""
+        if self._desired is not None and desired.release == self._desired.release:
+            return
+        if desired.release <= self._host.slots.record.release:
+            if self._desired is None:
+                self._desired = desired
+            self.report()
+            return
+        if self.state is SlotState.PROBATION:
+            self._end_probation()
+        self._download = None
+        self._desired = desired
+        self._enter(SlotEvent.OFFER_RECEIVED)
+        backbone = self._host.model.manifest.backbone_digest
+        if desired.kind == "head" and desired.backbone != backbone:
+            self._enter(SlotEvent.REFUSED, f"the head belongs to the backbone {desired.backbone[:12]}, not {backbone[:12]}")
+            return
+        if desired.size_bytes > self._max_bytes:
+            self._enter(SlotEvent.REFUSED, f"{desired.size_bytes} bytes, this device takes at most {self._max_bytes}")
+            return
+        self._enter(SlotEvent.FETCH_STARTED)
+        try:
+            self._start_fetch(desired, now_s)
+        except (EdgeError, OSError) as exc:
+            self._fail(f"fetch: {exc}")
+
+    def _fail(self, detail: str) -> None:
+        self._download = None
+        self._enter(SlotEvent.FAILED, detail)
+
+    def _start_fetch(self, desired: Desired, now_s: float) -> None:
+        if self._host.slots.artifact(desired.digest) is not None:
+            self._try()
+            return
+        download = Download(
+            digest=desired.digest,
+            size_bytes=desired.size_bytes,
+            chunk_size_bytes=desired.chunk_size_bytes,
+            index_digest=desired.index_digest,
+            max_size_bytes=self._max_bytes,
+        )
+        part, index = self._host.slots.partial(desired.digest)
+        if index.exists():
+            try:
+                download.restore(index.read_bytes(), self._proved(download, desired))
+            except EdgeError:
+                index.unlink()
+        self._download = download
+        self._do(download.poll(now_s))
+
+    def _proved(self, download: Download, desired: Desired) -> Iterable[int]:
+        part, _ = self._host.slots.partial(desired.digest)
+        digests = [download.chunk_digest(i) for i in range(download.n_chunks)]
+        return proved_chunks(part, desired.size_bytes, desired.chunk_size_bytes, digests)
+
+    def frame(self, frame: Frame, now_s: float) -> None:
+        """Take a frame of the download; others are ignored."""
+        if self._download is not None:
+            try:
+                self._do(self._download.receive(frame, now_s))
+            except OSError as exc:
+                self._fail(f"fetch: the chunk could not be written: {exc.strerror}")
+
+    def _do(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case SendRequest(request=request):
+                    self.outbox.append(request)
+                case WriteChunk(offset=offset, data=data):
+                    self._write(offset, data)
+                case Finished():
+                    self._try()
+
+    def _write(self, offset: int, data: bytes) -> None:
+        assert self._download is not None
+        assert self._desired is not None
+        part, index = self._host.slots.partial(self._desired.digest)
+        if not index.exists() or not part.exists():
+            assert self._download.index is not None
+            new_part(part, index, self._download.index, self._desired.size_bytes)
+        with part.open("r+b") as file:
+            file.seek(offset)
+            file.write(data)
+
+    def _try(self) -> None:
+        """Everything is here: prove it, try it, activate it."""
+        assert self._desired is not None
+        desired, self._download = self._desired, None
+        path = self._host.slots.artifact(desired.digest) or self._host.slots.finish(desired.digest)
+        if path is None:
+            self._fail("verify: the artifact does not have the digest of the release")
+            return
+        self._enter(SlotEvent.DIGEST_VERIFIED)
+        try:
+            if desired.kind == "head":
+                release = HeadRelease.decode(path.read_bytes(), "the pushed head")
+                verdict = self._host.model.judge(release)
+                if not verdict.accepted:
+                            self._enter(SlotEvent.REFUSED, verdict.reason)
+                    return
+                detail = verdict.reason
+            else:
+                self._host.try_bundle(desired.digest)
+                release, detail = None, ""
+        except (BundleError, OSError) as exc:
+            self._enter(SlotEvent.REFUSED, str(exc))
+            return
+        self._enter(SlotEvent.TRIAL_PASSED, detail)
+        self._enter(SlotEvent.ACTIVATION_STARTED)
+        try:
+            if release is not None:
+                self._host.model.apply(release, desired.release)
+            else:
+                self._host.activate_bundle(desired.digest)
+        except (EdgeError, OSError) as exc:
+            self._fail(f"activate: {exc}")
+            return
+        self._host.slots.clean()
+        self._labels_before = self._host.model.metrics.labels
+        self._probation_end_s = -math.inf  # set at the next poll
+        self._enter(SlotEvent.ACTIVATED, detail)
+
+    def poll(self, now_s: float) -> None:
+        """Do what is due: ask again for missing frames, end a probation."""
+        if self._download is not None:
+            try:
+                self._do(self._download.poll(now_s))
+            except OSError as exc:
+                self._fail(f"fetch: {exc.strerror}")
+        if self.state is SlotState.PROBATION:
+            if self._probation_end_s == -math.inf:
+                self._probation_end_s = now_s + self._probation_s
+            labels = self._host.model.metrics.labels - self._labels_before
+            if now_s >= self._probation_end_s or labels >= self._probation_labels:
+                self._end_probation()
+
+    def _end_probation(self) -> None:
+        bundle = self._host.slots.record.trying
+        verdict = self._host.model.judge_probation()
+        if verdict.accepted:
+            if bundle:
+                self._host.confirm_bundle()
+            self._enter(SlotEvent.PROBATION_PASSED, verdict.reason)
+        else:
+            self.roll_back(verdict.reason)
+
+    def roll_back(self, why: str) -> None:
+        """Bring back what was live before the release in probation."""
+        if self._host.slots.record.trying:
+            self._host.roll_back_bundle()
+        else:
+            self._host.model.roll_back()
+        self._enter(SlotEvent.ROLLED_BACK, why)

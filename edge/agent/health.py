@@ -1,0 +1,54 @@
+"""What a device can say about itself, from Linux's own files. What cannot be read is left out."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from pathlib import Path
+
+
+def resident_mb(status: Path = Path("/proc/self/status")) -> float | None:
+    """Resident memory of this process in MiB."""
+    try:
+        for line in status.read_text().splitlines():
+            if line.startswith("VmRSS:"):
+                return round(int(line.split()[1]) / 1024, 1)
+    except (OSError, ValueError, IndexError):
+        return None
+    return None
+
+
+def temperature_c(zones: Path = Path("/sys/class/thermal")) -> float | None:
+    """The hottest thermal zone in °C."""
+    found = []
+    for path in zones.glob("thermal_zone*/temp"):
+        try:
+            found.append(int(path.read_text()) / 1000)
+        except (OSError, ValueError):
+            continue
+    return max(found, default=None)
+
+
+def disk_free_mb(folder: Path) -> float | None:
+    """Free space where the state is kept, in MiB."""
+    try:
+        return round(shutil.disk_usage(folder).free / 2**20, 1)
+    except OSError:
+        return None
+
+
+def cpu_seconds() -> float:
+    """CPU time of this process and its threads, in seconds."""
+    times = os.times()
+    return times.user + times.system
+
+
+def hardware() -> dict[str, str | int]:
+    """What does not change: processor architecture, cores, kernel, Python."""
+    return {
+        "machine": platform.machine(),
+        "cores": os.cpu_count() or 1,
+        "system": platform.release(),
+        "python": platform.python_version(),
+    }

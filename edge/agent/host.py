@@ -1,0 +1,123 @@
+"""The live model of a device, and how another one takes its place: opened on trial, swapped in, confirmed or taken back."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from edge.agent.config import AgentConfig
+from edge.agent.on_device_model import LearningLimits, OnDeviceModel
+from edge.agent.slots import MAX_ATTEMPTS, Slots
+from edge.agent.store import lock_folder
+from edge.contract.bundle import Bundle
+from edge.contract.errors import EdgeError
+
+
+class ModelHost:
+    """Owns the live `OnDeviceModel` and the state folder.
+
+    Args:
+        config: Of the agent.
+
+    Attributes:
+        model: The live model.
+        slots: What is on disk.
+        warnings: What went wrong at the start and was survived, for the operator.
+
+    Raises:
+        ConfigError: The state folder cannot be used.
+        BundleError: No usable bundle: neither a pushed one nor the one that the device came with.
+    """
+
+    def __init__(self, config: AgentConfig) -> None:
+        self._config = config
+        self._lock = lock_folder(config.state_dir)
+        try:
+            self.slots = Slots(config.state_dir)
+            self.warnings: list[str] = []
+            self.rolled_back_at_start = False
+            record = self.slots.update(boot=self.slots.record.boot + 1)
+            if record.trying:
+                record = self.slots.update(attempts=record.attempts + 1)
+                if record.attempts > MAX_ATTEMPTS:
+                    self._give_up_bundle(f"started {record.attempts} times without passing its probation")
+            self.model = self._open_live()
+        except BaseException:
+            os.close(self._lock)
+            raise
+
+    def _path(self, digest: str) -> Path:
+        return self.slots.bundle_path(digest) if digest else self._config.bundle
+
+    def _open(self, path: Path, state_dir: Path | None) -> OnDeviceModel:
+        profile = self._config.profile
+        return OnDeviceModel(
+            Bundle.open(path),
+            learner=self._config.learner,
+            threads=profile.inference.threads,
+            seed=self._config.seed,
+            limits=LearningLimits(
+                label_ring_size=profile.learning.label_ring_size,
+                label_expiry_s=profile.learning.label_expiry_s,
+                replay_per_class=profile.learning.replay_per_class,
+            ),
+            state_dir=state_dir,
+        )
+
+    def _open_live(self) -> OnDeviceModel:
+        while True:
+            digest = self.slots.record.bundle
+            try:
+                return self._open(self._path(digest), self._config.state_dir)
+            except EdgeError as exc:
+                if not digest:
+                    raise
+                self._give_up_bundle(str(exc))
+
+    def _give_up_bundle(self, why: str) -> None:
+        record = self.slots.record
+        self.warnings.append(f"the bundle {record.bundle[:12]} was given up: {why}")
+        self.rolled_back_at_start = True
+        self.slots.update(bundle=record.previous, previous="", trying=False, attempts=0, state="rolled-back")
+
+    def try_bundle(self, digest: str) -> None:
+        """Open a fetched bundle without using it: digests, golden outputs, memory limit.
+
+        Raises:
+            BundleError: It is not to be used.
+        """
+        path = self.slots.adopt_bundle(digest)
+        self._open(path, None).close()
+
+    def activate_bundle(self, digest: str) -> None:
+        """Make a tried bundle the live one. The previous one stays on disk until `confirm`.
+
+        Raises:
+            EdgeError: It did not open after all; the previous one is live again.
+        """
+        before = self.slots.record.bundle
+        self.model.close()
+        self.slots.update(bundle=digest, previous=before, trying=True, attempts=0)
+        try:
+            self.model = self._open(self._path(digest), self._config.state_dir)
+        except EdgeError:
+            self.slots.update(bundle=before, previous="", trying=False)
+            self.model = self._open(self._path(before), self._config.state_dir)
+            raise
+
+    def confirm_bundle(self) -> None:
+        """The live bundle has passed its probation."""
+        self.slots.update(previous="", trying=False, attempts=0)
+        self.slots.clean()
+
+    def roll_back_bundle(self) -> None:
+        """Go back to the bundle before the live one."""
+        self.model.close()
+        record = self.slots.record
+        self.slots.update(bundle=record.previous, previous="", trying=False, attempts=0)
+        self.model = self._open_live()
+
+    def close(self) -> None:
+        """Save what was learned and give the folder free."""
+        self.model.close()
+        os.close(self._lock)

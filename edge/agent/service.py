@@ -1,0 +1,197 @@
+"""The agent as a process: one loop owns the model; the broker connection and local applications put events on its queue.
+
+The door for clock, threads and signals. Everything that decides is in `edge.agent.core`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import queue
+import signal
+import socket
+import socketserver
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from edge.agent.config import AgentConfig
+from edge.agent.core import AgentCore, Now, Publish
+from edge.agent.host import ModelHost
+from edge.agent.wire import MAX_LINE_BYTES, decode_request, encode_line
+from edge.channel import topics
+from edge.channel.transport import Connected, Disconnected, Transport, TransportEvent
+from edge.contract.errors import ChannelError, ConfigError, EdgeError
+
+log = logging.getLogger("edge.agent")
+
+MAX_QUEUED = 4096
+WILL_DELAY_S = 30
+
+
+@dataclass(slots=True)
+class _Call:
+    """A local request and the place where its answer is awaited."""
+
+    line: bytes
+    answer: queue.SimpleQueue[dict[str, Any]] = field(default_factory=queue.SimpleQueue)
+
+
+class _Stop:
+    """Ask the loop to end."""
+
+
+def now() -> Now:
+    """The time as the core wants it."""
+    return Now(time.monotonic(), time.time_ns() // 1_000_000)
+
+
+class AgentService:
+    """Runs one agent until it is stopped.
+
+    Args:
+        config: Its options.
+        transport: To the broker; None to work alone.
+    """
+
+    def __init__(self, config: AgentConfig, transport: Transport | None) -> None:
+        self._config = config
+        self._host = ModelHost(config)
+        self._core = AgentCore(config, self._host)
+        self._transport = transport
+        self._queue: queue.Queue[_Call | TransportEvent | _Stop] = queue.Queue(MAX_QUEUED)
+        for text in [*self._host.warnings, *self._host.model.warnings]:
+            log.warning("%s", text)
+
+    def run(self, socket_path: Path | None, *, stdin: bool = False) -> None:
+        """Serve until SIGTERM, SIGINT or, with `stdin`, the end of standard input; then save and leave.
+
+        Args:
+            socket_path: Unix socket for local applications, or None.
+            stdin: Also read requests from standard input and answer on standard output.
+        """
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self._put(_Stop()))
+        try:
+            with contextlib.ExitStack() as stack:
+                if socket_path is not None:
+                    stack.enter_context(self._listening(socket_path))
+                if self._transport is not None:
+                    self._start(self._transport)
+                if stdin:
+                    threading.Thread(target=self._read_stdin, daemon=True).start()
+                status = self._core.status()
+                log.info("ready: %s, learner %s", self._host.model.manifest.name, status["learner"])
+                self._loop()
+        finally:
+            self._leave()
+
+    def _start(self, transport: Transport) -> None:
+        self._set_will(transport)
+        transport.subscribe(topics.device_filters(self._config.fleet, self._config.device))
+        transport.start(self._put)
+
+    def _set_will(self, transport: Transport) -> None:
+        will = self._core.will(now())
+        transport.set_will(will.topic, will.payload, will.qos, will.retain, WILL_DELAY_S)
+
+    def _put(self, item: _Call | TransportEvent | _Stop) -> None:
+        # A full queue makes the network thread wait, and with it the broker: that is the flow control.
+        self._queue.put(item)
+
+    def _loop(self) -> None:
+        while True:
+            wait_s = min(max(self._core.next_deadline_s - time.monotonic(), 0.0), 1.0)
+            if self._core.busy:
+                wait_s = min(wait_s, 0.05)
+            with contextlib.suppress(queue.Empty):
+                item: _Call | TransportEvent | _Stop | None = self._queue.get(timeout=wait_s)
+                # What came meanwhile is taken in one go, before anything is sent.
+                while item is not None:
+                    if isinstance(item, _Stop):
+                        return
+                    self._take(item)
+                    item = None if self._queue.empty() else self._queue.get_nowait()
+            self._perform(self._core.tick(now()))
+
+    def _take(self, item: _Call | TransportEvent) -> None:
+        if not isinstance(item, _Call):
+            if isinstance(item, Disconnected):
+                log.warning("no broker: %s; inference and learning go on, trying again", item.reason)
+            self._core.transport(item, now())
+            if isinstance(item, Connected):
+                log.info("connected")
+                assert self._transport is not None
+                self._set_will(self._transport)  # for the connection after this one
+            return
+        try:
+            item.answer.put(self._core.request(decode_request(item.line), now()))
+        except EdgeError as exc:
+            item.answer.put({"error": str(exc)})
+        except Exception:
+            log.exception("a request failed")
+            item.answer.put({"error": "the request failed inside the agent; its log says why"})
+
+    def _perform(self, effects: list[Publish]) -> None:
+        if self._transport is None:
+            return
+        for effect in effects:
+            try:
+                self._transport.publish(
+                    effect.topic, effect.payload, qos=effect.qos, retain=effect.retain, expiry_s=effect.expiry_s
+                )
+            except ChannelError as exc:
+                log.error("not sent: %s", exc)
+
+    def _leave(self) -> None:
+        if self._transport is not None:
+            self._perform(self._core.farewell(now()))
+            self._transport.stop()
+        self._host.close()
+
+    # Local applications
+
+    @contextlib.contextmanager
+    def _listening(self, path: Path) -> Iterator[None]:
+        service = self
+
+        class Handler(socketserver.StreamRequestHandler):
+            def handle(self) -> None:
+                service._serve(self.rfile, cast("BinaryIO", self.wfile))  # noqa: SLF001  # a part of this class
+
+        class Server(socketserver.ThreadingUnixStreamServer):
+            daemon_threads = True
+
+        path.unlink(missing_ok=True)  # the state folder is locked: nobody else listens there
+        try:
+            server = Server(str(path), Handler)
+        except OSError as exc:
+            raise ConfigError(f"cannot listen on {path}: {exc.strerror or exc}") from exc
+        path.chmod(0o600)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield
+        finally:
+            server.shutdown()
+            server.server_close()
+            path.unlink(missing_ok=True)
+
+    def _serve(self, lines: BinaryIO, answers: BinaryIO) -> None:
+        """Answer the requests of one connection in order."""
+        with contextlib.suppress(OSError, socket.timeout, ValueError):
+            while line := lines.readline(MAX_LINE_BYTES + 1):
+                if len(line) > MAX_LINE_BYTES:
+                    answers.write(encode_line({"error": f"a line is at most {MAX_LINE_BYTES} bytes long"}))
+                    return
+                call = _Call(line)
+                self._put(call)
+                answers.write(encode_line(call.answer.get()))
+                answers.flush()
+
+    def _read_stdin(self) -> None:
+        self._serve(sys.stdin.buffer, sys.stdout.buffer)
+        self._put(_Stop())

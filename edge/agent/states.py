@@ -1,0 +1,89 @@
+"""The states of a slot (``head`` or ``bundle``) on a device: one table, one line per (state, event).
+
+Theory of operation. A release is offered; the device fetches what it lacks, verifies it by digest, stages it (opens it
+and tries it without using it), activates it and watches it for a while (probation). Only then is it ``active``: a
+coordinator counts that, never "delivered". Whatever goes wrong before activation leaves the live model untouched and
+ends in ``failed`` or ``refused``; whatever goes wrong after it ends in ``rolled-back``, with the previous model live
+again. A newer offer may come at any time except during the activation itself, which is one step.
+
+Fetching has no deadline: a slow line makes it slow, and it is reported. The steps from ``verified`` to ``probation`` are
+one call each; probation ends by a number of labels or by its deadline. An event that is not in the table is a programming error:
+it raises, and the state stays.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from edge.contract.errors import RolloutError
+
+
+class SlotState(StrEnum):
+    """Where a slot stands, as reported on ``up/state``."""
+
+    IDLE = "idle"
+    OFFERED = "offered"
+    FETCHING = "fetching"
+    VERIFIED = "verified"
+    STAGED = "staged"
+    ACTIVATING = "activating"
+    PROBATION = "probation"
+    ACTIVE = "active"
+    FAILED = "failed"
+    REFUSED = "refused"
+    ROLLED_BACK = "rolled-back"
+
+
+class SlotEvent(StrEnum):
+    """What happened."""
+
+    OFFER_RECEIVED = "offer received"
+    FETCH_STARTED = "fetch started"
+    DIGEST_VERIFIED = "digest verified"
+    TRIAL_PASSED = "trial passed"
+    ACTIVATION_STARTED = "activation started"
+    ACTIVATED = "activated"
+    PROBATION_PASSED = "probation passed"
+    FAILED = "failed"
+    REFUSED = "refused"
+    ROLLED_BACK = "rolled back"
+
+
+S, E = SlotState, SlotEvent
+
+TRANSITIONS: dict[tuple[SlotState, SlotEvent], SlotState] = {
+    (S.IDLE, E.OFFER_RECEIVED): S.OFFERED,
+    (S.ACTIVE, E.OFFER_RECEIVED): S.OFFERED,
+    (S.FAILED, E.OFFER_RECEIVED): S.OFFERED,
+    (S.REFUSED, E.OFFER_RECEIVED): S.OFFERED,
+    (S.ROLLED_BACK, E.OFFER_RECEIVED): S.OFFERED,
+    # A newer release overtakes the one that is on its way; one in probation has done nothing wrong so far.
+    (S.OFFERED, E.OFFER_RECEIVED): S.OFFERED,
+    (S.FETCHING, E.OFFER_RECEIVED): S.OFFERED,
+    (S.VERIFIED, E.OFFER_RECEIVED): S.OFFERED,
+    (S.STAGED, E.OFFER_RECEIVED): S.OFFERED,
+    (S.PROBATION, E.OFFER_RECEIVED): S.OFFERED,
+    (S.OFFERED, E.FETCH_STARTED): S.FETCHING,
+    (S.OFFERED, E.REFUSED): S.REFUSED,
+    (S.FETCHING, E.DIGEST_VERIFIED): S.VERIFIED,
+    (S.FETCHING, E.FAILED): S.FAILED,
+    (S.VERIFIED, E.TRIAL_PASSED): S.STAGED,
+    (S.VERIFIED, E.REFUSED): S.REFUSED,
+    (S.VERIFIED, E.FAILED): S.FAILED,
+    (S.STAGED, E.ACTIVATION_STARTED): S.ACTIVATING,
+    (S.ACTIVATING, E.ACTIVATED): S.PROBATION,
+    (S.ACTIVATING, E.FAILED): S.FAILED,
+    (S.PROBATION, E.PROBATION_PASSED): S.ACTIVE,
+    (S.PROBATION, E.ROLLED_BACK): S.ROLLED_BACK,
+}
+
+
+def transition(state: SlotState, event: SlotEvent) -> SlotState:
+    """The state after an event.
+
+    Raises:
+        RolloutError: The event cannot happen in this state.
+    """
+    if (state, event) not in TRANSITIONS:
+        raise RolloutError(f"a slot that is {state} cannot take the event {event!r}")
+    return TRANSITIONS[state, event]

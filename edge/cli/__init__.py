@@ -1,0 +1,1 @@
+"""Commands: the only place that builds a transport and hands it in."""

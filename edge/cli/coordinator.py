@@ -1,0 +1,120 @@
+"""``edge-coordinator``: the process that knows the fleet."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import signal
+import tempfile
+import time
+from pathlib import Path
+
+import click
+
+from edge import __version__
+from edge.contract.errors import ConfigError, run_to_exit
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.version_option(__version__, prog_name="edge-coordinator")
+def coordinator() -> None:
+    """Know the fleet: registry, telemetry, merging, releases."""
+
+
+@coordinator.command()
+@click.option("--broker", required=True, envvar="EDGE_BROKER", help="mqtt://HOST:PORT or mqtts://...")
+@click.option("--broker-password", envvar="EDGE_BROKER_PASSWORD", help="Instead of one in the address.")
+@click.option("--fleet", default="default", help="Fleet id.")
+@click.option("--name", default="coordinator", help="Id of this coordinator.")
+@click.option("--data-dir", default="edge-coordinator", type=click.Path(path_type=Path), help="Database and artifacts.")
+@click.option("--bundle", "bundles", multiple=True, type=click.Path(path_type=Path), help="Bundle that devices came with.")
+@click.option("--http", default="127.0.0.1:8470", help="HOST:PORT of the HTTP API.")
+@click.option("--token", envvar="EDGE_TOKEN", help="Bearer token asked of HTTP requests.")
+@click.option("--merge/--no-merge", "auto_merge", default=True, help="Merge and push what devices learned by itself.")
+@click.option("--merge-delay", default=60.0, type=click.FloatRange(min=0), help="Seconds to wait for more devices.")
+@click.option("--min-devices", default=1, type=click.IntRange(min=1), help="Merge by itself only with so many.")
+@click.option("--connect-timeout", default=10.0, type=click.FloatRange(min=0.1), help="Seconds to find the broker.")
+def serve(
+    broker: str,
+    broker_password: str | None,
+    fleet: str,
+    name: str,
+    data_dir: Path,
+    bundles: tuple[Path, ...],
+    http: str,
+    token: str | None,
+    auto_merge: bool,
+    merge_delay: float,
+    min_devices: int,
+    connect_timeout: float,
+) -> None:
+    """Serve a fleet until stopped."""
+    from edge.channel.mqtt import MqttTransport, probe
+    from edge.channel.topics import check_id
+    from edge.channel.url import BrokerUrl
+
+    host, port = _address(http, token)
+    try:
+        from edge.coordinator.config import CoordinatorConfig
+        from edge.coordinator.service import CoordinatorService
+    except ImportError as exc:
+        raise ConfigError(f"{exc.name} is not installed: pip install 'edgeloop[coordinator]'") from exc
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    url = BrokerUrl.parse(broker, broker_password)
+    config = CoordinatorConfig(
+        fleet=check_id(fleet, "fleet"),
+        name=check_id(name, "coordinator"),
+        data_dir=data_dir,
+        auto_merge=auto_merge,
+        merge_delay_s=merge_delay,
+        min_devices=min_devices,
+    )
+    probe(url, connect_timeout)
+    service = CoordinatorService(config, MqttTransport(url, name, clean_start=True))
+    for path in bundles:
+        service.register_bundle(path)
+    service.run(host, port, token)
+
+
+def _address(text: str, token: str | None) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ConfigError(f"--http {text!r}: expected HOST:PORT, e.g. 127.0.0.1:8470")
+    try:
+        local = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        local = host == "localhost"
+    if not local and token is None:
+        raise ConfigError(f"--http {text}: whoever reaches this address could push to the fleet; give --token too")
+    return host, int(port)
+
+
+@coordinator.command()
+@click.option("--port", default=1883, type=click.IntRange(1, 65535), help="On 127.0.0.1.")
+def broker(port: int) -> None:
+    """Run a development broker on this machine only: mosquitto if installed, else iotcore."""
+    from edge.coordinator.broker import DevelopmentBroker
+
+    stopped = False
+
+    def stop(*_: object) -> None:
+        nonlocal stopped
+        stopped = True
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    with tempfile.TemporaryDirectory(prefix="edgeloop-broker-") as folder, DevelopmentBroker.start(
+        Path(folder), port
+    ) as child:
+        click.echo(f"{child.name} at {child.url}. {child.note}")
+        while not stopped:
+            time.sleep(0.2)
+
+
+def main() -> None:
+    """Entry point."""
+    run_to_exit(coordinator)
+
+
+if __name__ == "__main__":
+    main()

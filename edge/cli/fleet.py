@@ -1,0 +1,242 @@
+"""``edge-fleet``: look at a fleet and push to it, through the coordinator's HTTP API."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edge import __version__
+from edge.contract.errors import BundleError, ChannelError, ConfigError, EdgeError, RolloutError, run_to_exit
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_ERRORS: dict[str, type[EdgeError]] = {"BundleError": BundleError, "ConfigError": ConfigError}
+
+
+class Coordinator:
+    """The coordinator's HTTP API.
+
+    Args:
+        url: Its address.
+        token: Its bearer token, or None.
+    """
+
+    def __init__(self, url: str, token: str | None) -> None:
+        try:
+            import httpx
+        except ImportError as exc:
+            raise ConfigError("httpx is not installed: pip install 'edgeloop[coordinator]'") from exc
+        self._httpx = httpx
+        headers = {"authorization": f"Bearer {token}"} if token else {}
+        try:
+            self._client = httpx.Client(base_url=url, headers=headers, timeout=60.0, trust_env=False)
+        except (httpx.InvalidURL, ValueError) as exc:
+            raise ConfigError(f"--coordinator {url!r} is not an address like http://127.0.0.1:8470") from exc
+        self._url = url
+
+    def call(self, method: str, path: str, **arguments: Any) -> Any:
+        """Make a request.
+
+        Raises:
+            ChannelError: Nobody answers, or not a coordinator.
+            EdgeError: It refused; of the branch that it named.
+        """
+        try:
+            response = self._client.request(method, path, **arguments)
+        except (self._httpx.HTTPError, self._httpx.InvalidURL) as exc:
+            raise ChannelError(
+                f"no coordinator answers at {self._url} ({exc}); start one with `edge-coordinator serve`, "
+                f"or name it with --coordinator"
+            ) from exc
+        try:
+            body = response.json()
+        except ValueError as exc:
+            raise ChannelError(f"{self._url} answers, but is not a coordinator") from exc
+        if response.status_code == 401:
+            raise ConfigError(body.get("detail", "a token is needed"))
+        if response.status_code >= 400:
+            detail = body.get("detail", body) if isinstance(body, dict) else body
+            raise _ERRORS.get(body.get("error", ""), RolloutError)(str(detail))
+        return body
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.option("--coordinator", "url", default="http://127.0.0.1:8470", envvar="EDGE_COORDINATOR", help="Its HTTP API.")
+@click.option("--token", envvar="EDGE_TOKEN", help="Its bearer token.")
+@click.version_option(__version__, prog_name="edge-fleet")
+@click.pass_context
+def fleet(context: click.Context, url: str, token: str | None) -> None:
+    """Look at a fleet and push to it."""
+    context.obj = lambda: Coordinator(url, token)
+
+
+def _age(ms: int) -> str:
+    seconds = max(0.0, time.time() - ms / 1000)
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+@fleet.command()
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.pass_obj
+def devices(connect: Any, as_json: bool) -> None:
+    """List the devices: what they run, where they stand, when they were last heard."""
+    rows = connect().call("GET", "/api/devices")
+    if as_json:
+        click.echo(json.dumps(rows, indent=1))
+        return
+    if not rows:
+        click.echo("no device has been seen yet; start one with `edge-agent run BUNDLE --broker ...`")
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table()
+    for heading in ("device", "online", "profile", "bundle", "head", "release", "state", "samples", "heard", "detail"):
+        table.add_column(heading, justify="right" if heading in ("release", "samples") else "left")
+    for row in rows:
+        table.add_row(
+            row["id"],
+            "yes" if row["online"] else "no",
+            row["profile"],
+            row["bundle"][:8],
+            row["head"][:8],
+            str(row["release"]),
+            row["state"],
+            str(row["samples"]),
+            _age(row["last_seen_ms"]),
+            row["state_detail"],
+        )
+    Console().print(table)
+
+
+@fleet.command()
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.option("--device", "names", multiple=True, help="Only this device; repeatable.  [default: all]")
+@click.option("--reason", default="pushed by hand", help="Kept with the release.")
+@click.option("--wait", default=0.0, type=click.FloatRange(min=0), help="Seconds to wait for the devices to settle.")
+@click.pass_obj
+def push(connect: Any, artifact: Path, names: tuple[str, ...], reason: str, wait: float) -> None:
+    """Push ARTIFACT, a bundle (.edge) or a head (.safetensors), to the fleet."""
+    try:
+        data = artifact.read_bytes()
+    except OSError as exc:
+        raise ConfigError(f"{artifact} cannot be read: {exc.strerror}") from exc
+    coordinator = connect()
+    kept = coordinator.call("POST", "/api/artifacts", content=data)
+    body = {**kept, "devices": list(names), "reason": reason}
+    release = coordinator.call("POST", "/api/releases", json=body)
+    whom = ", ".join(names) or "all devices"
+    click.echo(f"release {release['counter']}: {kept['kind']} {kept['digest'][:12]} to {whom}")
+    if wait:
+        _wait(coordinator, release["counter"], set(names), wait)
+
+
+def _wait(coordinator: Coordinator, counter: int, names: set[str], wait_s: float) -> None:
+    """Print what becomes of a release on each device, until all have settled."""
+    end, told = time.monotonic() + wait_s, {}
+    while time.monotonic() < end:
+        rows = [row for row in coordinator.call("GET", "/api/devices") if not names or row["id"] in names]
+        for row in rows:
+            state = row["state"] if row["state_release"] == counter else "waiting"
+            if told.get(row["id"]) != state:
+                told[row["id"]] = state
+                click.echo(f"{row['id']}: {state}" + (f" ({row['state_detail']})" if state != "waiting" else ""))
+        if rows and all(told[row["id"]] in ("active", "refused", "failed", "rolled-back") for row in rows):
+            bad = [row["id"] for row in rows if told[row["id"]] != "active"]
+            if bad:
+                raise RolloutError(f"release {counter} is not active on {', '.join(bad)}")
+            return
+        time.sleep(0.5)
+    raise RolloutError(f"release {counter} did not settle within {wait_s:.0f} s: {told}")
+
+
+@fleet.command()
+@click.pass_obj
+def merge(connect: Any) -> None:
+    """Merge now what devices have learned, and push it."""
+    releases = connect().call("POST", "/api/merge")
+    if not releases:
+        click.echo("nothing new to merge")
+    for release in releases:
+        click.echo(f"release {release['counter']}: {release['reason']}")
+
+
+@fleet.command()
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.pass_obj
+def events(connect: Any, as_json: bool) -> None:
+    """What happened lately, newest last."""
+    rows = connect().call("GET", "/api/events")[::-1]
+    for row in rows:
+        stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["at_ms"] / 1000))
+        line = f"{stamp}  {row['device'] or 'coordinator':<16} {row['name']:<22} {row['detail']}"
+        click.echo(json.dumps(row) if as_json else line)
+
+
+_WATCHED = ("infer_per_s", "lat_p50_ms", "lat_p99_ms", "acc", "loss", "samples", "release", "cpu_pct", "mem_mb", "temp_c")
+
+
+@fleet.command()
+@click.option("--seconds", type=click.FloatRange(min=0), help="Stop after that long.  [default: never]")
+@click.pass_obj
+def watch(connect: Any, seconds: float | None) -> None:
+    """Show telemetry as it comes: a table on a terminal, one line a message elsewhere."""
+    from rich.console import Console
+    from rich.live import Live
+
+    coordinator, console = connect(), Console()
+    end = time.monotonic() + (seconds if seconds is not None else float("inf"))
+    newest: dict[str, dict[str, Any]] = {}
+    last = -1
+
+    def poll() -> None:
+        nonlocal last
+        for row in coordinator.call("GET", "/api/telemetry", params={"after": last, "limit": 200}):
+            last = max(last, row["id"])
+            newest[row["device"]] = row
+            if not console.is_terminal:
+                click.echo(f"{row['device']} {json.dumps(row['values'], separators=(',', ':'))}")
+
+    try:
+        if not console.is_terminal:
+            while time.monotonic() < end:
+                poll()
+                time.sleep(0.5)
+            return
+        with Live(_telemetry_table(newest), console=console, auto_refresh=False) as live:
+            while time.monotonic() < end:
+                poll()
+                live.update(_telemetry_table(newest), refresh=True)
+                time.sleep(0.5)
+    except KeyboardInterrupt:
+        pass
+
+
+def _telemetry_table(newest: dict[str, dict[str, Any]]) -> Table:
+    from rich.table import Table
+
+    table = Table(caption="Ctrl-C ends")
+    table.add_column("device")
+    for name in ("heard", *_WATCHED):
+        table.add_column(name, justify="right")
+    for device, row in sorted(newest.items()):
+        values = row["values"]
+        table.add_row(device, _age(row["received_ms"]), *(str(values.get(name, "")) for name in _WATCHED))
+    return table
+
+
+def main() -> None:
+    """Entry point."""
+    run_to_exit(fleet)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""The coordinator over HTTP: what operators and ``edge-fleet`` read and ask for.
+
+Reading goes straight to the database; whatever changes something is put on the coordinator's queue, so that one thread
+decides.
+"""
+
+from __future__ import annotations
+
+import hmac
+import tempfile
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, HTTPException, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel, Field
+
+from edge import __version__
+from edge.contract.errors import EdgeError
+from edge.coordinator.core import CoordinatorCore, Now
+from edge.coordinator.store import Store, as_dict
+
+MAX_ARTIFACT_BYTES = 1 << 30
+Submit = Callable[[Callable[[CoordinatorCore, Now], Any]], Any]
+
+
+class PushRequest(BaseModel):
+    """What to push to whom; no devices means all, also those to come."""
+
+    digest: str
+    kind: str = Field(pattern="^(head|bundle)$")
+    backbone: str
+    devices: list[str] = []
+    reason: str = Field(default="pushed by hand", max_length=200)
+
+
+def build_api(store: Store, submit: Submit, fleet: str, token: str | None) -> FastAPI:
+    """The application.
+
+    Args:
+        store: For reading.
+        submit: Runs a function of the core on the coordinator's own thread and gives its result.
+        fleet: Fleet id, for `/api/health`.
+        token: Asked of every request as ``Authorization: Bearer``; None asks nothing.
+    """
+    api = FastAPI(title="Edgeloop coordinator", version=__version__)
+
+    @api.middleware("http")
+    async def check_token(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+        given = request.headers.get("authorization", "")
+        if token is not None and not hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
+            return JSONResponse({"detail": "a bearer token is needed: give --token or EDGE_TOKEN"}, status_code=401)
+        return await call_next(request)
+
+    @api.exception_handler(EdgeError)
+    async def refused(_: Request, exc: EdgeError) -> Response:
+        return JSONResponse({"detail": str(exc), "error": type(exc).__name__}, status_code=422)
+
+    @api.get("/api/health")
+    def health() -> dict[str, Any]:
+        return {"fleet": fleet, "version": __version__}
+
+    @api.get("/api/devices")
+    def devices() -> list[dict[str, Any]]:
+        return [as_dict(row) for row in store.devices()]
+
+    @api.get("/api/telemetry")
+    def telemetry(after: int = -1, limit: int = 100) -> list[dict[str, Any]]:
+        return [as_dict(row) for row in store.telemetry_after(after, min(max(limit, 1), 1000))]
+
+    @api.get("/api/releases")
+    def releases() -> list[dict[str, Any]]:
+        return [as_dict(row) for row in store.releases()]
+
+    @api.get("/api/contributions")
+    def contributions() -> list[dict[str, Any]]:
+        return [as_dict(row) for row in store.contributions()]
+
+    @api.get("/api/events")
+    def events(limit: int = 100) -> list[dict[str, Any]]:
+        return [as_dict(row) for row in store.events(min(max(limit, 1), 1000))]
+
+    @api.post("/api/artifacts")
+    async def add_artifact(request: Request) -> dict[str, Any]:
+        data = bytearray()
+        async for piece in request.stream():
+            data += piece
+            if len(data) > MAX_ARTIFACT_BYTES:
+                raise HTTPException(413, f"an artifact is at most {MAX_ARTIFACT_BYTES} bytes")
+
+        def add() -> Any:
+            with tempfile.NamedTemporaryFile(prefix="edgeloop-", suffix=".edge") as copy:
+                copy.write(data)
+                copy.flush()
+                path = Path(copy.name)
+                return submit(lambda core, _: core.add_artifact(bytes(data), path))
+
+        result: dict[str, Any] = await run_in_threadpool(add)
+        return result
+
+    @api.post("/api/releases")
+    def push(body: PushRequest) -> dict[str, Any]:
+        row = submit(
+            lambda core, now: core.push(body.digest, body.kind, body.backbone, body.devices, body.reason, now)
+        )
+        return as_dict(row)
+
+    @api.post("/api/merge")
+    def merge() -> list[dict[str, Any]]:
+        return [as_dict(row) for row in submit(lambda core, now: core.merge_now(now))]
+
+    return api

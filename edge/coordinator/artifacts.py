@@ -1,0 +1,80 @@
+"""Artifacts by digest: files that are whole or absent, proved again before they are sent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from edge.channel.chunks import chunk_digests, index_digest
+from edge.contract.digest import is_digest, replace_file, sha256
+from edge.contract.errors import RolloutError
+
+CHUNK_BYTES = 32 * 1024  # the largest frame that every broker in reference tables takes
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
+class Artifact:
+    """An artifact ready to be sent.
+
+    Attributes:
+        digest: SHA-256 of the file.
+        path: The file.
+        size_bytes: Its size.
+        index: Concatenated SHA-256 of its chunks of `CHUNK_BYTES`.
+    """
+
+    digest: str
+    path: Path
+    size_bytes: int
+    index: bytes
+
+    @property
+    def index_digest(self) -> str:
+        """SHA-256 of the index, which a release names."""
+        return index_digest(self.index)
+
+    def read(self, offset: int, length: int) -> bytes:
+        """A piece of the file."""
+        with self.path.open("rb") as file:
+            file.seek(offset)
+            return file.read(length)
+
+
+class ArtifactStore:
+    """A folder of artifacts.
+
+    Args:
+        folder: Created.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._proved: dict[str, Artifact] = {}
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def put(self, data: bytes) -> Artifact:
+        """Keep an artifact; durable when it returns. The same bytes again change nothing."""
+        digest = sha256(data)
+        path = self._folder / digest
+        if not path.exists():
+            with replace_file(path) as file:
+                file.write(data)
+        return self.get(digest)
+
+    def get(self, digest: str) -> Artifact:
+        """An artifact whose bytes were compared with its digest, once in the life of this process.
+
+        Raises:
+            RolloutError: It is not there, or changed on disk.
+        """
+        if digest not in self._proved:
+            path = self._folder / digest
+            if not is_digest(digest) or not path.exists():
+                raise RolloutError(f"the artifact {digest[:12]} is missing; push it again")
+            data = path.read_bytes()
+            if sha256(data) != digest:
+                raise RolloutError(f"the artifact {digest[:12]} changed on disk; push it again")
+            self._proved[digest] = Artifact(
+                digest=digest, path=path, size_bytes=len(data), index=chunk_digests(data, CHUNK_BYTES)
+            )
+        return self._proved[digest]

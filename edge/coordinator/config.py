@@ -1,0 +1,31 @@
+"""What a coordinator is told at its start."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CoordinatorConfig:
+    """Options, checked at the roof.
+
+    Attributes:
+        fleet: Fleet id.
+        name: Id of this coordinator, also its MQTT client id.
+        data_dir: Database and artifacts.
+        auto_merge: Whether contributions are merged and pushed without being asked.
+        merge_delay_s: Wait that long after the first new contribution for others to come.
+        min_devices: Merge by itself only with new contributions of so many devices.
+        reassert_s: How often a device that is not where it should be is told again.
+        telemetry_days: How long telemetry is kept.
+    """
+
+    fleet: str
+    name: str
+    data_dir: Path
+    auto_merge: bool = True
+    merge_delay_s: float = 60.0
+    min_devices: int = 1
+    reassert_s: float = 60.0
+    telemetry_days: float = 30.0

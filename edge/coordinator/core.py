@@ -1,0 +1,443 @@
+"""The coordinator's decisions: events in, messages out. Holds nothing in memory that is not also in its store, but for
+uploads on their way, which devices begin again.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.numpy
+
+from edge.channel import topics
+from edge.channel.codec import decode, encode
+from edge.channel.download import serve
+from edge.channel.frames import decode_frame, encode_frame
+from edge.channel.messages import (
+    Birth,
+    Command,
+    Conn,
+    Desired,
+    Event,
+    Message,
+    Request,
+    State,
+    Telemetry,
+)
+from edge.channel.transport import Connected, Received, TransportEvent
+from edge.channel.upload import OFFER_FIRST, UploadReceiver
+from edge.contract.bundle import Bundle, check_parameters
+from edge.contract.errors import BundleError, ChannelError, EdgeError, LearningError, RolloutError
+from edge.contract.training import FloatArray
+from edge.coordinator.aggregate import check_update, merge
+from edge.coordinator.artifacts import CHUNK_BYTES, Artifact, ArtifactStore
+from edge.coordinator.config import CoordinatorConfig
+from edge.coordinator.store import ALL_DEVICES, ContributionRow, ReleaseRow, Store
+from edge.learning.exchange import HeadRelease, HeadUpdate
+
+UPLOAD_IDLE_S = 600.0
+MAX_UPLOADS = 256
+BIRTH_AGAIN_S = 30.0
+HOUSEKEEPING_S = 3600.0
+_DAY_MS = 86_400_000
+
+
+@dataclass(frozen=True, slots=True)
+class Now:
+    """The time, given from outside: monotonic seconds for intervals, milliseconds since 1970 for people."""
+
+    s: float
+    wall_ms: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Publish:
+    """Effect: send this."""
+
+    topic: str
+    payload: bytes
+    qos: int
+    retain: bool = False
+    expiry_s: int | None = None
+
+
+class CoordinatorCore:
+    """One coordinator of one fleet.
+
+    Args:
+        config: Its options.
+        store: Its database.
+        artifacts: Its files.
+    """
+
+    def __init__(self, config: CoordinatorConfig, store: Store, artifacts: ArtifactStore) -> None:
+        self._config = config
+        self._store = store
+        self._artifacts = artifacts
+        self._connected = False
+        self._out: list[Publish] = []
+        self._telemetry: list[tuple[str, dict[str, Any], int]] = []
+        self._uploads: dict[tuple[str, str], tuple[UploadReceiver, float]] = {}
+        self._asked_birth_s: dict[str, float] = {}
+        self._bundles: dict[str, Bundle] = {}
+        self._merge_due_s: dict[str, float] = {}
+        self._next_reassert_s = -math.inf
+        self._next_housekeeping_s = -math.inf
+        self._check_merges = True
+
+    # The broker
+
+    def transport(self, event: TransportEvent, now: Now) -> None:
+        """Take an event of the broker connection. A message that cannot be read is dropped."""
+        if isinstance(event, Received):
+            try:
+                topic = topics.parse(event.topic)
+                self._message(topic.device, topic.leaf, event.payload, now)
+            except ChannelError as exc:
+                self._note("", "bad-message", f"{event.topic[:120]}: {exc}", now)
+        else:
+            self._connected = isinstance(event, Connected)
+            if self._connected:
+                self._next_reassert_s = now.s
+
+    def _message(self, device: str, leaf: str, payload: bytes, now: Now) -> None:
+        if leaf.startswith("up/ul/"):
+            self._upload_frame(device, leaf, payload, now)
+            return
+        message = decode(leaf, payload)
+        match message:
+            case Conn():
+                self._store.conn(device, message, now.wall_ms)
+            case Birth():
+                self._store.birth(device, message, now.wall_ms)
+                self._send_desired(device, now)
+            case State():
+                if self._store.state(device, message, now.wall_ms) and message.detail:
+                    self._note(device, message.state, f"release {message.release}: {message.detail}", now)
+            case Telemetry():
+                self._telemetry.append((device, dict(message.values), now.wall_ms))
+            case Event():
+                self._store.event(device, message, now.wall_ms)
+            case Request():
+                self._answer(device, message, now)
+            case _:
+                return
+        self._meet(device, now)
+
+    def _meet(self, device: str, now: Now) -> None:
+        """Ask a device that is not known to introduce itself."""
+        row = self._store.device(device)
+        if (row is None or not row.born) and now.s - self._asked_birth_s.get(device, -math.inf) >= BIRTH_AGAIN_S:
+            self._asked_birth_s[device] = now.s
+            command = Command(id=f"birth-{now.wall_ms}", name="birth", args={}, ttl_s=60.0)
+            self._send(device, topics.DN_CMD, command, qos=1, expiry_s=60)
+
+    def _answer(self, device: str, request: Request, now: Now) -> None:
+        if request.op == "desired":
+            self._send_desired(device, now)
+            return
+        try:
+            artifact = self._artifacts.get(request.digest)
+        except RolloutError as exc:
+            self._note(device, "artifact-missing", str(exc), now)
+            return
+        leaf = topics.frame_leaf(request.digest[:16])
+        for frame in serve(request, artifact.read, artifact.size_bytes, CHUNK_BYTES, artifact.index):
+            self._publish(device, leaf, encode_frame(frame), qos=0, expiry_s=30)
+
+    def _send_desired(self, device: str, now: Now) -> None:
+        row = self._store.device(device)
+        release = None if row is None or not row.born else self._store.desired(device, row.backbone)
+        if release is None:
+            return
+        try:
+            artifact = self._artifacts.get(release.digest)
+        except RolloutError as exc:
+            self._note(device, "artifact-missing", str(exc), now)
+            return
+        desired = Desired(
+            release=release.counter,
+            kind="bundle" if release.kind == "bundle" else "head",
+            digest=release.digest,
+            size_bytes=artifact.size_bytes,
+            chunk_size_bytes=CHUNK_BYTES,
+            index_digest=artifact.index_digest,
+            backbone=release.backbone,
+            reason=release.reason,
+            ts_ms=release.created_ms,
+        )
+        self._send(device, topics.DN_DESIRED, desired, qos=1, retain=True)
+
+    # Contributions
+
+    def _upload_frame(self, device: str, leaf: str, payload: bytes, now: Now) -> None:
+        xfer = topics.transfer_of(leaf)
+        assert xfer is not None
+        key = (device, xfer)
+        frame = decode_frame(payload)
+        receiver, _ = self._uploads.get(key, (None, 0.0))
+        if receiver is None:
+            if not frame.offer:
+                self._send(device, topics.upload_status_leaf(xfer), OFFER_FIRST, qos=1)
+                return
+            if len(self._uploads) >= MAX_UPLOADS:
+                return  # the device offers again later
+            receiver = UploadReceiver(xfer)
+        self._uploads[key] = (receiver, now.s)
+        status = receiver.receive(frame)
+        if receiver.done:
+            del self._uploads[key]
+            try:
+                self._take_contribution(device, receiver.data(), now)
+            except (BundleError, LearningError) as exc:
+                self._note(device, "contribution-refused", str(exc), now)
+                status = type(OFFER_FIRST)(have=(), window=0, status="refused", detail=str(exc)[:500])
+        if status is not None:
+            self._send(device, topics.upload_status_leaf(xfer), status, qos=1)
+
+    def _take_contribution(self, device: str, data: bytes, now: Now) -> None:
+        """Keep what a device learned; durable when this returns, and only then it is acknowledged."""
+        update = HeadUpdate.decode(data, f"the contribution of {device}")
+        bundle = self._bundle(update.backbone)
+        if bundle is not None:
+            check_update(update, bundle)
+        else:
+            self._note(
+                device, "unknown-backbone", f"{update.backbone[:12]}: kept; push or register its bundle to merge it", now
+            )
+        artifact = self._artifacts.put(data)
+        row = ContributionRow(
+            device=device,
+            lineage=update.lineage,
+            backbone=update.backbone,
+            learner=update.learner,
+            version=update.version,
+            n_samples=update.n_samples,
+            base_release=update.base_release,
+            digest=artifact.digest,
+            received_ms=now.wall_ms,
+        )
+        if self._store.contribution(row):
+            self._note(device, "contribution", f"{update.n_samples} samples, {update.learner}", now)
+            self._check_merges = True
+
+    def _bundle(self, backbone: str) -> Bundle | None:
+        """A known bundle with this backbone, opened."""
+        if backbone not in self._bundles:
+            row = self._store.bundle_of(backbone)
+            if row is None:
+                return None
+            self._bundles[backbone] = Bundle.open(self._artifacts.get(row.digest).path)
+        return self._bundles[backbone]
+
+    # What operators ask for
+
+    def add_artifact(self, data: bytes, path: Path) -> dict[str, Any]:
+        """Take a bundle or a head, check it, and keep it.
+
+        Args:
+            data: The file.
+            path: A copy on disk that a bundle can be opened from.
+
+        Returns:
+            ``digest``, ``kind`` and ``backbone``.
+
+        Raises:
+            BundleError: It is neither, or does not fit a known bundle.
+        """
+        if data[:4] == b"PK\3\4":
+            bundle = Bundle.open(path)
+            artifact = self._artifacts.put(data)
+            backbone = bundle.manifest.backbone_digest
+            self._store.add_bundle(artifact.digest, backbone, bundle.manifest.name)
+            self._check_merges = True
+            return {"digest": artifact.digest, "kind": "bundle", "backbone": backbone}
+        release = self._read_head(data)
+        artifact = self._artifacts.put(release.encode())
+        return {"digest": artifact.digest, "kind": "head", "backbone": release.backbone}
+
+    def _read_head(self, data: bytes) -> HeadRelease:
+        """A head release, or plain parameters that fit exactly one known bundle's head."""
+        try:
+            release = HeadRelease.decode(data, "the head")
+        except BundleError:
+            release = None
+        if release is not None:
+            bundle = self._bundle(release.backbone)
+            if bundle is None:
+                raise BundleError("the head belongs to a backbone that is not known here; push its bundle first")
+            check_parameters(release.parameters, bundle.manifest, "the head")
+            return release
+        try:
+            tensors = safetensors.numpy.load(data)
+        except Exception as exc:  # the parser's errors have no common base
+            raise BundleError("expected a bundle (.edge) or a head (.safetensors); this is neither") from exc
+        fitting = {}
+        for row in self._store.bundles():
+            bundle = self._bundle(row.backbone)
+            assert bundle is not None
+            try:
+                check_parameters(tensors, bundle.manifest, "the head")
+            except BundleError:
+                continue
+            fitting[row.backbone] = bundle
+        if len(fitting) != 1:
+            raise BundleError(
+                f"a head with the parameters {sorted(tensors)} fits {len(fitting)} of the known bundles, expected one"
+            )
+        return HeadRelease(backbone=next(iter(fitting)), parameters=dict(tensors), origin="pushed by hand")
+
+    def push(self, digest: str, kind: str, backbone: str, devices: list[str], reason: str, now: Now) -> ReleaseRow:
+        """Make an artifact the desired state of devices.
+
+        Raises:
+            RolloutError: An unknown device, or no device could take it.
+        """
+        known = {row.id: row for row in self._store.devices()}
+        unknown = [device for device in devices if device not in known]
+        if unknown:
+            raise RolloutError(f"unknown device {unknown[0]}; `edge-fleet devices` lists them")
+        self._artifacts.get(digest)
+        chosen = devices or list(known)
+        if kind == "head" and not any(known[device].backbone == backbone for device in chosen):
+            raise RolloutError(f"no device runs the backbone {backbone[:12]} that this head belongs to")
+        release = self._store.release(
+            kind=kind,
+            digest=digest,
+            backbone=backbone,
+            devices=devices or [ALL_DEVICES],
+            reason=reason,
+            now_ms=now.wall_ms,
+        )
+        self._note("", "release", f"{release.counter}: {kind} {digest[:12]}, {reason}", now)
+        self._next_reassert_s = now.s
+        return release
+
+    def merge_now(self, now: Now) -> list[ReleaseRow]:
+        """Merge everything that is new, and push it."""
+        backbones = {row.backbone for row in self._fresh()}
+        return [release for backbone in sorted(backbones) if (release := self._merge(backbone, now)) is not None]
+
+    def _fresh(self) -> list[ContributionRow]:
+        return [row for row in self._store.contributions() if row.version > row.merged_version]
+
+    def _merge(self, backbone: str, now: Now) -> ReleaseRow | None:
+        self._merge_due_s.pop(backbone, None)
+        bundle = self._bundle(backbone)
+        if bundle is None:
+            return None
+        rows = self._store.contributions(backbone)
+        updates, used = [], []
+        for row in rows:
+            fresh = row.version > row.merged_version
+            if row.learner == "delta" and not fresh:
+                continue  # a change is added once; statistics are summed anew each time
+            try:
+                update = HeadUpdate.decode(self._artifacts.get(row.digest).path.read_bytes(), row.device)
+                check_update(update, bundle)
+            except EdgeError as exc:
+                self._note(row.device, "contribution-refused", str(exc), now)
+                continue
+            updates.append(update)
+            used.append(row)
+        current, counter = self._current_head(backbone, bundle)
+        already = {row.lineage: row.merged_version for row in rows if row.merged_version >= 0}
+        try:
+            merged = merge(bundle, updates, current, counter, already)
+        except LearningError as exc:
+            self._note("", "merge-failed", str(exc), now)
+            return None
+        artifact = self._artifacts.put(merged.encode())
+        n_devices = len({row.device for row in used})
+        reason = f"merge of {n_devices} devices, {merged.n_samples} labelled samples"
+        release = self._store.release(
+            kind="head",
+            digest=artifact.digest,
+            backbone=backbone,
+            devices=[ALL_DEVICES],
+            reason=reason,
+            now_ms=now.wall_ms,
+            merged=used,
+        )
+        self._note("", "release", f"{release.counter}: {reason}", now)
+        self._next_reassert_s = now.s
+        return release
+
+    def _current_head(self, backbone: str, bundle: Bundle) -> tuple[dict[str, FloatArray], int]:
+        """The head that the fleet was last given, and its release counter."""
+        for row in self._store.releases():
+            if row.kind == "head" and row.backbone == backbone and row.devices == [ALL_DEVICES]:
+                data = self._artifacts.get(row.digest).path.read_bytes()
+                return HeadRelease.decode(data, "the current head").parameters, row.counter
+        return bundle.head_parameters(), 0
+
+    # Time
+
+    @property
+    def next_deadline_s(self) -> float:
+        """Call `tick` at this time at the latest."""
+        return min([self._next_reassert_s, self._next_housekeeping_s, *self._merge_due_s.values()])
+
+    def tick(self, now: Now) -> list[Publish]:
+        """Do what is due and give back what is to be sent."""
+        rows, self._telemetry = self._telemetry, []
+        self._store.telemetry(rows)
+        if self._check_merges:
+            self._check_merges = False
+            self._plan_merges(now)
+        for backbone in [backbone for backbone, due_s in self._merge_due_s.items() if now.s >= due_s]:
+            self._merge(backbone, now)
+        if self._connected and now.s >= self._next_reassert_s:
+            self._next_reassert_s = now.s + self._config.reassert_s
+            self._reassert(now)
+        if now.s >= self._next_housekeeping_s:
+            self._next_housekeeping_s = now.s + HOUSEKEEPING_S
+            self._store.forget_telemetry(now.wall_ms - int(self._config.telemetry_days * _DAY_MS))
+        idle = [key for key, (_, seen_s) in self._uploads.items() if now.s - seen_s > UPLOAD_IDLE_S]
+        for key in idle:
+            del self._uploads[key]
+        out, self._out = self._out, []
+        return out if self._connected else []
+
+    def _plan_merges(self, now: Now) -> None:
+        """Set when to merge: soon when every device that is there has sent something new, else after the delay."""
+        if not self._config.auto_merge:
+            return
+        fresh: dict[str, set[str]] = {}
+        for row in self._fresh():
+            fresh.setdefault(row.backbone, set()).add(row.device)
+        for backbone, devices in fresh.items():
+            if len(devices) < self._config.min_devices or self._bundle(backbone) is None:
+                continue
+            online = {row.id for row in self._store.devices() if row.online and row.backbone == backbone}
+            due_s = now.s if online and online <= devices else now.s + self._config.merge_delay_s
+            self._merge_due_s[backbone] = min(due_s, self._merge_due_s.get(backbone, math.inf))
+
+    def _reassert(self, now: Now) -> None:
+        """Tell every device that is not where it should be. The database says so, not the broker's memory."""
+        for row in self._store.devices():
+            if not row.born:
+                self._meet(row.id, now)
+                continue
+            desired = self._store.desired(row.id, row.backbone)
+            if desired is not None and row.release < desired.counter:
+                self._send_desired(row.id, now)
+
+    def _note(self, device: str, name: str, detail: str, now: Now) -> None:
+        self._store.event(device, Event(ts_ms=now.wall_ms, name=name, detail=detail[:500]), now.wall_ms)
+
+    def _send(
+        self, device: str, leaf: str, message: Message, *, qos: int, retain: bool = False, expiry_s: int | None = None
+    ) -> None:
+        self._publish(device, leaf, encode(message), qos=qos, retain=retain, expiry_s=expiry_s)
+
+    def _publish(
+        self, device: str, leaf: str, payload: bytes, *, qos: int, retain: bool = False, expiry_s: int | None = None
+    ) -> None:
+        topic = topics.build(self._config.fleet, device, leaf)
+        self._out.append(Publish(topic=topic, payload=payload, qos=qos, retain=retain, expiry_s=expiry_s))
+
+
+__all__ = ["Artifact", "CoordinatorCore", "Now", "Publish"]

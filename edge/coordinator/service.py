@@ -1,0 +1,174 @@
+"""The coordinator as a process: one loop decides; the broker connection and the HTTP API put work on its queue.
+
+The door for clock, threads and signals. Everything that decides is in `edge.coordinator.core`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import queue
+import signal
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from edge.channel import topics
+from edge.channel.transport import Connected, Disconnected, Transport, TransportEvent
+from edge.contract.errors import ChannelError, ConfigError
+from edge.coordinator.api import build_api
+from edge.coordinator.artifacts import ArtifactStore
+from edge.coordinator.config import CoordinatorConfig
+from edge.coordinator.core import CoordinatorCore, Now, Publish
+from edge.coordinator.store import Store
+
+log = logging.getLogger("edge.coordinator")
+
+MAX_QUEUED = 20_000
+CALL_TIMEOUT_S = 60.0
+
+
+@dataclass(slots=True)
+class _Call:
+    """Work for the coordinator's thread, and the place where its result is awaited."""
+
+    function: Callable[[CoordinatorCore, Now], Any]
+    result: Future[Any] = field(default_factory=Future)
+
+
+class _Stop:
+    """Ask the loop to end."""
+
+
+def now() -> Now:
+    """The time as the core wants it."""
+    return Now(time.monotonic(), time.time_ns() // 1_000_000)
+
+
+class CoordinatorService:
+    """Runs one coordinator until it is stopped.
+
+    Args:
+        config: Its options.
+        transport: To the broker.
+
+    Raises:
+        ConfigError: The data folder cannot be used, or another coordinator has it.
+    """
+
+    def __init__(self, config: CoordinatorConfig, transport: Transport) -> None:
+        self._config = config
+        self._transport = transport
+        self._lock = _lock(config.data_dir)
+        self._store = Store(config.data_dir / "coordinator.sqlite")
+        self.core = CoordinatorCore(config, self._store, ArtifactStore(config.data_dir / "artifacts"))
+        self._queue: queue.Queue[_Call | TransportEvent | _Stop] = queue.Queue(MAX_QUEUED)
+
+    def register_bundle(self, path: Path) -> None:
+        """Know a bundle, so that contributions of devices that came with it can be merged."""
+        try:
+            data = path.read_bytes()
+        except OSError as exc:
+            raise ConfigError(f"--bundle {path} cannot be read: {exc.strerror}") from exc
+        self.core.add_artifact(data, path)
+
+    def run(self, host: str, port: int, token: str | None) -> None:
+        """Serve until SIGTERM or SIGINT.
+
+        Args:
+            host: Address of the HTTP API.
+            port: Its port.
+            token: Asked of every HTTP request, or None.
+        """
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self._queue.put(_Stop()))
+        api = build_api(self._store, self._submit, self._config.fleet, token)
+        server = uvicorn.Server(uvicorn.Config(api, host=host, port=port, log_level="warning", lifespan="off"))
+        web = threading.Thread(target=self._serve, args=(server,), daemon=True)
+        web.start()
+        self._transport.subscribe(topics.coordinator_filters(self._config.fleet))
+        self._transport.start(self._queue.put)
+        log.info("fleet %s, http://%s:%d", self._config.fleet, host, port)
+        try:
+            self._loop()
+        finally:
+            server.should_exit = True
+            self._transport.stop()
+            web.join(5.0)
+            self._store.close()
+            os.close(self._lock)
+
+    def _serve(self, server: uvicorn.Server) -> None:
+        try:
+            server.run()
+        except SystemExit:  # uvicorn leaves like this when the port is taken
+            log.error("the HTTP API could not start; is the port in use?")  # noqa: TRY400  # its own log has the cause
+            self._queue.put(_Stop())
+
+    def _submit(self, function: Callable[[CoordinatorCore, Now], Any]) -> Any:
+        call = _Call(function)
+        self._queue.put(call, timeout=CALL_TIMEOUT_S)
+        return call.result.result(CALL_TIMEOUT_S)
+
+    def _loop(self) -> None:
+        while True:
+            wait_s = min(max(self.core.next_deadline_s - time.monotonic(), 0.0), 1.0)
+            with contextlib.suppress(queue.Empty):
+                item: _Call | TransportEvent | _Stop | None = self._queue.get(timeout=wait_s)
+                taken = 0
+                while item is not None:
+                    if isinstance(item, _Stop):
+                        return
+                    self._take(item)
+                    taken += 1
+                    # A busy fleet must not keep timers from running.
+                    item = None if self._queue.empty() or taken >= 500 else self._queue.get_nowait()
+            self._perform(self.core.tick(now()))
+
+    def _take(self, item: _Call | TransportEvent) -> None:
+        if isinstance(item, _Call):
+            try:
+                item.result.set_result(item.function(self.core, now()))
+            except Exception as exc:  # noqa: BLE001  # it is raised again where the result is awaited
+                item.result.set_exception(exc)
+            return
+        if isinstance(item, Disconnected):
+            log.warning("no broker: %s; trying again", item.reason)
+        elif isinstance(item, Connected):
+            log.info("connected to the broker")
+        try:
+            self.core.transport(item, now())
+        except Exception:
+            log.exception("a message could not be handled; the coordinator goes on")
+
+    def _perform(self, effects: list[Publish]) -> None:
+        for effect in effects:
+            try:
+                self._transport.publish(
+                    effect.topic, effect.payload, qos=effect.qos, retain=effect.retain, expiry_s=effect.expiry_s
+                )
+            except ChannelError as exc:
+                log.error("not sent: %s", exc)  # noqa: TRY400  # the message says everything
+
+
+def _lock(folder: Path) -> int:
+    """Take the data folder for this process alone."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as exc:
+        raise ConfigError(f"the data folder {folder} cannot be written: {exc.strerror}") from exc
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as exc:
+        os.close(descriptor)
+        raise ConfigError(f"the data folder {folder} is in use by another coordinator") from exc
+    return descriptor

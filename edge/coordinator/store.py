@@ -1,0 +1,313 @@
+"""The database: what the coordinator knows, in SQLite by SQLAlchemy. The broker is never asked what was true yesterday.
+
+Every write is one transaction, durable when the method returns. Telemetry is written in batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import JSON, Engine, Index, UniqueConstraint, create_engine, delete, event, func, select
+from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+
+from edge.channel.messages import Birth, Conn, Event, State
+from edge.contract.errors import ConfigError
+
+ALL_DEVICES = "*"
+
+
+class Base(DeclarativeBase):
+    """Root of the tables."""
+
+
+class DeviceRow(Base):
+    """A device, from its first message on."""
+
+    __tablename__ = "device"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    online: Mapped[bool] = mapped_column(default=False)
+    session: Mapped[int] = mapped_column(default=0)
+    boot: Mapped[int] = mapped_column(default=0)
+    agent_version: Mapped[str] = mapped_column(default="")
+    profile: Mapped[str] = mapped_column(default="")
+    hardware: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
+    bundle: Mapped[str] = mapped_column(default="")
+    backbone: Mapped[str] = mapped_column(default="")
+    head: Mapped[str] = mapped_column(default="")
+    release: Mapped[int] = mapped_column(default=0)
+    samples: Mapped[int] = mapped_column(default=0)
+    state_seq: Mapped[int] = mapped_column(default=0)
+    state: Mapped[str] = mapped_column(default="")
+    state_release: Mapped[int] = mapped_column(default=0)
+    state_detail: Mapped[str] = mapped_column(default="")
+    born: Mapped[bool] = mapped_column(default=False)
+    first_seen_ms: Mapped[int] = mapped_column(default=0)
+    last_seen_ms: Mapped[int] = mapped_column(default=0)
+
+
+class TelemetryRow(Base):
+    """One telemetry message; (device, boot, seq) tells a repeat."""
+
+    __tablename__ = "telemetry"
+    __table_args__ = (UniqueConstraint("device", "boot", "seq"), Index("telemetry_received", "received_ms"))
+    id: Mapped[int] = mapped_column(primary_key=True)
+    device: Mapped[str]
+    boot: Mapped[int]
+    seq: Mapped[int]
+    received_ms: Mapped[int]
+    values: Mapped[dict[str, Any]] = mapped_column(JSON)
+
+
+class ContributionRow(Base):
+    """The newest contribution of one lineage of learned state."""
+
+    __tablename__ = "contribution"
+    device: Mapped[str] = mapped_column(primary_key=True)
+    lineage: Mapped[str] = mapped_column(primary_key=True)
+    backbone: Mapped[str] = mapped_column(primary_key=True)
+    learner: Mapped[str]
+    version: Mapped[int]
+    n_samples: Mapped[int]
+    base_release: Mapped[int]
+    digest: Mapped[str]
+    received_ms: Mapped[int]
+    merged_version: Mapped[int] = mapped_column(default=-1)
+
+
+class BundleRow(Base):
+    """A bundle that the coordinator knows, by the digest of its file."""
+
+    __tablename__ = "bundle"
+    digest: Mapped[str] = mapped_column(primary_key=True)
+    backbone: Mapped[str]
+    name: Mapped[str]
+
+
+class ReleaseRow(Base):
+    """Something pushed. Counters only go up; going back is a new release of older bytes."""
+
+    __tablename__ = "release"
+    counter: Mapped[int] = mapped_column(primary_key=True)
+    kind: Mapped[str]
+    digest: Mapped[str]
+    backbone: Mapped[str]
+    devices: Mapped[list[str]] = mapped_column(JSON)
+    reason: Mapped[str]
+    created_ms: Mapped[int]
+
+
+class EventRow(Base):
+    """Something that happened, on a device or here."""
+
+    __tablename__ = "event"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    device: Mapped[str]
+    name: Mapped[str]
+    detail: Mapped[str]
+    at_ms: Mapped[int]
+
+
+def as_dict(row: Base) -> dict[str, Any]:
+    """A row as JSON-able values."""
+    return {column.key: getattr(row, column.key) for column in row.__table__.columns}
+
+
+class Store:
+    """The database of one coordinator.
+
+    Args:
+        path: SQLite file, created.
+
+    Raises:
+        ConfigError: The file cannot be used.
+    """
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._engine: Engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": 30})
+
+        @event.listens_for(self._engine, "connect")
+        def _configure(connection: Any, _: Any) -> None:
+            # Readers do not wait for the writer, and a commit survives a power cut.
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA synchronous=FULL")
+
+        try:
+            Base.metadata.create_all(self._engine)
+        except SQLAlchemyError as exc:
+            raise ConfigError(f"the database {path} cannot be used: {exc.__cause__ or exc}") from exc
+
+    def close(self) -> None:
+        """Give the file free."""
+        self._engine.dispose()
+
+    def _session(self) -> Session:
+        return Session(self._engine, expire_on_commit=False)
+
+    @staticmethod
+    def _device(session: Session, device: str, now_ms: int) -> DeviceRow:
+        row = session.get(DeviceRow, device)
+        if row is None:
+            row = DeviceRow(id=device, first_seen_ms=now_ms, session=0, boot=0, state_seq=0, release=0, samples=0)
+            row.online, row.born, row.state_release = False, False, 0
+            session.add(row)
+        row.last_seen_ms = now_ms
+        return row
+
+    # What devices say
+
+    def conn(self, device: str, message: Conn, now_ms: int) -> None:
+        """A device came or went. An offline of an older session than the last online is dropped."""
+        with self._session() as session, session.begin():
+            row = self._device(session, device, now_ms)
+            if message.session >= row.session:
+                row.online, row.session, row.boot = message.online, message.session, message.boot
+
+    def birth(self, device: str, message: Birth, now_ms: int) -> None:
+        """A device said what it is and runs."""
+        with self._session() as session, session.begin():
+            row = self._device(session, device, now_ms)
+            row.online, row.born = True, True
+            row.session, row.boot = max(row.session, message.session), message.boot
+            row.agent_version, row.profile, row.hardware = message.agent_version, message.profile, dict(message.hardware)
+            row.bundle, row.backbone, row.head = message.bundle, message.backbone, message.head
+            row.release, row.samples = message.release, message.n_labels
+
+    def state(self, device: str, message: State, now_ms: int) -> bool:
+        """A slot changed its state; False when a newer one is known."""
+        with self._session() as session, session.begin():
+            row = self._device(session, device, now_ms)
+            if message.seq <= row.state_seq:
+                return False
+            row.state_seq, row.state, row.state_detail = message.seq, message.state, message.detail
+            row.state_release = message.release
+            if message.state not in ("idle", "offered", "fetching"):
+                row.release = max(row.release, message.release)
+            return True
+
+    def telemetry(self, rows: Sequence[tuple[str, Mapping[str, Any], int]]) -> None:
+        """Keep telemetry: (device, values, received_ms); repeats are dropped."""
+        if not rows:
+            return
+        with self._session() as session, session.begin():
+            for device, values, now_ms in rows:
+                row = self._device(session, device, now_ms)
+                if type(values.get("samples")) is int:
+                    row.samples = values["samples"]
+                entry = {"device": device, "boot": values.get("boot", 0), "seq": values.get("seq", 0)}
+                entry |= {"received_ms": now_ms, "values": dict(values)}
+                session.flush()
+                session.execute(insert(TelemetryRow).values(**entry).on_conflict_do_nothing())
+
+    def event(self, device: str, message: Event, now_ms: int) -> None:
+        """Something happened; ``device`` is "" for the coordinator itself."""
+        with self._session() as session, session.begin():
+            if device:
+                self._device(session, device, now_ms)
+            session.add(EventRow(device=device, name=message.name, detail=message.detail, at_ms=now_ms))
+
+    def contribution(self, row: ContributionRow) -> bool:
+        """Keep a contribution unless a newer version of its lineage is known; False when it is not news."""
+        with self._session() as session, session.begin():
+            known = session.get(ContributionRow, (row.device, row.lineage, row.backbone))
+            if known is not None and known.version >= row.version:
+                return False
+            row.merged_version = -1 if known is None else known.merged_version
+            session.merge(row)
+            return True
+
+    # Bundles, merges and releases
+
+    def add_bundle(self, digest: str, backbone: str, name: str) -> None:
+        """Know a bundle."""
+        with self._session() as session, session.begin():
+            session.merge(BundleRow(digest=digest, backbone=backbone, name=name))
+
+    def bundles(self) -> Sequence[BundleRow]:
+        """All known bundles."""
+        with self._session() as session:
+            return session.scalars(select(BundleRow)).all()
+
+    def bundle_of(self, backbone: str) -> BundleRow | None:
+        """A known bundle with this backbone."""
+        with self._session() as session:
+            return session.scalars(select(BundleRow).where(BundleRow.backbone == backbone).limit(1)).first()
+
+    def contributions(self, backbone: str | None = None) -> Sequence[ContributionRow]:
+        """The newest contributions, by device and lineage."""
+        query = select(ContributionRow).order_by(ContributionRow.device, ContributionRow.lineage)
+        if backbone is not None:
+            query = query.where(ContributionRow.backbone == backbone)
+        with self._session() as session:
+            return session.scalars(query).all()
+
+    def release(
+        self,
+        *,
+        kind: str,
+        digest: str,
+        backbone: str,
+        devices: Sequence[str],
+        reason: str,
+        now_ms: int,
+        merged: Iterable[ContributionRow] = (),
+    ) -> ReleaseRow:
+        """Record a release, and what it merged, in one transaction; its counter is one above the highest ever."""
+        with self._session() as session, session.begin():
+            highest = session.scalar(select(func.max(ReleaseRow.counter))) or 0
+            row = ReleaseRow(counter=highest + 1, kind=kind, digest=digest, backbone=backbone, devices=list(devices))
+            row.reason, row.created_ms = reason, now_ms
+            session.add(row)
+            for part in merged:
+                known = session.get(ContributionRow, (part.device, part.lineage, part.backbone))
+                if known is not None:
+                    known.merged_version = max(known.merged_version, part.version)
+            return row
+
+    def releases(self) -> Sequence[ReleaseRow]:
+        """All releases, newest first."""
+        with self._session() as session:
+            return session.scalars(select(ReleaseRow).order_by(ReleaseRow.counter.desc())).all()
+
+    def device(self, device: str) -> DeviceRow | None:
+        """A device, or None when it was never seen."""
+        with self._session() as session:
+            return session.get(DeviceRow, device)
+
+    def devices(self) -> Sequence[DeviceRow]:
+        """All devices by id."""
+        with self._session() as session:
+            return session.scalars(select(DeviceRow).order_by(DeviceRow.id)).all()
+
+    def desired(self, device: str, backbone: str) -> ReleaseRow | None:
+        """The newest release that is meant for this device: a bundle, or a head for its backbone."""
+        for row in self.releases():
+            meant = row.devices == [ALL_DEVICES] or device in row.devices
+            if meant and (row.kind == "bundle" or row.backbone == backbone):
+                return row
+        return None
+
+    # Reading for people
+
+    def telemetry_after(self, last_id: int, limit: int) -> Sequence[TelemetryRow]:
+        """Telemetry rows behind an id, oldest first; with id -1 the newest ones."""
+        with self._session() as session:
+            if last_id < 0:
+                rows = session.scalars(select(TelemetryRow).order_by(TelemetryRow.id.desc()).limit(limit)).all()
+                return rows[::-1]
+            query = select(TelemetryRow).where(TelemetryRow.id > last_id).order_by(TelemetryRow.id).limit(limit)
+            return session.scalars(query).all()
+
+    def events(self, limit: int) -> Sequence[EventRow]:
+        """The newest events, newest first."""
+        with self._session() as session:
+            return session.scalars(select(EventRow).order_by(EventRow.id.desc()).limit(limit)).all()
+
+    def forget_telemetry(self, before_ms: int) -> None:
+        """Delete old telemetry."""
+        with self._session() as session, session.begin():
+            session.execute(delete(TelemetryRow).where(TelemetryRow.received_ms < before_ms))

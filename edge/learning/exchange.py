@@ -1,0 +1,152 @@
+"""What devices and coordinator give each other about a head, as safetensors documents.
+
+A `HeadUpdate` goes up: what one device learned. A `HeadRelease` goes down: a head for everyone, with the pooled
+statistics that a closed-form learner goes on from. Both are bound to the backbone's digest: features of another backbone
+mean something else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from edge.contract import tensorfile
+from edge.contract.digest import is_digest
+from edge.contract.errors import BundleError
+from edge.contract.training import Parameters
+from edge.learning.learner import State
+
+_PARAMETER = "parameter."
+_MERGED = "merged."
+_UPDATE = "head-update"
+_RELEASE = "head-release"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
+class HeadUpdate:
+    """What a device learned.
+
+    Attributes:
+        learner: ``statistics`` (all since the beginning) or ``delta`` (change since the release `base_release`).
+        backbone: Digest of the backbone.
+        lineage: Random identity of the device's saved state: statistics of one lineage replace each other, those of
+            different lineages add up.
+        version: Labelled samples of this lineage so far; only grows, so the highest version is the newest.
+        n_samples: Labelled samples behind these tensors.
+        base_release: Counter of the release that a delta starts from, 0 for the shipped head.
+        tensors: As the learner gave them.
+    """
+
+    learner: str
+    backbone: str
+    lineage: str
+    version: int
+    n_samples: int
+    base_release: int
+    tensors: State
+
+    def encode(self) -> bytes:
+        """As one document."""
+        description = {
+            "learner": self.learner,
+            "backbone": self.backbone,
+            "lineage": self.lineage,
+            "version": self.version,
+            "n_samples": self.n_samples,
+            "base_release": self.base_release,
+        }
+        return tensorfile.encode(_UPDATE, description, self.tensors)
+
+    @classmethod
+    def decode(cls, data: bytes, what: str) -> HeadUpdate:
+        """Read a document; its tensors are finite.
+
+        Raises:
+            BundleError: Damaged, or not a head update.
+        """
+        found, tensors = tensorfile.decode(data, _UPDATE, what)
+        numbers = [found.get(key) for key in ("version", "n_samples", "base_release")]
+        if (
+            found.get("learner") not in ("statistics", "delta")
+            or not is_digest(found.get("backbone"))
+            or not isinstance(found.get("lineage"), str)
+            or not 0 < len(found["lineage"]) <= 64
+            or not all(type(number) is int and number >= 0 for number in numbers)
+        ):
+            raise BundleError(f"{what}: a field of the head update is missing or not of its type")
+        return cls(
+            learner=found["learner"],
+            backbone=found["backbone"],
+            lineage=found["lineage"],
+            version=found["version"],
+            n_samples=found["n_samples"],
+            base_release=found["base_release"],
+            tensors=tensors,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
+class HeadRelease:
+    """A head for the fleet.
+
+    Attributes:
+        backbone: Digest of the backbone that it belongs to.
+        parameters: float32 by name.
+        merged: Pooled statistics (`HeadStatistics.to_tensors`), or nothing.
+        included: By lineage, the version of the contribution that is in it.
+        n_samples: Labelled samples behind it.
+        origin: In words, for people: ``merge of 3 devices``.
+    """
+
+    backbone: str
+    parameters: Parameters
+    merged: State = field(default_factory=dict)
+    included: Mapping[str, int] = field(default_factory=dict)
+    n_samples: int = 0
+    origin: str = ""
+
+    def encode(self) -> bytes:
+        """As one document; the same release gives the same bytes."""
+        description: dict[str, Any] = {
+            "backbone": self.backbone,
+            "included": dict(self.included),
+            "n_samples": self.n_samples,
+            "origin": self.origin,
+        }
+        tensors: State = {_PARAMETER + name: array for name, array in self.parameters.items()}
+        tensors |= {_MERGED + name: array for name, array in self.merged.items()}
+        return tensorfile.encode(_RELEASE, description, tensors)
+
+    @classmethod
+    def decode(cls, data: bytes, what: str) -> HeadRelease:
+        """Read a document; its tensors are finite. Names and shapes are the business of whoever applies it.
+
+        Raises:
+            BundleError: Damaged, or not a head release.
+        """
+        found, tensors = tensorfile.decode(data, _RELEASE, what)
+        included = found.get("included")
+        if (
+            not is_digest(found.get("backbone"))
+            or not isinstance(included, dict)
+            or not all(type(version) is int and version >= 0 for version in included.values())
+            or type(found.get("n_samples")) is not int
+            or not isinstance(found.get("origin"), str)
+        ):
+            raise BundleError(f"{what}: a field of the head release is missing or not of its type")
+        parameters = {
+            name.removeprefix(_PARAMETER): array.astype(np.float32)
+            for name, array in tensors.items()
+            if name.startswith(_PARAMETER)
+        }
+        return cls(
+            backbone=found["backbone"],
+            parameters=parameters,
+            merged={n.removeprefix(_MERGED): a for n, a in tensors.items() if n.startswith(_MERGED)},
+            included=included,
+            n_samples=found["n_samples"],
+            origin=found["origin"],
+        )
