@@ -52,7 +52,9 @@ def _arguments(_context: click.Context, _parameter: click.Parameter, values: tup
 @click.option("--target", default="generic-x86_64", help="Device profile: a shipped name or a .toml file.")
 @click.option("--quantize", default="auto", type=click.Choice(["auto", "int8", "none"]), help="Of the frozen layers.")
 @click.option("--calibrate", type=click.Path(path_type=Path), help=".npz with x, and y if labelled.")
-@click.option("--evaluate", type=click.Path(path_type=Path), help=".npz to measure on, instead of the calibration data.")
+@click.option(
+    "--evaluate", type=click.Path(path_type=Path), help=".npz to measure on, instead of the calibration data."
+)
 @click.option("--max-drop", default=0.5, type=click.FloatRange(0, 100), help="Points of accuracy that int8 may cost.")
 @click.version_option(__version__, prog_name="edge-convert")
 def convert_command(
@@ -134,7 +136,9 @@ def _print_report(console: Console, output: Path, conversion: Conversion) -> Non
     console.print(table)
     for note in report["notes"]:
         console.print(f"- {note}", highlight=False)
-    console.print(f"wrote {output} ({output.stat().st_size / 1024:.0f} KiB), sha256 {conversion.bundle_digest}", highlight=False)
+    console.print(
+        f"wrote {output} ({output.stat().st_size / 1024:.0f} KiB), sha256 {conversion.bundle_digest}", highlight=False
+    )
 
 
 def main() -> None:

@@ -215,7 +215,10 @@ def _load_weights(model: nn.Module, weights: Mapping[str, torch.Tensor], plan: C
         near = get_close_matches(key, unexpected, n=1)
         lines.append(f"  missing    {key}" + (f"   (the file has {near[0]})" if near else ""))
     lines += [f"  unexpected {key}" for key in unexpected[:8]]
-    lines += [f"  {key}: {tuple(weights[key].shape)} in the file, {tuple(expected[key].shape)} in the model" for key in wrong[:8]]
+    lines += [
+        f"  {key}: {tuple(weights[key].shape)} in the file, {tuple(expected[key].shape)} in the model"
+        for key in wrong[:8]
+    ]
     raise ConversionError("\n".join(lines))
 
 

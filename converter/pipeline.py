@@ -117,7 +117,7 @@ def convert(plan: ConversionPlan, stage: Stage = lambda _: None) -> Conversion:
     whole = _check_float(exported, data, reference)
     size_float = len(exported.SerializeToString())
     rows = [
-        measure("PyTorch float", original, plan.source.stat().st_size, data.x, data.y, reference),
+        measure("PyTorch float", original, _weights_bytes(source), data.x, data.y, reference),
         measure("ONNX float", whole, size_float, data.x, data.y, reference),
     ]
     head_run = open_onnx(halves.head.SerializeToString(), m.HEAD_INFER)
@@ -262,7 +262,7 @@ def _class_names(plan: ConversionPlan, source: Source, data: Data, n_classes: in
     if len(names) != n_classes:
         raise ConfigError(f"{len(names)} class names, but the model has {n_classes} outputs")
     for labels in (data.y, None if data.calibration is None else data.calibration.y):
-        if labels is not None and not (0 <= labels.min() and labels.max() < n_classes):
+        if labels is not None and not (labels.min() >= 0 and labels.max() < n_classes):
             raise ConfigError(f"labels from {labels.min()} to {labels.max()}, but the model has {n_classes} outputs")
     return names
 
@@ -292,6 +292,10 @@ def _largest_trainable(exported: onnx.ModelProto, names: list[str], plan: Conver
             continue
         return f". The largest that works is --trainable {smaller}"
     return ""
+
+
+def _weights_bytes(source: Source) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in source.model.state_dict().values())
 
 
 def _program(model: onnx.ModelProto) -> Run:

@@ -37,7 +37,9 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]  # the base class ha
     """Feeds samples one by one, so that memory does not grow with their number."""
 
     def __init__(self, name: str, samples: npt.NDArray[Any]) -> None:
-        self._feeds: Iterator[dict[str, npt.NDArray[Any]]] = iter({name: samples[i : i + 1]} for i in range(len(samples)))
+        self._feeds: Iterator[dict[str, npt.NDArray[Any]]] = iter(
+            {name: samples[i : i + 1]} for i in range(len(samples))
+        )
 
     def get_next(self) -> dict[str, npt.NDArray[Any]] | None:
         return next(self._feeds, None)

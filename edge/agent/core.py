@@ -138,7 +138,7 @@ class AgentCore:
             logits = model.predict_sample(sample_id, request.get("x"), now.s)  # type: ignore[arg-type]
         except LearningError:
             raise
-        except Exception as exc:  # noqa: BLE001  # a model that was just pushed may fail in any way: take it back
+        except Exception as exc:  # a model that was just pushed may fail in any way: take it back
             if self.deployment.state is not SlotState.PROBATION:
                 raise
             self.deployment.roll_back(f"prediction failed: {exc}")
@@ -159,7 +159,9 @@ class AgentCore:
         if isinstance(label, str) and label in names:
             label = names.index(label)
         if type(label) is not int or not 0 <= label < len(names):
-            raise LearningError(f"y: expected a class from 0 to {len(names) - 1} or one of its names, got {label!r:.40}")
+            raise LearningError(
+                f"y: expected a class from 0 to {len(names) - 1} or one of its names, got {label!r:.40}"
+            )
         if self._pending or not self._learning_allowed(now):
             if len(self._pending) >= self._config.profile.learning.label_ring_size:
                 return {"joined": False, "why": "too many labels are waiting for the learning budget"}
@@ -408,12 +410,12 @@ class AgentCore:
     def _topic(self, leaf: str) -> str:
         return topics.build(self._config.fleet, self._config.device, leaf)
 
-    def _send(self, leaf: str, message: Message, *, qos: int, retain: bool = False, expiry_s: int | None = None) -> None:
+    def _send(
+        self, leaf: str, message: Message, *, qos: int, retain: bool = False, expiry_s: int | None = None
+    ) -> None:
         self._publish(leaf, encode(message), qos=qos, retain=retain, expiry_s=expiry_s)
 
     def _publish(
         self, leaf: str, payload: bytes, *, qos: int, retain: bool = False, expiry_s: int | None = None
     ) -> None:
-        self._out.append(
-            Publish(topic=self._topic(leaf), payload=payload, qos=qos, retain=retain, expiry_s=expiry_s)
-        )
+        self._out.append(Publish(topic=self._topic(leaf), payload=payload, qos=qos, retain=retain, expiry_s=expiry_s))

@@ -7,7 +7,7 @@ in; messages go out as values.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterator
 
 from edge.agent.host import ModelHost
 from edge.agent.slots import new_part, proved_chunks
@@ -18,8 +18,9 @@ from edge.channel.messages import Desired, Request, State
 from edge.contract.errors import BundleError, EdgeError
 from edge.learning.exchange import HeadRelease
 
-# States that a restart remembers; the release counter is durable with them, so none of these begins again.
-_SETTLED = {SlotState.PROBATION, SlotState.ACTIVE, SlotState.FAILED, SlotState.REFUSED, SlotState.ROLLED_BACK}
+# States that a restart remembers; the release counter is durable with them, so none of these begins again. A failure
+# (a full disk, a wrong digest) is not among them: the coordinator says its wish again, and the device tries again.
+_SETTLED = {SlotState.PROBATION, SlotState.ACTIVE, SlotState.REFUSED, SlotState.ROLLED_BACK}
 
 
 class Deployment:
@@ -84,7 +85,8 @@ class Deployment:
 
     def offer(self, desired: Desired, now_s: float) -> None:
         """Take a desired state. One whose counter was handled already, or is older, changes nothing."""
-        if self._desired is not None and desired.release == self._desired.release:
+        again = self._desired is not None and desired.release == self._desired.release
+        if again and self.state is not SlotState.FAILED:
             return
         if desired.release <= self._host.slots.record.release:
             if self._desired is None:
@@ -98,7 +100,9 @@ class Deployment:
         self._enter(SlotEvent.OFFER_RECEIVED)
         backbone = self._host.model.manifest.backbone_digest
         if desired.kind == "head" and desired.backbone != backbone:
-            self._enter(SlotEvent.REFUSED, f"the head belongs to the backbone {desired.backbone[:12]}, not {backbone[:12]}")
+            self._enter(
+                SlotEvent.REFUSED, f"the head belongs to the backbone {desired.backbone[:12]}, not {backbone[:12]}"
+            )
             return
         if desired.size_bytes > self._max_bytes:
             self._enter(SlotEvent.REFUSED, f"{desired.size_bytes} bytes, this device takes at most {self._max_bytes}")
@@ -133,10 +137,10 @@ class Deployment:
         self._download = download
         self._do(download.poll(now_s))
 
-    def _proved(self, download: Download, desired: Desired) -> Iterable[int]:
+    def _proved(self, download: Download, desired: Desired) -> Iterator[int]:
         part, _ = self._host.slots.partial(desired.digest)
-        digests = [download.chunk_digest(i) for i in range(download.n_chunks)]
-        return proved_chunks(part, desired.size_bytes, desired.chunk_size_bytes, digests)
+        digests = [download.chunk_digest(i) for i in range(download.n_chunks)]  # known once the index is accepted
+        yield from proved_chunks(part, desired.size_bytes, desired.chunk_size_bytes, digests)
 
     def frame(self, frame: Frame, now_s: float) -> None:
         """Take a frame of the download; others are ignored."""
@@ -181,9 +185,9 @@ class Deployment:
                 release = HeadRelease.decode(path.read_bytes(), "the pushed head")
                 verdict = self._host.model.judge(release)
                 if not verdict.accepted:
-                            self._enter(SlotEvent.REFUSED, verdict.reason)
+                    self._enter(SlotEvent.REFUSED, f"trial: {verdict.reason}")
                     return
-                detail = verdict.reason
+                detail = f"trial: {verdict.reason}"
             else:
                 self._host.try_bundle(desired.digest)
                 release, detail = None, ""
@@ -225,9 +229,9 @@ class Deployment:
         if verdict.accepted:
             if bundle:
                 self._host.confirm_bundle()
-            self._enter(SlotEvent.PROBATION_PASSED, verdict.reason)
+            self._enter(SlotEvent.PROBATION_PASSED, f"probation: {verdict.reason}")
         else:
-            self.roll_back(verdict.reason)
+            self.roll_back(f"probation: {verdict.reason}")
 
     def roll_back(self, why: str) -> None:
         """Bring back what was live before the release in probation."""

@@ -161,7 +161,7 @@ class AgentService:
 
         class Handler(socketserver.StreamRequestHandler):
             def handle(self) -> None:
-                service._serve(self.rfile, cast("BinaryIO", self.wfile))  # noqa: SLF001  # a part of this class
+                service._serve(self.rfile, cast("BinaryIO", self.wfile))  # a part of this class
 
         class Server(socketserver.ThreadingUnixStreamServer):
             daemon_threads = True

@@ -23,7 +23,9 @@ def agent() -> None:
 @click.option("--state-dir", default="edge-state", type=click.Path(path_type=Path), help="Everything the agent keeps.")
 @click.option("--device", help="Device id.  [default: the host name]")
 @click.option("--fleet", default="default", help="Fleet id.")
-@click.option("--broker", help="mqtt://HOST:PORT or mqtts://...; without it the agent works alone.", envvar="EDGE_BROKER")
+@click.option(
+    "--broker", help="mqtt://HOST:PORT or mqtts://...; without it the agent works alone.", envvar="EDGE_BROKER"
+)
 @click.option("--broker-password", envvar="EDGE_BROKER_PASSWORD", help="Instead of one in the address.")
 @click.option("--profile", default="auto", help="Device profile: auto, a shipped name or a .toml file.")
 @click.option("--learner", default="auto", type=click.Choice(["auto", "statistics", "sgd"]), help="How to learn.")

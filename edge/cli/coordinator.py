@@ -27,7 +27,9 @@ def coordinator() -> None:
 @click.option("--fleet", default="default", help="Fleet id.")
 @click.option("--name", default="coordinator", help="Id of this coordinator.")
 @click.option("--data-dir", default="edge-coordinator", type=click.Path(path_type=Path), help="Database and artifacts.")
-@click.option("--bundle", "bundles", multiple=True, type=click.Path(path_type=Path), help="Bundle that devices came with.")
+@click.option(
+    "--bundle", "bundles", multiple=True, type=click.Path(path_type=Path), help="Bundle that devices came with."
+)
 @click.option("--http", default="127.0.0.1:8470", help="HOST:PORT of the HTTP API.")
 @click.option("--token", envvar="EDGE_TOKEN", help="Bearer token asked of HTTP requests.")
 @click.option("--merge/--no-merge", "auto_merge", default=True, help="Merge and push what devices learned by itself.")
@@ -103,9 +105,10 @@ def broker(port: int) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
-    with tempfile.TemporaryDirectory(prefix="edgeloop-broker-") as folder, DevelopmentBroker.start(
-        Path(folder), port
-    ) as child:
+    with (
+        tempfile.TemporaryDirectory(prefix="edgeloop-broker-") as folder,
+        DevelopmentBroker.start(Path(folder), port) as child,
+    ):
         click.echo(f"{child.name} at {child.url}. {child.note}")
         while not stopped:
             time.sleep(0.2)

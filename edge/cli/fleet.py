@@ -99,22 +99,24 @@ def devices(connect: Any, as_json: bool) -> None:
     from rich.table import Table
 
     table = Table()
-    for heading in ("device", "online", "profile", "bundle", "head", "release", "state", "samples", "heard", "detail"):
-        table.add_column(heading, justify="right" if heading in ("release", "samples") else "left")
+    for heading in ("device", "online", "bundle", "head", "release", "state", "samples", "heard"):
+        table.add_column(heading, justify="right" if heading in ("release", "samples") else "left", no_wrap=True)
     for row in rows:
         table.add_row(
             row["id"],
             "yes" if row["online"] else "no",
-            row["profile"],
             row["bundle"][:8],
             row["head"][:8],
             str(row["release"]),
             row["state"],
             str(row["samples"]),
             _age(row["last_seen_ms"]),
-            row["state_detail"],
         )
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    for row in rows:
+        if row["state_detail"]:
+            console.print(f"{row['id']}: {row['state']}, {row['state_detail']}", highlight=False)
 
 
 @fleet.command()
@@ -181,7 +183,18 @@ def events(connect: Any, as_json: bool) -> None:
         click.echo(json.dumps(row) if as_json else line)
 
 
-_WATCHED = ("infer_per_s", "lat_p50_ms", "lat_p99_ms", "acc", "loss", "samples", "release", "cpu_pct", "mem_mb", "temp_c")
+_WATCHED = (
+    "infer_per_s",
+    "lat_p50_ms",
+    "lat_p99_ms",
+    "acc",
+    "loss",
+    "samples",
+    "release",
+    "cpu_pct",
+    "mem_mb",
+    "temp_c",
+)
 
 
 @fleet.command()

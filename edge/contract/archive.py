@@ -58,9 +58,7 @@ def _tail(entries: list[Entry]) -> bytes:
     """Central directory and end record."""
     directory = b"".join(entry.central_record() for entry in entries)
     last = entries[-1]
-    end = _END.pack(
-        b"PK\5\6", 0, 0, len(entries), len(entries), len(directory), last.offset + last.size_bytes, 0
-    )
+    end = _END.pack(b"PK\5\6", 0, 0, len(entries), len(entries), len(directory), last.offset + last.size_bytes, 0)
     return directory + end
 
 

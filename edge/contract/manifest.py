@@ -6,6 +6,7 @@ here, once; the rest of the house trusts a `Manifest`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,6 +28,9 @@ GOLDEN = "golden.safetensors"
 REPORT = "report.json"
 STATISTICS = "statistics.safetensors"
 TORCHSCRIPT = "model.torchscript.pt"
+
+# A role is also a file name when a bundle is unpacked: no path, nothing hidden.
+_ROLE = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 REQUIRED_MEMBERS = (BACKBONE, HEAD_INFER, HEAD_TRAIN, HEAD_PARAMETERS, GOLDEN, REPORT)
 
@@ -194,6 +198,8 @@ def _decode_head(value: dict[str, Any]) -> HeadSpec:
 def _decode_members(value: dict[str, Any]) -> dict[str, Member]:
     members = {}
     for role, item in value.items():
+        if not _ROLE.fullmatch(role):
+            raise ValueError(f"members: {role!r} is not a name that a member may have")
         if not isinstance(item, dict) or not is_digest(item.get("digest")) or type(item.get("size_bytes")) is not int:
             raise ValueError(f"members: {role!r} needs a digest and size_bytes")
         members[role] = Member(digest=item["digest"], size_bytes=item["size_bytes"])

@@ -16,9 +16,7 @@ Parameters = dict[str, FloatArray]
 class TrainStep(Protocol):
     """One step of stochastic gradient descent on the head; holds the parameters between steps."""
 
-    def step(
-        self, features: FloatArray, labels: LabelArray, sample_weights: FloatArray, learning_rate: float
-    ) -> float:
+    def step(self, features: FloatArray, labels: LabelArray, sample_weights: FloatArray, learning_rate: float) -> float:
         """Change the parameters once.
 
         Args:

@@ -79,7 +79,9 @@ def merge(
     else:
         chosen = [update for update in updates if update.n_samples > 0]
         deltas = (
-            Delta(change=dict(update.tensors), n_samples=update.n_samples, staleness=max(0, release - update.base_release))
+            Delta(
+                change=dict(update.tensors), n_samples=update.n_samples, staleness=max(0, release - update.base_release)
+            )
             for update in chosen
         )
         parameters, tensors = weighted_mean(current, deltas), {}

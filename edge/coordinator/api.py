@@ -102,9 +102,7 @@ def build_api(store: Store, submit: Submit, fleet: str, token: str | None) -> Fa
 
     @api.post("/api/releases")
     def push(body: PushRequest) -> dict[str, Any]:
-        row = submit(
-            lambda core, now: core.push(body.digest, body.kind, body.backbone, body.devices, body.reason, now)
-        )
+        row = submit(lambda core, now: core.push(body.digest, body.kind, body.backbone, body.devices, body.reason, now))
         return as_dict(row)
 
     @api.post("/api/merge")

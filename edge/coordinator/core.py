@@ -205,7 +205,10 @@ class CoordinatorCore:
             check_update(update, bundle)
         else:
             self._note(
-                device, "unknown-backbone", f"{update.backbone[:12]}: kept; push or register its bundle to merge it", now
+                device,
+                "unknown-backbone",
+                f"{update.backbone[:12]}: kept; push or register its bundle to merge it",
+                now,
             )
         artifact = self._artifacts.put(data)
         row = ContributionRow(

@@ -110,7 +110,7 @@ class CoordinatorService:
         try:
             server.run()
         except SystemExit:  # uvicorn leaves like this when the port is taken
-            log.error("the HTTP API could not start; is the port in use?")  # noqa: TRY400  # its own log has the cause
+            log.error("the HTTP API could not start; is the port in use?")  # its own log has the cause
             self._queue.put(_Stop())
 
     def _submit(self, function: Callable[[CoordinatorCore, Now], Any]) -> Any:
@@ -156,7 +156,7 @@ class CoordinatorService:
                     effect.topic, effect.payload, qos=effect.qos, retain=effect.retain, expiry_s=effect.expiry_s
                 )
             except ChannelError as exc:
-                log.error("not sent: %s", exc)  # noqa: TRY400  # the message says everything
+                log.error("not sent: %s", exc)  # the message says everything
 
 
 def _lock(folder: Path) -> int:

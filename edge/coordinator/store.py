@@ -173,7 +173,11 @@ class Store:
             row = self._device(session, device, now_ms)
             row.online, row.born = True, True
             row.session, row.boot = max(row.session, message.session), message.boot
-            row.agent_version, row.profile, row.hardware = message.agent_version, message.profile, dict(message.hardware)
+            row.agent_version, row.profile, row.hardware = (
+                message.agent_version,
+                message.profile,
+                dict(message.hardware),
+            )
             row.bundle, row.backbone, row.head = message.bundle, message.backbone, message.head
             row.release, row.samples = message.release, message.n_labels
 
@@ -185,7 +189,7 @@ class Store:
                 return False
             row.state_seq, row.state, row.state_detail = message.seq, message.state, message.detail
             row.state_release = message.release
-            if message.state not in ("idle", "offered", "fetching"):
+            if message.state in ("probation", "active", "refused", "rolled-back"):
                 row.release = max(row.release, message.release)
             return True
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
@@ -34,7 +33,7 @@ def open_onnx(model: bytes, what: str, threads: int = 1) -> ort.InferenceSession
     """Load a graph; whatever onnxruntime raises becomes a BundleError."""
     try:
         return ort.InferenceSession(model, session_options(threads), providers=["CPUExecutionProvider"])
-    except Exception as exc:  # noqa: BLE001  # the door: onnxruntime's exceptions have no common base
+    except Exception as exc:  # the door: onnxruntime's exceptions have no common base
         raise BundleError(f"{what} does not load in onnxruntime {ort.__version__}: {exc}") from exc
 
 
@@ -84,7 +83,7 @@ def check_golden(session: OnnxSession, bundle: Bundle) -> None:
         ratio = sqnr_db(golden["output"], outputs)
     except BundleError:
         raise
-    except Exception as exc:  # noqa: BLE001  # the door: onnxruntime's exceptions have no common base
+    except Exception as exc:  # the door: onnxruntime's exceptions have no common base
         raise BundleError(f"the bundle does not run on its own golden inputs: {exc}") from exc
     least = bundle.manifest.golden_min_sqnr_db
     if not ratio >= least:

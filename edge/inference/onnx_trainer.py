@@ -62,9 +62,7 @@ class OnnxTrainer:
         binding.bind_output(LOSS, "cpu", 0, np.float32, (), self._loss.ctypes.data)
         return binding
 
-    def step(
-        self, features: FloatArray, labels: LabelArray, sample_weights: FloatArray, learning_rate: float
-    ) -> float:
+    def step(self, features: FloatArray, labels: LabelArray, sample_weights: FloatArray, learning_rate: float) -> float:
         """See `edge.contract.training.TrainStep.step`.
 
         Raises:

@@ -106,9 +106,7 @@ class StatisticsLearner:
 
     def state(self) -> State:
         """See `edge.learning.learner.Learner.state`. Sums are float64 here: a restart loses no digit."""
-        state: State = {
-            "counts": np.array([self.n_samples, self._unsolved, self._included_version], np.int64)
-        }
+        state: State = {"counts": np.array([self.n_samples, self._unsolved, self._included_version], np.int64)}
         state |= {f"live.{name}": array for name, array in self._live.items()}
         parts = {"base": self._base, "own": self._own, "included": self._included}
         parts |= {f"sent{i}": statistics for i, (_, statistics) in enumerate(self._sent)}

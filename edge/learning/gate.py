@@ -40,14 +40,14 @@ def compare(live_right: npt.NDArray[np.bool_], offered_right: npt.NDArray[np.boo
     """
     n = len(live_right)
     if n < MIN_SAMPLES:
-        return Verdict(True, f"accepted unjudged: {n} recent labels, {MIN_SAMPLES} are needed to judge")
+        return Verdict(True, f"not judged: {n} recent labels, {MIN_SAMPLES} needed")
     difference = offered_right.astype(np.float64) - live_right
     mean = float(difference.mean())
     upper = mean + Z_95 * float(difference.std(ddof=1)) / math.sqrt(n)
     numbers = f"accuracy {offered_right.mean():.3f} against {live_right.mean():.3f} on {n} recent labels"
     if upper < -TOLERATED_LOSS:
-        return Verdict(False, f"refused, worse: {numbers}")
-    return Verdict(True, f"accepted: {numbers}")
+        return Verdict(False, f"worse: {numbers}")
+    return Verdict(True, numbers)
 
 
 class Reserve:
@@ -68,9 +68,7 @@ class Reserve:
             part = PackedFeatures(features.codes[i : i + 1], features.scales[i : i + 1])
             self._kept.append((part, labels[i : i + 1]))
 
-    def judge(
-        self, live: Callable[[FloatArray], FloatArray], offered: Callable[[FloatArray], FloatArray]
-    ) -> Verdict:
+    def judge(self, live: Callable[[FloatArray], FloatArray], offered: Callable[[FloatArray], FloatArray]) -> Verdict:
         """Compare two heads, each given as a function from features to logits ``(n, n_classes)``."""
         if not self._kept:
             return compare(np.zeros(0, bool), np.zeros(0, bool))
@@ -82,5 +80,5 @@ class Reserve:
         features = packed.unpack(self._shape)
         offered_logits = offered(features)
         if not np.isfinite(offered_logits).all():
-            return Verdict(False, "refused: the offered head gives values that are not finite")
+            return Verdict(False, "the offered head gives values that are not finite")
         return compare(live(features).argmax(axis=1) == labels, offered_logits.argmax(axis=1) == labels)

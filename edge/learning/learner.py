@@ -80,7 +80,7 @@ def check_batch(
         raise LearningError(f"expected {len(features)} integer labels, got {labels.dtype} of shape {labels.shape}")
     if not np.isfinite(features).all():
         raise LearningError("features with values that are not finite were refused")
-    if len(labels) and not (0 <= labels.min() and labels.max() < n_classes):
+    if len(labels) and not (labels.min() >= 0 and labels.max() < n_classes):
         raise LearningError(f"labels must lie in 0..{n_classes - 1}, got {labels.min()}..{labels.max()}")
     return features.astype(np.float32, copy=False), labels.astype(np.int64, copy=False)
 

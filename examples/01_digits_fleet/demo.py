@@ -1,0 +1,212 @@
+"""The main job, end to end: see README.md beside this file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from model import Digits, load_digits_split, turned
+from processes import Fleet, command, wait_for
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from edge.agent.client import AgentClient
+
+CLASSES = {"camera-1": (0, 1, 2, 3), "camera-2": (3, 4, 5, 6), "camera-3": (6, 7, 8, 9)}
+LABELLED = 0.7  # share of the samples of a device's classes that get a label at all
+LATE = 60  # labels come so many samples late
+MEASURE_EVERY = 100
+GOAL, WORST_AFTER_TURN = 0.95, 0.60
+STEPS = ("before the turn", "after the turn", "after local learning", "after the merge")
+
+
+@dataclass
+class Results:
+    """What was measured.
+
+    Attributes:
+        steps: Right answers on the test digits ``(n,)`` by (step, device).
+        curve: (streamed samples, accuracy) by device.
+        marks: (streamed samples, what happened).
+    """
+
+    steps: dict[tuple[str, str], npt.NDArray[np.bool_]] = field(default_factory=dict)
+    curve: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+    marks: list[tuple[int, str]] = field(default_factory=list)
+
+
+def right_answers(agent: AgentClient, x: npt.NDArray[np.float32], y: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Ask a running agent for each sample; no labels are given."""
+    return np.array([agent.predict(f"test-{i}", x[i])["class"] == y[i] for i in range(len(x))])
+
+
+def stream(agents: dict[str, AgentClient], data: Digits, results: Results, console: Console, start: int) -> int:
+    """Stream turned digits to every device, give late labels for some, and measure on the way."""
+    x, probe_x = turned(data.stream_x), turned(data.test_x[:100])
+    rng = np.random.default_rng(1)
+    waiting: dict[str, deque[int]] = {device: deque() for device in agents}
+    labels = dict.fromkeys(agents, 0)
+    total = len(x) + LATE
+    steps = track(range(total), "streaming turned digits", console=console, disable=not console.is_terminal)
+    for i in steps:
+        for device, agent in agents.items():
+            if i < len(x):
+                agent.predict(f"turned-{i}", x[i])
+                if data.stream_y[i] in CLASSES[device] and rng.random() < LABELLED:
+                    waiting[device].append(i)
+            while waiting[device] and waiting[device][0] <= i - LATE:
+                sample = waiting[device].popleft()
+                labels[device] += agent.label(f"turned-{sample}", int(data.stream_y[sample]))
+            if i % MEASURE_EVERY == 0:
+                accuracy = float(right_answers(agent, probe_x, data.test_y[:100]).mean())
+                results.curve.setdefault(device, []).append((start + i, accuracy))
+        if i % 300 == 0 and not console.is_terminal:
+            console.print(f"- streamed {i} of {total}, labels so far {labels}")
+    return start + total
+
+
+def measure(step: str, agents: dict[str, AgentClient], x: npt.NDArray[np.float32], y: npt.NDArray[np.int64],
+            results: Results, at: int) -> None:
+    """Accuracy of every device on all test digits."""
+    for device, agent in agents.items():
+        right = right_answers(agent, x, y)
+        results.steps[step, device] = right
+        results.curve.setdefault(device, []).append((at, float(right.mean())))
+
+
+def table(results: Results, y: npt.NDArray[np.int64]) -> Table:
+    """Accuracy by device and step, on all classes and on those without local labels."""
+    made = Table(title=f"accuracy on {len(y)} test digits that no device had labels for")
+    made.add_column("device", no_wrap=True)
+    made.add_column("classes", no_wrap=True)
+    for step in STEPS:
+        made.add_column(step, justify="right")
+    for device, classes in CLASSES.items():
+        rows = (("all", np.ones(len(y), bool)), (f"unlabelled (not {classes[0]}-{classes[-1]})", ~np.isin(y, classes)))
+        for i, (what, chosen) in enumerate(rows):
+            values = [f"{results.steps[step, device][chosen].mean():.3f}" for step in STEPS]
+            made.add_row(device if i == 0 else "", what, *values)
+    return made
+
+
+def plot(results: Results, path: Path) -> None:
+    """Accuracy over the stream."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    for device, points in results.curve.items():
+        at, accuracy = zip(*points, strict=True)
+        axes.plot(at, accuracy, marker=".", label=f"{device} (labels for {CLASSES[device][0]} to {CLASSES[device][-1]})")
+    for at, what in results.marks:
+        axes.axvline(at, color="0.6", linestyle="--", linewidth=1)
+        axes.annotate(what, (at, 0.98), rotation=90, ha="right", va="top", color="0.35", fontsize=9)
+    axes.set(xlabel="samples streamed to each device", ylabel="accuracy on all ten digits", ylim=(0, 1.02))
+    axes.set_title("Cameras turned by 90°: each device learns some classes, the merge gives all of them to everyone")
+    axes.title.set_fontsize(10)
+    axes.legend(loc="lower left", fontsize=9)
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=130)
+
+
+def run(folder: Path, keep: bool) -> int:
+    """The demo; returns the exit code."""
+    console = Console()
+    started = time.monotonic()
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    model, bundle = folder / "model.pth", folder / "model.edge"
+
+    console.rule("1. train a small convolutional network on upright digits")
+    subprocess.run([sys.executable, Path(__file__).with_name("model.py"), model], check=True)
+    console.rule("2. edge-convert model.pth")
+    subprocess.run(command("edge-convert", model), check=True)
+
+    console.rule("3. broker, coordinator and three agents")
+    data, results = load_digits_split(), Results()
+    with Fleet(folder, bundle, list(CLASSES)) as fleet:
+        console.print((folder / "broker.log").read_text().strip(), highlight=False)
+        watch = f"mosquitto_sub -h 127.0.0.1 -p {fleet.broker_port} -v -t 'edge/v1/+/+/up/tele'"
+        console.print(f"watch the telemetry yourself:  {watch}", highlight=False)
+        agents = {device: AgentClient(fleet.socket_path(device)) for device in CLASSES}
+
+        console.rule("4. upright digits, then the cameras are turned by 90 degrees")
+        measure(STEPS[0], agents, data.test_x, data.test_y, results, 0)
+        test_x, at = turned(data.test_x), len(data.test_y)
+        results.marks.append((at // 2, "cameras turned"))
+        measure(STEPS[1], agents, test_x, data.test_y, results, at)
+        for device in agents:
+            before, after = (results.steps[step, device].mean() for step in STEPS[:2])
+            console.print(f"- {device}: {before:.3f} upright, {after:.3f} turned", highlight=False)
+
+        console.rule("5. late labels for some classes, learning on the devices")
+        at = stream(agents, data, results, console, at)
+        measure(STEPS[2], agents, test_x, data.test_y, results, at)
+
+        console.rule("6. edge-fleet merge")
+        learned = {device: agent.status()["samples"] for device, agent in agents.items()}
+        wait_for("every device has sent what it learned", lambda: contributed(fleet) == learned)
+        console.print(fleet.fleet("merge"), highlight=False)
+        wait_for("the merged head is active everywhere", lambda: all(row["state"] == "active" for row in fleet.known()))
+        at += MEASURE_EVERY
+        results.marks.append((at - MEASURE_EVERY // 2, "merged head pushed"))
+        measure(STEPS[3], agents, test_x, data.test_y, results, at)
+        measure(STEPS[3], agents, test_x, data.test_y, results, at + MEASURE_EVERY)
+        console.print(fleet.fleet("devices"), highlight=False)
+        console.print(table(results, data.test_y))
+        plot(results, folder / "learning.png")
+        took = time.monotonic() - started
+        console.print(f"plot: {folder / 'learning.png'}   logs: {folder}/*.log   {took:.0f} s", highlight=False)
+        if keep:
+            console.print(f"the fleet keeps running until Ctrl-C:  {watch}", highlight=False)
+            wait_for("Ctrl-C", lambda: False, timeout_s=86_400)
+    return verdict(results, data.test_y, console)
+
+
+def contributed(fleet: Fleet) -> dict[str, int]:
+    """Labelled samples behind the newest contribution of each device, as the coordinator has them."""
+    import urllib.request
+
+    with urllib.request.urlopen(f"{fleet.http_url}/api/contributions") as answer:
+        return {row["device"]: row["version"] for row in json.load(answer)}
+
+
+def verdict(results: Results, y: npt.NDArray[np.int64], console: Console) -> int:
+    """Whether the demo shows what it is for."""
+    faults = []
+    for device, classes in CLASSES.items():
+        turned_right, merged = results.steps[STEPS[1], device], results.steps[STEPS[3], device]
+        unlabelled = merged[~np.isin(y, classes)].mean()
+        if min(merged.mean(), unlabelled) < GOAL:
+            faults.append(f"{device}: {merged.mean():.3f} after the merge, {unlabelled:.3f} on classes without labels")
+        if turned_right.mean() > WORST_AFTER_TURN:
+            faults.append(f"{device}: turning the camera did no harm ({turned_right.mean():.3f})")
+    for fault in faults:
+        console.print(f"NOT AS PROMISED: {fault}")
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, default=Path("demo-output"))
+    parser.add_argument("--keep", action="store_true", help="leave the fleet running until Ctrl-C")
+    chosen = parser.parse_args()
+    try:
+        sys.exit(run(chosen.output, chosen.keep))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (subprocess.CalledProcessError, TimeoutError, RuntimeError) as error:
+        print(f"the demo stopped: {error}; logs are in {chosen.output}", file=sys.stderr)
+        sys.exit(1)
