@@ -91,7 +91,7 @@ class AgentCore:
         self._connected = False
         self._out: list[Publish] = []
         self._upload: Upload | None = None
-        self._uploaded = (-1, "")  # version and bundle that the coordinator has
+        self._uploaded = self._uploading = (-1, "")  # version and bundle that the coordinator has, and is being sent
         self._next_sync_s = -math.inf
         self._next_telemetry_s = -math.inf
         self._next_checkpoint_s = math.inf
@@ -143,7 +143,9 @@ class AgentCore:
                 raise
             self.deployment.roll_back(f"prediction failed: {exc}")
             return self._predict(request, now)
-        if not np.isfinite(logits).all() and self.deployment.state is SlotState.PROBATION:
+        if not np.isfinite(logits).all():
+            if self.deployment.state is not SlotState.PROBATION:
+                raise LearningError("the model's answer for this sample is not finite")
             self.deployment.roll_back("predictions are not finite")
             return self._predict(request, now)
         model.metrics.inferred((self._stopwatch() - start) * 1e3)
@@ -219,12 +221,11 @@ class AgentCore:
 
     def _connect(self, now: Now) -> None:
         self._connected = True
-        record = self._host.slots.update(session=self._host.slots.record.session + 1)
+        self._host.slots.update(session=self._host.slots.record.session + 1)
         self._send(topics.UP_CONN, self._conn(True, now), qos=1, retain=True)
         self._send_birth(now)
         self.deployment.report()
         self._next_telemetry_s = min(self._next_telemetry_s, now.s)
-        del record
 
     def _conn(self, online: bool, now: Now) -> Conn:
         record = self._host.slots.record
@@ -331,6 +332,8 @@ class AgentCore:
                     detail=message.detail,
                 )
                 self._send(topics.UP_STATE, stamped, qos=1, retain=True)
+                if message.state in (SlotState.ACTIVE, SlotState.ROLLED_BACK):
+                    self._send_birth(now)  # what runs here has changed
             else:
                 self._send(topics.UP_REQ, message, qos=1, expiry_s=60)
         self.deployment.outbox.clear()
@@ -378,8 +381,6 @@ class AgentCore:
         self._upload = None
         self._next_sync_s = now.s + self._config.sync_interval_s
         self._resync_s = now.s + RESYNC_S
-
-    _uploading: tuple[int, str] = (-1, "")
 
     def _telemetry(self, now: Now) -> Telemetry:
         model = self._host.model

@@ -41,10 +41,6 @@ class _Call:
     answer: queue.SimpleQueue[dict[str, Any]] = field(default_factory=queue.SimpleQueue)
 
 
-class _Stop:
-    """Ask the loop to end."""
-
-
 def now() -> Now:
     """The time as the core wants it."""
     return Now(time.monotonic(), time.time_ns() // 1_000_000)
@@ -63,7 +59,8 @@ class AgentService:
         self._host = ModelHost(config)
         self._core = AgentCore(config, self._host)
         self._transport = transport
-        self._queue: queue.Queue[_Call | TransportEvent | _Stop] = queue.Queue(MAX_QUEUED)
+        self._stopping = False
+        self._queue: queue.Queue[_Call | TransportEvent] = queue.Queue(MAX_QUEUED)
         for text in [*self._host.warnings, *self._host.model.warnings]:
             log.warning("%s", text)
 
@@ -75,7 +72,7 @@ class AgentService:
             stdin: Also read requests from standard input and answer on standard output.
         """
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: self._put(_Stop()))
+            signal.signal(number, lambda *_: self._stop())
         try:
             with contextlib.ExitStack() as stack:
                 if socket_path is not None:
@@ -99,21 +96,23 @@ class AgentService:
         will = self._core.will(now())
         transport.set_will(will.topic, will.payload, will.qos, will.retain, WILL_DELAY_S)
 
-    def _put(self, item: _Call | TransportEvent | _Stop) -> None:
+    def _put(self, item: _Call | TransportEvent) -> None:
         # A full queue makes the network thread wait, and with it the broker: that is the flow control.
         self._queue.put(item)
 
+    def _stop(self) -> None:
+        # Only a flag: a signal may come while this very thread holds the queue's lock. The loop looks every second.
+        self._stopping = True
+
     def _loop(self) -> None:
-        while True:
+        while not self._stopping:
             wait_s = min(max(self._core.next_deadline_s - time.monotonic(), 0.0), 1.0)
             if self._core.busy:
                 wait_s = min(wait_s, 0.05)
             with contextlib.suppress(queue.Empty):
-                item: _Call | TransportEvent | _Stop | None = self._queue.get(timeout=wait_s)
+                item: _Call | TransportEvent | None = self._queue.get(timeout=wait_s)
                 # What came meanwhile is taken in one go, before anything is sent.
                 while item is not None:
-                    if isinstance(item, _Stop):
-                        return
                     self._take(item)
                     item = None if self._queue.empty() else self._queue.get_nowait()
             self._perform(self._core.tick(now()))
@@ -194,4 +193,4 @@ class AgentService:
 
     def _read_stdin(self) -> None:
         self._serve(sys.stdin.buffer, sys.stdout.buffer)
-        self._put(_Stop())
+        self._stop()

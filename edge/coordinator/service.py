@@ -44,10 +44,6 @@ class _Call:
     result: Future[Any] = field(default_factory=Future)
 
 
-class _Stop:
-    """Ask the loop to end."""
-
-
 def now() -> Now:
     """The time as the core wants it."""
     return Now(time.monotonic(), time.time_ns() // 1_000_000)
@@ -67,10 +63,11 @@ class CoordinatorService:
     def __init__(self, config: CoordinatorConfig, transport: Transport) -> None:
         self._config = config
         self._transport = transport
+        self._stopping = self._failed = False
         self._lock = _lock(config.data_dir)
         self._store = Store(config.data_dir / "coordinator.sqlite")
         self.core = CoordinatorCore(config, self._store, ArtifactStore(config.data_dir / "artifacts"))
-        self._queue: queue.Queue[_Call | TransportEvent | _Stop] = queue.Queue(MAX_QUEUED)
+        self._queue: queue.Queue[_Call | TransportEvent] = queue.Queue(MAX_QUEUED)
 
     def register_bundle(self, path: Path) -> None:
         """Know a bundle, so that contributions of devices that came with it can be merged."""
@@ -89,7 +86,7 @@ class CoordinatorService:
             token: Asked of every HTTP request, or None.
         """
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: self._queue.put(_Stop()))
+            signal.signal(number, lambda *_: self._stop())
         api = build_api(self._store, self._submit, self._config.fleet, token)
         server = uvicorn.Server(uvicorn.Config(api, host=host, port=port, log_level="warning", lifespan="off"))
         web = threading.Thread(target=self._serve, args=(server,), daemon=True)
@@ -105,28 +102,33 @@ class CoordinatorService:
             web.join(5.0)
             self._store.close()
             os.close(self._lock)
+        if self._failed:
+            raise ConfigError(f"the HTTP API could not listen on {host}:{port}; choose another port with --http")
 
     def _serve(self, server: uvicorn.Server) -> None:
         try:
             server.run()
         except SystemExit:  # uvicorn leaves like this when the port is taken
             log.error("the HTTP API could not start; is the port in use?")  # its own log has the cause
-            self._queue.put(_Stop())
+            self._failed = True
+            self._stop()
 
     def _submit(self, function: Callable[[CoordinatorCore, Now], Any]) -> Any:
         call = _Call(function)
         self._queue.put(call, timeout=CALL_TIMEOUT_S)
         return call.result.result(CALL_TIMEOUT_S)
 
+    def _stop(self) -> None:
+        # Only a flag: a signal may come while this very thread holds the queue's lock. The loop looks every second.
+        self._stopping = True
+
     def _loop(self) -> None:
-        while True:
+        while not self._stopping:
             wait_s = min(max(self.core.next_deadline_s - time.monotonic(), 0.0), 1.0)
             with contextlib.suppress(queue.Empty):
-                item: _Call | TransportEvent | _Stop | None = self._queue.get(timeout=wait_s)
+                item: _Call | TransportEvent | None = self._queue.get(timeout=wait_s)
                 taken = 0
                 while item is not None:
-                    if isinstance(item, _Stop):
-                        return
                     self._take(item)
                     taken += 1
                     # A busy fleet must not keep timers from running.

@@ -1,0 +1,304 @@
+"""Real agents and a real coordinator on a broker that loses, repeats and reorders (faults 3, 4, 11, 12, 21, 29, 31)."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edge.agent.on_device_model import OnDeviceModel
+from edge.channel.memory import Faults
+from edge.contract.bundle import Bundle
+from edge.contract.errors import BundleError, LearningError, RolloutError
+from edge.learning.exchange import HeadRelease
+from tests.support.fleet import SimulatedFleet
+
+Simulate = Callable[..., SimulatedFleet]
+DEVICES = ["one", "two", "three"]
+
+
+@pytest.fixture
+def simulate() -> Iterator[Simulate]:
+    """Make fleets that are closed at the end of the test."""
+    fleets: list[SimulatedFleet] = []
+
+    def make(*arguments: Any, **options: Any) -> SimulatedFleet:
+        fleets.append(SimulatedFleet(*arguments, **options))
+        return fleets[-1]
+
+    yield make
+    for fleet in fleets:
+        fleet.close()
+
+
+def samples(bundle: Path, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Random inputs with the labels that the shipped model gives them: learnable, and the same everywhere."""
+    model = OnDeviceModel.open(bundle)
+    shape = model.manifest.input.shape
+    x = np.random.default_rng(seed).random((n, *shape), np.float32)
+    labels = model.predict(x).argmax(axis=1)
+    model.close()
+    return x, labels
+
+
+def teach_all(fleet: SimulatedFleet, bundle: Path, n: int = 40) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    taught = {}
+    for seed, name in enumerate(fleet.agents):
+        taught[name] = samples(bundle, n, seed)
+        fleet.teach(name, *taught[name])
+    return taught
+
+
+def test_what_devices_learn_is_merged_and_comes_back_to_all(simulate: Simulate, tmp_path: Path, digits_bundle: Path) -> None:
+    fleet = simulate(tmp_path, digits_bundle, DEVICES)
+    teach_all(fleet, digits_bundle)
+    fleet.until("converged", lambda: fleet.converged(1))
+    heads = {agent.host.model.head_digest() for agent in fleet.agents.values()}
+    assert len(heads) == 1
+    assert fleet.agents["one"].states[-3:] == ["active"] or "probation" in fleet.agents["one"].states
+    fleet.run(60.0)
+    assert [row.counter for row in fleet.store.releases()] == [1], "nothing new was learned, so nothing is merged again"
+
+
+def test_merge_equals_learning_everything_in_one_place(simulate: Simulate, tmp_path: Path, digits_bundle: Path) -> None:
+    fleet = simulate(tmp_path, digits_bundle, DEVICES)
+    taught = teach_all(fleet, digits_bundle)
+    fleet.until("converged", lambda: fleet.converged(1))
+    alone = OnDeviceModel.open(digits_bundle)
+    for x, y in taught.values():
+        alone.learn(x, y)
+    probe = samples(digits_bundle, 50, 99)[0]
+    merged = fleet.agents["two"].host.model.predict(probe)
+    np.testing.assert_allclose(merged, alone.predict(probe), rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_converges_over_a_line_that_loses_repeats_and_reorders(simulate: Simulate, tmp_path: Path, digits_bundle: Path, seed: int) -> None:
+    faults = Faults(rng=random.Random(seed), drop=0.3, repeat=0.2, reorder=0.2)
+    fleet = simulate(tmp_path, digits_bundle, DEVICES, faults=faults)
+    teach_all(fleet, digits_bundle)
+    fleet.until("converged", lambda: fleet.store.releases() and fleet.converged(fleet.store.releases()[0].counter), 900)
+    assert len({agent.host.model.head_digest() for agent in fleet.agents.values()}) == 1
+
+
+@pytest.mark.parametrize("at", range(0, 60, 4))
+def test_agent_killed_at_any_moment_converges_with_all_it_learned(simulate: Simulate, tmp_path: Path, digits_bundle: Path, at: int) -> None:
+    fleet = simulate(tmp_path, digits_bundle, DEVICES)
+    teach_all(fleet, digits_bundle)
+    for _ in range(at):
+        fleet.step()
+    fleet.crash_agent("two")
+    fleet.run(5.0)
+    agent = fleet.start_agent("two")
+    assert agent.host.model.n_samples == 40, "every acknowledged label survived"
+    fleet.until("converged", lambda: fleet.store.releases() and fleet.converged(fleet.store.releases()[0].counter))
+    assert len({agent.host.model.head_digest() for agent in fleet.agents.values()}) == 1
+    newest = fleet.store.releases()[0]
+    release = HeadRelease.decode((tmp_path / "coordinator/artifacts" / newest.digest).read_bytes(), "")
+    assert release.n_samples == 120, "nothing is counted twice or lost"
+
+
+@pytest.mark.parametrize("at", range(0, 60, 4))
+def test_coordinator_killed_at_any_moment_converges(simulate: Simulate, tmp_path: Path, digits_bundle: Path, at: int) -> None:
+    fleet = simulate(tmp_path, digits_bundle, DEVICES)
+    teach_all(fleet, digits_bundle)
+    for _ in range(at):
+        fleet.step()
+    fleet.crash_coordinator()
+    fleet.run(20.0)
+    fleet.start_coordinator()
+    fleet.until("converged", lambda: fleet.store.releases() and fleet.converged(fleet.store.releases()[0].counter))
+    assert len({agent.host.model.head_digest() for agent in fleet.agents.values()}) == 1
+
+
+def test_broker_that_forgets_everything_is_survived(simulate: Simulate, tmp_path: Path, digits_bundle: Path) -> None:
+    """Retained messages wiped and all connections cut, with a release half way (faults 11, 12)."""
+    fleet = simulate(tmp_path, digits_bundle, DEVICES)
+    teach_all(fleet, digits_bundle)
+    fleet.until("released", lambda: len(fleet.store.releases()) == 1)
+    fleet.broker.retained.clear()
+    for name in [*DEVICES, "coordinator"]:
+        fleet.broker.disconnect(name)
+    fleet.run(2.0)
+    for name in [*DEVICES, "coordinator"]:
+        fleet.broker.connect(name)
+    fleet.until("converged", lambda: fleet.converged(1))
+
+
+def test_coordinator_that_lost_its_database_meets_the_devices_again(simulate: Simulate, tmp_path: Path, digits_bundle: Path) -> None:
+    fleet = simulate(tmp_path, digits_bundle, DEVICES)
+    teach_all(fleet, digits_bundle)
+    fleet.until("converged", lambda: fleet.converged(1))
+    fleet.crash_coordinator()
+    fleet.folder = tmp_path / "new"
+    fleet.start_coordinator()
+    fleet.until("contributions again", lambda: len(fleet.store.contributions()) == 3)
+    assert {row.n_samples for row in fleet.store.contributions()} == {40}
+
+
+def test_labels_after_a_merge_count_once(simulate: Simulate, tmp_path: Path, digits_bundle: Path) -> None:
+    fleet = simulate(tmp_path, digits_bundle, DEVICES)
+    teach_all(fleet, digits_bundle)
+    fleet.until("converged", lambda: fleet.converged(1))
+    more = samples(digits_bundle, 30, 77)
+    fleet.teach("one", *more, tag="later")
+    fleet.until("merged again", lambda: len(fleet.store.releases()) == 2 and fleet.converged(2))
+    newest = fleet.store.releases()[0]
+    release = HeadRelease.decode((tmp_path / "coordinator/artifacts" / newest.digest).read_bytes(), "")
+    assert release.n_samples == 150
+
+
+def test_devices_with_sgd_heads_are_averaged(simulate: Simulate, tmp_path: Path, digits_bundle: Path) -> None:
+    fleet = simulate(tmp_path, digits_bundle, DEVICES, learner="sgd")
+    teach_all(fleet, digits_bundle)
+    heads = {name: agent.host.model._learner.parameters() for name, agent in fleet.agents.items()}
+    fleet.until("converged", lambda: fleet.converged(1))
+    live = fleet.agents["one"].host.model._learner.parameters()
+    for name, array in live.items():
+        mean = np.mean([head[name] for head in heads.values()], axis=0)
+        np.testing.assert_allclose(array, mean, rtol=1e-4, atol=1e-5)
+    fleet.run(60.0)
+    assert len(fleet.store.releases()) == 1, "a change is added once"
+
+
+def test_head_that_is_worse_on_recent_labels_is_refused_and_the_live_one_stays(
+    simulate: Simulate, tmp_path: Path, digits_bundle: Path
+) -> None:
+    fleet = simulate(tmp_path, digits_bundle, ["one"], auto_merge=False)
+    teach_all(fleet, digits_bundle, n=60)
+    fleet.until("known", lambda: fleet.device("one") is not None and fleet.device("one").born)
+    before = fleet.agents["one"].host.model.head_digest()
+    bundle = Bundle.open(digits_bundle)
+    useless = {name: np.zeros_like(array) for name, array in bundle.head_parameters().items()}
+    release = HeadRelease(backbone=bundle.manifest.backbone_digest, parameters=useless, origin="useless")
+    push(fleet, release.encode())
+    fleet.until("refused", lambda: fleet.device("one").state == "refused")
+    assert "worse" in fleet.device("one").state_detail
+    assert fleet.agents["one"].host.model.head_digest() == before
+    fleet.crash_agent("one")
+    fleet.start_agent("one")
+    fleet.run(60.0)
+    assert fleet.device("one").state == "refused", "a refused release is not tried again after a restart"
+
+
+def push(fleet: SimulatedFleet, data: bytes, devices: list[str] | None = None, path: Path | None = None) -> int:
+    assert fleet.coordinator is not None
+    kept = fleet.coordinator.add_artifact(data, path or Path("/nonexistent"))
+    row = fleet.coordinator.push(
+        kept["digest"], kept["kind"], kept["backbone"], devices or [], "test", fleet.coordinator_now
+    )
+    return row.counter
+
+
+def test_head_that_turns_out_worse_in_probation_is_taken_back(
+    simulate: Simulate, tmp_path: Path, digits_bundle: Path
+) -> None:
+    """No labels before the push, so the trial cannot judge it; the labels after it can (fault 25)."""
+    fleet = simulate(tmp_path, digits_bundle, ["one"], auto_merge=False, probation_s=600.0, learner="sgd")
+    fleet.until("known", lambda: fleet.device("one") is not None and fleet.device("one").born)
+    before = fleet.agents["one"].host.model.head_digest()
+    bundle = Bundle.open(digits_bundle)
+    poisoned = {name: -100 * array for name, array in bundle.head_parameters().items()}
+    counter = push(fleet, HeadRelease(backbone=bundle.manifest.backbone_digest, parameters=poisoned).encode())
+    fleet.until("probation", lambda: fleet.agents["one"].states[-1] == "probation")
+    assert fleet.agents["one"].host.model.head_digest() != before
+    fleet.teach("one", *samples(digits_bundle, 40, 5))
+    fleet.until("settled", lambda: fleet.device("one").state in ("rolled-back", "active"))
+    row = fleet.device("one")
+    assert (row.state, row.state_release) == ("rolled-back", counter)
+    assert "worse" in row.state_detail
+    assert fleet.agents["one"].host.model.head_digest() == before
+
+
+def test_head_of_another_backbone_is_refused(digits_bundle: Path) -> None:
+    model = OnDeviceModel.open(digits_bundle)
+    release = HeadRelease(backbone="0" * 64, parameters=model.bundle.head_parameters())
+    with pytest.raises(BundleError, match="another backbone"):
+        model.judge(release)
+
+
+def test_push_to_an_unknown_device_is_refused_and_nothing_is_released(simulate: Simulate, tmp_path: Path, digits_bundle: Path) -> None:
+    fleet = simulate(tmp_path, digits_bundle, ["one"])
+    fleet.run(5.0)
+    with pytest.raises(RolloutError, match="nobody"):
+        push(fleet, digits_bundle.read_bytes(), ["nobody"], digits_bundle)
+    assert fleet.store.releases() == []
+
+
+def test_pushed_bundle_takes_over_without_a_restart_and_after_one(
+    simulate: Simulate, tmp_path: Path, digits_bundle: Path, other_bundle: Path
+) -> None:
+    fleet = simulate(tmp_path, digits_bundle, ["one", "two"])
+    fleet.run(5.0)
+    counter = push(fleet, other_bundle.read_bytes(), path=other_bundle)
+    fleet.until("converged", lambda: fleet.converged(counter))
+    digest = Bundle.open(other_bundle).digest
+    assert fleet.agents["one"].host.model.bundle.digest == digest
+    fleet.crash_agent("one")
+    assert fleet.start_agent("one").host.model.bundle.digest == digest
+
+
+def test_bundle_damaged_on_its_way_never_becomes_live(simulate: Simulate, tmp_path: Path, digits_bundle: Path) -> None:
+    fleet = simulate(tmp_path, digits_bundle, ["one"])
+    fleet.run(5.0)
+    data = bytearray(digits_bundle.read_bytes())
+    data[len(data) // 2] ^= 1
+    damaged = tmp_path / "damaged.edge"
+    damaged.write_bytes(data)
+    with pytest.raises(BundleError):
+        push(fleet, bytes(data), path=damaged)
+    assert fleet.store.releases() == []
+
+
+def test_agent_killed_while_fetching_goes_on_where_it_was(
+    simulate: Simulate, tmp_path: Path, digits_bundle: Path, other_bundle: Path
+) -> None:
+    fleet = simulate(tmp_path, digits_bundle, ["one"])
+    fleet.run(5.0)
+    counter = push(fleet, other_bundle.read_bytes(), path=other_bundle)
+    fleet.until("fetching", lambda: fleet.agents["one"].core.deployment._download is not None)
+    part = tmp_path / "one" / "incoming"
+    fleet.until("a chunk on disk", lambda: any(part.glob("*.part")) or fleet.converged(counter))
+    fleet.crash_agent("one")
+    fleet.start_agent("one")
+    fleet.until("converged", lambda: fleet.converged(counter))
+
+
+def test_requests_that_cannot_be_carried_out_change_nothing(simulate: Simulate, tmp_path: Path, digits_bundle: Path) -> None:
+    fleet = simulate(tmp_path, digits_bundle, ["one"])
+    core, now = fleet.agents["one"].core, fleet.now
+    x = samples(digits_bundle, 1, 0)[0][0]
+    before = core.status()
+    for request in (
+        {},
+        {"op": "explode"},
+        {"op": "predict", "x": x},
+        {"op": "predict", "id": "", "x": x},
+        {"op": "predict", "id": "a", "x": x[..., :3]},
+        {"op": "predict", "id": "a", "x": np.full_like(x, np.nan)},
+        {"op": "predict", "id": "a"},
+        {"op": "label", "id": "a", "y": 99},
+        {"op": "label", "id": "a", "y": "no such class"},
+        {"op": "label", "id": "a", "y": True},
+    ):
+        with pytest.raises(LearningError):
+            core.request(request, now)
+    assert core.request({"op": "label", "id": "never seen", "y": 1}, now)["joined"] is False
+    after = core.status()
+    assert (after["samples"], after["head"]) == (before["samples"], before["head"])
+
+
+def test_messages_that_cannot_be_read_are_dropped_and_reported(simulate: Simulate, tmp_path: Path, digits_bundle: Path) -> None:
+    fleet = simulate(tmp_path, digits_bundle, ["one"])
+    fleet.run(5.0)
+    for leaf, payload in (("dn/desired", b"{"), ("dn/f/0123456789abcdef", b"EFjunk"), ("dn/cmd", b"[]")):
+        fleet.coordinator_transport.publish(f"edge/v1/lab/one/{leaf}", payload, qos=1)
+    fleet.agents["one"].transport.publish("edge/v1/lab/one/up/birth", b"\xff", qos=1)
+    fleet.run(5.0)
+    names = [event.name for event in fleet.store.events(50)]
+    assert names.count("bad-message") == 4
+    assert fleet.agents["one"].core.status()["connected"]

@@ -1,0 +1,213 @@
+"""`OnDeviceModel`: the Python face, and what it keeps."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edge.agent import OnDeviceModel
+from edge.contract.errors import BundleError, ConfigError, LearningError
+
+ROOT = Path(__file__).parents[3]
+LEARNERS = ["statistics", "sgd"]
+
+
+def data(bundle: Path, n: int = 50, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    model = OnDeviceModel.open(bundle)
+    x = np.random.default_rng(seed).random((n, *model.manifest.input.shape), np.float32)
+    return x, model.predict(x).argmax(axis=1)
+
+
+def test_predicts_logits_of_the_live_head(digits_bundle: Path) -> None:
+    model = OnDeviceModel.open(digits_bundle)
+    logits = model.predict(data(digits_bundle)[0])
+    assert logits.shape == (50, 10)
+    assert logits.dtype == np.float32
+
+
+@pytest.mark.parametrize("learner", LEARNERS)
+def test_learns_and_keeps_it_over_a_restart(tmp_path: Path, digits_bundle: Path, learner: str) -> None:
+    x, y = data(digits_bundle)
+    model = OnDeviceModel.open(digits_bundle, tmp_path, learner=learner)
+    shipped = model.predict(x)
+    model.learn(x, (y + 1) % 10)
+    learned = model.predict(x)
+    assert not np.array_equal(shipped, learned)
+    model.save()
+    model.close()
+    again = OnDeviceModel.open(digits_bundle, tmp_path, learner=learner)
+    np.testing.assert_array_equal(again.predict(x), learned)
+    assert again.n_samples == 50
+    again.close()
+
+
+@pytest.mark.parametrize("learner", LEARNERS)
+def test_restart_from_the_journal_equals_having_gone_on(tmp_path: Path, digits_bundle: Path, learner: str) -> None:
+    """No checkpoint at all: the journal alone gives the same head, bit for bit."""
+    x, y = data(digits_bundle)
+    model = OnDeviceModel.open(digits_bundle, tmp_path / "a", learner=learner)
+    for i in range(0, 50, 5):
+        model.learn(x[i : i + 5], y[i : i + 5])
+    expected = model.predict(x)
+    assert model._store is not None
+    model._store.close()  # what a kill leaves
+    assert model._lock is not None
+    os.close(model._lock)
+    again = OnDeviceModel.open(digits_bundle, tmp_path / "a", learner=learner)
+    np.testing.assert_array_equal(again.predict(x), expected)
+    again.close()
+
+
+def test_without_a_folder_nothing_is_kept(tmp_path: Path, digits_bundle: Path) -> None:
+    x, y = data(digits_bundle)
+    before = sorted(tmp_path.rglob("*"))
+    model = OnDeviceModel.open(digits_bundle)
+    model.learn(x, y)
+    model.save()
+    model.close()
+    assert sorted(tmp_path.rglob("*")) == before
+    assert OnDeviceModel.open(digits_bundle).n_samples == 0
+
+
+@pytest.mark.parametrize("learner", LEARNERS)
+def test_refused_samples_change_nothing_in_memory_or_on_disk(
+    tmp_path: Path, digits_bundle: Path, learner: str
+) -> None:
+    x, y = data(digits_bundle)
+    model = OnDeviceModel.open(digits_bundle, tmp_path, learner=learner)
+    model.learn(x, y)
+    before, files = model.predict(x), {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    bad = x.copy()
+    bad[3] = np.nan
+    for samples, labels in (
+        (bad, y),
+        (x[..., :2], y),
+        (x, y[:-1]),
+        (x, y.astype(np.float32)),
+        (x, np.full(50, 10)),
+        (x, np.full(50, -1)),
+        (np.array(["a"] * 50), y),
+    ):
+        with pytest.raises(LearningError):
+            model.learn(samples, labels)
+    np.testing.assert_array_equal(model.predict(x), before)
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == files
+    model.close()
+
+
+def test_statistics_learner_needs_a_linear_head(mlp_bundle: Path) -> None:
+    with pytest.raises(ConfigError, match="use sgd"):
+        OnDeviceModel.open(mlp_bundle, learner="statistics")
+    assert OnDeviceModel.open(mlp_bundle).learner_kind == "delta"
+
+
+def test_mlp_head_learns(mlp_bundle: Path) -> None:
+    model = OnDeviceModel.open(mlp_bundle)
+    rng = np.random.default_rng(0)
+    centres = rng.standard_normal((10, 784)).astype(np.float32)
+    y = rng.integers(0, 10, 300)
+    x = centres[y] + 0.3 * rng.standard_normal((300, 784)).astype(np.float32)
+    before = (model.predict(x).argmax(axis=1) == y).mean()
+    model.learn(x, y)
+    after = (model.predict(x).argmax(axis=1) == y).mean()
+    assert before < 0.4
+    assert after > 0.9
+
+
+def test_state_of_another_learner_is_not_used_and_said(tmp_path: Path, digits_bundle: Path) -> None:
+    x, y = data(digits_bundle)
+    model = OnDeviceModel.open(digits_bundle, tmp_path, learner="sgd")
+    model.learn(x, y)
+    model.close()
+    other = OnDeviceModel.open(digits_bundle, tmp_path, learner="statistics")
+    assert other.n_samples == 0
+    assert "delta" in other.warnings[0]
+    other.close()
+
+
+def test_damaged_checkpoint_falls_back_and_says_so(tmp_path: Path, digits_bundle: Path) -> None:
+    x, y = data(digits_bundle)
+    model = OnDeviceModel.open(digits_bundle, tmp_path)
+    model.learn(x[:25], y[:25])
+    model.save()
+    model.learn(x[25:], y[25:])
+    model.save()
+    expected = model.predict(x)
+    model.close()
+    state = next(tmp_path.rglob("state.bin"))
+    content = bytearray(state.read_bytes())
+    content[len(content) // 2] ^= 1
+    state.write_bytes(content)
+    again = OnDeviceModel.open(digits_bundle, tmp_path)
+    assert "damaged" in again.warnings[0]
+    assert again.n_samples == 50
+    np.testing.assert_allclose(again.predict(x), expected, rtol=1e-5, atol=1e-5)
+    again.close()
+
+
+def test_bundle_that_gives_other_answers_is_refused(tmp_path: Path, digits_bundle: Path) -> None:
+    """Golden outputs that this CPU does not meet: what a saturating int8 file looks like."""
+    import dataclasses
+
+    import safetensors.numpy
+
+    from edge.contract import manifest as m
+    from edge.contract.bundle import Bundle, members_of, write_bundle
+
+    bundle = Bundle.open(digits_bundle)
+    blobs = {role: bundle.read(role) for role in bundle.manifest.members}
+    golden = bundle.tensors(m.GOLDEN)
+    golden["output"] = golden["output"] + 0.3 * np.abs(golden["output"]).max()
+    blobs[m.GOLDEN] = safetensors.numpy.save(golden)
+    other = tmp_path / "other.edge"
+    write_bundle(other, dataclasses.replace(bundle.manifest, members=members_of(blobs)), blobs)
+    with pytest.raises(BundleError, match="other answers"):
+        OnDeviceModel.open(other)
+
+
+LEARN_FOREVER = """
+import sys
+import numpy as np
+from edge.agent import OnDeviceModel
+model = OnDeviceModel.open(sys.argv[1], sys.argv[2], learner=sys.argv[3])
+rng = np.random.default_rng(model.n_samples)
+while True:
+    x = rng.random((1, *model.manifest.input.shape), np.float32)
+    model.learn(x, np.array([int(model.n_samples) % 10]))
+    print(model.n_samples, flush=True)
+    if model.n_samples % 7 == 0:
+        model.save()
+"""
+
+
+@pytest.mark.parametrize("learner", LEARNERS)
+def test_kill_at_random_moments_loses_nothing_acknowledged(tmp_path: Path, digits_bundle: Path, learner: str) -> None:
+    """A process that learns and saves for ever, killed with ``kill -9`` again and again (fault 21)."""
+    rng = random.Random(5)
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    kept = 0
+    for _ in range(8):
+        line = [sys.executable, "-c", LEARN_FOREVER, str(digits_bundle), str(tmp_path), learner]
+        process = subprocess.Popen(line, env=environment, stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(rng.random() * 0.3)
+        process.kill()
+        lines = process.stdout.read().split()
+        process.stdout.close()
+        process.wait()
+        acknowledged = int(lines[-1]) if lines else kept
+        model = OnDeviceModel.open(digits_bundle, tmp_path, learner=learner)
+        assert acknowledged <= model.n_samples <= acknowledged + 2
+        assert model.warnings == []
+        assert np.isfinite(model.predict(data(digits_bundle)[0])).all()
+        kept = model.n_samples
+        model.close()
+    assert kept > 50

@@ -1,0 +1,137 @@
+"""The demo's fleet as real processes on a real broker, killed with ``kill -9`` where it hurts (faults 11, 21, 31)."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edge.agent.client import AgentClient
+from edge.agent.on_device_model import OnDeviceModel
+from edge.contract.errors import EdgeError
+
+pytestmark = pytest.mark.broker
+DEVICES = ["one", "two", "three"]
+ROOT = Path(__file__).parents[2]
+
+
+def samples(bundle: Path, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Random inputs labelled by the shipped model."""
+    model = OnDeviceModel.open(bundle)
+    x = np.random.default_rng(seed).random((n, *model.manifest.input.shape), np.float32)
+    return x, model.predict(x).argmax(axis=1)
+
+
+def teach(fleet: Any, device: str, x: np.ndarray, y: np.ndarray) -> int:
+    """Label samples until done or the agent is gone; how many were acknowledged."""
+    acknowledged = 0
+    try:
+        with AgentClient(fleet.socket_path(device)) as agent:
+            for i in range(len(x)):
+                agent.predict(f"s{i}", x[i])
+                acknowledged += agent.label(f"s{i}", int(y[i]))
+    except EdgeError:
+        pass
+    return acknowledged
+
+
+def status(fleet: Any, device: str) -> dict[str, Any]:
+    with AgentClient(fleet.socket_path(device)) as agent:
+        return agent.status()
+
+
+def contributions(fleet: Any) -> dict[str, int]:
+    with urllib.request.urlopen(f"{fleet.http_url}/api/contributions") as answer:
+        return {row["device"]: row["version"] for row in json.load(answer)}
+
+
+def test_fleet_converges_after_kills_of_agent_coordinator_and_broker(
+    processes: ModuleType, tmp_path: Path, digits_bundle: Path
+) -> None:
+    with processes.Fleet(tmp_path, digits_bundle, DEVICES) as fleet:
+        x, y = samples(digits_bundle, 120, 1)
+        # An agent dies while it learns.
+        acknowledged: list[int] = []
+        learning = threading.Thread(target=lambda: acknowledged.append(teach(fleet, "one", x, y)))
+        learning.start()
+        processes.wait_for("some labels", lambda: status(fleet, "one")["samples"] > 20)
+        fleet.kill("one")
+        learning.join()
+        fleet.start_agent("one")
+        processes.wait_for("one is back", lambda: answers(fleet, "one"))
+        kept = status(fleet, "one")["samples"]
+        assert acknowledged[0] <= kept <= acknowledged[0] + 1, "an acknowledged label was lost"
+        for device in ("two", "three"):
+            assert teach(fleet, device, x, y) == len(x)
+        wanted = {"one": kept, "two": len(x), "three": len(x)}
+        processes.wait_for("contributions", lambda: contributions(fleet) == wanted)
+        # The coordinator dies as soon as it has decided to push.
+        fleet.fleet("merge")
+        fleet.kill("coordinator")
+        # The broker dies too, with everything that it kept.
+        fleet.kill("broker")
+        time.sleep(1.0)
+        fleet.start_broker()
+        fleet.start_coordinator()
+        processes.wait_for(
+            "convergence",
+            lambda: [row["state"] for row in fleet.known() if row["release"] == 1] == ["active"] * 3,
+            timeout_s=90,
+        )
+        heads = {status(fleet, device)["head"] for device in DEVICES}
+        assert len(heads) == 1
+        processes.wait_for("the registry knows", lambda: {row["head"] for row in fleet.known()} == heads)
+
+
+def answers(fleet: Any, device: str) -> bool:
+    try:
+        status(fleet, device)
+    except EdgeError:
+        return False
+    return True
+
+
+def test_push_of_a_head_file_watch_and_events(processes: ModuleType, tmp_path: Path, digits_bundle: Path) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "edge.cli.bundle", "unpack", digits_bundle, tmp_path / "members"], check=True, cwd=ROOT
+    )
+    with processes.Fleet(tmp_path, digits_bundle, ["one"]) as fleet:
+        told = fleet.fleet("push", str(tmp_path / "members" / "head.safetensors"), "--wait", "30")
+        assert "release 1: head" in told
+        assert "one: active" in told
+        with pytest.raises(RuntimeError, match="unknown device"):
+            fleet.fleet("push", str(digits_bundle), "--device", "nobody")
+        watched = fleet.fleet("watch", "--seconds", "3")
+        line = next(line for line in watched.splitlines() if line.startswith("one {"))
+        values = json.loads(line.partition(" ")[2])
+        assert values["model"]
+        assert all(isinstance(value, int | float | str) for value in values.values())
+        assert "release" in fleet.fleet("events")
+        assert "one" in fleet.fleet("devices")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_demo_keeps_its_promise(tmp_path: Path) -> None:
+    """`make demo`, without its installation."""
+    done = subprocess.run(
+        [sys.executable, ROOT / "examples/01_digits_fleet/demo.py", "--output", tmp_path / "out"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert (tmp_path / "out" / "learning.png").stat().st_size > 10_000
+    assert "mosquitto_sub -h 127.0.0.1" in done.stdout
+    for step in ("before", "after", "merge"):
+        assert step in done.stdout

@@ -1,0 +1,191 @@
+"""A whole fleet in one process: real agents and a real coordinator on an in-memory broker that can be made unfaithful.
+
+The clock is a number. `crash_agent` and `crash_coordinator` throw the objects away without any of their closing code,
+which is what `kill -9` leaves: the files, and nothing else.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edge.agent.config import AgentConfig
+from edge.agent.core import AgentCore
+from edge.agent.core import Now as AgentNow
+from edge.agent.host import ModelHost
+from edge.channel import topics
+from edge.channel.memory import Faults, MemoryBroker, MemoryTransport
+from edge.channel.transport import TransportEvent
+from edge.contract.profile import load_profile
+from edge.coordinator.artifacts import ArtifactStore
+from edge.coordinator.config import CoordinatorConfig
+from edge.coordinator.core import CoordinatorCore
+from edge.coordinator.core import Now as CoordinatorNow
+from edge.coordinator.store import Store
+
+FLEET = "lab"
+
+
+class Agent:
+    """One device."""
+
+    def __init__(self, folder: Path, name: str, bundle: Path, broker: MemoryBroker, options: dict[str, Any]) -> None:
+        self.config = AgentConfig(
+            bundle=bundle,
+            state_dir=folder / name,
+            fleet=FLEET,
+            device=name,
+            profile=load_profile("generic-x86_64"),
+            **{"telemetry_interval_s": 5.0, "sync_interval_s": 1.0, "probation_s": 3.0, **options},
+        )
+        self.host = ModelHost(self.config)
+        # Learning takes no time here: how fast this machine is must not decide which labels wait for the budget.
+        self.core = AgentCore(self.config, self.host, stopwatch=lambda: 0.0)
+        self.events: list[TransportEvent] = []
+        self.transport = MemoryTransport(broker, name)
+        self.states: list[str] = []
+
+    def start(self, now: AgentNow) -> None:
+        will = self.core.will(now)
+        self.transport.set_will(will.topic, will.payload, will.qos, will.retain, 0)
+        self.transport.subscribe(topics.device_filters(FLEET, self.config.device))
+        self.transport.start(self.events.append)
+
+    def tick(self, now: AgentNow) -> None:
+        events, self.events[:] = list(self.events), []
+        for event in events:
+            self.core.transport(event, now)
+        for effect in self.core.tick(now):
+            self.transport.publish(effect.topic, effect.payload, qos=effect.qos, retain=effect.retain)
+        state = str(self.core.deployment.state)
+        if not self.states or self.states[-1] != state:
+            self.states.append(state)
+
+
+class SimulatedFleet:
+    """Agents, a coordinator and a broker under one clock."""
+
+    def __init__(
+        self,
+        folder: Path,
+        bundle: Path,
+        devices: list[str],
+        *,
+        faults: Faults | None = None,
+        auto_merge: bool = True,
+        **agent_options: Any,
+    ) -> None:
+        self.folder, self.bundle = folder, bundle
+        self.broker = MemoryBroker()
+        self.broker.fault = faults
+        self.now_s = 1000.0
+        self.agent_options, self.auto_merge = agent_options, auto_merge
+        self.coordinator: CoordinatorCore | None = None
+        self.start_coordinator()
+        self.agents: dict[str, Agent] = {}
+        for name in devices:
+            self.start_agent(name)
+
+    @property
+    def now(self) -> AgentNow:
+        return AgentNow(self.now_s, int(1_800_000_000_000 + self.now_s * 1000))
+
+    @property
+    def coordinator_now(self) -> CoordinatorNow:
+        return CoordinatorNow(self.now.s, self.now.wall_ms)
+
+    def start_coordinator(self) -> CoordinatorCore:
+        config = CoordinatorConfig(
+            fleet=FLEET,
+            name="coordinator",
+            data_dir=self.folder / "coordinator",
+            auto_merge=self.auto_merge,
+            merge_delay_s=5.0,
+            reassert_s=10.0,
+        )
+        self.store = Store(config.data_dir / "db.sqlite")
+        self.coordinator = CoordinatorCore(config, self.store, ArtifactStore(config.data_dir / "artifacts"))
+        self.coordinator.add_artifact(self.bundle.read_bytes(), self.bundle)
+        self.coordinator_events: list[TransportEvent] = []
+        self.coordinator_transport = MemoryTransport(self.broker, "coordinator")
+        self.coordinator_transport.subscribe(topics.coordinator_filters(FLEET))
+        self.coordinator_transport.start(self.coordinator_events.append)
+        return self.coordinator
+
+    def start_agent(self, name: str) -> Agent:
+        agent = Agent(self.folder, name, self.bundle, self.broker, self.agent_options)
+        agent.start(self.now)
+        self.agents[name] = agent
+        return agent
+
+    def crash_agent(self, name: str) -> None:
+        """What ``kill -9`` does: the kernel closes the files, nothing else happens."""
+        agent = self.agents.pop(name)
+        self.broker.disconnect(name)
+        store = agent.host.model._store
+        assert store is not None
+        store.close()
+        os.close(agent.host._lock)
+
+    def close(self) -> None:
+        """Give all files free at the end of a test."""
+        for name in list(self.agents):
+            self.crash_agent(name)
+        if self.coordinator is not None:
+            self.crash_coordinator()
+
+    def crash_coordinator(self) -> None:
+        """What ``kill -9`` does."""
+        self.broker.disconnect("coordinator")
+        self.coordinator = None
+        self.store.close()
+
+    def step(self, dt_s: float = 0.25) -> None:
+        """Let time pass and messages flow once."""
+        self.now_s += dt_s
+        self.broker.deliver()
+        for agent in list(self.agents.values()):
+            agent.tick(self.now)
+        if self.coordinator is not None:
+            events, self.coordinator_events[:] = list(self.coordinator_events), []
+            for event in events:
+                self.coordinator.transport(event, self.coordinator_now)
+            for effect in self.coordinator.tick(self.coordinator_now):
+                self.coordinator_transport.publish(
+                    effect.topic, effect.payload, qos=effect.qos, retain=effect.retain
+                )
+
+    def run(self, seconds: float) -> None:
+        """Let time pass."""
+        end = self.now_s + seconds
+        while self.now_s < end:
+            self.step()
+
+    def until(self, what: str, ready: Any, seconds: float = 300.0) -> None:
+        """Let time pass until something is true."""
+        end = self.now_s + seconds
+        while not ready():
+            assert self.now_s < end, f"{what} did not happen in {seconds} s of simulated time"
+            self.step()
+
+    def teach(self, name: str, x: np.ndarray, y: np.ndarray, tag: str = "s") -> None:
+        """Predict and label samples on a device."""
+        for i in range(len(x)):
+            self.agents[name].core.request({"op": "predict", "id": f"{tag}{i}", "x": x[i]}, self.now)
+            answer = self.agents[name].core.request({"op": "label", "id": f"{tag}{i}", "y": int(y[i])}, self.now)
+            assert answer["joined"]
+
+    def device(self, name: str) -> Any:
+        """What the coordinator knows of a device."""
+        return self.store.device(name)
+
+    def converged(self, counter: int) -> bool:
+        """Whether every device has this release active, and the coordinator knows it."""
+        rows = {row.id: row for row in self.store.devices()}
+        return all(
+            name in rows and rows[name].state == "active" and rows[name].state_release == counter
+            for name in self.agents
+        )
