@@ -2,7 +2,7 @@
 
     python benchmarks/agent_footprint.py [--bundle model.edge] [--runs 7]
 
-Starts the real process `edge-agent run` with the digits bundle (made first when none is given), asks for one prediction
+Starts the real process `edge-agent run` with the digits bundle (made first when none is given), asks for a prediction
 over its socket as soon as that is there, then learns 200 labels and looks again. The baseline, in the same run: a Python
 process that imports onnxruntime and numpy and runs the same backbone once, which is the least any onnxruntime program
 can cost. One thread. The goals: torch not imported, at most 80 MiB resident, at most 0.6 s.
@@ -113,8 +113,12 @@ def main() -> int:
     torch_loaded = any(row[4] for row in agents)
     print(f"medians of {options.runs} runs, 1 thread            agent   onnxruntime alone   ratio   goal")
     print(f"start to first answer, s             {first_s:8.3f} {least_s:16.3f} {first_s / least_s:9.2f}   <= 0.6")
-    print(f"resident at the first answer, MiB    {first_mib:8.1f} {least_mib:16.1f} {first_mib / least_mib:9.2f}   <= 80")
-    print(f"resident after 200 labels, MiB       {learned_mib:8.1f} {least_mib:16.1f} {learned_mib / least_mib:9.2f}   <= 80")
+    print(
+        f"resident at the first answer, MiB    {first_mib:8.1f} {least_mib:16.1f} {first_mib / least_mib:9.2f}   <= 80"
+    )
+    print(
+        f"resident after 200 labels, MiB       {learned_mib:8.1f} {least_mib:16.1f} {learned_mib / least_mib:9.2f}   <= 80"
+    )
     print(f"peak, MiB                            {peak_mib:8.1f}")
     print(f"torch loaded                         {'yes' if torch_loaded else 'no':>8}                              no")
     return int(torch_loaded or learned_mib > 80 or first_s > 0.6)

@@ -1,4 +1,4 @@
-"""The agent's decisions: events in, messages out. No socket, no clock, no thread; files only through what it is given."""
+"""The agent's decisions: events in, messages out. No socket, no clock, no thread; files by what it is given."""
 
 from __future__ import annotations
 
@@ -44,6 +44,7 @@ from edge.learning.metrics import log_softmax
 UPLOAD_CHUNK_BYTES = 32 * 1024
 # The coordinator may have lost an upload that it acknowledged (its database was restored): say it again now and then.
 RESYNC_S = 6 * 3600.0
+TEMPERATURE_EVERY_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +97,8 @@ class AgentCore:
         self._next_telemetry_s = -math.inf
         self._next_checkpoint_s = math.inf
         self._resync_s = math.inf
+        self._next_temperature_s = -math.inf
+        self._too_hot = False
         self._sequence = 0
         self._cpu: tuple[float, float] | None = None
         self._events: list[tuple[str, str]] = [("warning", text) for text in [*host.warnings, *host.model.warnings]]
@@ -173,10 +176,11 @@ class AgentCore:
         return {"joined": True} if joined else {"joined": False, "why": "no such sample waits for a label"}
 
     def _learning_allowed(self, now: Now) -> bool:
-        hottest = health.temperature_c()
-        if hottest is not None and hottest > self._config.profile.learning.max_temperature_c:
-            return False
-        return self._budget.allows(now.s)
+        if now.s >= self._next_temperature_s:
+            self._next_temperature_s = now.s + TEMPERATURE_EVERY_S
+            hottest = health.temperature_c()
+            self._too_hot = hottest is not None and hottest > self._config.profile.learning.max_temperature_c
+        return not self._too_hot and self._budget.allows(now.s)
 
     def _learn(self, sample_id: str, label: int, now: Now) -> bool:
         start = self._stopwatch()
@@ -393,6 +397,7 @@ class AgentCore:
             "model": model.manifest.name,
             "release": record.release,
             "samples": model.n_samples,
+            "sgd_steps": model.n_samples if model.learner_kind == "delta" else 0,
             **model.metrics.report(now.s),
             "waiting": len(self._pending),
         }

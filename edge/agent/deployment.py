@@ -1,7 +1,7 @@
 """One release on its way to a slot: offered, fetched, tried, activated, watched.
 
-Pure but for two things that it is given: `ModelHost`, which opens and swaps models, and its `Slots`, the files. Time comes
-in; messages go out as values.
+Pure but for two things that it is given: `ModelHost`, which opens and swaps models, and its `Slots`, the files. Time
+comes in; messages go out as values.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ class Deployment:
             index_digest=desired.index_digest,
             max_size_bytes=self._max_bytes,
         )
-        part, index = self._host.slots.partial(desired.digest)
+        _, index = self._host.slots.partial(desired.digest)
         if index.exists():
             try:
                 download.restore(index.read_bytes(), self._proved(download, desired))

@@ -1,4 +1,4 @@
-"""The live model of a device, and how another one takes its place: opened on trial, swapped in, confirmed or taken back."""
+"""The live model of a device, and how another takes its place: opened on trial, swapped in, confirmed or taken back."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from edge.agent.on_device_model import LearningLimits, OnDeviceModel
 from edge.agent.slots import MAX_ATTEMPTS, Slots
 from edge.agent.store import lock_folder
 from edge.contract.bundle import Bundle
-from edge.contract.errors import EdgeError
+from edge.contract.errors import BundleError, EdgeError
 
 
 class ModelHost:
@@ -51,8 +51,13 @@ class ModelHost:
 
     def _open(self, path: Path, state_dir: Path | None) -> OnDeviceModel:
         profile = self._config.profile
+        bundle = Bundle.open(path)
+        size_mb = path.stat().st_size / 2**20
+        if size_mb > profile.inference.max_bundle_mb:
+            limit = profile.inference.max_bundle_mb
+            raise BundleError(f"{path} has {size_mb:.0f} MiB, the profile {profile.name} takes at most {limit}")
         return OnDeviceModel(
-            Bundle.open(path),
+            bundle,
             learner=self._config.learner,
             threads=profile.inference.threads,
             seed=self._config.seed,

@@ -185,7 +185,8 @@ class OnDeviceModel:
         return array
 
     def _logits(self, features: FloatArray) -> FloatArray:
-        return self._session.logits(features, self._learner.parameters())
+        logits: FloatArray = self._session.logits(features, self._learner.parameters())
+        return logits
 
     def predict_sample(self, sample_id: str, x: npt.NDArray[Any], now_s: float) -> FloatArray:
         """Predict one sample and remember its features until a label names it.
@@ -202,7 +203,7 @@ class OnDeviceModel:
         if array.ndim == len(self.manifest.input.shape):
             array = array[None]
         features = self._session.features(self._checked(array))
-        logits = self._logits(features)[0]
+        logits: FloatArray = self._logits(features)[0]
         self._ring.put(sample_id, Remembered(pack(features), int(logits.argmax()), now_s))
         return logits
 

@@ -1,4 +1,4 @@
-"""The agent as a process: one loop owns the model; the broker connection and local applications put events on its queue.
+"""The agent as a process: one loop owns the model; broker connection and local applications put events on its queue.
 
 The door for clock, threads and signals. Everything that decides is in `edge.agent.core`.
 """
@@ -160,7 +160,7 @@ class AgentService:
 
         class Handler(socketserver.StreamRequestHandler):
             def handle(self) -> None:
-                service._serve(self.rfile, cast("BinaryIO", self.wfile))  # a part of this class
+                service._serve(cast("BinaryIO", self.rfile), cast("BinaryIO", self.wfile))  # a part of this class
 
         class Server(socketserver.ThreadingUnixStreamServer):
             daemon_threads = True

@@ -143,7 +143,8 @@ def push(connect: Any, artifact: Path, names: tuple[str, ...], reason: str, wait
 
 def _wait(coordinator: Coordinator, counter: int, names: set[str], wait_s: float) -> None:
     """Print what becomes of a release on each device, until all have settled."""
-    end, told = time.monotonic() + wait_s, {}
+    end = time.monotonic() + wait_s
+    told: dict[str, str] = {}
     while time.monotonic() < end:
         rows = [row for row in coordinator.call("GET", "/api/devices") if not names or row["id"] in names]
         for row in rows:

@@ -66,8 +66,10 @@ def write_archive(file: BinaryIO, members: Mapping[str, bytes]) -> None:
     """Write the members in the order given.
 
     Raises:
-        BundleError: A name is not allowed, or the archive would reach 4 GiB.
+        BundleError: A name is not allowed, there are no members or more than 64, or the archive would reach 4 GiB.
     """
+    if not 0 < len(members) <= _MAX_MEMBERS:
+        raise BundleError(f"an archive holds 1 to {_MAX_MEMBERS} members, not {len(members)}")
     entries: list[Entry] = []
     position = 0
     for name, data in members.items():
@@ -112,9 +114,12 @@ class Archive:
             raise BundleError(f"{self.path} has no member {name!r}")
         if entry.size_bytes > max_bytes:
             raise BundleError(f"{self.path}: {name} has {entry.size_bytes} bytes, at most {max_bytes} are accepted")
-        with self.path.open("rb") as file:
-            file.seek(entry.offset)
-            data = file.read(entry.size_bytes)
+        try:
+            with self.path.open("rb") as file:
+                file.seek(entry.offset)
+                data = file.read(entry.size_bytes)
+        except OSError as exc:
+            raise BundleError(f"{self.path} can no longer be read: {exc.strerror}") from exc
         if len(data) != entry.size_bytes or zlib.crc32(data) != entry.crc:
             raise BundleError(f"{self.path}: {name} is damaged")
         return data

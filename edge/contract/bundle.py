@@ -113,7 +113,10 @@ class Bundle:
             odd = sorted(set(self._archive.entries) ^ expected)
             raise BundleError(f"{self.path}: manifest and members do not match: {', '.join(odd[:3])}")
         for role, member in members.items():
-            if self._archive.sha256(blob_name(member.digest)) != member.digest:
+            name = blob_name(member.digest)
+            if self._archive.entries[name].size_bytes != member.size_bytes:
+                raise BundleError(f"{self.path}: {role} does not have the size that the manifest states")
+            if self._archive.sha256(name) != member.digest:
                 raise BundleError(f"{self.path}: {role} does not have the digest that the manifest states")
 
     def read(self, role: str) -> bytes:

@@ -147,7 +147,7 @@ class Manifest:
             if value.pop("format", None) != FORMAT:
                 raise ValueError(f"its format is not {FORMAT!r}")
             version = value.pop("schema_version", None)
-            if version != SCHEMA_VERSION:
+            if type(version) is not int or version != SCHEMA_VERSION:
                 raise ValueError(f"schema version {version!r}, this program reads {SCHEMA_VERSION}: update edgeloop")
             manifest = _decode(value)
         except ValueError as exc:
@@ -181,12 +181,15 @@ def _decode_head(value: dict[str, Any]) -> HeadSpec:
         if not isinstance(shape, list) or not all(type(n) is int and 0 < n < 2**31 for n in shape):
             raise ValueError(f"head.parameters: {item['name']} needs a shape of positive integers")
         parameters.append(ParameterSpec(name=item["name"], shape=tuple(shape)))
+    names = [parameter.name for parameter in parameters]
+    if not names or len(set(names)) != len(names):
+        raise ValueError("head.parameters: there must be one at least, each with a name of its own")
     linear = None
     if (found := value.pop("linear", None)) is not None:
-        names = {parameter.name for parameter in parameters}
-        if not isinstance(found, dict) or found.get("weight") not in names or found.get("bias") not in names | {None}:
+        # Lists, not sets: what stands here may be of any type.
+        if not isinstance(found, dict) or found.get("weight") not in names or found.get("bias") not in [*names, None]:
             raise ValueError("head.linear must name parameters of the head")
-        linear = LinearHead(weight=found["weight"], bias=found["bias"])
+        linear = LinearHead(weight=found["weight"], bias=found.get("bias"))
     rate = float(_take(value, "learning_rate", (int, float)))
     if not 0 < rate < 1e6:
         raise ValueError(f"head.learning_rate {rate} is not a positive number")
@@ -209,8 +212,23 @@ def _decode_members(value: dict[str, Any]) -> dict[str, Member]:
     return members
 
 
+def _check_shapes(manifest: Manifest) -> None:
+    """Raise ValueError unless the output is one logit per class and a linear head has the shapes that one has."""
+    features, output, head = manifest.features, manifest.output, manifest.head
+    if output.dtype != "float32" or output.shape != (len(manifest.class_names),):
+        raise ValueError(f"output must be {len(manifest.class_names)} float32 logits, one for each of class_names")
+    if features.dtype != "float32" or not features.shape:
+        raise ValueError("features must be float32 and have an axis behind the batch axis")
+    if head.linear is not None:
+        shapes = {parameter.name: parameter.shape for parameter in head.parameters}
+        if shapes[head.linear.weight] != (output.shape[0], features.shape[-1]):
+            raise ValueError("head.linear: the weight must be of the shape (classes, features)")
+        if head.linear.bias is not None and shapes[head.linear.bias] != output.shape:
+            raise ValueError("head.linear: the bias must be of the shape (classes,)")
+
+
 def _decode(value: dict[str, Any]) -> Manifest:
-    return Manifest(
+    manifest = Manifest(
         name=_take(value, "name", str),
         input=TensorSpec.from_json(value.pop("input", None)),
         features=TensorSpec.from_json(value.pop("features", None)),
@@ -225,3 +243,5 @@ def _decode(value: dict[str, Any]) -> Manifest:
         members=_decode_members(_take(value, "members", dict)),
         extra=value,
     )
+    _check_shapes(manifest)
+    return manifest

@@ -32,7 +32,7 @@ def _finite_float(text: str) -> float:
 
 
 def _bounded_int(text: str) -> int:
-    if len(text) > 19 or not -(2**63) <= (value := int(text)) < 2**63:
+    if len(text) > 20 or not -(2**63) <= (value := int(text)) < 2**63:
         raise ValueError(f"the integer {text[:20]} does not fit 64 bits")
     return value
 

@@ -1,4 +1,7 @@
-"""What a learner needs of whoever executes the training step: implemented in `edge.inference`, used in `edge.learning`."""
+"""What a learner needs of whoever executes the training step.
+
+Implemented in `edge.inference`, used in `edge.learning`.
+"""
 
 from __future__ import annotations
 

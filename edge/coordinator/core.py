@@ -1,5 +1,6 @@
-"""The coordinator's decisions: events in, messages out. Holds nothing in memory that is not also in its store, but for
-uploads on their way, which devices begin again.
+"""The coordinator's decisions: events in, messages out.
+
+Holds nothing in memory that is not also in its store, but for uploads on their way, which devices begin again.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The onnxruntime door for learning: runs a bundle's training graph, an ordinary ONNX graph of standard operators.
 
 Two sets of parameter buffers are used in turn (ping-pong): a step reads one and writes the other. Binding an output
-onto the buffer of an input is wrong, because onnxruntime does not promise the order of the nodes that read and write it.
+onto the buffer of an input is wrong, because onnxruntime does not promise in which order nodes read and write it.
 """
 
 from __future__ import annotations
@@ -89,6 +89,15 @@ class OnnxTrainer:
         return {name: array.copy() for name, array in self._sets[self._live].items()}
 
     def load(self, parameters: Mapping[str, FloatArray]) -> None:
-        """See `edge.contract.training.TrainStep.load`."""
-        for name, array in self._sets[self._live].items():
+        """See `edge.contract.training.TrainStep.load`.
+
+        Raises:
+            LearningError: Other names, shapes or values that are not finite; the parameters stay as they were.
+        """
+        live = self._sets[self._live]
+        if {n: a.shape for n, a in parameters.items()} != {n: a.shape for n, a in live.items()}:
+            raise LearningError("these are not the parameters of this head")
+        if not all(np.isfinite(array).all() for array in parameters.values()):
+            raise LearningError("parameters with values that are not finite were refused")
+        for name, array in live.items():
             array[...] = parameters[name]

@@ -69,6 +69,10 @@ class Learner(Protocol):
         ...
 
 
+# A sum of 1e8 squares of such features still fits float32, as which statistics are sent.
+MAX_FEATURE = 1e15
+
+
 def check_batch(
     features: npt.NDArray[Any], labels: npt.NDArray[Any], shape: tuple[int, ...], n_classes: int
 ) -> tuple[FloatArray, LabelArray]:
@@ -78,8 +82,10 @@ def check_batch(
         raise LearningError(f"expected features of shape (batch, {', '.join(map(str, shape))}), got {features.shape}")
     if labels.shape != (len(features),) or labels.dtype.kind not in "iu":
         raise LearningError(f"expected {len(features)} integer labels, got {labels.dtype} of shape {labels.shape}")
-    if not np.isfinite(features).all():
-        raise LearningError("features with values that are not finite were refused")
+    if features.dtype.kind not in "fiub" or not np.isfinite(features).all():
+        raise LearningError("features with values that are not finite numbers were refused")
+    if features.size and max(features.max(), -features.min(), key=float) > MAX_FEATURE:
+        raise LearningError(f"features beyond {MAX_FEATURE:g} were refused")
     if len(labels) and not (labels.min() >= 0 and labels.max() < n_classes):
         raise LearningError(f"labels must lie in 0..{n_classes - 1}, got {labels.min()}..{labels.max()}")
     return features.astype(np.float32, copy=False), labels.astype(np.int64, copy=False)

@@ -75,8 +75,14 @@ def stream(agents: dict[str, AgentClient], data: Digits, results: Results, conso
     return start + total
 
 
-def measure(step: str, agents: dict[str, AgentClient], x: npt.NDArray[np.float32], y: npt.NDArray[np.int64],
-            results: Results, at: int) -> None:
+def measure(
+    step: str,
+    agents: dict[str, AgentClient],
+    x: npt.NDArray[np.float32],
+    y: npt.NDArray[np.int64],
+    results: Results,
+    at: int,
+) -> None:
     """Accuracy of every device on all test digits."""
     for device, agent in agents.items():
         right = right_answers(agent, x, y)
@@ -109,7 +115,9 @@ def plot(results: Results, path: Path) -> None:
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
     for device, points in results.curve.items():
         at, accuracy = zip(*points, strict=True)
-        axes.plot(at, accuracy, marker=".", label=f"{device} (labels for {CLASSES[device][0]} to {CLASSES[device][-1]})")
+        axes.plot(
+            at, accuracy, marker=".", label=f"{device} (labels for {CLASSES[device][0]} to {CLASSES[device][-1]})"
+        )
     for at, what in results.marks:
         axes.axvline(at, color="0.6", linestyle="--", linewidth=1)
         axes.annotate(what, (at, 0.98), rotation=90, ha="right", va="top", color="0.35", fontsize=9)

@@ -84,7 +84,9 @@ class Fleet:
         """Start a process; its output goes to ``<name>.log``."""
         environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         with (self.folder / f"{name}.log").open("ab") as log:
-            self.processes[name] = subprocess.Popen(line, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment)
+            self.processes[name] = subprocess.Popen(
+                line, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment
+            )
 
     def start_broker(self) -> None:
         """Start the development broker."""

@@ -154,9 +154,7 @@ class SimulatedFleet:
             for event in events:
                 self.coordinator.transport(event, self.coordinator_now)
             for effect in self.coordinator.tick(self.coordinator_now):
-                self.coordinator_transport.publish(
-                    effect.topic, effect.payload, qos=effect.qos, retain=effect.retain
-                )
+                self.coordinator_transport.publish(effect.topic, effect.payload, qos=effect.qos, retain=effect.retain)
 
     def run(self, seconds: float) -> None:
         """Let time pass."""

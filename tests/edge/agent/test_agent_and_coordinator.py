@@ -53,7 +53,9 @@ def teach_all(fleet: SimulatedFleet, bundle: Path, n: int = 40) -> dict[str, tup
     return taught
 
 
-def test_what_devices_learn_is_merged_and_comes_back_to_all(simulate: Simulate, tmp_path: Path, digits_bundle: Path) -> None:
+def test_what_devices_learn_is_merged_and_comes_back_to_all(
+    simulate: Simulate, tmp_path: Path, digits_bundle: Path
+) -> None:
     fleet = simulate(tmp_path, digits_bundle, DEVICES)
     teach_all(fleet, digits_bundle)
     fleet.until("converged", lambda: fleet.converged(1))
@@ -77,7 +79,9 @@ def test_merge_equals_learning_everything_in_one_place(simulate: Simulate, tmp_p
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_converges_over_a_line_that_loses_repeats_and_reorders(simulate: Simulate, tmp_path: Path, digits_bundle: Path, seed: int) -> None:
+def test_converges_over_a_line_that_loses_repeats_and_reorders(
+    simulate: Simulate, tmp_path: Path, digits_bundle: Path, seed: int
+) -> None:
     faults = Faults(rng=random.Random(seed), drop=0.3, repeat=0.2, reorder=0.2)
     fleet = simulate(tmp_path, digits_bundle, DEVICES, faults=faults)
     teach_all(fleet, digits_bundle)
@@ -86,7 +90,9 @@ def test_converges_over_a_line_that_loses_repeats_and_reorders(simulate: Simulat
 
 
 @pytest.mark.parametrize("at", range(0, 60, 4))
-def test_agent_killed_at_any_moment_converges_with_all_it_learned(simulate: Simulate, tmp_path: Path, digits_bundle: Path, at: int) -> None:
+def test_agent_killed_at_any_moment_converges_with_all_it_learned(
+    simulate: Simulate, tmp_path: Path, digits_bundle: Path, at: int
+) -> None:
     fleet = simulate(tmp_path, digits_bundle, DEVICES)
     teach_all(fleet, digits_bundle)
     for _ in range(at):
@@ -103,7 +109,9 @@ def test_agent_killed_at_any_moment_converges_with_all_it_learned(simulate: Simu
 
 
 @pytest.mark.parametrize("at", range(0, 60, 4))
-def test_coordinator_killed_at_any_moment_converges(simulate: Simulate, tmp_path: Path, digits_bundle: Path, at: int) -> None:
+def test_coordinator_killed_at_any_moment_converges(
+    simulate: Simulate, tmp_path: Path, digits_bundle: Path, at: int
+) -> None:
     fleet = simulate(tmp_path, digits_bundle, DEVICES)
     teach_all(fleet, digits_bundle)
     for _ in range(at):
@@ -129,7 +137,9 @@ def test_broker_that_forgets_everything_is_survived(simulate: Simulate, tmp_path
     fleet.until("converged", lambda: fleet.converged(1))
 
 
-def test_coordinator_that_lost_its_database_meets_the_devices_again(simulate: Simulate, tmp_path: Path, digits_bundle: Path) -> None:
+def test_coordinator_that_lost_its_database_meets_the_devices_again(
+    simulate: Simulate, tmp_path: Path, digits_bundle: Path
+) -> None:
     fleet = simulate(tmp_path, digits_bundle, DEVICES)
     teach_all(fleet, digits_bundle)
     fleet.until("converged", lambda: fleet.converged(1))
@@ -221,7 +231,9 @@ def test_head_of_another_backbone_is_refused(digits_bundle: Path) -> None:
         model.judge(release)
 
 
-def test_push_to_an_unknown_device_is_refused_and_nothing_is_released(simulate: Simulate, tmp_path: Path, digits_bundle: Path) -> None:
+def test_push_to_an_unknown_device_is_refused_and_nothing_is_released(
+    simulate: Simulate, tmp_path: Path, digits_bundle: Path
+) -> None:
     fleet = simulate(tmp_path, digits_bundle, ["one"])
     fleet.run(5.0)
     with pytest.raises(RolloutError, match="nobody"):
@@ -268,7 +280,9 @@ def test_agent_killed_while_fetching_goes_on_where_it_was(
     fleet.until("converged", lambda: fleet.converged(counter))
 
 
-def test_requests_that_cannot_be_carried_out_change_nothing(simulate: Simulate, tmp_path: Path, digits_bundle: Path) -> None:
+def test_requests_that_cannot_be_carried_out_change_nothing(
+    simulate: Simulate, tmp_path: Path, digits_bundle: Path
+) -> None:
     fleet = simulate(tmp_path, digits_bundle, ["one"])
     core, now = fleet.agents["one"].core, fleet.now
     x = samples(digits_bundle, 1, 0)[0][0]
@@ -292,7 +306,9 @@ def test_requests_that_cannot_be_carried_out_change_nothing(simulate: Simulate, 
     assert (after["samples"], after["head"]) == (before["samples"], before["head"])
 
 
-def test_messages_that_cannot_be_read_are_dropped_and_reported(simulate: Simulate, tmp_path: Path, digits_bundle: Path) -> None:
+def test_messages_that_cannot_be_read_are_dropped_and_reported(
+    simulate: Simulate, tmp_path: Path, digits_bundle: Path
+) -> None:
     fleet = simulate(tmp_path, digits_bundle, ["one"])
     fleet.run(5.0)
     for leaf, payload in (("dn/desired", b"{"), ("dn/f/0123456789abcdef", b"EFjunk"), ("dn/cmd", b"[]")):

@@ -77,9 +77,7 @@ def test_without_a_folder_nothing_is_kept(tmp_path: Path, digits_bundle: Path) -
 
 
 @pytest.mark.parametrize("learner", LEARNERS)
-def test_refused_samples_change_nothing_in_memory_or_on_disk(
-    tmp_path: Path, digits_bundle: Path, learner: str
-) -> None:
+def test_refused_samples_change_nothing_in_memory_or_on_disk(tmp_path: Path, digits_bundle: Path, learner: str) -> None:
     x, y = data(digits_bundle)
     model = OnDeviceModel.open(digits_bundle, tmp_path, learner=learner)
     model.learn(x, y)

@@ -1,4 +1,4 @@
-"""Wrong input to every command but edge-convert: one clear message, its own exit code, no traceback, nothing half written."""
+"""Wrong input to every command but edge-convert: one message, its own exit code, no traceback, nothing half written."""
 
 from __future__ import annotations
 
@@ -102,9 +102,7 @@ def test_bundle_commands_work_on_a_bundle(tmp_path: Path, digits_bundle: Path) -
         (["--socket", "no/such/folder/agent.sock"], ["agent.sock"]),
     ],
 )
-def test_agent_refuses_wrong_options(
-    tmp_path: Path, digits_bundle: Path, options: list[str], words: list[str]
-) -> None:
+def test_agent_refuses_wrong_options(tmp_path: Path, digits_bundle: Path, options: list[str], words: list[str]) -> None:
     state = [] if "--state-dir" in options else ["--state-dir", "state"]
     refused(run("agent", "run", digits_bundle, *state, *options, cwd=tmp_path), CONFIG, *words)
 
@@ -127,9 +125,18 @@ def test_second_agent_on_the_same_state_is_refused_and_the_first_goes_on(tmp_pat
 
 
 def test_agent_works_without_its_broker_and_says_so(tmp_path: Path, digits_bundle: Path) -> None:
-    """A device must answer when the network does not: the one command that does not end when the broker is not there."""
+    """A device must answer when the network does not: this command does not end when the broker is not there."""
     with subprocess.Popen(
-        [sys.executable, "-m", "edge.cli.agent", "run", str(digits_bundle), "--stdin", "--broker", "mqtt://127.0.0.1:1"],
+        [
+            sys.executable,
+            "-m",
+            "edge.cli.agent",
+            "run",
+            str(digits_bundle),
+            "--stdin",
+            "--broker",
+            "mqtt://127.0.0.1:1",
+        ],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdin=subprocess.PIPE,

@@ -1,0 +1,108 @@
+"""Bundles for all tests: small networks, trained and converted once in a session by the real converter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+
+def _digits() -> tuple[np.ndarray, np.ndarray]:
+    """scikit-learn's handwritten digits, shuffled once: ``(1797, 1, 8, 8)`` float32 in 0..1 and labels."""
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    order = np.random.default_rng(7).permutation(len(data.target))
+    return (data.images[order, None] / 16.0).astype(np.float32), data.target[order].astype(np.int64)
+
+
+@pytest.fixture(scope="session")
+def digits() -> tuple[np.ndarray, np.ndarray]:
+    """Digits that `digits_bundle` was not trained on: ``x (1297, 1, 8, 8)`` float32, ``y (1297,)`` int64."""
+    x, y = _digits()
+    return x[500:], y[500:]
+
+
+@pytest.fixture(scope="session")
+def digits_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A digits CNN with a linear head of 64 features, int8, with labelled calibration data."""
+    import torch
+    from torch import nn
+
+    import converter
+    from converter.pipeline import convert
+    from converter.plan import ConversionPlan
+    from edge.contract.profile import load_profile
+
+    folder = tmp_path_factory.mktemp("digits")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(7)
+    x, y = (torch.from_numpy(array[:500]) for array in _digits())
+    model = nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 4, 3, padding=1),
+        nn.ReLU(),
+        nn.AvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(64, 10),
+    )
+    optimizer = torch.optim.Adam(model.parameters(), 5e-3)
+    for _ in range(20):
+        for batch in torch.randperm(len(x)).split(50):
+            loss = nn.functional.cross_entropy(model(x[batch]), y[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    model.eval()
+    converter.save_checkpoint(
+        model,
+        folder / "digits.pth",
+        example_input=x[:1],
+        class_names=[str(digit) for digit in range(10)],
+        calibration=(x, y),
+    )
+    plan = ConversionPlan(
+        source=folder / "digits.pth",
+        output=folder / "digits.edge",
+        profile=load_profile("generic-x86_64"),
+        max_drop=5.0,
+    )
+    convert(plan)
+    torch.set_num_threads(threads)
+    return plan.output
+
+
+@pytest.fixture(scope="session")
+def mlp_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bare state_dict of a 784-128-10 network with both layers trainable: the head is an MLP, and there is no data."""
+    import torch
+    from torch import nn
+
+    from converter.pipeline import convert
+    from converter.plan import ConversionPlan
+    from edge.contract.profile import load_profile
+
+    folder = tmp_path_factory.mktemp("mlp")
+    threads = torch.get_num_threads()
+    (folder / "net.py").write_text(
+        "from torch import nn\n\n\n"
+        "def network():\n"
+        "    return nn.Sequential(nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, 10))\n"
+    )
+    torch.manual_seed(7)
+    model = nn.Sequential(nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, 10))
+    torch.save(model.state_dict(), folder / "mlp.pth")
+    plan = ConversionPlan(
+        source=folder / "mlp.pth",
+        output=folder / "mlp.edge",
+        profile=load_profile("generic-x86_64"),
+        arch=f"{folder / 'net.py'}:network",
+        trainable="last:2",
+    )
+    convert(plan)
+    torch.set_num_threads(threads)
+    return plan.output
