@@ -59,6 +59,7 @@ def run(
     """
     import platform
 
+    _spare_memory()
     from edge.agent.config import AgentConfig
     from edge.agent.service import AgentService
     from edge.channel.topics import check_id
@@ -90,6 +91,22 @@ def run(
         transport = MqttTransport(url, name, clean_start=False)
     service = AgentService(config, transport)
     service.run(socket_path or state_dir / "agent.sock", stdin=stdin)
+
+
+def _spare_memory() -> None:
+    """Keep the process small: before numpy is imported, and before there are threads.
+
+    One BLAS thread, since heads are small. One glibc arena: the few threads here take turns anyway, and each further
+    arena keeps a few MiB to itself.
+    """
+    import ctypes
+    import os
+
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    m_arena_max = -8  # malloc.h
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # not in musl
+    if mallopt is not None:
+        mallopt(m_arena_max, 1)
 
 
 def main() -> None:

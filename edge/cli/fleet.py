@@ -184,18 +184,19 @@ def events(connect: Any, as_json: bool) -> None:
         click.echo(json.dumps(row) if as_json else line)
 
 
-_WATCHED = (
-    "infer_per_s",
-    "lat_p50_ms",
-    "lat_p99_ms",
-    "acc",
-    "loss",
-    "samples",
-    "release",
-    "cpu_pct",
-    "mem_mb",
-    "temp_c",
-)
+# Telemetry keys and the headings under which a person sees them.
+_WATCHED = {
+    "infer_per_s": "infer/s",
+    "lat_p50_ms": "p50 ms",
+    "lat_p99_ms": "p99 ms",
+    "acc": "acc",
+    "loss": "loss",
+    "samples": "samples",
+    "release": "rel",
+    "cpu_pct": "cpu %",
+    "mem_mb": "MiB",
+    "temp_c": "°C",
+}
 
 
 @fleet.command()
@@ -234,16 +235,22 @@ def watch(connect: Any, seconds: float | None) -> None:
         pass
 
 
+def _cell(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
 def _telemetry_table(newest: dict[str, dict[str, Any]]) -> Table:
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(caption="Ctrl-C ends")
-    table.add_column("device")
-    for name in ("heard", *_WATCHED):
-        table.add_column(name, justify="right")
-    for device, row in sorted(newest.items()):
-        values = row["values"]
-        table.add_row(device, _age(row["received_ms"]), *(str(values.get(name, "")) for name in _WATCHED))
+    table = Table(caption="Ctrl-C ends", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    rows = sorted(newest.items())
+    shown = [name for name in _WATCHED if any(name in row["values"] for _, row in rows)]
+    table.add_column("device", no_wrap=True)
+    for heading in ("heard", *(_WATCHED[name] for name in shown)):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for device, row in rows:
+        table.add_row(device, _age(row["received_ms"]), *(_cell(row["values"].get(name, "")) for name in shown))
     return table
 
 
