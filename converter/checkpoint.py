@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from converter.reason import reason
+from edge.contract import strictjson
 from edge.contract.digest import replace_file
 from edge.contract.errors import ConversionError
 
@@ -36,8 +38,16 @@ def trace(model: nn.Module, example_input: torch.Tensor) -> torch.jit.ScriptModu
     except Exception as exc:  # the model is the user's code: it may raise anything
         raise ConversionError(
             f"the model does not run on an input of shape {tuple(example_input.shape)} and type "
-            f"{example_input.dtype}: {exc}"
+            f"{example_input.dtype}: {reason(exc)}"
         ) from exc
+
+
+def check_preprocessing(preprocessing: Mapping[str, Any]) -> None:
+    """Raise ConversionError unless it can stand in a manifest: texts, finite numbers, lists and objects."""
+    try:
+        strictjson.dumps(dict(preprocessing))
+    except (TypeError, ValueError, RecursionError) as exc:
+        raise ConversionError(f"preprocessing must be plain JSON: {reason(exc)}") from exc
 
 
 def save_checkpoint(
@@ -56,13 +66,15 @@ def save_checkpoint(
         path: Where to write, usually ``model.pth``.
         example_input: A batch ``(n, ...)``, n >= 1, of the shape and type that the model takes.
         class_names: One name per output.
-        calibration: Training samples ``(n, ...)`` and their labels ``(n,)``: a few hundred make an int8 backbone and the
-            statistics that devices start learning from.
+        calibration: Training samples ``(n, ...)`` and their labels ``(n,)``: a few hundred make an int8 backbone and
+            the statistics that devices start learning from.
         preprocessing: What was done to the raw data, for the people who write the device's input code; JSON-able.
 
     Raises:
-        ConversionError: The model does not run on the example, or the class names do not fit its output.
+        ConversionError: The model does not run on the example, or the class names do not fit its output, or the
+            preprocessing is not JSON.
     """
+    check_preprocessing(preprocessing or {})
     was_training = model.training
     model.eval()
     try:
@@ -75,7 +87,7 @@ def save_checkpoint(
         found = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
         raise ConversionError(f"{len(class_names)} class names, but the model's output is {found}")
     archive = io.BytesIO()
-    torch.jit.save(script, archive)  # type: ignore[no-untyped-call]
+    torch.jit.save(script, archive)
     document: dict[str, Any] = {
         KEY: VERSION,
         "state_dict": {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()},

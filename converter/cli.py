@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 def _shape(_context: click.Context, _parameter: click.Parameter, value: str | None) -> tuple[int, ...] | None:
     if value is None:
         return None
-    parts = value.replace("x", ",").split(",")
-    if not all(part.strip().isdigit() and int(part) > 0 for part in parts):
+    parts = [part.strip() for part in value.replace("x", ",").split(",")]
+    if not all(part.isascii() and part.isdigit() and 0 < int(part) < 2**31 for part in parts):
         raise click.BadParameter(f"{value!r}: expected sizes without the batch axis, e.g. 3,224,224")
     return tuple(int(part) for part in parts)
 
@@ -36,7 +36,7 @@ def _arguments(_context: click.Context, _parameter: click.Parameter, values: tup
             raise click.BadParameter(f"{value!r}: expected key=value")
         try:
             arguments[key] = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # what literal_eval documents
             arguments[key] = text
     return arguments
 
@@ -86,12 +86,12 @@ def convert_command(
         raise ConfigError(f"{exc.name} is not installed: pip install 'edgeloop[convert]'") from exc
     plan = ConversionPlan(
         source=model,
-        output=output or model.with_suffix(".edge"),
+        output=output or model.parent / f"{model.stem}.edge",
         profile=profile,
         arch=arch,
         arch_arguments=arch_arguments,
         input_shape=input_shape,
-        class_names=tuple(class_names.split(",")) if class_names else None,
+        class_names=tuple(name.strip() for name in class_names.split(",")) if class_names else None,
         trainable=trainable,
         quantize=quantize,
         calibration=calibrate,
@@ -118,9 +118,11 @@ def _progress(console: Console) -> Iterator[Stage]:
 
 def _print_report(console: Console, output: Path, conversion: Conversion) -> None:
     from rich.table import Table
+    from rich.text import Text
 
     report = conversion.report
-    table = Table(title=f"{report['source']} for {report['target']}, measured on {report['data']}, 1 thread")
+    # Names come from the user and may look like markup, e.g. "model[/x].pth".
+    table = Table(title=Text(f"{report['source']} for {report['target']}, measured on {report['data']}, 1 thread"))
     table.add_column("")
     for heading in ("size KiB", "accuracy", "agreement", "SQNR dB", "latency ms"):
         table.add_column(heading, justify="right")
@@ -135,9 +137,13 @@ def _print_report(console: Console, output: Path, conversion: Conversion) -> Non
         )
     console.print(table)
     for note in report["notes"]:
-        console.print(f"- {note}", highlight=False)
+        console.print(f"- {note}", highlight=False, markup=False, soft_wrap=True)
+    size_kib = output.stat().st_size / 1024
     console.print(
-        f"wrote {output} ({output.stat().st_size / 1024:.0f} KiB), sha256 {conversion.bundle_digest}", highlight=False
+        f"wrote {output} ({size_kib:.0f} KiB), sha256 {conversion.bundle_digest}",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
     )
 
 

@@ -11,6 +11,7 @@ import contextlib
 import io
 import logging
 import warnings
+from collections.abc import Iterator
 
 import onnx
 import torch
@@ -18,6 +19,7 @@ from onnx import numpy_helper
 from torch import nn
 
 from converter.graph import OPSET
+from converter.reason import reason
 from edge.contract.errors import ConversionError
 
 INPUT = "input"
@@ -47,7 +49,7 @@ def export_onnx(model: nn.Module, example: torch.Tensor) -> onnx.ModelProto:
             torch.onnx.export(
                 model,
                 (batch,),
-                file,
+                file,  # type: ignore[arg-type]  # the tracing exporter writes to any binary file
                 dynamo=False,
                 opset_version=OPSET,
                 input_names=[INPUT],
@@ -57,8 +59,7 @@ def export_onnx(model: nn.Module, example: torch.Tensor) -> onnx.ModelProto:
                 training=torch.onnx.TrainingMode.PRESERVE,
             )
     except Exception as exc:  # the exporter raises what the model and its own passes raise
-        reason = str(exc).strip().splitlines()[0][:300] if str(exc).strip() else type(exc).__name__
-        raise ConversionError(f"torch could not export the model to ONNX: {reason}") from exc
+        raise ConversionError(f"torch could not export the model to ONNX: {reason(exc)}") from exc
     exported = onnx.load_from_string(file.getvalue())
     written = {entry.domain: entry.version for entry in exported.opset_import}
     if written != {"": OPSET}:
@@ -70,7 +71,7 @@ def export_onnx(model: nn.Module, example: torch.Tensor) -> onnx.ModelProto:
 
 
 @contextlib.contextmanager
-def _quiet_exporter():  # type: ignore[no-untyped-def]  # a generator of None, nothing to say
+def _quiet_exporter() -> Iterator[None]:
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.CRITICAL)

@@ -102,6 +102,13 @@ def infer_shapes(model: onnx.ModelProto) -> dict[str, tuple[int | str, ...]]:
     return shapes
 
 
+def is_float32(model: onnx.ModelProto, name: str) -> bool:
+    """Whether a value is float32, as far as the graph says."""
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    infos = [*inferred.input, *inferred.value_info, *inferred.output]
+    return any(info.name == name and info.type.tensor_type.elem_type == onnx.TensorProto.FLOAT for info in infos)
+
+
 def downstream(nodes: Iterable[onnx.NodeProto], sources: Iterable[str]) -> set[str]:
     """Names of all values that depend on one of the sources, the sources included. Nodes must be in running order."""
     reached = set(sources)

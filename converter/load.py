@@ -1,4 +1,8 @@
-"""From a file to a model that runs. Nothing in the file is executed: what ``weights_only=True`` refuses, we refuse."""
+"""From a file to a model that runs.
+
+Python executes nothing that the file holds: what ``weights_only=True`` refuses, we refuse. TorchScript, alone or inside
+a checkpoint, runs in its own interpreter.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +11,24 @@ import importlib.util
 import io
 import re
 import sys
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
-from converter.checkpoint import KEY, VERSION
-from converter.plan import ConversionPlan, Samples
+from converter.checkpoint import KEY, VERSION, check_preprocessing
+from converter.plan import ConversionPlan, Samples, check_samples
+from converter.reason import reason
 from edge.contract.digest import sha256_file
-from edge.contract.errors import ConfigError, ConversionError
+from edge.contract.errors import ConfigError, ConversionError, EdgeError
 
 # Keys under which training loops put the weights, and prefixes that wrappers put before their names.
 _WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "ema")
@@ -58,45 +66,91 @@ def load_source(plan: ConversionPlan) -> Source:
         ConversionError: It is not a model, or its parts do not fit.
     """
     document = _read_document(plan.source)
-    digest = sha256_file(plan.source)
+    if isinstance(document, torch.jit.ScriptModule):
+        _refuse_arch(plan, "the file is TorchScript, which is a whole model")
+        return _from_module(document.eval(), plan)
     if isinstance(document, dict) and KEY in document:
-        if plan.arch is not None:
-            raise ConfigError("--arch is not needed: the checkpoint says what it is")
-        return _from_checkpoint(document, digest, plan)
-    weights = _state_dict(document, plan.source)
+        _refuse_arch(plan, "the checkpoint says what it is")
+        return _from_checkpoint(document, plan)
+    weights = _state_dict(document, str(plan.source))
     if plan.arch is None:
         raise ConversionError(_how_to_name_the_architecture(weights, plan.source))
-    model = _build(plan.arch, plan.arch_arguments or {})
-    _load_weights(model, weights, plan)
-    model.eval()
+    model = build_model(plan.arch, plan.arch_arguments or {})
+    _load_weights(model, _without_prefixes(weights, model.state_dict()), plan)
+    return _from_module(model.eval(), plan)
+
+
+def _refuse_arch(plan: ConversionPlan, why: str) -> None:
+    if plan.arch is not None:
+        raise ConfigError(f"--arch is not needed: {why}")
+
+
+def _from_module(model: nn.Module, plan: ConversionPlan) -> Source:
+    """A model of which nothing is known but itself."""
     example, note = _example_input(model, plan)
     return Source(
-        model=model, example=example, class_names=None, preprocessing={}, samples=None, notes=(note,), digest=digest
+        model=model,
+        example=example,
+        class_names=None,
+        preprocessing={},
+        samples=None,
+        notes=(note,),
+        digest=sha256_file(plan.source),
     )
 
 
 def _read_document(path: Path) -> Any:
-    if not path.exists():
-        raise ConfigError(f"{path} does not exist")
-    if path.is_dir():
-        raise ConfigError(f"{path} is a folder; give the model file")
-    if path.stat().st_size == 0:
-        raise ConversionError(f"{path} is empty")
+    """What is in the file: a document of weights, or a TorchScript module."""
+    _check_readable(path)
     try:
+        members = _checked_members(path)
+        if any(name.endswith("/constants.pkl") for name in members):
+            return torch.jit.load(path, map_location="cpu")  # type: ignore[no-untyped-call]
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as exc:  # torch.load raises what its parsers raise: RuntimeError, UnpicklingError, EOFError, ...
-        text = str(exc)
-        wanted = re.search(r"Unsupported (?:global|class)[^A-Za-z]*(?:GLOBAL )?([\w.]+)", text)
-        if wanted:
-            raise ConversionError(
-                f"{path} is a pickle that wants to use {wanted[1]}, which could run code; nothing of it was run. "
-                f"Save the weights only: torch.save(model.state_dict(), PATH), or use converter.save_checkpoint"
-            ) from exc
-        reason = text.strip().splitlines()[0][:200] if text.strip() else type(exc).__name__
-        raise ConversionError(
-            f"{path} is not a PyTorch file of weights ({reason}). Expected what torch.save(model.state_dict(), PATH) "
-            f"or converter.save_checkpoint writes"
-        ) from exc
+    except EdgeError:
+        raise
+    except Exception as exc:  # torch.load raises what its parsers raise: RuntimeError, UnpicklingError, OSError, ...
+        raise ConversionError(_why_not_loaded(path, exc)) from exc
+
+
+def _check_readable(path: Path) -> None:
+    try:
+        if path.exists() and not path.is_file():
+            raise ConfigError(f"{path} is {'a folder' if path.is_dir() else 'not a file'}; give the model file")
+        with path.open("rb") as file:
+            if not file.read(1):
+                raise ConversionError(f"{path} is empty")
+    except FileNotFoundError as exc:
+        raise ConfigError(f"{path} does not exist") from exc
+    except OSError as exc:
+        raise ConfigError(f"{path} cannot be read: {exc.strerror}") from exc
+
+
+def _checked_members(path: Path) -> list[str]:
+    """Names in a ZIP archive whose checksums are right; none when it is not one. torch does not check them."""
+    if not zipfile.is_zipfile(path):
+        return []
+    with zipfile.ZipFile(path) as archive:
+        try:
+            damaged = archive.testzip()
+        except Exception as exc:  # a broken member raises BadZipFile, EOFError, zlib.error, NotImplementedError, ...
+            raise ConversionError(f"{path} is damaged ({reason(exc)}): copy or save it again") from exc
+        if damaged is not None:
+            raise ConversionError(f"{path} is damaged: the checksum of {damaged} is wrong; copy or save it again")
+        return archive.namelist()
+
+
+def _why_not_loaded(path: Path, error: Exception) -> str:
+    wanted = re.search(r"Unsupported (?:global|class)[^A-Za-z]*(?:GLOBAL )?([\w.]+)", str(error))
+    if wanted:
+        return (
+            f"{path} is a pickle that wants to use {wanted[1]}, which could run code; nothing of it was run. "
+            f"Save the weights only: torch.save(model.state_dict(), PATH), or use converter.save_checkpoint"
+        )
+    return (
+        f"{path} is not a PyTorch file of weights ({reason(error)}). Expected what "
+        f"torch.save(model.state_dict(), PATH) or converter.save_checkpoint writes"
+    )
 
 
 def _field(document: Mapping[str, Any], key: str, kind: type) -> Any:
@@ -106,46 +160,68 @@ def _field(document: Mapping[str, Any], key: str, kind: type) -> Any:
     return value
 
 
-def _from_checkpoint(document: Mapping[str, Any], digest: str, plan: ConversionPlan) -> Source:
-    if document[KEY] != VERSION:
-        raise ConversionError(f"checkpoint version {document[KEY]!r}, this program reads {VERSION}: update edgeloop")
-    archive = _field(document, "torchscript", torch.Tensor)
+def _array(document: Mapping[str, Any], key: str) -> npt.NDArray[Any]:
+    tensor: torch.Tensor = _field(document, key, torch.Tensor)
     try:
-        model = torch.jit.load(io.BytesIO(archive.numpy().tobytes()), map_location="cpu").eval()  # type: ignore[no-untyped-call]
-    except RuntimeError as exc:
-        raise ConversionError(f"the model in the checkpoint is damaged: {str(exc).splitlines()[0][:200]}") from exc
+        return tensor.detach().numpy()
+    except (TypeError, RuntimeError) as exc:  # bfloat16, sparse, quantized
+        raise ConversionError(f"the checkpoint's {key} is not a plain tensor: {reason(exc)}") from exc
+
+
+def _from_checkpoint(document: Mapping[str, Any], plan: ConversionPlan) -> Source:
+    if not (type(document[KEY]) is int and document[KEY] == VERSION):
+        raise ConversionError(f"checkpoint version {document[KEY]!r}, this program reads {VERSION}: update edgeloop")
+    archive = _array(document, "torchscript")
+    try:
+        model = torch.jit.load(io.BytesIO(archive.tobytes()), map_location="cpu").eval()  # type: ignore[no-untyped-call]
+    except Exception as exc:  # the reader raises RuntimeError, the parser of its code raises others
+        raise ConversionError(f"the model in the checkpoint is damaged: {reason(exc)}") from exc
     # The weights stand twice, in the archive and beside it; the ones beside it may have been trained on since.
-    _load_weights(model, _field(document, "state_dict", dict), plan)
-    example = _field(document, "example_input", torch.Tensor)
+    _load_weights(model, _state_dict(_field(document, "state_dict", dict), "the checkpoint's state_dict"), plan)
+    example = _array(document, "example_input")
+    if example.ndim == 0 or len(example) != 1:
+        raise ConversionError(f"the checkpoint's example_input has the shape {example.shape}; expected one sample")
+    if plan.input_shape is not None and plan.input_shape != example.shape[1:]:
+        raise ConfigError(f"--input-shape {plan.input_shape}: the checkpoint says that it is {example.shape[1:]}")
     samples = None
     if "calibration_x" in document:
-        x, y = _field(document, "calibration_x", torch.Tensor), _field(document, "calibration_y", torch.Tensor)
-        samples = Samples(x.numpy(), y.numpy().astype(np.int64))
+        y = _array(document, "calibration_y") if "calibration_y" in document else None
+        samples = check_samples(_array(document, "calibration_x"), y, "the checkpoint's calibration data")
+    preprocessing = _field(document, "preprocessing", dict)
+    check_preprocessing(preprocessing)
     return Source(
         model=model,
-        example=example,
+        example=torch.from_numpy(example),
         class_names=tuple(str(name) for name in _field(document, "class_names", list)),
-        preprocessing=_field(document, "preprocessing", dict),
+        preprocessing=preprocessing,
         samples=samples,
         notes=(f"input shape (batch, {', '.join(map(str, example.shape[1:]))}) from the checkpoint",),
-        digest=digest,
+        digest=sha256_file(plan.source),
     )
 
 
-def _state_dict(document: Any, path: Path) -> dict[str, torch.Tensor]:
-    """The weights in a document, unwrapped and with wrapper prefixes stripped."""
-    for key in _WRAPPERS:
-        if isinstance(document, dict) and isinstance(document.get(key), dict):
-            document = document[key]
+def _state_dict(document: Any, what: str) -> dict[str, torch.Tensor]:
+    """The weights in a document, taken out of what training loops wrap around them."""
+    while isinstance(document, dict):
+        inner = [document[key] for key in _WRAPPERS if isinstance(document.get(key), dict)]
+        if not inner:
+            break
+        document = inner[0]
     if not isinstance(document, dict) or not document:
-        raise ConversionError(f"{path} holds {type(document).__name__}, expected a state_dict")
+        raise ConversionError(f"{what} holds {type(document).__name__}, expected a state_dict")
     strange = [key for key, value in document.items() if not (isinstance(key, str) and torch.is_tensor(value))]
     if strange:
-        raise ConversionError(f"{path} is not a state_dict: {strange[0]!r} is not a tensor")
-    weights: dict[str, torch.Tensor] = document
-    for prefix in _PREFIXES:
-        if all(key.startswith(prefix) for key in weights):
-            weights = {key.removeprefix(prefix): tensor for key, tensor in weights.items()}
+        raise ConversionError(f"{what} is not a state_dict: {strange[0]!r} is not a tensor")
+    return dict(document)
+
+
+def _without_prefixes(weights: dict[str, torch.Tensor], expected: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """Take off the prefixes of wrappers such as DataParallel, while no name is one that the model knows."""
+    while not weights.keys() & expected.keys():
+        prefix = next((item for item in _PREFIXES if all(key.startswith(item) for key in weights)), None)
+        if prefix is None:
+            break
+        weights = {key.removeprefix(prefix): tensor for key, tensor in weights.items()}
     return weights
 
 
@@ -162,44 +238,58 @@ def _how_to_name_the_architecture(weights: Mapping[str, torch.Tensor], path: Pat
     )
 
 
-def _build(arch: str, arguments: Mapping[str, Any]) -> nn.Module:
-    """Make the model that ``FILE.py:NAME`` or ``package.module:NAME`` names. This runs the user's own file."""
+def build_model(arch: str, arguments: Mapping[str, Any]) -> nn.Module:
+    """Make the model that ``FILE.py:NAME`` or ``package.module:NAME`` names. This runs the user's own code.
+
+    Raises:
+        ConfigError: There is no such thing, or it does not give a module.
+    """
     place, _, name = arch.rpartition(":")
     if not place or not name.isidentifier():
         raise ConfigError(f"--arch {arch!r}: expected FILE.py:NAME or package.module:NAME")
-    if place.endswith(".py"):
-        file = Path(place)
-        if not file.is_file():
-            raise ConfigError(f"--arch: {file} does not exist")
-        spec = importlib.util.spec_from_file_location(f"edgeloop_arch_{file.stem}", file)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module
-        run = spec.loader.exec_module
-    else:
-        sys.path.insert(0, str(Path.cwd()))
-
-        def run(_: Any) -> None:
-            nonlocal module
-            module = importlib.import_module(place)
-
-        module = sys.modules[__name__]
-    try:
-        run(module)
-    except Exception as exc:  # the user's code may raise anything
-        raise ConfigError(f"--arch: {place} cannot be imported: {type(exc).__name__}: {exc}") from exc
-    factory = getattr(module, name, None)
-    if not callable(factory):
-        near = get_close_matches(name, [key for key, value in vars(module).items() if isinstance(value, type)])
-        raise ConfigError(f"--arch: {place} has no {name}" + (f"; did you mean {near[0]}?" if near else ""))
-    try:
-        model = factory(**arguments)
-    except Exception as exc:  # as above
-        raise ConfigError(f"--arch: {name}({arguments or ''}) failed: {type(exc).__name__}: {exc}") from exc
+    folder = Path(place).parent if place.endswith(".py") else Path()
+    with _importing_from(folder):
+        try:
+            module = _import_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+        except (Exception, SystemExit) as exc:  # the user's code may raise anything; a script may end itself
+            raise ConfigError(f"--arch: {place} cannot be imported: {type(exc).__name__}: {reason(exc)}") from exc
+        factory = getattr(module, name, None)
+        if not callable(factory):
+            own = [key for key, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
+            near = get_close_matches(name, own)
+            raise ConfigError(f"--arch: {place} has no {name}" + (f"; did you mean {near[0]}?" if near else ""))
+        try:
+            model = factory(**arguments)
+        except (Exception, SystemExit) as exc:  # as above
+            raise ConfigError(f"--arch: {name}({arguments or ''}) failed: {type(exc).__name__}: {reason(exc)}") from exc
     if not isinstance(model, nn.Module):
         raise ConfigError(f"--arch: {name} gave {type(model).__name__}, expected a torch.nn.Module")
     return model
+
+
+def _import_file(file: Path) -> ModuleType:
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} does not exist")
+    spec = importlib.util.spec_from_file_location(f"edgeloop_arch_{file.stem}", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@contextmanager
+def _importing_from(folder: Path) -> Iterator[None]:
+    """Let the user's code import its neighbours, as when it is run by itself, and leave no compiled files beside it."""
+    added, wrote_bytecode = str(folder.absolute()), sys.dont_write_bytecode
+    sys.path.insert(0, added)
+    sys.dont_write_bytecode = True
+    try:
+        yield
+    finally:
+        sys.dont_write_bytecode = wrote_bytecode
+        sys.path.remove(added)
 
 
 def _load_weights(model: nn.Module, weights: Mapping[str, torch.Tensor], plan: ConversionPlan) -> None:
@@ -208,7 +298,10 @@ def _load_weights(model: nn.Module, weights: Mapping[str, torch.Tensor], plan: C
     unexpected = [key for key in weights if key not in expected]
     wrong = [key for key in expected if key in weights and expected[key].shape != weights[key].shape]
     if not (missing or unexpected or wrong):
-        model.load_state_dict(dict(weights))
+        try:
+            model.load_state_dict(dict(weights))
+        except Exception as exc:  # tensors that cannot be copied: sparse, quantized, on no device
+            raise ConversionError(f"the weights in {plan.source} cannot be put into the model: {reason(exc)}") from exc
         return
     lines = [f"the weights in {plan.source} do not fit the model:"]
     for key in missing[:8]:
@@ -224,7 +317,6 @@ def _load_weights(model: nn.Module, weights: Mapping[str, torch.Tensor], plan: C
 
 def _example_input(model: nn.Module, plan: ConversionPlan) -> tuple[torch.Tensor, str]:
     """An input made of the shape that was given or that follows from the first layer."""
-    generator = torch.Generator().manual_seed(0)
     if plan.input_shape is not None:
         shape, note = plan.input_shape, "input shape (batch, {}) as given"
     else:
@@ -236,5 +328,9 @@ def _example_input(model: nn.Module, plan: ConversionPlan) -> tuple[torch.Tensor
                 f"e.g. --input-shape 3,224,224"
             )
         shape = (layers[0][1].in_features,)
-        note = f"input shape (batch, {{}}) inferred from the first layer, {layers[0][0]}"
-    return torch.randn(1, *shape, generator=generator), note.format(", ".join(map(str, shape)))
+        note = f"input shape (batch, {{}}) inferred from the first layer, {layers[0][0] or type(layers[0][1]).__name__}"
+    try:
+        example = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
+    except (RuntimeError, MemoryError, OverflowError) as exc:
+        raise ConfigError(f"an input of the shape {shape} cannot be made: {reason(exc)}") from exc
+    return example, note.format(", ".join(map(str, shape)))

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import nn
 
-from edge.contract.errors import ConversionError
+from converter.program import Run, outputs
 from edge.inference.session import sqnr_db
 
-Run = Callable[[npt.NDArray[Any]], npt.NDArray[np.float32]]
-_BATCH = 64
 _LATENCY_BUDGET_S = 0.25
 
 
@@ -43,30 +38,11 @@ class Measurement:
     latency_ms: float
 
 
-def torch_program(model: nn.Module) -> Run:
-    """A torch model as a function of arrays."""
-
-    def run(batch: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-        with torch.inference_mode():
-            output = model(torch.from_numpy(batch))
-        if not isinstance(output, torch.Tensor) or output.ndim != 2:
-            raise ConversionError("the model's output must be one tensor (batch, n_classes)")
-        found: npt.NDArray[np.float32] = output.numpy().astype(np.float32, copy=False)
-        return found
-
-    return run
-
-
-def outputs(run: Run, x: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    """Outputs on many samples, in batches, so that memory does not grow with them."""
-    return np.concatenate([run(x[i : i + _BATCH]) for i in range(0, len(x), _BATCH)])
-
-
 def latency_ms(run: Run, sample: npt.NDArray[Any]) -> float:
     """Median time of one sample ``(1, ...)`` over a quarter of a second, after warming up."""
     for _ in range(3):
         run(sample)
-    times = []
+    times: list[float] = []
     end = time.perf_counter() + _LATENCY_BUDGET_S
     while (start := time.perf_counter()) < end or len(times) < 5:
         run(sample)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from converter.reason import reason
 from edge.contract.errors import ConfigError
 from edge.contract.profile import DeviceProfile
 
@@ -54,24 +55,38 @@ class Samples:
     y: npt.NDArray[np.int64] | None
 
 
+def check_samples(x: npt.NDArray[Any], y: npt.NDArray[Any] | None, what: str) -> Samples:
+    """Samples and labels that belong together.
+
+    Raises:
+        ConfigError: There are none, the lengths do not match, or the labels are not whole numbers.
+    """
+    if x.ndim == 0 or len(x) == 0:
+        raise ConfigError(f"{what}: x has the shape {x.shape}; expected (n, ...) with one sample at least")
+    if y is None:
+        return Samples(x, None)
+    if y.shape != (len(x),):
+        raise ConfigError(f"{what}: x has {len(x)} samples, y has the shape {y.shape}; expected ({len(x)},)")
+    if y.dtype.kind not in "iub":
+        raise ConfigError(f"{what}: y has the type {y.dtype}; expected class numbers, e.g. int64")
+    return Samples(x, y.astype(np.int64))
+
+
 def read_samples(path: Path, option: str) -> Samples:
     """Read an ``.npz`` of samples; object arrays are refused, since they are pickles.
 
     Raises:
-        ConfigError: Missing, not an .npz, without ``x``, or of lengths that do not match.
+        ConfigError: Missing, not an .npz, without ``x``, or `check_samples` does not accept it.
     """
     try:
         with np.load(path, allow_pickle=False) as archive:
             if "x" not in archive:
                 raise ConfigError(f"{option}: {path} has no array named x; it has {', '.join(archive.files) or 'none'}")
-            x = archive["x"]
-            y = archive["y"].astype(np.int64) if "y" in archive else None
+            x, y = archive["x"], archive.get("y")
     except FileNotFoundError as exc:
         raise ConfigError(f"{option}: {path} does not exist") from exc
     except ConfigError:
         raise
     except Exception as exc:  # a broken archive raises OSError, ValueError, BadZipFile, zlib.error, ...
-        raise ConfigError(f"{option}: {path} is not an .npz of plain arrays: {exc}") from exc
-    if len(x) == 0 or (y is not None and y.shape != (len(x),)):
-        raise ConfigError(f"{option}: {path}: x has {len(x)} samples, y has the shape {None if y is None else y.shape}")
-    return Samples(x, y)
+        raise ConfigError(f"{option}: {path} is not an .npz of plain arrays: {reason(exc)}") from exc
+    return check_samples(x, y, f"{option}: {path}")

@@ -20,6 +20,7 @@ import onnx
 import onnxruntime as ort
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
 
+from converter.reason import reason
 from edge.contract.errors import ConversionError
 from edge.contract.profile import QuantizationProfile
 
@@ -83,16 +84,19 @@ def quantize_with_data(
     with tempfile.TemporaryDirectory(prefix="edgeloop-") as folder, _quiet():
         source, target = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
         onnx.save(model, source)
-        quantize_static(
-            source,
-            target,
-            _Reader(model.graph.input[0].name, samples[:CALIBRATION_SAMPLES]),
-            quant_format=QuantFormat.QDQ,
-            activation_type=_TYPES[profile.activation_type],
-            weight_type=_TYPES[profile.weight_type],
-            per_channel=profile.per_channel,
-            reduce_range=profile.reduce_range,
-        )
+        try:
+            quantize_static(
+                source,
+                target,
+                _Reader(model.graph.input[0].name, samples[:CALIBRATION_SAMPLES]),
+                quant_format=QuantFormat.QDQ,
+                activation_type=_TYPES[profile.activation_type],
+                weight_type=_TYPES[profile.weight_type],
+                per_channel=profile.per_channel,
+                reduce_range=profile.reduce_range,
+            )
+        except Exception as exc:  # the quantizer raises what its passes and onnxruntime raise
+            raise ConversionError(f"the backbone cannot be quantized: {reason(exc)}; use --quantize none") from exc
         return onnx.load(target)
 
 

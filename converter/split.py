@@ -15,7 +15,7 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
-from converter.graph import downstream, infer_shapes, make_model, tensor_info, upstream, used_initializers
+from converter.graph import downstream, infer_shapes, is_float32, make_model, tensor_info, upstream, used_initializers
 from edge.contract.errors import ConfigError, ConversionError
 from edge.contract.manifest import LinearHead
 
@@ -96,6 +96,8 @@ def split(model: onnx.ModelProto, trainable: Sequence[str]) -> SplitModel:
     shape = shapes.get(cut, ())
     if len(shape) < 2 or not all(isinstance(size, int) for size in shape[1:]):
         raise ConversionError(f"the features {cut} have the shape {shape}; expected (batch, fixed sizes...)")
+    if not is_float32(model, cut):
+        raise ConversionError(f"the features {cut} are not float32; choose fewer layers with --trainable last:K")
     head_inputs = {name for node in head_nodes for name in node.input if name and name != cut}
     constant_nodes = upstream(
         [node for node in graph.node if not set(node.output) & (from_input | in_head)], head_inputs
@@ -126,7 +128,11 @@ def _rename_input(node: onnx.NodeProto, old: str, new: str) -> onnx.NodeProto:
 
 
 def _linear(nodes: Sequence[onnx.NodeProto], trainable: Sequence[str]) -> LinearHead | None:
-    """Whether the head is ``features @ W.T + b`` with W and b trainable."""
+    """Whether the head is ``features @ W.T + b``, or that without b, with W and b trainable."""
+    if [node.op_type for node in nodes] == ["Transpose", "MatMul"]:  # as a linear layer without a bias is exported
+        weight, (left, right) = nodes[0].input[0], nodes[1].input
+        is_product = (left, right) == (FEATURES, nodes[0].output[0]) and [weight] == list(trainable)
+        return LinearHead(weight=weight, bias=None) if is_product else None
     if len(nodes) != 1 or nodes[0].op_type != "Gemm":
         return None
     node = nodes[0]

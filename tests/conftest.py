@@ -78,7 +78,7 @@ def digits_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def mlp_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bare state_dict of a 784-128-10 network with both layers trainable: the head is an MLP, and there is no data."""
+    """A bare state_dict of a 784-128-10 network, both layers trainable: the head is an MLP, and there is no data."""
     import torch
     from torch import nn
 

@@ -2,8 +2,9 @@
 
 A rule is given the node, the name of the gradient of its output, and a `Tape` to append nodes to; it returns one
 gradient name per input, or None where the input gets none. Notation: ``y = f(x)``, ``dy`` is the gradient of the loss
-with respect to y. Formulas are the usual vector-Jacobian products (Griewank and Walther, *Evaluating Derivatives*, 2008,
-chapter 3); each is checked against float64 finite differences and torch autograd in ``tests/converter/gradient``.
+with respect to y. Formulas are the usual vector-Jacobian products (Griewank and Walther, *Evaluating Derivatives*,
+2008, chapter 3); each is checked against float64 finite differences and torch autograd in
+``tests/converter/gradient``.
 """
 
 from __future__ import annotations
@@ -258,10 +259,10 @@ def _reduce(tape: Tape, node: onnx.NodeProto, dy: str) -> Gradients:
     """Spread the gradient over the reduced axes (divided by their size for the mean)."""
     b = tape.builder
     x = node.input[0]
-    if len(node.input) > 1 and node.input[1]:
-        axes = node.input[1]
-    else:
-        axes = b.ints(*range(len(tape.shape(x))))
+    given = node.input[1] if len(node.input) > 1 else ""
+    if not given and int(attribute(node, "noop_with_empty_axes", 0)):
+        return [dy, *[None] * (len(node.input) - 1)]
+    axes = given or b.ints(*range(len(tape.shape(x))))
     kept = dy if int(attribute(node, "keepdims", 1)) else b.op("Unsqueeze", dy, axes)
     spread = b.op("Expand", kept, b.op("Shape", x))
     if node.op_type == "ReduceMean":

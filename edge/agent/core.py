@@ -45,6 +45,7 @@ UPLOAD_CHUNK_BYTES = 32 * 1024
 # The coordinator may have lost an upload that it acknowledged (its database was restored): say it again now and then.
 RESYNC_S = 6 * 3600.0
 TEMPERATURE_EVERY_S = 5.0
+MAX_EVENTS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +102,7 @@ class AgentCore:
         self._too_hot = False
         self._sequence = 0
         self._cpu: tuple[float, float] | None = None
-        self._events: list[tuple[str, str]] = [("warning", text) for text in [*host.warnings, *host.model.warnings]]
+        self._events: list[tuple[str, str]] = [("warning", text) for text in host.warnings]
         if host.rolled_back_at_start:
             self._events.append(("rolled-back", host.warnings[-1]))
 
@@ -313,9 +314,12 @@ class AgentCore:
         while self._pending and self._learning_allowed(now):
             self._learn(*self._pending.popleft(), now)
         self.deployment.poll(now.s)
+        warnings = self._host.model.warnings
+        self._events += [("warning", text) for text in warnings]
+        warnings.clear()
+        del self._events[:-MAX_EVENTS]  # the newest, when there was no broker for long
         if now.s >= self._next_checkpoint_s:
-            self._next_checkpoint_s = math.inf
-            self._host.model.save()
+            self._checkpoint(now)
         if self._connected:
             self._sync(now)
             if now.s >= self._next_telemetry_s:
@@ -343,20 +347,35 @@ class AgentCore:
         self.deployment.outbox.clear()
         return self._take_out()
 
+    def _checkpoint(self, now: Now) -> None:
+        """Save; when the disk is full, say so, go on in memory and try again."""
+        self._next_checkpoint_s = math.inf
+        try:
+            self._host.model.save()
+        except OSError as exc:
+            self._events.append(("storage", f"a checkpoint could not be written: {exc.strerror}"))
+            self._next_checkpoint_s = now.s + self._config.profile.learning.checkpoint_interval_s
+
     def _take_out(self) -> list[Publish]:
         out, self._out = self._out, []
         return out if self._connected else []
 
     def _something_to_upload(self) -> bool:
         model = self._host.model
-        return model.n_samples > 0 and self._uploaded != (model.n_samples, model.bundle.digest)
+        return model.n_contributed > 0 and self._uploaded != self._version()
+
+    def _version(self) -> tuple[int, str]:
+        """Identity of a contribution made now: samples so far, of which bundle and, for a change, against which head."""
+        model = self._host.model
+        base = model.base_release if model.learner_kind == "delta" else 0
+        return model.n_samples, f"{model.bundle.digest} {base}"
 
     def _sync(self, now: Now) -> None:
         """Send what was learned, one upload at a time."""
         if self._upload is None and self._something_to_upload() and now.s >= self._next_sync_s:
             model = self._host.model
             update = model.contribution()
-            model.save()  # the version that is on its way must be known after a restart
+            self._checkpoint(now)  # the version that is on its way must be known after a restart
             data = update.encode()
             offer = UploadOffer(
                 kind="head-update",
@@ -368,7 +387,7 @@ class AgentCore:
                 n_samples=update.n_samples,
             )
             self._upload = Upload(data, offer)
-            self._uploading = (model.n_samples, model.bundle.digest)
+            self._uploading = self._version()
         if self._upload is None:
             if now.s >= self._resync_s:
                 self._uploaded = (-1, "")

@@ -15,7 +15,7 @@ from edge.agent.states import SlotEvent, SlotState, transition
 from edge.channel.download import Download, Effect, Finished, SendRequest, WriteChunk
 from edge.channel.frames import Frame
 from edge.channel.messages import Desired, Request, State
-from edge.contract.errors import BundleError, EdgeError
+from edge.contract.errors import EdgeError
 from edge.learning.exchange import HeadRelease
 
 # States that a restart remembers; the release counter is durable with them, so none of these begins again. A failure
@@ -191,8 +191,8 @@ class Deployment:
             else:
                 self._host.try_bundle(desired.digest)
                 release, detail = None, ""
-        except (BundleError, OSError) as exc:
-            self._enter(SlotEvent.REFUSED, str(exc))
+        except (EdgeError, OSError) as exc:
+            self._enter(SlotEvent.REFUSED, f"trial: {exc}")
             return
         self._enter(SlotEvent.TRIAL_PASSED, detail)
         self._enter(SlotEvent.ACTIVATION_STARTED)
@@ -229,6 +229,7 @@ class Deployment:
         if verdict.accepted:
             if bundle:
                 self._host.confirm_bundle()
+            self._host.model.confirm()
             self._enter(SlotEvent.PROBATION_PASSED, f"probation: {verdict.reason}")
         else:
             self.roll_back(f"probation: {verdict.reason}")

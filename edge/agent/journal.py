@@ -1,7 +1,7 @@
 """Labelled samples since the last checkpoint, appended one record at a time.
 
-A record that was appended survives `kill -9` of the agent (the kernel has it); `sync` makes it survive a power cut. A torn
-last record is dropped on reading: it was never acknowledged as durable.
+A record that was appended survives `kill -9` of the agent (the kernel has it); `sync` makes it survive a power cut. A
+torn last record is dropped on reading: it was never acknowledged as durable.
 
 Record: CRC-32 of what follows (u32), n (u32), d (u32), scales float32[n], labels int64[n], codes int8[n, d],
 little-endian.
@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from edge.contract.digest import sync_folder
 from edge.contract.training import LabelArray
 from edge.learning.packing import PackedFeatures
 
@@ -33,12 +34,16 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        whole = 0
-        if path.exists():
+        self._whole = 0  # size of the whole records
+        is_new = not path.exists()
+        if not is_new:
             for _, _, end in _records(path.read_bytes()):
-                whole = end
-        self._file = path.open("ab")
-        self._file.truncate(whole)
+                self._whole = end
+        # Unbuffered: what could not be written must not be written later, behind the record that came next.
+        self._file = path.open("ab", buffering=0)
+        self._file.truncate(self._whole)
+        if is_new:
+            sync_folder(path.parent)  # else `sync` would save the records and a power cut the name
 
     def append(self, features: PackedFeatures, labels: LabelArray) -> None:
         """Add a batch.
@@ -49,8 +54,15 @@ class Journal:
         n, d = features.codes.shape
         parts = (features.scales.astype("<f4"), labels.astype("<i8"), features.codes)
         body = struct.pack("<II", n, d) + b"".join(part.tobytes() for part in parts)
-        self._file.write(struct.pack("<I", zlib.crc32(body)) + body)
-        self._file.flush()
+        left = memoryview(struct.pack("<I", zlib.crc32(body)) + body)
+        size = len(left)
+        try:
+            while left:
+                left = left[self._file.write(left) :]
+        except OSError:
+            self._file.truncate(self._whole)  # a torn record would hide those that come behind it
+            raise
+        self._whole += size
 
     def sync(self) -> None:
         """Make everything appended so far survive a power cut."""

@@ -39,6 +39,7 @@ from edge.learning.statistics import HeadStatistics
 
 LEARNERS = ("auto", "statistics", "sgd")
 RESERVE_SIZE = 64
+_PREVIOUS = "previous."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,7 +78,7 @@ class OnDeviceModel:
         self._lineage = uuid.uuid4().hex
         self._base_release = 0
         self._previous: tuple[State, int] | None = None
-        self._dirty = False
+        self._dirty = self._disk_refuses = False
         self._lock: int | None = None
         self._store: LearnedStore | None = None
         if state_dir is not None:
@@ -244,11 +245,18 @@ class OnDeviceModel:
     def _learn(self, packed: PackedFeatures, labels: LabelArray, predictions: npt.NDArray[Any] | None) -> None:
         features = packed.unpack(self._shape)
         logits = self._logits(features)
-        if self._store is not None:
-            self._store.append(packed, labels)  # first on disk: what was acknowledged is not lost
         self._learner.learn_many(features, labels)
-        self.metrics.judged(logits, labels, logits.argmax(axis=1) if predictions is None else predictions)
-        self._reserve.put(packed, labels)
+        if self._store is not None:
+            try:
+                self._store.append(packed, labels)  # before it is acknowledged: then a kill does not lose it
+                self._disk_refuses = False
+            except OSError as exc:
+                if not self._disk_refuses:
+                    self.warnings.append(f"labels are kept in memory only, the disk does not take them: {exc.strerror}")
+                self._disk_refuses = True
+        answered = logits.argmax(axis=1) if predictions is None else predictions
+        self.metrics.judged(logits, labels, answered)
+        self._reserve.put(packed, labels, answered == labels)
         self._dirty = True
 
     @property
@@ -267,6 +275,16 @@ class OnDeviceModel:
         return sha256(b"".join(parameters[spec.name].tobytes() for spec in self.manifest.head.parameters))
 
     # Exchanging with the fleet
+
+    @property
+    def n_contributed(self) -> int:
+        """Labelled samples behind what `contribution` would give now."""
+        return self._learner.n_contributed
+
+    @property
+    def base_release(self) -> int:
+        """Counter of the release that the head goes on from, 0 for the shipped one."""
+        return self._base_release
 
     def contribution(self) -> HeadUpdate:
         """What this device learned, for the coordinator."""
@@ -296,7 +314,7 @@ class OnDeviceModel:
                 HeadStatistics.from_tensors(release.merged, self._shape[0], self._n_classes)
             except LearningError as exc:
                 raise BundleError(f"the offered head: {exc}") from exc
-        return self._reserve.judge(self._logits, lambda features: self._session.logits(features, release.parameters))
+        return self._reserve.judge_offered(lambda features: self._session.logits(features, release.parameters))
 
     def apply(self, release: HeadRelease, counter: int) -> None:
         """Make an offered head the live one; `judge` must have accepted it. Saved before it returns.
@@ -306,11 +324,7 @@ class OnDeviceModel:
             counter: Its release counter, the base of later contributions.
         """
         self._previous = (self._learner.state(), self._base_release)
-        merged = release.merged
-        if self._learner.kind == "statistics" and not merged:
-            # A head without statistics: what is known locally goes on, the head is live until the next solve.
-            merged = self._learner.contribution()
-        self._learner.rebase(release.parameters, merged, release.included.get(self._lineage, 0))
+        self._learner.rebase(release.parameters, release.merged, release.included.get(self._lineage, 0))
         self._base_release = counter
         self._reserve = Reserve(RESERVE_SIZE, self._shape)
         self.metrics.forget_judgements()
@@ -320,8 +334,15 @@ class OnDeviceModel:
         """Whether the head applied last holds up against its predecessor on the labels that came since."""
         if self._previous is None:
             return Verdict(True, "there is no predecessor")
-        before = {spec.name: self._previous[0][f"live.{spec.name}"] for spec in self.manifest.head.parameters}
-        return self._reserve.judge(lambda features: self._session.logits(features, before), self._logits)
+        state = self._previous[0]
+        before = {spec.name: state[f"live.{spec.name}"].astype(np.float32) for spec in self.manifest.head.parameters}
+        return self._reserve.judge_live(lambda features: self._session.logits(features, before))
+
+    def confirm(self) -> None:
+        """The head applied last stays: forget its predecessor."""
+        if self._previous is not None:
+            self._previous = None
+            self._dirty = True
 
     def roll_back(self) -> None:
         """Bring back the head, and the learner, from before the last `apply`. Saved before it returns."""
@@ -346,18 +367,17 @@ class OnDeviceModel:
             "base_release": self._base_release,
             "inferences": self.metrics.inferences,
         }
-        self._store.checkpoint(description, self._learner.state())
+        tensors = self._learner.state()
+        if self._previous is not None:  # in probation: a restart must still be able to go back
+            description["previous_release"] = self._previous[1]
+            tensors |= {_PREVIOUS + name: array for name, array in self._previous[0].items()}
+        self._store.checkpoint(description, tensors)
         self._dirty = False
 
     @property
     def dirty(self) -> bool:
         """Whether a checkpoint would hold more than the last one."""
         return self._dirty
-
-    def sync(self) -> None:
-        """Make labels learned since the last checkpoint survive a power cut."""
-        if self._store is not None:
-            self._store.sync()
 
     def _restore(self, store: LearnedStore) -> None:
         saved = store.load()
@@ -370,16 +390,22 @@ class OnDeviceModel:
                 self._learner.restore(saved.tensors)
                 self._lineage = str(saved.description["lineage"])
                 self._base_release = int(saved.description["base_release"])
+                if "previous_release" in saved.description:
+                    parts = {n.removeprefix(_PREVIOUS): a for n, a in saved.tensors.items() if n.startswith(_PREVIOUS)}
+                    self._previous = (parts, int(saved.description["previous_release"]))
             except (EdgeError, KeyError) as exc:
                 self.warnings.append(f"the saved state was not used: {exc}")
         elif saved.description:
             self.warnings.append(f"the saved state is of the learner {saved.description['learner']!r}; starting anew")
         for packed, labels in saved.journal:
             features = packed.unpack(self._shape) if packed.codes.shape[1] == int(np.prod(self._shape)) else None
-            if features is not None:
+            if features is None:
+                continue
+            try:
                 self._learner.learn_many(features, labels)
-                self._reserve.put(packed, labels)
-                self._dirty = True
+            except LearningError as exc:
+                self.warnings.append(f"{len(labels)} labels of the journal were not learned again: {exc}")
+            self._dirty = True
 
     def close(self) -> None:
         """Save what is not saved yet and give the state folder free."""

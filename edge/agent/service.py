@@ -115,13 +115,21 @@ class AgentService:
                 while item is not None:
                     self._take(item)
                     item = None if self._queue.empty() else self._queue.get_nowait()
-            self._perform(self._core.tick(now()))
+            try:
+                self._perform(self._core.tick(now()))
+            except Exception:
+                # Predictions must go on whatever is wrong with the disk or a release.
+                log.exception("the agent goes on after an error")
+                time.sleep(1.0)
 
     def _take(self, item: _Call | TransportEvent) -> None:
         if not isinstance(item, _Call):
             if isinstance(item, Disconnected):
                 log.warning("no broker: %s; inference and learning go on, trying again", item.reason)
-            self._core.transport(item, now())
+            try:
+                self._core.transport(item, now())
+            except Exception:
+                log.exception("a message could not be handled; the agent goes on")
             if isinstance(item, Connected):
                 log.info("connected")
                 assert self._transport is not None

@@ -6,9 +6,9 @@ coordinator counts that, never "delivered". Whatever goes wrong before activatio
 ends in ``failed`` or ``refused``; whatever goes wrong after it ends in ``rolled-back``, with the previous model live
 again. A newer offer may come at any time except during the activation itself, which is one step.
 
-Fetching has no deadline: a slow line makes it slow, and it is reported. The steps from ``verified`` to ``probation`` are
-one call each; probation ends by a number of labels or by its deadline. An event that is not in the table is a programming error:
-it raises, and the state stays.
+Fetching has no deadline: a slow line makes it slow, and it is reported. The steps from ``verified`` to ``probation``
+are one call each; probation ends by a number of labels or by its deadline. An event that is not in the table is a
+programming error: it raises, and the state stays.
 """
 
 from __future__ import annotations

@@ -3,12 +3,14 @@
 ::
 
     learned/<bundle>/state.bin            generation g
-    learned/<bundle>/state.previous.bin   generation g - 1
+    learned/<bundle>/state.previous.bin   the generation before, p: g - 1, or less where one was damaged
     learned/<bundle>/journal-<g>.bin      labelled samples since generation g
-    learned/<bundle>/journal-<g-1>.bin    those between the two
+    learned/<bundle>/journal-<p>.bin ...  those between the two
 
-A checkpoint is written to a temporary name, fsynced and renamed. If it turns out damaged, the previous one and both
-journals give the same state again. Nothing is ever unpickled.
+Generation 0 is the bundle as shipped and has no file. A checkpoint is written to a temporary name, fsynced and renamed.
+If it turns out damaged, the one before and all journals since give the same state again. If that one is damaged too,
+everything starts anew, and the old journals are put aside: without the state that they continue, and its identity, what
+the fleet has merged already would count twice. Nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -34,6 +36,10 @@ from edge.learning.packing import PackedFeatures
 _MAGIC = b"EDGESTATE1"
 _KIND = "learned-state"
 _DIGEST_BYTES = 32
+
+
+class _OtherBackboneError(BundleError):
+    """A whole state, but of features that mean something else."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -83,16 +89,30 @@ class LearnedStore:
     def __init__(self, folder: Path, backbone: str) -> None:
         self._folder = folder
         self._backbone = backbone
-        self._generation = 0
+        self._generation = 0  # of the journal that is written to
+        self._state_generation = 0  # of state.bin: the journals from here on continue it
         self._journal: Journal | None = None
         folder.mkdir(parents=True, exist_ok=True)
 
     def _journal_path(self, generation: int) -> Path:
         return self._folder / f"journal-{generation}.bin"
 
+    def _journals(self) -> dict[int, Path]:
+        """The journals on disk by generation, in order."""
+        numbers = {path.stem.removeprefix("journal-"): path for path in self._folder.glob("journal-*.bin")}
+        return {number: numbers[str(number)] for number in sorted(int(text) for text in numbers if text.isdecimal())}
+
+    def _continue(self, generation: int) -> list[tuple[PackedFeatures, LabelArray]]:
+        """Go on from a generation: what its journals hold."""
+        journals = {number: path for number, path in self._journals().items() if number >= generation}
+        self._state_generation = generation
+        self._generation = max(journals, default=generation)
+        return [record for path in journals.values() for record in read_journal(path)]
+
     def load(self) -> Saved | None:
         """The newest whole state; None when nothing was ever saved. Call once, before `append`."""
         warnings = []
+        is_foreign = False
         for name in ("state.bin", "state.previous.bin"):
             path = self._folder / name
             if not path.exists():
@@ -101,19 +121,20 @@ class LearnedStore:
                 description, tensors = self._read(path)
             except BundleError as exc:
                 warnings.append(str(exc))
+                is_foreign |= isinstance(exc, _OtherBackboneError)
                 path.replace(path.with_suffix(".damaged"))  # never again taken for a whole one
                 continue
-            generation = int(description.pop("generation"))
-            # Behind the previous checkpoint stand two journals: its own and that of the damaged one.
-            journals = [generation, generation + 1]
-            records = [record for number in journals for record in read_journal(self._journal_path(number))]
-            self._generation = generation + self._journal_path(generation + 1).exists()
-            self._journal = Journal(self._journal_path(self._generation))
+            if name != "state.bin":
+                path.replace(self._folder / "state.bin")  # the next checkpoint keeps it as the one before
+            records = self._continue(int(description.pop("generation")))
             return Saved(description, tensors, records, "; ".join(warnings) or None)
-        if warnings:
+        journals = self._journals()
+        if warnings and (is_foreign or 0 not in journals):
+            for path in journals.values():
+                path.replace(path.with_suffix(".damaged"))
             return Saved({}, {}, [], "; ".join(warnings))
-        records = list(read_journal(self._journal_path(0)))
-        return Saved({}, {}, records, None) if records else None
+        records = self._continue(0)
+        return Saved({}, {}, records, "; ".join(warnings) or None) if records or warnings else None
 
     def _read(self, path: Path) -> tuple[dict[str, Any], State]:
         data = path.read_bytes()
@@ -123,7 +144,7 @@ class LearnedStore:
             raise BundleError(f"{path} is damaged")
         description, tensors = tensorfile.decode(body, _KIND, str(path))
         if description.pop("backbone", None) != self._backbone:
-            raise BundleError(f"{path} belongs to another backbone")
+            raise _OtherBackboneError(f"{path} belongs to another backbone")
         return description, tensors
 
     def append(self, features: PackedFeatures, labels: LabelArray) -> None:
@@ -147,21 +168,25 @@ class LearnedStore:
         document = {**description, "generation": generation, "backbone": self._backbone}
         body = tensorfile.encode(_KIND, document, tensors)
         state, previous = self._folder / "state.bin", self._folder / "state.previous.bin"
-        self._journal_path(generation).unlink(missing_ok=True)  # left by a history that was lost
-        if state.exists():
-            # A second name for the old checkpoint, in place before the new one takes its first name.
-            spare = self._folder / ".state.previous.tmp"
-            spare.unlink(missing_ok=True)
-            os.link(state, spare)
-            os.replace(spare, previous)
+        if self._journal is not None:
+            self._journal.sync()  # the one before rests on it
         with replace_file(state) as file:
             file.write(_MAGIC + hashlib.sha256(body).digest() + body)
+            file.flush()
+            os.fsync(file.fileno())
+            if state.exists():
+                # A second name for the old checkpoint, when the new one is whole and before it takes the first name.
+                spare = self._folder / ".state.previous.tmp"
+                spare.unlink(missing_ok=True)
+                spare.hardlink_to(state)
+                spare.replace(previous)
+        before, self._state_generation, self._generation = self._state_generation, generation, generation
         if self._journal is not None:
             self._journal.close()
+            self._journal = None
         self._journal = Journal(self._journal_path(generation))
-        self._generation = generation
-        for path in self._folder.glob("journal-*.bin"):
-            if int(path.stem.partition("-")[2]) < generation - 1:
+        for number, path in self._journals().items():
+            if number < before:
                 path.unlink()
         sync_folder(self._folder)
 

@@ -57,11 +57,11 @@ def _array(value: Any) -> npt.NDArray[Any]:
 
 def encode_sample(x: npt.NDArray[Any]) -> dict[str, Any]:
     """A sample for a request, exactly."""
-    array = np.ascontiguousarray(x)
+    array = np.asarray(x, order="C")  # ascontiguousarray would give a number an axis
     little = array.astype(array.dtype.newbyteorder("<"), copy=False)
     return {
         "shape": list(array.shape),
-        "dtype": str(array.dtype),
+        "dtype": array.dtype.name,
         "base64": base64.b64encode(little.tobytes()).decode(),
     }
 

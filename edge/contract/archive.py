@@ -4,8 +4,8 @@ Any ZIP tool can list and unpack it. The reader takes the names, sizes and check
 rebuilds every header from them and compares: so a flipped bit, a trailing byte, a second directory, a compressed or
 encrypted member, an overlapping or a hidden one are all the same error, and there is nothing to decompress.
 
-Layout: APPNOTE.TXT 6.3.10, sections 4.3.7 (local header), 4.3.12 (central directory), 4.3.16 (end record), with method 0
-(stored), the date 1980-01-01 and no extra fields. No ZIP64: an archive stays below 4 GiB.
+Layout: APPNOTE.TXT 6.3.10, sections 4.3.7 (local header), 4.3.12 (central directory), 4.3.16 (end record), with
+method 0 (stored), the date 1980-01-01 and no extra fields. No ZIP64: an archive stays below 4 GiB.
 """
 
 from __future__ import annotations
@@ -130,12 +130,15 @@ class Archive:
         digest = hashlib.sha256()
         crc = 0
         left = entry.size_bytes
-        with self.path.open("rb") as file:
-            file.seek(entry.offset)
-            while left > 0 and (piece := file.read(min(left, _PIECE))):
-                digest.update(piece)
-                crc = zlib.crc32(piece, crc)
-                left -= len(piece)
+        try:
+            with self.path.open("rb") as file:
+                file.seek(entry.offset)
+                while left > 0 and (piece := file.read(min(left, _PIECE))):
+                    digest.update(piece)
+                    crc = zlib.crc32(piece, crc)
+                    left -= len(piece)
+        except OSError as exc:
+            raise BundleError(f"{self.path} can no longer be read: {exc.strerror}") from exc
         if left or crc != entry.crc:
             raise BundleError(f"{self.path}: {name} is damaged")
         return digest.hexdigest()

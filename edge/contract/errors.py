@@ -67,7 +67,7 @@ class RolloutError(EdgeError):
     """A push to the fleet cannot be done as asked."""
 
     exit_code = 8
-    help_line = "Look at the fleet with `edge-fleet devices`; nothing was pushed."
+    help_line = "Look at the fleet with `edge-fleet devices` and `edge-fleet events`."
 
 
 def run_to_exit(command: Callable[[], object]) -> None:

@@ -150,7 +150,7 @@ class CoordinatorCore:
 
     def _send_desired(self, device: str, now: Now) -> None:
         row = self._store.device(device)
-        release = None if row is None or not row.born else self._store.desired(device, row.backbone)
+        release = None if row is None or not row.born else self._store.desired(row)
         if release is None:
             return
         try:
@@ -287,9 +287,13 @@ class CoordinatorCore:
             except BundleError:
                 continue
             fitting[row.backbone] = bundle
+        running = {row.backbone for row in self._store.devices()}
+        if len(fitting) > 1:
+            fitting = {backbone: bundle for backbone, bundle in fitting.items() if backbone in running}
         if len(fitting) != 1:
             raise BundleError(
-                f"a head with the parameters {sorted(tensors)} fits {len(fitting)} of the known bundles, expected one"
+                f"a head with the parameters {sorted(tensors)} fits {len(fitting)} of the bundles that devices run, "
+                f"expected one; push a head release, which names its backbone"
             )
         return HeadRelease(backbone=next(iter(fitting)), parameters=dict(tensors), origin="pushed by hand")
 
@@ -333,11 +337,18 @@ class CoordinatorCore:
         if bundle is None:
             return None
         rows = self._store.contributions(backbone)
+        newest: dict[str, ContributionRow] = {}
+        for row in sorted(rows, key=lambda row: row.version):
+            if row.lineage in newest:
+                other = newest[row.lineage].device
+                self._note(row.device, "copied-state", f"it has the state folder of {other}; one of them is counted", now)
+            newest[row.lineage] = row
         updates, used = [], []
-        for row in rows:
-            fresh = row.version > row.merged_version
-            if row.learner == "delta" and not fresh:
-                continue  # a change is added once; statistics are summed anew each time
+        for row in newest.values():
+            if row.learner == "delta" and (row.version <= row.merged_version or row.base_release < row.merged_release):
+                # A change is added once; statistics are summed anew each time. One that starts from before the last
+                # merge contains what was merged then: the device sends another once it has the merged head.
+                continue
             try:
                 update = HeadUpdate.decode(self._artifacts.get(row.digest).path.read_bytes(), row.device)
                 check_update(update, bundle)
@@ -425,7 +436,7 @@ class CoordinatorCore:
             if not row.born:
                 self._meet(row.id, now)
                 continue
-            desired = self._store.desired(row.id, row.backbone)
+            desired = self._store.desired(row)
             if desired is not None and row.release < desired.counter:
                 self._send_desired(row.id, now)
 

@@ -18,6 +18,7 @@ from edge.channel.messages import Birth, Conn, Event, State
 from edge.contract.errors import ConfigError
 
 ALL_DEVICES = "*"
+MAX_COUNTER = 2**48
 
 
 class Base(DeclarativeBase):
@@ -76,6 +77,7 @@ class ContributionRow(Base):
     digest: Mapped[str]
     received_ms: Mapped[int]
     merged_version: Mapped[int] = mapped_column(default=-1)
+    merged_release: Mapped[int] = mapped_column(default=0)
 
 
 class BundleRow(Base):
@@ -218,9 +220,11 @@ class Store:
         """Keep a contribution unless a newer version of its lineage is known; False when it is not news."""
         with self._session() as session, session.begin():
             known = session.get(ContributionRow, (row.device, row.lineage, row.backbone))
-            if known is not None and known.version >= row.version:
+            # A change against a newer head replaces one of the same version against an older head.
+            if known is not None and (known.version, known.base_release) >= (row.version, row.base_release):
                 return False
             row.merged_version = -1 if known is None else known.merged_version
+            row.merged_release = 0 if known is None else known.merged_release
             session.merge(row)
             return True
 
@@ -260,16 +264,23 @@ class Store:
         now_ms: int,
         merged: Iterable[ContributionRow] = (),
     ) -> ReleaseRow:
-        """Record a release, and what it merged, in one transaction; its counter is one above the highest ever."""
+        """Record a release, and what it merged, in one transaction.
+
+        Its counter is one above the highest that this database or any device has seen: after yesterday's backup was
+        restored the devices know higher ones, and would ignore anything below.
+        """
         with self._session() as session, session.begin():
             highest = session.scalar(select(func.max(ReleaseRow.counter))) or 0
-            row = ReleaseRow(counter=highest + 1, kind=kind, digest=digest, backbone=backbone, devices=list(devices))
+            honest = DeviceRow.release < MAX_COUNTER  # a device must not be able to use the counters up
+            on_devices = session.scalar(select(func.max(DeviceRow.release)).where(honest)) or 0
+            row = ReleaseRow(counter=max(highest, on_devices) + 1, kind=kind, digest=digest, backbone=backbone, devices=list(devices))
             row.reason, row.created_ms = reason, now_ms
             session.add(row)
             for part in merged:
                 known = session.get(ContributionRow, (part.device, part.lineage, part.backbone))
                 if known is not None:
                     known.merged_version = max(known.merged_version, part.version)
+                    known.merged_release = row.counter
             return row
 
     def releases(self) -> Sequence[ReleaseRow]:
@@ -287,13 +298,17 @@ class Store:
         with self._session() as session:
             return session.scalars(select(DeviceRow).order_by(DeviceRow.id)).all()
 
-    def desired(self, device: str, backbone: str) -> ReleaseRow | None:
-        """The newest release that is meant for this device: a bundle, or a head for its backbone."""
-        for row in self.releases():
-            meant = row.devices == [ALL_DEVICES] or device in row.devices
-            if meant and (row.kind == "bundle" or row.backbone == backbone):
-                return row
-        return None
+    def desired(self, device: DeviceRow) -> ReleaseRow | None:
+        """What a device should run: the newest bundle meant for it until it has dealt with that, then the newest head.
+
+        A head must not overtake a bundle: the device's counter would then be past the bundle's for ever.
+        """
+        meant = [row for row in self.releases() if row.devices == [ALL_DEVICES] or device.id in row.devices]
+        bundle = next((row for row in meant if row.kind == "bundle"), None)
+        head = next((row for row in meant if row.kind == "head" and row.backbone == device.backbone), None)
+        if bundle is None or (head is not None and device.release >= bundle.counter and head.counter > bundle.counter):
+            return head
+        return bundle
 
     # Reading for people
 

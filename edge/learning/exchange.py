@@ -1,8 +1,8 @@
 """What devices and coordinator give each other about a head, as safetensors documents.
 
 A `HeadUpdate` goes up: what one device learned. A `HeadRelease` goes down: a head for everyone, with the pooled
-statistics that a closed-form learner goes on from. Both are bound to the backbone's digest: features of another backbone
-mean something else.
+statistics that a closed-form learner goes on from. Both are bound to the backbone's digest: features of another
+backbone mean something else.
 """
 
 from __future__ import annotations
@@ -134,14 +134,16 @@ class HeadRelease:
             or not isinstance(included, dict)
             or not all(type(version) is int and version >= 0 for version in included.values())
             or type(found.get("n_samples")) is not int
+            or found["n_samples"] < 0
             or not isinstance(found.get("origin"), str)
         ):
             raise BundleError(f"{what}: a field of the head release is missing or not of its type")
-        parameters = {
-            name.removeprefix(_PARAMETER): array.astype(np.float32)
-            for name, array in tensors.items()
-            if name.startswith(_PARAMETER)
-        }
+        parameters: Parameters = {}
+        for name, array in tensors.items():
+            if name.startswith(_PARAMETER):
+                if array.dtype != np.float32:  # not converted: a large float64 would become an infinity
+                    raise BundleError(f"{what}: the parameter {name} must be float32, got {array.dtype}")
+                parameters[name.removeprefix(_PARAMETER)] = array.astype(np.float32, copy=False)
         return cls(
             backbone=found["backbone"],
             parameters=parameters,

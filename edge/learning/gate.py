@@ -19,6 +19,8 @@ Z_95 = 1.645
 TOLERATED_LOSS = 0.05
 MIN_SAMPLES = 20
 
+Logits = Callable[[FloatArray], FloatArray]
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
@@ -51,7 +53,9 @@ def compare(live_right: npt.NDArray[np.bool_], offered_right: npt.NDArray[np.boo
 
 
 class Reserve:
-    """The most recent labelled samples, packed.
+    """The most recent labelled samples, packed, with whether the live head was right *before* it learned each.
+
+    Comparing with that, and not with what the live head says now, keeps it fair: by now the live head has learned them.
 
     Args:
         capacity: Samples kept.
@@ -60,25 +64,35 @@ class Reserve:
 
     def __init__(self, capacity: int, shape: tuple[int, ...]) -> None:
         self._shape = shape
-        self._kept: deque[tuple[PackedFeatures, LabelArray]] = deque(maxlen=capacity)
+        self._kept: deque[tuple[PackedFeatures, LabelArray, npt.NDArray[np.bool_]]] = deque(maxlen=capacity)
 
-    def put(self, features: PackedFeatures, labels: LabelArray) -> None:
-        """Add a batch."""
+    def put(self, features: PackedFeatures, labels: LabelArray, right: npt.NDArray[np.bool_]) -> None:
+        """Add a batch; `right (batch,)` says which of them the live head had answered correctly."""
         for i in range(len(features)):
-            part = PackedFeatures(features.codes[i : i + 1], features.scales[i : i + 1])
-            self._kept.append((part, labels[i : i + 1]))
+            # Copies: a view would keep the whole batch in memory, and change when its owner writes into it.
+            part = PackedFeatures(features.codes[i : i + 1].copy(), features.scales[i : i + 1].copy())
+            self._kept.append((part, labels[i : i + 1].copy(), right[i : i + 1].copy()))
 
-    def judge(self, live: Callable[[FloatArray], FloatArray], offered: Callable[[FloatArray], FloatArray]) -> Verdict:
-        """Compare two heads, each given as a function from features to logits ``(n, n_classes)``."""
-        if not self._kept:
-            return compare(np.zeros(0, bool), np.zeros(0, bool))
-        packed = PackedFeatures(
-            np.concatenate([part.codes for part, _ in self._kept]),
-            np.concatenate([part.scales for part, _ in self._kept]),
-        )
-        labels = np.concatenate([label for _, label in self._kept])
-        features = packed.unpack(self._shape)
-        offered_logits = offered(features)
-        if not np.isfinite(offered_logits).all():
+    def judge_offered(self, offered: Logits) -> Verdict:
+        """Whether an offered head, given as a function from features to logits, may replace the live one."""
+        live, other, finite = self._compared(offered)
+        if not finite:
             return Verdict(False, "the offered head gives values that are not finite")
-        return compare(live(features).argmax(axis=1) == labels, offered_logits.argmax(axis=1) == labels)
+        return compare(live, other)
+
+    def judge_live(self, before: Logits) -> Verdict:
+        """Whether the live head holds up against the one before it, on labels that came since it went live."""
+        live, other, finite = self._compared(before)
+        return compare(other, live) if finite else compare(live, live)
+
+    def _compared(self, other: Logits) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_], bool]:
+        """Where the live head was right, where the other is, and whether all that the other gives is finite."""
+        if not self._kept:
+            nothing = np.zeros(0, bool)
+            return nothing, nothing, True
+        packed, labels, right = zip(*self._kept, strict=True)
+        codes = np.concatenate([part.codes for part in packed])
+        features = PackedFeatures(codes, np.concatenate([part.scales for part in packed])).unpack(self._shape)
+        logits = other(features)
+        finite = bool(np.isfinite(logits).all())
+        return np.concatenate(right), logits.argmax(axis=1) == np.concatenate(labels), finite

@@ -84,7 +84,7 @@ def check_batch(
         raise LearningError(f"expected {len(features)} integer labels, got {labels.dtype} of shape {labels.shape}")
     if features.dtype.kind not in "fiub" or not np.isfinite(features).all():
         raise LearningError("features with values that are not finite numbers were refused")
-    if features.size and max(features.max(), -features.min(), key=float) > MAX_FEATURE:
+    if features.size and np.abs(features).max() > MAX_FEATURE:
         raise LearningError(f"features beyond {MAX_FEATURE:g} were refused")
     if len(labels) and not (labels.min() >= 0 and labels.max() < n_classes):
         raise LearningError(f"labels must lie in 0..{n_classes - 1}, got {labels.min()}..{labels.max()}")
@@ -96,3 +96,11 @@ def take(state: Mapping[str, npt.NDArray[Any]], name: str) -> npt.NDArray[Any]:
     if name not in state:
         raise LearningError(f"the saved state has no {name}; it belongs to another learner")
     return state[name]
+
+
+def take_integers(state: Mapping[str, npt.NDArray[Any]], name: str, length: int | None = None) -> list[int]:
+    """A list of numbers from zero up of a saved state."""
+    found = take(state, name)
+    if found.ndim != 1 or found.dtype.kind not in "iu" or (found < 0).any() or length not in (None, len(found)):
+        raise LearningError(f"the saved state's {name} are not {length or 'a list of'} numbers from zero up")
+    return [int(number) for number in found]

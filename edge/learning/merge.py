@@ -52,7 +52,8 @@ def weighted_mean(base: Mapping[str, FloatArray], deltas: Iterable[Delta]) -> Pa
     ``1 / sqrt(1 + staleness)`` as in FedBuff (Nguyen et al. 2022, arXiv:2106.06639, section 5).
 
     Raises:
-        LearningError: No samples in all, other parameters than the base, or values that are not finite.
+        LearningError: No samples in all or a negative number, other parameters than the base, or values that are not
+            finite, before or after.
     """
     total = {name: np.zeros(array.shape, np.float64) for name, array in base.items()}
     weight_sum = 0.0
@@ -61,10 +62,16 @@ def weighted_mean(base: Mapping[str, FloatArray], deltas: Iterable[Delta]) -> Pa
             raise LearningError("a change has other parameters than the head that it is to be added to")
         if not all(np.isfinite(array).all() for array in delta.change.values()):
             raise LearningError("a change with values that are not finite")
+        if delta.n_samples < 0 or delta.staleness < 0:
+            raise LearningError("a change with a negative number of samples or merges")
         weight = delta.n_samples / np.sqrt(1.0 + delta.staleness)
         weight_sum += weight
         for name, array in delta.change.items():
             total[name] += weight * array
     if weight_sum <= 0:
         raise LearningError("there are no samples behind the changes to merge")
-    return {name: (base[name] + total[name] / weight_sum).astype(np.float32) for name in base}
+    with np.errstate(over="ignore"):  # found on the next line
+        merged = {name: (base[name] + total[name] / weight_sum).astype(np.float32) for name in base}
+    if not all(np.isfinite(array).all() for array in merged.values()):
+        raise LearningError("the merged head has values that are not finite")
+    return merged

@@ -12,7 +12,8 @@ import numpy.typing as npt
 def log_softmax(logits: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     """Logarithm of the softmax along the last axis, without overflow."""
     shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    normalized: npt.NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return normalized
 
 
 class RunningMetrics:

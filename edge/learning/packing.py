@@ -1,15 +1,19 @@
 """Features as int8: a quarter of the memory, and what is kept of a sample while it waits for its label.
 
-Each sample has its own scale: ``code = round(127 x / max|x|)``, so the error is at most ``max|x| / 254`` per element.
+Each sample has its own scale: ``code = round(127 x / max|x|)``, so the error is at most ``max|x| / 254`` per element,
+or 6e-39 where that is less (a scale is never subnormal).
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+_SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -35,7 +39,7 @@ class PackedFeatures:
 
 def pack(features: npt.NDArray[Any]) -> PackedFeatures:
     """Pack a batch ``(batch, ...)`` of finite features."""
-    flat = features.reshape(len(features), -1)
+    flat = features.reshape(len(features), math.prod(features.shape[1:]))  # -1 would not do for an empty batch
     largest = np.abs(flat).max(axis=1, initial=0.0)
-    scales = np.where(largest > 0, largest / 127.0, 1.0).astype(np.float32)
+    scales = np.where(largest > 0, np.maximum(largest / 127.0, _SMALLEST_SCALE), 1.0).astype(np.float32)
     return PackedFeatures(np.rint(flat / scales[:, None]).astype(np.int8), scales)

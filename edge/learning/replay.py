@@ -1,4 +1,4 @@
-"""A class-balanced replay buffer of packed features: what keeps SGD from forgetting the classes it has not met lately."""
+"""A class-balanced replay buffer of packed features: it keeps SGD from forgetting classes it has not met lately."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edge.contract.errors import LearningError
 from edge.contract.training import FloatArray, LabelArray
 from edge.learning.learner import State, take
 from edge.learning.packing import PackedFeatures, pack
@@ -60,12 +61,23 @@ class ReplayBuffer:
 
     def state(self) -> State:
         """Everything, for saving."""
-        parts = {"codes": self._codes, "scales": self._scales, "seen": self._seen}
+        parts: State = {"codes": self._codes, "scales": self._scales, "seen": self._seen}
         return {f"replay.{name}": array.copy() for name, array in parts.items()}
 
     def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Take back what `state` gave; a buffer of another size starts empty."""
-        if take(state, "replay.codes").shape == self._codes.shape:
-            self._codes = take(state, "replay.codes").copy()
-            self._scales = take(state, "replay.scales").copy()
-            self._seen = take(state, "replay.seen").copy()
+        """Take back what `state` gave; a buffer of another size starts empty.
+
+        Raises:
+            LearningError: It is not a state of a replay buffer; nothing changed.
+        """
+        codes, scales, seen = (take(state, f"replay.{name}") for name in ("codes", "scales", "seen"))
+        types = [array.dtype.name for array in (codes, scales, seen)]
+        shapes_fit = codes.ndim == 3 and codes.shape[:2] == scales.shape and codes.shape[:1] == seen.shape
+        if types != ["int8", "float32", "int64"] or not shapes_fit:
+            raise LearningError("the saved replay buffer is not one")
+        if (seen < 0).any():
+            raise LearningError("the saved replay buffer has seen a negative number of samples")
+        if codes.shape == self._codes.shape:
+            self._codes, self._scales, self._seen = codes.copy(), scales.copy(), seen.copy()
+        else:
+            self._seen = np.zeros_like(self._seen)

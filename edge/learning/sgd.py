@@ -1,4 +1,7 @@
-"""Stochastic gradient descent with replay, for any head. The step itself is executed by the `TrainStep` that it is given."""
+"""Stochastic gradient descent with replay, for any head.
+
+The step itself is executed by the `TrainStep` that it is given.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ import numpy.typing as npt
 from edge.contract.errors import LearningError
 from edge.contract.training import FloatArray, LabelArray, Parameters, TrainStep
 from edge.learning.closed_form import KEPT_CONTRIBUTIONS
-from edge.learning.learner import State, check_batch, take
+from edge.learning.learner import State, check_batch, take, take_integers
 from edge.learning.replay import ReplayBuffer
 
 
@@ -67,7 +70,7 @@ class SgdLearner:
                 batch_labels = np.concatenate([labels[i : i + 1], old_labels])
                 self._step.step(batch, batch_labels, np.ones(len(batch), np.float32), self._rate)
                 self._replay.put(features[i : i + 1], labels[i : i + 1], rng)
-        except LearningError:
+        except BaseException:  # whatever interrupts a batch: nothing of it was learned
             self._step.load(before)
             self._replay.restore(replay_before)
             raise
@@ -92,6 +95,8 @@ class SgdLearner:
     def rebase(self, parameters: Mapping[str, FloatArray], merged: State, included: int) -> None:
         """See `edge.learning.learner.Learner.rebase`: what was learned since the included version is put on top."""
         del merged
+        if {n: a.shape for n, a in parameters.items()} != {n: a.shape for n, a in self._live.items()}:
+            raise LearningError("the merged head has other parameters than this one")
         version = max(included, self._base_version)
         known = {self._base_version: self._base, self.n_samples: self._live, **dict(self._sent)}
         if version not in known:
@@ -129,10 +134,11 @@ class SgdLearner:
             return found
 
         live, base = head("live"), head("base")
-        versions = [int(version) for version in take(state, "sent_versions")]
-        self._sent = deque([(v, head(f"sent{i}")) for i, v in enumerate(versions)], maxlen=KEPT_CONTRIBUTIONS)
+        sent = [(version, head(f"sent{i}")) for i, version in enumerate(take_integers(state, "sent_versions"))]
+        n_samples, base_version = take_integers(state, "counts", 2)
         self._replay.restore(state)
-        self.n_samples, self._base_version = (int(number) for number in take(state, "counts"))
-        self._base = base
         self._step.load(live)
+        self._sent = deque(sent, maxlen=KEPT_CONTRIBUTIONS)
+        self.n_samples, self._base_version = n_samples, base_version
+        self._base = base
         self._live = self._step.parameters()

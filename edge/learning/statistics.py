@@ -21,11 +21,12 @@ from edge.contract.errors import LearningError
 
 Matrix = npt.NDArray[np.float64]
 
-# Share of the covariance that is replaced by a multiple of the identity. 0.01 to 0.05 gave the same accuracy within half
-# a point on digits turned by 90 degrees (benchmarks/merge_heads.py).
+# Share of the covariance that is replaced by a multiple of the identity. 0.01 to 0.05 gave the same accuracy within
+# half a point on digits turned by 90 degrees (benchmarks/merge_heads.py).
 SHRINKAGE = 0.02
-# Logit of a class that has never been seen: far below any other, and finite.
+# Logit of a class that has never been seen; the mean logit of the others is 0, so it is never the largest.
 UNSEEN_LOGIT = -1e4
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +68,14 @@ class HeadStatistics:
     @property
     def class_counts(self) -> Matrix:
         """``(n_classes,)`` samples of each class."""
-        return self.moment[-1]
+        counts: Matrix = self.moment[-1]
+        return counts
+
+    @property
+    def seen(self) -> npt.NDArray[np.bool_]:
+        """``(n_classes,)`` whether there are samples of the class; what rounding leaves of a difference is none."""
+        counted: npt.NDArray[np.bool_] = self.class_counts > 1e-9
+        return counted
 
     def __add__(self, other: HeadStatistics) -> HeadStatistics:
         self._check_same_shape(other)
@@ -101,8 +109,8 @@ class HeadStatistics:
         """Read what `to_tensors` wrote.
 
         Raises:
-            LearningError: Missing, of another shape, not finite, or not statistics of any samples (a negative count, or
-                a sum of squares below zero).
+            LearningError: Missing, of another shape or type, not finite in float32, or not statistics of any samples
+                (a negative count, or a sum of squares below zero).
         """
         side = n_features + 1
         triangle, moment = tensors.get(f"{prefix}gram"), tensors.get(f"{prefix}moment")
@@ -113,7 +121,9 @@ class HeadStatistics:
                 f"statistics of shape {triangle.shape} and {moment.shape} are not of {n_features} features "
                 f"and {n_classes} classes"
             )
-        if not (np.isfinite(triangle).all() and np.isfinite(moment).all()):
+        if triangle.dtype.kind != "f" or moment.dtype.kind != "f":
+            raise LearningError(f"statistics of type {triangle.dtype} and {moment.dtype}, expected float32")
+        if not ((np.abs(triangle) <= _LARGEST).all() and (np.abs(moment) <= _LARGEST).all()):
             raise LearningError("statistics with values that are not finite")
         rows, columns = np.triu_indices(side)
         gram = np.zeros((side, side))
@@ -133,21 +143,37 @@ def solve(statistics: HeadStatistics, shrinkage: float = SHRINKAGE) -> tuple[Mat
         shrinkage: In ``(0, 1]``; see the module.
 
     Returns:
-        Weights ``(n_classes, d)`` and biases ``(n_classes,)``, float64. A class without samples gets weights of zero
-        and a bias of `UNSEEN_LOGIT`.
+        Weights ``(n_classes, d)`` and biases ``(n_classes,)``, float64 and finite in float32, less their mean over the
+        seen classes: that moves all logits alike, and keeps them small where the features are far from zero. A class
+        without samples gets weights of zero and a bias of `UNSEEN_LOGIT`: the best seen class is above the mean, which
+        is zero, whatever the features are.
+
+    Raises:
+        LearningError: No samples, or sums that no samples have.
     """
     counts = statistics.class_counts
     total = statistics.n_samples
-    if total <= 0:
+    seen = statistics.seen
+    if total <= 0 or not seen.any():
         raise LearningError("there are no samples to solve a head from")
-    seen = counts > 1e-9
-    means = np.zeros((len(counts), len(statistics.gram) - 1))
-    means[seen] = (statistics.moment[:-1, seen] / counts[seen]).T
-    covariance = (statistics.gram[:-1, :-1] - (means.T * counts) @ means) / total
-    average = float(np.trace(covariance)) / len(covariance)
-    covariance = (1.0 - shrinkage) * covariance
-    # The tiny constant keeps the matrix invertible when all features are constant.
-    covariance[np.diag_indices_from(covariance)] += shrinkage * max(average, 0.0) + 1e-9
-    weights = np.linalg.solve(covariance, means.T).T
-    biases = np.where(seen, -0.5 * np.sum(weights * means, axis=1), UNSEEN_LOGIT)
+    with np.errstate(all="ignore"):  # what overflows is found below
+        means = np.zeros((len(counts), len(statistics.gram) - 1))
+        means[seen] = (statistics.moment[:-1, seen] / counts[seen]).T
+        covariance = (statistics.gram[:-1, :-1] - (means.T * counts) @ means) / total
+        average = float(np.trace(covariance)) / len(covariance)
+        covariance = (1.0 - shrinkage) * covariance
+        # The tiny constant keeps the matrix invertible when all features are constant.
+        covariance[np.diag_indices_from(covariance)] += shrinkage * max(average, 0.0) + 1e-9
+        weights: Matrix = np.zeros_like(means)
+        biases: Matrix = np.full(len(counts), UNSEEN_LOGIT)
+        middle = means[seen].mean(axis=0)
+        try:
+            weights[seen] = np.linalg.solve(covariance, (means[seen] - middle).T).T
+        except np.linalg.LinAlgError as exc:
+            raise LearningError(f"no head can be solved from these statistics: {exc}") from exc
+        # mu_c S⁻¹ mu_c - m S⁻¹ m = (mu_c - m) S⁻¹ (mu_c + m)
+        squares = np.sum(weights[seen] * (means[seen] + middle), axis=1)
+        biases[seen] = -0.5 * (squares - squares.mean())
+    if not ((np.abs(weights) <= _LARGEST).all() and (np.abs(biases) <= _LARGEST).all()):
+        raise LearningError("the head solved from these statistics is not finite")
     return weights, biases

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -126,6 +127,7 @@ def test_the_demo_keeps_its_promise(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, ROOT / "examples/01_digits_fleet/demo.py", "--output", tmp_path / "out"],
         cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         check=False,

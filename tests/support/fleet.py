@@ -180,6 +180,12 @@ class SimulatedFleet:
         """What the coordinator knows of a device."""
         return self.store.device(name)
 
+    def settled(self) -> bool:
+        """Whether all that was learned is merged, and the merge is active everywhere."""
+        rows, releases = self.store.contributions(), self.store.releases()
+        merged = len(rows) == len(self.agents) and all(row.version == row.merged_version for row in rows)
+        return merged and bool(releases) and self.converged(releases[0].counter)
+
     def converged(self, counter: int) -> bool:
         """Whether every device has this release active, and the coordinator knows it."""
         rows = {row.id: row for row in self.store.devices()}

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from edge.agent.on_device_model import OnDeviceModel
 from edge.channel.memory import Faults
@@ -85,7 +86,7 @@ def test_converges_over_a_line_that_loses_repeats_and_reorders(
     faults = Faults(rng=random.Random(seed), drop=0.3, repeat=0.2, reorder=0.2)
     fleet = simulate(tmp_path, digits_bundle, DEVICES, faults=faults)
     teach_all(fleet, digits_bundle)
-    fleet.until("converged", lambda: fleet.store.releases() and fleet.converged(fleet.store.releases()[0].counter), 900)
+    fleet.until("settled", fleet.settled, 900)
     assert len({agent.host.model.head_digest() for agent in fleet.agents.values()}) == 1
 
 
@@ -101,7 +102,7 @@ def test_agent_killed_at_any_moment_converges_with_all_it_learned(
     fleet.run(5.0)
     agent = fleet.start_agent("two")
     assert agent.host.model.n_samples == 40, "every acknowledged label survived"
-    fleet.until("converged", lambda: fleet.store.releases() and fleet.converged(fleet.store.releases()[0].counter))
+    fleet.until("settled", fleet.settled)
     assert len({agent.host.model.head_digest() for agent in fleet.agents.values()}) == 1
     newest = fleet.store.releases()[0]
     release = HeadRelease.decode((tmp_path / "coordinator/artifacts" / newest.digest).read_bytes(), "")
@@ -119,7 +120,7 @@ def test_coordinator_killed_at_any_moment_converges(
     fleet.crash_coordinator()
     fleet.run(20.0)
     fleet.start_coordinator()
-    fleet.until("converged", lambda: fleet.store.releases() and fleet.converged(fleet.store.releases()[0].counter))
+    fleet.until("settled", fleet.settled)
     assert len({agent.host.model.head_digest() for agent in fleet.agents.values()}) == 1
 
 
@@ -318,3 +319,103 @@ def test_messages_that_cannot_be_read_are_dropped_and_reported(
     names = [event.name for event in fleet.store.events(50)]
     assert names.count("bad-message") == 4
     assert fleet.agents["one"].core.status()["connected"]
+
+
+def test_bundle_is_not_overtaken_by_a_head_for_the_old_backbone(
+    simulate: Simulate, tmp_path: Path, digits_bundle: Path, other_bundle: Path
+) -> None:
+    """A device is away while a bundle is pushed and its old backbone's heads are merged."""
+    fleet = simulate(tmp_path, digits_bundle, ["one", "two"])
+    fleet.run(5.0)
+    fleet.teach("one", *samples(digits_bundle, 20, 1))
+    fleet.run(0.5)
+    fleet.crash_agent("two")
+    bundle = push(fleet, other_bundle.read_bytes(), path=other_bundle)
+    fleet.until("the old head is merged too", lambda: len(fleet.store.releases()) == 2)
+    fleet.start_agent("two")
+    digest = Bundle.open(other_bundle).digest
+    fleet.until("both run the bundle", lambda: {a.host.model.bundle.digest for a in fleet.agents.values()} == {digest})
+    assert bundle == 1
+
+
+def test_change_that_was_merged_is_not_added_again(simulate: Simulate, tmp_path: Path, digits_bundle: Path) -> None:
+    """A second contribution made before the first merge came back contains the first one."""
+    fleet = simulate(tmp_path, digits_bundle, ["one"], learner="sgd", auto_merge=False)
+    fleet.teach("one", *samples(digits_bundle, 20, 1))
+    fleet.until("contribution", lambda: len(fleet.store.contributions()) == 1)
+    learned = fleet.agents["one"].host.model._learner.parameters()
+    fleet.teach("one", *samples(digits_bundle, 1, 2), tag="more")
+    after = fleet.agents["one"].host.model._learner.parameters()
+    assert fleet.coordinator is not None
+    fleet.coordinator.merge_now(fleet.coordinator_now)
+    fleet.until("second contribution", lambda: fleet.store.contributions()[0].version == 21)
+    fleet.coordinator.merge_now(fleet.coordinator_now)
+    fleet.run(30.0)
+    fleet.coordinator.merge_now(fleet.coordinator_now)
+    fleet.until("settled", fleet.settled)
+    live = fleet.agents["one"].host.model._learner.parameters()
+    for name, array in live.items():
+        np.testing.assert_allclose(array, after[name], rtol=1e-4, atol=1e-5)
+        assert not np.array_equal(learned[name], after[name])
+
+
+def test_plain_head_is_live_and_what_is_learned_goes_on_top(
+    simulate: Simulate, tmp_path: Path, digits_bundle: Path
+) -> None:
+    fleet = simulate(tmp_path, digits_bundle, ["one"], auto_merge=False)
+    fleet.run(5.0)
+    given = {name: 2 * array for name, array in Bundle.open(digits_bundle).head_parameters().items()}
+    counter = push(fleet, safetensors.numpy.save(given))
+    fleet.until("active", lambda: fleet.converged(counter))
+    model = fleet.agents["one"].host.model
+    for name, array in model._learner.parameters().items():
+        np.testing.assert_array_equal(array, given[name])
+    x, y = samples(digits_bundle, 24, 3)
+    fleet.teach("one", x, y)
+    assert (model.predict(x).argmax(axis=1) == y).mean() > 0.8, "the given head was not thrown away"
+
+
+def test_probation_survives_a_restart(simulate: Simulate, tmp_path: Path, digits_bundle: Path) -> None:
+    fleet = simulate(tmp_path, digits_bundle, ["one"], auto_merge=False, probation_s=600.0, learner="sgd")
+    fleet.run(5.0)
+    before = fleet.agents["one"].host.model.head_digest()
+    bundle = Bundle.open(digits_bundle)
+    poisoned = {name: -100 * array for name, array in bundle.head_parameters().items()}
+    push(fleet, HeadRelease(backbone=bundle.manifest.backbone_digest, parameters=poisoned).encode())
+    fleet.until("probation", lambda: fleet.agents["one"].states[-1] == "probation")
+    fleet.crash_agent("one")
+    fleet.start_agent("one")
+    assert str(fleet.agents["one"].core.deployment.state) == "probation"
+    fleet.teach("one", *samples(digits_bundle, 40, 5))
+    fleet.until("rolled back", lambda: fleet.device("one").state == "rolled-back")
+    assert fleet.agents["one"].host.model.head_digest() == before
+
+
+def test_counters_go_on_above_the_devices_after_an_old_backup_was_restored(
+    simulate: Simulate, tmp_path: Path, digits_bundle: Path
+) -> None:
+    """Fault 39."""
+    fleet = simulate(tmp_path, digits_bundle, ["one"])
+    fleet.teach("one", *samples(digits_bundle, 20, 1))
+    fleet.until("settled", fleet.settled)
+    for i in range(2):
+        fleet.teach("one", *samples(digits_bundle, 20, 2 + i), tag=f"t{i}")
+        fleet.until("settled", lambda n=i + 2: len(fleet.store.releases()) == n and fleet.settled())
+    assert fleet.agents["one"].host.slots.record.release == 3
+    fleet.crash_coordinator()
+    fleet.folder = tmp_path / "restored"
+    fleet.start_coordinator()
+    fleet.until("settled again", fleet.settled)
+    assert fleet.store.releases()[0].counter > 3
+
+
+def test_bundle_that_the_learner_cannot_use_is_refused_and_the_agent_lives(
+    simulate: Simulate, tmp_path: Path, digits_bundle: Path, mlp_bundle: Path
+) -> None:
+    fleet = simulate(tmp_path, digits_bundle, ["one"], learner="statistics")
+    fleet.run(5.0)
+    push(fleet, mlp_bundle.read_bytes(), path=mlp_bundle)
+    fleet.until("refused", lambda: fleet.device("one").state == "refused")
+    assert "linear" in fleet.device("one").state_detail
+    fleet.crash_agent("one")
+    assert fleet.start_agent("one").host.model.bundle.digest == Bundle.open(digits_bundle).digest

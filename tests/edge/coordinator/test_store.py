@@ -10,7 +10,7 @@ import pytest
 from edge.channel.messages import Conn, State
 from edge.contract.errors import ConfigError, RolloutError
 from edge.coordinator.artifacts import ArtifactStore
-from edge.coordinator.store import ContributionRow, Store
+from edge.coordinator.store import ContributionRow, DeviceRow, Store
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_release_counters_only_go_up_and_remember_what_was_merged(store: Store) 
     assert store.contributions()[0].merged_version == 10
     store.contribution(contribution(12))
     assert store.contributions()[0].merged_version == 10
-    wanted = store.desired("d", "b"), store.desired("e", "b"), store.desired("e", "other")
+    wanted = [store.desired(DeviceRow(id=name, backbone=b, release=0)) for name, b in (("d", "b"), ("e", "b"), ("e", "o"))]
     assert [row and row.counter for row in wanted] == [2, 1, None]
 
 

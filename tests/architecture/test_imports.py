@@ -1,0 +1,224 @@
+"""The house plan, checked on the syntax trees: which room knows which, and which file opens which door."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+# Room: the rooms that it may import besides itself. `edge` is the version.
+ROOMS: dict[str, set[str]] = {
+    "edge": set(),
+    "edge.contract": {"edge"},
+    "edge.inference": {"edge", "edge.contract"},
+    "edge.learning": {"edge", "edge.contract"},
+    "edge.channel": {"edge", "edge.contract"},
+    "edge.agent": {"edge", "edge.contract", "edge.inference", "edge.learning", "edge.channel"},
+    "edge.coordinator": {"edge", "edge.contract", "edge.inference", "edge.learning", "edge.channel"},
+    "edge.cli": {
+        "edge",
+        "edge.contract",
+        "edge.inference",
+        "edge.learning",
+        "edge.channel",
+        "edge.agent",
+        "edge.coordinator",
+    },
+    "converter": {"edge", "edge.contract", "edge.inference"},
+    "firmware_configs": set(),
+}
+
+SERVICES = ("edge/agent/service.py", "edge/coordinator/service.py")
+SHELL = (*SERVICES, "edge/channel/mqtt.py", "edge/coordinator/broker.py", "edge/cli/*", "converter/measure.py")
+
+# Library: the files that may import it. What is not listed here may be imported nowhere.
+DOORS: dict[str, tuple[str, ...]] = {
+    "numpy": ("edge/*", "converter/*"),
+    "torch": ("converter/*",),
+    "onnx": ("converter/*",),
+    "onnxruntime": ("edge/inference/onnx_*.py", "converter/quantize.py"),
+    "safetensors": ("edge/contract/*", "converter/*", "edge/coordinator/core.py"),
+    "paho": ("edge/channel/mqtt.py",),
+    "sqlalchemy": ("edge/coordinator/store.py",),
+    "fastapi": ("edge/coordinator/api.py", "edge/coordinator/service.py"),
+    "uvicorn": ("edge/coordinator/api.py", "edge/coordinator/service.py"),
+    "starlette": ("edge/coordinator/api.py",),
+    "pydantic": ("edge/coordinator/api.py",),  # FastAPI's
+    "httpx": ("edge/cli/fleet.py",),
+    "click": ("edge/cli/*", "converter/cli.py"),
+    "rich": ("edge/cli/*", "converter/cli.py"),
+    "threading": SHELL,
+    "queue": SHELL,
+    "signal": SHELL,
+    "time": SHELL,
+    "asyncio": SERVICES,
+    "concurrent": SERVICES,
+    "multiprocessing": (),
+    "random": ("edge/channel/mqtt.py", "edge/channel/memory.py"),  # memory.py is given its generator, see below
+    "pickle": (),
+}
+
+# (file, what it uses of a closed library): reasons in architecture.md and in the file.
+ALLOWED_USES = {("edge/agent/core.py", "time.perf_counter")}  # a default argument, a stopwatch that is handed in
+
+
+def sources() -> list[Path]:
+    return sorted(path for room in ("edge", "converter", "firmware_configs") for path in (ROOT / room).rglob("*.py"))
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_of(path): path for path in sources()}
+TREES = {module: ast.parse(path.read_bytes()) for module, path in MODULES.items()}
+
+
+def room_of(module: str) -> str:
+    """The longest room that the module lies in."""
+    return max((room for room in ROOMS if module == room or module.startswith(room + ".")), key=len)
+
+
+def is_ours(name: str) -> bool:
+    return name.partition(".")[0] in ("edge", "converter", "firmware_configs")
+
+
+def is_type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
+
+
+def import_nodes(node: ast.AST, *, at_start: bool) -> Iterator[ast.Import | ast.ImportFrom]:
+    """The imports below a node; `at_start`: only those that run when the module is imported."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import | ast.ImportFrom):
+            yield child
+        elif at_start and (
+            isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) or is_type_checking(child)
+        ):
+            continue
+        else:
+            yield from import_nodes(child, at_start=at_start)
+
+
+def imported(module: str, *, at_start: bool = False) -> set[str]:
+    """The modules that a module imports; ``from edge.contract import manifest`` is ``edge.contract.manifest``."""
+    found = set()
+    for node in import_nodes(TREES[module], at_start=at_start):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        else:
+            assert node.module is not None
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                found.add(full if full in MODULES else node.module)
+    return found
+
+
+def file_of(module: str) -> str:
+    return MODULES[module].relative_to(ROOT).as_posix()
+
+
+def test_there_is_a_house() -> None:
+    assert {room_of(module) for module in MODULES} == set(ROOMS)
+    assert len(MODULES) > 60
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_room_knows_only_the_rooms_below_it(module: str) -> None:
+    room = room_of(module)
+    wrong = {name for name in imported(module) if is_ours(name) and room_of(name) not in {room} | ROOMS[room]}
+    assert not wrong, f"{file_of(module)} imports {sorted(wrong)}"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_libraries_are_opened_at_their_doors_only(module: str) -> None:
+    file = file_of(module)
+    for name in imported(module):
+        library = name.partition(".")[0]
+        if is_ours(name) or (library in sys.stdlib_module_names and library not in DOORS):
+            continue
+        assert library in DOORS, f"{file} imports {library}, which has no door"
+        if any((file, used) in ALLOWED_USES for used in uses(module, library)):
+            assert uses(module, library) <= {used for _, used in ALLOWED_USES}
+            continue
+        assert any(fnmatch(file, pattern) for pattern in DOORS[library]), f"{file} imports {library}"
+
+
+def uses(module: str, library: str) -> set[str]:
+    """What a module uses of a library, as ``library.name``."""
+    return {
+        ast.unparse(node)
+        for node in ast.walk(TREES[module])
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == library
+    }
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_clock_environment_and_exits_are_used_in_the_shell_only(module: str) -> None:
+    file = file_of(module)
+    if any(fnmatch(file, pattern) for pattern in SHELL):
+        return
+    closed = {"os.environ", "os.getenv", "os._exit", "sys.argv", "datetime.now", "datetime.utcnow", "date.today"}
+    if file not in ("edge/contract/errors.py", "converter/cli.py"):
+        closed |= {"sys.exit", "sys.stdin", "sys.stdout"}
+    used = {ast.unparse(node) for node in ast.walk(TREES[module]) if isinstance(node, ast.Attribute)}
+    assert not used & closed, f"{file} uses {sorted(used & closed)}"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_numpy_randomness_is_seeded_or_given(module: str) -> None:
+    for node in ast.walk(TREES[module]):
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "np.random":
+            assert node.attr in ("default_rng", "Generator"), file_of(module)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "np.random.default_rng":
+            assert node.args, f"{file_of(module)} makes a generator without a seed"
+
+
+def test_the_broker_in_memory_is_given_its_randomness() -> None:
+    assert uses("edge.channel.memory", "random") == {"random.Random"}
+    calls = [node.func for node in ast.walk(TREES["edge.channel.memory"]) if isinstance(node, ast.Call)]
+    assert "random.Random" not in {ast.unparse(func) for func in calls}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_nothing_imports_by_a_relative_name_or_a_star(module: str) -> None:
+    for node in import_nodes(TREES[module], at_start=False):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, file_of(module)
+            assert all(alias.name != "*" for alias in node.names), file_of(module)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_submodules_never_import_the_init_of_their_own_package(module: str) -> None:
+    if file_of(module).endswith("__init__.py"):
+        return
+    package = module.rpartition(".")[0]
+    assert package not in imported(module), f"{file_of(module)} imports {package}"
+
+
+def test_no_module_imports_itself_in_a_circle() -> None:
+    graph = {module: {name for name in imported(module, at_start=True) if name in MODULES} for module in MODULES}
+    try:
+        order = list(TopologicalSorter(graph).static_order())
+    except CycleError as exc:
+        pytest.fail(f"a circle of imports: {' -> '.join(exc.args[1])}")
+    assert set(order) == set(MODULES)
+
+
+def test_the_version_is_all_that_the_house_has_at_its_door() -> None:
+    body = [node for node in TREES["edge"].body if not isinstance(node, ast.Expr)]
+    assert [ast.unparse(node.targets[0]) for node in body if isinstance(node, ast.Assign)] == ["__version__"]
+    assert len(body) == 1
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_module_says_what_it_is_for(module: str) -> None:
+    assert ast.get_docstring(TREES[module]), file_of(module)

@@ -1,0 +1,89 @@
+"""A device needs neither torch nor a server's libraries, and asking a command for help loads nothing heavy."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+BLOCKED = """
+import sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition('.')[0] in set('torch onnx sklearn scipy sqlalchemy fastapi uvicorn httpx rich'.split()):
+            raise ImportError(f'{name} is not on a device')
+        return None
+sys.meta_path.insert(0, Blocked())
+"""
+
+DEVICE = (
+    BLOCKED
+    + """
+import numpy as np
+from edge.agent import OnDeviceModel
+for learner in ('statistics', 'sgd'):
+    model = OnDeviceModel.open(sys.argv[1], sys.argv[2] + learner, learner=learner)
+    x = np.random.default_rng(0).random((20, *model.manifest.input.shape), np.float32)
+    before = model.predict(x)
+    model.learn(x, np.arange(20) % 10)
+    assert model.predict(x).shape == (20, 10)
+    assert not np.array_equal(model.predict(x), before)
+    model.close()
+    again = OnDeviceModel.open(sys.argv[1], sys.argv[2] + learner, learner=learner)
+    assert again.n_samples == 20
+    again.close()
+import edge.agent.service
+print('learned')
+"""
+)
+
+HELP = """
+import sys
+sys.argv = [sys.argv[1], '--help']
+from {module} import main
+try:
+    main()
+except SystemExit as exc:
+    assert not exc.code, exc.code
+heavy = set('torch onnx onnxruntime numpy safetensors sqlalchemy fastapi uvicorn rich paho httpx'.split())
+print('loaded:', sorted(heavy & set(sys.modules)))
+"""
+
+
+def run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", program, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+
+
+def test_a_device_predicts_learns_and_restarts_without_torch(digits_bundle: Path, tmp_path: Path) -> None:
+    done = run(DEVICE, str(digits_bundle), str(tmp_path / "state"))
+    assert (done.stdout, done.returncode) == ("learned\n", 0), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "module"),
+    [
+        ("edge-agent", "edge.cli.agent"),
+        ("edge-convert", "converter.cli"),
+        ("edge-fleet", "edge.cli.fleet"),
+        ("edge-bundle", "edge.cli.bundle"),
+        ("edge-coordinator", "edge.cli.coordinator"),
+    ],
+)
+def test_help_loads_nothing_heavy(command: str, module: str) -> None:
+    done = run(HELP.format(module=module), command)
+    assert done.returncode == 0, done.stderr
+    assert "Usage: " in done.stdout
+    assert done.stdout.splitlines()[-1] == "loaded: []"

@@ -1,0 +1,86 @@
+"""Small networks and plans for the converter's tests."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+import converter
+from converter.plan import ConversionPlan
+from edge.contract.profile import load_profile
+
+
+def plan(source: Path, **options: Any) -> ConversionPlan:
+    """A plan for a generic x86 machine that writes beside the source."""
+    options = {"output": source.with_suffix(".edge"), "profile": load_profile("generic-x86_64"), **options}
+    return ConversionPlan(source=source, **options)
+
+
+def cnn(seed: int = 0, classes: int = 4) -> nn.Sequential:
+    """Two convolutions on ``(1, 8, 8)`` and a linear head of 36 features."""
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(1, 6, 3, padding=1),
+        nn.BatchNorm2d(6),
+        nn.ReLU(),
+        nn.Conv2d(6, 4, 3),
+        nn.ReLU(),
+        nn.AvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(36, classes),
+    ).eval()
+
+
+def mlp(seed: int = 0) -> nn.Sequential:
+    """12-16-8-4."""
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
+
+
+def labelled(model: nn.Module, shape: tuple[int, ...], n: int, seed: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+    """Random samples, each with the class that the model itself gives it."""
+    x = torch.randn(n, *shape, generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        return x, model(x).argmax(dim=1)
+
+
+def save(model: nn.Module, path: Path, shape: tuple[int, ...], *, calibrated: int = 0, classes: int = 4) -> Path:
+    """A self-describing checkpoint."""
+    converter.save_checkpoint(
+        model,
+        path,
+        example_input=torch.zeros(1, *shape),
+        class_names=[f"class {i}" for i in range(classes)],
+        calibration=labelled(model, shape, calibrated) if calibrated else None,
+    )
+    return path
+
+
+def snapshot(folder: Path) -> dict[str, str]:
+    """Every file below a folder, by digest: what a refusal must not change."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+def temporary_folders() -> set[str]:
+    """Folders that the converter makes to work in and must take away again."""
+    return {path.name for path in Path(tempfile.gettempdir()).glob("edgeloop-*")}
+
+
+def one_layer(n_in: int, n_out: int, seed: int = 0) -> nn.Module:
+    """A linear layer alone."""
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(n_in, n_out)).eval()
+
+
+def rng(seed: int = 0) -> np.random.Generator:
+    """Random numbers that are the same every time."""
+    return np.random.default_rng(seed)

@@ -1,0 +1,459 @@
+"""``edge-convert`` as a process: what works without options, and every kind of wrong input.
+
+Wrong input gives one message on stderr and its own exit code, no traceback; nothing is written, and no code in the
+model file runs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from edge.contract import manifest as m
+from edge.contract.bundle import Bundle
+from tests.converter.models import cnn, mlp, save, snapshot
+
+ROOT = Path(__file__).parents[2]
+USAGE, CONFIG, CONVERSION = 2, 3, 4
+
+NET = """\
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self, hidden=128):
+        super().__init__()
+        self.fc1 = nn.Linear(784, hidden)
+        self.act = nn.ReLU()
+        self.fc2 = nn.Linear(hidden, 10)
+
+    def forward(self, x):
+        return self.fc2(self.act(self.fc1(x)))
+"""
+
+
+class Net(nn.Module):
+    """As in `NET`."""
+
+    def __init__(self, hidden: int = 128) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(784, hidden)
+        self.act = nn.ReLU()
+        self.fc2 = nn.Linear(hidden, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc2(self.act(self.fc1(x)))
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "converter.cli", *map(str, arguments)]
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """The command's own temporary folder is watched too."""
+    scratch = folder.with_name(folder.name + "-tmp")
+    scratch.mkdir(exist_ok=True)
+    ours = {"PYTHONPATH": str(ROOT), "TMPDIR": str(scratch), "XDG_CACHE_HOME": str(scratch), "OMP_NUM_THREADS": "1"}
+    # The command itself must turn onnxruntime's telemetry off, which leaves files in these two folders.
+    return {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"} | ours
+
+
+def run(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        command(*arguments),
+        cwd=folder,
+        env=environment(folder),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert list(folder.with_name(folder.name + "-tmp").iterdir()) == []
+    return done
+
+
+def refused(folder: Path, code: int, words: tuple[str, ...], *arguments: object) -> str:
+    """Run; assert the exit code, one clear message, and that not a byte changed."""
+    before = snapshot(folder)
+    done = run(folder, *arguments)
+    assert done.returncode == code, (done.returncode, done.stdout, done.stderr)
+    assert "Traceback" not in done.stderr
+    assert "Warning" not in done.stderr
+    assert done.stderr.lower().count("error: ") == 1, done.stderr
+    for word in words:
+        assert word in done.stderr, done.stderr
+    assert snapshot(folder) == before
+    return done.stderr
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A user's folder: net.py and the weights of a trained Net."""
+    made = tmp_path / "user"
+    made.mkdir()
+    (made / "net.py").write_text(NET)
+    torch.manual_seed(0)
+    torch.save(Net().state_dict(), made / "model.pth")
+    return made
+
+
+@pytest.fixture
+def checkpoint(folder: Path) -> Path:
+    """A self-describing checkpoint in the user's folder."""
+    return save(mlp(), folder / "mlp.pth", (12,))
+
+
+# --- what works ------------------------------------------------------------------------------------------------------
+
+
+def test_help_is_quick_and_imports_neither_torch_nor_numpy(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "converter.cli", "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
+    assert "--trainable" in done.stdout
+    assert "click" in imported
+    assert not imported & {"torch", "numpy", "onnx", "onnxruntime", "rich"}
+
+
+def test_a_bare_state_dict_and_its_class_need_no_other_option(folder: Path) -> None:
+    done = run(folder, "model.pth", "--arch", "net.py:Net")
+    assert done.returncode == 0, done.stderr
+    assert "input shape (batch, 784) inferred from the first layer, fc1" in done.stdout
+    assert "wrote model.edge" in done.stdout
+    assert sorted(path.name for path in folder.iterdir()) == ["model.edge", "model.pth", "net.py"]
+    bundle = Bundle.open(folder / "model.edge")
+    assert bundle.digest in done.stdout
+    assert bundle.manifest.input.shape == (784,)
+    assert set(bundle.head_parameters()) == {"fc2.weight", "fc2.bias"}
+    report = json.loads(bundle.read(m.REPORT))
+    assert any("inferred from the first layer, fc1" in note for note in report["notes"])
+
+
+def test_a_self_describing_checkpoint_needs_no_option(folder: Path, checkpoint: Path) -> None:
+    done = run(folder, "mlp.pth")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert Bundle.open(folder / "mlp.edge").manifest.class_names[0] == "class 0"
+
+
+def test_a_class_in_a_package_with_arguments_and_an_output_of_its_own(folder: Path) -> None:
+    (folder / "nets").mkdir()
+    (folder / "nets" / "__init__.py").write_text("")
+    (folder / "nets" / "dense.py").write_text(NET)
+    torch.save(Net(hidden=32).state_dict(), folder / "small.pth")
+    (folder / "out").mkdir()
+    arguments = ("--arch", "nets.dense:Net", "--arch-arg", "hidden=32", "-o", "out/small.edge", "--trainable", "last:2")
+    done = run(folder, "small.pth", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert Bundle.open(folder / "out" / "small.edge").manifest.head.parameters[0].shape == (32, 784)
+    assert not list(folder.rglob("__pycache__"))
+
+
+def test_an_arch_file_may_import_its_neighbour(folder: Path) -> None:
+    (folder / "code").mkdir()
+    (folder / "code" / "net.py").write_text(NET)
+    (folder / "code" / "make.py").write_text("from net import Net\n\n\ndef make():\n    return Net()\n")
+    (folder / "net.py").unlink()
+    done = run(folder, "model.pth", "--arch", "code/make.py:make")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda weights: {"state_dict": weights, "epoch": 3},
+        lambda weights: {f"module.{name}": tensor for name, tensor in weights.items()},
+        lambda weights: {"model": {"state_dict": {f"_orig_mod.module.{k}": v for k, v in weights.items()}}},
+    ],
+    ids=["state_dict", "module", "nested"],
+)
+def test_wrapped_state_dicts_are_unwrapped(folder: Path, wrap: Callable[[dict], dict]) -> None:
+    torch.save(wrap(Net().state_dict()), folder / "model.pth")
+    done = run(folder, "model.pth", "--arch", "net.py:Net")
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_model_that_calls_its_own_part_model_keeps_its_names(folder: Path) -> None:
+    (folder / "outer.py").write_text(
+        "from torch import nn\nfrom net import Net\n\n\nclass Outer(nn.Module):\n    def __init__(self):\n"
+        "        super().__init__()\n        self.model = Net()\n\n    def forward(self, x):\n"
+        "        return self.model(x)\n"
+    )
+    torch.save({f"model.{name}": tensor for name, tensor in Net().state_dict().items()}, folder / "outer.pth")
+    done = run(folder, "outer.pth", "--arch", "outer.py:Outer")
+    assert done.returncode == 0, done.stderr
+
+
+def test_names_that_look_like_markup_are_printed_as_they_are(folder: Path, checkpoint: Path) -> None:
+    checkpoint.rename(folder / "a[bold]b[x].pth")
+    done = run(folder, "a[bold]b[x].pth")
+    assert done.returncode == 0, done.stderr
+    assert "wrote a[bold]b[x].edge" in done.stdout
+
+
+# --- files that are not models ---------------------------------------------------------------------------------------
+
+
+class Intruder:
+    """A pickle that runs a command when it is loaded carelessly."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, (f"touch {self.marker}",)
+
+
+def test_refuses_files_that_are_not_models(folder: Path, checkpoint: Path) -> None:
+    data = checkpoint.read_bytes()
+    flipped = bytearray(data)
+    flipped[data.index(b"0.weight") if b"0.weight" in data else len(data) // 2] ^= 0x04
+    files = {
+        "empty.pth": b"",
+        "text.pth": b"these are not weights\n",
+        "random.pth": np.random.default_rng(0).bytes(5000),
+        "cut-early.pth": data[:100],
+        "cut-late.pth": data[:-10],
+        "flipped.pth": bytes(flipped),
+    }
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    refused(folder, CONFIG, ("missing.pth does not exist",), "missing.pth")
+    refused(folder, CONFIG, ("is a folder",), ".")
+    refused(folder, CONVERSION, ("empty.pth is empty",), "empty.pth")
+    for name in ("text.pth", "random.pth", "cut-early.pth", "cut-late.pth"):
+        refused(folder, CONVERSION, (name, "Expected what torch.save"), name)
+    refused(folder, CONVERSION, ("flipped.pth is damaged",), "flipped.pth")
+
+
+def test_refuses_a_pickle_with_code_in_it_names_what_it_wants_and_runs_nothing(folder: Path) -> None:
+    marker = folder / "marker"
+    torch.save({"state_dict": Intruder(marker)}, folder / "new.pth")
+    torch.save(Intruder(marker), folder / "old.pth", _use_new_zipfile_serialization=False)
+    (folder / "plain.pth").write_bytes(pickle.dumps(Intruder(marker)))
+    for name in ("new.pth", "old.pth", "plain.pth"):
+        refused(folder, CONVERSION, ("posix.system", "nothing of it was run"), name, "--arch", "net.py:Net")
+    assert not marker.exists()
+
+
+def test_refuses_a_whole_module_and_says_how_to_save_the_weights(folder: Path) -> None:
+    torch.save(mlp(), folder / "whole.pth")
+    refused(folder, CONVERSION, ("torch.nn.modules", "torch.save(model.state_dict(), PATH)"), "whole.pth")
+
+
+def test_shows_what_a_bare_state_dict_holds_and_the_command_that_converts_it(folder: Path) -> None:
+    words = ("fc1.weight", "(128, 784)", "fc2.bias", "torch.float32", "edge-convert model.pth --arch FILE.py:CLASS")
+    refused(folder, CONVERSION, words, "model.pth")
+
+
+def test_refuses_what_is_not_a_state_dict(folder: Path) -> None:
+    torch.save([1, 2, 3], folder / "list.pth")
+    refused(folder, CONVERSION, ("list", "expected a state_dict"), "list.pth", "--arch", "net.py:Net")
+    torch.save({"fc1.weight": "text"}, folder / "text.pth")
+    refused(folder, CONVERSION, ("'fc1.weight' is not a tensor",), "text.pth", "--arch", "net.py:Net")
+
+
+# --- architectures ---------------------------------------------------------------------------------------------------
+
+
+def test_refuses_architectures_that_cannot_be_made(folder: Path) -> None:
+    (folder / "broken.py").write_text("class Net(:\n")
+    (folder / "ends.py").write_text("import sys\nsys.exit('usage: ...')\n")
+    (folder / "odd.py").write_text("def Net():\n    return 3\n\n\ndef fails():\n    raise KeyError('no\\nsuch')\n")
+    (folder / "bytes.py").write_bytes(b"\xff\xfe\x00")
+    for arch, words in (
+        ("net.py:Ned", ("has no Ned", "did you mean Net?")),
+        ("net.py:nn", ("net.py", "nn")),
+        ("net.py", ("expected FILE.py:NAME",)),
+        ("other.py:Net", ("other.py does not exist",)),
+        ("broken.py:Net", ("SyntaxError",)),
+        ("ends.py:Net", ("SystemExit", "usage")),
+        ("bytes.py:Net", ("cannot be imported",)),
+        ("no.such.package:Net", ("ModuleNotFoundError",)),
+        ("odd.py:Net", ("gave int, expected a torch.nn.Module",)),
+        ("odd.py:fails", ("KeyError",)),
+    ):
+        refused(folder, CONFIG, words, "model.pth", "--arch", arch)
+    refused(
+        folder, CONFIG, ("unexpected keyword", "width"), "model.pth", "--arch", "net.py:Net", "--arch-arg", "width=3"
+    )
+
+
+def test_refuses_an_architecture_that_does_not_fit_and_names_the_nearest(folder: Path) -> None:
+    weights = Net().state_dict()
+    renamed = {name.replace("fc1", "fc_1"): tensor for name, tensor in weights.items()}
+    torch.save(renamed, folder / "renamed.pth")
+    words = ("missing    fc1.weight   (the file has fc_1.weight)", "unexpected fc_1.weight")
+    refused(folder, CONVERSION, words, "renamed.pth", "--arch", "net.py:Net")
+    words = ("fc1.weight: (128, 784) in the file, (16, 784) in the model",)
+    refused(folder, CONVERSION, words, "model.pth", "--arch", "net.py:Net", "--arch-arg", "hidden=16")
+
+
+def test_refuses_an_architecture_for_a_checkpoint_that_has_one(folder: Path, checkpoint: Path) -> None:
+    refused(folder, CONFIG, ("--arch is not needed",), checkpoint.name, "--arch", "net.py:Net")
+
+
+# --- options ---------------------------------------------------------------------------------------------------------
+
+
+def test_refuses_options_that_make_no_sense(folder: Path, checkpoint: Path) -> None:
+    name = checkpoint.name
+    refused(folder, CONFIG, ("generic-x86_64",), name, "--target", "generic-x86-64")
+    refused(folder, CONFIG, ("expected last:K",), name, "--trainable", "the last one")
+    refused(folder, CONFIG, ("the model has 3 modules",), name, "--trainable", "last:7")
+    refused(folder, CONFIG, ("2 class names, but the model has 4",), name, "--class-names", "a,b")
+    for option, value in (
+        ("--input-shape", "large"),
+        ("--input-shape", "3,0,8"),
+        ("--input-shape", "\u00b2"),
+        ("--input-shape", "3,,8"),
+        ("--arch-arg", "=3"),
+        ("--arch-arg", "hidden"),
+        ("--quantize", "int4"),
+        ("--max-drop", "-1"),
+        ("--no-such-option", "1"),
+    ):
+        refused(folder, USAGE, (option,), name, option, value)
+    refused(folder, USAGE, ("MODEL",))
+
+
+def test_refuses_an_input_shape_that_the_model_does_not_take(folder: Path) -> None:
+    arguments = ("model.pth", "--arch", "net.py:Net", "--input-shape")
+    refused(folder, CONVERSION, ("does not run on a batch of shape (64, 783)",), *arguments, "783")
+    refused(folder, CONFIG, ("cannot be made",), *arguments, "2000000000,2000000000,2000000000")
+
+
+def test_asks_for_the_input_shape_when_it_does_not_follow_from_the_weights(folder: Path) -> None:
+    (folder / "conv.py").write_text(
+        "from torch import nn\n\n\ndef make():\n    return nn.Sequential(nn.Conv2d(1, 2, 3))\n"
+    )
+    torch.save(nn.Sequential(nn.Conv2d(1, 2, 3)).state_dict(), folder / "conv.pth")
+    refused(folder, CONVERSION, ("Conv2d", "--input-shape 3,224,224"), "conv.pth", "--arch", "conv.py:make")
+    words = ("one float tensor (batch, n_classes)", "(64, 2, 6, 6)")
+    refused(folder, CONVERSION, words, "conv.pth", "--arch", "conv.py:make", "--input-shape", "1,8,8")
+
+
+def test_refuses_calibration_data_that_do_not_fit(folder: Path, checkpoint: Path) -> None:
+    x = np.random.default_rng(0).normal(size=(20, 12)).astype(np.float32)
+    y = np.arange(20) % 4
+    marker = folder / "marker"
+    objects = np.array([Intruder(marker)], dtype=object)
+    infinite = x.copy()
+    infinite[3, 3] = np.inf
+    for name, arrays in {
+        "no-x": {"images": x},
+        "objects": {"x": objects},
+        "shape": {"x": x[:, :5]},
+        "scalar": {"x": np.float32(1)},
+        "none": {"x": x[:0]},
+        "texts": {"x": x.astype(str)},
+        "labels": {"x": x, "y": y + 2},
+        "negative": {"x": x, "y": y - 1},
+        "lengths": {"x": x, "y": y[:5]},
+        "float-labels": {"x": x, "y": y + 0.5},
+        "infinite": {"x": infinite},
+        "huge": {"x": x.astype(np.float64) * 1e300},
+    }.items():
+        np.savez(folder / f"{name}.npz", **arrays)
+    (folder / "text.npz").write_text("x,y\n1,2\n")
+    (folder / "pickle.npz").write_bytes(pickle.dumps(Intruder(marker)))
+    np.save(folder / "single.npy", x)
+    (folder / "cut.npz").write_bytes((folder / "labels.npz").read_bytes()[:-50])
+    for name, words in (
+        ("missing.npz", ("does not exist",)),
+        ("no-x.npz", ("no array named x; it has images",)),
+        ("objects.npz", ("not an .npz of plain arrays",)),
+        ("shape.npz", ("(5,), the model takes (12,)",)),
+        ("scalar.npz", ("x has the shape ()",)),
+        ("none.npz", ("one sample at least",)),
+        ("texts.npz", ("the model takes float32",)),
+        ("labels.npz", ("labels from 2 to 5", "4 outputs")),
+        ("negative.npz", ("labels from -1",)),
+        ("lengths.npz", ("20 samples", "(5,)")),
+        ("float-labels.npz", ("class numbers",)),
+        ("infinite.npz", ("not finite",)),
+        ("huge.npz", ("not finite",)),
+        ("text.npz", ("not an .npz",)),
+        ("pickle.npz", ("not an .npz",)),
+        ("single.npy", ("not an .npz",)),
+        ("cut.npz", ("not an .npz",)),
+        (".", ("not an .npz",)),
+    ):
+        refused(folder, CONFIG, words, checkpoint.name, "--calibrate", name)
+    refused(folder, CONFIG, ("--evaluate", "(5,)"), checkpoint.name, "--evaluate", "shape.npz")
+    assert not marker.exists()
+
+
+def test_refuses_places_where_no_bundle_can_be_written_before_it_works(folder: Path, checkpoint: Path) -> None:
+    (folder / "there").mkdir()
+    for output, words in (
+        ("there", ("is a folder",)),
+        ("no/such/model.edge", ("is not a folder",)),
+        ("net.py/model.edge", ("is not a folder",)),
+        (checkpoint.name, ("is the model itself",)),
+        ("/proc/model.edge", ("cannot be written",)),
+    ):
+        started = time.monotonic()
+        refused(folder, CONFIG, words, checkpoint.name, "-o", output)
+        assert time.monotonic() - started < 60
+
+
+def test_a_failed_conversion_leaves_an_older_bundle_as_it_was(folder: Path) -> None:
+    save(cnn(), folder / "cnn.pth", (1, 8, 8))
+    (folder / "cnn.edge").write_bytes(b"an older bundle")
+    refused(folder, CONVERSION, ("need calibration data",), "cnn.pth", "--quantize", "int8")
+
+
+# --- interruption ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("at", ["loading the model", "exporting to ONNX", "quantizing the backbone", "verifying"])
+def test_ctrl_c_leaves_nothing_behind(folder: Path, at: str) -> None:
+    save(cnn(), folder / "cnn.pth", (1, 8, 8), calibrated=256)
+    (folder / "cnn.edge").write_bytes(b"an older bundle")
+    before = snapshot(folder)
+    process = subprocess.Popen(
+        command("cnn.pth", "--max-drop", "100"),
+        cwd=folder,
+        env=environment(folder) | {"PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if at in line:
+            process.send_signal(signal.SIGINT)
+            break
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "Traceback" not in stderr
+    assert snapshot(folder) == before
+    assert list(folder.with_name(folder.name + "-tmp").iterdir()) == []
+
+
+def test_the_checkpoint_is_a_plain_archive_without_code(folder: Path, checkpoint: Path) -> None:
+    """Ordinary tools can look into it: what `torch.load(weights_only=True)` reads is a pickle of tensors and texts."""
+    with zipfile.ZipFile(checkpoint) as archive:
+        assert archive.testzip() is None
+    document = torch.load(checkpoint, weights_only=True)
+    assert set(document) >= {"edgeloop_checkpoint", "state_dict", "torchscript", "example_input", "class_names"}

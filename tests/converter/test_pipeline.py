@@ -1,0 +1,416 @@
+"""The whole conversion in one process: what is quantized, what is kept, what is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import safetensors.numpy
+import torch
+from torch import nn
+
+import converter
+from converter.export import export_onnx
+from converter.head import correct_for_quantization, training_statistics
+from converter.pipeline import convert
+from converter.quantize import int8_layers, optimize, quantize_with_data
+from converter.split import choose_trainable, split
+from edge.contract import manifest as m
+from edge.contract.bundle import Bundle, members_of, write_bundle
+from edge.contract.errors import BundleError, ConfigError, ConversionError
+from edge.contract.manifest import LinearHead
+from edge.contract.profile import load_profile
+from edge.inference.onnx_session import OnnxSession
+from tests.converter.models import cnn, labelled, mlp, plan, save, snapshot, temporary_folders
+
+NET = """
+from torch import nn
+
+class Net(nn.Sequential):
+    def __init__(self):
+        super().__init__(
+            nn.Conv2d(1, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 4, 3), nn.ReLU(),
+            nn.AvgPool2d(2), nn.Flatten(), nn.Linear(36, 4),
+        )
+"""
+
+
+@pytest.fixture(scope="module")
+def calibrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of `cnn()` made with labelled calibration data."""
+    source = save(cnn(), tmp_path_factory.mktemp("calibrated") / "cnn.pth", (1, 8, 8), calibrated=200)
+    convert(plan(source, max_drop=10.0))
+    return source.with_suffix(".edge")
+
+
+def test_a_linear_network_without_data_is_quantized_dynamically(tmp_path: Path) -> None:
+    source = save(mlp(), tmp_path / "mlp.pth", (12,))
+    report = convert(plan(source)).report
+    assert report["quantization"]["scheme"] == "int8"
+    assert "dynamic" in report["measurements"][-1]["name"]
+    assert (report["quantization"]["int8_layers"], report["quantization"]["layers"]) == (2, 2)
+    assert report["measurements"][-1]["accuracy"] is None
+    assert any("no calibration data" in note for note in report["notes"])
+    assert not Bundle.open(source.with_suffix(".edge")).has(m.STATISTICS)
+
+
+def test_convolutions_without_data_stay_float_and_the_report_says_why(tmp_path: Path) -> None:
+    source = save(cnn(), tmp_path / "cnn.pth", (1, 8, 8))
+    report = convert(plan(source)).report
+    assert report["quantization"]["scheme"] == "none"
+    assert report["quantization"]["int8_layers"] == 0
+    assert report["quantization"]["layers"] == 2
+    assert any("int8 convolutions need calibration data" in note for note in report["notes"])
+
+
+def test_convolutions_with_data_are_calibrated_and_all_run_in_int8(calibrated: Path) -> None:
+    bundle = Bundle.open(calibrated)
+    quantization = bundle.manifest.quantization
+    assert quantization["scheme"] == "int8"
+    assert (quantization["int8_layers"], quantization["layers"]) == (2, 2)
+    backbone = onnx.load_from_string(bundle.read(m.BACKBONE))
+    assert "QuantizeLinear" in {node.op_type for node in backbone.graph.node}
+    assert int8_layers(backbone) == (2, 2)
+
+
+def test_float_layers_are_counted_as_float() -> None:
+    model = cnn()
+    exported = export_onnx(model, torch.zeros(1, 1, 8, 8))
+    backbone = optimize(
+        split(exported, choose_trainable(exported, [name for name, _ in model.named_parameters()], "last:1")).backbone
+    )
+    assert int8_layers(backbone) == (0, 2)
+    x = np.random.default_rng(0).normal(size=(32, 1, 8, 8)).astype(np.float32)
+    assert int8_layers(quantize_with_data(backbone, x, load_profile("generic-x86_64").quantization)) == (2, 2)
+
+
+def test_quantize_none_keeps_float_even_with_data(tmp_path: Path) -> None:
+    source = save(cnn(), tmp_path / "cnn.pth", (1, 8, 8), calibrated=100)
+    report = convert(plan(source, quantize="none")).report
+    assert report["quantization"]["scheme"] == "none"
+    assert report["measurements"][-1]["sqnr_db"] > 60
+    assert report["notes"][-1].startswith("statistics of 100")
+
+
+def test_int8_convolutions_without_data_are_refused_when_int8_was_asked_for(tmp_path: Path) -> None:
+    source = save(cnn(), tmp_path / "cnn.pth", (1, 8, 8))
+    before, folders = snapshot(tmp_path), temporary_folders()
+    with pytest.raises(ConversionError, match="need calibration data"):
+        convert(plan(source, quantize="int8"))
+    assert snapshot(tmp_path) == before
+    assert temporary_folders() <= folders
+
+
+def test_int8_is_refused_when_nothing_is_frozen(tmp_path: Path) -> None:
+    source = save(mlp(), tmp_path / "mlp.pth", (12,))
+    before = snapshot(tmp_path)
+    with pytest.raises(ConversionError, match="no convolution or matrix product"):
+        convert(plan(source, quantize="int8", trainable="last:3"))
+    assert snapshot(tmp_path) == before
+    report = convert(plan(source, trainable="last:3")).report
+    assert any("nothing is quantized" in note for note in report["notes"])
+
+
+def hard(path: Path) -> Path:
+    """A network with one huge weight per layer, so that 7 bits leave nothing of the others."""
+    model = cnn()
+    with torch.no_grad():
+        for layer in (model[0], model[3]):
+            layer.weight.mul_(0.01)
+            layer.weight[:, 0, 0, 0] = torch.tensor([50.0, -50.0]).repeat(3)[: len(layer.weight)]
+    return save(model, path, (1, 8, 8), calibrated=300)
+
+
+def test_a_network_that_int8_ruins_stays_float_under_auto(tmp_path: Path) -> None:
+    report = convert(plan(hard(tmp_path / "hard.pth"), max_drop=0.0)).report
+    assert report["quantization"]["scheme"] == "none"
+    assert any("stays float: int8 loses" in note for note in report["notes"])
+    assert report["measurements"][-1]["accuracy"] == report["measurements"][0]["accuracy"]
+
+
+def test_a_network_that_int8_ruins_is_refused_under_int8(tmp_path: Path) -> None:
+    source = hard(tmp_path / "hard.pth")
+    source.with_suffix(".edge").write_bytes(b"an older bundle")
+    before, folders = snapshot(tmp_path), temporary_folders()
+    with pytest.raises(ConversionError, match=r"int8 loses|int8 is too far from the original: loses"):
+        convert(plan(source, quantize="int8", max_drop=0.0))
+    assert snapshot(tmp_path) == before
+    assert temporary_folders() <= folders
+
+
+# --- the head --------------------------------------------------------------------------------------------------------
+
+LINEAR = LinearHead(weight="w", bias="b")
+
+
+def test_head_correction_improves_on_samples_that_it_was_not_fitted_on() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(400, 6)).astype(np.float32)
+    head = {"w": rng.normal(size=(3, 6)).astype(np.float32), "b": rng.normal(size=3).astype(np.float32)}
+    wanted = x @ head["w"].T + head["b"]
+    quantized = (x * 0.9 + 0.05).astype(np.float32)  # a bias that a head can undo
+    corrected, left = correct_for_quantization(head, LINEAR, quantized, wanted)
+    before = np.square(wanted - quantized @ head["w"].T - head["b"])[1::2].mean()
+    after = np.square(wanted - quantized @ corrected["w"].T - corrected["b"])[1::2].mean()
+    assert after < 0.1 * before
+    assert left == pytest.approx(after / before, rel=1e-2)
+
+
+def test_head_correction_is_not_kept_when_it_does_not_help() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(80, 6)).astype(np.float32)
+    head = {"w": rng.normal(size=(3, 6)).astype(np.float32), "b": np.zeros(3, np.float32)}
+    wanted = x.astype(np.float64) @ head["w"].T.astype(np.float64)
+    wanted[::2] += rng.normal(size=(40, 3)) * 5  # the half that it is fitted on misleads
+    corrected, left = correct_for_quantization(head, LINEAR, x, wanted.astype(np.float32))
+    assert left == 1.0
+    np.testing.assert_array_equal(corrected["w"], head["w"])
+
+
+def test_head_correction_leaves_a_head_alone_on_few_samples() -> None:
+    x = np.ones((63, 2), np.float32)
+    head = {"w": np.ones((3, 2), np.float32), "b": np.zeros(3, np.float32)}
+    corrected, left = correct_for_quantization(head, LINEAR, x, np.zeros((63, 3), np.float32))
+    assert (left, corrected) == (1.0, head)
+
+
+def test_head_correction_works_without_a_bias() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(200, 4)).astype(np.float32)
+    head = {"w": rng.normal(size=(3, 4)).astype(np.float32)}
+    corrected, left = correct_for_quantization(head, LinearHead(weight="w", bias=None), x * 0.9, x @ head["w"].T)
+    assert left < 0.1
+    assert set(corrected) == {"w"}
+
+
+def test_statistics_equal_a_direct_computation_on_the_shipped_features(calibrated: Path) -> None:
+    bundle = Bundle.open(calibrated)
+    x, y = labelled(cnn(), (1, 8, 8), 200)
+    features = OnnxSession(bundle).features(x.numpy()).astype(np.float64)
+    gram, moment = np.zeros((37, 37)), np.zeros((37, 4))
+    for row, label in zip(features, y.tolist(), strict=True):
+        extended = np.append(row, 1.0)
+        gram += np.outer(extended, extended) / 200
+        moment[:, label] += extended / 200
+    shipped = bundle.tensors(m.STATISTICS)
+    np.testing.assert_allclose(shipped["gram"], gram[np.triu_indices(37)], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(shipped["moment"], moment, rtol=1e-5, atol=1e-6)
+
+
+def test_statistics_of_halves_average_to_the_whole() -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(60, 5)).astype(np.float32), rng.integers(0, 3, 60)
+    whole, a, b = (training_statistics(x[s], y[s], 3) for s in (slice(None), slice(0, 20), slice(20, None)))
+    for name in whole:
+        np.testing.assert_allclose(whole[name], a[name] / 3 + b[name] * 2 / 3, rtol=1e-4, atol=1e-6)
+
+
+def test_a_head_without_a_bias_gets_statistics_and_runs(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 4, bias=False)).eval()
+    source = save(model, tmp_path / "m.pth", (12,), calibrated=200)
+    convert(plan(source, max_drop=20.0))
+    bundle = Bundle.open(source.with_suffix(".edge"))
+    assert bundle.manifest.head.linear == LinearHead(weight="2.weight", bias=None)
+    assert bundle.has(m.STATISTICS)
+
+
+# --- the bundle ------------------------------------------------------------------------------------------------------
+
+
+def test_converting_twice_gives_the_same_backbone_head_and_statistics(calibrated: Path, tmp_path: Path) -> None:
+    convert(plan(calibrated.with_suffix(".pth"), output=tmp_path / "again.edge", max_drop=10.0))
+    first, second = Bundle.open(calibrated).manifest, Bundle.open(tmp_path / "again.edge").manifest
+    for role in (m.BACKBONE, m.HEAD_INFER, m.HEAD_TRAIN, m.HEAD_PARAMETERS, m.STATISTICS, m.GOLDEN):
+        assert first.members[role].digest == second.members[role].digest, role
+
+
+def test_a_torchscript_file_and_a_python_module_give_the_same_bundle(tmp_path: Path) -> None:
+    model = cnn()
+    (tmp_path / "net.py").write_text(NET)
+    checkpoint = save(model, tmp_path / "checkpoint.pth", (1, 8, 8))
+    torch.save(model.state_dict(), tmp_path / "weights.pth")
+    torch.jit.save(torch.jit.trace(model, torch.zeros(1, 1, 8, 8)), tmp_path / "script.pt")
+    bundles = []
+    for source, options in (
+        (checkpoint, {}),
+        (tmp_path / "weights.pth", {"arch": f"{tmp_path / 'net.py'}:Net", "input_shape": (1, 8, 8)}),
+        (tmp_path / "script.pt", {"input_shape": (1, 8, 8)}),
+    ):
+        convert(plan(source, output=tmp_path / f"{source.stem}.edge", **options))
+        bundles.append(Bundle.open(tmp_path / f"{source.stem}.edge"))
+    x = np.random.default_rng(3).normal(size=(9, 1, 8, 8)).astype(np.float32)
+    with torch.no_grad():
+        expected = model(torch.from_numpy(x)).numpy()
+    for bundle in bundles:
+        session = OnnxSession(bundle)
+        parameters = bundle.head_parameters()
+        assert set(parameters) == {"7.weight", "7.bias"}
+        np.testing.assert_allclose(session.logits(session.features(x), parameters), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_torchscript_in_a_bundle_is_the_whole_float_model(calibrated: Path, tmp_path: Path) -> None:
+    (tmp_path / "m.pt").write_bytes(Bundle.open(calibrated).read(m.TORCHSCRIPT))
+    x = torch.randn(3, 1, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.jit.load(tmp_path / "m.pt")(x), cnn()(x))
+
+
+def altered(path: Path, target: Path, role: str, data: bytes) -> Bundle:
+    """The same bundle with one member replaced and every digest made right again."""
+    bundle = Bundle.open(path)
+    blobs = {name: bundle.read(name) for name in bundle.manifest.members} | {role: data}
+    write_bundle(target, replace(bundle.manifest, members=members_of(blobs)), blobs)
+    return Bundle.open(target)
+
+
+def test_a_bundle_whose_golden_outputs_are_not_met_is_refused(calibrated: Path, tmp_path: Path) -> None:
+    golden = Bundle.open(calibrated).tensors(m.GOLDEN)
+    same = altered(calibrated, tmp_path / "same.edge", m.GOLDEN, safetensors.numpy.save(golden))
+    OnnxSession(same)
+    golden["output"] = np.roll(golden["output"], 1, axis=1)
+    other = altered(calibrated, tmp_path / "other.edge", m.GOLDEN, safetensors.numpy.save(golden))
+    with pytest.raises(BundleError, match="other answers"):
+        OnnxSession(other)
+
+
+def test_a_bundle_whose_head_was_altered_does_not_meet_its_golden_outputs(calibrated: Path, tmp_path: Path) -> None:
+    parameters = {name: array * -1 for name, array in Bundle.open(calibrated).head_parameters().items()}
+    other = altered(calibrated, tmp_path / "o.edge", m.HEAD_PARAMETERS, safetensors.numpy.save(parameters))
+    with pytest.raises(BundleError, match="other answers"):
+        OnnxSession(other)
+
+
+@pytest.mark.parametrize("target", ["generic-x86_64", "generic-arm64", "raspberry-pi-5"])
+def test_every_profile_gives_a_bundle_that_this_machine_opens(tmp_path: Path, target: str) -> None:
+    source = save(cnn(), tmp_path / "cnn.pth", (1, 8, 8), calibrated=120)
+    convert(plan(source, profile=load_profile(target), max_drop=100.0))
+    bundle = Bundle.open(source.with_suffix(".edge"))
+    OnnxSession(bundle)
+    assert bundle.manifest.quantization["target"] == target
+
+
+def test_the_manifest_says_what_the_model_takes_and_gives(calibrated: Path) -> None:
+    manifest = Bundle.open(calibrated).manifest
+    assert (manifest.input.shape, manifest.input.dtype) == ((1, 8, 8), "float32")
+    assert manifest.features.shape == (36,)
+    assert manifest.class_names == ("class 0", "class 1", "class 2", "class 3")
+    assert manifest.head.linear == LinearHead(weight="7.weight", bias="7.bias")
+
+
+# --- refusals --------------------------------------------------------------------------------------------------------
+
+
+def refused(tmp_path: Path, source: Path, error: type[Exception], words: str, **options: object) -> None:
+    before, folders = snapshot(tmp_path), temporary_folders()
+    with pytest.raises(error, match=words):
+        convert(plan(source, **options))
+    assert snapshot(tmp_path) == before
+    assert temporary_folders() <= folders
+
+
+def test_refuses_an_input_shape_that_contradicts_the_checkpoint(tmp_path: Path) -> None:
+    refused(tmp_path, save(cnn(), tmp_path / "c.pth", (1, 8, 8)), ConfigError, "--input-shape", input_shape=(1, 9, 9))
+
+
+def test_refuses_the_wrong_number_of_class_names(tmp_path: Path) -> None:
+    source = save(mlp(), tmp_path / "m.pth", (12,))
+    refused(tmp_path, source, ConfigError, "3 class names, but the model has 4", class_names=("a", "b", "c"))
+
+
+def test_refuses_weights_that_are_not_finite(tmp_path: Path) -> None:
+    model = mlp()
+    with torch.no_grad():
+        model[2].weight[0, 0] = float("nan")
+    refused(tmp_path, save(model, tmp_path / "m.pth", (12,)), ConversionError, "not finite")
+
+
+def test_refuses_a_model_of_another_float_type(tmp_path: Path) -> None:
+    model = mlp().double()
+    path = tmp_path / "m.pth"
+    converter.save_checkpoint(
+        model, path, example_input=torch.zeros(1, 12, dtype=torch.float64), class_names=list("abcd")
+    )
+    refused(tmp_path, path, ConversionError, r"call model\.float\(\)")
+
+
+def test_refuses_to_make_up_inputs_for_a_model_that_takes_integers(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(10, 4), nn.Flatten(), nn.Linear(8, 4)).eval()
+    path = tmp_path / "m.pth"
+    converter.save_checkpoint(model, path, example_input=torch.zeros(1, 2, dtype=torch.int64), class_names=list("abcd"))
+    refused(tmp_path, path, ConversionError, "--calibrate")
+    tokens = np.random.default_rng(0).integers(0, 10, (50, 2))
+    np.savez(tmp_path / "data.npz", x=tokens)
+    convert(plan(path, calibration=tmp_path / "data.npz", max_drop=100.0))
+    session = OnnxSession(Bundle.open(tmp_path / "m.edge"))
+    assert session.features(tokens).shape == (50, 8)
+    np.savez(tmp_path / "data.npz", x=tokens / 2)
+    refused(tmp_path, path, ConfigError, "the model takes int64", calibration=tmp_path / "data.npz")
+
+
+def test_refuses_a_head_that_has_no_gradient_and_names_the_largest_that_has(tmp_path: Path) -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(12, 6), nn.Linear(6, 5), nn.Linear(5, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.c(torch.relu(self.b(torch.cos(self.a(x)))))
+
+    torch.manual_seed(0)
+    source = save(Odd().eval(), tmp_path / "m.pth", (12,))
+    refused(
+        tmp_path, source, ConversionError, r"operator Cos.*largest that works is --trainable last:2", trainable="last:3"
+    )
+
+
+def test_refuses_to_write_over_the_model_itself(tmp_path: Path) -> None:
+    source = save(mlp(), tmp_path / "m.pth", (12,))
+    refused(tmp_path, source, ConfigError, "the model itself", output=source)
+
+
+def test_a_checkpoint_whose_parts_do_not_fit_is_refused(tmp_path: Path) -> None:
+    source = save(cnn(), tmp_path / "c.pth", (1, 8, 8), calibrated=20)
+    good = torch.load(source, weights_only=True)
+    for change, words in (
+        ({"edgeloop_checkpoint": 2}, "version 2"),
+        ({"edgeloop_checkpoint": torch.zeros(3)}, "version"),
+        ({"torchscript": torch.zeros(10, dtype=torch.uint8)}, "damaged"),
+        ({"torchscript": "print('x')"}, "torchscript is str"),
+        ({"state_dict": {"0.weight": "text"}}, "not a tensor"),
+        ({"state_dict": {"0.weight": torch.zeros(1)}}, "missing"),
+        ({"state_dict": []}, "state_dict is list"),
+        ({"example_input": torch.zeros(())}, "example_input"),
+        ({"example_input": torch.zeros(1, 3)}, "samples of shape|does not run"),
+        ({"example_input": torch.zeros(1, 1, 8, 8, dtype=torch.bfloat16)}, "plain tensor"),
+        ({"class_names": ["a"]}, "1 class names"),
+        ({"class_names": None}, "class_names"),
+        ({"calibration_x": torch.zeros(20, 3)}, "samples of shape"),
+        ({"calibration_y": torch.zeros(3, dtype=torch.int64)}, "20 samples"),
+        ({"calibration_y": torch.full((20,), 9)}, "labels from 9"),
+        ({"preprocessing": {"mean": torch.zeros(1)}}, "plain JSON"),
+    ):
+        torch.save(good | change, source)
+        refused(tmp_path, source, (ConfigError, ConversionError), words)  # type: ignore[arg-type]
+
+
+def test_save_checkpoint_refuses_what_convert_would_refuse_and_writes_nothing(tmp_path: Path) -> None:
+    model, example = mlp(), torch.zeros(1, 12)
+    for options, words in (
+        ({"class_names": ["a"], "example_input": example}, "1 class names"),
+        ({"class_names": list("abcd"), "example_input": torch.zeros(1, 9)}, "does not run"),
+        ({"class_names": list("abcd"), "example_input": example, "preprocessing": {"f": print}}, "plain JSON"),
+    ):
+        with pytest.raises(ConversionError, match=words):
+            converter.save_checkpoint(model, tmp_path / "m.pth", **options)  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bundle_has_a_digest_that_the_conversion_states(tmp_path: Path) -> None:
+    source = save(mlp(), tmp_path / "m.pth", (12,))
+    digest = convert(plan(source)).bundle_digest
+    assert Bundle.open(source.with_suffix(".edge")).digest == digest

@@ -1,0 +1,206 @@
+"""The manifest: everything in it is checked once, unknown fields are kept."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edge.contract import manifest as m
+from edge.contract import strictjson
+from edge.contract.errors import BundleError
+from edge.contract.manifest import Manifest
+
+DIGEST = "0123456789abcdef" * 4
+
+
+def document() -> dict[str, Any]:
+    """A manifest as JSON."""
+    return {
+        "format": "edgeloop-bundle",
+        "schema_version": 1,
+        "name": "digits",
+        "input": {"name": "input", "dtype": "float32", "shape": [1, 8, 8]},
+        "features": {"name": "features", "dtype": "float32", "shape": [64]},
+        "output": {"name": "output", "dtype": "float32", "shape": [2]},
+        "class_names": ["no", "yes"],
+        "preprocessing": {"scale": "1/16"},
+        "quantization": {"scheme": "int8"},
+        "head": {
+            "parameters": [{"name": "w", "shape": [2, 64]}, {"name": "b", "shape": [2]}],
+            "linear": {"weight": "w", "bias": "b"},
+            "learning_rate": 0.1,
+            "trainable": "last:1",
+        },
+        "golden_min_sqnr_db": 25,
+        "source_digest": DIGEST,
+        "created_by": "test",
+        "members": {role: {"digest": DIGEST, "size_bytes": 1} for role in m.REQUIRED_MEMBERS},
+    }
+
+
+def decode(value: dict[str, Any]) -> Manifest:
+    return Manifest.decode(strictjson.dumps(value))
+
+
+def test_round_trip_keeps_everything_and_unknown_fields() -> None:
+    value = document() | {"from_the_future": {"a": [1, 2]}, "another": None}
+    manifest = decode(value)
+    assert strictjson.loads(manifest.encode(), max_bytes=1 << 20) == value
+    assert Manifest.decode(manifest.encode()) == manifest
+    assert manifest.extra == {"from_the_future": {"a": [1, 2]}, "another": None}
+
+
+def test_the_same_manifest_gives_the_same_bytes() -> None:
+    value = document()
+    backwards = dict(reversed(value.items()))
+    assert decode(value).encode() == decode(backwards).encode()
+
+
+@pytest.mark.parametrize("key", sorted(document()))
+def test_refuses_a_missing_field(key: str) -> None:
+    value = document()
+    del value[key]
+    words = {"schema_version": "schema version", "input": "spec", "features": "spec", "output": "spec"}
+    with pytest.raises(BundleError, match=words.get(key, key)):
+        decode(value)
+
+
+@pytest.mark.parametrize("wrong", [None, True, [], {}, "text", 7, 0.5, [None], [[]], [{}], {"a": []}], ids=repr)
+@pytest.mark.parametrize("key", sorted(document()))
+def test_refuses_a_field_of_another_type(key: str, wrong: Any) -> None:
+    right = document()[key]
+    if type(right) is type(wrong) and key in ("name", "preprocessing", "quantization", "source_digest", "created_by"):
+        return
+    if key == "golden_min_sqnr_db" and type(wrong) in (int, float):
+        return
+    with pytest.raises(BundleError):
+        decode(document() | {key: wrong})
+
+
+def put(*path: Any, value: Any) -> Callable[[dict[str, Any]], None]:
+    def change(target: Any) -> None:
+        for key in path[:-1]:
+            target = target[key]
+        target[path[-1]] = value
+
+    return change
+
+
+REFUSED: dict[str, Callable[[dict[str, Any]], None]] = {
+    "another format": put("format", value="zip"),
+    "a newer schema": put("schema_version", value=2),
+    "an older schema": put("schema_version", value=0),
+    "a schema of true": put("schema_version", value=True),
+    "a schema of text": put("schema_version", value="1"),
+    "a dtype that does not exist": put("input", "dtype", value="float128"),
+    "a dtype of another type": put("input", "dtype", value=["float32"]),
+    "a shape of text": put("input", "shape", value="1"),
+    "a shape of texts": put("input", "shape", value=["1"]),
+    "a shape of truths": put("input", "shape", value=[True]),
+    "a negative shape": put("input", "shape", value=[-1]),
+    "a shape of zero": put("input", "shape", value=[0]),
+    "a shape of 2 to the 31": put("input", "shape", value=[2**31]),
+    "a tensor spec of text": put("input", value="float32"),
+    "a tensor name of another type": put("input", "name", value=1),
+    "class names of another type": put("class_names", value=["no", 1]),
+    "more class names than outputs": put("class_names", value=["no", "yes", "maybe"]),
+    "an output without classes": put("output", "shape", value=[]),
+    "an output of two axes": put("output", "shape", value=[2, 2]),
+    "an output of integers": put("output", "dtype", value="int64"),
+    "features without an axis": put("features", "shape", value=[]),
+    "features of bytes": put("features", "dtype", value="uint8"),
+    "no head parameters": put("head", "parameters", value=[]),
+    "a head parameter without a name": put("head", "parameters", 0, value={"shape": [1]}),
+    "a head parameter that is a text": put("head", "parameters", 0, value="w"),
+    "a head parameter without a shape": put("head", "parameters", 0, value={"name": "w"}),
+    "a head parameter of half a shape": put("head", "parameters", 0, "shape", value=[0.5]),
+    "two head parameters of one name": put("head", "parameters", 1, "name", value="w"),
+    "a linear head of an unknown weight": put("head", "linear", "weight", value="other"),
+    "a linear head of an unknown bias": put("head", "linear", "bias", value="other"),
+    "a linear head whose weight is a list": put("head", "linear", "weight", value=["w"]),
+    "a linear head whose bias is an object": put("head", "linear", "bias", value={}),
+    "a linear head that is a list": put("head", "linear", value=["w", "b"]),
+    "a linear head whose weight has another shape": put("head", "parameters", 0, "shape", value=[64, 2]),
+    "a linear head whose bias has another shape": put("head", "parameters", 1, "shape", value=[3]),
+    "a learning rate of zero": put("head", "learning_rate", value=0),
+    "a negative learning rate": put("head", "learning_rate", value=-0.1),
+    "a learning rate of true": put("head", "learning_rate", value=True),
+    "a huge learning rate": put("head", "learning_rate", value=1e300),
+    "a role that climbs": put("members", "../../etc/passwd", value={"digest": DIGEST, "size_bytes": 1}),
+    "a role with a slash": put("members", "a/b", value={"digest": DIGEST, "size_bytes": 1}),
+    "a role with a backslash": put("members", "a\\b", value={"digest": DIGEST, "size_bytes": 1}),
+    "a role that is absolute": put("members", "/a", value={"digest": DIGEST, "size_bytes": 1}),
+    "a role that is hidden": put("members", ".a", value={"digest": DIGEST, "size_bytes": 1}),
+    "a role that is two dots": put("members", "..", value={"digest": DIGEST, "size_bytes": 1}),
+    "a role that is empty": put("members", "", value={"digest": DIGEST, "size_bytes": 1}),
+    "a role that ends a line": put("members", "a\n", value={"digest": DIGEST, "size_bytes": 1}),
+    "a role of 65 letters": put("members", "a" * 65, value={"digest": DIGEST, "size_bytes": 1}),
+    "a member without a digest": put("members", m.BACKBONE, value={"size_bytes": 1}),
+    "a member with a short digest": put("members", m.BACKBONE, value={"digest": "00", "size_bytes": 1}),
+    "a member without a size": put("members", m.BACKBONE, value={"digest": DIGEST}),
+    "a member of half a size": put("members", m.BACKBONE, value={"digest": DIGEST, "size_bytes": 0.5}),
+    "a member that is a text": put("members", m.BACKBONE, value=DIGEST),
+}
+
+
+@pytest.mark.parametrize("change", REFUSED.values(), ids=list(REFUSED))
+def test_refuses(change: Callable[[dict[str, Any]], None]) -> None:
+    value = document()
+    decode(copy.deepcopy(value))
+    change(value)
+    with pytest.raises(BundleError, match=r"the manifest cannot be used: \S"):
+        decode(value)
+
+
+@pytest.mark.parametrize("role", m.REQUIRED_MEMBERS)
+def test_refuses_a_required_member_that_is_missing(role: str) -> None:
+    value = document()
+    del value["members"][role]
+    with pytest.raises(BundleError, match=role):
+        decode(value)
+
+
+def test_says_to_update_when_the_schema_is_newer() -> None:
+    with pytest.raises(BundleError, match="update edgeloop"):
+        decode(document() | {"schema_version": 2})
+
+
+def test_a_head_of_several_layers_and_one_without_bias_are_read() -> None:
+    value = document()
+    value["head"]["linear"] = None
+    assert decode(value).head.linear is None
+    value["head"]["linear"] = {"weight": "w", "bias": None}
+    linear = decode(value).head.linear
+    assert linear is not None
+    assert linear.bias is None
+
+
+def test_the_backbone_digest_is_that_of_the_backbone() -> None:
+    value = document()
+    value["members"][m.BACKBONE]["digest"] = "f" * 64
+    assert decode(value).backbone_digest == "f" * 64
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_a_strange_value_anywhere_gives_a_manifest_or_a_bundle_error(data: st.DataObject) -> None:
+    value = document()
+    target: Any = value
+    while True:
+        key = data.draw(st.sampled_from(sorted(target) if isinstance(target, dict) else list(range(len(target)))))
+        if isinstance(target[key], dict | list) and target[key] and data.draw(st.booleans()):
+            target = target[key]
+            continue
+        break
+    strange = st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.text(max_size=3)
+    target[key] = data.draw(strange | st.lists(strange, max_size=2) | st.dictionaries(st.text(max_size=2), strange))
+    try:
+        manifest = decode(value)
+    except BundleError:
+        return
+    assert Manifest.decode(manifest.encode()) == manifest

@@ -1,0 +1,285 @@
+"""What learning remembers: packed features, the replay buffer, the label ring, the reserve of the gate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from edge.contract.errors import LearningError
+from edge.learning.gate import MIN_SAMPLES, TOLERATED_LOSS, Reserve, compare
+from edge.learning.labels import LabelRing, Remembered
+from edge.learning.packing import PackedFeatures, pack
+from edge.learning.replay import ReplayBuffer
+
+# Packing
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    hnp.arrays(
+        np.float32,
+        st.tuples(st.integers(0, 3), st.integers(0, 4), st.integers(1, 2)),
+        elements=st.floats(-(2.0**100), 2.0**100, width=32),
+    )
+)
+@example(np.array([[[190 * 2.0**-149]]], np.float32))  # its scale would be subnormal
+@example(np.array([[[2.0**-149]]], np.float32))  # its scale would be zero
+@example(np.array([[[1e-36], [-1e-38]]], np.float32))
+def test_the_error_of_packing_is_at_most_half_a_step(features: np.ndarray) -> None:
+    packed = pack(features)
+    found = packed.unpack(features.shape[1:])
+    assert found.shape == features.shape
+    assert found.dtype == np.float32
+    assert packed.codes.dtype == np.int8
+    assert np.isfinite(found).all()
+    largest = np.abs(features).max(axis=(1, 2), initial=0).astype(np.float64)
+    bound = np.maximum(largest / 254 * (1 + 1e-4), 6e-39)[:, None, None]
+    assert (np.abs(found.astype(np.float64) - features) <= bound).all()
+
+
+def test_packing_what_was_packed_changes_nothing() -> None:
+    features = np.random.default_rng(0).normal(size=(50, 7)).astype(np.float32)
+    once = pack(features)
+    twice = pack(once.unpack((7,)))
+    assert (once.codes == twice.codes).all()
+    np.testing.assert_allclose(once.scales, twice.scales, rtol=1e-6)
+
+
+def test_packed_features_take_a_quarter_and_are_copies() -> None:
+    features = np.ones((10, 100), np.float32)
+    packed = pack(features)
+    assert packed.codes.nbytes + packed.scales.nbytes == 10 * (100 + 4)
+    features[:] = 5.0
+    assert (packed.unpack((100,)) == 1.0).all()
+
+
+# Replay
+
+
+def fill(buffer: ReplayBuffer, labels: np.ndarray, seed: int = 0) -> None:
+    """Offer samples whose only feature is their number, from 1."""
+    rng = np.random.default_rng(seed)
+    for i, label in enumerate(labels):
+        buffer.put(np.array([[i + 1.0]], np.float32), np.array([label]), rng)
+
+
+def test_replay_draws_classes_equally_often_whatever_was_seen() -> None:
+    buffer = ReplayBuffer((1,), 4, 5)
+    fill(buffer, np.array([0] * 500 + [1] * 20 + [3]))
+    _, labels = buffer.draw(3000, np.random.default_rng(1))
+    shares = np.bincount(labels, minlength=4) / 3000
+    np.testing.assert_allclose(shares, [1 / 3, 1 / 3, 0, 1 / 3], atol=0.04)
+
+
+def test_every_sample_of_a_class_is_as_likely_to_be_kept() -> None:
+    kept = np.zeros(20)
+    for seed in range(2000):
+        buffer = ReplayBuffer((1,), 1, 5)
+        fill(buffer, np.zeros(20, int), seed)
+        numbers = np.unique(np.rint(buffer.draw(200, np.random.default_rng(seed))[0]).astype(int))
+        kept[numbers - 1] += 1
+    # Binomial of 2000 draws with p = 1/4: a standard deviation of 0.01; 4.5 of them.
+    np.testing.assert_allclose(kept / 2000, 0.25, atol=0.045)
+
+
+def test_replay_memory_is_fixed_and_counts_what_it_keeps() -> None:
+    buffer = ReplayBuffer((2, 3), 4, 5)
+    size = sum(array.nbytes for array in buffer.state().values())
+    assert size == 4 * 5 * (6 + 4) + 4 * 8
+    rng = np.random.default_rng(0)
+    for n in (1, 10, 100):
+        buffer.put(np.ones((n, 2, 3), np.float32), np.full(n, 2), rng)
+        assert len(buffer) == min(5, 1 + (n > 1) * 10)
+    assert sum(array.nbytes for array in buffer.state().values()) == size
+    assert buffer.draw(7, rng)[0].shape == (7, 2, 3)
+
+
+def test_a_buffer_without_places_and_an_empty_one_give_nothing() -> None:
+    for per_class in (0, 5):
+        buffer = ReplayBuffer((3,), 2, per_class)
+        if per_class == 0:
+            buffer.put(np.ones((4, 3), np.float32), np.array([0, 1, 0, 1]), np.random.default_rng(0))
+        features, labels = buffer.draw(8, np.random.default_rng(0))
+        assert features.shape == (0, 3)
+        assert labels.shape == (0,)
+        assert len(buffer) == 0
+
+
+def test_a_restored_buffer_draws_the_same() -> None:
+    first, second, smaller = (ReplayBuffer((1,), 3, places) for places in (4, 4, 2))
+    fill(first, np.arange(30) % 3)
+    fill(smaller, np.arange(30) % 3)
+    second.restore(first.state())
+    for found, expected in zip(
+        second.draw(50, np.random.default_rng(3)), first.draw(50, np.random.default_rng(3)), strict=True
+    ):
+        assert (found == expected).all()
+    smaller.restore(first.state())
+    assert len(smaller) == 0
+
+
+def test_a_state_that_is_not_one_is_refused_and_nothing_changes() -> None:
+    buffer = ReplayBuffer((1,), 3, 4)
+    fill(buffer, np.arange(30) % 3)
+    good = buffer.state()
+    for bad in (
+        {},
+        good | {"replay.seen": -good["replay.seen"]},
+        good | {"replay.seen": good["replay.seen"][1:]},
+        good | {"replay.scales": good["replay.scales"][:, 1:]},
+        good | {"replay.codes": good["replay.codes"].astype(np.float32)},
+    ):
+        with pytest.raises(LearningError):
+            buffer.restore(bad)
+        assert all((array == good[name]).all() for name, array in buffer.state().items())
+
+
+# Labels
+
+
+def sample(prediction: int, seen_s: float) -> Remembered:
+    return Remembered(pack(np.full((1, 2), prediction, np.float32)), prediction, seen_s)
+
+
+def test_a_label_joins_the_sample_of_its_id_once() -> None:
+    ring = LabelRing(10, 60.0)
+    ring.put("a", sample(1, 0.0))
+    ring.put("b", sample(2, 1.0))
+    found = ring.join("a", 5.0)
+    assert found is not None
+    assert (found.prediction, found.seen_s, found.features.unpack((2,)).tolist()) == (1, 0.0, [[1.0, 1.0]])
+    assert ring.join("a", 5.0) is None
+    assert ring.join("never seen", 5.0) is None
+    assert len(ring) == 1
+
+
+def test_a_late_label_joins_until_it_expires() -> None:
+    ring = LabelRing(10, 60.0)
+    for name in ("a", "b"):
+        ring.put(name, sample(1, 100.0))
+    assert ring.join("a", 160.0) is not None
+    assert ring.join("b", 160.001) is None
+    assert len(ring) == 0
+
+
+def test_the_oldest_samples_make_room() -> None:
+    ring = LabelRing(3, 60.0)
+    for i in range(10):
+        ring.put(str(i), sample(i, float(i)))
+        assert len(ring) <= 3
+    assert [ring.join(str(i), 10.0) is not None for i in range(10)] == [False] * 7 + [True] * 3
+
+
+def test_the_same_id_again_replaces_the_older_sample() -> None:
+    ring = LabelRing(2, 60.0)
+    ring.put("a", sample(1, 0.0))
+    ring.put("b", sample(2, 1.0))
+    ring.put("a", sample(3, 2.0))
+    ring.put("c", sample(4, 3.0))  # "b" is the oldest now
+    found = ring.join("a", 4.0)
+    assert found is not None
+    assert found.prediction == 3
+    assert ring.join("b", 4.0) is None
+
+
+# The gate
+
+
+def rights(right: int, n: int) -> np.ndarray:
+    return np.arange(n) < right
+
+
+@pytest.mark.parametrize(
+    ("live", "offered", "n", "accepted"),
+    [
+        (64, 64, 64, True),  # the same
+        (40, 64, 64, True),  # better
+        (64, 61, 64, True),  # 5 % worse is tolerated
+        (64, 58, 64, True),  # 9 % worse on 64: the upper end is -0.094 + 0.060 = -0.033
+        (64, 54, 64, False),  # 16 % worse on 64: the upper end is -0.156 + 0.075 = -0.081
+        (64, 0, 64, False),  # always wrong: no spread at all
+        (20, 0, 20, False),
+        (19, 0, 19, True),  # too few to say anything
+        (0, 0, 0, True),
+    ],
+)
+def test_an_offered_head_is_refused_when_it_is_surely_worse(live: int, offered: int, n: int, accepted: bool) -> None:
+    verdict = compare(rights(live, n), rights(offered, n))
+    assert verdict.accepted is accepted
+    if n >= MIN_SAMPLES:
+        assert f"{offered / n:.3f} against {live / n:.3f} on {n}" in verdict.reason
+    else:
+        assert "not judged" in verdict.reason
+
+
+def test_the_gate_compares_sample_by_sample() -> None:
+    n = 200
+    live = np.arange(n) % 2 == 0
+    offered = np.roll(live, 1)  # right on exactly the others: a difference of zero, a wide spread
+    assert compare(live, offered).accepted
+    assert not compare(np.ones(n, bool), rights(int(n * (1 - 3 * TOLERATED_LOSS)), n)).accepted
+
+
+def always(answer: int, value: float = 1.0) -> Callable[[np.ndarray], np.ndarray]:
+    """A head that answers the same class whatever the features are."""
+    return lambda features: np.tile(np.eye(2, dtype=np.float32)[answer] * np.float32(value), (len(features), 1))
+
+
+def filled(labels: np.ndarray, right: np.ndarray) -> Reserve:
+    reserve = Reserve(30, (1,))
+    reserve.put(pack(np.ones((len(labels), 1), np.float32)), labels, right)
+    return reserve
+
+
+def test_an_empty_reserve_has_nothing_to_refuse_on() -> None:
+    reserve = Reserve(30, (1,))
+    assert reserve.judge_offered(always(0)).accepted
+    assert reserve.judge_live(always(0)).accepted
+
+
+def test_the_reserve_compares_an_offered_head_with_what_the_live_one_answered() -> None:
+    zeros, yes = np.zeros(30, np.int64), np.ones(30, bool)
+    assert not filled(zeros, yes).judge_offered(always(1)).accepted
+    assert filled(zeros, yes).judge_offered(always(0)).accepted
+    assert filled(zeros, ~yes).judge_offered(always(1)).accepted
+
+
+def test_the_reserve_compares_the_live_head_with_the_one_before() -> None:
+    zeros, yes = np.zeros(30, np.int64), np.ones(30, bool)
+    assert not filled(zeros, ~yes).judge_live(always(0)).accepted
+    assert filled(zeros, yes).judge_live(always(1)).accepted
+    assert filled(zeros, ~yes).judge_live(always(1)).accepted
+
+
+def test_the_reserve_judges_on_the_most_recent_labels() -> None:
+    reserve = filled(np.zeros(30, np.int64), np.ones(30, bool))
+    reserve.put(pack(np.ones((30, 1), np.float32)), np.ones(30, np.int64), np.ones(30, bool))
+    assert not reserve.judge_offered(always(0)).accepted
+    assert reserve.judge_offered(always(1)).accepted
+
+
+def test_the_reserve_refuses_a_head_that_gives_no_numbers() -> None:
+    reserve = filled(np.zeros(1, np.int64), np.ones(1, bool))
+    verdict = reserve.judge_offered(always(0, np.nan))
+    assert not verdict.accepted
+    assert "not finite" in verdict.reason
+    assert reserve.judge_live(always(0, np.nan)).accepted  # no reason to go back to such a head
+
+
+def test_the_reserve_keeps_copies() -> None:
+    reserve = Reserve(30, (1,))
+    packed = PackedFeatures(np.full((30, 1), 127, np.int8), np.full(30, 1 / 127, np.float32))
+    labels, right = np.zeros(30, np.int64), np.ones(30, bool)
+    reserve.put(packed, labels, right)
+    packed.codes[:], labels[:], right[:] = -127, 1, False
+
+    def by_sign(features: np.ndarray) -> np.ndarray:
+        return np.concatenate([features, 0 * features], axis=1)
+
+    assert reserve.judge_offered(by_sign).reason == "accuracy 1.000 against 1.000 on 30 recent labels"
+    assert not reserve.judge_offered(always(1)).accepted
