@@ -2,11 +2,11 @@
 
     python benchmarks/merge_heads.py [--seeds 3]
 
-Digits turned by 90 degrees, frozen upright backbone (the network of examples/01_digits_fleet, trained and quantized here).
+Digits turned by 90 degrees, frozen upright backbone (the network of examples/01_digits_fleet, trained and quantized).
 Each device gets labels for some classes only, every streamed sample goes to one device, and the accuracy is over all
 classes on digits that nobody was given. All learners and merges are the product's own; the baseline is FedAvg (the last
-round of ten, three learning rates tried, the best kept). Also printed: what the shrinkage of the covariance changes, 30 %
-of the devices lost, and the head learned in one place from all samples as the ceiling.
+round of ten, three learning rates tried, the best kept). Also printed: what the shrinkage changes, 30 % of the devices
+lost, and the head learned in one place from all samples as the ceiling.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     python benchmarks/train_step.py [--seconds 0.5]
 
 Linear 512 -> 10 and MLP 512 -> 128 -> 10, batch 1 and 32, float32, softmax cross-entropy, plain SGD, 1 thread. Each
-row is the best 10th percentile of three rounds, the programs taken in turn, because machines are noisy; the losses after
-the same 20 steps are compared first.
+row is the best 10th percentile of three rounds, the programs taken in turn, because machines are noisy; the losses
+after the same 20 steps are compared first.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ import importlib.util
 import io
 import re
 import sys
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -104,9 +105,11 @@ def _read_document(path: Path) -> Any:
     _check_readable(path)
     try:
         members = _checked_members(path)
-        if any(name.endswith("/constants.pkl") for name in members):
-            return torch.jit.load(path, map_location="cpu")  # type: ignore[no-untyped-call]
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about old pickles: either they load, or the exception says why not
+            if any(name.endswith("/constants.pkl") for name in members):
+                return torch.jit.load(path, map_location="cpu")  # type: ignore[no-untyped-call]
+            return torch.load(path, map_location="cpu", weights_only=True)
     except EdgeError:
         raise
     except Exception as exc:  # torch.load raises what its parsers raise: RuntimeError, UnpicklingError, OSError, ...
@@ -141,14 +144,23 @@ def _checked_members(path: Path) -> list[str]:
 
 
 def _why_not_loaded(path: Path, error: Exception) -> str:
-    wanted = re.search(r"Unsupported (?:global|class)[^A-Za-z]*(?:GLOBAL )?([\w.]+)", str(error))
+    text = str(error)
+    wanted = re.search(r"(?:Unsupported (?:global|class)[^A-Za-z]*(?:GLOBAL )?|unsupported GLOBAL )([\w.]+)", text)
     if wanted:
         return (
             f"{path} is a pickle that wants to use {wanted[1]}, which could run code; nothing of it was run. "
             f"Save the weights only: torch.save(model.state_dict(), PATH), or use converter.save_checkpoint"
         )
+    # torch advises to load with weights_only=False, which runs whatever is in the file: only its finding is passed on.
+    finding = re.search(r"WeightsUnpickler error:\s*(.+)", text)
+    if finding and "Unsupported operand" in finding[1]:
+        return (
+            f"{path} is a Python pickle that torch.save did not write, which could run code; nothing of it was run. "
+            f"Save the weights only: torch.save(model.state_dict(), PATH), or use converter.save_checkpoint"
+        )
+    why = finding[1][:200] if finding else "damaged" if "weights_only" in text else reason(error)
     return (
-        f"{path} is not a PyTorch file of weights ({reason(error)}). Expected what "
+        f"{path} is not a PyTorch file of weights ({why}). Expected what "
         f"torch.save(model.state_dict(), PATH) or converter.save_checkpoint writes"
     )
 
@@ -247,10 +259,13 @@ def build_model(arch: str, arguments: Mapping[str, Any]) -> nn.Module:
     place, _, name = arch.rpartition(":")
     if not place or not name.isidentifier():
         raise ConfigError(f"--arch {arch!r}: expected FILE.py:NAME or package.module:NAME")
-    folder = Path(place).parent if place.endswith(".py") else Path()
+    is_file = place.endswith(".py")
+    if is_file and not Path(place).is_file():
+        raise ConfigError(f"--arch: {place} does not exist")
+    folder = Path(place).parent if is_file else Path()
     with _importing_from(folder):
         try:
-            module = _import_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+            module = _import_file(Path(place)) if is_file else importlib.import_module(place)
         except (Exception, SystemExit) as exc:  # the user's code may raise anything; a script may end itself
             raise ConfigError(f"--arch: {place} cannot be imported: {type(exc).__name__}: {reason(exc)}") from exc
         factory = getattr(module, name, None)
@@ -268,8 +283,6 @@ def build_model(arch: str, arguments: Mapping[str, Any]) -> nn.Module:
 
 
 def _import_file(file: Path) -> ModuleType:
-    if not file.is_file():
-        raise FileNotFoundError(f"{file} does not exist")
     spec = importlib.util.spec_from_file_location(f"edgeloop_arch_{file.stem}", file)
     assert spec is not None
     assert spec.loader is not None

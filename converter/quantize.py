@@ -8,10 +8,8 @@ speed), so a convolutional backbone without data stays float.
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +19,7 @@ import onnxruntime as ort
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
 
 from converter.reason import reason
+from converter.scratch import scratch_folder
 from edge.contract.errors import ConversionError
 from edge.contract.profile import QuantizationProfile
 
@@ -57,8 +56,8 @@ def optimize(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _optimized(model: onnx.ModelProto, level: Any) -> onnx.ModelProto:
-    with tempfile.TemporaryDirectory(prefix="edgeloop-") as folder:
-        target = Path(folder) / "optimized.onnx"
+    with scratch_folder() as folder:
+        target = folder / "optimized.onnx"
         options = ort.SessionOptions()
         options.graph_optimization_level = level
         options.optimized_model_filepath = str(target)
@@ -81,8 +80,8 @@ def quantize_with_data(
         profile: Types, per-channel weights, and whether weights keep to 7 bits: without 8-bit dot products the CPU adds
             pairs of products in a saturating int16, and full 8-bit weights then give wrong sums.
     """
-    with tempfile.TemporaryDirectory(prefix="edgeloop-") as folder, _quiet():
-        source, target = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
+    with scratch_folder() as folder, _quiet():
+        source, target = folder / "float.onnx", folder / "int8.onnx"
         onnx.save(model, source)
         try:
             quantize_static(
@@ -105,8 +104,8 @@ def quantize_without_data(model: onnx.ModelProto, profile: QuantizationProfile) 
     counts = layer_counts(model)
     if any(counts[name] for name in _CONVOLUTIONS) or not any(counts[name] for name in _PRODUCTS):
         return None
-    with tempfile.TemporaryDirectory(prefix="edgeloop-") as folder, _quiet():
-        source, target = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
+    with scratch_folder() as folder, _quiet():
+        source, target = folder / "float.onnx", folder / "int8.onnx"
         onnx.save(model, source)
         quantize_dynamic(
             source, target, weight_type=_TYPES["int8"], per_channel=False, reduce_range=profile.reduce_range

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import io
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -17,6 +15,7 @@ from converter.data import Data
 from converter.measure import Measurement
 from converter.program import FloatArray, Run, onnx_program, outputs, torch_program
 from converter.reason import reason
+from converter.scratch import scratch_folder
 from edge.contract.bundle import Bundle, write_bundle
 from edge.contract.errors import BundleError, ConversionError
 from edge.contract.manifest import Manifest
@@ -95,8 +94,8 @@ def check_bundle(manifest: Manifest, blobs: Mapping[str, bytes]) -> str:
     Raises:
         ConversionError: A device would refuse it.
     """
-    with tempfile.TemporaryDirectory(prefix="edgeloop-") as folder:
-        path = Path(folder) / "bundle.edge"
+    with scratch_folder() as folder:
+        path = folder / "bundle.edge"
         try:
             write_bundle(path, manifest, blobs)
             bundle = Bundle.open(path)

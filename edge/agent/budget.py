@@ -25,9 +25,3 @@ class LearningBudget:
     def spend(self, ms: float) -> None:
         """A step took this long; it may have taken more than was left."""
         self._left_ms -= ms
-
-    def wait_s(self) -> float:
-        """How long until a step may begin again."""
-        if self._left_ms > 0 or self._rate <= 0:
-            return 0.0
-        return -self._left_ms / self._rate + 1e-3

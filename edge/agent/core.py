@@ -365,7 +365,7 @@ class AgentCore:
         return model.n_contributed > 0 and self._uploaded != self._version()
 
     def _version(self) -> tuple[int, str]:
-        """Identity of a contribution made now: samples so far, of which bundle and, for a change, against which head."""
+        """Identity of a contribution made now: samples so far, which bundle and, for a change, against which head."""
         model = self._host.model
         base = model.base_release if model.learner_kind == "delta" else 0
         return model.n_samples, f"{model.bundle.digest} {base}"

@@ -176,13 +176,16 @@ class OnDeviceModel:
         array = np.asarray(x)
         if array.dtype.kind not in "fiub":
             raise LearningError(f"expected numbers of type {spec.dtype}, got {array.dtype}")
-        array = array.astype(spec.dtype, copy=False)
+        target = np.dtype(spec.dtype)
+        limits = np.finfo(target) if target.kind == "f" else np.iinfo(target) if target.kind in "iu" else None
+        # False for NaN and infinity, which would otherwise become ordinary numbers in an integer input.
+        if limits is not None and array.size and not ((array >= limits.min) & (array <= limits.max)).all():
+            raise LearningError(f"the sample has values that are not finite or do not fit {spec.dtype}")
+        array = array.astype(target, copy=False)
         try:
             spec.check(array)
         except ValueError as exc:
             raise LearningError(str(exc)) from exc
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise LearningError("the sample has values that are not finite")
         return array
 
     def _logits(self, features: FloatArray) -> FloatArray:
@@ -382,6 +385,7 @@ class OnDeviceModel:
     def _restore(self, store: LearnedStore) -> None:
         saved = store.load()
         if saved is None:
+            self.save()  # the lineage must be durable before anything is learned under it
             return
         if saved.warning:
             self.warnings.append(saved.warning)
@@ -394,9 +398,11 @@ class OnDeviceModel:
                     parts = {n.removeprefix(_PREVIOUS): a for n, a in saved.tensors.items() if n.startswith(_PREVIOUS)}
                     self._previous = (parts, int(saved.description["previous_release"]))
             except (EdgeError, KeyError) as exc:
-                self.warnings.append(f"the saved state was not used: {exc}")
+                self._start_anew(f"the saved state was not used: {exc}")
+                return
         elif saved.description:
-            self.warnings.append(f"the saved state is of the learner {saved.description['learner']!r}; starting anew")
+            self._start_anew(f"the saved state is of the learner {saved.description['learner']!r}; starting anew")
+            return
         for packed, labels in saved.journal:
             features = packed.unpack(self._shape) if packed.codes.shape[1] == int(np.prod(self._shape)) else None
             if features is None:
@@ -406,6 +412,11 @@ class OnDeviceModel:
             except LearningError as exc:
                 self.warnings.append(f"{len(labels)} labels of the journal were not learned again: {exc}")
             self._dirty = True
+
+    def _start_anew(self, why: str) -> None:
+        """Begin a new lineage without the journal of the old one, whose labels may already be in a merge."""
+        self.warnings.append(why)
+        self.save()
 
     def close(self) -> None:
         """Save what is not saved yet and give the state folder free."""

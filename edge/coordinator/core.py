@@ -341,7 +341,8 @@ class CoordinatorCore:
         for row in sorted(rows, key=lambda row: row.version):
             if row.lineage in newest:
                 other = newest[row.lineage].device
-                self._note(row.device, "copied-state", f"it has the state folder of {other}; one of them is counted", now)
+                detail = f"it has a copy of the state folder of {other}; only one of them is counted"
+                self._note(row.device, "copied-state", detail, now)
             newest[row.lineage] = row
         updates, used = [], []
         for row in newest.values():

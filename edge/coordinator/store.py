@@ -273,7 +273,8 @@ class Store:
             highest = session.scalar(select(func.max(ReleaseRow.counter))) or 0
             honest = DeviceRow.release < MAX_COUNTER  # a device must not be able to use the counters up
             on_devices = session.scalar(select(func.max(DeviceRow.release)).where(honest)) or 0
-            row = ReleaseRow(counter=max(highest, on_devices) + 1, kind=kind, digest=digest, backbone=backbone, devices=list(devices))
+            counter = max(highest, on_devices) + 1
+            row = ReleaseRow(counter=counter, kind=kind, digest=digest, backbone=backbone, devices=list(devices))
             row.reason, row.created_ms = reason, now_ms
             session.add(row)
             for part in merged:

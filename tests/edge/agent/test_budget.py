@@ -33,17 +33,6 @@ def test_a_step_that_took_too_long_is_paid_back() -> None:
     assert budget.allows(5.1)
 
 
-def test_waiting_as_long_as_it_says_is_enough() -> None:
-    for spent in (10.0, 11.0, 500.0):
-        budget = LearningBudget(10.0)
-        budget.allows(7.0)
-        assert budget.wait_s() == 0.0
-        budget.spend(spent)
-        wait_s = budget.wait_s()
-        assert not budget.allows(7.0 + wait_s * 0.5 - 1e-3)
-        assert budget.allows(7.0 + wait_s)
-
-
 def test_no_budget_forbids_learning() -> None:
     budget = LearningBudget(0.0)
     assert not any(budget.allows(float(s)) for s in range(100))

@@ -85,7 +85,8 @@ def test_release_counters_only_go_up_and_remember_what_was_merged(store: Store) 
     assert store.contributions()[0].merged_version == 10
     store.contribution(contribution(12))
     assert store.contributions()[0].merged_version == 10
-    wanted = [store.desired(DeviceRow(id=name, backbone=b, release=0)) for name, b in (("d", "b"), ("e", "b"), ("e", "o"))]
+    devices = [DeviceRow(id=name, backbone=b, release=0) for name, b in (("d", "b"), ("e", "b"), ("e", "o"))]
+    wanted = [store.desired(device) for device in devices]
     assert [row and row.counter for row in wanted] == [2, 1, None]
 
 
