@@ -153,7 +153,7 @@ def _why_not_loaded(path: Path, error: Exception) -> str:
         )
     # torch advises to load with weights_only=False, which runs whatever is in the file: only its finding is passed on.
     finding = re.search(r"WeightsUnpickler error:\s*(.+)", text)
-    if finding and "Unsupported operand" in finding[1]:
+    if finding and "Unsupported operand" in finding[1] and _begins_as_pickle(path):
         return (
             f"{path} is a Python pickle that torch.save did not write, which could run code; nothing of it was run. "
             f"Save the weights only: torch.save(model.state_dict(), PATH), or use converter.save_checkpoint"
@@ -163,6 +163,11 @@ def _why_not_loaded(path: Path, error: Exception) -> str:
         f"{path} is not a PyTorch file of weights ({why}). Expected what "
         f"torch.save(model.state_dict(), PATH) or converter.save_checkpoint writes"
     )
+
+
+def _begins_as_pickle(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(2) in {bytes([0x80, protocol]) for protocol in range(2, 6)}  # opcode PROTO (PEP 307, 574)
 
 
 def _field(document: Mapping[str, Any], key: str, kind: type) -> Any:

@@ -63,7 +63,7 @@ class OnnxTrainer:
         return binding
 
     def step(self, features: FloatArray, labels: LabelArray, sample_weights: FloatArray, learning_rate: float) -> float:
-        """See `edge.contract.training.TrainStep.step`.
+        """See `edge.contract.training.TrainStep.step`. That labels are in range is checked by the learner, not here.
 
         Raises:
             LearningError: The loss or a parameter is no longer finite; the parameters stay as they were.
@@ -76,7 +76,11 @@ class OnnxTrainer:
         binding.bind_cpu_input(self._features, features)
         binding.bind_cpu_input(LABELS, labels)
         binding.bind_cpu_input(SAMPLE_WEIGHTS, sample_weights)
-        self._session.run_with_iobinding(binding)
+        try:
+            self._session.run_with_iobinding(binding)
+        except Exception as exc:  # noqa: BLE001  # the door: onnxruntime's exceptions have no common base
+            shapes = f"features {features.shape}, labels {labels.shape}, weights {sample_weights.shape}"
+            raise LearningError(f"the training step does not take this batch ({shapes})") from exc
         loss = float(self._loss)
         written = self._sets[1 - self._live]
         if not (np.isfinite(loss) and all(np.isfinite(array).all() for array in written.values())):

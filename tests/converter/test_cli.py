@@ -278,6 +278,7 @@ def test_refuses_what_is_not_a_state_dict(folder: Path) -> None:
 # --- architectures ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_refuses_architectures_that_cannot_be_made(folder: Path) -> None:
     (folder / "broken.py").write_text("class Net(:\n")
     (folder / "ends.py").write_text("import sys\nsys.exit('usage: ...')\n")
@@ -355,6 +356,7 @@ def test_asks_for_the_input_shape_when_it_does_not_follow_from_the_weights(folde
     refused(folder, CONVERSION, words, "conv.pth", "--arch", "conv.py:make", "--input-shape", "1,8,8")
 
 
+@pytest.mark.slow
 def test_refuses_calibration_data_that_do_not_fit(folder: Path, checkpoint: Path) -> None:
     x = np.random.default_rng(0).normal(size=(20, 12)).astype(np.float32)
     y = np.arange(20) % 4
@@ -406,6 +408,7 @@ def test_refuses_calibration_data_that_do_not_fit(folder: Path, checkpoint: Path
     assert not marker.exists()
 
 
+@pytest.mark.slow
 def test_refuses_places_where_no_bundle_can_be_written_before_it_works(folder: Path, checkpoint: Path) -> None:
     (folder / "there").mkdir()
     for output, words in (
