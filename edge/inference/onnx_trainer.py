@@ -78,7 +78,7 @@ class OnnxTrainer:
         binding.bind_cpu_input(SAMPLE_WEIGHTS, sample_weights)
         try:
             self._session.run_with_iobinding(binding)
-        except Exception as exc:  # noqa: BLE001  # the door: onnxruntime's exceptions have no common base
+        except Exception as exc:  # the door: onnxruntime's exceptions have no common base
             shapes = f"features {features.shape}, labels {labels.shape}, weights {sample_weights.shape}"
             raise LearningError(f"the training step does not take this batch ({shapes})") from exc
         loss = float(self._loss)
