@@ -124,7 +124,7 @@ def _print_report(console: Console, output: Path, conversion: Conversion) -> Non
     # Names come from the user and may look like markup, e.g. "model[/x].pth".
     table = Table(title=Text(f"{report['source']} for {report['target']}, measured on {report['data']}, 1 thread"))
     table.add_column("")
-    for heading in ("size KiB", "accuracy", "agreement", "SQNR dB", "latency ms"):
+    for heading in ("KiB", "accuracy", "agreement", "SQNR dB", "ms"):
         table.add_column(heading, justify="right")
     for row in conversion.measurements:
         table.add_row(

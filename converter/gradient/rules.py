@@ -53,6 +53,8 @@ class Tape:
         axes += [missing + i for i, size in enumerate(shape) if size == 1 and full[missing + i] != 1]
         if not axes:
             return gradient
+        if len(axes) == missing:
+            return self.builder.op("ReduceSum", gradient, self.builder.ints(*axes), keepdims=0)
         total = self.builder.op("ReduceSum", gradient, self.builder.ints(*axes), keepdims=1)
         if missing:
             total = self.builder.op("Squeeze", total, self.builder.ints(*range(missing)))

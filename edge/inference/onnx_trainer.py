@@ -6,6 +6,7 @@ onto the buffer of an input is wrong, because onnxruntime does not promise in wh
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -66,7 +67,8 @@ class OnnxTrainer:
         """See `edge.contract.training.TrainStep.step`. That labels are in range is checked by the learner, not here.
 
         Raises:
-            LearningError: The loss or a parameter is no longer finite; the parameters stay as they were.
+            LearningError: The batch has other shapes, the loss is no longer finite, or a parameter is not or is beyond
+                1e19; the parameters stay as they were.
         """
         binding = self._bindings[self._live]
         features = np.ascontiguousarray(features, np.float32)
@@ -83,7 +85,9 @@ class OnnxTrainer:
             raise LearningError(f"the training step does not take this batch ({shapes})") from exc
         loss = float(self._loss)
         written = self._sets[1 - self._live]
-        if not (np.isfinite(loss) and all(np.isfinite(array).all() for array in written.values())):
+        # A sum of squares is finite only if everything in it is, and is quicker than looking at each. It overflows
+        # float32 beyond 1e19, where a head has diverged anyway.
+        if not (math.isfinite(loss) and all(math.isfinite(np.vdot(array, array)) for array in written.values())):
             raise LearningError(f"the training step gave values that are not finite (loss {loss}); it was not taken")
         self._live = 1 - self._live
         return loss

@@ -42,13 +42,21 @@ class Net(nn.Sequential):
 def calibrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle of `cnn()` made with labelled calibration data."""
     source = save(cnn(), tmp_path_factory.mktemp("calibrated") / "cnn.pth", (1, 8, 8), calibrated=200)
-    convert(plan(source, max_drop=10.0))
+    convert(plan(source, max_drop=10.0, quantize="int8"))
     return source.with_suffix(".edge")
+
+
+def test_network_too_small_to_gain_from_int8_stays_float_and_the_report_says_why(tmp_path: Path) -> None:
+    source = save(mlp(), tmp_path / "mlp.pth", (12,))
+    report = convert(plan(source)).report
+    assert report["quantization"]["scheme"] == "none"
+    assert any("int8 is not smaller" in note for note in report["notes"])
+    assert [row["name"] for row in report["measurements"]][-2:] == ["bundle, int8 (dynamic)", "bundle, float"]
 
 
 def test_a_linear_network_without_data_is_quantized_dynamically(tmp_path: Path) -> None:
     source = save(mlp(), tmp_path / "mlp.pth", (12,))
-    report = convert(plan(source)).report
+    report = convert(plan(source, quantize="int8")).report
     assert report["quantization"]["scheme"] == "int8"
     assert "dynamic" in report["measurements"][-1]["name"]
     assert (report["quantization"]["int8_layers"], report["quantization"]["layers"]) == (2, 2)
@@ -222,7 +230,7 @@ def test_a_head_without_a_bias_gets_statistics_and_runs(tmp_path: Path) -> None:
 
 
 def test_converting_twice_gives_the_same_backbone_head_and_statistics(calibrated: Path, tmp_path: Path) -> None:
-    convert(plan(calibrated.with_suffix(".pth"), output=tmp_path / "again.edge", max_drop=10.0))
+    convert(plan(calibrated.with_suffix(".pth"), output=tmp_path / "again.edge", max_drop=10.0, quantize="int8"))
     first, second = Bundle.open(calibrated).manifest, Bundle.open(tmp_path / "again.edge").manifest
     for role in (m.BACKBONE, m.HEAD_INFER, m.HEAD_TRAIN, m.HEAD_PARAMETERS, m.STATISTICS, m.GOLDEN):
         assert first.members[role].digest == second.members[role].digest, role

@@ -39,15 +39,15 @@ def test_a_step_that_diverges_in_the_middle_of_a_batch_undoes_the_batch(digits_b
 
     def new() -> SgdLearner:
         step = OnnxTrainer(bundle.read(m.HEAD_TRAIN), bundle.manifest.features.name, bundle.head_parameters())
-        return SgdLearner(step, (64,), 10, 1e30, per_class=3)
+        return SgdLearner(step, (64,), 10, 1e18, per_class=3)
 
-    features = np.zeros((8, 64), np.float32)  # a step on zeros moves the bias only, by 1e30: finite
+    features = np.zeros((8, 64), np.float32)  # a step on zeros moves the bias only, by 1e18: finite
     labels = np.arange(8)
     learner, twin = new(), new()
     for each in (learner, twin):
         each.learn_many(features[:2], labels[:2])
     before = snapshot(learner)
-    features[5] = 9e14  # 1e30 times as much is beyond float32
+    features[5] = 9e14  # 1e18 times as much is beyond what a head may hold
     with pytest.raises(LearningError, match="not finite"):
         learner.learn_many(features, labels)
     assert snapshot(learner) == before
