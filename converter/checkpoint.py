@@ -17,8 +17,8 @@ from torch import nn
 
 from converter.reason import reason
 from edge.contract import strictjson
-from edge.contract.digest import replace_file
 from edge.contract.errors import ConversionError
+from edge.contract.files import replace_file
 
 KEY = "edgeloop_checkpoint"
 VERSION = 1

@@ -6,7 +6,6 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -34,8 +33,9 @@ from edge.channel.messages import (
     UploadOffer,
     UploadStatus,
 )
-from edge.channel.transport import Connected, Disconnected, Received, TransportEvent
+from edge.channel.transport import Connected, Disconnected, Publish, Received, TransportEvent
 from edge.channel.upload import Upload
+from edge.contract.clock import Now
 from edge.contract.digest import sha256
 from edge.contract.errors import ChannelError, LearningError
 from edge.learning.labels import MAX_ID_LENGTH
@@ -46,25 +46,6 @@ UPLOAD_CHUNK_BYTES = 32 * 1024
 RESYNC_S = 6 * 3600.0
 TEMPERATURE_EVERY_S = 5.0
 MAX_EVENTS = 200
-
-
-@dataclass(frozen=True, slots=True)
-class Now:
-    """The time, given from outside: monotonic seconds for intervals, milliseconds since 1970 for people."""
-
-    s: float
-    wall_ms: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Publish:
-    """Effect: send this."""
-
-    topic: str
-    payload: bytes
-    qos: int
-    retain: bool = False
-    expiry_s: int | None = None
 
 
 class AgentCore:

@@ -8,9 +8,9 @@ from pathlib import Path
 from edge.agent.config import AgentConfig
 from edge.agent.on_device_model import LearningLimits, OnDeviceModel
 from edge.agent.slots import MAX_ATTEMPTS, Slots
-from edge.agent.store import lock_folder
 from edge.contract.bundle import Bundle
 from edge.contract.errors import BundleError, EdgeError
+from edge.contract.files import lock_folder
 
 
 class ModelHost:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edge.contract.digest import sync_folder
+from edge.contract.files import sync_folder
 from edge.contract.training import LabelArray
 from edge.learning.packing import PackedFeatures
 

@@ -19,11 +19,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edge.agent.store import LearnedStore, lock_folder
+from edge.agent.store import LearnedStore
 from edge.contract import manifest as m
 from edge.contract.bundle import Bundle, check_parameters
 from edge.contract.digest import sha256
 from edge.contract.errors import BundleError, ConfigError, EdgeError, LearningError
+from edge.contract.files import lock_folder
 from edge.contract.training import FloatArray, LabelArray
 from edge.inference.onnx_session import OnnxSession
 from edge.inference.onnx_trainer import OnnxTrainer

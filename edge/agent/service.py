@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from edge.agent.config import AgentConfig
-from edge.agent.core import AgentCore, Now, Publish
+from edge.agent.core import AgentCore
 from edge.agent.host import ModelHost
 from edge.agent.wire import MAX_LINE_BYTES, decode_request, encode_line
 from edge.channel import topics
-from edge.channel.transport import Connected, Disconnected, Transport, TransportEvent
-from edge.contract.errors import ChannelError, ConfigError, EdgeError
+from edge.channel.transport import Connected, Disconnected, Publish, Transport, TransportEvent, publish_all
+from edge.contract.clock import Now
+from edge.contract.errors import ConfigError, EdgeError
 
 log = logging.getLogger("edge.agent")
 
@@ -144,15 +145,8 @@ class AgentService:
             item.answer.put({"error": "the request failed inside the agent; its log says why"})
 
     def _perform(self, effects: list[Publish]) -> None:
-        if self._transport is None:
-            return
-        for effect in effects:
-            try:
-                self._transport.publish(
-                    effect.topic, effect.payload, qos=effect.qos, retain=effect.retain, expiry_s=effect.expiry_s
-                )
-            except ChannelError as exc:
-                log.error("not sent: %s", exc)
+        if self._transport is not None:
+            publish_all(self._transport, effects)
 
     def _leave(self) -> None:
         if self._transport is not None:

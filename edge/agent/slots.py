@@ -17,7 +17,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from edge.contract import strictjson
-from edge.contract.digest import is_digest, replace_file, sha256, sha256_file, sync_folder
+from edge.contract.digest import is_digest, sha256, sha256_file
+from edge.contract.files import replace_file, sync_folder
 
 _MAX_BYTES = 1 << 16
 MAX_ATTEMPTS = 3

@@ -15,7 +15,6 @@ the fleet has merged already would count twice. Nothing is ever unpickled.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 from collections.abc import Mapping
@@ -27,8 +26,8 @@ import numpy.typing as npt
 
 from edge.agent.journal import Journal, read_journal
 from edge.contract import tensorfile
-from edge.contract.digest import replace_file, sync_folder
-from edge.contract.errors import BundleError, ConfigError
+from edge.contract.errors import BundleError
+from edge.contract.files import replace_file, sync_folder
 from edge.contract.training import LabelArray
 from edge.learning.learner import State
 from edge.learning.packing import PackedFeatures
@@ -57,25 +56,6 @@ class Saved:
     tensors: State
     journal: list[tuple[PackedFeatures, LabelArray]]
     warning: str | None
-
-
-def lock_folder(folder: Path) -> int:
-    """Take a folder for this process alone; the lock goes when the returned descriptor is closed or the process ends.
-
-    Raises:
-        ConfigError: It cannot be written, or another process has it.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    except OSError as exc:
-        raise ConfigError(f"the state folder {folder} cannot be written: {exc.strerror}") from exc
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as exc:
-        os.close(descriptor)
-        raise ConfigError(f"the state folder {folder} is in use by another process; give each its own") from exc
-    return descriptor
 
 
 class LearnedStore:

@@ -8,11 +8,14 @@ least once as far as the *broker*, whose queues may overflow or vanish), nor any
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from edge.contract.errors import ChannelError
+
+_log = logging.getLogger(__name__)
 
 DEFAULT_MAX_PACKET_BYTES = 256 * 1024  # when the broker does not say
 PACKET_OVERHEAD_BYTES = 64  # fixed header, topic length, identifier and the properties that we set
@@ -48,6 +51,17 @@ class Received:
 
 
 TransportEvent = Connected | Disconnected | Received
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Publish:
+    """Effect: send this; the arguments of `Transport.publish`."""
+
+    topic: str
+    payload: bytes
+    qos: int
+    retain: bool = False
+    expiry_s: int | None = None
 
 
 class Transport(Protocol):
@@ -90,3 +104,14 @@ def check_size(topic: str, payload: bytes, max_packet_bytes: int) -> None:
             f"publish to {topic[:80]}: expected a packet of at most {max_packet_bytes} bytes, got {size}; "
             "send it in chunks or raise the broker's max_packet_size"
         )
+
+
+def publish_all(transport: Transport, effects: Sequence[Publish]) -> None:
+    """Perform effects in order; one that is too large for the broker is logged and left out."""
+    for effect in effects:
+        try:
+            transport.publish(
+                effect.topic, effect.payload, qos=effect.qos, retain=effect.retain, expiry_s=effect.expiry_s
+            )
+        except ChannelError as exc:
+            _log.error("not sent: %s", exc)  # the message says everything

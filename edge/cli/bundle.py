@@ -46,7 +46,7 @@ def verify(path: Path) -> None:
 def unpack(path: Path, folder: Path) -> None:
     """Write the members of a bundle into a new FOLDER under their own names."""
     from edge.contract.bundle import Bundle
-    from edge.contract.digest import replace_file
+    from edge.contract.files import replace_file
 
     found = Bundle.open(path)
     try:

@@ -17,8 +17,9 @@ import safetensors.numpy
 
 from edge.contract import manifest as m
 from edge.contract.archive import Archive, write_archive
-from edge.contract.digest import replace_file, sha256
+from edge.contract.digest import sha256
 from edge.contract.errors import BundleError
+from edge.contract.files import replace_file
 from edge.contract.manifest import Manifest, Member
 
 FloatArray = npt.NDArray[np.float32]

@@ -18,8 +18,9 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, Field
 
 from edge import __version__
+from edge.contract.clock import Now
 from edge.contract.errors import EdgeError
-from edge.coordinator.core import CoordinatorCore, Now
+from edge.coordinator.core import CoordinatorCore
 from edge.coordinator.store import Store, as_dict
 
 MAX_ARTIFACT_BYTES = 1 << 30

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge.channel.chunks import chunk_digests, index_digest
-from edge.contract.digest import is_digest, replace_file, sha256
+from edge.contract.digest import is_digest, sha256
 from edge.contract.errors import RolloutError
+from edge.contract.files import replace_file
 
 CHUNK_BYTES = 32 * 1024  # the largest frame that every broker in reference tables takes
 

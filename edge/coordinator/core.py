@@ -6,7 +6,6 @@ Holds nothing in memory that is not also in its store, but for uploads on their 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +26,14 @@ from edge.channel.messages import (
     State,
     Telemetry,
 )
-from edge.channel.transport import Connected, Received, TransportEvent
+from edge.channel.transport import Connected, Publish, Received, TransportEvent
 from edge.channel.upload import OFFER_FIRST, UploadReceiver
 from edge.contract.bundle import Bundle, check_parameters
+from edge.contract.clock import Now
 from edge.contract.errors import BundleError, ChannelError, EdgeError, LearningError, RolloutError
 from edge.contract.training import FloatArray
 from edge.coordinator.aggregate import check_update, merge
-from edge.coordinator.artifacts import CHUNK_BYTES, Artifact, ArtifactStore
+from edge.coordinator.artifacts import CHUNK_BYTES, ArtifactStore
 from edge.coordinator.config import CoordinatorConfig
 from edge.coordinator.store import ALL_DEVICES, ContributionRow, ReleaseRow, Store
 from edge.learning.exchange import HeadRelease, HeadUpdate
@@ -43,25 +43,6 @@ MAX_UPLOADS = 256
 BIRTH_AGAIN_S = 30.0
 HOUSEKEEPING_S = 3600.0
 _DAY_MS = 86_400_000
-
-
-@dataclass(frozen=True, slots=True)
-class Now:
-    """The time, given from outside: monotonic seconds for intervals, milliseconds since 1970 for people."""
-
-    s: float
-    wall_ms: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Publish:
-    """Effect: send this."""
-
-    topic: str
-    payload: bytes
-    qos: int
-    retain: bool = False
-    expiry_s: int | None = None
 
 
 class CoordinatorCore:
@@ -454,6 +435,3 @@ class CoordinatorCore:
     ) -> None:
         topic = topics.build(self._config.fleet, device, leaf)
         self._out.append(Publish(topic=topic, payload=payload, qos=qos, retain=retain, expiry_s=expiry_s))
-
-
-__all__ = ["Artifact", "CoordinatorCore", "Now", "Publish"]

@@ -6,7 +6,6 @@ The door for clock, threads and signals. Everything that decides is in `edge.coo
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 import queue
@@ -22,12 +21,14 @@ from typing import Any
 import uvicorn
 
 from edge.channel import topics
-from edge.channel.transport import Connected, Disconnected, Transport, TransportEvent
-from edge.contract.errors import ChannelError, ConfigError
+from edge.channel.transport import Connected, Disconnected, Transport, TransportEvent, publish_all
+from edge.contract.clock import Now
+from edge.contract.errors import ConfigError
+from edge.contract.files import lock_folder
 from edge.coordinator.api import build_api
 from edge.coordinator.artifacts import ArtifactStore
 from edge.coordinator.config import CoordinatorConfig
-from edge.coordinator.core import CoordinatorCore, Now, Publish
+from edge.coordinator.core import CoordinatorCore
 from edge.coordinator.store import Store
 
 log = logging.getLogger("edge.coordinator")
@@ -64,7 +65,7 @@ class CoordinatorService:
         self._config = config
         self._transport = transport
         self._stopping = self._failed = False
-        self._lock = _lock(config.data_dir)
+        self._lock = lock_folder(config.data_dir)
         self._store = Store(config.data_dir / "coordinator.sqlite")
         self.core = CoordinatorCore(config, self._store, ArtifactStore(config.data_dir / "artifacts"))
         self._queue: queue.Queue[_Call | TransportEvent] = queue.Queue(MAX_QUEUED)
@@ -133,7 +134,7 @@ class CoordinatorService:
                     taken += 1
                     # A busy fleet must not keep timers from running.
                     item = None if self._queue.empty() or taken >= 500 else self._queue.get_nowait()
-            self._perform(self.core.tick(now()))
+            publish_all(self._transport, self.core.tick(now()))
 
     def _take(self, item: _Call | TransportEvent) -> None:
         if isinstance(item, _Call):
@@ -150,27 +151,3 @@ class CoordinatorService:
             self.core.transport(item, now())
         except Exception:
             log.exception("a message could not be handled; the coordinator goes on")
-
-    def _perform(self, effects: list[Publish]) -> None:
-        for effect in effects:
-            try:
-                self._transport.publish(
-                    effect.topic, effect.payload, qos=effect.qos, retain=effect.retain, expiry_s=effect.expiry_s
-                )
-            except ChannelError as exc:
-                log.error("not sent: %s", exc)  # the message says everything
-
-
-def _lock(folder: Path) -> int:
-    """Take the data folder for this process alone."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    except OSError as exc:
-        raise ConfigError(f"the data folder {folder} cannot be written: {exc.strerror}") from exc
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as exc:
-        os.close(descriptor)
-        raise ConfigError(f"the data folder {folder} is in use by another coordinator") from exc
-    return descriptor

@@ -444,6 +444,8 @@ def test_ctrl_c_leaves_nothing_behind(folder: Path, at: str) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A test run in the background ignores Ctrl-C, and its children would, too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509  # no threads here
     )
     assert process.stdout is not None
     for line in process.stdout:

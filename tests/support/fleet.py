@@ -14,16 +14,15 @@ import numpy as np
 
 from edge.agent.config import AgentConfig
 from edge.agent.core import AgentCore
-from edge.agent.core import Now as AgentNow
 from edge.agent.host import ModelHost
 from edge.channel import topics
 from edge.channel.memory import Faults, MemoryBroker, MemoryTransport
 from edge.channel.transport import TransportEvent
+from edge.contract.clock import Now
 from edge.contract.profile import load_profile
 from edge.coordinator.artifacts import ArtifactStore
 from edge.coordinator.config import CoordinatorConfig
 from edge.coordinator.core import CoordinatorCore
-from edge.coordinator.core import Now as CoordinatorNow
 from edge.coordinator.store import Store
 
 FLEET = "lab"
@@ -48,13 +47,13 @@ class Agent:
         self.transport = MemoryTransport(broker, name)
         self.states: list[str] = []
 
-    def start(self, now: AgentNow) -> None:
+    def start(self, now: Now) -> None:
         will = self.core.will(now)
         self.transport.set_will(will.topic, will.payload, will.qos, will.retain, 0)
         self.transport.subscribe(topics.device_filters(FLEET, self.config.device))
         self.transport.start(self.events.append)
 
-    def tick(self, now: AgentNow) -> None:
+    def tick(self, now: Now) -> None:
         events, self.events[:] = list(self.events), []
         for event in events:
             self.core.transport(event, now)
@@ -90,12 +89,8 @@ class SimulatedFleet:
             self.start_agent(name)
 
     @property
-    def now(self) -> AgentNow:
-        return AgentNow(self.now_s, int(1_800_000_000_000 + self.now_s * 1000))
-
-    @property
-    def coordinator_now(self) -> CoordinatorNow:
-        return CoordinatorNow(self.now.s, self.now.wall_ms)
+    def now(self) -> Now:
+        return Now(self.now_s, int(1_800_000_000_000 + self.now_s * 1000))
 
     def start_coordinator(self) -> CoordinatorCore:
         config = CoordinatorConfig(
@@ -152,8 +147,8 @@ class SimulatedFleet:
         if self.coordinator is not None:
             events, self.coordinator_events[:] = list(self.coordinator_events), []
             for event in events:
-                self.coordinator.transport(event, self.coordinator_now)
-            for effect in self.coordinator.tick(self.coordinator_now):
+                self.coordinator.transport(event, self.now)
+            for effect in self.coordinator.tick(self.now):
                 self.coordinator_transport.publish(effect.topic, effect.payload, qos=effect.qos, retain=effect.retain)
 
     def run(self, seconds: float) -> None:

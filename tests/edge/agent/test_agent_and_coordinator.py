@@ -199,9 +199,7 @@ def test_head_that_is_worse_on_recent_labels_is_refused_and_the_live_one_stays(
 def push(fleet: SimulatedFleet, data: bytes, devices: list[str] | None = None, path: Path | None = None) -> int:
     assert fleet.coordinator is not None
     kept = fleet.coordinator.add_artifact(data, path or Path("/nonexistent"))
-    row = fleet.coordinator.push(
-        kept["digest"], kept["kind"], kept["backbone"], devices or [], "test", fleet.coordinator_now
-    )
+    row = fleet.coordinator.push(kept["digest"], kept["kind"], kept["backbone"], devices or [], "test", fleet.now)
     return row.counter
 
 
@@ -347,11 +345,11 @@ def test_change_that_was_merged_is_not_added_again(simulate: Simulate, tmp_path:
     fleet.teach("one", *samples(digits_bundle, 1, 2), tag="more")
     after = fleet.agents["one"].host.model._learner.parameters()
     assert fleet.coordinator is not None
-    fleet.coordinator.merge_now(fleet.coordinator_now)
+    fleet.coordinator.merge_now(fleet.now)
     fleet.until("second contribution", lambda: fleet.store.contributions()[0].version == 21)
-    fleet.coordinator.merge_now(fleet.coordinator_now)
+    fleet.coordinator.merge_now(fleet.now)
     fleet.run(30.0)
-    fleet.coordinator.merge_now(fleet.coordinator_now)
+    fleet.coordinator.merge_now(fleet.now)
     fleet.until("settled", fleet.settled)
     live = fleet.agents["one"].host.model._learner.parameters()
     for name, array in live.items():

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge.agent.store import LearnedStore, Saved, lock_folder
+from edge.agent.store import LearnedStore, Saved
 from edge.contract.errors import ConfigError
+from edge.contract.files import lock_folder
 from edge.learning.packing import PackedFeatures
 
 BACKBONE = "ab" * 32
@@ -240,7 +241,7 @@ def test_a_crash_between_any_two_steps_loses_nothing_acknowledged(tmp_path: Path
 
 def test_the_lock_refuses_a_second_process_and_goes_with_the_first(tmp_path: Path) -> None:
     program = (
-        "import sys; from pathlib import Path; from edge.agent.store import lock_folder\n"
+        "import sys; from pathlib import Path; from edge.contract.files import lock_folder\n"
         "lock_folder(Path(sys.argv[1])); print('locked', flush=True); sys.stdin.read()\n"
     )
     folder = tmp_path / "a" / "b"

@@ -229,7 +229,7 @@ def test_coordinator_refuses_what_is_not_an_artifact_and_wrong_tokens(tmp_path: 
                 if kind != "missing":
                     refused(run("fleet", *address, "push", damaged[kind], cwd=tmp_path), BUNDLE)
             second = run("coordinator", *line, "--http", f"127.0.0.1:{closed_port()}", cwd=tmp_path)
-            refused(second, CONFIG, "another coordinator")
+            refused(second, CONFIG, "in use by another process")
             taken = run("coordinator", *line, "--data-dir", "other", "--connect-timeout", "2", cwd=tmp_path)
             refused(taken, CONFIG, "--http")
         finally:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from edge.contract.digest import is_digest, replace_file, sha256, sha256_file, short
+from edge.contract.digest import is_digest, sha256, sha256_file, short
+from edge.contract.files import replace_file
 
 
 def test_digests_are_sha256_in_lower_case_hexadecimal(tmp_path: Path) -> None:
@@ -59,7 +60,7 @@ def test_a_process_killed_in_the_middle_leaves_the_old_file_and_the_next_write_c
     path = tmp_path / "file"
     path.write_bytes(b"old")
     program = (
-        "import os, sys; from pathlib import Path; from edge.contract.digest import replace_file\n"
+        "import os, sys; from pathlib import Path; from edge.contract.files import replace_file\n"
         "with replace_file(Path(sys.argv[1])) as file:\n"
         "    file.write(b'half'); file.flush(); os._exit(9)\n"
     )
