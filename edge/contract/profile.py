@@ -1,8 +1,9 @@
 """Device profiles: what a kind of device can do, as one TOML file.
 
-The converter reads ``quantization``, the agent reads the rest. A profile is parsed once and passed down; reading one
-either gives a whole, checked profile or one `ConfigError` that names every fault of the file. Nothing here measures the
-device: `detect_profile` only picks a shipped file by what the kernel says about the machine.
+The converter reads ``quantization`` and the sizes, the agent the budgets (docs/profiles.md). A profile is parsed once
+and passed down; reading one either gives a whole, checked profile or one `ConfigError` that names every fault of the
+file. Nothing here measures the device: `detect_profile` only picks a shipped file by what the kernel says about the
+machine.
 
 The meaning of every field stands in ``firmware_configs/README.md``; the ranges stand here, beside the fields.
 """
@@ -139,7 +140,8 @@ class DeviceProfile:
         name: Also the stem of the shipped file.
         description: One line for people.
         architecture: As ``platform.machine()`` names it on Linux.
-        memory_mb: Physical memory of the smallest variant meant, in MiB.
+        memory_mb: Physical memory of the smallest variant meant, in MiB. Half of it is the most that a candidate may
+            take at its peak in the converter's search.
     """
 
     name: str = field(metadata=_rule(partial(_read_text, _NAME, "1 to 64 of a-z, 0-9, _ and -")))
@@ -239,20 +241,23 @@ def load_profile(name_or_path: str) -> DeviceProfile:
     return parse_profile(data, name_or_path)
 
 
-# Model names as the device tree has them. The Compute Modules and the keyboards carry the same chip as the board.
+# Searched for in the model and, one a line, the compatible strings of the device tree: a chip that comes on many boards
+# is known by the latter. The Compute Modules and the keyboards carry the same chip as the board.
 _BOARDS = (
+    (re.compile(r"Raspberry Pi (Zero 2\b|3 Model A)"), "raspberry-pi-zero-2-w"),  # the 3 A+ has 512 MB too
+    (re.compile(r"Raspberry Pi (3\b|Compute Module 3)"), "raspberry-pi-3"),
     (re.compile(r"Raspberry Pi (4\b|400\b|Compute Module 4)"), "raspberry-pi-4"),
     (re.compile(r"Raspberry Pi (5\b|500|Compute Module 5)"), "raspberry-pi-5"),
     # Not "NVIDIA Jetson ...": some JetPack releases leave the one or the other word out (ThomasKaiser/sbc-bench
     # PR 64, Chr157i4n/PyTmcStepper PR 78).
     (re.compile(r"\bOrin Nano\b"), "jetson-orin-nano"),
+    (re.compile(r"^fsl,imx8mp$", re.MULTILINE), "imx8m-plus"),
+    (re.compile(r"^rockchip,rk3588s?$", re.MULTILINE), "rockchip-rk3588"),
+    (re.compile(r"\bBeagleBone AI-64\b"), "beaglebone-ai-64"),
 )
-_GENERIC = {
-    "x86_64": "generic-x86_64",
-    "amd64": "generic-x86_64",
-    "aarch64": "generic-arm64",
-    "arm64": "generic-arm64",
-}
+# As the kernel writes it: "Intel(R) N100". Of Alder Lake-N only the models with four cores.
+_INTEL_N = re.compile(r"^model name\s*:\s*Intel\(R\) N(95|100|200)\s*$", re.MULTILINE)
+_ARCHITECTURES = {"x86_64": "x86_64", "amd64": "x86_64", "aarch64": "aarch64", "arm64": "aarch64"}
 
 
 def _read_or_empty(path: Path) -> str:
@@ -262,40 +267,68 @@ def _read_or_empty(path: Path) -> str:
         return ""  # a container may hide it, another kernel may not have it
 
 
+def _uses_vnni(flags: set[str]) -> bool:
+    """Whether ONNX Runtime takes its VNNI kernels on an x86 core with these cpuinfo flags.
+
+    With AVX-512 it looks for ``avx512_vnni`` only, even if there is ``avx_vnni`` (onnxruntime
+    ``core/mlas/lib/platform.cpp``); a hypervisor may show the one and hide the other.
+    """
+    return "avx512_vnni" in flags or ("avx_vnni" in flags and "avx512bw" not in flags)
+
+
+def _on_every_core(cpuinfo: str, key: str, holds: Callable[[set[str]], bool], unknown: bool) -> bool:
+    """Whether something holds for the words after ``key`` of every core; ``unknown`` if cpuinfo has no such line."""
+    lines = re.findall(rf"^{key}\s*:(.*)$", cpuinfo, re.MULTILINE)
+    return all(holds(set(line.split())) for line in lines) if lines else unknown
+
+
+def _detect_x86(cpuinfo: str) -> str:
+    if not _on_every_core(cpuinfo, "flags", _uses_vnni, unknown=False):
+        return "generic-x86_64"
+    return "intel-n100" if _INTEL_N.search(cpuinfo) else "x86_64-vnni"
+
+
+def _detect_arm(cpuinfo: str, model: str, compatible: str) -> str:
+    in_cpuinfo = re.search(r"^Model\s*:\s*(.*)$", cpuinfo, re.MULTILINE)
+    board = "\n".join((model or (in_cpuinfo.group(1) if in_cpuinfo else ""), *compatible.split("\0")))
+    # trust the name when cpuinfo lists no features
+    has_dot_product = _on_every_core(cpuinfo, "Features", lambda words: "asimddp" in words, unknown=True)
+    for pattern, name in _BOARDS:
+        if pattern.search(board) and (has_dot_product or not load_profile(name).quantization.int8_dot_product):
+            return name
+    return "generic-arm64"
+
+
 def detect_profile(
     *,
     machine: str | None = None,
     cpuinfo_path: Path = Path("/proc/cpuinfo"),
     model_path: Path = Path("/proc/device-tree/model"),
+    compatible_path: Path = Path("/proc/device-tree/compatible"),
 ) -> str:
     """Name of the shipped profile that suits a machine best.
 
     A board is known by its device tree, or by the line ``Model`` that Raspberry Pi kernels add to cpuinfo (a container
     often hides the device tree). A board profile that promises the dot product instruction is passed over when cpuinfo
-    lists features without ``asimddp``.
+    lists features without ``asimddp``. An x86 machine is known by its flags: without VNNI on every core, or where
+    cpuinfo cannot be read, it gets the generic profile, which is made for CPUs that saturate.
 
     Args:
         machine: As ``platform.machine()`` gives it, which is also the default.
         cpuinfo_path: The kernel's description of the CPU.
         model_path: The device tree's name of the board.
+        compatible_path: The device tree's names of board and chip, each ended by a NUL.
 
     Raises:
         ConfigError: An architecture that no shipped profile is for.
     """
     machine = platform.machine() if machine is None else machine
-    generic = _GENERIC.get(machine.lower())
-    if generic is None:
+    architecture = _ARCHITECTURES.get(machine.lower())
+    if architecture is None:
         raise ConfigError(
-            f"no shipped device profile is for architecture {machine!r}: Edgeloop runs on {', '.join(_GENERIC)}"
+            f"no shipped device profile is for architecture {machine!r}: Edgeloop runs on {', '.join(_ARCHITECTURES)}"
         )
-    if generic != "generic-arm64":
-        return generic  # a VNNI machine too: the generic profile is right there, only not the fastest
     cpuinfo = _read_or_empty(cpuinfo_path)
-    in_cpuinfo = re.search(r"^Model\s*:\s*(.*)$", cpuinfo, re.MULTILINE)
-    model = _read_or_empty(model_path) or (in_cpuinfo.group(1) if in_cpuinfo else "")
-    features = re.findall(r"^Features\s*:(.*)$", cpuinfo, re.MULTILINE)
-    has_dot_product = all("asimddp" in line.split() for line in features)  # true when nothing is listed: trust the name
-    for pattern, name in _BOARDS:
-        if pattern.search(model) and (has_dot_product or not load_profile(name).quantization.int8_dot_product):
-            return name
-    return generic
+    if architecture == "x86_64":
+        return _detect_x86(cpuinfo)
+    return _detect_arm(cpuinfo, _read_or_empty(model_path), _read_or_empty(compatible_path))

@@ -17,10 +17,30 @@ from edge.contract.errors import ConfigError
 
 ROOT = Path(__file__).parents[3]
 FOLDER = ROOT / "firmware_configs"
-SHIPPED = ["generic-arm64", "generic-x86_64", "jetson-orin-nano", "raspberry-pi-4", "raspberry-pi-5"]
+SHIPPED = [
+    "beaglebone-ai-64",
+    "generic-arm64",
+    "generic-x86_64",
+    "imx8m-plus",
+    "intel-n100",
+    "jetson-orin-nano",
+    "raspberry-pi-3",
+    "raspberry-pi-4",
+    "raspberry-pi-5",
+    "raspberry-pi-zero-2-w",
+    "rockchip-rk3588",
+    "x86_64-vnni",
+]
 GOOD = (FOLDER / "raspberry-pi-4.toml").read_text()
 A72 = "processor\t: 0\nFeatures\t: fp asimd evtstrm crc32 cpuid\nCPU part\t: 0xd08\n"
+A53 = A72.replace("0xd08", "0xd03")
 A76 = "processor\t: 0\nFeatures\t: fp asimd aes crc32 atomics asimdrdm lrcpc dcpop asimddp\nCPU part\t: 0xd0b\n"
+AVX2 = "model name\t: AMD EPYC 7763 64-Core Processor\nflags\t\t: fpu avx2 fma\n"
+N100 = "model name\t: Intel(R) N100\nflags\t\t: fpu avx2 fma avx_vnni\n"
+ALDER_LAKE = N100.replace("N100", "Core(TM) i5-1240P")
+AVX512_VNNI = "model name\t: AMD EPYC 9354\nflags\t\t: fpu avx2 avx512f avx512bw avx512_vnni\n"
+# what a hypervisor may leave of a server with both
+HALF_HIDDEN = "model name\t: Intel Xeon Processor\nflags\t\t: fpu avx2 avx512f avx512bw avx_vnni\n"
 
 
 def refused(data: str | bytes) -> str:
@@ -55,7 +75,7 @@ def test_shipped_profile_does_not_saturate(name: str) -> None:
     q = profile.quantization
     if profile.architecture == "x86_64":
         assert (q.activation_type, q.weight_type) == ("uint8", "int8")
-        assert q.reduce_range or q.int8_dot_product
+        assert q.reduce_range is not q.int8_dot_product
     else:
         assert (q.activation_type, q.weight_type, q.reduce_range) == ("int8", "int8", False)
 
@@ -70,7 +90,13 @@ def test_every_shipped_number_has_a_comment_above_it(name: str) -> None:
 
 def test_dot_product_by_board() -> None:
     dot = {name: p.load_profile(name).quantization.int8_dot_product for name in SHIPPED}
-    assert [name for name, has in dot.items() if has] == ["jetson-orin-nano", "raspberry-pi-5"]
+    assert [name for name, has in dot.items() if has] == [
+        "intel-n100",
+        "jetson-orin-nano",
+        "raspberry-pi-5",
+        "rockchip-rk3588",
+        "x86_64-vnni",
+    ]
 
 
 def test_unknown_name_lists_known_ones_and_the_nearest() -> None:
@@ -81,7 +107,7 @@ def test_unknown_name_lists_known_ones_and_the_nearest() -> None:
 
 @pytest.mark.parametrize("name", ["", "..", "__init__", "README.md", "zzz", "raspberry-pi-4\0"])
 def test_unknown_name_without_a_near_one(name: str) -> None:
-    with pytest.raises(ConfigError, match="known: generic-arm64"):
+    with pytest.raises(ConfigError, match="known: beaglebone-ai-64, generic-arm64"):
         p.load_profile(name)
 
 
@@ -225,16 +251,39 @@ def test_path_without_toml_ending_is_read(tmp_path: Path) -> None:
     assert p.load_profile(str(path)) == p.load_profile("raspberry-pi-4")
 
 
+def detect(folder: Path, machine: str) -> str:
+    """What is found from the files in a folder alone, whatever this machine is."""
+    paths = {f"{name}_path": folder / name for name in ("cpuinfo", "model", "compatible")}
+    return p.detect_profile(machine=machine, **paths)
+
+
 @pytest.mark.parametrize(
     ("machine", "cpuinfo", "model", "expected"),
     [
-        ("x86_64", "flags\t\t: fpu avx2\n", None, "generic-x86_64"),
-        ("x86_64", "flags\t\t: fpu avx2 avx512_vnni\n", None, "generic-x86_64"),
+        ("x86_64", AVX2, None, "generic-x86_64"),
+        ("x86_64", AVX512_VNNI, None, "x86_64-vnni"),
+        ("x86_64", ALDER_LAKE, None, "x86_64-vnni"),
+        ("AMD64", ALDER_LAKE + ALDER_LAKE, None, "x86_64-vnni"),
+        ("x86_64", N100, None, "intel-n100"),
+        ("x86_64", N100.replace("N100", "N95"), None, "intel-n100"),
+        ("x86_64", N100.replace("N100", "Core(TM) i3-N305"), None, "x86_64-vnni"),
+        # VNNI must be where ONNX Runtime looks for it, and on every core
+        ("x86_64", HALF_HIDDEN, None, "generic-x86_64"),
+        ("x86_64", N100.replace("avx_vnni", ""), None, "generic-x86_64"),
+        ("x86_64", N100.replace("avx_vnni", "avx_vnni_int8"), None, "generic-x86_64"),
+        ("x86_64", ALDER_LAKE + AVX2, None, "generic-x86_64"),
+        ("x86_64", "\xff\0 not a cpuinfo", None, "generic-x86_64"),
         ("AMD64", None, None, "generic-x86_64"),
         ("x86_64", None, "Raspberry Pi 5 Model B Rev 1.0\0", "generic-x86_64"),
         ("aarch64", None, None, "generic-arm64"),
         ("arm64", A76, None, "generic-arm64"),
-        ("aarch64", A72, "Raspberry Pi 3 Model B Plus Rev 1.3\0", "generic-arm64"),
+        ("aarch64", A53, "Raspberry Pi 2 Model B Rev 1.2\0", "generic-arm64"),
+        ("aarch64", A53, "Raspberry Pi 3 Model B Rev 1.2\0", "raspberry-pi-3"),
+        ("aarch64", A53, "Raspberry Pi 3 Model B Plus Rev 1.3\0", "raspberry-pi-3"),
+        ("aarch64", A53, "Raspberry Pi Compute Module 3 Plus Rev 1.0\0", "raspberry-pi-3"),
+        ("aarch64", A53, "Raspberry Pi 3 Model A Plus Rev 1.0\0", "raspberry-pi-zero-2-w"),
+        ("aarch64", A53, "Raspberry Pi Zero 2 W Rev 1.0\0", "raspberry-pi-zero-2-w"),
+        ("aarch64", A53 + "\nModel\t\t: Raspberry Pi Zero 2 W Rev 1.0\n", None, "raspberry-pi-zero-2-w"),
         ("aarch64", A72, "Raspberry Pi 4 Model B Rev 1.4\0", "raspberry-pi-4"),
         ("aarch64", A72, "Raspberry Pi 400 Rev 1.0\0", "raspberry-pi-4"),
         ("aarch64", A72, "Raspberry Pi Compute Module 4 Rev 1.0\0", "raspberry-pi-4"),
@@ -243,6 +292,8 @@ def test_path_without_toml_ending_is_read(tmp_path: Path) -> None:
         ("aarch64", None, "Raspberry Pi 5 Model B Rev 1.0\0", "raspberry-pi-5"),
         ("aarch64", A76, "NVIDIA Jetson Orin Nano Developer Kit\0", "jetson-orin-nano"),
         ("aarch64", A76, "NVIDIA Orin Nano Developer Kit\0", "jetson-orin-nano"),
+        ("aarch64", A72, "BeagleBoard.org BeagleBone AI-64\0", "beaglebone-ai-64"),
+        ("aarch64", A72, "BeagleBoard.org BeagleBone AI\0", "generic-arm64"),
         ("aarch64", A76, "NVIDIA Jetson Orin NX Developer Kit\0", "generic-arm64"),
         # the device tree is hidden in a container, the kernel's line in cpuinfo is not
         ("aarch64", A76 + "\nModel\t\t: Raspberry Pi 5 Model B Rev 1.1\n", None, "raspberry-pi-5"),
@@ -257,10 +308,32 @@ def test_detects_profile(tmp_path: Path, machine: str, cpuinfo: str | None, mode
         (tmp_path / "cpuinfo").write_bytes(cpuinfo.encode("latin-1"))
     if model is not None:
         (tmp_path / "model").write_bytes(model.encode("latin-1"))
-    paths = {"cpuinfo_path": tmp_path / "cpuinfo", "model_path": tmp_path / "model"}
-    found = p.detect_profile(machine=machine, **paths)
+    found = detect(tmp_path, machine)
     assert found == expected
     assert found in p.shipped_profiles()
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "model", "compatible", "expected"),
+    [
+        (A53, "NXP i.MX8MPlus EVK board", ["fsl,imx8mp-evk", "fsl,imx8mp"], "imx8m-plus"),
+        (A53, None, ["toradex,verdin-imx8mp-wifi-dahlia", "toradex,verdin-imx8mp", "fsl,imx8mp"], "imx8m-plus"),
+        (A53, "NXP i.MX8MM EVK board", ["fsl,imx8mm-evk", "fsl,imx8mm"], "generic-arm64"),
+        (A76, "Radxa ROCK 5B", ["radxa,rock-5b", "rockchip,rk3588"], "rockchip-rk3588"),
+        (A76, "Radxa ROCK 5C", ["radxa,rock-5c", "rockchip,rk3588s"], "rockchip-rk3588"),
+        (A72, "Radxa ROCK 5B", ["radxa,rock-5b", "rockchip,rk3588"], "generic-arm64"),
+        (A53, "Some board", ["rockchip,rk3588-evb-like", "rockchip,rk3568"], "generic-arm64"),
+        (A76, "Raspberry Pi 5 Model B Rev 1.0", ["raspberrypi,5-model-b", "brcm,bcm2712"], "raspberry-pi-5"),
+    ],
+)
+def test_detects_chips_of_many_boards_by_the_compatible_strings(
+    tmp_path: Path, cpuinfo: str, model: str | None, compatible: list[str], expected: str
+) -> None:
+    (tmp_path / "cpuinfo").write_text(cpuinfo)
+    if model is not None:
+        (tmp_path / "model").write_text(model + "\0")
+    (tmp_path / "compatible").write_text("".join(name + "\0" for name in compatible))
+    assert detect(tmp_path, "aarch64") == expected
 
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "aarch64"), reason="no profile for this architecture")
@@ -296,6 +369,22 @@ def test_readme_documents_exactly_the_fields(heading: str, names: list[str]) -> 
 def test_readme_lists_every_shipped_file() -> None:
     text = (FOLDER / "README.md").read_text()
     assert sorted(re.findall(r"^\| `([\w-]+)\.toml` \|", text, re.MULTILINE)) == SHIPPED
+
+
+def test_documentation_says_what_the_shipped_files_say() -> None:
+    rows = re.findall(
+        r"^\| `([\w-]+)` \| [^|]+ \| (\w+), (\w+)( of 7 bits)? \| (yes|no) \| (\d+) \|$",
+        (ROOT / "docs/profiles.md").read_text(),
+        re.MULTILINE,
+    )
+    expected = []
+    for name in SHIPPED:
+        profile = p.load_profile(name)
+        q = profile.quantization
+        bits = " of 7 bits" if q.reduce_range else ""
+        dot = "yes" if q.int8_dot_product else "no"
+        expected.append((name, q.activation_type, q.weight_type, bits, dot, str(profile.memory_mb)))
+    assert sorted(rows) == expected
 
 
 def test_shipped_files_are_in_the_wheel() -> None:
