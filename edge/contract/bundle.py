@@ -72,7 +72,7 @@ def read_tensors(data: bytes, what: str) -> Tensors:
 
 def check_parameters(parameters: Mapping[str, npt.NDArray[np.generic]], manifest: Manifest, what: str) -> None:
     """Raise BundleError unless these are the parameters that the head has: names, float32, shapes."""
-    expected = {spec.name: spec.shape for spec in manifest.head.parameters}
+    expected = {} if manifest.head is None else {spec.name: spec.shape for spec in manifest.head.parameters}
     found = {name: tuple(array.shape) for name, array in parameters.items()}
     if found != expected:
         raise BundleError(f"{what}: expected the parameters {expected}, got {found}")
@@ -143,7 +143,9 @@ class Bundle:
         return read_tensors(self.read(role), f"{self.path}: {role}")
 
     def head_parameters(self) -> dict[str, FloatArray]:
-        """The head as shipped: float32 arrays by parameter name, checked against the manifest."""
+        """The head as shipped: float32 arrays by parameter name, checked against the manifest; none without a head."""
+        if self.manifest.head is None:
+            return {}
         tensors = self.tensors(m.HEAD_PARAMETERS)
         check_parameters(tensors, self.manifest, f"{self.path}: {m.HEAD_PARAMETERS}")
         return {name: np.ascontiguousarray(array, dtype=np.float32) for name, array in tensors.items()}

@@ -17,14 +17,15 @@ from edge.contract.errors import BundleError
 from edge.contract.tensorspec import TensorSpec
 
 FORMAT = "edgeloop-bundle"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MAX_MANIFEST_BYTES = 1 << 20
 
-BACKBONE = "backbone.onnx"
+MODEL = "model.onnx"
 HEAD_INFER = "head.infer.onnx"
 HEAD_TRAIN = "head.train.onnx"
 HEAD_PARAMETERS = "head.safetensors"
 GOLDEN = "golden.safetensors"
+GOLDEN_INPUT, GOLDEN_OUTPUT = "input.", "output."  # prefixes of the names in it
 REPORT = "report.json"
 STATISTICS = "statistics.safetensors"
 TORCHSCRIPT = "model.torchscript.pt"
@@ -32,7 +33,8 @@ TORCHSCRIPT = "model.torchscript.pt"
 # A role is also a file name when a bundle is unpacked: no path, nothing hidden.
 _ROLE = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
-REQUIRED_MEMBERS = (BACKBONE, HEAD_INFER, HEAD_TRAIN, HEAD_PARAMETERS, GOLDEN, REPORT)
+REQUIRED_MEMBERS = (MODEL, GOLDEN, REPORT)
+HEAD_MEMBERS = (HEAD_INFER, HEAD_TRAIN, HEAD_PARAMETERS)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,15 +68,19 @@ class LinearHead:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HeadSpec:
-    """The trainable head.
+    """The trainable head: the part of the model between its features and one of its outputs.
 
     Attributes:
+        features: What the frozen part gives to the head, ``(batch, ...)`` float32.
+        output: Name of the model's output that the head computes: logits, one for each class.
         parameters: What a training step changes, in the order of the training graph.
         linear: Set when the head is one linear layer, which closed-form learners can solve.
         learning_rate: A rate that was found to be stable for this head's features.
         trainable: How the head was chosen, e.g. ``last:1``.
     """
 
+    features: TensorSpec
+    output: str
     parameters: tuple[ParameterSpec, ...]
     linear: LinearHead | None
     learning_rate: float
@@ -83,16 +89,30 @@ class HeadSpec:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Manifest:
-    """See the module. `golden_min_sqnr_db` is how near a device's own outputs must come to the golden ones."""
+    """See the module.
+
+    Attributes:
+        name: Of the model, for people.
+        inputs: What the model takes, in order.
+        outputs: What it gives, in order.
+        class_names: One for each logit of the output that classifies; empty when none does.
+        preprocessing: How raw data become the inputs: a part of the graph, or what the application has to do.
+        quantization: How the frozen part was quantized, for people.
+        head: What stays trainable, None for nothing.
+        golden_min_sqnr_db: How near a device's own outputs must come to the golden ones.
+        source_digest: SHA-256 of the file that was converted.
+        created_by: Program and version.
+        members: Digest and size by role.
+        extra: Fields that this reader does not know.
+    """
 
     name: str
-    input: TensorSpec
-    features: TensorSpec
-    output: TensorSpec
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
     class_names: tuple[str, ...]
     preprocessing: Mapping[str, Any]
     quantization: Mapping[str, Any]
-    head: HeadSpec
+    head: HeadSpec | None
     golden_min_sqnr_db: float
     source_digest: str
     created_by: str
@@ -101,30 +121,27 @@ class Manifest:
 
     @property
     def backbone_digest(self) -> str:
-        """What learned state is bound to: statistics of another backbone are garbage."""
-        return self.members[BACKBONE].digest
+        """What learned state is bound to: statistics of the features of another model are garbage."""
+        return self.members[MODEL].digest
+
+    def output(self, name: str) -> TensorSpec:
+        """The output of this name."""
+        return next(spec for spec in self.outputs if spec.name == name)
 
     def encode(self) -> bytes:
         """Canonical JSON: the same manifest gives the same bytes."""
-        head = self.head
         return strictjson.dumps(
             {
                 **self.extra,
                 "format": FORMAT,
                 "schema_version": SCHEMA_VERSION,
                 "name": self.name,
-                "input": self.input.to_json(),
-                "features": self.features.to_json(),
-                "output": self.output.to_json(),
+                "inputs": [spec.to_json() for spec in self.inputs],
+                "outputs": [spec.to_json() for spec in self.outputs],
                 "class_names": list(self.class_names),
                 "preprocessing": dict(self.preprocessing),
                 "quantization": dict(self.quantization),
-                "head": {
-                    "parameters": [{"name": p.name, "shape": list(p.shape)} for p in head.parameters],
-                    "linear": None if head.linear is None else {"weight": head.linear.weight, "bias": head.linear.bias},
-                    "learning_rate": head.learning_rate,
-                    "trainable": head.trainable,
-                },
+                "head": None if self.head is None else _encode_head(self.head),
                 "golden_min_sqnr_db": self.golden_min_sqnr_db,
                 "source_digest": self.source_digest,
                 "created_by": self.created_by,
@@ -148,11 +165,25 @@ class Manifest:
                 raise ValueError(f"its format is not {FORMAT!r}")
             version = value.pop("schema_version", None)
             if type(version) is not int or version != SCHEMA_VERSION:
-                raise ValueError(f"schema version {version!r}, this program reads {SCHEMA_VERSION}: update edgeloop")
+                raise ValueError(
+                    f"schema version {version!r}, this program reads {SCHEMA_VERSION}: convert the model again, or "
+                    f"update edgeloop"
+                )
             manifest = _decode(value)
         except ValueError as exc:
             raise BundleError(f"the manifest cannot be used: {exc}") from exc
         return manifest
+
+
+def _encode_head(head: HeadSpec) -> dict[str, Any]:
+    return {
+        "features": head.features.to_json(),
+        "output": head.output,
+        "parameters": [{"name": p.name, "shape": list(p.shape)} for p in head.parameters],
+        "linear": None if head.linear is None else {"weight": head.linear.weight, "bias": head.linear.bias},
+        "learning_rate": head.learning_rate,
+        "trainable": head.trainable,
+    }
 
 
 def _take(value: dict[str, Any], key: str, kind: type | tuple[type, ...]) -> Any:
@@ -194,8 +225,20 @@ def _decode_head(value: dict[str, Any]) -> HeadSpec:
     if not 0 < rate < 1e6:
         raise ValueError(f"head.learning_rate {rate} is not a positive number")
     return HeadSpec(
-        parameters=tuple(parameters), linear=linear, learning_rate=rate, trainable=_take(value, "trainable", str)
+        features=TensorSpec.from_json(value.pop("features", None)),
+        output=_take(value, "output", str),
+        parameters=tuple(parameters),
+        linear=linear,
+        learning_rate=rate,
+        trainable=_take(value, "trainable", str),
     )
+
+
+def _specs(value: dict[str, Any], key: str) -> tuple[TensorSpec, ...]:
+    specs = tuple(TensorSpec.from_json(item) for item in _take(value, key, list))
+    if not specs or len({spec.name for spec in specs}) != len(specs):
+        raise ValueError(f"{key}: there must be one at least, each with a name of its own")
+    return specs
 
 
 def _decode_members(value: dict[str, Any]) -> dict[str, Member]:
@@ -212,36 +255,42 @@ def _decode_members(value: dict[str, Any]) -> dict[str, Member]:
     return members
 
 
-def _check_shapes(manifest: Manifest) -> None:
-    """Raise ValueError unless the output is one logit per class and a linear head has the shapes that one has."""
-    features, output, head = manifest.features, manifest.output, manifest.head
-    if output.dtype != "float32" or output.shape != (len(manifest.class_names),):
-        raise ValueError(f"output must be {len(manifest.class_names)} float32 logits, one for each of class_names")
-    if features.dtype != "float32" or not features.shape:
-        raise ValueError("features must be float32 and have an axis behind the batch axis")
+def _check_head(head: HeadSpec, manifest: Manifest) -> None:
+    """Raise ValueError unless the head gives one logit per class and, if linear, has the shapes that one has."""
+    if head.output not in [spec.name for spec in manifest.outputs]:
+        raise ValueError(f"head.output {head.output!r} is not one of the outputs")
+    logits, n_classes = manifest.output(head.output), len(manifest.class_names)
+    if logits.dtype != "float32" or logits.sample_shape != (n_classes,):
+        raise ValueError(f"the output {head.output} must be {n_classes} float32 logits, one for each of class_names")
+    if head.features.dtype != "float32" or not head.features.sample_shape:
+        raise ValueError("head.features must be float32 and have an axis behind the batch axis")
+    missing = [role for role in HEAD_MEMBERS if role not in manifest.members]
+    if missing:
+        raise ValueError(f"members: {', '.join(missing)} missing")
     if head.linear is not None:
         shapes = {parameter.name: parameter.shape for parameter in head.parameters}
-        if shapes[head.linear.weight] != (output.shape[0], features.shape[-1]):
+        if shapes[head.linear.weight] != (n_classes, head.features.sample_shape[-1]):
             raise ValueError("head.linear: the weight must be of the shape (classes, features)")
-        if head.linear.bias is not None and shapes[head.linear.bias] != output.shape:
+        if head.linear.bias is not None and shapes[head.linear.bias] != (n_classes,):
             raise ValueError("head.linear: the bias must be of the shape (classes,)")
 
 
 def _decode(value: dict[str, Any]) -> Manifest:
+    head = _take(value, "head", (dict, type(None)))
     manifest = Manifest(
         name=_take(value, "name", str),
-        input=TensorSpec.from_json(value.pop("input", None)),
-        features=TensorSpec.from_json(value.pop("features", None)),
-        output=TensorSpec.from_json(value.pop("output", None)),
+        inputs=_specs(value, "inputs"),
+        outputs=_specs(value, "outputs"),
         class_names=_strings(value, "class_names"),
         preprocessing=_take(value, "preprocessing", dict),
         quantization=_take(value, "quantization", dict),
-        head=_decode_head(_take(value, "head", dict)),
+        head=None if head is None else _decode_head(head),
         golden_min_sqnr_db=float(_take(value, "golden_min_sqnr_db", (int, float))),
         source_digest=_take(value, "source_digest", str),
         created_by=_take(value, "created_by", str),
         members=_decode_members(_take(value, "members", dict)),
         extra=value,
     )
-    _check_shapes(manifest)
+    if manifest.head is not None:
+        _check_head(manifest.head, manifest)
     return manifest

@@ -1,14 +1,18 @@
-"""Tensor specs: name, element type and shape; the first axis is the batch and is free."""
+"""Tensor specs: name, element type and shape of one named input or output, with its free axes by name."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
+if TYPE_CHECKING:  # commands that only talk about specs start without numpy
+    import numpy.typing as npt
 
-DTYPES = ("float32", "float16", "float64", "uint8", "int8", "int32", "int64", "bool")
+DTYPES = ("float32", "float16", "float64", "uint8", "int8", "int16", "uint16", "int32", "int64", "bool")
+BATCH = "batch"
+_AXIS_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]{0,63}")
+MAX_AXES = 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,27 +22,49 @@ class TensorSpec:
     Attributes:
         name: Name in the graph.
         dtype: numpy name of the element type.
-        shape: Sizes of the axes behind the batch axis, e.g. ``(1, 8, 8)`` for a batch ``(n, 1, 8, 8)``.
+        shape: The whole shape: a number is a fixed size, a text the name of a free axis. The axis named ``batch`` is
+            the one along which samples are put together; it is usually the first, a recurrent state has it elsewhere,
+            and a tensor without it is the same for all samples. E.g. ``("batch", 1, 8, 8)``, ``(2, "batch", 64)``.
     """
 
     name: str
     dtype: str
-    shape: tuple[int, ...]
+    shape: tuple[int | str, ...]
+
+    @property
+    def batch_axis(self) -> int | None:
+        """Position of the batch axis, None for a tensor that has none."""
+        return self.shape.index(BATCH) if BATCH in self.shape else None
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Sizes behind the batch axis.
+
+        Raises:
+            ValueError: The batch axis is not the first one, or another axis is free.
+        """
+        if self.batch_axis != 0 or not all(isinstance(size, int) for size in self.shape[1:]):
+            raise ValueError(f"{self.name}: the shape {self.describe()} is not (batch, fixed sizes...)")
+        return tuple(int(size) for size in self.shape[1:])
 
     def check(self, array: npt.NDArray[Any]) -> None:
-        """Raise ValueError with both shapes unless the array is a batch of this spec."""
-        if array.ndim != len(self.shape) + 1 or tuple(array.shape[1:]) != self.shape or array.shape[0] == 0:
+        """Raise ValueError with both shapes unless the array fits: rank, fixed sizes, nothing empty, element type."""
+        fits = array.ndim == len(self.shape) and all(
+            size == axis if isinstance(axis, int) else size > 0
+            for size, axis in zip(array.shape, self.shape, strict=False)
+        )
+        if not fits:
             raise ValueError(f"{self.name}: expected shape {self.describe()}, got {tuple(array.shape)}")
-        if array.dtype != np.dtype(self.dtype):
+        if array.dtype != self.dtype:
             raise ValueError(f"{self.name}: expected {self.dtype}, got {array.dtype}")
 
     def describe(self) -> str:
         """The shape for people.
 
-        >>> TensorSpec(name="x", dtype="float32", shape=(784,)).describe()
+        >>> TensorSpec(name="x", dtype="float32", shape=("batch", 784)).describe()
         '(batch, 784)'
         """
-        return "(" + ", ".join(["batch", *map(str, self.shape)]) + ")"
+        return "(" + ", ".join(map(str, self.shape)) + ")"
 
     def to_json(self) -> dict[str, Any]:
         """As a manifest holds it."""
@@ -55,8 +81,16 @@ class TensorSpec:
             name, dtype, shape = value["name"], value["dtype"], value["shape"]
         except (KeyError, TypeError) as exc:
             raise ValueError("a tensor spec needs name, dtype and shape") from exc
-        if not isinstance(name, str) or dtype not in DTYPES:
+        if not isinstance(name, str) or not name or dtype not in DTYPES:
             raise ValueError(f"tensor spec {name!r}: dtype {dtype!r} is not one of {', '.join(DTYPES)}")
-        if not isinstance(shape, list) or not all(type(n) is int and 0 < n < 2**31 for n in shape):
-            raise ValueError(f"tensor spec {name!r}: the shape must be a list of positive integers")
+        if not isinstance(shape, list) or len(shape) > MAX_AXES or not all(map(_is_axis, shape)):
+            raise ValueError(f"tensor spec {name!r}: the shape must be a list of positive integers and axis names")
+        if shape.count(BATCH) > 1:
+            raise ValueError(f"tensor spec {name!r}: more than one axis is named {BATCH}")
         return cls(name=name, dtype=dtype, shape=tuple(shape))
+
+
+def _is_axis(value: object) -> bool:
+    if isinstance(value, str):
+        return _AXIS_NAME.fullmatch(value) is not None
+    return type(value) is int and 0 < value < 2**31

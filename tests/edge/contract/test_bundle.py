@@ -24,20 +24,21 @@ def head(weight: float = 1.0) -> dict[str, np.ndarray]:
 
 def blobs(parameters: Mapping[str, np.ndarray] | None = None) -> dict[str, bytes]:
     """Members of a bundle; only the head is read here."""
-    texts = {role: role.encode() for role in m.REQUIRED_MEMBERS}
+    texts = {role: role.encode() for role in (*m.REQUIRED_MEMBERS, *m.HEAD_MEMBERS)}
     return texts | {m.HEAD_PARAMETERS: safetensors.numpy.save(dict(parameters or head()))}
 
 
 def manifest_of(members: Mapping[str, bytes]) -> Manifest:
     return Manifest(
         name="tiny",
-        input=TensorSpec(name="input", dtype="float32", shape=(4,)),
-        features=TensorSpec(name="features", dtype="float32", shape=(3,)),
-        output=TensorSpec(name="output", dtype="float32", shape=(2,)),
+        inputs=(TensorSpec(name="input", dtype="float32", shape=("batch", 4)),),
+        outputs=(TensorSpec(name="output", dtype="float32", shape=("batch", 2)),),
         class_names=("no", "yes"),
         preprocessing={},
         quantization={"scheme": "none"},
         head=HeadSpec(
+            features=TensorSpec(name="features", dtype="float32", shape=("batch", 3)),
+            output="output",
             parameters=(ParameterSpec(name="w", shape=(2, 3)), ParameterSpec(name="b", shape=(2,))),
             linear=LinearHead(weight="w", bias="b"),
             learning_rate=0.1,
@@ -62,7 +63,7 @@ def test_gives_back_what_was_written(tmp_path: Path) -> None:
     bundle = Bundle.open(tmp_path / "a.edge")
     assert bundle.manifest == manifest_of(blobs())
     assert {role: bundle.read(role) for role in blobs()} == blobs()
-    assert bundle.has(m.BACKBONE)
+    assert bundle.has(m.MODEL)
     assert not bundle.has(m.STATISTICS)
     found = bundle.head_parameters()
     assert {name: array.tolist() for name, array in found.items()} == {n: a.tolist() for n, a in head().items()}
@@ -99,7 +100,7 @@ def test_refuses_to_write_a_manifest_that_describes_other_members(tmp_path: Path
 def test_refuses_swapped_members(tmp_path: Path) -> None:
     manifest = manifest_of(blobs())
     stored = {blob_name(manifest.members[role].digest): data for role, data in blobs().items()}
-    one, other = blob_name(manifest.members[m.BACKBONE].digest), blob_name(manifest.members[m.HEAD_INFER].digest)
+    one, other = blob_name(manifest.members[m.MODEL].digest), blob_name(manifest.members[m.HEAD_INFER].digest)
     Bundle.open(forge(tmp_path / "a.edge", manifest, stored))
     swapped = stored | {one: stored[other], other: stored[one]}
     with pytest.raises(BundleError, match=r"digest|size"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from edge.contract import manifest as m
 from edge.contract import strictjson
 from edge.contract.errors import BundleError
-from edge.contract.manifest import Manifest
+from edge.contract.manifest import LinearHead, Manifest
 
 DIGEST = "0123456789abcdef" * 4
 
@@ -22,15 +23,16 @@ def document() -> dict[str, Any]:
     """A manifest as JSON."""
     return {
         "format": "edgeloop-bundle",
-        "schema_version": 1,
+        "schema_version": 2,
         "name": "digits",
-        "input": {"name": "input", "dtype": "float32", "shape": [1, 8, 8]},
-        "features": {"name": "features", "dtype": "float32", "shape": [64]},
-        "output": {"name": "output", "dtype": "float32", "shape": [2]},
+        "inputs": [{"name": "input", "dtype": "float32", "shape": ["batch", 1, 8, 8]}],
+        "outputs": [{"name": "output", "dtype": "float32", "shape": ["batch", 2]}],
         "class_names": ["no", "yes"],
         "preprocessing": {"scale": "1/16"},
         "quantization": {"scheme": "int8"},
         "head": {
+            "features": {"name": "features", "dtype": "float32", "shape": ["batch", 64]},
+            "output": "output",
             "parameters": [{"name": "w", "shape": [2, 64]}, {"name": "b", "shape": [2]}],
             "linear": {"weight": "w", "bias": "b"},
             "learning_rate": 0.1,
@@ -39,7 +41,7 @@ def document() -> dict[str, Any]:
         "golden_min_sqnr_db": 25,
         "source_digest": DIGEST,
         "created_by": "test",
-        "members": {role: {"digest": DIGEST, "size_bytes": 1} for role in m.REQUIRED_MEMBERS},
+        "members": {role: {"digest": DIGEST, "size_bytes": 1} for role in (*m.REQUIRED_MEMBERS, *m.HEAD_MEMBERS)},
     }
 
 
@@ -65,7 +67,7 @@ def test_the_same_manifest_gives_the_same_bytes() -> None:
 def test_refuses_a_missing_field(key: str) -> None:
     value = document()
     del value[key]
-    words = {"schema_version": "schema version", "input": "spec", "features": "spec", "output": "spec"}
+    words = {"schema_version": "schema version"}
     with pytest.raises(BundleError, match=words.get(key, key)):
         decode(value)
 
@@ -75,6 +77,8 @@ def test_refuses_a_missing_field(key: str) -> None:
 def test_refuses_a_field_of_another_type(key: str, wrong: Any) -> None:
     right = document()[key]
     if type(right) is type(wrong) and key in ("name", "preprocessing", "quantization", "source_digest", "created_by"):
+        return
+    if key == "head" and wrong is None:  # a bundle without one
         return
     if key == "golden_min_sqnr_db" and type(wrong) in (int, float):
         return
@@ -93,27 +97,31 @@ def put(*path: Any, value: Any) -> Callable[[dict[str, Any]], None]:
 
 REFUSED: dict[str, Callable[[dict[str, Any]], None]] = {
     "another format": put("format", value="zip"),
-    "a newer schema": put("schema_version", value=2),
+    "a newer schema": put("schema_version", value=3),
     "an older schema": put("schema_version", value=0),
     "a schema of true": put("schema_version", value=True),
-    "a schema of text": put("schema_version", value="1"),
-    "a dtype that does not exist": put("input", "dtype", value="float128"),
-    "a dtype of another type": put("input", "dtype", value=["float32"]),
-    "a shape of text": put("input", "shape", value="1"),
-    "a shape of texts": put("input", "shape", value=["1"]),
-    "a shape of truths": put("input", "shape", value=[True]),
-    "a negative shape": put("input", "shape", value=[-1]),
-    "a shape of zero": put("input", "shape", value=[0]),
-    "a shape of 2 to the 31": put("input", "shape", value=[2**31]),
-    "a tensor spec of text": put("input", value="float32"),
-    "a tensor name of another type": put("input", "name", value=1),
+    "a schema of text": put("schema_version", value="2"),
+    "a dtype that does not exist": put("inputs", 0, "dtype", value="float128"),
+    "a dtype of another type": put("inputs", 0, "dtype", value=["float32"]),
+    "a shape of text": put("inputs", 0, "shape", value="batch"),
+    "a shape of numbers as texts": put("inputs", 0, "shape", value=["1"]),
+    "a shape of truths": put("inputs", 0, "shape", value=[True]),
+    "a negative shape": put("inputs", 0, "shape", value=[-1]),
+    "a shape of zero": put("inputs", 0, "shape", value=[0]),
+    "a shape of 2 to the 31": put("inputs", 0, "shape", value=[2**31]),
+    "a tensor spec of text": put("inputs", 0, value="float32"),
+    "a tensor name of another type": put("inputs", 0, "name", value=1),
     "class names of another type": put("class_names", value=["no", 1]),
     "more class names than outputs": put("class_names", value=["no", "yes", "maybe"]),
-    "an output without classes": put("output", "shape", value=[]),
-    "an output of two axes": put("output", "shape", value=[2, 2]),
-    "an output of integers": put("output", "dtype", value="int64"),
-    "features without an axis": put("features", "shape", value=[]),
-    "features of bytes": put("features", "dtype", value="uint8"),
+    "an output without classes": put("outputs", 0, "shape", value=["batch"]),
+    "an output of two axes": put("outputs", 0, "shape", value=["batch", 2, 2]),
+    "an output of integers": put("outputs", 0, "dtype", value="int64"),
+    "features without an axis": put("head", "features", "shape", value=["batch"]),
+    "features of bytes": put("head", "features", "dtype", value="uint8"),
+    "no inputs": put("inputs", value=[]),
+    "two outputs of one name": put("outputs", value=[document()["outputs"][0]] * 2),
+    "a head of an unknown output": put("head", "output", value="other"),
+    "an output without a batch axis": put("outputs", 0, "shape", value=[1, 2]),
     "no head parameters": put("head", "parameters", value=[]),
     "a head parameter without a name": put("head", "parameters", 0, value={"shape": [1]}),
     "a head parameter that is a text": put("head", "parameters", 0, value="w"),
@@ -140,11 +148,11 @@ REFUSED: dict[str, Callable[[dict[str, Any]], None]] = {
     "a role that is empty": put("members", "", value={"digest": DIGEST, "size_bytes": 1}),
     "a role that ends a line": put("members", "a\n", value={"digest": DIGEST, "size_bytes": 1}),
     "a role of 65 letters": put("members", "a" * 65, value={"digest": DIGEST, "size_bytes": 1}),
-    "a member without a digest": put("members", m.BACKBONE, value={"size_bytes": 1}),
-    "a member with a short digest": put("members", m.BACKBONE, value={"digest": "00", "size_bytes": 1}),
-    "a member without a size": put("members", m.BACKBONE, value={"digest": DIGEST}),
-    "a member of half a size": put("members", m.BACKBONE, value={"digest": DIGEST, "size_bytes": 0.5}),
-    "a member that is a text": put("members", m.BACKBONE, value=DIGEST),
+    "a member without a digest": put("members", m.MODEL, value={"size_bytes": 1}),
+    "a member with a short digest": put("members", m.MODEL, value={"digest": "00", "size_bytes": 1}),
+    "a member without a size": put("members", m.MODEL, value={"digest": DIGEST}),
+    "a member of half a size": put("members", m.MODEL, value={"digest": DIGEST, "size_bytes": 0.5}),
+    "a member that is a text": put("members", m.MODEL, value=DIGEST),
 }
 
 
@@ -157,7 +165,7 @@ def test_refuses(change: Callable[[dict[str, Any]], None]) -> None:
         decode(value)
 
 
-@pytest.mark.parametrize("role", m.REQUIRED_MEMBERS)
+@pytest.mark.parametrize("role", [*m.REQUIRED_MEMBERS, *m.HEAD_MEMBERS])
 def test_refuses_a_required_member_that_is_missing(role: str) -> None:
     value = document()
     del value["members"][role]
@@ -167,22 +175,31 @@ def test_refuses_a_required_member_that_is_missing(role: str) -> None:
 
 def test_says_to_update_when_the_schema_is_newer() -> None:
     with pytest.raises(BundleError, match="update edgeloop"):
-        decode(document() | {"schema_version": 2})
+        decode(document() | {"schema_version": 3})
 
 
 def test_a_head_of_several_layers_and_one_without_bias_are_read() -> None:
     value = document()
     value["head"]["linear"] = None
-    assert decode(value).head.linear is None
+    head = decode(value).head
+    assert head is not None
+    assert head.linear is None
     value["head"]["linear"] = {"weight": "w", "bias": None}
-    linear = decode(value).head.linear
-    assert linear is not None
-    assert linear.bias is None
+    assert decode(value).head == replace(head, linear=LinearHead(weight="w", bias=None))
+
+
+def test_a_bundle_without_a_head_needs_no_members_of_a_head() -> None:
+    value = document() | {"head": None, "class_names": []}
+    for role in m.HEAD_MEMBERS:
+        del value["members"][role]
+    manifest = decode(value)
+    assert manifest.head is None
+    assert strictjson.loads(manifest.encode(), max_bytes=1 << 20) == value
 
 
 def test_the_backbone_digest_is_that_of_the_backbone() -> None:
     value = document()
-    value["members"][m.BACKBONE]["digest"] = "f" * 64
+    value["members"][m.MODEL]["digest"] = "f" * 64
     assert decode(value).backbone_digest == "f" * 64
 
 

@@ -15,7 +15,7 @@ from edge.contract import tensorfile
 from edge.contract.errors import BundleError
 from edge.contract.tensorspec import DTYPES, TensorSpec
 
-SPEC = TensorSpec(name="x", dtype="float32", shape=(2, 3))
+SPEC = TensorSpec(name="x", dtype="float32", shape=("batch", 2, 3))
 
 
 def test_a_spec_takes_batches_of_its_shape_and_type_only() -> None:
@@ -30,9 +30,30 @@ def test_a_spec_takes_batches_of_its_shape_and_type_only() -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_spec_of_every_type_comes_back(dtype: str) -> None:
-    spec = TensorSpec(name="x", dtype=dtype, shape=(1, 2))
+    spec = TensorSpec(name="x", dtype=dtype, shape=("batch", 1, 2))
     assert TensorSpec.from_json(spec.to_json()) == spec
     spec.check(np.zeros((1, 1, 2), dtype))
+
+
+def test_axes_are_fixed_or_free_and_the_batch_may_stand_anywhere() -> None:
+    state = TensorSpec(name="state", dtype="float32", shape=(2, "batch", 4))
+    state.check(np.zeros((2, 7, 4), np.float32))
+    assert (state.batch_axis, SPEC.batch_axis, SPEC.sample_shape) == (1, 0, (2, 3))
+    scalar = TensorSpec(name="rate", dtype="int64", shape=())
+    scalar.check(np.array(3))
+    assert scalar.batch_axis is None
+    for spec in (state, scalar, TensorSpec(name="t", dtype="int64", shape=("batch", "time"))):
+        assert TensorSpec.from_json(spec.to_json()) == spec
+        with pytest.raises(ValueError, match="fixed sizes"):
+            _ = spec.sample_shape
+    with pytest.raises(ValueError, match="expected shape"):
+        state.check(np.zeros((3, 7, 4), np.float32))
+
+
+@pytest.mark.parametrize("shape", [["batch", "batch"], ["a b"], [""], [0], [-1], [2**31], [True], [0.5], [1] * 17])
+def test_refuses_a_shape_that_no_tensor_has(shape: list[Any]) -> None:
+    with pytest.raises(ValueError):
+        TensorSpec.from_json({"name": "x", "dtype": "float32", "shape": shape})
 
 
 @pytest.mark.parametrize("value", [None, 1, "x", [], {}, {"name": "x"}, {"name": "x", "dtype": "float32", "shape": 3}])
