@@ -25,6 +25,7 @@ from edge.contract.bundle import Bundle, check_parameters
 from edge.contract.digest import sha256
 from edge.contract.errors import BundleError, ConfigError, EdgeError, LearningError
 from edge.contract.files import lock_folder
+from edge.contract.manifest import HeadSpec, Manifest
 from edge.contract.training import FloatArray, LabelArray
 from edge.inference.onnx_session import OnnxSession
 from edge.inference.onnx_trainer import OnnxTrainer
@@ -58,6 +59,25 @@ class LearningLimits:
     replay_per_class: int = 20
 
 
+def _learnable_head(manifest: Manifest) -> HeadSpec:
+    """The head of a bundle that an agent can serve.
+
+    Raises:
+        BundleError: It has none, or the model does not take one input ``(batch, fixed sizes...)``.
+    """
+    if manifest.head is None:
+        raise BundleError(
+            "the bundle has no trainable head; run it with `edge-bundle run`, or convert with --trainable"
+        )
+    if len(manifest.inputs) != 1:
+        raise BundleError(f"the model takes {len(manifest.inputs)} inputs, the agent serves one; use `edge-bundle run`")
+    try:
+        manifest.inputs[0].sample_shape  # noqa: B018  # raises for what is not (batch, fixed sizes...)
+    except ValueError as exc:
+        raise BundleError(f"the agent cannot serve this input: {exc}") from exc
+    return manifest.head
+
+
 class OnDeviceModel:
     """See the module; made by `open`."""
 
@@ -69,9 +89,11 @@ class OnDeviceModel:
         self.metrics = RunningMetrics()
         self.warnings: list[str] = []
         self._limits = limits
+        self._head = _learnable_head(self.manifest)
+        self._input = self.manifest.inputs[0]
         self._session = OnnxSession(bundle, threads)
-        self._shape = self.manifest.features.shape
-        self._n_classes = self.manifest.output.shape[0]
+        self._shape = self._head.features.sample_shape
+        self._n_classes = len(self.manifest.class_names)
         self._seed = seed
         self._learner = self._new_learner(learner)
         self._ring = LabelRing(limits.label_ring_size, limits.label_expiry_s)
@@ -134,7 +156,7 @@ class OnDeviceModel:
         if name not in LEARNERS:
             raise ConfigError(f"learner {name!r}: expected one of {', '.join(LEARNERS)}")
         shipped = self.bundle.head_parameters()
-        linear = self.manifest.head.linear
+        linear = self._head.linear
         if len(self._shape) != 1:
             linear = None
         has_statistics = self.bundle.has(m.STATISTICS)
@@ -146,12 +168,12 @@ class OnDeviceModel:
                 tensors = self.bundle.tensors(m.STATISTICS)
                 prior = HeadStatistics.from_tensors(tensors, self._shape[0], self._n_classes)
             return StatisticsLearner(linear, shipped, prior)
-        trainer = OnnxTrainer(self.bundle.read(m.HEAD_TRAIN), self.manifest.features.name, shipped)
+        trainer = OnnxTrainer(self.bundle.read(m.HEAD_TRAIN), self._head.features.name, shipped)
         return SgdLearner(
             trainer,
             self._shape,
             self._n_classes,
-            self.manifest.head.learning_rate,
+            self._head.learning_rate,
             per_class=self._limits.replay_per_class,
             seed=self._seed,
         )
@@ -170,10 +192,14 @@ class OnDeviceModel:
         Raises:
             LearningError: Another shape, or values that are not finite.
         """
-        return self._logits(self._session.features(self._checked(x)))
+        return self._run(x)[1]
+
+    def _run(self, x: npt.NDArray[Any]) -> tuple[FloatArray, FloatArray]:
+        """Features and logits of the live head."""
+        return self._session.predict({self._input.name: self._checked(x)}, self._learner.parameters())
 
     def _checked(self, x: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        spec = self.manifest.input
+        spec = self._input
         array = np.asarray(x)
         if array.dtype.kind not in "fiub":
             raise LearningError(f"expected numbers of type {spec.dtype}, got {array.dtype}")
@@ -205,10 +231,10 @@ class OnDeviceModel:
             ``(n_classes,)`` logits.
         """
         array = np.asarray(x)
-        if array.ndim == len(self.manifest.input.shape):
+        if array.ndim == len(self._input.shape) - 1:
             array = array[None]
-        features = self._session.features(self._checked(array))
-        logits: FloatArray = self._logits(features)[0]
+        features, batch = self._run(array)
+        logits: FloatArray = batch[0]
         self._ring.put(sample_id, Remembered(pack(features), int(logits.argmax()), now_s))
         return logits
 
@@ -224,7 +250,7 @@ class OnDeviceModel:
         Raises:
             LearningError: The samples or labels cannot be learned; nothing changed.
         """
-        features = self._session.features(self._checked(x))
+        features, _ = self._run(x)
         labels = np.asarray(y)
         check_batch(features, labels, self._shape, self._n_classes)
         self._learn(pack(features), labels.astype(np.int64), None)
@@ -276,7 +302,7 @@ class OnDeviceModel:
     def head_digest(self) -> str:
         """SHA-256 of the live parameters, in the order of the manifest."""
         parameters = self._learner.parameters()
-        return sha256(b"".join(parameters[spec.name].tobytes() for spec in self.manifest.head.parameters))
+        return sha256(b"".join(parameters[spec.name].tobytes() for spec in self._head.parameters))
 
     # Exchanging with the fleet
 
@@ -339,7 +365,7 @@ class OnDeviceModel:
         if self._previous is None:
             return Verdict(True, "there is no predecessor")
         state = self._previous[0]
-        before = {spec.name: state[f"live.{spec.name}"].astype(np.float32) for spec in self.manifest.head.parameters}
+        before = {spec.name: state[f"live.{spec.name}"].astype(np.float32) for spec in self._head.parameters}
         return self._reserve.judge_live(lambda features: self._session.logits(features, before))
 
     def confirm(self) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from edge.contract import manifest as m
 from edge.contract.bundle import Bundle
 from edge.contract.errors import LearningError
+from edge.contract.manifest import HeadSpec
 from edge.contract.training import FloatArray
 from edge.learning.closed_form import PRIOR_SAMPLES
 from edge.learning.exchange import HeadRelease, HeadUpdate
@@ -20,13 +21,20 @@ def statistics_of(update: HeadUpdate, bundle: Bundle) -> HeadStatistics:
     Raises:
         LearningError: They are not of this bundle's head, or not statistics of any samples.
     """
-    manifest = bundle.manifest
-    if manifest.head.linear is None or len(manifest.features.shape) != 1:
+    head = _head(bundle)
+    if head.linear is None or len(head.features.sample_shape) != 1:
         raise LearningError("statistics for a head that is not one linear layer")
-    found = HeadStatistics.from_tensors(update.tensors, manifest.features.shape[0], manifest.output.shape[0])
+    n_features, n_classes = head.features.sample_shape[0], len(bundle.manifest.class_names)
+    found = HeadStatistics.from_tensors(update.tensors, n_features, n_classes)
     if abs(found.n_samples - update.n_samples) > 1e-3 * max(1, update.n_samples):
         raise LearningError(f"statistics of {found.n_samples:.0f} samples that claim {update.n_samples}")
     return found
+
+
+def _head(bundle: Bundle) -> HeadSpec:
+    if bundle.manifest.head is None:
+        raise LearningError("an update for a bundle that has no trainable head")
+    return bundle.manifest.head
 
 
 def check_update(update: HeadUpdate, bundle: Bundle) -> None:
@@ -36,7 +44,7 @@ def check_update(update: HeadUpdate, bundle: Bundle) -> None:
     if update.learner == "statistics":
         statistics_of(update, bundle)
         return
-    expected = {spec.name: spec.shape for spec in bundle.manifest.head.parameters}
+    expected = {spec.name: spec.shape for spec in _head(bundle).parameters}
     if {name: array.shape for name, array in update.tensors.items()} != expected:
         raise LearningError(f"a change of other parameters than the head has: expected {expected}")
 
@@ -66,16 +74,16 @@ def merge(
     statistics = [update for update in updates if update.learner == "statistics"]
     included = dict(already)
     if statistics:
-        linear = bundle.manifest.head.linear
-        assert linear is not None  # check_update
-        n_features, n_classes = bundle.manifest.features.shape[0], bundle.manifest.output.shape[0]
+        head = _head(bundle)
+        assert head.linear is not None  # check_update
+        n_features, n_classes = head.features.sample_shape[0], len(bundle.manifest.class_names)
         prior = HeadStatistics.empty(n_features, n_classes)
         if bundle.has(m.STATISTICS):
             shipped = HeadStatistics.from_tensors(bundle.tensors(m.STATISTICS), n_features, n_classes)
             prior = shipped.scaled_to(PRIOR_SAMPLES)
         total = merge_statistics(prior, (statistics_of(update, bundle) for update in statistics))
         included |= {update.lineage: update.version for update in statistics}
-        parameters, tensors, chosen = head_of(total, linear), dict(total.to_tensors()), statistics
+        parameters, tensors, chosen = head_of(total, head.linear), dict(total.to_tensors()), statistics
     else:
         chosen = [update for update in updates if update.n_samples > 0]
         deltas = (

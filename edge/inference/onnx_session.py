@@ -14,56 +14,97 @@ import onnxruntime as ort
 
 from edge.contract import manifest as m
 from edge.contract.bundle import Bundle
-from edge.contract.errors import BundleError
-from edge.inference.session import FloatArray, sqnr_db
+from edge.contract.errors import BundleError, ConfigError
+from edge.inference.session import Arrays, FloatArray, sqnr_db
 
 
-def session_options(threads: int) -> ort.SessionOptions:
-    """Options for a small device: a given number of threads, no spinning, no memory arena kept between runs."""
+def session_options(threads: int, config: Mapping[str, str] | None = None) -> ort.SessionOptions:
+    """Options for a small device: a given number of threads, no spinning, no memory arena kept between runs.
+
+    Args:
+        threads: Of one session.
+        config: Further configuration entries of onnxruntime, e.g. ``session.x64quantprecision``.
+    """
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.enable_cpu_mem_arena = False
     options.log_severity_level = 3  # errors only: they come back as exceptions with the same text
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    for key, value in {"session.intra_op.allow_spinning": "0", **(config or {})}.items():
+        options.add_session_config_entry(key, value)
     return options
 
 
-def open_onnx(model: bytes, what: str, threads: int = 1) -> ort.InferenceSession:
+def open_onnx(
+    model: bytes, what: str, threads: int = 1, config: Mapping[str, str] | None = None
+) -> ort.InferenceSession:
     """Load a graph; whatever onnxruntime raises becomes a BundleError."""
     try:
-        return ort.InferenceSession(model, session_options(threads), providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(model, session_options(threads, config), providers=["CPUExecutionProvider"])
     except Exception as exc:  # the door: onnxruntime's exceptions have no common base
         raise BundleError(f"{what} does not load in onnxruntime {ort.__version__}: {exc}") from exc
 
 
 class OnnxSession:
-    """A bundle's backbone and head on onnxruntime.
+    """A bundle on onnxruntime.
 
     Args:
         bundle: Opened, so its digests are right.
-        threads: For the backbone; the head always runs on one thread.
+        threads: For the model; the head alone always runs on one thread.
 
     Raises:
         BundleError: A graph does not load, or the golden outputs are not met.
     """
 
     def __init__(self, bundle: Bundle, threads: int = 1) -> None:
-        self.manifest = bundle.manifest
-        self._backbone = open_onnx(bundle.read(m.BACKBONE), m.BACKBONE, threads)
-        self._head = open_onnx(bundle.read(m.HEAD_INFER), m.HEAD_INFER)
-        self._input = self.manifest.input.name
-        self._features = self.manifest.features.name
+        self.manifest = manifest = bundle.manifest
+        self._model = open_onnx(bundle.read(m.MODEL), m.MODEL, threads)
+        self._outputs = [spec.name for spec in manifest.outputs]
+        self._shipped = bundle.head_parameters()
+        expected = {*(spec.name for spec in manifest.inputs), *self._shipped}
+        if {item.name for item in self._model.get_inputs()} != expected:
+            raise BundleError(f"{m.MODEL} does not have the inputs that the manifest states: {sorted(expected)}")
+        self._head: ort.InferenceSession | None = None
+        if manifest.head is not None:
+            self._head = open_onnx(bundle.read(m.HEAD_INFER), m.HEAD_INFER)
+            self._learned = [manifest.head.features.name, manifest.head.output]
         check_golden(self, bundle)
 
-    def features(self, samples: npt.NDArray[Any]) -> FloatArray:
-        """See `edge.inference.session.Session.features`."""
-        found: FloatArray = self._backbone.run(None, {self._input: samples})[0]
-        return found
+    def run(self, inputs: Mapping[str, npt.NDArray[Any]], parameters: Mapping[str, FloatArray] | None = None) -> Arrays:
+        """See `edge.inference.session.Session.run`; without parameters, the head that was shipped is used.
+
+        Raises:
+            ConfigError: An input is missing, not known, or of another shape or type.
+        """
+        self._check(inputs)
+        feeds = {**inputs, **(self._shipped if parameters is None else parameters)}
+        return dict(zip(self._outputs, self._model.run(self._outputs, feeds), strict=True))
+
+    def _check(self, inputs: Mapping[str, npt.NDArray[Any]]) -> None:
+        expected = {spec.name: spec for spec in self.manifest.inputs}
+        if inputs.keys() != expected.keys():
+            raise ConfigError(f"expected the inputs {', '.join(expected)}; got {', '.join(inputs) or 'none'}")
+        free: dict[str, int] = {}
+        for name, spec in expected.items():
+            try:
+                spec.check(inputs[name])
+            except ValueError as exc:
+                raise ConfigError(str(exc)) from exc
+            for axis, size in zip(spec.shape, inputs[name].shape, strict=True):
+                if isinstance(axis, str) and free.setdefault(axis, size) != size:
+                    raise ConfigError(f"{name}: the axis {axis} has {size} entries, another input has {free[axis]}")
+
+    def predict(
+        self, inputs: Mapping[str, npt.NDArray[Any]], parameters: Mapping[str, FloatArray]
+    ) -> tuple[FloatArray, FloatArray]:
+        """See `edge.inference.session.Session.predict`."""
+        features, logits = self._model.run(self._learned, {**inputs, **parameters})
+        return features, logits
 
     def logits(self, features: FloatArray, parameters: Mapping[str, FloatArray]) -> FloatArray:
         """See `edge.inference.session.Session.logits`."""
-        found: FloatArray = self._head.run(None, {self._features: features, **parameters})[0]
+        assert self._head is not None
+        found: FloatArray = self._head.run(None, {self._learned[0]: features, **parameters})[0]
         return found
 
 
@@ -74,13 +115,16 @@ def check_golden(session: OnnxSession, bundle: Bundle) -> None:
         BundleError: They differ by more than the manifest allows.
     """
     golden = bundle.tensors(m.GOLDEN)
-    if set(golden) != {"input", "output"}:
-        raise BundleError(f"{m.GOLDEN} must hold input and output, it holds {sorted(golden)}")
+    inputs = {name.removeprefix(m.GOLDEN_INPUT): a for name, a in golden.items() if name.startswith(m.GOLDEN_INPUT)}
+    wanted = {name.removeprefix(m.GOLDEN_OUTPUT): a for name, a in golden.items() if name.startswith(m.GOLDEN_OUTPUT)}
+    specs = {spec.name: spec for spec in bundle.manifest.outputs}
+    if wanted.keys() != specs.keys():
+        raise BundleError(f"{m.GOLDEN} must hold the outputs {sorted(specs)}, it holds {sorted(wanted)}")
     try:
-        bundle.manifest.input.check(golden["input"])
-        outputs = session.logits(session.features(golden["input"]), bundle.head_parameters())
-        bundle.manifest.output.check(outputs)
-        ratio = sqnr_db(golden["output"], outputs)
+        outputs = session.run(inputs, bundle.head_parameters())
+        for name, spec in specs.items():
+            spec.check(outputs[name])
+        ratio = min(sqnr_db(wanted[name], outputs[name]) for name in specs)
     except BundleError:
         raise
     except Exception as exc:  # the door: onnxruntime's exceptions have no common base

@@ -9,17 +9,24 @@ import numpy as np
 import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float32]
+Arrays = dict[str, npt.NDArray[Any]]
 
 
 class Session(Protocol):
     """A bundle loaded into a runtime."""
 
-    def features(self, samples: npt.NDArray[Any]) -> FloatArray:
-        """Run the frozen backbone: ``(batch, *input)`` to ``(batch, *features)`` float32."""
+    def run(self, inputs: Mapping[str, npt.NDArray[Any]], parameters: Mapping[str, FloatArray]) -> Arrays:
+        """Run the whole model: inputs by name to all outputs by name, with the given head (empty without one)."""
+        ...
+
+    def predict(
+        self, inputs: Mapping[str, npt.NDArray[Any]], parameters: Mapping[str, FloatArray]
+    ) -> tuple[FloatArray, FloatArray]:
+        """Features ``(batch, ...)`` and logits ``(batch, n_classes)`` in one run, for a bundle with a head."""
         ...
 
     def logits(self, features: FloatArray, parameters: Mapping[str, FloatArray]) -> FloatArray:
-        """Run the head with the given parameters: ``(batch, *features)`` to ``(batch, n_classes)`` float32."""
+        """Run the head alone: ``(batch, *features)`` to ``(batch, n_classes)`` float32."""
         ...
 
 

@@ -39,7 +39,7 @@ def simulate() -> Iterator[Simulate]:
 def samples(bundle: Path, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Random inputs with the labels that the shipped model gives them: learnable, and the same everywhere."""
     model = OnDeviceModel.open(bundle)
-    shape = model.manifest.input.shape
+    shape = model.manifest.inputs[0].sample_shape
     x = np.random.default_rng(seed).random((n, *shape), np.float32)
     labels = model.predict(x).argmax(axis=1)
     model.close()

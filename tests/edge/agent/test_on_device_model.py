@@ -21,7 +21,7 @@ LEARNERS = ["statistics", "sgd"]
 
 def data(bundle: Path, n: int = 50, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     model = OnDeviceModel.open(bundle)
-    x = np.random.default_rng(seed).random((n, *model.manifest.input.shape), np.float32)
+    x = np.random.default_rng(seed).random((n, *model.manifest.inputs[0].sample_shape), np.float32)
     return x, model.predict(x).argmax(axis=1)
 
 
@@ -162,7 +162,8 @@ def test_bundle_that_gives_other_answers_is_refused(tmp_path: Path, digits_bundl
     bundle = Bundle.open(digits_bundle)
     blobs = {role: bundle.read(role) for role in bundle.manifest.members}
     golden = bundle.tensors(m.GOLDEN)
-    golden["output"] = golden["output"] + 0.3 * np.abs(golden["output"]).max()
+    name = f"{m.GOLDEN_OUTPUT}{bundle.manifest.outputs[0].name}"
+    golden[name] = golden[name] + 0.3 * np.abs(golden[name]).max()
     blobs[m.GOLDEN] = safetensors.numpy.save(golden)
     other = tmp_path / "other.edge"
     write_bundle(other, dataclasses.replace(bundle.manifest, members=members_of(blobs)), blobs)
@@ -177,7 +178,7 @@ from edge.agent import OnDeviceModel
 model = OnDeviceModel.open(sys.argv[1], sys.argv[2], learner=sys.argv[3])
 rng = np.random.default_rng(model.n_samples)
 while True:
-    x = rng.random((1, *model.manifest.input.shape), np.float32)
+    x = rng.random((1, *model.manifest.inputs[0].sample_shape), np.float32)
     model.learn(x, np.array([int(model.n_samples) % 10]))
     print(model.n_samples, flush=True)
     if model.n_samples % 7 == 0:

@@ -85,7 +85,7 @@ def test_bundle_commands_work_on_a_bundle(tmp_path: Path, digits_bundle: Path) -
     assert "sha256" in run("bundle", "inspect", digits_bundle, cwd=tmp_path).stdout
     assert "golden outputs are right" in run("bundle", "verify", digits_bundle, cwd=tmp_path).stdout
     assert run("bundle", "unpack", digits_bundle, "out", cwd=tmp_path).returncode == 0
-    assert (tmp_path / "out" / "backbone.onnx").exists()
+    assert (tmp_path / "out" / "model.onnx").exists()
     refused(run("bundle", "unpack", digits_bundle, "out", cwd=tmp_path), CONFIG, "out")
 
 

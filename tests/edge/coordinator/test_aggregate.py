@@ -17,7 +17,7 @@ from edge.learning.exchange import HeadUpdate
 def update_of(bundle: Path, seed: int, n: int = 40, learner: str = "statistics") -> HeadUpdate:
     model = OnDeviceModel.open(bundle, learner=learner)
     rng = np.random.default_rng(seed)
-    x = rng.random((n, *model.manifest.input.shape), np.float32)
+    x = rng.random((n, *model.manifest.inputs[0].sample_shape), np.float32)
     model.learn(x, rng.integers(0, 10, n))
     return model.contribution()
 

@@ -29,7 +29,7 @@ def new_statistics(bundle: Bundle) -> StatisticsLearner:
 
 def new_sgd(bundle: Bundle, seed: int = 0) -> SgdLearner:
     """An SGD learner over the bundle's training graph."""
-    step = OnnxTrainer(bundle.read(m.HEAD_TRAIN), bundle.manifest.features.name, bundle.head_parameters())
+    step = OnnxTrainer(bundle.read(m.HEAD_TRAIN), bundle.manifest.head.features.name, bundle.head_parameters())
     return SgdLearner(step, (N_FEATURES,), N_CLASSES, 0.01, per_class=3, seed=seed)
 
 

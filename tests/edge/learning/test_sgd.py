@@ -38,7 +38,7 @@ def test_a_step_that_diverges_in_the_middle_of_a_batch_undoes_the_batch(digits_b
     bundle = Bundle.open(digits_bundle)
 
     def new() -> SgdLearner:
-        step = OnnxTrainer(bundle.read(m.HEAD_TRAIN), bundle.manifest.features.name, bundle.head_parameters())
+        step = OnnxTrainer(bundle.read(m.HEAD_TRAIN), bundle.manifest.head.features.name, bundle.head_parameters())
         return SgdLearner(step, (64,), 10, 1e18, per_class=3)
 
     features = np.zeros((8, 64), np.float32)  # a step on zeros moves the bias only, by 1e18: finite

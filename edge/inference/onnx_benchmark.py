@@ -1,0 +1,181 @@
+"""Latency and peak memory of an ONNX model, each measured in a fresh process that holds nothing else.
+
+`Benchmark` keeps one small server process (Python, numpy and onnxruntime, no torch) that forks for every measurement:
+so a figure costs no interpreter start, and the peak memory is that of a device that runs this one model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TextIO
+
+import numpy as np
+import numpy.typing as npt
+import safetensors.numpy
+
+from edge.contract.errors import BundleError
+from edge.inference.onnx_session import open_onnx
+
+WARM_UP_RUNS = 3
+_PATIENCE_S = 3.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Timing:
+    """What one process measured.
+
+    Attributes:
+        load_s: Time to load the model.
+        first_ms: Time of the first run.
+        latency_ms: Median time of a run.
+        latency_p90_ms: 90th percentile.
+        runs: How many were timed.
+        peak_memory_bytes: Largest resident set of the whole process.
+    """
+
+    load_s: float
+    first_ms: float
+    latency_ms: float
+    latency_p90_ms: float
+    runs: int
+    peak_memory_bytes: int
+
+
+def measure_here(model: bytes, feeds: Mapping[str, npt.NDArray[Any]], threads: int, budget_s: float) -> Timing:
+    """Measure in this process.
+
+    Args:
+        model: ONNX.
+        feeds: One batch of inputs by name.
+        threads: Of the session.
+        budget_s: How long to repeat the run; five runs at least.
+
+    Raises:
+        BundleError: The model does not load.
+    """
+    start = time.perf_counter()
+    session = open_onnx(model, "the model", threads)
+    loaded = time.perf_counter()
+    names = [output.name for output in session.get_outputs()]
+    session.run(names, feeds)
+    first = time.perf_counter()
+    for _ in range(WARM_UP_RUNS):
+        session.run(names, feeds)
+    times: list[float] = []
+    end = time.perf_counter() + budget_s
+    while (begin := time.perf_counter()) < end or len(times) < 5:
+        session.run(names, feeds)
+        times.append(time.perf_counter() - begin)
+    return Timing(
+        load_s=loaded - start,
+        first_ms=(first - loaded) * 1e3,
+        latency_ms=float(np.median(times)) * 1e3,
+        latency_p90_ms=float(np.percentile(times, 90)) * 1e3,
+        runs=len(times),
+        peak_memory_bytes=peak_memory_bytes(),
+    )
+
+
+def peak_memory_bytes() -> int:
+    """Largest resident set that this process has had (``VmHWM``; getrusage counts the parent before an exec, too)."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+
+
+class Benchmark:
+    """A server to measure with; use it in a ``with`` statement."""
+
+    def __enter__(self) -> Benchmark:
+        command = [sys.executable, "-m", "edge.inference.onnx_benchmark"]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        self._server = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+            start_new_session=True,  # Ctrl-C is for us; we end it
+        )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # It ends by itself when nobody asks any more: killed while it starts, it would leave a temporary file.
+        assert self._server.stdin is not None
+        assert self._server.stdout is not None
+        with contextlib.suppress(OSError):
+            self._server.stdin.close()
+        try:
+            self._server.wait(_PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(self._server.pid, signal.SIGKILL)  # with the child that measures
+            self._server.wait()
+        self._server.stdout.close()
+
+    def measure(self, model: Path, feeds: Path, *, threads: int = 1, budget_s: float = 0.1) -> Timing:
+        """Measure in a process of its own.
+
+        Args:
+            model: ONNX file.
+            feeds: Safetensors file with one batch of inputs by name.
+            threads: Of the session.
+            budget_s: How long to repeat the run; five runs at least.
+
+        Raises:
+            BundleError: The model does not load, does not run, or the process died.
+        """
+        assert self._server.stdin is not None
+        assert self._server.stdout is not None
+        request = {"model": str(model), "feeds": str(feeds), "threads": threads, "budget_s": budget_s}
+        try:
+            self._server.stdin.write(json.dumps(request) + "\n")
+            self._server.stdin.flush()
+            answer = json.loads(self._server.stdout.readline() or "{}")
+        except (OSError, ValueError) as exc:
+            raise BundleError("the process that measures ended") from exc
+        if "timing" not in answer:
+            raise BundleError(f"the model could not be measured: {answer.get('error', 'the process that ran it died')}")
+        return Timing(**answer["timing"])
+
+
+def serve(requests: TextIO, answers: int) -> None:
+    """Answer requests, one JSON object a line, each from a child process.
+
+    Args:
+        requests: Where they come from.
+        answers: File descriptor to answer on.
+    """
+    for line in requests:
+        child = os.fork()
+        if child == 0:
+            _answer(json.loads(line), answers)
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        if status != 0:
+            os.write(answers, b'{"error": "the process that ran it was killed"}\n')
+
+
+def _answer(request: dict[str, Any], answers: int) -> None:
+    try:
+        feeds = safetensors.numpy.load_file(request["feeds"])
+        model = Path(request["model"]).read_bytes()
+        timing = measure_here(model, feeds, request["threads"], request["budget_s"])
+        found: dict[str, Any] = {"timing": {name: getattr(timing, name) for name in Timing.__slots__}}
+    except Exception as exc:  # noqa: BLE001  # it is answered; onnxruntime's exceptions have no common base
+        found = {"error": str(exc)[:500]}
+    os.write(answers, json.dumps(found).encode() + b"\n")
+
+
+if __name__ == "__main__":
+    serve(sys.stdin, sys.stdout.fileno())

@@ -1,0 +1,68 @@
+"""Measuring happens in a process of its own, and a model that kills it does not stop the next measurement."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import safetensors.numpy
+from onnx import TensorProto, helper
+
+from edge.contract.errors import BundleError
+from edge.inference.onnx_benchmark import Benchmark, Timing, measure_here
+
+
+def model(n_megabytes: int = 0) -> bytes:
+    """Doubles its input; with megabytes, makes a tensor of that size on the way."""
+    nodes = [helper.make_node("Add", ["x", "x"], ["y"])]
+    tensors = []
+    if n_megabytes:
+        tensors = [helper.make_tensor("shape", TensorProto.INT64, [1], [n_megabytes << 18])]
+        nodes = [
+            helper.make_node("Expand", ["x", "shape"], ["big"]),
+            helper.make_node("ReduceSum", ["big"], ["sum"]),
+            helper.make_node("Add", ["sum", "x"], ["y"]),
+        ]
+    info = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy"]
+    graph = helper.make_graph(nodes, "g", info[:1], info[1:], tensors)
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    onnx.checker.check_model(made)
+    return made.SerializeToString()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "small.onnx").write_bytes(model())
+    (tmp_path / "large.onnx").write_bytes(model(200))
+    (tmp_path / "broken.onnx").write_bytes(b"no model")
+    safetensors.numpy.save_file({"x": np.ones(1, np.float32)}, tmp_path / "feeds")
+    return tmp_path
+
+
+def test_measures_latency_start_up_and_memory(folder: Path) -> None:
+    with Benchmark() as benchmark:
+        small = benchmark.measure(folder / "small.onnx", folder / "feeds", budget_s=0.02)
+        large = benchmark.measure(folder / "large.onnx", folder / "feeds", budget_s=0.02)
+        again = benchmark.measure(folder / "small.onnx", folder / "feeds", budget_s=0.02)
+    assert 0 < small.latency_ms <= small.latency_p90_ms
+    assert small.runs >= 5
+    assert small.load_s > 0
+    assert large.latency_ms > small.latency_ms
+    mib = 1 << 20
+    assert large.peak_memory_bytes > small.peak_memory_bytes + 150 * mib
+    assert again.peak_memory_bytes < small.peak_memory_bytes + 20 * mib  # a process of its own each time
+
+
+def test_a_model_that_does_not_load_is_an_error_and_the_next_one_is_measured(folder: Path) -> None:
+    with Benchmark() as benchmark:
+        with pytest.raises(BundleError, match="does not load"):
+            benchmark.measure(folder / "broken.onnx", folder / "feeds")
+        with pytest.raises(BundleError, match="could not be measured"):
+            benchmark.measure(folder / "missing.onnx", folder / "feeds")
+        assert benchmark.measure(folder / "small.onnx", folder / "feeds", budget_s=0.01).runs >= 5
+
+
+def test_measuring_in_the_same_process_gives_the_same_kind_of_answer() -> None:
+    assert isinstance(measure_here(model(), {"x": np.ones(1, np.float32)}, 1, 0.01), Timing)
