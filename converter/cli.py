@@ -3,29 +3,65 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from converter.plan import CALIBRATION_METHODS, FORMATS, QUANTIZE, ConversionPlan, InputOption
 from edge import __version__
 from edge.contract.errors import ConfigError, run_to_exit
+from edge.contract.tensorspec import BATCH, DTYPES
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from converter.pipeline import Conversion, Stage
+    from converter.pipeline import Stage
+
+_AXIS = re.compile(r"([A-Za-z_]\w{0,62})(?:@([1-9]\d{0,8}))?")
 
 
-def _shape(_context: click.Context, _parameter: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+def _shape(_context: click.Context, _parameter: click.Parameter, value: str | None) -> InputOption | None:
     if value is None:
         return None
     parts = [part.strip() for part in value.replace("x", ",").split(",")]
     if not all(part.isascii() and part.isdigit() and 0 < int(part) < 2**31 for part in parts):
         raise click.BadParameter(f"{value!r}: expected sizes without the batch axis, e.g. 3,224,224")
-    return tuple(int(part) for part in parts)
+    return InputOption(name="", shape=(BATCH, *map(int, parts)))
+
+
+def _inputs(_context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> tuple[InputOption, ...]:
+    return tuple(_input(value) for value in values)
+
+
+def _input(value: str) -> InputOption:
+    name, equals, rest = value.partition("=")
+    axes, _, dtype = rest.partition(":")
+    if not name or not equals:
+        raise click.BadParameter(f"{value!r}: expected NAME=AXES[:TYPE], e.g. tokens={BATCH},128:int64")
+    if dtype and dtype not in DTYPES:
+        raise click.BadParameter(f"{value!r}: the type {dtype!r} is not one of {', '.join(DTYPES)}")
+    shape: list[int | str] = []
+    sizes: dict[str, int] = {}
+    for axis in (part.strip() for part in axes.split(",") if part.strip()):
+        match = _AXIS.fullmatch(axis)
+        if axis.isascii() and axis.isdigit() and 0 < int(axis) < 2**31:
+            shape.append(int(axis))
+        elif match:
+            shape.append(match[1])
+            if match[2]:
+                sizes[match[1]] = int(match[2])
+        else:
+            raise click.BadParameter(
+                f"{value!r}: the axis {axis!r} is neither a size, nor {BATCH}, nor NAME@SIZE, a free axis to try at "
+                f"SIZE"
+            )
+    return InputOption(name=name, shape=tuple(shape), dtype=dtype or None, sizes=sizes)
 
 
 def _arguments(_context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
@@ -41,110 +77,176 @@ def _arguments(_context: click.Context, _parameter: click.Parameter, values: tup
     return arguments
 
 
+def _list_targets(context: click.Context, _parameter: click.Parameter, value: str) -> str:
+    if value != "list" or context.resilient_parsing:
+        return value
+    from rich.console import Console
+
+    from converter.targets import list_targets, render_targets
+
+    console = Console()
+    (console if console.is_terminal else Console(width=100)).print(render_targets(list_targets()))
+    raise click.exceptions.Exit(0)
+
+
+def _init(context: click.Context, _parameter: click.Parameter, value: Path | None) -> None:
+    if value is None or context.resilient_parsing:
+        return
+    from converter.options import write_options_template
+
+    click.echo(f"wrote {write_options_template(value)}: read it, change it, then run edge-convert {value}")
+    context.exit()
+
+
+def _beside(context: click.Context, _parameter: click.Parameter, model: Path) -> Path:
+    """Take options from the file beside the model; those on the command line win."""
+    from converter.options import read_options
+
+    context.default_map = {**(context.default_map or {}), **read_options(model)}
+    return model
+
+
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
-@click.argument("model", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Bundle to write.  [default: MODEL.edge]")
+@click.argument("model", type=click.Path(path_type=Path), callback=_beside, is_eager=True)
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="What to write.  [default: MODEL.edge]")
+@click.option("--init", type=click.Path(path_type=Path), is_eager=True, expose_value=False, callback=_init,
+              help="Write MODEL.toml with all options beside this model, and stop.")  # fmt: skip
 @click.option("--arch", help="Class or function that makes the model: FILE.py:NAME or package.module:NAME.")
 @click.option("--arch-arg", "arch_arguments", multiple=True, callback=_arguments, help="key=value for it; repeatable.")
-@click.option("--input-shape", callback=_shape, help="Without the batch axis, e.g. 3,224,224.")
+@click.option("--input-shape", callback=_shape, help="Of the only input, without the batch axis, e.g. 3,224,224.")
+@click.option("--input", "inputs", multiple=True, callback=_inputs, metavar="NAME=AXES[:TYPE]",
+              help="An input with its axes, e.g. tokens=batch,128:int64 or state=2,batch,64; repeatable.")  # fmt: skip
 @click.option("--class-names", help="Separated by commas.")
-@click.option("--trainable", default="last:1", help="Which layers stay trainable: last:K.")
-@click.option("--target", default="generic-x86_64", help="Device profile: a shipped name or a .toml file.")
-@click.option("--quantize", default="auto", type=click.Choice(["auto", "int8", "none"]), help="Of the frozen layers.")
-@click.option("--calibrate", type=click.Path(path_type=Path), help=".npz with x, and y if labelled.")
 @click.option(
-    "--evaluate", type=click.Path(path_type=Path), help=".npz to measure on, instead of the calibration data."
+    "--preprocess", metavar="KIND:...", help="Part of the graph: image:mean=..,std=..,size=HxW, audio:, affine:."
 )
-@click.option("--max-drop", default=0.5, type=click.FloatRange(0, 100), help="Points of accuracy that int8 may cost.")
+@click.option("--trainable", default="auto", help="What stays trainable: last:K, names with wildcards, none, or auto.")
+@click.option("--target", default="generic-x86_64", is_eager=True, callback=_list_targets,
+              help="Device profile: a shipped name or a .toml file; 'list' shows them.")  # fmt: skip
+@click.option("--quantize", default="auto", type=click.Choice(QUANTIZE), help="Of the frozen layers.")
+@click.option("--calibration-method", type=click.Choice(CALIBRATION_METHODS), help="[default: the best of all]")
+@click.option(
+    "--calibrate", "calibration", help="Real samples: .npz (x, y), .npy, folder of images or wav, FILE.py:NAME."
+)
+@click.option("--evaluate", "evaluation", help="Samples to measure on, instead of the calibration data.")
+@click.option("--max-drop", default=0.5, type=click.FloatRange(0, 100), help="Points of accuracy that may be lost.")
+@click.option(
+    "--format", "form", default="edge", type=click.Choice(FORMATS), help="A bundle, only one model file, or a folder."
+)
+@click.option("--torchscript/--no-torchscript", default=True, help="Put the float TorchScript into the bundle.")
+@click.option("--sign", "sign_key", type=click.Path(path_type=Path),
+              help="Private key (PEM) to sign the bundle with; its password in EDGE_SIGN_PASSWORD.")  # fmt: skip
+@click.option("--json", "json_report", type=click.Path(path_type=Path), help="Write the report as JSON; - prints it.")
+@click.option("--html", "html_report", type=click.Path(path_type=Path), help="Write the report as one HTML page.")
+@click.option(
+    "--trust-pickle", is_flag=True, help="Run the code that a pickled model names. Only for files of your own."
+)
 @click.version_option(__version__, prog_name="edge-convert")
 def convert_command(
     model: Path,
     output: Path | None,
     arch: str | None,
     arch_arguments: dict[str, Any],
-    input_shape: tuple[int, ...] | None,
+    input_shape: InputOption | None,
+    inputs: tuple[InputOption, ...],
     class_names: str | None,
+    preprocess: str | None,
     trainable: str,
     target: str,
     quantize: str,
-    calibrate: Path | None,
-    evaluate: Path | None,
+    calibration_method: str | None,
+    calibration: str | None,
+    evaluation: str | None,
     max_drop: float,
+    form: str,
+    torchscript: bool,
+    sign_key: Path | None,
+    json_report: Path | None,
+    html_report: Path | None,
+    trust_pickle: bool,
 ) -> None:
-    """Convert a trained PyTorch MODEL into one verified bundle for edge devices.
+    """Convert a trained MODEL into one verified bundle for edge devices.
 
-    The frozen layers become int8 ONNX, the last layers stay trainable on the device. Nothing is written unless every
-    output was verified against the original.
+    MODEL is a state_dict or checkpoint (.pth, .pt, .ckpt, .safetensors), TorchScript, torch.export (.pt2) or ONNX. The
+    frozen layers are quantized as the target likes it, the last layers stay trainable on the device. Nothing is written
+    unless every output was verified against the original. Options may stand in MODEL.toml beside the model.
     """
     from edge.contract.profile import load_profile
 
     profile = load_profile(target)
+    if input_shape is not None and inputs:
+        raise ConfigError("give --input-shape for a model with one input, or --input for each of several; not both")
     try:
+        from converter.output import SUFFIXES
         from converter.pipeline import convert
-        from converter.plan import ConversionPlan
     except ImportError as exc:
         raise ConfigError(f"{exc.name} is not installed: pip install 'edgeloop[convert]'") from exc
     plan = ConversionPlan(
         source=model,
-        output=output or model.parent / f"{model.stem}.edge",
+        output=output or model.parent / f"{model.stem}{SUFFIXES[form]}",
         profile=profile,
         arch=arch,
         arch_arguments=arch_arguments,
-        input_shape=input_shape,
+        inputs=(input_shape,) if input_shape is not None else inputs,
         class_names=tuple(name.strip() for name in class_names.split(",")) if class_names else None,
+        preprocess=preprocess,
         trainable=trainable,
         quantize=quantize,
-        calibration=calibrate,
-        evaluation=evaluate,
+        calibration_method=calibration_method,
+        calibration=calibration,
+        evaluation=evaluation,
         max_drop=max_drop,
+        trust_pickle=trust_pickle,
+        format=form,
+        torchscript=torchscript,
+        sign_key=sign_key,
     )
+    for path, option in ((json_report, "--json"), (html_report, "--html")):
+        if path is not None and str(path) != "-" and not path.absolute().parent.is_dir():
+            raise ConfigError(f"{option} {path}: {path.parent} is not a folder")
     from rich.console import Console
 
-    console = Console()
+    from converter.report.text import print_report
+
+    quiet = str(json_report) == "-"
+    console = Console(stderr=quiet)
+    password = os.environ.get("EDGE_SIGN_PASSWORD")
     with _progress(console) as stage:
-        conversion = convert(plan, stage)
-    _print_report(console, plan.output, conversion)
+        report = convert(plan, stage, None if password is None else password.encode()).report
+    _write_reports(report, json_report, html_report)
+    if not quiet:
+        print_report(console, report)
+
+
+def _write_reports(report: Mapping[str, Any], json_report: Path | None, html_report: Path | None) -> None:
+    from edge.contract.files import replace_file
+
+    text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    documents: dict[Path, str] = {}
+    if json_report is not None and str(json_report) != "-":
+        documents[json_report] = text
+    if html_report is not None:
+        from converter.report.html import render_html
+
+        documents[html_report] = render_html(dict(report))
+    for path, document in documents.items():
+        try:
+            with replace_file(path) as file:
+                file.write(document.encode())
+        except OSError as exc:
+            raise ConfigError(f"{path} cannot be written: {exc.strerror}") from exc
+    if str(json_report) == "-":
+        click.echo(text, nl=False)
 
 
 @contextmanager
 def _progress(console: Console) -> Iterator[Stage]:
-    """A spinner with the stage on a terminal, plain lines elsewhere."""
+    """A spinner with the stage and its time on a terminal, plain lines elsewhere."""
     if not console.is_terminal:
-        yield lambda name: console.print(f"- {name}")
+        yield lambda name: console.print(f"- {name}", markup=False, highlight=False)
         return
     with console.status("starting") as status:
-        yield status.update
-
-
-def _print_report(console: Console, output: Path, conversion: Conversion) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    report = conversion.report
-    # Names come from the user and may look like markup, e.g. "model[/x].pth".
-    table = Table(title=Text(f"{report['source']} for {report['target']}, measured on {report['data']}, 1 thread"))
-    table.add_column("")
-    for heading in ("KiB", "accuracy", "agreement", "SQNR dB", "ms"):
-        table.add_column(heading, justify="right")
-    for row in conversion.measurements:
-        table.add_row(
-            row.name,
-            f"{row.size_bytes / 1024:.1f}",
-            "-" if row.accuracy is None else f"{row.accuracy:.4f}",
-            f"{row.agreement:.4f}",
-            f"{row.sqnr_db:.1f}",
-            f"{row.latency_ms:.3f}",
-        )
-    console.print(table)
-    for note in report["notes"]:
-        console.print(f"- {note}", highlight=False, markup=False, soft_wrap=True)
-    size_kib = output.stat().st_size / 1024
-    console.print(
-        f"wrote {output} ({size_kib:.0f} KiB), sha256 {conversion.bundle_digest}",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
+        yield lambda name: status.update(f"{name} ...")
 
 
 def main() -> None:

@@ -1,8 +1,10 @@
 """From a torch model to a float ONNX graph in which every parameter keeps its own name.
 
-The tracing exporter is used: it took 3 s where the dynamo exporter took 11 s for graphs of equal speed, and it takes
-TorchScript (docs/adr/0002). Constants are not folded and BatchNorm is not fused here, so that parameters stay whole and
-under their own names; the backbone is optimized later, on its own.
+Several exporters, the cheapest first: the tracing exporter (3 s where the other takes 11 s, for graphs of equal speed,
+and it takes TorchScript), then torch.export's, which needs no trace (docs/adr/0002). Last comes torch.jit.script, which
+keeps branches but takes few real models. The caller checks what comes out and asks for the next one when it is wrong.
+Constants are not folded and BatchNorm is not fused here, so that parameters stay whole and under their own names; the
+frozen part is optimized later, on its own.
 """
 
 from __future__ import annotations
@@ -10,75 +12,240 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import os
+import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import onnx
 import torch
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 from torch import nn
+from torch.jit._trace import TracerWarning
 
-from converter.graph import OPSET
+from converter.graph import OPSET, renamed
+from converter.program import Flat, resized
 from converter.reason import reason
+from converter.source import Source
+from converter.tensors import Arrays
 from edge.contract.errors import ConversionError
+from edge.contract.tensorspec import BATCH, TensorSpec
 
-INPUT = "input"
-OUTPUT = "logits"
+_WRAPPED = "model"  # what `Flat` puts before the names of parameters
 
 
-def export_onnx(model: nn.Module, example: torch.Tensor) -> onnx.ModelProto:
-    """Export with a free batch axis.
+@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
+class Exported:
+    """A float graph.
 
-    Args:
-        model: In evaluation mode.
-        example: ``(1, ...)``.
+    Attributes:
+        model: Inputs and outputs named and ordered as asked; one initializer per parameter, named as in the state_dict.
+        exporter: Which one made it.
+        notes: What the user should know about it.
+    """
 
-    Returns:
-        A graph with the input `INPUT`, the output `OUTPUT`, and one initializer per parameter, named as in the
-        state_dict.
+    model: onnx.ModelProto
+    exporter: str
+    notes: tuple[str, ...] = ()
+
+
+def exporters(source: Source) -> tuple[Callable[[Source, Sequence[TensorSpec]], Exported], ...]:
+    """The ways to export this source, cheapest first."""
+    if isinstance(source.model, onnx.ModelProto):
+        return (_as_it_is,)
+    if isinstance(source.model, torch.jit.ScriptModule):  # torch.export does not take it
+        return (by_tracing,)
+    return (by_tracing, by_torch_export, by_scripting)
+
+
+def _as_it_is(source: Source, _outputs: Sequence[TensorSpec]) -> Exported:
+    assert isinstance(source.model, onnx.ModelProto)
+    return Exported(model=source.model, exporter="none")
+
+
+def by_tracing(source: Source, outputs: Sequence[TensorSpec]) -> Exported:
+    """Export by running the model on an example and noting what it does.
 
     Raises:
         ConversionError: The exporter does not take the model, or wrote another opset than asked.
     """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model = _by_old_exporter(_flat(source), source, outputs, "by tracing")
+    return Exported(model=model, exporter="tracing", notes=_baked_in(caught))
+
+
+def _flat(source: Source) -> nn.Module:
+    """The model returning plain tensors; TorchScript that does so already is exported as it is."""
+    module = _module(source)
+    if isinstance(module, torch.jit.ScriptModule):
+        example = tuple(torch.from_numpy(array) for array in _two_samples(source).values())
+        try:
+            with torch.inference_mode():
+                found = module(*example)
+            if isinstance(found, torch.Tensor | tuple):
+                return module
+            return torch.jit.trace(Flat(module), example, check_trace=False)  # type: ignore[no-any-return, no-untyped-call]
+        except Exception as exc:  # the interpreter raises what the model makes it raise
+            raise ConversionError(f"the TorchScript cannot be traced: {reason(exc)}") from exc
+    return Flat(module).eval()
+
+
+def by_scripting(source: Source, outputs: Sequence[TensorSpec]) -> Exported:
+    """Export from the model's Python source, branches included.
+
+    Raises:
+        ConversionError: TorchScript does not take the model, or wrote another opset than asked.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            scripted = torch.jit.script(_module(source))
+        except Exception as exc:  # the compiler raises what it likes
+            raise ConversionError(f"torch.jit.script does not take the model: {reason(exc)}") from exc
+        model = _by_old_exporter(scripted, source, outputs, "from TorchScript")
+    return Exported(
+        model=model,
+        exporter="scripting",
+        notes=("exported from its source by torch.jit.script, because the model takes branches on values",),
+    )
+
+
+def _by_old_exporter(model: nn.Module, source: Source, outputs: Sequence[TensorSpec], how: str) -> onnx.ModelProto:
     file = io.BytesIO()
-    # Two samples: a batch of one would let the exporter mistake the batch axis for one that broadcasts.
-    batch = torch.cat([example, example])
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), _quiet_exporter():
-            warnings.simplefilter("ignore")  # the exporter's own noise; what matters is checked on the result
+    specs = [*source.inputs, *outputs]
+    with _quiet():
+        try:
             torch.onnx.export(
                 model,
-                (batch,),
+                tuple(torch.from_numpy(array) for array in _two_samples(source).values()),
                 file,  # type: ignore[arg-type]  # the tracing exporter writes to any binary file
                 dynamo=False,
                 opset_version=OPSET,
-                input_names=[INPUT],
-                output_names=[OUTPUT],
-                dynamic_axes={INPUT: {0: "batch"}, OUTPUT: {0: "batch"}},
+                input_names=[spec.name for spec in source.inputs],
+                output_names=[spec.name for spec in outputs],
+                dynamic_axes={
+                    spec.name: {i: axis for i, axis in enumerate(spec.shape) if isinstance(axis, str)} for spec in specs
+                },
                 do_constant_folding=False,
                 training=torch.onnx.TrainingMode.PRESERVE,
             )
-    except Exception as exc:  # the exporter raises what the model and its own passes raise
-        raise ConversionError(f"torch could not export the model to ONNX: {reason(exc)}") from exc
+        except Exception as exc:  # the exporter raises what the model and its own passes raise
+            raise ConversionError(f"torch could not export the model to ONNX {how}: {reason(exc)}") from exc
     exported = onnx.load_from_string(file.getvalue())
-    written = {entry.domain: entry.version for entry in exported.opset_import}
-    if written != {"": OPSET}:
-        raise ConversionError(f"torch wrote the operator sets {written}, asked for opset {OPSET}")
-    if len(exported.graph.output) != 1:
-        raise ConversionError(f"the model has {len(exported.graph.output)} outputs; one is supported")
+    _check_opset(exported)
     _separate_equal_parameters(exported)
-    return exported
+    return _finished(exported, source, outputs)
+
+
+def by_torch_export(source: Source, outputs: Sequence[TensorSpec]) -> Exported:
+    """Export by torch.export, which follows shapes instead of one run; slower, for what tracing gets wrong.
+
+    Raises:
+        ConversionError: The exporter does not take the model, or wrote another opset than asked.
+    """
+    example = _two_samples(source)
+    dimensions = {axis: torch.export.Dim.AUTO for spec in source.inputs for axis in spec.shape if isinstance(axis, str)}
+    shapes = [
+        {i: dimensions[axis] for i, axis in enumerate(spec.shape) if isinstance(axis, str)} for spec in source.inputs
+    ]
+    with _quiet(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            program = torch.onnx.export(
+                Flat(_module(source)).eval(),
+                tuple(torch.from_numpy(array) for array in example.values()),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=[spec.name for spec in source.inputs],
+                output_names=[spec.name for spec in outputs],
+                dynamic_shapes=(tuple(shapes),),
+                external_data=False,
+                verbose=False,
+            )
+        except Exception as exc:  # as above
+            raise ConversionError(f"torch.export could not take the model: {reason(exc.__cause__ or exc)}") from exc
+    assert program is not None
+    model: onnx.ModelProto = program.model_proto
+    _check_opset(model)
+    return Exported(
+        model=_finished(model, source, outputs),
+        exporter="torch.export",
+        notes=("exported by torch.export, because the traced graph was not right",),
+    )
+
+
+def _module(source: Source) -> nn.Module:
+    assert isinstance(source.model, nn.Module)
+    return source.model
+
+
+def _two_samples(source: Source) -> Arrays:
+    """Two samples: a batch of one would let an exporter mistake the batch axis for one that broadcasts."""
+    return resized(source.example, source.inputs, {BATCH: 2})
+
+
+def _check_opset(model: onnx.ModelProto) -> None:
+    written = {entry.domain: entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")}
+    if set(written.values()) != {OPSET}:
+        raise ConversionError(f"torch wrote the operator sets {written}, asked for opset {OPSET}")
+
+
+def _finished(model: onnx.ModelProto, source: Source, outputs: Sequence[TensorSpec]) -> onnx.ModelProto:
+    """The graph with the names that were asked for, without the wrapper's prefix and without unused inputs missing."""
+    graph = model.graph
+    missing = {spec.name for spec in source.inputs} - {info.name for info in graph.input}
+    if missing:  # the exporter leaves out what is not read
+        raise ConversionError(
+            f"the model does not use its input {sorted(missing)[0]}: its output is the same whatever comes in; "
+            f"give the model without it"
+        )
+    own = {name for name, _ in _module(source).named_parameters()}
+    if not any(tensor.name in own for tensor in graph.initializer):  # they have the wrapper's prefix
+        names = {tensor.name: tensor.name.removeprefix(f"{_WRAPPED}.") for tensor in graph.initializer}
+        for tensor in graph.initializer:
+            tensor.name = names[tensor.name]
+        nodes = [renamed(node, names) for node in graph.node]
+        for node in nodes:
+            node.name = node.name.replace(f"/{_WRAPPED}/", "/", 1)
+        del graph.node[:]
+        graph.node.extend(nodes)
+    types = {spec.name: spec for spec in [*source.inputs, *outputs]}
+    for info in [*graph.input, *graph.output]:
+        spec = types[info.name]
+        element = helper.np_dtype_to_tensor_dtype(np.dtype(spec.dtype))
+        info.CopyFrom(helper.make_tensor_value_info(spec.name, element, list(spec.shape)))
+    del graph.value_info[:]
+    return model
 
 
 @contextlib.contextmanager
-def _quiet_exporter() -> Iterator[None]:
-    logger = logging.getLogger("torch.onnx")
+def _quiet() -> Iterator[None]:
+    """Keep the exporters' own noise off the user's screen; what matters is checked on the result."""
+    logger = logging.getLogger("torch")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
+    sink = io.StringIO()
     try:
-        yield
+        with contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
+            yield
     finally:
         logger.setLevel(level)
+
+
+def _baked_in(caught: Sequence[warnings.WarningMessage]) -> tuple[str, ...]:
+    """A note on the branches and numbers that the trace took over from its example."""
+    places = [warning for warning in caught if issubclass(warning.category, TracerWarning)]
+    own = [w for w in places if f"{os.sep}torch{os.sep}" not in w.filename and not w.filename.startswith(sys.prefix)]
+    if not own:
+        return ()
+    where = f"{os.path.basename(own[0].filename)}:{own[0].lineno}"  # noqa: PTH119  # a text, not a path to open
+    return (
+        f"the model decides by values in Python ({where}{' and elsewhere' if len(own) > 1 else ''}); the trace always "
+        f"goes the way of its example. The outputs agree on the evaluation data; give data that take the other way",
+    )
 
 
 def _separate_equal_parameters(model: onnx.ModelProto) -> None:

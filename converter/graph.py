@@ -5,7 +5,8 @@ Works on protobufs and returns new models; nothing here changes its input.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -71,9 +72,11 @@ def make_model(
     outputs: Sequence[onnx.ValueInfoProto],
     initializers: Sequence[onnx.TensorProto],
 ) -> onnx.ModelProto:
-    """A checked model of opset 18."""
+    """A checked model of opset 18, with version 1 of whatever other operator domains the nodes are from."""
     graph = helper.make_graph(nodes, name, inputs, outputs, initializers)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+    domains = sorted({node.domain for node in nodes} - {"", "ai.onnx"})
+    opsets = [helper.make_opsetid("", OPSET), *(helper.make_opsetid(domain, 1) for domain in domains)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
     model.producer_name = "edgeloop"
     onnx.checker.check_model(model)
     return model
@@ -92,28 +95,72 @@ def shape_of(info: onnx.ValueInfoProto) -> tuple[int | str, ...]:
     )
 
 
+def inferred_types(model: onnx.ModelProto) -> dict[str, onnx.ValueInfoProto]:
+    """Types and shapes of the inputs, the outputs and all values between them, as far as they can be known."""
+    inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=False, data_prop=True).graph
+    return {info.name: info for info in [*inferred.input, *inferred.value_info, *inferred.output]}
+
+
+def multiplications(model: onnx.ModelProto) -> int:
+    """Multiply-accumulate operations of convolutions and matrix products with constant weights, for one sample.
+
+    A free axis counts as 1. A convolution multiplies each weight once for each output pixel.
+    """
+    sizes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    shapes = infer_shapes(model)
+    total = 0
+    for node in model.graph.node:
+        weight = next((sizes[name] for name in node.input if len(sizes.get(name, ())) >= 2), None)
+        if weight is None or node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+            continue
+        output = [size if isinstance(size, int) else 1 for size in shapes.get(node.output[0], ())]
+        repeated = output[2:] if node.op_type.startswith("Conv") else output[1:-1]
+        total += math.prod(weight) * math.prod(repeated)
+    return total
+
+
 def infer_shapes(model: onnx.ModelProto) -> dict[str, tuple[int | str, ...]]:
     """Shapes of all values whose shape can be known, by name."""
-    inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=False, data_prop=True).graph
-    shapes = {tensor.name: tuple(tensor.dims) for tensor in inferred.initializer}
-    for info in [*inferred.input, *inferred.value_info, *inferred.output]:
+    shapes: dict[str, tuple[int | str, ...]] = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    for name, info in inferred_types(model).items():
         if info.type.tensor_type.HasField("shape"):
-            shapes[info.name] = shape_of(info)
+            shapes[name] = shape_of(info)
     return shapes
 
 
-def is_float32(model: onnx.ModelProto, name: str) -> bool:
-    """Whether a value is float32, as far as the graph says."""
-    inferred = onnx.shape_inference.infer_shapes(model).graph
-    infos = [*inferred.input, *inferred.value_info, *inferred.output]
-    return any(info.name == name and info.type.tensor_type.elem_type == onnx.TensorProto.FLOAT for info in infos)
+def type_of(info: onnx.ValueInfoProto) -> np.dtype[Any]:
+    """Element type of a typed value."""
+    return np.dtype(helper.tensor_dtype_to_np_dtype(info.type.tensor_type.elem_type))
+
+
+def renamed(node: onnx.NodeProto, names: Mapping[str, str]) -> onnx.NodeProto:
+    """A copy of a node in which values have other names."""
+    copy = onnx.NodeProto()
+    copy.CopyFrom(node)
+    for values in (copy.input, copy.output):
+        for i, name in enumerate(values):
+            values[i] = names.get(name, name)
+    return copy
+
+
+def reads(node: onnx.NodeProto) -> list[str]:
+    """Names of all values that a node needs, those that the branches of an If or the body of a Loop take included."""
+    names = [name for name in node.input if name]
+    for attribute in node.attribute:
+        for graph in [attribute.g] if attribute.type == onnx.AttributeProto.GRAPH else attribute.graphs:
+            inside = {info.name for info in graph.input} | {tensor.name for tensor in graph.initializer}
+            for inner in graph.node:
+                names += [name for name in reads(inner) if name not in inside]
+                inside.update(inner.output)
+            names += [info.name for info in graph.output if info.name not in inside]
+    return names
 
 
 def downstream(nodes: Iterable[onnx.NodeProto], sources: Iterable[str]) -> set[str]:
     """Names of all values that depend on one of the sources, the sources included. Nodes must be in running order."""
     reached = set(sources)
     for node in nodes:
-        if any(name in reached for name in node.input):
+        if any(name in reached for name in reads(node)):
             reached.update(node.output)
     return reached
 
@@ -125,7 +172,7 @@ def upstream(nodes: Sequence[onnx.NodeProto], targets: Iterable[str]) -> list[on
     for node in reversed(nodes):
         if any(name in needed for name in node.output):
             kept.append(node)
-            needed.update(name for name in node.input if name)
+            needed.update(reads(node))
     return kept[::-1]
 
 
@@ -133,5 +180,5 @@ def used_initializers(
     nodes: Iterable[onnx.NodeProto], initializers: Iterable[onnx.TensorProto]
 ) -> list[onnx.TensorProto]:
     """The initializers that these nodes read."""
-    names = {name for node in nodes for name in node.input}
+    names = {name for node in nodes for name in reads(node)}
     return [tensor for tensor in initializers if tensor.name in names]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -63,18 +63,29 @@ def correct_for_quantization(
 
 
 def training_statistics(
-    features: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], n_classes: int
-) -> dict[str, npt.NDArray[np.float32]]:
+    batches: Iterable[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]], n_classes: int
+) -> tuple[dict[str, npt.NDArray[np.float32]], int]:
     """Mean Gram matrix and moment of labelled features, as `edge.learning.statistics` reads them.
 
     With ``x~ = [x, 1]``: ``gram`` is the upper triangle of ``E[x~ x~ᵀ]`` and ``moment`` is ``E[x~ yᵀ]``
     ``(d + 1, n_classes)`` for one-hot y; both of the shipped, quantized features.
+
+    Args:
+        batches: Features ``(n, d)`` and labels ``(n,)``; summed as they come.
+        n_classes: Number of classes.
+
+    Returns:
+        The statistics, and the number of samples behind them.
     """
-    extended = np.concatenate([features, np.ones((len(features), 1))], axis=1, dtype=np.float64)
-    gram = extended.T @ extended / len(features)
-    moment = extended.T @ np.eye(n_classes)[labels] / len(features)
+    gram, moment, count = np.zeros(()), np.zeros(()), 0
+    for features, labels in batches:
+        extended = np.concatenate([features, np.ones((len(features), 1))], axis=1, dtype=np.float64)
+        gram = gram + extended.T @ extended
+        moment = moment + extended.T @ np.eye(n_classes)[labels]
+        count += len(features)
     rows, columns = np.triu_indices(len(gram))
-    return {"gram": gram[rows, columns].astype(np.float32), "moment": moment.astype(np.float32)}
+    statistics = {"gram": (gram / count)[rows, columns], "moment": moment / count}
+    return {name: array.astype(np.float32) for name, array in statistics.items()}, count
 
 
 def stable_learning_rate(features: npt.NDArray[np.float32]) -> float:

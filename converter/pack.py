@@ -1,11 +1,9 @@
-"""From verified parts to the members and the manifest of a bundle, and to the file."""
+"""From verified parts to the members and the manifest of a bundle."""
 
 from __future__ import annotations
 
-import contextlib
-import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,27 +11,27 @@ import numpy.typing as npt
 import onnx
 import safetensors.numpy
 
-from converter.data import Data
-from converter.export import INPUT, OUTPUT
+from converter.candidates import Candidate, features_of
 from converter.head import stable_learning_rate, training_statistics
-from converter.load import Source
-from converter.measure import Measurement
+from converter.measure import Evaluation
+from converter.original import Original
 from converter.plan import ConversionPlan
-from converter.program import FloatArray, joined_program, onnx_program, outputs
-from converter.quantize import int8_layers
-from converter.split import FEATURES
+from converter.program import onnx_program
+from converter.split import Head, SplitModel
+from converter.tensors import select
 from converter.verify import MIN_FLOAT_SQNR_DB, check_bundle
 from edge import __version__
 from edge.contract import manifest as m
 from edge.contract import strictjson
-from edge.contract.bundle import members_of, write_bundle
-from edge.contract.errors import ConfigError
-from edge.contract.manifest import HeadSpec, LinearHead, Manifest, ParameterSpec
-from edge.contract.tensorspec import TensorSpec
+from edge.contract.bundle import members_of
+from edge.contract.errors import ConversionError
+from edge.contract.manifest import HeadSpec, Manifest, ParameterSpec
 
-GOLDEN_SAMPLES = 16
-# How near a device must come to the golden outputs: its int8 sums are the same integers unless they saturate.
-GOLDEN_SQNR_DB = {"int8": 25.0, "none": MIN_FLOAT_SQNR_DB}
+_GOLDEN_SAMPLES = 16
+_GOLDEN_BYTES = 1 << 19
+# How near a device must come to the golden outputs: its int8 sums are the same integers unless they saturate; fp16 and
+# int4 kernels differ between CPUs in how they accumulate.
+_GOLDEN_SQNR_DB = {"none": MIN_FLOAT_SQNR_DB, "int8": 25.0, "dynamic": 25.0, "fp16": 40.0, "int4": 25.0}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True)
@@ -41,32 +39,22 @@ class Parts:
     """What goes into a bundle, all of it verified.
 
     Attributes:
-        source: The model as it was loaded.
-        data: What was measured on.
-        class_names: One name per output.
-        backbone: Input to features, as shipped.
-        scheme: ``int8`` or ``none``.
-        head: Features and parameters to logits.
-        training: The training step of the head.
-        parameters: The head's parameters, as shipped.
-        linear: Set when the head is one linear layer.
-        torchscript: The whole float model.
-        measurements: Of every program, the bundle's last.
-        notes: For the report.
+        original: The model and its data.
+        evaluation: What was compared.
+        parts: The split.
+        training: The training step of the head, None without a head.
+        chosen: What to ship.
+        class_names: One for each logit; empty when nothing classifies.
+        torchscript: The whole float model, None when there is none.
     """
 
-    source: Source
-    data: Data
+    original: Original
+    evaluation: Evaluation
+    parts: SplitModel
+    training: onnx.ModelProto | None
+    chosen: Candidate
     class_names: tuple[str, ...]
-    backbone: onnx.ModelProto
-    scheme: str
-    head: onnx.ModelProto
-    training: onnx.ModelProto
-    parameters: Mapping[str, FloatArray]
-    linear: LinearHead | None
-    torchscript: bytes
-    measurements: tuple[Measurement, ...]
-    notes: tuple[str, ...]
+    torchscript: bytes | None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True)
@@ -75,106 +63,128 @@ class Packed:
 
     manifest: Manifest
     blobs: Mapping[str, bytes]
-    report: dict[str, Any]
     digest: str
 
 
-def pack(parts: Parts, plan: ConversionPlan) -> Packed:
+def learning_data(parts: Parts) -> tuple[dict[str, npt.NDArray[np.float32]], int] | None:
+    """Statistics of all labelled calibration data for devices to start learning from, and how many samples; or None."""
+    head, stream, calibration = parts.parts.head, parts.original.stream, parts.original.calibration
+    if head is None or head.linear is None or len(head.features.shape) != 2 or stream is None or calibration is None:
+        return None
+    if calibration.y is None or calibration.y.dtype.kind not in "iu":
+        return None
+    program = onnx_program(parts.chosen.model, "the model", head.parameters)
+
+    def labelled() -> Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]:
+        for batch in stream.batches(64):
+            assert batch.y is not None
+            yield program(batch.x)[head.features.name], batch.y
+
+    return training_statistics(labelled(), len(parts.class_names))
+
+
+def pack(
+    parts: Parts,
+    plan: ConversionPlan,
+    report: dict[str, Any],
+    statistics: dict[str, npt.NDArray[np.float32]] | None,
+) -> Packed:
     """Build every member and the manifest, and open the result once as a device does.
 
+    Args:
+        parts: What goes in.
+        plan: For names.
+        report: What of the report is the same whenever the same model is converted.
+        statistics: See `learning_data`.
+
     Raises:
-        ConversionError: A device would refuse it.
+        ConversionError: A device would refuse it, or it is too large for the target.
     """
-    backbone = onnx_program(parts.backbone, "the backbone")
-    features = outputs(backbone, parts.data.x)
-    joined = joined_program(backbone, parts.head, parts.parameters)
-    golden = parts.data.x[:GOLDEN_SAMPLES]
-    notes = list(parts.notes)
+    chosen, head = parts.chosen, parts.parts.head
+    golden = _golden(parts)
+    outputs = onnx_program(chosen.model, "the model", chosen.parameters)(golden)
     blobs = {
-        m.BACKBONE: parts.backbone.SerializeToString(deterministic=True),
-        m.HEAD_INFER: parts.head.SerializeToString(deterministic=True),
-        m.HEAD_TRAIN: parts.training.SerializeToString(deterministic=True),
-        m.HEAD_PARAMETERS: _tensors(parts.parameters),
-        m.GOLDEN: _tensors({"input": golden, "output": joined(golden)}),
-        m.TORCHSCRIPT: parts.torchscript,
+        m.MODEL: chosen.model.SerializeToString(deterministic=True),
+        m.GOLDEN: _tensors(
+            {m.GOLDEN_INPUT + name: array for name, array in golden.items()}
+            | {m.GOLDEN_OUTPUT + spec.name: outputs[spec.name] for spec in parts.original.outputs}
+        ),
+        m.REPORT: strictjson.dumps(report),
     }
-    calibration = parts.data.calibration
-    if parts.linear is not None and calibration is not None and calibration.y is not None:
-        statistics = training_statistics(outputs(backbone, calibration.x), calibration.y, len(parts.class_names))
+    if head is not None:
+        assert parts.training is not None
+        blobs |= {
+            m.HEAD_INFER: head.graph.SerializeToString(deterministic=True),
+            m.HEAD_TRAIN: parts.training.SerializeToString(deterministic=True),
+            m.HEAD_PARAMETERS: _tensors(chosen.parameters),
+        }
+    if statistics is not None:
         blobs[m.STATISTICS] = _tensors(statistics)
-        notes.append(f"statistics of {len(calibration.x)} labelled samples for devices to start learning from")
-    quantization = _quantization(parts, plan)
-    report = {
-        "source": plan.source.name,
-        "target": plan.profile.name,
-        "data": parts.data.origin,
-        "quantization": quantization,
-        "trainable": list(parts.parameters),
-        "measurements": [asdict(row) for row in parts.measurements],
-        "notes": notes,
-    }
-    blobs[m.REPORT] = strictjson.dumps(report)
+    if parts.torchscript is not None:
+        blobs[m.TORCHSCRIPT] = parts.torchscript
+    source = parts.original.source
+    described = {} if parts.original.preprocessing is None else {"in_graph": parts.original.preprocessing.describe()}
     manifest = Manifest(
         name=plan.output.stem,
-        input=TensorSpec(name=INPUT, dtype=str(parts.data.x.dtype), shape=tuple(parts.data.x.shape[1:])),
-        features=TensorSpec(name=FEATURES, dtype="float32", shape=tuple(features.shape[1:])),
-        output=TensorSpec(name=OUTPUT, dtype="float32", shape=(len(parts.class_names),)),
+        inputs=parts.original.inputs,
+        outputs=parts.original.outputs,
         class_names=parts.class_names,
-        preprocessing=parts.source.preprocessing,
-        quantization=quantization,
-        head=HeadSpec(
-            parameters=tuple(ParameterSpec(name=name, shape=array.shape) for name, array in parts.parameters.items()),
-            linear=parts.linear,
-            learning_rate=stable_learning_rate(features),
-            trainable=plan.trainable,
-        ),
-        golden_min_sqnr_db=GOLDEN_SQNR_DB[parts.scheme],
-        source_digest=parts.source.digest,
+        preprocessing={**source.preprocessing, **described},
+        quantization=_quantization(chosen, plan),
+        head=None if head is None else _head_spec(parts, head, plan),
+        golden_min_sqnr_db=_GOLDEN_SQNR_DB[chosen.scheme],
+        source_digest=source.digest,
         created_by=f"edgeloop {__version__}",
         members=members_of(blobs),
     )
-    return Packed(manifest=manifest, blobs=blobs, report=report, digest=check_bundle(manifest, blobs))
+    size, most = sum(map(len, blobs.values())), plan.profile.inference.max_bundle_mb << 20
+    if size > most:
+        raise ConversionError(
+            f"the bundle would have {size >> 20} MiB, {plan.profile.name} takes {most >> 20} MiB (max_bundle_mb)"
+            + ("; leave the TorchScript out with --no-torchscript" if parts.torchscript is not None else "")
+        )
+    return Packed(manifest=manifest, blobs=blobs, digest=check_bundle(manifest, blobs))
 
 
-def _quantization(parts: Parts, plan: ConversionPlan) -> dict[str, Any]:
-    in_int8, of_layers = int8_layers(parts.backbone)
+def _golden(parts: Parts) -> dict[str, npt.NDArray[Any]]:
+    """A few samples: at most 16, and of large ones fewer, but one at least."""
+    x, inputs = parts.evaluation.samples.x, parts.original.inputs
+    one = sum(array.nbytes for array in select(x, inputs, slice(0, 1)).values())
+    count = max(1, min(_GOLDEN_SAMPLES, _GOLDEN_BYTES // max(1, one)))
+    return {name: np.ascontiguousarray(array) for name, array in select(x, inputs, slice(0, count)).items()}
+
+
+def _head_spec(parts: Parts, head: Head, plan: ConversionPlan) -> HeadSpec:
+    few = select(parts.evaluation.samples.x, parts.original.inputs, slice(0, 256))
+    return HeadSpec(
+        features=head.features,
+        output=head.output,
+        parameters=tuple(ParameterSpec(name=name, shape=array.shape) for name, array in head.parameters.items()),
+        linear=head.linear,
+        learning_rate=stable_learning_rate(features_of(parts.chosen.model, parts.parts, few, parts.original.inputs)),
+        trainable="last:1" if plan.trainable == "auto" else plan.trainable,
+    )
+
+
+def _quantization(chosen: Candidate, plan: ConversionPlan) -> dict[str, Any]:
+    in_int8, layers = chosen.layers_in_int8 or (0, 0)
     profile = plan.profile.quantization
-    return {
-        "scheme": parts.scheme,
+    found: dict[str, Any] = {
+        "scheme": chosen.scheme,
         "target": plan.profile.name,
-        "activation_type": profile.activation_type,
-        "weight_type": profile.weight_type,
-        "reduce_range": profile.reduce_range,
         "int8_layers": in_int8,
-        "layers": of_layers,
+        "layers": layers,
+        "left_in_float": list(chosen.left_in_float),
     }
+    if chosen.scheme == "int8":
+        found |= {
+            "activation_type": profile.activation_type,
+            "weight_type": profile.weight_type,
+            "reduce_range": profile.reduce_range,
+            "per_channel": profile.per_channel,
+        }
+    return found
 
 
 def _tensors(arrays: Mapping[str, npt.NDArray[Any]]) -> bytes:
     return bytes(safetensors.numpy.save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
-
-
-def check_output(plan: ConversionPlan) -> None:
-    """Raise ConfigError when the bundle could not be written where it is wanted: before the work, not after it."""
-    output, folder = plan.output, plan.output.parent
-    if output.is_dir():
-        raise ConfigError(f"--output {output} is a folder; give the name of a file, e.g. {output / 'model.edge'}")
-    with contextlib.suppress(OSError):  # there is no source: loading it will say so
-        if output.exists() and output.samefile(plan.source):
-            raise ConfigError(f"--output {output} is the model itself; give another name")
-    if not folder.is_dir():
-        raise ConfigError(f"--output {output}: {folder} is not a folder")
-    if not os.access(folder, os.W_OK):
-        raise ConfigError(f"--output {output}: the folder {folder} cannot be written")
-
-
-def write(packed: Packed, plan: ConversionPlan) -> None:
-    """Write the bundle whole or not at all.
-
-    Raises:
-        ConfigError: The disk is full or the folder cannot be written.
-    """
-    try:
-        write_bundle(plan.output, packed.manifest, packed.blobs)
-    except OSError as exc:
-        raise ConfigError(f"{plan.output} cannot be written: {exc.strerror}") from exc

@@ -6,7 +6,8 @@ written before everything is verified.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,175 +15,205 @@ import numpy as np
 import onnx
 import torch
 
-from converter.data import EVALUATION_SAMPLES, Data, gather_data
-from converter.export import export_onnx
+from converter.candidates import Candidate, Problem
+from converter.canonical import canonical
+from converter.describe import describe, lasting
+from converter.export import Exported, exporters
 from converter.gradient.differentiate import UnsupportedOperatorError
 from converter.gradient.training_graph import build_training_graph
-from converter.head import correct_for_quantization
-from converter.load import Source, load_source
-from converter.measure import Measurement, measure
-from converter.pack import Parts, check_output, pack, write
+from converter.graph import multiplications
+from converter.measure import Evaluation, latency_ms
+from converter.original import Original, load_original, with_preprocessing
+from converter.output import check_output, private_key, write
+from converter.pack import Parts, learning_data, pack
 from converter.plan import ConversionPlan
-from converter.program import FloatArray, Run, joined_program, onnx_program, outputs, torch_program
-from converter.quantize import int8_layers, optimize, quantize_with_data, quantize_without_data
+from converter.program import onnx_program
+from converter.quantization.layers import optimize
 from converter.reason import reason
-from converter.split import FEATURES, SplitModel, choose_trainable, split
-from converter.verify import check_float, checked_torchscript, too_different
+from converter.robustness import robustness
+from converter.search import MIN_RANDOM_SQNR_DB, Found, Search
+from converter.source import Samples
+from converter.split import SplitModel, choose_trainable, split, trainable_groups, whole
+from converter.tensors import batch_size, select
+from converter.verify import Check, check_float, first_diverging_layer, torchscript_of
 from edge.contract.errors import BundleError, ConfigError, ConversionError, LearningError
 from edge.inference.onnx_trainer import OnnxTrainer
 
 Stage = Callable[[str], None]
 
+# Robustness is measured on as many samples as take about two seconds: each costs about 24 runs.
+_ROBUSTNESS_MACS = 2_500_000_000
+_ROBUSTNESS_BYTES = 8 << 20
+_ROBUSTNESS_LEAST = 8
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+
+@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
 class Conversion:
-    """What came out: the report, as stored in the bundle."""
+    """What came out: the whole report, see `converter.report`."""
 
     report: dict[str, Any]
-    measurements: tuple[Measurement, ...]
-    bundle_digest: str
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True)
-class Original:
-    """The model that everything is compared with, its data, and its outputs on them."""
+class Trainable:
+    """The split model and the training step of its head."""
 
-    source: Source
-    data: Data
-    run: Run
-    outputs: FloatArray
-    class_names: tuple[str, ...]
-
-    @property
-    def weights_bytes(self) -> int:
-        """Size of the weights."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in self.source.model.state_dict().values())
+    parts: SplitModel
+    training: onnx.ModelProto | None
+    note: str | None
 
 
-@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
-class Exported:
-    """The float graph whole and in two halves; `backbone` is the optimized one."""
+class _Clock:
+    """Tells the stages to the user, and how long they took to the report."""
 
-    whole: onnx.ModelProto
-    parameter_names: tuple[str, ...]
-    halves: SplitModel
-    backbone: onnx.ModelProto
+    def __init__(self, tell: Stage) -> None:
+        self._tell = tell
+        self._names: list[str] = []
+        self._times: list[float] = []
 
+    def __call__(self, name: str) -> None:
+        self._names.append(name)
+        self._times.append(time.perf_counter())
+        self._tell(name)
 
-@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
-class Int8:
-    """An int8 backbone, the head corrected for it, and how they were made.
-
-    `error_left` is the squared error of the corrected head's logits relative to the float head's.
-    """
-
-    backbone: onnx.ModelProto
-    parameters: Mapping[str, FloatArray]
-    error_left: float
-    how: str
+    def stages(self) -> list[dict[str, Any]]:
+        ends = [*self._times[1:], time.perf_counter()]
+        return [
+            {"name": name, "seconds": round(end - start, 3)}
+            for name, start, end in zip(self._names, self._times, ends, strict=True)
+        ]
 
 
-@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
-class Chosen:
-    """The backbone and the head to ship, with everything that was measured on the way."""
-
-    backbone: onnx.ModelProto
-    parameters: Mapping[str, FloatArray]
-    scheme: str
-    measurements: tuple[Measurement, ...]
-    notes: tuple[str, ...]
-
-
-def convert(plan: ConversionPlan, stage: Stage = lambda _: None) -> Conversion:
-    """Convert a model and write its bundle.
+def convert(plan: ConversionPlan, tell: Stage = lambda _: None, password: bytes | None = None) -> Conversion:
+    """Convert a model and write the result.
 
     Args:
         plan: What to do.
-        stage: Told the name of each stage as it begins.
+        tell: Told the name of each stage as it begins.
+        password: Of the private key to sign with.
 
     Raises:
         ConfigError: An option or a file named by one is wrong.
         ConversionError: The model cannot be converted, or a result is not near enough to the original.
     """
     check_output(plan)
+    key = private_key(plan, password)
     torch.set_num_threads(1)  # latencies are compared on one thread, and small layers are slower on more
+    stage = _Clock(tell)
 
     stage("loading the model")
-    original = _load(plan)
+    original = load_original(plan)
+    evaluation = original.evaluation(None)
 
     stage("exporting to ONNX")
-    exported = _export(original, plan)
+    exported, check = _export(original, evaluation)
 
-    stage("differentiating the head")
-    training = _training_graph(original, exported, plan)
+    stage("splitting and differentiating")
+    trainable = _trainable(original, exported, plan)
+    evaluation = _with_head(evaluation, trainable, original)
+    class_names = _class_names(original, evaluation, plan)
 
-    stage("quantizing the backbone")
-    int8 = _quantize(original, exported, plan)
+    problem = Problem(
+        parts=trainable.parts,
+        backbone=optimize(trainable.parts.backbone),
+        evaluation=evaluation,
+        calibration=original.calibration,
+    )
+    found = Search(problem, evaluation.deviation(evaluation.reference), plan, stage).run()
 
     stage("verifying")
-    chosen = _choose(original, exported, int8, plan)
-    torchscript = checked_torchscript(original.source.model, original.data, original.outputs)
+    torchscript, checks = _torchscript(original, evaluation, exported, plan)
+    checks.append(_shipped(found, check.against, evaluation, plan))
+    rows = _robustness(original, evaluation, exported.model, found.chosen)
 
-    stage("writing the bundle")
+    stage("packing")
     parts = Parts(
-        source=original.source,
-        data=original.data,
-        class_names=original.class_names,
-        backbone=chosen.backbone,
-        scheme=chosen.scheme,
-        head=exported.halves.head,
-        training=training,
-        parameters=chosen.parameters,
-        linear=exported.halves.linear,
+        original=original,
+        evaluation=evaluation,
+        parts=trainable.parts,
+        training=trainable.training,
+        chosen=found.chosen,
+        class_names=class_names,
         torchscript=torchscript,
-        measurements=chosen.measurements,
-        notes=chosen.notes,
     )
-    packed = pack(parts, plan)
-    write(packed, plan)
-    return Conversion(report=packed.report, measurements=chosen.measurements, bundle_digest=packed.digest)
+    learned = learning_data(parts)
+    notes = [*original.source.notes, *exported.notes, *([trainable.note] if trainable.note else []), *found.notes]
+    notes += _notes(parts, found, None if learned is None else learned[1])
+    report = describe(parts, plan, exported, found, [check, *checks], rows, notes, _original_latency(original))
+    packed = pack(parts, plan, lasting(report), None if learned is None else learned[0])
+    size = write(packed, parts, plan, key)
+    report |= {
+        "bundle_digest": packed.digest,
+        "size_bytes": size,
+        "output": str(plan.output),
+        "stages": stage.stages(),
+    }
+    return Conversion(report=report)
 
 
-def _load(plan: ConversionPlan) -> Original:
-    """After this the model runs on its data and its outputs are finite logits, one for each class name."""
-    source = load_source(plan)
-    odd = {str(value.dtype) for value in source.model.parameters() if value.dtype != torch.float32}
-    if odd:
-        raise ConversionError(f"parameters of the type {', '.join(sorted(odd))}; call model.float() before saving it")
-    data = gather_data(plan, source)
-    run = torch_program(source.model)
-    reference = outputs(run, data.x)
-    if reference.shape[0] != len(data.x):
-        raise ConversionError(f"the model gives {len(reference)} outputs for {len(data.x)} samples; expected one each")
-    if not np.isfinite(reference).all():
-        raise ConversionError("the model gives outputs that are not finite on the evaluation data")
-    n_classes = reference.shape[1]
-    class_names = plan.class_names or source.class_names or tuple(str(i) for i in range(n_classes))
-    if len(class_names) != n_classes:
-        raise ConfigError(f"{len(class_names)} class names, but the model has {n_classes} outputs")
-    data.check_labels(n_classes)
-    return Original(source=source, data=data, run=run, outputs=reference, class_names=class_names)
+def _export(original: Original, evaluation: Evaluation) -> tuple[Exported, Check]:
+    """After this the model, behind its preprocessing, is an ONNX graph that gives the same on all samples."""
+    faults: list[str] = []
+    for export in exporters(original.source):
+        try:
+            made = export(original.source, original.outputs)
+            model = canonical(with_preprocessing(made.model, original))
+            run = onnx_program(model, "the exported graph")
+            against = "PyTorch" if original.module is not None else "the ONNX file"
+            check = check_float("the exported graph", run, evaluation, against)
+        except ConversionError as exc:
+            faults.append(str(exc))
+            if (
+                not faults[1:]
+                and "another" in str(exc)
+                and original.module is not None
+                and original.preprocessing is None
+            ):
+                layer = first_diverging_layer(original.module, model, evaluation)
+                faults[0] += f" (the first layer that differs is {layer})" if layer else ""
+            continue
+        return Exported(model=model, exporter=made.exporter, notes=made.notes), check
+    raise ConversionError("; then ".join(faults))
 
 
-def _export(original: Original, plan: ConversionPlan) -> Exported:
-    """After this the model is an ONNX graph, cut where its trainable layers begin."""
-    whole = export_onnx(original.source.model, original.source.example)
-    names = tuple(name for name, _ in original.source.model.named_parameters())
-    halves = split(whole, choose_trainable(whole, names, plan.trainable))
-    return Exported(whole=whole, parameter_names=names, halves=halves, backbone=optimize(halves.backbone))
-
-
-def _training_graph(original: Original, exported: Exported, plan: ConversionPlan) -> onnx.ModelProto:
-    """After this the head has a training step, and stock onnxruntime took it once on real features."""
-    halves = exported.halves
+def _trainable(original: Original, exported: Exported, plan: ConversionPlan) -> Trainable:
+    """After this the model is cut where its trainable layers begin, and the head has a training step that runs."""
+    if plan.trainable == "none":
+        return Trainable(parts=whole(exported.model), training=None, note=None)
+    module = original.source.model
+    named = [] if isinstance(module, onnx.ModelProto) else [name for name, _ in module.named_parameters()]
+    groups = trainable_groups(exported.model, named)
+    y = original.samples.y
     try:
-        graph = build_training_graph(halves.head, FEATURES, list(halves.parameters))
+        if y is not None and y.dtype.kind == "f":
+            raise ConversionError("the data have float targets; a head learns classes")
+        if not groups:
+            raise ConversionError("the model has no layer with parameters")
+        rule = "last:1" if plan.trainable == "auto" else plan.trainable
+        parts = split(exported.model, choose_trainable(groups, rule))
+        training = _training_graph(parts, original, exported.model, groups, rule)
+    except ConversionError as exc:
+        if plan.trainable != "auto":
+            raise
+        return Trainable(parts=whole(exported.model), training=None, note=f"nothing stays trainable: {exc}")
+    return Trainable(parts=parts, training=training, note=None)
+
+
+def _training_graph(
+    parts: SplitModel, original: Original, model: onnx.ModelProto, groups: dict[str, list[str]], rule: str
+) -> onnx.ModelProto:
+    """The head's training step, which stock onnxruntime took once on real features."""
+    head = parts.head
+    assert head is not None
+    try:
+        graph = build_training_graph(head.graph, head.features.name, list(head.parameters))
     except UnsupportedOperatorError as exc:
-        raise ConversionError(f"{exc}{_largest_trainable(exported, plan)}") from exc
-    features = onnx_program(exported.backbone, "the backbone")(original.data.x[:3])
+        raise ConversionError(f"{exc}{_largest_trainable(model, groups, rule)}") from exc
+    few = select(original.samples.x, original.inputs, slice(0, 3))
+    features = onnx_program(parts.backbone, "the backbone")(few)[head.features.name]
     n = len(features)
     try:
-        trainer = OnnxTrainer(graph.SerializeToString(), FEATURES, halves.parameters)
+        trainer = OnnxTrainer(graph.SerializeToString(), head.features.name, head.parameters)
         trainer.step(features, np.zeros(n, np.int64), np.ones(n, np.float32), 1e-3)
     except (BundleError, LearningError) as exc:
         raise ConversionError(f"the head cannot be trained: {exc}") from exc
@@ -191,115 +222,103 @@ def _training_graph(original: Original, exported: Exported, plan: ConversionPlan
     return graph
 
 
-def _largest_trainable(exported: Exported, plan: ConversionPlan) -> str:
+def _largest_trainable(model: onnx.ModelProto, groups: dict[str, list[str]], rule: str) -> str:
     """The largest smaller head that can be trained, as a sentence."""
-    for count in range(int(plan.trainable.partition(":")[2]) - 1, 0, -1):
-        smaller = f"last:{count}"
+    count = int(rule[5:]) if rule.startswith("last:") else len(groups)
+    for smaller in (f"last:{k}" for k in range(count - 1, 0, -1)):
         try:
-            halves = split(exported.whole, choose_trainable(exported.whole, exported.parameter_names, smaller))
-            build_training_graph(halves.head, FEATURES, list(halves.parameters))
-        except ConversionError:
+            head = split(model, choose_trainable(groups, smaller)).head
+            assert head is not None
+            build_training_graph(head.graph, head.features.name, list(head.parameters))
+        except (ConversionError, ConfigError, UnsupportedOperatorError):
             continue
         return f". The largest that works is --trainable {smaller}"
     return ""
 
 
-def _quantize(original: Original, exported: Exported, plan: ConversionPlan) -> Int8 | None:
-    """An int8 backbone with a head corrected for it, or None when there is nothing to be had honestly."""
-    made = _int8_backbone(exported.backbone, original.data, plan)
-    if made is None:
-        return None
-    backbone, how = made
-    halves, calibration = exported.halves, original.data.calibration
-    if halves.linear is None or calibration is None:
-        return Int8(backbone=backbone, parameters=halves.parameters, error_left=1.0, how=how)
-    x = calibration.x[:EVALUATION_SAMPLES]
-    features = outputs(onnx_program(backbone, "the int8 backbone"), x)
-    parameters, error_left = correct_for_quantization(
-        halves.parameters, halves.linear, features, outputs(original.run, x)
+def _with_head(evaluation: Evaluation, trainable: Trainable, original: Original) -> Evaluation:
+    head = trainable.parts.head
+    if head is None or head.output == evaluation.classes:
+        return evaluation
+    return original.evaluation(head.output)
+
+
+def _class_names(original: Original, evaluation: Evaluation, plan: ConversionPlan) -> tuple[str, ...]:
+    """One name for each logit; numbers when nobody gave names."""
+    names = original.class_names
+    if evaluation.classes is None:
+        if plan.class_names:
+            raise ConfigError("--class-names: no output of the model has one value for each class")
+        return ()
+    n_classes = evaluation.reference[evaluation.classes].shape[1]
+    if names is None:
+        return tuple(str(i) for i in range(n_classes))
+    if len(names) != n_classes:
+        raise ConfigError(f"{len(names)} class names, but the model has {n_classes} outputs")
+    return names
+
+
+def _torchscript(
+    original: Original, evaluation: Evaluation, exported: Exported, plan: ConversionPlan
+) -> tuple[bytes | None, list[Check]]:
+    if original.module is None or not (plan.torchscript or plan.format == "torchscript"):
+        return None, []
+    archive, check = torchscript_of(original.module, evaluation, scripted=exported.exporter == "scripting")
+    return archive, [check]
+
+
+def _shipped(found: Found, against: str, evaluation: Evaluation, plan: ConversionPlan) -> Check:
+    """What the search found out about the graph that it chose, beside the other checks."""
+    assert found.chosen.deviation is not None
+    return Check(
+        what=f"the bundle, {found.chosen.name}",
+        against=against,
+        deviation=found.chosen.deviation,
+        required=f"loss of {plan.max_drop:g} points at most"
+        if evaluation.real
+        else f"SQNR at least {MIN_RANDOM_SQNR_DB:.0f} dB",
     )
-    return Int8(backbone=backbone, parameters=parameters, error_left=error_left, how=how)
 
 
-def _int8_backbone(backbone: onnx.ModelProto, data: Data, plan: ConversionPlan) -> tuple[onnx.ModelProto, str] | None:
-    if plan.quantize == "none":
-        return None
-    if int8_layers(backbone)[1] == 0:
-        if plan.quantize == "int8":
-            raise ConversionError("the backbone has no convolution or matrix product to quantize; use a smaller head")
-        return None
-    if data.calibration is not None:
-        return quantize_with_data(backbone, data.calibration.x, plan.profile.quantization), "calibrated"
-    quantized = quantize_without_data(backbone, plan.profile.quantization)
-    if quantized is None:
-        if plan.quantize == "int8":
-            raise ConversionError("int8 convolutions need calibration data: give --calibrate DATA.npz with an array x")
-        return None
-    return quantized, "dynamic"
+def _robustness(
+    original: Original, evaluation: Evaluation, model: onnx.ModelProto, chosen: Candidate
+) -> list[dict[str, Any]]:
+    """Quality under corrupted inputs, before and after, on as many samples as the time allows."""
+    if not evaluation.real:
+        return []
+    x, inputs = evaluation.samples.x, evaluation.inputs
+    count = batch_size(x, inputs)
+    # By size and not by time: the report in the bundle must be the same on every machine.
+    sample_bytes = sum(array.nbytes for array in x.values()) / count
+    most = int(min(_ROBUSTNESS_MACS / max(1, multiplications(model)), _ROBUSTNESS_BYTES / sample_bytes))
+    if most < _ROBUSTNESS_LEAST:
+        return []
+    rows = slice(0, count, max(1, -(-count // most)))
+    y = evaluation.samples.y
+    samples = Samples(select(x, inputs, rows), None if y is None else y[rows])
+    clean = select(evaluation.reference, evaluation.outputs, rows)
+    programs = {
+        "original": original.run,
+        "bundle": onnx_program(chosen.model, "the model", chosen.parameters),
+    }
+    return robustness(programs, samples, inputs, lambda found, labels: evaluation.quality(found, labels, clean))
 
 
-def _choose(original: Original, exported: Exported, int8: Int8 | None, plan: ConversionPlan) -> Chosen:
-    """Measure every program; after this the chosen one is as near to the original as the plan asks.
+def _original_latency(original: Original) -> float:
+    return latency_ms(original.run, select(original.samples.x, original.inputs, slice(0, 1)))
 
-    Raises:
-        ConversionError: Not even the float graph is, or int8 was asked for and is not.
-    """
-    data, reference, halves = original.data, original.outputs, exported.halves
 
-    def measured(name: str, run: Run, size_bytes: int) -> Measurement:
-        return measure(name, run, size_bytes, data.x, data.y, reference)
-
-    def bundled(name: str, backbone: onnx.ModelProto, parameters: Mapping[str, FloatArray]) -> Measurement:
-        run = joined_program(onnx_program(backbone, "the backbone"), halves.head, parameters)
-        return measured(name, run, backbone.ByteSize() + sum(array.nbytes for array in parameters.values()))
-
-    whole = check_float(exported.whole, data, reference)
-    eager = measured("PyTorch float", original.run, original.weights_bytes)
-    rows: tuple[Measurement, ...] = (eager, measured("ONNX float", whole, exported.whole.ByteSize()))
-    notes = [*original.source.notes]
-    if data.calibration is None:
+def _notes(parts: Parts, found: Found, learned: int | None) -> list[str]:
+    notes = []
+    if parts.original.stream is None:
         notes.append(
-            "no calibration data: measured on random inputs, and no statistics for devices to start learning from. "
-            "Give --calibrate DATA.npz (x, and y if labelled) for a calibrated int8 backbone and a head "
-            "that adapts faster"
+            "no calibration data: compared on random inputs, no int8 convolutions, no statistics for devices to start "
+            "learning from. Give --calibrate with real samples (labelled, if the head is to learn)"
         )
-    floating = bundled("bundle, float", exported.backbone, halves.parameters)
-    if int8 is not None:
-        row = bundled(f"bundle, int8 ({int8.how})", int8.backbone, int8.parameters)
-        fault = too_different(row, eager, data, plan.max_drop)
-        if plan.quantize == "int8" and fault is not None:
-            raise ConversionError(f"int8 is too far from the original: {fault}. Nothing was written")
-        if fault is None and row.size_bytes >= floating.size_bytes:
-            # Only for a network so small that its scales weigh more than its weights; no speed to be gained there.
-            fault = f"is not smaller ({row.size_bytes} against {floating.size_bytes} bytes)"
-        if fault is None or plan.quantize == "int8":
-            return Chosen(
-                backbone=int8.backbone,
-                parameters=int8.parameters,
-                scheme="int8",
-                measurements=(*rows, floating, row),
-                notes=(*notes, *_notes_on_int8(int8, row, floating)),
-            )
-        rows = (*rows, row)
-        notes.append(f"the backbone stays float: int8 {fault}")
-    if int8_layers(exported.backbone)[1] == 0:
-        notes.append("no convolution or matrix product is frozen; nothing is quantized")
-    elif int8 is None and plan.quantize == "auto":
-        notes.append("the backbone stays float: int8 convolutions need calibration data")
-    return Chosen(
-        backbone=exported.backbone,
-        parameters=halves.parameters,
-        scheme="none",
-        measurements=(*rows, floating),
-        notes=tuple(notes),
-    )
-
-
-def _notes_on_int8(int8: Int8, row: Measurement, floating: Measurement) -> list[str]:
-    in_int8, of_layers = int8_layers(int8.backbone)
-    notes = [f"{in_int8} of {of_layers} convolutions and matrix products of the backbone run in int8"]
-    if int8.error_left < 1.0:
-        notes.append(f"head corrected for the int8 features: squared error of the logits x {int8.error_left:.2f}")
-    latency, size = floating.latency_ms / row.latency_ms, floating.size_bytes / row.size_bytes
-    notes.append(f"against the float bundle on this CPU: {latency:.2f} x the speed, 1/{size:.1f} of the size")
+    if found.chosen.head_error < 1.0:
+        notes.append(
+            f"head corrected for the quantized features: squared error of the logits x {found.chosen.head_error:.2f}"
+        )
+    if learned is not None:
+        notes.append(f"statistics of {learned} labelled samples for devices to start learning from")
     return notes

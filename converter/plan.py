@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from converter.reason import reason
-from edge.contract.errors import ConfigError
 from edge.contract.profile import DeviceProfile
+
+QUANTIZE = ("auto", "int8", "dynamic", "fp16", "int4", "none")
+CALIBRATION_METHODS = ("minmax", "percentile", "entropy", "mse")
+FORMATS = ("edge", "onnx", "torchscript", "dir")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InputOption:
+    """One ``--input NAME=AXES[:DTYPE]``.
+
+    Attributes:
+        name: The input's name, or "" for the only one (``--input-shape``).
+        shape: Sizes and names of free axes, the batch axis (``batch``) included.
+        dtype: numpy name, or None for float32.
+        sizes: Sizes to try for free axes other than the batch axis: ``time@50`` gives ``{"time": 50}``.
+    """
+
+    name: str
+    shape: tuple[int | str, ...]
+    dtype: str | None = None
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,73 +37,41 @@ class ConversionPlan:
 
     Attributes:
         source: The model file.
-        output: The bundle to write.
+        output: What to write.
         profile: The target device.
         arch: ``FILE.py:NAME`` or ``package.module:NAME`` for a bare state_dict.
         arch_arguments: Keyword arguments for it.
-        input_shape: Without the batch axis; None to take it from the checkpoint or the first layer.
-        class_names: None to take them from the checkpoint, or to number them.
-        trainable: ``last:K``.
-        quantize: ``auto``, ``int8`` or ``none``.
-        calibration: ``.npz`` with ``x`` and optionally ``y``, or None.
+        inputs: What the user said about the inputs; empty to take it from the file or to infer it.
+        class_names: None to take them from the checkpoint or the data, or to number them.
+        preprocess: What becomes part of the graph, see `converter.preprocessing`, or None.
+        trainable: ``last:K``, names with wildcards separated by commas, ``none``, or ``auto``: ``last:1`` where that
+            can be trained, else ``none``.
+        quantize: One of `QUANTIZE`.
+        calibration_method: One of `CALIBRATION_METHODS`, or None to try them.
+        calibration: Where samples come from: a path, or ``FILE.py:NAME`` of a callable; or None.
         evaluation: The same, for measuring only.
-        max_drop: Accuracy, in points of 100, that int8 may cost.
+        max_drop: Accuracy, in points of 100, that quantization may cost.
+        trust_pickle: Run the code that a pickle names.
+        format: One of `FORMATS`.
+        torchscript: Put the TorchScript into the bundle.
+        sign_key: Private key to sign the bundle with, or None.
     """
 
     source: Path
     output: Path
     profile: DeviceProfile
     arch: str | None = None
-    arch_arguments: dict[str, Any] | None = None
-    input_shape: tuple[int, ...] | None = None
+    arch_arguments: Mapping[str, Any] = field(default_factory=dict)
+    inputs: tuple[InputOption, ...] = ()
     class_names: tuple[str, ...] | None = None
-    trainable: str = "last:1"
+    preprocess: str | None = None
+    trainable: str = "auto"
     quantize: str = "auto"
-    calibration: Path | None = None
-    evaluation: Path | None = None
+    calibration_method: str | None = None
+    calibration: str | None = None
+    evaluation: str | None = None
     max_drop: float = 0.5
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class Samples:
-    """Real data: ``x (n, ...)`` as the model takes it, and labels ``y (n,)`` int64 or None."""
-
-    x: npt.NDArray[Any]
-    y: npt.NDArray[np.int64] | None
-
-
-def check_samples(x: npt.NDArray[Any], y: npt.NDArray[Any] | None, what: str) -> Samples:
-    """Samples and labels that belong together.
-
-    Raises:
-        ConfigError: There are none, the lengths do not match, or the labels are not whole numbers.
-    """
-    if x.ndim == 0 or len(x) == 0:
-        raise ConfigError(f"{what}: x has the shape {x.shape}; expected (n, ...) with one sample at least")
-    if y is None:
-        return Samples(x, None)
-    if y.shape != (len(x),):
-        raise ConfigError(f"{what}: x has {len(x)} samples, y has the shape {y.shape}; expected ({len(x)},)")
-    if y.dtype.kind not in "iub":
-        raise ConfigError(f"{what}: y has the type {y.dtype}; expected class numbers, e.g. int64")
-    return Samples(x, y.astype(np.int64))
-
-
-def read_samples(path: Path, option: str) -> Samples:
-    """Read an ``.npz`` of samples; object arrays are refused, since they are pickles.
-
-    Raises:
-        ConfigError: Missing, not an .npz, without ``x``, or `check_samples` does not accept it.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            if "x" not in archive:
-                raise ConfigError(f"{option}: {path} has no array named x; it has {', '.join(archive.files) or 'none'}")
-            x, y = archive["x"], archive.get("y")
-    except FileNotFoundError as exc:
-        raise ConfigError(f"{option}: {path} does not exist") from exc
-    except ConfigError:
-        raise
-    except Exception as exc:  # a broken archive raises OSError, ValueError, BadZipFile, zlib.error, ...
-        raise ConfigError(f"{option}: {path} is not an .npz of plain arrays: {reason(exc)}") from exc
-    return check_samples(x, y, f"{option}: {path}")
+    trust_pickle: bool = False
+    format: str = "edge"
+    torchscript: bool = True
+    sign_key: Path | None = None

@@ -10,6 +10,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+# Asked for the first time, it tries the folder with a small file: an interrupt in between would leave that behind.
+tempfile.gettempdir()
+
 
 @contextlib.contextmanager
 def scratch_folder() -> Iterator[Path]:

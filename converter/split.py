@@ -1,25 +1,63 @@
-"""Cutting a model into a frozen backbone and a trainable head.
+"""Cutting a model into a frozen backbone and a trainable head, and putting the two together again.
 
 The head is every node downstream of a trainable parameter; what it takes from the backbone are the features. This is a
-question of reachability, so skip connections inside either half need no special care.
+question of reachability, so skip connections need no special care: where the head takes several tensors, the features
+are all of them, flattened, one behind the other.
 """
 
 from __future__ import annotations
 
+import fnmatch
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
+from math import prod
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
-from converter.graph import downstream, infer_shapes, is_float32, make_model, tensor_info, upstream, used_initializers
+from converter.graph import (
+    GraphBuilder,
+    downstream,
+    inferred_types,
+    make_model,
+    reads,
+    renamed,
+    shape_of,
+    tensor_info,
+    type_of,
+    upstream,
+    used_initializers,
+)
 from edge.contract.errors import ConfigError, ConversionError
 from edge.contract.manifest import LinearHead
+from edge.contract.tensorspec import BATCH, TensorSpec
 
 FEATURES = "features"
+_LAYERS = {"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN", "PRelu", "Gather"}
+_LAYERS |= {"BatchNormalization", "LayerNormalization", "InstanceNormalization", "GroupNormalization"}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
+class Head:
+    """The trainable half.
+
+    Attributes:
+        graph: The features and the parameters, by name, to the output.
+        features: What it takes.
+        output: Name of the output that it gives.
+        parameters: float32, in the order in which the graph uses them.
+        linear: Set when it is one linear layer.
+    """
+
+    graph: onnx.ModelProto
+    features: TensorSpec
+    output: str
+    parameters: dict[str, npt.NDArray[np.float32]]
+    linear: LinearHead | None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True)
@@ -27,120 +65,245 @@ class SplitModel:
     """The two halves.
 
     Attributes:
-        backbone: Input to `FEATURES`.
-        head: `FEATURES` and the parameters, by name, to the output.
-        parameters: The head's parameters, float32, in graph order.
-        linear: Set when the head is one linear layer.
+        backbone: The model's inputs to the features and to the outputs that need no head.
+        head: None when nothing is trainable; then the backbone is the whole model.
+        outputs: Names of the whole model's outputs, in order.
     """
 
     backbone: onnx.ModelProto
-    head: onnx.ModelProto
-    parameters: dict[str, npt.NDArray[np.float32]]
-    linear: LinearHead | None
+    head: Head | None
+    outputs: tuple[str, ...]
 
 
-def choose_trainable(model: onnx.ModelProto, parameters: Sequence[str], rule: str) -> list[str]:
-    """Names of the parameters of the last K modules that have any, in the order in which the graph uses them.
+def trainable_groups(model: onnx.ModelProto, named: Sequence[str]) -> dict[str, list[str]]:
+    """Parameters by the layer that they belong to, in the order in which the graph uses them.
 
     Args:
-        model: The exported model.
-        parameters: All parameters of the source model (not its buffers).
-        rule: ``last:K``.
+        model: The graph.
+        named: Parameters of the torch module, by which a layer is what stands before the last dot; empty for a graph
+            without one, where a layer is a node with the constants that it, or the addition right behind it, reads.
+    """
+    groups: dict[str, list[str]] = {}
+    known = set(named) & {tensor.name for tensor in model.graph.initializer}
+    if known:
+        for node in model.graph.node:
+            for name in reads(node):
+                if name in known and name not in groups.setdefault(name.rpartition(".")[0], []):
+                    groups[name.rpartition(".")[0]].append(name)
+        return {module: names for module, names in groups.items() if names}
+    floats = {t.name for t in model.graph.initializer if t.data_type == onnx.TensorProto.FLOAT and prod(t.dims) > 1}
+    layer_of: dict[str, str] = {}
+    for node in model.graph.node:
+        weights = [name for name in node.input if name in floats]
+        before = next((layer_of[name] for name in node.input if name in layer_of), None)
+        if node.op_type in _LAYERS and weights:
+            layer = node.name or node.output[0]
+            groups[layer] = weights
+            layer_of[node.output[0]] = layer
+        elif node.op_type == "Add" and weights and before is not None:
+            groups[before] += weights
+    return groups
+
+
+def choose_trainable(groups: dict[str, list[str]], rule: str) -> list[str]:
+    """Names of the parameters that a rule means.
+
+    Args:
+        groups: See `trainable_groups`.
+        rule: ``last:K``, or names with wildcards (``*``, ``?``, ``[..]``) separated by commas.
 
     Raises:
-        ConfigError: Not such a rule, or K is larger than the number of modules.
+        ConfigError: K is larger than the number of layers, or nothing has such a name.
     """
-    match = re.fullmatch(r"last:([1-9]\d*)", rule)
-    if not match:
-        raise ConfigError(f"--trainable {rule!r}: expected last:K, e.g. last:1")
-    count = int(match[1])
-    known = set(parameters)
-    modules: dict[str, list[str]] = {}
-    for node in model.graph.node:
-        for name in node.input:
-            if name in known:
-                found = modules.setdefault(name.rpartition(".")[0], [])
-                if name not in found:
-                    found.append(name)
-    if count > len(modules):
-        raise ConfigError(f"--trainable {rule}: the model has {len(modules)} modules with parameters")
-    return [name for module in list(modules)[-count:] for name in modules[module]]
+    if rule.startswith("last:"):
+        match = re.fullmatch(r"last:([1-9]\d{0,5})", rule)
+        if not match:
+            raise ConfigError(f"--trainable {rule!r}: expected last:K, e.g. last:1, names such as 'head.*', or none")
+        if int(match[1]) > len(groups):
+            raise ConfigError(f"--trainable {rule}: the model has {len(groups)} layers with parameters")
+        return [name for layer in list(groups)[-int(match[1]) :] for name in groups[layer]]
+    names = [name for layer in groups.values() for name in layer]
+    chosen: set[str] = set()
+    for pattern in (part.strip() for part in rule.split(",")):
+        found = fnmatch.filter(names, pattern)
+        if not found:
+            near = get_close_matches(pattern, names, n=3, cutoff=0.3) or names[-3:]
+            raise ConfigError(
+                f"--trainable {pattern!r}: no parameter has such a name; there are e.g. {', '.join(near)}"
+            )
+        chosen.update(found)
+    return [name for name in names if name in chosen]
+
+
+def whole(model: onnx.ModelProto) -> SplitModel:
+    """A model of which nothing is trainable."""
+    return SplitModel(backbone=model, head=None, outputs=tuple(info.name for info in model.graph.output))
 
 
 def split(model: onnx.ModelProto, trainable: Sequence[str]) -> SplitModel:
     """Cut a model.
 
     Args:
-        model: One input and one output, every parameter an initializer under its own name.
+        model: Every trainable parameter is an initializer under its own name.
         trainable: Initializers that the head is to learn.
 
     Raises:
-        ConversionError: The features are not one float tensor ``(batch, ...)``.
+        ConversionError: The features are not float tensors ``(batch, fixed sizes...)``, or the head gives something
+            else than one output of logits ``(batch, n_classes)``.
     """
     graph = model.graph
-    tensors = {tensor.name: tensor for tensor in graph.initializer}
-    shapes = infer_shapes(model)
-    source, output = graph.input[0], graph.output[0]
+    types = inferred_types(model)
     in_head = downstream(graph.node, trainable)
-    from_input = downstream(graph.node, [source.name])
-    head_nodes = [node for node in graph.node if any(name in in_head for name in node.input)]
-    frontier = sorted(
-        {name for node in head_nodes for name in node.input if name in from_input and name not in in_head}
+    from_input = downstream(graph.node, [info.name for info in graph.input])
+    output = _head_output([info for info in graph.output if info.name in in_head])
+    head_nodes = [node for node in upstream(graph.node, [output.name]) if any(name in in_head for name in reads(node))]
+    frontier = list(
+        dict.fromkeys(n for node in head_nodes for n in reads(node) if n in from_input and n not in in_head)
     )
-    if len(frontier) != 1:
-        raise ConversionError(
-            f"the head takes {len(frontier)} tensors from the backbone ({', '.join(frontier[:4])}); one is supported. "
-            f"Choose another number of layers with --trainable last:K"
-        )
-    cut = frontier[0]
-    shape = shapes.get(cut, ())
-    if len(shape) < 2 or not all(isinstance(size, int) for size in shape[1:]):
-        raise ConversionError(f"the features {cut} have the shape {shape}; expected (batch, fixed sizes...)")
-    if not is_float32(model, cut):
-        raise ConversionError(f"the features {cut} are not float32; choose fewer layers with --trainable last:K")
-    head_inputs = {name for node in head_nodes for name in node.input if name and name != cut}
-    constant_nodes = upstream(
-        [node for node in graph.node if not set(node.output) & (from_input | in_head)], head_inputs
+    sizes = {name: _feature_shape(name, types) for name in frontier}
+    if not frontier:
+        raise ConversionError("the trainable layers do not depend on the model's input")
+    taken = {name for node in graph.node for name in [*reads(node), *node.output]}
+    features = next(name for name in (FEATURES, f"{FEATURES}_", f"{FEATURES}__") if name not in taken)
+    one = len(frontier) == 1
+    shape = sizes[frontier[0]] if one else (sum(prod(size) for size in sizes.values()),)
+    spec = TensorSpec(name=features, dtype="float32", shape=(BATCH, *shape))
+
+    backbone_outputs = [info for info in graph.output if info.name not in in_head]
+    body = upstream(graph.node, [*frontier, *(info.name for info in backbone_outputs)])
+    builder = GraphBuilder("split.")
+    if one:
+        builder.op("Identity", frontier[0], output=features)
+        head_nodes = [renamed(node, {frontier[0]: features}) for node in head_nodes]
+    else:
+        flat = [builder.op("Flatten", name, axis=1) for name in frontier]
+        builder.op("Concat", *flat, output=features, axis=1)
+    backbone = make_model(
+        "backbone",
+        [*body, *builder.nodes],
+        list(graph.input),
+        [tensor_info(features, spec.shape), *backbone_outputs],
+        used_initializers(body, graph.initializer),
     )
-    features = tensor_info(FEATURES, ("batch", *shape[1:]))
-    renamed = [_rename_input(node, cut, FEATURES) for node in head_nodes]
-    nodes = [*constant_nodes, *renamed]
+    apart = GraphBuilder("apart.")
+    if not one:
+        _take_apart(apart, features, sizes)
+    constant = upstream(
+        [node for node in graph.node if not set(node.output) & (from_input | in_head)],
+        {name for node in head_nodes for name in reads(node)},
+    )
+    nodes = [*constant, *apart.nodes, *head_nodes]
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
     arrays = {name: numpy_helper.to_array(tensors[name]).astype(np.float32) for name in trainable}
     head = make_model(
         "head",
         nodes,
-        [features, *(tensor_info(name, array.shape) for name, array in arrays.items())],
+        [tensor_info(features, spec.shape), *(tensor_info(name, array.shape) for name, array in arrays.items())],
         [output],
-        used_initializers(nodes, [tensor for tensor in graph.initializer if tensor.name not in arrays]),
+        [*used_initializers(nodes, [t for t in graph.initializer if t.name not in arrays]), *apart.initializers],
     )
-    body = [*upstream(graph.node, [cut]), helper.make_node("Identity", [cut], [FEATURES], name=FEATURES)]
-    backbone = make_model("backbone", body, [source], [features], used_initializers(body, graph.initializer))
-    return SplitModel(backbone=backbone, head=head, parameters=arrays, linear=_linear(renamed, trainable))
+    return SplitModel(
+        backbone=backbone,
+        head=Head(
+            graph=head,
+            features=spec,
+            output=output.name,
+            parameters=arrays,
+            linear=_linear(nodes, trainable, features),
+        ),
+        outputs=tuple(info.name for info in graph.output),
+    )
 
 
-def _rename_input(node: onnx.NodeProto, old: str, new: str) -> onnx.NodeProto:
-    copy = onnx.NodeProto()
-    copy.CopyFrom(node)
-    for i, name in enumerate(copy.input):
-        if name == old:
-            copy.input[i] = new
-    return copy
+def _head_output(reached: Sequence[onnx.ValueInfoProto]) -> onnx.ValueInfoProto:
+    if len(reached) != 1:
+        names = ", ".join(info.name for info in reached) or "none"
+        raise ConversionError(f"the trainable layers must lead to one output, they lead to {len(reached)} ({names})")
+    shape = shape_of(reached[0])
+    if len(shape) != 2 or shape[0] != BATCH or not isinstance(shape[1], int) or type_of(reached[0]) != np.float32:
+        raise ConversionError(
+            f"the trainable layers must lead to logits (batch, n_classes), float32; {reached[0].name} has the shape "
+            f"({', '.join(map(str, shape))})"
+        )
+    return reached[0]
 
 
-def _linear(nodes: Sequence[onnx.NodeProto], trainable: Sequence[str]) -> LinearHead | None:
+def _feature_shape(name: str, types: dict[str, onnx.ValueInfoProto]) -> tuple[int, ...]:
+    info = types.get(name)
+    shape = () if info is None else shape_of(info)
+    sizes = tuple(size for size in shape[1:] if isinstance(size, int))
+    if len(shape) < 2 or len(sizes) != len(shape) - 1 or isinstance(shape[0], int):
+        found = ", ".join(map(str, shape)) or "not known"
+        raise ConversionError(f"the features {name} have the shape ({found}); expected (batch, fixed sizes...)")
+    assert info is not None
+    if type_of(info) != np.float32:
+        raise ConversionError(f"the features {name} are {type_of(info)}, not float32; choose fewer layers")
+    return sizes
+
+
+def _take_apart(builder: GraphBuilder, features: str, sizes: dict[str, tuple[int, ...]]) -> None:
+    """Append nodes that get the single tensors back out of the features."""
+    start = 0
+    for name, size in sizes.items():
+        end = start + prod(size)
+        part = builder.op("Slice", features, builder.ints(start), builder.ints(end), builder.ints(1))
+        builder.op("Reshape", part, builder.ints(-1, *size), output=name)
+        start = end
+
+
+def _linear(nodes: Sequence[onnx.NodeProto], trainable: Sequence[str], features: str) -> LinearHead | None:
     """Whether the head is ``features @ W.T + b``, or that without b, with W and b trainable."""
     if [node.op_type for node in nodes] == ["Transpose", "MatMul"]:  # as a linear layer without a bias is exported
         weight, (left, right) = nodes[0].input[0], nodes[1].input
-        is_product = (left, right) == (FEATURES, nodes[0].output[0]) and [weight] == list(trainable)
+        is_product = (left, right) == (features, nodes[0].output[0]) and [weight] == list(trainable)
         return LinearHead(weight=weight, bias=None) if is_product else None
     if len(nodes) != 1 or nodes[0].op_type != "Gemm":
         return None
     node = nodes[0]
     attributes = {item.name: helper.get_attribute_value(item) for item in node.attribute}
     plain = attributes.get("alpha", 1.0) == attributes.get("beta", 1.0) == 1.0
-    if not plain or attributes.get("transA", 0) or not attributes.get("transB", 0) or node.input[0] != FEATURES:
+    if not plain or attributes.get("transA", 0) or not attributes.get("transB", 0) or node.input[0] != features:
         return None
     bias = node.input[2] if len(node.input) > 2 else None
     if {node.input[1], bias} - {None} != set(trainable):
         return None
     return LinearHead(weight=node.input[1], bias=bias)
+
+
+def joined(backbone: onnx.ModelProto, parts: SplitModel) -> onnx.ModelProto:
+    """Backbone and head as one graph: the model's inputs and the head's parameters to the outputs and the features.
+
+    Args:
+        backbone: As it came out of quantization; its inputs and outputs have the names of ``parts.backbone``.
+        parts: The split that it comes from.
+    """
+    if parts.head is None:
+        return backbone
+    head = parts.head.graph.graph
+    kept = {parts.head.features.name, parts.head.output, *parts.head.parameters}
+    made = {name for node in head.node for name in node.output} | {tensor.name for tensor in head.initializer}
+    names = {name: f"head/{name}" for name in made - kept}
+    tensors = []
+    for tensor in head.initializer:
+        copy = onnx.TensorProto()
+        copy.CopyFrom(tensor)
+        copy.name = names[tensor.name]
+        tensors.append(copy)
+    infos = {info.name: info for info in [*backbone.graph.output, *head.output]}
+    parameters = [info for info in head.input if info.name in parts.head.parameters]
+    return make_model(
+        "model",
+        [*backbone.graph.node, *(renamed(node, names) for node in head.node)],
+        [*backbone.graph.input, *parameters],
+        [*(infos[name] for name in parts.outputs), infos[parts.head.features.name]],
+        [*backbone.graph.initializer, *tensors],
+    )
+
+
+def with_constants(model: onnx.ModelProto, constants: dict[str, npt.NDArray[np.float32]]) -> onnx.ModelProto:
+    """The graph with some of its inputs made constants: a plain model for other programs."""
+    inputs = [info for info in model.graph.input if info.name not in constants]
+    tensors = [numpy_helper.from_array(array, name) for name, array in constants.items()]
+    return make_model(
+        "model", list(model.graph.node), inputs, list(model.graph.output), [*model.graph.initializer, *tensors]
+    )

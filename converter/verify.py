@@ -1,21 +1,22 @@
-"""Is what came out near enough to what went in? Compares programs; changes nothing and writes nothing."""
+"""Is what came out near enough to what went in? Compares programs; changes nothing and keeps nothing."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
 import torch
 from torch import nn
 
-from converter.checkpoint import trace
-from converter.data import Data
-from converter.measure import Measurement
-from converter.program import FloatArray, Run, onnx_program, outputs, torch_program
+from converter.graph import inferred_types
+from converter.measure import Deviation, Evaluation
+from converter.program import onnx_program, torch_program
 from converter.reason import reason
 from converter.scratch import scratch_folder
+from converter.tensors import Arrays, Run, batch_size, select
 from edge.contract.bundle import Bundle, write_bundle
 from edge.contract.errors import BundleError, ConversionError
 from edge.contract.manifest import Manifest
@@ -24,65 +25,145 @@ from edge.inference.session import sqnr_db
 
 # Float programs compute the same sums in another order: 60 dB is a relative error of 0.001.
 MIN_FLOAT_SQNR_DB = 60.0
-# Int8 on random inputs, where accuracy means nothing.
-MIN_INT8_SQNR_DB = 20.0
+_ONE_BY_ONE = 4
 
 
-def check_float(exported: onnx.ModelProto, data: Data, reference: FloatArray) -> Run:
-    """The whole float graph, compared with torch, at more than one batch size.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Check:
+    """One comparison that was passed.
+
+    Attributes:
+        what: Which program.
+        against: The one that it was compared with.
+        deviation: How far it is.
+        required: What was asked of it, in words.
+    """
+
+    what: str
+    against: str
+    deviation: Deviation
+    required: str
+
+
+def check_float(what: str, run: Run, evaluation: Evaluation, against: str) -> Check:
+    """A float program, compared with the original on all samples and, for the batch axis's sake, one by one.
 
     Raises:
         ConversionError: It does not run, or gives other outputs.
     """
-    run = onnx_program(exported, "the exported graph")
-    try:
-        found = outputs(run, data.x)
-        single = np.concatenate([run(data.x[i : i + 1]) for i in range(min(4, len(data.x)))])
-    except Exception as exc:  # onnxruntime's exceptions have no common base
-        raise ConversionError(f"the exported graph does not run at every batch size: {reason(exc)}") from exc
-    for what, expected, got in (("", reference, found), (" one by one", reference[: len(single)], single)):
-        if expected.shape != got.shape:
-            raise ConversionError(f"the exported graph gives outputs {got.shape}{what}, torch gives {expected.shape}")
-        ratio = sqnr_db(expected, got)
+    found = evaluation.run(run)
+    _compare(what, evaluation, evaluation.reference, found, "")
+    x = evaluation.samples.x
+    for i in range(min(_ONE_BY_ONE, batch_size(x, evaluation.inputs))):
+        rows = slice(i, i + 1)
+        single = run(select(x, evaluation.inputs, rows))
+        _compare(what, evaluation, select(evaluation.reference, evaluation.outputs, rows), single, " one by one")
+    return Check(
+        what=what,
+        against=against,
+        deviation=evaluation.deviation(found),
+        required=f"SQNR at least {MIN_FLOAT_SQNR_DB:.0f} dB",
+    )
+
+
+def _compare(what: str, evaluation: Evaluation, wanted: Arrays, found: Arrays, how: str) -> None:
+    for spec in evaluation.outputs:
+        one, other = wanted[spec.name], found[spec.name]
+        if one.shape != other.shape:
+            raise ConversionError(f"{what} gives {spec.name} of the shape {other.shape}{how}, the model {one.shape}")
+        if one.dtype.kind != "f":
+            if not np.array_equal(one, other):
+                raise ConversionError(f"{what} gives another {spec.name} than the model{how}")
+            continue
+        ratio = sqnr_db(one, other)
         if ratio < MIN_FLOAT_SQNR_DB:
             raise ConversionError(
-                f"the exported graph gives other outputs than torch{what}: {ratio:.1f} dB, at least "
-                f"{MIN_FLOAT_SQNR_DB:.0f} dB expected. The model may have branches that tracing cannot follow"
+                f"{what} gives another {spec.name} than the model{how}: {ratio:.1f} dB, at least "
+                f"{MIN_FLOAT_SQNR_DB:.0f} dB expected"
             )
-    return run
 
 
-def too_different(row: Measurement, original: Measurement, data: Data, max_drop: float) -> str | None:
-    """Why an int8 program may not be shipped; None when it may."""
-    if not np.isfinite(row.sqnr_db):
-        return f"gives values that are not finite on {data.origin}"
-    if not data.real:
-        if row.sqnr_db < MIN_INT8_SQNR_DB:
-            return f"reaches {row.sqnr_db:.1f} dB on random inputs, at least {MIN_INT8_SQNR_DB:.0f} dB expected"
+def first_diverging_layer(model: nn.Module, exported: onnx.ModelProto, evaluation: Evaluation) -> str | None:
+    """Name of the first layer of a torch model whose output differs from that of its nodes in the exported graph.
+
+    The exporter names a node after the module that it comes from. None when no such layer is found.
+    """
+    if isinstance(model, torch.jit.ScriptModule):
         return None
-    if row.accuracy is not None and original.accuracy is not None:
-        drop, what = 100 * (original.accuracy - row.accuracy), "loses {:.2f} points of accuracy"
-    else:
-        drop, what = 100 * (1 - row.agreement), "disagrees on {:.2f} % of the samples"
-    if drop > max_drop + 1e-9:
-        return f"{what.format(drop)} on {data.origin}, at most {max_drop} allowed (--max-drop)"
+    few = select(evaluation.samples.x, evaluation.inputs, slice(0, 2))
+    seen: dict[str, torch.Tensor] = {}
+
+    def remember(name: str) -> object:
+        def hook(_module: nn.Module, _inputs: object, output: object) -> None:
+            if isinstance(output, torch.Tensor):
+                seen.setdefault(name, output.detach())
+
+        return hook
+
+    leaves = [(name, module) for name, module in model.named_modules() if name and not list(module.children())]
+    handles = [module.register_forward_hook(remember(name)) for name, module in leaves]
+    try:
+        torch_program(model, evaluation.inputs)(few)
+    finally:
+        for handle in handles:
+            handle.remove()
+    last: dict[str, str] = {}
+    for node in exported.graph.node:
+        last[node.name.rpartition("/")[0]] = node.output[0]
+    values = {name: last[_scope(name)] for name in seen if _scope(name) in last}
+    types = inferred_types(exported)
+    watched = onnx.ModelProto()
+    watched.CopyFrom(exported)
+    present = {info.name for info in exported.graph.output}
+    watched.graph.output.extend(types[v] for v in values.values() if v in types and v not in present)
+    found = onnx_program(watched, "the exported graph")(few)
+    for name, value in values.items():
+        if value not in found:
+            continue
+        wanted = seen[name].numpy()
+        if wanted.shape != found[value].shape or sqnr_db(wanted, found[value]) < MIN_FLOAT_SQNR_DB:
+            return name
     return None
 
 
-def checked_torchscript(model: nn.Module, data: Data, reference: FloatArray) -> bytes:
-    """The whole float model as TorchScript, loaded again and compared.
+def _scope(module: str) -> str:
+    """The exporter's name for a module: ``layer1.0.conv`` is ``/layer1/layer1.0/conv``."""
+    parts: list[str] = []
+    for part in module.split("."):
+        parts.append(f"{parts[-1]}.{part}" if part.isdigit() and parts else part)
+    return "/" + "/".join(parts)
+
+
+def torchscript_of(model: nn.Module, evaluation: Evaluation, *, scripted: bool) -> tuple[bytes, Check]:
+    """The whole float model as TorchScript, saved, loaded again and compared.
+
+    Args:
+        model: A torch module.
+        evaluation: What to compare on.
+        scripted: Compile its source instead of tracing it.
 
     Raises:
-        ConversionError: It gives other outputs than the model.
+        ConversionError: TorchScript does not take it, or it gives other outputs than the model.
     """
-    script = trace(model, torch.from_numpy(data.x[:2]))
-    archive = io.BytesIO()
-    torch.jit.save(script, archive)
+    few = select(evaluation.samples.x, evaluation.inputs, slice(0, 2))
+    script = model
+    try:
+        if not isinstance(model, torch.jit.ScriptModule):
+            example = tuple(torch.from_numpy(np.ascontiguousarray(few[spec.name])) for spec in evaluation.inputs)
+            with torch.no_grad():
+                script = (
+                    torch.jit.script(model)
+                    if scripted
+                    else torch.jit.trace(model, example, check_trace=False, strict=False)  # type: ignore[no-untyped-call]
+                )
+        archive = io.BytesIO()
+        torch.jit.save(script, archive)
+    except Exception as exc:  # the compiler and the user's code raise what they like
+        raise ConversionError(f"TorchScript does not take the model: {reason(exc)}") from exc
     loaded = torch.jit.load(io.BytesIO(archive.getvalue()))  # type: ignore[no-untyped-call]
-    ratio = sqnr_db(reference, outputs(torch_program(loaded), data.x))
-    if ratio < MIN_FLOAT_SQNR_DB:
-        raise ConversionError(f"the TorchScript gives other outputs than the model: {ratio:.1f} dB")
-    return archive.getvalue()
+    run = torch_program(loaded, evaluation.inputs, [spec.name for spec in evaluation.outputs])
+    check = check_float("the TorchScript", run, evaluation, "the model")
+    return archive.getvalue(), check
 
 
 def check_bundle(manifest: Manifest, blobs: Mapping[str, bytes]) -> str:

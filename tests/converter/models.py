@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 from torch import nn
 
 import converter
+from converter.export import Exported, by_tracing
 from converter.plan import ConversionPlan
+from converter.program import output_specs, torch_program
+from converter.source import Source
 from edge.contract.profile import load_profile
+from edge.contract.tensorspec import TensorSpec
 
 
 def plan(source: Path, **options: Any) -> ConversionPlan:
@@ -84,3 +90,38 @@ def one_layer(n_in: int, n_out: int, seed: int = 0) -> nn.Module:
 def rng(seed: int = 0) -> np.random.Generator:
     """Random numbers that are the same every time."""
     return np.random.default_rng(seed)
+
+
+def source_of(model: nn.Module, *inputs: TensorSpec) -> Source:
+    """As loading gives it, with random or zero examples."""
+    rng = np.random.default_rng(0)
+    example = {}
+    for spec in inputs:
+        shape = [size if isinstance(size, int) else 5 if size != "batch" else 1 for size in spec.shape]
+        example[spec.name] = (rng.standard_normal(shape) * spec.dtype.startswith("float")).astype(spec.dtype)
+    return Source(
+        model=model.eval(),
+        kind="test",
+        inputs=inputs,
+        example=example,
+        output_names=None,
+        class_names=None,
+        preprocessing={},
+        samples=None,
+        notes=(),
+        digest="",
+    )
+
+
+def vector(*shape: int, name: str = "input", dtype: str = "float32") -> TensorSpec:
+    return TensorSpec(name=name, dtype=dtype, shape=("batch", *shape))
+
+
+def exported_by(exporter: Callable[[Source, Sequence[TensorSpec]], Exported], source: Source) -> Exported:
+    assert isinstance(source.model, nn.Module)
+    program = torch_program(source.model, source.inputs)
+    return exporter(source, output_specs(program, source.inputs, source.example))
+
+
+def export(model: nn.Module, shape: Sequence[int], dtype: str = "float32") -> onnx.ModelProto:
+    return exported_by(by_tracing, source_of(model, vector(*shape, dtype=dtype))).model

@@ -139,12 +139,12 @@ def test_help_is_quick_and_imports_neither_torch_nor_numpy(tmp_path: Path) -> No
 def test_a_bare_state_dict_and_its_class_need_no_other_option(folder: Path) -> None:
     done = run(folder, "model.pth", "--arch", "net.py:Net")
     assert done.returncode == 0, done.stderr
-    assert "input shape (batch, 784) inferred from the first layer, fc1" in done.stdout
+    assert "input (batch, 784) float32 inferred from the first layer, fc1" in done.stdout
     assert "wrote model.edge" in done.stdout
     assert sorted(path.name for path in folder.iterdir()) == ["model.edge", "model.pth", "net.py"]
     bundle = Bundle.open(folder / "model.edge")
     assert bundle.digest in done.stdout
-    assert bundle.manifest.input.shape == (784,)
+    assert bundle.manifest.inputs[0].sample_shape == (784,)
     assert set(bundle.head_parameters()) == {"fc2.weight", "fc2.bias"}
     report = json.loads(bundle.read(m.REPORT))
     assert any("inferred from the first layer, fc1" in note for note in report["notes"])
@@ -243,7 +243,7 @@ def test_refuses_files_that_are_not_models(folder: Path, checkpoint: Path) -> No
     refused(folder, CONFIG, ("is a folder",), ".")
     refused(folder, CONVERSION, ("empty.pth is empty",), "empty.pth")
     for name in ("text.pth", "random.pth", "cut-early.pth", "cut-late.pth"):
-        refused(folder, CONVERSION, (name, "Expected what torch.save"), name)
+        refused(folder, CONVERSION, (name, "Expected a state_dict"), name)
     refused(folder, CONVERSION, ("flipped.pth is damaged",), "flipped.pth")
 
 
@@ -264,7 +264,7 @@ def test_refuses_a_whole_module_and_says_how_to_save_the_weights(folder: Path) -
 
 
 def test_shows_what_a_bare_state_dict_holds_and_the_command_that_converts_it(folder: Path) -> None:
-    words = ("fc1.weight", "(128, 784)", "fc2.bias", "torch.float32", "edge-convert model.pth --arch FILE.py:CLASS")
+    words = ("fc1.weight", "(128, 784)", "fc2.bias", "torch.float32", "edge-convert model.pth --arch net.py:Net")
     refused(folder, CONVERSION, words, "model.pth")
 
 
@@ -322,8 +322,8 @@ def test_refuses_an_architecture_for_a_checkpoint_that_has_one(folder: Path, che
 def test_refuses_options_that_make_no_sense(folder: Path, checkpoint: Path) -> None:
     name = checkpoint.name
     refused(folder, CONFIG, ("generic-x86_64",), name, "--target", "generic-x86-64")
-    refused(folder, CONFIG, ("expected last:K",), name, "--trainable", "the last one")
-    refused(folder, CONFIG, ("the model has 3 modules",), name, "--trainable", "last:7")
+    refused(folder, CONFIG, ("no parameter has such a name", "2.bias"), name, "--trainable", "the last one")
+    refused(folder, CONFIG, ("the model has 3 layers with parameters",), name, "--trainable", "last:7")
     refused(folder, CONFIG, ("2 class names, but the model has 4",), name, "--class-names", "a,b")
     for option, value in (
         ("--input-shape", "large"),
@@ -332,7 +332,7 @@ def test_refuses_options_that_make_no_sense(folder: Path, checkpoint: Path) -> N
         ("--input-shape", "3,,8"),
         ("--arch-arg", "=3"),
         ("--arch-arg", "hidden"),
-        ("--quantize", "int4"),
+        ("--quantize", "int3"),
         ("--max-drop", "-1"),
         ("--no-such-option", "1"),
     ):
@@ -342,8 +342,8 @@ def test_refuses_options_that_make_no_sense(folder: Path, checkpoint: Path) -> N
 
 def test_refuses_an_input_shape_that_the_model_does_not_take(folder: Path) -> None:
     arguments = ("model.pth", "--arch", "net.py:Net", "--input-shape")
-    refused(folder, CONVERSION, ("does not run on a batch of shape (64, 783)",), *arguments, "783")
-    refused(folder, CONFIG, ("cannot be made",), *arguments, "2000000000,2000000000,2000000000")
+    refused(folder, CONVERSION, ("does not run on a batch of input (2, 783)",), *arguments, "783")
+    refused(folder, CONFIG, ("would take more than 256 MiB",), *arguments, "2000000000,2000000000,2000000000")
 
 
 def test_asks_for_the_input_shape_when_it_does_not_follow_from_the_weights(folder: Path) -> None:
@@ -352,8 +352,9 @@ def test_asks_for_the_input_shape_when_it_does_not_follow_from_the_weights(folde
     )
     torch.save(nn.Sequential(nn.Conv2d(1, 2, 3)).state_dict(), folder / "conv.pth")
     refused(folder, CONVERSION, ("Conv2d", "--input-shape 3,224,224"), "conv.pth", "--arch", "conv.py:make")
-    words = ("one float tensor (batch, n_classes)", "(64, 2, 6, 6)")
-    refused(folder, CONVERSION, words, "conv.pth", "--arch", "conv.py:make", "--input-shape", "1,8,8")
+    done = run(folder, "conv.pth", "--arch", "conv.py:make", "--input-shape", "1,8,8")
+    assert done.returncode == 0, done.stderr
+    assert "nothing stays trainable" in done.stdout
 
 
 @pytest.mark.slow
@@ -374,34 +375,30 @@ def test_refuses_calibration_data_that_do_not_fit(folder: Path, checkpoint: Path
         "labels": {"x": x, "y": y + 2},
         "negative": {"x": x, "y": y - 1},
         "lengths": {"x": x, "y": y[:5]},
-        "float-labels": {"x": x, "y": y + 0.5},
         "infinite": {"x": infinite},
         "huge": {"x": x.astype(np.float64) * 1e300},
     }.items():
         np.savez(folder / f"{name}.npz", **arrays)
     (folder / "text.npz").write_text("x,y\n1,2\n")
     (folder / "pickle.npz").write_bytes(pickle.dumps(Intruder(marker)))
-    np.save(folder / "single.npy", x)
     (folder / "cut.npz").write_bytes((folder / "labels.npz").read_bytes()[:-50])
     for name, words in (
         ("missing.npz", ("does not exist",)),
-        ("no-x.npz", ("no array named x; it has images",)),
-        ("objects.npz", ("not an .npz of plain arrays",)),
-        ("shape.npz", ("(5,), the model takes (12,)",)),
-        ("scalar.npz", ("x has the shape ()",)),
-        ("none.npz", ("one sample at least",)),
-        ("texts.npz", ("the model takes float32",)),
+        ("no-x.npz", ("has no array named x", "images")),
+        ("objects.npz", ("objects",)),
+        ("shape.npz", ("(5,)", "(12,)")),
+        ("scalar.npz", ("()",)),
+        ("none.npz", ("no samples",)),
+        ("texts.npz", ("float32",)),
         ("labels.npz", ("labels from 2 to 5", "4 outputs")),
         ("negative.npz", ("labels from -1",)),
-        ("lengths.npz", ("20 samples", "(5,)")),
-        ("float-labels.npz", ("class numbers",)),
-        ("infinite.npz", ("not finite",)),
-        ("huge.npz", ("not finite",)),
-        ("text.npz", ("not an .npz",)),
-        ("pickle.npz", ("not an .npz",)),
-        ("single.npy", ("not an .npz",)),
-        ("cut.npz", ("not an .npz",)),
-        (".", ("not an .npz",)),
+        ("lengths.npz", ("20", "5")),
+        ("infinite.npz", ("finite",)),
+        ("huge.npz", ("finite",)),
+        ("text.npz", ("text.npz",)),
+        ("pickle.npz", ("pickle.npz",)),
+        ("cut.npz", ("cut.npz",)),
+        (".", ("has no samples",)),
     ):
         refused(folder, CONFIG, words, checkpoint.name, "--calibrate", name)
     refused(folder, CONFIG, ("--evaluate", "(5,)"), checkpoint.name, "--evaluate", "shape.npz")
@@ -432,7 +429,7 @@ def test_a_failed_conversion_leaves_an_older_bundle_as_it_was(folder: Path) -> N
 # --- interruption ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("at", ["loading the model", "exporting to ONNX", "quantizing the backbone", "verifying"])
+@pytest.mark.parametrize("at", ["loading the model", "exporting to ONNX", "quantizing: int8", "measuring", "verifying"])
 def test_ctrl_c_leaves_nothing_behind(folder: Path, at: str) -> None:
     save(cnn(), folder / "cnn.pth", (1, 8, 8), calibrated=256)
     (folder / "cnn.edge").write_bytes(b"an older bundle")
@@ -464,4 +461,4 @@ def test_the_checkpoint_is_a_plain_archive_without_code(folder: Path, checkpoint
     with zipfile.ZipFile(checkpoint) as archive:
         assert archive.testzip() is None
     document = torch.load(checkpoint, weights_only=True)
-    assert set(document) >= {"edgeloop_checkpoint", "state_dict", "torchscript", "example_input", "class_names"}
+    assert set(document) >= {"edgeloop_checkpoint", "state_dict", "torchscript", "example_inputs", "class_names"}

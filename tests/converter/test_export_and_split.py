@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
 import torch
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 from torch import nn
 
-from converter.export import export_onnx
+from converter.canonical import canonical
+from converter.export import Exported, by_scripting, by_torch_export, by_tracing
 from converter.gradient.differentiate import UnsupportedOperatorError
 from converter.gradient.training_graph import build_training_graph
-from converter.split import FEATURES, SplitModel, choose_trainable, split
+from converter.graph import make_model, tensor_info
+from converter.program import onnx_program, output_specs, resized, torch_program
+from converter.source import Source
+from converter.split import (
+    FEATURES,
+    SplitModel,
+    choose_trainable,
+    joined,
+    split,
+    trainable_groups,
+    with_constants,
+)
 from edge.contract.errors import ConfigError, ConversionError
 from edge.contract.manifest import LinearHead
-from tests.converter.models import cnn, mlp
+from edge.contract.tensorspec import TensorSpec
+from tests.converter.models import cnn, export, exported_by, mlp, source_of, vector
 
 
 def run(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> np.ndarray:
@@ -30,18 +44,30 @@ def names_of(model: nn.Module) -> list[str]:
     return [name for name, _ in model.named_parameters()]
 
 
-def halves_of(model: nn.Module, shape: Sequence[int], rule: str) -> SplitModel:
-    exported = export_onnx(model.eval(), torch.zeros(1, *shape))
-    return split(exported, choose_trainable(exported, names_of(model), rule))
+def halves_of(model: nn.Module, shape: Sequence[int], rule: str) -> Halves:
+    exported = canonical(export(model, shape))
+    parts = split(exported, choose_trainable(trainable_groups(exported, names_of(model)), rule))
+    assert parts.head is not None
+    return Halves(parts.backbone, parts.head.graph, parts.head.parameters, parts.head.linear, parts)
 
 
-def assert_halves_equal_the_whole(model: nn.Module, halves: SplitModel, shape: Sequence[int]) -> None:
+class Halves(NamedTuple):
+    backbone: onnx.ModelProto
+    head: onnx.ModelProto
+    parameters: dict[str, np.ndarray]
+    linear: LinearHead | None
+    parts: SplitModel
+
+
+def assert_halves_equal_the_whole(model: nn.Module, halves: Halves, shape: Sequence[int]) -> None:
     for n in (1, 2, 5):
         x = torch.randn(n, *shape, generator=torch.Generator().manual_seed(n))
         features = run(halves.backbone, {"input": x.numpy()})
         found = run(halves.head, {FEATURES: features, **halves.parameters})
         with torch.no_grad():
             np.testing.assert_allclose(found, model(x).numpy(), rtol=1e-4, atol=1e-5)
+        whole = run(joined(halves.backbone, halves.parts), {"input": x.numpy(), **halves.parameters})
+        np.testing.assert_array_equal(whole, found)
 
 
 class TwoNorms(nn.Module):
@@ -61,7 +87,13 @@ class TwoNorms(nn.Module):
 
 def test_every_parameter_keeps_its_own_name_shape_and_values() -> None:
     model = TwoNorms().eval()
-    exported = export_onnx(model, torch.zeros(1, 5, 6))
+    exported = export(
+        model,
+        (
+            5,
+            6,
+        ),
+    )
     tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in exported.graph.initializer}
     for name, parameter in model.named_parameters():
         np.testing.assert_array_equal(tensors[name], parameter.detach().numpy())
@@ -99,24 +131,106 @@ def test_a_batch_norm_in_the_head_keeps_its_four_tensors_apart() -> None:
 
 def test_the_batch_axis_is_free() -> None:
     model = cnn()
-    exported = export_onnx(model, torch.zeros(1, 1, 8, 8))
+    exported = export(
+        model,
+        (
+            1,
+            8,
+            8,
+        ),
+    )
     for n in (1, 2, 7):
         x = torch.randn(n, 1, 8, 8)
         with torch.no_grad():
             np.testing.assert_allclose(run(exported, {"input": x.numpy()}), model(x).numpy(), rtol=1e-4, atol=1e-5)
 
 
-def test_refuses_a_model_with_two_outputs() -> None:
-    class Two(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a = nn.Linear(3, 2)
+class Stateful(nn.Module):
+    """A recurrent state in and out, beside the logits."""
 
-        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            return self.a(x), x + 1
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(6, 5, 2, batch_first=True)
+        self.out = nn.Linear(5, 3)
 
-    with pytest.raises(ConversionError, match="2 outputs"):
-        export_onnx(Two().eval(), torch.zeros(1, 3))
+    def forward(
+        self, x: torch.Tensor, h: torch.Tensor, c: torch.Tensor
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor | None]]:
+        y, (h, c) = self.lstm(x, (h, c))
+        return self.out(y[:, -1]), {"h": h, "c": c, "nothing": None}
+
+
+def stateful() -> Source:
+    state = [TensorSpec(name=name, dtype="float32", shape=(2, "batch", 5)) for name in ("h", "c")]
+    return source_of(Stateful(), TensorSpec(name="x", dtype="float32", shape=("batch", "time", 6)), *state)
+
+
+@pytest.mark.parametrize("exporter", [by_tracing, by_torch_export])
+def test_names_and_free_axes_of_several_inputs_and_outputs_are_kept(
+    exporter: Callable[[Source, Sequence[TensorSpec]], Exported],
+) -> None:
+    source = stateful()
+    assert isinstance(source.model, nn.Module)
+    program = torch_program(source.model, source.inputs)
+    outputs = output_specs(program, source.inputs, source.example)
+    assert [(spec.name, spec.shape) for spec in outputs] == [
+        ("output_0", ("batch", 3)),
+        ("output_1.h", (2, "batch", 5)),
+        ("output_1.c", (2, "batch", 5)),
+    ]
+    exported = exporter(source, outputs)
+    for batch, time in ((1, 5), (3, 9), (4, 2)):
+        feeds = resized(source.example, source.inputs, {"batch": batch, "time": time})
+        wanted, found = program(feeds), onnx_program(exported.model, "it")(feeds)
+        assert list(found) == list(wanted)
+        for name, array in wanted.items():
+            np.testing.assert_allclose(found[name], array, rtol=1e-4, atol=1e-5)
+
+
+def test_a_state_that_goes_in_and_out_under_one_name_gets_two() -> None:
+    class Counter(nn.Module):
+        def forward(self, x: torch.Tensor, state: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"y": x + state, "state": state + 1}
+
+    source = source_of(Counter(), vector(3, name="x"), vector(3, name="state"))
+    exported = exported_by(by_tracing, source)
+    assert [output.name for output in exported.model.graph.output] == ["y", "state_out"]
+
+
+def test_an_input_that_is_not_read_is_refused_by_name() -> None:
+    class Deaf(nn.Module):
+        def forward(self, x: torch.Tensor, ignored: torch.Tensor) -> torch.Tensor:
+            return x * 2
+
+    with pytest.raises(ConversionError, match="does not use its input ignored"):
+        exported_by(by_tracing, source_of(Deaf(), vector(3, name="x"), vector(3, name="ignored")))
+
+
+class Branching(nn.Module):
+    """Goes another way for negative sums, which a trace cannot follow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.b(self.a(x)) if bool(x.sum() > 0) else self.b(-x)
+
+
+def test_a_branch_on_values_is_baked_in_by_tracing_and_kept_by_scripting() -> None:
+    source = source_of(Branching(), vector(4))
+    assert isinstance(source.model, nn.Module)
+    program = torch_program(source.model, source.inputs)
+    traced, scripted = exported_by(by_tracing, source), exported_by(by_scripting, source)
+    assert "the trace always goes the way of its example" in traced.notes[0]
+    assert "test_export_and_split.py" in traced.notes[0]
+    same = {True: 0, False: 0}
+    for sign in (1, -1):
+        feeds = {"input": np.full((2, 4), sign, np.float32)}
+        wanted = program(feeds)["output"]
+        np.testing.assert_allclose(onnx_program(scripted.model, "it")(feeds)["output"], wanted, rtol=1e-5, atol=1e-6)
+        same[np.allclose(onnx_program(traced.model, "it")(feeds)["output"], wanted, atol=1e-4)] += 1
+    assert same == {True: 1, False: 1}
 
 
 # --- choosing --------------------------------------------------------------------------------------------------------
@@ -138,23 +252,53 @@ class UsedBackwards(nn.Module):
 )
 def test_last_k_counts_modules_in_the_order_in_which_they_are_used(rule: str, chosen: list[str]) -> None:
     model = UsedBackwards().eval()
-    exported = export_onnx(model, torch.zeros(1, 3))
-    found = choose_trainable(exported, names_of(model), rule)
+    exported = export(model, (3,))
+    found = choose_trainable(trainable_groups(exported, names_of(model)), rule)
     assert found == [f"{module}.{kind}" for module in chosen for kind in ("weight", "bias")]
 
 
 @pytest.mark.parametrize("rule", ["last:4", "last:99"])
 def test_refuses_more_modules_than_there_are(rule: str) -> None:
-    exported = export_onnx(UsedBackwards().eval(), torch.zeros(1, 3))
-    with pytest.raises(ConfigError, match="3 modules"):
-        choose_trainable(exported, names_of(UsedBackwards()), rule)
+    exported = export(UsedBackwards().eval(), (3,))
+    with pytest.raises(ConfigError, match="3 layers"):
+        choose_trainable(trainable_groups(exported, names_of(UsedBackwards())), rule)
 
 
-@pytest.mark.parametrize("rule", ["last", "last:0", "last:-1", "last:1.5", "first:1", "", "last:1 ", "LAST:1", "all"])
+@pytest.mark.parametrize(
+    ("rule", "chosen"),
+    [
+        ("last.*", ["last.weight", "last.bias"]),
+        ("*.bias", ["first.bias", "middle.bias", "last.bias"]),
+        ("last.weight, middle.*", ["middle.weight", "middle.bias", "last.weight"]),
+    ],
+)
+def test_names_with_wildcards_are_taken_in_the_order_of_use(rule: str, chosen: list[str]) -> None:
+    exported = export(UsedBackwards().eval(), (3,))
+    assert choose_trainable(trainable_groups(exported, names_of(UsedBackwards())), rule) == chosen
+
+
+def test_a_graph_without_names_of_parameters_is_grouped_by_its_nodes() -> None:
+    exported = canonical(export(UsedBackwards().eval(), (3,)))
+    groups = trainable_groups(exported, [])
+    assert list(groups.values()) == [
+        ["first.weight", "first.bias"],
+        ["middle.weight", "middle.bias"],
+        ["last.weight", "last.bias"],
+    ]
+
+
+@pytest.mark.parametrize("rule", ["last:0", "last:-1", "last:1.5", "last:1 ", "last:"])
 def test_refuses_a_rule_that_is_not_last_k(rule: str) -> None:
-    exported = export_onnx(UsedBackwards().eval(), torch.zeros(1, 3))
+    exported = export(UsedBackwards().eval(), (3,))
     with pytest.raises(ConfigError, match="expected last:K"):
-        choose_trainable(exported, names_of(UsedBackwards()), rule)
+        choose_trainable(trainable_groups(exported, names_of(UsedBackwards())), rule)
+
+
+@pytest.mark.parametrize("rule", ["last", "first:1", "", "LAST:1", "all", "lst.*", "last.*,nothing"])
+def test_refuses_names_that_no_parameter_has_and_names_some_that_exist(rule: str) -> None:
+    exported = export(UsedBackwards().eval(), (3,))
+    with pytest.raises(ConfigError, match=r"no parameter has such a name; there are e\.g\. \w+\.(weight|bias)"):
+        choose_trainable(trainable_groups(exported, names_of(UsedBackwards())), rule)
 
 
 # --- cutting ---------------------------------------------------------------------------------------------------------
@@ -196,9 +340,34 @@ class Bridge(nn.Module):
         return self.c(y) + x[:, :3]
 
 
-def test_refuses_a_head_that_needs_two_tensors_of_the_backbone_and_says_so() -> None:
-    with pytest.raises(ConversionError, match=r"the head takes 2 tensors from the backbone \(.+\); one is supported"):
-        halves_of(Bridge(), (6,), "last:1")
+def test_the_features_of_a_head_that_needs_two_tensors_are_both() -> None:
+    model = Bridge().eval()
+    halves = halves_of(model, (6,), "last:1")
+    assert halves.parts.head is not None
+    assert halves.parts.head.features.shape == ("batch", 9)
+    assert halves.linear is None
+    assert_halves_equal_the_whole(model, halves, (6,))
+    build_training_graph(halves.head, FEATURES, list(halves.parameters))
+
+
+def test_the_other_outputs_of_a_model_come_from_the_backbone() -> None:
+    source = stateful()
+    exported = exported_by(by_tracing, source).model
+    parts = split(exported, choose_trainable(trainable_groups(exported, names_of(source.model)), "out.*"))  # type: ignore[arg-type]
+    assert parts.head is not None
+    whole = onnx_program(joined(parts.backbone, parts), "it", parts.head.parameters)(source.example)
+    assert list(whole) == ["output_0", "output_1.h", "output_1.c", FEATURES]
+    plain = onnx_program(with_constants(joined(parts.backbone, parts), parts.head.parameters), "it")(source.example)
+    for name, array in onnx_program(exported, "it")(source.example).items():
+        np.testing.assert_allclose(whole[name], array, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(plain[name], whole[name], rtol=1e-5, atol=1e-6)
+
+
+def test_refuses_trainable_layers_that_lead_to_several_outputs() -> None:
+    source = stateful()
+    exported = exported_by(by_tracing, source).model
+    with pytest.raises(ConversionError, match=r"must lead to one output, they lead to 3 \(output_0"):
+        split(exported, choose_trainable(trainable_groups(exported, names_of(source.model)), "lstm.*_l1"))  # type: ignore[arg-type]
 
 
 def test_the_same_model_can_be_cut_elsewhere() -> None:
@@ -216,9 +385,9 @@ def test_when_everything_is_trainable_the_backbone_passes_its_input_through() ->
 
 def test_refuses_features_that_are_not_floats() -> None:
     model = nn.Sequential(nn.Embedding(10, 4), nn.Flatten(), nn.Linear(8, 3)).eval()
-    exported = export_onnx(model, torch.zeros(1, 2, dtype=torch.int64))
+    exported = export(model, (2,), "int64")
     with pytest.raises(ConversionError, match="float"):
-        split(exported, choose_trainable(exported, names_of(model), "last:2"))
+        split(exported, choose_trainable(trainable_groups(exported, names_of(model)), "last:2"))
 
 
 def test_a_head_with_an_operator_that_has_no_gradient_is_refused_by_name() -> None:
@@ -233,6 +402,23 @@ def test_a_head_with_an_operator_that_has_no_gradient_is_refused_by_name() -> No
     halves = halves_of(Odd(), (6,), "last:2")
     with pytest.raises(UnsupportedOperatorError, match="Cos"):
         build_training_graph(halves.head, FEATURES, list(halves.parameters))
+
+
+def test_a_product_and_an_addition_become_one_linear_layer_of_torchs_shape() -> None:
+    rng = np.random.default_rng(0)
+    weight, bias = rng.standard_normal((6, 3)).astype(np.float32), rng.standard_normal(3).astype(np.float32)
+    nodes = [helper.make_node("MatMul", ["x", "W"], ["xw"]), helper.make_node("Add", ["b", "xw"], ["y"])]
+    tensors = [numpy_helper.from_array(weight, "W"), numpy_helper.from_array(bias, "b")]
+    model = make_model("m", nodes, [tensor_info("x", ("batch", 6))], [tensor_info("y", ("batch", 3))], tensors)
+    found = canonical(model)
+    assert [node.op_type for node in found.graph.node] == ["Gemm"]
+    assert [node.op_type for node in model.graph.node] == ["MatMul", "Add"]  # its input is not changed
+    x = rng.standard_normal((4, 6)).astype(np.float32)
+    np.testing.assert_allclose(run(found, {"x": x}), x @ weight + bias, rtol=1e-5, atol=1e-6)
+    parts = split(found, choose_trainable(trainable_groups(found, []), "last:1"))
+    assert parts.head is not None
+    assert parts.head.linear == LinearHead(weight="W", bias="b")
+    np.testing.assert_array_equal(parts.head.parameters["W"], weight.T)
 
 
 # --- linear heads ----------------------------------------------------------------------------------------------------

@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from converter.export import export_onnx
+from converter.canonical import canonical
 from converter.gradient.training_graph import build_training_graph
-from converter.split import FEATURES, choose_trainable, split
+from converter.split import FEATURES, Head, split
 from edge.contract.errors import ConversionError, LearningError
 from edge.inference.onnx_trainer import OnnxTrainer
+from tests.converter.models import export
 
 STEPS = 100
 RATE = 0.05
@@ -29,13 +30,15 @@ def mlp() -> nn.Module:
 
 def trainer_of(model: nn.Module) -> OnnxTrainer:
     """Whole model trainable, so the features are the input."""
-    example = torch.zeros(1, 20)
-    names = [name for name, _ in model.named_parameters()]
-    exported = export_onnx(model.eval(), example)
-    modules = len({name.rpartition(".")[0] for name in names})
-    halves = split(exported, choose_trainable(exported, names, f"last:{modules}"))
-    graph = build_training_graph(halves.head, FEATURES, list(halves.parameters))
-    return OnnxTrainer(graph.SerializeToString(), FEATURES, halves.parameters)
+    head = head_of(model, [name for name, _ in model.named_parameters()])
+    graph = build_training_graph(head.graph, FEATURES, list(head.parameters))
+    return OnnxTrainer(graph.SerializeToString(), FEATURES, head.parameters)
+
+
+def head_of(model: nn.Module, trainable: list[str]) -> Head:
+    head = split(canonical(export(model, (20,))), trainable).head
+    assert head is not None
+    return head
 
 
 @pytest.mark.parametrize("weighted", [False, True], ids=["equal-weights", "sample-weights"])
@@ -101,10 +104,8 @@ def test_a_weight_of_zero_takes_a_sample_out_of_the_gradient() -> None:
 
 def test_the_graph_is_small() -> None:
     """design/learning.md: softmax and cross-entropy differentiated together keep a linear head to some 20 nodes."""
-    model = linear()
-    exported = export_onnx(model.eval(), torch.zeros(1, 20))
-    halves = split(exported, choose_trainable(exported, ["0.weight", "0.bias"], "last:1"))
-    graph = build_training_graph(halves.head, FEATURES, list(halves.parameters))
+    head = head_of(linear(), ["0.weight", "0.bias"])
+    graph = build_training_graph(head.graph, FEATURES, list(head.parameters))
     assert len(graph.graph.node) <= 22
 
 
@@ -117,7 +118,6 @@ def test_refuses_to_train_a_head_whose_output_does_not_depend_on_a_parameter() -
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.used(x)
 
-    exported = export_onnx(Idle().eval(), torch.zeros(1, 20))
-    halves = split(exported, ["used.weight", "used.bias"])
+    head = head_of(Idle(), ["used.weight", "used.bias"])
     with pytest.raises(ConversionError, match=r"does not depend on features\.not_there"):
-        build_training_graph(halves.head, FEATURES, [*halves.parameters, "features.not_there"])
+        build_training_graph(head.graph, FEATURES, [*head.parameters, "features.not_there"])

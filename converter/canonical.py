@@ -1,0 +1,116 @@
+"""One form for constants and linear layers, whatever framework wrote the graph.
+
+What is computed from constants alone, the parameters apart, becomes an initializer: exporters leave shapes and slices
+to be computed, and shape inference gives up on them.
+
+``MatMul(x, W) (+ b)`` and every ``Gemm`` on constant weights become ``Gemm(x, W, b, transB=1)`` with
+``alpha = beta = 1`` and ``W (n_out, n_in)``, as torch stores it, where x has two axes. So a head is recognized as
+linear and its parameters have the shape that learners expect.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from converter.graph import IR_VERSION, infer_shapes, reads
+from converter.program import onnx_program
+
+
+def canonical(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Rewrite constants and linear layers; the function computed stays the same."""
+    found = _folded(model)
+    graph = found.graph
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    shapes = infer_shapes(found)
+    uses = Counter(name for node in graph.node for name in reads(node))
+    uses.update(info.name for info in graph.output)
+    nodes: list[onnx.NodeProto] = []
+    for node in graph.node:
+        made_by = nodes[-1] if nodes else None
+        if _is_linear(node, weights, shapes, uses):
+            nodes.append(_as_gemm(node, weights))
+        elif node.op_type == "Add" and made_by is not None and _adds_bias(node, made_by, weights, uses):
+            bias = next(name for name in node.input if name not in made_by.output)
+            made_by.input.append(bias)
+            made_by.output[0] = node.output[0]
+        else:
+            nodes.append(node)
+    del graph.node[:]
+    graph.node.extend(nodes)
+    return found
+
+
+def _folded(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy in which what follows from ``Constant`` nodes alone is computed, by onnxruntime."""
+    found = onnx.ModelProto()
+    found.CopyFrom(model)
+    graph = found.graph
+    fixed: set[str] = set()
+    constant: list[onnx.NodeProto] = []
+    other: list[onnx.NodeProto] = []
+    for node in graph.node:
+        names = reads(node)
+        is_fixed = (node.op_type == "Constant" or bool(names)) and fixed.issuperset(names)
+        (constant if is_fixed and not node.op_type.startswith("Random") else other).append(node)
+        if constant and constant[-1] is node:
+            fixed.update(node.output)
+    outputs = {info.name for info in graph.output}
+    wanted = sorted(fixed & {name for node in other for name in reads(node)} - outputs)
+    if fixed & outputs or not wanted:
+        return found
+    values = [onnx.ValueInfoProto(name=name) for name in wanted]
+    part = helper.make_model(
+        helper.make_graph(constant, "constants", [], values), opset_imports=model.opset_import, ir_version=IR_VERSION
+    )
+    for name, array in onnx_program(part, "the constants")({}).items():
+        graph.initializer.append(numpy_helper.from_array(np.asarray(array), name))
+    del graph.node[:]
+    graph.node.extend(other)
+    return found
+
+
+def _is_linear(
+    node: onnx.NodeProto,
+    weights: dict[str, onnx.TensorProto],
+    shapes: dict[str, tuple[int | str, ...]],
+    uses: Counter[str],
+) -> bool:
+    if node.op_type not in ("MatMul", "Gemm") or node.input[1] not in weights or uses[node.input[1]] != 1:
+        return False
+    weight = weights[node.input[1]]
+    is_float = weight.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE)
+    if not is_float or len(weight.dims) != 2 or len(shapes.get(node.input[0], ())) != 2:
+        return False
+    if node.op_type == "MatMul":
+        return True
+    found = {item.name: helper.get_attribute_value(item) for item in node.attribute}
+    has_bias = len(node.input) > 2 and node.input[2] != ""
+    if found.get("transA", 0) or found.get("alpha", 1.0) != 1.0 or (has_bias and found.get("beta", 1.0) != 1.0):
+        return False
+    return not has_bias or len(shapes.get(node.input[2], (0, 0))) == 1
+
+
+def _as_gemm(node: onnx.NodeProto, weights: dict[str, onnx.TensorProto]) -> onnx.NodeProto:
+    transposed = any(item.name == "transB" and item.i for item in node.attribute)
+    if not transposed:
+        tensor = weights[node.input[1]]
+        turned = numpy_helper.from_array(np.ascontiguousarray(numpy_helper.to_array(tensor).T), tensor.name)
+        tensor.CopyFrom(turned)
+    inputs = [name for name in node.input if name]
+    return helper.make_node("Gemm", inputs, list(node.output), name=node.name, transB=1)
+
+
+def _adds_bias(
+    node: onnx.NodeProto, made_by: onnx.NodeProto, weights: dict[str, onnx.TensorProto], uses: Counter[str]
+) -> bool:
+    """Whether the node adds a constant for each output of the linear layer before it, which nobody else reads."""
+    if made_by.op_type != "Gemm" or len(made_by.input) != 2 or made_by.input[1] not in weights:
+        return False
+    others = [name for name in node.input if name != made_by.output[0]]
+    if len(others) != 1 or others[0] not in weights or uses[made_by.output[0]] != 1:
+        return False
+    return list(weights[others[0]].dims) == [weights[made_by.input[1]].dims[0]]

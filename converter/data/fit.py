@@ -1,0 +1,238 @@
+"""Samples as they lie in data, made into what the model takes: checked, cast, batch axis at its place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from converter.reason import reason
+from converter.source import Samples
+from converter.tensors import Array, Arrays
+from edge.contract.errors import ConfigError
+from edge.contract.tensorspec import BATCH, TensorSpec
+
+MAX_BYTES = 1 << 28
+"""Of what has to be in memory whole: one sample, an image, an array in Fortran order."""
+
+
+@contextmanager
+def reading(what: str, expected: str) -> Iterator[None]:
+    """Turn whatever a damaged file raises into a ConfigError: ``{what} is not {expected}: ...``."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as exc:  # parsers of damaged files raise OSError, ValueError, zlib.error, struct.error, ...
+        raise ConfigError(f"{what} is not {expected}: {reason(exc)}") from exc
+
+
+def sample_axes(spec: TensorSpec) -> tuple[int | str, ...]:
+    """The axes of one sample.
+
+    >>> sample_axes(TensorSpec(name="state", dtype="float32", shape=(2, "batch", 64)))
+    (2, 64)
+    """
+    return tuple(axis for axis in spec.shape if axis != BATCH)
+
+
+class Fitter:
+    """Checks and casts the samples of one stream.
+
+    In data, samples lie along axis 0 of every array, wherever the model has its batch axis; an input that has none is
+    given once, in its own shape. Sizes along free axes must be the same in all samples of a stream.
+
+    Attributes:
+        inputs: What the model takes.
+        what: The data, in front of messages, e.g. ``--calibrate: data.npz``.
+    """
+
+    def __init__(self, inputs: Sequence[TensorSpec], what: str) -> None:
+        self.inputs = tuple(inputs)
+        self.what = what
+        self._sizes: dict[tuple[str, str], int] = {}
+        self._target: tuple[str, tuple[int, ...]] | None = None
+
+    def only_input(self, kind: str) -> TensorSpec:
+        """The only input of the model, for data that have one array for each sample.
+
+        Raises:
+            ConfigError: There are several, or it takes no batches.
+        """
+        if len(self.inputs) != 1:
+            names = ", ".join(spec.name for spec in self.inputs)
+            raise ConfigError(
+                f"{self.what}: {kind} has one array for each sample, but the model takes {len(self.inputs)} inputs "
+                f"({names}): give an .npz with an array for each"
+            )
+        spec = self.inputs[0]
+        if spec.batch_axis is None:
+            raise ConfigError(
+                f"{self.what}: {kind} has many samples, but the model takes one, {spec.describe()}, without a batch "
+                f"axis: give an .npz with x of that shape"
+            )
+        return spec
+
+    def keys(self, names: Iterable[str]) -> dict[str, str]:
+        """Under which name each input is found: its own; for the only input of a model also ``x``.
+
+        Raises:
+            ConfigError: One is missing.
+        """
+        names = list(names)
+        has = f"it has {', '.join(names) or 'none'}"
+        if len(self.inputs) == 1:
+            own = self.inputs[0].name
+            key = next((key for key in ("x", own) if key in names), None)
+            if key is None:
+                raise ConfigError(f"{self.what} has no array named x{'' if own == 'x' else f' or {own}'}; {has}")
+            return {own: key}
+        for spec in self.inputs:
+            if spec.name not in names:
+                wanted = ", ".join(spec.name for spec in self.inputs)
+                raise ConfigError(
+                    f"{self.what} has no array named {spec.name}; {has}; expected one for each input: {wanted}"
+                )
+        return {spec.name: spec.name for spec in self.inputs}
+
+    def check(self, spec: TensorSpec, shape: tuple[int, ...], dtype: npt.DTypeLike) -> None:
+        """Check an array of samples by its shape, samples first, and type alone.
+
+        Raises:
+            ConfigError: It is not what the model takes as `spec`.
+        """
+        what = self._named(spec)
+        kind = np.dtype(dtype).kind
+        if kind not in "fiub":
+            raise ConfigError(f"{what}: samples of the type {dtype}; expected numbers, {spec.dtype}")
+        if kind == "f" and not spec.dtype.startswith("float"):
+            raise ConfigError(
+                f"{what}: samples of the type {dtype}, but the model takes {spec.dtype}: give whole numbers of an "
+                f"integer type"
+            )
+        axes = sample_axes(spec)
+        sizes = shape if spec.batch_axis is None else shape[1:]
+        fits = len(shape) == len(spec.shape) and all(
+            size == axis if isinstance(axis, int) else size > 0 for size, axis in zip(sizes, axes, strict=True)
+        )
+        if not fits:
+            hint = _hint(shape, sizes, axes, batched=spec.batch_axis is not None)
+            raise ConfigError(f"{what}: samples of the shape {_text(sizes)}, but the model takes {_text(axes)}{hint}")
+        for size, axis in zip(sizes, axes, strict=True):
+            if isinstance(axis, str) and self._sizes.setdefault((spec.name, axis), size) != size:
+                raise ConfigError(
+                    f"{what}: a sample of the size {size} along {axis} after samples of the size "
+                    f"{self._sizes[spec.name, axis]}: all must have the same, cut or pad them"
+                )
+        if spec.batch_axis is not None and shape[0] == 0:
+            raise ConfigError(f"{what}: no samples in an array of the shape {_text(shape)}; expected at least one")
+
+    def check_target(self, shape: tuple[int, ...], dtype: npt.DTypeLike, count: int) -> None:
+        """Check labels or targets by their shape and type alone.
+
+        Raises:
+            ConfigError: They are neither class numbers nor targets, or not one for each of `count` samples.
+        """
+        kind = np.dtype(dtype).kind
+        if kind not in "fiub":
+            raise ConfigError(f"{self.what}: y of the type {dtype}; expected class numbers (integers) or float targets")
+        if not shape or shape[0] != count:
+            raise ConfigError(
+                f"{self.what}: y of the shape {_text(shape)} for {count} samples; expected one y for each"
+            )
+        if kind != "f" and len(shape) != 1:
+            raise ConfigError(
+                f"{self.what}: integers y of the shape {_text(shape)}; expected class numbers ({count},): use argmax "
+                f"on one-hot labels, a float type for targets"
+            )
+        form = ("targets" if kind == "f" else "class numbers", shape[1:])
+        if self._target is None:
+            self._target = form
+        if self._target != form:
+            raise ConfigError(
+                f"{self.what}: y are {form[0]} of the shape {_text(form[1])} after {self._target[0]} of the shape "
+                f"{_text(self._target[1])}; expected the same for all samples"
+            )
+
+    def fit(self, x: Mapping[str, Array], y: Array | None) -> Samples:
+        """One batch as the model takes it.
+
+        Args:
+            x: By input name, samples first.
+            y: Class numbers, targets or None.
+
+        Raises:
+            ConfigError: It is not what the model takes, or has values that are not finite or do not fit.
+        """
+        fitted: Arrays = {}
+        counts: dict[str, int] = {}
+        for spec in self.inputs:
+            array = x[spec.name]
+            self.check(spec, array.shape, array.dtype)
+            array = self._cast(spec, array)
+            if spec.batch_axis is not None:
+                counts[spec.name] = len(array)
+                array = np.moveaxis(array, 0, spec.batch_axis)
+            fitted[spec.name] = array
+        count = self.count(counts)
+        return Samples(fitted, None if y is None else self._cast_target(y, count))
+
+    def count(self, counts: Mapping[str, int]) -> int:
+        """The number of samples that all inputs have; 1 when none has a batch axis.
+
+        Raises:
+            ConfigError: They have different numbers.
+        """
+        if len(set(counts.values())) > 1:
+            each = ", ".join(f"{name} {count}" for name, count in counts.items())
+            raise ConfigError(f"{self.what}: different numbers of samples: {each}; expected the same for all inputs")
+        return next(iter(counts.values()), 1)
+
+    def _named(self, spec: TensorSpec) -> str:
+        return self.what if len(self.inputs) == 1 else f"{self.what}: {spec.name}"
+
+    def _cast(self, spec: TensorSpec, array: Array) -> Array:
+        dtype = np.dtype(spec.dtype)
+        if dtype.kind == "f":
+            with np.errstate(over="ignore", invalid="ignore"):  # what does not fit becomes infinite and is refused
+                cast = array.astype(dtype, copy=False)
+            if not np.isfinite(cast).all():
+                raise ConfigError(
+                    f"{self._named(spec)}: samples with values that are not finite as {dtype}; remove them"
+                )
+            return cast
+        low, high = (0, 1) if dtype.kind == "b" else (int(np.iinfo(dtype).min), int(np.iinfo(dtype).max))
+        least, most = int(array.min()), int(array.max())
+        if least < low or most > high:
+            raise ConfigError(
+                f"{self._named(spec)}: samples with values from {least} to {most}, but the model takes {dtype}: "
+                f"expected {low} to {high}"
+            )
+        return array.astype(dtype, copy=False)
+
+    def _cast_target(self, y: Array, count: int) -> Array:
+        self.check_target(y.shape, y.dtype, count)
+        if y.dtype.kind == "f":
+            with np.errstate(over="ignore", invalid="ignore"):
+                targets = y.astype(np.float32, copy=False)
+            if not np.isfinite(targets).all():
+                raise ConfigError(f"{self.what}: y with values that are not finite as float32; remove them")
+            return targets
+        if int(y.max()) > np.iinfo(np.int64).max:
+            raise ConfigError(f"{self.what}: y with the class number {y.max()}; expected numbers from 0 on")
+        return y.astype(np.int64, copy=False)
+
+
+def _text(axes: Sequence[Any]) -> str:
+    return "(" + ", ".join(map(str, axes)) + ("," if len(axes) == 1 else "") + ")"
+
+
+def _hint(shape: tuple[int, ...], sizes: tuple[int, ...], axes: tuple[int | str, ...], *, batched: bool) -> str:
+    if batched and shape == axes:
+        return ": this is one sample without the axis for samples in front, save x[None]"
+    if len(sizes) == len(axes) and sorted(map(str, sizes)) == sorted(map(str, axes)):
+        return ": bring the axes into this order"
+    return ""

@@ -1,0 +1,120 @@
+"""What `converter.save_checkpoint` writes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy.typing as npt
+import torch
+
+from converter.checkpoint import KEY, VERSION, check_preprocessing
+from converter.load.torch_file import read_torchscript
+from converter.load.weights import check_tensor, load_weights, unwrapped
+from converter.source import Samples
+from converter.tensors import Arrays
+from edge.contract.errors import ConversionError
+from edge.contract.tensorspec import TensorSpec
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
+class Checkpoint:
+    """See `converter.source.Source` for the meaning of its parts."""
+
+    model: torch.jit.ScriptModule
+    inputs: tuple[TensorSpec, ...]
+    example: Arrays
+    output_names: tuple[str, ...]
+    class_names: tuple[str, ...] | None
+    preprocessing: Mapping[str, Any]
+    samples: Samples | None
+
+
+def is_checkpoint(document: object) -> bool:
+    """Whether `converter.save_checkpoint` wrote this."""
+    return isinstance(document, dict) and KEY in document
+
+
+def read_checkpoint(document: Mapping[str, Any], what: str) -> Checkpoint:
+    """Take a checkpoint apart.
+
+    Raises:
+        ConversionError: It is of another version, or its parts are not what they should be.
+    """
+    if not (type(document[KEY]) is int and document[KEY] == VERSION):
+        raise ConversionError(f"checkpoint version {document[KEY]!r}, this program reads {VERSION}: save it again")
+    model = read_torchscript(_array(document, "torchscript").tobytes(), "the checkpoint")
+    # The weights stand twice, in the archive and beside it; the ones beside it may have been trained on since.
+    weights = unwrapped(_field(document, "state_dict", dict), "the checkpoint's state_dict")
+    load_weights(model, weights.tensors, what)
+    try:
+        inputs = tuple(TensorSpec.from_json(item) for item in _field(document, "inputs", list))
+    except ValueError as exc:
+        raise ConversionError(f"the checkpoint's inputs: {exc}") from exc
+    examples = _field(document, "example_inputs", dict)
+    if not inputs or list(examples) != [spec.name for spec in inputs]:
+        raise ConversionError(f"the checkpoint's example_inputs {list(examples)} are not its inputs")
+    example = {spec.name: _array(examples, spec.name) for spec in inputs}
+    _check(inputs, example, "example_inputs")
+    for spec in inputs:
+        if spec.batch_axis is not None and example[spec.name].shape[spec.batch_axis] != 1:
+            raise ConversionError(f"the checkpoint's example of {spec.name} is not one sample")
+    names = _field(document, "class_names", list)
+    preprocessing = _field(document, "preprocessing", dict)
+    check_preprocessing(preprocessing)
+    return Checkpoint(
+        model=model,
+        inputs=inputs,
+        example=example,
+        output_names=tuple(str(name) for name in _field(document, "outputs", list)),
+        class_names=tuple(str(name) for name in names) or None,
+        preprocessing=preprocessing,
+        samples=_samples(document, inputs),
+    )
+
+
+def _samples(document: Mapping[str, Any], inputs: tuple[TensorSpec, ...]) -> Samples | None:
+    if "calibration_x" not in document:
+        return None
+    what = "the checkpoint's calibration data"
+    held = _field(document, "calibration_x", dict)
+    if list(held) != [spec.name for spec in inputs]:
+        raise ConversionError(f"{what} {list(held)} are not its inputs")
+    x = {spec.name: _array(held, spec.name) for spec in inputs}
+    _check(inputs, x, "calibration data")
+    y = _array(document, "calibration_y") if "calibration_y" in document else None
+    counts = {len(array) for spec, array in ((s, x[s.name]) for s in inputs) if spec.batch_axis == 0}
+    if len(counts) != 1 or (y is not None and {len(y)} != counts):
+        raise ConversionError(
+            f"{what} have {sorted(counts)} samples" + (f" and {len(y)} labels" if y is not None else "")
+        )
+    if y is not None and y.dtype.kind not in "iuf":
+        raise ConversionError(f"{what} have labels of the type {y.dtype}")
+    if y is None:
+        return Samples(x, None)
+    return Samples(x, y.astype("int64" if y.dtype.kind in "iu" else "float32"))
+
+
+def _check(inputs: tuple[TensorSpec, ...], arrays: Arrays, what: str) -> None:
+    for spec in inputs:
+        try:
+            spec.check(arrays[spec.name])
+        except ValueError as exc:
+            raise ConversionError(f"the checkpoint's {what}: {exc}") from exc
+
+
+def _field(document: Mapping[str, Any], key: str, kind: type) -> Any:
+    value = document.get(key)
+    if not isinstance(value, kind):
+        raise ConversionError(f"the checkpoint's {key} is {type(value).__name__}, expected {kind.__name__}")
+    return value
+
+
+def _array(document: Mapping[str, Any], key: str) -> npt.NDArray[Any]:
+    tensor: torch.Tensor = _field(document, key, torch.Tensor)
+    check_tensor(f"the checkpoint's {key}", tensor)
+    if tensor.dtype == torch.bfloat16:
+        raise ConversionError(f"the checkpoint's {key} is bfloat16; save it as float32")
+    array: npt.NDArray[Any] = tensor.detach().numpy()
+    return array

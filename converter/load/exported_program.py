@@ -1,0 +1,168 @@
+"""What ``torch.export.save`` writes, ``.pt2``.
+
+``torch.export.load`` can run code in several ways: it unpickles what says that it is pickled, falls back to plain
+pickle for sample inputs, takes any attribute of ``torch`` as a node's target (``torch.os.system``), gives expressions
+to ``sympy.sympify`` (which calls eval), and loads compiled libraries. So the archive is checked first, and refused
+unless it holds plain tensors and a graph of torch's own operators.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import warnings
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from converter.load.inputs import BATCH_FREED, with_free_batch
+from converter.program import torch_program
+from converter.reason import reason
+from edge.contract.errors import ConversionError
+from edge.contract.tensorspec import BATCH, TensorSpec
+
+_MEMBERS = re.compile(
+    r"archive_format|archive_version|byteorder|version|\.data/\w+|\.format_version|\.storage_alignment"
+    r"|models/model\.json|data/weights/(?:weight_\d+|model_weights_config\.json)"
+    r"|data/constants/(?:tensor_\d+|model_constants_config\.json)|data/sample_inputs/model\.pt"
+)
+_OPERATOR = re.compile(
+    r"torch\.ops\.(?:aten\.(?!from_file|save)\w+|prims\.\w+)\.\w+"
+    r"|torch\.ops\.higher_order\.(?:cond|while_loop|scan|map_impl|wrap_with_set_grad_enabled|wrap_with_autocast)"
+    r"|_operator\.(?:add|sub|mul|floordiv|truediv|mod|pow|neg|eq|ne|lt|le|gt|ge|getitem|and_|or_|not_)"
+    r"|math\.(?:floor|ceil|trunc|sqrt)"
+    r"|torch\.(?:sym_int|sym_float|sym_max|sym_min|sym_not|sym_ite|sym_sum|_sym_sqrt)"
+)
+_EXPRESSION = re.compile(
+    r"(?:Symbol\('[suz]\d+'|[suz]\d+|\d+(?:\.\d+)?|(?:positive|nonnegative|integer)=True|Max|Min|Mod|FloorDiv|CeilDiv"
+    r"|CleanDiv|PythonMod|Add|Mul|Pow|Integer|Rational|Eq|Ne|Lt|Le|Gt|Ge|True|False|oo|int_oo|[-+*/%(),<>&|~ ])*"
+)
+_MAX_EXPRESSION = 1000
+_MAX_JSON = 256 << 20
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
+class ExportedProgram:
+    """A loaded program.
+
+    Attributes:
+        module: Its parameters have the names that they had in the model.
+        inputs: In order; the first axis, where it is free, is named ``batch``.
+        notes: What was changed.
+    """
+
+    module: nn.Module
+    inputs: tuple[TensorSpec, ...]
+    notes: tuple[str, ...]
+
+
+def is_exported_program(members: Sequence[str]) -> bool:
+    """Whether an archive with these members is a ``.pt2``."""
+    return any(name.partition("/")[2] == "models/model.json" for name in members)
+
+
+def read_exported_program(path: Path, sizes: Mapping[str, int]) -> ExportedProgram:
+    """Load a ``.pt2`` that was found to be harmless.
+
+    Args:
+        path: The file.
+        sizes: To try for free axes.
+
+    Raises:
+        ConversionError: It is not, or it is damaged, or takes something else than tensors.
+    """
+    _check(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.export.load(path)
+            module = program.module(check_guards=False)
+    except Exception as exc:  # the reader raises what its many parsers raise
+        raise ConversionError(f"{path} cannot be loaded as a torch.export program: {reason(exc)}") from exc
+    for name in ("train", "eval"):  # what was exported has one mode; exporters set it all the same
+        module.__dict__.pop(name, None)
+    for key, hook in list(module._forward_pre_hooks.items()):  # it fixes sizes that the graph may not depend on
+        if getattr(hook, "__name__", "") == "_check_input_constraints_pre_hook":
+            del module._forward_pre_hooks[key]
+    values = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
+    names = program.graph_signature.user_inputs
+    specs = []
+    for name in names:
+        value = values.get(str(name))
+        if not isinstance(value, torch.Tensor):
+            raise ConversionError(f"the input {name} of {path} is no tensor; export it with tensors only")
+        only = len(names) == 1
+        shape = tuple(
+            int(size) if isinstance(size, int) else BATCH if i == 0 else f"{name}_{i}"
+            for i, size in enumerate(value.shape)
+        )
+        specs.append(TensorSpec(name="input" if only else str(name), dtype=str(value.dtype)[6:], shape=shape))
+    inputs = tuple(specs)
+    notes: tuple[str, ...] = ()
+    if not any(BATCH in spec.shape for spec in specs):
+        run = torch_program(module, inputs)
+        inputs, notes = with_free_batch(inputs, sizes, run, lambda: run), (BATCH_FREED,)
+    return ExportedProgram(module=module, inputs=inputs, notes=notes)
+
+
+def _check(path: Path) -> None:
+    """Raise ConversionError unless loading the archive runs no code of its own."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = {name.partition("/")[2]: name for name in archive.namelist()}
+            strange = [short for short in names if not _MEMBERS.fullmatch(short)]
+            if strange:
+                raise ConversionError(
+                    f"{path} holds {strange[0]!r}, which is not part of a plain exported program; nothing of it was run"
+                )
+            for short, name in names.items():
+                if short.endswith(".json"):
+                    if archive.getinfo(name).file_size > _MAX_JSON:
+                        raise ConversionError(f"{path}: {short} is too large")
+                    for key, value in _fields(json.loads(archive.read(name))):
+                        _check_field(path, key, value)
+            if sample := names.get("data/sample_inputs/model.pt"):
+                data = archive.read(sample)
+                if data:
+                    torch.load(io.BytesIO(data), weights_only=True)
+    except ConversionError:
+        raise
+    except Exception as exc:  # zip, JSON (also too deep), pickle
+        raise ConversionError(
+            f"{path} cannot be loaded as a torch.export program without running code: {reason(exc)}"
+        ) from exc
+
+
+def _check_field(path: Path, key: str, value: Any) -> None:
+    bad = (
+        (key == "use_pickle" and value is not False)
+        or (key == "target" and isinstance(value, str) and not _OPERATOR.fullmatch(value))
+        or (
+            key == "expr_str"
+            and not (isinstance(value, str) and len(value) < _MAX_EXPRESSION and _EXPRESSION.fullmatch(value))
+        )
+        or (key == "path_name" and not (isinstance(value, str) and re.fullmatch(r"(?:weight|tensor)_\d+", value)))
+    )
+    if bad:
+        raise ConversionError(
+            f"{path} has {key} = {str(value)[:80]!r}, which could run code; nothing of it was run. Export the model "
+            f"again without custom operators, or give the state_dict with --arch"
+        )
+
+
+def _fields(document: Any) -> Iterator[tuple[str, Any]]:
+    """All members of all objects in a JSON document, without recursion."""
+    waiting = [document]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, dict):
+            yield from item.items()
+            waiting.extend(item.values())
+        elif isinstance(item, list):
+            waiting.extend(item)

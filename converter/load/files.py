@@ -1,0 +1,83 @@
+"""Files that nobody vouches for: what can be said of them before a parser sees them."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+from converter.reason import reason
+from edge.contract.errors import ConfigError, ConversionError
+
+# torch stores tensors as they are and compresses only the code of TorchScript, which is small.
+_MAX_COMPRESSED_BYTES = 64 << 20
+_MAX_RATIO = 200
+_MAX_MEMBERS = 100_000
+_BLOCK = 1 << 20
+
+
+def beginning(path: Path, size: int = 8) -> bytes:
+    """The first bytes of a file.
+
+    Raises:
+        ConfigError: It is not there, is no file, or cannot be read.
+        ConversionError: It is empty.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            raise ConfigError(f"{path} is {'a folder' if path.is_dir() else 'not a file'}; give the model file")
+        with path.open("rb") as file:
+            begins = file.read(size)
+    except FileNotFoundError as exc:
+        raise ConfigError(f"{path} does not exist") from exc
+    except OSError as exc:
+        raise ConfigError(f"{path} cannot be read: {exc.strerror}") from exc
+    if not begins:
+        raise ConversionError(f"{path} is empty")
+    return begins
+
+
+def checked_members(path: Path) -> list[str]:
+    """Names in a ZIP archive whose members are whole and no larger than they should be; none when it is not one.
+
+    torch does not check the checksums.
+
+    Raises:
+        ConversionError: It is damaged, or a member unpacks to far more than it takes.
+    """
+    if not zipfile.is_zipfile(path):
+        return []
+    try:
+        with zipfile.ZipFile(path) as archive:
+            infos = archive.infolist()
+            stored = sum(info.file_size for info in infos if info.compress_type == zipfile.ZIP_STORED)
+            packed = [info for info in infos if info.compress_type != zipfile.ZIP_STORED]
+            unpacked = sum(info.file_size for info in packed)
+            if (
+                len(infos) > _MAX_MEMBERS
+                or stored > path.stat().st_size
+                or unpacked > _MAX_COMPRESSED_BYTES
+                or any(info.file_size > _MAX_RATIO * max(info.compress_size, 64) for info in packed)
+            ):
+                raise ConversionError(
+                    f"{path} unpacks to {stored + unpacked} bytes in {len(infos)} members, which no model file of this "
+                    f"size does; nothing of it was read"
+                )
+            for info in infos:
+                _read_through(archive, info)
+            return [info.filename for info in infos]
+    except ConversionError:
+        raise
+    except Exception as exc:  # a broken member raises BadZipFile, EOFError, zlib.error, NotImplementedError, ...
+        raise ConversionError(f"{path} is damaged ({reason(exc)}): copy or save it again") from exc
+
+
+def _read_through(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> None:
+    """Raise BadZipFile unless the member has the size and the checksum that the archive states."""
+    size = 0
+    with archive.open(info) as member:
+        while block := member.read(_BLOCK):
+            size += len(block)
+            if size > info.file_size:
+                break
+    if size != info.file_size:
+        raise zipfile.BadZipFile(f"{info.filename} has another size than stated")

@@ -1,0 +1,118 @@
+"""From a file to a `Source`: what kind of file it is, is read from its bytes, never from its name."""
+
+from __future__ import annotations
+
+import zipfile
+from typing import Any
+
+from torch import nn
+
+from converter.load.architecture import build_model
+from converter.load.checkpoint_file import is_checkpoint, read_checkpoint
+from converter.load.exported_program import is_exported_program, read_exported_program
+from converter.load.files import beginning, checked_members
+from converter.load.inputs import Inputs, determine_inputs, sizes_given, stated
+from converter.load.safetensors_file import is_safetensors, read_safetensors
+from converter.load.torch_file import read_document, read_torchscript
+from converter.load.weights import how_to_name_the_architecture, load_weights, unwrapped
+from converter.plan import ConversionPlan
+from converter.source import Source
+from edge.contract.digest import sha256_file
+from edge.contract.errors import ConfigError, ConversionError
+
+# First bytes of a pickle, as torch's legacy format begins (opcode PROTO, PEP 307 and 574), and of a protobuf.
+_PICKLE = tuple(bytes([0x80, protocol]) for protocol in range(1, 6))
+_ONNX_FIRST_FIELDS = (0x08, 0x12, 0x1A, 0x22, 0x3A, 0x42)  # ir_version, producer, domain, graph, opset_import
+
+
+def load_source(plan: ConversionPlan) -> Source:
+    """Load the model that the plan names.
+
+    Raises:
+        ConfigError: The file or the architecture cannot be found, or options do not belong to such a file.
+        ConversionError: It is not a model, or its parts do not fit.
+    """
+    path = plan.source
+    begins = beginning(path, 16)
+    members = checked_members(path)
+    if is_exported_program(members):
+        _refuse_arch(plan, "a torch.export program is a whole model")
+        program = read_exported_program(path, sizes_given(plan))
+        inputs = stated(program.inputs, plan, "the exported program")
+        return _whole(program.module, "torch.export", inputs, plan, program.notes)
+    if any(name.endswith("/constants.pkl") for name in members):
+        _refuse_arch(plan, "the file is TorchScript, which is a whole model")
+        script = read_torchscript(path, str(path))
+        return _whole(script, "TorchScript", determine_inputs(script, plan), plan)
+    if is_safetensors(begins, path.stat().st_size):
+        return _from_weights(read_safetensors(path), "safetensors", plan)
+    if not members and begins[:2] not in _PICKLE and begins[0] in _ONNX_FIRST_FIELDS and not zipfile.is_zipfile(path):
+        from converter.load.onnx_file import read_onnx
+
+        _refuse_arch(plan, "ONNX is a whole model")
+        graph = read_onnx(path, sizes_given(plan))
+        return _whole(graph.model, "ONNX", stated(graph.inputs, plan, "the file"), plan, graph.notes)
+    return _from_torch(plan)
+
+
+def _from_torch(plan: ConversionPlan) -> Source:
+    document = read_document(plan.source, trust=plan.trust_pickle, arch=plan.arch)
+    if is_checkpoint(document):
+        _refuse_arch(plan, "the checkpoint says what it is")
+        held = read_checkpoint(document, str(plan.source))
+        return Source(
+            model=held.model,
+            kind="edgeloop checkpoint",
+            inputs=stated(held.inputs, plan, "the checkpoint").specs,
+            example=held.example,
+            output_names=held.output_names,
+            class_names=held.class_names,
+            preprocessing=held.preprocessing,
+            samples=held.samples,
+            notes=(),
+            digest=sha256_file(plan.source),
+        )
+    module = _module_in(document)
+    if module is not None:
+        module = module.float().cpu().eval()
+        return _whole(module, "pickled module", determine_inputs(module, plan), plan, ("its pickle was run",))
+    return _from_weights(document, "state_dict", plan)
+
+
+def _module_in(document: Any) -> nn.Module | None:
+    """A whole model, which a trusted pickle may hold, alone or under one of the usual keys."""
+    if isinstance(document, dict):
+        document = next((document[k] for k in ("model", "ema", "net") if isinstance(document.get(k), nn.Module)), None)
+    return document if isinstance(document, nn.Module) else None
+
+
+def _from_weights(document: Any, kind: str, plan: ConversionPlan) -> Source:
+    weights = unwrapped(document, str(plan.source))
+    if plan.arch is None:
+        raise ConversionError(how_to_name_the_architecture(weights.tensors, plan.source))
+    model = build_model(plan.arch, plan.arch_arguments, weights.hyper_parameters)
+    load_weights(model, weights.tensors, str(plan.source))
+    if weights.hyper_parameters:
+        kind = "Lightning checkpoint"
+    model = model.float().eval()
+    return _whole(model, kind, determine_inputs(model, plan), plan, weights.notes)
+
+
+def _whole(model: Any, kind: str, inputs: Inputs, plan: ConversionPlan, notes: tuple[str, ...] = ()) -> Source:
+    return Source(
+        model=model,
+        kind=kind,
+        inputs=inputs.specs,
+        example=inputs.example,
+        output_names=None,
+        class_names=None,
+        preprocessing={},
+        samples=None,
+        notes=(*notes, inputs.note),
+        digest=sha256_file(plan.source),
+    )
+
+
+def _refuse_arch(plan: ConversionPlan, why: str) -> None:
+    if plan.arch is not None:
+        raise ConfigError(f"--arch is not needed: {why}")

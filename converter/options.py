@@ -1,0 +1,141 @@
+"""The file beside the model, ``MODEL.toml``, that may hold all options of ``edge-convert``."""
+
+from __future__ import annotations
+
+import tomllib
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from edge.contract.errors import ConfigError
+from edge.contract.files import replace_file
+
+_MAX_BYTES = 1 << 20
+_PATHS = ("output", "calibrate", "evaluate", "sign", "json", "html", "arch")
+# Names in the file, as on the command line, and those of the command's parameters.
+_PARAMETERS = {
+    "output": "output",
+    "arch": "arch",
+    "arch-arg": "arch_arguments",
+    "input-shape": "input_shape",
+    "input": "inputs",
+    "class-names": "class_names",
+    "preprocess": "preprocess",
+    "trainable": "trainable",
+    "target": "target",
+    "quantize": "quantize",
+    "calibration-method": "calibration_method",
+    "calibrate": "calibration",
+    "evaluate": "evaluation",
+    "max-drop": "max_drop",
+    "format": "form",
+    "torchscript": "torchscript",
+    "sign": "sign_key",
+    "json": "json_report",
+    "html": "html_report",
+}
+
+_TEMPLATE = """\
+# Options of edge-convert for {name}. They hold whenever that file is converted; what stands on the command line wins.
+# Take away the # in front of a line to use it. Paths are relative to this file.
+
+# output = "{stem}.edge"
+
+# Weights without a model need the class or function that makes it. Its code is run.
+# arch = "net.py:Net"                  # or "package.module:NAME"
+# [arch-arg]                           # at the end of this file
+# width = 64
+
+# Inputs, where the file and the data do not say what they are.
+# input-shape = [3, 224, 224]          # of the only input, without the batch axis
+# input = ["tokens=batch,128:int64", "state=2,batch,64"]
+
+# class-names = ["cat", "dog"]
+# preprocess = "image:mean=0.485|0.456|0.406,std=0.229|0.224|0.225,size=224x224"
+
+# trainable = "last:1"                 # last:K, names with wildcards, none, or auto
+# target = "raspberry-pi-4"            # edge-convert --target list
+# quantize = "auto"                    # auto, int8, dynamic, fp16, int4, none
+# calibration-method = "percentile"    # minmax, percentile, entropy, mse; best of all when not given
+# calibrate = "calibration.npz"        # arrays x and y; or .npy, a folder of images or wav, FILE.py:NAME
+# evaluate = "test.npz"
+# max-drop = 0.5                       # points of accuracy that may be lost
+
+# format = "edge"                      # edge, onnx, torchscript, dir
+# torchscript = true
+# sign = "key.pem"
+# json = "report.json"
+# html = "report.html"
+"""
+
+
+def options_file(model: Path) -> Path:
+    """Where the options of a model stand."""
+    return model.with_suffix(".toml")
+
+
+def read_options(model: Path) -> dict[str, Any]:
+    """The options beside a model, by the names of the command's parameters, as the command line would give them.
+
+    Raises:
+        ConfigError: The file is not TOML, or holds something that is no option.
+    """
+    if not model.name or (path := options_file(model)) == model or not path.is_file():
+        return {}
+    try:
+        with path.open("rb") as file:
+            text = file.read(_MAX_BYTES + 1)
+        if len(text) > _MAX_BYTES:
+            raise ConfigError(f"{path} is larger than 1 MiB")
+        document = tomllib.loads(text.decode())
+    except OSError as exc:
+        raise ConfigError(f"{path} cannot be read: {exc.strerror}") from exc
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as exc:
+        raise ConfigError(f"{path} is not TOML: {exc}") from exc
+    options: dict[str, Any] = {}
+    for key, value in document.items():
+        if key == "trust-pickle":
+            raise ConfigError(f"{path}: trust-pickle cannot stand in a file; type --trust-pickle if the model is yours")
+        if key not in _PARAMETERS:
+            near = get_close_matches(key, _PARAMETERS, n=1)
+            raise ConfigError(f"{path}: {key} is not an option" + (f"; did you mean {near[0]}?" if near else ""))
+        options[_PARAMETERS[key]] = _value(path, key, value)
+    return options
+
+
+def _value(path: Path, key: str, value: Any) -> Any:
+    """As the command line would give it."""
+    if key == "arch-arg" and isinstance(value, dict):
+        return [f"{name}={item!r}" if not isinstance(item, str) else f"{name}={item}" for name, item in value.items()]
+    if key == "input" and isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return value
+    if key in ("input-shape", "class-names") and isinstance(value, list):
+        return ",".join(map(str, value))
+    if key == "torchscript" and isinstance(value, bool):
+        return value
+    if isinstance(value, bool | list | dict) or key in ("arch-arg", "torchscript"):
+        raise ConfigError(f"{path}: {key} = {value!r} is not of the right type; edge-convert --init shows examples")
+    if key in _PATHS and isinstance(value, str) and value != "-":
+        place, colon, name = value.rpartition(":") if key in ("arch", "calibrate", "evaluate") else (value, "", "")
+        if not colon:
+            return str(path.parent / value)
+        return f"{path.parent / place}:{name}" if place.endswith(".py") else value
+    return str(value)
+
+
+def write_options_template(model: Path) -> Path:
+    """Write the file with every option explained and none set.
+
+    Raises:
+        ConfigError: It is there already, or cannot be written.
+    """
+    if not model.name or (path := options_file(model)) == model:
+        raise ConfigError(f"{model} is no model file; give the model that the options are for")
+    if path.exists():
+        raise ConfigError(f"{path} is there already; it was not changed")
+    try:
+        with replace_file(path) as file:
+            file.write(_TEMPLATE.format(name=model.name, stem=model.stem).encode())
+    except OSError as exc:
+        raise ConfigError(f"{path} cannot be written: {exc.strerror}") from exc
+    return path

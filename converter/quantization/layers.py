@@ -1,0 +1,132 @@
+"""Which layers of a graph can be quantized, and which really run in 8 bits."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import onnx
+import onnxruntime as ort
+from onnx import helper
+
+from converter.graph import reads
+from converter.reason import reason
+from converter.scratch import scratch_folder
+from edge.contract.errors import ConversionError
+
+_CONVOLUTIONS = {"Conv", "ConvTranspose"}
+_PRODUCTS = {"Gemm", "MatMul"}
+_RECURRENT = {"LSTM", "GRU", "RNN"}
+# Names under which onnxruntime's optimizer leaves a layer that really runs on few bits, and in float.
+_LOW_BIT = {"QLinearConv", "ConvInteger", "QLinearMatMul", "QGemm", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"}
+_LOW_BIT |= {"MatMulInteger", "DynamicQuantizeLSTM", "MatMulNBits"}
+_FLOAT = _CONVOLUTIONS | _PRODUCTS | _RECURRENT | {"FusedConv", "FusedGemm", "FusedMatMul", "NhwcFusedConv"}
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A layer that can be quantized.
+
+    Attributes:
+        name: Of its node.
+        op_type: ``Conv``, ``Gemm`` or ``MatMul``.
+        weight: Name of its constant weight.
+    """
+
+    name: str
+    op_type: str
+    weight: str
+
+
+def named(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy in which every node has a name of its own: where it has none, the name of its first output."""
+    found = onnx.ModelProto()
+    found.CopyFrom(model)
+    taken: set[str] = set()
+    for node in found.graph.node:
+        if not node.name or node.name in taken:
+            node.name = node.output[0]
+        taken.add(node.name)
+    return found
+
+
+def quantizable_layers(model: onnx.ModelProto) -> tuple[Layer, ...]:
+    """Convolutions and products with constant float weights, in graph order.
+
+    Products of two activations are left alone: they are a small part of the work, and their errors add up twice.
+    Transposed convolutions have no int8 kernel in onnxruntime.
+    """
+    floats = {t.name: len(t.dims) for t in model.graph.initializer if t.data_type == onnx.TensorProto.FLOAT}
+    layers = []
+    for node in named(model).graph.node:
+        weight = node.input[1] if len(node.input) > 1 else ""
+        if node.op_type == "Conv":
+            fits = floats.get(weight, 0) >= 3
+        elif node.op_type == "Gemm":
+            found = {item.name: helper.get_attribute_value(item) for item in node.attribute}
+            plain = found.get("alpha", 1.0) == found.get("beta", 1.0) == 1.0 and not found.get("transA", 0)
+            has_bias = len(node.input) > 2 and node.input[2] != ""
+            fits = plain and weight in floats and (not has_bias or floats.get(node.input[2]) == 1)
+        else:
+            fits = node.op_type == "MatMul" and floats.get(weight) == 2
+        if fits:
+            layers.append(Layer(node.name, node.op_type, weight))
+    return tuple(layers)
+
+
+def has_convolutions(model: onnx.ModelProto) -> bool:
+    """Whether it has a convolution, transposed or not."""
+    return any(node.op_type in _CONVOLUTIONS for node in model.graph.node)
+
+
+def has_recurrent(model: onnx.ModelProto) -> bool:
+    """Whether it has a recurrent layer."""
+    return any(node.op_type in _RECURRENT for node in model.graph.node)
+
+
+def running_in_int8(model: onnx.ModelProto) -> tuple[int, int]:
+    """How many convolutions, products and recurrent layers really run on few bits, and of how many.
+
+    Counted after onnxruntime's own optimizer: this number, not the file's operators, predicts the speed.
+    """
+    optimized = _optimized(model, ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED)
+    counts = Counter(node.op_type for node in optimized.graph.node)
+    low = sum(counts[name] for name in _LOW_BIT)
+    return low, low + sum(counts[name] for name in _FLOAT)
+
+
+def optimize(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Fold constants and BatchNorm into convolutions (onnxruntime's basic level: standard operators only)."""
+    return _optimized(model, ort.GraphOptimizationLevel.ORT_ENABLE_BASIC)
+
+
+def _optimized(model: onnx.ModelProto, level: Any) -> onnx.ModelProto:
+    with scratch_folder() as folder:
+        target = folder / "optimized.onnx"
+        options = ort.SessionOptions()
+        options.graph_optimization_level = level
+        options.optimized_model_filepath = str(target)
+        options.intra_op_num_threads = 1
+        options.log_severity_level = 3
+        # As on Arm: elsewhere onnxruntime does not take int8 activations for what they are.
+        options.add_session_config_entry("session.qdqisint8allowed", "1")
+        try:
+            ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        except Exception as exc:  # onnxruntime's exceptions have no common base
+            raise ConversionError(f"the graph does not load in onnxruntime: {reason(exc)}") from exc
+        found = onnx.load(target)
+    used = {node.domain for node in found.graph.node} | {""}
+    kept = [entry for entry in found.opset_import if entry.domain in used or entry.domain == "ai.onnx"]
+    del found.opset_import[:]
+    found.opset_import.extend(kept)
+    return found
+
+
+def consumers(model: onnx.ModelProto) -> dict[str, list[onnx.NodeProto]]:
+    """By value, the nodes that read it."""
+    found: dict[str, list[onnx.NodeProto]] = {}
+    for node in model.graph.node:
+        for name in dict.fromkeys(reads(node)):
+            found.setdefault(name, []).append(node)
+    return found
