@@ -101,9 +101,9 @@ def main() -> int:
         folder = Path(name)
         bundle = options.bundle or make_bundle(folder)
         opened = Bundle.open(bundle)
-        shape = opened.manifest.input.shape
+        shape = opened.manifest.inputs[0].sample_shape
         backbone = folder / "backbone.onnx"
-        backbone.write_bytes(opened.read(m.BACKBONE))
+        backbone.write_bytes(opened.read(m.MODEL))
         agents, baselines = [], []
         for i in range(options.runs):
             baselines.append(run_baseline(backbone, shape))

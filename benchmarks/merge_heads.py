@@ -91,9 +91,11 @@ class Task:
             for i, part in enumerate(parts):
                 if len(part) == 0:
                     continue
-                trainer = OnnxTrainer(self.bundle.read(m.HEAD_TRAIN), self.bundle.manifest.features.name, head)
+                trainer = OnnxTrainer(self.bundle.read(m.HEAD_TRAIN), self.bundle.manifest.head.features.name, head)
                 learning_rate = rate * self.bundle.manifest.head.learning_rate
-                learner = SgdLearner(trainer, self.bundle.manifest.features.shape, 10, learning_rate, seed=i)
+                learner = SgdLearner(
+                    trainer, self.bundle.manifest.head.features.sample_shape, 10, learning_rate, seed=i
+                )
                 learner.learn_many(self.x[part], self.y[part])
                 change = learner.contribution()
                 deltas.append(Delta(change=change, n_samples=len(part)))

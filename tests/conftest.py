@@ -69,6 +69,7 @@ def digits_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
         source=folder / "digits.pth",
         output=folder / "digits.edge",
         profile=load_profile("generic-x86_64"),
+        quantize="int8",
         max_drop=5.0,
     )
     convert(plan)

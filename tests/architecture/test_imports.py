@@ -36,15 +36,32 @@ ROOMS: dict[str, set[str]] = {
 }
 
 SERVICES = ("edge/agent/service.py", "edge/coordinator/service.py")
-SHELL = (*SERVICES, "edge/channel/mqtt.py", "edge/coordinator/broker.py", "edge/cli/*", "converter/measure.py")
+SHELL = (
+    *SERVICES,
+    "edge/channel/mqtt.py",
+    "edge/coordinator/broker.py",
+    "edge/cli/*",
+    "edge/inference/onnx_benchmark.py",
+    "converter/measure.py",
+    "converter/pipeline.py",
+)
 
 # Library: the files that may import it. What is not listed here may be imported nowhere.
 DOORS: dict[str, tuple[str, ...]] = {
     "numpy": ("edge/*", "converter/*"),
     "torch": ("converter/*",),
     "onnx": ("converter/*",),
-    "onnxruntime": ("edge/inference/onnx_*.py", "converter/quantize.py"),
-    "safetensors": ("edge/contract/*", "converter/*", "edge/coordinator/core.py"),
+    "onnxruntime": ("edge/inference/onnx_*.py", "converter/quantization/*", "converter/load/onnx_file.py"),
+    "PIL": ("converter/data/*",),
+    "matplotlib": ("converter/report/plots.py",),
+    "cryptography": ("edge/contract/signature.py",),
+    "safetensors": (
+        "edge/contract/*",
+        "converter/*",
+        "edge/coordinator/core.py",
+        "edge/inference/onnx_benchmark.py",
+        "edge/cli/bundle.py",
+    ),
     "paho": ("edge/channel/mqtt.py",),
     "sqlalchemy": ("edge/coordinator/store.py",),
     "fastapi": ("edge/coordinator/api.py", "edge/coordinator/service.py"),
@@ -53,7 +70,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "pydantic": ("edge/coordinator/api.py",),  # FastAPI's
     "httpx": ("edge/cli/fleet.py",),
     "click": ("edge/cli/*", "converter/cli.py"),
-    "rich": ("edge/cli/*", "converter/cli.py"),
+    "rich": ("edge/cli/*", "converter/cli.py", "converter/report/text.py", "converter/targets.py"),
     "threading": SHELL,
     "queue": SHELL,
     "signal": SHELL,
@@ -169,9 +186,9 @@ def test_clock_environment_and_exits_are_used_in_the_shell_only(module: str) -> 
     file = file_of(module)
     if any(fnmatch(file, pattern) for pattern in SHELL):
         return
-    closed = {"os.environ", "os.getenv", "os._exit", "sys.argv", "datetime.now", "datetime.utcnow", "date.today"}
+    closed = {"os.getenv", "os._exit", "sys.argv", "datetime.now", "datetime.utcnow", "date.today"}
     if file not in ("edge/contract/errors.py", "converter/cli.py"):
-        closed |= {"sys.exit", "sys.stdin", "sys.stdout"}
+        closed |= {"os.environ", "sys.exit", "sys.stdin", "sys.stdout"}
     tree = ast.parse("\n".join(ast.unparse(node) for node in TREES[module].body if ast.unparse(node) != NO_TELEMETRY))
     used = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     assert not used & closed, f"{file} uses {sorted(used & closed)}"

@@ -28,7 +28,7 @@ import numpy as np
 from edge.agent import OnDeviceModel
 for learner in ('statistics', 'sgd'):
     model = OnDeviceModel.open(sys.argv[1], sys.argv[2] + learner, learner=learner)
-    x = np.random.default_rng(0).random((20, *model.manifest.input.shape), np.float32)
+    x = np.random.default_rng(0).random((20, *model.manifest.inputs[0].sample_shape), np.float32)
     before = model.predict(x)
     model.learn(x, np.arange(20) % 10)
     assert model.predict(x).shape == (20, 10)

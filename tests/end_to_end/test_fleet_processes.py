@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 def samples(bundle: Path, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Random inputs labelled by the shipped model."""
     model = OnDeviceModel.open(bundle)
-    x = np.random.default_rng(seed).random((n, *model.manifest.input.shape), np.float32)
+    x = np.random.default_rng(seed).random((n, *model.manifest.inputs[0].sample_shape), np.float32)
     return x, model.predict(x).argmax(axis=1)
 
 

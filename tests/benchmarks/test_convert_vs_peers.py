@@ -1,0 +1,93 @@
+"""The networks that conversions are compared on, and the script's own arithmetic."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.convert_vs_peers import MIB, Result, Variant, goals, run
+from benchmarks.networks.training import NETWORKS, prepare
+
+TRAINED = [
+    "mlp",
+    "residual_cnn",
+    pytest.param("recurrent", marks=pytest.mark.slow),
+    pytest.param("transformer", marks=pytest.mark.slow),
+    pytest.param("depthwise_cnn", marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_network_is_trained_well_above_95_percent(tmp_path, name):
+    pytest.importorskip("sklearn")
+    folder = prepare(NETWORKS[name], tmp_path)
+    accuracy = float((folder / "ready").read_text().split()[1])
+    assert accuracy > 0.96
+
+
+def test_stock_conversion_has_the_accuracy_of_the_network(tmp_path):
+    pytest.importorskip("sklearn")
+    network = NETWORKS["mlp"]
+    folder = prepare(network, tmp_path)
+    variant = Variant(peer="onnxruntime", name="float", python=sys.executable)
+    artifact = variant.artifact(tmp_path)
+    converted = run(variant.conversion(network, folder, artifact, "generic-x86_64"), tmp_path / "log", watched=True)
+    assert converted.error is None
+    assert 100 * MIB < converted.peak_memory_bytes < 1024 * MIB  # torch alone is above the first
+    evaluated = run(variant.process("evaluate", artifact, folder), tmp_path / "log")
+    assert evaluated.answer["accuracy"] == float((folder / "ready").read_text().split()[1])
+    measured = run(variant.process("measure", artifact, folder, "--seconds", 0.01), tmp_path / "log")
+    assert measured.first_output_s is not None
+    assert 0 < measured.first_output_s < measured.seconds
+    assert measured.answer["latency_ms"] > 0
+
+
+def test_process_that_fails_leaves_its_last_words(tmp_path):
+    ended = run([sys.executable, "-c", "raise SystemExit('out of luck')"], tmp_path / "log")
+    assert ended.error == "exit 1: out of luck"
+
+
+def test_memory_of_children_counts(tmp_path):
+    child = "import time; x = bytearray(200 << 20); time.sleep(0.3)"
+    parent = f"import subprocess, sys; x = bytearray(100 << 20); subprocess.run([sys.executable, '-c', {child!r}])"
+    ended = run([sys.executable, "-c", parent], tmp_path / "log", watched=True)
+    assert 300 * MIB < ended.peak_memory_bytes < 400 * MIB
+
+
+def measured(accuracy: float, latency_ms: float, error: str | None = None) -> Result:
+    return Result(
+        conversion_s=3.0,
+        conversion_memory_bytes=500 * MIB,
+        accuracy=accuracy,
+        latency_ms=[latency_ms + 1.0, latency_ms],
+        error=error,
+    )
+
+
+@pytest.mark.parametrize(
+    ("ours", "vnni", "expected"),
+    [
+        (measured(0.975, 1.0), False, {"loses": True, "latency": True, "1.5 times": True}),
+        (measured(0.974, 1.03), False, {"loses": False, "latency": False, "1.5 times": True}),
+        (measured(0.975, 1.02), True, {"loses": True, "latency": True, "1.5 times": None}),
+        (Result(error="exit 4: broken"), False, {"loses": False, "latency": False, "1.5 times": False}),
+    ],
+)
+def test_goals_compare_with_float_accuracy_and_the_best_peer(ours, vnni, expected):
+    rows = {
+        "onnxruntime float": measured(0.98, 2.0),
+        "onnxruntime static": measured(0.97, 1.0),
+        "edge-convert auto": ours,
+    }
+    found = [goal for goal in goals({"residual_cnn": rows}, vnni) if "edge-convert auto:" in goal.text]
+    assert {key: goal.met for key in expected for goal in found if key in goal.text} == expected
+
+
+def test_unknown_peer_is_refused_before_any_work(tmp_path):
+    script = Path(__file__).parents[2] / "benchmarks" / "convert_vs_peers.py"
+    line = [sys.executable, str(script), "--peers", "nosuch", "--work", str(tmp_path / "work")]
+    ended = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert "nosuch: the peers are onnxruntime" in ended.stderr
+    assert not (tmp_path / "work").exists()
