@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from converter.measure import Deviation, Evaluation
 from converter.program import onnx_program, outputs
 from converter.quantization.layers import running_in_int8
 from converter.source import Samples
-from converter.split import SplitModel, joined
+from converter.split import Head, SplitModel, joined
 from converter.tensors import Arrays, select
 from edge.contract.errors import BundleError, ConversionError
 from edge.contract.tensorspec import TensorSpec
@@ -27,7 +28,7 @@ _CORRECTION_SAMPLES = 512
 _ROUNDS = 2
 
 
-@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Problem:
     """What is to be quantized and what counts as good enough.
 
@@ -47,6 +48,30 @@ class Problem:
     def inputs(self) -> tuple[TensorSpec, ...]:
         """What the model takes."""
         return self.evaluation.inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """What a backbone gives."""
+        head = self.parts.head
+        if head is None:
+            return self.evaluation.outputs
+        return (head.features, *(spec for spec in self.evaluation.outputs if spec.name != head.output))
+
+    @cached_property
+    def correction_samples(self) -> Arrays:
+        """What a head is corrected on."""
+        assert self.calibration is not None
+        return select(self.calibration.x, self.inputs, slice(0, _CORRECTION_SAMPLES))
+
+    @cached_property
+    def wanted_logits(self) -> npt.NDArray[np.float32]:
+        """``(n, n_classes)`` what the float model gives for them."""
+        head = self.parts.head
+        assert head is not None
+        run = onnx_program(head.graph, "the head", head.parameters)
+        features = features_of(self.backbone, head, self.correction_samples, self.inputs)
+        found: npt.NDArray[np.float32] = run({head.features.name: features})[head.output]
+        return found
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True)
@@ -101,11 +126,8 @@ def build(problem: Problem, name: str, scheme: str, backbone: onnx.ModelProto, *
         and problem.calibration is not None
         and scheme != "none"
     ):
-        few = select(problem.calibration.x, problem.inputs, slice(0, _CORRECTION_SAMPLES))
-        features = features_of(model, parts, few, problem.inputs)
-        original = features_of(joined(problem.backbone, parts), parts, few, problem.inputs)
-        wanted = _logits(parts, original)
-        parameters, error = correct_for_quantization(parameters, parts.head.linear, features, wanted)
+        features = features_of(backbone, parts.head, problem.correction_samples, problem.inputs)
+        parameters, error = correct_for_quantization(parameters, parts.head.linear, features, problem.wanted_logits)
     return Candidate(
         name=name,
         scheme=scheme,
@@ -119,25 +141,15 @@ def build(problem: Problem, name: str, scheme: str, backbone: onnx.ModelProto, *
 
 
 def features_of(
-    model: onnx.ModelProto, parts: SplitModel, x: Arrays, inputs: Sequence[TensorSpec]
+    backbone: onnx.ModelProto, head: Head, x: Arrays, inputs: Sequence[TensorSpec]
 ) -> npt.NDArray[np.float32]:
     """``(n, ...)`` what the head gets for these samples."""
-    assert parts.head is not None
-    run = onnx_program(model, "the model", parts.head.parameters)
-    return outputs(run, x, inputs, [parts.head.features])[parts.head.features.name]
-
-
-def _logits(parts: SplitModel, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    assert parts.head is not None
-    run = onnx_program(parts.head.graph, "the head", parts.head.parameters)
-    found: npt.NDArray[np.float32] = run({parts.head.features.name: features})[parts.head.output]
-    return found
+    run = onnx_program(backbone, "the backbone")
+    return outputs(run, x, inputs, [head.features])[head.features.name]
 
 
 def compared(candidate: Candidate, evaluation: Evaluation) -> Candidate:
     """The candidate with its deviation from the original, or with the reason why it does not run."""
-    from dataclasses import replace
-
     try:
         found = evaluation.run(onnx_program(candidate.model, candidate.name, candidate.parameters))
     except ConversionError as exc:
@@ -145,30 +157,56 @@ def compared(candidate: Candidate, evaluation: Evaluation) -> Candidate:
     return replace(candidate, deviation=evaluation.deviation(found))
 
 
-def timed(candidates: Sequence[Candidate], sample: Arrays, folder: Path) -> list[Candidate]:
-    """The candidates with latency and peak memory, one thread, one sample, measured in turn so that noise hits all."""
-    from dataclasses import replace
+class Bench:
+    """Runs candidates in processes of their own, one thread, one sample.
 
-    best: dict[int, Timing] = {}
-    faults: dict[int, str] = {}
-    with Benchmark() as benchmark:
-        for i, candidate in enumerate(candidates):
-            (folder / f"{i}.onnx").write_bytes(candidate.model.SerializeToString())
-            feeds = {**sample, **candidate.parameters}
-            safetensors.numpy.save_file({n: np.ascontiguousarray(a) for n, a in feeds.items()}, folder / f"{i}.feeds")
+    Args:
+        benchmark: The server that measures.
+        folder: To work in.
+        sample: What they are run on.
+    """
+
+    def __init__(self, benchmark: Benchmark, folder: Path, sample: Arrays) -> None:
+        self._benchmark = benchmark
+        self._folder = folder
+        self._sample = sample
+
+    def check(self, model: onnx.ModelProto, parameters: Mapping[str, npt.NDArray[np.float32]]) -> None:
+        """Run a model where it can do no harm: onnxruntime crashes on some graphs, and this process must not.
+
+        Raises:
+            ConversionError: It does not run.
+        """
+        files = self._write("probe", model, parameters)
+        try:
+            self._benchmark.measure(*files, budget_s=0.0)
+        except BundleError as exc:
+            raise ConversionError(f"onnxruntime does not run it: {exc}") from exc
+
+    def timed(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """The candidates with latency and peak memory, measured in turn so that noise hits all."""
+        best: dict[int, Timing] = {}
+        faults: dict[int, str] = {}
+        files = [self._write(str(i), c.model, c.parameters) for i, c in enumerate(candidates)]
         for _ in range(_ROUNDS):
-            for i in range(len(candidates)):
+            for i, pair in enumerate(files):
                 try:
-                    timing = benchmark.measure(folder / f"{i}.onnx", folder / f"{i}.feeds")
+                    timing = self._benchmark.measure(*pair)
                 except BundleError as exc:
                     faults[i] = str(exc)
                     continue
                 if i not in best or timing.latency_ms < best[i].latency_ms:
                     best[i] = timing
-    return [
-        replace(candidate, timing=best.get(i), why=candidate.why or faults.get(i, ""), failed=i in faults)
-        for i, candidate in enumerate(candidates)
-    ]
+        return [
+            replace(candidate, timing=best.get(i), why=candidate.why or faults.get(i, ""), failed=i in faults)
+            for i, candidate in enumerate(candidates)
+        ]
 
-
-Quantizer = Callable[[], onnx.ModelProto]
+    def _write(
+        self, name: str, model: onnx.ModelProto, parameters: Mapping[str, npt.NDArray[np.float32]]
+    ) -> tuple[Path, Path]:
+        graph, feeds = self._folder / f"{name}.onnx", self._folder / f"{name}.feeds"
+        graph.write_bytes(model.SerializeToString())
+        arrays = {**self._sample, **parameters}
+        safetensors.numpy.save_file({n: np.ascontiguousarray(a) for n, a in arrays.items()}, feeds)
+        return graph, feeds

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from converter.program import outputs
 from converter.source import Samples
-from converter.tensors import Array, Arrays, Run
+from converter.tensors import Array, Arrays, Run, select
 from edge.contract.tensorspec import TensorSpec
 from edge.inference.session import sqnr_db
 
@@ -62,6 +62,12 @@ class Evaluation:
         if self.samples.y is not None:
             return "accuracy" if self.classes else "R2"
         return "agreement" if self.classes else "fidelity"
+
+    def first(self, count: int) -> Evaluation:
+        """The comparison on the first samples only."""
+        rows, y = slice(0, count), self.samples.y
+        samples = Samples(select(self.samples.x, self.inputs, rows), None if y is None else y[rows])
+        return replace(self, samples=samples, reference=select(self.reference, self.outputs, rows))
 
     def run(self, program: Run) -> Arrays:
         """A program's outputs on all samples."""
@@ -137,10 +143,8 @@ def latency_ms(run: Run, sample: Arrays, budget_s: float = 0.2) -> float:
     return float(np.median(times)) * 1e3
 
 
-def classifying_output(specs: Sequence[TensorSpec], head: str | None) -> str | None:
-    """The output that has one logit for each class: the head's, or the only one if it is float ``(batch, n >= 2)``."""
-    if head is not None:
-        return head
+def classifying_output(specs: Sequence[TensorSpec]) -> str | None:
+    """The output that has one logit for each class: the only one, if it is float ``(batch, n >= 2)``."""
     if len(specs) == 1 and specs[0].dtype == "float32" and len(specs[0].shape) == 2 and specs[0].batch_axis == 0:
         size = specs[0].shape[1]
         return specs[0].name if isinstance(size, int) and size >= 2 else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
@@ -74,39 +74,44 @@ class Original:
             else _Behind(self.preprocessing.module(self.source.inputs[0]), model).eval()
         )
 
-    def evaluation(self, head_output: str | None) -> Evaluation:
+    def evaluation(self) -> Evaluation:
         """What to compare programs on.
-
-        Args:
-            head_output: The output that is known to classify, or None.
 
         Raises:
             ConversionError: The model's own outputs are not finite.
             ConfigError: Labels and outputs do not belong together.
         """
         y = self.samples.y
-        classes = None if y is not None and y.dtype.kind == "f" else classifying_output(self.outputs, head_output)
+        classes = None if y is not None and y.dtype.kind == "f" else classifying_output(self.outputs)
         if y is not None and y.dtype.kind != "f" and classes is None:
-            classes = next((s.name for s in self.outputs if classifying_output([s], None)), None)
+            classes = next((s.name for s in self.outputs if classifying_output([s])), None)
             if classes is None:
                 raise ConfigError("the data have class numbers as y, but no output has one value for each class")
         reference = outputs(self.run, self.samples.x, self.inputs, self.outputs)
         for spec in self.outputs:
             if spec.dtype.startswith("float") and not np.isfinite(reference[spec.name]).all():
                 raise ConversionError(f"the model gives a {spec.name} that is not finite on {self.data}")
-        if classes is not None:
-            n_classes = reference[classes].shape[1]
-            for labels in (y, None if self.calibration is None else self.calibration.y):
-                if labels is not None and labels.dtype.kind in "iu":
-                    _check_labels(labels, n_classes)
-        return Evaluation(
+        found = Evaluation(
             samples=self.samples,
             real=self.real,
             inputs=self.inputs,
             outputs=self.outputs,
             reference=reference,
-            classes=classes,
+            classes=None,
         )
+        return found if classes is None else self.with_classes(found, classes)
+
+    def with_classes(self, evaluation: Evaluation, output: str) -> Evaluation:
+        """The same comparison, where one output is known to have one logit for each class.
+
+        Raises:
+            ConfigError: There are labels that it has no logit for.
+        """
+        n_classes = evaluation.reference[output].shape[1]
+        for labels in (self.samples.y, None if self.calibration is None else self.calibration.y):
+            if labels is not None and labels.dtype.kind in "iu":
+                _check_labels(labels, n_classes)
+        return replace(evaluation, classes=output)
 
 
 class _Behind(nn.Module):

@@ -161,7 +161,7 @@ def _head_spec(parts: Parts, head: Head, plan: ConversionPlan) -> HeadSpec:
         output=head.output,
         parameters=tuple(ParameterSpec(name=name, shape=array.shape) for name, array in head.parameters.items()),
         linear=head.linear,
-        learning_rate=stable_learning_rate(features_of(parts.chosen.model, parts.parts, few, parts.original.inputs)),
+        learning_rate=stable_learning_rate(features_of(parts.chosen.backbone, head, few, parts.original.inputs)),
         trainable="last:1" if plan.trainable == "auto" else plan.trainable,
     )
 

@@ -103,7 +103,7 @@ def convert(plan: ConversionPlan, tell: Stage = lambda _: None, password: bytes 
 
     stage("loading the model")
     original = load_original(plan)
-    evaluation = original.evaluation(None)
+    evaluation = original.evaluation()
 
     stage("exporting to ONNX")
     exported, check = _export(original, evaluation)
@@ -124,7 +124,7 @@ def convert(plan: ConversionPlan, tell: Stage = lambda _: None, password: bytes 
     stage("verifying")
     torchscript, checks = _torchscript(original, evaluation, exported, plan)
     checks.append(_shipped(found, check.against, evaluation, plan))
-    rows = _robustness(original, evaluation, exported.model, found.chosen)
+    rows = _robustness(evaluation, exported.model, found.chosen)
 
     stage("packing")
     parts = Parts(
@@ -240,7 +240,7 @@ def _with_head(evaluation: Evaluation, trainable: Trainable, original: Original)
     head = trainable.parts.head
     if head is None or head.output == evaluation.classes:
         return evaluation
-    return original.evaluation(head.output)
+    return original.with_classes(evaluation, head.output)
 
 
 def _class_names(original: Original, evaluation: Evaluation, plan: ConversionPlan) -> tuple[str, ...]:
@@ -280,9 +280,7 @@ def _shipped(found: Found, against: str, evaluation: Evaluation, plan: Conversio
     )
 
 
-def _robustness(
-    original: Original, evaluation: Evaluation, model: onnx.ModelProto, chosen: Candidate
-) -> list[dict[str, Any]]:
+def _robustness(evaluation: Evaluation, model: onnx.ModelProto, chosen: Candidate) -> list[dict[str, Any]]:
     """Quality under corrupted inputs, before and after, on as many samples as the time allows."""
     if not evaluation.real:
         return []
@@ -291,14 +289,13 @@ def _robustness(
     # By size and not by time: the report in the bundle must be the same on every machine.
     sample_bytes = sum(array.nbytes for array in x.values()) / count
     most = int(min(_ROBUSTNESS_MACS / max(1, multiplications(model)), _ROBUSTNESS_BYTES / sample_bytes))
-    if most < _ROBUSTNESS_LEAST:
-        return []
+    most = max(most, _ROBUSTNESS_LEAST)
     rows = slice(0, count, max(1, -(-count // most)))
     y = evaluation.samples.y
     samples = Samples(select(x, inputs, rows), None if y is None else y[rows])
     clean = select(evaluation.reference, evaluation.outputs, rows)
     programs = {
-        "original": original.run,
+        "original": onnx_program(model, "the exported graph"),  # which was found to be the same, and is faster
         "bundle": onnx_program(chosen.model, "the model", chosen.parameters),
     }
     return robustness(programs, samples, inputs, lambda found, labels: evaluation.quality(found, labels, clean))

@@ -13,10 +13,10 @@ from typing import Any
 
 import onnx
 
-from converter.candidates import Candidate, Problem, build, compared, timed
+from converter.candidates import Bench, Candidate, Problem, build, compared
 from converter.measure import Deviation
 from converter.plan import CALIBRATION_METHODS, ConversionPlan
-from converter.program import onnx_program
+from converter.program import onnx_program, outputs
 from converter.quantization.dynamic import quantize_dynamic
 from converter.quantization.equalize import equalize
 from converter.quantization.float16 import to_float16
@@ -26,9 +26,11 @@ from converter.quantization.observe import Observations, observe
 from converter.quantization.sensitivity import layer_sensitivity
 from converter.quantization.static import quantize_static
 from converter.scratch import scratch_folder
+from converter.split import joined
 from converter.tensors import batch_size, in_batches, select
 from edge.contract.errors import ConversionError
 from edge.contract.profile import DeviceProfile
+from edge.inference.onnx_benchmark import Benchmark
 from edge.inference.onnx_session import open_onnx
 from edge.inference.session import sqnr_db
 
@@ -37,7 +39,7 @@ Stage = Callable[[str], None]
 # On random inputs accuracy means nothing; 20 dB is a relative error of 0.1.
 MIN_RANDOM_SQNR_DB = 20.0
 # Ranges are chosen on a few samples; the winner is compared on all of them.
-_FEW = 64
+_FEW = 32
 # Below this, equalization is tried; an int8 net that is well conditioned has 30 dB and more.
 _GOOD_SQNR_DB = 30.0
 # Differences in latency below this are noise; then the smaller file wins.
@@ -89,18 +91,10 @@ class Search:
         Raises:
             ConversionError: The scheme that was asked for cannot be had, or costs more than the plan allows.
         """
-        floating = compared(build(self._problem, "float", "none", self._problem.backbone), self._problem.evaluation)
-        candidates = [floating]
-        for candidate in self._quantized():
-            candidates.append(candidate if candidate.failed else compared(candidate, self._problem.evaluation))
-        candidates = self._mended(candidates)
-        self._stage("measuring latency and memory")
-        with scratch_folder() as folder:
-            sample = select(self._problem.evaluation.samples.x, self._problem.inputs, slice(0, 1))
-            worth = [candidate for candidate in candidates if not candidate.failed and not candidate.why]
-            measured = iter(timed(worth, sample, folder))
-            candidates = [c if c.failed or c.why else next(measured) for c in candidates]
-        candidates = [self._judged(candidate) for candidate in candidates]
+        sample = select(self._problem.evaluation.samples.x, self._problem.inputs, slice(0, 1))
+        with scratch_folder() as folder, Benchmark() as benchmark:
+            self._bench = Bench(benchmark, folder, sample)
+            candidates = self._candidates()
         chosen, reason = self._choose(candidates)
         text, gap = self._check_saturation(chosen)
         return Found(
@@ -112,6 +106,18 @@ class Search:
             saturation_db=gap,
             notes=tuple(self._notes),
         )
+
+    def _candidates(self) -> list[Candidate]:
+        """All of them, compared and timed."""
+        floating = compared(build(self._problem, "float", "none", self._problem.backbone), self._problem.evaluation)
+        candidates = [floating]
+        for candidate in self._quantized():
+            candidates.append(candidate if candidate.failed else compared(candidate, self._problem.evaluation))
+        candidates = self._mended(candidates)
+        self._stage("measuring latency and memory")
+        worth = [candidate for candidate in candidates if not candidate.failed and not candidate.why]
+        measured = iter(self._bench.timed(worth))
+        return [self._judged(c if c.failed or c.why else next(measured)) for c in candidates]
 
     # Building
 
@@ -133,7 +139,7 @@ class Search:
         elif auto and has_convolutions(backbone):
             self._notes.append("int8 convolutions need calibration data; without them the convolutions stay float")
         only_products = not has_convolutions(backbone)
-        if wanted == "dynamic" or (wanted == "int8" and self._problem.calibration is None):
+        if wanted == "dynamic" or (wanted == "int8" and (self._problem.calibration is None or not layers)):
             if (
                 not only_products
                 and not has_recurrent(backbone)
@@ -153,7 +159,11 @@ class Search:
     def _made(self, name: str, scheme: str, quantize: Callable[[], onnx.ModelProto], **known: Any) -> Candidate:
         self._stage(f"quantizing: {name}")
         try:
-            return build(self._problem, name, scheme, quantize(), **known)
+            backbone = quantize()
+            if scheme != "int8":  # tried on many ranges before, and not known to crash
+                parts = self._problem.parts
+                self._bench.check(joined(backbone, parts), {} if parts.head is None else parts.head.parameters)
+            return build(self._problem, name, scheme, backbone, **known)
         except ConversionError as exc:
             if self._plan.quantize != "auto":
                 raise
@@ -165,6 +175,9 @@ class Search:
         self._stage("calibrating")
         self._observed = {False: self._observe(self._problem.backbone)}
         self._backbones = {False: self._problem.backbone}
+        self._tried_on = self._few().samples.x
+        run = onnx_program(self._problem.backbone, "the backbone")
+        self._float_outputs = outputs(run, self._tried_on, self._problem.inputs, self._problem.outputs)
         methods = CALIBRATION_METHODS if self._plan.calibration_method is None else (self._plan.calibration_method,)
         tried = [self._try_static(method, equalized=False) for method in methods]
         best = max(tried, key=lambda item: item[0])
@@ -199,12 +212,14 @@ class Search:
         )
 
     def _try_static(self, method: str, *, equalized: bool) -> tuple[float, str, bool]:
-        evaluation = self._few()
         model = quantize_static(
             self._backbones[equalized], self._observed[equalized], self._profile.quantization, method=method
         )
-        candidate = compared(build(self._problem, method, "int8", model), evaluation)
-        return (candidate.deviation.sqnr_db if candidate.deviation else float("-inf")), method, equalized
+        run = onnx_program(model, f"the model quantized by {method}")
+        found = outputs(run, self._tried_on, self._problem.inputs, self._problem.outputs)
+        wanted = self._float_outputs
+        ratios = [sqnr_db(wanted[name], found[name]) for name in wanted if wanted[name].dtype.kind == "f"]
+        return min(ratios, default=200.0), method, equalized
 
     def _few(self) -> Any:
         evaluation, inputs = self._problem.evaluation, self._problem.inputs

@@ -187,6 +187,8 @@ class MqttTransport:
             self._client.disconnect()  # also wakes the loop
         if self._thread is not None and not inside:
             self._thread.join(self._connect_timeout_s + 2.0)
+        if not inside:
+            _retire(self._client)
 
     # --- the network thread ---------------------------------------------------------------------------------------
 
@@ -312,6 +314,7 @@ class MqttTransport:
         """Go on with a new paho client; what was queued moves over."""
         with self._lock:
             queued = self._client.drop_out_messages()
+            _retire(self._client)
             self._version = version
             self._client = self._new_client()
             self._unsent.clear()
@@ -368,6 +371,11 @@ class MqttTransport:
 
     def _on_message(self, _client: paho.Client, _: Any, message: paho.MQTTMessage) -> None:
         self._emit(Received(topic=message.topic, payload=bytes(message.payload), retained=bool(message.retain)))
+
+
+def _retire(client: paho.Client) -> None:
+    """Take ourselves out of a client that is not used any more: paho closes its two inner sockets when it is freed."""
+    client.on_connect = client.on_disconnect = client.on_subscribe = client.on_message = None
 
 
 def _no_delay(_client: paho.Client, _: Any, sock: Any) -> None:

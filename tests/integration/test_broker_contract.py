@@ -1,5 +1,6 @@
 """The promises of `edge.channel.transport` against real brokers: mosquitto and iotcore."""
 
+import gc
 import hashlib
 import os
 import pathlib
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 import uuid
+import weakref
 
 import pytest
 
@@ -220,6 +222,20 @@ def test_probe_is_answered(broker):
 def test_queue_of_qos_1_is_capped_without_a_connection():
     transport = MqttTransport(BrokerUrl.parse("mqtt://127.0.0.1:9"), "cap", True, max_queued=3)
     assert [transport.publish("x", b"", qos=1) for _ in range(5)] == [True, True, True, False, False]
+    transport.stop()
+
+
+def test_a_stopped_transport_frees_its_sockets_at_once(broker):
+    """Not when the garbage collector comes by: a process that reconnects for months has few files to open."""
+    peer = Client(broker.url)
+    client = weakref.ref(peer.transport._client)
+    gc.disable()
+    try:
+        peer.transport.stop()
+        del peer
+        assert client() is None
+    finally:
+        gc.enable()
 
 
 def test_a_port_that_is_taken_is_said(broker, tmp_path):
