@@ -124,7 +124,11 @@ def _beside(context: click.Context, _parameter: click.Parameter, model: Path) ->
 @click.option("--target", default="generic-x86_64", is_eager=True, callback=_list_targets,
               help="Device profile: a shipped name or a .toml file; 'list' shows them.")  # fmt: skip
 @click.option("--quantize", default="auto", type=click.Choice(QUANTIZE), help="Of the frozen layers.")
-@click.option("--calibration-method", type=click.Choice(CALIBRATION_METHODS), help="[default: the best of all]")
+@click.option(
+    "--calibration-method",
+    type=click.Choice(CALIBRATION_METHODS),
+    help="[default: the best but entropy]",
+)
 @click.option(
     "--calibrate", "calibration", help="Real samples: .npz (x, y), .npy, folder of images or wav, FILE.py:NAME."
 )

@@ -131,7 +131,7 @@ def kept_variance(wanted: Array, found: Array) -> float:
     return max(0.0, 1.0 - error / variance)
 
 
-def latency_ms(run: Run, sample: Arrays, budget_s: float = 0.2) -> float:
+def latency_ms(run: Run, sample: Arrays, budget_s: float = 0.1) -> float:
     """Median time of one sample in this process, after warming up; for programs that are no ONNX files."""
     for _ in range(3):
         run(sample)

@@ -27,7 +27,7 @@ from converter.original import Original, load_original, with_preprocessing
 from converter.output import check_output, private_key, write
 from converter.pack import Parts, learning_data, pack
 from converter.plan import ConversionPlan
-from converter.program import onnx_program
+from converter.program import available_threads, onnx_program
 from converter.quantization.layers import optimize
 from converter.reason import reason
 from converter.robustness import robustness
@@ -98,7 +98,7 @@ def convert(plan: ConversionPlan, tell: Stage = lambda _: None, password: bytes 
     """
     check_output(plan)
     key = private_key(plan, password)
-    torch.set_num_threads(1)  # latencies are compared on one thread, and small layers are slower on more
+    torch.set_num_threads(available_threads())
     stage = _Clock(tell)
 
     stage("loading the model")
@@ -302,7 +302,15 @@ def _robustness(evaluation: Evaluation, model: onnx.ModelProto, chosen: Candidat
 
 
 def _original_latency(original: Original) -> float:
-    return latency_ms(original.run, select(original.samples.x, original.inputs, slice(0, 1)))
+    """On one thread, as the candidates are timed."""
+    run, model = original.run, original.source.model
+    if isinstance(model, onnx.ModelProto):
+        run = onnx_program(with_preprocessing(model, original), "the model", threads=1)
+    torch.set_num_threads(1)
+    try:
+        return latency_ms(run, select(original.samples.x, original.inputs, slice(0, 1)))
+    finally:
+        torch.set_num_threads(available_threads())
 
 
 def _notes(parts: Parts, found: Found, learned: int | None) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,12 +13,15 @@ import torch
 from torch import nn
 
 from converter.reason import reason
-from converter.tensors import Array, Arrays, Run, in_batches, join
+from converter.tensors import Array, Arrays, Run, batch_size, in_batches, join
 from edge.contract.errors import BundleError, ConversionError
 from edge.contract.tensorspec import BATCH, TensorSpec
 from edge.inference.onnx_session import open_onnx
 
+# So many samples, or so many bytes of them, are run at once: larger activations leave the processor's caches.
 _BATCH_SIZE = 64
+_BATCH_BYTES = 1 << 20
+_MAX_THREADS = 4
 
 
 def named_outputs(value: Any, taken: Sequence[str] = ()) -> dict[str, torch.Tensor]:
@@ -105,19 +109,27 @@ def _numpy(tensor: torch.Tensor) -> Array:
     return array
 
 
-def onnx_program(model: onnx.ModelProto, what: str, constants: Mapping[str, Array] | None = None) -> Run:
-    """A graph as a function of named arrays, on one thread.
+def available_threads() -> int:
+    """Threads for work that is not timed."""
+    return min(_MAX_THREADS, len(os.sched_getaffinity(0)))
+
+
+def onnx_program(
+    model: onnx.ModelProto, what: str, constants: Mapping[str, Array] | None = None, threads: int | None = None
+) -> Run:
+    """A graph as a function of named arrays.
 
     Args:
         model: The graph.
         what: Its name for messages.
         constants: Inputs that are always the same, such as the parameters of a head.
+        threads: `available_threads` when None.
 
     Raises:
         ConversionError: onnxruntime does not load it.
     """
     try:
-        session = open_onnx(model.SerializeToString(), what)
+        session = open_onnx(model.SerializeToString(), what, threads or available_threads())
     except BundleError as exc:  # at conversion there is no bundle yet to be distrusted
         raise ConversionError(str(exc)) from exc
     outputs = [output.name for output in session.get_outputs()]
@@ -136,9 +148,10 @@ def onnx_program(model: onnx.ModelProto, what: str, constants: Mapping[str, Arra
 def outputs(run: Run, x: Arrays, inputs: Sequence[TensorSpec], outputs_: Sequence[TensorSpec]) -> Arrays:
     """Outputs on many samples, in batches, so that memory does not grow with them."""
     names = {spec.name for spec in outputs_}
+    sample_bytes = max(1, sum(array.nbytes for array in x.values()) // batch_size(x, inputs))
+    size = max(2, min(_BATCH_SIZE, _BATCH_BYTES // sample_bytes))
     batches = [
-        {name: array for name, array in run(batch).items() if name in names}
-        for batch in in_batches(x, inputs, _BATCH_SIZE)
+        {name: array for name, array in run(batch).items() if name in names} for batch in in_batches(x, inputs, size)
     ]
     return join(batches, outputs_)
 

@@ -15,7 +15,7 @@ import onnx
 
 from converter.candidates import Bench, Candidate, Problem, build, compared
 from converter.measure import Deviation
-from converter.plan import CALIBRATION_METHODS, ConversionPlan
+from converter.plan import ConversionPlan
 from converter.program import onnx_program, outputs
 from converter.quantization.dynamic import quantize_dynamic
 from converter.quantization.equalize import equalize
@@ -38,8 +38,10 @@ Stage = Callable[[str], None]
 
 # On random inputs accuracy means nothing; 20 dB is a relative error of 0.1.
 MIN_RANDOM_SQNR_DB = 20.0
+# Tried when none is asked for. They are judged by squared error, which entropy does not mean to keep small.
+_METHODS = ("minmax", "percentile", "mse")
 # Ranges are chosen on a few samples; the winner is compared on all of them.
-_FEW = 32
+_FEW = 16
 # Below this, equalization is tried; an int8 net that is well conditioned has 30 dB and more.
 _GOOD_SQNR_DB = 30.0
 # Differences in latency below this are noise; then the smaller file wins.
@@ -178,7 +180,7 @@ class Search:
         self._tried_on = self._few().samples.x
         run = onnx_program(self._problem.backbone, "the backbone")
         self._float_outputs = outputs(run, self._tried_on, self._problem.inputs, self._problem.outputs)
-        methods = CALIBRATION_METHODS if self._plan.calibration_method is None else (self._plan.calibration_method,)
+        methods = _METHODS if self._plan.calibration_method is None else (self._plan.calibration_method,)
         tried = [self._try_static(method, equalized=False) for method in methods]
         best = max(tried, key=lambda item: item[0])
         if best[0] < _GOOD_SQNR_DB:
@@ -390,7 +392,7 @@ class Search:
         )
         if platform.machine() != "x86_64":
             return promise, None
-        few = self._few()
+        few = self._problem.evaluation.first(_FEW)
         feeds = {**few.samples.x, **chosen.parameters}
         names = [spec.name for spec in few.outputs]
         found = [

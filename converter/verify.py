@@ -25,7 +25,7 @@ from edge.inference.session import sqnr_db
 
 # Float programs compute the same sums in another order: 60 dB is a relative error of 0.001.
 MIN_FLOAT_SQNR_DB = 60.0
-_TORCHSCRIPT_SAMPLES = 64
+_TORCHSCRIPT_SAMPLES = 16
 _ONE_BY_ONE = 4
 
 
