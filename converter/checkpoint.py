@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from converter.attention import traceable
 from converter.program import Flat, named_outputs
 from converter.reason import reason
 from edge.contract import strictjson
@@ -135,7 +136,7 @@ def _traced(
     """TorchScript of a model, and what it returns by name; one that is TorchScript already stays as it is."""
     inputs = tuple(examples.values())
     try:
-        with torch.no_grad():
+        with torch.no_grad(), traceable():
             found = model(*inputs)
             outputs = named_outputs(found, list(examples))
             if isinstance(model, torch.jit.ScriptModule):

@@ -75,7 +75,7 @@ def describe(
                 "left_in_float": [],
                 "weight_bits": None,
             },
-            *(_candidate(candidate, found) for candidate in found.candidates),
+            *(_candidate(candidate, found, searched=plan.quantize == "auto") for candidate in found.candidates),
         ],
         "chosen": found.chosen.name,
         "reason": found.reason,
@@ -120,7 +120,7 @@ def machine() -> str:
     return f"{name}, {platform.machine()}{flags}"
 
 
-def _candidate(candidate: Candidate, found: Found) -> dict[str, Any]:
+def _candidate(candidate: Candidate, found: Found, *, searched: bool) -> dict[str, Any]:
     deviation, timing = candidate.deviation, candidate.timing
     in_int8, layers = candidate.layers_in_int8 or (None, None)
     status = (
@@ -132,8 +132,7 @@ def _candidate(candidate: Candidate, found: Found) -> dict[str, Any]:
         if candidate.why
         else "slower"
     )
-    same = status == "slower" and timing and found.chosen.timing and timing.latency_ms <= found.chosen.timing.latency_ms
-    why = candidate.why or (found.reason if status == "chosen" else "not smaller" if same else "not chosen")
+    why = candidate.why or _why(candidate, found, searched=searched)
     return {
         "name": candidate.name,
         "scheme": candidate.scheme,
@@ -153,6 +152,16 @@ def _candidate(candidate: Candidate, found: Found) -> dict[str, Any]:
         "left_in_float": list(candidate.left_in_float),
         "weight_bits": candidate.weight_bits,
     }
+
+
+def _why(candidate: Candidate, found: Found, *, searched: bool) -> str:
+    """Why a candidate that may be shipped is, or is not; of the machine and the moment only where these decided it."""
+    if candidate is found.chosen:
+        return found.reason
+    if not searched:
+        return "not asked for"
+    here, there = candidate.timing, found.chosen.timing
+    return "not smaller" if here and there and here.latency_ms <= there.latency_ms else "not chosen"
 
 
 def _rounded(value: float | None, digits: int = 2) -> float | None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import logging
 import os
 import sys
@@ -25,9 +26,11 @@ from onnx import helper, numpy_helper
 from torch import nn
 from torch.jit._trace import TracerWarning
 
+from converter.attention import traceable
 from converter.graph import OPSET, renamed
 from converter.program import Flat, resized
 from converter.reason import reason
+from converter.replay import Replay
 from converter.source import Source
 from converter.tensors import Arrays
 from edge.contract.errors import ConversionError
@@ -56,13 +59,16 @@ def exporters(source: Source) -> tuple[Callable[[Source, Sequence[TensorSpec]], 
     if isinstance(source.model, onnx.ModelProto):
         return (_as_it_is,)
     if isinstance(source.model, torch.jit.ScriptModule):  # torch.export does not take it
-        return (by_tracing,)
+        return (by_tracing, by_replay)
     return (by_tracing, by_torch_export, by_scripting)
 
 
-def _as_it_is(source: Source, _outputs: Sequence[TensorSpec]) -> Exported:
+def _as_it_is(source: Source, outputs: Sequence[TensorSpec]) -> Exported:
     assert isinstance(source.model, onnx.ModelProto)
-    return Exported(model=source.model, exporter="none")
+    model = onnx.ModelProto()
+    model.CopyFrom(source.model)
+    _state_types(model, [*source.inputs, *outputs])
+    return Exported(model=model, exporter="none")
 
 
 def by_tracing(source: Source, outputs: Sequence[TensorSpec]) -> Exported:
@@ -75,6 +81,24 @@ def by_tracing(source: Source, outputs: Sequence[TensorSpec]) -> Exported:
         warnings.simplefilter("always")
         model = _by_old_exporter(_flat(source), source, outputs, "by tracing")
     return Exported(model=model, exporter="tracing", notes=_baked_in(caught))
+
+
+def by_replay(source: Source, outputs: Sequence[TensorSpec]) -> Exported:
+    """Export TorchScript by running it operator by operator: a stored graph does not tell the exporter its shapes.
+
+    Raises:
+        ConversionError: As `by_tracing`.
+    """
+    script = _module(source)
+    assert isinstance(script, torch.jit.ScriptModule)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            replay = Replay(script).eval()
+        except ValueError as exc:
+            raise ConversionError(str(exc)) from exc
+        model = _by_old_exporter(replay, source, outputs, "operator by operator")
+    return Exported(model=model, exporter="replaying")
 
 
 def _flat(source: Source) -> nn.Module:
@@ -160,7 +184,6 @@ def by_torch_export(source: Source, outputs: Sequence[TensorSpec]) -> Exported:
                 dynamo=True,
                 opset_version=OPSET,
                 input_names=[spec.name for spec in source.inputs],
-                output_names=[spec.name for spec in outputs],
                 dynamic_shapes=(tuple(shapes),),
                 external_data=False,
                 verbose=False,
@@ -196,6 +219,7 @@ def _check_opset(model: onnx.ModelProto) -> None:
 def _finished(model: onnx.ModelProto, source: Source, outputs: Sequence[TensorSpec]) -> onnx.ModelProto:
     """The graph with the names that were asked for, without the wrapper's prefix and without unused inputs missing."""
     graph = model.graph
+    _name_outputs(graph, [spec.name for spec in outputs])
     missing = {spec.name for spec in source.inputs} - {info.name for info in graph.input}
     if missing:  # the exporter leaves out what is not read
         raise ConversionError(
@@ -212,13 +236,43 @@ def _finished(model: onnx.ModelProto, source: Source, outputs: Sequence[TensorSp
             node.name = node.name.replace(f"/{_WRAPPED}/", "/", 1)
         del graph.node[:]
         graph.node.extend(nodes)
-    types = {spec.name: spec for spec in [*source.inputs, *outputs]}
-    for info in [*graph.input, *graph.output]:
+    _state_types(model, [*source.inputs, *outputs])
+    return model
+
+
+def _name_outputs(graph: onnx.GraphProto, wanted: Sequence[str]) -> None:
+    """Give the outputs their names; values inside that have one of these already step aside."""
+    given = [info.name for info in graph.output]
+    taken = {name for node in graph.node for name in [*node.input, *node.output]} | set(wanted)
+    made_here = {name for node in graph.node for name in node.output}
+    names: dict[str, str] = {}
+    copied = []
+    for old, new in zip(given, wanted, strict=True):
+        if old in names or old not in made_here:  # given twice, or an input given back
+            copied.append((old, new))
+        else:
+            names[old] = new
+    for name in wanted:
+        if name in taken and name not in names:
+            names[name] = next(f"{name}_{i}" for i in itertools.count() if f"{name}_{i}" not in taken)
+    nodes = [renamed(node, names) for node in graph.node]
+    nodes += [helper.make_node("Identity", [names.get(old, old)], [new], name=f"{new}/copy") for old, new in copied]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    for tensor in graph.initializer:
+        tensor.name = names.get(tensor.name, tensor.name)
+    for info, name in zip(graph.output, wanted, strict=True):
+        info.name = name
+
+
+def _state_types(model: onnx.ModelProto, specs: Sequence[TensorSpec]) -> None:
+    """Give inputs and outputs the types and axes that they were found to have."""
+    types = {spec.name: spec for spec in specs}
+    for info in [*model.graph.input, *model.graph.output]:
         spec = types[info.name]
         element = helper.np_dtype_to_tensor_dtype(np.dtype(spec.dtype))
         info.CopyFrom(helper.make_tensor_value_info(spec.name, element, list(spec.shape)))
-    del graph.value_info[:]
-    return model
+    del model.graph.value_info[:]
 
 
 @contextlib.contextmanager
@@ -229,7 +283,7 @@ def _quiet() -> Iterator[None]:
     logger.setLevel(logging.CRITICAL)
     sink = io.StringIO()
     try:
-        with contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
+        with contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink), traceable():
             yield
     finally:
         logger.setLevel(level)

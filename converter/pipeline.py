@@ -35,7 +35,7 @@ from converter.search import MIN_RANDOM_SQNR_DB, Found, Search
 from converter.source import Samples
 from converter.split import SplitModel, choose_trainable, split, trainable_groups, whole
 from converter.tensors import batch_size, select
-from converter.verify import Check, check_float, first_diverging_layer, torchscript_of
+from converter.verify import Check, check_float, check_free_axes, first_diverging_layer, torchscript_of
 from edge.contract.errors import BundleError, ConfigError, ConversionError, LearningError
 from edge.inference.onnx_trainer import OnnxTrainer
 
@@ -161,6 +161,7 @@ def _export(original: Original, evaluation: Evaluation) -> tuple[Exported, Check
             run = onnx_program(model, "the exported graph")
             against = "PyTorch" if original.module is not None else "the ONNX file"
             check = check_float("the exported graph", run, evaluation, against)
+            check_free_axes("the exported graph", run, original.run, original.inputs, original.example)
         except ConversionError as exc:
             faults.append(str(exc))
             if (

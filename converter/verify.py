@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,15 +12,17 @@ import onnx
 import torch
 from torch import nn
 
+from converter.attention import traceable
 from converter.graph import inferred_types
 from converter.measure import Deviation, Evaluation
-from converter.program import onnx_program, torch_program
+from converter.program import onnx_program, resized, torch_program
 from converter.reason import reason
 from converter.scratch import scratch_folder
 from converter.tensors import Arrays, Run, batch_size, select
 from edge.contract.bundle import Bundle, write_bundle
 from edge.contract.errors import BundleError, ConversionError
 from edge.contract.manifest import Manifest
+from edge.contract.tensorspec import BATCH, TensorSpec
 from edge.inference.onnx_session import OnnxSession
 from edge.inference.session import sqnr_db
 
@@ -65,6 +68,39 @@ def check_float(what: str, run: Run, evaluation: Evaluation, against: str) -> Ch
         deviation=evaluation.deviation(found),
         required=f"SQNR at least {MIN_FLOAT_SQNR_DB:.0f} dB",
     )
+
+
+def check_free_axes(what: str, run: Run, original: Run, inputs: Sequence[TensorSpec], example: Arrays) -> None:
+    """A float program at other sizes of its free axes, where an exporter may have written down those of its example.
+
+    Args:
+        what: The program, for messages.
+        run: It.
+        original: What it is compared with.
+        inputs: Of both.
+        example: One sample.
+
+    Raises:
+        ConversionError: It does not run at another size, or gives other outputs.
+    """
+    for spec in inputs:
+        for i, axis in enumerate(spec.shape):
+            if isinstance(axis, str) and axis != BATCH:
+                sizes = {axis: example[spec.name].shape[i] + 1, BATCH: 3}
+                sample = resized(example, inputs, sizes)
+                where = f" where {axis} is {sizes[axis]}"
+                try:
+                    wanted, found = original(sample), run(sample)
+                except ConversionError as exc:
+                    raise ConversionError(f"{what} does not run{where}: {exc}") from exc
+                for name, array in wanted.items():
+                    same = array.shape == found[name].shape and (
+                        sqnr_db(array, found[name]) >= MIN_FLOAT_SQNR_DB
+                        if array.dtype.kind == "f"
+                        else np.array_equal(array, found[name])
+                    )
+                    if not same:
+                        raise ConversionError(f"{what} gives another {name} than the model{where}")
 
 
 def _compare(what: str, evaluation: Evaluation, wanted: Arrays, found: Arrays, how: str) -> None:
@@ -151,7 +187,7 @@ def torchscript_of(model: nn.Module, evaluation: Evaluation, *, scripted: bool) 
     try:
         if not isinstance(model, torch.jit.ScriptModule):
             example = tuple(torch.from_numpy(np.ascontiguousarray(few[spec.name])) for spec in evaluation.inputs)
-            with torch.no_grad():
+            with torch.no_grad(), contextlib.nullcontext() if scripted else traceable():
                 script = (
                     torch.jit.script(model)
                     if scripted
