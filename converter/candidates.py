@@ -25,7 +25,11 @@ from edge.contract.tensorspec import TensorSpec
 from edge.inference.onnx_benchmark import Benchmark, Timing
 
 _CORRECTION_SAMPLES = 512
-_ROUNDS = 2
+# Differences in latency below this are noise.
+TIE = 0.03
+_BUDGET_S = 0.1
+# Times so much slower than the fastest, in a quick measurement, need no better one.
+_QUICK = 1.5
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -88,7 +92,7 @@ class Candidate:
         deviation: From the original, None until compared.
         timing: None until measured.
         layers_in_int8: Layers that really run in int8, and layers, after the runtime's own optimizer.
-        left_in_float: Layers that were left in float because they hurt.
+        left_in_float: Layers that were left in float because they hurt, or are faster so.
         why: Why it is not the one to ship, "" while it may be.
         failed: It could not be built or run.
         weight_bits: Of the quantized weights.
@@ -184,23 +188,36 @@ class Bench:
             raise ConversionError(f"onnxruntime does not run it: {exc}") from exc
 
     def timed(self, candidates: Sequence[Candidate]) -> list[Candidate]:
-        """The candidates with latency and peak memory, measured in turn so that noise hits all."""
-        best: dict[int, Timing] = {}
+        """The candidates with latency and peak memory: each on its own, then the first and all quick ones in turn."""
+        timings: dict[int, Timing] = {}
         faults: dict[int, str] = {}
         files = [self._write(str(i), c.model, c.parameters) for i, c in enumerate(candidates)]
-        for _ in range(_ROUNDS):
-            for i, pair in enumerate(files):
-                try:
-                    timing = self._benchmark.measure(*pair)
-                except BundleError as exc:
-                    faults[i] = str(exc)
-                    continue
-                if i not in best or timing.latency_ms < best[i].latency_ms:
-                    best[i] = timing
+        for i, pair in enumerate(files):
+            try:
+                timings[i] = self._benchmark.measure(*pair, budget_s=_BUDGET_S)
+            except BundleError as exc:
+                faults[i] = str(exc)
+        fastest = min((timing.latency_ms for timing in timings.values()), default=0.0)
+        quick = [i for i, timing in timings.items() if i == 0 or timing.latency_ms <= _QUICK * fastest]
+        try:
+            found = self._benchmark.compare([files[i] for i in quick], budget_s=_BUDGET_S * len(quick))
+            timings |= {i: replace(timings[i], latency_ms=ms) for i, ms in zip(quick, found, strict=True)}
+        except BundleError:  # together they may need more memory than there is
+            pass
         return [
-            replace(candidate, timing=best.get(i), why=candidate.why or faults.get(i, ""), failed=i in faults)
+            replace(candidate, timing=timings.get(i), why=candidate.why or faults.get(i, ""), failed=i in faults)
             for i, candidate in enumerate(candidates)
         ]
+
+    def fastest(self, candidates: Sequence[Candidate]) -> Candidate:
+        """The first, or the fastest of those that are clearly faster."""
+        try:
+            files = [self._write(str(i), c.model, c.parameters) for i, c in enumerate(candidates)]
+            found = self._benchmark.compare(files, budget_s=_BUDGET_S * len(candidates))
+        except BundleError:
+            return candidates[0]
+        best = min(range(len(found)), key=found.__getitem__)
+        return candidates[best] if found[best] < (1 - TIE) * found[0] else candidates[0]
 
     def _write(
         self, name: str, model: onnx.ModelProto, parameters: Mapping[str, npt.NDArray[np.float32]]

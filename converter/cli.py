@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import gc
 import json
 import os
 import re
@@ -180,11 +181,14 @@ def convert_command(
     profile = load_profile(target)
     if input_shape is not None and inputs:
         raise ConfigError("give --input-shape for a model with one input, or --input for each of several; not both")
+    gc.disable()  # a million objects come with torch and stay: to look through them takes a third of a second
     try:
         from converter.output import SUFFIXES
         from converter.pipeline import convert
     except ImportError as exc:
         raise ConfigError(f"{exc.name} is not installed: pip install 'edgeloop[convert]'") from exc
+    gc.freeze()
+    gc.enable()
     plan = ConversionPlan(
         source=model,
         output=output or model.parent / f"{model.stem}{SUFFIXES[form]}",

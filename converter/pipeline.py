@@ -37,6 +37,7 @@ from converter.split import SplitModel, choose_trainable, split, trainable_group
 from converter.tensors import batch_size, select
 from converter.verify import Check, check_float, check_free_axes, first_diverging_layer, torchscript_of
 from edge.contract.errors import BundleError, ConfigError, ConversionError, LearningError
+from edge.inference.onnx_benchmark import Benchmark
 from edge.inference.onnx_trainer import OnnxTrainer
 
 Stage = Callable[[str], None]
@@ -105,21 +106,22 @@ def convert(plan: ConversionPlan, tell: Stage = lambda _: None, password: bytes 
     original = load_original(plan)
     evaluation = original.evaluation()
 
-    stage("exporting to ONNX")
-    exported, check = _export(original, evaluation)
+    with Benchmark() as benchmark:  # it starts while the model is exported
+        stage("exporting to ONNX")
+        exported, check = _export(original, evaluation)
 
-    stage("splitting and differentiating")
-    trainable = _trainable(original, exported, plan)
-    evaluation = _with_head(evaluation, trainable, original)
-    class_names = _class_names(original, evaluation, plan)
+        stage("splitting and differentiating")
+        trainable = _trainable(original, exported, plan)
+        evaluation = _with_head(evaluation, trainable, original)
+        class_names = _class_names(original, evaluation, plan)
 
-    problem = Problem(
-        parts=trainable.parts,
-        backbone=optimize(trainable.parts.backbone),
-        evaluation=evaluation,
-        calibration=original.calibration,
-    )
-    found = Search(problem, evaluation.deviation(evaluation.reference), plan, stage).run()
+        problem = Problem(
+            parts=trainable.parts,
+            backbone=optimize(trainable.parts.backbone),
+            evaluation=evaluation,
+            calibration=original.calibration,
+        )
+        found = Search(problem, evaluation.deviation(evaluation.reference), plan, stage).run(benchmark)
 
     stage("verifying")
     torchscript, checks = _torchscript(original, evaluation, exported, plan)

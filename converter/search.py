@@ -13,21 +13,17 @@ from typing import Any
 
 import onnx
 
-from converter.candidates import Bench, Candidate, Problem, build, compared
+from converter.candidates import TIE, Bench, Candidate, Problem, build, compared
 from converter.measure import Deviation
 from converter.plan import ConversionPlan
-from converter.program import onnx_program, outputs
 from converter.quantization.dynamic import quantize_dynamic
-from converter.quantization.equalize import equalize
 from converter.quantization.float16 import to_float16
 from converter.quantization.int4 import quantize_int4
 from converter.quantization.layers import has_convolutions, has_recurrent, quantizable_layers
-from converter.quantization.observe import Observations, observe
-from converter.quantization.sensitivity import layer_sensitivity
-from converter.quantization.static import quantize_static
 from converter.scratch import scratch_folder
 from converter.split import joined
-from converter.tensors import batch_size, in_batches, select
+from converter.static_int8 import StaticInt8
+from converter.tensors import select
 from edge.contract.errors import ConversionError
 from edge.contract.profile import DeviceProfile
 from edge.inference.onnx_benchmark import Benchmark
@@ -38,15 +34,9 @@ Stage = Callable[[str], None]
 
 # On random inputs accuracy means nothing; 20 dB is a relative error of 0.1.
 MIN_RANDOM_SQNR_DB = 20.0
-# Tried when none is asked for. They are judged by squared error, which entropy does not mean to keep small.
-_METHODS = ("minmax", "percentile", "mse")
-# Ranges are chosen on a few samples; the winner is compared on all of them.
 _FEW = 16
-# Below this, equalization is tried; an int8 net that is well conditioned has 30 dB and more.
-_GOOD_SQNR_DB = 30.0
-# Differences in latency below this are noise; then the smaller file wins.
-_TIE = 0.03
-_SENSITIVITY_SAMPLES = 4
+# So many of the first convolutions may stay in float because that is faster.
+_FIRST = 4
 # A gap of more than this between exact and usual arithmetic is saturation (measured gaps: 13 to 25 dB).
 _SATURATION_DB = 3.0
 _MIB = 1 << 20
@@ -86,15 +76,19 @@ class Search:
         self._profile = plan.profile
         self._sensitivity: tuple[tuple[str, float], ...] = ()
         self._notes: list[str] = []
+        self._static: StaticInt8 | None = None
 
-    def run(self) -> Found:
+    def run(self, benchmark: Benchmark) -> Found:
         """Build, measure and choose.
+
+        Args:
+            benchmark: To measure with.
 
         Raises:
             ConversionError: The scheme that was asked for cannot be had, or costs more than the plan allows.
         """
         sample = select(self._problem.evaluation.samples.x, self._problem.inputs, slice(0, 1))
-        with scratch_folder() as folder, Benchmark() as benchmark:
+        with scratch_folder() as folder:
             self._bench = Bench(benchmark, folder, sample)
             candidates = self._candidates()
         chosen, reason = self._choose(candidates)
@@ -115,7 +109,7 @@ class Search:
         candidates = [floating]
         for candidate in self._quantized():
             candidates.append(candidate if candidate.failed else compared(candidate, self._problem.evaluation))
-        candidates = self._mended(candidates)
+        candidates = self._quickened(self._mended(candidates))
         self._stage("measuring latency and memory")
         worth = [candidate for candidate in candidates if not candidate.failed and not candidate.why]
         measured = iter(self._bench.timed(worth))
@@ -135,7 +129,10 @@ class Search:
             raise ConversionError("the frozen layers have no convolution or matrix product to quantize")
         auto = wanted == "auto"
         if (auto or wanted == "int8") and self._problem.calibration is not None and layers:
-            yield self._static()
+            self._stage("calibrating")
+            self._static = StaticInt8(self._problem, self._profile.quantization, self._plan.calibration_method)
+            self._notes.append(self._static.note)
+            yield self._static_candidate()
         elif wanted == "int8" and has_convolutions(backbone):
             raise ConversionError("int8 convolutions need calibration data: give --calibrate with real samples")
         elif auto and has_convolutions(backbone):
@@ -172,71 +169,16 @@ class Search:
             empty = onnx.ModelProto()
             return Candidate(name=name, scheme=scheme, backbone=empty, model=empty, why=str(exc), failed=True)
 
-    def _static(self) -> Candidate:
-        """The best of the ways to choose ranges, judged by SQNR on a few samples."""
-        self._stage("calibrating")
-        self._observed = {False: self._observe(self._problem.backbone)}
-        self._backbones = {False: self._problem.backbone}
-        self._tried_on = self._few().samples.x
-        run = onnx_program(self._problem.backbone, "the backbone")
-        self._float_outputs = outputs(run, self._tried_on, self._problem.inputs, self._problem.outputs)
-        methods = _METHODS if self._plan.calibration_method is None else (self._plan.calibration_method,)
-        tried = [self._try_static(method, equalized=False) for method in methods]
-        best = max(tried, key=lambda item: item[0])
-        if best[0] < _GOOD_SQNR_DB:
-            equalized = equalize(self._problem.backbone)
-            if equalized != self._problem.backbone:
-                self._backbones[True], self._observed[True] = equalized, self._observe(equalized)
-                tried.append(self._try_static(best[1], equalized=True))
-        # Smallest and largest value is the simplest choice: another one must be clearly better.
-        best = max(tried, key=lambda item: item[0] + (0.5 if item[1] == "minmax" and not item[2] else 0.0))
-        self._notes.append("ranges: " + ", ".join(f"{m}{' equalized' if e else ''} {db:.1f} dB" for db, m, e in tried))
-        _, self._method, self._equalized = best
-        return self._static_candidate(())
-
-    def _static_candidate(self, exclude: Sequence[str]) -> Candidate:
-        name = f"int8 static, {self._method}{', equalized' if self._equalized else ''}"
-        if exclude:
-            name += f", {len(exclude)} in float"
-        profile = self._profile.quantization
+    def _static_candidate(self, exclude: Sequence[str] = (), what: str = "") -> Candidate:
+        assert self._static is not None
+        quantized = self._static.quantized
         return self._made(
-            name,
+            self._static.name + what,
             "int8",
-            lambda: quantize_static(
-                self._backbones[self._equalized],
-                self._observed[self._equalized],
-                profile,
-                method=self._method,
-                exclude=exclude,
-            ),
+            lambda: quantized(exclude),
             left_in_float=tuple(exclude),
-            weight_bits=7 if profile.reduce_range else 8,
+            weight_bits=7 if self._profile.quantization.reduce_range else 8,
         )
-
-    def _try_static(self, method: str, *, equalized: bool) -> tuple[float, str, bool]:
-        model = quantize_static(
-            self._backbones[equalized], self._observed[equalized], self._profile.quantization, method=method
-        )
-        run = onnx_program(model, f"the model quantized by {method}")
-        found = outputs(run, self._tried_on, self._problem.inputs, self._problem.outputs)
-        wanted = self._float_outputs
-        ratios = [sqnr_db(wanted[name], found[name]) for name in wanted if wanted[name].dtype.kind == "f"]
-        return min(ratios, default=200.0), method, equalized
-
-    def _few(self) -> Any:
-        evaluation, inputs = self._problem.evaluation, self._problem.inputs
-        n = batch_size(evaluation.samples.x, inputs)
-        rows = slice(0, n, max(1, n // _FEW))
-        samples = replace(
-            evaluation.samples,
-            x=select(evaluation.samples.x, inputs, rows),
-            y=None if evaluation.samples.y is None else evaluation.samples.y[rows],
-        )
-        return replace(evaluation, samples=samples, reference=select(evaluation.reference, evaluation.outputs, rows))
-
-    def _observe(self, backbone: onnx.ModelProto) -> Observations:
-        assert self._problem.calibration is not None
-        return observe(backbone, in_batches(self._problem.calibration.x, self._problem.inputs, 1))
 
     # Mending
 
@@ -246,14 +188,16 @@ class Search:
         if static is None:
             return candidates
         fault = self._fault(static)
+        assert self._static is not None
         if self._plan.quantize == "auto" or fault is not None:
-            self._sensitivity = self._sensitivities()
+            self._stage("finding the layers that hurt")
+            self._sensitivity = self._static.sensitivity
         if fault is None:
             return candidates
         worst = [layer for layer, _ in self._sensitivity]
         count, mended = 1, None
         while count < max(2, len(worst)):
-            mended = compared(self._static_candidate(worst[:count]), self._problem.evaluation)
+            mended = self._with_in_float(worst[:count])
             if mended.failed or self._fault(mended) is None:
                 break
             count *= 2
@@ -262,29 +206,38 @@ class Search:
         fewer = count // 2
         while count - fewer > 1:  # as few as will do
             middle = (fewer + count) // 2
-            tried = compared(self._static_candidate(worst[:middle]), self._problem.evaluation)
+            tried = self._with_in_float(worst[:middle])
             if self._fault(tried) is None:
                 count, mended = middle, tried
             else:
                 fewer = middle
         return [*candidates, mended]
 
-    def _sensitivities(self) -> tuple[tuple[str, float], ...]:
-        self._stage("finding the layers that hurt")
-        evaluation = self._problem.evaluation
-        few = select(evaluation.samples.x, self._problem.inputs, slice(0, _SENSITIVITY_SAMPLES))
-        backbone = self._backbones[self._equalized]
-        reference = onnx_program(backbone, "the backbone")(few)
-        return tuple(
-            layer_sensitivity(
-                backbone,
-                self._observed[self._equalized],
-                self._profile.quantization,
-                self._method,
-                few,
-                reference,
-            )
-        )
+    def _with_in_float(self, layers: Sequence[str]) -> Candidate:
+        return compared(self._static_candidate(layers, f", {len(layers)} in float"), self._problem.evaluation)
+
+    def _quickened(self, candidates: list[Candidate]) -> list[Candidate]:
+        """With the first convolutions in float, too, where that is faster: few channels have no quick int8 kernel."""
+        base = next((c for c in reversed(candidates) if c.scheme == "int8" and not c.failed), None)
+        convolutions = [layer.name for layer in quantizable_layers(self._problem.backbone) if layer.op_type == "Conv"]
+        searched = self._plan.quantize == "auto" and measured_like_target(self._profile)
+        if base is None or not searched or not convolutions or self._fault(base) is not None:
+            return candidates
+        self._stage("trying the first layers in float")
+        tried = [base]
+        for count in range(1, min(_FIRST, len(convolutions) - 1) + 1):
+            exclude = dict.fromkeys([*base.left_in_float, *convolutions[:count]])
+            if len(exclude) > len(tried[-1].left_in_float):
+                tried.append(self._static_candidate(tuple(exclude), f", {len(exclude)} in float"))
+        fastest = self._bench.fastest(tried)
+        if fastest is base:
+            return candidates
+        found = compared(fastest, self._problem.evaluation)
+        if self._fault(found) is not None:
+            return candidates
+        more = len(found.left_in_float) - len(base.left_in_float)
+        self._notes.append(f"the network is faster with {more} of its first convolutions in float")
+        return [*candidates, found]
 
     # Choosing
 
@@ -336,12 +289,12 @@ class Search:
         near = [
             c
             for c in allowed
-            if c.timing and fastest.timing and c.timing.latency_ms <= (1 + _TIE) * fastest.timing.latency_ms
+            if c.timing and fastest.timing and c.timing.latency_ms <= (1 + TIE) * fastest.timing.latency_ms
         ]
         chosen = min(near, key=lambda c: c.size_bytes)
         reason = f"the fastest of {len(allowed)} candidates within {self._limits()}"
         if len(near) > 1:
-            reason = f"the smallest of {len(near)} that are equally fast (within {_TIE:.0%}), within {self._limits()}"
+            reason = f"the smallest of {len(near)} that are equally fast (within {TIE:.0%}), within {self._limits()}"
         if chosen.scheme == "none" and len(candidates) > 1:
             others = [c for c in allowed if c is not chosen]
             reason = (

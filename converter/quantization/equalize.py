@@ -17,6 +17,7 @@ from converter.quantization.layers import consumers, quantizable_layers
 
 _ROUNDS = 10
 _SETTLED = 1e-3
+_LEAST_SHARE = 0.1
 # relu(s x) = s relu(x) for s > 0. Not so Clip: the limit of a ReLU6 would have to move with each channel.
 _COMMUTES = {"Relu", "LeakyRelu"}
 
@@ -25,11 +26,14 @@ def equalize(model: onnx.ModelProto) -> onnx.ModelProto:
     """Equalize pairs of a convolution or product and the only layer behind it.
 
     Returns:
-        A model of the same function; an equal one when there is no such pair.
+        A model of the same function; an equal one when there are too few such pairs to matter, as between the blocks
+        of a MobileNet, whose ReLU6 does not commute.
     """
     found = onnx.ModelProto()
     found.CopyFrom(model)
     pairs = _pairs(found)
+    if len(pairs) < _LEAST_SHARE * len(quantizable_layers(found)):
+        return found
     tensors = {tensor.name: tensor for tensor in found.graph.initializer}
     touched = {name for pair in pairs for node in pair for name in node.input[1:3] if name}
     arrays = {name: numpy_helper.to_array(tensors[name]).astype(np.float64) for name in touched}

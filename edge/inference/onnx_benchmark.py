@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -27,6 +27,7 @@ from edge.contract.errors import BundleError
 from edge.inference.onnx_session import open_onnx
 
 WARM_UP_RUNS = 3
+_TURN_S = 0.004
 _PATIENCE_S = 3.0
 
 
@@ -86,6 +87,40 @@ def measure_here(model: bytes, feeds: Mapping[str, npt.NDArray[Any]], threads: i
     )
 
 
+def compare_here(
+    models: Sequence[bytes], feeds: Sequence[Mapping[str, npt.NDArray[Any]]], threads: int, budget_s: float
+) -> list[float]:
+    """Latencies that can be compared: all models in turn, a few milliseconds each, so that noise hits all alike.
+
+    Args:
+        models: ONNX.
+        feeds: For each, one batch of inputs by name.
+        threads: Of each session.
+        budget_s: How long to repeat; three rounds at least.
+
+    Returns:
+        For each the median time of a run in its best round, in ms.
+
+    Raises:
+        BundleError: A model does not load.
+    """
+    sessions = [open_onnx(model, "the model", threads) for model in models]
+    best = [float("inf")] * len(sessions)
+    end, rounds = time.perf_counter() + budget_s, 0
+    while time.perf_counter() < end or rounds < 3:
+        rounds += 1
+        for i, (session, arrays) in enumerate(zip(sessions, feeds, strict=True)):
+            session.run(None, arrays)  # the one before it emptied the caches
+            times: list[float] = []
+            turn = time.perf_counter() + _TURN_S
+            while not times or time.perf_counter() < turn:
+                begin = time.perf_counter()
+                session.run(None, arrays)
+                times.append(time.perf_counter() - begin)
+            best[i] = min(best[i], float(np.median(times)) * 1e3)
+    return best
+
+
 def peak_memory_bytes() -> int:
     """Largest resident set that this process has had (``VmHWM``; getrusage counts the parent before an exec, too)."""
     status = Path("/proc/self/status").read_text()
@@ -135,18 +170,38 @@ class Benchmark:
         Raises:
             BundleError: The model does not load, does not run, or the process died.
         """
+        answer = self._ask({"model": str(model), "feeds": str(feeds), "threads": threads, "budget_s": budget_s})
+        if "timing" not in answer:
+            raise BundleError(f"the model could not be measured: {answer['error']}")
+        return Timing(**answer["timing"])
+
+    def compare(self, files: Sequence[tuple[Path, Path]], *, threads: int = 1, budget_s: float = 0.5) -> list[float]:
+        """Latencies of several models, see `compare_here`, in one process of its own.
+
+        Args:
+            files: Of each its ONNX file and its safetensors file with one batch of inputs by name.
+            threads: Of each session.
+            budget_s: How long to repeat.
+
+        Raises:
+            BundleError: One does not load or run, or the process died.
+        """
+        pairs = [[str(model), str(feeds)] for model, feeds in files]
+        answer = self._ask({"compare": pairs, "threads": threads, "budget_s": budget_s})
+        if "latencies_ms" not in answer:
+            raise BundleError(f"the models could not be compared: {answer['error']}")
+        return [float(latency) for latency in answer["latencies_ms"]]
+
+    def _ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
         assert self._server.stdin is not None
         assert self._server.stdout is not None
-        request = {"model": str(model), "feeds": str(feeds), "threads": threads, "budget_s": budget_s}
         try:
             self._server.stdin.write(json.dumps(request) + "\n")
             self._server.stdin.flush()
-            answer = json.loads(self._server.stdout.readline() or "{}")
+            answer: dict[str, Any] = json.loads(self._server.stdout.readline() or "null")
         except (OSError, ValueError) as exc:
             raise BundleError("the process that measures ended") from exc
-        if "timing" not in answer:
-            raise BundleError(f"the model could not be measured: {answer.get('error', 'the process that ran it died')}")
-        return Timing(**answer["timing"])
+        return answer or {"error": "the process that ran it died"}
 
 
 def serve(requests: TextIO, answers: int) -> None:
@@ -168,10 +223,16 @@ def serve(requests: TextIO, answers: int) -> None:
 
 def _answer(request: dict[str, Any], answers: int) -> None:
     try:
-        feeds = safetensors.numpy.load_file(request["feeds"])
-        model = Path(request["model"]).read_bytes()
-        timing = measure_here(model, feeds, request["threads"], request["budget_s"])
-        found: dict[str, Any] = {"timing": {name: getattr(timing, name) for name in Timing.__slots__}}
+        limits = request["threads"], request["budget_s"]
+        found: dict[str, Any]
+        if "compare" in request:
+            models = [Path(model).read_bytes() for model, _ in request["compare"]]
+            arrays = [safetensors.numpy.load_file(feeds) for _, feeds in request["compare"]]
+            found = {"latencies_ms": compare_here(models, arrays, *limits)}
+        else:
+            feeds = safetensors.numpy.load_file(request["feeds"])
+            timing = measure_here(Path(request["model"]).read_bytes(), feeds, *limits)
+            found = {"timing": {name: getattr(timing, name) for name in Timing.__slots__}}
     except Exception as exc:  # noqa: BLE001  # it is answered; onnxruntime's exceptions have no common base
         found = {"error": str(exc)[:500]}
     os.write(answers, json.dumps(found).encode() + b"\n")

@@ -1,0 +1,171 @@
+"""Static int8: every layer runs in int8, 7-bit weights cannot saturate, and what was asked to stay float stays."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import numpy_helper
+from torch import nn
+
+from converter.quantization.layers import quantizable_layers, running_in_int8
+from converter.quantization.sensitivity import layer_sensitivity
+from converter.quantization.static import quantize_static, quantized_weight
+from tests.converter.models import rng
+from tests.converter.quantization.conftest import Net, convolutions, net, profile
+
+PROFILES = ("x86_64-vnni", "generic-x86_64", "generic-arm64")
+
+
+def codes(graph: onnx.ModelProto) -> list[np.ndarray]:
+    return [numpy_helper.to_array(t) for t in graph.graph.initializer if t.name.endswith(".weight.codes")]
+
+
+def run_by(graph: onnx.ModelProto, x: dict[str, np.ndarray], **config: str) -> np.ndarray:
+    options = onnxruntime.SessionOptions()
+    for key, value in config.items():
+        options.add_session_config_entry(key.replace("__", "."), value)
+    return onnxruntime.InferenceSession(graph.SerializeToString(), options).run(None, x)[0]
+
+
+@pytest.mark.parametrize("target", PROFILES)
+def test_every_layer_really_runs_in_int8(conv_net: Net, mlp_net: Net, target: str) -> None:
+    for made in (conv_net, mlp_net):
+        quantized = quantize_static(made.graph, made.seen, profile(target))
+        layers = len(quantizable_layers(made.graph))
+        assert running_in_int8(quantized) == (layers, layers)
+        assert running_in_int8(made.graph) == (0, layers)
+        assert made.sqnr_db(quantized) > 25
+
+
+@pytest.mark.parametrize("target", PROFILES)
+def test_types_are_those_of_the_profile(conv_net: Net, target: str) -> None:
+    wanted = profile(target)
+    quantized = quantize_static(conv_net.graph, conv_net.seen, wanted)
+    zeros = {t.name: numpy_helper.to_array(t) for t in quantized.graph.initializer if t.name.endswith(".zero")}
+    activations = {array.dtype.name for name, array in zeros.items() if array.ndim == 0 and ".weight" not in name}
+    assert activations == {wanted.activation_type}
+    assert {array.dtype.name for array in codes(quantized)} == {wanted.weight_type}
+    scales = [t for t in quantized.graph.initializer if t.name.endswith(".weight.scale")]
+    assert all(list(scale.dims) for scale in scales) == wanted.per_channel
+
+
+def test_seven_bits_hold_whatever_comes() -> None:
+    """Two products of 8-bit activations and weights up to 64 fit 16 bits; of weights up to 127 they do not.
+
+    So on a CPU that adds them in 16 bits (AVX2 without VNNI) the reduced file is exact and the other one is not: this
+    is arithmetic, and holds on every machine.
+    """
+    weight = rng().normal(size=(8, 64)).astype(np.float32)
+    for largest, fits in ((64, True), (127, False)):
+        found, scale = quantized_weight(weight, 0, largest)
+        assert np.abs(found).max() == largest
+        assert scale.shape == (8,)
+        assert (255 * 2 * int(np.abs(found).max()) <= 2**15 - 1) is fits
+        np.testing.assert_allclose(found * scale[:, None], weight, atol=float(scale.max()) / 2 + 1e-7)
+
+
+def test_reduced_weights_keep_to_seven_bits_in_the_file(conv_net: Net) -> None:
+    assert profile("generic-x86_64").reduce_range
+    for array in codes(quantize_static(conv_net.graph, conv_net.seen, profile("generic-x86_64"))):
+        assert np.abs(array.astype(int)).max() <= 64
+    wide = codes(quantize_static(conv_net.graph, conv_net.seen, profile("x86_64-vnni")))
+    assert max(np.abs(array.astype(int)).max() for array in wide) == 127
+
+
+def test_the_reduced_file_gives_the_same_with_exact_arithmetic(conv_net: Net) -> None:
+    quantized = quantize_static(conv_net.graph, conv_net.seen, profile("generic-x86_64"))
+    usual, exact = run_by(quantized, conv_net.x), run_by(quantized, conv_net.x, session__x64quantprecision="1")
+    np.testing.assert_allclose(usual, exact, atol=1e-6)
+
+
+def test_layers_left_in_float_are_those_that_were_named(conv_net: Net) -> None:
+    names = [layer.name for layer in quantizable_layers(conv_net.graph)]
+    for exclude in (names[:1], names[1:3], names[-1:], names):
+        quantized = quantize_static(conv_net.graph, conv_net.seen, profile(), exclude=exclude)
+        assert running_in_int8(quantized) == (len(names) - len(exclude), len(names))
+        weights = {t.name for t in quantized.graph.initializer}
+        for layer in quantizable_layers(conv_net.graph):
+            assert (layer.weight in weights) == (layer.name in exclude)
+    np.testing.assert_allclose(conv_net.run(quantized), conv_net.run(), atol=1e-5)  # all in float
+
+
+def test_the_addition_at_the_end_of_a_residual_network_is_done_in_int8() -> None:
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Conv2d(2, 16, 1), nn.Conv2d(16, 16, 3, padding=1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = torch.relu(self.one(x))
+            return torch.relu(x + self.two(x)).mean((2, 3))
+
+    torch.manual_seed(0)
+    made = net(Residual(), (2, 8, 8))
+    quantized = quantize_static(made.graph, made.seen, profile())
+    kinds = Counter(node.op_type for node in quantized.graph.node)
+    assert kinds["Relu"] == 0  # both are in the range of what comes out
+    (add,) = [node for node in quantized.graph.node if node.op_type == "Add"]
+    made_by = {name: node.op_type for node in quantized.graph.node for name in node.output}
+    assert {made_by[name] for name in add.input} == {"DequantizeLinear"}
+    assert made.sqnr_db(quantized) > 30
+
+
+def test_bias_correction_gives_the_mean_back(mlp_net: Net) -> None:
+    """With coarse weights the mean output of a layer moves; the correction moves it back."""
+    coarse = replace(profile("generic-x86_64"), per_channel=False)
+    wanted = mlp_net.run().mean(axis=0)
+    off = {
+        corrected: np.abs(
+            mlp_net.run(quantize_static(mlp_net.graph, mlp_net.seen, coarse, bias_correction=corrected)).mean(axis=0)
+            - wanted
+        ).mean()
+        for corrected in (True, False)
+    }
+    assert off[True] < 0.7 * off[False]
+
+
+def test_a_channel_that_is_much_smaller_needs_its_own_scale() -> None:
+    model = convolutions()
+    with torch.no_grad():
+        model.depthwise[0].weight *= torch.logspace(-2, 1, 12).reshape(-1, 1, 1, 1)
+        model.project.weight /= torch.logspace(-2, 1, 12).reshape(1, -1, 1, 1)
+    made = net(model, (3, 12, 12))
+    by_channel, by_tensor = (
+        made.sqnr_db(quantize_static(made.graph, made.seen, replace(profile(), per_channel=choice)))
+        for choice in (True, False)
+    )
+    assert by_channel > by_tensor + 2
+
+
+def test_constant_and_dead_activations_do_not_divide_by_zero() -> None:
+    model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))
+    with torch.no_grad():
+        model[0].weight.zero_()
+        model[0].bias.fill_(-1.0)  # nothing comes through
+        model[2].weight[0].zero_()
+    made = net(model, (4,))
+    found = made.run(quantize_static(made.graph, made.seen, profile()))
+    assert np.isfinite(found).all()
+    np.testing.assert_allclose(found, made.run(), atol=1e-2)
+
+
+def test_the_layer_that_hurts_is_found() -> None:
+    """A depthwise layer whose channels differ ten-thousandfold, behind one scale for all of them."""
+    model = convolutions()
+    with torch.no_grad():
+        model.depthwise[0].weight *= torch.logspace(-4, 0, 12).reshape(-1, 1, 1, 1)
+        model.depthwise[0].bias *= torch.logspace(-4, 0, 12)
+        model.project.weight /= torch.logspace(-4, 0, 12).reshape(1, -1, 1, 1)
+    made = net(model, (3, 12, 12))
+    few = {"input": made.x["input"][:4]}
+    output = made.graph.graph.output[0].name
+    found = layer_sensitivity(made.graph, made.seen, profile(), "minmax", few, {output: made.run()[:4]})
+    assert "depthwise" in found[0][0] or "project" in found[0][0]
+    assert found[0][1] < found[-1][1] - 15
+    assert len(found) == len(quantizable_layers(made.graph))
