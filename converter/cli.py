@@ -119,7 +119,9 @@ def _beside(context: click.Context, _parameter: click.Parameter, model: Path) ->
               help="An input with its axes, e.g. tokens=batch,128:int64 or state=2,batch,64; repeatable.")  # fmt: skip
 @click.option("--class-names", help="Separated by commas.")
 @click.option(
-    "--preprocess", metavar="KIND:...", help="Part of the graph: image:mean=..,std=..,size=HxW, audio:, affine:."
+    "--preprocess",
+    metavar="KIND:...",
+    help="Part of the graph: image:mean=..,std=..,size=HxW of the raw image; audio:..; affine:..",
 )
 @click.option("--trainable", default="auto", help="What stays trainable: last:K, names with wildcards, none, or auto.")
 @click.option("--target", default="generic-x86_64", is_eager=True, callback=_list_targets,

@@ -51,7 +51,7 @@ _TEMPLATE = """\
 # input = ["tokens=batch,128:int64", "state=2,batch,64"]
 
 # class-names = ["cat", "dog"]
-# preprocess = "image:mean=0.485|0.456|0.406,std=0.229|0.224|0.225,size=224x224"
+# preprocess = "image:mean=0.485|0.456|0.406,std=0.229|0.224|0.225,size=480x640"  # of the raw image
 
 # trainable = "last:1"                 # last:K, names with wildcards, none, or auto
 # target = "raspberry-pi-4"            # edge-convert --target list

@@ -65,7 +65,8 @@ def robustness_plot(report: Row) -> str:
 
 
 def _corruption(row: Row) -> str:
-    return str(row["corruption"]) if row["corruption"] == "none" else f"{row['corruption']} {row['severity']:g}"
+    name = _short(row["corruption"])
+    return name if row["corruption"] == "none" else f"{name} {row['severity']:g}"
 
 
 def _color(candidate: Row) -> str:
@@ -78,8 +79,7 @@ def _bars(names: Sequence[str], values: Sequence[float], colors: Sequence[str], 
         axes = figure.add_subplot()
         bars = axes.barh(range(len(names)), values, color=list(colors))
         axes.bar_label(bars, [form.format(value) for value in values], padding=3)
-        # A dollar sign would begin a formula.
-        axes.set_yticks(range(len(names)), [_short(name).replace("$", r"\$") for name in names])
+        axes.set_yticks(range(len(names)), [_short(name) for name in names])
         axes.invert_yaxis()
         axes.margins(x=0.12)
         axes.set_xlabel(label)
@@ -87,7 +87,9 @@ def _bars(names: Sequence[str], values: Sequence[float], colors: Sequence[str], 
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= 44 else f"…{name[-43:]}"
+    """The end of a long name, in characters that the font has: a dollar sign would begin a formula."""
+    name = "".join(char if char.isascii() and char.isprintable() else "?" for char in name)
+    return (name if len(name) <= 44 else f"…{name[-43:]}").replace("$", r"\$")
 
 
 def _svg(figure: Figure) -> str:

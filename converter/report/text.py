@@ -11,13 +11,11 @@ from rich.text import Text
 from converter.report.values import (
     CANDIDATE_COLUMNS,
     CHECK_COLUMNS,
-    ROBUSTNESS_COLUMNS,
     Row,
     candidate_cells,
     check_cells,
     facts,
     headline,
-    robustness_cells,
     share,
     size,
 )
@@ -29,7 +27,7 @@ def print_report(console: Console, report: Row) -> None:
     """Print what was found out and what was written."""
     grid = Table.grid(padding=(0, 2))
     for key, value in facts(report):
-        grid.add_row(Text(key, "dim"), Text(value))
+        grid.add_row(Text(key, "dim"), _plain(value))
     console.print(grid)
     rows = [(candidate_cells(report, c), _STYLES.get(c["status"], "")) for c in report["candidates"]]
     console.print(_table(CANDIDATE_COLUMNS, rows))
@@ -55,19 +53,14 @@ def print_report(console: Console, report: Row) -> None:
     for note in report["notes"]:
         _line(console, note)
     seconds = sum(stage["seconds"] for stage in report["stages"])
-    console.print(Text.assemble(("chosen ", "bold"), headline(report)), soft_wrap=True)
+    console.print(Text.assemble(("chosen ", "bold"), _plain(headline(report))), soft_wrap=True)
     console.print(
-        Text(f"because it is {report['reason']}" if report["reason"].startswith("the ") else report["reason"])
+        _plain(f"because it is {report['reason']}" if report["reason"].startswith("the ") else report["reason"])
     )
     done = (
         f"wrote {report['output']} ({size(report['size_bytes'])}) in {seconds:.1f} s, digest {report['bundle_digest']}"
     )
-    console.print(Text(done, "bold"), soft_wrap=True)
-
-
-def print_robustness(console: Console, report: Row) -> None:
-    """Print the table of corruptions."""
-    console.print(_table(ROBUSTNESS_COLUMNS, [(robustness_cells(row), "") for row in report["robustness"]]))
+    console.print(_plain(done, "bold"), soft_wrap=True)
 
 
 def _table(columns: Sequence[str], rows: Iterable[tuple[list[str], str]]) -> Table:
@@ -75,9 +68,14 @@ def _table(columns: Sequence[str], rows: Iterable[tuple[list[str], str]]) -> Tab
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i == 0 else "right", overflow="fold", no_wrap=i > 0)
     for cells, style in rows:
-        table.add_row(*(Text(cell) for cell in cells), style=style)
+        table.add_row(*(_plain(cell) for cell in cells), style=style)
     return table
 
 
 def _line(console: Console, text: str) -> None:
-    console.print(Text(f"• {text}"), soft_wrap=True)
+    console.print(_plain(f"• {text}"), soft_wrap=True)
+
+
+def _plain(text: str, style: str = "") -> Text:
+    """Names from a model file as text: nothing in them is markup, and nothing commands the terminal."""
+    return Text("".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text), style)

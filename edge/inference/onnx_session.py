@@ -6,11 +6,9 @@ answers on a processor whose 8-bit instructions saturate.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
@@ -66,8 +64,6 @@ class OnnxSession:
         expected = {*(spec.name for spec in manifest.inputs), *self._shipped}
         if {item.name for item in self._model.get_inputs()} != expected:
             raise BundleError(f"{m.MODEL} does not have the inputs that the manifest states: {sorted(expected)}")
-        self._binding = self._bound()
-        self._lock = threading.Lock()
         self._accepted: list[tuple[Any, ...]] = []
         self._head: ort.InferenceSession | None = None
         if manifest.head is not None:
@@ -82,23 +78,8 @@ class OnnxSession:
             ConfigError: An input is missing, not known, or of another shape or type.
         """
         self._check(inputs)
-        if parameters is not None:
-            found = self._model.run(self._outputs, {**inputs, **parameters})
-            return dict(zip(self._outputs, found, strict=True))
-        with self._lock:
-            for name, array in inputs.items():
-                self._binding.bind_cpu_input(name, array if array.flags.c_contiguous else np.ascontiguousarray(array))
-            self._model.run_with_iobinding(self._binding)
-            return dict(zip(self._outputs, self._binding.copy_outputs_to_cpu(), strict=True))
-
-    def _bound(self) -> ort.IOBinding:
-        """The shipped head, given to the model once and not with every run."""
-        binding = self._model.io_binding()
-        for name, array in self._shipped.items():
-            binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))
-        for name in self._outputs:
-            binding.bind_output(name)
-        return binding
+        found = self._model.run(self._outputs, {**inputs, **(self._shipped if parameters is None else parameters)})
+        return dict(zip(self._outputs, found, strict=True))
 
     def _check(self, inputs: Mapping[str, npt.NDArray[Any]]) -> None:
         seen = [(name, array.shape, array.dtype) for name, array in inputs.items()]

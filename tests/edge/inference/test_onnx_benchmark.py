@@ -66,3 +66,14 @@ def test_a_model_that_does_not_load_is_an_error_and_the_next_one_is_measured(fol
 
 def test_measuring_in_the_same_process_gives_the_same_kind_of_answer() -> None:
     assert isinstance(measure_here(model(), {"x": np.ones(1, np.float32)}, 1, 0.01), Timing)
+
+
+def test_models_are_compared_in_turn_and_a_broken_one_is_an_error(folder: Path) -> None:
+    small, large, broken = ((folder / f"{name}.onnx", folder / "feeds") for name in ("small", "large", "broken"))
+    with Benchmark() as benchmark:
+        latencies = benchmark.compare([large, small, small], budget_s=0.05)
+        assert latencies[0] > 10 * latencies[1]
+        assert latencies[1] < 10 * latencies[2]
+        with pytest.raises(BundleError, match="could not be compared"):
+            benchmark.compare([small, broken])
+        assert len(benchmark.compare([small], budget_s=0.01)) == 1

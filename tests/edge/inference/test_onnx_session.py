@@ -1,0 +1,75 @@
+"""A session takes batches of any size one after another, from several threads, and hands out arrays of its own."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edge.contract.bundle import Bundle
+from edge.contract.errors import ConfigError
+from edge.inference.onnx_session import OnnxSession
+
+
+@pytest.fixture(scope="module")
+def session(mlp_bundle: Path) -> OnnxSession:
+    return OnnxSession(Bundle.open(mlp_bundle))
+
+
+def samples(session: OnnxSession, n: int) -> np.ndarray:
+    (spec,) = session.manifest.inputs
+    return np.random.default_rng(n).normal(size=(n, *spec.shape[1:])).astype(np.float32)
+
+
+def outputs(session: OnnxSession, x: np.ndarray) -> np.ndarray:
+    (name,) = (spec.name for spec in session.manifest.outputs)
+    return session.run({session.manifest.inputs[0].name: x})[name]
+
+
+def test_batches_of_any_size_give_what_single_samples_give(session: OnnxSession) -> None:
+    x = samples(session, 12)
+    alone = np.concatenate([outputs(session, row[None]) for row in x])
+    for start, end in ((0, 5), (5, 12), (0, 1), (0, 12)):
+        np.testing.assert_allclose(outputs(session, x[start:end]), alone[start:end], atol=1e-5)
+
+
+def test_what_was_handed_out_does_not_change(session: OnnxSession) -> None:
+    first = outputs(session, samples(session, 3))
+    kept = first.copy()
+    outputs(session, samples(session, 3) + 1)
+    np.testing.assert_array_equal(first, kept)
+
+
+def test_inputs_need_not_lie_in_one_piece(session: OnnxSession) -> None:
+    x = samples(session, 10)
+    np.testing.assert_allclose(outputs(session, x[::2]), outputs(session, x)[::2], atol=1e-5)
+
+
+def test_threads_do_not_get_each_others_outputs(session: OnnxSession) -> None:
+    batches = [samples(session, n) for n in range(1, 41)]
+    alone = [outputs(session, x) for x in batches]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda x: outputs(session, x), batches))
+    for one, other in zip(found, alone, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_parameters_take_the_place_of_the_shipped_head(session: OnnxSession, mlp_bundle: Path) -> None:
+    shipped = Bundle.open(mlp_bundle).head_parameters()
+    x = {session.manifest.inputs[0].name: samples(session, 4)}
+    (name,) = (spec.name for spec in session.manifest.outputs)
+    np.testing.assert_array_equal(session.run(x, shipped)[name], session.run(x)[name])
+    zeros = {key: np.zeros_like(array) for key, array in shipped.items()}
+    assert not session.run(x, zeros)[name].any()
+
+
+def test_refuses_inputs_that_do_not_fit_after_ones_that_did(session: OnnxSession) -> None:
+    x = samples(session, 4)
+    outputs(session, x)
+    for wrong in (x.astype(np.float64), x[:, :-1], x[0]):
+        with pytest.raises(ConfigError):
+            outputs(session, wrong)
+    with pytest.raises(ConfigError, match="expected the inputs"):
+        session.run({"nothing": x})
