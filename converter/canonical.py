@@ -1,4 +1,4 @@
-"""One form for constants and linear layers, whatever framework wrote the graph.
+"""One form for constants, linear and recurrent layers, whatever framework wrote the graph.
 
 What is computed from constants alone, the parameters apart, becomes an initializer: exporters leave shapes and slices
 to be computed, and shape inference gives up on them.
@@ -6,6 +6,9 @@ to be computed, and shape inference gives up on them.
 ``MatMul(x, W) (+ b)`` and every ``Gemm`` on constant weights become ``Gemm(x, W, b, transB=1)`` with
 ``alpha = beta = 1`` and ``W (n_out, n_in)``, as torch stores it, where x has two axes. So a head is recognized as
 linear and its parameters have the shape that learners expect.
+
+Recurrent layers that begin with zeros are not given them, which means the same: exporters compute them from the batch
+size, with as many operators as the rest of a small network has.
 """
 
 from __future__ import annotations
@@ -16,12 +19,16 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from converter.graph import IR_VERSION, infer_shapes, reads
+from converter.graph import IR_VERSION, infer_shapes, reads, upstream
 from converter.program import onnx_program
+
+_RECURRENT = {"LSTM", "GRU", "RNN"}
+_INITIAL_STATES = (5, 6)  # positions among the inputs of a recurrent layer
+_MOVES = {"Slice", "Gather", "Expand", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Identity", "Cast"}
 
 
 def canonical(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Rewrite constants and linear layers; the function computed stays the same."""
+    """Rewrite constants, linear and recurrent layers; the function computed stays the same."""
     found = _folded(model)
     graph = found.graph
     weights = {tensor.name: tensor for tensor in graph.initializer}
@@ -39,9 +46,31 @@ def canonical(model: onnx.ModelProto) -> onnx.ModelProto:
             made_by.output[0] = node.output[0]
         else:
             nodes.append(node)
+    _drop_zero_states(nodes, weights)
     del graph.node[:]
-    graph.node.extend(nodes)
+    graph.node.extend(upstream(nodes, [info.name for info in graph.output]))
     return found
+
+
+def _drop_zero_states(nodes: list[onnx.NodeProto], weights: dict[str, onnx.TensorProto]) -> None:
+    zeros: set[str] = set()
+
+    def is_zero(name: str) -> bool:
+        return name in zeros or (name in weights and not numpy_helper.to_array(weights[name]).any())
+
+    for node in nodes:
+        if node.op_type == "ConstantOfShape":
+            value = next((numpy_helper.to_array(item.t) for item in node.attribute if item.name == "value"), None)
+            if value is None or not value.any():
+                zeros.update(node.output)
+        elif node.op_type in _MOVES and node.input[0] in zeros:
+            zeros.update(node.output)
+        elif node.op_type in _RECURRENT:
+            for i, name in enumerate(node.input):
+                if i in _INITIAL_STATES and is_zero(name):
+                    node.input[i] = ""
+            while not node.input[-1]:
+                node.input.pop()
 
 
 def _folded(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -91,8 +91,8 @@ def training_statistics(
 def stable_learning_rate(features: npt.NDArray[np.float32]) -> float:
     """A rate at which a step on one sample does not overshoot: ``1 / E|x~|^2``, at most 0.1.
 
-    The Hessian of softmax cross-entropy in a linear head is at most ``|x~|^2 / 2`` (Böhning 1992), so half as large a
-    step as this is never too large.
+    The Hessian of softmax cross-entropy in a linear head is at most ``|x~|^2 / 2`` (Böhning 1992), so steps up to
+    ``2 / |x~|^2`` never increase a sample's loss. Half of that leaves room for samples larger than the mean.
     """
     flat = features.reshape(len(features), -1).astype(np.float64)
     return min(0.1, 1.0 / float((np.square(flat).sum(axis=1) + 1.0).mean()))

@@ -18,7 +18,7 @@ from converter.plan import ConversionPlan
 from converter.preprocessing import Preprocessing, parse_preprocessing, preprocessing_onnx
 from converter.program import onnx_program, output_specs, outputs, torch_program
 from converter.source import Samples, SampleStream, Source
-from converter.tensors import Array, Arrays, Run, batch_size
+from converter.tensors import Array, Arrays, Run, batch_size, select
 from edge.contract.errors import ConfigError, ConversionError
 from edge.contract.tensorspec import BATCH, TensorSpec
 
@@ -27,6 +27,9 @@ CALIBRATION_SAMPLES = 512
 RANDOM_SAMPLES = 256
 # Samples in memory; a stream may be as long as it likes.
 MAX_BYTES = 96 << 20
+# A program takes some ten seconds for so much; it is run on all samples for every candidate.
+_MACS = 200_000_000_000
+_LEAST_SAMPLES = 256
 _FREE_SIZE = 64
 
 
@@ -45,7 +48,7 @@ class Original:
         calibration: Some of them.
         samples: What is measured on.
         real: False when these are random.
-        data: What they are, in words.
+        origin: Where they come from, "" when they are random.
         class_names: Of the data, or of the checkpoint, or None.
     """
 
@@ -59,8 +62,27 @@ class Original:
     calibration: Samples | None
     samples: Samples
     real: bool
-    data: str
+    origin: str
     class_names: tuple[str, ...] | None
+
+    @property
+    def data(self) -> str:
+        """What is measured on, in words."""
+        count = batch_size(self.samples.x, self.inputs)
+        return f"{count} samples of {self.origin}" if self.real else f"{count} random inputs"
+
+    def affordable(self, macs: int) -> Original:
+        """Measured on fewer samples, evenly spaced, where the model is so large that all would take minutes.
+
+        Args:
+            macs: Multiply-accumulate operations for one sample. A time would not give the same samples every time.
+        """
+        count = batch_size(self.samples.x, self.inputs)
+        most = max(_LEAST_SAMPLES, _MACS // max(1, macs))
+        if count <= most:
+            return self
+        rows, y = slice(0, count, -(-count // most)), self.samples.y
+        return replace(self, samples=Samples(select(self.samples.x, self.inputs, rows), None if y is None else y[rows]))
 
     @property
     def module(self) -> nn.Module | None:
@@ -168,7 +190,6 @@ def load_original(plan: ConversionPlan) -> Original:
         measured = open_samples(plan.evaluation, "--evaluate", inputs)
     if measured is not None:
         samples = subset(measured, inputs, max_samples=EVALUATION_SAMPLES, max_bytes=MAX_BYTES)
-        data = f"{batch_size(samples.x, inputs)} samples of {measured.origin}"
     else:
         unknown = [spec for spec in inputs if not spec.dtype.startswith("float")]
         if unknown and preprocessing is None:
@@ -177,7 +198,6 @@ def load_original(plan: ConversionPlan) -> Original:
                 f"--calibrate with real samples"
             )
         samples = random_samples(inputs, example, RANDOM_SAMPLES)
-        data = f"{batch_size(samples.x, inputs)} random inputs"
     names = plan.class_names or source.class_names or (None if measured is None else measured.class_names)
     return Original(
         source=source,
@@ -190,7 +210,7 @@ def load_original(plan: ConversionPlan) -> Original:
         calibration=calibration,
         samples=samples,
         real=measured is not None,
-        data=data,
+        origin="" if measured is None else measured.origin,
         class_names=names,
     )
 

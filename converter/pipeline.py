@@ -104,11 +104,10 @@ def convert(plan: ConversionPlan, tell: Stage = lambda _: None, password: bytes 
 
     stage("loading the model")
     original = load_original(plan)
-    evaluation = original.evaluation()
 
     with Benchmark() as benchmark:  # it starts while the model is exported
         stage("exporting to ONNX")
-        exported, check = _export(original, evaluation)
+        exported, original, evaluation, check = _export(original)
 
         stage("splitting and differentiating")
         trainable = _trainable(original, exported, plan)
@@ -153,13 +152,21 @@ def convert(plan: ConversionPlan, tell: Stage = lambda _: None, password: bytes 
     return Conversion(report=report)
 
 
-def _export(original: Original, evaluation: Evaluation) -> tuple[Exported, Check]:
+def _export(original: Original) -> tuple[Exported, Original, Evaluation, Check]:
     """After this the model, behind its preprocessing, is an ONNX graph that gives the same on all samples."""
     faults: list[str] = []
+    evaluation: Evaluation | None = None
     for export in exporters(original.source):
         try:
             made = export(original.source, original.outputs)
             model = canonical(with_preprocessing(made.model, original))
+        except ConversionError as exc:
+            faults.append(str(exc))
+            continue
+        if evaluation is None:
+            original = original.affordable(multiplications(model))
+            evaluation = original.evaluation()
+        try:
             run = onnx_program(model, "the exported graph")
             against = "PyTorch" if original.module is not None else "the ONNX file"
             check = check_float("the exported graph", run, evaluation, against)
@@ -175,7 +182,7 @@ def _export(original: Original, evaluation: Evaluation) -> tuple[Exported, Check
                 layer = first_diverging_layer(original.module, model, evaluation)
                 faults[0] += f" (the first layer that differs is {layer})" if layer else ""
             continue
-        return Exported(model=model, exporter=made.exporter, notes=made.notes), check
+        return Exported(model=model, exporter=made.exporter, notes=made.notes), original, evaluation, check
     raise ConversionError("; then ".join(faults))
 
 

@@ -34,8 +34,8 @@ td.text { min-width: 12rem; }
 tr.chosen { color: var(--good); font-weight: 600; } tr.failed, tr.refused { color: var(--bad); }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1rem; }
 dt { opacity: .7; } dd { margin: 0; overflow-wrap: anywhere; }
-figure { background: #fff; border-radius: 8px; margin: 0 0 1rem; padding: .8rem; }
-figure svg { display: block; height: auto; max-width: 100%; margin: auto; }
+figure { background: #fff; border-radius: 8px; margin: 0 0 1rem; overflow-x: auto; padding: .8rem; }
+figure svg { display: block; height: auto; margin: auto; max-width: 100%; min-width: 30rem; }
 code { overflow-wrap: anywhere; }
 """
 

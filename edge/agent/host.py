@@ -86,7 +86,7 @@ class ModelHost:
         self.slots.update(bundle=record.previous, previous="", trying=False, attempts=0, state="rolled-back")
 
     def try_bundle(self, digest: str) -> None:
-        """Open a fetched bundle without using it: digests, golden outputs, memory limit.
+        """Open a fetched bundle without using it: digests and golden outputs.
 
         Raises:
             BundleError: It is not to be used.

@@ -71,7 +71,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "httpx": ("edge/cli/fleet.py",),
     "click": ("edge/cli/*", "converter/cli.py"),
     "rich": ("edge/cli/*", "converter/cli.py", "converter/report/text.py", "converter/targets.py"),
-    "threading": (*SHELL, "edge/inference/onnx_session.py"),  # one binding, used in turn
+    "threading": SHELL,
     "queue": SHELL,
     "signal": SHELL,
     "time": SHELL,

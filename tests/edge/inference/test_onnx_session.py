@@ -6,11 +6,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from edge.contract.bundle import Bundle
 from edge.contract.errors import ConfigError
-from edge.inference.onnx_session import OnnxSession
+from edge.inference.onnx_session import OnnxSession, open_onnx, with_defaults
 
 
 @pytest.fixture(scope="module")
@@ -73,3 +75,33 @@ def test_refuses_inputs_that_do_not_fit_after_ones_that_did(session: OnnxSession
             outputs(session, wrong)
     with pytest.raises(ConfigError, match="expected the inputs"):
         session.run({"nothing": x})
+
+
+def test_defaults_written_behind_a_graph_are_initializers_of_it() -> None:
+    """The bytes are those of onnx's own library: another protobuf reader takes them for one message."""
+    names = ("x", "head.weight", "b" * 300)
+    nodes = [helper.make_node("Gemm", list(names), ["y"], transB=1)]
+    shapes = (["n", 200], [3, 200], [3])
+    infos = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in zip(names, shapes, strict=True)
+    ]
+    output = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 3])
+    graph = helper.make_graph(nodes, "g", infos, [output])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    rng = np.random.default_rng(0)
+    values = {
+        name: rng.normal(size=shape).astype(np.float32) for name, shape in zip(names[1:], shapes[1:], strict=True)
+    }
+    data = with_defaults(model.SerializeToString(), values)
+    found = onnx.load_from_string(data)
+    onnx.checker.check_model(found)
+    for tensor, (name, array) in zip(found.graph.initializer, values.items(), strict=True):
+        assert tensor.name == name
+        np.testing.assert_array_equal(numpy_helper.to_array(tensor), array)
+    assert list(found.graph.node) == list(graph.node)
+    x = rng.normal(size=(2, 200)).astype(np.float32)
+    session = open_onnx(data, "the test")
+    np.testing.assert_allclose(
+        session.run(None, {"x": x})[0], x @ values["head.weight"].T + values[names[2]], rtol=1e-4
+    )
+    assert with_defaults(b"graph", {}) == b"graph"

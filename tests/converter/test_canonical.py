@@ -1,0 +1,53 @@
+"""Rewriting to one form changes no output, and leaves out what says nothing."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from converter.canonical import canonical
+from converter.program import onnx_program
+from tests.converter.models import export, rng
+
+
+class Recurrent(nn.Module):
+    """A recurrent layer that begins with zeros, with ones, or with a state that depends on the input."""
+
+    def __init__(self, kind: type[nn.LSTM | nn.GRU], begin: str) -> None:
+        super().__init__()
+        self.layer, self.begin = kind(4, 5, num_layers=2, batch_first=True, bidirectional=True), begin
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        state = None
+        if self.begin != "nothing":
+            state = (torch.ones if self.begin == "ones" else torch.zeros)(4, x.shape[0], 5)
+            if isinstance(self.layer, nn.LSTM):
+                state = (state, state)
+        return self.layer(x, state)[0][:, -1]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+@pytest.mark.parametrize("begin", ["nothing", "zeros", "ones"])
+def test_a_state_of_zeros_is_left_out_and_no_other(kind: type[nn.LSTM | nn.GRU], begin: str) -> None:
+    torch.manual_seed(0)
+    model = Recurrent(kind, begin).eval()
+    exported = export(model, (6, 4))
+    found = canonical(exported)
+    onnx.checker.check_model(found)
+    layers = [node for node in found.graph.node if node.op_type in ("LSTM", "GRU")]
+    assert len(layers) == 2
+    for node in layers:
+        assert (len(node.input) > 5 and bool(node.input[5])) == (begin == "ones")
+    if begin != "ones":
+        assert Counter(node.op_type for node in found.graph.node)["ConstantOfShape"] == 0
+        assert Counter(node.op_type for node in found.graph.node)["Shape"] == 0
+    x = rng().normal(size=(3, 6, 4)).astype(np.float32)
+    (output,) = onnx_program(found, "the test")({"input": x}).values()
+    with torch.no_grad():
+        np.testing.assert_allclose(output, model(torch.from_numpy(x)).numpy(), atol=1e-5)
