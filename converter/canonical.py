@@ -1,7 +1,7 @@
 """One form for constants, linear and recurrent layers, whatever framework wrote the graph.
 
-What is computed from constants alone, the parameters apart, becomes an initializer: exporters leave shapes and slices
-to be computed, and shape inference gives up on them.
+What is computed from constants or from fixed sizes alone, the parameters apart, becomes an initializer: exporters leave
+shapes and slices to be computed, and shape inference gives up on them.
 
 ``MatMul(x, W) (+ b)`` and every ``Gemm`` on constant weights become ``Gemm(x, W, b, transB=1)`` with
 ``alpha = beta = 1`` and ``W (n_out, n_in)``, as torch stores it, where x has two axes. So a head is recognized as
@@ -21,6 +21,7 @@ from onnx import helper, numpy_helper
 
 from converter.graph import IR_VERSION, infer_shapes, reads, upstream
 from converter.program import onnx_program
+from converter.sizes import fold_sizes
 
 _RECURRENT = {"LSTM", "GRU", "RNN"}
 _INITIAL_STATES = (5, 6)  # positions among the inputs of a recurrent layer
@@ -30,6 +31,7 @@ _MOVES = {"Slice", "Gather", "Expand", "Reshape", "Transpose", "Squeeze", "Unsqu
 def canonical(model: onnx.ModelProto) -> onnx.ModelProto:
     """Rewrite constants, linear and recurrent layers; the function computed stays the same."""
     found = _folded(model)
+    fold_sizes(found)
     graph = found.graph
     weights = {tensor.name: tensor for tensor in graph.initializer}
     shapes = infer_shapes(found)

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import onnx
 
-from converter.gradient.rules import RULES, Shape, Tape
-from converter.graph import GraphBuilder, downstream
+from converter.gradient.movement import slices_of
+from converter.gradient.rules import RULES
+from converter.gradient.tape import Shape, Tape
+from converter.graph import GraphBuilder
 from edge.contract.errors import ConversionError
+
+# What comes out of these does not change with small changes of what goes in.
+_FLAT = {"Shape", "Size", "ArgMax", "ArgMin", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "NonZero"}
+_FLAT |= {"Not", "And", "Or", "IsNaN", "IsInf", "Sign", "Floor", "Ceil", "Round"}
 
 
 class UnsupportedOperatorError(ConversionError):
@@ -33,16 +40,18 @@ def differentiate(
     output_gradient: str,
     parameters: Sequence[str],
     builder: GraphBuilder,
+    constants: Iterable[onnx.TensorProto] = (),
 ) -> dict[str, str]:
     """Append the nodes that compute the gradient of a loss with respect to parameters.
 
     Args:
-        nodes: The forward graph in running order; every node must have one output that matters.
+        nodes: The forward graph in running order; every node but Split must have one output that matters.
         shapes: Shapes of the forward values.
         output: The value whose gradient is known.
         output_gradient: Name of that gradient, already in the graph.
         parameters: Values to differentiate with respect to.
         builder: Gets the new nodes.
+        constants: Initializers of the forward graph.
 
     Returns:
         Name of the gradient of each parameter.
@@ -51,12 +60,14 @@ def differentiate(
         UnsupportedOperatorError: An operator between a parameter and the output has no rule.
         ConversionError: The output does not depend on a parameter.
     """
-    active = frozenset(downstream(nodes, parameters))
-    path = [node for node in nodes if any(name in active for name in node.input)]
-    unsupported = [node.op_type for node in path if node.op_type not in RULES]
+    active = _active(nodes, parameters)
+    path = [node for node in nodes if any(name in active for name in node.output)]
+    unsupported = [node.op_type for node in path if node.op_type not in {*RULES, "Split"}]
     if unsupported:
         raise UnsupportedOperatorError(unsupported)
-    tape = Tape(builder=builder, shapes=shapes, active=active)
+    tape = Tape(builder=builder, shapes=shapes, active=active, constants={tensor.name: tensor for tensor in constants})
+    path = [part for node in path for part in (slices_of(node, tape) if node.op_type == "Split" else [node])]
+    tape = replace(tape, constants={**tape.constants, **{tensor.name: tensor for tensor in builder.initializers}})
     contributions: dict[str, list[str]] = {output: [output_gradient]}
 
     def total(name: str) -> str:
@@ -77,3 +88,12 @@ def differentiate(
     if idle:
         raise ConversionError(f"the output does not depend on {', '.join(idle)}; leave it out of --trainable")
     return {name: total(name) for name in parameters}
+
+
+def _active(nodes: Sequence[onnx.NodeProto], parameters: Sequence[str]) -> frozenset[str]:
+    """Values that change smoothly with a parameter. Shapes that are computed from such a value do not."""
+    active = set(parameters)
+    for node in nodes:
+        if node.op_type not in _FLAT and any(name in active for name in node.input):
+            active.update(node.output)
+    return frozenset(active)

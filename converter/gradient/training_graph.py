@@ -81,7 +81,9 @@ def build_training_graph(
     infos = {info.name: info for info in graph.input}
     builder = GraphBuilder("train.", dtype)
     _, output_gradient = softmax_cross_entropy(builder, logits.name, n_classes)
-    gradients = differentiate(graph.node, infer_shapes(head), logits.name, output_gradient, parameters, builder)
+    gradients = differentiate(
+        graph.node, infer_shapes(head), logits.name, output_gradient, parameters, builder, graph.initializer
+    )
     outputs = []
     for name in parameters:
         _descend(builder, name, gradients[name])

@@ -245,7 +245,8 @@ class AgentCore:
             n_labels=status["samples"],
             limits={"max_bytes": self._config.profile.inference.max_bundle_mb << 20, "learner": status["learner"]},
         )
-        self._send(topics.UP_BIRTH, birth, qos=1, expiry_s=3600)
+        # Retained: a coordinator that was not there when it was sent would believe for ever what it was told before.
+        self._send(topics.UP_BIRTH, birth, qos=1, retain=True)
 
     def _message(self, leaf: str, payload: bytes, now: Now) -> None:
         if leaf.startswith("dn/f/"):

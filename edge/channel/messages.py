@@ -42,7 +42,7 @@ class Conn(Message):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Birth(Message):
-    """``up/birth``: who a device is and what it runs, on each connect.
+    """``up/birth``: who a device is and what it runs, on each connect and each change; retained.
 
     Attributes:
         agent_version: Version of Edgeloop on the device.

@@ -173,7 +173,7 @@ class Store:
         """A device said what it is and runs."""
         with self._session() as session, session.begin():
             row = self._device(session, device, now_ms)
-            row.online, row.born = True, True
+            row.born = True  # whether it is online, Conn says: a birth may be an old one that the broker kept
             row.session, row.boot = max(row.session, message.session), message.boot
             row.agent_version, row.profile, row.hardware = (
                 message.agent_version,

@@ -1,13 +1,11 @@
 """Every differentiation rule against central finite differences and torch autograd, on stock onnxruntime.
 
-All in float64, except Erf: onnxruntime 1.32 has no float64 kernel for it, so its gradient runs in float32 on
-onnxruntime (compared with float64 autograd), and its finite differences are those of `math.erf`, since onnx's reference
-evaluator computes Erf in float32, too.
+All in float64, except those that onnxruntime 1.32 has no float64 kernel for: their gradients run in float32 on
+onnxruntime (compared with float64 autograd), and their finite differences are those of torch in float64.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +17,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from converter.gradient.differentiate import UnsupportedOperatorError, differentiate
 from converter.gradient.rules import RULES
@@ -28,17 +26,21 @@ from edge.contract.errors import ConversionError
 
 TOLERANCE = 1e-5
 STEP = 1e-5
+FLOAT32_ONLY = {"Erf", "GlobalAveragePool", "Conv", "ConvTranspose", "AveragePool", "InstanceNormalization"}
+FLOAT32_ONLY |= {"Celu", "HardSigmoid", "HardSwish", "Mish", "Selu"}
 
 
 @dataclass
 class Case:
-    """One node: float inputs, int64 inputs behind them, and the same function in torch."""
+    """One node: float inputs, constants behind them, and the same function in torch."""
 
     op: str
     inputs: list[np.ndarray]
     torch: Callable[..., torch.Tensor]
     constants: list[np.ndarray] = field(default_factory=list)
     attributes: dict[str, Any] = field(default_factory=dict)
+    before: list[np.ndarray] = field(default_factory=list)  # constants in front of the inputs
+    free: tuple[int, ...] | None = None  # inputs whose first axis is free; None: those of the highest rank
 
 
 def forward_graph(case: Case, dtype: type, output: tuple[int, ...]) -> onnx.ModelProto:
@@ -48,14 +50,23 @@ def forward_graph(case: Case, dtype: type, output: tuple[int, ...]) -> onnx.Mode
     """
     names = [f"x{i}" for i in range(len(case.inputs))]
     rank = max(array.ndim for array in case.inputs)
+    free = case.free
+    if free is None:
+        fixed = case.op in {"Gemm", "Transpose", "MatMul"}
+        free = () if fixed else tuple(i for i, array in enumerate(case.inputs) if array.ndim == rank)
     infos = []
-    for name, array in zip(names, case.inputs, strict=True):
+    for i, (name, array) in enumerate(zip(names, case.inputs, strict=True)):
         shape: list[int | str] = list(array.shape)
-        if shape and array.ndim == rank and shape[0] != 1 and case.op not in {"Gemm", "Transpose", "MatMul"}:
+        if i in free and shape and shape[0] != 1:
             shape[0] = "batch"
         infos.append(tensor_info(name, shape, dtype))
-    constants = [numpy_helper.from_array(array, f"c{i}") for i, array in enumerate(case.constants)]
-    node = helper.make_node(case.op, [*names, *(item.name for item in constants)], ["inner"], **case.attributes)
+    constants = [
+        numpy_helper.from_array(array.astype(dtype) if array.dtype.kind == "f" else array, f"c{i}")
+        for i, array in enumerate([*case.before, *case.constants])
+    ]
+    given = [item.name for item in constants]
+    inputs = [*given[: len(case.before)], *names, *given[len(case.before) :]]
+    node = helper.make_node(case.op, inputs, ["inner"], **case.attributes)
     outer = helper.make_node("Identity", ["inner"], ["y"])
     return make_model("forward", [node, outer], infos, [tensor_info("y", output, dtype)], constants)
 
@@ -68,7 +79,7 @@ def gradients(model: onnx.ModelProto, dy: np.ndarray, feeds: dict[str, np.ndarra
     """Gradients of ``sum(dy * y)`` by the rules, on onnxruntime."""
     dtype = dy.dtype
     builder = GraphBuilder("grad.", dtype)
-    found = differentiate(model.graph.node, infer_shapes(model), "y", "dy", wanted, builder)
+    found = differentiate(model.graph.node, infer_shapes(model), "y", "dy", wanted, builder, model.graph.initializer)
     outputs = [builder.op("Identity", found[name], output=f"d.{name}") for name in wanted]
     graph = make_model(
         "backward",
@@ -102,8 +113,14 @@ def assert_near(found: np.ndarray, expected: np.ndarray, what: str) -> None:
     assert error <= TOLERANCE, f"{what}: relative error {error:.1e}"
 
 
+def in_torch(case: Case) -> Callable[[dict[str, np.ndarray]], np.ndarray]:
+    """The function on named float64 arrays."""
+    names = [f"x{i}" for i in range(len(case.inputs))]
+    return lambda values: case.torch(*(torch.from_numpy(values[name]) for name in names)).numpy()
+
+
 def check(case: Case, wanted: list[int]) -> None:
-    in_float64 = case.op != "Erf"
+    in_float64 = case.op not in FLOAT32_ONLY
     dtype = np.float64 if in_float64 else np.float32
     feeds = {f"x{i}": array for i, array in enumerate(case.inputs)}
     tensors = [torch.from_numpy(array.copy()).requires_grad_() for array in case.inputs]
@@ -116,12 +133,9 @@ def check(case: Case, wanted: list[int]) -> None:
     names = [f"x{i}" for i in wanted]
     found = gradients(model, dy.astype(dtype), cast, names)
 
-    if in_float64:
-        opened = session(model)
-        forward = lambda values: opened.run(None, values)[0]  # noqa: E731
-    else:
-        forward = lambda values: np.vectorize(math.erf, otypes=[np.float64])(values["x0"])  # noqa: E731
-    assert_near(forward(feeds), y.detach().numpy(), f"{case.op} forward")
+    opened = session(model)
+    assert_near(opened.run(None, cast)[0], y.detach().numpy(), f"{case.op} forward")
+    forward = (lambda values: opened.run(None, values)[0]) if in_float64 else in_torch(case)
     for i, name, gradient in zip(wanted, names, found, strict=True):
         assert_near(gradient, by_torch[i].numpy(), f"{case.op} d{name} against autograd")
         assert_near(gradient, finite_differences(forward, dy, feeds, name), f"{case.op} d{name} against differences")
@@ -286,6 +300,230 @@ def slope(draw: st.DrawFn, op: str, function: Callable[..., Any], default: float
     return Case(op, [off_zero(draw(seeds), draw(shapes))], lambda x: function(x, value), attributes=attributes)
 
 
+@st.composite
+def power(draw: st.DrawFn) -> Case:
+    base = positive(draw(seeds), draw(shapes))
+    if draw(st.booleans()):
+        exponent = np.array(draw(st.sampled_from([2.0, 3.0, 0.5, -1.0, 1.5])))
+        return Case("Pow", [base], lambda x: x ** float(exponent), [exponent])
+    return Case("Pow", [base, normal(draw(seeds), base.shape)], torch.pow)
+
+
+@st.composite
+def prelu(draw: st.DrawFn) -> Case:
+    batch, channels, width = draw(sizes), draw(sizes), draw(sizes)
+    shape = draw(st.sampled_from([(1,), (channels, 1), (channels, width)]))
+    inputs = [off_zero(draw(seeds), (batch, channels, width)), normal(draw(seeds), shape)]
+    return Case("PRelu", inputs, lambda x, slope: torch.where(x > 0, x, slope * x))
+
+
+@st.composite
+def clip(draw: st.DrawFn) -> Case:
+    limits = [np.array(-0.5), np.array(0.7)][: draw(st.integers(0, 2))]
+    x = normal(draw(seeds), draw(shapes))
+    for limit in limits:  # away from the kinks
+        x = np.where(np.abs(x - limit) < 0.05, x + 0.2, x)
+    low, high = (float(limits[i]) if len(limits) > i else None for i in (0, 1))
+    return Case("Clip", [x], lambda x: x * 1.0 if low is None else torch.clamp(x, low, high), limits)
+
+
+@st.composite
+def where(draw: st.DrawFn) -> Case:
+    full = draw(shapes)
+    other = tuple(1 if draw(st.booleans()) else size for size in full)
+    condition = np.random.default_rng(draw(seeds)).random(full) < 0.5
+    inputs = [normal(draw(seeds), full), normal(draw(seeds), other)]
+    return Case(
+        "Where", inputs, lambda a, b: torch.where(torch.from_numpy(condition), a, b), before=[condition], free=()
+    )
+
+
+@st.composite
+def largest(draw: st.DrawFn) -> Case:
+    shape = draw(shapes)
+    keep = draw(st.booleans())
+    axes = draw(st.lists(st.integers(0, len(shape) - 1), min_size=1, unique=True))
+    count = int(np.prod(shape))
+    x = np.random.default_rng(draw(seeds)).permutation(count).reshape(shape) * 0.1  # no two are near each other
+    constants = [np.array(axes, np.int64)]
+    return Case("ReduceMax", [x], lambda x: torch.amax(x, axes, keepdim=keep), constants, {"keepdims": int(keep)})
+
+
+@st.composite
+def norm(draw: st.DrawFn) -> Case:
+    shape = draw(shapes)
+    keep = draw(st.booleans())
+    axes = draw(st.lists(st.integers(0, len(shape) - 1), min_size=1, unique=True))
+    constants = [np.array(axes, np.int64)]
+    x = off_zero(draw(seeds), shape)
+    return Case(
+        "ReduceL2", [x], lambda x: torch.sqrt((x * x).sum(axes, keepdim=keep)), constants, {"keepdims": int(keep)}
+    )
+
+
+@st.composite
+def concat(draw: st.DrawFn) -> Case:
+    shape = list(draw(shapes))
+    axis = draw(st.integers(-len(shape), len(shape) - 1))
+    inputs = []
+    for _ in range(draw(st.integers(1, 3))):
+        shape[axis] = draw(sizes)
+        inputs.append(normal(draw(seeds), tuple(shape)))
+    free = () if axis % len(shape) == 0 else None
+    return Case("Concat", inputs, lambda *x: torch.cat(x, axis), attributes={"axis": axis}, free=free)
+
+
+@st.composite
+def sliced(draw: st.DrawFn) -> Case:
+    shape = tuple(draw(st.integers(2, 5)) for _ in range(draw(st.integers(1, 3))))
+    axes = draw(st.lists(st.integers(0, len(shape) - 1), min_size=1, unique=True))
+    parts = []
+    for axis in axes:
+        size = shape[axis]
+        step = draw(st.sampled_from([1, 1, 2, -1, -2]))
+        start = draw(st.integers(0, size - 1))
+        stop = (
+            draw(st.integers(start + 1, size + 2))
+            if step > 0
+            else draw(st.sampled_from([-(1 << 40), start - size - 1]))
+        )
+        parts.append((start, stop, step))
+    places: list[Any] = [slice(None)] * len(shape)
+    for axis, (start, stop, step) in zip(axes, parts, strict=True):
+        places[axis] = np.arange(shape[axis])[slice(start, None if stop < -(1 << 30) else stop, step)]
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        for axis, taken in enumerate(places):
+            if not isinstance(taken, slice):
+                x = x.index_select(axis, torch.from_numpy(taken.copy()))
+        return x
+
+    if any(not isinstance(taken, slice) and not len(taken) for taken in places):
+        return draw(sliced())
+    named = [axis - len(shape) if draw(st.booleans()) else axis for axis in axes]
+    constants = [np.array([part[i] for part in parts], np.int64) for i in (0, 1)]
+    constants += [np.array(named, np.int64), np.array([part[2] for part in parts], np.int64)]
+    return Case("Slice", [normal(draw(seeds), shape)], function, constants, free=() if 0 in axes else None)
+
+
+@st.composite
+def gather(draw: st.DrawFn) -> Case:
+    shape = draw(shapes)
+    axis = draw(st.integers(-len(shape), len(shape) - 1))
+    places = draw(st.sampled_from([(), (1,), (4,), (2, 3)]))
+    indices = np.random.default_rng(draw(seeds)).integers(-shape[axis], shape[axis], places)
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        flat = torch.from_numpy(np.asarray(indices % shape[axis]).reshape(-1).copy())
+        cut = axis % len(shape)
+        return x.index_select(axis, flat).reshape((*shape[:cut], *places, *shape[cut + 1 :]))
+
+    constant = np.asarray(indices, draw(st.sampled_from([np.int64, np.int32])))
+    free = () if axis % len(shape) == 0 else None
+    return Case("Gather", [normal(draw(seeds), shape)], function, [constant], {"axis": axis}, free=free)
+
+
+@st.composite
+def expanded(draw: st.DrawFn) -> Case:
+    full = draw(shapes)
+    shape = tuple(1 if draw(st.booleans()) else size for size in full)[draw(st.integers(0, len(full) - 1)) :]
+    return Case("Expand", [normal(draw(seeds), shape)], lambda x: x.expand(full), [np.array(full, np.int64)], free=())
+
+
+@st.composite
+def padded(draw: st.DrawFn) -> Case:
+    a, b, c = draw(st.integers(2, 4)), draw(st.integers(2, 4)), draw(st.integers(2, 4))
+    before, after = [0, draw(st.integers(0, 2)), draw(st.integers(-1, 2))], [0, draw(st.integers(-1, 2)), 1]
+    pads = [before[2], after[2], before[1], after[1]]
+    if draw(st.booleans()):
+        constants = [np.array([*before, *after], np.int64)]
+    else:
+        constants = [np.array([*before[1:], *after[1:]], np.int64), np.array(0.0), np.array([1, -1], np.int64)]
+    return Case("Pad", [normal(draw(seeds), (a, b, c))], lambda x: torch.nn.functional.pad(x, pads), constants)
+
+
+@st.composite
+def convolution(draw: st.DrawFn, op: str) -> Case:
+    n = draw(st.integers(1, 2))
+    group = draw(st.sampled_from([1, 1, 2, 3]))
+    inputs, outputs = group * draw(st.integers(1, 2)), group * draw(st.integers(1, 2))
+    if draw(st.booleans()):
+        inputs = outputs = group  # depthwise
+    kernel = [draw(st.integers(1, 3)) for _ in range(n)]
+    strides = [draw(st.integers(1, 2)) for _ in range(n)]
+    dilations = [draw(st.integers(1, 2)) for _ in range(n)]
+    pads = [draw(st.integers(0, 1)) for _ in range(n)]
+    space = [draw(st.integers(5, 7)) for _ in range(n)]
+    attributes: dict[str, Any] = {"strides": strides, "dilations": dilations, "pads": [*pads, *pads], "group": group}
+    x = normal(draw(seeds), (draw(st.integers(2, 3)), inputs, *space))
+    if op == "Conv":
+        function = (torch.nn.functional.conv1d, torch.nn.functional.conv2d)[n - 1]
+        weight = normal(draw(seeds), (outputs, inputs // group, *kernel))
+        options = {"stride": strides, "padding": pads, "dilation": dilations, "groups": group}
+    else:
+        function = (torch.nn.functional.conv_transpose1d, torch.nn.functional.conv_transpose2d)[n - 1]
+        weight = normal(draw(seeds), (inputs, outputs // group, *kernel))
+        more = [draw(st.integers(0, stride - 1)) for stride in strides]
+        attributes["output_padding"] = more
+        options = {"stride": strides, "padding": pads, "dilation": dilations, "groups": group, "output_padding": more}
+    tensors = [x, weight, *([normal(draw(seeds), (outputs,))] if draw(st.booleans()) else [])]
+    return Case(op, tensors, lambda *given: function(*given, **options), attributes=attributes, free=(0,))
+
+
+@st.composite
+def pooling(draw: st.DrawFn, op: str) -> Case:
+    n = draw(st.integers(1, 2))
+    kernel = [draw(st.integers(1, 3)) for _ in range(n)]
+    strides = [draw(st.integers(1, 3)) for _ in range(n)]
+    pads = [draw(st.integers(0, k // 2)) for k in kernel]
+    ceil = draw(st.booleans())
+    shape = (draw(sizes), draw(sizes), *(draw(st.integers(4, 7)) for _ in range(n)))
+    attributes: dict[str, Any] = {"kernel_shape": kernel, "strides": strides, "pads": [*pads, *pads], "ceil_mode": ceil}
+    options: dict[str, Any] = {"kernel_size": kernel, "stride": strides, "padding": pads, "ceil_mode": ceil}
+    if op == "MaxPool":
+        x = np.random.default_rng(draw(seeds)).permutation(int(np.prod(shape))).reshape(shape) * 0.1
+        function = (torch.nn.functional.max_pool1d, torch.nn.functional.max_pool2d)[n - 1]
+    else:
+        x = normal(draw(seeds), shape)
+        function = (torch.nn.functional.avg_pool1d, torch.nn.functional.avg_pool2d)[n - 1]
+        include = draw(st.booleans())
+        attributes["count_include_pad"], options["count_include_pad"] = int(include), include
+    return Case(op, [x], lambda x: function(x, **options), attributes=attributes)
+
+
+@st.composite
+def global_pool(draw: st.DrawFn) -> Case:
+    shape = (draw(sizes), draw(sizes), *(draw(sizes) for _ in range(draw(st.integers(1, 2)))))
+    axes = tuple(range(2, len(shape)))
+    return Case("GlobalAveragePool", [normal(draw(seeds), shape)], lambda x: x.mean(axes, keepdim=True))
+
+
+@st.composite
+def normalization(draw: st.DrawFn, op: str) -> Case:
+    batch, channels = draw(sizes), draw(sizes)
+    space = tuple(draw(st.integers(2, 4)) for _ in range(draw(st.integers(1 if op != "BatchNormalization" else 0, 2))))
+    shape = (batch, channels, *space)
+    f = torch.nn.functional
+    if op == "LayerNormalization":
+        axis = draw(st.integers(1, len(shape) - 1))
+        if int(np.prod(shape[axis:])) == 1:
+            axis = 1
+        inputs = [normal(draw(seeds), shape), normal(draw(seeds), shape[axis:])]
+        inputs += [normal(draw(seeds), shape[axis:])] if draw(st.booleans()) else []
+        attributes = {"axis": axis - len(shape) if draw(st.booleans()) else axis, "epsilon": 1e-3}
+        return Case(
+            op, inputs, lambda x, *wb: f.layer_norm(x, shape[axis:], *wb, eps=1e-3), attributes=attributes, free=(0,)
+        )
+    inputs = [normal(draw(seeds), shape), normal(draw(seeds), (channels,)), normal(draw(seeds), (channels,))]
+    if op == "InstanceNormalization":
+        return Case(
+            op, inputs, lambda x, w, b: f.instance_norm(x, None, None, w, b, eps=0.5), attributes={"epsilon": 0.5}
+        )
+    mean, var = normal(draw(seeds), (channels,)), positive(draw(seeds), (channels,))
+    fixed = (torch.from_numpy(mean), torch.from_numpy(var))
+    return Case(op, inputs, lambda x, w, b: f.batch_norm(x, *fixed, w, b, eps=1e-5), [mean, var])
+
+
 CASES: dict[str, st.SearchStrategy[Case]] = {
     "Gemm": gemm(),
     "MatMul": matmul(),
@@ -315,6 +553,39 @@ CASES: dict[str, st.SearchStrategy[Case]] = {
     "Transpose": transpose(),
     "ReduceMean": reduce("ReduceMean"),
     "ReduceSum": reduce("ReduceSum"),
+    "ReduceMax": largest(),
+    "ReduceL2": norm(),
+    "Abs": unary("Abs", torch.abs, off_zero),
+    "Pow": power(),
+    "PRelu": prelu(),
+    "Selu": unary("Selu", torch.nn.functional.selu, off_zero),
+    "Celu": slope("Celu", torch.nn.functional.celu, 1.0),
+    "HardSigmoid": unary("HardSigmoid", lambda x: torch.clamp(x * float(np.float32(0.2)) + 0.5, 0, 1)),
+    "HardSwish": unary("HardSwish", torch.nn.functional.hardswish),
+    "Mish": unary("Mish", torch.nn.functional.mish),
+    "Clip": clip(),
+    "Where": where(),
+    "Cast": st.builds(
+        lambda seed, shape: Case(
+            "Cast", [normal(seed, shape)], lambda x: x * 1.0, attributes={"to": TensorProto.DOUBLE}
+        ),
+        seeds,
+        shapes,
+    ),
+    "Dropout": unary("Dropout", lambda x: x * 1.0),
+    "Concat": concat(),
+    "Slice": sliced(),
+    "Gather": gather(),
+    "Expand": expanded(),
+    "Pad": padded(),
+    "Conv": convolution("Conv"),
+    "ConvTranspose": convolution("ConvTranspose"),
+    "MaxPool": pooling("MaxPool"),
+    "AveragePool": pooling("AveragePool"),
+    "GlobalAveragePool": global_pool(),
+    "BatchNormalization": normalization("BatchNormalization"),
+    "InstanceNormalization": normalization("InstanceNormalization"),
+    "LayerNormalization": normalization("LayerNormalization"),
 }
 
 
