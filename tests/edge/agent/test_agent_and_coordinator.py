@@ -138,6 +138,25 @@ def test_broker_that_forgets_everything_is_survived(simulate: Simulate, tmp_path
     fleet.until("converged", lambda: fleet.converged(1))
 
 
+def test_coordinator_that_was_away_learns_what_devices_run_now(
+    simulate: Simulate, tmp_path: Path, digits_bundle: Path
+) -> None:
+    """It dies when the release is on its way; the devices take it up and say so while nobody listens."""
+    fleet = simulate(tmp_path, digits_bundle, DEVICES)
+    teach_all(fleet, digits_bundle)
+    fleet.until(
+        "the release is tried", lambda: all(str(a.core.deployment.state) == "probation" for a in fleet.agents.values())
+    )
+    fleet.crash_coordinator()
+    fleet.run(20.0)
+    fleet.start_coordinator()
+    fleet.until("settled", fleet.settled)
+    fleet.run(5.0)
+    for name in DEVICES:
+        assert fleet.device(name).head == fleet.agents[name].core.status()["head"]
+        assert fleet.device(name).online
+
+
 def test_coordinator_that_lost_its_database_meets_the_devices_again(
     simulate: Simulate, tmp_path: Path, digits_bundle: Path
 ) -> None:
