@@ -73,7 +73,9 @@ def _projected(
 ) -> list[torch.Tensor]:
     bias = attention.in_proj_bias
     if attention.in_proj_weight is not None and query is key and key is value:
-        return list(functional.linear(query, attention.in_proj_weight, bias).chunk(3, dim=-1))
+        both, size = functional.linear(query, attention.in_proj_weight, bias), attention.embed_dim
+        # Not chunk(): an exporter would compute a third of the size of the last axis each time.
+        return [both[..., start : start + size] for start in range(0, 3 * size, size)]
     weights = (
         (attention.q_proj_weight, attention.k_proj_weight, attention.v_proj_weight)
         if attention.in_proj_weight is None

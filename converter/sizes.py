@@ -27,6 +27,14 @@ def fold_sizes(model: onnx.ModelProto) -> None:
     graph = model.graph
     if any(item.name == "ceil_mode" and item.i for node in graph.node for item in node.attribute):
         return  # onnx infers some of these sizes wrong: a last window that begins behind the image is left out
+    before = -1
+    while before != len(graph.node):  # what was folded lets more sizes be inferred
+        before = len(graph.node)
+        _fold_once(model)
+
+
+def _fold_once(model: onnx.ModelProto) -> None:
+    graph = model.graph
     shapes = infer_shapes(model)
     known: dict[str, Known] = {}
     for tensor in graph.initializer:
@@ -39,12 +47,27 @@ def fold_sizes(model: onnx.ModelProto) -> None:
             known[node.output[0]] = value
             made.add(node.output[0])
     whole = {name: known[name].astype(np.int64) for name in made if all(size is not None for size in known[name].flat)}
+    for node in graph.node:
+        if node.op_type == "Reshape" and (shape := _with_rest(known.get(node.input[1]))) is not None:
+            node.input[1] = f"{node.output[0]}/shape"
+            whole[node.input[1]] = shape
     outputs = {info.name for info in graph.output}
     nodes = [node for node in graph.node if node.output[0] not in whole or node.output[0] in outputs]
     read = {name for node in nodes for name in node.input}
     graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in whole.items() if name in read)
     del graph.node[:]
     graph.node.extend(upstream(nodes, outputs))
+
+
+def _with_rest(sizes: Known | None) -> Known | None:
+    """A shape of which one size is not known, as Reshape takes it: -1 is what is left."""
+    if (
+        sizes is None
+        or sum(size is None for size in sizes) != 1
+        or any(size is not None and size < 1 for size in sizes)
+    ):
+        return None
+    return np.array([-1 if size is None else size for size in sizes], np.int64)
 
 
 def _shape(node: onnx.NodeProto, shapes: dict[str, tuple[int | str, ...]]) -> Known | None:
