@@ -188,7 +188,8 @@ def _export(original: Original) -> tuple[Exported, Original, Evaluation, Check]:
 
 def _trainable(original: Original, exported: Exported, plan: ConversionPlan) -> Trainable:
     """After this the model is cut where its trainable layers begin, and the head has a training step that runs."""
-    if plan.trainable == "none":
+    # A single ONNX file holds no training step: then all of it is quantized.
+    if plan.trainable == "none" or (plan.trainable == "auto" and plan.format == "onnx"):
         return Trainable(parts=whole(exported.model), training=None, note=None)
     module = original.source.model
     named = [] if isinstance(module, onnx.ModelProto) else [name for name, _ in module.named_parameters()]

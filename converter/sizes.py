@@ -15,7 +15,7 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
-from converter.graph import infer_shapes, upstream
+from converter.graph import infer_shapes, reads, upstream
 
 Known = npt.NDArray[Any]
 _LARGEST = 64
@@ -53,7 +53,7 @@ def _fold_once(model: onnx.ModelProto) -> None:
             whole[node.input[1]] = shape
     outputs = {info.name for info in graph.output}
     nodes = [node for node in graph.node if node.output[0] not in whole or node.output[0] in outputs]
-    read = {name for node in nodes for name in node.input}
+    read = {name for node in nodes for name in reads(node)}
     graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in whole.items() if name in read)
     del graph.node[:]
     graph.node.extend(upstream(nodes, outputs))

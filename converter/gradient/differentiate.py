@@ -10,7 +10,7 @@ import onnx
 from converter.gradient.movement import slices_of
 from converter.gradient.rules import RULES
 from converter.gradient.tape import Shape, Tape
-from converter.graph import GraphBuilder
+from converter.graph import GraphBuilder, reads
 from edge.contract.errors import ConversionError
 
 # What comes out of these does not change with small changes of what goes in.
@@ -94,6 +94,6 @@ def _active(nodes: Sequence[onnx.NodeProto], parameters: Sequence[str]) -> froze
     """Values that change smoothly with a parameter. Shapes that are computed from such a value do not."""
     active = set(parameters)
     for node in nodes:
-        if node.op_type not in _FLAT and any(name in active for name in node.input):
+        if node.op_type not in _FLAT and any(name in active for name in reads(node)):
             active.update(node.output)
     return frozenset(active)

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
+from converter.graph import reads
 from converter.quantization.layers import consumers
 
 _BLOCK = 16
@@ -63,14 +64,16 @@ class _Aligner:
                 self._pad(node, sizes)
 
     def _group(self, node: onnx.NodeProto) -> None:
-        values = [name for name in [*node.input, *node.output] if name and name not in self._weights]
+        values = [name for name in [*reads(node), *node.output] if name and name not in self._weights]
         if node.op_type == "Conv" and self._is_plain(node):
             weight = self._weights[node.input[1]]
             if _groups(node) == 1:
                 self._state(node.output[0], weight.dims[0])
             else:
                 self._join(node.input[0], node.output[0])
-        elif node.op_type in _ONE_INPUT or (node.op_type in _TWO_INPUTS and not set(node.input) & set(self._weights)):
+        elif (node.op_type in _ONE_INPUT and len(node.output) == 1) or (
+            node.op_type in _TWO_INPUTS and not set(node.input) & set(self._weights)
+        ):
             for name in values[1:]:
                 self._join(values[0], name)
         else:
@@ -79,6 +82,8 @@ class _Aligner:
     def _is_plain(self, node: onnx.NodeProto) -> bool:
         """Whether it is dense or depthwise, and its weights are constants that nobody else reads."""
         if any(name and (name not in self._weights or self._uses[name] > 1) for name in node.input[1:]):
+            return False
+        if node.input[0] in self._weights:
             return False
         dims = self._weights[node.input[1]].dims
         return _groups(node) in (1, dims[0]) and (_groups(node) == 1 or dims[1] == 1)

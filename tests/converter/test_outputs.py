@@ -15,6 +15,7 @@ import torch
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from converter.quantization.layers import running_in_int8
 from edge.contract.bundle import Bundle
 from tests.converter.command import CONFIG, ROOT, environment, refused, run
 from tests.converter.models import cnn, rng, save
@@ -132,6 +133,7 @@ def test_a_single_onnx_file_needs_nothing_but_onnxruntime(made: Path) -> None:
     assert [i.name for i in session.get_inputs()] == ["input"]
     assert [o.name for o in session.get_outputs()] == ["output"]
     np.testing.assert_allclose(session.run(None, {"input": samples()})[0], expected(samples()), atol=0.1)
+    assert running_in_int8(onnx.load(made / "cnn.onnx")) == (3, 3)  # the last layer, too: nothing can learn here
 
 
 def test_a_single_torchscript_file_needs_nothing_but_torch(made: Path) -> None:

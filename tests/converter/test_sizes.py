@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from onnx import TensorProto, helper
 from torch import nn
 
 from converter.canonical import canonical
@@ -62,3 +63,37 @@ def test_a_transformer_loses_a_third_of_its_operators() -> None:
         exported = export(nn.TransformerEncoderLayer(6, 2, 8, batch_first=True).eval(), (4, 6))
     before = sum(node.op_type != "Constant" for node in exported.graph.node)
     assert len(canonical(exported).graph.node) < 0.67 * before
+
+
+def test_a_size_that_a_branch_reads_is_still_there() -> None:
+    """The bodies of If and Loop read values of the graph around them."""
+    f, i = TensorProto.FLOAT, TensorProto.INT64
+    bodies = [
+        helper.make_graph(
+            [helper.make_node("Reshape", ["x", "shape"], [name])],
+            name,
+            [],
+            [helper.make_tensor_value_info(name, f, None)],
+        )
+        for name in ("yes", "no")
+    ]
+    nodes = [
+        helper.make_node("Shape", ["x"], ["all"], start=1),
+        helper.make_node("Concat", ["rest", "all"], ["shape"], axis=0),
+        helper.make_node("If", ["flag"], ["y"], then_branch=bodies[0], else_branch=bodies[1]),
+    ]
+    infos = [helper.make_tensor_value_info("x", f, ["batch", 4]), helper.make_tensor_value_info("flag", 9, [])]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        infos,
+        [helper.make_tensor_value_info("y", f, ["batch", 4])],
+        [helper.make_tensor("rest", i, [1], [-1])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    found = canonical(model)
+    onnx.checker.check_model(found)
+    assert not any(node.op_type in ("Shape", "Concat") for node in found.graph.node)
+    x = rng().normal(size=(3, 4)).astype(np.float32)
+    (output,) = onnx_program(found, "the test")({"x": x, "flag": np.array(True)}).values()
+    np.testing.assert_array_equal(output, x)

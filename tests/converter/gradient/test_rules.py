@@ -678,3 +678,26 @@ def test_refuses_a_matrix_product_with_a_vector() -> None:
     model = graph_of([helper.make_node("MatMul", ["x", "w"], ["y"])], feeds, (2,))
     with pytest.raises(ConversionError, match="one-dimensional"):
         differentiate(model.graph.node, infer_shapes(model), "y", "dy", ["w"], GraphBuilder("grad.", np.float64))
+
+
+def test_refuses_a_parameter_that_is_read_inside_a_branch() -> None:
+    """Its gradient would be left out without a word."""
+    info = helper.make_tensor_value_info
+    bodies = [
+        helper.make_graph(
+            [helper.make_node("Mul", ["h", "w"], [name])], name, [], [info(name, TensorProto.DOUBLE, [2, 2])]
+        )
+        for name in ("yes", "no")
+    ]
+    nodes = [
+        helper.make_node("Mul", ["x", "w"], ["h"]),
+        helper.make_node("If", ["flag"], ["b"], then_branch=bodies[0], else_branch=bodies[1]),
+        helper.make_node("Add", ["b", "h"], ["y"]),
+    ]
+    feeds = {"x": np.ones((2, 2)), "w": np.ones((2, 2))}
+    infos = [tensor_info(name, array.shape, np.float64) for name, array in feeds.items()]
+    model = make_model(
+        "g", nodes, [*infos, info("flag", TensorProto.BOOL, [])], [tensor_info("y", (2, 2), np.float64)], []
+    )
+    with pytest.raises(UnsupportedOperatorError, match="If"):
+        differentiate(model.graph.node, infer_shapes(model), "y", "dy", ["w"], GraphBuilder("grad.", np.float64))
