@@ -4,9 +4,9 @@
 
 Digits turned by 90 degrees, frozen upright backbone (the network of examples/01_digits_fleet, trained and quantized).
 Each device gets labels for some classes only, every streamed sample goes to one device, and the accuracy is over all
-classes on digits that nobody was given. All learners and merges are the product's own; the baseline is FedAvg (the last
-round of ten, three learning rates tried, the best kept). Also printed: what the shrinkage changes, 30 % of the devices
-lost, and the head learned in one place from all samples as the ceiling.
+classes on digits that nobody was given. All learners and merges are the product's own. Of averaged heads it is the last
+round of ten, for plain SGD with the best of three learning rates. "In trouble": 10 % of the devices, chosen at random,
+send garbage and 30 % are lost. The ceiling is the head learned in one place from all samples.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,31 +25,103 @@ from converter.pipeline import convert
 from converter.plan import ConversionPlan
 from edge.contract import manifest as m
 from edge.contract.bundle import Bundle
+from edge.contract.errors import LearningError
 from edge.contract.profile import load_profile
+from edge.contract.training import Parameters
+from edge.inference.numpy_trainer import NumpyTrainer
 from edge.inference.onnx_session import OnnxSession
-from edge.inference.onnx_trainer import OnnxTrainer
 from edge.learning.closed_form import PRIOR_SAMPLES
 from edge.learning.merge import Delta, head_of, merge_statistics, weighted_mean
+from edge.learning.robust import (
+    clipped_to_median_norm,
+    coordinate_median,
+    krum,
+    merge_plausible_statistics,
+    trimmed_mean,
+)
 from edge.learning.sgd import SgdLearner
-from edge.learning.statistics import HeadStatistics, solve
+from edge.learning.statistics import HeadStatistics
+from edge.learning.task import Task
+from edge.learning.whitening import Whitening
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples" / "01_digits_fleet"))
 import model as digits
 
 Features = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
-ROUNDS, RATES = 10, (0.3, 1.0, 3.0)  # times the bundle's own learning rate
+Part = npt.NDArray[np.int64]
+Rule = Callable[[Parameters, list[Delta]], Parameters]
+Generator = np.random.Generator
+N_CLASSES, ROUNDS, RATES = 10, 10, (0.3, 1.0, 3.0)  # rates: times the bundle's own
 
 
-def share(labels: Labels, devices: int, classes_each: int, rng: np.random.Generator) -> list[npt.NDArray[np.int64]]:
+def share(labels: Labels, devices: int, classes_each: int, rng: Generator) -> list[Part]:
     """Indices of each device's samples: each sample goes to one of the devices that have its class."""
-    owned = [{int(c) % 10 for c in range(i * classes_each, (i + 1) * classes_each)} for i in range(devices)]
-    owners = [[i for i, classes in enumerate(owned) if label in classes] for label in range(10)]
+    owned = [{c % N_CLASSES for c in range(i * classes_each, (i + 1) * classes_each)} for i in range(devices)]
+    owners = [[i for i, classes in enumerate(owned) if label in classes] for label in range(N_CLASSES)]
     owner = np.array([rng.choice(owners[label]) if owners[label] else -1 for label in labels])
     return [np.flatnonzero(owner == i) for i in range(devices)]
 
 
-class Task:
+def of(x: Features, y: Labels) -> HeadStatistics:
+    """As a device sends them: float32."""
+    sent = HeadStatistics.of(x, y, N_CLASSES).to_tensors()
+    return HeadStatistics.from_tensors(sent, x.shape[1], N_CLASSES)
+
+
+def random_matrices(x: Features, y: Labels, rng: Generator) -> HeadStatistics:
+    """Noise of the right size, with the right counts."""
+    honest = of(x, y)
+    gram = rng.normal(size=honest.gram.shape) * np.abs(honest.gram).mean()
+    moment = rng.normal(size=honest.moment.shape) * np.abs(honest.moment).mean()
+    gram = gram + gram.T
+    gram[np.diag_indices_from(gram)] = np.abs(np.diag(gram))
+    gram[-1, -1], moment[-1] = len(y), honest.class_counts
+    return HeadStatistics(gram, moment)
+
+
+def moments_flipped(x: Features, y: Labels, rng: Generator) -> HeadStatistics:
+    """The other sign, but for the counts."""
+    del rng
+    honest = of(x, y)
+    return HeadStatistics(honest.gram, np.concatenate([-honest.moment[:-1], honest.moment[-1:]]))
+
+
+def noise(x: Features, rng: Generator) -> Features:
+    """Of the same size as the features."""
+    return (np.abs(rng.normal(size=x.shape)) * np.sqrt(np.square(x).mean())).astype(np.float32)
+
+
+def permuted(y: Labels, rng: Generator) -> Labels:
+    """Every class of the device takes another class's name."""
+    while True:
+        names = rng.permutation(N_CLASSES)
+        if (names[y] != y).all():
+            return names[y]
+
+
+def swapped(y: Labels) -> Labels:
+    """The classes of the device take each other's names."""
+    own, index = np.unique(y, return_inverse=True)
+    return np.roll(own, 1)[index]
+
+
+GARBAGE: dict[str, Callable[[Features, Labels, Generator], HeadStatistics]] = {
+    "random matrices": random_matrices,
+    "features times 1000": lambda x, y, _: of(x * 1000, y),
+    "sums times 1000": lambda x, y, _: of(x, y).scaled_to(1000.0 * len(y)),
+    "moments flipped": moments_flipped,
+    "features flipped": lambda x, y, _: of(-x, y),
+    "features of noise": lambda x, y, rng: of(noise(x, rng), y),
+    "features of zeros": lambda x, y, _: of(0 * x, y),
+    "no samples": lambda x, _y, _: HeadStatistics.empty(x.shape[1], N_CLASSES),
+    "classes permuted": lambda x, y, rng: of(x, permuted(y, rng)),
+    "classes swapped": lambda x, y, _: of(x, swapped(y)),
+    "labels shuffled": lambda x, y, rng: of(x, rng.permutation(y)),
+}
+
+
+class Digits:
     """One seed: a bundle, and features of turned digits."""
 
     def __init__(self, seed: int, folder: Path) -> None:
@@ -58,49 +132,76 @@ class Task:
         self.bundle = Bundle.open(path)
         self.session = OnnxSession(self.bundle)
         data = digits.load_digits_split()
-        self.x, self.y = self.session.features(digits.turned(data.stream_x)), data.stream_y
-        self.test_x, self.test_y = self.session.features(digits.turned(data.test_x)), data.test_y
-        shipped = HeadStatistics.from_tensors(self.bundle.tensors(m.STATISTICS), self.x.shape[1], 10)
-        self.prior = shipped.scaled_to(PRIOR_SAMPLES)
+        self.x, self.y = self._features(digits.turned(data.stream_x)), data.stream_y
+        self.test_x, self.test_y = self._features(digits.turned(data.test_x)), data.test_y
+        assert self.bundle.manifest.head is not None
+        assert self.bundle.manifest.head.linear is not None
+        self.head, self.linear = self.bundle.manifest.head, self.bundle.manifest.head.linear
+        self.shipped = HeadStatistics.from_tensors(self.bundle.tensors(m.STATISTICS), self.x.shape[1], N_CLASSES)
+        self.prior = self.shipped.scaled_to(PRIOR_SAMPLES)
 
-    def accuracy(self, parameters: dict[str, Features]) -> float:
+    def _features(self, images: Features) -> Features:
+        name = self.bundle.manifest.inputs[0].name
+        features, _ = self.session.predict({name: images}, self.bundle.head_parameters())
+        return features
+
+    def accuracy(self, parameters: Parameters) -> float:
         """Of a head on the test digits."""
         return float((self.session.logits(self.test_x, parameters).argmax(axis=1) == self.test_y).mean())
 
-    def statistics(self, parts: list[npt.NDArray[np.int64]]) -> HeadStatistics:
-        """The sum over devices, each sent as a device sends it (float32)."""
-        sent = (HeadStatistics.of(self.x[part], self.y[part], 10).to_tensors() for part in parts if len(part))
-        return merge_statistics(self.prior, (HeadStatistics.from_tensors(t, self.x.shape[1], 10) for t in sent))
+    def of_statistics(self, statistics: HeadStatistics) -> float:
+        """Accuracy of the head that they determine."""
+        return self.accuracy(head_of(statistics, self.linear))
 
-    def summed(self, parts: list[npt.NDArray[np.int64]]) -> float:
+    def summed(self, parts: Iterable[Part]) -> float:
         """One exchange of statistics."""
-        linear = self.bundle.manifest.head.linear
-        assert linear is not None
-        return self.accuracy(head_of(self.statistics(parts), linear))
+        sent = (of(self.x[part], self.y[part]) for part in parts if len(part))
+        return self.of_statistics(merge_statistics(self.prior, sent))
 
-    def shrunk(self, parts: list[npt.NDArray[np.int64]], shrinkage: float) -> float:
-        """The same with another shrinkage."""
-        weights, biases = solve(self.statistics(parts), shrinkage)
-        return float(((self.test_x @ weights.T + biases).argmax(axis=1) == self.test_y).mean())
+    def in_trouble(self, parts: Sequence[Part], bad: set[int], kind: str, rng: Generator) -> tuple[float, float]:
+        """One exchange with garbage from some devices: with and without refusing what is implausible."""
+        sent = []
+        for i, part in enumerate(parts):
+            x, y = self.x[part], self.y[part]
+            sent.append(GARBAGE[kind](x, y, rng) if i in bad else of(x, y))
+        screened, _ = merge_plausible_statistics(self.prior, sent)
+        try:
+            plain = self.of_statistics(merge_statistics(self.prior, sent))
+        except LearningError:  # no head can be solved from this sum
+            plain = 0.0
+        return self.of_statistics(screened), plain
 
-    def averaged(self, parts: list[npt.NDArray[np.int64]], rate: float) -> float:
-        """Ten rounds of FedAvg of SGD heads with replay."""
-        head = self.bundle.head_parameters()
+    def averaged(
+        self, parts: Sequence[Part], rule: Rule, rate: float | None = None, bad: set[int] = frozenset()
+    ) -> float:
+        """Ten rounds of SGD with replay on each device; whitened where no rate is given.
+
+        Bad devices send the opposite of what they learned, ten times as long.
+        """
+        current = self.bundle.head_parameters()
+        whitening = Whitening(self.shipped, self.linear) if rate is None else None
         for _ in range(ROUNDS):
             deltas = []
             for i, part in enumerate(parts):
                 if len(part) == 0:
                     continue
-                trainer = OnnxTrainer(self.bundle.read(m.HEAD_TRAIN), self.bundle.manifest.head.features.name, head)
-                learning_rate = rate * self.bundle.manifest.head.learning_rate
                 learner = SgdLearner(
-                    trainer, self.bundle.manifest.head.features.sample_shape, 10, learning_rate, seed=i
+                    NumpyTrainer(self.head.training, self.linear, current),
+                    self.head.features.sample_shape,
+                    Task(self.head.training, N_CLASSES),
+                    (rate or 1.0) * self.head.learning_rate,
+                    seed=i,
+                    head=self.linear,
+                    whitening=whitening,
                 )
                 learner.learn_many(self.x[part], self.y[part])
-                change = learner.contribution()
+                # Not `contribution`: a whitened head starts with less confidence, and that is not what was learned.
+                live = learner.parameters()
+                factor = np.float32(-10.0 if i in bad else 1.0)
+                change = {name: factor * (live[name] - current[name]) for name in current}
                 deltas.append(Delta(change=change, n_samples=len(part)))
-            head = weighted_mean(head, deltas)
-        return self.accuracy(head)
+            current = rule(current, deltas)
+        return self.accuracy(current)
 
 
 def main() -> int:
@@ -109,6 +210,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=3)
     seeds = parser.parse_args().seeds
     splits = {"3 devices, 4 classes each": (3, 4), "30 devices, 2 classes each": (30, 2)}
+    many = list(splits)[1]
     rows: dict[str, dict[str, list[float]]] = {}
 
     def note(row: str, column: str, value: float) -> None:
@@ -116,24 +218,52 @@ def main() -> int:
 
     with tempfile.TemporaryDirectory() as name:
         for seed in range(seeds):
-            task = Task(seed, Path(name))
+            task = Digits(seed, Path(name))
             for column, (devices, classes) in splits.items():
                 rng = np.random.default_rng(seed)
                 parts = share(task.y, devices, classes, rng)
                 note("shipped head, no learning", column, task.accuracy(task.bundle.head_parameters()))
-                best = max(task.averaged(parts, rate) for rate in RATES)
+                best = max(task.averaged(parts, weighted_mean, rate) for rate in RATES)
                 note(f"FedAvg of SGD heads, {ROUNDS} rounds, best rate", column, best)
+                note("FedAvg of whitened SGD heads", column, task.averaged(parts, weighted_mean))
                 note("sum of statistics, one exchange", column, task.summed(parts))
-                kept = [part for part in parts if rng.random() > 0.3]
-                note("  the same, 30 % of the devices lost", column, task.summed(kept))
-                note("  the ceiling: all samples in one place", column, task.summed([np.arange(len(task.y))]))
-                for shrinkage in (0.005, 0.05, 0.2):
-                    note(f"  shrinkage {shrinkage} instead of 0.02", column, task.shrunk(parts, shrinkage))
+                note("the ceiling: all samples in one place", column, task.summed([np.arange(len(task.y))]))
+                if column != many:
+                    continue
+                garbage = set(rng.permutation(devices)[: devices // 10].tolist())
+                here = sorted(rng.permutation(devices)[: devices - 3 * devices // 10].tolist())
+                kept = [parts[i] for i in here]
+                bad = {k for k, i in enumerate(here) if i in garbage}
+                note("30 % lost: sum of statistics", column, task.summed(kept))
+                for kind in GARBAGE:
+                    screened, plain = task.in_trouble(kept, bad, kind, rng)
+                    note(f"in trouble, {kind}: screened sum", column, screened)
+                    note("  the same, all summed", column + kind, plain)
+                rules: dict[str, Rule] = {
+                    "FedAvg": weighted_mean,
+                    "shortened to the median norm": lambda base, d: weighted_mean(
+                        base, clipped_to_median_norm(base, d)
+                    ),
+                    "median": coordinate_median,
+                    "trimmed mean": partial(trimmed_mean, n_garbage=3),
+                    "Krum": partial(krum, n_garbage=3),
+                    "multi-Krum of 12": partial(krum, n_garbage=3, n_chosen=12),
+                }
+                for rule_name, rule in rules.items():
+                    note(f"in trouble, whitened SGD: {rule_name}", column, task.averaged(kept, rule, bad=bad))
     print(f"\naccuracy over all classes, turned digits, mean (least) of {seeds} seeds")
-    print(f"{'merge':<45}" + "".join(f"{column:>30}" for column in splits))
+    print(f"{'merge':<58}" + "".join(f"{column:>30}" for column in splits))
+
+    def cell(values: list[float] | None) -> str:
+        return "" if values is None else f"{np.mean(values):.3f} ({min(values):.3f})"
+
     for row, columns in rows.items():
-        cells = (f"{np.mean(columns[column]):.3f} ({min(columns[column]):.3f})" for column in splits)
-        print(f"{row:<45}" + "".join(f"{cell:>30}" for cell in cells))
+        if row.startswith("  "):
+            continue
+        print(f"{row:<58}" + "".join(f"{cell(columns.get(column)):>30}" for column in splits))
+    print("\nin trouble, without screening:")
+    for key, values in rows["  the same, all summed"].items():
+        print(f"{key.removeprefix(many):<58}{'':>30}{cell(values):>30}")
     return 0
 
 

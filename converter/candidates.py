@@ -127,6 +127,7 @@ def build(problem: Problem, name: str, scheme: str, backbone: onnx.ModelProto, *
     if (
         parts.head is not None
         and parts.head.linear is not None
+        and parts.head.is_linear
         and problem.calibration is not None
         and scheme != "none"
     ):

@@ -17,6 +17,7 @@ import click
 from converter.plan import CALIBRATION_METHODS, FORMATS, QUANTIZE, ConversionPlan, InputOption
 from edge import __version__
 from edge.contract.errors import ConfigError, run_to_exit
+from edge.contract.recipe import LOSSES, OPTIMIZERS, TrainingRecipe
 from edge.contract.tensorspec import BATCH, DTYPES
 
 if TYPE_CHECKING:
@@ -124,6 +125,17 @@ def _beside(context: click.Context, _parameter: click.Parameter, model: Path) ->
     help="Part of the graph: image:mean=..,std=..,size=HxW of the raw image; audio:..; affine:..",
 )
 @click.option("--trainable", default="auto", help="What stays trainable: last:K, names with wildcards, none, or auto.")
+@click.option(
+    "--loss", default="auto", type=click.Choice(("auto", *LOSSES)), help="Of the head; auto: what fits the data."
+)
+@click.option("--optimizer", default="sgd", type=click.Choice(OPTIMIZERS), help="Of the head's training step.")
+@click.option("--momentum", default=0.9, type=click.FloatRange(0, 1, max_open=True), help="Of momentum and nesterov.")
+@click.option("--weight-decay", default=0.0, type=click.FloatRange(0), help="Of the head.")
+@click.option("--proximal", default=0.0, type=click.FloatRange(0), help="FedProx's pull toward the head last merged.")
+@click.option("--clip-norm", default=0.0, type=click.FloatRange(0), help="Largest norm of the head's gradient; 0: any.")
+@click.option(
+    "--huber-delta", default=1.0, type=click.FloatRange(0, min_open=True), help="Error where huber is linear."
+)
 @click.option("--target", default="generic-x86_64", is_eager=True, callback=_list_targets,
               help="Device profile: a shipped name or a .toml file; 'list' shows them.")  # fmt: skip
 @click.option("--quantize", default="auto", type=click.Choice(QUANTIZE), help="Of the frozen layers.")
@@ -159,6 +171,13 @@ def convert_command(
     class_names: str | None,
     preprocess: str | None,
     trainable: str,
+    loss: str,
+    optimizer: str,
+    momentum: float,
+    weight_decay: float,
+    proximal: float,
+    clip_norm: float,
+    huber_delta: float,
     target: str,
     quantize: str,
     calibration_method: str | None,
@@ -201,6 +220,15 @@ def convert_command(
         class_names=tuple(name.strip() for name in class_names.split(",")) if class_names else None,
         preprocess=preprocess,
         trainable=trainable,
+        loss=loss,
+        training=TrainingRecipe(
+            optimizer=optimizer,
+            momentum=momentum,
+            weight_decay=weight_decay,
+            proximal=proximal,
+            clip_norm=clip_norm,
+            huber_delta=huber_delta,
+        ),
         quantize=quantize,
         calibration_method=calibration_method,
         calibration=calibration,

@@ -63,25 +63,24 @@ def correct_for_quantization(
 
 
 def training_statistics(
-    batches: Iterable[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]], n_classes: int
+    batches: Iterable[tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]],
 ) -> tuple[dict[str, npt.NDArray[np.float32]], int]:
-    """Mean Gram matrix and moment of labelled features, as `edge.learning.statistics` reads them.
+    """Mean Gram matrix and moment of what a linear layer takes, as `edge.learning.statistics` reads them.
 
     With ``x~ = [x, 1]``: ``gram`` is the upper triangle of ``E[x~ x~ᵀ]`` and ``moment`` is ``E[x~ yᵀ]``
-    ``(d + 1, n_classes)`` for one-hot y; both of the shipped, quantized features.
+    ``(d + 1, n_outputs)``; both of the shipped, quantized features.
 
     Args:
-        batches: Features ``(n, d)`` and labels ``(n,)``; summed as they come.
-        n_classes: Number of classes.
+        batches: Inputs ``(n, d)`` and targets ``(n, n_outputs)``, one-hot for classes; summed as they come.
 
     Returns:
         The statistics, and the number of samples behind them.
     """
     gram, moment, count = np.zeros(()), np.zeros(()), 0
-    for features, labels in batches:
+    for features, targets in batches:
         extended = np.concatenate([features, np.ones((len(features), 1))], axis=1, dtype=np.float64)
         gram = gram + extended.T @ extended
-        moment = moment + extended.T @ np.eye(n_classes)[labels]
+        moment = moment + extended.T @ targets
         count += len(features)
     rows, columns = np.triu_indices(len(gram))
     statistics = {"gram": (gram / count)[rows, columns], "moment": moment / count}

@@ -22,6 +22,13 @@ _PARAMETERS = {
     "class-names": "class_names",
     "preprocess": "preprocess",
     "trainable": "trainable",
+    "loss": "loss",
+    "optimizer": "optimizer",
+    "momentum": "momentum",
+    "weight-decay": "weight_decay",
+    "proximal": "proximal",
+    "clip-norm": "clip_norm",
+    "huber-delta": "huber_delta",
     "target": "target",
     "quantize": "quantize",
     "calibration-method": "calibration_method",
@@ -54,6 +61,13 @@ _TEMPLATE = """\
 # preprocess = "image:mean=0.485|0.456|0.406,std=0.229|0.224|0.225,size=480x640"  # of the raw image
 
 # trainable = "last:1"                 # last:K, names with wildcards, none, or auto
+# loss = "auto"                        # auto, cross-entropy, binary-cross-entropy, mean-squared-error, huber
+# optimizer = "sgd"                    # sgd, momentum, nesterov, adam, adamw: the head's training step
+# momentum = 0.9
+# weight-decay = 0.0
+# proximal = 0.0                       # FedProx's pull toward the head last merged
+# clip-norm = 0.0                      # largest norm of the head's gradient, 0 for any
+# huber-delta = 1.0
 # target = "raspberry-pi-4"            # edge-convert --target list
 # quantize = "auto"                    # auto, int8, dynamic, fp16, int4, none
 # calibration-method = "percentile"    # minmax, percentile, entropy, mse; best of all when not given

@@ -17,7 +17,7 @@ from converter.measure import Evaluation
 from converter.original import Original
 from converter.plan import ConversionPlan
 from converter.program import onnx_program
-from converter.split import Head, SplitModel
+from converter.split import Head, SplitModel, with_layer_input
 from converter.tensors import select
 from converter.verify import MIN_FLOAT_SQNR_DB, check_bundle
 from edge import __version__
@@ -26,6 +26,7 @@ from edge.contract import strictjson
 from edge.contract.bundle import members_of
 from edge.contract.errors import ConversionError
 from edge.contract.manifest import HeadSpec, Manifest, ParameterSpec
+from edge.contract.recipe import TrainingRecipe
 
 _GOLDEN_SAMPLES = 16
 _GOLDEN_BYTES = 1 << 19
@@ -45,6 +46,8 @@ class Parts:
         training: The training step of the head, None without a head.
         chosen: What to ship.
         class_names: One for each logit; empty when nothing classifies.
+        recipe: What the training step minimizes, and how.
+        head_torchscript: The head as TorchScript, None when there is none.
         torchscript: The whole float model, None when there is none.
     """
 
@@ -54,6 +57,8 @@ class Parts:
     training: onnx.ModelProto | None
     chosen: Candidate
     class_names: tuple[str, ...]
+    recipe: TrainingRecipe
+    head_torchscript: bytes | None
     torchscript: bytes | None
 
 
@@ -69,18 +74,23 @@ class Packed:
 def learning_data(parts: Parts) -> tuple[dict[str, npt.NDArray[np.float32]], int] | None:
     """Statistics of all labelled calibration data for devices to start learning from, and how many samples; or None."""
     head, stream, calibration = parts.parts.head, parts.original.stream, parts.original.calibration
-    if head is None or head.linear is None or len(head.features.shape) != 2 or stream is None or calibration is None:
+    if head is None or head.linear is None or stream is None or calibration is None or calibration.y is None:
         return None
-    if calibration.y is None or calibration.y.dtype.kind not in "iu":
+    if (calibration.y.dtype.kind in "iu") != parts.recipe.is_classifier:
         return None
-    program = onnx_program(parts.chosen.model, "the model", head.parameters)
+    linear = head.linear
+    program = onnx_program(parts.chosen.model, "the model", parts.chosen.parameters)
+    layers = onnx_program(with_layer_input(head), "the head", parts.chosen.parameters)
 
-    def labelled() -> Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]:
+    def labelled() -> Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]]:
         for batch in stream.batches(64):
             assert batch.y is not None
-            yield program(batch.x)[head.features.name], batch.y
+            features = program(batch.x)[head.features.name]
+            inputs = features if head.is_linear else layers({head.features.name: features})[linear.input]
+            targets = np.eye(head.n_outputs)[batch.y] if parts.recipe.is_classifier else batch.y.astype(np.float64)
+            yield inputs, targets.reshape(len(inputs), head.n_outputs)
 
-    return training_statistics(labelled(), len(parts.class_names))
+    return training_statistics(labelled())
 
 
 def pack(
@@ -114,10 +124,12 @@ def pack(
     if head is not None:
         assert parts.training is not None
         blobs |= {
-            m.HEAD_INFER: head.graph.SerializeToString(deterministic=True),
+            m.HEAD_INFER: with_layer_input(head).SerializeToString(deterministic=True),
             m.HEAD_TRAIN: parts.training.SerializeToString(deterministic=True),
             m.HEAD_PARAMETERS: _tensors(chosen.parameters),
         }
+        if parts.head_torchscript is not None:
+            blobs[m.HEAD_TORCHSCRIPT] = parts.head_torchscript
     if statistics is not None:
         blobs[m.STATISTICS] = _tensors(statistics)
     if parts.torchscript is not None:
@@ -163,6 +175,7 @@ def _head_spec(parts: Parts, head: Head, plan: ConversionPlan) -> HeadSpec:
         linear=head.linear,
         learning_rate=stable_learning_rate(features_of(parts.chosen.backbone, head, few, parts.original.inputs)),
         trainable="last:1" if plan.trainable == "auto" else plan.trainable,
+        training=parts.recipe,
     )
 
 

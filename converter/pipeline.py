@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -35,8 +35,10 @@ from converter.search import MIN_RANDOM_SQNR_DB, Found, Search
 from converter.source import Samples
 from converter.split import SplitModel, choose_trainable, split, trainable_groups, whole
 from converter.tensors import batch_size, select
+from converter.torch_head import torch_head
 from converter.verify import Check, check_float, check_free_axes, first_diverging_layer, torchscript_of
 from edge.contract.errors import BundleError, ConfigError, ConversionError, LearningError
+from edge.contract.recipe import BINARY_CROSS_ENTROPY, CROSS_ENTROPY, MEAN_SQUARED_ERROR, TrainingRecipe
 from edge.inference.onnx_benchmark import Benchmark
 from edge.inference.onnx_trainer import OnnxTrainer
 
@@ -60,6 +62,7 @@ class Trainable:
     """The split model and the training step of its head."""
 
     parts: SplitModel
+    recipe: TrainingRecipe
     training: onnx.ModelProto | None
     note: str | None
 
@@ -112,7 +115,7 @@ def convert(plan: ConversionPlan, tell: Stage = lambda _: None, password: bytes 
         stage("splitting and differentiating")
         trainable = _trainable(original, exported, plan)
         evaluation = _with_head(evaluation, trainable, original)
-        class_names = _class_names(original, evaluation, plan)
+        class_names = _class_names(original, evaluation, trainable, plan)
 
         problem = Problem(
             parts=trainable.parts,
@@ -135,6 +138,8 @@ def convert(plan: ConversionPlan, tell: Stage = lambda _: None, password: bytes 
         training=trainable.training,
         chosen=found.chosen,
         class_names=class_names,
+        recipe=trainable.recipe,
+        head_torchscript=_head_torchscript(trainable, plan),
         torchscript=torchscript,
     )
     learned = learning_data(parts)
@@ -189,43 +194,76 @@ def _export(original: Original) -> tuple[Exported, Original, Evaluation, Check]:
 def _trainable(original: Original, exported: Exported, plan: ConversionPlan) -> Trainable:
     """After this the model is cut where its trainable layers begin, and the head has a training step that runs."""
     # A single ONNX file holds no training step: then all of it is quantized.
+    recipe = _recipe(original, plan)
     if plan.trainable == "none" or (plan.trainable == "auto" and plan.format == "onnx"):
-        return Trainable(parts=whole(exported.model), training=None, note=None)
+        return Trainable(parts=whole(exported.model), recipe=recipe, training=None, note=None)
     module = original.source.model
     named = [] if isinstance(module, onnx.ModelProto) else [name for name, _ in module.named_parameters()]
     groups = trainable_groups(exported.model, named)
-    y = original.samples.y
     try:
-        if y is not None and y.dtype.kind == "f":
-            raise ConversionError("the data have float targets; a head learns classes")
         if not groups:
             raise ConversionError("the model has no layer with parameters")
         rule = "last:1" if plan.trainable == "auto" else plan.trainable
         parts = split(exported.model, choose_trainable(groups, rule))
-        training = _training_graph(parts, original, exported.model, groups, rule)
+        _check_targets(parts, original, recipe)
+        training = _training_graph(parts, original, exported.model, groups, rule, recipe)
     except ConversionError as exc:
         if plan.trainable != "auto":
             raise
-        return Trainable(parts=whole(exported.model), training=None, note=f"nothing stays trainable: {exc}")
-    return Trainable(parts=parts, training=training, note=None)
+        note = f"nothing stays trainable: {exc}"
+        return Trainable(parts=whole(exported.model), recipe=recipe, training=None, note=note)
+    return Trainable(parts=parts, recipe=recipe, training=training, note=None)
+
+
+def _recipe(original: Original, plan: ConversionPlan) -> TrainingRecipe:
+    """The training step that was asked for, with a loss that fits the data where none was named."""
+    y = original.samples.y
+    is_quantity = y is not None and y.dtype.kind == "f"
+    if plan.loss != "auto":
+        recipe = replace(plan.training, loss=plan.loss)
+        if y is not None and is_quantity == recipe.is_classifier:
+            found = "float targets" if is_quantity else "class numbers"
+            raise ConfigError(f"--loss {plan.loss} does not fit the data, whose y are {found}")
+        return recipe
+    if y is None or not is_quantity:
+        return replace(plan.training, loss=CROSS_ENTROPY)
+    is_binary = y.size > 0 and bool(np.isin(y, (0.0, 1.0)).all())
+    return replace(plan.training, loss=BINARY_CROSS_ENTROPY if is_binary else MEAN_SQUARED_ERROR)
+
+
+def _check_targets(parts: SplitModel, original: Original, recipe: TrainingRecipe) -> None:
+    """Raise ConversionError unless float targets are one number for each of the head's outputs."""
+    head, y = parts.head, original.samples.y
+    assert head is not None
+    if y is not None and not recipe.is_classifier and y.size != len(y) * head.n_outputs:
+        raise ConversionError(
+            f"the data have targets of {y.size // max(1, len(y))} numbers, the trainable layers give {head.n_outputs}"
+        )
 
 
 def _training_graph(
-    parts: SplitModel, original: Original, model: onnx.ModelProto, groups: dict[str, list[str]], rule: str
+    parts: SplitModel,
+    original: Original,
+    model: onnx.ModelProto,
+    groups: dict[str, list[str]],
+    rule: str,
+    recipe: TrainingRecipe,
 ) -> onnx.ModelProto:
     """The head's training step, which stock onnxruntime took once on real features."""
     head = parts.head
     assert head is not None
     try:
-        graph = build_training_graph(head.graph, head.features.name, list(head.parameters))
+        graph = build_training_graph(head.graph, head.features.name, list(head.parameters), recipe)
     except UnsupportedOperatorError as exc:
-        raise ConversionError(f"{exc}{_largest_trainable(model, groups, rule)}") from exc
+        raise ConversionError(f"{exc}{_largest_trainable(model, groups, rule, recipe)}") from exc
     few = select(original.samples.x, original.inputs, slice(0, 3))
     features = onnx_program(parts.backbone, "the backbone")(few)[head.features.name]
     n = len(features)
+    targets = np.zeros((n, head.n_outputs), np.float32)
+    targets[:, 0] = 1.0
     try:
         trainer = OnnxTrainer(graph.SerializeToString(), head.features.name, head.parameters)
-        trainer.step(features, np.zeros(n, np.int64), np.ones(n, np.float32), 1e-3)
+        trainer.step(features, targets, np.ones(n, np.float32), 1e-3)
     except (BundleError, LearningError) as exc:
         raise ConversionError(f"the head cannot be trained: {exc}") from exc
     except Exception as exc:  # onnxruntime's exceptions have no common base
@@ -233,14 +271,14 @@ def _training_graph(
     return graph
 
 
-def _largest_trainable(model: onnx.ModelProto, groups: dict[str, list[str]], rule: str) -> str:
+def _largest_trainable(model: onnx.ModelProto, groups: dict[str, list[str]], rule: str, recipe: TrainingRecipe) -> str:
     """The largest smaller head that can be trained, as a sentence."""
     count = int(rule[5:]) if rule.startswith("last:") else len(groups)
     for smaller in (f"last:{k}" for k in range(count - 1, 0, -1)):
         try:
             head = split(model, choose_trainable(groups, smaller)).head
             assert head is not None
-            build_training_graph(head.graph, head.features.name, list(head.parameters))
+            build_training_graph(head.graph, head.features.name, list(head.parameters), recipe)
         except (ConversionError, ConfigError, UnsupportedOperatorError):
             continue
         return f". The largest that works is --trainable {smaller}"
@@ -249,19 +287,25 @@ def _largest_trainable(model: onnx.ModelProto, groups: dict[str, list[str]], rul
 
 def _with_head(evaluation: Evaluation, trainable: Trainable, original: Original) -> Evaluation:
     head = trainable.parts.head
-    if head is None or head.output == evaluation.classes:
+    if head is None or head.output == evaluation.classes or not trainable.recipe.is_classifier:
         return evaluation
     return original.with_classes(evaluation, head.output)
 
 
-def _class_names(original: Original, evaluation: Evaluation, plan: ConversionPlan) -> tuple[str, ...]:
+def _class_names(
+    original: Original, evaluation: Evaluation, trainable: Trainable, plan: ConversionPlan
+) -> tuple[str, ...]:
     """One name for each logit; numbers when nobody gave names."""
     names = original.class_names
-    if evaluation.classes is None:
-        if plan.class_names:
-            raise ConfigError("--class-names: no output of the model has one value for each class")
+    head = trainable.parts.head
+    if evaluation.classes is not None:
+        n_classes = evaluation.reference[evaluation.classes].shape[1]
+    elif head is not None and not trainable.recipe.is_regression:
+        n_classes = head.n_outputs
+    elif plan.class_names:
+        raise ConfigError("--class-names: no output of the model has one value for each class")
+    else:
         return ()
-    n_classes = evaluation.reference[evaluation.classes].shape[1]
     if names is None:
         return tuple(str(i) for i in range(n_classes))
     if len(names) != n_classes:
@@ -276,6 +320,17 @@ def _torchscript(
         return None, []
     archive, check = torchscript_of(original.module, evaluation, scripted=exported.exporter == "scripting")
     return archive, [check]
+
+
+def _head_torchscript(trainable: Trainable, plan: ConversionPlan) -> bytes | None:
+    """The head for the torch executor, None where it has an operator that cannot be said in TorchScript."""
+    head = trainable.parts.head
+    if head is None or not plan.torchscript or plan.format != "edge":
+        return None
+    try:
+        return torch_head(head.graph, head.features.name, list(head.parameters))
+    except ConversionError:
+        return None
 
 
 def _shipped(found: Found, against: str, evaluation: Evaluation, plan: ConversionPlan) -> Check:

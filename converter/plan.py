@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edge.contract.profile import DeviceProfile
+from edge.contract.recipe import TrainingRecipe
 
 QUANTIZE = ("auto", "int8", "dynamic", "fp16", "int4", "none")
 CALIBRATION_METHODS = ("minmax", "percentile", "entropy", "mse")
@@ -46,6 +47,9 @@ class ConversionPlan:
         preprocess: What becomes part of the graph, see `converter.preprocessing`, or None.
         trainable: ``last:K``, names with wildcards separated by commas, ``none``, or ``auto``: ``last:1`` where that
             can be trained, else ``none``.
+        loss: One of `edge.contract.recipe.LOSSES`, or ``auto``: cross-entropy for classes, binary cross-entropy for
+            several yes-or-no targets, mean squared error for quantities.
+        training: How a training step moves the head; its loss counts for nothing where `loss` is ``auto``.
         quantize: One of `QUANTIZE`.
         calibration_method: One of `CALIBRATION_METHODS`, or None to try them.
         calibration: Where samples come from: a path, or ``FILE.py:NAME`` of a callable; or None.
@@ -66,6 +70,8 @@ class ConversionPlan:
     class_names: tuple[str, ...] | None = None
     preprocess: str | None = None
     trainable: str = "auto"
+    loss: str = "auto"
+    training: TrainingRecipe = field(default_factory=TrainingRecipe)
     quantize: str = "auto"
     calibration_method: str | None = None
     calibration: str | None = None

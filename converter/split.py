@@ -19,6 +19,7 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
+from converter.gradient.training_graph import class_layer, free_classes
 from converter.graph import (
     GraphBuilder,
     downstream,
@@ -46,18 +47,26 @@ class Head:
     """The trainable half.
 
     Attributes:
-        graph: The features and the parameters, by name, to the output.
+        graph: The features and the parameters, by name, to the output. Where the last layer is linear, the axis of the
+            outputs is free: a class can be added.
         features: What it takes.
         output: Name of the output that it gives.
+        n_outputs: Its length.
         parameters: float32, in the order in which the graph uses them.
-        linear: Set when it is one linear layer.
+        linear: Set when the last layer is linear.
     """
 
     graph: onnx.ModelProto
     features: TensorSpec
     output: str
+    n_outputs: int
     parameters: dict[str, npt.NDArray[np.float32]]
     linear: LinearHead | None
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether all of it is one linear layer."""
+        return self.linear is not None and self.linear.input == self.features.name
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True)
@@ -202,14 +211,20 @@ def split(model: onnx.ModelProto, trainable: Sequence[str]) -> SplitModel:
         [output],
         [*used_initializers(nodes, [t for t in graph.initializer if t.name not in arrays]), *apart.initializers],
     )
+    n_outputs = shape_of(output)[1]
+    assert isinstance(n_outputs, int)
+    layer = class_layer(head, trainable)
+    if layer is not None:
+        head = free_classes(head, *layer)
     return SplitModel(
         backbone=backbone,
         head=Head(
             graph=head,
             features=spec,
             output=output.name,
+            n_outputs=n_outputs,
             parameters=arrays,
-            linear=_linear(nodes, trainable, features),
+            linear=None if layer is None else _linear(head, *layer),
         ),
         outputs=tuple(info.name for info in graph.output),
     )
@@ -251,23 +266,25 @@ def _take_apart(builder: GraphBuilder, features: str, sizes: dict[str, tuple[int
         start = end
 
 
-def _linear(nodes: Sequence[onnx.NodeProto], trainable: Sequence[str], features: str) -> LinearHead | None:
-    """Whether the head is ``features @ W.T + b``, or that without b, with W and b trainable."""
-    if [node.op_type for node in nodes] == ["Transpose", "MatMul"]:  # as a linear layer without a bias is exported
-        weight, (left, right) = nodes[0].input[0], nodes[1].input
-        is_product = (left, right) == (features, nodes[0].output[0]) and [weight] == list(trainable)
-        return LinearHead(weight=weight, bias=None) if is_product else None
-    if len(nodes) != 1 or nodes[0].op_type != "Gemm":
-        return None
-    node = nodes[0]
+def _linear(head: onnx.ModelProto, weight: str, bias: str | None) -> LinearHead | None:
+    """The last layer ``input @ weight.T + bias``; None if it is scaled or takes something else than ``(batch, n)``."""
+    graph = head.graph
+    node = next(node for node in graph.node if graph.output[0].name in node.output)
     attributes = {item.name: helper.get_attribute_value(item) for item in node.attribute}
     plain = attributes.get("alpha", 1.0) == attributes.get("beta", 1.0) == 1.0
-    if not plain or attributes.get("transA", 0) or not attributes.get("transB", 0) or node.input[0] != features:
+    if node.op_type != "Gemm" or not plain or attributes.get("transA", 0):
         return None
-    bias = node.input[2] if len(node.input) > 2 else None
-    if {node.input[1], bias} - {None} != set(trainable):
-        return None
-    return LinearHead(weight=node.input[1], bias=bias)
+    return LinearHead(weight=weight, bias=bias, input=node.input[0])
+
+
+def with_layer_input(head: Head) -> onnx.ModelProto:
+    """The head with a second output, what its last layer takes, where that is linear and not the whole head."""
+    if head.linear is None or head.is_linear:
+        return head.graph
+    graph = head.graph.graph
+    n_inputs = head.parameters[head.linear.weight].shape[1]
+    outputs = [*graph.output, tensor_info(head.linear.input, (BATCH, n_inputs))]
+    return make_model("head", list(graph.node), list(graph.input), outputs, list(graph.initializer))
 
 
 def joined(backbone: onnx.ModelProto, parts: SplitModel) -> onnx.ModelProto:

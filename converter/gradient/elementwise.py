@@ -80,9 +80,9 @@ def _elu(tape: Tape, node: onnx.NodeProto, dy: str) -> Gradients:
 
 @rule("Relu")
 def _relu(tape: Tape, node: onnx.NodeProto, dy: str) -> Gradients:
-    """The slope at zero is zero, as in torch."""
+    """The slope at zero is zero, as in torch. A product: Where takes onnxruntime several times as long."""
     b = tape.builder
-    return [b.op("Where", b.op("Greater", node.output[0], b.constant(0.0)), dy, b.constant(0.0))]
+    return [b.op("Mul", dy, b.op("CastLike", b.op("Greater", node.output[0], b.constant(0.0)), dy))]
 
 
 RULES["Neg"] = lambda tape, _node, dy: [tape.builder.op("Neg", dy)]

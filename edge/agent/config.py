@@ -18,7 +18,9 @@ class AgentConfig:
         fleet: Fleet id.
         device: Device id; also its MQTT client id.
         profile: What the device can do.
-        learner: ``auto``, ``statistics`` or ``sgd``.
+        learner: One of `edge.contract.choices.LEARNERS`.
+        executor: Of training steps, one of `edge.contract.choices.EXECUTORS`.
+        gate: Whether a learner must prove itself before it is live.
         telemetry_interval_s: Between two telemetry messages.
         sync_interval_s: Least time between two uploads of what was learned.
         probation_s: How long a pushed head or bundle is watched before it counts as active.
@@ -32,6 +34,8 @@ class AgentConfig:
     device: str
     profile: DeviceProfile
     learner: str = "auto"
+    executor: str = "auto"
+    gate: bool = True
     telemetry_interval_s: float = 60.0
     sync_interval_s: float = 600.0
     probation_s: float = 60.0

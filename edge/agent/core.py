@@ -39,7 +39,6 @@ from edge.contract.clock import Now
 from edge.contract.digest import sha256
 from edge.contract.errors import ChannelError, LearningError
 from edge.learning.labels import MAX_ID_LENGTH
-from edge.learning.metrics import log_softmax
 
 UPLOAD_CHUNK_BYTES = 32 * 1024
 # The coordinator may have lost an upload that it acknowledged (its database was restored): say it again now and then.
@@ -70,7 +69,7 @@ class AgentCore:
             max_bytes=config.profile.inference.max_bundle_mb << 20,
         )
         self._budget = LearningBudget(config.profile.learning.budget_ms_per_s)
-        self._pending: deque[tuple[str, int]] = deque()
+        self._pending: deque[tuple[str, Any, float]] = deque()
         self._connected = False
         self._out: list[Publish] = []
         self._upload: Upload | None = None
@@ -80,7 +79,7 @@ class AgentCore:
         self._next_checkpoint_s = math.inf
         self._resync_s = math.inf
         self._next_temperature_s = -math.inf
-        self._too_hot = False
+        self._paused = ""
         self._sequence = 0
         self._cpu: tuple[float, float] | None = None
         self._events: list[tuple[str, str]] = [("warning", text) for text in host.warnings]
@@ -93,8 +92,8 @@ class AgentCore:
         """Answer a local application.
 
         Args:
-            request: ``{"op": "predict", "id": ..., "x": array}``, ``{"op": "label", "id": ..., "y": class}`` or
-                ``{"op": "status"}``.
+            request: ``{"op": "predict", "id": ..., "x": array}``, ``{"op": "label", "id": ..., "y": class}``, perhaps
+                with a ``weight``, ``{"op": "add-class", "name": ...}`` or ``{"op": "status"}``.
             now: The time.
 
         Raises:
@@ -105,9 +104,14 @@ class AgentCore:
             return self._predict(request, now)
         if op == "label":
             return self._label(request, now)
+        if op == "add-class":
+            name = request.get("name")
+            if not isinstance(name, str):
+                raise LearningError("name: expected a text")
+            return {"class": self._host.model.add_class(name)}
         if op == "status":
             return self.status()
-        raise LearningError(f"op {op!r}: expected predict, label or status")
+        raise LearningError(f"op {op!r}: expected predict, label, add-class or status")
 
     def _sample_id(self, request: dict[str, Any]) -> str:
         sample_id = request.get("id")
@@ -134,39 +138,57 @@ class AgentCore:
             self.deployment.roll_back("predictions are not finite")
             return self._predict(request, now)
         model.metrics.inferred((self._stopwatch() - start) * 1e3)
+        found = model.probabilities_of(logits[None])[0]
+        wanted = {"label_wanted": True} if model.wants_label(logits) else {}
+        if model.manifest.head is not None and not model.manifest.head.training.is_classifier:
+            return {"outputs": logits.tolist(), "values": found.tolist(), **wanted}
         best = int(logits.argmax())
-        confidence = float(np.exp(log_softmax(logits)[best]))
-        name = model.manifest.class_names[best]
-        return {"class": best, "name": name, "confidence": round(confidence, 6), "logits": logits.tolist()}
+        confidence = round(float(found[best]), 6)
+        name = model.class_names[best]
+        return {"class": best, "name": name, "confidence": confidence, "logits": logits.tolist(), **wanted}
 
     def _label(self, request: dict[str, Any], now: Now) -> dict[str, Any]:
         sample_id = self._sample_id(request)
-        label = request.get("y")
-        names = self._host.model.manifest.class_names
-        if isinstance(label, str) and label in names:
+        label, weight = request.get("y"), request.get("weight", 1.0)
+        names = self._host.model.class_names
+        if isinstance(label, str):
+            if label not in names:
+                raise LearningError(
+                    f"y: expected a class from 0 to {len(names) - 1} or one of its names, got {label!r:.40}"
+                )
             label = names.index(label)
-        if type(label) is not int or not 0 <= label < len(names):
-            raise LearningError(
-                f"y: expected a class from 0 to {len(names) - 1} or one of its names, got {label!r:.40}"
-            )
+        self._host.model.check_label(label)
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight <= 1:
+            raise LearningError(f"weight: expected a number from 0 to 1, got {weight!r:.40}")
         if self._pending or not self._learning_allowed(now):
             if len(self._pending) >= self._config.profile.learning.label_ring_size:
                 return {"joined": False, "why": "too many labels are waiting for the learning budget"}
-            self._pending.append((sample_id, label))
+            self._pending.append((sample_id, label, weight))
             return {"joined": True, "queued": True}
-        joined = self._learn(sample_id, label, now)
+        joined = self._learn(sample_id, label, weight, now)
         return {"joined": True} if joined else {"joined": False, "why": "no such sample waits for a label"}
 
     def _learning_allowed(self, now: Now) -> bool:
         if now.s >= self._next_temperature_s:
             self._next_temperature_s = now.s + TEMPERATURE_EVERY_S
-            hottest = health.temperature_c()
-            self._too_hot = hottest is not None and hottest > self._config.profile.learning.max_temperature_c
-        return not self._too_hot and self._budget.allows(now.s)
+            self._paused = self._why_paused()
+        return not self._paused and self._budget.allows(now.s)
 
-    def _learn(self, sample_id: str, label: int, now: Now) -> bool:
+    def _why_paused(self) -> str:
+        """What speaks against learning now; empty for nothing."""
+        limits = self._config.profile.learning
+        hottest, battery, load = health.temperature_c(), health.battery_percent(), health.load_per_core()
+        if hottest is not None and hottest > limits.max_temperature_c:
+            return f"{hottest:.0f} °C, at most {limits.max_temperature_c:.0f}"
+        if battery is not None and battery < limits.min_battery_percent:
+            return f"battery at {battery:.0f} %, at least {limits.min_battery_percent:.0f}"
+        if load is not None and load > limits.max_load_per_core:
+            return f"load of {load:.1f} a core, at most {limits.max_load_per_core:.1f}"
+        return ""
+
+    def _learn(self, sample_id: str, label: Any, weight: float, now: Now) -> bool:
         start = self._stopwatch()
-        joined = self._host.model.join_label(sample_id, label, now.s)
+        joined = self._host.model.join_label(sample_id, label, now.s, weight)
         self._budget.spend((self._stopwatch() - start) * 1e3)
         if self._next_checkpoint_s == math.inf and self._host.model.dirty:
             self._next_checkpoint_s = now.s + self._config.profile.learning.checkpoint_interval_s
@@ -181,6 +203,10 @@ class AgentCore:
             "backbone": model.manifest.backbone_digest,
             "head": model.head_digest(),
             "learner": model.learner_kind,
+            "learners": list(model.learners),
+            "leader": model.leader,
+            "classes": list(model.class_names),
+            "paused": self._paused,
             "samples": model.n_samples,
             "release": self._host.slots.record.release,
             "state": str(self.deployment.state),
@@ -299,6 +325,9 @@ class AgentCore:
         warnings = self._host.model.warnings
         self._events += [("warning", text) for text in warnings]
         warnings.clear()
+        happened = self._host.model.events
+        self._events += [(event.kind, event.text) for event in happened]
+        happened.clear()
         del self._events[:-MAX_EVENTS]  # the newest, when there was no broker for long
         if now.s >= self._next_checkpoint_s:
             self._checkpoint(now)

@@ -30,6 +30,26 @@ def temperature_c(zones: Path = Path("/sys/class/thermal")) -> float | None:
     return max(found, default=None)
 
 
+def battery_percent(supplies: Path = Path("/sys/class/power_supply")) -> float | None:
+    """Charge of the emptiest battery that is being used up; None on mains power or without a battery."""
+    found = []
+    for path in supplies.glob("*/capacity"):
+        try:
+            if (path.parent / "status").read_text().strip() == "Discharging":
+                found.append(float(path.read_text()))
+        except (OSError, ValueError):
+            continue
+    return min(found, default=None)
+
+
+def load_per_core() -> float | None:
+    """Processes that run or wait to run, over the last minute, for each core."""
+    try:
+        return os.getloadavg()[0] / (os.cpu_count() or 1)
+    except OSError:
+        return None
+
+
 def disk_free_mb(folder: Path) -> float | None:
     """Free space where the state is kept, in MiB."""
     try:

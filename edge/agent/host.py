@@ -65,7 +65,11 @@ class ModelHost:
                 label_ring_size=profile.learning.label_ring_size,
                 label_expiry_s=profile.learning.label_expiry_s,
                 replay_per_class=profile.learning.replay_per_class,
+                max_state_mb=profile.learning.max_state_mb,
+                label_requests=profile.learning.label_requests,
             ),
+            executor=self._config.executor,
+            gate=self._config.gate,
             state_dir=state_dir,
         )
 

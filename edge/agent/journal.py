@@ -3,8 +3,8 @@
 A record that was appended survives `kill -9` of the agent (the kernel has it); `sync` makes it survive a power cut. A
 torn last record is dropped on reading: it was never acknowledged as durable.
 
-Record: CRC-32 of what follows (u32), n (u32), d (u32), scales float32[n], labels int64[n], codes int8[n, d],
-little-endian.
+Record: CRC-32 of what follows (u32), n (u32), d (u32), k (u32), scales float32[n], weights float32[n], targets,
+codes int8[n, d], little-endian. Targets are classes int64[n] where k is 0, else quantities float32[n, k].
 """
 
 from __future__ import annotations
@@ -14,15 +14,31 @@ import struct
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from edge.contract.files import sync_folder
-from edge.contract.training import LabelArray
+from edge.contract.training import FloatArray
 from edge.learning.packing import PackedFeatures
+from edge.learning.task import Targets
 
-_HEAD = struct.Struct("<III")
+_HEAD = struct.Struct("<IIII")
 _MAX_ELEMENTS = 1 << 28
+
+
+class Record(NamedTuple):
+    """A batch of labelled samples.
+
+    Attributes:
+        features: ``(n, d)`` packed.
+        targets: ``(n,)`` int64 classes or ``(n, k)`` float32.
+        weights: ``(n,)`` float32.
+    """
+
+    features: PackedFeatures
+    targets: Targets
+    weights: FloatArray
 
 
 class Journal:
@@ -37,7 +53,7 @@ class Journal:
         self._whole = 0  # size of the whole records
         is_new = not path.exists()
         if not is_new:
-            for _, _, end in _records(path.read_bytes()):
+            for _, end in _records(path.read_bytes()):
                 self._whole = end
         # Unbuffered: what could not be written must not be written later, behind the record that came next.
         self._file = path.open("ab", buffering=0)
@@ -45,15 +61,18 @@ class Journal:
         if is_new:
             sync_folder(path.parent)  # else `sync` would save the records and a power cut the name
 
-    def append(self, features: PackedFeatures, labels: LabelArray) -> None:
+    def append(self, record: Record) -> None:
         """Add a batch.
 
         Raises:
             OSError: The disk is full; nothing of the record counts.
         """
+        features, targets, weights = record
         n, d = features.codes.shape
-        parts = (features.scales.astype("<f4"), labels.astype("<i8"), features.codes)
-        body = struct.pack("<II", n, d) + b"".join(part.tobytes() for part in parts)
+        k = targets.shape[1] if targets.ndim == 2 else 0
+        written = targets.astype("<f4" if k else "<i8")
+        parts = (features.scales.astype("<f4"), weights.astype("<f4"), written, features.codes)
+        body = struct.pack("<III", n, d, k) + b"".join(part.tobytes() for part in parts)
         left = memoryview(struct.pack("<I", zlib.crc32(body)) + body)
         size = len(left)
         try:
@@ -73,23 +92,28 @@ class Journal:
         self._file.close()
 
 
-def read_journal(path: Path) -> Iterator[tuple[PackedFeatures, LabelArray]]:
+def read_journal(path: Path) -> Iterator[Record]:
     """The whole records of a journal, up to the first torn or damaged one; none when it does not exist."""
     if path.exists():
-        for features, labels, _ in _records(path.read_bytes()):
-            yield features, labels
+        for record, _ in _records(path.read_bytes()):
+            yield record
 
 
-def _records(data: bytes) -> Iterator[tuple[PackedFeatures, LabelArray, int]]:
+def _records(data: bytes) -> Iterator[tuple[Record, int]]:
     at = 0
     while at + _HEAD.size <= len(data):
-        crc, n, d = _HEAD.unpack_from(data, at)
-        size = 4 * n + 8 * n + n * d
+        crc, n, d, k = _HEAD.unpack_from(data, at)
+        width = 4 * k if k else 8
+        size = n * (8 + width + d)
         start, end = at + _HEAD.size, at + _HEAD.size + size
-        if n * max(d, 1) > _MAX_ELEMENTS or end > len(data) or zlib.crc32(data[at + 4 : end]) != crc:
+        if n * max(d, k, 1) > _MAX_ELEMENTS or end > len(data) or zlib.crc32(data[at + 4 : end]) != crc:
             return
         scales = np.frombuffer(data, "<f4", n, start)
-        labels = np.frombuffer(data, "<i8", n, start + 4 * n)
-        codes = np.frombuffer(data, np.int8, n * d, start + 12 * n).reshape(n, d)
-        yield PackedFeatures(codes, scales.astype(np.float32)), labels.astype(np.int64), end
+        weights = np.frombuffer(data, "<f4", n, start + 4 * n).astype(np.float32)
+        if k:
+            targets = np.frombuffer(data, "<f4", n * k, start + 8 * n).reshape(n, k).astype(np.float32)
+        else:
+            targets = np.frombuffer(data, "<i8", n, start + 8 * n).astype(np.int64)
+        codes = np.frombuffer(data, np.int8, n * d, start + (8 + width) * n).reshape(n, d)
+        yield Record(PackedFeatures(codes, scales.astype(np.float32)), targets, weights), end
         at = end

@@ -1,9 +1,25 @@
 """A bundle that predicts, learns and remembers: what the agent runs, and the Python face for people who embed it.
 
-    >>> model = OnDeviceModel.open("model.edge", state_dir="state")     # doctest: +SKIP
-    >>> model.predict(x).argmax(axis=1)                                 # doctest: +SKIP
-    >>> model.learn(x, y)                                               # doctest: +SKIP
-    >>> model.save()                                                    # doctest: +SKIP
+    >>> model = OnDeviceModel.open(bundle, state_dir=folder)
+    >>> model.predict(x[:2]).shape                          # logits of the live head
+    (2, 10)
+    >>> bool(abs(model.probabilities(x[:1]).sum() - 1) < 1e-6)
+    True
+    >>> for start in range(0, 96, 8):                       # labels arrive
+    ...     model.learn(x[start : start + 8], y[start : start + 8])
+    >>> model.n_samples, model.metrics.labels
+    (96, 96)
+    >>> explanation = model.explain(x[0])                   # which pixels spoke for the answer
+    >>> explanation.importance.shape
+    (8, 8)
+    >>> model.add_class("smudge")                           # a class that nobody had thought of
+    10
+    >>> model.learn(x[:1], np.array([10]))
+    >>> model.close()                                       # saved; the next one goes on from here
+    >>> again = OnDeviceModel.open(bundle, state_dir=folder)
+    >>> again.n_samples, again.class_names[-1]
+    (97, 'smudge')
+    >>> again.close()
 
 One thread at a time may use a model. It opens no network.
 """
@@ -19,44 +35,52 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edge.agent.store import LearnedStore
+from edge.agent.candidates import Workshop
+from edge.agent.journal import Record
+from edge.agent.store import LearnedStore, Saved
 from edge.contract import manifest as m
 from edge.contract.bundle import Bundle, check_parameters
 from edge.contract.digest import sha256
-from edge.contract.errors import BundleError, ConfigError, EdgeError, LearningError
+from edge.contract.errors import BundleError, EdgeError, LearningError
 from edge.contract.files import lock_folder
 from edge.contract.manifest import HeadSpec, Manifest
-from edge.contract.training import FloatArray, LabelArray
+from edge.contract.training import FloatArray
 from edge.inference.onnx_session import OnnxSession
-from edge.inference.onnx_trainer import OnnxTrainer
-from edge.learning.closed_form import StatisticsLearner
+from edge.learning.calibration import probabilities
+from edge.learning.drift import FeatureShift
 from edge.learning.exchange import HeadRelease, HeadUpdate
-from edge.learning.gate import Reserve, Verdict
+from edge.learning.explain import Explanation, occlude
+from edge.learning.gate import Verdict
 from edge.learning.labels import LabelRing, Remembered
-from edge.learning.learner import Learner, State, check_batch
+from edge.learning.learner import Learner, State, check_batch, part
 from edge.learning.metrics import RunningMetrics
-from edge.learning.packing import PackedFeatures, pack
-from edge.learning.sgd import SgdLearner
+from edge.learning.packing import pack
+from edge.learning.queries import LabelRequests
+from edge.learning.shadow import Happened, Shadow
 from edge.learning.statistics import HeadStatistics
+from edge.learning.task import Targets, Task
 
-LEARNERS = ("auto", "statistics", "sgd")
-RESERVE_SIZE = 64
 _PREVIOUS = "previous."
+_MAX_EVENTS = 100
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LearningLimits:
-    """How much a model may remember.
+    """How much a model may remember, and ask.
 
     Attributes:
         label_ring_size: Samples that may wait for a label.
         label_expiry_s: How long.
         replay_per_class: Samples of each class that SGD keeps for replay.
+        max_state_mb: Memory that one learner may take, in MiB.
+        label_requests: Share of samples whose label may be asked for.
     """
 
     label_ring_size: int = 512
     label_expiry_s: float = 3600.0
-    replay_per_class: int = 20
+    replay_per_class: int = 40
+    max_state_mb: float = 64.0
+    label_requests: float = 0.1
 
 
 def _learnable_head(manifest: Manifest) -> HeadSpec:
@@ -79,25 +103,56 @@ def _learnable_head(manifest: Manifest) -> HeadSpec:
 
 
 class OnDeviceModel:
-    """See the module; made by `open`."""
+    """See the module; made by `open`.
+
+    Attributes:
+        bundle: That it was opened from.
+        manifest: Its manifest.
+        class_names: Of the bundle, and those that were added here; empty for quantities.
+        metrics: Running figures.
+        warnings: What went wrong and was survived, for whoever shows them; they may be cleared.
+        events: What the gate decided, for whoever shows it; they may be cleared.
+    """
 
     def __init__(
-        self, bundle: Bundle, *, learner: str, threads: int, seed: int, limits: LearningLimits, state_dir: Path | None
+        self,
+        bundle: Bundle,
+        *,
+        learner: str,
+        threads: int,
+        seed: int,
+        limits: LearningLimits,
+        state_dir: Path | None,
+        executor: str = "auto",
+        gate: bool = True,
     ) -> None:
         self.bundle = bundle
         self.manifest = bundle.manifest
         self.metrics = RunningMetrics()
         self.warnings: list[str] = []
-        self._limits = limits
+        self.events: list[Happened] = []
         self._head = _learnable_head(self.manifest)
         self._input = self.manifest.inputs[0]
         self._session = OnnxSession(bundle, threads)
         self._shape = self._head.features.sample_shape
-        self._n_classes = len(self.manifest.class_names)
-        self._seed = seed
-        self._learner = self._new_learner(learner)
+        self.class_names = self.manifest.class_names
+        self._task = Task(self._head.training, self.manifest.output(self._head.output).sample_shape[0])
+        workshop = Workshop(
+            bundle=bundle,
+            session=self._session,
+            task=self._task,
+            executor=executor,
+            per_class=limits.replay_per_class,
+            max_state_mb=limits.max_state_mb,
+            seed=seed,
+        )
+        candidates = workshop.candidates(learner)
+        self._shadow = Shadow(
+            self._task, self._shape, bundle.head_parameters(), candidates, self._session.logits, gated=gate
+        )
         self._ring = LabelRing(limits.label_ring_size, limits.label_expiry_s)
-        self._reserve = Reserve(RESERVE_SIZE, self._shape)
+        self._requests = LabelRequests(limits.label_requests)
+        self._shift = self._feature_shift()
         self._lineage = uuid.uuid4().hex
         self._base_release = 0
         self._previous: tuple[State, int] | None = None
@@ -119,20 +174,26 @@ class OnDeviceModel:
         threads: int = 1,
         seed: int = 0,
         limits: LearningLimits | None = None,
+        executor: str = "auto",
+        gate: bool = True,
     ) -> OnDeviceModel:
         """Open a bundle, check it on this CPU, and go on from what was learned before.
 
         Args:
             path: The ``.edge`` file.
             state_dir: Where learned state is kept; None keeps nothing. One process at a time may use it.
-            learner: ``statistics`` (closed form, linear heads only), ``sgd``, or ``auto``: the first where it can be.
+            learner: One of `edge.contract.choices.LEARNERS`; ``auto`` lets all that suit the head learn, and the gate
+                choose.
             threads: For the backbone.
             seed: Of SGD's replay draws.
             limits: Memory limits.
+            executor: Of training steps: ``auto``, ``onnx``, ``numpy`` or ``torch``.
+            gate: Whether a learner must prove itself before the live head follows it. False: it follows the learner
+                (of ``auto``, the first) from the first label on.
 
         Raises:
             BundleError: The bundle is damaged, or this CPU gives other answers than the one that built it.
-            ConfigError: The state folder cannot be used, or the head does not suit the learner.
+            ConfigError: The state folder cannot be used, or the head does not suit the learner or the executor.
         """
         folder = None if state_dir is None else Path(state_dir)
         lock = None if folder is None else lock_folder(folder)
@@ -144,6 +205,8 @@ class OnDeviceModel:
                 seed=seed,
                 limits=limits or LearningLimits(),
                 state_dir=folder,
+                executor=executor,
+                gate=gate,
             )
         except BaseException:
             if lock is not None:
@@ -152,51 +215,46 @@ class OnDeviceModel:
         model._lock = lock
         return model
 
-    def _new_learner(self, name: str) -> Learner:
-        if name not in LEARNERS:
-            raise ConfigError(f"learner {name!r}: expected one of {', '.join(LEARNERS)}")
-        shipped = self.bundle.head_parameters()
-        linear = self._head.linear
-        if len(self._shape) != 1:
-            linear = None
-        has_statistics = self.bundle.has(m.STATISTICS)
-        if name == "statistics" and linear is None:
-            raise ConfigError("the statistics learner needs a head of one linear layer; use sgd")
-        if linear is not None and (name == "statistics" or (name == "auto" and has_statistics)):
-            prior = None
-            if has_statistics:
-                tensors = self.bundle.tensors(m.STATISTICS)
-                prior = HeadStatistics.from_tensors(tensors, self._shape[0], self._n_classes)
-            return StatisticsLearner(linear, shipped, prior)
-        trainer = OnnxTrainer(self.bundle.read(m.HEAD_TRAIN), self._head.features.name, shipped)
-        return SgdLearner(
-            trainer,
-            self._shape,
-            self._n_classes,
-            self._head.learning_rate,
-            per_class=self._limits.replay_per_class,
-            seed=self._seed,
+    def _feature_shift(self) -> FeatureShift | None:
+        """Watches features where the bundle says how they were in training."""
+        if not (self._head.is_linear and self.bundle.has(m.STATISTICS)):
+            return None
+        tensors, n_outputs = self.bundle.tensors(m.STATISTICS), self._task.n_outputs
+        statistics = HeadStatistics.from_tensors(
+            tensors, self._head.n_inputs, n_outputs, is_classifier=self._task.is_classifier
         )
+        return FeatureShift(statistics) if statistics.n_samples > 0 else None
 
     # Predicting
 
     def predict(self, x: npt.NDArray[Any]) -> FloatArray:
-        """Logits of the live head.
+        """Outputs of the live head: logits, or quantities.
 
         Args:
             x: ``(batch, *input)`` of the manifest's input type (other number types are converted).
 
         Returns:
-            ``(batch, n_classes)`` float32.
+            ``(batch, n_outputs)`` float32.
 
         Raises:
             LearningError: Another shape, or values that are not finite.
         """
         return self._run(x)[1]
 
+    def probabilities(self, x: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        """``(batch, n_outputs)`` how likely each class is, by a temperature fitted on the labels of this device.
+
+        For several yes-or-no answers, how likely each yes is; quantities come as they are.
+        """
+        return self.probabilities_of(self.predict(x))
+
+    def probabilities_of(self, outputs: FloatArray) -> npt.NDArray[np.float64]:
+        """The same, from outputs ``(batch, n_outputs)`` of the live head."""
+        return probabilities(outputs, self._shadow.temperature, self._task)
+
     def _run(self, x: npt.NDArray[Any]) -> tuple[FloatArray, FloatArray]:
-        """Features and logits of the live head."""
-        return self._session.predict({self._input.name: self._checked(x)}, self._learner.parameters())
+        """Features and outputs of the live head."""
+        return self._session.predict({self._input.name: self._checked(x)}, self._shadow.live())
 
     def _checked(self, x: npt.NDArray[Any]) -> npt.NDArray[Any]:
         spec = self._input
@@ -215,10 +273,6 @@ class OnDeviceModel:
             raise LearningError(str(exc)) from exc
         return array
 
-    def _logits(self, features: FloatArray) -> FloatArray:
-        logits: FloatArray = self._session.logits(features, self._learner.parameters())
-        return logits
-
     def predict_sample(self, sample_id: str, x: npt.NDArray[Any], now_s: float) -> FloatArray:
         """Predict one sample and remember its features until a label names it.
 
@@ -228,80 +282,190 @@ class OnDeviceModel:
             now_s: Monotonic time.
 
         Returns:
-            ``(n_classes,)`` logits.
+            ``(n_outputs,)``.
         """
         array = np.asarray(x)
         if array.ndim == len(self._input.shape) - 1:
             array = array[None]
         features, batch = self._run(array)
-        logits: FloatArray = batch[0]
-        self._ring.put(sample_id, Remembered(pack(features), int(logits.argmax()), now_s))
-        return logits
+        outputs: FloatArray = batch[0]
+        self._ring.put(sample_id, Remembered(pack(features), outputs.copy(), now_s))
+        if self._shift is not None and np.isfinite(features).all() and self._shift.add(features[0]):
+            self.events.append(Happened("feature-shift", "the inputs look different from before; labels would help"))
+            self._requests.wake()
+        return outputs
+
+    def wants_label(self, outputs: FloatArray) -> bool:
+        """Whether the label of the sample that was answered so ``(n_outputs,)`` would help; call once a sample."""
+        if self._task.is_regression:
+            return False
+        found = self.probabilities_of(outputs[None])[0]
+        confidence = found.max() if self._task.is_classifier else np.abs(2.0 * found - 1.0).min()
+        return self._requests.wants(float(confidence))
+
+    def explain(
+        self, x: npt.NDArray[Any], output: int | None = None, *, on: str = "input", window: int | None = None
+    ) -> Explanation:
+        """Which regions of a sample mattered for an answer.
+
+        Args:
+            x: ``(*input)`` or ``(1, *input)``.
+            output: Class or output to explain; the class that is answered, or the first output, when None.
+            on: ``input``, or ``features`` to cover the feature map that the head takes: as coarse as that is, and much
+                cheaper, because only the head runs.
+            window: Side of the window that covers, see `edge.learning.explain.occlude`.
+
+        Raises:
+            LearningError: There is no such output, or the sample or window does not fit.
+        """
+        array = np.asarray(x)
+        if array.ndim == len(self._input.shape) - 1:
+            array = array[None]
+        features, outputs = self._run(array)
+        chosen = (int(outputs[0].argmax()) if self._task.is_classifier else 0) if output is None else output
+        if on == "features":
+            return occlude(lambda f: self.probabilities_of(self._outputs(f)), features[0], chosen, window)
+        if on != "input":
+            raise LearningError(f"on {on!r}: expected input or features")
+        return occlude(self.probabilities, self._checked(array)[0], chosen, window)
+
+    def _outputs(self, features: FloatArray) -> FloatArray:
+        return self._session.logits(features, self._shadow.live())
 
     # Learning
 
-    def learn(self, x: npt.NDArray[Any], y: npt.NDArray[Any]) -> None:
+    def learn(self, x: npt.NDArray[Any], y: npt.NDArray[Any], weights: npt.NDArray[Any] | None = None) -> None:
         """Learn labelled samples.
 
         Args:
             x: ``(batch, *input)``.
-            y: ``(batch,)`` int64 in ``[0, n_classes)``.
+            y: ``(batch,)`` int64 classes, or ``(batch, n_outputs)`` targets.
+            weights: ``(batch,)`` from 0 to 1, how much each label is trusted; None for 1.
 
         Raises:
             LearningError: The samples or labels cannot be learned; nothing changed.
         """
-        features, _ = self._run(x)
-        labels = np.asarray(y)
-        check_batch(features, labels, self._shape, self._n_classes)
-        self._learn(pack(features), labels.astype(np.int64), None)
+        features, outputs = self._run(x)
+        _, targets, trust = check_batch(features, np.asarray(y), weights, self._shape, self._task)
+        if len(targets):
+            self._learn(Record(pack(features), targets, trust), outputs)
 
-    def join_label(self, sample_id: str, label: int, now_s: float) -> bool:
+    def join_label(self, sample_id: str, label: Any, now_s: float, weight: float = 1.0) -> bool:
         """Learn a sample that was predicted before, now that its label is known.
+
+        Args:
+            sample_id: As `predict_sample` was told.
+            label: Its class, or its targets ``(n_outputs,)``.
+            now_s: Monotonic time.
+            weight: How much the label is trusted, from 0 to 1.
 
         Returns:
             False when the sample is not remembered: unknown, already labelled, or too old.
 
         Raises:
-            LearningError: There is no such class.
+            LearningError: There is no such class, or no such target or weight is possible.
         """
-        if not 0 <= label < self._n_classes:
-            raise LearningError(f"label {label}: expected a class from 0 to {self._n_classes - 1}")
+        targets = self.check_label(label)
+        if not 0 <= weight <= 1:
+            raise LearningError(f"weight {weight}: expected a number from 0 to 1")
         found = self._ring.join(sample_id, now_s)
         if found is None:
             return False
-        self._learn(found.features, np.array([label], np.int64), np.array([found.prediction]))
+        answer = found.answer
+        if len(answer) < self._task.n_outputs:  # a class was added since
+            answer = np.pad(answer, (0, self._task.n_outputs - len(answer)), constant_values=answer.min())
+        self._learn(Record(found.features, targets, np.array([weight], np.float32)), answer[None])
         return True
 
-    def _learn(self, packed: PackedFeatures, labels: LabelArray, predictions: npt.NDArray[Any] | None) -> None:
-        features = packed.unpack(self._shape)
-        logits = self._logits(features)
-        self._learner.learn_many(features, labels)
+    def check_label(self, label: Any) -> Targets:
+        """One label as it is kept, ``(1,)`` or ``(1, n_outputs)``; LearningError for what is none."""
+        if self._task.is_classifier and (isinstance(label, bool) or not isinstance(label, int | np.integer)):
+            raise LearningError(f"label {label!r:.40}: expected a class from 0 to {self._task.n_outputs - 1}")
+        try:
+            array = np.asarray(label)
+        except ValueError as exc:
+            raise LearningError(f"label: expected {self._task.n_outputs} numbers: {exc}") from exc
+        return self._task.check(array[None] if self._task.is_classifier else array.reshape(1, -1), 1)
+
+    def _learn(self, record: Record, answers: FloatArray) -> None:
+        """Learn a batch whose samples were answered so."""
+        features = record.features.unpack(self._shape)
+        happened = self._shadow.learn(record.features, features, record.targets, record.weights)
         if self._store is not None:
             try:
-                self._store.append(packed, labels)  # before it is acknowledged: then a kill does not lose it
+                self._store.append(record)  # before it is acknowledged: then a kill does not lose it
                 self._disk_refuses = False
             except OSError as exc:
                 if not self._disk_refuses:
                     self.warnings.append(f"labels are kept in memory only, the disk does not take them: {exc.strerror}")
                 self._disk_refuses = True
-        answered = logits.argmax(axis=1) if predictions is None else predictions
-        self.metrics.judged(logits, labels, answered)
-        self._reserve.put(packed, labels, answered == labels)
+        self.events = [*self.events, *happened][-_MAX_EVENTS:]
+        if any(event.kind == "drift" for event in happened):
+            self._requests.wake()
+        self.metrics.judged(self._task, answers, record.targets)
         self._dirty = True
+
+    def add_class(self, name: str) -> int:
+        """Make room for a further class, which is answered from its first labels on. Saved before it returns.
+
+        Returns:
+            Its number.
+
+        Raises:
+            LearningError: There is one of that name, or the head cannot grow: its last layer is not linear.
+        """
+        if not self._task.is_classifier or self._head.linear is None:
+            raise LearningError("no class can be added to this head: its last layer is not a linear one of classes")
+        if name in self.class_names or not 0 < len(name) <= 128:
+            raise LearningError(f"class {name!r:.40}: expected a name of 1 to 128 characters that no class has")
+        self._grow((*self.class_names, name))
+        self.save()
+        return len(self.class_names) - 1
+
+    def _grow(self, class_names: tuple[str, ...]) -> None:
+        if len(class_names) > len(self.class_names):
+            if self._head.linear is None:
+                raise LearningError("no class can be added to this head: its last layer is not linear")
+            self._shadow.grow(len(class_names), self._head.linear)
+            self._task = Task(self._task.recipe, len(class_names))
+            self.class_names = class_names
+            self._previous = None  # it has fewer classes
+            self._dirty = True
+
+    @property
+    def _contributor(self) -> Learner:
+        """Whose knowledge is sent to the fleet: of statistics where there are any, because they merge exactly."""
+        learners = list(self._shadow.candidates.values())
+        return next((learner for learner in learners if learner.kind == "statistics"), learners[0])
 
     @property
     def n_samples(self) -> int:
         """Labelled samples learned so far, over all restarts."""
-        return self._learner.n_samples
+        return self._contributor.n_samples
 
     @property
     def learner_kind(self) -> str:
         """``statistics`` or ``delta``: what this model contributes to a merge."""
-        return self._learner.kind
+        return self._contributor.kind
+
+    @property
+    def learners(self) -> tuple[str, ...]:
+        """Names of the learners in the shadow."""
+        return tuple(self._shadow.candidates)
+
+    @property
+    def leader(self) -> str:
+        """Name of the learner that the live head follows; empty while it stays as it is."""
+        return self._shadow.leader
+
+    @property
+    def temperature(self) -> float:
+        """What logits are divided by for honest probabilities."""
+        return self._shadow.temperature
 
     def head_digest(self) -> str:
         """SHA-256 of the live parameters, in the order of the manifest."""
-        parameters = self._learner.parameters()
+        parameters = self._shadow.live()
         return sha256(b"".join(parameters[spec.name].tobytes() for spec in self._head.parameters))
 
     # Exchanging with the fleet
@@ -309,7 +473,7 @@ class OnDeviceModel:
     @property
     def n_contributed(self) -> int:
         """Labelled samples behind what `contribution` would give now."""
-        return self._learner.n_contributed
+        return self._contributor.n_contributed
 
     @property
     def base_release(self) -> int:
@@ -318,17 +482,33 @@ class OnDeviceModel:
 
     def contribution(self) -> HeadUpdate:
         """What this device learned, for the coordinator."""
-        tensors = self._learner.contribution()
+        learner = self._contributor
+        tensors = learner.contribution()
         self._dirty = True  # the learner remembers which version is on its way
         return HeadUpdate(
-            learner=self._learner.kind,
+            learner=learner.kind,
             backbone=self.manifest.backbone_digest,
             lineage=self._lineage,
-            version=self._learner.n_samples,
-            n_samples=self._learner.n_contributed,
+            version=learner.n_samples,
+            n_samples=learner.n_contributed,
             base_release=self._base_release,
             tensors=tensors,
+            class_names=self.class_names if self.class_names != self.manifest.class_names else (),
         )
+
+    def _aligned(self, release: HeadRelease) -> HeadRelease:
+        """A release in the order of this device's classes; those that it does not know keep what they have here.
+
+        Raises:
+            BundleError: It belongs to another backbone, or its parameters are not this head's.
+        """
+        if release.backbone != self.manifest.backbone_digest:
+            raise BundleError("the offered head belongs to another backbone")
+        check_parameters(release.parameters, self.manifest, "the offered head", len(release.class_names) or None)
+        if not self._task.is_classifier or self._head.linear is None:
+            return release
+        given = release.class_names or self.manifest.class_names
+        return release.aligned(given, self.class_names, self._head.linear, self._shadow.live())
 
     def judge(self, release: HeadRelease) -> Verdict:
         """Compare an offered head with the live one on the most recent labels; changes nothing.
@@ -336,15 +516,18 @@ class OnDeviceModel:
         Raises:
             BundleError: It belongs to another backbone, or its parameters are not this head's.
         """
-        if release.backbone != self.manifest.backbone_digest:
-            raise BundleError("the offered head belongs to another backbone")
-        check_parameters(release.parameters, self.manifest, "the offered head")
-        if release.merged and self._learner.kind == "statistics":
+        release = self._aligned(release)
+        if release.merged and self._contributor.kind == "statistics":
             try:
-                HeadStatistics.from_tensors(release.merged, self._shape[0], self._n_classes)
+                HeadStatistics.from_tensors(
+                    release.merged,
+                    self._head.n_inputs,
+                    self._task.n_outputs,
+                    is_classifier=self._task.is_classifier,
+                )
             except LearningError as exc:
                 raise BundleError(f"the offered head: {exc}") from exc
-        return self._reserve.judge_offered(lambda features: self._session.logits(features, release.parameters))
+        return self._shadow.reserve.judge_offered(lambda features: self._session.logits(features, release.parameters))
 
     def apply(self, release: HeadRelease, counter: int) -> None:
         """Make an offered head the live one; `judge` must have accepted it. Saved before it returns.
@@ -353,10 +536,16 @@ class OnDeviceModel:
             release: The head.
             counter: Its release counter, the base of later contributions.
         """
-        self._previous = (self._learner.state(), self._base_release)
-        self._learner.rebase(release.parameters, release.merged, release.included.get(self._lineage, 0))
-        self._base_release = counter
-        self._reserve = Reserve(RESERVE_SIZE, self._shape)
+        before = (self._shadow.state(), self._base_release)
+        self._grow((*self.class_names, *(name for name in release.class_names if name not in self.class_names)))
+        release = self._aligned(release)
+        included = release.included.get(self._lineage, 0)
+        for learner in self._shadow.candidates.values():
+            learner.rebase(release.parameters, release.merged if learner.kind == "statistics" else {}, included)
+        self._shadow.place(release.parameters)
+        self._previous, self._base_release = before, counter
+        if len(before[0]["usual"]) != self._task.n_groups:
+            self._previous = None
         self.metrics.forget_judgements()
         self.save()
 
@@ -364,9 +553,8 @@ class OnDeviceModel:
         """Whether the head applied last holds up against its predecessor on the labels that came since."""
         if self._previous is None:
             return Verdict(True, "there is no predecessor")
-        state = self._previous[0]
-        before = {spec.name: state[f"live.{spec.name}"].astype(np.float32) for spec in self._head.parameters}
-        return self._reserve.judge_live(lambda features: self._session.logits(features, before))
+        before = part(self._previous[0], "live.")
+        return self._shadow.reserve.judge_live(lambda features: self._session.logits(features, before))
 
     def confirm(self) -> None:
         """The head applied last stays: forget its predecessor."""
@@ -375,13 +563,12 @@ class OnDeviceModel:
             self._dirty = True
 
     def roll_back(self) -> None:
-        """Bring back the head, and the learner, from before the last `apply`. Saved before it returns."""
+        """Bring back the head, and the learners, from before the last `apply`. Saved before it returns."""
         if self._previous is None:
             raise LearningError("there is no previous head to go back to")
         state, self._base_release = self._previous
-        self._learner.restore(state)
+        self._shadow.restore(state)
         self._previous = None
-        self._reserve = Reserve(RESERVE_SIZE, self._shape)
         self.metrics.forget_judgements()
         self.save()
 
@@ -392,12 +579,13 @@ class OnDeviceModel:
         if self._store is None:
             return
         description = {
-            "learner": self._learner.kind,
+            "learners": list(self._shadow.candidates),
+            "class_names": list(self.class_names),
             "lineage": self._lineage,
             "base_release": self._base_release,
             "inferences": self.metrics.inferences,
         }
-        tensors = self._learner.state()
+        tensors = self._shadow.state()
         if self._previous is not None:  # in probation: a restart must still be able to go back
             description["previous_release"] = self._previous[1]
             tensors |= {_PREVIOUS + name: array for name, array in self._previous[0].items()}
@@ -416,29 +604,48 @@ class OnDeviceModel:
             return
         if saved.warning:
             self.warnings.append(saved.warning)
-        if saved.description.get("learner") == self._learner.kind:
-            try:
-                self._learner.restore(saved.tensors)
-                self._lineage = str(saved.description["lineage"])
-                self._base_release = int(saved.description["base_release"])
-                if "previous_release" in saved.description:
-                    parts = {n.removeprefix(_PREVIOUS): a for n, a in saved.tensors.items() if n.startswith(_PREVIOUS)}
-                    self._previous = (parts, int(saved.description["previous_release"]))
-            except (EdgeError, KeyError) as exc:
-                self._start_anew(f"the saved state was not used: {exc}")
+        if saved.description:
+            found = saved.description.get("learners")
+            if found != list(self._shadow.candidates):
+                self._start_anew(f"the saved state is of the learners {found}; starting anew")
                 return
-        elif saved.description:
-            self._start_anew(f"the saved state is of the learner {saved.description['learner']!r}; starting anew")
-            return
-        for packed, labels in saved.journal:
-            features = packed.unpack(self._shape) if packed.codes.shape[1] == int(np.prod(self._shape)) else None
-            if features is None:
-                continue
+            before = self._shadow.state()
             try:
-                self._learner.learn_many(features, labels)
-            except LearningError as exc:
-                self.warnings.append(f"{len(labels)} labels of the journal were not learned again: {exc}")
-            self._dirty = True
+                self._take(saved)
+            except (EdgeError, KeyError, TypeError, ValueError) as exc:
+                if len(self.class_names) == len(self.manifest.class_names):
+                    self._shadow.restore(before)
+                    self._start_anew(f"the saved state was not used: {exc}")
+                    return
+                raise BundleError(f"the saved state cannot be used: {exc}; delete it to start anew") from exc
+        for record in saved.journal:
+            self._learn_again(record)
+
+    def _take(self, saved: Saved) -> None:
+        """Go on from a saved state of the same learners."""
+        names = tuple(map(str, saved.description["class_names"]))
+        known = self.manifest.class_names
+        if names[: len(known)] != known:
+            raise LearningError("its classes are others")
+        self._grow(names)
+        self._shadow.restore({n: a for n, a in saved.tensors.items() if not n.startswith(_PREVIOUS)})
+        self._lineage = str(saved.description["lineage"])
+        self._base_release = int(saved.description["base_release"])
+        if "previous_release" in saved.description:
+            self._previous = (part(saved.tensors, _PREVIOUS), int(saved.description["previous_release"]))
+        self._dirty = False
+
+    def _learn_again(self, record: Record) -> None:
+        """Learn a batch of the journal."""
+        if record.features.codes.shape[1] != int(np.prod(self._shape)):
+            return
+        features = record.features.unpack(self._shape)
+        try:
+            _, targets, weights = check_batch(features, record.targets, record.weights, self._shape, self._task)
+            self._shadow.learn(record.features, features, targets, weights)
+        except LearningError as exc:
+            self.warnings.append(f"{len(features)} labels of the journal were not learned again: {exc}")
+        self._dirty = True
 
     def _start_anew(self, why: str) -> None:
         """Begin a new lineage without the journal of the old one, whose labels may already be in a merge."""

@@ -24,15 +24,13 @@ from typing import Any
 
 import numpy.typing as npt
 
-from edge.agent.journal import Journal, read_journal
+from edge.agent.journal import Journal, Record, read_journal
 from edge.contract import tensorfile
 from edge.contract.errors import BundleError
 from edge.contract.files import replace_file, sync_folder
-from edge.contract.training import LabelArray
 from edge.learning.learner import State
-from edge.learning.packing import PackedFeatures
 
-_MAGIC = b"EDGESTATE1"
+_MAGIC = b"EDGESTATE2"
 _KIND = "learned-state"
 _DIGEST_BYTES = 32
 
@@ -54,7 +52,7 @@ class Saved:
 
     description: dict[str, Any]
     tensors: State
-    journal: list[tuple[PackedFeatures, LabelArray]]
+    journal: list[Record]
     warning: str | None
 
 
@@ -82,7 +80,7 @@ class LearnedStore:
         numbers = {path.stem.removeprefix("journal-"): path for path in self._folder.glob("journal-*.bin")}
         return {number: numbers[str(number)] for number in sorted(int(text) for text in numbers if text.isdecimal())}
 
-    def _continue(self, generation: int) -> list[tuple[PackedFeatures, LabelArray]]:
+    def _continue(self, generation: int) -> list[Record]:
         """Go on from a generation: what its journals hold."""
         journals = {number: path for number, path in self._journals().items() if number >= generation}
         self._state_generation = generation
@@ -127,11 +125,11 @@ class LearnedStore:
             raise _OtherBackboneError(f"{path} belongs to another backbone")
         return description, tensors
 
-    def append(self, features: PackedFeatures, labels: LabelArray) -> None:
+    def append(self, record: Record) -> None:
         """Add labelled samples to the journal; they survive a kill of this process from here on."""
         if self._journal is None:
             self._journal = Journal(self._journal_path(self._generation))
-        self._journal.append(features, labels)
+        self._journal.append(record)
 
     def sync(self) -> None:
         """Make the journal survive a power cut."""

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from edge import __version__
+from edge.contract.choices import EXECUTORS, LEARNERS
 from edge.contract.errors import run_to_exit
 
 
@@ -28,7 +29,9 @@ def agent() -> None:
 )
 @click.option("--broker-password", envvar="EDGE_BROKER_PASSWORD", help="Instead of one in the address.")
 @click.option("--profile", default="auto", help="Device profile: auto, a shipped name or a .toml file.")
-@click.option("--learner", default="auto", type=click.Choice(["auto", "statistics", "sgd"]), help="How to learn.")
+@click.option("--learner", default="auto", type=click.Choice(LEARNERS), help="How to learn.")
+@click.option("--executor", default="auto", type=click.Choice(EXECUTORS), help="What runs training steps.")
+@click.option("--gate/--no-gate", default=True, help="A learner must prove itself on labels before it is live.")
 @click.option("--socket", "socket_path", type=click.Path(path_type=Path), help="[default: STATE_DIR/agent.sock]")
 @click.option("--stdin", is_flag=True, help="Read requests from standard input, one JSON object a line.")
 @click.option("--telemetry-interval", type=click.FloatRange(min=0.1), help="Seconds.  [default: the profile's]")
@@ -45,6 +48,8 @@ def run(
     broker_password: str | None,
     profile: str,
     learner: str,
+    executor: str,
+    gate: bool,
     socket_path: Path | None,
     stdin: bool,
     telemetry_interval: float | None,
@@ -75,6 +80,8 @@ def run(
         device=name,
         profile=device_profile,
         learner=learner,
+        executor=executor,
+        gate=gate,
         telemetry_interval_s=device_profile.telemetry.interval_s,
         sync_interval_s=sync_interval,
         probation_s=probation,

@@ -70,9 +70,21 @@ def read_tensors(data: bytes, what: str) -> Tensors:
     return tensors
 
 
-def check_parameters(parameters: Mapping[str, npt.NDArray[np.generic]], manifest: Manifest, what: str) -> None:
-    """Raise BundleError unless these are the parameters that the head has: names, float32, shapes."""
+def check_parameters(
+    parameters: Mapping[str, npt.NDArray[np.generic]], manifest: Manifest, what: str, n_classes: int | None = None
+) -> None:
+    """Raise BundleError unless these are the parameters that the head has: names, float32, shapes.
+
+    Args:
+        parameters: By name.
+        manifest: Of the head.
+        what: For the message.
+        n_classes: Of a head to whose last layer classes were added, else None.
+    """
     expected = {} if manifest.head is None else {spec.name: spec.shape for spec in manifest.head.parameters}
+    if n_classes is not None and manifest.head is not None and manifest.head.linear is not None:
+        for name in expected.keys() & {manifest.head.linear.weight, manifest.head.linear.bias}:
+            expected[name] = (n_classes, *expected[name][1:])
     found = {name: tuple(array.shape) for name, array in parameters.items()}
     if found != expected:
         raise BundleError(f"{what}: expected the parameters {expected}, got {found}")

@@ -6,6 +6,7 @@ here, once; the rest of the house trusts a `Manifest`.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,15 +15,17 @@ from typing import Any
 from edge.contract import strictjson
 from edge.contract.digest import is_digest
 from edge.contract.errors import BundleError
+from edge.contract.recipe import TrainingRecipe
 from edge.contract.tensorspec import TensorSpec
 
 FORMAT = "edgeloop-bundle"
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MAX_MANIFEST_BYTES = 1 << 20
 
 MODEL = "model.onnx"
 HEAD_INFER = "head.infer.onnx"
 HEAD_TRAIN = "head.train.onnx"
+HEAD_TORCHSCRIPT = "head.torchscript.pt"
 HEAD_PARAMETERS = "head.safetensors"
 GOLDEN = "golden.safetensors"
 GOLDEN_INPUT, GOLDEN_OUTPUT = "input.", "output."  # prefixes of the names in it
@@ -55,15 +58,20 @@ class ParameterSpec:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LinearHead:
-    """Where a one-layer head keeps its matrix: ``logits = features @ weight.T + bias``.
+    """The last layer of a head, where that is linear: ``output = input @ weight.T + bias``.
+
+    Closed-form learners can solve it, and a class can be added to it.
 
     Attributes:
-        weight: Name of the parameter ``(n_classes, n_features)``.
-        bias: Name of the parameter ``(n_classes,)``, or None.
+        weight: Name of the parameter ``(n_outputs, n_inputs)``.
+        bias: Name of the parameter ``(n_outputs,)``, or None.
+        input: Name of what it takes, ``(batch, n_inputs)``: the features where it is the whole head, and otherwise the
+            second output of `HEAD_INFER`.
     """
 
     weight: str
     bias: str | None
+    input: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,9 +82,10 @@ class HeadSpec:
         features: What the frozen part gives to the head, ``(batch, ...)`` float32.
         output: Name of the model's output that the head computes: logits, one for each class.
         parameters: What a training step changes, in the order of the training graph.
-        linear: Set when the head is one linear layer, which closed-form learners can solve.
+        linear: Set when the last layer is linear.
         learning_rate: A rate that was found to be stable for this head's features.
         trainable: How the head was chosen, e.g. ``last:1``.
+        training: What a training step minimizes, and how.
     """
 
     features: TensorSpec
@@ -85,6 +94,19 @@ class HeadSpec:
     linear: LinearHead | None
     learning_rate: float
     trainable: str
+    training: TrainingRecipe = field(default_factory=TrainingRecipe)
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether the whole head is one linear layer."""
+        return self.linear is not None and self.linear.input == self.features.name
+
+    @property
+    def n_inputs(self) -> int:
+        """Length of what the last layer takes; only where that is linear."""
+        assert self.linear is not None
+        weight = self.linear.weight
+        return next(spec.shape[1] for spec in self.parameters if spec.name == weight)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -180,9 +202,10 @@ def _encode_head(head: HeadSpec) -> dict[str, Any]:
         "features": head.features.to_json(),
         "output": head.output,
         "parameters": [{"name": p.name, "shape": list(p.shape)} for p in head.parameters],
-        "linear": None if head.linear is None else {"weight": head.linear.weight, "bias": head.linear.bias},
+        "linear": None if head.linear is None else dataclasses.asdict(head.linear),
         "learning_rate": head.learning_rate,
         "trainable": head.trainable,
+        "training": head.training.to_json(),
     }
 
 
@@ -220,7 +243,9 @@ def _decode_head(value: dict[str, Any]) -> HeadSpec:
         # Lists, not sets: what stands here may be of any type.
         if not isinstance(found, dict) or found.get("weight") not in names or found.get("bias") not in [*names, None]:
             raise ValueError("head.linear must name parameters of the head")
-        linear = LinearHead(weight=found["weight"], bias=found.get("bias"))
+        if not isinstance(found.get("input"), str):
+            raise ValueError("head.linear must name its input")
+        linear = LinearHead(weight=found["weight"], bias=found.get("bias"), input=found["input"])
     rate = float(_take(value, "learning_rate", (int, float)))
     if not 0 < rate < 1e6:
         raise ValueError(f"head.learning_rate {rate} is not a positive number")
@@ -231,6 +256,7 @@ def _decode_head(value: dict[str, Any]) -> HeadSpec:
         linear=linear,
         learning_rate=rate,
         trainable=_take(value, "trainable", str),
+        training=TrainingRecipe.from_json(_take(value, "training", dict)),
     )
 
 
@@ -256,11 +282,14 @@ def _decode_members(value: dict[str, Any]) -> dict[str, Member]:
 
 
 def _check_head(head: HeadSpec, manifest: Manifest) -> None:
-    """Raise ValueError unless the head gives one logit per class and, if linear, has the shapes that one has."""
+    """Raise ValueError unless the head gives what its loss needs, and a linear last layer has the right shapes."""
     if head.output not in [spec.name for spec in manifest.outputs]:
         raise ValueError(f"head.output {head.output!r} is not one of the outputs")
-    logits, n_classes = manifest.output(head.output), len(manifest.class_names)
-    if logits.dtype != "float32" or logits.sample_shape != (n_classes,):
+    output, n_classes = manifest.output(head.output), len(manifest.class_names)
+    if output.dtype != "float32" or len(output.sample_shape) != 1:
+        raise ValueError(f"the output {head.output} must be float32 (batch, n_outputs)")
+    n_outputs = output.sample_shape[0]
+    if not head.training.is_regression and n_outputs != n_classes:
         raise ValueError(f"the output {head.output} must be {n_classes} float32 logits, one for each of class_names")
     if head.features.dtype != "float32" or not head.features.sample_shape:
         raise ValueError("head.features must be float32 and have an axis behind the batch axis")
@@ -269,10 +298,13 @@ def _check_head(head: HeadSpec, manifest: Manifest) -> None:
         raise ValueError(f"members: {', '.join(missing)} missing")
     if head.linear is not None:
         shapes = {parameter.name: parameter.shape for parameter in head.parameters}
-        if shapes[head.linear.weight] != (n_classes, head.features.sample_shape[-1]):
-            raise ValueError("head.linear: the weight must be of the shape (classes, features)")
-        if head.linear.bias is not None and shapes[head.linear.bias] != (n_classes,):
-            raise ValueError("head.linear: the bias must be of the shape (classes,)")
+        weight = shapes[head.linear.weight]
+        if len(weight) != 2 or weight[0] != n_outputs:
+            raise ValueError("head.linear: the weight must be of the shape (outputs, inputs)")
+        if head.is_linear and weight[1:] != head.features.sample_shape:
+            raise ValueError("head.linear: the weight does not fit the features")
+        if head.linear.bias is not None and shapes[head.linear.bias] != (n_outputs,):
+            raise ValueError("head.linear: the bias must be of the shape (outputs,)")
 
 
 def _decode(value: dict[str, Any]) -> Manifest:

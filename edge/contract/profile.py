@@ -104,6 +104,10 @@ class LearningProfile:
     label_expiry_s: float = field(metadata=_number(1, 31_536_000))  # a year
     checkpoint_interval_s: float = field(metadata=_number(1, 86_400))  # a day
     max_temperature_c: float = field(metadata=_number(20, 120))
+    min_battery_percent: float = field(metadata=_number(0, 100))
+    max_load_per_core: float = field(metadata=_number(0.01, 1000))
+    max_state_mb: int = field(metadata=_whole(1, 65_536))
+    label_requests: float = field(metadata=_number(0, 1))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

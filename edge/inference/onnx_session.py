@@ -6,7 +6,7 @@ answers on a processor whose 8-bit instructions saturate.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,8 @@ from edge.contract import manifest as m
 from edge.contract.bundle import Bundle
 from edge.contract.errors import BundleError, ConfigError
 from edge.inference.session import Arrays, FloatArray, sqnr_db
+
+CPU = "CPUExecutionProvider"
 
 _FLOAT = 1  # TensorProto.FLOAT
 
@@ -39,11 +41,15 @@ def session_options(threads: int, config: Mapping[str, str] | None = None) -> or
 
 
 def open_onnx(
-    model: bytes, what: str, threads: int = 1, config: Mapping[str, str] | None = None
+    model: bytes,
+    what: str,
+    threads: int = 1,
+    config: Mapping[str, str] | None = None,
+    providers: Sequence[str] = (CPU,),
 ) -> ort.InferenceSession:
     """Load a graph; whatever onnxruntime raises becomes a BundleError."""
     try:
-        return ort.InferenceSession(model, session_options(threads, config), providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(model, session_options(threads, config), providers=list(providers))
     except Exception as exc:  # the door: onnxruntime's exceptions have no common base
         raise BundleError(f"{what} does not load in onnxruntime {ort.__version__}: {exc}") from exc
 
@@ -113,6 +119,8 @@ class OnnxSession:
         if manifest.head is not None:
             self._head = open_onnx(bundle.read(m.HEAD_INFER), m.HEAD_INFER)
             self._learned = [manifest.head.features.name, manifest.head.output]
+            linear = manifest.head.linear
+            self._layer_input = "" if linear is None or manifest.head.is_linear else linear.input
         check_golden(self, bundle)
 
     def run(self, inputs: Mapping[str, npt.NDArray[Any]], parameters: Mapping[str, FloatArray] | None = None) -> Arrays:
@@ -153,7 +161,15 @@ class OnnxSession:
     def logits(self, features: FloatArray, parameters: Mapping[str, FloatArray]) -> FloatArray:
         """See `edge.inference.session.Session.logits`."""
         assert self._head is not None
-        found: FloatArray = self._head.run(None, {self._learned[0]: features, **parameters})[0]
+        found: FloatArray = self._head.run(self._learned[1:], {self._learned[0]: features, **parameters})[0]
+        return found
+
+    def layer_input(self, features: FloatArray, parameters: Mapping[str, FloatArray]) -> FloatArray:
+        """What the head's last layer takes, ``(batch, n_inputs)``, where that is linear."""
+        if not self._layer_input:
+            return features
+        assert self._head is not None
+        found: FloatArray = self._head.run([self._layer_input], {self._learned[0]: features, **parameters})[0]
         return found
 
 

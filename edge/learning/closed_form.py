@@ -1,8 +1,11 @@
-"""The closed-form learner of a linear head: adds up statistics and solves for the head.
+"""The closed-form learner of a linear layer: adds up statistics and solves for the layer.
 
 It knows three sums. `base` is what it started from: the shipped statistics worth `PRIOR_SAMPLES` pseudo-samples, or
 what the fleet merged. `own` is all that this device ever learned. `included` is the part of `own` that is already in
-`base`. The head is solved from ``base + own - included``, so nothing counts twice whichever versions meet.
+`base`. The layer is solved from ``base + own - included``, so nothing counts twice whichever versions meet.
+
+Forgetting is done by letting newer samples count more: with the factor f, sample t is worth ``f^-t``, and the sums are
+divided by what the newest is worth when they leave this file. Then no matrix is scaled at each sample.
 """
 
 from __future__ import annotations
@@ -16,25 +19,33 @@ import numpy.typing as npt
 
 from edge.contract.errors import LearningError
 from edge.contract.manifest import LinearHead
-from edge.contract.training import FloatArray, LabelArray, Parameters
-from edge.learning.learner import State, check_batch, take, take_integers
+from edge.contract.training import FloatArray, Parameters
+from edge.learning.changes import KEPT_CONTRIBUTIONS
+from edge.learning.learner import State, check_batch, part, take, take_integers, take_like
 from edge.learning.merge import head_of
-from edge.learning.statistics import HeadStatistics
+from edge.learning.solve import UNSEEN_LOGIT, Factor, Method
+from edge.learning.statistics import HeadStatistics, Matrix
+from edge.learning.task import Targets, Task
 
 # What the shipped statistics are worth. 20 to 70 was right on several tasks (docs/learning.md).
 PRIOR_SAMPLES = 20.0
-# Contributions that may still be on their way when a merge comes back.
-KEPT_CONTRIBUTIONS = 4
+# What everything from before is worth once the world was seen to change.
+TRUSTED_PAST = 20.0
+# Samples that are added to the Gram matrix in one product: nine times cheaper than one by one.
+_BLOCK = 32
+_LARGEST_GAIN = 1e6
 
 
 class StatisticsLearner:
-    """Streaming LDA on a linear head; see the module and `edge.learning.statistics`.
+    """A linear layer from its statistics; see the module and `edge.learning.solve`.
 
     Args:
         head: Names of the weight and the bias.
-        shipped: The head as shipped, live until the first label comes.
+        shipped: The layer as shipped, live until the first sample comes.
+        task: What the outputs mean.
         prior: Shipped statistics, or None to start from nothing.
-        solve_every: Solve again after this many new samples; a solve costs ``O(d^3)``.
+        method: How to solve.
+        forgetting: What a sample is worth when the next one has come, in ``(0, 1]``; 1 never forgets.
     """
 
     kind = "statistics"
@@ -43,48 +54,123 @@ class StatisticsLearner:
         self,
         head: LinearHead,
         shipped: Mapping[str, FloatArray],
+        task: Task,
         prior: HeadStatistics | None,
-        solve_every: int = 8,
+        method: Method = "discriminant",
+        forgetting: float = 1.0,
     ) -> None:
         self._head = head
-        self._live = {name: array.copy() for name, array in shipped.items()}
-        self._n_classes, self._n_features = shipped[head.weight].shape
-        empty = HeadStatistics.empty(self._n_features, self._n_classes)
+        self._names = [head.weight, *([] if head.bias is None else [head.bias])]
+        self._live = {name: shipped[name].copy() for name in self._names}
+        self._task = task
+        self._n_features = shipped[head.weight].shape[1]
+        self._method = method
+        self._forgetting = forgetting
+        empty = HeadStatistics.empty(self._n_features, task.n_outputs)
         self._base = prior.scaled_to(PRIOR_SAMPLES) if prior is not None and prior.n_samples > 0 else empty
         self._own = self._included = empty
         self._included_version = 0
         self._sent: deque[tuple[int, HeadStatistics]] = deque(maxlen=KEPT_CONTRIBUTIONS)
         self._offset: Parameters | None = None
-        self._solve_every = solve_every
-        self._unsolved = 0
+        self._gain = 1.0  # what the newest sample is worth in the sums
+        self._block: list[tuple[Matrix, Matrix, float]] = []  # samples that are not in `own` yet
+        self._factor: Factor | None = None
+        self._is_solved = True
         self.n_samples = 0
 
-    def learn_many(self, features: FloatArray, labels: LabelArray) -> None:
+    def learn_many(
+        self, features: FloatArray, targets: npt.NDArray[Any], weights: npt.NDArray[Any] | None = None
+    ) -> None:
         """See `edge.learning.learner.Learner.learn_many`."""
-        features, labels = check_batch(features, labels, (self._n_features,), self._n_classes)
-        if len(labels) == 0:
-            return
-        own = self._own + HeadStatistics.of(features, labels, self._n_classes)
-        unsolved = self._unsolved + len(labels)
-        if unsolved >= self._solve_every:
-            self._live = self._solved(self._base + own - self._included)
-            unsolved = 0
-        self._own, self._unsolved = own, unsolved
-        self.n_samples += len(labels)
+        features, targets, weights = check_batch(features, targets, weights, (self._n_features,), self._task)
+        matrix, groups = self._task.matrix(targets).astype(np.float64), self._task.groups(targets)
+        before = self._own, self._gain, list(self._block), self.n_samples, self._is_solved
+        try:
+            for x, target, group, weight in zip(
+                features.astype(np.float64), matrix, groups, weights.astype(np.float64), strict=True
+            ):
+                self._learn(x, target, int(group), float(weight))
+            if len(features):
+                self._is_solved = False
+                self.parameters()  # what these samples make impossible to solve is refused with them
+        except BaseException:
+            self._own, self._gain, self._block, self.n_samples, self._is_solved = before
+            self._factor = None
+            raise
 
-    def _solved(self, statistics: HeadStatistics) -> Parameters:
-        """The head that statistics determine, on top of a head that was given without statistics."""
-        solved = head_of(statistics, self._head)
-        if self._offset is None:
-            return solved
-        for name in solved:
-            solved[name][~statistics.seen] = 0.0  # a class without samples stays as it was given
-            solved[name] += self._offset[name]
-        return solved
+    def _learn(self, x: Matrix, target: Matrix, group: int, weight: float) -> None:
+        self._gain /= self._forgetting
+        if self._gain > _LARGEST_GAIN:
+            self._rescale()
+        self._block.append((x, target, weight * self._gain))
+        if len(self._block) >= _BLOCK:
+            self._flush()
+        if self._factor is not None and not self._factor.add(x, target, group, weight * self._gain):
+            self._factor = None
+        self.n_samples += 1
+
+    def _flush(self) -> None:
+        """Add the waiting samples to the sums."""
+        if self._block:
+            x, targets, weights = zip(*self._block, strict=True)
+            self._own = self._own + HeadStatistics.of_targets(np.array(x), np.array(targets), np.array(weights))
+            self._block = []
+
+    def _rescale(self) -> None:
+        """Let the newest sample be worth 1 again."""
+        self._flush()
+        scale = 1.0 / self._gain
+        self._base, self._own, self._included = (s * scale for s in (self._base, self._own, self._included))
+        self._sent = deque(((version, s * scale) for version, s in self._sent), maxlen=KEPT_CONTRIBUTIONS)
+        self._gain = 1.0
+        self._factor = None
+
+    def _total(self) -> HeadStatistics:
+        self._flush()
+        return self._base + self._own - self._included
 
     def parameters(self) -> Parameters:
         """See `edge.learning.learner.Learner.parameters`."""
+        if not self._is_solved:
+            if self._factor is None:
+                total = self._total()
+                if total.n_samples <= 1e-9:  # all of it has no weight: the head stays as it is
+                    self._is_solved = True
+                    return self._live
+                self._factor = Factor(total, self._method)
+            weights, biases = self._factor.head()
+            solved = {
+                name: array.astype(np.float32) for name, array in zip(self._names, (weights, biases), strict=False)
+            }
+            if self._offset is not None:
+                seen = self._factor.seen
+                # A class without samples stays as it was given.
+                solved = {n: np.where(_rows(seen, a), a, 0.0) + self._offset[n] for n, a in solved.items()}
+            self._live, self._is_solved = solved, True
         return self._live
+
+    def distrust_the_past(self, features: FloatArray, targets: Targets) -> None:
+        """See `edge.learning.learner.Learner.distrust_the_past`: all before is worth `TRUSTED_PAST` samples."""
+        n = self._total().n_samples / self._gain
+        if n > TRUSTED_PAST:
+            scale = TRUSTED_PAST / n
+            self._base, self._own, self._included = (s * scale for s in (self._base, self._own, self._included))
+            self._sent.clear()
+        matrix = self._task.matrix(targets)
+        self._own = self._own + HeadStatistics.of_targets(features, matrix, np.full(len(features), self._gain))
+        self._factor, self._is_solved = None, False
+
+    def grow(self, n_classes: int) -> None:
+        """See `edge.learning.learner.Learner.grow`."""
+        self._flush()
+        more = n_classes - self._task.n_outputs
+        self._task = Task(self._task.recipe, n_classes)
+        self._base, self._own, self._included = (s.grown(n_classes) for s in (self._base, self._own, self._included))
+        self._sent = deque(((version, s.grown(n_classes)) for version, s in self._sent), maxlen=KEPT_CONTRIBUTIONS)
+        self._live = grown(self._live, self._head, more)
+        if self._offset is not None:
+            self._offset = grown(self._offset, self._head, more)
+        self._factor = None
 
     @property
     def n_contributed(self) -> int:
@@ -93,9 +179,10 @@ class StatisticsLearner:
 
     def contribution(self) -> State:
         """See `edge.learning.learner.Learner.contribution`."""
+        self._flush()
         if not self._sent or self._sent[-1][0] != self.n_samples:
             self._sent.append((self.n_samples, self._own))
-        return dict(self._own.to_tensors())
+        return dict((self._own * (1.0 / self._gain)).to_tensors())
 
     def rebase(self, parameters: Mapping[str, FloatArray], merged: State, included: int) -> None:
         """See `edge.learning.learner.Learner.rebase`.
@@ -103,32 +190,47 @@ class StatisticsLearner:
         A head that comes without statistics is taken as it is, and what is learned from then on is added to it: the
         difference between the heads solved then and now.
         """
-        given = {name: np.array(array, np.float32) for name, array in parameters.items()}
+        given = {name: np.array(parameters[name], np.float32) for name in self._names}
         if not merged:
             offset = None
-            total = self._base + self._own - self._included
+            total = self._total()
             if total.n_samples > 0:
-                solved = head_of(total, self._head)
+                solved = head_of(total, self._head, self._method)
                 for array in solved.values():
-                    array[~total.seen] = 0.0
+                    array[~self._seen(total)] = 0.0
                 offset = {name: given[name] - solved[name] for name in given}
-            self._offset, self._live, self._unsolved = offset, given, 0
+            self._offset, self._live, self._is_solved = offset, given, True
             return
-        base = HeadStatistics.from_tensors(merged, self._n_features, self._n_classes)
-        nothing = HeadStatistics.empty(self._n_features, self._n_classes)
+        base = HeadStatistics.from_tensors(
+            merged, self._n_features, self._task.n_outputs, is_classifier=self._task.is_classifier
+        )
+        base = base * self._gain
+        self._flush()
+        nothing = HeadStatistics.empty(self._n_features, self._task.n_outputs)
         known = {0: nothing, self._included_version: self._included, self.n_samples: self._own, **dict(self._sent)}
         # A version that is no longer known is taken as "all of it": to count a sample once too little is harmless.
         version = included if included in known else self.n_samples
         live = given
         if self.n_samples > version:
-            live = head_of(base + self._own - known[version], self._head)
+            live = head_of(base + self._own - known[version], self._head, self._method)
         self._base, self._included, self._included_version = base, known[version], version
-        self._live, self._offset = live, None
-        self._unsolved = 0
+        self._live, self._offset, self._factor, self._is_solved = live, None, None, True
+
+    def _seen(self, statistics: HeadStatistics) -> npt.NDArray[np.bool_]:
+        return statistics.seen if self._method != "ridge" else np.ones(self._task.n_outputs, bool)
 
     def state(self) -> State:
-        """See `edge.learning.learner.Learner.state`. Sums are float64 here: a restart loses no digit."""
-        state: State = {"counts": np.array([self.n_samples, self._unsolved, self._included_version], np.int64)}
+        """See `edge.learning.learner.Learner.state`. Sums are float64 here: a restart loses no digit.
+
+        The factor is not saved; it is made anew here as well, so that a restart goes on with the same digits.
+        """
+        self.parameters()
+        self._flush()
+        self._factor = None
+        state: State = {
+            "counts": np.array([self.n_samples, self._included_version], np.int64),
+            "gain": np.array([self._gain]),
+        }
         state |= {f"live.{name}": array for name, array in self._live.items()}
         state |= {f"offset.{name}": array for name, array in (self._offset or {}).items()}
         parts = {"base": self._base, "own": self._own, "included": self._included}
@@ -143,24 +245,41 @@ class StatisticsLearner:
         """See `edge.learning.learner.Learner.restore`."""
 
         def statistics(name: str) -> HeadStatistics:
-            gram, moment = take(state, f"{name}.gram"), take(state, f"{name}.moment")
-            if gram.shape != self._base.gram.shape or moment.shape != self._base.moment.shape:
-                raise LearningError("the saved statistics are of another shape")
-            return HeadStatistics(gram.astype(np.float64), moment.astype(np.float64))
+            gram = take_like(state, f"{name}.gram", self._base.gram)
+            return HeadStatistics(gram, take_like(state, f"{name}.moment", self._base.moment))
 
-        live = {name: take(state, f"live.{name}") for name in self._live}
-        if any(live[name].shape != self._live[name].shape for name in live):
-            raise LearningError("the saved head is of another shape")
+        live = {name: take_like(state, f"live.{name}", self._live[name]) for name in self._names}
         offset = None
-        if f"offset.{self._head.weight}" in state:
-            offset = {name: take(state, f"offset.{name}").astype(np.float32) for name in self._live}
-            if any(offset[name].shape != self._live[name].shape for name in offset):
-                raise LearningError("the saved offset is of another shape")
+        if part(state, "offset."):
+            offset = {name: take_like(state, f"offset.{name}", self._live[name]) for name in self._names}
         base, own, included = statistics("base"), statistics("own"), statistics("included")
         versions = take_integers(state, "sent_versions")
-        counts = take_integers(state, "counts", 3)
+        counts = take_integers(state, "counts", 2)
+        gain = take(state, "gain")
+        if gain.shape != (1,) or not 0 < gain[0] < 1e12:
+            raise LearningError("the saved gain is not a positive number")
         sent = [(version, statistics(f"sent{i}")) for i, version in enumerate(versions)]
-        self.n_samples, self._unsolved, self._included_version = counts
+        self.n_samples, self._included_version = counts
+        self._gain = float(gain[0])
         self._base, self._own, self._included, self._offset = base, own, included, offset
         self._sent = deque(sent, maxlen=KEPT_CONTRIBUTIONS)
-        self._live = {name: array.astype(np.float32) for name, array in live.items()}
+        self._live, self._block, self._factor, self._is_solved = live, [], None, True
+
+
+def grown(parameters: Mapping[str, FloatArray], head: LinearHead, more: int) -> Parameters:
+    """A linear layer with further classes that are never answered: weights of zero and a bias of `UNSEEN_LOGIT`.
+
+    Without a bias the weights of a further class are the mean of the others: it may be answered.
+    """
+    found = {name: array.copy() for name, array in parameters.items()}
+    weight = found[head.weight]
+    row = np.zeros_like(weight[:1]) if head.bias is not None else weight.mean(axis=0, keepdims=True)
+    found[head.weight] = np.concatenate([weight, np.repeat(row, more, axis=0)])
+    if head.bias is not None:
+        found[head.bias] = np.concatenate([found[head.bias], np.full(more, UNSEEN_LOGIT, np.float32)])
+    return found
+
+
+def _rows(seen: npt.NDArray[np.bool_], array: FloatArray) -> npt.NDArray[np.bool_]:
+    """``seen (n_outputs,)`` so that it chooses rows of an array."""
+    return seen.reshape(-1, *(1,) * (array.ndim - 1))

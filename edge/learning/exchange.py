@@ -7,8 +7,8 @@ backbone mean something else.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,8 @@ import numpy as np
 from edge.contract import tensorfile
 from edge.contract.digest import is_digest
 from edge.contract.errors import BundleError
-from edge.contract.training import Parameters
+from edge.contract.manifest import LinearHead
+from edge.contract.training import FloatArray, Parameters
 from edge.learning.learner import State
 
 _PARAMETER = "parameter."
@@ -38,6 +39,7 @@ class HeadUpdate:
         n_samples: Labelled samples behind these tensors.
         base_release: Counter of the release that a delta starts from, 0 for the shipped head.
         tensors: As the learner gave them.
+        class_names: Of the device, where it has added some to those of the bundle, which come first; else empty.
     """
 
     learner: str
@@ -47,6 +49,7 @@ class HeadUpdate:
     n_samples: int
     base_release: int
     tensors: State
+    class_names: tuple[str, ...] = ()
 
     def encode(self) -> bytes:
         """As one document."""
@@ -57,6 +60,7 @@ class HeadUpdate:
             "version": self.version,
             "n_samples": self.n_samples,
             "base_release": self.base_release,
+            "class_names": list(self.class_names),
         }
         return tensorfile.encode(_UPDATE, description, self.tensors)
 
@@ -85,6 +89,7 @@ class HeadUpdate:
             n_samples=found["n_samples"],
             base_release=found["base_release"],
             tensors=tensors,
+            class_names=_names(found, what),
         )
 
 
@@ -99,6 +104,7 @@ class HeadRelease:
         included: By lineage, the version of the contribution that is in it.
         n_samples: Labelled samples behind it.
         origin: In words, for people: ``merge of 3 devices``.
+        class_names: Where devices have added classes: those of the bundle and theirs; else empty.
     """
 
     backbone: str
@@ -107,6 +113,7 @@ class HeadRelease:
     included: Mapping[str, int] = field(default_factory=dict)
     n_samples: int = 0
     origin: str = ""
+    class_names: tuple[str, ...] = ()
 
     def encode(self) -> bytes:
         """As one document; the same release gives the same bytes."""
@@ -115,6 +122,7 @@ class HeadRelease:
             "included": dict(self.included),
             "n_samples": self.n_samples,
             "origin": self.origin,
+            "class_names": list(self.class_names),
         }
         tensors: State = {_PARAMETER + name: array for name, array in self.parameters.items()}
         tensors |= {_MERGED + name: array for name, array in self.merged.items()}
@@ -151,4 +159,37 @@ class HeadRelease:
             included=included,
             n_samples=found["n_samples"],
             origin=found["origin"],
+            class_names=_names(found, what),
         )
+
+    def aligned(
+        self, given: Sequence[str], wanted: Sequence[str], head: LinearHead, own: Mapping[str, FloatArray]
+    ) -> HeadRelease:
+        """The release with its classes in another order.
+
+        Args:
+            given: Names of its classes.
+            wanted: Names of the classes to come out.
+            head: The last layer.
+            own: A head with the wanted classes; those that the release does not have are taken from it.
+        """
+        if tuple(given) == tuple(wanted):
+            return self
+        columns = [given.index(name) if name in given else -1 for name in wanted]
+        parameters = dict(self.parameters)
+        for name in (head.weight, head.bias):
+            if name is not None:
+                rows = [own[name][i] if c < 0 else self.parameters[name][c] for i, c in enumerate(columns)]
+                parameters[name] = np.stack(rows).astype(np.float32)
+        merged = dict(self.merged)
+        if "moment" in merged:
+            moment = np.pad(merged["moment"], ((0, 0), (0, 1)))  # the last column, -1, is of a class without samples
+            merged["moment"] = np.ascontiguousarray(moment[:, columns])
+        return replace(self, parameters=parameters, merged=merged, class_names=tuple(wanted))
+
+
+def _names(found: Mapping[str, Any], what: str) -> tuple[str, ...]:
+    names = found.get("class_names", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or len(set(names)) != len(names):
+        raise BundleError(f"{what}: class_names must be a list of different texts")
+    return tuple(names)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass
 
+from edge.contract.training import FloatArray
 from edge.learning.packing import PackedFeatures
 
 MAX_ID_LENGTH = 128
@@ -15,10 +16,10 @@ MAX_ID_LENGTH = 128
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Remembered:
-    """A sample that waits for its label: features, predicted class, and when it was seen (seconds)."""
+    """A sample that waits for its label: features, the answer ``(n_outputs,)``, and when it was seen (seconds)."""
 
     features: PackedFeatures
-    prediction: int
+    answer: FloatArray
     seen_s: float
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.contract.errors import LearningError
-from edge.contract.training import FloatArray, LabelArray, Parameters
+from edge.contract.training import FloatArray, Parameters
+from edge.learning.task import Targets, Task
 
 State = dict[str, npt.NDArray[Any]]
 
@@ -19,27 +20,50 @@ class Learner(Protocol):
 
     Attributes:
         kind: What it contributes to a merge: ``statistics`` or ``delta``.
-        n_samples: Labelled samples learned since the beginning; survives `rebase`.
     """
 
     kind: str
-    n_samples: int
+
+    @property
+    def n_samples(self) -> int:
+        """Labelled samples learned since the beginning; survives `rebase`."""
+        ...
 
     @property
     def n_contributed(self) -> int:
         """Labelled samples behind what `contribution` gives now."""
         ...
 
-    def learn_many(self, features: FloatArray, labels: LabelArray) -> None:
-        """Learn from ``(batch, *features)`` and ``(batch,)``; a batch that is refused changes nothing.
+    def learn_many(
+        self, features: FloatArray, targets: npt.NDArray[Any], weights: npt.NDArray[Any] | None = None
+    ) -> None:
+        """Learn; a batch that is refused changes nothing.
+
+        Args:
+            features: ``(batch, *features)``.
+            targets: ``(batch,)`` classes, or ``(batch, n_outputs)``.
+            weights: ``(batch,)`` from 0 to 1, how much each label is trusted; None for 1.
 
         Raises:
-            LearningError: Not finite, of another shape, or a label out of range.
+            LearningError: Not finite, of another shape, or a target out of range.
         """
         ...
 
     def parameters(self) -> Parameters:
         """The head as it is now."""
+        ...
+
+    def distrust_the_past(self, features: FloatArray, targets: Targets) -> None:
+        """The world has changed: let what was learned before count little against what comes now.
+
+        Args:
+            features: ``(batch, *features)`` that were learned since it changed.
+            targets: Theirs.
+        """
+        ...
+
+    def grow(self, n_classes: int) -> None:
+        """Make room for further classes, of which there are no samples yet; they are never answered."""
         ...
 
     def contribution(self) -> State:
@@ -61,7 +85,7 @@ class Learner(Protocol):
         ...
 
     def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Go on from what `state` gave.
+        """Go on from what `state` gave, on a learner with as many classes.
 
         Raises:
             LearningError: It is not a state of this learner.
@@ -74,21 +98,27 @@ MAX_FEATURE = 1e15
 
 
 def check_batch(
-    features: npt.NDArray[Any], labels: npt.NDArray[Any], shape: tuple[int, ...], n_classes: int
-) -> tuple[FloatArray, LabelArray]:
-    """Features as float32 and labels as int64, or a LearningError that says what is wrong with them."""
-    features, labels = np.asarray(features), np.asarray(labels)
+    features: npt.NDArray[Any],
+    targets: npt.NDArray[Any],
+    weights: npt.NDArray[Any] | None,
+    shape: tuple[int, ...],
+    task: Task,
+) -> tuple[FloatArray, Targets, FloatArray]:
+    """Features, targets and weights as learners take them, or a LearningError that says what is wrong with them."""
+    features = np.asarray(features)
     if features.ndim != len(shape) + 1 or features.shape[1:] != shape:
         raise LearningError(f"expected features of shape (batch, {', '.join(map(str, shape))}), got {features.shape}")
-    if labels.shape != (len(features),) or labels.dtype.kind not in "iu":
-        raise LearningError(f"expected {len(features)} integer labels, got {labels.dtype} of shape {labels.shape}")
+    targets = task.check(targets, len(features))
     if features.dtype.kind not in "fiub" or not np.isfinite(features).all():
         raise LearningError("features with values that are not finite numbers were refused")
     if features.size and np.abs(features).max() > MAX_FEATURE:
         raise LearningError(f"features beyond {MAX_FEATURE:g} were refused")
-    if len(labels) and not (labels.min() >= 0 and labels.max() < n_classes):
-        raise LearningError(f"labels must lie in 0..{n_classes - 1}, got {labels.min()}..{labels.max()}")
-    return features.astype(np.float32, copy=False), labels.astype(np.int64, copy=False)
+    weights = np.ones(len(features), np.float32) if weights is None else np.asarray(weights)
+    if weights.shape != (len(features),) or weights.dtype.kind not in "fiub":
+        raise LearningError(f"expected {len(features)} weights, got {weights.dtype} of shape {weights.shape}")
+    if not ((weights >= 0) & (weights <= 1)).all():  # False for NaN
+        raise LearningError("weights must lie in 0..1")
+    return features.astype(np.float32, copy=False), targets, weights.astype(np.float32, copy=False)
 
 
 def take(state: Mapping[str, npt.NDArray[Any]], name: str) -> npt.NDArray[Any]:
@@ -98,9 +128,22 @@ def take(state: Mapping[str, npt.NDArray[Any]], name: str) -> npt.NDArray[Any]:
     return state[name]
 
 
+def take_like(state: Mapping[str, npt.NDArray[Any]], name: str, like: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """A copy of an array of a saved state that has the shape and type of another one."""
+    found = take(state, name)
+    if found.shape != like.shape or found.dtype != like.dtype:
+        raise LearningError(f"the saved {name} is {found.dtype} {found.shape}, expected {like.dtype} {like.shape}")
+    return found.copy()
+
+
 def take_integers(state: Mapping[str, npt.NDArray[Any]], name: str, length: int | None = None) -> list[int]:
     """A list of numbers from zero up of a saved state."""
     found = take(state, name)
     if found.ndim != 1 or found.dtype.kind not in "iu" or (found < 0).any() or length not in (None, len(found)):
         raise LearningError(f"the saved state's {name} are not {length or 'a list of'} numbers from zero up")
     return [int(number) for number in found]
+
+
+def part(state: Mapping[str, npt.NDArray[Any]], prefix: str) -> State:
+    """The arrays whose names begin so, without that beginning."""
+    return {name.removeprefix(prefix): array for name, array in state.items() if name.startswith(prefix)}

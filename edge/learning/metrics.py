@@ -8,12 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-
-def log_softmax(logits: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """Logarithm of the softmax along the last axis, without overflow."""
-    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
-    normalized: npt.NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-    return normalized
+from edge.learning.task import Targets, Task
 
 
 class RunningMetrics:
@@ -24,7 +19,7 @@ class RunningMetrics:
     """
 
     def __init__(self, window: int = 256) -> None:
-        self._right: deque[bool] = deque(maxlen=window)
+        self._right: deque[float] = deque(maxlen=window)
         self._losses: deque[float] = deque(maxlen=window)
         self._latencies_ms: deque[float] = deque(maxlen=window)
         self.inferences = 0
@@ -37,18 +32,18 @@ class RunningMetrics:
         self.inferences += samples
         self._latencies_ms.append(latency_ms)
 
-    def judged(self, logits: npt.NDArray[Any], labels: npt.NDArray[Any], predictions: npt.NDArray[Any]) -> None:
+    def judged(self, task: Task, answers: npt.NDArray[Any], targets: Targets) -> None:
         """Labels came, before they were learned.
 
         Args:
-            logits: ``(batch, n_classes)`` of the live head, for the loss.
-            labels: ``(batch,)``.
-            predictions: ``(batch,)`` classes that were answered at the time.
+            task: What the outputs mean.
+            answers: ``(batch, n_outputs)`` that were given at the time.
+            targets: What would have been right.
         """
-        self.labels += len(labels)
-        self._right.extend(bool(right) for right in predictions == labels)
-        chosen = np.take_along_axis(log_softmax(logits), labels[:, None], axis=1)[:, 0]
-        self._losses.extend(float(loss) for loss in -chosen)
+        self.labels += len(targets)
+        if not task.is_regression:
+            self._right.extend(map(float, task.right(answers, targets)))
+        self._losses.extend(map(float, task.losses(answers, targets)))
 
     def forget_judgements(self) -> None:
         """Start accuracy and loss anew, as after a change of the head."""
@@ -63,7 +58,7 @@ class RunningMetrics:
     @property
     def judged_in_window(self) -> int:
         """How many labels the accuracy rests on."""
-        return len(self._right)
+        return len(self._losses)
 
     def report(self, now_s: float) -> dict[str, float | int]:
         """Figures for telemetry, with the keys of ``docs/protocol.md``; what is not known is left out."""
@@ -77,5 +72,6 @@ class RunningMetrics:
             values |= {"lat_p50_ms": round(float(p50), 3), "lat_p99_ms": round(float(p99), 3)}
         if self._right:
             values |= {"acc": round(sum(self._right) / len(self._right), 4)}
+        if self._losses:
             values |= {"loss": round(float(np.mean(self._losses)), 4)}
         return values

@@ -15,6 +15,7 @@ from edge.agent.on_device_model import OnDeviceModel
 from edge.channel.memory import Faults
 from edge.contract.bundle import Bundle
 from edge.contract.errors import BundleError, LearningError, RolloutError
+from edge.coordinator.aggregate import merge
 from edge.learning.exchange import HeadRelease
 from tests.support.fleet import SimulatedFleet
 
@@ -74,9 +75,11 @@ def test_merge_equals_learning_everything_in_one_place(simulate: Simulate, tmp_p
     alone = OnDeviceModel.open(digits_bundle)
     for x, y in taught.values():
         alone.learn(x, y)
-    probe = samples(digits_bundle, 50, 99)[0]
-    merged = fleet.agents["two"].host.model.predict(probe)
-    np.testing.assert_allclose(merged, alone.predict(probe), rtol=2e-3, atol=2e-3)
+    bundle = Bundle.open(digits_bundle)
+    everything = merge(bundle, [alone.contribution()], bundle.head_parameters(), 0, {})
+    live = fleet.agents["two"].host.model._shadow.live()
+    for name, array in everything.parameters.items():
+        np.testing.assert_allclose(live[name], array, rtol=2e-3, atol=2e-3)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -185,9 +188,9 @@ def test_labels_after_a_merge_count_once(simulate: Simulate, tmp_path: Path, dig
 def test_devices_with_sgd_heads_are_averaged(simulate: Simulate, tmp_path: Path, digits_bundle: Path) -> None:
     fleet = simulate(tmp_path, digits_bundle, DEVICES, learner="sgd")
     teach_all(fleet, digits_bundle)
-    heads = {name: agent.host.model._learner.parameters() for name, agent in fleet.agents.items()}
+    heads = {name: agent.host.model._contributor.parameters() for name, agent in fleet.agents.items()}
     fleet.until("converged", lambda: fleet.converged(1))
-    live = fleet.agents["one"].host.model._learner.parameters()
+    live = fleet.agents["one"].host.model._shadow.live()
     for name, array in live.items():
         mean = np.mean([head[name] for head in heads.values()], axis=0)
         np.testing.assert_allclose(array, mean, rtol=1e-4, atol=1e-5)
@@ -360,9 +363,9 @@ def test_change_that_was_merged_is_not_added_again(simulate: Simulate, tmp_path:
     fleet = simulate(tmp_path, digits_bundle, ["one"], learner="sgd", auto_merge=False)
     fleet.teach("one", *samples(digits_bundle, 20, 1))
     fleet.until("contribution", lambda: len(fleet.store.contributions()) == 1)
-    learned = fleet.agents["one"].host.model._learner.parameters()
+    learned = fleet.agents["one"].host.model._contributor.parameters()
     fleet.teach("one", *samples(digits_bundle, 1, 2), tag="more")
-    after = fleet.agents["one"].host.model._learner.parameters()
+    after = fleet.agents["one"].host.model._contributor.parameters()
     assert fleet.coordinator is not None
     fleet.coordinator.merge_now(fleet.now)
     fleet.until("second contribution", lambda: fleet.store.contributions()[0].version == 21)
@@ -370,7 +373,7 @@ def test_change_that_was_merged_is_not_added_again(simulate: Simulate, tmp_path:
     fleet.run(30.0)
     fleet.coordinator.merge_now(fleet.now)
     fleet.until("settled", fleet.settled)
-    live = fleet.agents["one"].host.model._learner.parameters()
+    live = fleet.agents["one"].host.model._shadow.live()
     for name, array in live.items():
         np.testing.assert_allclose(array, after[name], rtol=1e-4, atol=1e-5)
         assert not np.array_equal(learned[name], after[name])
@@ -385,7 +388,7 @@ def test_plain_head_is_live_and_what_is_learned_goes_on_top(
     counter = push(fleet, safetensors.numpy.save(given))
     fleet.until("active", lambda: fleet.converged(counter))
     model = fleet.agents["one"].host.model
-    for name, array in model._learner.parameters().items():
+    for name, array in model._shadow.live().items():
         np.testing.assert_array_equal(array, given[name])
     x, y = samples(digits_bundle, 24, 3)
     fleet.teach("one", x, y)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import os
 import random
 import subprocess
@@ -12,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge.agent import OnDeviceModel
+from edge.agent import OnDeviceModel, on_device_model
 from edge.contract.errors import BundleError, ConfigError, LearningError
 
 ROOT = Path(__file__).parents[3]
-LEARNERS = ["statistics", "sgd"]
+LEARNERS = ["statistics", "sgd", "auto"]
 
 
 def data(bundle: Path, n: int = 50, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -35,14 +36,14 @@ def test_predicts_logits_of_the_live_head(digits_bundle: Path) -> None:
 @pytest.mark.parametrize("learner", LEARNERS)
 def test_learns_and_keeps_it_over_a_restart(tmp_path: Path, digits_bundle: Path, learner: str) -> None:
     x, y = data(digits_bundle)
-    model = OnDeviceModel.open(digits_bundle, tmp_path, learner=learner)
+    model = OnDeviceModel.open(digits_bundle, tmp_path, learner=learner, gate=False)
     shipped = model.predict(x)
     model.learn(x, (y + 1) % 10)
     learned = model.predict(x)
     assert not np.array_equal(shipped, learned)
     model.save()
     model.close()
-    again = OnDeviceModel.open(digits_bundle, tmp_path, learner=learner)
+    again = OnDeviceModel.open(digits_bundle, tmp_path, learner=learner, gate=False)
     np.testing.assert_array_equal(again.predict(x), learned)
     assert again.n_samples == 50
     again.close()
@@ -51,11 +52,13 @@ def test_learns_and_keeps_it_over_a_restart(tmp_path: Path, digits_bundle: Path,
 @pytest.mark.parametrize("learner", LEARNERS)
 def test_restart_from_the_journal_equals_having_gone_on(tmp_path: Path, digits_bundle: Path, learner: str) -> None:
     """No checkpoint at all: the journal alone gives the same head, bit for bit."""
-    x, y = data(digits_bundle)
+    x, y = data(digits_bundle, 120)
+    y = (y + 1) % 10  # so much to learn that the gate lets it through
     model = OnDeviceModel.open(digits_bundle, tmp_path / "a", learner=learner)
-    for i in range(0, 50, 5):
+    for i in range(0, 120, 5):
         model.learn(x[i : i + 5], y[i : i + 5])
     expected = model.predict(x)
+    assert model.leader
     assert model._store is not None
     model._store.close()  # what a kill leaves
     assert model._lock is not None
@@ -101,13 +104,15 @@ def test_refused_samples_change_nothing_in_memory_or_on_disk(tmp_path: Path, dig
 
 
 def test_statistics_learner_needs_a_linear_head(mlp_bundle: Path) -> None:
-    with pytest.raises(ConfigError, match="use sgd"):
+    with pytest.raises(ConfigError, match="suitable: auto, sgd, sgd-plain, layered"):
         OnDeviceModel.open(mlp_bundle, learner="statistics")
-    assert OnDeviceModel.open(mlp_bundle).learner_kind == "delta"
-
-
-def test_mlp_head_learns(mlp_bundle: Path) -> None:
     model = OnDeviceModel.open(mlp_bundle)
+    assert (model.learner_kind, model.learners) == ("delta", ("layered", "sgd"))
+
+
+@pytest.mark.parametrize("learner", ["auto", "layered", "sgd"])
+def test_mlp_head_learns(mlp_bundle: Path, learner: str) -> None:
+    model = OnDeviceModel.open(mlp_bundle, learner=learner)
     rng = np.random.default_rng(0)
     centres = rng.standard_normal((10, 784)).astype(np.float32)
     y = rng.integers(0, 10, 300)
@@ -126,7 +131,7 @@ def test_state_of_another_learner_is_not_used_and_said(tmp_path: Path, digits_bu
     model.close()
     other = OnDeviceModel.open(digits_bundle, tmp_path, learner="statistics")
     assert other.n_samples == 0
-    assert "delta" in other.warnings[0]
+    assert "['sgd']" in other.warnings[0]
     other.close()
 
 
@@ -169,6 +174,92 @@ def test_bundle_that_gives_other_answers_is_refused(tmp_path: Path, digits_bundl
     write_bundle(other, dataclasses.replace(bundle.manifest, members=members_of(blobs)), blobs)
     with pytest.raises(BundleError, match="other answers"):
         OnDeviceModel.open(other)
+
+
+def turned_labels(bundle: Path, n: int = 60) -> tuple[np.ndarray, np.ndarray]:
+    """Samples with other labels than the shipped head gives: much to learn."""
+    x, y = data(bundle, n)
+    return x, (y + 1) % 10
+
+
+def test_the_live_head_stays_until_a_learner_has_proved_itself(digits_bundle: Path) -> None:
+    x, y = turned_labels(digits_bundle)
+    model = OnDeviceModel.open(digits_bundle)
+    shipped = model.head_digest()
+    model.learn(x[:3], y[:3])
+    assert (model.leader, model.head_digest()) == ("", shipped)
+    model.learn(x[3:], y[3:])
+    assert model.leader == "statistics"
+    assert model.head_digest() != shipped
+    assert [event.kind for event in model.events] == ["promoted"]
+
+
+def test_random_labels_do_not_change_the_live_head(digits_bundle: Path) -> None:
+    x, _ = data(digits_bundle, 300)
+    model = OnDeviceModel.open(digits_bundle)
+    shipped = model.head_digest()
+    model.learn(x, np.random.default_rng(1).integers(0, 10, 300))
+    assert (model.head_digest(), model.n_samples) == (shipped, 300)
+
+
+def test_probabilities_are_calibrated_by_what_labels_said(digits_bundle: Path) -> None:
+    x, y = data(digits_bundle, 200)
+    wrong = np.random.default_rng(2).random(200) < 0.4
+    model = OnDeviceModel.open(digits_bundle)
+    before = model.probabilities(x).max(axis=1).mean()
+    model.learn(x, np.where(wrong, (y + 3) % 10, y))
+    assert model.temperature > 1.2
+    assert model.probabilities(x).max(axis=1).mean() < before
+    np.testing.assert_allclose(model.probabilities(x).sum(axis=1), 1.0)
+
+
+def test_a_class_is_added_while_it_runs_and_survives_a_restart(tmp_path: Path, digits_bundle: Path) -> None:
+    x, y = data(digits_bundle, 120)
+    model = OnDeviceModel.open(digits_bundle, tmp_path, gate=False)
+    model.learn(x[:60], y[:60])
+    before = model.predict(x)
+    assert model.add_class("blank") == 10
+    np.testing.assert_allclose(model.predict(x)[:, :10], before, atol=1e-4)
+    assert (model.predict(x).argmax(axis=1) < 10).all()
+    blank = np.zeros((8, *x.shape[1:]), np.float32)
+    blank += np.random.default_rng(0).random(blank.shape, np.float32) * 0.05
+    model.learn(blank, np.full(8, 10))
+    assert (model.predict(blank).argmax(axis=1) == 10).all()
+    assert (model.predict(x[:60]).argmax(axis=1) == y[:60]).mean() > 0.8
+    expected = model.predict(x)
+    assert model._store is not None
+    assert model._lock is not None
+    model._store.close()
+    os.close(model._lock)
+    again = OnDeviceModel.open(digits_bundle, tmp_path, gate=False)
+    assert again.class_names[-1] == "blank"
+    np.testing.assert_allclose(again.predict(x), expected, rtol=1e-4, atol=1e-4)
+    with pytest.raises(LearningError, match="that no class has"):
+        again.add_class("blank")
+    again.close()
+
+
+def test_what_was_promised_in_the_docstring(tmp_path: Path, digits_bundle: Path) -> None:
+    x, y = data(digits_bundle, 96)
+    names = {"bundle": digits_bundle, "folder": tmp_path, "x": x, "y": y, "np": np, "OnDeviceModel": OnDeviceModel}
+    found = doctest.DocTestFinder(recurse=False).find(on_device_model, globs=names)
+    runner = doctest.DocTestRunner()
+    for test in found:
+        assert test.examples
+        runner.run(test)
+    assert runner.summarize().failed == 0
+
+
+def test_explains_by_the_region_that_matters(digits_bundle: Path) -> None:
+    x, _ = data(digits_bundle, 1)
+    model = OnDeviceModel.open(digits_bundle)
+    for on in ("input", "features"):
+        explanation = model.explain(x[0], on=on)
+        assert np.isfinite(explanation.importance).all()
+        assert explanation.output == model.predict(x).argmax()
+    assert explanation.importance.shape == (64,)
+    with pytest.raises(LearningError, match="no output 10"):
+        model.explain(x[0], 10)
 
 
 LEARN_FOREVER = """

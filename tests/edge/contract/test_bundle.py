@@ -40,7 +40,7 @@ def manifest_of(members: Mapping[str, bytes]) -> Manifest:
             features=TensorSpec(name="features", dtype="float32", shape=("batch", 3)),
             output="output",
             parameters=(ParameterSpec(name="w", shape=(2, 3)), ParameterSpec(name="b", shape=(2,))),
-            linear=LinearHead(weight="w", bias="b"),
+            linear=LinearHead(weight="w", bias="b", input="features"),
             learning_rate=0.1,
             trainable="last:1",
         ),

@@ -15,6 +15,7 @@ from edge.contract import manifest as m
 from edge.contract import strictjson
 from edge.contract.errors import BundleError
 from edge.contract.manifest import LinearHead, Manifest
+from edge.contract.recipe import TrainingRecipe
 
 DIGEST = "0123456789abcdef" * 4
 
@@ -23,7 +24,7 @@ def document() -> dict[str, Any]:
     """A manifest as JSON."""
     return {
         "format": "edgeloop-bundle",
-        "schema_version": 2,
+        "schema_version": 3,
         "name": "digits",
         "inputs": [{"name": "input", "dtype": "float32", "shape": ["batch", 1, 8, 8]}],
         "outputs": [{"name": "output", "dtype": "float32", "shape": ["batch", 2]}],
@@ -34,9 +35,10 @@ def document() -> dict[str, Any]:
             "features": {"name": "features", "dtype": "float32", "shape": ["batch", 64]},
             "output": "output",
             "parameters": [{"name": "w", "shape": [2, 64]}, {"name": "b", "shape": [2]}],
-            "linear": {"weight": "w", "bias": "b"},
+            "linear": {"weight": "w", "bias": "b", "input": "features"},
             "learning_rate": 0.1,
             "trainable": "last:1",
+            "training": TrainingRecipe(optimizer="adam").to_json(),
         },
         "golden_min_sqnr_db": 25,
         "source_digest": DIGEST,
@@ -97,10 +99,10 @@ def put(*path: Any, value: Any) -> Callable[[dict[str, Any]], None]:
 
 REFUSED: dict[str, Callable[[dict[str, Any]], None]] = {
     "another format": put("format", value="zip"),
-    "a newer schema": put("schema_version", value=3),
+    "a newer schema": put("schema_version", value=4),
     "an older schema": put("schema_version", value=0),
     "a schema of true": put("schema_version", value=True),
-    "a schema of text": put("schema_version", value="2"),
+    "a schema of text": put("schema_version", value="3"),
     "a dtype that does not exist": put("inputs", 0, "dtype", value="float128"),
     "a dtype of another type": put("inputs", 0, "dtype", value=["float32"]),
     "a shape of text": put("inputs", 0, "shape", value="batch"),
@@ -135,6 +137,16 @@ REFUSED: dict[str, Callable[[dict[str, Any]], None]] = {
     "a linear head that is a list": put("head", "linear", value=["w", "b"]),
     "a linear head whose weight has another shape": put("head", "parameters", 0, "shape", value=[64, 2]),
     "a linear head whose bias has another shape": put("head", "parameters", 1, "shape", value=[3]),
+    "a linear head without an input": put("head", "linear", value={"weight": "w", "bias": "b"}),
+    "a linear head with another length than the features": put("head", "features", "shape", value=["batch", 63]),
+    "no training": put("head", "training", value=None),
+    "an unknown loss": put("head", "training", "loss", value="hinge"),
+    "an unknown optimizer": put("head", "training", "optimizer", value="lion"),
+    "a momentum of one": put("head", "training", "momentum", value=1.0),
+    "a momentum of true": put("head", "training", "momentum", value=True),
+    "a negative weight decay": put("head", "training", "weight_decay", value=-1),
+    "a huber delta of zero": put("head", "training", "huber_delta", value=0),
+    "a training field from the future": put("head", "training", "schedule", value="cosine"),
     "a learning rate of zero": put("head", "learning_rate", value=0),
     "a negative learning rate": put("head", "learning_rate", value=-0.1),
     "a learning rate of true": put("head", "learning_rate", value=True),
@@ -175,7 +187,7 @@ def test_refuses_a_required_member_that_is_missing(role: str) -> None:
 
 def test_says_to_update_when_the_schema_is_newer() -> None:
     with pytest.raises(BundleError, match="update edgeloop"):
-        decode(document() | {"schema_version": 3})
+        decode(document() | {"schema_version": 4})
 
 
 def test_a_head_of_several_layers_and_one_without_bias_are_read() -> None:
@@ -184,8 +196,20 @@ def test_a_head_of_several_layers_and_one_without_bias_are_read() -> None:
     head = decode(value).head
     assert head is not None
     assert head.linear is None
-    value["head"]["linear"] = {"weight": "w", "bias": None}
-    assert decode(value).head == replace(head, linear=LinearHead(weight="w", bias=None))
+    value["head"]["linear"] = {"weight": "w", "bias": None, "input": "hidden"}
+    found = decode(value).head
+    assert found == replace(head, linear=LinearHead(weight="w", bias=None, input="hidden"))
+    assert (found.is_linear, found.n_inputs) == (False, 64)
+
+
+def test_a_head_of_quantities_needs_no_class_names() -> None:
+    value = document() | {"class_names": []}
+    with pytest.raises(BundleError, match="class_names"):
+        decode(value)
+    value["head"]["training"]["loss"] = "huber"
+    head = decode(value).head
+    assert head is not None
+    assert head.training.is_regression
 
 
 def test_a_bundle_without_a_head_needs_no_members_of_a_head() -> None:

@@ -139,7 +139,7 @@ def test_all_faults_are_reported_together() -> None:
         ("memory_mb = 1024", 'memory_mb = "1024"'),
         ("reduce_range = false", "reduce_range = 0"),
         ("interval_s = 60.0", "interval_s = -1"),
-        ("replay_per_class = 20", "replay_per_clas = 20"),
+        ("replay_per_class = 40", "replay_per_clas = 40"),
     ]:
         assert old in text
         text = text.replace(old, new)

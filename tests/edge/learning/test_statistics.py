@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge.contract.errors import LearningError
-from edge.learning.statistics import SHRINKAGE, HeadStatistics, solve
+from edge.learning.solve import SHRINKAGE, solve
+from edge.learning.statistics import HeadStatistics
 
 
 def data(n: int, d: int, n_classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

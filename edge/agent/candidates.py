@@ -1,0 +1,141 @@
+"""Which learners stand in the shadow of a bundle's head: by name, or `auto` for what suits the head."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edge.contract import manifest as m
+from edge.contract.bundle import Bundle
+from edge.contract.choices import LEARNERS
+from edge.contract.errors import ConfigError
+from edge.contract.manifest import HeadSpec, LinearHead
+from edge.contract.training import TrainStep
+from edge.inference.onnx_session import OnnxSession
+from edge.inference.trainers import open_trainer
+from edge.learning.closed_form import StatisticsLearner
+from edge.learning.layered import FORGETTING, LayeredLearner
+from edge.learning.learner import Learner
+from edge.learning.sgd import SgdLearner
+from edge.learning.solve import Method
+from edge.learning.statistics import HeadStatistics
+from edge.learning.task import Task
+from edge.learning.whitening import Whitening
+
+_METHODS: dict[str, Method] = {"statistics": "discriminant", "ridge": "ridge", "ncm": "means"}
+# Matrices of (d + 1)² float64 that a statistics learner holds: three sums, four contributions on their way, the factor
+# and its scratch space.
+_MATRICES = 9
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
+class Workshop:
+    """What learners are made of.
+
+    Attributes:
+        bundle: Of the head.
+        session: Runs it.
+        task: What its outputs mean.
+        executor: Of training steps, see `edge.inference.trainers`.
+        per_class: Replayed samples of each class.
+        max_state_mb: Memory that a learner may take.
+        seed: Of replay draws.
+    """
+
+    bundle: Bundle
+    session: OnnxSession
+    task: Task
+    executor: str
+    per_class: int
+    max_state_mb: float
+    seed: int
+
+    @property
+    def head(self) -> HeadSpec:
+        """Of the bundle."""
+        head = self.bundle.manifest.head
+        assert head is not None
+        return head
+
+    def candidates(self, name: str) -> dict[str, Learner]:
+        """The learners that a name means, in order of preference.
+
+        Raises:
+            ConfigError: There is no such learner, or it does not suit the head.
+        """
+        if name not in LEARNERS:
+            raise ConfigError(f"learner {name!r}: expected one of {', '.join(LEARNERS)}")
+        names = self._suitable() if name == "auto" else [name]
+        if name != "auto" and (problem := self._problem(name)) is not None:
+            raise ConfigError(f"the learner {name} does not suit this head: {problem}; suitable: {self._list()}")
+        return {each: self._make(each) for each in names}
+
+    def _list(self) -> str:
+        return ", ".join(name for name in LEARNERS if name == "auto" or self._problem(name) is None)
+
+    def _suitable(self) -> list[str]:
+        closed = "ridge" if self.task.is_regression else "statistics"
+        return [name for name in (closed, "layered", "sgd") if self._problem(name) is None]
+
+    def _problem(self, name: str) -> str | None:
+        """Why a learner cannot learn this head; None if it can."""
+        if name in ("sgd", "sgd-plain"):
+            return None
+        linear = self.head.linear
+        if linear is None or linear.bias is None:
+            return "its last layer is not linear with a bias"
+        if name == "layered" and self.head.is_linear:
+            return "it has no layer before the last"
+        if name != "layered" and not self.head.is_linear:
+            return "it is more than one linear layer"
+        if self.task.recipe.loss == "binary-cross-entropy":
+            return "its outputs are several yes-or-no answers"
+        if self.task.is_regression and name in ("statistics", "ncm"):
+            return "it gives quantities, not classes"
+        size_mb = _MATRICES * 8 * (self.head.n_inputs + 1) ** 2 / 2**20
+        if size_mb > self.max_state_mb:
+            return (
+                f"statistics of {self.head.n_inputs} features take {size_mb:.0f} MiB, allowed are {self.max_state_mb:g}"
+            )
+        return None
+
+    def _prior(self) -> HeadStatistics | None:
+        """The statistics that were shipped, of what the last layer takes."""
+        if self.head.linear is None or not self.bundle.has(m.STATISTICS):
+            return None
+        tensors = self.bundle.tensors(m.STATISTICS)
+        return HeadStatistics.from_tensors(
+            tensors, self.head.n_inputs, self.task.n_outputs, is_classifier=self.task.is_classifier
+        )
+
+    def _make(self, name: str) -> Learner:
+        linear = self.head.linear
+        if name in _METHODS:
+            assert linear is not None
+            return self._statistics(linear, _METHODS[name], 1.0)
+        if name == "layered":
+            assert linear is not None
+            method: Method = "ridge" if self.task.is_regression else "discriminant"
+            return LayeredLearner(
+                self._sgd(self.per_class), self._statistics(linear, method, FORGETTING), self.session.layer_input
+            )
+        return self._sgd(0 if name == "sgd-plain" else self.per_class)
+
+    def _statistics(self, linear: LinearHead, method: Method, forgetting: float) -> StatisticsLearner:
+        shipped = self.bundle.head_parameters()
+        return StatisticsLearner(linear, shipped, self.task, self._prior(), method, forgetting)
+
+    def _sgd(self, per_class: int) -> SgdLearner:
+        head, prior = self.head, self._prior()
+        step: TrainStep = open_trainer(self.bundle, self.executor).step
+        whitens = head.is_linear and prior is not None and per_class > 0
+        return SgdLearner(
+            step,
+            head.features.sample_shape,
+            self.task,
+            head.learning_rate,
+            per_class=per_class,
+            seed=self.seed,
+            head=head.linear,
+            whitening=Whitening(prior, head.linear) if whitens and prior is not None and head.linear else None,
+            run=None if head.is_linear else self.session.logits,
+        )

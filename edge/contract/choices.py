@@ -1,0 +1,6 @@
+"""Names that people choose from; without imports, so that a command line can show them at once."""
+
+from __future__ import annotations
+
+LEARNERS = ("auto", "statistics", "ridge", "ncm", "sgd", "sgd-plain", "layered")
+EXECUTORS = ("auto", "onnx", "numpy", "torch")

@@ -1,0 +1,172 @@
+"""Drift detectors: one number at a time in, an alarm out.
+
+`Adwin` watches errors, where labels come. `FeatureShift` watches features, where they do not, by `PageHinkley`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edge.contract.errors import LearningError
+from edge.learning.learner import State, take
+from edge.learning.statistics import HeadStatistics, Matrix
+
+_PER_ROW = 5
+_MIN_WINDOW = 5
+
+
+class Adwin:
+    """Adaptive windowing (Bifet and Gavaldà 2007, SDM, algorithm ADWIN2): is the mean of late values higher or lower?
+
+    Keeps a window of values from 0 to 1 in buckets of sizes 1, 2, 4, ..., five of each, so memory grows with the
+    logarithm of the window. Whenever two parts of the window differ by more than chance allows, the older part is
+    dropped. Each part has five values at least.
+
+    Args:
+        delta: Bound on the chance of a false alarm at one check.
+    """
+
+    def __init__(self, delta: float = 0.002) -> None:
+        self._delta = delta
+        # Oldest first: size, sum and sum of squared deviations of each bucket.
+        self._buckets: list[tuple[int, float, float]] = []
+
+    @property
+    def width(self) -> int:
+        """Values in the window."""
+        return sum(size for size, _, _ in self._buckets)
+
+    @property
+    def mean(self) -> float:
+        """Of the window; 0 for an empty one."""
+        return sum(total for _, total, _ in self._buckets) / max(1, self.width)
+
+    def add(self, value: float) -> float:
+        """Take a value in.
+
+        Returns:
+            0 where nothing changed, else by how much the mean of what is left of the window is above that of before.
+        """
+        self._buckets.append((1, value, 0.0))
+        self._compress()
+        before, found = self.mean, False
+        while self._cut():
+            found = True
+        return self.mean - before if found else 0.0
+
+    def _compress(self) -> None:
+        """Join the two oldest buckets of a size of which there are too many."""
+        size, end = 1, len(self._buckets)
+        while True:
+            start = end
+            while start > 0 and self._buckets[start - 1][0] == size:
+                start -= 1
+            if end - start <= _PER_ROW:
+                return
+            (n, a, v), (_, b, w) = self._buckets[start : start + 2]
+            self._buckets[start : start + 2] = [(2 * n, a + b, v + w + (a - b) ** 2 / (2 * n))]
+            size, end = 2 * size, start + 1
+
+    def _cut(self) -> bool:
+        """Drop the oldest bucket if some cut of the window tells two means apart."""
+        width, total = self.width, sum(bucket[1] for bucket in self._buckets)
+        if width < 2 * _MIN_WINDOW:
+            return False
+        mean = total / width
+        variance = sum(v + n * (t / n - mean) ** 2 for n, t, v in self._buckets) / width
+        log = math.log(2.0 * math.log(width) / self._delta)
+        n0, sum0 = 0, 0.0
+        for size, part, _ in self._buckets[:-1]:
+            n0, sum0 = n0 + size, sum0 + part
+            n1 = width - n0
+            if n0 < _MIN_WINDOW or n1 < _MIN_WINDOW:
+                continue
+            inverse = 1.0 / (n0 - _MIN_WINDOW + 1) + 1.0 / (n1 - _MIN_WINDOW + 1)
+            bound = math.sqrt(2.0 * inverse * variance * log) + 2.0 / 3.0 * inverse * log
+            if abs(sum0 / n0 - (total - sum0) / n1) > bound:
+                self._buckets.pop(0)
+                return True
+        return False
+
+    def reset(self) -> None:
+        """Start with an empty window."""
+        self._buckets = []
+
+    def state(self) -> State:
+        """Everything, for saving."""
+        return {"buckets": np.array(self._buckets, np.float64).reshape(-1, 3)}
+
+    def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Take back what `state` gave."""
+        buckets = take(state, "buckets")
+        if buckets.ndim != 2 or buckets.shape[1] != 3 or not np.isfinite(buckets).all() or (buckets[:, 0] < 1).any():
+            raise LearningError("the saved window of the drift detector is not one")
+        self._buckets = [(int(size), float(total), float(spread)) for size, total, spread in buckets]
+
+
+class PageHinkley:
+    """The Page-Hinkley test (Page 1954; Hinkley 1971): has the mean of a sequence risen?
+
+    With the running mean ``m_t`` the sum of ``x_t - m_t - tolerance`` is watched; an alarm is a rise of it above its
+    minimum by more than `threshold`.
+
+    Args:
+        threshold: In the units of the values.
+        tolerance: A rise of the mean that does not matter.
+        warm_up: Values before the first alarm.
+    """
+
+    def __init__(self, threshold: float, tolerance: float, warm_up: int = 30) -> None:
+        self._threshold = threshold
+        self._tolerance = tolerance
+        self._warm_up = warm_up
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all values."""
+        self._n, self._mean, self._sum, self._least = 0, 0.0, 0.0, 0.0
+
+    def add(self, value: float) -> bool:
+        """Take a value in; True for an alarm, after which the test starts anew."""
+        self._n += 1
+        self._mean += (value - self._mean) / self._n
+        self._sum += value - self._mean - self._tolerance
+        self._least = min(self._least, self._sum)
+        if self._n >= self._warm_up and self._sum - self._least > self._threshold:
+            self.reset()
+            return True
+        return False
+
+
+class FeatureShift:
+    """Whether unlabelled features have moved away from where they were.
+
+    The value that is watched is how far a sample is from the mean that was shipped, ``log(mean_j (x_j - mu_j)² /
+    sigma_j²)``: 0 on average, or where features are normal, for samples as in training. It is compared with this
+    device's own past, in both directions.
+
+    Args:
+        statistics: Shipped, of at least one sample.
+    """
+
+    def __init__(self, statistics: HeadStatistics) -> None:
+        n = statistics.n_samples
+        self._mean: Matrix = statistics.gram[-1, :-1] / n
+        variance = np.diag(statistics.gram)[:-1] / n - np.square(self._mean)
+        self._scale: Matrix = 1.0 / np.maximum(variance, 1e-3 * max(float(variance.mean()), 1e-12))
+        self._tests = (PageHinkley(20.0, 0.1, 60), PageHinkley(20.0, 0.1, 60))
+
+    def add(self, features: npt.NDArray[Any]) -> bool:
+        """Take a sample ``(d,)`` in; True for an alarm."""
+        distance = float((np.square(features.reshape(-1) - self._mean) * self._scale).mean())
+        value = math.log(max(distance, 1e-6))
+        alarms = [test.add(sign * value) for test, sign in zip(self._tests, (1.0, -1.0), strict=True)]
+        if any(alarms):
+            for test in self._tests:
+                test.reset()
+        return any(alarms)

@@ -1,0 +1,486 @@
+"""Merging where some devices send garbage: broken sensors, swapped labels, flipped bits, or worse.
+
+For changes of heads there are the coordinate median, the trimmed mean, Krum and a limit to the median norm. They look
+at all changes at once, so they hold them all: devices times parameters in float32. Devices weigh alike, because how
+many samples a device claims can be garbage too. A change with values that are not finite is left out and counts as one
+of the assumed garbage ones, so it is not assumed a second time among the rest.
+
+Statistics are sums, and a median of sums of different classes means nothing. `implausible_statistics` instead finds
+devices whose sums no samples can have, or whose samples look like nobody else's; the others are summed as ever.
+
+It finds garbage, not a patient attacker: who sends plausible statistics that are slightly wrong is not found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from edge.contract.errors import LearningError
+from edge.contract.training import FloatArray, Parameters
+from edge.learning.merge import Delta, apply_change, merge_statistics
+from edge.learning.statistics import HeadStatistics, Matrix
+
+# Half-width, in robust standard deviations, of what passes as like the others.
+_DEVIATIONS = 6.0
+# A median absolute deviation times this is the standard deviation of a normal distribution.
+_TO_STANDARD_DEVIATION = 1.4826
+# Energies per sample within this factor of the median are like the others, however alike those are.
+_ENERGY_FACTOR = 4.0
+# The same for squared distances of means, and for numbers of samples.
+_DISTANCE_FACTOR = 8.0
+_COUNT_FACTOR = 100.0
+# Where a class mean lies between its class (0.5) and another (-0.5): shuffled labels are at 0, swapped ones at -0.5.
+_LEAST_MARGIN = 0.2
+# By how much a device with one sample in all may fall below that: so many standard deviations, which are one over the
+# distance between the classes, and at least a fixed number, because single samples are not distributed normally (of
+# turned digits about 3 % are nearer to another class).
+_MARGIN_DEVIATIONS = 3.0
+_MARGIN_ALLOWANCE = 0.375
+# Variance of a median relative to that of a mean, of a normal distribution.
+_MEDIAN_VARIANCE = np.pi / 2
+# Share of the within-class covariance that is replaced by a multiple of the identity before distances are measured.
+_SHRINKAGE = 0.1
+
+
+# Changes of heads
+
+
+@dataclass(frozen=True, eq=False)
+class SortedChanges:
+    """Changes sorted along the device axis, one number of the head at a time: median and trimmed mean share the sort.
+
+    Attributes:
+        base: The head that is changed, by parameter name.
+        values: ``(n_parameters, n_devices)`` float32, each row ascending; finite changes only.
+        n_left_out: Changes that were not finite.
+    """
+
+    base: Mapping[str, FloatArray]
+    values: FloatArray
+    n_left_out: int
+
+    @classmethod
+    def of(cls, base: Mapping[str, FloatArray], deltas: Iterable[Delta]) -> SortedChanges:
+        """Sort.
+
+        Raises:
+            LearningError: Other parameters than the base.
+        """
+        finite, n_left_out = _finite(base, deltas)
+        values = np.sort(_rows(base, finite).T, axis=1)
+        return cls(base, values, n_left_out)
+
+    def median(self, n_garbage: int = 0) -> Parameters:
+        """The head plus the median of each number (Yin et al. 2018, arXiv:1803.01498, definition 1).
+
+        Args:
+            n_garbage: Devices assumed to send garbage.
+
+        Raises:
+            LearningError: Not more than half of the devices are assumed to be honest, or the result is not finite.
+        """
+        self._left(n_garbage)
+        n = self.values.shape[1]
+        middle = self.values[:, (n - 1) // 2 : n // 2 + 1]
+        return self._applied(middle.mean(axis=1, dtype=np.float64))
+
+    def trimmed_mean(self, n_garbage: int) -> Parameters:
+        """The head plus the mean of each number without its `n_garbage` least and largest (definition 2 of the same).
+
+        Args:
+            n_garbage: Devices assumed to send garbage.
+
+        Raises:
+            LearningError: Not more than half of the devices are assumed to be honest, or the result is not finite.
+        """
+        trim = self._left(n_garbage)
+        kept = self.values[:, trim : self.values.shape[1] - trim]
+        return self._applied(kept.mean(axis=1, dtype=np.float64))
+
+    def _left(self, n_garbage: int) -> int:
+        return _assumed_left(n_garbage, self.values.shape[1], self.n_left_out, lambda f: 2 * f + 1)
+
+    def _applied(self, change: npt.NDArray[np.float64]) -> Parameters:
+        return _apply_flat(self.base, change)
+
+
+def coordinate_median(base: Mapping[str, FloatArray], deltas: Iterable[Delta], n_garbage: int = 0) -> Parameters:
+    """See `SortedChanges.median`."""
+    return SortedChanges.of(base, deltas).median(n_garbage)
+
+
+def trimmed_mean(base: Mapping[str, FloatArray], deltas: Iterable[Delta], n_garbage: int) -> Parameters:
+    """See `SortedChanges.trimmed_mean`."""
+    return SortedChanges.of(base, deltas).trimmed_mean(n_garbage)
+
+
+def krum(base: Mapping[str, FloatArray], deltas: Iterable[Delta], n_garbage: int, n_chosen: int = 1) -> Parameters:
+    """The head plus the mean of the changes that lie closest to their neighbours.
+
+    Blanchard et al. 2017 (Machine Learning with Adversaries, NeurIPS), section 4: of n devices with f garbage ones, a
+    change's score is the sum of its squared distances to its ``n - f - 2`` nearest others. Krum takes the change with
+    the least score, multi-Krum the mean of the `n_chosen` least.
+
+    Honest devices with different classes are far from one another, and Krum then picks one kind of them: for such
+    fleets the trimmed mean, or statistics, are better.
+
+    Args:
+        base: The head that is changed.
+        deltas: The changes; which of several with the same score is taken depends on their order.
+        n_garbage: Devices assumed to send garbage, f.
+        n_chosen: 1 for Krum.
+
+    Raises:
+        LearningError: Fewer than ``2 f + 3`` devices, or than `n_chosen` besides the garbage ones, or the result is not
+            finite.
+    """
+    finite, n_left_out = _finite(base, deltas)
+    f = _assumed_left(n_garbage, len(finite), n_left_out, lambda f: 2 * f + 3)
+    n = len(finite)
+    if not 1 <= n_chosen <= n - f:
+        raise LearningError(f"cannot choose {n_chosen} of {n} changes of which {f} are assumed to be garbage")
+    rows = _rows(base, finite).astype(np.float64)
+    squares = np.einsum("ij,ij->i", rows, rows)
+    distances = np.maximum(squares[:, None] + squares - 2.0 * (rows @ rows.T), 0.0)
+    np.fill_diagonal(distances, np.inf)
+    scores = np.sort(distances, axis=1)[:, : n - f - 2].sum(axis=1)
+    chosen = np.argsort(scores, kind="stable")[:n_chosen]
+    return _apply_flat(base, rows[chosen].mean(axis=0))
+
+
+def clipped_to_median_norm(base: Mapping[str, FloatArray], deltas: Iterable[Delta]) -> list[Delta]:
+    """The finite changes, the longer half shortened to the median norm; for `edge.learning.merge.weighted_mean`.
+
+    One device can then move the mean no further than an ordinary one with its number of samples; cheaper than the rules
+    above, and weaker.
+
+    Raises:
+        LearningError: Other parameters than the base, or no change is finite.
+    """
+    finite, _ = _finite(base, deltas)
+    if not finite:
+        raise LearningError("there are no finite changes to merge")
+    limit = float(np.median([delta.norm for delta in finite]))
+    return [delta.clipped(limit) for delta in finite]
+
+
+def _finite(base: Mapping[str, FloatArray], deltas: Iterable[Delta]) -> tuple[list[Delta], int]:
+    """The changes that are finite, and how many are not."""
+    finite, n_left_out = [], 0
+    for delta in deltas:
+        delta.check(base, finite=False)
+        if delta.is_finite:
+            finite.append(delta)
+        else:
+            n_left_out += 1
+    return finite, n_left_out
+
+
+def _assumed_left(n_garbage: int, n_finite: int, n_left_out: int, needed: Callable[[int], int]) -> int:
+    """Garbage ones assumed among the finite changes."""
+    if n_garbage < 0:
+        raise LearningError(f"{n_garbage} garbage devices cannot be assumed")
+    left = max(0, n_garbage - n_left_out)
+    if n_finite < needed(left):
+        raise LearningError(
+            f"{n_finite} finite changes are too few where {left} of them are assumed to be garbage: this rule needs at "
+            f"least {needed(left)}"
+        )
+    return left
+
+
+def _rows(base: Mapping[str, FloatArray], deltas: Sequence[Delta]) -> FloatArray:
+    """``(n_devices, n_parameters)``: one row a device."""
+    size = sum(array.size for array in base.values())
+    rows = np.empty((len(deltas), size), np.float32)
+    for row, delta in zip(rows, deltas, strict=True):
+        np.concatenate([np.ravel(delta.change[name]) for name in base], out=row, casting="same_kind")
+    return rows
+
+
+def _apply_flat(base: Mapping[str, FloatArray], change: npt.NDArray[np.float64]) -> Parameters:
+    ends = np.cumsum([array.size for array in base.values()])[:-1]
+    parts = np.split(change, ends)
+    named = {name: part.reshape(base[name].shape) for name, part in zip(base, parts, strict=True)}
+    return apply_change(base, named)
+
+
+# Statistics
+
+
+def implausible_statistics(
+    contributions: Sequence[HeadStatistics], prior: HeadStatistics | None = None, is_classifier: bool = True
+) -> dict[int, str]:
+    """Devices whose statistics should not be summed, with the reason.
+
+    Three questions, each asked of those that passed the one before:
+
+    1. Can any samples have these sums? Finite, counts from zero up, the sum over classes in the moment equal to the sum
+       in the Gram matrix, and the within-class scatter ``G - sum_c n_c mu_c mu_cᵀ`` without a negative eigenvalue.
+       Finds random matrices, flipped signs and damaged bytes.
+    2. Are they samples like those of other devices? Compared with the median device, by its deviation: how many they
+       are, the mean of ``|x|²``, and in units of the pooled within-class covariance the scatter and the distance of the
+       mean. Finds another scale, another sensor, noise and zeros. More than a hundred times the samples of the median
+       device is refused too, unless numbers of samples differ that much in this fleet.
+    3. Do the class means agree with other devices' means of the same class? The reference is the coordinate median over
+       the *other* devices that have the class. A mean that is not clearly closest to its own class, after an allowance
+       for few samples, is a permuted or shuffled label. The worst device goes first, then all are asked again, because
+       a bad one spoils its neighbours' reference.
+
+    A device may have any subset of the classes. What nobody else has cannot be compared and passes. The first two
+    questions work while the garbage is in the minority in the fleet, the third while it is, for each class, among the
+    devices that have it: two devices that swapped a pair of labels against two that did not cannot be told apart.
+
+    Args:
+        contributions: One of each device, of one head.
+        prior: The shipped statistics: one more voice on the mean of ``|x|²`` and nothing else, since what devices see
+            now may be far from what the backbone was trained on.
+        is_classifier: Whether the outputs are classes; of quantities the third question is not asked.
+
+    Returns:
+        By index into `contributions`, why it is implausible. A device without samples is listed too.
+
+    Raises:
+        LearningError: The contributions are of different shapes.
+    """
+    shapes = {(s.gram.shape, s.moment.shape) for s in (*contributions, *(() if prior is None else (prior,)))}
+    if len(shapes) > 1:
+        raise LearningError("statistics of different heads cannot be compared")
+    reasons: dict[int, str] = {}
+    left: dict[int, _Summary] = {}
+    for i, statistics in enumerate(contributions):
+        found = _summary(statistics, is_classifier)
+        if isinstance(found, str):
+            reasons[i] = found
+        else:
+            left[i] = found
+    shipped = None if prior is None else _summary(prior, is_classifier)
+    for i, reason in _unlike_the_others(left, shipped if isinstance(shipped, _Summary) else None).items():
+        reasons[i] = reason
+        del left[i]
+    while strangers := _other_kind(left):
+        for i in strangers:
+            reasons[i] = "its samples are spread otherwise, or lie elsewhere, than those of other devices"
+            del left[i]
+    return reasons | (_disagreeing(left) if is_classifier else {})
+
+
+def merge_plausible_statistics(
+    prior: HeadStatistics, contributions: Sequence[HeadStatistics], is_classifier: bool = True
+) -> tuple[HeadStatistics, dict[int, str]]:
+    """The sum of the prior and all contributions that are not implausible, and why the others are.
+
+    Raises:
+        LearningError: The contributions are of different shapes.
+    """
+    refused = implausible_statistics(contributions, prior, is_classifier)
+    return merge_statistics(prior, (s for i, s in enumerate(contributions) if i not in refused)), refused
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Summary:
+    """What the comparison needs of one device.
+
+    Attributes:
+        counts: ``(n_classes,)``; of quantities there is one group.
+        means: ``(n_classes, d)``, zero for a class without samples.
+        scatter: ``(d, d)`` within classes.
+        energy: Mean of ``|x|²``.
+    """
+
+    counts: Matrix
+    means: Matrix
+    scatter: Matrix
+    energy: float
+
+    @property
+    def n_samples(self) -> float:
+        return float(self.counts.sum())
+
+
+def _summary(statistics: HeadStatistics, is_classifier: bool) -> _Summary | str:
+    """Of sums that samples can have; otherwise why they cannot."""
+    gram, moment, n = statistics.gram, statistics.moment, statistics.n_samples
+    if not (np.isfinite(gram).all() and np.isfinite(moment).all()):
+        return "its sums are not finite"
+    sums = moment if is_classifier else gram[:, -1:]
+    squares, counts = np.diag(gram)[:-1], sums[-1]
+    if (squares < 0).any() or (counts < 0).any():
+        return "it has a negative count or sum of squares"
+    seen = counts > 1e-9
+    if n <= 0 or not seen.any():
+        return "it has no samples"
+    # Relative to the largest value that Cauchy and Schwarz allow; sent as float32, sums are right to about 1e-7.
+    scale = np.sqrt(np.append(squares, n))
+    if (np.abs(gram - gram.T) > 1e-4 * np.outer(scale, scale)).any():
+        return "its Gram matrix is not symmetric"
+    if (np.abs(sums.sum(axis=1) - gram[:, -1]) > 1e-4 * scale * np.sqrt(n)).any():
+        return "its sums by class are not those of its Gram matrix"
+    means = np.where(seen, sums[:-1] / np.where(seen, counts, 1.0), 0.0).T
+    counts = np.where(seen, counts, 0.0)
+    scatter = gram[:-1, :-1] - (means.T * counts) @ means
+    total = float(squares.sum())
+    try:  # exists if and only if there is no eigenvalue below what is added
+        np.linalg.cholesky(scatter + (1e-5 * total + 1e-300) * np.eye(len(squares)))
+    except np.linalg.LinAlgError:
+        return "no samples have these sums: the scatter within classes has negative eigenvalues"
+    return _Summary(counts, means, scatter, total / n)
+
+
+def _unlike_the_others(summaries: Mapping[int, _Summary], shipped: _Summary | None) -> dict[int, str]:
+    """Devices with another energy or far more samples than the others."""
+    if not summaries:
+        return {}
+    voices = [*summaries.values(), *([] if shipped is None else [shipped])]
+    energies = _logs([s.energy for s in voices])
+    counts = _logs([s.n_samples for s in summaries.values()])
+    reasons = {}
+    for k, i in enumerate(summaries):
+        if abs(energies[k] - np.median(energies)) > _half_width(energies, _ENERGY_FACTOR):
+            reasons[i] = "its samples are much larger or smaller than those of other devices"
+        elif counts[k] - np.median(counts) > _half_width(counts, _COUNT_FACTOR):
+            reasons[i] = "it claims far more samples than other devices"
+    return reasons
+
+
+def _other_kind(summaries: Mapping[int, _Summary]) -> list[int]:
+    """Devices whose scatter is much larger than others', or whose mean is much farther from the median one."""
+    if len(summaries) < 3:
+        return []
+    devices = list(summaries.values())
+    root = _root(devices)
+    inverse = np.linalg.inv(root)
+    precision = inverse.T @ inverse
+    d = len(root)
+    freedom = [max(s.n_samples - np.count_nonzero(s.counts), 1.0) for s in devices]
+    spreads = _logs([float(np.sum(s.scatter * precision)) / f for s, f in zip(devices, freedom, strict=True)])
+    means = np.array([s.counts @ s.means / s.n_samples for s in devices])
+    noise = np.array([d / s.n_samples for s in devices])
+    distances = np.square((means - np.median(means, axis=0)) @ inverse.T).sum(axis=1)
+    far = _excess(distances, noise) > 0
+    wide = spreads - np.median(spreads) > _half_width(spreads, _ENERGY_FACTOR)
+    return [i for i, is_far, is_wide in zip(summaries, far, wide, strict=True) if is_far or is_wide]
+
+
+def _logs(values: Sequence[float] | npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    return np.log(np.maximum(values, 1e-300))
+
+
+def _half_width(logs: npt.NDArray[np.float64], factor: float) -> float:
+    """How far from their median logarithms may lie: some robust standard deviations, at least a factor."""
+    spread = float(np.median(np.abs(logs - np.median(logs))))
+    return max(_DEVIATIONS * _TO_STANDARD_DEVIATION * spread, float(np.log(factor)))
+
+
+def _excess(distances: npt.NDArray[np.float64], noise: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """By how much the logarithms of squared distances are beyond what passes; negative for those that pass.
+
+    Args:
+        distances: ``(n,)``.
+        noise: ``(n,)`` squared distance that so few samples may have by chance; allowed on top of the median.
+    """
+    ratios = _logs(distances) - _logs(np.median(distances) + noise)
+    found: npt.NDArray[np.float64] = ratios - _half_width(_logs(distances), _DISTANCE_FACTOR)
+    return found
+
+
+def _root(summaries: Sequence[_Summary]) -> Matrix:
+    """Cholesky factor of the pooled within-class covariance, shrunk toward a multiple of the identity."""
+    covariance = np.sum([s.scatter for s in summaries], axis=0) / sum(s.n_samples for s in summaries)
+    average = float(np.trace(covariance)) / len(covariance)
+    covariance = (1.0 - _SHRINKAGE) * covariance
+    covariance[np.diag_indices_from(covariance)] += _SHRINKAGE * max(average, 0.0) + 1e-9
+    root: Matrix = np.linalg.cholesky(covariance)
+    return root
+
+
+def _disagreeing(summaries: Mapping[int, _Summary]) -> dict[int, str]:
+    """Devices whose class means are not those of other devices, the worst first."""
+    if len(summaries) < 2:
+        return {}
+    devices = list(summaries.values())
+    index = np.array(list(summaries))
+    counts = np.array([s.counts for s in devices])
+    means = np.array([s.means for s in devices]) @ np.linalg.inv(_root(devices)).T
+    here = np.ones(len(index), bool)
+    reasons: dict[int, str] = {}
+    while True:
+        margins, excess = _agreement(means[here], counts[here])
+        if (margins < 0).any():
+            worst = int(np.argmin(margins))
+            reason = "its class means are not closest to other devices' means of the same classes"
+        elif (excess > 0).any():
+            worst = int(np.argmax(excess))
+            reason = "its class means are far from other devices' means of the same classes"
+        else:
+            return reasons
+        removed = np.flatnonzero(here)[worst]
+        reasons[int(index[removed])] = reason
+        here[removed] = False
+
+
+def _agreement(means: Matrix, counts: Matrix) -> tuple[Matrix, Matrix]:
+    """How well each device's class means agree with the others'.
+
+    Args:
+        means: ``(n_devices, n_classes, d)`` in units of the pooled covariance.
+        counts: ``(n_devices, n_classes)``.
+
+    Returns:
+        ``(n_devices,)`` margins, the mean over a device's samples of where its class mean lies between its own class
+        (0.5) and the most similar other one (-0.5), above `_LEAST_MARGIN` less what so few samples allow, infinite
+        where nothing can be compared; and ``(n_devices,)`` the `_excess` of the distance to its own classes.
+    """
+    n_devices, n_classes, d = means.shape
+    has = counts > 0
+    references = np.full(means.shape, np.nan)  # of device i: medians over the devices other than i
+    typical = np.ones(n_classes)
+    for c in np.flatnonzero(has.any(axis=0)):
+        references[:, c] = _medians_of_others(means[:, c], has[:, c])
+        typical[c] = np.median(counts[has[:, c], c])
+    known = np.isfinite(references[:, :, 0])
+    margins, distances, noise = np.full(n_devices, np.inf), np.full(n_devices, np.nan), np.full(n_devices, np.nan)
+    for i in range(n_devices):
+        own = np.flatnonzero(has[i] & known[i])
+        if not len(own):
+            continue
+        weights = counts[i, own] / counts[i, own].sum()
+        differences = means[i, own] - references[i, own]
+        distances[i] = weights @ np.square(differences).sum(axis=1)
+        noise[i] = weights @ (d / counts[i, own] + d / typical[own])
+        ways = references[i, own, None] - references[i, known[i]]  # (own, known, d), zero for the class itself
+        lengths = np.square(ways).sum(axis=2)
+        along = np.einsum("od,okd->ok", differences, ways)
+        is_other = own[:, None] != np.flatnonzero(known[i])
+        if is_other.any():
+            position = np.where(is_other, 0.5 + along / np.where(lengths > 0, lengths, np.inf), np.inf)
+            nearest = position.argmin(axis=1)[:, None]
+            margins[i] = weights @ np.take_along_axis(position, nearest, axis=1)[:, 0]
+            apart = np.sqrt(np.take_along_axis(lengths, nearest, axis=1)[:, 0])
+            allowed = np.maximum(_MARGIN_ALLOWANCE, _MARGIN_DEVIATIONS / np.maximum(apart, 1e-9))
+            others = np.maximum(has[:, own].sum(axis=0) - 1, 1) * typical[own] / _MEDIAN_VARIANCE
+            few = np.sqrt(np.square(weights * allowed) @ (1.0 / counts[i, own] + 1.0 / others))
+            margins[i] -= _LEAST_MARGIN - few
+    excess = np.full(n_devices, -np.inf)
+    compared = np.isfinite(distances)
+    if compared.sum() > 2:
+        excess[compared] = _excess(distances[compared], noise[compared])
+    return margins, excess
+
+
+def _medians_of_others(values: Matrix, has: npt.NDArray[np.bool_]) -> Matrix:
+    """``(n, d)``: for each device the coordinate median over the others that have a value; nan where none has."""
+    found = np.full(values.shape, np.nan)
+    n = int(has.sum())
+    order = np.argsort(values[has], axis=0, kind="stable")
+    ordered = np.take_along_axis(values[has], order, axis=0)
+    found[~has] = (ordered[(n - 1) // 2] + ordered[n // 2]) / 2
+    if n > 1:
+        ranks = np.argsort(order, axis=0)
+        picked = [np.take_along_axis(ordered, k + (k >= ranks), axis=0) for k in ((n - 2) // 2, (n - 1) // 2)]
+        found[has] = (picked[0] + picked[1]) / 2
+    return found

@@ -1,0 +1,384 @@
+"""Robust rules: what garbage cannot move, and which statistics are taken for garbage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from edge.contract.errors import LearningError
+from edge.learning.merge import Delta, merge_statistics, weighted_mean
+from edge.learning.robust import (
+    SortedChanges,
+    _medians_of_others,
+    clipped_to_median_norm,
+    coordinate_median,
+    implausible_statistics,
+    krum,
+    merge_plausible_statistics,
+    trimmed_mean,
+)
+from edge.learning.solve import solve
+from edge.learning.statistics import HeadStatistics
+
+BASE = {"w": np.array([[1.0, 2.0]], np.float32), "b": np.array([0.5], np.float32)}
+Generator = np.random.Generator
+
+
+def delta(values: np.ndarray, n_samples: int = 1) -> Delta:
+    row = np.asarray(values, np.float32)
+    return Delta(change={"w": row[:2].reshape(1, 2), "b": row[2:]}, n_samples=n_samples)
+
+
+def change(head: dict[str, np.ndarray]) -> np.ndarray:
+    return np.concatenate([(head[name].astype(np.float64) - BASE[name]).ravel() for name in BASE])
+
+
+ROWS = hnp.arrays(np.float32, st.tuples(st.integers(1, 9), st.just(3)), elements=st.floats(-100, 100, width=32))
+
+
+# Changes of heads
+
+
+@settings(deadline=None)
+@given(ROWS, st.data())
+def test_trimmed_mean_and_median_are_their_definitions_in_any_order(rows: np.ndarray, data: st.DataObject) -> None:
+    trim = data.draw(st.integers(0, (len(rows) - 1) // 2))
+    shuffled = data.draw(st.permutations(list(rows)))
+    found = SortedChanges.of(BASE, (delta(row) for row in shuffled))
+    kept = [sorted(column)[trim : len(rows) - trim] for column in rows.astype(np.float64).T.tolist()]
+    np.testing.assert_allclose(change(found.trimmed_mean(trim)), [np.mean(k) for k in kept], rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(change(found.median()), np.median(rows, axis=0), rtol=1e-5, atol=1e-4)
+    assert (trimmed_mean(BASE, map(delta, rows), trim)["w"] == found.trimmed_mean(trim)["w"]).all()
+    assert (coordinate_median(BASE, map(delta, rows))["w"] == found.median()["w"]).all()
+
+
+@pytest.mark.parametrize("rule", [coordinate_median, trimmed_mean, krum], ids=lambda rule: rule.__name__)
+def test_garbage_does_not_move_the_head_beyond_the_honest_ones(rule: Callable) -> None:
+    rng = np.random.default_rng(0)
+    honest = rng.normal(1.0, 0.1, (7, 3))
+    garbage = [[1e30, -1e30, 5.0], [-3e3, 1e3, -1e9]]
+    merged = change(rule(BASE, [delta(row) for row in (*garbage, *honest)], 2))
+    assert ((merged > honest.min(axis=0) - 1e-6) & (merged < honest.max(axis=0) + 1e-6)).all()
+
+
+def test_samples_that_a_device_claims_give_it_no_weight() -> None:
+    rows = [[1, 1, 1], [2, 2, 2], [9, 9, 9]]
+    claims = [delta(row, n) for row, n in zip(rows, (1, 1, 10**9), strict=True)]
+    assert change(coordinate_median(BASE, claims)).tolist() == [2, 2, 2]
+    assert change(trimmed_mean(BASE, claims, 1)).tolist() == [2, 2, 2]
+
+
+@pytest.mark.parametrize(("rule", "needed"), [(coordinate_median, 5), (trimmed_mean, 5), (krum, 7)])
+def test_needs_enough_devices_for_the_assumed_garbage(rule: Callable, needed: int) -> None:
+    rows = [delta(np.full(3, i)) for i in range(needed)]
+    rule(BASE, rows, 2)
+    with pytest.raises(LearningError, match=f"at least {needed}"):
+        rule(BASE, rows[1:], 2)
+    with pytest.raises(LearningError):
+        rule(BASE, rows, -1)
+    with pytest.raises(LearningError):
+        rule(BASE, [], 0)
+    # What is not finite is one of the two: for the other, two devices fewer are enough.
+    unfit = delta(np.array([1.0, np.nan, 1.0]))
+    assert (rule(BASE, [*rows[2:], unfit], 2)["w"] == rule(BASE, rows[2:], 1)["w"]).all()
+    with pytest.raises(LearningError, match="other parameters"):
+        rule(BASE, [*rows, Delta(change={"w": BASE["w"]}, n_samples=1)], 2)
+
+
+def krum_by_hand(rows: np.ndarray, f: int) -> list[int]:
+    """Indices from the least score to the largest."""
+    scores = []
+    for i, row in enumerate(rows):
+        distances = sorted(float(np.sum((row - other) ** 2)) for j, other in enumerate(rows) if j != i)
+        scores.append(sum(distances[: len(rows) - f - 2]))
+    return list(np.argsort(scores, kind="stable"))
+
+
+@pytest.mark.parametrize(("f", "n_chosen"), [(0, 1), (1, 1), (2, 1), (2, 4), (3, 6)])
+def test_krum_takes_the_changes_closest_to_their_neighbours(f: int, n_chosen: int) -> None:
+    rows = np.random.default_rng(f).normal(size=(9, 3)).astype(np.float32)
+    expected = rows[krum_by_hand(rows, f)[:n_chosen]].mean(axis=0)
+    np.testing.assert_allclose(change(krum(BASE, map(delta, rows), f, n_chosen)), expected, atol=1e-6)
+
+
+def test_krum_cannot_choose_more_than_the_honest_ones() -> None:
+    rows = [delta(np.full(3, i)) for i in range(7)]
+    for n_chosen in (0, 6):
+        with pytest.raises(LearningError, match="choose"):
+            krum(BASE, rows, 2, n_chosen)
+
+
+def test_long_changes_are_shortened_to_the_median_norm() -> None:
+    rows = [[0, 0, 1], [0, 2, 0], [3e30, 0, 0], [np.nan, 0, 0]]
+    clipped = clipped_to_median_norm(BASE, map(delta, rows))
+    assert [d.norm for d in clipped] == pytest.approx([1.0, 2.0, 2.0])
+    np.testing.assert_allclose(change(weighted_mean(BASE, clipped)), [2 / 3, 2 / 3, 1 / 3], rtol=1e-6)
+    with pytest.raises(LearningError, match="finite"):
+        clipped_to_median_norm(BASE, [delta(np.full(3, np.inf))])
+
+
+def test_a_head_that_would_overflow_is_refused() -> None:
+    base = {"w": BASE["w"], "b": np.array([3e38], np.float32)}
+    with pytest.raises(LearningError, match="not finite"):
+        coordinate_median(base, [delta(np.array([0, 0, 3e38]))])
+
+
+# Statistics: ten classes in 24 dimensions, features not below zero as after a ReLU.
+
+N_CLASSES, N_FEATURES = 10, 24
+MEANS = np.random.default_rng(7).uniform(0, 4, (N_CLASSES, N_FEATURES))
+
+
+def samples(labels: np.ndarray, rng: Generator, shift: float = 0.0) -> np.ndarray:
+    """Features of these classes; `shift` is what is special about a device."""
+    return np.maximum(
+        0, MEANS[labels] + rng.normal(size=(len(labels), N_FEATURES)) + shift * rng.normal(size=N_FEATURES)
+    )
+
+
+def of(features: np.ndarray, labels: np.ndarray) -> HeadStatistics:
+    """As they arrive: through float32."""
+    sent = HeadStatistics.of(features, labels, N_CLASSES).to_tensors()
+    return HeadStatistics.from_tensors(sent, N_FEATURES, N_CLASSES)
+
+
+def fleet(rng: Generator, n_devices: int = 30, shift: float = 0.2) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Features and labels of devices with two classes each, 10 to 60 samples."""
+    found = []
+    for i in range(n_devices):
+        labels = rng.permutation(np.resize([2 * i % N_CLASSES, (2 * i + 1) % N_CLASSES], rng.integers(10, 61)))
+        found.append((samples(labels, rng, shift), labels))
+    return found
+
+
+def prior() -> HeadStatistics:
+    """Of the world before the devices came: the features were mirrored."""
+    rng = np.random.default_rng(99)
+    labels = rng.integers(0, N_CLASSES, 500)
+    return of(samples(labels, rng)[:, ::-1], labels).scaled_to(20)
+
+
+def accuracy(statistics: HeadStatistics) -> float:
+    weights, biases = solve(statistics)
+    rng = np.random.default_rng(5)
+    labels = rng.integers(0, N_CLASSES, 1000)
+    return float(((samples(labels, rng) @ weights.T + biases).argmax(axis=1) == labels).mean())
+
+
+def random_matrices(x: np.ndarray, y: np.ndarray, rng: Generator) -> HeadStatistics:
+    honest = of(x, y)
+    gram = rng.normal(size=honest.gram.shape) * np.abs(honest.gram).mean()
+    gram = gram + gram.T
+    gram[np.diag_indices_from(gram)] = np.abs(np.diag(gram))
+    moment = rng.normal(size=honest.moment.shape) * np.abs(honest.moment).mean()
+    gram[-1, -1], moment[-1] = len(y), honest.class_counts
+    return HeadStatistics(gram, moment)
+
+
+def not_of_samples(x: np.ndarray, y: np.ndarray, rng: Generator) -> HeadStatistics:
+    """Sums that agree with each other, of a Gram matrix with a negative eigenvalue."""
+    honest = of(x, y)
+    direction = np.append(rng.normal(size=N_FEATURES), 0.0)
+    direction /= np.linalg.norm(direction)
+    gram = honest.gram - 0.5 * float(np.trace(honest.gram)) * np.outer(direction, direction) / N_FEATURES
+    gram[np.diag_indices_from(gram)] = np.maximum(np.diag(gram), np.diag(honest.gram) * 0.1)
+    return HeadStatistics(gram, honest.moment)
+
+
+def flipped_bits(x: np.ndarray, y: np.ndarray, rng: Generator) -> HeadStatistics:
+    honest = of(x, y)
+    gram = honest.gram.astype(np.float32)
+    i, j = rng.integers(0, N_FEATURES, 2)
+    gram[i, j] = gram[j, i] = -16 * (1 + np.abs(gram[i, j]))
+    return HeadStatistics(gram.astype(np.float64), honest.moment)
+
+
+def moments_flipped(x: np.ndarray, y: np.ndarray, rng: Generator) -> HeadStatistics:
+    honest = of(x, y)
+    return HeadStatistics(honest.gram, np.concatenate([-honest.moment[:-1], honest.moment[-1:]]))
+
+
+def classes_permuted(x: np.ndarray, y: np.ndarray, rng: Generator) -> HeadStatistics:
+    return of(x, (y + 3) % N_CLASSES)
+
+
+def classes_swapped(x: np.ndarray, y: np.ndarray, rng: Generator) -> HeadStatistics:
+    return of(x, np.where(y == y.min(), y.max(), y.min()))
+
+
+def not_finite(x: np.ndarray, y: np.ndarray, rng: Generator) -> HeadStatistics:
+    honest = of(x, y)
+    return HeadStatistics(honest.gram, np.where(honest.moment > 3, np.nan, honest.moment))
+
+
+GARBAGE: dict[str, Callable[[np.ndarray, np.ndarray, Generator], HeadStatistics]] = {
+    "random matrices": random_matrices,
+    "not of samples": not_of_samples,
+    "flipped bits": flipped_bits,
+    "not finite": not_finite,
+    "moments flipped": moments_flipped,
+    "features flipped": lambda x, y, rng: of(-x, y),
+    "features scaled": lambda x, y, rng: of(1e3 * x, y),
+    "features scaled down": lambda x, y, rng: of(1e-3 * x, y),
+    "sums scaled": lambda x, y, rng: of(x, y).scaled_to(1e3 * len(y)),
+    "a noisy sensor": lambda x, y, rng: of(x + 4 * rng.normal(size=x.shape), y),
+    "features of noise": lambda x, y, rng: of(np.abs(rng.normal(size=x.shape)) * np.sqrt((x**2).mean()), y),
+    "classes permuted": classes_permuted,
+    "classes swapped": classes_swapped,
+    "labels shuffled": lambda x, y, rng: of(x, rng.permutation(y)),
+    "no samples": lambda x, y, rng: HeadStatistics.empty(N_FEATURES, N_CLASSES),
+    "features of zeros": lambda x, y, rng: of(0 * x, y),
+}
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("kind", GARBAGE)
+def test_garbage_is_refused_and_honest_devices_with_two_classes_are_let_through(kind: str, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    bad = {0, 11, 22}  # of three different pairs of classes
+    sent = [GARBAGE[kind](x, y, rng) if i in bad else of(x, y) for i, (x, y) in enumerate(fleet(rng))]
+    merged, refused = merge_plausible_statistics(prior(), sent)
+    assert refused.keys() == bad
+    assert (merged.gram == merge_statistics(prior(), [s for i, s in enumerate(sent) if i not in bad]).gram).all()
+    assert accuracy(merged) >= 0.97
+
+
+REASONS = {
+    "not finite": "not finite",
+    "moments flipped": "not those of its Gram matrix",
+    "not of samples": "negative eigenvalues",
+    "features scaled": "larger or smaller",
+    "features scaled down": "larger or smaller",
+    "features of zeros": "larger or smaller",
+    "sums scaled": "far more samples",
+    "features flipped": "lie elsewhere",
+    "a noisy sensor": "spread otherwise",
+    "classes permuted": "not closest",
+    "classes swapped": "not closest",
+    "labels shuffled": "not closest",
+    "no samples": "no samples",
+}
+
+
+@pytest.mark.parametrize(("kind", "reason"), REASONS.items())
+def test_says_why(kind: str, reason: str) -> None:
+    rng = np.random.default_rng(0)
+    sent = [GARBAGE[kind](x, y, rng) if i == 7 else of(x, y) for i, (x, y) in enumerate(fleet(rng))]
+    refused = implausible_statistics(sent, prior())
+    assert refused.keys() == {7}
+    assert reason in refused[7]
+
+
+def test_says_what_no_sums_have() -> None:
+    sent = [of(x, y) for x, y in fleet(np.random.default_rng(0), 10)]
+    honest = sent[3]
+    askew, negative = honest.gram.copy(), honest.moment.copy()
+    askew[2, 5] *= 1.1
+    negative[-1, :2] += [-1e3, 1e3]  # the sum stays
+    for bad, reason in (
+        (HeadStatistics(askew, honest.moment), "symmetric"),
+        (HeadStatistics(honest.gram, negative), "negative count"),
+    ):
+        refused = implausible_statistics([*sent[:3], bad, *sent[4:]])
+        assert refused.keys() == {3}
+        assert reason in refused[3]
+
+
+def test_classes_that_moved_apart_are_found_though_their_mean_did_not_move() -> None:
+    devices = fleet(np.random.default_rng(0))
+    x, y = devices[7]
+    x, y = np.concatenate([x[y == c][:5] for c in np.unique(y)]), np.repeat(np.unique(y), 5)
+    # No class lies in this direction from another.
+    direction = np.linalg.svd(MEANS - MEANS.mean(axis=0))[2][-1]
+    sides = np.where(y == y.min(), 1.0, -1.0)
+    sent = [of(*device) for device in devices]
+    sent[7] = of(x + 15 * sides[:, None] * direction, y)
+    refused = implausible_statistics(sent)
+    assert refused.keys() == {7}
+    assert "far from other devices' means of the same classes" in refused[7]
+
+
+@given(hnp.arrays(np.float64, (7, 2), elements=st.integers(0, 5)), hnp.arrays(bool, 7))
+def test_the_median_of_the_others_is_its_definition(values: np.ndarray, has: np.ndarray) -> None:
+    found = _medians_of_others(values, has) if has.any() else np.full((7, 2), np.nan)
+    for i in range(7):
+        others = values[has & (np.arange(7) != i)]
+        np.testing.assert_array_equal(found[i], np.median(others, axis=0) if len(others) else np.full(2, np.nan))
+
+
+@pytest.mark.parametrize("kind", GARBAGE)
+def test_garbage_is_refused_when_a_third_of_the_devices_are_lost(kind: str) -> None:
+    rng = np.random.default_rng(4)
+    devices = fleet(rng)
+    kept = [i for i in range(30) if i % 10 not in (1, 4, 8)]
+    bad = {0, 12, 26}
+    sent = {i: GARBAGE[kind](*devices[i], rng) if i in bad else of(*devices[i]) for i in kept}
+    merged, refused = merge_plausible_statistics(prior(), list(sent.values()))
+    assert {kept[i] for i in refused} == bad
+    assert accuracy(merged) >= 0.95
+
+
+@pytest.mark.parametrize("n_devices", [1, 2, 3, 5, 30, 60])
+@pytest.mark.parametrize("shift", [0.0, 0.3])
+def test_honest_devices_pass_however_many_they_are(n_devices: int, shift: float) -> None:
+    for seed in range(3):
+        sent = [of(x, y) for x, y in fleet(np.random.default_rng(seed), n_devices, shift)]
+        assert implausible_statistics(sent, prior()) == {}
+        assert implausible_statistics(sent) == {}
+
+
+def test_honest_devices_with_a_single_sample_pass() -> None:
+    rng = np.random.default_rng(3)
+    labels = [np.resize(rng.integers(0, N_CLASSES, 2), n) for n in (1, 1, 1, 2, 3, 5, 200, 8, 8, 20) * 4]
+    sent = [of(samples(y, rng), y) for y in labels]
+    assert implausible_statistics(sent, prior()) == {}
+
+
+# At 3 standard deviations a single sample is often nearer to another class.
+@pytest.mark.parametrize(("noise", "tolerated"), [(0.0, 0), (1.5, 0), (3.0, 3)])
+def test_honest_devices_with_few_samples_pass_in_hard_tasks_too(noise: float, tolerated: int) -> None:
+    refused = 0
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        labels = [np.resize(rng.permutation(N_CLASSES)[:2], n) for n in (1, 1, 2, 3, 40, 5, 60, 8) * 6]
+        x = [np.maximum(0, samples(y, rng) + noise * rng.normal(size=(len(y), N_FEATURES))) for y in labels]
+        refused += len(implausible_statistics([of(*device) for device in zip(x, labels, strict=True)]))
+    assert refused <= tolerated
+
+
+def test_a_class_that_only_one_device_has_passes() -> None:
+    rng = np.random.default_rng(0)
+    devices = [np.resize([0, 1], 30)] * 5 + [np.full(30, 9)]
+    assert implausible_statistics([of(samples(y, rng), y) for y in devices]) == {}
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.permutations(range(12)), st.sampled_from(sorted(GARBAGE)))
+def test_what_is_refused_does_not_depend_on_the_order(order: list[int], kind: str) -> None:
+    rng = np.random.default_rng(1)
+    devices = fleet(rng, 12)
+    sent = [GARBAGE[kind](x, y, rng) if i == 5 else of(x, y) for i, (x, y) in enumerate(devices)]
+    refused = implausible_statistics([sent[i] for i in order])
+    assert {order[i] for i in refused} == set(implausible_statistics(sent))
+
+
+def test_quantities_have_no_classes_to_compare() -> None:
+    rng = np.random.default_rng(2)
+    sent = []
+    for i in range(9):
+        x = rng.normal(size=(40, 5)) * (100.0 if i == 4 else 1.0)
+        sent.append(HeadStatistics.of_targets(x, x[:, :2] - 3.0, np.ones(40)))
+    assert implausible_statistics(sent, is_classifier=False).keys() == {4}
+
+
+def test_nothing_comes_of_nothing_and_other_shapes_are_refused() -> None:
+    assert implausible_statistics([]) == {}
+    with pytest.raises(LearningError, match="different heads"):
+        implausible_statistics([HeadStatistics.empty(3, 2), HeadStatistics.empty(3, 3)])
+    with pytest.raises(LearningError, match="different heads"):
+        implausible_statistics([HeadStatistics.empty(3, 2)], HeadStatistics.empty(4, 2))
