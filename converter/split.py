@@ -2,7 +2,8 @@
 
 The head is every node downstream of a trainable parameter; what it takes from the backbone are the features. This is a
 question of reachability, so skip connections need no special care: where the head takes several tensors, the features
-are all of them, flattened, one behind the other.
+are all of them, flattened, one behind the other. A tensor with the batch on a later axis, as recurrent layers have it
+behind the time, goes from one half to the other with the batch in front.
 """
 
 from __future__ import annotations
@@ -181,11 +182,17 @@ def split(model: onnx.ModelProto, trainable: Sequence[str]) -> SplitModel:
     backbone_outputs = [info for info in graph.output if info.name not in in_head]
     body = upstream(graph.node, [*frontier, *(info.name for info in backbone_outputs)])
     builder = GraphBuilder("split.")
-    if one:
+    orders = {name: _batch_first(shape_of(types[name])) for name in frontier}
+    if one and orders[frontier[0]] is None:
         builder.op("Identity", frontier[0], output=features)
         head_nodes = [renamed(node, {frontier[0]: features}) for node in head_nodes]
+    elif one:
+        builder.op("Transpose", frontier[0], output=features, perm=orders[frontier[0]])
     else:
-        flat = [builder.op("Flatten", name, axis=1) for name in frontier]
+        turned = [
+            name if order is None else builder.op("Transpose", name, perm=order) for name, order in orders.items()
+        ]
+        flat = [builder.op("Flatten", name, axis=1) for name in turned]
         builder.op("Concat", *flat, output=features, axis=1)
     backbone = make_model(
         "backbone",
@@ -196,7 +203,9 @@ def split(model: onnx.ModelProto, trainable: Sequence[str]) -> SplitModel:
     )
     apart = GraphBuilder("apart.")
     if not one:
-        _take_apart(apart, features, sizes)
+        _take_apart(apart, features, sizes, orders)
+    elif (order := orders[frontier[0]]) is not None:
+        apart.op("Transpose", features, output=frontier[0], perm=np.argsort(order).tolist())
     constant = upstream(
         [node for node in graph.node if not set(node.output) & (from_input | in_head)],
         {name for node in head_nodes for name in reads(node)},
@@ -244,10 +253,13 @@ def _head_output(reached: Sequence[onnx.ValueInfoProto]) -> onnx.ValueInfoProto:
 
 
 def _feature_shape(name: str, types: dict[str, onnx.ValueInfoProto]) -> tuple[int, ...]:
+    """Sizes of a feature's axes but the batch."""
     info = types.get(name)
     shape = () if info is None else shape_of(info)
-    sizes = tuple(size for size in shape[1:] if isinstance(size, int))
-    if len(shape) < 2 or len(sizes) != len(shape) - 1 or isinstance(shape[0], int):
+    order = _batch_first(shape)
+    turned = shape if order is None else tuple(shape[axis] for axis in order)
+    sizes = tuple(size for size in turned[1:] if isinstance(size, int))
+    if len(shape) < 2 or len(sizes) != len(shape) - 1 or isinstance(turned[0], int):
         found = ", ".join(map(str, shape)) or "not known"
         raise ConversionError(f"the features {name} have the shape ({found}); expected (batch, fixed sizes...)")
     assert info is not None
@@ -256,13 +268,25 @@ def _feature_shape(name: str, types: dict[str, onnx.ValueInfoProto]) -> tuple[in
     return sizes
 
 
-def _take_apart(builder: GraphBuilder, features: str, sizes: dict[str, tuple[int, ...]]) -> None:
+def _batch_first(shape: Sequence[int | str]) -> list[int] | None:
+    """The order of the axes that puts the batch in front; None where there is nothing to put."""
+    if BATCH not in shape[1:] or not isinstance(shape[0], int):
+        return None
+    axis = list(shape).index(BATCH)
+    return [axis, *(i for i in range(len(shape)) if i != axis)]
+
+
+def _take_apart(
+    builder: GraphBuilder, features: str, sizes: dict[str, tuple[int, ...]], orders: dict[str, list[int] | None]
+) -> None:
     """Append nodes that get the single tensors back out of the features."""
     start = 0
     for name, size in sizes.items():
-        end = start + prod(size)
+        end, order = start + prod(size), orders[name]
         part = builder.op("Slice", features, builder.ints(start), builder.ints(end), builder.ints(1))
-        builder.op("Reshape", part, builder.ints(-1, *size), output=name)
+        whole_part = builder.op("Reshape", part, builder.ints(-1, *size), output=name if order is None else None)
+        if order is not None:
+            builder.op("Transpose", whole_part, output=name, perm=np.argsort(order).tolist())
         start = end
 
 

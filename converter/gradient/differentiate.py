@@ -71,11 +71,8 @@ def differentiate(
     contributions: dict[str, list[str]] = {output: [output_gradient]}
 
     def total(name: str) -> str:
-        parts = contributions[name]
-        while len(parts) > 1:
-            parts = [builder.op("Add", parts[0], parts[1]), *parts[2:]]
-        contributions[name] = parts
-        return parts[0]
+        contributions[name] = [tape.total(contributions[name])]
+        return contributions[name][0]
 
     for node in reversed(path):
         if node.output[0] not in contributions:

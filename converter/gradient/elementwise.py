@@ -94,9 +94,9 @@ RULES["Reciprocal"] = _unary(lambda b, _x, y: b.op("Neg", b.op("Mul", y, y)))
 RULES["Tanh"] = _unary(lambda b, _x, y: b.op("Sub", b.constant(1.0), b.op("Mul", y, y)))
 RULES["Sigmoid"] = _unary(lambda b, _x, y: b.op("Mul", y, b.op("Sub", b.constant(1.0), y)))
 RULES["Softplus"] = _unary(lambda b, x, _y: b.op("Sigmoid", x))
-# d erf(x) / dx = 2 / sqrt(pi) exp(-x^2)
+# d erf(x) / dx = 2 / sqrt(pi) exp(-x^2), the factor taken into the exponent
 RULES["Erf"] = _unary(
-    lambda b, x, _y: b.op("Mul", b.constant(2.0 / math.sqrt(math.pi)), b.op("Exp", b.op("Neg", b.op("Mul", x, x))))
+    lambda b, x, _y: b.op("Exp", b.op("Sub", b.constant(math.log(2.0 / math.sqrt(math.pi))), b.op("Mul", x, x)))
 )
 
 

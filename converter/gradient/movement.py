@@ -87,7 +87,11 @@ def _slice(tape: Tape, node: onnx.NodeProto, dy: str) -> Gradients:
         places[taken] = np.arange(len(taken))
         padded = b.op("Pad", gradient, b.ints(*one_more))
         gradient = b.op("Gather", padded, b.constant(places, np.int64), axis=axis)
-    if any(before) or any(after):
+    cut = [axis for axis in range(rank) if before[axis] or after[axis]]
+    if len(cut) == 1:
+        (size,) = tape.sizes(x, cut)
+        gradient = tape.placed(gradient, x, cut[0], before[cut[0]], size - before[cut[0]] - after[cut[0]])
+    elif cut:
         gradient = b.op("Pad", gradient, b.ints(*before, *after))
     return [gradient, *[None] * (len(node.input) - 1)]
 
@@ -104,6 +108,9 @@ def _gather(tape: Tape, node: onnx.NodeProto, dy: str) -> Gradients:
     data, indices = node.input
     rank, n_index = len(tape.shape(data)), len(tape.shape(indices))
     axis = int(attribute(node, "axis", 0)) % rank
+    if indices in tape.constants and not n_index and isinstance(size := tape.shape(data)[axis], int):
+        (place,) = tape.value(indices).reshape(1)
+        return [tape.placed(b.op("Unsqueeze", dy, b.ints(axis)), data, axis, int(place) % size, 1), None]
     to_front = [axis, *(i for i in range(rank) if i != axis)]
     moved = dy
     if axis:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import onnx
+from onnx import helper
 
 from converter.gradient.tape import Gradients, Tape, attribute, rule
 from edge.contract.errors import ConversionError
@@ -65,16 +67,19 @@ def _layer_normalization(tape: Tape, node: onnx.NodeProto, dy: str) -> Gradients
 
 
 def _normalized(tape: Tape, node: onnx.NodeProto, dy: str, scale: str, over: Sequence[int]) -> tuple[str, str]:
-    """``dx`` and ``dy x'``, which summed up is the gradient of the scale."""
+    """``dx`` and ``dy x'``, which summed up is the gradient of the scale. `over` are the last axes."""
     b = tape.builder
     x, axes = node.input[0], b.ints(*over)
-    centered = b.op("Sub", x, b.op("ReduceMean", x, axes, keepdims=1))
-    inverse = _inverse(tape, node, b.op("ReduceMean", b.op("Mul", centered, centered), axes, keepdims=1))
-    normal = b.op("Mul", centered, inverse)
+    normal, mean, inverse = b.fresh("normal"), b.fresh("mean"), b.fresh("inverse")
+    ones = b.constant(np.ones(tape.sizes(x, over)))
+    again = helper.make_node("LayerNormalization", [x, ones], [normal, mean, inverse], name=normal, axis=over[0])
+    again.attribute.append(helper.make_attribute("epsilon", float(attribute(node, "epsilon", 1e-5))))
+    b.nodes.append(again)
     g = b.op("Mul", dy, scale)
     along = b.op("Mul", normal, b.op("ReduceMean", b.op("Mul", g, normal), axes, keepdims=1))
     rest = b.op("Sub", b.op("Sub", g, b.op("ReduceMean", g, axes, keepdims=1)), along)
-    return b.op("Mul", rest, inverse), b.op("Mul", dy, normal)
+    # The operator gives the inverse in float32 always.
+    return b.op("Mul", rest, b.op("CastLike", inverse, x)), b.op("Mul", dy, normal)
 
 
 def _inverse(tape: Tape, node: onnx.NodeProto, variance: str) -> str:

@@ -58,9 +58,11 @@ def _matmul(tape: Tape, node: onnx.NodeProto, dy: str) -> Gradients:
     if right in tape.active:
         if len(right_shape) == 2 and len(left_shape) > 2:
             # A shared matrix: fold the batch axes into the rows, so that one product sums over them.
-            rows = b.op("Reshape", left, b.ints(-1, int(left_shape[-1])))
-            flat = b.op("Reshape", dy, b.ints(-1, int(right_shape[-1])))
-            gradients[1] = b.op("Gemm", rows, flat, transA=1)
+            rows, columns = (
+                b.op("Reshape", name, b.ints(-1, size))
+                for name, size in zip((left, dy), tape.sizes(right, [0, 1]), strict=True)
+            )
+            gradients[1] = b.op("Gemm", rows, columns, transA=1)
         else:
             gradients[1] = reduced(b.op("MatMul", transposed(left, len(left_shape)), dy), right)
     return gradients

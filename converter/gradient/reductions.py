@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import onnx
 
 from converter.gradient.tape import Gradients, Tape, attribute, rule
@@ -33,12 +35,23 @@ def _reduce(tape: Tape, node: onnx.NodeProto, dy: str) -> Gradients:
     if not given and int(attribute(node, "noop_with_empty_axes", 0)):
         return [dy, *[None] * (len(node.input) - 1)]
     axes = given or b.ints(*range(len(tape.shape(x))))
-    kept = dy if int(attribute(node, "keepdims", 1)) else b.op("Unsqueeze", dy, axes)
-    spread = b.op("Expand", kept, b.op("Shape", x))
+    share = dy
     if node.op_type == "ReduceMean":
-        count = b.op("Div", b.op("Size", x), b.op("Size", node.output[0]))
-        spread = b.op("Div", spread, b.op("CastLike", count, spread))
-    return [spread, *[None] * (len(node.input) - 1)]
+        share = b.op("Div", dy, _count(tape, node))
+    kept = share if int(attribute(node, "keepdims", 1)) else b.op("Unsqueeze", share, axes)
+    return [b.op("Expand", kept, b.op("Shape", x)), *[None] * (len(node.input) - 1)]
+
+
+def _count(tape: Tape, node: onnx.NodeProto) -> str:
+    """How many values each mean is taken of: a constant where these axes are fixed."""
+    b = tape.builder
+    x = node.input[0]
+    shape = tape.shape(x)
+    if len(node.input) > 1 and node.input[1] in tape.constants:
+        sizes = [shape[axis] for axis in tape.value(node.input[1])]
+        if sizes and all(isinstance(size, int) for size in sizes):
+            return b.constant(float(math.prod(int(size) for size in sizes)))
+    return b.op("CastLike", b.op("Div", b.op("Size", x), b.op("Size", node.output[0])), x)
 
 
 def _reduced(tape: Tape, node: onnx.NodeProto, value: str) -> tuple[str, str]:

@@ -10,8 +10,8 @@ with respect to y. Formulas are the usual vector-Jacobian products (Griewank and
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy.typing as npt
 import onnx
@@ -26,6 +26,16 @@ Rule = Callable[["Tape", onnx.NodeProto, str], Gradients]
 
 
 RULES: dict[str, Rule] = {}
+
+
+class _Piece(NamedTuple):
+    """The part from `start` to `stop` of a gradient along an axis; the rest is zero."""
+
+    axis: int
+    start: int
+    stop: int
+    size: int
+    value: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +53,7 @@ class Tape:
     shapes: Mapping[str, Shape]
     active: frozenset[str]
     constants: Mapping[str, onnx.TensorProto]
+    _pieces: dict[str, _Piece] = field(default_factory=dict)
 
     def shape(self, name: str) -> Shape:
         """Shape of a forward value.
@@ -90,6 +101,39 @@ class Tape:
         if missing:
             total = self.builder.op("Squeeze", total, self.builder.ints(*range(missing)))
         return total
+
+    def placed(self, gradient: str, name: str, axis: int, start: int, length: int) -> str:
+        """The gradient of `name` where only `length` entries of an axis, from `start` on, were read.
+
+        Returns:
+            A name that only `total` knows; where all of the axis was read, the gradient itself.
+        """
+        (size,) = self.sizes(name, [axis])
+        if length == size:
+            return gradient
+        key = self.builder.fresh("piece")
+        self._pieces[key] = _Piece(axis, start, start + length, size, gradient)
+        return key
+
+    def total(self, gradients: Sequence[str]) -> str:
+        """The sum of some gradients of one value. Pieces that lie side by side are joined, not padded and added."""
+        b = self.builder
+        runs: list[list[_Piece]] = []
+        for piece in sorted(self._pieces[name] for name in gradients if name in self._pieces):
+            if runs and (runs[-1][-1].axis, runs[-1][-1].stop) == (piece.axis, piece.start):
+                runs[-1].append(piece)
+            else:
+                runs.append([piece])
+        parts = [name for name in gradients if name not in self._pieces]
+        for run in runs:
+            axis, start, stop, size = run[0].axis, run[0].start, run[-1].stop, run[0].size
+            value = run[0].value if len(run) == 1 else b.op("Concat", *(piece.value for piece in run), axis=axis)
+            if stop - start < size:
+                value = b.op("Pad", value, b.ints(start, size - stop), "", b.ints(axis))
+            parts.append(value)
+        while len(parts) > 1:
+            parts = [b.op("Add", parts[0], parts[1]), *parts[2:]]
+        return parts[0]
 
 
 def attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:

@@ -21,6 +21,7 @@ from onnx import helper, numpy_helper
 from converter.gradient.differentiate import differentiate
 from converter.gradient.losses import append_loss
 from converter.gradient.optimizers import append_update, slots, takes_scaled_gradients
+from converter.gradient.recurrent import expanded
 from converter.gradient.tape import attribute
 from converter.graph import GraphBuilder, infer_shapes, make_model, reads, shape_of, tensor_info
 from edge.contract.errors import ConversionError
@@ -53,6 +54,7 @@ def build_training_graph(
         UnsupportedOperatorError: The head has an operator without a rule.
         ConversionError: A parameter does not reach the output, a shape is not known, or a name is taken.
     """
+    head = expanded(head)
     last = class_layer(head, parameters)
     if last is not None:
         head = free_classes(head, *last)

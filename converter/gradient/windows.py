@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 from onnx import helper
 
@@ -15,13 +16,14 @@ from edge.contract.errors import ConversionError
 
 @dataclass(frozen=True, slots=True)
 class _Window:
-    """How a window slides; one number for each axis of space, two pads."""
+    """How a window slides; one number for each axis of space, two pads. Channels are split in `group`."""
 
     size: tuple[int, ...]
     strides: tuple[int, ...]
     dilations: tuple[int, ...]
     begins: tuple[int, ...]
     ends: tuple[int, ...]
+    group: int
 
     @property
     def pads(self) -> list[int]:
@@ -35,7 +37,7 @@ def _window(node: onnx.NodeProto, size: tuple[int, ...]) -> _Window:
     strides = tuple(attribute(node, "strides", [1] * n))
     dilations = tuple(attribute(node, "dilations", [1] * n))
     pads = tuple(attribute(node, "pads", [0] * (2 * n)))
-    return _Window(size, strides, dilations, pads[:n], pads[n:])
+    return _Window(size, strides, dilations, pads[:n], pads[n:], int(attribute(node, "group", 1)))
 
 
 def _space(tape: Tape, name: str) -> tuple[int, ...]:
@@ -45,12 +47,11 @@ def _space(tape: Tape, name: str) -> tuple[int, ...]:
 
 @rule("Conv")
 def _conv(tape: Tape, node: onnx.NodeProto, dy: str) -> Gradients:
-    """``dX`` is the transposed convolution of ``dY``; ``dW`` the convolution of X by ``dY``."""
+    """``dX`` is the transposed convolution of ``dY``; ``dW`` the correlation of X with ``dY``."""
     b = tape.builder
     x, weight = node.input[0], node.input[1]
     rank = len(tape.shape(weight))
     window = _window(node, tape.sizes(weight, range(2, rank)))
-    group = int(attribute(node, "group", 1))
     gradients: list[str | None] = [None, None]
     if x in tape.active:
         left = [
@@ -62,30 +63,29 @@ def _conv(tape: Tape, node: onnx.NodeProto, dy: str) -> Gradients:
         ]  # fmt: skip
         gradients[0] = b.op(
             "ConvTranspose", dy, weight, strides=window.strides, dilations=window.dilations, pads=window.pads,
-            group=group, output_padding=left,
+            group=window.group, output_padding=left,
         )  # fmt: skip
     if weight in tape.active:
-        gradients[1] = _correlation(tape, x, _space(tape, x), dy, _space(tape, node.output[0]), window, group)
+        gradients[1] = _correlation(tape, weight, x, _space(tape, x), dy, _space(tape, node.output[0]), window)
     return _with_bias(tape, node, dy, gradients)
 
 
 @rule("ConvTranspose")
 def _conv_transpose(tape: Tape, node: onnx.NodeProto, dy: str) -> Gradients:
-    """The other way round: ``dX`` is the convolution of ``dY``, ``dW`` the convolution of ``dY`` by X."""
+    """The other way round: ``dX`` is the convolution of ``dY``, ``dW`` the correlation of ``dY`` with X."""
     b = tape.builder
     x, weight = node.input[0], node.input[1]
     window = _window(node, tape.sizes(weight, range(2, len(tape.shape(weight)))))
-    group = int(attribute(node, "group", 1))
     more = attribute(node, "output_padding", [0] * len(window.size))
     if attribute(node, "output_shape", None) or any(a >= s for a, s in zip(more, window.strides, strict=True)):
         raise ConversionError(f"ConvTranspose {node.name!r} has an output_shape or output_padding that has no gradient")
     gradients: list[str | None] = [None, None]
     if x in tape.active:
         gradients[0] = b.op(
-            "Conv", dy, weight, strides=window.strides, dilations=window.dilations, pads=window.pads, group=group
+            "Conv", dy, weight, strides=window.strides, dilations=window.dilations, pads=window.pads, group=window.group
         )
     if weight in tape.active:
-        gradients[1] = _correlation(tape, dy, _space(tape, node.output[0]), x, _space(tape, x), window, group)
+        gradients[1] = _correlation(tape, weight, dy, _space(tape, node.output[0]), x, _space(tape, x), window)
     return _with_bias(tape, node, dy, gradients)
 
 
@@ -98,50 +98,62 @@ def _with_bias(tape: Tape, node: onnx.NodeProto, dy: str, gradients: list[str | 
 
 
 def _correlation(
-    tape: Tape, image: str, space: tuple[int, ...], pattern: str, out: tuple[int, ...], window: _Window, group: int
+    tape: Tape, weight: str, image: str, space: tuple[int, ...], pattern: str, out: tuple[int, ...], window: _Window
 ) -> str:
     """``W[o, i, k] = sum over n, p of pattern[n, o, p] image[n, i, p stride + k dilation - pad]``.
 
-    A convolution whose batch are the channels and whose channels are the batch; stride and dilation change places.
+    For each place k of the window the pixels under it are taken from the image, so that one matrix product sums over
+    them and the batch. With the axes of space in front, a pixel of the whole batch is taken in one piece. The image is
+    there once for each k then; a Conv with batch and channels swapped needs it once and takes three times as long.
 
     Args:
         tape: Gets the nodes.
+        weight: ``(o, i, *window)``, whose gradient this is.
         image: ``(batch, i group, *space)``.
         space: See there.
         pattern: ``(batch, o, *out)``.
         out: See there.
         window: Of the convolution whose weights these are.
-        group: Channels are split in so many.
     """
     b = tape.builder
-    n = len(space)
-    behind = [*range(2, 2 + n)]
-    if group == 1:
-        image, pattern = (b.op("Transpose", name, perm=[1, 0, *behind]) for name in (image, pattern))
-    else:
-        apart = b.op("Reshape", image, b.ints(0, group, -1, *space))
-        mixed = b.op("Transpose", apart, perm=[2, 1, 0, *range(3, 3 + n)])  # channels of a group, group, batch
-        image = b.op("Reshape", mixed, b.op("Concat", *_merged(tape, mixed, space), axis=0))
-        pattern = b.op("Transpose", pattern, perm=[1, 0, *behind])
-    full = b.op(
-        "Conv", image, pattern, strides=window.dilations, dilations=window.strides, pads=window.pads, group=group
-    )
-    wide = any(
-        (size + begin + end - stride * (o - 1) - 1) // dilation + 1 != k
-        for size, begin, end, stride, o, dilation, k in zip(
-            space, window.begins, window.ends, window.strides, out, window.dilations, window.size, strict=True
-        )
-    )
-    if wide:  # pixels that no window reached
-        full = b.op("Slice", full, b.ints(*[0] * n), b.ints(*window.size), b.ints(*behind))
-    return b.op("Transpose", full, perm=[1, 0, *behind])
+    shape = tape.sizes(weight, range(2 + len(space)))
+    n_out, n_in, n_places = shape[0], shape[1], math.prod(window.size)
+    channels = n_in * window.group
+    space_first = [*range(2, 2 + len(space)), 0, 1]
+    pixels = b.op("Reshape", b.op("Transpose", image, perm=space_first), b.ints(math.prod(space), -1, channels))
+    places = _places(space, out, window)
+    if places.max() == math.prod(space):
+        pixels = b.op("Pad", pixels, b.ints(0, 0, 0, 1, 0, 0))
+    under = b.op("Gather", pixels, b.constant(places, np.int64))  # (places, out, batch, channels)
+    if window.group == n_out == channels > 1:  # each channel by itself
+        pattern = b.op("Reshape", b.op("Transpose", pattern, perm=space_first), b.ints(math.prod(out), -1, channels))
+        found = b.op("ReduceSum", b.op("Mul", under, pattern), b.ints(1, 2), keepdims=0)
+        return b.op("Reshape", b.op("Transpose", found, perm=[1, 0]), b.ints(*shape))
+    pattern = b.op("Transpose", pattern, perm=[1, *space_first[:-1]])
+    if window.group == 1:
+        rows = b.op("Reshape", pattern, b.ints(n_out, -1))
+        found = b.op("MatMul", rows, b.op("Reshape", under, b.ints(n_places, -1, channels)))
+        return b.op("Reshape", b.op("Transpose", found, perm=[1, 2, 0]), b.ints(*shape))
+    rows = b.op("Reshape", pattern, b.ints(window.group, 1, n_out // window.group, -1))
+    under = b.op("Reshape", under, b.ints(n_places, -1, window.group, n_in))
+    found = b.op("MatMul", rows, b.op("Transpose", under, perm=[2, 0, 1, 3]))
+    return b.op("Reshape", b.op("Transpose", found, perm=[0, 2, 3, 1]), b.ints(*shape))
 
 
-def _merged(tape: Tape, mixed: str, space: tuple[int, ...]) -> list[str]:
-    """The shape ``(channels, group batch, *space)`` of ``(channels, group, batch, *space)``."""
-    b = tape.builder
-    first = b.op("Slice", b.op("Shape", mixed), b.ints(0), b.ints(1))
-    return [first, b.ints(-1, *space)]
+def _places(space: tuple[int, ...], out: tuple[int, ...], window: _Window) -> npt.NDArray[np.int64]:
+    """Which pixel each place of the window meets at each pixel that comes out: ``(places, out)``, both flattened.
+
+    What lies outside is the pixel behind the last.
+    """
+    found, inside = np.zeros((1, 1), np.int64), np.ones((1, 1), bool)
+    for size, n, k, stride, dilation, begin in zip(
+        space, out, window.size, window.strides, window.dilations, window.begins, strict=True
+    ):
+        met = np.arange(k)[:, None] * dilation + np.arange(n) * stride - begin
+        shape = (len(found) * k, found.shape[1] * n)
+        found = (found[:, None, :, None] * size + met[None, :, None]).reshape(shape)
+        inside = (inside[:, None, :, None] & ((met >= 0) & (met < size))[None, :, None]).reshape(shape)
+    return np.where(inside, found, math.prod(space))
 
 
 def _pooled(space: tuple[int, ...], window: _Window, *, ceil: bool) -> tuple[int, ...]:

@@ -454,6 +454,11 @@ class OnDeviceModel:
         return tuple(self._shadow.candidates)
 
     @property
+    def task(self) -> Task:
+        """What the outputs mean."""
+        return self._task
+
+    @property
     def leader(self) -> str:
         """Name of the learner that the live head follows; empty while it stays as it is."""
         return self._shadow.leader

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 
 from edge import __version__
 from edge.contract.choices import EXECUTORS, LEARNERS
 from edge.contract.errors import run_to_exit
+
+if TYPE_CHECKING:
+    from edge.agent.on_device_model import OnDeviceModel
+
+F = TypeVar("F", bound=Callable[..., None])
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -98,6 +105,114 @@ def run(
         transport = MqttTransport(url, name, clean_start=False)
     service = AgentService(config, transport)
     service.run(socket_path or state_dir / "agent.sock", stdin=stdin)
+
+
+_LEARNING = [
+    click.option("--state-dir", type=click.Path(path_type=Path), help="Go on from what is kept there, and keep it."),
+    click.option("--learner", default="auto", type=click.Choice(LEARNERS), help="How to learn."),
+    click.option("--executor", default="auto", type=click.Choice(EXECUTORS), help="What runs training steps."),
+    click.option("--gate/--no-gate", default=True, help="A learner must prove itself on labels before it is live."),
+    click.option("--seed", default=0, help="Of replay draws."),
+]
+
+
+def _with_learning(function: F) -> F:
+    for option in reversed(_LEARNING):
+        function = option(function)
+    return function
+
+
+def _open(bundle: Path, state_dir: Path | None, learner: str, executor: str, gate: bool, seed: int) -> OnDeviceModel:
+    from edge.agent.on_device_model import OnDeviceModel
+
+    return OnDeviceModel.open(bundle, state_dir, learner=learner, executor=executor, gate=gate, seed=seed)
+
+
+@agent.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("data", type=click.Path(path_type=Path))
+@click.option(
+    "--test", type=click.Path(path_type=Path), help="Labelled samples to judge the head on, before and after."
+)
+@click.option("--order", default="file", type=click.Choice(["file", "shuffled", "class"]), help="Of the samples.")
+@click.option("--late", default=0, type=click.IntRange(0), help="Samples by which each label comes late.")
+@click.option("--add-classes", is_flag=True, help="Add class names that the bundle does not have.")
+@click.option("--plot", type=click.Path(path_type=Path), help="Draw the accuracy into a .png, .svg or .pdf.")
+@click.option("--json", "report", type=click.Path(path_type=Path), help="Write the numbers.")
+@_with_learning
+def learn(
+    bundle: Path,
+    data: Path,
+    test: Path | None,
+    order: str,
+    late: int,
+    add_classes: bool,
+    plot: Path | None,
+    report: Path | None,
+    state_dir: Path | None,
+    learner: str,
+    executor: str,
+    gate: bool,
+    seed: int,
+) -> None:
+    """Replay a labelled file through BUNDLE as a device would meet it: answer each sample, then learn it.
+
+    DATA is an .npz with the arrays x (samples) and y (class numbers, class names or targets), and perhaps weights (how
+    much each label is trusted, 0 to 1). Nothing is kept without --state-dir.
+    """
+    _spare_memory()
+    from rich.console import Console
+
+    from edge.cli.learn import learn_file
+
+    model = _open(bundle, state_dir, learner, executor, gate, seed)
+    try:
+        learn_file(
+            model,
+            data,
+            test,
+            order=order,
+            late=late,
+            seed=seed,
+            add_classes=add_classes,
+            plot=plot,
+            report=report,
+            console=Console(),
+        )
+    finally:
+        model.close()
+
+
+@agent.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("data", type=click.Path(path_type=Path))
+@click.option("--index", default=0, help="Number of the sample in DATA, from 0.")
+@click.option("--output", help="Class name, or number of the output, to explain.  [default: the one that is answered]")
+@click.option("--on", default="input", type=click.Choice(["input", "features"]), help="What is covered.")
+@click.option("--window", type=click.IntRange(1), help="Side of what is covered at a time.")
+@click.option("--plot", type=click.Path(path_type=Path), help="Draw it into a .png, .svg or .pdf.")
+@click.option("--state-dir", type=click.Path(path_type=Path), help="Explain the head that was learned there.")
+def explain(
+    bundle: Path,
+    data: Path,
+    index: int,
+    output: str | None,
+    on: str,
+    window: int | None,
+    plot: Path | None,
+    state_dir: Path | None,
+) -> None:
+    """Show which regions of a sample of DATA (.npz with x) mattered for what BUNDLE answers."""
+    _spare_memory()
+    from rich.console import Console
+
+    from edge.cli.learn import explain_file
+
+    model = _open(bundle, state_dir, "auto", "auto", True, 0)
+    try:
+        explain_file(model, data, index=index, output=output, on=on, window=window, plot=plot, console=Console())
+    finally:
+        model.close()
 
 
 def _spare_memory() -> None:

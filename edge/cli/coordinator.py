@@ -13,6 +13,7 @@ import click
 
 from edge import __version__
 from edge.contract.errors import ConfigError, run_to_exit
+from edge.coordinator.policy import RULES, MergePolicy
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -35,6 +36,14 @@ def coordinator() -> None:
 @click.option("--merge/--no-merge", "auto_merge", default=True, help="Merge and push what devices learned by itself.")
 @click.option("--merge-delay", default=60.0, type=click.FloatRange(min=0), help="Seconds to wait for more devices.")
 @click.option("--min-devices", default=1, type=click.IntRange(min=1), help="Merge by itself only with so many.")
+@click.option("--merge-rule", default="mean", help=f"For changes of heads: {', '.join(RULES)}.")
+@click.option("--garbage-share", default=0.2, help="Share of devices that robust rules assume to send garbage.")
+@click.option("--clip-norm", default=0.0, help="Shorten longer changes to this norm; 0: no limit.")
+@click.option("--server-rate", default=0.1, help="Step size of fedadam, fedyogi and fedadagrad.")
+@click.option("--noise-multiplier", default=0.0, help="Noise on the sum of changes, in units of --clip-norm; 0: none.")
+@click.option("--expected-devices", default=0, help="With noise: devices expected in a merge.")
+@click.option("--privacy-delta", default=1e-5, help="With noise: delta for which the epsilon spent is stated.")
+@click.option("--screen/--no-screen", default=True, help="Leave statistics out that do not look like samples.")
 @click.option("--connect-timeout", default=10.0, type=click.FloatRange(min=0.1), help="Seconds to find the broker.")
 def serve(
     broker: str,
@@ -48,6 +57,14 @@ def serve(
     auto_merge: bool,
     merge_delay: float,
     min_devices: int,
+    merge_rule: str,
+    garbage_share: float,
+    clip_norm: float,
+    server_rate: float,
+    noise_multiplier: float,
+    expected_devices: int,
+    privacy_delta: float,
+    screen: bool,
     connect_timeout: float,
 ) -> None:
     """Serve a fleet until stopped."""
@@ -56,6 +73,16 @@ def serve(
     from edge.channel.url import BrokerUrl
 
     host, port = _address(http, token)
+    policy = MergePolicy(
+        rule=merge_rule,
+        garbage_share=garbage_share,
+        clip_norm=clip_norm,
+        noise_multiplier=noise_multiplier,
+        privacy_delta=privacy_delta,
+        expected_devices=expected_devices,
+        server_rate=server_rate,
+        screen=screen,
+    )
     try:
         from edge.coordinator.config import CoordinatorConfig
         from edge.coordinator.service import CoordinatorService
@@ -70,6 +97,7 @@ def serve(
         auto_merge=auto_merge,
         merge_delay_s=merge_delay,
         min_devices=min_devices,
+        policy=policy,
     )
     probe(url, connect_timeout)
     service = CoordinatorService(config, MqttTransport(url, name, clean_start=True))

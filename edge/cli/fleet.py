@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import urllib.parse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -170,6 +171,37 @@ def merge(connect: Any) -> None:
         click.echo("nothing new to merge")
     for release in releases:
         click.echo(f"release {release['counter']}: {release['reason']}")
+
+
+@fleet.command()
+@click.argument("device")
+@click.pass_obj
+def forget(connect: Any, device: str) -> None:
+    """Delete what DEVICE contributed: the next merge is as if it had never been there. Cannot be undone."""
+    done = connect().call("POST", f"/api/devices/{urllib.parse.quote(device, safe='')}/forget")
+    for line in _what_was_forgotten(done):
+        click.echo(line)
+
+
+def _what_was_forgotten(done: dict[str, Any]) -> list[str]:
+    """For people, what `CoordinatorCore.forget` answers."""
+    n = done["statistics"] + done["changes"]
+    lines = [f"{done['device']}: {n} contributions forgotten, {done['samples']} labelled samples"]
+    if done["copies"]:
+        lines.append(f"with them those of copies of its state folder, on {', '.join(done['copies'])}")
+    if done["merged_statistics"]:
+        when = "is made at once" if done["merge"] == "now" else "waits for `edge-fleet merge`"
+        lines.append(f"statistics: the next merge is as if it had never been there; it {when}")
+    if done["merged_changes"]:
+        lines.append(
+            "changes: a mean that was merged cannot be undone, the head in use still has this device's part in it; only "
+            "future merges leave it out. To be rid of it push a head from before"
+        )
+    lines.append(
+        "uploads from the same state folder are refused from now on. Releases made before, older versions of its "
+        "contributions, telemetry and events stay in the coordinator's data folder"
+    )
+    return lines
 
 
 @fleet.command()

@@ -110,4 +110,9 @@ def build_api(store: Store, submit: Submit, fleet: str, token: str | None) -> Fa
     def merge() -> list[dict[str, Any]]:
         return [as_dict(row) for row in submit(lambda core, now: core.merge_now(now))]
 
+    @api.post("/api/devices/{device}/forget")
+    def forget(device: str) -> dict[str, Any]:
+        result: dict[str, Any] = submit(lambda core, now: core.forget(device, now))
+        return result
+
     return api

@@ -62,6 +62,12 @@ class ArtifactStore:
                 file.write(data)
         return self.get(digest)
 
+    def remove(self, digest: str) -> None:
+        """Delete an artifact; one that is not there is none."""
+        self._proved.pop(digest, None)
+        if is_digest(digest):
+            (self._folder / digest).unlink(missing_ok=True)
+
     def get(self, digest: str) -> Artifact:
         """An artifact whose bytes were compared with its digest, once in the life of this process.
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from edge.coordinator.policy import MergePolicy
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,6 +21,7 @@ class CoordinatorConfig:
         min_devices: Merge by itself only with new contributions of so many devices.
         reassert_s: How often a device that is not where it should be is told again.
         telemetry_days: How long telemetry is kept.
+        policy: How contributions are merged.
     """
 
     fleet: str
@@ -29,3 +32,4 @@ class CoordinatorConfig:
     min_devices: int = 1
     reassert_s: float = 60.0
     telemetry_days: float = 30.0
+    policy: MergePolicy = field(default_factory=MergePolicy)

@@ -9,6 +9,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors.numpy
 
 from edge.channel import topics
@@ -32,10 +33,11 @@ from edge.contract.bundle import Bundle, check_parameters
 from edge.contract.clock import Now
 from edge.contract.errors import BundleError, ChannelError, EdgeError, LearningError, RolloutError
 from edge.contract.training import FloatArray
-from edge.coordinator.aggregate import check_update, merge
+from edge.coordinator.aggregate import Merge, check_update, merge_by, shipped_head
 from edge.coordinator.artifacts import CHUNK_BYTES, ArtifactStore
 from edge.coordinator.config import CoordinatorConfig
-from edge.coordinator.store import ALL_DEVICES, ContributionRow, ReleaseRow, Store
+from edge.coordinator.merging import account_of
+from edge.coordinator.store import ALL_DEVICES, ContributionRow, RefusedRow, ReleaseRow, Store
 from edge.learning.exchange import HeadRelease, HeadUpdate
 
 UPLOAD_IDLE_S = 600.0
@@ -52,9 +54,13 @@ class CoordinatorCore:
         config: Its options.
         store: Its database.
         artifacts: Its files.
+        rng: For the noise of merges; None for one that nobody can foresee.
     """
 
-    def __init__(self, config: CoordinatorConfig, store: Store, artifacts: ArtifactStore) -> None:
+    def __init__(
+        self, config: CoordinatorConfig, store: Store, artifacts: ArtifactStore, rng: np.random.Generator | None = None
+    ) -> None:
+        self._rng = np.random.default_rng() if rng is None else rng
         self._config = config
         self._store = store
         self._artifacts = artifacts
@@ -182,6 +188,10 @@ class CoordinatorCore:
     def _take_contribution(self, device: str, data: bytes, now: Now) -> None:
         """Keep what a device learned; durable when this returns, and only then it is acknowledged."""
         update = HeadUpdate.decode(data, f"the contribution of {device}")
+        if self._store.is_forgotten(update.lineage):
+            raise LearningError(
+                "an operator had this forgotten; the device may contribute again with an empty state folder"
+            )
         bundle = self._bundle(update.backbone)
         if bundle is not None:
             check_update(update, bundle)
@@ -253,7 +263,10 @@ class CoordinatorCore:
             bundle = self._bundle(release.backbone)
             if bundle is None:
                 raise BundleError("the head belongs to a backbone that is not known here; push its bundle first")
-            check_parameters(release.parameters, bundle.manifest, "the head")
+            names = release.class_names
+            if names and names[: len(bundle.manifest.class_names)] != bundle.manifest.class_names:
+                raise BundleError("the head's classes do not begin with those of its bundle")
+            check_parameters(release.parameters, bundle.manifest, "the head", len(names) or None)
             return release
         try:
             tensors = safetensors.numpy.load(data)
@@ -305,27 +318,106 @@ class CoordinatorCore:
         return release
 
     def merge_now(self, now: Now) -> list[ReleaseRow]:
-        """Merge everything that is new, and push it."""
-        backbones = {row.backbone for row in self._fresh()}
+        """Merge everything that is new, or without what was forgotten, and push it."""
+        backbones = {row.backbone for row in self._fresh()} | self._store.to_be_unlearned()
         return [release for backbone in sorted(backbones) if (release := self._merge(backbone, now)) is not None]
 
+    def forget(self, device: str, now: Now) -> dict[str, Any]:
+        """Delete what a device contributed; the next merge is made without it, and nothing of it is taken again.
+
+        Returns:
+            ``device``, ``statistics`` and ``changes`` (contributions deleted), ``samples`` behind them,
+            ``merged_statistics`` and ``merged_changes`` (those that an earlier merge included), ``copies`` (other
+            devices with a copy of its state folder, deleted too) and ``merge``: ``now``, ``asked`` (it waits for
+            `merge_now`) or ``none`` (there is nothing to merge anew).
+
+        Raises:
+            RolloutError: The device never contributed, or was forgotten already.
+        """
+        rows = self._store.forget(device, now.wall_ms)
+        if not rows:
+            raise RolloutError(
+                f"nothing that {device} learned is here, or it was forgotten already; `edge-fleet devices` lists those "
+                f"that were seen"
+            )
+        needed = {row.digest for row in self._store.contributions()} | {row.digest for row in self._store.releases()}
+        for row in rows:
+            if row.digest not in needed:
+                self._artifacts.remove(row.digest)
+        kinds = {kind: [row for row in rows if row.learner == kind] for kind in ("statistics", "delta")}
+        is_pending = bool({row.backbone for row in rows} & self._store.to_be_unlearned())
+        n_samples = sum(row.n_samples for row in rows)
+        self._note(device, "forgotten", f"{len(rows)} contributions, {n_samples} labelled samples", now)
+        self._check_merges = True
+        return {
+            "device": device,
+            "statistics": len(kinds["statistics"]),
+            "changes": len(kinds["delta"]),
+            "samples": n_samples,
+            "merged_statistics": sum(row.merged_version >= 0 for row in kinds["statistics"]),
+            "merged_changes": sum(row.merged_version >= 0 for row in kinds["delta"]),
+            "copies": sorted({row.device for row in rows} - {device}),
+            "merge": ("now" if self._config.auto_merge else "asked") if is_pending else "none",
+        }
+
     def _fresh(self) -> list[ContributionRow]:
-        return [row for row in self._store.contributions() if row.version > row.merged_version]
+        """What no merge has looked at yet."""
+        refused = {(row.device, row.lineage, row.backbone): row.version for row in self._store.refused()}
+        return [
+            row
+            for row in self._store.contributions()
+            if row.version > max(row.merged_version, refused.get((row.device, row.lineage, row.backbone), -1))
+        ]
 
     def _merge(self, backbone: str, now: Now) -> ReleaseRow | None:
         self._merge_due_s.pop(backbone, None)
         bundle = self._bundle(backbone)
         if bundle is None:
             return None
-        rows = self._store.contributions(backbone)
+        gathered = self._gather(backbone, bundle, now)
+        is_pending = backbone in self._store.to_be_unlearned()
+        current, counter, names = self._current_head(backbone, bundle)
+        try:
+            found = merge_by(
+                self._config.policy,
+                bundle,
+                [(row.device, update) for row, update in gathered],
+                current,
+                counter,
+                # Statistics are all summed anew: what is in this merge, only this merge says.
+                {r.lineage: r.merged_version for r in self._merged_before(backbone) if r.learner == "delta"},
+                current_names=names,
+                memory=self._store.memory(backbone),
+                rng=self._rng,
+            )
+        except LearningError as exc:
+            if not is_pending or any(row.learner == "statistics" for row, _ in gathered):
+                self._note("", "merge-failed", str(exc), now)
+                return None
+            found = Merge(release=None)
+        was_left_out = self._refuse(backbone, found, [row for row, _ in gathered], now)
+        used = [row for row, _ in gathered if row.lineage not in found.refused]
+        if is_pending and not found.is_exact:
+            # There is no sum of others to make anew, and what devices have still contains what was forgotten.
+            found, used = Merge(release=shipped_head(bundle), is_exact=True), []
+        # A change is not in a sum of statistics.
+        used = [row for row in used if (row.learner == "statistics") == found.is_exact]
+        is_news = is_pending or was_left_out or any(row.version > row.merged_version for row in used)
+        return self._publish_merge(backbone, found, used, is_pending, now) if is_news else None
+
+    def _merged_before(self, backbone: str) -> list[ContributionRow]:
+        return [row for row in self._store.contributions(backbone) if row.merged_version >= 0]
+
+    def _gather(self, backbone: str, bundle: Bundle, now: Now) -> list[tuple[ContributionRow, HeadUpdate]]:
+        """What can be merged: the newest of each lineage, of changes those that no merge has in."""
         newest: dict[str, ContributionRow] = {}
-        for row in sorted(rows, key=lambda row: row.version):
+        for row in sorted(self._store.contributions(backbone), key=lambda row: row.version):
             if row.lineage in newest:
                 other = newest[row.lineage].device
                 detail = f"it has a copy of the state folder of {other}; only one of them is counted"
                 self._note(row.device, "copied-state", detail, now)
             newest[row.lineage] = row
-        updates, used = [], []
+        found = []
         for row in newest.values():
             if row.learner == "delta" and (row.version <= row.merged_version or row.base_release < row.merged_release):
                 # A change is added once; statistics are summed anew each time. One that starts from before the last
@@ -337,38 +429,67 @@ class CoordinatorCore:
             except EdgeError as exc:
                 self._note(row.device, "contribution-refused", str(exc), now)
                 continue
-            updates.append(update)
-            used.append(row)
-        current, counter = self._current_head(backbone, bundle)
-        already = {row.lineage: row.merged_version for row in rows if row.merged_version >= 0}
-        try:
-            merged = merge(bundle, updates, current, counter, already)
-        except LearningError as exc:
-            self._note("", "merge-failed", str(exc), now)
+            found.append((row, update))
+        return found
+
+    def _publish_merge(
+        self, backbone: str, found: Merge, used: list[ContributionRow], is_pending: bool, now: Now
+    ) -> ReleaseRow | None:
+        if found.release is None:
             return None
-        artifact = self._artifacts.put(merged.encode())
+        before = self._store.memory(backbone)
         n_devices = len({row.device for row in used})
-        reason = f"merge of {n_devices} devices, {merged.n_samples} labelled samples"
+        reason = f"merge of {n_devices} devices, {found.release.n_samples} labelled samples"
+        if is_pending:
+            reason = f"{reason if used else 'the shipped head'}, without what was forgotten"
         release = self._store.release(
             kind="head",
-            digest=artifact.digest,
+            digest=self._artifacts.put(found.release.encode()).digest,
             backbone=backbone,
             devices=[ALL_DEVICES],
             reason=reason,
             now_ms=now.wall_ms,
             merged=used,
+            memory=found.memory,
+            without_forgotten=found.is_exact,
         )
         self._note("", "release", f"{release.counter}: {reason}", now)
+        if found.memory.account not in (b"", before.account):
+            delta = self._config.policy.privacy_delta
+            epsilon = account_of(found.memory).epsilon(delta)
+            detail = f"all merges with noise so far: epsilon {epsilon:.3g} at delta {delta:g}, of any one device"
+            self._note("", "privacy", detail, now)
         self._next_reassert_s = now.s
         return release
 
-    def _current_head(self, backbone: str, bundle: Bundle) -> tuple[dict[str, FloatArray], int]:
-        """The head that the fleet was last given, and its release counter."""
+    def _refuse(self, backbone: str, found: Merge, used: list[ContributionRow], now: Now) -> bool:
+        """Keep and report what a merge left out.
+
+        Returns:
+            Whether something is left out now that the merge before had in.
+        """
+        before = {(row.device, row.lineage): row.reason for row in self._store.refused(backbone)}
+        rows, was_left_out = [], False
+        for row in used:
+            if row.lineage in found.refused:
+                reason = found.refused[row.lineage]
+                kept = RefusedRow(device=row.device, lineage=row.lineage, backbone=backbone, reason=reason)
+                kept.version = row.version
+                rows.append(kept)
+                if before.get((row.device, row.lineage)) != reason:
+                    self._note(row.device, "left-out", f"{row.n_samples} samples not merged: {reason}", now)
+                    was_left_out |= row.merged_version >= 0
+        self._store.refuse(backbone, rows)
+        return was_left_out
+
+    def _current_head(self, backbone: str, bundle: Bundle) -> tuple[dict[str, FloatArray], int, tuple[str, ...]]:
+        """The head that the fleet was last given, its release counter, and its classes where some were added."""
         for row in self._store.releases():
             if row.kind == "head" and row.backbone == backbone and row.devices == [ALL_DEVICES]:
                 data = self._artifacts.get(row.digest).path.read_bytes()
-                return HeadRelease.decode(data, "the current head").parameters, row.counter
-        return bundle.head_parameters(), 0
+                release = HeadRelease.decode(data, "the current head")
+                return release.parameters, row.counter, release.class_names
+        return bundle.head_parameters(), 0, ()
 
     # Time
 
@@ -402,6 +523,9 @@ class CoordinatorCore:
         """Set when to merge: soon when every device that is there has sent something new, else after the delay."""
         if not self._config.auto_merge:
             return
+        for backbone in self._store.to_be_unlearned():
+            if self._bundle(backbone) is not None:
+                self._merge_due_s[backbone] = now.s
         fresh: dict[str, set[str]] = {}
         for row in self._fresh():
             fresh.setdefault(row.backbone, set()).add(row.device)

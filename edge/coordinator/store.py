@@ -5,20 +5,22 @@ Every write is one transaction, durable when the method returns. Telemetry is wr
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import JSON, Engine, Index, UniqueConstraint, create_engine, delete, event, func, select
+from sqlalchemy import JSON, Engine, Index, UniqueConstraint, create_engine, delete, event, func, select, update
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from edge.channel.messages import Birth, Conn, Event, State
 from edge.contract.errors import ConfigError
+from edge.coordinator.merging import MergeMemory
 
 ALL_DEVICES = "*"
 MAX_COUNTER = 2**48
+_OPTIMIZER, _ACCOUNT = "server-optimizer", "privacy-account"
 
 
 class Base(DeclarativeBase):
@@ -80,6 +82,40 @@ class ContributionRow(Base):
     merged_release: Mapped[int] = mapped_column(default=0)
 
 
+class RefusedRow(Base):
+    """A version of a contribution that the last merge left out, because its statistics are implausible."""
+
+    __tablename__ = "refused"
+    device: Mapped[str] = mapped_column(primary_key=True)
+    lineage: Mapped[str] = mapped_column(primary_key=True)
+    backbone: Mapped[str] = mapped_column(primary_key=True)
+    version: Mapped[int]
+    reason: Mapped[str]
+
+
+class ForgottenRow(Base):
+    """A lineage that an operator had forgotten; nothing of it is taken any more.
+
+    `pending` while the fleet's newest sum of statistics still has it in.
+    """
+
+    __tablename__ = "forgotten"
+    lineage: Mapped[str] = mapped_column(primary_key=True)
+    backbone: Mapped[str] = mapped_column(primary_key=True)
+    device: Mapped[str]
+    pending: Mapped[bool]
+    at_ms: Mapped[int]
+
+
+class MemoryRow(Base):
+    """What merges must remember: a document by name and backbone; "" is the backbone of what is the whole fleet's."""
+
+    __tablename__ = "merge_memory"
+    name: Mapped[str] = mapped_column(primary_key=True)
+    backbone: Mapped[str] = mapped_column(primary_key=True)
+    data: Mapped[bytes]
+
+
 class BundleRow(Base):
     """A bundle that the coordinator knows, by the digest of its file."""
 
@@ -111,6 +147,11 @@ class EventRow(Base):
     name: Mapped[str]
     detail: Mapped[str]
     at_ms: Mapped[int]
+
+
+def _documents(memory: MergeMemory, backbone: str) -> dict[tuple[str, str], bytes]:
+    """By name and backbone. What noise has told of a device adds up over all backbones."""
+    return {(_OPTIMIZER, backbone): memory.optimizer, (_ACCOUNT, ""): memory.account}
 
 
 def as_dict(row: Base) -> dict[str, Any]:
@@ -263,8 +304,10 @@ class Store:
         reason: str,
         now_ms: int,
         merged: Iterable[ContributionRow] = (),
+        memory: MergeMemory | None = None,
+        without_forgotten: bool = False,
     ) -> ReleaseRow:
-        """Record a release, and what it merged, in one transaction.
+        """Record a release, what it merged, and what the merge after must know, in one transaction.
 
         Its counter is one above the highest that this database or any device has seen: after yesterday's backup was
         restored the devices know higher ones, and would ignore anything below.
@@ -282,7 +325,70 @@ class Store:
                 if known is not None:
                     known.merged_version = max(known.merged_version, part.version)
                     known.merged_release = row.counter
+            if memory is not None:
+                for (name, key), data in _documents(memory, backbone).items():
+                    if data:
+                        session.merge(MemoryRow(name=name, backbone=key, data=data))
+            if without_forgotten:
+                session.execute(update(ForgottenRow).where(ForgottenRow.backbone == backbone).values(pending=False))
             return row
+
+    def memory(self, backbone: str) -> MergeMemory:
+        """What the last merge of a backbone left for the next one."""
+        with self._session() as session:
+            found = {row.name: row.data for row in session.scalars(select(MemoryRow)) if row.backbone in ("", backbone)}
+        return MergeMemory(optimizer=found.get(_OPTIMIZER, b""), account=found.get(_ACCOUNT, b""))
+
+    def refused(self, backbone: str | None = None) -> Sequence[RefusedRow]:
+        """What the last merges left out."""
+        query = select(RefusedRow)
+        if backbone is not None:
+            query = query.where(RefusedRow.backbone == backbone)
+        with self._session() as session:
+            return session.scalars(query).all()
+
+    def refuse(self, backbone: str, rows: Collection[RefusedRow]) -> None:
+        """Replace what is left out of a backbone's merges."""
+        with self._session() as session, session.begin():
+            session.execute(delete(RefusedRow).where(RefusedRow.backbone == backbone))
+            session.add_all(rows)
+
+    # Forgetting
+
+    def forget(self, device: str, now_ms: int) -> Sequence[ContributionRow]:
+        """Delete all that a device contributed, and take nothing of its lineages any more; in one transaction.
+
+        A copy of its state folder on another device is of the same lineage, and is deleted with it. Where changes of it
+        were merged, the server optimizer begins anew: its memory has them in.
+
+        Returns:
+            What was deleted.
+        """
+        with self._session() as session, session.begin():
+            own = {(r.lineage, r.backbone) for r in session.scalars(select(ContributionRow).filter_by(device=device))}
+            rows = [r for r in session.scalars(select(ContributionRow)) if (r.lineage, r.backbone) in own]
+            for lineage, backbone in own:
+                parts = [r for r in rows if (r.lineage, r.backbone) == (lineage, backbone)]
+                pending = any(r.learner == "statistics" and r.merged_version >= 0 for r in parts)
+                session.merge(
+                    ForgottenRow(lineage=lineage, backbone=backbone, device=device, pending=pending, at_ms=now_ms)
+                )
+                session.execute(delete(RefusedRow).filter_by(lineage=lineage, backbone=backbone))
+                if any(r.learner == "delta" and r.merged_version >= 0 for r in parts):
+                    session.execute(delete(MemoryRow).filter_by(name=_OPTIMIZER, backbone=backbone))
+            for row in rows:
+                session.delete(row)
+            return rows
+
+    def is_forgotten(self, lineage: str) -> bool:
+        """Whether an operator had this lineage forgotten."""
+        with self._session() as session:
+            return session.scalars(select(ForgottenRow).filter_by(lineage=lineage).limit(1)).first() is not None
+
+    def to_be_unlearned(self) -> set[str]:
+        """Backbones whose newest sum of statistics still has something in that was forgotten."""
+        with self._session() as session:
+            return set(session.scalars(select(ForgottenRow.backbone).filter_by(pending=True)))
 
     def releases(self) -> Sequence[ReleaseRow]:
         """All releases, newest first."""

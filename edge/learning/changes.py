@@ -48,7 +48,7 @@ class Changes:
             The head to go on from, once it is called: then the base changes.
 
         Raises:
-            LearningError: The merged head has other parameters; nothing changed.
+            LearningError: The merged head has other parameters, or not finite ones; nothing changed.
         """
         if {n: a.shape for n, a in parameters.items()} != {n: a.shape for n, a in live.items()}:
             raise LearningError("the merged head has other parameters than this one")
@@ -62,6 +62,8 @@ class Changes:
             return {name: base[name] + (head[name] - start[name]) for name in base}
 
         head = moved(live)
+        if not all(np.isfinite(array).all() for array in head.values()):
+            raise LearningError("the merged head has values that are not finite")
         still_out = [(number, moved(sent)) for number, sent in self._sent if number > version]
 
         def take() -> Parameters:

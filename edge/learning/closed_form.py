@@ -90,7 +90,7 @@ class StatisticsLearner:
                 features.astype(np.float64), matrix, groups, weights.astype(np.float64), strict=True
             ):
                 self._learn(x, target, int(group), float(weight))
-            if len(features):
+            if weights.any():  # a label that is not trusted at all says nothing
                 self._is_solved = False
                 self.parameters()  # what these samples make impossible to solve is refused with them
         except BaseException:
@@ -143,11 +143,21 @@ class StatisticsLearner:
                 name: array.astype(np.float32) for name, array in zip(self._names, (weights, biases), strict=False)
             }
             if self._offset is not None:
-                seen = self._factor.seen
+                seen, unheard = self._factor.seen, self._unheard(self._factor)
                 # A class without samples stays as it was given.
-                solved = {n: np.where(_rows(seen, a), a, 0.0) + self._offset[n] for n, a in solved.items()}
+                solved = {
+                    name: np.where(_rows(seen, array), array, np.float32(0.0))
+                    + np.where(_rows(unheard, array), np.float32(0.0), self._offset[name])
+                    for name, array in solved.items()
+                }
             self._live, self._is_solved = solved, True
         return self._live
+
+    def _unheard(self, factor: Factor) -> npt.NDArray[np.bool_]:
+        """Classes that the head which was given never answers, and of which there are samples now."""
+        if self._offset is None or self._head.bias is None or not self._task.is_classifier:
+            return np.zeros(self._task.n_outputs, bool)
+        return (self._offset[self._head.bias] < UNSEEN_LOGIT / 2) & factor.sampled
 
     def distrust_the_past(self, features: FloatArray, targets: Targets) -> None:
         """See `edge.learning.learner.Learner.distrust_the_past`: all before is worth `TRUSTED_PAST` samples."""

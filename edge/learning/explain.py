@@ -46,7 +46,7 @@ def occlude(
         score: Scores ``(batch, n_outputs)`` of samples ``(batch, *shape)``.
         x: One sample ``(*shape)``. Of three axes or more the last two are space, of one or two the last one.
         output: Whose score to explain.
-        window: Side of the window; an eighth of the longest side when None.
+        window: Side of the window; an eighth of the longest side, but two places at least, when None.
         neutral: What covers, broadcast to x; the mean over space when None.
 
     Raises:
@@ -54,7 +54,7 @@ def occlude(
     """
     n_space = 2 if x.ndim >= 3 else 1
     space = x.shape[-n_space:]
-    side = window or max(1, max(space) // 8)
+    side = window or max(min(2, max(space)), max(space) // 8)
     if not 0 < side <= max(space):
         raise LearningError(f"a window of {side} does not fit a sample of {'x'.join(map(str, space))}")
     whole = score(x[None])[0]

@@ -71,6 +71,14 @@ class ReplayBuffer:
         features = PackedFeatures(self._codes[drawn, places], self._scales[drawn, places]).unpack(self._shape)
         return features, drawn if self._task.is_classifier else self._targets[drawn, places]
 
+    def everything(self) -> tuple[FloatArray, Targets]:
+        """All kept samples, class by class."""
+        kept = np.minimum(self._seen, self._scales.shape[1])
+        groups = np.repeat(np.arange(len(kept)), kept)
+        places = np.concatenate([np.arange(n) for n in kept]) if len(groups) else np.zeros(0, np.int64)
+        features = PackedFeatures(self._codes[groups, places], self._scales[groups, places]).unpack(self._shape)
+        return features, groups if self._task.is_classifier else self._targets[groups, places]
+
     def clear(self) -> None:
         """Forget all samples."""
         self._seen[:] = 0
@@ -102,6 +110,7 @@ class ReplayBuffer:
         parts = {name: take(state, f"replay.{name}") for name in self._parts()}
         codes, scales, seen = parts["codes"], parts["scales"], parts["seen"]
         shapes_fit = codes.ndim == 3 and codes.shape[:2] == scales.shape and codes.shape[:1] == seen.shape
+        shapes_fit &= parts["targets"].ndim == 3 and parts["targets"].shape[:2] == scales.shape
         if not shapes_fit or any(parts[name].dtype != array.dtype for name, array in self._parts().items()):
             raise LearningError("the saved replay buffer is not one")
         if (seen < 0).any():

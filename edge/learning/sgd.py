@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from edge.contract.errors import LearningError
 from edge.contract.manifest import LinearHead
+from edge.contract.recipe import MEAN_SQUARED_ERROR
 from edge.contract.training import FloatArray, Parameters, TrainStep
 from edge.learning.changes import Changes
 from edge.learning.learner import State, check_batch, part, take_integers, take_like
@@ -49,6 +50,7 @@ class SgdLearner:
         whitening: Where that is the whole head; the rate is then `ETA` over the length of the features.
         run: Gives the outputs ``(batch, n_outputs)`` for features and parameters. None where the last layer is the
             whole head.
+        doubts: Whether replayed labels that are unlikely count less; see the module.
     """
 
     kind = "delta"
@@ -65,17 +67,21 @@ class SgdLearner:
         head: LinearHead | None = None,
         whitening: Whitening | None = None,
         run: Run | None = None,
+        doubts: bool = True,
     ) -> None:
         self._step = step
         self._shape = shape
         self._task = task
-        self._rate = learning_rate if whitening is None else ETA / (shape[0] + 1)
+        # Beyond n_outputs squared errors would be overshot: their second derivative is 2 / n_outputs, and x'ᵀx' = d.
+        eta = min(ETA, task.n_outputs / 2) if task.recipe.loss == MEAN_SQUARED_ERROR else ETA
+        self._rate = learning_rate if whitening is None else eta / (shape[0] + 1)
         self._per_class = per_class
         self._drawn = drawn
         self._seed = seed
         self._head = head
         self._whitening = whitening
         self._run = run
+        self._doubts = doubts
         self._replay = ReplayBuffer(shape, task, per_class)
         self._live = step.parameters()
         self._changes = Changes(self._live)
@@ -84,11 +90,17 @@ class SgdLearner:
             share = TEMPERED if task.is_classifier else 1.0
             step.load({name: array * np.float32(share) for name, array in whitening.whitened(self._live).items()})
 
+    def checked(
+        self, features: npt.NDArray[Any], targets: npt.NDArray[Any], weights: npt.NDArray[Any] | None
+    ) -> tuple[FloatArray, Targets, FloatArray]:
+        """See `edge.learning.learner.check_batch`."""
+        return check_batch(features, targets, weights, self._shape, self._task)
+
     def learn_many(
         self, features: FloatArray, targets: npt.NDArray[Any], weights: npt.NDArray[Any] | None = None
     ) -> None:
         """See `edge.learning.learner.Learner.learn_many`."""
-        features, targets, weights = check_batch(features, targets, weights, self._shape, self._task)
+        features, targets, weights = self.checked(features, targets, weights)
         if len(features) == 0:
             return
         before, memory, replay_before = self._step.parameters(), self._step.memory(), self._replay.state()
@@ -102,7 +114,8 @@ class SgdLearner:
                     np.concatenate([targets[i : i + 1], old_targets]),
                     float(weights[i]),
                 )
-                if self._per_class and weights[i] > 0:
+                # What is trusted by a half is kept half as often: the buffer has no weights.
+                if self._per_class and (weights[i] >= 1 or rng.random() < weights[i]):
                     self._replay.put(features[i : i + 1], targets[i : i + 1], rng)
             live = self._plain(self._step.parameters())
             if not all(np.isfinite(array).all() for array in live.values()):
@@ -118,7 +131,7 @@ class SgdLearner:
         if self._whitening is not None:
             features = self._whitening.features(features)
         weights = np.ones(len(features), np.float32)
-        if len(features) > 4:
+        if self._doubts and len(features) > 4:
             weights[1:] = self._trust(features[1:], targets[1:])
         weights[0] = weight
         self._step.step(features, self._task.matrix(targets), weights, self._rate)
@@ -154,6 +167,10 @@ class SgdLearner:
         """See `edge.learning.learner.Learner.parameters`."""
         return self._live
 
+    def replayed(self) -> tuple[FloatArray, Targets]:
+        """All samples that are kept for replay: features and targets."""
+        return self._replay.everything()
+
     def distrust_the_past(self, features: FloatArray, targets: Targets) -> None:
         """See `edge.learning.learner.Learner.distrust_the_past`: nothing from before is replayed."""
         self._replay.clear()
@@ -182,7 +199,7 @@ class SgdLearner:
             return found
 
         self._step.load(wider(self._step.parameters()))
-        self._live = self._plain(self._step.parameters())
+        self._live = wider(self._live)
         self._changes.grow(wider)
         self._task = Task(self._task.recipe, n_classes)
         self._replay.grow(n_classes)

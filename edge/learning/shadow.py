@@ -107,6 +107,11 @@ class Shadow:
         """Name of the candidate that the live head follows; empty for a fixed one."""
         return self._leader
 
+    @property
+    def replaced(self) -> Parameters:
+        """The head that the live one took the place of; the live one itself while it is fixed."""
+        return self._fixed
+
     def live(self) -> Parameters:
         """The live head."""
         return self.candidates[self._leader].parameters() if self._leader else self._fixed

@@ -79,6 +79,11 @@ class Factor:
         """``(n_outputs,)`` whether there are samples of the class; of quantities there always are."""
         return self._counts > 0 if self._method != "ridge" else np.ones(self._moment.shape[1], bool)
 
+    @property
+    def sampled(self) -> npt.NDArray[np.bool_]:
+        """``(n_outputs,)`` whether there are samples of the class, whatever the method; of classes only."""
+        return np.asarray(self._moment[-1] > 1e-9)
+
     def _means(self) -> Matrix:
         """``(groups, d)``, zero for a group without samples."""
         sums = self._sum[None] if self._method == "ridge" else self._moment[:-1].T

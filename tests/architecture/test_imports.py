@@ -53,7 +53,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "onnx": ("converter/*",),
     "onnxruntime": ("edge/inference/onnx_*.py", "converter/quantization/*", "converter/load/onnx_file.py"),
     "PIL": ("converter/data/*",),
-    "matplotlib": ("converter/report/plots.py",),
+    "matplotlib": ("converter/report/plots.py", "edge/cli/plots.py"),
     "cryptography": ("edge/contract/signature.py",),
     "safetensors": (
         "edge/contract/*",

@@ -110,8 +110,9 @@ def test_some_steps_on_the_whole_network_equal_torch(name: str) -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        features = backbone({"input": x})[FEATURES]
-        assert trainer.step(features, y, np.ones(n, np.float32), 0.02) == pytest.approx(float(loss.detach()), rel=1e-4)
+        features, weights = backbone({"input": x})[FEATURES], np.ones(n, np.float32)
+        targets = np.eye(4, dtype=np.float32)[y]
+        assert trainer.step(features, targets, weights, 0.02) == pytest.approx(float(loss.detach()), rel=1e-4)
     for key, expected in reference.named_parameters():
         wanted = expected.detach().numpy()
         found = trainer.parameters()[key]

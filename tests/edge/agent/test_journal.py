@@ -8,23 +8,32 @@ from pathlib import Path
 
 import numpy as np
 
-from edge.agent.journal import Journal, read_journal
+from edge.agent.journal import Journal, Record, read_journal
 from edge.learning.packing import PackedFeatures, pack
+from edge.learning.task import Targets
 
-Record = tuple[list[list[int]], list[float], list[int]]
+Plain = tuple[list[list[int]], list[float], list[float], list[int] | list[list[float]]]
 
 
-def record(number: int, n: int = 2, d: int = 3) -> tuple[PackedFeatures, np.ndarray]:
+def record(number: int, n: int = 2, d: int = 3) -> Record:
+    """A batch; every other one is of quantities."""
     rng = np.random.default_rng(number)
-    return pack(rng.normal(size=(n, d)).astype(np.float32)), rng.integers(0, 10, n)
+    features = pack(rng.normal(size=(n, d)).astype(np.float32))
+    targets: Targets = rng.integers(0, 10, n)
+    if number % 2:
+        targets = rng.normal(size=(n, 1 + number % 3)).astype(np.float32)
+    return Record(features, targets, rng.random(n).astype(np.float32))
 
 
-def plain(features: PackedFeatures, labels: np.ndarray) -> Record:
-    return features.codes.tolist(), features.scales.tolist(), labels.tolist()
+def plain(found: Record) -> Plain:
+    features, targets, weights = found
+    assert (features.codes.dtype, features.scales.dtype, weights.dtype) == (np.int8, np.float32, np.float32)
+    assert targets.dtype == (np.float32 if targets.ndim == 2 else np.int64)
+    return features.codes.tolist(), features.scales.tolist(), weights.tolist(), targets.tolist()
 
 
-def read(path: Path) -> list[Record]:
-    return [plain(*found) for found in read_journal(path)]
+def read(path: Path) -> list[Plain]:
+    return [plain(found) for found in read_journal(path)]
 
 
 def write(path: Path, numbers: range) -> list[int]:
@@ -32,7 +41,7 @@ def write(path: Path, numbers: range) -> list[int]:
     journal = Journal(path)
     sizes = []
     for number in numbers:
-        journal.append(*record(number))
+        journal.append(record(number))
         sizes.append(path.stat().st_size)
     journal.close()
     return sizes
@@ -43,22 +52,22 @@ def test_gives_back_what_was_appended_in_order_over_restarts(tmp_path: Path) -> 
     assert read(path) == []
     write(path, range(3))
     write(path, range(3, 5))
-    assert read(path) == [plain(*record(number)) for number in range(5)]
+    assert read(path) == [plain(record(number)) for number in range(5)]
 
 
 def test_records_of_any_size_come_back(tmp_path: Path) -> None:
     shapes = [(1, 1), (0, 4), (3, 0), (7, 200), (1, 1)]
     journal = Journal(tmp_path / "journal")
     for number, shape in enumerate(shapes):
-        journal.append(*record(number, *shape))
+        journal.append(record(number, *shape))
     journal.close()
-    assert read(tmp_path / "journal") == [plain(*record(number, *shape)) for number, shape in enumerate(shapes)]
+    assert read(tmp_path / "journal") == [plain(record(number, *shape)) for number, shape in enumerate(shapes)]
 
 
 def test_a_record_is_in_the_file_as_soon_as_it_is_appended(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "journal")
     for number in range(3):
-        journal.append(*record(number))
+        journal.append(record(number))
         assert len(read(tmp_path / "journal")) == number + 1
     journal.sync()
     journal.close()
@@ -71,9 +80,9 @@ def test_torn_at_any_byte_the_earlier_records_survive_and_appending_goes_on(tmp_
     for size in range(len(whole)):
         kept = sum(end <= size for end in sizes)
         path.write_bytes(whole[:size])
-        assert read(path) == [plain(*record(number)) for number in range(kept)]
+        assert read(path) == [plain(record(number)) for number in range(kept)]
         write(path, range(7, 8))
-        assert read(path) == [plain(*record(number)) for number in [*range(kept), 7]]
+        assert read(path) == [plain(record(number)) for number in [*range(kept), 7]]
 
 
 def test_a_flipped_bit_is_noticed_and_the_earlier_records_survive(tmp_path: Path) -> None:
@@ -85,7 +94,7 @@ def test_a_flipped_bit_is_noticed_and_the_earlier_records_survive(tmp_path: Path
         data[position] ^= 0x40
         path.write_bytes(data)
         kept = sum(end <= position for end in sizes)
-        assert read(path) == [plain(*record(number)) for number in range(kept)]
+        assert read(path) == [plain(record(number)) for number in range(kept)]
 
 
 def test_zeros_that_a_power_cut_left_behind_are_no_records(tmp_path: Path) -> None:
@@ -94,20 +103,21 @@ def test_zeros_that_a_power_cut_left_behind_are_no_records(tmp_path: Path) -> No
     path.write_bytes(path.read_bytes() + bytes(4096))
     assert len(read(path)) == 2
     write(path, range(2, 3))
-    assert read(path) == [plain(*record(number)) for number in range(3)]
+    assert read(path) == [plain(record(number)) for number in range(3)]
 
 
 FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
 import numpy as np
-from edge.agent.journal import Journal
+from edge.agent.journal import Journal, Record
 from edge.learning.packing import PackedFeatures
 path = Path(sys.argv[1])
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 journal = Journal(path)
 def append(label):
-    journal.append(PackedFeatures(np.full((1, 50), label, np.int8), np.ones(1, np.float32)), np.array([label]))
+    features = PackedFeatures(np.full((1, 50), label, np.int8), np.ones(1, np.float32))
+    journal.append(Record(features, np.array([label]), np.ones(1, np.float32)))
 append(1)
 _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
 resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 30, hard))
@@ -130,4 +140,4 @@ def test_a_full_disk_refuses_the_record_and_hides_none_that_come_later(tmp_path:
         [sys.executable, "-c", FULL_DISK, str(path)], capture_output=True, text=True, check=False, timeout=60
     )
     assert (done.stdout, done.stderr, done.returncode) == ("refused\n" * 3, "", 0)
-    assert [labels.tolist() for _, labels in read_journal(path)] == [[1], [3]]
+    assert [found.targets.tolist() for found in read_journal(path)] == [[1], [3]]

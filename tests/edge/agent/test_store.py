@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edge.agent.journal import Record
 from edge.agent.store import LearnedStore, Saved
 from edge.contract.errors import ConfigError
 from edge.contract.files import lock_folder
@@ -29,7 +30,8 @@ class Counter:
 
     def learn(self, *labels: int) -> Counter:
         for label in labels:
-            self.store.append(PackedFeatures(np.ones((1, 2), np.int8), np.ones(1, np.float32)), np.array([label]))
+            features = PackedFeatures(np.ones((1, 2), np.int8), np.ones(1, np.float32))
+            self.store.append(Record(features, np.array([label]), np.ones(1, np.float32)))
             self.labels.append(label)
         return self
 
@@ -47,7 +49,7 @@ def learned(saved: Saved | None) -> list[int]:
     if saved is None:
         return []
     state = saved.tensors["labels"].tolist() if saved.tensors else []
-    return state + [int(label) for _, labels in saved.journal for label in labels]
+    return state + [int(label) for record in saved.journal for label in record.targets]
 
 
 def load(folder: Path, backbone: str = BACKBONE) -> tuple[list[int], str | None]:
@@ -76,7 +78,7 @@ def test_a_checkpoint_and_the_journal_behind_it_come_back(tmp_path: Path) -> Non
     assert again.saved is not None
     assert again.saved.description == {"text": "ä"}
     assert again.saved.tensors["labels"].tolist() == [1, 2]
-    assert [labels.tolist() for _, labels in again.saved.journal] == [[3], [4]]
+    assert [record.targets.tolist() for record in again.saved.journal] == [[3], [4]]
     assert again.saved.warning is None
     again.kill()
 

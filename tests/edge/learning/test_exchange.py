@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from edge.contract import tensorfile
 from edge.contract.errors import BundleError
+from edge.contract.manifest import LinearHead
 from edge.learning.exchange import HeadRelease, HeadUpdate
 
 BACKBONE = "ab" * 32
@@ -48,7 +49,14 @@ def plain(value: Any) -> Any:
 
 @pytest.mark.parametrize(
     "document",
-    [UPDATE, replace(UPDATE, learner="delta"), RELEASE, HeadRelease(backbone=BACKBONE, parameters=RELEASE.parameters)],
+    [
+        UPDATE,
+        replace(UPDATE, learner="delta"),
+        replace(UPDATE, class_names=("cat", "dög")),
+        RELEASE,
+        replace(RELEASE, class_names=("cat", "dög")),
+        HeadRelease(backbone=BACKBONE, parameters=RELEASE.parameters),
+    ],
 )
 def test_comes_back_as_it_was(document: HeadUpdate | HeadRelease) -> None:
     assert plain(type(document).decode(document.encode(), "it")) == plain(document)
@@ -119,6 +127,9 @@ def head_update(**changes: Any) -> bytes:
         {"version": True},
         {"n_samples": "1"},
         {"base_release": -3},
+        {"class_names": "cat"},
+        {"class_names": [1]},
+        {"class_names": ["cat", "cat"]},
     ],
     ids=repr,
 )
@@ -146,6 +157,9 @@ def head_release(tensors: dict[str, np.ndarray] | None = None, **changes: Any) -
         {"n_samples": -1},
         {"n_samples": 0.5},
         {"origin": 1},
+        {"class_names": {"cat": 1}},
+        {"class_names": [None]},
+        {"class_names": ["cat", "dog", "cat"]},
     ],
     ids=repr,
 )
@@ -159,3 +173,74 @@ def test_refuses_parameters_that_are_not_finite_in_float32() -> None:
     for value in (np.array([1e300]), np.array([np.inf], np.float32), np.array([np.nan], np.float32), np.array([1])):
         with pytest.raises(BundleError):
             HeadRelease.decode(head_release({"parameter.w": value}), "it")
+
+
+@pytest.mark.parametrize("document", [head_update(), head_release()], ids=["update", "release"])
+def test_a_document_without_class_names_has_those_of_the_bundle(document: bytes) -> None:
+    kind: type[HeadUpdate] | type[HeadRelease] = HeadUpdate if document == head_update() else HeadRelease
+    assert kind.decode(document, "it").class_names == ()
+
+
+# Classes in another order
+
+HEAD = LinearHead(weight="w", bias="b", input="x")
+NAMES = ("cat", "dog", "bird")
+OF_THREE = HeadRelease(
+    backbone=BACKBONE,
+    parameters={
+        "w": np.arange(6, dtype=np.float32).reshape(3, 2),
+        "b": np.array([10, 11, 12], np.float32),
+        "below": np.full((2, 2), 5, np.float32),
+    },
+    merged={"gram": np.arange(6, dtype=np.float32), "moment": np.arange(9, dtype=np.float32).reshape(3, 3)},
+    included={"a": 3},
+    n_samples=7,
+)
+
+
+def own(n: int) -> dict[str, np.ndarray]:
+    return {"w": np.full((n, 2), -1, np.float32), "b": np.full(n, -2, np.float32)}
+
+
+def test_classes_in_the_same_order_need_nothing() -> None:
+    assert OF_THREE.aligned(NAMES, list(NAMES), HEAD, own(3)) is OF_THREE
+
+
+def test_classes_are_put_into_the_order_that_is_wanted() -> None:
+    wanted = ("bird", "cat", "dog")
+    found = OF_THREE.aligned(NAMES, wanted, HEAD, own(3))
+    assert found.parameters["w"].tolist() == [[4, 5], [0, 1], [2, 3]]
+    assert found.parameters["b"].tolist() == [12, 10, 11]
+    assert found.merged["moment"].tolist() == [[2, 0, 1], [5, 3, 4], [8, 6, 7]]
+    assert found.merged["gram"].tolist() == OF_THREE.merged["gram"].tolist()
+    assert (found.parameters["below"] == 5).all()
+    assert found.class_names == wanted
+    assert (found.included, found.n_samples) == ({"a": 3}, 7)
+    back = found.aligned(wanted, NAMES, HEAD, own(3))
+    assert plain(back.parameters) == plain(OF_THREE.parameters)
+    assert plain(back.merged) == plain(OF_THREE.merged)
+
+
+def test_a_class_that_the_release_does_not_have_is_kept_and_has_no_samples_in_it() -> None:
+    found = OF_THREE.aligned(NAMES, ("cat", "fish", "dog", "bird"), HEAD, own(4))
+    assert found.parameters["w"].tolist() == [[0, 1], [-1, -1], [2, 3], [4, 5]]
+    assert found.parameters["b"].tolist() == [10, -2, 11, 12]
+    assert found.merged["moment"].tolist() == [[0, 0, 1, 2], [3, 0, 4, 5], [6, 0, 7, 8]]
+    assert {array.dtype for array in found.parameters.values()} == {np.dtype(np.float32)}
+    assert plain(HeadRelease.decode(found.encode(), "it")) == plain(found)
+
+
+def test_aligning_leaves_the_release_as_it_is() -> None:
+    before = OF_THREE.encode()
+    found = OF_THREE.aligned(NAMES, ("bird", "cat", "dog"), HEAD, own(3))
+    for array in [*found.parameters.values(), *found.merged.values()]:
+        array.setflags(write=True)
+    found.parameters["w"][:] = 99
+    assert OF_THREE.encode() == before
+
+
+def test_a_head_without_bias_or_statistics_is_aligned_too() -> None:
+    bare = HeadRelease(backbone=BACKBONE, parameters={"w": OF_THREE.parameters["w"]})
+    found = bare.aligned(NAMES, ("dog", "cat", "bird"), replace(HEAD, bias=None), own(3))
+    assert found.parameters["w"].tolist() == [[2, 3], [0, 1], [4, 5]]
+    assert found.merged == {}

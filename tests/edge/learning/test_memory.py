@@ -1,8 +1,6 @@
-"""What learning remembers: packed features, the replay buffer, the label ring, the reserve of the gate."""
+"""What learning remembers: packed features, the replay buffer, the label ring."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -11,10 +9,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from edge.contract.errors import LearningError
-from edge.learning.gate import MIN_SAMPLES, TOLERATED_LOSS, Reserve, compare
+from edge.contract.recipe import MEAN_SQUARED_ERROR, TrainingRecipe
 from edge.learning.labels import LabelRing, Remembered
-from edge.learning.packing import PackedFeatures, pack
-from edge.learning.replay import ReplayBuffer
+from edge.learning.packing import pack
+from edge.learning.replay import GROUPS_OF_QUANTITIES, ReplayBuffer
+from edge.learning.task import Task
 
 # Packing
 
@@ -61,6 +60,13 @@ def test_packed_features_take_a_quarter_and_are_copies() -> None:
 # Replay
 
 
+def classes(n: int) -> Task:
+    return Task(TrainingRecipe(), n)
+
+
+QUANTITIES = Task(TrainingRecipe(loss=MEAN_SQUARED_ERROR), 2)
+
+
 def fill(buffer: ReplayBuffer, labels: np.ndarray, seed: int = 0) -> None:
     """Offer samples whose only feature is their number, from 1."""
     rng = np.random.default_rng(seed)
@@ -69,7 +75,7 @@ def fill(buffer: ReplayBuffer, labels: np.ndarray, seed: int = 0) -> None:
 
 
 def test_replay_draws_classes_equally_often_whatever_was_seen() -> None:
-    buffer = ReplayBuffer((1,), 4, 5)
+    buffer = ReplayBuffer((1,), classes(4), 5)
     fill(buffer, np.array([0] * 500 + [1] * 20 + [3]))
     _, labels = buffer.draw(3000, np.random.default_rng(1))
     shares = np.bincount(labels, minlength=4) / 3000
@@ -79,7 +85,7 @@ def test_replay_draws_classes_equally_often_whatever_was_seen() -> None:
 def test_every_sample_of_a_class_is_as_likely_to_be_kept() -> None:
     kept = np.zeros(20)
     for seed in range(2000):
-        buffer = ReplayBuffer((1,), 1, 5)
+        buffer = ReplayBuffer((1,), classes(1), 5)
         fill(buffer, np.zeros(20, int), seed)
         numbers = np.unique(np.rint(buffer.draw(200, np.random.default_rng(seed))[0]).astype(int))
         kept[numbers - 1] += 1
@@ -88,7 +94,7 @@ def test_every_sample_of_a_class_is_as_likely_to_be_kept() -> None:
 
 
 def test_replay_memory_is_fixed_and_counts_what_it_keeps() -> None:
-    buffer = ReplayBuffer((2, 3), 4, 5)
+    buffer = ReplayBuffer((2, 3), classes(4), 5)
     size = sum(array.nbytes for array in buffer.state().values())
     assert size == 4 * 5 * (6 + 4) + 4 * 8
     rng = np.random.default_rng(0)
@@ -101,7 +107,7 @@ def test_replay_memory_is_fixed_and_counts_what_it_keeps() -> None:
 
 def test_a_buffer_without_places_and_an_empty_one_give_nothing() -> None:
     for per_class in (0, 5):
-        buffer = ReplayBuffer((3,), 2, per_class)
+        buffer = ReplayBuffer((3,), classes(2), per_class)
         if per_class == 0:
             buffer.put(np.ones((4, 3), np.float32), np.array([0, 1, 0, 1]), np.random.default_rng(0))
         features, labels = buffer.draw(8, np.random.default_rng(0))
@@ -111,7 +117,7 @@ def test_a_buffer_without_places_and_an_empty_one_give_nothing() -> None:
 
 
 def test_a_restored_buffer_draws_the_same() -> None:
-    first, second, smaller = (ReplayBuffer((1,), 3, places) for places in (4, 4, 2))
+    first, second, smaller = (ReplayBuffer((1,), classes(3), places) for places in (4, 4, 2))
     fill(first, np.arange(30) % 3)
     fill(smaller, np.arange(30) % 3)
     second.restore(first.state())
@@ -124,7 +130,7 @@ def test_a_restored_buffer_draws_the_same() -> None:
 
 
 def test_a_state_that_is_not_one_is_refused_and_nothing_changes() -> None:
-    buffer = ReplayBuffer((1,), 3, 4)
+    buffer = ReplayBuffer((1,), classes(3), 4)
     fill(buffer, np.arange(30) % 3)
     good = buffer.state()
     for bad in (
@@ -133,17 +139,62 @@ def test_a_state_that_is_not_one_is_refused_and_nothing_changes() -> None:
         good | {"replay.seen": good["replay.seen"][1:]},
         good | {"replay.scales": good["replay.scales"][:, 1:]},
         good | {"replay.codes": good["replay.codes"].astype(np.float32)},
+        good | {"replay.targets": good["replay.targets"][:, 1:]},
+        good | {"replay.targets": np.zeros((), np.float32)},
+        {name: array for name, array in good.items() if name != "replay.targets"},
     ):
         with pytest.raises(LearningError):
             buffer.restore(bad)
         assert all((array == good[name]).all() for name, array in buffer.state().items())
 
 
+def test_quantities_share_one_reservoir_and_keep_their_targets() -> None:
+    buffer = ReplayBuffer((1,), QUANTITIES, 5)
+    rng = np.random.default_rng(0)
+    for i in range(200):
+        buffer.put(np.array([[i + 1.0]], np.float32), np.array([[i, -i]], np.float32), rng)
+    assert len(buffer) == 5 * GROUPS_OF_QUANTITIES
+    features, targets = buffer.draw(100, rng)
+    assert targets.shape == (100, 2)
+    np.testing.assert_allclose(targets[:, 0], features[:, 0] - 1, atol=1e-3)
+    np.testing.assert_allclose(targets[:, 1], 1 - features[:, 0], atol=1e-3)
+    restored = ReplayBuffer((1,), QUANTITIES, 5)
+    restored.restore(buffer.state())
+    for found, expected in zip(
+        restored.draw(50, np.random.default_rng(3)), buffer.draw(50, np.random.default_rng(3)), strict=True
+    ):
+        assert (found == expected).all()
+
+
+def test_a_cleared_buffer_gives_nothing_and_fills_again() -> None:
+    buffer = ReplayBuffer((1,), classes(3), 4)
+    fill(buffer, np.arange(30) % 3)
+    buffer.clear()
+    assert len(buffer) == 0
+    assert len(buffer.draw(9, np.random.default_rng(0))[0]) == 0
+    buffer.put(np.array([[7.0]], np.float32), np.array([1]), np.random.default_rng(0))
+    features, labels = buffer.draw(9, np.random.default_rng(0))
+    assert set(labels.tolist()) == {1}
+    np.testing.assert_allclose(features, 7.0, rtol=1e-6)
+
+
+def test_a_grown_buffer_keeps_what_it_had() -> None:
+    buffer = ReplayBuffer((1,), classes(2), 4)
+    fill(buffer, np.arange(30) % 2)
+    buffer.grow(3)
+    assert len(buffer) == 8
+    assert set(buffer.draw(200, np.random.default_rng(0))[1].tolist()) == {0, 1}
+    buffer.put(np.array([[7.0]], np.float32), np.array([2]), np.random.default_rng(0))
+    assert set(buffer.draw(200, np.random.default_rng(0))[1].tolist()) == {0, 1, 2}
+    like = ReplayBuffer((1,), classes(3), 4)
+    assert {n: a.shape for n, a in buffer.state().items()} == {n: a.shape for n, a in like.state().items()}
+
+
 # Labels
 
 
-def sample(prediction: int, seen_s: float) -> Remembered:
-    return Remembered(pack(np.full((1, 2), prediction, np.float32)), prediction, seen_s)
+def sample(answer: int, seen_s: float) -> Remembered:
+    return Remembered(pack(np.full((1, 2), answer, np.float32)), np.array([answer], np.float32), seen_s)
 
 
 def test_a_label_joins_the_sample_of_its_id_once() -> None:
@@ -152,7 +203,7 @@ def test_a_label_joins_the_sample_of_its_id_once() -> None:
     ring.put("b", sample(2, 1.0))
     found = ring.join("a", 5.0)
     assert found is not None
-    assert (found.prediction, found.seen_s, found.features.unpack((2,)).tolist()) == (1, 0.0, [[1.0, 1.0]])
+    assert (found.answer.tolist(), found.seen_s, found.features.unpack((2,)).tolist()) == ([1.0], 0.0, [[1.0, 1.0]])
     assert ring.join("a", 5.0) is None
     assert ring.join("never seen", 5.0) is None
     assert len(ring) == 1
@@ -183,103 +234,5 @@ def test_the_same_id_again_replaces_the_older_sample() -> None:
     ring.put("c", sample(4, 3.0))  # "b" is the oldest now
     found = ring.join("a", 4.0)
     assert found is not None
-    assert found.prediction == 3
+    assert found.answer.tolist() == [3.0]
     assert ring.join("b", 4.0) is None
-
-
-# The gate
-
-
-def rights(right: int, n: int) -> np.ndarray:
-    return np.arange(n) < right
-
-
-@pytest.mark.parametrize(
-    ("live", "offered", "n", "accepted"),
-    [
-        (64, 64, 64, True),  # the same
-        (40, 64, 64, True),  # better
-        (64, 61, 64, True),  # 5 % worse is tolerated
-        (64, 58, 64, True),  # 9 % worse on 64: the upper end is -0.094 + 0.060 = -0.033
-        (64, 54, 64, False),  # 16 % worse on 64: the upper end is -0.156 + 0.075 = -0.081
-        (64, 0, 64, False),  # always wrong: no spread at all
-        (20, 0, 20, False),
-        (19, 0, 19, True),  # too few to say anything
-        (0, 0, 0, True),
-    ],
-)
-def test_an_offered_head_is_refused_when_it_is_surely_worse(live: int, offered: int, n: int, accepted: bool) -> None:
-    verdict = compare(rights(live, n), rights(offered, n))
-    assert verdict.accepted is accepted
-    if n >= MIN_SAMPLES:
-        assert f"{offered / n:.3f} against {live / n:.3f} on {n}" in verdict.reason
-    else:
-        assert "not judged" in verdict.reason
-
-
-def test_the_gate_compares_sample_by_sample() -> None:
-    n = 200
-    live = np.arange(n) % 2 == 0
-    offered = np.roll(live, 1)  # right on exactly the others: a difference of zero, a wide spread
-    assert compare(live, offered).accepted
-    assert not compare(np.ones(n, bool), rights(int(n * (1 - 3 * TOLERATED_LOSS)), n)).accepted
-
-
-def always(answer: int, value: float = 1.0) -> Callable[[np.ndarray], np.ndarray]:
-    """A head that answers the same class whatever the features are."""
-    return lambda features: np.tile(np.eye(2, dtype=np.float32)[answer] * np.float32(value), (len(features), 1))
-
-
-def filled(labels: np.ndarray, right: np.ndarray) -> Reserve:
-    reserve = Reserve(30, (1,))
-    reserve.put(pack(np.ones((len(labels), 1), np.float32)), labels, right)
-    return reserve
-
-
-def test_an_empty_reserve_has_nothing_to_refuse_on() -> None:
-    reserve = Reserve(30, (1,))
-    assert reserve.judge_offered(always(0)).accepted
-    assert reserve.judge_live(always(0)).accepted
-
-
-def test_the_reserve_compares_an_offered_head_with_what_the_live_one_answered() -> None:
-    zeros, yes = np.zeros(30, np.int64), np.ones(30, bool)
-    assert not filled(zeros, yes).judge_offered(always(1)).accepted
-    assert filled(zeros, yes).judge_offered(always(0)).accepted
-    assert filled(zeros, ~yes).judge_offered(always(1)).accepted
-
-
-def test_the_reserve_compares_the_live_head_with_the_one_before() -> None:
-    zeros, yes = np.zeros(30, np.int64), np.ones(30, bool)
-    assert not filled(zeros, ~yes).judge_live(always(0)).accepted
-    assert filled(zeros, yes).judge_live(always(1)).accepted
-    assert filled(zeros, ~yes).judge_live(always(1)).accepted
-
-
-def test_the_reserve_judges_on_the_most_recent_labels() -> None:
-    reserve = filled(np.zeros(30, np.int64), np.ones(30, bool))
-    reserve.put(pack(np.ones((30, 1), np.float32)), np.ones(30, np.int64), np.ones(30, bool))
-    assert not reserve.judge_offered(always(0)).accepted
-    assert reserve.judge_offered(always(1)).accepted
-
-
-def test_the_reserve_refuses_a_head_that_gives_no_numbers() -> None:
-    reserve = filled(np.zeros(1, np.int64), np.ones(1, bool))
-    verdict = reserve.judge_offered(always(0, np.nan))
-    assert not verdict.accepted
-    assert "not finite" in verdict.reason
-    assert reserve.judge_live(always(0, np.nan)).accepted  # no reason to go back to such a head
-
-
-def test_the_reserve_keeps_copies() -> None:
-    reserve = Reserve(30, (1,))
-    packed = PackedFeatures(np.full((30, 1), 127, np.int8), np.full(30, 1 / 127, np.float32))
-    labels, right = np.zeros(30, np.int64), np.ones(30, bool)
-    reserve.put(packed, labels, right)
-    packed.codes[:], labels[:], right[:] = -127, 1, False
-
-    def by_sign(features: np.ndarray) -> np.ndarray:
-        return np.concatenate([features, 0 * features], axis=1)
-
-    assert reserve.judge_offered(by_sign).reason == "accuracy 1.000 against 1.000 on 30 recent labels"
-    assert not reserve.judge_offered(always(1)).accepted

@@ -5,14 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edge.learning.metrics import RunningMetrics, log_softmax
+from edge.contract.recipe import BINARY_CROSS_ENTROPY, MEAN_SQUARED_ERROR, TrainingRecipe
+from edge.learning.metrics import RunningMetrics
+from edge.learning.task import Task
 
-
-def test_log_softmax_is_that_and_does_not_overflow() -> None:
-    logits = np.random.default_rng(0).normal(size=(5, 4))
-    np.testing.assert_allclose(log_softmax(logits), np.log(np.exp(logits) / np.exp(logits).sum(1, keepdims=True)))
-    assert log_softmax(np.array([[800.0, 0.0], [-800.0, 0.0]])).tolist() == [[0.0, -800.0], [-800.0, 0.0]]
-    assert np.isfinite(log_softmax(np.array([[1e30, -1e30]], np.float32))).all()
+CLASSES = Task(TrainingRecipe(), 2)
 
 
 def test_nothing_is_known_at_the_beginning() -> None:
@@ -21,12 +18,11 @@ def test_nothing_is_known_at_the_beginning() -> None:
     assert metrics.report(10.0) == {"infer": 0, "labels": 0}
 
 
-def test_accuracy_is_of_what_was_answered_and_loss_of_the_live_head() -> None:
+def test_accuracy_and_loss_are_of_what_was_answered() -> None:
     metrics = RunningMetrics()
-    logits = np.array([[2.0, 0.0], [0.0, 0.0]])
-    metrics.judged(logits, np.array([0, 1]), np.array([0, 0]))
+    metrics.judged(CLASSES, np.array([[2.0, 0.0], [0.0, 0.1]]), np.array([0, 0]))
     assert metrics.accuracy == 0.5
-    expected = (np.log(1 + np.exp(-2)) + np.log(2)) / 2
+    expected = (np.log(1 + np.exp(-2)) + np.log(1 + np.exp(0.1))) / 2
     report = metrics.report(0.0)
     assert (report["labels"], report["acc"]) == (2, 0.5)
     assert report["loss"] == pytest.approx(expected, abs=1e-4)
@@ -34,14 +30,32 @@ def test_accuracy_is_of_what_was_answered_and_loss_of_the_live_head() -> None:
     assert metrics.accuracy is None
     assert metrics.judged_in_window == 0
     assert metrics.labels == 2
+    assert "loss" not in metrics.report(0.0)
+
+
+def test_several_yes_or_no_answers_count_by_the_share_that_is_right() -> None:
+    metrics = RunningMetrics()
+    task = Task(TrainingRecipe(loss=BINARY_CROSS_ENTROPY), 4)
+    metrics.judged(task, np.array([[3.0, 3.0, -3.0, -3.0]]), np.array([[1.0, 1.0, 0.0, 1.0]]))
+    assert metrics.accuracy == 0.75
+
+
+def test_quantities_have_a_loss_and_no_accuracy() -> None:
+    metrics = RunningMetrics()
+    task = Task(TrainingRecipe(loss=MEAN_SQUARED_ERROR), 2)
+    metrics.judged(task, np.array([[1.0, 2.0], [0.0, 0.0]]), np.array([[1.0, 4.0], [0.0, 0.0]]))
+    assert metrics.accuracy is None
+    assert metrics.judged_in_window == 2
+    assert metrics.report(0.0) == {"infer": 0, "labels": 2, "loss": 1.0}
 
 
 def test_old_events_leave_the_window() -> None:
     metrics = RunningMetrics(window=4)
-    for right in (0, 0, 0, 1, 1, 1):
-        metrics.judged(np.zeros((1, 2)), np.array([1]), np.array([right]))
+    for right in (False, False, False, True, True, True):
+        metrics.judged(CLASSES, np.array([[0.0, 1.0]]), np.array([int(right)]))
     assert metrics.accuracy == 0.75
     assert metrics.judged_in_window == 4
+    assert metrics.labels == 6
     for _ in range(10):
         metrics.inferred(100.0)
     for _ in range(4):

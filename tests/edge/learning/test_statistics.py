@@ -1,4 +1,4 @@
-"""Sufficient statistics: they add, subtract, travel, and determine a head."""
+"""Sufficient statistics: they add, subtract and travel."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge.contract.errors import LearningError
-from edge.learning.solve import SHRINKAGE, solve
 from edge.learning.statistics import HeadStatistics
 
 
@@ -108,61 +107,40 @@ def test_refuses_to_combine_other_shapes() -> None:
             one - other
 
 
-def lda(features: np.ndarray, labels: np.ndarray, n_classes: int, x: np.ndarray) -> np.ndarray:
-    """Discriminant scores from the definition: class means, pooled covariance shrunk to the mean variance."""
-    means = np.stack([features[labels == c].mean(axis=0) for c in range(n_classes)])
-    residuals = features - means[labels]
-    covariance = sum(np.outer(r, r) for r in residuals) / len(features)
-    d = features.shape[1]
-    covariance = (1 - SHRINKAGE) * covariance + SHRINKAGE * np.trace(covariance) / d * np.eye(d)
-    inverse = np.linalg.inv(covariance + 1e-9 * np.eye(d))
-    return np.stack([x @ inverse @ mu - mu @ inverse @ mu / 2 for mu in means], axis=1)
+def test_weights_count_samples_in_parts() -> None:
+    features, labels = data(20, 3, 2, 0)
+    one_hot = np.eye(2)[labels]
+    halves = HeadStatistics.of_targets(features, one_hot, np.full(20, 0.5))
+    whole = HeadStatistics.of(features, labels, 2)
+    np.testing.assert_allclose(halves.gram, whole.gram / 2, atol=1e-12)
+    np.testing.assert_allclose(halves.moment, whole.moment / 2, atol=1e-12)
+    some = HeadStatistics.of_targets(features, one_hot, np.arange(20) < 7)
+    np.testing.assert_allclose(some.gram, HeadStatistics.of(features[:7], labels[:7], 2).gram, atol=1e-12)
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_the_solution_is_linear_discriminant_analysis(seed: int) -> None:
-    features, labels = data(80, 5, 3, seed)
-    weights, biases = solve(HeadStatistics.of(features, labels, 3))
-    x = np.random.default_rng(seed).normal(size=(50, 5)) * 3
-    expected = lda(features, labels, 3, x)
-    expected -= expected.mean(axis=1, keepdims=True)  # the same for all classes: neither argmax nor softmax sees it
-    np.testing.assert_allclose(x @ weights.T + biases, expected, rtol=1e-6, atol=1e-6)
+def test_quantities_have_no_counts_that_must_add_up() -> None:
+    rng = np.random.default_rng(0)
+    sent = HeadStatistics.of_targets(rng.normal(size=(9, 3)), rng.normal(size=(9, 2)) - 5, np.ones(9))
+    found = HeadStatistics.from_tensors(sent.to_tensors(), 3, 2, is_classifier=False)
+    np.testing.assert_allclose(found.moment, sent.moment, rtol=1e-6)
+    with pytest.raises(LearningError):
+        HeadStatistics.from_tensors(sent.to_tensors(), 3, 2)
 
 
-def test_scaling_all_samples_alike_does_not_move_the_head() -> None:
-    statistics = HeadStatistics.of(*data(80, 5, 3, 1), 3)
-    for found, expected in zip(solve(statistics.scaled_to(7)), solve(statistics), strict=True):
-        np.testing.assert_allclose(found, expected, rtol=1e-9)
+def test_growing_adds_classes_without_samples() -> None:
+    before = HeadStatistics.of(*data(20, 3, 2, 0), 2)
+    after = before.grown(4)
+    assert after.class_counts.tolist() == [*before.class_counts.tolist(), 0.0, 0.0]
+    assert after.seen.tolist() == [True, True, False, False]
+    assert (after.gram == before.gram).all()
+    assert (after.moment[:, :2] == before.moment).all()
+    assert before.moment.shape == (4, 2)
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.integers(0, 2**32 - 1), st.floats(1e-3, 1e3), st.floats(0, 1e3), st.floats(0, 1e3))
-def test_a_class_that_was_never_seen_is_never_predicted(seed: int, scale: float, offset: float, far: float) -> None:
-    features, labels = data(30, 4, 3, seed)
-    labels[labels == 1] = 0
-    offset *= scale
-    features = features * scale + offset
-    weights, biases = solve(HeadStatistics.of(features, labels, 3))
-    weights, biases = weights.astype(np.float32), biases.astype(np.float32)
-    x = (np.random.default_rng(seed).normal(size=(50, 4)) * far * scale + offset).astype(np.float32)
-    assert np.isfinite(weights).all()
-    assert not ((x @ weights.T + biases).argmax(axis=1) == 1).any()
-
-
-def test_a_single_sample_gives_a_head() -> None:
-    weights, biases = solve(HeadStatistics.of(np.array([[1.0, 2.0]]), np.array([1]), 3))
-    assert (np.array([[1.0, 2.0], [-50.0, 9.0]]) @ weights.T + biases).argmax(axis=1).tolist() == [1, 1]
-
-
-def test_refuses_to_solve_from_nothing_or_from_what_no_samples_are() -> None:
-    with pytest.raises(LearningError, match="no samples"):
-        solve(HeadStatistics.empty(3, 2))
-    huge = HeadStatistics(np.diag([4.0, 4.0]), np.array([[1e200, 0.0], [2.0, 2.0]]))
-    # Of variance -1e-9 / 0.98, which is what the constant on the diagonal makes zero.
-    singular = HeadStatistics(np.diag([1.0 - 1e-9 / 0.98, 1.0]), np.array([[1.0, 0.0], [1.0, 0.0]]))
-    for crafted in (huge, singular):
-        try:
-            found = solve(crafted)
-        except LearningError:
-            continue
-        assert all(np.isfinite(array.astype(np.float32)).all() for array in found)
+def test_what_rounding_leaves_of_a_class_is_no_class() -> None:
+    features, labels = data(50, 3, 2, 0)
+    features *= 1e3
+    both = HeadStatistics.of(features, labels, 2)
+    gone = HeadStatistics.of(features[labels == 1], labels[labels == 1], 2)
+    halves = gone * 0.3 + gone * 0.7
+    assert (both - halves).seen.tolist() == [True, False]

@@ -1,0 +1,204 @@
+"""``edge-agent learn`` and ``edge-agent explain``: what a bundle would learn from a file, and why it answers so."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edge.agent.on_device_model import OnDeviceModel
+from edge.agent.rehearsal import Rehearsal, evaluate, rehearse
+from edge.cli.terminal_plot import heat_map, line_plot
+from edge.contract.errors import ConfigError
+from edge.contract.files import replace_file
+from edge.inference.named_arrays import read_arrays
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Arrays = dict[str, Any]
+
+
+def read_samples(path: Path) -> Arrays:
+    """The arrays x and y, and perhaps weights, of a file.
+
+    Raises:
+        ConfigError: One is missing or there are others, or they have other lengths.
+    """
+    arrays = read_arrays(path)
+    if not {"x", "y"} <= arrays.keys() <= {"x", "y", "weights"}:
+        found = ", ".join(arrays) or "none"
+        raise ConfigError(f"{path}: expected the arrays x and y, and perhaps weights; got {found}")
+    lengths = {name: len(array) if array.ndim else 0 for name, array in arrays.items()}
+    if len(set(lengths.values())) != 1 or not lengths["x"]:
+        raise ConfigError(f"{path}: expected as many y as x, one at least; got {lengths}")
+    return arrays
+
+
+def numbered(y: Any, model: OnDeviceModel, path: Path, add_classes: bool) -> Any:
+    """Class names as numbers; names that the model does not know are added to it, or are an error."""
+    if y.dtype.kind != "U":
+        return y
+    unknown = sorted(set(y.tolist()) - set(model.class_names))
+    if unknown and not add_classes:
+        raise ConfigError(f"{path}: the model has no class {unknown[0]!r}; add new ones with --add-classes")
+    for name in unknown:
+        model.add_class(name)
+    return np.array([model.class_names.index(name) for name in y.tolist()], np.int64)
+
+
+def ordered(arrays: Arrays, order: str, seed: int) -> Arrays:
+    """The samples in another order: ``shuffled``, or one class after another (``class``)."""
+    if order == "file":
+        return arrays
+    rows = np.random.default_rng(seed).permutation(len(arrays["x"]))
+    if order == "class":
+        if arrays["y"].ndim != 1:
+            raise ConfigError("--order class needs one class for each sample")
+        rows = rows[np.argsort(arrays["y"][rows], kind="stable")]
+    return {name: array[rows] for name, array in arrays.items()}
+
+
+def learn_file(
+    model: OnDeviceModel,
+    data: Path,
+    test: Path | None,
+    *,
+    order: str,
+    late: int,
+    seed: int,
+    add_classes: bool,
+    plot: Path | None,
+    report: Path | None,
+    console: Console,
+) -> None:
+    """Replay a labelled file through a model and say what came of it."""
+    arrays = read_samples(data)
+    arrays["y"] = numbered(arrays["y"], model, data, add_classes)
+    arrays = ordered(arrays, order, seed)
+    held_out = None if test is None else read_samples(test)
+    if held_out is not None and test is not None:
+        held_out["y"] = numbered(held_out["y"], model, test, add_classes)
+    first = None if held_out is None else evaluate(model, held_out["x"], held_out["y"])
+    found = Rehearsal()
+    with _progress(console, len(arrays["x"])) as advance:
+        for found in rehearse(model, arrays["x"], arrays["y"], arrays.get("weights"), late):
+            advance(found)
+    last = None if held_out is None else evaluate(model, held_out["x"], held_out["y"])
+    what = "loss" if model.task.is_regression else "accuracy"
+    n = len(found.scores)
+    numbers: dict[str, Any] = {
+        "bundle": model.bundle.digest,
+        "learners": list(model.learners),
+        "samples": n,
+        f"predict_then_learn_{what}": round(found.mean(), 6),
+        f"without_learning_{what}": round(found.mean_before, 6),
+        f"last_quarter_{what}": round(found.mean(max(1, n // 4)), 6),
+        "leader": model.leader,
+        "temperature": round(model.temperature, 4),
+        "learn_ms_median": round(float(np.median(found.learn_ms)), 3),
+        "events": [{"sample": at, "kind": kind, "text": text} for at, kind, text in found.events],
+    }
+    if held_out is not None:
+        numbers |= {f"test_{what}": round(last or 0.0, 6), f"test_{what}_before": round(first or 0.0, 6)}
+    _print(console, model, data, found, numbers, what)
+    if plot is not None:
+        from edge.cli.plots import draw_rehearsal
+
+        draw_rehearsal(found, plot, what, f"{model.manifest.name}: {', '.join(model.learners)} on {data.name}")
+        console.print(f"wrote {plot}", highlight=False)
+    if report is not None:
+        _write(report, json.dumps(numbers, indent=1).encode() + b"\n")
+
+
+def _print(
+    console: Console, model: OnDeviceModel, data: Path, found: Rehearsal, numbers: dict[str, Any], what: str
+) -> None:
+    def say(text: str) -> None:
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    window = max(5, min(100, len(found.scores) // 10))
+    say(f"{model.manifest.name}: {len(found.scores)} samples of {data.name}, learners {', '.join(model.learners)}")
+    say(f"  predict-then-learn {what:<9} {found.mean():8.4f}   without learning {found.mean_before:8.4f}")
+    last_quarter = numbers[f"last_quarter_{what}"]
+    say(f"  in the last quarter           {last_quarter:8.4f}")
+    if f"test_{what}" in numbers:
+        before, after = numbers[f"test_{what}_before"], numbers[f"test_{what}"]
+        say(f"  on the test file, afterwards  {after:8.4f}   before           {before:8.4f}")
+    say(f"  live head follows {model.leader or 'nobody: it is as it was'}")
+    say(f"  learning took {numbers['learn_ms_median']} ms a label (median)")
+    say("")
+    say(line_plot(found.running(window), f"{what}, mean of the last {window} samples", console.width - 2))
+    for at, kind, text in found.events:
+        say(f"  after {at} samples  {kind}: {text}")
+
+
+@contextmanager
+def _progress(console: Console, total: int) -> Iterator[Any]:
+    """A bar on a terminal, a line every tenth elsewhere."""
+    if console.is_terminal:
+        from rich.progress import Progress
+
+        with Progress(console=console, transient=True) as progress:
+            task = progress.add_task("learning", total=total)
+            yield lambda found: progress.update(task, completed=len(found.scores))
+        return
+    step = max(1, total // 10)
+
+    def tell(found: Rehearsal) -> None:
+        n = len(found.scores)
+        if n % step == 0 and n < total:
+            console.print(f"- {n} of {total} samples, {found.mean(step):.3f} on the last {step}", highlight=False)
+
+    with nullcontext():
+        yield tell
+
+
+def _write(path: Path, document: bytes) -> None:
+    try:
+        with replace_file(path) as file:
+            file.write(document)
+    except OSError as exc:
+        raise ConfigError(f"{path} cannot be written: {exc.strerror}") from exc
+
+
+def explain_file(
+    model: OnDeviceModel,
+    data: Path,
+    *,
+    index: int,
+    output: str | None,
+    on: str,
+    window: int | None,
+    plot: Path | None,
+    console: Console,
+) -> None:
+    """Show which regions of one sample of a file mattered."""
+    arrays = read_arrays(data)
+    if "x" not in arrays:
+        raise ConfigError(f"{data}: expected an array x; got {', '.join(arrays) or 'none'}")
+    x = arrays["x"]
+    if not 0 <= index < len(x):
+        raise ConfigError(f"--index {index}: {data} has the samples 0 to {len(x) - 1}")
+    number = None
+    if output is not None:
+        names = model.class_names
+        if output not in names and not output.isdecimal():
+            raise ConfigError(f"--output {output!r}: expected a number or one of {', '.join(names) or 'no names'}")
+        number = names.index(output) if output in names else int(output)
+    found = model.explain(x[index], number, on=on, window=window)
+    name = model.class_names[found.output] if model.class_names else f"output {found.output}"
+    title = f"{model.manifest.name}, sample {index}: {name} with {found.score:.3f}"
+    console.print(title, highlight=False, markup=False)
+    picture = found.importance if found.importance.ndim == 2 else found.importance[None]
+    console.print(heat_map(picture, console.width - 2), highlight=False, markup=False)
+    console.print("darker: covering this place lowers the answer more", highlight=False)
+    if plot is not None:
+        from edge.cli.plots import draw_explanation
+
+        draw_explanation(x[index] if on == "input" else None, found, plot, title)
+        console.print(f"wrote {plot}", highlight=False)

@@ -1,0 +1,148 @@
+"""Whitened coordinates: the same answers, and one SGD step in them is the preconditioned step."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from edge.contract.manifest import LinearHead
+from edge.contract.recipe import TrainingRecipe
+from edge.contract.training import FloatArray, Parameters
+from edge.inference.numpy_trainer import NumpyTrainer
+from edge.learning.sgd import ETA, TEMPERED, SgdLearner
+from edge.learning.statistics import HeadStatistics, Matrix
+from edge.learning.task import Task
+from edge.learning.whitening import SHRINKAGE, Whitening
+
+D, K = 6, 3
+WITH_BIAS = LinearHead(weight="w", bias="b", input="x")
+WITHOUT_BIAS = LinearHead(weight="w", bias=None, input="x")
+
+
+def features(n: int, seed: int) -> FloatArray:
+    """Correlated, of different scales, far from zero."""
+    rng = np.random.default_rng(seed)
+    mixing = np.random.default_rng(1).normal(size=(D, D)) * np.array([5.0, 1.0, 0.2, 1.0, 3.0, 0.5])
+    return (rng.normal(size=(n, D)) @ mixing + 4.0).astype(np.float32)
+
+
+def statistics(n: int = 300) -> HeadStatistics:
+    return HeadStatistics.of(features(n, 0), np.zeros(n, int), K)
+
+
+def parameters(head: LinearHead, seed: int = 3) -> Parameters:
+    rng = np.random.default_rng(seed)
+    found = {"w": rng.normal(size=(K, D)).astype(np.float32)}
+    return found if head.bias is None else found | {"b": rng.normal(size=K).astype(np.float32)}
+
+
+def outputs(x: FloatArray, found: Parameters) -> FloatArray:
+    return np.asarray(x @ found["w"].T + found.get("b", np.zeros(K, np.float32)))
+
+
+HEADS = pytest.mark.parametrize("head", [WITH_BIAS, WITHOUT_BIAS], ids=["bias", "no bias"])
+
+
+@HEADS
+def test_parameters_come_back_from_whitened_coordinates(head: LinearHead) -> None:
+    whitening, given = Whitening(statistics(), head), parameters(head)
+    found = whitening.plain(whitening.whitened(given))
+    assert found.keys() == given.keys()
+    for name, array in given.items():
+        np.testing.assert_allclose(found[name], array, atol=1e-5)
+        assert found[name].dtype == np.float32
+
+
+@HEADS
+def test_the_answers_are_the_same(head: LinearHead) -> None:
+    whitening, given, x = Whitening(statistics(), head), parameters(head), features(50, 9)
+    expected = outputs(x, given)
+    np.testing.assert_allclose(outputs(whitening.features(x), whitening.whitened(given)), expected, atol=1e-4)
+    # And the other way round, for a head that lives in whitened coordinates.
+    np.testing.assert_allclose(
+        outputs(x, whitening.plain(given)), outputs(whitening.features(x), given), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_whitened_features_have_the_mean_zero_and_about_the_unit_covariance() -> None:
+    x = features(5000, 0)
+    found = Whitening(HeadStatistics.of(x, np.zeros(5000, int), K), WITH_BIAS).features(x)
+    assert found.dtype == np.float32
+    whitened = found.astype(np.float64)
+    np.testing.assert_allclose(whitened.mean(axis=0), 0.0, atol=1e-3)
+    covariance = whitened.T @ whitened / 5000
+    values = np.linalg.eigvalsh(covariance)
+    assert values.max() <= 1.0 / (1.0 - SHRINKAGE)
+    plain = np.linalg.eigvalsh(np.cov(x.astype(np.float64).T))
+    assert values.max() / values.min() < plain.max() / plain.min() / 20
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_statistics_of_hardly_any_samples_give_finite_coordinates(n: int) -> None:
+    given = parameters(WITH_BIAS)
+    whitening = Whitening(statistics(n), WITH_BIAS)
+    whitened = whitening.whitened(given)
+    assert all(np.isfinite(array).all() for array in whitened.values())
+    assert np.isfinite(whitening.features(features(9, 2))).all()
+
+
+def covariance_of(found: HeadStatistics) -> tuple[Matrix, Matrix]:
+    """Mean and shrunk covariance, from the definition."""
+    n = found.n_samples
+    mean = found.gram[-1, :-1] / n
+    covariance = found.gram[:-1, :-1] / n - np.outer(mean, mean)
+    return mean, (1 - SHRINKAGE) * covariance + SHRINKAGE * np.trace(covariance) / D * np.eye(D)
+
+
+def softmax(z: Matrix) -> Matrix:
+    found = np.exp(z - z.max(axis=1, keepdims=True))
+    return np.asarray(found / found.sum(axis=1, keepdims=True))
+
+
+def test_a_whitened_step_is_the_preconditioned_step() -> None:
+    shipped, given, x = statistics(), parameters(WITH_BIAS), features(1, 9)
+    task = Task(TrainingRecipe(), K)
+    learner = SgdLearner(
+        NumpyTrainer(task.recipe, WITH_BIAS, given),
+        (D,),
+        task,
+        123.0,  # of plain features: not used
+        per_class=0,
+        head=WITH_BIAS,
+        whitening=Whitening(shipped, WITH_BIAS),
+    )
+    learner.learn_many(x, np.array([1]))
+    # By hand, in float64: W <- W - eta P g, and the bias in centred coordinates.
+    mean, covariance = covariance_of(shipped)
+    preconditioner = np.linalg.inv(covariance)
+    weight, rate = TEMPERED * given["w"].astype(np.float64), ETA / (D + 1)
+    centred_bias = TEMPERED * (given["b"] + given["w"].astype(np.float64) @ mean)
+    centred = x.astype(np.float64) - mean
+    error = softmax(centred @ weight.T + centred_bias) - np.eye(K)[[1]]
+    weight = weight - rate * (error.T @ centred) @ preconditioner
+    centred_bias = centred_bias - rate * error[0]
+    np.testing.assert_allclose(learner.parameters()["w"], weight, atol=2e-5)
+    np.testing.assert_allclose(learner.parameters()["b"], centred_bias - weight @ mean, atol=2e-4)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e3])
+def test_learning_does_not_depend_on_the_scale_of_the_features(scale: float) -> None:
+    def answers(factor: float) -> FloatArray:
+        x = features(120, 4) * np.float32(factor)
+        labels = (features(120, 4)[:, 0] > 4).astype(int)
+        shipped = HeadStatistics.of(features(300, 0) * factor, np.zeros(300, int), K)
+        start = {"w": np.zeros((K, D), np.float32), "b": np.zeros(K, np.float32)}
+        task = Task(TrainingRecipe(), K)
+        learner = SgdLearner(
+            NumpyTrainer(task.recipe, WITH_BIAS, start),
+            (D,),
+            task,
+            0.01,
+            per_class=5,
+            head=WITH_BIAS,
+            whitening=Whitening(shipped, WITH_BIAS),
+        )
+        learner.learn_many(x, labels)
+        return outputs(x, learner.parameters())
+
+    np.testing.assert_allclose(answers(scale), answers(1.0), atol=0.05)
