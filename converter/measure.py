@@ -47,6 +47,7 @@ class Evaluation:
         outputs: Of every program.
         reference: The original's outputs on the samples.
         classes: Name of the output that holds one logit for each class, or None.
+        binary: Whether the first float output holds logits of several yes-or-no answers.
     """
 
     samples: Samples
@@ -55,12 +56,13 @@ class Evaluation:
     outputs: tuple[TensorSpec, ...]
     reference: Arrays
     classes: str | None
+    binary: bool = False
 
     @property
     def metric(self) -> str:
         """``accuracy``, ``R2``, or without labels ``agreement`` (of classes) or ``fidelity``."""
         if self.samples.y is not None:
-            return "accuracy" if self.classes else "R2"
+            return "accuracy" if self.classes or self.binary else "R2"
         return "agreement" if self.classes else "fidelity"
 
     def first(self, count: int) -> Evaluation:
@@ -74,7 +76,10 @@ class Evaluation:
         return outputs(program, self.samples.x, self.inputs, self.outputs)
 
     def score(self, found: Arrays, y: Array | None) -> float | None:
-        """Accuracy, or R² against targets that have the shape of the first float output; None without labels."""
+        """Accuracy, the share of right yes-or-no answers, or R² against targets of the shape of the first float output.
+
+        None without labels.
+        """
         if y is None:
             return None
         if self.classes is not None and y.dtype.kind in "iu":
@@ -82,6 +87,8 @@ class Evaluation:
         first = next((found[spec.name] for spec in self.outputs if spec.dtype.startswith("float")), None)
         if first is None or first.size != y.size:
             return None
+        if self.binary:
+            return float(((first > 0) == (y.reshape(first.shape) > 0.5)).mean())
         return kept_variance(y.reshape(first.shape), first)
 
     def quality(self, found: Arrays, y: Array | None, reference: Arrays) -> float:

@@ -287,6 +287,8 @@ def _largest_trainable(model: onnx.ModelProto, groups: dict[str, list[str]], rul
 
 def _with_head(evaluation: Evaluation, trainable: Trainable, original: Original) -> Evaluation:
     head = trainable.parts.head
+    if head is not None and trainable.recipe.loss == BINARY_CROSS_ENTROPY:
+        return replace(evaluation, binary=True)
     if head is None or head.output == evaluation.classes or not trainable.recipe.is_classifier:
         return evaluation
     return original.with_classes(evaluation, head.output)

@@ -13,7 +13,9 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 import warnings
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -58,6 +60,10 @@ _DTYPES: dict[int, torch.dtype] = {
 }
 
 
+# Records that the writer of an archive adds by itself.
+_BY_WRITER = ("version", ".data/serialization_id")
+
+
 def torch_head(head: onnx.ModelProto, features: str, parameters: Sequence[str] | Mapping[str, FloatArray]) -> bytes:
     """Translate a head.
 
@@ -97,7 +103,8 @@ def torch_head(head: onnx.ModelProto, features: str, parameters: Sequence[str] |
             archive = io.BytesIO()
             about = {"features": features, "parameters": names, "output_layer": [name for name in last or () if name]}
             torch.jit.save(script, archive, _extra_files={HEAD_FILE: json.dumps(about).encode()})
-            loaded = torch.jit.load(io.BytesIO(archive.getvalue()))  # type: ignore[no-untyped-call]
+            lasting = _lasting(archive.getvalue())
+            loaded = torch.jit.load(io.BytesIO(lasting))  # type: ignore[no-untyped-call]
     except ConversionError:
         raise
     except Exception as exc:  # torch raises what it likes
@@ -110,7 +117,22 @@ def torch_head(head: onnx.ModelProto, features: str, parameters: Sequence[str] |
             for name, array in values.items()
         }
         _compare(free_classes(head, *last), loaded, {features: _random(head, features, _TRACED_AT), **grown})
-    return archive.getvalue()
+    return lasting
+
+
+def _lasting(archive: bytes) -> bytes:
+    """The archive without what differs from run to run: counters in names, source paths, the traced inputs."""
+    buffer = io.BytesIO()
+    writer = torch._C.PyTorchFileWriter(buffer)
+    with zipfile.ZipFile(io.BytesIO(archive)) as parts:
+        for entry in parts.namelist():
+            name = entry.partition("/")[2]
+            if name.endswith(".debug_pkl") or name.startswith("traced_inputs") or name in _BY_WRITER:
+                continue
+            data = re.sub(rb"\.___torch_mangle_\d+", b"", parts.read(entry))
+            writer.write_record(re.sub(r"/___torch_mangle_\d+", "", name), data, len(data))
+    writer.write_end_of_file()
+    return buffer.getvalue()
 
 
 def _values(head: onnx.ModelProto, parameters: Sequence[str] | Mapping[str, FloatArray]) -> dict[str, FloatArray]:

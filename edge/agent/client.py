@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -61,12 +62,20 @@ class AgentClient:
         return answer
 
     def predict(self, sample_id: str, x: npt.NDArray[Any]) -> dict[str, Any]:
-        """Class, name, confidence and logits of one sample ``(*input)``; remembered until a label names it."""
+        """The answer for one sample ``(*input)``, which is remembered until a label names it.
+
+        For classes their number, name, calibrated confidence and logits; else outputs and values.
+        """
         return self.request({"op": "predict", "id": sample_id, "x": encode_sample(np.asarray(x))})
 
-    def label(self, sample_id: str, y: int | str) -> bool:
-        """Say what a sample was; False when the agent no longer remembers it."""
-        return bool(self.request({"op": "label", "id": sample_id, "y": y})["joined"])
+    def label(self, sample_id: str, y: int | str | Sequence[float], weight: float = 1.0) -> bool:
+        """Say what a sample was, and how much that is trusted; False when the agent no longer remembers it."""
+        target = y if isinstance(y, int | str) else [float(value) for value in y]
+        return bool(self.request({"op": "label", "id": sample_id, "y": target, "weight": weight})["joined"])
+
+    def add_class(self, name: str) -> int:
+        """Add a class to the model while it runs; its number."""
+        return int(self.request({"op": "add-class", "name": name})["class"])
 
     def status(self) -> dict[str, Any]:
         """What the agent says about itself."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-import urllib.parse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -178,7 +177,7 @@ def merge(connect: Any) -> None:
 @click.pass_obj
 def forget(connect: Any, device: str) -> None:
     """Delete what DEVICE contributed: the next merge is as if it had never been there. Cannot be undone."""
-    done = connect().call("POST", f"/api/devices/{urllib.parse.quote(device, safe='')}/forget")
+    done = connect().call("POST", "/api/forget", json={"device": device})
     for line in _what_was_forgotten(done):
         click.echo(line)
 
@@ -194,8 +193,8 @@ def _what_was_forgotten(done: dict[str, Any]) -> list[str]:
         lines.append(f"statistics: the next merge is as if it had never been there; it {when}")
     if done["merged_changes"]:
         lines.append(
-            "changes: a mean that was merged cannot be undone, the head in use still has this device's part in it; only "
-            "future merges leave it out. To be rid of it push a head from before"
+            "changes: a mean that was merged cannot be undone, the head in use still has this device's part in it; "
+            "only future merges leave it out. To be rid of it push a head from before"
         )
     lines.append(
         "uploads from the same state folder are refused from now on. Releases made before, older versions of its "

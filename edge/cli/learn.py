@@ -12,6 +12,7 @@ import numpy as np
 
 from edge.agent.on_device_model import OnDeviceModel
 from edge.agent.rehearsal import Rehearsal, evaluate, rehearse
+from edge.cli.plots import check_plot, draw_explanation, draw_rehearsal
 from edge.cli.terminal_plot import heat_map, line_plot
 from edge.contract.errors import ConfigError
 from edge.contract.files import replace_file
@@ -77,6 +78,8 @@ def learn_file(
     console: Console,
 ) -> None:
     """Replay a labelled file through a model and say what came of it."""
+    if plot is not None:
+        check_plot(plot)
     arrays = read_samples(data)
     arrays["y"] = numbered(arrays["y"], model, data, add_classes)
     arrays = ordered(arrays, order, seed)
@@ -107,8 +110,6 @@ def learn_file(
         numbers |= {f"test_{what}": round(last or 0.0, 6), f"test_{what}_before": round(first or 0.0, 6)}
     _print(console, model, data, found, numbers, what)
     if plot is not None:
-        from edge.cli.plots import draw_rehearsal
-
         draw_rehearsal(found, plot, what, f"{model.manifest.name}: {', '.join(model.learners)} on {data.name}")
         console.print(f"wrote {plot}", highlight=False)
     if report is not None:
@@ -178,6 +179,8 @@ def explain_file(
     console: Console,
 ) -> None:
     """Show which regions of one sample of a file mattered."""
+    if plot is not None:
+        check_plot(plot)
     arrays = read_arrays(data)
     if "x" not in arrays:
         raise ConfigError(f"{data}: expected an array x; got {', '.join(arrays) or 'none'}")
@@ -198,7 +201,5 @@ def explain_file(
     console.print(heat_map(picture, console.width - 2), highlight=False, markup=False)
     console.print("darker: covering this place lowers the answer more", highlight=False)
     if plot is not None:
-        from edge.cli.plots import draw_explanation
-
         draw_explanation(x[index] if on == "input" else None, found, plot, title)
         console.print(f"wrote {plot}", highlight=False)

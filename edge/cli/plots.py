@@ -26,13 +26,17 @@ def _figure(width: float, height: float) -> Any:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _save(figure: Any, path: Path) -> None:
-    kind = path.suffix.lower().removeprefix(".")
-    if kind not in ("png", "svg", "pdf"):
+def check_plot(path: Path) -> None:
+    """Raise ConfigError, before any work, unless a plot can be made of this name."""
+    if path.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise ConfigError(f"--plot {path}: expected a name that ends with .png, .svg or .pdf")
+    _figure(1, 1)
+
+
+def _save(figure: Any, path: Path) -> None:
     try:
         with replace_file(path) as file:
-            figure.savefig(file, format=kind, dpi=130)
+            figure.savefig(file, format=path.suffix.lower().removeprefix("."), dpi=130)
     except OSError as exc:
         raise ConfigError(f"{path} cannot be written: {exc.strerror}") from exc
 

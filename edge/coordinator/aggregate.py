@@ -113,12 +113,14 @@ class Merge:
         refused: By lineage, why its statistics are not in it.
         memory: For the next merge.
         is_exact: Whether it is a sum of statistics, made anew, in which nothing else is left of earlier merges.
+        undecided: Devices that disagree with others, but are too many to be called garbage; they are merged.
     """
 
     release: HeadRelease | None
     refused: Mapping[str, str] = field(default_factory=dict)
     memory: MergeMemory = field(default_factory=MergeMemory)
     is_exact: bool = False
+    undecided: tuple[str, ...] = ()
 
 
 def merge(
@@ -177,9 +179,9 @@ def merge_by(
     if policy.noise_multiplier > 0:
         refused = {update.lineage: "statistics are not merged where noise is asked for" for _, update in statistics}
     elif statistics:
-        found, refused = _merge_statistics(policy, bundle, statistics, already)
+        found, refused, undecided = _merge_statistics(policy, bundle, statistics, already)
         if found is not None:
-            return Merge(release=found, refused=refused, memory=memory, is_exact=True)
+            return Merge(release=found, refused=refused, memory=memory, is_exact=True, undecided=undecided)
     changes = [(device, u) for device, u in updates if u.learner != "statistics" and u.n_samples > 0]
     if refused and not changes:
         return Merge(release=None, refused=refused, memory=memory)
@@ -249,8 +251,8 @@ def _prior(bundle: Bundle) -> HeadStatistics:
 
 def _merge_statistics(
     policy: MergePolicy, bundle: Bundle, updates: Sequence[tuple[str, HeadUpdate]], already: Mapping[str, int]
-) -> tuple[HeadRelease | None, dict[str, str]]:
-    """The release, None if nobody's statistics are left; and why those of which lineage are left out."""
+) -> tuple[HeadRelease | None, dict[str, str], tuple[str, ...]]:
+    """The release, None if nobody's statistics are left; why those of which lineage are left out; who is undecided."""
     head, known = _head(bundle), bundle.manifest.class_names
     assert head.linear is not None  # check_update
     names = (*known, *sorted({n for _, update in updates for n in class_names_of(update, bundle)} - set(known)))
@@ -264,15 +266,11 @@ def _merge_statistics(
     if is_classifier:
         prior = prior.grown(len(names))
     sums = {d: merge_statistics(parts[0], parts[1:]) for d, parts in sorted(by_device.items())}
-    heard = {d: total for d, total in sums.items() if total.n_samples > 0}  # the others change nothing
-    reasons: dict[str, str] = {}
-    if policy.screen:
-        why = implausible_statistics(list(heard.values()), prior if prior.n_samples > 0 else None, is_classifier)
-        reasons = {device: why[i] for i, device in enumerate(heard) if i in why}
+    reasons, undecided = _screened(sums, prior, is_classifier) if policy.screen else ({}, ())
     refused = {update.lineage: reasons[device] for device, update in updates if device in reasons}
     chosen = [update for device, update in updates if device not in reasons]
     if not chosen:
-        return None, refused
+        return None, refused, undecided
     total = merge_statistics(prior, (sums[device] for device in sums if device not in reasons))
     if is_classifier:  # an added class that nobody has samples of stays with the devices that added it
         kept = [i for i in range(len(names)) if i < len(known) or total.seen[i]]
@@ -286,7 +284,27 @@ def _merge_statistics(
         origin=f"merge of {len(chosen)} contributions",
         class_names=names if names != known else (),
     )
-    return release, refused
+    return release, refused, undecided
+
+
+def _screened(
+    sums: Mapping[str, HeadStatistics], prior: HeadStatistics, is_classifier: bool
+) -> tuple[dict[str, str], tuple[str, ...]]:
+    """By device, why its statistics are left out; and the devices of which it cannot be said.
+
+    What no samples can have is left out always. What is unlike others is left out while it is the minority: of two
+    devices that disagree, or of three that all do, nobody can tell which one is wrong.
+    """
+    heard = {device: total for device, total in sums.items() if total.n_samples > 0}  # the others change nothing
+    devices = list(heard)
+    impossible = {d: why for d in devices for why in implausible_statistics([heard[d]], None, is_classifier).values()}
+    possible = [device for device in devices if device not in impossible]
+    found = implausible_statistics(
+        [heard[device] for device in possible], prior if prior.n_samples > 0 else None, is_classifier
+    )
+    if 2 * len(found) >= len(possible):
+        return impossible, tuple(possible[i] for i in sorted(found))
+    return impossible | {possible[i]: why for i, why in found.items()}, ()
 
 
 def _lined_up(statistics: HeadStatistics, added: Sequence[str], wanted: Sequence[str]) -> HeadStatistics:

@@ -37,6 +37,12 @@ class PushRequest(BaseModel):
     reason: str = Field(default="pushed by hand", max_length=200)
 
 
+class ForgetRequest(BaseModel):
+    """Whose contributions to delete."""
+
+    device: str
+
+
 def build_api(store: Store, submit: Submit, fleet: str, token: str | None) -> FastAPI:
     """The application.
 
@@ -110,9 +116,9 @@ def build_api(store: Store, submit: Submit, fleet: str, token: str | None) -> Fa
     def merge() -> list[dict[str, Any]]:
         return [as_dict(row) for row in submit(lambda core, now: core.merge_now(now))]
 
-    @api.post("/api/devices/{device}/forget")
-    def forget(device: str) -> dict[str, Any]:
-        result: dict[str, Any] = submit(lambda core, now: core.forget(device, now))
+    @api.post("/api/forget")
+    def forget(body: ForgetRequest) -> dict[str, Any]:
+        result: dict[str, Any] = submit(lambda core, now: core.forget(body.device, now))
         return result
 
     return api

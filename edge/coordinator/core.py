@@ -468,6 +468,9 @@ class CoordinatorCore:
         Returns:
             Whether something is left out now that the merge before had in.
         """
+        if found.undecided:
+            detail = f"{', '.join(found.undecided)} disagree with others but are no minority: merged all the same"
+            self._note("", "screening-undecided", detail, now)
         before = {(row.device, row.lineage): row.reason for row in self._store.refused(backbone)}
         rows, was_left_out = [], False
         for row in used:

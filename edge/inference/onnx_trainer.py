@@ -215,11 +215,10 @@ class OnnxTrainer:
 def _open(graph: bytes, providers: Sequence[str]) -> ort.InferenceSession:
     """A session that keeps the memory of a step for the next.
 
-    A step has so many values between that to ask the system for each anew takes longer than the step. Without the
-    memory pattern, which lays out one block for all of them, the arena is smaller and no slower.
+    A step keeps all activations for its way back: asked for anew at each step, they fragment the process's memory.
     """
     options = session_options(1)
-    options.enable_cpu_mem_arena, options.enable_mem_pattern = True, False
+    options.enable_cpu_mem_arena = True
     try:
         return ort.InferenceSession(graph, options, providers=list(providers))
     except Exception as exc:  # the door: onnxruntime's exceptions have no common base

@@ -174,7 +174,8 @@ class Shadow:
         if not found:
             return []
         gain, n = self._evidence[found].mean, int(self._evidence[found].n)
-        text = f"{found} answers {100 * gain:.1f} points better than {self._leader or 'the fixed head'} over {n} labels"
+        other = self._leader or "the fixed head"
+        text = f"{found} answers better than {other}: mean gain {gain:.2f} over {n} labels"
         self._lead(found)
         return [Happened("promoted", text)]
 

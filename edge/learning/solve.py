@@ -160,7 +160,8 @@ class Factor:
                 weights, biases = self._discriminant(means)
         if not ((np.abs(weights) <= _LARGEST).all() and (np.abs(biases) <= _LARGEST).all()):
             raise LearningError("the head solved from these statistics is not finite")
-        return weights, biases
+        # One order in memory, as after a restart: products of matrices round differently in another one.
+        return np.ascontiguousarray(weights), biases
 
     def _discriminant(self, means: Matrix) -> tuple[Matrix, Matrix]:
         seen = self._counts > 0

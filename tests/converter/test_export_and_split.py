@@ -28,6 +28,7 @@ from converter.split import (
     split,
     trainable_groups,
     with_constants,
+    with_layer_input,
 )
 from edge.contract.errors import ConfigError, ConversionError
 from edge.contract.manifest import LinearHead
@@ -417,7 +418,7 @@ def test_a_product_and_an_addition_become_one_linear_layer_of_torchs_shape() -> 
     np.testing.assert_allclose(run(found, {"x": x}), x @ weight + bias, rtol=1e-5, atol=1e-6)
     parts = split(found, choose_trainable(trainable_groups(found, []), "last:1"))
     assert parts.head is not None
-    assert parts.head.linear == LinearHead(weight="W", bias="b")
+    assert parts.head.linear == LinearHead(weight="W", bias="b", input=FEATURES)
     np.testing.assert_array_equal(parts.head.parameters["W"], weight.T)
 
 
@@ -428,7 +429,7 @@ def test_a_product_and_an_addition_become_one_linear_layer_of_torchs_shape() -> 
 def test_one_linear_layer_is_found_to_be_linear(bias: bool) -> None:
     model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3, bias=bias))
     halves = halves_of(model, (6,), "last:1")
-    assert halves.linear == LinearHead(weight="2.weight", bias="2.bias" if bias else None)
+    assert halves.linear == LinearHead(weight="2.weight", bias="2.bias" if bias else None, input=FEATURES)
 
 
 @pytest.mark.parametrize(
@@ -436,14 +437,29 @@ def test_one_linear_layer_is_found_to_be_linear(bias: bool) -> None:
     [
         ([nn.Linear(5, 3), nn.ReLU()], "last:1"),
         ([nn.Linear(5, 3), nn.Softmax(dim=1)], "last:1"),
-        ([nn.Linear(5, 4), nn.Linear(4, 3)], "last:2"),
         ([nn.Linear(5, 3), nn.BatchNorm1d(3)], "last:2"),
         ([nn.Linear(5, 3), nn.BatchNorm1d(3)], "last:1"),
     ],
-    ids=["relu-behind", "softmax-behind", "two-layers", "norm-behind", "norm-alone"],
+    ids=["relu-behind", "softmax-behind", "norm-behind", "norm-alone"],
 )
 def test_anything_more_is_not_linear(tail: list[nn.Module], rule: str) -> None:
     assert halves_of(nn.Sequential(nn.Linear(6, 5), nn.ReLU(), *tail), (6,), rule).linear is None
+
+
+def test_the_last_of_several_layers_is_found_and_what_it_takes_can_be_had() -> None:
+    model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3)).eval()
+    head = halves_of(model, (6,), "last:2").parts.head
+    assert head is not None
+    assert head.linear is not None
+    assert not head.is_linear
+    assert (head.linear.weight, head.linear.bias, head.n_outputs) == ("4.weight", "4.bias", 3)
+    wide = with_layer_input(head)
+    assert [info.name for info in wide.graph.output] == [head.output, head.linear.input]
+    features = np.random.default_rng(0).standard_normal((7, 5)).astype(np.float32)
+    found = onnx_program(wide, "the head", head.parameters)({head.features.name: features})
+    with torch.no_grad():
+        expected = model[2:4](torch.from_numpy(features)).numpy()
+    np.testing.assert_allclose(found[head.linear.input], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_a_matrix_used_twice_in_the_head_is_not_linear() -> None:

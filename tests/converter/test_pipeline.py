@@ -23,6 +23,7 @@ from edge.contract.bundle import Bundle, members_of, write_bundle
 from edge.contract.errors import BundleError, ConfigError, ConversionError
 from edge.contract.manifest import LinearHead
 from edge.contract.profile import load_profile
+from edge.contract.recipe import TrainingRecipe
 from edge.inference.onnx_session import OnnxSession
 from tests.converter.models import cnn, labelled, mlp, plan, save, snapshot, temporary_folders
 
@@ -199,7 +200,7 @@ def test_a_network_that_int8_ruins_is_refused_under_int8(tmp_path: Path) -> None
 
 # --- the head --------------------------------------------------------------------------------------------------------
 
-LINEAR = LinearHead(weight="w", bias="b")
+LINEAR = LinearHead(weight="w", bias="b", input="x")
 
 
 def test_head_correction_improves_on_samples_that_it_was_not_fitted_on() -> None:
@@ -237,7 +238,9 @@ def test_head_correction_works_without_a_bias() -> None:
     rng = np.random.default_rng(0)
     x = rng.normal(size=(200, 4)).astype(np.float32)
     head = {"w": rng.normal(size=(3, 4)).astype(np.float32)}
-    corrected, left = correct_for_quantization(head, LinearHead(weight="w", bias=None), x * 0.9, x @ head["w"].T)
+    corrected, left = correct_for_quantization(
+        head, LinearHead(weight="w", bias=None, input="x"), x * 0.9, x @ head["w"].T
+    )
     assert left < 0.1
     assert set(corrected) == {"w"}
 
@@ -259,8 +262,9 @@ def test_statistics_equal_a_direct_computation_on_the_shipped_features(calibrate
 def test_statistics_summed_in_batches_are_those_of_the_whole() -> None:
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(60, 5)).astype(np.float32), rng.integers(0, 3, 60)
-    whole, n = training_statistics([(x, y)], 3)
-    parts, count = training_statistics([(x[:20], y[:20]), (x[20:], y[20:])], 3)
+    targets = np.eye(3)[y]
+    whole, n = training_statistics([(x, targets)])
+    parts, count = training_statistics([(x[:20], targets[:20]), (x[20:], targets[20:])])
     assert n == count == 60
     for name in whole:
         np.testing.assert_allclose(whole[name], parts[name], rtol=1e-4, atol=1e-6)
@@ -273,8 +277,74 @@ def test_a_head_without_a_bias_gets_statistics_and_runs(tmp_path: Path) -> None:
     convert(plan(source, max_drop=20.0))
     bundle = Bundle.open(source.with_suffix(".edge"))
     assert bundle.manifest.head is not None
-    assert bundle.manifest.head.linear == LinearHead(weight="2.weight", bias=None)
+    assert bundle.manifest.head.linear == LinearHead(weight="2.weight", bias=None, input="features")
     assert bundle.has(m.STATISTICS)
+
+
+def test_a_head_with_a_hidden_layer_gets_statistics_of_what_its_last_layer_takes(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 4)).eval()
+    source = save(model, tmp_path / "m.pth", (12,), calibrated=200)
+    convert(plan(source, trainable="last:2", quantize="none", max_drop=20.0))
+    bundle = Bundle.open(source.with_suffix(".edge"))
+    head = bundle.manifest.head
+    assert head is not None
+    assert head.linear is not None
+    assert (head.is_linear, head.n_inputs) == (False, 6)
+    x, y = labelled(model, (12,), 200)
+    with torch.no_grad():
+        inputs = model[:4](x).double().numpy()
+    extended = np.concatenate([inputs, np.ones((200, 1))], axis=1)
+    shipped = bundle.tensors(m.STATISTICS)
+    expected = extended.T @ extended / 200
+    np.testing.assert_allclose(shipped["gram"], expected[np.triu_indices(7)], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(shipped["moment"], extended.T @ np.eye(4)[y.numpy()] / 200, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("targets", "loss", "is_regression"),
+    [
+        (torch.randn(120, 3), "mean-squared-error", True),
+        ((torch.randn(120, 3) > 0).float(), "binary-cross-entropy", False),
+    ],
+    ids=["quantities", "yes-or-no"],
+)
+def test_float_targets_choose_the_loss(tmp_path: Path, targets: torch.Tensor, loss: str, is_regression: bool) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    x = torch.randn(120, 12)
+    source = tmp_path / "m.pth"
+    converter.save_checkpoint(model, source, example_input=x[:1], calibration=(x, targets))
+    convert(plan(source, max_drop=100.0, training=TrainingRecipe(optimizer="adam", clip_norm=1.0)))
+    bundle = Bundle.open(source.with_suffix(".edge"))
+    head = bundle.manifest.head
+    assert head is not None
+    assert (head.training.loss, head.training.is_regression) == (loss, is_regression)
+    assert (head.training.optimizer, head.training.clip_norm) == ("adam", 1.0)
+    assert bundle.manifest.class_names == (() if is_regression else ("0", "1", "2"))
+    moment = bundle.tensors(m.STATISTICS)["moment"]
+    np.testing.assert_allclose(moment[-1], targets.mean(dim=0).numpy(), rtol=1e-4, atol=1e-5)
+    wrong = plan(source, output=tmp_path / "other.edge", loss="cross-entropy")
+    with pytest.raises(ConfigError, match="float targets"):
+        convert(wrong)
+    assert not (tmp_path / "other.edge").exists()
+
+
+def test_a_bundle_takes_more_classes_than_it_was_made_with(calibrated: Path) -> None:
+    bundle = Bundle.open(calibrated)
+    session = OnnxSession(bundle)
+    head = bundle.manifest.head
+    assert head is not None
+    assert head.linear is not None
+    x, _ = labelled(cnn(), (1, 8, 8), 5)
+    parameters = bundle.head_parameters()
+    before = session.run({bundle.manifest.inputs[0].name: x.numpy()}, parameters)[head.output]
+    for name in (head.linear.weight, head.linear.bias):
+        assert name is not None
+        parameters[name] = np.concatenate([parameters[name], np.ones_like(parameters[name][:2])])
+    after = session.run({bundle.manifest.inputs[0].name: x.numpy()}, parameters)[head.output]
+    assert after.shape == (5, 6)
+    np.testing.assert_allclose(after[:, :4], before, rtol=1e-5, atol=1e-5)
 
 
 # --- the bundle ------------------------------------------------------------------------------------------------------
@@ -355,7 +425,7 @@ def test_the_manifest_says_what_the_model_takes_and_gives(calibrated: Path) -> N
     assert manifest.head is not None
     assert manifest.head.features.sample_shape == (36,)
     assert manifest.class_names == ("class 0", "class 1", "class 2", "class 3")
-    assert manifest.head.linear == LinearHead(weight="7.weight", bias="7.bias")
+    assert manifest.head.linear == LinearHead(weight="7.weight", bias="7.bias", input="features")
 
 
 # --- refusals --------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from edge.agent.journal import Journal, Record, read_journal
-from edge.learning.packing import PackedFeatures, pack
+from edge.learning.packing import pack
 from edge.learning.task import Targets
 
 Plain = tuple[list[list[int]], list[float], list[float], list[int] | list[list[float]]]
@@ -27,8 +27,8 @@ def record(number: int, n: int = 2, d: int = 3) -> Record:
 
 def plain(found: Record) -> Plain:
     features, targets, weights = found
-    assert (features.codes.dtype, features.scales.dtype, weights.dtype) == (np.int8, np.float32, np.float32)
-    assert targets.dtype == (np.float32 if targets.ndim == 2 else np.int64)
+    kinds = [str(array.dtype) for array in (features.codes, features.scales, weights, targets)]
+    assert kinds == ["int8", "float32", "float32", "float32" if targets.ndim == 2 else "int64"]
     return features.codes.tolist(), features.scales.tolist(), weights.tolist(), targets.tolist()
 
 

@@ -179,13 +179,16 @@ def test_coordinator_refuses_a_broker_that_is_not_there(tmp_path: Path) -> None:
         (["--broker", "mqtt://127.0.0.1:1", "--http", "here"], CONFIG, ["HOST:PORT"]),
         (["--broker", "mqtt://127.0.0.1:1", "--http", "0.0.0.0:8470"], CONFIG, ["--token"]),
         (["--broker", "mqtt://127.0.0.1:1", "--fleet", "A B"], CONFIG, ["fleet"]),
+        (["--broker", "mqtt://127.0.0.1:1", "--merge-rule", "best"], CONFIG, ["'best'", "trimmed-mean"]),
+        (["--broker", "mqtt://127.0.0.1:1", "--garbage-share", "0.7"], CONFIG, ["garbage share 0.7", "0.5"]),
+        (["--broker", "mqtt://127.0.0.1:1", "--noise-multiplier", "1"], CONFIG, ["clip norm", "expected devices"]),
     ],
 )
 def test_coordinator_refuses_wrong_options(tmp_path: Path, options: list[str], code: int, words: list[str]) -> None:
     refused(run("coordinator", "serve", *options, "--connect-timeout", "1", cwd=tmp_path), code, *words)
 
 
-@pytest.mark.parametrize("command", [["devices"], ["watch", "--seconds", "1"], ["merge"], ["events"]])
+@pytest.mark.parametrize("command", [["devices"], ["watch", "--seconds", "1"], ["merge"], ["forget", "d"], ["events"]])
 def test_fleet_refuses_a_coordinator_that_is_not_there(tmp_path: Path, command: list[str]) -> None:
     done = run("fleet", "--coordinator", f"http://127.0.0.1:{closed_port()}", *command, cwd=tmp_path)
     refused(done, CHANNEL, "no coordinator answers")

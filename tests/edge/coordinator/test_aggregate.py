@@ -2,46 +2,266 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from edge.agent import OnDeviceModel
+from edge.contract import manifest as m
 from edge.contract.bundle import Bundle
 from edge.contract.errors import LearningError
-from edge.coordinator.aggregate import check_update, merge
+from edge.contract.recipe import MEAN_SQUARED_ERROR, TrainingRecipe
+from edge.coordinator.aggregate import check_update, merge, merge_by, shipped_head
+from edge.coordinator.policy import MergePolicy
+from edge.learning.closed_form import PRIOR_SAMPLES
 from edge.learning.exchange import HeadUpdate
+from edge.learning.merge import head_of
+from edge.learning.solve import solve
+from edge.learning.statistics import HeadStatistics
+from tests.edge.coordinator.conftest import Make, samples
+
+ADDED = ("smudge", "blank")
 
 
-def update_of(bundle: Path, seed: int, n: int = 40, learner: str = "statistics") -> HeadUpdate:
-    model = OnDeviceModel.open(bundle, learner=learner)
-    rng = np.random.default_rng(seed)
-    x = rng.random((n, *model.manifest.inputs[0].sample_shape), np.float32)
-    model.learn(x, rng.integers(0, 10, n))
-    return model.contribution()
+def prior_of(bundle: Bundle, n_classes: int) -> HeadStatistics:
+    shipped = HeadStatistics.from_tensors(bundle.tensors(m.STATISTICS), 64, 10)
+    return shipped.scaled_to(PRIOR_SAMPLES).grown(n_classes)
 
 
-def test_statistics_merge_does_not_depend_on_the_order(digits_bundle: Path) -> None:
-    bundle = Bundle.open(digits_bundle)
-    updates = [update_of(digits_bundle, seed) for seed in range(3)]
+def with_loss(bundle: Bundle, loss: str) -> Bundle:
+    """The same head, asked for something else."""
+    found = copy.copy(bundle)
+    assert bundle.manifest.head is not None
+    head = dataclasses.replace(bundle.manifest.head, training=TrainingRecipe(loss=loss))
+    found.manifest = dataclasses.replace(bundle.manifest, head=head, class_names=())
+    return found
+
+
+# Statistics
+
+
+def test_statistics_merge_does_not_depend_on_the_order(bundle: Bundle, statistics_update: Make) -> None:
+    updates = [statistics_update(seed) for seed in range(3)]
     one = merge(bundle, updates, bundle.head_parameters(), 0, {})
     two = merge(bundle, updates[::-1], bundle.head_parameters(), 0, {})
     for name in one.parameters:
         np.testing.assert_allclose(one.parameters[name], two.parameters[name], rtol=1e-5, atol=1e-6)
-    assert one.n_samples == 120
-    assert one.included == {update.lineage: 40 for update in updates}
+    assert one.n_samples == 180
+    assert one.included == {update.lineage: 60 for update in updates}
+    assert one.class_names == ()
 
 
-def test_deltas_are_weighted_by_samples(digits_bundle: Path) -> None:
-    bundle = Bundle.open(digits_bundle)
+def test_classes_added_in_another_order_are_lined_up_by_name(bundle: Bundle, statistics_update: Make) -> None:
+    updates = [statistics_update(0, ADDED), statistics_update(1, ADDED[::-1]), statistics_update(2)]
+    found = merge(bundle, updates, bundle.head_parameters(), 0, {})
+    known = bundle.manifest.class_names
+    names = (*known, "blank", "smudge")
+    assert found.class_names == names
+    total = prior_of(bundle, len(names))
+    for seed, own in ((0, (*known, *ADDED)), (1, (*known, *ADDED[::-1])), (2, known)):
+        x, y = samples(own, seed)
+        total = total + HeadStatistics.of(x, np.array([names.index(own[label]) for label in y]), len(names))
+    assert bundle.manifest.head is not None
+    assert bundle.manifest.head.linear is not None
+    for name, array in head_of(total, bundle.manifest.head.linear).items():
+        np.testing.assert_allclose(found.parameters[name], array, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(found.merged["moment"], total.moment, rtol=1e-4, atol=1e-3)
+    again = merge(bundle, updates[::-1], bundle.head_parameters(), 0, {})
+    assert again.class_names == names
+    x, y = samples(names, 99, 200)
+    weight, bias = (found.parameters[spec.name] for spec in bundle.manifest.head.parameters)
+    assert ((x @ weight.T + bias).argmax(axis=1) == y).mean() > 0.95
+
+
+def test_added_class_without_samples_stays_with_its_device(bundle: Bundle, statistics_update: Make) -> None:
+    update = statistics_update(0)
+    tensors = {**update.tensors, "moment": np.pad(update.tensors["moment"], ((0, 0), (0, 1)))}
+    names = (*bundle.manifest.class_names, "empty")
+    found = merge(
+        bundle, [dataclasses.replace(update, tensors=tensors, class_names=names)], bundle.head_parameters(), 0, {}
+    )
+    assert found.class_names == ()
+    assert found.merged["moment"].shape == (65, 10)
+
+
+def test_statistics_of_a_regression_head_are_solved_by_ridge(bundle: Bundle) -> None:
+    regression = with_loss(bundle, MEAN_SQUARED_ERROR)
+    rng = np.random.default_rng(0)
+    x, targets = rng.normal(0, 1, (80, 64)), rng.normal(0, 1, (80, 10))
+    own = HeadStatistics.of_targets(x, targets, np.ones(80))
+    update = HeadUpdate(
+        learner="statistics",
+        backbone=bundle.manifest.backbone_digest,
+        lineage="l",
+        version=80,
+        n_samples=80,
+        base_release=0,
+        tensors=dict(own.to_tensors()),
+    )
+    check_update(update, regression)
+    found = merge(regression, [update], bundle.head_parameters(), 0, {})
+    weights, biases = solve(prior_of(bundle, 10) + own, "ridge")
+    np.testing.assert_allclose(found.parameters["7.weight"], weights, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(found.parameters["7.bias"], biases, rtol=1e-3, atol=1e-3)
+    with pytest.raises(LearningError, match="negative count"):
+        check_update(update, bundle)
+    names = tuple("abcdefghij")
+    with pytest.raises(LearningError, match="added classes"):
+        check_update(dataclasses.replace(update, class_names=names), regression)
+
+
+def test_statistics_for_a_head_with_a_hidden_layer_are_refused(mlp_bundle: Path) -> None:
+    mlp = Bundle.open(mlp_bundle)
+    head = mlp.manifest.head
+    assert head is not None
+    assert head.linear is not None
+    assert not head.is_linear
+    tensors = HeadStatistics.empty(head.n_inputs, 10).to_tensors()
+    update = HeadUpdate(
+        learner="statistics",
+        backbone=mlp.manifest.backbone_digest,
+        lineage="l",
+        version=0,
+        n_samples=0,
+        base_release=0,
+        tensors=dict(tensors),
+    )
+    with pytest.raises(LearningError, match="not one linear layer"):
+        check_update(update, mlp)
+    change = {name: np.ones_like(array) for name, array in mlp.head_parameters().items()}
+    delta = dataclasses.replace(update, learner="delta", tensors=change, n_samples=4)
+    check_update(delta, mlp)
+    found = merge(mlp, [delta], mlp.head_parameters(), 0, {})
+    for name, array in mlp.head_parameters().items():
+        np.testing.assert_allclose(found.parameters[name], array + 1, rtol=1e-6)
+
+
+# Screening
+
+
+def shuffled(bundle: Bundle, seed: int, lineage: str) -> HeadUpdate:
+    """A device whose labels mean nothing."""
+    x, y = samples(bundle.manifest.class_names, seed, 100)
+    wrong = (y + 1 + np.random.default_rng(seed).integers(0, 9, len(y))) % 10
+    return HeadUpdate(
+        learner="statistics",
+        backbone=bundle.manifest.backbone_digest,
+        lineage=lineage,
+        version=100,
+        n_samples=100,
+        base_release=0,
+        tensors=dict(HeadStatistics.of(x, wrong, 10).to_tensors()),
+    )
+
+
+def test_garbage_is_left_out_and_named(bundle: Bundle, statistics_update: Make) -> None:
+    honest = [(f"d{seed}", statistics_update(seed)) for seed in range(4)]
+    garbage = ("bad", shuffled(bundle, 9, "garbage"))
+    found = merge_by(MergePolicy(), bundle, [*honest, garbage], bundle.head_parameters(), 0, {"garbage": 40})
+    without = merge_by(MergePolicy(), bundle, honest, bundle.head_parameters(), 0, {})
+    assert found.release is not None
+    assert without.release is not None
+    assert list(found.refused) == ["garbage"]
+    assert "class means" in found.refused["garbage"]
+    assert not without.refused
+    for name, array in without.release.parameters.items():
+        np.testing.assert_array_equal(found.release.parameters[name], array)
+    unscreened = merge_by(MergePolicy(screen=False), bundle, [*honest, garbage], bundle.head_parameters(), 0, {})
+    assert unscreened.release is not None
+    assert not unscreened.refused
+    assert unscreened.release.included["garbage"] == 100
+
+
+def test_lineages_of_one_device_have_one_voice(bundle: Bundle, statistics_update: Make) -> None:
+    honest = [(f"d{seed}", statistics_update(seed)) for seed in range(3)]
+    garbage = [("bad", shuffled(bundle, 20 + i, f"g{i}")) for i in range(4)]
+    found = merge_by(MergePolicy(), bundle, [*honest, *garbage], bundle.head_parameters(), 0, {})
+    assert set(found.refused) == {f"g{i}" for i in range(4)}
+
+
+def test_two_that_disagree_are_both_merged_and_said_to_be_undecided(bundle: Bundle, statistics_update: Make) -> None:
+    updates = [("a", statistics_update(0, n=200)), ("b", shuffled(bundle, 9, "garbage"))]
+    found = merge_by(MergePolicy(), bundle, updates, bundle.head_parameters(), 0, {})
+    assert found.release is not None
+    assert found.release.n_samples == 300
+    assert not found.refused
+    assert len(found.undecided) == 1
+
+
+def test_sums_that_no_samples_have_are_left_out_even_alone(bundle: Bundle, statistics_update: Make) -> None:
+    update = statistics_update(0)
+    gram = update.tensors["gram"].copy()
+    gram[1] *= 100  # a product of two features, far beyond what their squares allow
+    bad = dataclasses.replace(update, tensors={**update.tensors, "gram": gram})
+    found = merge_by(MergePolicy(), bundle, [("a", bad)], bundle.head_parameters(), 0, {})
+    assert found.release is None
+    assert "no samples have these sums" in found.refused[update.lineage]
+    with pytest.raises(LearningError, match="no samples have these sums"):
+        merge(bundle, [bad], bundle.head_parameters(), 0, {})
+
+
+def test_statistics_are_left_out_where_noise_is_asked_for(
+    bundle: Bundle, statistics_update: Make, delta_update: Make
+) -> None:
+    policy = MergePolicy(noise_multiplier=1.0, clip_norm=1.0, expected_devices=2)
+    alone = merge_by(policy, bundle, [("a", statistics_update(0))], bundle.head_parameters(), 0, {})
+    assert alone.release is None
+    assert "noise" in alone.refused["l0"]
+    both = merge_by(
+        policy, bundle, [("a", statistics_update(0)), ("b", delta_update(0.1))], bundle.head_parameters(), 0, {}
+    )
+    assert both.release is not None
+    assert set(both.release.included) == {"l"}
+    assert not both.release.merged
+    assert both.memory.account
+
+
+# Changes
+
+
+def test_deltas_are_weighted_by_samples(bundle: Bundle, delta_update: Make) -> None:
     base = bundle.head_parameters()
-    small, large = (update_of(digits_bundle, s, n, "sgd") for s, n in ((1, 10), (2, 30)))
+    small, large = delta_update(1.0, n=10, lineage="a"), delta_update(2.0, n=30, lineage="b")
     merged = merge(bundle, [small, large], base, 0, {"earlier": 5})
     for name, array in merged.parameters.items():
-        expected = base[name] + (10 * small.tensors[name] + 30 * large.tensors[name]) / 40
-        np.testing.assert_allclose(array, expected, rtol=1e-5, atol=1e-7)
-    assert merged.included["earlier"] == 5, "what an earlier merge included stays included"
+        np.testing.assert_allclose(array, base[name] + 1.75, rtol=1e-5, atol=1e-6)
+    assert merged.included == {"earlier": 5, "a": 10, "b": 30}, "what an earlier merge included stays included"
+
+
+def test_rows_of_classes_that_the_current_head_lacks_are_cut_off(bundle: Bundle, delta_update: Make) -> None:
+    base = bundle.head_parameters()
+    merged = merge(bundle, [delta_update(1.0, ADDED)], base, 0, {})
+    assert merged.class_names == ()
+    for name, array in merged.parameters.items():
+        np.testing.assert_allclose(array, base[name] + 1.0, rtol=1e-5, atol=1e-6)
+
+
+def test_rows_of_added_classes_are_averaged_over_the_devices_that_have_them(bundle: Bundle, delta_update: Make) -> None:
+    names = (*bundle.manifest.class_names, "blank", "smudge")
+    base = {name: np.zeros((12, *array.shape[1:]), np.float32) for name, array in bundle.head_parameters().items()}
+    has_both = delta_update(1.0, ADDED, 10, "a", base_release=4)
+    for array in has_both.tensors.values():
+        array[10] = 7.0  # smudge, the device's first
+    updates = [
+        has_both,
+        delta_update(3.0, (), 30, "b", base_release=4),
+        # A row that began elsewhere says nothing of this one.
+        delta_update(100.0, ("smudge",), 1, "c", base_release=3),
+    ]
+    found = merge_by(MergePolicy(), bundle, [(u.lineage, u) for u in updates], base, 4, {}, current_names=names).release
+    assert found is not None
+    assert found.class_names == names
+    weight = 1 / np.sqrt(2)
+    common = (10 * 1.0 + 30 * 3.0 + weight * 100.0) / (40 + weight)
+    for array in found.parameters.values():
+        np.testing.assert_allclose(array[:10], common, rtol=1e-5)
+        np.testing.assert_allclose(array[10], 1.0, rtol=1e-5)  # blank
+        np.testing.assert_allclose(array[11], 7.0, rtol=1e-5)  # smudge
+
+
+# What is refused
 
 
 @pytest.mark.parametrize(
@@ -49,21 +269,47 @@ def test_deltas_are_weighted_by_samples(digits_bundle: Path) -> None:
     [
         ({"backbone": "0" * 64}, "another backbone"),
         ({"tensors": {}}, "need a gram"),
-        ({"n_samples": 4000}, "claim"),
+        ({"n_samples": 4}, "claim"),
         ({"learner": "delta"}, "other parameters"),
+        ({"class_names": tuple("abcdefghij")}, "do not begin with"),
+        ({"class_names": tuple("012345678")}, "do not begin with"),
+        ({"class_names": (*"0123456789", "a", "a")}, "repeat"),
+        ({"class_names": (*"0123456789", "0")}, "repeat"),
+        ({"class_names": (*"0123456789", "")}, "not names"),
+        ({"class_names": (*"0123456789", "x" * 129)}, "not names"),
+        ({"class_names": (*"0123456789", "new")}, "11 classes"),
     ],
 )
 def test_updates_that_cannot_be_merged_are_refused_by_name(
-    digits_bundle: Path, change: dict[str, object], words: str
+    bundle: Bundle, statistics_update: Make, change: dict[str, object], words: str
 ) -> None:
-    import dataclasses
-
-    update = dataclasses.replace(update_of(digits_bundle, 1), **change)  # type: ignore[arg-type]
+    update = dataclasses.replace(statistics_update(1), **change)  # type: ignore[arg-type]
     with pytest.raises(LearningError, match=words):
-        check_update(update, Bundle.open(digits_bundle))
+        check_update(update, bundle)
 
 
-def test_nothing_to_merge_is_refused(digits_bundle: Path) -> None:
-    bundle = Bundle.open(digits_bundle)
+def test_change_with_rows_for_other_classes_than_it_names_is_refused(bundle: Bundle, delta_update: Make) -> None:
+    check_update(delta_update(1.0, ADDED), bundle)
+    with pytest.raises(LearningError, match="other parameters"):
+        check_update(dataclasses.replace(delta_update(1.0, ADDED), class_names=()), bundle)
+
+
+def test_statistics_may_stand_for_fewer_samples_than_were_seen(bundle: Bundle, statistics_update: Make) -> None:
+    check_update(dataclasses.replace(statistics_update(1), n_samples=4000), bundle)
+    # A device that saw the world change counts what came since a second time.
+    check_update(dataclasses.replace(statistics_update(1), n_samples=41), bundle)
+    with pytest.raises(LearningError, match="60 samples that claim 39"):
+        check_update(dataclasses.replace(statistics_update(1), n_samples=39), bundle)
+
+
+def test_nothing_to_merge_is_refused(bundle: Bundle) -> None:
     with pytest.raises(LearningError):
         merge(bundle, [], bundle.head_parameters(), 0, {})
+
+
+def test_shipped_head_brings_the_shipped_statistics(bundle: Bundle) -> None:
+    found = shipped_head(bundle)
+    own = HeadStatistics.from_tensors(found.merged, 64, 10)
+    assert own.n_samples == pytest.approx(PRIOR_SAMPLES)
+    for name, array in bundle.head_parameters().items():
+        np.testing.assert_array_equal(found.parameters[name], array)

@@ -272,9 +272,7 @@ def quantity_rig(name: str) -> Rig:
             return StatisticsLearner(LINEAR, shipped, task, prior, "ridge")
         step = NumpyTrainer(task.recipe, LINEAR, shipped)
         whitening = Whitening(prior, LINEAR)
-        return SgdLearner(
-            step, (N_INPUTS,), task, 0.01, per_class=5, seed=seed, head=LINEAR, whitening=whitening
-        )
+        return SgdLearner(step, (N_INPUTS,), task, 0.01, per_class=5, seed=seed, head=LINEAR, whitening=whitening)
 
     return Rig(
         name=name,

@@ -86,9 +86,7 @@ def test_the_head_is_the_one_that_all_statistics_determine(
         learner.learn_many(*part(samples, i, i + 1))
         found = learner.parameters()
     weights, biases = Factor(known(learner), method).head()
-    expected = {
-        name: array.astype(np.float32) for name, array in zip(found, (weights, biases), strict=True)
-    }
+    expected = {name: array.astype(np.float32) for name, array in zip(found, (weights, biases), strict=True)}
     same(found, expected, 1e-5)
 
 
@@ -151,8 +149,12 @@ def test_all_before_a_change_is_worth_some_samples(new_statistics_learner: New, 
 
 
 def test_a_short_past_is_not_made_worth_more(new_statistics_learner: New, samples: Samples) -> None:
-    learner = StatisticsLearner(LINEAR, {"weight": np.ones((10, 64), np.float32), "bias": np.zeros(10, np.float32)},
-                                Task(TrainingRecipe(), 10), None)
+    learner = StatisticsLearner(
+        LINEAR,
+        {"weight": np.ones((10, 64), np.float32), "bias": np.zeros(10, np.float32)},
+        Task(TrainingRecipe(), 10),
+        None,
+    )
     learner.learn_many(*part(samples, 0, 8))
     learner.distrust_the_past(*part(samples, 0, 0))
     assert known(learner).n_samples == pytest.approx(8)

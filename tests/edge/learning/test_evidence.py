@@ -34,9 +34,7 @@ def crossing(gains: np.ndarray, alpha: float) -> int | None:
 @pytest.mark.parametrize("null", NULLS)
 def test_a_head_that_is_no_better_is_hardly_ever_preferred(null: str) -> None:
     runs, n, alpha = 300, 300, 0.1
-    wrong = sum(
-        crossing(NULLS[null](np.random.default_rng(seed), n), alpha) is not None for seed in range(runs)
-    )
+    wrong = sum(crossing(NULLS[null](np.random.default_rng(seed), n), alpha) is not None for seed in range(runs))
     # Ville: at most alpha; three standard deviations of a binomial on top.
     assert wrong <= runs * alpha + 3 * np.sqrt(runs * alpha * (1 - alpha))
 

@@ -66,7 +66,7 @@ def test_the_same_release_gives_the_same_bytes() -> None:
     turned = replace(
         RELEASE,
         parameters=dict(reversed(RELEASE.parameters.items())),
-        included=dict(reversed(RELEASE.included.items())),
+        included=dict(reversed(list(RELEASE.included.items()))),
     )
     assert turned.encode() == RELEASE.encode()
 

@@ -18,7 +18,8 @@ def bright(*region: slice) -> Any:
     """A score of two outputs: the brightness of a region, and one minus that."""
 
     def score(batch: Array) -> Array:
-        found = batch[(slice(None), ..., *region)].reshape(len(batch), -1).mean(axis=1)
+        index: tuple[Any, ...] = (slice(None), ..., *region)
+        found = batch[index].reshape(len(batch), -1).mean(axis=1)
         return np.stack([found, 1 - found], axis=1)
 
     return score
@@ -59,7 +60,9 @@ def test_the_planted_region_of_a_signal_is_found(shape: tuple[int, ...]) -> None
 
 def test_every_place_is_covered_also_at_the_far_edges() -> None:
     for size in (1, 2, 7, 13, 33):
-        found = occlude(lambda batch: batch.sum(axis=1)[:, None], np.ones(size), 0, window=min(4, size), neutral=np.zeros(1))
+        found = occlude(
+            lambda batch: batch.sum(axis=1)[:, None], np.ones(size), 0, window=min(4, size), neutral=np.zeros(1)
+        )
         assert (found.importance > 0).all()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import pytest
 from edge.contract.errors import LearningError
 from edge.contract.training import FloatArray
 from edge.learning.learner import Learner, State
+from edge.learning.task import Targets
 from tests.edge.learning.conftest import Rig, Samples, clouds, quantities, same
 
 # What is lost by those that do not learn as well: plain SGD unlearns slowly, and ridge shrinks slopes by a tenth. The
@@ -116,7 +117,7 @@ def test_memory_does_not_grow_with_samples(rig: Rig) -> None:
     learner = rig.new()
     learner.learn_many(*rig.samples)
     size = size_bytes(learner.state())
-    for _ in range(10):
+    for _ in range(4):
         learner.learn_many(*rig.samples)
     assert size_bytes(learner.state()) == size
 
@@ -213,12 +214,12 @@ def test_refuses_a_state_with_negative_numbers_and_nothing_changes(rig: Rig) -> 
 
 
 def with_feature(samples: Samples, value: float, dtype: type = np.float32) -> npt.NDArray[Any]:
-    changed = samples[0][:9].astype(dtype)
+    changed: npt.NDArray[Any] = samples[0][:9].astype(dtype)
     changed[5, 3] = value
     return changed
 
 
-BAD_FEATURES = {
+BAD_FEATURES: dict[str, Callable[[Samples], Any]] = {
     "not a number": lambda s: with_feature(s, np.nan),
     "infinite": lambda s: with_feature(s, np.inf),
     "finite in float64 only": lambda s: with_feature(s, 1e300, np.float64),
@@ -232,7 +233,7 @@ BAD_FEATURES = {
     "objects": lambda s: s[0][:9].astype(object),
     "complex": lambda s: s[0][:9].astype(complex),
 }
-BAD_TARGETS = {
+BAD_TARGETS: dict[str, Callable[[Targets], Any]] = {
     "one too few": lambda y: y[1:9],
     "one too many": lambda y: y[:10],
     "an axis too many": lambda y: y[:9, ..., None],
@@ -241,7 +242,7 @@ BAD_TARGETS = {
     "not a number": lambda y: y[:9] * np.nan,
     "infinite": lambda y: np.where(y[:9] > y[:9].min(), np.inf, 0.0),
 }
-BAD_CLASSES = {
+BAD_CLASSES: dict[str, Callable[[Targets], Any]] = {
     "not integers": lambda y: y[:9] + 0.5,
     "negative": lambda y: np.where(np.arange(9) == 5, -1, y[:9]),
     "beyond the classes": lambda y: np.where(np.arange(9) == 5, 10, y[:9]),
@@ -274,9 +275,12 @@ def test_refuses_what_cannot_be_learned_and_nothing_changes(rig: Rig) -> None:
     bad |= {f"weights: {name}": (features, targets, weights) for name, weights in BAD_WEIGHTS.items()}
     before = snapshot(learner)
     for what, batch in bad.items():
-        with pytest.raises(LearningError):
+        try:
             learner.learn_many(*batch)
-            pytest.fail(what)
+        except LearningError:
+            pass
+        else:
+            pytest.fail(f"took {what}")
         assert snapshot(learner) == before, what
     assert snapshot(twin) == before
     for each in (learner, twin):

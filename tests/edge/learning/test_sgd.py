@@ -28,7 +28,6 @@ from tests.edge.learning.conftest import (
 )
 from tests.edge.learning.test_learners import part, snapshot
 
-
 # Into whitened coordinates and back.
 TOLERANCE = 1e-5
 
@@ -139,9 +138,7 @@ def test_whitened_steps_on_quantities_are_stable(loss: str, n_outputs: int) -> N
 
 def test_a_head_whose_last_layer_is_not_linear_does_not_grow(bundle: Bundle, samples: Samples) -> None:
     rig_head = bundle_head(bundle)
-    learner = SgdLearner(
-        onnx_step(bundle), (64,), Task(TrainingRecipe(), 10), 0.01, run=linear_outputs(rig_head)
-    )
+    learner = SgdLearner(onnx_step(bundle), (64,), Task(TrainingRecipe(), 10), 0.01, run=linear_outputs(rig_head))
     learner.learn_many(*part(samples, 0, 20))
     before = snapshot(learner)
     with pytest.raises(LearningError, match="not linear"):

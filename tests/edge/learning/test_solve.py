@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edge.contract.errors import LearningError
 from edge.learning.solve import SHRINKAGE, UNSEEN_LOGIT, Factor, Method, solve
 from edge.learning.statistics import HeadStatistics
-from edge.contract.errors import LearningError
 
 Array = npt.NDArray[np.float64]
 METHODS: tuple[Method, ...] = ("discriminant", "ridge", "means")
@@ -33,7 +33,9 @@ def of(features: npt.NDArray[Any], labels: npt.NDArray[Any], k: int, weights: Ar
 
 def lda(features: Array, labels: npt.NDArray[np.int64], n_classes: int, x: Array, weights: Array) -> Array:
     """Discriminant scores from the definition: class means, pooled covariance shrunk to the mean variance."""
-    means = np.stack([np.average(features[labels == c], axis=0, weights=weights[labels == c]) for c in range(n_classes)])
+    means = np.stack(
+        [np.average(features[labels == c], axis=0, weights=weights[labels == c]) for c in range(n_classes)]
+    )
     residuals = features - means[labels]
     covariance = (residuals.T * weights) @ residuals / weights.sum()
     d = features.shape[1]

@@ -23,7 +23,7 @@ def features(n: int, seed: int) -> FloatArray:
     """Correlated, of different scales, far from zero."""
     rng = np.random.default_rng(seed)
     mixing = np.random.default_rng(1).normal(size=(D, D)) * np.array([5.0, 1.0, 0.2, 1.0, 3.0, 0.5])
-    return (rng.normal(size=(n, D)) @ mixing + 4.0).astype(np.float32)
+    return np.asarray(rng.normal(size=(n, D)) @ mixing + 4.0, np.float32)
 
 
 def statistics(n: int = 300) -> HeadStatistics:

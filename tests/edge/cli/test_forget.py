@@ -1,0 +1,116 @@
+"""``edge-fleet forget`` against a coordinator's real HTTP application; only the wire between them is left out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from edge.cli import fleet as cli
+from edge.contract.bundle import Bundle
+from edge.contract.clock import Now
+from edge.contract.errors import RolloutError
+from edge.coordinator.api import build_api
+from edge.coordinator.artifacts import ArtifactStore
+from edge.coordinator.config import CoordinatorConfig
+from edge.coordinator.core import CoordinatorCore
+from edge.coordinator.store import Store
+from edge.learning.exchange import HeadUpdate
+from edge.learning.statistics import HeadStatistics
+
+NOW = Now(1000.0, 1_800_000_000_000)
+
+
+@pytest.fixture
+def core(tmp_path: Path, digits_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[CoordinatorCore]:
+    """A coordinator that the command line reaches."""
+    config = CoordinatorConfig(fleet="lab", name="c", data_dir=tmp_path, auto_merge=False)
+    store = Store(tmp_path / "db.sqlite")
+    made = CoordinatorCore(config, store, ArtifactStore(tmp_path / "artifacts"))
+    made.add_artifact(digits_bundle.read_bytes(), digits_bundle)
+    api = build_api(store, lambda function: function(made, NOW), "lab", None)
+
+    class Client:
+        def __init__(self, **_: object) -> None:
+            pass
+
+        def request(self, method: str, path: str, **arguments: Any) -> httpx.Response:
+            async def ask() -> httpx.Response:
+                async with httpx.AsyncClient(transport=httpx.ASGITransport(api), base_url="http://c") as client:
+                    return await client.request(method, path, **arguments)
+
+            return asyncio.run(ask())
+
+    monkeypatch.setattr(httpx, "Client", Client)
+    yield made
+    store.close()
+
+
+@pytest.fixture
+def update(digits_bundle: Path) -> Callable[[str, str], HeadUpdate]:
+    bundle = Bundle.open(digits_bundle)
+
+    def make(learner: str, lineage: str) -> HeadUpdate:
+        tensors = {name: np.ones_like(array) for name, array in bundle.head_parameters().items()}
+        if learner == "statistics":
+            x, y = np.random.default_rng(0).normal(0, 1, (50, 64)), np.arange(50) % 10
+            tensors = HeadStatistics.of(x, y, 10).to_tensors()
+        return HeadUpdate(
+            learner=learner,
+            backbone=bundle.manifest.backbone_digest,
+            lineage=lineage,
+            version=50,
+            n_samples=50,
+            base_release=0,
+            tensors=dict(tensors),
+        )
+
+    return make
+
+
+def ask(*arguments: str) -> str:
+    done = CliRunner().invoke(cli.fleet, list(arguments), catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def test_statistics_are_forgotten_and_the_next_merge_is_told(
+    core: CoordinatorCore, update: Callable[[str, str], HeadUpdate]
+) -> None:
+    core._take_contribution("camera-1", update("statistics", "l").encode(), NOW)
+    assert "release 1: merge of 1 devices" in ask("merge")
+    said = ask("forget", "camera-1")
+    assert "camera-1: 1 contributions forgotten, 50 labelled samples" in said
+    assert "as if it had never been there; it waits for `edge-fleet merge`" in said
+    assert "cannot be undone" not in said
+    assert "release 2: the shipped head, without what was forgotten" in ask("merge")
+    assert "forgotten" in ask("events")
+
+
+def test_merged_changes_are_said_to_stay(core: CoordinatorCore, update: Callable[[str, str], HeadUpdate]) -> None:
+    core._take_contribution("camera-1", update("delta", "l").encode(), NOW)
+    ask("merge")
+    said = ask("forget", "camera-1")
+    assert "a mean that was merged cannot be undone" in said
+    assert "only future merges leave it out" in said
+    assert "never been there" not in said
+
+
+def test_change_that_was_not_merged_leaves_nothing_to_undo(
+    core: CoordinatorCore, update: Callable[[str, str], HeadUpdate]
+) -> None:
+    core._take_contribution("camera-1", update("delta", "l").encode(), NOW)
+    assert "cannot be undone" not in ask("forget", "camera-1")
+    assert "nothing new to merge" in ask("merge")
+
+
+def test_unknown_device_is_refused(core: CoordinatorCore) -> None:
+    del core
+    with pytest.raises(RolloutError, match="nothing that no/body learned is here"):
+        ask("forget", "no/body")

@@ -1,0 +1,128 @@
+"""``edge-agent learn`` and ``edge-agent explain``, as people call them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from edge.agent.on_device_model import OnDeviceModel
+from edge.cli.agent import agent
+from edge.cli.terminal_plot import heat_map, line_plot
+from edge.contract.errors import ConfigError, LearningError
+
+
+def invoke(*arguments: object) -> Result:
+    return CliRunner().invoke(agent, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def samples(tmp_path: Path, digits_bundle: Path) -> Path:
+    """160 samples whose classes are called one further than the shipped head says."""
+    x = np.random.default_rng(0).random((160, 1, 8, 8), np.float32)
+    y = (OnDeviceModel.open(digits_bundle).predict(x).argmax(axis=1) + 1) % 10
+    np.savez(tmp_path / "samples.npz", x=x, y=y)
+    return tmp_path / "samples.npz"
+
+
+def test_replays_a_file_and_says_what_came_of_it(tmp_path: Path, digits_bundle: Path, samples: Path) -> None:
+    report, plot = tmp_path / "report.json", tmp_path / "plot.png"
+    found = invoke("learn", digits_bundle, samples, "--test", samples, "--json", report, "--plot", plot)
+    assert found.exit_code == 0, found.output
+    numbers = json.loads(report.read_text())
+    assert numbers["samples"] == 160
+    assert numbers["without_learning_accuracy"] == 0.0
+    assert numbers["predict_then_learn_accuracy"] > 0.2
+    assert numbers["test_accuracy"] > 0.7 > numbers["test_accuracy_before"]
+    assert numbers["leader"] == "statistics"
+    assert numbers["events"][0]["kind"] == "promoted"
+    for text in ("predict-then-learn accuracy", "live head follows statistics", "promoted", "█", "- 16 of 160 samples"):
+        assert text in found.output
+    assert plot.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_nothing_is_kept_without_a_folder_and_all_with_one(tmp_path: Path, digits_bundle: Path, samples: Path) -> None:
+    state = tmp_path / "state"
+    invoke("learn", digits_bundle, samples)
+    assert not state.exists()
+    assert invoke("learn", digits_bundle, samples, "--state-dir", state).exit_code == 0
+    model = OnDeviceModel.open(digits_bundle, state)
+    assert (model.n_samples, model.leader) == (160, "statistics")
+    model.close()
+
+
+def test_late_labels_are_learned_in_the_end(tmp_path: Path, digits_bundle: Path, samples: Path) -> None:
+    report = tmp_path / "report.json"
+    found = invoke("learn", digits_bundle, samples, "--late", 1000, "--test", samples, "--json", report)
+    assert found.exit_code == 0, found.output
+    numbers = json.loads(report.read_text())
+    assert numbers["predict_then_learn_accuracy"] == 0.0
+    assert numbers["test_accuracy"] > 0.7
+
+
+def test_class_names_are_understood_and_new_ones_added_when_asked(tmp_path: Path, digits_bundle: Path) -> None:
+    x = np.random.default_rng(0).random((20, 1, 8, 8), np.float32)
+    names = np.array(["3"] * 10 + ["smudge"] * 10)
+    np.savez(tmp_path / "named.npz", x=x, y=names)
+    refused = invoke("learn", digits_bundle, tmp_path / "named.npz")
+    assert isinstance(refused.exception, ConfigError)
+    assert "smudge" in str(refused.exception)
+    state = tmp_path / "state"
+    added = invoke("learn", digits_bundle, tmp_path / "named.npz", "--add-classes", "--state-dir", state)
+    assert added.exit_code == 0, added.output
+    model = OnDeviceModel.open(digits_bundle, state)
+    assert model.class_names[10:] == ("smudge",)
+    model.close()
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"x": np.zeros((3, 1, 8, 8), np.float32)}, "expected the arrays x and y"),
+        ({"x": np.zeros((3, 1, 8, 8), np.float32), "y": np.zeros(2, int)}, "as many y as x"),
+        ({"x": np.zeros((0, 1, 8, 8), np.float32), "y": np.zeros(0, int)}, "one at least"),
+        ({"x": np.zeros((3, 9), np.float32), "y": np.zeros(3, int)}, "expected shape"),
+        ({"x": np.full((3, 1, 8, 8), np.nan, np.float32), "y": np.zeros(3, int)}, "not finite"),
+        ({"x": np.zeros((3, 1, 8, 8), np.float32), "y": np.full(3, 10)}, "labels must lie in 0..9"),
+        ({"x": np.zeros((3, 1, 8, 8), np.float32), "y": np.zeros(3)}, "integer labels"),
+        ({"x": np.zeros((3, 1, 8, 8), np.float32), "y": np.zeros(3, int), "weights": np.full(3, 2.0)}, "weights"),
+    ],
+)
+def test_refuses_files_that_do_not_fit(
+    tmp_path: Path, digits_bundle: Path, arrays: dict[str, np.ndarray], message: str
+) -> None:
+    np.savez(tmp_path / "bad.npz", **arrays)  # type: ignore[arg-type]
+    found = invoke("learn", digits_bundle, tmp_path / "bad.npz")
+    assert isinstance(found.exception, ConfigError | LearningError)
+    assert message in str(found.exception)
+
+
+def test_a_plot_of_another_kind_is_refused_before_any_work(tmp_path: Path, digits_bundle: Path, samples: Path) -> None:
+    found = invoke("learn", digits_bundle, samples, "--plot", tmp_path / "plot.gif", "--state-dir", tmp_path / "state")
+    assert isinstance(found.exception, ConfigError)
+    assert OnDeviceModel.open(digits_bundle, tmp_path / "state").n_samples == 0
+
+
+def test_explains_a_sample_by_name_and_draws_it(tmp_path: Path, digits_bundle: Path, samples: Path) -> None:
+    plot = tmp_path / "why.svg"
+    found = invoke("explain", digits_bundle, samples, "--index", 2, "--output", "7", "--plot", plot)
+    assert found.exit_code == 0, found.output
+    assert "sample 2: 7 with" in found.output
+    assert b"<svg" in plot.read_bytes()
+    for arguments in (("--index", 160), ("--output", "seven")):
+        refused = invoke("explain", digits_bundle, samples, *arguments)
+        assert isinstance(refused.exception, ConfigError)
+
+
+def test_plots_of_text_show_what_they_are_given() -> None:
+    lines = line_plot(np.linspace(0, 1, 50), "rising", 40).splitlines()
+    assert lines[0] == "rising"
+    heights = [sum(len(line) > column and line[column] not in " ─└" for line in lines[1:9]) for column in (8, 20, 38)]
+    assert heights[0] < heights[1] < heights[2]
+    shades = heat_map(np.array([[0.0, 1.0], [-1.0, 0.5]]), 10).splitlines()
+    assert shades[0] == "  ██"
+    assert shades[1].startswith("  ")
+    assert shades[1][2] in "▒▓"

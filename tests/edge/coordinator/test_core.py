@@ -1,0 +1,390 @@
+"""The coordinator's decisions about contributions: what is merged, left out, forgotten, and known after a restart."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import sqlite3
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edge.contract.bundle import Bundle
+from edge.contract.clock import Now
+from edge.contract.errors import BundleError, LearningError, RolloutError
+from edge.coordinator.artifacts import ArtifactStore
+from edge.coordinator.config import CoordinatorConfig
+from edge.coordinator.core import CoordinatorCore
+from edge.coordinator.policy import MergePolicy
+from edge.coordinator.store import Store
+from edge.learning.exchange import HeadRelease, HeadUpdate
+from edge.learning.privacy import PrivacyAccountant
+from tests.edge.coordinator.conftest import Make
+from tests.edge.coordinator.test_aggregate import shuffled
+
+NOISY = MergePolicy(noise_multiplier=2.0, clip_norm=1.0, expected_devices=2)
+
+
+class Coordinator:
+    """A coordinator that can be killed, and started anew on its files."""
+
+    def __init__(self, folder: Path, bundle: Path, policy: MergePolicy, auto_merge: bool) -> None:
+        self.folder, self.bundle, self.policy, self.auto_merge = folder, bundle, policy, auto_merge
+        self.now = Now(1000.0, 1_800_000_000_000)
+        self.store: Store | None = None
+        self.start()
+
+    def start(self) -> None:
+        self.close()
+        config = CoordinatorConfig(
+            fleet="lab", name="c", data_dir=self.folder, auto_merge=self.auto_merge, policy=self.policy
+        )
+        self.store = Store(self.folder / "db.sqlite")
+        self.core = CoordinatorCore(
+            config, self.store, ArtifactStore(self.folder / "artifacts"), np.random.default_rng(0)
+        )
+        self.core.add_artifact(self.bundle.read_bytes(), self.bundle)
+
+    def close(self) -> None:
+        if self.store is not None:
+            self.store.close()
+
+    def take(self, device: str, update: HeadUpdate) -> None:
+        self.core._take_contribution(device, update.encode(), self.now)
+
+    def merge(self) -> HeadRelease | None:
+        rows = self.core.merge_now(self.now)
+        return self.release() if rows else None
+
+    def release(self) -> HeadRelease:
+        assert self.store is not None
+        digest = self.store.releases()[0].digest
+        return HeadRelease.decode((self.folder / "artifacts" / digest).read_bytes(), "the release")
+
+    def events(self, name: str) -> list[str]:
+        assert self.store is not None
+        return [f"{row.device}: {row.detail}" for row in self.store.events(100) if row.name == name]
+
+    @property
+    def n_releases(self) -> int:
+        assert self.store is not None
+        return len(self.store.releases())
+
+
+Start = Callable[..., Coordinator]
+
+
+@pytest.fixture
+def start(tmp_path: Path, digits_bundle: Path) -> Iterator[Start]:
+    made: list[Coordinator] = []
+
+    def make(policy: MergePolicy | None = None, auto_merge: bool = False) -> Coordinator:
+        made.append(Coordinator(tmp_path / str(len(made)), digits_bundle, policy or MergePolicy(), auto_merge))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+def same(one: HeadRelease, two: HeadRelease) -> None:
+    for name, array in one.parameters.items():
+        np.testing.assert_allclose(array, two.parameters[name], rtol=1e-6, atol=1e-7)
+    for name, values in one.merged.items():
+        np.testing.assert_allclose(values, two.merged[name], rtol=1e-6, atol=1e-6)
+
+
+# Forgetting
+
+
+def test_merge_after_forgetting_is_as_if_the_device_had_never_been_there(start: Start, statistics_update: Make) -> None:
+    fleet, other = start(), start()
+    for seed in range(4):
+        fleet.take(f"d{seed}", statistics_update(seed))
+        if seed != 2:
+            other.take(f"d{seed}", statistics_update(seed))
+    before = fleet.merge()
+    assert before is not None
+    assert "l2" in before.included
+    told = fleet.core.forget("d2", fleet.now)
+    assert (told["statistics"], told["merged_statistics"], told["samples"], told["merge"]) == (1, 1, 60, "asked")
+    fleet.start()
+    after, never = fleet.merge(), other.merge()
+    assert after is not None
+    assert never is not None
+    same(after, never)
+    assert after.included == never.included
+    assert "l2" not in after.included
+    assert not np.allclose(before.parameters["7.weight"], after.parameters["7.weight"], rtol=1e-4)
+    assert fleet.merge() is None, "it is forgotten once"
+
+
+def test_class_that_only_a_forgotten_device_had_is_gone(start: Start, statistics_update: Make) -> None:
+    fleet = start()
+    for seed in range(3):
+        fleet.take(f"d{seed}", statistics_update(seed, ("smudge",) if seed == 1 else ()))
+    before = fleet.merge()
+    assert before is not None
+    assert before.class_names[-1] == "smudge"
+    fleet.core.forget("d1", fleet.now)
+    after = fleet.merge()
+    assert after is not None
+    assert after.class_names == ()
+    assert after.parameters["7.bias"].shape == (10,)
+
+
+def test_forgotten_state_is_not_taken_again_even_after_a_restart(start: Start, statistics_update: Make) -> None:
+    fleet = start()
+    fleet.take("a", statistics_update(0))
+    fleet.take("b", statistics_update(1))
+    fleet.core.forget("a", fleet.now)
+    fleet.start()
+    for device in ("a", "copy"):
+        with pytest.raises(LearningError, match="forgotten"):
+            fleet.take(device, statistics_update(0, n=80, lineage="l0"))
+    assert fleet.store is not None
+    assert [row.device for row in fleet.store.contributions()] == ["b"]
+    fleet.take("a", statistics_update(0, lineage="an empty state folder"))
+    assert [row.device for row in fleet.store.contributions()] == ["a", "b"]
+
+
+def test_forgetting_deletes_the_contribution_on_disk_and_copies_of_it(start: Start, statistics_update: Make) -> None:
+    fleet = start()
+    fleet.take("a", statistics_update(0))
+    fleet.take("copy", statistics_update(0, n=70, lineage="l0"))
+    fleet.take("b", statistics_update(1))
+    assert fleet.store is not None
+    digests = {row.device: row.digest for row in fleet.store.contributions()}
+    told = fleet.core.forget("a", fleet.now)
+    assert told["copies"] == ["copy"]
+    assert told["merge"] == "none", "it was never merged"
+    left = {path.name for path in (fleet.folder / "artifacts").iterdir()}
+    assert digests["b"] in left
+    assert not {digests["a"], digests["copy"]} & left
+    merged = fleet.merge()
+    assert merged is not None
+    assert set(merged.included) == {"l1"}
+
+
+def test_the_last_device_forgotten_leaves_the_shipped_head(
+    start: Start, statistics_update: Make, bundle: Bundle
+) -> None:
+    fleet = start(auto_merge=True)
+    fleet.take("a", statistics_update(0))
+    fleet.core.merge_now(fleet.now)
+    assert fleet.core.forget("a", fleet.now)["merge"] == "now"
+    fleet.start()
+    fleet.core.tick(fleet.now)
+    assert fleet.n_releases == 2
+    found = fleet.release()
+    assert found.included == {}
+    for name, array in bundle.head_parameters().items():
+        np.testing.assert_array_equal(found.parameters[name], array)
+    assert found.merged, "devices replace their base by it"
+    fleet.core.tick(Now(fleet.now.s + 1000, fleet.now.wall_ms))
+    assert fleet.n_releases == 2
+
+
+def test_device_that_never_contributed_cannot_be_forgotten(start: Start, statistics_update: Make) -> None:
+    fleet = start()
+    fleet.take("a", statistics_update(0))
+    for device in ("nobody", "a"):
+        if device == "a":
+            fleet.core.forget("a", fleet.now)
+        with pytest.raises(RolloutError, match="nothing that"):
+            fleet.core.forget(device, fleet.now)
+    assert len(fleet.events("forgotten")) == 1
+
+
+def test_merged_change_cannot_be_forgotten_but_the_optimizer_begins_anew(start: Start, delta_update: Make) -> None:
+    fleet = start(MergePolicy(rule="fedadam"))
+    fleet.take("a", delta_update(0.1, lineage="a"))
+    fleet.take("b", delta_update(0.2, lineage="b"))
+    before = fleet.merge()
+    assert before is not None
+    fleet.take("a", delta_update(0.3, lineage="a", n=20, base_release=1))
+    assert fleet.store is not None
+    backbone = fleet.store.contributions()[0].backbone
+    assert fleet.store.memory(backbone).optimizer
+    told = fleet.core.forget("a", fleet.now)
+    assert (told["changes"], told["merged_changes"], told["merge"]) == (1, 1, "none")
+    assert not fleet.store.memory(backbone).optimizer
+    assert fleet.merge() is None, "there is nothing left to merge"
+    same(fleet.release(), before)
+    fleet.take("b", delta_update(0.2, lineage="b", n=20, base_release=1))
+    after = fleet.merge()
+    assert after is not None
+    assert set(after.included) == {"b"}
+
+
+# Screening
+
+
+def test_garbage_is_reported_once_and_does_not_make_releases(
+    start: Start, statistics_update: Make, bundle: Bundle
+) -> None:
+    fleet = start(auto_merge=True)
+    for seed in range(4):
+        fleet.take(f"d{seed}", statistics_update(seed))
+    assert fleet.merge() is not None
+    fleet.take("bad", shuffled(bundle, 9, "garbage"))
+    assert fleet.merge() is None
+    assert fleet.n_releases == 1, "nothing of it was merged"
+    (line,) = fleet.events("left-out")
+    assert line.startswith("bad: 100 samples not merged: its class means")
+    fleet.start()
+    fleet.core.tick(fleet.now)
+    fleet.core.tick(Now(fleet.now.s + 1000, fleet.now.wall_ms))
+    assert fleet.n_releases == 1, "nor after a restart"
+    fleet.take("d0", statistics_update(0, n=90))
+    merged = fleet.merge()
+    assert merged is not None
+    assert "garbage" not in merged.included
+    assert len(fleet.events("left-out")) == 1
+
+
+def test_device_that_was_merged_and_is_found_out_later_is_taken_out(
+    start: Start, statistics_update: Make, bundle: Bundle
+) -> None:
+    fleet, other = start(), start()
+    fleet.take("bad", shuffled(bundle, 9, "garbage"))
+    fleet.take("d0", statistics_update(0))
+    first = fleet.merge()
+    assert first is not None
+    assert "garbage" in first.included
+    assert fleet.events("screening-undecided"), "of two that disagree nobody can tell"
+    for seed in range(1, 5):
+        fleet.take(f"d{seed}", statistics_update(seed))
+    for seed in range(5):
+        other.take(f"d{seed}", statistics_update(seed))
+    second, never = fleet.merge(), other.merge()
+    assert second is not None
+    assert never is not None
+    assert second.included == never.included
+    same(second, never)
+
+
+def test_changes_that_a_sum_of_statistics_decided_over_are_not_said_to_be_in_it(
+    start: Start, statistics_update: Make, delta_update: Make
+) -> None:
+    fleet = start()
+    fleet.take("a", statistics_update(0))
+    fleet.take("b", delta_update(0.1))
+    merged = fleet.merge()
+    assert merged is not None
+    assert set(merged.included) == {"l0"}
+    assert fleet.merge() is None, "and they do not make the same release again"
+
+
+# Memory
+
+
+@pytest.mark.parametrize("rule", ["fedadam", "fedyogi", "fedadagrad"])
+def test_server_optimizer_survives_a_restart(start: Start, delta_update: Make, rule: str) -> None:
+    policy = MergePolicy(rule=rule)
+    restarted, steady, anew = start(policy), start(policy), start(policy)
+    found = []
+    for fleet in (restarted, steady, anew):
+        fleet.take("a", delta_update(0.01))
+        fleet.merge()
+        if fleet is restarted:
+            fleet.start()
+        if fleet is anew:
+            fleet.close()
+            with sqlite3.connect(fleet.folder / "db.sqlite") as database:
+                assert database.execute("DELETE FROM merge_memory").rowcount == 1
+            database.close()
+            fleet.start()
+        fleet.take("a", delta_update(0.01, n=20, base_release=1))
+        release = fleet.merge()
+        assert release is not None
+        found.append(release.parameters["7.weight"])
+    np.testing.assert_array_equal(found[0], found[1])
+    assert not np.allclose(found[0], found[2], rtol=1e-4), "without its memory it would step elsewhere"
+
+
+def test_epsilon_adds_up_over_restarts_and_is_told(start: Start, delta_update: Make) -> None:
+    fleet = start(NOISY)
+    for i in range(3):
+        fleet.take("a", delta_update(0.1, n=10 + i, base_release=i))
+        assert fleet.merge() is not None
+        fleet.start()
+    expected = PrivacyAccountant()
+    lines = []
+    for _ in range(3):
+        expected.spend(2.0)
+        lines.append(f": all merges with noise so far: epsilon {expected.epsilon(1e-5):.3g} at delta 1e-05")
+    told = fleet.events("privacy")[::-1]
+    assert len(set(told)) == 3
+    assert all(line.startswith(start) for line, start in zip(told, lines, strict=True))
+
+
+def test_statistics_under_noise_are_reported_and_not_merged(start: Start, statistics_update: Make) -> None:
+    fleet = start(NOISY)
+    fleet.take("a", statistics_update(0))
+    assert fleet.merge() is None
+    (line,) = fleet.events("left-out")
+    assert "noise" in line
+
+
+def test_rule_that_needs_more_devices_waits_for_them(start: Start, delta_update: Make) -> None:
+    fleet = start(MergePolicy(rule="median"))
+    for i in range(3):
+        fleet.take(f"d{i}", delta_update(0.1 * i, lineage=f"d{i}"))
+        merged = fleet.merge()
+        assert (merged is not None) == (i == 2)
+    assert "too few" in fleet.events("merge-failed")[0]
+    assert merged is not None
+    assert set(merged.included) == {"d0", "d1", "d2"}
+
+
+def test_database_of_an_older_version_is_taken_over(start: Start, statistics_update: Make, tmp_path: Path) -> None:
+    fleet = start()
+    fleet.take("a", statistics_update(0))
+    fleet.close()
+    with sqlite3.connect(fleet.folder / "db.sqlite") as database:
+        for table in ("refused", "forgotten", "merge_memory"):
+            database.execute(f"DROP TABLE {table}")
+    database.close()
+    shutil.copytree(fleet.folder, tmp_path / "copy")
+    fleet.start()
+    assert fleet.merge() is not None
+
+
+# Classes
+
+
+def test_changes_go_on_from_a_merge_of_statistics_with_added_classes(
+    start: Start, statistics_update: Make, delta_update: Make
+) -> None:
+    fleet = start()
+    fleet.take("a", statistics_update(0, ("smudge",)))
+    first = fleet.merge()
+    assert first is not None
+    fleet.core.forget("a", fleet.now)  # then only changes are left
+    fleet.merge()
+    pushed = fleet.core.add_artifact(first.encode(), Path("/nonexistent"))
+    assert fleet.store is not None
+    fleet.store.release(
+        kind="head", digest=pushed["digest"], backbone=pushed["backbone"], devices=["*"], reason="", now_ms=1
+    )
+    fleet.take("b", delta_update(0.5, ("smudge",), base_release=fleet.store.releases()[0].counter))
+    second = fleet.merge()
+    assert second is not None
+    assert second.class_names == first.class_names
+    np.testing.assert_allclose(second.parameters["7.bias"], first.parameters["7.bias"] + 0.5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("change", [{"class_names": tuple("abcdefghijk")}, {"class_names": ()}])
+def test_pushed_head_with_other_classes_than_it_names_is_refused(
+    start: Start, statistics_update: Make, change: dict[str, Any]
+) -> None:
+    fleet = start()
+    fleet.take("a", statistics_update(0, ("smudge",)))
+    merged = fleet.merge()
+    assert merged is not None
+    with pytest.raises(BundleError):
+        fleet.core.add_artifact(dataclasses.replace(merged, **change).encode(), Path("/nonexistent"))
