@@ -166,6 +166,7 @@ class StatisticsLearner:
             scale = TRUSTED_PAST / n
             self._base, self._own, self._included = (s * scale for s in (self._base, self._own, self._included))
             self._sent.clear()
+        self._offset = None  # what a pushed head knew beyond the sums is of the past, too
         matrix = self._task.matrix(targets)
         self._own = self._own + HeadStatistics.of_targets(features, matrix, np.full(len(features), self._gain))
         self._factor, self._is_solved = None, False

@@ -103,7 +103,8 @@ class SgdLearner:
         features, targets, weights = self.checked(features, targets, weights)
         if len(features) == 0:
             return
-        before, memory, replay_before = self._step.parameters(), self._step.memory(), self._replay.state()
+        before, memory = self._step.parameters(), self._step.memory()
+        replay_before = self._replay.state() if len(features) > 1 else None  # one alone is put there at the very end
         try:
             for i in range(len(targets)):
                 # Random numbers depend on the seed and the sample's number only: a restart draws what would have come.
@@ -114,15 +115,17 @@ class SgdLearner:
                     np.concatenate([targets[i : i + 1], old_targets]),
                     float(weights[i]),
                 )
+                if i == len(targets) - 1:
+                    live = self._plain(self._step.parameters())
+                    if not all(np.isfinite(array).all() for array in live.values()):
+                        raise LearningError("the head has values that are not finite")
                 # What is trusted by a half is kept half as often: the buffer has no weights.
                 if self._per_class and (weights[i] >= 1 or rng.random() < weights[i]):
                     self._replay.put(features[i : i + 1], targets[i : i + 1], rng)
-            live = self._plain(self._step.parameters())
-            if not all(np.isfinite(array).all() for array in live.values()):
-                raise LearningError("the head has values that are not finite")
         except BaseException:  # whatever interrupts a batch: nothing of it was learned
             self._step.load(before, memory)
-            self._replay.restore(replay_before)
+            if replay_before is not None:
+                self._replay.restore(replay_before)
             raise
         self.n_samples += len(targets)
         self._live = live

@@ -6,7 +6,8 @@ Three methods share one matrix, the scatter about group means ``S = sum_g sum_{i
   ``C = S / n`` shrunk toward a multiple of the identity (Ledoit and Wolf 2004, with a fixed share),
   ``logit_c(x) = x C⁻¹ mu_c - mu_cᵀ C⁻¹ mu_c / 2``, all classes equally likely beforehand;
 * ``ridge``: ridge regression on the targets. One group, so S is the total scatter; with ``T = sum w (x - mu)(y - m)ᵀ``
-  ``V = (S + rho I)⁻¹ T`` and ``output = (x - mu) V + m``: the intercept is not shrunk;
+  ``V = (S + rho I)⁻¹ T`` and ``output = (x - mu) V + m``: the intercept is not shrunk, and rho is the scatter of
+  `RIDGE_SAMPLES` samples;
 * ``means``: nearest class mean, which is the discriminant with S replaced by its mean diagonal.
 
 `Factor` keeps ``P = (S + rho I)⁻¹``. A sample with the weight w changes S by ``u uᵀ`` with
@@ -30,6 +31,8 @@ Method = Literal["discriminant", "ridge", "means"]
 # Share of the scatter that is replaced by a multiple of the identity. On turned digits 0.02 to 0.1 were the same within
 # half a point with clean labels, and with 20 % wrong labels 0.1 was a point better (docs/learning.md).
 SHRINKAGE = 0.1
+# What ridge regression adds to the scatter: that of so many samples, whatever their number.
+RIDGE_SAMPLES = 20.0
 # Logit of a class that has never been seen; the mean logit of the others is 0, so it is never the largest.
 UNSEEN_LOGIT = -1e4
 _LARGEST = float(np.finfo(np.float32).max)
@@ -96,6 +99,8 @@ class Factor:
         return max(self._squares - between, 0.0) / len(self._sum)
 
     def _wanted(self) -> float:
+        if self._method == "ridge":
+            return RIDGE_SAMPLES / self._n * self._average() + _TINY * self._n
         return self._shrinkage / (1.0 - self._shrinkage) * self._average() + _TINY * self._n
 
     def _step(self) -> float:

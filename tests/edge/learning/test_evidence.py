@@ -76,6 +76,16 @@ def test_a_total_loss_leaves_something() -> None:
     assert not lost.exceeds(0.9)
 
 
+def test_nothing_is_staked_on_a_head_that_has_been_worse_lately() -> None:
+    evidence = Evidence()
+    for _ in range(50):
+        evidence.add(-0.5)
+    before = evidence.log_wealth
+    evidence.add(-1.0)
+    assert evidence.log_wealth == before
+    assert before > -3.0  # what is lost until then is little
+
+
 def test_the_mean_is_of_late_gains() -> None:
     evidence = Evidence()
     for gain in [0.0] * 500 + [0.5] * 400:

@@ -205,15 +205,16 @@ def test_of_candidates_that_are_as_good_the_first_is_preferred() -> None:
         assert shadow.leader == order[0]
 
 
-def test_of_candidates_that_are_nearly_as_good_the_first_is_preferred() -> None:
+@pytest.mark.parametrize("seed", range(4))
+def test_of_candidates_that_are_nearly_as_good_the_first_is_preferred(seed: int) -> None:
     here, there = world(0), world(50)
     good = head_for(there)
-    nearly = {name: 0.8 * good[name] + 0.2 * head_for(here)[name] for name in good}
-    assert accuracy(good, there) - 0.04 < accuracy(nearly, there) < accuracy(good, there)
-    for seed in range(6):
-        shadow = scripted(head_for(here), nearly=nearly, good=good)
-        teach(shadow, draw(there, 100, seed))
-        assert shadow.leader == "nearly"
+    bad = {name: -array for name, array in good.items()}
+    shipped = {name: 0.5 * good[name] + 0.5 * head_for(here)[name] for name in good}
+    # Wrong once: the evidence for it is a bit weaker when that for the other one is strong.
+    shadow = scripted(shipped, nearly=lambda n: bad if n == 5 else good, good=good)
+    teach(shadow, draw(there, 150, seed))
+    assert shadow.leader == "nearly"
 
 
 def test_a_candidate_that_is_much_better_than_the_first_is_preferred() -> None:

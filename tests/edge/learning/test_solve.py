@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge.contract.errors import LearningError
-from edge.learning.solve import SHRINKAGE, UNSEEN_LOGIT, Factor, Method, solve
+from edge.learning.solve import RIDGE_SAMPLES, SHRINKAGE, UNSEEN_LOGIT, Factor, Method, solve
 from edge.learning.statistics import HeadStatistics
 
 Array = npt.NDArray[np.float64]
@@ -67,7 +67,7 @@ def test_ridge_is_that_of_scikit_learn(seed: int) -> None:
     statistics = HeadStatistics.of_targets(features, targets, weights)
     mean = np.average(features, axis=0, weights=weights)
     scatter = ((features - mean).T * weights) @ (features - mean)
-    rho = SHRINKAGE / (1 - SHRINKAGE) * np.trace(scatter) / 5 + 1e-9 * weights.sum()
+    rho = RIDGE_SAMPLES / weights.sum() * np.trace(scatter) / 5 + 1e-9 * weights.sum()
     expected = Ridge(alpha=rho).fit(features, targets, sample_weight=weights)
     found, biases = solve(statistics, "ridge")
     np.testing.assert_allclose(found, expected.coef_, rtol=1e-7, atol=1e-9)
@@ -92,7 +92,7 @@ def test_means_answers_the_nearest_class_mean(seed: int) -> None:
     assert ((x @ weights.T + biases).argmax(axis=1) == distances.argmin(axis=1)).all()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["discriminant", "means"])  # ridge is shrunk less, the more samples there are
 def test_scaling_all_samples_alike_does_not_move_the_head(method: Method) -> None:
     statistics = of(*data(80, 5, 3, 1), 3)
     for found, expected in zip(solve(statistics.scaled_to(7), method), solve(statistics, method), strict=True):
