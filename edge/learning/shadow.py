@@ -43,10 +43,14 @@ NEAR = 0.05
 WORTH_A_CHANGE = 0.02
 # What a candidate may lose on the reserve by class.
 TOLERATED_FORGETTING = 0.02
+# Agreement with late labels, beyond chance, that a candidate must have to be promoted.
+LEAST_AGREEMENT = 0.25
 # Labels between two snapshots of a head that follows, and between two fits of its temperature.
 SNAPSHOT_EVERY, CALIBRATE_EVERY = 32, 16
 # How fast the usual error of a class is learned, and what it is taken for at first.
 _USUAL, _USUAL_FIRST = 0.05, 0.25
+# A class is new for so many labels.
+_NEW = 5
 # Of `Adwin`. A false alarm costs little, a change that is missed much: with 0.002 four of ten classes that changed their
 # names 140 labels after a promotion were not noticed in 12 of 12 streams, with 0.05 in 2; no false alarm in either.
 DRIFT_DELTA = 0.05
@@ -101,6 +105,7 @@ class Shadow:
         self._return = Evidence()
         self._drift = Adwin(DRIFT_DELTA)
         self._usual = np.full(task.n_groups, _USUAL_FIRST)
+        self._heard = np.zeros(task.n_groups, np.int64)
         self._since = self._seen = 0
         self.reserve = Reserve(shape, task, len(self._names))
         self.temperature = 1.0
@@ -187,7 +192,7 @@ class Shadow:
         level = ALPHA / len(self._names)
         least = WORTH_A_CHANGE if self._leader else 0.0
         others = {name: evidence for name, evidence in self._evidence.items() if name != self._leader}
-        strong = [name for name, e in others.items() if e.exceeds(level) and e.mean > least]
+        strong = [name for name, e in others.items() if e.exceeds(level) and e.mean > least and self._agrees(name)]
         if not strong:
             return ""
         best = max(others[name].mean for name in strong)
@@ -195,6 +200,19 @@ class Shadow:
         near = (name for name in others if others[name].mean >= best - NEAR and others[name].exceeds(level**0.5))
         found = next((name for name in near if self._remembers(name)), "")
         return found or next((name for name in strong if self._remembers(name)), "")
+
+    def _agrees(self, name: str) -> bool:
+        """Whether a candidate agrees with the labels beyond chance; where labels are random, nobody is to win by luck.
+
+        Cohen's kappa with classes equally likely: ``(a - 1/C) / (1 - 1/C)`` for the accuracy a on late labels.
+        """
+        if not self._task.is_classifier:
+            return True
+        count = int(min(len(self.reserve), self._evidence[name].n))
+        _, targets, _, shadows = self.reserve.recent(count)
+        accuracy = float(self._task.right(shadows[:, self._names.index(name)], targets).mean())
+        chance = 1.0 / self._task.n_outputs
+        return (accuracy - chance) / (1.0 - chance) >= LEAST_AGREEMENT
 
     def _remembers(self, name: str) -> bool:
         """Whether a candidate is no worse than the live head on samples of all classes, also those from long ago."""
@@ -231,6 +249,10 @@ class Shadow:
             self._snapshots = [*self._snapshots[-1:], {k: a.copy() for k, a in self.live().items()}]
         group = int(self._task.groups(target)[0])
         error = float(self._losses(live, target)[0])
+        heard, self._heard[group] = int(self._heard[group]), self._heard[group] + 1
+        if heard < _NEW:  # a class that had not come before: to be wrong about it says nothing about the world
+            self._usual[group] = max(_USUAL_FIRST, (heard * self._usual[group] + error) / (heard + 1))
+            return []
         above = max(0.0, error - self._usual[group])
         self._usual[group] += _USUAL * trust * (error - self._usual[group])
         if self._drift.add(trust * above) <= 0.0:
@@ -280,6 +302,7 @@ class Shadow:
         self._task = Task(self._task.recipe, n_classes)
         self.reserve.grow(n_classes)
         self._usual = np.concatenate([self._usual, np.full(more, _USUAL_FIRST)])
+        self._heard = np.concatenate([self._heard, np.zeros(more, np.int64)])
 
     def state(self) -> State:
         """Everything, for saving."""
@@ -287,6 +310,7 @@ class Shadow:
         state: State = {
             "counts": np.array([number, self._since, self._seen, len(self._snapshots)], np.int64),
             "usual": self._usual.copy(),
+            "heard": self._heard.copy(),
             "temperature": np.array([self.temperature]),
         }
         heads = {"fixed": self._fixed, "live": self.live()} | {
@@ -312,7 +336,7 @@ class Shadow:
         temperature = take(state, "temperature")
         if number > len(self._names) or temperature.shape != (1,) or not temperature[0] > 0:
             raise LearningError("the saved state is of other learners")
-        usual = take_like(state, "usual", self._usual)
+        usual, heard = take_like(state, "usual", self._usual), take_like(state, "heard", self._heard)
         fixed, snapshots = head("fixed"), [head(f"snapshot{i}") for i in range(n_snapshots)]
         for i, name in enumerate(self._names):
             self.candidates[name].restore(part(state, f"candidate.{name}."))
@@ -321,7 +345,7 @@ class Shadow:
         self._drift.restore(part(state, "drift."))
         self.reserve.restore(part(state, "reserve."))
         self._leader = self._names[number - 1] if number else ""
-        self._fixed, self._snapshots, self._usual = fixed, snapshots, usual
+        self._fixed, self._snapshots, self._usual, self._heard = fixed, snapshots, usual, heard
         self._since, self._seen, self.temperature = since, seen, float(temperature[0])
 
 
