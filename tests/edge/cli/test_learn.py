@@ -20,10 +20,11 @@ def invoke(*arguments: object) -> Result:
 
 
 @pytest.fixture
-def samples(tmp_path: Path, digits_bundle: Path) -> Path:
-    """160 samples whose classes are called one further than the shipped head says."""
-    x = np.random.default_rng(0).random((160, 1, 8, 8), np.float32)
-    y = (OnDeviceModel.open(digits_bundle).predict(x).argmax(axis=1) + 1) % 10
+def samples(tmp_path: Path) -> Path:
+    """160 samples of ten kinds that the shipped head knows nothing of."""
+    rng = np.random.default_rng(3)
+    kinds, y = rng.random((10, 1, 8, 8)), rng.integers(0, 10, 160)
+    x = np.clip(kinds[y] + rng.normal(0, 0.1, (160, 1, 8, 8)), 0, 1).astype(np.float32)
     np.savez(tmp_path / "samples.npz", x=x, y=y)
     return tmp_path / "samples.npz"
 
@@ -34,8 +35,8 @@ def test_replays_a_file_and_says_what_came_of_it(tmp_path: Path, digits_bundle: 
     assert found.exit_code == 0, found.output
     numbers = json.loads(report.read_text())
     assert numbers["samples"] == 160
-    assert numbers["without_learning_accuracy"] == 0.0
-    assert numbers["predict_then_learn_accuracy"] > 0.2
+    assert numbers["without_learning_accuracy"] < 0.3
+    assert numbers["predict_then_learn_accuracy"] > 0.6
     assert numbers["test_accuracy"] > 0.7 > numbers["test_accuracy_before"]
     assert numbers["leader"] == "statistics"
     assert numbers["events"][0]["kind"] == "promoted"
@@ -59,7 +60,7 @@ def test_late_labels_are_learned_in_the_end(tmp_path: Path, digits_bundle: Path,
     found = invoke("learn", digits_bundle, samples, "--late", 1000, "--test", samples, "--json", report)
     assert found.exit_code == 0, found.output
     numbers = json.loads(report.read_text())
-    assert numbers["predict_then_learn_accuracy"] == 0.0
+    assert numbers["predict_then_learn_accuracy"] == numbers["without_learning_accuracy"]
     assert numbers["test_accuracy"] > 0.7
 
 
