@@ -168,7 +168,7 @@ def merge_by(
         already: By lineage, the version of changes that an earlier merge included.
         current_names: Classes of the current head, where it has more than the bundle.
         memory: Of the merge before.
-        rng: For noise.
+        rng: For noise; needed where the policy asks for any.
 
     Raises:
         LearningError: There is nothing to merge, or the policy's rule cannot merge it.
@@ -187,7 +187,6 @@ def merge_by(
         return Merge(release=None, refused=refused, memory=memory)
     names = tuple(current_names) or bundle.manifest.class_names
     contributed = [_contributed(device, update, bundle, current, names, release) for device, update in changes]
-    rng = np.random.default_rng() if rng is None else rng
     parameters, memory = merge_changes(policy, current, contributed, memory, rng)
     merged = HeadRelease(
         backbone=bundle.manifest.backbone_digest,

@@ -54,13 +54,13 @@ class CoordinatorCore:
         config: Its options.
         store: Its database.
         artifacts: Its files.
-        rng: For the noise of merges; None for one that nobody can foresee.
+        rng: For the noise of merges; nobody may foresee it.
     """
 
     def __init__(
         self, config: CoordinatorConfig, store: Store, artifacts: ArtifactStore, rng: np.random.Generator | None = None
     ) -> None:
-        self._rng = np.random.default_rng() if rng is None else rng
+        self._rng = rng
         self._config = config
         self._store = store
         self._artifacts = artifacts

@@ -57,7 +57,7 @@ def merge_changes(
     base: Mapping[str, FloatArray],
     contributed: Sequence[Contributed],
     memory: MergeMemory,
-    rng: np.random.Generator,
+    rng: np.random.Generator | None,
 ) -> tuple[Parameters, MergeMemory]:
     """The next head.
 
@@ -66,7 +66,7 @@ def merge_changes(
         base: The current head.
         contributed: The changes, each with samples behind it.
         memory: Of the merge before.
-        rng: For the noise.
+        rng: For the noise; needed where the policy asks for any.
 
     Returns:
         The head, and what the merge after must be given. Robust rules, limits and noise count one voice a device: its
@@ -85,6 +85,8 @@ def merge_changes(
         rule = {"median": coordinate_median, "trimmed-mean": trimmed_mean, "krum": krum}[policy.rule]
         return rule(base, deltas, n_garbage), memory
     if policy.noise_multiplier > 0:
+        if rng is None:
+            raise LearningError("noise needs a generator of random numbers")
         mean = private_mean(
             base,
             _one_voice_each(base, contributed, 0.0),

@@ -9,6 +9,7 @@ import contextlib
 import logging
 import os
 import queue
+import secrets
 import signal
 import threading
 import time
@@ -18,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import uvicorn
 
 from edge.channel import topics
@@ -67,7 +69,12 @@ class CoordinatorService:
         self._stopping = self._failed = False
         self._lock = lock_folder(config.data_dir)
         self._store = Store(config.data_dir / "coordinator.sqlite")
-        self.core = CoordinatorCore(config, self._store, ArtifactStore(config.data_dir / "artifacts"))
+        self.core = CoordinatorCore(
+            config,
+            self._store,
+            ArtifactStore(config.data_dir / "artifacts"),
+            np.random.default_rng(secrets.randbits(128)),
+        )
         self._queue: queue.Queue[_Call | TransportEvent] = queue.Queue(MAX_QUEUED)
 
     def register_bundle(self, path: Path) -> None:

@@ -51,8 +51,8 @@ SNAPSHOT_EVERY, CALIBRATE_EVERY = 32, 16
 _USUAL, _USUAL_FIRST = 0.05, 0.25
 # A class is new for so many labels.
 _NEW = 5
-# Of `Adwin`. A false alarm costs little, a change that is missed much: with 0.002 four of ten classes that changed their
-# names 140 labels after a promotion were not noticed in 12 of 12 streams, with 0.05 in 2; no false alarm in either.
+# Of `Adwin`. A false alarm costs little, a change that is missed much: with 0.002, four of ten classes that changed
+# names 140 labels after a promotion were missed in 12 of 12 streams, with 0.05 in 2; no false alarm in either.
 DRIFT_DELTA = 0.05
 
 
@@ -192,7 +192,7 @@ class Shadow:
         level = ALPHA / len(self._names)
         least = WORTH_A_CHANGE if self._leader else 0.0
         others = {name: evidence for name, evidence in self._evidence.items() if name != self._leader}
-        strong = [name for name, e in others.items() if e.exceeds(level) and e.mean > least and self._agrees(name)]
+        strong = [n for n, e in others.items() if e.exceeds(level) and e.mean > least and self._agrees(n)]
         if not strong:
             return ""
         best = max(others[name].mean for name in strong)

@@ -209,9 +209,10 @@ def test_statistics_are_left_out_where_noise_is_asked_for(
     alone = merge_by(policy, bundle, [("a", statistics_update(0))], bundle.head_parameters(), 0, {})
     assert alone.release is None
     assert "noise" in alone.refused["l0"]
-    both = merge_by(
-        policy, bundle, [("a", statistics_update(0)), ("b", delta_update(0.1))], bundle.head_parameters(), 0, {}
-    )
+    updates = [("a", statistics_update(0)), ("b", delta_update(0.1))]
+    with pytest.raises(LearningError, match="generator"):
+        merge_by(policy, bundle, updates, bundle.head_parameters(), 0, {})
+    both = merge_by(policy, bundle, updates, bundle.head_parameters(), 0, {}, rng=np.random.default_rng(0))
     assert both.release is not None
     assert set(both.release.included) == {"l"}
     assert not both.release.merged
