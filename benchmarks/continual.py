@@ -432,9 +432,9 @@ def draw(curves: dict[str, list[Array]], path: Path) -> None:
     axes = figure.subplots()
     for learner, found in curves.items():
         mean = np.mean(found, axis=0)
-        axes.plot(
-            np.convolve(mean, np.ones(50) / 50, "valid"), label=learner, linewidth=2.2 if learner == "auto" else 1.2
-        )
+        running = np.convolve(mean, np.ones(50) / 50, "valid")
+        width = 2.2 if learner == "auto" else 1.2
+        axes.plot(range(50, len(mean) + 1), running, label=learner, linewidth=width)
     axes.set(
         xlabel="labelled samples",
         ylabel="accuracy, mean of 50",

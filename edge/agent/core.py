@@ -151,7 +151,7 @@ class AgentCore:
         sample_id = self._sample_id(request)
         label, weight = request.get("y"), request.get("weight", 1.0)
         names = self._host.model.class_names
-        if isinstance(label, str):
+        if isinstance(label, str) and names:
             if label not in names:
                 raise LearningError(
                     f"y: expected a class from 0 to {len(names) - 1} or one of its names, got {label!r:.40}"
