@@ -327,7 +327,7 @@ def _torchscript(
 def _head_torchscript(trainable: Trainable, plan: ConversionPlan) -> bytes | None:
     """The head for the torch executor, None where it has an operator that cannot be said in TorchScript."""
     head = trainable.parts.head
-    if head is None or not plan.torchscript or plan.format != "edge":
+    if head is None or not plan.torchscript or plan.format not in ("edge", "dir"):
         return None
     try:
         return torch_head(head.graph, head.features.name, list(head.parameters))
