@@ -24,7 +24,7 @@ from edge.coordinator.policy import MergePolicy
 from edge.learning.closed_form import PRIOR_SAMPLES, TRUSTED_PAST
 from edge.learning.exchange import HeadRelease, HeadUpdate
 from edge.learning.merge import Delta, head_of, merge_statistics
-from edge.learning.robust import implausible_statistics
+from edge.learning.robust import screen_statistics
 from edge.learning.statistics import HeadStatistics
 
 # As devices take them.
@@ -289,21 +289,10 @@ def _merge_statistics(
 def _screened(
     sums: Mapping[str, HeadStatistics], prior: HeadStatistics, is_classifier: bool
 ) -> tuple[dict[str, str], tuple[str, ...]]:
-    """By device, why its statistics are left out; and the devices of which it cannot be said.
-
-    What no samples can have is left out always. What is unlike others is left out while it is the minority: of two
-    devices that disagree, or of three that all do, nobody can tell which one is wrong.
-    """
-    heard = {device: total for device, total in sums.items() if total.n_samples > 0}  # the others change nothing
-    devices = list(heard)
-    impossible = {d: why for d in devices for why in implausible_statistics([heard[d]], None, is_classifier).values()}
-    possible = [device for device in devices if device not in impossible]
-    found = implausible_statistics(
-        [heard[device] for device in possible], prior if prior.n_samples > 0 else None, is_classifier
-    )
-    if 2 * len(found) >= len(possible):
-        return impossible, tuple(possible[i] for i in sorted(found))
-    return impossible | {possible[i]: why for i, why in found.items()}, ()
+    """By device, why its statistics are left out; and the devices of which it cannot be said."""
+    devices = [device for device, total in sums.items() if total.n_samples > 0]  # the others change nothing
+    found = screen_statistics([sums[d] for d in devices], prior if prior.n_samples > 0 else None, is_classifier)
+    return {devices[i]: why for i, why in found.refused.items()}, tuple(devices[i] for i in sorted(found.undecided))
 
 
 def _lined_up(statistics: HeadStatistics, added: Sequence[str], wanted: Sequence[str]) -> HeadStatistics:

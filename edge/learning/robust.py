@@ -5,7 +5,7 @@ at all changes at once, so they hold them all: devices times parameters in float
 many samples a device claims can be garbage too. A change with values that are not finite is left out and counts as one
 of the assumed garbage ones, so it is not assumed a second time among the rest.
 
-Statistics are sums, and a median of sums of different classes means nothing. `implausible_statistics` instead finds
+Statistics are sums, and a median of sums of different classes means nothing. `screen_statistics` instead finds
 devices whose sums no samples can have, or whose samples look like nobody else's; the others are summed as ever.
 
 It finds garbage, not a patient attacker: who sends plausible statistics that are slightly wrong is not found.
@@ -212,9 +212,22 @@ def _apply_flat(base: Mapping[str, FloatArray], change: npt.NDArray[np.float64])
 # Statistics
 
 
-def implausible_statistics(
+@dataclass(frozen=True, slots=True)
+class Screening:
+    """What was found in the statistics of devices.
+
+    Attributes:
+        refused: By index, why it should not be summed.
+        undecided: By index, in what it differs from others that are too few to say that it is wrong.
+    """
+
+    refused: Mapping[int, str]
+    undecided: Mapping[int, str]
+
+
+def screen_statistics(
     contributions: Sequence[HeadStatistics], prior: HeadStatistics | None = None, is_classifier: bool = True
-) -> dict[int, str]:
+) -> Screening:
     """Devices whose statistics should not be summed, with the reason.
 
     Three questions, each asked of those that passed the one before:
@@ -233,7 +246,8 @@ def implausible_statistics(
 
     A device may have any subset of the classes. What nobody else has cannot be compared and passes. The first two
     questions work while the garbage is in the minority in the fleet, the third while it is, for each class, among the
-    devices that have it: two devices that swapped a pair of labels against two that did not cannot be told apart.
+    devices that have it. Where nobody can say who is right, devices are undecided instead of refused: two that swapped
+    a pair of labels against two that did not, two that disagree, three that all do.
 
     Args:
         contributions: One of each device, of one head.
@@ -242,7 +256,7 @@ def implausible_statistics(
         is_classifier: Whether the outputs are classes; of quantities the third question is not asked.
 
     Returns:
-        By index into `contributions`, why it is implausible. A device without samples is listed too.
+        Who is refused and who is undecided. A device without samples is refused.
 
     Raises:
         LearningError: The contributions are of different shapes.
@@ -250,34 +264,39 @@ def implausible_statistics(
     shapes = {(s.gram.shape, s.moment.shape) for s in (*contributions, *(() if prior is None else (prior,)))}
     if len(shapes) > 1:
         raise LearningError("statistics of different heads cannot be compared")
-    reasons: dict[int, str] = {}
+    impossible: dict[int, str] = {}
     left: dict[int, _Summary] = {}
     for i, statistics in enumerate(contributions):
         found = _summary(statistics, is_classifier)
         if isinstance(found, str):
-            reasons[i] = found
+            impossible[i] = found
         else:
             left[i] = found
+    n_possible = len(left)
     shipped = None if prior is None else _summary(prior, is_classifier)
-    for i, reason in _unlike_the_others(left, shipped if isinstance(shipped, _Summary) else None).items():
-        reasons[i] = reason
+    unlike = _unlike_the_others(left, shipped if isinstance(shipped, _Summary) else None)
+    for i in unlike:
         del left[i]
     while strangers := _other_kind(left):
         for i in strangers:
-            reasons[i] = "its samples are spread otherwise, or lie elsewhere, than those of other devices"
+            unlike[i] = "its samples are spread otherwise, or lie elsewhere, than those of other devices"
             del left[i]
-    return reasons | (_disagreeing(left) if is_classifier else {})
+    disagreeing, undecided = _disagreeing(left) if is_classifier else ({}, {})
+    found_out = unlike | disagreeing
+    if 2 * len(found_out) >= n_possible:
+        return Screening(impossible, found_out | undecided)
+    return Screening(impossible | found_out, undecided)
 
 
 def merge_plausible_statistics(
     prior: HeadStatistics, contributions: Sequence[HeadStatistics], is_classifier: bool = True
-) -> tuple[HeadStatistics, dict[int, str]]:
-    """The sum of the prior and all contributions that are not implausible, and why the others are.
+) -> tuple[HeadStatistics, Mapping[int, str]]:
+    """The sum of the prior and all contributions that are not refused, and why the others are.
 
     Raises:
         LearningError: The contributions are of different shapes.
     """
-    refused = implausible_statistics(contributions, prior, is_classifier)
+    refused = screen_statistics(contributions, prior, is_classifier).refused
     return merge_statistics(prior, (s for i, s in enumerate(contributions) if i not in refused)), refused
 
 
@@ -398,10 +417,13 @@ def _root(summaries: Sequence[_Summary]) -> Matrix:
     return root
 
 
-def _disagreeing(summaries: Mapping[int, _Summary]) -> dict[int, str]:
-    """Devices whose class means are not those of other devices, the worst first."""
+def _disagreeing(summaries: Mapping[int, _Summary]) -> tuple[dict[int, str], dict[int, str]]:
+    """Devices whose class means are not those of other devices; and those for which there is no majority that says so.
+
+    The worst are removed first. There is no majority for a class of which as many devices were removed as remain.
+    """
     if len(summaries) < 2:
-        return {}
+        return {}, {}
     devices = list(summaries.values())
     index = np.array(list(summaries))
     counts = np.array([s.counts for s in devices])
@@ -409,21 +431,26 @@ def _disagreeing(summaries: Mapping[int, _Summary]) -> dict[int, str]:
     here = np.ones(len(index), bool)
     reasons: dict[int, str] = {}
     while True:
-        margins, excess = _agreement(means[here], counts[here])
+        margins, depths, excess = _agreement(means[here], counts[here])
         if (margins < 0).any():
-            worst = int(np.argmin(margins))
+            worst = int(np.argmax(np.where(margins < 0, depths, -np.inf)))
             reason = "its class means are not closest to other devices' means of the same classes"
         elif (excess > 0).any():
             worst = int(np.argmax(excess))
             reason = "its class means are far from other devices' means of the same classes"
         else:
-            return reasons
+            break
         removed = np.flatnonzero(here)[worst]
         reasons[int(index[removed])] = reason
         here[removed] = False
+    has = counts > 0
+    is_tied = has[~here].sum(axis=0) >= has[here].sum(axis=0)
+    tied_share = (counts * is_tied).sum(axis=1) / counts.sum(axis=1)
+    undecided = {int(i): reasons.pop(int(i)) for i in index[~here & (tied_share >= 0.5)]}
+    return reasons, undecided
 
 
-def _agreement(means: Matrix, counts: Matrix) -> tuple[Matrix, Matrix]:
+def _agreement(means: Matrix, counts: Matrix) -> tuple[Matrix, Matrix, Matrix]:
     """How well each device's class means agree with the others'.
 
     Args:
@@ -433,7 +460,8 @@ def _agreement(means: Matrix, counts: Matrix) -> tuple[Matrix, Matrix]:
     Returns:
         ``(n_devices,)`` margins, the mean over a device's samples of where its class mean lies between its own class
         (0.5) and the most similar other one (-0.5), above `_LEAST_MARGIN` less what so few samples allow, infinite
-        where nothing can be compared; and ``(n_devices,)`` the `_excess` of the distance to its own classes.
+        where nothing can be compared; ``(n_devices,)`` depths, how many standard deviations beyond the middle of the
+        two; and ``(n_devices,)`` the `_excess` of the distance to its own classes.
     """
     n_devices, n_classes, d = means.shape
     has = counts > 0
@@ -444,6 +472,7 @@ def _agreement(means: Matrix, counts: Matrix) -> tuple[Matrix, Matrix]:
         typical[c] = np.median(counts[has[:, c], c])
     known = np.isfinite(references[:, :, 0])
     margins, distances, noise = np.full(n_devices, np.inf), np.full(n_devices, np.nan), np.full(n_devices, np.nan)
+    depths = np.full(n_devices, -np.inf)
     for i in range(n_devices):
         own = np.flatnonzero(has[i] & known[i])
         if not len(own):
@@ -463,13 +492,14 @@ def _agreement(means: Matrix, counts: Matrix) -> tuple[Matrix, Matrix]:
             apart = np.sqrt(np.take_along_axis(lengths, nearest, axis=1)[:, 0])
             allowed = np.maximum(_MARGIN_ALLOWANCE, _MARGIN_DEVIATIONS / np.maximum(apart, 1e-9))
             others = np.maximum(has[:, own].sum(axis=0) - 1, 1) * typical[own] / _MEDIAN_VARIANCE
+            depths[i] = -weights @ (np.take_along_axis(position, nearest, axis=1)[:, 0] * apart)
             few = np.sqrt(np.square(weights * allowed) @ (1.0 / counts[i, own] + 1.0 / others))
             margins[i] -= _LEAST_MARGIN - few
     excess = np.full(n_devices, -np.inf)
     compared = np.isfinite(distances)
     if compared.sum() > 2:
         excess[compared] = _excess(distances[compared], noise[compared])
-    return margins, excess
+    return margins, depths, excess
 
 
 def _medians_of_others(values: Matrix, has: npt.NDArray[np.bool_]) -> Matrix:

@@ -13,13 +13,14 @@ from hypothesis.extra import numpy as hnp
 from edge.contract.errors import LearningError
 from edge.learning.merge import Delta, merge_statistics, weighted_mean
 from edge.learning.robust import (
+    Screening,
     SortedChanges,
     _medians_of_others,
     clipped_to_median_norm,
     coordinate_median,
-    implausible_statistics,
     krum,
     merge_plausible_statistics,
+    screen_statistics,
     trimmed_mean,
 )
 from edge.learning.solve import solve
@@ -269,7 +270,7 @@ REASONS = {
 def test_says_why(kind: str, reason: str) -> None:
     rng = np.random.default_rng(0)
     sent = [GARBAGE[kind](x, y, rng) if i == 7 else of(x, y) for i, (x, y) in enumerate(fleet(rng))]
-    refused = implausible_statistics(sent, prior())
+    refused = screen_statistics(sent, prior()).refused
     assert refused.keys() == {7}
     assert reason in refused[7]
 
@@ -284,7 +285,7 @@ def test_says_what_no_sums_have() -> None:
         (HeadStatistics(askew, honest.moment), "symmetric"),
         (HeadStatistics(honest.gram, negative), "negative count"),
     ):
-        refused = implausible_statistics([*sent[:3], bad, *sent[4:]])
+        refused = screen_statistics([*sent[:3], bad, *sent[4:]]).refused
         assert refused.keys() == {3}
         assert reason in refused[3]
 
@@ -298,7 +299,7 @@ def test_classes_that_moved_apart_are_found_though_their_mean_did_not_move() -> 
     sides = np.where(y == y.min(), 1.0, -1.0)
     sent = [of(*device) for device in devices]
     sent[7] = of(x + 15 * sides[:, None] * direction, y)
-    refused = implausible_statistics(sent)
+    refused = screen_statistics(sent).refused
     assert refused.keys() == {7}
     assert "far from other devices' means of the same classes" in refused[7]
 
@@ -328,15 +329,15 @@ def test_garbage_is_refused_when_a_third_of_the_devices_are_lost(kind: str) -> N
 def test_honest_devices_pass_however_many_they_are(n_devices: int, shift: float) -> None:
     for seed in range(3):
         sent = [of(x, y) for x, y in fleet(np.random.default_rng(seed), n_devices, shift)]
-        assert implausible_statistics(sent, prior()) == {}
-        assert implausible_statistics(sent) == {}
+        assert screen_statistics(sent, prior()) == Screening({}, {})
+        assert screen_statistics(sent) == Screening({}, {})
 
 
 def test_honest_devices_with_a_single_sample_pass() -> None:
     rng = np.random.default_rng(3)
     labels = [np.resize(rng.integers(0, N_CLASSES, 2), n) for n in (1, 1, 1, 2, 3, 5, 200, 8, 8, 20) * 4]
     sent = [of(samples(y, rng), y) for y in labels]
-    assert implausible_statistics(sent, prior()) == {}
+    assert screen_statistics(sent, prior()) == Screening({}, {})
 
 
 # At 3 standard deviations a single sample is often nearer to another class.
@@ -347,14 +348,49 @@ def test_honest_devices_with_few_samples_pass_in_hard_tasks_too(noise: float, to
         rng = np.random.default_rng(seed)
         labels = [np.resize(rng.permutation(N_CLASSES)[:2], n) for n in (1, 1, 2, 3, 40, 5, 60, 8) * 6]
         x = [np.maximum(0, samples(y, rng) + noise * rng.normal(size=(len(y), N_FEATURES))) for y in labels]
-        refused += len(implausible_statistics([of(*device) for device in zip(x, labels, strict=True)]))
+        refused += len(screen_statistics([of(*device) for device in zip(x, labels, strict=True)]).refused)
     assert refused <= tolerated
+
+
+def pair_of_classes(first: int, n: int, rng: Generator, *, is_swapped: bool = False) -> HeadStatistics:
+    y = np.resize([first, first + 1], n)
+    x = samples(y, rng)
+    return classes_swapped(x, y, rng) if is_swapped else of(x, y)
+
+
+def test_two_that_swapped_a_pair_of_labels_against_two_that_did_not_are_undecided() -> None:
+    rng = np.random.default_rng(0)
+    others = [pair_of_classes(first, 40, rng) for first in (2, 4, 6, 8) for _ in range(3)]
+    disputed = [pair_of_classes(0, 40, rng, is_swapped=i < 2) for i in range(4)]
+    found = screen_statistics([*others, *disputed])
+    assert not found.refused
+    assert len(found.undecided) == 2
+    assert min(found.undecided) >= len(others)
+    third = screen_statistics([*others, *disputed, pair_of_classes(0, 40, rng)])
+    assert third == Screening(dict.fromkeys([12, 13], third.refused[12]), {})
+
+
+def test_garbage_is_refused_though_it_has_a_few_samples_of_a_class_that_only_one_other_device_has() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.concatenate([np.resize([0, 1], 40), np.full(4, 9)])
+    sent = [pair_of_classes(0, 40, rng) for _ in range(4)]
+    swapped = np.where(labels < 9, 1 - labels, labels)
+    sent += [of(samples(labels, rng), labels), of(samples(labels, rng), swapped)]
+    assert screen_statistics(sent).refused.keys() == {5}
+
+
+def test_three_of_which_no_two_agree_are_undecided() -> None:
+    rng = np.random.default_rng(0)
+    sent = [of(samples(y, rng), (y + i) % N_CLASSES) for i in range(3) for y in [np.resize([0, 1, 2, 3], 80)]]
+    found = screen_statistics(sent)
+    assert not found.refused
+    assert len(found.undecided) == 2
 
 
 def test_a_class_that_only_one_device_has_passes() -> None:
     rng = np.random.default_rng(0)
     devices = [np.resize([0, 1], 30)] * 5 + [np.full(30, 9)]
-    assert implausible_statistics([of(samples(y, rng), y) for y in devices]) == {}
+    assert screen_statistics([of(samples(y, rng), y) for y in devices]) == Screening({}, {})
 
 
 @settings(max_examples=20, deadline=None)
@@ -363,8 +399,8 @@ def test_what_is_refused_does_not_depend_on_the_order(order: list[int], kind: st
     rng = np.random.default_rng(1)
     devices = fleet(rng, 12)
     sent = [GARBAGE[kind](x, y, rng) if i == 5 else of(x, y) for i, (x, y) in enumerate(devices)]
-    refused = implausible_statistics([sent[i] for i in order])
-    assert {order[i] for i in refused} == set(implausible_statistics(sent))
+    refused = screen_statistics([sent[i] for i in order]).refused
+    assert {order[i] for i in refused} == set(screen_statistics(sent).refused)
 
 
 def test_quantities_have_no_classes_to_compare() -> None:
@@ -373,12 +409,12 @@ def test_quantities_have_no_classes_to_compare() -> None:
     for i in range(9):
         x = rng.normal(size=(40, 5)) * (100.0 if i == 4 else 1.0)
         sent.append(HeadStatistics.of_targets(x, x[:, :2] - 3.0, np.ones(40)))
-    assert implausible_statistics(sent, is_classifier=False).keys() == {4}
+    assert screen_statistics(sent, is_classifier=False).refused.keys() == {4}
 
 
 def test_nothing_comes_of_nothing_and_other_shapes_are_refused() -> None:
-    assert implausible_statistics([]) == {}
+    assert screen_statistics([]) == Screening({}, {})
     with pytest.raises(LearningError, match="different heads"):
-        implausible_statistics([HeadStatistics.empty(3, 2), HeadStatistics.empty(3, 3)])
+        screen_statistics([HeadStatistics.empty(3, 2), HeadStatistics.empty(3, 3)])
     with pytest.raises(LearningError, match="different heads"):
-        implausible_statistics([HeadStatistics.empty(3, 2)], HeadStatistics.empty(4, 2))
+        screen_statistics([HeadStatistics.empty(3, 2)], HeadStatistics.empty(4, 2))
