@@ -3,9 +3,10 @@
     python benchmarks/kill_learning.py [--runs 500]
 
 A process opens a bundle with a state folder, learns labels one by one with `auto` (numbered, so that the right state is
-known), saves a checkpoint every few labels, and is killed after a random time, often in the middle of a write. Then the
-folder is opened again, and its answers are compared (within 0.1 %) with those of a model that learned the same labels
-without ever being disturbed: a mixed state would differ. Every acknowledged label must be there, and no label twice.
+known), every few labels syncs the journal, saves a checkpoint or sends what it learned, and is killed after a random
+time, often in the middle of a write. Then the folder is opened again, and its answers are compared (within 0.1 %) with
+those of a model that learned the same labels without ever being disturbed: a mixed state would differ. Every
+acknowledged label must be there, and no label twice.
 """
 
 from __future__ import annotations
@@ -36,8 +37,10 @@ assert model.warnings == [], model.warnings
 while True:
     model.learn(*sample(model.n_samples))
     print(model.n_samples, flush=True)
+    if model.n_samples % 7 == 0:
+        model.contribution()
     if model.n_samples % 5 == 0:
-        model.save()
+        model.sync() if model.n_samples % 2 else model.save()
 """
 
 

@@ -12,7 +12,7 @@ from edge.contract.manifest import HeadSpec, LinearHead
 from edge.contract.training import TrainStep
 from edge.inference.onnx_session import OnnxSession
 from edge.inference.trainers import open_trainer
-from edge.learning.closed_form import StatisticsLearner
+from edge.learning.closed_form import BYTES_PER_SQUARE, StatisticsLearner
 from edge.learning.layered import LayeredLearner
 from edge.learning.learner import Learner
 from edge.learning.sgd import SgdLearner
@@ -25,9 +25,6 @@ _METHODS: dict[str, Method] = {"statistics": "discriminant", "ridge": "ridge", "
 # The bundle's rate is one at which a step on a single sample does not overshoot. The mean gradient of a batch allows
 # more: with 5 times as much SGD on a head of two layers ended 25 points higher (benchmarks/continual.py).
 BATCH_RATE = 5.0
-# Matrices of (d + 1)² float64 that a statistics learner holds: three sums, four contributions on their way, the factor
-# and its scratch space.
-_MATRICES = 9
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True)
@@ -94,7 +91,7 @@ class Workshop:
             return "its outputs are several yes-or-no answers"
         if self.task.is_regression and name in ("statistics", "ncm"):
             return "it gives quantities, not classes"
-        size_mb = _MATRICES * 8 * (self.head.n_inputs + 1) ** 2 / 2**20
+        size_mb = BYTES_PER_SQUARE * (self.head.n_inputs + 1) ** 2 / 2**20
         if size_mb > self.max_state_mb:
             return (
                 f"statistics of {self.head.n_inputs} features take {size_mb:.0f} MiB, allowed are {self.max_state_mb:g}"

@@ -45,6 +45,8 @@ UPLOAD_CHUNK_BYTES = 32 * 1024
 RESYNC_S = 6 * 3600.0
 TEMPERATURE_EVERY_S = 5.0
 MAX_EVENTS = 200
+# Learning that a restart may have to repeat.
+MAX_REPLAY_MS = 5000.0
 
 
 class AgentCore:
@@ -77,6 +79,7 @@ class AgentCore:
         self._next_sync_s = -math.inf
         self._next_telemetry_s = -math.inf
         self._next_checkpoint_s = math.inf
+        self._journaled_ms = 0.0  # what it took to learn what is in the journal
         self._resync_s = math.inf
         self._next_temperature_s = -math.inf
         self._paused = ""
@@ -189,8 +192,10 @@ class AgentCore:
     def _learn(self, sample_id: str, label: Any, weight: float, now: Now) -> bool:
         start = self._stopwatch()
         joined = self._host.model.join_label(sample_id, label, now.s, weight)
-        self._budget.spend((self._stopwatch() - start) * 1e3)
-        if self._next_checkpoint_s == math.inf and self._host.model.dirty:
+        spent_ms = (self._stopwatch() - start) * 1e3
+        self._budget.spend(spent_ms)
+        self._journaled_ms += spent_ms
+        if self._next_checkpoint_s == math.inf and not self._host.model.is_safe:
             self._next_checkpoint_s = now.s + self._config.profile.learning.checkpoint_interval_s
         return joined
 
@@ -359,10 +364,19 @@ class AgentCore:
         return self._take_out()
 
     def _checkpoint(self, now: Now) -> None:
-        """Save; when the disk is full, say so, go on in memory and try again."""
+        """Make safe what was learned; when the disk is full, say so, go on in memory and try again.
+
+        A checkpoint is hundreds of times as large as a label in the journal: it can wait while a restart would not take
+        long to learn the journal again.
+        """
         self._next_checkpoint_s = math.inf
+        model = self._host.model
         try:
-            self._host.model.save()
+            if model.journal_suffices and self._journaled_ms < MAX_REPLAY_MS:
+                model.sync()
+            else:
+                model.save()
+                self._journaled_ms = 0.0
         except OSError as exc:
             self._events.append(("storage", f"a checkpoint could not be written: {exc.strerror}"))
             self._next_checkpoint_s = now.s + self._config.profile.learning.checkpoint_interval_s
@@ -386,7 +400,7 @@ class AgentCore:
         if self._upload is None and self._something_to_upload() and now.s >= self._next_sync_s:
             model = self._host.model
             update = model.contribution()
-            self._checkpoint(now)  # the version that is on its way must be known after a restart
+            self._checkpoint(now)  # the version that is on its way must be known after a power cut
             data = update.encode()
             offer = UploadOffer(
                 kind="head-update",

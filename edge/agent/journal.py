@@ -40,6 +40,17 @@ class Record(NamedTuple):
     targets: Targets
     weights: FloatArray
 
+    @property
+    def is_mark(self) -> bool:
+        """Whether it is `CONTRIBUTED`."""
+        return not len(self.features)
+
+
+# A mark: what was learned so far was sent to the fleet.
+CONTRIBUTED = Record(
+    PackedFeatures(np.zeros((0, 0), np.int8), np.zeros(0, np.float32)), np.zeros(0, np.int64), np.zeros(0, np.float32)
+)
+
 
 class Journal:
     """An append-only file.

@@ -36,7 +36,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.agent.candidates import Workshop
-from edge.agent.journal import Record
+from edge.agent.journal import CONTRIBUTED, Record
 from edge.agent.store import LearnedStore, Saved
 from edge.contract import manifest as m
 from edge.contract.bundle import Bundle, check_parameters
@@ -79,7 +79,7 @@ class LearningLimits:
     label_ring_size: int = 512
     label_expiry_s: float = 3600.0
     replay_per_class: int = 40
-    max_state_mb: float = 64.0
+    max_state_mb: float = 256.0
     label_requests: float = 0.1
 
 
@@ -156,7 +156,7 @@ class OnDeviceModel:
         self._lineage = uuid.uuid4().hex
         self._base_release = 0
         self._previous: tuple[State, int] | None = None
-        self._dirty = self._disk_refuses = False
+        self._unsaved = self._beyond_journal = self._unsynced = self._disk_refuses = False
         self._lock: int | None = None
         self._store: LearnedStore | None = None
         if state_dir is not None:
@@ -391,19 +391,24 @@ class OnDeviceModel:
         """Learn a batch whose samples were answered so."""
         features = record.features.unpack(self._shape)
         happened = self._shadow.learn(record.features, features, record.targets, record.weights)
-        if self._store is not None:
-            try:
-                self._store.append(record)  # before it is acknowledged: then a kill does not lose it
-                self._disk_refuses = False
-            except OSError as exc:
-                if not self._disk_refuses:
-                    self.warnings.append(f"labels are kept in memory only, the disk does not take them: {exc.strerror}")
-                self._disk_refuses = True
+        self._note(record)  # before it is acknowledged: then a kill does not lose it
         self.events = [*self.events, *happened][-_MAX_EVENTS:]
         if any(event.kind == "drift" for event in happened):
             self._requests.wake()
         self.metrics.judged(self._task, answers, record.targets)
-        self._dirty = True
+
+    def _note(self, record: Record) -> None:
+        """Append to the journal."""
+        self._unsaved = self._unsynced = True
+        if self._store is None:
+            return
+        try:
+            self._store.append(record)
+            self._disk_refuses = False
+        except OSError as exc:
+            if not self._disk_refuses:
+                self.warnings.append(f"labels are kept in memory only, the disk does not take them: {exc.strerror}")
+            self._disk_refuses = self._beyond_journal = True
 
     def add_class(self, name: str) -> int:
         """Make room for a further class, which is answered from its first labels on. Saved before it returns.
@@ -430,7 +435,7 @@ class OnDeviceModel:
             self._task = Task(self._task.recipe, len(class_names))
             self.class_names = class_names
             self._previous = None  # it has fewer classes
-            self._dirty = True
+            self._unsaved = self._beyond_journal = True
 
     @property
     def _contributor(self) -> Learner:
@@ -489,7 +494,7 @@ class OnDeviceModel:
         """What this device learned, for the coordinator."""
         learner = self._contributor
         tensors = learner.contribution()
-        self._dirty = True  # the learner remembers which version is on its way
+        self._note(CONTRIBUTED)  # after a restart the learner must know which version is on its way
         return HeadUpdate(
             learner=learner.kind,
             backbone=self.manifest.backbone_digest,
@@ -565,7 +570,7 @@ class OnDeviceModel:
         """The head applied last stays: forget its predecessor."""
         if self._previous is not None:
             self._previous = None
-            self._dirty = True
+            self._unsaved = self._beyond_journal = True
 
     def roll_back(self) -> None:
         """Bring back the head, and the learners, from before the last `apply`. Saved before it returns."""
@@ -595,12 +600,23 @@ class OnDeviceModel:
             description["previous_release"] = self._previous[1]
             tensors |= {_PREVIOUS + name: array for name, array in self._previous[0].items()}
         self._store.checkpoint(description, tensors)
-        self._dirty = False
+        self._unsaved = self._beyond_journal = self._unsynced = False
 
     @property
-    def dirty(self) -> bool:
-        """Whether a checkpoint would hold more than the last one."""
-        return self._dirty
+    def is_safe(self) -> bool:
+        """Whether a power cut now would lose nothing."""
+        return not (self._beyond_journal or self._unsynced)
+
+    @property
+    def journal_suffices(self) -> bool:
+        """Whether the last checkpoint and the journal hold everything."""
+        return not self._beyond_journal
+
+    def sync(self) -> None:
+        """Make the journal survive a power cut; without a state folder this does nothing."""
+        if self._store is not None:
+            self._store.sync()
+        self._unsynced = False
 
     def _restore(self, store: LearnedStore) -> None:
         saved = store.load()
@@ -638,10 +654,14 @@ class OnDeviceModel:
         self._base_release = int(saved.description["base_release"])
         if "previous_release" in saved.description:
             self._previous = (part(saved.tensors, _PREVIOUS), int(saved.description["previous_release"]))
-        self._dirty = False
+        self._unsaved = self._beyond_journal = False
 
     def _learn_again(self, record: Record) -> None:
-        """Learn a batch of the journal."""
+        """Do once more what the journal says."""
+        self._unsaved = self._beyond_journal = True  # with the next checkpoint a restart need not do it again
+        if record.is_mark:
+            self._contributor.contribution()
+            return
         if record.features.codes.shape[1] != int(np.prod(self._shape)):
             return
         features = record.features.unpack(self._shape)
@@ -650,7 +670,6 @@ class OnDeviceModel:
             self._shadow.learn(record.features, features, targets, weights)
         except LearningError as exc:
             self.warnings.append(f"{len(features)} labels of the journal were not learned again: {exc}")
-        self._dirty = True
 
     def _start_anew(self, why: str) -> None:
         """Begin a new lineage without the journal of the old one, whose labels may already be in a merge."""
@@ -659,7 +678,7 @@ class OnDeviceModel:
 
     def close(self) -> None:
         """Save what is not saved yet and give the state folder free."""
-        if self._dirty:
+        if self._unsaved:
             self.save()
         if self._store is not None:
             self._store.close()

@@ -6,6 +6,8 @@ what the fleet merged. `own` is all that this device ever learned. `included` is
 
 Forgetting is done by letting newer samples count more: with the factor f, sample t is worth ``f^-t``, and the sums are
 divided by what the newest is worth when they leave this file. Then no matrix is scaled at each sample.
+
+Only `own` grows. What came from elsewhere or was sent is kept as it came or went, in float32.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from edge.learning.changes import KEPT_CONTRIBUTIONS
 from edge.learning.learner import State, check_batch, part, take, take_integers, take_like
 from edge.learning.merge import head_of
 from edge.learning.solve import UNSEEN_LOGIT, Factor, Method
-from edge.learning.statistics import HeadStatistics, Matrix
+from edge.learning.statistics import HeadStatistics, Matrix, PackedStatistics, of_triangle, upper_triangle
 from edge.learning.task import Targets, Task
 
 # What the shipped statistics are worth. 20 to 70 was right on several tasks (docs/learning.md).
@@ -34,6 +36,9 @@ TRUSTED_PAST = 20.0
 # Samples that are added to the Gram matrix in one product: nine times cheaper than one by one.
 _BLOCK = 32
 _LARGEST_GAIN = 1e6
+# Memory at the most, in units of (d + 1)²: `own` and the factor 8 each, six packed sums 2 each, and while a factor is
+# made anew instead of the old one: the total, the scatter, its inverse and what the inversion takes.
+BYTES_PER_SQUARE = 62
 
 
 class StatisticsLearner:
@@ -66,17 +71,21 @@ class StatisticsLearner:
         self._n_features = shipped[head.weight].shape[1]
         self._method = method
         self._forgetting = forgetting
-        empty = HeadStatistics.empty(self._n_features, task.n_outputs)
-        self._base = prior.scaled_to(PRIOR_SAMPLES) if prior is not None and prior.n_samples > 0 else empty
-        self._own = self._included = empty
+        self._own = HeadStatistics.empty(self._n_features, task.n_outputs)
+        self._base = self._included = self._nothing()
+        if prior is not None and prior.n_samples > 0:
+            self._base = PackedStatistics.of(prior, PRIOR_SAMPLES / prior.n_samples)
         self._included_version = 0
-        self._sent: deque[tuple[int, HeadStatistics]] = deque(maxlen=KEPT_CONTRIBUTIONS)
+        self._sent: deque[tuple[int, PackedStatistics]] = deque(maxlen=KEPT_CONTRIBUTIONS)
         self._offset: Parameters | None = None
         self._gain = 1.0  # what the newest sample is worth in the sums
         self._block: list[tuple[Matrix, Matrix, float]] = []  # samples that are not in `own` yet
         self._factor: Factor | None = None
         self._is_solved = True
         self.n_samples = 0
+
+    def _nothing(self) -> PackedStatistics:
+        return PackedStatistics.of(HeadStatistics.empty(self._n_features, self._task.n_outputs))
 
     def learn_many(
         self, features: FloatArray, targets: npt.NDArray[Any], weights: npt.NDArray[Any] | None = None
@@ -120,14 +129,17 @@ class StatisticsLearner:
         """Let the newest sample be worth 1 again."""
         self._flush()
         scale = 1.0 / self._gain
-        self._base, self._own, self._included = (s * scale for s in (self._base, self._own, self._included))
+        self._scale_all(scale)
         self._sent = deque(((version, s * scale) for version, s in self._sent), maxlen=KEPT_CONTRIBUTIONS)
         self._gain = 1.0
         self._factor = None
 
+    def _scale_all(self, scale: float) -> None:
+        self._base, self._own, self._included = self._base * scale, self._own * scale, self._included * scale
+
     def _total(self) -> HeadStatistics:
         self._flush()
-        return self._base + self._own - self._included
+        return self._base.unpack() + self._own - self._included.unpack()
 
     def parameters(self) -> Parameters:
         """See `edge.learning.learner.Learner.parameters`."""
@@ -164,7 +176,7 @@ class StatisticsLearner:
         n = self._total().n_samples / self._gain
         if n > TRUSTED_PAST:
             scale = TRUSTED_PAST / n
-            self._base, self._own, self._included = (s * scale for s in (self._base, self._own, self._included))
+            self._scale_all(scale)
             self._sent.clear()
         self._offset = None  # what a pushed head knew beyond the sums is of the past, too
         matrix = self._task.matrix(targets)
@@ -176,7 +188,8 @@ class StatisticsLearner:
         self._flush()
         more = n_classes - self._task.n_outputs
         self._task = Task(self._task.recipe, n_classes)
-        self._base, self._own, self._included = (s.grown(n_classes) for s in (self._base, self._own, self._included))
+        self._base, self._included = self._base.grown(n_classes), self._included.grown(n_classes)
+        self._own = self._own.grown(n_classes)
         self._sent = deque(((version, s.grown(n_classes)) for version, s in self._sent), maxlen=KEPT_CONTRIBUTIONS)
         self._live = grown(self._live, self._head, more)
         if self._offset is not None:
@@ -188,12 +201,16 @@ class StatisticsLearner:
         """See `edge.learning.learner.Learner.n_contributed`: all of them."""
         return self.n_samples
 
+    def _packed_own(self) -> PackedStatistics:
+        self._flush()
+        return PackedStatistics.of(self._own * (1.0 / self._gain), self._gain)
+
     def contribution(self) -> State:
         """See `edge.learning.learner.Learner.contribution`."""
-        self._flush()
+        sent = self._packed_own()
         if not self._sent or self._sent[-1][0] != self.n_samples:
-            self._sent.append((self.n_samples, self._own))
-        return dict((self._own * (1.0 / self._gain)).to_tensors())
+            self._sent.append((self.n_samples, sent))
+        return {"gram": sent.triangle, "moment": sent.moment}
 
     def rebase(self, parameters: Mapping[str, FloatArray], merged: State, included: int) -> None:
         """See `edge.learning.learner.Learner.rebase`.
@@ -215,23 +232,22 @@ class StatisticsLearner:
         base = HeadStatistics.from_tensors(
             merged, self._n_features, self._task.n_outputs, is_classifier=self._task.is_classifier
         )
-        base = base * self._gain
-        self._flush()
-        nothing = HeadStatistics.empty(self._n_features, self._task.n_outputs)
-        known = {0: nothing, self._included_version: self._included, self.n_samples: self._own, **dict(self._sent)}
+        known = {0: self._nothing(), self._included_version: self._included, **dict(self._sent)}
         # A version that is no longer known is taken as "all of it": to count a sample once too little is harmless.
         version = included if included in known else self.n_samples
+        begun = known.get(version) or self._packed_own()
         live = given
+        self._flush()
         if self.n_samples > version:
-            live = head_of(base + self._own - known[version], self._head, self._method)
-        self._base, self._included, self._included_version = base, known[version], version
+            live = head_of(base * self._gain + self._own - begun.unpack(), self._head, self._method)
+        self._base, self._included, self._included_version = PackedStatistics.of(base, self._gain), begun, version
         self._live, self._offset, self._factor, self._is_solved = live, None, None, True
 
     def _seen(self, statistics: HeadStatistics) -> npt.NDArray[np.bool_]:
         return statistics.seen if self._method != "ridge" else np.ones(self._task.n_outputs, bool)
 
     def state(self) -> State:
-        """See `edge.learning.learner.Learner.state`. Sums are float64 here: a restart loses no digit.
+        """See `edge.learning.learner.Learner.state`. `own` is float64 here: a restart loses no digit.
 
         The factor is not saved; it is made anew here as well, so that a restart goes on with the same digits.
         """
@@ -244,34 +260,41 @@ class StatisticsLearner:
         }
         state |= {f"live.{name}": array for name, array in self._live.items()}
         state |= {f"offset.{name}": array for name, array in (self._offset or {}).items()}
-        parts = {"base": self._base, "own": self._own, "included": self._included}
-        parts |= {f"sent{i}": statistics for i, (_, statistics) in enumerate(self._sent)}
-        for name, statistics in parts.items():
-            state[f"{name}.gram"] = statistics.gram
-            state[f"{name}.moment"] = statistics.moment
+        state |= {"own.gram": upper_triangle(self._own.gram), "own.moment": self._own.moment}
+        for name, packed in {
+            "base": self._base,
+            "included": self._included,
+            **{f"sent{i}": sent for i, (_, sent) in enumerate(self._sent)},
+        }.items():
+            state[f"{name}.gram"] = packed.triangle
+            state[f"{name}.moment"] = packed.moment
+            state[f"{name}.scale"] = np.array([packed.scale])
         state["sent_versions"] = np.array([version for version, _ in self._sent], np.int64)
         return state
 
     def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
         """See `edge.learning.learner.Learner.restore`."""
 
-        def statistics(name: str) -> HeadStatistics:
-            gram = take_like(state, f"{name}.gram", self._base.gram)
-            return HeadStatistics(gram, take_like(state, f"{name}.moment", self._base.moment))
+        def packed(name: str) -> PackedStatistics:
+            triangle = take_like(state, f"{name}.gram", self._base.triangle)
+            moment = take_like(state, f"{name}.moment", self._base.moment)
+            return PackedStatistics(triangle, moment, _positive(state, f"{name}.scale"))
 
         live = {name: take_like(state, f"live.{name}", self._live[name]) for name in self._names}
         offset = None
         if part(state, "offset."):
             offset = {name: take_like(state, f"offset.{name}", self._live[name]) for name in self._names}
-        base, own, included = statistics("base"), statistics("own"), statistics("included")
+        base, included = packed("base"), packed("included")
+        triangle = take_like(state, "own.gram", upper_triangle(self._own.gram))
+        own = HeadStatistics(
+            of_triangle(triangle, self._n_features + 1), take_like(state, "own.moment", self._own.moment)
+        )
         versions = take_integers(state, "sent_versions")
         counts = take_integers(state, "counts", 2)
-        gain = take(state, "gain")
-        if gain.shape != (1,) or not 0 < gain[0] < 1e12:
-            raise LearningError("the saved gain is not a positive number")
-        sent = [(version, statistics(f"sent{i}")) for i, version in enumerate(versions)]
+        gain = _positive(state, "gain")
+        sent = [(version, packed(f"sent{i}")) for i, version in enumerate(versions)]
         self.n_samples, self._included_version = counts
-        self._gain = float(gain[0])
+        self._gain = gain
         self._base, self._own, self._included, self._offset = base, own, included, offset
         self._sent = deque(sent, maxlen=KEPT_CONTRIBUTIONS)
         self._live, self._block, self._factor, self._is_solved = live, [], None, True
@@ -289,6 +312,13 @@ def grown(parameters: Mapping[str, FloatArray], head: LinearHead, more: int) -> 
     if head.bias is not None:
         found[head.bias] = np.concatenate([found[head.bias], np.full(more, UNSEEN_LOGIT, np.float32)])
     return found
+
+
+def _positive(state: Mapping[str, npt.NDArray[Any]], name: str) -> float:
+    found = take(state, name)
+    if found.shape != (1,) or not 0 < found[0] < 1e12:
+        raise LearningError(f"the saved {name} is not a positive number")
+    return float(found[0])
 
 
 def _rows(seen: npt.NDArray[np.bool_], array: FloatArray) -> npt.NDArray[np.bool_]:

@@ -39,6 +39,8 @@ _LARGEST = float(np.finfo(np.float32).max)
 _RHO_STEP = math.log(1.25)
 # Keeps the matrix invertible when all features are constant.
 _TINY = 1e-9
+# Elements of P that are updated at a time: as many as stay in the cache.
+_SCRATCH = 1 << 15
 
 
 class Factor:
@@ -65,7 +67,6 @@ class Factor:
         self._moment = statistics.moment.copy()
         self._sum = statistics.gram[-1, :-1].copy()
         self._squares = float(np.trace(statistics.gram[:-1, :-1]))
-        self._scratch: Matrix | None = None
         with np.errstate(all="ignore"):  # what overflows is found in `head`
             self._rho = self._wanted() if exact else self._step()
             self._inverse = None if method == "means" else self._invert(statistics)
@@ -131,10 +132,10 @@ class Factor:
             if self._inverse is not None and count > 0 and weight > 0:
                 u = math.sqrt(weight * count / (count + weight)) * (x - sums / count)
                 v = self._inverse @ u
-                if self._scratch is None:
-                    self._scratch = np.empty_like(self._inverse)
-                np.multiply(v[:, None], v / (1.0 + float(u @ v)), out=self._scratch)
-                self._inverse -= self._scratch
+                shares = v / (1.0 + float(u @ v))
+                rows = max(1, _SCRATCH // len(v))
+                for i in range(0, len(v), rows):
+                    self._inverse[i : i + rows] -= v[i : i + rows, None] * shares
             self._n += weight
             self._sum += weight * x
             self._squares += weight * float(x @ x)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -110,6 +111,27 @@ def test_agent_killed_at_any_moment_converges_with_all_it_learned(
     newest = fleet.store.releases()[0]
     release = HeadRelease.decode((tmp_path / "coordinator/artifacts" / newest.digest).read_bytes(), "")
     assert release.n_samples == 120, "nothing is counted twice or lost"
+
+
+def test_a_checkpoint_waits_until_the_journal_is_long(simulate: Simulate, tmp_path: Path, digits_bundle: Path) -> None:
+    fleet = simulate(tmp_path, digits_bundle, ["one"], auto_merge=False)
+    agent = fleet.agents["one"]
+    state = next(tmp_path.rglob("state.bin"))
+    before = state.read_bytes()
+    fleet.teach("one", *samples(digits_bundle, 20, 0))
+    assert not agent.host.model.is_safe
+    fleet.run(400.0)
+    assert fleet.store.contributions(), "an upload does not need a checkpoint, either"
+    assert agent.host.model.is_safe
+    assert state.read_bytes() == before
+    agent.core._stopwatch = itertools.count(step=0.1).__next__  # 0.1 s a label
+    fleet.teach("one", *samples(digits_bundle, 60, 1), tag="t")
+    fleet.until("learned", lambda: agent.host.model.n_samples == 80, 600.0)
+    fleet.run(400.0)
+    assert agent.host.model.is_safe
+    assert state.read_bytes() != before
+    fleet.crash_agent("one")
+    assert fleet.start_agent("one").host.model.n_samples == 80
 
 
 @pytest.mark.parametrize("at", range(0, 60, 4))

@@ -15,6 +15,7 @@ import pytest
 
 from edge.agent import OnDeviceModel, on_device_model
 from edge.contract.errors import BundleError, ConfigError, LearningError
+from edge.coordinator.aggregate import merge
 
 ROOT = Path(__file__).parents[3]
 LEARNERS = ["statistics", "sgd", "auto"]
@@ -49,22 +50,63 @@ def test_learns_and_keeps_it_over_a_restart(tmp_path: Path, digits_bundle: Path,
     again.close()
 
 
+@pytest.mark.parametrize("executor", ["numpy", "onnx"])
 @pytest.mark.parametrize("learner", LEARNERS)
-def test_restart_from_the_journal_equals_having_gone_on(tmp_path: Path, digits_bundle: Path, learner: str) -> None:
-    """No checkpoint at all: the journal alone gives the same head, bit for bit."""
+def test_restart_from_the_journal_equals_having_gone_on(
+    tmp_path: Path, digits_bundle: Path, learner: str, executor: str
+) -> None:
+    """No checkpoint at all: the journal alone gives the same head, bit for bit (with one executor)."""
     x, y = turned_labels(120)
-    model = OnDeviceModel.open(digits_bundle, tmp_path / "a", learner=learner)
+    model = OnDeviceModel.open(digits_bundle, tmp_path / "a", learner=learner, executor=executor)
     for i in range(0, 120, 5):
         model.learn(x[i : i + 5], y[i : i + 5])
     expected = model.predict(x)
     assert model.leader
-    assert model._store is not None
-    model._store.close()  # what a kill leaves
-    assert model._lock is not None
-    os.close(model._lock)
-    again = OnDeviceModel.open(digits_bundle, tmp_path / "a", learner=learner)
+    kill(model)
+    again = OnDeviceModel.open(digits_bundle, tmp_path / "a", learner=learner, executor=executor)
     np.testing.assert_array_equal(again.predict(x), expected)
     again.close()
+
+
+def kill(model: OnDeviceModel) -> None:
+    """Leave the folder as `kill -9` does."""
+    assert model._store is not None
+    model._store.close()
+    assert model._lock is not None
+    os.close(model._lock)
+
+
+@pytest.mark.parametrize("learner", LEARNERS)
+def test_a_contribution_that_only_the_journal_knows_counts_once(
+    tmp_path: Path, digits_bundle: Path, learner: str
+) -> None:
+    x, y = turned_labels(90)
+
+    def up_to_the_merge(folder: Path, *, is_killed: bool) -> OnDeviceModel:
+        model = OnDeviceModel.open(digits_bundle, folder, learner=learner, gate=False)
+        model.learn(x[:30], y[:30])
+        sent = model.contribution()
+        model.learn(x[30:60], y[30:60])
+        assert not model.is_safe
+        assert model.journal_suffices
+        model.sync()
+        assert model.is_safe
+        if is_killed:
+            kill(model)
+            model = OnDeviceModel.open(digits_bundle, folder, learner=learner, gate=False)
+            assert not model.warnings
+            assert not model.journal_suffices, "the next checkpoint saves the next restart the work"
+        merged = merge(model.bundle, [sent], model.bundle.head_parameters(), 0, {})
+        model.apply(merged, 1)
+        model.learn(x[60:], y[60:])
+        return model
+
+    found = up_to_the_merge(tmp_path / "a", is_killed=True)
+    expected = up_to_the_merge(tmp_path / "b", is_killed=False)
+    np.testing.assert_allclose(found.predict(x), expected.predict(x), rtol=1e-4, atol=1e-4)
+    assert found.n_samples == expected.n_samples == 90
+    found.close()
+    expected.close()
 
 
 def test_without_a_folder_nothing_is_kept(tmp_path: Path, digits_bundle: Path) -> None:

@@ -138,7 +138,7 @@ def test_all_faults_are_reported_together() -> None:
         ("threads = 3", "threads = 0"),
         ("memory_mb = 1024", 'memory_mb = "1024"'),
         ("reduce_range = false", "reduce_range = 0"),
-        ("interval_s = 60.0", "interval_s = -1"),
+        ("\ninterval_s = 60.0", "\ninterval_s = -1"),
         ("replay_per_class = 40", "replay_per_clas = 40"),
     ]:
         assert old in text
@@ -153,7 +153,7 @@ def test_all_faults_are_reported_together() -> None:
         "learning.replay_per_clas is not known; did you mean 'replay_per_class'?",
     ]:
         assert part in message
-    # "checkpoint_interval_s = 300.0" is another key and stays right
+    # "checkpoint_interval_s = 60.0" is another key and stays right
     assert "checkpoint" not in message
 
 

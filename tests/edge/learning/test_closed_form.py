@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 
 import numpy as np
@@ -9,10 +10,10 @@ import pytest
 
 from edge.contract.errors import LearningError
 from edge.contract.recipe import TrainingRecipe
-from edge.learning.closed_form import PRIOR_SAMPLES, TRUSTED_PAST, StatisticsLearner
+from edge.learning.closed_form import BYTES_PER_SQUARE, PRIOR_SAMPLES, TRUSTED_PAST, StatisticsLearner
 from edge.learning.merge import merge_statistics
 from edge.learning.solve import Factor, Method
-from edge.learning.statistics import HeadStatistics
+from edge.learning.statistics import HeadStatistics, PackedStatistics, of_triangle
 from edge.learning.task import Task
 from tests.edge.learning.conftest import LINEAR, Samples, same
 from tests.edge.learning.test_learners import part, snapshot, teach_one_by_one
@@ -29,10 +30,12 @@ def of(samples: Samples, start: int, stop: int) -> HeadStatistics:
 def known(learner: StatisticsLearner) -> HeadStatistics:
     """What the next head will be solved from."""
     state = learner.state()
-    parts = {
-        part: HeadStatistics(state[f"{part}.gram"], state[f"{part}.moment"]) for part in ("base", "own", "included")
-    }
-    return parts["base"] + parts["own"] - parts["included"]
+    base, included = (
+        PackedStatistics(state[f"{name}.gram"], state[f"{name}.moment"], float(state[f"{name}.scale"][0])).unpack()
+        for name in ("base", "included")
+    )
+    own = HeadStatistics(of_triangle(state["own.gram"], len(base.gram)), state["own.moment"])
+    return base + own - included
 
 
 def assert_same(found: HeadStatistics, expected: HeadStatistics, tolerance: float = 1e-5) -> None:
@@ -294,3 +297,26 @@ def test_a_class_that_a_given_head_never_answers_is_learned(new_statistics_learn
     learner.learn_many(features[:10], np.full(10, 10))
     weight, bias = learner.parameters().values()
     assert ((features[10:] @ weight.T + bias).argmax(axis=1) == 10).all()
+
+
+def test_memory_and_state_are_what_the_profiles_are_told() -> None:
+    d, n = 600, 40
+    side = (d + 1) ** 2
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(n, d)).astype(np.float32), rng.integers(0, 10, n)
+    shipped = {"weight": np.ones((10, d), np.float32), "bias": np.zeros(10, np.float32)}
+    prior = HeadStatistics.of(x, y, 10)
+    tracemalloc.start()
+    try:
+        learner = StatisticsLearner(LINEAR, shipped, Task(TrainingRecipe(), 10), prior)
+        for i in range(n):
+            learner.learn_many(x[i : i + 1], y[i : i + 1])
+            if i % 8 == 0:
+                learner.contribution()
+        held, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert 26 * side < held < 30 * side
+    assert peak < BYTES_PER_SQUARE * side
+    state = sum(array.nbytes for array in learner.state().values())
+    assert state < 18 * side

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge.contract.errors import LearningError
-from edge.learning.statistics import HeadStatistics
+from edge.learning.statistics import HeadStatistics, PackedStatistics, of_triangle, upper_triangle
 
 
 def data(n: int, d: int, n_classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -144,3 +144,23 @@ def test_what_rounding_leaves_of_a_class_is_no_class() -> None:
     gone = HeadStatistics.of(features[labels == 1], labels[labels == 1], 2)
     halves = gone * 0.3 + gone * 0.7
     assert (both - halves).seen.tolist() == [True, False]
+
+
+@given(st.integers(1, 9), st.integers(1, 4), st.floats(1e-3, 1e3))
+def test_packed_statistics_are_what_is_sent_times_a_scale(d: int, n_classes: int, scale: float) -> None:
+    rng = np.random.default_rng(d)
+    statistics = HeadStatistics.of(rng.normal(size=(20, d)), rng.integers(0, n_classes, 20), n_classes)
+    packed = PackedStatistics.of(statistics, scale)
+    sent = HeadStatistics.from_tensors(statistics.to_tensors(), d, n_classes)
+    for found in (packed.unpack(), (packed * 0.5).unpack() * 2.0, packed.grown(n_classes + 2).unpack()):
+        np.testing.assert_allclose(found.gram, sent.gram * scale, rtol=1e-12)
+        np.testing.assert_allclose(found.moment[:, :n_classes], sent.moment * scale, rtol=1e-12)
+        assert (found.gram == found.gram.T).all()
+        assert not found.moment[:, n_classes:].any()
+
+
+def test_the_gram_matrix_of_a_batch_is_symmetric_to_the_last_digit() -> None:
+    rng = np.random.default_rng(0)
+    found = HeadStatistics.of_targets(rng.normal(size=(32, 65)), np.ones((32, 1)), rng.random(32))
+    assert (found.gram == found.gram.T).all()
+    assert (of_triangle(upper_triangle(found.gram), 66) == found.gram).all()
