@@ -93,7 +93,8 @@ class StatisticsLearner:
         """See `edge.learning.learner.Learner.learn_many`."""
         features, targets, weights = check_batch(features, targets, weights, (self._n_features,), self._task)
         matrix, groups = self._task.matrix(targets).astype(np.float64), self._task.groups(targets)
-        before = self._own, self._gain, list(self._block), self.n_samples, self._is_solved
+        sums = self._base, self._own, self._included, self._sent.copy(), self._gain
+        before = list(self._block), self.n_samples, self._is_solved
         try:
             for x, target, group, weight in zip(
                 features.astype(np.float64), matrix, groups, weights.astype(np.float64), strict=True
@@ -103,7 +104,8 @@ class StatisticsLearner:
                 self._is_solved = False
                 self.parameters()  # what these samples make impossible to solve is refused with them
         except BaseException:
-            self._own, self._gain, self._block, self.n_samples, self._is_solved = before
+            self._base, self._own, self._included, self._sent, self._gain = sums
+            self._block, self.n_samples, self._is_solved = before
             self._factor = None
             raise
 
@@ -278,7 +280,7 @@ class StatisticsLearner:
         def packed(name: str) -> PackedStatistics:
             triangle = take_like(state, f"{name}.gram", self._base.triangle)
             moment = take_like(state, f"{name}.moment", self._base.moment)
-            return PackedStatistics(triangle, moment, _positive(state, f"{name}.scale"))
+            return PackedStatistics(triangle, moment, _factor(state, f"{name}.scale"))
 
         live = {name: take_like(state, f"live.{name}", self._live[name]) for name in self._names}
         offset = None
@@ -291,7 +293,7 @@ class StatisticsLearner:
         )
         versions = take_integers(state, "sent_versions")
         counts = take_integers(state, "counts", 2)
-        gain = _positive(state, "gain")
+        gain = _factor(state, "gain", 1.0)
         sent = [(version, packed(f"sent{i}")) for i, version in enumerate(versions)]
         self.n_samples, self._included_version = counts
         self._gain = gain
@@ -314,10 +316,10 @@ def grown(parameters: Mapping[str, FloatArray], head: LinearHead, more: int) -> 
     return found
 
 
-def _positive(state: Mapping[str, npt.NDArray[Any]], name: str) -> float:
+def _factor(state: Mapping[str, npt.NDArray[Any]], name: str, least: float = 0.0) -> float:
     found = take(state, name)
-    if found.shape != (1,) or not 0 < found[0] < 1e12:
-        raise LearningError(f"the saved {name} is not a positive number")
+    if found.shape != (1,) or not least <= found[0] <= _LARGEST_GAIN:
+        raise LearningError(f"the saved {name} is not a number from {least:g} to {_LARGEST_GAIN:g}")
     return float(found[0])
 
 

@@ -129,6 +129,17 @@ def test_forgetting_goes_on_for_ever(new_statistics_learner: New, samples: Sampl
     assert all(np.isfinite(array).all() for array in learner.parameters().values())
 
 
+def test_what_is_forgotten_altogether_is_saved_too(new_statistics_learner: New, samples: Samples) -> None:
+    learner = new_statistics_learner(forgetting=0.5)
+    for _ in range(12):  # what was shipped is worth 2 to the -1152, which is 0 in float64
+        learner.learn_many(*samples)
+    state = learner.state()
+    assert state["base.scale"][0] == 0
+    again = new_statistics_learner(forgetting=0.5)
+    again.restore(state)
+    same(again.parameters(), learner.parameters(), 0)
+
+
 def test_versions_are_still_told_apart_when_old_samples_fade(new_statistics_learner: New, samples: Samples) -> None:
     learner, twin = new_statistics_learner(forgetting=0.98), new_statistics_learner(forgetting=0.98)
     for each in (learner, twin):
