@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from converter.graph import IR_VERSION, infer_shapes, reads, upstream
+from converter.graph import IR_VERSION, infer_shapes, reads, upstream, used_initializers
 from converter.program import onnx_program
 from converter.sizes import fold_sizes
 
@@ -49,8 +49,16 @@ def canonical(model: onnx.ModelProto) -> onnx.ModelProto:
         else:
             nodes.append(node)
     _drop_zero_states(nodes, weights)
-    del graph.node[:]
-    graph.node.extend(upstream(nodes, [info.name for info in graph.output]))
+    outputs = [info.name for info in graph.output]
+    nodes = upstream(nodes, outputs)
+    for node in nodes:  # where it stood in somebody's source, which can be longer than the weights
+        node.ClearField("doc_string")
+        node.ClearField("metadata_props")
+    kept = [tensor for tensor in graph.initializer if tensor.name in outputs]
+    kept += [tensor for tensor in used_initializers(nodes, graph.initializer) if tensor.name not in outputs]
+    for values, new in ((graph.node, nodes), (graph.initializer, kept)):
+        del values[:]
+        values.extend(new)
     return found
 
 

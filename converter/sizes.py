@@ -123,6 +123,8 @@ _RULES: dict[str, Callable[[Sequence[Known], dict[str, Any]], Known]] = {
     "Squeeze": lambda inputs, _: np.asarray(np.squeeze(inputs[0], _axes(inputs) if len(inputs) > 1 else None), object),
     "Concat": lambda inputs, attributes: np.concatenate(inputs, axis=attributes["axis"]),
     "Slice": lambda inputs, _: _sliced(*inputs),
+    "Size": lambda inputs, _: np.asarray(inputs[0].size, object),
+    "Range": lambda inputs, _: np.arange(*(int(each) for each in inputs)).astype(object),
 }
 
 

@@ -22,7 +22,7 @@ def _unary(local: Callable[[GraphBuilder, str, str], str]) -> Rule:
     return apply
 
 
-@rule("Add", "Sub")
+@rule("Add", "Sub", "Sum")
 def _add(tape: Tape, node: onnx.NodeProto, dy: str) -> Gradients:
     full = tape.shape(node.output[0])
     gradients: list[str | None] = []

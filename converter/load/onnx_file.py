@@ -10,12 +10,11 @@ import numpy as np
 import onnx
 import onnx.checker
 import onnx.inliner
-import onnx.shape_inference
-import onnx.version_converter
 from onnx import helper
 
 from converter.graph import OPSET
 from converter.load.inputs import BATCH_FREED, example_of, with_free_batch
+from converter.load.opset import in_our_opset, version_of
 from converter.program import onnx_program
 from converter.reason import reason
 from converter.tensors import Arrays, Run
@@ -62,7 +61,9 @@ def read_onnx(path: Path, sizes: Mapping[str, int]) -> OnnxFile:
     if not specs:
         raise ConversionError(f"{path} has no input: its output is always the same")
     original = onnx_program(model, str(path))
-    model = _in_our_opset(model, path, notes)
+    if (version := version_of(model)) != OPSET:
+        notes.append(f"operator set {version} of the file brought to {OPSET}")
+    model = in_our_opset(model, str(path))
     if not any(BATCH in spec.shape for spec in specs):
         specs = with_free_batch(specs, sizes, original, lambda: _opened(model))
         notes.append(BATCH_FREED)
@@ -119,30 +120,6 @@ def _spec(info: onnx.ValueInfoProto) -> TensorSpec:
 def _axis_name(stated: str, tensor: str, axis: int) -> str:
     name = "".join(c if c.isascii() and (c.isalnum() or c == "_") else "_" for c in stated)
     return name if name and not name[0].isdigit() and name != BATCH else f"axis_{tensor}_{axis}".replace("/", "_")[:60]
-
-
-def _in_our_opset(model: onnx.ModelProto, path: Path, notes: list[str]) -> onnx.ModelProto:
-    version = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), OPSET)
-    if version == OPSET:
-        return model
-    notes.append(f"operator set {version} of the file brought to {OPSET}")
-    try:
-        return onnx.version_converter.convert_version(model, OPSET)
-    except Exception as exc:  # noqa: BLE001  # a C++ exception for each operator that it does not know
-        # Most operators mean the same in both sets; whether these do, the checker and the comparison after it say.
-        relabelled = onnx.ModelProto()
-        relabelled.CopyFrom(model)
-        for entry in relabelled.opset_import:
-            if entry.domain in ("", "ai.onnx"):
-                entry.version = OPSET
-        try:
-            onnx.checker.check_model(relabelled, full_check=True)
-        except Exception:  # noqa: BLE001  # as above; the first message says more
-            raise ConversionError(
-                f"{path} is in operator set {version} and cannot be brought to {OPSET} ({reason(exc)}); export it with "
-                f"opset_version={OPSET}"
-            ) from exc
-        return relabelled
 
 
 def _opened(model: onnx.ModelProto) -> Run:

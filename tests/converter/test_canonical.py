@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from onnx import numpy_helper
 from torch import nn
 
 from converter.canonical import canonical
@@ -51,3 +52,17 @@ def test_a_state_of_zeros_is_left_out_and_no_other(kind: type[nn.LSTM | nn.GRU],
     (output,) = onnx_program(found, "the test")({"input": x}).values()
     with torch.no_grad():
         np.testing.assert_allclose(output, model(torch.from_numpy(x)).numpy(), atol=1e-5)
+
+
+def test_what_nobody_reads_and_where_a_node_came_from_are_left_out() -> None:
+    exported = export(nn.Sequential(nn.Linear(4, 3), nn.ReLU()), (4,))
+    exported.graph.initializer.append(numpy_helper.from_array(np.ones(1000, np.float32), "unused"))
+    for node in exported.graph.node:
+        node.doc_string = "/home/somebody/net.py"
+        node.metadata_props.add(key="source", value="/home/somebody/net.py")
+    found = canonical(exported)
+    assert b"somebody" not in found.SerializeToString()
+    assert "unused" not in {tensor.name for tensor in found.graph.initializer}
+    x = rng().normal(size=(3, 4)).astype(np.float32)
+    (before,), (after,) = (tuple(onnx_program(model, "it")({"input": x}).values()) for model in (exported, found))
+    np.testing.assert_array_equal(before, after)

@@ -19,15 +19,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
+from converter.canonical import canonical
 from converter.gradient.differentiate import UnsupportedOperatorError, differentiate
 from converter.gradient.rules import RULES
 from converter.graph import GraphBuilder, infer_shapes, make_model, tensor_info
+from converter.load.opset import in_our_opset
 from edge.contract.errors import ConversionError
 
 TOLERANCE = 1e-5
 STEP = 1e-5
 FLOAT32_ONLY = {"Erf", "GlobalAveragePool", "Conv", "ConvTranspose", "AveragePool", "InstanceNormalization"}
-FLOAT32_ONLY |= {"Celu", "HardSigmoid", "HardSwish", "Mish", "Selu"}
+FLOAT32_ONLY |= {"Celu", "HardSigmoid", "HardSwish", "Mish", "Selu", "Gelu", "GroupNormalization"}
+FLOAT32_ONLY |= {"RMSNormalization", "Attention"}
+# Operators without a rule: from this operator set on ONNX has them, and reading a file takes them to pieces.
+COMPOSED = {"Gelu": 20, "GroupNormalization": 21, "RMSNormalization": 23, "Attention": 23, "Swish": 24}
 
 
 @dataclass
@@ -68,6 +73,10 @@ def forward_graph(case: Case, dtype: type, output: tuple[int, ...]) -> onnx.Mode
     inputs = [*given[: len(case.before)], *names, *given[len(case.before) :]]
     node = helper.make_node(case.op, inputs, ["inner"], **case.attributes)
     outer = helper.make_node("Identity", ["inner"], ["y"])
+    if case.op in COMPOSED:
+        graph = helper.make_graph([node, outer], "forward", infos, [tensor_info("y", output, dtype)], constants)
+        opset = helper.make_opsetid("", COMPOSED[case.op])
+        return canonical(in_our_opset(helper.make_model(graph, opset_imports=[opset], ir_version=10), "the node"))
     return make_model("forward", [node, outer], infos, [tensor_info("y", output, dtype)], constants)
 
 
@@ -524,6 +533,71 @@ def normalization(draw: st.DrawFn, op: str) -> Case:
     return Case(op, inputs, lambda x, w, b: f.batch_norm(x, *fixed, w, b, eps=1e-5), [mean, var])
 
 
+@st.composite
+def group_normalization(draw: st.DrawFn) -> Case:
+    groups, each = draw(st.integers(1, 2)), draw(st.integers(1, 2))
+    channels = groups * each
+    shape = (draw(sizes), channels, *(draw(st.integers(2, 4)) for _ in range(draw(st.integers(1, 2)))))
+    inputs = [normal(draw(seeds), shape), normal(draw(seeds), (channels,)), normal(draw(seeds), (channels,))]
+    attributes = {"num_groups": groups, "epsilon": 0.5}
+    return Case(
+        "GroupNormalization",
+        inputs,
+        lambda x, w, b: torch.nn.functional.group_norm(x, groups, w, b, 0.5),
+        attributes=attributes,
+    )
+
+
+@st.composite
+def rms_normalization(draw: st.DrawFn) -> Case:
+    shape = tuple(draw(st.integers(2, 4)) for _ in range(draw(st.integers(2, 3))))
+    axis = draw(st.integers(1, len(shape) - 1))
+    inputs = [normal(draw(seeds), shape), normal(draw(seeds), shape[axis:])]
+    return Case(
+        "RMSNormalization",
+        inputs,
+        lambda x, w: torch.nn.functional.rms_norm(x, shape[axis:], w, 0.5),
+        attributes={"axis": axis - len(shape) if draw(st.booleans()) else axis, "epsilon": 0.5},
+        free=(0,),
+    )
+
+
+@st.composite
+def gelu(draw: st.DrawFn) -> Case:
+    kind = draw(st.sampled_from(["none", "tanh"]))
+    return Case(
+        "Gelu",
+        [normal(draw(seeds), draw(shapes))],
+        lambda x: torch.nn.functional.gelu(x, approximate=kind),
+        attributes={"approximate": kind} if kind == "tanh" or draw(st.booleans()) else {},
+    )
+
+
+@st.composite
+def swish(draw: st.DrawFn) -> Case:
+    alpha = draw(st.sampled_from([None, 0.5, 2.0]))
+    return Case(
+        "Swish",
+        [normal(draw(seeds), draw(shapes))],
+        lambda x: x * torch.sigmoid((alpha or 1.0) * x),
+        attributes={} if alpha is None else {"alpha": alpha},
+    )
+
+
+@st.composite
+def attention(draw: st.DrawFn) -> Case:
+    batch, heads, steps, keys, size = (draw(st.integers(1, 3)) for _ in range(5))
+    inputs = [normal(draw(seeds), (batch, heads, length, size + 1)) for length in (steps, keys, keys)]
+    causal = draw(st.booleans()) and steps == keys
+    function = torch.nn.functional.scaled_dot_product_attention
+    return Case(
+        "Attention",
+        inputs,
+        lambda q, k, v: function(q, k, v, is_causal=causal),
+        attributes={"is_causal": int(causal)},
+    )
+
+
 CASES: dict[str, st.SearchStrategy[Case]] = {
     "Gemm": gemm(),
     "MatMul": matmul(),
@@ -586,11 +660,17 @@ CASES: dict[str, st.SearchStrategy[Case]] = {
     "BatchNormalization": normalization("BatchNormalization"),
     "InstanceNormalization": normalization("InstanceNormalization"),
     "LayerNormalization": normalization("LayerNormalization"),
+    "Sum": broadcasting("Sum", torch.add),
+    "Gelu": gelu(),
+    "GroupNormalization": group_normalization(),
+    "RMSNormalization": rms_normalization(),
+    "Attention": attention(),
+    "Swish": swish(),
 }
 
 
 def test_every_rule_is_checked_here() -> None:
-    assert set(CASES) == set(RULES)
+    assert set(CASES) == set(RULES) | set(COMPOSED)
 
 
 @pytest.mark.parametrize("op", sorted(CASES))

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 import safetensors.torch
 import torch
+from onnx import helper, numpy_helper
 from torch import nn
 
 import converter
@@ -133,6 +135,36 @@ def test_weights_outside_the_onnx_file_are_read_from_its_folder(tmp_path: Path) 
     (tmp_path / "m.data").unlink()
     with pytest.raises(ConversionError, match="not a valid ONNX model"):
         convert(plan(path, quantize="none"))
+
+
+def test_a_file_with_operators_of_newer_sets_gives_a_bundle_that_can_be_trained_whole(tmp_path: Path) -> None:
+    """As torch's newer exporter writes attention, Gelu and RMSNorm."""
+    r = np.random.default_rng(1)
+    weights = {"w": (4, 8), "scale": (8,), "v": (8, 3), "b": (3,)}
+    nodes = [
+        ("MatMul", ["x", "w"], "h", {}),
+        ("RMSNormalization", ["h", "scale"], "n", {"axis": -1}),
+        ("Attention", ["n", "n", "n"], "a", {"q_num_heads": 2, "kv_num_heads": 2}),
+        ("Gelu", ["a"], "g", {}),
+        ("ReduceMean", ["g", "axes"], "m", {"keepdims": 0}),
+        ("Gemm", ["m", "v", "b"], "y", {}),
+    ]
+    graph = helper.make_graph(
+        [helper.make_node(op, inputs, [output], **attributes) for op, inputs, output, attributes in nodes],
+        "newer",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["n", 5, 4])],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["n", 3])],
+        [numpy_helper.from_array(r.normal(size=shape).astype(np.float32), name) for name, shape in weights.items()]
+        + [numpy_helper.from_array(np.array([1]), "axes")],
+    )
+    path = tmp_path / "m.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10), path)
+    report = convert(plan(path, quantize="none", trainable="*")).report
+    assert sorted(report["trainable"]) == ["b", "v", "w"]
+    x = r.normal(size=(7, 5, 4)).astype(np.float32)
+    (expected,) = ort.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"]).run(None, {"x": x})
+    session = OnnxSession(Bundle.open(path.with_suffix(".edge")))
+    np.testing.assert_allclose(session.run({"x": x})["y"], expected, rtol=1e-4, atol=1e-5)
 
 
 # --- shapes and structure --------------------------------------------------------------------------------------------
