@@ -3,9 +3,9 @@
 What is computed from constants or from fixed sizes alone, the parameters apart, becomes an initializer: exporters leave
 shapes and slices to be computed, and shape inference gives up on them.
 
-``MatMul(x, W) (+ b)`` and every ``Gemm`` on constant weights become ``Gemm(x, W, b, transB=1)`` with
-``alpha = beta = 1`` and ``W (n_out, n_in)``, as torch stores it, where x has two axes. So a head is recognized as
-linear and its parameters have the shape that learners expect.
+``MatMul(x, W) (+ b)``, ``MatMul(x, Transpose(W))`` and every ``Gemm`` on constant weights become
+``Gemm(x, W, b, transB=1)`` with ``alpha = beta = 1`` and ``W (n_out, n_in)``, as torch stores it, where x has two axes.
+So a head is recognized as linear and its parameters have the shape that learners expect.
 
 Recurrent layers that begin with zeros are not given them, which means the same: exporters compute them from the batch
 size, with as many operators as the rest of a small network has.
@@ -37,10 +37,16 @@ def canonical(model: onnx.ModelProto) -> onnx.ModelProto:
     shapes = infer_shapes(found)
     uses = Counter(name for node in graph.node for name in reads(node))
     uses.update(info.name for info in graph.output)
+    turned = {
+        node.output[0]: node.input[0] for node in graph.node if _turns(node, weights) and uses[node.output[0]] == 1
+    }
     nodes: list[onnx.NodeProto] = []
     for node in graph.node:
         made_by = nodes[-1] if nodes else None
-        if _is_linear(node, weights, shapes, uses):
+        if node.op_type == "MatMul" and node.input[1] in turned and _fits(node, shapes, uses):
+            inputs = [node.input[0], turned[node.input[1]]]
+            nodes.append(helper.make_node("Gemm", inputs, list(node.output), name=node.name, transB=1))
+        elif _is_linear(node, weights, shapes, uses):
             nodes.append(_as_gemm(node, weights))
         elif node.op_type == "Add" and made_by is not None and _adds_bias(node, made_by, weights, uses):
             bias = next(name for name in node.input if name not in made_by.output)
@@ -112,17 +118,27 @@ def _folded(model: onnx.ModelProto) -> onnx.ModelProto:
     return found
 
 
+def _turns(node: onnx.NodeProto, weights: dict[str, onnx.TensorProto]) -> bool:
+    """Whether it transposes a matrix, as torch writes a linear layer without a bias."""
+    return node.op_type == "Transpose" and node.input[0] in weights and len(weights[node.input[0]].dims) == 2
+
+
+def _fits(node: onnx.NodeProto, shapes: dict[str, tuple[int | str, ...]], uses: Counter[str]) -> bool:
+    """Whether it is the product of a value with two axes and of a matrix that nobody else reads."""
+    return len(shapes.get(node.input[0], ())) == 2 and uses[node.input[1]] == 1
+
+
 def _is_linear(
     node: onnx.NodeProto,
     weights: dict[str, onnx.TensorProto],
     shapes: dict[str, tuple[int | str, ...]],
     uses: Counter[str],
 ) -> bool:
-    if node.op_type not in ("MatMul", "Gemm") or node.input[1] not in weights or uses[node.input[1]] != 1:
+    if node.op_type not in ("MatMul", "Gemm") or node.input[1] not in weights or not _fits(node, shapes, uses):
         return False
     weight = weights[node.input[1]]
     is_float = weight.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE)
-    if not is_float or len(weight.dims) != 2 or len(shapes.get(node.input[0], ())) != 2:
+    if not is_float or len(weight.dims) != 2:
         return False
     if node.op_type == "MatMul":
         return True

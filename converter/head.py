@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edge.contract.manifest import LinearHead
+from edge.contract.manifest import LinearLayer
 
 # A correction is fitted on one half of the data and judged on the other, so it needs a little of it.
 _MIN_SAMPLES = 64
@@ -17,7 +17,7 @@ _RIDGE = 1e-2
 
 def correct_for_quantization(
     parameters: Mapping[str, npt.NDArray[np.float32]],
-    head: LinearHead,
+    head: LinearLayer,
     features: npt.NDArray[np.float32],
     wanted: npt.NDArray[np.float32],
 ) -> tuple[dict[str, npt.NDArray[np.float32]], float]:
@@ -63,27 +63,33 @@ def correct_for_quantization(
 
 
 def training_statistics(
-    batches: Iterable[tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]],
+    batches: Iterable[tuple[Mapping[str, npt.NDArray[np.float32]], npt.NDArray[np.float64]]],
 ) -> tuple[dict[str, npt.NDArray[np.float32]], int]:
-    """Mean Gram matrix and moment of what a linear layer takes, as `edge.learning.statistics` reads them.
+    """Mean Gram matrix and moment of what linear layers take, as `edge.learning.statistics` reads them.
 
     With ``x~ = [x, 1]``: ``gram`` is the upper triangle of ``E[x~ x~ᵀ]`` and ``moment`` is ``E[x~ yᵀ]``
     ``(d + 1, n_outputs)``; both of the shipped, quantized features.
 
     Args:
-        batches: Inputs ``(n, d)`` and targets ``(n, n_outputs)``, one-hot for classes; summed as they come.
+        batches: Inputs ``(n, d)`` of each layer, by a prefix for the names of its statistics, and targets
+            ``(n, n_outputs)``, one-hot for classes; summed as they come.
 
     Returns:
         The statistics, and the number of samples behind them.
     """
-    gram, moment, count = np.zeros(()), np.zeros(()), 0
-    for features, targets in batches:
-        extended = np.concatenate([features, np.ones((len(features), 1))], axis=1, dtype=np.float64)
-        gram = gram + extended.T @ extended
-        moment = moment + extended.T @ targets
-        count += len(features)
-    rows, columns = np.triu_indices(len(gram))
-    statistics = {"gram": (gram / count)[rows, columns], "moment": moment / count}
+    grams: dict[str, npt.NDArray[np.float64]] = {}
+    moments: dict[str, npt.NDArray[np.float64]] = {}
+    count = 0
+    for layers, targets in batches:
+        count += len(targets)
+        for prefix, inputs in layers.items():
+            extended = np.concatenate([inputs, np.ones((len(inputs), 1))], axis=1, dtype=np.float64)
+            grams[prefix] = grams.get(prefix, 0.0) + extended.T @ extended
+            moments[prefix] = moments.get(prefix, 0.0) + extended.T @ targets
+    statistics: dict[str, npt.NDArray[np.float64]] = {}
+    for prefix, gram in grams.items():
+        triangle = np.concatenate([row[i:] for i, row in enumerate(gram)])
+        statistics |= {f"{prefix}gram": triangle / count, f"{prefix}moment": moments[prefix] / count}
     return {name: array.astype(np.float32) for name, array in statistics.items()}, count
 
 

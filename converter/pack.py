@@ -72,23 +72,35 @@ class Packed:
 
 
 def learning_data(parts: Parts) -> tuple[dict[str, npt.NDArray[np.float32]], int] | None:
-    """Statistics of all labelled calibration data for devices to start learning from, and how many samples; or None."""
+    """Statistics of all labelled calibration data for devices to start learning from, and how many samples; or None.
+
+    Of what the last layer takes, and of the features where another linear layer takes those: see `HeadSpec`.
+    """
     head, stream, calibration = parts.parts.head, parts.original.stream, parts.original.calibration
-    if head is None or head.linear is None or stream is None or calibration is None or calibration.y is None:
+    if head is None or stream is None or calibration is None or calibration.y is None:
+        return None
+    if head.linear is None and head.entry is None:
         return None
     if (calibration.y.dtype.kind in "iu") != parts.recipe.is_classifier:
         return None
-    linear = head.linear
     program = onnx_program(parts.chosen.model, "the model", parts.chosen.parameters)
     layers = onnx_program(with_layer_input(head), "the head", parts.chosen.parameters)
+    prefixes = {} if head.linear is None else {"": head.linear.input}
+    if head.entry is not None and not head.is_linear:
+        prefixes[m.OF_FEATURES] = head.features.name
 
-    def labelled() -> Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]]:
+    def labelled() -> Iterator[tuple[dict[str, npt.NDArray[np.float32]], npt.NDArray[np.float64]]]:
         for batch in stream.batches(64):
             assert batch.y is not None
             features = program(batch.x)[head.features.name]
-            inputs = features if head.is_linear else layers({head.features.name: features})[linear.input]
+            values = {head.features.name: features}
+            if not head.is_linear:
+                values |= layers(values)
             targets = np.eye(head.n_outputs)[batch.y] if parts.recipe.is_classifier else batch.y.astype(np.float64)
-            yield inputs, targets.reshape(len(inputs), head.n_outputs)
+            yield (
+                {prefix: values[name] for prefix, name in prefixes.items()},
+                targets.reshape(len(features), head.n_outputs),
+            )
 
     return training_statistics(labelled())
 
@@ -173,6 +185,7 @@ def _head_spec(parts: Parts, head: Head, plan: ConversionPlan) -> HeadSpec:
         output=head.output,
         parameters=tuple(ParameterSpec(name=name, shape=array.shape) for name, array in head.parameters.items()),
         linear=head.linear,
+        entry=head.entry,
         learning_rate=stable_learning_rate(features_of(parts.chosen.backbone, head, few, parts.original.inputs)),
         trainable="last:1" if plan.trainable == "auto" else plan.trainable,
         training=parts.recipe,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from math import prod
@@ -35,7 +35,7 @@ from converter.graph import (
     used_initializers,
 )
 from edge.contract.errors import ConfigError, ConversionError
-from edge.contract.manifest import LinearHead
+from edge.contract.manifest import LinearLayer
 from edge.contract.tensorspec import BATCH, TensorSpec
 
 FEATURES = "features"
@@ -54,7 +54,8 @@ class Head:
         output: Name of the output that it gives.
         n_outputs: Its length.
         parameters: float32, in the order in which the graph uses them.
-        linear: Set when the last layer is linear.
+        linear: The last layer, where that is linear.
+        entry: The layer that alone takes the features, where that is linear.
     """
 
     graph: onnx.ModelProto
@@ -62,7 +63,8 @@ class Head:
     output: str
     n_outputs: int
     parameters: dict[str, npt.NDArray[np.float32]]
-    linear: LinearHead | None
+    linear: LinearLayer | None
+    entry: LinearLayer | None
 
     @property
     def is_linear(self) -> bool:
@@ -234,6 +236,7 @@ def split(model: onnx.ModelProto, trainable: Sequence[str]) -> SplitModel:
             n_outputs=n_outputs,
             parameters=arrays,
             linear=None if layer is None else _linear(head, *layer),
+            entry=_entry(head, features, arrays),
         ),
         outputs=tuple(info.name for info in graph.output),
     )
@@ -290,15 +293,30 @@ def _take_apart(
         start = end
 
 
-def _linear(head: onnx.ModelProto, weight: str, bias: str | None) -> LinearHead | None:
+def _linear(head: onnx.ModelProto, weight: str, bias: str | None) -> LinearLayer | None:
     """The last layer ``input @ weight.T + bias``; None if it is scaled or takes something else than ``(batch, n)``."""
     graph = head.graph
     node = next(node for node in graph.node if graph.output[0].name in node.output)
-    attributes = {item.name: helper.get_attribute_value(item) for item in node.attribute}
-    plain = attributes.get("alpha", 1.0) == attributes.get("beta", 1.0) == 1.0
-    if node.op_type != "Gemm" or not plain or attributes.get("transA", 0):
+    return LinearLayer(weight=weight, bias=bias, input=node.input[0]) if _is_linear(node) else None
+
+
+def _entry(head: onnx.ModelProto, features: str, parameters: Container[str]) -> LinearLayer | None:
+    """The linear layer that alone takes the features, with parameters that nobody else reads."""
+    readers = [node for node in head.graph.node if features in reads(node)]
+    if len(readers) != 1 or not _is_linear(readers[0]) or readers[0].input[0] != features:
         return None
-    return LinearHead(weight=weight, bias=bias, input=node.input[0])
+    own = [name for name in readers[0].input[1:] if name]
+    read = [name for node in head.graph.node for name in reads(node)]
+    if any(name not in parameters or read.count(name) != 1 for name in own):
+        return None
+    return LinearLayer(weight=own[0], bias=own[1] if len(own) > 1 else None, input=features)
+
+
+def _is_linear(node: onnx.NodeProto) -> bool:
+    """Whether it is ``input @ weight.T + bias``."""
+    attributes = {item.name: helper.get_attribute_value(item) for item in node.attribute}
+    plain = attributes.get("alpha", 1.0) == attributes.get("beta", 1.0) == 1.0 and not attributes.get("transA", 0)
+    return node.op_type == "Gemm" and plain and bool(attributes.get("transB", 0))
 
 
 def with_layer_input(head: Head) -> onnx.ModelProto:

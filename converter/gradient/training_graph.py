@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import helper, numpy_helper
+from onnx import numpy_helper
 
 from converter.gradient.differentiate import differentiate
 from converter.gradient.losses import append_loss
@@ -108,13 +108,9 @@ def class_layer(head: onnx.ModelProto, parameters: Sequence[str]) -> tuple[str, 
     if not nodes or len(shape_of(output)) != 2:
         return None
     node = nodes[0]
-    bias = node.input[2] if node.op_type == "Gemm" and len(node.input) > 2 and node.input[2] else None
-    if node.op_type == "Gemm" and attribute(node, "transB", 0):
-        weight = node.input[1]
-    elif node.op_type == "MatMul" and (transpose := _weight_transpose(head, node)) is not None:
-        weight = transpose.input[0]
-    else:
+    if node.op_type != "Gemm" or not attribute(node, "transB", 0):
         return None
+    weight, bias = node.input[1], node.input[2] if len(node.input) > 2 and node.input[2] else None
     own = [weight] if bias is None else [weight, bias]
     read = [name for other in head.graph.node for name in reads(other)]
     infos = {info.name: shape_of(info) for info in head.graph.input}
@@ -129,8 +125,8 @@ def class_layer(head: onnx.ModelProto, parameters: Sequence[str]) -> tuple[str, 
 def free_classes(head: onnx.ModelProto, weight: str, bias: str | None) -> onnx.ModelProto:
     """A copy of a head whose last linear layer takes any number of outputs: that axis is ``classes``.
 
-    A layer without a bias that stands as Transpose and MatMul becomes one Gemm. One whose weight is stored as ``(n_in,
-    n_outputs)``, and one that something else follows, e.g. a Softmax, keeps its fixed number.
+    A layer whose weight is stored as ``(n_in, n_outputs)``, and one that something else follows, e.g. a Softmax, keeps
+    its fixed number.
 
     Args:
         head: One output ``(batch, n_outputs)``.
@@ -150,13 +146,6 @@ def free_classes(head: onnx.ModelProto, weight: str, bias: str | None) -> onnx.M
         if info.name in (weight, bias, graph.output[0].name):
             axis = 1 if info.name == graph.output[0].name else 0
             info.type.tensor_type.shape.dim[axis].dim_param = CLASSES
-    last = next(node for node in graph.node if graph.output[0].name in node.output)
-    if last.op_type == "MatMul":
-        transpose = _weight_transpose(copy, last)
-        assert transpose is not None
-        product = helper.make_node("Gemm", [last.input[0], weight], list(last.output), name=last.name, transB=1)
-        graph.node.remove(transpose)
-        last.CopyFrom(product)
     onnx.checker.check_model(copy)
     return copy
 
@@ -177,16 +166,6 @@ class _HyperParameters:
         if name not in self.used:
             self.used.append(name)
         return HYPER + name
-
-
-def _weight_transpose(head: onnx.ModelProto, product: onnx.NodeProto) -> onnx.NodeProto | None:
-    """The Transpose of two axes that makes the right factor of a product and nothing else."""
-    right = product.input[1]
-    if sum(right in reads(node) for node in head.graph.node) != 1:
-        return None
-    node = next((node for node in head.graph.node if right in node.output), None)
-    is_transpose = node is not None and node.op_type == "Transpose" and list(attribute(node, "perm", (1, 0))) == [1, 0]
-    return node if is_transpose else None
 
 
 def _check_names(

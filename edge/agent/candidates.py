@@ -8,7 +8,7 @@ from edge.contract import manifest as m
 from edge.contract.bundle import Bundle
 from edge.contract.choices import LEARNERS
 from edge.contract.errors import ConfigError
-from edge.contract.manifest import HeadSpec, LinearHead
+from edge.contract.manifest import HeadSpec, LinearLayer
 from edge.contract.training import TrainStep
 from edge.inference.onnx_session import OnnxSession
 from edge.inference.trainers import open_trainer
@@ -100,12 +100,18 @@ class Workshop:
 
     def _prior(self) -> HeadStatistics | None:
         """The statistics that were shipped, of what the last layer takes."""
-        if self.head.linear is None or not self.bundle.has(m.STATISTICS):
+        return shipped_statistics(self.bundle, self.task)
+
+    def _whitening(self) -> Whitening | None:
+        """Of the features, where a linear layer takes them and their statistics were shipped."""
+        head, last, features = self.head, self._prior(), shipped_statistics(self.bundle, self.task, of_features=True)
+        if features is None or (last is None and not head.is_linear):
             return None
-        tensors = self.bundle.tensors(m.STATISTICS)
-        return HeadStatistics.from_tensors(
-            tensors, self.head.n_inputs, self.task.n_outputs, is_classifier=self.task.is_classifier
-        )
+        if head.is_linear:
+            assert head.linear is not None
+            return Whitening(features, head.linear)
+        assert head.entry is not None
+        return Whitening(features, head.entry, last)
 
     def _make(self, name: str) -> Learner:
         linear = self.head.linear
@@ -119,14 +125,13 @@ class Workshop:
             return LayeredLearner(below, linear, self.task, self.session.layer_input, self._prior(), method)
         return self._sgd(0 if name == "sgd-plain" else self.per_class)
 
-    def _statistics(self, linear: LinearHead, method: Method, forgetting: float) -> StatisticsLearner:
+    def _statistics(self, linear: LinearLayer, method: Method, forgetting: float) -> StatisticsLearner:
         shipped = self.bundle.head_parameters()
         return StatisticsLearner(linear, shipped, self.task, self._prior(), method, forgetting)
 
     def _sgd(self, per_class: int) -> SgdLearner:
-        head, prior = self.head, self._prior()
+        head = self.head
         step: TrainStep = open_trainer(self.bundle, self.executor).step
-        whitens = head.is_linear and prior is not None and per_class > 0
         return SgdLearner(
             step,
             head.features.sample_shape,
@@ -135,6 +140,28 @@ class Workshop:
             per_class=per_class,
             seed=self.seed,
             head=head.linear,
-            whitening=Whitening(prior, head.linear) if whitens and prior is not None and head.linear else None,
+            whitening=self._whitening() if per_class else None,
             run=None if head.is_linear else self.session.logits,
+            rehearsals=0 if head.is_linear or not per_class else 1,
         )
+
+
+def shipped_statistics(bundle: Bundle, task: Task, of_features: bool = False) -> HeadStatistics | None:
+    """The statistics in a bundle; None where there are none, or of no samples.
+
+    Args:
+        bundle: With a head.
+        task: Of the head.
+        of_features: Of the features, and not of what the last layer takes.
+    """
+    head = bundle.manifest.head
+    assert head is not None
+    layer = head.entry if of_features and not head.is_linear else head.linear
+    if layer is None or not bundle.has(m.STATISTICS):
+        return None
+    prefix = "" if layer is head.linear else m.OF_FEATURES
+    n_inputs = next(spec.shape[1] for spec in head.parameters if spec.name == layer.weight)
+    found = HeadStatistics.from_tensors(
+        bundle.tensors(m.STATISTICS), n_inputs, task.n_outputs, prefix, is_classifier=task.is_classifier
+    )
+    return found if found.n_samples > 0 else None

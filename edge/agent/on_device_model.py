@@ -35,10 +35,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edge.agent.candidates import Workshop
+from edge.agent.candidates import Workshop, shipped_statistics
 from edge.agent.journal import CONTRIBUTED, Record
 from edge.agent.store import LearnedStore, Saved
-from edge.contract import manifest as m
 from edge.contract.bundle import Bundle, check_parameters
 from edge.contract.digest import sha256
 from edge.contract.errors import BundleError, EdgeError, LearningError
@@ -152,7 +151,8 @@ class OnDeviceModel:
         )
         self._ring = LabelRing(limits.label_ring_size, limits.label_expiry_s)
         self._requests = LabelRequests(limits.label_requests)
-        self._shift = self._feature_shift()
+        known = shipped_statistics(bundle, self._task, of_features=True)
+        self._shift = None if known is None else FeatureShift(known)
         self._lineage = uuid.uuid4().hex
         self._base_release = 0
         self._previous: tuple[State, int] | None = None
@@ -214,16 +214,6 @@ class OnDeviceModel:
             raise
         model._lock = lock
         return model
-
-    def _feature_shift(self) -> FeatureShift | None:
-        """Watches features where the bundle says how they were in training."""
-        if not (self._head.is_linear and self.bundle.has(m.STATISTICS)):
-            return None
-        tensors, n_outputs = self.bundle.tensors(m.STATISTICS), self._task.n_outputs
-        statistics = HeadStatistics.from_tensors(
-            tensors, self._head.n_inputs, n_outputs, is_classifier=self._task.is_classifier
-        )
-        return FeatureShift(statistics) if statistics.n_samples > 0 else None
 
     # Predicting
 

@@ -31,6 +31,8 @@ GOLDEN = "golden.safetensors"
 GOLDEN_INPUT, GOLDEN_OUTPUT = "input.", "output."  # prefixes of the names in it
 REPORT = "report.json"
 STATISTICS = "statistics.safetensors"
+# What the names in it begin with that are of the features, where the last layer takes something else.
+OF_FEATURES = "features."
 TORCHSCRIPT = "model.torchscript.pt"
 
 # A role is also a file name when a bundle is unpacked: no path, nothing hidden.
@@ -57,16 +59,13 @@ class ParameterSpec:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LinearHead:
-    """The last layer of a head, where that is linear: ``output = input @ weight.T + bias``.
-
-    Closed-form learners can solve it, and a class can be added to it.
+class LinearLayer:
+    """A linear layer of a head: ``output = input @ weight.T + bias``.
 
     Attributes:
         weight: Name of the parameter ``(n_outputs, n_inputs)``.
         bias: Name of the parameter ``(n_outputs,)``, or None.
-        input: Name of what it takes, ``(batch, n_inputs)``: the features where it is the whole head, and otherwise the
-            second output of `HEAD_INFER`.
+        input: Name of what it takes, ``(batch, n_inputs)``.
     """
 
     weight: str
@@ -82,7 +81,9 @@ class HeadSpec:
         features: What the frozen part gives to the head, ``(batch, ...)`` float32.
         output: Name of the model's output that the head computes: logits, one for each class.
         parameters: What a training step changes, in the order of the training graph.
-        linear: Set when the last layer is linear.
+        linear: The last layer, where that is linear: closed-form learners can solve it, and a class can be added to it.
+            Its input are the features where it is the whole head, and otherwise the second output of `HEAD_INFER`.
+        entry: The layer that alone takes the features, where that is linear: SGD can be preconditioned there.
         learning_rate: A rate that was found to be stable for this head's features.
         trainable: How the head was chosen, e.g. ``last:1``.
         training: What a training step minimizes, and how.
@@ -91,10 +92,11 @@ class HeadSpec:
     features: TensorSpec
     output: str
     parameters: tuple[ParameterSpec, ...]
-    linear: LinearHead | None
+    linear: LinearLayer | None
     learning_rate: float
     trainable: str
     training: TrainingRecipe = field(default_factory=TrainingRecipe)
+    entry: LinearLayer | None = None
 
     @property
     def is_linear(self) -> bool:
@@ -203,6 +205,7 @@ def _encode_head(head: HeadSpec) -> dict[str, Any]:
         "output": head.output,
         "parameters": [{"name": p.name, "shape": list(p.shape)} for p in head.parameters],
         "linear": None if head.linear is None else dataclasses.asdict(head.linear),
+        "entry": None if head.entry is None else dataclasses.asdict(head.entry),
         "learning_rate": head.learning_rate,
         "trainable": head.trainable,
         "training": head.training.to_json(),
@@ -238,14 +241,6 @@ def _decode_head(value: dict[str, Any]) -> HeadSpec:
     names = [parameter.name for parameter in parameters]
     if not names or len(set(names)) != len(names):
         raise ValueError("head.parameters: there must be one at least, each with a name of its own")
-    linear = None
-    if (found := value.pop("linear", None)) is not None:
-        # Lists, not sets: what stands here may be of any type.
-        if not isinstance(found, dict) or found.get("weight") not in names or found.get("bias") not in [*names, None]:
-            raise ValueError("head.linear must name parameters of the head")
-        if not isinstance(found.get("input"), str):
-            raise ValueError("head.linear must name its input")
-        linear = LinearHead(weight=found["weight"], bias=found.get("bias"), input=found["input"])
     rate = float(_take(value, "learning_rate", (int, float)))
     if not 0 < rate < 1e6:
         raise ValueError(f"head.learning_rate {rate} is not a positive number")
@@ -253,11 +248,24 @@ def _decode_head(value: dict[str, Any]) -> HeadSpec:
         features=TensorSpec.from_json(value.pop("features", None)),
         output=_take(value, "output", str),
         parameters=tuple(parameters),
-        linear=linear,
+        linear=_decode_layer(value, "linear", names),
+        entry=_decode_layer(value, "entry", names),
         learning_rate=rate,
         trainable=_take(value, "trainable", str),
         training=TrainingRecipe.from_json(_take(value, "training", dict)),
     )
+
+
+def _decode_layer(value: dict[str, Any], key: str, names: list[str]) -> LinearLayer | None:
+    found = value.pop(key, None)
+    if found is None:
+        return None
+    # Lists, not sets: what stands here may be of any type.
+    if not isinstance(found, dict) or found.get("weight") not in names or found.get("bias") not in [*names, None]:
+        raise ValueError(f"head.{key} must name parameters of the head")
+    if not isinstance(found.get("input"), str):
+        raise ValueError(f"head.{key} must name its input")
+    return LinearLayer(weight=found["weight"], bias=found.get("bias"), input=found["input"])
 
 
 def _specs(value: dict[str, Any], key: str) -> tuple[TensorSpec, ...]:
@@ -296,8 +304,14 @@ def _check_head(head: HeadSpec, manifest: Manifest) -> None:
     missing = [role for role in HEAD_MEMBERS if role not in manifest.members]
     if missing:
         raise ValueError(f"members: {', '.join(missing)} missing")
+    shapes = {parameter.name: parameter.shape for parameter in head.parameters}
+    if head.entry is not None:
+        weight = shapes[head.entry.weight]
+        if len(weight) != 2 or weight[1:] != head.features.sample_shape or head.entry.input != head.features.name:
+            raise ValueError("head.entry: the weight does not fit the features")
+        if head.entry.bias is not None and shapes[head.entry.bias] != weight[:1]:
+            raise ValueError("head.entry: the bias does not fit the weight")
     if head.linear is not None:
-        shapes = {parameter.name: parameter.shape for parameter in head.parameters}
         weight = shapes[head.linear.weight]
         if len(weight) != 2 or weight[0] != n_outputs:
             raise ValueError("head.linear: the weight must be of the shape (outputs, inputs)")

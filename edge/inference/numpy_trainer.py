@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 import numpy as np
 
 from edge.contract.errors import LearningError
-from edge.contract.manifest import LinearHead
+from edge.contract.manifest import LinearLayer
 from edge.contract.recipe import BINARY_CROSS_ENTROPY, CROSS_ENTROPY, HUBER, MEAN_SQUARED_ERROR, TrainingRecipe
 from edge.contract.training import FloatArray, Parameters
 
@@ -47,7 +47,7 @@ class NumpyTrainer:
         LearningError: Other names, shapes or values that are not finite.
     """
 
-    def __init__(self, recipe: TrainingRecipe, head: LinearHead, parameters: Mapping[str, FloatArray]) -> None:
+    def __init__(self, recipe: TrainingRecipe, head: LinearLayer, parameters: Mapping[str, FloatArray]) -> None:
         self.recipe = recipe
         self._weight, self._bias = head.weight, head.bias
         self._kinds = _SLOTS.get(recipe.optimizer, ())

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.contract.errors import LearningError
-from edge.contract.manifest import LinearHead
+from edge.contract.manifest import LinearLayer
 from edge.contract.training import FloatArray, Parameters
 from edge.learning.changes import KEPT_CONTRIBUTIONS
 from edge.learning.learner import State, check_batch, part, take, take_integers, take_like
@@ -57,7 +57,7 @@ class StatisticsLearner:
 
     def __init__(
         self,
-        head: LinearHead,
+        head: LinearLayer,
         shipped: Mapping[str, FloatArray],
         task: Task,
         prior: HeadStatistics | None,
@@ -225,10 +225,14 @@ class StatisticsLearner:
             offset = None
             total = self._total()
             if total.n_samples > 0:
-                solved = head_of(total, self._head, self._method)
-                for array in solved.values():
-                    array[~self._seen(total)] = 0.0
-                offset = {name: given[name] - solved[name] for name in given}
+                # Solved as it will be after the next sample, and not exactly: else rho's grid would move the head.
+                factor = self._factor or Factor(total, self._method)
+                solved = dict(zip(self._names, factor.head(), strict=False))
+                seen = factor.seen
+                offset = {
+                    name: (given[name] - np.where(_rows(seen, array), array, 0.0)).astype(np.float32)
+                    for name, array in solved.items()
+                }
             self._offset, self._live, self._is_solved = offset, given, True
             return
         base = HeadStatistics.from_tensors(
@@ -244,9 +248,6 @@ class StatisticsLearner:
             live = head_of(base * self._gain + self._own - begun.unpack(), self._head, self._method)
         self._base, self._included, self._included_version = PackedStatistics.of(base, self._gain), begun, version
         self._live, self._offset, self._factor, self._is_solved = live, None, None, True
-
-    def _seen(self, statistics: HeadStatistics) -> npt.NDArray[np.bool_]:
-        return statistics.seen if self._method != "ridge" else np.ones(self._task.n_outputs, bool)
 
     def state(self) -> State:
         """See `edge.learning.learner.Learner.state`. `own` is float64 here: a restart loses no digit.
@@ -302,7 +303,7 @@ class StatisticsLearner:
         self._live, self._block, self._factor, self._is_solved = live, [], None, True
 
 
-def grown(parameters: Mapping[str, FloatArray], head: LinearHead, more: int) -> Parameters:
+def grown(parameters: Mapping[str, FloatArray], head: LinearLayer, more: int) -> Parameters:
     """A linear layer with further classes that are never answered: weights of zero and a bias of `UNSEEN_LOGIT`.
 
     Without a bias the weights of a further class are the mean of the others: it may be answered.
@@ -323,6 +324,6 @@ def _factor(state: Mapping[str, npt.NDArray[Any]], name: str, least: float = 0.0
     return float(found[0])
 
 
-def _rows(seen: npt.NDArray[np.bool_], array: FloatArray) -> npt.NDArray[np.bool_]:
+def _rows(seen: npt.NDArray[np.bool_], array: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
     """``seen (n_outputs,)`` so that it chooses rows of an array."""
     return seen.reshape(-1, *(1,) * (array.ndim - 1))

@@ -16,7 +16,7 @@ import numpy as np
 from edge.contract import tensorfile
 from edge.contract.digest import is_digest
 from edge.contract.errors import BundleError
-from edge.contract.manifest import LinearHead
+from edge.contract.manifest import LinearLayer
 from edge.contract.training import FloatArray, Parameters
 from edge.learning.learner import State
 
@@ -163,7 +163,7 @@ class HeadRelease:
         )
 
     def aligned(
-        self, given: Sequence[str], wanted: Sequence[str], head: LinearHead, own: Mapping[str, FloatArray]
+        self, given: Sequence[str], wanted: Sequence[str], head: LinearLayer, own: Mapping[str, FloatArray]
     ) -> HeadRelease:
         """The release with its classes in another order.
 

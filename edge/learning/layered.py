@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.contract.errors import LearningError
-from edge.contract.manifest import LinearHead
+from edge.contract.manifest import LinearLayer
 from edge.contract.training import FloatArray, Parameters
 from edge.learning.changes import Changes
 from edge.learning.closed_form import grown
@@ -48,7 +48,7 @@ class LayeredLearner:
     def __init__(
         self,
         below: SgdLearner,
-        head: LinearHead,
+        head: LinearLayer,
         task: Task,
         hidden: Run,
         prior: HeadStatistics | None,

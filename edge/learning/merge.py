@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.contract.errors import LearningError
-from edge.contract.manifest import LinearHead
+from edge.contract.manifest import LinearLayer
 from edge.contract.training import FloatArray, Parameters
 from edge.learning.solve import Method, solve
 from edge.learning.statistics import HeadStatistics
@@ -68,7 +68,7 @@ def unlearn(total: HeadStatistics, contribution: HeadStatistics, is_classifier: 
     return HeadStatistics(gram, moment)
 
 
-def head_of(statistics: HeadStatistics, head: LinearHead, method: Method = "discriminant") -> Parameters:
+def head_of(statistics: HeadStatistics, head: LinearLayer, method: Method = "discriminant") -> Parameters:
     """The linear head that statistics determine, under its parameter names."""
     weights, biases = solve(statistics, method)
     parameters = {head.weight: weights.astype(np.float32)}

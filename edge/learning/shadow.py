@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.contract.errors import LearningError
-from edge.contract.manifest import LinearHead
+from edge.contract.manifest import LinearLayer
 from edge.contract.training import FloatArray, Parameters
 from edge.learning.calibration import fit_temperature
 from edge.learning.closed_form import grown
@@ -292,7 +292,7 @@ class Shadow:
         self._settle()
         self.reserve.forget_answers()
 
-    def grow(self, n_classes: int, head: LinearHead) -> None:
+    def grow(self, n_classes: int, head: LinearLayer) -> None:
         """Add classes to the live head, whose last layer is given, to the candidates and the reserve."""
         for learner in self.candidates.values():
             learner.grow(n_classes)

@@ -31,7 +31,7 @@ from converter.split import (
     with_layer_input,
 )
 from edge.contract.errors import ConfigError, ConversionError
-from edge.contract.manifest import LinearHead
+from edge.contract.manifest import LinearLayer
 from edge.contract.tensorspec import TensorSpec
 from tests.converter.models import cnn, export, exported_by, mlp, source_of, vector
 
@@ -56,7 +56,7 @@ class Halves(NamedTuple):
     backbone: onnx.ModelProto
     head: onnx.ModelProto
     parameters: dict[str, np.ndarray]
-    linear: LinearHead | None
+    linear: LinearLayer | None
     parts: SplitModel
 
 
@@ -418,7 +418,7 @@ def test_a_product_and_an_addition_become_one_linear_layer_of_torchs_shape() -> 
     np.testing.assert_allclose(run(found, {"x": x}), x @ weight + bias, rtol=1e-5, atol=1e-6)
     parts = split(found, choose_trainable(trainable_groups(found, []), "last:1"))
     assert parts.head is not None
-    assert parts.head.linear == LinearHead(weight="W", bias="b", input=FEATURES)
+    assert parts.head.linear == LinearLayer(weight="W", bias="b", input=FEATURES)
     np.testing.assert_array_equal(parts.head.parameters["W"], weight.T)
 
 
@@ -429,7 +429,7 @@ def test_a_product_and_an_addition_become_one_linear_layer_of_torchs_shape() -> 
 def test_one_linear_layer_is_found_to_be_linear(bias: bool) -> None:
     model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3, bias=bias))
     halves = halves_of(model, (6,), "last:1")
-    assert halves.linear == LinearHead(weight="2.weight", bias="2.bias" if bias else None, input=FEATURES)
+    assert halves.linear == LinearLayer(weight="2.weight", bias="2.bias" if bias else None, input=FEATURES)
 
 
 @pytest.mark.parametrize(
@@ -460,6 +460,39 @@ def test_the_last_of_several_layers_is_found_and_what_it_takes_can_be_had() -> N
     with torch.no_grad():
         expected = model[2:4](torch.from_numpy(features)).numpy()
     np.testing.assert_allclose(found[head.linear.input], expected, rtol=1e-5, atol=1e-6)
+
+
+class Twice(nn.Module):
+    """A head whose features are read twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 5), nn.Linear(5, 4), nn.Linear(9, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.tanh(self.a(x))
+        return self.c(torch.cat([x, torch.relu(self.b(x))], 1))
+
+
+@pytest.mark.parametrize(
+    ("model", "rule", "entry"),
+    [
+        (nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)), "last:2", ("0.weight", "0.bias")),
+        (nn.Sequential(nn.Linear(6, 5, bias=False), nn.ReLU(), nn.Linear(5, 3)), "last:2", ("0.weight", None)),
+        (nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)), "last:1", ("2.weight", "2.bias")),
+        (nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3), nn.Softmax(1)), "last:1", ("2.weight", "2.bias")),
+        (nn.Sequential(nn.Linear(6, 5), nn.LayerNorm(5), nn.Linear(5, 3)), "last:2", None),
+        (Twice(), "last:2", None),
+    ],
+    ids=["two layers", "without a bias", "one layer", "softmax behind", "a norm in front", "features read twice"],
+)
+def test_the_linear_layer_that_alone_takes_the_features_is_found(
+    model: nn.Module, rule: str, entry: tuple[str, str | None] | None
+) -> None:
+    head = halves_of(model, (6,), rule).parts.head
+    assert head is not None
+    expected = None if entry is None else LinearLayer(weight=entry[0], bias=entry[1], input=FEATURES)
+    assert head.entry == expected
 
 
 def test_a_matrix_used_twice_in_the_head_is_not_linear() -> None:

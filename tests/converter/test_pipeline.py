@@ -21,7 +21,7 @@ from converter.quantization.layers import running_in_int8
 from edge.contract import manifest as m
 from edge.contract.bundle import Bundle, members_of, write_bundle
 from edge.contract.errors import BundleError, ConfigError, ConversionError
-from edge.contract.manifest import LinearHead
+from edge.contract.manifest import LinearLayer
 from edge.contract.profile import load_profile
 from edge.contract.recipe import TrainingRecipe
 from edge.inference.onnx_session import OnnxSession
@@ -200,7 +200,7 @@ def test_a_network_that_int8_ruins_is_refused_under_int8(tmp_path: Path) -> None
 
 # --- the head --------------------------------------------------------------------------------------------------------
 
-LINEAR = LinearHead(weight="w", bias="b", input="x")
+LINEAR = LinearLayer(weight="w", bias="b", input="x")
 
 
 def test_head_correction_improves_on_samples_that_it_was_not_fitted_on() -> None:
@@ -239,7 +239,7 @@ def test_head_correction_works_without_a_bias() -> None:
     x = rng.normal(size=(200, 4)).astype(np.float32)
     head = {"w": rng.normal(size=(3, 4)).astype(np.float32)}
     corrected, left = correct_for_quantization(
-        head, LinearHead(weight="w", bias=None, input="x"), x * 0.9, x @ head["w"].T
+        head, LinearLayer(weight="w", bias=None, input="x"), x * 0.9, x @ head["w"].T
     )
     assert left < 0.1
     assert set(corrected) == {"w"}
@@ -263,9 +263,17 @@ def test_statistics_summed_in_batches_are_those_of_the_whole() -> None:
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(60, 5)).astype(np.float32), rng.integers(0, 3, 60)
     targets = np.eye(3)[y]
-    whole, n = training_statistics([(x, targets)])
-    parts, count = training_statistics([(x[:20], targets[:20]), (x[20:], targets[20:])])
+    hidden = np.abs(x[:, :2])
+    whole, n = training_statistics([({"": x, "other.": hidden}, targets)])
+    rows = (slice(0, 20), slice(20, 60))
+    parts, count = training_statistics([({"": x[r], "other.": hidden[r]}, targets[r]) for r in rows])
     assert n == count == 60
+    assert {name: array.shape for name, array in whole.items()} == {
+        "gram": (21,),
+        "moment": (6, 3),
+        "other.gram": (6,),
+        "other.moment": (3, 3),
+    }
     for name in whole:
         np.testing.assert_allclose(whole[name], parts[name], rtol=1e-4, atol=1e-6)
 
@@ -277,11 +285,11 @@ def test_a_head_without_a_bias_gets_statistics_and_runs(tmp_path: Path) -> None:
     convert(plan(source, max_drop=20.0))
     bundle = Bundle.open(source.with_suffix(".edge"))
     assert bundle.manifest.head is not None
-    assert bundle.manifest.head.linear == LinearHead(weight="2.weight", bias=None, input="features")
+    assert bundle.manifest.head.linear == LinearLayer(weight="2.weight", bias=None, input="features")
     assert bundle.has(m.STATISTICS)
 
 
-def test_a_head_with_a_hidden_layer_gets_statistics_of_what_its_last_layer_takes(tmp_path: Path) -> None:
+def test_a_head_with_a_hidden_layer_gets_statistics_of_what_its_first_and_its_last_layer_take(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 4)).eval()
     source = save(model, tmp_path / "m.pth", (12,), calibrated=200)
@@ -299,6 +307,11 @@ def test_a_head_with_a_hidden_layer_gets_statistics_of_what_its_last_layer_takes
     expected = extended.T @ extended / 200
     np.testing.assert_allclose(shipped["gram"], expected[np.triu_indices(7)], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(shipped["moment"], extended.T @ np.eye(4)[y.numpy()] / 200, rtol=1e-4, atol=1e-5)
+    assert head.entry == LinearLayer(weight="2.weight", bias="2.bias", input="features")
+    with torch.no_grad():
+        extended = np.concatenate([model[:2](x).double().numpy(), np.ones((200, 1))], axis=1)
+    expected = extended.T @ extended / 200
+    np.testing.assert_allclose(shipped["features.gram"], expected[np.triu_indices(9)], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -425,7 +438,7 @@ def test_the_manifest_says_what_the_model_takes_and_gives(calibrated: Path) -> N
     assert manifest.head is not None
     assert manifest.head.features.sample_shape == (36,)
     assert manifest.class_names == ("class 0", "class 1", "class 2", "class 3")
-    assert manifest.head.linear == LinearHead(weight="7.weight", bias="7.bias", input="features")
+    assert manifest.head.linear == LinearLayer(weight="7.weight", bias="7.bias", input="features")
 
 
 # --- refusals --------------------------------------------------------------------------------------------------------

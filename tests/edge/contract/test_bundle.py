@@ -14,7 +14,7 @@ from edge.contract import manifest as m
 from edge.contract.archive import write_archive
 from edge.contract.bundle import Bundle, blob_name, check_parameters, members_of, read_tensors, write_bundle
 from edge.contract.errors import BundleError
-from edge.contract.manifest import HeadSpec, LinearHead, Manifest, Member, ParameterSpec
+from edge.contract.manifest import HeadSpec, LinearLayer, Manifest, Member, ParameterSpec
 from edge.contract.tensorspec import TensorSpec
 
 
@@ -40,7 +40,7 @@ def manifest_of(members: Mapping[str, bytes]) -> Manifest:
             features=TensorSpec(name="features", dtype="float32", shape=("batch", 3)),
             output="output",
             parameters=(ParameterSpec(name="w", shape=(2, 3)), ParameterSpec(name="b", shape=(2,))),
-            linear=LinearHead(weight="w", bias="b", input="features"),
+            linear=LinearLayer(weight="w", bias="b", input="features"),
             learning_rate=0.1,
             trainable="last:1",
         ),

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from edge.contract import manifest as m
 from edge.contract import strictjson
 from edge.contract.errors import BundleError
-from edge.contract.manifest import LinearHead, Manifest
+from edge.contract.manifest import LinearLayer, Manifest
 from edge.contract.recipe import TrainingRecipe
 
 DIGEST = "0123456789abcdef" * 4
@@ -36,6 +36,7 @@ def document() -> dict[str, Any]:
             "output": "output",
             "parameters": [{"name": "w", "shape": [2, 64]}, {"name": "b", "shape": [2]}],
             "linear": {"weight": "w", "bias": "b", "input": "features"},
+            "entry": {"weight": "w", "bias": "b", "input": "features"},
             "learning_rate": 0.1,
             "trainable": "last:1",
             "training": TrainingRecipe(optimizer="adam").to_json(),
@@ -134,6 +135,9 @@ REFUSED: dict[str, Callable[[dict[str, Any]], None]] = {
     "a linear head of an unknown bias": put("head", "linear", "bias", value="other"),
     "a linear head whose weight is a list": put("head", "linear", "weight", value=["w"]),
     "a linear head whose bias is an object": put("head", "linear", "bias", value={}),
+    "an entry of an unknown weight": put("head", "entry", value={"weight": "v", "bias": "b", "input": "features"}),
+    "an entry that takes something else": put("head", "entry", value={"weight": "w", "bias": "b", "input": "hidden"}),
+    "an entry that is a number": put("head", "entry", value=3),
     "a linear head that is a list": put("head", "linear", value=["w", "b"]),
     "a linear head whose weight has another shape": put("head", "parameters", 0, "shape", value=[64, 2]),
     "a linear head whose bias has another shape": put("head", "parameters", 1, "shape", value=[3]),
@@ -198,7 +202,7 @@ def test_a_head_of_several_layers_and_one_without_bias_are_read() -> None:
     assert head.linear is None
     value["head"]["linear"] = {"weight": "w", "bias": None, "input": "hidden"}
     found = decode(value).head
-    assert found == replace(head, linear=LinearHead(weight="w", bias=None, input="hidden"))
+    assert found == replace(head, linear=LinearLayer(weight="w", bias=None, input="hidden"))
     assert (found.is_linear, found.n_inputs) == (False, 64)
 
 

@@ -8,14 +8,14 @@ import torch
 from torch import nn
 
 from edge.contract.errors import LearningError
-from edge.contract.manifest import LinearHead
+from edge.contract.manifest import LinearLayer
 from edge.contract.recipe import LOSSES, OPTIMIZERS, TrainingRecipe
 from edge.contract.training import FloatArray
 from edge.inference.numpy_trainer import NumpyTrainer
 from tests.edge.inference.reference import RATES, VARIANTS, Reference, batches, distance
 
 N_INPUTS, N_OUTPUTS, STEPS = 6, 4, 50
-HEAD = LinearHead(weight="weight", bias="bias", input="features")
+HEAD = LinearLayer(weight="weight", bias="bias", input="features")
 EVERYTHING = TrainingRecipe(optimizer="adamw", **VARIANTS["all"])
 
 
@@ -57,7 +57,7 @@ def test_every_recipe_ends_where_torch_in_float64_ends(loss: str, optimizer: str
 def test_a_layer_without_a_bias(optimizer: str) -> None:
     recipe = TrainingRecipe(optimizer=optimizer)
     first = {"weight": start()["weight"]}
-    trainer = NumpyTrainer(recipe, LinearHead(weight="weight", bias=None, input="features"), first)
+    trainer = NumpyTrainer(recipe, LinearLayer(weight="weight", bias=None, input="features"), first)
     reference = Reference(layer(first), recipe)
     for one in batches(recipe.loss, (N_INPUTS,), N_OUTPUTS, STEPS):
         assert trainer.step(*one, 0.01) == pytest.approx(reference.step(*one, 0.01), rel=1e-5)

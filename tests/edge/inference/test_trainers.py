@@ -20,7 +20,7 @@ from converter.torch_head import torch_head
 from edge.contract import manifest as m
 from edge.contract.bundle import Bundle, members_of, write_bundle
 from edge.contract.errors import BundleError, ConfigError, LearningError
-from edge.contract.manifest import HeadSpec, LinearHead, Manifest, ParameterSpec
+from edge.contract.manifest import HeadSpec, LinearLayer, Manifest, ParameterSpec
 from edge.contract.recipe import TrainingRecipe
 from edge.contract.tensorspec import TensorSpec
 from edge.contract.training import FloatArray, TrainStep
@@ -59,9 +59,9 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def linear_of(head: Head) -> LinearHead:
+def linear_of(head: Head) -> LinearLayer:
     weight, *bias = sorted(head.parameters, key=lambda name: -head.parameters[name].ndim)
-    return LinearHead(weight=weight, bias=bias[0] if bias else None, input=FEATURES)
+    return LinearLayer(weight=weight, bias=bias[0] if bias else None, input=FEATURES)
 
 
 def numpy_trainer(head: Head, recipe: TrainingRecipe) -> NumpyTrainer:

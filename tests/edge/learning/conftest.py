@@ -14,7 +14,7 @@ import pytest
 
 from edge.contract import manifest as m
 from edge.contract.bundle import Bundle
-from edge.contract.manifest import LinearHead
+from edge.contract.manifest import LinearLayer
 from edge.contract.recipe import HUBER, MEAN_SQUARED_ERROR, TrainingRecipe
 from edge.contract.training import FloatArray, Parameters, TrainStep
 from edge.inference.numpy_trainer import NumpyTrainer
@@ -30,7 +30,7 @@ from edge.learning.whitening import Whitening
 
 Samples = tuple[FloatArray, Targets]
 N_FEATURES, N_CLASSES = 64, 10
-LINEAR = LinearHead(weight="weight", bias="bias", input="features")
+LINEAR = LinearLayer(weight="weight", bias="bias", input="features")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ class Rig:
     name: str
     make: Callable[[int], Learner]
     task: Task
-    head: LinearHead
+    head: LinearLayer
     run: Callable[[FloatArray, Parameters], FloatArray]
     samples: Samples = field(repr=False)
     is_closed: bool = False
@@ -69,7 +69,7 @@ class Rig:
         return 1.0 - float(self.task.right(outputs, samples[1]).mean())
 
 
-def linear_outputs(head: LinearHead) -> Callable[[FloatArray, Parameters], FloatArray]:
+def linear_outputs(head: LinearLayer) -> Callable[[FloatArray, Parameters], FloatArray]:
     """Outputs of a linear layer."""
 
     def run(features: FloatArray, parameters: Parameters) -> FloatArray:
@@ -91,7 +91,7 @@ def clouds(n: int, d: int, n_classes: int, seed: int) -> Samples:
 # A linear head of ten classes, from a bundle with statistics
 
 
-def bundle_head(bundle: Bundle) -> LinearHead:
+def bundle_head(bundle: Bundle) -> LinearLayer:
     """The bundle's last layer."""
     assert bundle.manifest.head is not None
     assert bundle.manifest.head.linear is not None
@@ -170,7 +170,8 @@ BUNDLE_RIGS = ("statistics", "statistics-forgetting", "ridge", "ncm", "sgd-onnx"
 # A head with a hidden layer
 
 MLP_IN, MLP_HIDDEN, MLP_CLASSES = 12, 16, 4
-MLP_LAST = LinearHead(weight="w2", bias="b2", input="hidden")
+MLP_FIRST = LinearLayer(weight="w1", bias="b1", input="features")
+MLP_LAST = LinearLayer(weight="w2", bias="b2", input="hidden")
 
 
 def mlp_parameters() -> Parameters:
@@ -213,7 +214,14 @@ def mlp_training_graph() -> bytes:
     return bytes(build_training_graph(head, "features", list(mlp_parameters())).SerializeToString())
 
 
-def new_mlp_sgd(seed: int = 0) -> SgdLearner:
+def mlp_whitening() -> Whitening:
+    """Of the layer that takes its features, as if statistics of 200 samples had been shipped."""
+    features, labels = clouds(200, MLP_IN, MLP_CLASSES, 7)
+    last = HeadStatistics.of(mlp_hidden(features, mlp_parameters()), labels, MLP_CLASSES)
+    return Whitening(HeadStatistics.of(features, labels, MLP_CLASSES), MLP_FIRST, last)
+
+
+def new_mlp_sgd(seed: int = 0, whitening: Whitening | None = None, rehearsals: int = 0) -> SgdLearner:
     """SGD on all layers of that head."""
     return SgdLearner(
         OnnxTrainer(mlp_training_graph(), "features", mlp_parameters()),
@@ -223,7 +231,9 @@ def new_mlp_sgd(seed: int = 0) -> SgdLearner:
         per_class=20,
         seed=seed,
         head=MLP_LAST,
+        whitening=whitening,
         run=mlp_outputs,
+        rehearsals=rehearsals,
     )
 
 
@@ -235,7 +245,11 @@ def new_layered(seed: int = 0) -> LayeredLearner:
 
 def mlp_rig(name: str) -> Rig:
     """A learner of the head with a hidden layer."""
-    make: dict[str, Callable[[int], Learner]] = {"layered": new_layered, "sgd-mlp": new_mlp_sgd}
+    make: dict[str, Callable[[int], Learner]] = {
+        "layered": new_layered,
+        "sgd-mlp": new_mlp_sgd,
+        "sgd-mlp-whitened": lambda seed: new_mlp_sgd(seed, mlp_whitening(), 1),
+    }
     return Rig(
         name=name,
         make=make[name],
@@ -243,6 +257,7 @@ def mlp_rig(name: str) -> Rig:
         head=MLP_LAST,
         run=mlp_outputs,
         samples=clouds(96, MLP_IN, MLP_CLASSES, 5),
+        is_whitened=name == "sgd-mlp-whitened",
     )
 
 
@@ -287,7 +302,7 @@ def quantity_rig(name: str) -> Rig:
 
 
 QUANTITY_RIGS = ("ridge-quantities", "mean-squared-error", "huber")
-MLP_RIGS = ("layered", "sgd-mlp")
+MLP_RIGS = ("layered", "sgd-mlp", "sgd-mlp-whitened")
 
 
 def make_rig(name: str, digits_bundle: Path) -> Rig:
@@ -309,7 +324,7 @@ def class_rig(request: pytest.FixtureRequest, digits_bundle: Path) -> Rig:
     return make_rig(request.param, digits_bundle)
 
 
-@pytest.fixture(params=["sgd-onnx", "sgd-numpy", "sgd-plain", "sgd-mlp", "layered", "mean-squared-error", "huber"])
+@pytest.fixture(params=["sgd-onnx", "sgd-numpy", "sgd-plain", *MLP_RIGS, "mean-squared-error", "huber"])
 def delta_rig(request: pytest.FixtureRequest, digits_bundle: Path) -> Rig:
     """Each learner that contributes its change."""
     return make_rig(request.param, digits_bundle)

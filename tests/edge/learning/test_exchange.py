@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from edge.contract import tensorfile
 from edge.contract.errors import BundleError
-from edge.contract.manifest import LinearHead
+from edge.contract.manifest import LinearLayer
 from edge.learning.exchange import HeadRelease, HeadUpdate
 
 BACKBONE = "ab" * 32
@@ -183,7 +183,7 @@ def test_a_document_without_class_names_has_those_of_the_bundle(document: bytes)
 
 # Classes in another order
 
-HEAD = LinearHead(weight="w", bias="b", input="x")
+HEAD = LinearLayer(weight="w", bias="b", input="x")
 NAMES = ("cat", "dog", "bird")
 OF_THREE = HeadRelease(
     backbone=BACKBONE,

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge.contract.errors import LearningError
-from edge.contract.manifest import LinearHead
+from edge.contract.manifest import LinearLayer
 from edge.learning.merge import Delta, apply_change, head_of, mean_change, merge_statistics, unlearn, weighted_mean
 from edge.learning.solve import solve
 from edge.learning.statistics import HeadStatistics
@@ -70,14 +70,14 @@ def test_merged_statistics_are_those_of_one_device_that_saw_everything() -> None
 
 def test_the_head_of_statistics_has_the_names_of_the_head() -> None:
     weights, biases = solve(device(0))
-    head = head_of(device(0), LinearHead(weight="fc.weight", bias="fc.bias", input="features"))
+    head = head_of(device(0), LinearLayer(weight="fc.weight", bias="fc.bias", input="features"))
     assert (head["fc.weight"] == weights.astype(np.float32)).all()
     assert (head["fc.bias"] == biases.astype(np.float32)).all()
-    assert list(head_of(device(0), LinearHead(weight="w", bias=None, input="features"))) == ["w"]
+    assert list(head_of(device(0), LinearLayer(weight="w", bias=None, input="features"))) == ["w"]
 
 
 def test_the_head_is_solved_by_the_method_that_is_asked_for() -> None:
-    head = LinearHead(weight="w", bias="b", input="features")
+    head = LinearLayer(weight="w", bias="b", input="features")
     for method in ("discriminant", "ridge", "means"):
         assert (head_of(device(0), head, method)["w"] == solve(device(0), method)[0].astype(np.float32)).all()
     assert (head_of(device(0), head)["w"] == head_of(device(0), head, "discriminant")["w"]).all()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edge.contract.manifest import LinearHead
+from edge.contract.manifest import LinearLayer
 from edge.contract.recipe import TrainingRecipe
 from edge.contract.training import FloatArray, Parameters
 from edge.inference.numpy_trainer import NumpyTrainer
@@ -13,10 +13,20 @@ from edge.learning.sgd import ETA, TEMPERED, SgdLearner
 from edge.learning.statistics import HeadStatistics, Matrix
 from edge.learning.task import Task
 from edge.learning.whitening import SHRINKAGE, Whitening
+from tests.edge.learning.conftest import (
+    MLP_CLASSES,
+    MLP_FIRST,
+    MLP_IN,
+    clouds,
+    mlp_hidden,
+    mlp_outputs,
+    mlp_parameters,
+    new_mlp_sgd,
+)
 
 D, K = 6, 3
-WITH_BIAS = LinearHead(weight="w", bias="b", input="x")
-WITHOUT_BIAS = LinearHead(weight="w", bias=None, input="x")
+WITH_BIAS = LinearLayer(weight="w", bias="b", input="x")
+WITHOUT_BIAS = LinearLayer(weight="w", bias=None, input="x")
 
 
 def features(n: int, seed: int) -> FloatArray:
@@ -30,7 +40,7 @@ def statistics(n: int = 300) -> HeadStatistics:
     return HeadStatistics.of(features(n, 0), np.zeros(n, int), K)
 
 
-def parameters(head: LinearHead, seed: int = 3) -> Parameters:
+def parameters(head: LinearLayer, seed: int = 3) -> Parameters:
     rng = np.random.default_rng(seed)
     found = {"w": rng.normal(size=(K, D)).astype(np.float32)}
     return found if head.bias is None else found | {"b": rng.normal(size=K).astype(np.float32)}
@@ -44,7 +54,7 @@ HEADS = pytest.mark.parametrize("head", [WITH_BIAS, WITHOUT_BIAS], ids=["bias", 
 
 
 @HEADS
-def test_parameters_come_back_from_whitened_coordinates(head: LinearHead) -> None:
+def test_parameters_come_back_from_whitened_coordinates(head: LinearLayer) -> None:
     whitening, given = Whitening(statistics(), head), parameters(head)
     found = whitening.plain(whitening.whitened(given))
     assert found.keys() == given.keys()
@@ -54,7 +64,7 @@ def test_parameters_come_back_from_whitened_coordinates(head: LinearHead) -> Non
 
 
 @HEADS
-def test_the_answers_are_the_same(head: LinearHead) -> None:
+def test_the_answers_are_the_same(head: LinearLayer) -> None:
     whitening, given, x = Whitening(statistics(), head), parameters(head), features(50, 9)
     expected = outputs(x, given)
     np.testing.assert_allclose(outputs(whitening.features(x), whitening.whitened(given)), expected, atol=1e-4)
@@ -123,6 +133,50 @@ def test_a_whitened_step_is_the_preconditioned_step() -> None:
     centred_bias = centred_bias - rate * error[0]
     np.testing.assert_allclose(learner.parameters()["w"], weight, atol=2e-5)
     np.testing.assert_allclose(learner.parameters()["b"], centred_bias - weight @ mean, atol=2e-4)
+
+
+def test_whitening_of_the_first_of_several_layers_keeps_the_answers_and_gives_both_layers_the_same_energy() -> None:
+    rng, x = np.random.default_rng(5), features(400, 0)
+    given = {
+        "w": rng.normal(size=(4, D)).astype(np.float32),
+        "b": rng.normal(size=4).astype(np.float32),
+        "last": rng.normal(size=(K, 4)).astype(np.float32),
+    }
+
+    def hidden(x: FloatArray, found: Parameters) -> FloatArray:
+        return np.asarray(np.maximum(x @ found["w"].T + found["b"], 0.0))
+
+    last = HeadStatistics.of(hidden(x, given), np.zeros(400, int), K)
+    whitening = Whitening(HeadStatistics.of(x, np.zeros(400, int), K), WITH_BIAS, last)
+    whitened = whitening.whitened(given)
+    np.testing.assert_allclose(hidden(whitening.features(x), whitened), hidden(x, given), rtol=1e-4, atol=1e-3)
+    assert (whitened["last"] == given["last"]).all()
+    energy = float(np.square(hidden(x, given)).sum(axis=1).mean()) + 1.0
+    assert whitening.energy == pytest.approx(energy, rel=1e-5)
+    # Less than that: directions with little variance are not blown up to the same.
+    assert 0.3 * energy < np.square(whitening.features(x)).sum(axis=1).mean() < energy
+
+
+def test_a_head_of_two_layers_learns_correlated_features_much_faster_with_whitening() -> None:
+    """Features far from zero and of different scales, as those of a backbone after a ReLU are."""
+    mixing = np.random.default_rng(3).normal(size=(MLP_IN, MLP_IN)) * np.geomspace(5.0, 0.05, MLP_IN)
+    plain, labels = clouds(600, MLP_IN, MLP_CLASSES, 5)
+    mixed = (plain @ mixing + 4.0).astype(np.float32)
+    (x, y), later = (mixed[:400], labels[:400]), (mixed[400:], labels[400:])
+    zeros = np.zeros(400, int)
+    shipped = HeadStatistics.of(x, zeros, MLP_CLASSES)
+    last = HeadStatistics.of(mlp_hidden(x, mlp_parameters()), zeros, MLP_CLASSES)
+    found = {}
+    for name, whitening in (("plain", None), ("whitened", Whitening(shipped, MLP_FIRST, last))):
+        learner = new_mlp_sgd(0, whitening, 1)
+        learner._rate = learner._rate if whitening else 5.0 / whitening_energy(last)
+        learner.learn_many(x, y)
+        found[name] = float((mlp_outputs(later[0], learner.parameters()).argmax(axis=1) == later[1]).mean())
+    assert found["whitened"] > found["plain"] + 0.03, found
+
+
+def whitening_energy(last: HeadStatistics) -> float:
+    return float(np.trace(last.gram)) / last.n_samples
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1e3])
