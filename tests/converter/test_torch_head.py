@@ -87,7 +87,10 @@ HEADS: dict[str, onnx.ModelProto] = {
         for name in UNARY
     },
     **{name: positive(name) for name in ("Log", "Sqrt", "Reciprocal")},
-    **{name: through(name, "c", constants={"c": F32([1, 2, -3, 4])}) for name in ("Add", "Sub", "Mul", "Div", "Max", "Sum")},
+    **{
+        name: through(name, "c", constants={"c": F32([1, 2, -3, 4])})
+        for name in ("Add", "Sub", "Mul", "Div", "Max", "Sum")
+    },
     "Pow": through("Pow", "c", constants={"c": F32(2)}),
     "PRelu": through("PRelu", "c", constants={"c": F32([0.1, 0.2, 0.3, 0.4])}),
     "Clip": through("Clip", "low", "high", constants={"low": F32(-0.5), "high": F32(0.7)}),

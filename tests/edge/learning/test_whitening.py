@@ -162,8 +162,8 @@ def test_a_head_of_two_layers_learns_correlated_features_much_faster_with_whiten
     mixing = np.random.default_rng(3).normal(size=(MLP_IN, MLP_IN)) * np.geomspace(5.0, 0.05, MLP_IN)
     plain, labels = clouds(600, MLP_IN, MLP_CLASSES, 5)
     mixed = (plain @ mixing + 4.0).astype(np.float32)
-    (x, y), later = (mixed[:400], labels[:400]), (mixed[400:], labels[400:])
-    zeros = np.zeros(400, int)
+    (x, y), later = (mixed[:100], labels[:100]), (mixed[100:], labels[100:])
+    zeros = np.zeros(100, int)
     shipped = HeadStatistics.of(x, zeros, MLP_CLASSES)
     last = HeadStatistics.of(mlp_hidden(x, mlp_parameters()), zeros, MLP_CLASSES)
     found = {}
@@ -172,7 +172,7 @@ def test_a_head_of_two_layers_learns_correlated_features_much_faster_with_whiten
         learner._rate = learner._rate if whitening else 5.0 / whitening_energy(last)
         learner.learn_many(x, y)
         found[name] = float((mlp_outputs(later[0], learner.parameters()).argmax(axis=1) == later[1]).mean())
-    assert found["whitened"] > found["plain"] + 0.03, found
+    assert found["whitened"] > found["plain"] + 0.1, found
 
 
 def whitening_energy(last: HeadStatistics) -> float:
