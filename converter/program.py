@@ -16,7 +16,7 @@ from converter.reason import reason
 from converter.tensors import Array, Arrays, Run, batch_size, in_batches, join
 from edge.contract.errors import BundleError, ConversionError
 from edge.contract.tensorspec import BATCH, TensorSpec
-from edge.inference.onnx_session import open_onnx
+from edge.inference.onnx_session import EXACT, open_onnx
 
 # So many samples, or so many bytes of them, are run at once: larger activations leave the processor's caches.
 _BATCH_SIZE = 64
@@ -117,7 +117,7 @@ def available_threads() -> int:
 def onnx_program(
     model: onnx.ModelProto, what: str, constants: Mapping[str, Array] | None = None, threads: int | None = None
 ) -> Run:
-    """A graph as a function of named arrays.
+    """A graph as a function of named arrays, with exact int8 arithmetic: how this CPU rounds says nothing of others.
 
     Args:
         model: The graph.
@@ -129,7 +129,7 @@ def onnx_program(
         ConversionError: onnxruntime does not load it.
     """
     try:
-        session = open_onnx(model.SerializeToString(), what, threads or available_threads())
+        session = open_onnx(model.SerializeToString(), what, threads or available_threads(), EXACT)
     except BundleError as exc:  # at conversion there is no bundle yet to be distrusted
         raise ConversionError(str(exc)) from exc
     outputs = [output.name for output in session.get_outputs()]

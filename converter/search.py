@@ -27,7 +27,7 @@ from converter.tensors import select
 from edge.contract.errors import ConversionError
 from edge.contract.profile import DeviceProfile
 from edge.inference.onnx_benchmark import Benchmark
-from edge.inference.onnx_session import open_onnx
+from edge.inference.onnx_session import EXACT, open_onnx
 from edge.inference.session import sqnr_db
 
 Stage = Callable[[str], None]
@@ -350,13 +350,15 @@ class Search:
         names = [spec.name for spec in few.outputs]
         found = [
             open_onnx(chosen.model.SerializeToString(), chosen.name, 1, config).run(names, feeds)
-            for config in ({}, {"session.x64quantprecision": "1"})
+            for config in ({}, EXACT)
         ]
         ratios = [
             min(sqnr_db(few.reference[name], array) for name, array in zip(names, arrays, strict=True))
             for arrays in found
         ]
         gap = ratios[1] - ratios[0]
+        if gap > _SATURATION_DB and profile.quantization.int8_dot_product:
+            return f"{promise}; this CPU has none, and loses {gap:.1f} dB: do not run the bundle here", gap
         if gap > _SATURATION_DB:
             raise ConversionError(
                 f"the int8 sums saturate on this CPU: {ratios[0]:.1f} dB, {ratios[1]:.1f} dB with exact arithmetic; "

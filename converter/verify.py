@@ -23,7 +23,7 @@ from edge.contract.bundle import Bundle, write_bundle
 from edge.contract.errors import BundleError, ConversionError
 from edge.contract.manifest import Manifest
 from edge.contract.tensorspec import BATCH, TensorSpec
-from edge.inference.onnx_session import OnnxSession
+from edge.inference.onnx_session import EXACT, OnnxSession
 from edge.inference.session import sqnr_db
 
 # Float programs compute the same sums in another order: 60 dB is a relative error of 0.001.
@@ -204,7 +204,7 @@ def torchscript_of(model: nn.Module, evaluation: Evaluation, *, scripted: bool) 
 
 
 def check_bundle(manifest: Manifest, blobs: Mapping[str, bytes]) -> str:
-    """Open a bundle as a device opens it, digests and golden outputs, in a folder that is thrown away.
+    """Open a bundle as a device of the target opens it, digests and golden outputs, in a folder that is thrown away.
 
     Returns:
         Its digest.
@@ -217,7 +217,7 @@ def check_bundle(manifest: Manifest, blobs: Mapping[str, bytes]) -> str:
         try:
             write_bundle(path, manifest, blobs)
             bundle = Bundle.open(path)
-            OnnxSession(bundle)
+            OnnxSession(bundle, config=EXACT)
         except BundleError as exc:
             raise ConversionError(f"a device would refuse the bundle: {exc}. Nothing was written") from exc
         return bundle.digest

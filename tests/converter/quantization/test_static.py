@@ -10,9 +10,11 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 from torch import nn
 
+from converter.graph import make_model
+from converter.program import onnx_program
 from converter.quantization.layers import quantizable_layers, running_in_int8
 from converter.quantization.sensitivity import layer_sensitivity
 from converter.quantization.static import quantize_static, quantized_weight
@@ -82,6 +84,20 @@ def test_the_reduced_file_gives_the_same_with_exact_arithmetic(conv_net: Net) ->
     quantized = quantize_static(conv_net.graph, conv_net.seen, profile("generic-x86_64"))
     usual, exact = run_by(quantized, conv_net.x), run_by(quantized, conv_net.x, session__x64quantprecision="1")
     np.testing.assert_allclose(usual, exact, atol=1e-6)
+
+
+def test_the_quality_for_a_target_that_does_not_saturate_is_found_on_a_cpu_that_does() -> None:
+    """One row of 8-bit products whose pairs do not fit 16 bits; a CPU without VNNI gives another sum for it."""
+    nodes = [
+        helper.make_node("DynamicQuantizeLinear", ["x"], ["codes", "scale", "zero"]),
+        helper.make_node("MatMulInteger", ["codes", "w", "zero"], ["y"]),
+    ]
+    weight = numpy_helper.from_array(np.full((64, 32), 127, np.int8), "w")
+    inputs = [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["batch", 64])]
+    outputs = [helper.make_tensor_value_info("y", onnx.TensorProto.INT32, ["batch", 32])]
+    graph = make_model("g", nodes, inputs, outputs, [weight])
+    x = np.ones((1, 64), np.float32)
+    np.testing.assert_array_equal(onnx_program(graph, "it")({"x": x})["y"], np.full((1, 32), 64 * 255 * 127))
 
 
 def test_layers_left_in_float_are_those_that_were_named(conv_net: Net) -> None:
