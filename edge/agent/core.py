@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -71,7 +70,6 @@ class AgentCore:
             max_bytes=config.profile.inference.max_bundle_mb << 20,
         )
         self._budget = LearningBudget(config.profile.learning.budget_ms_per_s)
-        self._pending: deque[tuple[str, Any, float]] = deque()
         self._connected = False
         self._out: list[Publish] = []
         self._upload: Upload | None = None
@@ -163,13 +161,14 @@ class AgentCore:
         self._host.model.check_label(label)
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight <= 1:
             raise LearningError(f"weight: expected a number from 0 to 1, got {weight!r:.40}")
-        if self._pending or not self._learning_allowed(now):
-            if len(self._pending) >= self._config.profile.learning.label_ring_size:
-                return {"joined": False, "why": "too many labels are waiting for the learning budget"}
-            self._pending.append((sample_id, label, weight))
-            return {"joined": True, "queued": True}
-        joined = self._learn(sample_id, label, weight, now)
-        return {"joined": True} if joined else {"joined": False, "why": "no such sample waits for a label"}
+        model = self._host.model
+        must_wait = model.n_waiting > 0 or not self._learning_allowed(now)
+        if must_wait and model.n_waiting >= self._config.profile.learning.label_ring_size:
+            return {"joined": False, "why": "too many labels are waiting for the learning budget"}
+        joined = self._timed(lambda: model.join_label(sample_id, label, now.s, weight, later=must_wait), now)
+        if not joined:
+            return {"joined": False, "why": "no such sample waits for a label"}
+        return {"joined": True, "queued": True} if must_wait else {"joined": True}
 
     def _learning_allowed(self, now: Now) -> bool:
         if now.s >= self._next_temperature_s:
@@ -189,15 +188,16 @@ class AgentCore:
             return f"load of {load:.1f} a core, at most {limits.max_load_per_core:.1f}"
         return ""
 
-    def _learn(self, sample_id: str, label: Any, weight: float, now: Now) -> bool:
+    def _timed(self, learn: Callable[[], bool], now: Now) -> bool:
+        """Learn something at the expense of the budget, and see to it that it is made safe before long."""
         start = self._stopwatch()
-        joined = self._host.model.join_label(sample_id, label, now.s, weight)
+        done = learn()
         spent_ms = (self._stopwatch() - start) * 1e3
         self._budget.spend(spent_ms)
         self._journaled_ms += spent_ms
         if self._next_checkpoint_s == math.inf and not self._host.model.is_safe:
             self._next_checkpoint_s = now.s + self._config.profile.learning.checkpoint_interval_s
-        return joined
+        return done
 
     def status(self) -> dict[str, Any]:
         """What a person or a test wants to know."""
@@ -320,12 +320,15 @@ class AgentCore:
     @property
     def busy(self) -> bool:
         """Whether labels wait for the learning budget."""
-        return bool(self._pending)
+        return self._host.model.n_waiting > 0
 
     def tick(self, now: Now) -> list[Publish]:
         """Do what is due and give back what is to be sent."""
-        while self._pending and self._learning_allowed(now):
-            self._learn(*self._pending.popleft(), now)
+        while self.busy and self._learning_allowed(now):
+            try:
+                self._timed(self._host.model.learn_waiting, now)
+            except LearningError as exc:
+                self._events.append(("label-refused", str(exc)))
         self.deployment.poll(now.s)
         warnings = self._host.model.warnings
         self._events += [("warning", text) for text in warnings]
@@ -443,7 +446,7 @@ class AgentCore:
             "samples": model.n_samples,
             "sgd_steps": model.n_samples if model.learner_kind == "delta" else 0,
             **model.metrics.report(now.s),
-            "waiting": len(self._pending),
+            "waiting": self._host.model.n_waiting,
         }
         cpu = health.cpu_seconds()
         if self._cpu is not None and now.s > self._cpu[0]:

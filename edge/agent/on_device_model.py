@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import os
 import uuid
+from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,13 +54,13 @@ from edge.learning.gate import Verdict
 from edge.learning.labels import LabelRing, Remembered
 from edge.learning.learner import Learner, State, check_batch, part
 from edge.learning.metrics import RunningMetrics
-from edge.learning.packing import pack
+from edge.learning.packing import PackedFeatures, pack
 from edge.learning.queries import LabelRequests
 from edge.learning.shadow import Happened, Shadow
 from edge.learning.statistics import HeadStatistics
 from edge.learning.task import Targets, Task
 
-_PREVIOUS = "previous."
+_PREVIOUS, _WAITING = "previous.", "waiting."
 _MAX_EVENTS = 100
 
 
@@ -156,6 +157,7 @@ class OnDeviceModel:
         self._lineage = uuid.uuid4().hex
         self._base_release = 0
         self._previous: tuple[State, int] | None = None
+        self._waiting: deque[tuple[Record, FloatArray]] = deque()  # kept safe, with the answers, and not learned yet
         self._unsaved = self._beyond_journal = self._unsynced = self._disk_refuses = False
         self._lock: int | None = None
         self._store: LearnedStore | None = None
@@ -335,12 +337,14 @@ class OnDeviceModel:
         Raises:
             LearningError: The samples or labels cannot be learned; nothing changed.
         """
+        while self.learn_waiting():
+            pass
         features, outputs = self._run(x)
         _, targets, trust = check_batch(features, np.asarray(y), weights, self._shape, self._task)
         if len(targets):
             self._learn(Record(pack(features), targets, trust), outputs)
 
-    def join_label(self, sample_id: str, label: Any, now_s: float, weight: float = 1.0) -> bool:
+    def join_label(self, sample_id: str, label: Any, now_s: float, weight: float = 1.0, *, later: bool = False) -> bool:
         """Learn a sample that was predicted before, now that its label is known.
 
         Args:
@@ -348,6 +352,7 @@ class OnDeviceModel:
             label: Its class, or its targets ``(n_outputs,)``.
             now_s: Monotonic time.
             weight: How much the label is trusted, from 0 to 1.
+            later: Only put it into the journal: `learn_waiting` learns it, or a restart.
 
         Returns:
             False when the sample is not remembered: unknown, already labelled, or too old.
@@ -361,11 +366,37 @@ class OnDeviceModel:
         found = self._ring.join(sample_id, now_s)
         if found is None:
             return False
-        answer = found.answer
-        if len(answer) < self._task.n_outputs:  # a class was added since
-            answer = np.pad(answer, (0, self._task.n_outputs - len(answer)), constant_values=answer.min())
-        self._learn(Record(found.features, targets, np.array([weight], np.float32)), answer[None])
+        record = Record(found.features, targets, np.array([weight], np.float32))
+        if later:
+            self._note(record)
+            self._waiting.append((record, found.answer))
+            return True
+        while self.learn_waiting():
+            pass
+        self._learn(record, self._padded(found.answer))
         return True
+
+    @property
+    def n_waiting(self) -> int:
+        """Labels that were joined for later."""
+        return len(self._waiting)
+
+    def learn_waiting(self) -> bool:
+        """Learn the label that has waited longest; False when there is none.
+
+        Raises:
+            LearningError: It cannot be learned; it does not wait any more.
+        """
+        if not self._waiting:
+            return False
+        record, answer = self._waiting.popleft()
+        self._learn(record, self._padded(answer), is_noted=True)
+        return True
+
+    def _padded(self, answer: FloatArray) -> FloatArray:
+        """``(1, n_outputs)`` an answer ``(n_outputs,)``, also one from before a class was added."""
+        more = self._task.n_outputs - len(answer)
+        return np.pad(answer, (0, more), constant_values=answer.min())[None] if more else answer[None]
 
     def check_label(self, label: Any) -> Targets:
         """One label as it is kept, ``(1,)`` or ``(1, n_outputs)``; LearningError for what is none."""
@@ -377,11 +408,12 @@ class OnDeviceModel:
             raise LearningError(f"label: expected {self._task.n_outputs} numbers: {exc}") from exc
         return self._task.check(array[None] if self._task.is_classifier else array.reshape(1, -1), 1)
 
-    def _learn(self, record: Record, answers: FloatArray) -> None:
-        """Learn a batch whose samples were answered so."""
+    def _learn(self, record: Record, answers: FloatArray, is_noted: bool = False) -> None:
+        """Learn a batch whose samples were answered so, and which may be in the journal already."""
         features = record.features.unpack(self._shape)
         happened = self._shadow.learn(record.features, features, record.targets, record.weights)
-        self._note(record)  # before it is acknowledged: then a kill does not lose it
+        if not is_noted:
+            self._note(record)  # before it is acknowledged: then a kill does not lose it
         self.events = [*self.events, *happened][-_MAX_EVENTS:]
         if any(event.kind == "drift" for event in happened):
             self._requests.wake()
@@ -484,7 +516,10 @@ class OnDeviceModel:
         """What this device learned, for the coordinator."""
         learner = self._contributor
         tensors = learner.contribution()
-        self._note(CONTRIBUTED)  # after a restart the learner must know which version is on its way
+        if self._waiting:  # the journal has them before the mark, and a restart would learn them before it
+            self.save()
+        else:
+            self._note(CONTRIBUTED)  # after a restart the learner must know which version is on its way
         return HeadUpdate(
             learner=learner.kind,
             backbone=self.manifest.backbone_digest,
@@ -589,6 +624,10 @@ class OnDeviceModel:
         if self._previous is not None:  # in probation: a restart must still be able to go back
             description["previous_release"] = self._previous[1]
             tensors |= {_PREVIOUS + name: array for name, array in self._previous[0].items()}
+        for i, (record, _) in enumerate(self._waiting):
+            name = f"{_WAITING}{i}."
+            tensors |= {name + "codes": record.features.codes, name + "scales": record.features.scales}
+            tensors |= {name + "targets": record.targets, name + "weights": record.weights}
         self._store.checkpoint(description, tensors)
         self._unsaved = self._beyond_journal = self._unsynced = False
 
@@ -639,12 +678,16 @@ class OnDeviceModel:
         if names[: len(known)] != known:
             raise LearningError("its classes are others")
         self._grow(names)
-        self._shadow.restore({n: a for n, a in saved.tensors.items() if not n.startswith(_PREVIOUS)})
+        self._shadow.restore({n: a for n, a in saved.tensors.items() if not n.startswith((_PREVIOUS, _WAITING))})
         self._lineage = str(saved.description["lineage"])
         self._base_release = int(saved.description["base_release"])
         if "previous_release" in saved.description:
             self._previous = (part(saved.tensors, _PREVIOUS), int(saved.description["previous_release"]))
         self._unsaved = self._beyond_journal = False
+        for i in range(sum(name.startswith(_WAITING) for name in saved.tensors) // 4):
+            found = part(saved.tensors, f"{_WAITING}{i}.")
+            features = PackedFeatures(found["codes"], found["scales"])
+            self._learn_again(Record(features, found["targets"], found["weights"]))
 
     def _learn_again(self, record: Record) -> None:
         """Do once more what the journal says."""

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from edge.agent.core import AgentCore
 from edge.agent.on_device_model import OnDeviceModel
 from edge.channel.memory import Faults
 from edge.contract.bundle import Bundle
@@ -461,3 +462,30 @@ def test_bundle_that_the_learner_cannot_use_is_refused_and_the_agent_lives(
     assert "linear" in fleet.device("one").state_detail
     fleet.crash_agent("one")
     assert fleet.start_agent("one").host.model.bundle.digest == Bundle.open(digits_bundle).digest
+
+
+def test_labels_beyond_the_budget_wait_and_are_learned_by_and_by_or_after_a_kill(
+    simulate: Simulate, tmp_path: Path, digits_bundle: Path
+) -> None:
+    fleet = simulate(tmp_path, digits_bundle, ["one"])
+    agent = fleet.agents["one"]
+    slow = itertools.count(0.0, 0.06)  # seconds: each label takes 60 ms of a budget of 100 or 200 in each second
+    agent.core = AgentCore(agent.config, agent.host, stopwatch=lambda: next(slow))
+    x, y = samples(digits_bundle, 12, 0)
+    answers = []
+    for i in range(12):
+        agent.core.request({"op": "predict", "id": f"s{i}", "x": x[i]}, fleet.now)
+        answers.append(agent.core.request({"op": "label", "id": f"s{i}", "y": int(y[i])}, fleet.now))
+    assert all(answer["joined"] for answer in answers)
+    learned = [answer for answer in answers if "queued" not in answer]
+    assert 0 < len(learned) < 12
+    assert agent.core.busy
+    assert agent.core.status()["samples"] == len(learned)
+    assert agent.core.request({"op": "label", "id": "s11", "y": 0}, fleet.now)["joined"] is False, "it is joined"
+    fleet.now_s += 1.0
+    agent.core.tick(fleet.now)
+    assert len(learned) < agent.core.status()["samples"] < 12
+    fleet.crash_agent("one")
+    fleet.start_agent("one")
+    assert fleet.agents["one"].core.status()["samples"] == 12
+    assert not fleet.agents["one"].core.busy

@@ -109,6 +109,72 @@ def test_a_contribution_that_only_the_journal_knows_counts_once(
     expected.close()
 
 
+def test_labels_that_wait_are_as_safe_as_those_that_were_learned(tmp_path: Path, digits_bundle: Path) -> None:
+    x, y = turned_labels(60)
+    twin = OnDeviceModel.open(digits_bundle, learner="statistics", gate=False)
+    twin.learn(x, y)
+
+    def taught(folder: str) -> OnDeviceModel:
+        model = OnDeviceModel.open(digits_bundle, tmp_path / folder, learner="statistics", gate=False)
+        for i in range(60):
+            model.predict_sample(f"s{i}", x[i], 0.0)
+            assert model.join_label(f"s{i}", int(y[i]), 0.0, later=i >= 40)
+        assert (model.n_samples, model.n_waiting) == (40, 20)
+        return model
+
+    killed = taught("killed")
+    kill(killed)
+    sent = taught("sent")
+    assert sent.contribution().version == 40
+    kill(sent)
+    closed = taught("closed")
+    closed.close()
+    for folder in ("killed", "sent", "closed"):
+        again = OnDeviceModel.open(digits_bundle, tmp_path / folder, learner="statistics", gate=False)
+        assert (again.n_samples, again.n_waiting, again.warnings) == (60, 0, [])
+        np.testing.assert_allclose(again.predict(x), twin.predict(x), rtol=1e-4, atol=1e-4)
+        again.close()
+    later = taught("later")
+    assert later.learn_waiting()
+    later.learn(x[:1], y[:1])  # after those that wait, as a restart would learn them
+    assert (later.n_samples, later.n_waiting) == (61, 0)
+    assert not later.learn_waiting()
+    expected = later.predict(x)
+    kill(later)
+    again = OnDeviceModel.open(digits_bundle, tmp_path / "later", learner="statistics", gate=False)
+    np.testing.assert_array_equal(again.predict(x), expected)
+    again.close()
+
+
+def test_a_merge_that_comes_while_labels_wait_counts_each_once(tmp_path: Path, digits_bundle: Path) -> None:
+    x, y = turned_labels(90)
+
+    def run(folder: str, *, later: bool, is_killed: bool) -> OnDeviceModel:
+        model = OnDeviceModel.open(digits_bundle, tmp_path / folder, learner="statistics", gate=False)
+        model.learn(x[:30], y[:30])
+        for i in range(30, 60):
+            model.predict_sample(f"s{i}", x[i], 0.0)
+            model.join_label(f"s{i}", int(y[i]), 0.0, later=later)
+            if i == 40:
+                sent = model.contribution()
+        if is_killed:
+            kill(model)
+            model = OnDeviceModel.open(digits_bundle, tmp_path / folder, learner="statistics", gate=False)
+        while model.learn_waiting():
+            pass
+        model.apply(merge(model.bundle, [sent], model.bundle.head_parameters(), 0, {}), 1)
+        model.learn(x[60:], y[60:])
+        return model
+
+    expected = run("a", later=False, is_killed=False)
+    for name, is_killed in (("b", False), ("c", True)):
+        found = run(name, later=True, is_killed=is_killed)
+        assert found.n_samples == 90
+        np.testing.assert_allclose(found.predict(x), expected.predict(x), rtol=1e-4, atol=1e-4)
+        found.close()
+    expected.close()
+
+
 def test_without_a_folder_nothing_is_kept(tmp_path: Path, digits_bundle: Path) -> None:
     x, y = data(digits_bundle)
     before = sorted(tmp_path.rglob("*"))
