@@ -26,10 +26,13 @@ from edge.contract import strictjson
 from edge.contract.bundle import members_of
 from edge.contract.errors import ConversionError
 from edge.contract.manifest import HeadSpec, Manifest, ParameterSpec
+from edge.contract.projection import projected_length
 from edge.contract.recipe import TrainingRecipe
 
 _GOLDEN_SAMPLES = 16
 _GOLDEN_BYTES = 1 << 19
+# Statistics of more features are not shipped: they would be larger than most models (of 2048, 8 MiB).
+MOST_FEATURES = 2048
 # How near a device must come to the golden outputs: its int8 sums are the same integers unless they saturate; fp16 and
 # int4 kernels differ between CPUs in how they accumulate.
 _GOLDEN_SQNR_DB = {"none": MIN_FLOAT_SQNR_DB, "int8": 25.0, "dynamic": 25.0, "fp16": 40.0, "int4": 25.0}
@@ -79,15 +82,18 @@ def learning_data(parts: Parts) -> tuple[dict[str, npt.NDArray[np.float32]], int
     head, stream, calibration = parts.parts.head, parts.original.stream, parts.original.calibration
     if head is None or stream is None or calibration is None or calibration.y is None:
         return None
-    if head.linear is None and head.entry is None:
-        return None
     if (calibration.y.dtype.kind in "iu") != parts.recipe.is_classifier:
         return None
     program = onnx_program(parts.chosen.model, "the model", parts.chosen.parameters)
     layers = onnx_program(with_layer_input(head), "the head", parts.chosen.parameters)
-    prefixes = {} if head.linear is None else {"": head.linear.input}
-    if head.entry is not None and not head.is_linear:
-        prefixes[m.OF_FEATURES] = head.features.name
+    layers_of = {"": head.linear} | ({} if head.is_linear else {m.OF_FEATURES: head.entry})
+    prefixes = {
+        prefix: layer.input
+        for prefix, layer in layers_of.items()
+        if layer is not None and head.parameters[layer.weight].shape[1] <= MOST_FEATURES
+    }
+    if not prefixes:
+        return None
 
     def labelled() -> Iterator[tuple[dict[str, npt.NDArray[np.float32]], npt.NDArray[np.float64]]]:
         for batch in stream.batches(64):
@@ -186,10 +192,19 @@ def _head_spec(parts: Parts, head: Head, plan: ConversionPlan) -> HeadSpec:
         parameters=tuple(ParameterSpec(name=name, shape=array.shape) for name, array in head.parameters.items()),
         linear=head.linear,
         entry=head.entry,
+        projection=projection_of(head, plan),
         learning_rate=stable_learning_rate(features_of(parts.chosen.backbone, head, few, parts.original.inputs)),
         trainable="last:1" if plan.trainable == "auto" else plan.trainable,
         training=parts.recipe,
     )
+
+
+def projection_of(head: Head, plan: ConversionPlan) -> int | None:
+    """What brings the features of a linear head to a length that a device of the target can keep statistics of."""
+    if head.linear is None or not head.is_linear:
+        return None
+    n_features = head.parameters[head.linear.weight].shape[1]
+    return projected_length(n_features, plan.profile.learning.max_state_mb)
 
 
 def _quantization(chosen: Candidate, plan: ConversionPlan) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from converter.graph import multiplications
 from converter.measure import Evaluation, latency_ms
 from converter.original import Original, load_original, with_preprocessing
 from converter.output import check_output, private_key, write
-from converter.pack import Parts, learning_data, pack
+from converter.pack import MOST_FEATURES, Parts, learning_data, pack, projection_of
 from converter.plan import ConversionPlan
 from converter.program import available_threads, onnx_program
 from converter.quantization.layers import optimize
@@ -144,7 +144,7 @@ def convert(plan: ConversionPlan, tell: Stage = lambda _: None, password: bytes 
     )
     learned = learning_data(parts)
     notes = [*original.source.notes, *exported.notes, *([trainable.note] if trainable.note else []), *found.notes]
-    notes += _notes(parts, found, None if learned is None else learned[1])
+    notes += _notes(parts, found, plan, None if learned is None else learned[1])
     report = describe(parts, plan, exported, found, [check, *checks], rows, notes, _original_latency(original))
     packed = pack(parts, plan, lasting(report), None if learned is None else learned[0])
     size = write(packed, parts, plan, key)
@@ -381,7 +381,7 @@ def _original_latency(original: Original) -> float:
         torch.set_num_threads(available_threads())
 
 
-def _notes(parts: Parts, found: Found, learned: int | None) -> list[str]:
+def _notes(parts: Parts, found: Found, plan: ConversionPlan, learned: int | None) -> list[str]:
     notes = []
     if parts.original.stream is None:
         notes.append(
@@ -394,4 +394,13 @@ def _notes(parts: Parts, found: Found, learned: int | None) -> list[str]:
         )
     if learned is not None:
         notes.append(f"statistics of {learned} labelled samples for devices to start learning from")
+    head = parts.parts.head
+    if head is not None and (shorter := projection_of(head, plan)) is not None:
+        (n_features,) = head.features.sample_shape
+        notes.append(
+            f"devices keep statistics of {shorter} random projections of the {n_features} features, which is what "
+            f"{plan.profile.name} has memory for"
+        )
+        if n_features > MOST_FEATURES:
+            notes.append(f"no statistics shipped: of more than {MOST_FEATURES} features they would be too large")
     return notes

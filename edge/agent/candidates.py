@@ -9,17 +9,18 @@ from edge.contract.bundle import Bundle
 from edge.contract.choices import LEARNERS
 from edge.contract.errors import ConfigError
 from edge.contract.manifest import HeadSpec, LinearLayer
+from edge.contract.projection import BYTES_PER_SQUARE
 from edge.contract.training import TrainStep
 from edge.inference.onnx_session import OnnxSession
 from edge.inference.trainers import open_trainer
-from edge.learning.closed_form import BYTES_PER_SQUARE, StatisticsLearner
+from edge.learning.closed_form import StatisticsLearner
 from edge.learning.layered import LayeredLearner
 from edge.learning.learner import Learner
 from edge.learning.sgd import SgdLearner
 from edge.learning.solve import Method
 from edge.learning.statistics import HeadStatistics
 from edge.learning.task import Task
-from edge.learning.whitening import Whitening
+from edge.learning.whitening import BYTES_PER_FEATURE_PAIR, Whitening
 
 _METHODS: dict[str, Method] = {"statistics": "discriminant", "ridge": "ridge", "ncm": "means"}
 # The bundle's rate is one at which a step on a single sample does not overshoot. The mean gradient of a batch allows
@@ -91,10 +92,12 @@ class Workshop:
             return "its outputs are several yes-or-no answers"
         if self.task.is_regression and name in ("statistics", "ncm"):
             return "it gives quantities, not classes"
-        size_mb = BYTES_PER_SQUARE * (self.head.n_inputs + 1) ** 2 / 2**20
+        length = self.head.n_statistics
+        size_mb = BYTES_PER_SQUARE * (length + 1) ** 2 / 2**20
         if size_mb > self.max_state_mb:
             return (
-                f"statistics of {self.head.n_inputs} features take {size_mb:.0f} MiB, allowed are {self.max_state_mb:g}"
+                f"statistics of {length} features take {size_mb:.0f} MiB, allowed are {self.max_state_mb:g}; convert "
+                f"the model for this device (--target)"
             )
         return None
 
@@ -106,6 +109,8 @@ class Workshop:
         """Of the features, where a linear layer takes them and their statistics were shipped."""
         head, last, features = self.head, self._prior(), shipped_statistics(self.bundle, self.task, of_features=True)
         if features is None or (last is None and not head.is_linear):
+            return None
+        if BYTES_PER_FEATURE_PAIR * len(features.gram) ** 2 > self.max_state_mb * 2**20:
             return None
         if head.is_linear:
             assert head.linear is not None
@@ -126,8 +131,10 @@ class Workshop:
         return self._sgd(0 if name == "sgd-plain" else self.per_class)
 
     def _statistics(self, linear: LinearLayer, method: Method, forgetting: float) -> StatisticsLearner:
-        shipped = self.bundle.head_parameters()
-        return StatisticsLearner(linear, shipped, self.task, self._prior(), method, forgetting)
+        shipped, prior, projection = self.bundle.head_parameters(), self._prior(), self.head.project()
+        if prior is not None:
+            prior = prior.projected(projection)
+        return StatisticsLearner(linear, shipped, self.task, prior, method, forgetting, projection)
 
     def _sgd(self, per_class: int) -> SgdLearner:
         head = self.head

@@ -556,7 +556,7 @@ class OnDeviceModel:
             try:
                 HeadStatistics.from_tensors(
                     release.merged,
-                    self._head.n_inputs,
+                    self._head.n_statistics,
                     self._task.n_outputs,
                     is_classifier=self._task.is_classifier,
                 )

@@ -15,6 +15,7 @@ from typing import Any
 from edge.contract import strictjson
 from edge.contract.digest import is_digest
 from edge.contract.errors import BundleError
+from edge.contract.projection import Projection
 from edge.contract.recipe import TrainingRecipe
 from edge.contract.tensorspec import TensorSpec
 
@@ -84,6 +85,8 @@ class HeadSpec:
         linear: The last layer, where that is linear: closed-form learners can solve it, and a class can be added to it.
             Its input are the features where it is the whole head, and otherwise the second output of `HEAD_INFER`.
         entry: The layer that alone takes the features, where that is linear: SGD can be preconditioned there.
+        projection: Length to which `edge.contract.projection` brings the features of a linear head before their
+            statistics are taken; None for as they are.
         learning_rate: A rate that was found to be stable for this head's features.
         trainable: How the head was chosen, e.g. ``last:1``.
         training: What a training step minimizes, and how.
@@ -97,6 +100,7 @@ class HeadSpec:
     trainable: str
     training: TrainingRecipe = field(default_factory=TrainingRecipe)
     entry: LinearLayer | None = None
+    projection: int | None = None
 
     @property
     def is_linear(self) -> bool:
@@ -109,6 +113,15 @@ class HeadSpec:
         assert self.linear is not None
         weight = self.linear.weight
         return next(spec.shape[1] for spec in self.parameters if spec.name == weight)
+
+    @property
+    def n_statistics(self) -> int:
+        """Length of what statistics are taken of that devices learn and send; only where the last layer is linear."""
+        return self.projection or self.n_inputs
+
+    def project(self) -> Projection | None:
+        """The projection, made."""
+        return None if self.projection is None else Projection(self.n_inputs, self.projection)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -206,6 +219,7 @@ def _encode_head(head: HeadSpec) -> dict[str, Any]:
         "parameters": [{"name": p.name, "shape": list(p.shape)} for p in head.parameters],
         "linear": None if head.linear is None else dataclasses.asdict(head.linear),
         "entry": None if head.entry is None else dataclasses.asdict(head.entry),
+        "projection": head.projection,
         "learning_rate": head.learning_rate,
         "trainable": head.trainable,
         "training": head.training.to_json(),
@@ -250,6 +264,7 @@ def _decode_head(value: dict[str, Any]) -> HeadSpec:
         parameters=tuple(parameters),
         linear=_decode_layer(value, "linear", names),
         entry=_decode_layer(value, "entry", names),
+        projection=_take(value, "projection", (int, type(None))) if "projection" in value else None,
         learning_rate=rate,
         trainable=_take(value, "trainable", str),
         training=TrainingRecipe.from_json(_take(value, "training", dict)),
@@ -311,6 +326,8 @@ def _check_head(head: HeadSpec, manifest: Manifest) -> None:
             raise ValueError("head.entry: the weight does not fit the features")
         if head.entry.bias is not None and shapes[head.entry.bias] != weight[:1]:
             raise ValueError("head.entry: the bias does not fit the weight")
+    if head.projection is not None and not (head.is_linear and 0 < head.projection < head.n_inputs):
+        raise ValueError("head.projection must be shorter than the features of a linear head")
     if head.linear is not None:
         weight = shapes[head.linear.weight]
         if len(weight) != 2 or weight[0] != n_outputs:

@@ -46,7 +46,7 @@ def statistics_of(update: HeadUpdate, bundle: Bundle) -> HeadStatistics:
         raise LearningError("statistics for a head that is not one linear layer for classes or quantities")
     n_outputs = len(names) if head.training.is_classifier else _n_outputs(bundle)
     found = HeadStatistics.from_tensors(
-        update.tensors, head.n_inputs, n_outputs, is_classifier=head.training.is_classifier
+        update.tensors, head.n_statistics, n_outputs, is_classifier=head.training.is_classifier
     )
     if found.n_samples > update.n_samples * (1 + 1e-3) + TRUSTED_PAST:
         raise LearningError(f"statistics of {found.n_samples:.0f} samples that claim {update.n_samples}")
@@ -244,8 +244,8 @@ def _prior(bundle: Bundle) -> HeadStatistics:
             tensors, head.n_inputs, n_outputs, is_classifier=head.training.is_classifier
         )
         if shipped.n_samples > 0:
-            return shipped.scaled_to(PRIOR_SAMPLES)
-    return HeadStatistics.empty(head.n_inputs, n_outputs)
+            return shipped.projected(head.project()).scaled_to(PRIOR_SAMPLES)
+    return HeadStatistics.empty(head.n_statistics, n_outputs)
 
 
 def _merge_statistics(
@@ -276,7 +276,9 @@ def _merge_statistics(
         total, names = HeadStatistics(total.gram, total.moment[:, kept]), tuple(names[i] for i in kept)
     release = HeadRelease(
         backbone=bundle.manifest.backbone_digest,
-        parameters=head_of(total, head.linear, "ridge" if head.training.is_regression else "discriminant"),
+        parameters=head_of(
+            total, head.linear, "ridge" if head.training.is_regression else "discriminant", head.project()
+        ),
         merged=dict(total.to_tensors()),
         included={**already, **{update.lineage: update.version for update in chosen}},
         n_samples=sum(update.n_samples for update in chosen),

@@ -202,6 +202,6 @@ def check_golden(session: OnnxSession, bundle: Bundle) -> None:
     least = bundle.manifest.golden_min_sqnr_db
     if not ratio >= least:
         raise BundleError(
-            f"this CPU gives other answers than the CPU that built the bundle: {ratio:.1f} dB on the golden inputs, "
+            f"this CPU gives other answers than one of the target: {ratio:.1f} dB on the golden inputs, "
             f"at least {least:.0f} dB expected. Convert the model with this device's profile (--target)"
         )

@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from edge.contract.errors import LearningError
 from edge.contract.manifest import LinearLayer
+from edge.contract.projection import Projection
 from edge.contract.training import FloatArray, Parameters
 from edge.learning.changes import KEPT_CONTRIBUTIONS
 from edge.learning.learner import State, check_batch, part, take, take_integers, take_like
@@ -36,21 +37,22 @@ TRUSTED_PAST = 20.0
 # Samples that are added to the Gram matrix in one product: nine times cheaper than one by one.
 _BLOCK = 32
 _LARGEST_GAIN = 1e6
-# Memory at the most, in units of (d + 1)²: `own` and the factor 8 each, six packed sums 2 each, and while a factor is
-# made anew instead of the old one: the total, the scatter, its inverse and what the inversion takes.
-BYTES_PER_SQUARE = 62
 
 
 class StatisticsLearner:
     """A linear layer from its statistics; see the module and `edge.learning.solve`.
 
+    Memory at the most, `BYTES_PER_SQUARE` in units of (d + 1)²: `own` and the factor 8 each, six packed sums 2 each,
+    and while a factor is made anew instead of the old one the total, the scatter, its inverse and what that takes.
+
     Args:
         head: Names of the weight and the bias.
         shipped: The layer as shipped, live until the first sample comes.
         task: What the outputs mean.
-        prior: Shipped statistics, or None to start from nothing.
+        prior: Shipped statistics, projected where features are, or None to start from nothing.
         method: How to solve.
         forgetting: What a sample is worth when the next one has come, in ``(0, 1]``; 1 never forgets.
+        projection: Of features that are too long; the layer is then solved on what it gives.
     """
 
     kind = "statistics"
@@ -63,15 +65,19 @@ class StatisticsLearner:
         prior: HeadStatistics | None,
         method: Method = "discriminant",
         forgetting: float = 1.0,
+        projection: Projection | None = None,
     ) -> None:
         self._head = head
         self._names = [head.weight, *([] if head.bias is None else [head.bias])]
         self._live = {name: shipped[name].copy() for name in self._names}
         self._task = task
-        self._n_features = shipped[head.weight].shape[1]
+        self._n_features = self._n_statistics = shipped[head.weight].shape[1]
+        self._projection = projection
+        if projection is not None:
+            self._n_statistics = projection.n_projected
         self._method = method
         self._forgetting = forgetting
-        self._own = HeadStatistics.empty(self._n_features, task.n_outputs)
+        self._own = HeadStatistics.empty(self._n_statistics, task.n_outputs)
         self._base = self._included = self._nothing()
         if prior is not None and prior.n_samples > 0:
             self._base = PackedStatistics.of(prior, PRIOR_SAMPLES / prior.n_samples)
@@ -85,13 +91,14 @@ class StatisticsLearner:
         self.n_samples = 0
 
     def _nothing(self) -> PackedStatistics:
-        return PackedStatistics.of(HeadStatistics.empty(self._n_features, self._task.n_outputs))
+        return PackedStatistics.of(HeadStatistics.empty(self._n_statistics, self._task.n_outputs))
 
     def learn_many(
         self, features: FloatArray, targets: npt.NDArray[Any], weights: npt.NDArray[Any] | None = None
     ) -> None:
         """See `edge.learning.learner.Learner.learn_many`."""
         features, targets, weights = check_batch(features, targets, weights, (self._n_features,), self._task)
+        features = self._projected(features)
         matrix, groups = self._task.matrix(targets).astype(np.float64), self._task.groups(targets)
         sums = self._base, self._own, self._included, self._sent.copy(), self._gain
         before = list(self._block), self.n_samples, self._is_solved
@@ -108,6 +115,16 @@ class StatisticsLearner:
             self._block, self.n_samples, self._is_solved = before
             self._factor = None
             raise
+
+    def _projected(self, features: FloatArray) -> FloatArray:
+        return features if self._projection is None else self._projection.features(features)
+
+    def _solved(self, factor: Factor) -> dict[str, Matrix]:
+        """The layer for plain features, by name."""
+        weights, biases = factor.head()
+        if self._projection is not None:
+            weights = self._projection.lifted(weights)
+        return dict(zip(self._names, (weights, biases), strict=False))
 
     def _learn(self, x: Matrix, target: Matrix, group: int, weight: float) -> None:
         self._gain /= self._forgetting
@@ -152,10 +169,7 @@ class StatisticsLearner:
                     self._is_solved = True
                     return self._live
                 self._factor = Factor(total, self._method)
-            weights, biases = self._factor.head()
-            solved = {
-                name: array.astype(np.float32) for name, array in zip(self._names, (weights, biases), strict=False)
-            }
+            solved = {name: array.astype(np.float32) for name, array in self._solved(self._factor).items()}
             if self._offset is not None:
                 seen, unheard = self._factor.seen, self._unheard(self._factor)
                 # A class without samples stays as it was given.
@@ -181,7 +195,7 @@ class StatisticsLearner:
             self._scale_all(scale)
             self._sent.clear()
         self._offset = None  # what a pushed head knew beyond the sums is of the past, too
-        matrix = self._task.matrix(targets)
+        features, matrix = self._projected(features), self._task.matrix(targets)
         self._own = self._own + HeadStatistics.of_targets(features, matrix, np.full(len(features), self._gain))
         self._factor, self._is_solved = None, False
 
@@ -227,8 +241,7 @@ class StatisticsLearner:
             if total.n_samples > 0:
                 # Solved as it will be after the next sample, and not exactly: else rho's grid would move the head.
                 factor = self._factor or Factor(total, self._method)
-                solved = dict(zip(self._names, factor.head(), strict=False))
-                seen = factor.seen
+                solved, seen = self._solved(factor), factor.seen
                 offset = {
                     name: (given[name] - np.where(_rows(seen, array), array, 0.0)).astype(np.float32)
                     for name, array in solved.items()
@@ -236,7 +249,7 @@ class StatisticsLearner:
             self._offset, self._live, self._is_solved = offset, given, True
             return
         base = HeadStatistics.from_tensors(
-            merged, self._n_features, self._task.n_outputs, is_classifier=self._task.is_classifier
+            merged, self._n_statistics, self._task.n_outputs, is_classifier=self._task.is_classifier
         )
         known = {0: self._nothing(), self._included_version: self._included, **dict(self._sent)}
         # A version that is no longer known is taken as "all of it": to count a sample once too little is harmless.
@@ -245,7 +258,8 @@ class StatisticsLearner:
         live = given
         self._flush()
         if self.n_samples > version:
-            live = head_of(base * self._gain + self._own - begun.unpack(), self._head, self._method)
+            total = base * self._gain + self._own - begun.unpack()
+            live = head_of(total, self._head, self._method, self._projection)
         self._base, self._included, self._included_version = PackedStatistics.of(base, self._gain), begun, version
         self._live, self._offset, self._factor, self._is_solved = live, None, None, True
 
@@ -290,7 +304,7 @@ class StatisticsLearner:
         base, included = packed("base"), packed("included")
         triangle = take_like(state, "own.gram", upper_triangle(self._own.gram))
         own = HeadStatistics(
-            of_triangle(triangle, self._n_features + 1), take_like(state, "own.moment", self._own.moment)
+            of_triangle(triangle, self._n_statistics + 1), take_like(state, "own.moment", self._own.moment)
         )
         versions = take_integers(state, "sent_versions")
         counts = take_integers(state, "counts", 2)

@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from edge.contract.errors import LearningError
 from edge.contract.manifest import LinearLayer
+from edge.contract.projection import Projection
 from edge.contract.training import FloatArray, Parameters
 from edge.learning.solve import Method, solve
 from edge.learning.statistics import HeadStatistics
@@ -68,9 +69,16 @@ def unlearn(total: HeadStatistics, contribution: HeadStatistics, is_classifier: 
     return HeadStatistics(gram, moment)
 
 
-def head_of(statistics: HeadStatistics, head: LinearLayer, method: Method = "discriminant") -> Parameters:
-    """The linear head that statistics determine, under its parameter names."""
+def head_of(
+    statistics: HeadStatistics,
+    head: LinearLayer,
+    method: Method = "discriminant",
+    projection: Projection | None = None,
+) -> Parameters:
+    """The linear head that statistics, of features that were perhaps projected, determine, by its parameter names."""
     weights, biases = solve(statistics, method)
+    if projection is not None:
+        weights = projection.lifted(weights)
     parameters = {head.weight: weights.astype(np.float32)}
     if head.bias is not None:
         parameters[head.bias] = biases.astype(np.float32)

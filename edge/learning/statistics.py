@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.contract.errors import LearningError
+from edge.contract.projection import Projection
 
 Matrix = npt.NDArray[np.float64]
 
@@ -101,6 +102,12 @@ class HeadStatistics:
         """The same with further classes, of which there are no samples."""
         more = n_classes - self.moment.shape[1]
         return HeadStatistics(self.gram, np.pad(self.moment, ((0, 0), (0, more))))
+
+    def projected(self, projection: Projection | None) -> HeadStatistics:
+        """Statistics of the projected features; as they are without a projection."""
+        if projection is None:
+            return self
+        return HeadStatistics(projection.gram(self.gram), projection.moment(self.moment))
 
     def to_tensors(self, prefix: str = "") -> dict[str, npt.NDArray[np.float32]]:
         """As stored and sent: the Gram matrix as its upper triangle, float32."""

@@ -18,6 +18,8 @@ from edge.contract.training import FloatArray, Parameters
 from edge.learning.statistics import HeadStatistics, Matrix
 
 SHRINKAGE = 0.1
+# What it remembers: the way in, in float64 and in float32, and the way back.
+BYTES_PER_FEATURE_PAIR = 20
 
 
 class Whitening:

@@ -37,6 +37,7 @@ def document() -> dict[str, Any]:
             "parameters": [{"name": "w", "shape": [2, 64]}, {"name": "b", "shape": [2]}],
             "linear": {"weight": "w", "bias": "b", "input": "features"},
             "entry": {"weight": "w", "bias": "b", "input": "features"},
+            "projection": 48,
             "learning_rate": 0.1,
             "trainable": "last:1",
             "training": TrainingRecipe(optimizer="adam").to_json(),
@@ -138,6 +139,9 @@ REFUSED: dict[str, Callable[[dict[str, Any]], None]] = {
     "an entry of an unknown weight": put("head", "entry", value={"weight": "v", "bias": "b", "input": "features"}),
     "an entry that takes something else": put("head", "entry", value={"weight": "w", "bias": "b", "input": "hidden"}),
     "an entry that is a number": put("head", "entry", value=3),
+    "a projection to nothing": put("head", "projection", value=0),
+    "a projection to as many": put("head", "projection", value=64),
+    "a projection to true": put("head", "projection", value=True),
     "a linear head that is a list": put("head", "linear", value=["w", "b"]),
     "a linear head whose weight has another shape": put("head", "parameters", 0, "shape", value=[64, 2]),
     "a linear head whose bias has another shape": put("head", "parameters", 1, "shape", value=[3]),
@@ -196,7 +200,7 @@ def test_says_to_update_when_the_schema_is_newer() -> None:
 
 def test_a_head_of_several_layers_and_one_without_bias_are_read() -> None:
     value = document()
-    value["head"]["linear"] = None
+    value["head"] |= {"linear": None, "projection": None}
     head = decode(value).head
     assert head is not None
     assert head.linear is None

@@ -15,6 +15,7 @@ import pytest
 from edge.contract import manifest as m
 from edge.contract.bundle import Bundle
 from edge.contract.manifest import LinearLayer
+from edge.contract.projection import Projection
 from edge.contract.recipe import HUBER, MEAN_SQUARED_ERROR, TrainingRecipe
 from edge.contract.training import FloatArray, Parameters, TrainStep
 from edge.inference.numpy_trainer import NumpyTrainer
@@ -103,15 +104,21 @@ def shipped_statistics(bundle: Bundle) -> HeadStatistics:
     return HeadStatistics.from_tensors(bundle.tensors(m.STATISTICS), N_FEATURES, N_CLASSES)
 
 
-def new_statistics(bundle: Bundle, method: Method = "discriminant", forgetting: float = 1.0) -> StatisticsLearner:
+def new_statistics(
+    bundle: Bundle,
+    method: Method = "discriminant",
+    forgetting: float = 1.0,
+    projection: Projection | None = None,
+) -> StatisticsLearner:
     """A closed-form learner of the bundle's head."""
     return StatisticsLearner(
         bundle_head(bundle),
         bundle.head_parameters(),
         Task(TrainingRecipe(), N_CLASSES),
-        shipped_statistics(bundle),
+        shipped_statistics(bundle).projected(projection),
         method,
         forgetting,
+        projection,
     )
 
 
@@ -146,6 +153,7 @@ def bundle_rig(name: str, path: Path) -> Rig:
     bundle = Bundle.open(path)
     make: dict[str, Callable[[int], Learner]] = {
         "statistics": lambda _: new_statistics(bundle),
+        "statistics-projected": lambda _: new_statistics(bundle, projection=Projection(N_FEATURES, 48)),
         "statistics-forgetting": lambda _: new_statistics(bundle, forgetting=0.99),
         "ridge": lambda _: new_statistics(bundle, "ridge"),
         "ncm": lambda _: new_statistics(bundle, "means"),
@@ -165,7 +173,16 @@ def bundle_rig(name: str, path: Path) -> Rig:
     )
 
 
-BUNDLE_RIGS = ("statistics", "statistics-forgetting", "ridge", "ncm", "sgd-onnx", "sgd-numpy", "sgd-plain")
+BUNDLE_RIGS = (
+    "statistics",
+    "statistics-projected",
+    "statistics-forgetting",
+    "ridge",
+    "ncm",
+    "sgd-onnx",
+    "sgd-numpy",
+    "sgd-plain",
+)
 
 # A head with a hidden layer
 

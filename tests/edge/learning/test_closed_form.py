@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from edge.contract.errors import LearningError
+from edge.contract.projection import BYTES_PER_SQUARE
 from edge.contract.recipe import TrainingRecipe
-from edge.learning.closed_form import BYTES_PER_SQUARE, PRIOR_SAMPLES, TRUSTED_PAST, StatisticsLearner
+from edge.learning.closed_form import PRIOR_SAMPLES, TRUSTED_PAST, StatisticsLearner
 from edge.learning.merge import merge_statistics
 from edge.learning.solve import Factor, Method
 from edge.learning.statistics import HeadStatistics, PackedStatistics, of_triangle
