@@ -35,7 +35,7 @@ from converter.search import MIN_RANDOM_SQNR_DB, Found, Search
 from converter.source import Samples
 from converter.split import SplitModel, choose_trainable, split, trainable_groups, whole
 from converter.tensors import batch_size, select
-from converter.torch_head import torch_head
+from converter.torch_head.archive import torch_head
 from converter.verify import Check, check_float, check_free_axes, first_diverging_layer, torchscript_of
 from edge.contract.errors import BundleError, ConfigError, ConversionError, LearningError
 from edge.contract.recipe import BINARY_CROSS_ENTROPY, CROSS_ENTROPY, MEAN_SQUARED_ERROR, TrainingRecipe

@@ -18,7 +18,8 @@ from converter.gradient.rules import RULES
 from converter.gradient.training_graph import build_training_graph
 from converter.graph import make_model, tensor_info
 from converter.split import FEATURES
-from converter.torch_head import _OPERATORS, HEAD_FILE, torch_head
+from converter.torch_head.archive import HEAD_FILE, torch_head
+from converter.torch_head.operators import OPERATORS
 from edge.contract.errors import ConversionError
 from edge.contract.recipe import TrainingRecipe
 from edge.inference.onnx_trainer import OnnxTrainer
@@ -182,7 +183,7 @@ HEADS: dict[str, onnx.ModelProto] = {
 
 def test_every_operator_with_a_gradient_is_mapped_and_tried() -> None:
     tried = {each.op_type for model in HEADS.values() for each in model.graph.node}
-    assert set(RULES) - set(_OPERATORS) == set()
+    assert set(RULES) - set(OPERATORS) == set()
     assert set(RULES) - tried == set()
 
 
@@ -237,13 +238,13 @@ def test_another_set_of_parameters_is_refused() -> None:
 
 
 def test_a_wrong_translation_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(_OPERATORS, "Relu", lambda call: call.x() * 1.0001)
+    monkeypatch.setitem(OPERATORS, "Relu", lambda call: call.x() * 1.0001)
     with pytest.raises(ConversionError, match="gives other outputs on 3 samples"):
         torch_head(through("Relu"), "features", ["w"])
 
 
 def test_a_translation_that_fixes_the_batch_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(_OPERATORS, "Relu", lambda call: torch.relu(call.x()).reshape(3, 4))
+    monkeypatch.setitem(OPERATORS, "Relu", lambda call: torch.relu(call.x()).reshape(3, 4))
     with pytest.raises(ConversionError, match="1 samples"):
         torch_head(through("Relu"), "features", ["w"])
 
@@ -255,6 +256,6 @@ def test_training_mode_is_refused() -> None:
 
 
 def test_a_translation_that_fixes_the_number_of_classes_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(_OPERATORS, "Gemm", lambda call: (call.x() @ call.x(1).t()).reshape(-1, 4))
+    monkeypatch.setitem(OPERATORS, "Gemm", lambda call: (call.x() @ call.x(1).t()).reshape(-1, 4))
     with pytest.raises(ConversionError, match="on 3 samples"):
         torch_head(graph([node("Gemm", "features w", "y", transB=1)]), "features", ["w"])

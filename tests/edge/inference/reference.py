@@ -13,7 +13,7 @@ from converter.attention import traceable
 from converter.canonical import canonical
 from converter.gradient.training_graph import build_training_graph
 from converter.split import FEATURES, Head, split
-from converter.torch_head import torch_head
+from converter.torch_head.archive import torch_head
 from edge.contract.recipe import BINARY_CROSS_ENTROPY, CROSS_ENTROPY, HUBER, TrainingRecipe
 from edge.contract.training import FloatArray
 from edge.inference.onnx_trainer import OnnxTrainer
