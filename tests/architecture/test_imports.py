@@ -247,3 +247,13 @@ def test_the_house_has_its_version_at_the_door_and_sends_nobody_usage_data() -> 
 @pytest.mark.parametrize("module", MODULES)
 def test_every_module_says_what_it_is_for(module: str) -> None:
     assert ast.get_docstring(TREES[module]), file_of(module)
+
+
+def test_the_codemap_names_every_module() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    modules = [path for path in (ROOT / "edge").rglob("*.py") if path.name != "__init__.py"]
+    modules += [path for path in (ROOT / "converter").glob("*.py") if path.name != "__init__.py"]
+    folders = [path for path in (ROOT / "converter").iterdir() if path.is_dir() and list(path.glob("*.py"))]
+    missing = [path.name for path in modules if f"{path.name}`" not in text]
+    missing += [path.name for path in folders if f"{path.name}/`" not in text]
+    assert missing == []
