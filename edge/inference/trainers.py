@@ -31,8 +31,8 @@ from edge.inference.onnx_trainer import OnnxTrainer
 # Of a graphics card, and of a Jetson's own GPU.
 GPU_FILES = (Path("/dev/nvidia0"), Path("/dev/nvhost-gpu"))
 
-# A batch as the SGD learner draws: a new sample and eight replayed ones.
-BATCH_SIZE = 9
+# A batch as the SGD learner draws: a new sample and sixteen replayed ones.
+BATCH_SIZE = 17
 _WARM_UP_STEPS = 3
 _TIMED_STEPS = 15
 
