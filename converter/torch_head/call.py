@@ -122,6 +122,7 @@ OPERATORS: dict[str, Operator] = {"Constant": lambda _: None}
 
 def operator(*op_types: str) -> Callable[[Operator], Operator]:
     """Register a function for some operators."""
+
     def register(function: Operator) -> Operator:
         for op_type in op_types:
             OPERATORS[op_type] = function

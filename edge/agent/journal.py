@@ -103,22 +103,38 @@ class Journal:
         self._file.close()
 
 
-def read_journal(path: Path) -> Iterator[Record]:
-    """The whole records of a journal, up to the first torn or damaged one; none when it does not exist."""
-    if path.exists():
-        for record, _ in _records(path.read_bytes()):
-            yield record
+def read_journal(path: Path) -> tuple[list[Record], int]:
+    """The whole records of a journal, and how many damaged ones lie between them; none when it does not exist.
+
+    What comes behind the last whole record is a torn tail, as a power cut leaves it.
+    """
+    if not path.exists():
+        return [], 0
+    data = path.read_bytes()
+    found = list(_records(data))
+    starts = [0, *(end for _, end in found[:-1])]
+    gaps = sum(start != end - _size(record) for start, (record, end) in zip(starts, found, strict=True)) if found else 0
+    return [record for record, _ in found], gaps
+
+
+def _size(record: Record) -> int:
+    n, d = record.features.codes.shape
+    return int(_HEAD.size + n * (8 + d) + record.targets.nbytes)
 
 
 def _records(data: bytes) -> Iterator[tuple[Record, int]]:
+    """Whole records and where each ends. Behind a damaged one that states its length, those that follow are found."""
     at = 0
     while at + _HEAD.size <= len(data):
         crc, n, d, k = _HEAD.unpack_from(data, at)
         width = 4 * k if k else 8
         size = n * (8 + width + d)
         start, end = at + _HEAD.size, at + _HEAD.size + size
-        if n * max(d, k, 1) > _MAX_ELEMENTS or end > len(data) or zlib.crc32(data[at + 4 : end]) != crc:
+        if n * max(d, k, 1) > _MAX_ELEMENTS or end > len(data):
             return
+        if zlib.crc32(data[at + 4 : end]) != crc:
+            at = end
+            continue
         scales = np.frombuffer(data, "<f4", n, start)
         weights = np.frombuffer(data, "<f4", n, start + 4 * n).astype(np.float32)
         if k:

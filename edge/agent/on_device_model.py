@@ -29,6 +29,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections import deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ from edge.agent.journal import CONTRIBUTED, Record
 from edge.agent.store import LearnedStore, Saved
 from edge.contract.bundle import Bundle, check_parameters
 from edge.contract.digest import sha256
-from edge.contract.errors import BundleError, EdgeError, LearningError
+from edge.contract.errors import BundleError, ConfigError, EdgeError, LearningError
 from edge.contract.files import lock_folder
 from edge.contract.manifest import HeadSpec, Manifest
 from edge.contract.training import FloatArray
@@ -60,7 +61,9 @@ from edge.learning.shadow import Happened, Shadow
 from edge.learning.statistics import HeadStatistics
 from edge.learning.task import Targets, Task
 
-_PREVIOUS, _WAITING = "previous.", "waiting."
+_PREVIOUS, _WAITING, _PROBATION = "previous.", "waiting.", "probation."
+# Probation ends after some dozens of labels; who never confirms loses no more than older ones when it is rolled back.
+_MOST_ON_PROBATION = 1024
 _MAX_EVENTS = 100
 
 
@@ -125,7 +128,17 @@ class OnDeviceModel:
         state_dir: Path | None,
         executor: str = "auto",
         gate: bool = True,
+        read_only: bool = False,
     ) -> None:
+        store = None
+        if state_dir is not None:
+            # One folder for each bundle: a new bundle brings its own head to start from.
+            folder = state_dir / "learned" / bundle.digest[:16]
+            if read_only and not folder.is_dir():
+                raise ConfigError(f"{state_dir} holds nothing that this bundle learned")
+            store = LearnedStore(folder, bundle.manifest.backbone_digest)
+            if read_only and (saved := store.learners()):
+                learner = saved[0] if len(saved) == 1 else "auto"
         self.bundle = bundle
         self.manifest = bundle.manifest
         self.metrics = RunningMetrics()
@@ -157,14 +170,13 @@ class OnDeviceModel:
         self._lineage = uuid.uuid4().hex
         self._base_release = 0
         self._previous: tuple[State, int] | None = None
+        self._on_probation: list[Record] = []  # what was learned since the last `apply`
         self._waiting: deque[tuple[Record, FloatArray]] = deque()  # kept safe, with the answers, and not learned yet
         self._unsaved = self._beyond_journal = self._unsynced = self._disk_refuses = False
         self._lock: int | None = None
-        self._store: LearnedStore | None = None
-        if state_dir is not None:
-            # One folder for each bundle: a new bundle brings its own head to start from.
-            self._store = LearnedStore(state_dir / "learned" / bundle.digest[:16], self.manifest.backbone_digest)
-            self._restore(self._store)
+        self._store = None if read_only else store
+        if store is not None:
+            self._restore(store)
 
     @classmethod
     def open(
@@ -178,6 +190,7 @@ class OnDeviceModel:
         limits: LearningLimits | None = None,
         executor: str = "auto",
         gate: bool = True,
+        read_only: bool = False,
     ) -> OnDeviceModel:
         """Open a bundle, check it on this CPU, and go on from what was learned before.
 
@@ -192,12 +205,17 @@ class OnDeviceModel:
             executor: Of training steps: ``auto``, ``onnx``, ``numpy`` or ``torch``.
             gate: Whether a learner must prove itself before the live head follows it. False: it follows the learner
                 (of ``auto``, the first) from the first label on.
+            read_only: Take what was learned by whichever learner, and keep nothing; the state folder must be there.
 
         Raises:
             BundleError: The bundle is damaged, or this CPU gives other answers than the one that built it.
             ConfigError: The state folder cannot be used, or the head does not suit the learner or the executor.
         """
         folder = None if state_dir is None else Path(state_dir)
+        if seed < 0:
+            raise ConfigError(f"the seed {seed}: expected a number from 0 up")
+        if read_only and (folder is None or not folder.is_dir()):
+            raise ConfigError(f"there is no state folder {folder}")
         lock = None if folder is None else lock_folder(folder)
         try:
             model = cls(
@@ -209,10 +227,13 @@ class OnDeviceModel:
                 state_dir=folder,
                 executor=executor,
                 gate=gate,
+                read_only=read_only,
             )
-        except BaseException:
+        except BaseException as exc:
             if lock is not None:
                 os.close(lock)
+            if isinstance(exc, OSError):
+                raise ConfigError(f"the state folder {folder} cannot be used: {exc.strerror}") from exc
             raise
         model._lock = lock
         return model
@@ -250,7 +271,7 @@ class OnDeviceModel:
 
     def _checked(self, x: npt.NDArray[Any]) -> npt.NDArray[Any]:
         spec = self._input
-        array = np.asarray(x)
+        array = _array(x, "the samples")
         if array.dtype.kind not in "fiub":
             raise LearningError(f"expected numbers of type {spec.dtype}, got {array.dtype}")
         target = np.dtype(spec.dtype)
@@ -276,16 +297,22 @@ class OnDeviceModel:
         Returns:
             ``(n_outputs,)``.
         """
-        array = np.asarray(x)
-        if array.ndim == len(self._input.shape) - 1:
-            array = array[None]
-        features, batch = self._run(array)
+        features, batch = self._run(self._one(x))
         outputs: FloatArray = batch[0]
         self._ring.put(sample_id, Remembered(pack(features), outputs.copy(), now_s))
         if self._shift is not None and np.isfinite(features).all() and self._shift.add(features[0]):
             self.events.append(Happened("feature-shift", "the inputs look different from before; labels would help"))
             self._requests.wake()
         return outputs
+
+    def _one(self, x: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """One sample as a batch."""
+        array = _array(x, "the sample")
+        if array.ndim == len(self._input.shape) - 1:
+            array = array[None]
+        if array.ndim and len(array) != 1:
+            raise LearningError(f"expected one sample, got {len(array)}")
+        return array
 
     def wants_label(self, outputs: FloatArray) -> bool:
         """Whether the label of the sample that was answered so ``(n_outputs,)`` would help; call once a sample."""
@@ -310,9 +337,11 @@ class OnDeviceModel:
         Raises:
             LearningError: There is no such output, or the sample or window does not fit.
         """
-        array = np.asarray(x)
-        if array.ndim == len(self._input.shape) - 1:
-            array = array[None]
+        array = self._one(x)
+        if window is not None and window < 1:
+            raise LearningError(f"a window of {window}: expected 1 at least")
+        if output is not None and not isinstance(output, int | np.integer):
+            raise LearningError(f"output {output!r:.40}: expected a number")
         features, outputs = self._run(array)
         chosen = (int(outputs[0].argmax()) if self._task.is_classifier else 0) if output is None else output
         if on == "features":
@@ -335,14 +364,17 @@ class OnDeviceModel:
             weights: ``(batch,)`` from 0 to 1, how much each label is trusted; None for 1.
 
         Raises:
-            LearningError: The samples or labels cannot be learned; nothing changed.
+            LearningError: The samples or labels cannot be learned. Where that shows only while they are learned, those
+                before the one that cannot be learned stay.
         """
-        while self.learn_waiting():
-            pass
         features, outputs = self._run(x)
-        _, targets, trust = check_batch(features, np.asarray(y), weights, self._shape, self._task)
-        if len(targets):
-            self._learn(Record(pack(features), targets, trust), outputs)
+        _, targets, trust = check_batch(features, _array(y, "the labels"), weights, self._shape, self._task)
+        self._learn_all_waiting()
+        packed = pack(features)
+        for i in range(len(targets)):
+            rows = slice(i, i + 1)
+            one = PackedFeatures(packed.codes[rows], packed.scales[rows])
+            self._learn(Record(one, targets[rows], trust[rows]), outputs[rows])
 
     def join_label(self, sample_id: str, label: Any, now_s: float, weight: float = 1.0, *, later: bool = False) -> bool:
         """Learn a sample that was predicted before, now that its label is known.
@@ -361,20 +393,29 @@ class OnDeviceModel:
             LearningError: There is no such class, or no such target or weight is possible.
         """
         targets = self.check_label(label)
-        if not 0 <= weight <= 1:
-            raise LearningError(f"weight {weight}: expected a number from 0 to 1")
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight <= 1:
+            raise LearningError(f"weight {weight!r:.40}: expected a number from 0 to 1")
         found = self._ring.join(sample_id, now_s)
         if found is None:
             return False
-        record = Record(found.features, targets, np.array([weight], np.float32))
+        trust = np.array([weight], np.float32)
+        check_batch(found.features.unpack(self._shape), targets, trust, self._shape, self._task)
+        record = Record(found.features, targets, trust)
         if later:
             self._note(record)
             self._waiting.append((record, found.answer))
             return True
-        while self.learn_waiting():
-            pass
+        self._learn_all_waiting()
         self._learn(record, self._padded(found.answer))
         return True
+
+    def _learn_all_waiting(self) -> None:
+        """What cannot be learned is said in `warnings`: it is not the fault of who asks now."""
+        while self._waiting:
+            try:
+                self.learn_waiting()
+            except LearningError as exc:
+                self.warnings.append(f"a label that waited was not learned: {exc}")
 
     @property
     def n_waiting(self) -> int:
@@ -402,10 +443,7 @@ class OnDeviceModel:
         """One label as it is kept, ``(1,)`` or ``(1, n_outputs)``; LearningError for what is none."""
         if self._task.is_classifier and (isinstance(label, bool) or not isinstance(label, int | np.integer)):
             raise LearningError(f"label {label!r:.40}: expected a class from 0 to {self._task.n_outputs - 1}")
-        try:
-            array = np.asarray(label)
-        except ValueError as exc:
-            raise LearningError(f"label: expected {self._task.n_outputs} numbers: {exc}") from exc
+        array = _array(label, "the label")
         return self._task.check(array[None] if self._task.is_classifier else array.reshape(1, -1), 1)
 
     def _learn(self, record: Record, answers: FloatArray, is_noted: bool = False) -> None:
@@ -417,7 +455,10 @@ class OnDeviceModel:
         self.events = [*self.events, *happened][-_MAX_EVENTS:]
         if any(event.kind == "drift" for event in happened):
             self._requests.wake()
-        self.metrics.judged(self._task, answers, record.targets)
+        if self._previous is not None:
+            self._on_probation = [*self._on_probation, record][-_MOST_ON_PROBATION:]
+        if record.weights.any():
+            self.metrics.judged(self._task, answers, record.targets)
 
     def _note(self, record: Record) -> None:
         """Append to the journal."""
@@ -443,10 +484,14 @@ class OnDeviceModel:
         """
         if not self._task.is_classifier or self._head.linear is None:
             raise LearningError("no class can be added to this head: its last layer is not a linear one of classes")
-        if name in self.class_names or not 0 < len(name) <= 128:
+        if not _is_name(name) or name in self.class_names:
             raise LearningError(f"class {name!r:.40}: expected a name of 1 to 128 characters that no class has")
+        try:
+            self.save()  # where the disk takes nothing, there will be no class whose labels a restart would drop
+        except OSError as exc:
+            raise LearningError(f"class {name!r:.40} was not added, it cannot be saved: {exc.strerror}") from exc
         self._grow((*self.class_names, name))
-        self.save()
+        self._save_or_warn()
         return len(self.class_names) - 1
 
     def _grow(self, class_names: tuple[str, ...]) -> None:
@@ -537,13 +582,19 @@ class OnDeviceModel:
         Raises:
             BundleError: It belongs to another backbone, or its parameters are not this head's.
         """
-        if release.backbone != self.manifest.backbone_digest:
-            raise BundleError("the offered head belongs to another backbone")
-        check_parameters(release.parameters, self.manifest, "the offered head", len(release.class_names) or None)
+        self._check_offered(release)
         if not self._task.is_classifier or self._head.linear is None:
             return release
         given = release.class_names or self.manifest.class_names
         return release.aligned(given, self.class_names, self._head.linear, self._shadow.live())
+
+    def _check_offered(self, release: HeadRelease) -> None:
+        """Raise BundleError for a head that is not one of this bundle."""
+        if release.backbone != self.manifest.backbone_digest:
+            raise BundleError("the offered head belongs to another backbone")
+        check_parameters(release.parameters, self.manifest, "the offered head", len(release.class_names) or None)
+        if not all(_is_name(name) for name in release.class_names):
+            raise BundleError("the offered head has classes whose names are none")
 
     def judge(self, release: HeadRelease) -> Verdict:
         """Compare an offered head with the live one on the most recent labels; changes nothing.
@@ -571,6 +622,7 @@ class OnDeviceModel:
             release: The head.
             counter: Its release counter, the base of later contributions.
         """
+        self._check_offered(release)
         before = (self._shadow.state(), self._base_release)
         self._grow((*self.class_names, *(name for name in release.class_names if name not in self.class_names)))
         release = self._aligned(release)
@@ -578,11 +630,20 @@ class OnDeviceModel:
         for learner in self._shadow.candidates.values():
             learner.rebase(release.parameters, release.merged if learner.kind == "statistics" else {}, included)
         self._shadow.place(release.parameters)
-        self._previous, self._base_release = before, counter
-        if len(before[0]["usual"]) != self._task.n_groups:
-            self._previous = None
+        base_before, self._base_release, self._on_probation = self._base_release, counter, []
+        can_go_back = len(before[0]["usual"]) == self._task.n_groups
+        previous, self._previous = self._previous, before if can_go_back else None
         self.metrics.forget_judgements()
-        self.save()
+        try:
+            self.save()
+        except OSError as exc:
+            if not can_go_back:
+                self._beyond_journal = True
+                self.warnings.append(f"the head that was applied is not saved: {exc.strerror}")
+                return
+            self._shadow.restore(before[0])
+            self._previous, self._base_release = previous, base_before
+            raise
 
     def judge_probation(self) -> Verdict:
         """Whether the head applied last holds up against its predecessor on the labels that came since."""
@@ -594,7 +655,7 @@ class OnDeviceModel:
     def confirm(self) -> None:
         """The head applied last stays: forget its predecessor."""
         if self._previous is not None:
-            self._previous = None
+            self._previous, self._on_probation = None, []
             self._unsaved = self._beyond_journal = True
 
     def roll_back(self) -> None:
@@ -604,10 +665,21 @@ class OnDeviceModel:
         state, self._base_release = self._previous
         self._shadow.restore(state)
         self._previous = None
+        again, self._on_probation = self._on_probation, []
+        for record in again:  # acknowledged, and learned on the head that is gone
+            self._learn_again(record)
         self.metrics.forget_judgements()
-        self.save()
+        self._save_or_warn()
 
     # Keeping
+
+    def _save_or_warn(self) -> None:
+        """Save what has taken effect already; where the disk takes nothing, say so and try again later."""
+        try:
+            self.save()
+        except OSError as exc:
+            self._unsaved = self._beyond_journal = True
+            self.warnings.append(f"kept in memory only, the disk does not take it: {exc.strerror}")
 
     def save(self) -> None:
         """Write a checkpoint; without a state folder nothing is kept and this does nothing."""
@@ -624,10 +696,8 @@ class OnDeviceModel:
         if self._previous is not None:  # in probation: a restart must still be able to go back
             description["previous_release"] = self._previous[1]
             tensors |= {_PREVIOUS + name: array for name, array in self._previous[0].items()}
-        for i, (record, _) in enumerate(self._waiting):
-            name = f"{_WAITING}{i}."
-            tensors |= {name + "codes": record.features.codes, name + "scales": record.features.scales}
-            tensors |= {name + "targets": record.targets, name + "weights": record.weights}
+        tensors |= _as_tensors(_WAITING, [record for record, _ in self._waiting])
+        tensors |= _as_tensors(_PROBATION, self._on_probation)
         self._store.checkpoint(description, tensors)
         self._unsaved = self._beyond_journal = self._unsynced = False
 
@@ -648,6 +718,11 @@ class OnDeviceModel:
         self._unsynced = False
 
     def _restore(self, store: LearnedStore) -> None:
+        own, kept = list(self._shadow.candidates), store.learners()
+        if kept and kept != own and self._store is not None:
+            is_back = store.exchange(kept, own)
+            went_on = "going on from what they had learned themselves" if is_back else "starting anew"
+            self.warnings.append(f"the state of the learners {', '.join(kept)} was put aside; {went_on}")
         saved = store.load()
         if saved is None:
             self.save()  # the lineage must be durable before anything is learned under it
@@ -655,9 +730,8 @@ class OnDeviceModel:
         if saved.warning:
             self.warnings.append(saved.warning)
         if saved.description:
-            found = saved.description.get("learners")
-            if found != list(self._shadow.candidates):
-                self._start_anew(f"the saved state is of the learners {found}; starting anew")
+            if saved.description.get("learners") != own:
+                self._start_anew(f"the saved state is of the learners {saved.description.get('learners')}")
                 return
             before = self._shadow.state()
             try:
@@ -670,6 +744,8 @@ class OnDeviceModel:
                 raise BundleError(f"the saved state cannot be used: {exc}; delete it to start anew") from exc
         for record in saved.journal:
             self._learn_again(record)
+        if not saved.description:
+            self.save()  # this lineage, too
 
     def _take(self, saved: Saved) -> None:
         """Go on from a saved state of the same learners."""
@@ -678,16 +754,16 @@ class OnDeviceModel:
         if names[: len(known)] != known:
             raise LearningError("its classes are others")
         self._grow(names)
-        self._shadow.restore({n: a for n, a in saved.tensors.items() if not n.startswith((_PREVIOUS, _WAITING))})
+        others = (_PREVIOUS, _WAITING, _PROBATION)
+        self._shadow.restore({n: a for n, a in saved.tensors.items() if not n.startswith(others)})
         self._lineage = str(saved.description["lineage"])
         self._base_release = int(saved.description["base_release"])
         if "previous_release" in saved.description:
             self._previous = (part(saved.tensors, _PREVIOUS), int(saved.description["previous_release"]))
         self._unsaved = self._beyond_journal = False
-        for i in range(sum(name.startswith(_WAITING) for name in saved.tensors) // 4):
-            found = part(saved.tensors, f"{_WAITING}{i}.")
-            features = PackedFeatures(found["codes"], found["scales"])
-            self._learn_again(Record(features, found["targets"], found["weights"]))
+        self._on_probation = _as_records(_PROBATION, saved.tensors)
+        for record in _as_records(_WAITING, saved.tensors):
+            self._learn_again(record)
 
     def _learn_again(self, record: Record) -> None:
         """Do once more what the journal says."""
@@ -701,6 +777,8 @@ class OnDeviceModel:
         try:
             _, targets, weights = check_batch(features, record.targets, record.weights, self._shape, self._task)
             self._shadow.learn(record.features, features, targets, weights)
+            if self._previous is not None:
+                self._on_probation = [*self._on_probation, record][-_MOST_ON_PROBATION:]
         except LearningError as exc:
             self.warnings.append(f"{len(features)} labels of the journal were not learned again: {exc}")
 
@@ -718,3 +796,40 @@ class OnDeviceModel:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+
+def _array(value: Any, what: str) -> npt.NDArray[Any]:
+    """An array; LearningError for nested lists of different lengths."""
+    try:
+        return np.asarray(value)
+    except ValueError as exc:
+        raise LearningError(f"{what}: expected numbers in a regular shape: {exc}") from exc
+
+
+def _is_name(name: object) -> bool:
+    """Whether a class may be called so: text that can be written down."""
+    if not isinstance(name, str) or not 0 < len(name) <= 128:
+        return False
+    return not any(0xD800 <= ord(character) <= 0xDFFF for character in name)
+
+
+def _as_tensors(prefix: str, records: Sequence[Record]) -> State:
+    """Records of one sample each, side by side."""
+    if not records:
+        return {}
+    return {
+        f"{prefix}codes": np.concatenate([record.features.codes for record in records]),
+        f"{prefix}scales": np.concatenate([record.features.scales for record in records]),
+        f"{prefix}targets": np.concatenate([record.targets for record in records]),
+        f"{prefix}weights": np.concatenate([record.weights for record in records]),
+    }
+
+
+def _as_records(prefix: str, tensors: Mapping[str, npt.NDArray[Any]]) -> list[Record]:
+    """What `_as_tensors` gave."""
+    found = part(tensors, prefix)
+    return [
+        Record(PackedFeatures(found["codes"][i : i + 1], found["scales"][i : i + 1]), *rows)
+        for i in range(len(found.get("scales", ())))
+        if (rows := (found["targets"][i : i + 1], found["weights"][i : i + 1]))
+    ]

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ import numpy.typing as npt
 
 from edge.agent.journal import Journal, Record, read_journal
 from edge.contract import tensorfile
-from edge.contract.errors import BundleError
+from edge.contract.errors import BundleError, ConfigError, LearningError
 from edge.contract.files import replace_file, sync_folder
 from edge.learning.learner import State
 
@@ -70,7 +71,11 @@ class LearnedStore:
         self._generation = 0  # of the journal that is written to
         self._state_generation = 0  # of state.bin: the journals from here on continue it
         self._journal: Journal | None = None
-        folder.mkdir(parents=True, exist_ok=True)
+        self._closed = False
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as exc:
+            raise ConfigError(f"the folder {folder} cannot be used: {exc.strerror}") from exc
 
     def _journal_path(self, generation: int) -> Path:
         return self._folder / f"journal-{generation}.bin"
@@ -80,12 +85,47 @@ class LearnedStore:
         numbers = {path.stem.removeprefix("journal-"): path for path in self._folder.glob("journal-*.bin")}
         return {number: numbers[str(number)] for number in sorted(int(text) for text in numbers if text.isdecimal())}
 
-    def _continue(self, generation: int) -> list[Record]:
-        """Go on from a generation: what its journals hold."""
+    def _continue(self, generation: int, warnings: list[str]) -> list[Record]:
+        """Go on from a generation: what its journals hold. One with damage inside is kept beside as it was."""
         journals = {number: path for number, path in self._journals().items() if number >= generation}
         self._state_generation = generation
         self._generation = max(journals, default=generation)
-        return [record for path in journals.values() for record in read_journal(path)]
+        found: list[Record] = []
+        for path in journals.values():
+            records, n_damaged = read_journal(path)
+            found += records
+            if n_damaged:
+                warnings.append(f"{path} is damaged: {n_damaged} or more of its records are lost")
+                shutil.copyfile(path, path.with_suffix(".damaged"))
+        return found
+
+    def learners(self) -> list[str]:
+        """Names of the learners whose state is here; empty for none that can be read."""
+        for name in ("state.bin", "state.previous.bin"):
+            try:
+                found = self._read(self._folder / name)[0].get("learners")
+            except (OSError, BundleError):
+                continue
+            if isinstance(found, list):
+                return [str(each) for each in found]
+        return []
+
+    def exchange(self, away: list[str], wanted: list[str]) -> bool:
+        """Put the state of some learners into a folder of theirs, and take back that of others.
+
+        Returns:
+            Whether there was one.
+        """
+        for source, target in ((self._folder, self._aside(away)), (self._aside(wanted), self._folder)):
+            for path in [*source.glob("state*.bin"), *source.glob("journal-*.bin")]:
+                target.mkdir(exist_ok=True)
+                path.replace(target / path.name)
+        sync_folder(self._folder)
+        return bool(self.learners())
+
+    def _aside(self, learners: list[str]) -> Path:
+        name = "".join(c if c.isalnum() or c in "-+" else "_" for c in "+".join(learners))
+        return self._folder / f"of-{name[:100]}"
 
     def load(self) -> Saved | None:
         """The newest whole state; None when nothing was ever saved. Call once, before `append`."""
@@ -104,14 +144,15 @@ class LearnedStore:
                 continue
             if name != "state.bin":
                 path.replace(self._folder / "state.bin")  # the next checkpoint keeps it as the one before
-            records = self._continue(int(description.pop("generation")))
+            records = self._continue(int(description.pop("generation")), warnings)
             return Saved(description, tensors, records, "; ".join(warnings) or None)
         journals = self._journals()
-        if warnings and (is_foreign or 0 not in journals):
+        if journals and (is_foreign or 0 not in journals):
             for path in journals.values():
                 path.replace(path.with_suffix(".damaged"))
+            warnings = warnings or [f"{self._folder} has journals, and not the checkpoint that they continue"]
             return Saved({}, {}, [], "; ".join(warnings))
-        records = self._continue(0)
+        records = self._continue(0, warnings)
         return Saved({}, {}, records, "; ".join(warnings) or None) if records or warnings else None
 
     def _read(self, path: Path) -> tuple[dict[str, Any], State]:
@@ -127,9 +168,14 @@ class LearnedStore:
 
     def append(self, record: Record) -> None:
         """Add labelled samples to the journal; they survive a kill of this process from here on."""
+        self._check_open()
         if self._journal is None:
             self._journal = Journal(self._journal_path(self._generation))
         self._journal.append(record)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise LearningError("the model was closed: its state folder may belong to another one by now")
 
     def sync(self) -> None:
         """Make the journal survive a power cut."""
@@ -142,6 +188,7 @@ class LearnedStore:
         Raises:
             OSError: The disk is full; the old checkpoint and the journal still hold everything.
         """
+        self._check_open()
         generation = self._generation + 1
         document = {**description, "generation": generation, "backbone": self._backbone}
         body = tensorfile.encode(_KIND, document, tensors)
@@ -169,7 +216,8 @@ class LearnedStore:
         sync_folder(self._folder)
 
     def close(self) -> None:
-        """Close the journal."""
+        """Close the journal; nothing more can be kept."""
+        self._closed = True
         if self._journal is not None:
             self._journal.close()
             self._journal = None

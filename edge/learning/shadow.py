@@ -47,6 +47,10 @@ TOLERATED_FORGETTING = 0.02
 LEAST_AGREEMENT = 0.25
 # Labels between two snapshots of a head that follows, and between two fits of its temperature.
 SNAPSHOT_EVERY, CALIBRATE_EVERY = 32, 16
+# A target of a quantity counts less where its loss is so many times the usual: six times its error.
+OUTLIER = 36.0
+# What is usual is the median of so many late labels: after half of them a change is no longer taken for an error.
+_NEW_LOSSES = 8
 # How fast the usual error of a class is learned, and what it is taken for at first.
 _USUAL, _USUAL_FIRST = 0.05, 0.25
 # A class is new for so many labels.
@@ -145,6 +149,7 @@ class Shadow:
     def _learn_one(self, packed: PackedFeatures, x: FloatArray, target: Targets, weight: FloatArray) -> list[Happened]:
         answers = {name: self._run(x, learner.parameters()) for name, learner in self.candidates.items()}
         live = answers[self._leader] if self._leader else self._run(x, self._fixed)
+        weight = weight * np.float32(self._credible(live, target))
         refused: list[LearningError] = []
         for learner in self.candidates.values():
             try:
@@ -153,6 +158,8 @@ class Shadow:
                 refused.append(exc)
         if len(refused) == len(self.candidates):
             raise refused[0]
+        if not weight[0]:  # a label that is not trusted at all says nothing about anybody
+            return []
         self.reserve.put(packed, target, live[0], np.stack([answers[name][0] for name in self._names]))
         self._seen += 1
         self._since += 1
@@ -171,6 +178,19 @@ class Shadow:
             self.temperature = fit_temperature(outputs, targets, self._task)
         return happened
 
+    def _credible(self, live: FloatArray, target: Targets) -> float:
+        """How far the target of a quantity can be believed, from 0 to 1.
+
+        Sums of squares never get over a target that is off by orders of magnitude. One whose loss is more than
+        `OUTLIER` times the usual counts as if it were that far off: after a real change the usual loss soon rises.
+        """
+        if not self._task.is_regression or len(self.reserve) < _NEW_LOSSES:
+            return 1.0
+        _, targets, answers, _ = self.reserve.recent(_NEW_LOSSES)
+        limit = OUTLIER * float(np.median(self._task.losses(answers, targets)))
+        loss = float(self._task.losses(live, target)[0])
+        return limit / loss if loss > limit > 0 else 1.0
+
     # Who is live
 
     def _decide(self) -> list[Happened]:
@@ -181,6 +201,10 @@ class Shadow:
         found = self._best()
         if not found:
             return []
+        if self._leader and self._is_worse_than_before(found):
+            text = f"{self._leader} answers worse than {found}, and both worse than the head before; that is live again"
+            self._lead("")
+            return [Happened("rolled-back", text)]
         gain, n = self._evidence[found].mean, int(self._evidence[found].n)
         other = self._leader or "the fixed head"
         text = f"{found} answers better than {other}: mean gain {gain:.2f} over {n} labels"
@@ -200,6 +224,13 @@ class Shadow:
         near = (name for name in others if others[name].mean >= best - NEAR and others[name].exceeds(level**0.5))
         found = next((name for name in near if self._remembers(name)), "")
         return found or next((name for name in strong if self._remembers(name)), "")
+
+    def _is_worse_than_before(self, name: str) -> bool:
+        """Whether a candidate that beats its leader is itself worse than the head which that one replaced."""
+        features, targets, _, shadows = self.reserve.recent(int(self._evidence[name].n))
+        before = self._run(features, self._fixed)
+        gains = self._task.gains(before, shadows[:, self._names.index(name)], targets)
+        return len(gains) > 0 and float(gains.mean()) < -NEAR
 
     def _agrees(self, name: str) -> bool:
         """Whether a candidate agrees with the labels beyond chance; where labels are random, nobody is to win by luck.
@@ -347,6 +378,8 @@ class Shadow:
         self._leader = self._names[number - 1] if number else ""
         self._fixed, self._snapshots, self._usual, self._heard = fixed, snapshots, usual, heard
         self._since, self._seen, self.temperature = since, seen, float(temperature[0])
+        if not self._gated and not self._leader:  # saved with a gate, and nobody decides any more
+            self._leader = self._names[0]
 
 
 def _since_the_change(errors: Scores) -> int:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import doctest
 import os
 import random
+import resource
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +22,7 @@ import pytest
 from edge.agent import OnDeviceModel, on_device_model
 from edge.contract.errors import BundleError, ConfigError, LearningError
 from edge.coordinator.aggregate import merge
+from edge.learning.exchange import HeadRelease
 
 ROOT = Path(__file__).parents[3]
 LEARNERS = ["statistics", "sgd", "auto"]
@@ -25,6 +32,24 @@ def data(bundle: Path, n: int = 50, seed: int = 0) -> tuple[np.ndarray, np.ndarr
     model = OnDeviceModel.open(bundle)
     x = np.random.default_rng(seed).random((n, *model.manifest.inputs[0].sample_shape), np.float32)
     return x, model.predict(x).argmax(axis=1)
+
+
+@pytest.fixture
+def full_disk() -> Callable[[], AbstractContextManager[None]]:
+    """A time in which no file may become larger than a kilobyte."""
+
+    @contextmanager
+    def limited() -> Iterator[None]:
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+            signal.signal(signal.SIGXFSZ, ignored)
+
+    return limited
 
 
 def test_predicts_logits_of_the_live_head(digits_bundle: Path) -> None:
@@ -231,15 +256,251 @@ def test_mlp_head_learns(mlp_bundle: Path, learner: str) -> None:
     assert after > 0.9
 
 
-def test_state_of_another_learner_is_not_used_and_said(tmp_path: Path, digits_bundle: Path) -> None:
+def test_state_of_another_learner_is_put_aside_and_comes_back(tmp_path: Path, digits_bundle: Path) -> None:
     x, y = data(digits_bundle)
-    model = OnDeviceModel.open(digits_bundle, tmp_path, learner="sgd")
+    model = OnDeviceModel.open(digits_bundle, tmp_path, learner="sgd", gate=False)
     model.learn(x, y)
+    learned = model.predict(x)
     model.close()
     other = OnDeviceModel.open(digits_bundle, tmp_path, learner="statistics")
     assert other.n_samples == 0
-    assert "['sgd']" in other.warnings[0]
+    assert "sgd was put aside; starting anew" in other.warnings[0]
+    other.learn(x[:7], y[:7])
+    kill(other)
+    again = OnDeviceModel.open(digits_bundle, tmp_path, learner="sgd", gate=False)
+    assert "going on from what they had learned" in again.warnings[0]
+    assert again.n_samples == 50
+    np.testing.assert_array_equal(again.predict(x), learned)
+    again.close()
+    back = OnDeviceModel.open(digits_bundle, tmp_path, learner="statistics")
+    assert back.n_samples == 7
+    back.close()
+
+
+def test_read_only_takes_what_is_there_and_changes_nothing(tmp_path: Path, digits_bundle: Path) -> None:
+    x, y = data(digits_bundle)
+    with pytest.raises(ConfigError, match="no state folder"):
+        OnDeviceModel.open(digits_bundle, tmp_path / "typo", read_only=True)
+    assert not (tmp_path / "typo").exists()
+    (tmp_path / "other").mkdir()
+    with pytest.raises(ConfigError, match="holds nothing"):
+        OnDeviceModel.open(digits_bundle, tmp_path / "other", read_only=True)
+    model = OnDeviceModel.open(digits_bundle, tmp_path / "s", learner="ridge", gate=False)
+    model.learn(x, y)
+    learned = model.predict(x)
+    model.close()
+    before = {path: path.read_bytes() for path in (tmp_path / "s").rglob("*") if path.is_file()}
+    found = OnDeviceModel.open(digits_bundle, tmp_path / "s", read_only=True)
+    np.testing.assert_array_equal(found.predict(x), learned)
+    found.learn(x[:3], y[:3])
+    found.close()
+    assert {path: path.read_bytes() for path in (tmp_path / "s").rglob("*") if path.is_file()} == before
+
+
+def test_a_state_saved_with_the_gate_is_followed_without_one(tmp_path: Path, digits_bundle: Path) -> None:
+    x, y = turned_labels(200)
+    OnDeviceModel.open(digits_bundle, tmp_path).close()
+    model = OnDeviceModel.open(digits_bundle, tmp_path, gate=False)
+    model.learn(x, y)
+    assert model.leader == "statistics"
+    model.close()
+
+
+def test_labels_that_are_not_trusted_at_all_change_nothing(digits_bundle: Path) -> None:
+    x, y = turned_labels(128)
+    model, twin = (OnDeviceModel.open(digits_bundle) for _ in range(2))
+    for each in (model, twin):
+        each.learn(x[:64], y[:64])
+    model.learn(x[64:], (y[64:] + 1) % 10, np.zeros(64))
+    assert model.temperature == twin.temperature
+    assert model.metrics.accuracy == twin.metrics.accuracy
+    assert model.leader == twin.leader
+    np.testing.assert_allclose(model.predict(x), twin.predict(x), rtol=1e-4, atol=1e-4)
+
+
+def test_a_damaged_record_inside_the_journal_costs_itself_only(tmp_path: Path, digits_bundle: Path) -> None:
+    x, y = data(digits_bundle)
+    model = OnDeviceModel.open(digits_bundle, tmp_path, learner="statistics")
+    for i in range(20):
+        model.learn(x[i : i + 1], y[i : i + 1])
+    kill(model)
+    path = max(tmp_path.rglob("journal-*.bin"), key=lambda each: each.stat().st_size)
+    content = bytearray(path.read_bytes())
+    content[30] ^= 1
+    path.write_bytes(content)
+    again = OnDeviceModel.open(digits_bundle, tmp_path, learner="statistics")
+    assert again.n_samples == 19
+    assert "damaged" in again.warnings[0]
+    assert path.with_suffix(".damaged").read_bytes() == content
+    again.close()
+
+
+def test_a_batch_whose_middle_cannot_be_learned_is_after_a_restart_as_before_it(
+    tmp_path: Path, mlp_bundle: Path
+) -> None:
+    x, y = data(mlp_bundle, 6)
+    model = OnDeviceModel.open(mlp_bundle, tmp_path, learner="sgd-plain", gate=False)
+    (learner,) = model._shadow.candidates.values()
+    learn_many = learner.learn_many
+
+    def learn(*arguments: Any) -> None:  # samples whose step overflows are hard to come by
+        if learner.n_samples == 3:
+            raise LearningError("the step is not finite")
+        learn_many(*arguments)
+
+    learner.learn_many = learn  # type: ignore[method-assign]
+    with pytest.raises(LearningError):
+        model.learn(x, y)
+    assert model.n_samples == 3
+    learned, head = model.n_samples, model.head_digest()
+    kill(model)
+    again = OnDeviceModel.open(mlp_bundle, tmp_path, learner="sgd-plain", gate=False)
+    assert (again.n_samples, again.head_digest()) == (learned, head)
+    again.close()
+
+
+def test_a_label_that_waits_and_cannot_be_learned_costs_no_other(mlp_bundle: Path) -> None:
+    x, y = data(mlp_bundle, 3)
+    model = OnDeviceModel.open(mlp_bundle, learner="sgd", gate=False)
+    model.predict_sample("far", x[0] * np.float32(1e17), 0.0)
+    with pytest.raises(LearningError, match="beyond"):
+        model.join_label("far", int(y[0]), 1.0, later=True)
+    model.predict_sample("bad", x[0] * np.float32(1e13), 0.0)
+    model.predict_sample("good", x[1], 0.0)
+    assert model.join_label("bad", int(y[0]), 1.0, later=True)
+    assert model.join_label("good", int(y[1]), 1.0)
+    assert model.n_samples >= 1
+    assert model.n_waiting == 0
+
+
+def test_one_sample_is_one_sample(digits_bundle: Path) -> None:
+    x, _ = turned_labels(2)
+    model = OnDeviceModel.open(digits_bundle)
+    for ask in (lambda: model.predict_sample("a", x, 0.0), lambda: model.explain(x)):
+        with pytest.raises(LearningError, match="one sample, got 2"):
+            ask()
+    with pytest.raises(LearningError, match="regular"):
+        model.predict([[1.0], [1.0, 2.0]])  # type: ignore[arg-type]
+    with pytest.raises(LearningError, match="weight"):
+        model.join_label("a", 1, 0.0, weight="x")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["\ud800", 5, None, "", "x" * 129])
+def test_what_is_no_name_is_no_class(tmp_path: Path, digits_bundle: Path, name: object) -> None:
+    model = OnDeviceModel.open(digits_bundle, tmp_path)
+    with pytest.raises(LearningError, match="expected a name"):
+        model.add_class(name)  # type: ignore[arg-type]
+    assert model.add_class("z") == 10
+    model.close()
+
+
+def test_a_class_that_cannot_be_saved_is_not_added(
+    tmp_path: Path, digits_bundle: Path, full_disk: Callable[[], AbstractContextManager[None]]
+) -> None:
+    model = OnDeviceModel.open(digits_bundle, tmp_path)
+    with full_disk(), pytest.raises(LearningError, match="cannot be saved"):
+        model.add_class("z")
+    assert "z" not in model.class_names
+    assert model.add_class("z") == 10
+    model.close()
+
+
+def test_a_head_that_cannot_be_saved_is_not_applied(
+    tmp_path: Path, digits_bundle: Path, full_disk: Callable[[], AbstractContextManager[None]]
+) -> None:
+    x, y = turned_labels(60)
+    model = OnDeviceModel.open(digits_bundle, tmp_path)
+    model.learn(x, y)
+    before = model.predict(x)
+    shipped = HeadRelease(backbone=model.manifest.backbone_digest, parameters=model.bundle.head_parameters())
+    with full_disk(), pytest.raises(OSError):
+        model.apply(shipped, 5)
+    np.testing.assert_array_equal(model.predict(x), before)
+    assert model.base_release == 0
+    model.apply(shipped, 5)
+    assert model.base_release == 5
+    model.close()
+
+
+def test_a_release_that_does_not_fit_changes_nothing(digits_bundle: Path) -> None:
+    model = OnDeviceModel.open(digits_bundle)
+    shipped = HeadRelease(backbone=model.manifest.backbone_digest, parameters=model.bundle.head_parameters())
+    model.apply(shipped, 1)
+    names = (*model.class_names, "r")
+    short = {name: array[:5] for name, array in shipped.parameters.items()}
+    with pytest.raises(BundleError):
+        model.apply(dataclasses.replace(shipped, parameters=short, class_names=names), 2)
+    assert len(model.class_names) == 10
+    model.roll_back()
+
+
+@pytest.mark.parametrize("is_killed", [False, True])
+def test_labels_that_came_on_probation_are_kept_when_it_ends_badly(
+    tmp_path: Path, digits_bundle: Path, is_killed: bool
+) -> None:
+    x, y = turned_labels(90)
+    twin = OnDeviceModel.open(digits_bundle, gate=False)
+    twin.learn(x, y)
+    model = OnDeviceModel.open(digits_bundle, tmp_path, gate=False)
+    model.learn(x[:60], y[:60])
+    bad = {name: -array for name, array in model.bundle.head_parameters().items()}
+    model.apply(HeadRelease(backbone=model.manifest.backbone_digest, parameters=bad), 1)
+    model.learn(x[60:80], y[60:80])
+    model.save()
+    model.learn(x[80:], y[80:])
+    if is_killed:
+        kill(model)
+        model = OnDeviceModel.open(digits_bundle, tmp_path, gate=False)
+    model.roll_back()
+    assert (model.n_samples, model.base_release) == (90, 0)
+    np.testing.assert_allclose(model.predict(x), twin.predict(x), rtol=1e-4, atol=1e-4)
+    model.close()
+    again = OnDeviceModel.open(digits_bundle, tmp_path, gate=False)
+    assert again.n_samples == 90
+    again.close()
+
+
+def test_a_lineage_that_begins_anew_is_kept(tmp_path: Path, digits_bundle: Path) -> None:
+    x, y = turned_labels(20)
+    OnDeviceModel.open(digits_bundle, tmp_path).close()
+    for path in tmp_path.rglob("state*.bin"):
+        path.write_bytes(b"x")
+    model = OnDeviceModel.open(digits_bundle, tmp_path)
+    model.learn(x, y)
+    lineage = model.contribution().lineage
+    kill(model)
+    again = OnDeviceModel.open(digits_bundle, tmp_path)
+    assert again.contribution().lineage == lineage
+    assert again.n_samples == 20
+    kill(again)
+    for path in tmp_path.rglob("state*.bin"):
+        path.unlink()
+    anew = OnDeviceModel.open(digits_bundle, tmp_path)
+    assert (anew.n_samples, anew.contribution().lineage == lineage) == (0, False)
+    assert "not the checkpoint" in anew.warnings[0]
+    anew.close()
+
+
+def test_a_closed_model_learns_nothing_more(tmp_path: Path, digits_bundle: Path) -> None:
+    x, y = turned_labels(4)
+    model = OnDeviceModel.open(digits_bundle, tmp_path)
+    model.close()
+    other = OnDeviceModel.open(digits_bundle, tmp_path)
+    with pytest.raises(LearningError, match="closed"):
+        model.learn(x, y)
+    other.learn(x[:1], y[:1])
     other.close()
+    again = OnDeviceModel.open(digits_bundle, tmp_path)
+    assert again.n_samples == 1
+    again.close()
+
+
+def test_a_seed_or_a_folder_that_cannot_be_is_said(tmp_path: Path, digits_bundle: Path) -> None:
+    with pytest.raises(ConfigError, match="seed -1"):
+        OnDeviceModel.open(digits_bundle, seed=-1)
+    (tmp_path / "learned").write_text("")
+    with pytest.raises(ConfigError, match="cannot be used"):
+        OnDeviceModel.open(digits_bundle, tmp_path)
 
 
 def test_damaged_checkpoint_falls_back_and_says_so(tmp_path: Path, digits_bundle: Path) -> None:

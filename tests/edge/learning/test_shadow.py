@@ -541,3 +541,30 @@ def test_heads_of_quantities_are_promoted_by_their_losses() -> None:
     loss = task.losses(RUN(x, shadow.live()), y).mean()
     teach(shadow, (x[:200], np.random.default_rng(6).permutation(y[:200])))
     assert task.losses(RUN(x[200:], shadow.live()), y[200:]).mean() < 1.3 * loss
+
+
+def quantities(n: int, seed: int) -> tuple[FloatArray, FloatArray]:
+    rng = np.random.default_rng(seed)
+    x = rng.normal(1.0, 1.0, (n, D)).astype(np.float32)
+    return x, (x[:, :1] - 0.5 * x[:, 1:2] + rng.normal(0, 0.1, (n, 1))).astype(np.float32)
+
+
+@pytest.mark.parametrize("bad", [300.0, 1e4, 1e8])
+@pytest.mark.parametrize("at", [20, 60, 150])
+def test_one_wrong_quantity_does_not_ruin_the_head(bad: float, at: int) -> None:
+    """Sums of squares would never get over it."""
+    task = Task(TrainingRecipe(loss=MEAN_SQUARED_ERROR), 1)
+    shipped = {LINEAR.weight: np.zeros((1, D), np.float32), "bias": np.zeros(1, np.float32)}
+    x, y = quantities(300, 0)
+    later = quantities(200, 1)
+    losses = {}
+    for name, wrong in (("clean", False), ("wrong", True)):
+        learner = StatisticsLearner(LINEAR, shipped, task, None, "ridge")
+        shadow = Shadow(task, (D,), shipped, {"ridge": learner}, RUN, gated=False)
+        targets = y.copy()
+        if wrong:
+            targets[at] = bad
+        packed = pack(x)
+        shadow.learn(packed, packed.unpack((D,)), targets, np.ones(300, np.float32))
+        losses[name] = float(task.losses(RUN(later[0], shadow.live()), later[1]).mean())
+    assert losses["wrong"] < 1.5 * losses["clean"] + 0.01
