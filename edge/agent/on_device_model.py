@@ -269,6 +269,10 @@ class OnDeviceModel:
         """Features and outputs of the live head."""
         return self._session.predict({self._input.name: self._checked(x)}, self._shadow.live())
 
+    def check_samples(self, x: npt.NDArray[Any]) -> None:
+        """Raise LearningError for samples ``(batch, *input)`` that `predict` would refuse."""
+        self._checked(x)
+
     def _checked(self, x: npt.NDArray[Any]) -> npt.NDArray[Any]:
         spec = self._input
         array = _array(x, "the samples")

@@ -44,7 +44,7 @@ def agent() -> None:
 @click.option("--telemetry-interval", type=click.FloatRange(min=0.1), help="Seconds.  [default: the profile's]")
 @click.option("--sync-interval", default=600.0, type=click.FloatRange(min=0), help="Seconds between uploads.")
 @click.option("--probation", default=60.0, type=click.FloatRange(min=0), help="Seconds a pushed head is watched.")
-@click.option("--seed", default=0, help="Of replay draws.")
+@click.option("--seed", default=0, type=click.IntRange(0), help="Of replay draws.")
 @click.option("--verbose", is_flag=True, help="Say more.")
 def run(
     bundle: Path,
@@ -112,7 +112,7 @@ _LEARNING = [
     click.option("--learner", default="auto", type=click.Choice(LEARNERS), help="How to learn."),
     click.option("--executor", default="auto", type=click.Choice(EXECUTORS), help="What runs training steps."),
     click.option("--gate/--no-gate", default=True, help="A learner must prove itself on labels before it is live."),
-    click.option("--seed", default=0, help="Of replay draws."),
+    click.option("--seed", default=0, type=click.IntRange(0), help="Of replay draws."),
 ]
 
 
@@ -206,9 +206,10 @@ def explain(
     _spare_memory()
     from rich.console import Console
 
+    from edge.agent.on_device_model import OnDeviceModel
     from edge.cli.learn import explain_file
 
-    model = _open(bundle, state_dir, "auto", "auto", True, 0)
+    model = OnDeviceModel.open(bundle, state_dir, read_only=state_dir is not None)
     try:
         explain_file(model, data, index=index, output=output, on=on, window=window, plot=plot, console=Console())
     finally:

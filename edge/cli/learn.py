@@ -14,14 +14,15 @@ from edge.agent.on_device_model import OnDeviceModel
 from edge.agent.rehearsal import Rehearsal, evaluate, rehearse
 from edge.cli.plots import check_plot, draw_explanation, draw_rehearsal
 from edge.cli.terminal_plot import heat_map, line_plot
-from edge.contract.errors import ConfigError
-from edge.contract.files import replace_file
+from edge.contract.errors import ConfigError, LearningError
+from edge.contract.files import check_writable, replace_file
 from edge.inference.named_arrays import read_arrays
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 Arrays = dict[str, Any]
+_CHECKED_AT_ONCE = 256
 
 
 def read_samples(path: Path) -> Arrays:
@@ -44,12 +45,42 @@ def numbered(y: Any, model: OnDeviceModel, path: Path, add_classes: bool) -> Any
     """Class names as numbers; names that the model does not know are added to it, or are an error."""
     if y.dtype.kind != "U":
         return y
+    if not model.task.is_classifier:
+        raise ConfigError(f"{path}: y has names, and this model gives no classes; expected targets")
     unknown = sorted(set(y.tolist()) - set(model.class_names))
     if unknown and not add_classes:
         raise ConfigError(f"{path}: the model has no class {unknown[0]!r}; add new ones with --add-classes")
     for name in unknown:
         model.add_class(name)
     return np.array([model.class_names.index(name) for name in y.tolist()], np.int64)
+
+
+def check_samples(arrays: Arrays, model: OnDeviceModel, path: Path) -> None:
+    """Raise ConfigError for samples, labels or weights that cannot be learned, wherever in the file they stand."""
+    try:
+        for i in range(0, len(arrays["x"]), _CHECKED_AT_ONCE):
+            model.check_samples(arrays["x"][i : i + _CHECKED_AT_ONCE])
+        if arrays["y"].dtype.kind != "U":
+            model.task.check(arrays["y"], len(arrays["y"]))
+    except LearningError as exc:
+        raise ConfigError(f"{path}: {exc}") from exc
+    weights = arrays.get("weights")
+    if weights is not None and not (weights.dtype.kind in "fiub" and weights.ndim == 1 and _within_one(weights)):
+        raise ConfigError(f"{path}: weights must be numbers from 0 to 1, one for each sample")
+
+
+def _within_one(weights: Any) -> bool:
+    return bool(((weights >= 0) & (weights <= 1)).all())  # False for NaN
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    return one.resolve() == other.resolve()
+
+
+def _say_warnings(model: OnDeviceModel, console: Console) -> None:
+    for text in model.warnings:
+        console.print(f"warning: {text}", highlight=False, markup=False, soft_wrap=True)
+    model.warnings.clear()
 
 
 def ordered(arrays: Arrays, order: str, seed: int) -> Arrays:
@@ -78,14 +109,21 @@ def learn_file(
     console: Console,
 ) -> None:
     """Replay a labelled file through a model and say what came of it."""
+    for written in (plot, report):
+        if written is not None and any(read is not None and _is_same(written, read) for read in (data, test)):
+            raise ConfigError(f"{written} is the file that is read; it would be lost")
     if plot is not None:
         check_plot(plot)
-    arrays = read_samples(data)
-    arrays["y"] = numbered(arrays["y"], model, data, add_classes)
-    arrays = ordered(arrays, order, seed)
-    held_out = None if test is None else read_samples(test)
-    if held_out is not None and test is not None:
-        held_out["y"] = numbered(held_out["y"], model, test, add_classes)
+    if report is not None:
+        check_writable(report)
+    _say_warnings(model, console)
+    files = {path: read_samples(path) for path in (data, test) if path is not None}
+    for path, each in files.items():  # all of it, before anything changes
+        check_samples(each, model, path)
+    for path, each in files.items():
+        each["y"] = numbered(each["y"], model, path, add_classes)
+        model.task.check(each["y"], len(each["y"]))
+    arrays, held_out = ordered(files[data], order, seed), None if test is None else files[test]
     first = None if held_out is None else evaluate(model, held_out["x"], held_out["y"])
     found = Rehearsal()
     with _progress(console, len(arrays["x"])) as advance:
@@ -111,7 +149,7 @@ def learn_file(
     _print(console, model, data, found, numbers, what)
     if plot is not None:
         draw_rehearsal(found, plot, what, f"{model.manifest.name}: {', '.join(model.learners)} on {data.name}")
-        console.print(f"wrote {plot}", highlight=False)
+        console.print(f"wrote {plot}", highlight=False, markup=False, soft_wrap=True)
     if report is not None:
         _write(report, json.dumps(numbers, indent=1).encode() + b"\n")
 
@@ -181,17 +219,21 @@ def explain_file(
     """Show which regions of one sample of a file mattered."""
     if plot is not None:
         check_plot(plot)
+    _say_warnings(model, console)
     arrays = read_arrays(data)
     if "x" not in arrays:
         raise ConfigError(f"{data}: expected an array x; got {', '.join(arrays) or 'none'}")
     x = arrays["x"]
+    if not x.ndim or not len(x):
+        raise ConfigError(f"{data}: expected samples, one at least; x has the shape {x.shape}")
     if not 0 <= index < len(x):
         raise ConfigError(f"--index {index}: {data} has the samples 0 to {len(x) - 1}")
     number = None
     if output is not None:
         names = model.class_names
         if output not in names and not output.isdecimal():
-            raise ConfigError(f"--output {output!r}: expected a number or one of {', '.join(names) or 'no names'}")
+            wanted = f"a number or one of {', '.join(names)}" if names else "a number"
+            raise ConfigError(f"--output {output!r}: expected {wanted}")
         number = names.index(output) if output in names else int(output)
     found = model.explain(x[index], number, on=on, window=window)
     name = model.class_names[found.output] if model.class_names else f"output {found.output}"
@@ -202,4 +244,4 @@ def explain_file(
     console.print("darker: covering this place lowers the answer more", highlight=False)
     if plot is not None:
         draw_explanation(x[index] if on == "input" else None, found, plot, title)
-        console.print(f"wrote {plot}", highlight=False)
+        console.print(f"wrote {plot}", highlight=False, markup=False, soft_wrap=True)

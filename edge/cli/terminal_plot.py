@@ -12,6 +12,11 @@ _SHADES = " ░▒▓█"
 _HEIGHT = 8
 
 
+def _label(value: float) -> str:
+    """Seven characters."""
+    return f"{value:7.2f}" if abs(value) < 1e4 else f"{value:7.1g}"
+
+
 def line_plot(values: npt.NDArray[Any], title: str, width: int) -> str:
     """A curve as bars of text: the mean of each stretch of values.
 
@@ -20,7 +25,7 @@ def line_plot(values: npt.NDArray[Any], title: str, width: int) -> str:
         title: Above it.
         width: Characters, the axis included.
     """
-    columns = max(10, min(width - 8, 100, len(values)))
+    columns = min(max(10, width - 8), 100, len(values))
     means = np.array([part.mean() for part in np.array_split(values, columns)])
     low, high = min(0.0, float(means.min())), max(float(means.max()), 1e-12)
     if high <= 1.0 and low >= 0.0 and high > 0.3:
@@ -29,11 +34,11 @@ def line_plot(values: npt.NDArray[Any], title: str, width: int) -> str:
     lines = [title]
     for row in range(_HEIGHT - 1, -1, -1):
         label = (
-            f"{low + (high - low) * (row + 1) / _HEIGHT:7.2f}" if row in (_HEIGHT - 1, _HEIGHT // 2 - 1) else " " * 7
+            f"{_label(low + (high - low) * (row + 1) / _HEIGHT)}" if row in (_HEIGHT - 1, _HEIGHT // 2 - 1) else " " * 7
         )
         lines.append(f"{label}│" + "".join(_EIGHTHS[min(8, max(0, e - 8 * row))] for e in eighths).rstrip())
-    lines.append(f"{low:7.2f}└" + "─" * columns)
-    lines.append(" " * 8 + "1" + f"{len(values)}".rjust(columns - 1))
+    lines.append(f"{_label(low)}└" + "─" * columns)
+    lines.append(" " * 8 + "1" + (f"{len(values)}".rjust(columns - 1) if columns > 1 else ""))
     return "\n".join(lines)
 
 

@@ -16,6 +16,7 @@ A message says what was expected, what came and what to do. Doors translate fore
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable
 from typing import ClassVar
@@ -71,7 +72,13 @@ class RolloutError(EdgeError):
 
 
 def run_to_exit(command: Callable[[], object]) -> None:
-    """Run a command; turn an `EdgeError` into its message, its help line and its exit code, without a traceback."""
+    """Run a command; turn an `EdgeError` into its message, its help line and its exit code, without a traceback.
+
+    What the terminal has no characters for is written as question marks.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         command()
     except EdgeError as error:

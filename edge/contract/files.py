@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
@@ -23,6 +24,8 @@ def replace_file(path: Path) -> Iterator[BinaryIO]:
     Raises:
         OSError: The disk is full or the folder cannot be written.
     """
+    if not path.name or path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -34,6 +37,19 @@ def replace_file(path: Path) -> Iterator[BinaryIO]:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def check_writable(path: Path) -> None:
+    """Raise ConfigError, before long work, unless a file of this name can be written."""
+    try:
+        with replace_file(path.with_name(f"{path.name}.try")):
+            pass
+        path.with_name(f"{path.name}.try").unlink()
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    except (OSError, ValueError) as exc:
+        why = exc.strerror if isinstance(exc, OSError) else str(exc)
+        raise ConfigError(f"{path} cannot be written: {why}") from exc
 
 
 def sync_folder(folder: Path) -> None:

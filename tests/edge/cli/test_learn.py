@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -127,3 +130,78 @@ def test_plots_of_text_show_what_they_are_given() -> None:
     assert shades[0] == "  ██"
     assert shades[1].startswith("  ")
     assert shades[1][2] in "▒▓"
+
+
+def command(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """In a process of its own."""
+    line = [sys.executable, "-m", "edge.cli.agent", *map(str, arguments)]
+    return subprocess.run(line, capture_output=True, text=True, check=False, timeout=120)
+
+
+def test_a_file_that_is_read_is_not_written_and_what_cannot_be_written_is_said_before_learning(
+    tmp_path: Path, digits_bundle: Path, samples: Path
+) -> None:
+    before = samples.read_bytes()
+    for options, words in (
+        (["--json", samples], "it would be lost"),
+        (["--json", "."], "cannot be written"),
+        (["--json", tmp_path / "no" / "x.json"], "No such file"),
+        (["--plot", tmp_path / "no" / "x.png"], "No such file"),
+    ):
+        done = command("learn", digits_bundle, samples, *options, "--state-dir", tmp_path / "s")
+        assert (done.returncode, words in done.stderr) == (3, True), done.stderr
+        assert "Traceback" not in done.stderr
+    assert samples.read_bytes() == before
+    again = OnDeviceModel.open(digits_bundle, tmp_path / "s")
+    assert again.n_samples == 0
+    again.close()
+
+
+def test_explaining_changes_nothing_and_takes_whichever_learner_there_is(
+    tmp_path: Path, digits_bundle: Path, samples: Path
+) -> None:
+    done = command("learn", digits_bundle, samples, "--state-dir", tmp_path / "s", "--learner", "ridge")
+    assert done.returncode == 0, done.stderr
+    before = {path: path.read_bytes() for path in (tmp_path / "s").rglob("*") if path.is_file()}
+    done = command("explain", digits_bundle, samples, "--state-dir", tmp_path / "s", "--plot", tmp_path / "a$^$[b].png")
+    assert done.returncode == 0, done.stderr
+    assert {path: path.read_bytes() for path in (tmp_path / "s").rglob("*") if path.is_file()} == before
+    done = command("explain", digits_bundle, samples, "--state-dir", tmp_path / "typo")
+    assert (done.returncode, "no state folder" in done.stderr) == (3, True)
+    assert not (tmp_path / "typo").exists()
+
+
+def test_odd_names_and_a_terminal_without_characters_do_no_harm(
+    tmp_path: Path, digits_bundle: Path, samples: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd = tmp_path / "x $a^$ [bold]b.npz"
+    odd.write_bytes(samples.read_bytes())
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    done = command("learn", digits_bundle, odd, "--plot", tmp_path / "t[bold]1.png")
+    assert done.returncode == 0, done.stderr
+    assert "t[bold]1.png" in done.stdout
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({"x": np.array(3.0)}, "one at least"),
+        ({"x": np.zeros((0, 1, 8, 8), np.float32)}, "one at least"),
+    ],
+)
+def test_explain_needs_a_sample(tmp_path: Path, digits_bundle: Path, arrays: dict[str, Any], words: str) -> None:
+    np.savez(tmp_path / "a.npz", **arrays)
+    done = command("explain", digits_bundle, tmp_path / "a.npz")
+    assert (done.returncode, words in done.stderr) == (3, True), done.stderr
+
+
+def test_a_weight_far_behind_is_found_before_anything_is_learned(tmp_path: Path, digits_bundle: Path) -> None:
+    x, weights = np.zeros((100, 1, 8, 8), np.float32), np.ones(100)
+    weights[90] = 2.0
+    np.savez(tmp_path / "a.npz", x=x, y=np.zeros(100, np.int64), weights=weights)
+    done = command("learn", digits_bundle, tmp_path / "a.npz", "--state-dir", tmp_path / "s")
+    assert (done.returncode, "weights must be" in done.stderr) == (3, True), done.stderr
+    again = OnDeviceModel.open(digits_bundle, tmp_path / "s")
+    assert again.n_samples == 0
+    again.close()
