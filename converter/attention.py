@@ -1,4 +1,4 @@
-"""Attention in plain operators, for whatever traces a model.
+"""Attention, and RMSNorm, in plain operators, for whatever traces a model.
 
 PyTorch's own has a fast path that no exporter knows, and a usual path that comes out as twice the operators, with the
 sequence length of the example written into them. What is exported is compared with the model as it was.
@@ -7,13 +7,13 @@ sequence length of the example written into them. What is exported is compared w
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-_torch_forward = nn.MultiheadAttention.forward
+_torch_forward, _torch_rms_norm = nn.MultiheadAttention.forward, functional.rms_norm
 
 
 @contextlib.contextmanager
@@ -22,11 +22,22 @@ def traceable() -> Iterator[None]:
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     nn.MultiheadAttention.forward = _forward  # type: ignore[method-assign]
+    functional.rms_norm = _rms_norm  # type: ignore[assignment]
     try:
         yield
     finally:
+        functional.rms_norm = _torch_rms_norm
         nn.MultiheadAttention.forward = _torch_forward  # type: ignore[method-assign]
         torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def _rms_norm(
+    x: torch.Tensor, normalized_shape: Sequence[int], weight: torch.Tensor | None = None, eps: float | None = None
+) -> torch.Tensor:
+    """``x / sqrt(mean(x²) + eps) * weight`` (Zhang and Sennrich 2019), which no exporter to opset 18 knows."""
+    axes = tuple(range(-len(normalized_shape), 0))
+    found = x * torch.rsqrt(x.square().mean(axes, keepdim=True) + (torch.finfo(x.dtype).eps if eps is None else eps))
+    return found if weight is None else found * weight
 
 
 def _forward(

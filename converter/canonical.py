@@ -35,6 +35,8 @@ def canonical(model: onnx.ModelProto) -> onnx.ModelProto:
     graph = found.graph
     weights = {tensor.name: tensor for tensor in graph.initializer}
     shapes = infer_shapes(found)
+    for node in graph.node:
+        _state_pads(node, weights, shapes)
     uses = Counter(name for node in graph.node for name in reads(node))
     uses.update(info.name for info in graph.output)
     turned = {
@@ -68,6 +70,32 @@ def canonical(model: onnx.ModelProto) -> onnx.ModelProto:
     return found
 
 
+def _state_pads(
+    node: onnx.NodeProto, weights: dict[str, onnx.TensorProto], shapes: dict[str, tuple[int | str, ...]]
+) -> None:
+    """Put numbers in the place of ``auto_pad`` where the sizes are fixed: not every kernel and no gradient knows it."""
+    found = {item.name: helper.get_attribute_value(item) for item in node.attribute}
+    mode = found.get("auto_pad", b"NOTSET").decode()
+    if node.op_type not in ("Conv", "MaxPool", "AveragePool") or mode == "NOTSET":
+        return
+    space = shapes.get(node.input[0], ())[2:]
+    kernel = found.get("kernel_shape") or (list(weights[node.input[1]].dims)[2:] if node.input[1] in weights else [])
+    if not kernel or len(kernel) != len(space) or not all(isinstance(size, int) for size in space):
+        return
+    ones = [1] * len(kernel)
+    begins, ends = [], []
+    for size, k, stride, dilation in zip(
+        map(int, space), kernel, found.get("strides", ones), found.get("dilations", ones), strict=True
+    ):
+        wanted = (-(-size // stride) - 1) * stride + (k - 1) * dilation + 1 - size
+        total = 0 if mode == "VALID" else max(0, wanted)
+        begins.append(total // 2 if mode != "SAME_LOWER" else total - total // 2)
+        ends.append(total - begins[-1])
+    kept = [item for item in node.attribute if item.name not in ("auto_pad", "pads")]
+    del node.attribute[:]
+    node.attribute.extend([*kept, helper.make_attribute("pads", [*begins, *ends])])
+
+
 def _drop_zero_states(nodes: list[onnx.NodeProto], weights: dict[str, onnx.TensorProto]) -> None:
     zeros: set[str] = set()
 
@@ -79,7 +107,7 @@ def _drop_zero_states(nodes: list[onnx.NodeProto], weights: dict[str, onnx.Tenso
             value = next((numpy_helper.to_array(item.t) for item in node.attribute if item.name == "value"), None)
             if value is None or not value.any():
                 zeros.update(node.output)
-        elif node.op_type in _MOVES and node.input[0] in zeros:
+        elif node.op_type in _MOVES and is_zero(node.input[0]):
             zeros.update(node.output)
         elif node.op_type in _RECURRENT:
             for i, name in enumerate(node.input):

@@ -204,9 +204,15 @@ def _trainable(original: Original, exported: Exported, plan: ConversionPlan) -> 
         if not groups:
             raise ConversionError("the model has no layer with parameters")
         rule = "last:1" if plan.trainable == "auto" else plan.trainable
-        parts = split(exported.model, choose_trainable(groups, rule))
-        _check_targets(parts, original, recipe)
-        training = _training_graph(parts, original, exported.model, groups, rule, recipe)
+        chosen = choose_trainable(groups, rule)
+        try:
+            parts = split(exported.model, chosen)
+            _check_targets(parts, original, recipe)
+            training = _training_graph(parts, original, recipe)
+        except ConversionError as exc:
+            smaller = _largest_trainable(exported.model, groups, rule, recipe)
+            none = ". No smaller head works either" if isinstance(exc, UnsupportedOperatorError) else ""
+            raise ConversionError(f"{exc}{smaller or none}") from exc
     except ConversionError as exc:
         if plan.trainable != "auto":
             raise
@@ -235,27 +241,28 @@ def _check_targets(parts: SplitModel, original: Original, recipe: TrainingRecipe
     """Raise ConversionError unless float targets are one number for each of the head's outputs."""
     head, y = parts.head, original.samples.y
     assert head is not None
+    last = next(node.op_type for node in head.graph.graph.node if head.output in node.output)
+    if last == "Sigmoid" and recipe.loss == BINARY_CROSS_ENTROPY:
+        raise ConversionError(
+            "the model ends in a Sigmoid, and binary cross-entropy takes what stands before it: leave the Sigmoid out "
+            "(devices give probabilities of logits), or train with --loss mean-squared-error"
+        )
+    if recipe.is_classifier and head.n_outputs == 1:
+        raise ConversionError(
+            "the model has one output, and cross-entropy needs one for each class: give targets of 0 and 1 as floats "
+            "(--loss binary-cross-entropy), or quantities (--loss mean-squared-error)"
+        )
     if y is not None and not recipe.is_classifier and y.size != len(y) * head.n_outputs:
         raise ConversionError(
             f"the data have targets of {y.size // max(1, len(y))} numbers, the trainable layers give {head.n_outputs}"
         )
 
 
-def _training_graph(
-    parts: SplitModel,
-    original: Original,
-    model: onnx.ModelProto,
-    groups: dict[str, list[str]],
-    rule: str,
-    recipe: TrainingRecipe,
-) -> onnx.ModelProto:
+def _training_graph(parts: SplitModel, original: Original, recipe: TrainingRecipe) -> onnx.ModelProto:
     """The head's training step, which stock onnxruntime took once on real features."""
     head = parts.head
     assert head is not None
-    try:
-        graph = build_training_graph(head.graph, head.features.name, list(head.parameters), recipe)
-    except UnsupportedOperatorError as exc:
-        raise ConversionError(f"{exc}{_largest_trainable(model, groups, rule, recipe)}") from exc
+    graph = build_training_graph(head.graph, head.features.name, list(head.parameters), recipe)
     few = select(original.samples.x, original.inputs, slice(0, 3))
     features = onnx_program(parts.backbone, "the backbone")(few)[head.features.name]
     n = len(features)

@@ -123,9 +123,17 @@ _RULES: dict[str, Callable[[Sequence[Known], dict[str, Any]], Known]] = {
     "Squeeze": lambda inputs, _: np.asarray(np.squeeze(inputs[0], _axes(inputs) if len(inputs) > 1 else None), object),
     "Concat": lambda inputs, attributes: np.concatenate(inputs, axis=attributes["axis"]),
     "Slice": lambda inputs, _: _sliced(*inputs),
+    "Reshape": lambda inputs, attributes: _reshaped(inputs[0], inputs[1], attributes),
     "Size": lambda inputs, _: np.asarray(inputs[0].size, object),
     "Range": lambda inputs, _: np.arange(*(int(each) for each in inputs)).astype(object),
 }
+
+
+def _reshaped(data: Known, shape: Known, attributes: dict[str, Any]) -> Known:
+    sizes = [int(size) for size in shape]
+    if 0 in sizes or attributes.get("allowzero", 0):
+        raise ValueError
+    return data.reshape(sizes)
 
 
 def _sliced(data: Known, starts: Known, ends: Known, axes: Known | None = None, steps: Known | None = None) -> Known:

@@ -100,13 +100,16 @@ def trainable_groups(model: onnx.ModelProto, named: Sequence[str]) -> dict[str, 
     if known:
         for node in model.graph.node:
             for name in reads(node):
-                if name in known and name not in groups.setdefault(name.rpartition(".")[0], []):
-                    groups[name.rpartition(".")[0]].append(name)
+                layer = name.partition(".parametrizations.")[0]  # as torch writes a weight that is computed of others
+                layer = name.rpartition(".")[0] if layer == name else layer
+                if name in known and name not in groups.setdefault(layer, []):
+                    groups[layer].append(name)
         return {module: names for module, names in groups.items() if names}
     floats = {t.name for t in model.graph.initializer if t.data_type == onnx.TensorProto.FLOAT and prod(t.dims) > 1}
     layer_of: dict[str, str] = {}
     for node in model.graph.node:
-        weights = [name for name in node.input if name in floats]
+        read = node.input[:3] if node.op_type == "BatchNormalization" else node.input  # its statistics stay
+        weights = [name for name in read if name in floats]
         before = next((layer_of[name] for name in node.input if name in layer_of), None)
         if node.op_type in _LAYERS and weights:
             layer = node.name or node.output[0]

@@ -9,13 +9,16 @@ import onnx
 
 from converter.gradient.movement import slices_of
 from converter.gradient.rules import RULES
-from converter.gradient.tape import Shape, Tape
+from converter.gradient.tape import Shape, Tape, attribute
 from converter.graph import GraphBuilder, reads
 from edge.contract.errors import ConversionError
 
 # What comes out of these does not change with small changes of what goes in.
 _FLAT = {"Shape", "Size", "ArgMax", "ArgMin", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "NonZero"}
 _FLAT |= {"Not", "And", "Or", "IsNaN", "IsInf", "Sign", "Floor", "Ceil", "Round"}
+
+
+_FLOATS = {onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
 
 
 class UnsupportedOperatorError(ConversionError):
@@ -27,10 +30,7 @@ class UnsupportedOperatorError(ConversionError):
 
     def __init__(self, op_types: Sequence[str]) -> None:
         self.op_types = sorted(set(op_types))
-        super().__init__(
-            f"the head cannot be trained: no gradient for the operator {', '.join(self.op_types)}. "
-            f"Choose a smaller head (--trainable last:K with a smaller K)"
-        )
+        super().__init__(f"the head cannot be trained: no gradient for the operator {', '.join(self.op_types)}")
 
 
 def differentiate(
@@ -91,6 +91,10 @@ def _active(nodes: Sequence[onnx.NodeProto], parameters: Sequence[str]) -> froze
     """Values that change smoothly with a parameter. Shapes that are computed from such a value do not."""
     active = set(parameters)
     for node in nodes:
-        if node.op_type not in _FLAT and any(name in active for name in reads(node)):
+        if not _is_flat(node) and any(name in active for name in reads(node)):
             active.update(node.output)
     return frozenset(active)
+
+
+def _is_flat(node: onnx.NodeProto) -> bool:
+    return node.op_type in _FLAT or (node.op_type == "Cast" and attribute(node, "to", 0) not in _FLOATS)

@@ -37,6 +37,19 @@ def _add(tape: Tape, node: onnx.NodeProto, dy: str) -> Gradients:
     return gradients
 
 
+@rule("Max", "Min")
+def _extreme(tape: Tape, node: onnx.NodeProto, dy: str) -> Gradients:
+    """The inputs that are the largest, or the smallest, share the gradient, as in torch."""
+    b = tape.builder
+    full, y = tape.shape(node.output[0]), node.output[0]
+    chosen = [b.op("CastLike", b.op("Equal", name, y), y) for name in node.input]
+    share = dy if len(chosen) == 1 else b.op("Div", dy, b.op("Sum", *chosen))
+    return [
+        tape.unbroadcast(b.op("Mul", share, mask), name, full) if name in tape.active else None
+        for name, mask in zip(node.input, chosen, strict=True)
+    ]
+
+
 @rule("Mul")
 def _mul(tape: Tape, node: onnx.NodeProto, dy: str) -> Gradients:
     full = tape.shape(node.output[0])

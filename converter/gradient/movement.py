@@ -130,7 +130,8 @@ def _pad(tape: Tape, node: onnx.NodeProto, dy: str) -> Gradients:
     """Cut off what was put around."""
     mode = attribute(node, "mode", b"constant")
     if mode not in (b"constant", "constant"):
-        raise ConversionError(f"Pad {node.name!r} in the mode {mode!r} cannot be trained; only with a constant")
+        name = mode.decode() if isinstance(mode, bytes) else mode
+        raise ConversionError(f"Pad {node.name!r} in the mode {name} cannot be trained; only with a constant")
     b = tape.builder
     rank = len(tape.shape(node.input[0]))
     pads = [int(pad) for pad in tape.value(node.input[1])]

@@ -173,7 +173,8 @@ def _max_pool(tape: Tape, node: onnx.NodeProto, dy: str) -> Gradients:
     x = node.input[0]
     again, places = b.fresh("MaxPool"), b.fresh("places")
     b.nodes.append(helper.make_node("MaxPool", [x], [again, places], name=again))
-    b.nodes[-1].attribute.extend(node.attribute)
+    # In whatever order the node counts places, here it is that of memory.
+    b.nodes[-1].attribute.extend(item for item in node.attribute if item.name != "storage_order")
     zeros = b.op("Expand", b.constant(0.0), b.op("Unsqueeze", b.op("Size", x), b.ints(0)))
     flat = [b.op("Reshape", name, b.ints(-1)) for name in (places, dy)]
     summed = b.op("ScatterElements", zeros, *flat, axis=0, reduction="add")

@@ -90,7 +90,7 @@ HEADS: dict[str, onnx.ModelProto] = {
     **{name: positive(name) for name in ("Log", "Sqrt", "Reciprocal")},
     **{
         name: through(name, "c", constants={"c": F32([1, 2, -3, 4])})
-        for name in ("Add", "Sub", "Mul", "Div", "Max", "Sum")
+        for name in ("Add", "Sub", "Mul", "Div", "Max", "Min", "Sum")
     },
     "Pow": through("Pow", "c", constants={"c": F32(2)}),
     "PRelu": through("PRelu", "c", constants={"c": F32([0.1, 0.2, 0.3, 0.4])}),

@@ -661,6 +661,8 @@ CASES: dict[str, st.SearchStrategy[Case]] = {
     "InstanceNormalization": normalization("InstanceNormalization"),
     "LayerNormalization": normalization("LayerNormalization"),
     "Sum": broadcasting("Sum", torch.add),
+    "Max": broadcasting("Max", torch.maximum),
+    "Min": broadcasting("Min", torch.minimum),
     "Gelu": gelu(),
     "GroupNormalization": group_normalization(),
     "RMSNormalization": rms_normalization(),
@@ -718,6 +720,30 @@ def test_a_branch_that_does_not_reach_the_output_changes_nothing() -> None:
     dy = np.array([[1.0, 2.0], [3.0, 4.0]])
     (found,) = gradients(graph_of(nodes, feeds, (2, 2)), dy, feeds, ["w"])
     np.testing.assert_array_equal(found, dy)
+
+
+@pytest.mark.parametrize("to", [TensorProto.BOOL, TensorProto.INT64])
+def test_nothing_flows_back_through_what_is_no_real_number(to: int) -> None:
+    feeds = {"x": np.array([[1.5, -2.5]]), "w": np.array([[1.0, 2.0]])}
+    nodes = [
+        helper.make_node("Mul", ["x", "w"], ["h"]),
+        helper.make_node("Cast", ["h"], ["whole"], to=to),
+        helper.make_node("Cast", ["whole"], ["back"], to=TensorProto.DOUBLE),
+        helper.make_node("Add", ["back", "h"], ["y"]),
+    ]
+    dy = np.array([[1.0, 3.0]])
+    (found,) = gradients(graph_of(nodes, feeds, (1, 2)), dy, feeds, ["w"])
+    np.testing.assert_allclose(found, dy * feeds["x"])
+
+
+def test_a_pool_that_counts_places_by_columns_has_the_same_gradient() -> None:
+    x = np.random.default_rng(0).permutation(24).reshape(1, 1, 4, 6) * 0.1
+    found = []
+    for order in (0, 1):
+        attributes = {"kernel_shape": [2, 3], "strides": [2, 2], "storage_order": order}
+        model = graph_of([helper.make_node("MaxPool", ["x"], ["y"], **attributes)], {"x": x}, (1, 1, 2, 2))
+        found += gradients(model, np.array([[[[1.0, 2.0], [3.0, 4.0]]]]), {"x": x}, ["x"])
+    np.testing.assert_array_equal(found[0], found[1])
 
 
 def test_refuses_an_operator_without_a_rule_by_name_and_appends_nothing() -> None:

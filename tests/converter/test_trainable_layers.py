@@ -1,0 +1,120 @@
+"""Layers as people's models have them: which of their parameters are trained, and what is refused and why."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import converter
+from converter.pipeline import convert
+from edge.contract.bundle import Bundle
+from edge.contract.errors import ConversionError
+from tests.converter.models import plan, save
+
+
+class CosineHead(nn.Module):
+    """Prototypes, answered by the angle to them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.prototypes = nn.Linear(6, 5), nn.Parameter(torch.ones(4, 5))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.cosine_similarity(self.first(x)[:, None], self.prototypes[None], dim=2)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("model", "shape", "rule", "names"),
+    [
+        (
+            nn.Sequential(
+                nn.Conv1d(3, 4, 3, padding="same"), nn.ReLU(), nn.Conv1d(4, 2, 4, padding="same", dilation=2),
+                nn.Flatten(), nn.Linear(12, 4),
+            ),
+            (3, 6),
+            "*",
+            ["0.weight", "0.bias", "2.weight", "2.bias", "4.weight", "4.bias"],
+        ),
+        (
+            nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.utils.parametrizations.weight_norm(nn.Linear(8, 4))),
+            (6,),
+            "last:1",
+            ["2.bias", "2.parametrizations.weight.original0", "2.parametrizations.weight.original1"],
+        ),
+        (
+            nn.Sequential(nn.Linear(6, 5), nn.RMSNorm(5), nn.Linear(5, 4)),
+            (6,),
+            "*",
+            ["0.weight", "0.bias", "1.weight", "2.weight", "2.bias"],
+        ),
+        (CosineHead(), (6,), "*", ["first.weight", "first.bias", "prototypes"]),
+    ],
+    ids=["padding same", "weight norm", "RMSNorm", "cosine"],
+)  # fmt: skip
+def test_common_layers_can_be_trained(
+    tmp_path: Path, model: nn.Module, shape: tuple[int, ...], rule: str, names: list[str]
+) -> None:
+    save(model.eval(), tmp_path / "m.pth", shape)
+    convert(plan(tmp_path / "m.pth", trainable=rule, quantize="none"))
+    head = Bundle.open(tmp_path / "m.edge").manifest.head
+    assert head is not None
+    assert sorted(parameter.name for parameter in head.parameters) == sorted(names)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_statistics_of_a_batch_norm_in_an_onnx_file_are_no_parameters(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 4)).eval()
+    torch.onnx.export(
+        model, (torch.zeros(2, 6),), tmp_path / "m.onnx", dynamo=False, opset_version=17, input_names=["x"],
+        dynamic_axes={"x": {0: "n"}},
+    )  # fmt: skip
+    convert(plan(tmp_path / "m.onnx", trainable="*", quantize="none"))
+    head = Bundle.open(tmp_path / "m.edge").manifest.head
+    assert head is not None
+    assert [p.name for p in head.parameters] == ["0.weight", "0.bias", "1.weight", "1.bias", "3.weight", "3.bias"]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_lstm_of_the_newer_exporter_can_be_cut_behind_and_in_front(tmp_path: Path) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.head = nn.LSTM(5, 6, batch_first=True), nn.Linear(6, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.layer(x)[0][:, -1])
+
+    torch.onnx.export(
+        Net().eval(), (torch.zeros(2, 7, 5),), tmp_path / "m.onnx", dynamo=True, opset_version=18, input_names=["x"],
+        dynamic_shapes=({0: torch.export.Dim("batch")},), external_data=False, verbose=False,
+    )  # fmt: skip
+    for rule, features in (("last:1", (6,)), ("last:2", (7, 5))):
+        convert(plan(tmp_path / "m.onnx", trainable=rule, quantize="none"))
+        head = Bundle.open(tmp_path / "m.edge").manifest.head
+        assert head is not None
+        assert head.features.sample_shape == features
+
+
+@pytest.mark.parametrize(
+    ("model", "y", "words"),
+    [
+        (nn.Sequential(nn.Linear(6, 3), nn.Sigmoid()), (torch.rand(80, 3) > 0.5).float(), "ends in a Sigmoid"),
+        (nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 1)), None, "one output"),
+    ],
+    ids=["Sigmoid", "one output"],
+)
+def test_a_head_that_would_learn_nothing_right_is_refused(
+    tmp_path: Path, model: nn.Module, y: torch.Tensor | None, words: str
+) -> None:
+    x = torch.randn(80, 6)
+    calibration = None if y is None else (x, y)
+    converter.save_checkpoint(model.eval(), tmp_path / "m.pth", example_input=x[:1], calibration=calibration)
+    with pytest.raises(ConversionError, match=words):
+        convert(plan(tmp_path / "m.pth", trainable="last:1", quantize="none"))
+    report = convert(plan(tmp_path / "m.pth", quantize="none")).report
+    assert any(words in note for note in report["notes"])
+    assert Bundle.open(tmp_path / "m.edge").manifest.head is None
