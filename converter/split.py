@@ -40,6 +40,8 @@ from edge.contract.tensorspec import BATCH, TensorSpec
 
 FEATURES = "features"
 _LAYERS = {"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN", "PRelu", "Gather"}
+# Behind these, scales and biases still belong to the layer before.
+_PASSES = {"Reshape", "Transpose", "Cast", "Div", "Sub", "Identity", "Flatten", "Squeeze", "Unsqueeze"}
 _LAYERS |= {"BatchNormalization", "LayerNormalization", "InstanceNormalization", "GroupNormalization"}
 
 
@@ -93,7 +95,8 @@ def trainable_groups(model: onnx.ModelProto, named: Sequence[str]) -> dict[str, 
     Args:
         model: The graph.
         named: Parameters of the torch module, by which a layer is what stands before the last dot; empty for a graph
-            without one, where a layer is a node with the constants that it, or the addition right behind it, reads.
+            without one, where a layer is a node with the constants that it reads, and those by which what comes out of
+            it is scaled and shifted: a bias, or the scale of a normalization that was taken to pieces.
     """
     groups: dict[str, list[str]] = {}
     known = set(named) & {tensor.name for tensor in model.graph.initializer}
@@ -105,19 +108,32 @@ def trainable_groups(model: onnx.ModelProto, named: Sequence[str]) -> dict[str, 
                 if name in known and name not in groups.setdefault(layer, []):
                     groups[layer].append(name)
         return {module: names for module, names in groups.items() if names}
-    floats = {t.name for t in model.graph.initializer if t.data_type == onnx.TensorProto.FLOAT and prod(t.dims) > 1}
+    floats = {t.name: t for t in model.graph.initializer if t.data_type == onnx.TensorProto.FLOAT and prod(t.dims) > 1}
     layer_of: dict[str, str] = {}
+    seen_as: dict[str, str] = {}  # initializers in another shape or type
     for node in model.graph.node:
         read = node.input[:3] if node.op_type == "BatchNormalization" else node.input  # its statistics stay
-        weights = [name for name in read if name in floats]
+        weights = [seen_as.get(name, name) for name in read if seen_as.get(name, name) in floats]
+        if node.op_type in ("Reshape", "Cast") and weights and len(weights) == 1:
+            seen_as[node.output[0]] = weights[0]
+            continue
         before = next((layer_of[name] for name in node.input if name in layer_of), None)
         if node.op_type in _LAYERS and weights:
             layer = node.name or node.output[0]
-            groups[layer] = weights
+            groups[layer] = [n for n in weights if node.op_type != "InstanceNormalization" or _says(floats[n])]
             layer_of[node.output[0]] = layer
-        elif node.op_type == "Add" and weights and before is not None:
-            groups[before] += weights
-    return groups
+        elif node.op_type in ("Add", "Mul") and before is not None:
+            groups[before] += [name for name in weights if max(floats[name].dims) == prod(floats[name].dims)]
+            layer_of[node.output[0]] = before
+        elif node.op_type in _PASSES and node.input[0] in layer_of:
+            layer_of[node.output[0]] = layer_of[node.input[0]]
+    return {layer: names for layer, names in groups.items() if names}
+
+
+def _says(tensor: onnx.TensorProto) -> bool:
+    """Whether it is more than the ones or zeros that an exporter fills an operator's place with."""
+    array = numpy_helper.to_array(tensor)
+    return bool((array != array.reshape(-1)[0]).any()) or array.reshape(-1)[0] not in (0.0, 1.0)
 
 
 def choose_trainable(groups: dict[str, list[str]], rule: str) -> list[str]:

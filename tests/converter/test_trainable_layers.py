@@ -118,3 +118,27 @@ def test_a_head_that_would_learn_nothing_right_is_refused(
     report = convert(plan(tmp_path / "m.pth", quantize="none")).report
     assert any(words in note for note in report["notes"])
     assert Bundle.open(tmp_path / "m.edge").manifest.head is None
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("opset", [18, 23])
+def test_scales_of_a_normalization_in_an_onnx_file_are_trained_and_no_placeholders(tmp_path: Path, opset: int) -> None:
+    """Torch writes GroupNorm as an operator with ones and zeros, a product and a sum."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.GroupNorm(4, 8), nn.SiLU(), nn.Flatten(),
+        nn.Linear(128, 6), nn.RMSNorm(6), nn.Linear(6, 4),
+    ).eval()  # fmt: skip
+    for parameter in model.parameters():
+        nn.init.normal_(parameter)
+    torch.onnx.export(
+        model, (torch.zeros(2, 3, 6, 6),), tmp_path / "m.onnx", dynamo=True, opset_version=opset, input_names=["x"],
+        dynamic_shapes=({0: torch.export.Dim("batch")},), external_data=False, verbose=False,
+    )  # fmt: skip
+    convert(plan(tmp_path / "m.onnx", trainable="*", quantize="none"))
+    bundle = Bundle.open(tmp_path / "m.edge")
+    shipped = sorted(tuple(sorted(array.reshape(-1).tolist())) for array in bundle.head_parameters().values())
+    expected = sorted(tuple(sorted(p.detach().reshape(-1).tolist())) for p in model.parameters())
+    assert [len(values) for values in shipped] == [len(values) for values in expected]
+    for found, wanted in zip(shipped, expected, strict=True):
+        assert found == pytest.approx(wanted, rel=1e-4, abs=1e-5)

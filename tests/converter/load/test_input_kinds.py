@@ -160,7 +160,7 @@ def test_a_file_with_operators_of_newer_sets_gives_a_bundle_that_can_be_trained_
     path = tmp_path / "m.onnx"
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10), path)
     report = convert(plan(path, quantize="none", trainable="*")).report
-    assert sorted(report["trainable"]) == ["b", "v", "w"]
+    assert sorted(report["trainable"]) == ["b", "scale", "v", "w"]
     x = r.normal(size=(7, 5, 4)).astype(np.float32)
     (expected,) = ort.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"]).run(None, {"x": x})
     session = OnnxSession(Bundle.open(path.with_suffix(".edge")))
