@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +20,7 @@ import numpy as np
 
 from edge.contract.files import sync_folder
 from edge.contract.training import FloatArray
+from edge.learning.learner import State, part
 from edge.learning.packing import PackedFeatures
 from edge.learning.task import Targets
 
@@ -144,3 +145,25 @@ def _records(data: bytes) -> Iterator[tuple[Record, int]]:
         codes = np.frombuffer(data, np.int8, n * d, start + (8 + width) * n).reshape(n, d)
         yield Record(PackedFeatures(codes, scales.astype(np.float32)), targets, weights), end
         at = end
+
+
+def side_by_side(prefix: str, records: Sequence[Record]) -> State:
+    """Records of one sample each as arrays whose names begin so, for a checkpoint."""
+    if not records:
+        return {}
+    return {
+        f"{prefix}codes": np.concatenate([record.features.codes for record in records]),
+        f"{prefix}scales": np.concatenate([record.features.scales for record in records]),
+        f"{prefix}targets": np.concatenate([record.targets for record in records]),
+        f"{prefix}weights": np.concatenate([record.weights for record in records]),
+    }
+
+
+def one_by_one(prefix: str, tensors: State) -> list[Record]:
+    """The records again that `side_by_side` was given."""
+    found = part(tensors, prefix)
+    rows = [slice(i, i + 1) for i in range(len(found.get("scales", ())))]
+    return [
+        Record(PackedFeatures(found["codes"][r], found["scales"][r]), found["targets"][r], found["weights"][r])
+        for r in rows
+    ]

@@ -29,7 +29,6 @@ from __future__ import annotations
 import os
 import uuid
 from collections import deque
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +37,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.agent.candidates import Workshop, shipped_statistics
-from edge.agent.journal import CONTRIBUTED, Record
+from edge.agent.journal import CONTRIBUTED, Record, one_by_one, side_by_side
 from edge.agent.store import LearnedStore, Saved
 from edge.contract.bundle import Bundle, check_parameters
 from edge.contract.digest import sha256
@@ -634,7 +633,8 @@ class OnDeviceModel:
         for learner in self._shadow.candidates.values():
             learner.rebase(release.parameters, release.merged if learner.kind == "statistics" else {}, included)
         self._shadow.place(release.parameters)
-        base_before, self._base_release, self._on_probation = self._base_release, counter, []
+        base_before, self._base_release = self._base_release, counter
+        since_before, self._on_probation = self._on_probation, []
         can_go_back = len(before[0]["usual"]) == self._task.n_groups
         previous, self._previous = self._previous, before if can_go_back else None
         self.metrics.forget_judgements()
@@ -646,7 +646,7 @@ class OnDeviceModel:
                 self.warnings.append(f"the head that was applied is not saved: {exc.strerror}")
                 return
             self._shadow.restore(before[0])
-            self._previous, self._base_release = previous, base_before
+            self._previous, self._base_release, self._on_probation = previous, base_before, since_before
             raise
 
     def judge_probation(self) -> Verdict:
@@ -700,8 +700,8 @@ class OnDeviceModel:
         if self._previous is not None:  # in probation: a restart must still be able to go back
             description["previous_release"] = self._previous[1]
             tensors |= {_PREVIOUS + name: array for name, array in self._previous[0].items()}
-        tensors |= _as_tensors(_WAITING, [record for record, _ in self._waiting])
-        tensors |= _as_tensors(_PROBATION, self._on_probation)
+        tensors |= side_by_side(_WAITING, [record for record, _ in self._waiting])
+        tensors |= side_by_side(_PROBATION, self._on_probation)
         self._store.checkpoint(description, tensors)
         self._unsaved = self._beyond_journal = self._unsynced = False
 
@@ -765,8 +765,8 @@ class OnDeviceModel:
         if "previous_release" in saved.description:
             self._previous = (part(saved.tensors, _PREVIOUS), int(saved.description["previous_release"]))
         self._unsaved = self._beyond_journal = False
-        self._on_probation = _as_records(_PROBATION, saved.tensors)
-        for record in _as_records(_WAITING, saved.tensors):
+        self._on_probation = one_by_one(_PROBATION, saved.tensors)
+        for record in one_by_one(_WAITING, saved.tensors):
             self._learn_again(record)
 
     def _learn_again(self, record: Record) -> None:
@@ -815,25 +815,3 @@ def _is_name(name: object) -> bool:
     if not isinstance(name, str) or not 0 < len(name) <= 128:
         return False
     return not any(0xD800 <= ord(character) <= 0xDFFF for character in name)
-
-
-def _as_tensors(prefix: str, records: Sequence[Record]) -> State:
-    """Records of one sample each, side by side."""
-    if not records:
-        return {}
-    return {
-        f"{prefix}codes": np.concatenate([record.features.codes for record in records]),
-        f"{prefix}scales": np.concatenate([record.features.scales for record in records]),
-        f"{prefix}targets": np.concatenate([record.targets for record in records]),
-        f"{prefix}weights": np.concatenate([record.weights for record in records]),
-    }
-
-
-def _as_records(prefix: str, tensors: Mapping[str, npt.NDArray[Any]]) -> list[Record]:
-    """What `_as_tensors` gave."""
-    found = part(tensors, prefix)
-    return [
-        Record(PackedFeatures(found["codes"][i : i + 1], found["scales"][i : i + 1]), *rows)
-        for i in range(len(found.get("scales", ())))
-        if (rows := (found["targets"][i : i + 1], found["weights"][i : i + 1]))
-    ]
