@@ -24,9 +24,6 @@ import numpy as np
 
 from edge.agent.on_device_model import OnDeviceModel
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-import continual
-
 LEARN = """
 import sys, numpy as np
 sys.path.insert(0, sys.argv[3])
@@ -58,6 +55,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=500)
     runs = parser.parse_args().runs
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
+    import continual  # here, since the process that is killed reads this file, too, and needs no torch
+
     rng = random.Random(0)
     began = time.monotonic()
     torn = lost = mixed = acknowledged = 0
