@@ -166,9 +166,9 @@ def shipped_statistics(bundle: Bundle, task: Task, of_features: bool = False) ->
     layer = head.entry if of_features and not head.is_linear else head.linear
     if layer is None or not bundle.has(m.STATISTICS):
         return None
-    prefix = "" if layer is head.linear else m.OF_FEATURES
+    prefix, tensors = "" if layer is head.linear else m.OF_FEATURES, bundle.tensors(m.STATISTICS)
+    if f"{prefix}gram" not in tensors:  # there were too many of them
+        return None
     n_inputs = next(spec.shape[1] for spec in head.parameters if spec.name == layer.weight)
-    found = HeadStatistics.from_tensors(
-        bundle.tensors(m.STATISTICS), n_inputs, task.n_outputs, prefix, is_classifier=task.is_classifier
-    )
+    found = HeadStatistics.from_tensors(tensors, n_inputs, task.n_outputs, prefix, is_classifier=task.is_classifier)
     return found if found.n_samples > 0 else None

@@ -102,3 +102,17 @@ def test_a_merge_of_projected_statistics_is_as_if_one_device_had_learned_all(
         np.testing.assert_allclose(merged, everything.predict(x[450:]), rtol=0.02, atol=0.05)
         assert (merged.argmax(axis=1) == y[450:]).mean() > max(alone, 0.7)
         device.learn(x[:5], y[:5])  # and goes on from there
+
+
+def test_a_head_with_hidden_layers_and_too_many_features_for_statistics_of_them_learns_without(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 2100), nn.ReLU(), nn.Linear(2100, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
+    source = save(model, tmp_path / "m.pth", (12,), calibrated=100)
+    convert(plan(source, trainable="last:2", quantize="none", max_drop=20.0))
+    bundle = Bundle.open(source.with_suffix(".edge"))
+    assert set(bundle.tensors(m.STATISTICS)) == {"gram", "moment"}, "of the last layer only"
+    found = OnDeviceModel.open(bundle.path)
+    assert found.learners == ("layered", "sgd")
+    x, y = labelled(model, (12,), 12)
+    found.learn(x.numpy(), y.numpy())
+    assert found.n_samples == 12
