@@ -39,11 +39,11 @@ import onnx
 import torch
 from torch import nn
 
-from converter.attention import traceable
-from converter.canonical import canonical
-from converter.gradient.training_graph import build_training_graph
-from converter.graph import GraphBuilder, make_model, tensor_info
-from converter.split import FEATURES, Head, split
+from converter.graph.build import GraphBuilder, make_model, tensor_info
+from converter.graph.canonical import canonical
+from converter.head.gradient.training_graph import build_training_graph
+from converter.head.split import FEATURES, Head, split
+from converter.program.attention import traceable
 from edge.inference.onnx_trainer import LEARNING_RATE, LOSS, SAMPLE_WEIGHTS, TARGETS, UPDATED, OnnxTrainer
 from tests.converter.models import export
 
@@ -111,7 +111,7 @@ def head_of(kind: str) -> Head:
 
 
 def generated_graph(kind: str) -> tuple[onnx.ModelProto, Head]:
-    """The graph that `converter.gradient` writes."""
+    """The graph that `converter.head.gradient` writes."""
     head = head_of(kind)
     return build_training_graph(head.graph, head.features.name, list(head.parameters)), head
 

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from converter.attention import traceable
-from converter.program import Flat, named_outputs
-from converter.reason import reason
+from converter.program.attention import traceable
+from converter.program.programs import Flat, named_outputs
+from converter.program.reason import reason
 from edge.contract import strictjson
 from edge.contract.errors import ConversionError
 from edge.contract.files import replace_file

@@ -84,7 +84,7 @@ def _list_targets(context: click.Context, _parameter: click.Parameter, value: st
         return value
     from rich.console import Console
 
-    from converter.targets import list_targets, render_targets
+    from converter.report.targets import list_targets, render_targets
 
     console = Console()
     (console if console.is_terminal else Console(width=100)).print(render_targets(list_targets()))
@@ -204,7 +204,7 @@ def convert_command(
         raise ConfigError("give --input-shape for a model with one input, or --input for each of several; not both")
     gc.disable()  # a million objects come with torch and stay: to look through them takes a third of a second
     try:
-        from converter.output import SUFFIXES
+        from converter.pack.output import SUFFIXES
         from converter.pipeline import convert
     except ImportError as exc:
         raise ConfigError(f"{exc.name} is not installed: pip install 'edgeloop[convert]'") from exc

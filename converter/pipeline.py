@@ -15,28 +15,28 @@ import numpy as np
 import onnx
 import torch
 
-from converter.candidates import Candidate, Problem
-from converter.canonical import canonical
-from converter.describe import describe, lasting
-from converter.export import Exported, exporters
-from converter.gradient.differentiate import UnsupportedOperatorError
-from converter.gradient.training_graph import build_training_graph
-from converter.graph import multiplications
-from converter.measure import Evaluation, latency_ms
-from converter.original import Original, load_original, with_preprocessing
-from converter.output import check_output, private_key, write
-from converter.pack import MOST_FEATURES, Parts, learning_data, pack, projection_of
+from converter.data.samples import Samples
+from converter.export.exporters import Exported, exporters
+from converter.graph.build import multiplications
+from converter.graph.canonical import canonical
+from converter.head.gradient.differentiate import UnsupportedOperatorError
+from converter.head.gradient.training_graph import build_training_graph
+from converter.head.split import SplitModel, choose_trainable, split, trainable_groups, whole
+from converter.head.torchscript.archive import torch_head
+from converter.pack.output import check_output, private_key, write
+from converter.pack.pack import MOST_FEATURES, Parts, learning_data, pack, projection_of
 from converter.plan import ConversionPlan
-from converter.program import available_threads, onnx_program
+from converter.program.programs import available_threads, onnx_program
+from converter.program.reason import reason
+from converter.program.tensors import batch_size, select
 from converter.quantization.layers import optimize
-from converter.reason import reason
-from converter.robustness import robustness
-from converter.search import MIN_RANDOM_SQNR_DB, Found, Search
-from converter.source import Samples
-from converter.split import SplitModel, choose_trainable, split, trainable_groups, whole
-from converter.tensors import batch_size, select
-from converter.torch_head.archive import torch_head
-from converter.verify import Check, check_float, check_free_axes, first_diverging_layer, torchscript_of
+from converter.report.describe import describe, lasting
+from converter.search.candidates import Candidate, Problem
+from converter.search.search import MIN_RANDOM_SQNR_DB, Found, Search
+from converter.verify.checks import Check, check_float, check_free_axes, first_diverging_layer, torchscript_of
+from converter.verify.measure import Evaluation, latency_ms
+from converter.verify.original import Original, load_original, with_preprocessing
+from converter.verify.robustness import robustness
 from edge.contract.errors import BundleError, ConfigError, ConversionError, LearningError
 from edge.contract.recipe import BINARY_CROSS_ENTROPY, CROSS_ENTROPY, MEAN_SQUARED_ERROR, TrainingRecipe
 from edge.inference.onnx_benchmark import Benchmark

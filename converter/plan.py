@@ -44,7 +44,7 @@ class ConversionPlan:
         arch_arguments: Keyword arguments for it.
         inputs: What the user said about the inputs; empty to take it from the file or to infer it.
         class_names: None to take them from the checkpoint or the data, or to number them.
-        preprocess: What becomes part of the graph, see `converter.preprocessing`, or None.
+        preprocess: What becomes part of the graph, see `converter.export.preprocessing`, or None.
         trainable: ``last:K``, names with wildcards separated by commas, ``none``, or ``auto``: ``last:1`` where that
             can be trained, else ``none``.
         loss: One of `edge.contract.recipe.LOSSES`, or ``auto``: cross-entropy for classes, binary cross-entropy for

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from converter.data.fit import MAX_BYTES, reading, sample_axes
-from converter.tensors import Array
+from converter.program.tensors import Array
 from edge.contract.errors import ConfigError
 from edge.contract.tensorspec import TensorSpec
 

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 
 from converter.data.fit import Fitter
-from converter.reason import reason
-from converter.source import Samples
-from converter.tensors import Array, batch_size, select
-from converter.user_code import folder_of, importing_from, named_object
+from converter.data.samples import Samples
+from converter.program.reason import reason
+from converter.program.tensors import Array, batch_size, select
+from converter.program.user_code import folder_of, importing_from, named_object
 from edge.contract.errors import ConfigError
 
 _END = object()

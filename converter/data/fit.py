@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from converter.reason import reason
-from converter.source import Samples
-from converter.tensors import Array, Arrays
+from converter.data.samples import Samples
+from converter.program.reason import reason
+from converter.program.tensors import Array, Arrays
 from edge.contract.errors import ConfigError
 from edge.contract.tensorspec import BATCH, TensorSpec
 

@@ -10,8 +10,8 @@ import numpy as np
 from converter.data.audio import AudioReader
 from converter.data.fit import Fitter
 from converter.data.images import ImageReader
-from converter.source import Samples
-from converter.tensors import Array
+from converter.data.samples import Samples
+from converter.program.tensors import Array
 from edge.contract.errors import ConfigError
 
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp")

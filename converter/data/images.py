@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from converter.data.fit import reading, sample_axes
-from converter.tensors import Array
+from converter.program.tensors import Array
 from edge.contract.errors import ConfigError
 from edge.contract.tensorspec import TensorSpec
 

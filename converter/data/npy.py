@@ -10,7 +10,7 @@ import numpy as np
 
 from converter.data.fit import Fitter, reading
 from converter.data.header import read_header
-from converter.source import Samples
+from converter.data.samples import Samples
 
 
 class NpySamples:

@@ -12,8 +12,8 @@ import numpy as np
 
 from converter.data.fit import MAX_BYTES, Fitter, reading
 from converter.data.header import Header, read_member_header
-from converter.source import Samples
-from converter.tensors import Array
+from converter.data.samples import Samples
+from converter.program.tensors import Array
 from edge.contract.errors import ConfigError
 
 _EXPECTED = "an .npz of plain arrays"

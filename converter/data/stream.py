@@ -10,7 +10,7 @@ from converter.data.fit import Fitter
 from converter.data.folder import FolderSamples
 from converter.data.npy import NpySamples
 from converter.data.npz import NpzSamples
-from converter.source import SampleStream
+from converter.data.samples import SampleStream
 from edge.contract.errors import ConfigError
 from edge.contract.tensorspec import TensorSpec
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from converter.source import Samples, SampleStream
-from converter.tensors import Array, Arrays, batch_size, join, select
+from converter.data.samples import Samples, SampleStream
+from converter.program.tensors import Array, Arrays, batch_size, join, select
 from edge.contract.errors import ConfigError
 from edge.contract.tensorspec import TensorSpec
 

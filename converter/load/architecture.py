@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import nn
 
-from converter.reason import reason
-from converter.user_code import folder_of, importing_from, named_object
+from converter.program.reason import reason
+from converter.program.user_code import folder_of, importing_from, named_object
 from edge.contract.errors import ConfigError
 
 _MAX_FILES = 200

@@ -10,17 +10,17 @@ import numpy.typing as npt
 import torch
 
 from converter.checkpoint import KEY, VERSION, check_preprocessing
+from converter.data.samples import Samples
 from converter.load.torch_file import read_torchscript
 from converter.load.weights import check_tensor, load_weights, unwrapped
-from converter.source import Samples
-from converter.tensors import Arrays
+from converter.program.tensors import Arrays
 from edge.contract.errors import ConversionError
 from edge.contract.tensorspec import TensorSpec
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True)
 class Checkpoint:
-    """See `converter.source.Source` for the meaning of its parts."""
+    """See `converter.load.source.Source` for the meaning of its parts."""
 
     model: torch.jit.ScriptModule
     inputs: tuple[TensorSpec, ...]

@@ -22,8 +22,8 @@ import torch
 from torch import nn
 
 from converter.load.inputs import BATCH_FREED, with_free_batch
-from converter.program import torch_program
-from converter.reason import reason
+from converter.program.programs import torch_program
+from converter.program.reason import reason
 from edge.contract.errors import ConversionError
 from edge.contract.tensorspec import BATCH, TensorSpec
 

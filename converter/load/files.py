@@ -5,7 +5,7 @@ from __future__ import annotations
 import zipfile
 from pathlib import Path
 
-from converter.reason import reason
+from converter.program.reason import reason
 from edge.contract.errors import ConfigError, ConversionError
 
 # torch stores tensors as they are and compresses only the code of TorchScript, which is small.

@@ -14,8 +14,8 @@ from torch import nn
 
 from converter.data.peek import peek_shapes
 from converter.plan import ConversionPlan
-from converter.reason import reason
-from converter.tensors import Arrays, Run
+from converter.program.reason import reason
+from converter.program.tensors import Arrays, Run
 from edge.contract.errors import ConfigError, ConversionError
 from edge.contract.tensorspec import BATCH, TensorSpec
 

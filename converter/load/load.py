@@ -13,10 +13,10 @@ from converter.load.exported_program import is_exported_program, read_exported_p
 from converter.load.files import beginning, checked_members
 from converter.load.inputs import Inputs, determine_inputs, sizes_given, stated
 from converter.load.safetensors_file import is_safetensors, read_safetensors
+from converter.load.source import Source
 from converter.load.torch_file import read_document, read_torchscript
 from converter.load.weights import how_to_name_the_architecture, load_weights, unwrapped
 from converter.plan import ConversionPlan
-from converter.source import Source
 from edge.contract.digest import sha256_file
 from edge.contract.errors import ConfigError, ConversionError
 

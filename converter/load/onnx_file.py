@@ -12,12 +12,12 @@ import onnx.checker
 import onnx.inliner
 from onnx import helper
 
-from converter.graph import OPSET
+from converter.graph.build import OPSET
 from converter.load.inputs import BATCH_FREED, example_of, with_free_batch
 from converter.load.opset import in_our_opset, version_of
-from converter.program import onnx_program
-from converter.reason import reason
-from converter.tensors import Arrays, Run
+from converter.program.programs import onnx_program
+from converter.program.reason import reason
+from converter.program.tensors import Arrays, Run
 from edge.contract.errors import ConversionError
 from edge.contract.tensorspec import BATCH, DTYPES, TensorSpec
 

@@ -14,8 +14,8 @@ import onnx.inliner
 import onnx.version_converter
 from onnx import helper
 
-from converter.graph import OPSET, inferred_types
-from converter.reason import reason
+from converter.graph.build import OPSET, inferred_types
+from converter.program.reason import reason
 from edge.contract.errors import ConversionError
 
 ONNX_DOMAINS = ("", "ai.onnx")

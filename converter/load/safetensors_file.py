@@ -7,7 +7,7 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from converter.reason import reason
+from converter.program.reason import reason
 from edge.contract.errors import ConversionError
 
 

@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
-from converter.reason import reason
-from converter.user_code import imported
+from converter.program.reason import reason
+from converter.program.user_code import imported
 from edge.contract.errors import ConversionError
 
 _SAVE_AGAIN = "Save the weights only: torch.save(model.state_dict(), PATH), or use converter.save_checkpoint"

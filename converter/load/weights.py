@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from converter.load.architecture import suggestions
-from converter.reason import reason
+from converter.program.reason import reason
 from edge.contract.errors import ConversionError
 
 # Keys under which training loops put the weights, and prefixes that wrappers put before their names.

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
-from converter.graph import reads
+from converter.graph.build import reads
 from converter.quantization.layers import consumers
 
 _BLOCK = 16

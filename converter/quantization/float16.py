@@ -6,7 +6,7 @@ import warnings
 
 import onnx
 
-from converter.reason import reason
+from converter.program.reason import reason
 from edge.contract.errors import ConversionError
 
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
-from converter.graph import make_model, used_initializers
+from converter.graph.build import make_model, used_initializers
 from converter.quantization.layers import named, quantizable_layers
 
 

@@ -10,9 +10,9 @@ import onnx
 import onnxruntime as ort
 from onnx import helper
 
-from converter.graph import reads
-from converter.reason import reason
-from converter.scratch import scratch_folder
+from converter.graph.build import reads
+from converter.program.reason import reason
+from converter.program.scratch import scratch_folder
 from edge.contract.errors import ConversionError
 
 _CONVOLUTIONS = {"Conv", "ConvTranspose"}

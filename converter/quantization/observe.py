@@ -9,12 +9,12 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from converter.graph import inferred_types
-from converter.program import onnx_program
+from converter.graph.build import inferred_types
+from converter.program.programs import onnx_program
+from converter.program.tensors import Arrays
 from converter.quantization.layers import quantizable_layers
 from converter.quantization.placement import placement
 from converter.quantization.ranges import Histogram
-from converter.tensors import Arrays
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from converter.graph import inferred_types
+from converter.graph.build import inferred_types
 from converter.quantization.layers import consumers
 
 _MOVES = {"Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "MaxPool", "Slice", "DepthToSpace", "SpaceToDepth"}

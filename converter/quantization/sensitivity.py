@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import onnx
 
-from converter.program import onnx_program
+from converter.program.programs import onnx_program
+from converter.program.tensors import Arrays
 from converter.quantization.layers import quantizable_layers
 from converter.quantization.observe import Observations
 from converter.quantization.static import quantize_static
-from converter.tensors import Arrays
 from edge.contract.profile import QuantizationProfile
 from edge.inference.session import sqnr_db
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
-from converter.graph import make_model, reads, renamed, used_initializers
+from converter.graph.build import make_model, reads, renamed, used_initializers
 from converter.quantization.layers import named, quantizable_layers
 from converter.quantization.observe import Observations
 from converter.quantization.placement import Placement, placement

@@ -1,1 +1,1 @@
-"""The report of a conversion, which `converter.describe` makes, on the terminal and as a page."""
+"""The report of a conversion, which `converter.report.describe` makes, on the terminal and as a page."""

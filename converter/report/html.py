@@ -44,7 +44,7 @@ def render_html(report: Row) -> str:
     """The page.
 
     Args:
-        report: What `converter.describe.describe` made, with what the pipeline added.
+        report: What `converter.report.describe.describe` made, with what the pipeline added.
     """
     parts = [
         f"<h1>{escape(report['source'])} for {escape(report['target'])}</h1>",

@@ -23,7 +23,7 @@ from edge.contract.training import FloatArray, Parameters
 from edge.inference.numpy_trainer import ANCHOR, SLOT, STEPS
 
 HEAD_FILE = "edgeloop.json"
-"""In the archive: its features, parameters in order, and those of a last linear layer, see `converter.torch_head`."""
+"""In the archive: features, parameters in order, and those of a last linear layer (`converter.head.torchscript`)."""
 
 # What an optimizer remembers of a parameter: our name and torch's.
 _SLOTS = {

@@ -42,7 +42,7 @@ SHELL = (
     "edge/coordinator/broker.py",
     "edge/cli/*",
     "edge/inference/onnx_benchmark.py",
-    "converter/measure.py",
+    "converter/verify/measure.py",
     "converter/pipeline.py",
 )
 
@@ -70,7 +70,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "pydantic": ("edge/coordinator/api.py",),  # FastAPI's
     "httpx": ("edge/cli/fleet.py",),
     "click": ("edge/cli/*", "converter/cli.py"),
-    "rich": ("edge/cli/*", "converter/cli.py", "converter/report/text.py", "converter/targets.py"),
+    "rich": ("edge/cli/*", "converter/cli.py", "converter/report/text.py", "converter/report/targets.py"),
     "threading": SHELL,
     "queue": SHELL,
     "signal": SHELL,
@@ -236,6 +236,22 @@ def test_no_module_imports_itself_in_a_circle() -> None:
     except CycleError as exc:
         pytest.fail(f"a circle of imports: {' -> '.join(exc.args[1])}")
     assert set(order) == set(MODULES)
+
+
+# Rooms of the converter, lowest first: each imports only those in front of it.
+CONVERTER_ROOMS = (
+    "plan", "options", "program", "graph", "data", "checkpoint", "load", "export", "verify", "head", "quantization",
+    "search", "pack", "report", "pipeline", "cli",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name.startswith("converter.")])
+def test_rooms_of_the_converter_import_one_way(module: str) -> None:
+    def place(name: str) -> int:
+        return CONVERTER_ROOMS.index(name.split(".")[1])
+
+    above = [n for n in imported(module) if n.startswith("converter.") and place(n) > place(module)]
+    assert not above, f"{file_of(module)} imports {above}"
 
 
 def test_the_house_has_its_version_at_the_door_and_sends_nobody_usage_data() -> None:

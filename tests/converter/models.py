@@ -14,10 +14,10 @@ import torch
 from torch import nn
 
 import converter
-from converter.export import Exported, by_tracing
+from converter.export.exporters import Exported, by_tracing
+from converter.load.source import Source
 from converter.plan import ConversionPlan
-from converter.program import output_specs, torch_program
-from converter.source import Source
+from converter.program.programs import output_specs, torch_program
 from edge.contract.profile import load_profile
 from edge.contract.tensorspec import TensorSpec
 

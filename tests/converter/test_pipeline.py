@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import converter
-from converter.head import correct_for_quantization, training_statistics
+from converter.head.fitting import correct_for_quantization, training_statistics
 from converter.pipeline import convert
 from converter.plan import InputOption
 from converter.quantization.layers import running_in_int8

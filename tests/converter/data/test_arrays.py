@@ -16,10 +16,10 @@ import pytest
 
 from converter.data.npz import NpzSamples
 from converter.data.peek import peek_shapes
+from converter.data.samples import Samples, SampleStream
 from converter.data.stream import open_samples
 from converter.data.subset import subset
-from converter.source import Samples, SampleStream
-from converter.tensors import join
+from converter.program.tensors import join
 from edge.contract.errors import ConfigError
 from edge.contract.tensorspec import TensorSpec
 

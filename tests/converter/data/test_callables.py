@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from converter.data.samples import SampleStream
 from converter.data.stream import open_samples
 from converter.data.subset import subset
-from converter.source import SampleStream
 from edge.contract.errors import ConfigError
 from edge.contract.tensorspec import TensorSpec
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from converter.data.samples import Samples, SampleStream
 from converter.data.stream import open_samples
-from converter.source import Samples, SampleStream
 from edge.contract.errors import ConfigError
 from edge.contract.tensorspec import TensorSpec
 

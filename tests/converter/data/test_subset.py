@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
+from converter.data.samples import Samples
 from converter.data.subset import InMemory, random_samples, subset
-from converter.source import Samples
 from edge.contract.errors import ConfigError
 from edge.contract.tensorspec import TensorSpec
 

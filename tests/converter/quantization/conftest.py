@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import nn
 
-from converter.canonical import canonical
-from converter.program import onnx_program
+from converter.graph.canonical import canonical
+from converter.program.programs import onnx_program
+from converter.program.tensors import Arrays
 from converter.quantization.layers import optimize
 from converter.quantization.observe import Observations, observe
-from converter.tensors import Arrays
 from edge.contract.profile import QuantizationProfile, load_profile
 from edge.inference.session import sqnr_db
 from tests.converter.models import export, rng

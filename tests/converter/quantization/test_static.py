@@ -13,8 +13,8 @@ import torch
 from onnx import helper, numpy_helper
 from torch import nn
 
-from converter.graph import make_model
-from converter.program import onnx_program
+from converter.graph.build import make_model
+from converter.program.programs import onnx_program
 from converter.quantization.layers import quantizable_layers, running_in_int8
 from converter.quantization.sensitivity import layer_sensitivity
 from converter.quantization.static import quantize_static, quantized_weight

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from converter.attention import traceable
-from converter.canonical import canonical
-from converter.gradient.training_graph import build_training_graph
-from converter.split import FEATURES, Head, split
-from converter.torch_head.archive import torch_head
+from converter.graph.canonical import canonical
+from converter.head.gradient.training_graph import build_training_graph
+from converter.head.split import FEATURES, Head, split
+from converter.head.torchscript.archive import torch_head
+from converter.program.attention import traceable
 from edge.contract.recipe import BINARY_CROSS_ENTROPY, CROSS_ENTROPY, HUBER, TrainingRecipe
 from edge.contract.training import FloatArray
 from edge.inference.onnx_trainer import OnnxTrainer

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from converter.split import FEATURES, Head
-from converter.torch_head.archive import torch_head
+from converter.head.split import FEATURES, Head
+from converter.head.torchscript.archive import torch_head
 from edge.contract.errors import BundleError, ConfigError, LearningError
 from edge.contract.recipe import LOSSES, OPTIMIZERS, TrainingRecipe
 from edge.contract.training import FloatArray

@@ -14,9 +14,9 @@ import pytest
 import safetensors.numpy
 import torch
 
-from converter.gradient.training_graph import build_training_graph
-from converter.split import FEATURES, Head
-from converter.torch_head.archive import torch_head
+from converter.head.gradient.training_graph import build_training_graph
+from converter.head.split import FEATURES, Head
+from converter.head.torchscript.archive import torch_head
 from edge.contract import manifest as m
 from edge.contract.bundle import Bundle, members_of, write_bundle
 from edge.contract.errors import BundleError, ConfigError, LearningError

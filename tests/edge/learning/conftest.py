@@ -217,8 +217,8 @@ def mlp_training_graph() -> bytes:
     """Its training graph, as the converter makes it."""
     from onnx import helper
 
-    from converter.gradient.training_graph import build_training_graph
-    from converter.graph import make_model, tensor_info
+    from converter.graph.build import make_model, tensor_info
+    from converter.head.gradient.training_graph import build_training_graph
 
     nodes = [
         helper.make_node("Gemm", ["features", "w1", "b1"], ["before"], "first", transB=1),

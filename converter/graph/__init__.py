@@ -1,0 +1,1 @@
+"""ONNX graphs: building, cutting, one form for each thing."""

@@ -1,0 +1,199 @@
+"""One form for constants, linear and recurrent layers, whatever framework wrote the graph.
+
+What is computed from constants or from fixed sizes alone, the parameters apart, becomes an initializer: exporters leave
+shapes and slices to be computed, and shape inference gives up on them.
+
+``MatMul(x, W) (+ b)``, ``MatMul(x, Transpose(W))`` and every ``Gemm`` on constant weights become
+``Gemm(x, W, b, transB=1)`` with ``alpha = beta = 1`` and ``W (n_out, n_in)``, as torch stores it, where x has two axes.
+So a head is recognized as linear and its parameters have the shape that learners expect.
+
+Recurrent layers that begin with zeros are not given them, which means the same: exporters compute them from the batch
+size, with as many operators as the rest of a small network has.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from converter.graph.build import IR_VERSION, infer_shapes, reads, upstream, used_initializers
+from converter.graph.sizes import fold_sizes
+from converter.program.programs import onnx_program
+
+_RECURRENT = {"LSTM", "GRU", "RNN"}
+_INITIAL_STATES = (5, 6)  # positions among the inputs of a recurrent layer
+_MOVES = {"Slice", "Gather", "Expand", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Identity", "Cast"}
+
+
+def canonical(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Rewrite constants, linear and recurrent layers; the function computed stays the same."""
+    found = _folded(model)
+    fold_sizes(found)
+    graph = found.graph
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    shapes = infer_shapes(found)
+    for node in graph.node:
+        _state_pads(node, weights, shapes)
+    uses = Counter(name for node in graph.node for name in reads(node))
+    uses.update(info.name for info in graph.output)
+    turned = {
+        node.output[0]: node.input[0] for node in graph.node if _turns(node, weights) and uses[node.output[0]] == 1
+    }
+    nodes: list[onnx.NodeProto] = []
+    for node in graph.node:
+        made_by = nodes[-1] if nodes else None
+        if node.op_type == "MatMul" and node.input[1] in turned and _fits(node, shapes, uses):
+            inputs = [node.input[0], turned[node.input[1]]]
+            nodes.append(helper.make_node("Gemm", inputs, list(node.output), name=node.name, transB=1))
+        elif _is_linear(node, weights, shapes, uses):
+            nodes.append(_as_gemm(node, weights))
+        elif node.op_type == "Add" and made_by is not None and _adds_bias(node, made_by, weights, uses):
+            bias = next(name for name in node.input if name not in made_by.output)
+            made_by.input.append(bias)
+            made_by.output[0] = node.output[0]
+        else:
+            nodes.append(node)
+    _drop_zero_states(nodes, weights)
+    outputs = [info.name for info in graph.output]
+    nodes = upstream(nodes, outputs)
+    for node in nodes:  # where it stood in somebody's source, which can be longer than the weights
+        node.ClearField("doc_string")
+        node.ClearField("metadata_props")
+    kept = [tensor for tensor in graph.initializer if tensor.name in outputs]
+    kept += [tensor for tensor in used_initializers(nodes, graph.initializer) if tensor.name not in outputs]
+    for values, new in ((graph.node, nodes), (graph.initializer, kept)):
+        del values[:]
+        values.extend(new)
+    return found
+
+
+def _state_pads(
+    node: onnx.NodeProto, weights: dict[str, onnx.TensorProto], shapes: dict[str, tuple[int | str, ...]]
+) -> None:
+    """Put numbers in the place of ``auto_pad`` where the sizes are fixed: not every kernel and no gradient knows it."""
+    found = {item.name: helper.get_attribute_value(item) for item in node.attribute}
+    mode = found.get("auto_pad", b"NOTSET").decode()
+    if node.op_type not in ("Conv", "MaxPool", "AveragePool") or mode == "NOTSET":
+        return
+    space = shapes.get(node.input[0], ())[2:]
+    kernel = found.get("kernel_shape") or (list(weights[node.input[1]].dims)[2:] if node.input[1] in weights else [])
+    if not kernel or len(kernel) != len(space) or not all(isinstance(size, int) for size in space):
+        return
+    ones = [1] * len(kernel)
+    begins, ends = [], []
+    for size, k, stride, dilation in zip(
+        map(int, space), kernel, found.get("strides", ones), found.get("dilations", ones), strict=True
+    ):
+        wanted = (-(-size // stride) - 1) * stride + (k - 1) * dilation + 1 - size
+        total = 0 if mode == "VALID" else max(0, wanted)
+        begins.append(total // 2 if mode != "SAME_LOWER" else total - total // 2)
+        ends.append(total - begins[-1])
+    kept = [item for item in node.attribute if item.name not in ("auto_pad", "pads")]
+    del node.attribute[:]
+    node.attribute.extend([*kept, helper.make_attribute("pads", [*begins, *ends])])
+
+
+def _drop_zero_states(nodes: list[onnx.NodeProto], weights: dict[str, onnx.TensorProto]) -> None:
+    zeros: set[str] = set()
+
+    def is_zero(name: str) -> bool:
+        return name in zeros or (name in weights and not numpy_helper.to_array(weights[name]).any())
+
+    for node in nodes:
+        if node.op_type == "ConstantOfShape":
+            value = next((numpy_helper.to_array(item.t) for item in node.attribute if item.name == "value"), None)
+            if value is None or not value.any():
+                zeros.update(node.output)
+        elif node.op_type in _MOVES and is_zero(node.input[0]):
+            zeros.update(node.output)
+        elif node.op_type in _RECURRENT:
+            for i, name in enumerate(node.input):
+                if i in _INITIAL_STATES and is_zero(name):
+                    node.input[i] = ""
+            while not node.input[-1]:
+                node.input.pop()
+
+
+def _folded(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy in which what follows from ``Constant`` nodes alone is computed, by onnxruntime."""
+    found = onnx.ModelProto()
+    found.CopyFrom(model)
+    graph = found.graph
+    fixed: set[str] = set()
+    constant: list[onnx.NodeProto] = []
+    other: list[onnx.NodeProto] = []
+    for node in graph.node:
+        names = reads(node)
+        is_fixed = (node.op_type == "Constant" or bool(names)) and fixed.issuperset(names)
+        (constant if is_fixed and not node.op_type.startswith("Random") else other).append(node)
+        if constant and constant[-1] is node:
+            fixed.update(node.output)
+    outputs = {info.name for info in graph.output}
+    wanted = sorted(fixed & {name for node in other for name in reads(node)} - outputs)
+    if fixed & outputs or not wanted:
+        return found
+    values = [onnx.ValueInfoProto(name=name) for name in wanted]
+    part = helper.make_model(
+        helper.make_graph(constant, "constants", [], values), opset_imports=model.opset_import, ir_version=IR_VERSION
+    )
+    for name, array in onnx_program(part, "the constants")({}).items():
+        graph.initializer.append(numpy_helper.from_array(np.asarray(array), name))
+    del graph.node[:]
+    graph.node.extend(other)
+    return found
+
+
+def _turns(node: onnx.NodeProto, weights: dict[str, onnx.TensorProto]) -> bool:
+    """Whether it transposes a matrix, as torch writes a linear layer without a bias."""
+    return node.op_type == "Transpose" and node.input[0] in weights and len(weights[node.input[0]].dims) == 2
+
+
+def _fits(node: onnx.NodeProto, shapes: dict[str, tuple[int | str, ...]], uses: Counter[str]) -> bool:
+    """Whether it is the product of a value with two axes and of a matrix that nobody else reads."""
+    return len(shapes.get(node.input[0], ())) == 2 and uses[node.input[1]] == 1
+
+
+def _is_linear(
+    node: onnx.NodeProto,
+    weights: dict[str, onnx.TensorProto],
+    shapes: dict[str, tuple[int | str, ...]],
+    uses: Counter[str],
+) -> bool:
+    if node.op_type not in ("MatMul", "Gemm") or node.input[1] not in weights or not _fits(node, shapes, uses):
+        return False
+    weight = weights[node.input[1]]
+    is_float = weight.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE)
+    if not is_float or len(weight.dims) != 2:
+        return False
+    if node.op_type == "MatMul":
+        return True
+    found = {item.name: helper.get_attribute_value(item) for item in node.attribute}
+    has_bias = len(node.input) > 2 and node.input[2] != ""
+    if found.get("transA", 0) or found.get("alpha", 1.0) != 1.0 or (has_bias and found.get("beta", 1.0) != 1.0):
+        return False
+    return not has_bias or len(shapes.get(node.input[2], (0, 0))) == 1
+
+
+def _as_gemm(node: onnx.NodeProto, weights: dict[str, onnx.TensorProto]) -> onnx.NodeProto:
+    transposed = any(item.name == "transB" and item.i for item in node.attribute)
+    if not transposed:
+        tensor = weights[node.input[1]]
+        turned = numpy_helper.from_array(np.ascontiguousarray(numpy_helper.to_array(tensor).T), tensor.name)
+        tensor.CopyFrom(turned)
+    inputs = [name for name in node.input if name]
+    return helper.make_node("Gemm", inputs, list(node.output), name=node.name, transB=1)
+
+
+def _adds_bias(
+    node: onnx.NodeProto, made_by: onnx.NodeProto, weights: dict[str, onnx.TensorProto], uses: Counter[str]
+) -> bool:
+    """Whether the node adds a constant for each output of the linear layer before it, which nobody else reads."""
+    if made_by.op_type != "Gemm" or len(made_by.input) != 2 or made_by.input[1] not in weights:
+        return False
+    others = [name for name in node.input if name != made_by.output[0]]
+    if len(others) != 1 or others[0] not in weights or uses[made_by.output[0]] != 1:
+        return False
+    return list(weights[others[0]].dims) == [weights[made_by.input[1]].dims[0]]

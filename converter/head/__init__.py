@@ -1,0 +1,1 @@
+"""The trainable layers: cut off, differentiated, fitted."""

@@ -1,0 +1,43 @@
+"""What loading gives and the rest of the converter works with: a model with everything that is known about it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import onnx
+from torch import nn
+
+from converter.data.samples import Samples
+from converter.program.tensors import Arrays
+from edge.contract.tensorspec import TensorSpec
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
+class Source:
+    """A loaded model.
+
+    Attributes:
+        model: A torch module in evaluation mode (Python or TorchScript), or an ONNX model.
+        kind: What the file was, in words: ``state_dict``, ``TorchScript``, ``ONNX``, ...
+        inputs: Names, types and axes of the inputs, in order.
+        example: One sample that it runs on, by input name; batch axes have the size 1.
+        output_names: Of what it returns, where the file says more than the model itself, else None.
+        class_names: None when nobody named them.
+        preprocessing: What the checkpoint says was done to raw data: JSON, for people.
+        samples: Calibration data that came with the checkpoint.
+        notes: What was inferred, for the report.
+        digest: SHA-256 of the file.
+    """
+
+    model: nn.Module | onnx.ModelProto
+    kind: str
+    inputs: tuple[TensorSpec, ...]
+    example: Arrays
+    output_names: tuple[str, ...] | None
+    class_names: tuple[str, ...] | None
+    preprocessing: Mapping[str, Any]
+    samples: Samples | None
+    notes: tuple[str, ...]
+    digest: str

@@ -1,0 +1,1 @@
+"""From the parts to files: whole or none."""

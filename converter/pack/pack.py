@@ -1,0 +1,231 @@
+"""From verified parts to the members and the manifest of a bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import safetensors.numpy
+
+from converter.head.fitting import stable_learning_rate, training_statistics
+from converter.head.split import Head, SplitModel, with_layer_input
+from converter.plan import ConversionPlan
+from converter.program.programs import onnx_program
+from converter.program.tensors import select
+from converter.search.candidates import Candidate, features_of
+from converter.verify.checks import MIN_FLOAT_SQNR_DB, check_bundle
+from converter.verify.measure import Evaluation
+from converter.verify.original import Original
+from edge import __version__
+from edge.contract import manifest as m
+from edge.contract import strictjson
+from edge.contract.bundle import members_of
+from edge.contract.errors import ConversionError
+from edge.contract.manifest import HeadSpec, Manifest, ParameterSpec
+from edge.contract.projection import projected_length
+from edge.contract.recipe import TrainingRecipe
+
+_GOLDEN_SAMPLES = 16
+_GOLDEN_BYTES = 1 << 19
+# Statistics of more features are not shipped: they would be larger than most models (of 2048, 8 MiB).
+MOST_FEATURES = 2048
+# How near a device must come to the golden outputs: its int8 sums are the same integers unless they saturate; fp16 and
+# int4 kernels differ between CPUs in how they accumulate.
+_GOLDEN_SQNR_DB = {"none": MIN_FLOAT_SQNR_DB, "int8": 25.0, "dynamic": 25.0, "fp16": 40.0, "int4": 25.0}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
+class Parts:
+    """What goes into a bundle, all of it verified.
+
+    Attributes:
+        original: The model and its data.
+        evaluation: What was compared.
+        parts: The split.
+        training: The training step of the head, None without a head.
+        chosen: What to ship.
+        class_names: One for each logit; empty when nothing classifies.
+        recipe: What the training step minimizes, and how.
+        head_torchscript: The head as TorchScript, None when there is none.
+        torchscript: The whole float model, None when there is none.
+    """
+
+    original: Original
+    evaluation: Evaluation
+    parts: SplitModel
+    training: onnx.ModelProto | None
+    chosen: Candidate
+    class_names: tuple[str, ...]
+    recipe: TrainingRecipe
+    head_torchscript: bytes | None
+    torchscript: bytes | None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
+class Packed:
+    """A bundle in memory that a device would accept: `digest` is the one that it will have on disk."""
+
+    manifest: Manifest
+    blobs: Mapping[str, bytes]
+    digest: str
+
+
+def learning_data(parts: Parts) -> tuple[dict[str, npt.NDArray[np.float32]], int] | None:
+    """Statistics of all labelled calibration data for devices to start learning from, and how many samples; or None.
+
+    Of what the last layer takes, and of the features where another linear layer takes those: see `HeadSpec`.
+    """
+    head, stream, calibration = parts.parts.head, parts.original.stream, parts.original.calibration
+    if head is None or stream is None or calibration is None or calibration.y is None:
+        return None
+    if (calibration.y.dtype.kind in "iu") != parts.recipe.is_classifier:
+        return None
+    program = onnx_program(parts.chosen.model, "the model", parts.chosen.parameters)
+    layers = onnx_program(with_layer_input(head), "the head", parts.chosen.parameters)
+    layers_of = {"": head.linear} | ({} if head.is_linear else {m.OF_FEATURES: head.entry})
+    prefixes = {
+        prefix: layer.input
+        for prefix, layer in layers_of.items()
+        if layer is not None and head.parameters[layer.weight].shape[1] <= MOST_FEATURES
+    }
+    if not prefixes:
+        return None
+
+    def labelled() -> Iterator[tuple[dict[str, npt.NDArray[np.float32]], npt.NDArray[np.float64]]]:
+        for batch in stream.batches(64):
+            assert batch.y is not None
+            features = program(batch.x)[head.features.name]
+            values = {head.features.name: features}
+            if not head.is_linear:
+                values |= layers(values)
+            targets = np.eye(head.n_outputs)[batch.y] if parts.recipe.is_classifier else batch.y.astype(np.float64)
+            yield (
+                {prefix: values[name] for prefix, name in prefixes.items()},
+                targets.reshape(len(features), head.n_outputs),
+            )
+
+    return training_statistics(labelled())
+
+
+def pack(
+    parts: Parts,
+    plan: ConversionPlan,
+    report: dict[str, Any],
+    statistics: dict[str, npt.NDArray[np.float32]] | None,
+) -> Packed:
+    """Build every member and the manifest, and open the result once as a device does.
+
+    Args:
+        parts: What goes in.
+        plan: For names.
+        report: What of the report is the same whenever the same model is converted.
+        statistics: See `learning_data`.
+
+    Raises:
+        ConversionError: A device would refuse it, or it is too large for the target.
+    """
+    chosen, head = parts.chosen, parts.parts.head
+    golden = _golden(parts)
+    outputs = onnx_program(chosen.model, "the model", chosen.parameters)(golden)
+    blobs = {
+        m.MODEL: chosen.model.SerializeToString(deterministic=True),
+        m.GOLDEN: _tensors(
+            {m.GOLDEN_INPUT + name: array for name, array in golden.items()}
+            | {m.GOLDEN_OUTPUT + spec.name: outputs[spec.name] for spec in parts.original.outputs}
+        ),
+        m.REPORT: strictjson.dumps(report),
+    }
+    if head is not None:
+        assert parts.training is not None
+        blobs |= {
+            m.HEAD_INFER: with_layer_input(head).SerializeToString(deterministic=True),
+            m.HEAD_TRAIN: parts.training.SerializeToString(deterministic=True),
+            m.HEAD_PARAMETERS: _tensors(chosen.parameters),
+        }
+        if parts.head_torchscript is not None:
+            blobs[m.HEAD_TORCHSCRIPT] = parts.head_torchscript
+    if statistics is not None:
+        blobs[m.STATISTICS] = _tensors(statistics)
+    if parts.torchscript is not None:
+        blobs[m.TORCHSCRIPT] = parts.torchscript
+    source = parts.original.source
+    described = {} if parts.original.preprocessing is None else {"in_graph": parts.original.preprocessing.describe()}
+    manifest = Manifest(
+        name=plan.output.stem,
+        inputs=parts.original.inputs,
+        outputs=parts.original.outputs,
+        class_names=parts.class_names,
+        preprocessing={**source.preprocessing, **described},
+        quantization=_quantization(chosen, plan),
+        head=None if head is None else _head_spec(parts, head, plan),
+        golden_min_sqnr_db=_GOLDEN_SQNR_DB[chosen.scheme],
+        source_digest=source.digest,
+        created_by=f"edgeloop {__version__}",
+        members=members_of(blobs),
+    )
+    size, most = sum(map(len, blobs.values())), plan.profile.inference.max_bundle_mb << 20
+    if size > most:
+        raise ConversionError(
+            f"the bundle would have {size >> 20} MiB, {plan.profile.name} takes {most >> 20} MiB (max_bundle_mb)"
+            + ("; leave the TorchScript out with --no-torchscript" if parts.torchscript is not None else "")
+        )
+    return Packed(manifest=manifest, blobs=blobs, digest=check_bundle(manifest, blobs))
+
+
+def _golden(parts: Parts) -> dict[str, npt.NDArray[Any]]:
+    """A few samples: at most 16, and of large ones fewer, but one at least."""
+    x, inputs = parts.evaluation.samples.x, parts.original.inputs
+    one = sum(array.nbytes for array in select(x, inputs, slice(0, 1)).values())
+    count = max(1, min(_GOLDEN_SAMPLES, _GOLDEN_BYTES // max(1, one)))
+    return {name: np.ascontiguousarray(array) for name, array in select(x, inputs, slice(0, count)).items()}
+
+
+def _head_spec(parts: Parts, head: Head, plan: ConversionPlan) -> HeadSpec:
+    few = select(parts.evaluation.samples.x, parts.original.inputs, slice(0, 256))
+    return HeadSpec(
+        features=head.features,
+        output=head.output,
+        parameters=tuple(ParameterSpec(name=name, shape=array.shape) for name, array in head.parameters.items()),
+        linear=head.linear,
+        entry=head.entry,
+        projection=projection_of(head, plan),
+        learning_rate=stable_learning_rate(features_of(parts.chosen.backbone, head, few, parts.original.inputs)),
+        trainable="last:1" if plan.trainable == "auto" else plan.trainable,
+        training=parts.recipe,
+    )
+
+
+def projection_of(head: Head, plan: ConversionPlan) -> int | None:
+    """What brings the features of a linear head to a length that a device of the target can keep statistics of."""
+    if head.linear is None or not head.is_linear:
+        return None
+    n_features = head.parameters[head.linear.weight].shape[1]
+    return projected_length(n_features, plan.profile.learning.max_state_mb)
+
+
+def _quantization(chosen: Candidate, plan: ConversionPlan) -> dict[str, Any]:
+    in_int8, layers = chosen.layers_in_int8 or (0, 0)
+    profile = plan.profile.quantization
+    found: dict[str, Any] = {
+        "scheme": chosen.scheme,
+        "target": plan.profile.name,
+        "int8_layers": in_int8,
+        "layers": layers,
+        "left_in_float": list(chosen.left_in_float),
+    }
+    if chosen.scheme == "int8":
+        found |= {
+            "activation_type": profile.activation_type,
+            "weight_type": profile.weight_type,
+            "reduce_range": profile.reduce_range,
+            "per_channel": profile.per_channel,
+        }
+    return found
+
+
+def _tensors(arrays: Mapping[str, npt.NDArray[Any]]) -> bytes:
+    return bytes(safetensors.numpy.save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))

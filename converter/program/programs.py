@@ -1,0 +1,207 @@
+"""Programs: a torch model or an ONNX graph as a function of named arrays."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from torch import nn
+
+from converter.program.reason import reason
+from converter.program.tensors import Array, Arrays, Run, batch_size, in_batches, join
+from edge.contract.errors import BundleError, ConversionError
+from edge.contract.tensorspec import BATCH, TensorSpec
+from edge.inference.onnx_session import EXACT, open_onnx
+
+# So many samples, or so many bytes of them, are run at once: larger activations leave the processor's caches.
+_BATCH_SIZE = 64
+_BATCH_BYTES = 1 << 20
+_MAX_THREADS = 4
+
+
+def named_outputs(value: Any, taken: Sequence[str] = ()) -> dict[str, torch.Tensor]:
+    """The tensors in what a model returned, in order, with a name for each.
+
+    A single tensor is ``output``; the members of a dict, a named tuple or a dataclass keep their names, those of a
+    tuple or list are ``output_0``, ``output_1``, ...; nested ones are joined by a dot. None is left out. A name that is
+    in `taken`, as a recurrent state's often is, gets ``_out`` behind it.
+    """
+    found: dict[str, torch.Tensor] = {}
+
+    def walk(item: Any, name: str) -> None:
+        if isinstance(item, torch.Tensor):
+            found[name + "_out" if name in taken else name] = item
+        elif isinstance(item, Mapping):
+            for key, member in item.items():
+                walk(member, f"{name}.{key}" if name else str(key))
+        elif isinstance(item, tuple) and hasattr(item, "_fields"):
+            walk(dict(zip(item._fields, item, strict=True)), name)
+        elif isinstance(item, tuple | list):
+            for i, member in enumerate(item):
+                walk(member, f"{name}_{i}" if name else f"output_{i}")
+        elif dataclasses.is_dataclass(item):
+            walk({field.name: getattr(item, field.name) for field in dataclasses.fields(item)}, name)
+        elif item is not None:
+            raise ConversionError(
+                f"the model returns {type(item).__name__} as {name or 'its output'}, expected tensors"
+            )
+
+    if isinstance(value, torch.Tensor):
+        walk(value, "output")
+    else:
+        walk(value, "")
+    if not found:
+        raise ConversionError("the model returns no tensor")
+    return found
+
+
+class Flat(nn.Module):
+    """A model that takes its inputs by position and returns a tuple of tensors."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """All tensors that the model returns, in the order of `named_outputs`."""
+        return tuple(named_outputs(self.model(*inputs)).values())
+
+
+def torch_program(model: nn.Module, inputs: Sequence[TensorSpec], output_names: Sequence[str] | None = None) -> Run:
+    """A torch model as a function of named arrays.
+
+    Args:
+        model: The model.
+        inputs: What it takes, in order.
+        output_names: Of what it returns, in order; None to take them from what it returns, see `named_outputs`.
+
+    The function raises ConversionError when the model does not run, or returns something else than tensors.
+    """
+    names = [spec.name for spec in inputs]
+
+    def run(batch: Mapping[str, Array]) -> Arrays:
+        arrays = [torch.from_numpy(np.require(batch[name], requirements=["C", "W"])) for name in names]
+        try:
+            with torch.inference_mode():
+                returned = model(*arrays)
+        except Exception as exc:  # the model is the user's code: it may raise anything
+            shapes = ", ".join(f"{name} {tuple(batch[name].shape)} {batch[name].dtype}" for name in names)
+            raise ConversionError(f"the model does not run on a batch of {shapes}: {reason(exc)}") from exc
+        found = named_outputs(returned, names)
+        if output_names is not None:
+            if len(found) != len(output_names):
+                raise ConversionError(f"the model returns {len(found)} tensors, expected {', '.join(output_names)}")
+            found = dict(zip(output_names, found.values(), strict=True))
+        return {name: _numpy(tensor) for name, tensor in found.items()}
+
+    return run
+
+
+def _numpy(tensor: torch.Tensor) -> Array:
+    if tensor.dtype == torch.bfloat16:
+        tensor = tensor.to(torch.float32)
+    array: Array = tensor.detach().numpy()
+    return array
+
+
+def available_threads() -> int:
+    """Threads for work that is not timed."""
+    return min(_MAX_THREADS, len(os.sched_getaffinity(0)))
+
+
+def onnx_program(
+    model: onnx.ModelProto, what: str, constants: Mapping[str, Array] | None = None, threads: int | None = None
+) -> Run:
+    """A graph as a function of named arrays, with exact int8 arithmetic: how this CPU rounds says nothing of others.
+
+    Args:
+        model: The graph.
+        what: Its name for messages.
+        constants: Inputs that are always the same, such as the parameters of a head.
+        threads: `available_threads` when None.
+
+    Raises:
+        ConversionError: onnxruntime does not load it.
+    """
+    try:
+        session = open_onnx(model.SerializeToString(), what, threads or available_threads(), EXACT)
+    except BundleError as exc:  # at conversion there is no bundle yet to be distrusted
+        raise ConversionError(str(exc)) from exc
+    outputs = [output.name for output in session.get_outputs()]
+    fixed = dict(constants or {})
+
+    def run(batch: Mapping[str, Array]) -> Arrays:
+        try:
+            return dict(zip(outputs, session.run(None, {**batch, **fixed}), strict=True))
+        except Exception as exc:  # onnxruntime's exceptions have no common base
+            shapes = ", ".join(f"{name} {tuple(array.shape)}" for name, array in batch.items())
+            raise ConversionError(f"{what} does not run on a batch of {shapes}: {reason(exc)}") from exc
+
+    return run
+
+
+def outputs(run: Run, x: Arrays, inputs: Sequence[TensorSpec], outputs_: Sequence[TensorSpec]) -> Arrays:
+    """Outputs on many samples, in batches, so that memory does not grow with them."""
+    names = {spec.name for spec in outputs_}
+    sample_bytes = max(1, sum(array.nbytes for array in x.values()) // batch_size(x, inputs))
+    size = max(2, min(_BATCH_SIZE, _BATCH_BYTES // sample_bytes))
+    batches = [
+        {name: array for name, array in run(batch).items() if name in names} for batch in in_batches(x, inputs, size)
+    ]
+    return join(batches, outputs_)
+
+
+def output_specs(run: Run, inputs: Sequence[TensorSpec], example: Arrays) -> tuple[TensorSpec, ...]:
+    """Names, types and axes of what a program gives: an axis is free if it grows with a free axis of the inputs.
+
+    Args:
+        run: The program.
+        inputs: What it takes.
+        example: One sample.
+
+    Raises:
+        ConversionError: It does not run at another size of a free axis.
+    """
+    sizes = {
+        axis: example[spec.name].shape[i]
+        for spec in inputs
+        for i, axis in enumerate(spec.shape)
+        if isinstance(axis, str)
+    }
+    base = {axis: size + 1 for axis, size in sizes.items()}  # 2 samples: an axis of 1 could be one that broadcasts
+    found = run(resized(example, inputs, base))
+    axes: dict[str, list[int | str]] = {name: list(array.shape) for name, array in found.items()}
+    for axis, size in base.items():
+        for name, array in run(resized(example, inputs, base | {axis: size + 1})).items():
+            if array.ndim != len(axes[name]):
+                raise ConversionError(f"the output {name} has another number of axes when {axis} is {size + 1}")
+            for i, (before, after) in enumerate(zip(found[name].shape, array.shape, strict=True)):
+                if after - before == 1 and before == size:
+                    axes[name][i] = axis
+                elif after != before:
+                    axes[name][i] = f"{name}_{i}".replace("/", "_")
+    return tuple(
+        TensorSpec(name=name, dtype=str(found[name].dtype), shape=tuple(shape)) for name, shape in axes.items()
+    )
+
+
+def resized(example: Arrays, inputs: Sequence[TensorSpec], sizes: Mapping[str, int]) -> Arrays:
+    """An example whose free axes have other sizes, by repeating it or cutting it off."""
+    made: Arrays = {}
+    for spec in inputs:
+        array = example[spec.name]
+        for i, axis in enumerate(spec.shape):
+            if isinstance(axis, str) and axis in sizes:
+                array = np.take(array, np.arange(sizes[axis]) % array.shape[i], axis=i)
+        made[spec.name] = np.ascontiguousarray(array)
+    return made
+
+
+def has_batch(specs: Sequence[TensorSpec]) -> bool:
+    """Whether samples can be put together."""
+    return any(BATCH in spec.shape for spec in specs)

@@ -1,0 +1,204 @@
+"""The report of a conversion as a document; `converter.report` shows it."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from converter.export.exporters import Exported
+from converter.pack.pack import Parts
+from converter.plan import ConversionPlan
+from converter.search.candidates import Candidate
+from converter.search.search import Found
+from converter.verify.checks import Check
+from edge import __version__
+from edge.contract.tensorspec import TensorSpec
+
+# What depends on the machine and the moment stays out of the bundle: the same model gives the same bytes.
+_PASSING = ("machine", "stages", "size_bytes", "bundle_digest", "output")
+_PASSING_OF_CANDIDATE = ("latency_ms", "peak_memory_bytes", "start_up_s")
+
+
+def describe(
+    parts: Parts,
+    plan: ConversionPlan,
+    exported: Exported,
+    found: Found,
+    checks: Sequence[Check],
+    robustness: list[dict[str, Any]],
+    notes: Sequence[str],
+    original_latency_ms: float,
+) -> dict[str, Any]:
+    """Everything that a conversion found out, see `converter.report.schema`."""
+    original, evaluation, source = parts.original, parts.evaluation, parts.original.source
+    layers = dict(_operators(found))
+    reference = evaluation.deviation(evaluation.reference)
+    return {
+        "schema": 1,
+        "source": plan.source.name,
+        "source_kind": source.kind,
+        "source_digest": source.digest,
+        "created_by": f"edgeloop {__version__}",
+        "target": plan.profile.name,
+        "target_description": plan.profile.description,
+        "machine": machine(),
+        "threads": 1,
+        "data": original.data,
+        "metric": evaluation.metric,
+        "max_drop": plan.max_drop,
+        "inputs": [_spec(spec) for spec in original.inputs],
+        "outputs": [_spec(spec) for spec in original.outputs],
+        "n_parameters": _n_parameters(parts, exported),
+        "trainable": [] if parts.parts.head is None else list(parts.parts.head.parameters),
+        "exporter": exported.exporter,
+        "candidates": [
+            {
+                "name": "PyTorch" if original.module is not None else "ONNX file",
+                "scheme": "none",
+                "status": "reference",
+                "why": "what everything is compared with",
+                "size_bytes": plan.source.stat().st_size,
+                "score": reference.score,
+                "agreement": 1.0,
+                "sqnr_db": None,
+                "max_error": 0.0,
+                "relative_error": 0.0,
+                "latency_ms": round(original_latency_ms, 4),
+                "peak_memory_bytes": None,
+                "start_up_s": None,
+                "int8_layers": None,
+                "layers": None,
+                "left_in_float": [],
+                "weight_bits": None,
+            },
+            *(_candidate(candidate, found, searched=plan.quantize == "auto") for candidate in found.candidates),
+        ],
+        "chosen": found.chosen.name,
+        "reason": found.reason,
+        "sensitivity": [
+            {
+                "layer": layer,
+                "op_type": layers.get(layer, ""),
+                "sqnr_db": _rounded(ratio),
+                "left_in_float": layer in found.chosen.left_in_float,
+            }
+            for layer, ratio in found.sensitivity
+        ],
+        "robustness": robustness,
+        "verification": [_check(check) for check in checks],
+        "saturation": {"text": found.saturation, "difference_db": _rounded(found.saturation_db)},
+        "notes": list(notes),
+    }
+
+
+def lasting(report: dict[str, Any]) -> dict[str, Any]:
+    """The report without what depends on the machine and the moment, as it goes into the bundle."""
+    kept = {key: value for key, value in report.items() if key not in _PASSING}
+    kept["candidates"] = [
+        {key: value for key, value in candidate.items() if key not in _PASSING_OF_CANDIDATE}
+        for candidate in report["candidates"]
+    ]
+    return kept
+
+
+def machine() -> str:
+    """Processor, architecture and whether it multiplies 8-bit integers in one instruction."""
+    name, flags = platform.processor() or "unknown processor", ""
+    try:
+        text = Path("/proc/cpuinfo").read_text(errors="replace")
+        name = next(
+            (line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")), name
+        )
+        found = [flag for flag in ("avx2", "avx512_vnni", "avx_vnni", "asimddp") if flag in text.split()]
+        flags = ", " + ", ".join(found) if found else ""
+    except OSError:
+        pass
+    return f"{name}, {platform.machine()}{flags}"
+
+
+def _candidate(candidate: Candidate, found: Found, *, searched: bool) -> dict[str, Any]:
+    deviation, timing = candidate.deviation, candidate.timing
+    in_int8, layers = candidate.layers_in_int8 or (None, None)
+    status = (
+        "chosen"
+        if candidate is found.chosen
+        else "failed"
+        if candidate.failed
+        else "refused"
+        if candidate.why
+        else "slower"
+    )
+    why = candidate.why or _why(candidate, found, searched=searched)
+    return {
+        "name": candidate.name,
+        "scheme": candidate.scheme,
+        "status": status,
+        "why": why,
+        "size_bytes": candidate.size_bytes,
+        "score": None if deviation is None else deviation.score,
+        "agreement": None if deviation is None else round(deviation.agreement, 6),
+        "sqnr_db": None if deviation is None else _rounded(deviation.sqnr_db),
+        "max_error": None if deviation is None else _rounded(deviation.max_error, 6),
+        "relative_error": None if deviation is None else _rounded(deviation.relative_error, 6),
+        "latency_ms": None if timing is None else round(timing.latency_ms, 4),
+        "peak_memory_bytes": None if timing is None else timing.peak_memory_bytes,
+        "start_up_s": None if timing is None else round(timing.load_s + timing.first_ms / 1e3, 4),
+        "int8_layers": in_int8,
+        "layers": layers,
+        "left_in_float": list(candidate.left_in_float),
+        "weight_bits": candidate.weight_bits,
+    }
+
+
+def _why(candidate: Candidate, found: Found, *, searched: bool) -> str:
+    """Why a candidate that may be shipped is, or is not; of the machine and the moment only where these decided it."""
+    if candidate is found.chosen:
+        return found.reason
+    if not searched:
+        return "not asked for"
+    here, there = candidate.timing, found.chosen.timing
+    return "not smaller" if here and there and here.latency_ms <= there.latency_ms else "not chosen"
+
+
+def _rounded(value: float | None, digits: int = 2) -> float | None:
+    """For a document that holds no infinities."""
+    return None if value is None or value in (float("inf"), float("-inf")) or value != value else round(value, digits)  # noqa: PLR0124
+
+
+def _check(check: Check) -> dict[str, Any]:
+    return {
+        "what": check.what,
+        "against": check.against,
+        "max_error": _rounded(check.deviation.max_error, 9),
+        "relative_error": _rounded(check.deviation.relative_error, 9),
+        "sqnr_db": _rounded(check.deviation.sqnr_db),
+        "agreement": round(check.deviation.agreement, 6),
+        "score": check.deviation.score,
+        "required": check.required,
+        "passed": True,
+    }
+
+
+def _spec(spec: TensorSpec) -> dict[str, Any]:
+    return spec.to_json()
+
+
+def _operators(found: Found) -> list[tuple[str, str]]:
+    return [(node.name, node.op_type) for candidate in found.candidates for node in candidate.backbone.graph.node]
+
+
+def _n_parameters(parts: Parts, exported: Exported) -> int:
+    model = parts.original.source.model
+    if not isinstance(model, onnx.ModelProto):
+        return sum(parameter.numel() for parameter in model.parameters())
+    sizes = 0
+    for tensor in exported.model.graph.initializer:
+        size = 1
+        for axis in tensor.dims:
+            size *= axis
+        sizes += size
+    return sizes

@@ -1,0 +1,230 @@
+"""Candidates: the ways to quantize the frozen part, each built, compared with the original and timed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import safetensors.numpy
+
+from converter.data.samples import Samples
+from converter.head.fitting import correct_for_quantization
+from converter.head.split import Head, SplitModel, joined
+from converter.program.programs import onnx_program, outputs
+from converter.program.tensors import Arrays, select
+from converter.quantization.layers import running_in_int8
+from converter.verify.measure import Deviation, Evaluation
+from edge.contract.errors import BundleError, ConversionError
+from edge.contract.tensorspec import TensorSpec
+from edge.inference.onnx_benchmark import Benchmark, Timing
+
+_CORRECTION_SAMPLES = 512
+# Differences in latency below this are noise.
+TIE = 0.03
+_BUDGET_S = 0.1
+# Times so much slower than the fastest, in a quick measurement, need no better one.
+_QUICK = 1.5
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Problem:
+    """What is to be quantized and what counts as good enough.
+
+    Attributes:
+        parts: The split model.
+        backbone: Its float backbone, optimized.
+        evaluation: What candidates are compared on.
+        calibration: Real samples that ranges may be taken from, or None.
+    """
+
+    parts: SplitModel
+    backbone: onnx.ModelProto
+    evaluation: Evaluation
+    calibration: Samples | None
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """What the model takes."""
+        return self.evaluation.inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """What a backbone gives."""
+        head = self.parts.head
+        if head is None:
+            return self.evaluation.outputs
+        return (head.features, *(spec for spec in self.evaluation.outputs if spec.name != head.output))
+
+    @cached_property
+    def correction_samples(self) -> Arrays:
+        """What a head is corrected on."""
+        assert self.calibration is not None
+        return select(self.calibration.x, self.inputs, slice(0, _CORRECTION_SAMPLES))
+
+    @cached_property
+    def wanted_logits(self) -> npt.NDArray[np.float32]:
+        """``(n, n_classes)`` what the float model gives for them."""
+        head = self.parts.head
+        assert head is not None
+        run = onnx_program(head.graph, "the head", head.parameters)
+        features = features_of(self.backbone, head, self.correction_samples, self.inputs)
+        found: npt.NDArray[np.float32] = run({head.features.name: features})[head.output]
+        return found
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
+class Candidate:
+    """One way to ship the model, and everything that is known about it.
+
+    Attributes:
+        name: For the report.
+        scheme: ``none``, ``int8``, ``dynamic``, ``fp16`` or ``int4``.
+        backbone: The frozen part.
+        model: Backbone and head in one graph; the head's parameters are inputs.
+        parameters: Of the head, corrected for this backbone.
+        head_error: Squared error of the corrected head's logits relative to that of the head as it was, 1.0 without.
+        deviation: From the original, None until compared.
+        timing: None until measured.
+        layers_in_int8: Layers that really run in int8, and layers, after the runtime's own optimizer.
+        left_in_float: Layers that were left in float because they hurt, or are faster so.
+        why: Why it is not the one to ship, "" while it may be.
+        failed: It could not be built or run.
+        weight_bits: Of the quantized weights.
+    """
+
+    name: str
+    scheme: str
+    backbone: onnx.ModelProto
+    model: onnx.ModelProto
+    parameters: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+    head_error: float = 1.0
+    deviation: Deviation | None = None
+    timing: Timing | None = None
+    layers_in_int8: tuple[int, int] | None = None
+    left_in_float: tuple[str, ...] = ()
+    why: str = ""
+    failed: bool = False
+    weight_bits: int | None = None
+
+    @property
+    def size_bytes(self) -> int:
+        """Of what has to be shipped for it."""
+        return int(self.model.ByteSize()) + sum(array.nbytes for array in self.parameters.values())
+
+
+def build(problem: Problem, name: str, scheme: str, backbone: onnx.ModelProto, **known: Any) -> Candidate:
+    """Put a backbone and the head together; a linear head is corrected for what quantization did to its features."""
+    parts = problem.parts
+    model = joined(backbone, parts)
+    parameters = {} if parts.head is None else dict(parts.head.parameters)
+    error = 1.0
+    if (
+        parts.head is not None
+        and parts.head.linear is not None
+        and parts.head.is_linear
+        and problem.calibration is not None
+        and scheme != "none"
+    ):
+        features = features_of(backbone, parts.head, problem.correction_samples, problem.inputs)
+        parameters, error = correct_for_quantization(parameters, parts.head.linear, features, problem.wanted_logits)
+    return Candidate(
+        name=name,
+        scheme=scheme,
+        backbone=backbone,
+        model=model,
+        parameters=parameters,
+        head_error=error,
+        layers_in_int8=running_in_int8(backbone),
+        **known,
+    )
+
+
+def features_of(
+    backbone: onnx.ModelProto, head: Head, x: Arrays, inputs: Sequence[TensorSpec]
+) -> npt.NDArray[np.float32]:
+    """``(n, ...)`` what the head gets for these samples."""
+    run = onnx_program(backbone, "the backbone")
+    return outputs(run, x, inputs, [head.features])[head.features.name]
+
+
+def compared(candidate: Candidate, evaluation: Evaluation) -> Candidate:
+    """The candidate with its deviation from the original, or with the reason why it does not run."""
+    try:
+        found = evaluation.run(onnx_program(candidate.model, candidate.name, candidate.parameters))
+    except ConversionError as exc:
+        return replace(candidate, why=str(exc), failed=True)
+    return replace(candidate, deviation=evaluation.deviation(found))
+
+
+class Bench:
+    """Runs candidates in processes of their own, one thread, one sample.
+
+    Args:
+        benchmark: The server that measures.
+        folder: To work in.
+        sample: What they are run on.
+    """
+
+    def __init__(self, benchmark: Benchmark, folder: Path, sample: Arrays) -> None:
+        self._benchmark = benchmark
+        self._folder = folder
+        self._sample = sample
+
+    def check(self, model: onnx.ModelProto, parameters: Mapping[str, npt.NDArray[np.float32]]) -> None:
+        """Run a model where it can do no harm: onnxruntime crashes on some graphs, and this process must not.
+
+        Raises:
+            ConversionError: It does not run.
+        """
+        files = self._write("probe", model, parameters)
+        try:
+            self._benchmark.measure(*files, budget_s=0.0)
+        except BundleError as exc:
+            raise ConversionError(f"onnxruntime does not run it: {exc}") from exc
+
+    def timed(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """The candidates with latency and peak memory: each on its own, then the first and all quick ones in turn."""
+        timings: dict[int, Timing] = {}
+        faults: dict[int, str] = {}
+        files = [self._write(str(i), c.model, c.parameters) for i, c in enumerate(candidates)]
+        for i, pair in enumerate(files):
+            try:
+                timings[i] = self._benchmark.measure(*pair, budget_s=_BUDGET_S)
+            except BundleError as exc:
+                faults[i] = str(exc)
+        fastest = min((timing.latency_ms for timing in timings.values()), default=0.0)
+        quick = [i for i, timing in timings.items() if i == 0 or timing.latency_ms <= _QUICK * fastest]
+        try:
+            found = self._benchmark.compare([files[i] for i in quick], budget_s=_BUDGET_S * len(quick))
+            timings |= {i: replace(timings[i], latency_ms=ms) for i, ms in zip(quick, found, strict=True)}
+        except BundleError:  # together they may need more memory than there is
+            pass
+        return [
+            replace(candidate, timing=timings.get(i), why=candidate.why or faults.get(i, ""), failed=i in faults)
+            for i, candidate in enumerate(candidates)
+        ]
+
+    def fastest(self, candidates: Sequence[Candidate]) -> Candidate:
+        """The first, or the fastest of those that are clearly faster."""
+        try:
+            files = [self._write(str(i), c.model, c.parameters) for i, c in enumerate(candidates)]
+            found = self._benchmark.compare(files, budget_s=_BUDGET_S * len(candidates))
+        except BundleError:
+            return candidates[0]
+        best = min(range(len(found)), key=found.__getitem__)
+        return candidates[best] if found[best] < (1 - TIE) * found[0] else candidates[0]
+
+    def _write(
+        self, name: str, model: onnx.ModelProto, parameters: Mapping[str, npt.NDArray[np.float32]]
+    ) -> tuple[Path, Path]:
+        graph, feeds = self._folder / f"{name}.onnx", self._folder / f"{name}.feeds"
+        graph.write_bytes(model.SerializeToString())
+        arrays = {**self._sample, **parameters}
+        safetensors.numpy.save_file({n: np.ascontiguousarray(a) for n, a in arrays.items()}, feeds)
+        return graph, feeds

@@ -1,0 +1,373 @@
+"""Searching: build the candidates for the target, measure each, ship the fastest that keeps the accuracy.
+
+Static int8 needs real samples to take ranges from. Without them only what needs none is tried (weights alone, or
+activations quantized as they come, never for convolutions, which that ruins), and the report says what data would gain.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import onnx
+
+from converter.head.split import joined
+from converter.plan import ConversionPlan
+from converter.program.scratch import scratch_folder
+from converter.program.tensors import select
+from converter.quantization.dynamic import quantize_dynamic
+from converter.quantization.float16 import to_float16
+from converter.quantization.int4 import quantize_int4
+from converter.quantization.layers import has_convolutions, has_recurrent, quantizable_layers
+from converter.search.candidates import TIE, Bench, Candidate, Problem, build, compared
+from converter.search.static_int8 import StaticInt8
+from converter.verify.measure import Deviation
+from edge.contract.errors import ConversionError
+from edge.contract.profile import DeviceProfile
+from edge.inference.onnx_benchmark import Benchmark
+from edge.inference.onnx_session import EXACT, open_onnx
+from edge.inference.session import sqnr_db
+
+Stage = Callable[[str], None]
+
+# On random inputs accuracy means nothing; 20 dB is a relative error of 0.1.
+MIN_RANDOM_SQNR_DB = 20.0
+_FEW = 16
+# So many of the first convolutions may stay in float because that is faster.
+_FIRST = 4
+# A gap of more than this between exact and usual arithmetic is saturation (measured gaps: 13 to 25 dB).
+_SATURATION_DB = 3.0
+_MIB = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
+class Found:
+    """The outcome of a search.
+
+    Attributes:
+        chosen: What to ship.
+        candidates: All that were built, the chosen one among them.
+        reason: Why it was chosen.
+        sensitivity: By layer, the SQNR in dB when only that layer is int8; worst first.
+        saturation: What the saturation check found.
+        saturation_db: Gap between exact and usual arithmetic, None when not run.
+        notes: For the report.
+    """
+
+    chosen: Candidate
+    candidates: tuple[Candidate, ...]
+    reason: str
+    sensitivity: tuple[tuple[str, float], ...] = ()
+    saturation: str = ""
+    saturation_db: float | None = None
+    notes: tuple[str, ...] = ()
+
+
+class Search:
+    """One search; see the module."""
+
+    def __init__(self, problem: Problem, original: Deviation, plan: ConversionPlan, stage: Stage) -> None:
+        self._problem = problem
+        self._original = original
+        self._plan = plan
+        self._stage = stage
+        self._profile = plan.profile
+        self._sensitivity: tuple[tuple[str, float], ...] = ()
+        self._notes: list[str] = []
+        self._static: StaticInt8 | None = None
+
+    def run(self, benchmark: Benchmark) -> Found:
+        """Build, measure and choose.
+
+        Args:
+            benchmark: To measure with.
+
+        Raises:
+            ConversionError: The scheme that was asked for cannot be had, or costs more than the plan allows.
+        """
+        sample = select(self._problem.evaluation.samples.x, self._problem.inputs, slice(0, 1))
+        with scratch_folder() as folder:
+            self._bench = Bench(benchmark, folder, sample)
+            candidates = self._candidates()
+        chosen, reason = self._choose(candidates)
+        text, gap = self._check_saturation(chosen)
+        return Found(
+            chosen=chosen,
+            candidates=tuple(candidates),
+            reason=reason,
+            sensitivity=self._sensitivity,
+            saturation=text,
+            saturation_db=gap,
+            notes=tuple(self._notes),
+        )
+
+    def _candidates(self) -> list[Candidate]:
+        """All of them, compared and timed."""
+        floating = compared(build(self._problem, "float", "none", self._problem.backbone), self._problem.evaluation)
+        candidates = [floating]
+        for candidate in self._quantized():
+            candidates.append(candidate if candidate.failed else compared(candidate, self._problem.evaluation))
+        candidates = self._quickened(self._mended(candidates))
+        self._stage("measuring latency and memory")
+        worth = [candidate for candidate in candidates if not candidate.failed and not candidate.why]
+        measured = iter(self._bench.timed(worth))
+        return [self._judged(c if c.failed or c.why else next(measured)) for c in candidates]
+
+    # Building
+
+    def _quantized(self) -> Iterator[Candidate]:
+        wanted, backbone = self._plan.quantize, self._problem.backbone
+        if wanted == "none":
+            return
+        layers = quantizable_layers(backbone)
+        if not layers and not has_recurrent(backbone):
+            if wanted == "auto":
+                self._notes.append("no convolution or matrix product is frozen; nothing is quantized")
+                return
+            raise ConversionError("the frozen layers have no convolution or matrix product to quantize")
+        auto = wanted == "auto"
+        if (auto or wanted == "int8") and self._problem.calibration is not None and layers:
+            self._stage("calibrating")
+            self._static = StaticInt8(self._problem, self._profile.quantization, self._plan.calibration_method)
+            self._notes.append(self._static.note)
+            yield self._static_candidate()
+        elif wanted == "int8" and has_convolutions(backbone):
+            raise ConversionError("int8 convolutions need calibration data: give --calibrate with real samples")
+        elif auto and has_convolutions(backbone):
+            self._notes.append("int8 convolutions need calibration data; without them the convolutions stay float")
+        only_products = not has_convolutions(backbone)
+        if wanted == "dynamic" or (wanted == "int8" and (self._problem.calibration is None or not layers)):
+            if (
+                not only_products
+                and not has_recurrent(backbone)
+                and not any(layer.op_type in ("Gemm", "MatMul") for layer in layers)
+            ):
+                raise ConversionError(
+                    "dynamic int8 is never used for convolutions, and there is nothing else to quantize"
+                )
+            yield self._made("int8 dynamic", "dynamic", lambda: quantize_dynamic(backbone, self._profile.quantization))
+        elif auto and (only_products or has_recurrent(backbone)):
+            yield self._made("int8 dynamic", "dynamic", lambda: quantize_dynamic(backbone, self._profile.quantization))
+        if auto or wanted == "fp16":
+            yield self._made("fp16", "fp16", lambda: to_float16(backbone))
+        if wanted == "int4" or (auto and any(layer.weight and layer.op_type in ("Gemm", "MatMul") for layer in layers)):
+            yield self._made("int4 weights", "int4", lambda: quantize_int4(backbone))
+
+    def _made(self, name: str, scheme: str, quantize: Callable[[], onnx.ModelProto], **known: Any) -> Candidate:
+        self._stage(f"quantizing: {name}")
+        try:
+            backbone = quantize()
+            if scheme != "int8":  # tried on many ranges before, and not known to crash
+                parts = self._problem.parts
+                self._bench.check(joined(backbone, parts), {} if parts.head is None else parts.head.parameters)
+            return build(self._problem, name, scheme, backbone, **known)
+        except ConversionError as exc:
+            if self._plan.quantize != "auto":
+                raise
+            empty = onnx.ModelProto()
+            return Candidate(name=name, scheme=scheme, backbone=empty, model=empty, why=str(exc), failed=True)
+
+    def _static_candidate(self, exclude: Sequence[str] = (), what: str = "") -> Candidate:
+        assert self._static is not None
+        quantized = self._static.quantized
+        return self._made(
+            self._static.name + what,
+            "int8",
+            lambda: quantized(exclude),
+            left_in_float=tuple(exclude),
+            weight_bits=7 if self._profile.quantization.reduce_range else 8,
+        )
+
+    # Mending
+
+    def _mended(self, candidates: list[Candidate]) -> list[Candidate]:
+        """With the layers that hurt left in float, where static int8 costs too much; measures them in any case."""
+        static = next((c for c in candidates if c.scheme == "int8" and not c.failed), None)
+        if static is None:
+            return candidates
+        fault = self._fault(static)
+        assert self._static is not None
+        if self._plan.quantize == "auto" or fault is not None:
+            self._stage("finding the layers that hurt")
+            self._sensitivity = self._static.sensitivity
+        if fault is None:
+            return candidates
+        worst = [layer for layer, _ in self._sensitivity]
+        count, mended = 1, None
+        while count < max(2, len(worst)):
+            mended = self._with_in_float(worst[:count])
+            if mended.failed or self._fault(mended) is None:
+                break
+            count *= 2
+        if mended is None or mended.failed or self._fault(mended) is not None:
+            return candidates
+        fewer = count // 2
+        while count - fewer > 1:  # as few as will do
+            middle = (fewer + count) // 2
+            tried = self._with_in_float(worst[:middle])
+            if self._fault(tried) is None:
+                count, mended = middle, tried
+            else:
+                fewer = middle
+        return [*candidates, mended]
+
+    def _with_in_float(self, layers: Sequence[str]) -> Candidate:
+        return compared(self._static_candidate(layers, f", {len(layers)} in float"), self._problem.evaluation)
+
+    def _quickened(self, candidates: list[Candidate]) -> list[Candidate]:
+        """With the first convolutions in float, too, where that is faster: few channels have no quick int8 kernel."""
+        base = next((c for c in reversed(candidates) if c.scheme == "int8" and not c.failed), None)
+        convolutions = [layer.name for layer in quantizable_layers(self._problem.backbone) if layer.op_type == "Conv"]
+        searched = self._plan.quantize == "auto" and measured_like_target(self._profile)
+        if base is None or not searched or not convolutions or self._fault(base) is not None:
+            return candidates
+        self._stage("trying the first layers in float")
+        tried = [base]
+        for count in range(1, min(_FIRST, len(convolutions) - 1) + 1):
+            exclude = dict.fromkeys([*base.left_in_float, *convolutions[:count]])
+            if len(exclude) > len(tried[-1].left_in_float):
+                tried.append(self._static_candidate(tuple(exclude), f", {len(exclude)} in float"))
+        fastest = self._bench.fastest(tried)
+        if fastest is base:
+            return candidates
+        found = compared(fastest, self._problem.evaluation)
+        if self._fault(found) is not None:
+            return candidates
+        more = len(found.left_in_float) - len(base.left_in_float)
+        self._notes.append(f"the network is faster with {more} of its first convolutions in float")
+        return [*candidates, found]
+
+    # Choosing
+
+    def _fault(self, candidate: Candidate) -> str | None:
+        """Why a candidate may not be shipped: it is too far from the original. None when it may."""
+        found, evaluation = candidate.deviation, self._problem.evaluation
+        if found is None:
+            return candidate.why or "was not compared"
+        if not found.sqnr_db > float("-inf"):
+            return "gives values that are not finite"
+        if not evaluation.real:
+            if found.sqnr_db < MIN_RANDOM_SQNR_DB:
+                return f"reaches {found.sqnr_db:.1f} dB on random inputs, at least {MIN_RANDOM_SQNR_DB:.0f} dB expected"
+            return None
+        if found.score is not None and self._original.score is not None:
+            drop, what = 100 * (self._original.score - found.score), f"loses {{:.2f}} points of {evaluation.metric}"
+        elif evaluation.classes is not None:
+            drop, what = 100 * (1 - found.agreement), "disagrees on {:.2f} % of the samples"
+        else:
+            drop, what = 100 * (1 - found.agreement), "keeps {:.2f} points less than all of the outputs' variance"
+        if drop > self._plan.max_drop + 1e-9:
+            return f"{what.format(drop)}, at most {self._plan.max_drop} allowed (--max-drop)"
+        return None
+
+    def _judged(self, candidate: Candidate) -> Candidate:
+        if candidate.failed:
+            return candidate
+        why = (self._fault(candidate) or "") if candidate.scheme != "none" else ""
+        memory, limit = candidate.timing and candidate.timing.peak_memory_bytes, self._profile.memory_mb * _MIB // 2
+        if not why and memory and memory > limit:
+            why = f"takes {memory / _MIB:.0f} MiB at its peak, half of the target's memory is {limit / _MIB:.0f} MiB"
+        if not why and candidate.size_bytes > self._profile.inference.max_bundle_mb * _MIB:
+            size, most = candidate.size_bytes / _MIB, self._profile.inference.max_bundle_mb
+            why = f"has {size:.0f} MiB, the target takes bundles of {most} MiB (max_bundle_mb)"
+        return replace(candidate, why=why or candidate.why)
+
+    def _choose(self, candidates: Sequence[Candidate]) -> tuple[Candidate, str]:
+        allowed = [candidate for candidate in candidates if not candidate.why and candidate.timing is not None]
+        if self._plan.quantize != "auto":
+            asked = [c for c in allowed if (c.scheme == "none") == (self._plan.quantize == "none")]
+            if not asked:
+                self._refuse([c for c in candidates if (c.scheme == "none") == (self._plan.quantize == "none")])
+            return asked[-1], f"--quantize {self._plan.quantize} was asked for"
+        if not allowed:
+            self._refuse(candidates)
+        if not measured_like_target(self._profile):
+            return self._by_rule(allowed)
+        fastest = min(allowed, key=lambda c: c.timing.latency_ms if c.timing else 0.0)
+        near = [
+            c
+            for c in allowed
+            if c.timing and fastest.timing and c.timing.latency_ms <= (1 + TIE) * fastest.timing.latency_ms
+        ]
+        chosen = min(near, key=lambda c: c.size_bytes)
+        reason = f"the fastest of {len(allowed)} candidates within {self._limits()}"
+        if len(near) > 1:
+            reason = f"the smallest of {len(near)} that are equally fast (within {TIE:.0%}), within {self._limits()}"
+        if chosen.scheme == "none" and len(candidates) > 1:
+            others = [c for c in allowed if c is not chosen]
+            reason = (
+                f"float is the fastest on this CPU within {self._limits()}; int8 would be slower here"
+                if others
+                else f"only float is within {self._limits()}"
+            )
+        return chosen, reason
+
+    def _by_rule(self, allowed: Sequence[Candidate]) -> tuple[Candidate, str]:
+        """Latency on another architecture says nothing: more layers in int8 and a smaller file come first."""
+
+        def merit(candidate: Candidate) -> tuple[float, int]:
+            in_int8, of = candidate.layers_in_int8 or (0, 0)
+            share = in_int8 / of if of and candidate.scheme in ("int8", "dynamic") else 0.0
+            return (-share, candidate.size_bytes)
+
+        useful = [c for c in allowed if c.scheme != "fp16"]
+        chosen = min(useful or allowed, key=merit)
+        return chosen, (
+            f"most layers in int8, then the smallest, within {self._limits()}; latency was measured on this machine "
+            f"({platform.machine()}), which says little about {self._profile.name} ({self._profile.architecture})"
+        )
+
+    def _limits(self) -> str:
+        return f"{self._plan.max_drop} points and {self._profile.memory_mb // 2} MiB"
+
+    def _refuse(self, candidates: Sequence[Candidate]) -> None:
+        faults = "; ".join(f"{candidate.name} {candidate.why}" for candidate in candidates if candidate.why)
+        worst = f". The layer that hurts most is {self._sensitivity[0][0]}" if self._sensitivity else ""
+        raise ConversionError(
+            f"too far from the original: {faults or 'nothing could be built'}{worst}. Nothing was written"
+        )
+
+    # Saturation
+
+    def _check_saturation(self, chosen: Candidate) -> tuple[str, float | None]:
+        """Run the chosen file with and without exact arithmetic, where it uses 8-bit products on x86."""
+        profile = self._profile
+        if chosen.scheme not in ("int8", "dynamic") or profile.architecture != "x86_64":
+            return "", None
+        promise = (
+            "weights keep to 7 bits, so that two products of 8 bits fit the 16-bit sums of a CPU without VNNI"
+            if profile.quantization.reduce_range
+            else "8-bit weights are safe, because the target adds 8-bit products in 32 bits (VNNI)"
+            if profile.quantization.int8_dot_product
+            else "8-bit weights on a CPU without VNNI may saturate: the profile should set reduce_range"
+        )
+        if platform.machine() != "x86_64":
+            return promise, None
+        few = self._problem.evaluation.first(_FEW)
+        feeds = {**few.samples.x, **chosen.parameters}
+        names = [spec.name for spec in few.outputs]
+        found = [
+            open_onnx(chosen.model.SerializeToString(), chosen.name, 1, config).run(names, feeds)
+            for config in ({}, EXACT)
+        ]
+        ratios = [
+            min(sqnr_db(few.reference[name], array) for name, array in zip(names, arrays, strict=True))
+            for arrays in found
+        ]
+        gap = ratios[1] - ratios[0]
+        if gap > _SATURATION_DB and profile.quantization.int8_dot_product:
+            return f"{promise}; this CPU has none, and loses {gap:.1f} dB: do not run the bundle here", gap
+        if gap > _SATURATION_DB:
+            raise ConversionError(
+                f"the int8 sums saturate on this CPU: {ratios[0]:.1f} dB, {ratios[1]:.1f} dB with exact arithmetic; "
+                f"use a target with reduce_range = true. Nothing was written"
+            )
+        return f"{promise}; on this CPU exact arithmetic changes the outputs by {gap:.1f} dB", gap
+
+
+def measured_like_target(profile: DeviceProfile) -> bool:
+    """Whether this machine has the target's instruction set."""
+    machine = {"arm64": "aarch64", "AMD64": "x86_64"}.get(platform.machine(), platform.machine())
+    return machine == profile.architecture

@@ -1,0 +1,1 @@
+"""What everything is compared with, how near it is, and what holds."""

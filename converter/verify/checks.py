@@ -1,0 +1,223 @@
+"""Is what came out near enough to what went in? Compares programs; changes nothing and keeps nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import torch
+from torch import nn
+
+from converter.graph.build import inferred_types
+from converter.program.attention import traceable
+from converter.program.programs import onnx_program, resized, torch_program
+from converter.program.reason import reason
+from converter.program.scratch import scratch_folder
+from converter.program.tensors import Arrays, Run, batch_size, select
+from converter.verify.measure import Deviation, Evaluation
+from edge.contract.bundle import Bundle, write_bundle
+from edge.contract.errors import BundleError, ConversionError
+from edge.contract.manifest import Manifest
+from edge.contract.tensorspec import BATCH, TensorSpec
+from edge.inference.onnx_session import EXACT, OnnxSession
+from edge.inference.session import sqnr_db
+
+# Float programs compute the same sums in another order: 60 dB is a relative error of 0.001.
+MIN_FLOAT_SQNR_DB = 60.0
+_TORCHSCRIPT_SAMPLES = 16
+_ONE_BY_ONE = 4
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Check:
+    """One comparison that was passed.
+
+    Attributes:
+        what: Which program.
+        against: The one that it was compared with.
+        deviation: How far it is.
+        required: What was asked of it, in words.
+    """
+
+    what: str
+    against: str
+    deviation: Deviation
+    required: str
+
+
+def check_float(what: str, run: Run, evaluation: Evaluation, against: str) -> Check:
+    """A float program, compared with the original on all samples and, for the batch axis's sake, one by one.
+
+    Raises:
+        ConversionError: It does not run, or gives other outputs.
+    """
+    found = evaluation.run(run)
+    _compare(what, evaluation, evaluation.reference, found, "")
+    x = evaluation.samples.x
+    for i in range(min(_ONE_BY_ONE, batch_size(x, evaluation.inputs))):
+        rows = slice(i, i + 1)
+        single = run(select(x, evaluation.inputs, rows))
+        _compare(what, evaluation, select(evaluation.reference, evaluation.outputs, rows), single, " one by one")
+    return Check(
+        what=what,
+        against=against,
+        deviation=evaluation.deviation(found),
+        required=f"SQNR at least {MIN_FLOAT_SQNR_DB:.0f} dB",
+    )
+
+
+def check_free_axes(what: str, run: Run, original: Run, inputs: Sequence[TensorSpec], example: Arrays) -> None:
+    """A float program at other sizes of its free axes, where an exporter may have written down those of its example.
+
+    Args:
+        what: The program, for messages.
+        run: It.
+        original: What it is compared with.
+        inputs: Of both.
+        example: One sample.
+
+    Raises:
+        ConversionError: It does not run at another size, or gives other outputs.
+    """
+    for spec in inputs:
+        for i, axis in enumerate(spec.shape):
+            if isinstance(axis, str) and axis != BATCH:
+                sizes = {axis: example[spec.name].shape[i] + 1, BATCH: 3}
+                sample = resized(example, inputs, sizes)
+                where = f" where {axis} is {sizes[axis]}"
+                try:
+                    wanted, found = original(sample), run(sample)
+                except ConversionError as exc:
+                    raise ConversionError(f"{what} does not run{where}: {exc}") from exc
+                for name, array in wanted.items():
+                    same = array.shape == found[name].shape and (
+                        sqnr_db(array, found[name]) >= MIN_FLOAT_SQNR_DB
+                        if array.dtype.kind == "f"
+                        else np.array_equal(array, found[name])
+                    )
+                    if not same:
+                        raise ConversionError(f"{what} gives another {name} than the model{where}")
+
+
+def _compare(what: str, evaluation: Evaluation, wanted: Arrays, found: Arrays, how: str) -> None:
+    for spec in evaluation.outputs:
+        one, other = wanted[spec.name], found[spec.name]
+        if one.shape != other.shape:
+            raise ConversionError(f"{what} gives {spec.name} of the shape {other.shape}{how}, the model {one.shape}")
+        if one.dtype.kind != "f":
+            if not np.array_equal(one, other):
+                raise ConversionError(f"{what} gives another {spec.name} than the model{how}")
+            continue
+        ratio = sqnr_db(one, other)
+        if ratio < MIN_FLOAT_SQNR_DB:
+            raise ConversionError(
+                f"{what} gives another {spec.name} than the model{how}: {ratio:.1f} dB, at least "
+                f"{MIN_FLOAT_SQNR_DB:.0f} dB expected"
+            )
+
+
+def first_diverging_layer(model: nn.Module, exported: onnx.ModelProto, evaluation: Evaluation) -> str | None:
+    """Name of the first layer of a torch model whose output differs from that of its nodes in the exported graph.
+
+    The exporter names a node after the module that it comes from. None when no such layer is found.
+    """
+    if isinstance(model, torch.jit.ScriptModule):
+        return None
+    few = select(evaluation.samples.x, evaluation.inputs, slice(0, 2))
+    seen: dict[str, torch.Tensor] = {}
+
+    def remember(name: str) -> object:
+        def hook(_module: nn.Module, _inputs: object, output: object) -> None:
+            if isinstance(output, torch.Tensor):
+                seen.setdefault(name, output.detach())
+
+        return hook
+
+    leaves = [(name, module) for name, module in model.named_modules() if name and not list(module.children())]
+    handles = [module.register_forward_hook(remember(name)) for name, module in leaves]
+    try:
+        torch_program(model, evaluation.inputs)(few)
+    finally:
+        for handle in handles:
+            handle.remove()
+    last: dict[str, str] = {}
+    for node in exported.graph.node:
+        last[node.name.rpartition("/")[0]] = node.output[0]
+    values = {name: last[_scope(name)] for name in seen if _scope(name) in last}
+    types = inferred_types(exported)
+    watched = onnx.ModelProto()
+    watched.CopyFrom(exported)
+    present = {info.name for info in exported.graph.output}
+    watched.graph.output.extend(types[v] for v in values.values() if v in types and v not in present)
+    found = onnx_program(watched, "the exported graph")(few)
+    for name, value in values.items():
+        if value not in found:
+            continue
+        wanted = seen[name].numpy()
+        if wanted.shape != found[value].shape or sqnr_db(wanted, found[value]) < MIN_FLOAT_SQNR_DB:
+            return name
+    return None
+
+
+def _scope(module: str) -> str:
+    """The exporter's name for a module: ``layer1.0.conv`` is ``/layer1/layer1.0/conv``."""
+    parts: list[str] = []
+    for part in module.split("."):
+        parts.append(f"{parts[-1]}.{part}" if part.isdigit() and parts else part)
+    return "/" + "/".join(parts)
+
+
+def torchscript_of(model: nn.Module, evaluation: Evaluation, *, scripted: bool) -> tuple[bytes, Check]:
+    """The whole float model as TorchScript, saved, loaded again and compared.
+
+    Args:
+        model: A torch module.
+        evaluation: What to compare on.
+        scripted: Compile its source instead of tracing it.
+
+    Raises:
+        ConversionError: TorchScript does not take it, or it gives other outputs than the model.
+    """
+    few = select(evaluation.samples.x, evaluation.inputs, slice(0, 2))
+    script = model
+    try:
+        if not isinstance(model, torch.jit.ScriptModule):
+            example = tuple(torch.from_numpy(np.ascontiguousarray(few[spec.name])) for spec in evaluation.inputs)
+            with torch.no_grad(), contextlib.nullcontext() if scripted else traceable():
+                script = (
+                    torch.jit.script(model)
+                    if scripted
+                    else torch.jit.trace(model, example, check_trace=False, strict=False)  # type: ignore[no-untyped-call]
+                )
+        archive = io.BytesIO()
+        torch.jit.save(script, archive)
+    except Exception as exc:  # the compiler and the user's code raise what they like
+        raise ConversionError(f"TorchScript does not take the model: {reason(exc)}") from exc
+    loaded = torch.jit.load(io.BytesIO(archive.getvalue()))  # type: ignore[no-untyped-call]
+    run = torch_program(loaded, evaluation.inputs, [spec.name for spec in evaluation.outputs])
+    check = check_float("the TorchScript", run, evaluation.first(_TORCHSCRIPT_SAMPLES), "the model")
+    return archive.getvalue(), check
+
+
+def check_bundle(manifest: Manifest, blobs: Mapping[str, bytes]) -> str:
+    """Open a bundle as a device of the target opens it, digests and golden outputs, in a folder that is thrown away.
+
+    Returns:
+        Its digest.
+
+    Raises:
+        ConversionError: A device would refuse it.
+    """
+    with scratch_folder() as folder:
+        path = folder / "bundle.edge"
+        try:
+            write_bundle(path, manifest, blobs)
+            bundle = Bundle.open(path)
+            OnnxSession(bundle, config=EXACT)
+        except BundleError as exc:
+            raise ConversionError(f"a device would refuse the bundle: {exc}. Nothing was written") from exc
+        return bundle.digest

@@ -1,0 +1,257 @@
+"""The model that everything is compared with: loaded, its preprocessing in front, its data, its outputs on them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx
+import torch
+from torch import nn
+
+from converter.data.samples import Samples, SampleStream
+from converter.data.stream import open_samples
+from converter.data.subset import InMemory, random_samples, subset
+from converter.export.preprocessing import Preprocessing, parse_preprocessing, preprocessing_onnx
+from converter.graph.build import make_model, renamed
+from converter.load.load import load_source
+from converter.load.source import Source
+from converter.plan import ConversionPlan
+from converter.program.programs import onnx_program, output_specs, outputs, torch_program
+from converter.program.tensors import Array, Arrays, Run, batch_size, select
+from converter.verify.measure import Evaluation, classifying_output
+from edge.contract.errors import ConfigError, ConversionError
+from edge.contract.tensorspec import BATCH, TensorSpec
+
+EVALUATION_SAMPLES = 2000
+CALIBRATION_SAMPLES = 512
+RANDOM_SAMPLES = 256
+# Samples in memory; a stream may be as long as it likes.
+MAX_BYTES = 96 << 20
+# A program takes some ten seconds for so much; it is run on all samples for every candidate.
+_MACS = 200_000_000_000
+_LEAST_SAMPLES = 256
+_FREE_SIZE = 64
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
+class Original:
+    """See the module.
+
+    Attributes:
+        source: As it was loaded.
+        preprocessing: What is put in front of it, or None.
+        inputs: What device and data give, in front of the preprocessing.
+        example: One sample of that.
+        outputs: What the model gives.
+        run: Preprocessing and model.
+        stream: Calibration data, or None.
+        calibration: Some of them.
+        samples: What is measured on.
+        real: False when these are random.
+        origin: Where they come from, "" when they are random.
+        class_names: Of the data, or of the checkpoint, or None.
+    """
+
+    source: Source
+    preprocessing: Preprocessing | None
+    inputs: tuple[TensorSpec, ...]
+    example: Arrays
+    outputs: tuple[TensorSpec, ...]
+    run: Run
+    stream: SampleStream | None
+    calibration: Samples | None
+    samples: Samples
+    real: bool
+    origin: str
+    class_names: tuple[str, ...] | None
+
+    @property
+    def data(self) -> str:
+        """What is measured on, in words."""
+        count = batch_size(self.samples.x, self.inputs)
+        return f"{count} samples of {self.origin}" if self.real else f"{count} random inputs"
+
+    def affordable(self, macs: int) -> Original:
+        """Measured on fewer samples, evenly spaced, where the model is so large that all would take minutes.
+
+        Args:
+            macs: Multiply-accumulate operations for one sample. A time would not give the same samples every time.
+        """
+        count = batch_size(self.samples.x, self.inputs)
+        most = max(_LEAST_SAMPLES, _MACS // max(1, macs))
+        if count <= most:
+            return self
+        rows, y = slice(0, count, -(-count // most)), self.samples.y
+        return replace(self, samples=Samples(select(self.samples.x, self.inputs, rows), None if y is None else y[rows]))
+
+    @property
+    def module(self) -> nn.Module | None:
+        """Preprocessing and model as one torch module; None for an ONNX model."""
+        model = self.source.model
+        if isinstance(model, onnx.ModelProto):
+            return None
+        return (
+            model
+            if self.preprocessing is None
+            else _Behind(self.preprocessing.module(self.source.inputs[0]), model).eval()
+        )
+
+    def evaluation(self) -> Evaluation:
+        """What to compare programs on.
+
+        Raises:
+            ConversionError: The model's own outputs are not finite.
+            ConfigError: Labels and outputs do not belong together.
+        """
+        y = self.samples.y
+        classes = None if y is not None and y.dtype.kind == "f" else classifying_output(self.outputs)
+        if y is not None and y.dtype.kind != "f" and classes is None:
+            classes = next((s.name for s in self.outputs if classifying_output([s])), None)
+            if classes is None:
+                raise ConfigError("the data have class numbers as y, but no output has one value for each class")
+        reference = outputs(self.run, self.samples.x, self.inputs, self.outputs)
+        for spec in self.outputs:
+            if spec.dtype.startswith("float") and not np.isfinite(reference[spec.name]).all():
+                raise ConversionError(f"the model gives a {spec.name} that is not finite on {self.data}")
+        found = Evaluation(
+            samples=self.samples,
+            real=self.real,
+            inputs=self.inputs,
+            outputs=self.outputs,
+            reference=reference,
+            classes=None,
+        )
+        return found if classes is None else self.with_classes(found, classes)
+
+    def with_classes(self, evaluation: Evaluation, output: str) -> Evaluation:
+        """The same comparison, where one output is known to have one logit for each class.
+
+        Raises:
+            ConfigError: There are labels that it has no logit for.
+        """
+        n_classes = evaluation.reference[output].shape[1]
+        for labels in (self.samples.y, None if self.calibration is None else self.calibration.y):
+            if labels is not None and labels.dtype.kind in "iu":
+                _check_labels(labels, n_classes)
+        return replace(evaluation, classes=output)
+
+
+class _Behind(nn.Module):
+    """A model behind its preprocessing."""
+
+    def __init__(self, preprocessing: nn.Module, model: nn.Module) -> None:
+        super().__init__()
+        self.preprocessing = preprocessing
+        self.model = model
+
+    def forward(self, *inputs: torch.Tensor) -> object:
+        return self.model(self.preprocessing(inputs[0]), *inputs[1:])
+
+
+def _check_labels(labels: Array, n_classes: int) -> None:
+    if not (labels.min() >= 0 and labels.max() < n_classes):
+        raise ConfigError(
+            f"labels from {labels.min()} to {labels.max()}, but the model has {n_classes} outputs: "
+            f"expected 0 to {n_classes - 1}"
+        )
+
+
+def load_original(plan: ConversionPlan) -> Original:
+    """Load the model and its data; after this it runs on them.
+
+    Raises:
+        ConfigError: An option or a file of samples is wrong or does not fit the model.
+        ConversionError: The model cannot be loaded or does not run.
+    """
+    source = load_source(plan)
+    _check_types(source)
+    preprocessing = None if plan.preprocess is None else parse_preprocessing(plan.preprocess)
+    inputs, example = source.inputs, source.example
+    if preprocessing is not None:
+        raw = preprocessing.raw_input(inputs[0])
+        inputs = (raw, *inputs[1:])
+        free = {BATCH: 1}
+        shape = tuple(size if isinstance(size, int) else free.get(size, _FREE_SIZE) for size in raw.shape)
+        rng = np.random.default_rng(0)
+        made = rng.standard_normal(shape) if raw.dtype.startswith("float") else rng.integers(0, 256, shape)
+        example = {raw.name: made.astype(raw.dtype), **{spec.name: source.example[spec.name] for spec in inputs[1:]}}
+    run = _runner(source, preprocessing)
+    specs = output_specs(run, inputs, example)
+    stream = None
+    if plan.calibration is not None:
+        stream = open_samples(plan.calibration, "--calibrate", inputs)
+    elif source.samples is not None:
+        stream = InMemory(source.samples, "the checkpoint's calibration data", inputs)
+    calibration = None
+    if stream is not None:
+        calibration = subset(stream, inputs, max_samples=CALIBRATION_SAMPLES, max_bytes=MAX_BYTES)
+    measured = stream
+    if plan.evaluation is not None:
+        measured = open_samples(plan.evaluation, "--evaluate", inputs)
+    if measured is not None:
+        samples = subset(measured, inputs, max_samples=EVALUATION_SAMPLES, max_bytes=MAX_BYTES)
+    else:
+        unknown = [spec for spec in inputs if not spec.dtype.startswith("float")]
+        if unknown and preprocessing is None:
+            raise ConversionError(
+                f"the model takes {unknown[0].name} as {unknown[0].dtype}, for which no values can be made up: give "
+                f"--calibrate with real samples"
+            )
+        samples = random_samples(inputs, example, RANDOM_SAMPLES)
+    names = plan.class_names or source.class_names or (None if measured is None else measured.class_names)
+    return Original(
+        source=source,
+        preprocessing=preprocessing,
+        inputs=inputs,
+        example=example,
+        outputs=specs,
+        run=run,
+        stream=stream,
+        calibration=calibration,
+        samples=samples,
+        real=measured is not None,
+        origin="" if measured is None else measured.origin,
+        class_names=names,
+    )
+
+
+def _check_types(source: Source) -> None:
+    if isinstance(source.model, onnx.ModelProto):
+        return
+    odd = {str(value.dtype) for value in source.model.parameters() if value.dtype not in (torch.float32, torch.int64)}
+    if odd:
+        raise ConversionError(f"parameters of the type {', '.join(sorted(odd))}; call model.float() before saving it")
+
+
+def _runner(source: Source, preprocessing: Preprocessing | None) -> Run:
+    if isinstance(source.model, onnx.ModelProto):
+        model = onnx_program(source.model, "the model")
+    else:
+        model = torch_program(source.model, source.inputs, source.output_names)
+    if preprocessing is None:
+        return model
+    module = preprocessing.module(source.inputs[0])
+
+    def run(batch: Arrays) -> Arrays:
+        name = source.inputs[0].name
+        with torch.inference_mode():
+            prepared = module(torch.from_numpy(np.ascontiguousarray(batch[name])))
+        return model({**batch, name: prepared.numpy()})
+
+    return run  # type: ignore[return-value]
+
+
+def with_preprocessing(model: onnx.ModelProto, original: Original) -> onnx.ModelProto:
+    """The exported model behind its preprocessing, as one graph."""
+    if original.preprocessing is None:
+        return model
+    first = original.source.inputs[0]
+    front = preprocessing_onnx(original.preprocessing, first).graph
+    return make_model(
+        "model",
+        [*front.node, *(renamed(node, {first.name: front.output[0].name}) for node in model.graph.node)],
+        [*front.input, *(info for info in model.graph.input if info.name != first.name)],
+        list(model.graph.output),
+        [*front.initializer, *model.graph.initializer],
+    )

@@ -1,0 +1,139 @@
+"""Which candidate is shipped: by latency where it means something, by rule where not, and never beyond the limits."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from converter.pipeline import convert
+from converter.search.candidates import Bench
+from edge.contract.errors import ConversionError
+from edge.contract.profile import DeviceProfile, load_profile
+from tests.converter.models import cnn, mlp, plan, save
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save(cnn(), tmp_path_factory.mktemp("search") / "cnn.pth", (1, 8, 8), calibrated=100)
+
+
+def converted(source: Path, tmp_path: Path, **options: Any) -> dict[str, Any]:
+    return convert(plan(source, output=tmp_path / "out.edge", **{"max_drop": 10.0, **options})).report
+
+
+def timed_as(monkeypatch: pytest.MonkeyPatch, latency_ms: dict[str, float]) -> None:
+    """Real measurements of everything, but the latencies of a machine on which schemes are this fast."""
+    measured = Bench.timed
+
+    def timed(self: Bench, candidates: Any) -> Any:
+        return [
+            replace(c, timing=c.timing and replace(c.timing, latency_ms=latency_ms[c.scheme]))
+            for c in measured(self, candidates)
+        ]
+
+    monkeypatch.setattr(Bench, "timed", timed)
+    monkeypatch.setattr(Bench, "fastest", lambda _self, candidates: candidates[0])
+
+
+def this_machine() -> DeviceProfile:
+    if platform.machine() not in ("x86_64", "aarch64"):
+        pytest.skip(f"no profile is like {platform.machine()}")
+    return load_profile("generic-x86_64" if platform.machine() == "x86_64" else "generic-arm64")
+
+
+def another_machine() -> DeviceProfile:
+    return load_profile("generic-arm64" if platform.machine() == "x86_64" else "generic-x86_64")
+
+
+def test_float_is_shipped_and_says_so_where_int8_is_slower(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed_as(monkeypatch, {"none": 1.0, "int8": 1.5, "fp16": 3.0})
+    report = converted(source, tmp_path, profile=this_machine())
+    assert report["chosen"] == "float"
+    assert "int8 would be slower here" in report["reason"]
+
+
+def test_the_fastest_is_shipped_and_of_equals_the_smallest(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed_as(monkeypatch, {"none": 1.0, "int8": 0.5, "fp16": 3.0})
+    report = converted(source, tmp_path, profile=this_machine())
+    assert report["chosen"].startswith("int8 static")
+    assert "the fastest of" in report["reason"]
+    timed_as(monkeypatch, {"none": 1.0, "int8": 1.5, "fp16": 0.99})
+    report = converted(source, tmp_path, profile=this_machine())
+    assert report["chosen"] == "fp16"  # as fast as float within 3 %, and smaller
+    assert "equally fast" in report["reason"]
+
+
+def test_latency_on_another_architecture_does_not_decide(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed_as(monkeypatch, {"none": 0.1, "int8": 9.0, "fp16": 0.1})
+    report = converted(source, tmp_path, profile=another_machine())
+    assert report["chosen"].startswith("int8 static")
+    assert "says little about" in report["reason"]
+
+
+def test_what_needs_more_memory_than_the_target_has_is_refused(source: Path, tmp_path: Path) -> None:
+    report = converted(source, tmp_path)
+    assert report["candidates"][1]["status"] in ("chosen", "slower")
+    small = replace(load_profile("generic-x86_64"), memory_mb=64)
+    with pytest.raises(ConversionError, match="half of the target's memory is 32 MiB"):
+        converted(source, tmp_path, profile=small, quantize="none")
+
+
+def test_a_bundle_that_is_too_large_for_the_target_is_refused(tmp_path: Path) -> None:
+    source = save(nn.Sequential(nn.Linear(12, 90_000), nn.ReLU(), nn.Linear(90_000, 4)), tmp_path / "m.pth", (12,))
+    profile = load_profile("generic-x86_64")
+    small = replace(profile, inference=replace(profile.inference, max_bundle_mb=3))
+    with pytest.raises(ConversionError, match=r"the target takes bundles of 3 MiB \(max_bundle_mb\)"):
+        convert(plan(source, profile=small, quantize="none"))
+    assert not source.with_suffix(".edge").exists()
+
+
+def test_the_first_layers_may_stay_in_float_where_that_is_faster(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Bench, "fastest", lambda _self, candidates: candidates[-1])
+    report = converted(source, tmp_path, profile=this_machine())
+    (row,) = [c for c in report["candidates"] if c["name"].endswith(", 1 in float")]
+    assert row["left_in_float"] == ["/0/Conv"]
+    assert (row["int8_layers"], row["layers"]) == (1, 2)
+    assert any("faster with 1 of its first convolutions in float" in note for note in report["notes"])
+
+
+def test_a_scheme_that_was_asked_for_is_not_left_for_a_faster_one(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed_as(monkeypatch, {"none": 0.1, "int8": 9.0})
+    report = converted(source, tmp_path, quantize="int8", profile=this_machine())
+    assert report["chosen"].startswith("int8 static")
+    assert {c["why"] for c in report["candidates"]} >= {"--quantize int8 was asked for", "not asked for"}
+
+
+def test_more_loss_than_allowed_is_refused_with_the_layer_that_hurts_most(tmp_path: Path) -> None:
+    """Labels that the model gets right by a hair: any rounding loses points."""
+    torch.manual_seed(0)
+    model = mlp()
+    x = torch.randn(4000, 12)
+    with torch.no_grad():
+        logits = model(x)
+        top = logits.topk(2, dim=1).values
+        near = (top[:, 0] - top[:, 1]).argsort()[:60]
+    np.savez(tmp_path / "data.npz", x=x[near].numpy(), y=logits[near].argmax(dim=1).numpy())
+    source = save(model, tmp_path / "m.pth", (12,))
+    with pytest.raises(ConversionError, match=r"loses .* points of accuracy, at most 0.0 allowed"):
+        convert(plan(source, calibration=str(tmp_path / "data.npz"), quantize="int4", max_drop=0.0))
+    report = convert(plan(source, calibration=str(tmp_path / "data.npz"), max_drop=0.0)).report
+    chosen = next(c for c in report["candidates"] if c["name"] == report["chosen"])
+    assert chosen["score"] == 1.0
+    assert any(c["status"] == "refused" for c in report["candidates"])
