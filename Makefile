@@ -5,13 +5,20 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint bench clean
+# Two processes: what continuous integration has cores for. A file's tests stay together, they share its fixtures.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+
+.PHONY: demo test quick lint bench clean
 
 demo: $(READY)
 	$(BIN)/python examples/01_digits_fleet/demo.py $(DEMO_OPTIONS)
 
 test: $(READY) lint
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+quick: $(READY)
+	$(BIN)/ruff check .
+	$(PYTEST) -m 'not slow and not broker'
 
 lint: $(READY)
 	$(BIN)/ruff check .
