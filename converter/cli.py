@@ -148,6 +148,7 @@ def _beside(context: click.Context, _parameter: click.Parameter, model: Path) ->
     "--calibrate", "calibration", help="Real samples: .npz (x, y), .npy, folder of images or wav, FILE.py:NAME."
 )
 @click.option("--evaluate", "evaluation", help="Samples to measure on, instead of the calibration data.")
+@click.option("--example", help="Samples to run the model on wherever it must run once; the other data do as well.")
 @click.option("--max-drop", default=0.5, type=click.FloatRange(0, 100), help="Points of accuracy that may be lost.")
 @click.option(
     "--format", "form", default="edge", type=click.Choice(FORMATS), help="A bundle, only one model file, or a folder."
@@ -183,6 +184,7 @@ def convert_command(
     calibration_method: str | None,
     calibration: str | None,
     evaluation: str | None,
+    example: str | None,
     max_drop: float,
     form: str,
     torchscript: bool,
@@ -233,6 +235,7 @@ def convert_command(
         calibration_method=calibration_method,
         calibration=calibration,
         evaluation=evaluation,
+        example=example,
         max_drop=max_drop,
         trust_pickle=trust_pickle,
         format=form,

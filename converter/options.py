@@ -11,7 +11,7 @@ from edge.contract.errors import ConfigError
 from edge.contract.files import replace_file
 
 _MAX_BYTES = 1 << 20
-_PATHS = ("output", "calibrate", "evaluate", "sign", "json", "html", "arch")
+_PATHS = ("output", "calibrate", "evaluate", "example", "sign", "json", "html", "arch")
 # Names in the file, as on the command line, and those of the command's parameters.
 _PARAMETERS = {
     "output": "output",
@@ -34,6 +34,7 @@ _PARAMETERS = {
     "calibration-method": "calibration_method",
     "calibrate": "calibration",
     "evaluate": "evaluation",
+    "example": "example",
     "max-drop": "max_drop",
     "format": "form",
     "torchscript": "torchscript",
@@ -73,6 +74,7 @@ _TEMPLATE = """\
 # calibration-method = "percentile"    # minmax, percentile, entropy, mse; best of all when not given
 # calibrate = "calibration.npz"        # arrays x and y; or .npy, a folder of images or wav, FILE.py:NAME
 # evaluate = "test.npz"
+# example = "one.npz"                  # to run the model on, where no other data are given
 # max-drop = 0.5                       # points of accuracy that may be lost
 
 # format = "edge"                      # edge, onnx, torchscript, dir
@@ -130,7 +132,9 @@ def _value(path: Path, key: str, value: Any) -> Any:
     if isinstance(value, bool | list | dict) or key in ("arch-arg", "torchscript"):
         raise ConfigError(f"{path}: {key} = {value!r} is not of the right type; edge-convert --init shows examples")
     if key in _PATHS and isinstance(value, str) and value != "-":
-        place, colon, name = value.rpartition(":") if key in ("arch", "calibrate", "evaluate") else (value, "", "")
+        place, colon, name = (
+            value.rpartition(":") if key in ("arch", "calibrate", "evaluate", "example") else (value, "", "")
+        )
         if not colon:
             return str(path.parent / value)
         return f"{path.parent / place}:{name}" if place.endswith(".py") else value

@@ -16,7 +16,7 @@ import onnx
 import torch
 
 from converter.data.samples import Samples
-from converter.export.exporters import Exported, exporters
+from converter.export.exporters import Exported, by_scripting, exporters
 from converter.graph.build import multiplications
 from converter.graph.canonical import canonical
 from converter.head.gradient.differentiate import UnsupportedOperatorError
@@ -161,7 +161,10 @@ def _export(original: Original) -> tuple[Exported, Original, Evaluation, Check]:
     """After this the model, behind its preprocessing, is an ONNX graph that gives the same on all samples."""
     faults: list[str] = []
     evaluation: Evaluation | None = None
+    always: tuple[Exported, Check] | None = None  # a graph that always goes the way of its example
     for export in exporters(original.source):
+        if always is not None and export is not by_scripting:  # which alone keeps branches on values
+            continue
         try:
             made = export(original.source, original.outputs)
             model = canonical(with_preprocessing(made.model, original))
@@ -187,8 +190,18 @@ def _export(original: Original) -> tuple[Exported, Original, Evaluation, Check]:
                 layer = first_diverging_layer(original.module, model, evaluation)
                 faults[0] += f" (the first layer that differs is {layer})" if layer else ""
             continue
-        return Exported(model=model, exporter=made.exporter, notes=made.notes), original, evaluation, check
-    raise ConversionError("; then ".join(faults))
+        made = replace(made, model=model)
+        if made.decides is None:
+            return made, original, evaluation, check
+        always = made, check
+    if always is None or evaluation is None:
+        raise ConversionError("; then ".join(faults))
+    made, check = always
+    note = (
+        f"the model decides by values in Python ({made.decides}); the graph always goes the way of its example. The "
+        f"outputs agree on the evaluation data; give data that take the other way"
+    )
+    return replace(made, notes=(*made.notes, note)), original, evaluation, check
 
 
 def _trainable(original: Original, exported: Exported, plan: ConversionPlan) -> Trainable:

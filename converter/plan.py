@@ -54,6 +54,7 @@ class ConversionPlan:
         calibration_method: One of `CALIBRATION_METHODS`, or None to try them.
         calibration: Where samples come from: a path, or ``FILE.py:NAME`` of a callable; or None.
         evaluation: The same, for measuring only.
+        example: The same, to run the model on wherever it must run on something; these count first.
         max_drop: Accuracy, in points of 100, that quantization may cost.
         trust_pickle: Run the code that a pickle names.
         format: One of `FORMATS`.
@@ -76,6 +77,7 @@ class ConversionPlan:
     calibration_method: str | None = None
     calibration: str | None = None
     evaluation: str | None = None
+    example: str | None = None
     max_drop: float = 0.5
     trust_pickle: bool = False
     format: str = "edge"

@@ -82,29 +82,39 @@ def subset(
     return Samples(join([x for _, x, _ in kept], specs), np.concatenate(labels) if labels else None)
 
 
-def random_samples(specs: Sequence[TensorSpec], example: Mapping[str, Array], count: int, seed: int = 0) -> Samples:
-    """Random samples without labels: standard normal floats, uint8 from 0 to 255; other types repeat the example.
+def random_samples(
+    specs: Sequence[TensorSpec], example: Mapping[str, Array], count: int, *, real: bool = False, seed: int = 0
+) -> Samples:
+    """Random samples without labels: standard normal floats, uint8 from 0 to 255.
+
+    Where the example is real, so are the values: floats and uint8 are those of its samples in another order. What they
+    have only one of, such as zeros for a state, tells nothing, and is made up. Other types repeat the example.
 
     Args:
         specs: What they are samples of.
-        example: One sample; free axes get its sizes, a tensor without a batch axis is passed on.
+        example: Samples, one at least; free axes get its sizes, a tensor without a batch axis is passed on.
         count: How many.
+        real: Whether the values of the example mean something.
         seed: The same seed gives the same samples.
     """
     rng = np.random.default_rng(seed)
     x: Arrays = {}
     for spec in specs:
-        one, axis = example[spec.name], spec.batch_axis
+        some, axis = example[spec.name], spec.batch_axis
         if axis is None:
-            x[spec.name] = one
+            x[spec.name] = some
             continue
-        shape = (*one.shape[:axis], count, *one.shape[axis + 1 :])
-        if spec.dtype.startswith("float"):
-            x[spec.name] = rng.standard_normal(shape).astype(spec.dtype)
-        elif spec.dtype == "uint8":
-            x[spec.name] = rng.integers(0, 256, shape, np.uint8)
+        rows = np.moveaxis(np.take(some, np.arange(count) % some.shape[axis], axis), axis, 0)
+        constant = rows[0].size > 1 and rows.min() == rows.max()
+        if spec.dtype != "uint8" and not spec.dtype.startswith("float"):
+            made = rows
+        elif real and not constant:
+            made = rng.permuted(rows.reshape(count, -1), axis=1).reshape(rows.shape)
+            made[: some.shape[axis]] = rows[: some.shape[axis]]
         else:
-            x[spec.name] = np.repeat(one, count, axis)
+            values = rng.integers(0, 256, rows.shape) if spec.dtype == "uint8" else rng.standard_normal(rows.shape)
+            made = values.astype(spec.dtype)
+        x[spec.name] = np.ascontiguousarray(np.moveaxis(made, 0, axis))
     return Samples(x, None)
 
 

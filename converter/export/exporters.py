@@ -18,6 +18,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -26,6 +27,7 @@ from onnx import helper, numpy_helper
 from torch import nn
 from torch.jit._trace import TracerWarning
 
+from converter.export.decisions import Place, decisions
 from converter.export.replay import Replay
 from converter.graph.build import OPSET, renamed
 from converter.load.source import Source
@@ -47,11 +49,15 @@ class Exported:
         model: Inputs and outputs named and ordered as asked; one initializer per parameter, named as in the state_dict.
         exporter: Which one made it.
         notes: What the user should know about it.
+        decides: Where the model's code decides by values and the graph does not; None for nowhere.
+        sizes: Where the model's code takes a size as a number, which the graph may have written down; None for nowhere.
     """
 
     model: onnx.ModelProto
     exporter: str
     notes: tuple[str, ...] = ()
+    decides: str | None = None
+    sizes: str | None = None
 
 
 def exporters(source: Source) -> tuple[Callable[[Source, Sequence[TensorSpec]], Exported], ...]:
@@ -80,7 +86,19 @@ def by_tracing(source: Source, outputs: Sequence[TensorSpec]) -> Exported:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         model = _by_old_exporter(_flat(source), source, outputs, "by tracing")
-    return Exported(model=model, exporter="tracing", notes=_baked_in(caught))
+    taken = [(w.filename, w.lineno) for w in caught if issubclass(w.category, TracerWarning) and _is_own(w.filename)]
+    depending: list[Place] = []
+    if taken:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = decisions(_module(source), map(torch.from_numpy, _two_samples(source).values()))
+        depending = [place for place in found if _is_own(place[0])]
+    return Exported(
+        model=model,
+        exporter="tracing",
+        decides=_where(depending),
+        sizes=_where([place for place in taken if place not in depending]),
+    )
 
 
 def by_replay(source: Source, outputs: Sequence[TensorSpec]) -> Exported:
@@ -289,17 +307,16 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _baked_in(caught: Sequence[warnings.WarningMessage]) -> tuple[str, ...]:
-    """A note on the branches and numbers that the trace took over from its example."""
-    places = [warning for warning in caught if issubclass(warning.category, TracerWarning)]
-    own = [w for w in places if f"{os.sep}torch{os.sep}" not in w.filename and not w.filename.startswith(sys.prefix)]
-    if not own:
-        return ()
-    where = f"{os.path.basename(own[0].filename)}:{own[0].lineno}"  # noqa: PTH119  # a text, not a path to open
-    return (
-        f"the model decides by values in Python ({where}{' and elsewhere' if len(own) > 1 else ''}); the trace always "
-        f"goes the way of its example. The outputs agree on the evaluation data; give data that take the other way",
-    )
+def _is_own(file: str) -> bool:
+    """Whether this is the user's code, not that of a library."""
+    return f"{os.sep}torch{os.sep}" not in file and not file.startswith(sys.prefix)
+
+
+def _where(places: Sequence[Place]) -> str | None:
+    if not places:
+        return None
+    file, line = places[0]
+    return f"{Path(file).name}:{line}{' and elsewhere' if len(set(places)) > 1 else ''}"
 
 
 def _separate_equal_parameters(model: onnx.ModelProto) -> None:

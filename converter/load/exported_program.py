@@ -13,7 +13,7 @@ import json
 import re
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from converter.load.inputs import BATCH_FREED, with_free_batch
+from converter.load.inputs import BATCH_FREED, Given, with_free_batch
 from converter.program.programs import torch_program
 from converter.program.reason import reason
 from edge.contract.errors import ConversionError
@@ -67,12 +67,12 @@ def is_exported_program(members: Sequence[str]) -> bool:
     return any(name.partition("/")[2] == "models/model.json" for name in members)
 
 
-def read_exported_program(path: Path, sizes: Mapping[str, int]) -> ExportedProgram:
+def read_exported_program(path: Path, given: Given) -> ExportedProgram:
     """Load a ``.pt2`` that was found to be harmless.
 
     Args:
         path: The file.
-        sizes: To try for free axes.
+        given: What the user says about the inputs, and samples to try.
 
     Raises:
         ConversionError: It is not, or it is damaged, or takes something else than tensors.
@@ -103,11 +103,11 @@ def read_exported_program(path: Path, sizes: Mapping[str, int]) -> ExportedProgr
             for i, size in enumerate(value.shape)
         )
         specs.append(TensorSpec(name="input" if only else str(name), dtype=str(value.dtype)[6:], shape=shape))
-    inputs = tuple(specs)
+    inputs = given.stated(specs, "the exported program")
     notes: tuple[str, ...] = ()
     if not any(BATCH in spec.shape for spec in specs):
         run = torch_program(module, inputs)
-        inputs, notes = with_free_batch(inputs, sizes, run, lambda: run), (BATCH_FREED,)
+        inputs, notes = with_free_batch(inputs, given, run, lambda: run), (BATCH_FREED,)
     return ExportedProgram(module=module, inputs=inputs, notes=notes)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,13 +13,16 @@ import torch
 from torch import nn
 
 from converter.data.peek import peek_shapes
-from converter.plan import ConversionPlan
+from converter.plan import ConversionPlan, InputOption
+from converter.program.programs import resized, torch_program
 from converter.program.reason import reason
-from converter.program.tensors import Arrays, Run
+from converter.program.tensors import Array, Arrays, Run
 from edge.contract.errors import ConfigError, ConversionError
-from edge.contract.tensorspec import BATCH, TensorSpec
+from edge.contract.tensorspec import BATCH, DTYPES, TensorSpec
 
-FREE_SIZE = 16
+# Tried in this order where neither the user nor data say how large a free axis is: small ones are quick, and networks
+# for images halve their input five times or have windows of 7.
+_MADE_UP_SIZES = (16, 32, 64, 128, 224, 256, 320, 512, 640)
 BATCH_FREED = "the batch axis, fixed at 1 in the file, was made free; two samples give what each gives alone"
 _MAX_BYTES = 1 << 28
 # Sizes that networks for images and signals are usually made for.
@@ -46,45 +49,124 @@ class Inputs:
     note: str
 
 
-def as_given(plan: ConversionPlan) -> tuple[TensorSpec, ...]:
-    """The inputs as the user stated them; none when the user did not."""
-    return tuple(
-        TensorSpec(name=option.name or "input", dtype=option.dtype or "float32", shape=option.shape)
-        for option in plan.inputs
-    )
+def samples_given(plan: ConversionPlan) -> Iterator[tuple[str, str]]:
+    """Option and value of everything that holds samples, the one to be tried first in front."""
+    options = (("--example", plan.example), ("--calibrate", plan.calibration), ("--evaluate", plan.evaluation))
+    yield from ((option, value) for option, value in options if value is not None)
 
 
-def sizes_given(plan: ConversionPlan) -> dict[str, int]:
-    """Sizes to try for free axes."""
-    return {axis: size for option in plan.inputs for axis, size in option.sizes.items()}
+@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
+class Given:
+    """What the user gave about the inputs: what they are, and samples of them.
 
-
-def stated(specs: tuple[TensorSpec, ...], plan: ConversionPlan, where: str) -> Inputs:
-    """Inputs that the file states; what the user states, too, must agree.
-
-    Raises:
-        ConfigError: It does not.
+    Attributes:
+        plan: Its options.
+        real: Gives at most so many real samples of inputs with these specs, at least one; None where no data are given.
     """
-    given = as_given(plan)
-    if len(given) == 1 == len(specs) and plan.inputs[0].name == "":
-        given = (TensorSpec(name=specs[0].name, dtype=plan.inputs[0].dtype or specs[0].dtype, shape=given[0].shape),)
-    if given and given != specs:
-        raise ConfigError(
-            f"--input {', '.join(map(_describe, given))}: {where} says that the model takes "
-            f"{', '.join(map(_describe, specs))}"
-        )
+
+    plan: ConversionPlan
+    real: Callable[[tuple[TensorSpec, ...], int], Arrays | None]
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Sizes that the user stated for free axes."""
+        return {axis: size for option in self.plan.inputs for axis, size in option.sizes.items()}
+
+    def files(self) -> Iterator[tuple[str, str]]:
+        """Option and value of what may hold samples, the likeliest first, where no preprocessing stands between."""
+        if self.plan.preprocess is None:
+            yield from samples_given(self.plan)
+
+    def stated(self, specs: Sequence[TensorSpec], where: str) -> tuple[TensorSpec, ...]:
+        """Inputs that a file states, with what the user says about their free axes: names, or sizes that fix them.
+
+        Args:
+            specs: As the file states them.
+            where: What states them, for messages.
+
+        Raises:
+            ConfigError: The user names another input, or says what contradicts the file.
+        """
+        told = {option.name or specs[0].name: option for option in self.plan.inputs}
+        names = [spec.name for spec in specs]
+        unknown = [name for name in told if name not in names]
+        if unknown or (len(specs) > 1 and any(not option.name for option in self.plan.inputs)):
+            raise ConfigError(
+                f"--input {unknown[0] if unknown else '-shape'}: {where} says that the model takes "
+                f"{', '.join(map(_describe, specs))}; use these names"
+            )
+        return tuple(_merged(spec, told[spec.name], where) if spec.name in told else spec for spec in specs)
+
+    def example(self, specs: Sequence[TensorSpec], run: Run | None = None, count: int = 1) -> Arrays:
+        """Samples to run a model on: real ones where there are any, else made up.
+
+        Args:
+            specs: What it takes.
+            run: It, to try other sizes of free axes where nobody stated them.
+            count: How many; real ones are repeated where there are fewer.
+
+        Raises:
+            ConfigError: They would not fit into memory, or the data are not what the model takes.
+            ConversionError: No values can be made up for an input, or the model runs on none of the sizes.
+        """
+        real = self.real(tuple(specs), count)
+        if real is not None:
+            return resized(real, specs, {BATCH: count})
+        free = {axis for spec in specs for axis in spec.shape if isinstance(axis, str)} - {BATCH, *self.sizes}
+        fault: ConversionError | None = None
+        for size in _MADE_UP_SIZES if free and run is not None else _MADE_UP_SIZES[:1]:
+            made = made_up(specs, {**dict.fromkeys(free, size), **self.sizes, BATCH: count})
+            if run is None:
+                return made
+            try:
+                run(made)
+            except ConversionError as exc:
+                fault = fault or exc
+            else:
+                return made
+        assert fault is not None
+        if free:
+            axis = sorted(free)[0]
+            raise ConversionError(
+                f"{fault}; nor on larger ones, up to {_MADE_UP_SIZES[-1]}. Say how large free axes are, e.g. "
+                f"--input {_option(specs, axis)}, or give --example or --calibrate with real samples"
+            ) from fault
+        raise fault
+
+
+def _merged(spec: TensorSpec, told: InputOption, where: str) -> TensorSpec:
+    """What the file states, with the names and sizes that the user gives to its free axes."""
+    fits = len(told.shape) == len(spec.shape) and told.dtype in (None, spec.dtype)
+    axes: list[int | str] = []
+    for i, (stated, wanted) in enumerate(zip(spec.shape, told.shape, strict=False)):
+        may_be_freed = i == 0 and stated == 1 and wanted == BATCH  # whether it can be, is found out later
+        fits = fits and (isinstance(stated, str) or wanted == stated or may_be_freed)
+        axes.append(stated if may_be_freed else wanted)
+    if not fits:
+        given = TensorSpec(name=spec.name, dtype=told.dtype or spec.dtype, shape=told.shape)
+        raise ConfigError(f"--input {_describe(given)}: {where} says that the model takes {_describe(spec)}")
+    return TensorSpec(name=spec.name, dtype=spec.dtype, shape=tuple(axes))
+
+
+def _option(specs: Sequence[TensorSpec], axis: str) -> str:
+    spec = next(spec for spec in specs if axis in spec.shape)
+    return f"{spec.name}={','.join(f'{a}@SIZE' if a == axis else str(a) for a in spec.shape)}"
+
+
+def stated(specs: tuple[TensorSpec, ...], given: Given, where: str, run: Run | None = None) -> Inputs:
+    """Inputs that a file states, see `Given.stated`, which were merged already, and an example that `run` takes."""
     described = ", ".join(map(_describe, specs))
-    return Inputs(specs=specs, example=example_of(specs, sizes_given(plan)), note=f"input {described} from {where}")
+    return Inputs(specs=specs, example=given.example(specs, run), note=f"input {described} from {where}")
 
 
 def with_free_batch(
-    specs: tuple[TensorSpec, ...], sizes: Mapping[str, int], alone: Run, together: Callable[[], Run]
+    specs: tuple[TensorSpec, ...], given: Given, alone: Run, together: Callable[[], Run]
 ) -> tuple[TensorSpec, ...]:
     """Inputs whose batch axis, which the file fixes at 1, is free, if the model works on several samples at once.
 
     Args:
         specs: As the file states them.
-        sizes: To try for free axes.
+        given: Samples to try.
         alone: The model as it is.
         together: Makes a model that may work on any batch.
 
@@ -95,8 +177,14 @@ def with_free_batch(
     if not all(spec.shape and spec.shape[0] == 1 for spec in specs):
         raise ConversionError(f"the input {specs[0].name} has the fixed shape {specs[0].describe()}; {advice}")
     free = tuple(TensorSpec(name=spec.name, dtype=spec.dtype, shape=(BATCH, *spec.shape[1:])) for spec in specs)
-    first = example_of(free, sizes)
-    second = {name: np.ascontiguousarray(array[..., ::-1]) for name, array in first.items()}
+
+    def first_alone(batch: Mapping[str, Array]) -> Arrays:
+        return alone({name: array[:1] for name, array in batch.items()})
+
+    both = given.example(free, first_alone, count=2)
+    first, second = ({name: array[i : i + 1] for name, array in both.items()} for i in range(2))
+    if all(np.array_equal(first[name], second[name]) for name in first):
+        second = {name: np.ascontiguousarray(array[..., ::-1]) for name, array in first.items()}
     try:
         found = together()({name: np.concatenate([first[name], second[name]]) for name in first})
     except ConversionError as exc:
@@ -109,58 +197,90 @@ def with_free_batch(
     return free
 
 
-def determine_inputs(model: nn.Module, plan: ConversionPlan) -> Inputs:
+def determine_inputs(model: nn.Module, given: Given) -> Inputs:
     """Inputs of a model of which nothing is known but itself.
 
     Raises:
         ConfigError: What the user stated cannot be made.
         ConversionError: They do not follow from the model; the message says what to give.
     """
-    names = _parameter_names(model)
-    specs = as_given(plan)
-    if specs:
-        if plan.inputs[0].name and names and len(specs) != len(names) and len(specs) > _most(model):
-            raise ConfigError(f"--input: {len(specs)} inputs given, but forward takes {', '.join(names)}")
-        return Inputs(
-            specs=specs,
-            example=example_of(specs, sizes_given(plan)),
-            note=f"input {', '.join(map(_describe, specs))} as given",
+    names, options = _parameter_names(model), given.plan.inputs
+    if options:
+        specs = tuple(
+            TensorSpec(name=option.name or "input", dtype=option.dtype or "float32", shape=option.shape)
+            for option in options
         )
-    if len(names) > 1:
-        commands = " ".join(f"--input {name}={BATCH},SIZE" for name in names)
-        raise ConversionError(f"the model takes {len(names)} inputs: give the axes of each, e.g. {commands}")
-    for option, value in (("--calibrate", plan.calibration), ("--evaluate", plan.evaluation)):
-        shapes = {} if value is None or plan.preprocess is not None else peek_shapes(value)
-        if set(shapes) - {"y"} == {"x"}:
+        if options[0].name and names and len(specs) != len(names) and len(specs) > _most(model):
+            raise ConfigError(f"--input: {len(specs)} inputs given, but forward takes {', '.join(names)}")
+        return _tried(model, specs, given, "as given")
+    for option, value in given.files():
+        shapes = peek_shapes(value)
+        if len(names) > 1 and set(names) <= set(shapes):
+            specs = _as_in_file({name: shapes[name] for name in names})
+        elif len(names) <= 1 and set(shapes) - {"y"} == {"x"}:
             shape, dtype = shapes["x"]
             tokens = dtype.startswith("int") and (_first_layer(model) or ("", model, ""))[2] == "Embedding"
-            spec = _spec((BATCH, *shape[1:]), dtype if tokens else "float32")
-            return Inputs(
-                specs=(spec,), example=example_of((spec,), {}), note=f"input {_describe(spec)} as in {option} {value}"
-            )
-    return _inferred(model)
+            specs = (_spec((BATCH, *shape[1:]), dtype if tokens else "float32"),)
+        else:
+            continue
+        return _tried(model, specs, given, f"as in {option} {value}")
+    if len(names) > 1:
+        commands = " ".join(f"--input {name}={BATCH},SIZE" for name in names)
+        raise ConversionError(
+            f"the model takes {len(names)} inputs: give the axes of each, e.g. {commands}, or --calibrate with an .npz "
+            f"that has an array for each: {', '.join(names)}"
+        )
+    return _inferred(model, given)
 
 
-def example_of(specs: Sequence[TensorSpec], sizes: Mapping[str, int]) -> Arrays:
-    """One sample for each input: standard normal floats, zeros for integers; free axes have the sizes given.
+def _tried(model: nn.Module, specs: tuple[TensorSpec, ...], given: Given, note: str) -> Inputs:
+    example = given.example(specs, torch_program(model, specs))
+    return Inputs(specs=specs, example=example, note=f"input {', '.join(map(_describe, specs))} {note}")
+
+
+def _as_in_file(arrays: Mapping[str, tuple[tuple[int, ...], str]]) -> tuple[TensorSpec, ...]:
+    """Inputs like these arrays, by shape and type, samples first; what is there once is the same for all samples."""
+    count = max((shape[0] for shape, _ in arrays.values() if shape), default=1)
+    specs = []
+    for name, (shape, dtype) in arrays.items():
+        kind = np.dtype(dtype).kind
+        once = not shape or (shape == (1,) and count > 1)
+        own = "float32" if kind == "f" or dtype not in DTYPES or dtype == "uint8" else dtype  # bytes are pixels
+        specs.append(TensorSpec(name=name, dtype=own, shape=shape if once else (BATCH, *shape[1:])))
+    return tuple(specs)
+
+
+def made_up(specs: Sequence[TensorSpec], sizes: Mapping[str, int]) -> Arrays:
+    """Samples for each input: standard normal floats, uint8 from 0 to 255; free axes have the sizes given.
 
     Raises:
-        ConfigError: It would not fit into memory.
+        ConfigError: They would not fit into memory.
+        ConversionError: There is an input of another type: what its numbers mean nobody has said.
     """
+    check_can_be_made_up(specs)
     rng = np.random.default_rng(0)
     made: Arrays = {}
     for spec in specs:
-        shape = tuple(
-            size if isinstance(size, int) else 1 if size == BATCH else sizes.get(size, FREE_SIZE) for size in spec.shape
-        )
+        shape = tuple(size if isinstance(size, int) else sizes[size] for size in spec.shape)
         if math.prod(shape) * np.dtype(spec.dtype).itemsize > _MAX_BYTES:
             raise ConfigError(f"one sample of {_describe(spec)} would take more than {_MAX_BYTES >> 20} MiB")
-        values = rng.standard_normal(shape) if spec.dtype.startswith("float") else np.zeros(shape)
-        made[spec.name] = values.astype(spec.dtype)
+        values = rng.integers(0, 256, shape) if spec.dtype == "uint8" else rng.standard_normal(shape)
+        made[spec.name] = np.asarray(values, spec.dtype)
     return made
 
 
-def _inferred(model: nn.Module) -> Inputs:
+def check_can_be_made_up(specs: Sequence[TensorSpec]) -> None:
+    """Raise ConversionError when there is an input whose numbers mean what nobody has said: tokens, lengths, masks."""
+    for spec in specs:
+        if not spec.dtype.startswith("float") and spec.dtype != "uint8":
+            raise ConversionError(
+                f"the model takes {spec.name} as {spec.dtype}, for which no values can be made up: give --calibrate "
+                f"with real samples, --example with one at least, or, if it is always the same, --constant "
+                f"{spec.name}=VALUE"
+            )
+
+
+def _inferred(model: nn.Module, given: Given) -> Inputs:
     """An input that the first layer, and the layers behind it, determine."""
     first = _first_layer(model)
     if first is None:
@@ -183,14 +303,14 @@ def _inferred(model: nn.Module) -> Inputs:
         where += how
     if spec is None:
         raise ConversionError(f"the input shape does not follow from the first layer ({name or kind}, {kind}); {_ASK}")
-    example = example_of((spec,), {})
+    run = torch_program(model, (spec,))
+    example = given.example((spec,), run)
     try:
-        with torch.inference_mode():
-            model(*(torch.from_numpy(array) for array in example.values()))
-    except Exception as exc:  # the model is the user's code
+        run(example)
+    except ConversionError as exc:
         raise ConversionError(
             f"the model does not run on {_describe(spec)}, which its first layer, {name or kind}, suggests "
-            f"({reason(exc)}); {_ASK}"
+            f"({reason(exc.__cause__ or exc)}); {_ASK}"
         ) from exc
     return Inputs(specs=(spec,), example=example, note=f"input {_describe(spec)} {where}")
 

@@ -11,12 +11,13 @@ from converter.load.architecture import build_model
 from converter.load.checkpoint_file import is_checkpoint, read_checkpoint
 from converter.load.exported_program import is_exported_program, read_exported_program
 from converter.load.files import beginning, checked_members
-from converter.load.inputs import Inputs, determine_inputs, sizes_given, stated
+from converter.load.inputs import Given, Inputs, determine_inputs, stated
 from converter.load.safetensors_file import is_safetensors, read_safetensors
 from converter.load.source import Source
 from converter.load.torch_file import read_document, read_torchscript
 from converter.load.weights import how_to_name_the_architecture, load_weights, unwrapped
 from converter.plan import ConversionPlan
+from converter.program.programs import onnx_program, resized, torch_program
 from edge.contract.digest import sha256_file
 from edge.contract.errors import ConfigError, ConversionError
 
@@ -25,46 +26,54 @@ _PICKLE = tuple(bytes([0x80, protocol]) for protocol in range(1, 6))
 _ONNX_FIRST_FIELDS = (0x08, 0x12, 0x1A, 0x22, 0x3A, 0x42)  # ir_version, producer, domain, graph, opset_import
 
 
-def load_source(plan: ConversionPlan) -> Source:
+def load_source(given: Given) -> Source:
     """Load the model that the plan names.
+
+    Args:
+        given: The plan, and samples for what must be run.
 
     Raises:
         ConfigError: The file or the architecture cannot be found, or options do not belong to such a file.
         ConversionError: It is not a model, or its parts do not fit.
     """
+    plan = given.plan
     path = plan.source
     begins = beginning(path, 16)
     members = checked_members(path)
     if is_exported_program(members):
         _refuse_arch(plan, "a torch.export program is a whole model")
-        program = read_exported_program(path, sizes_given(plan))
-        inputs = stated(program.inputs, plan, "the exported program")
+        program = read_exported_program(path, given)
+        inputs = stated(program.inputs, given, "the exported program", torch_program(program.module, program.inputs))
         return _whole(program.module, "torch.export", inputs, plan, program.notes)
     if any(name.endswith("/constants.pkl") for name in members):
         _refuse_arch(plan, "the file is TorchScript, which is a whole model")
         script = read_torchscript(path, str(path))
-        return _whole(script, "TorchScript", determine_inputs(script, plan), plan)
+        return _whole(script, "TorchScript", determine_inputs(script, given), plan)
     if is_safetensors(begins, path.stat().st_size):
-        return _from_weights(read_safetensors(path), "safetensors", plan)
+        return _from_weights(read_safetensors(path), "safetensors", given)
     if not members and begins[:2] not in _PICKLE and begins[0] in _ONNX_FIRST_FIELDS and not zipfile.is_zipfile(path):
         from converter.load.onnx_file import read_onnx
 
         _refuse_arch(plan, "ONNX is a whole model")
-        graph = read_onnx(path, sizes_given(plan))
-        return _whole(graph.model, "ONNX", stated(graph.inputs, plan, "the file"), plan, graph.notes)
-    return _from_torch(plan)
+        graph = read_onnx(path, given)
+        inputs = stated(graph.inputs, given, "the file", onnx_program(graph.model, "the model"))
+        return _whole(graph.model, "ONNX", inputs, plan, graph.notes)
+    return _from_torch(given)
 
 
-def _from_torch(plan: ConversionPlan) -> Source:
+def _from_torch(given: Given) -> Source:
+    plan = given.plan
     document = read_document(plan.source, trust=plan.trust_pickle, arch=plan.arch)
     if is_checkpoint(document):
         _refuse_arch(plan, "the checkpoint says what it is")
         held = read_checkpoint(document, str(plan.source))
+        inputs = given.stated(held.inputs, "the checkpoint")
+        example = given.real(inputs, 1) or resized(held.example, inputs, given.sizes)
         return Source(
             model=held.model,
             kind="edgeloop checkpoint",
-            inputs=stated(held.inputs, plan, "the checkpoint").specs,
-            example=held.example,
+            inputs=inputs,
+            example=example,
             output_names=held.output_names,
             class_names=held.class_names,
             preprocessing=held.preprocessing,
@@ -75,8 +84,8 @@ def _from_torch(plan: ConversionPlan) -> Source:
     module = _module_in(document)
     if module is not None:
         module = module.float().cpu().eval()
-        return _whole(module, "pickled module", determine_inputs(module, plan), plan, ("its pickle was run",))
-    return _from_weights(document, "state_dict", plan)
+        return _whole(module, "pickled module", determine_inputs(module, given), plan, ("its pickle was run",))
+    return _from_weights(document, "state_dict", given)
 
 
 def _module_in(document: Any) -> nn.Module | None:
@@ -86,7 +95,8 @@ def _module_in(document: Any) -> nn.Module | None:
     return document if isinstance(document, nn.Module) else None
 
 
-def _from_weights(document: Any, kind: str, plan: ConversionPlan) -> Source:
+def _from_weights(document: Any, kind: str, given: Given) -> Source:
+    plan = given.plan
     weights = unwrapped(document, str(plan.source))
     if plan.arch is None:
         raise ConversionError(how_to_name_the_architecture(weights.tensors, plan.source))
@@ -95,7 +105,7 @@ def _from_weights(document: Any, kind: str, plan: ConversionPlan) -> Source:
     if weights.hyper_parameters:
         kind = "Lightning checkpoint"
     model = model.float().eval()
-    return _whole(model, kind, determine_inputs(model, plan), plan, weights.notes)
+    return _whole(model, kind, determine_inputs(model, given), plan, weights.notes)
 
 
 def _whole(model: Any, kind: str, inputs: Inputs, plan: ConversionPlan, notes: tuple[str, ...] = ()) -> Source:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import onnx.inliner
 from onnx import helper
 
 from converter.graph.build import OPSET
-from converter.load.inputs import BATCH_FREED, example_of, with_free_batch
+from converter.load.inputs import BATCH_FREED, Given, with_free_batch
 from converter.load.opset import in_our_opset, version_of
 from converter.program.programs import onnx_program
 from converter.program.reason import reason
@@ -41,12 +40,12 @@ class OnnxFile:
     notes: tuple[str, ...]
 
 
-def read_onnx(path: Path, sizes: Mapping[str, int]) -> OnnxFile:
+def read_onnx(path: Path, given: Given) -> OnnxFile:
     """Read a graph; after this it gives what the file gave.
 
     Args:
         path: The file; external data are read from its folder.
-        sizes: To try for free axes.
+        given: What the user says about the inputs, and samples to try.
 
     Raises:
         ConversionError: It is damaged, uses what onnxruntime does not have, or cannot be brought to the operator set.
@@ -57,20 +56,20 @@ def read_onnx(path: Path, sizes: Mapping[str, int]) -> OnnxFile:
     inputs = [info for info in model.graph.input if info.name not in weights]  # before IR 4 weights were inputs, too
     del model.graph.input[:]
     model.graph.input.extend(inputs)
-    specs = tuple(_spec(info) for info in model.graph.input)
-    if not specs:
+    if not inputs:
         raise ConversionError(f"{path} has no input: its output is always the same")
+    specs = given.stated([_spec(info) for info in model.graph.input], "the file")
     original = onnx_program(model, str(path))
     if (version := version_of(model)) != OPSET:
         notes.append(f"operator set {version} of the file brought to {OPSET}")
     model = in_our_opset(model, str(path))
     if not any(BATCH in spec.shape for spec in specs):
-        specs = with_free_batch(specs, sizes, original, lambda: _opened(model))
+        specs = with_free_batch(specs, given, original, lambda: _opened(model))
         notes.append(BATCH_FREED)
     for info, spec in zip(model.graph.input, specs, strict=True):
         element = helper.np_dtype_to_tensor_dtype(np.dtype(spec.dtype))
         info.CopyFrom(helper.make_tensor_value_info(spec.name, element, list(spec.shape)))
-    example = example_of(specs, sizes)
+    example = given.example(specs, original)
     _check_same(onnx_program(model, "the graph in another operator set")(example), original(example), path)
     return OnnxFile(model=model, inputs=specs, notes=tuple(notes))
 
@@ -118,8 +117,13 @@ def _spec(info: onnx.ValueInfoProto) -> TensorSpec:
 
 
 def _axis_name(stated: str, tensor: str, axis: int) -> str:
+    """What the file calls the axis; one that it does not name (``?``) is an axis of its own."""
     name = "".join(c if c.isascii() and (c.isalnum() or c == "_") else "_" for c in stated)
-    return name if name and not name[0].isdigit() and name != BATCH else f"axis_{tensor}_{axis}".replace("/", "_")[:60]
+    return (
+        name
+        if name.strip("_") and not name[0].isdigit() and name != BATCH
+        else f"axis_{tensor}_{axis}".replace("/", "_")[:60]
+    )
 
 
 def _opened(model: onnx.ModelProto) -> Run:

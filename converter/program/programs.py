@@ -198,7 +198,7 @@ def resized(example: Arrays, inputs: Sequence[TensorSpec], sizes: Mapping[str, i
         for i, axis in enumerate(spec.shape):
             if isinstance(axis, str) and axis in sizes:
                 array = np.take(array, np.arange(sizes[axis]) % array.shape[i], axis=i)
-        made[spec.name] = np.ascontiguousarray(array)
+        made[spec.name] = np.require(array, requirements="C")  # ascontiguousarray gives a scalar an axis
     return made
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import onnx
@@ -14,6 +15,7 @@ from converter.data.stream import open_samples
 from converter.data.subset import InMemory, random_samples, subset
 from converter.export.preprocessing import Preprocessing, parse_preprocessing, preprocessing_onnx
 from converter.graph.build import make_model, renamed
+from converter.load.inputs import Given, check_can_be_made_up, samples_given
 from converter.load.load import load_source
 from converter.load.source import Source
 from converter.plan import ConversionPlan
@@ -21,7 +23,7 @@ from converter.program.programs import onnx_program, output_specs, outputs, torc
 from converter.program.tensors import Array, Arrays, Run, batch_size, select
 from converter.verify.measure import Evaluation, classifying_output
 from edge.contract.errors import ConfigError, ConversionError
-from edge.contract.tensorspec import BATCH, TensorSpec
+from edge.contract.tensorspec import TensorSpec
 
 EVALUATION_SAMPLES = 2000
 CALIBRATION_SAMPLES = 512
@@ -164,18 +166,13 @@ def load_original(plan: ConversionPlan) -> Original:
         ConfigError: An option or a file of samples is wrong or does not fit the model.
         ConversionError: The model cannot be loaded or does not run.
     """
-    source = load_source(plan)
-    _check_types(source)
     preprocessing = None if plan.preprocess is None else parse_preprocessing(plan.preprocess)
+    source = load_source(Given(plan=plan, real=partial(_real, plan, preprocessing)))
+    _check_types(source)
     inputs, example = source.inputs, source.example
     if preprocessing is not None:
-        raw = preprocessing.raw_input(inputs[0])
-        inputs = (raw, *inputs[1:])
-        free = {BATCH: 1}
-        shape = tuple(size if isinstance(size, int) else free.get(size, _FREE_SIZE) for size in raw.shape)
-        rng = np.random.default_rng(0)
-        made = rng.standard_normal(shape) if raw.dtype.startswith("float") else rng.integers(0, 256, shape)
-        example = {raw.name: made.astype(raw.dtype), **{spec.name: source.example[spec.name] for spec in inputs[1:]}}
+        inputs = (preprocessing.raw_input(inputs[0]), *inputs[1:])
+        example = _first(plan, inputs, 1) or _raw(source, inputs[0])
     run = _runner(source, preprocessing)
     specs = output_specs(run, inputs, example)
     stream = None
@@ -192,13 +189,12 @@ def load_original(plan: ConversionPlan) -> Original:
     if measured is not None:
         samples = subset(measured, inputs, max_samples=EVALUATION_SAMPLES, max_bytes=MAX_BYTES)
     else:
-        unknown = [spec for spec in inputs if not spec.dtype.startswith("float")]
-        if unknown and preprocessing is None:
-            raise ConversionError(
-                f"the model takes {unknown[0].name} as {unknown[0].dtype}, for which no values can be made up: give "
-                f"--calibrate with real samples"
-            )
-        samples = random_samples(inputs, example, RANDOM_SAMPLES)
+        shown = example
+        if plan.example is None:
+            check_can_be_made_up(inputs if preprocessing is None else inputs[1:])
+        else:
+            shown = _first(plan, inputs, RANDOM_SAMPLES) or example
+        samples = random_samples(inputs, shown, RANDOM_SAMPLES, real=plan.example is not None)
     names = plan.class_names or source.class_names or (None if measured is None else measured.class_names)
     return Original(
         source=source,
@@ -214,6 +210,39 @@ def load_original(plan: ConversionPlan) -> Original:
         origin="" if measured is None else measured.origin,
         class_names=names,
     )
+
+
+def _first(plan: ConversionPlan, inputs: tuple[TensorSpec, ...], count: int) -> Arrays | None:
+    """At most so many of the first real samples that the user gave, None without data."""
+    for option, value in samples_given(plan):
+        return next(iter(open_samples(value, option, inputs).batches(count))).x
+    return None
+
+
+def _real(
+    plan: ConversionPlan, preprocessing: Preprocessing | None, inputs: tuple[TensorSpec, ...], count: int
+) -> Arrays | None:
+    """The same, as the model takes them, behind the preprocessing."""
+    if preprocessing is None:
+        return _first(plan, inputs, count)
+    found = _first(plan, (preprocessing.raw_input(inputs[0]), *inputs[1:]), count)
+    if found is not None:
+        name = inputs[0].name
+        with torch.inference_mode():
+            found[name] = preprocessing.module(inputs[0])(
+                torch.from_numpy(np.require(found[name], requirements=["C", "W"]))
+            ).numpy()
+    return found
+
+
+def _raw(source: Source, raw: TensorSpec) -> Arrays:
+    """The source's example with made-up values in front of the preprocessing."""
+    own = source.inputs[0]
+    sizes = {axis: source.example[own.name].shape[i] for i, axis in enumerate(own.shape)}
+    shape = tuple(size if isinstance(size, int) else sizes.get(size, _FREE_SIZE) for size in raw.shape)
+    rng = np.random.default_rng(0)
+    made = rng.standard_normal(shape) if raw.dtype.startswith("float") else rng.integers(0, 256, shape)
+    return {**source.example, raw.name: made.astype(raw.dtype)}
 
 
 def _check_types(source: Source) -> None:
