@@ -83,7 +83,7 @@ def subset(
 
 
 def random_samples(
-    specs: Sequence[TensorSpec], example: Mapping[str, Array], count: int, *, real: bool = False, seed: int = 0
+    specs: Sequence[TensorSpec], example: Mapping[str, Array], count: int, seed: int = 0, *, real: bool = False
 ) -> Samples:
     """Random samples without labels: standard normal floats, uint8 from 0 to 255.
 
@@ -94,8 +94,8 @@ def random_samples(
         specs: What they are samples of.
         example: Samples, one at least; free axes get its sizes, a tensor without a batch axis is passed on.
         count: How many.
-        real: Whether the values of the example mean something.
         seed: The same seed gives the same samples.
+        real: Whether the values of the example mean something.
     """
     rng = np.random.default_rng(seed)
     x: Arrays = {}

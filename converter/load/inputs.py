@@ -65,7 +65,7 @@ class Given:
     """
 
     plan: ConversionPlan
-    real: Callable[[tuple[TensorSpec, ...], int], Arrays | None]
+    real: Callable[[tuple[TensorSpec, ...], int], Arrays | None] = lambda _specs, _count: None
 
     @property
     def sizes(self) -> dict[str, int]:

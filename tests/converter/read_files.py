@@ -15,6 +15,7 @@ from pathlib import Path
 
 from converter.data.stream import open_samples
 from converter.data.subset import subset
+from converter.load.inputs import Given
 from converter.load.load import load_source
 from converter.plan import ConversionPlan
 from edge.contract.errors import EdgeError
@@ -33,7 +34,8 @@ def read(path: Path, kind: str, arch: str | None) -> str:
     try:
         if kind == "model":
             output = path.with_suffix(".edge")
-            load_source(ConversionPlan(source=path, output=output, profile=load_profile("generic-x86_64"), arch=arch))
+            profile = load_profile("generic-x86_64")
+            load_source(Given(plan=ConversionPlan(source=path, output=output, profile=profile, arch=arch)))
         else:
             names = {item.suffix for item in path.iterdir()} if path.is_dir() else set()
             specs = IMAGES if names & {".png", ".jpg", ".bmp"} else SOUNDS if ".wav" in names else DATA
