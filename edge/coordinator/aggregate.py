@@ -102,6 +102,8 @@ def check_update(update: HeadUpdate, bundle: Bundle) -> None:
     expected = {p.name: (len(names), *p.shape[1:]) if p.name in rows else p.shape for p in head.parameters}
     if {name: array.shape for name, array in update.tensors.items()} != expected:
         raise LearningError(f"a change of other parameters than the head has: expected {expected}")
+    if any(array.dtype != np.float32 for array in update.tensors.values()):
+        raise LearningError("a change with values that are not float32")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True)
@@ -274,12 +276,16 @@ def _merge_statistics(
     if is_classifier:  # an added class that nobody has samples of stays with the devices that added it
         kept = [i for i in range(len(names)) if i < len(known) or total.seen[i]]
         total, names = HeadStatistics(total.gram, total.moment[:, kept]), tuple(names[i] for i in kept)
+    with np.errstate(over="ignore"):  # found on the next line
+        merged = total.to_tensors()
+    if not all(np.isfinite(array).all() for array in merged.values()):
+        raise LearningError("the sum of these statistics is not finite in float32")
     release = HeadRelease(
         backbone=bundle.manifest.backbone_digest,
         parameters=head_of(
             total, head.linear, "ridge" if head.training.is_regression else "discriminant", head.project()
         ),
-        merged=dict(total.to_tensors()),
+        merged=dict(merged),
         included={**already, **{update.lineage: update.version for update in chosen}},
         n_samples=sum(update.n_samples for update in chosen),
         origin=f"merge of {len(chosen)} contributions",

@@ -75,10 +75,17 @@ def head_of(
     method: Method = "discriminant",
     projection: Projection | None = None,
 ) -> Parameters:
-    """The linear head that statistics, of features that were perhaps projected, determine, by its parameter names."""
+    """The linear head that statistics, of features that were perhaps projected, determine, by its parameter names.
+
+    Raises:
+        LearningError: As `edge.learning.solve.solve`, or the head for plain features is not finite.
+    """
     weights, biases = solve(statistics, method)
     if projection is not None:
-        weights = projection.lifted(weights)
+        with np.errstate(over="ignore", invalid="ignore"):  # found below
+            weights = projection.lifted(weights)
+        if not np.isfinite(weights).all():
+            raise LearningError("the head solved from these statistics is not finite")
     parameters = {head.weight: weights.astype(np.float32)}
     if head.bias is not None:
         parameters[head.bias] = biases.astype(np.float32)

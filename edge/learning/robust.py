@@ -44,6 +44,9 @@ _MARGIN_ALLOWANCE = 0.375
 _MEDIAN_VARIANCE = np.pi / 2
 # Share of the within-class covariance that is replaced by a multiple of the identity before distances are measured.
 _SHRINKAGE = 0.1
+# Relative to the sum of squares: a scatter up to this is what rounding leaves of sums stored as float32, and says
+# nothing; eigenvalues down to minus the other are taken for rounding, too, and no farther.
+_NO_SCATTER, _LEAST_EIGENVALUE = 1e-6, 1e-5
 
 
 # Changes of heads
@@ -244,7 +247,10 @@ def screen_statistics(
        for few samples, is a permuted or shuffled label. The worst device goes first, then all are asked again, because
        a bad one spoils its neighbours' reference.
 
-    A device may have any subset of the classes. What nobody else has cannot be compared and passes. The first two
+    A device may have any subset of the classes. What nobody else has cannot be compared and passes. Statistics without
+    scatter, of one sample a class or of identical ones, are not screened as if they had some: such a device is not
+    asked how widely its samples are spread, and where no device has any, there is no unit for distances, and neither
+    the distance of the mean nor the third question is asked. The first two
     questions work while the garbage is in the minority in the fleet, the third while it is, for each class, among the
     devices that have it. Where nobody can say who is right, devices are undecided instead of refused: two that swapped
     a pair of labels against two that did not, two that disagree, three that all do.
@@ -320,6 +326,11 @@ class _Summary:
     def n_samples(self) -> float:
         return float(self.counts.sum())
 
+    @property
+    def has_scatter(self) -> bool:
+        """Whether samples of one class differ by more than rounding."""
+        return float(np.trace(self.scatter)) > _NO_SCATTER * self.energy * self.n_samples
+
 
 def _summary(statistics: HeadStatistics, is_classifier: bool) -> _Summary | str:
     """Of sums that samples can have; otherwise why they cannot."""
@@ -344,7 +355,7 @@ def _summary(statistics: HeadStatistics, is_classifier: bool) -> _Summary | str:
     scatter = gram[:-1, :-1] - (means.T * counts) @ means
     total = float(squares.sum())
     try:  # exists if and only if there is no eigenvalue below what is added
-        np.linalg.cholesky(scatter + (1e-5 * total + 1e-300) * np.eye(len(squares)))
+        np.linalg.cholesky(scatter + (_LEAST_EIGENVALUE * total + 1e-300) * np.eye(len(squares)))
     except np.linalg.LinAlgError:
         return "no samples have these sums: the scatter within classes has negative eigenvalues"
     return _Summary(counts, means, scatter, total / n)
@@ -368,20 +379,24 @@ def _unlike_the_others(summaries: Mapping[int, _Summary], shipped: _Summary | No
 
 def _other_kind(summaries: Mapping[int, _Summary]) -> list[int]:
     """Devices whose scatter is much larger than others', or whose mean is much farther from the median one."""
-    if len(summaries) < 3:
-        return []
     devices = list(summaries.values())
+    if len(devices) < 3 or not any(s.has_scatter for s in devices):
+        return []
     root = _root(devices)
     inverse = np.linalg.inv(root)
     precision = inverse.T @ inverse
     d = len(root)
-    freedom = [max(s.n_samples - np.count_nonzero(s.counts), 1.0) for s in devices]
-    spreads = _logs([float(np.sum(s.scatter * precision)) / f for s, f in zip(devices, freedom, strict=True)])
     means = np.array([s.counts @ s.means / s.n_samples for s in devices])
     noise = np.array([d / s.n_samples for s in devices])
     distances = np.square((means - np.median(means, axis=0)) @ inverse.T).sum(axis=1)
     far = _excess(distances, noise) > 0
-    wide = spreads - np.median(spreads) > _half_width(spreads, _ENERGY_FACTOR)
+    wide = np.zeros(len(devices), bool)
+    scattered = np.array([s.has_scatter for s in devices])
+    if scattered.sum() > 2:
+        freedom = [max(s.n_samples - np.count_nonzero(s.counts), 1.0) for s in devices]
+        spreads = _logs([float(np.sum(s.scatter * precision)) / f for s, f in zip(devices, freedom, strict=True)])
+        spreads = spreads[scattered]
+        wide[scattered] = spreads - np.median(spreads) > _half_width(spreads, _ENERGY_FACTOR)
     return [i for i, is_far, is_wide in zip(summaries, far, wide, strict=True) if is_far or is_wide]
 
 
@@ -408,12 +423,22 @@ def _excess(distances: npt.NDArray[np.float64], noise: npt.NDArray[np.float64]) 
 
 
 def _root(summaries: Sequence[_Summary]) -> Matrix:
-    """Cholesky factor of the pooled within-class covariance, shrunk toward a multiple of the identity."""
-    covariance = np.sum([s.scatter for s in summaries], axis=0) / sum(s.n_samples for s in summaries)
+    """Cholesky factor of the pooled within-class covariance, shrunk toward a multiple of the identity.
+
+    Some of the devices have scatter. Where that is so small against the sums that rounding leaves eigenvalues below
+    zero, as much is added as `_summary` lets pass.
+    """
+    n_samples = sum(s.n_samples for s in summaries)
+    covariance = np.sum([s.scatter for s in summaries], axis=0) / n_samples
     average = float(np.trace(covariance)) / len(covariance)
     covariance = (1.0 - _SHRINKAGE) * covariance
-    covariance[np.diag_indices_from(covariance)] += _SHRINKAGE * max(average, 0.0) + 1e-9
-    root: Matrix = np.linalg.cholesky(covariance)
+    diagonal = np.diag_indices_from(covariance)
+    covariance[diagonal] += _SHRINKAGE * max(average, 0.0) + 1e-300
+    try:
+        root: Matrix = np.linalg.cholesky(covariance)
+    except np.linalg.LinAlgError:
+        covariance[diagonal] += _LEAST_EIGENVALUE * sum(s.energy * s.n_samples for s in summaries) / n_samples
+        root = np.linalg.cholesky(covariance)
     return root
 
 
@@ -422,9 +447,9 @@ def _disagreeing(summaries: Mapping[int, _Summary]) -> tuple[dict[int, str], dic
 
     The worst are removed first. There is no majority for a class of which as many devices were removed as remain.
     """
-    if len(summaries) < 2:
-        return {}, {}
     devices = list(summaries.values())
+    if len(devices) < 2 or not any(s.has_scatter for s in devices):
+        return {}, {}
     index = np.array(list(summaries))
     counts = np.array([s.counts for s in devices])
     means = np.array([s.means for s in devices]) @ np.linalg.inv(_root(devices)).T

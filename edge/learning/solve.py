@@ -39,6 +39,10 @@ _LARGEST = float(np.finfo(np.float32).max)
 _RHO_STEP = math.log(1.25)
 # Keeps the matrix invertible when all features are constant.
 _TINY = 1e-9
+# Least share of the mean of x² that is added to the scatter. Where no class has two different samples, all that is left
+# of the scatter is what rounding to float32 left of the sums, and its inverse would be a head of noise. Features of a
+# hundred standard deviations from zero are the first that this outweighs `SHRINKAGE` for.
+_ROUNDING = 1e-5
 # Elements of P that are updated at a time: as many as stay in the cache.
 _SCRATCH = 1 << 15
 
@@ -100,9 +104,8 @@ class Factor:
         return max(self._squares - between, 0.0) / len(self._sum)
 
     def _wanted(self) -> float:
-        if self._method == "ridge":
-            return RIDGE_SAMPLES / self._n * self._average() + _TINY * self._n
-        return self._shrinkage / (1.0 - self._shrinkage) * self._average() + _TINY * self._n
+        share = RIDGE_SAMPLES / self._n if self._method == "ridge" else self._shrinkage / (1.0 - self._shrinkage)
+        return max(share * self._average(), _ROUNDING * self._squares / len(self._sum)) + _TINY * self._n
 
     def _step(self) -> float:
         """rho, on its grid."""
