@@ -6,6 +6,7 @@ decides.
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import tempfile
 from collections.abc import Awaitable, Callable
@@ -21,6 +22,7 @@ from edge import __version__
 from edge.contract.clock import Now
 from edge.contract.errors import EdgeError
 from edge.coordinator.core import CoordinatorCore
+from edge.coordinator.events import reason
 from edge.coordinator.store import Store, as_dict
 
 MAX_ARTIFACT_BYTES = 1 << 30
@@ -64,6 +66,14 @@ def build_api(store: Store, submit: Submit, fleet: str, token: str | None) -> Fa
     @api.exception_handler(EdgeError)
     async def refused(_: Request, exc: EdgeError) -> Response:
         return JSONResponse({"detail": str(exc), "error": type(exc).__name__}, status_code=422)
+
+    @api.exception_handler(Exception)
+    def failed(request: Request, exc: Exception) -> Response:
+        doing = f"{request.method} {request.url.path}"
+        with contextlib.suppress(Exception):  # it is in the server's log in any case
+            submit(lambda core, now: core.events.unforeseen("", "fault", doing, exc, now))
+        detail = f"{doing} failed inside the coordinator, which goes on: {reason(exc)}"
+        return JSONResponse({"detail": detail, "error": type(exc).__name__}, status_code=500)
 
     @api.get("/api/health")
     def health() -> dict[str, Any]:

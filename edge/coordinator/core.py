@@ -36,19 +36,26 @@ from edge.contract.training import FloatArray
 from edge.coordinator.aggregate import Merge, check_update, merge_by, shipped_head
 from edge.coordinator.artifacts import CHUNK_BYTES, ArtifactStore
 from edge.coordinator.config import CoordinatorConfig
+from edge.coordinator.events import Events
 from edge.coordinator.merging import account_of
-from edge.coordinator.store import ALL_DEVICES, ContributionRow, RefusedRow, ReleaseRow, Store
+from edge.coordinator.store import ALL_DEVICES, ContributionRow, DatabaseError, RefusedRow, ReleaseRow, Store
 from edge.learning.exchange import HeadRelease, HeadUpdate
 
 UPLOAD_IDLE_S = 600.0
 MAX_UPLOADS = 256
 BIRTH_AGAIN_S = 30.0
 HOUSEKEEPING_S = 3600.0
+# When a merge that something unforeseen ended is tried again: a full disk or a locked database may be over by then.
+MERGE_AGAIN_S = 600.0
+PLAN_AGAIN_S = 60.0
 _DAY_MS = 86_400_000
 
 
 class CoordinatorCore:
     """One coordinator of one fleet.
+
+    `transport` and `tick` raise nothing: what comes from outside may be anything, so a fault costs its message or its
+    step and becomes an event.
 
     Args:
         config: Its options.
@@ -64,6 +71,7 @@ class CoordinatorCore:
         self._config = config
         self._store = store
         self._artifacts = artifacts
+        self.events = Events(store)
         self._connected = False
         self._out: list[Publish] = []
         self._telemetry: list[tuple[str, dict[str, Any], int]] = []
@@ -73,18 +81,24 @@ class CoordinatorCore:
         self._merge_due_s: dict[str, float] = {}
         self._next_reassert_s = -math.inf
         self._next_housekeeping_s = -math.inf
+        self._next_plan_s = -math.inf
         self._check_merges = True
 
     # The broker
 
     def transport(self, event: TransportEvent, now: Now) -> None:
-        """Take an event of the broker connection. A message that cannot be read is dropped."""
+        """Take an event of the broker connection. A message that cannot be read or handled is dropped."""
         if isinstance(event, Received):
             try:
                 topic = topics.parse(event.topic)
-                self._message(topic.device, topic.leaf, event.payload, now)
             except ChannelError as exc:
-                self._note("", "bad-message", f"{event.topic[:120]}: {exc}", now)
+                self.events.fault("", "bad-message", str(exc), now)
+                return
+            with self.events.survived(topic.device, "fault", f"a message on {_kind(topic.leaf)}", now):
+                try:
+                    self._message(topic.device, topic.leaf, event.payload, now)
+                except ChannelError as exc:
+                    self.events.fault("", "bad-message", f"{event.topic[:120]}: {exc}", now, kind=topic.device)
         else:
             self._connected = isinstance(event, Connected)
             if self._connected:
@@ -129,7 +143,7 @@ class CoordinatorCore:
         try:
             artifact = self._artifacts.get(request.digest)
         except RolloutError as exc:
-            self._note(device, "artifact-missing", str(exc), now)
+            self.events.fault(device, "artifact-missing", str(exc), now)
             return
         leaf = topics.frame_leaf(request.digest[:16])
         for frame in serve(request, artifact.read, artifact.size_bytes, CHUNK_BYTES, artifact.index):
@@ -143,7 +157,7 @@ class CoordinatorCore:
         try:
             artifact = self._artifacts.get(release.digest)
         except RolloutError as exc:
-            self._note(device, "artifact-missing", str(exc), now)
+            self.events.fault(device, "artifact-missing", str(exc), now)
             return
         desired = Desired(
             release=release.counter,
@@ -180,7 +194,7 @@ class CoordinatorCore:
             try:
                 self._take_contribution(device, receiver.data(), now)
             except (BundleError, LearningError) as exc:
-                self._note(device, "contribution-refused", str(exc), now)
+                self.events.fault(device, "contribution-refused", str(exc), now, kind=type(exc).__name__)
                 status = type(OFFER_FIRST)(have=(), window=0, status="refused", detail=str(exc)[:500])
         if status is not None:
             self._send(device, topics.upload_status_leaf(xfer), status, qos=1)
@@ -192,16 +206,16 @@ class CoordinatorCore:
             raise LearningError(
                 "an operator had this forgotten; the device may contribute again with an empty state folder"
             )
-        bundle = self._bundle(update.backbone)
-        if bundle is not None:
-            check_update(update, bundle)
+        try:
+            bundle = self._bundle(update.backbone)
+        except EdgeError as exc:  # the bundle is at fault and not the device, and merging checks again
+            self.events.fault("", "bundle-unusable", f"{update.backbone[:12]}: {exc}", now, kind=update.backbone)
         else:
-            self._note(
-                device,
-                "unknown-backbone",
-                f"{update.backbone[:12]}: kept; push or register its bundle to merge it",
-                now,
-            )
+            if bundle is not None:
+                check_update(update, bundle)
+            else:
+                detail = f"{update.backbone[:12]}: kept; push or register its bundle to merge it"
+                self._note(device, "unknown-backbone", detail, now)
         artifact = self._artifacts.put(data)
         row = ContributionRow(
             device=device,
@@ -370,7 +384,19 @@ class CoordinatorCore:
         ]
 
     def _merge(self, backbone: str, now: Now) -> ReleaseRow | None:
+        """Merge; without a release, and the contributions as they were, when that cannot be done."""
         self._merge_due_s.pop(backbone, None)
+        try:
+            return self._merged(backbone, now)
+        except LearningError as exc:  # the same numbers fail again: it waits for others
+            self.events.fault("", "merge-failed", str(exc), now, kind=str(exc))
+        except Exception as exc:  # noqa: BLE001  # as `Events.survived`, and it is tried again
+            self.events.unforeseen("", "merge-failed", f"merging for {backbone[:12]}", exc, now)
+            if self._config.auto_merge:
+                self._merge_due_s[backbone] = now.s + MERGE_AGAIN_S
+        return None
+
+    def _merged(self, backbone: str, now: Now) -> ReleaseRow | None:
         bundle = self._bundle(backbone)
         if bundle is None:
             return None
@@ -390,12 +416,11 @@ class CoordinatorCore:
                 memory=self._store.memory(backbone),
                 rng=self._rng,
             )
-        except LearningError as exc:
+        except LearningError:
             if not is_pending or any(row.learner == "statistics" for row, _ in gathered):
-                self._note("", "merge-failed", str(exc), now)
-                return None
+                raise
             found = Merge(release=None)
-        was_left_out = self._refuse(backbone, found, [row for row, _ in gathered], now)
+        refused, was_left_out = self._left_out(backbone, found, [row for row, _ in gathered], now)
         used = [row for row, _ in gathered if row.lineage not in found.refused]
         if is_pending and not found.is_exact:
             # There is no sum of others to make anew, and what devices have still contains what was forgotten.
@@ -403,7 +428,9 @@ class CoordinatorCore:
         # A change is not in a sum of statistics.
         used = [row for row in used if (row.learner == "statistics") == found.is_exact]
         is_news = is_pending or was_left_out or any(row.version > row.merged_version for row in used)
-        return self._publish_merge(backbone, found, used, is_pending, now) if is_news else None
+        release = self._publish_merge(backbone, found, used, is_pending, now) if is_news else None
+        self._store.refuse(backbone, refused)  # only now: a merge that fails looks at them again
+        return release
 
     def _merged_before(self, backbone: str) -> list[ContributionRow]:
         return [row for row in self._store.contributions(backbone) if row.merged_version >= 0]
@@ -427,7 +454,7 @@ class CoordinatorCore:
                 update = HeadUpdate.decode(self._artifacts.get(row.digest).path.read_bytes(), row.device)
                 check_update(update, bundle)
             except EdgeError as exc:
-                self._note(row.device, "contribution-refused", str(exc), now)
+                self.events.fault(row.device, "contribution-refused", str(exc), now, kind=row.digest)
                 continue
             found.append((row, update))
         return found
@@ -462,11 +489,13 @@ class CoordinatorCore:
         self._next_reassert_s = now.s
         return release
 
-    def _refuse(self, backbone: str, found: Merge, used: list[ContributionRow], now: Now) -> bool:
-        """Keep and report what a merge left out.
+    def _left_out(
+        self, backbone: str, found: Merge, used: list[ContributionRow], now: Now
+    ) -> tuple[list[RefusedRow], bool]:
+        """Report what a merge left out.
 
         Returns:
-            Whether something is left out now that the merge before had in.
+            It, and whether something is left out now that the merge before had in.
         """
         if found.undecided:
             detail = f"{', '.join(found.undecided)} disagree with others but are no minority: merged all the same"
@@ -482,8 +511,7 @@ class CoordinatorCore:
                 if before.get((row.device, row.lineage)) != reason:
                     self._note(row.device, "left-out", f"{row.n_samples} samples not merged: {reason}", now)
                     was_left_out |= row.merged_version >= 0
-        self._store.refuse(backbone, rows)
-        return was_left_out
+        return rows, was_left_out
 
     def _current_head(self, backbone: str, bundle: Bundle) -> tuple[dict[str, FloatArray], int, tuple[str, ...]]:
         """The head that the fleet was last given, its release counter, and its classes where some were added."""
@@ -499,41 +527,58 @@ class CoordinatorCore:
     @property
     def next_deadline_s(self) -> float:
         """Call `tick` at this time at the latest."""
-        return min([self._next_reassert_s, self._next_housekeeping_s, *self._merge_due_s.values()])
+        reassert_s = self._next_reassert_s if self._connected else math.inf
+        return min([reassert_s, self._next_housekeeping_s, *self._merge_due_s.values()])
 
     def tick(self, now: Now) -> list[Publish]:
-        """Do what is due and give back what is to be sent."""
-        rows, self._telemetry = self._telemetry, []
-        self._store.telemetry(rows)
-        if self._check_merges:
-            self._check_merges = False
-            self._plan_merges(now)
+        """Do what is due and give back what is to be sent. A step that fails is told, and those after it are done."""
+        self.events.offer_again(now)
+        self._keep_telemetry(now)
+        if self._check_merges and now.s >= self._next_plan_s:
+            self._next_plan_s = now.s + PLAN_AGAIN_S  # should it fail
+            with self.events.survived("", "fault", "planning merges", now):
+                self._plan_merges(now)
+                self._check_merges, self._next_plan_s = False, -math.inf
         for backbone in [backbone for backbone, due_s in self._merge_due_s.items() if now.s >= due_s]:
             self._merge(backbone, now)
         if self._connected and now.s >= self._next_reassert_s:
             self._next_reassert_s = now.s + self._config.reassert_s
-            self._reassert(now)
+            with self.events.survived("", "fault", "telling devices what to run", now):
+                self._reassert(now)
         if now.s >= self._next_housekeeping_s:
             self._next_housekeeping_s = now.s + HOUSEKEEPING_S
-            self._store.forget_telemetry(now.wall_ms - int(self._config.telemetry_days * _DAY_MS))
+            with self.events.survived("", "fault", "deleting old telemetry", now):
+                self._store.forget_telemetry(now.wall_ms - int(self._config.telemetry_days * _DAY_MS))
         idle = [key for key, (_, seen_s) in self._uploads.items() if now.s - seen_s > UPLOAD_IDLE_S]
         for key in idle:
             del self._uploads[key]
         out, self._out = self._out, []
         return out if self._connected else []
 
+    def _keep_telemetry(self, now: Now) -> None:
+        """In one transaction; where that fails each for itself, so that one message costs no other."""
+        rows, self._telemetry = self._telemetry, []
+        try:
+            self._store.telemetry(rows)
+        except DatabaseError as exc:  # each for itself would wait as long
+            self.events.unforeseen("", "fault", "keeping telemetry", exc, now)
+        except Exception:  # noqa: BLE001  # it is told below, with the device
+            for row in rows:
+                with self.events.survived(row[0], "fault", "keeping telemetry", now):
+                    self._store.telemetry([row])
+
     def _plan_merges(self, now: Now) -> None:
         """Set when to merge: soon when every device that is there has sent something new, else after the delay."""
         if not self._config.auto_merge:
             return
         for backbone in self._store.to_be_unlearned():
-            if self._bundle(backbone) is not None:
+            if self._store.bundle_of(backbone) is not None:
                 self._merge_due_s[backbone] = now.s
         fresh: dict[str, set[str]] = {}
         for row in self._fresh():
             fresh.setdefault(row.backbone, set()).add(row.device)
         for backbone, devices in fresh.items():
-            if len(devices) < self._config.min_devices or self._bundle(backbone) is None:
+            if len(devices) < self._config.min_devices or self._store.bundle_of(backbone) is None:
                 continue
             online = {row.id for row in self._store.devices() if row.online and row.backbone == backbone}
             due_s = now.s if online and online <= devices else now.s + self._config.merge_delay_s
@@ -550,7 +595,7 @@ class CoordinatorCore:
                 self._send_desired(row.id, now)
 
     def _note(self, device: str, name: str, detail: str, now: Now) -> None:
-        self._store.event(device, Event(ts_ms=now.wall_ms, name=name, detail=detail[:500]), now.wall_ms)
+        self.events.note(device, name, detail, now)
 
     def _send(
         self, device: str, leaf: str, message: Message, *, qos: int, retain: bool = False, expiry_s: int | None = None
@@ -562,3 +607,8 @@ class CoordinatorCore:
     ) -> None:
         topic = topics.build(self._config.fleet, device, leaf)
         self._out.append(Publish(topic=topic, payload=payload, qos=qos, retain=retain, expiry_s=expiry_s))
+
+
+def _kind(leaf: str) -> str:
+    """A leaf without what a device chooses."""
+    return "/".join(leaf.split("/")[:2])

@@ -11,6 +11,7 @@ import os
 import queue
 import secrets
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -25,18 +26,21 @@ import uvicorn
 from edge.channel import topics
 from edge.channel.transport import Connected, Disconnected, Transport, TransportEvent, publish_all
 from edge.contract.clock import Now
-from edge.contract.errors import ConfigError
+from edge.contract.errors import ConfigError, RolloutError
 from edge.contract.files import lock_folder
 from edge.coordinator.api import build_api
 from edge.coordinator.artifacts import ArtifactStore
 from edge.coordinator.config import CoordinatorConfig
 from edge.coordinator.core import CoordinatorCore
+from edge.coordinator.events import reason
 from edge.coordinator.store import Store
 
 log = logging.getLogger("edge.coordinator")
 
 MAX_QUEUED = 20_000
 CALL_TIMEOUT_S = 60.0
+# After a fault of the loop or the HTTP server: what fails at once again shall not keep a core busy.
+PAUSE_S = 1.0
 
 
 @dataclass(slots=True)
@@ -66,7 +70,8 @@ class CoordinatorService:
     def __init__(self, config: CoordinatorConfig, transport: Transport) -> None:
         self._config = config
         self._transport = transport
-        self._stopping = self._failed = False
+        self._stopping = False
+        self._server: uvicorn.Server | None = None
         self._lock = lock_folder(config.data_dir)
         self._store = Store(config.data_dir / "coordinator.sqlite")
         self.core = CoordinatorCore(
@@ -92,12 +97,21 @@ class CoordinatorService:
             host: Address of the HTTP API.
             port: Its port.
             token: Asked of every HTTP request, or None.
+
+        Raises:
+            ConfigError: The HTTP API cannot listen there.
         """
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._stop())
         api = build_api(self._store, self._submit, self._config.fleet, token)
-        server = uvicorn.Server(uvicorn.Config(api, host=host, port=port, log_level="warning", lifespan="off"))
-        web = threading.Thread(target=self._serve, args=(server,), daemon=True)
+        options = uvicorn.Config(api, host=host, port=port, log_level="warning", lifespan="off")
+        try:  # here and not in uvicorn, so that a server that begins again has it still
+            listening = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        except OSError as exc:
+            raise ConfigError(
+                f"the HTTP API could not listen on {host}:{port}: {exc.strerror or exc}; choose another with --http"
+            ) from exc
+        web = threading.Thread(target=self._serve, args=(options, listening), daemon=True)
         web.start()
         self._transport.subscribe(topics.coordinator_filters(self._config.fleet))
         self._transport.start(self._queue.put)
@@ -105,26 +119,30 @@ class CoordinatorService:
         try:
             self._loop()
         finally:
-            server.should_exit = True
+            if self._server is not None:
+                self._server.should_exit = True
             self._transport.stop()
             web.join(5.0)
+            listening.close()
             self._store.close()
             os.close(self._lock)
-        if self._failed:
-            raise ConfigError(f"the HTTP API could not listen on {host}:{port}; choose another port with --http")
 
-    def _serve(self, server: uvicorn.Server) -> None:
-        try:
-            server.run()
-        except SystemExit:  # uvicorn leaves like this when the port is taken
-            log.error("the HTTP API could not start; is the port in use?")  # its own log has the cause
-            self._failed = True
-            self._stop()
+    def _serve(self, options: uvicorn.Config, listening: socket.socket) -> None:
+        while not self._stopping:
+            self._server = uvicorn.Server(options)
+            try:
+                self._server.run(sockets=[listening])
+            except BaseException as exc:  # noqa: BLE001  # what is raised in a request and is no Exception ends it, too
+                log.error("the HTTP API ended and begins again: %s", reason(exc))
+                time.sleep(PAUSE_S)
 
     def _submit(self, function: Callable[[CoordinatorCore, Now], Any]) -> Any:
         call = _Call(function)
-        self._queue.put(call, timeout=CALL_TIMEOUT_S)
-        return call.result.result(CALL_TIMEOUT_S)
+        try:
+            self._queue.put(call, timeout=CALL_TIMEOUT_S)
+            return call.result.result(CALL_TIMEOUT_S)
+        except (queue.Full, TimeoutError) as exc:
+            raise RolloutError(f"no answer within {CALL_TIMEOUT_S:g} s: the coordinator is busy") from exc
 
     def _stop(self) -> None:
         # Only a flag: a signal may come while this very thread holds the queue's lock. The loop looks every second.
@@ -132,23 +150,36 @@ class CoordinatorService:
 
     def _loop(self) -> None:
         while not self._stopping:
-            wait_s = min(max(self.core.next_deadline_s - time.monotonic(), 0.0), 1.0)
-            with contextlib.suppress(queue.Empty):
-                item: _Call | TransportEvent | None = self._queue.get(timeout=wait_s)
-                taken = 0
-                while item is not None:
-                    self._take(item)
-                    taken += 1
-                    # A busy fleet must not keep timers from running.
-                    item = None if self._queue.empty() or taken >= 500 else self._queue.get_nowait()
-            publish_all(self._transport, self.core.tick(now()))
+            try:
+                self._turn()
+            except BaseException as exc:  # noqa: BLE001  # signals set a flag only: whatever comes here is a fault
+                self._tell("a turn of the loop", exc)
+                time.sleep(PAUSE_S)
+
+    def _turn(self) -> None:
+        wait_s = min(max(self.core.next_deadline_s - time.monotonic(), 0.0), 1.0)
+        with contextlib.suppress(queue.Empty):
+            item: _Call | TransportEvent | None = self._queue.get(timeout=wait_s)
+            taken = 0
+            while item is not None:
+                self._take(item)
+                taken += 1
+                # A busy fleet must not keep timers from running.
+                item = None if self._queue.empty() or taken >= 500 else self._queue.get_nowait()
+        for effect in self.core.tick(now()):
+            try:
+                publish_all(self._transport, [effect])
+            except Exception as exc:  # noqa: BLE001  # it costs this message
+                self._tell("sending a message", exc)
 
     def _take(self, item: _Call | TransportEvent) -> None:
         if isinstance(item, _Call):
             try:
                 item.result.set_result(item.function(self.core, now()))
-            except Exception as exc:  # noqa: BLE001  # it is raised again where the result is awaited
+            except Exception as exc:  # noqa: BLE001  # it is raised again, and told, where the result is awaited
                 item.result.set_exception(exc)
+            except BaseException as exc:  # noqa: BLE001  # that would end the HTTP API
+                item.result.set_exception(RuntimeError(reason(exc)))
             return
         if isinstance(item, Disconnected):
             log.warning("no broker: %s; trying again", item.reason)
@@ -156,5 +187,10 @@ class CoordinatorService:
             log.info("connected to the broker")
         try:
             self.core.transport(item, now())
-        except Exception:
-            log.exception("a message could not be handled; the coordinator goes on")
+        except BaseException as exc:  # noqa: BLE001  # a panic of a library in Rust is no Exception
+            self._tell("a message", exc)
+
+    def _tell(self, doing: str, exc: BaseException) -> None:
+        """Make an event of a fault; where not even that can be done, live on."""
+        with contextlib.suppress(BaseException):
+            self.core.events.unforeseen("", "fault", doing, exc, now())

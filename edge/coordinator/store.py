@@ -11,7 +11,7 @@ from typing import Any
 
 from sqlalchemy import JSON, Engine, Index, UniqueConstraint, create_engine, delete, event, func, select, update
 from sqlalchemy.dialects.sqlite import insert
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from edge.channel.messages import Birth, Conn, Event, State
@@ -20,6 +20,8 @@ from edge.coordinator.merging import MergeMemory
 
 ALL_DEVICES = "*"
 MAX_COUNTER = 2**48
+# The database itself is at fault and not what it was given: locked, full, damaged, gone.
+DatabaseError = OperationalError
 _OPTIMIZER, _ACCOUNT = "server-optimizer", "privacy-account"
 
 

@@ -403,6 +403,77 @@ def test_what_is_refused_does_not_depend_on_the_order(order: list[int], kind: st
     assert {order[i] for i in refused} == set(screen_statistics(sent).refused)
 
 
+def sent(statistics: HeadStatistics) -> HeadStatistics:
+    """As it arrives: rounded to float32, which leaves a scatter that is neither zero nor one of samples."""
+    n_features, n_outputs = len(statistics.gram) - 1, statistics.moment.shape[1]
+    return HeadStatistics.from_tensors(statistics.to_tensors(), n_features, n_outputs)
+
+
+NO_SCATTER = {
+    "one label each, of other classes": [[0], [1], [2]],
+    "one label each, of one class": [[4], [4], [4]],
+    "one label of each class": [[0, 1, 2], [1, 2, 3], [2, 3, 4]],
+    "one device": [[0]],
+    "many devices": [[i % N_CLASSES] for i in range(25)],
+}
+
+
+@pytest.mark.parametrize("offset", [0.0, 100.0])
+@pytest.mark.parametrize("labels", NO_SCATTER.values(), ids=NO_SCATTER.keys())
+def test_statistics_without_scatter_pass(labels: list[list[int]], offset: float) -> None:
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        found = [sent(of(samples(np.array(y), rng) + offset, np.array(y))) for y in labels]
+        assert screen_statistics(found) == Screening({}, {})
+
+
+def test_identical_samples_pass_though_other_devices_have_others() -> None:
+    rng = np.random.default_rng(0)
+    found = []
+    for c in (0, 0, 0, 1, 2):
+        y = np.full(10, c)
+        found.append(sent(of(np.repeat(samples(y[:1], rng), 10, axis=0), y)))
+    assert screen_statistics(found) == Screening({}, {})
+
+
+@pytest.mark.parametrize("is_classifier", [True, False])
+@pytest.mark.parametrize("value", [0.0, 1e-20, 3.0, 1e15])
+def test_features_without_variance_pass(value: float, is_classifier: bool) -> None:
+    x, y = np.full((6, 7), value), np.arange(6) % 3
+    assert screen_statistics([sent(HeadStatistics.of(x, y, 3))] * 4, None, is_classifier) == Screening({}, {})
+
+
+def test_devices_with_scatter_are_not_the_odd_ones_among_devices_without() -> None:
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        labels = [[0], [1], [2], [3], np.resize([4, 5], 40), np.resize([6, 7], 40)]
+        found = [sent(of(samples(np.array(y), rng), np.array(y))) for y in labels]
+        assert screen_statistics(found) == Screening({}, {})
+
+
+def test_garbage_is_found_though_most_devices_have_no_scatter() -> None:
+    rng = np.random.default_rng(0)
+    single = [sent(of(samples(y, rng), y)) for y in np.arange(8)[:, None] % N_CLASSES]
+    plain = [sent(of(samples(y, rng), y)) for y in np.resize([0, 1, 2, 3], (4, 40))]
+    y = np.resize([0, 1, 2, 3], 40)
+    noisy = sent(of(samples(y, rng) + 4 * rng.normal(size=(40, N_FEATURES)), y))
+    assert screen_statistics([*single, *plain, noisy]).refused.keys() == {12}
+
+
+def test_eigenvalues_below_zero_that_pass_for_rounding_end_no_screening() -> None:
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(4):
+        y = np.resize([0, 1], 20)
+        honest = of(300 + samples(y, rng), y)
+        direction = rng.normal(size=N_FEATURES)
+        direction -= direction.mean()  # the features' mean is large
+        direction = np.append(direction / np.linalg.norm(direction), 0.0)
+        gram = honest.gram - 0.9e-5 * np.trace(honest.gram) * np.outer(direction, direction)
+        found.append(HeadStatistics(gram, honest.moment))
+    assert not any("negative" in reason for reason in screen_statistics(found).refused.values())
+
+
 def test_quantities_have_no_classes_to_compare() -> None:
     rng = np.random.default_rng(2)
     sent = []

@@ -276,3 +276,30 @@ def test_the_statistics_that_were_given_stay_as_they_are(method: Method) -> None
     factor.head()
     assert (given.gram == gram).all()
     assert (given.moment == moment).all()
+
+
+@pytest.mark.parametrize("n_features", [5, 64, 300])
+@pytest.mark.parametrize("offset", [0.0, 30.0])
+def test_one_sample_a_class_is_told_apart_though_rounding_is_all_that_is_in_the_scatter(
+    n_features: int, offset: float
+) -> None:
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        x = np.abs(rng.normal(offset, 1.0, (3, n_features))).astype(np.float32)
+        total = HeadStatistics.empty(n_features, 4)
+        for i in range(3):
+            tensors = HeadStatistics.of(x[i : i + 1], np.array([i]), 4).to_tensors()
+            total = total + HeadStatistics.from_tensors(tensors, n_features, 4)
+        weights, biases = solve(total)
+        near = x + rng.normal(0.0, 0.02, x.shape)
+        assert (near @ weights.T + biases).argmax(axis=1).tolist() == [0, 1, 2]
+
+
+def test_identical_samples_of_a_quantity_are_answered_by_their_mean_and_not_by_noise() -> None:
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        x = np.repeat(np.abs(rng.normal(3.0, 1.0, (1, 64))), 7, axis=0).astype(np.float32)
+        own = HeadStatistics.of_targets(x, np.full((7, 1), 0.3), np.ones(7))
+        weights, biases = solve(HeadStatistics.from_tensors(own.to_tensors(), 64, 1, is_classifier=False), "ridge")
+        answers = (x + rng.normal(0.0, 0.1, x.shape)) @ weights.T + biases
+        assert np.abs(answers - 0.3).max() < 0.05
