@@ -306,7 +306,7 @@ def test_port_that_is_taken_is_said_at_the_start(tmp_path: Path) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", served.port))
         other.listen()
-        with pytest.raises(ConfigError, match="in use.*choose another"):
+        with pytest.raises(ConfigError, match=r"in use.*choose another"):
             served.service.run("127.0.0.1", served.port, None)
     served.service._store.close()
 
