@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import ast
+import atexit
 import gc
 import json
 import os
 import re
+import signal
+import sys
+import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
 from converter.plan import CALIBRATION_METHODS, FORMATS, QUANTIZE, ConversionPlan, InputOption
 from edge import __version__
-from edge.contract.errors import ConfigError, run_to_exit
+from edge.contract.errors import ConfigError, EdgeError, Stopped, run_to_exit
 from edge.contract.recipe import LOSSES, OPTIMIZERS, TrainingRecipe
 from edge.contract.tensorspec import BATCH, DTYPES
 
@@ -25,6 +29,7 @@ if TYPE_CHECKING:
 
     from converter.pipeline import Stage
 
+_ASK_AGAIN_S = 5.0
 _AXIS = re.compile(r"([A-Za-z_]\w{0,62})(?:@([1-9]\d{0,8}))?")
 
 
@@ -250,22 +255,49 @@ def convert_command(
     from converter.report.text import print_report
 
     quiet = str(json_report) == "-"
-    console = Console(stderr=quiet)
     password = os.environ.get("EDGE_SIGN_PASSWORD")
-    with _progress(console) as stage:
-        report = convert(plan, stage, None if password is None else password.encode()).report
-    _write_reports(report, json_report, html_report)
-    if not quiet:
-        print_report(console, report)
+    with _own_output(quiet) as output_stream:
+        console = Console(stderr=quiet)
+        with _progress(console) as stage:
+            report = convert(plan, stage, None if password is None else password.encode()).report
+        _write_reports(report, json_report, html_report)
+        if output_stream is None:
+            print_report(console, report)
+        else:
+            output_stream.write(_as_json(report))
+
+
+@contextmanager
+def _own_output(taken: bool) -> Iterator[TextIO | None]:
+    """Standard output for the report alone: what the user's code prints meanwhile goes to standard error."""
+    if not taken:
+        yield None
+        return
+    sys.stdout.flush()
+    try:
+        own = os.dup(1)
+    except OSError as exc:
+        raise ConfigError(f"--json -: there is no standard output: {exc.strerror}") from exc
+    os.dup2(2, 1)
+    try:
+        with os.fdopen(os.dup(own), "w", encoding="utf-8", errors="replace") as stream:
+            yield stream
+    finally:
+        sys.stdout.flush()
+        os.dup2(own, 1)
+        os.close(own)
+
+
+def _as_json(report: Mapping[str, Any]) -> str:
+    return json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _write_reports(report: Mapping[str, Any], json_report: Path | None, html_report: Path | None) -> None:
     from edge.contract.files import replace_file
 
-    text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     documents: dict[Path, str] = {}
     if json_report is not None and str(json_report) != "-":
-        documents[json_report] = text
+        documents[json_report] = _as_json(report)
     if html_report is not None:
         from converter.report.html import render_html
 
@@ -273,26 +305,95 @@ def _write_reports(report: Mapping[str, Any], json_report: Path | None, html_rep
     for path, document in documents.items():
         try:
             with replace_file(path) as file:
-                file.write(document.encode())
+                file.write(document.encode(errors="replace"))  # names of files need not be UTF-8
         except OSError as exc:
             raise ConfigError(f"{path} cannot be written: {exc.strerror}") from exc
-    if str(json_report) == "-":
-        click.echo(text, nl=False)
 
 
 @contextmanager
 def _progress(console: Console) -> Iterator[Stage]:
-    """A spinner with the stage and its time on a terminal, plain lines elsewhere."""
-    if not console.is_terminal:
-        yield lambda name: console.print(f"- {name}", markup=False, highlight=False)
-        return
-    with console.status("starting") as status:
-        yield lambda name: status.update(f"{name} ...")
+    """A spinner with the stage and its time on a terminal, plain lines elsewhere; an exception learns where it came."""
+    names = ["starting"]
+    status = console.status(names[0]) if console.is_terminal else None
+
+    def tell(name: str) -> None:
+        names.append(name)
+        if status is None:
+            console.print(f"- {name}", markup=False, highlight=False)
+        else:
+            status.update(f"{name} ...")
+
+    try:
+        with status or nullcontext():
+            yield tell
+    except EdgeError:
+        raise
+    except Exception as exc:
+        exc.add_note(names[-1])
+        raise
+
+
+def _run() -> None:
+    """The command with its own errors told as all are, and Ctrl-C left to `run_to_exit`."""
+    try:
+        code = convert_command.main(standalone_mode=False)
+    except click.exceptions.Abort as exc:
+        raise exc.__cause__ or KeyboardInterrupt from None
+    except click.ClickException as exc:
+        exc.show()
+        code = exc.exit_code
+    if code:
+        sys.exit(code)
+
+
+@contextmanager
+def _stopped_by_signals() -> Iterator[None]:
+    """Let signals end the work as Ctrl-C does, so that nothing half done stays behind.
+
+    Code that is not ours may lose the exception (in a destructor, or by catching everything): while the work goes on it
+    comes again.
+    """
+    ours: list[signal.Signals] = []
+    process = os.getpid()
+
+    def stop(number: int, _frame: object) -> None:
+        if os.getpid() != process:  # a worker that the user's code has forked: it ends as usual
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        if number == signal.SIGALRM:
+            number = ours[-1]
+        ours.append(signal.Signals(number))
+        signal.setitimer(signal.ITIMER_REAL, _ASK_AGAIN_S)
+        raise Stopped(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup and a shell's background jobs have it
+            signal.signal(number, stop)
+    signal.signal(signal.SIGALRM, stop)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
+            signal.signal(number, signal.SIG_IGN)  # what is left to do is to clean up
 
 
 def main() -> None:
     """Entry point."""
-    run_to_exit(convert_command)
+    code: Any = 0
+    try:
+        with _stopped_by_signals():
+            run_to_exit(_run)
+    except SystemExit as exc:
+        code = exc.code
+    if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
+        # Threads that the user's code has started would keep the process alive for ever.
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        atexit._run_exitfuncs()
+        os._exit(code or 0)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

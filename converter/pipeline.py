@@ -27,7 +27,6 @@ from converter.pack.output import check_output, private_key, write
 from converter.pack.pack import MOST_FEATURES, Parts, learning_data, pack, projection_of
 from converter.plan import ConversionPlan
 from converter.program.programs import available_threads, onnx_program
-from converter.program.reason import reason
 from converter.program.tensors import batch_size, select
 from converter.quantization.layers import optimize
 from converter.report.describe import describe, lasting
@@ -38,6 +37,7 @@ from converter.verify.measure import Evaluation, latency_ms
 from converter.verify.original import Original, load_original, with_preprocessing
 from converter.verify.robustness import robustness
 from edge.contract.errors import BundleError, ConfigError, ConversionError, LearningError
+from edge.contract.foreign import foreign
 from edge.contract.recipe import BINARY_CROSS_ENTROPY, CROSS_ENTROPY, MEAN_SQUARED_ERROR, TrainingRecipe
 from edge.inference.onnx_benchmark import Benchmark
 from edge.inference.onnx_trainer import OnnxTrainer
@@ -126,7 +126,7 @@ def convert(plan: ConversionPlan, tell: Stage = lambda _: None, password: bytes 
         found = Search(problem, evaluation.deviation(evaluation.reference), plan, stage).run(benchmark)
 
     stage("verifying")
-    torchscript, checks = _torchscript(original, evaluation, exported, plan)
+    torchscript, checks, left_out = _torchscript(original, evaluation, exported, plan)
     checks.append(_shipped(found, check.against, evaluation, plan))
     rows = _robustness(evaluation, exported.model, found.chosen)
 
@@ -144,6 +144,7 @@ def convert(plan: ConversionPlan, tell: Stage = lambda _: None, password: bytes 
     )
     learned = learning_data(parts)
     notes = [*original.source.notes, *exported.notes, *([trainable.note] if trainable.note else []), *found.notes]
+    notes += left_out
     notes += _notes(parts, found, plan, None if learned is None else learned[1])
     report = describe(parts, plan, exported, found, [check, *checks], rows, notes, _original_latency(original))
     packed = pack(parts, plan, lasting(report), None if learned is None else learned[0])
@@ -282,12 +283,11 @@ def _training_graph(parts: SplitModel, original: Original, recipe: TrainingRecip
     targets = np.zeros((n, head.n_outputs), np.float32)
     targets[:, 0] = 1.0
     try:
-        trainer = OnnxTrainer(graph.SerializeToString(), head.features.name, head.parameters)
-        trainer.step(features, targets, np.ones(n, np.float32), 1e-3)
+        with foreign("the training step of the head does not run", ConversionError):
+            trainer = OnnxTrainer(graph.SerializeToString(), head.features.name, head.parameters)
+            trainer.step(features, targets, np.ones(n, np.float32), 1e-3)
     except (BundleError, LearningError) as exc:
         raise ConversionError(f"the head cannot be trained: {exc}") from exc
-    except Exception as exc:  # onnxruntime's exceptions have no common base
-        raise ConversionError(f"the training step of the head does not run: {reason(exc)}") from exc
     return graph
 
 
@@ -337,11 +337,17 @@ def _class_names(
 
 def _torchscript(
     original: Original, evaluation: Evaluation, exported: Exported, plan: ConversionPlan
-) -> tuple[bytes | None, list[Check]]:
+) -> tuple[bytes | None, list[Check], list[str]]:
+    """The whole model as TorchScript, its check, and a note where it is left out because torch cannot write it."""
     if original.module is None or not (plan.torchscript or plan.format == "torchscript"):
-        return None, []
-    archive, check = torchscript_of(original.module, evaluation, scripted=exported.exporter == "scripting")
-    return archive, [check]
+        return None, [], []
+    try:
+        archive, check = torchscript_of(original.module, evaluation, scripted=exported.exporter == "scripting")
+    except ConversionError as exc:
+        if plan.format == "torchscript":
+            raise
+        return None, [], [f"without TorchScript, which devices do not need: {exc}"]
+    return archive, [check], []
 
 
 def _head_torchscript(trainable: Trainable, plan: ConversionPlan) -> bytes | None:

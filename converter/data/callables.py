@@ -15,10 +15,10 @@ import torch
 
 from converter.data.fit import Fitter
 from converter.data.samples import Samples
-from converter.program.reason import reason
 from converter.program.tensors import Array, batch_size, select
 from converter.program.user_code import folder_of, importing_from, named_object
 from edge.contract.errors import ConfigError
+from edge.contract.foreign import foreign
 
 _END = object()
 
@@ -51,22 +51,18 @@ class CallableSamples:
             raise ConfigError(f"{fitter.what} gives no batches; expected at least one")
 
     def _items(self) -> Iterator[Any]:
-        try:
-            with importing_from(self._folder):
-                iterator = iter(self._call())
-            if iterator is self._last:
-                raise ConfigError(f"{self._fitter.what} gives the same iterator again; make a new one with each call")
-            self._last = iterator
-            while True:
-                with importing_from(self._folder):
-                    item = next(iterator, _END)
-                if item is _END:
-                    return
-                yield item
-        except ConfigError:
-            raise
-        except (Exception, SystemExit) as exc:  # the user's code may raise anything
-            raise ConfigError(f"{self._fitter.what} failed: {type(exc).__name__}: {reason(exc)}") from exc
+        failed = f"{self._fitter.what} failed"
+        with importing_from(self._folder), foreign(failed, ConfigError):
+            iterator = iter(self._call())
+        if iterator is self._last:
+            raise ConfigError(f"{self._fitter.what} gives the same iterator again; make a new one with each call")
+        self._last = iterator
+        while True:
+            with importing_from(self._folder), foreign(failed, ConfigError):
+                item = next(iterator, _END)
+            if item is _END:
+                return
+            yield item
 
     def _fitted(self, item: Any) -> Samples:
         fitter = self._fitter
@@ -85,14 +81,10 @@ class CallableSamples:
         return fitter.fit(arrays, None if y is None else self._array(y))
 
     def _array(self, value: Any) -> Array:
-        try:
+        what = f"{self._fitter.what} gives {type(value).__name__}; expected a numpy array or a torch tensor"
+        with foreign(what, ConfigError):
             if isinstance(value, torch.Tensor):
                 value = value.detach().cpu()
                 value = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
             array: Array = np.asarray(value)
-        except (TypeError, ValueError, RuntimeError) as exc:
-            raise ConfigError(
-                f"{self._fitter.what} gives {type(value).__name__}; expected a numpy array or a torch tensor: "
-                f"{reason(exc)}"
-            ) from exc
         return array

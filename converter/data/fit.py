@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from converter.data.samples import Samples
-from converter.program.reason import reason
 from converter.program.tensors import Array, Arrays
 from edge.contract.errors import ConfigError
+from edge.contract.foreign import foreign
 from edge.contract.tensorspec import BATCH, TensorSpec
 
 MAX_BYTES = 1 << 28
 """Of what has to be in memory whole: one sample, an image, an array in Fortran order."""
 
 
-@contextmanager
-def reading(what: str, expected: str) -> Iterator[None]:
+def reading(what: str, expected: str) -> AbstractContextManager[None]:
     """Turn whatever a damaged file raises into a ConfigError: ``{what} is not {expected}: ...``."""
-    try:
-        yield
-    except ConfigError:
-        raise
-    except Exception as exc:  # parsers of damaged files raise OSError, ValueError, zlib.error, struct.error, ...
-        raise ConfigError(f"{what} is not {expected}: {reason(exc)}") from exc
+    return foreign(f"{what} is not {expected}", ConfigError)
 
 
 def sample_axes(spec: TensorSpec) -> tuple[int | str, ...]:

@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import nn
 
-from converter.program.reason import reason
 from converter.program.user_code import folder_of, importing_from, named_object
 from edge.contract.errors import ConfigError
+from edge.contract.foreign import foreign
 
 _MAX_FILES = 200
 _MAX_BYTES = 1 << 20
@@ -33,15 +33,10 @@ def build_model(arch: str, arguments: Mapping[str, Any], known: Mapping[str, Any
     factory = named_object(arch, "--arch")
     accepted = _accepted(factory)
     given = {key: value for key, value in known.items() if key in accepted} | dict(arguments)
-    try:
-        with importing_from(folder_of(place)):
-            model = factory(**given)
-    except (Exception, SystemExit) as exc:  # the user's code may raise anything
-        takes = f"; it takes {', '.join(accepted)}: give --arch-arg key=value" if isinstance(exc, TypeError) else ""
-        raise ConfigError(
-            f"--arch: {name}({', '.join(f'{key}={value!r}' for key, value in given.items())}) failed: "
-            f"{type(exc).__name__}: {reason(exc)}{takes}"
-        ) from exc
+    call = f"{name}({', '.join(f'{key}={value!r}' for key, value in given.items())})"
+    takes = f"; it takes {', '.join(accepted)}: give --arch-arg key=value" if accepted else ""
+    with importing_from(folder_of(place)), foreign(f"--arch: {call} failed", ConfigError, takes):
+        model = factory(**given)
     if not isinstance(model, nn.Module):
         raise ConfigError(f"--arch: {name} gave {type(model).__name__}, expected a torch.nn.Module")
     return model

@@ -5,8 +5,8 @@ from __future__ import annotations
 import zipfile
 from pathlib import Path
 
-from converter.program.reason import reason
 from edge.contract.errors import ConfigError, ConversionError
+from edge.contract.foreign import foreign
 
 # torch stores tensors as they are and compresses only the code of TorchScript, which is small.
 _MAX_COMPRESSED_BYTES = 64 << 20
@@ -46,29 +46,27 @@ def checked_members(path: Path) -> list[str]:
     """
     if not zipfile.is_zipfile(path):
         return []
-    try:
-        with zipfile.ZipFile(path) as archive:
-            infos = archive.infolist()
-            stored = sum(info.file_size for info in infos if info.compress_type == zipfile.ZIP_STORED)
-            packed = [info for info in infos if info.compress_type != zipfile.ZIP_STORED]
-            unpacked = sum(info.file_size for info in packed)
-            if (
-                len(infos) > _MAX_MEMBERS
-                or stored > path.stat().st_size
-                or unpacked > _MAX_COMPRESSED_BYTES
-                or any(info.file_size > _MAX_RATIO * max(info.compress_size, 64) for info in packed)
-            ):
-                raise ConversionError(
-                    f"{path} unpacks to {stored + unpacked} bytes in {len(infos)} members, which no model file of this "
-                    f"size does; nothing of it was read"
-                )
-            for info in infos:
-                _read_through(archive, info)
-            return [info.filename for info in infos]
-    except ConversionError:
-        raise
-    except Exception as exc:  # a broken member raises BadZipFile, EOFError, zlib.error, NotImplementedError, ...
-        raise ConversionError(f"{path} is damaged ({reason(exc)}): copy or save it again") from exc
+    with (
+        foreign(f"{path} is damaged, copy or save it again", ConversionError),
+        zipfile.ZipFile(path) as archive,
+    ):
+        infos = archive.infolist()
+        stored = sum(info.file_size for info in infos if info.compress_type == zipfile.ZIP_STORED)
+        packed = [info for info in infos if info.compress_type != zipfile.ZIP_STORED]
+        unpacked = sum(info.file_size for info in packed)
+        if (
+            len(infos) > _MAX_MEMBERS
+            or stored > path.stat().st_size
+            or unpacked > _MAX_COMPRESSED_BYTES
+            or any(info.file_size > _MAX_RATIO * max(info.compress_size, 64) for info in packed)
+        ):
+            raise ConversionError(
+                f"{path} unpacks to {stored + unpacked} bytes in {len(infos)} members, which no model file of this "
+                f"size does; nothing of it was read"
+            )
+        for info in infos:
+            _read_through(archive, info)
+        return [info.filename for info in infos]
 
 
 def _read_through(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from converter.program.reason import reason
 from edge.contract.errors import ConversionError
+from edge.contract.foreign import foreign
 
 
 def is_safetensors(begins: bytes, size: int) -> bool:
@@ -22,7 +22,5 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
     Raises:
         ConversionError: It is damaged.
     """
-    try:
+    with foreign(f"{path} is not a whole safetensors file", ConversionError):
         return safetensors.torch.load_file(path)
-    except Exception as exc:  # SafetensorError, and what torch raises for a type that it does not know
-        raise ConversionError(f"{path} is not a whole safetensors file: {reason(exc)}") from exc

@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 
-from converter.program.reason import reason
 from converter.program.user_code import imported
 from edge.contract.errors import ConversionError
+from edge.contract.foreign import foreign, reason
 
 _SAVE_AGAIN = "Save the weights only: torch.save(model.state_dict(), PATH), or use converter.save_checkpoint"
 # TorchScript can write with aten::save and map files with aten::from_file.
@@ -42,13 +42,9 @@ def read_document(path: Path, *, trust: bool, arch: str | None) -> Any:
         warnings.simplefilter("ignore")  # about old pickles: either they load, or the exception says why not
         if trust:
             with _importable(path, arch):
-                try:
+                advice = ". Its classes must be importable: give --arch FILE.py:CLASS of the file that defines them"
+                with foreign(f"{path} cannot be unpickled", ConversionError, advice):  # it runs what the file wants
                     return torch.load(path, map_location="cpu", weights_only=False)
-                except Exception as exc:  # it runs what the file wants
-                    raise ConversionError(
-                        f"{path} cannot be unpickled: {type(exc).__name__}: {reason(exc)}. Its classes must be "
-                        f"importable: give --arch FILE.py:CLASS of the file that defines them"
-                    ) from exc
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
         except Exception as exc:  # its parsers raise RuntimeError, UnpicklingError, OSError, ...
@@ -83,7 +79,7 @@ def read_torchscript(file: Path | bytes, what: str) -> torch.jit.ScriptModule:
         ConversionError: It is damaged, or its code would touch files.
     """
     data = file.read_bytes() if isinstance(file, Path) else file
-    try:
+    with foreign(f"the TorchScript in {what} is damaged", ConversionError):
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             for name in archive.namelist():
                 if name.endswith(".py") and (found := _TOUCHES_FILES.search(archive.read(name))):
@@ -97,10 +93,6 @@ def read_torchscript(file: Path | bytes, what: str) -> torch.jit.ScriptModule:
         if not hasattr(module, "forward"):
             raise ConversionError(f"the TorchScript in {what} has no method forward")
         return module
-    except ConversionError:
-        raise
-    except Exception as exc:  # the reader raises RuntimeError, the parser of its code raises others
-        raise ConversionError(f"the TorchScript in {what} is damaged: {reason(exc)}") from exc
 
 
 def _why_not_loaded(path: Path, error: Exception) -> str:

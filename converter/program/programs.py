@@ -12,9 +12,9 @@ import onnx
 import torch
 from torch import nn
 
-from converter.program.reason import reason
 from converter.program.tensors import Array, Arrays, Run, batch_size, in_batches, join
 from edge.contract.errors import BundleError, ConversionError
+from edge.contract.foreign import foreign, shortage
 from edge.contract.tensorspec import BATCH, TensorSpec
 from edge.inference.onnx_session import EXACT, open_onnx
 
@@ -86,12 +86,13 @@ def torch_program(model: nn.Module, inputs: Sequence[TensorSpec], output_names: 
 
     def run(batch: Mapping[str, Array]) -> Arrays:
         arrays = [torch.from_numpy(np.require(batch[name], requirements=["C", "W"])) for name in names]
-        try:
-            with torch.inference_mode():
-                returned = model(*arrays)
-        except Exception as exc:  # the model is the user's code: it may raise anything
+
+        def failed() -> str:
             shapes = ", ".join(f"{name} {tuple(batch[name].shape)} {batch[name].dtype}" for name in names)
-            raise ConversionError(f"the model does not run on a batch of {shapes}: {reason(exc)}") from exc
+            return f"the model does not run on a batch of {shapes}"
+
+        with torch.inference_mode(), foreign(failed, ConversionError):  # the model is the user's code
+            returned = model(*arrays)
         found = named_outputs(returned, names)
         if output_names is not None:
             if len(found) != len(output_names):
@@ -131,16 +132,17 @@ def onnx_program(
     try:
         session = open_onnx(model.SerializeToString(), what, threads or available_threads(), EXACT)
     except BundleError as exc:  # at conversion there is no bundle yet to be distrusted
-        raise ConversionError(str(exc)) from exc
+        raise shortage(exc, f"{what} does not load in onnxruntime") or ConversionError(str(exc)) from exc
     outputs = [output.name for output in session.get_outputs()]
     fixed = dict(constants or {})
 
     def run(batch: Mapping[str, Array]) -> Arrays:
-        try:
-            return dict(zip(outputs, session.run(None, {**batch, **fixed}), strict=True))
-        except Exception as exc:  # onnxruntime's exceptions have no common base
+        def failed() -> str:
             shapes = ", ".join(f"{name} {tuple(array.shape)}" for name, array in batch.items())
-            raise ConversionError(f"{what} does not run on a batch of {shapes}: {reason(exc)}") from exc
+            return f"{what} does not run on a batch of {shapes}"
+
+        with foreign(failed, ConversionError):
+            return dict(zip(outputs, session.run(None, {**batch, **fixed}), strict=True))
 
     return run
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,8 +13,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from converter.program.reason import reason
 from edge.contract.errors import ConfigError
+from edge.contract.foreign import foreign
 
 
 def named_object(value: str, option: str) -> Any:
@@ -43,11 +44,8 @@ def imported(place: str, option: str) -> ModuleType:
     is_file = place.endswith(".py")
     if is_file and not Path(place).is_file():
         raise ConfigError(f"{option}: {place} does not exist")
-    with importing_from(folder_of(place)):
-        try:
-            return _import_file(Path(place)) if is_file else importlib.import_module(place)
-        except (Exception, SystemExit) as exc:  # the user's code may raise anything; a script may end itself
-            raise ConfigError(f"{option}: {place} cannot be imported: {type(exc).__name__}: {reason(exc)}") from exc
+    with importing_from(folder_of(place)), foreign(f"{option}: {place} cannot be imported", ConfigError):
+        return _import_file(Path(place)) if is_file else importlib.import_module(place)
 
 
 def folder_of(place: str) -> Path:
@@ -56,7 +54,9 @@ def folder_of(place: str) -> Path:
 
 
 def _import_file(file: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"edgeloop_user_{file.stem}", file)
+    # TorchScript writes the module's name into its code and knows ASCII only.
+    name = f"edgeloop_user_{re.sub(r'[^A-Za-z0-9_]', '_', file.stem)}"
+    spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

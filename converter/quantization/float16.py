@@ -6,8 +6,8 @@ import warnings
 
 import onnx
 
-from converter.program.reason import reason
 from edge.contract.errors import ConversionError
+from edge.contract.foreign import foreign
 
 
 def to_float16(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -21,11 +21,8 @@ def to_float16(model: onnx.ModelProto) -> onnx.ModelProto:
 
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), foreign("the graph cannot be converted to float16", ConversionError):
         warnings.simplefilter("ignore")  # about weights below the smallest float16, which become the smallest
-        try:
-            found: onnx.ModelProto = convert_float_to_float16(copy, keep_io_types=True)
-            OnnxModel(found).topological_sort()  # it appends the casts of inputs behind the nodes that read them
-        except Exception as exc:  # it raises what its passes raise
-            raise ConversionError(f"the graph cannot be converted to float16: {reason(exc)}") from exc
+        found: onnx.ModelProto = convert_float_to_float16(copy, keep_io_types=True)
+        OnnxModel(found).topological_sort()  # it appends the casts of inputs behind the nodes that read them
     return found

@@ -11,9 +11,9 @@ import onnxruntime as ort
 from onnx import helper
 
 from converter.graph.build import reads
-from converter.program.reason import reason
 from converter.program.scratch import scratch_folder
 from edge.contract.errors import ConversionError
+from edge.contract.foreign import foreign
 
 _CONVOLUTIONS = {"Conv", "ConvTranspose"}
 _PRODUCTS = {"Gemm", "MatMul"}
@@ -111,11 +111,9 @@ def _optimized(model: onnx.ModelProto, level: Any) -> onnx.ModelProto:
         options.log_severity_level = 3
         # As on Arm: elsewhere onnxruntime does not take int8 activations for what they are.
         options.add_session_config_entry("session.qdqisint8allowed", "1")
-        try:
+        with foreign("the graph does not load in onnxruntime", ConversionError):
             ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        except Exception as exc:  # onnxruntime's exceptions have no common base
-            raise ConversionError(f"the graph does not load in onnxruntime: {reason(exc)}") from exc
-        found = onnx.load(target)
+            found = onnx.load(target)
     used = {node.domain for node in found.graph.node} | {""}
     kept = [entry for entry in found.opset_import if entry.domain in used or entry.domain == "ai.onnx"]
     del found.opset_import[:]

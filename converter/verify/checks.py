@@ -15,12 +15,12 @@ from torch import nn
 from converter.graph.build import inferred_types
 from converter.program.attention import traceable
 from converter.program.programs import onnx_program, resized, torch_program
-from converter.program.reason import reason
 from converter.program.scratch import scratch_folder
 from converter.program.tensors import Arrays, Run, batch_size, select
 from converter.verify.measure import Deviation, Evaluation
 from edge.contract.bundle import Bundle, write_bundle
 from edge.contract.errors import BundleError, ConversionError
+from edge.contract.foreign import foreign
 from edge.contract.manifest import Manifest
 from edge.contract.tensorspec import BATCH, TensorSpec
 from edge.inference.onnx_session import EXACT, OnnxSession
@@ -184,7 +184,7 @@ def torchscript_of(model: nn.Module, evaluation: Evaluation, *, scripted: bool) 
     """
     few = select(evaluation.samples.x, evaluation.inputs, slice(0, 2))
     script = model
-    try:
+    with foreign("TorchScript does not take the model", ConversionError):
         if not isinstance(model, torch.jit.ScriptModule):
             example = tuple(torch.from_numpy(np.ascontiguousarray(few[spec.name])) for spec in evaluation.inputs)
             with torch.no_grad(), contextlib.nullcontext() if scripted else traceable():
@@ -195,9 +195,8 @@ def torchscript_of(model: nn.Module, evaluation: Evaluation, *, scripted: bool) 
                 )
         archive = io.BytesIO()
         torch.jit.save(script, archive)
-    except Exception as exc:  # the compiler and the user's code raise what they like
-        raise ConversionError(f"TorchScript does not take the model: {reason(exc)}") from exc
-    loaded = torch.jit.load(io.BytesIO(archive.getvalue()))  # type: ignore[no-untyped-call]
+        # It writes names that it cannot read: of files with blanks, of classes and layers that are not ASCII.
+        loaded = torch.jit.load(io.BytesIO(archive.getvalue()))  # type: ignore[no-untyped-call]
     run = torch_program(loaded, evaluation.inputs, [spec.name for spec in evaluation.outputs])
     check = check_float("the TorchScript", run, evaluation.first(_TORCHSCRIPT_SAMPLES), "the model")
     return archive.getvalue(), check

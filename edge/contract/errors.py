@@ -4,6 +4,7 @@
 
     EdgeError
       +-- ConfigError      edit the option or the file
+      |     +-- ResourceError  make room: memory, disk
       +-- ConversionError  change the model or the plan
       +-- BundleError      do not trust this artifact
       +-- ChannelError     look at the broker or the network
@@ -17,8 +18,12 @@ A message says what was expected, what came and what to do. Doors translate fore
 from __future__ import annotations
 
 import io
+import os
+import signal
 import sys
+import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import ClassVar
 
 
@@ -26,7 +31,9 @@ class EdgeError(Exception):
     """Root of every error that Edgeloop raises on purpose. Raise a branch, not this."""
 
     exit_code: ClassVar[int] = 1
-    help_line: ClassVar[str] = "An error inside Edgeloop; please report it with the whole message."
+    help_line: ClassVar[str] = (
+        "An error inside Edgeloop: please report it with this message and what EDGE_DEBUG=1 in the environment adds."
+    )
 
 
 class ConfigError(EdgeError):
@@ -34,6 +41,12 @@ class ConfigError(EdgeError):
 
     exit_code = 3
     help_line = "Correct the option or the file named in the message and run the command again."
+
+
+class ResourceError(ConfigError):
+    """This machine has not enough memory or disk, or a file cannot be written: no other way would succeed."""
+
+    help_line = "Free memory or disk space (TMPDIR names the folder for scratch files) and run the command again."
 
 
 class ConversionError(EdgeError):
@@ -71,19 +84,66 @@ class RolloutError(EdgeError):
     help_line = "Look at the fleet with `edge-fleet devices` and `edge-fleet events`."
 
 
-def run_to_exit(command: Callable[[], object]) -> None:
-    """Run a command; turn an `EdgeError` into its message, its help line and its exit code, without a traceback.
+class Stopped(KeyboardInterrupt):
+    """A signal ended the work. Like Ctrl-C it passes through everything.
 
-    What the terminal has no characters for is written as question marks.
+    Attributes:
+        number: Of the signal.
+    """
+
+    def __init__(self, number: int = signal.SIGINT) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def run_to_exit(command: Callable[[], object]) -> None:
+    """Run a command; turn whatever ends it into a message, a help line and an exit code, without a traceback.
+
+    What the terminal has no characters for is written as question marks, and nothing in a message commands it. An
+    exception that nobody foresaw is one line, too; with ``EDGE_DEBUG=1`` in the environment its traceback is shown.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     try:
         command()
-    except EdgeError as error:
-        print(f"error: {error}\n{error.help_line}", file=sys.stderr)  # noqa: T201  # the roof calls this to speak
-        sys.exit(error.exit_code)
-    except BrokenPipeError:  # the reader of our output went away, e.g. `| head`
-        sys.stderr.close()
-        sys.exit(141)
+    except BrokenPipeError as error:
+        if error.filename is None:  # the reader of our output went away, e.g. `| head`
+            sys.stderr.close()
+            sys.exit(141)
+        _end(error)
+    except KeyboardInterrupt as error:
+        number = error.number if isinstance(error, Stopped) else int(signal.SIGINT)
+        _say(f"stopped by {signal.Signals(number).name}")
+        sys.exit(128 + number)
+    except Exception as error:  # noqa: BLE001  # the last boundary: behind it there is only a traceback
+        _end(error)
+
+
+def _end(error: Exception) -> None:
+    if os.environ.get("EDGE_DEBUG"):
+        traceback.print_exception(error)
+    known = error if isinstance(error, EdgeError) else _foreseen(error)
+    _say(f"error: {known}\n{known.help_line}")
+    sys.exit(known.exit_code)
+
+
+def _foreseen(error: Exception) -> EdgeError:
+    from edge.contract.foreign import reason, shortage
+
+    notes = "; ".join(getattr(error, "__notes__", ()))
+    what = notes or "the command"
+    if found := shortage(error, what):
+        return found
+    if isinstance(error, OSError) and error.strerror:
+        where = "" if error.filename is None else f": {error.filename}"
+        return ConfigError(f"{what}: {error.strerror}{where}")
+    frame = traceback.extract_tb(error.__traceback__)[-1:]
+    place = f", at {Path(frame[0].filename).name}:{frame[0].lineno}" if frame else ""
+    return EdgeError(f"{what}: {type(error).__name__} was not foreseen{place}: {reason(error)}")
+
+
+def _say(text: str) -> None:
+    """On standard error, with what could command a terminal made visible."""
+    shown = "".join(char if char.isprintable() or char in "\n\t" else "\N{REPLACEMENT CHARACTER}" for char in text)
+    print(shown, file=sys.stderr)  # noqa: T201  # the roof calls this to speak

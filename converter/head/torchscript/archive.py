@@ -28,8 +28,8 @@ from converter.head.gradient.training_graph import class_layer, free_classes
 from converter.head.torchscript.nodes import Nodes
 from converter.head.torchscript.operators import OPERATORS
 from converter.program.programs import onnx_program
-from converter.program.reason import reason
 from edge.contract.errors import ConversionError
+from edge.contract.foreign import foreign
 from edge.contract.training import FloatArray
 
 HEAD_FILE = "edgeloop.json"
@@ -71,22 +71,18 @@ def torch_head(head: onnx.ModelProto, features: str, parameters: Sequence[str] |
     last = class_layer(head, names)
     module = Nodes(head, [features, *names]).eval()
     example = [_random(head, features, _TRACED_AT), *values.values()]
-    try:
-        with warnings.catch_warnings(), torch.no_grad():
-            # Chosen on purpose (docs/adr/0002); what the tracer takes for a constant shows in the test below.
-            warnings.filterwarnings("ignore", message=".*torch.jit.*", category=DeprecationWarning)
-            warnings.filterwarnings("ignore", category=TracerWarning)
-            tensors = tuple(torch.from_numpy(array) for array in example)
-            script = torch.jit.trace(module, tensors, check_trace=False)  # type: ignore[no-untyped-call]
-            archive = io.BytesIO()
-            about = {"features": features, "parameters": names, "output_layer": [name for name in last or () if name]}
-            torch.jit.save(script, archive, _extra_files={HEAD_FILE: json.dumps(about).encode()})
-            lasting = _lasting(archive.getvalue())
-            loaded = torch.jit.load(io.BytesIO(lasting))  # type: ignore[no-untyped-call]
-    except ConversionError:
-        raise
-    except Exception as exc:  # torch raises what it likes
-        raise ConversionError(f"the head as TorchScript: torch does not take it: {reason(exc)}") from exc
+    failed = "the head as TorchScript: torch does not take it"
+    with foreign(failed, ConversionError), warnings.catch_warnings(), torch.no_grad():
+        # Chosen on purpose (docs/adr/0002); what the tracer takes for a constant shows in the test below.
+        warnings.filterwarnings("ignore", message=".*torch.jit.*", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", category=TracerWarning)
+        tensors = tuple(torch.from_numpy(array) for array in example)
+        script = torch.jit.trace(module, tensors, check_trace=False)  # type: ignore[no-untyped-call]
+        archive = io.BytesIO()
+        about = {"features": features, "parameters": names, "output_layer": [name for name in last or () if name]}
+        torch.jit.save(script, archive, _extra_files={HEAD_FILE: json.dumps(about).encode()})
+        lasting = _lasting(archive.getvalue())
+        loaded = torch.jit.load(io.BytesIO(lasting))  # type: ignore[no-untyped-call]
     for n in (_TRACED_AT, *_TESTED_AT):
         _compare(head, loaded, {features: _random(head, features, n), **values})
     if last is not None:
@@ -140,11 +136,8 @@ def _compare(head: onnx.ModelProto, script: torch.jit.ScriptModule, arrays: Mapp
     """Raise ConversionError unless TorchScript and onnxruntime give the same."""
     (wanted,) = onnx_program(head, "the head")(dict(arrays)).values()
     n = len(next(iter(arrays.values())))
-    try:
-        with torch.no_grad():
-            found = script(*(torch.from_numpy(array) for array in arrays.values())).numpy()
-    except Exception as exc:  # the interpreter raises what the graph makes it raise
-        raise ConversionError(f"the head as TorchScript fails on {n} samples: {reason(exc)}") from exc
+    with torch.no_grad(), foreign(f"the head as TorchScript fails on {n} samples", ConversionError):
+        found = script(*(torch.from_numpy(array) for array in arrays.values())).numpy()
     off = np.abs(found - wanted).max() if found.shape == wanted.shape else np.inf
     if not off <= _TOLERANCE * np.abs(wanted).max():
         raise ConversionError(f"the head as TorchScript gives other outputs on {n} samples: off by {off:.2g}")
