@@ -6,6 +6,7 @@ written before everything is verified.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -23,14 +24,17 @@ from converter.head.gradient.differentiate import UnsupportedOperatorError
 from converter.head.gradient.training_graph import build_training_graph
 from converter.head.split import SplitModel, choose_trainable, split, trainable_groups, whole
 from converter.head.torchscript.archive import torch_head
+from converter.load.inputs import NoValuesError
+from converter.load.load import is_onnx
 from converter.pack.output import check_output, private_key, write
 from converter.pack.pack import MOST_FEATURES, Parts, learning_data, pack, projection_of
 from converter.plan import ConversionPlan
 from converter.program.programs import available_threads, onnx_program
+from converter.program.scratch import scratch_folder
 from converter.program.tensors import batch_size, select
 from converter.quantization.layers import optimize
 from converter.report.describe import describe, lasting
-from converter.search.candidates import Candidate, Problem
+from converter.search.candidates import MIN_CARRIED_SQNR_DB, Bench, Candidate, Problem, as_it_is
 from converter.search.search import MIN_RANDOM_SQNR_DB, Found, Search
 from converter.verify.checks import Check, check_float, check_free_axes, first_diverging_layer, torchscript_of
 from converter.verify.measure import Evaluation, latency_ms
@@ -67,6 +71,19 @@ class Trainable:
     note: str | None
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class Ready:
+    """What is searched on, or, where `carried` is not None, shipped as it is."""
+
+    original: Original
+    exported: Exported
+    evaluation: Evaluation
+    check: Check
+    trainable: Trainable
+    backbone: onnx.ModelProto
+    carried: Candidate | None = None
+
+
 class _Clock:
     """Tells the stages to the user, and how long they took to the report."""
 
@@ -88,13 +105,19 @@ class _Clock:
         ]
 
 
-def convert(plan: ConversionPlan, tell: Stage = lambda _: None, password: bytes | None = None) -> Conversion:
+def convert(
+    plan: ConversionPlan,
+    tell: Stage = lambda _: None,
+    password: bytes | None = None,
+    benchmark: Benchmark | None = None,
+) -> Conversion:
     """Convert a model and write the result.
 
     Args:
         plan: What to do.
         tell: Told the name of each stage as it begins.
         password: Of the private key to sign with.
+        benchmark: A running one, for those who convert many models; None to start one for this.
 
     Raises:
         ConfigError: An option or a file named by one is wrong.
@@ -105,30 +128,23 @@ def convert(plan: ConversionPlan, tell: Stage = lambda _: None, password: bytes 
     torch.set_num_threads(available_threads())
     stage = _Clock(tell)
 
-    stage("loading the model")
-    original = load_original(plan)
-
-    with Benchmark() as benchmark:  # it starts while the model is exported
-        stage("exporting to ONNX")
-        exported, original, evaluation, check = _export(original)
-
-        stage("splitting and differentiating")
-        trainable = _trainable(original, exported, plan)
-        evaluation = _with_head(evaluation, trainable, original)
+    # It starts while the model is loaded and exported.
+    with Benchmark() if benchmark is None else contextlib.nullcontext(benchmark) as measuring:
+        try:
+            ready = _worked_on(plan, stage)
+        except ConversionError as exc:
+            asked = plan.quantize == "auto" and isinstance(exc, NoValuesError)  # with what it asks for more can be done
+            if asked or not _may_be_carried(plan):
+                raise
+            ready = _carried(plan, str(exc).replace(str(plan.source), plan.source.name), stage)
+        original, exported, evaluation, trainable = ready.original, ready.exported, ready.evaluation, ready.trainable
         class_names = _class_names(original, evaluation, trainable, plan)
-
-        problem = Problem(
-            parts=trainable.parts,
-            backbone=optimize(trainable.parts.backbone),
-            evaluation=evaluation,
-            calibration=original.calibration,
-        )
-        found = Search(problem, evaluation.deviation(evaluation.reference), plan, stage).run(benchmark)
+        found = _found(ready, plan, stage, measuring)
 
     stage("verifying")
     torchscript, checks, left_out = _torchscript(original, evaluation, exported, plan)
-    checks.append(_shipped(found, check.against, evaluation, plan))
-    rows = _robustness(evaluation, exported.model, found.chosen)
+    checks.append(_shipped(found, ready.check.against, evaluation, plan))
+    rows = [] if original.source.carried else _robustness(evaluation, exported.model, found.chosen)
 
     stage("packing")
     parts = Parts(
@@ -146,7 +162,7 @@ def convert(plan: ConversionPlan, tell: Stage = lambda _: None, password: bytes 
     notes = [*original.source.notes, *exported.notes, *([trainable.note] if trainable.note else []), *found.notes]
     notes += left_out
     notes += _notes(parts, found, plan, None if learned is None else learned[1])
-    report = describe(parts, plan, exported, found, [check, *checks], rows, notes, _original_latency(original))
+    report = describe(parts, plan, exported, found, [ready.check, *checks], rows, notes, _original_latency(original))
     packed = pack(parts, plan, lasting(report), None if learned is None else learned[0])
     size = write(packed, parts, plan, key)
     report |= {
@@ -156,6 +172,74 @@ def convert(plan: ConversionPlan, tell: Stage = lambda _: None, password: bytes 
         "stages": stage.stages(),
     }
     return Conversion(report=report)
+
+
+def _worked_on(plan: ConversionPlan, stage: Stage) -> Ready:
+    """After this the model is a graph that can be quantized, cut where its trainable layers begin."""
+    stage("loading the model")
+    original = load_original(plan)
+    stage("exporting to ONNX")
+    exported, original, evaluation, check = _export(original)
+    stage("splitting and differentiating")
+    trainable = _trainable(original, exported, plan)
+    evaluation = _with_head(evaluation, trainable, original)
+    backbone = optimize(trainable.parts.backbone)
+    return Ready(original, exported, evaluation, check, trainable, backbone)
+
+
+def _may_be_carried(plan: ConversionPlan) -> bool:
+    """Whether nothing was asked for that a model as its file has it cannot give."""
+    return (
+        plan.quantize in ("auto", "none")
+        and plan.trainable in ("auto", "none")
+        and plan.preprocess is None
+        and plan.arch is None
+        and is_onnx(plan.source)
+    )
+
+
+def _carried(plan: ConversionPlan, why: str, stage: Stage) -> Ready:
+    """After this it is known that the graph, as its file has it, can be shipped; `why` it cannot be worked on."""
+    stage("loading the model as it is")
+    try:
+        original = load_original(plan, carried=why)
+        assert isinstance(original.source.model, onnx.ModelProto)
+        exported = Exported(model=original.source.model, exporter="none")
+        evaluation = original.evaluation()
+        candidate = as_it_is(exported.model, evaluation)
+    except ConversionError as exc:
+        if str(exc) == why:
+            raise
+        raise ConversionError(f"{why}; nor can it be carried as it is: {exc}") from exc
+    assert candidate.deviation is not None
+    check = Check(
+        what="the carried graph",
+        against="the ONNX file",
+        deviation=candidate.deviation,
+        required=f"SQNR at least {MIN_CARRIED_SQNR_DB:.0f} dB, integers equal",
+    )
+    trainable = Trainable(parts=whole(exported.model), recipe=_recipe(original, plan), training=None, note=None)
+    return Ready(original, exported, evaluation, check, trainable, exported.model, candidate)
+
+
+def _found(ready: Ready, plan: ConversionPlan, stage: Stage, benchmark: Benchmark) -> Found:
+    """The candidate to ship, measured."""
+    evaluation, original = ready.evaluation, ready.original
+    if ready.carried is not None:
+        stage("measuring latency and memory")
+        sample = select(evaluation.samples.x, evaluation.inputs, slice(0, original.source.batch or 1))
+        with scratch_folder() as folder:
+            (chosen,) = Bench(benchmark, folder, sample).timed([ready.carried])
+        if chosen.failed:
+            raise ConversionError(f"the carried graph cannot be measured: {chosen.why}")
+        return Found(chosen=chosen, candidates=(chosen,), reason="the model is carried as its file has it")
+    problem = Problem(
+        parts=ready.trainable.parts,
+        backbone=ready.backbone,
+        evaluation=evaluation,
+        calibration=original.calibration,
+    )
+    return Search(problem, evaluation.deviation(evaluation.reference), plan, stage).run(benchmark)
 
 
 def _export(original: Original) -> tuple[Exported, Original, Evaluation, Check]:
@@ -408,7 +492,9 @@ def _original_latency(original: Original) -> float:
 
 
 def _notes(parts: Parts, found: Found, plan: ConversionPlan, learned: int | None) -> list[str]:
-    notes = []
+    notes: list[str] = []
+    if parts.original.source.carried:
+        return notes
     if parts.original.stream is None:
         notes.append(
             "no calibration data: compared on random inputs, no int8 convolutions, no statistics for devices to start "

@@ -34,6 +34,10 @@ _ASK = (
 )
 
 
+class NoValuesError(ConversionError):
+    """No values can be made up for an input: the user has to give some."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True)
 class Inputs:
     """What a model takes.
@@ -273,7 +277,7 @@ def check_can_be_made_up(specs: Sequence[TensorSpec]) -> None:
     """Raise ConversionError when there is an input whose numbers mean what nobody has said: tokens, lengths, masks."""
     for spec in specs:
         if not spec.dtype.startswith("float") and spec.dtype != "uint8":
-            raise ConversionError(
+            raise NoValuesError(
                 f"the model takes {spec.name} as {spec.dtype}, for which no values can be made up: give --calibrate "
                 f"with real samples, --example with one at least, or, if it is always the same, --constant "
                 f"{spec.name}=VALUE"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import zipfile
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -26,11 +28,12 @@ _PICKLE = tuple(bytes([0x80, protocol]) for protocol in range(1, 6))
 _ONNX_FIRST_FIELDS = (0x08, 0x12, 0x1A, 0x22, 0x3A, 0x42)  # ir_version, producer, domain, graph, opset_import
 
 
-def load_source(given: Given) -> Source:
+def load_source(given: Given, carried: str = "") -> Source:
     """Load the model that the plan names.
 
     Args:
         given: The plan, and samples for what must be run.
+        carried: Why an ONNX model is to be carried as its file has it; "" to work on it.
 
     Raises:
         ConfigError: The file or the architecture cannot be found, or options do not belong to such a file.
@@ -51,14 +54,27 @@ def load_source(given: Given) -> Source:
         return _whole(script, "TorchScript", determine_inputs(script, given), plan)
     if is_safetensors(begins, path.stat().st_size):
         return _from_weights(read_safetensors(path), "safetensors", given)
-    if not members and begins[:2] not in _PICKLE and begins[0] in _ONNX_FIRST_FIELDS and not zipfile.is_zipfile(path):
-        from converter.load.onnx_file import read_onnx
+    if is_onnx(path):
+        from converter.load.onnx_file import carry_onnx, read_onnx
 
         _refuse_arch(plan, "ONNX is a whole model")
-        graph = read_onnx(path, given)
-        inputs = stated(graph.inputs, given, "the file", onnx_program(graph.model, "the model"))
-        return _whole(graph.model, "ONNX", inputs, plan, graph.notes)
+        if not carried:
+            graph = read_onnx(path, given)
+            inputs = stated(graph.inputs, given, "the file", onnx_program(graph.model, "the model"))
+            return _whole(graph.model, "ONNX", inputs, plan, graph.notes)
+        graph = carry_onnx(path, given)
+        described = ", ".join(f"{spec.name} {spec.describe()} {spec.dtype}" for spec in graph.inputs) or "none"
+        assert graph.fill is not None
+        inputs = Inputs(specs=graph.inputs, example=graph.fill.draw(), note=f"inputs {described} from the file")
+        found = _whole(graph.model, "ONNX", inputs, plan, (f"carried as it is: {carried}", *graph.notes))
+        return replace(found, carried=carried, batch=graph.batch, fill=graph.fill)
     return _from_torch(given)
+
+
+def is_onnx(path: Path) -> bool:
+    """Whether a file can only be ONNX, by its first bytes."""
+    begins = beginning(path, 16)
+    return begins[:2] not in _PICKLE and begins[0] in _ONNX_FIRST_FIELDS and not zipfile.is_zipfile(path)
 
 
 def _from_torch(given: Given) -> Source:

@@ -10,6 +10,7 @@ import onnx
 from torch import nn
 
 from converter.data.samples import Samples
+from converter.load.made_up import Fill
 from converter.program.tensors import Arrays
 from edge.contract.tensorspec import TensorSpec
 
@@ -29,6 +30,10 @@ class Source:
         samples: Calibration data that came with the checkpoint.
         notes: What was inferred, for the report.
         digest: SHA-256 of the file.
+        carried: Why the model is carried as its file has it; "" where it is worked on.
+        batch: So many samples the graph takes at once, no more and no less, along the first axis of all inputs and
+            outputs; None where their number is free, or there is no batch axis. `inputs` say ``batch`` in both cases.
+        fill: Made-up inputs on which a carried model runs.
     """
 
     model: nn.Module | onnx.ModelProto
@@ -41,3 +46,6 @@ class Source:
     samples: Samples | None
     notes: tuple[str, ...]
     digest: str
+    carried: str = ""
+    batch: int | None = None
+    fill: Fill | None = None

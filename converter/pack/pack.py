@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from converter.head.fitting import stable_learning_rate, training_statistics
 from converter.head.split import Head, SplitModel, with_layer_input
 from converter.plan import ConversionPlan
 from converter.program.programs import onnx_program
-from converter.program.tensors import select
+from converter.program.tensors import batch_size, select
 from converter.search.candidates import Candidate, features_of
 from converter.verify.checks import MIN_FLOAT_SQNR_DB, check_bundle
 from converter.verify.measure import Evaluation
@@ -28,6 +28,7 @@ from edge.contract.errors import ConversionError
 from edge.contract.manifest import HeadSpec, Manifest, ParameterSpec
 from edge.contract.projection import projected_length
 from edge.contract.recipe import TrainingRecipe
+from edge.contract.tensorspec import BATCH, TensorSpec
 
 _GOLDEN_SAMPLES = 16
 _GOLDEN_BYTES = 1 << 19
@@ -156,8 +157,8 @@ def pack(
     described = {} if parts.original.preprocessing is None else {"in_graph": parts.original.preprocessing.describe()}
     manifest = Manifest(
         name=plan.output.stem,
-        inputs=parts.original.inputs,
-        outputs=parts.original.outputs,
+        inputs=_as_taken(parts.original.inputs, source.batch),
+        outputs=_as_taken(parts.original.outputs, source.batch),
         class_names=parts.class_names,
         preprocessing={**source.preprocessing, **described},
         quantization=_quantization(chosen, plan),
@@ -166,6 +167,8 @@ def pack(
         source_digest=source.digest,
         created_by=f"edgeloop {__version__}",
         members=members_of(blobs),
+        carried=source.carried,
+        fixed_batch=source.batch,
     )
     size, most = sum(map(len, blobs.values())), plan.profile.inference.max_bundle_mb << 20
     if size > most:
@@ -176,12 +179,22 @@ def pack(
     return Packed(manifest=manifest, blobs=blobs, digest=check_bundle(manifest, blobs))
 
 
+def _as_taken(specs: Sequence[TensorSpec], batch: int | None) -> tuple[TensorSpec, ...]:
+    """Axes as a device has to give them: those of samples have the size that the graph fixes, where it fixes one."""
+    if batch is None:
+        return tuple(specs)
+    return tuple(replace(spec, shape=tuple(batch if axis == BATCH else axis for axis in spec.shape)) for spec in specs)
+
+
 def _golden(parts: Parts) -> dict[str, npt.NDArray[Any]]:
-    """A few samples: at most 16, and of large ones fewer, but one at least."""
+    """A few samples: at most 16, and of large ones fewer, but one at least; of a fixed batch as many as it has."""
     x, inputs = parts.evaluation.samples.x, parts.original.inputs
+    if (batch := parts.original.source.batch) is not None:
+        rows = np.minimum(np.arange(batch), batch_size(x, inputs) - 1)
+        return {name: np.asarray(array, order="C") for name, array in select(x, inputs, rows).items()}
     one = sum(array.nbytes for array in select(x, inputs, slice(0, 1)).values())
     count = max(1, min(_GOLDEN_SAMPLES, _GOLDEN_BYTES // max(1, one)))
-    return {name: np.ascontiguousarray(array) for name, array in select(x, inputs, slice(0, count)).items()}
+    return {name: np.asarray(array, order="C") for name, array in select(x, inputs, slice(0, count)).items()}
 
 
 def _head_spec(parts: Parts, head: Head, plan: ConversionPlan) -> HeadSpec:
@@ -228,4 +241,4 @@ def _quantization(chosen: Candidate, plan: ConversionPlan) -> dict[str, Any]:
 
 
 def _tensors(arrays: Mapping[str, npt.NDArray[Any]]) -> bytes:
-    return bytes(safetensors.numpy.save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
+    return bytes(safetensors.numpy.save({name: np.asarray(array, order="C") for name, array in arrays.items()}))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -120,6 +121,8 @@ def onnx_program(
 ) -> Run:
     """A graph as a function of named arrays, with exact int8 arithmetic: how this CPU rounds says nothing of others.
 
+    A graph that takes a fixed number of samples is run as often as all samples need.
+
     Args:
         model: The graph.
         what: Its name for messages.
@@ -129,14 +132,35 @@ def onnx_program(
     Raises:
         ConversionError: onnxruntime does not load it.
     """
+    return _program(model.SerializeToString(), what, constants, threads)
+
+
+def onnx_file_program(path: Path) -> Run:
+    """An ONNX file as onnxruntime itself reads it, external data and all; see `onnx_program`."""
+    return _program(str(path), str(path), None, None)
+
+
+def output_shapes(model: onnx.ModelProto) -> dict[str, list[int | str | None]]:
+    """Shapes of the outputs as far as onnxruntime infers them, by name."""
+    session = open_onnx(model.SerializeToString(), "the model", 1, EXACT)
+    return {output.name: list(output.shape) for output in session.get_outputs()}
+
+
+def _program(model: bytes | str, what: str, constants: Mapping[str, Array] | None, threads: int | None) -> Run:
     try:
-        session = open_onnx(model.SerializeToString(), what, threads or available_threads(), EXACT)
+        session = open_onnx(model, what, threads or available_threads(), EXACT)
     except BundleError as exc:  # at conversion there is no bundle yet to be distrusted
         raise shortage(exc, f"{what} does not load in onnxruntime") or ConversionError(str(exc)) from exc
     outputs = [output.name for output in session.get_outputs()]
     fixed = dict(constants or {})
+    first = {item.name: item.shape[0] for item in session.get_inputs() if item.shape and isinstance(item.shape[0], int)}
 
     def run(batch: Mapping[str, Array]) -> Arrays:
+        other = {name for name, array in batch.items() if name in first and array.ndim and len(array) != first[name]}
+        sizes = {(len(batch[name]), first[name]) for name in other}
+        if len(sizes) == 1 and 0 not in next(iter(sizes)):
+            return _in_parts(run, batch, other, *next(iter(sizes)))
+
         def failed() -> str:
             shapes = ", ".join(f"{name} {tuple(array.shape)}" for name, array in batch.items())
             return f"{what} does not run on a batch of {shapes}"
@@ -145,6 +169,18 @@ def onnx_program(
             return dict(zip(outputs, session.run(None, {**batch, **fixed}), strict=True))
 
     return run
+
+
+def _in_parts(run: Run, batch: Mapping[str, Array], names: Container[str], count: int, size: int) -> Arrays:
+    """Run a graph that takes `size` samples at once on `count`, the last part filled up with its last sample."""
+    parts = []
+    for start in range(0, count, size):
+        rows = np.minimum(np.arange(start, start + size), count - 1)
+        parts.append(run({name: array[rows] if name in names else array for name, array in batch.items()}))
+    return {
+        name: np.concatenate([part[name] for part in parts])[:count] if array.ndim and len(array) == size else array
+        for name, array in parts[0].items()
+    }
 
 
 def outputs(run: Run, x: Arrays, inputs: Sequence[TensorSpec], outputs_: Sequence[TensorSpec]) -> Arrays:

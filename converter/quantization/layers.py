@@ -108,7 +108,7 @@ def _optimized(model: onnx.ModelProto, level: Any) -> onnx.ModelProto:
         options.graph_optimization_level = level
         options.optimized_model_filepath = str(target)
         options.intra_op_num_threads = 1
-        options.log_severity_level = 3
+        options.log_severity_level = 4
         # As on Arm: elsewhere onnxruntime does not take int8 activations for what they are.
         options.add_session_config_entry("session.qdqisint8allowed", "1")
         with foreign("the graph does not load in onnxruntime", ConversionError):

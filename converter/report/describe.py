@@ -36,7 +36,6 @@ def describe(
     """Everything that a conversion found out, see `converter.report.schema`."""
     original, evaluation, source = parts.original, parts.evaluation, parts.original.source
     layers = dict(_operators(found))
-    reference = evaluation.deviation(evaluation.reference)
     return {
         "schema": 1,
         "source": plan.source.name,
@@ -62,7 +61,7 @@ def describe(
                 "status": "reference",
                 "why": "what everything is compared with",
                 "size_bytes": plan.source.stat().st_size,
-                "score": reference.score,
+                "score": evaluation.score(evaluation.reference, evaluation.samples.y),
                 "agreement": 1.0,
                 "sqnr_db": None,
                 "max_error": 0.0,

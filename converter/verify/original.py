@@ -19,11 +19,18 @@ from converter.load.inputs import Given, check_can_be_made_up, samples_given
 from converter.load.load import load_source
 from converter.load.source import Source
 from converter.plan import ConversionPlan
-from converter.program.programs import onnx_program, output_specs, outputs, torch_program
+from converter.program.programs import (
+    onnx_file_program,
+    onnx_program,
+    output_shapes,
+    output_specs,
+    outputs,
+    torch_program,
+)
 from converter.program.tensors import Array, Arrays, Run, batch_size, select
 from converter.verify.measure import Evaluation, classifying_output
 from edge.contract.errors import ConfigError, ConversionError
-from edge.contract.tensorspec import TensorSpec
+from edge.contract.tensorspec import BATCH, DTYPES, TensorSpec, axis_name
 
 EVALUATION_SAMPLES = 2000
 CALIBRATION_SAMPLES = 512
@@ -34,6 +41,7 @@ MAX_BYTES = 96 << 20
 _MACS = 200_000_000_000
 _LEAST_SAMPLES = 256
 _FREE_SIZE = 64
+_CARRIED_SAMPLES = 4
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True)
@@ -114,6 +122,8 @@ class Original:
                 raise ConfigError("the data have class numbers as y, but no output has one value for each class")
         reference = outputs(self.run, self.samples.x, self.inputs, self.outputs)
         for spec in self.outputs:
+            if self.source.carried:  # as it is: a mask may be infinite
+                break
             if spec.dtype.startswith("float") and not np.isfinite(reference[spec.name]).all():
                 raise ConversionError(f"the model gives a {spec.name} that is not finite on {self.data}")
         found = Evaluation(
@@ -159,22 +169,26 @@ def _check_labels(labels: Array, n_classes: int) -> None:
         )
 
 
-def load_original(plan: ConversionPlan) -> Original:
+def load_original(plan: ConversionPlan, carried: str = "") -> Original:
     """Load the model and its data; after this it runs on them.
+
+    Args:
+        plan: What to do.
+        carried: Why an ONNX model is to be carried as its file has it; "" to work on it.
 
     Raises:
         ConfigError: An option or a file of samples is wrong or does not fit the model.
         ConversionError: The model cannot be loaded or does not run.
     """
     preprocessing = None if plan.preprocess is None else parse_preprocessing(plan.preprocess)
-    source = load_source(Given(plan=plan, real=partial(_real, plan, preprocessing)))
+    source = load_source(Given(plan=plan, real=partial(_real, plan, preprocessing)), carried)
     _check_types(source)
     inputs, example = source.inputs, source.example
     if preprocessing is not None:
         inputs = (preprocessing.raw_input(inputs[0]), *inputs[1:])
         example = _first(plan, inputs, 1) or _raw(source, inputs[0])
-    run = _runner(source, preprocessing)
-    specs = output_specs(run, inputs, example)
+    run = onnx_file_program(plan.source) if carried else _runner(source, preprocessing)
+    specs = carried_outputs(source, run) if carried else output_specs(run, inputs, example)
     stream = None
     if plan.calibration is not None:
         stream = open_samples(plan.calibration, "--calibrate", inputs)
@@ -188,6 +202,8 @@ def load_original(plan: ConversionPlan) -> Original:
         measured = open_samples(plan.evaluation, "--evaluate", inputs)
     if measured is not None:
         samples = subset(measured, inputs, max_samples=EVALUATION_SAMPLES, max_bytes=MAX_BYTES)
+    elif source.fill is not None:
+        samples = Samples(source.fill.draw(_CARRIED_SAMPLES * (source.batch or 1)), None)
     else:
         shown = example
         if plan.example is None:
@@ -243,6 +259,29 @@ def _raw(source: Source, raw: TensorSpec) -> Arrays:
     rng = np.random.default_rng(0)
     made = rng.standard_normal(shape) if raw.dtype.startswith("float") else rng.integers(0, 256, shape)
     return {**source.example, raw.name: made.astype(raw.dtype)}
+
+
+def carried_outputs(source: Source, run: Run) -> tuple[TensorSpec, ...]:
+    """Names, types and axes of what a carried model gives: as onnxruntime infers them, else free.
+
+    Raises:
+        ConversionError: An output is of a type that a bundle cannot state.
+    """
+    assert isinstance(source.model, onnx.ModelProto)
+    assert source.fill is not None
+    stated = output_shapes(source.model)
+    one, few = run(source.fill.draw()), run(source.fill.draw(3 * (source.batch or 1), seed=1))
+    specs = []
+    for name, array in one.items():
+        if str(array.dtype) not in DTYPES:
+            raise ConversionError(f"the output {name} is {array.dtype}, expected one of {', '.join(DTYPES)}")
+        axes: list[int | str] = []
+        for i, size in enumerate(array.shape):
+            is_batch = i == 0 and source.fill.has_batch
+            known = i < len(stated[name]) and stated[name][i] == size == few[name].shape[i]
+            axes.append(BATCH if is_batch else size if known else axis_name("", name, i))
+        specs.append(TensorSpec(name=name, dtype=str(array.dtype), shape=tuple(axes)))
+    return tuple(specs)
 
 
 def _check_types(source: Source) -> None:

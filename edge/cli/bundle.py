@@ -42,6 +42,9 @@ def inspect(path: Path, as_json: bool) -> None:
     for title, specs in (("input", found.manifest.inputs), ("output", found.manifest.outputs)):
         for spec in specs:
             click.echo(f"  {title:<8} {spec.name} {spec.describe()} {spec.dtype}")
+    click.echo(f"  batch    {found.manifest.batch}")
+    if found.manifest.carried:
+        click.echo(f"  carried as its file has it, because {found.manifest.carried}")
     names = found.manifest.class_names
     if names:
         click.echo(f"  classes  {len(names)}: {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}")
@@ -180,7 +183,7 @@ def bench(path: Path, threads: int, batch: int, seconds: float, as_json: bool) -
         array = golden[m.GOLDEN_INPUT + spec.name]
         if spec.batch_axis is not None:
             array = np.take(array, np.arange(batch) % array.shape[spec.batch_axis], axis=spec.batch_axis)
-        feeds[spec.name] = np.ascontiguousarray(array)
+        feeds[spec.name] = np.asarray(array, order="C")
     with tempfile.TemporaryDirectory() as folder, Benchmark() as benchmark:
         model, inputs = Path(folder) / "model.onnx", Path(folder) / "feeds"
         model.write_bytes(found.read(m.MODEL))

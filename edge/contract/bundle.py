@@ -54,18 +54,23 @@ def write_bundle(path: Path, manifest: Manifest, blobs: Mapping[str, bytes]) -> 
         write_archive(file, archive)
 
 
-def read_tensors(data: bytes, what: str) -> Tensors:
+def read_tensors(data: bytes, what: str, *, finite: bool = True) -> Tensors:
     """Parse a safetensors document: data only, never code.
 
+    Args:
+        data: The document.
+        what: For messages.
+        finite: Whether a value that is not finite is a fault, as it is in parameters and statistics.
+
     Raises:
-        BundleError: Not safetensors, or a tensor is not finite.
+        BundleError: Not safetensors, or a tensor is not finite where it must be.
     """
     try:
         tensors = safetensors.numpy.load(data)
     except (safetensors.SafetensorError, KeyError, ValueError) as exc:
         raise BundleError(f"{what} is not a safetensors document: {exc}") from exc
     for name, tensor in tensors.items():
-        if tensor.dtype.kind == "f" and not np.isfinite(tensor).all():
+        if finite and tensor.dtype.kind == "f" and not np.isfinite(tensor).all():
             raise BundleError(f"{what}: the tensor {name} has values that are not finite")
     return tensors
 
@@ -151,8 +156,8 @@ class Bundle:
         return role in self.manifest.members
 
     def tensors(self, role: str) -> Tensors:
-        """A safetensors member as arrays by name."""
-        return read_tensors(self.read(role), f"{self.path}: {role}")
+        """A safetensors member as arrays by name; only golden values may be other than finite, as a mask may be."""
+        return read_tensors(self.read(role), f"{self.path}: {role}", finite=role != m.GOLDEN)
 
     def head_parameters(self) -> dict[str, FloatArray]:
         """The head as shipped: float32 arrays by parameter name, checked against the manifest; none without a head."""

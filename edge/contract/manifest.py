@@ -140,6 +140,10 @@ class Manifest:
         source_digest: SHA-256 of the file that was converted.
         created_by: Program and version.
         members: Digest and size by role.
+        carried: Why the model is in the bundle as its file has it, neither quantized nor with a head; "" where it was
+            worked on.
+        fixed_batch: So many samples the graph takes at once, along the first axis of every input and output; None where
+            an axis named ``batch`` is free, or the model has no batch axis.
         extra: Fields that this reader does not know.
     """
 
@@ -154,12 +158,21 @@ class Manifest:
     source_digest: str
     created_by: str
     members: Mapping[str, Member]
+    carried: str = ""
+    fixed_batch: int | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def backbone_digest(self) -> str:
         """What learned state is bound to: statistics of the features of another model are garbage."""
         return self.members[MODEL].digest
+
+    @property
+    def batch(self) -> str:
+        """What the model says of samples that are put together, for people."""
+        if any(spec.batch_axis is not None for spec in self.inputs):
+            return "free"
+        return "no batch axis" if self.fixed_batch is None else f"fixed at {self.fixed_batch}"
 
     def output(self, name: str) -> TensorSpec:
         """The output of this name."""
@@ -186,6 +199,8 @@ class Manifest:
                     role: {"digest": member.digest, "size_bytes": member.size_bytes}
                     for role, member in self.members.items()
                 },
+                **({"carried": self.carried} if self.carried else {}),
+                **({} if self.fixed_batch is None else {"fixed_batch": self.fixed_batch}),
             }
         )
 
@@ -285,8 +300,10 @@ def _decode_layer(value: dict[str, Any], key: str, names: list[str]) -> LinearLa
 
 def _specs(value: dict[str, Any], key: str) -> tuple[TensorSpec, ...]:
     specs = tuple(TensorSpec.from_json(item) for item in _take(value, key, list))
-    if not specs or len({spec.name for spec in specs}) != len(specs):
-        raise ValueError(f"{key}: there must be one at least, each with a name of its own")
+    if key == "outputs" and not specs:
+        raise ValueError("outputs: there must be one at least")
+    if len({spec.name for spec in specs}) != len(specs):
+        raise ValueError(f"{key}: each must have a name of its own")
     return specs
 
 
@@ -338,6 +355,13 @@ def _check_head(head: HeadSpec, manifest: Manifest) -> None:
             raise ValueError("head.linear: the bias must be of the shape (outputs,)")
 
 
+def _fixed_batch(value: dict[str, Any]) -> int | None:
+    found = _take(value, "fixed_batch", (int, type(None))) if "fixed_batch" in value else None
+    if found is not None and found < 1:
+        raise ValueError(f"fixed_batch {found} is not a positive number")
+    return found
+
+
 def _decode(value: dict[str, Any]) -> Manifest:
     head = _take(value, "head", (dict, type(None)))
     manifest = Manifest(
@@ -352,6 +376,8 @@ def _decode(value: dict[str, Any]) -> Manifest:
         source_digest=_take(value, "source_digest", str),
         created_by=_take(value, "created_by", str),
         members=_decode_members(_take(value, "members", dict)),
+        carried=_take(value, "carried", str) if "carried" in value else "",
+        fixed_batch=_fixed_batch(value),
         extra=value,
     )
     if manifest.head is not None:

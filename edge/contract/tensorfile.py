@@ -30,7 +30,7 @@ def encode(kind: str, description: Mapping[str, Any], tensors: Mapping[str, npt.
         tensors: By name; stored as they are, so float32 stays float32.
     """
     document = strictjson.dumps({"kind": kind, **description}).decode()
-    arrays = {name: np.ascontiguousarray(array) for name, array in sorted(tensors.items())}
+    arrays = {name: np.asarray(array, order="C") for name, array in sorted(tensors.items())}
     return bytes(safetensors.numpy.save(arrays, metadata={_KEY: document}))
 
 

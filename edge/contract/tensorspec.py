@@ -9,7 +9,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # commands that only talk about specs start without numpy
     import numpy.typing as npt
 
-DTYPES = ("float32", "float16", "float64", "uint8", "int8", "int16", "uint16", "int32", "int64", "bool")
+DTYPES = (
+    *("float32", "float16", "float64"),
+    *("uint8", "int8", "int16", "uint16", "int32", "uint32", "int64", "uint64"),
+    "bool",
+)
 BATCH = "batch"
 _AXIS_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]{0,63}")
 MAX_AXES = 16
@@ -47,10 +51,15 @@ class TensorSpec:
             raise ValueError(f"{self.name}: the shape {self.describe()} is not (batch, fixed sizes...)")
         return tuple(int(size) for size in self.shape[1:])
 
-    def check(self, array: npt.NDArray[Any]) -> None:
-        """Raise ValueError with both shapes unless the array fits: rank, fixed sizes, nothing empty, element type."""
+    def check(self, array: npt.NDArray[Any], *, empty: bool = False) -> None:
+        """Raise ValueError with both shapes unless the array fits: rank, fixed sizes, element type.
+
+        Args:
+            array: Of any shape and type.
+            empty: Whether free axes may have the size 0, as those of an output that lists what was found have.
+        """
         fits = array.ndim == len(self.shape) and all(
-            size == axis if isinstance(axis, int) else size > 0
+            size == axis if isinstance(axis, int) else size > 0 or (empty and axis != BATCH)
             for size, axis in zip(array.shape, self.shape, strict=False)
         )
         if not fits:
@@ -84,7 +93,7 @@ class TensorSpec:
         if not isinstance(name, str) or not name or dtype not in DTYPES:
             raise ValueError(f"tensor spec {name!r}: dtype {dtype!r} is not one of {', '.join(DTYPES)}")
         if not isinstance(shape, list) or len(shape) > MAX_AXES or not all(map(_is_axis, shape)):
-            raise ValueError(f"tensor spec {name!r}: the shape must be a list of positive integers and axis names")
+            raise ValueError(f"tensor spec {name!r}: the shape must be a list of sizes (0 and up) and axis names")
         if shape.count(BATCH) > 1:
             raise ValueError(f"tensor spec {name!r}: more than one axis is named {BATCH}")
         return cls(name=name, dtype=dtype, shape=tuple(shape))
@@ -93,4 +102,14 @@ class TensorSpec:
 def _is_axis(value: object) -> bool:
     if isinstance(value, str):
         return _AXIS_NAME.fullmatch(value) is not None
-    return type(value) is int and 0 < value < 2**31
+    return type(value) is int and 0 <= value < 2**31
+
+
+def axis_name(stated: str, tensor: str, axis: int) -> str:
+    """A name for a free axis: the file's, where it is one, else made of those of the tensor and of its place."""
+    name = _identifier(stated)[:60]
+    return name if name and not name[0].isdigit() and name != BATCH else f"axis_{_identifier(tensor)[-48:]}_{axis}"
+
+
+def _identifier(text: str) -> str:
+    return "".join(c if c.isascii() and (c.isalnum() or c == "_") else "_" for c in text)

@@ -76,7 +76,7 @@ def fitted(arrays: Mapping[str, npt.NDArray[Any]], specs: Sequence[TensorSpec]) 
             limits = np.iinfo(target)
             if array.min() < limits.min or array.max() > limits.max:
                 raise ConfigError(f"{spec.name}: values from {array.min()} to {array.max()} do not fit {spec.dtype}")
-        array = np.ascontiguousarray(array.astype(target, copy=False))
+        array = np.asarray(array.astype(target, copy=False), order="C")
         if array.ndim == len(spec.shape) - 1 and spec.batch_axis == 0:
             array = array[None]  # one sample without its batch axis
         try:

@@ -1,0 +1,169 @@
+"""Inputs that a graph runs on: real ones, or made up where nobody gave any.
+
+What an integer means is not known: an index, a length, a shape. So several fills are tried, and the first on which the
+graph runs and gives finite numbers is taken.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from converter.program.tensors import Array, Arrays, Run
+from edge.contract.errors import ConfigError, ConversionError
+from edge.contract.tensorspec import BATCH, TensorSpec
+
+_MAX_BYTES = 1 << 28
+_TRIES = 400
+_TOGETHER = 4
+_FREE_SIZES = (16, 1, 2, 3, 4, 5, 8, 32, 64)
+_FLOATS = ("normal", "positive", "ones", "up", "zeros")
+_SMALL = ("bits", "up", "ones", "zeros", "rest", "minus", "twos", "threes")
+_BYTES = ("bytes", *_SMALL)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fill:
+    """Where inputs come from.
+
+    Attributes:
+        specs: Of the inputs.
+        kinds: By input, how it is made up: one of the names in this module.
+        sizes: Of free axes, where it is made up.
+        real: Real samples, or None.
+    """
+
+    specs: tuple[TensorSpec, ...]
+    kinds: Mapping[str, str] = field(default_factory=dict)
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    real: Arrays | None = None
+
+    @property
+    def has_batch(self) -> bool:
+        """Whether there can be several samples."""
+        return any(spec.batch_axis is not None for spec in self.specs)
+
+    def draw(self, count: int = 1, seed: int = 0) -> Arrays:
+        """Inputs of so many samples.
+
+        Raises:
+            ConfigError: They would not fit into memory.
+        """
+        if self.real is not None:
+            return {spec.name: _repeated(self.real[spec.name], spec, count, seed) for spec in self.specs}
+        rng = np.random.default_rng(seed)
+        made: Arrays = {}
+        for spec in self.specs:
+            sizes = {**self.sizes, BATCH: count}
+            shape = tuple(size if isinstance(size, int) else sizes[size] for size in spec.shape)
+            if math.prod(shape) * np.dtype(spec.dtype).itemsize > _MAX_BYTES:
+                raise ConfigError(
+                    f"made-up inputs {spec.name} {spec.describe()} would take more than {_MAX_BYTES >> 20} MiB"
+                )
+            cycle = math.prod(shape[1:] if spec.batch_axis == 0 else shape)
+            made[spec.name] = _values(self.kinds[spec.name], shape, cycle, rng).astype(spec.dtype)
+        return made
+
+
+def _repeated(array: Array, spec: TensorSpec, count: int, first: int) -> Array:
+    """So many samples, from the `first` on; where there are too few, floats go round their last axis to differ."""
+    axis = spec.batch_axis
+    if axis is None:
+        return array
+    rows = []
+    for i in range(first, first + count):
+        turns, row = divmod(i, array.shape[axis])
+        one = np.take(array, [row], axis)
+        is_float = one.dtype.kind == "f" and one.ndim > 1
+        rows.append(np.roll(one, turns, axis=-1) if is_float else one)
+    return np.concatenate(rows, axis)
+
+
+def found_fill(specs: Sequence[TensorSpec], run: Run, sizes: Mapping[str, int]) -> Fill:
+    """A fill on which a graph runs, if there is one to be found.
+
+    Args:
+        specs: What it takes.
+        run: It.
+        sizes: Of free axes, where the user named them.
+
+    Raises:
+        ConversionError: It runs on none that was tried.
+    """
+    fault: ConversionError | None = None
+    second: Fill | None = None  # it runs, but what comes out is not finite
+    for fill in itertools.islice(_fills(tuple(specs), sizes), _TRIES):
+        try:
+            found = run(fill.draw())
+            run(fill.draw(seed=1))  # other random integers are as good
+            if fill.has_batch:
+                run(fill.draw(_TOGETHER))
+        except ConversionError as exc:
+            fault = fault or exc
+            continue
+        if all(np.isfinite(array).all() for array in found.values() if array.dtype.kind == "f"):
+            return fill
+        second = second or fill
+    if second is not None:
+        return second
+    raise ConversionError(
+        f"no inputs could be made up that the model runs on: give real ones with --example FILE.npz ({fault})"
+    )
+
+
+def _fills(specs: tuple[TensorSpec, ...], sizes: Mapping[str, int]) -> Iterator[Fill]:
+    free = sorted({axis for spec in specs for axis in spec.shape if isinstance(axis, str)} - {BATCH})
+    unknown = [axis for axis in free if axis not in sizes]
+    choices = [
+        _FLOATS if spec.dtype.startswith("float") else ("bits", "ones", "zeros") if spec.dtype == "bool" else
+        _BYTES if spec.dtype in ("uint8", "int8") else _SMALL
+        for spec in specs
+    ]  # fmt: skip
+    for size in _FREE_SIZES if unknown else (0,):
+        chosen = {**sizes, **dict.fromkeys(unknown, size)}
+        few = itertools.islice(_spreading(choices), _TRIES if len(_FREE_SIZES) == 1 or not unknown else 40)
+        for kinds in few:
+            yield Fill(specs=specs, kinds={s.name: kind for s, kind in zip(specs, kinds, strict=True)}, sizes=chosen)
+
+
+def _spreading(choices: Sequence[Sequence[str]]) -> Iterator[tuple[str, ...]]:
+    """All combinations, those near the first choices first."""
+    longest = sum(len(each) - 1 for each in choices)
+    for total in range(longest + 1):
+        for places in _sums(total, [len(each) - 1 for each in choices]):
+            yield tuple(each[place] for each, place in zip(choices, places, strict=True))
+
+
+def _sums(total: int, most: Sequence[int]) -> Iterator[tuple[int, ...]]:
+    if not most:
+        if total == 0:
+            yield ()
+        return
+    for first in range(min(total, most[0]) + 1):
+        for rest in _sums(total - first, most[1:]):
+            yield (first, *rest)
+
+
+def _values(kind: str, shape: tuple[int, ...], cycle: int, rng: np.random.Generator) -> Array:
+    """Values of a kind; what is not random is the same for all samples, each of `cycle` values."""
+    found: Array
+    match kind:
+        case "normal":
+            found = rng.standard_normal(shape)
+        case "positive":
+            found = rng.uniform(0.1, 1.0, shape)
+        case "bytes":
+            found = rng.integers(0, 128, shape)
+        case "bits":
+            found = rng.integers(0, 2, shape)
+        case "up":
+            found = np.resize(np.arange(cycle), shape)
+        case "rest":  # a shape of which the first size follows from the others
+            found = np.resize([-1, *[1] * (cycle - 1)], shape)
+        case _:
+            found = np.full(shape, {"zeros": 0, "ones": 1, "minus": -1, "twos": 2, "threes": 3}[kind])
+    return found
