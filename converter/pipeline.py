@@ -22,6 +22,7 @@ from converter.graph.build import multiplications
 from converter.graph.canonical import canonical
 from converter.head.gradient.differentiate import UnsupportedOperatorError
 from converter.head.gradient.training_graph import build_training_graph
+from converter.head.learning_rate import TrialData, find_rate
 from converter.head.split import SplitModel, choose_trainable, split, trainable_groups, whole
 from converter.head.torchscript.archive import torch_head
 from converter.load.inputs import NoValuesError
@@ -29,7 +30,7 @@ from converter.load.load import is_onnx
 from converter.pack.output import check_output, private_key, write
 from converter.pack.pack import MOST_FEATURES, Parts, learning_data, pack, projection_of
 from converter.plan import ConversionPlan
-from converter.program.programs import available_threads, onnx_program
+from converter.program.programs import available_threads, onnx_program, outputs
 from converter.program.scratch import scratch_folder
 from converter.program.tensors import batch_size, select
 from converter.quantization.layers import optimize
@@ -42,6 +43,7 @@ from converter.verify.original import Original, load_original, with_preprocessin
 from converter.verify.robustness import robustness
 from edge.contract.errors import BundleError, ConfigError, ConversionError, LearningError
 from edge.contract.foreign import foreign
+from edge.contract.manifest import LearningTrial
 from edge.contract.recipe import BINARY_CROSS_ENTROPY, CROSS_ENTROPY, MEAN_SQUARED_ERROR, TrainingRecipe
 from edge.inference.onnx_benchmark import Benchmark
 from edge.inference.onnx_trainer import OnnxTrainer
@@ -52,6 +54,9 @@ Stage = Callable[[str], None]
 _ROBUSTNESS_MACS = 2_500_000_000
 _ROBUSTNESS_BYTES = 8 << 20
 _ROBUSTNESS_LEAST = 8
+# Samples that a head's rate is looked for on, and what their features may cost.
+_TRIAL_SAMPLES, _LEAST_TRIAL_SAMPLES = 384, 16
+_TRIAL_MACS = 4_000_000_000
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True)
@@ -63,12 +68,14 @@ class Conversion:
 
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True)
 class Trainable:
-    """The split model and the training step of its head."""
+    """The split model, the training step of its head, what that taught the head, and what a label cost here."""
 
     parts: SplitModel
     recipe: TrainingRecipe
     training: onnx.ModelProto | None
     note: str | None
+    trial: LearningTrial | None = None
+    label_ms: float | None = None
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -155,6 +162,7 @@ def convert(
         chosen=found.chosen,
         class_names=class_names,
         recipe=trainable.recipe,
+        trial=trainable.trial,
         head_torchscript=_head_torchscript(trainable, plan),
         torchscript=torchscript,
     )
@@ -162,7 +170,17 @@ def convert(
     notes = [*original.source.notes, *exported.notes, *([trainable.note] if trainable.note else []), *found.notes]
     notes += left_out
     notes += _notes(parts, found, plan, None if learned is None else learned[1])
-    report = describe(parts, plan, exported, found, [ready.check, *checks], rows, notes, _original_latency(original))
+    report = describe(
+        parts,
+        plan,
+        exported,
+        found,
+        [ready.check, *checks],
+        rows,
+        notes,
+        _original_latency(original),
+        trainable.label_ms,
+    )
     packed = pack(parts, plan, lasting(report), None if learned is None else learned[0])
     size = write(packed, parts, plan, key)
     report |= {
@@ -180,7 +198,7 @@ def _worked_on(plan: ConversionPlan, stage: Stage) -> Ready:
     original = load_original(plan)
     stage("exporting to ONNX")
     exported, original, evaluation, check = _export(original)
-    stage("splitting and differentiating")
+    stage("splitting, differentiating and learning on trial")
     trainable = _trainable(original, exported, plan)
     evaluation = _with_head(evaluation, trainable, original)
     backbone = optimize(trainable.parts.backbone)
@@ -306,7 +324,8 @@ def _trainable(original: Original, exported: Exported, plan: ConversionPlan) -> 
         try:
             parts = split(exported.model, chosen)
             _check_targets(parts, original, recipe)
-            training = _training_graph(parts, original, recipe)
+            training, step = _training_graph(parts, original, recipe)
+            trial, label_ms = _learning_trial(parts, original, recipe, exported.model, step)
         except ConversionError as exc:
             smaller = _largest_trainable(exported.model, groups, rule, recipe)
             none = ". No smaller head works either" if isinstance(exc, UnsupportedOperatorError) else ""
@@ -316,7 +335,7 @@ def _trainable(original: Original, exported: Exported, plan: ConversionPlan) -> 
             raise
         note = f"nothing stays trainable: {exc}"
         return Trainable(parts=whole(exported.model), recipe=recipe, training=None, note=note)
-    return Trainable(parts=parts, recipe=recipe, training=training, note=None)
+    return Trainable(parts=parts, recipe=recipe, training=training, note=None, trial=trial, label_ms=label_ms)
 
 
 def _recipe(original: Original, plan: ConversionPlan) -> TrainingRecipe:
@@ -356,8 +375,10 @@ def _check_targets(parts: SplitModel, original: Original, recipe: TrainingRecipe
         )
 
 
-def _training_graph(parts: SplitModel, original: Original, recipe: TrainingRecipe) -> onnx.ModelProto:
-    """The head's training step, which stock onnxruntime took once on real features."""
+def _training_graph(
+    parts: SplitModel, original: Original, recipe: TrainingRecipe
+) -> tuple[onnx.ModelProto, OnnxTrainer]:
+    """The head's training step, which stock onnxruntime took once on real features; and that, opened."""
     head = parts.head
     assert head is not None
     graph = build_training_graph(head.graph, head.features.name, list(head.parameters), recipe)
@@ -372,7 +393,31 @@ def _training_graph(parts: SplitModel, original: Original, recipe: TrainingRecip
             trainer.step(features, targets, np.ones(n, np.float32), 1e-3)
     except (BundleError, LearningError) as exc:
         raise ConversionError(f"the head cannot be trained: {exc}") from exc
-    return graph
+    return graph, trainer
+
+
+def _learning_trial(
+    parts: SplitModel, original: Original, recipe: TrainingRecipe, model: onnx.ModelProto, step: OnnxTrainer
+) -> tuple[LearningTrial, float]:
+    """After this there is a rate at which the head learns on the features of the float backbone."""
+    head = parts.head
+    assert head is not None
+    samples = original.samples if original.calibration is None else original.calibration
+    backbone_macs = multiplications(parts.backbone)
+    count = batch_size(samples.x, original.inputs)
+    most = max(_LEAST_TRIAL_SAMPLES, min(_TRIAL_SAMPLES, _TRIAL_MACS // max(1, backbone_macs)))
+    rows = slice(0, count, max(1, -(-count // most)))
+    x, y = select(samples.x, original.inputs, rows), samples.y
+    features = outputs(onnx_program(parts.backbone, "the backbone"), x, original.inputs, [head.features])
+    targets = None if y is None else y[rows]
+    if targets is not None and not recipe.is_classifier:
+        targets = targets.reshape(len(targets), head.n_outputs)
+    data = TrialData(
+        features=features[head.features.name],
+        targets=targets,
+        macs=max(1, multiplications(model) - backbone_macs),
+    )
+    return find_rate(step, onnx_program(head.graph, "the head"), head, recipe, data, time.perf_counter)
 
 
 def _largest_trainable(model: onnx.ModelProto, groups: dict[str, list[str]], rule: str, recipe: TrainingRecipe) -> str:

@@ -11,12 +11,12 @@ import numpy.typing as npt
 import onnx
 import safetensors.numpy
 
-from converter.head.fitting import stable_learning_rate, training_statistics
+from converter.head.fitting import training_statistics
 from converter.head.split import Head, SplitModel, with_layer_input
 from converter.plan import ConversionPlan
 from converter.program.programs import onnx_program
 from converter.program.tensors import batch_size, select
-from converter.search.candidates import Candidate, features_of
+from converter.search.candidates import Candidate
 from converter.verify.checks import MIN_FLOAT_SQNR_DB, check_bundle
 from converter.verify.measure import Evaluation
 from converter.verify.original import Original
@@ -25,10 +25,11 @@ from edge.contract import manifest as m
 from edge.contract import strictjson
 from edge.contract.bundle import members_of
 from edge.contract.errors import ConversionError
-from edge.contract.manifest import HeadSpec, Manifest, ParameterSpec
+from edge.contract.manifest import HeadSpec, LearningTrial, Manifest, ParameterSpec
 from edge.contract.projection import projected_length
 from edge.contract.recipe import TrainingRecipe
 from edge.contract.tensorspec import BATCH, TensorSpec
+from edge.learning.sgd import BATCH_RATE
 
 _GOLDEN_SAMPLES = 16
 _GOLDEN_BYTES = 1 << 19
@@ -51,6 +52,7 @@ class Parts:
         chosen: What to ship.
         class_names: One for each logit; empty when nothing classifies.
         recipe: What the training step minimizes, and how.
+        trial: How the head learned, None without a head.
         head_torchscript: The head as TorchScript, None when there is none.
         torchscript: The whole float model, None when there is none.
     """
@@ -62,6 +64,7 @@ class Parts:
     chosen: Candidate
     class_names: tuple[str, ...]
     recipe: TrainingRecipe
+    trial: LearningTrial | None
     head_torchscript: bytes | None
     torchscript: bytes | None
 
@@ -198,7 +201,7 @@ def _golden(parts: Parts) -> dict[str, npt.NDArray[Any]]:
 
 
 def _head_spec(parts: Parts, head: Head, plan: ConversionPlan) -> HeadSpec:
-    few = select(parts.evaluation.samples.x, parts.original.inputs, slice(0, 256))
+    assert parts.trial is not None
     return HeadSpec(
         features=head.features,
         output=head.output,
@@ -206,9 +209,10 @@ def _head_spec(parts: Parts, head: Head, plan: ConversionPlan) -> HeadSpec:
         linear=head.linear,
         entry=head.entry,
         projection=projection_of(head, plan),
-        learning_rate=stable_learning_rate(features_of(parts.chosen.backbone, head, few, parts.original.inputs)),
+        learning_rate=parts.trial.rate / BATCH_RATE,
         trainable="last:1" if plan.trainable == "auto" else plan.trainable,
         training=parts.recipe,
+        trial=parts.trial,
     )
 
 

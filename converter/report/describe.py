@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import platform
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from edge import __version__
 from edge.contract.tensorspec import TensorSpec
 
 # What depends on the machine and the moment stays out of the bundle: the same model gives the same bytes.
-_PASSING = ("machine", "stages", "size_bytes", "bundle_digest", "output")
+_PASSING = ("label_ms", "machine", "stages", "size_bytes", "bundle_digest", "output")
 _PASSING_OF_CANDIDATE = ("latency_ms", "peak_memory_bytes", "start_up_s")
 
 
@@ -32,6 +33,7 @@ def describe(
     robustness: list[dict[str, Any]],
     notes: Sequence[str],
     original_latency_ms: float,
+    label_ms: float | None,
 ) -> dict[str, Any]:
     """Everything that a conversion found out, see `converter.report.schema`."""
     original, evaluation, source = parts.original, parts.evaluation, parts.original.source
@@ -53,6 +55,8 @@ def describe(
         "outputs": [_spec(spec) for spec in original.outputs],
         "n_parameters": _n_parameters(parts, exported),
         "trainable": [] if parts.parts.head is None else list(parts.parts.head.parameters),
+        "learning": None if parts.trial is None else dataclasses.asdict(parts.trial),
+        "label_ms": None if label_ms is None else round(label_ms, 3),
         "exporter": exported.exporter,
         "candidates": [
             {

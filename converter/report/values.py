@@ -9,6 +9,8 @@ Row = Mapping[str, Any]
 NONE = "–"
 _KIB = 1 << 10
 _MIB = 1 << 20
+# What a core of a workstation takes so long for is a matter of seconds on a small device.
+_SLOW_LABEL_MS = 20.0
 
 
 def size(n_bytes: int | None) -> str:
@@ -130,7 +132,7 @@ def facts(report: Row) -> list[tuple[str, str]]:
         ", ".join(f"{s['name']} ({', '.join(map(str, s['shape']))}) {s['dtype']}" for s in report[key])
         for key in ("inputs", "outputs")
     )
-    return [
+    found = [
         ("model", f"{report['source']} ({report['source_kind']}, {report['n_parameters']:,} parameters)"),
         ("inputs", inputs),
         ("outputs", outputs),
@@ -140,3 +142,20 @@ def facts(report: Row) -> list[tuple[str, str]]:
         ("data", f"{report['data']}; {report['metric']}"),
         ("exported by", report["exporter"]),
     ]
+    if report["learning"] is not None:
+        found.insert(4, ("learns", _learning(report["learning"], report["label_ms"])))
+    return found
+
+
+def _learning(trial: Row, label_ms: float) -> str:
+    """What the head's training step did on trial, and what a label costs."""
+    kind = "of its own answers" if trial["own_answers"] else "of the data"
+    judged = f"on {trial['held_out']} samples held out" if trial["held_out"] else "on the same sample"
+    cost = f"a label takes {label_ms:.3g} ms on this machine"
+    if label_ms > _SLOW_LABEL_MS:
+        cost += ", which is slow: fewer layers (--trainable last:1) take less"
+    return (
+        f"at rate {trial['rate']:g}, {trial['labels']} labels {kind} bring the loss from {trial['loss_before']:.3g} to "
+        f"{trial['loss_after']:.3g} {judged}; as many with other meanings from {trial['turned_before']:.3g} to "
+        f"{trial['turned_after']:.3g}; {cost}"
+    )

@@ -16,16 +16,13 @@ from edge.inference.trainers import open_trainer
 from edge.learning.closed_form import StatisticsLearner
 from edge.learning.layered import LayeredLearner
 from edge.learning.learner import Learner
-from edge.learning.sgd import SgdLearner
+from edge.learning.sgd import BATCH_RATE, SgdLearner
 from edge.learning.solve import Method
 from edge.learning.statistics import HeadStatistics
 from edge.learning.task import Task
 from edge.learning.whitening import BYTES_PER_FEATURE_PAIR, Whitening
 
 _METHODS: dict[str, Method] = {"statistics": "discriminant", "ridge": "ridge", "ncm": "means"}
-# The bundle's rate is one at which a step on a single sample does not overshoot. The mean gradient of a batch allows
-# more: with 5 times as much SGD on a head of two layers ended 25 points higher (benchmarks/continual.py).
-BATCH_RATE = 5.0
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True)
@@ -107,6 +104,8 @@ class Workshop:
 
     def _whitening(self) -> Whitening | None:
         """Of the features, where a linear layer takes them and their statistics were shipped."""
+        if self.head.trial is not None and self.head.trial.whitened is None:
+            return None
         head, last, features = self.head, self._prior(), shipped_statistics(self.bundle, self.task, of_features=True)
         if features is None or (last is None and not head.is_linear):
             return None
@@ -148,6 +147,7 @@ class Workshop:
             seed=self.seed,
             head=head.linear,
             whitening=self._whitening() if per_class else None,
+            whitened_share=(head.trial and head.trial.whitened) or 1.0,
             run=None if head.is_linear else self.session.logits,
             rehearsals=0 if head.is_linear or not per_class else 1,
         )

@@ -75,6 +75,36 @@ class LinearLayer:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class LearningTrial:
+    """What the converter found when it let the head learn as a device does, on samples of its own.
+
+    Attributes:
+        rate: Of a step on a new sample and replayed ones.
+        whitened: The share of the usual rate on whitened features (`edge.learning.sgd.ETA`, `LAYERED_ETA`) that the
+            head bears; None where they are not to be whitened.
+        labels: How many were learned, one by one, from the first on.
+        batch_size: Samples in a step once there was something to replay.
+        held_out: Samples that were not learned, on which the losses are.
+        own_answers: Whether the labels were what the shipped head answers, because the data had none.
+        loss_before: Mean loss of the shipped head.
+        loss_after: The same after those labels.
+        turned_before: Mean loss of the shipped head when all labels mean something else.
+        turned_after: The same after as many of those labels.
+    """
+
+    rate: float
+    whitened: float | None
+    labels: int
+    batch_size: int
+    held_out: int
+    own_answers: bool
+    loss_before: float
+    loss_after: float
+    turned_before: float
+    turned_after: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class HeadSpec:
     """The trainable head: the part of the model between its features and one of its outputs.
 
@@ -87,9 +117,10 @@ class HeadSpec:
         entry: The layer that alone takes the features, where that is linear: SGD can be preconditioned there.
         projection: Length to which `edge.contract.projection` brings the features of a linear head before their
             statistics are taken; None for as they are.
-        learning_rate: A rate that was found to be stable for this head's features.
+        learning_rate: Of a step on one sample; `edge.learning.sgd.BATCH_RATE` times as much of one with replay.
         trainable: How the head was chosen, e.g. ``last:1``.
         training: What a training step minimizes, and how.
+        trial: What `learning_rate` rests on; None in bundles of edgeloop before 0.3.
     """
 
     features: TensorSpec
@@ -101,6 +132,7 @@ class HeadSpec:
     training: TrainingRecipe = field(default_factory=TrainingRecipe)
     entry: LinearLayer | None = None
     projection: int | None = None
+    trial: LearningTrial | None = None
 
     @property
     def is_linear(self) -> bool:
@@ -238,6 +270,7 @@ def _encode_head(head: HeadSpec) -> dict[str, Any]:
         "learning_rate": head.learning_rate,
         "trainable": head.trainable,
         "training": head.training.to_json(),
+        "trial": None if head.trial is None else dataclasses.asdict(head.trial),
     }
 
 
@@ -283,7 +316,22 @@ def _decode_head(value: dict[str, Any]) -> HeadSpec:
         learning_rate=rate,
         trainable=_take(value, "trainable", str),
         training=TrainingRecipe.from_json(_take(value, "training", dict)),
+        trial=_decode_trial(value.pop("trial", None)),
     )
+
+
+def _decode_trial(value: object) -> LearningTrial | None:
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        raise ValueError("head.trial must be an object")
+    kinds: dict[str, type | tuple[type, ...]] = {"int": int, "bool": bool, "float": (int, float)}
+    kinds["float | None"] = (int, float, type(None))
+    found = {f.name: _take(value, f.name, kinds[str(f.type)]) for f in dataclasses.fields(LearningTrial)}
+    trial = LearningTrial(**found)
+    if not 0 < trial.rate < 1e6 or not (trial.whitened is None or 0 < trial.whitened <= 1):
+        raise ValueError("head.trial has a rate or a share that is out of range")
+    return trial
 
 
 def _decode_layer(value: dict[str, Any], key: str, names: list[str]) -> LinearLayer | None:

@@ -32,7 +32,7 @@ ROOMS: dict[str, set[str]] = {
         "edge.agent",
         "edge.coordinator",
     },
-    "converter": {"edge", "edge.contract", "edge.inference"},
+    "converter": {"edge", "edge.contract", "edge.inference", "edge.learning"},
     "firmware_configs": set(),
 }
 
