@@ -71,6 +71,22 @@ def _input(value: str) -> InputOption:
     return InputOption(name=name, shape=tuple(shape), dtype=dtype or None, sizes=sizes)
 
 
+def _states(
+    _context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]
+) -> tuple[tuple[str, str], ...] | None:
+    if not values:
+        return None
+    if values == ("none",):
+        return ()
+    pairs = []
+    for value in values:
+        name, equals, output = value.partition("=")
+        if not name or not equals or not output:
+            raise click.BadParameter(f"{value!r}: expected INPUT=OUTPUT, e.g. state=stateN; or none, alone")
+        pairs.append((name, output))
+    return tuple(pairs)
+
+
 def _arguments(_context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
     arguments = {}
     for value in values:
@@ -123,6 +139,9 @@ def _beside(context: click.Context, _parameter: click.Parameter, model: Path) ->
 @click.option("--input-shape", callback=_shape, help="Of the only input, without the batch axis, e.g. 3,224,224.")
 @click.option("--input", "inputs", multiple=True, callback=_inputs, metavar="NAME=AXES[:TYPE]",
               help="An input with its axes, e.g. tokens=batch,128:int64 or state=2,batch,64; repeatable.")  # fmt: skip
+@click.option("--state", "states", multiple=True, callback=_states, metavar="INPUT=OUTPUT",
+              help="An output that is an input of the next sample; repeatable; or none.  [default: found]")  # fmt: skip
+@click.option("--answer", help="The output that is for people.  [default: found]")
 @click.option("--class-names", help="Separated by commas.")
 @click.option(
     "--preprocess",
@@ -158,7 +177,8 @@ def _beside(context: click.Context, _parameter: click.Parameter, model: Path) ->
 @click.option(
     "--format", "form", default="edge", type=click.Choice(FORMATS), help="A bundle, only one model file, or a folder."
 )
-@click.option("--torchscript/--no-torchscript", default=True, help="Put the float TorchScript into the bundle.")
+@click.option("--torchscript/--no-torchscript", default=None,
+              help="Put the float TorchScript into the bundle.  [default: where the target has torch]")  # fmt: skip
 @click.option("--sign", "sign_key", type=click.Path(path_type=Path),
               help="Private key (PEM) to sign the bundle with; its password in EDGE_SIGN_PASSWORD.")  # fmt: skip
 @click.option("--json", "json_report", type=click.Path(path_type=Path), help="Write the report as JSON; - prints it.")
@@ -174,6 +194,8 @@ def convert_command(
     arch_arguments: dict[str, Any],
     input_shape: InputOption | None,
     inputs: tuple[InputOption, ...],
+    states: tuple[tuple[str, str], ...] | None,
+    answer: str | None,
     class_names: str | None,
     preprocess: str | None,
     trainable: str,
@@ -192,7 +214,7 @@ def convert_command(
     example: str | None,
     max_drop: float,
     form: str,
-    torchscript: bool,
+    torchscript: bool | None,
     sign_key: Path | None,
     json_report: Path | None,
     html_report: Path | None,
@@ -245,6 +267,8 @@ def convert_command(
         trust_pickle=trust_pickle,
         format=form,
         torchscript=torchscript,
+        states=states,
+        answer=answer,
         sign_key=sign_key,
     )
     for path, option in ((json_report, "--json"), (html_report, "--html")):

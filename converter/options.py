@@ -19,6 +19,8 @@ _PARAMETERS = {
     "arch-arg": "arch_arguments",
     "input-shape": "input_shape",
     "input": "inputs",
+    "state": "states",
+    "answer": "answer",
     "class-names": "class_names",
     "preprocess": "preprocess",
     "trainable": "trainable",
@@ -57,6 +59,8 @@ _TEMPLATE = """\
 # Inputs, where the file and the data do not say what they are.
 # input-shape = [3, 224, 224]          # of the only input, without the batch axis
 # input = ["tokens=batch,128:int64", "state=2,batch,64"]
+# state = ["state=stateN"]             # that output is that input of the next sample; found where names are plain
+# answer = "scores"                    # the output that is for people
 
 # class-names = ["cat", "dog"]
 # preprocess = "image:mean=0.485|0.456|0.406,std=0.229|0.224|0.225,size=480x640"  # of the raw image
@@ -78,7 +82,7 @@ _TEMPLATE = """\
 # max-drop = 0.5                       # points of accuracy that may be lost
 
 # format = "edge"                      # edge, onnx, torchscript, dir
-# torchscript = true
+# torchscript = true                   # only for devices with torch
 # sign = "key.pem"
 # json = "report.json"
 # html = "report.html"
@@ -123,12 +127,14 @@ def _value(path: Path, key: str, value: Any) -> Any:
     """As the command line would give it."""
     if key == "arch-arg" and isinstance(value, dict):
         return [f"{name}={item!r}" if not isinstance(item, str) else f"{name}={item}" for name, item in value.items()]
-    if key == "input" and isinstance(value, list) and all(isinstance(item, str) for item in value):
+    if key in ("input", "state") and isinstance(value, list) and all(isinstance(item, str) for item in value):
         return value
     if key in ("input-shape", "class-names") and isinstance(value, list):
         return ",".join(map(str, value))
     if key == "torchscript" and isinstance(value, bool):
         return value
+    if key == "state" and isinstance(value, str):
+        return [value]
     if isinstance(value, bool | list | dict) or key in ("arch-arg", "torchscript"):
         raise ConfigError(f"{path}: {key} = {value!r} is not of the right type; edge-convert --init shows examples")
     if key in _PATHS and isinstance(value, str) and value != "-":

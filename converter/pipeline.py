@@ -468,7 +468,7 @@ def _torchscript(
     original: Original, evaluation: Evaluation, exported: Exported, plan: ConversionPlan
 ) -> tuple[bytes | None, list[Check], list[str]]:
     """The whole model as TorchScript, its check, and a note where it is left out because torch cannot write it."""
-    if original.module is None or not (plan.torchscript or plan.format == "torchscript"):
+    if original.module is None or not (plan.with_torchscript or plan.format == "torchscript"):
         return None, [], []
     try:
         archive, check = torchscript_of(original.module, evaluation, scripted=exported.exporter == "scripting")
@@ -482,7 +482,7 @@ def _torchscript(
 def _head_torchscript(trainable: Trainable, plan: ConversionPlan) -> bytes | None:
     """The head for the torch executor, None where it has an operator that cannot be said in TorchScript."""
     head = trainable.parts.head
-    if head is None or not plan.torchscript or plan.format not in ("edge", "dir"):
+    if head is None or not plan.with_torchscript or plan.format not in ("edge", "dir"):
         return None
     try:
         return torch_head(head.graph, head.features.name, list(head.parameters))
@@ -548,6 +548,11 @@ def _notes(parts: Parts, found: Found, plan: ConversionPlan, learned: int | None
     if found.chosen.head_error < 1.0:
         notes.append(
             f"head corrected for the quantized features: squared error of the logits x {found.chosen.head_error:.2f}"
+        )
+    for pair in parts.original.states:
+        notes.append(
+            f"{pair.input} is a state: {pair.output} of each sample is what the next one takes, the first takes zeros"
+            + ("" if plan.states is not None else " (found by its name and shape; --state none if it is not so)")
         )
     if learned is not None:
         notes.append(f"statistics of {learned} labelled samples for devices to start learning from")

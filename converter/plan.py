@@ -58,7 +58,9 @@ class ConversionPlan:
         max_drop: Accuracy, in points of 100, that quantization may cost.
         trust_pickle: Run the code that a pickle names.
         format: One of `FORMATS`.
-        torchscript: Put the TorchScript into the bundle.
+        torchscript: Put the TorchScript into the bundle; None where the target runs torch.
+        states: Inputs and outputs that are one recurrent state, by name; None to find them.
+        answer: Name of the output that is for people, or None.
         sign_key: Private key to sign the bundle with, or None.
     """
 
@@ -81,5 +83,12 @@ class ConversionPlan:
     max_drop: float = 0.5
     trust_pickle: bool = False
     format: str = "edge"
-    torchscript: bool = True
+    torchscript: bool | None = None
+    states: tuple[tuple[str, str], ...] | None = None
+    answer: str | None = None
     sign_key: Path | None = None
+
+    @property
+    def with_torchscript(self) -> bool:
+        """Whether the bundle holds TorchScript, which only torch can run."""
+        return self.profile.inference.torch if self.torchscript is None else self.torchscript

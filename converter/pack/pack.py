@@ -13,6 +13,7 @@ import safetensors.numpy
 
 from converter.head.fitting import training_statistics
 from converter.head.split import Head, SplitModel, with_layer_input
+from converter.load.states import answer_of
 from converter.plan import ConversionPlan
 from converter.program.programs import onnx_program
 from converter.program.tensors import batch_size, select
@@ -54,7 +55,7 @@ class Parts:
         recipe: What the training step minimizes, and how.
         trial: How the head learned, None without a head.
         head_torchscript: The head as TorchScript, None when there is none.
-        torchscript: The whole float model, None when there is none.
+        torchscript: The whole float model, None when there is none or no device would run it.
     """
 
     original: Original
@@ -172,6 +173,14 @@ def pack(
         members=members_of(blobs),
         carried=source.carried,
         fixed_batch=source.batch,
+        states=parts.original.states,
+        answer=answer_of(
+            plan.answer,
+            None if head is None else head.output,
+            parts.evaluation.classes,
+            parts.original.outputs,
+            parts.original.states,
+        ),
     )
     size, most = sum(map(len, blobs.values())), plan.profile.inference.max_bundle_mb << 20
     if size > most:

@@ -12,12 +12,14 @@ from torch import nn
 
 from converter.data.samples import Samples, SampleStream
 from converter.data.stream import open_samples
+from converter.data.streams import open_remembered
 from converter.data.subset import InMemory, random_samples, subset
 from converter.export.preprocessing import Preprocessing, parse_preprocessing, preprocessing_onnx
 from converter.graph.build import make_model, renamed
 from converter.load.inputs import Given, check_can_be_made_up, samples_given
 from converter.load.load import load_source
 from converter.load.source import Source
+from converter.load.states import find_states, may_be_states
 from converter.plan import ConversionPlan
 from converter.program.programs import (
     onnx_file_program,
@@ -30,7 +32,9 @@ from converter.program.programs import (
 from converter.program.tensors import Array, Arrays, Run, batch_size, select
 from converter.verify.measure import Evaluation, classifying_output
 from edge.contract.errors import ConfigError, ConversionError
+from edge.contract.manifest import StatePair
 from edge.contract.tensorspec import BATCH, DTYPES, TensorSpec, axis_name
+from edge.inference.streams import zeros
 
 EVALUATION_SAMPLES = 2000
 CALIBRATION_SAMPLES = 512
@@ -61,6 +65,7 @@ class Original:
         real: False when these are random.
         origin: Where they come from, "" when they are random.
         class_names: Of the data, or of the checkpoint, or None.
+        states: What of the outputs the next sample takes.
     """
 
     source: Source
@@ -75,6 +80,7 @@ class Original:
     real: bool
     origin: str
     class_names: tuple[str, ...] | None
+    states: tuple[StatePair, ...] = ()
 
     @property
     def data(self) -> str:
@@ -189,9 +195,10 @@ def load_original(plan: ConversionPlan, carried: str = "") -> Original:
         example = _first(plan, inputs, 1) or _raw(source, inputs[0])
     run = onnx_file_program(plan.source) if carried else _runner(source, preprocessing)
     specs = carried_outputs(source, run) if carried else output_specs(run, inputs, example)
+    states = find_states(plan.states, inputs, specs, plan.answer)
     stream = None
     if plan.calibration is not None:
-        stream = open_samples(plan.calibration, "--calibrate", inputs)
+        stream = open_remembered(plan.calibration, "--calibrate", inputs, states, run)
     elif source.samples is not None:
         stream = InMemory(source.samples, "the checkpoint's calibration data", inputs)
     calibration = None
@@ -199,7 +206,7 @@ def load_original(plan: ConversionPlan, carried: str = "") -> Original:
         calibration = subset(stream, inputs, max_samples=CALIBRATION_SAMPLES, max_bytes=MAX_BYTES)
     measured = stream
     if plan.evaluation is not None:
-        measured = open_samples(plan.evaluation, "--evaluate", inputs)
+        measured = open_remembered(plan.evaluation, "--evaluate", inputs, states, run)
     if measured is not None:
         samples = subset(measured, inputs, max_samples=EVALUATION_SAMPLES, max_bytes=MAX_BYTES)
     elif source.fill is not None:
@@ -225,13 +232,22 @@ def load_original(plan: ConversionPlan, carried: str = "") -> Original:
         real=measured is not None,
         origin="" if measured is None else measured.origin,
         class_names=names,
+        states=states,
     )
 
 
 def _first(plan: ConversionPlan, inputs: tuple[TensorSpec, ...], count: int) -> Arrays | None:
     """At most so many of the first real samples that the user gave, None without data."""
     for option, value in samples_given(plan):
-        return next(iter(open_samples(value, option, inputs).batches(count))).x
+        try:
+            return next(iter(open_samples(value, option, inputs).batches(count))).x
+        except ConfigError:
+            states = may_be_states(plan.states, inputs)  # which data need not have
+            if not states:
+                raise
+            given = [spec for spec in inputs if spec not in states]
+            x = next(iter(open_samples(value, option, given).batches(count))).x
+            return {**x, **{spec.name: zeros(spec, batch_size(x, given)) for spec in states}}
     return None
 
 

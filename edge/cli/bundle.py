@@ -39,9 +39,16 @@ def inspect(path: Path, as_json: bool) -> None:
         click.echo(json.dumps(manifest | {"sha256": found.digest}, indent=1, ensure_ascii=False))
         return
     click.echo(f"{found.manifest.name}, sha256 {found.digest}, by {found.manifest.created_by}")
+    notes = {("output", found.manifest.answer): ", the answer"}
+    for pair in found.manifest.states:
+        notes["input", pair.input] = f", state: {pair.output} of the sample before, at first zeros"
+        notes["output", pair.output] = f", state: {pair.input} of the next sample"
     for title, specs in (("input", found.manifest.inputs), ("output", found.manifest.outputs)):
         for spec in specs:
-            click.echo(f"  {title:<8} {spec.name} {spec.describe()} {spec.dtype}")
+            said = notes.get((title, spec.name), "")
+            click.echo(f"  {title:<8} {spec.name} {spec.describe()} {spec.dtype}{said}")
+    for name, value in found.manifest.constants.items():
+        click.echo(f"  constant {name} = {json.dumps(value, ensure_ascii=False)}")
     click.echo(f"  batch    {found.manifest.batch}")
     if found.manifest.carried:
         click.echo(f"  carried as its file has it, because {found.manifest.carried}")
@@ -126,20 +133,33 @@ def run(path: Path, arrays: Path, output: Path, threads: int, batch: int) -> Non
     """Run a bundle on the named ARRAYS of an .npz file and write its named outputs.
 
     The names are those that `inspect` shows; the array of a model with one input may have any name.
+
+    A model that remembers takes the samples in their order, as one stream: its states begin with zeros, or with what
+    ARRAYS has under their names, and of the states the last ones are written.
     """
     import numpy as np
 
     from edge.contract.bundle import Bundle
     from edge.inference.named_arrays import fitted, read_arrays, write_arrays
     from edge.inference.onnx_session import OnnxSession
+    from edge.inference.streams import Stream
 
     if not output.absolute().parent.is_dir():
         raise ConfigError(f"--output {output}: {output.parent} is not a folder")
     session = OnnxSession(Bundle.open(path), threads)
     manifest = session.manifest
-    inputs = fitted(read_arrays(arrays), manifest.inputs)
+    given = read_arrays(arrays)
+    first = {pair.input: given.pop(pair.input) for pair in manifest.states if pair.input in given}
+    inputs = fitted(given, manifest.sample_inputs)
+    initial = fitted(first, [spec for spec in manifest.inputs if spec.name in first]) if first else {}
     axes = {spec.name: spec.batch_axis for spec in manifest.inputs}
-    sizes = [inputs[name].shape[axis] for name, axis in axes.items() if axis is not None]
+    sizes = [inputs[name].shape[axis] for name in inputs if (axis := axes[name]) is not None]
+    if manifest.states:
+        for name, state in initial.items():
+            if (axis := axes[name]) is not None and state.shape[axis] != 1:
+                raise ConfigError(f"{name}: expected the state of one stream, got those of {state.shape[axis]}")
+        batch = 1
+    stream = Stream(session.run, manifest.inputs, manifest.states, initial)
     found: list[dict[str, Any]] = []
     for start in range(0, max(sizes, default=1), batch):
         rows = slice(start, start + batch)
@@ -147,10 +167,11 @@ def run(path: Path, arrays: Path, output: Path, threads: int, batch: int) -> Non
             name: array if axes[name] is None else array[(*[slice(None)] * (axes[name] or 0), rows)]
             for name, array in inputs.items()
         }
-        found.append(session.run(part))
+        found.append(stream.step(part))
+    last = {pair.output for pair in manifest.states}
     joined = {
-        spec.name: found[0][spec.name]
-        if spec.batch_axis is None
+        spec.name: found[-1][spec.name]
+        if spec.batch_axis is None or spec.name in last
         else np.concatenate([outputs[spec.name] for outputs in found], axis=spec.batch_axis)
         for spec in manifest.outputs
     }

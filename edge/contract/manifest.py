@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,7 @@ from edge.contract.digest import is_digest
 from edge.contract.errors import BundleError
 from edge.contract.projection import Projection
 from edge.contract.recipe import TrainingRecipe
-from edge.contract.tensorspec import TensorSpec
+from edge.contract.tensorspec import BATCH, TensorSpec
 
 FORMAT = "edgeloop-bundle"
 SCHEMA_VERSION = 3
@@ -157,6 +157,21 @@ class HeadSpec:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class StatePair:
+    """A recurrent state: what a sample gives as one output, the next sample of the same stream takes as one input.
+
+    Both have the same type and shape, fixed but for the batch axis. The first sample of a stream takes zeros.
+
+    Attributes:
+        input: Name of the input.
+        output: Name of the output.
+    """
+
+    input: str
+    output: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Manifest:
     """See the module.
 
@@ -176,6 +191,9 @@ class Manifest:
             worked on.
         fixed_batch: So many samples the graph takes at once, along the first axis of every input and output; None where
             an axis named ``batch`` is free, or the model has no batch axis.
+        states: What goes from each sample to the next of its stream; empty when samples do not depend on each other.
+        constants: Inputs of the source model that became constants of the graph, by name, for people.
+        answer: Name of the output that is for people; None where the converter did not say.
         extra: Fields that this reader does not know.
     """
 
@@ -192,7 +210,16 @@ class Manifest:
     members: Mapping[str, Member]
     carried: str = ""
     fixed_batch: int | None = None
+    states: tuple[StatePair, ...] = ()
+    constants: Mapping[str, Any] = field(default_factory=dict)
+    answer: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def sample_inputs(self) -> tuple[TensorSpec, ...]:
+        """What each sample brings with it: the inputs that are no states."""
+        states = {pair.input for pair in self.states}
+        return tuple(spec for spec in self.inputs if spec.name not in states)
 
     @property
     def backbone_digest(self) -> str:
@@ -233,6 +260,10 @@ class Manifest:
                 },
                 **({"carried": self.carried} if self.carried else {}),
                 **({} if self.fixed_batch is None else {"fixed_batch": self.fixed_batch}),
+                # Only where there are some: a manifest without them is what it was before they were known.
+                **({"states": [dataclasses.asdict(pair) for pair in self.states]} if self.states else {}),
+                **({"constants": dict(self.constants)} if self.constants else {}),
+                **({} if self.answer is None else {"answer": self.answer}),
             }
         )
 
@@ -369,6 +400,46 @@ def _decode_members(value: dict[str, Any]) -> dict[str, Member]:
     return members
 
 
+def _decode_states(value: dict[str, Any]) -> tuple[StatePair, ...]:
+    pairs = []
+    for item in _take(value, "states", list) if "states" in value else []:
+        if not isinstance(item, dict) or {type(item.get(key)) for key in ("input", "output")} != {str}:
+            raise ValueError("states: each needs the names of an input and an output")
+        pairs.append(StatePair(input=item["input"], output=item["output"]))
+    return tuple(pairs)
+
+
+def check_states(
+    states: Sequence[StatePair], inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], answer: str | None
+) -> None:
+    """Raise ValueError unless every state can go from one sample to the next, and the answer is none of them."""
+    given, made = ({spec.name: spec for spec in specs} for specs in (inputs, outputs))
+    for names, known, kind in (
+        ([pair.input for pair in states], given, "input"),
+        ([pair.output for pair in states], made, "output"),
+    ):
+        for name in names:
+            if name not in known:
+                raise ValueError(f"states: {name} is no {kind}; expected one of {', '.join(known) or 'none'}")
+            if names.count(name) > 1:
+                raise ValueError(f"states: the {kind} {name} stands in two pairs")
+    for pair in states:
+        one, other = given[pair.input], made[pair.output]
+        if (one.dtype, one.shape) != (other.dtype, other.shape):
+            raise ValueError(
+                f"states: {pair.input} is {one.describe()} {one.dtype}, {pair.output} is {other.describe()} "
+                f"{other.dtype}; a state goes from sample to sample as it is"
+            )
+        if any(isinstance(axis, str) and axis != BATCH for axis in one.shape):
+            raise ValueError(f"states: {pair.input} is {one.describe()}; only its batch axis may be free")
+    if states and len(states) == len(inputs):
+        raise ValueError("states: every input is a state, so no sample could come in")
+    if answer is not None and answer not in made:
+        raise ValueError(f"answer {answer!r} is not one of the outputs {', '.join(made)}")
+    if answer in [pair.output for pair in states]:
+        raise ValueError(f"answer {answer!r} is a state")
+
+
 def _check_head(head: HeadSpec, manifest: Manifest) -> None:
     """Raise ValueError unless the head gives what its loss needs, and a linear last layer has the right shapes."""
     if head.output not in [spec.name for spec in manifest.outputs]:
@@ -426,8 +497,12 @@ def _decode(value: dict[str, Any]) -> Manifest:
         members=_decode_members(_take(value, "members", dict)),
         carried=_take(value, "carried", str) if "carried" in value else "",
         fixed_batch=_fixed_batch(value),
+        states=_decode_states(value),
+        constants=_take(value, "constants", dict) if "constants" in value else {},
+        answer=_take(value, "answer", str) if "answer" in value else None,
         extra=value,
     )
+    check_states(manifest.states, manifest.inputs, manifest.outputs, manifest.answer)
     if manifest.head is not None:
         _check_head(manifest.head, manifest)
     return manifest

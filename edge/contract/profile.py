@@ -88,10 +88,11 @@ class QuantizationProfile:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InferenceProfile:
-    """What a session may take."""
+    """What a session may take, and whether the device has torch: bundles for it hold TorchScript then."""
 
     threads: int = field(metadata=_whole(1, 64))
     max_bundle_mb: int = field(metadata=_whole(1, 4095))  # the bundle format ends at 4 GiB
+    torch: bool = field(default=False, metadata=_rule(_read_flag))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,7 +131,8 @@ def _decode(cls: type[Any], value: object, label: str, faults: list[str]) -> Any
         near = difflib.get_close_matches(key, rules.keys() - value.keys(), n=1)
         meant.update(near)  # the misspelt key is one fault, not two
         faults.append(f"{prefix}{key[:60]} is not known{did_you_mean(key, near or rules)}")
-    for name in rules.keys() - value.keys() - meant:
+    optional = {item.name for item in dataclasses.fields(cls) if item.default is not dataclasses.MISSING}
+    for name in rules.keys() - value.keys() - meant - optional:
         faults.append(f"{prefix}{name} is missing")
     values = {name: read(value[name], prefix + name, faults) for name, read in rules.items() if name in value}
     return cls(**values) if len(faults) == before else None

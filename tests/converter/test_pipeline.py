@@ -43,7 +43,7 @@ class Net(nn.Sequential):
 def calibrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle of `cnn()` made with labelled calibration data."""
     source = save(cnn(), tmp_path_factory.mktemp("calibrated") / "cnn.pth", (1, 8, 8), calibrated=200)
-    convert(plan(source, max_drop=10.0, quantize="int8"))
+    convert(plan(source, max_drop=10.0, quantize="int8", torchscript=True))
     return source.with_suffix(".edge")
 
 

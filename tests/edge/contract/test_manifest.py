@@ -205,6 +205,51 @@ def test_refuses_a_required_member_that_is_missing(role: str) -> None:
         decode(value)
 
 
+def remembering() -> dict[str, Any]:
+    """A manifest with a state, constants and an answer."""
+    value = document()
+    state = {"name": "h", "dtype": "float32", "shape": [1, "batch", 8]}
+    value["inputs"].append(state)
+    value["outputs"].append(state | {"name": "hn"})
+    return value | {"states": [{"input": "h", "output": "hn"}], "constants": {"sr": 16000}, "answer": "output"}
+
+
+def test_states_constants_and_the_answer_are_read_and_written() -> None:
+    value = remembering()
+    manifest = decode(value)
+    assert [(pair.input, pair.output) for pair in manifest.states] == [("h", "hn")]
+    assert (manifest.constants, manifest.answer) == ({"sr": 16000}, "output")
+    assert [spec.name for spec in manifest.sample_inputs] == ["input"]
+    assert strictjson.loads(manifest.encode(), max_bytes=1 << 20) == value
+    older = decode(document())  # of a converter that knew none of these
+    assert (older.states, older.constants, older.answer) == ((), {}, None)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (put("states", value={}), "states has the type dict"),
+        (put("states", 0, value="h"), "each needs the names"),
+        (put("states", 0, "output", value=1), "each needs the names"),
+        (put("states", 0, "input", value="g"), "g is no input"),
+        (put("states", 0, "output", value="g"), "g is no output"),
+        (put("states", 0, "input", value="input"), "as it is"),
+        (put("inputs", 1, "shape", 0, value="layers"), "as it is"),
+        (put("states", value=[{"input": "h", "output": "hn"}] * 2), "two pairs"),
+        (put("constants", value=[]), "constants has the type list"),
+        (put("answer", value="hn"), "is a state"),
+        (put("answer", value="logits"), "not one of the outputs"),
+        (put("answer", value=None), "answer has the type"),
+    ],
+    ids=lambda item: item if isinstance(item, str) else "",
+)
+def test_refuses_states_that_cannot_be(change: Callable[[dict[str, Any]], None], words: str) -> None:
+    value = remembering()
+    change(value)
+    with pytest.raises(BundleError, match=words):
+        decode(value)
+
+
 def test_says_to_update_when_the_schema_is_newer() -> None:
     with pytest.raises(BundleError, match="update edgeloop"):
         decode(document() | {"schema_version": 4})

@@ -1,0 +1,72 @@
+"""Samples of a model that remembers: the states that their files do not have are those of the model itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from converter.data.samples import Samples, SampleStream
+from converter.data.stream import open_samples
+from converter.program.tensors import Arrays, Run, batch_size, join, select
+from edge.contract.errors import ConfigError
+from edge.contract.manifest import StatePair
+from edge.contract.tensorspec import TensorSpec
+from edge.inference.streams import Stream
+
+
+class Remembered:
+    """Samples in their order as one stream, each with the state that the ones before it left.
+
+    A model that is calibrated and judged with states of zeros alone would be calibrated for what it never sees again.
+
+    Args:
+        stream: Samples without states.
+        inputs: What the model takes, states among them.
+        states: Which of these.
+        run: The model.
+    """
+
+    def __init__(
+        self, stream: SampleStream, inputs: Sequence[TensorSpec], states: Sequence[StatePair], run: Run
+    ) -> None:
+        self.origin = f"{stream.origin}, one stream in its order"
+        self.class_names = stream.class_names
+        self._stream = stream
+        self._inputs = tuple(inputs)
+        self._states = tuple(states)
+        self._run = run
+
+    def batches(self, size: int) -> Iterator[Samples]:
+        """See `SampleStream`; the model runs once for each sample."""
+        remembered = Stream(self._run, self._inputs, self._states)
+        given = without_states(self._inputs, self._states)
+        for batch in self._stream.batches(size):
+            steps: list[Arrays] = []
+            for row in range(batch_size(batch.x, given)):
+                one = select(batch.x, given, slice(row, row + 1))
+                steps.append({**one, **remembered.state})
+                remembered.step(one)
+            yield Samples(join(steps, self._inputs), batch.y)
+
+
+def without_states(inputs: Sequence[TensorSpec], states: Sequence[StatePair]) -> tuple[TensorSpec, ...]:
+    """What each sample brings with it."""
+    names = {pair.input for pair in states}
+    return tuple(spec for spec in inputs if spec.name not in names)
+
+
+def open_remembered(
+    value: str, option: str, inputs: Sequence[TensorSpec], states: Sequence[StatePair], run: Run
+) -> SampleStream:
+    """Open samples as `open_samples` does; where they are without states, the model's own are added.
+
+    Raises:
+        ConfigError: There is no such thing, or it is not what the model takes, with or without states.
+    """
+    if not states:
+        return open_samples(value, option, inputs)
+    try:
+        stream = open_samples(value, option, inputs)
+        next(stream.batches(1), None)  # a callable is not asked for samples before
+    except ConfigError:
+        return Remembered(open_samples(value, option, without_states(inputs, states)), inputs, states, run)
+    return stream
