@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
+from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +13,40 @@ import pytest
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Give each of several test processes cores of its own: two that both use all of them wait for each other."""
+    """Give each of several test processes a temporary folder and cores of its own.
+
+    Tests look for what a conversion left behind in the one; two processes that both use all cores wait for each other.
+    """
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())  # pytest's own folders stay where they are
+    os.environ["TMPDIR"] = tempfile.tempdir = tempfile.mkdtemp(prefix="edge-tests-")
+    config.add_cleanup(lambda: shutil.rmtree(os.environ["TMPDIR"], ignore_errors=True))
     worker = os.environ.get("PYTEST_XDIST_WORKER", "")
     if worker:
         cores, count = sorted(os.sched_getaffinity(0)), int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
         os.sched_setaffinity(0, cores[int(worker.removeprefix("gw")) % len(cores) :: count])
+
+
+# Files whose tests convert whole models, start processes or learn for long. `make quick` leaves them out.
+SLOW = (
+    "architecture/test_light_imports.py", "benchmarks/*", "converter/export/test_export_and_split.py",
+    "converter/head/gradient/test_losses_and_optimizers.py", "converter/head/gradient/test_networks.py",
+    "converter/head/gradient/test_recurrent.py", "converter/head/test_t*.py", "converter/load/*", "converter/pack/*",
+    "converter/quantization/*", "converter/report/test_html.py", "converter/search/*", "converter/test_*.py",
+    "converter/verify/*", "edge/agent/test_agent_and_coordinator.py", "edge/agent/test_on_device_model.py",
+    "edge/agent/test_store.py", "edge/cli/*", "edge/coordinator/test_core.py", "edge/inference/test_*trainer*.py",
+    "edge/learning/test_drift.py", "edge/learning/test_learners.py", "edge/learning/test_shadow.py", "end_to_end/*",
+    "integration/*", "test_wheel.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of slow files."""
+    here = Path(__file__).parent
+    for item in items:
+        if item.path.is_relative_to(here):
+            file = item.path.relative_to(here).as_posix()
+            if any(fnmatch(file, pattern) for pattern in SLOW):
+                item.add_marker(pytest.mark.slow)
 
 
 def _digits() -> tuple[np.ndarray, np.ndarray]:

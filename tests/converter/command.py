@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import atexit
+import json
 import os
+import select
+import signal
 import subprocess
 import sys
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.converter.models import snapshot
 
 ROOT = Path(__file__).parents[2]
 USAGE, CONFIG, CONVERSION = 2, 3, 4
+TIMEOUT_S = 240
 
 
 def command(*arguments: object) -> list[str]:
@@ -27,15 +34,64 @@ def environment(folder: Path) -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"} | ours
 
 
-def run(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        command(*arguments),
-        cwd=folder,
-        env=environment(folder),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
+class _Warm:
+    """The process of `tests.converter.warm`, started when it is first needed."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __call__(self, folder: Path, arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
+        if self._process is None:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tests.converter.warm"],
+                cwd=ROOT,
+                env=environment(folder),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                start_new_session=True,
+            )
+            atexit.register(self._stop)
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with tempfile.TemporaryDirectory() as place:
+            files = {name: Path(place, name) for name in ("stdout", "stderr")}
+            for file in files.values():
+                file.touch()
+            call = {"arguments": list(arguments), "cwd": str(folder.resolve()), "environment": environment(folder)}
+            self._process.stdin.write(json.dumps(call | {n: str(f) for n, f in files.items()}).encode() + b"\n")
+            self._process.stdin.flush()
+            ready, _, _ = select.select([self._process.stdout], [], [], TIMEOUT_S)
+            if not ready:
+                self._stop()
+                raise subprocess.TimeoutExpired(arguments, TIMEOUT_S)
+            code = int(self._process.stdout.readline())
+            said = {name: file.read_text(errors="surrogateescape") for name, file in files.items()}
+        return subprocess.CompletedProcess(arguments, code, said["stdout"], said["stderr"])
+
+    def _stop(self) -> None:
+        if self._process is not None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+
+_warm = _Warm()
+
+
+def run(folder: Path, *arguments: object, cold: bool = False) -> subprocess.CompletedProcess[str]:
+    """Run the command in a folder; `cold`: with its imports, which a test of what these do needs."""
+    done = (
+        subprocess.run(
+            command(*arguments),
+            cwd=folder,
+            env=environment(folder),
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            check=False,
+        )
+        if cold
+        else _warm(folder, [str(argument) for argument in arguments])
     )
     assert list(folder.with_name(folder.name + "-tmp").iterdir()) == []
     return done

@@ -106,7 +106,7 @@ def test_a_bare_state_dict_and_its_class_need_no_other_option(folder: Path) -> N
 
 
 def test_a_self_describing_checkpoint_needs_no_option(folder: Path, checkpoint: Path) -> None:
-    done = run(folder, "mlp.pth")
+    done = run(folder, "mlp.pth", cold=True)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert Bundle.open(folder / "mlp.edge").manifest.class_names[0] == "class 0"

@@ -42,7 +42,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     done = run(
         folder, "cnn.pth", "--quantize", "int8", "--max-drop", "10", "--sign", "key.pem", "--json", "r.json",
-        "--html", "r.html",
+        "--html", "r.html", "--torchscript",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return folder

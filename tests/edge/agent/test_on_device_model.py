@@ -656,8 +656,9 @@ def test_kill_at_random_moments_loses_nothing_acknowledged(tmp_path: Path, digit
         line = [sys.executable, "-c", LEARN_FOREVER, str(digits_bundle), str(tmp_path), learner]
         process = subprocess.Popen(line, env=environment, stdout=subprocess.PIPE)
         assert process.stdout is not None
-        process.stdout.readline()
-        time.sleep(rng.random() * 0.3)
+        for _ in range(rng.randint(5, 30)):
+            process.stdout.readline()
+        time.sleep(rng.random() * 0.01)
         process.kill()
         lines = process.stdout.read().split()
         process.stdout.close()

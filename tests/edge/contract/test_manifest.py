@@ -234,7 +234,7 @@ def test_states_constants_and_the_answer_are_read_and_written() -> None:
         (put("states", 0, "input", value="g"), "g is no input"),
         (put("states", 0, "output", value="g"), "g is no output"),
         (put("states", 0, "input", value="input"), "as it is"),
-        (put("inputs", 1, "shape", 0, value="layers"), "as it is"),
+        (put("inputs", 1, "shape", 0, value="layers"), "only its batch axis may be free"),
         (put("states", value=[{"input": "h", "output": "hn"}] * 2), "two pairs"),
         (put("constants", value=[]), "constants has the type list"),
         (put("answer", value="hn"), "is a state"),

@@ -1,0 +1,49 @@
+"""``edge-convert`` again and again in processes of their own, without importing torch each time.
+
+``python -m tests.converter.warm`` imports everything once and then forks for each command. It takes one line of JSON
+for each (``arguments``, ``cwd``, ``environment``, ``stdout``, ``stderr``) and answers with the exit code. Nothing has
+run in the parent, so that a child is what a fresh process would be after its imports.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from typing import Any
+
+import converter.pipeline  # noqa: F401  # the heavy imports, once
+from converter.cli import main
+
+
+def prepare(call: dict[str, Any]) -> None:
+    """Make this process what a shell would have started."""
+    for number, (path, flags) in enumerate(
+        [(os.devnull, os.O_RDONLY), (call["stdout"], os.O_WRONLY), (call["stderr"], os.O_WRONLY)]
+    ):
+        opened = os.open(path, flags)
+        os.dup2(opened, number)
+        os.close(opened)
+    os.chdir(call["cwd"])
+    os.environ.clear()
+    os.environ.update(call["environment"])
+    tempfile.tempdir = None  # it was looked up in another environment
+    sys.argv = ["edge-convert", *call["arguments"]]
+    sys.path[0] = call["cwd"]
+
+
+def serve() -> None:
+    """Until the end of standard input."""
+    for line in sys.stdin:
+        child = os.fork()
+        if not child:
+            prepare(json.loads(line))
+            main()
+            raise SystemExit(0)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        os.write(1, f"{code}\n".encode())
+
+
+if __name__ == "__main__":
+    serve()
