@@ -243,7 +243,7 @@ def _first(plan: ConversionPlan, inputs: tuple[TensorSpec, ...], count: int) -> 
             return next(iter(open_samples(value, option, inputs).batches(count))).x
         except ConfigError:
             states = may_be_states(plan.states, inputs)  # which data need not have
-            if not states:
+            if not 0 < len(states) < len(inputs):
                 raise
             given = [spec for spec in inputs if spec not in states]
             x = next(iter(open_samples(value, option, given).batches(count))).x

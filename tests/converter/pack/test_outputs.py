@@ -117,7 +117,9 @@ def test_two_bundles_are_compared(made: Path) -> None:
 
 def test_unpacked_and_written_as_a_folder_are_the_same_files(made: Path) -> None:
     assert edge_bundle(made, "unpack", "cnn.edge", "unpacked").returncode == 0
-    done = run(made, "cnn.pth", "--quantize", "int8", "--max-drop", "10", "--format", "dir", "-o", "folder")
+    done = run(
+        made, "cnn.pth", "--quantize", "int8", "--max-drop", "10", "--torchscript", "--format", "dir", "-o", "folder"
+    )
     assert done.returncode == 0, done.stderr
     one, other = ({p.name: p.read_bytes() for p in (made / name).iterdir()} for name in ("unpacked", "folder"))
     assert set(one) == set(other)
