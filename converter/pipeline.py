@@ -34,6 +34,7 @@ from converter.program.programs import available_threads, onnx_program, outputs
 from converter.program.scratch import scratch_folder
 from converter.program.tensors import batch_size, select
 from converter.quantization.layers import optimize
+from converter.quantization.saturation import layers_with_least_weight, without_least_weight
 from converter.report.describe import describe, lasting
 from converter.search.candidates import MIN_CARRIED_SQNR_DB, Bench, Candidate, Problem, as_it_is
 from converter.search.search import MIN_RANDOM_SQNR_DB, Found, Search
@@ -47,6 +48,7 @@ from edge.contract.manifest import LearningTrial
 from edge.contract.recipe import BINARY_CROSS_ENTROPY, CROSS_ENTROPY, MEAN_SQUARED_ERROR, TrainingRecipe
 from edge.inference.onnx_benchmark import Benchmark
 from edge.inference.onnx_trainer import OnnxTrainer
+from edge.inference.session import sqnr_db
 
 Stage = Callable[[str], None]
 
@@ -56,6 +58,8 @@ _ROBUSTNESS_BYTES = 8 << 20
 _ROBUSTNESS_LEAST = 8
 # Samples that a head's rate is looked for on, and what their features may cost.
 _TRIAL_SAMPLES, _LEAST_TRIAL_SAMPLES = 384, 16
+# A model whose weights were mended for Arm must stay so near to itself; int8 models themselves have 30 dB.
+MIN_MENDED_SQNR_DB = 30.0
 _TRIAL_MACS = 4_000_000_000
 
 
@@ -198,11 +202,39 @@ def _worked_on(plan: ConversionPlan, stage: Stage) -> Ready:
     original = load_original(plan)
     stage("exporting to ONNX")
     exported, original, evaluation, check = _export(original)
+    if plan.profile.architecture == "aarch64":
+        exported = _for_arm(exported, evaluation)
     stage("splitting, differentiating and learning on trial")
     trainable = _trainable(original, exported, plan)
     evaluation = _with_head(evaluation, trainable, original)
     backbone = optimize(trainable.parts.backbone)
     return Ready(original, exported, evaluation, check, trainable, backbone)
+
+
+def _for_arm(exported: Exported, evaluation: Evaluation) -> Exported:
+    """After this no weight of a model that was int8 already overflows the sums of Arm's kernels."""
+    model, layers = without_least_weight(exported.model)
+    if not layers:
+        return exported
+    found = outputs(
+        onnx_program(model, "the mended graph"), evaluation.samples.x, evaluation.inputs, evaluation.outputs
+    )
+    ratio = min(
+        (sqnr_db(evaluation.reference[s.name], found[s.name]) for s in evaluation.outputs if s.dtype == "float32"),
+        default=float("inf"),
+    )
+    where = f"{len(layers)} of its layers ({', '.join(layers[:3])}{', ...' if layers[3:] else ''})"
+    if ratio < MIN_MENDED_SQNR_DB:
+        raise ConversionError(
+            f"the model has int8 weights of -128 in {where}, with which the sums of Arm's int8 kernels overflow; with "
+            f"-127 instead its outputs change too much ({ratio:.1f} dB, at least {MIN_MENDED_SQNR_DB:.0f} dB): "
+            f"quantize it again with symmetric weights, or convert the float model"
+        )
+    note = (
+        f"int8 weights of -128 in {where} are -127 now, because the sums of Arm's int8 kernels would overflow: the "
+        f"outputs change by {ratio:.1f} dB"
+    )
+    return replace(exported, model=model, notes=(*exported.notes, note))
 
 
 def _may_be_carried(plan: ConversionPlan) -> bool:
@@ -225,6 +257,11 @@ def _carried(plan: ConversionPlan, why: str, stage: Stage) -> Ready:
         exported = Exported(model=original.source.model, exporter="none")
         evaluation = original.evaluation()
         candidate = as_it_is(exported.model, evaluation)
+        if plan.profile.architecture == "aarch64" and (layers := layers_with_least_weight(exported.model)):
+            raise ConversionError(
+                f"its layer {layers[0]} has int8 weights of -128, with which the sums of Arm's int8 kernels overflow: "
+                f"quantize it again with symmetric weights"
+            )
     except ConversionError as exc:
         if str(exc) == why:
             raise

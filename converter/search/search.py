@@ -21,6 +21,7 @@ from converter.quantization.dynamic import quantize_dynamic
 from converter.quantization.float16 import to_float16
 from converter.quantization.int4 import quantize_int4
 from converter.quantization.layers import has_convolutions, has_recurrent, quantizable_layers
+from converter.quantization.saturation import layers_with_least_weight, multiplies_int8
 from converter.search.candidates import TIE, Bench, Candidate, Problem, build, compared
 from converter.search.static_int8 import StaticInt8
 from converter.verify.measure import Deviation
@@ -334,10 +335,17 @@ class Search:
     def _check_saturation(self, chosen: Candidate) -> tuple[str, float | None]:
         """Run the chosen file with and without exact arithmetic, where it uses 8-bit products on x86."""
         profile = self._profile
-        if chosen.scheme not in ("int8", "dynamic") or profile.architecture != "x86_64":
+        if chosen.scheme not in ("int8", "dynamic") and not multiplies_int8(chosen.model):
             return "", None
+        if profile.architecture == "aarch64":
+            layers = layers_with_least_weight(chosen.model)
+            if layers:
+                raise ConversionError(f"{layers[0]} has int8 weights of -128, with which Arm's int8 sums overflow")
+            return "no int8 weight is below -127, so two products fit the 16-bit sums of Arm's int8 kernels", None
         promise = (
-            "weights keep to 7 bits, so that two products of 8 bits fit the 16-bit sums of a CPU without VNNI"
+            "the file was quantized before"
+            if chosen.scheme == "none"
+            else "weights keep to 7 bits, so that two products of 8 bits fit the 16-bit sums of a CPU without VNNI"
             if profile.quantization.reduce_range
             else "8-bit weights are safe, because the target adds 8-bit products in 32 bits (VNNI)"
             if profile.quantization.int8_dot_product
@@ -360,9 +368,14 @@ class Search:
         if gap > _SATURATION_DB and profile.quantization.int8_dot_product:
             return f"{promise}; this CPU has none, and loses {gap:.1f} dB: do not run the bundle here", gap
         if gap > _SATURATION_DB:
+            what_to_do = (
+                "the file was quantized so: convert the float model, or quantize it again with 7-bit weights"
+                if chosen.scheme == "none"
+                else "use a target with reduce_range = true"
+            )
             raise ConversionError(
                 f"the int8 sums saturate on this CPU: {ratios[0]:.1f} dB, {ratios[1]:.1f} dB with exact arithmetic; "
-                f"use a target with reduce_range = true. Nothing was written"
+                f"{what_to_do}. Nothing was written"
             )
         return f"{promise}; on this CPU exact arithmetic changes the outputs by {gap:.1f} dB", gap
 

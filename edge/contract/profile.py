@@ -14,6 +14,8 @@ import dataclasses
 import difflib
 import platform
 import re
+import sys
+import sysconfig
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -263,6 +265,7 @@ _BOARDS = (
 )
 # As the kernel writes it: "Intel(R) N100". Of Alder Lake-N only the models with four cores.
 _INTEL_N = re.compile(r"^model name\s*:\s*Intel\(R\) N(95|100|200)\s*$", re.MULTILINE)
+_ARM_32 = re.compile(r"arm|armv[1-7].*|armv8l")
 _ARCHITECTURES = {"x86_64": "x86_64", "amd64": "x86_64", "aarch64": "aarch64", "arm64": "aarch64"}
 
 
@@ -311,6 +314,8 @@ def detect_profile(
     cpuinfo_path: Path = Path("/proc/cpuinfo"),
     model_path: Path = Path("/proc/device-tree/model"),
     compatible_path: Path = Path("/proc/device-tree/compatible"),
+    is_64_bit: bool = sys.maxsize > 2**32,
+    abi: str = str(sysconfig.get_config_var("SOABI") or ""),
 ) -> str:
     """Name of the shipped profile that suits a machine best.
 
@@ -324,11 +329,25 @@ def detect_profile(
         cpuinfo_path: The kernel's description of the CPU.
         model_path: The device tree's name of the board.
         compatible_path: The device tree's names of board and chip, each ended by a NUL.
+        is_64_bit: Whether this Python is: a 64-bit kernel may carry a 32-bit system, as Raspberry Pi OS has it.
+        abi: What extension modules are built for, e.g. ``cpython-311-x86_64-linux-musl``.
 
     Raises:
-        ConfigError: An architecture that no shipped profile is for.
+        ConfigError: A machine or a system that onnxruntime does not exist for.
     """
     machine = platform.machine() if machine is None else machine
+    if _ARM_32.fullmatch(machine.lower()) or (machine.lower() in ("aarch64", "arm64") and not is_64_bit):
+        raise ConfigError(
+            f"this is a 32-bit Arm system ({machine}), for which onnxruntime has no packages: install a 64-bit system "
+            f"(Raspberry Pi 3, Zero 2 and later run it, older ones do not)"
+        )
+    if not is_64_bit:
+        raise ConfigError(f"this Python has 32 bits ({machine}): onnxruntime needs a 64-bit one")
+    if "musl" in abi:
+        raise ConfigError(
+            "this system has musl (Alpine), for which onnxruntime has no packages: use one with glibc, e.g. Debian, or "
+            "the image python:3-slim"
+        )
     architecture = _ARCHITECTURES.get(machine.lower())
     if architecture is None:
         raise ConfigError(

@@ -342,8 +342,19 @@ def test_detects_this_machine() -> None:
 
 
 def test_refuses_an_architecture_without_profile() -> None:
-    with pytest.raises(ConfigError, match="'armv7l'"):
-        p.detect_profile(machine="armv7l")
+    with pytest.raises(ConfigError, match="'riscv64'"):
+        p.detect_profile(machine="riscv64")
+
+
+def test_says_why_32_bit_arm_and_musl_cannot_run_it() -> None:
+    for machine, is_64_bit in (("armv6l", False), ("armv7l", False), ("armv8l", False), ("aarch64", False)):
+        with pytest.raises(ConfigError, match=r"32-bit Arm system.*no packages: install a 64-bit system"):
+            p.detect_profile(machine=machine, is_64_bit=is_64_bit)
+    with pytest.raises(ConfigError, match="Python has 32 bits"):
+        p.detect_profile(machine="x86_64", is_64_bit=False)
+    for machine in ("x86_64", "aarch64"):
+        with pytest.raises(ConfigError, match=r"musl \(Alpine\)"):
+            p.detect_profile(machine=machine, abi=f"cpython-311-{machine}-linux-musl")
 
 
 def sections() -> Iterator[tuple[str, list[str]]]:

@@ -1,0 +1,156 @@
+"""int8 weights of -128 in files of other programs, for Arm targets: found however they are written, and mended."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from converter.pipeline import convert
+from converter.quantization.saturation import layers_with_least_weight, multiplies_int8, without_least_weight
+from edge.contract import manifest as m
+from edge.contract.bundle import Bundle
+from edge.contract.errors import ConversionError
+from edge.contract.profile import detect_profile, load_profile
+from tests.converter.models import plan
+
+CODES = np.random.default_rng(0).integers(-127, 128, (6, 8)).astype(np.int8)
+CODES[0, :2] = -128
+
+
+def graph(kind: str, codes: np.ndarray = CODES) -> onnx.ModelProto:
+    """A quantized layer ``(batch, 8) -> (batch, 6)``, as different programs write it."""
+    scale, zero = np.array(0.02, np.float32), np.array(0, np.int8)
+    tensors = {"codes": codes, "scale": scale, "zero": zero, "step": np.array(0.03, np.float32)}
+    node = helper.make_node
+    nodes = [
+        node("QuantizeLinear", ["x", "step", "zero"], ["x.q"]),
+        node("DequantizeLinear", ["x.q", "step", "zero"], ["x.dq"]),
+    ]
+    if kind in ("gemm", "transposed", "constant"):
+        nodes.append(node("DequantizeLinear", ["codes", "scale", "zero"], ["w"]))
+    if kind == "float":  # folded by the runtime when the file is opened
+        tensors["codes"] = codes.astype(np.float32) * scale
+        nodes.append(node("QuantizeLinear", ["codes", "scale", "zero"], ["w.q"]))
+        nodes.append(node("DequantizeLinear", ["w.q", "scale", "zero"], ["w"]))
+    if kind == "constant":
+        nodes.insert(0, node("Constant", [], ["codes"], value=numpy_helper.from_array(tensors.pop("codes"))))
+    if kind in ("gemm", "float", "constant"):
+        nodes.append(node("Gemm", ["x.dq", "w"], ["y"], "layer", transB=1))
+    if kind == "transposed":
+        nodes += [node("Transpose", ["w"], ["w.t"]), node("MatMul", ["x.dq", "w.t"], ["y"], "layer")]
+    if kind == "convolution":
+        tensors["codes"] = codes[..., None]
+        tensors["two"] = np.array([2], np.int64)
+        nodes += [
+            node("DequantizeLinear", ["codes", "scale", "zero"], ["w"]),
+            node("Unsqueeze", ["x.dq", "two"], ["image"]),
+            node("Conv", ["image", "w"], ["image.y"], "layer"),
+            node("Squeeze", ["image.y", "two"], ["y"]),
+        ]
+    if kind == "integer":
+        tensors["codes"] = np.ascontiguousarray(codes.T)
+        nodes += [
+            node("MatMulInteger", ["x.q", "codes", "zero", "zero"], ["sum"], "layer"),
+            node("Cast", ["sum"], ["float"], to=TensorProto.FLOAT),
+            node("Mul", ["float", "scale"], ["y"]),
+        ]
+    if kind == "qlinear":
+        tensors["codes"] = np.ascontiguousarray(codes.T)
+        operands = ["x.q", "step", "zero", "codes", "scale", "zero", "step", "zero"]
+        nodes += [
+            node("QLinearMatMul", operands, ["y.q"], "layer"),
+            node("DequantizeLinear", ["y.q", "step", "zero"], ["y"]),
+        ]
+    model = helper.make_model(
+        helper.make_graph(
+            nodes,
+            "g",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 8])],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 6])],
+            [numpy_helper.from_array(array, name) for name, array in tensors.items()],
+        ),
+        opset_imports=[helper.make_opsetid("", 18)],
+        ir_version=8,
+    )
+    onnx.checker.check_model(model)
+    return model
+
+
+KINDS = ("gemm", "transposed", "constant", "float", "convolution", "integer", "qlinear")
+
+
+def test_every_way_of_writing_int8_weights_is_known_and_mended() -> None:
+    for kind in KINDS:
+        model = graph(kind)
+        before = model.SerializeToString()
+        assert multiplies_int8(model), kind
+        assert layers_with_least_weight(model) == ["layer"], kind
+        mended, layers = without_least_weight(model)
+        assert layers == ["layer"]
+        assert layers_with_least_weight(mended) == [], kind
+        assert model.SerializeToString() == before
+        harmless = graph(kind, np.maximum(CODES, -127))
+        assert without_least_weight(harmless) == (harmless, []), kind
+
+
+def test_pairs_of_products_fit_16_bits_once_no_weight_is_least() -> None:
+    """The kernel's own sums, in numpy: two products in an int16, then into an int32."""
+
+    def pairwise(x: np.ndarray, w: np.ndarray) -> int:
+        with np.errstate(over="ignore"):
+            pair = x[0::2].astype(np.int16) * w[0::2] + x[1::2].astype(np.int16) * w[1::2]
+        return int(pair.astype(np.int32).sum())
+
+    worst = np.full(8, -128, np.int8)
+    exact = int(worst.astype(np.int32) @ CODES[0].astype(np.int32))
+    assert pairwise(worst, CODES[0]) == exact - 65536
+    (codes,) = (t for t in without_least_weight(graph("gemm"))[0].graph.initializer if t.name == "codes")
+    for row in numpy_helper.to_array(codes):
+        for x in (worst, np.full(8, 127, np.int8), np.where(row < 0, -128, 127).astype(np.int8)):
+            assert pairwise(x, row) == int(x.astype(np.int32) @ row.astype(np.int32))
+
+
+def test_a_foreign_int8_file_is_mended_for_arm_and_the_cost_is_told(tmp_path: Path) -> None:
+    for kind in ("gemm", "convolution"):
+        source = tmp_path / f"{kind}.onnx"
+        onnx.save(graph(kind), source)
+        report = convert(plan(source, profile=load_profile("raspberry-pi-3"), trainable="none")).report
+        shipped = onnx.load_from_string(Bundle.open(source.with_suffix(".edge")).read(m.MODEL))
+        assert layers_with_least_weight(shipped) == []
+        (note,) = (note for note in report["notes"] if "-128" in note)
+        assert "are -127 now" in note
+        assert "dB" in note
+        vnni = load_profile("x86_64-vnni")  # where no such sum is
+        convert(plan(source, profile=vnni, trainable="none", output=tmp_path / "x86.edge"))
+        shipped = onnx.load_from_string(Bundle.open(tmp_path / "x86.edge").read(m.MODEL))
+        assert len(layers_with_least_weight(shipped)) == 1
+
+
+def test_a_foreign_file_that_mending_changes_too_much_is_refused(tmp_path: Path) -> None:
+    codes = np.zeros((6, 8), np.int8)
+    codes[:, 0], codes[:, 1] = -128, 127  # what is left of x0 - x1 is one step
+    source = tmp_path / "model.onnx"
+    model = graph("gemm", codes)
+    # Both columns of the same input, so that only their difference counts.
+    pick = helper.make_node("Gather", ["x", "zeros"], ["x.same"], axis=1)
+    model.graph.initializer.append(numpy_helper.from_array(np.zeros(8, np.int64), "zeros"))
+    model.graph.node.insert(0, pick)
+    model.graph.node[1].input[0] = "x.same"
+    onnx.save(model, source)
+    with pytest.raises(ConversionError, match="-127 instead"):
+        convert(plan(source, profile=load_profile("raspberry-pi-3"), trainable="none"))
+    assert not source.with_suffix(".edge").exists()
+
+
+def test_a_foreign_file_that_saturates_without_vnni_is_refused_for_such_a_target(tmp_path: Path) -> None:
+    if not (platform.machine() == "x86_64" and detect_profile() == "generic-x86_64"):
+        pytest.skip("this CPU does not saturate")
+    source = tmp_path / "model.onnx"
+    onnx.save(graph("gemm"), source)
+    with pytest.raises(ConversionError, match=r"saturate on this CPU.*quantize it again with 7-bit weights"):
+        convert(plan(source, trainable="none"))
