@@ -156,11 +156,13 @@ def _installed(name: str) -> bool:
 
 
 def stacked(feeds: list[Feed], axes: Mapping[str, int | None]) -> Feed:
-    """Samples as one array for each input, along its batch axis; what has none is what it is in the first."""
+    """Samples as one array for each input, samples first; what has no batch axis is what it is in the first."""
     joined = {}
     for name in feeds[0]:
         axis = axes.get(name, 0)
-        joined[name] = feeds[0][name] if axis is None else np.concatenate([feed[name] for feed in feeds], axis=axis)
+        joined[name] = (
+            feeds[0][name] if axis is None else np.concatenate([np.moveaxis(feed[name], axis, 0) for feed in feeds])
+        )
     return joined
 
 

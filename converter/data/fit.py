@@ -71,7 +71,8 @@ class Fitter:
         return spec
 
     def keys(self, names: Iterable[str]) -> dict[str, str]:
-        """Under which name each input is found: its own; for the only input of a model also ``x``.
+        """Under which name each input is found: its own; for the only input of a model also ``x``, or
+        ``arr_0``, as numpy calls what was saved without a name.
 
         Raises:
             ConfigError: One is missing.
@@ -80,7 +81,7 @@ class Fitter:
         has = f"it has {', '.join(names) or 'none'}"
         if len(self.inputs) == 1:
             own = self.inputs[0].name
-            key = next((key for key in ("x", own) if key in names), None)
+            key = next((key for key in ("x", own, "arr_0") if key in names), None)
             if key is None:
                 raise ConfigError(f"{self.what} has no array named x{'' if own == 'x' else f' or {own}'}; {has}")
             return {own: key}

@@ -115,6 +115,11 @@ def test_inputs_by_name_get_their_batch_axis_where_the_model_has_it(tmp_path: Pa
     np.testing.assert_array_equal(chosen.x["state"], state[chosen.y].transpose(1, 0, 2))
 
 
+def test_an_array_that_was_saved_without_a_name_is_that_of_the_only_input(tmp_path: Path) -> None:
+    np.savez(tmp_path / "data.npz", ROWS)
+    np.testing.assert_array_equal(read(tmp_path / "data.npz", PIXELS).x["pixels"], ROWS)
+
+
 def test_a_model_without_batches_gets_its_one_sample(tmp_path: Path) -> None:
     samples = read(npz(tmp_path / "data.npz", x=np.ones(2), y=np.array([4])), SCALE)
     assert samples.x["scale"].tolist() == [1, 1]
