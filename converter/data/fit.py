@@ -71,8 +71,7 @@ class Fitter:
         return spec
 
     def keys(self, names: Iterable[str]) -> dict[str, str]:
-        """Under which name each input is found: its own; for the only input of a model also ``x``, or
-        ``arr_0``, as numpy calls what was saved without a name.
+        """Under which name each input is found: its own; for the only input also ``x``, or numpy's ``arr_0``.
 
         Raises:
             ConfigError: One is missing.
