@@ -7,6 +7,8 @@ shapes and slices to be computed, and shape inference gives up on them.
 ``Gemm(x, W, b, transB=1)`` with ``alpha = beta = 1`` and ``W (n_out, n_in)``, as torch stores it, where x has two axes.
 So a head is recognized as linear and its parameters have the shape that learners expect.
 
+Every node has a name of its own.
+
 Recurrent layers that begin with zeros are not given them, which means the same: exporters compute them from the batch
 size, with as many operators as the rest of a small network has.
 """
@@ -20,6 +22,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from converter.graph.build import IR_VERSION, infer_shapes, reads, upstream, used_initializers
+from converter.graph.names import name_nodes
 from converter.graph.sizes import fold_sizes
 from converter.program.programs import onnx_program
 
@@ -33,6 +36,7 @@ def canonical(model: onnx.ModelProto) -> onnx.ModelProto:
     found = _folded(model)
     fold_sizes(found)
     graph = found.graph
+    name_nodes(graph)
     weights = {tensor.name: tensor for tensor in graph.initializer}
     shapes = infer_shapes(found)
     for node in graph.node:

@@ -13,7 +13,8 @@ import onnx
 from onnx import helper, numpy_helper
 
 from converter.graph.build import make_model, used_initializers
-from converter.quantization.layers import named, quantizable_layers
+from converter.graph.names import FreshNames, named
+from converter.quantization.layers import quantizable_layers
 from converter.quantization.static import quantized_weight
 from edge.contract.profile import QuantizationProfile
 
@@ -37,6 +38,7 @@ def quantize_dynamic(
 class _Writer:
     def __init__(self, model: onnx.ModelProto, profile: QuantizationProfile, exclude: frozenset[str]) -> None:
         self._model = model
+        self._fresh = FreshNames(model.graph)
         self._largest = 64 if profile.reduce_range else 127
         self._per_channel = profile.per_channel
         self._layers = {x.name for x in quantizable_layers(model) if x.op_type != "Conv" and x.name not in exclude}
@@ -64,13 +66,15 @@ class _Writer:
         )
 
     def _constant(self, name: str, array: npt.NDArray[np.generic]) -> str:
+        name = self._fresh(name)
         self._made.setdefault(name, numpy_helper.from_array(np.ascontiguousarray(array), name))
         return name
 
     def _input(self, tensor: str) -> tuple[str, str, str]:
         """Codes, scale and zero point of an activation; made once for all that read it."""
         if tensor not in self._quantized:
-            names = (f"{tensor}.codes", f"{tensor}.scale", f"{tensor}.zero")
+            codes, scale, zero = (self._fresh(f"{tensor}.{what}") for what in ("codes", "scale", "zero"))
+            names = (codes, scale, zero)
             self._nodes.append(helper.make_node("DynamicQuantizeLinear", [tensor], list(names), f"{tensor}.quantize"))
             self._quantized[tensor] = names
         return self._quantized[tensor]
@@ -86,12 +90,13 @@ class _Writer:
         zeros = self._constant(f"{name}.weight.zero", np.zeros(scale.shape, np.int8))
         x, x_scale, x_zero = self._input(node.input[0])
         bias = node.input[2] if len(node.input) > 2 and node.input[2] else ""
-        last = f"{name}.product" if bias else output
+        total, as_float, step = (self._fresh(f"{name}.{what}") for what in ("sum", "float", "step"))
+        last = self._fresh(f"{name}.product") if bias else output
         self._nodes += [
-            helper.make_node("MatMulInteger", [x, column, x_zero, zeros], [f"{name}.sum"], f"{name}.integer"),
-            helper.make_node("Cast", [f"{name}.sum"], [f"{name}.float"], f"{name}.cast", to=onnx.TensorProto.FLOAT),
-            helper.make_node("Mul", [x_scale, steps], [f"{name}.step"], f"{name}.steps"),
-            helper.make_node("Mul", [f"{name}.float", f"{name}.step"], [last], f"{name}.scaled"),
+            helper.make_node("MatMulInteger", [x, column, x_zero, zeros], [total], f"{name}.integer"),
+            helper.make_node("Cast", [total], [as_float], f"{name}.cast", to=onnx.TensorProto.FLOAT),
+            helper.make_node("Mul", [x_scale, steps], [step], f"{name}.steps"),
+            helper.make_node("Mul", [as_float, step], [last], f"{name}.scaled"),
         ]
         if bias:
             self._nodes.append(helper.make_node("Add", [last, bias], [output], f"{name}.biased"))

@@ -11,7 +11,8 @@ import onnx
 from onnx import helper, numpy_helper
 
 from converter.graph.build import make_model, used_initializers
-from converter.quantization.layers import named, quantizable_layers
+from converter.graph.names import FreshNames, named
+from converter.quantization.layers import quantizable_layers
 
 
 def quantize_int4(model: onnx.ModelProto, *, block_size: int = 32, exclude: Collection[str] = ()) -> onnx.ModelProto:
@@ -23,6 +24,7 @@ def quantize_int4(model: onnx.ModelProto, *, block_size: int = 32, exclude: Coll
         exclude: Names of layers to leave in float.
     """
     model = named(model)
+    fresh = FreshNames(model.graph)
     layers = {x.name for x in quantizable_layers(model) if x.op_type != "Conv" and x.name not in exclude}
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     nodes: list[onnx.NodeProto] = []
@@ -38,13 +40,13 @@ def quantize_int4(model: onnx.ModelProto, *, block_size: int = 32, exclude: Coll
         packed: dict[str, npt.NDArray[Any]] = dict(
             zip(("codes", "scales", "zeros"), pack_blocks(weight, block_size), strict=True)
         )
-        made += [numpy_helper.from_array(array, f"{name}.{key}") for key, array in packed.items()]
+        made += [numpy_helper.from_array(array, fresh(f"{name}.{key}")) for key, array in packed.items()]
         bias = node.input[2] if len(node.input) > 2 and node.input[2] else ""
-        product = f"{name}.product" if bias else output
+        product = fresh(f"{name}.product") if bias else output
         nodes.append(
             helper.make_node(
                 "MatMulNBits",
-                [node.input[0], *(f"{name}.{key}" for key in packed)],
+                [node.input[0], *(fresh(f"{name}.{key}") for key in packed)],
                 [product],
                 f"{name}.nbits",
                 domain="com.microsoft",

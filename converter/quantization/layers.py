@@ -11,6 +11,7 @@ import onnxruntime as ort
 from onnx import helper
 
 from converter.graph.build import reads
+from converter.graph.names import name_nodes, named
 from converter.program.scratch import scratch_folder
 from edge.contract.errors import ConversionError
 from edge.contract.foreign import foreign
@@ -37,18 +38,6 @@ class Layer:
     name: str
     op_type: str
     weight: str
-
-
-def named(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy in which every node has a name of its own: where it has none, the name of its first output."""
-    found = onnx.ModelProto()
-    found.CopyFrom(model)
-    taken: set[str] = set()
-    for node in found.graph.node:
-        if not node.name or node.name in taken:
-            node.name = node.output[0]
-        taken.add(node.name)
-    return found
 
 
 def quantizable_layers(model: onnx.ModelProto) -> tuple[Layer, ...]:
@@ -97,8 +86,13 @@ def running_in_int8(model: onnx.ModelProto) -> tuple[int, int]:
 
 
 def optimize(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Fold constants and BatchNorm into convolutions (onnxruntime's basic level: standard operators only)."""
-    return _optimized(model, ort.GraphOptimizationLevel.ORT_ENABLE_BASIC)
+    """Fold constants and BatchNorm into convolutions (onnxruntime's basic level: standard operators only).
+
+    Every node of the result has a name of its own.
+    """
+    found = _optimized(model, ort.GraphOptimizationLevel.ORT_ENABLE_BASIC)
+    name_nodes(found.graph)  # what onnxruntime puts together need not have one
+    return found
 
 
 def _optimized(model: onnx.ModelProto, level: Any) -> onnx.ModelProto:

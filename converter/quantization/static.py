@@ -12,7 +12,8 @@ import onnx
 from onnx import helper, numpy_helper
 
 from converter.graph.build import make_model, reads, renamed, used_initializers
-from converter.quantization.layers import named, quantizable_layers
+from converter.graph.names import FreshNames, named
+from converter.quantization.layers import quantizable_layers
 from converter.quantization.observe import Observations
 from converter.quantization.placement import Placement, placement
 from converter.quantization.ranges import activation_range
@@ -83,6 +84,7 @@ class _Writer:
         bias_correction: bool,
     ) -> None:
         self._model = model
+        self._fresh = FreshNames(model.graph)
         self._observations = observations
         self._profile = profile
         self._method = method
@@ -100,7 +102,7 @@ class _Writer:
         names: dict[str, str] = {}  # what a value is called now
         for info in graph.input:
             if info.name in self._place.tensors:
-                names[info.name] = self._pair(info.name, info.name, f"{info.name}.dequantized")
+                names[info.name] = self._pair(info.name, info.name, self._fresh(f"{info.name}.dequantized"))
         behind = {n.input[0]: n for n in graph.node if n.name in self._place.dropped}
         for node in graph.node:
             if node.name in self._place.dropped:
@@ -113,10 +115,10 @@ class _Writer:
                 final = behind[output].output[0] if output in behind else output
                 if final not in self._place.tensors:
                     continue
-                copy.output[i] = f"{final}.float"
-                wanted = final if final in self._outputs else f"{final}.dequantized"
+                copy.output[i] = self._fresh(f"{final}.float")
+                wanted = final if final in self._outputs else self._fresh(f"{final}.dequantized")
                 self._append(copy)
-                names[final] = self._pair(final, f"{final}.float", wanted)
+                names[final] = self._pair(final, copy.output[i], wanted)
                 break
             else:
                 self._append(copy)
@@ -149,12 +151,13 @@ class _Writer:
         root = self._place.root(tensor)
         scale = self._constant(f"{root}.scale", np.array(found.scale, np.float32))
         zero = self._constant(f"{root}.zero", np.array(found.zero, self._profile.activation_type))
-        quantized = f"{tensor}.quantized"
+        quantized = self._fresh(f"{tensor}.quantized")
         self._nodes.append(helper.make_node("QuantizeLinear", [source, scale, zero], [quantized], f"{tensor}.q"))
         self._nodes.append(helper.make_node("DequantizeLinear", [quantized, scale, zero], [target], f"{tensor}.dq"))
         return target
 
     def _constant(self, name: str, array: npt.NDArray[np.generic]) -> str:
+        name = self._fresh(name)
         self._made.setdefault(name, numpy_helper.from_array(array, name))
         return name
 
@@ -185,9 +188,9 @@ class _Writer:
             self._constant(f"{name}.weight.zero", zeros),
         ]
         self._nodes.append(
-            helper.make_node("DequantizeLinear", inputs, [f"{name}.weight"], f"{name}.weight.dq", **kinds)
+            helper.make_node("DequantizeLinear", inputs, [self._fresh(f"{name}.weight")], f"{name}.weight.dq", **kinds)
         )
-        copy.input[1] = f"{name}.weight"
+        copy.input[1] = self._fresh(f"{name}.weight")
         if bias is None:
             return
         spread = scale if axis is None else scale.reshape([-1 if i == axis else 1 for i in range(weight.ndim)])
@@ -203,9 +206,11 @@ class _Writer:
             self._constant(f"{name}.bias.zero", np.zeros(product.shape, np.int32)),
         ]
         kinds = {"axis": 0} if axis is not None else {}
-        self._nodes.append(helper.make_node("DequantizeLinear", inputs, [f"{name}.bias"], f"{name}.bias.dq", **kinds))
+        self._nodes.append(
+            helper.make_node("DequantizeLinear", inputs, [self._fresh(f"{name}.bias")], f"{name}.bias.dq", **kinds)
+        )
         del copy.input[2:]
-        copy.input.append(f"{name}.bias")
+        copy.input.append(self._fresh(f"{name}.bias"))
 
     def _bias(self, node: onnx.NodeProto) -> npt.NDArray[np.float32] | None:
         """The bias of a layer; a convolution or Gemm without one gets zeros, which a correction may fill."""

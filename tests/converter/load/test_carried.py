@@ -1,0 +1,253 @@
+"""ONNX as it comes: what stock onnxruntime runs is worked on or carried, and gives what the file gives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from benchmarks.onnx_suite import cases, outcome, passes
+from converter.pipeline import convert
+from edge.agent.on_device_model import OnDeviceModel
+from edge.contract.bundle import Bundle
+from edge.contract.errors import BundleError, ConversionError
+from edge.inference.onnx_benchmark import Benchmark
+from edge.inference.onnx_session import OnnxSession
+from tests.converter.models import plan
+
+# Each for a trait of its own.
+SUITE = set(
+    """
+    test_add_bcast test_argmax_keepdims_random test_bitshift_left_uint64 test_cast_FLOAT_to_FLOAT16
+    test_clip_splitbounds_expanded test_compress_0 test_constant test_cumsum_1d test_dynamicquantizelinear
+    test_gelu_tanh_1 test_if test_isinf test_layer_normalization_default_axis test_loop11 test_lstm_with_initial_bias
+    test_nonmaxsuppression_two_batches test_nonzero_example test_onehot_with_axis test_qlinearconv
+    test_reduce_sum_empty_set test_resize_upsample_scales_linear test_scan9_sum test_sce_mean_weight_log_prob
+    test_slice_neg test_tril_zero test_unique_not_sorted_without_axis test_ai_onnx_ml_tree_ensemble_single_tree
+    test_Conv2d_groups test_expand_shape_model1 test_training_dropout_zero_ratio_mask
+    test_attention_4d_attn_mask_bool_4d test_and_bcast3v2d
+""".split()  # noqa: SIM905  # quotes would double its length
+)
+
+
+@pytest.fixture(scope="module")
+def benchmark_server() -> Iterator[Benchmark]:
+    with Benchmark() as running:
+        yield running
+
+
+def test_what_onnxruntime_runs_is_carried_and_right(tmp_path: Path, benchmark_server: Benchmark) -> None:
+    chosen = [case for case in cases() if case.name in SUITE]
+    ran = {}
+    for case in chosen:
+        own = passes(case)
+        assert own is not None, case.name
+        ran[case.name] = outcome(case, own, tmp_path, benchmark_server, given_data=False)
+    assert {name: (found.status, found.why) for name, found in ran.items() if found.status != "right"} == {}
+    assert set(ran) == set(SUITE)
+    assert sum(any("carried as it is" in note for note in found.notes) for found in ran.values()) > 10
+    assert sum(not any("carried as it is" in note for note in found.notes) for found in ran.values()) > 3
+
+
+def graph(
+    nodes: list[onnx.NodeProto],
+    inputs: dict[str, list[Any]],
+    outputs: dict[str, list[Any]],
+    weights: dict[str, np.ndarray] | None = None,
+    opset: int = 18,
+    ir_version: int = 8,
+    elements: dict[str, int] | None = None,
+    **more: Any,
+) -> onnx.ModelProto:
+    kinds = elements or {}
+    infos = [
+        [helper.make_tensor_value_info(n, kinds.get(n, TensorProto.FLOAT), shape) for n, shape in each.items()]
+        for each in (inputs, outputs)
+    ]
+    tensors = [numpy_helper.from_array(array, name) for name, array in (weights or {}).items()]
+    made = helper.make_graph(nodes, "g", *infos, tensors)
+    domains = sorted({node.domain for node in nodes} - {""})
+    opsets = [helper.make_opsetid("", opset), *(helper.make_opsetid(domain, 1) for domain in domains)]
+    return helper.make_model(made, opset_imports=opsets, ir_version=ir_version, **more)
+
+
+def node(op_type: str, reads: str, gives: str, name: str = "", **attributes: Any) -> onnx.NodeProto:
+    return helper.make_node(op_type, reads.split(), gives.split(), name, **attributes)
+
+
+RNG = np.random.default_rng(0)
+W = RNG.standard_normal((4, 4)).astype(np.float32)
+
+
+def unsorted() -> onnx.ModelProto:
+    nodes = [
+        node("Relu", "h", "y"),
+        node("Cast", "m", "h", to=1),
+        node("Gemm", "k w", "m"),
+        node("Cast", "x", "k", to=10),
+    ]
+    return graph(nodes, {"x": ["n", 4]}, {"y": ["n", 4]}, {"w": W.astype(np.float16)})
+
+
+def captured() -> onnx.ModelProto:
+    info = helper.make_tensor_value_info("z", TensorProto.FLOAT, None)
+    then = helper.make_graph([node("Mul", "h w", "z")], "then", [], [info])
+    other = helper.make_graph([node("Neg", "h", "z")], "else", [], [info])
+    nodes = [node("Relu", "x", "h"), node("If", "flag", "y", then_branch=then, else_branch=other)]
+    return graph(nodes, {"x": [2, 4], "flag": []}, {"y": [2, 4]}, {"w": W[0]}, elements={"flag": TensorProto.BOOL})
+
+
+def with_function() -> onnx.ModelProto:
+    twice = helper.make_function("own", "Twice", ["a"], ["b"], [node("Add", "a a", "b")], [helper.make_opsetid("", 18)])
+    return graph([node("Twice", "x", "y", domain="own")], {"x": ["n", 3]}, {"y": ["n", 3]}, functions=[twice])
+
+
+def sparse() -> onnx.ModelProto:
+    model = graph([node("Add", "x s", "y")], {"x": ["n", 4]}, {"y": ["n", 4]})
+    values = numpy_helper.from_array(np.array([2.0, 3.0], np.float32), "s")
+    indices = numpy_helper.from_array(np.array([1, 3]), "i")
+    model.graph.sparse_initializer.append(helper.make_sparse_tensor(values, indices, [4]))
+    model.ir_version = 10
+    return model
+
+
+def recurrent() -> onnx.ModelProto:
+    """As torch writes it where the batch is fixed: the initial state is a constant of one sample."""
+    weights = {"w": RNG.standard_normal((1, 9, 4)), "r": RNG.standard_normal((1, 9, 3)), "h": np.zeros((1, 1, 3))}
+    nodes = [
+        node("Transpose", "x", "t", perm=[1, 0, 2]),
+        helper.make_node("GRU", ["t", "w", "r", "", "", "h"], ["", "s"], hidden_size=3),
+        node("Squeeze", "s zero", "y"),
+    ]
+    tensors = {name: array.astype(np.float32) for name, array in weights.items()} | {"zero": np.array([0])}
+    return graph(nodes, {"x": [1, 5, 4]}, {"y": [1, 3]}, tensors)
+
+
+def initializers_are_inputs() -> onnx.ModelProto:
+    return graph(
+        [node("MatMul", "x w", "y")], {"x": [1, 4], "w": [4, 4]}, {"y": [1, 4]}, {"w": W}, opset=9, ir_version=3
+    )
+
+
+F: dict[str, list[Any]] = {"x": ["n", 4]}
+G: dict[str, list[Any]] = {"y": ["n", 4]}
+BY_HAND = {
+    "nodes out of order, in half precision": (unsorted(), "free"),
+    "a branch captures values": (captured(), "no batch axis"),
+    "a function in the model": (with_function(), "free"),
+    "a sparse initializer": (sparse(), "free"),
+    "a batch fixed at 1": (graph([node("Gemm", "x w", "y")], {"x": [1, 4]}, {"y": [1, 4]}, {"w": W}), "free"),
+    "a batch fixed at 3": (graph([node("Softmax", "x", "y")], {"x": [3, 4]}, {"y": [3, 4]}), "free"),
+    "a batch of 1 that is built in": (
+        graph([node("Concat", "x c", "y", axis=1)], {"x": [1, 4]}, {"y": [1, 8]}, {"c": W[:1]}),
+        "fixed at 1",
+    ),
+    "time in front": (graph([node("CumSum", "x zero", "y")], F, G, {"zero": np.array(0)}), "no batch axis"),
+    "a recurrent layer with a state for one sample": (recurrent(), "free"),
+    "initializers that are inputs": (initializers_are_inputs(), "free"),
+    "an operator of onnxruntime's own": (
+        graph([node("FusedMatMul", "x w", "y", domain="com.microsoft", alpha=0.5)], F, G, {"w": W}),
+        "free",
+    ),
+    "no inputs": (graph([node("Neg", "w", "y")], {}, {"y": [4, 4]}, {"w": W}), "no batch axis"),
+    "outputs that are an input and an initializer": (
+        graph([node("Neg", "x", "y")], {"x": [2, 4]}, {"y": [2, 4], "x": [2, 4], "w": [4, 4]}, {"w": W}),
+        "no batch axis",
+    ),
+    "nothing in a tensor": (graph([node("Neg", "x", "y")], {"x": [0, 4]}, {"y": [0, 4]}), "no batch axis"),
+    "a scalar": (graph([node("Neg", "x", "y")], {"x": []}, {"y": []}), "no batch axis"),
+    "an infinite mask": (
+        graph([node("Add", "x m", "y")], F, G, {"m": np.array([0, -np.inf, 0, 0], np.float32)}),
+        "free",
+    ),
+    "an older operator set": (
+        graph(
+            [node("Upsample", "x s", "y")],
+            {"x": ["n", 1, 2, 2]},
+            {"y": ["n", 1, 4, 4]},
+            {"s": np.array([1, 1, 2, 2], np.float32)},
+            opset=9,
+        ),
+        "free",
+    ),
+    "an operator that came later": (graph([node("Swish", "x", "y")], F, G, opset=24, ir_version=10), "free"),
+}
+
+
+def made_for(info: onnx.ValueInfoProto, rng: np.random.Generator) -> np.ndarray:
+    tensor = info.type.tensor_type
+    shape = [axis.dim_value if axis.HasField("dim_value") else 3 for axis in tensor.shape.dim]
+    return np.asarray(rng.standard_normal(shape)).astype(helper.tensor_dtype_to_np_dtype(tensor.elem_type))
+
+
+def test_traits_of_files_are_carried_and_the_manifest_says_what_the_batch_is(
+    tmp_path: Path, benchmark_server: Benchmark
+) -> None:
+    for what, (model, batch) in BY_HAND.items():
+        path = tmp_path / "m.onnx"
+        path.write_bytes(model.SerializeToString())
+        convert(plan(path, quantize="none"), benchmark=benchmark_server)
+        bundle = Bundle.open(path.with_suffix(".edge"))
+        assert bundle.manifest.batch == batch, what
+        session = OnnxSession(bundle)
+        given = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+        names = {item.name for item in given.get_inputs()}
+        rng = np.random.default_rng(1)
+        x = {info.name: made_for(info, rng) for info in model.graph.input if info.name in names}
+        found = session.run(x)
+        for item, wanted in zip(given.get_outputs(), given.run(None, x), strict=True):
+            np.testing.assert_allclose(found[item.name], wanted, rtol=1e-3, atol=1e-5, err_msg=what)
+        if batch == "free" and model.graph.input[0].type.tensor_type.shape.dim[0].dim_value:
+            (name,) = x
+            size = len(x[name])
+            more = {name: rng.standard_normal((5 * size, *x[name].shape[1:])).astype(np.float32)}
+            alone = [given.run(None, {name: more[name][i : i + size]})[0] for i in range(0, 5 * size, size)]
+            np.testing.assert_allclose(
+                session.run(more)["y"], np.concatenate(alone), rtol=1e-3, atol=1e-5, err_msg=what
+            )
+
+
+def test_what_cannot_be_carried_is_refused_by_name(tmp_path: Path, benchmark_server: Benchmark) -> None:
+    text = graph([node("StringConcat", "x x", "y")], {"x": [2]}, {"y": [2]}, opset=20, elements={"x": 8, "y": 8})
+    listed = graph([node("SequenceConstruct", "x", "y")], {"x": [2]}, {})
+    listed.graph.output.append(helper.make_tensor_sequence_value_info("y", TensorProto.FLOAT, [2]))
+    refused = {
+        "is text, expected one of float32": text,
+        "y is of the type sequence": listed,
+        "operator Fancy of the domain 'com.example'": graph(
+            [node("Fancy", "x", "y", domain="com.example")], {"x": [2]}, {"y": [2]}
+        ),
+        "a matter of chance, by RandomNormalLike": graph([node("RandomNormalLike", "x", "y")], {"x": [2]}, {"y": [2]}),
+    }
+    for reason, model in refused.items():
+        path = tmp_path / "m.onnx"
+        path.write_bytes(model.SerializeToString())
+        with pytest.raises(ConversionError, match=reason):
+            convert(plan(path, quantize="none"), benchmark=benchmark_server)
+        assert not path.with_suffix(".edge").exists()
+
+
+def test_a_carried_model_is_neither_quantized_nor_served_by_an_agent(
+    tmp_path: Path, benchmark_server: Benchmark
+) -> None:
+    model, _ = BY_HAND["time in front"]
+    path = tmp_path / "m.onnx"
+    path.write_bytes(model.SerializeToString())
+    for asked in ({"quantize": "dynamic"}, {"trainable": "last:1"}):
+        with pytest.raises(ConversionError):
+            convert(plan(path, **asked), benchmark=benchmark_server)
+        assert not path.with_suffix(".edge").exists()
+    report = convert(plan(path), benchmark=benchmark_server).report
+    assert report["reason"] == "the model is carried as its file has it"
+    bundle = Bundle.open(path.with_suffix(".edge"))
+    assert bundle.manifest.head is None
+    assert bundle.manifest.carried
+    assert bundle.manifest.inputs[0].batch_axis is None
+    with pytest.raises(BundleError, match="no trainable head"):
+        OnDeviceModel.open(bundle.path, tmp_path / "state")
