@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from converter.pipeline import Stage
 
 _ASK_AGAIN_S = 5.0
-_AXIS = re.compile(r"([A-Za-z_]\w{0,62})(?:@([1-9]\d{0,8}))?")
+_AXIS = re.compile(r"([A-Za-z_]\w{0,62})(?:@([1-9]\d{0,8}))?(?:%([1-9]\d{0,8}))?", re.ASCII)
 
 
 def _shape(_context: click.Context, _parameter: click.Parameter, value: str | None) -> InputOption | None:
@@ -55,6 +55,7 @@ def _input(value: str) -> InputOption:
         raise click.BadParameter(f"{value!r}: the type {dtype!r} is not one of {', '.join(DTYPES)}")
     shape: list[int | str] = []
     sizes: dict[str, int] = {}
+    multiples: dict[str, int] = {}
     for axis in (part.strip() for part in axes.split(",") if part.strip()):
         match = _AXIS.fullmatch(axis)
         if axis.isascii() and axis.isdigit() and 0 < int(axis) < 2**31:
@@ -63,12 +64,16 @@ def _input(value: str) -> InputOption:
             shape.append(match[1])
             if match[2]:
                 sizes[match[1]] = int(match[2])
+            if match[3]:
+                multiples[match[1]] = int(match[3])
+            if match[2] and match[3] and int(match[2]) % int(match[3]):
+                raise click.BadParameter(f"{value!r}: {match[2]} is no multiple of {match[3]}")
         else:
             raise click.BadParameter(
-                f"{value!r}: the axis {axis!r} is neither a size, nor {BATCH}, nor NAME@SIZE, a free axis to try at "
-                f"SIZE"
+                f"{value!r}: the axis {axis!r} is neither a size, nor {BATCH}, nor NAME[@SIZE][%MULTIPLE], a free axis "
+                f"to try at SIZE, whose sizes are multiples of MULTIPLE"
             )
-    return InputOption(name=name, shape=tuple(shape), dtype=dtype or None, sizes=sizes)
+    return InputOption(name=name, shape=tuple(shape), dtype=dtype or None, sizes=sizes, multiples=multiples)
 
 
 def _states(

@@ -38,7 +38,8 @@ from converter.quantization.saturation import layers_with_least_weight, without_
 from converter.report.describe import describe, lasting
 from converter.search.candidates import MIN_CARRIED_SQNR_DB, Bench, Candidate, Problem, as_it_is
 from converter.search.search import MIN_RANDOM_SQNR_DB, Found, Search
-from converter.verify.checks import Check, check_float, check_free_axes, first_diverging_layer, torchscript_of
+from converter.verify.axes import baked_axes
+from converter.verify.checks import Check, check_float, first_diverging_layer, torchscript_of
 from converter.verify.measure import Evaluation, latency_ms
 from converter.verify.original import Original, load_original, with_preprocessing
 from converter.verify.robustness import robustness
@@ -201,7 +202,7 @@ def _worked_on(plan: ConversionPlan, stage: Stage) -> Ready:
     stage("loading the model")
     original = load_original(plan)
     stage("exporting to ONNX")
-    exported, original, evaluation, check = _export(original)
+    exported, original, evaluation, check = _export(original, plan)
     if plan.profile.architecture == "aarch64":
         exported = _for_arm(exported, evaluation)
     stage("splitting, differentiating and learning on trial")
@@ -297,12 +298,19 @@ def _found(ready: Ready, plan: ConversionPlan, stage: Stage, benchmark: Benchmar
     return Search(problem, evaluation.deviation(evaluation.reference), plan, stage).run(benchmark)
 
 
-def _export(original: Original) -> tuple[Exported, Original, Evaluation, Check]:
-    """After this the model, behind its preprocessing, is an ONNX graph that gives the same on all samples."""
+def _export(original: Original, plan: ConversionPlan) -> tuple[Exported, Original, Evaluation, Check]:
+    """After this the model, behind its preprocessing, is an ONNX graph that gives the same on all samples.
+
+    It does so at all sizes of its free axes that were tried, too: axes of which every exporter writes a size down are
+    fixed.
+    """
     faults: list[str] = []
+    baked: list[dict[str, str]] = []
     evaluation: Evaluation | None = None
     always: tuple[Exported, Check] | None = None  # a graph that always goes the way of its example
-    for export in exporters(original.source):
+    waiting = list(exporters(original.source))
+    while waiting:
+        export = waiting.pop(0)
         if always is not None and export is not by_scripting:  # which alone keeps branches on values
             continue
         try:
@@ -318,7 +326,6 @@ def _export(original: Original) -> tuple[Exported, Original, Evaluation, Check]:
             run = onnx_program(model, "the exported graph")
             against = "PyTorch" if original.module is not None else "the ONNX file"
             check = check_float("the exported graph", run, evaluation, against)
-            check_free_axes("the exported graph", run, original.run, original.inputs, original.example)
         except ConversionError as exc:
             faults.append(str(exc))
             if (
@@ -330,18 +337,38 @@ def _export(original: Original) -> tuple[Exported, Original, Evaluation, Check]:
                 layer = first_diverging_layer(original.module, model, evaluation)
                 faults[0] += f" (the first layer that differs is {layer})" if layer else ""
             continue
+        if written := baked_axes(run, original.probe, original.axes):
+            baked.append({axis: f"the graph exported by {made.exporter} {what}" for axis, what in written.items()})
+            waiting.sort(key=lambda e: e is not by_scripting)  # which keeps sizes as they stand, at a tenth of the cost
+            continue
         made = replace(made, model=model)
         if made.decides is None:
-            return made, original, evaluation, check
+            return made, _within_what_was_tried(original, made), evaluation, check
         always = made, check
-    if always is None or evaluation is None:
-        raise ConversionError("; then ".join(faults))
-    made, check = always
+    if always is not None and evaluation is not None:
+        made, check = always
+        note = (
+            f"the model decides by values in Python ({made.decides}); the graph always goes the way of its example. "
+            f"The outputs agree on the evaluation data; give data that take the other way"
+        )
+        made = replace(made, notes=(*made.notes, note))
+        return made, _within_what_was_tried(original, made), evaluation, check
+    if baked:
+        return _export(original.with_fixed(min(baked, key=len), plan), plan)
+    raise ConversionError("; then ".join(faults))
+
+
+def _within_what_was_tried(original: Original, exported: Exported) -> Original:
+    """Where the model's code computes with sizes in Python, the graph is known to be right at those tried only."""
+    if exported.sizes is None or not original.axes:
+        return original
+    axes = tuple(axis.only_tried() for axis in original.axes)
+    sizes = "; ".join(axis.describe() for axis in axes)
     note = (
-        f"the model decides by values in Python ({made.decides}); the graph always goes the way of its example. The "
-        f"outputs agree on the evaluation data; give data that take the other way"
+        f"the model takes sizes as numbers in Python ({exported.sizes}), which an exporter may write down: devices "
+        f"refuse sizes beyond those at which the outputs were found to agree ({sizes})"
     )
-    return replace(made, notes=(*made.notes, note)), original, evaluation, check
+    return replace(original.noted(note), axes=axes)
 
 
 def _trainable(original: Original, exported: Exported, plan: ConversionPlan) -> Trainable:
@@ -507,13 +534,18 @@ def _torchscript(
     """The whole model as TorchScript, its check, and a note where it is left out because torch cannot write it."""
     if original.module is None or not (plan.with_torchscript or plan.format == "torchscript"):
         return None, [], []
-    try:
-        archive, check = torchscript_of(original.module, evaluation, scripted=exported.exporter == "scripting")
-    except ConversionError as exc:
-        if plan.format == "torchscript":
-            raise
-        return None, [], [f"without TorchScript, which devices do not need: {exc}"]
-    return archive, [check], []
+    faults: list[ConversionError] = []
+    ways = (True,) if exported.exporter == "scripting" else (False, True) if original.axes else (False,)
+    for scripted in ways:  # a trace writes sizes down, the compiler takes few real models
+        try:
+            found, check = torchscript_of(original.module, evaluation, original.probe, original.axes, scripted=scripted)
+        except ConversionError as exc:
+            faults.append(exc)
+        else:
+            return found, [check], []
+    if plan.format == "torchscript":
+        raise faults[0]
+    return None, [], [f"without TorchScript, which devices do not need: {faults[0]}"]
 
 
 def _head_torchscript(trainable: Trainable, plan: ConversionPlan) -> bytes | None:

@@ -24,12 +24,14 @@ class InputOption:
         shape: Sizes and names of free axes, the batch axis (``batch``) included.
         dtype: numpy name, or None for float32.
         sizes: Sizes to try for free axes other than the batch axis: ``time@50`` gives ``{"time": 50}``.
+        multiples: What sizes of free axes are multiples of: ``width@320%32`` gives ``{"width": 32}``.
     """
 
     name: str
     shape: tuple[int | str, ...]
     dtype: str | None = None
     sizes: Mapping[str, int] = field(default_factory=dict)
+    multiples: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

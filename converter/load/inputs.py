@@ -118,8 +118,10 @@ class Given:
             return resized(real, specs, {BATCH: count})
         free = {axis for spec in specs for axis in spec.shape if isinstance(axis, str)} - {BATCH, *self.sizes}
         fault: ConversionError | None = None
+        multiples = {axis: step for option in self.plan.inputs for axis, step in option.multiples.items()}
         for size in _MADE_UP_SIZES if free and run is not None else _MADE_UP_SIZES[:1]:
-            made = made_up(specs, {**dict.fromkeys(free, size), **self.sizes, BATCH: count})
+            whole = {axis: -(-size // multiples.get(axis, 1)) * multiples.get(axis, 1) for axis in free}
+            made = made_up(specs, {**whole, **self.sizes, BATCH: count})
             if run is None:
                 return made
             try:

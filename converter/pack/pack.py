@@ -18,7 +18,8 @@ from converter.plan import ConversionPlan
 from converter.program.programs import onnx_program
 from converter.program.tensors import batch_size, select
 from converter.search.candidates import Candidate
-from converter.verify.checks import MIN_FLOAT_SQNR_DB, check_bundle
+from converter.verify.axes import MIN_FLOAT_SQNR_DB
+from converter.verify.checks import check_bundle
 from converter.verify.measure import Evaluation
 from converter.verify.original import Original
 from edge import __version__
@@ -29,7 +30,7 @@ from edge.contract.errors import ConversionError
 from edge.contract.manifest import HeadSpec, LearningTrial, Manifest, ParameterSpec
 from edge.contract.projection import projected_length
 from edge.contract.recipe import TrainingRecipe
-from edge.contract.tensorspec import BATCH, TensorSpec
+from edge.contract.tensorspec import BATCH, AxisRange, TensorSpec
 from edge.learning.sgd import BATCH_RATE
 
 _GOLDEN_SAMPLES = 16
@@ -181,6 +182,7 @@ def pack(
             parts.original.outputs,
             parts.original.states,
         ),
+        axes={axis.name: axis.range for axis in parts.original.axes if axis.range != AxisRange()},
     )
     size, most = sum(map(len, blobs.values())), plan.profile.inference.max_bundle_mb << 20
     if size > most:

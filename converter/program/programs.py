@@ -194,13 +194,16 @@ def outputs(run: Run, x: Arrays, inputs: Sequence[TensorSpec], outputs_: Sequenc
     return join(batches, outputs_)
 
 
-def output_specs(run: Run, inputs: Sequence[TensorSpec], example: Arrays) -> tuple[TensorSpec, ...]:
+def output_specs(
+    run: Run, inputs: Sequence[TensorSpec], example: Arrays, others: Mapping[str, int] | None = None
+) -> tuple[TensorSpec, ...]:
     """Names, types and axes of what a program gives: an axis is free if it grows with a free axis of the inputs.
 
     Args:
         run: The program.
         inputs: What it takes.
         example: One sample.
+        others: For each free axis but the batch axis another size that the program takes; one more when None.
 
     Raises:
         ConversionError: It does not run at another size of a free axis.
@@ -211,15 +214,17 @@ def output_specs(run: Run, inputs: Sequence[TensorSpec], example: Arrays) -> tup
         for i, axis in enumerate(spec.shape)
         if isinstance(axis, str)
     }
-    base = {axis: size + 1 for axis, size in sizes.items()}  # 2 samples: an axis of 1 could be one that broadcasts
-    found = run(resized(example, inputs, base))
+    if BATCH in sizes:
+        sizes[BATCH] = 2  # an axis of 1 could be one that broadcasts
+    found = run(resized(example, inputs, sizes))
     axes: dict[str, list[int | str]] = {name: list(array.shape) for name, array in found.items()}
-    for axis, size in base.items():
-        for name, array in run(resized(example, inputs, base | {axis: size + 1})).items():
+    for axis, size in sizes.items():
+        other = size + 1 if axis == BATCH or others is None else others[axis]
+        for name, array in run(resized(example, inputs, sizes | {axis: other})).items():
             if array.ndim != len(axes[name]):
-                raise ConversionError(f"the output {name} has another number of axes when {axis} is {size + 1}")
+                raise ConversionError(f"the output {name} has another number of axes when {axis} is {other}")
             for i, (before, after) in enumerate(zip(found[name].shape, array.shape, strict=True)):
-                if after - before == 1 and before == size:
+                if (before, after) == (size, other):
                     axes[name][i] = axis
                 elif after != before:
                     axes[name][i] = f"{name}_{i}".replace("/", "_")

@@ -53,6 +53,7 @@ def describe(
         "max_drop": plan.max_drop,
         "inputs": [_spec(spec) for spec in original.inputs],
         "outputs": [_spec(spec) for spec in original.outputs],
+        "axes": {axis.name: {**axis.range.to_json(), "tried": list(axis.tried)} for axis in original.axes},
         "n_parameters": _n_parameters(parts, exported),
         "trainable": [] if parts.parts.head is None else list(parts.parts.head.parameters),
         "learning": None if parts.trial is None else dataclasses.asdict(parts.trial),

@@ -14,20 +14,18 @@ from torch import nn
 
 from converter.graph.build import inferred_types
 from converter.program.attention import traceable
-from converter.program.programs import onnx_program, resized, torch_program
+from converter.program.programs import onnx_program, torch_program
 from converter.program.scratch import scratch_folder
 from converter.program.tensors import Arrays, Run, batch_size, select
+from converter.verify.axes import MIN_FLOAT_SQNR_DB, FreeAxis, Probe, baked_axes
 from converter.verify.measure import Deviation, Evaluation
 from edge.contract.bundle import Bundle, write_bundle
 from edge.contract.errors import BundleError, ConversionError
 from edge.contract.foreign import foreign
 from edge.contract.manifest import Manifest
-from edge.contract.tensorspec import BATCH, TensorSpec
 from edge.inference.onnx_session import EXACT, OnnxSession
 from edge.inference.session import sqnr_db
 
-# Float programs compute the same sums in another order: 60 dB is a relative error of 0.001.
-MIN_FLOAT_SQNR_DB = 60.0
 _TORCHSCRIPT_SAMPLES = 16
 _ONE_BY_ONE = 4
 
@@ -68,39 +66,6 @@ def check_float(what: str, run: Run, evaluation: Evaluation, against: str) -> Ch
         deviation=evaluation.deviation(found),
         required=f"SQNR at least {MIN_FLOAT_SQNR_DB:.0f} dB",
     )
-
-
-def check_free_axes(what: str, run: Run, original: Run, inputs: Sequence[TensorSpec], example: Arrays) -> None:
-    """A float program at other sizes of its free axes, where an exporter may have written down those of its example.
-
-    Args:
-        what: The program, for messages.
-        run: It.
-        original: What it is compared with.
-        inputs: Of both.
-        example: One sample.
-
-    Raises:
-        ConversionError: It does not run at another size, or gives other outputs.
-    """
-    for spec in inputs:
-        for i, axis in enumerate(spec.shape):
-            if isinstance(axis, str) and axis != BATCH:
-                sizes = {axis: example[spec.name].shape[i] + 1, BATCH: 3}
-                sample = resized(example, inputs, sizes)
-                where = f" where {axis} is {sizes[axis]}"
-                try:
-                    wanted, found = original(sample), run(sample)
-                except ConversionError as exc:
-                    raise ConversionError(f"{what} does not run{where}: {exc}") from exc
-                for name, array in wanted.items():
-                    same = array.shape == found[name].shape and (
-                        sqnr_db(array, found[name]) >= MIN_FLOAT_SQNR_DB
-                        if array.dtype.kind == "f"
-                        else np.array_equal(array, found[name])
-                    )
-                    if not same:
-                        raise ConversionError(f"{what} gives another {name} than the model{where}")
 
 
 def _compare(what: str, evaluation: Evaluation, wanted: Arrays, found: Arrays, how: str) -> None:
@@ -171,12 +136,16 @@ def _scope(module: str) -> str:
     return "/" + "/".join(parts)
 
 
-def torchscript_of(model: nn.Module, evaluation: Evaluation, *, scripted: bool) -> tuple[bytes, Check]:
+def torchscript_of(
+    model: nn.Module, evaluation: Evaluation, probe: Probe, axes: Sequence[FreeAxis], *, scripted: bool
+) -> tuple[bytes, Check]:
     """The whole float model as TorchScript, saved, loaded again and compared.
 
     Args:
         model: A torch module.
         evaluation: What to compare on.
+        probe: The model, to be compared at other sizes of its free axes.
+        axes: These.
         scripted: Compile its source instead of tracing it.
 
     Raises:
@@ -186,7 +155,9 @@ def torchscript_of(model: nn.Module, evaluation: Evaluation, *, scripted: bool) 
     script = model
     with foreign("TorchScript does not take the model", ConversionError):
         if not isinstance(model, torch.jit.ScriptModule):
-            example = tuple(torch.from_numpy(np.ascontiguousarray(few[spec.name])) for spec in evaluation.inputs)
+            example = tuple(
+                torch.from_numpy(np.require(few[spec.name], requirements=["C", "W"])) for spec in evaluation.inputs
+            )
             with torch.no_grad(), contextlib.nullcontext() if scripted else traceable():
                 script = (
                     torch.jit.script(model)
@@ -199,6 +170,8 @@ def torchscript_of(model: nn.Module, evaluation: Evaluation, *, scripted: bool) 
         loaded = torch.jit.load(io.BytesIO(archive.getvalue()))  # type: ignore[no-untyped-call]
     run = torch_program(loaded, evaluation.inputs, [spec.name for spec in evaluation.outputs])
     check = check_float("the TorchScript", run, evaluation.first(_TORCHSCRIPT_SAMPLES), "the model")
+    if written := baked_axes(run, probe, axes):
+        raise ConversionError(f"the TorchScript {next(iter(written.values()))}")
     return archive.getvalue(), check
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -30,6 +31,7 @@ from converter.program.programs import (
     torch_program,
 )
 from converter.program.tensors import Array, Arrays, Run, batch_size, select
+from converter.verify.axes import FreeAxis, Probe, free_axes
 from converter.verify.measure import Evaluation, classifying_output
 from edge.contract.errors import ConfigError, ConversionError
 from edge.contract.manifest import StatePair
@@ -57,6 +59,7 @@ class Original:
         preprocessing: What is put in front of it, or None.
         inputs: What device and data give, in front of the preprocessing.
         example: One sample of that.
+        axes: Its free axes but the batch axis, with the sizes that the model takes.
         outputs: What the model gives.
         run: Preprocessing and model.
         stream: Calibration data, or None.
@@ -72,6 +75,7 @@ class Original:
     preprocessing: Preprocessing | None
     inputs: tuple[TensorSpec, ...]
     example: Arrays
+    axes: tuple[FreeAxis, ...]
     outputs: tuple[TensorSpec, ...]
     run: Run
     stream: SampleStream | None
@@ -111,6 +115,56 @@ class Original:
             model
             if self.preprocessing is None
             else _Behind(self.preprocessing.module(self.source.inputs[0]), model).eval()
+        )
+
+    @property
+    def probe(self) -> Probe:
+        """The model, to be run at other sizes."""
+        return Probe(run=self.run, inputs=self.inputs, example=self.example)
+
+    def noted(self, *notes: str) -> Original:
+        """With notes for the report."""
+        return replace(self, source=replace(self.source, notes=(*self.source.notes, *notes)))
+
+    def with_fixed(self, why: Mapping[str, str], plan: ConversionPlan) -> Original:
+        """The same model with some of its free axes fixed at the sizes of the example.
+
+        Args:
+            why: What is to be said of each, by name.
+            plan: Says where these sizes come from.
+
+        Raises:
+            ConversionError: Nobody stated such a size, or the data have others.
+        """
+        if not why:
+            return self
+        sizes = {axis.name: axis.size for axis in self.axes if axis.name in why}
+        stated = {axis for option in plan.inputs for axis in option.sizes}
+        for axis, size in sizes.items():
+            spec = next(spec for spec in self.inputs if axis in spec.shape)
+            if self.origin == "" and plan.example is None and axis not in stated:
+                raise ConversionError(
+                    f"{why[axis]}; no other exporter kept {axis} free, and a size to fix it at was not stated. Give "
+                    f"one, with a number in place of {axis}: --input "
+                    f"{spec.name}={','.join('SIZE' if a == axis else str(a) for a in spec.shape)}"
+                )
+            for samples in (self.samples, self.calibration):
+                found = size if samples is None else samples.x[spec.name].shape[spec.shape.index(axis)]
+                if found != size:
+                    raise ConversionError(f"{why[axis]}; it cannot be fixed, as the data have {size} and {found}")
+
+        def fixed(specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+            return tuple(replace(s, shape=tuple(sizes.get(str(a), a) for a in s.shape)) for s in specs)
+
+        inputs = fixed(self.inputs)
+        axes = tuple(axis for axis in self.axes if axis.name not in why)
+        notes = tuple(f"the axis {axis} is fixed at {size}: {why[axis]}" for axis, size in sizes.items())
+        return replace(
+            self,
+            source=replace(self.source, inputs=fixed(self.source.inputs), notes=(*self.source.notes, *notes)),
+            inputs=inputs,
+            axes=axes,
+            outputs=output_specs(self.run, inputs, self.example, {axis.name: axis.other for axis in axes}),
         )
 
     def evaluation(self) -> Evaluation:
@@ -194,7 +248,14 @@ def load_original(plan: ConversionPlan, carried: str = "") -> Original:
         inputs = (preprocessing.raw_input(inputs[0]), *inputs[1:])
         example = _first(plan, inputs, 1) or _raw(source, inputs[0])
     run = onnx_file_program(plan.source) if carried else _runner(source, preprocessing)
-    specs = carried_outputs(source, run) if carried else output_specs(run, inputs, example)
+    axes: tuple[FreeAxis, ...] = ()
+    if carried:
+        specs = carried_outputs(source, run)
+    else:
+        multiples = {axis: step for option in plan.inputs for axis, step in option.multiples.items()}
+        axes = free_axes(Probe(run=run, inputs=inputs, example=example), multiples)
+        specs = output_specs(run, inputs, example, {axis.name: axis.other for axis in axes})
+    only = {axis.name for axis in axes if axis.range.most == axis.range.least}
     states = find_states(plan.states, inputs, specs, plan.answer)
     stream = None
     if plan.calibration is not None:
@@ -219,11 +280,12 @@ def load_original(plan: ConversionPlan, carried: str = "") -> Original:
             shown = _first(plan, inputs, RANDOM_SAMPLES) or example
         samples = random_samples(inputs, shown, RANDOM_SAMPLES, real=plan.example is not None)
     names = plan.class_names or source.class_names or (None if measured is None else measured.class_names)
-    return Original(
+    original = Original(
         source=source,
         preprocessing=preprocessing,
         inputs=inputs,
         example=example,
+        axes=axes,
         outputs=specs,
         run=run,
         stream=stream,
@@ -234,6 +296,7 @@ def load_original(plan: ConversionPlan, carried: str = "") -> Original:
         class_names=names,
         states=states,
     )
+    return original.with_fixed({axis: f"the model takes no other size of {axis}" for axis in only}, plan)
 
 
 def _first(plan: ConversionPlan, inputs: tuple[TensorSpec, ...], count: int) -> Arrays | None:

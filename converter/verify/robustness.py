@@ -162,7 +162,7 @@ def _corrupted(
         made = np.rint(made).clip(limits.min, limits.max)
     elif clean.ndim == 4:
         made = made.clip(statistics.low.min(), statistics.high.max())
-    return np.ascontiguousarray(made, dtype=clean.dtype)
+    return np.asarray(made, dtype=clean.dtype, order="C")
 
 
 def _channel_axis(spec: TensorSpec) -> int:

@@ -17,7 +17,7 @@ from edge.contract.digest import is_digest
 from edge.contract.errors import BundleError
 from edge.contract.projection import Projection
 from edge.contract.recipe import TrainingRecipe
-from edge.contract.tensorspec import BATCH, TensorSpec
+from edge.contract.tensorspec import BATCH, AxisRange, TensorSpec
 
 FORMAT = "edgeloop-bundle"
 SCHEMA_VERSION = 3
@@ -194,6 +194,7 @@ class Manifest:
         states: What goes from each sample to the next of its stream; empty when samples do not depend on each other.
         constants: Inputs of the source model that became constants of the graph, by name, for people.
         answer: Name of the output that is for people; None where the converter did not say.
+        axes: Sizes that free axes may have, by the name of the axis; one that is not here may have any.
         extra: Fields that this reader does not know.
     """
 
@@ -213,6 +214,7 @@ class Manifest:
     states: tuple[StatePair, ...] = ()
     constants: Mapping[str, Any] = field(default_factory=dict)
     answer: str | None = None
+    axes: Mapping[str, AxisRange] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -247,6 +249,7 @@ class Manifest:
                 "name": self.name,
                 "inputs": [spec.to_json() for spec in self.inputs],
                 "outputs": [spec.to_json() for spec in self.outputs],
+                **({"axes": {name: sizes.to_json() for name, sizes in self.axes.items()}} if self.axes else {}),
                 "class_names": list(self.class_names),
                 "preprocessing": dict(self.preprocessing),
                 "quantization": dict(self.quantization),
@@ -500,6 +503,7 @@ def _decode(value: dict[str, Any]) -> Manifest:
         states=_decode_states(value),
         constants=_take(value, "constants", dict) if "constants" in value else {},
         answer=_take(value, "answer", str) if "answer" in value else None,
+        axes={name: AxisRange.from_json(item) for name, item in value.pop("axes", {}).items()},
         extra=value,
     )
     check_states(manifest.states, manifest.inputs, manifest.outputs, manifest.answer)

@@ -20,6 +20,62 @@ MAX_AXES = 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class AxisRange:
+    """The sizes that a model takes along a free axis: `least`, and whole steps from there on.
+
+    Attributes:
+        least: The smallest.
+        step: From one size to the next, e.g. 32 for a network that halves its input five times.
+        most: The largest, None where none was found.
+    """
+
+    least: int = 1
+    step: int = 1
+    most: int | None = None
+
+    def __contains__(self, size: int) -> bool:
+        """Whether the model takes this size.
+
+        >>> 64 in AxisRange(least=32, step=32), 65 in AxisRange(least=32, step=32)
+        (True, False)
+        """
+        return size >= self.least and (size - self.least) % self.step == 0 and (self.most is None or size <= self.most)
+
+    def describe(self) -> str:
+        """The sizes for people.
+
+        >>> AxisRange(least=32, step=32).describe(), AxisRange(least=3, most=512).describe()
+        ('multiples of 32', '3 to 512')
+        """
+        if self.least == self.step > 1:
+            return f"multiples of {self.step}" + ("" if self.most is None else f" up to {self.most}")
+        if self.most is None:
+            text = "any size" if self.least == 1 else f"{self.least} or more"
+        else:
+            text = f"{self.least} to {self.most}"
+        return text if self.step == 1 else f"{text} in steps of {self.step}"
+
+    def to_json(self) -> dict[str, Any]:
+        """As a manifest holds it."""
+        return {"least": self.least, "step": self.step, "most": self.most}
+
+    @classmethod
+    def from_json(cls, value: Any) -> AxisRange:
+        """Read what `to_json` wrote.
+
+        Raises:
+            ValueError: A field is missing or is not of its type.
+        """
+        try:
+            least, step, most = value["least"], value["step"], value["most"]
+        except (KeyError, TypeError) as exc:
+            raise ValueError("the range of an axis needs least, step and most") from exc
+        if not all(type(n) is int and 0 < n < 2**31 for n in (least, step, least if most is None else most)):
+            raise ValueError("the range of an axis needs positive integers")
+        return cls(least=least, step=step, most=most)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TensorSpec:
     """One named input or output.
 

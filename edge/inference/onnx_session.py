@@ -154,6 +154,9 @@ class OnnxSession:
             for axis, size in zip(spec.shape, inputs[name].shape, strict=True):
                 if isinstance(axis, str) and free.setdefault(axis, size) != size:
                     raise ConfigError(f"{name}: the axis {axis} has {size} entries, another input has {free[axis]}")
+        for axis, sizes in self.manifest.axes.items():
+            if free.get(axis, sizes.least) not in sizes:
+                raise ConfigError(f"the axis {axis} has {free[axis]} entries, the model takes {sizes.describe()}")
         self._accepted = seen
 
     def predict(

@@ -1,0 +1,205 @@
+"""Which sizes a model takes along its free axes, found by trying, and whether a program takes the same ones.
+
+An exporter may write down a size of its example where the model computes with it, behind a floor division or a
+comparison, so that the next size does not tell. Programs are therefore compared at halves and doubles, odd and prime
+sizes, near and far. Which of these a model takes, only the model can say: strides may want multiples of 32, a table of
+positions may end. Nothing is said of sizes beyond those that were tried.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from converter.program.programs import resized
+from converter.program.tensors import Array, Arrays, Run
+from edge.contract.errors import ConversionError
+from edge.contract.tensorspec import BATCH, AxisRange, TensorSpec
+from edge.inference.session import sqnr_db
+
+# Float programs compute the same sums in another order: 60 dB is a relative error of 0.001.
+MIN_FLOAT_SQNR_DB = 60.0
+# Strides that networks have, besides the divisors of the size itself.
+_STEPS = (2, 4, 8, 16, 32, 64, 128, 256)
+# Sizes to try besides those near the example's own: constants that sizes are compared with are seldom larger.
+_SMALL, _FAR = (1, 2, 3, 5, 11), (23, 53, 101, 257, 509)
+_MAX_BYTES = 16 << 20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FreeAxis:
+    """A free axis of a model.
+
+    Attributes:
+        name: Of the axis.
+        size: Of the example.
+        range: What the model was found to take.
+        tried: Sizes that it took, in order, the example's among them.
+    """
+
+    name: str
+    size: int
+    range: AxisRange
+    tried: tuple[int, ...]
+
+    @property
+    def other(self) -> int:
+        """The size that was tried behind the example's, or before it; its own where there is no other."""
+        place = self.tried.index(self.size)
+        return self.tried[place + 1 if place + 1 < len(self.tried) else place - 1]
+
+    def only_tried(self) -> FreeAxis:
+        """The same axis, without sizes beyond those that were tried."""
+        return replace(self, range=replace(self.range, least=self.tried[0], most=self.tried[-1]))
+
+    def describe(self) -> str:
+        """For people."""
+        return f"{self.name}: {self.range.describe()}; tried at {', '.join(map(str, self.tried))}"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
+class Probe:
+    """A model to be run at other sizes.
+
+    Attributes:
+        run: The model.
+        inputs: What it takes.
+        example: One real sample, if there are real ones.
+    """
+
+    run: Run
+    inputs: tuple[TensorSpec, ...]
+    example: Arrays
+
+    def at(self, sizes: Mapping[str, int]) -> tuple[Arrays, Arrays] | None:
+        """Inputs of these sizes and what the model gives; None where it does not run, or gives no finite numbers.
+
+        A length cannot be larger than what it is the length of: integers are cut to the sizes where that is what helps.
+        """
+        sample = resized(self.example, self.inputs, sizes)
+        for inputs in (sample, *self._cut(sample, sizes)):
+            try:
+                found = self.run(inputs)
+            except ConversionError:
+                continue
+            if all(array.dtype.kind != "f" or np.isfinite(array).all() for array in found.values()):
+                return inputs, found
+        return None
+
+    def _cut(self, sample: Arrays, sizes: Mapping[str, int]) -> Iterator[Arrays]:
+        most = min((size for axis, size in sizes.items() if axis != BATCH), default=0)
+        cut = {
+            spec.name: np.minimum(sample[spec.name], most)
+            for spec in self.inputs
+            if spec.dtype.startswith("int") and not set(sizes) - {BATCH} & set(spec.shape)
+        }
+        if most and any((sample[name] > array).any() for name, array in cut.items()):
+            yield {**sample, **cut}
+
+
+def free_axes(probe: Probe, multiples: Mapping[str, int]) -> tuple[FreeAxis, ...]:
+    """The free axes of a model and the sizes that it takes; one at which it takes a single size is among them.
+
+    Args:
+        probe: The model.
+        multiples: Sizes are multiples of these, where the user says so.
+    """
+    found = []
+    for axis in axis_names(probe.inputs):
+        (size,) = {probe.example[s.name].shape[i] for s in probe.inputs for i, a in enumerate(s.shape) if a == axis}
+        fixed = sum(array.nbytes for array in probe.example.values()) // size
+        most = max(2 * size, min(_FAR[-1], _MAX_BYTES // max(1, fixed)))
+
+        def takes(other: int, axis: str = axis) -> bool:
+            return probe.at({axis: other}) is not None
+
+        found.append(_explored(axis, size, takes, multiples.get(axis), most))
+    return tuple(found)
+
+
+def axis_names(inputs: Sequence[TensorSpec]) -> list[str]:
+    """Names of all free axes but the batch axis, in order."""
+    return list(dict.fromkeys(a for spec in inputs for a in spec.shape if isinstance(a, str) and a != BATCH))
+
+
+def _explored(axis: str, size: int, takes: Callable[[int], bool], multiple: int | None, most: int) -> FreeAxis:
+    divisors = [d for d in range(2, min(size, _STEPS[-1]) + 1) if size % d == 0]
+    steps = [multiple] if multiple else [1, *sorted({*divisors, *_STEPS})]
+    step = next((d for d in steps if takes(size + d) or (size > d and takes(size - d))), 0)
+    if not step:
+        return FreeAxis(name=axis, size=size, range=AxisRange(least=size, most=size), tried=(size,))
+
+    def near(wanted: int) -> int:
+        """The nearest size in whole steps from the example's."""
+        other = size + round((wanted - size) / step) * step
+        return other if other > 0 else other + step * (-other // step + 1)
+
+    halves = (size // 4, size // 3, size // 2, size // 2 + 1)
+    doubles = (_prime_above(size), _prime_above(size + size // 3), 2 * size, 2 * size + 1, 3 * size)
+    wanted = {*_SMALL, *_FAR, *halves, *doubles, size - 1, size + 1, size - step, size + step}
+    sizes = sorted({near(n) for n in wanted if 0 < n <= most} - {size})
+    took = {size} | {n for n in sizes if takes(n)}
+    low = max((n for n in sizes if n < size and n not in took), default=None)
+    high = min((n for n in sizes if n > size and n not in took), default=None)
+    took = {n for n in took if (low is None or n > low) and (high is None or n < high)}
+    least, largest = min(took), max(took)
+    while low is not None and least - low > step:
+        middle = low + (least - low) // step // 2 * step
+        low, least = (low, middle) if takes(middle) else (middle, least)
+    while high is not None and high - largest > step:
+        middle = largest + (high - largest) // step // 2 * step
+        largest, high = (middle, high) if takes(middle) else (largest, middle)
+    found = AxisRange(least=least, step=step, most=None if high is None else largest)
+    return FreeAxis(name=axis, size=size, range=found, tried=tuple(sorted({*took, least, largest})))
+
+
+def _prime_above(size: int) -> int:
+    candidate = size + 1
+    while any(candidate % d == 0 for d in range(2, int(candidate**0.5) + 1)):
+        candidate += 1
+    return candidate
+
+
+def baked_axes(run: Run, probe: Probe, axes: Sequence[FreeAxis]) -> dict[str, str]:
+    """Free axes of which a program has a size written down, and what shows it; none where it is as free as the model.
+
+    Args:
+        run: The program.
+        probe: The model.
+        axes: Of the model.
+    """
+    found: dict[str, str] = {}
+    for axis in axes:
+        for size in axis.tried:
+            if axis.name not in found and (fault := _fault(run, probe, {axis.name: size})):
+                found[axis.name] = fault
+    if len(axes) > 1 and not found:  # all at once, each at another place in its own sizes
+        for place in (0, 1, 2):
+            sizes = {axis.name: axis.tried[(place + i) % len(axis.tried)] for i, axis in enumerate(axes)}
+            if fault := _fault(run, probe, sizes):
+                return {axis.name: fault for axis in axes}
+    return found
+
+
+def _fault(run: Run, probe: Probe, sizes: Mapping[str, int]) -> str | None:
+    both = probe.at({**sizes, BATCH: 2})
+    if both is None:  # a size that the model does not take after all
+        return None
+    sample, wanted = both
+    where = ", ".join(f"{axis} is {size}" for axis, size in sizes.items())
+    try:
+        found = run(sample)
+    except ConversionError as exc:
+        return f"does not run where {where}: {exc}"
+    different = [name for name, array in wanted.items() if not _is_same(array, found[name])]
+    return f"gives another {different[0]} than the model where {where}" if different else None
+
+
+def _is_same(wanted: Array, found: Array) -> bool:
+    if wanted.shape != found.shape:
+        return False
+    if wanted.dtype.kind != "f":
+        return np.array_equal(wanted, found)
+    return sqnr_db(wanted, found) >= MIN_FLOAT_SQNR_DB
