@@ -37,7 +37,9 @@ class Fitter:
     """Checks and casts the samples of one stream.
 
     In data, samples lie along axis 0 of every array, wherever the model has its batch axis; an input that has none is
-    given once, in its own shape. Sizes along free axes must be the same in all samples of a stream.
+    given once, in its own shape. Of a model that has no batch axis at all, several samples may be given: along axis 0,
+    behind which comes its own shape, or in place of a first axis of 1; it takes the first. Sizes along free axes must
+    be the same in all samples of a stream.
 
     Attributes:
         inputs: What the model takes.
@@ -108,8 +110,8 @@ class Fitter:
                 f"integer type"
             )
         axes = sample_axes(spec)
-        sizes = shape if spec.batch_axis is None else shape[1:]
-        fits = len(shape) == len(spec.shape) and all(
+        sizes = self._alone(spec, shape) if spec.batch_axis is None else shape[1:]
+        fits = len(sizes) == len(axes) and all(
             size == axis if isinstance(axis, int) else size > 0 for size, axis in zip(sizes, axes, strict=True)
         )
         if not fits:
@@ -166,6 +168,8 @@ class Fitter:
         for spec in self.inputs:
             array = x[spec.name]
             self.check(spec, array.shape, array.dtype)
+            if array.shape != (alone := self._alone(spec, array.shape)):
+                array = array[:1].reshape(alone)
             array = self._cast(spec, array)
             if spec.batch_axis is not None:
                 counts[spec.name] = len(array)
@@ -184,6 +188,16 @@ class Fitter:
             each = ", ".join(f"{name} {count}" for name, count in counts.items())
             raise ConfigError(f"{self.what}: different numbers of samples: {each}; expected the same for all inputs")
         return next(iter(counts.values()), 1)
+
+    def _alone(self, spec: TensorSpec, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of one sample in an array of samples of a model that takes no batches, else the array's own."""
+        if any(one.batch_axis is not None for one in self.inputs) or not shape or not shape[0]:
+            return shape
+        if len(shape) == len(spec.shape) + 1:
+            return shape[1:]
+        if len(shape) == len(spec.shape) and spec.shape[0] == 1:
+            return (1, *shape[1:])
+        return shape
 
     def _named(self, spec: TensorSpec) -> str:
         return self.what if len(self.inputs) == 1 else f"{self.what}: {spec.name}"

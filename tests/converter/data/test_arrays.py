@@ -127,6 +127,20 @@ def test_a_model_without_batches_gets_its_one_sample(tmp_path: Path) -> None:
     assert samples.y.tolist() == [4]
 
 
+@pytest.mark.parametrize("axes", [(1, 2, "width"), (2, "width")])
+def test_a_model_without_batches_takes_the_first_of_several_samples(
+    tmp_path: Path, axes: tuple[int | str, ...]
+) -> None:
+    spec = TensorSpec(name="line", dtype="float32", shape=axes)
+    lines = np.arange(5 * 2 * 7, dtype=np.float32).reshape(5, 2, 7)
+    expected = lines[:1] if len(axes) == 3 else lines[0]
+    np.testing.assert_array_equal(read(npz(tmp_path / "data.npz", line=lines), spec).x["line"], expected)
+    with pytest.raises(
+        ConfigError, match=r"samples of the shape \(1, 3, 7\), but" if len(axes) == 3 else "but the model"
+    ):
+        read(npz(tmp_path / "wrong.npz", line=np.zeros((5, 3, 7))), spec)
+
+
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_an_npy_is_read(tmp_path: Path, order: Any) -> None:
     np.save(tmp_path / "data.npy", np.array(ROWS, order=order))
