@@ -162,9 +162,16 @@ def _is_axis(value: object) -> bool:
 
 
 def axis_name(stated: str, tensor: str, axis: int) -> str:
-    """A name for a free axis: the file's, where it is one, else made of those of the tensor and of its place."""
+    """A name for a free axis: the file's, where it is one, else made of those of the tensor and of its place.
+
+    ``?`` and its like, which some exporters write on every axis that they do not know, are none.
+
+    >>> axis_name("width", "x", 3), axis_name("?", "x", 3), axis_name("", "x", 2)
+    ('width', 'axis_x_3', 'axis_x_2')
+    """
     name = _identifier(stated)[:60]
-    return name if name and not name[0].isdigit() and name != BATCH else f"axis_{_identifier(tensor)[-48:]}_{axis}"
+    is_name = name.strip("_") and not name[0].isdigit() and name != BATCH
+    return name if is_name else f"axis_{_identifier(tensor)[-48:]}_{axis}"
 
 
 def _identifier(text: str) -> str:
