@@ -9,7 +9,10 @@ import onnx
 
 
 def name_nodes(graph: onnx.GraphProto) -> None:
-    """Give every node a name of its own, in place: where it has none, or another has it, that of its first output."""
+    """Give every node a name of its own, in place: where it has none, or another has it, that of its first output.
+
+    The same in the graphs inside; onnxruntime refuses two nodes of one name in a graph.
+    """
     given = [node.name for node in graph.node]
     taken = set(given)
     seen: set[str] = set()
@@ -23,6 +26,9 @@ def name_nodes(graph: onnx.GraphProto) -> None:
             )
             taken.add(node.name)
         seen.add(node.name)
+        for attribute in node.attribute:
+            for inner in [attribute.g] if attribute.type == onnx.AttributeProto.GRAPH else attribute.graphs:
+                name_nodes(inner)
 
 
 def _not_in(taken: Container[str], wished: str) -> str:

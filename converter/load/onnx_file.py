@@ -20,6 +20,7 @@ from onnx import helper, numpy_helper
 
 from converter.graph.build import OPSET
 from converter.graph.canonical import canonical
+from converter.graph.names import name_nodes
 from converter.graph.order import sort_nodes
 from converter.load.free_batch import fixed_batch, freed, in_groups, near, state_types, with_batch, works_on_batches
 from converter.load.inputs import BATCH_FREED, Given
@@ -76,6 +77,7 @@ def read_onnx(path: Path, given: Given) -> OnnxFile:
         if model.functions:
             model = onnx.inliner.inline_local_functions(model)
     _fill_sparse(model.graph)
+    name_nodes(model.graph)
     specs = _specs(model, given)
     if not specs:
         raise ConversionError(f"{path} has no input: its output is always the same")
