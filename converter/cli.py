@@ -141,6 +141,10 @@ def _beside(context: click.Context, _parameter: click.Parameter, model: Path) ->
               help="Write MODEL.toml with all options beside this model, and stop.")  # fmt: skip
 @click.option("--arch", help="Class or function that makes the model: FILE.py:NAME or package.module:NAME.")
 @click.option("--arch-arg", "arch_arguments", multiple=True, callback=_arguments, help="key=value for it; repeatable.")
+@click.option("--weights", metavar="KEY", help="Where in the file the weights are, e.g. state_dict or model.generator.")
+@click.option("--strip", metavar="PREFIX", help="Take this prefix off the names of the weights, e.g. student.")
+@click.option("--allow-unexpected", is_flag=True, help="Leave out weights that the model does not have; listed.")
+@click.option("--allow-missing", is_flag=True, help="Buffers may be missing in the file; parameters never.")
 @click.option("--input-shape", callback=_shape, help="Of the only input, without the batch axis, e.g. 3,224,224.")
 @click.option("--input", "inputs", multiple=True, callback=_inputs, metavar="NAME=AXES[:TYPE]",
               help="An input with its axes, e.g. tokens=batch,128:int64 or state=2,batch,64; repeatable.")  # fmt: skip
@@ -197,6 +201,10 @@ def convert_command(
     output: Path | None,
     arch: str | None,
     arch_arguments: dict[str, Any],
+    weights: str | None,
+    strip: str | None,
+    allow_unexpected: bool,
+    allow_missing: bool,
     input_shape: InputOption | None,
     inputs: tuple[InputOption, ...],
     states: tuple[tuple[str, str], ...] | None,
@@ -231,6 +239,7 @@ def convert_command(
     frozen layers are quantized as the target likes it, the last layers stay trainable on the device. Nothing is written
     unless every output was verified against the original. Options may stand in MODEL.toml beside the model.
     """
+    from edge.contract.files import check_writable
     from edge.contract.profile import load_profile
 
     profile = load_profile(target)
@@ -238,7 +247,7 @@ def convert_command(
         raise ConfigError("give --input-shape for a model with one input, or --input for each of several; not both")
     gc.disable()  # a million objects come with torch and stay: to look through them takes a third of a second
     try:
-        from converter.pack.output import SUFFIXES
+        from converter.pack.output import SUFFIXES, check_places
         from converter.pipeline import convert
     except ImportError as exc:
         raise ConfigError(f"{exc.name} is not installed: pip install 'edgeloop[convert]'") from exc
@@ -250,6 +259,10 @@ def convert_command(
         profile=profile,
         arch=arch,
         arch_arguments=arch_arguments,
+        weights=weights,
+        strip=strip,
+        allow_unexpected=allow_unexpected,
+        allow_missing=allow_missing,
         inputs=(input_shape,) if input_shape is not None else inputs,
         class_names=tuple(name.strip() for name in class_names.split(",")) if class_names else None,
         preprocess=preprocess,
@@ -276,9 +289,13 @@ def convert_command(
         answer=answer,
         sign_key=sign_key,
     )
-    for path, option in ((json_report, "--json"), (html_report, "--html")):
-        if path is not None and str(path) != "-" and not path.absolute().parent.is_dir():
+    reports = {"--json": json_report, "--html": html_report}
+    paths = {option: path for option, path in reports.items() if path is not None and str(path) != "-"}
+    check_places({"--output": plan.output, **paths}, plan)
+    for option, path in paths.items():
+        if not path.absolute().parent.is_dir():
             raise ConfigError(f"{option} {path}: {path.parent} is not a folder")
+        check_writable(path)
     from rich.console import Console
 
     from converter.report.text import print_report

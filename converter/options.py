@@ -12,11 +12,16 @@ from edge.contract.files import replace_file
 
 _MAX_BYTES = 1 << 20
 _PATHS = ("output", "calibrate", "evaluate", "example", "sign", "json", "html", "arch")
+_SWITCHES = ("torchscript", "allow-unexpected", "allow-missing")
 # Names in the file, as on the command line, and those of the command's parameters.
 _PARAMETERS = {
     "output": "output",
     "arch": "arch",
     "arch-arg": "arch_arguments",
+    "weights": "weights",
+    "strip": "strip",
+    "allow-unexpected": "allow_unexpected",
+    "allow-missing": "allow_missing",
     "input-shape": "input_shape",
     "input": "inputs",
     "state": "states",
@@ -55,6 +60,11 @@ _TEMPLATE = """\
 # arch = "net.py:Net"                  # or "package.module:NAME"
 # [arch-arg]                           # at the end of this file
 # width = 64
+
+# weights = "state_dict"               # where in the file they are, keys joined by dots
+# strip = "student."                   # prefix of their names to take off
+# allow-unexpected = true              # leave out weights that the model does not have
+# allow-missing = true                 # buffers may be missing in the file, parameters never
 
 # Inputs, where the file and the data do not say what they are.
 # input-shape = [3, 224, 224]          # of the only input, without the batch axis
@@ -131,11 +141,11 @@ def _value(path: Path, key: str, value: Any) -> Any:
         return value
     if key in ("input-shape", "class-names") and isinstance(value, list):
         return ",".join(map(str, value))
-    if key == "torchscript" and isinstance(value, bool):
+    if key in _SWITCHES and isinstance(value, bool):
         return value
     if key == "state" and isinstance(value, str):
         return [value]
-    if isinstance(value, bool | list | dict) or key in ("arch-arg", "torchscript"):
+    if isinstance(value, bool | list | dict) or key in ("arch-arg", *_SWITCHES):
         raise ConfigError(f"{path}: {key} = {value!r} is not of the right type; edge-convert --init shows examples")
     if key in _PATHS and isinstance(value, str) and value != "-":
         place, colon, name = (

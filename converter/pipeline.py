@@ -25,6 +25,7 @@ from converter.head.gradient.training_graph import build_training_graph
 from converter.head.learning_rate import TrialData, find_rate
 from converter.head.split import SplitModel, choose_trainable, split, trainable_groups, whole
 from converter.head.torchscript.archive import torch_head
+from converter.load.contents import shown
 from converter.load.inputs import NoValuesError
 from converter.load.load import is_onnx
 from converter.pack.output import check_output, private_key, write
@@ -191,7 +192,7 @@ def convert(
     report |= {
         "bundle_digest": packed.digest,
         "size_bytes": size,
-        "output": str(plan.output),
+        "output": shown(plan.output),
         "stages": stage.stages(),
     }
     return Conversion(report=report)

@@ -44,6 +44,10 @@ class ConversionPlan:
         profile: The target device.
         arch: ``FILE.py:NAME`` or ``package.module:NAME`` for a bare state_dict.
         arch_arguments: Keyword arguments for it.
+        weights: Where in the file the weights lie, keys joined by dots; None to find them.
+        strip: The prefix of their names to take off; None to find it.
+        allow_unexpected: Leave out weights that the model does not have.
+        allow_missing: Take what the model makes itself for buffers that the file does not have; never for parameters.
         inputs: What the user said about the inputs; empty to take it from the file or to infer it.
         class_names: None to take them from the checkpoint or the data, or to number them.
         preprocess: What becomes part of the graph, see `converter.export.preprocessing`, or None.
@@ -71,6 +75,10 @@ class ConversionPlan:
     profile: DeviceProfile
     arch: str | None = None
     arch_arguments: Mapping[str, Any] = field(default_factory=dict)
+    weights: str | None = None
+    strip: str | None = None
+    allow_unexpected: bool = False
+    allow_missing: bool = False
     inputs: tuple[InputOption, ...] = ()
     class_names: tuple[str, ...] | None = None
     preprocess: str | None = None

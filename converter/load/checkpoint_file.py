@@ -12,7 +12,7 @@ import torch
 from converter.checkpoint import KEY, VERSION, check_preprocessing
 from converter.data.samples import Samples
 from converter.load.torch_file import read_torchscript
-from converter.load.weights import check_tensor, load_weights, unwrapped
+from converter.load.weights import check_tensor, load_weights
 from converter.program.tensors import Arrays
 from edge.contract.errors import ConversionError
 from edge.contract.tensorspec import TensorSpec
@@ -46,8 +46,7 @@ def read_checkpoint(document: Mapping[str, Any], what: str) -> Checkpoint:
         raise ConversionError(f"checkpoint version {document[KEY]!r}, this program reads {VERSION}: save it again")
     model = read_torchscript(_array(document, "torchscript").tobytes(), "the checkpoint")
     # The weights stand twice, in the archive and beside it; the ones beside it may have been trained on since.
-    weights = unwrapped(_field(document, "state_dict", dict), "the checkpoint's state_dict")
-    load_weights(model, weights.tensors, what)
+    load_weights(model, _field(document, "state_dict", dict), what)
     try:
         inputs = tuple(TensorSpec.from_json(item) for item in _field(document, "inputs", list))
     except ValueError as exc:

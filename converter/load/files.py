@@ -13,6 +13,7 @@ _MAX_COMPRESSED_BYTES = 64 << 20
 _MAX_RATIO = 200
 _MAX_MEMBERS = 100_000
 _BLOCK = 1 << 20
+MOST_BYTES = (1 << 31) - (1 << 24)  # of a protobuf, less names and operators
 
 
 def beginning(path: Path, size: int = 8) -> bytes:
@@ -34,6 +35,15 @@ def beginning(path: Path, size: int = 8) -> bytes:
     if not begins:
         raise ConversionError(f"{path} is empty")
     return begins
+
+
+def check_whole_model(path: Path) -> None:
+    """Raise ConversionError when a file that is a model and nothing else is too large for one ONNX file."""
+    if path.stat().st_size > MOST_BYTES:
+        raise ConversionError(
+            f"{path} has {path.stat().st_size / (1 << 30):.1f} GiB; a bundle keeps its model in one ONNX file, which "
+            f"holds 2 GiB: make the model smaller, or convert a part of it"
+        )
 
 
 def checked_members(path: Path) -> list[str]:

@@ -7,21 +7,25 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
+from converter.data.fit import Fitter
 from converter.load.architecture import build_model
 from converter.load.checkpoint_file import is_checkpoint, read_checkpoint
+from converter.load.contents import ArraysBeside, arrays_beside
 from converter.load.exported_program import is_exported_program, read_exported_program
-from converter.load.files import beginning, checked_members
+from converter.load.files import beginning, check_whole_model, checked_members
 from converter.load.inputs import Given, Inputs, determine_inputs, stated
 from converter.load.safetensors_file import is_safetensors, read_safetensors
 from converter.load.source import Source
 from converter.load.torch_file import read_document, read_torchscript
-from converter.load.weights import how_to_name_the_architecture, load_weights, unwrapped
-from converter.plan import ConversionPlan
+from converter.load.weights import Rules, check_size, check_tensor, how_to_name_the_architecture, load_into, unwrapped
+from converter.plan import ConversionPlan, InputOption
 from converter.program.programs import onnx_program, resized, torch_program
 from edge.contract.digest import sha256_file
-from edge.contract.errors import ConfigError, ConversionError
+from edge.contract.errors import ConfigError
+from edge.contract.tensorspec import BATCH
 
 # First bytes of a pickle, as torch's legacy format begins (opcode PROTO, PEP 307 and 574), and of a protobuf.
 _PICKLE = tuple(bytes([0x80, protocol]) for protocol in range(1, 6))
@@ -43,6 +47,8 @@ def load_source(given: Given, carried: str = "") -> Source:
     path = plan.source
     begins = beginning(path, 16)
     members = checked_members(path)
+    if is_exported_program(members) or any(name.endswith("/constants.pkl") for name in members):
+        check_whole_model(path)
     if is_exported_program(members):
         _refuse_arch(plan, "a torch.export program is a whole model")
         program = read_exported_program(path, given)
@@ -113,15 +119,47 @@ def _module_in(document: Any) -> nn.Module | None:
 
 def _from_weights(document: Any, kind: str, given: Given) -> Source:
     plan = given.plan
-    weights = unwrapped(document, str(plan.source))
+    weights = unwrapped(document, str(plan.source), plan.weights)
     if plan.arch is None:
-        raise ConversionError(how_to_name_the_architecture(weights.tensors, plan.source))
+        raise how_to_name_the_architecture(weights, plan.source)
+    if len(weights.found) == 1:
+        tensors = {name: value for name, value in weights.found[0].tensors.items() if isinstance(value, torch.Tensor)}
+        for name, value in tensors.items():
+            check_tensor(name, value)
+        check_size(tensors.values(), str(plan.source))
     model = build_model(plan.arch, plan.arch_arguments, weights.hyper_parameters)
-    load_weights(model, weights.tensors, str(plan.source))
+    check_size([*model.parameters(), *model.buffers()], f"--arch {plan.arch}")
+    rules = Rules(strip=plan.strip, allow_unexpected=plan.allow_unexpected, allow_missing=plan.allow_missing)
+    notes = load_into(model, weights, plan.source, rules)
     if weights.hyper_parameters:
         kind = "Lightning checkpoint"
     model = model.float().eval()
-    return _whole(model, kind, determine_inputs(model, given), plan, weights.notes)
+    arrays = arrays_beside(document)
+    if arrays is None or plan.calibration is not None or plan.preprocess is not None:
+        return _whole(model, kind, determine_inputs(model, given), plan, notes)
+    return _with_arrays(model, kind, given, notes, arrays)
+
+
+def _with_arrays(model: nn.Module, kind: str, given: Given, notes: tuple[str, ...], arrays: ArraysBeside) -> Source:
+    """A model whose checkpoint holds samples, too: they are calibrated on, if they are what it takes."""
+    plan = given.plan
+    where = f"{arrays.x_name!r} of the file"
+    stated_here = not (plan.inputs or plan.evaluation or plan.example)
+    if stated_here:  # the samples say what comes in
+        option = InputOption(name="", shape=(BATCH, *arrays.x.shape[1:]))
+        given = replace(given, plan=replace(plan, inputs=(option,)))
+    inputs = determine_inputs(model, given)
+    if stated_here:
+        inputs = replace(inputs, note=inputs.note.replace(" as given", f" as in {where}"))
+    fitter = Fitter(inputs.specs, where)
+    try:
+        spec = fitter.only_input(where)
+        samples = fitter.fit({spec.name: arrays.x}, arrays.y)
+    except ConfigError as exc:
+        return _whole(model, kind, inputs, plan, (*notes, f"not calibrated on what lies in the file: {exc}"))
+    labels = f" and {arrays.y_name!r}" if arrays.y is not None else ""
+    note = f"calibrated on {len(arrays.x)} samples, {arrays.x_name!r}{labels} of the file"
+    return replace(_whole(model, kind, inputs, plan, (*notes, note)), samples=samples)
 
 
 def _whole(model: Any, kind: str, inputs: Inputs, plan: ConversionPlan, notes: tuple[str, ...] = ()) -> Source:

@@ -18,10 +18,12 @@ from typing import Any
 
 import torch
 
+from converter.load.inert import UnreadableError, load_inert
 from converter.program.user_code import imported
 from edge.contract.errors import ConversionError
 from edge.contract.foreign import foreign, reason
 
+_MAPPED_FROM = 256 << 20
 _SAVE_AGAIN = "Save the weights only: torch.save(model.state_dict(), PATH), or use converter.save_checkpoint"
 # TorchScript can write with aten::save and map files with aten::from_file.
 _TOUCHES_FILES = re.compile(rb"\b(?:torch\.save|ops\.aten\.save|(?:torch|ops\.aten)\.from_file)\b")
@@ -46,9 +48,12 @@ def read_document(path: Path, *, trust: bool, arch: str | None) -> Any:
                 with foreign(f"{path} cannot be unpickled", ConversionError, advice):  # it runs what the file wants
                     return torch.load(path, map_location="cpu", weights_only=False)
         try:
-            return torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as exc:  # its parsers raise RuntimeError, UnpicklingError, OSError, ...
-            raise ConversionError(_why_not_loaded(path, exc)) from exc
+            with foreign("torch.load", ConversionError):
+                # Of large files only what is used is read: a checkpoint holds the states of optimizers, too.
+                mapped = path.stat().st_size > _MAPPED_FROM and zipfile.is_zipfile(path)
+                return load_inert(path, mapped=mapped)
+        except ConversionError as exc:
+            raise ConversionError(_why_not_loaded(path, exc.__cause__ or exc)) from exc
 
 
 @contextmanager
@@ -95,8 +100,13 @@ def read_torchscript(file: Path | bytes, what: str) -> torch.jit.ScriptModule:
         return module
 
 
-def _why_not_loaded(path: Path, error: Exception) -> str:
+def _why_not_loaded(path: Path, error: BaseException) -> str:
     text = str(error)
+    if isinstance(error, UnreadableError):
+        return (
+            f"{path} is a pickle that wants to use {text}, which could run code; nothing of it was run. {_SAVE_AGAIN}; "
+            f"if the file is your own, add --trust-pickle"
+        )
     wanted = re.search(r"(?:Unsupported (?:global|class)[^A-Za-z]*(?:GLOBAL )?|unsupported GLOBAL )([\w.]+)", text)
     if wanted:
         return (

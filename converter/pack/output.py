@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 
 from converter.head.split import with_constants
 from converter.pack.pack import Packed, Parts
 from converter.plan import ConversionPlan
-from edge.contract.bundle import write_bundle
+from edge.contract.bundle import archive_size, write_bundle
 from edge.contract.errors import ConfigError
-from edge.contract.files import replace_file, sync_folder
+from edge.contract.files import check_writable, is_special, replace_file, sync_folder
 from edge.contract.signature import load_private_key, sign_file, signature_path
 
 SUFFIXES = {"edge": ".edge", "onnx": ".onnx", "torchscript": ".pt", "dir": ""}
@@ -23,19 +23,58 @@ def check_output(plan: ConversionPlan) -> None:
     """Raise ConfigError when the output could not be written where it is wanted: before the work, not after it."""
     output, folder = plan.output, plan.output.parent
     if plan.format == "dir":
-        if output.exists():
+        if os.path.lexists(output):
             raise ConfigError(f"--output {output} exists already; name a new folder")
     elif output.is_dir():
         raise ConfigError(f"--output {output} is a folder; give the name of a file, e.g. {output / 'model.edge'}")
-    with contextlib.suppress(OSError):  # there is no source: loading it will say so
-        if output.exists() and output.samefile(plan.source):
-            raise ConfigError(f"--output {output} is the model itself; give another name")
+    signature = {"the signature": signature_path(output)} if plan.sign_key is not None else {}
+    check_places({"--output": output, **signature}, plan)
     if not folder.is_dir():
         raise ConfigError(f"--output {output}: {folder} is not a folder")
-    if not os.access(folder, os.W_OK):
-        raise ConfigError(f"--output {output}: the folder {folder} cannot be written")
-    if plan.sign_key is not None and plan.format != "edge":
-        raise ConfigError(f"--sign signs bundles, not --format {plan.format}")
+    if plan.format == "dir":
+        if not os.access(folder, os.W_OK):
+            raise ConfigError(f"--output {output}: the folder {folder} cannot be written")
+    else:
+        check_writable(output)
+    if plan.sign_key is not None:
+        if plan.format != "edge":
+            raise ConfigError(f"--sign signs bundles, not --format {plan.format}")
+        if is_special(output):
+            raise ConfigError(f"--sign: {output} is no plain file, beside which a signature could lie")
+        check_writable(signature_path(output))
+
+
+def check_places(outputs: Mapping[str, Path], plan: ConversionPlan) -> None:
+    """Raise ConfigError where an output would take the place of another, or of a file that is read.
+
+    Args:
+        outputs: By option.
+        plan: What is read.
+    """
+    code = (plan.arch, plan.calibration, plan.evaluation)
+    read = {"the model itself": plan.source, "the key": plan.sign_key}
+    read |= {
+        f"read by {option}": Path(value.rpartition(":")[0] if ".py:" in value else value)
+        for option, value in zip(("--arch", "--calibrate", "--evaluate"), code, strict=True)
+        if value
+    }
+    taken = {_identity(path): what for what, path in read.items() if path is not None}
+    for option, path in outputs.items():
+        identity = _identity(path)
+        if identity is None:
+            continue
+        if identity in taken:
+            raise ConfigError(f"{option} {path} is {taken[identity]}; give another name")
+        taken[identity] = f"that of {option}, too"
+
+
+def _identity(path: Path) -> object:
+    """What makes two paths the same file; None for a device such as ``/dev/null``, which takes any number."""
+    try:
+        status = path.stat()
+    except (OSError, ValueError):
+        return os.path.realpath(path)
+    return None if stat.S_ISCHR(status.st_mode) else (status.st_dev, status.st_ino)
 
 
 def private_key(plan: ConversionPlan, password: bytes | None) -> object | None:
@@ -52,6 +91,7 @@ def write(packed: Packed, parts: Parts, plan: ConversionPlan, key: object | None
     Raises:
         ConfigError: The disk is full or the folder cannot be written, or there is no TorchScript to write.
     """
+    data: bytes | None = None
     try:
         if plan.format == "dir":
             _write_folder(plan.output, packed)
@@ -61,26 +101,38 @@ def write(packed: Packed, parts: Parts, plan: ConversionPlan, key: object | None
                 outputs = [info for info in model.graph.output if info.name != parts.parts.head.features.name]
                 del model.graph.output[:]
                 model.graph.output.extend(outputs)
-            _write_file(plan.output, model.SerializeToString(deterministic=True))
+            data = model.SerializeToString(deterministic=True)
         elif plan.format == "torchscript":
             if parts.torchscript is None:
                 raise ConfigError("--format torchscript: there is no TorchScript of this model")
-            _write_file(plan.output, parts.torchscript)
+            data = parts.torchscript
         else:
             _write_signed(packed, plan, key)
+        if data is not None:
+            _write_file(plan.output, data)
     except OSError as exc:
         raise ConfigError(f"{plan.output} cannot be written: {exc.strerror}") from exc
-    files = plan.output.rglob("*") if plan.output.is_dir() else [plan.output]
-    return sum(file.stat().st_size for file in files)
+    if data is not None:
+        return len(data)
+    if plan.format == "edge":
+        return archive_size(packed.manifest, packed.blobs)
+    return sum(file.stat().st_size for file in plan.output.rglob("*"))
 
 
 def _write_signed(packed: Packed, plan: ConversionPlan, key: object | None) -> None:
-    """The bundle, and its signature beside it; an older signature, which would be wrong now, is removed."""
-    signature = signature_path(plan.output)
-    signature.unlink(missing_ok=True)
+    """The bundle, then its signature beside it; an older signature, which would be wrong now, does not stay."""
     write_bundle(plan.output, packed.manifest, packed.blobs)
-    if key is not None:
-        _write_file(signature, sign_file(plan.output, key))  # type: ignore[arg-type]
+    if is_special(plan.output):
+        return
+    signature = signature_path(plan.output)
+    try:
+        if key is not None:
+            _write_file(signature, sign_file(plan.output, key))  # type: ignore[arg-type]
+            return
+    except BaseException:
+        signature.unlink(missing_ok=True)
+        raise
+    signature.unlink(missing_ok=True)
 
 
 def _write_file(path: Path, data: bytes) -> None:

@@ -13,6 +13,7 @@ import safetensors.numpy
 
 from converter.head.fitting import training_statistics
 from converter.head.split import Head, SplitModel, with_layer_input
+from converter.load.contents import shown
 from converter.load.states import answer_of
 from converter.plan import ConversionPlan
 from converter.program.programs import onnx_program
@@ -161,7 +162,7 @@ def pack(
     source = parts.original.source
     described = {} if parts.original.preprocessing is None else {"in_graph": parts.original.preprocessing.describe()}
     manifest = Manifest(
-        name=plan.output.stem,
+        name=shown(plan.output.stem),
         inputs=_as_taken(parts.original.inputs, source.batch),
         outputs=_as_taken(parts.original.outputs, source.batch),
         class_names=parts.class_names,

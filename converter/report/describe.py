@@ -11,6 +11,7 @@ from typing import Any
 import onnx
 
 from converter.export.exporters import Exported
+from converter.load.contents import shown
 from converter.pack.pack import Parts
 from converter.plan import ConversionPlan
 from converter.search.candidates import Candidate
@@ -40,7 +41,7 @@ def describe(
     layers = dict(_operators(found))
     return {
         "schema": 1,
-        "source": plan.source.name,
+        "source": shown(plan.source.name),
         "source_kind": source.kind,
         "source_digest": source.digest,
         "created_by": f"edgeloop {__version__}",

@@ -86,6 +86,12 @@ def write_archive(file: BinaryIO, members: Mapping[str, bytes]) -> None:
     file.write(_tail(entries))
 
 
+def size_of(members: Mapping[str, bytes]) -> int:
+    """Bytes that `write_archive` writes."""
+    headers = sum(_LOCAL.size + _CENTRAL.size + 2 * len(name.encode()) for name in members)
+    return headers + sum(map(len, members.values())) + _END.size
+
+
 class Archive:
     """An opened archive whose headers have been checked; `read` checks the data.
 

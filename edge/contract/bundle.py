@@ -16,7 +16,7 @@ import safetensors
 import safetensors.numpy
 
 from edge.contract import manifest as m
-from edge.contract.archive import Archive, write_archive
+from edge.contract.archive import Archive, size_of, write_archive
 from edge.contract.digest import sha256
 from edge.contract.errors import BundleError
 from edge.contract.files import replace_file
@@ -48,10 +48,18 @@ def write_bundle(path: Path, manifest: Manifest, blobs: Mapping[str, bytes]) -> 
     """
     if manifest.members != members_of(blobs):
         raise BundleError("the manifest does not describe these members")
-    archive = {_MANIFEST: manifest.encode()}
-    archive |= {blob_name(manifest.members[role].digest): data for role, data in sorted(blobs.items())}
     with replace_file(path) as file:
-        write_archive(file, archive)
+        write_archive(file, _archived(manifest, blobs))
+
+
+def archive_size(manifest: Manifest, blobs: Mapping[str, bytes]) -> int:
+    """Bytes of the bundle that `write_bundle` writes, wherever to."""
+    return size_of(_archived(manifest, blobs))
+
+
+def _archived(manifest: Manifest, blobs: Mapping[str, bytes]) -> dict[str, bytes]:
+    archive = {_MANIFEST: manifest.encode()}
+    return archive | {blob_name(manifest.members[role].digest): data for role, data in sorted(blobs.items())}
 
 
 def read_tensors(data: bytes, what: str, *, finite: bool = True) -> Tensors:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from edge.contract.digest import is_digest, sha256, sha256_file, short
-from edge.contract.files import replace_file
+from edge.contract.errors import ConfigError
+from edge.contract.files import check_writable, replace_file
 
 
 def test_digests_are_sha256_in_lower_case_hexadecimal(tmp_path: Path) -> None:
@@ -76,3 +80,71 @@ def test_a_folder_that_does_not_exist_is_an_os_error(tmp_path: Path) -> None:
     with pytest.raises(OSError), replace_file(tmp_path / "no" / "file"):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+def test_links_are_followed_and_stay_and_modes_are_kept(tmp_path: Path) -> None:
+    (tmp_path / "far").mkdir()
+    target, link = tmp_path / "far" / "real", tmp_path / "link"
+    target.write_bytes(b"old")
+    target.chmod(0o600)
+    link.symlink_to("far/real")
+    dangling = tmp_path / "dangling"
+    dangling.symlink_to("far/new")
+    for path, behind in ((link, target), (dangling, tmp_path / "far" / "new")):
+        check_writable(path)
+        with replace_file(path) as file:
+            file.write(b"new")
+        assert path.is_symlink()
+        assert behind.read_bytes() == b"new"
+    assert stat.S_IMODE(target.stat().st_mode) == 0o600
+    loop = tmp_path / "loop"
+    loop.symlink_to("loop")
+    with pytest.raises(ConfigError, match="loop cannot be written"):
+        check_writable(loop)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["dangling", "far", "link", "loop", "new", "real"]
+
+
+def test_what_is_no_plain_file_is_written_through_when_all_is_there(tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    check_writable(fifo)
+    with contextlib.suppress(ZeroDivisionError), replace_file(fifo) as file:
+        file.write(bytes(1 // 0))
+    with replace_file(fifo) as file:
+        file.write(b"whole")
+    assert os.read(reader, 100) == b"whole"
+    os.close(reader)
+    assert stat.S_ISFIFO(fifo.lstat().st_mode)
+    with replace_file(Path(os.devnull)) as file:
+        file.write(b"gone")
+    assert stat.S_ISCHR(Path(os.devnull).stat().st_mode)
+    program = (
+        "from pathlib import Path\nfrom edge.contract.files import replace_file\nprint('first', flush=True)\n"
+        "with replace_file(Path('/dev/stdout')) as file: file.write(b'second\\n')\nprint('third')"
+    )
+    out = tmp_path / "out.txt"
+    with out.open("wb") as sink:  # to a plain file, too: it is not cut off, nor replaced
+        for stdout in (subprocess.PIPE, sink):
+            done = subprocess.run([sys.executable, "-c", program], stdout=stdout, check=True, timeout=60)
+            assert (done.stdout or out.read_bytes()) == b"first\nsecond\nthird\n"
+
+
+def test_names_that_are_long_or_not_utf8_and_files_that_are_protected(tmp_path: Path) -> None:
+    for name in ("a b\nc\x1b[2J", "größe", os.fsdecode(b"not-\xff-utf8"), "n" * 255):
+        path = tmp_path / name
+        check_writable(path)
+        with replace_file(path) as file:
+            file.write(b"data")
+        assert path.read_bytes() == b"data"
+    with pytest.raises(ConfigError, match="File name too long"):
+        check_writable(tmp_path / ("n" * 256))
+    protected = tmp_path / "protected"
+    protected.write_bytes(b"old")
+    protected.chmod(0o444)
+    with pytest.raises(PermissionError), replace_file(protected) as file:
+        file.write(b"new")
+    with pytest.raises(ConfigError, match="write-protected"):
+        check_writable(protected)
+    assert protected.read_bytes() == b"old"
+    assert not [path for path in tmp_path.iterdir() if path.name.endswith((".tmp", ".try"))]

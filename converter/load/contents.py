@@ -1,0 +1,185 @@
+"""What a file of weights holds: networks by where they lie, and all of it as a tree for people."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from converter.load.inert import PickledArray, StandIn
+
+_MAX_DEPTH = 6
+_ROWS, _ROWS_OF_ONE = 60, 6
+# What training loops keep beside networks, which may hold tensors all the same.
+_BESIDE = re.compile(
+    r".*(?:optim|sched|scaler|rng|loss|metric|callback|hyper_?param|history|queue|buffer_state).*|opt|opt_[a-z]|cfg"
+    r"|config|args|loops|trainer.*|meta|amp",
+    re.IGNORECASE,
+)
+_AVERAGED = re.compile(r".*(?:ema|average|avg|swa|shadow|momentum|teacher).*", re.IGNORECASE)
+EXTRA_STATE = "_extra_state"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
+class Network:
+    """Weights by name, and where they lie.
+
+    Attributes:
+        path: The keys that lead there; none when the file is nothing else.
+        tensors: As they were found, with the versions that torch keeps beside them.
+    """
+
+    path: tuple[str, ...]
+    tensors: Mapping[str, Any]
+
+    @property
+    def key(self) -> str:
+        """The path as it is typed."""
+        return ".".join(self.path)
+
+    @property
+    def is_averaged(self) -> bool:
+        """Whether it calls itself a running mean of another."""
+        return any(_AVERAGED.fullmatch(part) for part in self.path)
+
+
+def networks(document: Any, path: tuple[str, ...] = ()) -> list[Network]:
+    """The state_dicts in a document, in its order."""
+    if not isinstance(document, Mapping) or "param_groups" in document or len(path) > _MAX_DEPTH:
+        return []
+    inside = [
+        found
+        for key, value in document.items()
+        if isinstance(key, str) and not _BESIDE.fullmatch(key)
+        for found in networks(value, (*path, key))
+    ]
+    if inside:
+        return inside
+    return [Network(path=path, tensors=document)] if _is_network(document) else []
+
+
+def _is_network(document: Mapping[Any, Any]) -> bool:
+    return all(isinstance(key, str) for key in document) and any(
+        is_tensor(value) and (value.ndim > 0 if isinstance(value, torch.Tensor) else True)
+        for value in document.values()
+    )
+
+
+def is_tensor(value: object) -> bool:
+    """Whether it is a tensor, of torch or, as it was pickled, of numpy."""
+    return isinstance(value, torch.Tensor | np.ndarray | PickledArray)
+
+
+def found_at(document: Any, key: str) -> Any:
+    """What lies under a key; dots lead from one dictionary into the next.
+
+    Raises:
+        KeyError: Nothing does.
+    """
+    if not isinstance(document, Mapping):
+        raise KeyError(key)
+    if key in document:
+        return document[key]
+    for own in sorted((own for own in document if isinstance(own, str)), key=len, reverse=True):
+        if key.startswith(f"{own}."):
+            return found_at(document[own], key[len(own) + 1 :])
+    raise KeyError(key)
+
+
+def tree(document: Any) -> str:
+    """What a document holds, as indented lines: names, shapes and types of tensors, kinds of everything else."""
+    rows = list(_rows(document, "  "))
+    more = [f"  ... and {len(rows) - _ROWS} more lines"] if len(rows) > _ROWS else []
+    return "\n".join([*rows[:_ROWS], *more])
+
+
+def _rows(document: Any, indent: str) -> Iterator[str]:
+    if not isinstance(document, Mapping):
+        yield f"{indent}{_described(document)}"
+        return
+    names = [shown(key) for key in document]
+    width = min(44, max(map(len, names), default=0))
+    tensors = 0
+    for name, value in zip(names, document.values(), strict=True):
+        if is_tensor(value) and len(document) > _ROWS_OF_ONE + 2:
+            tensors += 1
+            if tensors > _ROWS_OF_ONE:
+                continue
+        yield f"{indent}{name:<{width}} {_described(value)}"
+        if isinstance(value, Mapping) and len(indent) < 2 * _MAX_DEPTH and "param_groups" not in value:
+            yield from _rows(value, indent + "  ")
+    if tensors > _ROWS_OF_ONE:
+        yield f"{indent}... and {tensors - _ROWS_OF_ONE} more tensors"
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, PickledArray):
+        value = value.array
+    if isinstance(value, torch.Tensor | np.ndarray):
+        return f"{tuple(value.shape)} {value.dtype}"
+    if isinstance(value, StandIn):
+        return f"{type(value).name}, not read"
+    if isinstance(value, Mapping):
+        if "param_groups" in value:
+            return "state of an optimizer"
+        if _is_network(value):
+            held = [item for item in value.values() if isinstance(item, torch.Tensor)]
+            return f"{len(value)} tensors, {sum(math.prod(item.shape) for item in held)} numbers"
+        return f"{len(value)} entries"
+    if isinstance(value, bool | int | float | str):
+        return f"{type(value).__name__} {shown(value)[:40]}"
+    return type(value).__name__
+
+
+def shown(name: object) -> str:
+    """A name out of a file on one line, with nothing in it that commands a terminal."""
+    text = str(name)
+    return text if text.isprintable() else text.encode("unicode_escape", "backslashreplace").decode("ascii")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
+class ArraysBeside:
+    """Samples that lie in a checkpoint beside the weights.
+
+    Attributes:
+        x: Samples along axis 0.
+        y: Their labels or targets, or None.
+        x_name: Its key.
+        y_name: Its key, "" without.
+    """
+
+    x: np.ndarray[Any, Any]
+    y: np.ndarray[Any, Any] | None
+    x_name: str
+    y_name: str
+
+
+_SAMPLES = ("x", "images", "inputs", "samples", "data", "features", "calibration_x", "calibration_images", "x_train")
+_LABELS = ("y", "labels", "targets", "classes", "calibration_y", "calibration_labels", "y_train")
+
+
+def arrays_beside(document: Any) -> ArraysBeside | None:
+    """Arrays named as samples usually are, at the top of a document whose weights lie deeper; None without."""
+    if not isinstance(document, Mapping) or not any(network.path for network in networks(document)):
+        return None
+    found = {str(key).lower(): (str(key), _array(value)) for key, value in document.items() if is_tensor(value)}
+    x_name, x = next((found[name] for name in _SAMPLES if name in found), ("", None))
+    if x is None or x.ndim < 2 or len(x) < 2:
+        return None
+    y_name, y = next((found[name] for name in _LABELS if name in found), ("", None))
+    return ArraysBeside(x=x, y=y, x_name=x_name, y_name=y_name if y is not None else "")
+
+
+def _array(value: Any) -> np.ndarray[Any, Any] | None:
+    if isinstance(value, PickledArray):
+        value = value.array
+    if isinstance(value, torch.Tensor):
+        if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
+            return None
+        value = (value.float() if value.dtype in (torch.bfloat16, torch.float16) else value).detach().numpy()
+    return np.asarray(value)
