@@ -138,8 +138,10 @@ def _described(value: Any) -> str:
 
 def shown(name: object) -> str:
     """A name out of a file on one line, with nothing in it that commands a terminal."""
-    text = str(name)
-    return text if text.isprintable() else text.encode("unicode_escape", "backslashreplace").decode("ascii")
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape", "backslashreplace").decode("ascii")
+        for char in str(name)
+    )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True)

@@ -384,8 +384,14 @@ def test_a_failed_conversion_leaves_an_older_bundle_as_it_was(folder: Path) -> N
 # --- interruption ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("at", ["loading the model", "exporting to ONNX", "quantizing: int8", "measuring", "verifying"])
-def test_ctrl_c_leaves_nothing_behind(folder: Path, at: str) -> None:
+@pytest.mark.parametrize(
+    ("at", "number"),
+    [
+        ("loading the model", signal.SIGTERM), ("exporting to ONNX", signal.SIGINT),
+        ("quantizing: int8", signal.SIGHUP), ("measuring", signal.SIGINT), ("verifying", signal.SIGTERM),
+    ],
+)  # fmt: skip
+def test_signals_leave_nothing_behind(folder: Path, at: str, number: signal.Signals) -> None:
     save(cnn(), folder / "cnn.pth", (1, 8, 8), calibrated=256)
     (folder / "cnn.edge").write_bytes(b"an older bundle")
     before = snapshot(folder)
@@ -402,11 +408,11 @@ def test_ctrl_c_leaves_nothing_behind(folder: Path, at: str) -> None:
     assert process.stdout is not None
     for line in process.stdout:
         if at in line:
-            process.send_signal(signal.SIGINT)
+            process.send_signal(number)
             break
     _, stderr = process.communicate(timeout=60)
-    assert process.returncode != 0
-    assert "Traceback" not in stderr
+    assert process.returncode == 128 + number
+    assert stderr.strip() == f"stopped by {number.name}"
     assert snapshot(folder) == before
     assert list(folder.with_name(folder.name + "-tmp").iterdir()) == []
 
@@ -417,3 +423,51 @@ def test_the_checkpoint_is_a_plain_archive_without_code(folder: Path, checkpoint
         assert archive.testzip() is None
     document = torch.load(checkpoint, weights_only=True)
     assert set(document) >= {"edgeloop_checkpoint", "state_dict", "torchscript", "example_inputs", "class_names"}
+
+
+# --- the user's own code ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_what_the_users_code_does_is_its_own_business(folder: Path) -> None:
+    weights = torch.load(folder / "model.pth", weights_only=True)
+    torch.save(
+        {"model": weights, "images": torch.randn(30, 784), "labels": torch.arange(30) % 10}, folder / "model.pth"
+    )
+    (folder / "rude.py").write_text(
+        "import os, threading, time\nprint('one')\nfrom net import Net\nos.chdir('/')\n\n\n"
+        "class Rude(Net):\n    def __init__(self):\n        super().__init__()\n        print('two')\n"
+        "        threading.Thread(target=time.sleep, args=(600,)).start()\n\n"
+        "    def forward(self, x):\n        os.chdir('/')\n        return super().forward(x)\n"
+    )
+    done = run(folder, "model.pth", "--arch", "rude.py:Rude", "--quantize", "none", "-o", "made.edge", "--json", "-")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)  # what the code prints is not in it
+    assert "one\ntwo\n" in done.stderr
+    assert any("calibrated on 30 samples, 'images' and 'labels' of the file" in note for note in report["notes"])
+    assert Bundle.open(folder / "made.edge").digest == report["bundle_digest"]
+    (folder / "made.edge").unlink()
+    for body, words in (
+        ("class Odd(BaseException):\n            pass\n        raise Odd('so')", ("so",)),
+        ("raise SystemExit(0)", ("SystemExit",)),
+        ("return self.forward(x)", ("recursion",)),
+        ("return [0] * 10**14", ("not enough memory",)),
+    ):
+        (folder / "odd.py").write_text(
+            f"from net import Net\n\n\nclass Odd(Net):\n    def forward(self, x):\n        {body}\n"
+        )
+        code = CONFIG if "memory" in words[0] else CONVERSION
+        refused(folder, code, words, "model.pth", "--arch", "odd.py:Odd")
+
+
+def test_refuses_outputs_that_would_take_each_others_place(folder: Path, checkpoint: Path) -> None:
+    (folder / "data.npz").write_bytes(b"data")
+    (folder / "same").symlink_to("r.json")
+    for arguments, words in (
+        (("--json", "mlp.edge"), "--json mlp.edge is that of --output, too"),
+        (("--json", "r.json", "--html", "same"), "--html same is that of --json, too"),
+        (("--html", "mlp.pth"), "is the model itself"),
+        (("--json", "data.npz", "--calibrate", "data.npz"), "is read by --calibrate"),
+        (("--json", "no/r.json"), "no is not a folder"),
+    ):
+        refused(folder, CONFIG, (words,), checkpoint.name, *arguments)
