@@ -39,6 +39,8 @@ _FIRST_LABELS, _BEGINNINGS = 8, 4
 # Multiplications that the trial may cost, and so many labels at least.
 _MACS = 10_000_000_000
 _LEAST_LABELS = 12
+# What a step moves of each parameter, and what a learner keeps of it, takes the time of so many multiplications.
+_COPIES = 250
 _HELD_OUT = 128
 _NOISE = 1.0
 # Harm on noisy features: a loss of so many times what it was. On the data as they are it may rise by no more than the
@@ -111,7 +113,9 @@ class _Trial:
         self._step, self._run, self._head, self._recipe, self._clock = step, run, head, recipe, clock
         self._task = Task(recipe, head.n_outputs)
         self._rehearsals = 0 if head.is_linear else 1
-        self._drawn, self._n_labels = _effort(data.macs, 1 + self._rehearsals)
+        n_parameters = sum(array.size for array in head.parameters.values())
+        self._drawn, self._n_labels = _effort(data.macs, n_parameters, 1 + self._rehearsals)
+        self._beginnings = _BEGINNINGS if self._drawn else 2
         rng = np.random.default_rng(0)
         order = rng.permutation(len(data.features))
         features = np.ascontiguousarray(data.features[order])
@@ -214,9 +218,9 @@ class _Trial:
         why = ""
         for rate in rates:
             how, worst = (rate, whitening), 0.0
-            for part in range(_BEGINNINGS):
+            for part in range(self._beginnings):
                 if worst <= limit:
-                    curve = self._losses(how, self._noisy, self._targets, noisy, first, part / _BEGINNINGS, limit)
+                    curve = self._losses(how, self._noisy, self._targets, noisy, first, part / self._beginnings, limit)
                     worst = max(worst, *curve)
             if worst > limit:
                 why = f"the first {first} labels bring the loss to {worst:.3g} on noisy features ({limit:.3g} allowed)"
@@ -311,14 +315,14 @@ class _Trial:
         return found
 
 
-def _effort(macs: int, steps: int) -> tuple[int, int]:
+def _effort(macs: int, n_parameters: int, steps: int) -> tuple[int, int]:
     """How many samples are replayed with each new one, and how many labels are learned in each task.
 
     As a device does, unless that many steps of a large head would take minutes.
     """
     for drawn in (REPLAYED, 3, 0):
         # The way back costs two times the way there; the turned task, the plain one, and about as much in between.
-        label = 3 * max(1, macs) * (1 + drawn) * (steps if drawn else 1)
+        label = (3 * max(1, macs) * (1 + drawn) + _COPIES * n_parameters) * (steps if drawn else 1)
         n_labels = min(_LABELS, _MACS // (3 * label))
         if n_labels >= 2 * _LEAST_LABELS:
             return drawn, n_labels

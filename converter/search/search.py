@@ -41,6 +41,13 @@ _FIRST = 4
 # A gap of more than this between exact and usual arithmetic is saturation (measured gaps: 13 to 25 dB).
 _SATURATION_DB = 3.0
 _MIB = 1 << 20
+# What each scheme needs.
+_WANTS = {
+    "int8": "it takes convolutions and products with constant weights",
+    "dynamic": "it takes products with constant weights and LSTMs, not GRUs",
+    "fp16": "it takes frozen layers with weights",
+    "int4": "it takes products with constant weights (MatMul, Gemm)",
+}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True)
@@ -151,6 +158,9 @@ class Search:
             yield self._made("int8 dynamic", "dynamic", lambda: quantize_dynamic(backbone, self._profile.quantization))
         elif auto and (only_products or has_recurrent(backbone)):
             yield self._made("int8 dynamic", "dynamic", lambda: quantize_dynamic(backbone, self._profile.quantization))
+            if self._profile.quantization.per_channel:  # one scale for all is what onnxruntime's own recipe has
+                plain = replace(self._profile.quantization, per_channel=False)
+                yield self._made("int8 dynamic, per tensor", "dynamic", lambda: quantize_dynamic(backbone, plain))
         if auto or wanted == "fp16":
             yield self._made("fp16", "fp16", lambda: to_float16(backbone))
         if wanted == "int4" or (auto and any(layer.weight and layer.op_type in ("Gemm", "MatMul") for layer in layers)):
@@ -163,7 +173,14 @@ class Search:
             if scheme != "int8":  # tried on many ranges before, and not known to crash
                 parts = self._problem.parts
                 self._bench.check(joined(backbone, parts), {} if parts.head is None else parts.head.parameters)
-            return build(self._problem, name, scheme, backbone, **known)
+            if not _changed(backbone, scheme):
+                raise ConversionError(f"nothing in it would be {scheme.replace('dynamic', 'int8')}: {_WANTS[scheme]}")
+            made = build(self._problem, name, scheme, backbone, **known)
+            if scheme in ("int8", "dynamic") and made.layers_in_int8 is not None and not made.layers_in_int8[0]:
+                raise ConversionError(
+                    f"none of its {made.layers_in_int8[1]} layers would run in int8: {_WANTS[scheme]}"
+                )
+            return made
         except ConversionError as exc:
             if self._plan.quantize != "auto":
                 raise
@@ -378,6 +395,16 @@ class Search:
                 f"{what_to_do}. Nothing was written"
             )
         return f"{promise}; on this CPU exact arithmetic changes the outputs by {gap:.1f} dB", gap
+
+
+def _changed(backbone: onnx.ModelProto, scheme: str) -> bool:
+    """Whether a backbone has anything of what it was to be."""
+    if scheme == "int4":
+        return any(node.op_type == "MatMulNBits" for node in backbone.graph.node)
+    if scheme == "fp16":
+        half = onnx.TensorProto.FLOAT16
+        return any(tensor.data_type == half for tensor in backbone.graph.initializer)
+    return True
 
 
 def measured_like_target(profile: DeviceProfile) -> bool:
