@@ -18,10 +18,10 @@ from torch import nn
 
 from converter.program.attention import traceable
 from converter.program.programs import Flat, named_outputs
-from converter.program.reason import reason
 from edge.contract import strictjson
 from edge.contract.errors import ConversionError
 from edge.contract.files import replace_file
+from edge.contract.foreign import foreign, reason
 from edge.contract.tensorspec import BATCH, TensorSpec
 
 KEY = "edgeloop_checkpoint"
@@ -135,20 +135,15 @@ def _traced(
 ) -> tuple[torch.jit.ScriptModule, dict[str, torch.Tensor]]:
     """TorchScript of a model, and what it returns by name; one that is TorchScript already stays as it is."""
     inputs = tuple(examples.values())
-    try:
-        with torch.no_grad(), traceable():
-            found = model(*inputs)
-            outputs = named_outputs(found, list(examples))
-            if isinstance(model, torch.jit.ScriptModule):
-                return model, outputs
-            plain = isinstance(found, torch.Tensor) or (type(found) is tuple and len(outputs) == len(found))
-            traced = torch.jit.trace(model if plain else Flat(model), inputs, check_trace=False)  # type: ignore[no-untyped-call]
-            return traced, outputs
-    except ConversionError:
-        raise
-    except Exception as exc:  # the model is the user's code: it may raise anything
-        shapes = ", ".join(f"{name} of shape {tuple(t.shape)} and type {t.dtype}" for name, t in examples.items())
-        raise ConversionError(f"the model does not run on {shapes}: {reason(exc)}") from exc
+    shapes = ", ".join(f"{name} of shape {tuple(t.shape)} and type {t.dtype}" for name, t in examples.items())
+    with foreign(f"the model does not run on {shapes}", ConversionError), torch.no_grad(), traceable():
+        found = model(*inputs)
+        outputs = named_outputs(found, list(examples))
+        if isinstance(model, torch.jit.ScriptModule):
+            return model, outputs
+        plain = isinstance(found, torch.Tensor) or (type(found) is tuple and len(outputs) == len(found))
+        traced = torch.jit.trace(model if plain else Flat(model), inputs, check_trace=False)  # type: ignore[no-untyped-call]
+        return traced, outputs
 
 
 def _first(tensor: torch.Tensor, spec: TensorSpec) -> torch.Tensor:

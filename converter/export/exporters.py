@@ -33,9 +33,9 @@ from converter.graph.build import OPSET, renamed
 from converter.load.source import Source
 from converter.program.attention import traceable
 from converter.program.programs import Flat, resized
-from converter.program.reason import reason
 from converter.program.tensors import Arrays
 from edge.contract.errors import ConversionError
+from edge.contract.foreign import foreign
 from edge.contract.tensorspec import BATCH, TensorSpec
 
 _WRAPPED = "model"  # what `Flat` puts before the names of parameters
@@ -124,14 +124,12 @@ def _flat(source: Source) -> nn.Module:
     module = _module(source)
     if isinstance(module, torch.jit.ScriptModule):
         example = tuple(torch.from_numpy(array) for array in _two_samples(source).values())
-        try:
+        with foreign("the TorchScript cannot be traced", ConversionError):
             with torch.inference_mode():
                 found = module(*example)
             if isinstance(found, torch.Tensor | tuple):
                 return module
             return torch.jit.trace(Flat(module), example, check_trace=False)  # type: ignore[no-any-return, no-untyped-call]
-        except Exception as exc:  # the interpreter raises what the model makes it raise
-            raise ConversionError(f"the TorchScript cannot be traced: {reason(exc)}") from exc
     return Flat(module).eval()
 
 
@@ -143,10 +141,8 @@ def by_scripting(source: Source, outputs: Sequence[TensorSpec]) -> Exported:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        try:
+        with foreign("torch.jit.script does not take the model", ConversionError):
             scripted = torch.jit.script(_module(source))
-        except Exception as exc:  # the compiler raises what it likes
-            raise ConversionError(f"torch.jit.script does not take the model: {reason(exc)}") from exc
         model = _by_old_exporter(scripted, source, outputs, "from TorchScript")
     return Exported(
         model=model,
@@ -158,24 +154,21 @@ def by_scripting(source: Source, outputs: Sequence[TensorSpec]) -> Exported:
 def _by_old_exporter(model: nn.Module, source: Source, outputs: Sequence[TensorSpec], how: str) -> onnx.ModelProto:
     file = io.BytesIO()
     specs = [*source.inputs, *outputs]
-    with _quiet():
-        try:
-            torch.onnx.export(
-                model,
-                tuple(torch.from_numpy(array) for array in _two_samples(source).values()),
-                file,  # type: ignore[arg-type]  # the tracing exporter writes to any binary file
-                dynamo=False,
-                opset_version=OPSET,
-                input_names=[spec.name for spec in source.inputs],
-                output_names=[spec.name for spec in outputs],
-                dynamic_axes={
-                    spec.name: {i: axis for i, axis in enumerate(spec.shape) if isinstance(axis, str)} for spec in specs
-                },
-                do_constant_folding=False,
-                training=torch.onnx.TrainingMode.PRESERVE,
-            )
-        except Exception as exc:  # the exporter raises what the model and its own passes raise
-            raise ConversionError(f"torch could not export the model to ONNX {how}: {reason(exc)}") from exc
+    with _quiet(), foreign(f"torch could not export the model to ONNX {how}", ConversionError):
+        torch.onnx.export(
+            model,
+            tuple(torch.from_numpy(array) for array in _two_samples(source).values()),
+            file,  # type: ignore[arg-type]  # the tracing exporter writes to any binary file
+            dynamo=False,
+            opset_version=OPSET,
+            input_names=[spec.name for spec in source.inputs],
+            output_names=[spec.name for spec in outputs],
+            dynamic_axes={
+                spec.name: {i: axis for i, axis in enumerate(spec.shape) if isinstance(axis, str)} for spec in specs
+            },
+            do_constant_folding=False,
+            training=torch.onnx.TrainingMode.PRESERVE,
+        )
     exported = onnx.load_from_string(file.getvalue())
     _check_opset(exported)
     _separate_equal_parameters(exported)
@@ -195,7 +188,7 @@ def by_torch_export(source: Source, outputs: Sequence[TensorSpec]) -> Exported:
     ]
     with _quiet(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        try:
+        with foreign("torch.export could not take the model", ConversionError, cause=True):
             program = torch.onnx.export(
                 Flat(_module(source)).eval(),
                 tuple(torch.from_numpy(array) for array in example.values()),
@@ -206,8 +199,6 @@ def by_torch_export(source: Source, outputs: Sequence[TensorSpec]) -> Exported:
                 external_data=False,
                 verbose=False,
             )
-        except Exception as exc:  # as above
-            raise ConversionError(f"torch.export could not take the model: {reason(exc.__cause__ or exc)}") from exc
     assert program is not None
     model: onnx.ModelProto = program.model_proto
     _check_opset(model)

@@ -23,8 +23,8 @@ from torch import nn
 
 from converter.load.inputs import BATCH_FREED, Given, with_free_batch
 from converter.program.programs import torch_program
-from converter.program.reason import reason
 from edge.contract.errors import ConversionError
+from edge.contract.foreign import foreign
 from edge.contract.tensorspec import BATCH, TensorSpec
 
 _MEMBERS = re.compile(
@@ -78,13 +78,11 @@ def read_exported_program(path: Path, given: Given) -> ExportedProgram:
         ConversionError: It is not, or it is damaged, or takes something else than tensors.
     """
     _check(path)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            program = torch.export.load(path)
-            module = program.module(check_guards=False)
-    except Exception as exc:  # the reader raises what its many parsers raise
-        raise ConversionError(f"{path} cannot be loaded as a torch.export program: {reason(exc)}") from exc
+    failed = f"{path} cannot be loaded as a torch.export program"
+    with foreign(failed, ConversionError), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.export.load(path)
+        module = program.module(check_guards=False)
     for name in ("train", "eval"):  # what was exported has one mode; exporters set it all the same
         module.__dict__.pop(name, None)
     for key, hook in list(module._forward_pre_hooks.items()):  # it fixes sizes that the graph may not depend on
@@ -113,30 +111,24 @@ def read_exported_program(path: Path, given: Given) -> ExportedProgram:
 
 def _check(path: Path) -> None:
     """Raise ConversionError unless loading the archive runs no code of its own."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = {name.partition("/")[2]: name for name in archive.namelist()}
-            strange = [short for short in names if not _MEMBERS.fullmatch(short)]
-            if strange:
-                raise ConversionError(
-                    f"{path} holds {strange[0]!r}, which is not part of a plain exported program; nothing of it was run"
-                )
-            for short, name in names.items():
-                if short.endswith(".json"):
-                    if archive.getinfo(name).file_size > _MAX_JSON:
-                        raise ConversionError(f"{path}: {short} is too large")
-                    for key, value in _fields(json.loads(archive.read(name))):
-                        _check_field(path, key, value)
-            if sample := names.get("data/sample_inputs/model.pt"):
-                data = archive.read(sample)
-                if data:
-                    torch.load(io.BytesIO(data), weights_only=True)
-    except ConversionError:
-        raise
-    except Exception as exc:  # zip, JSON (also too deep), pickle
-        raise ConversionError(
-            f"{path} cannot be loaded as a torch.export program without running code: {reason(exc)}"
-        ) from exc
+    failed = f"{path} cannot be loaded as a torch.export program without running code"
+    with foreign(failed, ConversionError), zipfile.ZipFile(path) as archive:
+        names = {name.partition("/")[2]: name for name in archive.namelist()}
+        strange = [short for short in names if not _MEMBERS.fullmatch(short)]
+        if strange:
+            raise ConversionError(
+                f"{path} holds {strange[0]!r}, which is not part of a plain exported program; nothing of it was run"
+            )
+        for short, name in names.items():
+            if short.endswith(".json"):
+                if archive.getinfo(name).file_size > _MAX_JSON:
+                    raise ConversionError(f"{path}: {short} is too large")
+                for key, value in _fields(json.loads(archive.read(name))):
+                    _check_field(path, key, value)
+        if sample := names.get("data/sample_inputs/model.pt"):
+            data = archive.read(sample)
+            if data:
+                torch.load(io.BytesIO(data), weights_only=True)
 
 
 def _check_field(path: Path, key: str, value: Any) -> None:

@@ -15,9 +15,9 @@ from torch import nn
 from converter.data.peek import peek_shapes
 from converter.plan import ConversionPlan, InputOption
 from converter.program.programs import resized, torch_program
-from converter.program.reason import reason
 from converter.program.tensors import Array, Arrays, Run
 from edge.contract.errors import ConfigError, ConversionError
+from edge.contract.foreign import foreign, reason
 from edge.contract.tensorspec import BATCH, DTYPES, TensorSpec
 
 # Tried in this order where neither the user nor data say how large a free axis is: small ones are quick, and networks
@@ -333,15 +333,16 @@ def _of_convolution(model: nn.Module, channels: int, n_axes: int) -> tuple[Tenso
     """The only size of a square image or of a signal that fits, when the layers behind allow just one."""
     device = "cpu" if isinstance(model, torch.jit.ScriptModule) else "meta"  # TorchScript holds its constants fast
     try:
-        probe = model if device == "cpu" else copy.deepcopy(model).to(device)
-    except Exception:  # noqa: BLE001  # models that cannot be copied: then the user must say
+        with foreign("the model cannot be copied", ConversionError):
+            probe = model if device == "cpu" else copy.deepcopy(model).to(device)
+    except ConversionError:  # then the user must say
         return None, ""
 
     def fits(size: int) -> bool:
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), foreign("the model does not run", ConversionError):
                 probe(torch.zeros(1, channels, *[size] * n_axes, device=device))
-        except Exception:  # noqa: BLE001  # the wrong size, or code that needs values
+        except ConversionError:  # the wrong size, or code that needs values
             return False
         return True
 

@@ -15,8 +15,8 @@ import onnx.version_converter
 from onnx import helper
 
 from converter.graph.build import OPSET, inferred_types
-from converter.program.reason import reason
 from edge.contract.errors import ConversionError
+from edge.contract.foreign import foreign
 
 ONNX_DOMAINS = ("", "ai.onnx")
 # Not in operator set 18, or not as they are today (GroupNormalization has one scale a channel since 21).
@@ -35,12 +35,15 @@ def in_our_opset(model: onnx.ModelProto, what: str) -> onnx.ModelProto:
         ConversionError: There is an operator that cannot be brought there.
     """
     version = version_of(model)
+    failed = f"{what} is in operator set {version} and cannot be brought to {OPSET}"
+    advice = f"; export it with opset_version={OPSET}"
     try:
-        model = _decomposed(model, version)
-        if version == OPSET:
-            return model
-        return onnx.version_converter.convert_version(model, OPSET)
-    except Exception as exc:  # noqa: BLE001  # a C++ exception for each operator that it does not know
+        with foreign(failed, ConversionError, advice):
+            model = _decomposed(model, version)
+            if version == OPSET:
+                return model
+            return onnx.version_converter.convert_version(model, OPSET)
+    except ConversionError as exc:
         # Most operators mean the same in both sets; whether these do, the checker and the comparison after it say.
         relabelled = onnx.ModelProto()
         relabelled.CopyFrom(model)
@@ -48,12 +51,10 @@ def in_our_opset(model: onnx.ModelProto, what: str) -> onnx.ModelProto:
             if entry.domain in ONNX_DOMAINS:
                 entry.version = OPSET
         try:
-            onnx.checker.check_model(relabelled, full_check=True)
-        except Exception:  # noqa: BLE001  # as above; the first message says more
-            raise ConversionError(
-                f"{what} is in operator set {version} and cannot be brought to {OPSET} ({reason(exc)}); export it with "
-                f"opset_version={OPSET}"
-            ) from exc
+            with foreign(failed, ConversionError, advice):
+                onnx.checker.check_model(relabelled, full_check=True)
+        except ConversionError:
+            raise exc from exc.__cause__  # the first message says more
         return relabelled
 
 

@@ -71,7 +71,9 @@ def shortage(error: BaseException, what: str) -> ResourceError | None:
 
 
 @contextlib.contextmanager
-def foreign(what: str | Callable[[], str], kind: type[EdgeError], advice: str = "") -> Iterator[None]:
+def foreign(
+    what: str | Callable[[], str], kind: type[EdgeError], advice: str = "", *, cause: bool = False
+) -> Iterator[None]:
     """Run foreign code: whatever it raises, ``SystemExit`` included, becomes an `EdgeError`.
 
     The working directory is afterwards what it was before.
@@ -80,6 +82,7 @@ def foreign(what: str | Callable[[], str], kind: type[EdgeError], advice: str = 
         what: Begins the message: ``{what}: {reason}{advice}``. A function where making the text costs something.
         kind: Of the error: who must act when it fails.
         advice: Ends the message, with its own punctuation.
+        cause: Say what the exception was raised from, where it wraps one that says more.
 
     Raises:
         ResourceError: The machine has not enough memory or disk for it.
@@ -92,7 +95,9 @@ def foreign(what: str | Callable[[], str], kind: type[EdgeError], advice: str = 
         raise
     except BaseException as exc:
         said = what if isinstance(what, str) else what()
-        raise shortage(exc, said) or kind(f"{said}: {reason(exc)}{advice}") from exc
+        raise shortage(exc, said) or kind(
+            f"{said}: {reason((exc.__cause__ if cause else None) or exc)}{advice}"
+        ) from exc
     finally:
         if folder is not None and _working_folder() != folder:
             with contextlib.suppress(OSError):
