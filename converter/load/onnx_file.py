@@ -39,6 +39,7 @@ _DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "ai.onnx.preview", "ai.onnx.training", 
 _IR_OF_FREE_INITIALIZERS = 4
 _REAL = 8
 _ORDERS = 3
+_ADVICE = "to have it quantized or trained, export it with a free batch axis (dynamic_axes={'NAME': {0: 'batch'}})"
 _RANDOM = re.compile(r"Random|Bernoulli|Multinomial|Dropout")
 
 
@@ -89,7 +90,7 @@ def read_onnx(path: Path, given: Given) -> OnnxFile:
     if not any(BATCH in spec.shape for spec in specs):
         batch = fixed_batch(specs)
         if batch is None:
-            raise ConversionError(f"no axis of the inputs is one of samples: {_described(specs)}")
+            raise ConversionError(f"no axis of the inputs is one of samples, {_described(specs)}; {_ADVICE}")
         fill = _fill(specs, original, given)
         specs = with_batch(specs)
         many = replace(fill, specs=specs)
@@ -97,7 +98,7 @@ def read_onnx(path: Path, given: Given) -> OnnxFile:
         if opened is None:  # initial states and sizes that are written down for so many samples may go
             opened = freed(canonical(model), batch, original, many)
         if opened is None:
-            raise ConversionError(f"it works on {_samples(batch)} at once only")
+            raise ConversionError(f"it works on {_samples(batch)} at once only; {_ADVICE}")
         model, batch = opened, None
         notes.append(BATCH_FREED if batch == 1 else _freed_note(fixed_batch(fill.specs)))
     state_types(model, specs)
