@@ -403,6 +403,7 @@ MODELS = (
         does="pitch of a frame",
         samples=s.pitch_frames,
         rules=(classes(least=0.9),),
+        options=("--input-shape", "1024"),
         arch=Arch(
             sources=("torchcrepe/core.py", "torchcrepe/model.py"),
             names=("Crepe",),
@@ -418,6 +419,7 @@ MODELS = (
         does="pitch of a melody",
         samples=s.pitch_mel,
         rules=(probabilities(0.1, 0.05),),
+        options=("--input", "x=batch,time@128,128"),
         arch=Arch(
             sources=("torchfcpe/model_conformer_naive.py", "torchfcpe/models.py"),
             names=(
@@ -448,7 +450,7 @@ MODELS = (
         does="whose voice it is",
         samples=s.voice_mel,
         rules=(embedding(),),
-        options=("--allow-unexpected", "similarity_*"),
+        options=("--input", "mels=batch,time@160,40", "--allow-unexpected"),
         arch=Arch(
             sources=("resemblyzer/hparams.py", "resemblyzer/voice_encoder.py"),
             names=("VoiceEncoder",),
@@ -464,6 +466,7 @@ MODELS = (
         does="where faces may be",
         samples=s.pictures("x", (96, 128), ((48, 48), (161, 97)), 24, mean=127.5, deviation=128.0, scale=1.0),
         rules=(signal(20), classes(axis=1)),
+        options=("--input", "x=batch,3,height@96,width@128"),
         arch=Arch(
             sources=("facenet_pytorch/models/mtcnn.py",), names=("PNet",), build="PNet", arguments={"pretrained": False}
         ),
@@ -475,6 +478,7 @@ MODELS = (
         does="which of them are faces",
         samples=s.pictures("x", (24, 24), (), 96, mean=127.5, deviation=128.0, scale=1.0),
         rules=(signal(20), classes(axis=1)),
+        options=("--input-shape", "3,24,24"),
         arch=Arch(
             sources=("facenet_pytorch/models/mtcnn.py",), names=("RNet",), build="RNet", arguments={"pretrained": False}
         ),
@@ -486,6 +490,7 @@ MODELS = (
         does="eyes, nose and mouth",
         samples=s.pictures("x", (48, 48), (), 96, mean=127.5, deviation=128.0, scale=1.0),
         rules=(signal(20), signal(20), classes(axis=1)),
+        options=("--input-shape", "3,48,48"),
         arch=Arch(
             sources=("facenet_pytorch/models/mtcnn.py",), names=("ONet",), build="ONet", arguments={"pretrained": False}
         ),
