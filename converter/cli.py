@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
-from converter.plan import CALIBRATION_METHODS, FORMATS, QUANTIZE, ConversionPlan, InputOption
+from converter.plan import CALIBRATION_METHODS, FORMATS, KINDS, QUANTIZE, ConversionPlan, InputOption
 from edge import __version__
 from edge.contract.errors import ConfigError, EdgeError, Stopped, run_to_exit
 from edge.contract.recipe import LOSSES, OPTIMIZERS, TrainingRecipe
@@ -92,6 +92,25 @@ def _states(
     return tuple(pairs)
 
 
+def _outputs(
+    _context: click.Context, parameter: click.Parameter, values: tuple[str, ...]
+) -> tuple[Path | None, dict[str, str]]:
+    """Where to write, and what outputs are: a value whose text after the last ``=`` is a kind says the latter."""
+    paths, kinds = [], {}
+    for value in values:
+        name, equals, kind = value.rpartition("=")
+        if equals and name and kind in KINDS:
+            kinds[name] = kind
+        else:
+            paths.append(Path(value))
+    if len(paths) > 1:
+        raise click.BadParameter(
+            f"{' and '.join(map(str, paths))}: expected one path; NAME=KIND knows the kinds {', '.join(KINDS)}",
+            param=parameter,
+        )
+    return (paths[0] if paths else None), kinds
+
+
 def _arguments(_context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
     arguments = {}
     for value in values:
@@ -136,7 +155,9 @@ def _beside(context: click.Context, _parameter: click.Parameter, model: Path) ->
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.argument("model", type=click.Path(path_type=Path), callback=_beside, is_eager=True)
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="What to write.  [default: MODEL.edge]")
+@click.option("-o", "--output", multiple=True, callback=_outputs, metavar="PATH|NAME=KIND",
+              help="What to write [default: MODEL.edge]. NAME=KIND, repeatable: what an output is and is judged as: "
+                   f"{', '.join(KINDS)}.")  # fmt: skip
 @click.option("--init", type=click.Path(path_type=Path), is_eager=True, expose_value=False, callback=_init,
               help="Write MODEL.toml with all options beside this model, and stop.")  # fmt: skip
 @click.option("--arch", help="Class or function that makes the model: FILE.py:NAME or package.module:NAME.")
@@ -183,6 +204,7 @@ def _beside(context: click.Context, _parameter: click.Parameter, model: Path) ->
 @click.option("--evaluate", "evaluation", help="Samples to measure on, instead of the calibration data.")
 @click.option("--example", help="Samples to run the model on wherever it must run once; the other data do as well.")
 @click.option("--max-drop", default=0.5, type=click.FloatRange(0, 100), help="Points of accuracy that may be lost.")
+@click.option("--force", is_flag=True, help="Quantize although the data cannot show what that costs.")
 @click.option(
     "--format", "form", default="edge", type=click.Choice(FORMATS), help="A bundle, only one model file, or a folder."
 )
@@ -198,7 +220,7 @@ def _beside(context: click.Context, _parameter: click.Parameter, model: Path) ->
 @click.version_option(__version__, prog_name="edge-convert")
 def convert_command(
     model: Path,
-    output: Path | None,
+    output: tuple[Path | None, dict[str, str]],
     arch: str | None,
     arch_arguments: dict[str, Any],
     weights: str | None,
@@ -226,6 +248,7 @@ def convert_command(
     evaluation: str | None,
     example: str | None,
     max_drop: float,
+    force: bool,
     form: str,
     torchscript: bool | None,
     sign_key: Path | None,
@@ -255,7 +278,7 @@ def convert_command(
     gc.enable()
     plan = ConversionPlan(
         source=model,
-        output=output or model.parent / f"{model.stem}{SUFFIXES[form]}",
+        output=output[0] or model.parent / f"{model.stem}{SUFFIXES[form]}",
         profile=profile,
         arch=arch,
         arch_arguments=arch_arguments,
@@ -282,6 +305,8 @@ def convert_command(
         evaluation=evaluation,
         example=example,
         max_drop=max_drop,
+        kinds=output[1],
+        force=force,
         trust_pickle=trust_pickle,
         format=form,
         torchscript=torchscript,

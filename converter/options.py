@@ -7,12 +7,13 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from converter.plan import KINDS
 from edge.contract.errors import ConfigError
 from edge.contract.files import replace_file
 
 _MAX_BYTES = 1 << 20
 _PATHS = ("output", "calibrate", "evaluate", "example", "sign", "json", "html", "arch")
-_SWITCHES = ("torchscript", "allow-unexpected", "allow-missing")
+_SWITCHES = ("torchscript", "allow-unexpected", "allow-missing", "force")
 # Names in the file, as on the command line, and those of the command's parameters.
 _PARAMETERS = {
     "output": "output",
@@ -43,6 +44,7 @@ _PARAMETERS = {
     "evaluate": "evaluation",
     "example": "example",
     "max-drop": "max_drop",
+    "force": "force",
     "format": "form",
     "torchscript": "torchscript",
     "sign": "sign_key",
@@ -54,7 +56,7 @@ _TEMPLATE = """\
 # Options of edge-convert for {name}. They hold whenever that file is converted; what stands on the command line wins.
 # Take away the # in front of a line to use it. Paths are relative to this file.
 
-# output = "{stem}.edge"
+# output = "{stem}.edge"               # or a list, with what outputs are: ["{stem}.edge", "embedding=embedding"]
 
 # Weights without a model need the class or function that makes it. Its code is run.
 # arch = "net.py:Net"                  # or "package.module:NAME"
@@ -90,6 +92,7 @@ _TEMPLATE = """\
 # evaluate = "test.npz"
 # example = "one.npz"                  # to run the model on, where no other data are given
 # max-drop = 0.5                       # points of accuracy that may be lost
+# force = false                        # quantize although the data cannot show what that costs
 
 # format = "edge"                      # edge, onnx, torchscript, dir
 # torchscript = true                   # only for devices with torch
@@ -141,6 +144,10 @@ def _value(path: Path, key: str, value: Any) -> Any:
         return value
     if key in ("input-shape", "class-names") and isinstance(value, list):
         return ",".join(map(str, value))
+    if key == "output":
+        values = value if isinstance(value, list) else [value]
+        if all(isinstance(item, str) for item in values):
+            return [item if item.rpartition("=")[2] in KINDS else str(path.parent / item) for item in values]
     if key in _SWITCHES and isinstance(value, bool):
         return value
     if key == "state" and isinstance(value, str):

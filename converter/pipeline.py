@@ -16,7 +16,6 @@ import numpy as np
 import onnx
 import torch
 
-from converter.data.samples import Samples
 from converter.export.exporters import Exported, by_scripting, exporters
 from converter.graph.build import multiplications
 from converter.graph.canonical import canonical
@@ -30,7 +29,7 @@ from converter.load.inputs import NoValuesError
 from converter.load.load import is_onnx
 from converter.pack.output import check_output, private_key, write
 from converter.pack.pack import MOST_FEATURES, Parts, learning_data, pack, projection_of
-from converter.plan import ConversionPlan
+from converter.plan import QUANTITIES, YES_OR_NO, ConversionPlan
 from converter.program.programs import available_threads, onnx_program, outputs
 from converter.program.scratch import scratch_folder
 from converter.program.tensors import batch_size, select
@@ -41,6 +40,7 @@ from converter.search.candidates import MIN_CARRIED_SQNR_DB, Bench, Candidate, P
 from converter.search.search import MIN_RANDOM_SQNR_DB, Found, Search
 from converter.verify.axes import baked_axes
 from converter.verify.checks import Check, check_float, first_diverging_layer, torchscript_of
+from converter.verify.kinds import of_head
 from converter.verify.measure import Evaluation, latency_ms
 from converter.verify.original import Original, load_original, with_preprocessing
 from converter.verify.robustness import robustness
@@ -173,8 +173,14 @@ def convert(
         torchscript=torchscript,
     )
     learned = learning_data(parts)
-    notes = [*original.source.notes, *exported.notes, *([trainable.note] if trainable.note else []), *found.notes]
-    notes += left_out
+    notes = [
+        *original.source.notes,
+        *original.notes,
+        *exported.notes,
+        *([trainable.note] if trainable.note else []),
+        *found.notes,
+        *left_out,
+    ]
     notes += _notes(parts, found, plan, None if learned is None else learned[1])
     report = describe(
         parts,
@@ -208,7 +214,7 @@ def _worked_on(plan: ConversionPlan, stage: Stage) -> Ready:
         exported = _for_arm(exported, evaluation)
     stage("splitting, differentiating and learning on trial")
     trainable = _trainable(original, exported, plan)
-    evaluation = _with_head(evaluation, trainable, original)
+    evaluation = original.examined(_with_head(evaluation, trainable, plan))
     backbone = optimize(trainable.parts.backbone)
     return Ready(original, exported, evaluation, check, trainable, backbone)
 
@@ -257,7 +263,7 @@ def _carried(plan: ConversionPlan, why: str, stage: Stage) -> Ready:
         original = load_original(plan, carried=why)
         assert isinstance(original.source.model, onnx.ModelProto)
         exported = Exported(model=original.source.model, exporter="none")
-        evaluation = original.evaluation()
+        evaluation = original.examined(original.evaluation(exported.model, plan.kinds))
         candidate = as_it_is(exported.model, evaluation)
         if plan.profile.architecture == "aarch64" and (layers := layers_with_least_weight(exported.model)):
             raise ConversionError(
@@ -296,7 +302,7 @@ def _found(ready: Ready, plan: ConversionPlan, stage: Stage, benchmark: Benchmar
         evaluation=evaluation,
         calibration=original.calibration,
     )
-    return Search(problem, evaluation.deviation(evaluation.reference), plan, stage).run(benchmark)
+    return Search(problem, plan, stage).run(benchmark)
 
 
 def _export(original: Original, plan: ConversionPlan) -> tuple[Exported, Original, Evaluation, Check]:
@@ -322,7 +328,7 @@ def _export(original: Original, plan: ConversionPlan) -> tuple[Exported, Origina
             continue
         if evaluation is None:
             original = original.affordable(multiplications(model))
-            evaluation = original.evaluation()
+            evaluation = original.evaluation(model, plan.kinds)
         try:
             run = onnx_program(model, "the exported graph")
             against = "PyTorch" if original.module is not None else "the ONNX file"
@@ -414,7 +420,9 @@ def _recipe(original: Original, plan: ConversionPlan) -> TrainingRecipe:
             raise ConfigError(f"--loss {plan.loss} does not fit the data, whose y are {found}")
         return recipe
     if y is None or not is_quantity:
-        return replace(plan.training, loss=CROSS_ENTROPY)
+        said = plan.kinds.get(original.outputs[0].name) if y is None and len(original.outputs) == 1 else None
+        loss = {QUANTITIES: MEAN_SQUARED_ERROR, YES_OR_NO: BINARY_CROSS_ENTROPY}.get(said or "", CROSS_ENTROPY)
+        return replace(plan.training, loss=loss)
     is_binary = y.size > 0 and bool(np.isin(y, (0.0, 1.0)).all())
     return replace(plan.training, loss=BINARY_CROSS_ENTROPY if is_binary else MEAN_SQUARED_ERROR)
 
@@ -499,13 +507,13 @@ def _largest_trainable(model: onnx.ModelProto, groups: dict[str, list[str]], rul
     return ""
 
 
-def _with_head(evaluation: Evaluation, trainable: Trainable, original: Original) -> Evaluation:
+def _with_head(evaluation: Evaluation, trainable: Trainable, plan: ConversionPlan) -> Evaluation:
     head = trainable.parts.head
-    if head is not None and trainable.recipe.loss == BINARY_CROSS_ENTROPY:
-        return replace(evaluation, binary=True)
-    if head is None or head.output == evaluation.classes or not trainable.recipe.is_classifier:
+    if head is None or head.output not in evaluation.kinds:
         return evaluation
-    return original.with_classes(evaluation, head.output)
+    loss = None if plan.loss == "auto" else plan.loss
+    kinds = of_head(evaluation.kinds, evaluation.reference, evaluation.samples.y, head.output, loss)
+    return replace(evaluation, kinds=kinds)
 
 
 def _class_names(
@@ -575,7 +583,7 @@ def _shipped(found: Found, against: str, evaluation: Evaluation, plan: Conversio
 
 def _robustness(evaluation: Evaluation, model: onnx.ModelProto, chosen: Candidate) -> list[dict[str, Any]]:
     """Quality under corrupted inputs, before and after, on as many samples as the time allows."""
-    if not evaluation.real:
+    if not evaluation.says_quality:
         return []
     x, inputs = evaluation.samples.x, evaluation.inputs
     count = batch_size(x, inputs)
@@ -584,14 +592,12 @@ def _robustness(evaluation: Evaluation, model: onnx.ModelProto, chosen: Candidat
     most = int(min(_ROBUSTNESS_MACS / max(1, multiplications(model)), _ROBUSTNESS_BYTES / sample_bytes))
     most = max(most, _ROBUSTNESS_LEAST)
     rows = slice(0, count, max(1, -(-count // most)))
-    y = evaluation.samples.y
-    samples = Samples(select(x, inputs, rows), None if y is None else y[rows])
-    clean = select(evaluation.reference, evaluation.outputs, rows)
+    some = evaluation.on(rows)
     programs = {
         "original": onnx_program(model, "the exported graph"),  # which was found to be the same, and is faster
         "bundle": onnx_program(chosen.model, "the model", chosen.parameters),
     }
-    return robustness(programs, samples, inputs, lambda found, labels: evaluation.quality(found, labels, clean))
+    return robustness(programs, some.samples, inputs, some.level)
 
 
 def _original_latency(original: Original) -> float:

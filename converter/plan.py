@@ -13,6 +13,10 @@ from edge.contract.recipe import TrainingRecipe
 QUANTIZE = ("auto", "int8", "dynamic", "fp16", "int4", "none")
 CALIBRATION_METHODS = ("minmax", "percentile", "entropy", "mse")
 FORMATS = ("edge", "onnx", "torchscript", "dir")
+# What an output may be, which decides how it is judged: see `converter.verify.kinds`.
+CLASSES, YES_OR_NO, QUANTITIES, EMBEDDING = "classes", "yes-or-no", "quantities", "embedding"
+BOXES, SCORES, ANYTHING = "boxes", "scores", "anything"
+KINDS = (CLASSES, YES_OR_NO, QUANTITIES, EMBEDDING, BOXES, SCORES, ANYTHING)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,6 +66,8 @@ class ConversionPlan:
         evaluation: The same, for measuring only.
         example: The same, to run the model on wherever it must run on something; these count first.
         max_drop: Accuracy, in points of 100, that quantization may cost.
+        kinds: What outputs are, by name: one of `KINDS` each. Empty to take it from labels and graph.
+        force: Quantize although the data cannot show what that costs.
         trust_pickle: Run the code that a pickle names.
         format: One of `FORMATS`.
         torchscript: Put the TorchScript into the bundle; None where the target runs torch.
@@ -91,6 +97,8 @@ class ConversionPlan:
     evaluation: str | None = None
     example: str | None = None
     max_drop: float = 0.5
+    kinds: Mapping[str, str] = field(default_factory=dict)
+    force: bool = False
     trust_pickle: bool = False
     format: str = "edge"
     torchscript: bool | None = None

@@ -91,6 +91,8 @@ def learning_data(parts: Parts) -> tuple[dict[str, npt.NDArray[np.float32]], int
         return None
     if (calibration.y.dtype.kind in "iu") != parts.recipe.is_classifier:
         return None
+    if any(finding.spoils_statistics for finding in parts.evaluation.findings):
+        return None
     program = onnx_program(parts.chosen.model, "the model", parts.chosen.parameters)
     layers = onnx_program(with_layer_input(head), "the head", parts.chosen.parameters)
     layers_of = {"": head.linear} | ({} if head.is_linear else {m.OF_FEATURES: head.entry})

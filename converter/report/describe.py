@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import platform
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,20 @@ from converter.export.exporters import Exported
 from converter.load.contents import shown
 from converter.pack.pack import Parts
 from converter.plan import ConversionPlan
+from converter.program.programs import onnx_program
 from converter.search.candidates import Candidate
 from converter.search.search import Found
 from converter.verify.checks import Check
+from converter.verify.measure import Deviation, Evaluation, Quality, confusion, level_measure
 from edge import __version__
 from edge.contract.tensorspec import TensorSpec
 
 # What depends on the machine and the moment stays out of the bundle: the same model gives the same bytes.
 _PASSING = ("label_ms", "machine", "stages", "size_bytes", "bundle_digest", "output")
+# Of an output; more are counted only.
+_MOST_COLUMNS = 32
+# A table of more is not read.
+_MOST_CLASSES = 64
 _PASSING_OF_CANDIDATE = ("latency_ms", "peak_memory_bytes", "start_up_s")
 
 
@@ -36,11 +43,14 @@ def describe(
     original_latency_ms: float,
     label_ms: float | None,
 ) -> dict[str, Any]:
-    """Everything that a conversion found out, see `converter.report.schema`."""
+    """Everything that a conversion found out, as docs/converting.md ("The report") describes it."""
     original, evaluation, source = parts.original, parts.evaluation, parts.original.source
     layers = dict(_operators(found))
+    shipped = found.chosen.deviation
+    assert shipped is not None
+    worst = shipped.worst
     return {
-        "schema": 1,
+        "schema": 2,
         "source": shown(plan.source.name),
         "source_kind": source.kind,
         "source_digest": source.digest,
@@ -50,11 +60,17 @@ def describe(
         "machine": machine(),
         "threads": 1,
         "data": original.data,
-        "metric": evaluation.metric,
+        "metric": worst.measure,
+        "real_data": evaluation.real,
+        "says_quality": evaluation.says_quality,
+        "findings": [{"what": finding.what, "text": finding.text} for finding in evaluation.findings],
+        "forced": plan.force and bool(evaluation.findings) and found.chosen.scheme != "none",
         "max_drop": plan.max_drop,
         "inputs": [_spec(spec) for spec in original.inputs],
         "outputs": [_spec(spec) for spec in original.outputs],
         "axes": {axis.name: {**axis.range.to_json(), "tried": list(axis.tried)} for axis in original.axes},
+        "judged": [_judged(spec.name, evaluation, shipped) for spec in original.outputs],
+        "classes": _classes(parts),
         "n_parameters": _n_parameters(parts, exported),
         "trainable": [] if parts.parts.head is None else list(parts.parts.head.parameters),
         "learning": None if parts.trial is None else dataclasses.asdict(parts.trial),
@@ -67,9 +83,13 @@ def describe(
                 "status": "reference",
                 "why": "what everything is compared with",
                 "size_bytes": plan.source.stat().st_size,
-                "score": evaluation.score(evaluation.reference, evaluation.samples.y),
-                "agreement": 1.0,
+                "score": shipped.original_score if evaluation.says_quality else None,
+                "agreement": None,
+                "quality": _quality(replace(worst, value=worst.original, loss=0.0))
+                if evaluation.says_quality
+                else None,
                 "sqnr_db": None,
+                "column_db": None,
                 "max_error": 0.0,
                 "relative_error": 0.0,
                 "latency_ms": round(original_latency_ms, 4),
@@ -80,7 +100,10 @@ def describe(
                 "left_in_float": [],
                 "weight_bits": None,
             },
-            *(_candidate(candidate, found, searched=plan.quantize == "auto") for candidate in found.candidates),
+            *(
+                _candidate(candidate, found, evaluation, searched=plan.quantize == "auto")
+                for candidate in found.candidates
+            ),
         ],
         "chosen": found.chosen.name,
         "reason": found.reason,
@@ -94,6 +117,7 @@ def describe(
             for layer, ratio in found.sensitivity
         ],
         "robustness": robustness,
+        "robustness_measure": level_measure(evaluation),
         "verification": [_check(check) for check in checks],
         "saturation": {"text": found.saturation, "difference_db": _rounded(found.saturation_db)},
         "notes": list(notes),
@@ -125,8 +149,9 @@ def machine() -> str:
     return f"{name}, {platform.machine()}{flags}"
 
 
-def _candidate(candidate: Candidate, found: Found, *, searched: bool) -> dict[str, Any]:
+def _candidate(candidate: Candidate, found: Found, evaluation: Evaluation, *, searched: bool) -> dict[str, Any]:
     deviation, timing = candidate.deviation, candidate.timing
+    known = deviation if evaluation.says_quality else None
     in_int8, layers = candidate.layers_in_int8 or (None, None)
     status = (
         "chosen"
@@ -144,9 +169,11 @@ def _candidate(candidate: Candidate, found: Found, *, searched: bool) -> dict[st
         "status": status,
         "why": why,
         "size_bytes": candidate.size_bytes,
-        "score": None if deviation is None else deviation.score,
-        "agreement": None if deviation is None else round(deviation.agreement, 6),
+        "score": None if known is None else known.score,
+        "agreement": None if known is None else known.agreement,
+        "quality": None if known is None else _quality(known.worst),
         "sqnr_db": None if deviation is None else _rounded(deviation.sqnr_db),
+        "column_db": None if deviation is None else _rounded(deviation.column_db),
         "max_error": None if deviation is None else _rounded(deviation.max_error, 6),
         "relative_error": None if deviation is None else _rounded(deviation.relative_error, 6),
         "latency_ms": None if timing is None else round(timing.latency_ms, 4),
@@ -181,10 +208,62 @@ def _check(check: Check) -> dict[str, Any]:
         "max_error": _rounded(check.deviation.max_error, 9),
         "relative_error": _rounded(check.deviation.relative_error, 9),
         "sqnr_db": _rounded(check.deviation.sqnr_db),
-        "agreement": round(check.deviation.agreement, 6),
-        "score": check.deviation.score,
+        "column_db": _rounded(check.deviation.column_db),
         "required": check.required,
         "passed": True,
+    }
+
+
+def _quality(quality: Quality) -> dict[str, Any]:
+    return {
+        "of": quality.name,
+        "output": quality.output,
+        "column": quality.column,
+        "measure": quality.measure,
+        "against": quality.against,
+        "value": _rounded(quality.value, 6),
+        "original": _rounded(quality.original, 6),
+        "loss": _rounded(quality.loss, 4),
+        "constant": quality.constant,
+    }
+
+
+def _judged(name: str, evaluation: Evaluation, shipped: Deviation) -> dict[str, Any]:
+    """What an output is, and how much of its columns is kept: the worst first."""
+    judged = evaluation.kinds[name]
+    qualities = sorted((q for q in shipped.qualities if q.output == name), key=lambda q: -q.loss)
+    said = [_quality(q) for q in qualities[:_MOST_COLUMNS]] if evaluation.says_quality else []
+    return {
+        "output": name,
+        "kind": judged.kind,
+        "because": judged.because,
+        "labelled": judged.labelled,
+        "columns": said,
+        "n_columns": len(qualities),
+        "constant": [q.column for q in qualities if q.constant][:_MOST_COLUMNS],
+        "n_constant": sum(q.constant for q in qualities),
+    }
+
+
+def _classes(parts: Parts) -> dict[str, Any] | None:
+    """Of labelled classes how many samples each has, how many are right, and what they were taken for."""
+    evaluation, chosen = parts.evaluation, parts.chosen
+    if not evaluation.says_quality:
+        return None
+    before = confusion(evaluation, evaluation.reference)
+    if before is None:
+        return None
+    after = confusion(evaluation, evaluation.run(onnx_program(chosen.model, chosen.name, chosen.parameters)))
+    assert after is not None
+    names = parts.class_names or tuple(map(str, range(len(before))))
+    small = len(before) <= _MOST_CLASSES
+    return {
+        "names": list(names),
+        "samples": before.sum(axis=1).tolist(),
+        "right_original": before.diagonal().tolist(),
+        "right": after.diagonal().tolist(),
+        "confusion_original": before.tolist() if small else None,
+        "confusion": after.tolist() if small else None,
     }
 
 

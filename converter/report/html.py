@@ -9,12 +9,18 @@ from converter.report.plots import latency_plot, robustness_plot, sensitivity_pl
 from converter.report.values import (
     CANDIDATE_COLUMNS,
     CHECK_COLUMNS,
+    CLASS_COLUMNS,
+    JUDGED_COLUMNS,
+    NONE,
     ROBUSTNESS_COLUMNS,
     Row,
     candidate_cells,
     check_cells,
+    class_rows,
     facts,
     headline,
+    judged_cells,
+    level,
     number,
     robustness_cells,
     size,
@@ -36,6 +42,7 @@ dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1rem; }
 dt { opacity: .7; } dd { margin: 0; overflow-wrap: anywhere; }
 figure { background: #fff; border-radius: 8px; margin: 0 0 1rem; overflow-x: auto; padding: .8rem; }
 figure svg { display: block; height: auto; margin: auto; max-width: 100%; min-width: 30rem; }
+.finding { border-left: .3rem solid var(--bad); padding: .1rem 1rem; }
 code { overflow-wrap: anywhere; }
 """
 
@@ -54,6 +61,7 @@ def render_html(report: Row) -> str:
         "<dl>",
         *(f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in facts(report)),
         "</dl>",
+        *_findings(report),
         "<h2>Candidates</h2>",
         _table(
             (*CANDIDATE_COLUMNS, "why"),
@@ -64,6 +72,16 @@ def render_html(report: Row) -> str:
         _table((*CHECK_COLUMNS, "required"), [([*check_cells(c), c["required"]], "") for c in report["verification"]]),
         f"<p>{escape(report['saturation']['text'])}</p>" if report["saturation"]["text"] else "",
     ]
+    parts += ["<h2>Outputs</h2>", _table(JUDGED_COLUMNS, [(judged_cells(row), "") for row in report["judged"]])]
+    for judged in report["judged"]:
+        if judged["n_columns"] > 1 and judged["columns"]:
+            cells = [(_column_cells(column), "") for column in judged["columns"]]
+            more = judged["n_columns"] - len(judged["columns"])
+            title = f"columns of {judged['output']}{f', the worst {len(cells)}' if more else ''}"
+            parts += [f"<details><summary>{escape(title)}</summary>", _table(_COLUMNS, cells), "</details>"]
+    if report["classes"] is not None:
+        parts += ["<h2>Classes</h2>", _table(CLASS_COLUMNS, [(row, "") for row in class_rows(report)])]
+        parts += _confusion(report["classes"])
     if report["sensitivity"]:
         rows = [
             (
@@ -80,7 +98,7 @@ def render_html(report: Row) -> str:
         parts += ["<details><summary>all layers</summary>", _table(("layer", "SQNR dB", "kind"), rows), "</details>"]
     if report["robustness"]:
         parts += ["<h2>Under corruption</h2>", *_figures([robustness_plot(report)])]
-        cells = [(robustness_cells(row), "") for row in report["robustness"]]
+        cells = [(robustness_cells(report, row), "") for row in report["robustness"]]
         parts += ["<details><summary>numbers</summary>", _table(ROBUSTNESS_COLUMNS, cells), "</details>"]
     if report["notes"]:
         parts += ["<h2>Notes</h2><ul>", *(f"<li>{escape(note)}</li>" for note in report["notes"]), "</ul>"]
@@ -97,6 +115,41 @@ def render_html(report: Row) -> str:
             "</body></html>\n",
         ]
     )
+
+
+def _findings(report: Row) -> list[str]:
+    """What the data cannot show, in front of every number."""
+    if not report["findings"]:
+        return []
+    items = [f"<li>{escape(finding['text'])}</li>" for finding in report["findings"]]
+    return ['<div class="finding"><strong>What these data cannot show</strong><ul>', *items, "</ul></div>"]
+
+
+_COLUMNS = ("column", "measure", "value", "original", "points lost")
+
+
+def _column_cells(column: Row) -> list[str]:
+    if column["constant"]:
+        return [column["of"], "constant", NONE, NONE, number(column["loss"])]
+    both = (level(column["measure"], column[key]) for key in ("value", "original"))
+    return [column["of"], column["measure"], *both, number(column["loss"])]
+
+
+def _confusion(classes: Row) -> list[str]:
+    """Labels down, answers across; the original's number beside the bundle's where they differ."""
+    if classes["confusion"] is None:
+        return []
+    rows = [
+        (
+            [name, *(str(a) if a == b else f"{a} (was {b})" for a, b in zip(after, before, strict=True))],
+            "",
+        )
+        for name, after, before in zip(
+            classes["names"], classes["confusion"], classes["confusion_original"], strict=True
+        )
+    ]
+    table = _table(("label \\ answer", *classes["names"]), rows)
+    return ["<details><summary>confusion</summary>", table, "</details>"]
 
 
 def _why(candidate: Row) -> str:

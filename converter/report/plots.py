@@ -11,6 +11,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from converter.report.values import Row
+from converter.verify.measure import SHARES
 
 # Okabe and Ito's palette, which people with any kind of colour vision can tell apart.
 _BLUE, _ORANGE, _GREY, _GREEN = "#0072B2", "#D55E00", "#9A9A9A", "#009E73"
@@ -49,17 +50,19 @@ def robustness_plot(report: Row) -> str:
     rows = report["robustness"]
     if not rows:
         return ""
+    measure = report["robustness_measure"]
+    scale = 100 if measure in SHARES else 1
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(7.2, 0.42 * len(rows) + 0.9), layout="constrained")
         axes = figure.add_subplot()
         places = range(len(rows))
         for shift, (name, color) in enumerate((("original", _GREY), ("bundle", _BLUE))):
-            values = [100 * row["scores"][name] for row in rows]
+            values = [scale * row["scores"][name] for row in rows]
             axes.barh([p + 0.36 * shift for p in places], values, 0.34, color=color, label=name)
         axes.set_yticks([p + 0.18 for p in places], [_corruption(row) for row in rows])
         axes.invert_yaxis()
-        axes.set_xlim(0, 100)
-        axes.set_xlabel(f"{report['metric']} in %")
+        axes.set_xlim(0, scale)
+        axes.set_xlabel(f"{measure} in %" if measure in SHARES else measure)
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
         return _svg(figure)
 

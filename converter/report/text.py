@@ -11,15 +11,19 @@ from rich.text import Text
 from converter.report.values import (
     CANDIDATE_COLUMNS,
     CHECK_COLUMNS,
+    CLASS_COLUMNS,
     Row,
     candidate_cells,
     check_cells,
+    class_rows,
     facts,
     headline,
-    share,
+    level,
     size,
 )
 
+_MOST_CLASSES = 10
+_MOST_CONFUSIONS = 5
 _STYLES = {"chosen": "bold green", "failed": "red", "refused": "red", "reference": "dim"}
 
 
@@ -31,27 +35,36 @@ def print_report(console: Console, report: Row) -> None:
     console.print(grid)
     rows = [(candidate_cells(report, c), _STYLES.get(c["status"], "")) for c in report["candidates"]]
     console.print(_table(CANDIDATE_COLUMNS, rows))
+    for judged in report["judged"]:
+        if judged["n_constant"] and judged["n_constant"] < judged["n_columns"]:
+            which = ", ".join(map(str, judged["constant"][:_MOST_CLASSES]))
+            _line(console, f"constant in {judged['output']} on these samples: column {which}; nothing is known of them")
     for candidate in report["candidates"]:
         if candidate["status"] in ("failed", "refused"):
             _line(console, f"{candidate['name']}: {candidate['why']}")
         elif candidate["left_in_float"]:
             _line(console, f"{candidate['name']}: {', '.join(candidate['left_in_float'])}")
+    _print_classes(console, report)
     console.print(_table(CHECK_COLUMNS, [(check_cells(check), "") for check in report["verification"]]))
     worst = min(
         (row for row in report["robustness"] if row["corruption"] != "none"),
         key=lambda row: row["scores"]["bundle"] - row["scores"]["original"],
         default=None,
     )
+    measure = report["robustness_measure"]
+    before, after = (level(measure, worst and worst["scores"][name]) for name in ("original", "bundle"))
     if worst is not None and worst["scores"]["bundle"] < worst["scores"]["original"]:
         _line(
             console,
-            f"under corruption it loses most with {worst['corruption']}: {share(worst['scores']['bundle'])}, the "
-            f"original {share(worst['scores']['original'])} ({len(report['robustness']) - 1} kinds, see --html)",
+            f"under corruption it loses most with {worst['corruption']}: {after}, the original {before} "
+            f"({len(report['robustness']) - 1} kinds, see --html)",
         )
     if report["saturation"]["text"]:
         _line(console, report["saturation"]["text"])
     for note in report["notes"]:
         _line(console, note)
+    for finding in report["findings"]:
+        console.print(_plain(f"! {finding['text']}", "bold yellow"), soft_wrap=True)
     seconds = sum(stage["seconds"] for stage in report["stages"])
     console.print(Text.assemble(("chosen ", "bold"), _plain(headline(report))), soft_wrap=True)
     console.print(
@@ -61,6 +74,31 @@ def print_report(console: Console, report: Row) -> None:
         f"wrote {report['output']} ({size(report['size_bytes'])}) in {seconds:.1f} s, digest {report['bundle_digest']}"
     )
     console.print(_plain(done, "bold"), soft_wrap=True)
+
+
+def _print_classes(console: Console, report: Row) -> None:
+    """Right answers by class, and what the bundle takes samples for; of many classes the worst."""
+    classes, rows = report["classes"], class_rows(report)
+    if classes is None:
+        return
+    if len(rows) > _MOST_CLASSES:
+        right = [r / n for r, n in zip(classes["right"], classes["samples"], strict=True) if n]
+        order = sorted(range(len(rows)), key=lambda i: right[i])[:_MOST_CLASSES]
+        _line(console, f"the worst {_MOST_CLASSES} of {len(rows)} classes:")
+        rows = [rows[i] for i in order]
+    console.print(_table(CLASS_COLUMNS, [(row, "") for row in rows]))
+    if classes["confusion"] is None:
+        return
+    names = classes["names"]
+    taken = [
+        (count, names[i], names[j])
+        for i, row in enumerate(classes["confusion"])
+        for j, count in enumerate(row)
+        if count and i != j
+    ]
+    most = sorted(taken, key=lambda item: -item[0])[:_MOST_CONFUSIONS]
+    if most:
+        _line(console, "confused most: " + ", ".join(f"{a} taken for {b} {count} ×" for count, a, b in most))
 
 
 def _table(columns: Sequence[str], rows: Iterable[tuple[list[str], str]]) -> Table:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
+
+from converter.verify.measure import ACCURACY, SHARES
 
 Row = Mapping[str, Any]
 NONE = "–"
@@ -25,12 +28,34 @@ def size(n_bytes: int | None) -> str:
 
 
 def share(value: float | None) -> str:
-    """A share in per cent.
+    """A share in per cent, never rounded up to all.
 
-    >>> share(0.9876)
-    '98.76 %'
+    >>> share(0.9876), share(0.99999)
+    ('98.76 %', '99.99 %')
     """
-    return NONE if value is None else f"{100 * value:.2f} %"
+    return NONE if value is None else f"{_down(100 * value, 2):.2f} %"
+
+
+def coefficient(value: float | None) -> str:
+    """What is no share of anything: R², a correlation, a cosine; never rounded up to 1.
+
+    >>> coefficient(0.99999), coefficient(-0.5)
+    ('0.9999', '-0.5000')
+    """
+    return NONE if value is None else f"{_down(value, 4):.4f}"
+
+
+def _down(value: float, digits: int) -> float:
+    return float(math.floor(value * 10**digits + 1e-9) / 10**digits)
+
+
+def level(measure: str, value: float | None) -> str:
+    """A value as its measure is written.
+
+    >>> level("accuracy", 0.5), level("R2", 0.5)
+    ('50.00 %', '0.5000')
+    """
+    return share(value) if measure in SHARES else coefficient(value)
 
 
 def number(value: float | None, digits: int = 2) -> str:
@@ -57,10 +82,15 @@ def layers(candidate: Row) -> str:
     return NONE if candidate["layers"] is None else f"{candidate['int8_layers']}/{candidate['layers']}"
 
 
-def quality(candidate: Row) -> float | None:
-    """The score where there are labels, else the agreement with the original."""
-    value: float | None = candidate["agreement"] if candidate["score"] is None else candidate["score"]
-    return value
+def quality(candidate: Row) -> str:
+    """Of the column that decides."""
+    worst = candidate["quality"]
+    if worst is None:
+        return NONE
+    if worst["constant"]:
+        return "constant"
+    whole = candidate["score"] if worst["measure"] == ACCURACY and candidate["score"] is not None else worst["value"]
+    return level(worst["measure"], whole)
 
 
 def speed(report: Row, candidate: Row) -> str:
@@ -80,9 +110,24 @@ def by_name(report: Row, name: str) -> Row:
 def headline(report: Row) -> str:
     """What came out, in one sentence."""
     row = by_name(report, report["chosen"])
-    original, shipped = (quality(r) for r in (report["candidates"][0], row))
-    kept = "" if shipped is None else f", {report['metric']} {share(shipped)} (original {share(original)})"
-    return f"{report['chosen']}: {size(row['size_bytes'])}, {milliseconds(row['latency_ms'])} ms{kept}"
+    return f"{report['chosen']}: {size(row['size_bytes'])}, {milliseconds(row['latency_ms'])} ms{_kept(report, row)}"
+
+
+def _kept(report: Row, row: Row) -> str:
+    worst = row["quality"]
+    if not report["real_data"]:
+        return f", {number(row['sqnr_db'], 1)} dB on random inputs; what it keeps on real ones was not measured"
+    if worst is None:
+        return "; what it keeps is not known"
+    if worst["constant"]:
+        return "; every output is constant on these samples"
+    columns = sum(judged["n_columns"] for judged in report["judged"])
+    where = f" of {worst['of']}, the worst of {columns}" if worst["column"] is not None and columns > 1 else ""
+    if not where and len(report["judged"]) > 1:
+        where = f" of {worst['of']}"
+    value, original = (level(worst["measure"], worst[key]) for key in ("value", "original"))
+    against = f"original {original}" if worst["against"] == "labels" else "against the original"
+    return f", {worst['measure']} {value}{where} ({against})"
 
 
 CANDIDATE_COLUMNS = ("candidate", "size", "quality", "SQNR dB", "ms", "speed", "peak", "int8 layers")
@@ -94,7 +139,7 @@ def candidate_cells(report: Row, candidate: Row) -> list[str]:
     return [
         candidate["name"],
         size(candidate["size_bytes"]) if candidate["size_bytes"] else NONE,
-        share(quality(candidate)),
+        quality(candidate),
         number(candidate["sqnr_db"], 1),
         milliseconds(candidate["latency_ms"]),
         speed(report, candidate),
@@ -103,7 +148,7 @@ def candidate_cells(report: Row, candidate: Row) -> list[str]:
     ]
 
 
-CHECK_COLUMNS = ("verified", "against", "largest error", "relative", "SQNR dB", "agreement")
+CHECK_COLUMNS = ("verified", "against", "largest error", "relative", "SQNR dB", "worst column")
 
 
 def check_cells(check: Row) -> list[str]:
@@ -114,16 +159,47 @@ def check_cells(check: Row) -> list[str]:
         small(check["max_error"]),
         small(check["relative_error"]),
         number(check["sqnr_db"], 1),
-        share(check["agreement"]),
+        number(check["column_db"], 1),
     ]
 
 
 ROBUSTNESS_COLUMNS = ("corruption", "severity", "original", "bundle")
 
 
-def robustness_cells(row: Row) -> list[str]:
+def robustness_cells(report: Row, row: Row) -> list[str]:
     """One row of the table of corruptions, as `ROBUSTNESS_COLUMNS` says."""
-    return [row["corruption"], small(row["severity"]), share(row["scores"]["original"]), share(row["scores"]["bundle"])]
+    scores = (level(report["robustness_measure"], row["scores"][name]) for name in ("original", "bundle"))
+    return [row["corruption"], small(row["severity"]), *scores]
+
+
+CLASS_COLUMNS = ("class", "samples", "original right", "bundle right")
+
+
+def class_rows(report: Row) -> list[list[str]]:
+    """One row for each class that has samples, as `CLASS_COLUMNS` says."""
+    classes = report["classes"]
+    if classes is None:
+        return []
+    counts = zip(classes["names"], classes["samples"], classes["right_original"], classes["right"], strict=True)
+    return [
+        [name, str(samples), share(before / samples), share(after / samples)]
+        for name, samples, before, after in counts
+        if samples
+    ]
+
+
+JUDGED_COLUMNS = ("output", "judged as", "because", "columns", "worst", "value", "original")
+
+
+def judged_cells(judged: Row) -> list[str]:
+    """One row of the table of outputs, as `JUDGED_COLUMNS` says."""
+    worst = next((column for column in judged["columns"] if not column["constant"]), None)
+    constant = f", {judged['n_constant']} constant" if judged["n_constant"] else ""
+    values: tuple[str, ...] = ("", NONE, NONE)
+    if worst is not None:
+        both = (level(worst["measure"], worst[key]) for key in ("value", "original"))
+        values = (f"{worst['measure']} of {worst['of']}", *both)
+    return [judged["output"], judged["kind"], judged["because"], f"{judged['n_columns']}{constant}", *values]
 
 
 def facts(report: Row) -> list[tuple[str, str]]:
@@ -139,7 +215,8 @@ def facts(report: Row) -> list[tuple[str, str]]:
         ("trainable", ", ".join(report["trainable"]) or "nothing"),
         ("target", f"{report['target']}: {report['target_description']}"),
         ("measured on", f"{report['machine']}, {report['threads']} thread"),
-        ("data", f"{report['data']}; {report['metric']}"),
+        ("data", report["data"]),
+        ("judged as", "; ".join(f"{j['output']}: {j['kind']}, because {j['because']}" for j in report["judged"])),
         ("exported by", report["exporter"]),
     ]
     if report["learning"] is not None:

@@ -24,7 +24,7 @@ from converter.quantization.layers import has_convolutions, has_recurrent, quant
 from converter.quantization.saturation import layers_with_least_weight, multiplies_int8
 from converter.search.candidates import TIE, Bench, Candidate, Problem, build, compared
 from converter.search.static_int8 import StaticInt8
-from converter.verify.measure import Deviation
+from converter.verify.measure import ACCURACY, AGREEMENT, CORRELATION, SHARES, Quality
 from edge.contract.errors import ConversionError
 from edge.contract.profile import DeviceProfile
 from edge.inference.onnx_benchmark import Benchmark
@@ -76,9 +76,8 @@ class Found:
 class Search:
     """One search; see the module."""
 
-    def __init__(self, problem: Problem, original: Deviation, plan: ConversionPlan, stage: Stage) -> None:
+    def __init__(self, problem: Problem, plan: ConversionPlan, stage: Stage) -> None:
         self._problem = problem
-        self._original = original
         self._plan = plan
         self._stage = stage
         self._profile = plan.profile
@@ -129,6 +128,12 @@ class Search:
         wanted, backbone = self._plan.quantize, self._problem.backbone
         if wanted == "none":
             return
+        if (findings := self._problem.evaluation.findings) and not self._plan.force:
+            why = "; ".join(finding.text for finding in findings)
+            if wanted == "auto":
+                self._notes.append("nothing was quantized, because the data cannot show what it costs (--force does)")
+                return
+            raise ConversionError(f"--quantize {wanted} on these data needs --force: {why}")
         layers = quantizable_layers(backbone)
         if not layers and not has_recurrent(backbone):
             if wanted == "auto":
@@ -267,17 +272,13 @@ class Search:
         if not found.sqnr_db > float("-inf"):
             return "gives values that are not finite"
         if not evaluation.real:
-            if found.sqnr_db < MIN_RANDOM_SQNR_DB:
-                return f"reaches {found.sqnr_db:.1f} dB on random inputs, at least {MIN_RANDOM_SQNR_DB:.0f} dB expected"
+            reached = min(found.sqnr_db, found.column_db)
+            if reached < MIN_RANDOM_SQNR_DB:
+                return f"reaches {reached:.1f} dB on random inputs, at least {MIN_RANDOM_SQNR_DB:.0f} dB expected"
             return None
-        if found.score is not None and self._original.score is not None:
-            drop, what = 100 * (self._original.score - found.score), f"loses {{:.2f}} points of {evaluation.metric}"
-        elif evaluation.classes is not None:
-            drop, what = 100 * (1 - found.agreement), "disagrees on {:.2f} % of the samples"
-        else:
-            drop, what = 100 * (1 - found.agreement), "keeps {:.2f} points less than all of the outputs' variance"
-        if drop > self._plan.max_drop + 1e-9:
-            return f"{what.format(drop)}, at most {self._plan.max_drop} allowed (--max-drop)"
+        worst = found.worst
+        if worst.loss > self._plan.max_drop + 1e-9:
+            return f"{_lost(worst)}, at most {self._plan.max_drop} allowed (--max-drop)"
         return None
 
     def _judged(self, candidate: Candidate) -> Candidate:
@@ -313,13 +314,10 @@ class Search:
         reason = f"the fastest of {len(allowed)} candidates within {self._limits()}"
         if len(near) > 1:
             reason = f"the smallest of {len(near)} that are equally fast (within {TIE:.0%}), within {self._limits()}"
-        if chosen.scheme == "none" and len(candidates) > 1:
-            others = [c for c in allowed if c is not chosen]
-            reason = (
-                f"float is the fastest on this CPU within {self._limits()}; int8 would be slower here"
-                if others
-                else f"only float is within {self._limits()}"
-            )
+        if chosen.scheme == "none":
+            only = "nothing else was tried" if len(candidates) == 1 else f"only float is within {self._limits()}"
+            reason = f"float is the fastest on this CPU within {self._limits()}" if len(allowed) > 1 else only
+            reason += _of_int8(candidates, chosen)
         return chosen, reason
 
     def _by_rule(self, allowed: Sequence[Candidate]) -> tuple[Candidate, str]:
@@ -405,6 +403,37 @@ def _changed(backbone: onnx.ModelProto, scheme: str) -> bool:
         half = onnx.TensorProto.FLOAT16
         return any(tensor.data_type == half for tensor in backbone.graph.initializer)
     return True
+
+
+def _lost(worst: Quality) -> str:
+    """What the column that decides lost, in words."""
+    if worst.constant:
+        return f"changes {worst.name}, which is constant"
+    if worst.value is None:
+        return f"gives a {worst.name} that is not finite"
+    where = f" of {worst.name}" if worst.column is not None else ""
+    if worst.measure == AGREEMENT:
+        return f"disagrees on {worst.loss:.2f} % of the samples{where}"
+    if worst.measure in SHARES:
+        what = "points of accuracy" if worst.measure == ACCURACY else f"% of the {worst.output}: {worst.measure}"
+        return f"loses {worst.loss:.2f} {what}{where}"
+    unit = "of 100 points" if worst.measure != CORRELATION else "points"
+    return (
+        f"loses {worst.loss:.2f} {unit} of {worst.name}: {worst.measure} {worst.value:.4f}, "
+        f"the original {worst.original:.4f}"
+    )
+
+
+def _of_int8(candidates: Sequence[Candidate], floating: Candidate) -> str:
+    """What was found out about int8, where float is shipped: nothing but what was measured."""
+    tried = [c for c in candidates if c.scheme in ("int8", "dynamic")]
+    allowed = [c for c in tried if not c.why and c.timing is not None]
+    if allowed and floating.timing is not None:
+        fastest = min(c.timing.latency_ms for c in allowed if c.timing)
+        return "; int8 would be slower here" if fastest > floating.timing.latency_ms else "; int8 is no faster here"
+    if any(not c.failed for c in tried):
+        return "; int8 is too far from the original"
+    return "; int8 cannot be had" if tried else ""
 
 
 def measured_like_target(profile: DeviceProfile) -> bool:

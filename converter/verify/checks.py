@@ -16,8 +16,9 @@ from converter.graph.build import inferred_types
 from converter.program.attention import traceable
 from converter.program.programs import onnx_program, torch_program
 from converter.program.scratch import scratch_folder
-from converter.program.tensors import Arrays, Run, batch_size, select
+from converter.program.tensors import Array, Arrays, Run, batch_size, select
 from converter.verify.axes import MIN_FLOAT_SQNR_DB, FreeAxis, Probe, baked_axes
+from converter.verify.columns import compare, in_columns
 from converter.verify.measure import Deviation, Evaluation
 from edge.contract.bundle import Bundle, write_bundle
 from edge.contract.errors import BundleError, ConversionError
@@ -26,6 +27,10 @@ from edge.contract.manifest import Manifest
 from edge.inference.onnx_session import EXACT, OnnxSession
 from edge.inference.session import sqnr_db
 
+# Of one column, about its mean: a difference of large numbers keeps fewer digits than they have.
+_MIN_COLUMN_DB = 40.0
+_ROUNDING = 1e-6
+_SMALLEST = 1e-30
 _TORCHSCRIPT_SAMPLES = 16
 _ONE_BY_ONE = 4
 
@@ -83,6 +88,23 @@ def _compare(what: str, evaluation: Evaluation, wanted: Arrays, found: Arrays, h
                 f"{what} gives another {spec.name} than the model{how}: {ratio:.1f} dB, at least "
                 f"{MIN_FLOAT_SQNR_DB:.0f} dB expected"
             )
+        _compare_columns(what, spec.name, one, other, evaluation.kinds[spec.name].axis, how)
+
+
+def _compare_columns(what: str, name: str, wanted: Array, found: Array, axis: int | None, how: str) -> None:
+    """Each column on its own scale: one of small numbers weighs nothing beside one of large."""
+    columns = compare(wanted, found, axis)
+    size = np.abs(in_columns(wanted, axis)).max(axis=0, initial=0.0).astype(np.float64)
+    near = columns.kept | ~columns.constant
+    if len(wanted) > 1:  # of one sample a column has no spread
+        rounding = columns.error <= _ROUNDING * np.maximum(size, _SMALLEST)
+        near &= columns.constant | (columns.noise_db >= _MIN_COLUMN_DB) | rounding
+    if not near.all():
+        worst = int(np.flatnonzero(~near)[0])
+        raise ConversionError(
+            f"{what} gives another {name}[{worst}] than the model{how}: {columns.noise_db[worst]:.1f} dB about its "
+            f"mean, at least {_MIN_COLUMN_DB:.0f} dB expected"
+        )
 
 
 def first_diverging_layer(model: nn.Module, exported: onnx.ModelProto, evaluation: Evaluation) -> str | None:

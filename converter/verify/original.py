@@ -11,6 +11,7 @@ import onnx
 import torch
 from torch import nn
 
+from converter.data.holdout import LEAST_SAMPLES, different, halves
 from converter.data.samples import Samples, SampleStream
 from converter.data.stream import open_samples
 from converter.data.streams import open_remembered
@@ -21,7 +22,7 @@ from converter.load.inputs import Given, check_can_be_made_up, samples_given
 from converter.load.load import load_source
 from converter.load.source import Source
 from converter.load.states import find_states, may_be_states
-from converter.plan import ConversionPlan
+from converter.plan import CLASSES, YES_OR_NO, ConversionPlan
 from converter.program.programs import (
     onnx_file_program,
     onnx_program,
@@ -30,9 +31,21 @@ from converter.program.programs import (
     outputs,
     torch_program,
 )
-from converter.program.tensors import Array, Arrays, Run, batch_size, select
+from converter.program.tensors import Arrays, Run, batch_size, select
 from converter.verify.axes import FreeAxis, Probe, free_axes
-from converter.verify.measure import Evaluation, classifying_output
+from converter.verify.columns import compare, in_columns
+from converter.verify.evidence import (
+    CONSTANT,
+    FEW,
+    REPEATED,
+    ZERO,
+    Finding,
+    chance_of_classes,
+    chance_of_targets,
+)
+from converter.verify.kinds import check_labels, endings_of, kinds_of
+from converter.verify.measure import Evaluation, chosen, like
+from converter.verify.training_range import out_of_range
 from edge.contract.errors import ConfigError, ConversionError
 from edge.contract.manifest import StatePair
 from edge.contract.tensorspec import BATCH, DTYPES, TensorSpec, axis_name
@@ -40,6 +53,7 @@ from edge.inference.streams import zeros
 
 EVALUATION_SAMPLES = 2000
 CALIBRATION_SAMPLES = 512
+_LEAST_MEASURED = LEAST_SAMPLES // 2
 RANDOM_SAMPLES = 256
 # Samples in memory; a stream may be as long as it likes.
 MAX_BYTES = 96 << 20
@@ -48,6 +62,7 @@ _MACS = 200_000_000_000
 _LEAST_SAMPLES = 256
 _FREE_SIZE = 64
 _CARRIED_SAMPLES = 4
+_RANGE_SAMPLES = 64
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True)
@@ -69,6 +84,8 @@ class Original:
         origin: Where they come from, "" when they are random.
         class_names: Of the data, or of the checkpoint, or None.
         states: What of the outputs the next sample takes.
+        findings: Why the samples cannot carry a claim, as far as they alone tell.
+        notes: What was done with them, for the report.
     """
 
     source: Source
@@ -85,6 +102,8 @@ class Original:
     origin: str
     class_names: tuple[str, ...] | None
     states: tuple[StatePair, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def data(self) -> str:
@@ -167,46 +186,54 @@ class Original:
             outputs=output_specs(self.run, inputs, self.example, {axis.name: axis.other for axis in axes}),
         )
 
-    def evaluation(self) -> Evaluation:
+    def evaluation(self, exported: onnx.ModelProto, said: Mapping[str, str]) -> Evaluation:
         """What to compare programs on.
+
+        Args:
+            exported: The model as a graph, whose end says what an output is.
+            said: What the user said outputs are.
 
         Raises:
             ConversionError: The model's own outputs are not finite.
-            ConfigError: Labels and outputs do not belong together.
+            ConfigError: Labels and outputs do not belong together, or what the user said is none of them.
         """
-        y = self.samples.y
-        classes = None if y is not None and y.dtype.kind == "f" else classifying_output(self.outputs)
-        if y is not None and y.dtype.kind != "f" and classes is None:
-            classes = next((s.name for s in self.outputs if classifying_output([s])), None)
-            if classes is None:
-                raise ConfigError("the data have class numbers as y, but no output has one value for each class")
         reference = outputs(self.run, self.samples.x, self.inputs, self.outputs)
         for spec in self.outputs:
             if self.source.carried:  # as it is: a mask may be infinite
                 break
             if spec.dtype.startswith("float") and not np.isfinite(reference[spec.name]).all():
                 raise ConversionError(f"the model gives a {spec.name} that is not finite on {self.data}")
+        y = self.samples.y
+        kinds = kinds_of(
+            self.outputs, reference, y, said=said, class_names=self.class_names, endings=endings_of(exported)
+        )
         found = Evaluation(
             samples=self.samples,
             real=self.real,
             inputs=self.inputs,
             outputs=self.outputs,
             reference=reference,
-            classes=None,
+            kinds=kinds,
         )
-        return found if classes is None else self.with_classes(found, classes)
+        labels = None if self.calibration is None else self.calibration.y
+        if found.classes is not None and labels is not None and labels.dtype.kind in "iu":
+            check_labels(labels, reference[found.classes].shape[1])
+        return found
 
-    def with_classes(self, evaluation: Evaluation, output: str) -> Evaluation:
-        """The same comparison, where one output is known to have one logit for each class.
-
-        Raises:
-            ConfigError: There are labels that it has no logit for.
-        """
-        n_classes = evaluation.reference[output].shape[1]
-        for labels in (self.samples.y, None if self.calibration is None else self.calibration.y):
-            if labels is not None and labels.dtype.kind in "iu":
-                _check_labels(labels, n_classes)
-        return replace(evaluation, classes=output)
+    def examined(self, evaluation: Evaluation) -> Evaluation:
+        """The same comparison with everything that is wrong with its samples."""
+        if not self.real:
+            return evaluation
+        found: list[Finding | None] = [*self.findings, _chance(evaluation)]
+        if not self.findings and all(q.constant for q in evaluation.deviation(evaluation.reference).qualities):
+            text = "every output has the same value for all samples: what is measured on them says nothing"
+            found.append(Finding(what=CONSTANT, text=text))
+        few = select(self.samples.x, self.inputs, slice(0, _RANGE_SAMPLES))
+        model = self.source.model
+        behind = with_preprocessing(model, self) if isinstance(model, onnx.ModelProto) else self.module
+        assert behind is not None
+        found.append(out_of_range(behind, self.inputs, few))
+        return replace(evaluation, findings=tuple(finding for finding in found if finding is not None))
 
 
 class _Behind(nn.Module):
@@ -221,12 +248,24 @@ class _Behind(nn.Module):
         return self.model(self.preprocessing(inputs[0]), *inputs[1:])
 
 
-def _check_labels(labels: Array, n_classes: int) -> None:
-    if not (labels.min() >= 0 and labels.max() < n_classes):
-        raise ConfigError(
-            f"labels from {labels.min()} to {labels.max()}, but the model has {n_classes} outputs: "
-            f"expected 0 to {n_classes - 1}"
-        )
+def _chance(evaluation: Evaluation) -> Finding | None:
+    """Whether the original gets the labels by chance."""
+    y = evaluation.samples.y
+    spec = next((s for s in evaluation.outputs if evaluation.kinds[s.name].labelled), None)
+    if y is None or spec is None:
+        return None
+    judged, wanted = evaluation.kinds[spec.name], evaluation.reference[spec.name]
+    if judged.kind == CLASSES:
+        return chance_of_classes(y.reshape(-1), chosen(wanted, judged).reshape(-1))
+    targets = like(y, wanted, spec)
+    if judged.kind == YES_OR_NO:
+        columns = zip(in_columns(targets, judged.axis).T, in_columns(wanted, judged.axis).T, strict=True)
+        each = [chance_of_classes(true > 0.5, given > judged.threshold) for true, given in columns]
+        return each[0] if all(each) else None
+    found = compare(targets, wanted, judged.axis)
+    known = np.flatnonzero(~found.constant)
+    names = [f"{spec.name}[{i}]" if len(found.r2) > 1 else spec.name for i in known]
+    return chance_of_targets(found.r2[known], names, len(y))
 
 
 def load_original(plan: ConversionPlan, carried: str = "") -> Original:
@@ -262,14 +301,13 @@ def load_original(plan: ConversionPlan, carried: str = "") -> Original:
         stream = open_remembered(plan.calibration, "--calibrate", inputs, states, run)
     elif source.samples is not None:
         stream = InMemory(source.samples, "the checkpoint's calibration data", inputs)
-    calibration = None
-    if stream is not None:
-        calibration = subset(stream, inputs, max_samples=CALIBRATION_SAMPLES, max_bytes=MAX_BYTES)
     measured = stream
     if plan.evaluation is not None:
         measured = open_remembered(plan.evaluation, "--evaluate", inputs, states, run)
+    data = None
     if measured is not None:
-        samples = subset(measured, inputs, max_samples=EVALUATION_SAMPLES, max_bytes=MAX_BYTES)
+        data = _divided(stream, measured if plan.evaluation is not None else None, inputs)
+        samples = data.samples
     elif source.fill is not None:
         samples = Samples(source.fill.draw(_CARRIED_SAMPLES * (source.batch or 1)), None)
     else:
@@ -289,14 +327,86 @@ def load_original(plan: ConversionPlan, carried: str = "") -> Original:
         outputs=specs,
         run=run,
         stream=stream,
-        calibration=calibration,
+        calibration=None if data is None else data.calibration,
         samples=samples,
-        real=measured is not None,
-        origin="" if measured is None else measured.origin,
+        real=data is not None,
+        origin="" if data is None else data.origin,
         class_names=names,
         states=states,
+        findings=() if data is None else data.findings,
+        notes=() if data is None else data.notes,
     )
     return original.with_fixed({axis: f"the model takes no other size of {axis}" for axis in only}, plan)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
+class _Data:
+    """Samples to calibrate on and to measure on, and what is to be said of them."""
+
+    calibration: Samples | None
+    samples: Samples
+    origin: str
+    findings: tuple[Finding, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def _divided(stream: SampleStream | None, evaluation: SampleStream | None, inputs: tuple[TensorSpec, ...]) -> _Data:
+    """What to calibrate on, and what to measure on: other samples where there are enough."""
+    notes: list[str] = []
+    pool = None if stream is None else subset(
+        stream, inputs, max_samples=CALIBRATION_SAMPLES + (EVALUATION_SAMPLES if evaluation is None else 0),
+        max_bytes=MAX_BYTES * (2 if evaluation is None else 1),
+    )  # fmt: skip
+    if evaluation is not None:
+        given = subset(evaluation, inputs, max_samples=EVALUATION_SAMPLES, max_bytes=MAX_BYTES)
+        others = different(given, inputs, without=pool)
+        before, after = batch_size(given.x, inputs), batch_size(others.x, inputs)
+        if after < before:
+            notes.append(
+                f"{before - after} of {before} samples of --evaluate are repeated or among those to calibrate on, and "
+                f"were left out"
+            )
+        if after or pool is None:
+            text = (
+                f"{after} samples to measure on, of {_LEAST_MEASURED} at least: what quantization costs cannot be known"
+            )
+            findings = () if after >= _LEAST_MEASURED else (Finding(what=FEW, text=text),)
+            return _Data(
+                calibration=pool, samples=others, origin=evaluation.origin, findings=findings, notes=tuple(notes)
+            )
+    assert pool is not None
+    assert stream is not None
+    count, once = batch_size(pool.x, inputs), different(pool, inputs)
+    n_different = batch_size(once.x, inputs)
+    findings_ = []
+    if all(not np.any(pool.x[spec.name]) for spec in inputs):
+        findings_.append(Finding(what=ZERO, text=f"all samples of {stream.origin} are zero"))
+    elif n_different < count and n_different < LEAST_SAMPLES:
+        text = f"of {count} samples of {stream.origin} {n_different} {'is' if n_different == 1 else 'are'} different"
+        findings_.append(Finding(what=REPEATED, text=text))
+    if n_different < LEAST_SAMPLES:
+        findings_.append(_few(n_different))
+        return _Data(
+            calibration=once, samples=once, origin=stream.origin, findings=tuple(findings_), notes=tuple(notes)
+        )
+    if n_different < count:
+        notes.append(f"{count - n_different} of {count} samples of {stream.origin} are repeated and count once")
+    split = halves(once, inputs, most_calibration=CALIBRATION_SAMPLES)
+    return _Data(
+        calibration=split.calibration,
+        samples=split.measured,
+        origin=f"{stream.origin}, held out of {n_different}",
+        findings=tuple(findings_),
+        notes=tuple(notes),
+    )
+
+
+def _few(count: int) -> Finding:
+    return Finding(
+        what=FEW,
+        text=f"{count} different sample{'' if count == 1 else 's'}: {LEAST_SAMPLES} are the least to calibrate on one "
+        f"half and to measure on the other, so what quantization costs cannot be known",
+    )
 
 
 def _first(plan: ConversionPlan, inputs: tuple[TensorSpec, ...], count: int) -> Arrays | None:

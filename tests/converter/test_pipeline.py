@@ -186,10 +186,14 @@ def test_layers_that_int8_ruins_are_left_in_float_and_only_those(tmp_path: Path)
 
 def test_a_network_that_int8_ruins_is_refused_under_int8(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(12, 64), nn.Tanh(), nn.Linear(64, 64), nn.Linear(64, 4)).eval()
-    with torch.no_grad():  # one huge input weight makes the others vanish in a scale for the whole matrix
+    x = torch.randn(300, 12)
+    x[:, 0] *= 1e-4
+    with torch.no_grad():  # one huge input weight makes the others vanish in their scale; its input is small
         model[0].weight[:, 0] = 1e4
-        model[2].weight[:, 0] = 1e4
-    source = save(model, tmp_path / "hard.pth", (12,), calibrated=300)
+        model[3].bias -= model(x).mean(dim=0)
+        labels = model(x).argmax(dim=1)
+    source = tmp_path / "hard.pth"
+    converter.save_checkpoint(model, source, example_input=x[:1], class_names=list("abcd"), calibration=(x, labels))
     source.with_suffix(".edge").write_bytes(b"an older bundle")
     before, folders = snapshot(tmp_path), temporary_folders()
     with pytest.raises(ConversionError, match=r"too far from the original: .*(loses|dB).*Nothing was written"):
@@ -315,17 +319,19 @@ def test_a_head_with_a_hidden_layer_gets_statistics_of_what_its_first_and_its_la
 
 
 @pytest.mark.parametrize(
-    ("targets", "loss", "is_regression"),
-    [
-        (torch.randn(120, 3), "mean-squared-error", True),
-        ((torch.randn(120, 3) > 0).float(), "binary-cross-entropy", False),
-    ],
+    ("loss", "is_regression"),
+    [("mean-squared-error", True), ("binary-cross-entropy", False)],
     ids=["quantities", "yes-or-no"],
 )
-def test_float_targets_choose_the_loss(tmp_path: Path, targets: torch.Tensor, loss: str, is_regression: bool) -> None:
+def test_float_targets_choose_the_loss(tmp_path: Path, loss: str, is_regression: bool) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
     x = torch.randn(120, 12)
+    with torch.no_grad():
+        logits = model(x)
+        targets = logits - logits.mean(dim=0) + 0.1 * torch.randn(120, 3)
+        model[2].bias -= logits.mean(dim=0)
+    targets = targets if is_regression else (targets > 0).float()
     source = tmp_path / "m.pth"
     converter.save_checkpoint(model, source, example_input=x[:1], calibration=(x, targets))
     convert(plan(source, max_drop=100.0, training=TrainingRecipe(optimizer="adam", clip_norm=1.0)))
