@@ -19,6 +19,7 @@ from converter.program.programs import onnx_program
 from converter.program.tensors import Array, Arrays
 from converter.verify.evidence import RANGE, Finding
 from edge.contract.errors import ConversionError
+from edge.contract.foreign import foreign
 from edge.contract.tensorspec import TensorSpec
 
 # Standard deviations that inputs lie from the mean of training, in the channel between: 1 in training itself.
@@ -119,14 +120,14 @@ _OPERATOR = ("input", "weight", "bias", "running_mean", "running_var")
 def _in_torch(module: nn.Module, few: Sequence[Array]) -> _Seen | None:
     tensors = [torch.from_numpy(np.require(array, requirements=["C", "W"])) for array in few]
     try:
-        # TorchScript does not call Python: its operators do when they are run one by one.
-        program = _replayed(module) if isinstance(module, torch.jit.ScriptModule) else module
-        with torch.no_grad(), _First() as first:
+        with foreign("the model does not run watched", ConversionError), torch.no_grad(), _First() as first:
+            # TorchScript does not call Python: its operators do when they are run one by one.
+            program = _replayed(module) if isinstance(module, torch.jit.ScriptModule) else module
             if isinstance(program, fx.GraphModule):
                 _Watched(program, first).run(*tensors)
             else:
                 program(*tensors)
-    except Exception:  # noqa: BLE001 - branches in TorchScript, or a model that minds being watched: then nothing is known
+    except ConversionError:  # branches in TorchScript, or a model that minds being watched: then nothing is known
         return None
     seen: _Seen | None = first.seen
     return seen
