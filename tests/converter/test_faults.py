@@ -127,7 +127,19 @@ def test_every_stage_and_every_piece_of_foreign_code_may_fail(tmp_path: Path) ->
     (folder / "m.edge").write_bytes(b"an older bundle")
     before = snapshot(folder)
     done = subprocess.run(
-        [sys.executable, "-c", DRIVER, "m.pth", "--arch", "net.py:make", "--max-drop", "100", "-o", "m.edge"],
+        [
+            sys.executable,
+            "-c",
+            DRIVER,
+            "m.pth",
+            "--arch",
+            "net.py:make",
+            "--max-drop",
+            "100",
+            "--torchscript",
+            "-o",
+            "m.edge",
+        ],
         cwd=folder,
         env=environment(folder) | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
         capture_output=True,
