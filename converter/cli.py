@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
-from converter.plan import CALIBRATION_METHODS, FORMATS, KINDS, QUANTIZE, ConversionPlan, InputOption
+from converter.plan import CALIBRATION_METHODS, FORMATS, KINDS, QUANTIZE, Constant, ConversionPlan, InputOption
 from edge import __version__
 from edge.contract.errors import ConfigError, EdgeError, Stopped, run_to_exit
 from edge.contract.recipe import LOSSES, OPTIMIZERS, TrainingRecipe
@@ -111,16 +111,33 @@ def _outputs(
     return (paths[0] if paths else None), kinds
 
 
+def _constants(_context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, Constant]:
+    found = {}
+    for value in values:
+        name, equals, text = value.partition("=")
+        rest, colon, dtype = text.rpartition(":")
+        if not colon or dtype not in DTYPES:
+            rest, dtype = text, ""
+        if not name or not equals or not rest:
+            raise click.BadParameter(f"{value!r}: expected NAME=VALUE[:TYPE], e.g. rate=16000")
+        found[name] = Constant(value=_literal(rest), dtype=dtype or None)
+    return found
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # what literal_eval documents
+        return text
+
+
 def _arguments(_context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
     arguments = {}
     for value in values:
         key, equals, text = value.partition("=")
         if not equals or not key.isidentifier():
             raise click.BadParameter(f"{value!r}: expected key=value")
-        try:
-            arguments[key] = ast.literal_eval(text)
-        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # what literal_eval documents
-            arguments[key] = text
+        arguments[key] = _literal(text)
     return arguments
 
 
@@ -168,7 +185,9 @@ def _beside(context: click.Context, _parameter: click.Parameter, model: Path) ->
 @click.option("--allow-missing", is_flag=True, help="Buffers may be missing in the file; parameters never.")
 @click.option("--input-shape", callback=_shape, help="Of the only input, without the batch axis, e.g. 3,224,224.")
 @click.option("--input", "inputs", multiple=True, callback=_inputs, metavar="NAME=AXES[:TYPE]",
-              help="An input with its axes, e.g. tokens=batch,128:int64 or state=2,batch,64; repeatable.")  # fmt: skip
+              help="Axes of an input, e.g. tokens=batch,128:int64, x=batch,3,width@320%32; repeatable.")  # fmt: skip
+@click.option("--constant", "constants", multiple=True, callback=_constants, metavar="NAME=VALUE[:TYPE]",
+              help="An input that is always the same: a part of the graph, e.g. rate=16000.")  # fmt: skip
 @click.option("--state", "states", multiple=True, callback=_states, metavar="INPUT=OUTPUT",
               help="An output that is an input of the next sample; repeatable; or none.  [default: found]")  # fmt: skip
 @click.option("--answer", help="The output that is for people.  [default: found]")
@@ -231,6 +250,7 @@ def convert_command(
     inputs: tuple[InputOption, ...],
     states: tuple[tuple[str, str], ...] | None,
     answer: str | None,
+    constants: dict[str, Constant],
     class_names: str | None,
     preprocess: str | None,
     trainable: str,
@@ -287,6 +307,7 @@ def convert_command(
         allow_unexpected=allow_unexpected,
         allow_missing=allow_missing,
         inputs=(input_shape,) if input_shape is not None else inputs,
+        constants=constants,
         class_names=tuple(name.strip() for name in class_names.split(",")) if class_names else None,
         preprocess=preprocess,
         trainable=trainable,

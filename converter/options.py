@@ -27,6 +27,7 @@ _PARAMETERS = {
     "input": "inputs",
     "state": "states",
     "answer": "answer",
+    "constant": "constants",
     "class-names": "class_names",
     "preprocess": "preprocess",
     "trainable": "trainable",
@@ -73,6 +74,7 @@ _TEMPLATE = """\
 # input = ["tokens=batch,128:int64", "state=2,batch,64"]
 # state = ["state=stateN"]             # that output is that input of the next sample; found where names are plain
 # answer = "scores"                    # the output that is for people
+# constant = ["rate=16000"]            # inputs that are always the same
 
 # class-names = ["cat", "dog"]
 # preprocess = "image:mean=0.485|0.456|0.406,std=0.229|0.224|0.225,size=480x640"  # of the raw image
@@ -140,7 +142,11 @@ def _value(path: Path, key: str, value: Any) -> Any:
     """As the command line would give it."""
     if key == "arch-arg" and isinstance(value, dict):
         return [f"{name}={item!r}" if not isinstance(item, str) else f"{name}={item}" for name, item in value.items()]
-    if key in ("input", "state") and isinstance(value, list) and all(isinstance(item, str) for item in value):
+    if (
+        key in ("input", "constant", "state")
+        and isinstance(value, list)
+        and all(isinstance(item, str) for item in value)
+    ):
         return value
     if key in ("input-shape", "class-names") and isinstance(value, list):
         return ",".join(map(str, value))

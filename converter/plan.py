@@ -39,6 +39,19 @@ class InputOption:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Constant:
+    """One ``--constant NAME=VALUE[:TYPE]``.
+
+    Attributes:
+        value: A Python literal.
+        dtype: numpy name of the tensor that it is to be, or None for what the model takes.
+    """
+
+    value: Any
+    dtype: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ConversionPlan:
     """Options of one conversion.
 
@@ -53,6 +66,7 @@ class ConversionPlan:
         allow_unexpected: Leave out weights that the model does not have.
         allow_missing: Take what the model makes itself for buffers that the file does not have; never for parameters.
         inputs: What the user said about the inputs; empty to take it from the file or to infer it.
+        constants: Arguments of the model that are always the same, by name; they become part of the graph.
         class_names: None to take them from the checkpoint or the data, or to number them.
         preprocess: What becomes part of the graph, see `converter.export.preprocessing`, or None.
         trainable: ``last:K``, names with wildcards separated by commas, ``none``, or ``auto``: ``last:1`` where that
@@ -86,6 +100,7 @@ class ConversionPlan:
     allow_unexpected: bool = False
     allow_missing: bool = False
     inputs: tuple[InputOption, ...] = ()
+    constants: Mapping[str, Constant] = field(default_factory=dict)
     class_names: tuple[str, ...] | None = None
     preprocess: str | None = None
     trainable: str = "auto"

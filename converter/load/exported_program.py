@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from converter.load.constants import bound
 from converter.load.inputs import BATCH_FREED, Given, with_free_batch
 from converter.program.programs import torch_program
 from edge.contract.errors import ConversionError
@@ -82,14 +83,15 @@ def read_exported_program(path: Path, given: Given) -> ExportedProgram:
     with foreign(failed, ConversionError), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.export.load(path)
-        module = program.module(check_guards=False)
+        module: nn.Module = program.module(check_guards=False)
     for name in ("train", "eval"):  # what was exported has one mode; exporters set it all the same
         module.__dict__.pop(name, None)
     for key, hook in list(module._forward_pre_hooks.items()):  # it fixes sizes that the graph may not depend on
         if getattr(hook, "__name__", "") == "_check_input_constraints_pre_hook":
             del module._forward_pre_hooks[key]
     values = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
-    names = program.graph_signature.user_inputs
+    constants = given.plan.constants
+    names = [name for name in program.graph_signature.user_inputs if name not in constants]
     specs = []
     for name in names:
         value = values.get(str(name))
@@ -101,6 +103,7 @@ def read_exported_program(path: Path, given: Given) -> ExportedProgram:
             for i, size in enumerate(value.shape)
         )
         specs.append(TensorSpec(name="input" if only else str(name), dtype=str(value.dtype)[6:], shape=shape))
+    module = bound(module, [str(name) for name in names], constants)
     inputs = given.stated(specs, "the exported program")
     notes: tuple[str, ...] = ()
     if not any(BATCH in spec.shape for spec in specs):

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import onnx
 import torch
 from torch import nn
 
 from converter.data.peek import peek_shapes
+from converter.load.constants import bound, parameters_of
 from converter.plan import ConversionPlan, InputOption
 from converter.program.programs import resized, torch_program
 from converter.program.tensors import Array, Arrays, Run
@@ -46,11 +47,13 @@ class Inputs:
         specs: Names, types and axes, in order.
         example: One sample.
         note: Where this comes from.
+        model: The model, which has the constants in it.
     """
 
     specs: tuple[TensorSpec, ...]
     example: Arrays
     note: str
+    model: nn.Module | onnx.ModelProto
 
 
 def samples_given(plan: ConversionPlan) -> Iterator[tuple[str, str]]:
@@ -159,10 +162,12 @@ def _option(specs: Sequence[TensorSpec], axis: str) -> str:
     return f"{spec.name}={','.join(f'{a}@SIZE' if a == axis else str(a) for a in spec.shape)}"
 
 
-def stated(specs: tuple[TensorSpec, ...], given: Given, where: str, run: Run | None = None) -> Inputs:
+def stated(
+    model: nn.Module | onnx.ModelProto, specs: tuple[TensorSpec, ...], given: Given, where: str, run: Run
+) -> Inputs:
     """Inputs that a file states, see `Given.stated`, which were merged already, and an example that `run` takes."""
-    described = ", ".join(map(_describe, specs))
-    return Inputs(specs=specs, example=given.example(specs, run), note=f"input {described} from {where}")
+    note = f"input {', '.join(map(_describe, specs))} from {where}"
+    return Inputs(specs=specs, example=given.example(specs, run), note=note, model=model)
 
 
 def with_free_batch(
@@ -210,19 +215,22 @@ def determine_inputs(model: nn.Module, given: Given) -> Inputs:
         ConfigError: What the user stated cannot be made.
         ConversionError: They do not follow from the model; the message says what to give.
     """
-    names, options = _parameter_names(model), given.plan.inputs
+    parameters, most = parameters_of(model)
+    open_ = [parameter for parameter in parameters if parameter.name not in given.plan.constants]
+    names, options = [parameter.name for parameter in open_ if not parameter.optional], given.plan.inputs
     if options:
         specs = tuple(
             TensorSpec(name=option.name or "input", dtype=option.dtype or "float32", shape=option.shape)
             for option in options
         )
-        if options[0].name and names and len(specs) != len(names) and len(specs) > _most(model):
+        if options[0].name and names and len(specs) != len(names) and len(specs) > most - len(given.plan.constants):
             raise ConfigError(f"--input: {len(specs)} inputs given, but forward takes {', '.join(names)}")
         return _tried(model, specs, given, "as given")
     for option, value in given.files():
         shapes = peek_shapes(value)
-        if len(names) > 1 and set(names) <= set(shapes):
-            specs = _as_in_file({name: shapes[name] for name in names})
+        named = [p.name for p in open_ if p.name in shapes]
+        if set(names) <= set(named) and len(named) > 1:
+            specs = _as_in_file({name: shapes[name] for name in named})
         elif len(names) <= 1 and set(shapes) - {"y"} == {"x"}:
             shape, dtype = shapes["x"]
             tokens = dtype.startswith("int") and (_first_layer(model) or ("", model, ""))[2] == "Embedding"
@@ -240,8 +248,12 @@ def determine_inputs(model: nn.Module, given: Given) -> Inputs:
 
 
 def _tried(model: nn.Module, specs: tuple[TensorSpec, ...], given: Given, note: str) -> Inputs:
+    constants = given.plan.constants
+    model = bound(model, [spec.name for spec in specs], constants)
     example = given.example(specs, torch_program(model, specs))
-    return Inputs(specs=specs, example=example, note=f"input {', '.join(map(_describe, specs))} {note}")
+    always = "".join(f", {name} always {constant.value}" for name, constant in constants.items())
+    note = f"input {', '.join(map(_describe, specs))} {note}{always}"
+    return Inputs(specs=specs, example=example, note=note, model=model)
 
 
 def _as_in_file(arrays: Mapping[str, tuple[tuple[int, ...], str]]) -> tuple[TensorSpec, ...]:
@@ -309,6 +321,7 @@ def _inferred(model: nn.Module, given: Given) -> Inputs:
         where += how
     if spec is None:
         raise ConversionError(f"the input shape does not follow from the first layer ({name or kind}, {kind}); {_ASK}")
+    model = bound(model, [spec.name], given.plan.constants)
     run = torch_program(model, (spec,))
     example = given.example((spec,), run)
     try:
@@ -318,7 +331,7 @@ def _inferred(model: nn.Module, given: Given) -> Inputs:
             f"the model does not run on {_describe(spec)}, which its first layer, {name or kind}, suggests "
             f"({reason(exc.__cause__ or exc)}); {_ASK}"
         ) from exc
-    return Inputs(specs=(spec,), example=example, note=f"input {_describe(spec)} {where}")
+    return Inputs(specs=(spec,), example=example, note=f"input {_describe(spec)} {where}", model=model)
 
 
 def _first_layer(model: nn.Module) -> tuple[str, nn.Module, str] | None:
@@ -362,31 +375,6 @@ def _first_two(fits: Callable[[int], bool], sizes: Sequence[int]) -> list[int]:
             if len(found) == 2:
                 break
     return found
-
-
-def _parameter_names(model: nn.Module) -> list[str]:
-    """Names of the inputs that the model needs; none when its signature does not say."""
-    if isinstance(model, torch.jit.ScriptModule):
-        arguments = model.forward.schema.arguments[1:]  # type: ignore[attr-defined]
-        return [argument.name for argument in arguments if not argument.has_default_value()]
-    try:
-        parameters = inspect.signature(model.forward).parameters.values()
-    except (TypeError, ValueError):
-        return []
-    return [p.name for p in parameters if p.kind == p.POSITIONAL_OR_KEYWORD and p.default is p.empty]
-
-
-def _most(model: nn.Module) -> float:
-    """The largest number of inputs that the model takes."""
-    if isinstance(model, torch.jit.ScriptModule):
-        return len(model.forward.schema.arguments) - 1  # type: ignore[attr-defined]
-    try:
-        parameters = inspect.signature(model.forward).parameters.values()
-    except (TypeError, ValueError):
-        return math.inf
-    if any(p.kind == p.VAR_POSITIONAL for p in parameters):
-        return math.inf
-    return sum(p.kind == p.POSITIONAL_OR_KEYWORD for p in parameters)
 
 
 def _spec(shape: tuple[int | str, ...], dtype: str = "float32") -> TensorSpec:

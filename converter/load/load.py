@@ -13,6 +13,7 @@ from torch import nn
 from converter.data.fit import Fitter
 from converter.load.architecture import build_model
 from converter.load.checkpoint_file import is_checkpoint, read_checkpoint
+from converter.load.constants import bound
 from converter.load.contents import ArraysBeside, arrays_beside
 from converter.load.exported_program import is_exported_program, read_exported_program
 from converter.load.files import beginning, check_whole_model, checked_members
@@ -52,12 +53,13 @@ def load_source(given: Given, carried: str = "") -> Source:
     if is_exported_program(members):
         _refuse_arch(plan, "a torch.export program is a whole model")
         program = read_exported_program(path, given)
-        inputs = stated(program.inputs, given, "the exported program", torch_program(program.module, program.inputs))
-        return _whole(program.module, "torch.export", inputs, plan, program.notes)
+        run = torch_program(program.module, program.inputs)
+        inputs = stated(program.module, program.inputs, given, "the exported program", run)
+        return _whole("torch.export", inputs, plan, program.notes)
     if any(name.endswith("/constants.pkl") for name in members):
         _refuse_arch(plan, "the file is TorchScript, which is a whole model")
         script = read_torchscript(path, str(path))
-        return _whole(script, "TorchScript", determine_inputs(script, given), plan)
+        return _whole("TorchScript", determine_inputs(script, given), plan)
     if is_safetensors(begins, path.stat().st_size):
         return _from_weights(read_safetensors(path), "safetensors", given)
     if is_onnx(path):
@@ -66,13 +68,14 @@ def load_source(given: Given, carried: str = "") -> Source:
         _refuse_arch(plan, "ONNX is a whole model")
         if not carried:
             graph = read_onnx(path, given)
-            inputs = stated(graph.inputs, given, "the file", onnx_program(graph.model, "the model"))
-            return _whole(graph.model, "ONNX", inputs, plan, graph.notes)
+            inputs = stated(graph.model, graph.inputs, given, "the file", onnx_program(graph.model, "the model"))
+            return _whole("ONNX", inputs, plan, graph.notes)
         graph = carry_onnx(path, given)
         described = ", ".join(f"{spec.name} {spec.describe()} {spec.dtype}" for spec in graph.inputs) or "none"
         assert graph.fill is not None
-        inputs = Inputs(specs=graph.inputs, example=graph.fill.draw(), note=f"inputs {described} from the file")
-        found = _whole(graph.model, "ONNX", inputs, plan, (f"carried as it is: {carried}", *graph.notes))
+        note = f"inputs {described} from the file"
+        inputs = Inputs(specs=graph.inputs, example=graph.fill.draw(), note=note, model=graph.model)
+        found = _whole("ONNX", inputs, plan, (f"carried as it is: {carried}", *graph.notes))
         return replace(found, carried=carried, batch=graph.batch, fill=graph.fill)
     return _from_torch(given)
 
@@ -89,10 +92,13 @@ def _from_torch(given: Given) -> Source:
     if is_checkpoint(document):
         _refuse_arch(plan, "the checkpoint says what it is")
         held = read_checkpoint(document, str(plan.source))
-        inputs = given.stated(held.inputs, "the checkpoint")
+        constants = plan.constants
+        own = tuple(spec for spec in held.inputs if spec.name not in constants)
+        model = bound(held.model, [spec.name for spec in own], constants)
+        inputs = given.stated(own, "the checkpoint")
         example = given.real(inputs, 1) or resized(held.example, inputs, given.sizes)
         return Source(
-            model=held.model,
+            model=model,
             kind="edgeloop checkpoint",
             inputs=inputs,
             example=example,
@@ -106,7 +112,7 @@ def _from_torch(given: Given) -> Source:
     module = _module_in(document)
     if module is not None:
         module = module.float().cpu().eval()
-        return _whole(module, "pickled module", determine_inputs(module, given), plan, ("its pickle was run",))
+        return _whole("pickled module", determine_inputs(module, given), plan, ("its pickle was run",))
     return _from_weights(document, "state_dict", given)
 
 
@@ -136,7 +142,7 @@ def _from_weights(document: Any, kind: str, given: Given) -> Source:
     model = model.float().eval()
     arrays = arrays_beside(document)
     if arrays is None or plan.calibration is not None or plan.preprocess is not None:
-        return _whole(model, kind, determine_inputs(model, given), plan, notes)
+        return _whole(kind, determine_inputs(model, given), plan, notes)
     return _with_arrays(model, kind, given, notes, arrays)
 
 
@@ -156,15 +162,15 @@ def _with_arrays(model: nn.Module, kind: str, given: Given, notes: tuple[str, ..
         spec = fitter.only_input(where)
         samples = fitter.fit({spec.name: arrays.x}, arrays.y)
     except ConfigError as exc:
-        return _whole(model, kind, inputs, plan, (*notes, f"not calibrated on what lies in the file: {exc}"))
+        return _whole(kind, inputs, plan, (*notes, f"not calibrated on what lies in the file: {exc}"))
     labels = f" and {arrays.y_name!r}" if arrays.y is not None else ""
     note = f"calibrated on {len(arrays.x)} samples, {arrays.x_name!r}{labels} of the file"
-    return replace(_whole(model, kind, inputs, plan, (*notes, note)), samples=samples)
+    return replace(_whole(kind, inputs, plan, (*notes, note)), samples=samples)
 
 
-def _whole(model: Any, kind: str, inputs: Inputs, plan: ConversionPlan, notes: tuple[str, ...] = ()) -> Source:
+def _whole(kind: str, inputs: Inputs, plan: ConversionPlan, notes: tuple[str, ...] = ()) -> Source:
     return Source(
-        model=model,
+        model=inputs.model,
         kind=kind,
         inputs=inputs.specs,
         example=inputs.example,

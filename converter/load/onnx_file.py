@@ -22,6 +22,7 @@ from converter.graph.build import OPSET
 from converter.graph.canonical import canonical
 from converter.graph.names import name_nodes
 from converter.graph.order import sort_nodes
+from converter.load.constants import bind_onnx, constants_in
 from converter.load.free_batch import fixed_batch, freed, in_groups, near, state_types, with_batch, works_on_batches
 from converter.load.inputs import BATCH_FREED, Given
 from converter.load.made_up import Fill, found_fill, same_bits
@@ -79,6 +80,7 @@ def read_onnx(path: Path, given: Given) -> OnnxFile:
             model = onnx.inliner.inline_local_functions(model)
     _fill_sparse(model.graph)
     name_nodes(model.graph)
+    notes += bind_onnx(model, given.plan.constants)
     specs = _specs(model, given)
     if not specs:
         raise ConversionError(f"{path} has no input: its output is always the same")
@@ -119,8 +121,9 @@ def carry_onnx(path: Path, given: Given) -> OnnxFile:
             gives is a matter of chance.
     """
     model, notes = _read(path)
+    notes += bind_onnx(model, given.plan.constants)
     specs = _specs(model, given)
-    original = onnx_file_program(path)
+    original = onnx_file_program(path, constants_in(model, given.plan.constants))
     fill = _fill(specs, original, given)
     _check_repeatable(model, original, fill)
     batch = None

@@ -185,6 +185,7 @@ def pack(
             parts.original.outputs,
             parts.original.states,
         ),
+        constants={name: constant.value for name, constant in plan.constants.items()},
         axes={axis.name: axis.range for axis in parts.original.axes if axis.range != AxisRange()},
     )
     size, most = sum(map(len, blobs.values())), plan.profile.inference.max_bundle_mb << 20

@@ -135,9 +135,9 @@ def onnx_program(
     return _program(model.SerializeToString(), what, constants, threads)
 
 
-def onnx_file_program(path: Path) -> Run:
+def onnx_file_program(path: Path, constants: Mapping[str, Array] | None = None) -> Run:
     """An ONNX file as onnxruntime itself reads it, external data and all; see `onnx_program`."""
-    return _program(str(path), str(path), None, None)
+    return _program(str(path), str(path), constants, None)
 
 
 def output_shapes(model: onnx.ModelProto) -> dict[str, list[int | str | None]]:

@@ -127,7 +127,9 @@ def axis_names(inputs: Sequence[TensorSpec]) -> list[str]:
 def _explored(axis: str, size: int, takes: Callable[[int], bool], multiple: int | None, most: int) -> FreeAxis:
     divisors = [d for d in range(2, min(size, _STEPS[-1]) + 1) if size % d == 0]
     steps = [multiple] if multiple else [1, *sorted({*divisors, *_STEPS})]
-    step = next((d for d in steps if takes(size + d) or (size > d and takes(size - d))), 0)
+    # Strides that round up take 113 to 128, 145 to 160 and so on: a step is one that leads further than to a neighbour.
+    far = (d for d in steps if all(takes(size + d * n) for n in (1, 2, 3, max(4, size // d))))
+    step = next(far, 0) or next((d for d in steps if takes(size + d) or (size > d and takes(size - d))), 0)
     if not step:
         return FreeAxis(name=axis, size=size, range=AxisRange(least=size, most=size), tried=(size,))
 

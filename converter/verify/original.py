@@ -18,6 +18,7 @@ from converter.data.streams import open_remembered
 from converter.data.subset import InMemory, random_samples, subset
 from converter.export.preprocessing import Preprocessing, parse_preprocessing, preprocessing_onnx
 from converter.graph.build import make_model, renamed
+from converter.load.constants import constants_in
 from converter.load.inputs import Given, check_can_be_made_up, samples_given
 from converter.load.load import load_source
 from converter.load.source import Source
@@ -286,7 +287,7 @@ def load_original(plan: ConversionPlan, carried: str = "") -> Original:
     if preprocessing is not None:
         inputs = (preprocessing.raw_input(inputs[0]), *inputs[1:])
         example = _first(plan, inputs, 1) or _raw(source, inputs[0])
-    run = onnx_file_program(plan.source) if carried else _runner(source, preprocessing)
+    run = _carried_program(source, plan) if carried else _runner(source, preprocessing)
     axes: tuple[FreeAxis, ...] = ()
     if carried:
         specs = carried_outputs(source, run)
@@ -407,6 +408,11 @@ def _few(count: int) -> Finding:
         text=f"{count} different sample{'' if count == 1 else 's'}: {LEAST_SAMPLES} are the least to calibrate on one "
         f"half and to measure on the other, so what quantization costs cannot be known",
     )
+
+
+def _carried_program(source: Source, plan: ConversionPlan) -> Run:
+    assert isinstance(source.model, onnx.ModelProto)
+    return onnx_file_program(plan.source, constants_in(source.model, plan.constants))
 
 
 def _first(plan: ConversionPlan, inputs: tuple[TensorSpec, ...], count: int) -> Arrays | None:

@@ -1,0 +1,301 @@
+"""Real samples before made-up ones, sizes before invented ones, constants: from plain files to running bundles."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper
+from torch import nn
+
+from converter.cli import _input
+from converter.pipeline import convert
+from converter.plan import Constant
+from edge.contract.bundle import Bundle
+from edge.contract.errors import ConfigError, ConversionError
+from edge.contract.tensorspec import AxisRange
+from edge.inference.onnx_session import OnnxSession
+from tests.converter.models import plan
+
+FILE = "from tests.converter.load.test_inputs import *\n"
+Arrays = dict[str, np.ndarray[Any, Any]]
+
+
+def converted(
+    folder: Path, model: nn.Module, data: Arrays | None, **options: Any
+) -> tuple[OnnxSession, dict[str, Any]]:
+    """A bundle from a state_dict and samples, and its report."""
+    name = type(model).__name__
+    torch.save(model.state_dict(), folder / f"{name}.pth")
+    (folder / "net.py").write_text(FILE)
+    given: dict[str, Any] = {"quantize": "none", "trainable": "none", "torchscript": False, **options}
+    if data is not None:
+        np.savez(folder / f"{name}.npz", **data)  # type: ignore[arg-type]
+        given.setdefault("calibration", str(folder / f"{name}.npz"))
+    given["inputs"] = tuple(map(_input, given.get("inputs", ())))
+    report = convert(plan(folder / f"{name}.pth", arch=f"{folder / 'net.py'}:{name}", **given)).report
+    return OnnxSession(Bundle.open(folder / f"{name}.edge")), report
+
+
+def check(session: OnnxSession, model: nn.Module, data: Arrays, fixed: dict[str, Any] | None = None) -> None:
+    """The bundle gives what the model gives."""
+    with torch.no_grad():
+        wanted = model(**{name: torch.from_numpy(array) for name, array in data.items()}, **(fixed or {}))
+    found = session.run(data)
+    for array, tensor in zip(found.values(), wanted if isinstance(wanted, tuple) else [wanted], strict=True):
+        np.testing.assert_allclose(array, tensor.numpy(), rtol=1e-3, atol=1e-4)
+
+
+class Recogniser(nn.Module):
+    """OCR: lines of any width in whole steps of 4 pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Sequential(
+            nn.Conv2d(1, 8, 3, (2, 1), 1), nn.ReLU(), nn.Conv2d(8, 8, 3, (2, 1), 1), nn.ReLU(), nn.MaxPool2d((8, 1))
+        )
+        self.rnn, self.classes = nn.GRU(8, 8, bidirectional=True, batch_first=True), nn.Linear(16, 7)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        x = self.conv(image.unflatten(-1, (-1, 4)).mean(-1))
+        return self.classes(self.rnn(x.squeeze(2).transpose(1, 2))[0]).log_softmax(-1)
+
+
+class Detector(nn.Module):
+    """Boxes and scores of squares of 32 pixels; smaller images than 64 it does not take."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.down = nn.ModuleList(nn.Conv2d(1 if i == 0 else 4, 4, 3, 2, 1) for i in range(5))
+        self.boxes, self.scores = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        kept = []
+        for layer in self.down:
+            x = layer(x).relu()
+            kept.append(x)
+        x = kept[-2] + nn.functional.interpolate(kept[-1], scale_factor=2)
+        x = nn.functional.conv2d(x, torch.ones(4, 1, 3, 3), groups=4)
+        return self.boxes(x).flatten(2), self.scores(x).flatten(2).sigmoid()
+
+
+def test_sizes_come_from_the_data_and_multiples_are_found(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    lines = rng.random((6, 1, 32, 100), np.float32)
+    model = Recogniser().eval()
+    session, report = converted(tmp_path, model, {"image": lines}, inputs=["image=batch,1,32,width"])
+    assert session.manifest.axes == {"width": AxisRange(least=4, step=4)}
+    assert session.manifest.outputs[0].shape == ("batch", "output_1", 7)
+    for width in (4, 48, 324):
+        check(session, model, {"image": rng.random((2, 1, 32, width), np.float32)})
+    with pytest.raises(ConfigError, match="the axis width has 50 entries, the model takes multiples of 4"):
+        session.run({"image": rng.random((1, 1, 32, 50), np.float32)})
+    assert report["axes"]["width"]["step"] == 4
+    assert not [note for note in report["notes"] if "decides by values" in note]
+
+    detector = Detector().eval()
+    images = {"x": rng.random((3, 1, 96, 128), np.float32)}
+    for data in (images, None):  # from the data, else what the model takes of the sizes that are usual
+        session, report = converted(tmp_path, detector, data, inputs=["x=batch,1,height,width"])
+        assert session.manifest.axes == dict.fromkeys(("height", "width"), AxisRange(least=64, step=32))
+        assert {96, 128} <= set(report["axes"]["height"]["tried"])
+        check(session, detector, {"x": rng.random((2, 1, 160, 64), np.float32)})
+
+
+class Encoder(nn.Module):
+    """A sentence encoder: tokens, of which 0 stands for nothing, and a mask; the mask may be left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.words, self.norm = nn.Embedding(50, 8), nn.LayerNorm(8)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, tokens: torch.Tensor, scale: float = 1.0, mask: torch.Tensor | None = None) -> torch.Tensor:
+        if mask is None:
+            mask = tokens != 0
+        x = self.words(tokens)
+        x = self.norm(x + self.attention(x, x, x, key_padding_mask=mask == 0, need_weights=False)[0])
+        return scale * (x * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+
+
+class Lengths(nn.Module):
+    """Packed sequences."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.rnn, self.out = nn.LSTM(4, 6, batch_first=True), nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        packed = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+        steps, _ = nn.utils.rnn.pad_packed_sequence(self.rnn(packed)[0], batch_first=True, total_length=10)
+        return self.out(steps.sum(1) / lengths[:, None])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_several_inputs_are_those_of_the_data_that_forward_names(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(1, 50, (20, 9))
+    tokens[:, 6:] = 0
+    model = Encoder().eval()
+    data = {"tokens": tokens, "mask": (tokens != 0).astype(np.int64)}
+    session, report = converted(tmp_path, model, data)
+    assert [(spec.name, spec.dtype, spec.shape) for spec in session.manifest.inputs] == [
+        ("tokens", "int64", ("batch", 9)),
+        ("mask", "int64", ("batch", 9)),
+    ]
+    check(session, model, data)
+    assert any("as in --calibrate" in note for note in report["notes"])
+    free = ["mask=batch,time:int64", "tokens=batch,time:int64"]  # by name, in any order
+    session, _ = converted(tmp_path, model, data, inputs=free, constants={"scale": Constant(value=2.0)})
+    check(session, model, {name: array[:, :4] for name, array in data.items()}, {"scale": 2.0})
+
+    with pytest.raises(ConversionError, match=r"(tokens|mask) as int64.*--calibrate.*--example"):
+        converted(tmp_path, model, None, inputs=free)
+    one = {name: array[:1] for name, array in data.items()}
+    np.savez(tmp_path / "one.npz", **one)
+    session, report = converted(tmp_path, model, None, inputs=free, example=str(tmp_path / "one.npz"))
+    check(session, model, data)
+    assert report["data"] == "256 random inputs"
+
+    packed = Lengths().eval()
+    sequences = {"x": rng.random((12, 10, 4), np.float32), "lengths": rng.integers(2, 11, 12)}
+    sequences["lengths"][0] = 10
+    session, _ = converted(tmp_path, packed, sequences, inputs=["x=batch,10,4", "lengths=batch:int64"])
+    check(session, packed, sequences)
+    check(session, packed, {"x": sequences["x"][:5], "lengths": np.array([7, 3, 2, 9, 1])})
+
+
+class Voice(nn.Module):
+    """A voice detector: two rates, a state that goes in and out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.narrow, self.wide = nn.Linear(32, 6), nn.Linear(32, 6)
+        self.cell, self.out = nn.Linear(12, 6), nn.Linear(6, 1)
+
+    def forward(self, audio: torch.Tensor, sr: int, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if sr not in (8000, 16000):
+            raise ValueError("expected a rate of 8000 or 16000")
+        x = self.wide(audio) if sr == 16000 else self.narrow(audio)
+        state = self.cell(torch.cat([x, state], 1)).tanh()
+        return self.out(state).sigmoid(), state
+
+
+class Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.out = nn.Linear(5, 2)
+
+    def forward(self, x: torch.Tensor, sr: torch.Tensor) -> torch.Tensor:
+        return self.out(x) * (sr / 16000) + (sr > 8000)
+
+
+def test_constants_become_part_of_the_graph_and_scalars_are_inputs(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    model = Voice().eval()
+    inputs = ["audio=batch,32", "state=batch,6"]
+    data = {"audio": rng.random((7, 32), np.float32), "state": rng.random((7, 6), np.float32)}
+    for rate in (8000, 16000):
+        session, _ = converted(tmp_path, model, None, inputs=inputs, constants={"sr": Constant(value=rate)})
+        assert [spec.name for spec in session.manifest.inputs] == ["audio", "state"]
+        check(session, model, data, {"sr": rate})
+    with pytest.raises(ConversionError, match="expected a rate of 8000 or 16000"):
+        converted(tmp_path, model, None, inputs=inputs, constants={"sr": Constant(value=11025)})
+    with pytest.raises(ConfigError, match=r"--constant rate: forward takes audio, sr, state"):
+        converted(tmp_path, model, None, inputs=inputs, constants={"rate": Constant(value=8000)})
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.script(model).save(str(tmp_path / "voice.pt"))
+    options: dict[str, Any] = {"quantize": "none", "trainable": "none", "inputs": tuple(map(_input, inputs))}
+    convert(plan(tmp_path / "voice.pt", constants={"sr": Constant(value=8000)}, **options))
+    check(OnnxSession(Bundle.open(tmp_path / "voice.edge")), model, data, {"sr": 8000})
+
+    scaled = Scaled().eval()
+    rates = {"x": rng.random((9, 5), np.float32), "sr": np.array(16000)}
+    session, _ = converted(tmp_path, scaled, rates, inputs=["x=batch,5", "sr=:int64"])
+    assert session.manifest.inputs[1].shape == ()
+    check(session, scaled, {**rates, "sr": np.array(8000)})
+    eight = {"sr": Constant(value=8000, dtype="int64")}
+    session, _ = converted(tmp_path, scaled, {"x": rates["x"]}, inputs=["x=batch,5"], constants=eight)
+    check(session, scaled, {"x": rates["x"]}, {"sr": torch.tensor(8000)})
+
+
+def onnx_file(path: Path, axes: list[Any]) -> None:
+    """``y = reshape(x, to 4 columns) * rate``: the product of the last two axes must be a multiple of 4."""
+    value = helper.make_tensor_value_info
+    nodes = [
+        helper.make_node("Shape", ["x"], ["batch"], end=1),
+        helper.make_node("Concat", ["batch", "rest"], ["shape"], axis=0),
+        helper.make_node("Reshape", ["x", "shape"], ["r"]),
+        helper.make_node("Cast", ["rate"], ["f"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["r", "f"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes, "g", [value("x", TensorProto.FLOAT, axes), value("rate", TensorProto.INT64, [])],
+        [value("y", TensorProto.FLOAT, None)], [helper.make_tensor("rest", TensorProto.INT64, [2], [-1, 20])],
+    )  # fmt: skip
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), path)
+
+
+def test_inputs_of_files_are_named_fixed_and_bound_by_the_user(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    onnx_file(path, ["?", "?", "?"])
+    constants = {"rate": Constant(value=3)}
+    options: dict[str, Any] = {"quantize": "none", "trainable": "none", "constants": constants}
+    x = np.random.default_rng(0).random((3, 10, 8)).astype(np.float32)
+    for axes, manifest in (
+        ("batch,5,columns", ("batch", 5, "columns")),
+        ("batch,rows@10,8", ("batch", "rows", 8)),
+        ("batch,rows@10,columns@8", ("batch", "rows", "columns")),
+    ):
+        convert(plan(path, inputs=(_input(f"x={axes}"),), **options))
+        session = OnnxSession(Bundle.open(path.with_suffix(".edge")))
+        assert session.manifest.inputs[0].shape == manifest
+        given = x[:, : 5 if 5 in manifest else 10]
+        np.testing.assert_allclose(session.run({"x": given})["y"], given.reshape(3, -1, 20) * 3, rtol=1e-6)
+    assert set(session.manifest.axes) <= {"rows", "columns"}
+    for axes, words in (("batch,5", "takes x"), ("batch,5,6:int64", "takes x"), ("batch,5,6", "does not run")):
+        with pytest.raises((ConfigError, ConversionError), match=words):
+            convert(plan(path, inputs=(_input(f"x={axes}"),), **options))
+    with pytest.raises(ConfigError, match="use these names"):
+        convert(plan(path, inputs=(_input("z=batch,5,4"),), **options))
+    with pytest.raises(ConfigError, match=r"--constant rat: the file has the inputs x, rate; did you mean 'rate'"):
+        convert(plan(path, **{**options, "constants": {"rat": Constant(value=3)}}))
+
+
+class Hann(nn.Module):
+    """A window that numpy makes, which no exporter follows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.out = nn.Conv1d(2, 3, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(x * torch.from_numpy(np.hanning(x.shape[-1] + 2)[1:-1].astype(np.float32))).mean(2)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_axis_of_which_every_exporter_writes_the_size_down_is_fixed_or_refused(tmp_path: Path) -> None:
+    model = Hann().eval()
+    x = np.random.default_rng(0).random((8, 2, 30), np.float32)
+    session, report = converted(tmp_path, model, {"x": x}, inputs=["x=batch,2,time"])
+    assert session.manifest.inputs[0].shape == ("batch", 2, 30)
+    assert any("the axis time is fixed at 30: the graph exported by" in note for note in report["notes"])
+    check(session, model, {"x": x})
+    (tmp_path / "Hann.edge").unlink()
+    with pytest.raises(ConversionError, match=r"kept time free.*--input x=batch,2,SIZE"):
+        converted(tmp_path, model, None, inputs=["x=batch,2,time"])
+    assert not (tmp_path / "Hann.edge").exists()
