@@ -8,6 +8,7 @@ import fcntl
 import io
 import os
 import stat
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -23,9 +24,9 @@ def replace_file(path: Path) -> Iterator[BinaryIO]:
 
     Writes to a temporary name in the same folder, fsyncs, renames and fsyncs the folder. Whatever interrupts it leaves
     the old file as it was and no temporary file behind (a power cut may leave the temporary file, which the next write
-    replaces). A symbolic link stays one: the file behind it is replaced, in its own folder. What is no plain file (a
-    FIFO, a device, this process's own output) is written through once all data are there. A write-protected file
-    stays as it is.
+    replaces). Of two processes that write the same file at once, the later one waits and then replaces it. A symbolic
+    link stays one: the file behind it is replaced, in its own folder. What is no plain file (a FIFO, a device, this
+    process's own output) is written through once all data are there. A write-protected file stays as it is.
 
     Raises:
         OSError: The disk is full, the folder or the file cannot be written.
@@ -38,18 +39,43 @@ def replace_file(path: Path) -> Iterator[BinaryIO]:
             stream.write(data.getbuffer())
         return
     temporary = _temporary(target)
-    try:
-        with temporary.open("wb") as file:
-            if status is not None:
-                os.fchmod(file.fileno(), stat.S_IMODE(status.st_mode))
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
+    with _alone(temporary) as file:
+        if status is not None:
+            os.fchmod(file.fileno(), stat.S_IMODE(status.st_mode))
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
         temporary.replace(target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
     sync_folder(target.parent)
+
+
+@contextlib.contextmanager
+def _alone(temporary: Path) -> Iterator[BinaryIO]:
+    """An empty file that no other process writes at the same time; it is gone when what is inside fails."""
+    while True:
+        file = os.fdopen(os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "wb")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            # Who had it before has renamed or removed it: then this is another's file by now.
+            if not _is_at(temporary, os.fstat(file.fileno())):
+                file.close()
+                continue
+            try:
+                file.truncate()
+                yield file
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
+        finally:
+            file.close()
+        return
+
+
+def _is_at(path: Path, status: os.stat_result) -> bool:
+    try:
+        return os.path.samestat(path.stat(), status)
+    except FileNotFoundError:
+        return False
 
 
 def is_special(path: Path) -> bool:
@@ -106,11 +132,8 @@ def check_writable(path: Path) -> None:
             if _descriptor(status) is None and not os.access(path, os.W_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
             return
-        temporary = _temporary(target)
-        try:
-            temporary.open("wb").close()
-        finally:
-            temporary.unlink(missing_ok=True)
+        with tempfile.TemporaryFile(dir=target.parent):
+            pass
     except (OSError, ValueError) as exc:
         why = exc.strerror if isinstance(exc, OSError) else str(exc)
         raise ConfigError(f"{path} cannot be written: {why}") from exc

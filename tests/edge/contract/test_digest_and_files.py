@@ -76,6 +76,28 @@ def test_a_process_killed_in_the_middle_leaves_the_old_file_and_the_next_write_c
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_of_two_processes_that_write_one_file_at_once_each_writes_it_whole(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    code = (
+        "import sys, time, pathlib; from edge.contract.files import check_writable, replace_file\n"
+        "path = pathlib.Path(sys.argv[1])\n"
+        "for turn in range(20):\n"
+        "    check_writable(path)\n"
+        "    with replace_file(path) as file:\n"
+        "        for _ in range(50):\n"
+        "            file.write(sys.argv[2].encode() * 1000)\n"
+        "        file.flush(); time.sleep(0.002)\n"
+    )
+    writers = [subprocess.Popen([sys.executable, "-c", code, str(path), letter]) for letter in "ab"]
+    seen = set()
+    while any(writer.poll() is None for writer in writers):
+        with contextlib.suppress(FileNotFoundError):
+            seen.add(path.read_bytes())
+    assert [writer.returncode for writer in writers] == [0, 0]
+    assert seen <= {b"a" * 50_000, b"b" * 50_000}
+    assert [file.name for file in tmp_path.iterdir()] == ["out"]
+
+
 def test_a_folder_that_does_not_exist_is_an_os_error(tmp_path: Path) -> None:
     with pytest.raises(OSError), replace_file(tmp_path / "no" / "file"):
         pass
