@@ -141,15 +141,14 @@ def _arguments(_context: click.Context, _parameter: click.Parameter, values: tup
     return arguments
 
 
-def _list_targets(context: click.Context, _parameter: click.Parameter, value: str) -> str:
+def _list_targets(context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
     if value != "list" or context.resilient_parsing:
         return value
     from rich.console import Console
 
     from converter.report.targets import list_targets, render_targets
 
-    console = Console()
-    (console if console.is_terminal else Console(width=100)).print(render_targets(list_targets()))
+    Console().print(render_targets(list_targets()))
     raise click.exceptions.Exit(0)
 
 
@@ -170,7 +169,30 @@ def _beside(context: click.Context, _parameter: click.Parameter, model: Path) ->
     return model
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+_EPILOG = """\b
+Examples:
+  edge-convert model.pth                           the checkpoint says all
+  edge-convert weights.pth --arch net.py:Net       weights alone: their class
+  edge-convert model.onnx --calibrate data.npz     arrays x and y
+  edge-convert model.pth --target raspberry-pi-4   for that device
+  edge-convert --target list                       devices known by name
+  edge-convert --init model.pth                    all options in a file
+
+\b
+Environment:
+  EDGE_SIGN_PASSWORD   password of the key that --sign names
+  EDGE_DEBUG=1         a traceback for an error inside Edgeloop
+  TMPDIR               where a conversion works, and cleans up
+"""
+
+
+def _complete_target(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
+    from edge.contract.profile import shipped_profiles
+
+    return [name for name in ["list", *shipped_profiles()] if name.startswith(incomplete)]
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True}, epilog=_EPILOG)
 @click.argument("model", type=click.Path(path_type=Path), callback=_beside, is_eager=True)
 @click.option("-o", "--output", multiple=True, callback=_outputs, metavar="PATH|NAME=KIND",
               help="What to write [default: MODEL.edge]. NAME=KIND, repeatable: what an output is and is judged as: "
@@ -209,8 +231,8 @@ def _beside(context: click.Context, _parameter: click.Parameter, model: Path) ->
 @click.option(
     "--huber-delta", default=1.0, type=click.FloatRange(0, min_open=True), help="Error where huber is linear."
 )
-@click.option("--target", default="generic-x86_64", is_eager=True, callback=_list_targets,
-              help="Device profile: a shipped name or a .toml file; 'list' shows them.")  # fmt: skip
+@click.option("--target", is_eager=True, callback=_list_targets, shell_complete=_complete_target,
+              help="The device: a name that 'list' shows, or a .toml file.  [default: like this machine]")  # fmt: skip
 @click.option("--quantize", default="auto", type=click.Choice(QUANTIZE), help="Of the frozen layers.")
 @click.option(
     "--calibration-method",
@@ -261,7 +283,7 @@ def convert_command(
     proximal: float,
     clip_norm: float,
     huber_delta: float,
-    target: str,
+    target: str | None,
     quantize: str,
     calibration_method: str | None,
     calibration: str | None,
@@ -283,9 +305,9 @@ def convert_command(
     unless every output was verified against the original. Options may stand in MODEL.toml beside the model.
     """
     from edge.contract.files import check_writable
-    from edge.contract.profile import load_profile
+    from edge.contract.profile import detect_profile, load_profile
 
-    profile = load_profile(target)
+    profile = load_profile(target or detect_profile())
     if input_shape is not None and inputs:
         raise ConfigError("give --input-shape for a model with one input, or --input for each of several; not both")
     gc.disable()  # a million objects come with torch and stay: to look through them takes a third of a second
@@ -333,6 +355,7 @@ def convert_command(
         torchscript=torchscript,
         states=states,
         answer=answer,
+        target_named=target is not None,
         sign_key=sign_key,
     )
     reports = {"--json": json_report, "--html": html_report}

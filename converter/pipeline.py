@@ -45,7 +45,7 @@ from converter.verify.measure import Evaluation, latency_ms
 from converter.verify.original import Original, load_original, with_preprocessing
 from converter.verify.robustness import robustness
 from edge.contract.errors import BundleError, ConfigError, ConversionError, LearningError
-from edge.contract.foreign import foreign
+from edge.contract.foreign import foreign, reason
 from edge.contract.manifest import LearningTrial
 from edge.contract.recipe import BINARY_CROSS_ENTROPY, CROSS_ENTROPY, MEAN_SQUARED_ERROR, TrainingRecipe
 from edge.inference.onnx_benchmark import Benchmark
@@ -157,7 +157,13 @@ def convert(
     stage("verifying")
     torchscript, checks, left_out = _torchscript(original, evaluation, exported, plan)
     checks.append(_shipped(found, ready.check.against, evaluation, plan))
-    rows = [] if original.source.carried else _robustness(evaluation, exported.model, found.chosen)
+    rows: list[dict[str, Any]] = []
+    faults: list[str] = []
+    if not original.source.carried:
+        try:
+            rows = _robustness(evaluation, exported.model, found.chosen)
+        except Exception as exc:  # noqa: BLE001  # a model need not take noise: whole numbers in floats may be indices
+            faults.append(f"robustness was not measured: the model does not run on corrupted inputs: {reason(exc)}")
 
     stage("packing")
     parts = Parts(
@@ -180,6 +186,7 @@ def convert(
         *([trainable.note] if trainable.note else []),
         *found.notes,
         *left_out,
+        *faults,
     ]
     notes += _notes(parts, found, plan, None if learned is None else learned[1])
     report = describe(
@@ -208,6 +215,7 @@ def _worked_on(plan: ConversionPlan, stage: Stage) -> Ready:
     """After this the model is a graph that can be quantized, cut where its trainable layers begin."""
     stage("loading the model")
     original = load_original(plan)
+    _check_size(original, plan)
     stage("exporting to ONNX")
     exported, original, evaluation, check = _export(original, plan)
     if plan.profile.architecture == "aarch64":
@@ -243,6 +251,22 @@ def _for_arm(exported: Exported, evaluation: Evaluation) -> Exported:
         f"outputs change by {ratio:.1f} dB"
     )
     return replace(exported, model=model, notes=(*exported.notes, note))
+
+
+# Bits of a weight in the smallest form that is asked for; `auto` tries them all.
+_LEAST_BITS = {"none": 32, "fp16": 16, "int8": 8, "dynamic": 8, "int4": 4, "auto": 4}
+
+
+def _check_size(original: Original, plan: ConversionPlan) -> None:
+    """Raise ConversionError where no bundle can be small enough: now, and not after minutes of work."""
+    most, found = plan.profile.inference.max_bundle_mb << 20, original.source.size_bytes
+    least = found * _LEAST_BITS[plan.quantize] // 32
+    if least > most:
+        raise ConversionError(
+            f"the model has {found >> 20} MiB of weights, at least {least >> 20} MiB with --quantize {plan.quantize}; "
+            f"{plan.profile.name} takes bundles of {most >> 20} MiB (max_bundle_mb): choose a larger target, or a "
+            f"smaller model"
+        )
 
 
 def _may_be_carried(plan: ConversionPlan) -> bool:
@@ -624,6 +648,11 @@ def _notes(parts: Parts, found: Found, plan: ConversionPlan, learned: int | None
     if found.chosen.head_error < 1.0:
         notes.append(
             f"head corrected for the quantized features: squared error of the logits x {found.chosen.head_error:.2f}"
+        )
+    if not plan.target_named:
+        notes.append(
+            f"no device was named: made for one like this machine, {plan.profile.name}. Name yours with --target; "
+            f"--target list shows them"
         )
     for pair in parts.original.states:
         notes.append(

@@ -87,6 +87,7 @@ class ConversionPlan:
         torchscript: Put the TorchScript into the bundle; None where the target runs torch.
         states: Inputs and outputs that are one recurrent state, by name; None to find them.
         answer: Name of the output that is for people, or None.
+        target_named: Whether the user said what device it is for; else the profile is that of this machine.
         sign_key: Private key to sign the bundle with, or None.
     """
 
@@ -119,6 +120,7 @@ class ConversionPlan:
     torchscript: bool | None = None
     states: tuple[tuple[str, str], ...] | None = None
     answer: str | None = None
+    target_named: bool = True
     sign_key: Path | None = None
 
     @property

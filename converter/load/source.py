@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import onnx
 from torch import nn
 
@@ -13,6 +15,12 @@ from converter.data.samples import Samples
 from converter.load.made_up import Fill
 from converter.program.tensors import Arrays
 from edge.contract.tensorspec import TensorSpec
+
+
+def tensor_bytes(tensor: onnx.TensorProto) -> int:
+    """Of its values, wherever they are stored."""
+    size = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)).itemsize
+    return size * math.prod(tensor.dims)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True)
@@ -49,3 +57,14 @@ class Source:
     carried: str = ""
     batch: int | None = None
     fill: Fill | None = None
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the weights, each counted once, however many layers share it; samples and names stored beside them not."""
+        if isinstance(self.model, onnx.ModelProto):
+            return sum(tensor_bytes(tensor) for tensor in self.model.graph.initializer)
+        tensors = {
+            (tensor.data_ptr(), tuple(tensor.shape)): tensor.numel() * tensor.element_size()
+            for tensor in (*self.model.parameters(), *self.model.buffers())
+        }
+        return sum(tensors.values())

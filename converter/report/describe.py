@@ -82,7 +82,7 @@ def describe(
                 "scheme": "none",
                 "status": "reference",
                 "why": "what everything is compared with",
-                "size_bytes": plan.source.stat().st_size,
+                "size_bytes": source.size_bytes,
                 "score": shipped.original_score if evaluation.says_quality else None,
                 "agreement": None,
                 "quality": _quality(replace(worst, value=worst.original, loss=0.0))

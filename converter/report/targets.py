@@ -24,18 +24,13 @@ def list_targets() -> tuple[DeviceProfile, ...]:
 
 
 def render_targets(profiles: Iterable[DeviceProfile]) -> Table:
-    """One row for each profile.
-
-    100 columns are enough for profiles with names of up to 21 characters; descriptions take the lines they need. Where
-    the output is no terminal, rich assumes 80: give the console a width of 100.
-    """
+    """One row for each profile, in 80 columns: the description stands below the name and takes the lines it needs."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("name", no_wrap=True)
-    table.add_column("description", min_width=16)
+    table.add_column("name", min_width=21)
     table.add_column("arch.", no_wrap=True)
     table.add_column("memory\nMiB", justify="right", no_wrap=True)
     table.add_column("int8\ndot\nproduct", no_wrap=True)
@@ -45,8 +40,7 @@ def render_targets(profiles: Iterable[DeviceProfile]) -> Table:
     for profile in profiles:
         quantization, inference = profile.quantization, profile.inference
         table.add_row(
-            Text(profile.name),  # Text: a profile's words are not markup
-            Text(profile.description),
+            Text.assemble((profile.name, "bold"), "\n", profile.description),  # a profile's words are not markup
             profile.architecture,
             str(profile.memory_mb),
             "yes" if quantization.int8_dot_product else "no",

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tests.converter.models import snapshot
@@ -40,7 +40,9 @@ class _Warm:
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
 
-    def __call__(self, folder: Path, arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    def __call__(
+        self, folder: Path, arguments: Sequence[str], more: Mapping[str, str]
+    ) -> subprocess.CompletedProcess[str]:
         if self._process is None:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "tests.converter.warm"],
@@ -57,7 +59,11 @@ class _Warm:
             files = {name: Path(place, name) for name in ("stdout", "stderr")}
             for file in files.values():
                 file.touch()
-            call = {"arguments": list(arguments), "cwd": str(folder.resolve()), "environment": environment(folder)}
+            call = {
+                "arguments": list(arguments),
+                "cwd": str(folder.resolve()),
+                "environment": environment(folder) | more,
+            }
             self._process.stdin.write(json.dumps(call | {n: str(f) for n, f in files.items()}).encode() + b"\n")
             self._process.stdin.flush()
             ready, _, _ = select.select([self._process.stdout], [], [], TIMEOUT_S)
@@ -78,20 +84,26 @@ class _Warm:
 _warm = _Warm()
 
 
-def run(folder: Path, *arguments: object, cold: bool = False) -> subprocess.CompletedProcess[str]:
+_environment = environment  # `run` has an argument of this name
+
+
+def run(
+    folder: Path, *arguments: object, cold: bool = False, environment: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run the command in a folder; `cold`: with its imports, which a test of what these do needs."""
+    more = environment or {}
     done = (
         subprocess.run(
             command(*arguments),
             cwd=folder,
-            env=environment(folder),
+            env=_environment(folder) | more,
             capture_output=True,
             text=True,
             timeout=TIMEOUT_S,
             check=False,
         )
         if cold
-        else _warm(folder, [str(argument) for argument in arguments])
+        else _warm(folder, [str(argument) for argument in arguments], more)
     )
     assert list(folder.with_name(folder.name + "-tmp").iterdir()) == []
     return done

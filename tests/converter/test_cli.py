@@ -91,6 +91,29 @@ def test_help_is_quick_and_imports_neither_torch_nor_numpy(tmp_path: Path) -> No
     assert not imported & {"torch", "numpy", "onnx", "onnxruntime", "rich"}
 
 
+def test_help_and_targets_fit_80_columns_and_name_examples_and_environment(tmp_path: Path) -> None:
+    (tmp_path / "user").mkdir()
+    for arguments in (["--help"], ["--target", "list"]):
+        said = run(tmp_path / "user", *arguments).stdout
+        assert max(map(len, said.splitlines())) <= 80
+    said = run(tmp_path / "user", "--help").stdout
+    for word in ("edge-convert weights.pth --arch net.py:Net", "EDGE_SIGN_PASSWORD", "EDGE_DEBUG"):
+        assert word in said
+
+
+def test_a_shell_completes_options_and_targets(tmp_path: Path) -> None:
+    (tmp_path / "user").mkdir()
+
+    def completed(words: str) -> str:
+        asked = {"_EDGE_CONVERT_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+        return run(tmp_path / "user", environment=asked).stdout
+
+    assert "plain,raspberry-pi-4\n" in completed("edge-convert model.pth --target rasp")
+    assert "plain,--calibrate\n" in completed("edge-convert model.pth --cal")
+    script = run(tmp_path / "user", environment={"_EDGE_CONVERT_COMPLETE": "bash_source"}).stdout
+    assert "complete -o nosort -F _edge_convert_completion edge-convert" in script
+
+
 def test_a_bare_state_dict_and_its_class_need_no_other_option(folder: Path) -> None:
     done = run(folder, "model.pth", "--arch", "net.py:Net")
     assert done.returncode == 0, done.stderr

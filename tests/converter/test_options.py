@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from edge.contract.bundle import Bundle
+from edge.contract.profile import detect_profile
 from tests.converter.command import CONFIG, CONVERSION, refused, run
 from tests.converter.models import cnn, labelled, mlp, rng, save
 
@@ -39,7 +40,9 @@ def test_the_template_says_everything_and_changes_nothing(folder: Path) -> None:
         assert option in options
     done = run(folder, "m.pth", "--json", "-")
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["target"] == "generic-x86_64"
+    report = json.loads(done.stdout)
+    assert report["target"] == detect_profile()
+    assert any("no device was named" in note and "--target" in note for note in report["notes"])
     refused(folder, CONFIG, ("m.toml is there already",), "--init", "m.pth")
 
 

@@ -25,7 +25,7 @@ from edge.contract.manifest import LinearLayer
 from edge.contract.profile import load_profile
 from edge.contract.recipe import TrainingRecipe
 from edge.inference.onnx_session import EXACT, OnnxSession
-from tests.converter.models import cnn, labelled, mlp, plan, save, snapshot, temporary_folders
+from tests.converter.models import cnn, labelled, mlp, one_layer, plan, rng, save, snapshot, temporary_folders
 
 NET = """
 from torch import nn
@@ -565,3 +565,43 @@ def test_a_bundle_has_a_digest_that_the_conversion_states(tmp_path: Path) -> Non
     source = save(mlp(), tmp_path / "m.pth", (12,))
     digest = convert(plan(source)).report["bundle_digest"]
     assert Bundle.open(source.with_suffix(".edge")).digest == digest
+
+
+def test_a_model_that_cannot_become_small_enough_is_refused_before_the_work(tmp_path: Path) -> None:
+    source = save(one_layer(2000, 2000), tmp_path / "m.pth", (2000,), classes=2000)
+    usual = load_profile("generic-x86_64")
+    small = replace(usual, inference=replace(usual.inference, max_bundle_mb=1))
+    stages: list[str] = []
+    with pytest.raises(ConversionError, match=r"15 MiB of weights, at least 1 MiB with --quantize auto; .* of 1 MiB"):
+        convert(plan(source, profile=small), stages.append)
+    assert stages == ["loading the model"]
+
+
+class Spelled(nn.Module):
+    """Whole numbers in floats that are indices: no noise may come to them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.letters = nn.Embedding(8, 6)
+        self.out = nn.Linear(30, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(self.letters(x.long()).flatten(1))
+
+
+def test_a_model_that_takes_no_noise_is_converted_all_the_same(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text("from tests.converter.test_pipeline import Spelled\n")
+    torch.save(Spelled().state_dict(), tmp_path / "m.pth")
+    x = rng().integers(0, 8, (100, 5)).astype(np.float32)
+    np.savez(tmp_path / "data.npz", x=x)
+    report = convert(
+        plan(
+            tmp_path / "m.pth", arch=f"{tmp_path / 'net.py'}:Spelled", calibration=str(tmp_path / "data.npz"),
+            quantize="none", **shaped(5),
+        )
+    ).report  # fmt: skip
+    assert report["robustness"] == []
+    assert any("robustness was not measured" in note for note in report["notes"])
+    # The size of the original is that of its weights, whatever else its file holds.
+    assert candidates(report)["PyTorch"]["size_bytes"] == 4 * (8 * 6 + 30 * 4 + 4)

@@ -29,6 +29,7 @@ def prepare(call: dict[str, Any]) -> None:
     os.environ.clear()
     os.environ.update(call["environment"])
     tempfile.tempdir = None  # it was looked up in another environment
+    sys.modules["__main__"].__package__ = None  # click names the command by this, and its variable for completion
     sys.argv = ["edge-convert", *call["arguments"]]
     sys.path[0] = call["cwd"]
 
