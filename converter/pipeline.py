@@ -27,6 +27,7 @@ from converter.head.torchscript.archive import torch_head
 from converter.load.contents import shown
 from converter.load.inputs import NoValuesError
 from converter.load.load import is_onnx
+from converter.load.source import tensor_bytes
 from converter.pack.output import check_output, private_key, write
 from converter.pack.pack import MOST_FEATURES, Parts, learning_data, pack, projection_of
 from converter.plan import QUANTITIES, YES_OR_NO, ConversionPlan
@@ -58,6 +59,10 @@ Stage = Callable[[str], None]
 _ROBUSTNESS_MACS = 2_500_000_000
 _ROBUSTNESS_BYTES = 8 << 20
 _ROBUSTNESS_LEAST = 8
+
+# Frozen weights in a head that nobody asked for: beyond this a bundle is noticeably larger than its model.
+_FROZEN_BYTES = 64 << 10
+_FROZEN_SHARE = 0.05
 # Samples that a head's rate is looked for on, and what their features may cost.
 _TRIAL_SAMPLES, _LEAST_TRIAL_SAMPLES = 384, 16
 # A model whose weights were mended for Arm must stay so near to itself; int8 models themselves have 30 dB.
@@ -418,6 +423,8 @@ def _trainable(original: Original, exported: Exported, plan: ConversionPlan) -> 
         chosen = choose_trainable(groups, rule)
         try:
             parts = split(exported.model, chosen)
+            if plan.trainable == "auto":
+                _check_frozen(parts, exported.model)
             _check_targets(parts, original, recipe)
             training, step = _training_graph(parts, original, recipe)
             trial, label_ms = _learning_trial(parts, original, recipe, exported.model, step)
@@ -449,6 +456,21 @@ def _recipe(original: Original, plan: ConversionPlan) -> TrainingRecipe:
         return replace(plan.training, loss=loss)
     is_binary = y.size > 0 and bool(np.isin(y, (0.0, 1.0)).all())
     return replace(plan.training, loss=BINARY_CROSS_ENTROPY if is_binary else MEAN_SQUARED_ERROR)
+
+
+def _check_frozen(parts: SplitModel, model: onnx.ModelProto) -> None:
+    """Raise ConversionError where frozen weights behind the trainable ones would be in the bundle three times.
+
+    The head's two graphs hold what stands between its parameters and the output: of an output that shares the weights
+    of an embedding that is most of the model.
+    """
+    assert parts.head is not None
+    frozen, all_of_it = (sum(map(tensor_bytes, graph.initializer)) for graph in (parts.head.graph.graph, model.graph))
+    if frozen > max(_FROZEN_BYTES, all_of_it * _FROZEN_SHARE):
+        raise ConversionError(
+            f"{frozen >> 10} KiB of frozen or shared weights stand behind the last layer with weights of its own, and "
+            f"its training step would hold them again; --trainable last:1 trains it all the same"
+        )
 
 
 def _check_targets(parts: SplitModel, original: Original, recipe: TrainingRecipe) -> None:

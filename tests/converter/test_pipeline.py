@@ -605,3 +605,49 @@ def test_a_model_that_takes_no_noise_is_converted_all_the_same(tmp_path: Path) -
     assert any("robustness was not measured" in note for note in report["notes"])
     # The size of the original is that of its weights, whatever else its file holds.
     assert candidates(report)["PyTorch"]["size_bytes"] == 4 * (8 * 6 + 30 * 4 + 4)
+
+
+class Tied(nn.Module):
+    """Scores of words by the weights of their embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.words = nn.Embedding(3000, 64)
+        self.hidden = nn.Linear(64, 64)
+        self.out = nn.Linear(64, 3000, bias=False)
+        self.out.weight = self.words.weight
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.out(torch.relu(self.hidden(self.words(tokens).mean(1))))
+
+
+class Again(nn.Module):
+    """One layer that is used four times, and a recurrent cell that is unrolled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(300, 300)
+        self.cell = nn.GRUCell(300, 64)
+        self.out = nn.Linear(64, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        state = torch.zeros(x.shape[0], 64)
+        for _ in range(4):
+            x = torch.relu(self.layer(x))
+            state = self.cell(x, state)
+        return self.out(state)
+
+
+def test_weights_that_are_shared_stay_shared(tmp_path: Path) -> None:
+    for net, x in ((Tied(), rng().integers(0, 3000, (32, 8))), (Again(), rng().standard_normal((32, 300), np.float32))):
+        source = tmp_path / f"{type(net).__name__}.pt"
+        torch.jit.trace(net.eval(), torch.from_numpy(x[:1])).save(str(source))
+        np.savez(tmp_path / "data.npz", x=x)
+        inputs = (InputOption(name="", shape=("batch", *x.shape[1:]), dtype=str(x.dtype)),)
+        report = convert(plan(source, calibration=str(tmp_path / "data.npz"), quantize="none", inputs=inputs)).report
+        weights = sum(parameter.numel() for parameter in net.parameters()) * 4
+        assert candidates(report)["PyTorch"]["size_bytes"] == weights
+        golden = Bundle.open(source.with_suffix(".edge")).manifest.members[m.GOLDEN].size_bytes
+        assert source.with_suffix(".edge").stat().st_size - golden < 1.1 * weights + 40_000, type(net).__name__
