@@ -660,6 +660,16 @@ def _original_latency(original: Original) -> float:
 
 def _notes(parts: Parts, found: Found, plan: ConversionPlan, learned: int | None) -> list[str]:
     notes: list[str] = []
+    if not plan.target_named:
+        notes.append(
+            f"no device was named: made for one like this machine, {plan.profile.name}. Name yours with --target; "
+            f"--target list shows them"
+        )
+    for pair in parts.original.states:
+        notes.append(
+            f"{pair.input} is a state: {pair.output} of each sample is what the next one takes, the first takes zeros"
+            + ("" if plan.states is not None else " (found by its name and shape; --state none if it is not so)")
+        )
     if parts.original.source.carried:
         return notes
     if parts.original.stream is None:
@@ -670,16 +680,6 @@ def _notes(parts: Parts, found: Found, plan: ConversionPlan, learned: int | None
     if found.chosen.head_error < 1.0:
         notes.append(
             f"head corrected for the quantized features: squared error of the logits x {found.chosen.head_error:.2f}"
-        )
-    if not plan.target_named:
-        notes.append(
-            f"no device was named: made for one like this machine, {plan.profile.name}. Name yours with --target; "
-            f"--target list shows them"
-        )
-    for pair in parts.original.states:
-        notes.append(
-            f"{pair.input} is a state: {pair.output} of each sample is what the next one takes, the first takes zeros"
-            + ("" if plan.states is not None else " (found by its name and shape; --state none if it is not so)")
         )
     if learned is not None:
         notes.append(f"statistics of {learned} labelled samples for devices to start learning from")

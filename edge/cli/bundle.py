@@ -16,6 +16,7 @@ from edge.contract.errors import BundleError, ConfigError, run_to_exit
 
 if TYPE_CHECKING:
     from edge.contract.bundle import Bundle
+    from edge.contract.tensorspec import TensorSpec
 
 _PATH = click.Path(path_type=Path)
 
@@ -150,18 +151,25 @@ def run(path: Path, arrays: Path, output: Path, threads: int, batch: int) -> Non
     manifest = session.manifest
     given = read_arrays(arrays)
     first = {pair.input: given.pop(pair.input) for pair in manifest.states if pair.input in given}
-    inputs = fitted(given, manifest.sample_inputs)
+    samples, made = (
+        [_along_first(spec) if manifest.fixed_batch is not None else spec for spec in specs]
+        for specs in (manifest.sample_inputs, manifest.outputs)
+    )
+    inputs = fitted(given, samples)
     initial = fitted(first, [spec for spec in manifest.inputs if spec.name in first]) if first else {}
-    axes = {spec.name: spec.batch_axis for spec in manifest.inputs}
-    sizes = [inputs[name].shape[axis] for name in inputs if (axis := axes[name]) is not None]
-    if manifest.states:
-        for name, state in initial.items():
-            if (axis := axes[name]) is not None and state.shape[axis] != 1:
-                raise ConfigError(f"{name}: expected the state of one stream, got those of {state.shape[axis]}")
-        batch = 1
+    for spec in manifest.inputs:
+        if spec.name in initial and (axis := spec.batch_axis) is not None and initial[spec.name].shape[axis] != 1:
+            raise ConfigError(
+                f"{spec.name}: expected the state of one stream, got those of {initial[spec.name].shape[axis]}"
+            )
+    batch = manifest.fixed_batch or (1 if manifest.states else batch)
+    axes = {spec.name: spec.batch_axis for spec in samples}
+    count = max((inputs[name].shape[axis] for name, axis in axes.items() if axis is not None), default=1)
+    if manifest.fixed_batch is not None and count % batch:
+        raise ConfigError(f"{arrays} has {count} samples; the model takes {batch} at once: expected a multiple of that")
     stream = Stream(session.run, manifest.inputs, manifest.states, initial)
     found: list[dict[str, Any]] = []
-    for start in range(0, max(sizes, default=1), batch):
+    for start in range(0, count, batch):
         rows = slice(start, start + batch)
         part = {
             name: array if axes[name] is None else array[(*[slice(None)] * (axes[name] or 0), rows)]
@@ -173,10 +181,19 @@ def run(path: Path, arrays: Path, output: Path, threads: int, batch: int) -> Non
         spec.name: found[-1][spec.name]
         if spec.batch_axis is None or spec.name in last
         else np.concatenate([outputs[spec.name] for outputs in found], axis=spec.batch_axis)
-        for spec in manifest.outputs
+        for spec in made
     }
     write_arrays(output, joined)
     click.echo(f"wrote {output}: " + ", ".join(f"{name} {tuple(a.shape)}" for name, a in joined.items()))
+
+
+def _along_first(spec: TensorSpec) -> TensorSpec:
+    """Of many samples, where a model takes a fixed number of them at once."""
+    from dataclasses import replace
+
+    from edge.contract.tensorspec import BATCH
+
+    return replace(spec, shape=(BATCH, *spec.shape[1:]))
 
 
 @bundle.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -169,3 +170,24 @@ def test_a_bundle_that_remembers_is_run_as_a_stream(detector: Path, tmp_path: Pa
     said = call(edge_bundle, ["inspect", bundle]).output
     assert "state (1, batch, 32) float32, state: output_1 of the sample before, at first zeros" in said
     assert "output_0 (batch, 1) float32, the answer" in said
+
+
+def test_a_file_whose_batch_is_fixed_at_one_remembers_too(tmp_path: Path) -> None:
+    """As exporters write it by default: the graph takes one window at once."""
+    names = {"input_names": ["window", "state"], "output_names": ["score", "stateN"]}
+    example = (torch.zeros(1, 16), torch.zeros(1, 1, 32))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.onnx.export(Detector().eval(), example, tmp_path / "vad.onnx", dynamo=False, opset_version=17, **names)
+    windows = rng().standard_normal((30, 16), np.float32)
+    np.savez(tmp_path / "windows.npz", window=windows)
+    data = tmp_path / "windows.npz"
+    report = convert(plan(tmp_path / "vad.onnx", calibration=str(data), quantize="none", trainable="none")).report
+    assert any("state is a state" in note for note in report["notes"])
+    out = tmp_path / "out.npz"
+    done = CliRunner().invoke(edge_bundle, ["run", str(tmp_path / "vad.edge"), str(data), "--output", str(out)])
+    assert done.exit_code == 0, (done.output, done.exception)
+    scores, last = rolled(Detector().eval(), windows)
+    with np.load(out) as got:
+        np.testing.assert_allclose(got["score"], scores, atol=1e-4)
+        np.testing.assert_allclose(got["stateN"], last, atol=1e-4)
