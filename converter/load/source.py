@@ -20,7 +20,7 @@ from edge.contract.tensorspec import TensorSpec
 def tensor_bytes(tensor: onnx.TensorProto) -> int:
     """Of its values, wherever they are stored."""
     size = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)).itemsize
-    return size * math.prod(tensor.dims)
+    return int(size * math.prod(tensor.dims))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True)
