@@ -46,7 +46,7 @@ from converter.verify.measure import Evaluation, latency_ms
 from converter.verify.original import Original, load_original, with_preprocessing
 from converter.verify.robustness import robustness
 from edge.contract.errors import BundleError, ConfigError, ConversionError, LearningError
-from edge.contract.foreign import foreign, reason
+from edge.contract.foreign import foreign
 from edge.contract.manifest import LearningTrial
 from edge.contract.recipe import BINARY_CROSS_ENTROPY, CROSS_ENTROPY, MEAN_SQUARED_ERROR, TrainingRecipe
 from edge.inference.onnx_benchmark import Benchmark
@@ -165,10 +165,11 @@ def convert(
     rows: list[dict[str, Any]] = []
     faults: list[str] = []
     if not original.source.carried:
-        try:
-            rows = _robustness(evaluation, exported.model, found.chosen)
-        except Exception as exc:  # noqa: BLE001  # a model need not take noise: whole numbers in floats may be indices
-            faults.append(f"robustness was not measured: the model does not run on corrupted inputs: {reason(exc)}")
+        try:  # a model need not take noise: whole numbers in floats may be indices
+            with foreign("the model does not run on corrupted inputs", ConversionError):
+                rows = _robustness(evaluation, exported.model, found.chosen)
+        except (BundleError, ConfigError, ConversionError) as exc:
+            faults.append(f"robustness was not measured: {exc}")
 
     stage("packing")
     parts = Parts(
