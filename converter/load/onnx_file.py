@@ -8,7 +8,7 @@ without quantization.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -205,7 +205,18 @@ def _fill_sparse(graph: onnx.GraphProto) -> None:
 
 
 def _specs(model: onnx.ModelProto, given: Given) -> tuple[TensorSpec, ...]:
-    return given.stated([_spec(info) for info in model.graph.input], "the file") if model.graph.input else ()
+    return given.stated(_stated(model), "the file") if model.graph.input else ()
+
+
+def _stated(model: onnx.ModelProto) -> list[TensorSpec]:
+    """The inputs as the file has them; an axis with the name of another input's first one is the batch axis, too."""
+    first = {info.type.tensor_type.shape.dim[0].dim_param for info in model.graph.input if _rank(info)}
+    batch = {name for name in first if name.strip("_?")}
+    return [_spec(info, batch) for info in model.graph.input]
+
+
+def _rank(info: onnx.ValueInfoProto) -> int:
+    return len(info.type.tensor_type.shape.dim)
 
 
 def _fill(specs: tuple[TensorSpec, ...], run: Run, given: Given) -> Fill:
@@ -219,7 +230,7 @@ def _fill(specs: tuple[TensorSpec, ...], run: Run, given: Given) -> Fill:
     return found_fill(specs, run, given.sizes) if real is None else Fill(specs=specs, real=real)
 
 
-def _spec(info: onnx.ValueInfoProto) -> TensorSpec:
+def _spec(info: onnx.ValueInfoProto, batch: Container[str]) -> TensorSpec:
     tensor = info.type.tensor_type
     dtype = _dtype(tensor.elem_type)
     if dtype not in DTYPES:
@@ -231,7 +242,8 @@ def _spec(info: onnx.ValueInfoProto) -> TensorSpec:
         if dimension.HasField("dim_value") and dimension.dim_value >= 0:
             axes.append(dimension.dim_value)
         else:
-            axes.append(BATCH if i == 0 else axis_name(dimension.dim_param, info.name, i))
+            is_batch = i == 0 or (dimension.dim_param in batch and BATCH not in axes)
+            axes.append(BATCH if is_batch else axis_name(dimension.dim_param, info.name, i))
     try:
         return TensorSpec.from_json({"name": info.name, "dtype": dtype, "shape": axes})
     except ValueError as exc:

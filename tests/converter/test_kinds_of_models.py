@@ -69,6 +69,69 @@ def cosine(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> float:
     return float(np.min(np.sum(a * b, axis=-1) / lengths))
 
 
+# --- a voice detector: audio, recurrent state, a constant rate -------------------------------------------------------
+
+
+class VoiceDetector(nn.Module):
+    """Frames of 128 samples; a GRU cell whose state goes in and out; a rate that chooses how the frame is read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bands = nn.Conv1d(1, 8, 32, stride=16)
+        self.cell = nn.GRUCell(8, 16)
+        self.score = nn.Linear(16, 1)
+
+    def forward(self, audio: torch.Tensor, state: torch.Tensor, sr: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        scaled = audio * torch.where(sr == RATE, 4.0, 1.0)
+        heard = self.bands(scaled.unsqueeze(1)).abs().mean(dim=2)
+        after = self.cell(heard, state[0])
+        return torch.sigmoid(self.score(after)), after.unsqueeze(0)
+
+
+def voice(generator: torch.Generator, n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Harmonic tones in noise, and noise alone."""
+    label = torch.randint(0, 2, (n, 1), generator=generator).float()
+    pitch = 100 + 150 * torch.rand(n, 1, generator=generator)
+    time = torch.arange(128) / RATE
+    tone = sum(torch.sin(2 * torch.pi * pitch * k * time) / k for k in range(1, 5))
+    noise = 0.05 * torch.randn(n, 128, generator=generator)
+    return 0.3 * label * tone + noise, label
+
+
+def test_voice_detector_carries_its_state_from_frame_to_frame(tmp_path: Path) -> None:
+    def loss(model: nn.Module, generator: torch.Generator) -> torch.Tensor:
+        x, y = voice(generator, 64)
+        return functional.binary_cross_entropy(model(x, torch.zeros(1, 64, 16), torch.tensor(RATE))[0], y)
+
+    torch.manual_seed(0)
+    model = trained(VoiceDetector(), loss)
+    file = tmp_path / "voice.onnx"
+    torch.onnx.export(
+        model,
+        (torch.zeros(1, 128), torch.zeros(1, 1, 16), torch.tensor(RATE)),
+        str(file),
+        input_names=["audio", "state", "sr"],
+        output_names=["speech", "stateN"],
+        dynamic_axes={"audio": {0: "batch"}, "state": {1: "batch"}, "speech": {0: "batch"}, "stateN": {1: "batch"}},
+        dynamo=False,
+    )
+    frames, _ = voice(torch.Generator().manual_seed(99), 120)
+    states = np.random.default_rng(0).normal(0, 0.4, (120, 1, 16)).astype(np.float32)
+    np.savez(tmp_path / "frames.npz", audio=frames.numpy(), state=states)
+    report = convert(tmp_path, file, "--calibrate", tmp_path / "frames.npz", "--constant", f"sr={RATE}")
+    assert [spec["name"] for spec in report["inputs"]] == ["audio", "state"]
+
+    heard, label = voice(torch.Generator().manual_seed(5), 12)
+    ours = theirs = np.zeros((1, 1, 16), np.float32)
+    for frame in heard.numpy():
+        expected, theirs = original(file, {"audio": frame[None], "state": theirs, "sr": np.array(RATE, np.int64)})
+        found = run_bundle(tmp_path, tmp_path / "voice.edge", {"audio": frame[None], "state": ours})
+        ours = found["stateN"]
+        assert abs(found["speech"] - expected).max() < 0.05
+    assert np.abs(ours - theirs).max() < 0.1
+    assert len(set(label.ravel().tolist())) == 2
+
+
 # --- a detector: boxes and scores, pictures of any multiple of 8 -----------------------------------------------------
 
 
