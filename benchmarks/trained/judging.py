@@ -111,11 +111,13 @@ def probabilities(threshold: float = 0.5, tolerance: float = 0.05, least: float 
     return judge
 
 
-def quantities(least: float = 0.98, axis: int = -1) -> Rule:
-    """Numbers with units: every column's coefficient of determination against the original."""
+def quantities(least: float = 0.98, axis: int | None = -1) -> Rule:
+    """Numbers with units: every column's coefficient of determination against the original; None: all are one."""
 
     def judge(reference: Sequence[Array], found: Sequence[Array]) -> Found:
         def columns(arrays: Sequence[Array]) -> Array:
+            if axis is None:
+                return np.concatenate([one.ravel() for one in arrays])[:, None].astype(np.float64)
             parts = [
                 np.moveaxis(np.atleast_1d(one), axis, -1).reshape(-1, np.atleast_1d(one).shape[axis]) for one in arrays
             ]
