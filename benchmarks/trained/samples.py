@@ -242,7 +242,7 @@ def voice_sequence(source: Source) -> Samples:
     def feed(start: int, length: int) -> Feed:
         return {"input": np.ascontiguousarray(frames[start : start + length]), "h": zero, "c": zero}
 
-    return Samples([feed(40 * i, 60) for i in range(24)], [feed(100, n) for n in (1, 7, 120, 301)])
+    return Samples([feed(20 * i, 60) for i in range(64)], [feed(100, n) for n in (1, 7, 120, 301)])
 
 
 def raw_speech(name: str, size: int, others: tuple[int, ...] = (), spoilt: bool = False) -> Maker:
@@ -251,7 +251,7 @@ def raw_speech(name: str, size: int, others: tuple[int, ...] = (), spoilt: bool 
     def make(source: Source) -> Samples:
         x = speech(source.cache)
         spoil = noisy if spoilt else lambda part, _: part
-        like = [{name: spoil(part, i)[None]} for i, part in enumerate(windows(x, size, 24))]
+        like = [{name: spoil(part, i)[None]} for i, part in enumerate(windows(x, size, 64))]
         return Samples(like, [{name: x[None, 8000 : 8000 + n]} for n in others])
 
     return make
@@ -312,7 +312,7 @@ def _stretches(rows: Array, length: int, count: int) -> list[Array]:
 
 def quality_mel(source: Source) -> Samples:
     """DNSMOS P.808: nine seconds of speech in noise."""
-    parts = windows(speech(source.cache), RATE * 9 + 160, 24)
+    parts = windows(speech(source.cache), RATE * 9 + 160, 64)
     return Samples([{"input_1": mel_db(noisy(p, i), 120, 321, 160)[None, :900]} for i, p in enumerate(parts)], [])
 
 
@@ -329,7 +329,7 @@ def echo_mel(source: Source) -> Samples:
         signals = (far, near + echo, near + echo * rng.uniform(0, 1))
         return {"input": np.stack([mel_db(noisy(s, seed), 160, 513, 256) for s in signals])[None], "h0": zero}
 
-    return Samples([feed(i, 4.0) for i in range(24)], [feed(100 + i, s) for i, s in enumerate((2.0, 3.3, 7.0))])
+    return Samples([feed(i, 4.0) for i in range(64)], [feed(100 + i, s) for i, s in enumerate((2.0, 3.3, 7.0))])
 
 
 def loss_spectrum(source: Source) -> Samples:
@@ -347,13 +347,13 @@ def loss_spectrum(source: Source) -> Samples:
         rater = rng.normal(size=(1, 64)).astype(np.float32)
         return {"degraded_audio": level[None, None].astype(np.float32), "rater_embed": rater}
 
-    return Samples([feed(i, 4.0) for i in range(24)], [feed(100 + i, s) for i, s in enumerate((1.0, 2.7, 8.0))])
+    return Samples([feed(i, 4.0) for i in range(64)], [feed(100 + i, s) for i, s in enumerate((1.0, 2.7, 8.0))])
 
 
 def melodies(_: Source) -> Samples:
     """Basic Pitch: two seconds of notes at 22.05 kHz."""
     name = "serving_default_input_2:0"
-    return Samples([{name: notes(22050, 1.9886, i)[:43844].reshape(1, -1, 1)} for i in range(24)], [])
+    return Samples([{name: notes(22050, 1.9886, i)[:43844].reshape(1, -1, 1)} for i in range(64)], [])
 
 
 def pitch_frames(source: Source) -> Samples:
@@ -367,7 +367,7 @@ def pitch_mel(source: Source) -> Samples:
     """FCPE: log mel spectrum of notes and speech."""
     both = np.concatenate([notes(RATE, 40, 2), speech(source.cache)[: RATE * 30]])
     frames = np.log(np.maximum(mel(both, 128, 1024, 160, power=1.0), 1e-5)).astype(np.float32)
-    rows = _stretches(frames, 128, 24)
+    rows = _stretches(frames, 128, 64)
     return Samples([{"x": part[None]} for part in rows], [{"x": frames[None, 50 : 50 + n]} for n in (31, 64, 333)])
 
 
@@ -376,7 +376,7 @@ def voice_mel(source: Source) -> Samples:
     level = 10 ** (-30 / 20) / np.sqrt(np.mean(np.square(speech(source.cache))))
     frames = mel(speech(source.cache) * level, 40, 400, 160)
     return Samples(
-        [{"mels": part[None]} for part in _stretches(frames, 160, 48)],
+        [{"mels": part[None]} for part in _stretches(frames, 160, 64)],
         [{"mels": frames[None, 100 : 100 + n]} for n in (80, 133, 320)],
     )
 
@@ -429,7 +429,7 @@ CENTRED = {"mean": 0.5, "deviation": 0.5}
 
 
 def pictures(
-    name: str, size: tuple[int, int], others: tuple[tuple[int, int], ...] = (), count: int = 24, **norm: Any
+    name: str, size: tuple[int, int], others: tuple[tuple[int, int], ...] = (), count: int = 64, **norm: Any
 ) -> Maker:
     """Crops of photographs, normalized as the model's package does it."""
 
@@ -445,7 +445,7 @@ def documents(
     name: str,
     size: tuple[int, int],
     others: tuple[tuple[int, int], ...] = (),
-    count: int = 24,
+    count: int = 64,
     turned: bool = False,
     **norm: Any,
 ) -> Maker:
@@ -513,7 +513,7 @@ def lines(
             shown = low + canvas / 255 * (high - low) + rng.normal(0, 3, canvas.shape)
             return np.repeat(np.clip(shown, 0, 255)[..., None], 1 if grey else 3, axis=-1)
 
-        like = [{name: planar(line(i, width), **norm)} for i in range(40)]
+        like = [{name: planar(line(i, width), **norm)} for i in range(64)]
         return Samples(like, [{name: planar(line(200 + i, wide), **norm)} for i, wide in enumerate(others)])
 
     return make
@@ -558,7 +558,7 @@ def thai_characters(source: Source) -> Samples:
         text = (next(texts) + next(texts) * 3)[:length]
         return {"input": np.array([[table.get(c, 1) for c in text]], np.int64)}
 
-    return Samples([feed(80) for _ in range(48)], [feed(n) for n in (12, 31, 150)])
+    return Samples([feed(80) for _ in range(64)], [feed(n) for n in (12, 31, 150)])
 
 
 def thai_windows(source: Source) -> Samples:
@@ -598,7 +598,7 @@ def khmer(source: Source) -> Samples:
         row[:length] = common
         return {"x": row[None], "mask": (np.arange(length + padded) < length)[None]}
 
-    return Samples([feed(64 - p, p) for p in rng.integers(0, 20, 40)], [feed(n, 0) for n in (9, 33, 120)])
+    return Samples([feed(64 - p, p) for p in rng.integers(0, 20, 64)], [feed(n, 0) for n in (9, 33, 120)])
 
 
 NAMES = (
@@ -705,13 +705,13 @@ def seizures(_: Source) -> Samples:
         level = (level - level.mean()) / level.std()
         return {"x": level[None].astype(np.float32)}
 
-    return Samples([feed(i, 60) for i in range(24)], [feed(i, s) for i, s in ((30, 20), (33, 45.5), (31, 150))])
+    return Samples([feed(i, 60) for i in range(64)], [feed(i, s) for i, s in ((130, 20), (132, 45.5), (131, 150))])
 
 
 def spindles(_: Source) -> Samples:
     """30 s at 250 Hz, and its wavelet magnitudes at 15 frequencies, each with mean 0 and deviation 1."""
     feeds = []
-    for seed in range(16):
+    for seed in range(64):
         x = brain_waves(30, 250, seed)
         t = np.arange(-250, 251) / 250
         kernels = [np.exp(2j * np.pi * f * t) * np.exp(-((t * f / 5) ** 2)) for f in np.linspace(9, 17, 15)]

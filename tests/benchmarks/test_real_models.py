@@ -47,7 +47,7 @@ def test_bundle_is_right_and_one_of_another_model_is_wrong(tmp_path, capsys):
     source = Source(tmp_path, small(tmp_path / "small.onnx"))
     outcome = attempt(entry(), source, None, tmp_path, True, ["--quantize", "none"])
     assert (outcome.verdict, outcome.chosen) == ("right", "float"), outcome
-    assert "100.0% of 20 classes" in outcome.text
+    assert "100.0% of 10 classes" in outcome.text
     assert outcome.speed is not None
     assert 0.05 < outcome.speed < 20
     other = small(tmp_path / "other.onnx")
