@@ -177,8 +177,8 @@ def upstream(nodes: Sequence[onnx.NodeProto], targets: Iterable[str]) -> list[on
 
 
 def used_initializers(
-    nodes: Iterable[onnx.NodeProto], initializers: Iterable[onnx.TensorProto]
+    nodes: Iterable[onnx.NodeProto], initializers: Iterable[onnx.TensorProto], outputs: Iterable[onnx.ValueInfoProto]
 ) -> list[onnx.TensorProto]:
-    """The initializers that these nodes read."""
-    names = {name for node in nodes for name in reads(node)}
+    """The initializers that these nodes read, and those that are outputs themselves."""
+    names = {name for node in nodes for name in reads(node)} | {info.name for info in outputs}
     return [tensor for tensor in initializers if tensor.name in names]

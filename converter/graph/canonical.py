@@ -66,8 +66,7 @@ def canonical(model: onnx.ModelProto) -> onnx.ModelProto:
     for node in nodes:  # where it stood in somebody's source, which can be longer than the weights
         node.ClearField("doc_string")
         node.ClearField("metadata_props")
-    kept = [tensor for tensor in graph.initializer if tensor.name in outputs]
-    kept += [tensor for tensor in used_initializers(nodes, graph.initializer) if tensor.name not in outputs]
+    kept = used_initializers(nodes, graph.initializer, graph.output)
     for values, new in ((graph.node, nodes), (graph.initializer, kept)):
         del values[:]
         values.extend(new)

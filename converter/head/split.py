@@ -220,7 +220,7 @@ def split(model: onnx.ModelProto, trainable: Sequence[str]) -> SplitModel:
         [*body, *builder.nodes],
         list(graph.input),
         [tensor_info(features, spec.shape), *backbone_outputs],
-        used_initializers(body, graph.initializer),
+        used_initializers(body, graph.initializer, backbone_outputs),
     )
     apart = GraphBuilder("apart.")
     if not one:
@@ -239,7 +239,7 @@ def split(model: onnx.ModelProto, trainable: Sequence[str]) -> SplitModel:
         nodes,
         [tensor_info(features, spec.shape), *(tensor_info(name, array.shape) for name, array in arrays.items())],
         [output],
-        [*used_initializers(nodes, [t for t in graph.initializer if t.name not in arrays]), *apart.initializers],
+        [*used_initializers(nodes, [t for t in graph.initializer if t.name not in arrays], [output]), *apart.initializers],
     )
     n_outputs = shape_of(output)[1]
     assert isinstance(n_outputs, int)

@@ -62,7 +62,7 @@ class _Writer:
             self._nodes,
             list(graph.input),
             list(graph.output),
-            [*used_initializers(self._nodes, graph.initializer), *self._made.values()],
+            [*used_initializers(self._nodes, graph.initializer, graph.output), *self._made.values()],
         )
 
     def _constant(self, name: str, array: npt.NDArray[np.generic]) -> str:

@@ -51,8 +51,13 @@ def _pairs(model: onnx.ModelProto) -> list[tuple[onnx.NodeProto, onnx.NodeProto]
     readers = consumers(model)
     outputs = {info.name for info in model.graph.output}
     pairs = []
+
+    def own(parameter: str) -> bool:
+        """Whether nobody else sees it change."""
+        return len(readers.get(parameter, [])) == 1 and parameter not in outputs
+
     for node in model.graph.node:
-        if node.name not in layers or any(len(readers.get(name, [])) != 1 for name in node.input[1:3] if name):
+        if node.name not in layers or not all(own(name) for name in node.input[1:3] if name):
             continue
         value = node.output[0]
         while value not in outputs and len(readers.get(value, [])) == 1:
@@ -61,7 +66,7 @@ def _pairs(model: onnx.ModelProto) -> list[tuple[onnx.NodeProto, onnx.NodeProto]
                 value = behind.output[0]
                 continue
             same_kind = (node.op_type == "Conv") == (behind.op_type == "Conv")
-            if behind.name in layers and behind.input[0] == value and same_kind and len(readers[behind.input[1]]) == 1:
+            if behind.name in layers and behind.input[0] == value and same_kind and own(behind.input[1]):
                 pairs.append((node, behind))
             break
     return [pair for pair in pairs if _groups(pair[0], model) is not None and _groups(pair[1], model) is not None]

@@ -64,7 +64,7 @@ def quantize_int4(model: onnx.ModelProto, *, block_size: int = 32, exclude: Coll
         nodes,
         list(graph.input),
         list(graph.output),
-        [*used_initializers(nodes, graph.initializer), *made],
+        [*used_initializers(nodes, graph.initializer, graph.output), *made],
     )
 
 

@@ -213,6 +213,28 @@ def test_traits_of_files_are_carried_and_the_manifest_says_what_the_batch_is(
             )
 
 
+def test_outputs_that_no_node_makes_stay_as_they_are_in_every_scheme(
+    tmp_path: Path, benchmark_server: Benchmark
+) -> None:
+    weights = {
+        "w": RNG.standard_normal((4, 32)).astype(np.float32),
+        "v": RNG.standard_normal((32, 5)).astype(np.float32),
+        "table": np.array([1.0, 2.0, 3.0], np.float32),
+    }
+    nodes = [node("MatMul", "x w", "h"), node("Relu", "h", "r"), node("MatMul", "r v", "y")]
+    outputs: dict[str, list[Any]] = {"y": ["n", 5], "table": [3], "w": [4, 32], "x": ["n", 4]}
+    path = tmp_path / "m.onnx"
+    onnx.save(graph(nodes, {"x": ["n", 4]}, outputs, weights), path)
+    x = RNG.standard_normal((120, 4)).astype(np.float32)
+    np.savez(tmp_path / "x.npz", x=x)
+    for scheme, trainable in (("int8", "none"), ("dynamic", "none"), ("int4", "none"), ("fp16", "none"), ("none", "v")):
+        asked = {"calibration": str(tmp_path / "x.npz"), "quantize": scheme, "trainable": trainable, "max_drop": 100.0}
+        convert(plan(path, **asked), benchmark=benchmark_server)
+        found = OnnxSession(Bundle.open(path.with_suffix(".edge"))).run({"x": x})
+        for name, array in (("table", weights["table"]), ("w", weights["w"]), ("x", x)):
+            np.testing.assert_array_equal(found[name], array, err_msg=f"{scheme}: {name}")
+
+
 def test_what_cannot_be_carried_is_refused_by_name(tmp_path: Path, benchmark_server: Benchmark) -> None:
     text = graph([node("StringConcat", "x x", "y")], {"x": [2]}, {"y": [2]}, opset=20, elements={"x": 8, "y": 8})
     listed = graph([node("SequenceConstruct", "x", "y")], {"x": [2]}, {})
