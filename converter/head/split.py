@@ -239,7 +239,10 @@ def split(model: onnx.ModelProto, trainable: Sequence[str]) -> SplitModel:
         nodes,
         [tensor_info(features, spec.shape), *(tensor_info(name, array.shape) for name, array in arrays.items())],
         [output],
-        [*used_initializers(nodes, [t for t in graph.initializer if t.name not in arrays], [output]), *apart.initializers],
+        [
+            *used_initializers(nodes, [t for t in graph.initializer if t.name not in arrays], [output]),
+            *apart.initializers,
+        ],
     )
     n_outputs = shape_of(output)[1]
     assert isinstance(n_outputs, int)
