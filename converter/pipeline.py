@@ -683,7 +683,9 @@ def _notes(parts: Parts, found: Found, plan: ConversionPlan, learned: int | None
             f"head corrected for the quantized features: squared error of the logits x {found.chosen.head_error:.2f}"
         )
     if learned is not None:
-        notes.append(f"statistics of {learned} labelled samples for devices to start learning from")
+        notes.append(
+            f"statistics of {learned} labelled sample{'' if learned == 1 else 's'} for devices to start learning from"
+        )
     head = parts.parts.head
     if head is not None and (shorter := projection_of(head, plan)) is not None:
         (n_features,) = head.features.sample_shape

@@ -32,7 +32,7 @@ from converter.program.programs import (
     outputs,
     torch_program,
 )
-from converter.program.tensors import Arrays, Run, batch_size, select
+from converter.program.tensors import Array, Arrays, Run, batch_size, select
 from converter.verify.axes import FreeAxis, Probe, free_axes
 from converter.verify.columns import compare, in_columns
 from converter.verify.evidence import (
@@ -309,6 +309,8 @@ def load_original(plan: ConversionPlan, carried: str = "") -> Original:
     if measured is not None:
         data = _divided(stream, measured if plan.evaluation is not None else None, inputs)
         samples = data.samples
+        if plan.loss == "auto" and YES_OR_NO not in plan.kinds.values():
+            _check_not_one_hot(samples.y, data.origin)
     elif source.fill is not None:
         samples = Samples(source.fill.draw(_CARRIED_SAMPLES * (source.batch or 1)), None)
     else:
@@ -408,6 +410,17 @@ def _few(count: int) -> Finding:
         text=f"{count} different sample{'' if count == 1 else 's'}: {LEAST_SAMPLES} are the least to calibrate on one "
         f"half and to measure on the other, so what quantization costs cannot be known",
     )
+
+
+def _check_not_one_hot(y: Array | None, origin: str) -> None:
+    """Raise ConfigError for float targets that look like one-hot classes: yes-or-no answers are judged otherwise."""
+    if y is None or y.dtype.kind != "f" or y.ndim != 2 or y.shape[1] < 2 or not len(y):
+        return
+    if bool(np.isin(y, (0.0, 1.0)).all()) and bool((y.sum(axis=1) == 1.0).all()):
+        raise ConfigError(
+            f"{origin}: each y is one 1 among {y.shape[1] - 1} 0, as one-hot classes are: give class numbers "
+            f"(y.argmax(axis=1)), or --loss binary-cross-entropy where they are answers of their own"
+        )
 
 
 def _carried_program(source: Source, plan: ConversionPlan) -> Run:

@@ -266,3 +266,12 @@ def test_an_output_is_a_path_unless_its_end_is_a_kind(tmp_path: Path) -> None:
     )
     with pytest.raises(Exception, match="expected one path; NAME=KIND knows the kinds classes"):
         parse(None, parameter, ("out.edge", "logits=clases"))
+
+
+def test_one_hot_classes_are_not_taken_for_answers_of_their_own(source: Path, tmp_path: Path) -> None:
+    x = x_of(64)
+    classes = classes_of(x)
+    rows = np.eye(classes.max() + 1, dtype=np.float32)[classes]
+    with pytest.raises(ConfigError, match="as one-hot classes are: give class numbers"):
+        converted(source, tmp_path, x=x, y=rows)
+    assert not (tmp_path / "m.edge").exists()
