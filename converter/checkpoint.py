@@ -19,7 +19,7 @@ from torch import nn
 from converter.program.attention import traceable
 from converter.program.programs import Flat, named_outputs
 from edge.contract import strictjson
-from edge.contract.errors import ConversionError
+from edge.contract.errors import ConfigError, ConversionError
 from edge.contract.files import replace_file
 from edge.contract.foreign import foreign, reason
 from edge.contract.tensorspec import BATCH, TensorSpec
@@ -28,6 +28,7 @@ KEY = "edgeloop_checkpoint"
 VERSION = 2
 
 Data = torch.Tensor | np.ndarray[Any, Any]
+_FORMS = "give (x, y), (x, None), x, or a dictionary by the names of the inputs, with y or without"
 
 
 def check_preprocessing(preprocessing: Mapping[str, Any]) -> None:
@@ -44,7 +45,7 @@ def save_checkpoint(
     *,
     example_input: Data | Mapping[str, Data],
     class_names: Sequence[str] | None = None,
-    calibration: tuple[Data | Mapping[str, Data], Data | None] | None = None,
+    calibration: tuple[Data | Mapping[str, Data], Data | None] | Data | Mapping[str, Data] | None = None,
     preprocessing: Mapping[str, Any] | None = None,
     axes: Mapping[str, Sequence[int | str]] | None = None,
 ) -> None:
@@ -56,13 +57,16 @@ def save_checkpoint(
         example_input: A batch ``(n, ...)``, n >= 1, of the shape and type that the model takes; for several inputs, one
             for each by name, in the order of ``forward``.
         class_names: One name per class; None for a model that does not classify.
-        calibration: Training samples ``(n, ...)`` (by name for several inputs) and their labels ``(n,)``, targets, or
-            None: a few hundred make an int8 backbone and the statistics that devices start learning from.
+        calibration: Training samples ``(n, ...)`` (by name for several inputs) and their labels ``(n,)`` or targets
+            ``(n, ...)``, as ``(x, y)``; without labels ``(x, None)`` or ``x``; or one dictionary by the names of the
+            inputs, with ``y`` or without. The state of a recurrent model may be left out: samples are then one stream.
+            A few hundred make an int8 backbone and the statistics that devices start learning from.
         preprocessing: What was done to the raw data, for the people who write the device's input code; JSON-able.
         axes: Shapes of inputs that are not ``(batch, fixed sizes...)``, by name (``input`` for the only one), e.g.
             ``{"state": (2, "batch", 64)}`` or ``{"input": ("batch", "time", 8)}``.
 
     Raises:
+        ConfigError: The calibration data are of another form, or are not samples of the inputs.
         ConversionError: The model does not run on the example, or the class names do not fit its output, or the
             preprocessing is not JSON.
     """
@@ -93,13 +97,10 @@ def save_checkpoint(
         "preprocessing": dict(preprocessing or {}),
     }
     if calibration is not None:
-        samples, labels = _named(calibration[0]), calibration[1]
-        if list(samples) != list(examples):
-            raise ConversionError(f"calibration samples {', '.join(samples)}, expected {', '.join(examples)}")
-        document["calibration_x"] = {name: array.clone() for name, array in samples.items()}
+        samples, labels = _calibration(calibration, specs, [*outputs.values()])
+        document["calibration_x"] = samples
         if labels is not None:
-            targets = torch.as_tensor(labels).detach().cpu().clone()
-            document["calibration_y"] = targets.float() if targets.is_floating_point() else targets.to(torch.int64)
+            document["calibration_y"] = labels.float() if labels.is_floating_point() else labels.to(torch.int64)
     with replace_file(Path(path)) as file:
         torch.save(document, file)
 
@@ -107,6 +108,89 @@ def save_checkpoint(
 def _named(data: Data | Mapping[str, Data]) -> dict[str, torch.Tensor]:
     arrays = data if isinstance(data, Mapping) else {"input": data}
     return {str(name): torch.as_tensor(array).detach().cpu() for name, array in arrays.items()}
+
+
+def _calibration(
+    given: object, specs: Sequence[TensorSpec], outputs: Sequence[torch.Tensor]
+) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
+    """Samples by input name, of its type, and their labels; raises ConfigError when that is not what was given."""
+    names = [spec.name for spec in specs]
+    x, y = given, None
+    if isinstance(given, tuple | list):
+        if len(given) != 2:
+            raise ConfigError(f"calibration is a {type(given).__name__} of {len(given)}: {_FORMS}")
+        x, y = given
+    elif isinstance(given, Mapping) and "y" not in names:
+        x, y = {name: array for name, array in given.items() if name != "y"}, given.get("y")
+    arrays = {str(name): array for name, array in x.items()} if isinstance(x, Mapping) else {names[0]: x}
+    if not isinstance(x, Mapping) and len(names) > 1:
+        raise ConfigError(f"calibration: the model takes {', '.join(names)}: give samples as a dictionary of these")
+    if len(names) == 1 and set(arrays) == {"x"}:  # as in an .npz
+        arrays = {names[0]: arrays["x"]}
+    samples = {
+        spec.name: _as_taken(_tensor(arrays[spec.name], spec.name), spec) for spec in specs if spec.name in arrays
+    }
+    missing = [spec for spec in specs if spec.name not in samples and not _may_be_passed_on(spec, outputs)]
+    if set(arrays) - set(names) or missing or not samples:
+        came = ", ".join(arrays) or "none"
+        raise ConfigError(f"calibration: samples named {came}, expected {', '.join(names)}: {_FORMS}")
+    labels = None if y is None else _tensor(y, "y", listed=True)
+    try:
+        check_samples(
+            specs, {n: t.numpy() for n, t in samples.items()}, None if labels is None else labels.float().numpy()
+        )
+    except ValueError as exc:
+        raise ConfigError(f"calibration: {exc}; {_FORMS}") from exc
+    return samples, labels
+
+
+def check_samples(
+    specs: Sequence[TensorSpec], x: Mapping[str, np.ndarray[Any, Any]], y: np.ndarray[Any, Any] | None
+) -> None:
+    """Raise ValueError unless samples fit the inputs that they are given for, with as many of each, and of labels."""
+    counts = {}
+    for spec in specs:
+        if spec.name in x:
+            spec.check(x[spec.name])
+            if spec.batch_axis is not None:
+                counts[spec.name] = x[spec.name].shape[spec.batch_axis]
+    count = next(iter(counts.values()), 1)
+    if len(set(counts.values())) > 1:
+        each = ", ".join(f"{name} {number}" for name, number in counts.items())
+        raise ValueError(f"different numbers of samples: {each}")
+    if y is not None and (y.ndim == 0 or len(y) != count):
+        raise ValueError(f"y of the shape {y.shape} for {count} samples, expected one y for each")
+
+
+def _tensor(array: object, name: str, *, listed: bool = False) -> torch.Tensor:
+    """A copy of an array of numbers; a list of them only where `listed`."""
+    if not (isinstance(array, torch.Tensor | np.ndarray) or (listed and isinstance(array, list | tuple))):
+        raise ConfigError(f"calibration: {name} is {type(array).__name__}, expected a tensor or an array: {_FORMS}")
+    try:
+        tensor = torch.as_tensor(array).detach().cpu().clone()
+    except (TypeError, ValueError, RuntimeError) as exc:
+        raise ConfigError(f"calibration: {name} cannot be used: {reason(exc)}") from exc
+    if tensor.is_complex() or tensor.is_quantized or tensor.layout != torch.strided:
+        raise ConfigError(f"calibration: {name} is not a plain tensor of numbers ({tensor.layout}, {tensor.dtype})")
+    return tensor
+
+
+def _as_taken(tensor: torch.Tensor, spec: TensorSpec) -> torch.Tensor:
+    """In the type that the model takes, where no value changes but by rounding."""
+    cast = tensor.to(getattr(torch, spec.dtype))
+    if cast.is_floating_point() or (not tensor.is_floating_point() and torch.equal(cast.to(tensor.dtype), tensor)):
+        return cast
+    raise ConfigError(f"calibration: {spec.name} is {str(tensor.dtype)[6:]}, expected {spec.dtype}")
+
+
+def _may_be_passed_on(spec: TensorSpec, outputs: Sequence[torch.Tensor]) -> bool:
+    """Whether an output can be this input for the next sample: data need not hold such states."""
+    return spec.dtype.startswith("float") and any(
+        str(output.dtype)[6:] == spec.dtype
+        and output.ndim == len(spec.shape)
+        and all(size == axis or not isinstance(axis, int) for size, axis in zip(output.shape, spec.shape, strict=True))
+        for output in outputs
+    )
 
 
 def _specs(

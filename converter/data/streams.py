@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from converter.data.samples import Samples, SampleStream
 from converter.data.stream import open_samples
+from converter.data.subset import InMemory
 from converter.program.tensors import Arrays, Run, batch_size, join, select
 from edge.contract.errors import ConfigError
 from edge.contract.manifest import StatePair
@@ -70,3 +71,23 @@ def open_remembered(
     except ConfigError:
         return Remembered(open_samples(value, option, without_states(inputs, states)), inputs, states, run)
     return stream
+
+
+def remembered(
+    samples: Samples, origin: str, inputs: Sequence[TensorSpec], states: Sequence[StatePair], run: Run
+) -> SampleStream:
+    """Samples in memory as a stream; where they are without states, the model's own are added.
+
+    Raises:
+        ConfigError: Inputs that are no states, or some states, are missing.
+    """
+    missing = [spec.name for spec in inputs if spec.name not in samples.x]
+    if not missing:
+        return InMemory(samples, origin, inputs)
+    given = without_states(inputs, states)
+    if rest := set(missing) - {pair.input for pair in states}:
+        name = min(rest)
+        raise ConfigError(f"{origin} have no {name}, which is no state: say --state {name}=OUTPUT, or give samples")
+    if len(given) + len(missing) != len(inputs):
+        raise ConfigError(f"{origin} have some of the states, but not {', '.join(missing)}: give all or none")
+    return Remembered(InMemory(samples, origin, given), inputs, states, run)

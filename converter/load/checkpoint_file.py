@@ -9,7 +9,7 @@ from typing import Any
 import numpy.typing as npt
 import torch
 
-from converter.checkpoint import KEY, VERSION, check_preprocessing
+from converter.checkpoint import KEY, VERSION, check_preprocessing, check_samples
 from converter.data.samples import Samples
 from converter.load.torch_file import read_torchscript
 from converter.load.weights import check_tensor, load_weights
@@ -78,16 +78,15 @@ def _samples(document: Mapping[str, Any], inputs: tuple[TensorSpec, ...]) -> Sam
         return None
     what = "the checkpoint's calibration data"
     held = _field(document, "calibration_x", dict)
-    if list(held) != [spec.name for spec in inputs]:
+    names = [spec.name for spec in inputs]
+    if not held or set(held) - set(names):
         raise ConversionError(f"{what} {list(held)} are not its inputs")
-    x = {spec.name: _array(held, spec.name) for spec in inputs}
-    _check(inputs, x, "calibration data")
+    x = {name: _array(held, name) for name in names if name in held}
     y = _array(document, "calibration_y") if "calibration_y" in document else None
-    counts = {len(array) for spec, array in ((s, x[s.name]) for s in inputs) if spec.batch_axis == 0}
-    if len(counts) != 1 or (y is not None and {len(y)} != counts):
-        raise ConversionError(
-            f"{what} have {sorted(counts)} samples" + (f" and {len(y)} labels" if y is not None else "")
-        )
+    try:
+        check_samples(inputs, x, y)
+    except ValueError as exc:
+        raise ConversionError(f"{what}: {exc}") from exc
     if y is not None and y.dtype.kind not in "iuf":
         raise ConversionError(f"{what} have labels of the type {y.dtype}")
     if y is None:

@@ -35,7 +35,7 @@ class Source:
         output_names: Of what it returns, where the file says more than the model itself, else None.
         class_names: None when nobody named them.
         preprocessing: What the checkpoint says was done to raw data: JSON, for people.
-        samples: Calibration data that came with the checkpoint.
+        samples: Calibration data that came with the checkpoint; those of a model that remembers may lack its states.
         notes: What was inferred, for the report.
         digest: SHA-256 of the file.
         carried: Why the model is carried as its file has it; "" where it is worked on.

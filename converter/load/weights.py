@@ -217,6 +217,10 @@ def load_weights(
     if rules.strip is not None and not placed:
         raise ConfigError(f"--strip {rules.strip}: no name in {what} begins so; it holds\n{tree(tensors)}")
     values = _values(placed, tensors)
+    held = model.state_dict()
+    for name, value in values.items():
+        if isinstance(held.get(name), torch.Tensor) and not isinstance(value, torch.Tensor):
+            raise ConversionError(f"{what}: {shown(placed[name])!r} is {type(value).__name__}, not a tensor")
     missing, unexpected, wrong = _loaded(model, values, what)
     missing = _really_missing(model, missing, values)
     unexpected = _really_unexpected(model, unexpected, values)

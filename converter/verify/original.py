@@ -14,8 +14,8 @@ from torch import nn
 from converter.data.holdout import LEAST_SAMPLES, different, halves
 from converter.data.samples import Samples, SampleStream
 from converter.data.stream import open_samples
-from converter.data.streams import open_remembered
-from converter.data.subset import InMemory, random_samples, subset
+from converter.data.streams import open_remembered, remembered
+from converter.data.subset import random_samples, subset
 from converter.export.preprocessing import Preprocessing, parse_preprocessing, preprocessing_onnx
 from converter.graph.build import make_model, renamed
 from converter.load.constants import constants_in
@@ -301,7 +301,7 @@ def load_original(plan: ConversionPlan, carried: str = "") -> Original:
     if plan.calibration is not None:
         stream = open_remembered(plan.calibration, "--calibrate", inputs, states, run)
     elif source.samples is not None:
-        stream = InMemory(source.samples, "the checkpoint's calibration data", inputs)
+        stream = remembered(source.samples, "the checkpoint's calibration data", inputs, states, run)
     measured = stream
     if plan.evaluation is not None:
         measured = open_remembered(plan.evaluation, "--evaluate", inputs, states, run)

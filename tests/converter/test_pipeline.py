@@ -541,7 +541,7 @@ def test_a_checkpoint_whose_parts_do_not_fit_is_refused(tmp_path: Path) -> None:
         ({"class_names": ["a"]}, "1 class names"),
         ({"class_names": None}, "class_names"),
         ({"calibration_x": {"input": torch.zeros(20, 3)}}, "expected shape"),
-        ({"calibration_y": torch.zeros(3, dtype=torch.int64)}, "20. samples"),
+        ({"calibration_y": torch.zeros(3, dtype=torch.int64)}, "20 samples"),
         ({"calibration_y": torch.full((20,), 9)}, "labels from 9"),
         ({"preprocessing": {"mean": torch.zeros(1)}}, "plain JSON"),
     ):
