@@ -14,8 +14,9 @@ from converter.pipeline import convert
 from converter.quantization.saturation import layers_with_least_weight, multiplies_int8, without_least_weight
 from edge.contract import manifest as m
 from edge.contract.bundle import Bundle
-from edge.contract.errors import ConversionError
+from edge.contract.errors import BundleError, ConversionError
 from edge.contract.profile import detect_profile, load_profile
+from edge.inference.onnx_session import EXACT, OnnxSession
 from tests.converter.models import plan
 
 CODES = np.random.default_rng(0).integers(-127, 128, (6, 8)).astype(np.int8)
@@ -145,6 +146,30 @@ def test_a_foreign_file_that_mending_changes_too_much_is_refused(tmp_path: Path)
     with pytest.raises(ConversionError, match="-127 instead"):
         convert(plan(source, profile=load_profile("raspberry-pi-3"), trainable="none"))
     assert not source.with_suffix(".edge").exists()
+
+
+def test_a_file_for_arm_says_what_a_saturating_cpu_gives_which_refuses_it_though_an_offset_hides_the_loss(
+    tmp_path: Path,
+) -> None:
+    rng = np.random.default_rng(0)
+    tensors = {"w": rng.uniform(0.9, 1.0, (6, 8)).astype(np.float32), "offset": np.full(6, 1e4, np.float32)}
+    layer = helper.make_node("Gemm", ["x", "w", "offset"], ["y"], "layer", transB=1)
+    infos = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["batch", k]) for n, k in (("x", 8), ("y", 6))]
+    made = helper.make_graph(
+        [layer], "g", infos[:1], infos[1:], [numpy_helper.from_array(a, n) for n, a in tensors.items()]
+    )
+    source = tmp_path / "model.onnx"
+    onnx.save(helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), source)
+    np.savez(tmp_path / "x.npz", x=rng.uniform(0, 1, (200, 8)).astype(np.float32))
+    asked = {"calibration": str(tmp_path / "x.npz"), "trainable": "none", "quantize": "int8"}
+    report = convert(plan(source, profile=load_profile("raspberry-pi-4"), **asked)).report
+    bundle = Bundle.open(source.with_suffix(".edge"))
+    OnnxSession(bundle, config=EXACT)  # as the device adds
+    if not (platform.machine() == "x86_64" and detect_profile() == "generic-x86_64"):
+        return
+    assert "the 8-bit sums of this CPU saturate" in report["saturation"]["text"]
+    with pytest.raises(BundleError, match=r"about its mean"):
+        OnnxSession(bundle)
 
 
 def test_a_foreign_file_that_saturates_without_vnni_is_refused_for_such_a_target(tmp_path: Path) -> None:

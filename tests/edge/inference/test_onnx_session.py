@@ -12,7 +12,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edge.contract.bundle import Bundle
 from edge.contract.errors import ConfigError
-from edge.inference.onnx_session import OnnxSession, open_onnx, with_defaults
+from edge.contract.tensorspec import TensorSpec
+from edge.inference.onnx_session import OnnxSession, lost_column, open_onnx, with_defaults
 
 
 @pytest.fixture(scope="module")
@@ -105,3 +106,32 @@ def test_defaults_written_behind_a_graph_are_initializers_of_it() -> None:
         session.run(None, {"x": x})[0], x @ values["head.weight"].T + values[names[2]], rtol=1e-4
     )
     assert with_defaults(b"graph", {}) == b"graph"
+
+
+def test_a_lost_column_is_seen_beside_any_offset_and_what_rounding_does_is_not() -> None:
+    rng = np.random.default_rng(0)
+    wanted = (rng.normal(size=(16, 3)) * [3e3, 1e-2, 1.0] + [1e5, 0.03, 0.0]).astype(np.float32)
+    spec = TensorSpec(name="y", dtype="float32", shape=("batch", 3))
+    halved = wanted.copy()
+    halved[:, 1] = (halved[:, 1] - 0.03) / 2 + 0.03
+    assert (lost_column(spec, wanted, halved, False) or (0, ""))[1] == "y[1]"
+    image = np.broadcast_to(wanted[:, :, None, None], (16, 3, 2, 2))
+    channels = TensorSpec(name="y", dtype="float32", shape=("batch", 3, 2, 2))
+    halved_image = np.broadcast_to(halved[:, :, None, None], image.shape)
+    assert (lost_column(channels, image, halved_image, False) or (0, ""))[1] == "y[1]"
+
+    one_code = wanted.copy()
+    one_code[4, 2] += 5.0
+    constant, moved = wanted.copy(), wanted.copy()
+    constant[:, 1], moved[:, 1] = 0.0, 1e-3
+    flat = (1e5 + rng.normal(size=(16, 3)) * 1e-2).astype(np.float32)
+    half = wanted * (1 + rng.normal(size=wanted.shape) * 1e-3).astype(np.float32)
+    for a, b, is_half in (
+        (wanted, wanted, False),
+        (wanted, one_code, False),
+        (constant, moved, False),  # a constant that moves a little, as an SQNR judges
+        (flat, np.nextafter(flat, np.float32(np.inf)), False),
+        (wanted, half, True),
+        (wanted[:4], halved[:4], False),  # too few values to tell
+    ):
+        assert lost_column(spec, a, b, is_half) is None
