@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from converter.load.inert import PickledArray, StandIn
 
@@ -50,17 +51,42 @@ class Network:
 
 def networks(document: Any, path: tuple[str, ...] = ()) -> list[Network]:
     """The state_dicts in a document, in its order."""
-    if not isinstance(document, Mapping) or "param_groups" in document or len(path) > _MAX_DEPTH:
-        return []
-    inside = [
-        found
-        for key, value in document.items()
-        if isinstance(key, str) and not _BESIDE.fullmatch(key)
-        for found in networks(value, (*path, key))
-    ]
+    inside = [found for key, value in _parts(document, path) for found in networks(value, (*path, key))]
     if inside:
         return inside
-    return [Network(path=path, tensors=document)] if _is_network(document) else []
+    is_one = isinstance(document, Mapping) and "param_groups" not in document and len(path) <= _MAX_DEPTH
+    return [Network(path=path, tensors=document)] if is_one and _is_network(document) else []
+
+
+def modules(document: Any, path: tuple[str, ...] = ()) -> dict[str, nn.Module]:
+    """The whole models with weights in a trusted document, by the keys that lead there."""
+    if isinstance(document, nn.Module):
+        return {".".join(path): document} if next(document.parameters(), None) is not None else {}
+    return {
+        name: module for key, value in _parts(document, path) for name, module in modules(value, (*path, key)).items()
+    }
+
+
+def stand_ins(document: Any, path: tuple[str, ...] = ()) -> list[StandIn]:
+    """What was not read of a document, where networks could be."""
+    if isinstance(document, StandIn):
+        return [document]
+    return [found for key, value in _parts(document, path) for found in stand_ins(value, (*path, key))]
+
+
+def _parts(document: Any, path: tuple[str, ...]) -> list[tuple[str, Any]]:
+    """By name what may hold networks."""
+    entries = _entries(document)
+    if entries is None or "param_groups" in entries or len(path) > _MAX_DEPTH:
+        return []
+    return [(key, value) for key, value in entries.items() if isinstance(key, str) and not _BESIDE.fullmatch(key)]
+
+
+def _entries(document: Any) -> Mapping[Any, Any] | None:
+    """A dictionary, or a list of dictionaries or modules as one by number; None for everything else."""
+    if isinstance(document, list | tuple) and any(isinstance(item, Mapping | nn.Module | StandIn) for item in document):
+        return {str(number): item for number, item in enumerate(document)}
+    return document if isinstance(document, Mapping) else None
 
 
 def _is_network(document: Mapping[Any, Any]) -> bool:
@@ -81,13 +107,14 @@ def found_at(document: Any, key: str) -> Any:
     Raises:
         KeyError: Nothing does.
     """
-    if not isinstance(document, Mapping):
+    entries = _entries(document)
+    if entries is None:
         raise KeyError(key)
-    if key in document:
-        return document[key]
-    for own in sorted((own for own in document if isinstance(own, str)), key=len, reverse=True):
+    if key in entries:
+        return entries[key]
+    for own in sorted((own for own in entries if isinstance(own, str)), key=len, reverse=True):
         if key.startswith(f"{own}."):
-            return found_at(document[own], key[len(own) + 1 :])
+            return found_at(entries[own], key[len(own) + 1 :])
     raise KeyError(key)
 
 
@@ -99,6 +126,7 @@ def tree(document: Any) -> str:
 
 
 def _rows(document: Any, indent: str) -> Iterator[str]:
+    document = document if (entries := _entries(document)) is None else entries
     if not isinstance(document, Mapping):
         yield f"{indent}{_described(document)}"
         return
@@ -111,7 +139,8 @@ def _rows(document: Any, indent: str) -> Iterator[str]:
             if tensors > _ROWS_OF_ONE:
                 continue
         yield f"{indent}{name:<{width}} {_described(value)}"
-        if isinstance(value, Mapping) and len(indent) < 2 * _MAX_DEPTH and "param_groups" not in value:
+        inner = _entries(value)
+        if inner is not None and len(indent) < 2 * _MAX_DEPTH and "param_groups" not in inner:
             yield from _rows(value, indent + "  ")
     if tensors > _ROWS_OF_ONE:
         yield f"{indent}... and {tensors - _ROWS_OF_ONE} more tensors"
@@ -131,6 +160,10 @@ def _described(value: Any) -> str:
             held = [item for item in value.values() if isinstance(item, torch.Tensor)]
             return f"{len(value)} tensors, {sum(math.prod(item.shape) for item in held)} numbers"
         return f"{len(value)} entries"
+    if isinstance(value, nn.Module):
+        return f"{type(value).__name__}, a module of {sum(p.numel() for p in value.parameters())} numbers"
+    if isinstance(value, list | tuple):
+        return f"{type(value).__name__} of {len(value)}"
     if isinstance(value, bool | int | float | str):
         return f"{type(value).__name__} {shown(value)[:40]}"
     return type(value).__name__

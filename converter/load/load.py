@@ -14,14 +14,22 @@ from converter.data.fit import Fitter
 from converter.load.architecture import build_model
 from converter.load.checkpoint_file import is_checkpoint, read_checkpoint
 from converter.load.constants import bound
-from converter.load.contents import ArraysBeside, arrays_beside
+from converter.load.contents import ArraysBeside, arrays_beside, found_at, modules, networks
 from converter.load.exported_program import is_exported_program, read_exported_program
 from converter.load.files import beginning, check_whole_model, checked_members
 from converter.load.inputs import Given, Inputs, determine_inputs, stated
 from converter.load.safetensors_file import is_safetensors, read_safetensors
 from converter.load.source import Source
 from converter.load.torch_file import read_document, read_torchscript
-from converter.load.weights import Rules, check_size, check_tensor, how_to_name_the_architecture, load_into, unwrapped
+from converter.load.weights import (
+    Rules,
+    check_size,
+    check_tensor,
+    how_to_name_the_architecture,
+    load_into,
+    several_networks,
+    unwrapped,
+)
 from converter.plan import ConversionPlan, InputOption
 from converter.program.programs import onnx_program, resized, torch_program
 from edge.contract.digest import sha256_file
@@ -109,18 +117,28 @@ def _from_torch(given: Given) -> Source:
             notes=(),
             digest=sha256_file(plan.source),
         )
-    module = _module_in(document)
+    module = _module_in(document, plan)
     if module is not None:
         module = module.float().cpu().eval()
         return _whole("pickled module", determine_inputs(module, given), plan, ("its pickle was run",))
     return _from_weights(document, "state_dict", given)
 
 
-def _module_in(document: Any) -> nn.Module | None:
-    """A whole model, which a trusted pickle may hold, alone or under one of the usual keys."""
-    if isinstance(document, dict):
-        document = next((document[k] for k in ("model", "ema", "net") if isinstance(document.get(k), nn.Module)), None)
-    return document if isinstance(document, nn.Module) else None
+def _module_in(document: Any, plan: ConversionPlan) -> nn.Module | None:
+    """A whole model, which a trusted pickle may hold: the one that the user names, the usual one, or the only one."""
+    if plan.weights is not None:
+        try:
+            named = found_at(document, plan.weights)
+        except KeyError:
+            return None
+        return named if isinstance(named, nn.Module) else None
+    found = modules(document)
+    usual = next((found[key] for key in ("", "model", "ema", "net") if key in found), None)
+    if usual is not None or not found or networks(document):
+        return usual
+    if len(found) > 1:
+        raise several_networks(plan.source, found, document)
+    return next(iter(found.values()))
 
 
 def _from_weights(document: Any, kind: str, given: Given) -> Source:

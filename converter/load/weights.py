@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from converter.load.architecture import suggestions
-from converter.load.contents import Network, found_at, is_tensor, networks, shown, tree
+from converter.load.contents import Network, found_at, is_tensor, networks, shown, stand_ins, tree
 from converter.load.files import MOST_BYTES
 from converter.load.inert import PickledArray, StandIn
 from edge.contract.errors import ConfigError, ConversionError, EdgeError
@@ -66,10 +66,15 @@ class Weights:
 
     def ask(self, path: Path) -> ConversionError:
         """What to say when it is unclear which network is meant."""
-        keys = ", ".join(shown(network.key) for network in self.found)
-        return ConversionError(
-            f"{path} holds several networks: say which with --weights KEY, one of {keys}\n{tree(self.document)}"
-        )
+        return several_networks(path, [network.key for network in self.found], self.document)
+
+
+def several_networks(path: Path, keys: Iterable[str], document: Any) -> ConversionError:
+    """What to say where a file holds several networks, or whole models, under these keys."""
+    listed = ", ".join(map(shown, keys))
+    return ConversionError(
+        f"{path} holds several networks: say which with --weights KEY, one of {listed}\n{tree(document)}"
+    )
 
 
 def unwrapped(document: Any, what: str, key: str | None = None) -> Weights:
@@ -115,14 +120,15 @@ def _no_network(document: Any, what: str) -> str:
             f"the weights only: torch.save(model.state_dict(), PATH), or use converter.save_checkpoint; if the file "
             f"is your own, add --trust-pickle"
         )
+    if found := stand_ins(document):
+        which = ", and say which with --weights KEY" if len(found) > 1 else ""
+        return f"{what}: {_no_network(found[0], 'it')}{which}. It holds\n{tree(document)}"
     if isinstance(document, Mapping) and document:
-        stand_in = next((value for value in document.values() if isinstance(value, StandIn)), None)
-        if stand_in is not None:
-            return f"{what}: {_no_network(stand_in, 'it')}. It holds\n{tree(document)}"
         name, value = next(iter(document.items()))
-        if not isinstance(value, Mapping):
+        if not isinstance(value, Mapping | list | tuple):
             return f"{what} is not a state_dict: {shown(name)!r} is not a tensor. It holds\n{tree(document)}"
-        return f"{what} holds no state_dict, but\n{tree(document)}"
+    if isinstance(document, Mapping | list | tuple) and document:
+        return f"{what} holds no state_dict (names and their tensors), but\n{tree(document)}"
     return f"{what} holds {type(document).__name__}, expected a state_dict"
 
 

@@ -23,6 +23,9 @@ _MEMORY_TEXT = re.compile(
 )
 _ROOM_TEXT = re.compile(r"no space left on device|file too large|disk quota exceeded|read-only file system", re.I)
 
+# Where they could not write a file and know no cause.
+_UNWRITTEN_TEXT = re.compile(r"protobuf serialization failed|streamwriter failed writing|file write failed", re.I)
+
 
 def reason(error: BaseException) -> str:
     """What a foreign exception says, on one line of at most 300 characters.
@@ -66,6 +69,11 @@ def shortage(error: BaseException, what: str) -> ResourceError | None:
             return ResourceError(f"{what}: {cause.strerror}{where}")
         if found := _ROOM_TEXT.search(text):
             return ResourceError(f"{what}: {found[0]}")
+        if _UNWRITTEN_TEXT.search(text):
+            return ResourceError(
+                f"{what}: a scratch file could not be written: the disk is full, or files must not become so large "
+                f"(`ulimit -f`)"
+            )
         cause = cause.__cause__ or cause.__context__
     return None
 

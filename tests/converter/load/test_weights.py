@@ -6,6 +6,7 @@ import argparse
 import enum
 import warnings
 from collections import OrderedDict, defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,14 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from converter.load.contents import arrays_beside
+from converter.load.inputs import Given
+from converter.load.load import load_source
 from converter.load.safetensors_file import read_safetensors
 from converter.load.torch_file import read_document
 from converter.load.weights import Rules, check_size, how_to_name_the_architecture, load_into, unwrapped
+from converter.plan import InputOption
 from edge.contract.errors import ConfigError, ConversionError
+from tests.converter.models import plan
 
 
 def net(hidden: int = 6) -> nn.Sequential:
@@ -233,6 +238,41 @@ def test_several_networks_are_shown_as_a_tree_and_asked_for(tmp_path: Path) -> N
     assert_same(model, other(2))
     with pytest.raises(ConfigError, match=r"no such key; it holds\n  A2B"):
         loaded(net(), both, key="C")
+
+
+def test_networks_in_lists_and_whole_models_in_nests_are_shown_and_asked_for(tmp_path: Path) -> None:
+    listed = saved({"epoch": 3, "nets": [net().state_dict(), other().state_dict()]}, tmp_path)
+    model = net()
+    loaded(model, listed, key="nets.1")
+    assert_same(model, other())
+    with pytest.raises(ConversionError, match=r"(?s)--weights KEY, one of nets\.0, nets\.1\n.*bn\.running_mean"):
+        loaded(net(), listed)
+    with pytest.raises(ConversionError, match="one of 0, 1"):
+        loaded(net(), saved([net().state_dict(), other().state_dict()], tmp_path))
+    path, beside = (
+        tmp_path / "m.pth",
+        {"optimizer": torch.optim.SGD(net().parameters(), 0.1), "criterion": nn.MSELoss()},
+    )
+    for document, key in (
+        ({"generator": net(), "discriminator": net(7)}, "generator"),
+        ({"state": {"generator": net(), "discriminator": net(7)}}, "state.generator"),
+        ([net(), net(7)], "0"),
+    ):
+        rest = {**document, **beside} if isinstance(document, dict) else document
+        torch.save(rest, path)
+        given = Given(plan=plan(path, trust_pickle=True, inputs=(InputOption(name="", shape=("batch", 4)),)))
+        with pytest.raises(ConversionError, match=rf"(?s)several networks: .*{key}.*a module of 63 numbers"):
+            load_source(given)
+        source = load_source(replace(given, plan=replace(given.plan, weights=key)))
+        assert isinstance(source.model, nn.Module)
+        assert_same(source.model, net())
+        untrusted = replace(given, plan=replace(given.plan, trust_pickle=False))
+        with pytest.raises(ConversionError, match=r"(?s)nothing of it was run.*--weights KEY.*not read"):
+            load_source(untrusted)
+    torch.save({"net_g": net(), **beside}, path)  # the only one
+    only = load_source(replace(given, plan=replace(given.plan, source=path))).model
+    assert isinstance(only, nn.Module)
+    assert_same(only, net())
 
 
 def test_running_means_are_taken_only_when_asked_for() -> None:
