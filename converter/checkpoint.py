@@ -6,37 +6,35 @@ code in it is ever run by Python. The model itself is TorchScript, which the Tor
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import inspect
 import io
+import os
+import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from torch.jit._trace import TracerWarning
 
+from converter.load.checkpoint_file import KEY, VERSION, check_preprocessing, check_samples
 from converter.program.attention import traceable
-from converter.program.programs import Flat, named_outputs
-from edge.contract import strictjson
+from converter.program.programs import Flat, has_batch, named_outputs, torch_program
+from converter.verify.axes import FreeAxis, Probe, agreeing, baked_axes, free_axes
 from edge.contract.errors import ConfigError, ConversionError
 from edge.contract.files import replace_file
 from edge.contract.foreign import foreign, reason
-from edge.contract.tensorspec import BATCH, TensorSpec
-
-KEY = "edgeloop_checkpoint"
-VERSION = 2
+from edge.contract.tensorspec import BATCH, AxisRange, TensorSpec
 
 Data = torch.Tensor | np.ndarray[Any, Any]
 _FORMS = "give (x, y), (x, None), x, or a dictionary by the names of the inputs, with y or without"
-
-
-def check_preprocessing(preprocessing: Mapping[str, Any]) -> None:
-    """Raise ConversionError unless it can stand in a manifest: texts, finite numbers, lists and objects."""
-    try:
-        strictjson.dumps(dict(preprocessing))
-    except (TypeError, ValueError, RecursionError) as exc:
-        raise ConversionError(f"preprocessing must be plain JSON: {reason(exc)}") from exc
+# Numbers of samples at which the stored program is compared with the model.
+_BATCHES = (1, 2, 3, 5)
 
 
 def save_checkpoint(
@@ -63,12 +61,13 @@ def save_checkpoint(
             A few hundred make an int8 backbone and the statistics that devices start learning from.
         preprocessing: What was done to the raw data, for the people who write the device's input code; JSON-able.
         axes: Shapes of inputs that are not ``(batch, fixed sizes...)``, by name (``input`` for the only one), e.g.
-            ``{"state": (2, "batch", 64)}`` or ``{"input": ("batch", "time", 8)}``.
+            ``{"state": (2, "batch", 64)}`` or ``{"input": ("batch", "time", 8)}``. What is stored is compared with the
+            model at many sizes of free axes and of the batch; a warning says where an axis had to be narrowed.
 
     Raises:
         ConfigError: The calibration data are of another form, or are not samples of the inputs.
-        ConversionError: The model does not run on the example, or the class names do not fit its output, or the
-            preprocessing is not JSON.
+        ConversionError: The model does not run on the example, or TorchScript cannot follow it, or the class names do
+            not fit its output, or the preprocessing is not JSON.
     """
     check_preprocessing(preprocessing or {})
     examples = _named(example_input)
@@ -76,9 +75,10 @@ def save_checkpoint(
     was_training = model.training
     model.eval()
     try:
-        script, outputs = _traced(model, examples)
+        stored = _stored(model, examples, specs)
     finally:
         model.train(was_training)
+    script, specs, outputs = stored.script, stored.specs, stored.outputs
     if class_names is not None and not any(
         tensor.ndim == 2 and tensor.shape[1] == len(class_names) for tensor in outputs.values()
     ):
@@ -92,6 +92,7 @@ def save_checkpoint(
         "torchscript": torch.frombuffer(bytearray(archive.getvalue()), dtype=torch.uint8),
         "inputs": [spec.to_json() for spec in specs],
         "outputs": list(outputs),
+        "axes": {name: found.to_json() for name, found in stored.ranges.items()},
         "example_inputs": {spec.name: _first(examples[spec.name], spec) for spec in specs},
         "class_names": [str(name) for name in class_names or ()],
         "preprocessing": dict(preprocessing or {}),
@@ -142,24 +143,6 @@ def _calibration(
     except ValueError as exc:
         raise ConfigError(f"calibration: {exc}; {_FORMS}") from exc
     return samples, labels
-
-
-def check_samples(
-    specs: Sequence[TensorSpec], x: Mapping[str, np.ndarray[Any, Any]], y: np.ndarray[Any, Any] | None
-) -> None:
-    """Raise ValueError unless samples fit the inputs that they are given for, with as many of each, and of labels."""
-    counts = {}
-    for spec in specs:
-        if spec.name in x:
-            spec.check(x[spec.name])
-            if spec.batch_axis is not None:
-                counts[spec.name] = x[spec.name].shape[spec.batch_axis]
-    count = next(iter(counts.values()), 1)
-    if len(set(counts.values())) > 1:
-        each = ", ".join(f"{name} {number}" for name, number in counts.items())
-        raise ValueError(f"different numbers of samples: {each}")
-    if y is not None and (y.ndim == 0 or len(y) != count):
-        raise ValueError(f"y of the shape {y.shape} for {count} samples, expected one y for each")
 
 
 def _tensor(array: object, name: str, *, listed: bool = False) -> torch.Tensor:
@@ -214,20 +197,152 @@ def _specs(
     return specs
 
 
-def _traced(
-    model: nn.Module, examples: Mapping[str, torch.Tensor]
-) -> tuple[torch.jit.ScriptModule, dict[str, torch.Tensor]]:
-    """TorchScript of a model, and what it returns by name; one that is TorchScript already stays as it is."""
+@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
+class _Stored:
+    """What is written down of a model.
+
+    Attributes:
+        script: The program.
+        outputs: What the model gives on the example, by name.
+        specs: Of the inputs; an axis at which the program is right at one size only is fixed.
+        ranges: Sizes of free axes that it is to be run at, by name; none for an axis that nothing limits.
+    """
+
+    script: torch.jit.ScriptModule
+    outputs: dict[str, torch.Tensor]
+    specs: list[TensorSpec]
+    ranges: dict[str, AxisRange]
+
+
+def _stored(model: nn.Module, examples: Mapping[str, torch.Tensor], specs: list[TensorSpec]) -> _Stored:
+    """A model as TorchScript that was found to give the same at all sizes of its free axes that were tried.
+
+    A trace goes the way of its example and keeps numbers that Python computes from sizes. Where that shows, the
+    compiler of TorchScript, which keeps both but takes few real models, is tried; else axes are narrowed.
+    """
     inputs = tuple(examples.values())
     shapes = ", ".join(f"{name} of shape {tuple(t.shape)} and type {t.dtype}" for name, t in examples.items())
-    with foreign(f"the model does not run on {shapes}", ConversionError), torch.no_grad(), traceable():
+    with foreign(f"the model does not run on {shapes}", ConversionError), torch.no_grad():
         found = model(*inputs)
-        outputs = named_outputs(found, list(examples))
-        if isinstance(model, torch.jit.ScriptModule):
-            return model, outputs
-        plain = isinstance(found, torch.Tensor) or (type(found) is tuple and len(outputs) == len(found))
-        traced = torch.jit.trace(model if plain else Flat(model), inputs, check_trace=False)  # type: ignore[no-untyped-call]
-        return traced, outputs
+    outputs = named_outputs(found, list(examples))
+    if isinstance(model, torch.jit.ScriptModule):  # it is the model itself
+        return _Stored(script=model, outputs=outputs, specs=specs, ranges={})
+    plain = isinstance(found, torch.Tensor) or (type(found) is tuple and len(outputs) == len(found))
+    tried = _copied(model)  # code may keep what it computed for the sizes that it saw
+    example = {spec.name: _first(examples[spec.name], spec).numpy() for spec in specs}
+    probe = Probe(run=torch_program(tried, specs, list(outputs)), inputs=tuple(specs), example=example)
+    axes = free_axes(probe, {})
+    try:
+        trace, said = _traced(model if plain else Flat(model), inputs)
+    except ConversionError as exc:
+        script = _scripted(model, f"the model runs on {shapes}, but {exc}")
+        faults = _faults(script, probe, axes, outputs)
+        if faults:
+            raise ConversionError(f"{exc}; compiled by torch.jit.script, it {next(iter(faults.values()))}") from exc
+        return _Stored(script=script, outputs=outputs, specs=specs, ranges=_ranges(axes, only_tried=True))
+    faults = _faults(trace, probe, axes, outputs)
+    if not faults:
+        _repeat(said)
+        takes_numbers = any(f"{os.sep}torch{os.sep}" not in warning.filename for warning in said)
+        return _Stored(script=trace, outputs=outputs, specs=specs, ranges=_ranges(axes, only_tried=takes_numbers))
+    compiled: torch.jit.ScriptModule | None = None
+    with contextlib.suppress(ConversionError):
+        compiled = _scripted(model, f"the trace of the model {next(iter(faults.values()))}")
+    if compiled is not None and not _faults(compiled, probe, axes, outputs):
+        return _Stored(script=compiled, outputs=outputs, specs=specs, ranges=_ranges(axes, only_tried=True))
+    if BATCH in faults:
+        raise ConversionError(
+            f"the trace of the model {faults[BATCH]}: its code does something else for another number of samples. "
+            f"Compute with tensors instead of Python's numbers and ifs, or give TorchScript that torch.jit.script made"
+        )
+    _repeat(said)
+    return _narrowed(trace, probe, axes, outputs, faults)
+
+
+def _narrowed(
+    trace: torch.jit.ScriptModule,
+    probe: Probe,
+    axes: tuple[FreeAxis, ...],
+    outputs: dict[str, torch.Tensor],
+    faults: Mapping[str, str],
+) -> _Stored:
+    """A trace that is right at some sizes only, with these."""
+    run = torch_program(trace, probe.inputs, list(outputs))
+    wide, axes = axes, tuple(agreeing(run, probe, axis) for axis in axes)
+    if left := _faults(trace, probe, axes, outputs):  # at several other sizes at once
+        axes = tuple(axis.fixed() if axis.name in left else axis for axis in axes)
+    fixed = {axis.name: axis.size for axis in axes if axis.tried == (axis.size,)}
+    narrowed = "; ".join(
+        f"{axis.name}: {axis.size if axis.name in fixed else axis.range.describe()}"
+        for axis, before in zip(axes, wide, strict=True)
+        if axis.tried != before.tried
+    )
+    warnings.warn(
+        f"the trace of the model {next(iter(faults.values()))}: its code computes or decides with sizes in Python. The "
+        f"checkpoint takes only sizes at which both agree ({narrowed}); for others, compute with tensors or make the "
+        f"model one that torch.jit.script takes",
+        stacklevel=4,
+    )
+    specs = [replace(s, shape=tuple(fixed.get(str(a), a) for a in s.shape)) for s in probe.inputs]
+    free = tuple(axis for axis in axes if axis.name not in fixed)
+    return _Stored(script=trace, outputs=outputs, specs=specs, ranges=_ranges(free, only_tried=True))
+
+
+def _ranges(axes: Sequence[FreeAxis], *, only_tried: bool) -> dict[str, AxisRange]:
+    found = {axis.name: (axis.only_tried() if only_tried else axis).range for axis in axes}
+    return {name: sizes for name, sizes in found.items() if sizes != AxisRange()}
+
+
+def _faults(
+    script: torch.jit.ScriptModule, probe: Probe, axes: tuple[FreeAxis, ...], outputs: Mapping[str, torch.Tensor]
+) -> dict[str, str]:
+    """What shows that a program is not the model, by axis, that of the batch among them."""
+    batch = FreeAxis(name=BATCH, size=1, range=AxisRange(), tried=_BATCHES)
+    all_axes = (batch, *axes) if has_batch(probe.inputs) else axes
+    return baked_axes(torch_program(script, probe.inputs, list(outputs)), probe, all_axes)
+
+
+def _traced(
+    model: nn.Module, inputs: tuple[torch.Tensor, ...]
+) -> tuple[torch.jit.ScriptModule, list[warnings.WarningMessage]]:
+    """A trace, and the tracer's warnings: code took something of a tensor, such as its size, as a number."""
+    with (
+        foreign("torch.jit.trace cannot follow it", ConversionError),
+        warnings.catch_warnings(record=True) as caught,
+        torch.no_grad(),
+        traceable(),
+    ):
+        warnings.simplefilter("always")
+        trace: torch.jit.ScriptModule = torch.jit.trace(model, inputs, check_trace=False)  # type: ignore[no-untyped-call]
+    _repeat([warning for warning in caught if not issubclass(warning.category, TracerWarning)])
+    return trace, [warning for warning in caught if issubclass(warning.category, TracerWarning)]
+
+
+def _repeat(said: Sequence[warnings.WarningMessage]) -> None:
+    for warning in said:
+        warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+
+
+def _scripted(model: nn.Module, why: str) -> torch.jit.ScriptModule:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with foreign("torch.jit.script does not take it", ConversionError):
+                script: torch.jit.ScriptModule = torch.jit.script(model)
+        except ConversionError as exc:
+            raise ConversionError(
+                f"{why}; {exc}. Compute sizes in whole numbers, such as 3 * h // 8 for round(h * 0.375), or save "
+                f"the state_dict and name the class with --arch, which has more ways to export"
+            ) from exc
+    return script
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    try:
+        with foreign("the model cannot be copied", ConversionError):
+            return copy.deepcopy(model)
+    except ConversionError:
+        return model
 
 
 def _first(tensor: torch.Tensor, spec: TensorSpec) -> torch.Tensor:

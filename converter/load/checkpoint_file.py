@@ -1,21 +1,26 @@
-"""What `converter.save_checkpoint` writes."""
+"""What `converter.save_checkpoint` writes: a dictionary with the key `KEY`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import torch
 
-from converter.checkpoint import KEY, VERSION, check_preprocessing, check_samples
 from converter.data.samples import Samples
 from converter.load.torch_file import read_torchscript
 from converter.load.weights import check_tensor, load_weights
 from converter.program.tensors import Arrays
+from edge.contract import strictjson
 from edge.contract.errors import ConversionError
-from edge.contract.tensorspec import TensorSpec
+from edge.contract.foreign import reason
+from edge.contract.tensorspec import AxisRange, TensorSpec
+
+KEY = "edgeloop_checkpoint"
+VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True)
@@ -29,6 +34,33 @@ class Checkpoint:
     class_names: tuple[str, ...] | None
     preprocessing: Mapping[str, Any]
     samples: Samples | None
+    ranges: Mapping[str, AxisRange]
+
+
+def check_preprocessing(preprocessing: Mapping[str, Any]) -> None:
+    """Raise ConversionError unless it can stand in a manifest: texts, finite numbers, lists and objects."""
+    try:
+        strictjson.dumps(dict(preprocessing))
+    except (TypeError, ValueError, RecursionError) as exc:
+        raise ConversionError(f"preprocessing must be plain JSON: {reason(exc)}") from exc
+
+
+def check_samples(
+    specs: Sequence[TensorSpec], x: Mapping[str, np.ndarray[Any, Any]], y: np.ndarray[Any, Any] | None
+) -> None:
+    """Raise ValueError unless samples fit the inputs that they are given for, with as many of each, and of labels."""
+    counts = {}
+    for spec in specs:
+        if spec.name in x:
+            spec.check(x[spec.name])
+            if spec.batch_axis is not None:
+                counts[spec.name] = x[spec.name].shape[spec.batch_axis]
+    count = next(iter(counts.values()), 1)
+    if len(set(counts.values())) > 1:
+        each = ", ".join(f"{name} {number}" for name, number in counts.items())
+        raise ValueError(f"different numbers of samples: {each}")
+    if y is not None and (y.ndim == 0 or len(y) != count):
+        raise ValueError(f"y of the shape {y.shape} for {count} samples, expected one y for each")
 
 
 def is_checkpoint(document: object) -> bool:
@@ -70,7 +102,18 @@ def read_checkpoint(document: Mapping[str, Any], what: str) -> Checkpoint:
         class_names=tuple(str(name) for name in names) or None,
         preprocessing=preprocessing,
         samples=_samples(document, inputs),
+        ranges=_ranges(document),
     )
+
+
+def _ranges(document: Mapping[str, Any]) -> dict[str, AxisRange]:
+    """Sizes of free axes, by name; a checkpoint of an earlier version has none."""
+    if "axes" not in document:
+        return {}
+    try:
+        return {str(name): AxisRange.from_json(value) for name, value in _field(document, "axes", dict).items()}
+    except ValueError as exc:
+        raise ConversionError(f"the checkpoint's axes: {exc}") from exc
 
 
 def _samples(document: Mapping[str, Any], inputs: tuple[TensorSpec, ...]) -> Samples | None:

@@ -102,6 +102,12 @@ def _from_torch(given: Given) -> Source:
         held = read_checkpoint(document, str(plan.source))
         constants = plan.constants
         own = tuple(spec for spec in held.inputs if spec.name not in constants)
+        ranges = {
+            (spec.name, i): held.ranges[axis]
+            for spec in own
+            for i, axis in enumerate(spec.shape)
+            if isinstance(axis, str) and axis in held.ranges
+        }
         model = bound(held.model, [spec.name for spec in own], constants)
         inputs = given.stated(own, "the checkpoint")
         example = given.real(inputs, 1) or resized(held.example, inputs, given.sizes)
@@ -116,6 +122,7 @@ def _from_torch(given: Given) -> Source:
             samples=held.samples,
             notes=(),
             digest=sha256_file(plan.source),
+            ranges=ranges,
         )
     module = _module_in(document, plan)
     if module is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,9 @@ from torch import nn
 
 from converter.data.samples import Samples
 from converter.load.made_up import Fill
-from converter.program.tensors import Arrays
-from edge.contract.tensorspec import TensorSpec
+from converter.program.tensors import Array, Arrays
+from edge.contract.errors import ConversionError
+from edge.contract.tensorspec import AxisRange, TensorSpec
 
 
 def tensor_bytes(tensor: onnx.TensorProto) -> int:
@@ -42,6 +43,8 @@ class Source:
         batch: So many samples the graph takes at once, no more and no less, along the first axis of all inputs and
             outputs; None where their number is free, or there is no batch axis. `inputs` say ``batch`` in both cases.
         fill: Made-up inputs on which a carried model runs.
+        ranges: Sizes along axes of inputs, by name of the input and position, beyond which the model is known to be
+            another than the one that was saved, or not known to be the same.
     """
 
     model: nn.Module | onnx.ModelProto
@@ -57,6 +60,16 @@ class Source:
     carried: str = ""
     batch: int | None = None
     fill: Fill | None = None
+    ranges: Mapping[tuple[str, int], AxisRange] = field(default_factory=dict)
+
+    def check_sizes(self, batch: Mapping[str, Array]) -> None:
+        """Raise ConversionError where inputs have sizes that are not in `ranges`."""
+        for (name, i), sizes in self.ranges.items():
+            if batch[name].shape[i] not in sizes:
+                raise ConversionError(
+                    f"{name} has {batch[name].shape[i]} along axis {i}; {self.kind} is right at {sizes.describe()}, as "
+                    f"far as it was tried when it was saved"
+                )
 
     @property
     def size_bytes(self) -> int:

@@ -54,6 +54,10 @@ class FreeAxis:
         """The same axis, without sizes beyond those that were tried."""
         return replace(self, range=replace(self.range, least=self.tried[0], most=self.tried[-1]))
 
+    def fixed(self) -> FreeAxis:
+        """The same axis with the size of the example alone."""
+        return replace(self, range=AxisRange(least=self.size, most=self.size), tried=(self.size,))
+
     def describe(self) -> str:
         """For people."""
         return f"{self.name}: {self.range.describe()}; tried at {', '.join(map(str, self.tried))}"
@@ -185,8 +189,19 @@ def baked_axes(run: Run, probe: Probe, axes: Sequence[FreeAxis]) -> dict[str, st
     return found
 
 
+def agreeing(run: Run, probe: Probe, axis: FreeAxis) -> FreeAxis:
+    """An axis with those sizes around the example's, as far as they were tried, at which a program is the model."""
+    wrong = [size for size in axis.tried if _fault(run, probe, {axis.name: size})]
+    if not wrong:
+        return axis
+    low = max((size for size in wrong if size < axis.size), default=0)
+    high = min((size for size in wrong if size > axis.size), default=axis.tried[-1] + 1)
+    tried = tuple(size for size in axis.tried if low < size < high or size == axis.size)
+    return axis.fixed() if len(tried) == 1 else replace(axis, tried=tried).only_tried()
+
+
 def _fault(run: Run, probe: Probe, sizes: Mapping[str, int]) -> str | None:
-    both = probe.at({**sizes, BATCH: 2})
+    both = probe.at({BATCH: 2, **sizes})
     if both is None:  # a size that the model does not take after all
         return None
     sample, wanted = both

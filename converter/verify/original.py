@@ -294,6 +294,8 @@ def load_original(plan: ConversionPlan, carried: str = "") -> Original:
     else:
         multiples = {axis: step for option in plan.inputs for axis, step in option.multiples.items()}
         axes = free_axes(Probe(run=run, inputs=inputs, example=example), multiples)
+        if any(sizes.most is not None for sizes in source.ranges.values()):
+            axes = tuple(axis if axis.range.most is not None else axis.only_tried() for axis in axes)
         specs = output_specs(run, inputs, example, {axis.name: axis.other for axis in axes})
     only = {axis.name for axis in axes if axis.range.most == axis.range.least}
     states = find_states(plan.states, inputs, specs, plan.answer)
@@ -504,7 +506,12 @@ def _runner(source: Source, preprocessing: Preprocessing | None) -> Run:
     if isinstance(source.model, onnx.ModelProto):
         model = onnx_program(source.model, "the model")
     else:
-        model = torch_program(source.model, source.inputs, source.output_names)
+        program = torch_program(source.model, source.inputs, source.output_names)
+
+        def model(batch: Mapping[str, Array]) -> Arrays:
+            source.check_sizes(batch)
+            return program(batch)
+
     if preprocessing is None:
         return model
     module = preprocessing.module(source.inputs[0])
