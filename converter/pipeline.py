@@ -410,9 +410,9 @@ def _within_what_was_tried(original: Original, exported: Exported) -> Original:
 
 def _trainable(original: Original, exported: Exported, plan: ConversionPlan) -> Trainable:
     """After this the model is cut where its trainable layers begin, and the head has a training step that runs."""
-    # A single ONNX file holds no training step: then all of it is quantized.
+    # A single file holds no training step: then all of an ONNX file is quantized.
     recipe = _recipe(original, plan)
-    if plan.trainable == "none" or (plan.trainable == "auto" and plan.format == "onnx"):
+    if plan.trainable == "none" or (plan.trainable == "auto" and plan.format in ("onnx", "torchscript")):
         return Trainable(parts=whole(exported.model), recipe=recipe, training=None, note=None)
     module = original.source.model
     named = [] if isinstance(module, onnx.ModelProto) else [name for name, _ in module.named_parameters()]

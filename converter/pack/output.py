@@ -22,6 +22,13 @@ SUFFIXES = {"edge": ".edge", "onnx": ".onnx", "torchscript": ".pt", "dir": ""}
 def check_output(plan: ConversionPlan) -> None:
     """Raise ConfigError when the output could not be written where it is wanted: before the work, not after it."""
     output, folder = plan.output, plan.output.parent
+    if plan.format == "torchscript":
+        for option, value in (("--trainable", plan.trainable), ("--quantize", plan.quantize)):
+            if value not in ("auto", "none"):
+                raise ConfigError(
+                    f"--format torchscript writes only the whole float model: {option} {value} needs a bundle "
+                    f"(--format edge; --torchscript puts the TorchScript into it)"
+                )
     if plan.format == "dir":
         if os.path.lexists(output):
             raise ConfigError(f"--output {output} exists already; name a new folder")

@@ -127,7 +127,7 @@ class Search:
 
     def _quantized(self) -> Iterator[Candidate]:
         wanted, backbone = self._plan.quantize, self._problem.backbone
-        if wanted == "none":
+        if wanted == "none" or self._plan.format == "torchscript":  # which has no quantized form
             return
         if (findings := self._problem.evaluation.findings) and not self._plan.force:
             why = "; ".join(finding.text for finding in findings)

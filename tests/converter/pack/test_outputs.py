@@ -139,8 +139,13 @@ def test_a_single_onnx_file_needs_nothing_but_onnxruntime(made: Path) -> None:
 
 
 def test_a_single_torchscript_file_needs_nothing_but_torch(made: Path) -> None:
-    done = run(made, "cnn.pth", "--quantize", "none", "--format", "torchscript")
+    for option, value in (("--trainable", "last:1"), ("--quantize", "int8")):
+        words = ("writes only the whole float model", f"{option} {value} needs a bundle")
+        refused(made, CONFIG, words, "cnn.pth", "--format", "torchscript", option, value, "-o", "x.pt")
+    done = run(made, "cnn.pth", "--format", "torchscript", "--json", "torchscript.json")
     assert done.returncode == 0, done.stderr
+    report = json.loads((made / "torchscript.json").read_text())
+    assert (report["trainable"], report["chosen"]) == ([], "float")
     with torch.no_grad():
         found = torch.jit.load(made / "cnn.pt")(torch.from_numpy(samples())).numpy()
     np.testing.assert_allclose(found, expected(samples()), atol=1e-5)
