@@ -17,7 +17,7 @@ import onnx
 import torch
 
 from converter.export.exporters import Exported, by_scripting, exporters
-from converter.graph.build import multiplications
+from converter.graph.build import multiplications, other_floats
 from converter.graph.canonical import canonical
 from converter.head.gradient.differentiate import UnsupportedOperatorError
 from converter.head.gradient.training_graph import build_training_graph
@@ -68,6 +68,7 @@ _TRIAL_SAMPLES, _LEAST_TRIAL_SAMPLES = 384, 16
 # A model whose weights were mended for Arm must stay so near to itself; int8 models themselves have 30 dB.
 MIN_MENDED_SQNR_DB = 30.0
 _TRIAL_MACS = 4_000_000_000
+_IN_FLOAT32 = "export the model in float32"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True)
@@ -419,6 +420,8 @@ def _trainable(original: Original, exported: Exported, plan: ConversionPlan) -> 
     groups = trainable_groups(exported.model, named)
     try:
         if not groups:
+            if kinds := other_floats(exported.model):
+                raise ConversionError(f"its weights are {kinds}, and only float32 ones are trained: {_IN_FLOAT32}")
             raise ConversionError("the model has no layer with parameters")
         rule = "last:1" if plan.trainable == "auto" else plan.trainable
         chosen = choose_trainable(groups, rule)

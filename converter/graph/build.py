@@ -15,6 +15,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 OPSET = 18
+_OTHER_FLOATS = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE)
 # Opset 18 needs IR version 8; onnxruntime refuses IR versions newer than itself, so the oldest that does is written.
 IR_VERSION = 8
 
@@ -126,6 +127,16 @@ def infer_shapes(model: onnx.ModelProto) -> dict[str, tuple[int | str, ...]]:
         if info.type.tensor_type.HasField("shape"):
             shapes[name] = shape_of(info)
     return shapes
+
+
+def other_floats(model: onnx.ModelProto) -> str:
+    """The float types but float32 that matrices and kernels of a graph have, in words; "" where there are none."""
+    kinds = {
+        str(onnx.TensorProto.DataType.Name(tensor.data_type)).lower().replace("double", "float64")
+        for tensor in model.graph.initializer
+        if len(tensor.dims) >= 2 and tensor.data_type in _OTHER_FLOATS
+    }
+    return " and ".join(sorted(kinds))
 
 
 def type_of(info: onnx.ValueInfoProto) -> np.dtype[Any]:

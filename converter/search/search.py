@@ -13,6 +13,7 @@ from typing import Any
 
 import onnx
 
+from converter.graph.build import other_floats
 from converter.head.split import joined
 from converter.plan import ConversionPlan
 from converter.program.scratch import scratch_folder
@@ -136,6 +137,13 @@ class Search:
                 return
             raise ConversionError(f"--quantize {wanted} on these data needs --force: {why}")
         layers = quantizable_layers(backbone)
+        kinds = other_floats(backbone)
+        if kinds and wanted == "auto":
+            self._notes.append(f"weights that are {kinds} are not quantized: export the model in float32")
+        if kinds and not layers:
+            if wanted == "auto":
+                return
+            raise ConversionError(f"the weights are {kinds}, and only float32 ones are quantized: export it in float32")
         if not layers and not has_recurrent(backbone):
             if wanted == "auto":
                 self._notes.append("no convolution or matrix product is frozen; nothing is quantized")

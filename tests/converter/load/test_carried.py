@@ -235,6 +235,22 @@ def test_outputs_that_no_node_makes_stay_as_they_are_in_every_scheme(
             np.testing.assert_array_equal(found[name], array, err_msg=f"{scheme}: {name}")
 
 
+def test_weights_of_other_float_types_are_called_what_they_are(tmp_path: Path, benchmark_server: Benchmark) -> None:
+    path = tmp_path / "m.onnx"
+    for dtype, kind, element in ((np.float16, "float16", 10), (np.float64, "float64", 11)):
+        nodes = [node("Cast", "x", "k", to=element), node("MatMul", "k w", "h"), node("Relu", "h", "r")]
+        nodes.append(node("MatMul", "r v", "y"))
+        weights = {"w": W.astype(dtype), "v": W.astype(dtype)}
+        onnx.save(graph(nodes, F, G, weights, elements={"y": element}), path)
+        notes = "\n".join(convert(plan(path), benchmark=benchmark_server).report["notes"])
+        assert f"its weights are {kind}, and only float32 ones are trained" in notes
+        assert f"weights that are {kind} are not quantized" in notes
+        assert "no layer with parameters" not in notes
+        assert "no convolution or matrix product" not in notes
+        with pytest.raises(ConversionError, match=f"the weights are {kind}, and only float32 ones are quantized"):
+            convert(plan(path, quantize="int8"), benchmark=benchmark_server)
+
+
 def test_what_cannot_be_carried_is_refused_by_name(tmp_path: Path, benchmark_server: Benchmark) -> None:
     text = graph([node("StringConcat", "x x", "y")], {"x": [2]}, {"y": [2]}, opset=20, elements={"x": 8, "y": 8})
     listed = graph([node("SequenceConstruct", "x", "y")], {"x": [2]}, {})
