@@ -29,6 +29,7 @@ from converter.verify.axes import FreeAxis, Probe, agreeing, baked_axes, free_ax
 from edge.contract.errors import ConfigError, ConversionError
 from edge.contract.files import replace_file
 from edge.contract.foreign import foreign, reason
+from edge.contract.manifest import check_class_names
 from edge.contract.tensorspec import BATCH, AxisRange, TensorSpec
 
 Data = torch.Tensor | np.ndarray[Any, Any]
@@ -54,7 +55,7 @@ def save_checkpoint(
         path: Where to write, usually ``model.pth``.
         example_input: A batch ``(n, ...)``, n >= 1, of the shape and type that the model takes; for several inputs, one
             for each by name, in the order of ``forward``.
-        class_names: One name per class; None for a model that does not classify.
+        class_names: One name per class, all different; None for a model that does not classify.
         calibration: Training samples ``(n, ...)`` (by name for several inputs) and their labels ``(n,)`` or targets
             ``(n, ...)``, as ``(x, y)``; without labels ``(x, None)`` or ``x``; or one dictionary by the names of the
             inputs, with ``y`` or without. The state of a recurrent model may be left out: samples are then one stream.
@@ -65,11 +66,18 @@ def save_checkpoint(
             model at many sizes of free axes and of the batch; a warning says where an axis had to be narrowed.
 
     Raises:
-        ConfigError: The calibration data are of another form, or are not samples of the inputs.
+        ConfigError: Two classes have one name, or the calibration data are not samples of the inputs.
         ConversionError: The model does not run on the example, or TorchScript cannot follow it, or the class names do
             not fit its output, or the preprocessing is not JSON.
     """
     check_preprocessing(preprocessing or {})
+    if isinstance(class_names, str):
+        raise ConfigError(f"class_names is the text {class_names!r}, expected a list of names")
+    names = [str(name) for name in class_names or ()]
+    try:
+        check_class_names(names)
+    except ValueError as exc:
+        raise ConfigError(str(exc)) from exc
     examples = _named(example_input)
     specs = _specs(model, examples, axes or {})
     was_training = model.training
@@ -94,7 +102,7 @@ def save_checkpoint(
         "outputs": list(outputs),
         "axes": {name: found.to_json() for name, found in stored.ranges.items()},
         "example_inputs": {spec.name: _first(examples[spec.name], spec) for spec in specs},
-        "class_names": [str(name) for name in class_names or ()],
+        "class_names": names,
         "preprocessing": dict(preprocessing or {}),
     }
     if calibration is not None:

@@ -48,7 +48,7 @@ from converter.verify.kinds import check_labels, endings_of, kinds_of
 from converter.verify.measure import Evaluation, chosen, like
 from converter.verify.training_range import out_of_range
 from edge.contract.errors import ConfigError, ConversionError
-from edge.contract.manifest import StatePair
+from edge.contract.manifest import StatePair, check_class_names
 from edge.contract.tensorspec import BATCH, DTYPES, TensorSpec, axis_name
 from edge.inference.streams import zeros
 
@@ -323,6 +323,10 @@ def load_original(plan: ConversionPlan, carried: str = "") -> Original:
             shown = _first(plan, inputs, RANDOM_SAMPLES) or example
         samples = random_samples(inputs, shown, RANDOM_SAMPLES, real=plan.example is not None)
     names = plan.class_names or source.class_names or (None if measured is None else measured.class_names)
+    try:
+        check_class_names(names or ())
+    except ValueError as exc:
+        raise ConfigError(str(exc)) from exc
     original = Original(
         source=source,
         preprocessing=preprocessing,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -325,6 +326,31 @@ def _strings(value: dict[str, Any], key: str) -> tuple[str, ...]:
     return tuple(found)
 
 
+def check_class_names(names: Sequence[str]) -> None:
+    """Raise ValueError where two classes have one name, but for blanks, or one has none: an answer must mean one class.
+
+    >>> check_class_names(["ok", "a scratch", "a  scratch "])
+    Traceback (most recent call last):
+    ValueError: class names: 'a scratch' and 'a  scratch ' (1 and 2, from 0) are one name; each class needs its own
+    """
+    first: dict[str, int] = {}
+    for number, name in enumerate(names):
+        key = " ".join(unicodedata.normalize("NFC", name).split())
+        if not key:
+            raise ValueError(f"class names: that of class {number} (from 0) is empty")
+        if (other := first.setdefault(key, number)) != number:
+            raise ValueError(
+                f"class names: {names[other]!r} and {name!r} ({other} and {number}, from 0) are one name; each class "
+                f"needs its own"
+            )
+
+
+def _class_names(value: dict[str, Any]) -> tuple[str, ...]:
+    names = _strings(value, "class_names")
+    check_class_names(names)
+    return names
+
+
 def _decode_head(value: dict[str, Any]) -> HeadSpec:
     parameters = []
     for item in _take(value, "parameters", list):
@@ -490,7 +516,7 @@ def _decode(value: dict[str, Any]) -> Manifest:
         name=_take(value, "name", str),
         inputs=_specs(value, "inputs"),
         outputs=_specs(value, "outputs"),
-        class_names=_strings(value, "class_names"),
+        class_names=_class_names(value),
         preprocessing=_take(value, "preprocessing", dict),
         quantization=_take(value, "quantization", dict),
         head=None if head is None else _decode_head(head),

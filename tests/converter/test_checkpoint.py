@@ -116,3 +116,23 @@ def test_samples_of_a_model_that_remembers_need_not_hold_its_state(tmp_path: Pat
     torch.save({**document, "calibration_x": {"h": torch.zeros(60, 6)}}, path)
     with pytest.raises((ConfigError, ConversionError), match="have no x"):
         convert(plan(path, quantize="none", trainable="none"))
+
+
+def test_two_classes_of_one_name_are_refused_wherever_names_come_in(tmp_path: Path) -> None:
+    example, path = torch.zeros(1, 12), tmp_path / "m.pth"
+    for names, words in (
+        (["a"] * 4, "'a' and 'a'"), (["a", "b", "c", " b "], "'b' and ' b '"),
+        (["a b", "c", "d", "a\u00a0\tb"], "one name"),
+        (["\u00e4", "c", "d", "a\u0308"], "one name"), (["a", "b", "", "c"], "class 2 .* is empty"),
+        ("abcd", "expected a list"),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match=words):
+            converter.save_checkpoint(mlp(), path, example_input=example, class_names=names)
+    assert not path.exists()
+    converter.save_checkpoint(mlp(), path, example_input=example, class_names=["a", "A", "b", "b 2"])
+    with pytest.raises(ConfigError, match="'x' and 'x'"):
+        convert(plan(path, class_names=("x", "x", "y", "z")))
+    torch.save({**torch.load(path, weights_only=True), "class_names": ["x", "y", "z", "x "]}, path)
+    with pytest.raises(ConfigError, match="0 and 3, from 0"):
+        convert(plan(path))
+    assert list(tmp_path.iterdir()) == [path]

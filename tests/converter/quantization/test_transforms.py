@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from dataclasses import replace
 
 import numpy as np
@@ -13,10 +14,11 @@ from torch import nn
 
 from converter.quantization.align import align_channels
 from converter.quantization.equalize import equalize
-from converter.quantization.layers import quantizable_layers
+from converter.quantization.layers import optimize, quantizable_layers
 from converter.quantization.observe import observe
 from converter.quantization.ranges import BINS, Histogram, activation_range
 from converter.quantization.static import quantize_static
+from edge.contract.errors import ResourceError
 from tests.converter.models import rng
 from tests.converter.quantization.conftest import Net, convolutions, net, profile
 
@@ -167,3 +169,13 @@ def test_a_bias_that_is_huge_beside_its_weights_does_not_overflow() -> None:
 def test_the_network_of_the_fixtures_has_what_it_says() -> None:
     kinds = {node.op_type for node in net(convolutions(), (3, 12, 12)).graph.graph.node}
     assert {"Conv", "Clip", "Relu", "Add", "GlobalAveragePool"} <= kinds
+
+
+def test_a_scratch_file_that_cannot_be_written_is_not_the_models_fault(conv_net: Net) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(ResourceError, match=r"could not be written: the disk is full, or .*ulimit|File too large"):
+            optimize(conv_net.graph)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
