@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from converter.pipeline import Stage
 
 _ASK_AGAIN_S = 5.0
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _AXIS = re.compile(r"([A-Za-z_]\w{0,62})(?:@([1-9]\d{0,8}))?(?:%([1-9]\d{0,8}))?", re.ASCII)
 
 
@@ -304,7 +305,7 @@ def convert_command(
     frozen layers are quantized as the target likes it, the last layers stay trainable on the device. Nothing is written
     unless every output was verified against the original. Options may stand in MODEL.toml beside the model.
     """
-    from edge.contract.files import check_writable
+    from edge.contract.files import check_writable, is_special
     from edge.contract.profile import detect_profile, load_profile
 
     profile = load_profile(target or detect_profile())
@@ -373,9 +374,16 @@ def convert_command(
     password = os.environ.get("EDGE_SIGN_PASSWORD")
     with _own_output(quiet) as output_stream:
         console = Console(stderr=quiet)
-        with _progress(console) as stage:
-            report = convert(plan, stage, None if password is None else password.encode()).report
-        _write_reports(report, json_report, html_report)
+        with ExitStack() as late:
+
+            def before_writing() -> None:
+                if not any(is_special(path) for path in (plan.output, *paths.values())):  # whose reader may never come
+                    late.enter_context(_without_signals())
+
+            with _progress(console) as stage:
+                key = None if password is None else password.encode()
+                report = convert(plan, stage, key, before_writing=before_writing).report
+            _write_reports(report, json_report, html_report)
         if output_stream is None:
             print_report(console, report)
         else:
@@ -462,6 +470,19 @@ def _run() -> None:
 
 
 @contextmanager
+def _without_signals() -> Iterator[None]:
+    """Too late to stop: outputs that belong together are written, all of them."""
+    if signal.getitimer(signal.ITIMER_REAL)[0]:  # one has come, and code that is not ours has lost it
+        signal.raise_signal(signal.SIGALRM)
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
 def _stopped_by_signals() -> Iterator[None]:
     """Let signals end the work as Ctrl-C does, so that nothing half done stays behind.
 
@@ -481,7 +502,7 @@ def _stopped_by_signals() -> Iterator[None]:
         signal.setitimer(signal.ITIMER_REAL, _ASK_AGAIN_S)
         raise Stopped(number)
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in _SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:  # as nohup and a shell's background jobs have it
             signal.signal(number, stop)
     signal.signal(signal.SIGALRM, stop)
@@ -489,7 +510,7 @@ def _stopped_by_signals() -> Iterator[None]:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
+        for number in (*_SIGNALS, signal.SIGALRM):
             signal.signal(number, signal.SIG_IGN)  # what is left to do is to clean up
 
 

@@ -129,6 +129,7 @@ def convert(
     tell: Stage = lambda _: None,
     password: bytes | None = None,
     benchmark: Benchmark | None = None,
+    before_writing: Callable[[], object] = lambda: None,
 ) -> Conversion:
     """Convert a model and write the result.
 
@@ -137,6 +138,7 @@ def convert(
         tell: Told the name of each stage as it begins.
         password: Of the private key to sign with.
         benchmark: A running one, for those who convert many models; None to start one for this.
+        before_writing: Called when all is verified and nothing is written yet.
 
     Raises:
         ConfigError: An option or a file named by one is wrong.
@@ -208,6 +210,7 @@ def convert(
         trainable.label_ms,
     )
     packed = pack(parts, plan, lasting(report), None if learned is None else learned[0])
+    before_writing()
     size = write(packed, parts, plan, key)
     report |= {
         "bundle_digest": packed.digest,

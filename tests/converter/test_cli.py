@@ -440,6 +440,26 @@ def test_signals_leave_nothing_behind(folder: Path, at: str, number: signal.Sign
     assert list(folder.with_name(folder.name + "-tmp").iterdir()) == []
 
 
+def test_a_signal_that_comes_too_late_leaves_the_reports_with_the_bundle(folder: Path) -> None:
+    save(cnn(), folder / "cnn.pth", (1, 8, 8))
+    process = subprocess.Popen(
+        command("cnn.pth", "--quantize", "none", "--json", "r.json", "--html", "r.html"),
+        cwd=folder,
+        env=environment(folder),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509  # no threads here
+    )
+    while process.poll() is None and not (folder / "cnn.edge").exists():
+        time.sleep(0.0005)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stderr.strip()) in {(0, ""), (130, "stopped by SIGINT")}
+    assert json.loads((folder / "r.json").read_text())["bundle_digest"]
+    assert "</html>" in (folder / "r.html").read_text()
+
+
 def test_the_checkpoint_is_a_plain_archive_without_code(folder: Path, checkpoint: Path) -> None:
     """Ordinary tools can look into it: what `torch.load(weights_only=True)` reads is a pickle of tensors and texts."""
     with zipfile.ZipFile(checkpoint) as archive:
