@@ -154,7 +154,7 @@ def _read(path: Path) -> tuple[onnx.ModelProto, list[str]]:
         if path.stat().st_size > _MAX_BYTES:
             raise ConversionError(f"{path} is larger than the 2 GiB that an ONNX file can have")
         model = onnx.load(path)  # refuses external data outside of the file's folder
-    own = {function.domain for function in model.functions}
+    own = {_text(function.domain) for function in model.functions}
     for domain, name in sorted(_operators(model.graph)):
         if domain not in _DOMAINS and domain not in own:
             raise ConversionError(
@@ -184,11 +184,16 @@ def _operators(graph: onnx.GraphProto) -> set[tuple[str, str]]:
     """Domain and name of every operator, those inside branches and bodies included."""
     found = set()
     for node in graph.node:
-        found.add((node.domain, node.op_type))
+        found.add((_text(node.domain), _text(node.op_type)))
         for attribute in node.attribute:
             for inner in [attribute.g] if attribute.type == onnx.AttributeProto.GRAPH else attribute.graphs:
                 found |= _operators(inner)
     return found
+
+
+def _text(name: str | bytes) -> str:
+    """A name of a file that may be damaged: what is no UTF-8 comes as bytes."""
+    return name.decode(errors="replace") if isinstance(name, bytes) else name
 
 
 def _fill_sparse(graph: onnx.GraphProto) -> None:

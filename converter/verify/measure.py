@@ -182,11 +182,13 @@ class Evaluation:
     def deviation(self, found: Arrays) -> Deviation:
         """Compare outputs on all samples with the original's."""
         floats = [spec.name for spec in self.outputs if spec.dtype.startswith("float")]
-        errors = {name: float(np.abs(found[name] - self.reference[name]).max(initial=0.0)) for name in floats}
+        with np.errstate(invalid="ignore"):  # a carried model may give infinities where its file does
+            errors = {name: float(np.abs(found[name] - self.reference[name]).max(initial=0.0)) for name in floats}
+            ratios = [sqnr_db(self.reference[name], found[name]) for name in floats]
         scales = {name: float(np.abs(self.reference[name]).max(initial=0.0)) or 1.0 for name in floats}
         return Deviation(
             qualities=tuple(quality for spec in self.outputs for quality in self.judge(spec, found[spec.name])),
-            sqnr_db=min((sqnr_db(self.reference[name], found[name]) for name in floats), default=200.0),
+            sqnr_db=min(ratios, default=200.0),
             max_error=max(errors.values(), default=0.0),
             relative_error=max((errors[name] / scales[name] for name in floats), default=0.0),
             column_db=min((self._column_db(name, found[name]) for name in floats), default=200.0),

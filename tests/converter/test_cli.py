@@ -320,7 +320,7 @@ def test_refuses_options_that_make_no_sense(folder: Path, checkpoint: Path) -> N
 
 def test_refuses_an_input_shape_that_the_model_does_not_take(folder: Path) -> None:
     arguments = ("model.pth", "--arch", "net.py:Net", "--input-shape")
-    refused(folder, CONVERSION, ("does not run on a batch of input (2, 783)",), *arguments, "783")
+    refused(folder, CONVERSION, ("does not run on a batch of input (1, 783)",), *arguments, "783")
     refused(folder, CONFIG, ("would take more than 256 MiB",), *arguments, "2000000000,2000000000,2000000000")
 
 
