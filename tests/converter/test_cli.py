@@ -248,7 +248,7 @@ def test_shows_what_a_bare_state_dict_holds_and_the_command_that_converts_it(fol
 
 def test_refuses_what_is_not_a_state_dict(folder: Path) -> None:
     torch.save([1, 2, 3], folder / "list.pth")
-    refused(folder, CONVERSION, ("list", "expected a state_dict"), "list.pth", "--arch", "net.py:Net")
+    refused(folder, CONVERSION, ("holds no state_dict", "list of 3"), "list.pth", "--arch", "net.py:Net")
     torch.save({"fc1.weight": "text"}, folder / "text.pth")
     refused(folder, CONVERSION, ("'fc1.weight' is not a tensor",), "text.pth", "--arch", "net.py:Net")
 
@@ -425,8 +425,8 @@ def test_signals_leave_nothing_behind(folder: Path, at: str, number: signal.Sign
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # A test run in the background ignores Ctrl-C, and its children would, too.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509  # no threads here
+        # A test run in the background ignores Ctrl-C, one under nohup SIGHUP, and its children would, too.
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # noqa: PLW1509  # no threads here
     )
     assert process.stdout is not None
     for line in process.stdout:
