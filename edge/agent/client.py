@@ -1,8 +1,9 @@
 """For applications on the device: talk to a running agent over its socket.
 
->>> with AgentClient("state/agent.sock") as agent:      # doctest: +SKIP
-...     answer = agent.predict("frame-17", image)
-...     agent.label("frame-17", 3)
+Example:
+    with AgentClient("state/agent.sock") as agent:
+        answer = agent.predict("frame-17", image)
+        agent.label("frame-17", 3)
 """
 
 from __future__ import annotations
