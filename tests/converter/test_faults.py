@@ -105,6 +105,7 @@ from torch import nn
 def make():
     return nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 4))
 """
+MEASURED_IN = "pipeline.py:convert"
 CODES = {
     "OSError": {3},
     "RuntimeError": {1, 3, 4},  # 1: in our own code
@@ -153,7 +154,9 @@ def test_every_stage_and_every_piece_of_foreign_code_may_fail(tmp_path: Path) ->
     assert {"loading the model", "exporting to ONNX", "verifying", "packing"} <= places
     assert {"architecture.py:build_model", "programs.py:run", "checks.py:torchscript_of"} <= places, places
     for row in found:
-        ended_well = row["code"] == 0 and row["fault"] in ("RuntimeError", "SystemExit")  # an optional part
+        # TorchScript and robustness are optional: what fails there costs a note. Robustness is measured in `convert`.
+        noted = {"RuntimeError", "SystemExit"} | ({"OSError", "MemoryError"} if row["place"] == MEASURED_IN else set())
+        ended_well = row["code"] == 0 and row["fault"] in noted
         assert ended_well or row["code"] in CODES[row["fault"]], row
         assert "Traceback" not in row["said"], row
         lines = [line for line in row["said"].splitlines() if line.strip() and "Warning" not in line]
