@@ -1,0 +1,54 @@
+"""What is to be said of a conversion beside its numbers."""
+
+from __future__ import annotations
+
+from converter.pack.pack import MOST_FEATURES, Parts, projection_of
+from converter.plan import ConversionPlan
+from converter.search.search import Found
+
+
+def notes_on(parts: Parts, found: Found, plan: ConversionPlan, learned: int | None) -> list[str]:
+    """Sentences for the report.
+
+    Args:
+        parts: What is packed.
+        found: What the search found.
+        plan: What was asked for.
+        learned: Labelled samples that the shipped statistics are of, None without.
+    """
+    notes: list[str] = []
+    if not plan.target_named:
+        notes.append(
+            f"no device was named: made for one like this machine, {plan.profile.name}. Name yours with --target; "
+            f"--target list shows them"
+        )
+    for pair in parts.original.states:
+        notes.append(
+            f"{pair.input} is a state: {pair.output} of each sample is what the next one takes, the first takes zeros"
+            + ("" if plan.states is not None else " (found by its name and shape; --state none if it is not so)")
+        )
+    if parts.original.source.carried:
+        return notes
+    if parts.original.stream is None:
+        notes.append(
+            "no calibration data: compared on random inputs, no int8 convolutions, no statistics for devices to start "
+            "learning from. Give --calibrate with real samples (labelled, if the head is to learn)"
+        )
+    if found.chosen.head_error < 1.0:
+        notes.append(
+            f"head corrected for the quantized features: squared error of the logits x {found.chosen.head_error:.2f}"
+        )
+    if learned is not None:
+        notes.append(
+            f"statistics of {learned} labelled sample{'' if learned == 1 else 's'} for devices to start learning from"
+        )
+    head = parts.parts.head
+    if head is not None and (shorter := projection_of(head, plan)) is not None:
+        (n_features,) = head.features.sample_shape
+        notes.append(
+            f"devices keep statistics of {shorter} random projections of the {n_features} features, which is what "
+            f"{plan.profile.name} has memory for"
+        )
+        if n_features > MOST_FEATURES:
+            notes.append(f"no statistics shipped: of more than {MOST_FEATURES} features they would be too large")
+    return notes
