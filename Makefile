@@ -1,6 +1,9 @@
 # `make demo` and `make test` set up everything that they need: Python >= 3.11 and a package index are enough.
 
 PYTHON ?= python3
+# Two processes on two cores: a thread of linear algebra for each core in each of them would make them wait for one another.
+export OMP_NUM_THREADS ?= 1
+export OPENBLAS_NUM_THREADS ?= 1
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
