@@ -36,8 +36,9 @@ from converter.stages.notes import notes_on
 from converter.stages.trainable import Trainable, recipe_for, trainable_part, with_head
 from converter.stages.verifying import head_torchscript, original_latency_ms, robustness_of, shipped, torchscript
 from converter.verify.checks import Check
+from converter.verify.loading import load_original
 from converter.verify.measure import Evaluation
-from converter.verify.original import Original, load_original
+from converter.verify.original import Original
 from edge.contract.errors import ConfigError, ConversionError
 from edge.inference.onnx_benchmark import Benchmark
 

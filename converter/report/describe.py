@@ -19,7 +19,8 @@ from converter.program.programs import onnx_program
 from converter.search.candidates import Candidate
 from converter.search.search import Found
 from converter.verify.checks import Check
-from converter.verify.measure import Deviation, Evaluation, Quality, confusion, level_measure
+from converter.verify.measure import Evaluation, confusion, level_measure
+from converter.verify.quality import Deviation, Quality
 from edge import __version__
 from edge.contract.tensorspec import TensorSpec
 

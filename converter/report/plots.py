@@ -11,7 +11,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from converter.report.values import Row
-from converter.verify.measure import SHARES
+from converter.verify.quality import SHARES
 
 # Okabe and Ito's palette, which people with any kind of colour vision can tell apart.
 _BLUE, _ORANGE, _GREY, _GREEN = "#0072B2", "#D55E00", "#9A9A9A", "#009E73"

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from converter.verify.measure import ACCURACY, SHARES
+from converter.verify.quality import ACCURACY, SHARES
 
 Row = Mapping[str, Any]
 NONE = "–"

@@ -19,7 +19,8 @@ from converter.head.split import Head, SplitModel, joined
 from converter.program.programs import onnx_program, outputs
 from converter.program.tensors import Arrays, select
 from converter.quantization.layers import running_in_int8
-from converter.verify.measure import Deviation, Evaluation
+from converter.verify.measure import Evaluation
+from converter.verify.quality import Deviation
 from edge.contract.errors import BundleError, ConversionError
 from edge.contract.tensorspec import TensorSpec
 from edge.inference.onnx_benchmark import Benchmark, Timing

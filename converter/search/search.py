@@ -26,7 +26,8 @@ from converter.quantization.saturation import layers_with_least_weight, multipli
 from converter.search.candidates import TIE, Bench, Candidate, Problem, build, compared
 from converter.search.static_int8 import StaticInt8
 from converter.verify.columns import compare
-from converter.verify.measure import ACCURACY, AGREEMENT, CORRELATION, SHARES, Evaluation, Quality
+from converter.verify.measure import Evaluation
+from converter.verify.quality import ACCURACY, AGREEMENT, CORRELATION, SHARES, Quality
 from edge.contract.errors import ConversionError
 from edge.contract.profile import DeviceProfile
 from edge.inference.onnx_benchmark import Benchmark

@@ -19,7 +19,8 @@ from converter.program.scratch import scratch_folder
 from converter.program.tensors import Array, Arrays, Run, batch_size, select
 from converter.verify.axes import MIN_FLOAT_SQNR_DB, FreeAxis, Probe, baked_axes
 from converter.verify.columns import compare, in_columns
-from converter.verify.measure import Deviation, Evaluation
+from converter.verify.measure import Evaluation
+from converter.verify.quality import Deviation
 from edge.contract.bundle import Bundle, write_bundle
 from edge.contract.errors import BundleError, ConversionError
 from edge.contract.foreign import foreign

@@ -12,7 +12,8 @@ from converter.plan import KINDS
 from converter.program.tensors import Array, Arrays
 from converter.verify.columns import column_axis, compare, cosines, overlaps
 from converter.verify.kinds import kinds_of, of_head
-from converter.verify.measure import Deviation, Evaluation, confusion
+from converter.verify.measure import Evaluation, confusion
+from converter.verify.quality import Deviation
 from edge.contract.errors import ConfigError
 from edge.contract.tensorspec import TensorSpec
 

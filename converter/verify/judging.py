@@ -1,0 +1,225 @@
+"""Judging: one output of a program against the original's, by what it is; see `converter.verify.kinds`."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from converter.plan import ANYTHING, BOXES, CLASSES, EMBEDDING, QUANTITIES, SCORES, YES_OR_NO
+from converter.program.tensors import Array
+from converter.verify.columns import Columns, compare, cosines, in_columns, overlaps
+from converter.verify.kinds import Judged
+from converter.verify.quality import (
+    ACCURACY,
+    AGREEMENT,
+    BOXES_KEPT,
+    CORRELATION,
+    COSINE,
+    EQUAL,
+    MOST_LOSS,
+    R2,
+    Quality,
+)
+from edge.contract.tensorspec import TensorSpec
+
+# A box is kept if it overlaps so much with the original's (COCO's strict limit).
+_KEPT_OVERLAP = 0.75
+# A class is lost with more than this share of its answers, and so many: the total hides it where it is rare.
+_LOST_SHARE = 0.1
+_LOST_LEAST = 3
+# The worst vectors count as well: those below this percentile, a quarter as much.
+_WORST_PERCENT = 5
+_WORST_WEIGHT = 0.25
+
+
+def judge(spec: TensorSpec, judged: Judged, wanted: Array, found: Array, y: Array | None) -> list[Quality]:
+    """One output of a program, by what it is.
+
+    Args:
+        spec: Which.
+        judged: What it is.
+        wanted: The original's values on some samples.
+        found: The program's.
+        y: Labels of these samples, where they are about this output; else None.
+    """
+    if found.dtype.kind == "f" and not np.isfinite(found).all():
+        return [_quality(spec, judged, "finite", None, None, float("inf"))]
+    if not wanted.size:
+        return [_quality(spec, judged, EQUAL, None, None, 0.0, constant=True)]
+    if judged.kind == CLASSES:
+        return _classes(spec, judged, wanted, found, y)
+    if wanted.dtype.kind not in "f" and judged.kind in (ANYTHING, YES_OR_NO, SCORES):
+        return _equal(spec, judged, wanted, found)
+    if judged.kind == YES_OR_NO:
+        return _answers(spec, judged, wanted, found, None if y is None else like(y, wanted, spec))
+    if judged.kind == QUANTITIES and y is not None:
+        return _targets(spec, judged, wanted, found, like(y, wanted, spec))
+    if judged.kind == EMBEDDING:
+        return _vectors(spec, judged, wanted, found)
+    if judged.kind == BOXES and (kept := _boxes(spec, judged, wanted, found)):
+        return kept
+    return _numbers(spec, judged, wanted, found)
+
+
+def _quality(
+    spec: TensorSpec,
+    judged: Judged,
+    measure: str,
+    value: float | None,
+    original: float | None,
+    loss: float,
+    *,
+    column: int | None = None,
+    against: str = "original",
+    constant: bool = False,
+) -> Quality:
+    loss = min(loss, MOST_LOSS) if np.isfinite(loss) else loss
+    return Quality(
+        output=spec.name, column=column, kind=judged.kind, measure=measure, against=against, value=value,
+        original=original, loss=loss, constant=constant,
+    )  # fmt: skip
+
+
+def _classes(spec: TensorSpec, judged: Judged, wanted: Array, found: Array, y: Array | None) -> list[Quality]:
+    before, after = chosen(wanted, judged), chosen(found, judged)
+    if y is None and wanted.dtype.kind == "f" and bool((before == before.flat[0]).all()):
+        return _numbers(spec, judged, wanted, found)  # the same class for all samples: to agree on it says nothing
+    truth = before if y is None else y.reshape(before.shape)
+    share, original = float((after == truth).mean()), float((before == truth).mean())
+    measure, against = (AGREEMENT, "original") if y is None else (ACCURACY, "labels")
+    found_ = [_quality(spec, judged, measure, share, original, 100 * (original - share), against=against)]
+    for label, (count, had, has) in _by_class(truth, before, after).items():
+        if _is_lost(count, had, has):
+            found_.append(
+                _quality(spec, judged, measure, has / count, had / count, 100 * (had - has) / count, column=label,
+                         against=against)
+            )  # fmt: skip
+    return found_
+
+
+def _answers(spec: TensorSpec, judged: Judged, wanted: Array, found: Array, y: Array | None) -> list[Quality]:
+    """Yes or no, each column at its threshold; those with one answer for all samples as numbers."""
+    before, after = (in_columns(array, judged.axis) > judged.threshold for array in (wanted, found))
+    truth = before if y is None else in_columns(y, judged.axis) > 0.5
+    measure, against = (AGREEMENT, "original") if y is None else (ACCURACY, "labels")
+    as_numbers = _numbers(spec, judged, wanted, found)
+    qualities = []
+    for i in range(before.shape[1]):
+        if bool((truth[:, i] == truth[0, i]).all()) and bool((before[:, i] == truth[0, i]).all()):
+            qualities.append(as_numbers[i])
+            continue
+        share, original = (float((answers[:, i] == truth[:, i]).mean()) for answers in (after, before))
+        rare = [
+            100 * (had - has) / count
+            for count, had, has in _by_class(truth[:, i], before[:, i], after[:, i]).values()
+            if _is_lost(count, had, has)
+        ]
+        loss = max([100 * (original - share), *rare])
+        column = i if before.shape[1] > 1 else None
+        qualities.append(_quality(spec, judged, measure, share, original, loss, column=column, against=against))
+    return qualities
+
+
+def _equal(spec: TensorSpec, judged: Judged, wanted: Array, found: Array) -> list[Quality]:
+    """Integers and booleans."""
+    one, other = in_columns(wanted, judged.axis), in_columns(found, judged.axis)
+    qualities = []
+    for i in range(one.shape[1]):
+        share = float((one[:, i] == other[:, i]).mean())
+        constant = bool((one[:, i] == one[0, i]).all())
+        rare = [
+            100 * (had - has) / count
+            for count, had, has in _by_class(one[:, i], one[:, i], other[:, i]).values()
+            if _is_lost(count, had, has)
+        ]
+        qualities.append(
+            _quality(spec, judged, EQUAL, None if constant else share, None if constant else 1.0,
+                     max([100 * (1 - share), *rare]), column=i if one.shape[1] > 1 else None, constant=constant)
+        )  # fmt: skip
+    return qualities
+
+
+def _targets(spec: TensorSpec, judged: Judged, wanted: Array, found: Array, y: Array) -> list[Quality]:
+    """Quantities by their targets; against the original where these say nothing, or the original nothing of them."""
+    before, after = compare(y, wanted, judged.axis), compare(y, found, judged.axis)
+    plain = _numbers(spec, judged, wanted, found)
+    many = len(plain) > 1
+    return [
+        plain[i]
+        if before.constant[i] or plain[i].constant or not before.r2[i] > 0
+        else _quality(
+            spec, judged, R2, float(after.r2[i]), float(before.r2[i]), 100 * float(before.r2[i] - after.r2[i]),
+            column=i if many else None, against="labels",
+        )
+        for i in range(len(plain))
+    ]  # fmt: skip
+
+
+def _vectors(spec: TensorSpec, judged: Judged, wanted: Array, found: Array) -> list[Quality]:
+    if compare(wanted, found, judged.axis).constant.all():
+        return _numbers(spec, judged, wanted, found)
+    similar = cosines(wanted, found)
+    mean, low = float(similar.mean()), float(np.percentile(similar, _WORST_PERCENT))
+    loss = 100 * max(1 - mean, _WORST_WEIGHT * (1 - low))
+    return [_quality(spec, judged, COSINE, mean, 1.0, loss)]
+
+
+def _boxes(spec: TensorSpec, judged: Judged, wanted: Array, found: Array) -> list[Quality]:
+    one, other = (in_columns(array, judged.axis).astype(np.float64) for array in (wanted, found))
+    shares = overlaps(one, other)
+    if shares is None or compare(wanted, found, judged.axis).constant.all():
+        return []
+    kept = float((shares >= _KEPT_OVERLAP).mean())
+    return [_quality(spec, judged, BOXES_KEPT, kept, 1.0, 100 * (1 - kept))]
+
+
+def _numbers(spec: TensorSpec, judged: Judged, wanted: Array, found: Array) -> list[Quality]:
+    """Column by column: R² of quantities, else correlation, and of scores the error on their common scale."""
+    columns = compare(wanted, found, judged.axis)
+    low, high = float(wanted.min()), float(wanted.max())
+    scale = 1.0 if low >= 0 and high <= 1 else high - low
+    return [_number(spec, judged, columns, i, scale) for i in range(len(columns.r2))]
+
+
+def _number(spec: TensorSpec, judged: Judged, columns: Columns, i: int, scale: float) -> Quality:
+    column = i if len(columns.r2) > 1 else None
+    measure = R2 if judged.kind == QUANTITIES else CORRELATION
+    if columns.constant[i]:
+        loss = 0.0 if columns.kept[i] else MOST_LOSS
+        return _quality(spec, judged, measure, None, None, loss, column=column, constant=True)
+    r2, correlation = float(columns.r2[i]), float(columns.correlation[i])
+    if judged.kind == QUANTITIES:
+        return _quality(spec, judged, R2, r2, 1.0, 100 * (1 - r2), column=column)
+    # A correlation of c leaves, at best, a share of 1 - c^2 of the variance unexplained: about 2 (1 - c).
+    loss = 100 * max(1 - correlation, (1 - r2) / 2)
+    if judged.kind in (SCORES, YES_OR_NO):
+        # Root mean square, so that one event in a thousand samples counts.
+        error = float(columns.spread[i]) * float(np.sqrt(max(0.0, 1 - r2)))
+        loss = min(loss, 100 * error / scale) if np.isfinite(error) and scale > 0 else loss
+    return _quality(spec, judged, CORRELATION, correlation, 1.0, loss, column=column)
+
+
+def chosen(array: Array, judged: Judged) -> Array:
+    """The class of each row: the largest value's, or the integer itself."""
+    if array.dtype.kind != "f":
+        return array
+    return np.asarray(array.argmax(axis=judged.axis))
+
+
+def like(y: Array, array: Array, spec: TensorSpec) -> Array:
+    """Targets, samples first, in the axes of an output."""
+    assert spec.batch_axis is not None
+    shape = np.moveaxis(array, spec.batch_axis, 0).shape
+    return np.moveaxis(y.reshape(shape), 0, spec.batch_axis)
+
+
+def _by_class(truth: Array, before: Array, after: Array) -> dict[int, tuple[int, int, int]]:
+    """For each class its samples, and how many of them two programs get right."""
+    labels, places = np.unique(truth, return_inverse=True)
+    places = places.reshape(-1)
+    counts = (np.bincount(places, right.reshape(-1), len(labels)) for right in (before == truth, after == truth))
+    rows = zip(labels.tolist(), np.bincount(places, minlength=len(labels)), *counts, strict=True)
+    return {int(label): (int(count), int(had), int(has)) for label, count, had, has in rows}
+
+
+def _is_lost(count: int, had: int, has: int) -> bool:
+    return had - has >= _LOST_LEAST and had - has > _LOST_SHARE * count

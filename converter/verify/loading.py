@@ -1,0 +1,214 @@
+"""Loading: from a plan to the model that everything is compared with, and its data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+
+import numpy as np
+import onnx
+import torch
+
+from converter.data.samples import Samples
+from converter.data.stream import open_samples
+from converter.data.streams import open_remembered, remembered
+from converter.data.subset import random_samples
+from converter.export.preprocessing import Preprocessing, parse_preprocessing
+from converter.load.constants import constants_in
+from converter.load.inputs import Given, check_can_be_made_up, samples_given
+from converter.load.load import load_source
+from converter.load.source import Source
+from converter.load.states import find_states, may_be_states
+from converter.plan import YES_OR_NO, ConversionPlan
+from converter.program.programs import onnx_file_program, onnx_program, output_shapes, output_specs, torch_program
+from converter.program.tensors import Array, Arrays, Run, batch_size
+from converter.verify.axes import FreeAxis, Probe, free_axes
+from converter.verify.division import check_not_one_hot, divided
+from converter.verify.original import Original
+from edge.contract.errors import ConfigError, ConversionError
+from edge.contract.manifest import check_class_names
+from edge.contract.tensorspec import BATCH, DTYPES, TensorSpec, axis_name
+from edge.inference.streams import zeros
+
+RANDOM_SAMPLES = 256
+_FREE_SIZE = 64
+_CARRIED_SAMPLES = 4
+
+
+def load_original(plan: ConversionPlan, carried: str = "") -> Original:
+    """Load the model and its data; after this it runs on them.
+
+    Args:
+        plan: What to do.
+        carried: Why an ONNX model is to be carried as its file has it; "" to work on it.
+
+    Raises:
+        ConfigError: An option or a file of samples is wrong or does not fit the model.
+        ConversionError: The model cannot be loaded or does not run.
+    """
+    preprocessing = None if plan.preprocess is None else parse_preprocessing(plan.preprocess)
+    source = load_source(Given(plan=plan, real=partial(_real, plan, preprocessing)), carried)
+    _check_types(source)
+    inputs, example = source.inputs, source.example
+    if preprocessing is not None:
+        inputs = (preprocessing.raw_input(inputs[0]), *inputs[1:])
+        example = _first(plan, inputs, 1) or _raw(source, inputs[0])
+    run = _carried_program(source, plan) if carried else _runner(source, preprocessing)
+    axes: tuple[FreeAxis, ...] = ()
+    if carried:
+        specs = carried_outputs(source, run)
+    else:
+        multiples = {axis: step for option in plan.inputs for axis, step in option.multiples.items()}
+        axes = free_axes(Probe(run=run, inputs=inputs, example=example), multiples)
+        if any(sizes.most is not None for sizes in source.ranges.values()):
+            axes = tuple(axis if axis.range.most is not None else axis.only_tried() for axis in axes)
+        specs = output_specs(run, inputs, example, {axis.name: axis.other for axis in axes})
+    only = {axis.name for axis in axes if axis.range.most == axis.range.least}
+    states = find_states(plan.states, inputs, specs, plan.answer)
+    stream = None
+    if plan.calibration is not None:
+        stream = open_remembered(plan.calibration, "--calibrate", inputs, states, run)
+    elif source.samples is not None:
+        stream = remembered(source.samples, "the checkpoint's calibration data", inputs, states, run)
+    measured = stream
+    if plan.evaluation is not None:
+        measured = open_remembered(plan.evaluation, "--evaluate", inputs, states, run)
+    data = None
+    if measured is not None:
+        data = divided(stream, measured if plan.evaluation is not None else None, inputs)
+        samples = data.samples
+        if plan.loss == "auto" and YES_OR_NO not in plan.kinds.values():
+            check_not_one_hot(samples.y, data.origin)
+    elif source.fill is not None:
+        samples = Samples(source.fill.draw(_CARRIED_SAMPLES * (source.batch or 1)), None)
+    else:
+        shown = example
+        if plan.example is None:
+            check_can_be_made_up(inputs if preprocessing is None else inputs[1:])
+        else:
+            shown = _first(plan, inputs, RANDOM_SAMPLES) or example
+        samples = random_samples(inputs, shown, RANDOM_SAMPLES, real=plan.example is not None)
+    names = plan.class_names or source.class_names or (None if measured is None else measured.class_names)
+    try:
+        check_class_names(names or ())
+    except ValueError as exc:
+        raise ConfigError(str(exc)) from exc
+    original = Original(
+        source=source,
+        preprocessing=preprocessing,
+        inputs=inputs,
+        example=example,
+        axes=axes,
+        outputs=specs,
+        run=run,
+        stream=stream,
+        calibration=None if data is None else data.calibration,
+        samples=samples,
+        real=data is not None,
+        origin="" if data is None else data.origin,
+        class_names=names,
+        states=states,
+        findings=() if data is None else data.findings,
+        notes=() if data is None else data.notes,
+    )
+    return original.with_fixed({axis: f"the model takes no other size of {axis}" for axis in only}, plan)
+
+
+def _carried_program(source: Source, plan: ConversionPlan) -> Run:
+    assert isinstance(source.model, onnx.ModelProto)
+    return onnx_file_program(plan.source, constants_in(source.model, plan.constants))
+
+
+def _first(plan: ConversionPlan, inputs: tuple[TensorSpec, ...], count: int) -> Arrays | None:
+    """At most so many of the first real samples that the user gave, None without data."""
+    for option, value in samples_given(plan):
+        try:
+            return next(iter(open_samples(value, option, inputs).batches(count))).x
+        except ConfigError:
+            states = may_be_states(plan.states, inputs)  # which data need not have
+            if not 0 < len(states) < len(inputs):
+                raise
+            given = [spec for spec in inputs if spec not in states]
+            x = next(iter(open_samples(value, option, given).batches(count))).x
+            return {**x, **{spec.name: zeros(spec, batch_size(x, given)) for spec in states}}
+    return None
+
+
+def _real(
+    plan: ConversionPlan, preprocessing: Preprocessing | None, inputs: tuple[TensorSpec, ...], count: int
+) -> Arrays | None:
+    """The same, as the model takes them, behind the preprocessing."""
+    if preprocessing is None:
+        return _first(plan, inputs, count)
+    found = _first(plan, (preprocessing.raw_input(inputs[0]), *inputs[1:]), count)
+    if found is not None:
+        name = inputs[0].name
+        with torch.inference_mode():
+            found[name] = preprocessing.module(inputs[0])(
+                torch.from_numpy(np.require(found[name], requirements=["C", "W"]))
+            ).numpy()
+    return found
+
+
+def _raw(source: Source, raw: TensorSpec) -> Arrays:
+    """The source's example with made-up values in front of the preprocessing."""
+    own = source.inputs[0]
+    sizes = {axis: source.example[own.name].shape[i] for i, axis in enumerate(own.shape)}
+    shape = tuple(size if isinstance(size, int) else sizes.get(size, _FREE_SIZE) for size in raw.shape)
+    rng = np.random.default_rng(0)
+    made = rng.standard_normal(shape) if raw.dtype.startswith("float") else rng.integers(0, 256, shape)
+    return {**source.example, raw.name: made.astype(raw.dtype)}
+
+
+def carried_outputs(source: Source, run: Run) -> tuple[TensorSpec, ...]:
+    """Names, types and axes of what a carried model gives: as onnxruntime infers them, else free.
+
+    Raises:
+        ConversionError: An output is of a type that a bundle cannot state.
+    """
+    assert isinstance(source.model, onnx.ModelProto)
+    assert source.fill is not None
+    stated = output_shapes(source.model)
+    one, few = run(source.fill.draw()), run(source.fill.draw(3 * (source.batch or 1), seed=1))
+    specs = []
+    for name, array in one.items():
+        if str(array.dtype) not in DTYPES:
+            raise ConversionError(f"the output {name} is {array.dtype}, expected one of {', '.join(DTYPES)}")
+        axes: list[int | str] = []
+        for i, size in enumerate(array.shape):
+            is_batch = i == 0 and source.fill.has_batch
+            known = i < len(stated[name]) and stated[name][i] == size == few[name].shape[i]
+            axes.append(BATCH if is_batch else size if known else axis_name("", name, i))
+        specs.append(TensorSpec(name=name, dtype=str(array.dtype), shape=tuple(axes)))
+    return tuple(specs)
+
+
+def _check_types(source: Source) -> None:
+    if isinstance(source.model, onnx.ModelProto):
+        return
+    odd = {str(value.dtype) for value in source.model.parameters() if value.dtype not in (torch.float32, torch.int64)}
+    if odd:
+        raise ConversionError(f"parameters of the type {', '.join(sorted(odd))}; call model.float() before saving it")
+
+
+def _runner(source: Source, preprocessing: Preprocessing | None) -> Run:
+    if isinstance(source.model, onnx.ModelProto):
+        model = onnx_program(source.model, "the model")
+    else:
+        program = torch_program(source.model, source.inputs, source.output_names)
+
+        def model(batch: Mapping[str, Array]) -> Arrays:
+            source.check_sizes(batch)
+            return program(batch)
+
+    if preprocessing is None:
+        return model
+    module = preprocessing.module(source.inputs[0])
+
+    def run(batch: Arrays) -> Arrays:
+        name = source.inputs[0].name
+        with torch.inference_mode():
+            prepared = module(torch.from_numpy(np.ascontiguousarray(batch[name])))
+        return model({**batch, name: prepared.numpy()})
+
+    return run  # type: ignore[return-value]

@@ -1,0 +1,103 @@
+"""How much of each column of an output a program keeps, as values: what reports show and ``--max-drop`` limits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from converter.plan import CLASSES
+
+ACCURACY, AGREEMENT, R2, CORRELATION = "accuracy", "agreement", "R2", "correlation"
+COSINE, BOXES_KEPT, EQUAL = "cosine", "boxes kept", "equal"
+SHARES = (ACCURACY, AGREEMENT, BOXES_KEPT, EQUAL)
+"""Measures that are shares of samples; the others are no per cent of anything."""
+MOST_LOSS = 100.0
+"""Of a column that is finite: ``--max-drop 100`` allows any."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Quality:
+    """How much a program keeps of one column of an output, or of an output that is judged whole.
+
+    Attributes:
+        output: Name.
+        column: Which one; None for all together. Of classes, the class.
+        kind: What it was judged as, one of `converter.plan.KINDS`.
+        measure: ``accuracy``, ``agreement``, ``R2``, ...
+        against: ``labels`` or ``original``.
+        value: By that measure; None where there is none, because it is constant or not finite.
+        original: The original's own.
+        loss: By how much it is worse, in points of 100: what ``--max-drop`` limits.
+        constant: Whether the original gives one value for all samples, of which no measure says anything.
+    """
+
+    output: str
+    column: int | None
+    kind: str
+    measure: str
+    against: str
+    value: float | None
+    original: float | None
+    loss: float
+    constant: bool = False
+
+    @property
+    def name(self) -> str:
+        """What it is the quality of.
+
+        >>> Quality(output="o", column=2, kind="quantities", measure="R2", against="original", value=1.0, original=1.0,
+        ...         loss=0.0).name
+        'o[2]'
+        """
+        if self.column is None:
+            return self.output
+        return f"class {self.column} of {self.output}" if self.kind == CLASSES else f"{self.output}[{self.column}]"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Deviation:
+    """How far a program's outputs are from the original's.
+
+    Attributes:
+        qualities: Of every output and column.
+        sqnr_db: Signal to quantization noise ratio against the original, the smallest over all float outputs.
+        max_error: Largest absolute difference.
+        relative_error: That difference relative to the largest absolute value of its output.
+        column_db: Signal about its mean to noise, of the worst column that is not constant.
+    """
+
+    qualities: tuple[Quality, ...]
+    sqnr_db: float
+    max_error: float
+    relative_error: float
+    column_db: float
+
+    @property
+    def worst(self) -> Quality:
+        """The column that decides: with the largest loss, and of equal ones that with the lowest value."""
+
+        def order(quality: Quality) -> tuple[bool, float, float]:
+            value = quality.value if quality.value is not None else float("inf")
+            return (quality.constant and quality.loss == 0, -quality.loss, value)
+
+        return min(self.qualities, key=order)
+
+    @property
+    def score(self) -> float | None:
+        """Accuracy, or the worst column's R², against the labels; None without any."""
+        found = [q.value for q in self.qualities if q.against == "labels" and q.value is not None]
+        whole = [q.value for q in self.qualities if q.against == "labels" and q.column is None and q.value is not None]
+        return min(whole or found, default=None)
+
+    @property
+    def original_score(self) -> float | None:
+        """The original's own."""
+        found = [q for q in self.qualities if q.against == "labels"]
+        whole = [q for q in found if q.column is None]
+        return min((q.original for q in whole or found if q.original is not None), default=None)
+
+    @property
+    def agreement(self) -> float | None:
+        """The smallest share of the original's answers that are given, too; None where outputs are no answers."""
+        return min(
+            (q.value for q in self.qualities if q.measure in (AGREEMENT, EQUAL) and q.value is not None), default=None
+        )
