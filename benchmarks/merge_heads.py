@@ -32,18 +32,14 @@ from edge.contract.training import Parameters
 from edge.inference.numpy_trainer import NumpyTrainer
 from edge.inference.onnx_session import OnnxSession
 from edge.learning.closed_form import PRIOR_SAMPLES
-from edge.learning.merge import Delta, head_of, merge_statistics, weighted_mean
-from edge.learning.robust import (
-    clipped_to_median_norm,
-    coordinate_median,
-    krum,
-    merge_plausible_statistics,
-    trimmed_mean,
-)
 from edge.learning.sgd import SgdLearner
+from edge.learning.solve import head_of
 from edge.learning.statistics import HeadStatistics
 from edge.learning.task import Task
 from edge.learning.whitening import Whitening
+from edge.merging.deltas import Delta, apply_change, mean_change
+from edge.merging.robust import coordinate_median, krum, trimmed_mean
+from edge.merging.screening import screen_statistics
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples" / "01_digits_fleet"))
 import model as digits
@@ -56,6 +52,11 @@ Generator = np.random.Generator
 # What the sum is to reach in trouble.
 GOAL = 0.95
 N_CLASSES, ROUNDS, RATES = 10, 10, (0.3, 1.0, 3.0)  # rates: times the bundle's own
+
+
+def averaged(base: Parameters, deltas: list[Delta]) -> Parameters:
+    """FedAvg."""
+    return apply_change(base, mean_change(base, deltas))
 
 
 def share(labels: Labels, devices: int, classes_each: int, rng: Generator) -> list[Part]:
@@ -167,7 +168,7 @@ class Digits:
     def summed(self, parts: Iterable[Part]) -> float:
         """One exchange of statistics."""
         sent = (of(self.x[part], self.y[part]) for part in parts if len(part))
-        return self.of_statistics(merge_statistics(self.prior, sent))
+        return self.of_statistics(sum(sent, start=self.prior))
 
     def in_trouble(self, parts: Sequence[Part], bad: set[int], kind: str, rng: Generator) -> tuple[float, float]:
         """One exchange with garbage from some devices: with and without refusing what is implausible."""
@@ -175,9 +176,10 @@ class Digits:
         for i, part in enumerate(parts):
             x, y = self.x[part], self.y[part]
             sent.append(GARBAGE[kind](x, y, rng) if i in bad else of(x, y))
-        screened, _ = merge_plausible_statistics(self.prior, sent)
+        refused = screen_statistics(sent, self.prior).refused
+        screened = sum((s for k, s in enumerate(sent) if k not in refused), start=self.prior)
         try:
-            plain = self.of_statistics(merge_statistics(self.prior, sent))
+            plain = self.of_statistics(sum(sent, start=self.prior))
         except LearningError:  # no head can be solved from this sum
             plain = 0.0
         return self.of_statistics(screened), plain
@@ -238,9 +240,9 @@ def main() -> int:
                 rng = np.random.default_rng(seed)
                 parts = share(task.y, devices, classes, rng)
                 note("shipped head, no learning", column, task.accuracy(task.bundle.head_parameters()))
-                best = max(task.averaged(parts, weighted_mean, rate) for rate in RATES)
+                best = max(task.averaged(parts, averaged, rate) for rate in RATES)
                 note(f"FedAvg of SGD heads, {ROUNDS} rounds, best rate", column, best)
-                note("FedAvg of whitened SGD heads", column, task.averaged(parts, weighted_mean))
+                note("FedAvg of whitened SGD heads", column, task.averaged(parts, averaged))
                 note("sum of statistics, one exchange", column, task.summed(parts))
                 note("the ceiling: all samples in one place", column, task.summed([np.arange(len(task.y))]))
                 if column != many:
@@ -248,10 +250,7 @@ def main() -> int:
                 kept, bad = lost(parts, rng)
                 note("30 % lost: sum of statistics", column, task.summed(kept))
                 rules: dict[str, Rule] = {
-                    "FedAvg": weighted_mean,
-                    "shortened to the median norm": lambda base, d: weighted_mean(
-                        base, clipped_to_median_norm(base, d)
-                    ),
+                    "FedAvg": averaged,
                     "median": coordinate_median,
                     "trimmed mean": partial(trimmed_mean, n_garbage=3),
                     "Krum": partial(krum, n_garbage=3),

@@ -13,7 +13,7 @@ import click
 
 from edge import __version__
 from edge.contract.errors import ConfigError, run_to_exit
-from edge.coordinator.policy import RULES, MergePolicy
+from edge.merging.policy import RULES, MergePolicy
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})

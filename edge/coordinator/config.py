@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from edge.coordinator.policy import MergePolicy
+from edge.merging.policy import MergePolicy
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -33,13 +33,14 @@ from edge.contract.bundle import Bundle, check_parameters
 from edge.contract.clock import Now
 from edge.contract.errors import BundleError, ChannelError, EdgeError, LearningError, RolloutError
 from edge.contract.training import FloatArray
-from edge.coordinator.aggregate import Merge, check_update, merge_by, shipped_head
 from edge.coordinator.artifacts import CHUNK_BYTES, ArtifactStore
 from edge.coordinator.config import CoordinatorConfig
 from edge.coordinator.events import Events
-from edge.coordinator.merging import account_of
 from edge.coordinator.store import ALL_DEVICES, ContributionRow, DatabaseError, RefusedRow, ReleaseRow, Store
 from edge.learning.exchange import HeadRelease, HeadUpdate
+from edge.merging.averaging import account_of
+from edge.merging.contributions import check_update
+from edge.merging.merge import Merge, merge, shipped_head
 
 UPLOAD_IDLE_S = 600.0
 MAX_UPLOADS = 256
@@ -404,14 +405,14 @@ class CoordinatorCore:
         is_pending = backbone in self._store.to_be_unlearned()
         current, counter, names = self._current_head(backbone, bundle)
         try:
-            found = merge_by(
-                self._config.policy,
+            found = merge(
                 bundle,
                 [(row.device, update) for row, update in gathered],
                 current,
                 counter,
                 # Statistics are all summed anew: what is in this merge, only this merge says.
                 {r.lineage: r.merged_version for r in self._merged_before(backbone) if r.learner == "delta"},
+                policy=self._config.policy,
                 current_names=names,
                 memory=self._store.memory(backbone),
                 rng=self._rng,

@@ -16,7 +16,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from edge.channel.messages import Birth, Conn, Event, State
 from edge.contract.errors import ConfigError
-from edge.coordinator.merging import MergeMemory
+from edge.merging.averaging import MergeMemory
 
 ALL_DEVICES = "*"
 MAX_COUNTER = 2**48

@@ -25,8 +25,7 @@ from edge.contract.projection import Projection
 from edge.contract.training import FloatArray, Parameters
 from edge.learning.changes import KEPT_CONTRIBUTIONS
 from edge.learning.learner import State, check_batch, part, take, take_integers, take_like
-from edge.learning.merge import head_of
-from edge.learning.solve import UNSEEN_LOGIT, Factor, Method
+from edge.learning.solve import UNSEEN_LOGIT, Factor, Method, head_of
 from edge.learning.statistics import HeadStatistics, Matrix, PackedStatistics, of_triangle, upper_triangle
 from edge.learning.task import Targets, Task
 

@@ -19,9 +19,8 @@ from edge.contract.training import FloatArray, Parameters
 from edge.learning.changes import Changes
 from edge.learning.closed_form import grown
 from edge.learning.learner import State, part, take_like
-from edge.learning.merge import head_of
 from edge.learning.sgd import Run, SgdLearner
-from edge.learning.solve import Method
+from edge.learning.solve import Method, head_of
 from edge.learning.statistics import HeadStatistics
 from edge.learning.task import Targets, Task
 

@@ -24,6 +24,9 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.contract.errors import LearningError
+from edge.contract.manifest import LinearLayer
+from edge.contract.projection import Projection
+from edge.contract.training import Parameters
 from edge.learning.statistics import HeadStatistics, Matrix
 
 Method = Literal["discriminant", "ridge", "means"]
@@ -196,3 +199,26 @@ def solve(
         LearningError: No samples, or sums that no samples have.
     """
     return Factor(statistics, method, shrinkage, exact=True).head()
+
+
+def head_of(
+    statistics: HeadStatistics,
+    head: LinearLayer,
+    method: Method = "discriminant",
+    projection: Projection | None = None,
+) -> Parameters:
+    """The linear head that statistics, of features that were perhaps projected, determine, by its parameter names.
+
+    Raises:
+        LearningError: As `solve`, or the head for plain features is not finite.
+    """
+    weights, biases = solve(statistics, method)
+    if projection is not None:
+        with np.errstate(over="ignore", invalid="ignore"):  # found below
+            weights = projection.lifted(weights)
+        if not np.isfinite(weights).all():
+            raise LearningError("the head solved from these statistics is not finite")
+    parameters = {head.weight: weights.astype(np.float32)}
+    if head.bias is not None:
+        parameters[head.bias] = biases.astype(np.float32)
+    return parameters

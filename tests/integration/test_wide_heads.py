@@ -17,8 +17,8 @@ from edge.contract import manifest as m
 from edge.contract.bundle import Bundle
 from edge.contract.errors import ConfigError
 from edge.contract.profile import load_profile
-from edge.coordinator.aggregate import merge
 from tests.converter.models import labelled, plan, save
+from tests.support.contributions import merged_head
 
 FEATURES, MAX_STATE_MB, PROJECTED = 300, 1, 129
 
@@ -94,7 +94,7 @@ def test_a_merge_of_projected_statistics_is_as_if_one_device_had_learned_all(
         everything.learn(x[rows], y[rows])
     updates = [device.contribution() for device in devices]
     assert updates[0].tensors["gram"].shape == ((PROJECTED + 1) * (PROJECTED + 2) // 2,)
-    release = merge(bundle, updates, bundle.head_parameters(), 0, {})
+    release = merged_head(bundle, updates)
     for device in devices:
         alone = (device.predict(x[450:]).argmax(axis=1) == y[450:]).mean()
         device.apply(release, 1)

@@ -17,8 +17,8 @@ from edge.agent.on_device_model import OnDeviceModel
 from edge.channel.memory import Faults
 from edge.contract.bundle import Bundle
 from edge.contract.errors import BundleError, LearningError, RolloutError
-from edge.coordinator.aggregate import merge
 from edge.learning.exchange import HeadRelease
+from tests.support.contributions import merged_head
 from tests.support.fleet import SimulatedFleet
 
 Simulate = Callable[..., SimulatedFleet]
@@ -78,7 +78,7 @@ def test_merge_equals_learning_everything_in_one_place(simulate: Simulate, tmp_p
     for x, y in taught.values():
         alone.learn(x, y)
     bundle = Bundle.open(digits_bundle)
-    everything = merge(bundle, [alone.contribution()], bundle.head_parameters(), 0, {})
+    everything = merged_head(bundle, [alone.contribution()])
     live = fleet.agents["two"].host.model._shadow.live()
     for name, array in everything.parameters.items():
         np.testing.assert_allclose(live[name], array, rtol=2e-3, atol=2e-3)

@@ -21,8 +21,8 @@ import pytest
 
 from edge.agent import OnDeviceModel, on_device_model
 from edge.contract.errors import BundleError, ConfigError, LearningError
-from edge.coordinator.aggregate import merge
 from edge.learning.exchange import HeadRelease
+from tests.support.contributions import merged_head
 
 ROOT = Path(__file__).parents[3]
 LEARNERS = ["statistics", "sgd", "auto"]
@@ -121,7 +121,7 @@ def test_a_contribution_that_only_the_journal_knows_counts_once(
             model = OnDeviceModel.open(digits_bundle, folder, learner=learner, gate=False)
             assert not model.warnings
             assert not model.journal_suffices, "the next checkpoint saves the next restart the work"
-        merged = merge(model.bundle, [sent], model.bundle.head_parameters(), 0, {})
+        merged = merged_head(model.bundle, [sent])
         model.apply(merged, 1)
         model.learn(x[60:], y[60:])
         return model
@@ -187,7 +187,7 @@ def test_a_merge_that_comes_while_labels_wait_counts_each_once(tmp_path: Path, d
             model = OnDeviceModel.open(digits_bundle, tmp_path / folder, learner="statistics", gate=False)
         while model.learn_waiting():
             pass
-        model.apply(merge(model.bundle, [sent], model.bundle.head_parameters(), 0, {}), 1)
+        model.apply(merged_head(model.bundle, [sent]), 1)
         model.learn(x[60:], y[60:])
         return model
 

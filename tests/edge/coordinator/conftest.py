@@ -1,74 +1,7 @@
-"""Contributions made of numbers: samples of classes that lie apart, as features of the digits bundle's head."""
+"""Contributions made of numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from tests.support.contributions import bundle, delta_update, statistics_update
 
-import numpy as np
-import pytest
-
-from edge.contract.bundle import Bundle
-from edge.learning.exchange import HeadUpdate
-from edge.learning.statistics import HeadStatistics
-
-Samples = tuple[np.ndarray, np.ndarray]
-Make = Callable[..., HeadUpdate]
-
-
-def samples(names: Sequence[str], seed: int, n: int = 60, d: int = 64) -> Samples:
-    """Features ``(n, d)`` and labels ``(n,)``, indices into `names`; a name has the same mean everywhere."""
-    rng = np.random.default_rng(seed)
-    labels = rng.integers(0, len(names), n)
-    means = np.array([np.random.default_rng([5, *name.encode()]).normal(0, 2.0, d) for name in names])
-    return means[labels] + rng.normal(0, 1.0, (n, d)), labels
-
-
-@pytest.fixture(scope="session")
-def bundle(digits_bundle: Path) -> Bundle:
-    return Bundle.open(digits_bundle)
-
-
-@pytest.fixture(scope="session")
-def statistics_update(bundle: Bundle) -> Make:
-    """An update of one device that knows further classes."""
-
-    def make(seed: int, added: Sequence[str] = (), n: int = 60, lineage: str | None = None) -> HeadUpdate:
-        names = (*bundle.manifest.class_names, *added)
-        x, y = samples(names, seed, n)
-        return HeadUpdate(
-            learner="statistics",
-            backbone=bundle.manifest.backbone_digest,
-            lineage=lineage or f"l{seed}",
-            version=n,
-            n_samples=n,
-            base_release=0,
-            tensors=dict(HeadStatistics.of(x, y, len(names)).to_tensors()),
-            class_names=names if added else (),
-        )
-
-    return make
-
-
-@pytest.fixture(scope="session")
-def delta_update(bundle: Bundle) -> Make:
-    """A change of all parameters by one value; rows of added classes too."""
-
-    def make(
-        value: float, added: Sequence[str] = (), n: int = 10, lineage: str = "l", base_release: int = 0
-    ) -> HeadUpdate:
-        names = (*bundle.manifest.class_names, *added)
-        shipped = bundle.head_parameters()
-        tensors = {name: np.full((len(names), *array.shape[1:]), value, np.float32) for name, array in shipped.items()}
-        return HeadUpdate(
-            learner="delta",
-            backbone=bundle.manifest.backbone_digest,
-            lineage=lineage,
-            version=n,
-            n_samples=n,
-            base_release=base_release,
-            tensors=dict(tensors),
-            class_names=names if added else (),
-        )
-
-    return make
+__all__ = ["bundle", "delta_update", "statistics_update"]

@@ -18,12 +18,11 @@ from edge.contract.errors import BundleError, LearningError, RolloutError
 from edge.coordinator.artifacts import ArtifactStore
 from edge.coordinator.config import CoordinatorConfig
 from edge.coordinator.core import CoordinatorCore
-from edge.coordinator.policy import MergePolicy
 from edge.coordinator.store import Store
 from edge.learning.exchange import HeadRelease, HeadUpdate
-from edge.learning.privacy import PrivacyAccountant
-from tests.edge.coordinator.conftest import Make
-from tests.edge.coordinator.test_aggregate import shuffled
+from edge.merging.policy import MergePolicy
+from edge.merging.privacy import PrivacyAccountant
+from tests.support.contributions import Make, shuffled
 
 NOISY = MergePolicy(noise_multiplier=2.0, clip_norm=1.0, expected_devices=2)
 

@@ -25,18 +25,18 @@ from edge.contract.clock import Now
 from edge.contract.errors import ConfigError, LearningError
 from edge.coordinator import events as events_module
 from edge.coordinator import service as service_module
-from edge.coordinator.aggregate import check_update, merge_by
 from edge.coordinator.config import CoordinatorConfig
 from edge.coordinator.core import MERGE_AGAIN_S
 from edge.coordinator.events import AGAIN_S, Events
-from edge.coordinator.policy import MergePolicy
 from edge.coordinator.service import CoordinatorService
 from edge.coordinator.store import Store
 from edge.learning.exchange import HeadUpdate
 from edge.learning.statistics import HeadStatistics
-from tests.edge.coordinator.conftest import Make, samples
-from tests.edge.coordinator.test_aggregate import with_loss
+from edge.merging.contributions import check_update
+from edge.merging.merge import merge
+from edge.merging.policy import MergePolicy
 from tests.edge.coordinator.test_core import Coordinator
+from tests.support.contributions import Make, samples, with_loss
 
 NOW = Now(1000.0, 1_800_000_000_000)
 
@@ -101,7 +101,7 @@ def test_features_without_variance_give_a_finite_head_or_a_reason(bundle: Bundle
         own = HeadStatistics.of(np.full((6, 64), value), np.arange(6) % 3, 10)
         updates = [(f"d{i}", update_of(bundle, f"l{i}", own, 6)) for i in range(4)]
         try:
-            found = merge_by(policy, of, updates, bundle.head_parameters(), 0, {})
+            found = merge(of, updates, bundle.head_parameters(), 0, {}, policy=policy)
         except LearningError:
             continue
         if found.release is None:

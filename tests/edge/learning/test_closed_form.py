@@ -12,7 +12,6 @@ from edge.contract.errors import LearningError
 from edge.contract.projection import BYTES_PER_SQUARE
 from edge.contract.recipe import TrainingRecipe
 from edge.learning.closed_form import PRIOR_SAMPLES, TRUSTED_PAST, StatisticsLearner
-from edge.learning.merge import merge_statistics
 from edge.learning.solve import Factor, Method
 from edge.learning.statistics import HeadStatistics, PackedStatistics, of_triangle
 from edge.learning.task import Task
@@ -181,7 +180,7 @@ def test_nothing_counts_twice_when_everything_is_in_the_merge(new_statistics_lea
     learner = new_statistics_learner()
     learner.learn_many(samples[0][:50], samples[1][:50])
     learner.contribution()
-    merged = merge_statistics(prior(new_statistics_learner), [of(samples, 0, 50), of(samples, 50, 96)])
+    merged = prior(new_statistics_learner) + of(samples, 0, 50) + of(samples, 50, 96)
     learner.rebase(learner.parameters(), merged.to_tensors(), 50)
     assert_same(known(learner), merged)
     assert known(learner).n_samples == pytest.approx(PRIOR_SAMPLES + 96)
@@ -192,7 +191,7 @@ def test_what_came_since_the_contribution_counts_on_top(new_statistics_learner: 
     learner.learn_many(samples[0][:30], samples[1][:30])
     learner.contribution()
     learner.learn_many(samples[0][30:50], samples[1][30:50])
-    merged = merge_statistics(prior(new_statistics_learner), [of(samples, 0, 30), of(samples, 50, 96)])
+    merged = prior(new_statistics_learner) + of(samples, 0, 30) + of(samples, 50, 96)
     learner.rebase(learner.parameters(), merged.to_tensors(), 30)
     assert_same(known(learner), prior(new_statistics_learner) + of(samples, 0, 96))
 

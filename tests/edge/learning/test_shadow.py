@@ -15,10 +15,10 @@ from edge.contract.training import FloatArray, Parameters
 from edge.inference.numpy_trainer import NumpyTrainer
 from edge.learning.closed_form import StatisticsLearner
 from edge.learning.learner import Learner, State
-from edge.learning.merge import head_of
 from edge.learning.packing import pack
 from edge.learning.sgd import SgdLearner
 from edge.learning.shadow import SNAPSHOT_EVERY, Happened, Shadow
+from edge.learning.solve import head_of
 from edge.learning.statistics import HeadStatistics
 from edge.learning.task import Targets, Task
 from edge.learning.whitening import Whitening

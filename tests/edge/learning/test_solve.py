@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge.contract.errors import LearningError
-from edge.learning.solve import RIDGE_SAMPLES, SHRINKAGE, UNSEEN_LOGIT, Factor, Method, solve
+from edge.contract.manifest import LinearLayer
+from edge.learning.solve import RIDGE_SAMPLES, SHRINKAGE, UNSEEN_LOGIT, Factor, Method, head_of, solve
 from edge.learning.statistics import HeadStatistics
 
 Array = npt.NDArray[np.float64]
@@ -303,3 +304,13 @@ def test_identical_samples_of_a_quantity_are_answered_by_their_mean_and_not_by_n
         weights, biases = solve(HeadStatistics.from_tensors(own.to_tensors(), 64, 1, is_classifier=False), "ridge")
         answers = (x + rng.normal(0.0, 0.1, x.shape)) @ weights.T + biases
         assert np.abs(answers - 0.3).max() < 0.05
+
+
+def test_the_head_of_statistics_has_the_names_of_the_head_and_is_solved_by_the_method_that_is_asked_for() -> None:
+    statistics = of(*data(20, 3, 2, 0), 2)
+    for method in METHODS:
+        weights, biases = solve(statistics, method)
+        head = head_of(statistics, LinearLayer(weight="fc.weight", bias="fc.bias", input="features"), method)
+        assert (head["fc.weight"] == weights.astype(np.float32)).all()
+        assert (head["fc.bias"] == biases.astype(np.float32)).all()
+        assert list(head_of(statistics, LinearLayer(weight="w", bias=None, input="features"), method)) == ["w"]

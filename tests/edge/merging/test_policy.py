@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from edge.contract.errors import ConfigError
-from edge.coordinator.policy import RULES, MergePolicy
+from edge.merging.policy import RULES, MergePolicy
 
 
 def test_without_options_it_is_the_screened_mean_without_noise() -> None:

@@ -9,11 +9,11 @@ import pytest
 
 from edge.contract.errors import LearningError
 from edge.contract.training import Parameters
-from edge.coordinator.merging import Contributed, MergeMemory, account_of, merge_changes
-from edge.coordinator.policy import MergePolicy
-from edge.learning.merge import Delta, mean_change
-from edge.learning.privacy import PrivacyAccountant
-from edge.learning.server_optimizers import ServerOptimizer
+from edge.merging.averaging import Contributed, MergeMemory, account_of, merge_changes
+from edge.merging.deltas import Delta, mean_change
+from edge.merging.policy import MergePolicy
+from edge.merging.privacy import PrivacyAccountant
+from edge.merging.server_optimizers import ServerOptimizer
 
 BASE: Parameters = {"w": np.ones((3, 2), np.float32), "b": np.zeros(3, np.float32)}
 OPTIMIZERS: dict[str, Any] = {"fedadam": "adam", "fedyogi": "yogi", "fedadagrad": "adagrad"}

@@ -1,4 +1,4 @@
-"""How a fleet's contributions are merged, as its operator decides. Only values; the rules are in `merging`."""
+"""How a fleet's contributions are merged, as its operator decides. Only values."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class MergePolicy:
     Statistics are always summed; `screen` is about them, and all else about changes of heads.
 
     Attributes:
-        rule: One of `RULES`: the mean weighted by samples, a robust rule of `edge.learning.robust`, or the mean with a
-            step of `edge.learning.server_optimizers`.
+        rule: One of `RULES`: the mean weighted by samples, a robust rule of `edge.merging.robust`, or the mean with a
+            step of `edge.merging.server_optimizers`.
         garbage_share: Share of devices that the robust rules assume to send garbage, from 0 up to one half; rounded up
             to whole devices.
         clip_norm: Longer changes are shortened to this norm, 0 for no limit.

@@ -1,7 +1,7 @@
 """Server steps that adapt to how much each parameter moved: FedAdagrad, FedYogi and FedAdam.
 
 Reddi et al. 2020, arXiv:2003.00295 (v5), algorithm 2. With ``D`` the mean change of the devices of this round, which
-takes the place of a negative gradient (`edge.learning.merge.mean_change`)::
+takes the place of a negative gradient (`edge.merging.deltas.mean_change`)::
 
     m <- beta1 m + (1 - beta1) D
     v <- v + D²                             FedAdagrad
@@ -12,7 +12,7 @@ takes the place of a negative gradient (`edge.learning.merge.mean_change`)::
 All of it for each number on its own. As in the paper there is no correction of the bias of the first rounds: m starts
 at zero and v at tau², so that the first steps are small rather than wild.
 
-FedProx needs no server step: see `edge.learning.merge`.
+FedProx needs no server step: see `edge.merging.deltas`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import numpy.typing as npt
 
 from edge.contract.errors import LearningError
 from edge.contract.training import FloatArray, Parameters
-from edge.learning.merge import Change, apply_change
+from edge.merging.deltas import Change, apply_change
 
 Rule = Literal["adagrad", "yogi", "adam"]
 RULES: tuple[Rule, ...] = ("adagrad", "yogi", "adam")

@@ -1,6 +1,6 @@
 """Merging changes of heads by an operator's policy, and what must be remembered between merges.
 
-Values in, values out; no storage. The rules themselves are in `edge.learning`.
+The rules themselves are in `deltas`, `robust`, `server_optimizers` and `privacy`.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import numpy as np
 from edge.contract import tensorfile
 from edge.contract.errors import BundleError, LearningError
 from edge.contract.training import FloatArray, Parameters
-from edge.coordinator.policy import MergePolicy
-from edge.learning.merge import Change, Delta, apply_change, mean_change
-from edge.learning.privacy import PrivacyAccountant, private_mean
-from edge.learning.robust import coordinate_median, krum, trimmed_mean
-from edge.learning.server_optimizers import Rule, ServerOptimizer
+from edge.merging.deltas import Change, Delta, apply_change, mean_change
+from edge.merging.policy import MergePolicy
+from edge.merging.privacy import PrivacyAccountant, private_mean
+from edge.merging.robust import coordinate_median, krum, trimmed_mean
+from edge.merging.server_optimizers import Rule, ServerOptimizer
 
 _OPTIMIZERS: dict[str, Rule] = {"fedadam": "adam", "fedyogi": "yogi", "fedadagrad": "adagrad"}
 _OPTIMIZER, _ACCOUNT = "server-optimizer", "privacy-account"

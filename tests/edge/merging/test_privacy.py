@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge.contract.errors import LearningError
-from edge.learning.merge import Delta
-from edge.learning.privacy import ORDERS, PrivacyAccountant, noise_multiplier_for, private_mean, renyi_divergence
+from edge.merging.deltas import Delta
+from edge.merging.privacy import ORDERS, PrivacyAccountant, private_mean, renyi_divergence
 
 BASE = {"w": np.zeros((2, 3), np.float32), "b": np.zeros(2, np.float32)}
 
@@ -160,14 +160,6 @@ def test_goes_on_after_a_restart() -> None:
     assert other.epsilon(1e-6) == one.epsilon(1e-6)
 
 
-def test_finds_the_noise_for_a_budget() -> None:
-    noise = noise_multiplier_for(3.0, 1e-5, 0.01, 1000)
-    accountant, less = PrivacyAccountant(), PrivacyAccountant()
-    accountant.spend(noise, 0.01, 1000)
-    less.spend(noise * 0.995, 0.01, 1000)
-    assert accountant.epsilon(1e-5) <= 3.0 < less.epsilon(1e-5)
-
-
 def test_refuses_numbers_out_of_range() -> None:
     accountant = PrivacyAccountant()
     for arguments in ((-1.0, 0.1, 1), (1.0, 1.1, 1), (1.0, 0.1, -1), (math.nan, 0.1, 1)):
@@ -176,7 +168,3 @@ def test_refuses_numbers_out_of_range() -> None:
     for delta_ in (0.0, 1.0):
         with pytest.raises(ValueError, match="delta"):
             accountant.epsilon(delta_)
-    with pytest.raises(ValueError, match="epsilon"):
-        noise_multiplier_for(0.0, 1e-5, 0.1, 10)
-    with pytest.raises(ValueError, match="no noise"):
-        noise_multiplier_for(1e-9, 1e-12, 1.0, 10**9)

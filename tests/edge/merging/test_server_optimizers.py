@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from edge.contract.errors import LearningError
-from edge.learning.server_optimizers import RULES, Rule, ServerOptimizer
+from edge.merging.server_optimizers import RULES, Rule, ServerOptimizer
 
 BASE = {"w": np.array([[1.0, -2.0]], np.float32), "b": np.array([0.5], np.float32)}
 

@@ -1,12 +1,9 @@
-"""Merging what devices learned: arrays in, arrays out. No network, no storage, no log.
+"""A device's change of a head, and the mean of many: arrays in, arrays out.
 
-Statistics add (`merge_statistics`) and can be taken out again (`unlearn`). Changes of heads are averaged
-(`weighted_mean`); every device is folded in as it comes, so generators are welcome and memory does not grow with the
-fleet. Other rules for changes: `edge.learning.robust` for fleets with garbage in them, `edge.learning.buffered` for
-devices that come when they come, `edge.learning.server_optimizers` for an adaptive step with the mean,
-`edge.learning.privacy` for a mean that tells little about any one device. FedProx (Li et al. 2020, arXiv:1812.06127)
-has no rule here: its term is part of the device's training step (`edge.contract.recipe.TrainingRecipe.proximal`), and
-what comes out is averaged like any other change.
+FedAvg (McMahan et al. 2017, arXiv:1602.05629, algorithm 1) is ``apply_change(base, mean_change(base, deltas))``; every
+device is folded in as it comes, so generators are welcome and memory does not grow with the fleet. FedProx (Li et al.
+2020, arXiv:1812.06127) has no rule here: its term is part of the device's training step
+(`edge.contract.recipe.TrainingRecipe.proximal`), and what comes out is averaged like any other change.
 """
 
 from __future__ import annotations
@@ -20,76 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.contract.errors import LearningError
-from edge.contract.manifest import LinearLayer
-from edge.contract.projection import Projection
 from edge.contract.training import FloatArray, Parameters
-from edge.learning.solve import Method, solve
-from edge.learning.statistics import HeadStatistics
 
 # A change or a head in float64, by parameter name.
 Change = dict[str, npt.NDArray[np.float64]]
-
-# Relative to the total before: what rounding leaves of a difference of float64 sums, and of sums stored as float32.
-_ROUNDING, _ROUNDING_STORED = 1e-9, 1e-6
-
-
-def merge_statistics(prior: HeadStatistics, contributions: Iterable[HeadStatistics]) -> HeadStatistics:
-    """The sum: exact, whatever the split among devices and the order of arrival."""
-    total = prior
-    for contribution in contributions:
-        total = total + contribution
-    return total
-
-
-def unlearn(total: HeadStatistics, contribution: HeadStatistics, is_classifier: bool = True) -> HeadStatistics:
-    """Take a device out of a sum; what is left is, within rounding, the sum without that device.
-
-    A class that no other device has samples of becomes unseen: what rounding leaves of its sums is set to zero.
-
-    Args:
-        total: A sum with the contribution in it.
-        contribution: What the device gave, the very version that was added.
-        is_classifier: Whether the last row of the moment counts classes; otherwise only samples are counted.
-
-    Raises:
-        LearningError: The contribution is not part of the total: a count or a sum of squares would be negative.
-    """
-    left = total - contribution
-    before, after = np.diag(total.gram), np.diag(left.gram)
-    if is_classifier:
-        before, after = np.append(before, total.class_counts), np.append(after, left.class_counts)
-    if (after < -_ROUNDING_STORED * before).any():
-        raise LearningError("these statistics are not part of the sum that they are to be taken out of")
-    if left.n_samples <= _ROUNDING * total.n_samples:
-        return left * 0.0
-    gram, moment = left.gram.copy(), left.moment
-    gram[np.diag_indices_from(gram)] = np.maximum(np.diag(gram), 0.0)
-    if is_classifier:
-        moment = np.where(left.class_counts <= _ROUNDING * total.class_counts, 0.0, moment)
-    return HeadStatistics(gram, moment)
-
-
-def head_of(
-    statistics: HeadStatistics,
-    head: LinearLayer,
-    method: Method = "discriminant",
-    projection: Projection | None = None,
-) -> Parameters:
-    """The linear head that statistics, of features that were perhaps projected, determine, by its parameter names.
-
-    Raises:
-        LearningError: As `edge.learning.solve.solve`, or the head for plain features is not finite.
-    """
-    weights, biases = solve(statistics, method)
-    if projection is not None:
-        with np.errstate(over="ignore", invalid="ignore"):  # found below
-            weights = projection.lifted(weights)
-        if not np.isfinite(weights).all():
-            raise LearningError("the head solved from these statistics is not finite")
-    parameters = {head.weight: weights.astype(np.float32)}
-    if head.bias is not None:
-        parameters[head.bias] = biases.astype(np.float32)
-    return parameters
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True)
@@ -149,7 +80,7 @@ def mean_change(base: Mapping[str, FloatArray], deltas: Iterable[Delta]) -> Chan
     """The mean of the changes, weighted by samples; one pass, memory for two heads whatever the number of devices.
 
     Stale changes are damped by ``1 / sqrt(1 + staleness)`` as in FedBuff (Nguyen et al. 2022, arXiv:2106.06639,
-    section 5). This is the pseudo-gradient, with the sign of a change, that `edge.learning.server_optimizers` take.
+    section 5). This is the pseudo-gradient, with the sign of a change, that `edge.merging.server_optimizers` take.
 
     Args:
         base: The head that is changed, for its names and shapes.
@@ -183,12 +114,3 @@ def apply_change(base: Mapping[str, FloatArray], change: Mapping[str, npt.NDArra
     if not all(np.isfinite(array).all() for array in merged.values()):
         raise LearningError("the merged head has values that are not finite")
     return merged
-
-
-def weighted_mean(base: Mapping[str, FloatArray], deltas: Iterable[Delta]) -> Parameters:
-    """Add the mean of the changes to a head: FedAvg (McMahan et al. 2017, arXiv:1602.05629, algorithm 1) on the head.
-
-    Raises:
-        LearningError: As `mean_change`, or the merged head is not finite.
-    """
-    return apply_change(base, mean_change(base, deltas))

@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from edge.contract.errors import LearningError
 from edge.contract.training import FloatArray
-from edge.learning.merge import Change, Delta
+from edge.merging.deltas import Change, Delta
 
 # High orders matter for little privacy loss, low ones for much.
 ORDERS = (*range(2, 65), *range(72, 257, 8), 320, 384, 512, 768, 1024)
@@ -173,28 +173,3 @@ class PrivacyAccountant:
         if divergences.shape != (len(ORDERS),) or divergences.dtype.kind != "f" or not (divergences >= 0).all():
             raise LearningError("the saved privacy account has impossible divergences")
         self._divergences = divergences.astype(np.float64)
-
-
-def noise_multiplier_for(epsilon: float, delta: float, sampling_rate: float, rounds: int) -> float:
-    """The least noise, within a thousandth, that keeps this many rounds ``(epsilon, delta)`` private by device.
-
-    Raises:
-        ValueError: A number out of its range, or no noise up to 10,000 is enough.
-    """
-    if not epsilon > 0:
-        raise ValueError(f"epsilon {epsilon}: expected a number above 0")
-
-    def spent(noise_multiplier: float) -> float:
-        accountant = PrivacyAccountant()
-        accountant.spend(noise_multiplier, sampling_rate, rounds)
-        return accountant.epsilon(delta)
-
-    low, high = 0.0, 1.0
-    while spent(high) > epsilon:
-        low, high = high, 2 * high
-        if high > 1e4:
-            raise ValueError(f"no noise keeps {rounds} rounds within epsilon {epsilon}")
-    while high - low > 1e-3 * high:
-        middle = (low + high) / 2
-        low, high = (low, middle) if spent(middle) <= epsilon else (middle, high)
-    return high

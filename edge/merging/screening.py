@@ -1,27 +1,19 @@
-"""Merging where some devices send garbage: broken sensors, swapped labels, flipped bits, or worse.
+"""Which devices' statistics should not be summed: those that no samples can have, and those of other samples.
 
-For changes of heads there are the coordinate median, the trimmed mean, Krum and a limit to the median norm. They look
-at all changes at once, so they hold them all: devices times parameters in float32. Devices weigh alike, because how
-many samples a device claims can be garbage too. A change with values that are not finite is left out and counts as one
-of the assumed garbage ones, so it is not assumed a second time among the rest.
-
-Statistics are sums, and a median of sums of different classes means nothing. `screen_statistics` instead finds
-devices whose sums no samples can have, or whose samples look like nobody else's; the others are summed as ever.
-
-It finds garbage, not a patient attacker: who sends plausible statistics that are slightly wrong is not found.
+A median of sums of different classes means nothing, so `screen_statistics` finds devices whose sums no samples can
+have, or whose samples look like nobody else's; the others are summed as ever. It finds garbage, not a patient attacker:
+who sends plausible statistics that are slightly wrong is not found.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from edge.contract.errors import LearningError
-from edge.contract.training import FloatArray, Parameters
-from edge.learning.merge import Delta, apply_change, merge_statistics
 from edge.learning.statistics import HeadStatistics, Matrix
 
 # Half-width, in robust standard deviations, of what passes as like the others.
@@ -47,172 +39,6 @@ _SHRINKAGE = 0.1
 # Relative to the sum of squares: a scatter up to this is what rounding leaves of sums stored as float32, and says
 # nothing; eigenvalues down to minus the other are taken for rounding, too, and no farther.
 _NO_SCATTER, _LEAST_EIGENVALUE = 1e-6, 1e-5
-
-
-# Changes of heads
-
-
-@dataclass(frozen=True, eq=False)
-class SortedChanges:
-    """Changes sorted along the device axis, one number of the head at a time: median and trimmed mean share the sort.
-
-    Attributes:
-        base: The head that is changed, by parameter name.
-        values: ``(n_parameters, n_devices)`` float32, each row ascending; finite changes only.
-        n_left_out: Changes that were not finite.
-    """
-
-    base: Mapping[str, FloatArray]
-    values: FloatArray
-    n_left_out: int
-
-    @classmethod
-    def of(cls, base: Mapping[str, FloatArray], deltas: Iterable[Delta]) -> SortedChanges:
-        """Sort.
-
-        Raises:
-            LearningError: Other parameters than the base.
-        """
-        finite, n_left_out = _finite(base, deltas)
-        values = np.sort(_rows(base, finite).T, axis=1)
-        return cls(base, values, n_left_out)
-
-    def median(self, n_garbage: int = 0) -> Parameters:
-        """The head plus the median of each number (Yin et al. 2018, arXiv:1803.01498, definition 1).
-
-        Args:
-            n_garbage: Devices assumed to send garbage.
-
-        Raises:
-            LearningError: Not more than half of the devices are assumed to be honest, or the result is not finite.
-        """
-        self._left(n_garbage)
-        n = self.values.shape[1]
-        middle = self.values[:, (n - 1) // 2 : n // 2 + 1]
-        return self._applied(middle.mean(axis=1, dtype=np.float64))
-
-    def trimmed_mean(self, n_garbage: int) -> Parameters:
-        """The head plus the mean of each number without its `n_garbage` least and largest (definition 2 of the same).
-
-        Args:
-            n_garbage: Devices assumed to send garbage.
-
-        Raises:
-            LearningError: Not more than half of the devices are assumed to be honest, or the result is not finite.
-        """
-        trim = self._left(n_garbage)
-        kept = self.values[:, trim : self.values.shape[1] - trim]
-        return self._applied(kept.mean(axis=1, dtype=np.float64))
-
-    def _left(self, n_garbage: int) -> int:
-        return _assumed_left(n_garbage, self.values.shape[1], self.n_left_out, lambda f: 2 * f + 1)
-
-    def _applied(self, change: npt.NDArray[np.float64]) -> Parameters:
-        return _apply_flat(self.base, change)
-
-
-def coordinate_median(base: Mapping[str, FloatArray], deltas: Iterable[Delta], n_garbage: int = 0) -> Parameters:
-    """See `SortedChanges.median`."""
-    return SortedChanges.of(base, deltas).median(n_garbage)
-
-
-def trimmed_mean(base: Mapping[str, FloatArray], deltas: Iterable[Delta], n_garbage: int) -> Parameters:
-    """See `SortedChanges.trimmed_mean`."""
-    return SortedChanges.of(base, deltas).trimmed_mean(n_garbage)
-
-
-def krum(base: Mapping[str, FloatArray], deltas: Iterable[Delta], n_garbage: int, n_chosen: int = 1) -> Parameters:
-    """The head plus the mean of the changes that lie closest to their neighbours.
-
-    Blanchard et al. 2017 (Machine Learning with Adversaries, NeurIPS), section 4: of n devices with f garbage ones, a
-    change's score is the sum of its squared distances to its ``n - f - 2`` nearest others. Krum takes the change with
-    the least score, multi-Krum the mean of the `n_chosen` least.
-
-    Honest devices with different classes are far from one another, and Krum then picks one kind of them: for such
-    fleets the trimmed mean, or statistics, are better.
-
-    Args:
-        base: The head that is changed.
-        deltas: The changes; which of several with the same score is taken depends on their order.
-        n_garbage: Devices assumed to send garbage, f.
-        n_chosen: 1 for Krum.
-
-    Raises:
-        LearningError: Fewer than ``2 f + 3`` devices, or than `n_chosen` besides the garbage ones, or the result is not
-            finite.
-    """
-    finite, n_left_out = _finite(base, deltas)
-    f = _assumed_left(n_garbage, len(finite), n_left_out, lambda f: 2 * f + 3)
-    n = len(finite)
-    if not 1 <= n_chosen <= n - f:
-        raise LearningError(f"cannot choose {n_chosen} of {n} changes of which {f} are assumed to be garbage")
-    rows = _rows(base, finite).astype(np.float64)
-    squares = np.einsum("ij,ij->i", rows, rows)
-    distances = np.maximum(squares[:, None] + squares - 2.0 * (rows @ rows.T), 0.0)
-    np.fill_diagonal(distances, np.inf)
-    scores = np.sort(distances, axis=1)[:, : n - f - 2].sum(axis=1)
-    chosen = np.argsort(scores, kind="stable")[:n_chosen]
-    return _apply_flat(base, rows[chosen].mean(axis=0))
-
-
-def clipped_to_median_norm(base: Mapping[str, FloatArray], deltas: Iterable[Delta]) -> list[Delta]:
-    """The finite changes, the longer half shortened to the median norm; for `edge.learning.merge.weighted_mean`.
-
-    One device can then move the mean no further than an ordinary one with its number of samples; cheaper than the rules
-    above, and weaker.
-
-    Raises:
-        LearningError: Other parameters than the base, or no change is finite.
-    """
-    finite, _ = _finite(base, deltas)
-    if not finite:
-        raise LearningError("there are no finite changes to merge")
-    limit = float(np.median([delta.norm for delta in finite]))
-    return [delta.clipped(limit) for delta in finite]
-
-
-def _finite(base: Mapping[str, FloatArray], deltas: Iterable[Delta]) -> tuple[list[Delta], int]:
-    """The changes that are finite, and how many are not."""
-    finite, n_left_out = [], 0
-    for delta in deltas:
-        delta.check(base, finite=False)
-        if delta.is_finite:
-            finite.append(delta)
-        else:
-            n_left_out += 1
-    return finite, n_left_out
-
-
-def _assumed_left(n_garbage: int, n_finite: int, n_left_out: int, needed: Callable[[int], int]) -> int:
-    """Garbage ones assumed among the finite changes."""
-    if n_garbage < 0:
-        raise LearningError(f"{n_garbage} garbage devices cannot be assumed")
-    left = max(0, n_garbage - n_left_out)
-    if n_finite < needed(left):
-        raise LearningError(
-            f"{n_finite} finite changes are too few where {left} of them are assumed to be garbage: this rule needs at "
-            f"least {needed(left)}"
-        )
-    return left
-
-
-def _rows(base: Mapping[str, FloatArray], deltas: Sequence[Delta]) -> FloatArray:
-    """``(n_devices, n_parameters)``: one row a device."""
-    size = sum(array.size for array in base.values())
-    rows = np.empty((len(deltas), size), np.float32)
-    for row, delta in zip(rows, deltas, strict=True):
-        np.concatenate([np.ravel(delta.change[name]) for name in base], out=row, casting="same_kind")
-    return rows
-
-
-def _apply_flat(base: Mapping[str, FloatArray], change: npt.NDArray[np.float64]) -> Parameters:
-    ends = np.cumsum([array.size for array in base.values()])[:-1]
-    parts = np.split(change, ends)
-    named = {name: part.reshape(base[name].shape) for name, part in zip(base, parts, strict=True)}
-    return apply_change(base, named)
-
-
-# Statistics
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,18 +118,6 @@ def screen_statistics(
     if 2 * len(found_out) >= n_possible:
         return Screening(impossible, found_out | undecided)
     return Screening(impossible | found_out, undecided)
-
-
-def merge_plausible_statistics(
-    prior: HeadStatistics, contributions: Sequence[HeadStatistics], is_classifier: bool = True
-) -> tuple[HeadStatistics, Mapping[int, str]]:
-    """The sum of the prior and all contributions that are not refused, and why the others are.
-
-    Raises:
-        LearningError: The contributions are of different shapes.
-    """
-    refused = screen_statistics(contributions, prior, is_classifier).refused
-    return merge_statistics(prior, (s for i, s in enumerate(contributions) if i not in refused)), refused
 
 
 @dataclass(frozen=True, eq=False, slots=True)
