@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import importlib
 import json
 import random
 import re
@@ -23,7 +24,7 @@ import tempfile
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ import numpy.typing as npt
 import onnx
 import onnxruntime
 from onnx import numpy_helper
-from onnx.backend.test.case.node import collect_testcases
+from onnx.backend.test.case import node
 from onnx.backend.test.loader import load_model_tests
 from rich.console import Console
 from rich.table import Table
@@ -86,11 +87,17 @@ class Outcome:
     seconds: float = 0.0
 
 
-def cases() -> Iterator[Case]:
-    """All backend tests with tensors in and out."""
+def cases(modules: Collection[str] = ()) -> Iterator[Case]:
+    """All backend tests with tensors in and out.
+
+    Args:
+        modules: Of the tests of single operators only those in these modules; the arithmetic of all takes long.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tests' own arithmetic divides by zero on purpose
-        found = collect_testcases(None)
+        for name in modules:
+            importlib.import_module(f"{node.__name__}.{name}")  # which puts its tests into a list
+        found = node._NodeTestCases if modules else node.collect_testcases()
     for test in found:
         for inputs, wanted in test.data_sets:
             yield from _case(test.name, test.model, inputs, wanted, test.rtol, test.atol)

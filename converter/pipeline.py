@@ -161,7 +161,7 @@ def convert(
         [ready.check, *checks],
         rows,
         notes,
-        original_latency_ms(original),
+        original_latency_ms(original, measuring.budget_s),
         trainable.label_ms,
     )
     packed = pack(parts, plan, lasting(report), None if learned is None else learned[0])

@@ -72,9 +72,9 @@ def digits_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from torch import nn
 
     import converter
-    from converter.pipeline import convert
     from converter.plan import ConversionPlan
     from edge.contract.profile import load_profile
+    from tests.converter.models import convert
 
     folder = tmp_path_factory.mktemp("digits")
     threads = torch.get_num_threads()
@@ -124,9 +124,9 @@ def mlp_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
     from torch import nn
 
-    from converter.pipeline import convert
     from converter.plan import ConversionPlan
     from edge.contract.profile import load_profile
+    from tests.converter.models import convert
 
     folder = tmp_path_factory.mktemp("mlp")
     threads = torch.get_num_threads()

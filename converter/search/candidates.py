@@ -29,7 +29,6 @@ from edge.inference.session import sqnr_db
 _CORRECTION_SAMPLES = 512
 # Differences in latency below this are noise.
 TIE = 0.03
-_BUDGET_S = 0.1
 # The same operators, which onnxruntime may take together in another way once the batch axis is free.
 MIN_CARRIED_SQNR_DB = 60.0
 # Times so much slower than the fastest, in a quick measurement, need no better one.
@@ -237,7 +236,7 @@ class Bench:
         files = [self._write(str(i), c.model, c.parameters) for i, c in enumerate(candidates)]
         for i, pair in enumerate(files):
             try:
-                timings[i] = self._benchmark.measure(*pair, budget_s=_BUDGET_S)
+                timings[i] = self._benchmark.measure(*pair)
             except BundleError as exc:
                 faults[i] = str(exc)
         fastest = min((timing.latency_ms for timing in timings.values()), default=0.0)
@@ -245,7 +244,7 @@ class Bench:
         quick = quick if len(quick) > 1 else []  # one alone is compared with nothing
         try:
             chosen = [files[i] for i in quick]
-            found = self._benchmark.compare(chosen, budget_s=_BUDGET_S * len(quick)) if quick else []
+            found = self._benchmark.compare(chosen) if quick else []
             timings |= {i: replace(timings[i], latency_ms=ms) for i, ms in zip(quick, found, strict=True)}
         except BundleError:  # together they may need more memory than there is
             pass
@@ -258,7 +257,7 @@ class Bench:
         """The first, or the fastest of those that are clearly faster."""
         try:
             files = [self._write(str(i), c.model, c.parameters) for i, c in enumerate(candidates)]
-            found = self._benchmark.compare(files, budget_s=_BUDGET_S * len(candidates))
+            found = self._benchmark.compare(files)
         except BundleError:
             return candidates[0]
         best = min(range(len(found)), key=found.__getitem__)

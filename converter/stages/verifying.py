@@ -105,13 +105,13 @@ def _robustness(evaluation: Evaluation, model: onnx.ModelProto, chosen: Candidat
     return robustness(programs, some.samples, inputs, some.level)
 
 
-def original_latency_ms(original: Original) -> float:
+def original_latency_ms(original: Original, budget_s: float) -> float:
     """On one thread, as the candidates are timed."""
     run, model = original.run, original.source.model
     if isinstance(model, onnx.ModelProto):
         run = onnx_program(with_preprocessing(model, original), "the model", threads=1)
     torch.set_num_threads(1)
     try:
-        return latency_ms(run, select(original.samples.x, original.inputs, slice(0, 1)))
+        return latency_ms(run, select(original.samples.x, original.inputs, slice(0, 1)), budget_s)
     finally:
         torch.set_num_threads(available_threads())

@@ -134,7 +134,7 @@ def confusion(evaluation: Evaluation, found: Arrays) -> Array | None:
     return table
 
 
-def latency_ms(run: Run, sample: Arrays, budget_s: float = 0.1) -> float:
+def latency_ms(run: Run, sample: Arrays, budget_s: float) -> float:
     """Median time of one sample in this process, after warming up; for programs that are no ONNX files."""
     for _ in range(3):
         run(sample)

@@ -128,7 +128,14 @@ def peak_memory_bytes() -> int:
 
 
 class Benchmark:
-    """A server to measure with; use it in a ``with`` statement."""
+    """A server to measure with; use it in a ``with`` statement.
+
+    Args:
+        budget_s: How long to repeat a run, for each model.
+    """
+
+    def __init__(self, budget_s: float = 0.1) -> None:
+        self.budget_s = budget_s
 
     def __enter__(self) -> Benchmark:
         command = [sys.executable, "-m", "edge.inference.onnx_benchmark"]
@@ -158,36 +165,36 @@ class Benchmark:
             self._server.wait()
         self._server.stdout.close()
 
-    def measure(self, model: Path, feeds: Path, *, threads: int = 1, budget_s: float = 0.1) -> Timing:
+    def measure(self, model: Path, feeds: Path, *, threads: int = 1, budget_s: float | None = None) -> Timing:
         """Measure in a process of its own.
 
         Args:
             model: ONNX file.
             feeds: Safetensors file with one batch of inputs by name.
             threads: Of the session.
-            budget_s: How long to repeat the run; five runs at least.
+            budget_s: How long to repeat the run, five runs at least; None for the server's own budget.
 
         Raises:
             BundleError: The model does not load, does not run, or the process died.
         """
+        budget_s = self.budget_s if budget_s is None else budget_s
         answer = self._ask({"model": str(model), "feeds": str(feeds), "threads": threads, "budget_s": budget_s})
         if "timing" not in answer:
             raise BundleError(f"the model could not be measured: {answer['error']}")
         return Timing(**answer["timing"])
 
-    def compare(self, files: Sequence[tuple[Path, Path]], *, threads: int = 1, budget_s: float = 0.5) -> list[float]:
+    def compare(self, files: Sequence[tuple[Path, Path]], *, threads: int = 1) -> list[float]:
         """Latencies of several models, see `compare_here`, in one process of its own.
 
         Args:
             files: Of each its ONNX file and its safetensors file with one batch of inputs by name.
             threads: Of each session.
-            budget_s: How long to repeat.
 
         Raises:
             BundleError: One does not load or run, or the process died.
         """
         pairs = [[str(model), str(feeds)] for model, feeds in files]
-        answer = self._ask({"compare": pairs, "threads": threads, "budget_s": budget_s})
+        answer = self._ask({"compare": pairs, "threads": threads, "budget_s": self.budget_s * len(files)})
         if "latencies_ms" not in answer:
             raise BundleError(f"the models could not be compared: {answer['error']}")
         return [float(latency) for latency in answer["latencies_ms"]]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from model import Digits, load_digits_split, turned
+from model import STREAMED, Digits, load_digits_split, turned
 from processes import Fleet, command, wait_for
 from rich.console import Console
 from rich.progress import track
@@ -25,7 +24,7 @@ from edge.agent.client import AgentClient
 CLASSES = {"camera-1": (0, 1, 2, 3), "camera-2": (3, 4, 5, 6), "camera-3": (6, 7, 8, 9)}
 LABELLED = 0.7  # share of the samples of a device's classes that get a label at all
 LATE = 60  # labels come so many samples late
-MEASURE_EVERY = 100
+MEASURE_EVERY, PROBES = 100, 100  # on so many test digits while digits are streamed
 GOAL, WORST_AFTER_TURN = 0.95, 0.60
 STEPS = ("before the turn", "after the turn", "after local learning", "after the merge")
 
@@ -52,7 +51,7 @@ def right_answers(agent: AgentClient, x: npt.NDArray[np.float32], y: npt.NDArray
 
 def stream(agents: dict[str, AgentClient], data: Digits, results: Results, console: Console, start: int) -> int:
     """Stream turned digits to every device, give late labels for some, and measure on the way."""
-    x, probe_x = turned(data.stream_x), turned(data.test_x[:100])
+    x, probe_x = turned(data.stream_x), turned(data.test_x[:PROBES])
     rng = np.random.default_rng(1)
     waiting: dict[str, deque[int]] = {device: deque() for device in agents}
     labels = dict.fromkeys(agents, 0)
@@ -68,7 +67,7 @@ def stream(agents: dict[str, AgentClient], data: Digits, results: Results, conso
                 sample = waiting[device].popleft()
                 labels[device] += agent.label(f"turned-{sample}", int(data.stream_y[sample]))
             if i % MEASURE_EVERY == 0:
-                accuracy = float(right_answers(agent, probe_x, data.test_y[:100]).mean())
+                accuracy = float(right_answers(agent, probe_x, data.test_y[:PROBES]).mean())
                 results.curve.setdefault(device, []).append((start + i, accuracy))
         if i % 300 == 0 and not console.is_terminal:
             console.print(f"- streamed {i} of {total}, labels so far {labels}")
@@ -129,7 +128,7 @@ def plot(results: Results, path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
-def run(folder: Path, keep: bool) -> int:
+def run(folder: Path, keep: bool, streamed: int) -> int:
     """The demo; returns the exit code."""
     console = Console()
     started = time.monotonic()
@@ -143,7 +142,7 @@ def run(folder: Path, keep: bool) -> int:
     subprocess.run(command("edge-convert", model), check=True)
 
     console.rule("3. broker, coordinator and three agents")
-    data, results = load_digits_split(), Results()
+    data, results = load_digits_split(streamed), Results()
     with Fleet(folder, bundle, list(CLASSES)) as fleet:
         console.print((folder / "broker.log").read_text().strip(), highlight=False)
         watch = f"mosquitto_sub -h 127.0.0.1 -p {fleet.broker_port} -v -t 'edge/v1/+/+/up/tele'"
@@ -171,7 +170,6 @@ def run(folder: Path, keep: bool) -> int:
         at += MEASURE_EVERY
         results.marks.append((at - MEASURE_EVERY // 2, "merged head pushed"))
         measure(STEPS[3], agents, test_x, data.test_y, results, at)
-        measure(STEPS[3], agents, test_x, data.test_y, results, at + MEASURE_EVERY)
         console.print(fleet.fleet("devices"), highlight=False)
         console.print(table(results, data.test_y))
         plot(results, folder / "learning.png")
@@ -185,10 +183,7 @@ def run(folder: Path, keep: bool) -> int:
 
 def contributed(fleet: Fleet) -> dict[str, int]:
     """Labelled samples behind the newest contribution of each device, as the coordinator has them."""
-    import urllib.request
-
-    with urllib.request.urlopen(f"{fleet.http_url}/api/contributions") as answer:
-        return {row["device"]: row["version"] for row in json.load(answer)}
+    return {row["device"]: row["version"] for row in fleet.asked("contributions")}
 
 
 def verdict(results: Results, y: npt.NDArray[np.int64], console: Console) -> int:
@@ -210,9 +205,16 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("demo-output"))
     parser.add_argument("--keep", action="store_true", help="leave the fleet running until Ctrl-C")
+    parser.add_argument(
+        "--stream",
+        type=int,
+        default=STREAMED,
+        metavar="N",
+        help=f"turned digits that each camera sees, at most {STREAMED}",
+    )
     chosen = parser.parse_args()
     try:
-        sys.exit(run(chosen.output, chosen.keep))
+        sys.exit(run(chosen.output, chosen.keep, chosen.stream))
     except KeyboardInterrupt:
         sys.exit(130)
     except (subprocess.CalledProcessError, TimeoutError, RuntimeError) as error:

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -125,11 +126,16 @@ class Fleet:
             raise RuntimeError(done.stderr.strip())
         return done.stdout.strip()
 
+    def asked(self, what: str) -> Any:
+        """What the coordinator's HTTP API answers: ``edge-fleet`` without a process of its own."""
+        with urllib.request.urlopen(f"{self.http_url}/api/{what}", timeout=10) as answer:
+            return json.load(answer)
+
     def known(self) -> list[dict[str, Any]]:
         """The devices as the coordinator knows them; none while it does not answer."""
         try:
-            rows: list[dict[str, Any]] = json.loads(self.fleet("devices", "--json"))
-        except RuntimeError:
+            rows: list[dict[str, Any]] = self.asked("devices")
+        except OSError:
             return []
         return [row for row in rows if row["born"]]
 

@@ -41,7 +41,7 @@ class _Warm:
         self._process: subprocess.Popen[bytes] | None = None
 
     def __call__(
-        self, folder: Path, arguments: Sequence[str], more: Mapping[str, str]
+        self, folder: Path, arguments: Sequence[str], more: Mapping[str, str], program: str = "edge-convert"
     ) -> subprocess.CompletedProcess[str]:
         if self._process is None:
             self._process = subprocess.Popen(
@@ -60,6 +60,7 @@ class _Warm:
             for file in files.values():
                 file.touch()
             call = {
+                "program": program,
                 "arguments": list(arguments),
                 "cwd": str(folder.resolve()),
                 "environment": environment(folder) | more,
@@ -81,7 +82,7 @@ class _Warm:
             self._process = None
 
 
-_warm = _Warm()
+warm = _Warm()
 
 
 _environment = environment  # `run` has an argument of this name
@@ -103,7 +104,7 @@ def run(
             check=False,
         )
         if cold
-        else _warm(folder, [str(argument) for argument in arguments], more)
+        else warm(folder, [str(argument) for argument in arguments], more)
     )
     assert list(folder.with_name(folder.name + "-tmp").iterdir()) == []
     return done

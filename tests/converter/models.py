@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import hashlib
 import tempfile
 from collections.abc import Callable, Sequence
@@ -16,16 +18,32 @@ from torch import nn
 import converter
 from converter.export.exporters import Exported, by_tracing
 from converter.load.source import Source
+from converter.pipeline import Conversion
+from converter.pipeline import convert as _convert
 from converter.plan import ConversionPlan
 from converter.program.programs import output_specs, torch_program
 from edge.contract.profile import load_profile
 from edge.contract.tensorspec import TensorSpec
+from edge.inference.onnx_benchmark import Benchmark
 
 
 def plan(source: Path, **options: Any) -> ConversionPlan:
     """A plan for a generic x86 machine that writes beside the source."""
     options = {"output": source.with_suffix(".edge"), "profile": load_profile("generic-x86_64"), **options}
     return ConversionPlan(source=source, **options)
+
+
+@functools.cache
+def benchmark_server() -> Benchmark:
+    """One for all conversions of this process, with little patience: no test is about how long a run takes."""
+    server = Benchmark(budget_s=0.01).__enter__()
+    atexit.register(server.__exit__, None, None, None)
+    return server
+
+
+def convert(plan: ConversionPlan, **options: Any) -> Conversion:
+    """`converter.pipeline.convert`, with a server that is there already."""
+    return _convert(plan, benchmark=benchmark_server(), **options)
 
 
 def cnn(seed: int = 0, classes: int = 4) -> nn.Sequential:

@@ -1,8 +1,8 @@
 """Reads every file in a folder as a user's model or data, in a process of its own, and says what came of it.
 
-``python read_files.py FOLDER KIND``: one line of JSON for each file; KIND is ``model`` or ``data``. A reader that hangs
-ends the process (exit code 1, after `PATIENCE_S`), a reader that crashes ends it with a signal: the last line printed
-names the file before.
+``read-files FOLDER KIND`` (see `tests.converter.warm`): one line of JSON for each file; KIND is ``model`` or ``data``.
+A reader that hangs ends the process (exit code 1, after `PATIENCE_S`), a reader that crashes ends it with a signal: the
+last line printed names the file before.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from edge.contract.profile import load_profile
 from edge.contract.tensorspec import TensorSpec
 from edge.inference.onnx_benchmark import peak_memory_bytes
 
-PATIENCE_S = 30.0  # a machine that does three other things reads the first file, with its imports, in ten
+PATIENCE_S = 30.0
 DATA = (TensorSpec(name="x", dtype="float32", shape=("batch", 12)),)
 IMAGES = (TensorSpec(name="x", dtype="float32", shape=("batch", 3, 8, 8)),)
 SOUNDS = (TensorSpec(name="x", dtype="float32", shape=("batch", "time")),)
@@ -45,8 +45,9 @@ def read(path: Path, kind: str, arch: str | None) -> str:
     return "read"
 
 
-def main(folder: Path, kind: str) -> None:
+def main() -> None:
     """Read all files of a folder but Python files, one of which may be the architecture."""
+    folder, kind = Path(sys.argv[1]), sys.argv[2]
     arch = f"{folder / 'arch.py'}:make" if (folder / "arch.py").exists() else None
     for path in sorted(folder.iterdir()):
         if path.suffix == ".py":
@@ -58,7 +59,3 @@ def main(folder: Path, kind: str) -> None:
         sys.stdout.write(json.dumps(row) + "\n")
         sys.stdout.flush()
     faulthandler.cancel_dump_traceback_later()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])

@@ -11,10 +11,9 @@ import torch
 from torch import nn
 
 import converter
-from converter.pipeline import convert
 from edge.contract.bundle import Bundle
 from edge.contract.errors import ConfigError, ConversionError
-from tests.converter.models import mlp, plan
+from tests.converter.models import convert, mlp, plan
 
 
 class Step(nn.Module):

@@ -14,13 +14,12 @@ from torch import nn
 from torch.nn import functional
 
 import converter
-from converter.pipeline import convert
 from converter.plan import InputOption
 from edge.contract.bundle import Bundle
 from edge.contract.errors import ConversionError, EdgeError
 from edge.inference.onnx_session import OnnxSession
 from edge.inference.session import sqnr_db
-from tests.converter.models import plan
+from tests.converter.models import convert, plan
 
 EXAMPLE = torch.linspace(-1, 1, 80).reshape(1, 20, 4)
 

@@ -15,7 +15,6 @@ from torch import nn
 
 import converter
 from converter.head.fitting import correct_for_quantization, training_statistics
-from converter.pipeline import convert
 from converter.plan import InputOption
 from converter.quantization.layers import running_in_int8
 from edge.contract import manifest as m
@@ -25,7 +24,7 @@ from edge.contract.manifest import LinearLayer
 from edge.contract.profile import load_profile
 from edge.contract.recipe import TrainingRecipe
 from edge.inference.onnx_session import EXACT, OnnxSession
-from tests.converter.models import cnn, labelled, mlp, one_layer, plan, rng, save, snapshot, temporary_folders
+from tests.converter.models import cnn, convert, labelled, mlp, one_layer, plan, rng, save, snapshot, temporary_folders
 
 NET = """
 from torch import nn

@@ -1,8 +1,8 @@
-"""``edge-convert`` again and again in processes of their own, without importing torch each time.
+"""``edge-convert``, and the readers of malformed files, in processes of their own without importing torch each time.
 
 ``python -m tests.converter.warm`` imports everything once and then forks for each command. It takes one line of JSON
-for each (``arguments``, ``cwd``, ``environment``, ``stdout``, ``stderr``) and answers with the exit code. Nothing has
-run in the parent, so that a child is what a fresh process would be after its imports.
+for each (``program``, ``arguments``, ``cwd``, ``environment``, ``stdout``, ``stderr``) and answers with the exit code.
+Nothing has run in the parent, so that a child is what a fresh process would be after its imports.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ import tempfile
 from typing import Any
 
 import converter.pipeline  # noqa: F401  # the heavy imports, once
-from converter.cli import main
+from converter import cli
+from tests.converter import read_files
+
+PROGRAMS = {"edge-convert": cli.main, "read-files": read_files.main}
 
 
 def prepare(call: dict[str, Any]) -> None:
@@ -30,7 +33,7 @@ def prepare(call: dict[str, Any]) -> None:
     os.environ.update(call["environment"])
     tempfile.tempdir = None  # it was looked up in another environment
     sys.modules["__main__"].__package__ = None  # click names the command by this, and its variable for completion
-    sys.argv = ["edge-convert", *call["arguments"]]
+    sys.argv = [call["program"], *call["arguments"]]
     sys.path[0] = call["cwd"]
 
 
@@ -39,8 +42,9 @@ def serve() -> None:
     for line in sys.stdin:
         child = os.fork()
         if not child:
-            prepare(json.loads(line))
-            main()
+            call = json.loads(line)
+            prepare(call)
+            PROGRAMS[call["program"]]()
             raise SystemExit(0)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         os.write(1, f"{code}\n".encode())

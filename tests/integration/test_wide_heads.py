@@ -10,14 +10,13 @@ import pytest
 import torch
 from torch import nn
 
-from converter.pipeline import convert
 from edge.agent import OnDeviceModel
 from edge.agent.on_device_model import LearningLimits
 from edge.contract import manifest as m
 from edge.contract.bundle import Bundle
 from edge.contract.errors import ConfigError
 from edge.contract.profile import load_profile
-from tests.converter.models import labelled, plan, save
+from tests.converter.models import convert, labelled, plan, save
 from tests.support.contributions import merged_head
 
 FEATURES, MAX_STATE_MB, PROJECTED = 300, 1, 129

@@ -12,13 +12,12 @@ import torch
 from torch import nn
 
 import converter
-from converter.pipeline import convert
 from edge.agent.on_device_model import OnDeviceModel
 from edge.contract.bundle import Bundle
 from edge.contract.errors import ConversionError
 from edge.contract.manifest import HeadSpec, LearningTrial
 from edge.contract.recipe import TrainingRecipe
-from tests.converter.models import plan
+from tests.converter.models import convert, plan
 
 N_TRAIN = 400
 

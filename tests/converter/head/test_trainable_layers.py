@@ -9,10 +9,9 @@ import torch
 from torch import nn
 
 import converter
-from converter.pipeline import convert
 from edge.contract.bundle import Bundle
 from edge.contract.errors import ConversionError
-from tests.converter.models import plan, save
+from tests.converter.models import convert, plan, save
 
 
 class CosineHead(nn.Module):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.onnx_suite import cases, outcome, passes
-from converter.pipeline import convert
 from edge.agent.on_device_model import OnDeviceModel
 from edge.contract.bundle import Bundle
 from edge.contract.errors import BundleError, ConversionError
-from edge.inference.onnx_benchmark import Benchmark
 from edge.inference.onnx_session import OnnxSession
-from tests.converter.models import plan
+from tests.converter.models import benchmark_server, convert, plan
 
 # Each for a trait of its own.
 SUITE = set(
@@ -34,21 +31,20 @@ SUITE = set(
     test_attention_4d_attn_mask_bool_4d test_and_bcast3v2d
 """.split()  # noqa: SIM905  # quotes would double its length
 )
+MODULES = """
+    add and_ argmax attention bitshift cast clip compress constant cumsum dropout dynamicquantizelinear gelu if_ isinf
+    layernormalization loop lstm nonmaxsuppression nonzero onehot qlinearconv reducesum resize scan slice
+    softmax_cross_entropy_loss trilu unique ai_onnx_ml.tree_ensemble
+""".split()  # noqa: SIM905
 
 
-@pytest.fixture(scope="module")
-def benchmark_server() -> Iterator[Benchmark]:
-    with Benchmark() as running:
-        yield running
-
-
-def test_what_onnxruntime_runs_is_carried_and_right(tmp_path: Path, benchmark_server: Benchmark) -> None:
-    chosen = [case for case in cases() if case.name in SUITE]
+def test_what_onnxruntime_runs_is_carried_and_right(tmp_path: Path) -> None:
+    chosen = [case for case in cases(MODULES) if case.name in SUITE]
     ran = {}
     for case in chosen:
         own = passes(case)
         assert own is not None, case.name
-        ran[case.name] = outcome(case, own, tmp_path, benchmark_server, given_data=False)
+        ran[case.name] = outcome(case, own, tmp_path, benchmark_server(), given_data=False)
     assert {name: (found.status, found.why) for name, found in ran.items() if found.status != "right"} == {}
     assert set(ran) == set(SUITE)
     assert sum(any("carried as it is" in note for note in found.notes) for found in ran.values()) > 10
@@ -186,13 +182,11 @@ def made_for(info: onnx.ValueInfoProto, rng: np.random.Generator) -> np.ndarray:
     return np.asarray(rng.standard_normal(shape)).astype(helper.tensor_dtype_to_np_dtype(tensor.elem_type))
 
 
-def test_traits_of_files_are_carried_and_the_manifest_says_what_the_batch_is(
-    tmp_path: Path, benchmark_server: Benchmark
-) -> None:
+def test_traits_of_files_are_carried_and_the_manifest_says_what_the_batch_is(tmp_path: Path) -> None:
     for what, (model, batch) in BY_HAND.items():
         path = tmp_path / "m.onnx"
         path.write_bytes(model.SerializeToString())
-        convert(plan(path, quantize="none"), benchmark=benchmark_server)
+        convert(plan(path, quantize="none"))
         bundle = Bundle.open(path.with_suffix(".edge"))
         assert bundle.manifest.batch == batch, what
         session = OnnxSession(bundle)
@@ -213,9 +207,7 @@ def test_traits_of_files_are_carried_and_the_manifest_says_what_the_batch_is(
             )
 
 
-def test_outputs_that_no_node_makes_stay_as_they_are_in_every_scheme(
-    tmp_path: Path, benchmark_server: Benchmark
-) -> None:
+def test_outputs_that_no_node_makes_stay_as_they_are_in_every_scheme(tmp_path: Path) -> None:
     weights = {
         "w": RNG.standard_normal((4, 32)).astype(np.float32),
         "v": RNG.standard_normal((32, 5)).astype(np.float32),
@@ -229,29 +221,29 @@ def test_outputs_that_no_node_makes_stay_as_they_are_in_every_scheme(
     np.savez(tmp_path / "x.npz", x=x)
     for scheme, trainable in (("int8", "none"), ("dynamic", "none"), ("int4", "none"), ("fp16", "none"), ("none", "v")):
         asked = {"calibration": str(tmp_path / "x.npz"), "quantize": scheme, "trainable": trainable, "max_drop": 100.0}
-        convert(plan(path, **asked), benchmark=benchmark_server)
+        convert(plan(path, **asked))
         found = OnnxSession(Bundle.open(path.with_suffix(".edge"))).run({"x": x})
         for name, array in (("table", weights["table"]), ("w", weights["w"]), ("x", x)):
             np.testing.assert_array_equal(found[name], array, err_msg=f"{scheme}: {name}")
 
 
-def test_weights_of_other_float_types_are_called_what_they_are(tmp_path: Path, benchmark_server: Benchmark) -> None:
+def test_weights_of_other_float_types_are_called_what_they_are(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     for dtype, kind, element in ((np.float16, "float16", 10), (np.float64, "float64", 11)):
         nodes = [node("Cast", "x", "k", to=element), node("MatMul", "k w", "h"), node("Relu", "h", "r")]
         nodes.append(node("MatMul", "r v", "y"))
         weights = {"w": W.astype(dtype), "v": W.astype(dtype)}
         onnx.save(graph(nodes, F, G, weights, elements={"y": element}), path)
-        notes = "\n".join(convert(plan(path), benchmark=benchmark_server).report["notes"])
+        notes = "\n".join(convert(plan(path)).report["notes"])
         assert f"its weights are {kind}, and only float32 ones are trained" in notes
         assert f"weights that are {kind} are not quantized" in notes
         assert "no layer with parameters" not in notes
         assert "no convolution or matrix product" not in notes
         with pytest.raises(ConversionError, match=f"the weights are {kind}, and only float32 ones are quantized"):
-            convert(plan(path, quantize="int8"), benchmark=benchmark_server)
+            convert(plan(path, quantize="int8"))
 
 
-def test_what_cannot_be_carried_is_refused_by_name(tmp_path: Path, benchmark_server: Benchmark) -> None:
+def test_what_cannot_be_carried_is_refused_by_name(tmp_path: Path) -> None:
     text = graph([node("StringConcat", "x x", "y")], {"x": [2]}, {"y": [2]}, opset=20, elements={"x": 8, "y": 8})
     listed = graph([node("SequenceConstruct", "x", "y")], {"x": [2]}, {})
     listed.graph.output.append(helper.make_tensor_sequence_value_info("y", TensorProto.FLOAT, [2]))
@@ -267,21 +259,19 @@ def test_what_cannot_be_carried_is_refused_by_name(tmp_path: Path, benchmark_ser
         path = tmp_path / "m.onnx"
         path.write_bytes(model.SerializeToString())
         with pytest.raises(ConversionError, match=reason):
-            convert(plan(path, quantize="none"), benchmark=benchmark_server)
+            convert(plan(path, quantize="none"))
         assert not path.with_suffix(".edge").exists()
 
 
-def test_a_carried_model_is_neither_quantized_nor_served_by_an_agent(
-    tmp_path: Path, benchmark_server: Benchmark
-) -> None:
+def test_a_carried_model_is_neither_quantized_nor_served_by_an_agent(tmp_path: Path) -> None:
     model, _ = BY_HAND["time in front"]
     path = tmp_path / "m.onnx"
     path.write_bytes(model.SerializeToString())
     for asked in ({"quantize": "dynamic"}, {"trainable": "last:1"}):
         with pytest.raises(ConversionError):
-            convert(plan(path, **asked), benchmark=benchmark_server)
+            convert(plan(path, **asked))
         assert not path.with_suffix(".edge").exists()
-    report = convert(plan(path), benchmark=benchmark_server).report
+    report = convert(plan(path)).report
     assert report["reason"] == "the model is carried as its file has it"
     bundle = Bundle.open(path.with_suffix(".edge"))
     assert bundle.manifest.head is None

@@ -16,12 +16,11 @@ from onnx import helper, numpy_helper
 from torch import nn
 
 import converter
-from converter.pipeline import convert
 from converter.plan import InputOption
 from edge.contract.bundle import Bundle
 from edge.contract.errors import ConversionError
 from edge.inference.onnx_session import OnnxSession
-from tests.converter.models import cnn, plan
+from tests.converter.models import cnn, convert, plan
 
 NET = """\
 from tests.converter.models import cnn

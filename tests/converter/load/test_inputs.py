@@ -14,13 +14,12 @@ from onnx import TensorProto, helper
 from torch import nn
 
 from converter.cli import _input
-from converter.pipeline import convert
 from converter.plan import Constant
 from edge.contract.bundle import Bundle
 from edge.contract.errors import ConfigError, ConversionError
 from edge.contract.tensorspec import AxisRange
 from edge.inference.onnx_session import OnnxSession
-from tests.converter.models import plan
+from tests.converter.models import convert, plan
 
 FILE = "from tests.converter.load.test_inputs import *\n"
 Arrays = dict[str, np.ndarray[Any, Any]]

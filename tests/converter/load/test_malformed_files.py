@@ -10,8 +10,6 @@ import io
 import json
 import os
 import pickle
-import subprocess
-import sys
 import warnings
 import wave
 import zipfile
@@ -28,9 +26,9 @@ from onnx import TensorProto, helper
 from PIL import Image
 from torch import nn
 
+from tests.converter.command import warm
 from tests.converter.models import mlp, save, snapshot
 
-ROOT = Path(__file__).parents[3]
 MAX_PEAK = 1 << 30
 ARCH = """\
 from torch import nn
@@ -54,15 +52,7 @@ class Intruder:
 def read_all(folder: Path, kind: str = "model") -> dict[str, str]:
     """What the reader said to each file; the process must end well, in time, in little memory, without a trace."""
     before = snapshot(folder)
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "tests.converter.read_files", str(folder), kind],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=290,
-        check=False,
-    )
+    done = warm(folder, [str(folder), kind], {}, "read-files")
     rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     last = rows[-1]["file"] if rows else "no file"
     assert done.returncode == 0, f"exit {done.returncode} after {last}: {done.stderr[-2000:]}"

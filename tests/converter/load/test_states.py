@@ -12,14 +12,13 @@ from click.testing import CliRunner
 from torch import nn
 
 from converter.load.states import answer_of, find_states
-from converter.pipeline import convert
 from converter.plan import InputOption
 from edge.cli.bundle import bundle as edge_bundle
 from edge.contract.bundle import Bundle
 from edge.contract.errors import ConfigError
 from edge.contract.manifest import StatePair
 from edge.contract.tensorspec import TensorSpec
-from tests.converter.models import plan, rng
+from tests.converter.models import convert, plan, rng
 
 STATE = (2, "batch", 64)
 

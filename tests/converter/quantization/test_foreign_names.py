@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime as ort
-import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from converter.pipeline import convert
 from edge.contract import manifest as m
 from edge.contract.bundle import Bundle
-from edge.inference.onnx_benchmark import Benchmark
 from edge.inference.onnx_session import EXACT, OnnxSession
 from edge.inference.session import sqnr_db
-from tests.converter.models import plan
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[Benchmark]:
-    with Benchmark() as benchmark:
-        yield benchmark
+from tests.converter.models import convert, plan
 
 
 def network(names: tuple[str, str, str], *, shared: bool = False, weights: str = "layer") -> onnx.ModelProto:
@@ -60,7 +50,7 @@ FILES = {
 }
 
 
-def test_files_with_such_names_are_quantized_and_right(tmp_path: Path, running: Benchmark) -> None:
+def test_files_with_such_names_are_quantized_and_right(tmp_path: Path) -> None:
     x = np.random.default_rng(1).standard_normal((96, 8)).astype(np.float32)
     np.savez(tmp_path / "x.npz", x=x)
     for what, model in FILES.items():
@@ -73,7 +63,7 @@ def test_files_with_such_names_are_quantized_and_right(tmp_path: Path, running: 
         )
         for scheme in ("int8", "dynamic"):
             made = plan(path, quantize=scheme, calibration=str(tmp_path / "x.npz"), trainable="none", max_drop=5.0)
-            convert(made, benchmark=running)
+            convert(made)
             bundle = Bundle.open(path.with_suffix(".edge"))
             assert bundle.manifest.quantization["scheme"] == scheme, what
             assert bundle.manifest.quantization["int8_layers"] == 3, f"{what} {scheme}"
@@ -81,5 +71,5 @@ def test_files_with_such_names_are_quantized_and_right(tmp_path: Path, running: 
             assert len(set(names)) == len(names), f"{what} {scheme}"
             found = OnnxSession(bundle, config=EXACT).run({"x": x})["y"]
             assert sqnr_db(wanted, found) > 20, f"{what} {scheme}"
-    convert(plan(path, quantize="auto", calibration=str(tmp_path / "x.npz")), benchmark=running)
+    convert(plan(path, quantize="auto", calibration=str(tmp_path / "x.npz")))
     assert OnnxSession(Bundle.open(path.with_suffix(".edge")), config=EXACT).manifest.head is not None

@@ -10,14 +10,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from converter.pipeline import convert
 from converter.quantization.saturation import layers_with_least_weight, multiplies_int8, without_least_weight
 from edge.contract import manifest as m
 from edge.contract.bundle import Bundle
 from edge.contract.errors import BundleError, ConversionError
 from edge.contract.profile import detect_profile, load_profile
 from edge.inference.onnx_session import EXACT, OnnxSession
-from tests.converter.models import plan
+from tests.converter.models import convert, plan
 
 CODES = np.random.default_rng(0).integers(-127, 128, (6, 8)).astype(np.int8)
 CODES[0, :2] = -128

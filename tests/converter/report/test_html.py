@@ -12,10 +12,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from converter.pipeline import convert
 from converter.report.html import render_html
 from converter.report.text import print_report
-from tests.converter.models import cnn, plan, save
+from tests.converter.models import cnn, convert, plan, save
 
 HOSTILE = "<script>alert(1)</script>\"'&[bold]x[/bold]\x1b[31m$x$層"
 EMPTY_TAGS = {"meta", "br", "path", "use", "rect", "defs", "link"}

@@ -9,9 +9,8 @@ import torch
 from torch import nn
 
 import converter
-from converter.pipeline import convert
 from edge.contract.errors import ConversionError
-from tests.converter.models import plan
+from tests.converter.models import convert, plan
 
 
 class Recurrent(nn.Module):

@@ -12,11 +12,10 @@ import pytest
 import torch
 from torch import nn
 
-from converter.pipeline import convert
 from converter.search.candidates import Bench
 from edge.contract.errors import ConversionError
 from edge.contract.profile import DeviceProfile, load_profile
-from tests.converter.models import cnn, mlp, plan, save
+from tests.converter.models import cnn, convert, mlp, plan, save
 
 
 @pytest.fixture(scope="module")

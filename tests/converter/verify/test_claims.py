@@ -16,7 +16,6 @@ from rich.console import Console
 from torch import nn
 
 from converter.cli import convert_command
-from converter.pipeline import convert
 from converter.report.html import render_html
 from converter.report.text import print_report
 from converter.verify.evidence import chance_of_classes, chance_of_targets
@@ -24,7 +23,7 @@ from converter.verify.training_range import out_of_range
 from edge.contract import manifest as m
 from edge.contract.bundle import Bundle
 from edge.contract.errors import ConfigError, ConversionError
-from tests.converter.models import mlp, plan, save, vector
+from tests.converter.models import convert, mlp, plan, save, vector
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,9 @@ def other_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from torch import nn
 
     import converter
-    from converter.pipeline import convert
     from converter.plan import ConversionPlan
     from edge.contract.profile import load_profile
+    from tests.converter.models import convert
 
     folder = tmp_path_factory.mktemp("other")
     torch.manual_seed(11)

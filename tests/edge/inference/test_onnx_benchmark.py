@@ -42,10 +42,10 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_measures_latency_start_up_and_memory(folder: Path) -> None:
-    with Benchmark() as benchmark:
-        small = benchmark.measure(folder / "small.onnx", folder / "feeds", budget_s=0.02)
-        large = benchmark.measure(folder / "large.onnx", folder / "feeds", budget_s=0.02)
-        again = benchmark.measure(folder / "small.onnx", folder / "feeds", budget_s=0.02)
+    with Benchmark(0.02) as benchmark:
+        small = benchmark.measure(folder / "small.onnx", folder / "feeds")
+        large = benchmark.measure(folder / "large.onnx", folder / "feeds")
+        again = benchmark.measure(folder / "small.onnx", folder / "feeds")
     assert 0 < small.latency_ms <= small.latency_p90_ms
     assert small.runs >= 5
     assert small.load_s > 0
@@ -56,12 +56,12 @@ def test_measures_latency_start_up_and_memory(folder: Path) -> None:
 
 
 def test_a_model_that_does_not_load_is_an_error_and_the_next_one_is_measured(folder: Path) -> None:
-    with Benchmark() as benchmark:
+    with Benchmark(0.02) as benchmark:
         with pytest.raises(BundleError, match="does not load"):
             benchmark.measure(folder / "broken.onnx", folder / "feeds")
         with pytest.raises(BundleError, match="could not be measured"):
             benchmark.measure(folder / "missing.onnx", folder / "feeds")
-        assert benchmark.measure(folder / "small.onnx", folder / "feeds", budget_s=0.01).runs >= 5
+        assert benchmark.measure(folder / "small.onnx", folder / "feeds").runs >= 5
 
 
 def test_measuring_in_the_same_process_gives_the_same_kind_of_answer() -> None:
@@ -70,10 +70,10 @@ def test_measuring_in_the_same_process_gives_the_same_kind_of_answer() -> None:
 
 def test_models_are_compared_in_turn_and_a_broken_one_is_an_error(folder: Path) -> None:
     small, large, broken = ((folder / f"{name}.onnx", folder / "feeds") for name in ("small", "large", "broken"))
-    with Benchmark() as benchmark:
-        latencies = benchmark.compare([large, small, small], budget_s=0.05)
+    with Benchmark(0.02) as benchmark:
+        latencies = benchmark.compare([large, small, small])
         assert latencies[0] > 10 * latencies[1]
         assert latencies[1] < 10 * latencies[2]
         with pytest.raises(BundleError, match="could not be compared"):
             benchmark.compare([small, broken])
-        assert len(benchmark.compare([small], budget_s=0.01)) == 1
+        assert len(benchmark.compare([small])) == 1

@@ -35,7 +35,7 @@ from edge.contract.training import Parameters
 from edge.inference.onnx_trainer import ANCHOR, LEARNING_RATE, LOSS, SAMPLE_WEIGHTS, SLOT, TARGETS, UPDATED, OnnxTrainer
 from tests.converter.models import export, rng
 
-STEPS = 60
+STEPS = 20
 RATES = {"sgd": 0.05, "momentum": 0.02, "nesterov": 0.02, "adam": 0.005, "adamw": 0.005}
 VARIANTS: dict[str, dict[str, float]] = {
     "plain": {},
