@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 SEED = 0
 HELD_OUT, CALIBRATION = 500, 256
+LEAST_ACCURACY = 0.96  # what a network must reach for its losses to mean anything
 FloatArray = npt.NDArray[np.float32]
 
 
@@ -154,7 +155,11 @@ def build(network: Network) -> nn.Module:
 
 
 def prepare(network: Network, work: Path) -> Path:
-    """The folder with the network's files, which are made if they are not there."""
+    """The folder with the network's files, which are made if they are not there.
+
+    Raises:
+        RuntimeError: It did not learn its task.
+    """
     folder = network.folder(work)
     if (folder / "ready").exists():
         return folder
@@ -164,7 +169,10 @@ def prepare(network: Network, work: Path) -> Path:
         randomize(network, folder)
         result = "random weights"
     else:
-        result = f"accuracy {train(network, folder):.4f} on {HELD_OUT} digits held out"
+        accuracy = train(network, folder)
+        if accuracy < LEAST_ACCURACY:
+            raise RuntimeError(f"{network.name} is right on {accuracy:.4f}, expected {LEAST_ACCURACY}: train it longer")
+        result = f"accuracy {accuracy:.4f} on {HELD_OUT} digits held out"
     with np.load(folder / "calibrate.npz") as data:
         np.save(folder / "sample.npy", data["x"][:1])
     (folder / "ready").write_text(f"{result}\n")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from model import STREAMED, Digits, load_digits_split, turned
+from model import Digits, load_digits_split, turned
 from processes import Fleet, command, wait_for
 from rich.console import Console
 from rich.progress import track
@@ -24,7 +24,7 @@ from edge.agent.client import AgentClient
 CLASSES = {"camera-1": (0, 1, 2, 3), "camera-2": (3, 4, 5, 6), "camera-3": (6, 7, 8, 9)}
 LABELLED = 0.7  # share of the samples of a device's classes that get a label at all
 LATE = 60  # labels come so many samples late
-MEASURE_EVERY, PROBES = 100, 100  # on so many test digits while digits are streamed
+MEASURE_EVERY, PROBES = 100, 50  # on so many test digits while digits are streamed
 GOAL, WORST_AFTER_TURN = 0.95, 0.60
 STEPS = ("before the turn", "after the turn", "after local learning", "after the merge")
 
@@ -128,7 +128,7 @@ def plot(results: Results, path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
-def run(folder: Path, keep: bool, streamed: int) -> int:
+def run(folder: Path, keep: bool) -> int:
     """The demo; returns the exit code."""
     console = Console()
     started = time.monotonic()
@@ -142,7 +142,7 @@ def run(folder: Path, keep: bool, streamed: int) -> int:
     subprocess.run(command("edge-convert", model), check=True)
 
     console.rule("3. broker, coordinator and three agents")
-    data, results = load_digits_split(streamed), Results()
+    data, results = load_digits_split(), Results()
     with Fleet(folder, bundle, list(CLASSES)) as fleet:
         console.print((folder / "broker.log").read_text().strip(), highlight=False)
         watch = f"mosquitto_sub -h 127.0.0.1 -p {fleet.broker_port} -v -t 'edge/v1/+/+/up/tele'"
@@ -205,16 +205,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("demo-output"))
     parser.add_argument("--keep", action="store_true", help="leave the fleet running until Ctrl-C")
-    parser.add_argument(
-        "--stream",
-        type=int,
-        default=STREAMED,
-        metavar="N",
-        help=f"turned digits that each camera sees, at most {STREAMED}",
-    )
     chosen = parser.parse_args()
     try:
-        sys.exit(run(chosen.output, chosen.keep, chosen.stream))
+        sys.exit(run(chosen.output, chosen.keep))
     except KeyboardInterrupt:
         sys.exit(130)
     except (subprocess.CalledProcessError, TimeoutError, RuntimeError) as error:

@@ -29,8 +29,8 @@ class Digits:
     test_y: npt.NDArray[np.int64]
 
 
-def load_digits_split(streamed: int = STREAMED) -> Digits:
-    """Shuffle once, cut in three; of the digits to stream the first so many."""
+def load_digits_split() -> Digits:
+    """Shuffle once, cut in three."""
     from sklearn.datasets import load_digits
 
     data = load_digits()
@@ -38,8 +38,7 @@ def load_digits_split(streamed: int = STREAMED) -> Digits:
     x = (data.images[order, None] / 16.0).astype(np.float32)
     y = data.target[order].astype(np.int64)
     a, b = TRAINED, TRAINED + STREAMED
-    c = min(a + streamed, b)
-    return Digits(x[:a], y[:a], x[a:c], y[a:c], x[b:], y[b:])
+    return Digits(x[:a], y[:a], x[a:b], y[a:b], x[b:], y[b:])
 
 
 def turned(images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -76,7 +75,7 @@ def train(path: str) -> None:
     x, y = torch.from_numpy(data.train_x), torch.from_numpy(data.train_y)
     model = DigitNet()
     optimizer = torch.optim.Adam(model.parameters(), 2e-3)
-    for epoch in range(17):
+    for epoch in range(25):
         total = 0.0
         for batch in torch.randperm(len(x)).split(50):
             loss = nn.functional.cross_entropy(model(x[batch]), y[batch])
