@@ -16,6 +16,7 @@ import onnx
 import torch
 
 from converter.export.exporters import Exported
+from converter.graph.build import multiplications
 from converter.head.split import whole
 from converter.load.contents import shown
 from converter.load.inputs import NoValuesError
@@ -36,6 +37,7 @@ from converter.stages.notes import notes_on
 from converter.stages.trainable import Trainable, recipe_for, trainable_part, with_head
 from converter.stages.verifying import head_torchscript, original_latency_ms, robustness_of, shipped, torchscript
 from converter.verify.checks import Check
+from converter.verify.elsewhere import with_elsewhere
 from converter.verify.loading import load_original
 from converter.verify.measure import Evaluation
 from converter.verify.original import Original
@@ -259,6 +261,8 @@ def _found(ready: Ready, plan: ConversionPlan, stage: Stage, benchmark: Benchmar
         if chosen.failed:
             raise ConversionError(f"the carried graph cannot be measured: {chosen.why}")
         return Found(chosen=chosen, candidates=(chosen,), reason="the model is carried as its file has it")
+    if plan.quantize != "none":  # float was compared at other sizes already
+        evaluation = with_elsewhere(original, evaluation, multiplications(ready.exported.model))
     problem = Problem(
         parts=ready.trainable.parts,
         backbone=ready.backbone,

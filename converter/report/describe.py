@@ -16,7 +16,7 @@ from converter.load.contents import shown
 from converter.pack.pack import Parts
 from converter.plan import ConversionPlan
 from converter.program.programs import onnx_program
-from converter.search.candidates import Candidate
+from converter.search.candidates import TIE, Candidate
 from converter.search.search import Found
 from converter.verify.checks import Check
 from converter.verify.measure import Evaluation, confusion, level_measure
@@ -30,6 +30,8 @@ _PASSING = ("label_ms", "machine", "stages", "size_bytes", "bundle_digest", "out
 _MOST_COLUMNS = 32
 # A table of more is not read.
 _MOST_CLASSES = 64
+# A candidate that may be shipped, and was not; with the times it is told whether it is slower.
+_LEFT, _SLOWER = "not chosen", "slower"
 _PASSING_OF_CANDIDATE = ("latency_ms", "peak_memory_bytes", "start_up_s")
 
 
@@ -130,6 +132,7 @@ def lasting(report: dict[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in report.items() if key not in _PASSING}
     kept["candidates"] = [
         {key: value for key, value in candidate.items() if key not in _PASSING_OF_CANDIDATE}
+        | ({"status": _LEFT, "why": _LEFT} if candidate["status"] in (_LEFT, _SLOWER) else {})
         for candidate in report["candidates"]
     ]
     return kept
@@ -154,16 +157,7 @@ def _candidate(candidate: Candidate, found: Found, evaluation: Evaluation, *, se
     deviation, timing = candidate.deviation, candidate.timing
     known = deviation if evaluation.says_quality else None
     in_int8, layers = candidate.layers_in_int8 or (None, None)
-    status = (
-        "chosen"
-        if candidate is found.chosen
-        else "failed"
-        if candidate.failed
-        else "refused"
-        if candidate.why
-        else "slower"
-    )
-    why = candidate.why or _why(candidate, found, searched=searched)
+    status, why = _outcome(candidate, found, searched=searched)
     return {
         "name": candidate.name,
         "scheme": candidate.scheme,
@@ -187,14 +181,20 @@ def _candidate(candidate: Candidate, found: Found, evaluation: Evaluation, *, se
     }
 
 
-def _why(candidate: Candidate, found: Found, *, searched: bool) -> str:
-    """Why a candidate that may be shipped is, or is not; of the machine and the moment only where these decided it."""
+def _outcome(candidate: Candidate, found: Found, *, searched: bool) -> tuple[str, str]:
+    """What became of a candidate, and why: slower only where it was measured to be."""
     if candidate is found.chosen:
-        return found.reason
+        return "chosen", found.reason
+    if candidate.failed or candidate.why:
+        return "failed" if candidate.failed else "refused", candidate.why
     if not searched:
-        return "not asked for"
+        return _LEFT, "not asked for"
     here, there = candidate.timing, found.chosen.timing
-    return "not smaller" if here and there and here.latency_ms <= there.latency_ms else "not chosen"
+    if here is None or there is None or not found.by_latency:
+        return _LEFT, _LEFT
+    if here.latency_ms > (1 + TIE) * there.latency_ms:
+        return _SLOWER, f"takes {here.latency_ms / there.latency_ms:.2f} times as long as {found.chosen.name}"
+    return _LEFT, f"not clearly faster than {found.chosen.name}, which is smaller"
 
 
 def _rounded(value: float | None, digits: int = 2) -> float | None:
@@ -226,13 +226,15 @@ def _quality(quality: Quality) -> dict[str, Any]:
         "original": _rounded(quality.original, 6),
         "loss": _rounded(quality.loss, 4),
         "constant": quality.constant,
+        "at": quality.at,
     }
 
 
 def _judged(name: str, evaluation: Evaluation, shipped: Deviation) -> dict[str, Any]:
     """What an output is, and how much of its columns is kept: the worst first."""
     judged = evaluation.kinds[name]
-    qualities = sorted((q for q in shipped.qualities if q.output == name), key=lambda q: -q.loss)
+    own = [q for q in shipped.qualities if q.output == name]
+    qualities = sorted((q for q in shipped.everywhere if q.output == name), key=lambda q: -q.loss)
     said = [_quality(q) for q in qualities[:_MOST_COLUMNS]] if evaluation.says_quality else []
     return {
         "output": name,
@@ -240,9 +242,9 @@ def _judged(name: str, evaluation: Evaluation, shipped: Deviation) -> dict[str, 
         "because": judged.because,
         "labelled": judged.labelled,
         "columns": said,
-        "n_columns": len(qualities),
-        "constant": [q.column for q in qualities if q.constant][:_MOST_COLUMNS],
-        "n_constant": sum(q.constant for q in qualities),
+        "n_columns": len({q.column for q in own}),
+        "constant": [q.column for q in own if q.constant][:_MOST_COLUMNS],
+        "n_constant": sum(q.constant for q in own),
     }
 
 

@@ -123,7 +123,7 @@ def _kept(report: Row, row: Row) -> str:
         return "; every output is constant on these samples"
     columns = sum(judged["n_columns"] for judged in report["judged"])
     where = f" of {worst['of']}, the worst of {columns}" if worst["column"] is not None and columns > 1 else ""
-    if not where and len(report["judged"]) > 1:
+    if not where and (len(report["judged"]) > 1 or worst["at"]):
         where = f" of {worst['of']}"
     value, original = (level(worst["measure"], worst[key]) for key in ("value", "original"))
     against = f"original {original}" if worst["against"] == "labels" else "against the original"

@@ -159,10 +159,10 @@ def features_of(
 def compared(candidate: Candidate, evaluation: Evaluation) -> Candidate:
     """The candidate with its deviation from the original, or with the reason why it does not run."""
     try:
-        found = evaluation.run(onnx_program(candidate.model, candidate.name, candidate.parameters))
+        found = evaluation.measured(onnx_program(candidate.model, candidate.name, candidate.parameters))
     except ConversionError as exc:
         return replace(candidate, why=str(exc), failed=True)
-    return replace(candidate, deviation=evaluation.deviation(found))
+    return replace(candidate, deviation=found)
 
 
 def as_it_is(model: onnx.ModelProto, evaluation: Evaluation) -> Candidate:

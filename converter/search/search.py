@@ -27,7 +27,7 @@ from converter.search.candidates import TIE, Bench, Candidate, Problem, build, c
 from converter.search.static_int8 import StaticInt8
 from converter.verify.columns import compare
 from converter.verify.measure import Evaluation
-from converter.verify.quality import ACCURACY, AGREEMENT, CORRELATION, SHARES, Quality
+from converter.verify.quality import ACCURACY, AGREEMENT, BOXES_KEPT, CORRELATION, DETECTIONS_KEPT, SHARES, Quality
 from edge.contract.errors import ConversionError
 from edge.contract.profile import DeviceProfile
 from edge.inference.onnx_benchmark import Benchmark
@@ -61,6 +61,7 @@ class Found:
         chosen: What to ship.
         candidates: All that were built, the chosen one among them.
         reason: Why it was chosen.
+        by_latency: Whether latency decided.
         sensitivity: By layer, the SQNR in dB when only that layer is int8; worst first.
         saturation: What the saturation check found.
         saturation_db: Gap between exact and usual arithmetic, None when not run.
@@ -70,6 +71,7 @@ class Found:
     chosen: Candidate
     candidates: tuple[Candidate, ...]
     reason: str
+    by_latency: bool = False
     sensitivity: tuple[tuple[str, float], ...] = ()
     saturation: str = ""
     saturation_db: float | None = None
@@ -107,6 +109,7 @@ class Search:
             chosen=chosen,
             candidates=tuple(candidates),
             reason=reason,
+            by_latency=self._plan.quantize == "auto" and measured_like_target(self._profile),
             sensitivity=self._sensitivity,
             saturation=text,
             saturation_db=gap,
@@ -282,9 +285,12 @@ class Search:
         if not found.sqnr_db > float("-inf"):
             return "gives values that are not finite"
         if not evaluation.real:
-            reached = min(found.sqnr_db, found.column_db)
-            if reached < MIN_RANDOM_SQNR_DB:
-                return f"reaches {reached:.1f} dB on random inputs, at least {MIN_RANDOM_SQNR_DB:.0f} dB expected"
+            if found.least_db < MIN_RANDOM_SQNR_DB:
+                return (
+                    f"reaches {found.least_db:.1f} dB on random inputs, at least {MIN_RANDOM_SQNR_DB:.0f} dB expected"
+                )
+            if self._plan.quantize == "auto" and found.worst.loss > self._plan.max_drop + 1e-9:
+                return f"{_lost(found.worst)} on random inputs; what it loses on real ones only data can tell"
             return None
         worst = found.worst
         if worst.loss > self._plan.max_drop + 1e-9:
@@ -432,9 +438,11 @@ def _lost(worst: Quality) -> str:
         return f"changes {worst.name}, which is constant"
     if worst.value is None:
         return f"gives a {worst.name} that is not finite"
-    where = f" of {worst.name}" if worst.column is not None else ""
+    where = f" of {worst.name}" if worst.column is not None else f" {worst.at}" if worst.at else ""
     if worst.measure == AGREEMENT:
         return f"disagrees on {worst.loss:.2f} % of the samples{where}"
+    if worst.measure in (BOXES_KEPT, DETECTIONS_KEPT):
+        return f"loses {worst.loss:.2f} % of the {worst.measure.split()[0]} that {worst.output} shows{where}"
     if worst.measure in SHARES:
         what = "points of accuracy" if worst.measure == ACCURACY else f"% of the {worst.output}: {worst.measure}"
         return f"loses {worst.loss:.2f} {what}{where}"

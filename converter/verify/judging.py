@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from converter.plan import ANYTHING, BOXES, CLASSES, EMBEDDING, QUANTITIES, SCORES, YES_OR_NO
-from converter.program.tensors import Array
+from converter.program.tensors import Array, Arrays
 from converter.verify.columns import Columns, compare, cosines, in_columns, overlaps
+from converter.verify.detections import Looked, in_rows, looked_at
 from converter.verify.kinds import Judged
 from converter.verify.quality import (
     ACCURACY,
@@ -14,15 +15,21 @@ from converter.verify.quality import (
     BOXES_KEPT,
     CORRELATION,
     COSINE,
+    DETECTIONS_KEPT,
     EQUAL,
     MOST_LOSS,
     R2,
+    R2_SHOWN,
     Quality,
 )
 from edge.contract.tensorspec import TensorSpec
 
-# A box is kept if it overlaps so much with the original's (COCO's strict limit).
-_KEPT_OVERLAP = 0.75
+# A box is kept if it overlaps so much with the original's: one of 20 pixels that moved by 1.6, or grew by 3.5.
+_KEPT_OVERLAP = 0.85
+# A detection is kept if none of its scores moves by more.
+_SCORE_MOVES = 0.1
+# What rows that are shown may hardly differ in is measured by this share, at least, of how all rows spread.
+_LEAST_SPREAD = 0.1
 # A class is lost with more than this share of its answers, and so many: the total hides it where it is rare.
 _LOST_SHARE = 0.1
 _LOST_LEAST = 3
@@ -31,33 +38,68 @@ _WORST_PERCENT = 5
 _WORST_WEIGHT = 0.25
 
 
-def judge(spec: TensorSpec, judged: Judged, wanted: Array, found: Array, y: Array | None) -> list[Quality]:
+def judge(
+    spec: TensorSpec,
+    judged: Judged,
+    reference: Arrays,
+    outputs: Arrays,
+    y: Array | None,
+    least_margin: float = 0.0,
+) -> list[Quality]:
     """One output of a program, by what it is.
 
     Args:
         spec: Which.
         judged: What it is.
-        wanted: The original's values on some samples.
-        found: The program's.
+        reference: The original's outputs on some samples.
+        outputs: The program's.
         y: Labels of these samples, where they are about this output; else None.
+        least_margin: An answer of the original with a smaller one (`margins`) need not be kept.
     """
+    wanted, found = reference[spec.name], outputs[spec.name]
     if found.dtype.kind == "f" and not np.isfinite(found).all():
         return [_quality(spec, judged, "finite", None, None, float("inf"))]
     if not wanted.size:
         return [_quality(spec, judged, EQUAL, None, None, 0.0, constant=True)]
+    rows = judged.rows
+    if rows is None or not all(np.isfinite(arrays[rows.scores]).all() for arrays in (reference, outputs)):
+        return _whole(spec, judged, wanted, found, y, least_margin)
+    looked = looked_at(rows, reference, outputs)
+    if judged.kind == BOXES and (kept := _boxes(spec, judged, wanted, found, looked)):
+        return kept
+    shown = _detections if rows.scores == spec.name else _shown
+    return [*_whole(spec, judged, wanted, found, y, least_margin), *shown(spec, judged, wanted, found, looked)]
+
+
+def _whole(
+    spec: TensorSpec, judged: Judged, wanted: Array, found: Array, y: Array | None, least_margin: float
+) -> list[Quality]:
+    """All of an output."""
     if judged.kind == CLASSES:
-        return _classes(spec, judged, wanted, found, y)
+        return _classes(spec, judged, wanted, found, y, least_margin)
     if wanted.dtype.kind not in "f" and judged.kind in (ANYTHING, YES_OR_NO, SCORES):
         return _equal(spec, judged, wanted, found)
     if judged.kind == YES_OR_NO:
-        return _answers(spec, judged, wanted, found, None if y is None else like(y, wanted, spec))
+        return _answers(spec, judged, wanted, found, None if y is None else like(y, wanted, spec), least_margin)
     if judged.kind == QUANTITIES and y is not None:
         return _targets(spec, judged, wanted, found, like(y, wanted, spec))
     if judged.kind == EMBEDDING:
         return _vectors(spec, judged, wanted, found)
-    if judged.kind == BOXES and (kept := _boxes(spec, judged, wanted, found)):
+    if judged.kind == BOXES and (kept := _boxes(spec, judged, wanted, found, None)):
         return kept
     return _numbers(spec, judged, wanted, found)
+
+
+def margins(judged: Judged, array: Array) -> Array:
+    """By how much the original's answers are ahead of the next one: classes, and yes or no; else nothing."""
+    if array.dtype.kind != "f" or judged.kind not in (CLASSES, YES_OR_NO):
+        return np.zeros(0)
+    if judged.kind == YES_OR_NO:
+        return np.abs(in_columns(array, judged.axis) - judged.threshold)
+    assert judged.axis is not None
+    two = np.partition(array, -2, axis=judged.axis)
+    best, next_ = (np.take(two, place, axis=judged.axis) for place in (-1, -2))
+    return np.asarray(best - next_)
 
 
 def _quality(
@@ -79,8 +121,12 @@ def _quality(
     )  # fmt: skip
 
 
-def _classes(spec: TensorSpec, judged: Judged, wanted: Array, found: Array, y: Array | None) -> list[Quality]:
+def _classes(
+    spec: TensorSpec, judged: Judged, wanted: Array, found: Array, y: Array | None, least_margin: float
+) -> list[Quality]:
     before, after = chosen(wanted, judged), chosen(found, judged)
+    if least_margin:
+        after = np.where(margins(judged, wanted) < least_margin, before, after)
     if y is None and wanted.dtype.kind == "f" and bool((before == before.flat[0]).all()):
         return _numbers(spec, judged, wanted, found)  # the same class for all samples: to agree on it says nothing
     truth = before if y is None else y.reshape(before.shape)
@@ -96,9 +142,13 @@ def _classes(spec: TensorSpec, judged: Judged, wanted: Array, found: Array, y: A
     return found_
 
 
-def _answers(spec: TensorSpec, judged: Judged, wanted: Array, found: Array, y: Array | None) -> list[Quality]:
+def _answers(
+    spec: TensorSpec, judged: Judged, wanted: Array, found: Array, y: Array | None, least_margin: float
+) -> list[Quality]:
     """Yes or no, each column at its threshold; those with one answer for all samples as numbers."""
     before, after = (in_columns(array, judged.axis) > judged.threshold for array in (wanted, found))
+    if least_margin:
+        after = np.where(margins(judged, wanted) < least_margin, before, after)
     truth = before if y is None else in_columns(y, judged.axis) > 0.5
     measure, against = (AGREEMENT, "original") if y is None else (ACCURACY, "labels")
     as_numbers = _numbers(spec, judged, wanted, found)
@@ -163,13 +213,47 @@ def _vectors(spec: TensorSpec, judged: Judged, wanted: Array, found: Array) -> l
     return [_quality(spec, judged, COSINE, mean, 1.0, loss)]
 
 
-def _boxes(spec: TensorSpec, judged: Judged, wanted: Array, found: Array) -> list[Quality]:
-    one, other = (in_columns(array, judged.axis).astype(np.float64) for array in (wanted, found))
+def _boxes(spec: TensorSpec, judged: Judged, wanted: Array, found: Array, looked: Looked | None) -> list[Quality]:
+    """Those that are shown; all where nothing tells which these are. Nothing where they are no boxes."""
+    axis = judged.axis
+    if looked is not None and looked.seen.any():
+        (wanted, axis), (found, _) = (looked.rows.taken(array, looked.seen) for array in (wanted, found))
+    one, other = (in_columns(array, axis).astype(np.float64) for array in (wanted, found))
     shares = overlaps(one, other)
-    if shares is None or compare(wanted, found, judged.axis).constant.all():
+    if shares is None or compare(wanted, found, axis).constant.all():
         return []
     kept = float((shares >= _KEPT_OVERLAP).mean())
     return [_quality(spec, judged, BOXES_KEPT, kept, 1.0, 100 * (1 - kept))]
+
+
+def _shown(spec: TensorSpec, judged: Judged, wanted: Array, found: Array, looked: Looked) -> list[Quality]:
+    """Each column's R² on the rows that are shown: what stands in the others is nobody's concern."""
+    if not looked.seen.any():
+        return []
+    (one, axis), (other, _) = (looked.rows.taken(array, looked.seen) for array in (wanted, found))
+    columns, spread = compare(one, other, axis), compare(wanted, wanted, looked.rows.column_axis).spread
+    noise = np.square(in_columns(one, axis).astype(np.float64) - in_columns(other, axis)).mean(axis=0)
+    most = np.square(np.maximum(columns.spread, _LEAST_SPREAD * spread))
+    with np.errstate(all="ignore"):
+        r2 = np.where(noise > 0, 1 - noise / most, 1.0)
+    return [
+        _quality(spec, judged, R2_SHOWN, float(value), 1.0, 50 * (1 - float(value)),
+                 column=i if len(r2) > 1 else None)
+        for i, value in enumerate(r2)
+        if np.isfinite(value)
+    ]  # fmt: skip
+
+
+def _detections(spec: TensorSpec, judged: Judged, wanted: Array, found: Array, looked: Looked) -> list[Quality]:
+    """What the original or the program shows, and whether both are as sure of it: none is lost, and none made up."""
+    if not looked.either.any():
+        return []
+    first, last = looked.rows.columns
+    one, other = (in_rows(array, looked.rows.axis)[looked.either] for array in (wanted, found))
+    moved = np.abs(one - other).reshape(len(one), -1)[:, first:last].max(axis=1)
+    kept = float((moved <= _SCORE_MOVES).mean())
+    found_ = [_quality(spec, judged, DETECTIONS_KEPT, kept, 1.0, 100 * (1 - kept))]
+    return found_ if judged.kind in (SCORES, CLASSES) else [*found_, *_shown(spec, judged, wanted, found, looked)]
 
 
 def _numbers(spec: TensorSpec, judged: Judged, wanted: Array, found: Array) -> list[Quality]:

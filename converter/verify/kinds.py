@@ -10,10 +10,12 @@ kind               judged by
 ``yes-or-no``      each column at its threshold: share of right answers, or of the original's
 ``quantities``     each column's R²
 ``embedding``      the vectors' cosines, about their mean
-``boxes``          intersection over union of each box
+``boxes``          intersection over union of each box, of those with a score that shows them
 ``scores``         each column's correlation; one that hardly moves, by its error on the common scale
 ``anything``       each column's correlation and SQNR about its mean; of integers, the share that is equal
 =================  ==================================================================================
+
+Where rows go with scores (`converter.verify.detections`), those that are shown are judged by themselves as well.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ import onnx
 
 from converter.plan import ANYTHING, BOXES, CLASSES, EMBEDDING, QUANTITIES, SCORES, YES_OR_NO
 from converter.program.tensors import Array, Arrays
-from converter.verify.columns import column_axis
+from converter.verify.columns import column_axis, in_columns, overlaps
+from converter.verify.detections import Rows, is_named_boxes, looked_at, rows_of
 from edge.contract.errors import ConfigError
 from edge.contract.recipe import BINARY_CROSS_ENTROPY, CROSS_ENTROPY, HUBER, MEAN_SQUARED_ERROR
 from edge.contract.tensorspec import TensorSpec
@@ -56,6 +59,7 @@ class Judged:
         axis: Where its columns (classes, members of a vector, coordinates) lie; None where there is just one.
         threshold: Above it an answer is yes.
         labelled: Whether the labels are about it.
+        rows: Its rows, where these go with scores.
     """
 
     kind: str
@@ -63,6 +67,7 @@ class Judged:
     axis: int | None
     threshold: float = 0.0
     labelled: bool = False
+    rows: Rows | None = None
 
 
 def kinds_of(
@@ -111,10 +116,32 @@ def kinds_of(
             axis = axis if array.ndim >= 4 and kind != EMBEDDING else array.ndim - 1
         judged = Judged(kind=kind, because=because, axis=axis, threshold=_threshold(ending, array))
         found[spec.name] = _fitting(spec, array, judged) if spec.name in said else judged
+    found = _with_rows(outputs, reference, found)
     if y is None:
         return found
     name = _labelled(outputs, reference, y, found)
     return found | {name: _by_labels(found[name], reference[name], y, said=name in said)}
+
+
+def _with_rows(outputs: Sequence[TensorSpec], reference: Arrays, kinds: Mapping[str, Judged]) -> dict[str, Judged]:
+    """The same with rows that go with scores, and boxes among them that are plain from name, shape and values."""
+    scoring = [name for kind in (SCORES, CLASSES) for name, judged in kinds.items() if judged.kind == kind]
+    found = dict(kinds)
+    axes = {name: judged.axis for name, judged in kinds.items()}
+    for name, row in rows_of(outputs, reference, axes, scoring).items():
+        judged = found[name] = replace(kinds[name], rows=row)
+        places = [i for i, size in enumerate(reference[name].shape) if size == _BOX and i not in (0, row.axis)]
+        if not places or judged.kind not in (ANYTHING, BOXES) or row.scores == name:
+            continue
+        rows = replace(row, column_axis=places[-1])
+        shown, axis = rows.taken(reference[name], looked_at(rows, reference, reference).seen)
+        are_boxes = bool(len(shown)) and overlaps(*[in_columns(shown, axis).astype(np.float64)] * 2) is not None
+        if judged.kind == BOXES:
+            found[name] = replace(judged, rows=rows)
+        elif judged.because == UNKNOWN and is_named_boxes(name) and are_boxes:
+            because = f"of its name, and because {rows.scores} goes with it"
+            found[name] = replace(judged, kind=BOXES, because=because, axis=places[-1], rows=rows)
+    return found
 
 
 def of_head(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -17,6 +17,7 @@ from converter.verify.evidence import Finding
 from converter.verify.judging import chosen, judge
 from converter.verify.kinds import Judged
 from converter.verify.quality import Deviation, Quality
+from edge.contract.errors import ConversionError
 from edge.contract.tensorspec import TensorSpec
 from edge.inference.session import sqnr_db
 
@@ -33,6 +34,8 @@ class Evaluation:
         reference: The original's outputs on the samples.
         kinds: What each output is.
         findings: Why the samples cannot carry a claim; empty when they can.
+        elsewhere: Where else programs are compared.
+        least_margins: By output; an answer of the original that is ahead by less need not be kept.
     """
 
     samples: Samples
@@ -42,6 +45,8 @@ class Evaluation:
     reference: Arrays
     kinds: Mapping[str, Judged]
     findings: tuple[Finding, ...] = field(default=())
+    elsewhere: tuple[Elsewhere, ...] = field(default=())
+    least_margins: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def classes(self) -> str | None:
@@ -67,14 +72,23 @@ class Evaluation:
         return self.on(slice(0, count))
 
     def on(self, rows: slice) -> Evaluation:
-        """The comparison on some samples."""
+        """The comparison on some samples, and nowhere else."""
         y = self.samples.y
         samples = Samples(select(self.samples.x, self.inputs, rows), None if y is None else y[rows])
-        return replace(self, samples=samples, reference=select(self.reference, self.outputs, rows))
+        return replace(self, samples=samples, reference=select(self.reference, self.outputs, rows), elsewhere=())
 
     def run(self, program: Run) -> Arrays:
         """A program's outputs on all samples."""
         return outputs(program, self.samples.x, self.inputs, self.outputs)
+
+    def measured(self, program: Run) -> Deviation:
+        """Compare a program with the original on all samples and elsewhere.
+
+        Raises:
+            ConversionError: It does not run.
+        """
+        found = self.deviation(self.run(program))
+        return replace(found, elsewhere=tuple(one.deviation(program) for one in self.elsewhere))
 
     def deviation(self, found: Arrays) -> Deviation:
         """Compare outputs on all samples with the original's."""
@@ -84,7 +98,7 @@ class Evaluation:
             ratios = [sqnr_db(self.reference[name], found[name]) for name in floats]
         scales = {name: float(np.abs(self.reference[name]).max(initial=0.0)) or 1.0 for name in floats}
         return Deviation(
-            qualities=tuple(quality for spec in self.outputs for quality in self.judge(spec, found[spec.name])),
+            qualities=tuple(quality for spec in self.outputs for quality in self.judge(spec, found)),
             sqnr_db=min(ratios, default=200.0),
             max_error=max(errors.values(), default=0.0),
             relative_error=max((errors[name] / scales[name] for name in floats), default=0.0),
@@ -97,15 +111,15 @@ class Evaluation:
             return float("-inf")
         return float(columns.noise_db[~columns.constant].min(initial=200.0))
 
-    def judge(self, spec: TensorSpec, found: Array) -> list[Quality]:
+    def judge(self, spec: TensorSpec, found: Arrays) -> list[Quality]:
         """One output of a program, by what it is.
 
         Args:
             spec: Which.
-            found: Its values on all samples.
+            found: All outputs on all samples.
         """
         y = self.samples.y if self.kinds[spec.name].labelled and self.labels_hold else None
-        return judge(spec, self.kinds[spec.name], self.reference[spec.name], found, y)
+        return judge(spec, self.kinds[spec.name], self.reference, found, y, self.least_margins.get(spec.name, 0.0))
 
     def level(self, found: Arrays, labels: Array | None) -> float:
         """One number for outputs under corruption, 0 to 1: of the labelled output, else of the worst, by its measure.
@@ -117,10 +131,37 @@ class Evaluation:
         del labels
         specs = [spec for spec in self.outputs if self.kinds[spec.name].labelled] or list(self.outputs)
         values = [
-            q.value for spec in specs for q in self.judge(spec, found[spec.name])
+            q.value for spec in specs for q in self.judge(spec, found)
             if q.value is not None and not (q.kind == CLASSES and q.column is not None)
         ]  # fmt: skip
         return max(0.0, min(values, default=0.0))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
+class Elsewhere:
+    """Where else than on the samples as they are programs are compared.
+
+    Attributes:
+        where: At which sizes, or in what stream, in words that follow a name.
+        evaluation: What the original gives there.
+        run: What a program gives there.
+    """
+
+    where: str
+    evaluation: Evaluation
+    run: Callable[[Run], Arrays]
+
+    def deviation(self, program: Run) -> Deviation:
+        """How far a program is from the original there.
+
+        Raises:
+            ConversionError: It does not run there.
+        """
+        try:
+            found = self.evaluation.deviation(self.run(program))
+        except ConversionError as exc:
+            raise ConversionError(f"{self.where}: {exc}") from exc
+        return replace(found, qualities=tuple(replace(quality, at=self.where) for quality in found.qualities))
 
 
 def confusion(evaluation: Evaluation, found: Arrays) -> Array | None:

@@ -8,7 +8,8 @@ from converter.plan import CLASSES
 
 ACCURACY, AGREEMENT, R2, CORRELATION = "accuracy", "agreement", "R2", "correlation"
 COSINE, BOXES_KEPT, EQUAL = "cosine", "boxes kept", "equal"
-SHARES = (ACCURACY, AGREEMENT, BOXES_KEPT, EQUAL)
+DETECTIONS_KEPT, R2_SHOWN = "detections kept", "R2 of rows that are shown"
+SHARES = (ACCURACY, AGREEMENT, BOXES_KEPT, DETECTIONS_KEPT, EQUAL)
 """Measures that are shares of samples; the others are no per cent of anything."""
 MOST_LOSS = 100.0
 """Of a column that is finite: ``--max-drop 100`` allows any."""
@@ -28,6 +29,7 @@ class Quality:
         original: The original's own.
         loss: By how much it is worse, in points of 100: what ``--max-drop`` limits.
         constant: Whether the original gives one value for all samples, of which no measure says anything.
+        at: Where that is, if not on the samples as they are: at other sizes, or in a stream.
     """
 
     output: str
@@ -39,6 +41,7 @@ class Quality:
     original: float | None
     loss: float
     constant: bool = False
+    at: str = ""
 
     @property
     def name(self) -> str:
@@ -48,9 +51,10 @@ class Quality:
         ...         loss=0.0).name
         'o[2]'
         """
-        if self.column is None:
-            return self.output
-        return f"class {self.column} of {self.output}" if self.kind == CLASSES else f"{self.output}[{self.column}]"
+        name = self.output
+        if self.column is not None:
+            name = f"class {self.column} of {name}" if self.kind == CLASSES else f"{name}[{self.column}]"
+        return f"{name} {self.at}" if self.at else name
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,6 +67,7 @@ class Deviation:
         max_error: Largest absolute difference.
         relative_error: That difference relative to the largest absolute value of its output.
         column_db: Signal about its mean to noise, of the worst column that is not constant.
+        elsewhere: At other sizes and in a stream, where these were tried.
     """
 
     qualities: tuple[Quality, ...]
@@ -70,6 +75,17 @@ class Deviation:
     max_error: float
     relative_error: float
     column_db: float
+    elsewhere: tuple[Deviation, ...] = ()
+
+    @property
+    def everywhere(self) -> tuple[Quality, ...]:
+        """On the samples, and elsewhere."""
+        return (*self.qualities, *(quality for one in self.elsewhere for quality in one.qualities))
+
+    @property
+    def least_db(self) -> float:
+        """The smallest SQNR of an output, or of a column about its mean, on the samples and elsewhere."""
+        return min(db for one in (self, *self.elsewhere) for db in (one.sqnr_db, one.column_db))
 
     @property
     def worst(self) -> Quality:
@@ -79,7 +95,7 @@ class Deviation:
             value = quality.value if quality.value is not None else float("inf")
             return (quality.constant and quality.loss == 0, -quality.loss, value)
 
-        return min(self.qualities, key=order)
+        return min(self.everywhere, key=order)
 
     @property
     def score(self) -> float | None:

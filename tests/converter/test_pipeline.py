@@ -78,8 +78,9 @@ def test_auto_measures_every_candidate_and_says_why_one_won(tmp_path: Path) -> N
     for row in rows.values():
         assert row["why"]
         assert row["latency_ms"] > 0 or row["status"] == "failed"
-    fastest = min(row["latency_ms"] for row in rows.values() if row["status"] in ("chosen", "slower"))
+    fastest = min(row["latency_ms"] for row in rows.values() if row["status"] in ("chosen", "slower", "not chosen"))
     assert chosen(report)["latency_ms"] <= 1.03 * fastest
+    assert all(row["latency_ms"] > chosen(report)["latency_ms"] for row in rows.values() if row["status"] == "slower")
     assert report["reason"]
     assert {row["layer"] for row in report["sensitivity"]}
     assert report["robustness"]

@@ -58,6 +58,8 @@ def test_float_is_shipped_and_says_so_where_int8_is_slower(
     report = converted(source, tmp_path, profile=this_machine())
     assert report["chosen"] == "float"
     assert "int8 would be slower here" in report["reason"]
+    status = {row["scheme"]: (row["status"], row["why"]) for row in report["candidates"][1:]}
+    assert status["int8"] == ("slower", "takes 1.50 times as long as float")
 
 
 def test_the_fastest_is_shipped_and_of_equals_the_smallest(
@@ -70,6 +72,8 @@ def test_the_fastest_is_shipped_and_of_equals_the_smallest(
     timed_as(monkeypatch, {"none": 1.0, "int8": 1.5, "fp16": 0.99})
     report = converted(source, tmp_path, profile=this_machine())
     assert report["chosen"] == "fp16"  # as fast as float within 3 %, and smaller
+    status = {row["scheme"]: row["status"] for row in report["candidates"][1:]}
+    assert status == {"none": "not chosen", "int8": "slower", "fp16": "chosen"}
     assert "equally fast" in report["reason"]
 
 
@@ -80,11 +84,12 @@ def test_latency_on_another_architecture_does_not_decide(
     report = converted(source, tmp_path, profile=another_machine())
     assert report["chosen"].startswith("int8 static")
     assert "says little about" in report["reason"]
+    assert {row["status"] for row in report["candidates"][1:]} == {"chosen", "not chosen"}  # of speed nothing is known
 
 
 def test_what_needs_more_memory_than_the_target_has_is_refused(source: Path, tmp_path: Path) -> None:
     report = converted(source, tmp_path)
-    assert report["candidates"][1]["status"] in ("chosen", "slower")
+    assert report["candidates"][1]["status"] in ("chosen", "slower", "not chosen")
     small = replace(load_profile("generic-x86_64"), memory_mb=64)
     with pytest.raises(ConversionError, match="half of the target's memory is 32 MiB"):
         converted(source, tmp_path, profile=small, quantize="none")
