@@ -24,6 +24,7 @@ from converter.load.load import is_onnx
 from converter.pack.output import check_output, private_key, write
 from converter.pack.pack import Parts, learning_data, pack
 from converter.plan import ConversionPlan
+from converter.program.one_run import one_feed
 from converter.program.programs import available_threads
 from converter.program.scratch import scratch_folder
 from converter.program.tensors import select
@@ -255,7 +256,7 @@ def _found(ready: Ready, plan: ConversionPlan, stage: Stage, benchmark: Benchmar
     evaluation, original = ready.evaluation, ready.original
     if ready.carried is not None:
         stage("measuring latency and memory")
-        sample = select(evaluation.samples.x, evaluation.inputs, slice(0, original.source.batch or 1))
+        sample = one_feed(ready.carried.model, evaluation.samples.x, evaluation.inputs)
         with scratch_folder() as folder:
             (chosen,) = Bench(benchmark, folder, sample).timed([ready.carried])
         if chosen.failed:

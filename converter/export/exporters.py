@@ -74,6 +74,8 @@ def _as_it_is(source: Source, outputs: Sequence[TensorSpec]) -> Exported:
     model = onnx.ModelProto()
     model.CopyFrom(source.model)
     _state_types(model, [*source.inputs, *outputs])
+    if source.one_run is not None:
+        source.one_run.state(model, {})
     return Exported(model=model, exporter="none")
 
 

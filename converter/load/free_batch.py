@@ -7,85 +7,189 @@ original gives for each.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from enum import Enum, auto
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
 from converter.load.made_up import Fill
+from converter.program.one_run import OneRun, in_runs
 from converter.program.programs import onnx_program
-from converter.program.tensors import Arrays, Run, batch_size, join, select
+from converter.program.tensors import Array, Arrays, Run, select
 from edge.contract.errors import ConversionError
 from edge.contract.tensorspec import BATCH, TensorSpec
 
 _SAMPLES = 6
+_ORDERS = 3
 
 
-def fixed_batch(specs: Sequence[TensorSpec]) -> int | None:
-    """The size of the first axis of all inputs, None where they do not share one, or one of their axes is free."""
-    sizes = {spec.shape[0] if spec.shape else None for spec in specs}
-    size = next(iter(sizes)) if len(sizes) == 1 else None
-    fixed = all(isinstance(axis, int) for spec in specs for axis in spec.shape[:1])
-    return size if isinstance(size, int) and size > 0 and fixed else None
+class Together(Enum):
+    """What a graph whose first axes are free makes of several samples."""
+
+    SAME = auto()
+    """For each what it gives for it alone."""
+    ONE_AT_ONCE = auto()
+    """It does not run, or its output has an axis less for one: it takes one sample at once."""
+    OTHER = auto()
+    """Other outputs: the axis is none of samples."""
 
 
-def with_batch(specs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
-    """The same inputs with a free first axis."""
-    return tuple(TensorSpec(name=spec.name, dtype=spec.dtype, shape=(BATCH, *spec.shape[1:])) for spec in specs)
+def together(run: Run, fill: Fill) -> Together:
+    """Try a graph whose first axes are free on two samples, and on each alone."""
+    samples = fill.draw(2)
+    alone = [run(select(samples, fill.specs, slice(i, i + 1))) for i in range(2)]
+    try:
+        both = run(samples)
+    except ConversionError:
+        return Together.ONE_AT_ONCE
+    found = [_joined_by(array, [one[name] for one in alone]) for name, array in both.items()]
+    return next((each for each in (Together.OTHER, Together.ONE_AT_ONCE) if each in found), Together.SAME)
 
 
-def freed(model: onnx.ModelProto, batch: int, original: Run, fill: Fill) -> onnx.ModelProto | None:
-    """A copy whose first axes are free, None where it does not work on other numbers of samples.
+def _joined_by(both: Array, alone: Sequence[Array]) -> Together:
+    one, other = alone
+    if one.shape != other.shape:
+        return Together.OTHER
+    if both.shape == one.shape and all(near(array, both) for array in alone):
+        return Together.SAME  # the same for all samples
+    for axis, size in enumerate(one.shape):
+        grown = (*one.shape[:axis], 2 * size, *one.shape[axis + 1 :])
+        if both.shape == grown and near(np.concatenate(alone, axis), both):
+            return Together.SAME
+    stacked = np.stack(alone)
+    is_squeezed = both.shape == stacked.shape and near(stacked, both)
+    return Together.ONE_AT_ONCE if is_squeezed else Together.OTHER
+
+
+def fixed_batch(specs: Sequence[TensorSpec]) -> OneRun | None:
+    """Where the samples of inputs without a free batch axis lie, None where that cannot be said.
+
+    Their number is the first axis of the first input. Other inputs have them along an axis of that size, the first one
+    or, as recurrent states do, another; those that have none are the same for all samples.
+    """
+    first = next((spec.shape[0] for spec in specs if spec.shape), None)
+    if not isinstance(first, int) or first < 1:
+        return None
+    axes: dict[str, int | None] = {}
+    for spec in specs:
+        axis = next((i for i, size in enumerate(spec.shape) if size == first), None)
+        if axis is not None:
+            axes[spec.name] = axis
+    return OneRun(size=first, axes=axes)
+
+
+def with_batch(specs: Sequence[TensorSpec], how: OneRun) -> tuple[TensorSpec, ...]:
+    """The same inputs with a free axis where the samples lie."""
+    return tuple(
+        replace(spec, shape=tuple(BATCH if i == how.axes.get(spec.name) else axis for i, axis in enumerate(spec.shape)))
+        for spec in specs
+    )
+
+
+def with_outputs(how: OneRun, run: Run, fill: Fill) -> OneRun:
+    """The same with the axes of the outputs, found on one run.
+
+    An output that looks as an input does has its samples where that has them: it is the next state. Others have them
+    along their first axis of that size. Where a run takes one sample and there is no such axis, all of it is of that
+    sample.
+    """
+    (taken,) = how.runs(fill.draw(how.size))
+    states = {taken[name].shape: axis for name, axis in how.axes.items() if axis}
+    axes = dict(how.axes)
+    for name, array in run(taken).items():
+        if name in axes:
+            continue
+        axis = states.get(array.shape, next((i for i, size in enumerate(array.shape) if size == how.size), None))
+        if axis is not None or how.size == 1:
+            axes[name] = axis
+    return OneRun(size=how.size, axes=axes)
+
+
+def freed(model: onnx.ModelProto, how: OneRun, original: Run, fill: Fill) -> onnx.ModelProto | None:
+    """A copy whose axes of samples are free, None where it does not work on other numbers of samples.
 
     Args:
-        model: Takes `batch` samples.
-        batch: The number that its file states.
-        original: What it is compared with; takes `batch` samples.
+        model: Takes samples as `how` says.
+        how: Outputs included.
+        original: What it is compared with; takes the same.
         fill: Inputs with a batch axis that is free, on which the original runs.
     """
-    opened = _opened(model, batch)
+    if not _shows_samples(how, fill):
+        return None
+    opened = _opened(model, how)
     try:
         run = onnx_program(opened, "the graph with a free batch axis")
     except ConversionError:
         return None
-    return opened if _independent(run, batch, original, fill) else None
+    return opened if _independent(run, how, original, fill) else None
 
 
 def works_on_batches(run: Run, fill: Fill) -> bool:
     """Whether a graph whose first axes are free gives for several samples what it gives for each alone."""
-    return _independent(run, 1, run, fill)
+    try:
+        how = with_outputs(OneRun(size=1, axes={spec.name: spec.batch_axis for spec in _batched(fill)}), run, fill)
+    except ConversionError:
+        return False
+    return _independent(run, how, run, fill)
 
 
-def _independent(run: Run, batch: int, original: Run, fill: Fill) -> bool:
-    count = -(-_SAMPLES // batch) * batch if batch > 1 else _SAMPLES
-    count = count if count > batch else 2 * batch
+def _shows_samples(how: OneRun, fill: Fill) -> bool:
+    """Whether an output has an axis of the size that is to be that of the samples."""
+    return bool(set(how.axes) - {spec.name for spec in fill.specs})
+
+
+def _batched(fill: Fill) -> Iterator[TensorSpec]:
+    return (spec for spec in fill.specs if spec.batch_axis is not None)
+
+
+def _independent(run: Run, how: OneRun, original: Run, fill: Fill) -> bool:
+    count = -(-_SAMPLES // how.size) * how.size
+    count = count if count > how.size else 2 * how.size
     samples = fill.draw(count, seed=1)
     try:
-        wanted = in_groups(original, samples, fill.specs, batch)
-        if wanted is None:
-            return False
+        wanted = in_runs(original, how)(samples)
         return all(
-            _same(run(select(samples, fill.specs, rows)), {n: a[rows] for n, a in wanted.items()})
+            _same(run(select(samples, fill.specs, rows)), _rows(wanted, how, rows))
             for rows in [slice(0, count), slice(1, count), slice(0, 2), *(slice(i, i + 1) for i in range(count))]
         )
     except ConversionError:
         return False
 
 
-def in_groups(run: Run, samples: Arrays, specs: Sequence[TensorSpec], batch: int) -> Arrays | None:
-    """What a graph that takes `batch` samples gives for many; None if an output is not one array for each sample."""
-    parts = []
-    for start in range(0, batch_size(samples, specs), batch):
-        part = run(select(samples, specs, slice(start, start + batch)))
-        if any(array.ndim == 0 or len(array) != batch for array in part.values()):
-            return None
-        parts.append(part)
-    shapes = {name: {part[name].shape for part in parts} for name in parts[0]}
-    if any(len(found) > 1 for found in shapes.values()):
-        return None
-    outputs = [TensorSpec(name=name, dtype="float32", shape=(BATCH,)) for name in parts[0]]
-    return join(parts, outputs)
+def _rows(outputs: Arrays, how: OneRun, rows: slice) -> Arrays:
+    found = {}
+    for name, array in outputs.items():
+        axis = how.axes.get(name, -1)
+        found[name] = array if axis == -1 else array[(*[slice(None)] * (axis or 0), rows)]
+    return found
+
+
+def has_samples(run: Run, how: OneRun, fill: Fill) -> bool:
+    """Whether the axis of a fixed size is one of samples: in another order they give the same."""
+    if not _shows_samples(how, fill):
+        return False
+    try:
+        many = in_runs(run, how)
+        for seed in range(_ORDERS):
+            samples = fill.draw(how.size + 1, seed)
+            turned = {
+                spec.name: samples[spec.name]
+                if spec.batch_axis is None
+                else np.roll(samples[spec.name], 1, spec.batch_axis)
+                for spec in fill.specs
+            }
+            found, again = many(samples), many(turned)
+            for name, array in found.items():
+                axis = how.axes.get(name, -1)
+                wanted = array if axis == -1 else np.roll(array, 1, axis or 0)
+                if not near(wanted, again[name]):
+                    return False
+    except ConversionError:
+        return False
+    return True
 
 
 def _same(found: Arrays, wanted: Arrays) -> bool:
@@ -107,16 +211,16 @@ def near(wanted: np.ndarray, found: np.ndarray) -> bool:
     return bool(np.allclose(found, wanted, rtol=tolerance, atol=tolerance * min(scale, 1.0), equal_nan=True))
 
 
-def _opened(model: onnx.ModelProto, batch: int) -> onnx.ModelProto:
+def _opened(model: onnx.ModelProto, how: OneRun) -> onnx.ModelProto:
     """A copy in which nothing states the batch size that can be left open."""
     opened = onnx.ModelProto()
     opened.CopyFrom(model)
-    _free_reshapes(opened, batch)
+    _free_reshapes(opened, how.size)
     for info in [*opened.graph.input, *opened.graph.output]:
-        dimensions = info.type.tensor_type.shape.dim
-        if len(dimensions):
-            dimensions[0].Clear()
-            dimensions[0].dim_param = BATCH
+        axis, dimensions = how.axes.get(info.name), info.type.tensor_type.shape.dim
+        if axis is not None and axis < len(dimensions) and dimensions[axis].dim_value == how.size:
+            dimensions[axis].Clear()
+            dimensions[axis].dim_param = BATCH
     del opened.graph.value_info[:]
     return opened
 

@@ -77,14 +77,14 @@ def load_source(given: Given, carried: str = "") -> Source:
         if not carried:
             graph = read_onnx(path, given)
             inputs = stated(graph.model, graph.inputs, given, "the file", onnx_program(graph.model, "the model"))
-            return _whole("ONNX", inputs, plan, graph.notes)
+            return replace(_whole("ONNX", inputs, plan, graph.notes), one_run=graph.one_run)
         graph = carry_onnx(path, given)
         described = ", ".join(f"{spec.name} {spec.describe()} {spec.dtype}" for spec in graph.inputs) or "none"
         assert graph.fill is not None
         note = f"inputs {described} from the file"
         inputs = Inputs(specs=graph.inputs, example=graph.fill.draw(), note=note, model=graph.model)
         found = _whole("ONNX", inputs, plan, (f"carried as it is: {carried}", *graph.notes))
-        return replace(found, carried=carried, batch=graph.batch, fill=graph.fill)
+        return replace(found, carried=carried, one_run=graph.one_run, of_file=graph.of_file, fill=graph.fill)
     return _from_torch(given)
 
 

@@ -20,6 +20,7 @@ from edge.contract.tensorspec import BATCH, TensorSpec
 _MAX_BYTES = 1 << 28
 _TRIES = 400
 _TOGETHER = 4
+_ALONE = 4
 _FREE_SIZES = (16, 1, 2, 3, 4, 5, 8, 32, 64)
 _FLOATS = ("normal", "positive", "ones", "up", "zeros")
 _SMALL = ("bits", "up", "ones", "zeros", "rest", "minus", "twos", "threes")
@@ -96,21 +97,26 @@ def found_fill(specs: Sequence[TensorSpec], run: Run, sizes: Mapping[str, int]) 
     """
     fault: ConversionError | None = None
     second: Fill | None = None  # it runs, but what comes out is not finite, or a matter of chance
+    alone: list[Fill] = []  # on one sample, but not on several
     for fill in itertools.islice(_fills(tuple(specs), sizes), _TRIES):
         try:
             found = run(fill.draw())
             run(fill.draw(seed=1))  # other random integers are as good
+            alone.append(fill)
             if fill.has_batch:
                 run(fill.draw(_TOGETHER))
         except ConversionError as exc:
             fault = fault or exc
+            if len(alone) > _ALONE:
+                break
             continue
+        alone.clear()
         second = second or fill
         again = run(fill.draw())
         if all(_is_finite(array) and same_bits(array, again[name]) for name, array in found.items()):
             return fill
-    if second is not None:
-        return second
+    if second is not None or alone:
+        return second or alone[0]
     raise ConversionError(
         f"no inputs could be made up that the model runs on: give real ones with --example FILE.npz ({fault})"
     )

@@ -8,7 +8,7 @@ without quantization.
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,10 +23,22 @@ from converter.graph.canonical import canonical
 from converter.graph.names import name_nodes
 from converter.graph.order import sort_nodes
 from converter.load.constants import bind_onnx, constants_in
-from converter.load.free_batch import fixed_batch, freed, in_groups, near, state_types, with_batch, works_on_batches
+from converter.load.free_batch import (
+    Together,
+    fixed_batch,
+    freed,
+    has_samples,
+    near,
+    state_types,
+    together,
+    with_batch,
+    with_outputs,
+    works_on_batches,
+)
 from converter.load.inputs import BATCH_FREED, Given
 from converter.load.made_up import Fill, found_fill, same_bits
 from converter.load.opset import in_our_opset, version_of
+from converter.program.one_run import OneRun, in_runs
 from converter.program.programs import onnx_file_program, onnx_program
 from converter.program.tensors import Arrays, Run
 from edge.contract.errors import ConfigError, ConversionError
@@ -39,7 +51,6 @@ _DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "ai.onnx.preview", "ai.onnx.training", 
 # IR 4 is the first in which an initializer need not be an input, too.
 _IR_OF_FREE_INITIALIZERS = 4
 _REAL = 8
-_ORDERS = 3
 _ADVICE = "to have it quantized or trained, export it with a free batch axis (dynamic_axes={'NAME': {0: 'batch'}})"
 _RANDOM = re.compile(r"Random|Bernoulli|Multinomial|Dropout")
 
@@ -50,15 +61,18 @@ class OnnxFile:
 
     Attributes:
         model: Every initializer inside; none is an input.
-        inputs: As the graph states them; the first axis of all is ``batch`` where samples can be put together.
-        batch: So many samples the graph takes at once; None where the number is free, or there is no batch axis.
+        inputs: Where samples can be put together, the axis along which they lie is ``batch``.
+        one_run: How samples go into a run that takes a fixed number of them, which the graph states, too; None where
+            the number is free, or there is no batch axis.
+        of_file: How they go into a run of the file itself; None where the number is free there, too.
         fill: Inputs on which it runs.
         notes: What was changed.
     """
 
     model: onnx.ModelProto
     inputs: tuple[TensorSpec, ...]
-    batch: int | None
+    one_run: OneRun | None
+    of_file: OneRun | None
     fill: Fill | None
     notes: tuple[str, ...]
 
@@ -88,29 +102,28 @@ def read_onnx(path: Path, given: Given) -> OnnxFile:
     if (version := version_of(model)) != OPSET:
         notes.append(f"operator set {version} of the file brought to {OPSET}")
     model = in_our_opset(model, str(path))
-    batch = None
-    if not any(BATCH in spec.shape for spec in specs):
-        batch = fixed_batch(specs)
-        if batch is None:
-            raise ConversionError(f"no axis of the inputs is one of samples, {_described(specs)}; {_ADVICE}")
-        fill = _fill(specs, original, given)
-        specs = with_batch(specs)
-        many = replace(fill, specs=specs)
-        opened = freed(model, batch, original, many)
-        if opened is None:  # initial states and sizes that are written down for so many samples may go
-            opened = freed(canonical(model), batch, original, many)
-        if opened is None:
-            raise ConversionError(f"it works on {_samples(batch)} at once only; {_ADVICE}")
-        model, batch = opened, None
-        notes.append(BATCH_FREED if batch == 1 else _freed_note(fixed_batch(fill.specs)))
-    state_types(model, specs)
+    if any(BATCH in spec.shape for spec in specs):
+        arranged = _stated_free(model, specs, original, lambda found: _given_or_made_up(found, original, given))
+    else:
+        arranged = _stated_fixed(model, specs, original, _fill(specs, original, given))
+    if arranged is None:
+        raise ConversionError(f"no axis of the inputs is one of samples, {_described(specs)}; {_ADVICE}")
+    model, specs, notes = arranged.model, arranged.fill.specs, notes + arranged.notes
+    original = in_runs(original, arranged.of_file)
     example = given.example(specs, original)
     _check_same(onnx_program(model, "the graph in another operator set")(example), original(example), path)
-    return OnnxFile(model=model, inputs=specs, batch=batch, fill=None, notes=tuple(notes))
+    return OnnxFile(
+        model=model,
+        inputs=specs,
+        one_run=arranged.one_run,
+        of_file=arranged.of_file,
+        fill=None,
+        notes=tuple(notes),
+    )
 
 
 def carry_onnx(path: Path, given: Given) -> OnnxFile:
-    """A graph as its file has it; after this it is known what its first axes are.
+    """A graph as its file has it; after this it is known where its samples lie, if anywhere.
 
     Args:
         path: The file; external data are read from its folder.
@@ -124,28 +137,139 @@ def carry_onnx(path: Path, given: Given) -> OnnxFile:
     notes += bind_onnx(model, given.plan.constants)
     specs = _specs(model, given)
     original = onnx_file_program(path, constants_in(model, given.plan.constants))
-    fill = _fill(specs, original, given)
-    _check_repeatable(model, original, fill)
-    batch = None
-    if any(BATCH in spec.shape for spec in specs):
-        if not works_on_batches(original, fill):
-            specs = tuple(_without_batch(spec) for spec in specs)
-            axes = {axis for spec in specs for axis in spec.shape if isinstance(axis, str)}
-            fill = replace(fill, specs=specs, sizes={**dict.fromkeys(axes, 3), **fill.sizes})
-            notes.append("the first axis is free, but not one of samples: several give other outputs than each alone")
-    elif (size := fixed_batch(specs)) is not None:
-        many = replace(fill, specs=with_batch(specs))
-        opened = freed(model, size, original, many)
-        if opened is not None:
-            model, specs, fill = opened, many.specs, many
-            state_types(model, specs)
-            notes.append(_freed_note(size))
-        elif _has_samples(original, size, many):
-            batch, specs, fill = size, many.specs, many
-            notes.append(f"the batch axis is fixed at {size}; devices give {_samples(size)} at once")
-    if batch is None and not any(BATCH in spec.shape for spec in specs):
+    stated_free = any(BATCH in spec.shape for spec in specs)
+    if stated_free:
+        arranged = _stated_free(model, specs, original, lambda found: _fill(found, original, given))
+    else:
+        fill = _fill(specs, original, given)
+        arranged = _stated_fixed(model, specs, original, fill)
+    if arranged is not None and arranged.of_file is None and not works_on_batches(original, arranged.fill):
+        arranged = None
+    if arranged is None and stated_free:
+        specs = tuple(_without_batch(spec) for spec in specs)
+        fill = _fill(specs, original, given)
+        notes.append("the first axis is free, but not one of samples: several give other outputs than each alone")
+    if arranged is None:
+        _check_repeatable(model, original, fill)
         notes.append("no axis is one of samples; the model is given whole tensors")
-    return OnnxFile(model=model, inputs=specs, batch=batch, fill=fill, notes=tuple(notes))
+        return OnnxFile(model=model, inputs=specs, one_run=None, of_file=None, fill=fill, notes=tuple(notes))
+    _check_repeatable(model, in_runs(original, arranged.of_file), arranged.fill)
+    notes += arranged.notes
+    return OnnxFile(
+        model=arranged.model,
+        inputs=arranged.fill.specs,
+        one_run=arranged.one_run,
+        of_file=arranged.of_file,
+        fill=arranged.fill,
+        notes=tuple(notes),
+    )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
+class _Arranged:
+    """Where the samples of a graph lie.
+
+    Attributes:
+        model: It says so of itself.
+        of_file: How samples go into a run of the file, None where their number is free there.
+        one_run: How they go into a run of `model`.
+        fill: Inputs on which it runs; its specs have the batch axis.
+        notes: What was changed.
+    """
+
+    model: onnx.ModelProto
+    of_file: OneRun | None
+    one_run: OneRun | None
+    fill: Fill
+    notes: list[str]
+
+
+def _stated_free(
+    model: onnx.ModelProto, specs: tuple[TensorSpec, ...], run: Run, filled: Callable[[tuple[TensorSpec, ...]], Fill]
+) -> _Arranged | None:
+    """Where the samples of a graph lie that says that their number is free; None where several are no samples.
+
+    Raises:
+        ConversionError: It does not run.
+    """
+    hidden = _with_hidden_batch(specs)
+    fault: ConversionError | ConfigError | None = None
+    for found in [hidden, specs] if hidden != specs else [specs]:
+        try:
+            fill = filled(found)
+            verdict = together(run, fill)
+        except (ConfigError, ConversionError) as exc:
+            fault = fault or exc
+            continue
+        if verdict is Together.SAME:
+            state_types(model, found)
+            return _Arranged(model=model, of_file=None, one_run=None, fill=fill, notes=[])
+        if verdict is Together.ONE_AT_ONCE:
+            return _freed(model, found, run, fill) or _one_at_once(model, found, run, fill)
+    if fault is not None:
+        raise fault
+    return None
+
+
+def _freed(model: onnx.ModelProto, specs: tuple[TensorSpec, ...], run: Run, fill: Fill) -> _Arranged | None:
+    """A graph that takes one sample at once because of an input that states no batch axis: a state ``(4, 1, 64)``."""
+    ones = {s.name: [i for i, axis in enumerate(s.shape) if axis == 1] for s in specs if BATCH not in s.shape}
+    for place in range(max(map(len, ones.values()), default=0)):
+        more = {name: found[min(place, len(found) - 1)] for name, found in ones.items() if found}
+        axes = {spec.name: axis for spec in specs if (axis := spec.batch_axis) is not None} | more
+        many = replace(fill, specs=with_batch(specs, OneRun(size=1, axes=axes)))
+        how = with_outputs(OneRun(size=1, axes=axes), run, many)
+        if (opened := freed(model, how, run, many)) is not None:
+            state_types(opened, many.specs)
+            return _Arranged(model=opened, of_file=how, one_run=None, fill=many, notes=[_freed_note(1)])
+    return None
+
+
+def _one_at_once(model: onnx.ModelProto, specs: tuple[TensorSpec, ...], run: Run, fill: Fill) -> _Arranged:
+    axes = {spec.name: axis for spec in specs if (axis := spec.batch_axis) is not None}
+    return _fixed(model, with_outputs(OneRun(size=1, axes=axes), run, fill), run, fill)
+
+
+def _fixed(model: onnx.ModelProto, how: OneRun, run: Run, fill: Fill) -> _Arranged:
+    state_types(model, fill.specs)
+    (taken,) = how.runs(fill.draw(how.size))
+    how.state(model, {name: array.ndim for name, array in run(taken).items()})
+    return _Arranged(model=model, of_file=how, one_run=how, fill=fill, notes=[_fixed_note(how.size)])
+
+
+def _stated_fixed(model: onnx.ModelProto, specs: tuple[TensorSpec, ...], run: Run, fill: Fill) -> _Arranged | None:
+    """Where the samples of a graph lie that takes a fixed number, None where there are none."""
+    how = fixed_batch(specs)
+    if how is None:
+        return None
+    many = replace(fill, specs=with_batch(specs, how))
+    try:
+        how = with_outputs(how, run, many)
+    except ConversionError:
+        return None
+    opened = freed(model, how, run, many)
+    if opened is None:  # initial states and sizes that are written down for so many samples may go
+        try:
+            opened = freed(canonical(model), how, run, many)
+        except ConversionError:
+            opened = None
+    if opened is not None:
+        state_types(opened, many.specs)
+        return _Arranged(model=opened, of_file=how, one_run=None, fill=many, notes=[_freed_note(how.size)])
+    if not has_samples(run, how, many):
+        return None
+    return _fixed(model, how, run, many)
+
+
+def _with_hidden_batch(specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+    """An axis without a name, where the first is fixed, may be that of the samples: a state ``(2, ?, 128)``."""
+    found = []
+    for spec in specs:
+        free = [i for i, axis in enumerate(spec.shape) if isinstance(axis, str)]
+        hidden = BATCH not in spec.shape and len(free) == 1 and spec.shape[free[0]] == axis_name("", spec.name, free[0])
+        shape = tuple(BATCH if hidden and i == free[0] else axis for i, axis in enumerate(spec.shape))
+        found.append(replace(spec, shape=shape))
+    return tuple(found)
 
 
 def _read(path: Path) -> tuple[onnx.ModelProto, list[str]]:
@@ -226,13 +350,21 @@ def _rank(info: onnx.ValueInfoProto) -> int:
 
 def _fill(specs: tuple[TensorSpec, ...], run: Run, given: Given) -> Fill:
     """Inputs on which the graph runs: real ones, where they are given, else made up."""
+    how = fixed_batch(specs)
+    many = specs if how is None or any(BATCH in spec.shape for spec in specs) else with_batch(specs, how)
     try:
-        real = given.real(specs, _REAL)
+        real = given.real(many, _REAL)
     except ConfigError:
-        if fixed_batch(specs) is None:
+        if many == specs:
             raise
-        real = given.real(with_batch(specs), _REAL)
+        real = given.real(specs, _REAL)
     return found_fill(specs, run, given.sizes) if real is None else Fill(specs=specs, real=real)
+
+
+def _given_or_made_up(specs: tuple[TensorSpec, ...], run: Run, given: Given) -> Fill:
+    """The same, where what integers mean must not be guessed."""
+    real = given.real(specs, _REAL)
+    return Fill(specs=specs, real=given.example(specs, run) if real is None else real)
 
 
 def _spec(info: onnx.ValueInfoProto, batch: Container[str]) -> TensorSpec:
@@ -274,11 +406,13 @@ def _described(specs: Sequence[TensorSpec]) -> str:
     return ", ".join(f"{spec.name} {spec.describe()}" for spec in specs)
 
 
-def _samples(count: int | None) -> str:
-    return "one sample" if count == 1 else f"{count} samples"
+def _fixed_note(size: int) -> str:
+    return f"the batch axis is fixed at {size}; devices give {'one sample' if size == 1 else f'{size} samples'} at once"
 
 
-def _freed_note(size: int | None) -> str:
+def _freed_note(size: int) -> str:
+    if size == 1:
+        return BATCH_FREED
     return f"the batch axis, fixed at {size} in the file, was made free; several samples give what each gives alone"
 
 
@@ -291,23 +425,6 @@ def _check_repeatable(model: onnx.ModelProto, run: Run, fill: Fill) -> None:
         random = sorted({name for _, name in _operators(model.graph) if _RANDOM.search(name)})
         by = f", by {' and '.join(random)}" if random else ""
         raise ConversionError(f"{differs} is a matter of chance{by}: there is nothing that a device could be held to")
-
-
-def _has_samples(run: Run, size: int, many: Fill) -> bool:
-    """Whether the first axis, which cannot be made free, is one of samples: in another order they give the same."""
-    try:
-        for seed in range(_ORDERS):
-            samples = many.draw(size, seed)
-            found = in_groups(run, samples, many.specs, size)
-            turned = {name: np.roll(array, 1, axis=0) for name, array in samples.items()}
-            again = in_groups(run, turned, many.specs, size)
-            if found is None or again is None:
-                return False
-            if not all(near(np.roll(array, 1, axis=0), again[name]) for name, array in found.items()):
-                return False
-    except ConversionError:
-        return False
-    return True
 
 
 def _check_same(found: Arrays, wanted: Arrays, path: Path) -> None:

@@ -13,6 +13,7 @@ from torch import nn
 
 from converter.data.samples import Samples
 from converter.load.made_up import Fill
+from converter.program.one_run import OneRun
 from converter.program.tensors import Array, Arrays
 from edge.contract.errors import ConversionError
 from edge.contract.tensorspec import AxisRange, TensorSpec
@@ -40,8 +41,9 @@ class Source:
         notes: What was inferred, for the report.
         digest: SHA-256 of the file.
         carried: Why the model is carried as its file has it; "" where it is worked on.
-        batch: So many samples the graph takes at once, no more and no less, along the first axis of all inputs and
-            outputs; None where their number is free, or there is no batch axis. `inputs` say ``batch`` in both cases.
+        one_run: How samples go into a run of a graph that takes a fixed number of them, as it says of itself; None
+            where their number is free, or there is no batch axis. `inputs` say ``batch`` in both cases.
+        of_file: The same for the file itself, of which a carried graph may have been made free.
         fill: Made-up inputs on which a carried model runs.
         ranges: Sizes along axes of inputs, by name of the input and position, beyond which the model is known to be
             another than the one that was saved, or not known to be the same.
@@ -58,7 +60,8 @@ class Source:
     notes: tuple[str, ...]
     digest: str
     carried: str = ""
-    batch: int | None = None
+    one_run: OneRun | None = None
+    of_file: OneRun | None = None
     fill: Fill | None = None
     ranges: Mapping[tuple[str, int], AxisRange] = field(default_factory=dict)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,9 @@ from converter.head.split import Head, SplitModel, with_layer_input
 from converter.load.contents import shown
 from converter.load.states import answer_of
 from converter.plan import ConversionPlan
-from converter.program.programs import onnx_program
-from converter.program.tensors import batch_size, select
+from converter.program.one_run import OneRun, one_feed
+from converter.program.programs import one_run_program, onnx_program
+from converter.program.tensors import Arrays, select
 from converter.search.candidates import Candidate
 from converter.verify.axes import MIN_FLOAT_SQNR_DB
 from converter.verify.checks import check_bundle
@@ -31,7 +32,7 @@ from edge.contract.errors import ConversionError
 from edge.contract.manifest import HeadSpec, LearningTrial, Manifest, ParameterSpec
 from edge.contract.projection import projected_length
 from edge.contract.recipe import TrainingRecipe
-from edge.contract.tensorspec import BATCH, AxisRange, TensorSpec
+from edge.contract.tensorspec import AxisRange
 from edge.learning.sgd import BATCH_RATE
 
 _GOLDEN_SAMPLES = 16
@@ -138,8 +139,7 @@ def pack(
         ConversionError: A device would refuse it, or it is too large for the target.
     """
     chosen, head = parts.chosen, parts.parts.head
-    golden = _golden(parts)
-    outputs = onnx_program(chosen.model, "the model", chosen.parameters)(golden)
+    golden, outputs = _golden(parts)
     blobs = {
         m.MODEL: chosen.model.SerializeToString(deterministic=True),
         m.GOLDEN: _tensors(
@@ -161,12 +161,12 @@ def pack(
         blobs[m.STATISTICS] = _tensors(statistics)
     if parts.torchscript is not None:
         blobs[m.TORCHSCRIPT] = parts.torchscript
-    source = parts.original.source
+    source, how = parts.original.source, parts.original.source.one_run
     described = {} if parts.original.preprocessing is None else {"in_graph": parts.original.preprocessing.describe()}
     manifest = Manifest(
         name=shown(plan.output.stem),
-        inputs=_as_taken(parts.original.inputs, source.batch),
-        outputs=_as_taken(parts.original.outputs, source.batch),
+        inputs=parts.original.inputs if how is None else how.taken(parts.original.inputs),
+        outputs=parts.original.outputs if how is None else how.taken(parts.original.outputs),
         class_names=parts.class_names,
         preprocessing={**source.preprocessing, **described},
         quantization=_quantization(chosen, plan),
@@ -176,7 +176,8 @@ def pack(
         created_by=f"edgeloop {__version__}",
         members=members_of(blobs),
         carried=source.carried,
-        fixed_batch=source.batch,
+        fixed_batch=None if how is None else how.size,
+        batch_axes={} if how is None else _elsewhere(how, parts.original),
         states=parts.original.states,
         answer=answer_of(
             plan.answer,
@@ -197,23 +198,24 @@ def pack(
     return Packed(manifest=manifest, blobs=blobs, digest=check_bundle(manifest, blobs))
 
 
-def _as_taken(specs: Sequence[TensorSpec], batch: int | None) -> tuple[TensorSpec, ...]:
-    """Axes as a device has to give them: those of samples have the size that the graph fixes, where it fixes one."""
-    if batch is None:
-        return tuple(specs)
-    return tuple(replace(spec, shape=tuple(batch if axis == BATCH else axis for axis in spec.shape)) for spec in specs)
+def _elsewhere(how: OneRun, original: Original) -> dict[str, int | None]:
+    """By input and output, where its samples lie, if not along its first axis; None for what has no such axis."""
+    axes = {spec.name: how.axes.get(spec.name) for spec in (*original.inputs, *original.outputs)}
+    return {name: axis for name, axis in axes.items() if axis != 0}
 
 
-def _golden(parts: Parts) -> dict[str, npt.NDArray[Any]]:
-    """A few samples: at most 16, and of large ones fewer, but one at least; of a fixed batch as many as it has."""
-    x, inputs = parts.evaluation.samples.x, parts.original.inputs
-    if (batch := parts.original.source.batch) is not None:
-        rows = np.minimum(np.arange(batch), batch_size(x, inputs) - 1)
-        return {name: np.asarray(array, order="C") for name, array in select(x, inputs, rows).items()}
+def _golden(parts: Parts) -> tuple[Arrays, Arrays]:
+    """A few samples and their outputs: at most 16, fewer of large ones, but one at least; of a fixed batch one run."""
+    x, inputs, chosen = parts.evaluation.samples.x, parts.original.inputs, parts.chosen
+    if parts.original.source.one_run is not None:
+        golden = one_feed(chosen.model, x, inputs)
+        found = one_run_program(chosen.model, "the model", chosen.parameters)(golden)
+        return {name: np.asarray(array, order="C") for name, array in golden.items()}, found
     given, made = select(x, inputs, slice(0, 1)), parts.evaluation.reference
     one = sum(array.nbytes for array in (*given.values(), *select(made, parts.original.outputs, slice(0, 1)).values()))
     count = max(1, min(_GOLDEN_SAMPLES, _GOLDEN_BYTES // max(1, one)))
-    return {name: np.asarray(array, order="C") for name, array in select(x, inputs, slice(0, count)).items()}
+    golden = {name: np.asarray(array, order="C") for name, array in select(x, inputs, slice(0, count)).items()}
+    return golden, onnx_program(chosen.model, "the model", chosen.parameters)(golden)
 
 
 def _head_spec(parts: Parts, head: Head, plan: ConversionPlan) -> HeadSpec:

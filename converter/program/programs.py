@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import onnx
 import torch
 from torch import nn
 
+from converter.program.one_run import in_runs, one_run_of
 from converter.program.tensors import Array, Arrays, Run, batch_size, in_batches, join
 from edge.contract.errors import BundleError, ConversionError
 from edge.contract.foreign import foreign, shortage
@@ -117,27 +118,37 @@ def available_threads() -> int:
 
 
 def onnx_program(
-    model: onnx.ModelProto, what: str, constants: Mapping[str, Array] | None = None, threads: int | None = None
+    model: onnx.ModelProto,
+    what: str,
+    constants: Mapping[str, Array] | None = None,
+    threads: int | None = None,
+    config: Mapping[str, str] = EXACT,
 ) -> Run:
     """A graph as a function of named arrays, with exact int8 arithmetic: how this CPU rounds says nothing of others.
 
-    A graph that takes a fixed number of samples is run as often as all samples need.
+    A graph that says that it takes a fixed number of samples is run as often as all samples need.
 
     Args:
         model: The graph.
         what: Its name for messages.
         constants: Inputs that are always the same, such as the parameters of a head.
         threads: `available_threads` when None.
+        config: Of the session.
 
     Raises:
         ConversionError: onnxruntime does not load it.
     """
-    return _program(model.SerializeToString(), what, constants, threads)
+    return in_runs(_program(model.SerializeToString(), what, constants, threads, config), one_run_of(model))
+
+
+def one_run_program(model: onnx.ModelProto, what: str, constants: Mapping[str, Array] | None = None) -> Run:
+    """The same, of exactly as many samples as the graph takes at once."""
+    return _program(model.SerializeToString(), what, constants, None, EXACT)
 
 
 def onnx_file_program(path: Path, constants: Mapping[str, Array] | None = None) -> Run:
-    """An ONNX file as onnxruntime itself reads it, external data and all; see `onnx_program`."""
-    return _program(str(path), str(path), constants, None)
+    """An ONNX file as onnxruntime itself reads it, external data and all, with inputs as it states them."""
+    return _program(str(path), str(path), constants, None, EXACT)
 
 
 def output_shapes(model: onnx.ModelProto) -> dict[str, list[int | str | None]]:
@@ -146,21 +157,17 @@ def output_shapes(model: onnx.ModelProto) -> dict[str, list[int | str | None]]:
     return {output.name: list(output.shape) for output in session.get_outputs()}
 
 
-def _program(model: bytes | str, what: str, constants: Mapping[str, Array] | None, threads: int | None) -> Run:
+def _program(
+    model: bytes | str, what: str, constants: Mapping[str, Array] | None, threads: int | None, config: Mapping[str, str]
+) -> Run:
     try:
-        session = open_onnx(model, what, threads or available_threads(), EXACT)
+        session = open_onnx(model, what, threads or available_threads(), config)
     except BundleError as exc:  # at conversion there is no bundle yet to be distrusted
         raise shortage(exc, f"{what} does not load in onnxruntime") or ConversionError(str(exc)) from exc
     outputs = [output.name for output in session.get_outputs()]
     fixed = dict(constants or {})
-    first = {item.name: item.shape[0] for item in session.get_inputs() if item.shape and isinstance(item.shape[0], int)}
 
     def run(batch: Mapping[str, Array]) -> Arrays:
-        other = {name for name, array in batch.items() if name in first and array.ndim and len(array) != first[name]}
-        sizes = {(len(batch[name]), first[name]) for name in other}
-        if len(sizes) == 1 and 0 not in next(iter(sizes)):
-            return _in_parts(run, batch, other, *next(iter(sizes)))
-
         def failed() -> str:
             shapes = ", ".join(f"{name} {tuple(array.shape)}" for name, array in batch.items())
             return f"{what} does not run on a batch of {shapes}"
@@ -169,18 +176,6 @@ def _program(model: bytes | str, what: str, constants: Mapping[str, Array] | Non
             return dict(zip(outputs, session.run(None, {**batch, **fixed}), strict=True))
 
     return run
-
-
-def _in_parts(run: Run, batch: Mapping[str, Array], names: Container[str], count: int, size: int) -> Arrays:
-    """Run a graph that takes `size` samples at once on `count`, the last part filled up with its last sample."""
-    parts = []
-    for start in range(0, count, size):
-        rows = np.minimum(np.arange(start, start + size), count - 1)
-        parts.append(run({name: array[rows] if name in names else array for name, array in batch.items()}))
-    return {
-        name: np.concatenate([part[name] for part in parts])[:count] if array.ndim and len(array) == size else array
-        for name, array in parts[0].items()
-    }
 
 
 def outputs(run: Run, x: Arrays, inputs: Sequence[TensorSpec], outputs_: Sequence[TensorSpec]) -> Arrays:

@@ -27,9 +27,8 @@ def to_float16(model: onnx.ModelProto) -> onnx.ModelProto:
         warnings.simplefilter("ignore")  # about weights below the smallest float16, which become the smallest
         found: onnx.ModelProto = convert_float_to_float16(copy, keep_io_types=True)
         OnnxModel(found).topological_sort()  # it appends the casts of inputs behind the nodes that read them
-    made = {info.name: info for info in found.graph.output}
     del found.graph.output[:]
-    found.graph.output.extend(made.get(info.name, info) for info in outputs)
+    found.graph.output.extend(outputs)  # with their denotations; their types are kept
     found.graph.initializer.extend(fixed)
     return found
 

@@ -16,8 +16,10 @@ import onnx
 from converter.graph.build import other_floats
 from converter.head.split import joined
 from converter.plan import ConversionPlan
+from converter.program.one_run import one_feed
+from converter.program.programs import onnx_program
 from converter.program.scratch import scratch_folder
-from converter.program.tensors import Arrays, select
+from converter.program.tensors import Arrays
 from converter.quantization.dynamic import quantize_dynamic
 from converter.quantization.float16 import to_float16
 from converter.quantization.int4 import quantize_int4
@@ -31,7 +33,7 @@ from converter.verify.quality import ACCURACY, AGREEMENT, BOXES_KEPT, CORRELATIO
 from edge.contract.errors import ConversionError
 from edge.contract.profile import DeviceProfile
 from edge.inference.onnx_benchmark import Benchmark
-from edge.inference.onnx_session import EXACT, open_onnx
+from edge.inference.onnx_session import EXACT
 from edge.inference.session import sqnr_db
 
 Stage = Callable[[str], None]
@@ -99,7 +101,7 @@ class Search:
         Raises:
             ConversionError: The scheme that was asked for cannot be had, or costs more than the plan allows.
         """
-        sample = select(self._problem.evaluation.samples.x, self._problem.inputs, slice(0, 1))
+        sample = one_feed(self._problem.backbone, self._problem.evaluation.samples.x, self._problem.inputs)
         with scratch_folder() as folder:
             self._bench = Bench(benchmark, folder, sample)
             candidates = self._candidates()
@@ -386,13 +388,10 @@ class Search:
         if platform.machine() != "x86_64":
             return promise, None
         few = self._problem.evaluation.first(_FEW)
-        feeds = {**few.samples.x, **chosen.parameters}
-        names = [spec.name for spec in few.outputs]
-        found = [
-            open_onnx(chosen.model.SerializeToString(), chosen.name, 1, config).run(names, feeds)
+        ratios = [
+            _nearness(few, few.run(onnx_program(chosen.model, chosen.name, chosen.parameters, 1, config)))
             for config in ({}, EXACT)
         ]
-        ratios = [_nearness(few, dict(zip(names, arrays, strict=True))) for arrays in found]
         gap = 0.0 if ratios[0] == ratios[1] else ratios[1] - ratios[0]
         if gap > _SATURATION_DB and (profile.architecture == "aarch64" or profile.quantization.int8_dot_product):
             here = f"{ratios[0]:.1f} dB of the worst column instead of {ratios[1]:.1f} dB"

@@ -60,6 +60,8 @@ def column_axis(spec: TensorSpec, array: Array) -> int | None:
         spec: The output's axes.
         array: Its values on samples.
     """
+    if not array.size:  # no columns, or no rows
+        return None
     places = [i for i in range(array.ndim) if i != spec.batch_axis]
     if not places or (len(places) == 1 and spec.batch_axis is None):
         return None if not places else places[0]

@@ -20,6 +20,7 @@ from converter.load.load import load_source
 from converter.load.source import Source
 from converter.load.states import find_states, may_be_states
 from converter.plan import YES_OR_NO, ConversionPlan
+from converter.program.one_run import in_runs
 from converter.program.programs import onnx_file_program, onnx_program, output_shapes, output_specs, torch_program
 from converter.program.tensors import Array, Arrays, Run, batch_size
 from converter.verify.axes import FreeAxis, Probe, free_axes
@@ -80,7 +81,8 @@ def load_original(plan: ConversionPlan, carried: str = "") -> Original:
         if plan.loss == "auto" and YES_OR_NO not in plan.kinds.values():
             check_not_one_hot(samples.y, data.origin)
     elif source.fill is not None:
-        samples = Samples(source.fill.draw(_CARRIED_SAMPLES * (source.batch or 1)), None)
+        size = 1 if source.one_run is None else source.one_run.size
+        samples = Samples(source.fill.draw(_CARRIED_SAMPLES * size), None)
     else:
         shown = example
         if plan.example is None:
@@ -116,7 +118,7 @@ def load_original(plan: ConversionPlan, carried: str = "") -> Original:
 
 def _carried_program(source: Source, plan: ConversionPlan) -> Run:
     assert isinstance(source.model, onnx.ModelProto)
-    return onnx_file_program(plan.source, constants_in(source.model, plan.constants))
+    return in_runs(onnx_file_program(plan.source, constants_in(source.model, plan.constants)), source.of_file)
 
 
 def _first(plan: ConversionPlan, inputs: tuple[TensorSpec, ...], count: int) -> Arrays | None:
@@ -168,17 +170,20 @@ def carried_outputs(source: Source, run: Run) -> tuple[TensorSpec, ...]:
     """
     assert isinstance(source.model, onnx.ModelProto)
     assert source.fill is not None
-    stated = output_shapes(source.model)
-    one, few = run(source.fill.draw()), run(source.fill.draw(3 * (source.batch or 1), seed=1))
+    how, stated = source.one_run, output_shapes(source.model)
+    count = 3 * (1 if how is None else how.size)
+    one, few = run(source.fill.draw()), run(source.fill.draw(count, seed=1))
     specs = []
     for name, array in one.items():
         if str(array.dtype) not in DTYPES:
             raise ConversionError(f"the output {name} is {array.dtype}, expected one of {', '.join(DTYPES)}")
+        grown = [i for i, pair in enumerate(zip(array.shape, few[name].shape, strict=False)) if pair == (1, count)]
+        batch = grown[0] if grown and source.fill.has_batch else None
+        known = stated[name] if how is None or how.axes.get(name, 0) is not None else [None, *stated[name]]
         axes: list[int | str] = []
         for i, size in enumerate(array.shape):
-            is_batch = i == 0 and source.fill.has_batch
-            known = i < len(stated[name]) and stated[name][i] == size == few[name].shape[i]
-            axes.append(BATCH if is_batch else size if known else axis_name("", name, i))
+            is_known = i < len(known) and known[i] == size == few[name].shape[i]
+            axes.append(BATCH if i == batch else size if is_known else axis_name("", name, i))
         specs.append(TensorSpec(name=name, dtype=str(array.dtype), shape=tuple(axes)))
     return tuple(specs)
 

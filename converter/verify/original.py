@@ -243,10 +243,13 @@ def with_preprocessing(model: onnx.ModelProto, original: Original) -> onnx.Model
         return model
     first = original.source.inputs[0]
     front = preprocessing_onnx(original.preprocessing, first).graph
-    return make_model(
+    found = make_model(
         "model",
         [*front.node, *(renamed(node, {first.name: front.output[0].name}) for node in model.graph.node)],
         [*front.input, *(info for info in model.graph.input if info.name != first.name)],
         list(model.graph.output),
         [*front.initializer, *model.graph.initializer],
     )
+    if original.source.one_run is not None:
+        original.source.one_run.state(found, {})
+    return found

@@ -16,7 +16,6 @@ from edge.contract.errors import BundleError, ConfigError, run_to_exit
 
 if TYPE_CHECKING:
     from edge.contract.bundle import Bundle
-    from edge.contract.tensorspec import TensorSpec
 
 _PATH = click.Path(path_type=Path)
 
@@ -151,10 +150,7 @@ def run(path: Path, arrays: Path, output: Path, threads: int, batch: int) -> Non
     manifest = session.manifest
     given = read_arrays(arrays)
     first = {pair.input: given.pop(pair.input) for pair in manifest.states if pair.input in given}
-    samples, made = (
-        [_along_first(spec) if manifest.fixed_batch is not None else spec for spec in specs]
-        for specs in (manifest.sample_inputs, manifest.outputs)
-    )
+    samples, made = manifest.together(manifest.sample_inputs), manifest.together(manifest.outputs)
     inputs = fitted(given, samples)
     initial = fitted(first, [spec for spec in manifest.inputs if spec.name in first]) if first else {}
     for spec in manifest.inputs:
@@ -180,20 +176,13 @@ def run(path: Path, arrays: Path, output: Path, threads: int, batch: int) -> Non
     joined = {
         spec.name: found[-1][spec.name]
         if spec.batch_axis is None or spec.name in last
+        else np.stack([outputs[spec.name] for outputs in found])
+        if manifest.batch_axes.get(spec.name, 0) is None
         else np.concatenate([outputs[spec.name] for outputs in found], axis=spec.batch_axis)
         for spec in made
     }
     write_arrays(output, joined)
     click.echo(f"wrote {output}: " + ", ".join(f"{name} {tuple(a.shape)}" for name, a in joined.items()))
-
-
-def _along_first(spec: TensorSpec) -> TensorSpec:
-    """Of many samples, where a model takes a fixed number of them at once."""
-    from dataclasses import replace
-
-    from edge.contract.tensorspec import BATCH
-
-    return replace(spec, shape=(BATCH, *spec.shape[1:]))
 
 
 @bundle.command()

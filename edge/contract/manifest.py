@@ -18,7 +18,7 @@ from edge.contract.digest import is_digest
 from edge.contract.errors import BundleError
 from edge.contract.projection import Projection
 from edge.contract.recipe import TrainingRecipe
-from edge.contract.tensorspec import BATCH, AxisRange, TensorSpec
+from edge.contract.tensorspec import BATCH, MAX_AXES, AxisRange, TensorSpec
 
 FORMAT = "edgeloop-bundle"
 SCHEMA_VERSION = 3
@@ -190,8 +190,10 @@ class Manifest:
         members: Digest and size by role.
         carried: Why the model is in the bundle as its file has it, neither quantized nor with a head; "" where it was
             worked on.
-        fixed_batch: So many samples the graph takes at once, along the first axis of every input and output; None where
-            an axis named ``batch`` is free, or the model has no batch axis.
+        fixed_batch: So many samples the graph takes at once, along the first axis of every input and output unless
+            `batch_axes` say otherwise; None where an axis named ``batch`` is free, or the model has no batch axis.
+        batch_axes: Where `fixed_batch` is not None, by input and output the axis along which its samples lie if that is
+            not the first; None for an input that is the same for all samples, and for an output without such an axis.
         states: What goes from each sample to the next of its stream; empty when samples do not depend on each other.
         constants: Inputs of the source model that became constants of the graph, by name, for people.
         answer: Name of the output that is for people; None where the converter did not say.
@@ -212,6 +214,7 @@ class Manifest:
     members: Mapping[str, Member]
     carried: str = ""
     fixed_batch: int | None = None
+    batch_axes: Mapping[str, int | None] = field(default_factory=dict)
     states: tuple[StatePair, ...] = ()
     constants: Mapping[str, Any] = field(default_factory=dict)
     answer: str | None = None
@@ -235,6 +238,18 @@ class Manifest:
         if any(spec.batch_axis is not None for spec in self.inputs):
             return "free"
         return "no batch axis" if self.fixed_batch is None else f"fixed at {self.fixed_batch}"
+
+    def together(self, specs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
+        """Inputs or outputs of many samples: of a fixed batch, those of several runs put together."""
+        if self.fixed_batch is None:
+            return tuple(specs)
+        found = []
+        for spec in specs:
+            axis = self.batch_axes.get(spec.name, 0)
+            shape = tuple(BATCH if i == axis else size for i, size in enumerate(spec.shape))
+            alone = axis is None and self.fixed_batch == 1 and spec in self.outputs
+            found.append(dataclasses.replace(spec, shape=(BATCH, *shape) if alone else shape))
+        return tuple(found)
 
     def output(self, name: str) -> TensorSpec:
         """The output of this name."""
@@ -264,6 +279,7 @@ class Manifest:
                 },
                 **({"carried": self.carried} if self.carried else {}),
                 **({} if self.fixed_batch is None else {"fixed_batch": self.fixed_batch}),
+                **({"batch_axes": dict(self.batch_axes)} if self.batch_axes else {}),
                 # Only where there are some: a manifest without them is what it was before they were known.
                 **({"states": [dataclasses.asdict(pair) for pair in self.states]} if self.states else {}),
                 **({"constants": dict(self.constants)} if self.constants else {}),
@@ -510,6 +526,14 @@ def _fixed_batch(value: dict[str, Any]) -> int | None:
     return found
 
 
+def _batch_axes(value: dict[str, Any]) -> dict[str, int | None]:
+    found = _take(value, "batch_axes", dict) if "batch_axes" in value else {}
+    for name, axis in found.items():
+        if axis is not None and (type(axis) is not int or not 0 <= axis < MAX_AXES):
+            raise ValueError(f"batch_axes: {axis!r} is no axis of {name}")
+    return dict(found)
+
+
 def _decode(value: dict[str, Any]) -> Manifest:
     head = _take(value, "head", (dict, type(None)))
     manifest = Manifest(
@@ -526,6 +550,7 @@ def _decode(value: dict[str, Any]) -> Manifest:
         members=_decode_members(_take(value, "members", dict)),
         carried=_take(value, "carried", str) if "carried" in value else "",
         fixed_batch=_fixed_batch(value),
+        batch_axes=_batch_axes(value),
         states=_decode_states(value),
         constants=_take(value, "constants", dict) if "constants" in value else {},
         answer=_take(value, "answer", str) if "answer" in value else None,
