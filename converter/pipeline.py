@@ -27,7 +27,6 @@ from converter.plan import ConversionPlan
 from converter.program.one_run import one_feed
 from converter.program.programs import available_threads
 from converter.program.scratch import scratch_folder
-from converter.program.tensors import select
 from converter.quantization.layers import optimize
 from converter.quantization.saturation import layers_with_least_weight
 from converter.report.describe import describe, lasting

@@ -64,21 +64,21 @@ def _joined_by(both: Array, alone: Sequence[Array]) -> Together:
     return Together.ONE_AT_ONCE if is_squeezed else Together.OTHER
 
 
-def fixed_batch(specs: Sequence[TensorSpec]) -> OneRun | None:
-    """Where the samples of inputs without a free batch axis lie, None where that cannot be said.
+def fixed_batches(specs: Sequence[TensorSpec]) -> list[OneRun]:
+    """Where the samples of inputs without a free batch axis may lie, the likeliest first; none where nothing says it.
 
     Their number is the first axis of the first input. Other inputs have them along an axis of that size, the first one
     or, as recurrent states do, another; those that have none are the same for all samples.
     """
-    first = next((spec.shape[0] for spec in specs if spec.shape), None)
-    if not isinstance(first, int) or first < 1:
-        return None
-    axes: dict[str, int | None] = {}
-    for spec in specs:
-        axis = next((i for i, size in enumerate(spec.shape) if size == first), None)
-        if axis is not None:
-            axes[spec.name] = axis
-    return OneRun(size=first, axes=axes)
+    first = next((spec for spec in specs if spec.shape), None)
+    size = None if first is None else first.shape[0]
+    if first is None or not isinstance(size, int) or size < 1:
+        return []
+    places = {spec.name: [i for i, axis in enumerate(spec.shape) if axis == size] for spec in specs} | {first.name: [0]}
+    return [
+        OneRun(size=size, axes={name: found[min(place, len(found) - 1)] for name, found in places.items() if found})
+        for place in range(max(map(len, places.values())))
+    ]
 
 
 def with_batch(specs: Sequence[TensorSpec], how: OneRun) -> tuple[TensorSpec, ...]:

@@ -25,7 +25,7 @@ from converter.graph.order import sort_nodes
 from converter.load.constants import bind_onnx, constants_in
 from converter.load.free_batch import (
     Together,
-    fixed_batch,
+    fixed_batches,
     freed,
     has_samples,
     near,
@@ -105,7 +105,7 @@ def read_onnx(path: Path, given: Given) -> OnnxFile:
     if any(BATCH in spec.shape for spec in specs):
         arranged = _stated_free(model, specs, original, lambda found: _given_or_made_up(found, original, given))
     else:
-        arranged = _stated_fixed(model, specs, original, _fill(specs, original, given))
+        arranged = _stated_fixed(model, specs, original, _fill(specs, original, given), rewritten=True)
     if arranged is None:
         raise ConversionError(f"no axis of the inputs is one of samples, {_described(specs)}; {_ADVICE}")
     model, specs, notes = arranged.model, arranged.fill.specs, notes + arranged.notes
@@ -142,7 +142,7 @@ def carry_onnx(path: Path, given: Given) -> OnnxFile:
         arranged = _stated_free(model, specs, original, lambda found: _fill(found, original, given))
     else:
         fill = _fill(specs, original, given)
-        arranged = _stated_fixed(model, specs, original, fill)
+        arranged = _stated_fixed(model, specs, original, fill, rewritten=False)
     if arranged is not None and arranged.of_file is None and not works_on_batches(original, arranged.fill):
         arranged = None
     if arranged is None and stated_free:
@@ -237,28 +237,36 @@ def _fixed(model: onnx.ModelProto, how: OneRun, run: Run, fill: Fill) -> _Arrang
     return _Arranged(model=model, of_file=how, one_run=how, fill=fill, notes=[_fixed_note(how.size)])
 
 
-def _stated_fixed(model: onnx.ModelProto, specs: tuple[TensorSpec, ...], run: Run, fill: Fill) -> _Arranged | None:
-    """Where the samples of a graph lie that takes a fixed number, None where there are none."""
-    how = fixed_batch(specs)
-    if how is None:
-        return None
-    many = replace(fill, specs=with_batch(specs, how))
-    try:
-        how = with_outputs(how, run, many)
-    except ConversionError:
-        return None
-    opened = freed(model, how, run, many)
-    if opened is None:  # initial states and sizes that are written down for so many samples may go
+def _stated_fixed(
+    model: onnx.ModelProto, specs: tuple[TensorSpec, ...], run: Run, fill: Fill, *, rewritten: bool
+) -> _Arranged | None:
+    """Where the samples of a graph lie that takes a fixed number, None where there are none.
+
+    Args:
+        model: The graph.
+        specs: As the file states them.
+        run: The file.
+        fill: Inputs on which it runs.
+        rewritten: Whether the graph may be written anew, if it is not free as it stands.
+    """
+    fixed: _Arranged | None = None
+    for inputs in fixed_batches(specs):
+        many = replace(fill, specs=with_batch(specs, inputs))
         try:
-            opened = freed(canonical(model), how, run, many)
+            how = with_outputs(inputs, run, many)
+            opened = freed(model, how, run, many)
+            if opened is None and rewritten:  # initial states and sizes that are written down may go
+                opened = freed(canonical(model), how, run, many)
         except ConversionError:
-            opened = None
-    if opened is not None:
-        state_types(opened, many.specs)
-        return _Arranged(model=opened, of_file=how, one_run=None, fill=many, notes=[_freed_note(how.size)])
-    if not has_samples(run, how, many):
-        return None
-    return _fixed(model, how, run, many)
+            continue
+        if opened is not None:
+            state_types(opened, many.specs)
+            return _Arranged(model=opened, of_file=how, one_run=None, fill=many, notes=[_freed_note(how.size)])
+        if fixed is None and has_samples(run, how, many):
+            copy = onnx.ModelProto()
+            copy.CopyFrom(model)
+            fixed = _fixed(copy, how, run, many)
+    return fixed
 
 
 def _with_hidden_batch(specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
@@ -350,8 +358,8 @@ def _rank(info: onnx.ValueInfoProto) -> int:
 
 def _fill(specs: tuple[TensorSpec, ...], run: Run, given: Given) -> Fill:
     """Inputs on which the graph runs: real ones, where they are given, else made up."""
-    how = fixed_batch(specs)
-    many = specs if how is None or any(BATCH in spec.shape for spec in specs) else with_batch(specs, how)
+    fixed = [] if any(BATCH in spec.shape for spec in specs) else fixed_batches(specs)
+    many = with_batch(specs, fixed[0]) if fixed else specs
     try:
         real = given.real(many, _REAL)
     except ConfigError:

@@ -70,7 +70,7 @@ def trainable_part(original: Original, model: onnx.ModelProto, plan: ConversionP
         why = f"the graph takes {at_once} at once, and devices learn on many; export it with a free batch axis"
         if plan.trainable != "auto":
             raise ConversionError(f"--trainable {plan.trainable}: {why}")
-        return Trainable(parts=whole(exported.model), recipe=recipe, training=None, note=f"nothing is trainable: {why}")
+        return Trainable(parts=whole(model), recipe=recipe, training=None, note=f"nothing is trainable: {why}")
     module = original.source.model
     named = [] if isinstance(module, onnx.ModelProto) else [name for name, _ in module.named_parameters()]
     groups = trainable_groups(model, named)

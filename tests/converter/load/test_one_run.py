@@ -1,0 +1,138 @@
+"""Where the samples of an ONNX file lie: made free, found behind an axis without a name, or given one run at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from click.testing import CliRunner
+
+from converter.pipeline import convert
+from edge.cli.bundle import bundle as command
+from edge.contract.bundle import Bundle
+from edge.contract.errors import ConversionError
+from edge.inference.onnx_benchmark import Benchmark
+from edge.inference.onnx_session import OnnxSession
+from tests.converter.load.test_carried import graph, node
+from tests.converter.models import plan
+
+RNG = np.random.default_rng(3)
+IN, HIDDEN = 12, 24
+WEIGHTS = {
+    "w": RNG.standard_normal((1, 3 * HIDDEN, IN)).astype(np.float32) / 4,
+    "r": RNG.standard_normal((1, 3 * HIDDEN, HIDDEN)).astype(np.float32) / 4,
+    "v": RNG.standard_normal((HIDDEN, 3)).astype(np.float32) / 4,
+    "u": RNG.standard_normal((IN, 64)).astype(np.float32) / 4,
+    "u2": RNG.standard_normal((64, 5)).astype(np.float32) / 4,
+    "one": np.ones((1, IN), np.float32),
+}
+
+
+@pytest.fixture(scope="module")
+def benchmark_server() -> Iterator[Benchmark]:
+    with Benchmark() as running:
+        yield running
+
+
+def built_in(size: int) -> onnx.ModelProto:
+    """Two layers behind a mean that was written down for so many samples."""
+    weights = {name: WEIGHTS[name] for name in ("u", "u2")} | {"c": np.zeros((size, IN), np.float32)}
+    nodes = [node("Concat", "x c", "k", axis=1), node("Split", "k", "a b", axis=1, num_outputs=2)]
+    nodes += [node("Add", "a b", "s"), node("MatMul", "s u", "h"), node("Relu", "h", "g"), node("MatMul", "g u2", "y")]
+    return graph(nodes, {"x": [size, IN]}, {"y": [size, 5]}, weights)
+
+
+def squeezed() -> onnx.ModelProto:
+    """Its batch is said to be free, but all axes of one are taken off the answer."""
+    weights = {name: WEIGHTS[name] for name in ("u", "u2")}
+    nodes = [node("MatMul", "x u", "h"), node("Relu", "h", "g"), node("MatMul", "g u2", "k")]
+    nodes += [node("ReduceMax", "k last", "m", keepdims=1), node("Squeeze", "m", "y")]
+    return graph(nodes, {"x": ["n", IN]}, {"y": []}, weights | {"last": np.array([1])})
+
+
+def with_state(batch: Any, state: list[Any], *, open_: bool = True) -> onnx.ModelProto:
+    """A GRU on one step; where it is not `open_`, its state goes through a reshape for one stream."""
+    weights = {name: WEIGHTS[name] for name in ("w", "r", "v")} | {"zero": np.array([0])}
+    if not open_:
+        weights["shape"] = np.array([1, 1, HIDDEN])
+    nodes = [node("Unsqueeze", "x zero", "t")]
+    nodes += [] if open_ else [node("Reshape", "h0 shape", "h1")]
+    reads = ["t", "w", "r", "", "", "h0" if open_ else "h1"]
+    nodes.append(onnx.helper.make_node("GRU", reads, ["s", "hN"], "gru", hidden_size=HIDDEN))
+    nodes += [node("Squeeze", "hN zero", "q"), node("MatMul", "q v", "y")]
+    return graph(nodes, {"x": [batch, IN], "h0": state}, {"y": [batch, 3], "hN": state}, weights)
+
+
+def saved(folder: Path, model: onnx.ModelProto) -> Path:
+    path = folder / "m.onnx"
+    onnx.save(model, path)
+    return path
+
+
+def one_by_one(path: Path, x: np.ndarray, size: int, output: int = 0) -> np.ndarray:
+    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return np.stack([session.run(None, {"x": x[i : i + size]})[output] for i in range(0, len(x), size)])
+
+
+def test_a_batch_that_cannot_be_freed_is_quantized_one_run_at_a_time(
+    tmp_path: Path, benchmark_server: Benchmark
+) -> None:
+    x = RNG.standard_normal((96, IN)).astype(np.float32)
+    np.savez(tmp_path / "x.npz", x=x)
+    for model, size in ((built_in(1), 1), (built_in(3), 3), (squeezed(), 1)):
+        path = saved(tmp_path, model)
+        data = {"calibration": str(tmp_path / "x.npz"), "max_drop": 5.0}
+        report = convert(plan(path, quantize="int8", **data), benchmark=benchmark_server).report
+        bundle = Bundle.open(path.with_suffix(".edge"))
+        manifest = bundle.manifest
+        assert (manifest.fixed_batch, manifest.carried, manifest.head) == (size, "", None)
+        assert manifest.quantization["scheme"] == "int8"
+        assert manifest.quantization["int8_layers"] == 2
+        assert any("devices give" in note for note in report["notes"])
+        wanted = one_by_one(path, x, size)
+        session = OnnxSession(bundle)
+        found = np.stack([session.run({"x": x[i : i + size]})["y"] for i in range(0, len(x), size)])
+        assert found.shape == wanted.shape
+        error, signal = np.square(found - wanted).mean(), np.square(wanted).mean()
+        assert 1e-7 < error / signal < 1e-2  # int8, and right
+        target = tmp_path / "out.npz"
+        done = CliRunner().invoke(command, ["run", str(bundle.path), str(tmp_path / "x.npz"), "--output", str(target)])
+        assert done.exit_code == 0, done.output
+        np.testing.assert_allclose(np.load(target)["y"], found.reshape(np.load(target)["y"].shape), atol=1e-6)
+        with pytest.raises(ConversionError, match=r"samples? at once, and devices learn on many"):
+            convert(plan(path, trainable="last:1", quantize="none"), benchmark=benchmark_server)
+
+
+def test_states_have_their_samples_where_recurrent_layers_have_them(
+    tmp_path: Path, benchmark_server: Benchmark
+) -> None:
+    kinds = {
+        "fixed everywhere": (with_state(1, [1, 1, HIDDEN]), "free"),
+        "fixed in the state alone": (with_state("n", [1, 1, HIDDEN]), "free"),
+        "without a name": (with_state("n", [1, "?", HIDDEN]), "free"),
+        "built in": (with_state("n", [1, 1, HIDDEN], open_=False), "fixed at 1"),
+    }
+    for what, (model, batch) in kinds.items():
+        path = saved(tmp_path, model)
+        convert(plan(path, quantize="none"), benchmark=benchmark_server)
+        bundle = Bundle.open(path.with_suffix(".edge"))
+        assert bundle.manifest.batch == batch, what
+        axes = [spec.batch_axis for spec in bundle.manifest.inputs]
+        assert axes == ([0, 1] if batch == "free" else [None, None]), what
+        given = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+        x = RNG.standard_normal((3, IN)).astype(np.float32)
+        h = RNG.standard_normal((1, 3, HIDDEN)).astype(np.float32)
+        session = OnnxSession(bundle)
+        alone = [{"x": x[i : i + 1], "h0": h[:, i : i + 1]} for i in range(3)]
+        for one in alone:
+            for name, wanted in zip(("y", "hN"), given.run(None, one), strict=True):
+                np.testing.assert_allclose(session.run(one)[name], wanted, rtol=1e-4, atol=1e-6, err_msg=what)
+        if batch == "free":
+            many = session.run({"x": x, "h0": h})
+            np.testing.assert_allclose(many["y"], np.concatenate([session.run(one)["y"] for one in alone]), atol=1e-6)
+            assert [(pair.input, pair.output) for pair in bundle.manifest.states] == [("h0", "hN")], what
