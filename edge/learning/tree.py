@@ -75,7 +75,7 @@ def _flatten(value: Any, path: str, found: Arrays) -> None:
         found[path] = np.array(value, _SCALARS[type(value)])
     elif isinstance(value, str):
         found[path] = _bytes(value)
-    elif is_dataclass(value):
+    elif is_dataclass(value) and not isinstance(value, type):
         for field in fields(value):
             _flatten(getattr(value, field.name), _join(path, field.name), found)
     elif isinstance(value, tuple):
@@ -111,7 +111,7 @@ def _build(like: Any, hint: Any, path: str, left: Arrays) -> Any:
     if may_be_none and path in left and left[path].dtype == np.bool_ and left[path].shape == (0,):
         del left[path]
         return None
-    if is_dataclass(like):
+    if is_dataclass(like) and not isinstance(like, type):
         hints = _hints(type(like))
         parts = {
             field.name: _build(getattr(like, field.name), hints[field.name], _join(path, field.name), left)
