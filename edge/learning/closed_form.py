@@ -7,13 +7,18 @@ what the fleet merged. `own` is all that this device ever learned. `included` is
 Forgetting is done by letting newer samples count more: with the factor f, sample t is worth ``f^-t``, and the sums are
 divided by what the newest is worth when they leave this file. Then no matrix is scaled at each sample.
 
+The factor of the sums (`edge.learning.solve.Factor`) is dear to make and cheap to keep up to date, and it is no part of
+what is known: it follows from it, digit by digit. The newest samples wait in a `Block` beside the sums; the factor is
+made of the sums, and each sample of the block added to it in turn. When there are too many of them, or rho moves, they
+go into the sums. So whoever goes on from a saved value goes on as if nothing had happened.
+
 Only `own` grows. What came from elsewhere or was sent is kept as it came or went, in float32.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,25 +29,153 @@ from edge.contract.manifest import LinearLayer
 from edge.contract.projection import Projection
 from edge.contract.training import FloatArray, Parameters
 from edge.learning.changes import KEPT_CONTRIBUTIONS
-from edge.learning.learner import State, check_batch, part, take, take_integers, take_like
+from edge.learning.learner import State, check_batch
 from edge.learning.solve import UNSEEN_LOGIT, Factor, Method, head_of
-from edge.learning.statistics import HeadStatistics, Matrix, PackedStatistics, of_triangle, upper_triangle
+from edge.learning.statistics import HeadStatistics, Matrix, PackedStatistics, difference
 from edge.learning.task import Targets, Task
 
 # What the shipped statistics are worth. 20 to 70 was right on several tasks (docs/learning.md).
 PRIOR_SAMPLES = 20.0
 # What everything from before is worth once the world was seen to change.
 TRUSTED_PAST = 20.0
-# Samples that are added to the Gram matrix in one product: nine times cheaper than one by one.
-_BLOCK = 32
+# Samples that wait beside the sums: so many, or half of the features. The factor is made anew in O(d³) when they go
+# into the sums: over d / 2 samples that is what adding each of them costs anyway.
+_LEAST_BLOCK = 32
 _LARGEST_GAIN = 1e6
+# Less than this is no sample.
+_NOTHING = 1e-9
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Block:
+    """Samples that are not in the sums yet.
+
+    Attributes:
+        features: ``(n, d)`` float32.
+        targets: ``(n, n_outputs)`` float32.
+        weights: ``(n,)`` float64, what each is worth in the sums, above 0.
+    """
+
+    features: FloatArray
+    targets: FloatArray
+    weights: Matrix
+
+    @classmethod
+    def empty(cls, n_features: int, n_outputs: int) -> Block:
+        """Without samples."""
+        return cls(np.zeros((0, n_features), np.float32), np.zeros((0, n_outputs), np.float32), np.zeros(0))
+
+    def __len__(self) -> int:
+        return len(self.weights)
+
+    def followed_by(self, other: Block) -> Block:
+        """With further samples behind these."""
+        return Block(
+            np.concatenate([self.features, other.features]),
+            np.concatenate([self.targets, other.targets]),
+            np.concatenate([self.weights, other.weights]),
+        )
+
+    def rows(self, start: int, stop: int) -> Block:
+        """Some of them."""
+        return Block(self.features[start:stop], self.targets[start:stop], self.weights[start:stop])
+
+    @property
+    def statistics(self) -> HeadStatistics:
+        """Of these samples."""
+        return HeadStatistics.of_targets(self.features, self.targets, self.weights)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class SentStatistics:
+    """A contribution that may still be on its way.
+
+    Attributes:
+        version: Samples that had been learned when it was sent.
+        statistics: What was sent.
+    """
+
+    version: int
+    statistics: PackedStatistics
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class StatisticsKnowledge:
+    """All that `StatisticsLearner` knows. No array of it is ever written into.
+
+    Attributes:
+        n_samples: Labelled samples learned.
+        gain: What the newest sample is worth in the sums.
+        base, own, included: The sums; see the module. `own` is float64.
+        included_version: Samples that had been learned when what is included was sent.
+        block: The newest samples.
+        sent: Contributions on their way, oldest first.
+        given: The layer as it was given, live until the next sample comes; None where the sums determine it.
+        offset: What a head that came without statistics has above the one that the sums determine.
+    """
+
+    n_samples: int
+    gain: float
+    base: PackedStatistics
+    own: PackedStatistics
+    included: PackedStatistics
+    included_version: int
+    block: Block
+    sent: tuple[SentStatistics, ...]
+    given: Mapping[str, FloatArray] | None
+    offset: Mapping[str, FloatArray] | None
+
+    def __post_init__(self) -> None:
+        if self.n_samples < 0 or self.included_version < 0 or not 1.0 <= self.gain <= _LARGEST_GAIN:
+            raise LearningError("what was learned has a number of samples or a gain that cannot be")
+
+    @property
+    def n_outputs(self) -> int:
+        """Classes, or quantities."""
+        return int(self.own.moment.shape[1])
+
+    @property
+    def n_known(self) -> float:
+        """Samples and pseudo-samples in the sums that the head is solved from."""
+        return self.base.n_samples + self.own.n_samples - self.included.n_samples
+
+    def has_sums_of(self, other: StatisticsKnowledge) -> bool:
+        """Whether the head follows from the very same sums and samples."""
+        mine, others = ((each.base, each.own, each.included, each.block) for each in (self, other))
+        return all(one is two for one, two in zip(mine, others, strict=True))
+
+    def total(self) -> HeadStatistics:
+        """What the head is solved from, but for the block."""
+        return difference(self.base, self.own, self.included)
+
+    def settled(self) -> StatisticsKnowledge:
+        """The same with the block in the sums."""
+        if not len(self.block):
+            return self
+        return replace(self, own=self.own.plus(self.block.statistics), block=self.block.rows(0, 0))
+
+    def scaled(self, scale: float) -> StatisticsKnowledge:
+        """All sums but the contributions multiplied."""
+        settled = self.settled()
+        return replace(settled, base=settled.base * scale, own=settled.own * scale, included=settled.included * scale)
+
+    def rescaled(self, gain: float) -> StatisticsKnowledge:
+        """The same when what would have this gain has one of 1."""
+        scale = 1.0 / gain
+        sent = tuple(replace(each, statistics=each.statistics * scale) for each in self.sent)
+        return replace(self.scaled(scale), sent=sent, gain=1.0)
+
+    def own_as_sent(self) -> PackedStatistics:
+        """All that was learned here, in float32."""
+        return self.settled().own.rounded(self.gain)
 
 
 class StatisticsLearner:
     """A linear layer from its statistics; see the module and `edge.learning.solve`.
 
-    Memory at the most, `BYTES_PER_SQUARE` in units of (d + 1)²: `own` and the factor 8 each, six packed sums 2 each,
-    and while a factor is made anew instead of the old one the total, the scatter, its inverse and what that takes.
+    Memory at the most, `BYTES_PER_SQUARE` in units of (d + 1)²: `own` 4, the factor 8, the block 2, six packed sums 2
+    each; while a batch is learned `own` once more; and while a factor is made anew instead of the old one the total,
+    the scatter, its inverse and what that takes.
 
     Args:
         head: Names of the weight and the bias.
@@ -68,164 +201,224 @@ class StatisticsLearner:
     ) -> None:
         self._head = head
         self._names = [head.weight, *([] if head.bias is None else [head.bias])]
-        self._live = {name: shipped[name].copy() for name in self._names}
-        self._task = task
+        self._recipe = task.recipe
         self._n_features = self._n_statistics = shipped[head.weight].shape[1]
         self._projection = projection
         if projection is not None:
             self._n_statistics = projection.n_projected
         self._method = method
         self._forgetting = forgetting
-        self._own = HeadStatistics.empty(self._n_statistics, task.n_outputs)
-        self._base = self._included = self._nothing()
-        if prior is not None and prior.n_samples > 0:
-            self._base = PackedStatistics.of(prior, PRIOR_SAMPLES / prior.n_samples)
-        self._included_version = 0
-        self._sent: deque[tuple[int, PackedStatistics]] = deque(maxlen=KEPT_CONTRIBUTIONS)
-        self._offset: Parameters | None = None
-        self._gain = 1.0  # what the newest sample is worth in the sums
-        self._block: list[tuple[Matrix, Matrix, float]] = []  # samples that are not in `own` yet
+        self._longest = max(_LEAST_BLOCK, self._n_statistics // 2)
+        nothing = PackedStatistics.empty(self._n_statistics, task.n_outputs)
+        has_prior = prior is not None and prior.n_samples > 0
+        self._value = StatisticsKnowledge(
+            n_samples=0,
+            gain=1.0,
+            base=PackedStatistics.of(prior, PRIOR_SAMPLES / prior.n_samples) if prior and has_prior else nothing,
+            own=PackedStatistics.empty(self._n_statistics, task.n_outputs, np.float64),
+            included=nothing,
+            included_version=0,
+            block=Block.empty(self._n_statistics, task.n_outputs),
+            sent=(),
+            given={name: shipped[name].copy() for name in self._names},
+            offset=None,
+        )
+        # What follows from the value, as far as it was asked for.
         self._factor: Factor | None = None
-        self._is_solved = True
-        self.n_samples = 0
+        self._solved: Parameters | None = None
 
-    def _nothing(self) -> PackedStatistics:
-        return PackedStatistics.of(HeadStatistics.empty(self._n_statistics, self._task.n_outputs))
+    @property
+    def value(self) -> StatisticsKnowledge:
+        """See `edge.learning.learner.Learner.value`."""
+        return self._value
+
+    def load(self, value: Any) -> None:
+        """See `edge.learning.learner.Learner.load`."""
+        if not isinstance(value, StatisticsKnowledge) or len(value.own.moment) != self._n_statistics + 1:
+            raise LearningError("what is to be loaded is not what this learner knows")
+        if value is not self._value:
+            self._become(value)
+
+    def template(self, n_outputs: int) -> StatisticsKnowledge:
+        """See `edge.learning.learner.Learner.template`."""
+        packed = PackedStatistics.empty(self._n_statistics, n_outputs)
+        shapes = (n_outputs, self._n_features), (n_outputs,)
+        layer = {name: np.empty(shape, np.float32) for name, shape in zip(self._names, shapes, strict=False)}
+        return StatisticsKnowledge(
+            n_samples=0,
+            gain=1.0,
+            base=packed,
+            own=PackedStatistics.empty(self._n_statistics, n_outputs, np.float64),
+            included=packed,
+            included_version=0,
+            block=Block.empty(self._n_statistics, n_outputs),
+            sent=(SentStatistics(0, packed),),
+            given=layer,
+            offset=layer,
+        )
+
+    @property
+    def n_samples(self) -> int:
+        """See `edge.learning.learner.Learner.n_samples`."""
+        return self._value.n_samples
+
+    @property
+    def n_contributed(self) -> int:
+        """See `edge.learning.learner.Learner.n_contributed`: all of them."""
+        return self._value.n_samples
+
+    @property
+    def _task(self) -> Task:
+        return Task(self._recipe, self._value.n_outputs)
+
+    def _become(
+        self, value: StatisticsKnowledge, factor: Factor | None = None, solved: Parameters | None = None
+    ) -> None:
+        """Know something else; with what follows from it, where that is at hand."""
+        self._value, self._factor, self._solved = value, factor, solved
+
+    # Learning
 
     def learn_many(
         self, features: FloatArray, targets: npt.NDArray[Any], weights: npt.NDArray[Any] | None = None
     ) -> None:
         """See `edge.learning.learner.Learner.learn_many`."""
-        features, targets, weights = check_batch(features, targets, weights, (self._n_features,), self._task)
-        features = self._projected(features)
-        matrix, groups = self._task.matrix(targets).astype(np.float64), self._task.groups(targets)
-        sums = self._base, self._own, self._included, self._sent.copy(), self._gain
-        before = list(self._block), self.n_samples, self._is_solved
-        try:
-            for x, target, group, weight in zip(
-                features.astype(np.float64), matrix, groups, weights.astype(np.float64), strict=True
-            ):
-                self._learn(x, target, int(group), float(weight))
-            if weights.any():  # a label that is not trusted at all says nothing
-                self._is_solved = False
-                self.parameters()  # what these samples make impossible to solve is refused with them
-        except BaseException:
-            self._base, self._own, self._included, self._sent, self._gain = sums
-            self._block, self.n_samples, self._is_solved = before
-            self._factor = None
-            raise
+        task = self._task
+        features, targets, weights = check_batch(features, targets, weights, (self._n_features,), task)
+        n_samples = self._value.n_samples + len(features)
+        says = weights > 0  # a label that is not trusted at all says nothing
+        if not says.any():
+            self._become(replace(self._value, n_samples=n_samples), self._factor, self._solved)
+            return
+        if not says.all():
+            features, targets, weights = features[says], targets[says], weights[says]
+        before, batch = self._worth(Block(self._projected(features), task.matrix(targets), weights.astype(np.float64)))
+        value, factor = self._added(replace(before, n_samples=n_samples), batch, task.groups(targets))
+        if value.given is not None and factor is not None:
+            value = replace(value, given=None)
+        # What these samples make impossible to solve is refused with them.
+        self._become(value, factor, None if factor is None else self._head_of(value, factor))
 
     def _projected(self, features: FloatArray) -> FloatArray:
         return features if self._projection is None else self._projection.features(features)
 
-    def _solved(self, factor: Factor) -> dict[str, Matrix]:
+    def _worth(self, batch: Block) -> tuple[StatisticsKnowledge, Block]:
+        """What is known and a batch, when its samples have the weight that they have in the sums."""
+        value = self._value
+        if self._forgetting == 1.0:
+            return value, replace(batch, weights=batch.weights * value.gain) if value.gain != 1.0 else batch
+        gain, start, weights = value.gain, 0, batch.weights.copy()
+        for i, weight in enumerate(batch.weights):
+            gain /= self._forgetting
+            if gain > _LARGEST_GAIN:
+                older = value.block.followed_by(replace(batch, weights=weights).rows(start, i))
+                value = replace(value, block=older).rescaled(gain)
+                gain, start = 1.0, i
+            weights[i] = weight * gain
+        return replace(value, gain=gain), replace(batch, weights=weights).rows(start, len(weights))
+
+    def _added(
+        self, value: StatisticsKnowledge, batch: Block, groups: npt.NDArray[np.int64]
+    ) -> tuple[StatisticsKnowledge, Factor | None]:
+        """What is known with a batch, and its factor; None where there is nothing to solve, and the head stays."""
+        longer = replace(value, block=value.block.followed_by(batch))
+        if len(longer.block) < self._longest and value.n_known > _NOTHING:
+            factor, self._factor = self._factor_of(value), None  # it is changed from here on
+            if factor is not None and _add(factor, batch, groups[len(groups) - len(batch) :]):
+                return longer, factor
+        settled = longer.settled()
+        factor = self._factor_of(settled)
+        if factor is None and settled.given is None:
+            settled = replace(settled, given=self.parameters())
+        return settled, factor
+
+    def _factor_of(self, value: StatisticsKnowledge) -> Factor | None:
+        """The factor that a value determines; None where there are no samples."""
+        if self._factor is not None and value.has_sums_of(self._value):
+            return self._factor
+        if value.n_known > _NOTHING:
+            factor = Factor(value.total(), self._method)
+            groups = value.block.targets.argmax(axis=1) if self._task.is_classifier else np.zeros(len(value.block), int)
+            if _add(factor, value.block, groups):
+                return factor
+        # Never so where the block was gathered: somebody else's processor may round otherwise.
+        value = value.settled()
+        return Factor(value.total(), self._method) if value.n_known > _NOTHING else None
+
+    def parameters(self) -> Parameters:
+        """See `edge.learning.learner.Learner.parameters`."""
+        if self._value.given is not None:
+            return dict(self._value.given)
+        if self._solved is None:
+            self._factor = self._factor_of(self._value)
+            if self._factor is None:
+                raise LearningError("what was loaded has no samples to solve a head from")
+            self._solved = self._head_of(self._value, self._factor)
+        return self._solved
+
+    def _layer(self, factor: Factor) -> dict[str, Matrix]:
         """The layer for plain features, by name."""
         weights, biases = factor.head()
         if self._projection is not None:
             weights = self._projection.lifted(weights)
         return dict(zip(self._names, (weights, biases), strict=False))
 
-    def _learn(self, x: Matrix, target: Matrix, group: int, weight: float) -> None:
-        self._gain /= self._forgetting
-        if self._gain > _LARGEST_GAIN:
-            self._rescale()
-        self._block.append((x, target, weight * self._gain))
-        if len(self._block) >= _BLOCK:
-            self._flush()
-        if self._factor is not None and not self._factor.add(x, target, group, weight * self._gain):
-            self._factor = None
-        self.n_samples += 1
-
-    def _flush(self) -> None:
-        """Add the waiting samples to the sums."""
-        if self._block:
-            x, targets, weights = zip(*self._block, strict=True)
-            self._own = self._own + HeadStatistics.of_targets(np.array(x), np.array(targets), np.array(weights))
-            self._block = []
-
-    def _rescale(self) -> None:
-        """Let the newest sample be worth 1 again."""
-        self._flush()
-        scale = 1.0 / self._gain
-        self._scale_all(scale)
-        self._sent = deque(((version, s * scale) for version, s in self._sent), maxlen=KEPT_CONTRIBUTIONS)
-        self._gain = 1.0
-        self._factor = None
-
-    def _scale_all(self, scale: float) -> None:
-        self._base, self._own, self._included = self._base * scale, self._own * scale, self._included * scale
-
-    def _total(self) -> HeadStatistics:
-        self._flush()
-        return self._base.unpack() + self._own - self._included.unpack()
-
-    def parameters(self) -> Parameters:
-        """See `edge.learning.learner.Learner.parameters`."""
-        if not self._is_solved:
-            if self._factor is None:
-                total = self._total()
-                if total.n_samples <= 1e-9:  # all of it has no weight: the head stays as it is
-                    self._is_solved = True
-                    return self._live
-                self._factor = Factor(total, self._method)
-            solved = {name: array.astype(np.float32) for name, array in self._solved(self._factor).items()}
-            if self._offset is not None:
-                seen, unheard = self._factor.seen, self._unheard(self._factor)
-                # A class without samples stays as it was given.
-                solved = {
-                    name: np.where(_rows(seen, array), array, np.float32(0.0))
-                    + np.where(_rows(unheard, array), np.float32(0.0), self._offset[name])
-                    for name, array in solved.items()
-                }
-            self._live, self._is_solved = solved, True
-        return self._live
-
-    def _unheard(self, factor: Factor) -> npt.NDArray[np.bool_]:
-        """Classes that the head which was given never answers, and of which there are samples now."""
-        if self._offset is None or self._head.bias is None or not self._task.is_classifier:
-            return np.zeros(self._task.n_outputs, bool)
-        return (self._offset[self._head.bias] < UNSEEN_LOGIT / 2) & factor.sampled
+    def _head_of(self, value: StatisticsKnowledge, factor: Factor) -> Parameters:
+        solved = {name: array.astype(np.float32) for name, array in self._layer(factor).items()}
+        if value.offset is None:
+            return solved
+        seen, unheard = factor.seen, np.zeros(value.n_outputs, bool)
+        if self._head.bias is not None and self._task.is_classifier:
+            # Classes that the head which was given never answers, and of which there are samples now.
+            unheard = (value.offset[self._head.bias] < UNSEEN_LOGIT / 2) & factor.sampled
+        # A class without samples stays as it was given.
+        return {
+            name: np.where(_rows(seen, array), array, np.float32(0.0))
+            + np.where(_rows(unheard, array), np.float32(0.0), value.offset[name])
+            for name, array in solved.items()
+        }
 
     def distrust_the_past(self, features: FloatArray, targets: Targets) -> None:
         """See `edge.learning.learner.Learner.distrust_the_past`: all before is worth `TRUSTED_PAST` samples."""
-        n = self._total().n_samples / self._gain
+        value = self._value.settled()
+        n = value.n_known / value.gain
         if n > TRUSTED_PAST:
-            scale = TRUSTED_PAST / n
-            self._scale_all(scale)
-            self._sent.clear()
-        self._offset = None  # what a pushed head knew beyond the sums is of the past, too
-        features, matrix = self._projected(features), self._task.matrix(targets)
-        self._own = self._own + HeadStatistics.of_targets(features, matrix, np.full(len(features), self._gain))
-        self._factor, self._is_solved = None, False
+            value = replace(value.scaled(TRUSTED_PAST / n), sent=())
+        gains = np.full(len(features), value.gain)
+        new = Block(self._projected(features), self._task.matrix(targets), gains)
+        # What a pushed head knew beyond the sums is of the past, too.
+        value = replace(value, own=value.own.plus(new.statistics), given=None, offset=None)
+        factor = self._factor_of(value)
+        if factor is None:  # nothing is known: the head stays
+            self._become(replace(value, given=self.parameters()))
+        else:
+            self._become(value, factor, self._head_of(value, factor))
 
     def grow(self, n_classes: int) -> None:
         """See `edge.learning.learner.Learner.grow`."""
-        self._flush()
-        more = n_classes - self._task.n_outputs
-        self._task = Task(self._task.recipe, n_classes)
-        self._base, self._included = self._base.grown(n_classes), self._included.grown(n_classes)
-        self._own = self._own.grown(n_classes)
-        self._sent = deque(((version, s.grown(n_classes)) for version, s in self._sent), maxlen=KEPT_CONTRIBUTIONS)
-        self._live = grown(self._live, self._head, more)
-        if self._offset is not None:
-            self._offset = grown(self._offset, self._head, more)
-        self._factor = None
+        value, more = self._value.settled(), n_classes - self._value.n_outputs
+        self._become(
+            replace(
+                value,
+                base=value.base.grown(n_classes),
+                own=value.own.grown(n_classes),
+                included=value.included.grown(n_classes),
+                block=Block.empty(self._n_statistics, n_classes),
+                sent=tuple(replace(each, statistics=each.statistics.grown(n_classes)) for each in value.sent),
+                given=grown(self.parameters(), self._head, more),
+                offset=None if value.offset is None else grown(value.offset, self._head, more),
+            )
+        )
 
-    @property
-    def n_contributed(self) -> int:
-        """See `edge.learning.learner.Learner.n_contributed`: all of them."""
-        return self.n_samples
-
-    def _packed_own(self) -> PackedStatistics:
-        self._flush()
-        return PackedStatistics.of(self._own * (1.0 / self._gain), self._gain)
+    # Exchanging with the fleet
 
     def contribution(self) -> State:
         """See `edge.learning.learner.Learner.contribution`."""
-        sent = self._packed_own()
-        if not self._sent or self._sent[-1][0] != self.n_samples:
-            self._sent.append((self.n_samples, sent))
-        return {"gram": sent.triangle, "moment": sent.moment}
+        value, own = self._value, self._value.own_as_sent()
+        if not value.sent or value.sent[-1].version != value.n_samples:
+            sent = (*value.sent, SentStatistics(value.n_samples, own))[-KEPT_CONTRIBUTIONS:]
+            self._become(replace(value, sent=sent), self._factor, self._solved)
+        return {"gram": own.triangle, "moment": own.moment}
 
     def rebase(self, parameters: Mapping[str, FloatArray], merged: State, included: int) -> None:
         """See `edge.learning.learner.Learner.rebase`.
@@ -233,87 +426,54 @@ class StatisticsLearner:
         A head that comes without statistics is taken as it is, and what is learned from then on is added to it: the
         difference between the heads solved then and now.
         """
+        value = self._value
         given = {name: np.array(parameters[name], np.float32) for name in self._names}
         if not merged:
-            offset = None
-            total = self._total()
-            if total.n_samples > 0:
-                # Solved as it will be after the next sample, and not exactly: else rho's grid would move the head.
-                factor = self._factor or Factor(total, self._method)
-                solved, seen = self._solved(factor), factor.seen
+            offset, factor = None, self._factor_of(value)
+            if (
+                factor is not None
+            ):  # as it will be after the next sample, not exact: else rho's grid would move the head
+                seen = factor.seen
                 offset = {
                     name: (given[name] - np.where(_rows(seen, array), array, 0.0)).astype(np.float32)
-                    for name, array in solved.items()
+                    for name, array in self._layer(factor).items()
                 }
-            self._offset, self._live, self._is_solved = offset, given, True
+            self._become(replace(value, given=given, offset=offset), factor)
             return
-        base = HeadStatistics.from_tensors(
-            merged, self._n_statistics, self._task.n_outputs, is_classifier=self._task.is_classifier
+        new = HeadStatistics.from_tensors(
+            merged, self._n_statistics, value.n_outputs, is_classifier=self._task.is_classifier
         )
-        known = {0: self._nothing(), self._included_version: self._included, **dict(self._sent)}
+        nothing = PackedStatistics.empty(self._n_statistics, value.n_outputs)
+        known = {0: nothing, value.included_version: value.included}
+        known |= {each.version: each.statistics for each in value.sent}
         # A version that is no longer known is taken as "all of it": to count a sample once too little is harmless.
-        version = included if included in known else self.n_samples
-        begun = known.get(version) or self._packed_own()
-        live = given
-        self._flush()
-        if self.n_samples > version:
-            total = base * self._gain + self._own - begun.unpack()
-            live = head_of(total, self._head, self._method, self._projection)
-        self._base, self._included, self._included_version = PackedStatistics.of(base, self._gain), begun, version
-        self._live, self._offset, self._factor, self._is_solved = live, None, None, True
-
-    def state(self) -> State:
-        """See `edge.learning.learner.Learner.state`. `own` is float64 here: a restart loses no digit.
-
-        The factor is not saved; it is made anew here as well, so that a restart goes on with the same digits.
-        """
-        self.parameters()
-        self._flush()
-        self._factor = None
-        state: State = {
-            "counts": np.array([self.n_samples, self._included_version], np.int64),
-            "gain": np.array([self._gain]),
-        }
-        state |= {f"live.{name}": array for name, array in self._live.items()}
-        state |= {f"offset.{name}": array for name, array in (self._offset or {}).items()}
-        state |= {"own.gram": upper_triangle(self._own.gram), "own.moment": self._own.moment}
-        for name, packed in {
-            "base": self._base,
-            "included": self._included,
-            **{f"sent{i}": sent for i, (_, sent) in enumerate(self._sent)},
-        }.items():
-            state[f"{name}.gram"] = packed.triangle
-            state[f"{name}.moment"] = packed.moment
-            state[f"{name}.scale"] = np.array([packed.scale])
-        state["sent_versions"] = np.array([version for version, _ in self._sent], np.int64)
-        return state
-
-    def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
-        """See `edge.learning.learner.Learner.restore`."""
-
-        def packed(name: str) -> PackedStatistics:
-            triangle = take_like(state, f"{name}.gram", self._base.triangle)
-            moment = take_like(state, f"{name}.moment", self._base.moment)
-            return PackedStatistics(triangle, moment, _factor(state, f"{name}.scale"))
-
-        live = {name: take_like(state, f"live.{name}", self._live[name]) for name in self._names}
-        offset = None
-        if part(state, "offset."):
-            offset = {name: take_like(state, f"offset.{name}", self._live[name]) for name in self._names}
-        base, included = packed("base"), packed("included")
-        triangle = take_like(state, "own.gram", upper_triangle(self._own.gram))
-        own = HeadStatistics(
-            of_triangle(triangle, self._n_statistics + 1), take_like(state, "own.moment", self._own.moment)
+        version = included if included in known else value.n_samples
+        begun = known.get(version) or value.own_as_sent()
+        value = replace(
+            value.settled(),
+            base=PackedStatistics.of(new, value.gain),
+            included=begun,
+            included_version=version,
+            given=given,
+            offset=None,
         )
-        versions = take_integers(state, "sent_versions")
-        counts = take_integers(state, "counts", 2)
-        gain = _factor(state, "gain", 1.0)
-        sent = [(version, packed(f"sent{i}")) for i, version in enumerate(versions)]
-        self.n_samples, self._included_version = counts
-        self._gain = gain
-        self._base, self._own, self._included, self._offset = base, own, included, offset
-        self._sent = deque(sent, maxlen=KEPT_CONTRIBUTIONS)
-        self._live, self._block, self._factor, self._is_solved = live, [], None, True
+        if value.n_samples > version:
+            value = replace(value, given=head_of(value.total(), self._head, self._method, self._projection))
+        self._become(value)
+
+
+def _add(factor: Factor, block: Block, groups: npt.NDArray[Any]) -> bool:
+    """Add samples to a factor; False where it must be made anew."""
+    for x, target, group, weight in zip(
+        block.features.astype(np.float64),
+        block.targets.astype(np.float64),
+        groups.tolist(),
+        block.weights.tolist(),
+        strict=True,
+    ):
+        if not factor.add(x, target, group, weight):
+            return False
+    return True
 
 
 def grown(parameters: Mapping[str, FloatArray], head: LinearLayer, more: int) -> Parameters:
@@ -328,13 +488,6 @@ def grown(parameters: Mapping[str, FloatArray], head: LinearLayer, more: int) ->
     if head.bias is not None:
         found[head.bias] = np.concatenate([found[head.bias], np.full(more, UNSEEN_LOGIT, np.float32)])
     return found
-
-
-def _factor(state: Mapping[str, npt.NDArray[Any]], name: str, least: float = 0.0) -> float:
-    found = take(state, name)
-    if found.shape != (1,) or not least <= found[0] <= _LARGEST_GAIN:
-        raise LearningError(f"the saved {name} is not a number from {least:g} to {_LARGEST_GAIN:g}")
-    return float(found[0])
 
 
 def _rows(seen: npt.NDArray[np.bool_], array: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:

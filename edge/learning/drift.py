@@ -1,23 +1,39 @@
 """Drift detectors: one number at a time in, an alarm out.
 
-`Adwin` watches errors, where labels come. `FeatureShift` watches features, where they do not, by `PageHinkley`.
+`Adwin` watches errors, where labels come. `FeatureShift` watches features, where they do not, by `PageHinkley`. Each is
+a machine around a frozen value, as learners are: `value` is all that it knows, and `load` goes on from one.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from edge.contract.errors import LearningError
-from edge.learning.learner import State, take
 from edge.learning.statistics import HeadStatistics, Matrix
 
 _PER_ROW = 5
 _MIN_WINDOW = 5
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Window:
+    """What `Adwin` knows.
+
+    Attributes:
+        buckets: ``(n, 3)`` size, sum and sum of squared deviations of each bucket, oldest first.
+    """
+
+    buckets: Matrix = field(default_factory=lambda: np.zeros((0, 3)))
+
+    def __post_init__(self) -> None:
+        buckets = self.buckets
+        if buckets.ndim != 2 or buckets.shape[1] != 3 or not np.isfinite(buckets).all() or (buckets[:, 0] < 1).any():
+            raise LearningError("the window of the drift detector is not one")
 
 
 class Adwin:
@@ -97,16 +113,35 @@ class Adwin:
         """Start with an empty window."""
         self._buckets = []
 
-    def state(self) -> State:
-        """Everything, for saving."""
-        return {"buckets": np.array(self._buckets, np.float64).reshape(-1, 3)}
+    @property
+    def value(self) -> Window:
+        """All that is known."""
+        return Window(np.array(self._buckets, np.float64).reshape(-1, 3))
 
-    def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Take back what `state` gave."""
-        buckets = take(state, "buckets")
-        if buckets.ndim != 2 or buckets.shape[1] != 3 or not np.isfinite(buckets).all() or (buckets[:, 0] < 1).any():
-            raise LearningError("the saved window of the drift detector is not one")
-        self._buckets = [(int(size), float(total), float(spread)) for size, total, spread in buckets]
+    def load(self, value: Window) -> None:
+        """Go on from a window."""
+        self._buckets = [(int(size), total, spread) for size, total, spread in value.buckets.tolist()]
+
+
+@dataclass(frozen=True, slots=True)
+class Excess:
+    """What `PageHinkley` knows.
+
+    Attributes:
+        n: Values so far.
+        mean: Theirs.
+        total: Sum of what was above the mean and the tolerance.
+        least: The least that it has been.
+    """
+
+    n: int = 0
+    mean: float = 0.0
+    total: float = 0.0
+    least: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.n < 0 or not all(map(math.isfinite, (self.mean, self.total, self.least))):
+            raise LearningError("the sums of the drift detector are none")
 
 
 class PageHinkley:
@@ -119,28 +154,44 @@ class PageHinkley:
         threshold: In the units of the values.
         tolerance: A rise of the mean that does not matter.
         warm_up: Values before the first alarm.
+
+    Attributes:
+        value: All that is known.
     """
 
     def __init__(self, threshold: float, tolerance: float, warm_up: int = 30) -> None:
         self._threshold = threshold
         self._tolerance = tolerance
         self._warm_up = warm_up
-        self.reset()
+        self.value = Excess()
 
     def reset(self) -> None:
         """Forget all values."""
-        self._n, self._mean, self._sum, self._least = 0, 0.0, 0.0, 0.0
+        self.value = Excess()
+
+    def load(self, value: Excess) -> None:
+        """Go on from a value."""
+        self.value = value
 
     def add(self, value: float) -> bool:
         """Take a value in; True for an alarm, after which the test starts anew."""
-        self._n += 1
-        self._mean += (value - self._mean) / self._n
-        self._sum += value - self._mean - self._tolerance
-        self._least = min(self._least, self._sum)
-        if self._n >= self._warm_up and self._sum - self._least > self._threshold:
+        known = self.value
+        n = known.n + 1
+        mean = known.mean + (value - known.mean) / n
+        total = known.total + value - mean - self._tolerance
+        self.value = Excess(n, mean, total, min(known.least, total))
+        if n >= self._warm_up and total - self.value.least > self._threshold:
             self.reset()
             return True
         return False
+
+
+@dataclass(frozen=True, slots=True)
+class Distance:
+    """What `FeatureShift` knows: how the distance of late samples has risen and fallen."""
+
+    rise: Excess = Excess()
+    fall: Excess = Excess()
 
 
 class FeatureShift:
@@ -170,3 +221,15 @@ class FeatureShift:
             for test in self._tests:
                 test.reset()
         return any(alarms)
+
+    @property
+    def value(self) -> Distance:
+        """All that is known."""
+        rise, fall = self._tests
+        return Distance(rise.value, fall.value)
+
+    def load(self, value: Distance) -> None:
+        """Go on from a value."""
+        rise, fall = self._tests
+        rise.load(value.rise)
+        fall.load(value.fall)

@@ -8,6 +8,7 @@ lately are there as well.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,10 @@ import numpy.typing as npt
 from edge.contract.errors import LearningError
 from edge.contract.manifest import LinearLayer
 from edge.contract.training import FloatArray, Parameters
-from edge.learning.changes import Changes
+from edge.learning.changes import Changes, Head
 from edge.learning.closed_form import grown
-from edge.learning.learner import State, part, take_like
-from edge.learning.sgd import Run, SgdLearner
+from edge.learning.learner import State
+from edge.learning.sgd import Run, SgdKnowledge, SgdLearner
 from edge.learning.solve import Method, head_of
 from edge.learning.statistics import HeadStatistics
 from edge.learning.task import Targets, Task
@@ -28,6 +29,26 @@ from edge.learning.task import Targets, Task
 SOLVE_EVERY = 4
 # What the shipped statistics are worth: they are of the layers as shipped.
 PRIOR_SAMPLES = 10.0
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class LayeredKnowledge:
+    """All that `LayeredLearner` knows. No array of it is ever written into.
+
+    Attributes:
+        below: What SGD knows of all layers.
+        last: The last layer, solved.
+        changes: What was sent, and since when changes are counted.
+    """
+
+    below: SgdKnowledge
+    last: Mapping[str, FloatArray]
+    changes: Changes
+
+    @property
+    def live(self) -> Parameters:
+        """The head."""
+        return {**self.below.live, **self.last}
 
 
 class LayeredLearner:
@@ -55,116 +76,111 @@ class LayeredLearner:
     ) -> None:
         self._below = below
         self._head = head
-        self._task = task
+        self._recipe = task.recipe
         self._hidden = hidden
         self._method = method
         n_inputs = below.parameters()[head.weight].shape[1]
         empty = HeadStatistics.empty(n_inputs, task.n_outputs)
         self._prior = prior.scaled_to(PRIOR_SAMPLES) if prior is not None and prior.n_samples > 0 else empty
-        names = [head.weight, *([] if head.bias is None else [head.bias])]
-        self._last = {name: below.parameters()[name].copy() for name in names}
-        self._changes = Changes(self.parameters())
+        live = below.parameters()
+        self._names = [head.weight, *([] if head.bias is None else [head.bias])]
+        self._value = LayeredKnowledge(below.value, {name: live[name] for name in self._names}, Changes(live))
+
+    @property
+    def value(self) -> LayeredKnowledge:
+        """See `edge.learning.learner.Learner.value`."""
+        return self._value
+
+    def load(self, value: Any) -> None:
+        """See `edge.learning.learner.Learner.load`."""
+        if not isinstance(value, LayeredKnowledge):
+            raise LearningError("what is to be loaded is not what this learner knows")
+        self._below.load(value.below)
+        self._value = value
+
+    def template(self, n_outputs: int) -> LayeredKnowledge:
+        """See `edge.learning.learner.Learner.template`."""
+        below = self._below.template(n_outputs)
+        return LayeredKnowledge(below, {name: below.live[name] for name in self._names}, Changes.template(below.live))
 
     @property
     def n_samples(self) -> int:
         """See `edge.learning.learner.Learner`."""
-        return self._below.n_samples
+        return self._value.below.n_samples
+
+    @property
+    def _n_outputs(self) -> int:
+        return len(self._value.last[self._head.weight])
 
     def parameters(self) -> Parameters:
         """See `edge.learning.learner.Learner.parameters`."""
-        return {**self._below.parameters(), **self._last}
+        return self._value.live
 
     def learn_many(
         self, features: FloatArray, targets: npt.NDArray[Any], weights: npt.NDArray[Any] | None = None
     ) -> None:
         """See `edge.learning.learner.Learner.learn_many`."""
         features, targets, weights = self._below.checked(features, targets, weights)
-        if len(features) < 2:
-            self._learn(features, targets, weights)
-            return
-        before = self.state()
+        last = self._value.last
         try:
             for i in range(len(features)):
                 rows = slice(i, i + 1)
-                self._learn(features[rows], targets[rows], weights[rows])
-        except BaseException:
-            self.restore(before)
+                self._below.learn_many(features[rows], targets[rows], weights[rows])
+                if self._below.n_samples % SOLVE_EVERY == 0:
+                    last = self._solved(last)
+        except BaseException:  # whatever interrupts a batch: nothing of it was learned
+            self._below.load(self._value.below)
             raise
+        self._value = replace(self._value, below=self._below.value, last=last)
 
-    def _learn(self, features: npt.NDArray[Any], targets: npt.NDArray[Any], weights: npt.NDArray[Any] | None) -> None:
-        before = self._below.n_samples
-        self._below.learn_many(features, targets, weights)
-        if self._below.n_samples > before and self._below.n_samples % SOLVE_EVERY == 0:
-            self._solve()
-
-    def _solve(self) -> None:
-        """The last layer anew, from the replay buffer; it stays as it is where that cannot be solved."""
+    def _solved(self, last: Head) -> Head:
+        """The last layer anew, from the replay buffer; as it is where that cannot be solved."""
         x, targets = self._below.replayed()
         if not len(x):
-            return
+            return last
         inputs = self._hidden(x, self._below.parameters())
-        if np.isfinite(inputs).all():
-            found = HeadStatistics.of_targets(inputs, self._task.matrix(targets), np.ones(len(inputs)))
-            try:
-                self._last = head_of(self._prior + found, self._head, self._method)
-            except LearningError:
-                return
+        if not np.isfinite(inputs).all():
+            return last
+        task = Task(self._recipe, self._n_outputs)
+        found = HeadStatistics.of_targets(inputs, task.matrix(targets), np.ones(len(inputs)))
+        try:
+            return head_of(self._prior.grown(task.n_outputs) + found, self._head, self._method)
+        except LearningError:
+            return last
 
     def distrust_the_past(self, features: FloatArray, targets: Targets) -> None:
         """See `edge.learning.learner.Learner.distrust_the_past`."""
         self._below.distrust_the_past(features, targets)
-        self._solve()
+        self._value = replace(self._value, below=self._below.value, last=self._solved(self._value.last))
 
     def grow(self, n_classes: int) -> None:
         """See `edge.learning.learner.Learner.grow`."""
-        before = self.parameters()
-        more = n_classes - self._task.n_outputs
+        value, more = self._value, n_classes - self._n_outputs
         self._below.grow(n_classes)
-        self._task = Task(self._task.recipe, n_classes)
-        self._prior = self._prior.grown(n_classes)
-        self._last = grown(self._last, self._head, more)
-        now = self.parameters()
+        below, last = self._below.value, grown(value.last, self._head, more)
+        live = {**below.live, **last}
 
-        def wider(head: Parameters) -> Parameters:
-            return {name: np.concatenate([array, now[name][len(before[name]) :]]) for name, array in head.items()}
+        def wider(head: Head) -> Parameters:
+            return {name: np.concatenate([array, live[name][len(value.live[name]) :]]) for name, array in head.items()}
 
-        self._changes.grow(wider)
+        self._value = LayeredKnowledge(below, last, value.changes.grown(wider))
 
     @property
     def n_contributed(self) -> int:
         """See `edge.learning.learner.Learner.n_contributed`: those since the base."""
-        return self.n_samples - self._changes.version
+        return self.n_samples - self._value.changes.version
 
     def contribution(self) -> State:
         """See `edge.learning.learner.Learner.contribution`: the change since the last merge."""
-        return self._changes.contribution(self.parameters(), self.n_samples)
+        value = self._value
+        self._value = replace(value, changes=value.changes.noted(value.live, self.n_samples))
+        return value.changes.since(value.live)
 
     def rebase(self, parameters: Mapping[str, FloatArray], merged: State, included: int) -> None:
         """See `edge.learning.learner.Learner.rebase`: what was learned since the included version is put on top."""
         del merged
-        take = self._changes.rebase(parameters, included, self.parameters(), self.n_samples)
-        before = self._changes.state()
-        moved = take()
-        try:
-            self._below.rebase(moved, {}, self.n_samples)
-        except LearningError:
-            self._changes.restore(before)
-            raise
-        self._last = {name: moved[name] for name in self._last}
-
-    def state(self) -> State:
-        """See `edge.learning.learner.Learner.state`."""
-        parts = {"below": self._below.state(), "last": self._last, "changes": self._changes.state()}
-        return {f"{name}.{key}": array for name, state in parts.items() for key, array in state.items()}
-
-    def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
-        """See `edge.learning.learner.Learner.restore`."""
-        last = {name: take_like(state, f"last.{name}", array) for name, array in self._last.items()}
-        before = self._changes.state()
-        self._changes.restore(part(state, "changes."))
-        try:
-            self._below.restore(part(state, "below."))
-        except LearningError:
-            self._changes.restore(before)
-            raise
-        self._last = last
+        value = self._value
+        changes, moved = value.changes.rebased(parameters, included, value.live, self.n_samples)
+        self._below.rebase(moved, {}, self.n_samples)
+        last = {name: moved[name] for name in self._names}
+        self._value = LayeredKnowledge(self._below.value, last, changes)

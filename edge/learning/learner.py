@@ -18,6 +18,11 @@ State = dict[str, npt.NDArray[Any]]
 class Learner(Protocol):
     """Turns labelled features into head parameters. Pure: the same calls give the same parameters.
 
+    A learner is a machine around a *value*, a frozen dataclass that is all it knows. What it does makes a new value,
+    and no array of an old one is ever written into; a batch that is refused leaves the value as it is. To go back, or
+    on after a restart, is to load another value, and from there the very same digits come out. What is dear to make
+    from a value (a factor, what a training step holds) the machine keeps for as long as that value is loaded.
+
     Attributes:
         kind: What it contributes to a merge: ``statistics`` or ``delta``.
     """
@@ -80,16 +85,21 @@ class Learner(Protocol):
         """
         ...
 
-    def state(self) -> State:
-        """Everything needed to go on after a restart."""
+    @property
+    def value(self) -> Any:
+        """All that is known: a frozen dataclass, for `edge.learning.tree`."""
         ...
 
-    def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Go on from what `state` gave, on a learner with as many classes.
+    def load(self, value: Any) -> None:
+        """Know what a value says, also one with more or fewer classes. The one that is there already costs nothing.
 
         Raises:
-            LearningError: It is not a state of this learner.
+            LearningError: It is not of such a learner; nothing changed.
         """
+        ...
+
+    def template(self, n_outputs: int) -> Any:
+        """A value to compare with, for `edge.learning.tree.build`, of a head with so many outputs."""
         ...
 
 

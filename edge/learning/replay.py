@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,6 @@ import numpy.typing as npt
 
 from edge.contract.errors import LearningError
 from edge.contract.training import FloatArray
-from edge.learning.learner import State, take
 from edge.learning.packing import PackedFeatures, pack
 from edge.learning.task import Targets, Task
 
@@ -18,105 +18,135 @@ from edge.learning.task import Targets, Task
 GROUPS_OF_QUANTITIES = 10
 
 
+@dataclass(frozen=True, eq=False, slots=True)
 class ReplayBuffer:
-    """Keeps up to `per_class` samples of each class, each a fair draw from all seen of that class.
+    """Keeps up to so many samples of each class, each a fair draw from all seen of that class.
 
     Reservoir sampling (Vitter 1985, algorithm R), one reservoir per class: memory is fixed at
     ``n_classes * per_class * (n_features + 4)`` bytes. Quantities share one reservoir of ten times the places, and
-    their targets are kept as well.
+    their targets are kept as well. No array is ever written into: a sample that is kept costs a copy of its class's.
 
-    Args:
-        shape: Shape of one sample's features.
-        task: What the targets are.
-        per_class: Places per class; 0 keeps nothing.
+    Attributes:
+        seen: ``(groups,)`` int64 samples that were offered.
+        codes: For each group ``(places, n_features)`` int8, packed features.
+        scales: ``(groups, places)`` float32, theirs.
+        targets: ``(groups, places, n_outputs)`` float32; of classes ``(groups, places, 0)``.
     """
 
-    def __init__(self, shape: tuple[int, ...], task: Task, per_class: int) -> None:
-        self._shape = shape
-        self._task = task
+    seen: npt.NDArray[np.int64]
+    codes: tuple[npt.NDArray[np.int8], ...]
+    scales: npt.NDArray[np.float32]
+    targets: npt.NDArray[np.float32]
+
+    def __post_init__(self) -> None:
+        if len(self.codes) != len(self.seen) or (self.seen < 0).any():
+            raise LearningError("what is kept for replay does not fit the samples that were seen")
+
+    @classmethod
+    def empty(cls, shape: tuple[int, ...], task: Task, per_class: int) -> ReplayBuffer:
+        """A buffer without samples.
+
+        Args:
+            shape: Shape of one sample's features.
+            task: What the targets are.
+            per_class: Places per class; 0 keeps nothing.
+        """
         places = per_class if task.is_classifier else per_class * GROUPS_OF_QUANTITIES
-        self._codes = np.zeros((task.n_groups, places, int(np.prod(shape))), np.int8)
-        self._scales = np.zeros((task.n_groups, places), np.float32)
         width = 0 if task.is_classifier else task.n_outputs
-        self._targets = np.zeros((task.n_groups, places, width), np.float32)
-        self._seen = np.zeros(task.n_groups, np.int64)
+        return cls(
+            np.zeros(task.n_groups, np.int64),
+            (np.zeros((places, math.prod(shape)), np.int8),) * task.n_groups,
+            np.zeros((task.n_groups, places), np.float32),
+            np.zeros((task.n_groups, places, width), np.float32),
+        )
+
+    def fits(self, other: ReplayBuffer) -> bool:
+        """Whether it has as many groups, places, features and targets as another one."""
+        return bool(self._shapes == other._shapes)
+
+    @property
+    def _shapes(self) -> list[tuple[int, ...]]:
+        return [self.seen.shape, self.scales.shape, self.targets.shape, *(codes.shape for codes in self.codes)]
+
+    @property
+    def _kept(self) -> npt.NDArray[np.int64]:
+        """``(groups,)`` samples that are there."""
+        return np.minimum(self.seen, self.scales.shape[1])
+
+    @property
+    def _is_of_classes(self) -> bool:
+        return self.targets.shape[2] == 0
 
     def __len__(self) -> int:
-        return int(np.minimum(self._seen, self._scales.shape[1]).sum())
+        return int(self._kept.sum())
 
-    def put(self, features: FloatArray, targets: Targets, rng: np.random.Generator) -> None:
-        """Offer samples to the reservoirs."""
-        packed = pack(features)
-        places = self._scales.shape[1]
-        for i, group in enumerate(self._task.groups(targets)):
-            place = int(self._seen[group])
-            self._seen[group] += 1
+    def put(self, features: FloatArray, targets: Targets, rng: np.random.Generator) -> ReplayBuffer:
+        """The buffer when samples were offered to the reservoirs.
+
+        Args:
+            features: ``(batch, ...)``.
+            targets: ``(batch,)`` classes or ``(batch, n_outputs)`` quantities.
+            rng: Decides who makes room.
+        """
+        packed, places = pack(features), self.scales.shape[1]
+        seen, scales, kept_targets = self.seen.copy(), self.scales, self.targets
+        codes: dict[int, npt.NDArray[np.int8]] = {}
+        for i, group in enumerate(targets.tolist() if self._is_of_classes else [0] * len(features)):
+            place = int(seen[group])
+            seen[group] += 1
             if place >= places:
                 place = int(rng.integers(0, place + 1))
-            if place < places:
-                self._codes[group, place] = packed.codes[i]
-                self._scales[group, place] = packed.scales[i]
-                if not self._task.is_classifier:
-                    self._targets[group, place] = targets[i]
+            if place >= places:
+                continue
+            if not codes:
+                scales, kept_targets = scales.copy(), kept_targets.copy()
+            if group not in codes:
+                codes[group] = self.codes[group].copy()
+            codes[group][place] = packed.codes[i]
+            scales[group, place] = packed.scales[i]
+            if not self._is_of_classes:
+                kept_targets[group, place] = targets[i]
+        every = tuple(codes.get(group, array) for group, array in enumerate(self.codes)) if codes else self.codes
+        return ReplayBuffer(seen, every, scales, kept_targets)
 
-    def draw(self, count: int, rng: np.random.Generator) -> tuple[FloatArray, Targets]:
-        """Draw up to `count` kept samples, classes equally often, with replacement."""
-        kept = np.minimum(self._seen, self._scales.shape[1])
+    def draw(self, count: int, shape: tuple[int, ...], rng: np.random.Generator) -> tuple[FloatArray, Targets]:
+        """Draw up to `count` kept samples ``(count, *shape)``, classes equally often, with replacement."""
+        kept = self._kept
         groups = np.flatnonzero(kept)
         if len(groups) == 0:
             count = 0
             groups = np.zeros(1, np.int64)
         drawn = groups[rng.integers(0, len(groups), count)].astype(np.int64)
-        places = (rng.random(count) * kept[drawn]).astype(np.int64)
-        features = PackedFeatures(self._codes[drawn, places], self._scales[drawn, places]).unpack(self._shape)
-        return features, drawn if self._task.is_classifier else self._targets[drawn, places]
+        return self._samples(drawn, (rng.random(count) * kept[drawn]).astype(np.int64), shape)
 
-    def everything(self) -> tuple[FloatArray, Targets]:
+    def everything(self, shape: tuple[int, ...]) -> tuple[FloatArray, Targets]:
         """All kept samples, class by class."""
-        kept = np.minimum(self._seen, self._scales.shape[1])
+        kept = self._kept
         groups = np.repeat(np.arange(len(kept)), kept)
         places = np.concatenate([np.arange(n) for n in kept]) if len(groups) else np.zeros(0, np.int64)
-        features = PackedFeatures(self._codes[groups, places], self._scales[groups, places]).unpack(self._shape)
-        return features, groups if self._task.is_classifier else self._targets[groups, places]
+        return self._samples(groups, places, shape)
 
-    def clear(self) -> None:
-        """Forget all samples."""
-        self._seen[:] = 0
+    def _samples(
+        self, groups: npt.NDArray[np.int64], places: npt.NDArray[np.int64], shape: tuple[int, ...]
+    ) -> tuple[FloatArray, Targets]:
+        codes = np.empty((len(groups), math.prod(shape)), np.int8)
+        for i, (group, place) in enumerate(zip(groups.tolist(), places.tolist(), strict=True)):
+            codes[i] = self.codes[group][place]
+        features = PackedFeatures(codes, self.scales[groups, places]).unpack(shape)
+        return features, groups if self._is_of_classes else self.targets[groups, places]
 
-    def grow(self, n_classes: int) -> None:
-        """Make room for further classes."""
-        more = n_classes - len(self._seen)
-        self._task = Task(self._task.recipe, n_classes)
+    def cleared(self) -> ReplayBuffer:
+        """Without samples."""
+        return replace(self, seen=np.zeros_like(self.seen))
+
+    def grown(self, n_classes: int) -> ReplayBuffer:
+        """With room for further classes."""
+        more = n_classes - len(self.seen)
 
         def wider(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
             return np.concatenate([array, np.zeros((more, *array.shape[1:]), array.dtype)])
 
-        self._codes, self._scales, self._seen = wider(self._codes), wider(self._scales), wider(self._seen)
-        self._targets = wider(self._targets)
-
-    def _parts(self) -> State:
-        return {"codes": self._codes, "scales": self._scales, "targets": self._targets, "seen": self._seen}
-
-    def state(self) -> State:
-        """Everything, for saving."""
-        return {f"replay.{name}": array.copy() for name, array in self._parts().items()}
-
-    def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Take back what `state` gave; a buffer of another size starts empty.
-
-        Raises:
-            LearningError: It is not a state of a replay buffer; nothing changed.
-        """
-        parts = {name: take(state, f"replay.{name}") for name in self._parts()}
-        codes, scales, seen = parts["codes"], parts["scales"], parts["seen"]
-        shapes_fit = codes.ndim == 3 and codes.shape[:2] == scales.shape and codes.shape[:1] == seen.shape
-        shapes_fit &= parts["targets"].ndim == 3 and parts["targets"].shape[:2] == scales.shape
-        if not shapes_fit or any(parts[name].dtype != array.dtype for name, array in self._parts().items()):
-            raise LearningError("the saved replay buffer is not one")
-        if (seen < 0).any():
-            raise LearningError("the saved replay buffer has seen a negative number of samples")
-        if all(parts[name].shape == array.shape for name, array in self._parts().items()):
-            self._codes, self._scales, self._seen = codes.copy(), scales.copy(), seen.copy()
-            self._targets = parts["targets"].copy()
-        else:
-            self._seen = np.zeros_like(self._seen)
+        nothing = np.zeros_like(self.codes[0])
+        return ReplayBuffer(
+            wider(self.seen), (*self.codes, *(nothing,) * more), wider(self.scales), wider(self.targets)
+        )

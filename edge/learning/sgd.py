@@ -12,6 +12,7 @@ world has changed, and not the labels.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,8 @@ from edge.contract.errors import LearningError
 from edge.contract.manifest import LinearLayer
 from edge.contract.recipe import MEAN_SQUARED_ERROR
 from edge.contract.training import FloatArray, Parameters, TrainStep
-from edge.learning.changes import Changes
-from edge.learning.learner import State, check_batch, part, take_integers, take_like
+from edge.learning.changes import Changes, Head
+from edge.learning.learner import State, check_batch
 from edge.learning.replay import ReplayBuffer
 from edge.learning.task import Targets, Task
 from edge.learning.whitening import Whitening
@@ -40,6 +41,31 @@ BATCH_RATE = 5.0
 TEMPERED = 0.3
 
 Run = Callable[[FloatArray, Parameters], FloatArray]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class SgdKnowledge:
+    """All that `SgdLearner` knows. No array of it is ever written into.
+
+    Attributes:
+        n_samples: Labelled samples learned.
+        inside: The parameters as the step has them, in whitened coordinates where there are such.
+        memory: What the optimizer remembers.
+        live: The head, for plain features.
+        replay: Samples to be replayed.
+        changes: What was sent, and since when changes are counted.
+    """
+
+    n_samples: int
+    inside: Mapping[str, FloatArray]
+    memory: Mapping[str, FloatArray]
+    live: Mapping[str, FloatArray]
+    replay: ReplayBuffer
+    changes: Changes
+
+    def __post_init__(self) -> None:
+        if self.n_samples < 0:
+            raise LearningError("what was learned has a negative number of samples")
 
 
 class SgdLearner:
@@ -95,16 +121,68 @@ class SgdLearner:
         self._run = run
         self._doubts = doubts
         self._rehearsals = rehearsals
-        self._replay = ReplayBuffer(shape, task, per_class)
-        self._live = step.parameters()
-        self._changes = Changes(self._live)
-        self.n_samples = 0
+        live = step.parameters()
         if whitening is not None:
-            whitened = whitening.whitened(self._live)
+            whitened = whitening.whitened(live)
             if head is not None and task.is_classifier:
                 tempered = {name for name in (head.weight, head.bias) if name is not None}
                 whitened |= {name: whitened[name] * np.float32(TEMPERED) for name in tempered}
             step.load(whitened)
+        replay = ReplayBuffer.empty(shape, task, per_class)
+        self._value = SgdKnowledge(0, step.parameters(), step.memory(), live, replay, Changes(live))
+        # The parameters and the memory that the step has now; None while it learns, and when that failed.
+        self._held: tuple[Head, Head] | None = (self._value.inside, self._value.memory)
+
+    @property
+    def value(self) -> SgdKnowledge:
+        """See `edge.learning.learner.Learner.value`."""
+        return self._value
+
+    def load(self, value: Any) -> None:
+        """See `edge.learning.learner.Learner.load`. Samples of a replay buffer of another size are left out."""
+        if not isinstance(value, SgdKnowledge):
+            raise LearningError("what is to be loaded is not what this learner knows")
+        if value is self._value:
+            return
+        task = self._task_of(value)
+        places = ReplayBuffer.empty(self._shape, task, self._per_class)
+        if not value.replay.fits(places):
+            value = replace(value, replay=places)
+        self._hold(value)
+        self._value, self._task = value, task
+
+    def _task_of(self, value: SgdKnowledge) -> Task:
+        if self._head is None:
+            return self._task
+        return Task(self._task.recipe, len(value.inside[self._head.weight]))
+
+    def template(self, n_outputs: int) -> SgdKnowledge:
+        """See `edge.learning.learner.Learner.template`."""
+        value = self._value
+        sizes = {name: array.shape for name, array in value.live.items()}
+        if self._head is not None:
+            last = [name for name in (self._head.weight, self._head.bias) if name is not None]
+            sizes |= {name: (n_outputs, *sizes[name][1:]) for name in last}
+        head = {name: np.empty(size, np.float32) for name, size in sizes.items()}
+        # Of which parameter it is remembers the step alone, which refuses what does not fit.
+        memory = {name: np.empty((0, *a.shape[1:]) if a.ndim else (), a.dtype) for name, a in value.memory.items()}
+        replay = ReplayBuffer.empty(self._shape, Task(self._task.recipe, n_outputs), 0)
+        return SgdKnowledge(0, head, memory, head, replay, Changes.template(head))
+
+    @property
+    def n_samples(self) -> int:
+        """See `edge.learning.learner.Learner.n_samples`."""
+        return self._value.n_samples
+
+    def _hold(self, value: SgdKnowledge) -> None:
+        """Let the step have the parameters of a value.
+
+        Raises:
+            LearningError: They are not of this head.
+        """
+        if self._held is None or self._held[0] is not value.inside or self._held[1] is not value.memory:
+            self._step.load(value.inside, value.memory)
+            self._held = value.inside, value.memory
 
     def checked(
         self, features: npt.NDArray[Any], targets: npt.NDArray[Any], weights: npt.NDArray[Any] | None
@@ -119,34 +197,33 @@ class SgdLearner:
         features, targets, weights = self.checked(features, targets, weights)
         if len(features) == 0:
             return
-        before, memory = self._step.parameters(), self._step.memory()
-        replay_before = self._replay.state() if len(features) > 1 else None  # one alone is put there at the very end
-        try:
-            for i in range(len(targets)):
-                # Random numbers depend on the seed and the sample's number only: a restart draws what would have come.
-                rng = np.random.default_rng([self._seed, self.n_samples + i])
-                old, old_targets = self._replay.draw(self._drawn, rng)
-                self._one_step(
-                    np.concatenate([features[i : i + 1], old]),
-                    np.concatenate([targets[i : i + 1], old_targets]),
-                    float(weights[i]),
-                )
-                for _ in range(self._rehearsals if len(old) else 0):
-                    self._one_step(*self._replay.draw(self._drawn, rng), 1.0)
-                if i == len(targets) - 1:
-                    live = self._plain(self._step.parameters())
-                    if not all(np.isfinite(array).all() for array in live.values()):
-                        raise LearningError("the head has values that are not finite")
-                # What is trusted by a half is kept half as often: the buffer has no weights.
-                if self._per_class and (weights[i] >= 1 or rng.random() < weights[i]):
-                    self._replay.put(features[i : i + 1], targets[i : i + 1], rng)
-        except BaseException:  # whatever interrupts a batch: nothing of it was learned
-            self._step.load(before, memory)
-            if replay_before is not None:
-                self._replay.restore(replay_before)
-            raise
-        self.n_samples += len(targets)
-        self._live = live
+        self._hold(self._value)
+        self._held, replay = None, self._value.replay
+        for i in range(len(targets)):
+            # Random numbers depend on the seed and the sample's number only: a restart draws what would have come.
+            rng = np.random.default_rng([self._seed, self.n_samples + i])
+            old, old_targets = replay.draw(self._drawn, self._shape, rng)
+            self._one_step(
+                np.concatenate([features[i : i + 1], old]),
+                np.concatenate([targets[i : i + 1], old_targets]),
+                float(weights[i]),
+            )
+            for _ in range(self._rehearsals if len(old) else 0):
+                self._one_step(*replay.draw(self._drawn, self._shape, rng), 1.0)
+            # What is trusted by a half is kept half as often: the buffer has no weights.
+            if self._per_class and (weights[i] >= 1 or rng.random() < weights[i]):
+                replay = replay.put(features[i : i + 1], targets[i : i + 1], rng)
+        inside = self._step.parameters()
+        live = self._plain(inside)
+        if not all(np.isfinite(array).all() for array in live.values()):
+            raise LearningError("the head has values that are not finite")
+        self._keep(
+            SgdKnowledge(self.n_samples + len(targets), inside, self._step.memory(), live, replay, self._value.changes)
+        )
+
+    def _keep(self, value: SgdKnowledge) -> None:
+        """Know what the step has now."""
+        self._value, self._held = value, (value.inside, value.memory)
 
     def _one_step(self, features: FloatArray, targets: Targets, weight: float) -> None:
         if self._whitening is not None:
@@ -179,24 +256,20 @@ class SgdLearner:
     def _plain(self, parameters: Parameters) -> Parameters:
         return parameters if self._whitening is None else self._whitening.plain(parameters)
 
-    def _load(self, parameters: Parameters) -> None:
-        """Set the head, given for plain features; its live form is computed from what the step holds."""
-        self._step.load(parameters if self._whitening is None else self._whitening.whitened(parameters))
-        self._live = self._plain(self._step.parameters())
-
     def parameters(self) -> Parameters:
         """See `edge.learning.learner.Learner.parameters`."""
-        return self._live
+        return dict(self._value.live)
 
     def replayed(self) -> tuple[FloatArray, Targets]:
         """All samples that are kept for replay: features and targets."""
-        return self._replay.everything()
+        return self._value.replay.everything(self._shape)
 
     def distrust_the_past(self, features: FloatArray, targets: Targets) -> None:
         """See `edge.learning.learner.Learner.distrust_the_past`: nothing from before is replayed."""
-        self._replay.clear()
+        replay = self._value.replay.cleared()
         if self._per_class:
-            self._replay.put(features, targets, np.random.default_rng([self._seed, self.n_samples]))
+            replay = replay.put(features, targets, np.random.default_rng([self._seed, self.n_samples]))
+        self._value = replace(self._value, replay=replay)
 
     def grow(self, n_classes: int) -> None:
         """See `edge.learning.learner.Learner.grow`; only for a head whose last layer is linear.
@@ -209,7 +282,7 @@ class SgdLearner:
         more = n_classes - self._task.n_outputs
         head = self._head
 
-        def wider(parameters: Parameters) -> Parameters:
+        def wider(parameters: Head) -> Parameters:
             found = dict(parameters)
             for name in (head.weight, head.bias):
                 if name is not None:
@@ -219,52 +292,33 @@ class SgdLearner:
                     found[name] = np.concatenate([found[name], np.repeat(row, more, axis=0)])
             return found
 
-        self._step.load(wider(self._step.parameters()))
-        self._live = wider(self._live)
-        self._changes.grow(wider)
+        value = self._value
+        inside = wider(value.inside)
+        self._held = None
+        self._step.load(inside)
         self._task = Task(self._task.recipe, n_classes)
-        self._replay.grow(n_classes)
+        live, replay, changes = wider(value.live), value.replay.grown(n_classes), value.changes.grown(wider)
+        self._keep(SgdKnowledge(value.n_samples, inside, self._step.memory(), live, replay, changes))
 
     @property
     def n_contributed(self) -> int:
         """See `edge.learning.learner.Learner.n_contributed`: those since the base."""
-        return self.n_samples - self._changes.version
+        return self.n_samples - self._value.changes.version
 
     def contribution(self) -> State:
         """See `edge.learning.learner.Learner.contribution`: the change since the last merge."""
-        return self._changes.contribution(self._live, self.n_samples)
+        value = self._value
+        self._value = replace(value, changes=value.changes.noted(value.live, value.n_samples))
+        return value.changes.since(value.live)
 
     def rebase(self, parameters: Mapping[str, FloatArray], merged: State, included: int) -> None:
         """See `edge.learning.learner.Learner.rebase`: what was learned since the included version is put on top."""
         del merged
-        take = self._changes.rebase(parameters, included, self._live, self.n_samples)
-        self._load(take())
-
-    def state(self) -> State:
-        """See `edge.learning.learner.Learner.state`."""
-        heads = {"step": self._step.parameters(), "live": self._live, "memory": self._step.memory()}
-        return {
-            "counts": np.array([self.n_samples], np.int64),
-            **self._replay.state(),
-            **self._changes.state(),
-            **{f"{name}.{key}": array for name, head in heads.items() for key, array in head.items()},
-        }
-
-    def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
-        """See `edge.learning.learner.Learner.restore`."""
-
-        def head(prefix: str) -> Parameters:
-            return {name: take_like(state, f"{prefix}.{name}", array) for name, array in self._live.items()}
-
-        inside, live, memory = head("step"), head("live"), part(state, "memory.")
-        (n_samples,) = take_integers(state, "counts", 1)
-        before = self._replay.state(), self._changes.state()
-        try:
-            self._replay.restore(state)
-            self._changes.restore(state)
-            self._step.load(inside, memory)
-        except LearningError:
-            self._replay.restore(before[0])
-            self._changes.restore(before[1])
-            raise
-        self.n_samples, self._live = n_samples, live
+        value = self._value
+        changes, head = value.changes.rebased(parameters, included, value.live, value.n_samples)
+        whitening = self._whitening
+        self._held = None
+        self._step.load(head if whitening is None else whitening.whitened(head))
+        inside = self._step.parameters()  # its live form is computed from what the step holds
+        memory = self._step.memory()
+        self._keep(replace(value, inside=inside, memory=memory, live=self._plain(inside), changes=changes))

@@ -29,13 +29,15 @@ from edge.contract.manifest import LinearLayer
 from edge.contract.training import FloatArray, Parameters
 from edge.learning.calibration import fit_temperature
 from edge.learning.closed_form import grown
-from edge.learning.drift import Adwin
+from edge.learning.drift import Adwin, Window
 from edge.learning.evidence import ALPHA, Evidence
 from edge.learning.gate import Reserve
 from edge.learning.learner import Learner, State, part, take, take_integers, take_like
+from edge.learning.migrate import is_schema_2, of_schema_2
 from edge.learning.packing import PackedFeatures
 from edge.learning.sgd import Run
 from edge.learning.task import Scores, Targets, Task
+from edge.learning.tree import build, flatten
 
 # Of several candidates that would do, one that is this near to the best and stands before it is preferred.
 NEAR = 0.05
@@ -349,8 +351,8 @@ class Shadow:
         }
         parts: dict[str, Mapping[str, npt.NDArray[Any]]] = {**heads}
         parts |= {f"evidence{i}": self._evidence[name].state() for i, name in enumerate(self._names)}
-        parts |= {"return": self._return.state(), "drift": self._drift.state(), "reserve": self.reserve.state()}
-        parts |= {f"candidate.{name}": learner.state() for name, learner in self.candidates.items()}
+        parts |= {"return": self._return.state(), "drift": flatten(self._drift.value), "reserve": self.reserve.state()}
+        parts |= {f"candidate.{name}": flatten(learner.value) for name, learner in self.candidates.items()}
         return state | {f"{name}.{key}": array for name, found in parts.items() for key, array in found.items()}
 
     def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
@@ -370,10 +372,11 @@ class Shadow:
         usual, heard = take_like(state, "usual", self._usual), take_like(state, "heard", self._heard)
         fixed, snapshots = head("fixed"), [head(f"snapshot{i}") for i in range(n_snapshots)]
         for i, name in enumerate(self._names):
-            self.candidates[name].restore(part(state, f"candidate.{name}."))
+            known, like = part(state, f"candidate.{name}."), self.candidates[name].template(self._task.n_outputs)
+            self.candidates[name].load(of_schema_2(known, like) if is_schema_2(known) else build(like, known))
             self._evidence[name].restore(part(state, f"evidence{i}."))
         self._return.restore(part(state, "return."))
-        self._drift.restore(part(state, "drift."))
+        self._drift.load(build(Window(), part(state, "drift.")))
         self.reserve.restore(part(state, "reserve."))
         self._leader = self._names[number - 1] if number else ""
         self._fixed, self._snapshots, self._usual, self._heard = fixed, snapshots, usual, heard

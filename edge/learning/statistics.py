@@ -7,6 +7,7 @@ device can be subtracted again. `edge.learning.solve` computes heads from them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -161,17 +162,28 @@ class HeadStatistics:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class PackedStatistics:
-    """Statistics that only wait to be used again: a quarter of the memory, exactly what was or would be sent.
+    """Statistics that only wait to be used again: half of the memory, or in float32, as they are sent, a quarter.
 
     Attributes:
-        triangle: ``((d + 1) (d + 2) / 2,)`` float32, the upper triangle of the Gram matrix.
-        moment: ``(d + 1, n_outputs)`` float32.
+        triangle: ``((d + 1) (d + 2) / 2,)``, the upper triangle of the Gram matrix; float32, or float64 where further
+            samples are added to it.
+        moment: ``(d + 1, n_outputs)`` of the same type.
         scale: What both are multiplied with.
     """
 
-    triangle: npt.NDArray[np.float32]
-    moment: npt.NDArray[np.float32]
+    triangle: npt.NDArray[Any]
+    moment: npt.NDArray[Any]
     scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.scale < math.inf:
+            raise LearningError(f"statistics cannot be scaled by {self.scale}")
+
+    @classmethod
+    def empty(cls, n_features: int, n_outputs: int, dtype: npt.DTypeLike = np.float32) -> PackedStatistics:
+        """Statistics of no samples."""
+        side = n_features + 1
+        return cls(np.zeros(side * (side + 1) // 2, dtype), np.zeros((side, n_outputs), dtype))
 
     @classmethod
     def of(cls, statistics: HeadStatistics, scale: float = 1.0) -> PackedStatistics:
@@ -182,16 +194,48 @@ class PackedStatistics:
     def __mul__(self, factor: float) -> PackedStatistics:
         return PackedStatistics(self.triangle, self.moment, self.scale * factor)
 
+    def plus(self, statistics: HeadStatistics) -> PackedStatistics:
+        """The sum, in float64."""
+        triangle, moment = self._scaled()
+        triangle += upper_triangle(statistics.gram)
+        moment += statistics.moment
+        return PackedStatistics(triangle, moment)
+
+    def rounded(self, gain: float) -> PackedStatistics:
+        """The same as it is sent: divided by a gain in float32, which is its scale."""
+        triangle, moment = (self * (1.0 / gain))._scaled()
+        return PackedStatistics(triangle.astype(np.float32), moment.astype(np.float32), gain)
+
     def grown(self, n_classes: int) -> PackedStatistics:
         """See `HeadStatistics.grown`."""
         more = n_classes - self.moment.shape[1]
         return PackedStatistics(self.triangle, np.pad(self.moment, ((0, 0), (0, more))), self.scale)
 
+    @property
+    def n_samples(self) -> float:
+        """See `HeadStatistics.n_samples`."""
+        return float(self.triangle[-1]) * self.scale
+
+    def _scaled(self) -> tuple[Matrix, Matrix]:
+        """Triangle and moment in float64, for whoever asks to keep."""
+        return self.triangle * np.float64(self.scale), self.moment * np.float64(self.scale)
+
     def unpack(self) -> HeadStatistics:
         """In float64."""
-        gram = of_triangle(self.triangle.astype(np.float64), len(self.moment))
-        gram *= self.scale
-        return HeadStatistics(gram, self.moment * np.float64(self.scale))
+        triangle, moment = self._scaled()
+        return HeadStatistics(of_triangle(triangle, len(moment)), moment)
+
+
+def difference(base: PackedStatistics, own: PackedStatistics, included: PackedStatistics) -> HeadStatistics:
+    """``base + own - included`` in float64; beside the result one triangle at a time."""
+    triangle, moment = base._scaled()
+    more = own._scaled()
+    triangle += more[0]
+    moment += more[1]
+    more = included._scaled()
+    triangle -= more[0]
+    moment -= more[1]
+    return HeadStatistics(of_triangle(triangle, len(moment)), moment)
 
 
 def upper_triangle(matrix: Matrix) -> Matrix:

@@ -3,7 +3,7 @@
 A value is a frozen dataclass, a tuple or a mapping with text keys, of values; an array, a number, a truth or a text; or
 None. An array is found under its path, joined by dots: ``sent.0.statistics.moment``. Numbers, truths and texts are
 arrays, too. What an array cannot say stands under the path of the whole: of a tuple how long it is, of a mapping its
-keys, of None that there is nothing.
+keys in order, of None that there is nothing.
 
 Reading compares with a *template*, a value of the same kind: that is the one place where shapes and types are checked.
 
@@ -83,9 +83,10 @@ def _flatten(value: Any, path: str, found: Arrays) -> None:
         for i, item in enumerate(value):
             _flatten(item, _join(path, str(i)), found)
     elif isinstance(value, Mapping):
-        found[path] = _bytes("".join(key + _END for key in value))
-        for key, item in value.items():
-            _flatten(item, _join(path, _escaped(key)), found)
+        keys = sorted(value)  # the same value gives the same bytes, whoever made it
+        found[path] = _bytes("".join(key + _END for key in keys))
+        for key in keys:
+            _flatten(value[key], _join(path, _escaped(key)), found)
     else:
         raise TypeError(f"{path}: a {type(value).__name__} cannot be written down as arrays")
 

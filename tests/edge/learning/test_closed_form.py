@@ -13,10 +13,10 @@ from edge.contract.projection import BYTES_PER_SQUARE
 from edge.contract.recipe import TrainingRecipe
 from edge.learning.closed_form import PRIOR_SAMPLES, TRUSTED_PAST, StatisticsLearner
 from edge.learning.solve import Factor, Method
-from edge.learning.statistics import HeadStatistics, PackedStatistics, of_triangle
+from edge.learning.statistics import HeadStatistics
 from edge.learning.task import Task
 from tests.edge.learning.conftest import LINEAR, Samples, same
-from tests.edge.learning.test_learners import part, snapshot, teach_one_by_one
+from tests.edge.learning.test_learners import part, restore, saved, snapshot, teach_one_by_one
 
 # rho moves in steps of a quarter: what is solved exactly and what is kept up to date differ by up to an eighth of it.
 New = Callable[..., StatisticsLearner]
@@ -28,13 +28,7 @@ def of(samples: Samples, start: int, stop: int) -> HeadStatistics:
 
 def known(learner: StatisticsLearner) -> HeadStatistics:
     """What the next head will be solved from."""
-    state = learner.state()
-    base, included = (
-        PackedStatistics(state[f"{name}.gram"], state[f"{name}.moment"], float(state[f"{name}.scale"][0])).unpack()
-        for name in ("base", "included")
-    )
-    own = HeadStatistics(of_triangle(state["own.gram"], len(base.gram)), state["own.moment"])
-    return base + own - included
+    return learner.value.settled().total()
 
 
 def assert_same(found: HeadStatistics, expected: HeadStatistics, tolerance: float = 1e-5) -> None:
@@ -109,7 +103,7 @@ def test_older_samples_count_less_by_the_factor(new_statistics_learner: New, sam
     ages = np.arange(95, -1, -1)
     own = HeadStatistics.of_targets(samples[0], np.eye(10)[samples[1]], 0.9**ages)
     expected = prior(new_statistics_learner) * 0.9**96 + own
-    gain = float(learner.state()["gain"][0])
+    gain = learner.value.gain
     assert_same(known(learner) * (1 / gain), expected, 1e-9)
     contributed = HeadStatistics.from_tensors(learner.contribution(), 64, 10)
     assert_same(contributed, own)
@@ -124,7 +118,7 @@ def test_forgetting_goes_on_for_ever(new_statistics_learner: New, samples: Sampl
         learner.learn_many(*samples)
     own = HeadStatistics.of_targets(samples[0], np.eye(10)[samples[1]], 0.9 ** np.arange(95, -1, -1))
     assert_same(HeadStatistics.from_tensors(learner.contribution(), 64, 10), own, 1e-4)
-    assert 1 <= learner.state()["gain"][0] <= 1e6
+    assert 1 <= learner.value.gain <= 1e6
     assert all(np.isfinite(array).all() for array in learner.parameters().values())
 
 
@@ -132,10 +126,9 @@ def test_what_is_forgotten_altogether_is_saved_too(new_statistics_learner: New, 
     learner = new_statistics_learner(forgetting=0.5)
     for _ in range(12):  # what was shipped is worth 2 to the -1152, which is 0 in float64
         learner.learn_many(*samples)
-    state = learner.state()
-    assert state["base.scale"][0] == 0
+    assert learner.value.base.scale == 0
     again = new_statistics_learner(forgetting=0.5)
-    again.restore(state)
+    restore(again, saved(learner), 10)
     same(again.parameters(), learner.parameters(), 0)
 
 
@@ -259,7 +252,7 @@ def test_a_head_without_statistics_is_taken_as_it_is_and_learning_goes_on_from_i
     learner.rebase(given, {}, 0)
     assert all((array == given[name]).all() for name, array in learner.parameters().items())
     restored = new_statistics_learner()
-    restored.restore(learner.state())
+    restore(restored, saved(learner), 10)
     for each in (learner, twin, restored):
         each.learn_many(samples[0][40:80], samples[1][40:80])
     assert_same(known(learner), known(twin), 1e-12)
@@ -326,7 +319,7 @@ def test_memory_and_state_are_what_the_profiles_are_told() -> None:
         held, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert 26 * side < held < 30 * side
+    assert 22 * side < held < 28 * side
     assert peak < BYTES_PER_SQUARE * side
-    state = sum(array.nbytes for array in learner.state().values())
+    state = sum(array.nbytes for array in saved(learner).values())
     assert state < 18 * side

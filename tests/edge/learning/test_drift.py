@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from edge.contract.errors import LearningError
-from edge.learning.drift import Adwin, FeatureShift, PageHinkley
+from edge.learning.drift import Adwin, Distance, FeatureShift, PageHinkley, Window
 from edge.learning.statistics import HeadStatistics
+from edge.learning.tree import build, flatten
 
 
 def alarms(detector: Adwin, values: np.ndarray) -> list[int]:
@@ -79,7 +80,7 @@ def test_memory_grows_with_the_logarithm_of_the_window() -> None:
     for n in range(1, 4097):
         adwin.add(float(rng.random() < 0.3))
         if n in (64, 512, 4096):
-            assert len(adwin.state()["buckets"]) <= 6 * (math.log2(n) + 1)
+            assert len(adwin.value.buckets) <= 6 * (math.log2(n) + 1)
     assert adwin.width == 4096
 
 
@@ -89,7 +90,7 @@ def test_the_buckets_keep_the_sum_and_the_spread() -> None:
     for value in values:
         adwin.add(float(value))
     start = 0
-    for size, total, spread in adwin.state()["buckets"]:
+    for size, total, spread in adwin.value.buckets:
         held = values[start : start + int(size)]
         assert total == pytest.approx(held.sum())
         assert spread == pytest.approx(np.square(held - held.mean()).sum())
@@ -104,21 +105,19 @@ def test_a_restored_window_goes_on_the_same() -> None:
         first, second = Adwin(), Adwin()
         for value in values[:cut]:
             first.add(value)
-        second.restore(first.state())
+        second.load(build(Window(), flatten(first.value)))
         assert [first.add(v) for v in values[cut:]] == [second.add(v) for v in values[cut:]]
-        assert first.state()["buckets"].tolist() == second.state()["buckets"].tolist()
+        assert first.value.buckets.tolist() == second.value.buckets.tolist()
 
 
 def test_refuses_a_window_that_is_none_and_nothing_changes() -> None:
     adwin = Adwin()
     alarms(adwin, np.ones(20))
-    before = adwin.state()["buckets"].tolist()
+    before = adwin.value.buckets.tolist()
     for bad in (np.zeros(3), np.zeros((1, 2)), np.full((1, 3), np.nan), np.zeros((1, 3)), np.array([[-1.0, 0, 0]])):
         with pytest.raises(LearningError):
-            adwin.restore({"buckets": bad})
-        assert adwin.state()["buckets"].tolist() == before
-    with pytest.raises(LearningError):
-        adwin.restore({})
+            adwin.load(build(Window(), {"buckets": bad}))
+        assert adwin.value.buckets.tolist() == before
 
 
 # Page-Hinkley
@@ -184,3 +183,18 @@ def test_a_device_that_was_always_different_raises_no_alarm() -> None:
 def test_features_of_any_shape_and_constant_ones_are_taken() -> None:
     shift = FeatureShift(HeadStatistics.of(np.ones((4, 6)), np.zeros(4, int), 1))
     assert not any(shift.add(np.ones((2, 3), np.float32)) for _ in range(100))
+
+
+def test_a_watcher_goes_on_from_its_value() -> None:
+    first, second = watcher(), watcher()
+    for x in features(70, 1):
+        first.add(x)
+    older = first.value
+    second.load(build(Distance(), flatten(older)))
+    moved = features(200, 2) + 3.0
+    found = [first.add(x) for x in moved]
+    assert any(found)
+    assert [second.add(x) for x in moved] == found
+    assert second.value == first.value != older
+    with pytest.raises(LearningError):
+        build(Distance(), flatten(older) | {"rise.mean": np.array(np.nan)})

@@ -26,7 +26,7 @@ from tests.edge.learning.conftest import (
     onnx_step,
     same,
 )
-from tests.edge.learning.test_learners import part, snapshot
+from tests.edge.learning.test_learners import part, restore, saved, snapshot
 
 # Into whitened coordinates and back.
 TOLERANCE = 1e-5
@@ -71,7 +71,7 @@ def test_what_the_optimizer_remembers_is_undone_and_saved_as_well(samples: Sampl
         learner.learn_many(features, samples[1][:9])
     assert snapshot(learner) == before
     restored = new()
-    restored.restore(learner.state())
+    restore(restored, saved(learner), 10)
     for each in (learner, twin, restored):
         each.learn_many(*part(samples, 20))
     assert snapshot(learner) == snapshot(twin) == snapshot(restored)

@@ -111,11 +111,15 @@ class Scripted:
     def rebase(self, parameters: Mapping[str, FloatArray], merged: State, included: int) -> None:
         pass
 
-    def state(self) -> State:
-        return {"n": np.array([self.n_samples])}
+    @property
+    def value(self) -> int:
+        return self.n_samples
 
-    def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
-        self.n_samples = int(state["n"][0])
+    def load(self, value: int) -> None:
+        self.n_samples = value
+
+    def template(self, n_outputs: int) -> int:
+        return 0
 
 
 def scripted(shipped: Parameters, gated: bool = True, **serve: Parameters | Callable[[int], Parameters]) -> Shadow:

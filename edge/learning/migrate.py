@@ -1,0 +1,110 @@
+"""What was learned before values were written by `edge.learning.tree`: checkpoints of the schema ``EDGESTATE2``.
+
+There each learner named its arrays itself. This is what the arrays of one learner, without the beginning of their names
+``candidate.<name>.``, say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import numpy.typing as npt
+
+from edge.contract.errors import LearningError
+from edge.contract.training import FloatArray
+from edge.learning.changes import Changes, SentHead
+from edge.learning.closed_form import SentStatistics, StatisticsKnowledge
+from edge.learning.layered import LayeredKnowledge
+from edge.learning.learner import part
+from edge.learning.replay import ReplayBuffer
+from edge.learning.sgd import SgdKnowledge
+from edge.learning.statistics import PackedStatistics
+from edge.learning.tree import build, flatten
+
+K = TypeVar("K", StatisticsKnowledge, SgdKnowledge, LayeredKnowledge)
+_Old = Mapping[str, npt.NDArray[Any]]
+
+
+def is_schema_2(arrays: _Old) -> bool:
+    """Whether these are arrays of a learner as it named them itself."""
+    return "counts" in arrays or "below.counts" in arrays
+
+
+def of_schema_2(arrays: _Old, like: K) -> K:
+    """What the arrays of a learner say.
+
+    Args:
+        arrays: By name.
+        like: The learner's template, for as many classes.
+
+    Raises:
+        LearningError: They are of another learner, or damaged.
+    """
+    try:
+        return build(like, flatten(_value(arrays, like)))
+    except (KeyError, IndexError, TypeError, ValueError) as exc:
+        raise LearningError(f"the saved state is of another learner, or damaged: {exc}") from exc
+
+
+def _value(old: _Old, like: K) -> Any:
+    if isinstance(like, StatisticsKnowledge):
+        return _statistics(old, like)
+    return _sgd(old, like) if isinstance(like, SgdKnowledge) else _layered(old, like)
+
+
+def _statistics(old: _Old, like: StatisticsKnowledge) -> StatisticsKnowledge:
+    def packed(name: str) -> PackedStatistics:
+        return PackedStatistics(old[f"{name}.gram"], old[f"{name}.moment"], float(old[f"{name}.scale"][0]))
+
+    assert like.given is not None
+    n_samples, included_version = _integers(old["counts"])
+    return StatisticsKnowledge(
+        n_samples=n_samples,
+        gain=float(old["gain"][0]),
+        base=packed("base"),
+        own=PackedStatistics(old["own.gram"], old["own.moment"]),
+        included=packed("included"),
+        included_version=included_version,
+        block=like.block,
+        sent=tuple(SentStatistics(n, packed(f"sent{i}")) for i, n in enumerate(_integers(old["sent_versions"]))),
+        given=_head(old, "live.", like.given),
+        offset=_head(old, "offset.", like.given) if part(dict(old), "offset.") else None,
+    )
+
+
+def _sgd(old: _Old, like: SgdKnowledge) -> SgdKnowledge:
+    (n_samples,) = _integers(old["counts"])
+    return SgdKnowledge(
+        n_samples=n_samples,
+        inside=_head(old, "step.", like.live),
+        memory=_head(old, "memory.", like.memory),
+        live=_head(old, "live.", like.live),
+        replay=ReplayBuffer(
+            old["replay.seen"], tuple(old["replay.codes"]), old["replay.scales"], old["replay.targets"]
+        ),
+        changes=_changes(old, like.live),
+    )
+
+
+def _layered(old: _Old, like: LayeredKnowledge) -> LayeredKnowledge:
+    old = dict(old)
+    return LayeredKnowledge(
+        below=_sgd(part(old, "below."), like.below),
+        last=_head(old, "last.", like.last),
+        changes=_changes(part(old, "changes."), like.below.live),
+    )
+
+
+def _changes(old: _Old, like: Mapping[str, FloatArray]) -> Changes:
+    version, *sent = _integers(old["versions"])
+    heads = tuple(SentHead(number, _head(old, f"sent{i}.", like)) for i, number in enumerate(sent))
+    return Changes(_head(old, "base.", like), version, heads)
+
+
+def _head(old: _Old, prefix: str, like: Mapping[str, FloatArray]) -> Mapping[str, FloatArray]:
+    return {name: old[prefix + name] for name in like}
+
+
+def _integers(array: npt.NDArray[Any]) -> list[int]:
+    return [int(number) for number in array]

@@ -1,0 +1,86 @@
+"""Checkpoints of the schema EDGESTATE2, from before values: `tests/edge/agent/data/state-2`, by the code of then."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edge.agent.candidates import Workshop
+from edge.contract import tensorfile
+from edge.contract.bundle import Bundle
+from edge.contract.errors import LearningError
+from edge.inference.onnx_session import OnnxSession
+from edge.learning.learner import Learner, State, part
+from edge.learning.migrate import is_schema_2, of_schema_2
+from edge.learning.task import Task
+from edge.learning.tree import flatten
+
+ARCHIVE = Path(__file__).parents[1] / "agent" / "data" / "state-2" / "folders.tar.xz"
+CASES = ("linear/auto", "linear/sgd", "layered/auto")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("state-2")
+    shutil.unpack_archive(ARCHIVE, folder, filter="data")
+    return folder
+
+
+def learners(bundle: Bundle, name: str) -> dict[str, Learner]:
+    assert bundle.manifest.head is not None
+    workshop = Workshop(
+        bundle=bundle,
+        session=OnnxSession(bundle, 1),
+        task=Task(bundle.manifest.head.training, 3),
+        executor="auto",
+        per_class=6,
+        max_state_mb=256,
+        seed=5,
+    )
+    return workshop.candidates(name)
+
+
+def checkpoint(folders: Path, case: str) -> State:
+    (path,) = (folders / case).rglob("state.bin")
+    return tensorfile.decode(path.read_bytes()[len(b"EDGESTATE2") + 32 :], "learned-state", "x")[1]
+
+
+def same_head(learner: Learner, expected: dict[str, Any]) -> None:
+    found = learner.parameters()
+    assert found.keys() == expected["parameters"].keys()
+    for name, values in expected["parameters"].items():
+        np.testing.assert_array_equal(found[name], np.array(values, np.float32), err_msg=name)
+    assert (learner.n_samples, learner.n_contributed) == (expected["n_samples"], expected["n_contributed"])
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_each_learner_knows_what_it_knew(folders: Path, case: str) -> None:
+    bundle = Bundle.open(folders / case.split("/", maxsplit=1)[0] / "bundle.edge")
+    expected = json.loads((folders / "expected.json").read_text())[case]["checkpoint"]
+    tensors = checkpoint(folders, case)
+    for name, learner in learners(bundle, case.split("/")[1]).items():
+        old = part(tensors, f"candidate.{name}.")
+        assert is_schema_2(old)
+        assert not is_schema_2(flatten(learner.value))
+        like, before = learner.template(4), learner.value
+        learner.load(of_schema_2(old, like))
+        same_head(learner, expected["learners"][name])
+        # From before the last release, which was on probation.
+        previous = of_schema_2(part(tensors, f"previous.candidate.{name}."), like)
+        learner.load(previous)
+        assert learner.n_samples == expected["n_samples"] - 6
+        learner.load(before)
+        for missing in old:
+            if not missing.startswith("offset."):
+                with pytest.raises(LearningError):
+                    of_schema_2({n: a for n, a in old.items() if n != missing}, like)
+            with pytest.raises(LearningError):
+                of_schema_2(old | {missing: np.zeros((2, 2, 2, 2), old[missing].dtype)}, like)
+        with pytest.raises(LearningError):
+            of_schema_2(old, learner.template(3))
+        assert learner.value is before
