@@ -62,7 +62,7 @@ class ReplayBuffer:
 
     def fits(self, other: ReplayBuffer) -> bool:
         """Whether it has as many groups, places, features and targets as another one."""
-        return bool(self._shapes == other._shapes)
+        return self._shapes == other._shapes
 
     @property
     def _shapes(self) -> list[tuple[int, ...]]:
@@ -75,7 +75,7 @@ class ReplayBuffer:
 
     @property
     def _is_of_classes(self) -> bool:
-        return self.targets.shape[2] == 0
+        return bool(self.targets.shape[2] == 0)
 
     def __len__(self) -> int:
         return int(self._kept.sum())
