@@ -29,7 +29,8 @@ from torch.jit._trace import TracerWarning
 
 from converter.export.decisions import Place, decisions
 from converter.export.replay import Replay
-from converter.graph.build import OPSET, renamed
+from converter.graph.build import renamed
+from converter.graph.nodes import OPSET
 from converter.load.source import Source
 from converter.program.attention import traceable
 from converter.program.programs import Flat, resized

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,8 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
-OPSET = 18
+from converter.graph.nodes import OPSET, inner_graphs
+
 _OTHER_FLOATS = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE)
 # Opset 18 needs IR version 8; onnxruntime refuses IR versions newer than itself, so the oldest that does is written.
 IR_VERSION = 8
@@ -146,8 +148,7 @@ def type_of(info: onnx.ValueInfoProto) -> np.dtype[Any]:
 
 def renamed(node: onnx.NodeProto, names: Mapping[str, str]) -> onnx.NodeProto:
     """A copy of a node in which values have other names."""
-    copy = onnx.NodeProto()
-    copy.CopyFrom(node)
+    copy = deepcopy(node)
     for values in (copy.input, copy.output):
         for i, name in enumerate(values):
             values[i] = names.get(name, name)
@@ -157,13 +158,12 @@ def renamed(node: onnx.NodeProto, names: Mapping[str, str]) -> onnx.NodeProto:
 def reads(node: onnx.NodeProto) -> list[str]:
     """Names of all values that a node needs, those that the branches of an If or the body of a Loop take included."""
     names = [name for name in node.input if name]
-    for attribute in node.attribute:
-        for graph in [attribute.g] if attribute.type == onnx.AttributeProto.GRAPH else attribute.graphs:
-            inside = {info.name for info in graph.input} | {tensor.name for tensor in graph.initializer}
-            for inner in graph.node:
-                names += [name for name in reads(inner) if name not in inside]
-                inside.update(inner.output)
-            names += [info.name for info in graph.output if info.name not in inside]
+    for graph in inner_graphs(node):
+        inside = {info.name for info in graph.input} | {tensor.name for tensor in graph.initializer}
+        for inner in graph.node:
+            names += [name for name in reads(inner) if name not in inside]
+            inside.update(inner.output)
+        names += [info.name for info in graph.output if info.name not in inside]
     return names
 
 

@@ -16,6 +16,7 @@ size, with as many operators as the rest of a small network has.
 from __future__ import annotations
 
 from collections import Counter
+from copy import deepcopy
 
 import numpy as np
 import onnx
@@ -23,6 +24,7 @@ from onnx import helper, numpy_helper
 
 from converter.graph.build import IR_VERSION, infer_shapes, reads, upstream, used_initializers
 from converter.graph.names import name_nodes
+from converter.graph.nodes import attribute, linear
 from converter.graph.sizes import fold_sizes
 from converter.program.programs import onnx_program
 
@@ -77,18 +79,18 @@ def _state_pads(
     node: onnx.NodeProto, weights: dict[str, onnx.TensorProto], shapes: dict[str, tuple[int | str, ...]]
 ) -> None:
     """Put numbers in the place of ``auto_pad`` where the sizes are fixed: not every kernel and no gradient knows it."""
-    found = {item.name: helper.get_attribute_value(item) for item in node.attribute}
-    mode = found.get("auto_pad", b"NOTSET").decode()
-    if node.op_type not in ("Conv", "MaxPool", "AveragePool") or mode == "NOTSET":
+    if node.op_type not in ("Conv", "MaxPool", "AveragePool") or (mode := attribute(node, "auto_pad")) == "NOTSET":
         return
     space = shapes.get(node.input[0], ())[2:]
-    kernel = found.get("kernel_shape") or (list(weights[node.input[1]].dims)[2:] if node.input[1] in weights else [])
+    kernel = attribute(node, "kernel_shape") or (
+        list(weights[node.input[1]].dims)[2:] if node.input[1] in weights else []
+    )
     if not kernel or len(kernel) != len(space) or not all(isinstance(size, int) for size in space):
         return
     ones = [1] * len(kernel)
     begins, ends = [], []
     for size, k, stride, dilation in zip(
-        map(int, space), kernel, found.get("strides", ones), found.get("dilations", ones), strict=True
+        map(int, space), kernel, attribute(node, "strides", ones), attribute(node, "dilations", ones), strict=True
     ):
         wanted = (-(-size // stride) - 1) * stride + (k - 1) * dilation + 1 - size
         total = 0 if mode == "VALID" else max(0, wanted)
@@ -107,8 +109,8 @@ def _drop_zero_states(nodes: list[onnx.NodeProto], weights: dict[str, onnx.Tenso
 
     for node in nodes:
         if node.op_type == "ConstantOfShape":
-            value = next((numpy_helper.to_array(item.t) for item in node.attribute if item.name == "value"), None)
-            if value is None or not value.any():
+            value = attribute(node, "value")
+            if value is None or not numpy_helper.to_array(value).any():
                 zeros.update(node.output)
         elif node.op_type in _MOVES and is_zero(node.input[0]):
             zeros.update(node.output)
@@ -122,8 +124,7 @@ def _drop_zero_states(nodes: list[onnx.NodeProto], weights: dict[str, onnx.Tenso
 
 def _folded(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy in which what follows from ``Constant`` nodes alone is computed, by onnxruntime."""
-    found = onnx.ModelProto()
-    found.CopyFrom(model)
+    found = deepcopy(model)
     graph = found.graph
     fixed: set[str] = set()
     constant: list[onnx.NodeProto] = []
@@ -165,24 +166,18 @@ def _is_linear(
     shapes: dict[str, tuple[int | str, ...]],
     uses: Counter[str],
 ) -> bool:
-    if node.op_type not in ("MatMul", "Gemm") or node.input[1] not in weights or not _fits(node, shapes, uses):
+    layer = linear(node)
+    if layer is None or layer.weight not in weights or not _fits(node, shapes, uses):
         return False
-    weight = weights[node.input[1]]
+    weight = weights[layer.weight]
     is_float = weight.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE)
     if not is_float or len(weight.dims) != 2:
         return False
-    if node.op_type == "MatMul":
-        return True
-    found = {item.name: helper.get_attribute_value(item) for item in node.attribute}
-    has_bias = len(node.input) > 2 and node.input[2] != ""
-    if found.get("transA", 0) or found.get("alpha", 1.0) != 1.0 or (has_bias and found.get("beta", 1.0) != 1.0):
-        return False
-    return not has_bias or len(shapes.get(node.input[2], (0, 0))) == 1
+    return layer.bias is None or len(shapes.get(layer.bias, (0, 0))) == 1
 
 
 def _as_gemm(node: onnx.NodeProto, weights: dict[str, onnx.TensorProto]) -> onnx.NodeProto:
-    transposed = any(item.name == "transB" and item.i for item in node.attribute)
-    if not transposed:
+    if not attribute(node, "transB", 0):
         tensor = weights[node.input[1]]
         turned = numpy_helper.from_array(np.ascontiguousarray(numpy_helper.to_array(tensor).T), tensor.name)
         tensor.CopyFrom(turned)
@@ -194,9 +189,10 @@ def _adds_bias(
     node: onnx.NodeProto, made_by: onnx.NodeProto, weights: dict[str, onnx.TensorProto], uses: Counter[str]
 ) -> bool:
     """Whether the node adds a constant for each output of the linear layer before it, which nobody else reads."""
-    if made_by.op_type != "Gemm" or len(made_by.input) != 2 or made_by.input[1] not in weights:
+    layer = linear(made_by)
+    if layer is None or not layer.transposed or layer.bias is not None or layer.weight not in weights:
         return False
     others = [name for name in node.input if name != made_by.output[0]]
     if len(others) != 1 or others[0] not in weights or uses[made_by.output[0]] != 1:
         return False
-    return list(weights[others[0]].dims) == [weights[made_by.input[1]].dims[0]]
+    return list(weights[others[0]].dims) == [weights[layer.weight].dims[0]]

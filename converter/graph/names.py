@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Container
+from copy import deepcopy
 
 import onnx
+
+from converter.graph.nodes import inner_graphs
 
 
 def name_nodes(graph: onnx.GraphProto) -> None:
@@ -26,9 +29,8 @@ def name_nodes(graph: onnx.GraphProto) -> None:
             )
             taken.add(node.name)
         seen.add(node.name)
-        for attribute in node.attribute:
-            for inner in [attribute.g] if attribute.type == onnx.AttributeProto.GRAPH else attribute.graphs:
-                name_nodes(inner)
+        for inner in inner_graphs(node):
+            name_nodes(inner)
 
 
 def _not_in(taken: Container[str], wished: str) -> str:
@@ -57,7 +59,6 @@ class FreshNames:
 
 def named(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy in which every node has a name of its own, see `name_nodes`."""
-    found = onnx.ModelProto()
-    found.CopyFrom(model)
+    found = deepcopy(model)
     name_nodes(found.graph)
     return found

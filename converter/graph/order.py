@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 
 import onnx
 
 from converter.graph.build import reads
+from converter.graph.nodes import inner_graphs
 
 
 def in_running_order(nodes: Sequence[onnx.NodeProto]) -> list[onnx.NodeProto]:
@@ -43,16 +45,11 @@ def sort_nodes(graph: onnx.GraphProto) -> bool:
     """
     moved = False
     for node in graph.node:
-        for attribute in node.attribute:
-            for inner in [attribute.g] if attribute.type == onnx.AttributeProto.GRAPH else attribute.graphs:
-                moved |= sort_nodes(inner)
+        for inner in inner_graphs(node):
+            moved |= sort_nodes(inner)
     ordered = in_running_order(graph.node)
     if any(one is not other for one, other in zip(ordered, graph.node, strict=True)):
-        copies = []
-        for node in ordered:
-            copy = onnx.NodeProto()
-            copy.CopyFrom(node)
-            copies.append(copy)
+        copies = [deepcopy(node) for node in ordered]
         del graph.node[:]
         graph.node.extend(copies)
         moved = True

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import helper, numpy_helper
+from onnx import numpy_helper
 
 from converter.graph.build import infer_shapes, reads, upstream
+from converter.graph.nodes import attribute
 
 Known = npt.NDArray[Any]
 _LARGEST = 64
@@ -25,7 +26,7 @@ _LARGEST = 64
 def fold_sizes(model: onnx.ModelProto) -> None:
     """Replace what follows from fixed sizes by constants, in place; the function stays the same."""
     graph = model.graph
-    if any(item.name == "ceil_mode" and item.i for node in graph.node for item in node.attribute):
+    if any(attribute(node, "ceil_mode") for node in graph.node):
         return  # onnx infers some of these sizes wrong: a last window that begins behind the image is left out
     before = -1
     while before != len(graph.node):  # what was folded lets more sizes be inferred
@@ -75,8 +76,7 @@ def _shape(node: onnx.NodeProto, shapes: dict[str, tuple[int | str, ...]]) -> Kn
     shape = shapes.get(node.input[0])
     if shape is None:
         return None
-    limits = {item.name: int(helper.get_attribute_value(item)) for item in node.attribute}
-    part = shape[limits.get("start", 0) : limits.get("end", len(shape))]
+    part = shape[attribute(node, "start") : attribute(node, "end", len(shape))]
     found: Known = np.empty(len(part), object)
     found[:] = [size if isinstance(size, int) else None for size in part]
     return found
@@ -87,20 +87,19 @@ def _computed(node: onnx.NodeProto, known: dict[str, Known]) -> Known | None:
     rule = _RULES.get(node.op_type)
     if rule is None or not all(name in known for name in node.input if name) or not node.input:
         return None
-    attributes = {item.name: helper.get_attribute_value(item) for item in node.attribute}
     try:
-        return rule([known[name] for name in node.input if name], attributes)
+        return rule([known[name] for name in node.input if name], node)
     except (TypeError, ValueError, IndexError, ZeroDivisionError):  # a size that is free, or no size at all
         return None
 
 
-def _binary(function: Callable[[int, int], int]) -> Callable[[Sequence[Known], dict[str, Any]], Known]:
+def _binary(function: Callable[[int, int], int]) -> Callable[[Sequence[Known], onnx.NodeProto], Known]:
     over = np.frompyfunc(lambda a, b: None if a is None or b is None else function(a, b), 2, 1)
     return lambda inputs, _: np.asarray(over(*inputs), object)
 
 
-def _cast(inputs: Sequence[Known], attributes: dict[str, Any]) -> Known:
-    if attributes["to"] != onnx.TensorProto.INT64:
+def _cast(inputs: Sequence[Known], node: onnx.NodeProto) -> Known:
+    if attribute(node, "to") != onnx.TensorProto.INT64:
         raise TypeError
     return inputs[0]
 
@@ -109,29 +108,29 @@ def _axes(inputs: Sequence[Known]) -> tuple[int, ...]:
     return tuple(int(axis) for axis in inputs[1])
 
 
-_RULES: dict[str, Callable[[Sequence[Known], dict[str, Any]], Known]] = {
+_RULES: dict[str, Callable[[Sequence[Known], onnx.NodeProto], Known]] = {
     "Add": _binary(lambda a, b: a + b),
     "Sub": _binary(lambda a, b: a - b),
     "Mul": _binary(lambda a, b: a * b),
     "Div": _binary(lambda a, b: int(a / b)),  # towards zero
     "Cast": _cast,
     "Identity": lambda inputs, _: inputs[0],
-    "Gather": lambda inputs, attributes: np.asarray(
-        np.take(inputs[0], inputs[1].astype(np.int64), axis=attributes.get("axis", 0)), object
+    "Gather": lambda inputs, node: np.asarray(
+        np.take(inputs[0], inputs[1].astype(np.int64), axis=attribute(node, "axis")), object
     ),
     "Unsqueeze": lambda inputs, _: np.expand_dims(inputs[0], _axes(inputs)),
     "Squeeze": lambda inputs, _: np.asarray(np.squeeze(inputs[0], _axes(inputs) if len(inputs) > 1 else None), object),
-    "Concat": lambda inputs, attributes: np.concatenate(inputs, axis=attributes["axis"]),
+    "Concat": lambda inputs, node: np.concatenate(inputs, axis=attribute(node, "axis")),
     "Slice": lambda inputs, _: _sliced(*inputs),
-    "Reshape": lambda inputs, attributes: _reshaped(inputs[0], inputs[1], attributes),
+    "Reshape": lambda inputs, node: _reshaped(inputs[0], inputs[1], node),
     "Size": lambda inputs, _: np.asarray(inputs[0].size, object),
     "Range": lambda inputs, _: np.arange(*(int(each) for each in inputs)).astype(object),
 }
 
 
-def _reshaped(data: Known, shape: Known, attributes: dict[str, Any]) -> Known:
+def _reshaped(data: Known, shape: Known, node: onnx.NodeProto) -> Known:
     sizes = [int(size) for size in shape]
-    if 0 in sizes or attributes.get("allowzero", 0):
+    if 0 in sizes or attribute(node, "allowzero"):
         raise ValueError
     return data.reshape(sizes)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Container, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from difflib import get_close_matches
 from math import prod
@@ -18,7 +19,7 @@ from math import prod
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import helper, numpy_helper
+from onnx import numpy_helper
 
 from converter.graph.build import (
     GraphBuilder,
@@ -33,6 +34,8 @@ from converter.graph.build import (
     upstream,
     used_initializers,
 )
+from converter.graph.links import Links
+from converter.graph.nodes import linear
 from converter.head.gradient.training_graph import class_layer, free_classes
 from edge.contract.errors import ConfigError, ConversionError
 from edge.contract.manifest import LinearLayer
@@ -232,8 +235,8 @@ def split(model: onnx.ModelProto, trainable: Sequence[str]) -> SplitModel:
         {name for node in head_nodes for name in reads(node)},
     )
     nodes = [*constant, *apart.nodes, *head_nodes]
-    tensors = {tensor.name: tensor for tensor in graph.initializer}
-    arrays = {name: numpy_helper.to_array(tensors[name]).astype(np.float32) for name in trainable}
+    links = Links(graph)
+    arrays = {name: links.array(name).astype(np.float32) for name in trainable}
     head = make_model(
         "head",
         nodes,
@@ -246,9 +249,11 @@ def split(model: onnx.ModelProto, trainable: Sequence[str]) -> SplitModel:
     )
     n_outputs = shape_of(output)[1]
     assert isinstance(n_outputs, int)
-    layer = class_layer(head, trainable)
-    if layer is not None:
+    last = None
+    if (layer := class_layer(head, trainable)) is not None:
         head = free_classes(head, *layer)
+        (made_by,) = (node for node in head.graph.node if output.name in node.output)
+        last = LinearLayer(weight=layer[0], bias=layer[1], input=made_by.input[0])
     return SplitModel(
         backbone=backbone,
         head=Head(
@@ -257,7 +262,7 @@ def split(model: onnx.ModelProto, trainable: Sequence[str]) -> SplitModel:
             output=output.name,
             n_outputs=n_outputs,
             parameters=arrays,
-            linear=None if layer is None else _linear(head, *layer),
+            linear=last,
             entry=_entry(head, features, arrays),
         ),
         outputs=tuple(info.name for info in graph.output),
@@ -315,30 +320,17 @@ def _take_apart(
         start = end
 
 
-def _linear(head: onnx.ModelProto, weight: str, bias: str | None) -> LinearLayer | None:
-    """The last layer ``input @ weight.T + bias``; None if it is scaled or takes something else than ``(batch, n)``."""
-    graph = head.graph
-    node = next(node for node in graph.node if graph.output[0].name in node.output)
-    return LinearLayer(weight=weight, bias=bias, input=node.input[0]) if _is_linear(node) else None
-
-
 def _entry(head: onnx.ModelProto, features: str, parameters: Container[str]) -> LinearLayer | None:
     """The linear layer that alone takes the features, with parameters that nobody else reads."""
     readers = [node for node in head.graph.node if features in reads(node)]
-    if len(readers) != 1 or not _is_linear(readers[0]) or readers[0].input[0] != features:
+    layer = linear(readers[0]) if len(readers) == 1 else None
+    if layer is None or not layer.transposed or layer.input != features:
         return None
-    own = [name for name in readers[0].input[1:] if name]
+    own = [layer.weight] if layer.bias is None else [layer.weight, layer.bias]
     read = [name for node in head.graph.node for name in reads(node)]
     if any(name not in parameters or read.count(name) != 1 for name in own):
         return None
-    return LinearLayer(weight=own[0], bias=own[1] if len(own) > 1 else None, input=features)
-
-
-def _is_linear(node: onnx.NodeProto) -> bool:
-    """Whether it is ``input @ weight.T + bias``."""
-    attributes = {item.name: helper.get_attribute_value(item) for item in node.attribute}
-    plain = attributes.get("alpha", 1.0) == attributes.get("beta", 1.0) == 1.0 and not attributes.get("transA", 0)
-    return node.op_type == "Gemm" and plain and bool(attributes.get("transB", 0))
+    return LinearLayer(weight=layer.weight, bias=layer.bias, input=features)
 
 
 def with_layer_input(head: Head) -> onnx.ModelProto:
@@ -366,8 +358,7 @@ def joined(backbone: onnx.ModelProto, parts: SplitModel) -> onnx.ModelProto:
     names = {name: f"head/{name}" for name in made - kept}
     tensors = []
     for tensor in head.initializer:
-        copy = onnx.TensorProto()
-        copy.CopyFrom(tensor)
+        copy = deepcopy(tensor)
         copy.name = names[tensor.name]
         tensors.append(copy)
     infos = {info.name: info for info in [*backbone.graph.output, *head.output]}

@@ -18,9 +18,9 @@ import onnx.checker
 import onnx.inliner
 from onnx import helper, numpy_helper
 
-from converter.graph.build import OPSET
 from converter.graph.canonical import canonical
 from converter.graph.names import name_nodes
+from converter.graph.nodes import OPSET
 from converter.graph.order import sort_nodes
 from converter.load.constants import bind_onnx, constants_in
 from converter.load.free_batch import (

@@ -14,7 +14,8 @@ import onnx.inliner
 import onnx.version_converter
 from onnx import helper
 
-from converter.graph.build import OPSET, inferred_types
+from converter.graph.build import inferred_types
+from converter.graph.nodes import OPSET
 from edge.contract.errors import ConversionError
 from edge.contract.foreign import foreign
 

@@ -9,14 +9,16 @@ the time.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from copy import deepcopy
 
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import helper, numpy_helper
+from onnx import numpy_helper
 
 from converter.graph.build import reads
-from converter.quantization.layers import consumers
+from converter.graph.links import Links
+from converter.graph.nodes import attribute
 
 _BLOCK = 16
 # Of fewer channels most of a block would be zeros.
@@ -33,8 +35,7 @@ def align_channels(model: onnx.ModelProto) -> onnx.ModelProto:
     Args:
         model: Float, optimized.
     """
-    found = onnx.ModelProto()
-    found.CopyFrom(model)
+    found = deepcopy(model)
     _Aligner(found).align()
     return found
 
@@ -44,8 +45,9 @@ class _Aligner:
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self._graph = model.graph
-        self._weights = {tensor.name: tensor for tensor in model.graph.initializer}
-        self._uses = {name: len(nodes) for name, nodes in consumers(model).items()}
+        links = Links(model.graph)
+        self._weights = links.constants
+        self._uses = {name: len(nodes) for name, nodes in links.readers.items()}
         self._leaders: dict[str, str] = {}
         self._channels: dict[str, int] = {}  # of a leader
         self._fixed: set[str] = set()  # leaders that must stay as they are
@@ -67,7 +69,7 @@ class _Aligner:
         values = [name for name in [*reads(node), *node.output] if name and name not in self._weights]
         if node.op_type == "Conv" and self._is_plain(node):
             weight = self._weights[node.input[1]]
-            if _groups(node) == 1:
+            if attribute(node, "group") == 1:
                 self._state(node.output[0], weight.dims[0])
             else:
                 self._join(node.input[0], node.output[0])
@@ -86,14 +88,14 @@ class _Aligner:
         if node.input[0] in self._weights:
             return False
         dims = self._weights[node.input[1]].dims
-        return _groups(node) in (1, dims[0]) and (_groups(node) == 1 or dims[1] == 1)
+        return attribute(node, "group") in (1, dims[0]) and (attribute(node, "group") == 1 or dims[1] == 1)
 
     def _pad(self, node: onnx.NodeProto, sizes: dict[str, int]) -> None:
         outputs, inputs = sizes.get(self._leader(node.output[0])), sizes.get(self._leader(node.input[0]))
         if outputs is None and inputs is None:
             return
         weight = numpy_helper.to_array(self._weights[node.input[1]])
-        groups = _groups(node)
+        groups = attribute(node, "group")
         padded = [outputs or weight.shape[0], weight.shape[1] if groups > 1 else inputs or weight.shape[1]]
         self._replace(node.input[1], weight, (*padded, *weight.shape[2:]))
         if len(node.input) > 2 and node.input[2]:
@@ -133,7 +135,3 @@ class _Aligner:
 
     def _fix(self, names: Iterable[str]) -> None:
         self._fixed.update(self._leader(name) for name in names)
-
-
-def _groups(node: onnx.NodeProto) -> int:
-    return next((int(helper.get_attribute_value(item)) for item in node.attribute if item.name == "group"), 1)

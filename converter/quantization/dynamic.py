@@ -13,8 +13,10 @@ import onnx
 from onnx import helper, numpy_helper
 
 from converter.graph.build import make_model, used_initializers
+from converter.graph.links import Links
 from converter.graph.names import FreshNames, named
-from converter.quantization.layers import quantizable_layers
+from converter.graph.nodes import attribute, stated
+from converter.quantization.layers import Layer, quantizable_layers
 from converter.quantization.static import quantized_weight
 from edge.contract.profile import QuantizationProfile
 
@@ -41,9 +43,9 @@ class _Writer:
         self._fresh = FreshNames(model.graph)
         self._largest = 64 if profile.reduce_range else 127
         self._per_channel = profile.per_channel
-        self._layers = {x.name for x in quantizable_layers(model) if x.op_type != "Conv" and x.name not in exclude}
+        self._layers = {x.name: x for x in quantizable_layers(model) if x.op_type != "Conv" and x.name not in exclude}
         self._exclude = exclude
-        self._tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+        self._links = Links(model.graph)
         self._nodes: list[onnx.NodeProto] = []
         self._made: dict[str, onnx.TensorProto] = {}
         self._quantized: dict[str, tuple[str, str, str]] = {}
@@ -52,7 +54,7 @@ class _Writer:
         graph = self._model.graph
         for node in graph.node:
             if node.name in self._layers:
-                self._product(node)
+                self._product(node, self._layers[node.name])
             elif node.op_type == "LSTM" and node.name not in self._exclude and self._is_plain(node):
                 self._lstm(node)
             else:
@@ -79,45 +81,40 @@ class _Writer:
             self._quantized[tensor] = names
         return self._quantized[tensor]
 
-    def _product(self, node: onnx.NodeProto) -> None:
-        weight = numpy_helper.to_array(self._tensors[node.input[1]])
-        if any(item.name == "transB" and item.i for item in node.attribute):
-            weight = weight.T
+    def _product(self, node: onnx.NodeProto, layer: Layer) -> None:
+        weight = self._links.array(layer.weight).T if layer.out_axis == 0 else self._links.array(layer.weight)
         codes, scale = quantized_weight(weight, 1 if self._per_channel else None, self._largest)
         name, output = node.name, node.output[0]
         column = self._constant(f"{name}.weight.codes", codes)
         steps = self._constant(f"{name}.weight.scale", scale)
         zeros = self._constant(f"{name}.weight.zero", np.zeros(scale.shape, np.int8))
         x, x_scale, x_zero = self._input(node.input[0])
-        bias = node.input[2] if len(node.input) > 2 and node.input[2] else ""
         total, as_float, step = (self._fresh(f"{name}.{what}") for what in ("sum", "float", "step"))
-        last = self._fresh(f"{name}.product") if bias else output
+        last = output if layer.bias is None else self._fresh(f"{name}.product")
         self._nodes += [
             helper.make_node("MatMulInteger", [x, column, x_zero, zeros], [total], f"{name}.integer"),
             helper.make_node("Cast", [total], [as_float], f"{name}.cast", to=onnx.TensorProto.FLOAT),
             helper.make_node("Mul", [x_scale, steps], [step], f"{name}.steps"),
             helper.make_node("Mul", [as_float, step], [last], f"{name}.scaled"),
         ]
-        if bias:
-            self._nodes.append(helper.make_node("Add", [last, bias], [output], f"{name}.biased"))
+        if layer.bias is not None:
+            self._nodes.append(helper.make_node("Add", [last, layer.bias], [output], f"{name}.biased"))
 
     def _is_plain(self, node: onnx.NodeProto) -> bool:
         """Whether the LSTM has constant weights and none of the options that the quantized kernel lacks."""
-        return all(name in self._tensors for name in node.input[1:3]) and not any(
-            item.name == "layout" and item.i for item in node.attribute
-        )
+        return all(name in self._links.constants for name in node.input[1:3]) and not attribute(node, "layout")
 
     def _lstm(self, node: onnx.NodeProto) -> None:
         """com.microsoft.DynamicQuantizeLSTM: weights ``(directions, in, 4 hidden)``, one scale for each direction."""
         inputs = [*node.input, *[""] * (8 - len(node.input))]
         extra = []
         for kind, name in (("W", node.input[1]), ("R", node.input[2])):
-            weight = numpy_helper.to_array(self._tensors[name]).transpose(0, 2, 1)
+            weight = self._links.array(name).transpose(0, 2, 1)
             codes, scale = quantized_weight(weight, 0, self._largest)
             inputs[1 if kind == "W" else 2] = self._constant(f"{node.name}.{kind}.codes", codes)
             extra.append(self._constant(f"{node.name}.{kind}.scale", scale))
             extra.append(self._constant(f"{node.name}.{kind}.zero", np.zeros(scale.shape, np.int8)))
-        kept = {item.name: helper.get_attribute_value(item) for item in node.attribute}
+        kept = stated(node)
         kept.pop("layout", None)
         self._nodes.append(
             helper.make_node(

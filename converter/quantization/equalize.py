@@ -8,12 +8,16 @@ factor.
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import helper, numpy_helper
+from onnx import numpy_helper
 
-from converter.quantization.layers import consumers, quantizable_layers
+from converter.graph.links import Links
+from converter.graph.nodes import attribute
+from converter.quantization.layers import Layer, quantizable_layers
 
 _ROUNDS = 10
 _SETTLED = 1e-3
@@ -29,60 +33,55 @@ def equalize(model: onnx.ModelProto) -> onnx.ModelProto:
         A model of the same function; an equal one when there are too few such pairs to matter, as between the blocks
         of a MobileNet, whose ReLU6 does not commute.
     """
-    found = onnx.ModelProto()
-    found.CopyFrom(model)
-    pairs = _pairs(found)
-    if len(pairs) < _LEAST_SHARE * len(quantizable_layers(found)):
+    found = deepcopy(model)
+    links, layers = Links(found.graph), {layer.name: layer for layer in quantizable_layers(found)}
+    pairs = _pairs(found, links, layers)
+    if len(pairs) < _LEAST_SHARE * len(layers):
         return found
-    tensors = {tensor.name: tensor for tensor in found.graph.initializer}
-    touched = {name for pair in pairs for node in pair for name in node.input[1:3] if name}
-    arrays = {name: numpy_helper.to_array(tensors[name]).astype(np.float64) for name in touched}
+    touched = {name for pair in pairs for layer in pair for name in (layer.weight, layer.bias) if name}
+    arrays = {name: links.array(name).astype(np.float64) for name in touched}
     for _ in range(_ROUNDS):
         change = max((_balance(arrays, first, second) for first, second in pairs), default=0.0)
         if change < _SETTLED:
             break
     for name, array in arrays.items():
-        tensors[name].CopyFrom(numpy_helper.from_array(array.astype(np.float32), name))
+        links.constants[name].CopyFrom(numpy_helper.from_array(array.astype(np.float32), name))
     return found
 
 
-def _pairs(model: onnx.ModelProto) -> list[tuple[onnx.NodeProto, onnx.NodeProto]]:
-    layers = {layer.name for layer in quantizable_layers(model)}
-    readers = consumers(model)
-    outputs = {info.name for info in model.graph.output}
+def _pairs(model: onnx.ModelProto, links: Links, layers: dict[str, Layer]) -> list[tuple[Layer, Layer]]:
     pairs = []
-
-    def own(parameter: str) -> bool:
-        """Whether nobody else sees it change."""
-        return len(readers.get(parameter, [])) == 1 and parameter not in outputs
-
     for node in model.graph.node:
-        if node.name not in layers or not all(own(name) for name in node.input[1:3] if name):
+        if node.name not in layers or not _is_plain(node, links):
+            continue
+        first = layers[node.name]
+        # Nobody else may see what changes.
+        if any(name and links.only_reader(name) is None for name in (first.weight, first.bias)):
             continue
         value = node.output[0]
-        while value not in outputs and len(readers.get(value, [])) == 1:
-            behind = readers[value][0]
+        while (behind := links.only_reader(value)) is not None:
             if behind.op_type in _COMMUTES:
                 value = behind.output[0]
                 continue
-            same_kind = (node.op_type == "Conv") == (behind.op_type == "Conv")
-            if behind.name in layers and behind.input[0] == value and same_kind and own(behind.input[1]):
-                pairs.append((node, behind))
+            second = layers.get(behind.name)
+            if second is not None and behind.input[0] == value and links.only_reader(second.weight) is not None:
+                same_kind = (first.op_type == "Conv") == (second.op_type == "Conv")
+                if same_kind and _is_plain(behind, links):
+                    pairs.append((first, second))
             break
-    return [pair for pair in pairs if _groups(pair[0], model) is not None and _groups(pair[1], model) is not None]
+    return pairs
 
 
-def _groups(node: onnx.NodeProto, model: onnx.ModelProto) -> int | None:
-    """1, or the number of channels of a depthwise convolution; None for groups between."""
-    groups = next((int(item.i) for item in node.attribute if item.name == "group"), 1)
-    dims = next(tensor.dims for tensor in model.graph.initializer if tensor.name == node.input[1])
-    return groups if groups == 1 or (dims[1] == 1 and dims[0] == groups) else None
+def _is_plain(node: onnx.NodeProto, links: Links) -> bool:
+    """Whether it is a product, or a convolution that is dense or depthwise."""
+    groups, dims = attribute(node, "group", 1), links.constants[node.input[1]].dims
+    return bool(groups == 1 or (dims[1] == 1 and dims[0] == groups))
 
 
-def _balance(arrays: dict[str, npt.NDArray[np.float64]], first: onnx.NodeProto, second: onnx.NodeProto) -> float:
+def _balance(arrays: dict[str, npt.NDArray[np.float64]], first: Layer, second: Layer) -> float:
     """Equalize one pair in place; how far the factors were from 1."""
-    one, two = arrays[first.input[1]], arrays[second.input[1]]
-    out_axis, in_axis = _out_axis(first, one), _in_axis(second, two)
+    one, two = arrays[first.weight], arrays[second.weight]
+    out_axis, in_axis = first.out_axis, _in_axis(second, two)
     reach1 = np.abs(one).max(axis=tuple(i for i in range(one.ndim) if i != out_axis))
     reach2 = np.abs(two).max(axis=tuple(i for i in range(two.ndim) if i != in_axis))
     if len(reach1) != len(reach2):
@@ -90,22 +89,14 @@ def _balance(arrays: dict[str, npt.NDArray[np.float64]], first: onnx.NodeProto, 
     usable = (reach1 > 0) & (reach2 > 0)
     factor = np.where(usable, np.sqrt(np.where(usable, reach1, 1.0) / np.where(usable, reach2, 1.0)), 1.0)
     factor = np.clip(factor, 1e-4, 1e4)
-    arrays[first.input[1]] = one / factor.reshape([-1 if i == out_axis else 1 for i in range(one.ndim)])
-    if len(first.input) > 2 and first.input[2]:
-        arrays[first.input[2]] = arrays[first.input[2]] / factor
-    arrays[second.input[1]] = two * factor.reshape([-1 if i == in_axis else 1 for i in range(two.ndim)])
+    arrays[first.weight] = one / factor.reshape([-1 if i == out_axis else 1 for i in range(one.ndim)])
+    if first.bias is not None:
+        arrays[first.bias] = arrays[first.bias] / factor
+    arrays[second.weight] = two * factor.reshape([-1 if i == in_axis else 1 for i in range(two.ndim)])
     return float(np.abs(np.log(factor)).max(initial=0.0))
 
 
-def _is_transposed(node: onnx.NodeProto) -> bool:
-    return any(item.name == "transB" and helper.get_attribute_value(item) for item in node.attribute)
-
-
-def _out_axis(node: onnx.NodeProto, weight: npt.NDArray[np.float64]) -> int:
-    return 0 if node.op_type == "Conv" or _is_transposed(node) else weight.ndim - 1
-
-
-def _in_axis(node: onnx.NodeProto, weight: npt.NDArray[np.float64]) -> int:
-    if node.op_type == "Conv":
-        return 0 if weight.shape[1] == 1 else 1  # depthwise: a channel has its own filter
-    return 1 if _is_transposed(node) else 0
+def _in_axis(layer: Layer, weight: npt.NDArray[np.float64]) -> int:
+    if layer.op_type == "Conv" and weight.shape[1] == 1:  # depthwise: a channel has its own filter
+        return 0
+    return 1 - layer.out_axis

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from copy import deepcopy
 
 import onnx
 
@@ -20,8 +21,7 @@ def to_float16(model: onnx.ModelProto) -> onnx.ModelProto:
     from onnxruntime.transformers.float16 import convert_float_to_float16
     from onnxruntime.transformers.onnx_model import OnnxModel
 
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
+    copy = deepcopy(model)
     outputs, fixed = _without_fixed_outputs(copy.graph)
     with warnings.catch_warnings(), foreign("the graph cannot be converted to float16", ConversionError):
         warnings.simplefilter("ignore")  # about weights below the smallest float16, which become the smallest
@@ -50,8 +50,7 @@ def _without_fixed_outputs(graph: onnx.GraphProto) -> tuple[list[onnx.ValueInfoP
     del graph.initializer[:]
     graph.initializer.extend(kept)
     for tensor in fixed:
-        copy = onnx.TensorProto()
-        copy.CopyFrom(tensor)
+        copy = deepcopy(tensor)
         copy.name = fresh(f"{tensor.name}.half")
         for node in graph.node:
             for i, name in enumerate(node.input):

@@ -11,6 +11,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from converter.graph.build import make_model, used_initializers
+from converter.graph.links import Links
 from converter.graph.names import FreshNames, named
 from converter.quantization.layers import quantizable_layers
 
@@ -25,24 +26,21 @@ def quantize_int4(model: onnx.ModelProto, *, block_size: int = 32, exclude: Coll
     """
     model = named(model)
     fresh = FreshNames(model.graph)
-    layers = {x.name for x in quantizable_layers(model) if x.op_type != "Conv" and x.name not in exclude}
-    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    layers = {x.name: x for x in quantizable_layers(model) if x.op_type != "Conv" and x.name not in exclude}
+    links = Links(model.graph)
     nodes: list[onnx.NodeProto] = []
     made: list[onnx.TensorProto] = []
     for node in model.graph.node:
-        if node.name not in layers:
+        if (layer := layers.get(node.name)) is None:
             nodes.append(node)
             continue
-        weight = numpy_helper.to_array(tensors[node.input[1]])
-        if not any(item.name == "transB" and item.i for item in node.attribute):
-            weight = weight.T
+        weight = links.array(layer.weight) if layer.out_axis == 0 else links.array(layer.weight).T
         name, output = node.name, node.output[0]
         packed: dict[str, npt.NDArray[Any]] = dict(
             zip(("codes", "scales", "zeros"), pack_blocks(weight, block_size), strict=True)
         )
         made += [numpy_helper.from_array(array, fresh(f"{name}.{key}")) for key, array in packed.items()]
-        bias = node.input[2] if len(node.input) > 2 and node.input[2] else ""
-        product = fresh(f"{name}.product") if bias else output
+        product = output if layer.bias is None else fresh(f"{name}.product")
         nodes.append(
             helper.make_node(
                 "MatMulNBits",
@@ -56,8 +54,8 @@ def quantize_int4(model: onnx.ModelProto, *, block_size: int = 32, exclude: Coll
                 block_size=block_size,
             )
         )
-        if bias:
-            nodes.append(helper.make_node("Add", [product, bias], [output], f"{name}.biased"))
+        if layer.bias is not None:
+            nodes.append(helper.make_node("Add", [product, layer.bias], [output], f"{name}.biased"))
     graph = model.graph
     return make_model(
         graph.name or "model",

@@ -8,10 +8,9 @@ from typing import Any
 
 import onnx
 import onnxruntime as ort
-from onnx import helper
 
-from converter.graph.build import reads
 from converter.graph.names import name_nodes, named
+from converter.graph.nodes import linear
 from converter.program.scratch import scratch_folder
 from edge.contract.errors import ConversionError
 from edge.contract.foreign import foreign
@@ -33,11 +32,15 @@ class Layer:
         name: Of its node.
         op_type: ``Conv``, ``Gemm`` or ``MatMul``.
         weight: Name of its constant weight.
+        bias: Name of its bias, or None.
+        out_axis: Of the weight, along which the outputs of the layer lie.
     """
 
     name: str
     op_type: str
     weight: str
+    bias: str | None
+    out_axis: int
 
 
 def quantizable_layers(model: onnx.ModelProto) -> tuple[Layer, ...]:
@@ -49,18 +52,17 @@ def quantizable_layers(model: onnx.ModelProto) -> tuple[Layer, ...]:
     floats = {t.name: len(t.dims) for t in model.graph.initializer if t.data_type == onnx.TensorProto.FLOAT}
     layers = []
     for node in named(model).graph.node:
-        weight = node.input[1] if len(node.input) > 1 else ""
-        if node.op_type == "Conv":
-            fits = floats.get(weight, 0) >= 3
-        elif node.op_type == "Gemm":
-            found = {item.name: helper.get_attribute_value(item) for item in node.attribute}
-            plain = found.get("alpha", 1.0) == found.get("beta", 1.0) == 1.0 and not found.get("transA", 0)
-            has_bias = len(node.input) > 2 and node.input[2] != ""
-            fits = plain and weight in floats and (not has_bias or floats.get(node.input[2]) == 1)
-        else:
-            fits = node.op_type == "MatMul" and floats.get(weight) == 2
-        if fits:
-            layers.append(Layer(node.name, node.op_type, weight))
+        product = linear(node)
+        if node.op_type == "Conv" and floats.get(node.input[1], 0) >= 3:
+            bias = node.input[2] if len(node.input) > 2 and node.input[2] else None
+            layers.append(Layer(node.name, node.op_type, node.input[1], bias, 0))
+        elif (
+            product is not None
+            and floats.get(product.weight) == 2
+            and (product.bias is None or floats.get(product.bias) == 1)
+        ):
+            axis = 0 if product.transposed else 1
+            layers.append(Layer(node.name, node.op_type, product.weight, product.bias, axis))
     return tuple(layers)
 
 
@@ -112,13 +114,4 @@ def _optimized(model: onnx.ModelProto, level: Any) -> onnx.ModelProto:
     kept = [entry for entry in found.opset_import if entry.domain in used or entry.domain == "ai.onnx"]
     del found.opset_import[:]
     found.opset_import.extend(kept)
-    return found
-
-
-def consumers(model: onnx.ModelProto) -> dict[str, list[onnx.NodeProto]]:
-    """By value, the nodes that read it."""
-    found: dict[str, list[onnx.NodeProto]] = {}
-    for node in model.graph.node:
-        for name in dict.fromkeys(reads(node)):
-            found.setdefault(name, []).append(node)
     return found

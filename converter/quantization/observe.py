@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from copy import deepcopy
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,8 +46,7 @@ def observe(model: onnx.ModelProto, batches: Iterable[Arrays]) -> Observations:
     wanted = placement(model, layers.keys()).tensors
     nodes = {node.input[0]: node.op_type for node in model.graph.node if node.op_type in ("Conv", "Gemm", "MatMul")}
     types = inferred_types(model)
-    watched = onnx.ModelProto()
-    watched.CopyFrom(model)
+    watched = deepcopy(model)
     present = {info.name for info in [*model.graph.input, *model.graph.output]}
     watched.graph.output.extend(
         types.get(name, onnx.ValueInfoProto(name=name)) for name in sorted(wanted) if name not in present

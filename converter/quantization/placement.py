@@ -19,7 +19,7 @@ import onnx
 from onnx import numpy_helper
 
 from converter.graph.build import inferred_types
-from converter.quantization.layers import consumers
+from converter.graph.links import Links
 
 _MOVES = {"Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "MaxPool", "Slice", "DepthToSpace", "SpaceToDepth"}
 _MOVES |= {"Identity"}
@@ -65,10 +65,8 @@ class _Placer:
     def __init__(self, model: onnx.ModelProto, layers: frozenset[str]) -> None:
         self._nodes = model.graph.node
         self._layers = layers
-        self._consumers = consumers(model)
-        self._outputs = {info.name for info in model.graph.output}
-        self._made_by: dict[str, onnx.NodeProto] = {name: node for node in model.graph.node for name in node.output}
-        self._constants = {tensor.name: tensor for tensor in model.graph.initializer}
+        self._links = Links(model.graph)
+        self._made_by = self._links.made_by
         types = inferred_types(model)
         self._floats = {n for n, i in types.items() if i.type.tensor_type.elem_type == onnx.TensorProto.FLOAT}
         # By node: the Relu or Clip behind it that could be dropped.
@@ -141,9 +139,7 @@ class _Placer:
         made_by = self._made_by.get(node.input[0]) if node.input else None
         if made_by is None or node.op_type not in ("Relu", "Clip"):
             return False
-        if made_by.op_type not in ("Add", *_LAYERS) or len(self._consumers[node.input[0]]) != 1:
-            return False
-        if node.input[0] in self._outputs:
+        if made_by.op_type not in ("Add", *_LAYERS) or self._links.only_reader(node.input[0]) is None:
             return False
         return node.op_type == "Relu" or self._holds_zero(node)
 
@@ -152,7 +148,7 @@ class _Placer:
         limits = []
         for i, default in ((1, -np.inf), (2, np.inf)):
             name = node.input[i] if len(node.input) > i else ""
-            if name and name not in self._constants:
+            if name and name not in self._links.constants:
                 return False
-            limits.append(float(numpy_helper.to_array(self._constants[name])) if name else default)
+            limits.append(float(numpy_helper.to_array(self._links.constants[name])) if name else default)
         return limits[0] <= 0.0 <= limits[1]

@@ -10,11 +10,15 @@ programs do. With -127 instead the weight is off by one step of 128, which is wh
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import deepcopy
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
+
+from converter.graph.links import Links
+from converter.graph.nodes import attribute
 
 _INT8 = onnx.TensorProto.INT8
 # Where these operators take their weight.
@@ -32,7 +36,7 @@ def multiplies_int8(model: onnx.ModelProto) -> bool:
 
 def layers_with_least_weight(model: onnx.ModelProto) -> list[str]:
     """Names of the layers that have an int8 weight of -128, or will when the runtime has folded their constants."""
-    constants = _constants(model.graph)
+    constants = Links(model.graph).constants
     found = (layer for layer, name, pair in _weights(model.graph) if _has_least(constants, name, pair))
     return list(dict.fromkeys(found))
 
@@ -45,9 +49,8 @@ def without_least_weight(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[
     layers = layers_with_least_weight(model)
     if not layers:
         return model, layers
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    constants = _constants(copy.graph)
+    copy = deepcopy(model)
+    constants = Links(copy.graph).constants
     for _, name, pair in _weights(copy.graph):
         if _has_least(constants, name, pair):
             array, tensor = numpy_helper.to_array(constants[name]), constants[name]
@@ -62,8 +65,8 @@ def without_least_weight(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[
 
 def _weights(graph: onnx.GraphProto) -> Iterator[tuple[str, str, onnx.NodeProto | None]]:
     """Layer, constant and, where that is float, the QuantizeLinear that takes it, for each int8 weight."""
-    constants = _constants(graph)
-    makers = {name: node for node in graph.node for name in node.output if name}
+    links = Links(graph)
+    constants, makers = links.constants, links.made_by
     for node in graph.node:
         layer = node.name or node.output[0]
         if node.op_type in _PRODUCTS:
@@ -93,21 +96,13 @@ def _behind(name: str, makers: dict[str, onnx.NodeProto]) -> onnx.NodeProto | No
     return maker
 
 
-def _constants(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
-    found = {tensor.name: tensor for tensor in graph.initializer}
-    for node in graph.node:
-        if node.op_type == "Constant":
-            found.update((node.output[0], item.t) for item in node.attribute if item.name == "value")
-    return found
-
-
 def _is_int8(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -> bool:
     """Whether a node quantizes a constant to int8; without a zero point it gives uint8, or what an attribute says."""
     if node.op_type != "QuantizeLinear" or node.input[0] not in constants:
         return False
     if len(node.input) > 2 and node.input[2] in constants:
         return bool(constants[node.input[2]].data_type == _INT8)
-    return any(item.name == "output_dtype" and item.i == _INT8 for item in node.attribute)
+    return bool(attribute(node, "output_dtype") == _INT8)
 
 
 def _spread(
@@ -117,7 +112,7 @@ def _spread(
     scale = numpy_helper.to_array(constants[quantize.input[1]]).astype(np.float64)
     named = len(quantize.input) > 2 and quantize.input[2] in constants
     zero = numpy_helper.to_array(constants[quantize.input[2]]).astype(np.int64) if named else np.zeros(1, np.int64)
-    axis = next((item.i for item in quantize.attribute if item.name == "axis"), 1) % max(1, array.ndim)
+    axis = attribute(quantize, "axis") % max(1, array.ndim)
     if scale.size > 1:
         shape = [-1 if i == axis else 1 for i in range(array.ndim)]
         return scale.reshape(shape), zero.reshape(shape if zero.size > 1 else [1] * array.ndim)

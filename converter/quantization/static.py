@@ -12,8 +12,9 @@ import onnx
 from onnx import helper, numpy_helper
 
 from converter.graph.build import make_model, reads, renamed, used_initializers
+from converter.graph.links import Links
 from converter.graph.names import FreshNames, named
-from converter.quantization.layers import quantizable_layers
+from converter.quantization.layers import Layer, quantizable_layers
 from converter.quantization.observe import Observations
 from converter.quantization.placement import Placement, placement
 from converter.quantization.ranges import activation_range
@@ -89,9 +90,9 @@ class _Writer:
         self._profile = profile
         self._method = method
         self._correct = bias_correction
-        layers = [layer.name for layer in quantizable_layers(model) if layer.name not in exclude]
-        self._place: Placement = placement(model, layers)
-        self._tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+        self._layers = {layer.name: layer for layer in quantizable_layers(model) if layer.name not in exclude}
+        self._place: Placement = placement(model, self._layers)
+        self._links = Links(model.graph)
         self._outputs = {info.name for info in model.graph.output}
         self._nodes: list[onnx.NodeProto] = []
         self._made: dict[str, onnx.TensorProto] = {}
@@ -110,7 +111,7 @@ class _Writer:
             copy = renamed(node, {name: names.get(name, name) for name in reads(node)})
             # `renamed` also renames outputs of the same name; there are none, as every value is made once.
             if node.name in self._place.layers:
-                self._quantize_parameters(node, copy)
+                self._quantize_parameters(self._layers[node.name], node, copy)
             for i, output in enumerate(node.output):
                 final = behind[output].output[0] if output in behind else output
                 if final not in self._place.tensors:
@@ -163,12 +164,10 @@ class _Writer:
 
     # Weights
 
-    def _quantize_parameters(self, node: onnx.NodeProto, copy: onnx.NodeProto) -> None:
+    def _quantize_parameters(self, layer: Layer, node: onnx.NodeProto, copy: onnx.NodeProto) -> None:
         """Make a layer read its weight and bias through DequantizeLinear."""
-        weight = numpy_helper.to_array(self._tensors[node.input[1]])
-        bias = self._bias(node)
-        transposed = any(item.name == "transB" and item.i for item in node.attribute)
-        channel = 0 if node.op_type == "Conv" or transposed else weight.ndim - 1
+        weight, channel = self._links.array(layer.weight), layer.out_axis
+        bias = self._bias(layer)
         axis = channel if self._profile.per_channel else None
         step = self._scale(node.input[0]).scale
         # A bias becomes int32 with the scale of the products: it must not overflow where the weights are tiny.
@@ -212,18 +211,13 @@ class _Writer:
         del copy.input[2:]
         copy.input.append(self._fresh(f"{name}.bias"))
 
-    def _bias(self, node: onnx.NodeProto) -> npt.NDArray[np.float32] | None:
+    def _bias(self, layer: Layer) -> npt.NDArray[np.float32] | None:
         """The bias of a layer; a convolution or Gemm without one gets zeros, which a correction may fill."""
-        if node.op_type == "MatMul":
+        if layer.bias is not None:
+            return self._links.array(layer.bias)
+        if layer.op_type == "MatMul" or not self._correct:
             return None
-        if len(node.input) > 2 and node.input[2]:
-            found: npt.NDArray[np.float32] = numpy_helper.to_array(self._tensors[node.input[2]])
-            return found
-        if not self._correct:
-            return None
-        dims = self._tensors[node.input[1]].dims
-        transposed = any(item.name == "transB" and item.i for item in node.attribute)
-        return np.zeros(dims[0] if node.op_type == "Conv" or transposed else dims[-1], np.float32)
+        return np.zeros(self._links.constants[layer.weight].dims[layer.out_axis], np.float32)
 
     def _mean_of(self, node: onnx.NodeProto, lost: npt.NDArray[np.float32], channel: int) -> npt.NDArray[np.float32]:
         """What the lost part of the weights gives on the mean input: ``(n_out,)``."""

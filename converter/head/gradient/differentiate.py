@@ -8,9 +8,10 @@ from dataclasses import replace
 import onnx
 
 from converter.graph.build import GraphBuilder, reads
+from converter.graph.nodes import attribute
 from converter.head.gradient.movement import slices_of
 from converter.head.gradient.rules import RULES
-from converter.head.gradient.tape import Shape, Tape, attribute
+from converter.head.gradient.tape import Shape, Tape
 from edge.contract.errors import ConversionError
 
 # What comes out of these does not change with small changes of what goes in.

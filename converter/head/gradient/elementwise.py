@@ -9,7 +9,8 @@ import numpy as np
 import onnx
 
 from converter.graph.build import GraphBuilder
-from converter.head.gradient.tape import RULES, Gradients, Rule, Tape, attribute, rule
+from converter.graph.nodes import attribute
+from converter.head.gradient.tape import RULES, Gradients, Rule, Tape, rule
 from edge.contract.errors import ConversionError
 
 
@@ -77,7 +78,7 @@ def _div(tape: Tape, node: onnx.NodeProto, dy: str) -> Gradients:
 @rule("LeakyRelu")
 def _leaky_relu(tape: Tape, node: onnx.NodeProto, dy: str) -> Gradients:
     b = tape.builder
-    slope = b.constant(float(attribute(node, "alpha", 0.01)))
+    slope = b.constant(attribute(node, "alpha"))
     positive = b.op("Greater", node.input[0], b.constant(0.0))
     return [b.op("Where", positive, dy, b.op("Mul", dy, slope))]
 
@@ -86,7 +87,7 @@ def _leaky_relu(tape: Tape, node: onnx.NodeProto, dy: str) -> Gradients:
 def _elu(tape: Tape, node: onnx.NodeProto, dy: str) -> Gradients:
     """``y = x`` above zero, ``alpha (exp(x) - 1)`` below: there the slope is ``y + alpha``."""
     b = tape.builder
-    alpha = b.constant(float(attribute(node, "alpha", 1.0)))
+    alpha = b.constant(attribute(node, "alpha"))
     positive = b.op("Greater", node.input[0], b.constant(0.0))
     return [b.op("Where", positive, dy, b.op("Mul", dy, b.op("Add", node.output[0], alpha)))]
 
@@ -151,8 +152,8 @@ def _prelu(tape: Tape, node: onnx.NodeProto, dy: str) -> Gradients:
 def _selu(tape: Tape, node: onnx.NodeProto, dy: str) -> Gradients:
     """``y = gamma x`` above zero, ``gamma alpha (exp(x) - 1)`` below: there the slope is ``y + gamma alpha``."""
     b = tape.builder
-    alpha = float(attribute(node, "alpha", 1.67326319217681884765625))
-    gamma = float(attribute(node, "gamma", 1.05070102214813232421875))
+    alpha = attribute(node, "alpha")
+    gamma = attribute(node, "gamma")
     below = b.op("Add", node.output[0], b.constant(gamma * alpha))
     slope = b.op("Where", b.op("Greater", node.input[0], b.constant(0.0)), b.constant(gamma), below)
     return [b.op("Mul", dy, slope)]
@@ -162,7 +163,7 @@ def _selu(tape: Tape, node: onnx.NodeProto, dy: str) -> Gradients:
 def _celu(tape: Tape, node: onnx.NodeProto, dy: str) -> Gradients:
     """``y = x`` above zero, ``alpha (exp(x / alpha) - 1)`` below: there the slope is ``y / alpha + 1``."""
     b = tape.builder
-    alpha = b.constant(float(attribute(node, "alpha", 1.0)))
+    alpha = b.constant(attribute(node, "alpha"))
     below = b.op("Add", b.op("Div", node.output[0], alpha), b.constant(1.0))
     slope = b.op("Where", b.op("Greater", node.input[0], b.constant(0.0)), b.constant(1.0), below)
     return [b.op("Mul", dy, slope)]
@@ -177,7 +178,7 @@ def _within(tape: Tape, value: str, low: float, high: float) -> str:
 @rule("HardSigmoid")
 def _hard_sigmoid(tape: Tape, node: onnx.NodeProto, dy: str) -> Gradients:
     b = tape.builder
-    slope = b.constant(float(attribute(node, "alpha", 0.2)))
+    slope = b.constant(attribute(node, "alpha"))
     return [b.op("Where", _within(tape, node.output[0], 0.0, 1.0), b.op("Mul", dy, slope), b.constant(0.0))]
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from converter.head.gradient.tape import Gradients, Tape, attribute, rule
+from converter.graph.nodes import attribute
+from converter.head.gradient.tape import Gradients, Tape, rule
 from edge.contract.errors import ConversionError
 
 
@@ -32,7 +33,7 @@ def _expand(tape: Tape, node: onnx.NodeProto, dy: str) -> Gradients:
 @rule("Concat")
 def _concat(tape: Tape, node: onnx.NodeProto, dy: str) -> Gradients:
     b = tape.builder
-    axis = int(attribute(node, "axis", 0)) % len(tape.shape(node.output[0]))
+    axis = attribute(node, "axis") % len(tape.shape(node.output[0]))
     gradients: list[str | None] = []
     start = 0
     for name in node.input:
@@ -45,7 +46,7 @@ def _concat(tape: Tape, node: onnx.NodeProto, dy: str) -> Gradients:
 
 def slices_of(node: onnx.NodeProto, tape: Tape) -> list[onnx.NodeProto]:
     """A Split as one Slice for each output."""
-    axis = int(attribute(node, "axis", 0)) % len(tape.shape(node.input[0]))
+    axis = attribute(node, "axis") % len(tape.shape(node.input[0]))
     (size,) = tape.sizes(node.input[0], [axis])
     if len(node.input) > 1 and node.input[1]:
         parts = [int(part) for part in tape.value(node.input[1])]
@@ -107,7 +108,7 @@ def _gather(tape: Tape, node: onnx.NodeProto, dy: str) -> Gradients:
     b = tape.builder
     data, indices = node.input
     rank, n_index = len(tape.shape(data)), len(tape.shape(indices))
-    axis = int(attribute(node, "axis", 0)) % rank
+    axis = attribute(node, "axis") % rank
     if indices in tape.constants and not n_index and isinstance(size := tape.shape(data)[axis], int):
         (place,) = tape.value(indices).reshape(1)
         return [tape.placed(b.op("Unsqueeze", dy, b.ints(axis)), data, axis, int(place) % size, 1), None]
@@ -128,7 +129,7 @@ def _gather(tape: Tape, node: onnx.NodeProto, dy: str) -> Gradients:
 @rule("Pad")
 def _pad(tape: Tape, node: onnx.NodeProto, dy: str) -> Gradients:
     """Cut off what was put around."""
-    mode = attribute(node, "mode", b"constant")
+    mode = attribute(node, "mode")
     if mode not in (b"constant", "constant"):
         name = mode.decode() if isinstance(mode, bytes) else mode
         raise ConversionError(f"Pad {node.name!r} in the mode {name} cannot be trained; only with a constant")

@@ -12,14 +12,15 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from converter.head.gradient.tape import Gradients, Tape, attribute, rule
+from converter.graph.nodes import attribute
+from converter.head.gradient.tape import Gradients, Tape, rule
 from edge.contract.errors import ConversionError
 
 
 @rule("BatchNormalization")
 def _batch_normalization(tape: Tape, node: onnx.NodeProto, dy: str) -> Gradients:
     """Mean and variance are those of the training, and stay."""
-    if attribute(node, "training_mode", 0):
+    if attribute(node, "training_mode"):
         raise ConversionError(f"BatchNormalization {node.name!r} is in training mode; export it in evaluation mode")
     b = tape.builder
     x, scale, bias, mean, var = node.input
@@ -54,7 +55,7 @@ def _layer_normalization(tape: Tape, node: onnx.NodeProto, dy: str) -> Gradients
     """Mean and variance over the last axes."""
     x, scale = node.input[0], node.input[1]
     shape = tape.shape(x)
-    axis = int(attribute(node, "axis", -1)) % len(shape)
+    axis = attribute(node, "axis") % len(shape)
     dx, dscale = _normalized(tape, node, dy, scale, range(axis, len(shape)))
     gradients: list[str | None] = [
         dx if x in tape.active else None,
@@ -73,7 +74,7 @@ def _normalized(tape: Tape, node: onnx.NodeProto, dy: str, scale: str, over: Seq
     normal, mean, inverse = b.fresh("normal"), b.fresh("mean"), b.fresh("inverse")
     ones = b.constant(np.ones(tape.sizes(x, over)))
     again = helper.make_node("LayerNormalization", [x, ones], [normal, mean, inverse], name=normal, axis=over[0])
-    again.attribute.append(helper.make_attribute("epsilon", float(attribute(node, "epsilon", 1e-5))))
+    again.attribute.append(helper.make_attribute("epsilon", attribute(node, "epsilon")))
     b.nodes.append(again)
     g = b.op("Mul", dy, scale)
     along = b.op("Mul", normal, b.op("ReduceMean", b.op("Mul", g, normal), axes, keepdims=1))
@@ -84,7 +85,7 @@ def _normalized(tape: Tape, node: onnx.NodeProto, dy: str, scale: str, over: Seq
 
 def _inverse(tape: Tape, node: onnx.NodeProto, variance: str) -> str:
     b = tape.builder
-    epsilon = b.constant(float(attribute(node, "epsilon", 1e-5)))
+    epsilon = b.constant(attribute(node, "epsilon"))
     return b.op("Reciprocal", b.op("Sqrt", b.op("Add", variance, epsilon)))
 
 

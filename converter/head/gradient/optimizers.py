@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx
-from onnx import helper
 
 from converter.graph.build import GraphBuilder
+from converter.graph.nodes import attribute, stated
 from converter.head.gradient.losses import HyperParameter
 from edge.contract.recipe import TrainingRecipe
 from edge.inference.onnx_trainer import ANCHOR, LEARNING_RATE, SLOT, UPDATED
@@ -106,9 +106,9 @@ class _Update:
         if node is None:
             return b.op("Sub" if minus else "Add", addend, gradient, output=output)
         b.nodes.remove(node)
-        attributes = {item.name: helper.get_attribute_value(item) for item in node.attribute}
+        attributes = stated(node)
         if minus:
-            attributes["alpha"] = -attributes.get("alpha", 1.0)
+            attributes["alpha"] = -attribute(node, "alpha")
         return b.op("Gemm", *node.input, addend, output=output, **attributes)
 
     def _product(self, gradient: str) -> onnx.NodeProto | None:

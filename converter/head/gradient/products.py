@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import onnx
 
-from converter.head.gradient.tape import Gradients, Tape, attribute, rule
+from converter.graph.nodes import attribute
+from converter.head.gradient.tape import Gradients, Tape, rule
 from edge.contract.errors import ConversionError
 
 
@@ -13,8 +14,8 @@ def _gemm(tape: Tape, node: onnx.NodeProto, dy: str) -> Gradients:
     """``Y = alpha A' B' + beta C`` where ``'`` is an optional transposition."""
     b = tape.builder
     left, right = node.input[0], node.input[1]
-    alpha, beta = float(attribute(node, "alpha", 1.0)), float(attribute(node, "beta", 1.0))
-    trans_a, trans_b = int(attribute(node, "transA", 0)), int(attribute(node, "transB", 0))
+    alpha, beta = attribute(node, "alpha"), attribute(node, "beta")
+    trans_a, trans_b = attribute(node, "transA"), attribute(node, "transB")
     gradients: list[str | None] = [None, None]
     if left in tape.active:
         if trans_a:

@@ -17,8 +17,9 @@ import onnx
 from onnx import helper
 
 from converter.graph.build import GraphBuilder, infer_shapes, make_model, reads, type_of
+from converter.graph.nodes import attribute
 from converter.head.gradient.differentiate import UnsupportedOperatorError
-from converter.head.gradient.tape import Shape, attribute
+from converter.head.gradient.tape import Shape
 from edge.contract.errors import ConversionError
 
 _ACTIVATIONS = {"LSTM": ("sigmoid", "tanh", "tanh"), "GRU": ("sigmoid", "tanh")}
@@ -106,7 +107,7 @@ def _unroll(builder: GraphBuilder, node: onnx.NodeProto, shapes: Mapping[str, Sh
             weight=parts[0][i],
             recurrent=parts[1][i],
             bias=biases[i],
-            reset_after=bool(attribute(node, "linear_before_reset", 0)),
+            reset_after=bool(attribute(node, "linear_before_reset")),
         )
         step, input_bias = (_lstm if node.op_type == "LSTM" else _gru)(layer)
         inputs = b.op("MatMul", by_batch, b.op("Transpose", layer.weight, perm=[1, 0]))
@@ -187,9 +188,9 @@ def _checked(node: onnx.NodeProto) -> tuple[bool, ...]:
     Raises:
         UnsupportedOperatorError: It is one that is not unrolled.
     """
-    direction = _text(attribute(node, "direction", "forward"))
+    direction = attribute(node, "direction")
     inputs = [*node.input, *[""] * 8]
-    activations = [_text(name) for name in attribute(node, "activations", ())]
+    activations = attribute(node, "activations", [])
     directions = _DIRECTIONS.get(direction, ())
     known = [*_ACTIVATIONS[node.op_type]] * len(directions)
     other = [name for name in ("clip", "input_forget", "layout") if attribute(node, name, 0)]
@@ -224,10 +225,6 @@ def _sizes(node: onnx.NodeProto, shapes: Mapping[str, Shape]) -> tuple[int, int]
     if not isinstance(hidden, int):
         raise ConversionError(f"{name} cannot be trained: the shape of its weights is not known")
     return steps, hidden
-
-
-def _text(value: bytes | str) -> str:
-    return value.decode() if isinstance(value, bytes) else value
 
 
 def _first_states(node: onnx.NodeProto, b: GraphBuilder, steps: int, hidden: int, by_batch: str) -> list[_State | None]:

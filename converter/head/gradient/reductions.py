@@ -6,7 +6,8 @@ import math
 
 import onnx
 
-from converter.head.gradient.tape import Gradients, Tape, attribute, rule
+from converter.graph.nodes import attribute
+from converter.head.gradient.tape import Gradients, Tape, rule
 
 
 @rule("Softmax")
@@ -14,7 +15,7 @@ def _softmax(tape: Tape, node: onnx.NodeProto, dy: str) -> Gradients:
     """``dx = y (dy - sum(dy y))`` along the axis."""
     b = tape.builder
     y = node.output[0]
-    axes = b.ints(int(attribute(node, "axis", -1)))
+    axes = b.ints(attribute(node, "axis"))
     return [b.op("Mul", y, b.op("Sub", dy, b.op("ReduceSum", b.op("Mul", dy, y), axes, keepdims=1)))]
 
 
@@ -22,7 +23,7 @@ def _softmax(tape: Tape, node: onnx.NodeProto, dy: str) -> Gradients:
 def _log_softmax(tape: Tape, node: onnx.NodeProto, dy: str) -> Gradients:
     """``dx = dy - exp(y) sum(dy)`` along the axis."""
     b = tape.builder
-    total = b.op("ReduceSum", dy, b.ints(int(attribute(node, "axis", -1))), keepdims=1)
+    total = b.op("ReduceSum", dy, b.ints(attribute(node, "axis")), keepdims=1)
     return [b.op("Sub", dy, b.op("Mul", b.op("Exp", node.output[0]), total))]
 
 
@@ -32,13 +33,13 @@ def _reduce(tape: Tape, node: onnx.NodeProto, dy: str) -> Gradients:
     b = tape.builder
     x = node.input[0]
     given = node.input[1] if len(node.input) > 1 else ""
-    if not given and int(attribute(node, "noop_with_empty_axes", 0)):
+    if not given and attribute(node, "noop_with_empty_axes"):
         return [dy, *[None] * (len(node.input) - 1)]
     axes = given or b.ints(*range(len(tape.shape(x))))
     share = dy
     if node.op_type == "ReduceMean":
         share = b.op("Div", dy, _count(tape, node))
-    kept = share if int(attribute(node, "keepdims", 1)) else b.op("Unsqueeze", share, axes)
+    kept = share if attribute(node, "keepdims") else b.op("Unsqueeze", share, axes)
     return [b.op("Expand", kept, b.op("Shape", x)), *[None] * (len(node.input) - 1)]
 
 
@@ -59,7 +60,7 @@ def _reduced(tape: Tape, node: onnx.NodeProto, value: str) -> tuple[str, str]:
     b = tape.builder
     given = node.input[1] if len(node.input) > 1 else ""
     axes = given or b.ints(*range(len(tape.shape(node.input[0]))))
-    return (value if int(attribute(node, "keepdims", 1)) else b.op("Unsqueeze", value, axes)), axes
+    return (value if attribute(node, "keepdims") else b.op("Unsqueeze", value, axes)), axes
 
 
 @rule("ReduceMax")

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy.typing as npt
 import onnx
-from onnx import helper, numpy_helper
+from onnx import numpy_helper
 
 from converter.graph.build import GraphBuilder
 from edge.contract.errors import ConversionError
@@ -134,14 +134,6 @@ class Tape:
         while len(parts) > 1:
             parts = [b.op("Add", parts[0], parts[1]), *parts[2:]]
         return parts[0]
-
-
-def attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
-    """An attribute of a node, or its default."""
-    for item in node.attribute:
-        if item.name == name:
-            return helper.get_attribute_value(item)
-    return default
 
 
 def rule(*op_types: str) -> Callable[[Rule], Rule]:

@@ -12,6 +12,7 @@ The batch is free, and so is the number of outputs where the last layer is linea
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 
 import numpy as np
 import numpy.typing as npt
@@ -19,11 +20,11 @@ import onnx
 from onnx import numpy_helper
 
 from converter.graph.build import GraphBuilder, infer_shapes, make_model, reads, shape_of, tensor_info
+from converter.graph.nodes import linear
 from converter.head.gradient.differentiate import differentiate
 from converter.head.gradient.losses import append_loss
 from converter.head.gradient.optimizers import append_update, slots, takes_scaled_gradients
 from converter.head.gradient.recurrent import expanded
-from converter.head.gradient.tape import attribute
 from edge.contract.errors import ConversionError
 from edge.contract.recipe import TrainingRecipe
 from edge.inference.onnx_trainer import ANCHOR, LEARNING_RATE, LOSS, SAMPLE_WEIGHTS, TARGETS, UPDATED
@@ -107,10 +108,10 @@ def class_layer(head: onnx.ModelProto, parameters: Sequence[str]) -> tuple[str, 
     nodes = [node for node in head.graph.node if output.name in node.output]
     if not nodes or len(shape_of(output)) != 2:
         return None
-    node = nodes[0]
-    if node.op_type != "Gemm" or not attribute(node, "transB", 0):
+    layer = linear(nodes[0])
+    if layer is None or not layer.transposed:
         return None
-    weight, bias = node.input[1], node.input[2] if len(node.input) > 2 and node.input[2] else None
+    weight, bias = layer.weight, layer.bias
     own = [weight] if bias is None else [weight, bias]
     read = [name for other in head.graph.node for name in reads(other)]
     infos = {info.name: shape_of(info) for info in head.graph.input}
@@ -138,8 +139,7 @@ def free_classes(head: onnx.ModelProto, weight: str, bias: str | None) -> onnx.M
     """
     if class_layer(head, [weight] if bias is None else [weight, bias]) != (weight, bias):
         raise ConversionError(f"{weight!r} is not the weight (n_outputs, n_in) of a last linear layer of this head")
-    copy = onnx.ModelProto()
-    copy.CopyFrom(head)
+    copy = deepcopy(head)
     graph = copy.graph
     del graph.value_info[:]  # which say the number
     for info in [*graph.input, *graph.output]:

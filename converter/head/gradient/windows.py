@@ -10,7 +10,8 @@ import numpy.typing as npt
 import onnx
 from onnx import helper
 
-from converter.head.gradient.tape import Gradients, Tape, attribute, rule
+from converter.graph.nodes import attribute
+from converter.head.gradient.tape import Gradients, Tape, rule
 from edge.contract.errors import ConversionError
 
 
@@ -31,13 +32,13 @@ class _Window:
 
 
 def _window(node: onnx.NodeProto, size: tuple[int, ...]) -> _Window:
-    if attribute(node, "auto_pad", b"NOTSET") not in (b"NOTSET", "NOTSET"):
+    if attribute(node, "auto_pad") != "NOTSET":
         raise ConversionError(f"{node.op_type} {node.name!r} has auto_pad; export it with stated pads")
     n = len(size)
     strides = tuple(attribute(node, "strides", [1] * n))
     dilations = tuple(attribute(node, "dilations", [1] * n))
     pads = tuple(attribute(node, "pads", [0] * (2 * n)))
-    return _Window(size, strides, dilations, pads[:n], pads[n:], int(attribute(node, "group", 1)))
+    return _Window(size, strides, dilations, pads[:n], pads[n:], attribute(node, "group"))
 
 
 def _space(tape: Tape, name: str) -> tuple[int, ...]:
@@ -190,8 +191,8 @@ def _average_pool(tape: Tape, node: onnx.NodeProto, dy: str) -> Gradients:
     if any(dilation != 1 for dilation in window.dilations):
         raise ConversionError(f"AveragePool {node.name!r} has dilations; that has no gradient")
     space = _space(tape, x)
-    out = _pooled(space, window, ceil=bool(attribute(node, "ceil_mode", 0)))
-    padded = bool(attribute(node, "count_include_pad", 0))
+    out = _pooled(space, window, ceil=bool(attribute(node, "ceil_mode")))
+    padded = bool(attribute(node, "count_include_pad"))
     counts = np.ones((1, 1, *[1] * len(out)))
     for i, axis in enumerate(zip(space, out, window.size, window.strides, window.begins, window.ends, strict=True)):
         size, n, k, stride, begin, end = axis

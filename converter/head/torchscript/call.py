@@ -14,7 +14,7 @@ import numpy.typing as npt
 import onnx
 import torch
 
-from converter.head.gradient.tape import attribute
+from converter.graph.nodes import attribute
 from edge.contract.errors import ConversionError
 
 Host = npt.NDArray[Any]
@@ -105,9 +105,8 @@ class Call:
         return list(self.host(i).reshape(-1).astype(object))
 
     def at(self, name: str, default: Any = None) -> Any:
-        """An attribute, text as str."""
-        found = attribute(self.node, name, default)
-        return found.decode() if isinstance(found, bytes) else found
+        """An attribute, see `converter.graph.nodes.attribute`."""
+        return attribute(self.node, name, default)
 
     def axes(self, i: int = 1) -> list[int]:
         """Axes as an input, or, as before opset 18, an attribute."""

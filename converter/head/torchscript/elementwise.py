@@ -76,23 +76,23 @@ def _div(call: Call) -> Value:
 
 @operator("LeakyRelu")
 def _leaky_relu(call: Call) -> torch.Tensor:
-    return functional.leaky_relu(call.x(), float(call.at("alpha", 0.01)))
+    return functional.leaky_relu(call.x(), call.at("alpha"))
 
 
 @operator("Elu")
 def _elu(call: Call) -> torch.Tensor:
-    return functional.elu(call.x(), float(call.at("alpha", 1.0)))
+    return functional.elu(call.x(), call.at("alpha"))
 
 
 @operator("Celu")
 def _celu(call: Call) -> torch.Tensor:
-    return functional.celu(call.x(), float(call.at("alpha", 1.0)))
+    return functional.celu(call.x(), call.at("alpha"))
 
 
 @operator("Selu")
 def _selu(call: Call) -> torch.Tensor:
-    alpha = float(call.at("alpha", 1.67326319217681884765625))
-    return functional.elu(call.x(), alpha) * float(call.at("gamma", 1.05070102214813232421875))
+    scale: float = call.at("gamma")
+    return functional.elu(call.x(), call.at("alpha")) * scale
 
 
 @operator("Gelu")
@@ -102,7 +102,7 @@ def _gelu(call: Call) -> torch.Tensor:
 
 @operator("HardSigmoid")
 def _hard_sigmoid(call: Call) -> torch.Tensor:
-    return torch.clamp(call.x() * float(call.at("alpha", 0.2)) + float(call.at("beta", 0.5)), 0.0, 1.0)
+    return torch.clamp(call.x() * call.at("alpha") + call.at("beta"), 0.0, 1.0)
 
 
 @operator("PRelu")
@@ -134,7 +134,7 @@ def _variadic(call: Call) -> torch.Tensor:
 
 @operator("Cast")
 def _cast(call: Call) -> Value:
-    to = int(call.at("to"))
+    to = call.at("to")
     if to not in DTYPES:
         raise call.error(f"to the type {onnx.TensorProto.DataType.Name(to)} is not known")
     if call.on_host():

@@ -25,7 +25,7 @@ def _shape(call: Call) -> Host:
     value = call.values[0]
     sizes = list(call.x().size()) if isinstance(value, torch.Tensor) else list(call.host(0).shape)
     rank = len(sizes)
-    start, end = (int(call.at(name, default)) for name, default in (("start", 0), ("end", rank)))
+    start, end = (call.at(name, default) for name, default in (("start", 0), ("end", rank)))
     return objects(sizes[slice(start, end)])
 
 
@@ -48,7 +48,7 @@ def _constant_of_shape(call: Call) -> Value:
 
 @operator("Flatten")
 def _flatten(call: Call) -> torch.Tensor:
-    x, axis = call.x(), int(call.at("axis", 1))
+    x, axis = call.x(), call.at("axis")
     axis = axis + x.dim() if axis < 0 else axis
     if axis == 0:
         return x.reshape(1, -1)
@@ -62,7 +62,7 @@ def _reshape(call: Call) -> Value:
     if call.on_host():
         return call.host(0).reshape([int(size) for size in sizes])
     x = call.x()
-    if not call.at("allowzero", 0):
+    if not call.at("allowzero"):
         sizes = [x.size(i) if type(size) is int and size == 0 else size for i, size in enumerate(sizes)]
     return x.reshape(sizes)
 
@@ -113,7 +113,7 @@ def _tile(call: Call) -> torch.Tensor:
 
 @operator("Concat")
 def _concat(call: Call) -> Value:
-    axis = int(call.at("axis"))
+    axis = call.at("axis")
     if call.on_host():
         return np.concatenate([call.host(i).astype(object) for i in range(len(call))], axis)
     return torch.cat([call.x(i) for i in range(len(call))], axis)
@@ -121,7 +121,7 @@ def _concat(call: Call) -> Value:
 
 @operator("Split")
 def _split(call: Call) -> list[torch.Tensor]:
-    x, axis = call.x(), int(call.at("axis", 0))
+    x, axis = call.x(), call.at("axis")
     if call.has(1):
         return list(torch.split(x, call.ints(1), axis))
     size, n = int(x.shape[axis]), len(call.node.output)
@@ -156,7 +156,7 @@ def _python_slice(start: int, end: int, step: int) -> slice:
 
 @operator("Gather")
 def _gather(call: Call) -> Value:
-    axis = int(call.at("axis", 0))
+    axis = call.at("axis")
     if call.on_host():
         data, places = call.host(0), call.host(1).astype(np.int64)
         return objects(list(data[places].reshape(-1)), places.shape) if data.ndim == 1 else data.take(places, axis)
@@ -184,18 +184,18 @@ def _unflattened(x: torch.Tensor, axis: int, sizes: Sequence[int]) -> torch.Tens
 
 @operator("GatherElements")
 def _gather_elements(call: Call) -> torch.Tensor:
-    return torch.gather(call.x(), int(call.at("axis", 0)), call.x(1).long())
+    return torch.gather(call.x(), call.at("axis"), call.x(1).long())
 
 
 @operator("Trilu")
 def _trilu(call: Call) -> torch.Tensor:
     k = call.ints(1)[0] if call.has(1) else 0
-    return torch.triu(call.x(), k) if call.at("upper", 1) else torch.tril(call.x(), k)
+    return torch.triu(call.x(), k) if call.at("upper") else torch.tril(call.x(), k)
 
 
 @operator("CumSum")
 def _cum_sum(call: Call) -> torch.Tensor:
-    if call.at("exclusive", 0) or call.at("reverse", 0):
+    if call.at("exclusive") or call.at("reverse"):
         raise call.error("is exclusive or backwards")
     return torch.cumsum(call.x(), call.ints(1)[0])
 
@@ -208,7 +208,7 @@ def _pad(call: Call) -> torch.Tensor:
     for i, axis in enumerate(axes):
         pads[axis] = (given[i], given[len(axes) + i])
     modes = {"constant": "constant", "reflect": "reflect", "edge": "replicate"}
-    mode = call.at("mode", "constant")
+    mode = call.at("mode")
     if mode not in modes:
         raise call.error(f"has the mode {mode}")
     if mode == "constant":

@@ -10,7 +10,7 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
-from converter.head.gradient.tape import attribute
+from converter.graph.nodes import attribute
 from converter.head.torchscript.call import FILL, Call, Host, Value
 from converter.head.torchscript.operators import OPERATORS
 from edge.contract.errors import ConversionError

@@ -14,11 +14,11 @@ from converter.head.torchscript.call import (
 @operator("BatchNormalization")
 def _batch_normalization(call: Call) -> torch.Tensor:
     """By hand, because all five inputs may be parameters."""
-    if call.at("training_mode", 0):
+    if call.at("training_mode"):
         raise call.error("is in training mode; export the model in evaluation mode")
     x = call.x()
     scale, bias, mean, var = (_along_channels(call.x(i), x.dim()) for i in range(1, 5))
-    return (x - mean) * (torch.rsqrt(var + float(call.at("epsilon", 1e-5))) * scale) + bias
+    return (x - mean) * (torch.rsqrt(var + call.at("epsilon")) * scale) + bias
 
 
 @operator("InstanceNormalization")
@@ -27,16 +27,16 @@ def _instance_normalization(call: Call) -> torch.Tensor:
     space = list(range(2, x.dim()))
     centered = x - x.mean(space, keepdim=True)
     variance = (centered * centered).mean(space, keepdim=True)
-    normal = centered * torch.rsqrt(variance + float(call.at("epsilon", 1e-5)))
+    normal = centered * torch.rsqrt(variance + call.at("epsilon"))
     return normal * _along_channels(call.x(1), x.dim()) + _along_channels(call.x(2), x.dim())
 
 
 @operator("LayerNormalization")
 def _layer_normalization(call: Call) -> torch.Tensor:
     x, scale = call.x(), call.x(1)
-    axis = int(call.at("axis", -1)) % x.dim()
+    axis = call.at("axis") % x.dim()
     bias = call.x(2) if call.has(2) else None
-    sizes, epsilon = [int(size) for size in x.shape[axis:]], float(call.at("epsilon", 1e-5))
+    sizes, epsilon = [int(size) for size in x.shape[axis:]], call.at("epsilon")
     if list(scale.shape) == sizes and (bias is None or list(bias.shape) == sizes):
         return functional.layer_norm(x, sizes, scale, bias, epsilon)
     normal = functional.layer_norm(x, sizes, None, None, epsilon) * scale

@@ -18,12 +18,12 @@ def _matmul(call: Call) -> torch.Tensor:
 
 @operator("Gemm")
 def _gemm(call: Call) -> torch.Tensor:
-    alpha, beta = float(call.at("alpha", 1.0)), float(call.at("beta", 1.0))
-    left = call.x(0).t() if call.at("transA", 0) else call.x(0)
+    alpha, beta = call.at("alpha"), call.at("beta")
+    left = call.x(0).t() if call.at("transA") else call.x(0)
     bias = call.x(2) if call.has(2) else None
-    if call.at("transB", 0) and alpha == beta == 1.0 and (bias is None or bias.dim() == 1):
+    if call.at("transB") and alpha == beta == 1.0 and (bias is None or bias.dim() == 1):
         return functional.linear(left, call.x(1), bias)
-    product = torch.matmul(left, call.x(1).t() if call.at("transB", 0) else call.x(1))
+    product = torch.matmul(left, call.x(1).t() if call.at("transB") else call.x(1))
     product = product if alpha == 1.0 else product * alpha
     return product if bias is None else product + (bias if beta == 1.0 else bias * beta)
 

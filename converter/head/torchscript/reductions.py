@@ -19,12 +19,12 @@ from converter.head.torchscript.call import (
 
 @operator("Softmax")
 def _softmax(call: Call) -> torch.Tensor:
-    return torch.softmax(call.x(), int(call.at("axis", -1)))
+    return torch.softmax(call.x(), call.at("axis"))
 
 
 @operator("LogSoftmax")
 def _log_softmax(call: Call) -> torch.Tensor:
-    return torch.log_softmax(call.x(), int(call.at("axis", -1)))
+    return torch.log_softmax(call.x(), call.at("axis"))
 
 
 _REDUCTIONS: dict[str, Callable[[torch.Tensor, list[int], bool], torch.Tensor]] = {
@@ -42,9 +42,9 @@ _REDUCTIONS: dict[str, Callable[[torch.Tensor, list[int], bool], torch.Tensor]] 
 def _reduction(op_type: str) -> Operator:
     def apply(call: Call) -> torch.Tensor:
         axes = call.axes()
-        if not axes and call.at("noop_with_empty_axes", 0):
+        if not axes and call.at("noop_with_empty_axes"):
             return call.x()
-        return _REDUCTIONS[op_type](call.x(), axes or list(range(call.x().dim())), bool(call.at("keepdims", 1)))
+        return _REDUCTIONS[op_type](call.x(), axes or list(range(call.x().dim())), bool(call.at("keepdims")))
 
     return apply
 
@@ -58,9 +58,9 @@ def _reduce_prod(call: Call) -> Host:
     total: Any = 1
     for size in call.sizes(0):
         total = total * size
-    return objects([total], (1,) if call.at("keepdims", 1) else ())
+    return objects([total], (1,) if call.at("keepdims") else ())
 
 
 @operator("ArgMax")
 def _arg_max(call: Call) -> torch.Tensor:
-    return torch.argmax(call.x(), int(call.at("axis", 0)), keepdim=bool(call.at("keepdims", 1)))
+    return torch.argmax(call.x(), call.at("axis"), keepdim=bool(call.at("keepdims")))

@@ -18,7 +18,7 @@ from converter.head.torchscript.call import (
 
 def _window(call: Call, n: int) -> tuple[list[int], list[int], list[tuple[int, int]]]:
     """Strides, dilations and pads for each axis of space."""
-    auto = call.at("auto_pad", "NOTSET")
+    auto = call.at("auto_pad")
     if auto not in ("NOTSET", "VALID"):
         raise call.error("has auto_pad; export it with stated pads")
     pads = list(call.at("pads", [0] * (2 * n))) if auto == "NOTSET" else [0] * (2 * n)
@@ -41,9 +41,7 @@ def _conv(call: Call) -> torch.Tensor:
         x, pads = functional.pad(x, reversed_pads(pads)), [(0, 0)] * n
     convolve = _of_rank(call, (functional.conv1d, functional.conv2d, functional.conv3d), n)
     bias = call.x(2) if call.has(2) else None
-    found: torch.Tensor = convolve(
-        x, weight, bias, strides, [begin for begin, _ in pads], dilations, int(call.at("group", 1))
-    )
+    found: torch.Tensor = convolve(x, weight, bias, strides, [begin for begin, _ in pads], dilations, call.at("group"))
     return found
 
 
@@ -59,7 +57,7 @@ def _conv_transpose(call: Call) -> torch.Tensor:
     functions = (functional.conv_transpose1d, functional.conv_transpose2d, functional.conv_transpose3d)
     found: torch.Tensor = _of_rank(call, functions, n)(
         x, weight, call.x(2) if call.has(2) else None, strides, [0 if uneven else begin for begin, _ in pads],
-        more, int(call.at("group", 1)), dilations,
+        more, call.at("group"), dilations,
     )  # fmt: skip
     return functional.pad(found, reversed_pads([(-begin, -end) for begin, end in pads])) if uneven else found
 
@@ -72,7 +70,7 @@ def _max_pool(call: Call) -> torch.Tensor:
         x, pads = functional.pad(x, reversed_pads(pads), value=-math.inf), [(0, 0)] * len(size)
     pool = _of_rank(call, (functional.max_pool1d, functional.max_pool2d, functional.max_pool3d), len(size))
     found: torch.Tensor = pool(
-        x, size, strides, [begin for begin, _ in pads], dilations, ceil_mode=bool(call.at("ceil_mode", 0))
+        x, size, strides, [begin for begin, _ in pads], dilations, ceil_mode=bool(call.at("ceil_mode"))
     )
     return found
 
@@ -84,7 +82,7 @@ def _average_pool(call: Call) -> torch.Tensor:
     if any(dilation != 1 for dilation in dilations):
         raise call.error("has dilations")
     pool = _of_rank(call, (functional.avg_pool1d, functional.avg_pool2d, functional.avg_pool3d), len(size))
-    ceil, counted = bool(call.at("ceil_mode", 0)), bool(call.at("count_include_pad", 0))
+    ceil, counted = bool(call.at("ceil_mode")), bool(call.at("count_include_pad"))
     found: torch.Tensor
     if all(begin == end <= k // 2 for (begin, end), k in zip(pads, size, strict=True)):
         found = pool(x, size, strides, [begin for begin, _ in pads], ceil, counted)
