@@ -38,7 +38,7 @@ def _window(node: onnx.NodeProto, size: tuple[int, ...]) -> _Window:
     strides = tuple(attribute(node, "strides", [1] * n))
     dilations = tuple(attribute(node, "dilations", [1] * n))
     pads = tuple(attribute(node, "pads", [0] * (2 * n)))
-    return _Window(size, strides, dilations, pads[:n], pads[n:], attribute(node, "group"))
+    return _Window(size, strides, dilations, pads[:n], pads[n:], attribute(node, "group", 1))
 
 
 def _space(tape: Tape, name: str) -> tuple[int, ...]:
