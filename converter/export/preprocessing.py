@@ -32,8 +32,8 @@ from torch import nn
 from torch.nn import functional
 
 from converter.graph.build import GraphBuilder, make_model, tensor_info
+from edge.contract.documents import did_you_mean
 from edge.contract.errors import ConfigError
-from edge.contract.profile import did_you_mean
 from edge.contract.tensorspec import TensorSpec
 
 FloatArray = npt.NDArray[np.float32]

@@ -16,9 +16,9 @@ from torch import nn
 
 from converter.plan import Constant
 from converter.program.tensors import Array
+from edge.contract.documents import did_you_mean
 from edge.contract.errors import ConfigError, ConversionError
 from edge.contract.foreign import foreign, reason
-from edge.contract.profile import did_you_mean
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,4 +1,4 @@
-"""Messages to bytes and back: strict JSON, bounded, one table of readers for every field type.
+"""Messages to bytes and back: strict JSON, bounded, every field read by its type.
 
 Promises that `decode` either returns a message whose every known field has its type and range, or raises ChannelError
 naming the field; that nothing else escapes it, whatever the bytes; and that unknown fields survive a round trip. It
@@ -7,22 +7,18 @@ judges form only: whether a release is newer or a digest wanted is for the agent
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import numbers
-from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar
 
 from edge.channel import messages as m
 from edge.channel import topics
-from edge.contract import strictjson
-from edge.contract.digest import is_digest
+from edge.contract import documents, strictjson
 from edge.contract.errors import ChannelError
 
 VERSION = 1  # goes up only when an old reader would misunderstand; new fields do not change it
 MAX_MESSAGE_BYTES = 16 * 1024
 MAX_DETAIL_CHARS = 500  # a longer `detail` is cut when written: it is often an exception's text
-MAX_RANGES = 1024
 
 _M = TypeVar("_M", bound=m.Message)
 _TYPES: dict[str, type[m.Message]] = {
@@ -37,53 +33,6 @@ _TYPES: dict[str, type[m.Message]] = {
 }
 
 
-def _plain(check: Callable[[Any], bool], expected: str) -> Callable[[Any], Any]:
-    def read(value: Any) -> Any:
-        if not check(value):
-            raise ValueError(f"expected {expected}, got {repr(value)[:80]}")
-        return value
-
-    return read
-
-
-def _ranges(value: Any) -> tuple[m.Range, ...]:
-    if not isinstance(value, list) or len(value) > MAX_RANGES:
-        raise ValueError(f"expected at most {MAX_RANGES} ranges, got {repr(value)[:80]}")
-    for pair in value:
-        if not (isinstance(pair, list) and [type(n) for n in pair] == [int, int] and 0 <= pair[0] <= pair[1]):
-            raise ValueError(f"expected [first, last] with 0 <= first <= last, got {repr(pair)[:80]}")
-    return tuple((first, last) for first, last in value)
-
-
-_READERS: dict[Any, Callable[[Any], Any]] = {
-    bool: _plain(lambda v: isinstance(v, bool), "true or false"),
-    int: _plain(lambda v: type(v) is int and v >= 0, "a whole number >= 0"),
-    m.Signed: _plain(lambda v: type(v) is int, "a whole number"),
-    float: _plain(lambda v: type(v) in (int, float) and v >= 0, "a number >= 0"),
-    str: _plain(lambda v: isinstance(v, str), "a string"),
-    m.Digest: _plain(is_digest, "a SHA-256 digest in hexadecimal"),
-    m.MaybeDigest: _plain(lambda v: v == "" or is_digest(v), 'a SHA-256 digest in hexadecimal or ""'),
-    Mapping[str, Any]: _plain(lambda v: isinstance(v, dict), "an object"),
-    tuple[m.Range, ...]: _ranges,
-}
-
-
-def _reader(hint: Any) -> Callable[[Any], Any]:
-    if get_origin(hint) is Literal:
-        choices = get_args(hint)
-        return _plain(lambda v: isinstance(v, str) and v in choices, f"one of {', '.join(choices)}")
-    return _READERS[hint]
-
-
-def _readers(cls: type[m.Message]) -> dict[str, Callable[[Any], Any]]:
-    hints = get_type_hints(cls, include_extras=True)
-    return {name: _reader(hint) for name, hint in hints.items() if name != "extra"}
-
-
-_FIELDS = {cls: _readers(cls) for cls in (*_TYPES.values(), m.UploadStatus, m.UploadOffer)}
-_OPTIONAL = {cls: {f.name for f in dataclasses.fields(cls) if f.default is not dataclasses.MISSING} for cls in _FIELDS}
-
-
 def encode(message: m.Message) -> bytes:
     """Write a message.
 
@@ -93,10 +42,9 @@ def encode(message: m.Message) -> bytes:
     if isinstance(message, m.Telemetry):
         document: dict[str, Any] = {key: _scalar(value) for key, value in message.values.items() if _finite(value)}
     else:
-        fields = {name: getattr(message, name) for name in _FIELDS[type(message)]}
-        if "detail" in fields:
-            fields["detail"] = fields["detail"][:MAX_DETAIL_CHARS]
-        document = {**message.extra, **fields, "v": VERSION}
+        document = documents.encode(message) | {"v": VERSION}
+        if hasattr(message, "detail"):
+            document["detail"] = document["detail"][:MAX_DETAIL_CHARS]
     try:
         data = strictjson.dumps(document)
     except (ValueError, TypeError) as exc:
@@ -150,16 +98,10 @@ def _decode(cls: type[_M], payload: bytes) -> _M:
     version = document.pop("v", None)
     if type(version) is not int or version != VERSION:
         raise ChannelError(f"{name}.v: expected {VERSION}, got {repr(version)[:40]}; update the older side")
-    values: dict[str, Any] = {}
-    for field, read in _FIELDS[cls].items():
-        if field in document:
-            try:
-                values[field] = read(document.pop(field))
-            except ValueError as exc:
-                raise ChannelError(f"{name}.{field}: {exc}; update the sender") from exc
-        elif field not in _OPTIONAL[cls]:
-            raise ChannelError(f"{name}.{field}: expected a value, got none; update the sender")
-    return cls(**values, extra=document)
+    try:
+        return documents.decode(cls, document, name)
+    except documents.DocumentError as exc:
+        raise ChannelError(f"{exc}; update the sender") from exc
 
 
 def _finite(value: object) -> bool:

@@ -10,10 +10,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-Digest = Annotated[str, "digest"]  # 64 lower-case hexadecimal digits
-MaybeDigest = Annotated[str, "digest or empty"]  # the same, or "" for none
-Signed = Annotated[int, "signed"]  # every plain int in a message is >= 0
-Range = tuple[int, int]  # first and last chunk, both included
+from edge.contract.digest import Digest, is_digest
+from edge.contract.documents import Rule, at_least
+
+MAX_RANGES = 1024
+MaybeDigest = Annotated[
+    str, Rule(lambda text: text == "" or is_digest(text), 'a SHA-256 digest in hexadecimal or "" for none')
+]
+Count = Annotated[int, at_least(0)]
+Range = Annotated[tuple[int, int], Rule(lambda pair: 0 <= pair[0] <= pair[1], "[first, last] with 0 <= first <= last")]
+"""First and last chunk, both included."""
+Ranges = Annotated[tuple[Range, ...], Rule(lambda pairs: len(pairs) <= MAX_RANGES, f"at most {MAX_RANGES} ranges")]
 Slot = Literal["bundle", "head"]
 Part = Literal["index", "data"]
 UploadState = Literal["receiving", "done", "refused"]
@@ -35,9 +42,9 @@ class Conn(Message):
     """``up/conn``, retained, also the will: a device is there or gone. Offline of an older session is dropped."""
 
     online: bool
-    session: int
-    boot: int
-    ts_ms: int
+    session: Count
+    boot: Count
+    ts_ms: Count
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,16 +67,16 @@ class Birth(Message):
     """
 
     agent_version: str
-    boot: int
-    session: int
-    ts_ms: int
+    boot: Count
+    session: Count
+    ts_ms: Count
     profile: str
     hardware: Mapping[str, Any]
     bundle: MaybeDigest
     backbone: MaybeDigest
     head: MaybeDigest
-    release: int
-    n_labels: int
+    release: Count
+    n_labels: Count
     limits: Mapping[str, Any]
 
 
@@ -77,11 +84,11 @@ class Birth(Message):
 class State(Message):
     """``up/state``, retained: the state of one slot, on change; a higher `seq` is newer."""
 
-    ts_ms: int
-    seq: int
+    ts_ms: Count
+    seq: Count
     slot: Slot
     state: str
-    release: int
+    release: Count
     digest: MaybeDigest
     detail: str = ""
 
@@ -90,15 +97,15 @@ class State(Message):
 class Desired(Message):
     """``dn/desired``, retained: what a device should run. A release counter that is not higher is ignored."""
 
-    release: int
+    release: Count
     kind: Slot
     digest: Digest
-    size_bytes: int
-    chunk_size_bytes: int
+    size_bytes: Count
+    chunk_size_bytes: Count
     index_digest: Digest
     backbone: MaybeDigest
     reason: str
-    ts_ms: int
+    ts_ms: Count
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,16 +123,16 @@ class Request(Message):
     op: Literal["chunks", "desired"]
     digest: MaybeDigest = ""
     part: Part = "data"
-    want: tuple[Range, ...] = ()
-    window: int = 0
+    want: Ranges = ()
+    window: Count = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UploadStatus(Message):
     """``dn/ul/{xfer}``: what the coordinator has of an upload, and how many more frames it takes now."""
 
-    have: tuple[Range, ...]
-    window: int
+    have: Ranges
+    window: Count
     status: UploadState
     detail: str = ""
 
@@ -134,7 +141,7 @@ class UploadStatus(Message):
 class Event(Message):
     """``up/event``: something happened once: drift, a gate's decision, an error."""
 
-    ts_ms: int
+    ts_ms: Count
     name: str
     detail: str = ""
 
@@ -153,7 +160,7 @@ class Command(Message):
     id: str
     name: str
     args: Mapping[str, Any]
-    ttl_s: float
+    ttl_s: Annotated[float, at_least(0)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -161,7 +168,7 @@ class Reply(Message):
     """``up/reply``: the answer to a command; `rc` 0 is success."""
 
     id: str
-    rc: Signed
+    rc: int
     detail: str
     out: Mapping[str, Any]
 
@@ -182,8 +189,8 @@ class UploadOffer(Message):
 
     kind: str
     digest: Digest
-    size_bytes: int
-    chunk_size_bytes: int
+    size_bytes: Count
+    chunk_size_bytes: Count
     backbone: MaybeDigest
-    version: int
-    n_samples: int
+    version: Count
+    n_samples: Count

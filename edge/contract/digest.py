@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import re
 from pathlib import Path
+from typing import Annotated
+
+from edge.contract.documents import Rule
 
 _HEX = re.compile(r"[0-9a-f]{64}")
 
@@ -27,6 +30,10 @@ def sha256_file(path: Path) -> str:
 def is_digest(text: object) -> bool:
     """Whether this is a digest as we write it."""
     return isinstance(text, str) and _HEX.fullmatch(text) is not None
+
+
+Digest = Annotated[str, Rule(is_digest, "a SHA-256 digest in hexadecimal")]
+"""A field that holds one."""
 
 
 def short(digest: str) -> str:

@@ -6,15 +6,15 @@ here, once; the rest of the house trusts a `Manifest`.
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any
 
-from edge.contract import strictjson
-from edge.contract.digest import is_digest
+from edge.contract import documents, strictjson
+from edge.contract.digest import Digest
+from edge.contract.documents import STRICT, Rule, at_least
 from edge.contract.errors import BundleError
 from edge.contract.projection import Projection
 from edge.contract.recipe import TrainingRecipe
@@ -43,12 +43,18 @@ _ROLE = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 REQUIRED_MEMBERS = (MODEL, GOLDEN, REPORT)
 HEAD_MEMBERS = (HEAD_INFER, HEAD_TRAIN, HEAD_PARAMETERS)
 
+_Size = Annotated[int, Rule(lambda size: 0 < size < 2**31, "a positive number")]
+_Rate = Annotated[float, Rule(lambda rate: 0 < rate < 1e6, "a positive number")]
+_Share = Annotated[float, Rule(lambda share: 0 < share <= 1, "a share")]
+_Position = Annotated[int, Rule(lambda axis: 0 <= axis < MAX_AXES, "an axis")]
+_STATED = Rule(lambda value: value is not None, "there or left out")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Member:
     """A member's SHA-256 and size."""
 
-    digest: str
+    digest: Digest
     size_bytes: int
 
 
@@ -57,7 +63,7 @@ class ParameterSpec:
     """A trainable parameter: its name in the source model and its whole shape. Always float32."""
 
     name: str
-    shape: tuple[int, ...]
+    shape: tuple[_Size, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,8 +99,8 @@ class LearningTrial:
         turned_after: The same after as many of those labels.
     """
 
-    rate: float
-    whitened: float | None
+    rate: _Rate
+    whitened: _Share | None
     labels: int
     batch_size: int
     held_out: int
@@ -128,9 +134,9 @@ class HeadSpec:
     output: str
     parameters: tuple[ParameterSpec, ...]
     linear: LinearLayer | None
-    learning_rate: float
+    learning_rate: _Rate
     trainable: str
-    training: TrainingRecipe = field(default_factory=TrainingRecipe)
+    training: Annotated[TrainingRecipe, STRICT]
     entry: LinearLayer | None = None
     projection: int | None = None
     trial: LearningTrial | None = None
@@ -213,11 +219,11 @@ class Manifest:
     created_by: str
     members: Mapping[str, Member]
     carried: str = ""
-    fixed_batch: int | None = None
-    batch_axes: Mapping[str, int | None] = field(default_factory=dict)
+    fixed_batch: Annotated[int, at_least(1)] | None = None
+    batch_axes: Mapping[str, _Position | None] = field(default_factory=dict)
     states: tuple[StatePair, ...] = ()
     constants: Mapping[str, Any] = field(default_factory=dict)
-    answer: str | None = None
+    answer: Annotated[str | None, _STATED] = None
     axes: Mapping[str, AxisRange] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
 
@@ -248,7 +254,7 @@ class Manifest:
             axis = self.batch_axes.get(spec.name, 0)
             shape = tuple(BATCH if i == axis else size for i, size in enumerate(spec.shape))
             alone = axis is None and self.fixed_batch == 1 and spec in self.outputs
-            found.append(dataclasses.replace(spec, shape=(BATCH, *shape) if alone else shape))
+            found.append(replace(spec, shape=(BATCH, *shape) if alone else shape))
         return tuple(found)
 
     def output(self, name: str) -> TensorSpec:
@@ -257,34 +263,9 @@ class Manifest:
 
     def encode(self) -> bytes:
         """Canonical JSON: the same manifest gives the same bytes."""
+        # Without what has its default: a manifest without states is what it was before those were known.
         return strictjson.dumps(
-            {
-                **self.extra,
-                "format": FORMAT,
-                "schema_version": SCHEMA_VERSION,
-                "name": self.name,
-                "inputs": [spec.to_json() for spec in self.inputs],
-                "outputs": [spec.to_json() for spec in self.outputs],
-                **({"axes": {name: sizes.to_json() for name, sizes in self.axes.items()}} if self.axes else {}),
-                "class_names": list(self.class_names),
-                "preprocessing": dict(self.preprocessing),
-                "quantization": dict(self.quantization),
-                "head": None if self.head is None else _encode_head(self.head),
-                "golden_min_sqnr_db": self.golden_min_sqnr_db,
-                "source_digest": self.source_digest,
-                "created_by": self.created_by,
-                "members": {
-                    role: {"digest": member.digest, "size_bytes": member.size_bytes}
-                    for role, member in self.members.items()
-                },
-                **({"carried": self.carried} if self.carried else {}),
-                **({} if self.fixed_batch is None else {"fixed_batch": self.fixed_batch}),
-                **({"batch_axes": dict(self.batch_axes)} if self.batch_axes else {}),
-                # Only where there are some: a manifest without them is what it was before they were known.
-                **({"states": [dataclasses.asdict(pair) for pair in self.states]} if self.states else {}),
-                **({"constants": dict(self.constants)} if self.constants else {}),
-                **({} if self.answer is None else {"answer": self.answer}),
-            }
+            {**documents.encode(self, defaults=False), "format": FORMAT, "schema_version": SCHEMA_VERSION}
         )
 
     @classmethod
@@ -304,42 +285,11 @@ class Manifest:
                     f"schema version {version!r}, this program reads {SCHEMA_VERSION}: convert the model again, or "
                     f"update edgeloop"
                 )
-            manifest = _decode(value)
+            manifest = documents.decode(cls, value)
+            _check(manifest)
         except ValueError as exc:
             raise BundleError(f"the manifest cannot be used: {exc}") from exc
         return manifest
-
-
-def _encode_head(head: HeadSpec) -> dict[str, Any]:
-    return {
-        "features": head.features.to_json(),
-        "output": head.output,
-        "parameters": [{"name": p.name, "shape": list(p.shape)} for p in head.parameters],
-        "linear": None if head.linear is None else dataclasses.asdict(head.linear),
-        "entry": None if head.entry is None else dataclasses.asdict(head.entry),
-        "projection": head.projection,
-        "learning_rate": head.learning_rate,
-        "trainable": head.trainable,
-        "training": head.training.to_json(),
-        "trial": None if head.trial is None else dataclasses.asdict(head.trial),
-    }
-
-
-def _take(value: dict[str, Any], key: str, kind: type | tuple[type, ...]) -> Any:
-    """Take a field of a given type out of an object."""
-    if key not in value:
-        raise ValueError(f"{key} is missing")
-    found = value.pop(key)
-    if not isinstance(found, kind) or (isinstance(found, bool) and kind is not bool):
-        raise ValueError(f"{key} has the type {type(found).__name__}")
-    return found
-
-
-def _strings(value: dict[str, Any], key: str) -> tuple[str, ...]:
-    found = _take(value, key, list)
-    if not all(isinstance(item, str) for item in found):
-        raise ValueError(f"{key} must be a list of texts")
-    return tuple(found)
 
 
 def check_class_names(names: Sequence[str]) -> None:
@@ -359,99 +309,6 @@ def check_class_names(names: Sequence[str]) -> None:
                 f"class names: {names[other]!r} and {name!r} ({other} and {number}, from 0) are one name; each class "
                 f"needs its own"
             )
-
-
-def _class_names(value: dict[str, Any]) -> tuple[str, ...]:
-    names = _strings(value, "class_names")
-    check_class_names(names)
-    return names
-
-
-def _decode_head(value: dict[str, Any]) -> HeadSpec:
-    parameters = []
-    for item in _take(value, "parameters", list):
-        if not isinstance(item, dict) or not isinstance(item.get("name"), str):
-            raise ValueError("head.parameters: each needs a name")
-        shape = item.get("shape")
-        if not isinstance(shape, list) or not all(type(n) is int and 0 < n < 2**31 for n in shape):
-            raise ValueError(f"head.parameters: {item['name']} needs a shape of positive integers")
-        parameters.append(ParameterSpec(name=item["name"], shape=tuple(shape)))
-    names = [parameter.name for parameter in parameters]
-    if not names or len(set(names)) != len(names):
-        raise ValueError("head.parameters: there must be one at least, each with a name of its own")
-    rate = float(_take(value, "learning_rate", (int, float)))
-    if not 0 < rate < 1e6:
-        raise ValueError(f"head.learning_rate {rate} is not a positive number")
-    return HeadSpec(
-        features=TensorSpec.from_json(value.pop("features", None)),
-        output=_take(value, "output", str),
-        parameters=tuple(parameters),
-        linear=_decode_layer(value, "linear", names),
-        entry=_decode_layer(value, "entry", names),
-        projection=_take(value, "projection", (int, type(None))) if "projection" in value else None,
-        learning_rate=rate,
-        trainable=_take(value, "trainable", str),
-        training=TrainingRecipe.from_json(_take(value, "training", dict)),
-        trial=_decode_trial(value.pop("trial", None)),
-    )
-
-
-def _decode_trial(value: object) -> LearningTrial | None:
-    if value is None:
-        return None
-    if not isinstance(value, dict):
-        raise ValueError("head.trial must be an object")
-    kinds: dict[str, type | tuple[type, ...]] = {"int": int, "bool": bool, "float": (int, float)}
-    kinds["float | None"] = (int, float, type(None))
-    found = {f.name: _take(value, f.name, kinds[str(f.type)]) for f in dataclasses.fields(LearningTrial)}
-    trial = LearningTrial(**found)
-    if not 0 < trial.rate < 1e6 or not (trial.whitened is None or 0 < trial.whitened <= 1):
-        raise ValueError("head.trial has a rate or a share that is out of range")
-    return trial
-
-
-def _decode_layer(value: dict[str, Any], key: str, names: list[str]) -> LinearLayer | None:
-    found = value.pop(key, None)
-    if found is None:
-        return None
-    # Lists, not sets: what stands here may be of any type.
-    if not isinstance(found, dict) or found.get("weight") not in names or found.get("bias") not in [*names, None]:
-        raise ValueError(f"head.{key} must name parameters of the head")
-    if not isinstance(found.get("input"), str):
-        raise ValueError(f"head.{key} must name its input")
-    return LinearLayer(weight=found["weight"], bias=found.get("bias"), input=found["input"])
-
-
-def _specs(value: dict[str, Any], key: str) -> tuple[TensorSpec, ...]:
-    specs = tuple(TensorSpec.from_json(item) for item in _take(value, key, list))
-    if key == "outputs" and not specs:
-        raise ValueError("outputs: there must be one at least")
-    if len({spec.name for spec in specs}) != len(specs):
-        raise ValueError(f"{key}: each must have a name of its own")
-    return specs
-
-
-def _decode_members(value: dict[str, Any]) -> dict[str, Member]:
-    members = {}
-    for role, item in value.items():
-        if not _ROLE.fullmatch(role):
-            raise ValueError(f"members: {role!r} is not a name that a member may have")
-        if not isinstance(item, dict) or not is_digest(item.get("digest")) or type(item.get("size_bytes")) is not int:
-            raise ValueError(f"members: {role!r} needs a digest and size_bytes")
-        members[role] = Member(digest=item["digest"], size_bytes=item["size_bytes"])
-    missing = [role for role in REQUIRED_MEMBERS if role not in members]
-    if missing:
-        raise ValueError(f"members: {', '.join(missing)} missing")
-    return members
-
-
-def _decode_states(value: dict[str, Any]) -> tuple[StatePair, ...]:
-    pairs = []
-    for item in _take(value, "states", list) if "states" in value else []:
-        if not isinstance(item, dict) or {type(item.get(key)) for key in ("input", "output")} != {str}:
-            raise ValueError("states: each needs the names of an input and an output")
-        pairs.append(StatePair(input=item["input"], output=item["output"]))
-    return tuple(pairs)
 
 
 def check_states(
@@ -485,8 +342,33 @@ def check_states(
         raise ValueError(f"answer {answer!r} is a state")
 
 
+def _check(manifest: Manifest) -> None:
+    """Raise ValueError unless what the fields say goes together."""
+    check_class_names(manifest.class_names)
+    if not manifest.outputs:
+        raise ValueError("outputs: there must be one at least")
+    for key, specs in (("inputs", manifest.inputs), ("outputs", manifest.outputs)):
+        if len({spec.name for spec in specs}) != len(specs):
+            raise ValueError(f"{key}: each must have a name of its own")
+    for role in manifest.members:
+        if not _ROLE.fullmatch(role):
+            raise ValueError(f"members: {role!r} is not a name that a member may have")
+    needed = (*REQUIRED_MEMBERS, *(HEAD_MEMBERS if manifest.head is not None else ()))
+    if missing := [role for role in needed if role not in manifest.members]:
+        raise ValueError(f"members: {', '.join(missing)} missing")
+    check_states(manifest.states, manifest.inputs, manifest.outputs, manifest.answer)
+    if manifest.head is not None:
+        _check_head(manifest.head, manifest)
+
+
 def _check_head(head: HeadSpec, manifest: Manifest) -> None:
-    """Raise ValueError unless the head gives what its loss needs, and a linear last layer has the right shapes."""
+    """Raise ValueError unless the head gives what its loss needs, and its linear layers have the right shapes."""
+    shapes = {parameter.name: parameter.shape for parameter in head.parameters}
+    if not shapes or len(shapes) != len(head.parameters):
+        raise ValueError("head.parameters: there must be one at least, each with a name of its own")
+    for key, layer in (("linear", head.linear), ("entry", head.entry)):
+        if layer is not None and not {layer.weight, layer.bias or layer.weight} <= shapes.keys():
+            raise ValueError(f"head.{key} must name parameters of the head")
     if head.output not in [spec.name for spec in manifest.outputs]:
         raise ValueError(f"head.output {head.output!r} is not one of the outputs")
     output, n_classes = manifest.output(head.output), len(manifest.class_names)
@@ -497,10 +379,6 @@ def _check_head(head: HeadSpec, manifest: Manifest) -> None:
         raise ValueError(f"the output {head.output} must be {n_classes} float32 logits, one for each of class_names")
     if head.features.dtype != "float32" or not head.features.sample_shape:
         raise ValueError("head.features must be float32 and have an axis behind the batch axis")
-    missing = [role for role in HEAD_MEMBERS if role not in manifest.members]
-    if missing:
-        raise ValueError(f"members: {', '.join(missing)} missing")
-    shapes = {parameter.name: parameter.shape for parameter in head.parameters}
     if head.entry is not None:
         weight = shapes[head.entry.weight]
         if len(weight) != 2 or weight[1:] != head.features.sample_shape or head.entry.input != head.features.name:
@@ -517,47 +395,3 @@ def _check_head(head: HeadSpec, manifest: Manifest) -> None:
             raise ValueError("head.linear: the weight does not fit the features")
         if head.linear.bias is not None and shapes[head.linear.bias] != (n_outputs,):
             raise ValueError("head.linear: the bias must be of the shape (outputs,)")
-
-
-def _fixed_batch(value: dict[str, Any]) -> int | None:
-    found = _take(value, "fixed_batch", (int, type(None))) if "fixed_batch" in value else None
-    if found is not None and found < 1:
-        raise ValueError(f"fixed_batch {found} is not a positive number")
-    return found
-
-
-def _batch_axes(value: dict[str, Any]) -> dict[str, int | None]:
-    found = _take(value, "batch_axes", dict) if "batch_axes" in value else {}
-    for name, axis in found.items():
-        if axis is not None and (type(axis) is not int or not 0 <= axis < MAX_AXES):
-            raise ValueError(f"batch_axes: {axis!r} is no axis of {name}")
-    return dict(found)
-
-
-def _decode(value: dict[str, Any]) -> Manifest:
-    head = _take(value, "head", (dict, type(None)))
-    manifest = Manifest(
-        name=_take(value, "name", str),
-        inputs=_specs(value, "inputs"),
-        outputs=_specs(value, "outputs"),
-        class_names=_class_names(value),
-        preprocessing=_take(value, "preprocessing", dict),
-        quantization=_take(value, "quantization", dict),
-        head=None if head is None else _decode_head(head),
-        golden_min_sqnr_db=float(_take(value, "golden_min_sqnr_db", (int, float))),
-        source_digest=_take(value, "source_digest", str),
-        created_by=_take(value, "created_by", str),
-        members=_decode_members(_take(value, "members", dict)),
-        carried=_take(value, "carried", str) if "carried" in value else "",
-        fixed_batch=_fixed_batch(value),
-        batch_axes=_batch_axes(value),
-        states=_decode_states(value),
-        constants=_take(value, "constants", dict) if "constants" in value else {},
-        answer=_take(value, "answer", str) if "answer" in value else None,
-        axes={name: AxisRange.from_json(item) for name, item in value.pop("axes", {}).items()},
-        extra=value,
-    )
-    check_states(manifest.states, manifest.inputs, manifest.outputs, manifest.answer)
-    if manifest.head is not None:
-        _check_head(manifest.head, manifest)
-    return manifest

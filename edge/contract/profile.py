@@ -10,134 +10,66 @@ The meaning of every field stands in ``firmware_configs/README.md``; the ranges 
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import platform
 import re
 import sys
 import sysconfig
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Callable
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Literal
 
+from edge.contract.documents import DocumentError, Rule, between, decode, did_you_mean
 from edge.contract.errors import ConfigError
 
 _MAX_BYTES = 64 * 1024  # the shipped files have about 4 KiB
-_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
-
-# A rule takes the value, its name for messages and the list of faults; it returns the value or notes a fault.
-_Rule = Callable[[object, str, list[str]], object]
-
-
-def _read_number(low: float, high: float, whole: bool, value: object, label: str, faults: list[str]) -> object:
-    kind = "an integer" if whole else "a number"
-    if type(value) is not int and (whole or type(value) is not float):  # `type`, because bool is a subclass of int
-        faults.append(f"{label} must be {kind}, got {_type_name(value)}")
-    elif not low <= value <= high:  # False for nan
-        faults.append(f"{label} must be from {low} to {high}, got {value!r:.40}")
-    return value if whole or not isinstance(value, int) else float(max(min(value, 2**53), -(2**53)))
-
-
-def _read_choice(choices: tuple[str, ...], value: object, label: str, faults: list[str]) -> object:
-    if not isinstance(value, str) or value not in choices:
-        hint = did_you_mean(value, choices) if isinstance(value, str) else ""
-        faults.append(f"{label} must be {' or '.join(map(repr, choices))}, got {value!r:.60}{hint}")
-    return value
-
-
-def _read_flag(value: object, label: str, faults: list[str]) -> object:
-    if not isinstance(value, bool):
-        faults.append(f"{label} must be true or false, got {_type_name(value)}")
-    return value
-
-
-def _read_text(pattern: re.Pattern[str], want: str, value: object, label: str, faults: list[str]) -> object:
-    if not isinstance(value, str) or not pattern.fullmatch(value):
-        faults.append(f"{label} must be {want}, got {value!r:.60}")
-    return value
-
-
-def _rule(read: _Rule) -> Mapping[str, _Rule]:
-    return {"read": read}
-
-
-def _whole(low: int, high: int) -> Mapping[str, _Rule]:
-    return _rule(partial(_read_number, low, high, True))
-
-
-def _number(low: float, high: float) -> Mapping[str, _Rule]:
-    return _rule(partial(_read_number, low, high, False))
-
-
-def _choice(*choices: str) -> Mapping[str, _Rule]:
-    return _rule(partial(_read_choice, choices))
+_NAMED = Rule(lambda text: bool(re.fullmatch("[a-z0-9][a-z0-9_-]{0,63}", text)), "1 to 64 of a-z, 0-9, _ and -")
+_ONE_LINE = Rule(lambda text: bool(re.fullmatch(".{1,200}", text)), "one line of text")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QuantizationProfile:
     """How the converter makes 8-bit integers for this CPU."""
 
-    activation_type: Literal["uint8", "int8"] = field(metadata=_choice("uint8", "int8"))
-    weight_type: Literal["int8", "uint8"] = field(metadata=_choice("int8", "uint8"))
-    reduce_range: bool = field(metadata=_rule(_read_flag))
-    per_channel: bool = field(metadata=_rule(_read_flag))
-    int8_dot_product: bool = field(metadata=_rule(_read_flag))
+    activation_type: Literal["uint8", "int8"]
+    weight_type: Literal["int8", "uint8"]
+    reduce_range: bool
+    per_channel: bool
+    int8_dot_product: bool
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InferenceProfile:
     """What a session may take, and whether the device has torch: bundles for it hold TorchScript then."""
 
-    threads: int = field(metadata=_whole(1, 64))
-    max_bundle_mb: int = field(metadata=_whole(1, 4095))  # the bundle format ends at 4 GiB
-    torch: bool = field(default=False, metadata=_rule(_read_flag))
+    threads: Annotated[int, between(1, 64)]
+    max_bundle_mb: Annotated[int, between(1, 4095)]  # the bundle format ends at 4 GiB
+    torch: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LearningProfile:
     """What learning on the device may take, and how long it waits for labels."""
 
-    budget_ms_per_s: float = field(metadata=_number(0, 1000))
-    replay_per_class: int = field(metadata=_whole(1, 10_000))
-    label_ring_size: int = field(metadata=_whole(1, 10_000_000))
-    label_expiry_s: float = field(metadata=_number(1, 31_536_000))  # a year
-    checkpoint_interval_s: float = field(metadata=_number(1, 86_400))  # a day
-    max_temperature_c: float = field(metadata=_number(20, 120))
-    min_battery_percent: float = field(metadata=_number(0, 100))
-    max_load_per_core: float = field(metadata=_number(0.01, 1000))
-    max_state_mb: int = field(metadata=_whole(1, 65_536))
-    label_requests: float = field(metadata=_number(0, 1))
+    budget_ms_per_s: Annotated[float, between(0, 1000)]
+    replay_per_class: Annotated[int, between(1, 10_000)]
+    label_ring_size: Annotated[int, between(1, 10_000_000)]
+    label_expiry_s: Annotated[float, between(1, 31_536_000)]  # a year
+    checkpoint_interval_s: Annotated[float, between(1, 86_400)]  # a day
+    max_temperature_c: Annotated[float, between(20, 120)]
+    min_battery_percent: Annotated[float, between(0, 100)]
+    max_load_per_core: Annotated[float, between(0.01, 1000)]
+    max_state_mb: Annotated[int, between(1, 65_536)]
+    label_requests: Annotated[float, between(0, 1)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TelemetryProfile:
     """How often the device reports."""
 
-    interval_s: float = field(metadata=_number(0.1, 86_400))
-
-
-def _decode(cls: type[Any], value: object, label: str, faults: list[str]) -> Any:
-    """An object of the dataclass, or None after noting faults; reads every key before it gives up."""
-    if not isinstance(value, dict):
-        faults.append(f"{label} must be a table [{label}], got {_type_name(value)}")
-        return None
-    before = len(faults)
-    prefix = f"{label}." if label else ""
-    rules = {item.name: item.metadata["read"] for item in dataclasses.fields(cls)}
-    meant = set()
-    for key in value.keys() - rules.keys():
-        near = difflib.get_close_matches(key, rules.keys() - value.keys(), n=1)
-        meant.update(near)  # the misspelt key is one fault, not two
-        faults.append(f"{prefix}{key[:60]} is not known{did_you_mean(key, near or rules)}")
-    optional = {item.name for item in dataclasses.fields(cls) if item.default is not dataclasses.MISSING}
-    for name in rules.keys() - value.keys() - meant - optional:
-        faults.append(f"{prefix}{name} is missing")
-    values = {name: read(value[name], prefix + name, faults) for name, read in rules.items() if name in value}
-    return cls(**values) if len(faults) == before else None
+    interval_s: Annotated[float, between(0.1, 86_400)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -152,28 +84,21 @@ class DeviceProfile:
             take at its peak in the converter's search.
     """
 
-    name: str = field(metadata=_rule(partial(_read_text, _NAME, "1 to 64 of a-z, 0-9, _ and -")))
-    description: str = field(metadata=_rule(partial(_read_text, re.compile(r".{1,200}"), "one line of text")))
-    architecture: Literal["x86_64", "aarch64"] = field(metadata=_choice("x86_64", "aarch64"))
-    memory_mb: int = field(metadata=_whole(64, 1_048_576))
-    quantization: QuantizationProfile = field(metadata=_rule(partial(_decode, QuantizationProfile)))
-    inference: InferenceProfile = field(metadata=_rule(partial(_decode, InferenceProfile)))
-    learning: LearningProfile = field(metadata=_rule(partial(_decode, LearningProfile)))
-    telemetry: TelemetryProfile = field(metadata=_rule(partial(_decode, TelemetryProfile)))
+    name: Annotated[str, _NAMED]
+    description: Annotated[str, _ONE_LINE]
+    architecture: Literal["x86_64", "aarch64"]
+    memory_mb: Annotated[int, between(64, 1_048_576)]
+    quantization: QuantizationProfile
+    inference: InferenceProfile
+    learning: LearningProfile
+    telemetry: TelemetryProfile
 
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The end of a message that names the nearest known word; empty when none is near.
-
-    >>> did_you_mean("raspbery-pi-4", ["raspberry-pi-4", "jetson-orin-nano"])
-    "; did you mean 'raspberry-pi-4'?"
-    """
-    near = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
-
-
-def _type_name(value: object) -> str:
-    return f"{type(value).__name__} {value!r:.40}"
+    def __post_init__(self) -> None:
+        if (self.quantization.activation_type, self.quantization.weight_type) == ("int8", "uint8"):
+            # onnxruntime.quantization raises on this pair
+            raise ValueError("quantization.weight_type 'uint8' does not go with activation_type 'int8'; use 'int8'")
+        if self.inference.max_bundle_mb > self.memory_mb:
+            raise ValueError(f"inference.max_bundle_mb {self.inference.max_bundle_mb} is more than memory_mb")
 
 
 def parse_profile(data: bytes, source: str) -> DeviceProfile:
@@ -192,19 +117,12 @@ def parse_profile(data: bytes, source: str) -> DeviceProfile:
         raise ConfigError(f"{source} is not a text file in UTF-8; expected a device profile in TOML") from exc
     except (tomllib.TOMLDecodeError, ValueError, RecursionError) as exc:
         raise ConfigError(f"{source} is not TOML: {exc}") from exc
-    faults: list[str] = []
-    profile: DeviceProfile | None = _decode(DeviceProfile, table, "", faults)
-    if profile is not None:
-        if (profile.quantization.activation_type, profile.quantization.weight_type) == ("int8", "uint8"):
-            # onnxruntime.quantization raises on this pair
-            faults.append("quantization.weight_type 'uint8' does not go with activation_type 'int8'; use 'int8'")
-        if profile.inference.max_bundle_mb > profile.memory_mb:
-            faults.append(f"inference.max_bundle_mb {profile.inference.max_bundle_mb} is more than memory_mb")
-    if profile is None or faults:
-        lines = "".join(f"\n  - {fault}" for fault in sorted(faults))
-        count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
-        raise ConfigError(f"{source} is not a device profile, {count}:{lines}")
-    return profile
+    try:
+        return decode(DeviceProfile, table, strict=True)
+    except DocumentError as exc:
+        lines = "".join(f"\n  - {fault}" for fault in sorted(exc.faults))
+        count = "1 fault" if len(exc.faults) == 1 else f"{len(exc.faults)} faults"
+        raise ConfigError(f"{source} is not a device profile, {count}:{lines}") from exc
 
 
 def _shipped() -> dict[str, bytes]:

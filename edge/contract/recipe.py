@@ -5,10 +5,11 @@ Without numpy, so that a command line can check its options at once.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any
+
+from edge.contract.documents import encode
 
 CROSS_ENTROPY = "cross-entropy"
 BINARY_CROSS_ENTROPY = "binary-cross-entropy"
@@ -88,23 +89,4 @@ class TrainingRecipe:
 
     def to_json(self) -> dict[str, Any]:
         """As it stands in a manifest."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_json(cls, value: object) -> TrainingRecipe:
-        """Read what `to_json` wrote; fields that this reader does not know would change the step and are refused.
-
-        Raises:
-            ValueError: A field is unknown, or of another type or range.
-        """
-        if not isinstance(value, dict):
-            raise ValueError("training must be an object")
-        found = dict(value)
-        for field in dataclasses.fields(cls):
-            kind = (int, float) if isinstance(field.default, float) else str
-            if field.name in found and (not isinstance(found[field.name], kind) or isinstance(found[field.name], bool)):
-                raise ValueError(f"training.{field.name} has the type {type(found[field.name]).__name__}")
-        unknown = found.keys() - {field.name for field in dataclasses.fields(cls)}
-        if unknown:
-            raise ValueError(f"training has the unknown fields {', '.join(sorted(unknown))}: update edgeloop")
-        return cls(**found)
+        return encode(self)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from edge.contract.documents import Rule, decode, encode
 
 if TYPE_CHECKING:  # commands that only talk about specs start without numpy
     import numpy.typing as npt
@@ -18,6 +20,16 @@ BATCH = "batch"
 _AXIS_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]{0,63}")
 MAX_AXES = 16
 
+_Size = Annotated[int, Rule(lambda size: 0 < size < 2**31, "a positive number")]
+_Axis = (
+    Annotated[int, Rule(lambda size: 0 <= size < 2**31, "a size")]
+    | Annotated[str, Rule(lambda name: bool(_AXIS_NAME.fullmatch(name)), "a name")]
+)
+_NAMED = Rule(bool, "a name")
+_DTYPE = Rule(lambda name: name in DTYPES, f"one of {', '.join(DTYPES)}")
+_FEW = Rule(lambda shape: len(shape) <= MAX_AXES, f"of {MAX_AXES} axes at most")
+_ONE_BATCH = Rule(lambda shape: shape.count(BATCH) <= 1, f"of one axis named {BATCH} at most")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AxisRange:
@@ -29,9 +41,9 @@ class AxisRange:
         most: The largest, None where none was found.
     """
 
-    least: int = 1
-    step: int = 1
-    most: int | None = None
+    least: _Size = 1
+    step: _Size = 1
+    most: _Size | None = None
 
     def __contains__(self, size: int) -> bool:
         """Whether the model takes this size.
@@ -57,7 +69,7 @@ class AxisRange:
 
     def to_json(self) -> dict[str, Any]:
         """As a manifest holds it."""
-        return {"least": self.least, "step": self.step, "most": self.most}
+        return encode(self)
 
     @classmethod
     def from_json(cls, value: Any) -> AxisRange:
@@ -66,13 +78,7 @@ class AxisRange:
         Raises:
             ValueError: A field is missing or is not of its type.
         """
-        try:
-            least, step, most = value["least"], value["step"], value["most"]
-        except (KeyError, TypeError) as exc:
-            raise ValueError("the range of an axis needs least, step and most") from exc
-        if not all(type(n) is int and 0 < n < 2**31 for n in (least, step, least if most is None else most)):
-            raise ValueError("the range of an axis needs positive integers")
-        return cls(least=least, step=step, most=most)
+        return decode(cls, value, "the range of an axis")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,9 +93,9 @@ class TensorSpec:
             and a tensor without it is the same for all samples. E.g. ``("batch", 1, 8, 8)``, ``(2, "batch", 64)``.
     """
 
-    name: str
-    dtype: str
-    shape: tuple[int | str, ...]
+    name: Annotated[str, _NAMED]
+    dtype: Annotated[str, _DTYPE]
+    shape: Annotated[tuple[_Axis, ...], _FEW, _ONE_BATCH]
 
     @property
     def batch_axis(self) -> int | None:
@@ -133,7 +139,7 @@ class TensorSpec:
 
     def to_json(self) -> dict[str, Any]:
         """As a manifest holds it."""
-        return {"name": self.name, "dtype": self.dtype, "shape": list(self.shape)}
+        return encode(self)
 
     @classmethod
     def from_json(cls, value: Any) -> TensorSpec:
@@ -142,23 +148,7 @@ class TensorSpec:
         Raises:
             ValueError: A field is missing or is not of its type.
         """
-        try:
-            name, dtype, shape = value["name"], value["dtype"], value["shape"]
-        except (KeyError, TypeError) as exc:
-            raise ValueError("a tensor spec needs name, dtype and shape") from exc
-        if not isinstance(name, str) or not name or dtype not in DTYPES:
-            raise ValueError(f"tensor spec {name!r}: dtype {dtype!r} is not one of {', '.join(DTYPES)}")
-        if not isinstance(shape, list) or len(shape) > MAX_AXES or not all(map(_is_axis, shape)):
-            raise ValueError(f"tensor spec {name!r}: the shape must be a list of sizes (0 and up) and axis names")
-        if shape.count(BATCH) > 1:
-            raise ValueError(f"tensor spec {name!r}: more than one axis is named {BATCH}")
-        return cls(name=name, dtype=dtype, shape=tuple(shape))
-
-
-def _is_axis(value: object) -> bool:
-    if isinstance(value, str):
-        return _AXIS_NAME.fullmatch(value) is not None
-    return type(value) is int and 0 <= value < 2**31
+        return decode(cls, value, "tensor spec")
 
 
 def axis_name(stated: str, tensor: str, axis: int) -> str:

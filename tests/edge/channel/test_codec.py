@@ -86,7 +86,7 @@ def test_a_message_cut_anywhere_is_refused(leaf):
 
 @pytest.mark.parametrize(("leaf", "field"), FIELDS)
 def test_a_field_of_a_wrong_type_is_named(leaf, field):
-    with pytest.raises(ChannelError, match=rf"\.{field}: expected"):
+    with pytest.raises(ChannelError, match=rf"\.{field}(\[0\])?(\[0\])? must be"):
         decode(leaf, changed(leaf, **{field: [[["no"]]]}))
 
 
@@ -98,7 +98,7 @@ def test_unknown_fields_are_kept_and_written_back(leaf):
 
 
 def test_a_missing_field_is_named_and_a_field_with_a_default_may_be_missing():
-    with pytest.raises(ChannelError, match=r"Conn\.session: expected a value"):
+    with pytest.raises(ChannelError, match=r"Conn\.session is missing"):
         decode(topics.UP_CONN, b'{"v":1,"online":true,"boot":1,"ts_ms":1}')
     assert decode(topics.UP_REQ, b'{"v":1,"op":"desired"}') == m.Request(op="desired")
 

@@ -15,6 +15,7 @@ from edge.contract.archive import write_archive
 from edge.contract.bundle import Bundle, blob_name, check_parameters, members_of, read_tensors, write_bundle
 from edge.contract.errors import BundleError
 from edge.contract.manifest import HeadSpec, LinearLayer, Manifest, Member, ParameterSpec
+from edge.contract.recipe import TrainingRecipe
 from edge.contract.tensorspec import TensorSpec
 
 
@@ -43,6 +44,7 @@ def manifest_of(members: Mapping[str, bytes]) -> Manifest:
             linear=LinearLayer(weight="w", bias="b", input="features"),
             learning_rate=0.1,
             trainable="last:1",
+            training=TrainingRecipe(),
         ),
         golden_min_sqnr_db=60.0,
         source_digest="0" * 64,

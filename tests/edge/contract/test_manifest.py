@@ -230,18 +230,18 @@ def test_states_constants_and_the_answer_are_read_and_written() -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (put("states", value={}), "states has the type dict"),
-        (put("states", 0, value="h"), "each needs the names"),
-        (put("states", 0, "output", value=1), "each needs the names"),
+        (put("states", value={}), "states must be a list, got dict"),
+        (put("states", 0, value="h"), r"states\[0\] must be an object"),
+        (put("states", 0, "output", value=1), r"states\[0\].output must be a text"),
         (put("states", 0, "input", value="g"), "g is no input"),
         (put("states", 0, "output", value="g"), "g is no output"),
         (put("states", 0, "input", value="input"), "as it is"),
         (put("inputs", 1, "shape", 0, value="layers"), "only its batch axis may be free"),
         (put("states", value=[{"input": "h", "output": "hn"}] * 2), "two pairs"),
-        (put("constants", value=[]), "constants has the type list"),
+        (put("constants", value=[]), "constants must be an object, got list"),
         (put("answer", value="hn"), "is a state"),
         (put("answer", value="logits"), "not one of the outputs"),
-        (put("answer", value=None), "answer has the type"),
+        (put("answer", value=None), "answer must be there or left out"),
     ],
     ids=lambda item: item if isinstance(item, str) else "",
 )
