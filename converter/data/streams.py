@@ -24,6 +24,9 @@ class Remembered:
         inputs: What the model takes, states among them.
         states: Which of these.
         run: The model.
+
+    Attributes:
+        given: The samples without states.
     """
 
     def __init__(
@@ -31,7 +34,7 @@ class Remembered:
     ) -> None:
         self.origin = f"{stream.origin}, one stream in its order"
         self.class_names = stream.class_names
-        self._stream = stream
+        self.given = stream
         self._inputs = tuple(inputs)
         self._states = tuple(states)
         self._run = run
@@ -40,7 +43,7 @@ class Remembered:
         """See `SampleStream`; the model runs once for each sample."""
         remembered = Stream(self._run, self._inputs, self._states)
         given = without_states(self._inputs, self._states)
-        for batch in self._stream.batches(size):
+        for batch in self.given.batches(size):
             steps: list[Arrays] = []
             for row in range(batch_size(batch.x, given)):
                 one = select(batch.x, given, slice(row, row + 1))

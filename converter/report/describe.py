@@ -73,6 +73,7 @@ def describe(
         "outputs": [_spec(spec) for spec in original.outputs],
         "axes": {axis.name: {**axis.range.to_json(), "tried": list(axis.tried)} for axis in original.axes},
         "judged": [_judged(spec.name, evaluation, shipped) for spec in original.outputs],
+        "elsewhere": [_elsewhere(one, evaluation) for one in shipped.elsewhere if one.qualities],
         "classes": _classes(parts),
         "n_parameters": _n_parameters(parts, exported),
         "trainable": [] if parts.parts.head is None else list(parts.parts.head.parameters),
@@ -246,6 +247,12 @@ def _judged(name: str, evaluation: Evaluation, shipped: Deviation) -> dict[str, 
         "constant": [q.column for q in own if q.constant][:_MOST_COLUMNS],
         "n_constant": sum(q.constant for q in own),
     }
+
+
+def _elsewhere(deviation: Deviation, evaluation: Evaluation) -> dict[str, Any]:
+    """At which sizes or in what stream the shipped model was compared, too, and the column that lost most there."""
+    worst = deviation.worst
+    return {"at": worst.at, "worst": _quality(worst) if evaluation.says_quality else None}
 
 
 def _classes(parts: Parts) -> dict[str, Any] | None:

@@ -219,6 +219,8 @@ def facts(report: Row) -> list[tuple[str, str]]:
         ("judged as", "; ".join(f"{j['output']}: {j['kind']}, because {j['because']}" for j in report["judged"])),
         ("exported by", report["exporter"]),
     ]
+    if report["elsewhere"]:
+        found.insert(7, ("and", ", and ".join(one["at"] for one in report["elsewhere"])))
     if report["learning"] is not None:
         found.insert(4, ("learns", _learning(report["learning"], report["label_ms"])))
     return found

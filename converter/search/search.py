@@ -359,6 +359,8 @@ class Search:
     def _refuse(self, candidates: Sequence[Candidate]) -> None:
         faults = "; ".join(f"{candidate.name} {candidate.why}" for candidate in candidates if candidate.why)
         worst = f". The layer that hurts most is {self._sensitivity[0][0]}" if self._sensitivity else ""
+        if any(c.deviation is not None and c.deviation.worst.at.startswith("at ") for c in candidates if c.why):
+            worst += ". Where the size is always the same, fix it with --input"
         raise ConversionError(
             f"too far from the original: {faults or 'nothing could be built'}{worst}. Nothing was written"
         )

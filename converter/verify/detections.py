@@ -22,7 +22,7 @@ Mask = npt.NDArray[np.bool_]
 # From here on detectors show what they have found, unless they are told otherwise.
 SEEN = 0.25
 # The coordinates that stand in front of the scores, where one output holds both.
-_BOX = 4
+BOX = 4
 # A class that most rows have is "nothing there".
 _NOTHING = 0.8
 _SCORES = {"score", "scores", "conf", "confs", "confidence", "confidences", "objectness", "prob", "probs"}
@@ -192,13 +192,13 @@ def _without_nothing(rows: Rows, scores: Array) -> Rows:
 
 def _in_one(spec: TensorSpec, array: Array, axis: int | None) -> Rows | None:
     """Rows of an output that holds boxes and behind them scores, as YOLO's does."""
-    if array.ndim != 3 or axis is None or array.shape[axis] <= _BOX:
+    if array.ndim != 3 or axis is None or array.shape[axis] <= BOX:
         return None
     columns = np.moveaxis(array, axis, -1).reshape(-1, array.shape[axis])
     shares = (columns.min(axis=0) >= 0) & (columns.max(axis=0) <= 1)
-    if not shares[_BOX] or shares[:_BOX].all():
+    if not shares[BOX] or shares[:BOX].all():
         return None
-    behind = np.flatnonzero(~shares[_BOX:])
-    last = _BOX + int(behind[0]) if len(behind) else len(shares)
+    behind = np.flatnonzero(~shares[BOX:])
+    last = BOX + int(behind[0]) if len(behind) else len(shares)
     rows = 3 - axis
-    return Rows(axis=rows, column_axis=axis, scores=spec.name, scores_axis=rows, columns=(_BOX, last))
+    return Rows(axis=rows, column_axis=axis, scores=spec.name, scores_axis=rows, columns=(BOX, last))

@@ -8,18 +8,18 @@ state that the program itself gave with the one before.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 
 from converter.data.samples import Samples
-from converter.data.streams import without_states
+from converter.data.streams import Remembered, without_states
 from converter.plan import BOXES
 from converter.program.tensors import Arrays, Run, batch_size, join, select
 from converter.verify.axes import FreeAxis, Probe
 from converter.verify.detections import looked_at
-from converter.verify.judging import margins
+from converter.verify.judging import STATE, margins
 from converter.verify.measure import Elsewhere, Evaluation
 from converter.verify.original import Original
 from edge.contract.errors import ConversionError
@@ -27,12 +27,14 @@ from edge.contract.tensorspec import BATCH, TensorSpec
 from edge.inference.streams import Stream
 
 # Sizes, relative to the samples'.
-_FACTORS = (0.5, 1.5, 3.0)
+_FACTORS = (0.5, 1.5, 3.0, 8.0)
 _SAMPLES, _LEAST_SAMPLES = 32, 2
 # What the inputs at one size may take, and what running one program there may cost.
 _BYTES, _MACS = 64 << 20, 10_000_000_000
+# What the least number of samples may cost there.
+_TOO_MUCH = 8 * _MACS
 # Of a stream, the second half is compared: what goes wrong has had time to add up.
-_STEPS, _LEAST_STEPS, _WIDTH = 400, 200, 4
+_STEPS, _LEAST_STEPS, _WIDTH = 1000, 200, 4
 # Half of the usual margin: rounding turns answers that are a near thing, which at other sizes are no answers.
 _SURE = 0.5
 
@@ -58,7 +60,7 @@ def _at_other_sizes(original: Original, evaluation: Evaluation, macs: int) -> It
         factor = float(np.prod([sizes[axis.name] / axis.size for axis in original.axes]))
         bytes_ = sum(array.nbytes for array in x.values()) / count * factor
         most = int(min(_SAMPLES, _BYTES / max(1.0, bytes_), _MACS / max(1.0, macs * factor)))
-        if bytes_ * _LEAST_SAMPLES > _BYTES:
+        if bytes_ * _LEAST_SAMPLES > _BYTES or macs * factor * _LEAST_SAMPLES > _TOO_MUCH:
             continue
         some = select(x, inputs, slice(0, count, -(-count // max(_LEAST_SAMPLES, most))))
         both = Probe(run=original.run, inputs=inputs, example=some).at(sizes)
@@ -113,14 +115,14 @@ def _in_a_stream(original: Original, evaluation: Evaluation, macs: int) -> Itera
     inputs = without_states(evaluation.inputs, states)
     if not inputs:
         return
-    width = _WIDTH if all(BATCH in spec.shape for spec in evaluation.inputs) else 1
+    several = all(BATCH in spec.shape for spec in evaluation.inputs) and macs * _LEAST_STEPS * _WIDTH <= _MACS
+    width = _WIDTH if several else 1
     steps = int(min(_STEPS, max(_LEAST_STEPS, _MACS / max(1, macs * width))))
     x = _in_order(original, evaluation, steps * width)
     count = batch_size(x, inputs)
     rows = [(np.arange(width) * count // width + step) % count for step in range(steps)]
     given = [select(x, inputs, at) for at in rows]
-    passed_on = {pair.output for pair in states}
-    outputs = tuple(spec for spec in evaluation.outputs if spec.name not in passed_on)
+    outputs = evaluation.outputs
 
     def run(program: Run) -> Arrays:
         stream = Stream(program, evaluation.inputs, states, width=width)
@@ -131,16 +133,20 @@ def _in_a_stream(original: Original, evaluation: Evaluation, macs: int) -> Itera
         reference = run(original.run)
     except ConversionError:  # one sample at a time only
         return
-    if not outputs or not all(np.isfinite(a).all() for a in reference.values() if a.dtype.kind == "f"):
+    if not all(np.isfinite(a).all() for a in reference.values() if a.dtype.kind == "f"):
         return
     samples = Samples(join(given[steps // 2 :], inputs), None)
-    there = _comparison(evaluation, samples, reference, outputs)
+    kinds = {pair.output: replace(evaluation.kinds[pair.output], kind=STATE, rows=None) for pair in states}
+    there = _comparison(replace(evaluation, kinds={**evaluation.kinds, **kinds}), samples, reference, outputs)
     if there is not None:
         yield Elsewhere(where=f"in steps {steps // 2 + 1} to {steps} of a stream", evaluation=there, run=run)
 
 
-def _in_order(original: Original, evaluation: Evaluation, most: int) -> Mapping[str, np.ndarray]:
-    """Samples as they follow one another; those that are measured on are shuffled, or every other one."""
-    if original.stream is not None and evaluation.real:
-        return next(iter(original.stream.batches(most))).x
-    return evaluation.samples.x
+def _in_order(original: Original, evaluation: Evaluation, most: int) -> Arrays:
+    """Samples as they follow one another: of those that are measured on, every other one is missing."""
+    stream = original.stream
+    if stream is None or not evaluation.real:
+        return evaluation.samples.x
+    if isinstance(stream, Remembered):  # its states are not needed, and cost a run of the model each
+        stream = stream.given
+    return next(iter(stream.batches(most))).x

@@ -7,7 +7,7 @@ import numpy as np
 from converter.plan import ANYTHING, BOXES, CLASSES, EMBEDDING, QUANTITIES, SCORES, YES_OR_NO
 from converter.program.tensors import Array, Arrays
 from converter.verify.columns import Columns, compare, cosines, in_columns, overlaps
-from converter.verify.detections import Looked, in_rows, looked_at
+from converter.verify.detections import BOX, Looked, in_rows, looked_at
 from converter.verify.kinds import Judged
 from converter.verify.quality import (
     ACCURACY,
@@ -30,6 +30,9 @@ _KEPT_OVERLAP = 0.85
 _SCORE_MOVES = 0.1
 # What rows that are shown may hardly differ in is measured by this share, at least, of how all rows spread.
 _LEAST_SPREAD = 0.1
+# What a state is judged as that went round in a stream: it is nobody's answer, and may lose a tenth of its variance.
+STATE = "state"
+_LEAST_STATE_R2 = 0.9
 # A class is lost with more than this share of its answers, and so many: the total hides it where it is rare.
 _LOST_SHARE = 0.1
 _LOST_LEAST = 3
@@ -75,6 +78,8 @@ def _whole(
     spec: TensorSpec, judged: Judged, wanted: Array, found: Array, y: Array | None, least_margin: float
 ) -> list[Quality]:
     """All of an output."""
+    if judged.kind == STATE:
+        return [q for q in _numbers(spec, judged, wanted, found) if q.constant or q.loss > 50 * (1 - _LEAST_STATE_R2)]
     if judged.kind == CLASSES:
         return _classes(spec, judged, wanted, found, y, least_margin)
     if wanted.dtype.kind not in "f" and judged.kind in (ANYTHING, YES_OR_NO, SCORES):
@@ -218,30 +223,39 @@ def _boxes(spec: TensorSpec, judged: Judged, wanted: Array, found: Array, looked
     axis = judged.axis
     if looked is not None and looked.seen.any():
         (wanted, axis), (found, _) = (looked.rows.taken(array, looked.seen) for array in (wanted, found))
-    one, other = (in_columns(array, axis).astype(np.float64) for array in (wanted, found))
-    shares = overlaps(one, other)
-    if shares is None or compare(wanted, found, axis).constant.all():
+    if compare(wanted, found, axis).constant.all():
+        return []
+    return _overlapping(spec, judged, in_columns(wanted, axis), in_columns(found, axis))
+
+
+def _overlapping(spec: TensorSpec, judged: Judged, wanted: Array, found: Array) -> list[Quality]:
+    """The share of boxes ``(n, 4)`` that are where they were; nothing where the original's are no boxes."""
+    shares = overlaps(wanted.astype(np.float64), found.astype(np.float64))
+    if shares is None:
         return []
     kept = float((shares >= _KEPT_OVERLAP).mean())
     return [_quality(spec, judged, BOXES_KEPT, kept, 1.0, 100 * (1 - kept))]
 
 
 def _shown(spec: TensorSpec, judged: Judged, wanted: Array, found: Array, looked: Looked) -> list[Quality]:
-    """Each column's R² on the rows that are shown: what stands in the others is nobody's concern."""
+    """What rows that are shown have beside their scores: each column's R², and boxes where they may be such."""
     if not looked.seen.any():
         return []
-    (one, axis), (other, _) = (looked.rows.taken(array, looked.seen) for array in (wanted, found))
-    columns, spread = compare(one, other, axis), compare(wanted, wanted, looked.rows.column_axis).spread
-    noise = np.square(in_columns(one, axis).astype(np.float64) - in_columns(other, axis)).mean(axis=0)
-    most = np.square(np.maximum(columns.spread, _LEAST_SPREAD * spread))
+    rows = looked.rows
+    (one, axis), (other, _) = (rows.taken(array, looked.seen) for array in (wanted, found))
+    columns, spread = compare(one, other, axis), compare(wanted, wanted, rows.column_axis).spread
+    one, other = in_columns(one, axis), in_columns(other, axis)
+    noise = np.square(one.astype(np.float64) - other).mean(axis=0)
     with np.errstate(all="ignore"):
-        r2 = np.where(noise > 0, 1 - noise / most, 1.0)
-    return [
-        _quality(spec, judged, R2_SHOWN, float(value), 1.0, 50 * (1 - float(value)),
-                 column=i if len(r2) > 1 else None)
-        for i, value in enumerate(r2)
-        if np.isfinite(value)
-    ]  # fmt: skip
+        r2 = np.where(noise > 0, 1 - noise / np.square(np.maximum(columns.spread, _LEAST_SPREAD * spread)), 1.0)
+    scores = range(*rows.columns) if rows.scores == spec.name else range(0)
+    qualities = [
+        _quality(spec, judged, R2_SHOWN, float(r2[i]), 1.0, 50 * (1 - float(r2[i])), column=i if len(r2) > 1 else None)
+        for i in range(len(r2))
+        if i not in scores and np.isfinite(r2[i])
+    ]
+    may_be_boxes = len(r2) == BOX or (scores.start == BOX and len(scores) > 0)
+    return [*qualities, *_overlapping(spec, judged, one[:, :BOX], other[:, :BOX])] if may_be_boxes else qualities
 
 
 def _detections(spec: TensorSpec, judged: Judged, wanted: Array, found: Array, looked: Looked) -> list[Quality]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -269,6 +270,114 @@ def test_boxes_are_judged_by_overlap_whatever_their_unit_and_form(scale: float) 
     assert overlaps(np.array([[0.0, 0, 2, 2]]), np.array([[1.0, 0, 3, 2]])) == pytest.approx([1 / 3])
     shifts = normal(N, 4)  # no boxes: sizes below zero
     assert judged(shifts, shifts, "boxes").worst.measure == "correlation"
+
+
+def detector(layout: str) -> tuple[Arrays, Array, dict[str, str], Mapping[str, str]]:
+    """What a detector gives for pictures with one or two things in 200 places; where these are; kinds, and endings."""
+    rng = np.random.default_rng(0)
+    there = np.zeros((N // 4, 200), np.bool_)
+    for row in there:
+        row[rng.choice(200, rng.integers(1, 3), replace=False)] = True
+    centre, size = rng.uniform(40, 280, (*there.shape, 2)), rng.uniform(20, 60, (*there.shape, 2))
+    boxes = np.concatenate([centre, size], axis=2)
+    boxes[~there] = 300 * rng.standard_normal((int((~there).sum()), 4))  # nobody looks there
+    scores = 0.01 * rng.random((*there.shape, 3))
+    scores[there, rng.integers(0, 3, int(there.sum()))] = 0.9
+    boxes, scores = boxes.astype(np.float32), scores.astype(np.float32)
+    if layout == "one output":
+        boxes[~there] = np.abs(boxes[~there])
+        return {"o": np.concatenate([boxes, scores], axis=2).swapaxes(1, 2)}, there, {}, {}
+    if layout == "softmax":
+        nothing = 1 - scores.sum(axis=2, keepdims=True)
+        shares = np.concatenate([nothing, scores], axis=2)
+        return {"locations": boxes, "classes": shares}, there, {"locations": "boxes"}, {"classes": "Softmax"}
+    if layout == "keypoints":
+        points = rng.uniform(0, 320, (*there.shape, 5, 2)).astype(np.float32)
+        return {"points": points.reshape(*there.shape, 10), "conf": scores.max(axis=2)}, there, {}, {}
+    return {"boxes": boxes, "scores": scores.swapaxes(1, 2)}, there, {}, {"scores": "Sigmoid"}
+
+
+@pytest.mark.parametrize("layout", ["two outputs", "softmax", "one output", "keypoints"])
+def test_of_a_detector_counts_what_it_shows(layout: str) -> None:
+    """One box of a hundred moved, one thing lost, one made up: a mean over all places sees none of it."""
+    outputs, there, said, endings = detector(layout)
+    one = evaluation(outputs, said=said, endings=endings)
+    names = list(outputs)
+    first, last = names[0], names[-1]
+    assert one.deviation(outputs).worst.loss == 0
+    if layout in ("two outputs", "softmax"):
+        assert (one.kinds[first].kind, one.kinds[last].kind) == (
+            "boxes",
+            "classes" if layout == "softmax" else "scores",
+        )
+
+    def rows(name: str, made: Arrays) -> Array:  # a view, places second
+        return (
+            made[name].swapaxes(1, 2)
+            if (layout, name) in (("one output", "o"), ("two outputs", "scores"))
+            else made[name]
+        )
+
+    def changed(name: str, change: Callable[[Array], None]) -> Deviation:
+        made = {key: array.copy() for key, array in outputs.items()}
+        change(rows(name, made))
+        return one.deviation(made)
+
+    shown = np.argwhere(there)
+    n_shown, n_values = len(shown), 10 if layout == "keypoints" else 4
+
+    def moved(array: Array) -> None:
+        for i, j in shown[: n_shown // 20]:
+            array[i, j, :n_values] += 60 if layout == "keypoints" else 6
+
+    def garbage(array: Array) -> None:
+        array[~there, :n_values] += np.random.default_rng(1).normal(0, 90, (int((~there).sum()), n_values))
+
+    def lost(array: Array) -> None:
+        i, j = shown[0]
+        array[i, j] = array[np.argwhere(~there)[0][0], np.argwhere(~there)[0][1]]
+
+    def made_up(array: Array) -> None:
+        i, j = np.argwhere(~there)[0]
+        array[i, j] = array[shown[0][0], shown[0][1]]
+
+    worst = changed(first, moved).worst
+    assert worst.output == first
+    assert 0.5 < worst.loss < 20
+    assert worst.measure == ("R2 of rows that are shown" if layout == "keypoints" else "boxes kept")
+    if layout in ("two outputs", "softmax"):
+        assert changed(first, garbage).worst.loss == 0  # nobody looks there
+    for change in (lost, made_up):
+        found = changed(last, change)
+        (kept,) = [q for q in found.qualities if q.measure == "detections kept"]
+        assert kept.output == last
+        assert kept.loss == pytest.approx(100 / (n_shown + (change is made_up)))
+        assert found.worst.loss > 0.5
+
+
+def test_boxes_where_nothing_is_shown_are_judged_as_numbers() -> None:
+    outputs, _, said, endings = detector("two outputs")
+    outputs["scores"] *= 0.1
+    one = evaluation(outputs, said=said, endings=endings)
+    assert one.kinds["boxes"].kind == "anything"
+    lost = {**outputs, "boxes": outputs["boxes"][::-1].copy()}
+    assert one.deviation(lost).worst.measure == "correlation"
+    said = {"boxes": "boxes"}
+    assert evaluation(outputs, said=said, endings=endings).deviation(lost).worst.loss > 50
+
+
+def test_answers_that_are_a_near_thing_need_not_be_kept_at_other_sizes() -> None:
+    wanted = logits(np.arange(N) % 3, 3)
+    near = np.arange(N) < 40
+    wanted[near] = 0.1 * normal(40, 3)
+    found = wanted.copy()
+    found[near] = -found[near]
+    one = evaluation({"o": wanted}, endings={"o": "Softmax"})
+    assert one.deviation({"o": found}).worst.loss > 5
+    sure = replace(one, least_margins={"o": 1.0})
+    assert sure.deviation({"o": found}).worst.loss == 0
+    found[-20:] = np.roll(found[-20:], 1, axis=1)
+    assert sure.deviation({"o": found}).worst.loss > 0.5
 
 
 # --- what it is ------------------------------------------------------------------------------------------------------
