@@ -22,6 +22,7 @@ from converter.graph.canonical import canonical
 from converter.graph.names import name_nodes
 from converter.graph.nodes import OPSET
 from converter.graph.order import sort_nodes
+from converter.graph.raised import has_half_weights, in_single_precision, tensors_of
 from converter.load.constants import bind_onnx, constants_in
 from converter.load.free_batch import (
     Together,
@@ -37,13 +38,14 @@ from converter.load.free_batch import (
 )
 from converter.load.inputs import BATCH_FREED, Given
 from converter.load.made_up import Fill, found_fill, same_bits
-from converter.load.opset import in_our_opset, version_of
+from converter.load.opset import SEVEN, in_our_opset, in_set_seven, version_of
 from converter.program.one_run import OneRun, in_runs
 from converter.program.programs import onnx_file_program, onnx_program
 from converter.program.tensors import Arrays, Run
 from edge.contract.errors import ConfigError, ConversionError
 from edge.contract.foreign import foreign
 from edge.contract.tensorspec import BATCH, DTYPES, TensorSpec, axis_name
+from edge.inference.session import sqnr_db
 
 _MAX_BYTES = (1 << 31) - 1
 # Stock onnxruntime has operators of these.
@@ -51,6 +53,9 @@ _DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "ai.onnx.preview", "ai.onnx.training", 
 # IR 4 is the first in which an initializer need not be an input, too.
 _IR_OF_FREE_INITIALIZERS = 4
 _REAL = 8
+_FEW = 4
+# Sixteen bits round to 66 dB; a hundred operators one after the other add up to 20 dB.
+_MIN_RAISED_DB = 40.0
 _ADVICE = "to have it quantized or trained, export it with a free batch axis (dynamic_axes={'NAME': {0: 'batch'}})"
 _RANDOM = re.compile(r"Random|Bernoulli|Multinomial|Dropout")
 
@@ -98,7 +103,16 @@ def read_onnx(path: Path, given: Given) -> OnnxFile:
     specs = _specs(model, given)
     if not specs:
         raise ConversionError(f"{path} has no input: its output is always the same")
-    original = onnx_program(model, str(path))
+    try:
+        original = onnx_program(model, str(path))
+    except ConversionError:
+        if (version := version_of(model)) >= SEVEN:
+            raise
+        model = in_set_seven(model, str(path))
+        original = onnx_program(model, str(path))
+        notes.append(
+            f"operator set {version}, which onnxruntime does not run, was read as {SEVEN}: broadcasts written out"
+        )
     if (version := version_of(model)) != OPSET:
         notes.append(f"operator set {version} of the file brought to {OPSET}")
     model = in_our_opset(model, str(path))
@@ -112,6 +126,9 @@ def read_onnx(path: Path, given: Given) -> OnnxFile:
     original = in_runs(original, arranged.of_file)
     example = given.example(specs, original)
     _check_same(onnx_program(model, "the graph in another operator set")(example), original(example), path)
+    if given.plan.quantize != "none" and has_half_weights(model):
+        model, note = _raised(model, original, arranged.fill)
+        notes.append(note)
     return OnnxFile(
         model=model,
         inputs=specs,
@@ -285,7 +302,9 @@ def _read(path: Path) -> tuple[onnx.ModelProto, list[str]]:
     with foreign(f"{path} is not a valid ONNX model", ConversionError):
         if path.stat().st_size > _MAX_BYTES:
             raise ConversionError(f"{path} is larger than the 2 GiB that an ONNX file can have")
-        model = onnx.load(path)  # refuses external data outside of the file's folder
+        model = onnx.load(path, load_external_data=False)
+        _check_external(model, path)
+        onnx.load_external_data_for_model(model, str(path.parent))  # refuses data outside of the file's folder
     own = {_text(function.domain) for function in model.functions}
     for domain, name in sorted(_operators(model.graph)):
         if domain not in _DOMAINS and domain not in own:
@@ -310,6 +329,22 @@ def _read(path: Path) -> tuple[onnx.ModelProto, list[str]]:
         del model.graph.input[:]
         model.graph.input.extend(inputs)
     return model, notes
+
+
+def _check_external(model: onnx.ModelProto, path: Path) -> None:
+    """Raise ConversionError where the file and its external data are too large together: before they are read."""
+    size = path.stat().st_size
+    for tensor in tensors_of(model.graph):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            told = {entry.key: entry.value for entry in tensor.external_data}
+            file = path.parent / told.get("location", "")
+            rest = file.stat().st_size - int(told.get("offset", 0)) if file.is_file() else 0
+            size += min(int(told["length"]), rest) if told.get("length") else rest
+    if size > _MAX_BYTES:
+        raise ConversionError(
+            f"{path} has {size / (1 << 30):.1f} GiB of weights with its external data; a graph can have 2 GiB, and the "
+            f"devices of a profile less: choose a smaller model"
+        )
 
 
 def _operators(graph: onnx.GraphProto) -> set[tuple[str, str]]:
@@ -433,6 +468,27 @@ def _check_repeatable(model: onnx.ModelProto, run: Run, fill: Fill) -> None:
         random = sorted({name for _, name in _operators(model.graph) if _RANDOM.search(name)})
         by = f", by {' and '.join(random)}" if random else ""
         raise ConversionError(f"{differs} is a matter of chance{by}: there is nothing that a device could be held to")
+
+
+def _raised(model: onnx.ModelProto, original: Run, fill: Fill) -> tuple[onnx.ModelProto, str]:
+    """The graph in float32, if its outputs are those of the file but for the rounding; and what is to be said of it."""
+    raised, few = in_single_precision(model), fill.draw(_FEW)
+    try:
+        found, wanted = onnx_program(raised, "the graph in float32")(few), original(few)
+        ratios = [sqnr_db(array, found[name]) for name, array in wanted.items() if array.dtype.kind == "f"]
+        same = all(np.array_equal(array, found[name]) for name, array in wanted.items() if array.dtype.kind != "f")
+    except (ConversionError, ValueError) as exc:
+        return model, f"weights in half precision stay so: {exc}"
+    ratio = min(ratios, default=200.0) if same else -200.0
+    if not ratio >= _MIN_RAISED_DB:
+        return model, (
+            f"weights in half precision stay so: in float32 the outputs would be others ({ratio:.0f} dB, at least "
+            f"{_MIN_RAISED_DB:.0f} dB)"
+        )
+    return raised, (
+        f"weights in half precision were raised to float32, which keeps their values, to be worked on; the outputs are "
+        f"those of the file to {ratio:.0f} dB, for it rounds between its operators"
+    )
 
 
 def _check_same(found: Arrays, wanted: Arrays, path: Path) -> None:

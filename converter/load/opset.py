@@ -15,12 +15,25 @@ import onnx.version_converter
 from onnx import helper
 
 from converter.graph.build import inferred_types
+from converter.graph.names import FreshNames
 from converter.graph.nodes import OPSET
 from edge.contract.errors import ConversionError
 from edge.contract.foreign import foreign
 
 ONNX_DOMAINS = ("", "ai.onnx")
 # Not in operator set 18, or not as they are today (GroupNormalization has one scale a channel since 21).
+SEVEN = 7
+"""The oldest operator set that stock onnxruntime promises to run."""
+_BROADCASTING = {"Add", "And", "Div", "Equal", "Greater", "Less", "Mul", "Or", "Pow", "Sub", "Xor"}
+_LAID_OUT = ("broadcast", "axis")
+_GONE = {
+    "BatchNormalization": ("is_test",),
+    "Dropout": ("is_test",),
+    "Gemm": ("broadcast",),
+    "GRU": ("output_sequence",),
+    "LSTM": ("output_sequence",),
+    "RNN": ("output_sequence",),
+}
 _COMPOSED = ("Attention", "Gelu", "GroupNormalization", "RMSNormalization", "RotaryEmbedding", "Swish")
 
 
@@ -57,6 +70,51 @@ def in_our_opset(model: onnx.ModelProto, what: str) -> onnx.ModelProto:
         except ConversionError:
             raise exc from exc.__cause__  # the first message says more
         return relabelled
+
+
+def in_set_seven(model: onnx.ModelProto, what: str) -> onnx.ModelProto:
+    """A graph of an older operator set than stock onnxruntime has, as one of set 7: broadcasts are written out.
+
+    Before set 7 the second input of a sum was laid along the first from a stated axis on; since then, as in numpy,
+    along its last axes. The other operators that changed lost attributes that mean nothing when a model is only run.
+
+    Raises:
+        ConversionError: An operator is another one in set 7, or it is not known how one broadcasts.
+    """
+    found = onnx.ModelProto()
+    found.CopyFrom(model)
+    ranks = {tensor.name: len(tensor.dims) for tensor in model.graph.initializer}
+    for name, info in inferred_types(model).items():
+        if info.type.tensor_type.HasField("shape"):
+            ranks[name] = len(info.type.tensor_type.shape.dim)
+    fresh = FreshNames(found.graph)
+    nodes: list[onnx.NodeProto] = []
+    for node in found.graph.node:
+        given = {item.name: helper.get_attribute_value(item) for item in node.attribute}
+        broadcasts = node.op_type == "PRelu" or (node.op_type in _BROADCASTING and given.get("broadcast"))
+        if broadcasts and node.input[0] in ranks and node.input[1] in ranks:
+            rank, other = ranks[node.input[0]], ranks[node.input[1]]
+            axis = given.get("axis", 1 if node.op_type == "PRelu" and other == 1 and rank > 1 else rank - other)
+            behind = rank - (axis + rank if axis < 0 else axis) - other
+            if behind > 0:
+                axes, along = list(range(other, other + behind)), fresh(f"{node.output[0]}/{node.input[1]}")
+                nodes.append(helper.make_node("Unsqueeze", [node.input[1]], [along], axes=axes))
+                node.input[1] = along
+        elif broadcasts:
+            raise ConversionError(f"{what}: it is not known how {node.op_type} {node.output[0]} broadcasts its inputs")
+        gone = (*_GONE.get(node.op_type, ()), "consumed_inputs", *(_LAID_OUT if node.op_type in _BROADCASTING else ()))
+        kept = [item for item in node.attribute if item.name not in gone]
+        del node.attribute[:]
+        node.attribute.extend(kept)
+        nodes.append(node)
+    del found.graph.node[:]
+    found.graph.node.extend(nodes)
+    for entry in found.opset_import:
+        if entry.domain in ONNX_DOMAINS:
+            entry.version = SEVEN
+    with foreign(f"{what} is in an operator set before {SEVEN} and cannot be read as one of {SEVEN}", ConversionError):
+        onnx.checker.check_model(found, full_check=True)
+    return found
 
 
 def _decomposed(model: onnx.ModelProto, version: int) -> onnx.ModelProto:

@@ -31,6 +31,9 @@ from edge.contract.tensorspec import TensorSpec
 # A program takes some ten seconds for so much; it is run on all samples for every candidate.
 _MACS = 200_000_000_000
 _LEAST_SAMPLES = 256
+# Of random inputs more tell nothing new: they show whether a program is the same, not what it costs.
+_RANDOM_MACS = 20_000_000_000
+_LEAST_RANDOM = 16
 _RANGE_SAMPLES = 64
 
 
@@ -87,7 +90,8 @@ class Original:
             macs: Multiply-accumulate operations for one sample. A time would not give the same samples every time.
         """
         count = batch_size(self.samples.x, self.inputs)
-        most = max(_LEAST_SAMPLES, _MACS // max(1, macs))
+        least, budget = (_LEAST_SAMPLES, _MACS) if self.real else (_LEAST_RANDOM, _RANDOM_MACS)
+        most = max(least, budget // max(1, macs))
         if count <= most:
             return self
         rows, y = slice(0, count, -(-count // most)), self.samples.y

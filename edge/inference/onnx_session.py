@@ -213,7 +213,7 @@ def lost_column(
         found: This CPU's.
         half: Whether 16-bit floats were computed with, whose rounding differs between CPUs.
     """
-    if wanted.dtype.kind != "f" or wanted.ndim == 0:
+    if wanted.dtype.kind != "f" or wanted.ndim == 0 or not wanted.size:
         return None
     axis = 1 if wanted.ndim >= 4 else wanted.ndim - 1
     single = axis == spec.batch_axis or not isinstance(spec.shape[axis], int)

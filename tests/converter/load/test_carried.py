@@ -228,7 +228,7 @@ def test_outputs_that_no_node_makes_stay_as_they_are_in_every_scheme(tmp_path: P
 
 def test_weights_of_other_float_types_are_called_what_they_are(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
-    for dtype, kind, element in ((np.float16, "float16", 10), (np.float64, "float64", 11)):
+    for dtype, kind, element in ((np.float64, "float64", 11),):
         nodes = [node("Cast", "x", "k", to=element), node("MatMul", "k w", "h"), node("Relu", "h", "r")]
         nodes.append(node("MatMul", "r v", "y"))
         weights = {"w": W.astype(dtype), "v": W.astype(dtype)}
