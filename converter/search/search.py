@@ -394,21 +394,37 @@ class Search:
             _nearness(few, few.run(onnx_program(chosen.model, chosen.name, chosen.parameters, 1, config)))
             for config in ({}, EXACT)
         ]
-        gap = 0.0 if ratios[0] == ratios[1] else ratios[1] - ratios[0]
-        if gap > _SATURATION_DB and (profile.architecture == "aarch64" or profile.quantization.int8_dot_product):
-            here = f"{ratios[0]:.1f} dB of the worst column instead of {ratios[1]:.1f} dB"
-            return f"{promise}; the 8-bit sums of this CPU saturate, {here}: do not run the bundle here", gap
-        if gap > _SATURATION_DB:
-            what_to_do = (
-                "the file was quantized so: convert the float model, or quantize it again with 7-bit weights"
-                if chosen.scheme == "none"
-                else "use a target with reduce_range = true"
-            )
-            raise ConversionError(
-                f"the int8 sums saturate on this CPU: {ratios[0]:.1f} dB, {ratios[1]:.1f} dB with exact arithmetic; "
-                f"{what_to_do}. Nothing was written"
-            )
-        return f"{promise}; on this CPU exact arithmetic changes the outputs by {gap:.1f} dB", gap
+        said, gap = judged_sums(*ratios, profile, chosen.scheme)
+        return f"{promise}; {said}", gap
+
+
+def judged_sums(usual_db: float, exact_db: float, profile: DeviceProfile, scheme: str) -> tuple[str, float]:
+    """What the 8-bit sums of this CPU mean for a file, nothing or not to run it here, and the gap in dB.
+
+    Args:
+        usual_db: Nearness of the outputs as this CPU gives them.
+        exact_db: With exact arithmetic.
+        profile: What the file is for.
+        scheme: How it was quantized, ``none`` where it came so.
+
+    Raises:
+        ConversionError: The target is such a CPU, and they saturate.
+    """
+    gap = 0.0 if usual_db == exact_db else exact_db - usual_db
+    if gap <= _SATURATION_DB:
+        return f"on this CPU exact arithmetic changes the outputs by {gap:.1f} dB", gap
+    if profile.architecture == "aarch64" or profile.quantization.int8_dot_product:
+        here = f"{usual_db:.1f} dB of the worst column instead of {exact_db:.1f} dB"
+        return f"the 8-bit sums of this CPU saturate, {here}: do not run the bundle here", gap
+    what_to_do = (
+        "the file was quantized so: convert the float model, or quantize it again with 7-bit weights"
+        if scheme == "none"
+        else "use a target with reduce_range = true"
+    )
+    raise ConversionError(
+        f"the int8 sums saturate on this CPU: {usual_db:.1f} dB, {exact_db:.1f} dB with exact arithmetic; "
+        f"{what_to_do}. Nothing was written"
+    )
 
 
 def _nearness(evaluation: Evaluation, found: Arrays) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import platform
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +11,12 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from converter.quantization.saturation import layers_with_least_weight, multiplies_int8, without_least_weight
+from converter.search.search import judged_sums
 from edge.contract import manifest as m
 from edge.contract.bundle import Bundle
 from edge.contract.errors import BundleError, ConversionError
-from edge.contract.profile import detect_profile, load_profile
-from edge.inference.onnx_session import EXACT, OnnxSession
+from edge.contract.profile import load_profile
+from edge.inference.onnx_session import EXACT, OnnxSession, check_golden
 from tests.converter.models import convert, plan
 
 CODES = np.random.default_rng(0).integers(-127, 128, (6, 8)).astype(np.int8)
@@ -147,7 +148,59 @@ def test_a_foreign_file_that_mending_changes_too_much_is_refused(tmp_path: Path)
     assert not source.with_suffix(".edge").exists()
 
 
-def test_a_file_for_arm_says_what_a_saturating_cpu_gives_which_refuses_it_though_an_offset_hides_the_loss(
+# --- x86 without VNNI ------------------------------------------------------------------------------------------------
+
+
+class X86:
+    """Runs a quantized linear layer as the kernels of an x86 CPU do: unsigned activations times signed weights.
+
+    Without VNNI two products are added in 16 bits, which saturate (``vpmaddubsw``); with it all are added in 32.
+    """
+
+    def __init__(self, model: onnx.ModelProto, *, vnni: bool) -> None:
+        self._model, self._vnni = model, vnni
+
+    def run(self, inputs: Mapping[str, np.ndarray], parameters: object = None) -> dict[str, np.ndarray]:
+        values = {t.name: numpy_helper.to_array(t) for t in self._model.graph.initializer} | dict(inputs)
+        codes: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
+        for node in self._model.graph.node:
+            given = [values[name] for name in node.input]
+            if node.op_type == "QuantizeLinear":
+                x, scale, zero = given
+                limits = np.iinfo(zero.dtype)
+                found = np.clip(np.rint(x / scale) + zero, limits.min, limits.max).astype(zero.dtype)
+            elif node.op_type == "DequantizeLinear":
+                stored, *given = given
+                codes[node.output[0]] = (stored, *given)
+                shape = (-1, *[1] * (stored.ndim - 1))
+                scale, zero = (array.reshape(shape) if array.ndim else array for array in given)
+                found = ((stored.astype(np.int64) - zero) * scale).astype(np.float32)
+            else:
+                assert node.op_type == "Gemm"
+                found = self._product(codes[node.input[0]], codes[node.input[1]])
+                found = found + (given[2] if len(given) > 2 else 0)
+            values[node.output[0]] = found.astype(np.float32) if found.dtype.kind == "f" else found
+        return {item.name: values[item.name] for item in self._model.graph.output}
+
+    def _product(self, of_x: tuple[np.ndarray, ...], of_w: tuple[np.ndarray, ...]) -> np.ndarray:
+        (x, x_scale, x_zero), (w, w_scale, w_zero) = of_x, of_w
+        assert w.dtype == np.int8
+        assert not w_zero.any()
+        shift = 128 if x.dtype == np.int8 else 0  # signed activations are shifted first
+        pairs = ((x.astype(np.int64) + shift)[:, None] * w).reshape(len(x), len(w), -1, 2).sum(-1)
+        if not self._vnni:
+            pairs = np.clip(pairs, -(2**15), 2**15 - 1)
+        sums = pairs.sum(-1) - (int(x_zero) + shift) * w.astype(np.int64).sum(-1)
+        return sums * np.float64(x_scale) * w_scale.astype(np.float64)
+
+
+def about_the_mean_db(wanted: np.ndarray, found: np.ndarray) -> float:
+    """Of the worst column."""
+    signal, noise = wanted.var(axis=0), np.square(wanted - found).mean(axis=0)
+    return float(10 * np.log10(signal / np.maximum(noise, 1e-12 * signal)).min())
+
+
+def test_files_say_what_a_saturating_cpu_gives_which_refuses_them_though_an_offset_hides_the_loss(
     tmp_path: Path,
 ) -> None:
     rng = np.random.default_rng(0)
@@ -157,24 +210,43 @@ def test_a_file_for_arm_says_what_a_saturating_cpu_gives_which_refuses_it_though
     made = helper.make_graph(
         [layer], "g", infos[:1], infos[1:], [numpy_helper.from_array(a, n) for n, a in tensors.items()]
     )
-    source = tmp_path / "model.onnx"
+    source, x = tmp_path / "model.onnx", rng.uniform(0, 1, (200, 8)).astype(np.float32)
     onnx.save(helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), source)
-    np.savez(tmp_path / "x.npz", x=rng.uniform(0, 1, (200, 8)).astype(np.float32))
-    asked = {"calibration": str(tmp_path / "x.npz"), "trainable": "none", "quantize": "int8"}
-    report = convert(plan(source, profile=load_profile("raspberry-pi-4"), **asked)).report
-    bundle = Bundle.open(source.with_suffix(".edge"))
-    OnnxSession(bundle, config=EXACT)  # as the device adds
-    if not (platform.machine() == "x86_64" and detect_profile() == "generic-x86_64"):
-        return
-    assert "the 8-bit sums of this CPU saturate" in report["saturation"]["text"]
-    with pytest.raises(BundleError, match=r"about its mean"):
-        OnnxSession(bundle)
+    np.savez(tmp_path / "x.npz", x=x)
+    wanted = x.astype(np.float64) @ tensors["w"].T + tensors["offset"]
+    for target, saturates in (("raspberry-pi-4", True), ("x86_64-vnni", True), ("generic-x86_64", False)):
+        profile = load_profile(target)
+        asked = {"calibration": str(tmp_path / "x.npz"), "trainable": "none", "quantize": "int8"}
+        said = convert(plan(source, profile=profile, **asked)).report["saturation"]
+        assert ("of this CPU saturate" in said["text"]) == (said["difference_db"] > 3)  # whatever CPU this is
+        bundle = Bundle.open(source.with_suffix(".edge"))
+        model = onnx.load_from_string(bundle.read(m.MODEL))
+        usual, exact = X86(model, vnni=False), X86(model, vnni=True)
+        found = OnnxSession(bundle, config=EXACT).run({"x": x})["y"]  # as the device adds
+        np.testing.assert_allclose(exact.run({"x": x})["y"], found, rtol=1e-6)
+        ratios = [about_the_mean_db(wanted, cpu.run({"x": x})["y"]) for cpu in (usual, exact)]
+        check_golden(exact, bundle)
+        if not saturates:
+            assert ratios[0] == ratios[1] > 30
+            check_golden(usual, bundle)
+            assert "exact arithmetic changes the outputs by 0.0 dB" in judged_sums(*ratios, profile, "int8")[0]
+            continue
+        assert ratios[0] < 10 < 30 < ratios[1]
+        assert "saturate" in judged_sums(*ratios, profile, "int8")[0]
+        with pytest.raises(BundleError, match=r"about its mean"):
+            check_golden(usual, bundle)
+        with pytest.raises(ConversionError, match="use a target with reduce_range"):
+            judged_sums(*ratios, load_profile("generic-x86_64"), "int8")
 
 
-def test_a_foreign_file_that_saturates_without_vnni_is_refused_for_such_a_target(tmp_path: Path) -> None:
-    if not (platform.machine() == "x86_64" and detect_profile() == "generic-x86_64"):
-        pytest.skip("this CPU does not saturate")
-    source = tmp_path / "model.onnx"
-    onnx.save(graph("gemm"), source)
+def test_a_foreign_file_that_saturates_without_vnni_is_refused_for_such_a_target() -> None:
+    x = np.random.default_rng(0).uniform(-4, 4, (64, 8)).astype(np.float32)
+    model, generic = graph("gemm"), load_profile("generic-x86_64")
+    (codes, scale) = (numpy_helper.to_array(t) for t in model.graph.initializer if t.name in ("codes", "scale"))
+    wanted = x @ (codes * scale).T
+    ratios = [about_the_mean_db(wanted, X86(model, vnni=vnni).run({"x": x})["y"]) for vnni in (False, True)]
     with pytest.raises(ConversionError, match=r"saturate on this CPU.*quantize it again with 7-bit weights"):
-        convert(plan(source, trainable="none"))
+        judged_sums(*ratios, generic, "none")
+    narrow = graph("gemm", (CODES // 2).astype(np.int8))
+    found = [X86(narrow, vnni=vnni).run({"x": x})["y"] for vnni in (False, True)]
+    np.testing.assert_array_equal(*found)
