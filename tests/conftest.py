@@ -39,14 +39,36 @@ SLOW = (
 )  # fmt: skip
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests of slow files."""
+# The files that take longest begin, so that none of them runs alone at the end while the other process waits.
+LONGEST = (
+    "end_to_end/*", "converter/load/test_malformed_files.py", "converter/test_*.py", "converter/load/*",
+    "benchmarks/*", "converter/head/*", "converter/quantization/*", "converter/search/*",
+)  # fmt: skip
+
+
+def _is_in(path: Path, patterns: tuple[str, ...]) -> bool:
     here = Path(__file__).parent
+    if not path.is_relative_to(here):
+        return False
+    return any(fnmatch(path.relative_to(here).as_posix(), pattern) for pattern in patterns)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Files of which no test will run are not even imported: that takes longer than all quick tests."""
+    wanted = str(config.getoption("markexpr"))
+    return True if "not slow" in wanted and _is_in(collection_path, SLOW) else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of slow files, and begin with the longest."""
     for item in items:
-        if item.path.is_relative_to(here):
-            file = item.path.relative_to(here).as_posix()
-            if any(fnmatch(file, pattern) for pattern in SLOW):
-                item.add_marker(pytest.mark.slow)
+        if _is_in(item.path, SLOW):
+            item.add_marker(pytest.mark.slow)
+
+    def place(item: pytest.Item) -> int:
+        return next((i for i, pattern in enumerate(LONGEST) if _is_in(item.path, (pattern,))), len(LONGEST))
+
+    items.sort(key=place)  # which keeps the order otherwise
 
 
 def _digits() -> tuple[np.ndarray, np.ndarray]:
