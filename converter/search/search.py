@@ -394,7 +394,7 @@ class Search:
             _nearness(few, few.run(onnx_program(chosen.model, chosen.name, chosen.parameters, 1, config)))
             for config in ({}, EXACT)
         ]
-        said, gap = judged_sums(*ratios, profile, chosen.scheme)
+        said, gap = judged_sums(ratios[0], ratios[1], profile, chosen.scheme)
         return f"{promise}; {said}", gap
 
 
