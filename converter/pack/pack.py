@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from converter.head.fitting import training_statistics
 from converter.head.split import Head, SplitModel, with_layer_input
 from converter.load.contents import shown
 from converter.load.states import answer_of
-from converter.plan import ConversionPlan
+from converter.plan import Constant, ConversionPlan
 from converter.program.one_run import OneRun, one_feed
 from converter.program.programs import one_run_program, onnx_program
 from converter.program.tensors import Arrays, select
@@ -186,7 +187,7 @@ def pack(
             parts.original.outputs,
             parts.original.states,
         ),
-        constants={name: constant.value for name, constant in plan.constants.items()},
+        constants=constants_for_people(plan.constants),
         axes={axis.name: axis.range for axis in parts.original.axes if axis.range != AxisRange()},
     )
     size, most = sum(map(len, blobs.values())), plan.profile.inference.max_bundle_mb << 20
@@ -202,6 +203,21 @@ def _elsewhere(how: OneRun, original: Original) -> dict[str, int | None]:
     """By input and output, where its samples lie, if not along its first axis; None for what has no such axis."""
     axes = {spec.name: how.axes.get(spec.name) for spec in (*original.inputs, *original.outputs)}
     return {name: axis for name, axis in axes.items() if axis != 0}
+
+
+def constants_for_people(constants: Mapping[str, Constant]) -> dict[str, Any]:
+    """The values as JSON has them; others, such as bytes and infinities, as Python writes them.
+
+    >>> constants_for_people({"size": Constant(value=(2, 3)), "limit": Constant(value=float("inf"))})
+    {'size': [2, 3], 'limit': 'inf'}
+    """
+    found: dict[str, Any] = {}
+    for name, constant in constants.items():
+        try:
+            found[name] = json.loads(strictjson.dumps({name: constant.value}))[name]
+        except (TypeError, ValueError):
+            found[name] = repr(constant.value)
+    return found
 
 
 def _golden(parts: Parts) -> tuple[Arrays, Arrays]:

@@ -81,7 +81,7 @@ class Original:
     def data(self) -> str:
         """What is measured on, in words."""
         count = batch_size(self.samples.x, self.inputs)
-        return f"{count} samples of {self.origin}" if self.real else f"{count} random inputs"
+        return f"{count} sample{'' if count == 1 else 's'} of {self.origin}" if self.real else f"{count} random inputs"
 
     def affordable(self, macs: int) -> Original:
         """Measured on fewer samples, evenly spaced, where the model is so large that all would take minutes.

@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn import functional
 
 from edge.cli.bundle import bundle as edge_bundle
+from edge.contract.bundle import Bundle
 from tests.converter.command import run
 
 pytestmark = [
@@ -120,6 +121,7 @@ def test_voice_detector_carries_its_state_from_frame_to_frame(tmp_path: Path) ->
     np.savez(tmp_path / "frames.npz", audio=frames.numpy(), state=states)
     report = convert(tmp_path, file, "--calibrate", tmp_path / "frames.npz", "--constant", f"sr={RATE}")
     assert [spec["name"] for spec in report["inputs"]] == ["audio", "state"]
+    assert Bundle.open(tmp_path / "voice.edge").manifest.constants == {"sr": RATE}
 
     heard, label = voice(torch.Generator().manual_seed(5), 12)
     ours = theirs = np.zeros((1, 1, 16), np.float32)

@@ -208,6 +208,7 @@ def test_constants_become_part_of_the_graph_and_scalars_are_inputs(tmp_path: Pat
     for rate in (8000, 16000):
         session, _ = converted(tmp_path, model, None, inputs=inputs, constants={"sr": Constant(value=rate)})
         assert [spec.name for spec in session.manifest.inputs] == ["audio", "state"]
+        assert session.manifest.constants == {"sr": rate}  # for people, who must know what the bundle takes for granted
         check(session, model, data, {"sr": rate})
     with pytest.raises(ConversionError, match="expected a rate of 8000 or 16000"):
         converted(tmp_path, model, None, inputs=inputs, constants={"sr": Constant(value=11025)})
