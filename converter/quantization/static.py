@@ -112,6 +112,8 @@ class _Writer:
             # `renamed` also renames outputs of the same name; there are none, as every value is made once.
             if node.name in self._place.layers:
                 self._quantize_parameters(self._layers[node.name], node, copy)
+            elif self._would_be_quantized(node):
+                copy.input[0] = self._shielded(copy.input[0])
             for i, output in enumerate(node.output):
                 final = behind[output].output[0] if output in behind else output
                 if final not in self._place.tensors:
@@ -130,6 +132,23 @@ class _Writer:
             list(graph.output),
             [*used_initializers(self._nodes, graph.initializer, graph.output), *self._made.values()],
         )
+
+    def _would_be_quantized(self, node: onnx.NodeProto) -> bool:
+        """Whether onnxruntime would quantize the weights of a layer that stays in float, unasked, in 8 bits.
+
+        It does so where the input comes from 8 bits and the output, perhaps behind a Relu or Clip, goes into 8 bits.
+        """
+        if node.op_type not in ("Conv", "ConvTranspose", "Gemm") or node.input[0] not in self._place.tensors:
+            return False
+        behind = [n.output[0] for n in self._links.readers.get(node.output[0], []) if n.op_type in ("Relu", "Clip")]
+        return any(name in self._place.tensors for name in (node.output[0], *behind))
+
+    def _shielded(self, dequantized: str) -> str:
+        """The same value behind an operator that no optimizer takes away."""
+        lowest = self._constant("lowest", np.array(np.finfo(np.float32).min, np.float32))
+        shielded = self._fresh(f"{dequantized}.shielded")
+        self._nodes.append(helper.make_node("Max", [dequantized, lowest], [shielded], shielded))
+        return shielded
 
     def _append(self, node: onnx.NodeProto) -> None:
         if not self._nodes or self._nodes[-1] is not node:

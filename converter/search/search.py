@@ -26,7 +26,7 @@ from converter.quantization.int4 import quantize_int4
 from converter.quantization.layers import has_convolutions, has_recurrent, quantizable_layers
 from converter.quantization.saturation import layers_with_least_weight, multiplies_int8
 from converter.search.candidates import TIE, Bench, Candidate, Problem, build, compared
-from converter.search.static_int8 import StaticInt8
+from converter.search.static_int8 import OURS, Recipe, StaticInt8
 from converter.verify.columns import compare
 from converter.verify.measure import Evaluation
 from converter.verify.quality import ACCURACY, AGREEMENT, BOXES_KEPT, CORRELATION, DETECTIONS_KEPT, SHARES, Quality
@@ -186,16 +186,18 @@ class Search:
         if wanted == "int4" or (auto and any(layer.weight and layer.op_type in ("Gemm", "MatMul") for layer in layers)):
             yield self._made("int4 weights", "int4", lambda: quantize_int4(backbone))
 
-    def _made(self, name: str, scheme: str, quantize: Callable[[], onnx.ModelProto], **known: Any) -> Candidate:
+    def _made(
+        self, name: str, scheme: str, quantize: Callable[[], onnx.ModelProto], *, known: bool = False, **kept: Any
+    ) -> Candidate:
         self._stage(f"quantizing: {name}")
         try:
             backbone = quantize()
-            if scheme != "int8":  # tried on many ranges before, and not known to crash
+            if not known:  # our static form was tried on many ranges before
                 parts = self._problem.parts
                 self._bench.check(joined(backbone, parts), {} if parts.head is None else parts.head.parameters)
             if not _changed(backbone, scheme):
                 raise ConversionError(f"nothing in it would be {scheme.replace('dynamic', 'int8')}: {_WANTS[scheme]}")
-            made = build(self._problem, name, scheme, backbone, **known)
+            made = build(self._problem, name, scheme, backbone, **kept)
             if scheme in ("int8", "dynamic") and made.layers_in_int8 is not None and not made.layers_in_int8[0]:
                 raise ConversionError(
                     f"none of its {made.layers_in_int8[1]} layers would run in int8: {_WANTS[scheme]}"
@@ -207,13 +209,14 @@ class Search:
             empty = onnx.ModelProto()
             return Candidate(name=name, scheme=scheme, backbone=empty, model=empty, why=str(exc), failed=True)
 
-    def _static_candidate(self, exclude: Sequence[str] = (), what: str = "") -> Candidate:
-        assert self._static is not None
-        quantized = self._static.quantized
+    def _static_candidate(self, exclude: Sequence[str] = (), what: str = "", recipe: Recipe = OURS) -> Candidate:
+        static = self._static
+        assert static is not None
         return self._made(
-            self._static.name + what,
+            static.name + recipe.name + what,
             "int8",
-            lambda: quantized(exclude),
+            lambda: static.quantized(recipe, exclude),
+            known=not recipe.is_stock,
             left_in_float=tuple(exclude),
             weight_bits=7 if self._profile.quantization.reduce_range else 8,
         )
@@ -252,30 +255,48 @@ class Search:
         return [*candidates, mended]
 
     def _with_in_float(self, layers: Sequence[str]) -> Candidate:
-        return compared(self._static_candidate(layers, f", {len(layers)} in float"), self._problem.evaluation)
+        return compared(self._static_candidate(layers, _in_float(layers)), self._problem.evaluation)
 
     def _quickened(self, candidates: list[Candidate]) -> list[Candidate]:
-        """With the first convolutions in float, too, where that is faster: few channels have no quick int8 kernel."""
+        """With other forms of static int8, too, where they are faster: first another recipe, then less of it."""
         base = next((c for c in reversed(candidates) if c.scheme == "int8" and not c.failed), None)
-        convolutions = [layer.name for layer in quantizable_layers(self._problem.backbone) if layer.op_type == "Conv"]
         searched = self._plan.quantize == "auto" and measured_like_target(self._profile)
-        if base is None or not searched or not convolutions or self._fault(base) is not None:
+        if base is None or not searched or self._fault(base) is not None:
             return candidates
-        self._stage("trying the first layers in float")
-        tried = [base]
+        self._stage("trying faster forms of int8")
+        assert self._static is not None
+        left = base.left_in_float
+        made = {recipe: self._static_candidate(left, _in_float(left), recipe) for recipe in self._static.recipes(left)}
+        candidates = [*candidates, *(candidate for candidate in made.values() if candidate.failed)]
+        candidates, best = self._faster(candidates, base, [c for c in made.values() if not c.failed])
+        recipe = next((recipe for recipe, candidate in made.items() if candidate.name == best.name), OURS)
+        if recipe.is_stock:
+            return candidates
+        candidates, found = self._faster(candidates, best, self._first_in_float(best, recipe))
+        if more := len(found.left_in_float) - len(best.left_in_float):
+            self._notes.append(f"the network is faster with {more} of its first convolutions in float")
+        return candidates
+
+    def _first_in_float(self, base: Candidate, recipe: Recipe) -> list[Candidate]:
+        """With the first, the first two, ... convolutions in float: few channels have no quick int8 kernel."""
+        convolutions = [layer.name for layer in quantizable_layers(self._problem.backbone) if layer.op_type == "Conv"]
+        made = [base]
         for count in range(1, min(_FIRST, len(convolutions) - 1) + 1):
-            exclude = dict.fromkeys([*base.left_in_float, *convolutions[:count]])
-            if len(exclude) > len(tried[-1].left_in_float):
-                tried.append(self._static_candidate(tuple(exclude), f", {len(exclude)} in float"))
-        fastest = self._bench.fastest(tried)
-        if fastest is base:
-            return candidates
-        found = compared(fastest, self._problem.evaluation)
-        if self._fault(found) is not None:
-            return candidates
-        more = len(found.left_in_float) - len(base.left_in_float)
-        self._notes.append(f"the network is faster with {more} of its first convolutions in float")
-        return [*candidates, found]
+            exclude = tuple(dict.fromkeys([*base.left_in_float, *convolutions[:count]]))
+            if len(exclude) > len(made[-1].left_in_float):
+                made.append(self._static_candidate(exclude, _in_float(exclude), recipe))
+        return [candidate for candidate in made[1:] if not candidate.failed]
+
+    def _faster(
+        self, candidates: list[Candidate], base: Candidate, others: Sequence[Candidate]
+    ) -> tuple[list[Candidate], Candidate]:
+        """With those that are faster than a base, up to the first that may be shipped; and that, or the base."""
+        for candidate in self._bench.faster(base, others) if others else ():
+            found = compared(candidate, self._problem.evaluation)
+            candidates = [*candidates, found]
+            if self._fault(found) is None:
+                return candidates, found
+        return candidates, base
 
     # Choosing
 
@@ -328,7 +349,9 @@ class Search:
             for c in allowed
             if c.timing and fastest.timing and c.timing.latency_ms <= (1 + TIE) * fastest.timing.latency_ms
         ]
-        chosen = min(near, key=lambda c: c.size_bytes)
+        smallest = min(candidate.size_bytes for candidate in near)
+        small = [candidate for candidate in near if candidate.size_bytes <= (1 + TIE) * smallest]
+        chosen = min(small, key=lambda c: c.timing.latency_ms if c.timing else 0.0)
         reason = f"the fastest of {len(allowed)} candidates within {self._limits()}"
         if len(near) > 1:
             reason = f"the smallest of {len(near)} that are equally fast (within {TIE:.0%}), within {self._limits()}"
@@ -437,6 +460,11 @@ def _nearness(evaluation: Evaluation, found: Arrays) -> float:
             columns = compare(wanted, array, evaluation.kinds[name].axis)
             ratios.append(float(columns.noise_db[~columns.constant].min(initial=200.0)))
     return min(ratios)
+
+
+def _in_float(layers: Sequence[str]) -> str:
+    """Of a candidate's name."""
+    return f", {len(layers)} in float" if layers else ""
 
 
 def _changed(backbone: onnx.ModelProto, scheme: str) -> bool:

@@ -7,6 +7,7 @@ them by `converter.search.search`.
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import onnx
@@ -18,6 +19,7 @@ from converter.quantization.equalize import equalize
 from converter.quantization.observe import Observations, observe
 from converter.quantization.sensitivity import layer_sensitivity
 from converter.quantization.static import quantize_static
+from converter.quantization.stock import is_another, quantize_stock
 from converter.search.candidates import Problem
 from edge.contract.profile import QuantizationProfile
 from edge.inference.session import sqnr_db
@@ -30,6 +32,27 @@ _GOOD_SQNR_DB = 30.0
 # Smallest and largest value is the simplest choice: another one must be better by this much.
 _CLEARLY_DB = 0.5
 _SENSITIVITY_SAMPLES = 4
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe:
+    """A form of static int8.
+
+    Attributes:
+        is_stock: onnxruntime's, see `converter.quantization.stock`.
+        per_channel: Weights have a scale for each channel, where the profile has them so; else one for all.
+    """
+
+    is_stock: bool = False
+    per_channel: bool = True
+
+    @property
+    def name(self) -> str:
+        """For the report, behind that of the ranges."""
+        return (", onnxruntime's recipe" if self.is_stock else "") + ("" if self.per_channel else ", per tensor")
+
+
+OURS = Recipe()
 
 
 class StaticInt8:
@@ -71,13 +94,36 @@ class StaticInt8:
         """For the report."""
         return f"int8 static, {self.method}{', equalized' if self.equalized else ''}"
 
-    def quantized(self, exclude: Collection[str] = ()) -> onnx.ModelProto:
-        """The backbone in int8.
+    def recipes(self, exclude: Collection[str]) -> list[Recipe]:
+        """Others than ours that may be faster.
+
+        onnxruntime's only where it takes other operators than ours, and nothing has to stay in float: with its recipe
+        its own optimizer quantizes those layers all the same.
 
         Args:
             exclude: Names of layers to leave in float.
         """
-        return quantize_static(self.backbone, self._seen, self._profile, method=self.method, exclude=exclude)
+        scales = (True, False) if self._profile.per_channel else (False,)
+        stock = (False, True) if is_another(self.backbone, self._profile) and not exclude else (False,)
+        found = [Recipe(is_stock=s, per_channel=p) for s in stock for p in scales]
+        return [recipe for recipe in found if recipe.is_stock or recipe.per_channel != self._profile.per_channel]
+
+    def quantized(self, recipe: Recipe, exclude: Collection[str] = ()) -> onnx.ModelProto:
+        """The backbone in int8.
+
+        Args:
+            recipe: How.
+            exclude: Names of layers to leave in float, see `recipes`.
+
+        Raises:
+            ConversionError: The recipe is onnxruntime's, which cannot do it.
+        """
+        profile = replace(self._profile, per_channel=self._profile.per_channel and recipe.per_channel)
+        if not recipe.is_stock:
+            return quantize_static(self.backbone, self._seen, profile, method=self.method, exclude=exclude)
+        assert self._problem.calibration is not None
+        batches = in_batches(self._problem.calibration.x, self._problem.inputs, 1)
+        return quantize_stock(self.backbone, batches, profile)
 
     @cached_property
     def sensitivity(self) -> tuple[tuple[str, float], ...]:

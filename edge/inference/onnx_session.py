@@ -17,6 +17,7 @@ from edge.contract import manifest as m
 from edge.contract.bundle import Bundle
 from edge.contract.errors import BundleError, ConfigError
 from edge.contract.tensorspec import TensorSpec
+from edge.inference.bound_run import BoundRun
 from edge.inference.session import Arrays, FloatArray, sqnr_db
 
 CPU = "CPUExecutionProvider"
@@ -116,7 +117,6 @@ class OnnxSession:
         self.manifest = manifest = bundle.manifest
         shipped = bundle.head_parameters()
         self._model = open_onnx(with_defaults(bundle.read(m.MODEL), shipped), m.MODEL, threads, config)
-        self._outputs = [spec.name for spec in manifest.outputs]
         needed = {spec.name for spec in manifest.inputs}
         found = (
             {item.name for item in self._model.get_inputs()},
@@ -126,11 +126,13 @@ class OnnxSession:
             raise BundleError(
                 f"{m.MODEL} does not have the inputs that the manifest states: {sorted(needed | set(shipped))}"
             )
-        self._accepted: list[tuple[Any, ...]] = []
+        self._whole = BoundRun(self._model, [spec.name for spec in manifest.outputs])
         self._head: ort.InferenceSession | None = None
         if manifest.head is not None:
             self._head = open_onnx(bundle.read(m.HEAD_INFER), m.HEAD_INFER)
-            self._learned = [manifest.head.features.name, manifest.head.output]
+            self._features, self._logits = manifest.head.features.name, manifest.head.output
+            self._learned = BoundRun(self._model, [self._features, self._logits])
+            self._of_head = BoundRun(self._head, [self._logits])
             linear = manifest.head.linear
             self._layer_input = "" if linear is None or manifest.head.is_linear else linear.input
         check_golden(self, bundle)
@@ -141,14 +143,11 @@ class OnnxSession:
         Raises:
             ConfigError: An input is missing, not known, or of another shape or type.
         """
-        self._check(inputs)
-        found = self._model.run(self._outputs, inputs if parameters is None else {**inputs, **parameters})
-        return dict(zip(self._outputs, found, strict=True))
+        if parameters is None:
+            return self._whole(inputs, self._check)
+        return self._whole({**inputs, **parameters}, lambda _: self._check(inputs))
 
     def _check(self, inputs: Mapping[str, npt.NDArray[Any]]) -> None:
-        seen = [(name, array.shape, array.dtype) for name, array in inputs.items()]
-        if seen == self._accepted:  # as the one before, which is what a device does all day
-            return
         expected = {spec.name: spec for spec in self.manifest.inputs}
         if inputs.keys() != expected.keys():
             raise ConfigError(f"expected the inputs {', '.join(expected)}; got {', '.join(inputs) or 'none'}")
@@ -164,27 +163,25 @@ class OnnxSession:
         for axis, sizes in self.manifest.axes.items():
             if free.get(axis, sizes.least) not in sizes:
                 raise ConfigError(f"the axis {axis} has {free[axis]} entries, the model takes {sizes.describe()}")
-        self._accepted = seen
 
     def predict(
         self, inputs: Mapping[str, npt.NDArray[Any]], parameters: Mapping[str, FloatArray]
     ) -> tuple[FloatArray, FloatArray]:
         """See `edge.inference.session.Session.predict`."""
-        features, logits = self._model.run(self._learned, {**inputs, **parameters})
-        return features, logits
+        found = self._learned({**inputs, **parameters})
+        return found[self._features], found[self._logits]
 
     def logits(self, features: FloatArray, parameters: Mapping[str, FloatArray]) -> FloatArray:
         """See `edge.inference.session.Session.logits`."""
         assert self._head is not None
-        found: FloatArray = self._head.run(self._learned[1:], {self._learned[0]: features, **parameters})[0]
-        return found
+        return self._of_head({self._features: features, **parameters})[self._logits]
 
     def layer_input(self, features: FloatArray, parameters: Mapping[str, FloatArray]) -> FloatArray:
         """What the head's last layer takes, ``(batch, n_inputs)``, where that is linear."""
         if not self._layer_input:
             return features
         assert self._head is not None
-        found: FloatArray = self._head.run([self._layer_input], {self._learned[0]: features, **parameters})[0]
+        found: FloatArray = self._head.run([self._layer_input], {self._features: features, **parameters})[0]
         return found
 
 

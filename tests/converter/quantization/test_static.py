@@ -15,7 +15,7 @@ from torch import nn
 
 from converter.graph.build import make_model
 from converter.program.programs import onnx_program
-from converter.quantization.layers import quantizable_layers, running_in_int8
+from converter.quantization.layers import optimize, quantizable_layers, running_in_int8
 from converter.quantization.sensitivity import layer_sensitivity
 from converter.quantization.static import quantize_static, quantized_weight
 from tests.converter.models import rng
@@ -109,6 +109,26 @@ def test_layers_left_in_float_are_those_that_were_named(conv_net: Net) -> None:
         for layer in quantizable_layers(conv_net.graph):
             assert (layer.weight in weights) == (layer.name in exclude)
     np.testing.assert_allclose(conv_net.run(quantized), conv_net.run(), atol=1e-5)  # all in float
+
+
+def test_onnxruntime_does_not_quantize_what_was_left_in_float_between_layers_in_int8() -> None:
+    """Its optimizer takes float weights between 8 bits and 8 bits for forgotten ones."""
+    torch.manual_seed(0)
+    between = (nn.ReLU(), nn.ReLU6(), nn.Identity())
+    chain = [nn.Conv2d(3, 16, 3)]
+    for activation in between:
+        chain += [activation, nn.Conv2d(16, 16, 3)]
+    found = net(nn.Sequential(*chain), (3, 12, 12))
+    layers = [layer.name for layer in quantizable_layers(found.graph)]
+    for left in (*([name] for name in layers), layers[1:3]):
+        quantized = quantize_static(found.graph, found.seen, profile("generic-x86_64"), exclude=left)
+        assert running_in_int8(quantized) == (len(layers) - len(left), len(layers)), left
+    up = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.ConvTranspose2d(16, 16, 2, 2), nn.ReLU(), nn.Conv2d(16, 4, 3))
+    found = net(up, (3, 12, 12))
+    optimized = optimize(quantize_static(found.graph, found.seen, profile("generic-x86_64")))
+    transposed = next(node for node in optimized.graph.node if node.op_type == "ConvTranspose")
+    kinds = {tensor.name: tensor.data_type for tensor in optimized.graph.initializer}
+    assert kinds[transposed.input[1]] == onnx.TensorProto.FLOAT
 
 
 def test_the_addition_at_the_end_of_a_residual_network_is_done_in_int8() -> None:

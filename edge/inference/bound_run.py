@@ -1,0 +1,108 @@
+"""The same run again and again: small arrays are copied into buffers that stay bound to the session.
+
+Of a model that takes some microseconds, handing arrays to onnxruntime and taking them back costs a third of the time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+Array = npt.NDArray[Any]
+
+# Of more than this, copying takes longer than handing over.
+_MOST_BYTES = 64 << 10
+
+
+class BoundRun:
+    """Runs a session on the CPU for some outputs. From the second time that shapes and types are the same, it is bound.
+
+    Threads may share it: one that comes while another one runs takes the usual way.
+
+    Args:
+        session: On the CPU provider.
+        outputs: Names.
+    """
+
+    def __init__(self, session: ort.InferenceSession, outputs: Sequence[str]) -> None:
+        self._session, self._outputs = session, list(outputs)
+        self._free: list[_Bound] = []  # one or none: who takes it out has it alone
+        self._before: list[tuple[Any, ...]] = []
+
+    def __call__(
+        self, feeds: Mapping[str, Array], check: Callable[[Mapping[str, Array]], None] | None = None
+    ) -> dict[str, Array]:
+        """Run once; outputs by name.
+
+        Args:
+            feeds: By name.
+            check: Asked about feeds that are not like those of the run before; raises where they are wrong.
+        """
+        try:
+            bound = self._free.pop()
+        except IndexError:
+            return self._usual(feeds, check)
+        if not bound.takes(feeds):
+            return self._usual(feeds, check)
+        try:
+            found = bound.run()
+        except Exception:  # noqa: BLE001  # sizes of its outputs go by values; or it fails the usual way, too
+            return self._run(feeds)
+        self._free.append(bound)
+        return found
+
+    def _run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        return dict(zip(self._outputs, self._session.run(self._outputs, feeds), strict=True))
+
+    def _usual(
+        self, feeds: Mapping[str, Array], check: Callable[[Mapping[str, Array]], None] | None
+    ) -> dict[str, Array]:
+        seen = [(name, array.shape, array.dtype) for name, array in feeds.items()]
+        again = seen == self._before
+        if check is not None and not again:
+            check(feeds)
+        found = self._run(feeds)
+        self._before = seen
+        arrays = [*feeds.values(), *found.values()]
+        if (
+            again
+            and not self._free
+            and all(isinstance(array, np.ndarray) and array.dtype.kind in "biuf" for array in arrays)
+            and sum(array.nbytes for array in arrays) <= _MOST_BYTES
+        ):
+            self._free.append(_Bound(self._session, feeds, found))
+        return found
+
+
+class _Bound:
+    """Buffers for inputs and outputs of these shapes and types, bound to a session."""
+
+    def __init__(self, session: ort.InferenceSession, feeds: Mapping[str, Array], found: Mapping[str, Array]) -> None:
+        self._session, self._binding = session, session.io_binding()
+        self._feeds = {name: np.empty(array.shape, array.dtype) for name, array in feeds.items()}
+        self._found = {name: np.empty(array.shape, array.dtype) for name, array in found.items()}
+        for name, buffer in self._feeds.items():
+            self._binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(buffer))
+        for name, buffer in self._found.items():
+            self._binding.bind_ortvalue_output(name, ort.OrtValue.ortvalue_from_numpy(buffer))
+
+    def takes(self, feeds: Mapping[str, Array]) -> bool:
+        """Take over feeds of these names, shapes and types; False where they have others."""
+        buffers = self._feeds
+        if feeds.keys() != buffers.keys():
+            return False
+        for name, array in feeds.items():
+            buffer = buffers[name]
+            if array.shape != buffer.shape or array.dtype != buffer.dtype:
+                return False
+            buffer[...] = array
+        return True
+
+    def run(self) -> dict[str, Array]:
+        """Run on what was taken over."""
+        self._session.run_with_iobinding(self._binding)
+        return {name: buffer.copy() for name, buffer in self._found.items()}
