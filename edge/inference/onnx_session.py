@@ -17,7 +17,7 @@ from edge.contract import manifest as m
 from edge.contract.bundle import Bundle
 from edge.contract.errors import BundleError, ConfigError
 from edge.contract.tensorspec import TensorSpec
-from edge.inference.bound_run import BoundRun
+from edge.inference.onnx_bound_run import BoundRun
 from edge.inference.session import Arrays, FloatArray, sqnr_db
 
 CPU = "CPUExecutionProvider"

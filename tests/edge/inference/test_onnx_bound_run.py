@@ -12,7 +12,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
-from edge.inference.bound_run import BoundRun
+from edge.inference.onnx_bound_run import BoundRun
 from edge.inference.onnx_session import open_onnx
 
 Array = npt.NDArray[np.generic]
