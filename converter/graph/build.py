@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -147,12 +146,25 @@ def type_of(info: onnx.ValueInfoProto) -> np.dtype[Any]:
 
 
 def renamed(node: onnx.NodeProto, names: Mapping[str, str]) -> onnx.NodeProto:
-    """A copy of a node in which values have other names."""
-    copy = deepcopy(node)
+    """A copy of a node in which values have other names, those that its branches or its body capture included."""
+    copy = onnx.NodeProto()
+    copy.CopyFrom(node)
     for values in (copy.input, copy.output):
         for i, name in enumerate(values):
             values[i] = names.get(name, name)
+    for graph in inner_graphs(copy):
+        _rename_captured(graph, names)
     return copy
+
+
+def _rename_captured(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
+    own = {info.name for info in graph.input} | {tensor.name for tensor in graph.initializer}
+    own |= {name for node in graph.node for name in node.output}
+    captured = {old: new for old, new in names.items() if old not in own}
+    for node in graph.node:
+        node.CopyFrom(renamed(node, captured))
+    for info in graph.output:
+        info.name = captured.get(info.name, info.name)
 
 
 def reads(node: onnx.NodeProto) -> list[str]:

@@ -8,7 +8,9 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from converter.graph.build import renamed
 from converter.graph.names import FreshNames
+from converter.graph.nodes import inner_graphs
 
 _HALF, _SINGLE = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
 # Attributes that name an element type.
@@ -29,19 +31,19 @@ def in_single_precision(model: onnx.ModelProto) -> onnx.ModelProto:
     found.CopyFrom(model)
     graph, fresh = found.graph, FreshNames(found.graph)
     made = {name for node in graph.node for name in node.output}
-    front, behind = [], []
+    front, behind, names = [], [], {}
     for info in graph.input:
         if info.type.tensor_type.elem_type == _HALF:
             name = fresh(f"{info.name}.single")
-            _rename(graph, info.name, name, inputs_only=True)
+            names[info.name] = name
             front.append(helper.make_node("Cast", [info.name], [name], name=name, to=_SINGLE))
     for info in graph.output:
         if info.type.tensor_type.elem_type == _HALF and info.name in made:
             name = fresh(f"{info.name}.single")
-            _rename(graph, info.name, name, inputs_only=False)
+            names[info.name] = name
             behind.append(helper.make_node("Cast", [name], [info.name], name=name, to=_HALF))
     _raise(graph)
-    nodes = [*front, *graph.node, *behind]
+    nodes = [*front, *(renamed(node, names) for node in graph.node), *behind]
     del graph.node[:]
     graph.node.extend(nodes)
     return found
@@ -57,34 +59,16 @@ def _raise(graph: onnx.GraphProto) -> None:
                 attribute.i = _SINGLE
             elif attribute.type == onnx.AttributeProto.TENSOR:
                 _raise_tensor(attribute.t)
-            for inner in _inside(attribute):
-                for info in [*inner.input, *inner.output]:
-                    if info.type.tensor_type.elem_type == _HALF:
-                        info.type.tensor_type.elem_type = _SINGLE
-                _raise(inner)
+        for inner in inner_graphs(node):
+            for info in [*inner.input, *inner.output]:
+                if info.type.tensor_type.elem_type == _HALF:
+                    info.type.tensor_type.elem_type = _SINGLE
+            _raise(inner)
 
 
 def _raise_tensor(tensor: onnx.TensorProto) -> None:
     if tensor.data_type == _HALF:
         tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name))
-
-
-def _rename(graph: onnx.GraphProto, old: str, new: str, *, inputs_only: bool) -> None:
-    """Give a value another name wherever it is read, and, where it is made here, there too."""
-    for node in graph.node:
-        for values in [node.input] if inputs_only else [node.input, node.output]:
-            for i, name in enumerate(values):
-                if name == old:
-                    values[i] = new
-        for attribute in node.attribute:
-            for inner in _inside(attribute):
-                _rename(inner, old, new, inputs_only=inputs_only)
-                for info in inner.output:  # of a body that gives back what it captures
-                    info.name = new if info.name == old else info.name
-
-
-def _inside(attribute: onnx.AttributeProto) -> list[onnx.GraphProto]:
-    return [attribute.g] if attribute.type == onnx.AttributeProto.GRAPH else list(attribute.graphs)
 
 
 def tensors_of(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
@@ -94,5 +78,5 @@ def tensors_of(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
         for attribute in node.attribute:
             if attribute.type == onnx.AttributeProto.TENSOR:
                 yield attribute.t
-            for inner in _inside(attribute):
-                yield from tensors_of(inner)
+        for inner in inner_graphs(node):
+            yield from tensors_of(inner)

@@ -136,3 +136,29 @@ def test_states_have_their_samples_where_recurrent_layers_have_them(
             many = session.run({"x": x, "h0": h})
             np.testing.assert_allclose(many["y"], np.concatenate([session.run(one)["y"] for one in alone]), atol=1e-6)
             assert [(pair.input, pair.output) for pair in bundle.manifest.states] == [("h0", "hN")], what
+
+
+def test_a_branch_reads_an_activation_that_became_int8(tmp_path: Path, benchmark_server: Benchmark) -> None:
+    info = onnx.helper.make_tensor_value_info("z", onnx.TensorProto.FLOAT, None)
+    inner = onnx.helper.make_graph([node("Neg", "g", "i")], "inner", [], [_named("i")])
+    same = onnx.helper.make_graph([node("Identity", "g", "j")], "same", [], [_named("j")])
+    then = onnx.helper.make_graph(
+        [node("If", "many", "k", then_branch=same, else_branch=inner), node("MatMul", "k u2", "z")], "then", [], [info]
+    )
+    other = onnx.helper.make_graph([node("MatMul", "g u2", "z")], "other", [], [info])
+    nodes = [node("MatMul", "x u", "h"), node("Relu", "h", "g"), node("MatMul", "g u2", "y")]
+    nodes += [node("ReduceSum", "x", "s", keepdims=0), node("Greater", "s much", "many"), node("Less", "s much", "few")]
+    nodes += [node("If", "few", "b", then_branch=then, else_branch=other)]
+    weights = {name: WEIGHTS[name] for name in ("u", "u2")} | {"much": np.array(1e9, np.float32)}
+    path = saved(tmp_path, graph(nodes, {"x": ["n", IN]}, {"y": ["n", 5], "b": ["n", 5]}, weights))
+    x = RNG.standard_normal((96, IN)).astype(np.float32)
+    np.savez(tmp_path / "x.npz", x=x)
+    asked = {"quantize": "int8", "trainable": "none", "calibration": str(tmp_path / "x.npz"), "max_drop": 5.0}
+    convert(plan(path, **asked), benchmark=benchmark_server)
+    found = OnnxSession(Bundle.open(path.with_suffix(".edge"))).run({"x": x})
+    for name, wanted in zip(("y", "b"), ort.InferenceSession(path).run(None, {"x": x}), strict=True):
+        assert 1e-7 < np.square(found[name] - wanted).mean() / np.square(wanted).mean() < 1e-2, name
+
+
+def _named(name: str) -> onnx.ValueInfoProto:
+    return onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
