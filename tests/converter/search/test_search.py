@@ -98,6 +98,19 @@ def test_latency_on_another_architecture_does_not_decide(
     assert {row["status"] for row in report["candidates"][1:]} == {"chosen", "not chosen"}  # of speed nothing is known
 
 
+def test_without_data_auto_keeps_the_answers_to_random_inputs_too(tmp_path: Path) -> None:
+    """33 dB is enough for who asks for it, but seven of 256 answers are others."""
+    torch.manual_seed(0)
+    layers = nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 20)
+    source = save(nn.Sequential(*layers), tmp_path / "net.pth", (64,), classes=20)
+    report = convert(plan(source, trainable="none")).report
+    row = next(c for c in report["candidates"] if c["name"] == "int8 dynamic")
+    assert row["status"] == "refused"
+    assert row["column_db"] > 30
+    assert "of the samples on random inputs; what it loses on real ones only data can tell" in row["why"]
+    assert convert(plan(source, trainable="none", quantize="dynamic")).report["chosen"] == "int8 dynamic"
+
+
 def test_what_needs_more_memory_than_the_target_has_is_refused(source: Path, tmp_path: Path) -> None:
     report = converted(source, tmp_path)
     assert report["candidates"][1]["status"] in ("chosen", "slower", "not chosen")
