@@ -12,19 +12,19 @@ READY := $(VENV)/.ready
 # come in the order of tests/conftest.py, the longest first.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test quick lint bench clean
+.PHONY: demo test quick check bench clean
 
 demo: $(READY)
 	$(BIN)/python examples/01_digits_fleet/demo.py $(DEMO_OPTIONS)
 
-test: $(READY) lint
+test: $(READY) check
 	$(PYTEST)
 
 quick: $(READY)
 	$(BIN)/ruff check .
 	$(PYTEST) -m 'not slow and not broker'
 
-lint: $(READY)
+check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

@@ -43,7 +43,7 @@ def benchmark_server() -> Benchmark:
 
 def convert(plan: ConversionPlan, *arguments: Any, **options: Any) -> Conversion:
     """`converter.pipeline.convert`, with a server that is there already."""
-    return _convert(plan, *arguments, benchmark=benchmark_server(), **options)
+    return _convert(plan, *arguments, **{"benchmark": benchmark_server(), **options})
 
 
 def cnn(seed: int = 0, classes: int = 4) -> nn.Sequential:

@@ -67,7 +67,7 @@ def graph(
         for each in (inputs, outputs)
     ]
     tensors = [numpy_helper.from_array(array, name) for name, array in (weights or {}).items()]
-    made = helper.make_graph(nodes, "g", *infos, tensors)
+    made = helper.make_graph(nodes, "g", infos[0], infos[1], tensors)
     domains = sorted({node.domain for node in nodes} - {""})
     opsets = [helper.make_opsetid("", opset), *(helper.make_opsetid(domain, 1) for domain in domains)]
     return helper.make_model(made, opset_imports=opsets, ir_version=ir_version, **more)

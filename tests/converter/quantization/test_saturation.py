@@ -229,14 +229,17 @@ def test_files_say_what_a_saturating_cpu_gives_which_refuses_them_though_an_offs
         if not saturates:
             assert ratios[0] == ratios[1] > 30
             check_golden(usual, bundle)
-            assert "exact arithmetic changes the outputs by 0.0 dB" in judged_sums(*ratios, profile, "int8")[0]
+            assert (
+                "exact arithmetic changes the outputs by 0.0 dB"
+                in judged_sums(ratios[0], ratios[1], profile, "int8")[0]
+            )
             continue
         assert ratios[0] < 10 < 30 < ratios[1]
-        assert "saturate" in judged_sums(*ratios, profile, "int8")[0]
+        assert "saturate" in judged_sums(ratios[0], ratios[1], profile, "int8")[0]
         with pytest.raises(BundleError, match=r"about its mean"):
             check_golden(usual, bundle)
         with pytest.raises(ConversionError, match="use a target with reduce_range"):
-            judged_sums(*ratios, load_profile("generic-x86_64"), "int8")
+            judged_sums(ratios[0], ratios[1], load_profile("generic-x86_64"), "int8")
 
 
 def test_a_foreign_file_that_saturates_without_vnni_is_refused_for_such_a_target() -> None:
@@ -246,7 +249,7 @@ def test_a_foreign_file_that_saturates_without_vnni_is_refused_for_such_a_target
     wanted = x @ (codes * scale).T
     ratios = [about_the_mean_db(wanted, X86(model, vnni=vnni).run({"x": x})["y"]) for vnni in (False, True)]
     with pytest.raises(ConversionError, match=r"saturate on this CPU.*quantize it again with 7-bit weights"):
-        judged_sums(*ratios, generic, "none")
+        judged_sums(ratios[0], ratios[1], generic, "none")
     narrow = graph("gemm", (CODES // 2).astype(np.int8))
     found = [X86(narrow, vnni=vnni).run({"x": x})["y"] for vnni in (False, True)]
-    np.testing.assert_array_equal(*found)
+    np.testing.assert_array_equal(found[0], found[1])
