@@ -361,7 +361,7 @@ def convert_command(
     )
     reports = {"--json": json_report, "--html": html_report}
     paths = {option: path for option, path in reports.items() if path is not None and str(path) != "-"}
-    check_places({"--output": plan.output, **paths}, plan)
+    check_places({"--output": plan.output, **paths}, plan.files_read)
     for option, path in paths.items():
         if not path.absolute().parent.is_dir():
             raise ConfigError(f"{option} {path}: {path.parent} is not a folder")

@@ -23,7 +23,7 @@ from converter.load.inputs import NoValuesError
 from converter.load.load import is_onnx
 from converter.pack.output import check_output, private_key, write
 from converter.pack.pack import Parts, learning_data, pack
-from converter.plan import ConversionPlan
+from converter.plan import YES_OR_NO, ConversionPlan
 from converter.program.one_run import one_feed
 from converter.program.programs import available_threads
 from converter.program.scratch import scratch_folder
@@ -37,6 +37,7 @@ from converter.stages.notes import notes_on
 from converter.stages.trainable import Trainable, recipe_for, trainable_part, with_head
 from converter.stages.verifying import head_torchscript, original_latency_ms, robustness_of, shipped, torchscript
 from converter.verify.checks import Check
+from converter.verify.division import check_not_one_hot
 from converter.verify.elsewhere import with_elsewhere
 from converter.verify.loading import load_original
 from converter.verify.measure import Evaluation
@@ -108,8 +109,15 @@ def convert(
         ConfigError: An option or a file named by one is wrong.
         ConversionError: The model cannot be converted, or a result is not near enough to the original.
     """
-    check_output(plan)
-    key = private_key(plan, password)
+    if plan.format == "torchscript":
+        for option, value in (("--trainable", plan.trainable), ("--quantize", plan.quantize)):
+            if value not in ("auto", "none"):
+                raise ConfigError(
+                    f"--format torchscript writes only the whole float model: {option} {value} needs a bundle "
+                    f"(--format edge; --torchscript puts the TorchScript into it)"
+                )
+    check_output(plan, plan.files_read)
+    key = private_key(plan.sign_key, password)
     torch.set_num_threads(available_threads())
     stage = _Clock(tell)
 
@@ -143,6 +151,10 @@ def convert(
         trial=trainable.trial,
         head_torchscript=head_torchscript(trainable, plan),
         torchscript=script,
+        target=plan.profile,
+        trainable="last:1" if plan.trainable == "auto" else plan.trainable,
+        constants=plan.constants,
+        answer=plan.answer,
     )
     learned = learning_data(parts)
     notes = [
@@ -157,7 +169,7 @@ def convert(
     notes += notes_on(parts, found, plan, None if learned is None else learned[1])
     report = describe(
         parts,
-        plan,
+        shown(plan.source.name),
         exported,
         found,
         [ready.check, *checks],
@@ -165,8 +177,11 @@ def convert(
         notes,
         original_latency_ms(original, measuring.budget_s),
         trainable.label_ms,
+        max_drop=plan.max_drop,
+        forced=plan.force,
+        searched=plan.quantize == "auto",
     )
-    packed = pack(parts, plan, lasting(report), None if learned is None else learned[0])
+    packed = pack(parts, shown(plan.output.stem), lasting(report), None if learned is None else learned[0])
     before_writing()
     size = write(packed, parts, plan, key)
     report |= {
@@ -181,7 +196,8 @@ def convert(
 def _worked_on(plan: ConversionPlan, stage: Stage) -> Ready:
     """After this the model is a graph that can be quantized, cut where its trainable layers begin."""
     stage("loading the model")
-    original = load_original(plan)
+    original = load_original(plan, in_float32=plan.quantize != "none")
+    _check_targets(original, plan)
     _check_size(original, plan)
     stage("exporting to ONNX")
     exported, original, evaluation, check = checked_export(original, plan)
@@ -192,6 +208,12 @@ def _worked_on(plan: ConversionPlan, stage: Stage) -> Ready:
     evaluation = original.examined(with_head(evaluation, trainable, plan))
     backbone = optimize(trainable.parts.backbone)
     return Ready(original, exported, evaluation, check, trainable, backbone)
+
+
+def _check_targets(original: Original, plan: ConversionPlan) -> None:
+    """Raise ConfigError for one-hot targets, unless the user said what they are."""
+    if plan.loss == "auto" and YES_OR_NO not in plan.kinds.values():
+        check_not_one_hot(original.samples.y, original.origin)
 
 
 # Bits of a weight in the smallest form that is asked for; `auto` tries them all.
@@ -226,6 +248,7 @@ def _carried(plan: ConversionPlan, why: str, stage: Stage) -> Ready:
     stage("loading the model as it is")
     try:
         original = load_original(plan, carried=why)
+        _check_targets(original, plan)
         assert isinstance(original.source.model, onnx.ModelProto)
         exported = Exported(model=original.source.model, exporter="none")
         evaluation = original.examined(original.evaluation(exported.model, plan.kinds))

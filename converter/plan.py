@@ -51,24 +51,73 @@ class Constant:
     dtype: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ConversionPlan:
-    """Options of one conversion.
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """The model, what it takes and gives, and samples for it: what loading it needs to know.
 
     Attributes:
         source: The model file.
-        output: What to write.
-        profile: The target device.
         arch: ``FILE.py:NAME`` or ``package.module:NAME`` for a bare state_dict.
         arch_arguments: Keyword arguments for it.
         weights: Where in the file the weights lie, keys joined by dots; None to find them.
         strip: The prefix of their names to take off; None to find it.
         allow_unexpected: Leave out weights that the model does not have.
         allow_missing: Take what the model makes itself for buffers that the file does not have; never for parameters.
+        trust_pickle: Run the code that a pickle names.
         inputs: What the user said about the inputs; empty to take it from the file or to infer it.
         constants: Arguments of the model that are always the same, by name; they become part of the graph.
         class_names: None to take them from the checkpoint or the data, or to number them.
         preprocess: What becomes part of the graph, see `converter.export.preprocessing`, or None.
+        calibration: Where samples come from: a path, or ``FILE.py:NAME`` of a callable; or None.
+        evaluation: The same, for measuring only.
+        example: The same, to run the model on wherever it must run on something; these count first.
+        kinds: What outputs are, by name: one of `KINDS` each. Empty to take it from labels and graph.
+        states: Inputs and outputs that are one recurrent state, by name; None to find them.
+        answer: Name of the output that is for people, or None.
+    """
+
+    source: Path
+    arch: str | None = None
+    arch_arguments: Mapping[str, Any] = field(default_factory=dict)
+    weights: str | None = None
+    strip: str | None = None
+    allow_unexpected: bool = False
+    allow_missing: bool = False
+    trust_pickle: bool = False
+    inputs: tuple[InputOption, ...] = ()
+    constants: Mapping[str, Constant] = field(default_factory=dict)
+    class_names: tuple[str, ...] | None = None
+    preprocess: str | None = None
+    calibration: str | None = None
+    evaluation: str | None = None
+    example: str | None = None
+    kinds: Mapping[str, str] = field(default_factory=dict)
+    states: tuple[tuple[str, str], ...] | None = None
+    answer: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputOptions:
+    """What is written, and where.
+
+    Attributes:
+        output: The file or, with ``dir``, the folder.
+        format: One of `FORMATS`.
+        sign_key: Private key to sign the bundle with, or None.
+    """
+
+    output: Path
+    format: str = "edge"
+    sign_key: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConversionPlan(ModelOptions, OutputOptions):
+    """Options of one conversion: these, and those of the model and of the output.
+
+    Attributes:
+        profile: The target device.
+        target_named: Whether the user said what device it is for; else the profile is that of this machine.
         trainable: ``last:K``, names with wildcards separated by commas, ``none``, or ``auto``: ``last:1`` where that
             can be trained, else ``none``.
         loss: One of `edge.contract.recipe.LOSSES`, or ``auto``: cross-entropy for classes, binary cross-entropy for
@@ -76,54 +125,34 @@ class ConversionPlan:
         training: How a training step moves the head; its loss counts for nothing where `loss` is ``auto``.
         quantize: One of `QUANTIZE`.
         calibration_method: One of `CALIBRATION_METHODS`, or None to try them.
-        calibration: Where samples come from: a path, or ``FILE.py:NAME`` of a callable; or None.
-        evaluation: The same, for measuring only.
-        example: The same, to run the model on wherever it must run on something; these count first.
         max_drop: Accuracy, in points of 100, that quantization may cost.
-        kinds: What outputs are, by name: one of `KINDS` each. Empty to take it from labels and graph.
         force: Quantize although the data cannot show what that costs.
-        trust_pickle: Run the code that a pickle names.
-        format: One of `FORMATS`.
         torchscript: Put the TorchScript into the bundle; None where the target runs torch.
-        states: Inputs and outputs that are one recurrent state, by name; None to find them.
-        answer: Name of the output that is for people, or None.
-        target_named: Whether the user said what device it is for; else the profile is that of this machine.
-        sign_key: Private key to sign the bundle with, or None.
     """
 
-    source: Path
-    output: Path
     profile: DeviceProfile
-    arch: str | None = None
-    arch_arguments: Mapping[str, Any] = field(default_factory=dict)
-    weights: str | None = None
-    strip: str | None = None
-    allow_unexpected: bool = False
-    allow_missing: bool = False
-    inputs: tuple[InputOption, ...] = ()
-    constants: Mapping[str, Constant] = field(default_factory=dict)
-    class_names: tuple[str, ...] | None = None
-    preprocess: str | None = None
+    target_named: bool = True
     trainable: str = "auto"
     loss: str = "auto"
     training: TrainingRecipe = field(default_factory=TrainingRecipe)
     quantize: str = "auto"
     calibration_method: str | None = None
-    calibration: str | None = None
-    evaluation: str | None = None
-    example: str | None = None
     max_drop: float = 0.5
-    kinds: Mapping[str, str] = field(default_factory=dict)
     force: bool = False
-    trust_pickle: bool = False
-    format: str = "edge"
     torchscript: bool | None = None
-    states: tuple[tuple[str, str], ...] | None = None
-    answer: str | None = None
-    target_named: bool = True
-    sign_key: Path | None = None
 
     @property
     def with_torchscript(self) -> bool:
         """Whether the bundle holds TorchScript, which only torch can run."""
         return self.profile.inference.torch if self.torchscript is None else self.torchscript
+
+    @property
+    def files_read(self) -> dict[str, Path]:
+        """Files that no output may take the place of, by what they are."""
+        said = {"--arch": self.arch, "--calibrate": self.calibration, "--evaluate": self.evaluation}
+        read = {
+            f"read by {option}": Path(value.rpartition(":")[0] if ".py:" in value else value)
+            for option, value in said.items()
+            if value
+        }
+        return {"the model itself": self.source, **read} | ({} if self.sign_key is None else {"the key": self.sign_key})

@@ -90,7 +90,7 @@ def read_exported_program(path: Path, given: Given) -> ExportedProgram:
         if getattr(hook, "__name__", "") == "_check_input_constraints_pre_hook":
             del module._forward_pre_hooks[key]
     values = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
-    constants = given.plan.constants
+    constants = given.options.constants
     names = [name for name in program.graph_signature.user_inputs if name not in constants]
     specs = []
     for name in names:

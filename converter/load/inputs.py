@@ -14,7 +14,7 @@ from torch import nn
 
 from converter.data.peek import peek_shapes
 from converter.load.constants import bound, parameters_of
-from converter.plan import ConversionPlan, InputOption
+from converter.plan import InputOption, ModelOptions
 from converter.program.programs import resized, torch_program
 from converter.program.tensors import Array, Arrays, Run
 from edge.contract.errors import ConfigError, ConversionError
@@ -56,9 +56,9 @@ class Inputs:
     model: nn.Module | onnx.ModelProto
 
 
-def samples_given(plan: ConversionPlan) -> Iterator[tuple[str, str]]:
+def samples_given(given: ModelOptions) -> Iterator[tuple[str, str]]:
     """Option and value of everything that holds samples, the one to be tried first in front."""
-    options = (("--example", plan.example), ("--calibrate", plan.calibration), ("--evaluate", plan.evaluation))
+    options = (("--example", given.example), ("--calibrate", given.calibration), ("--evaluate", given.evaluation))
     yield from ((option, value) for option, value in options if value is not None)
 
 
@@ -67,22 +67,24 @@ class Given:
     """What the user gave about the inputs: what they are, and samples of them.
 
     Attributes:
-        plan: Its options.
+        options: As they were given.
         real: Gives at most so many real samples of inputs with these specs, at least one; None where no data are given.
+        in_float32: Weights of 16 bits are worked on as float32: something is to be quantized.
     """
 
-    plan: ConversionPlan
+    options: ModelOptions
     real: Callable[[tuple[TensorSpec, ...], int], Arrays | None] = lambda _specs, _count: None
+    in_float32: bool = True
 
     @property
     def sizes(self) -> dict[str, int]:
         """Sizes that the user stated for free axes."""
-        return {axis: size for option in self.plan.inputs for axis, size in option.sizes.items()}
+        return {axis: size for option in self.options.inputs for axis, size in option.sizes.items()}
 
     def files(self) -> Iterator[tuple[str, str]]:
         """Option and value of what may hold samples, the likeliest first, where no preprocessing stands between."""
-        if self.plan.preprocess is None:
-            yield from samples_given(self.plan)
+        if self.options.preprocess is None:
+            yield from samples_given(self.options)
 
     def stated(self, specs: Sequence[TensorSpec], where: str) -> tuple[TensorSpec, ...]:
         """Inputs that a file states, with what the user says about their free axes: names, or sizes that fix them.
@@ -94,10 +96,10 @@ class Given:
         Raises:
             ConfigError: The user names another input, or says what contradicts the file.
         """
-        told = {option.name or specs[0].name: option for option in self.plan.inputs}
+        told = {option.name or specs[0].name: option for option in self.options.inputs}
         names = [spec.name for spec in specs]
         unknown = [name for name in told if name not in names]
-        if unknown or (len(specs) > 1 and any(not option.name for option in self.plan.inputs)):
+        if unknown or (len(specs) > 1 and any(not option.name for option in self.options.inputs)):
             raise ConfigError(
                 f"--input {unknown[0] if unknown else '-shape'}: {where} says that the model takes "
                 f"{', '.join(map(_describe, specs))}; use these names"
@@ -121,7 +123,7 @@ class Given:
             return resized(real, specs, {BATCH: count})
         free = {axis for spec in specs for axis in spec.shape if isinstance(axis, str)} - {BATCH, *self.sizes}
         fault: ConversionError | None = None
-        multiples = {axis: step for option in self.plan.inputs for axis, step in option.multiples.items()}
+        multiples = {axis: step for option in self.options.inputs for axis, step in option.multiples.items()}
         for size in _MADE_UP_SIZES if free and run is not None else _MADE_UP_SIZES[:1]:
             whole = {axis: -(-size // multiples.get(axis, 1)) * multiples.get(axis, 1) for axis in free}
             made = made_up(specs, {**whole, **self.sizes, BATCH: count})
@@ -216,14 +218,14 @@ def determine_inputs(model: nn.Module, given: Given) -> Inputs:
         ConversionError: They do not follow from the model; the message says what to give.
     """
     parameters, most = parameters_of(model)
-    open_ = [parameter for parameter in parameters if parameter.name not in given.plan.constants]
-    names, options = [parameter.name for parameter in open_ if not parameter.optional], given.plan.inputs
+    open_ = [parameter for parameter in parameters if parameter.name not in given.options.constants]
+    names, options = [parameter.name for parameter in open_ if not parameter.optional], given.options.inputs
     if options:
         specs = tuple(
             TensorSpec(name=option.name or "input", dtype=option.dtype or "float32", shape=option.shape)
             for option in options
         )
-        if options[0].name and names and len(specs) != len(names) and len(specs) > most - len(given.plan.constants):
+        if options[0].name and names and len(specs) != len(names) and len(specs) > most - len(given.options.constants):
             raise ConfigError(f"--input: {len(specs)} inputs given, but forward takes {', '.join(names)}")
         return _tried(model, specs, given, "as given")
     for option, value in given.files():
@@ -248,7 +250,7 @@ def determine_inputs(model: nn.Module, given: Given) -> Inputs:
 
 
 def _tried(model: nn.Module, specs: tuple[TensorSpec, ...], given: Given, note: str) -> Inputs:
-    constants = given.plan.constants
+    constants = given.options.constants
     model = bound(model, [spec.name for spec in specs], constants)
     example = given.example(specs, torch_program(model, specs))
     always = "".join(f", {name} always {constant.value}" for name, constant in constants.items())
@@ -321,7 +323,7 @@ def _inferred(model: nn.Module, given: Given) -> Inputs:
         where += how
     if spec is None:
         raise ConversionError(f"the input shape does not follow from the first layer ({name or kind}, {kind}); {_ASK}")
-    model = bound(model, [spec.name], given.plan.constants)
+    model = bound(model, [spec.name], given.options.constants)
     run = torch_program(model, (spec,))
     example = given.example((spec,), run)
     try:

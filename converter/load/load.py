@@ -30,7 +30,7 @@ from converter.load.weights import (
     several_networks,
     unwrapped,
 )
-from converter.plan import ConversionPlan, InputOption
+from converter.plan import InputOption, ModelOptions
 from converter.program.programs import onnx_program, resized, torch_program
 from edge.contract.digest import sha256_file
 from edge.contract.errors import ConfigError
@@ -42,48 +42,48 @@ _ONNX_FIRST_FIELDS = (0x08, 0x12, 0x1A, 0x22, 0x3A, 0x42)  # ir_version, produce
 
 
 def load_source(given: Given, carried: str = "") -> Source:
-    """Load the model that the plan names.
+    """Load the model that the options name.
 
     Args:
-        given: The plan, and samples for what must be run.
+        given: The options, and samples for what must be run.
         carried: Why an ONNX model is to be carried as its file has it; "" to work on it.
 
     Raises:
         ConfigError: The file or the architecture cannot be found, or options do not belong to such a file.
         ConversionError: It is not a model, or its parts do not fit.
     """
-    plan = given.plan
-    path = plan.source
+    options = given.options
+    path = options.source
     begins = beginning(path, 16)
     members = checked_members(path)
     if is_exported_program(members) or any(name.endswith("/constants.pkl") for name in members):
         check_whole_model(path)
     if is_exported_program(members):
-        _refuse_arch(plan, "a torch.export program is a whole model")
+        _refuse_arch(options, "a torch.export program is a whole model")
         program = read_exported_program(path, given)
         run = torch_program(program.module, program.inputs)
         inputs = stated(program.module, program.inputs, given, "the exported program", run)
-        return _whole("torch.export", inputs, plan, program.notes)
+        return _whole("torch.export", inputs, options, program.notes)
     if any(name.endswith("/constants.pkl") for name in members):
-        _refuse_arch(plan, "the file is TorchScript, which is a whole model")
+        _refuse_arch(options, "the file is TorchScript, which is a whole model")
         script = read_torchscript(path, str(path))
-        return _whole("TorchScript", determine_inputs(script, given), plan)
+        return _whole("TorchScript", determine_inputs(script, given), options)
     if is_safetensors(begins, path.stat().st_size):
         return _from_weights(read_safetensors(path), "safetensors", given)
     if is_onnx(path):
         from converter.load.onnx_file import carry_onnx, read_onnx
 
-        _refuse_arch(plan, "ONNX is a whole model")
+        _refuse_arch(options, "ONNX is a whole model")
         if not carried:
             graph = read_onnx(path, given)
             inputs = stated(graph.model, graph.inputs, given, "the file", onnx_program(graph.model, "the model"))
-            return replace(_whole("ONNX", inputs, plan, graph.notes), one_run=graph.one_run)
+            return replace(_whole("ONNX", inputs, options, graph.notes), one_run=graph.one_run)
         graph = carry_onnx(path, given)
         described = ", ".join(f"{spec.name} {spec.describe()} {spec.dtype}" for spec in graph.inputs) or "none"
         assert graph.fill is not None
         note = f"inputs {described} from the file"
         inputs = Inputs(specs=graph.inputs, example=graph.fill.draw(), note=note, model=graph.model)
-        found = _whole("ONNX", inputs, plan, (f"carried as it is: {carried}", *graph.notes))
+        found = _whole("ONNX", inputs, options, (f"carried as it is: {carried}", *graph.notes))
         return replace(found, carried=carried, one_run=graph.one_run, of_file=graph.of_file, fill=graph.fill)
     return _from_torch(given)
 
@@ -95,12 +95,12 @@ def is_onnx(path: Path) -> bool:
 
 
 def _from_torch(given: Given) -> Source:
-    plan = given.plan
-    document = read_document(plan.source, trust=plan.trust_pickle, arch=plan.arch)
+    options = given.options
+    document = read_document(options.source, trust=options.trust_pickle, arch=options.arch)
     if is_checkpoint(document):
-        _refuse_arch(plan, "the checkpoint says what it is")
-        held = read_checkpoint(document, str(plan.source))
-        constants = plan.constants
+        _refuse_arch(options, "the checkpoint says what it is")
+        held = read_checkpoint(document, str(options.source))
+        constants = options.constants
         own = tuple(spec for spec in held.inputs if spec.name not in constants)
         ranges = {
             (spec.name, i): held.ranges[axis]
@@ -121,21 +121,21 @@ def _from_torch(given: Given) -> Source:
             preprocessing=held.preprocessing,
             samples=held.samples,
             notes=(),
-            digest=sha256_file(plan.source),
+            digest=sha256_file(options.source),
             ranges=ranges,
         )
-    module = _module_in(document, plan)
+    module = _module_in(document, options)
     if module is not None:
         module = module.float().cpu().eval()
-        return _whole("pickled module", determine_inputs(module, given), plan, ("its pickle was run",))
+        return _whole("pickled module", determine_inputs(module, given), options, ("its pickle was run",))
     return _from_weights(document, "state_dict", given)
 
 
-def _module_in(document: Any, plan: ConversionPlan) -> nn.Module | None:
+def _module_in(document: Any, options: ModelOptions) -> nn.Module | None:
     """A whole model, which a trusted pickle may hold: the one that the user names, the usual one, or the only one."""
-    if plan.weights is not None:
+    if options.weights is not None:
         try:
-            named = found_at(document, plan.weights)
+            named = found_at(document, options.weights)
         except KeyError:
             return None
         return named if isinstance(named, nn.Module) else None
@@ -144,41 +144,41 @@ def _module_in(document: Any, plan: ConversionPlan) -> nn.Module | None:
     if usual is not None or not found or networks(document):
         return usual
     if len(found) > 1:
-        raise several_networks(plan.source, found, document)
+        raise several_networks(options.source, found, document)
     return next(iter(found.values()))
 
 
 def _from_weights(document: Any, kind: str, given: Given) -> Source:
-    plan = given.plan
-    weights = unwrapped(document, str(plan.source), plan.weights)
-    if plan.arch is None:
-        raise how_to_name_the_architecture(weights, plan.source)
+    options = given.options
+    weights = unwrapped(document, str(options.source), options.weights)
+    if options.arch is None:
+        raise how_to_name_the_architecture(weights, options.source)
     if len(weights.found) == 1:
         tensors = {name: value for name, value in weights.found[0].tensors.items() if isinstance(value, torch.Tensor)}
         for name, value in tensors.items():
             check_tensor(name, value)
-        check_size(tensors.values(), str(plan.source))
-    model = build_model(plan.arch, plan.arch_arguments, weights.hyper_parameters)
-    check_size([*model.parameters(), *model.buffers()], f"--arch {plan.arch}")
-    rules = Rules(strip=plan.strip, allow_unexpected=plan.allow_unexpected, allow_missing=plan.allow_missing)
-    notes = load_into(model, weights, plan.source, rules)
+        check_size(tensors.values(), str(options.source))
+    model = build_model(options.arch, options.arch_arguments, weights.hyper_parameters)
+    check_size([*model.parameters(), *model.buffers()], f"--arch {options.arch}")
+    rules = Rules(strip=options.strip, allow_unexpected=options.allow_unexpected, allow_missing=options.allow_missing)
+    notes = load_into(model, weights, options.source, rules)
     if weights.hyper_parameters:
         kind = "Lightning checkpoint"
     model = model.float().eval()
     arrays = arrays_beside(document)
-    if arrays is None or plan.calibration is not None or plan.preprocess is not None:
-        return _whole(kind, determine_inputs(model, given), plan, notes)
+    if arrays is None or options.calibration is not None or options.preprocess is not None:
+        return _whole(kind, determine_inputs(model, given), options, notes)
     return _with_arrays(model, kind, given, notes, arrays)
 
 
 def _with_arrays(model: nn.Module, kind: str, given: Given, notes: tuple[str, ...], arrays: ArraysBeside) -> Source:
     """A model whose checkpoint holds samples, too: they are calibrated on, if they are what it takes."""
-    plan = given.plan
+    options = given.options
     where = f"{arrays.x_name!r} of the file"
-    stated_here = not (plan.inputs or plan.evaluation or plan.example)
+    stated_here = not (options.inputs or options.evaluation or options.example)
     if stated_here:  # the samples say what comes in
         option = InputOption(name="", shape=(BATCH, *arrays.x.shape[1:]))
-        given = replace(given, plan=replace(plan, inputs=(option,)))
+        given = replace(given, options=replace(options, inputs=(option,)))
     inputs = determine_inputs(model, given)
     if stated_here:
         inputs = replace(inputs, note=inputs.note.replace(" as given", f" as in {where}"))
@@ -187,13 +187,13 @@ def _with_arrays(model: nn.Module, kind: str, given: Given, notes: tuple[str, ..
         spec = fitter.only_input(where)
         samples = fitter.fit({spec.name: arrays.x}, arrays.y)
     except ConfigError as exc:
-        return _whole(kind, inputs, plan, (*notes, f"not calibrated on what lies in the file: {exc}"))
+        return _whole(kind, inputs, options, (*notes, f"not calibrated on what lies in the file: {exc}"))
     labels = f" and {arrays.y_name!r}" if arrays.y is not None else ""
     note = f"calibrated on {len(arrays.x)} samples, {arrays.x_name!r}{labels} of the file"
-    return replace(_whole(kind, inputs, plan, (*notes, note)), samples=samples)
+    return replace(_whole(kind, inputs, options, (*notes, note)), samples=samples)
 
 
-def _whole(kind: str, inputs: Inputs, plan: ConversionPlan, notes: tuple[str, ...] = ()) -> Source:
+def _whole(kind: str, inputs: Inputs, options: ModelOptions, notes: tuple[str, ...] = ()) -> Source:
     return Source(
         model=inputs.model,
         kind=kind,
@@ -204,10 +204,10 @@ def _whole(kind: str, inputs: Inputs, plan: ConversionPlan, notes: tuple[str, ..
         preprocessing={},
         samples=None,
         notes=(*notes, inputs.note),
-        digest=sha256_file(plan.source),
+        digest=sha256_file(options.source),
     )
 
 
-def _refuse_arch(plan: ConversionPlan, why: str) -> None:
-    if plan.arch is not None:
+def _refuse_arch(options: ModelOptions, why: str) -> None:
+    if options.arch is not None:
         raise ConfigError(f"--arch is not needed: {why}")

@@ -99,7 +99,7 @@ def read_onnx(path: Path, given: Given) -> OnnxFile:
             model = onnx.inliner.inline_local_functions(model)
     _fill_sparse(model.graph)
     name_nodes(model.graph)
-    notes += bind_onnx(model, given.plan.constants)
+    notes += bind_onnx(model, given.options.constants)
     specs = _specs(model, given)
     if not specs:
         raise ConversionError(f"{path} has no input: its output is always the same")
@@ -126,7 +126,7 @@ def read_onnx(path: Path, given: Given) -> OnnxFile:
     original = in_runs(original, arranged.of_file)
     example = given.example(specs, original)
     _check_same(onnx_program(model, "the graph in another operator set")(example), original(example), path)
-    if given.plan.quantize != "none" and has_half_weights(model):
+    if given.in_float32 and has_half_weights(model):
         model, note = _raised(model, original, arranged.fill)
         notes.append(note)
     return OnnxFile(
@@ -151,9 +151,9 @@ def carry_onnx(path: Path, given: Given) -> OnnxFile:
             gives is a matter of chance.
     """
     model, notes = _read(path)
-    notes += bind_onnx(model, given.plan.constants)
+    notes += bind_onnx(model, given.options.constants)
     specs = _specs(model, given)
-    original = onnx_file_program(path, constants_in(model, given.plan.constants))
+    original = onnx_file_program(path, constants_in(model, given.options.constants))
     stated_free = any(BATCH in spec.shape for spec in specs)
     if stated_free:
         arranged = _stated_free(model, specs, original, lambda found: _fill(found, original, given))

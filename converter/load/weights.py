@@ -40,7 +40,7 @@ _MISMATCH = re.compile(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rules:
-    """What the user said about weights that do not fit as they are, see `converter.plan.ConversionPlan`."""
+    """What the user said about weights that do not fit as they are, see `converter.plan.ModelOptions`."""
 
     key: str | None = None
     strip: str | None = None

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from converter.head.split import with_constants
 from converter.pack.pack import Packed, Parts
-from converter.plan import ConversionPlan
+from converter.plan import OutputOptions
 from edge.contract.bundle import archive_size, write_bundle
 from edge.contract.errors import ConfigError
 from edge.contract.files import check_writable, is_special, replace_file, sync_folder
@@ -19,53 +19,44 @@ from edge.contract.signature import load_private_key, sign_file, signature_path
 SUFFIXES = {"edge": ".edge", "onnx": ".onnx", "torchscript": ".pt", "dir": ""}
 
 
-def check_output(plan: ConversionPlan) -> None:
-    """Raise ConfigError when the output could not be written where it is wanted: before the work, not after it."""
-    output, folder = plan.output, plan.output.parent
-    if plan.format == "torchscript":
-        for option, value in (("--trainable", plan.trainable), ("--quantize", plan.quantize)):
-            if value not in ("auto", "none"):
-                raise ConfigError(
-                    f"--format torchscript writes only the whole float model: {option} {value} needs a bundle "
-                    f"(--format edge; --torchscript puts the TorchScript into it)"
-                )
-    if plan.format == "dir":
+def check_output(wanted: OutputOptions, read: Mapping[str, Path]) -> None:
+    """Raise ConfigError when the output could not be written where it is wanted: before the work, not after it.
+
+    Args:
+        wanted: What is to be written, and where.
+        read: Files whose place it may not take, by what they are.
+    """
+    output, folder = wanted.output, wanted.output.parent
+    if wanted.format == "dir":
         if os.path.lexists(output):
             raise ConfigError(f"--output {output} exists already; name a new folder")
     elif output.is_dir():
         raise ConfigError(f"--output {output} is a folder; give the name of a file, e.g. {output / 'model.edge'}")
-    signature = {"the signature": signature_path(output)} if plan.sign_key is not None else {}
-    check_places({"--output": output, **signature}, plan)
+    signature = {"the signature": signature_path(output)} if wanted.sign_key is not None else {}
+    check_places({"--output": output, **signature}, read)
     if not folder.is_dir():
         raise ConfigError(f"--output {output}: {folder} is not a folder")
-    if plan.format == "dir":
+    if wanted.format == "dir":
         if not os.access(folder, os.W_OK):
             raise ConfigError(f"--output {output}: the folder {folder} cannot be written")
     else:
         check_writable(output)
-    if plan.sign_key is not None:
-        if plan.format != "edge":
-            raise ConfigError(f"--sign signs bundles, not --format {plan.format}")
+    if wanted.sign_key is not None:
+        if wanted.format != "edge":
+            raise ConfigError(f"--sign signs bundles, not --format {wanted.format}")
         if is_special(output):
             raise ConfigError(f"--sign: {output} is no plain file, beside which a signature could lie")
         check_writable(signature_path(output))
 
 
-def check_places(outputs: Mapping[str, Path], plan: ConversionPlan) -> None:
+def check_places(outputs: Mapping[str, Path], read: Mapping[str, Path]) -> None:
     """Raise ConfigError where an output would take the place of another, or of a file that is read.
 
     Args:
         outputs: By option.
-        plan: What is read.
+        read: By what they are.
     """
-    code = (plan.arch, plan.calibration, plan.evaluation)
-    read = {"the model itself": plan.source, "the key": plan.sign_key}
-    read |= {
-        f"read by {option}": Path(value.rpartition(":")[0] if ".py:" in value else value)
-        for option, value in zip(("--arch", "--calibrate", "--evaluate"), code, strict=True)
-        if value
-    }
-    taken = {_identity(path): what for what, path in read.items() if path is not None}
+    taken = {_identity(path): what for what, path in read.items()}
     for option, path in outputs.items():
         identity = _identity(path)
         if identity is None:
@@ -84,12 +75,12 @@ def _identity(path: Path) -> object:
     return None if stat.S_ISCHR(status.st_mode) else (status.st_dev, status.st_ino)
 
 
-def private_key(plan: ConversionPlan, password: bytes | None) -> object | None:
+def private_key(path: Path | None, password: bytes | None) -> object | None:
     """The key to sign with, loaded before the work begins; None when nothing is to be signed."""
-    return None if plan.sign_key is None else load_private_key(plan.sign_key, password)
+    return None if path is None else load_private_key(path, password)
 
 
-def write(packed: Packed, parts: Parts, plan: ConversionPlan, key: object | None) -> int:
+def write(packed: Packed, parts: Parts, wanted: OutputOptions, key: object | None) -> int:
     """Write the output.
 
     Returns:
@@ -100,41 +91,41 @@ def write(packed: Packed, parts: Parts, plan: ConversionPlan, key: object | None
     """
     data: bytes | None = None
     try:
-        if plan.format == "dir":
-            _write_folder(plan.output, packed)
-        elif plan.format == "onnx":
+        if wanted.format == "dir":
+            _write_folder(wanted.output, packed)
+        elif wanted.format == "onnx":
             model = with_constants(parts.chosen.model, parts.chosen.parameters)
             if parts.parts.head is not None:  # its features are of no use without the rest of the bundle
                 outputs = [info for info in model.graph.output if info.name != parts.parts.head.features.name]
                 del model.graph.output[:]
                 model.graph.output.extend(outputs)
             data = model.SerializeToString(deterministic=True)
-        elif plan.format == "torchscript":
+        elif wanted.format == "torchscript":
             if parts.torchscript is None:
                 raise ConfigError("--format torchscript: there is no TorchScript of this model")
             data = parts.torchscript
         else:
-            _write_signed(packed, plan, key)
+            _write_signed(packed, wanted.output, key)
         if data is not None:
-            _write_file(plan.output, data)
+            _write_file(wanted.output, data)
     except OSError as exc:
-        raise ConfigError(f"{plan.output} cannot be written: {exc.strerror}") from exc
+        raise ConfigError(f"{wanted.output} cannot be written: {exc.strerror}") from exc
     if data is not None:
         return len(data)
-    if plan.format == "edge":
+    if wanted.format == "edge":
         return archive_size(packed.manifest, packed.blobs)
-    return sum(file.stat().st_size for file in plan.output.rglob("*"))
+    return sum(file.stat().st_size for file in wanted.output.rglob("*"))
 
 
-def _write_signed(packed: Packed, plan: ConversionPlan, key: object | None) -> None:
+def _write_signed(packed: Packed, output: Path, key: object | None) -> None:
     """The bundle, then its signature beside it; an older signature, which would be wrong now, does not stay."""
-    write_bundle(plan.output, packed.manifest, packed.blobs)
-    if is_special(plan.output):
+    write_bundle(output, packed.manifest, packed.blobs)
+    if is_special(output):
         return
-    signature = signature_path(plan.output)
+    signature = signature_path(output)
     try:
         if key is not None:
-            _write_file(signature, sign_file(plan.output, key))  # type: ignore[arg-type]
+            _write_file(signature, sign_file(output, key))  # type: ignore[arg-type]
             return
     except BaseException:
         signature.unlink(missing_ok=True)

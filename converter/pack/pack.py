@@ -14,9 +14,8 @@ import safetensors.numpy
 
 from converter.head.fitting import training_statistics
 from converter.head.split import Head, SplitModel, with_layer_input
-from converter.load.contents import shown
 from converter.load.states import answer_of
-from converter.plan import Constant, ConversionPlan
+from converter.plan import Constant
 from converter.program.one_run import OneRun, one_feed
 from converter.program.programs import one_run_program, onnx_program
 from converter.program.tensors import Arrays, select
@@ -31,6 +30,7 @@ from edge.contract import strictjson
 from edge.contract.bundle import members_of
 from edge.contract.errors import ConversionError
 from edge.contract.manifest import HeadSpec, LearningTrial, Manifest, ParameterSpec
+from edge.contract.profile import DeviceProfile
 from edge.contract.projection import projected_length
 from edge.contract.recipe import TrainingRecipe
 from edge.contract.tensorspec import AxisRange
@@ -60,6 +60,10 @@ class Parts:
         trial: How the head learned, None without a head.
         head_torchscript: The head as TorchScript, None when there is none.
         torchscript: The whole float model, None when there is none or no device would run it.
+        target: The device that it is for.
+        trainable: How the head was chosen.
+        constants: What became part of the graph, by name.
+        answer: Name of the output that is for people, None to find it.
     """
 
     original: Original
@@ -72,6 +76,10 @@ class Parts:
     trial: LearningTrial | None
     head_torchscript: bytes | None
     torchscript: bytes | None
+    target: DeviceProfile
+    trainable: str
+    constants: Mapping[str, Constant]
+    answer: str | None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True)
@@ -124,7 +132,7 @@ def learning_data(parts: Parts) -> tuple[dict[str, npt.NDArray[np.float32]], int
 
 def pack(
     parts: Parts,
-    plan: ConversionPlan,
+    name: str,
     report: dict[str, Any],
     statistics: dict[str, npt.NDArray[np.float32]] | None,
 ) -> Packed:
@@ -132,7 +140,7 @@ def pack(
 
     Args:
         parts: What goes in.
-        plan: For names.
+        name: Of the model, for people.
         report: What of the report is the same whenever the same model is converted.
         statistics: See `learning_data`.
 
@@ -165,13 +173,13 @@ def pack(
     source, how = parts.original.source, parts.original.source.one_run
     described = {} if parts.original.preprocessing is None else {"in_graph": parts.original.preprocessing.describe()}
     manifest = Manifest(
-        name=shown(plan.output.stem),
+        name=name,
         inputs=parts.original.inputs if how is None else how.taken(parts.original.inputs),
         outputs=parts.original.outputs if how is None else how.taken(parts.original.outputs),
         class_names=parts.class_names,
         preprocessing={**source.preprocessing, **described},
-        quantization=_quantization(chosen, plan),
-        head=None if head is None else _head_spec(parts, head, plan),
+        quantization=_quantization(chosen, parts.target),
+        head=None if head is None else _head_spec(parts, head),
         golden_min_sqnr_db=_GOLDEN_SQNR_DB[chosen.scheme],
         source_digest=source.digest,
         created_by=f"edgeloop {__version__}",
@@ -181,19 +189,19 @@ def pack(
         batch_axes={} if how is None else _elsewhere(how, parts.original),
         states=parts.original.states,
         answer=answer_of(
-            plan.answer,
+            parts.answer,
             None if head is None else head.output,
             parts.evaluation.classes,
             parts.original.outputs,
             parts.original.states,
         ),
-        constants=constants_for_people(plan.constants),
+        constants=constants_for_people(parts.constants),
         axes={axis.name: axis.range for axis in parts.original.axes if axis.range != AxisRange()},
     )
-    size, most = sum(map(len, blobs.values())), plan.profile.inference.max_bundle_mb << 20
+    size, most = sum(map(len, blobs.values())), parts.target.inference.max_bundle_mb << 20
     if size > most:
         raise ConversionError(
-            f"the bundle would have {size >> 20} MiB, {plan.profile.name} takes {most >> 20} MiB (max_bundle_mb)"
+            f"the bundle would have {size >> 20} MiB, {parts.target.name} takes {most >> 20} MiB (max_bundle_mb)"
             + ("; leave the TorchScript out with --no-torchscript" if parts.torchscript is not None else "")
         )
     return Packed(manifest=manifest, blobs=blobs, digest=check_bundle(manifest, blobs))
@@ -234,7 +242,7 @@ def _golden(parts: Parts) -> tuple[Arrays, Arrays]:
     return golden, onnx_program(chosen.model, "the model", chosen.parameters)(golden)
 
 
-def _head_spec(parts: Parts, head: Head, plan: ConversionPlan) -> HeadSpec:
+def _head_spec(parts: Parts, head: Head) -> HeadSpec:
     assert parts.trial is not None
     return HeadSpec(
         features=head.features,
@@ -242,28 +250,28 @@ def _head_spec(parts: Parts, head: Head, plan: ConversionPlan) -> HeadSpec:
         parameters=tuple(ParameterSpec(name=name, shape=array.shape) for name, array in head.parameters.items()),
         linear=head.linear,
         entry=head.entry,
-        projection=projection_of(head, plan),
+        projection=projection_of(head, parts.target),
         learning_rate=parts.trial.rate / BATCH_RATE,
-        trainable="last:1" if plan.trainable == "auto" else plan.trainable,
+        trainable=parts.trainable,
         training=parts.recipe,
         trial=parts.trial,
     )
 
 
-def projection_of(head: Head, plan: ConversionPlan) -> int | None:
+def projection_of(head: Head, target: DeviceProfile) -> int | None:
     """What brings the features of a linear head to a length that a device of the target can keep statistics of."""
     if head.linear is None or not head.is_linear:
         return None
     n_features = head.parameters[head.linear.weight].shape[1]
-    return projected_length(n_features, plan.profile.learning.max_state_mb)
+    return projected_length(n_features, target.learning.max_state_mb)
 
 
-def _quantization(chosen: Candidate, plan: ConversionPlan) -> dict[str, Any]:
+def _quantization(chosen: Candidate, target: DeviceProfile) -> dict[str, Any]:
     in_int8, layers = chosen.layers_in_int8 or (0, 0)
-    profile = plan.profile.quantization
+    profile = target.quantization
     found: dict[str, Any] = {
         "scheme": chosen.scheme,
-        "target": plan.profile.name,
+        "target": target.name,
         "int8_layers": in_int8,
         "layers": layers,
         "left_in_float": list(chosen.left_in_float),

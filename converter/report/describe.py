@@ -12,9 +12,7 @@ from typing import Any
 import onnx
 
 from converter.export.exporters import Exported
-from converter.load.contents import shown
 from converter.pack.pack import Parts
-from converter.plan import ConversionPlan
 from converter.program.programs import onnx_program
 from converter.search.candidates import TIE, Candidate
 from converter.search.search import Found
@@ -37,7 +35,7 @@ _PASSING_OF_CANDIDATE = ("latency_ms", "peak_memory_bytes", "start_up_s")
 
 def describe(
     parts: Parts,
-    plan: ConversionPlan,
+    source_name: str,
     exported: Exported,
     found: Found,
     checks: Sequence[Check],
@@ -45,6 +43,10 @@ def describe(
     notes: Sequence[str],
     original_latency_ms: float,
     label_ms: float | None,
+    *,
+    max_drop: float,
+    forced: bool,
+    searched: bool,
 ) -> dict[str, Any]:
     """Everything that a conversion found out, as docs/converting.md ("The report") describes it."""
     original, evaluation, source = parts.original, parts.evaluation, parts.original.source
@@ -54,12 +56,12 @@ def describe(
     worst = shipped.worst
     return {
         "schema": 2,
-        "source": shown(plan.source.name),
+        "source": source_name,
         "source_kind": source.kind,
         "source_digest": source.digest,
         "created_by": f"edgeloop {__version__}",
-        "target": plan.profile.name,
-        "target_description": plan.profile.description,
+        "target": parts.target.name,
+        "target_description": parts.target.description,
         "machine": machine(),
         "threads": 1,
         "data": original.data,
@@ -67,8 +69,8 @@ def describe(
         "real_data": evaluation.real,
         "says_quality": evaluation.says_quality,
         "findings": [{"what": finding.what, "text": finding.text} for finding in evaluation.findings],
-        "forced": plan.force and bool(evaluation.findings) and found.chosen.scheme != "none",
-        "max_drop": plan.max_drop,
+        "forced": forced and bool(evaluation.findings) and found.chosen.scheme != "none",
+        "max_drop": max_drop,
         "inputs": [_spec(spec) for spec in original.inputs],
         "outputs": [_spec(spec) for spec in original.outputs],
         "axes": {axis.name: {**axis.range.to_json(), "tried": list(axis.tried)} for axis in original.axes},
@@ -104,10 +106,7 @@ def describe(
                 "left_in_float": [],
                 "weight_bits": None,
             },
-            *(
-                _candidate(candidate, found, evaluation, searched=plan.quantize == "auto")
-                for candidate in found.candidates
-            ),
+            *(_candidate(candidate, found, evaluation, searched=searched) for candidate in found.candidates),
         ],
         "chosen": found.chosen.name,
         "reason": found.reason,

@@ -43,7 +43,7 @@ def notes_on(parts: Parts, found: Found, plan: ConversionPlan, learned: int | No
             f"statistics of {learned} labelled sample{'' if learned == 1 else 's'} for devices to start learning from"
         )
     head = parts.parts.head
-    if head is not None and (shorter := projection_of(head, plan)) is not None:
+    if head is not None and (shorter := projection_of(head, plan.profile)) is not None:
         (n_features,) = head.features.sample_shape
         notes.append(
             f"devices keep statistics of {shorter} random projections of the {n_features} features, which is what "

@@ -1,4 +1,4 @@
-"""Loading: from a plan to the model that everything is compared with, and its data."""
+"""Loading: from options to the model that everything is compared with, and its data."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from converter.load.inputs import Given, check_can_be_made_up, samples_given
 from converter.load.load import load_source
 from converter.load.source import Source
 from converter.load.states import find_states, may_be_states
-from converter.plan import YES_OR_NO, ConversionPlan
+from converter.plan import ModelOptions
 from converter.program.one_run import in_runs
 from converter.program.programs import onnx_file_program, onnx_program, output_shapes, output_specs, torch_program
 from converter.program.tensors import Array, Arrays, Run, batch_size
 from converter.verify.axes import FreeAxis, Probe, free_axes
-from converter.verify.division import check_not_one_hot, divided
+from converter.verify.division import divided
 from converter.verify.original import Original
 from edge.contract.errors import ConfigError, ConversionError
 from edge.contract.manifest import check_class_names
@@ -36,61 +36,61 @@ _FREE_SIZE = 64
 _CARRIED_SAMPLES = 4
 
 
-def load_original(plan: ConversionPlan, carried: str = "") -> Original:
+def load_original(options: ModelOptions, carried: str = "", *, in_float32: bool = True) -> Original:
     """Load the model and its data; after this it runs on them.
 
     Args:
-        plan: What to do.
+        options: What the user said about the model.
         carried: Why an ONNX model is to be carried as its file has it; "" to work on it.
+        in_float32: See `converter.load.inputs.Given`.
 
     Raises:
         ConfigError: An option or a file of samples is wrong or does not fit the model.
         ConversionError: The model cannot be loaded or does not run.
     """
-    preprocessing = None if plan.preprocess is None else parse_preprocessing(plan.preprocess)
-    source = load_source(Given(plan=plan, real=partial(_real, plan, preprocessing)), carried)
+    preprocessing = None if options.preprocess is None else parse_preprocessing(options.preprocess)
+    given = Given(options=options, real=partial(_real, options, preprocessing), in_float32=in_float32)
+    source = load_source(given, carried)
     _check_types(source)
     inputs, example = source.inputs, source.example
     if preprocessing is not None:
         inputs = (preprocessing.raw_input(inputs[0]), *inputs[1:])
-        example = _first(plan, inputs, 1) or _raw(source, inputs[0])
-    run = _carried_program(source, plan) if carried else _runner(source, preprocessing)
+        example = _first(options, inputs, 1) or _raw(source, inputs[0])
+    run = _carried_program(source, options) if carried else _runner(source, preprocessing)
     axes: tuple[FreeAxis, ...] = ()
     if carried:
         specs = carried_outputs(source, run)
     else:
-        multiples = {axis: step for option in plan.inputs for axis, step in option.multiples.items()}
+        multiples = {axis: step for option in options.inputs for axis, step in option.multiples.items()}
         axes = free_axes(Probe(run=run, inputs=inputs, example=example), multiples)
         if any(sizes.most is not None for sizes in source.ranges.values()):
             axes = tuple(axis if axis.range.most is not None else axis.only_tried() for axis in axes)
         specs = output_specs(run, inputs, example, {axis.name: axis.other for axis in axes})
     only = {axis.name for axis in axes if axis.range.most == axis.range.least}
-    states = find_states(plan.states, inputs, specs, plan.answer)
+    states = find_states(options.states, inputs, specs, options.answer)
     stream = None
-    if plan.calibration is not None:
-        stream = open_remembered(plan.calibration, "--calibrate", inputs, states, run)
+    if options.calibration is not None:
+        stream = open_remembered(options.calibration, "--calibrate", inputs, states, run)
     elif source.samples is not None:
         stream = remembered(source.samples, "the checkpoint's calibration data", inputs, states, run)
     measured = stream
-    if plan.evaluation is not None:
-        measured = open_remembered(plan.evaluation, "--evaluate", inputs, states, run)
+    if options.evaluation is not None:
+        measured = open_remembered(options.evaluation, "--evaluate", inputs, states, run)
     data = None
     if measured is not None:
-        data = divided(stream, measured if plan.evaluation is not None else None, inputs)
+        data = divided(stream, measured if options.evaluation is not None else None, inputs)
         samples = data.samples
-        if plan.loss == "auto" and YES_OR_NO not in plan.kinds.values():
-            check_not_one_hot(samples.y, data.origin)
     elif source.fill is not None:
         size = 1 if source.one_run is None else source.one_run.size
         samples = Samples(source.fill.draw(_CARRIED_SAMPLES * size), None)
     else:
         shown = example
-        if plan.example is None:
+        if options.example is None:
             check_can_be_made_up(inputs if preprocessing is None else inputs[1:])
         else:
-            shown = _first(plan, inputs, RANDOM_SAMPLES) or example
-        samples = random_samples(inputs, shown, RANDOM_SAMPLES, real=plan.example is not None)
-    names = plan.class_names or source.class_names or (None if measured is None else measured.class_names)
+            shown = _first(options, inputs, RANDOM_SAMPLES) or example
+        samples = random_samples(inputs, shown, RANDOM_SAMPLES, real=options.example is not None)
+    names = options.class_names or source.class_names or (None if measured is None else measured.class_names)
     try:
         check_class_names(names or ())
     except ValueError as exc:
@@ -113,21 +113,21 @@ def load_original(plan: ConversionPlan, carried: str = "") -> Original:
         findings=() if data is None else data.findings,
         notes=() if data is None else data.notes,
     )
-    return original.with_fixed({axis: f"the model takes no other size of {axis}" for axis in only}, plan)
+    return original.with_fixed({axis: f"the model takes no other size of {axis}" for axis in only}, options)
 
 
-def _carried_program(source: Source, plan: ConversionPlan) -> Run:
+def _carried_program(source: Source, options: ModelOptions) -> Run:
     assert isinstance(source.model, onnx.ModelProto)
-    return in_runs(onnx_file_program(plan.source, constants_in(source.model, plan.constants)), source.of_file)
+    return in_runs(onnx_file_program(options.source, constants_in(source.model, options.constants)), source.of_file)
 
 
-def _first(plan: ConversionPlan, inputs: tuple[TensorSpec, ...], count: int) -> Arrays | None:
+def _first(options: ModelOptions, inputs: tuple[TensorSpec, ...], count: int) -> Arrays | None:
     """At most so many of the first real samples that the user gave, None without data."""
-    for option, value in samples_given(plan):
+    for option, value in samples_given(options):
         try:
             return next(iter(open_samples(value, option, inputs).batches(count))).x
         except ConfigError:
-            states = may_be_states(plan.states, inputs)  # which data need not have
+            states = may_be_states(options.states, inputs)  # which data need not have
             if not 0 < len(states) < len(inputs):
                 raise
             given = [spec for spec in inputs if spec not in states]
@@ -137,12 +137,12 @@ def _first(plan: ConversionPlan, inputs: tuple[TensorSpec, ...], count: int) -> 
 
 
 def _real(
-    plan: ConversionPlan, preprocessing: Preprocessing | None, inputs: tuple[TensorSpec, ...], count: int
+    options: ModelOptions, preprocessing: Preprocessing | None, inputs: tuple[TensorSpec, ...], count: int
 ) -> Arrays | None:
     """The same, as the model takes them, behind the preprocessing."""
     if preprocessing is None:
-        return _first(plan, inputs, count)
-    found = _first(plan, (preprocessing.raw_input(inputs[0]), *inputs[1:]), count)
+        return _first(options, inputs, count)
+    found = _first(options, (preprocessing.raw_input(inputs[0]), *inputs[1:]), count)
     if found is not None:
         name = inputs[0].name
         with torch.inference_mode():

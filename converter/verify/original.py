@@ -14,7 +14,7 @@ from converter.data.samples import Samples, SampleStream
 from converter.export.preprocessing import Preprocessing, preprocessing_onnx
 from converter.graph.build import make_model, renamed
 from converter.load.source import Source
-from converter.plan import CLASSES, YES_OR_NO, ConversionPlan
+from converter.plan import CLASSES, YES_OR_NO, ModelOptions
 from converter.program.programs import output_specs, outputs
 from converter.program.tensors import Arrays, Run, batch_size, select
 from converter.verify.axes import FreeAxis, Probe
@@ -118,12 +118,12 @@ class Original:
         """With notes for the report."""
         return replace(self, source=replace(self.source, notes=(*self.source.notes, *notes)))
 
-    def with_fixed(self, why: Mapping[str, str], plan: ConversionPlan) -> Original:
+    def with_fixed(self, why: Mapping[str, str], given: ModelOptions) -> Original:
         """The same model with some of its free axes fixed at the sizes of the example.
 
         Args:
             why: What is to be said of each, by name.
-            plan: Says where these sizes come from.
+            given: Says where these sizes come from.
 
         Raises:
             ConversionError: Nobody stated such a size, or the data have others.
@@ -131,10 +131,10 @@ class Original:
         if not why:
             return self
         sizes = {axis.name: axis.size for axis in self.axes if axis.name in why}
-        stated = {axis for option in plan.inputs for axis in option.sizes}
+        stated = {axis for option in given.inputs for axis in option.sizes}
         for axis, size in sizes.items():
             spec = next(spec for spec in self.inputs if axis in spec.shape)
-            if self.origin == "" and plan.example is None and axis not in stated:
+            if self.origin == "" and given.example is None and axis not in stated:
                 raise ConversionError(
                     f"{why[axis]}; no other exporter kept {axis} free, and a size to fix it at was not stated. Give "
                     f"one, with a number in place of {axis}: --input "

@@ -17,9 +17,8 @@ from converter.data.stream import open_samples
 from converter.data.subset import subset
 from converter.load.inputs import Given
 from converter.load.load import load_source
-from converter.plan import ConversionPlan
+from converter.plan import ModelOptions
 from edge.contract.errors import EdgeError
-from edge.contract.profile import load_profile
 from edge.contract.tensorspec import TensorSpec
 from edge.inference.onnx_benchmark import peak_memory_bytes
 
@@ -33,9 +32,7 @@ def read(path: Path, kind: str, arch: str | None) -> str:
     """What the reader said: ``read``, or the refusal."""
     try:
         if kind == "model":
-            output = path.with_suffix(".edge")
-            profile = load_profile("generic-x86_64")
-            load_source(Given(plan=ConversionPlan(source=path, output=output, profile=profile, arch=arch)))
+            load_source(Given(options=ModelOptions(source=path, arch=arch)))
         else:
             names = {item.suffix for item in path.iterdir()} if path.is_dir() else set()
             specs = IMAGES if names & {".png", ".jpg", ".bmp"} else SOUNDS if ".wav" in names else DATA

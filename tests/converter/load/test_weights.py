@@ -260,17 +260,17 @@ def test_networks_in_lists_and_whole_models_in_nests_are_shown_and_asked_for(tmp
     ):
         rest = {**document, **beside} if isinstance(document, dict) else document
         torch.save(rest, path)
-        given = Given(plan=plan(path, trust_pickle=True, inputs=(InputOption(name="", shape=("batch", 4)),)))
+        given = Given(options=plan(path, trust_pickle=True, inputs=(InputOption(name="", shape=("batch", 4)),)))
         with pytest.raises(ConversionError, match=rf"(?s)several networks: .*{key}.*a module of 63 numbers"):
             load_source(given)
-        source = load_source(replace(given, plan=replace(given.plan, weights=key)))
+        source = load_source(replace(given, options=replace(given.options, weights=key)))
         assert isinstance(source.model, nn.Module)
         assert_same(source.model, net())
-        untrusted = replace(given, plan=replace(given.plan, trust_pickle=False))
+        untrusted = replace(given, options=replace(given.options, trust_pickle=False))
         with pytest.raises(ConversionError, match=r"(?s)nothing of it was run.*--weights KEY.*not read"):
             load_source(untrusted)
     torch.save({"net_g": net(), **beside}, path)  # the only one
-    only = load_source(replace(given, plan=replace(given.plan, source=path))).model
+    only = load_source(replace(given, options=replace(given.options, source=path))).model
     assert isinstance(only, nn.Module)
     assert_same(only, net())
 
