@@ -115,10 +115,13 @@ def _in_a_stream(original: Original, evaluation: Evaluation, macs: int) -> Itera
     inputs = without_states(evaluation.inputs, states)
     if not inputs:
         return
-    several = all(BATCH in spec.shape for spec in evaluation.inputs) and macs * _LEAST_STEPS * _WIDTH <= _MACS
-    width = _WIDTH if several else 1
-    steps = int(min(_STEPS, max(_LEAST_STEPS, _MACS / max(1, macs * width))))
-    x = _in_order(original, evaluation, steps * width)
+    count = batch_size(evaluation.samples.x, evaluation.inputs)
+    arrays = (*evaluation.samples.x.values(), *evaluation.reference.values())
+    bytes_ = max(1, sum(array.nbytes for array in arrays) // count)
+    dear = max(macs / _MACS, bytes_ / _BYTES) * _LEAST_STEPS * _WIDTH > 1
+    width = _WIDTH if not dear and all(BATCH in spec.shape for spec in evaluation.inputs) else 1
+    steps = int(min(_STEPS, max(_LEAST_STEPS, min(_MACS / max(1, macs), _BYTES / bytes_) / width)))
+    x = _in_order(original, evaluation, max(1, min(steps * width, _BYTES // bytes_)))
     count = batch_size(x, inputs)
     rows = [(np.arange(width) * count // width + step) % count for step in range(steps)]
     given = [select(x, inputs, at) for at in rows]
