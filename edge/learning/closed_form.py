@@ -141,8 +141,8 @@ class StatisticsKnowledge:
 
     def has_sums_of(self, other: StatisticsKnowledge) -> bool:
         """Whether the head follows from the very same sums and samples."""
-        mine, others = ((each.base, each.own, each.included, each.block) for each in (self, other))
-        return all(one is two for one, two in zip(mine, others, strict=True))
+        same = self.block is other.block and self.own is other.own
+        return same and self.base is other.base and self.included is other.included
 
     def total(self) -> HeadStatistics:
         """What the head is solved from, but for the block."""
@@ -293,7 +293,7 @@ class StatisticsLearner:
         if not says.all():
             features, targets, weights = features[says], targets[says], weights[says]
         before, batch = self._worth(Block(self._projected(features), task.matrix(targets), weights.astype(np.float64)))
-        value, factor = self._added(replace(before, n_samples=n_samples), batch, task.groups(targets))
+        value, factor = self._added(before, n_samples, batch, task.groups(targets))
         if value.given is not None and factor is not None:
             value = replace(value, given=None)
         # What these samples make impossible to solve is refused with them.
@@ -318,10 +318,10 @@ class StatisticsLearner:
         return replace(value, gain=gain), replace(batch, weights=weights).rows(start, len(weights))
 
     def _added(
-        self, value: StatisticsKnowledge, batch: Block, groups: npt.NDArray[np.int64]
+        self, value: StatisticsKnowledge, n_samples: int, batch: Block, groups: npt.NDArray[np.int64]
     ) -> tuple[StatisticsKnowledge, Factor | None]:
         """What is known with a batch, and its factor; None where there is nothing to solve, and the head stays."""
-        longer = replace(value, block=value.block.followed_by(batch))
+        longer = replace(value, n_samples=n_samples, block=value.block.followed_by(batch))
         if len(longer.block) < self._longest and value.n_known > _NOTHING:
             factor, self._factor = self._factor_of(value), None  # it is changed from here on
             if factor is not None and _add(factor, batch, groups[len(groups) - len(batch) :]):

@@ -106,8 +106,10 @@ class ReplayBuffer:
             scales[group, place] = packed.scales[i]
             if not self._is_of_classes:
                 kept_targets[group, place] = targets[i]
-        every = tuple(codes.get(group, array) for group, array in enumerate(self.codes)) if codes else self.codes
-        return ReplayBuffer(seen, every, scales, kept_targets)
+        every = list(self.codes)
+        for group, array in codes.items():
+            every[group] = array
+        return ReplayBuffer(seen, tuple(every), scales, kept_targets)
 
     def draw(self, count: int, shape: tuple[int, ...], rng: np.random.Generator) -> tuple[FloatArray, Targets]:
         """Draw up to `count` kept samples ``(count, *shape)``, classes equally often, with replacement."""
@@ -129,9 +131,8 @@ class ReplayBuffer:
     def _samples(
         self, groups: npt.NDArray[np.int64], places: npt.NDArray[np.int64], shape: tuple[int, ...]
     ) -> tuple[FloatArray, Targets]:
-        codes = np.empty((len(groups), math.prod(shape)), np.int8)
-        for i, (group, place) in enumerate(zip(groups.tolist(), places.tolist(), strict=True)):
-            codes[i] = self.codes[group][place]
+        rows = [self.codes[group][place] for group, place in zip(groups.tolist(), places.tolist(), strict=True)]
+        codes = np.concatenate([np.zeros(0, np.int8), *rows]).reshape(len(groups), math.prod(shape))
         features = PackedFeatures(codes, self.scales[groups, places]).unpack(shape)
         return features, groups if self._is_of_classes else self.targets[groups, places]
 

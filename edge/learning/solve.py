@@ -46,6 +46,8 @@ _TINY = 1e-9
 # of the scatter is what rounding to float32 left of the sums, and its inverse would be a head of noise. Features of a
 # hundred standard deviations from zero are the first that this outweighs `SHRINKAGE` for.
 _ROUNDING = 1e-5
+# What rounding leaves of a difference of counts.
+_NO_SAMPLE = 1e-9
 # Elements of P that are updated at a time: as many as stay in the cache.
 _SCRATCH = 1 << 15
 
@@ -74,6 +76,9 @@ class Factor:
         self._moment = statistics.moment.copy()
         self._sum = statistics.gram[-1, :-1].copy()
         self._squares = float(np.trace(statistics.gram[:-1, :-1]))
+        # What of the squares is about the means, for each group: n |mu|².
+        self._about = self._counts * np.square(self._means()).sum(axis=1)
+        self._scratch = np.empty((max(1, _SCRATCH // len(self._sum)), len(self._sum)))
         with np.errstate(all="ignore"):  # what overflows is found in `head`
             self._rho = self._wanted() if exact else self._step()
             self._inverse = None if method == "means" else self._invert(statistics)
@@ -82,7 +87,9 @@ class Factor:
     def _counts(self) -> Matrix:
         """``(groups,)``."""
         return (
-            np.array([self._n]) if self._method == "ridge" else np.where(self._moment[-1] > 1e-9, self._moment[-1], 0)
+            np.array([self._n])
+            if self._method == "ridge"
+            else np.where(self._moment[-1] > _NO_SAMPLE, self._moment[-1], 0)
         )
 
     @property
@@ -93,7 +100,7 @@ class Factor:
     @property
     def sampled(self) -> npt.NDArray[np.bool_]:
         """``(n_outputs,)`` whether there are samples of the class, whatever the method; of classes only."""
-        return np.asarray(self._moment[-1] > 1e-9)
+        return np.asarray(self._moment[-1] > _NO_SAMPLE)
 
     def _means(self) -> Matrix:
         """``(groups, d)``, zero for a group without samples."""
@@ -103,8 +110,7 @@ class Factor:
 
     def _average(self) -> float:
         """Mean diagonal entry of S."""
-        between = float(np.sum(self._counts * np.square(self._means()).sum(axis=1)))
-        return max(self._squares - between, 0.0) / len(self._sum)
+        return max(self._squares - float(np.add.reduce(self._about)), 0.0) / len(self._sum)
 
     def _wanted(self) -> float:
         share = RIDGE_SAMPLES / self._n if self._method == "ridge" else self._shrinkage / (1.0 - self._shrinkage)
@@ -126,28 +132,43 @@ class Factor:
         return (inverse + inverse.T) / 2
 
     def add(self, x: npt.NDArray[Any], target: npt.NDArray[Any], group: int, weight: float) -> bool:
-        """Take a sample in: ``x (d,)``, ``target (n_outputs,)``, its class (0 for quantities), its weight.
+        """Take a sample in: ``x (d,)``, ``target (n_outputs,)`` for ridge, its class for the others, its weight.
 
         Returns:
             False when P must be made anew from the statistics, because rho moved.
         """
+        is_ridge = self._method == "ridge"
+        group = 0 if is_ridge else group
+        sums = self._sum if is_ridge else self._moment[:-1, group]
         with np.errstate(all="ignore"):
-            group = 0 if self._method == "ridge" else group
-            count = float(self._counts[group])
-            sums = self._sum if self._method == "ridge" else self._moment[:-1, group]
-            if self._inverse is not None and count > 0 and weight > 0:
-                u = math.sqrt(weight * count / (count + weight)) * (x - sums / count)
-                v = self._inverse @ u
-                shares = v / (1.0 + float(u @ v))
-                rows = max(1, _SCRATCH // len(v))
-                for i in range(0, len(v), rows):
-                    self._inverse[i : i + rows] -= v[i : i + rows, None] * shares
+            count = self._n if is_ridge else float(self._moment[-1, group])
+            if self._inverse is not None and count > _NO_SAMPLE and weight > 0:
+                u = x - sums / count
+                u *= math.sqrt(weight * count / (count + weight))
+                self._update(u)
+            weighted = weight * x
             self._n += weight
-            self._sum += weight * x
-            self._squares += weight * float(x @ x)
-            self._moment[:-1] += x[:, None] * (weight * target)
-            self._moment[-1] += weight * target
+            self._sum += weighted
+            self._squares += float(x @ weighted)
+            if is_ridge:
+                self._moment[:-1] += x[:, None] * (weight * target)
+                self._moment[-1] += weight * target
+            else:
+                sums += weighted
+                self._moment[-1, group] += weight
+            count += weight
+            self._about[group] = float(sums @ sums) / count if count > _NO_SAMPLE else 0.0
             return self._method == "means" or self._step() == self._rho
+
+    def _update(self, u: Matrix) -> None:
+        """P for ``S + u uᵀ``."""
+        inverse, scratch = self._inverse, self._scratch
+        assert inverse is not None
+        v = inverse @ u
+        shares = v / (1.0 + float(u @ v))
+        for i in range(0, len(v), len(scratch)):
+            rows = inverse[i : i + len(scratch)]
+            rows -= np.multiply(v[i : i + len(scratch), None], shares, out=scratch[: len(rows)])
 
     def head(self) -> tuple[Matrix, Matrix]:
         """The head as it is now.
@@ -177,16 +198,24 @@ class Factor:
 
     def _discriminant(self, means: Matrix) -> tuple[Matrix, Matrix]:
         seen = self._counts > 0
-        middle = means[seen].mean(axis=0)
-        weights, biases = np.zeros_like(means), np.full(len(means), UNSEEN_LOGIT)
+        apart = means[seen]
+        middle = np.add.reduce(apart) / len(apart)
+        both = apart + middle
+        apart -= middle
         if self._inverse is None:
-            weights[seen] = (means[seen] - middle) * (self._n / (self._average() + _TINY * self._n))
+            solved = apart * (self._n / (self._average() + _TINY * self._n))
         else:
             # C = (1 - share) (S + rho I) / n
-            weights[seen] = (means[seen] - middle) @ self._inverse * (self._n / (1.0 - self._shrinkage))
+            solved = apart @ self._inverse
+            solved *= self._n / (1.0 - self._shrinkage)
         # mu_c C⁻¹ mu_c - m C⁻¹ m = (mu_c - m) C⁻¹ (mu_c + m)
-        squares = np.sum(weights[seen] * (means[seen] + middle), axis=1)
-        biases[seen] = -0.5 * (squares - squares.mean())
+        both *= solved
+        squares = np.add.reduce(both, axis=1)
+        bias = -0.5 * (squares - np.add.reduce(squares) / len(squares))
+        if len(apart) == len(means):
+            return solved, bias
+        weights, biases = np.zeros_like(means), np.full(len(means), UNSEEN_LOGIT)
+        weights[seen], biases[seen] = solved, bias
         return weights, biases
 
 
