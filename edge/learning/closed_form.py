@@ -326,6 +326,7 @@ class StatisticsLearner:
             factor, self._factor = self._factor_of(value), None  # it is changed from here on
             if factor is not None and _add(factor, batch, groups[len(groups) - len(batch) :]):
                 return longer, factor
+        factor = self._factor = None  # the old one is gone before there is another
         settled = longer.settled()
         factor = self._factor_of(settled)
         if factor is None and settled.given is None:

@@ -76,10 +76,10 @@ class Factor:
         self._moment = statistics.moment.copy()
         self._sum = statistics.gram[-1, :-1].copy()
         self._squares = float(np.trace(statistics.gram[:-1, :-1]))
-        # What of the squares is about the means, for each group: n |mu|².
-        self._about = self._counts * np.square(self._means()).sum(axis=1)
         self._scratch = np.empty((max(1, _SCRATCH // len(self._sum)), len(self._sum)))
         with np.errstate(all="ignore"):  # what overflows is found in `head`
+            # What of the squares is about the means, for each group: n |mu|².
+            self._about = self._counts * np.square(self._means()).sum(axis=1)
             self._rho = self._wanted() if exact else self._step()
             self._inverse = None if method == "means" else self._invert(statistics)
 
