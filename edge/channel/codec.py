@@ -41,6 +41,10 @@ def encode(message: m.Message) -> bytes:
     """
     if isinstance(message, m.Telemetry):
         document: dict[str, Any] = {key: _scalar(value) for key, value in message.values.items() if _finite(value)}
+        if experts := message.values.get(m.EXPERTS):
+            document[m.EXPERTS] = {
+                name: [_scalar(value) if _finite(value) else 0 for value in row] for name, row in experts.items()
+            }
     else:
         document = documents.encode(message) | {"v": VERSION}
         if hasattr(message, "detail"):
@@ -115,9 +119,19 @@ def _scalar(value: Any) -> int | float | str:
     return int(value) if isinstance(value, numbers.Integral) else float(value)
 
 
+def _is_expert(row: object) -> bool:
+    return isinstance(row, list) and len(row) == 3 and all(type(v) in (int, float) and v >= 0 for v in row)
+
+
 def _decode_telemetry(payload: bytes) -> m.Telemetry:
     values = _load("Telemetry", payload)
     for key, value in values.items():
-        if type(value) not in (int, float, str):
+        if key == m.EXPERTS:
+            if not isinstance(value, dict) or not all(_is_expert(row) for row in value.values()):
+                raise ChannelError(
+                    "Telemetry.experts: expected by name [weight, accuracy, labels], "
+                    f"got {repr(value)[:80]}; update the sender"
+                )
+        elif type(value) not in (int, float, str):
             raise ChannelError(f"Telemetry.{key[:80]}: expected a number or a string, got {type(value).__name__}")
     return m.Telemetry(values=values)

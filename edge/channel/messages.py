@@ -23,6 +23,7 @@ Range = Annotated[tuple[int, int], Rule(lambda pair: 0 <= pair[0] <= pair[1], "[
 Ranges = Annotated[tuple[Range, ...], Rule(lambda pairs: len(pairs) <= MAX_RANGES, f"at most {MAX_RANGES} ranges")]
 Slot = Literal["bundle", "head"]
 Part = Literal["index", "data"]
+EXPERTS = "experts"  # key of telemetry
 UploadState = Literal["receiving", "done", "refused"]
 
 
@@ -148,9 +149,14 @@ class Event(Message):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Telemetry(Message):
-    """``up/tele``: one flat object of live numbers, readable by any MQTT tool. `extra` stays empty."""
+    """``up/tele``: one flat object of live numbers, readable by any MQTT tool. `extra` stays empty.
 
-    values: Mapping[str, int | float | str]
+    Attributes:
+        values: Numbers and texts, and under `EXPERTS` the one thing that is not flat: by the name of an expert its
+            weight in the answer, how often it agreed with late labels, and with how many.
+    """
+
+    values: Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -43,7 +43,11 @@ def coordinator() -> None:
 @click.option("--noise-multiplier", default=0.0, help="Noise on the sum of changes, in units of --clip-norm; 0: none.")
 @click.option("--expected-devices", default=0, help="With noise: devices expected in a merge.")
 @click.option("--privacy-delta", default=1e-5, help="With noise: delta for which the epsilon spent is stated.")
-@click.option("--screen/--no-screen", default=True, help="Leave statistics out that do not look like samples.")
+@click.option("--screen/--no-screen", default=True, help="Leave out statistics of garbage, or of another world.")
+@click.option("--prior-samples", default=100.0, help="Samples that the shipped statistics are worth in a merge.")
+@click.option("--min-samples", default=10, help="Labels that a contribution needs to be merged.")
+@click.option("--min-merge-samples", default=20, help="Labels that a merge needs.")
+@click.option("--merge-by", default="", help="A head for each group: tag.KEY, or cluster: statistics that are alike.")
 @click.option("--connect-timeout", default=10.0, type=click.FloatRange(min=0.1), help="Seconds to find the broker.")
 def serve(
     broker: str,
@@ -65,6 +69,10 @@ def serve(
     expected_devices: int,
     privacy_delta: float,
     screen: bool,
+    prior_samples: float,
+    min_samples: int,
+    min_merge_samples: int,
+    merge_by: str,
     connect_timeout: float,
 ) -> None:
     """Serve a fleet until stopped."""
@@ -82,6 +90,10 @@ def serve(
         expected_devices=expected_devices,
         server_rate=server_rate,
         screen=screen,
+        prior_samples=prior_samples,
+        min_samples=min_samples,
+        min_merge_samples=min_merge_samples,
+        merge_by=merge_by,
     )
     try:
         from edge.coordinator.config import CoordinatorConfig

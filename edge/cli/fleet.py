@@ -121,7 +121,7 @@ def devices(connect: Any, as_json: bool) -> None:
 
 @fleet.command()
 @click.argument("artifact", type=click.Path(path_type=Path))
-@click.option("--device", "names", multiple=True, help="Only this device; repeatable.  [default: all]")
+@click.option("--device", "names", multiple=True, help="Only this one, or tag.KEY=VALUE; repeatable.  [default: all]")
 @click.option("--reason", default="pushed by hand", help="Kept with the release.")
 @click.option("--wait", default=0.0, type=click.FloatRange(min=0), help="Seconds to wait for the devices to settle.")
 @click.pass_obj
@@ -170,6 +170,62 @@ def merge(connect: Any) -> None:
         click.echo("nothing new to merge")
     for release in releases:
         click.echo(f"release {release['counter']}: {release['reason']}")
+
+
+@fleet.command()
+@click.argument("device")
+@click.argument("tags", nargs=-1, metavar="[KEY=VALUE]...")
+@click.pass_obj
+def tag(connect: Any, device: str, tags: tuple[str, ...]) -> None:
+    """Give DEVICE tags, such as model=A, for groups that share a head; KEY= takes one away. Says what it has."""
+    pairs = dict(text.partition("=")[::2] for text in tags if "=" in text)
+    if len(pairs) < len(tags):
+        wrong = next((text for text in tags if "=" not in text), "a key that repeats")
+        raise ConfigError(f"tag {wrong!r}: expected KEY=VALUE, each key once")
+    found = connect().call("POST", "/api/tags", json={"device": device, "tags": pairs})
+    click.echo(f"{device}: {', '.join(f'{key}={value}' for key, value in found.items()) or 'no tags'}")
+
+
+@fleet.command()
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.pass_obj
+def experts(connect: Any, as_json: bool) -> None:
+    """What each device believes: the weight of its experts, how often they were right, what the merge gains there."""
+    rows = [row for row in connect().call("GET", "/api/devices") if row["experts"]]
+    found = [{"device": row["id"], "experts": row["experts"], "merge": _merge_of(row["experts"])} for row in rows]
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
+        return
+    if not found:
+        click.echo("no device has said anything of its experts yet; it comes with telemetry")
+        return
+    for each in found:
+        click.echo(f"{each['device']}: {_what_the_merge_does(each['merge'])}")
+        for name, (weight, accuracy, labels) in sorted(each["experts"].items(), key=lambda item: -item[1][0]):
+            right = f"{accuracy:.3f} of {labels:.0f} labels" if labels else "no labels"
+            shown = "".join(each if each.isprintable() else "?" for each in name[:64])  # a device chose it
+            click.echo(f"  {shown:<24} weight {weight:.2f}, {right}")
+
+
+def _merge_of(experts: dict[str, list[float]]) -> dict[str, float]:
+    """What the experts that build on a merge weigh and gain over the others; without ``gain`` while it is not known."""
+    merged = {name: values for name, values in experts.items() if name == "merged" or name.endswith(" on merge")}
+    others = {name: values for name, values in experts.items() if name not in merged and name != "trusted"}
+    if not merged:
+        return {}
+    found = {"weight": sum(weight for weight, _, _ in merged.values())}
+    judged = [[accuracy for _, accuracy, labels in part.values() if labels > 0] for part in (merged, others)]
+    if all(judged):
+        found["gain"] = max(judged[0]) - max(judged[1])
+    return found
+
+
+def _what_the_merge_does(merge: dict[str, float]) -> str:
+    if not merge:
+        return "has no merge"
+    if "gain" not in merge:
+        return f"the merge has the weight {merge['weight']:.2f}; no labels to judge it by"
+    return f"the merge gains {100 * merge['gain']:+.1f} points, its weight is {merge['weight']:.2f}"
 
 
 @fleet.command()

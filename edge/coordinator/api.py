@@ -45,6 +45,13 @@ class ForgetRequest(BaseModel):
     device: str
 
 
+class TagRequest(BaseModel):
+    """What to call a device; a value of "" takes the tag away."""
+
+    device: str
+    tags: dict[str, str]
+
+
 def build_api(store: Store, submit: Submit, fleet: str, token: str | None) -> FastAPI:
     """The application.
 
@@ -81,7 +88,10 @@ def build_api(store: Store, submit: Submit, fleet: str, token: str | None) -> Fa
 
     @api.get("/api/devices")
     def devices() -> list[dict[str, Any]]:
-        return [as_dict(row) for row in store.devices()]
+        tags, experts = store.tags(), store.experts()
+        return [
+            as_dict(row) | {"tags": tags.get(row.id, {}), "experts": experts.get(row.id, {})} for row in store.devices()
+        ]
 
     @api.get("/api/telemetry")
     def telemetry(after: int = -1, limit: int = 100) -> list[dict[str, Any]]:
@@ -129,6 +139,11 @@ def build_api(store: Store, submit: Submit, fleet: str, token: str | None) -> Fa
     @api.post("/api/forget")
     def forget(body: ForgetRequest) -> dict[str, Any]:
         result: dict[str, Any] = submit(lambda core, now: core.forget(body.device, now))
+        return result
+
+    @api.post("/api/tags")
+    def tag(body: TagRequest) -> dict[str, str]:
+        result: dict[str, str] = submit(lambda core, now: core.tag(body.device, body.tags, now))
         return result
 
     return api

@@ -6,6 +6,7 @@ Holds nothing in memory that is not also in its store, but for uploads on their 
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +37,13 @@ from edge.contract.training import FloatArray
 from edge.coordinator.artifacts import CHUNK_BYTES, ArtifactStore
 from edge.coordinator.config import CoordinatorConfig
 from edge.coordinator.events import Events
-from edge.coordinator.store import ALL_DEVICES, ContributionRow, DatabaseError, RefusedRow, ReleaseRow, Store
+from edge.coordinator.store import ContributionRow, DatabaseError, RefusedRow, ReleaseRow, Store
 from edge.learning.exchange import HeadRelease, HeadUpdate
 from edge.merging.averaging import account_of
 from edge.merging.contributions import check_update
+from edge.merging.groups import ALL_DEVICES, EVERYBODY, groups, is_meant
 from edge.merging.merge import Merge, merge, shipped_head
+from edge.merging.policy import BY_TAG, TAG
 
 UPLOAD_IDLE_S = 600.0
 MAX_UPLOADS = 256
@@ -84,6 +87,7 @@ class CoordinatorCore:
         self._next_housekeeping_s = -math.inf
         self._next_plan_s = -math.inf
         self._check_merges = True
+        self._why_not: dict[str, list[str]] = {}  # by backbone, what the last merge lacked
 
     # The broker
 
@@ -313,12 +317,13 @@ class CoordinatorCore:
             RolloutError: An unknown device, or no device could take it.
         """
         known = {row.id: row for row in self._store.devices()}
-        unknown = [device for device in devices if device not in known]
+        unknown = [device for device in devices if device not in known and not device.startswith(BY_TAG)]
         if unknown:
             raise RolloutError(f"unknown device {unknown[0]}; `edge-fleet devices` lists them")
         self._artifacts.get(digest)
-        chosen = devices or list(known)
-        if kind == "head" and not any(known[device].backbone == backbone for device in chosen):
+        tags = self._store.tags()
+        chosen = [row for row in known.values() if is_meant(devices or EVERYBODY, row.id, tags.get(row.id, {}))]
+        if kind == "head" and not any(row.backbone == backbone for row in chosen):
             raise RolloutError(f"no device runs the backbone {backbone[:12]} that this head belongs to")
         release = self._store.release(
             kind=kind,
@@ -333,9 +338,42 @@ class CoordinatorCore:
         return release
 
     def merge_now(self, now: Now) -> list[ReleaseRow]:
-        """Merge everything that is new, or without what was forgotten, and push it."""
-        backbones = {row.backbone for row in self._fresh()} | self._store.to_be_unlearned()
-        return [release for backbone in sorted(backbones) if (release := self._merge(backbone, now)) is not None]
+        """Merge everything that is new, or without what was forgotten, and push it.
+
+        Raises:
+            RolloutError: There is something new, but too little of it.
+        """
+        rows = self._store.contributions() if self._config.policy.merge_by else self._fresh()
+        backbones = {row.backbone for row in rows} | self._store.to_be_unlearned()
+        releases = [release for backbone in sorted(backbones) for release in self._merge(backbone, now)]
+        why_not = [why for backbone in sorted(backbones) for why in self._why_not.get(backbone, ())]
+        if why_not and not releases:
+            raise RolloutError(f"nothing is merged yet: {'; '.join(why_not)}")
+        return releases
+
+    def tag(self, device: str, tags: dict[str, str], now: Now) -> dict[str, str]:
+        """Give a device tags, or take those with the value "" away; groups by such a tag are merged anew.
+
+        Returns:
+            All that it has now.
+
+        Raises:
+            RolloutError: An unknown device, or a tag that is none.
+        """
+        row = self._store.device(device)
+        if row is None:
+            raise RolloutError(f"unknown device {device}; `edge-fleet devices` lists them")
+        for key, value in tags.items():
+            if not re.fullmatch(TAG, key) or not (value == "" or re.fullmatch(TAG, value)):
+                raise RolloutError(
+                    f"tag {key[:80]}={value[:80]}: expected at most 64 letters, digits, dots, dashes, underscores"
+                )
+        self._store.tag(device, tags)
+        by = self._config.policy.merge_by
+        if self._config.auto_merge and by in {BY_TAG + key for key in tags} and self._store.bundle_of(row.backbone):
+            self._merge_due_s.setdefault(row.backbone, now.s + self._config.merge_delay_s)
+        self._next_reassert_s = now.s
+        return self._store.tags(device).get(device, {})
 
     def forget(self, device: str, now: Now) -> dict[str, Any]:
         """Delete what a device contributed; the next merge is made without it, and nothing of it is taken again.
@@ -384,30 +422,66 @@ class CoordinatorCore:
             if row.version > max(row.merged_version, refused.get((row.device, row.lineage, row.backbone), -1))
         ]
 
-    def _merge(self, backbone: str, now: Now) -> ReleaseRow | None:
+    def _merge(self, backbone: str, now: Now) -> list[ReleaseRow]:
         """Merge; without a release, and the contributions as they were, when that cannot be done."""
         self._merge_due_s.pop(backbone, None)
         try:
             return self._merged(backbone, now)
-        except LearningError as exc:  # the same numbers fail again: it waits for others
-            self.events.fault("", "merge-failed", str(exc), now, kind=str(exc))
         except Exception as exc:  # noqa: BLE001  # as `Events.survived`, and it is tried again
             self.events.unforeseen("", "merge-failed", f"merging for {backbone[:12]}", exc, now)
             if self._config.auto_merge:
                 self._merge_due_s[backbone] = now.s + MERGE_AGAIN_S
-        return None
+        return []
 
-    def _merged(self, backbone: str, now: Now) -> ReleaseRow | None:
+    def _merged(self, backbone: str, now: Now) -> list[ReleaseRow]:
+        """Merge group by group, and push each head to those that it is meant for."""
+        self._why_not[backbone] = []
         bundle = self._bundle(backbone)
         if bundle is None:
-            return None
+            return []
         gathered = self._gather(backbone, bundle, now)
+        rows = {update.lineage: row for row, update in gathered}
+        contributions = [(row.device, update) for row, update in gathered]
+        parts = groups(bundle, contributions, self._config.policy.merge_by, self._store.tags())
         is_pending = backbone in self._store.to_be_unlearned()
-        current, counter, names = self._current_head(backbone, bundle)
+        merges: dict[tuple[str, ...], Merge] = {}
+        if is_pending and EVERYBODY not in parts:  # whoever is in no group any more has what is to be forgotten
+            merges[EVERYBODY] = Merge(release=shipped_head(bundle), is_exact=True)
+        for meant_for, part in parts.items():
+            found = self._merge_group(bundle, meant_for, part, is_pending, now)
+            if found is not None:
+                merges[meant_for] = found
+        left_out: list[RefusedRow] = []
+        releases = []
+        for i, (meant_for, found) in enumerate(merges.items()):
+            looked_at = [rows[update.lineage] for _, update in parts.get(meant_for, ())]
+            kept, was_left_out = self._left_out(backbone, found, looked_at, now)
+            left_out += kept
+            self._why_not[backbone] += self._tell_who_waits(found, rows, now)
+            # A change is not in a sum of statistics.
+            out = {**found.left_out, **found.waiting}
+            used = [r for r in looked_at if r.lineage not in out and (r.learner == "statistics") == found.is_exact]
+            is_anew = found.is_exact or not is_pending
+            if not is_anew:  # there is no sum of others, and what devices have still contains what was forgotten
+                used = []
+            published = found if is_anew else Merge(release=shipped_head(bundle), is_exact=True)
+            is_news = is_pending or was_left_out or any(row.version > row.merged_version for row in used)
+            if is_news or self._is_new_group(backbone, meant_for):
+                is_last = i == len(merges) - 1
+                releases += self._publish_merge(backbone, meant_for, published, used, is_pending, is_last, now)
+        self._store.refuse(backbone, left_out)  # only now: a merge that fails looks at them again
+        return releases
+
+    def _merge_group(
+        self, bundle: Bundle, meant_for: tuple[str, ...], part: list[tuple[str, HeadUpdate]], is_pending: bool, now: Now
+    ) -> Merge | None:
+        """What becomes of the contributions of one group; None when they cannot be merged."""
+        backbone = bundle.manifest.backbone_digest
+        current, counter, names = self._current_head(backbone, bundle, meant_for)
         try:
-            found = merge(
+            return merge(
                 bundle,
-                [(row.device, update) for row, update in gathered],
+                part,
                 current,
                 counter,
                 # Statistics are all summed anew: what is in this merge, only this merge says.
@@ -417,21 +491,25 @@ class CoordinatorCore:
                 memory=self._store.memory(backbone),
                 rng=self._rng,
             )
-        except LearningError:
-            if not is_pending or any(row.learner == "statistics" for row, _ in gathered):
-                raise
-            found = Merge(release=None)
-        refused, was_left_out = self._left_out(backbone, found, [row for row, _ in gathered], now)
-        used = [row for row, _ in gathered if row.lineage not in found.refused]
-        if is_pending and not found.is_exact:
-            # There is no sum of others to make anew, and what devices have still contains what was forgotten.
-            found, used = Merge(release=shipped_head(bundle), is_exact=True), []
-        # A change is not in a sum of statistics.
-        used = [row for row in used if (row.learner == "statistics") == found.is_exact]
-        is_news = is_pending or was_left_out or any(row.version > row.merged_version for row in used)
-        release = self._publish_merge(backbone, found, used, is_pending, now) if is_news else None
-        self._store.refuse(backbone, refused)  # only now: a merge that fails looks at them again
-        return release
+        except LearningError as exc:  # the same numbers fail again: it waits for others
+            if is_pending and not any(update.learner == "statistics" for _, update in part):
+                return Merge(release=None)
+            self.events.fault("", "merge-failed", _of(meant_for) + str(exc), now, kind=str(exc))
+            return None
+
+    def _is_new_group(self, backbone: str, meant_for: tuple[str, ...]) -> bool:
+        """Whether groups are made, and this one was never given a head."""
+        of_backbone = [row for row in self._store.releases() if row.kind == "head" and row.backbone == backbone]
+        return bool(self._config.policy.merge_by) and all(row.devices != list(meant_for) for row in of_backbone)
+
+    def _tell_who_waits(self, found: Merge, rows: dict[str, ContributionRow], now: Now) -> list[str]:
+        """Say what contributions and the merge lack."""
+        for lineage, why in found.waiting.items():
+            self.events.fault(rows[lineage].device, "merge-waits", why, now, kind=why)
+        if found.why_not:
+            self.events.fault("", "merge-waits", found.why_not, now, kind=found.why_not)
+        told = [f"{rows[lineage].device}: {why}" for lineage, why in found.waiting.items()]
+        return told + ([found.why_not] if found.why_not else [])
 
     def _merged_before(self, backbone: str) -> list[ContributionRow]:
         return [row for row in self._store.contributions(backbone) if row.merged_version >= 0]
@@ -461,25 +539,32 @@ class CoordinatorCore:
         return found
 
     def _publish_merge(
-        self, backbone: str, found: Merge, used: list[ContributionRow], is_pending: bool, now: Now
-    ) -> ReleaseRow | None:
+        self,
+        backbone: str,
+        meant_for: tuple[str, ...],
+        found: Merge,
+        used: list[ContributionRow],
+        is_pending: bool,
+        is_last: bool,
+        now: Now,
+    ) -> list[ReleaseRow]:
         if found.release is None:
-            return None
+            return []
         before = self._store.memory(backbone)
         n_devices = len({row.device for row in used})
-        reason = f"merge of {n_devices} devices, {found.release.n_samples} labelled samples"
+        reason = f"{_of(meant_for)}merge of {n_devices} devices, {found.release.n_samples} labelled samples"
         if is_pending:
             reason = f"{reason if used else 'the shipped head'}, without what was forgotten"
         release = self._store.release(
             kind="head",
             digest=self._artifacts.put(found.release.encode()).digest,
             backbone=backbone,
-            devices=[ALL_DEVICES],
+            devices=meant_for,
             reason=reason,
             now_ms=now.wall_ms,
             merged=used,
             memory=found.memory,
-            without_forgotten=found.is_exact,
+            without_forgotten=found.is_exact and is_last,
         )
         self._note("", "release", f"{release.counter}: {reason}", now)
         if found.memory.account not in (b"", before.account):
@@ -488,7 +573,7 @@ class CoordinatorCore:
             detail = f"all merges with noise so far: epsilon {epsilon:.3g} at delta {delta:g}, of any one device"
             self._note("", "privacy", detail, now)
         self._next_reassert_s = now.s
-        return release
+        return [release]
 
     def _left_out(
         self, backbone: str, found: Merge, used: list[ContributionRow], now: Now
@@ -504,20 +589,22 @@ class CoordinatorCore:
         before = {(row.device, row.lineage): row.reason for row in self._store.refused(backbone)}
         rows, was_left_out = [], False
         for row in used:
-            if row.lineage in found.refused:
-                reason = found.refused[row.lineage]
+            if (reason := found.left_out.get(row.lineage)) is not None:
                 kept = RefusedRow(device=row.device, lineage=row.lineage, backbone=backbone, reason=reason)
                 kept.version = row.version
                 rows.append(kept)
                 if before.get((row.device, row.lineage)) != reason:
-                    self._note(row.device, "left-out", f"{row.n_samples} samples not merged: {reason}", now)
+                    name = "left-out" if row.lineage in found.refused else "another-world"
+                    self._note(row.device, name, f"{row.n_samples} samples not merged: {reason}", now)
                     was_left_out |= row.merged_version >= 0
         return rows, was_left_out
 
-    def _current_head(self, backbone: str, bundle: Bundle) -> tuple[dict[str, FloatArray], int, tuple[str, ...]]:
-        """The head that the fleet was last given, its release counter, and its classes where some were added."""
+    def _current_head(
+        self, backbone: str, bundle: Bundle, meant_for: tuple[str, ...]
+    ) -> tuple[dict[str, FloatArray], int, tuple[str, ...]]:
+        """The head that these were last given, its release counter, and its classes where some were added."""
         for row in self._store.releases():
-            if row.kind == "head" and row.backbone == backbone and row.devices == [ALL_DEVICES]:
+            if row.kind == "head" and row.backbone == backbone and row.devices in ([ALL_DEVICES], list(meant_for)):
                 data = self._artifacts.get(row.digest).path.read_bytes()
                 release = HeadRelease.decode(data, "the current head")
                 return release.parameters, row.counter, release.class_names
@@ -608,6 +695,11 @@ class CoordinatorCore:
     ) -> None:
         topic = topics.build(self._config.fleet, device, leaf)
         self._out.append(Publish(topic=topic, payload=payload, qos=qos, retain=retain, expiry_s=expiry_s))
+
+
+def _of(meant_for: tuple[str, ...]) -> str:
+    """A group, before what is said of it."""
+    return "" if meant_for == EVERYBODY else f"{', '.join(meant_for)}: "
 
 
 def _kind(leaf: str) -> str:

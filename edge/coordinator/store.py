@@ -14,11 +14,11 @@ from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from edge.channel.messages import Birth, Conn, Event, State
+from edge.channel.messages import EXPERTS, Birth, Conn, Event, State
 from edge.contract.errors import ConfigError
 from edge.merging.averaging import MergeMemory
+from edge.merging.groups import is_meant
 
-ALL_DEVICES = "*"
 MAX_COUNTER = 2**48
 # The database itself is at fault and not what it was given: locked, full, damaged, gone.
 DatabaseError = OperationalError
@@ -52,6 +52,24 @@ class DeviceRow(Base):
     born: Mapped[bool] = mapped_column(default=False)
     first_seen_ms: Mapped[int] = mapped_column(default=0)
     last_seen_ms: Mapped[int] = mapped_column(default=0)
+
+
+class TagRow(Base):
+    """What an operator calls a device: ``model=A``."""
+
+    __tablename__ = "device_tag"
+    device: Mapped[str] = mapped_column(primary_key=True)
+    key: Mapped[str] = mapped_column(primary_key=True)
+    value: Mapped[str]
+
+
+class ExpertsRow(Base):
+    """The newest word of a device on its experts: by name weight, accuracy and labels."""
+
+    __tablename__ = "device_experts"
+    device: Mapped[str] = mapped_column(primary_key=True)
+    experts: Mapped[dict[str, list[float]]] = mapped_column(JSON)
+    received_ms: Mapped[int]
 
 
 class TelemetryRow(Base):
@@ -128,7 +146,10 @@ class BundleRow(Base):
 
 
 class ReleaseRow(Base):
-    """Something pushed. Counters only go up; going back is a new release of older bytes."""
+    """Something pushed. Counters only go up; going back is a new release of older bytes.
+
+    `devices` says whom it is meant for, see `edge.merging.groups.is_meant`.
+    """
 
     __tablename__ = "release"
     counter: Mapped[int] = mapped_column(primary_key=True)
@@ -247,6 +268,8 @@ class Store:
                 row = self._device(session, device, now_ms)
                 if type(values.get("samples")) is int:
                     row.samples = values["samples"]
+                if EXPERTS in values:
+                    session.merge(ExpertsRow(device=device, experts=values[EXPERTS], received_ms=now_ms))
                 entry = {"device": device, "boot": values.get("boot", 0), "seq": values.get("seq", 0)}
                 entry |= {"received_ms": now_ms, "values": dict(values)}
                 session.flush()
@@ -407,12 +430,37 @@ class Store:
         with self._session() as session:
             return session.scalars(select(DeviceRow).order_by(DeviceRow.id)).all()
 
+    def tag(self, device: str, tags: Mapping[str, str]) -> None:
+        """Give a device tags; one with the value "" is taken away."""
+        with self._session() as session, session.begin():
+            for key, value in tags.items():
+                session.execute(delete(TagRow).filter_by(device=device, key=key))
+                if value:
+                    session.add(TagRow(device=device, key=key, value=value))
+
+    def tags(self, device: str | None = None) -> dict[str, dict[str, str]]:
+        """By device, of all or of one."""
+        query = select(TagRow).order_by(TagRow.device, TagRow.key)
+        if device is not None:
+            query = query.where(TagRow.device == device)
+        found: dict[str, dict[str, str]] = {}
+        with self._session() as session:
+            for row in session.scalars(query):
+                found.setdefault(row.device, {})[row.key] = row.value
+        return found
+
+    def experts(self) -> dict[str, dict[str, list[float]]]:
+        """By device, what it last said of its experts."""
+        with self._session() as session:
+            return {row.device: row.experts for row in session.scalars(select(ExpertsRow))}
+
     def desired(self, device: DeviceRow) -> ReleaseRow | None:
         """What a device should run: the newest bundle meant for it until it has dealt with that, then the newest head.
 
         A head must not overtake a bundle: the device's counter would then be past the bundle's for ever.
         """
-        meant = [row for row in self.releases() if row.devices == [ALL_DEVICES] or device.id in row.devices]
+        tags = self.tags(device.id).get(device.id, {})
+        meant = [row for row in self.releases() if is_meant(row.devices, device.id, tags)]
         bundle = next((row for row in meant if row.kind == "bundle"), None)
         head = next((row for row in meant if row.kind == "head" and row.backbone == device.backbone), None)
         if bundle is None or (head is not None and device.release >= bundle.counter and head.counter > bundle.counter):

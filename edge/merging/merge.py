@@ -15,13 +15,13 @@ import numpy as np
 
 from edge.contract.bundle import Bundle
 from edge.contract.training import FloatArray
+from edge.learning.closed_form import PRIOR_SAMPLES
 from edge.learning.exchange import HeadRelease, HeadUpdate
-from edge.learning.statistics import HeadStatistics
 from edge.merging.averaging import Contributed, MergeMemory, merge_changes
 from edge.merging.contributions import class_names_of, row_names, trainable_head
 from edge.merging.deltas import Delta
 from edge.merging.policy import MergePolicy
-from edge.merging.screening import screen_statistics
+from edge.merging.screening import Screening, screen_statistics
 from edge.merging.sums import head_of_sum, shipped_statistics, sums_by_device
 
 
@@ -30,8 +30,11 @@ class Merge:
     """What became of contributions.
 
     Attributes:
-        release: The merged head; None when nothing but refused statistics came.
-        refused: By lineage, why its statistics are not in it.
+        release: The merged head; None when there is nothing to make one of.
+        refused: By lineage, why its statistics are garbage.
+        set_aside: By lineage, in what its device has a world of its own: it keeps what it learned to itself.
+        waiting: By lineage, what it lacks to be merged.
+        why_not: What the merge lacks, where that is why there is no release.
         memory: For the next merge.
         is_exact: Whether it is a sum of statistics, made anew, in which nothing else is left of earlier merges.
         undecided: Devices that disagree with others, but are too many to be called garbage; they are merged.
@@ -39,9 +42,17 @@ class Merge:
 
     release: HeadRelease | None
     refused: Mapping[str, str] = field(default_factory=dict)
+    set_aside: Mapping[str, str] = field(default_factory=dict)
+    waiting: Mapping[str, str] = field(default_factory=dict)
+    why_not: str = ""
     memory: MergeMemory = field(default_factory=MergeMemory)
     is_exact: bool = False
     undecided: tuple[str, ...] = ()
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """By lineage, why its statistics were looked at and are not in it."""
+        return {**self.refused, **self.set_aside}
 
 
 def merge(
@@ -58,9 +69,10 @@ def merge(
 ) -> Merge:
     """Merge the newest update of each lineage.
 
-    Statistics are summed, all of them each time, on top of the shipped ones worth `PRIOR_SAMPLES`. Changes are merged
+    Statistics are summed, all of them each time, on top of the shipped ones. Changes are merged
     into the current head, each once. Where both kinds come from one fleet, the statistics decide: they are exact.
-    Under noise, which there is for changes only, statistics are refused.
+    Under noise, which there is for changes only, statistics are refused. A contribution of few samples waits, and so do
+    all while they are few together.
 
     Args:
         bundle: Of the backbone.
@@ -78,17 +90,29 @@ def merge(
     """
     policy = MergePolicy() if policy is None else policy
     memory = MergeMemory() if memory is None else memory
+    waiting = {
+        update.lineage: f"{update.n_samples} labelled samples, {policy.min_samples} are needed (--min-samples)"
+        for _, update in updates
+        if update.n_samples < policy.min_samples
+    }
+    updates = [(device, update) for device, update in updates if update.lineage not in waiting]
+    n_samples = sum(update.n_samples for _, update in updates)
+    if n_samples < policy.min_merge_samples and (updates or waiting):
+        why = f"{n_samples} labelled samples to merge, {policy.min_merge_samples} are needed (--min-merge-samples)"
+        return Merge(release=None, memory=memory, waiting=waiting, why_not=why)
     statistics = [(device, update) for device, update in updates if update.learner == "statistics"]
     refused: dict[str, str] = {}
+    set_aside: dict[str, str] = {}
     if policy.noise_multiplier > 0:
         refused = {update.lineage: "statistics are not merged where noise is asked for" for _, update in statistics}
     elif statistics:
-        found, refused, undecided = _merge_statistics(policy, bundle, statistics, already)
-        if found is not None:
-            return Merge(release=found, refused=refused, memory=memory, is_exact=True, undecided=undecided)
+        found = _merge_statistics(policy, bundle, statistics, already)
+        if found.release is not None:
+            return replace(found, memory=memory, waiting=waiting)
+        refused, set_aside = dict(found.refused), dict(found.set_aside)
     changes = [(device, u) for device, u in updates if u.learner != "statistics" and u.n_samples > 0]
-    if refused and not changes:
-        return Merge(release=None, refused=refused, memory=memory)
+    if (refused or set_aside) and not changes:
+        return Merge(release=None, refused=refused, set_aside=set_aside, memory=memory, waiting=waiting)
     names = tuple(current_names) or bundle.manifest.class_names
     contributed = [_contributed(device, update, bundle, current, names, release) for device, update in changes]
     parameters, memory = merge_changes(policy, current, contributed, memory, rng)
@@ -100,7 +124,7 @@ def merge(
         origin=f"merge of {len(changes)} contributions",
         class_names=names if names != bundle.manifest.class_names else (),
     )
-    return Merge(release=merged, refused=refused, memory=memory)
+    return Merge(release=merged, refused=refused, set_aside=set_aside, memory=memory, waiting=waiting)
 
 
 def _contributed(
@@ -130,43 +154,53 @@ def _contributed(
 
 
 def shipped_head(bundle: Bundle) -> HeadRelease:
-    """The head that the bundle came with, for a fleet of whose merged statistics nothing is to stay."""
+    """The head that the bundle came with, and statistics as a device begins with them.
+
+    For a fleet of whose merged statistics nothing is to stay.
+    """
     return HeadRelease(
         backbone=bundle.manifest.backbone_digest,
         parameters=bundle.head_parameters(),
-        merged=dict(shipped_statistics(bundle).to_tensors()),
+        merged=dict(shipped_statistics(bundle, PRIOR_SAMPLES).to_tensors()),
         origin="the shipped head",
     )
 
 
 def _merge_statistics(
     policy: MergePolicy, bundle: Bundle, updates: Sequence[tuple[str, HeadUpdate]], already: Mapping[str, int]
-) -> tuple[HeadRelease | None, dict[str, str], tuple[str, ...]]:
-    """The release, None if nobody's statistics are left; why those of which lineage are left out; who is undecided."""
+) -> Merge:
+    """The sum, without a release if nobody's statistics are left."""
     sums, names = sums_by_device(bundle, updates)
-    prior = shipped_statistics(bundle)
+    prior = shipped_statistics(bundle, policy.prior_samples)
     is_classifier = trainable_head(bundle).training.is_classifier
     if is_classifier:
         prior = prior.grown(len(names))
-    reasons, undecided = _screened(sums, prior, is_classifier) if policy.screen else ({}, ())
-    refused = {update.lineage: reasons[device] for device, update in updates if device in reasons}
-    chosen = [update for device, update in updates if device not in reasons]
-    if not chosen:
-        return None, refused, undecided
-    total = sum((sums[device] for device in sums if device not in reasons), start=prior)
-    release = replace(
-        head_of_sum(bundle, total, names),
-        included={**already, **{update.lineage: update.version for update in chosen}},
-        n_samples=sum(update.n_samples for update in chosen),
-        origin=f"merge of {len(chosen)} contributions",
-    )
-    return release, refused, undecided
-
-
-def _screened(
-    sums: Mapping[str, HeadStatistics], prior: HeadStatistics, is_classifier: bool
-) -> tuple[dict[str, str], tuple[str, ...]]:
-    """By device, why its statistics are left out; and the devices of which it cannot be said."""
     devices = [device for device, total in sums.items() if total.n_samples > 0]  # the others change nothing
-    found = screen_statistics([sums[d] for d in devices], prior if prior.n_samples > 0 else None, is_classifier)
-    return {devices[i]: why for i, why in found.refused.items()}, tuple(devices[i] for i in sorted(found.undecided))
+    screened = Screening({}, {}, {})
+    if policy.screen:
+        known = prior if prior.n_samples > 0 else None
+        screened = screen_statistics([sums[device] for device in devices], known, is_classifier)
+    out = {devices[i] for i in screened.left_out}
+    chosen = [update for device, update in updates if device not in out]
+    release = None
+    if chosen:
+        release = replace(
+            head_of_sum(
+                bundle, sum((total for device, total in sums.items() if device not in out), start=prior), names
+            ),
+            included={**already, **{update.lineage: update.version for update in chosen}},
+            n_samples=sum(update.n_samples for update in chosen),
+            origin=f"merge of {len(chosen)} contributions",
+        )
+
+    def by_lineage(reasons: Mapping[int, str]) -> dict[str, str]:
+        found = {devices[i]: why for i, why in reasons.items()}
+        return {update.lineage: found[device] for device, update in updates if device in found}
+
+    return Merge(
+        release=release,
+        refused=by_lineage(screened.refused),
+        set_aside=by_lineage(screened.set_aside),
+        is_exact=True,
+        undecided=tuple(devices[i] for i in sorted(screened.undecided)),
+    )

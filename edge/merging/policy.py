@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 
 from edge.contract.errors import ConfigError
 
 ROBUST_RULES = ("median", "trimmed-mean", "krum")
 OPTIMIZER_RULES = ("fedadam", "fedyogi", "fedadagrad")
+BY_TAG, BY_CLUSTER = "tag.", "cluster"
 RULES = ("mean", *ROBUST_RULES, *OPTIMIZER_RULES)
+
+# Of a tag's key and value: no more than a topic or a command line takes.
+TAG = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+_BY_TAG = re.compile(rf"tag\.{TAG}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,6 +35,13 @@ class MergePolicy:
         privacy_delta: The delta for which the epsilon spent so far is stated.
         expected_devices: Devices that the noisy sum is divided by: those expected in a round, not those that came.
         server_rate: Step size of the server's optimizer.
+        prior_samples: How many samples the shipped statistics are worth in a sum. A device begins with 20; in a merge
+            100 were better for cameras outside it and for the old ones, and no worse for those in it
+            (docs/learning.md).
+        min_samples: Labelled samples that a contribution must have behind it to be merged.
+        min_merge_samples: Labelled samples that a merge must have behind it.
+        merge_by: What divides the fleet into groups with a head each: "" for nothing, ``tag.KEY`` for the value of that
+            tag, ``cluster`` for statistics that are alike.
         screen: Whether statistics that do not look like samples, or like those of other devices, are left out.
 
     Raises:
@@ -43,6 +56,10 @@ class MergePolicy:
     expected_devices: int = 0
     server_rate: float = 0.1
     screen: bool = True
+    prior_samples: float = 100.0
+    min_samples: int = 10
+    min_merge_samples: int = 20
+    merge_by: str = ""
 
     def __post_init__(self) -> None:
         faults = []
@@ -59,6 +76,15 @@ class MergePolicy:
             faults.append(f"expected devices {self.expected_devices}: expected a number from 1 up, or 0 without noise")
         if not 0 < self.server_rate < math.inf:
             faults.append(f"server rate {self.server_rate}: expected a number above 0")
+        if not 0 < self.prior_samples < math.inf:
+            faults.append(f"prior samples {self.prior_samples}: expected a number above 0")
+        for name, number in (("min samples", self.min_samples), ("min merge samples", self.min_merge_samples)):
+            if number < 1:
+                faults.append(f"{name} {number}: expected a number from 1 up")
+        if self.merge_by not in ("", BY_CLUSTER) and not _BY_TAG.fullmatch(self.merge_by):
+            faults.append(f"merge by {self.merge_by!r}: expected tag.KEY, as in tag.model, or {BY_CLUSTER}")
+        if self.merge_by and (self.rule in OPTIMIZER_RULES or self.noise_multiplier > 0):
+            faults.append("groups with noise or a server optimizer: expected neither, they go on from the whole fleet")
         if self.noise_multiplier > 0:
             if self.rule in ROBUST_RULES:
                 faults.append(f"noise with the rule {self.rule}: expected mean or one of {', '.join(OPTIMIZER_RULES)}")

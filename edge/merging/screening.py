@@ -15,6 +15,8 @@ import numpy.typing as npt
 
 from edge.contract.errors import LearningError
 from edge.learning.statistics import HeadStatistics, Matrix
+from edge.merging.labels import MEDIAN_VARIANCE, labels_are_right, mislabelled, tied
+from edge.merging.summaries import Summary, pooled_root, summary_of
 
 # Half-width, in robust standard deviations, of what passes as like the others.
 _DEVIATIONS = 6.0
@@ -32,13 +34,6 @@ _LEAST_MARGIN = 0.2
 # turned digits about 3 % are nearer to another class).
 _MARGIN_DEVIATIONS = 3.0
 _MARGIN_ALLOWANCE = 0.375
-# Variance of a median relative to that of a mean, of a normal distribution.
-_MEDIAN_VARIANCE = np.pi / 2
-# Share of the within-class covariance that is replaced by a multiple of the identity before distances are measured.
-_SHRINKAGE = 0.1
-# Relative to the sum of squares: a scatter up to this is what rounding leaves of sums stored as float32, and says
-# nothing; eigenvalues down to minus the other are taken for rounding, too, and no farther.
-_NO_SCATTER, _LEAST_EIGENVALUE = 1e-6, 1e-5
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +41,19 @@ class Screening:
     """What was found in the statistics of devices.
 
     Attributes:
-        refused: By index, why it should not be summed.
+        refused: By index, why it is garbage.
+        set_aside: By index, in what its world is another than that of most devices, though its labels are right.
         undecided: By index, in what it differs from others that are too few to say that it is wrong.
     """
 
     refused: Mapping[int, str]
+    set_aside: Mapping[int, str]
     undecided: Mapping[int, str]
+
+    @property
+    def left_out(self) -> Mapping[int, str]:
+        """Whose statistics should not be summed with the others'."""
+        return {**self.refused, **self.set_aside}
 
 
 def screen_statistics(
@@ -59,36 +61,41 @@ def screen_statistics(
 ) -> Screening:
     """Devices whose statistics should not be summed, with the reason.
 
-    Three questions, each asked of those that passed the one before:
+    Four questions, each asked of those that passed the one before:
 
     1. Can any samples have these sums? Finite, counts from zero up, the sum over classes in the moment equal to the sum
        in the Gram matrix, and the within-class scatter ``G - sum_c n_c mu_c mu_cᵀ`` without a negative eigenvalue.
        Finds random matrices, flipped signs and damaged bytes.
-    2. Are they samples like those of other devices? Compared with the median device, by its deviation: how many they
-       are, the mean of ``|x|²``, and in units of the pooled within-class covariance the scatter and the distance of the
-       mean. Finds another scale, another sensor, noise and zeros. More than a hundred times the samples of the median
-       device is refused too, unless numbers of samples differ that much in this fleet.
-    3. Do the class means agree with other devices' means of the same class? The reference is the coordinate median over
-       the *other* devices that have the class. A mean that is not clearly closest to its own class, after an allowance
-       for few samples, is a permuted or shuffled label. The worst device goes first, then all are asked again, because
-       a bad one spoils its neighbours' reference.
+    2. Are they of the same size? The mean of ``|x|²`` is compared with the median device's, by its deviation. Finds
+       another scale and zeros. More than a hundred times the samples of the median device is refused too, unless
+       numbers of samples differ that much in this fleet.
+    3. Do the labels mean what other devices mean by them? Two things are asked that a camera of its own does not
+       change. Do the classes lie apart at all? By the ratio of variances between and within classes (Anderson 2001,
+       Austral Ecology 26), in units of the pooled covariance, compared with the median device's. Finds shuffled labels
+       and features of noise. And is the order of the class means about their middle the one that other devices' means
+       have, or does another naming fit? Finds permuted and swapped classes.
+    4. Is it the world of the others? Within-class scatter, distance of the mean, and class means in place: each closest
+       to other devices' mean of the same class, after an allowance for few samples. The reference is the coordinate
+       median over the *other* devices that have the class; the worst device goes first, then all are asked again,
+       because a bad one spoils its neighbours' reference. Whoever fails here is *set aside* where three classes or more
+       show that its labels are right: it has a world of its own. Else it is refused.
 
     A device may have any subset of the classes. What nobody else has cannot be compared and passes. Statistics without
     scatter, of one sample a class or of identical ones, are not screened as if they had some: such a device is not
-    asked how widely its samples are spread, and where no device has any, there is no unit for distances, and neither
-    the distance of the mean nor the third question is asked. The first two
-    questions work while the garbage is in the minority in the fleet, the third while it is, for each class, among the
-    devices that have it. Where nobody can say who is right, devices are undecided instead of refused: two that swapped
-    a pair of labels against two that did not, two that disagree, three that all do.
+    asked how widely its samples are spread, and where no device has any, there is no unit for distances, and only the
+    first two questions are asked. These and the fourth work while the garbage is in the minority in the fleet, the
+    third while it is, for each class, among the devices that have it. Where nobody can say who is right, devices are
+    undecided instead of refused: two that swapped a pair of labels against two that did not, two that disagree, three
+    that all do. Where most devices have a world of their own, none is set aside.
 
     Args:
         contributions: One of each device, of one head.
         prior: The shipped statistics: one more voice on the mean of ``|x|²`` and nothing else, since what devices see
             now may be far from what the backbone was trained on.
-        is_classifier: Whether the outputs are classes; of quantities the third question is not asked.
+        is_classifier: Whether the outputs are classes; of quantities nothing is asked about labels.
 
     Returns:
-        Who is refused and who is undecided. A device without samples is refused.
+        Who is refused, set aside and undecided. A device without samples is refused.
 
     Raises:
         LearningError: The contributions are of different shapes.
@@ -97,85 +104,44 @@ def screen_statistics(
     if len(shapes) > 1:
         raise LearningError("statistics of different heads cannot be compared")
     impossible: dict[int, str] = {}
-    left: dict[int, _Summary] = {}
+    left: dict[int, Summary] = {}
     for i, statistics in enumerate(contributions):
-        found = _summary(statistics, is_classifier)
+        found = summary_of(statistics, is_classifier)
         if isinstance(found, str):
             impossible[i] = found
         else:
             left[i] = found
     n_possible = len(left)
-    shipped = None if prior is None else _summary(prior, is_classifier)
-    unlike = _unlike_the_others(left, shipped if isinstance(shipped, _Summary) else None)
-    for i in unlike:
-        del left[i]
+    shipped = None if prior is None else summary_of(prior, is_classifier)
+    garbage = _unlike_the_others(left, shipped if isinstance(shipped, Summary) else None)
+    left = {i: summary for i, summary in left.items() if i not in garbage}
+    wrong, undecided = mislabelled(left) if is_classifier else ({}, {})
+    garbage |= wrong
+    if 2 * len(garbage) >= n_possible:
+        return Screening(impossible, {}, garbage | undecided)
+    left = {i: summary for i, summary in left.items() if i not in garbage and i not in undecided}
+    elsewhere, disagreeing = _elsewhere(left, is_classifier)
+    if 2 * len(garbage | elsewhere) >= n_possible or 2 * len(elsewhere) >= len(left):
+        return Screening(impossible | garbage, {}, undecided | elsewhere | disagreeing)
+    here = {i: summary for i, summary in left.items() if i not in elsewhere}
+    own = {i for i in elsewhere if is_classifier and labels_are_right(left[i], here)}
+    garbage |= {i: why for i, why in elsewhere.items() if i not in own}
+    return Screening(impossible | garbage, {i: elsewhere[i] for i in sorted(own)}, undecided | disagreeing)
+
+
+def _elsewhere(summaries: Mapping[int, Summary], is_classifier: bool) -> tuple[dict[int, str], dict[int, str]]:
+    """Devices in another place than the others; and those of which it cannot be said."""
+    found: dict[int, str] = {}
+    left = dict(summaries)
     while strangers := _other_kind(left):
         for i in strangers:
-            unlike[i] = "its samples are spread otherwise, or lie elsewhere, than those of other devices"
+            found[i] = "its samples are spread otherwise, or lie elsewhere, than those of other devices"
             del left[i]
     disagreeing, undecided = _disagreeing(left) if is_classifier else ({}, {})
-    found_out = unlike | disagreeing
-    if 2 * len(found_out) >= n_possible:
-        return Screening(impossible, found_out | undecided)
-    return Screening(impossible | found_out, undecided)
+    return found | disagreeing, undecided
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class _Summary:
-    """What the comparison needs of one device.
-
-    Attributes:
-        counts: ``(n_classes,)``; of quantities there is one group.
-        means: ``(n_classes, d)``, zero for a class without samples.
-        scatter: ``(d, d)`` within classes.
-        energy: Mean of ``|x|²``.
-    """
-
-    counts: Matrix
-    means: Matrix
-    scatter: Matrix
-    energy: float
-
-    @property
-    def n_samples(self) -> float:
-        return float(self.counts.sum())
-
-    @property
-    def has_scatter(self) -> bool:
-        """Whether samples of one class differ by more than rounding."""
-        return float(np.trace(self.scatter)) > _NO_SCATTER * self.energy * self.n_samples
-
-
-def _summary(statistics: HeadStatistics, is_classifier: bool) -> _Summary | str:
-    """Of sums that samples can have; otherwise why they cannot."""
-    gram, moment, n = statistics.gram, statistics.moment, statistics.n_samples
-    if not (np.isfinite(gram).all() and np.isfinite(moment).all()):
-        return "its sums are not finite"
-    sums = moment if is_classifier else gram[:, -1:]
-    squares, counts = np.diag(gram)[:-1], sums[-1]
-    if (squares < 0).any() or (counts < 0).any():
-        return "it has a negative count or sum of squares"
-    seen = counts > 1e-9
-    if n <= 0 or not seen.any():
-        return "it has no samples"
-    # Relative to the largest value that Cauchy and Schwarz allow; sent as float32, sums are right to about 1e-7.
-    scale = np.sqrt(np.append(squares, n))
-    if (np.abs(gram - gram.T) > 1e-4 * np.outer(scale, scale)).any():
-        return "its Gram matrix is not symmetric"
-    if (np.abs(sums.sum(axis=1) - gram[:, -1]) > 1e-4 * scale * np.sqrt(n)).any():
-        return "its sums by class are not those of its Gram matrix"
-    means = np.where(seen, sums[:-1] / np.where(seen, counts, 1.0), 0.0).T
-    counts = np.where(seen, counts, 0.0)
-    scatter = gram[:-1, :-1] - (means.T * counts) @ means
-    total = float(squares.sum())
-    try:  # exists if and only if there is no eigenvalue below what is added
-        np.linalg.cholesky(scatter + (_LEAST_EIGENVALUE * total + 1e-300) * np.eye(len(squares)))
-    except np.linalg.LinAlgError:
-        return "no samples have these sums: the scatter within classes has negative eigenvalues"
-    return _Summary(counts, means, scatter, total / n)
-
-
-def _unlike_the_others(summaries: Mapping[int, _Summary], shipped: _Summary | None) -> dict[int, str]:
+def _unlike_the_others(summaries: Mapping[int, Summary], shipped: Summary | None) -> dict[int, str]:
     """Devices with another energy or far more samples than the others."""
     if not summaries:
         return {}
@@ -191,12 +157,12 @@ def _unlike_the_others(summaries: Mapping[int, _Summary], shipped: _Summary | No
     return reasons
 
 
-def _other_kind(summaries: Mapping[int, _Summary]) -> list[int]:
+def _other_kind(summaries: Mapping[int, Summary]) -> list[int]:
     """Devices whose scatter is much larger than others', or whose mean is much farther from the median one."""
     devices = list(summaries.values())
     if len(devices) < 3 or not any(s.has_scatter for s in devices):
         return []
-    root = _root(devices)
+    root = pooled_root(devices)
     inverse = np.linalg.inv(root)
     precision = inverse.T @ inverse
     d = len(root)
@@ -236,27 +202,7 @@ def _excess(distances: npt.NDArray[np.float64], noise: npt.NDArray[np.float64]) 
     return found
 
 
-def _root(summaries: Sequence[_Summary]) -> Matrix:
-    """Cholesky factor of the pooled within-class covariance, shrunk toward a multiple of the identity.
-
-    Some of the devices have scatter. Where that is so small against the sums that rounding leaves eigenvalues below
-    zero, as much is added as `_summary` lets pass.
-    """
-    n_samples = sum(s.n_samples for s in summaries)
-    covariance = np.sum([s.scatter for s in summaries], axis=0) / n_samples
-    average = float(np.trace(covariance)) / len(covariance)
-    covariance = (1.0 - _SHRINKAGE) * covariance
-    diagonal = np.diag_indices_from(covariance)
-    covariance[diagonal] += _SHRINKAGE * max(average, 0.0) + 1e-300
-    try:
-        root: Matrix = np.linalg.cholesky(covariance)
-    except np.linalg.LinAlgError:
-        covariance[diagonal] += _LEAST_EIGENVALUE * sum(s.energy * s.n_samples for s in summaries) / n_samples
-        root = np.linalg.cholesky(covariance)
-    return root
-
-
-def _disagreeing(summaries: Mapping[int, _Summary]) -> tuple[dict[int, str], dict[int, str]]:
+def _disagreeing(summaries: Mapping[int, Summary]) -> tuple[dict[int, str], dict[int, str]]:
     """Devices whose class means are not those of other devices; and those for which there is no majority that says so.
 
     The worst are removed first. There is no majority for a class of which as many devices were removed as remain.
@@ -266,7 +212,7 @@ def _disagreeing(summaries: Mapping[int, _Summary]) -> tuple[dict[int, str], dic
         return {}, {}
     index = np.array(list(summaries))
     counts = np.array([s.counts for s in devices])
-    means = np.array([s.means for s in devices]) @ np.linalg.inv(_root(devices)).T
+    means = np.array([s.means for s in devices]) @ np.linalg.inv(pooled_root(devices)).T
     here = np.ones(len(index), bool)
     reasons: dict[int, str] = {}
     while True:
@@ -282,10 +228,7 @@ def _disagreeing(summaries: Mapping[int, _Summary]) -> tuple[dict[int, str], dic
         removed = np.flatnonzero(here)[worst]
         reasons[int(index[removed])] = reason
         here[removed] = False
-    has = counts > 0
-    is_tied = has[~here].sum(axis=0) >= has[here].sum(axis=0)
-    tied_share = (counts * is_tied).sum(axis=1) / counts.sum(axis=1)
-    undecided = {int(i): reasons.pop(int(i)) for i in index[~here & (tied_share >= 0.5)]}
+    undecided = tied(index, counts, here, reasons)
     return reasons, undecided
 
 
@@ -330,7 +273,7 @@ def _agreement(means: Matrix, counts: Matrix) -> tuple[Matrix, Matrix, Matrix]:
             margins[i] = weights @ np.take_along_axis(position, nearest, axis=1)[:, 0]
             apart = np.sqrt(np.take_along_axis(lengths, nearest, axis=1)[:, 0])
             allowed = np.maximum(_MARGIN_ALLOWANCE, _MARGIN_DEVIATIONS / np.maximum(apart, 1e-9))
-            others = np.maximum(has[:, own].sum(axis=0) - 1, 1) * typical[own] / _MEDIAN_VARIANCE
+            others = np.maximum(has[:, own].sum(axis=0) - 1, 1) * typical[own] / MEDIAN_VARIANCE
             depths[i] = -weights @ (np.take_along_axis(position, nearest, axis=1)[:, 0] * apart)
             few = np.sqrt(np.square(weights * allowed) @ (1.0 / counts[i, own] + 1.0 / others))
             margins[i] -= _LEAST_MARGIN - few

@@ -13,15 +13,14 @@ import numpy as np
 from edge.contract import manifest as m
 from edge.contract.bundle import Bundle
 from edge.contract.errors import LearningError
-from edge.learning.closed_form import PRIOR_SAMPLES
 from edge.learning.exchange import HeadRelease, HeadUpdate
 from edge.learning.solve import Method, head_of
 from edge.learning.statistics import HeadStatistics
 from edge.merging.contributions import class_names_of, n_outputs_of, statistics_of, trainable_head
 
 
-def shipped_statistics(bundle: Bundle) -> HeadStatistics:
-    """The shipped statistics worth `PRIOR_SAMPLES`, or none."""
+def shipped_statistics(bundle: Bundle, n_samples: float) -> HeadStatistics:
+    """The shipped statistics worth so many samples, or none."""
     head, n_outputs = trainable_head(bundle), n_outputs_of(bundle)
     if bundle.has(m.STATISTICS):
         tensors = bundle.tensors(m.STATISTICS)
@@ -29,7 +28,7 @@ def shipped_statistics(bundle: Bundle) -> HeadStatistics:
             tensors, head.n_inputs, n_outputs, is_classifier=head.training.is_classifier
         )
         if shipped.n_samples > 0:
-            return shipped.projected(head.project()).scaled_to(PRIOR_SAMPLES)
+            return shipped.projected(head.project()).scaled_to(n_samples)
     return HeadStatistics.empty(head.n_statistics, n_outputs)
 
 

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from edge.contract.training import Parameters
 from edge.learning.exchange import HeadRelease, HeadUpdate
 from edge.learning.statistics import HeadStatistics
 from edge.merging.merge import merge
+from edge.merging.policy import MergePolicy
 
 Samples = tuple[np.ndarray, np.ndarray]
 Make = Callable[..., HeadUpdate]
@@ -53,15 +55,22 @@ def with_loss(bundle: Bundle, loss: str) -> Bundle:
     return found
 
 
+def policy_of(**options: Any) -> MergePolicy:
+    """A policy by which contributions of any size are merged."""
+    return MergePolicy(**{"min_samples": 1, "min_merge_samples": 1} | options)
+
+
 def merged_head(
     bundle: Bundle,
     updates: Sequence[HeadUpdate],
     current: Parameters | None = None,
     already: dict[str, int] | None = None,
 ) -> HeadRelease:
-    """A merge by the default policy of updates that come from one device each."""
+    """A merge of updates that come from one device each, however few their samples."""
     current = bundle.head_parameters() if current is None else current
-    found = merge(bundle, [(update.lineage, update) for update in updates], current, 0, already or {})
+    found = merge(
+        bundle, [(update.lineage, update) for update in updates], current, 0, already or {}, policy=policy_of()
+    )
     assert found.release is not None, found.refused
     return found.release
 

@@ -24,6 +24,7 @@ from edge.coordinator.artifacts import ArtifactStore
 from edge.coordinator.config import CoordinatorConfig
 from edge.coordinator.core import CoordinatorCore
 from edge.coordinator.store import Store
+from edge.merging.policy import MergePolicy
 
 FLEET = "lab"
 
@@ -75,6 +76,7 @@ class SimulatedFleet:
         *,
         faults: Faults | None = None,
         auto_merge: bool = True,
+        policy: MergePolicy | None = None,
         **agent_options: Any,
     ) -> None:
         self.folder, self.bundle = folder, bundle
@@ -82,6 +84,7 @@ class SimulatedFleet:
         self.broker.fault = faults
         self.now_s = 1000.0
         self.agent_options, self.auto_merge = agent_options, auto_merge
+        self.policy = policy or MergePolicy()
         self.coordinator: CoordinatorCore | None = None
         self.start_coordinator()
         self.agents: dict[str, Agent] = {}
@@ -100,6 +103,7 @@ class SimulatedFleet:
             auto_merge=self.auto_merge,
             merge_delay_s=5.0,
             reassert_s=10.0,
+            policy=self.policy,
         )
         self.store = Store(config.data_dir / "db.sqlite")
         self.coordinator = CoordinatorCore(config, self.store, ArtifactStore(config.data_dir / "artifacts"))

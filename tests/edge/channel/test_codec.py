@@ -211,3 +211,15 @@ def test_examples_in_the_documentation_are_true():
     assert {decode(topics.parse(topic).leaf, text.encode()).__class__ for topic, text in lines} == {
         type(message) for message in SAMPLES.values()
     }
+
+
+def test_telemetry_of_experts_is_by_name_weight_accuracy_and_labels():
+    values = {
+        "acc": 0.5,
+        "experts": {"merged": [np.float32(0.5), 0.875, np.int64(40)], "shipped": (0.5, float("nan"), 0)},
+    }
+    message = decode(topics.UP_TELE, encode(m.Telemetry(values=values)))
+    assert message.values["experts"] == {"merged": [0.5, 0.875, 40], "shipped": [0.5, 0, 0]}
+    for wrong in ([1], {"a": 1}, {"a": [1, 2]}, {"a": [1, 2, "3"]}, {"a": [1, 2, -3]}, {"a": [1, 2, True]}):
+        with pytest.raises(ChannelError, match="by name"):
+            decode(topics.UP_TELE, json.dumps({"experts": wrong}).encode())

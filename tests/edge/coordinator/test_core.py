@@ -12,6 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edge.channel.codec import encode
+from edge.channel.messages import Birth, Telemetry
+from edge.channel.transport import Received
 from edge.contract.bundle import Bundle
 from edge.contract.clock import Now
 from edge.contract.errors import BundleError, LearningError, RolloutError
@@ -20,11 +23,12 @@ from edge.coordinator.config import CoordinatorConfig
 from edge.coordinator.core import CoordinatorCore
 from edge.coordinator.store import Store
 from edge.learning.exchange import HeadRelease, HeadUpdate
+from edge.learning.statistics import HeadStatistics
 from edge.merging.policy import MergePolicy
 from edge.merging.privacy import PrivacyAccountant
-from tests.support.contributions import Make, shuffled
+from tests.support.contributions import Make, merged_head, policy_of, samples, shuffled
 
-NOISY = MergePolicy(noise_multiplier=2.0, clip_norm=1.0, expected_devices=2)
+NOISY = policy_of(noise_multiplier=2.0, clip_norm=1.0, expected_devices=2)
 
 
 class Coordinator:
@@ -81,7 +85,7 @@ def start(tmp_path: Path, digits_bundle: Path) -> Iterator[Start]:
     made: list[Coordinator] = []
 
     def make(policy: MergePolicy | None = None, auto_merge: bool = False) -> Coordinator:
-        made.append(Coordinator(tmp_path / str(len(made)), digits_bundle, policy or MergePolicy(), auto_merge))
+        made.append(Coordinator(tmp_path / str(len(made)), digits_bundle, policy or policy_of(), auto_merge))
         return made[-1]
 
     yield make
@@ -199,7 +203,7 @@ def test_device_that_never_contributed_cannot_be_forgotten(start: Start, statist
 
 
 def test_merged_change_cannot_be_forgotten_but_the_optimizer_begins_anew(start: Start, delta_update: Make) -> None:
-    fleet = start(MergePolicy(rule="fedadam"))
+    fleet = start(policy_of(rule="fedadam"))
     fleet.take("a", delta_update(0.1, lineage="a"))
     fleet.take("b", delta_update(0.2, lineage="b"))
     before = fleet.merge()
@@ -233,7 +237,7 @@ def test_garbage_is_reported_once_and_does_not_make_releases(
     assert fleet.merge() is None
     assert fleet.n_releases == 1, "nothing of it was merged"
     (line,) = fleet.events("left-out")
-    assert line.startswith("bad: 100 samples not merged: its class means")
+    assert line.startswith("bad: 100 samples not merged: its classes have other names")
     fleet.start()
     fleet.core.tick(fleet.now)
     fleet.core.tick(Now(fleet.now.s + 1000, fleet.now.wall_ms))
@@ -283,7 +287,7 @@ def test_changes_that_a_sum_of_statistics_decided_over_are_not_said_to_be_in_it(
 
 @pytest.mark.parametrize("rule", ["fedadam", "fedyogi", "fedadagrad"])
 def test_server_optimizer_survives_a_restart(start: Start, delta_update: Make, rule: str) -> None:
-    policy = MergePolicy(rule=rule)
+    policy = policy_of(rule=rule)
     restarted, steady, anew = start(policy), start(policy), start(policy)
     found = []
     for fleet in (restarted, steady, anew):
@@ -330,7 +334,7 @@ def test_statistics_under_noise_are_reported_and_not_merged(start: Start, statis
 
 
 def test_rule_that_needs_more_devices_waits_for_them(start: Start, delta_update: Make) -> None:
-    fleet = start(MergePolicy(rule="median"))
+    fleet = start(policy_of(rule="median"))
     for i in range(3):
         fleet.take(f"d{i}", delta_update(0.1 * i, lineage=f"d{i}"))
         merged = fleet.merge()
@@ -387,3 +391,164 @@ def test_pushed_head_with_other_classes_than_it_names_is_refused(
     assert merged is not None
     with pytest.raises(BundleError):
         fleet.core.add_artifact(dataclasses.replace(merged, **change).encode(), Path("/nonexistent"))
+
+
+# Too little
+
+
+def test_three_labels_are_no_release_and_it_is_said_what_they_lack(start: Start, statistics_update: Make) -> None:
+    fleet = start(MergePolicy(), auto_merge=True)
+    for seed in range(3):
+        fleet.take(f"d{seed}", statistics_update(seed, n=1))
+    fleet.core.tick(fleet.now)
+    fleet.core.tick(Now(fleet.now.s + 100, fleet.now.wall_ms))
+    assert fleet.n_releases == 0
+    lines = sorted(fleet.events("merge-waits"))
+    assert lines[0] == ": 0 labelled samples to merge, 20 are needed (--min-merge-samples)"
+    assert lines[1:] == [f"d{i}: 1 labelled samples, 10 are needed (--min-samples)" for i in range(3)]
+    with pytest.raises(RolloutError, match="10 are needed"):
+        fleet.merge()
+    # Enough of two; the third one's label is not in it, and waits for more.
+    for seed in range(2):
+        fleet.take(f"d{seed}", statistics_update(seed, n=15))
+    merged = fleet.merge()
+    assert merged is not None
+    assert merged.included == {"l0": 15, "l1": 15}
+    fleet.take("d2", statistics_update(2, n=10))
+    merged = fleet.merge()
+    assert merged is not None
+    assert merged.included == {"l0": 15, "l1": 15, "l2": 10}
+
+
+# Groups
+
+
+def birth(fleet: Coordinator, device: str, bundle: Bundle) -> None:
+    message = Birth(
+        agent_version="1",
+        boot=1,
+        session=1,
+        ts_ms=1,
+        profile="",
+        hardware={},
+        bundle="",
+        backbone=bundle.manifest.backbone_digest,
+        head="",
+        release=0,
+        n_labels=0,
+        limits={},
+    )
+    assert fleet.store is not None
+    fleet.store.birth(device, message, 1)
+
+
+def desired(fleet: Coordinator, device: str) -> int:
+    assert fleet.store is not None
+    row = fleet.store.device(device)
+    assert row is not None
+    release = fleet.store.desired(row)
+    return 0 if release is None else release.counter
+
+
+def test_each_value_of_a_tag_has_a_head_of_its_own_that_newcomers_get_too(
+    start: Start, statistics_update: Make, bundle: Bundle
+) -> None:
+    fleet = start(policy_of(merge_by="tag.model"))
+    for seed, model in enumerate(("a", "a", "b", "")):
+        birth(fleet, f"d{seed}", bundle)
+        fleet.take(f"d{seed}", statistics_update(seed))
+        if model:
+            assert fleet.core.tag(f"d{seed}", {"model": model, "site": "x"}, fleet.now)["model"] == model
+    releases = fleet.core.merge_now(fleet.now)
+    assert {tuple(row.devices): row.reason.split(": ")[1].split(",")[0] for row in releases} == {
+        ("tag.model=a",): "merge of 2 devices",
+        ("tag.model=b",): "merge of 1 devices",
+        ("tag.model=",): "merge of 1 devices",
+    }
+    counters = {row.devices[0]: row.counter for row in releases}
+    assert [desired(fleet, f"d{i}") for i in range(4)] == [
+        counters["tag.model=a"],
+        counters["tag.model=a"],
+        counters["tag.model=b"],
+        counters["tag.model="],
+    ]
+    same(heads(fleet)["tag.model=a"], merged_head(bundle, [statistics_update(0), statistics_update(1)]))
+    assert fleet.core.merge_now(fleet.now) == [], "nothing is new"
+    birth(fleet, "late", bundle)
+    fleet.core.tag("late", {"model": "b"}, fleet.now)
+    assert desired(fleet, "late") == counters["tag.model=b"]
+    fleet.core.tag("late", {"model": ""}, fleet.now)
+    assert desired(fleet, "late") == counters["tag.model="]
+    with pytest.raises(RolloutError, match="unknown device"):
+        fleet.core.tag("nobody", {"model": "b"}, fleet.now)
+    with pytest.raises(RolloutError, match="expected at most 64"):
+        fleet.core.tag("late", {"mod=el": "b"}, fleet.now)
+    # Of a group that lost its only member nothing stays, either.
+    fleet.core.forget("d2", fleet.now)
+    again = fleet.core.merge_now(fleet.now)
+    assert again[0].devices == ["*"]
+    assert desired(fleet, "late") == max(counters["tag.model="], again[-1].counter)
+    assert all("l2" not in release.included for device, release in heads(fleet).items() if device != "tag.model=b")
+    assert fleet.core.merge_now(fleet.now) == []
+
+
+def heads(fleet: Coordinator) -> dict[str, HeadRelease]:
+    """By the first whom it is meant for, the newest."""
+    assert fleet.store is not None
+    found = {}
+    for row in reversed(fleet.store.releases()):
+        found[row.devices[0]] = HeadRelease.decode((fleet.folder / "artifacts" / row.digest).read_bytes(), "a head")
+    return found
+
+
+def elsewhere(bundle: Bundle, seed: int) -> HeadUpdate:
+    """A device with a world of its own: other features, right labels."""
+    x, y = samples(bundle.manifest.class_names, seed, 120)
+    turned = -x[:, ::-1]
+    tensors = dict(HeadStatistics.of(turned, y, 10).to_tensors())
+    return HeadUpdate(
+        learner="statistics",
+        backbone=bundle.manifest.backbone_digest,
+        lineage=f"e{seed}",
+        version=120,
+        n_samples=120,
+        base_release=0,
+        tensors=tensors,
+    )
+
+
+def test_devices_that_are_alike_share_a_head(start: Start, statistics_update: Make, bundle: Bundle) -> None:
+    fleet = start(policy_of(merge_by="cluster"))
+    for seed in range(3):
+        birth(fleet, f"d{seed}", bundle)
+        fleet.take(f"d{seed}", statistics_update(seed))
+    (everybody,) = fleet.core.merge_now(fleet.now)
+    assert everybody.devices == ["*"], "one world, one head"
+    for seed in range(2):
+        birth(fleet, f"e{seed}", bundle)
+        fleet.take(f"e{seed}", elsewhere(bundle, seed))
+    releases = fleet.core.merge_now(fleet.now)
+    assert sorted(row.devices for row in releases) == [["d0", "d1", "d2"], ["e0", "e1"]]
+    x, y = samples(bundle.manifest.class_names, 99, 200)
+    for first, features in (("d0", x), ("e0", -x[:, ::-1])):
+        head = heads(fleet)[first].parameters
+        assert ((features @ head["7.weight"].T + head["7.bias"]).argmax(axis=1) == y).mean() > 0.95
+    assert fleet.core.merge_now(fleet.now) == []
+
+
+# Experts
+
+
+def test_what_devices_say_of_their_experts_is_kept(start: Start, statistics_update: Make, bundle: Bundle) -> None:
+    fleet = start()
+    for seq, weight in ((1, 0.2), (2, 0.7)):
+        experts = {"shipped": [1 - weight, 0.8, 40], "merged": [weight, 0.9, 40]}
+        payload = encode(Telemetry(values={"boot": 1, "seq": seq, "acc": 0.9, "experts": experts}))
+        message = Received(topic="edge/v1/lab/cam/up/tele", payload=payload, retained=False)
+        fleet.core.transport(message, fleet.now)
+        fleet.core.tick(fleet.now)
+    assert fleet.store is not None
+    assert fleet.store.experts() == {"cam": {"shipped": [pytest.approx(0.3), 0.8, 40], "merged": [0.7, 0.9, 40]}}
+    bad = Received(topic="edge/v1/lab/cam/up/tele", payload=b'{"experts":{"merged":"all"}}', retained=False)
+    fleet.core.transport(bad, fleet.now)
+    assert "expected by name" in fleet.events("bad-message")[0]

@@ -36,7 +36,7 @@ from edge.merging.contributions import check_update
 from edge.merging.merge import merge
 from edge.merging.policy import MergePolicy
 from tests.edge.coordinator.test_core import Coordinator
-from tests.support.contributions import Make, samples, with_loss
+from tests.support.contributions import Make, policy_of, samples, with_loss
 
 NOW = Now(1000.0, 1_800_000_000_000)
 
@@ -96,7 +96,7 @@ def test_devices_with_hardly_any_labels_are_merged(
 @pytest.mark.parametrize("screen", [True, False])
 @pytest.mark.parametrize("value", [0.0, 1e-22, 5.0, 1e18])
 def test_features_without_variance_give_a_finite_head_or_a_reason(bundle: Bundle, value: float, screen: bool) -> None:
-    policy = MergePolicy(screen=screen)
+    policy = policy_of(screen=screen)
     for of in (bundle, with_loss(bundle, "mean-squared-error")):
         own = HeadStatistics.of(np.full((6, 64), value), np.arange(6) % 3, 10)
         updates = [(f"d{i}", update_of(bundle, f"l{i}", own, 6)) for i in range(4)]
@@ -113,7 +113,7 @@ def test_features_without_variance_give_a_finite_head_or_a_reason(bundle: Bundle
 def test_sums_that_no_head_can_be_solved_from_end_the_merge_with_an_event(
     start: Callable[..., Coordinator], bundle: Bundle, statistics_update: Make
 ) -> None:
-    fleet = start(MergePolicy(screen=False), auto_merge=True)
+    fleet = start(policy_of(screen=False), auto_merge=True)
     own = HeadStatistics.of(np.full((1, 64), 1.5e19), np.array([0]), 10)  # its square is the largest of float32
     for i in range(3):
         fleet.take(f"d{i}", update_of(bundle, f"l{i}", own, 1))
@@ -141,7 +141,7 @@ def start(tmp_path: Path, digits_bundle: Path) -> Iterator[Callable[..., Coordin
     made: list[Coordinator] = []
 
     def make(policy: MergePolicy | None = None, auto_merge: bool = False) -> Coordinator:
-        made.append(Coordinator(tmp_path / str(len(made)), digits_bundle, policy or MergePolicy(), auto_merge))
+        made.append(Coordinator(tmp_path / str(len(made)), digits_bundle, policy or policy_of(), auto_merge))
         return made[-1]
 
     yield make

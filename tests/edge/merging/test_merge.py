@@ -19,14 +19,14 @@ from edge.learning.statistics import HeadStatistics
 from edge.merging.contributions import check_update
 from edge.merging.merge import merge, shipped_head
 from edge.merging.policy import MergePolicy
-from tests.support.contributions import Make, merged_head, samples, shuffled, with_loss
+from tests.support.contributions import Make, merged_head, policy_of, samples, shuffled, with_loss
 
 ADDED = ("smudge", "blank")
 
 
 def prior_of(bundle: Bundle, n_classes: int) -> HeadStatistics:
     shipped = HeadStatistics.from_tensors(bundle.tensors(m.STATISTICS), 64, 10)
-    return shipped.scaled_to(PRIOR_SAMPLES).grown(n_classes)
+    return shipped.scaled_to(MergePolicy().prior_samples).grown(n_classes)
 
 
 # Statistics
@@ -137,7 +137,7 @@ def test_garbage_is_left_out_and_named(bundle: Bundle, statistics_update: Make) 
     assert found.release is not None
     assert without.release is not None
     assert list(found.refused) == ["garbage"]
-    assert "class means" in found.refused["garbage"]
+    assert "other names" in found.refused["garbage"]
     assert not without.refused
     for name, array in without.release.parameters.items():
         np.testing.assert_array_equal(found.release.parameters[name], array)
@@ -222,7 +222,9 @@ def test_rows_of_added_classes_are_averaged_over_the_devices_that_have_them(bund
         # A row that began elsewhere says nothing of this one.
         delta_update(100.0, ("smudge",), 1, "c", base_release=3),
     ]
-    found = merge(bundle, [(u.lineage, u) for u in updates], base, 4, {}, current_names=names).release
+    found = merge(
+        bundle, [(u.lineage, u) for u in updates], base, 4, {}, current_names=names, policy=policy_of()
+    ).release
     assert found is not None
     assert found.class_names == names
     weight = 1 / np.sqrt(2)
