@@ -380,3 +380,51 @@ def test_nothing_comes_of_nothing_and_other_shapes_are_refused() -> None:
         screen_statistics([HeadStatistics.empty(3, 2), HeadStatistics.empty(3, 3)])
     with pytest.raises(LearningError, match="different heads"):
         screen_statistics([HeadStatistics.empty(3, 2)], HeadStatistics.empty(4, 2))
+
+
+# Worlds of their own
+
+
+def camera(seed: int, rng: Generator, n: int = 80) -> tuple[np.ndarray, np.ndarray]:
+    """What a device with other gains and offsets sees; the labels are right. The seed 0 is the common world."""
+    y = rng.permutation(np.resize(np.arange(N_CLASSES), n))
+    own = np.random.default_rng(seed)
+    gain, offset = own.uniform(0.5, 1.5, N_FEATURES), own.uniform(0, 3, N_FEATURES)
+    x = samples(y, rng)
+    return (x, y) if seed == 0 else (x * gain + offset, y)
+
+
+MEANINGLESS = (
+    "features flipped",
+    "features of noise",
+    "classes permuted",
+    "classes swapped",
+    "labels shuffled",
+)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_device_with_a_world_of_its_own_is_set_aside_and_garbage_is_refused_beside_it(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    sent = [of(*camera(0, rng)) for _ in range(7)] + [of(*camera(seed, rng))]
+    found = screen_statistics(sent)
+    assert (set(found.refused), set(found.set_aside), set(found.undecided)) == (set(), {7}, set())
+    assert found.left_out.keys() == {7}
+    for kind in MEANINGLESS:
+        sent[2] = GARBAGE[kind](*camera(0, rng), rng)
+        found = screen_statistics(sent)
+        assert (set(found.refused), set(found.set_aside)) == ({2}, {7}), kind
+        # The same garbage from a world of its own is no less garbage.
+        bad = GARBAGE[kind](*camera(seed + 10, rng), rng)
+        assert screen_statistics([*(of(*camera(0, rng)) for _ in range(7)), bad]).refused.keys() == {7}, kind
+
+
+def test_where_every_device_has_its_own_world_all_are_merged_but_garbage() -> None:
+    rng = np.random.default_rng(0)
+    cameras = [camera(seed, rng) for seed in range(1, 8)]
+    honest = [of(*each) for each in cameras]
+    assert not screen_statistics(honest).left_out
+    for kind in MEANINGLESS:
+        for bad in (0, 4):
+            sent = [GARBAGE[kind](*cameras[i], rng) if i == bad else each for i, each in enumerate(honest)]
+            assert screen_statistics(sent).left_out.keys() == {bad}, kind
