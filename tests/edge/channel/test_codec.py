@@ -219,6 +219,7 @@ def test_telemetry_of_experts_is_by_name_weight_accuracy_and_labels():
         "experts": {"merged": [np.float32(0.5), 0.875, np.int64(40)], "shipped": (0.5, float("nan"), 0)},
     }
     message = decode(topics.UP_TELE, encode(m.Telemetry(values=values)))
+    assert isinstance(message, m.Telemetry)
     assert message.values["experts"] == {"merged": [0.5, 0.875, 40], "shipped": [0.5, 0, 0]}
     for wrong in ([1], {"a": 1}, {"a": [1, 2]}, {"a": [1, 2, "3"]}, {"a": [1, 2, -3]}, {"a": [1, 2, True]}):
         with pytest.raises(ChannelError, match="by name"):
