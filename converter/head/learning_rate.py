@@ -281,7 +281,7 @@ class _Trial:
         begin_at: float = 0.0,
         limit: float = float("inf"),
     ) -> list[float]:
-        """The loss after 1, 2, 4, 8, ... labels and after all, up to the first one above a limit.
+        """The loss after all labels; with a limit also after 1, 2, 4, 8, ..., up to the first one above it.
 
         It is infinite where the head diverges.
         """
@@ -308,7 +308,7 @@ class _Trial:
             except LearningError:
                 return [float("inf")]
             self._times.append(self._clock() - begin)
-            if count & (count - 1) == 0 or count == n_labels:
+            if count == n_labels or (limit < float("inf") and count & (count - 1) == 0):
                 found.append(loss(learner.parameters()))
                 if found[-1] > limit:
                     break
