@@ -18,7 +18,7 @@ from converter.program.programs import onnx_program, torch_program
 from converter.program.scratch import scratch_folder
 from converter.program.tensors import Array, Arrays, Run, batch_size, select
 from converter.verify.axes import MIN_FLOAT_SQNR_DB, FreeAxis, Probe, baked_axes
-from converter.verify.columns import compare, in_columns
+from converter.verify.columns import Numbers, compare, in_columns
 from converter.verify.measure import Evaluation
 from converter.verify.quality import Deviation
 from edge.contract.bundle import Bundle, write_bundle
@@ -89,17 +89,35 @@ def _compare(what: str, evaluation: Evaluation, wanted: Arrays, found: Arrays, h
                 f"{what} gives another {spec.name} than the model{how}: {ratio:.1f} dB, at least "
                 f"{MIN_FLOAT_SQNR_DB:.0f} dB expected"
             )
-        _compare_columns(what, spec.name, one, other, evaluation.kinds[spec.name].axis, how)
+        axis = evaluation.kinds[spec.name].axis
+        every = evaluation.reference[spec.name]
+        size = np.abs(in_columns(every, axis)).max(axis=0, initial=0.0).astype(np.float64)
+        if len(every) == 1 and size.size:
+            size = np.maximum(size, np.median(size))
+        _compare_columns(what, spec.name, one, other, axis, size, how)
 
 
-def _compare_columns(what: str, name: str, wanted: Array, found: Array, axis: int | None, how: str) -> None:
-    """Each column on its own scale: one of small numbers weighs nothing beside one of large."""
+def _compare_columns(
+    what: str, name: str, wanted: Array, found: Array, axis: int | None, size: Numbers, how: str
+) -> None:
+    """Each column on its own scale: one of small numbers weighs nothing beside one of large.
+
+    Args:
+        what: For the message, as `how`.
+        name: Of the output.
+        wanted: What is right.
+        found: What the program gives.
+        axis: Of the columns.
+        size: Largest absolute value of each on all samples; of a single sample at least the usual one.
+        how: See `what`.
+    """
     columns = compare(wanted, found, axis)
-    size = np.abs(in_columns(wanted, axis)).max(axis=0, initial=0.0).astype(np.float64)
     near = columns.kept | ~columns.constant
     if len(wanted) > 1:  # of one sample a column has no spread
         rounding = columns.error <= _ROUNDING * np.maximum(size, _SMALLEST)
         near &= columns.constant | (columns.noise_db >= _MIN_COLUMN_DB) | rounding
+    else:  # and its only value may lie next to 0, where nothing is left of it but rounding
+        near |= columns.error <= 10 ** (-_MIN_COLUMN_DB / 20) * size
     if not near.all():
         worst = int(np.flatnonzero(~near)[0])
         raise ConversionError(
