@@ -163,8 +163,7 @@ def run(folder: Path, keep: bool) -> int:
         measure(STEPS[2], agents, test_x, data.test_y, results, at)
 
         console.rule("6. edge-fleet merge")
-        learned = {device: agent.status()["samples"] for device, agent in agents.items()}
-        wait_for("every device has sent what it learned", lambda: contributed(fleet) == learned)
+        wait_for("every device has sent what it learned", lambda: contributed(fleet) == learned(agents))
         console.print(fleet.fleet("merge"), highlight=False)
         wait_for("the merged head is active everywhere", lambda: all(row["state"] == "active" for row in fleet.known()))
         at += MEASURE_EVERY
@@ -179,6 +178,11 @@ def run(folder: Path, keep: bool) -> int:
             console.print(f"the fleet keeps running until Ctrl-C:  {watch}", highlight=False)
             wait_for("Ctrl-C", lambda: False, timeout_s=86_400)
     return verdict(results, data.test_y, console)
+
+
+def learned(agents: dict[str, AgentClient]) -> dict[str, int]:
+    """Labelled samples that each device has learned by now: on a busy machine labels wait for their turn."""
+    return {device: agent.status()["samples"] for device, agent in agents.items()}
 
 
 def contributed(fleet: Fleet) -> dict[str, int]:
