@@ -45,9 +45,11 @@ from edge.contract.errors import LearningError
 from edge.contract.profile import DeviceProfile, load_profile
 from edge.inference.onnx_session import OnnxSession
 from edge.inference.trainers import open_trainer
+from edge.learning.events import Labelled
+from edge.learning.learned import Happened
+from edge.learning.learning import Learning
 from edge.learning.packing import pack
 from edge.learning.sgd import SgdLearner
-from edge.learning.shadow import Shadow
 from edge.learning.task import Task
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples" / "01_digits_fleet"))
@@ -89,8 +91,8 @@ class Setting:
         found, _ = self.session.predict({name: np.ascontiguousarray(x)}, self.bundle.head_parameters())
         return found
 
-    def shadow(self, learner: str, seed: int) -> Shadow:
-        """The product's own way to learn; what is asked for by name follows its learner from the first label on."""
+    def learning(self, learner: str, seed: int = 0) -> Learning:
+        """The product's own way to learn; what is asked for by name answers alone from the first label on."""
         workshop = Workshop(
             bundle=self.bundle,
             session=self.session,
@@ -100,41 +102,59 @@ class Setting:
             max_state_mb=self.max_state_mb,
             seed=seed,
         )
-        if learner == BASELINE:  # as everybody writes it: 20 samples a class, 8 drawn a step
+        if learner != BASELINE:
+            return workshop.learning(learner, mixture=learner == "auto")
+
+        def plain() -> SgdLearner:  # as everybody writes it: 20 samples a class, 8 drawn a step
             step = open_trainer(self.bundle, workshop.executor).step
             shape, linear = self.head.features.sample_shape, self.head.linear
-            plain = SgdLearner(step, shape, self.task, self.rate, 20, seed, 8, linear, doubts=False)
-            candidates: dict[str, Any] = {"sgd": plain}
-        else:
-            candidates = workshop.candidates(learner)
-        return Shadow(
-            self.task,
-            self.head.features.sample_shape,
-            self.bundle.head_parameters(),
-            candidates,
-            self.session.logits,
-            gated=learner == "auto",
-        )
+            return SgdLearner(step, shape, self.task, self.rate, 20, seed, 8, linear, doubts=False)
+
+        shipped, names = self.bundle.head_parameters(), self.bundle.manifest.class_names
+        shape, linear = self.head.features.sample_shape, self.head.linear
+        makers = {"sgd": plain}
+        return Learning(self.task, shape, shipped, names, linear, makers, self.session.logits, mixture=False)
+
+
+def labelled_event(x: Array, labels: Array, i: int) -> Labelled:
+    """A label for one of the samples, as the agent gets it."""
+    target = labels[i : i + 1]
+    return Labelled(pack(x[i : i + 1]), target, np.ones(1, np.float32))
+
+
+class Model:
+    """What was learned, with its rules."""
+
+    def __init__(self, learning: Learning) -> None:
+        self.learning = learning
+        self.learned = learning.begin("a device")
+
+    def answer(self, x: Array) -> Array:
+        """``(batch, n_outputs)``."""
+        return self.learning.answer(self.learned, x)
+
+    def learn(self, x: Array, labels: Array, i: int) -> list[Happened]:
+        """One of the samples with its label."""
+        self.learned, happened = self.learning.advance(self.learned, labelled_event(x, labels, i))
+        return happened
 
 
 def run(setting: Setting, learner: str, x: Array, y: Array, labels: Array, late: int = 0, seed: int = 0) -> Any:
     """One pass: the scores before each label is learned, the model afterwards, and milliseconds a label."""
-    shadow = setting.shadow(learner, seed)
+    model = Model(setting.learning(learner, seed))
     scores, spent = [], 0.0
-    weight = np.ones(1, np.float32)
+    labels = setting.task.check(labels, len(labels))
     for i in range(len(x) + late):
         if i < len(x):
-            answer = setting.session.logits(x[i : i + 1], shadow.live())
+            answer = model.answer(x[i : i + 1])
             target = setting.task.check(y[i : i + 1], 1)
             judge = setting.task.losses if setting.task.is_regression else setting.task.right
             scores.append(float(judge(answer, target)[0]))
         if i >= late:
             start = time.perf_counter()
-            rows = slice(i - late, i - late + 1)
-            packed = pack(x[rows])
-            shadow.learn(packed, packed.unpack(x.shape[1:]), setting.task.check(labels[rows], 1), weight)
+            model.learn(x, labels, i - late)
             spent += time.perf_counter() - start
-    return np.array(scores), shadow, spent / len(x) * 1e3
+    return np.array(scores), model, spent / len(x) * 1e3
 
 
 def pair(values: Iterable[float]) -> str:
@@ -142,9 +162,9 @@ def pair(values: Iterable[float]) -> str:
     return " / ".join(f"{value:.3f}" for value in values)
 
 
-def accuracy(setting: Setting, shadow: Shadow, x: Array, y: Array) -> float:
-    """Of the live head."""
-    return float((setting.session.logits(x, shadow.live()).argmax(axis=1) == y).mean())
+def accuracy(model: Model, x: Array, y: Array) -> float:
+    """Of the answers."""
+    return float((model.answer(x).argmax(axis=1) == y).mean())
 
 
 def ceiling(x: Array, y: Array, test_x: Array, test_y: Array) -> float:
@@ -161,6 +181,8 @@ def digits_setting(folder: Path, seed: int) -> Setting:
     """Train, convert, open."""
     digits.SEED = seed
     checkpoint, path = folder / f"digits{seed}.pth", folder / f"digits{seed}.edge"
+    if path.exists():
+        return Setting(path)
     digits.train(str(checkpoint))
     convert(ConversionPlan(source=checkpoint, output=path, profile=load_profile("generic-x86_64")))
     return Setting(path)
@@ -209,8 +231,8 @@ def digits_table(folder: Path, seeds: int, learners: Iterable[str], curves: dict
         for learner in learners:
             for order in ORDERS:
                 x, y, labels = arranged(order, upright, turned, data.stream_y, np.random.default_rng(seed))
-                scores, shadow, ms = run(setting, learner, x, y, labels, 500 if order == "500 late" else 0, seed)
-                after = accuracy(setting, shadow, test_x, data.test_y)
+                scores, model, ms = run(setting, learner, x, y, labels, 500 if order == "500 late" else 0, seed)
+                after = accuracy(model, test_x, data.test_y)
                 cells.setdefault((learner, order), []).append((float(scores.mean()), after))
                 times.setdefault(learner, []).append(ms)
                 if order == "abrupt":
@@ -317,8 +339,8 @@ def laboratories(folder: Path, seeds: int, learners: Iterable[str]) -> None:
         head = setting.bundle.head_parameters()
         shipped.append(float((setting.session.logits(elsewhere[test], head).argmax(axis=1) == y[test]).mean()))
         for learner in learners:
-            scores, shadow, _ = run(setting, learner, elsewhere[stream], y[stream], y[stream], seed=seed)
-            after = accuracy(setting, shadow, elsewhere[test], y[test])
+            scores, model, _ = run(setting, learner, elsewhere[stream], y[stream], y[stream], seed=seed)
+            after = accuracy(model, elsewhere[test], y[test])
             rows.setdefault(learner, []).append((float(scores.mean()), after))
     print(f"\nbreast cancer at another laboratory, {seeds} seeds: predict-then-learn / afterwards")
     print(f"shipped head {np.mean(shipped):.3f}; ceiling {np.mean(tops):.3f}")
@@ -348,8 +370,8 @@ def diabetes(folder: Path, seeds: int) -> None:
         best = max(r2(fit.predict(features[test]).reshape(-1, 1)) for fit in fits)
         rows.setdefault("offline ridge, all at once", []).append(best)
         for learner in ("auto", "ridge", "sgd", "sgd-plain"):
-            _, shadow, _ = run(setting, learner, features[stream], moved[stream], moved[stream], seed=seed)
-            rows.setdefault(learner, []).append(r2(setting.session.logits(features[test], shadow.live())))
+            _, model, _ = run(setting, learner, features[stream], moved[stream], moved[stream], seed=seed)
+            rows.setdefault(learner, []).append(r2(model.answer(features[test])))
     print(f"\ndiabetes, a regression whose targets are scaled otherwise, {seeds} seeds: R2 on later patients")
     for name, found in rows.items():
         print(f"  {name:<31}{np.mean(found):6.3f}")
@@ -375,8 +397,8 @@ def hidden_layers(folder: Path, seeds: int) -> None:
         for order in ORDERS[:2]:
             x, y, labels = arranged(order, turned, turned, data.stream_y, np.random.default_rng(seed))
             for learner in learners:
-                scores, shadow, _ = run(setting, learner, x, y, labels, seed=seed)
-                after = accuracy(setting, shadow, test_x, data.test_y)
+                scores, model, _ = run(setting, learner, x, y, labels, seed=seed)
+                after = accuracy(model, test_x, data.test_y)
                 rows.setdefault((learner, order), []).append((float(scores.mean()), after))
     print(f"\na head of two layers on turned digits, {seeds} seeds: predict-then-learn / afterwards")
     print(f"shipped head {np.mean(shipped):.3f}")
@@ -404,8 +426,8 @@ def wide_heads(folder: Path, seeds: int) -> None:
             test_x = setting.features(digits.turned(data.test_x))
             x, y, labels = arranged("shuffled", turned, turned, data.stream_y, np.random.default_rng(seed))
             for learner in ("statistics", "sgd") if mb == 128 else ("statistics",):
-                scores, shadow, ms = run(setting, learner, x, y, labels, seed=seed)
-                found = float(scores.mean()), accuracy(setting, shadow, test_x, data.test_y), ms
+                scores, learned, ms = run(setting, learner, x, y, labels, seed=seed)
+                found = float(scores.mean()), accuracy(learned, test_x, data.test_y), ms
                 rows.setdefault(f"{learner}, {name}", []).append(found)
     print(
         f"\na linear head of 1280 features on turned digits, {seeds} seeds: predict-then-learn / afterwards, ms a label"
@@ -445,8 +467,8 @@ def people(folder: Path) -> None:
         for part in parts:
             learn = np.setdiff1d(np.arange(len(writer)), part)
             before = float((setting.session.logits(features[part], head).argmax(axis=1) == y[writer][part]).mean())
-            _, shadow, _ = run(setting, "auto", features[learn], y[writer][learn], y[writer][learn])
-            after = accuracy(setting, shadow, features[part], y[writer][part])
+            _, model, _ = run(setting, "auto", features[learn], y[writer][learn], y[writer][learn])
+            after = accuracy(model, features[part], y[writer][part])
             top = ceiling(features[learn], y[writer][learn], features[part], y[writer][part])
             rows.append((before, after, top))
             worse += after < before

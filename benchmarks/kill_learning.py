@@ -2,11 +2,12 @@
 
     python benchmarks/kill_learning.py [--runs 500]
 
-A process opens a bundle with a state folder, learns labels one by one with `auto` (numbered, so that the right state is
-known), every few labels syncs the journal, saves a checkpoint or sends what it learned, and is killed after a random
-time, often in the middle of a write. Then the folder is opened again, and its answers are compared (within 0.1 %) with
-those of a model that learned the same labels without ever being disturbed: a mixed state would differ. Every
-acknowledged label must be there, and no label twice.
+A process opens a bundle with a state folder and goes through a device's life with `auto`: labels one by one, classes
+that are added, contributions, merges of them that compete, heads that replace everything and are confirmed or rolled
+back. Steps are numbered, so that the right state is known. Now and then it syncs the journal or saves a snapshot, and
+it is killed after a random time, often in the middle of a write. Then the folder is opened again, and all that it knows
+is compared, bit for bit, with a model that went through the same steps without ever being disturbed: a mixed state
+would differ. Every acknowledged step must be there, and none twice.
 """
 
 from __future__ import annotations
@@ -18,27 +19,77 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from edge.agent import releases
 from edge.agent.on_device_model import OnDeviceModel
+from edge.learning import tree
+from edge.learning.exchange import HeadRelease
+from edge.learning.learned import Learned
 
-LEARN = """
-import sys, numpy as np
+LIVE = """
+import sys
 sys.path.insert(0, sys.argv[3])
-from kill_learning import sample
+from kill_learning import step
 from edge.agent.on_device_model import OnDeviceModel
 model = OnDeviceModel.open(sys.argv[1], sys.argv[2], executor="numpy")
-assert model.warnings == [], model.warnings
+assert model.state.warnings == [], model.state.warnings
+number = int(sys.argv[4])
 while True:
-    model.learn(*sample(model.n_samples))
-    print(model.n_samples, flush=True)
-    if model.n_samples % 7 == 0:
-        model.contribution()
-    if model.n_samples % 5 == 0:
-        model.sync() if model.n_samples % 2 else model.save()
+    step(model, number)
+    number += 1
+    print(number, flush=True)
+    if number % 5 == 0:
+        model.state.sync() if number % 2 else model.state.save()
 """
+# A round of a device's life; what is not named here is a label. A class is added in the first rounds only.
+ROUND = {
+    7: "class",
+    12: "contribute",
+    17: "merge",
+    25: "push",
+    31: "roll back",
+    35: "push",
+    41: "confirm",
+    46: "contribute",
+}
+N_STEPS, ROUNDS_WITH_A_CLASS = 50, 3
+
+
+def step(model: OnDeviceModel, number: int) -> None:
+    """The step of a number: the same in every process for the same state."""
+    at, rng = number // N_STEPS, np.random.default_rng(number)
+    what = ROUND.get(number % N_STEPS, "label")
+    parameters = model.learning.parameters(model.learned, model.learned.mixture.believed)
+    moved = {name: (a + rng.normal(0, 0.05, a.shape)).astype(np.float32) for name, a in parameters.items()}
+    release = HeadRelease(
+        backbone=model.manifest.backbone_digest, parameters=moved, class_names=model.class_names, n_samples=number
+    )
+    if what == "contribute":
+        releases.contribution(model)
+    elif what == "merge":
+        kind, tensors = model.learning.contribution(model.learned)
+        assert kind == "statistics"
+        included = {model.learned.lineage: model.n_samples}
+        take(model, replace(release, merged=tensors, included=included), number)
+    elif what == "push":
+        take(model, release, number)
+    elif what == "roll back":
+        releases.roll_back(model)
+    elif what == "confirm":
+        releases.confirm(model)
+    elif what == "class" and at < ROUNDS_WITH_A_CLASS:
+        model.add_class(f"further {at}")
+    else:
+        model.learn(*sample(number))
+
+
+def take(model: OnDeviceModel, release: HeadRelease, counter: int) -> None:
+    """Whatever the judgement."""
+    releases.take(model, releases.look_at(model, release, competes=release.competes), counter)
 
 
 def sample(number: int) -> tuple[np.ndarray, np.ndarray]:
@@ -60,44 +111,69 @@ def main() -> int:
 
     rng = random.Random(0)
     began = time.monotonic()
-    torn = lost = mixed = acknowledged = 0
+    torn = lost = mixed = done = 0
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         bundle = continual.digits_setting(folder, 7).bundle.path
-        probe = np.random.default_rng(1).random((20, 1, 8, 8), np.float32)
+        OnDeviceModel.open(bundle, folder / "state", executor="numpy").close()
         twin = OnDeviceModel.open(bundle, executor="numpy")
         environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
-        line = [sys.executable, "-c", LEARN, str(bundle), str(folder / "state"), str(Path(__file__).parent)]
         for run in range(1, runs + 1):
+            line = [
+                sys.executable,
+                "-c",
+                LIVE,
+                str(bundle),
+                str(folder / "state"),
+                str(Path(__file__).parent),
+                str(done),
+            ]
             process = subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
             assert process.stdout is not None
             assert process.stderr is not None
-            if rng.random() < 0.9:  # the others are killed while they open
-                process.stdout.readline()
+            first = process.stdout.readline() if rng.random() < 0.9 else b""  # the others are killed while they open
             time.sleep(rng.random() * 0.1)
             process.kill()
-            numbers = process.stdout.read().split()
+            numbers = (first + process.stdout.read()).split()
             errors = process.stderr.read().decode()
             process.wait()
             if "Error" in errors:
                 print(f"run {run}: {errors.splitlines()[-1]}")
                 torn += 1
-            acknowledged = int(numbers[-1]) if numbers else acknowledged
+            acknowledged = int(numbers[-1]) if numbers else done
             # As a restarted device: what is there must be what a device without a power cut would have.
             model = OnDeviceModel.open(bundle, folder / "state", executor="numpy")
-            torn += bool(model.warnings)
-            lost += model.n_samples < acknowledged or model.n_samples > acknowledged + 1
-            while twin.n_samples < model.n_samples:
-                twin.learn(*sample(twin.n_samples))
-            found, expected = model.predict(probe), twin.predict(probe)
-            mixed += model.leader != twin.leader or not np.allclose(found, expected, rtol=1e-3, atol=1e-3)
-            acknowledged = model.n_samples
+            torn += bool(model.state.warnings)
+            for number in range(done, acknowledged):
+                step(twin, number)
+            done = acknowledged
+            if not same(model.learned, twin.learned):  # killed before the last step was acknowledged
+                step(twin, done)
+                done += 1
+                if not same(model.learned, twin.learned):
+                    is_lost = model.n_samples < twin.n_samples - 1 or model.n_samples > twin.n_samples
+                    lost, mixed = lost + is_lost, mixed + (not is_lost)
+                    model.restore(replace(twin.learned, lineage=model.learned.lineage))
             model.close()
-            if run % 50 == 0:
-                print(f"- {run} runs, {acknowledged} labels, {time.monotonic() - began:.0f} s", flush=True)
-    print(f"\n{runs} runs killed, {acknowledged} labels learned")
+            if run % 20 == 0:
+                print(f"- {run} runs, {done} steps, {time.monotonic() - began:.0f} s", flush=True)
+    print(
+        f"\n{runs} runs killed, {done} steps: labels, classes, contributions, merges, heads confirmed and rolled back"
+    )
     print(f"states that did not open whole: {torn}; labels lost or learned twice: {lost}; states that differ: {mixed}")
     return 0 if torn + lost + mixed == 0 else 1
+
+
+def same(one: Learned, other: Learned) -> bool:
+    """Bit for bit, but for the random lineage."""
+    left, right = (tree.flatten(nameless(each)) for each in (one, other))
+    return left.keys() == right.keys() and all(left[name].tobytes() == right[name].tobytes() for name in left)
+
+
+def nameless(value: Learned) -> Learned:
+    """Of no lineage."""
+    trial = value.trial
+    return replace(value, lineage="", trial=trial and replace(trial, before=replace(trial.before, lineage="")))
 
 
 if __name__ == "__main__":

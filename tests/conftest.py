@@ -33,9 +33,9 @@ SLOW = (
     "converter/head/gradient/test_recurrent.py", "converter/head/test_[lt]*.py", "converter/load/*", "converter/pack/*",
     "converter/quantization/*", "converter/report/test_html.py", "converter/search/*", "converter/test_*.py",
     "converter/verify/*", "edge/agent/test_agent_and_coordinator.py", "edge/agent/test_on_device_model.py",
-    "edge/agent/test_store.py", "edge/cli/*", "edge/coordinator/test_core.py", "edge/inference/test_*trainer*.py",
-    "edge/inference/test_onnx_benchmark.py",
-    "edge/learning/test_drift.py", "edge/learning/test_learners.py", "edge/learning/test_shadow.py", "end_to_end/*",
+    "edge/agent/test_crashes.py", "edge/agent/test_store.py", "edge/cli/*", "edge/coordinator/test_core.py",
+    "edge/inference/test_*trainer*.py", "edge/inference/test_onnx_benchmark.py",
+    "edge/learning/test_drift.py", "edge/learning/test_learners.py", "end_to_end/*",
     "integration/*", "test_wheel.py",
 )  # fmt: skip
 

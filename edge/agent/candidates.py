@@ -1,8 +1,12 @@
-"""Which learners stand in the shadow of a bundle's head: by name, or `auto` for what suits the head."""
+"""Which learners compete for a bundle's head: by name, or `auto` for all that suit the head."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
 
 from edge.contract import manifest as m
 from edge.contract.bundle import Bundle
@@ -10,13 +14,14 @@ from edge.contract.choices import LEARNERS
 from edge.contract.errors import ConfigError
 from edge.contract.manifest import HeadSpec, LinearLayer
 from edge.contract.projection import BYTES_PER_SQUARE
-from edge.contract.training import TrainStep
+from edge.contract.training import FloatArray, Parameters, TrainStep
 from edge.inference.onnx_session import OnnxSession
 from edge.inference.trainers import open_trainer
 from edge.learning.closed_form import StatisticsLearner
 from edge.learning.layered import LayeredLearner
 from edge.learning.learner import Learner
-from edge.learning.sgd import BATCH_RATE, SgdLearner
+from edge.learning.learning import Learning
+from edge.learning.sgd import BATCH_RATE, Run, SgdLearner
 from edge.learning.solve import Method
 from edge.learning.statistics import HeadStatistics
 from edge.learning.task import Task
@@ -54,8 +59,12 @@ class Workshop:
         assert head is not None
         return head
 
-    def candidates(self, name: str) -> dict[str, Learner]:
-        """The learners that a name means, in order of preference.
+    def learning(self, name: str, *, mixture: bool = True) -> Learning:
+        """The rules for the learners that a name means, in order of preference.
+
+        Args:
+            name: One of `edge.contract.choices.LEARNERS`.
+            mixture: False lets the first of them answer alone.
 
         Raises:
             ConfigError: There is no such learner, or it does not suit the head.
@@ -65,7 +74,37 @@ class Workshop:
         names = self._suitable() if name == "auto" else [name]
         if name != "auto" and (problem := self._problem(name)) is not None:
             raise ConfigError(f"the learner {name} does not suit this head: {problem}; suitable: {self._list()}")
-        return {each: self._make(each) for each in names}
+        head = self.head
+        return Learning(
+            self.task,
+            head.features.sample_shape,
+            self.bundle.head_parameters(),
+            self.bundle.manifest.class_names,
+            head.linear,
+            {each: partial(self.learner, each) for each in names},
+            self._run(),
+            mixture=mixture,
+            shares=self._shares(),
+        )
+
+    def _shares(self) -> npt.NDArray[np.float64] | None:
+        """Of the classes in the shipped statistics."""
+        prior = self._prior() if self.task.is_classifier else None
+        return None if prior is None else prior.class_counts / max(prior.class_counts.sum(), 1e-12)
+
+    def _run(self) -> Run:
+        """The head: a linear one by a product of matrices, which is faster than asking onnxruntime for it."""
+        linear = self.head.linear
+        if linear is None or not self.head.is_linear:
+            return self.session.logits
+        weight, bias = linear.weight, linear.bias
+
+        def product(features: FloatArray, parameters: Parameters) -> FloatArray:
+            with np.errstate(all="ignore"):  # what is not finite is looked for by who asks
+                found: FloatArray = features @ parameters[weight].T
+                return found if bias is None else found + parameters[bias]
+
+        return product
 
     def _list(self) -> str:
         return ", ".join(name for name in LEARNERS if name == "auto" or self._problem(name) is None)
@@ -117,7 +156,8 @@ class Workshop:
         assert head.entry is not None
         return Whitening(features, head.entry, last)
 
-    def _make(self, name: str) -> Learner:
+    def learner(self, name: str) -> Learner:
+        """A new one."""
         linear = self.head.linear
         if name in _METHODS:
             assert linear is not None

@@ -20,7 +20,7 @@ class AgentConfig:
         profile: What the device can do.
         learner: One of `edge.contract.choices.LEARNERS`.
         executor: Of training steps, one of `edge.contract.choices.EXECUTORS`.
-        gate: Whether a learner must prove itself before it is live.
+        mixture: Whether heads compete; else the first learner answers alone.
         telemetry_interval_s: Between two telemetry messages.
         sync_interval_s: Least time between two uploads of what was learned.
         probation_s: How long a pushed head or bundle is watched before it counts as active.
@@ -35,7 +35,7 @@ class AgentConfig:
     profile: DeviceProfile
     learner: str = "auto"
     executor: str = "auto"
-    gate: bool = True
+    mixture: bool = True
     telemetry_interval_s: float = 60.0
     sync_interval_s: float = 600.0
     probation_s: float = 60.0

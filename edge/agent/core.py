@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from edge import __version__
-from edge.agent import health
+from edge.agent import health, releases
 from edge.agent.budget import LearningBudget
 from edge.agent.config import AgentConfig
 from edge.agent.deployment import Deployment
@@ -20,6 +20,7 @@ from edge.channel import topics
 from edge.channel.codec import decode, encode
 from edge.channel.frames import decode_frame, encode_frame
 from edge.channel.messages import (
+    EXPERTS,
     Birth,
     Command,
     Conn,
@@ -37,7 +38,9 @@ from edge.channel.upload import Upload
 from edge.contract.clock import Now
 from edge.contract.digest import sha256
 from edge.contract.errors import ChannelError, LearningError
+from edge.learning.calibration import probabilities
 from edge.learning.labels import MAX_ID_LENGTH
+from edge.learning.task import Scores
 
 UPLOAD_CHUNK_BYTES = 32 * 1024
 # The coordinator may have lost an upload that it acknowledged (its database was restored): say it again now and then.
@@ -139,8 +142,8 @@ class AgentCore:
             self.deployment.roll_back("predictions are not finite")
             return self._predict(request, now)
         model.metrics.inferred((self._stopwatch() - start) * 1e3)
-        found = model.probabilities_of(logits[None])[0]
-        wanted = {"label_wanted": True} if model.wants_label(logits) else {}
+        found = probabilities(logits[None], model.learned.temperature, model.task)[0]
+        wanted = {"label_wanted": True} if self._wants_label(found) else {}
         if model.manifest.head is not None and not model.manifest.head.training.is_classifier:
             return {"outputs": logits.tolist(), "values": found.tolist(), **wanted}
         best = int(logits.argmax())
@@ -148,22 +151,23 @@ class AgentCore:
         name = model.class_names[best]
         return {"class": best, "name": name, "confidence": confidence, "logits": logits.tolist(), **wanted}
 
+    def _wants_label(self, found: Scores) -> bool:
+        """Whether the label of a sample with these probabilities ``(n_outputs,)`` would help; call once a sample."""
+        task = self._host.model.task
+        if task.is_regression:
+            return False
+        confidence = found.max() if task.is_classifier else np.abs(2.0 * found - 1.0).min()
+        return self._host.model.answering.requests.wants(float(confidence))
+
     def _label(self, request: dict[str, Any], now: Now) -> dict[str, Any]:
         sample_id = self._sample_id(request)
         label, weight = request.get("y"), request.get("weight", 1.0)
-        names = self._host.model.class_names
-        if isinstance(label, str) and names:
-            if label not in names:
-                raise LearningError(
-                    f"y: expected a class from 0 to {len(names) - 1} or one of its names, got {label!r:.40}"
-                )
-            label = names.index(label)
         self._host.model.check_label(label)
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight <= 1:
             raise LearningError(f"weight: expected a number from 0 to 1, got {weight!r:.40}")
         model = self._host.model
-        must_wait = model.n_waiting > 0 or not self._learning_allowed(now)
-        if must_wait and model.n_waiting >= self._config.profile.learning.label_ring_size:
+        must_wait = len(model.state.waiting) > 0 or not self._learning_allowed(now)
+        if must_wait and len(model.state.waiting) >= self._config.profile.learning.label_ring_size:
             return {"joined": False, "why": "too many labels are waiting for the learning budget"}
         joined = self._timed(lambda: model.join_label(sample_id, label, now.s, weight, later=must_wait), now)
         if not joined:
@@ -175,6 +179,13 @@ class AgentCore:
             self._next_temperature_s = now.s + TEMPERATURE_EVERY_S
             self._paused = self._why_paused()
         return not self._paused and self._budget.allows(now.s)
+
+    def _waiting_for(self) -> str:
+        """What labels wait for; empty where none do."""
+        if not self._host.model.state.waiting:
+            return ""
+        limit = self._config.profile.learning.budget_ms_per_s
+        return self._paused or f"the learning budget of {limit:g} ms/s, for {self._budget.wait_s:.1f} s"
 
     def _why_paused(self) -> str:
         """What speaks against learning now; empty for nothing."""
@@ -195,7 +206,7 @@ class AgentCore:
         spent_ms = (self._stopwatch() - start) * 1e3
         self._budget.spend(spent_ms)
         self._journaled_ms += spent_ms
-        if self._next_checkpoint_s == math.inf and not self._host.model.is_safe:
+        if self._next_checkpoint_s == math.inf and not self._host.model.state.is_safe:
             self._next_checkpoint_s = now.s + self._config.profile.learning.checkpoint_interval_s
         return done
 
@@ -206,12 +217,15 @@ class AgentCore:
             "device": self._config.device,
             "bundle": model.bundle.digest,
             "backbone": model.manifest.backbone_digest,
-            "head": model.head_digest(),
-            "learner": model.learner_kind,
-            "learners": list(model.learners),
-            "leader": model.leader,
+            "head": releases.head_digest(model),
+            "learner": model.learning.kind,
+            "learners": list(model.learning.learners),
+            "believed": model.learned.mixture.believed,
+            "experts": releases.expert_weights(model),
             "classes": list(model.class_names),
             "paused": self._paused,
+            "waiting": len(model.state.waiting),
+            "waiting_for": self._waiting_for(),
             "samples": model.n_samples,
             "release": self._host.slots.record.release,
             "state": str(self.deployment.state),
@@ -320,17 +334,17 @@ class AgentCore:
     @property
     def busy(self) -> bool:
         """Whether labels wait for the learning budget."""
-        return self._host.model.n_waiting > 0
+        return len(self._host.model.state.waiting) > 0
 
     def tick(self, now: Now) -> list[Publish]:
         """Do what is due and give back what is to be sent."""
         while self.busy and self._learning_allowed(now):
             try:
-                self._timed(self._host.model.learn_waiting, now)
+                self._timed(self._host.model.learn_next, now)
             except LearningError as exc:
                 self._events.append(("label-refused", str(exc)))
         self.deployment.poll(now.s)
-        warnings = self._host.model.warnings
+        warnings = self._host.model.state.warnings
         self._events += [("warning", text) for text in warnings]
         warnings.clear()
         happened = self._host.model.events
@@ -375,10 +389,11 @@ class AgentCore:
         self._next_checkpoint_s = math.inf
         model = self._host.model
         try:
-            if model.journal_suffices and self._journaled_ms < MAX_REPLAY_MS:
-                model.sync()
+            if model.state.journal_suffices and self._journaled_ms < MAX_REPLAY_MS:
+                model.state.sync()
             else:
-                model.save()
+                model.state.inferences = model.metrics.inferences
+                model.state.save()
                 self._journaled_ms = 0.0
         except OSError as exc:
             self._events.append(("storage", f"a checkpoint could not be written: {exc.strerror}"))
@@ -390,19 +405,19 @@ class AgentCore:
 
     def _something_to_upload(self) -> bool:
         model = self._host.model
-        return model.n_contributed > 0 and self._uploaded != self._version()
+        return model.learning.n_contributed(model.learned) > 0 and self._uploaded != self._version()
 
     def _version(self) -> tuple[int, str]:
         """Identity of a contribution made now: samples so far, which bundle and, for a change, against which head."""
         model = self._host.model
-        base = model.base_release if model.learner_kind == "delta" else 0
+        base = model.learned.release if model.learning.kind == "delta" else 0
         return model.n_samples, f"{model.bundle.digest} {base}"
 
     def _sync(self, now: Now) -> None:
         """Send what was learned, one upload at a time."""
         if self._upload is None and self._something_to_upload() and now.s >= self._next_sync_s:
             model = self._host.model
-            update = model.contribution()
+            update = releases.contribution(model)
             self._checkpoint(now)  # the version that is on its way must be known after a power cut
             data = update.encode()
             offer = UploadOffer(
@@ -437,17 +452,20 @@ class AgentCore:
         model = self._host.model
         self._sequence += 1
         record = self._host.slots.record
-        values: dict[str, int | float | str] = {
+        values: dict[str, Any] = {
             "ts": now.wall_ms,
             "seq": self._sequence,
             "boot": record.boot,
             "model": model.manifest.name,
             "release": record.release,
             "samples": model.n_samples,
-            "sgd_steps": model.n_samples if model.learner_kind == "delta" else 0,
+            "sgd_steps": model.n_samples if model.learning.kind == "delta" else 0,
             **model.metrics.report(now.s),
-            "waiting": self._host.model.n_waiting,
+            "waiting": len(self._host.model.state.waiting),
+            EXPERTS: releases.expert_weights(model),
         }
+        if waiting_for := self._waiting_for():
+            values["waiting_for"] = waiting_for
         cpu = health.cpu_seconds()
         if self._cpu is not None and now.s > self._cpu[0]:
             values["cpu_pct"] = round(100 * (cpu - self._cpu[1]) / (now.s - self._cpu[0]), 1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from edge.agent import releases
 from edge.agent.host import ModelHost
 from edge.agent.slots import new_part, proved_chunks
 from edge.agent.states import SlotEvent, SlotState, transition
@@ -17,10 +18,15 @@ from edge.channel.frames import Frame
 from edge.channel.messages import Desired, Request, State
 from edge.contract.errors import EdgeError
 from edge.learning.exchange import HeadRelease
+from edge.learning.trial import Finding, Verdict
 
 # States that a restart remembers; the release counter is durable with them, so none of these begins again. A failure
 # (a full disk, a wrong digest) is not among them: the coordinator says its wish again, and the device tries again.
 _SETTLED = {SlotState.PROBATION, SlotState.ACTIVE, SlotState.REFUSED, SlotState.ROLLED_BACK}
+
+
+# A head that is held is looked at again after so many labels.
+_LOOK_AGAIN = 8
 
 
 class Deployment:
@@ -51,13 +57,32 @@ class Deployment:
         self._sequence = 0
         self._probation_end_s = -math.inf  # set by the next poll, which knows the time
         self._labels_before = 0
+        self._held: releases.Offer | None = None
+        self._looked_at = 0  # labels when the head that is held was looked at last
+        self._told = ""  # why the probation is not over
+        # Whether anything spoke for what is in probation before it was live.
+        self._was_judged = host.slots.record.judged
+        self._replaces = host.slots.record.replaces
+        self._settle_trial()
+
+    def _settle_trial(self) -> None:
+        """End the trial of a head whose slot says something else: the agent was killed between the two."""
+        model, record = self._host.model, self._host.slots.record
+        is_of_record = model.learned.release == record.release
+        if model.learned.trial is None or (is_of_record and self.state is SlotState.PROBATION):
+            return
+        if is_of_record and self.state is SlotState.ACTIVE:
+            releases.confirm(model)
+        else:  # it is offered again, and tried against what was before it
+            releases.roll_back(model)
 
     def _enter(self, event: SlotEvent, detail: str = "") -> None:
         self.state = transition(self.state, event)
         self._detail = detail
         if self.state in _SETTLED:
             release = self._host.slots.record.release if self._desired is None else self._desired.release
-            self._host.slots.update(release=release, state=str(self.state))
+            notes = {"judged": self._was_judged, "replaces": self._replaces}
+            self._host.slots.update(release=release, state=str(self.state), **notes)
         self.report()
 
     def report(self) -> None:
@@ -93,9 +118,11 @@ class Deployment:
                 self._desired = desired
             self.report()
             return
-        if self.state is SlotState.PROBATION:
-            self._end_probation()
-        self._download = None
+        on_trial = self.state is SlotState.PROBATION and not self._end_probation()
+        if on_trial and self._host.model.learned.trial is not None:
+            # Who was not judged does not become what the next one is judged against.
+            self.roll_back("a newer release came before it could be judged")
+        self._download = self._held = None
         self._desired = desired
         self._enter(SlotEvent.OFFER_RECEIVED)
         backbone = self._host.model.manifest.backbone_digest
@@ -183,30 +210,50 @@ class Deployment:
         try:
             if desired.kind == "head":
                 release = HeadRelease.decode(path.read_bytes(), "the pushed head")
-                verdict = self._host.model.judge(release)
-                if not verdict.accepted:
-                    self._enter(SlotEvent.REFUSED, f"trial: {verdict.reason}")
-                    return
-                detail = f"trial: {verdict.reason}"
-            else:
-                self._host.try_bundle(desired.digest)
-                release, detail = None, ""
+                self._take(releases.look_at(self._host.model, release, competes=release.competes))
+                return
+            self._host.try_bundle(desired.digest)
         except (EdgeError, OSError) as exc:
             self._enter(SlotEvent.REFUSED, f"trial: {exc}")
             return
+        self._activate(None, "trial: its golden outputs are right on this CPU")
+
+    def _take(self, offer: releases.Offer) -> None:
+        """Refuse a head, hold it, or make it live."""
+        verdict, self._looked_at = offer.verdict, self._host.model.metrics.labels
+        if verdict.finding is Finding.WORSE and (not offer.competes or "finite" in verdict.reason):
+            self._held = None
+            self._enter(SlotEvent.REFUSED, f"trial: {verdict.reason}")
+        elif verdict.finding is Finding.DIFFERENT and not offer.competes:
+            if self._held is None:
+                self._enter(SlotEvent.HELD, f"held: {verdict.reason}")
+            self._held = offer
+        elif verdict.finding is Finding.NOT_JUDGED and self._held is not None:
+            return  # too few samples by now to look at it: what was seen before holds
+        else:
+            self._held = None
+            self._activate(offer, f"trial: {verdict.reason}")
+
+    def _activate(self, offer: releases.Offer | None, detail: str) -> None:
+        """Make a head that was looked at live, or the bundle that was tried."""
+        assert self._desired is not None
         self._enter(SlotEvent.TRIAL_PASSED, detail)
         self._enter(SlotEvent.ACTIVATION_STARTED)
         try:
-            if release is not None:
-                self._host.model.apply(release, desired.release)
+            if offer is not None:
+                releases.take(self._host.model, offer, self._desired.release)
             else:
-                self._host.activate_bundle(desired.digest)
+                self._host.activate_bundle(self._desired.digest)
         except (EdgeError, OSError) as exc:
             self._fail(f"activate: {exc}")
             return
         self._host.slots.clean()
         self._labels_before = self._host.model.metrics.labels
         self._probation_end_s = -math.inf  # set at the next poll
+        self._told = ""
+        judged = (Finding.GOOD, Finding.WORSE)
+        self._was_judged = offer is not None and offer.verdict.finding in judged
+        self._replaces = offer is not None and not offer.competes
         self._enter(SlotEvent.ACTIVATED, detail)
 
     def poll(self, now_s: float) -> None:
@@ -216,28 +263,52 @@ class Deployment:
                 self._do(self._download.poll(now_s))
             except OSError as exc:
                 self._fail(f"fetch: {exc.strerror}")
+        labels = self._host.model.metrics.labels
+        if self._held is not None and labels >= self._looked_at + _LOOK_AGAIN:
+            self._look_again(self._held)
         if self.state is SlotState.PROBATION:
             if self._probation_end_s == -math.inf:
                 self._probation_end_s = now_s + self._probation_s
-            labels = self._host.model.metrics.labels - self._labels_before
-            if now_s >= self._probation_end_s or labels >= self._probation_labels:
-                self._end_probation()
+            enough = labels - self._labels_before >= self._probation_labels
+            if (now_s >= self._probation_end_s or enough) and not self._end_probation():
+                self._probation_end_s = now_s + self._probation_s  # ask again then
 
-    def _end_probation(self) -> None:
-        bundle = self._host.slots.record.trying
-        verdict = self._host.model.judge_probation()
-        if verdict.accepted:
-            if bundle:
+    def _look_again(self, held: releases.Offer) -> None:
+        try:
+            self._take(releases.look_at(self._host.model, held.release, competes=held.competes))
+        except EdgeError as exc:
+            self._held = None
+            self._enter(SlotEvent.REFUSED, f"trial: {exc}")
+
+    def _end_probation(self) -> bool:
+        """Judge what is in probation; False where that cannot be done yet: then it is neither active nor gone."""
+        model = self._host.model
+        is_bundle = self._host.slots.record.trying
+        labels = model.metrics.labels - self._labels_before
+        if self._replaces and model.learned.trial is None:  # it ended, and the agent before it was written down
+            is_here = model.learned.release == self._host.slots.record.release
+            verdict = Verdict(Finding.GOOD if is_here else Finding.WORSE, "it ended before a restart")
+        else:
+            verdict = releases.judge_taken(model, was_judged=self._was_judged, labels=labels)
+        if is_bundle or verdict.finding is Finding.GOOD:
+            if is_bundle:
                 self._host.confirm_bundle()
-            self._host.model.confirm()
-            self._enter(SlotEvent.PROBATION_PASSED, f"probation: {verdict.reason}")
+            releases.confirm(model)
+            reason = f"{labels} labels, no failure" if is_bundle else verdict.reason
+            self._enter(SlotEvent.PROBATION_PASSED, f"probation: {reason}")
+        elif verdict.finding is Finding.NOT_JUDGED:
+            if self._told != verdict.reason:
+                self._told = self._detail = verdict.reason
+                self.report()
+            return False
         else:
             self.roll_back(f"probation: {verdict.reason}")
+        return True
 
     def roll_back(self, why: str) -> None:
         """Bring back what was live before the release in probation."""
         if self._host.slots.record.trying:
             self._host.roll_back_bundle()
-        else:
-            self._host.model.roll_back()
+        elif self._host.model.learned.trial is not None:
+            releases.roll_back(self._host.model)
         self._enter(SlotEvent.ROLLED_BACK, why)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from edge.agent.answering import LearningLimits
 from edge.agent.config import AgentConfig
-from edge.agent.on_device_model import LearningLimits, OnDeviceModel
+from edge.agent.on_device_model import OnDeviceModel
 from edge.agent.slots import MAX_ATTEMPTS, Slots
 from edge.contract.bundle import Bundle
 from edge.contract.errors import BundleError, EdgeError
@@ -69,7 +70,7 @@ class ModelHost:
                 label_requests=profile.learning.label_requests,
             ),
             executor=self._config.executor,
-            gate=self._config.gate,
+            mixture=self._config.mixture,
             state_dir=state_dir,
         )
 

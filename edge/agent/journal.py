@@ -1,10 +1,12 @@
-"""Labelled samples since the last checkpoint, appended one record at a time.
+"""What happened since the last snapshot, appended one record at a time: see `edge.learning.events`.
 
 A record that was appended survives `kill -9` of the agent (the kernel has it); `sync` makes it survive a power cut. A
-torn last record is dropped on reading: it was never acknowledged as durable.
+torn last record is dropped on reading: it was never acknowledged as durable. A damaged one inside costs itself only,
+whatever of it is damaged: the next whole record is found by its mark and its checksum.
 
-Record: CRC-32 of what follows (u32), n (u32), d (u32), k (u32), scales float32[n], weights float32[n], targets,
-codes int8[n, d], little-endian. Targets are classes int64[n] where k is 0, else quantities float32[n, k].
+Record: mark (4 bytes), length of the body (u32), CRC-32 of length, kind and body (u32), kind (u8), 3 zeros, body;
+little-endian. The body of a label: d (u32), k (u32), scale (float32), weight (float32), target, codes int8[d]; the
+target is a class int64 where k is 0, else quantities float32[k].
 """
 
 from __future__ import annotations
@@ -12,45 +14,33 @@ from __future__ import annotations
 import os
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from edge.contract.errors import BundleError
 from edge.contract.files import sync_folder
-from edge.contract.training import FloatArray
-from edge.learning.learner import State, part
-from edge.learning.packing import PackedFeatures
-from edge.learning.task import Targets
-
-_HEAD = struct.Struct("<IIII")
-_MAX_ELEMENTS = 1 << 28
-
-
-class Record(NamedTuple):
-    """A batch of labelled samples.
-
-    Attributes:
-        features: ``(n, d)`` packed.
-        targets: ``(n,)`` int64 classes or ``(n, k)`` float32.
-        weights: ``(n,)`` float32.
-    """
-
-    features: PackedFeatures
-    targets: Targets
-    weights: FloatArray
-
-    @property
-    def is_mark(self) -> bool:
-        """Whether it is `CONTRIBUTED`."""
-        return not len(self.features)
-
-
-# A mark: what was learned so far was sent to the fleet.
-CONTRIBUTED = Record(
-    PackedFeatures(np.zeros((0, 0), np.int8), np.zeros(0, np.float32)), np.zeros(0, np.int64), np.zeros(0, np.float32)
+from edge.learning.events import (
+    ClassAdded,
+    Confirmed,
+    Contributed,
+    Event,
+    HeadOffered,
+    HeadReplaced,
+    Labelled,
+    RolledBack,
 )
+from edge.learning.exchange import HeadRelease
+from edge.learning.packing import PackedFeatures
+
+MARK = b"\xe5J\x03\n"
+_HEAD = struct.Struct("<4sIIB3x")
+_LABEL = struct.Struct("<IIff")
+_HEAD_EVENT = struct.Struct("<QB")
+_FITS = (None, False, True)
+_KINDS: tuple[type, ...] = (Labelled, Contributed, ClassAdded, HeadOffered, HeadReplaced, Confirmed, RolledBack)
 
 
 class Journal:
@@ -62,36 +52,37 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._whole = 0  # size of the whole records
+        self._whole = 0  # size up to the end of the last whole record
         is_new = not path.exists()
         if not is_new:
-            for _, end in _records(path.read_bytes()):
-                self._whole = end
+            for _, self._whole in _records(path.read_bytes()):
+                pass
         # Unbuffered: what could not be written must not be written later, behind the record that came next.
         self._file = path.open("ab", buffering=0)
         self._file.truncate(self._whole)
         if is_new:
             sync_folder(path.parent)  # else `sync` would save the records and a power cut the name
 
-    def append(self, record: Record) -> None:
-        """Add a batch.
+    def append(self, event: Event, *, durable: bool = False) -> None:
+        """Add an event.
+
+        Args:
+            event: It.
+            durable: Make it survive a power cut, too.
 
         Raises:
             OSError: The disk is full; nothing of the record counts.
         """
-        features, targets, weights = record
-        n, d = features.codes.shape
-        k = targets.shape[1] if targets.ndim == 2 else 0
-        written = targets.astype("<f4" if k else "<i8")
-        parts = (features.scales.astype("<f4"), weights.astype("<f4"), written, features.codes)
-        body = struct.pack("<III", n, d, k) + b"".join(part.tobytes() for part in parts)
-        left = memoryview(struct.pack("<I", zlib.crc32(body)) + body)
+        left = memoryview(_encode(event))
         size = len(left)
         try:
             while left:
                 left = left[self._file.write(left) :]
+            if durable:
+                self.sync()
         except OSError:
-            self._file.truncate(self._whole)  # a torn record would hide those that come behind it
+            # A torn record would hide those that come behind it, and a whole one would be repeated.
+            self._file.truncate(self._whole)
             raise
         self._whole += size
 
@@ -104,66 +95,102 @@ class Journal:
         self._file.close()
 
 
-def read_journal(path: Path) -> tuple[list[Record], int]:
-    """The whole records of a journal, and how many damaged ones lie between them; none when it does not exist.
+class Read(NamedTuple):
+    """What a journal holds.
+
+    Attributes:
+        events: Of its whole records, in order.
+        n_damaged: Places between them where something else stands.
+    """
+
+    events: list[Event]
+    n_damaged: int
+
+
+def read_journal(path: Path) -> Read:
+    """The whole records of a journal; none when it does not exist.
 
     What comes behind the last whole record is a torn tail, as a power cut leaves it.
     """
     if not path.exists():
-        return [], 0
+        return Read([], 0)
     data = path.read_bytes()
-    found = list(_records(data))
-    starts = [0, *(end for _, end in found[:-1])]
-    gaps = sum(start != end - _size(record) for start, (record, end) in zip(starts, found, strict=True)) if found else 0
-    return [record for record, _ in found], gaps
+    events: list[Event] = []
+    end_before, n_damaged = 0, 0
+    for start, end in _records(data):
+        n_damaged += start != end_before
+        end_before = end
+        try:
+            events.append(_decode(data[start:end]))
+        except (BundleError, ValueError, struct.error):  # whole, and written by a program that knows more
+            n_damaged += 1
+    return Read(events, n_damaged)
 
 
-def _size(record: Record) -> int:
-    n, d = record.features.codes.shape
-    return int(_HEAD.size + n * (8 + d) + record.targets.nbytes)
-
-
-def _records(data: bytes) -> Iterator[tuple[Record, int]]:
-    """Whole records and where each ends. Behind a damaged one that states its length, those that follow are found."""
+def _records(data: bytes) -> Iterator[tuple[int, int]]:
+    """Where each whole record begins and ends."""
     at = 0
-    while at + _HEAD.size <= len(data):
-        crc, n, d, k = _HEAD.unpack_from(data, at)
-        width = 4 * k if k else 8
-        size = n * (8 + width + d)
-        start, end = at + _HEAD.size, at + _HEAD.size + size
-        if n * max(d, k, 1) > _MAX_ELEMENTS or end > len(data):
-            return
-        if zlib.crc32(data[at + 4 : end]) != crc:
+    while (at := data.find(MARK, at)) >= 0 and at + _HEAD.size <= len(data):
+        _, length, crc, _ = _HEAD.unpack_from(data, at)
+        end = at + _HEAD.size + length
+        if end <= len(data) and _checksum(data[at + 12 : end], length) == crc:
+            yield at, end
             at = end
-            continue
-        scales = np.frombuffer(data, "<f4", n, start)
-        weights = np.frombuffer(data, "<f4", n, start + 4 * n).astype(np.float32)
-        if k:
-            targets = np.frombuffer(data, "<f4", n * k, start + 8 * n).reshape(n, k).astype(np.float32)
         else:
-            targets = np.frombuffer(data, "<i8", n, start + 8 * n).astype(np.int64)
-        codes = np.frombuffer(data, np.int8, n * d, start + (8 + width) * n).reshape(n, d)
-        yield Record(PackedFeatures(codes, scales.astype(np.float32)), targets, weights), end
-        at = end
+            at += 1
 
 
-def side_by_side(prefix: str, records: Sequence[Record]) -> State:
-    """Records of one sample each as arrays whose names begin so, for a checkpoint."""
-    if not records:
-        return {}
-    return {
-        f"{prefix}codes": np.concatenate([record.features.codes for record in records]),
-        f"{prefix}scales": np.concatenate([record.features.scales for record in records]),
-        f"{prefix}targets": np.concatenate([record.targets for record in records]),
-        f"{prefix}weights": np.concatenate([record.weights for record in records]),
-    }
+def _checksum(kind_and_body: bytes, length: int) -> int:
+    return zlib.crc32(kind_and_body, zlib.crc32(struct.pack("<I", length)))
 
 
-def one_by_one(prefix: str, tensors: State) -> list[Record]:
-    """The records again that `side_by_side` was given."""
-    found = part(tensors, prefix)
-    rows = [slice(i, i + 1) for i in range(len(found.get("scales", ())))]
-    return [
-        Record(PackedFeatures(found["codes"][r], found["scales"][r]), found["targets"][r], found["weights"][r])
-        for r in rows
-    ]
+def _encode(event: Event) -> bytes:
+    body = _body(event)
+    kind = struct.pack("<B3x", _KINDS.index(type(event)))
+    return MARK + struct.pack("<II", len(body), _checksum(kind + body, len(body))) + kind + body
+
+
+def _body(event: Event) -> bytes:
+    match event:
+        case Labelled(features=features, target=target, weight=weight):
+            d, k = features.codes.shape[1], target.shape[1] if target.ndim == 2 else 0
+            head = _LABEL.pack(d, k, float(features.scales[0]), float(weight[0]))
+            return head + target.astype("<f4" if k else "<i8").tobytes() + features.codes.tobytes()
+        case Contributed(version=version):
+            return struct.pack("<q", version)
+        case ClassAdded(name=name):
+            return name.encode()
+        case HeadOffered(release=release, counter=counter, fits=fits):
+            return _HEAD_EVENT.pack(counter, _FITS.index(fits)) + release.encode()
+        case HeadReplaced(release=release, counter=counter):
+            return _HEAD_EVENT.pack(counter, 0) + release.encode()
+        case Confirmed() | RolledBack():
+            return b""
+
+
+def _decode(record: bytes) -> Event:
+    _, _, _, number = _HEAD.unpack_from(record)
+    body = record[_HEAD.size :]
+    if number >= len(_KINDS):
+        raise ValueError(f"there is no event of the kind {number}")
+    kind = _KINDS[number]
+    if kind is Labelled:
+        d, k, scale, weight = _LABEL.unpack_from(body)
+        middle = _LABEL.size + (4 * k or 8)
+        if len(body) != middle + d:
+            raise ValueError("the label is of another length than it says")
+        codes = np.frombuffer(body, np.int8, d, middle).reshape(1, d)
+        target = np.frombuffer(body, "<f4" if k else "<i8", k or 1, _LABEL.size)
+        kept = target.astype(np.float32).reshape(1, k) if k else target.astype(np.int64)
+        packed = PackedFeatures(codes, np.array([scale], np.float32))
+        return Labelled(packed, kept, np.array([weight], np.float32))
+    if kind is Contributed:
+        return Contributed(struct.unpack("<q", body)[0])
+    if kind is ClassAdded:
+        return ClassAdded(body.decode())
+    if kind in (HeadOffered, HeadReplaced):
+        counter, fits = _HEAD_EVENT.unpack_from(body)
+        release = HeadRelease.decode(body[_HEAD_EVENT.size :], "a head in the journal")
+        return HeadOffered(release, counter, _FITS[fits]) if kind is HeadOffered else HeadReplaced(release, counter)
+    found: Event = kind()
+    return found

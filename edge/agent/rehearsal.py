@@ -22,15 +22,15 @@ class Rehearsal:
 
     Attributes:
         scores: 1 for a right answer and 0 for a wrong one; of quantities, the loss.
-        before: The same for the head that was live when it began.
-        leaders: Name of the learner that the live head followed, empty for none.
+        before: The same for what was known when it began.
+        believed: Name of the expert that was believed most.
         learn_ms: What learning one label took.
-        events: Sample number, kind and text of what the gate decided.
+        events: Sample number, kind and text of what happened.
     """
 
     scores: list[float] = field(default_factory=list)
     before: list[float] = field(default_factory=list)
-    leaders: list[str] = field(default_factory=list)
+    believed: list[str] = field(default_factory=list)
     learn_ms: list[float] = field(default_factory=list)
     events: list[tuple[int, str, str]] = field(default_factory=list)
 
@@ -40,7 +40,7 @@ class Rehearsal:
 
     @property
     def mean_before(self) -> float:
-        """Of the head that was live when it began."""
+        """Of what was known when it began."""
         return float(np.mean(self.before))
 
     def running(self, window: int) -> npt.NDArray[np.float64]:
@@ -86,9 +86,11 @@ def rehearse(
         The same growing rehearsal after each sample, and once more when the late labels are learned.
     """
     found = Rehearsal()
+    begun = model.learned
     for i in range(0, len(x), _BATCH):
         rows = slice(i, i + _BATCH)
-        found.before += scores(model, model.predict(x[rows]), y[rows]).tolist()
+        outputs = model.learning.answer(begun, model.answering.features(x[rows]))
+        found.before += scores(model, outputs, y[rows]).tolist()
     waiting: deque[int] = deque()
 
     def learn(number: int) -> None:
@@ -101,7 +103,7 @@ def rehearse(
 
     for i in range(len(x)):
         found.scores.append(float(scores(model, model.predict(x[i : i + 1]), y[i : i + 1])[0]))
-        found.leaders.append(model.leader)
+        found.believed.append(model.learned.mixture.believed)
         waiting.append(i)
         if len(waiting) > late:
             learn(waiting.popleft())

@@ -62,7 +62,7 @@ class AgentService:
         self._transport = transport
         self._stopping = False
         self._queue: queue.Queue[_Call | TransportEvent] = queue.Queue(MAX_QUEUED)
-        for text in [*self._host.warnings, *self._host.model.warnings]:
+        for text in [*self._host.warnings, *self._host.model.state.warnings]:
             log.warning("%s", text)
 
     def run(self, socket_path: Path | None, *, stdin: bool = False) -> None:

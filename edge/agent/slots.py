@@ -33,6 +33,8 @@ class DeviceRecord:
         session: Connections so far.
         release: Counter of the last release that was handled, whatever became of it.
         state: What became of it.
+        judged: Whether labels or samples spoke for it when it was taken.
+        replaces: Whether it is a head that replaced everything, on trial.
         bundle: Digest of the pushed bundle that is live, "" for the one the device came with.
         previous: The one before it.
         trying: Whether `bundle` has not passed its probation yet.
@@ -43,6 +45,8 @@ class DeviceRecord:
     session: int = 0
     release: int = 0
     state: str = "idle"
+    judged: bool = False
+    replaces: bool = False
     bundle: str = ""
     previous: str = ""
     trying: bool = False

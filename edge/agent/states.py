@@ -6,6 +6,9 @@ coordinator counts that, never "delivered". Whatever goes wrong before activatio
 ends in ``failed`` or ``refused``; whatever goes wrong after it ends in ``rolled-back``, with the previous model live
 again. A newer offer may come at any time except during the activation itself, which is one step.
 
+A head that answers most samples otherwise than what is live, and that no labels vouch for, is ``held``: it waits, and
+is looked at again when labels come. Nobody judged it, so it is neither active nor refused.
+
 Fetching has no deadline: a slow line makes it slow, and it is reported. The steps from ``verified`` to ``probation``
 are one call each; probation ends by a number of labels or by its deadline. An event that is not in the table is a
 programming error: it raises, and the state stays.
@@ -26,6 +29,7 @@ class SlotState(StrEnum):
     FETCHING = "fetching"
     VERIFIED = "verified"
     STAGED = "staged"
+    HELD = "held"
     ACTIVATING = "activating"
     PROBATION = "probation"
     ACTIVE = "active"
@@ -41,6 +45,7 @@ class SlotEvent(StrEnum):
     FETCH_STARTED = "fetch started"
     DIGEST_VERIFIED = "digest verified"
     TRIAL_PASSED = "trial passed"
+    HELD = "held"
     ACTIVATION_STARTED = "activation started"
     ACTIVATED = "activated"
     PROBATION_PASSED = "probation passed"
@@ -62,6 +67,7 @@ TRANSITIONS: dict[tuple[SlotState, SlotEvent], SlotState] = {
     (S.FETCHING, E.OFFER_RECEIVED): S.OFFERED,
     (S.VERIFIED, E.OFFER_RECEIVED): S.OFFERED,
     (S.STAGED, E.OFFER_RECEIVED): S.OFFERED,
+    (S.HELD, E.OFFER_RECEIVED): S.OFFERED,
     (S.PROBATION, E.OFFER_RECEIVED): S.OFFERED,
     (S.OFFERED, E.FETCH_STARTED): S.FETCHING,
     (S.OFFERED, E.REFUSED): S.REFUSED,
@@ -70,6 +76,9 @@ TRANSITIONS: dict[tuple[SlotState, SlotEvent], SlotState] = {
     (S.VERIFIED, E.TRIAL_PASSED): S.STAGED,
     (S.VERIFIED, E.REFUSED): S.REFUSED,
     (S.VERIFIED, E.FAILED): S.FAILED,
+    (S.VERIFIED, E.HELD): S.HELD,
+    (S.HELD, E.TRIAL_PASSED): S.STAGED,
+    (S.HELD, E.REFUSED): S.REFUSED,
     (S.STAGED, E.ACTIVATION_STARTED): S.ACTIVATING,
     (S.ACTIVATING, E.ACTIVATED): S.PROBATION,
     (S.ACTIVATING, E.FAILED): S.FAILED,

@@ -1,13 +1,13 @@
-"""What a device keeps on disk about learning: a checkpoint, the one before it, and the journal since each.
+"""What a device keeps on disk about learning: a snapshot, the one before it, and the events since each.
 
 ::
 
     learned/<bundle>/state.bin            generation g
     learned/<bundle>/state.previous.bin   the generation before, p: g - 1, or less where one was damaged
-    learned/<bundle>/journal-<g>.bin      labelled samples since generation g
+    learned/<bundle>/journal-<g>.bin      events since generation g
     learned/<bundle>/journal-<p>.bin ...  those between the two
 
-Generation 0 is the bundle as shipped and has no file. A checkpoint is written to a temporary name, fsynced and renamed.
+Generation 0 is the bundle as shipped and has no file. A snapshot is written to a temporary name, fsynced and renamed.
 If it turns out damaged, the one before and all journals since give the same state again. If that one is damaged too,
 everything starts anew, and the old journals are put aside: without the state that they continue, and its identity, what
 the fleet has merged already would count twice. Nothing is ever unpickled.
@@ -25,13 +25,15 @@ from typing import Any
 
 import numpy.typing as npt
 
-from edge.agent.journal import Journal, Record, read_journal
+from edge.agent.journal import Journal, read_journal
+from edge.agent.schema2 import read_old_journal
 from edge.contract import tensorfile
 from edge.contract.errors import BundleError, ConfigError, LearningError
 from edge.contract.files import replace_file, sync_folder
+from edge.learning.events import Event
 from edge.learning.learner import State
 
-_MAGIC = b"EDGESTATE2"
+_MAGIC, _MAGIC_2 = b"EDGESTATE3", b"EDGESTATE2"
 _KIND = "learned-state"
 _DIGEST_BYTES = 32
 
@@ -47,14 +49,16 @@ class Saved:
     Attributes:
         description: JSON-able facts beside the tensors.
         tensors: The state.
-        journal: Labelled samples to learn again, in order.
+        journal: Events to repeat, in order.
         warning: What was damaged, or None.
+        schema: Of the tensors: 3, or 2 (see `edge.agent.schema2`).
     """
 
     description: dict[str, Any]
     tensors: State
-    journal: list[Record]
+    journal: list[Event]
     warning: str | None
+    schema: int = 3
 
 
 class LearnedStore:
@@ -85,15 +89,17 @@ class LearnedStore:
         numbers = {path.stem.removeprefix("journal-"): path for path in self._folder.glob("journal-*.bin")}
         return {number: numbers[str(number)] for number in sorted(int(text) for text in numbers if text.isdecimal())}
 
-    def _continue(self, generation: int, warnings: list[str]) -> list[Record]:
+    def _continue(self, generation: int, warnings: list[str]) -> list[Event]:
         """Go on from a generation: what its journals hold. One with damage inside is kept beside as it was."""
         journals = {number: path for number, path in self._journals().items() if number >= generation}
         self._state_generation = generation
         self._generation = max(journals, default=generation)
-        found: list[Record] = []
+        found: list[Event] = []
         for path in journals.values():
-            records, n_damaged = read_journal(path)
-            found += records
+            events, n_damaged = read_journal(path)
+            if not events:
+                events, n_damaged = read_old_journal(path)
+            found += events
             if n_damaged:
                 warnings.append(f"{path} is damaged: {n_damaged} or more of its records are lost")
                 shutil.copyfile(path, path.with_suffix(".damaged"))
@@ -103,7 +109,7 @@ class LearnedStore:
         """Names of the learners whose state is here; empty for none that can be read."""
         for name in ("state.bin", "state.previous.bin"):
             try:
-                found = self._read(self._folder / name)[0].get("learners")
+                found = self._read(self._folder / name)[1].get("learners")
             except (OSError, BundleError):
                 continue
             if isinstance(found, list):
@@ -136,42 +142,47 @@ class LearnedStore:
             if not path.exists():
                 continue
             try:
-                description, tensors = self._read(path)
+                schema, description, tensors = self._read(path)
             except BundleError as exc:
                 warnings.append(str(exc))
                 is_foreign |= isinstance(exc, _OtherBackboneError)
                 path.replace(path.with_suffix(".damaged"))  # never again taken for a whole one
                 continue
             if name != "state.bin":
-                path.replace(self._folder / "state.bin")  # the next checkpoint keeps it as the one before
+                path.replace(self._folder / "state.bin")  # the next snapshot keeps it as the one before
             records = self._continue(int(description.pop("generation")), warnings)
-            return Saved(description, tensors, records, "; ".join(warnings) or None)
+            return Saved(description, tensors, records, "; ".join(warnings) or None, schema)
         journals = self._journals()
         if journals and (is_foreign or 0 not in journals):
             for path in journals.values():
                 path.replace(path.with_suffix(".damaged"))
-            warnings = warnings or [f"{self._folder} has journals, and not the checkpoint that they continue"]
+            warnings = warnings or [f"{self._folder} has journals, and not the snapshot that they continue"]
             return Saved({}, {}, [], "; ".join(warnings))
         records = self._continue(0, warnings)
         return Saved({}, {}, records, "; ".join(warnings) or None) if records or warnings else None
 
-    def _read(self, path: Path) -> tuple[dict[str, Any], State]:
+    def _read(self, path: Path) -> tuple[int, dict[str, Any], State]:
+        """Its schema, the description and the tensors."""
         data = path.read_bytes()
         start = len(_MAGIC) + _DIGEST_BYTES
         body = data[start:]
-        if data[: len(_MAGIC)] != _MAGIC or hashlib.sha256(body).digest() != data[len(_MAGIC) : start]:
+        if data[: len(_MAGIC)] not in (_MAGIC, _MAGIC_2) or hashlib.sha256(body).digest() != data[len(_MAGIC) : start]:
             raise BundleError(f"{path} is damaged")
         description, tensors = tensorfile.decode(body, _KIND, str(path))
         if description.pop("backbone", None) != self._backbone:
             raise _OtherBackboneError(f"{path} belongs to another backbone")
-        return description, tensors
+        return 3 if data.startswith(_MAGIC) else 2, description, tensors
 
-    def append(self, record: Record) -> None:
-        """Add labelled samples to the journal; they survive a kill of this process from here on."""
+    def append(self, event: Event, *, durable: bool = False) -> None:
+        """Add an event to the journal; it survives a kill of this process from here on, or even a power cut.
+
+        Raises:
+            OSError: It cannot be kept; the journal is as it was.
+        """
         self._check_open()
         if self._journal is None:
             self._journal = Journal(self._journal_path(self._generation))
-        self._journal.append(record)
+        self._journal.append(event, durable=durable)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -182,11 +193,11 @@ class LearnedStore:
         if self._journal is not None:
             self._journal.sync()
 
-    def checkpoint(self, description: Mapping[str, Any], tensors: Mapping[str, npt.NDArray[Any]]) -> None:
+    def snapshot(self, description: Mapping[str, Any], tensors: Mapping[str, npt.NDArray[Any]]) -> None:
         """Save a state that contains everything in the journal.
 
         Raises:
-            OSError: The disk is full; the old checkpoint and the journal still hold everything.
+            OSError: The disk is full; the old snapshot and the journal still hold everything.
         """
         self._check_open()
         generation = self._generation + 1
@@ -200,7 +211,7 @@ class LearnedStore:
             file.flush()
             os.fsync(file.fileno())
             if state.exists():
-                # A second name for the old checkpoint, when the new one is whole and before it takes the first name.
+                # A second name for the old snapshot, when the new one is whole and before it takes the first name.
                 spare = self._folder / ".state.previous.tmp"
                 spare.unlink(missing_ok=True)
                 spare.hardlink_to(state)

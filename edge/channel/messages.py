@@ -140,7 +140,7 @@ class UploadStatus(Message):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Event(Message):
-    """``up/event``: something happened once: drift, a gate's decision, an error."""
+    """``up/event``: something happened once: drift, another expert that is believed, an error."""
 
     ts_ms: Count
     name: str

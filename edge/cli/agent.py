@@ -38,7 +38,7 @@ def agent() -> None:
 @click.option("--profile", default="auto", help="Device profile: auto, a shipped name or a .toml file.")
 @click.option("--learner", default="auto", type=click.Choice(LEARNERS), help="How to learn.")
 @click.option("--executor", default="auto", type=click.Choice(EXECUTORS), help="What runs training steps.")
-@click.option("--gate/--no-gate", default=True, help="A learner must prove itself on labels before it is live.")
+@click.option("--mixture/--no-mixture", default=True, help="Heads compete; else the first learner answers alone.")
 @click.option("--socket", "socket_path", type=click.Path(path_type=Path), help="[default: STATE_DIR/agent.sock]")
 @click.option("--stdin", is_flag=True, help="Read requests from standard input, one JSON object a line.")
 @click.option("--telemetry-interval", type=click.FloatRange(min=0.1), help="Seconds.  [default: the profile's]")
@@ -56,7 +56,7 @@ def run(
     profile: str,
     learner: str,
     executor: str,
-    gate: bool,
+    mixture: bool,
     socket_path: Path | None,
     stdin: bool,
     telemetry_interval: float | None,
@@ -88,7 +88,7 @@ def run(
         profile=device_profile,
         learner=learner,
         executor=executor,
-        gate=gate,
+        mixture=mixture,
         telemetry_interval_s=device_profile.telemetry.interval_s,
         sync_interval_s=sync_interval,
         probation_s=probation,
@@ -111,7 +111,7 @@ _LEARNING = [
     click.option("--state-dir", type=click.Path(path_type=Path), help="Go on from what is kept there, and keep it."),
     click.option("--learner", default="auto", type=click.Choice(LEARNERS), help="How to learn."),
     click.option("--executor", default="auto", type=click.Choice(EXECUTORS), help="What runs training steps."),
-    click.option("--gate/--no-gate", default=True, help="A learner must prove itself on labels before it is live."),
+    click.option("--mixture/--no-mixture", default=True, help="Heads compete; else the first learner answers alone."),
     click.option("--seed", default=0, type=click.IntRange(0), help="Of replay draws."),
 ]
 
@@ -122,10 +122,10 @@ def _with_learning(function: F) -> F:
     return function
 
 
-def _open(bundle: Path, state_dir: Path | None, learner: str, executor: str, gate: bool, seed: int) -> OnDeviceModel:
+def _open(bundle: Path, state_dir: Path | None, learner: str, executor: str, mixture: bool, seed: int) -> OnDeviceModel:
     from edge.agent.on_device_model import OnDeviceModel
 
-    return OnDeviceModel.open(bundle, state_dir, learner=learner, executor=executor, gate=gate, seed=seed)
+    return OnDeviceModel.open(bundle, state_dir, learner=learner, executor=executor, mixture=mixture, seed=seed)
 
 
 @agent.command()
@@ -152,7 +152,7 @@ def learn(
     state_dir: Path | None,
     learner: str,
     executor: str,
-    gate: bool,
+    mixture: bool,
     seed: int,
 ) -> None:
     """Replay a labelled file through BUNDLE as a device would meet it: answer each sample, then learn it.
@@ -165,7 +165,7 @@ def learn(
 
     from edge.cli.learn import learn_file
 
-    model = _open(bundle, state_dir, learner, executor, gate, seed)
+    model = _open(bundle, state_dir, learner, executor, mixture, seed)
     try:
         learn_file(
             model,

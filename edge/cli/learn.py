@@ -59,7 +59,7 @@ def check_samples(arrays: Arrays, model: OnDeviceModel, path: Path) -> None:
     """Raise ConfigError for samples, labels or weights that cannot be learned, wherever in the file they stand."""
     try:
         for i in range(0, len(arrays["x"]), _CHECKED_AT_ONCE):
-            model.check_samples(arrays["x"][i : i + _CHECKED_AT_ONCE])
+            model.answering.checked(arrays["x"][i : i + _CHECKED_AT_ONCE])
         if arrays["y"].dtype.kind != "U":
             model.task.check(arrays["y"], len(arrays["y"]))
     except LearningError as exc:
@@ -78,9 +78,9 @@ def _is_same(one: Path, other: Path) -> bool:
 
 
 def _say_warnings(model: OnDeviceModel, console: Console) -> None:
-    for text in model.warnings:
+    for text in model.state.warnings:
         console.print(f"warning: {text}", highlight=False, markup=False, soft_wrap=True)
-    model.warnings.clear()
+    model.state.warnings.clear()
 
 
 def ordered(arrays: Arrays, order: str, seed: int) -> Arrays:
@@ -134,13 +134,13 @@ def learn_file(
     n = len(found.scores)
     numbers: dict[str, Any] = {
         "bundle": model.bundle.digest,
-        "learners": list(model.learners),
+        "learners": list(model.learning.learners),
         "samples": n,
         f"predict_then_learn_{what}": round(found.mean(), 6),
         f"without_learning_{what}": round(found.mean_before, 6),
         f"last_quarter_{what}": round(found.mean(max(1, n // 4)), 6),
-        "leader": model.leader,
-        "temperature": round(model.temperature, 4),
+        "believed": model.learned.mixture.believed,
+        "temperature": round(model.learned.temperature, 4),
         "learn_ms_median": round(float(np.median(found.learn_ms)), 3),
         "events": [{"sample": at, "kind": kind, "text": text} for at, kind, text in found.events],
     }
@@ -148,7 +148,7 @@ def learn_file(
         numbers |= {f"test_{what}": round(last or 0.0, 6), f"test_{what}_before": round(first or 0.0, 6)}
     _print(console, model, data, found, numbers, what)
     if plot is not None:
-        draw_rehearsal(found, plot, what, f"{model.manifest.name}: {', '.join(model.learners)} on {data.name}")
+        draw_rehearsal(found, plot, what, f"{model.manifest.name}: {', '.join(model.learning.learners)} on {data.name}")
         console.print(f"wrote {plot}", highlight=False, markup=False, soft_wrap=True)
     if report is not None:
         _write(report, json.dumps(numbers, indent=1).encode() + b"\n")
@@ -161,14 +161,15 @@ def _print(
         console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     window = max(5, min(100, len(found.scores) // 10))
-    say(f"{model.manifest.name}: {len(found.scores)} samples of {data.name}, learners {', '.join(model.learners)}")
+    learners = ", ".join(model.learning.learners)
+    say(f"{model.manifest.name}: {len(found.scores)} samples of {data.name}, learners {learners}")
     say(f"  predict-then-learn {what:<9} {found.mean():8.4f}   without learning {found.mean_before:8.4f}")
     last_quarter = numbers[f"last_quarter_{what}"]
     say(f"  in the last quarter           {last_quarter:8.4f}")
     if f"test_{what}" in numbers:
         before, after = numbers[f"test_{what}_before"], numbers[f"test_{what}"]
         say(f"  on the test file, afterwards  {after:8.4f}   before           {before:8.4f}")
-    say(f"  live head follows {model.leader or 'nobody: it is as it was'}")
+    say(f"  believed most: {model.learned.mixture.believed}, {model.learned.mixture.weights.max():.0%}")
     say(f"  learning took {numbers['learn_ms_median']} ms a label (median)")
     say("")
     say(line_plot(found.running(window), f"{what}, mean of the last {window} samples", console.width - 2))

@@ -44,7 +44,7 @@ def _save(figure: Any, path: Path) -> None:
 
 
 def draw_rehearsal(found: Rehearsal, path: Path, what: str, title: str) -> None:
-    """Predict-then-learn accuracy over the samples, with what the gate decided."""
+    """Predict-then-learn accuracy over the samples, with what happened."""
     figure = _figure(8, 4)
     axes = figure.subplots()
     window = max(5, min(100, len(found.scores) // 10))
@@ -69,7 +69,7 @@ def draw_rehearsal(found: Rehearsal, path: Path, what: str, title: str) -> None:
         )
     seen: set[str] = set()
     for number, kind, _ in found.events:
-        style = {"promoted": "-", "drift": ":", "rolled-back": "-."}.get(kind, ":")
+        style = {"believed": "-", "drift": ":"}.get(kind, ":")
         axes.axvline(
             number, color=_INK, linewidth=1.0, linestyle=style, alpha=0.6, label=None if kind in seen else kind
         )

@@ -132,6 +132,7 @@ class OnnxSession:
             self._head = open_onnx(bundle.read(m.HEAD_INFER), m.HEAD_INFER)
             self._features, self._logits = manifest.head.features.name, manifest.head.output
             self._learned = BoundRun(self._model, [self._features, self._logits])
+            self._frozen = BoundRun(self._model, [self._features])
             self._of_head = BoundRun(self._head, [self._logits])
             linear = manifest.head.linear
             self._layer_input = "" if linear is None or manifest.head.is_linear else linear.input
@@ -170,6 +171,10 @@ class OnnxSession:
         """See `edge.inference.session.Session.predict`."""
         found = self._learned({**inputs, **parameters})
         return found[self._features], found[self._logits]
+
+    def features(self, inputs: Mapping[str, npt.NDArray[Any]]) -> FloatArray:
+        """What the frozen part gives to the head, ``(batch, *features)``."""
+        return self._frozen(inputs)[self._features]
 
     def logits(self, features: FloatArray, parameters: Mapping[str, FloatArray]) -> FloatArray:
         """See `edge.inference.session.Session.logits`."""

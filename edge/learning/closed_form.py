@@ -421,6 +421,15 @@ class StatisticsLearner:
             self._become(replace(value, sent=sent), self._factor, self._solved)
         return {"gram": own.triangle, "moment": own.moment}
 
+    def of_others(self) -> tuple[Parameters, Matrix] | None:
+        """See `edge.learning.learner.Learner.of_others`: solved from the base without what is included in it."""
+        value = self._value
+        left = difference(value.base, PackedStatistics.empty(self._n_statistics, value.n_outputs), value.included)
+        try:
+            return head_of(left, self._head, self._method, self._projection), left.class_counts
+        except LearningError:
+            return None
+
     def rebase(self, parameters: Mapping[str, FloatArray], merged: State, included: int) -> None:
         """See `edge.learning.learner.Learner.rebase`.
 

@@ -233,3 +233,16 @@ class FeatureShift:
         rise, fall = self._tests
         rise.load(value.rise)
         fall.load(value.fall)
+
+
+def since_the_change(errors: npt.NDArray[np.float64]) -> int:
+    """How many of the last values belong to the new regime: the cut that tells the two means apart best."""
+    n = len(errors)
+    best, width = 0.0, n
+    for late in range(5, n - 4):
+        before, after = errors[: n - late], errors[n - late :]
+        rise = float(after.mean() - before.mean())
+        score = rise * abs(rise) * late * (n - late)
+        if score > best:
+            best, width = score, late
+    return width

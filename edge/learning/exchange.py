@@ -105,6 +105,8 @@ class HeadRelease:
         n_samples: Labelled samples behind it.
         origin: In words, for people: ``merge of 3 devices``.
         class_names: Where devices have added classes: those of the bundle and theirs; else empty.
+        is_rival: Whether it competes with the heads that a device has; None for what a merge does (it competes) and
+            what an operator pushes (it replaces them, on trial).
     """
 
     backbone: str
@@ -114,6 +116,17 @@ class HeadRelease:
     n_samples: int = 0
     origin: str = ""
     class_names: tuple[str, ...] = ()
+    is_rival: bool | None = None
+
+    @property
+    def competes(self) -> bool:
+        """Whether it becomes one more expert on a device, or replaces all."""
+        return self.is_merge if self.is_rival is None else self.is_rival
+
+    @property
+    def is_merge(self) -> bool:
+        """Whether it is what devices learned, and not a head that somebody made elsewhere."""
+        return bool(self.included)
 
     def encode(self) -> bytes:
         """As one document; the same release gives the same bytes."""
@@ -124,6 +137,8 @@ class HeadRelease:
             "origin": self.origin,
             "class_names": list(self.class_names),
         }
+        if self.is_rival is not None:
+            description["is_rival"] = self.is_rival
         tensors: State = {_PARAMETER + name: array for name, array in self.parameters.items()}
         tensors |= {_MERGED + name: array for name, array in self.merged.items()}
         return tensorfile.encode(_RELEASE, description, tensors)
@@ -144,6 +159,7 @@ class HeadRelease:
             or type(found.get("n_samples")) is not int
             or found["n_samples"] < 0
             or not isinstance(found.get("origin"), str)
+            or not isinstance(found.get("is_rival"), bool | None)
         ):
             raise BundleError(f"{what}: a field of the head release is missing or not of its type")
         parameters: Parameters = {}
@@ -160,6 +176,7 @@ class HeadRelease:
             n_samples=found["n_samples"],
             origin=found["origin"],
             class_names=_names(found, what),
+            is_rival=found.get("is_rival"),
         )
 
     def aligned(
@@ -193,3 +210,10 @@ def _names(found: Mapping[str, Any], what: str) -> tuple[str, ...]:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or len(set(names)) != len(names):
         raise BundleError(f"{what}: class_names must be a list of different texts")
     return tuple(names)
+
+
+def is_class_name(name: object) -> bool:
+    """Whether a class may be called so: text that can be written down."""
+    if not isinstance(name, str) or not 0 < len(name) <= 128:
+        return False
+    return not any(0xD800 <= ord(character) <= 0xDFFF for character in name)

@@ -6,7 +6,9 @@ The ring lives in memory: a label for a sample from before a restart is not join
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from edge.contract.training import FloatArray
 from edge.learning.packing import PackedFeatures
@@ -55,3 +57,7 @@ class LabelRing:
         if found is None or now_s - found.seen_s > self._expiry_s:
             return None
         return found
+
+    def newest(self, count: int) -> Sequence[Remembered]:
+        """The samples that came last, the newest last; they stay."""
+        return list(islice(reversed(self._waiting.values()), count))[::-1]

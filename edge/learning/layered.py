@@ -176,6 +176,9 @@ class LayeredLearner:
         self._value = replace(value, changes=value.changes.noted(value.live, self.n_samples))
         return value.changes.since(value.live)
 
+    def of_others(self) -> None:
+        """See `edge.learning.learner.Learner.of_others`: means of changes cannot be taken apart."""
+
     def rebase(self, parameters: Mapping[str, FloatArray], merged: State, included: int) -> None:
         """See `edge.learning.learner.Learner.rebase`: what was learned since the included version is put on top."""
         del merged

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -85,6 +86,16 @@ class Learner(Protocol):
         """
         ...
 
+    def of_others(self) -> tuple[Parameters, npt.NDArray[np.float64]] | None:
+        """What is left of the last merge without what this device contributed to it; None where nobody can tell.
+
+        What a merge says to samples that are in it is no evidence for it; what the others say to them is.
+
+        Returns:
+            A head, and how many samples ``(n_outputs,)`` of each class it is made of, shipped ones among them.
+        """
+        ...
+
     @property
     def value(self) -> Any:
         """All that is known: a frozen dataclass, for `edge.learning.tree`."""
@@ -119,14 +130,15 @@ def check_batch(
     if features.ndim != len(shape) + 1 or features.shape[1:] != shape:
         raise LearningError(f"expected features of shape (batch, {', '.join(map(str, shape))}), got {features.shape}")
     targets = task.check(targets, len(features))
-    if features.dtype.kind not in "fiub" or not np.isfinite(features).all():
+    largest = float(np.abs(features).max(initial=0)) if features.dtype.kind in "fiub" else math.nan
+    if not math.isfinite(largest):
         raise LearningError("features with values that are not finite numbers were refused")
-    if features.size and np.abs(features).max() > MAX_FEATURE:
+    if largest > MAX_FEATURE:
         raise LearningError(f"features beyond {MAX_FEATURE:g} were refused")
     weights = np.ones(len(features), np.float32) if weights is None else np.asarray(weights)
     if weights.shape != (len(features),) or weights.dtype.kind not in "fiub":
         raise LearningError(f"expected {len(features)} weights, got {weights.dtype} of shape {weights.shape}")
-    if not ((weights >= 0) & (weights <= 1)).all():  # False for NaN
+    if weights.size and not (weights.min() >= 0 and weights.max() <= 1):  # False for NaN
         raise LearningError("weights must lie in 0..1")
     return features.astype(np.float32, copy=False), targets, weights.astype(np.float32, copy=False)
 

@@ -311,6 +311,9 @@ class SgdLearner:
         self._value = replace(value, changes=value.changes.noted(value.live, value.n_samples))
         return value.changes.since(value.live)
 
+    def of_others(self) -> None:
+        """See `edge.learning.learner.Learner.of_others`: means of changes cannot be taken apart."""
+
     def rebase(self, parameters: Mapping[str, FloatArray], merged: State, included: int) -> None:
         """See `edge.learning.learner.Learner.rebase`: what was learned since the included version is put on top."""
         del merged

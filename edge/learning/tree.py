@@ -66,6 +66,18 @@ def build(like: T, arrays: Mapping[str, npt.NDArray[Any]]) -> T:
     return found
 
 
+def keys(arrays: Mapping[str, npt.NDArray[Any]], path: str) -> list[str]:
+    """The keys of the mapping under a path, for who makes a template of what there is.
+
+    Raises:
+        LearningError: There is none.
+    """
+    *found, rest = _text(path, dict(arrays)).split(_END)
+    if rest:
+        raise LearningError(f"the saved {path} does not say its keys")
+    return found
+
+
 def _flatten(value: Any, path: str, found: Arrays) -> None:
     if value is None:
         found[path] = np.zeros(0, np.bool_)

@@ -27,14 +27,14 @@ DEVICE = (
 import numpy as np
 from edge.agent import OnDeviceModel
 for learner in ('statistics', 'sgd', 'auto'):
-    model = OnDeviceModel.open(sys.argv[1], sys.argv[2] + learner, learner=learner, gate=False)
+    model = OnDeviceModel.open(sys.argv[1], sys.argv[2] + learner, learner=learner, mixture=False)
     x = np.random.default_rng(0).random((20, *model.manifest.inputs[0].sample_shape), np.float32)
     before = model.predict(x)
     model.learn(x, np.arange(20) % 10)
     assert model.predict(x).shape == (20, 10)
     assert not np.array_equal(model.predict(x), before)
     model.close()
-    again = OnDeviceModel.open(sys.argv[1], sys.argv[2] + learner, learner=learner, gate=False)
+    again = OnDeviceModel.open(sys.argv[1], sys.argv[2] + learner, learner=learner, mixture=False)
     assert again.n_samples == 20
     again.close()
 import edge.agent.service

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from edge.agent import OnDeviceModel
-from edge.agent.on_device_model import LearningLimits
+from edge.agent import OnDeviceModel, releases
+from edge.agent.answering import LearningLimits
 from edge.contract import manifest as m
 from edge.contract.bundle import Bundle
 from edge.contract.errors import ConfigError
@@ -46,7 +46,7 @@ def samples() -> tuple[np.ndarray, np.ndarray]:
 
 def opened(bundle: Bundle, state_dir: Path | None = None, learner: str = "statistics") -> OnDeviceModel:
     limits = LearningLimits(max_state_mb=MAX_STATE_MB)
-    return OnDeviceModel.open(bundle.path, state_dir, limits=limits, gate=False, learner=learner)
+    return OnDeviceModel.open(bundle.path, state_dir, limits=limits, mixture=False, learner=learner)
 
 
 def test_the_bundle_says_to_what_length_features_are_projected(bundle: Bundle, tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def test_the_bundle_says_to_what_length_features_are_projected(bundle: Bundle, t
 
 def test_a_device_with_less_memory_than_the_target_says_so(bundle: Bundle, tmp_path: Path) -> None:
     wide = converted(tmp_path, 64)
-    assert opened(wide, learner="auto").learners == ("sgd",)
+    assert opened(wide, learner="auto").learning.learners == ("sgd",)
     with pytest.raises(ConfigError, match=r"300 features take 5 MiB, allowed are 1.*--target"):
         opened(wide)
 
@@ -72,7 +72,7 @@ def test_what_is_learned_of_projected_features_is_kept_over_a_restart(
 ) -> None:
     x, y = samples
     model = opened(bundle, tmp_path, "auto")
-    assert model.learners == ("statistics", "sgd")
+    assert model.learning.learners == ("statistics", "sgd")
     model.learn(x[:300], y[:300])
     before = model.predict(x[300:])
     model.close()
@@ -91,13 +91,15 @@ def test_a_merge_of_projected_statistics_is_as_if_one_device_had_learned_all(
         rows = np.flatnonzero(np.isin(y[:450], [i, i + 1]))
         device.learn(x[rows], y[rows])
         everything.learn(x[rows], y[rows])
-    updates = [device.contribution() for device in devices]
+    updates = [releases.contribution(device) for device in devices]
     assert updates[0].tensors["gram"].shape == ((PROJECTED + 1) * (PROJECTED + 2) // 2,)
     release = merged_head(bundle, updates)
     for device in devices:
         alone = (device.predict(x[450:]).argmax(axis=1) == y[450:]).mean()
-        device.apply(release, 1)
-        merged = device.predict(x[450:])
+        releases.take(device, releases.look_at(device, release, competes=True), 1)
+        merged = device.learning.run(
+            device.answering.features(x[450:]), device.learning.parameters(device.learned, "merged")
+        )
         np.testing.assert_allclose(merged, everything.predict(x[450:]), rtol=0.02, atol=0.05)
         assert (merged.argmax(axis=1) == y[450:]).mean() > max(alone, 0.7)
         device.learn(x[:5], y[:5])  # and goes on from there
@@ -111,7 +113,7 @@ def test_a_head_with_hidden_layers_and_too_many_features_for_statistics_of_them_
     bundle = Bundle.open(source.with_suffix(".edge"))
     assert set(bundle.tensors(m.STATISTICS)) == {"gram", "moment"}, "of the last layer only"
     found = OnDeviceModel.open(bundle.path)
-    assert found.learners == ("layered", "sgd")
+    assert found.learning.learners == ("layered", "sgd")
     x, y = labelled(model, (12,), 12)
     found.learn(x.numpy(), y.numpy())
     assert found.n_samples == 12

@@ -6,8 +6,8 @@ which is what `kill -9` leaves: the files, and nothing else.
 
 from __future__ import annotations
 
-import dataclasses
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +20,22 @@ from edge.channel import topics
 from edge.channel.memory import Faults, MemoryBroker, MemoryTransport
 from edge.channel.transport import TransportEvent
 from edge.contract.clock import Now
-from edge.contract.profile import load_profile
+from edge.contract.profile import DeviceProfile, load_profile
 from edge.coordinator.artifacts import ArtifactStore
 from edge.coordinator.config import CoordinatorConfig
 from edge.coordinator.core import CoordinatorCore
 from edge.coordinator.store import Store
 from edge.merging.policy import MergePolicy
+from tests.support.killed import kill
 
 FLEET = "lab"
-_PROFILE = load_profile("generic-x86_64")
-# How busy this machine is must not decide whether its agents learn.
-ANY_LOAD = dataclasses.replace(_PROFILE, learning=dataclasses.replace(_PROFILE.learning, max_load_per_core=1000.0))
+
+
+def unhurried() -> DeviceProfile:
+    """A profile on which nothing that this machine does beside the tests makes learning wait."""
+    profile = load_profile("generic-x86_64")
+    learning = replace(profile.learning, max_load_per_core=1000.0, max_temperature_c=120.0, min_battery_percent=0.0)
+    return replace(profile, learning=learning)
 
 
 class Agent:
@@ -42,7 +47,7 @@ class Agent:
             state_dir=folder / name,
             fleet=FLEET,
             device=name,
-            profile=ANY_LOAD,
+            profile=unhurried(),
             **{"telemetry_interval_s": 5.0, "sync_interval_s": 1.0, "probation_s": 3.0, **options},
         )
         self.host = ModelHost(self.config)
@@ -128,9 +133,7 @@ class SimulatedFleet:
         """What ``kill -9`` does: the kernel closes the files, nothing else happens."""
         agent = self.agents.pop(name)
         self.broker.disconnect(name)
-        store = agent.host.model._store
-        assert store is not None
-        store.close()
+        kill(agent.host.model)
         os.close(agent.host._lock)
 
     def close(self) -> None:

@@ -105,7 +105,7 @@ def converted(source: Path, **options: Any) -> tuple[Path, HeadSpec, dict[str, A
 
 def learned(bundle: Path, x: np.ndarray, y: np.ndarray, n_labels: int, learner: str = "sgd") -> list[float]:
     """Accuracy on what is not learned: as shipped, and after 1, 2, 4, 8, ... labels, with default options."""
-    model = OnDeviceModel.open(bundle, learner=learner, gate=False)
+    model = OnDeviceModel.open(bundle, learner=learner, mixture=False)
     rest = slice(n_labels, None)
 
     def accuracy() -> float:

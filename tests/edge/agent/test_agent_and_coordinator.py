@@ -12,14 +12,17 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from edge.agent import releases
 from edge.agent.core import AgentCore
 from edge.agent.on_device_model import OnDeviceModel
 from edge.channel.memory import Faults
 from edge.contract.bundle import Bundle
 from edge.contract.errors import BundleError, LearningError, RolloutError
+from edge.contract.training import Parameters
 from edge.learning.exchange import HeadRelease
 from tests.support.contributions import merged_head
 from tests.support.fleet import SimulatedFleet
+from tests.support.values import same
 
 Simulate = Callable[..., SimulatedFleet]
 DEVICES = ["one", "two", "three"]
@@ -57,14 +60,24 @@ def teach_all(fleet: SimulatedFleet, bundle: Path, n: int = 40) -> dict[str, tup
     return taught
 
 
+def merge_of(fleet: SimulatedFleet, name: str) -> Parameters:
+    """The newest merge that a device has among its experts."""
+    model = fleet.agents[name].host.model
+    return model.learning.parameters(model.learned, "merged")
+
+
+def have_the_same_merge(fleet: SimulatedFleet) -> bool:
+    first, *others = [merge_of(fleet, name) for name in fleet.agents]
+    return all(np.array_equal(first[key], other[key]) for other in others for key in first)
+
+
 def test_what_devices_learn_is_merged_and_comes_back_to_all(
     simulate: Simulate, tmp_path: Path, digits_bundle: Path
 ) -> None:
     fleet = simulate(tmp_path, digits_bundle, DEVICES)
     teach_all(fleet, digits_bundle)
     fleet.until("converged", lambda: fleet.converged(1))
-    heads = {agent.host.model.head_digest() for agent in fleet.agents.values()}
-    assert len(heads) == 1
+    assert have_the_same_merge(fleet)
     assert fleet.agents["one"].states[-3:] == ["active"] or "probation" in fleet.agents["one"].states
     fleet.run(60.0)
     assert [row.counter for row in fleet.store.releases()] == [1], "nothing new was learned, so nothing is merged again"
@@ -78,10 +91,10 @@ def test_merge_equals_learning_everything_in_one_place(simulate: Simulate, tmp_p
     for x, y in taught.values():
         alone.learn(x, y)
     bundle = Bundle.open(digits_bundle)
-    everything = merged_head(bundle, [alone.contribution()])
-    live = fleet.agents["two"].host.model._shadow.live()
+    everything = merged_head(bundle, [releases.contribution(alone)])
+    merged = merge_of(fleet, "two")
     for name, array in everything.parameters.items():
-        np.testing.assert_allclose(live[name], array, rtol=2e-3, atol=2e-3)
+        np.testing.assert_allclose(merged[name], array, rtol=2e-3, atol=2e-3)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -92,7 +105,7 @@ def test_converges_over_a_line_that_loses_repeats_and_reorders(
     fleet = simulate(tmp_path, digits_bundle, DEVICES, faults=faults)
     teach_all(fleet, digits_bundle)
     fleet.until("settled", fleet.settled, 900)
-    assert len({agent.host.model.head_digest() for agent in fleet.agents.values()}) == 1
+    assert have_the_same_merge(fleet)
 
 
 @pytest.mark.parametrize("at", range(0, 60, 4))
@@ -108,28 +121,28 @@ def test_agent_killed_at_any_moment_converges_with_all_it_learned(
     agent = fleet.start_agent("two")
     assert agent.host.model.n_samples == 40, "every acknowledged label survived"
     fleet.until("settled", fleet.settled)
-    assert len({agent.host.model.head_digest() for agent in fleet.agents.values()}) == 1
+    assert have_the_same_merge(fleet)
     newest = fleet.store.releases()[0]
     release = HeadRelease.decode((tmp_path / "coordinator/artifacts" / newest.digest).read_bytes(), "")
     assert release.n_samples == 120, "nothing is counted twice or lost"
 
 
-def test_a_checkpoint_waits_until_the_journal_is_long(simulate: Simulate, tmp_path: Path, digits_bundle: Path) -> None:
+def test_a_snapshot_waits_until_the_journal_is_long(simulate: Simulate, tmp_path: Path, digits_bundle: Path) -> None:
     fleet = simulate(tmp_path, digits_bundle, ["one"], auto_merge=False)
     agent = fleet.agents["one"]
     state = next(tmp_path.rglob("state.bin"))
     before = state.read_bytes()
     fleet.teach("one", *samples(digits_bundle, 20, 0))
-    assert not agent.host.model.is_safe
+    assert not agent.host.model.state.is_safe
     fleet.run(400.0)
-    assert fleet.store.contributions(), "an upload does not need a checkpoint, either"
-    assert agent.host.model.is_safe
+    assert fleet.store.contributions(), "an upload does not need a snapshot, either"
+    assert agent.host.model.state.is_safe
     assert state.read_bytes() == before
     agent.core._stopwatch = itertools.count(step=0.1).__next__  # 0.1 s a label
     fleet.teach("one", *samples(digits_bundle, 60, 1), tag="t")
     fleet.until("learned", lambda: agent.host.model.n_samples == 80, 600.0)
     fleet.run(400.0)
-    assert agent.host.model.is_safe
+    assert agent.host.model.state.is_safe
     assert state.read_bytes() != before
     fleet.crash_agent("one")
     assert fleet.start_agent("one").host.model.n_samples == 80
@@ -147,7 +160,7 @@ def test_coordinator_killed_at_any_moment_converges(
     fleet.run(20.0)
     fleet.start_coordinator()
     fleet.until("settled", fleet.settled)
-    assert len({agent.host.model.head_digest() for agent in fleet.agents.values()}) == 1
+    assert have_the_same_merge(fleet)
 
 
 def test_broker_that_forgets_everything_is_survived(simulate: Simulate, tmp_path: Path, digits_bundle: Path) -> None:
@@ -211,14 +224,18 @@ def test_labels_after_a_merge_count_once(simulate: Simulate, tmp_path: Path, dig
 def test_devices_with_sgd_heads_are_averaged(simulate: Simulate, tmp_path: Path, digits_bundle: Path) -> None:
     fleet = simulate(tmp_path, digits_bundle, DEVICES, learner="sgd")
     teach_all(fleet, digits_bundle)
-    heads = {name: agent.host.model._contributor.parameters() for name, agent in fleet.agents.items()}
+    heads = {name: sgd_of(fleet, name, "sgd") for name in fleet.agents}
     fleet.until("converged", lambda: fleet.converged(1))
-    live = fleet.agents["one"].host.model._shadow.live()
-    for name, array in live.items():
+    for name, array in merge_of(fleet, "one").items():
         mean = np.mean([head[name] for head in heads.values()], axis=0)
         np.testing.assert_allclose(array, mean, rtol=1e-4, atol=1e-5)
     fleet.run(60.0)
     assert len(fleet.store.releases()) == 1, "a change is added once"
+
+
+def sgd_of(fleet: SimulatedFleet, name: str, expert: str) -> Parameters:
+    model = fleet.agents[name].host.model
+    return {key: array.copy() for key, array in model.learning.parameters(model.learned, expert).items()}
 
 
 def test_head_that_is_worse_on_recent_labels_is_refused_and_the_live_one_stays(
@@ -227,14 +244,14 @@ def test_head_that_is_worse_on_recent_labels_is_refused_and_the_live_one_stays(
     fleet = simulate(tmp_path, digits_bundle, ["one"], auto_merge=False)
     teach_all(fleet, digits_bundle, n=60)
     fleet.until("known", lambda: fleet.device("one") is not None and fleet.device("one").born)
-    before = fleet.agents["one"].host.model.head_digest()
+    before = fleet.agents["one"].host.model.learned
     bundle = Bundle.open(digits_bundle)
     useless = {name: np.zeros_like(array) for name, array in bundle.head_parameters().items()}
     release = HeadRelease(backbone=bundle.manifest.backbone_digest, parameters=useless, origin="useless")
     push(fleet, release.encode())
     fleet.until("refused", lambda: fleet.device("one").state == "refused")
     assert "worse" in fleet.device("one").state_detail
-    assert fleet.agents["one"].host.model.head_digest() == before
+    assert fleet.agents["one"].host.model.learned is before
     fleet.crash_agent("one")
     fleet.start_agent("one")
     fleet.run(60.0)
@@ -254,25 +271,26 @@ def test_head_that_turns_out_worse_in_probation_is_taken_back(
     """No labels before the push, so the trial cannot judge it; the labels after it can (fault 25)."""
     fleet = simulate(tmp_path, digits_bundle, ["one"], auto_merge=False, probation_s=600.0, learner="sgd")
     fleet.until("known", lambda: fleet.device("one") is not None and fleet.device("one").born)
-    before = fleet.agents["one"].host.model.head_digest()
+    x = samples(digits_bundle, 50, 9)[0]
+    before = fleet.agents["one"].host.model.predict(x).argmax(axis=1)
     bundle = Bundle.open(digits_bundle)
     poisoned = {name: -100 * array for name, array in bundle.head_parameters().items()}
     counter = push(fleet, HeadRelease(backbone=bundle.manifest.backbone_digest, parameters=poisoned).encode())
     fleet.until("probation", lambda: fleet.agents["one"].states[-1] == "probation")
-    assert fleet.agents["one"].host.model.head_digest() != before
+    assert (fleet.agents["one"].host.model.predict(x).argmax(axis=1) != before).mean() > 0.5
     fleet.teach("one", *samples(digits_bundle, 40, 5))
     fleet.until("settled", lambda: fleet.device("one").state in ("rolled-back", "active"))
     row = fleet.device("one")
     assert (row.state, row.state_release) == ("rolled-back", counter)
     assert "worse" in row.state_detail
-    assert fleet.agents["one"].host.model.head_digest() == before
+    assert (fleet.agents["one"].host.model.predict(x).argmax(axis=1) == before).mean() > 0.9
 
 
 def test_head_of_another_backbone_is_refused(digits_bundle: Path) -> None:
     model = OnDeviceModel.open(digits_bundle)
     release = HeadRelease(backbone="0" * 64, parameters=model.bundle.head_parameters())
     with pytest.raises(BundleError, match="another backbone"):
-        model.judge(release)
+        releases.look_at(model, release, competes=True)
 
 
 def test_push_to_an_unknown_device_is_refused_and_nothing_is_released(
@@ -386,9 +404,9 @@ def test_change_that_was_merged_is_not_added_again(simulate: Simulate, tmp_path:
     fleet = simulate(tmp_path, digits_bundle, ["one"], learner="sgd", auto_merge=False)
     fleet.teach("one", *samples(digits_bundle, 20, 1))
     fleet.until("contribution", lambda: len(fleet.store.contributions()) == 1)
-    learned = fleet.agents["one"].host.model._contributor.parameters()
+    learned = sgd_of(fleet, "one", "sgd")
     fleet.teach("one", *samples(digits_bundle, 1, 2), tag="more")
-    after = fleet.agents["one"].host.model._contributor.parameters()
+    after = sgd_of(fleet, "one", "sgd")
     assert fleet.coordinator is not None
     fleet.coordinator.merge_now(fleet.now)
     fleet.until("second contribution", lambda: fleet.store.contributions()[0].version == 21)
@@ -396,24 +414,26 @@ def test_change_that_was_merged_is_not_added_again(simulate: Simulate, tmp_path:
     fleet.run(30.0)
     fleet.coordinator.merge_now(fleet.now)
     fleet.until("settled", fleet.settled)
-    live = fleet.agents["one"].host.model._shadow.live()
-    for name, array in live.items():
+    for name, array in merge_of(fleet, "one").items():
         np.testing.assert_allclose(array, after[name], rtol=1e-4, atol=1e-5)
         assert not np.array_equal(learned[name], after[name])
 
 
-def test_plain_head_is_live_and_what_is_learned_goes_on_top(
+def test_plain_head_replaces_all_and_what_is_learned_goes_on_top(
     simulate: Simulate, tmp_path: Path, digits_bundle: Path
 ) -> None:
     fleet = simulate(tmp_path, digits_bundle, ["one"], auto_merge=False)
+    x, y = samples(digits_bundle, 24, 3)
     fleet.run(5.0)
+    for i in range(24):  # it answers these as the shipped head does: that is judged
+        fleet.agents["one"].core.request({"op": "predict", "id": f"s{i}", "x": x[i]}, fleet.now)
     given = {name: 2 * array for name, array in Bundle.open(digits_bundle).head_parameters().items()}
     counter = push(fleet, safetensors.numpy.save(given))
     fleet.until("active", lambda: fleet.converged(counter))
     model = fleet.agents["one"].host.model
-    for name, array in model._shadow.live().items():
-        np.testing.assert_array_equal(array, given[name])
-    x, y = samples(digits_bundle, 24, 3)
+    np.testing.assert_array_equal(model.learning.parameters(model.learned, "pushed")["7.weight"], given["7.weight"])
+    assert (model.learned.trial, "shipped" in model.learned.experts) == (None, False)
+    assert (model.predict(x).argmax(axis=1) == y).all()
     fleet.teach("one", x, y)
     assert (model.predict(x).argmax(axis=1) == y).mean() > 0.8, "the given head was not thrown away"
 
@@ -421,7 +441,8 @@ def test_plain_head_is_live_and_what_is_learned_goes_on_top(
 def test_probation_survives_a_restart(simulate: Simulate, tmp_path: Path, digits_bundle: Path) -> None:
     fleet = simulate(tmp_path, digits_bundle, ["one"], auto_merge=False, probation_s=600.0, learner="sgd")
     fleet.run(5.0)
-    before = fleet.agents["one"].host.model.head_digest()
+    x = samples(digits_bundle, 50, 9)[0]
+    before = fleet.agents["one"].host.model.predict(x).argmax(axis=1)
     bundle = Bundle.open(digits_bundle)
     poisoned = {name: -100 * array for name, array in bundle.head_parameters().items()}
     push(fleet, HeadRelease(backbone=bundle.manifest.backbone_digest, parameters=poisoned).encode())
@@ -431,7 +452,119 @@ def test_probation_survives_a_restart(simulate: Simulate, tmp_path: Path, digits
     assert str(fleet.agents["one"].core.deployment.state) == "probation"
     fleet.teach("one", *samples(digits_bundle, 40, 5))
     fleet.until("rolled back", lambda: fleet.device("one").state == "rolled-back")
-    assert fleet.agents["one"].host.model.head_digest() == before
+    assert (fleet.agents["one"].host.model.predict(x).argmax(axis=1) == before).mean() > 0.9
+
+
+def random_head(bundle: Path, seed: int = 8) -> bytes:
+    found, rng = Bundle.open(bundle), np.random.default_rng(seed)
+    parameters = {
+        name: rng.normal(size=array.shape).astype(np.float32) for name, array in found.head_parameters().items()
+    }
+    return HeadRelease(backbone=found.manifest.backbone_digest, parameters=parameters, origin="random").encode()
+
+
+def test_random_head_pushed_right_after_a_merge_never_answers(
+    simulate: Simulate, tmp_path: Path, digits_bundle: Path
+) -> None:
+    """Devices with labels refuse it; on one that has none it is held until there are some."""
+    fleet = simulate(tmp_path, digits_bundle, ["one", "two", "silent"], auto_merge=False)
+    fleet.teach("one", *samples(digits_bundle, 40, 0))
+    fleet.teach("two", *samples(digits_bundle, 40, 1))
+    x, y = samples(digits_bundle, 40, 2)
+    silent = fleet.agents["silent"]
+    for i in range(40):
+        silent.core.request({"op": "predict", "id": f"s{i}", "x": x[i]}, fleet.now)
+    fleet.until("contributions", lambda: len(fleet.store.contributions()) == 2)
+    assert fleet.coordinator is not None
+    fleet.coordinator.merge_now(fleet.now)
+    fleet.until("the merge is on its way", lambda: "probation" in silent.states)
+    counter = push(fleet, random_head(digits_bundle))
+    states = {}
+
+    def all_looked_at() -> bool:
+        for agent in fleet.agents.values():
+            learned = agent.host.model.learned
+            assert (learned.trial, "pushed" in learned.experts) == (None, False)
+        states.update({name: fleet.device(name).state for name in fleet.agents})
+        return set(states.values()) <= {"refused", "held"}
+
+    fleet.until("looked at", all_looked_at)
+    assert states == {"one": "refused", "two": "refused", "silent": "held"}
+    assert {fleet.device(name).state_release for name in fleet.agents} == {counter}
+    assert "no labels vouch for it" in fleet.device("silent").state_detail
+    fleet.run(30.0)
+    assert fleet.device("silent").state == "held", "not judged is never active"
+    for i in range(40):
+        silent.core.request({"op": "label", "id": f"s{i}", "y": int(y[i])}, fleet.now)
+        silent.tick(fleet.now)
+        assert silent.states[-1] in ("held", "refused")
+    fleet.until("refused", lambda: fleet.device("silent").state == "refused")
+    assert "worse" in fleet.device("silent").state_detail
+
+
+def test_head_that_is_held_is_taken_when_labels_vouch_for_it(
+    simulate: Simulate, tmp_path: Path, digits_bundle: Path
+) -> None:
+    fleet = simulate(tmp_path, digits_bundle, ["one"], auto_merge=False)
+    fleet.run(5.0)
+    agent = fleet.agents["one"]
+    x, shipped = samples(digits_bundle, 60, 2)
+    y = (shipped + 1) % 10  # here they are called otherwise
+    for i in range(60):
+        agent.core.request({"op": "predict", "id": f"s{i}", "x": x[i]}, fleet.now)
+    bundle = Bundle.open(digits_bundle)
+    rolled = {name: np.roll(array, 1, axis=0) for name, array in bundle.head_parameters().items()}
+    counter = push(fleet, HeadRelease(backbone=bundle.manifest.backbone_digest, parameters=rolled).encode())
+    fleet.until("held", lambda: fleet.device("one").state == "held")
+    for i in range(40):
+        agent.core.request({"op": "label", "id": f"s{i}", "y": int(y[i])}, fleet.now)
+        fleet.step()
+    fleet.until("active", lambda: fleet.converged(counter))
+    assert (agent.host.model.predict(x).argmax(axis=1) == y).mean() > 0.9
+
+
+def test_head_that_nobody_could_judge_stays_on_probation_and_goes_when_the_next_one_comes(
+    simulate: Simulate, tmp_path: Path, digits_bundle: Path
+) -> None:
+    fleet = simulate(tmp_path, digits_bundle, ["one"], auto_merge=False)
+    fleet.run(5.0)
+    model = fleet.agents["one"].host.model
+    push(fleet, random_head(digits_bundle))
+    fleet.until("probation", lambda: fleet.device("one").state == "probation")
+    fleet.run(60.0)  # many times as long as a probation
+    assert fleet.device("one").state == "probation"
+    assert "not judged" in fleet.device("one").state_detail
+    assert model.learned.trial is not None
+    before = model.learned.trial.before
+    given = Bundle.open(digits_bundle).head_parameters()
+    second = push(fleet, safetensors.numpy.save(given))
+    fleet.until("the next one is here", lambda: fleet.device("one").state_release == second)
+    fleet.until("on probation", lambda: fleet.device("one").state == "probation")
+    assert model.learned.trial is not None
+    assert same(model.learned.trial.before, before)
+
+
+def test_agent_killed_between_a_head_and_its_slot_ends_the_trial(
+    simulate: Simulate, tmp_path: Path, digits_bundle: Path
+) -> None:
+    fleet = simulate(tmp_path, digits_bundle, ["one"], auto_merge=False, executor="numpy")
+    fleet.teach("one", *samples(digits_bundle, 30, 1))
+    fleet.run(5.0)
+    model = fleet.agents["one"].host.model
+    before, release = model.learned, HeadRelease.decode(random_head(digits_bundle), "")
+    releases.take(model, releases.look_at(model, release, competes=False), 1)
+    fleet.crash_agent("one")
+    model = fleet.start_agent("one").host.model
+    assert same(model.learned, before), "nobody knows of a trial: it is offered again"
+    for end, state in ((releases.confirm, "active"), (releases.roll_back, "rolled-back")):
+        release = HeadRelease(backbone=release.backbone, parameters=model.bundle.head_parameters())
+        counter = push(fleet, release.encode())
+        fleet.until("on probation", lambda: str(fleet.agents["one"].core.deployment.state) == "probation")
+        assert fleet.agents["one"].host.slots.record.release == counter
+        end(fleet.agents["one"].host.model)
+        fleet.crash_agent("one")
+        model = fleet.start_agent("one").host.model
+        fleet.until(state, lambda wanted=state: fleet.device("one").state == wanted)
 
 
 def test_counters_go_on_above_the_devices_after_an_old_backup_was_restored(

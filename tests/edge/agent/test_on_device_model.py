@@ -19,13 +19,23 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge.agent import OnDeviceModel, on_device_model
+from edge.agent import OnDeviceModel, on_device_model, releases
 from edge.contract.errors import BundleError, ConfigError, LearningError
+from edge.learning.events import Contributed, HeadOffered
 from edge.learning.exchange import HeadRelease
+from edge.learning.trial import Finding
 from tests.support.contributions import merged_head
+from tests.support.killed import kill
+from tests.support.values import same
 
 ROOT = Path(__file__).parents[3]
 LEARNERS = ["statistics", "sgd", "auto"]
+
+
+def take(model: OnDeviceModel, release: HeadRelease, counter: int, *, competes: bool | None = None) -> None:
+    """As the agent does it, whatever the judgement."""
+    offer = releases.look_at(model, release, competes=release.competes if competes is None else competes)
+    releases.take(model, offer, counter)
 
 
 def data(bundle: Path, n: int = 50, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -36,13 +46,13 @@ def data(bundle: Path, n: int = 50, seed: int = 0) -> tuple[np.ndarray, np.ndarr
 
 @pytest.fixture
 def full_disk() -> Callable[[], AbstractContextManager[None]]:
-    """A time in which no file may become larger than a kilobyte."""
+    """A time in which no file may become larger."""
 
     @contextmanager
     def limited() -> Iterator[None]:
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
         ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
         try:
             yield
         finally:
@@ -52,7 +62,7 @@ def full_disk() -> Callable[[], AbstractContextManager[None]]:
     return limited
 
 
-def test_predicts_logits_of_the_live_head(digits_bundle: Path) -> None:
+def test_predicts_logits(digits_bundle: Path) -> None:
     model = OnDeviceModel.open(digits_bundle)
     logits = model.predict(data(digits_bundle)[0])
     assert logits.shape == (50, 10)
@@ -62,14 +72,13 @@ def test_predicts_logits_of_the_live_head(digits_bundle: Path) -> None:
 @pytest.mark.parametrize("learner", LEARNERS)
 def test_learns_and_keeps_it_over_a_restart(tmp_path: Path, digits_bundle: Path, learner: str) -> None:
     x, y = data(digits_bundle)
-    model = OnDeviceModel.open(digits_bundle, tmp_path, learner=learner, gate=False)
+    model = OnDeviceModel.open(digits_bundle, tmp_path, learner=learner, mixture=False)
     shipped = model.predict(x)
     model.learn(x, (y + 1) % 10)
     learned = model.predict(x)
     assert not np.array_equal(shipped, learned)
-    model.save()
     model.close()
-    again = OnDeviceModel.open(digits_bundle, tmp_path, learner=learner, gate=False)
+    again = OnDeviceModel.open(digits_bundle, tmp_path, learner=learner, mixture=False)
     np.testing.assert_array_equal(again.predict(x), learned)
     assert again.n_samples == 50
     again.close()
@@ -80,25 +89,18 @@ def test_learns_and_keeps_it_over_a_restart(tmp_path: Path, digits_bundle: Path,
 def test_restart_from_the_journal_equals_having_gone_on(
     tmp_path: Path, digits_bundle: Path, learner: str, executor: str
 ) -> None:
-    """No checkpoint at all: the journal alone gives the same head, bit for bit (with one executor)."""
+    """No snapshot at all: the journal alone gives the same value, bit for bit (with one executor)."""
     x, y = turned_labels(120)
     model = OnDeviceModel.open(digits_bundle, tmp_path / "a", learner=learner, executor=executor)
     for i in range(0, 120, 5):
         model.learn(x[i : i + 5], y[i : i + 5])
     expected = model.predict(x)
-    assert model.leader
+    assert model.learned.mixture.believed not in ("trusted", "shipped")
     kill(model)
     again = OnDeviceModel.open(digits_bundle, tmp_path / "a", learner=learner, executor=executor)
     np.testing.assert_array_equal(again.predict(x), expected)
+    assert same(again.learned, model.learned)
     again.close()
-
-
-def kill(model: OnDeviceModel) -> None:
-    """Leave the folder as `kill -9` does."""
-    assert model._store is not None
-    model._store.close()
-    assert model._lock is not None
-    os.close(model._lock)
 
 
 @pytest.mark.parametrize("learner", LEARNERS)
@@ -108,21 +110,20 @@ def test_a_contribution_that_only_the_journal_knows_counts_once(
     x, y = turned_labels(90)
 
     def up_to_the_merge(folder: Path, *, is_killed: bool) -> OnDeviceModel:
-        model = OnDeviceModel.open(digits_bundle, folder, learner=learner, gate=False)
+        model = OnDeviceModel.open(digits_bundle, folder, learner=learner, mixture=False)
         model.learn(x[:30], y[:30])
-        sent = model.contribution()
+        sent = releases.contribution(model)
         model.learn(x[30:60], y[30:60])
-        assert not model.is_safe
-        assert model.journal_suffices
-        model.sync()
-        assert model.is_safe
+        assert not model.state.is_safe
+        assert model.state.journal_suffices
+        model.state.sync()
+        assert model.state.is_safe
         if is_killed:
             kill(model)
-            model = OnDeviceModel.open(digits_bundle, folder, learner=learner, gate=False)
-            assert not model.warnings
-            assert not model.journal_suffices, "the next checkpoint saves the next restart the work"
+            model = OnDeviceModel.open(digits_bundle, folder, learner=learner, mixture=False)
+            assert not model.state.warnings
         merged = merged_head(model.bundle, [sent])
-        model.apply(merged, 1)
+        take(model, merged, 1)
         model.learn(x[60:], y[60:])
         return model
 
@@ -136,37 +137,37 @@ def test_a_contribution_that_only_the_journal_knows_counts_once(
 
 def test_labels_that_wait_are_as_safe_as_those_that_were_learned(tmp_path: Path, digits_bundle: Path) -> None:
     x, y = turned_labels(60)
-    twin = OnDeviceModel.open(digits_bundle, learner="statistics", gate=False)
+    twin = OnDeviceModel.open(digits_bundle, learner="statistics", mixture=False)
     twin.learn(x, y)
 
     def taught(folder: str) -> OnDeviceModel:
-        model = OnDeviceModel.open(digits_bundle, tmp_path / folder, learner="statistics", gate=False)
+        model = OnDeviceModel.open(digits_bundle, tmp_path / folder, learner="statistics", mixture=False)
         for i in range(60):
             model.predict_sample(f"s{i}", x[i], 0.0)
             assert model.join_label(f"s{i}", int(y[i]), 0.0, later=i >= 40)
-        assert (model.n_samples, model.n_waiting) == (40, 20)
+        assert (model.n_samples, len(model.state.waiting)) == (40, 20)
         return model
 
     killed = taught("killed")
     kill(killed)
     sent = taught("sent")
-    assert sent.contribution().version == 40
+    assert releases.contribution(sent).version == 40
     kill(sent)
     closed = taught("closed")
     closed.close()
     for folder in ("killed", "sent", "closed"):
-        again = OnDeviceModel.open(digits_bundle, tmp_path / folder, learner="statistics", gate=False)
-        assert (again.n_samples, again.n_waiting, again.warnings) == (60, 0, [])
+        again = OnDeviceModel.open(digits_bundle, tmp_path / folder, learner="statistics", mixture=False)
+        assert (again.n_samples, len(again.state.waiting), again.state.warnings) == (60, 0, [])
         np.testing.assert_allclose(again.predict(x), twin.predict(x), rtol=1e-4, atol=1e-4)
         again.close()
     later = taught("later")
-    assert later.learn_waiting()
+    assert later.learn_next()
     later.learn(x[:1], y[:1])  # after those that wait, as a restart would learn them
-    assert (later.n_samples, later.n_waiting) == (61, 0)
-    assert not later.learn_waiting()
+    assert (later.n_samples, len(later.state.waiting), later.metrics.labels) == (61, 0, 61)
+    assert not later.learn_next()
     expected = later.predict(x)
     kill(later)
-    again = OnDeviceModel.open(digits_bundle, tmp_path / "later", learner="statistics", gate=False)
+    again = OnDeviceModel.open(digits_bundle, tmp_path / "later", learner="statistics", mixture=False)
     np.testing.assert_array_equal(again.predict(x), expected)
     again.close()
 
@@ -175,19 +176,19 @@ def test_a_merge_that_comes_while_labels_wait_counts_each_once(tmp_path: Path, d
     x, y = turned_labels(90)
 
     def run(folder: str, *, later: bool, is_killed: bool) -> OnDeviceModel:
-        model = OnDeviceModel.open(digits_bundle, tmp_path / folder, learner="statistics", gate=False)
+        model = OnDeviceModel.open(digits_bundle, tmp_path / folder, learner="statistics", mixture=False)
         model.learn(x[:30], y[:30])
         for i in range(30, 60):
             model.predict_sample(f"s{i}", x[i], 0.0)
             model.join_label(f"s{i}", int(y[i]), 0.0, later=later)
             if i == 40:
-                sent = model.contribution()
+                sent = releases.contribution(model)
         if is_killed:
             kill(model)
-            model = OnDeviceModel.open(digits_bundle, tmp_path / folder, learner="statistics", gate=False)
-        while model.learn_waiting():
+            model = OnDeviceModel.open(digits_bundle, tmp_path / folder, learner="statistics", mixture=False)
+        while model.learn_next():
             pass
-        model.apply(merged_head(model.bundle, [sent]), 1)
+        take(model, merged_head(model.bundle, [sent]), 1)
         model.learn(x[60:], y[60:])
         return model
 
@@ -205,7 +206,6 @@ def test_without_a_folder_nothing_is_kept(tmp_path: Path, digits_bundle: Path) -
     before = sorted(tmp_path.rglob("*"))
     model = OnDeviceModel.open(digits_bundle)
     model.learn(x, y)
-    model.save()
     model.close()
     assert sorted(tmp_path.rglob("*")) == before
     assert OnDeviceModel.open(digits_bundle).n_samples == 0
@@ -216,7 +216,7 @@ def test_refused_samples_change_nothing_in_memory_or_on_disk(tmp_path: Path, dig
     x, y = data(digits_bundle)
     model = OnDeviceModel.open(digits_bundle, tmp_path, learner=learner)
     model.learn(x, y)
-    before, files = model.predict(x), {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    before, files = model.learned, {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     bad = x.copy()
     bad[3] = np.nan
     for samples, labels in (
@@ -230,7 +230,7 @@ def test_refused_samples_change_nothing_in_memory_or_on_disk(tmp_path: Path, dig
     ):
         with pytest.raises(LearningError):
             model.learn(samples, labels)
-    np.testing.assert_array_equal(model.predict(x), before)
+    assert model.learned is before
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == files
     model.close()
 
@@ -239,7 +239,7 @@ def test_statistics_learner_needs_a_linear_head(mlp_bundle: Path) -> None:
     with pytest.raises(ConfigError, match="suitable: auto, sgd, sgd-plain, layered"):
         OnDeviceModel.open(mlp_bundle, learner="statistics")
     model = OnDeviceModel.open(mlp_bundle)
-    assert (model.learner_kind, model.learners) == ("delta", ("layered", "sgd"))
+    assert (model.learning.kind, model.learning.learners) == ("delta", ("layered", "sgd"))
 
 
 @pytest.mark.parametrize("learner", ["auto", "layered", "sgd"])
@@ -258,17 +258,17 @@ def test_mlp_head_learns(mlp_bundle: Path, learner: str) -> None:
 
 def test_state_of_another_learner_is_put_aside_and_comes_back(tmp_path: Path, digits_bundle: Path) -> None:
     x, y = data(digits_bundle)
-    model = OnDeviceModel.open(digits_bundle, tmp_path, learner="sgd", gate=False)
+    model = OnDeviceModel.open(digits_bundle, tmp_path, learner="sgd", mixture=False)
     model.learn(x, y)
     learned = model.predict(x)
     model.close()
     other = OnDeviceModel.open(digits_bundle, tmp_path, learner="statistics")
     assert other.n_samples == 0
-    assert "sgd was put aside; starting anew" in other.warnings[0]
+    assert "sgd was put aside; starting anew" in other.state.warnings[0]
     other.learn(x[:7], y[:7])
     kill(other)
-    again = OnDeviceModel.open(digits_bundle, tmp_path, learner="sgd", gate=False)
-    assert "going on from what they had learned" in again.warnings[0]
+    again = OnDeviceModel.open(digits_bundle, tmp_path, learner="sgd", mixture=False)
+    assert "going on from what they had learned" in again.state.warnings[0]
     assert again.n_samples == 50
     np.testing.assert_array_equal(again.predict(x), learned)
     again.close()
@@ -285,7 +285,7 @@ def test_read_only_takes_what_is_there_and_changes_nothing(tmp_path: Path, digit
     (tmp_path / "other").mkdir()
     with pytest.raises(ConfigError, match="holds nothing"):
         OnDeviceModel.open(digits_bundle, tmp_path / "other", read_only=True)
-    model = OnDeviceModel.open(digits_bundle, tmp_path / "s", learner="ridge", gate=False)
+    model = OnDeviceModel.open(digits_bundle, tmp_path / "s", learner="ridge")
     model.learn(x, y)
     learned = model.predict(x)
     model.close()
@@ -297,25 +297,32 @@ def test_read_only_takes_what_is_there_and_changes_nothing(tmp_path: Path, digit
     assert {path: path.read_bytes() for path in (tmp_path / "s").rglob("*") if path.is_file()} == before
 
 
-def test_a_state_saved_with_the_gate_is_followed_without_one(tmp_path: Path, digits_bundle: Path) -> None:
+def test_what_was_learned_with_competition_goes_on_without_and_back(tmp_path: Path, digits_bundle: Path) -> None:
     x, y = turned_labels(200)
     OnDeviceModel.open(digits_bundle, tmp_path).close()
-    model = OnDeviceModel.open(digits_bundle, tmp_path, gate=False)
+    model = OnDeviceModel.open(digits_bundle, tmp_path, mixture=False)
     model.learn(x, y)
-    assert model.leader == "statistics"
+    head = model.learning.parameters(model.learned, "statistics")
+    np.testing.assert_array_equal(model.predict(x), model.learning.run(model.answering.features(x), head))
     model.close()
+    again = OnDeviceModel.open(digits_bundle, tmp_path)
+    assert (again.predict(x).argmax(axis=1) == y).mean() > 0.95, "who competes was judged meanwhile"
+    again.close()
 
 
 def test_labels_that_are_not_trusted_at_all_change_nothing(digits_bundle: Path) -> None:
     x, y = turned_labels(128)
-    model, twin = (OnDeviceModel.open(digits_bundle) for _ in range(2))
+    model, twin = (OnDeviceModel.open(digits_bundle, executor="numpy") for _ in range(2))
     for each in (model, twin):
         each.learn(x[:64], y[:64])
     model.learn(x[64:], (y[64:] + 1) % 10, np.zeros(64))
-    assert model.temperature == twin.temperature
     assert model.metrics.accuracy == twin.metrics.accuracy
-    assert model.leader == twin.leader
-    np.testing.assert_allclose(model.predict(x), twin.predict(x), rtol=1e-4, atol=1e-4)
+    assert model.learned.mixture is not twin.learned.mixture
+    for field in ("mixture", "recent", "drift", "usual", "temperature", "trusted"):
+        assert same(getattr(model.learned, field), getattr(twin.learned, field)), field
+    solved = (each.learning.parameters(each.learned, "statistics") for each in (model, twin))
+    for one, other in zip(*(found.values() for found in solved), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
 
 
 def test_a_damaged_record_inside_the_journal_costs_itself_only(tmp_path: Path, digits_bundle: Path) -> None:
@@ -330,7 +337,7 @@ def test_a_damaged_record_inside_the_journal_costs_itself_only(tmp_path: Path, d
     path.write_bytes(content)
     again = OnDeviceModel.open(digits_bundle, tmp_path, learner="statistics")
     assert again.n_samples == 19
-    assert "damaged" in again.warnings[0]
+    assert "damaged" in again.state.warnings[0]
     assert path.with_suffix(".damaged").read_bytes() == content
     again.close()
 
@@ -339,8 +346,8 @@ def test_a_batch_whose_middle_cannot_be_learned_is_after_a_restart_as_before_it(
     tmp_path: Path, mlp_bundle: Path
 ) -> None:
     x, y = data(mlp_bundle, 6)
-    model = OnDeviceModel.open(mlp_bundle, tmp_path, learner="sgd-plain", gate=False)
-    (learner,) = model._shadow.candidates.values()
+    model = OnDeviceModel.open(mlp_bundle, tmp_path, learner="sgd-plain", mixture=False)
+    learner = model.learning.machine("sgd-plain")
     learn_many = learner.learn_many
 
     def learn(*arguments: Any) -> None:  # samples whose step overflows are hard to come by
@@ -352,16 +359,16 @@ def test_a_batch_whose_middle_cannot_be_learned_is_after_a_restart_as_before_it(
     with pytest.raises(LearningError):
         model.learn(x, y)
     assert model.n_samples == 3
-    learned, head = model.n_samples, model.head_digest()
+    learned, head = model.n_samples, releases.head_digest(model)
     kill(model)
-    again = OnDeviceModel.open(mlp_bundle, tmp_path, learner="sgd-plain", gate=False)
-    assert (again.n_samples, again.head_digest()) == (learned, head)
+    again = OnDeviceModel.open(mlp_bundle, tmp_path, learner="sgd-plain", mixture=False)
+    assert (again.n_samples, releases.head_digest(again)) == (learned, head)
     again.close()
 
 
 def test_a_label_that_waits_and_cannot_be_learned_costs_no_other(mlp_bundle: Path) -> None:
     x, y = data(mlp_bundle, 3)
-    model = OnDeviceModel.open(mlp_bundle, learner="sgd", gate=False)
+    model = OnDeviceModel.open(mlp_bundle, learner="sgd", mixture=False)
     model.predict_sample("far", x[0] * np.float32(1e17), 0.0)
     with pytest.raises(LearningError, match="beyond"):
         model.join_label("far", int(y[0]), 1.0, later=True)
@@ -370,7 +377,7 @@ def test_a_label_that_waits_and_cannot_be_learned_costs_no_other(mlp_bundle: Pat
     assert model.join_label("bad", int(y[0]), 1.0, later=True)
     assert model.join_label("good", int(y[1]), 1.0)
     assert model.n_samples >= 1
-    assert model.n_waiting == 0
+    assert len(model.state.waiting) == 0
 
 
 def test_one_sample_is_one_sample(digits_bundle: Path) -> None:
@@ -414,24 +421,131 @@ def test_a_head_that_cannot_be_saved_is_not_applied(
     before = model.predict(x)
     shipped = HeadRelease(backbone=model.manifest.backbone_digest, parameters=model.bundle.head_parameters())
     with full_disk(), pytest.raises(OSError):
-        model.apply(shipped, 5)
+        take(model, shipped, 5)
     np.testing.assert_array_equal(model.predict(x), before)
-    assert model.base_release == 0
-    model.apply(shipped, 5)
-    assert model.base_release == 5
+    assert (model.learned.release, model.learned.trial) == (0, None)
+    take(model, shipped, 5)
+    assert model.learned.release == 5
     model.close()
 
 
 def test_a_release_that_does_not_fit_changes_nothing(digits_bundle: Path) -> None:
     model = OnDeviceModel.open(digits_bundle)
     shipped = HeadRelease(backbone=model.manifest.backbone_digest, parameters=model.bundle.head_parameters())
-    model.apply(shipped, 1)
+    take(model, shipped, 1)
+    before = model.learned
     names = (*model.class_names, "r")
     short = {name: array[:5] for name, array in shipped.parameters.items()}
     with pytest.raises(BundleError):
-        model.apply(dataclasses.replace(shipped, parameters=short, class_names=names), 2)
-    assert len(model.class_names) == 10
-    model.roll_back()
+        take(model, dataclasses.replace(shipped, parameters=short, class_names=names), 2)
+    assert model.learned is before
+    releases.roll_back(model)
+    with pytest.raises(LearningError, match="no head on trial"):
+        releases.roll_back(model)
+
+
+def heads(model: OnDeviceModel) -> dict[str, HeadRelease]:
+    """Heads that somebody could push: the shipped one, its opposite, and random numbers."""
+    shipped, rng = model.bundle.head_parameters(), np.random.default_rng(8)
+    found = {
+        "shipped": shipped,
+        "opposite": {name: -array for name, array in shipped.items()},
+        "random": {name: rng.normal(0, 1, array.shape).astype(np.float32) for name, array in shipped.items()},
+    }
+    backbone = model.manifest.backbone_digest
+    return {name: HeadRelease(backbone=backbone, parameters=parameters) for name, parameters in found.items()}
+
+
+def test_releases_back_to_back_are_judged_by_the_labels_before_the_first(tmp_path: Path, digits_bundle: Path) -> None:
+    x, y = turned_labels(60)
+    model = OnDeviceModel.open(digits_bundle, tmp_path)
+    model.learn(x, y)
+    merge = merged_head(model.bundle, [releases.contribution(model)])
+    assert merge.competes
+    take(model, merge, 1)
+    assert len(model.learned.recent) == 60
+    assert model.learned.mixture.weight_of("merged") > 0
+    for name, release in heads(model).items():
+        verdict = releases.look_at(model, release, competes=False).verdict
+        assert (verdict.finding, "60 recent labels" in verdict.reason) == (Finding.WORSE, True), name
+    take(model, merge, 2, competes=False)
+    model.close()
+    model = OnDeviceModel.open(digits_bundle, tmp_path)
+    assert model.learned.trial is not None
+    assert len(model.learned.recent) == 60
+    assert releases.look_at(model, heads(model)["random"], competes=False).verdict.finding is Finding.WORSE
+    assert releases.judge_taken(model, was_judged=False, labels=0).finding is Finding.GOOD, "by labels before it"
+    model.close()
+
+
+def test_without_labels_a_head_that_answers_otherwise_is_different_and_without_samples_it_is_not_judged(
+    digits_bundle: Path,
+) -> None:
+    model = OnDeviceModel.open(digits_bundle)
+    for name, release in heads(model).items():
+        assert releases.look_at(model, release, competes=False).verdict.finding is Finding.NOT_JUDGED, name
+    x, y = data(digits_bundle, 20)
+    for i in range(20):
+        model.predict_sample(f"s{i}", x[i], 0.0)
+    found = {name: releases.look_at(model, each, competes=False).verdict for name, each in heads(model).items()}
+    expected = {"shipped": Finding.GOOD, "opposite": Finding.DIFFERENT, "random": Finding.DIFFERENT}
+    assert {name: verdict.finding for name, verdict in found.items()} == expected
+    assert "no labels vouch for it" in found["random"].reason
+    for i in range(19):  # they do not wait any more, and are too few to judge by
+        assert model.join_label(f"s{i}", int(y[i]), 1.0)
+    assert releases.look_at(model, heads(model)["random"], competes=False).verdict.finding is Finding.DIFFERENT
+    infinite = {name: np.full_like(array, 3e38) for name, array in model.bundle.head_parameters().items()}
+    broken = HeadRelease(backbone=model.manifest.backbone_digest, parameters=infinite)
+    assert "finite" in releases.look_at(model, broken, competes=True).verdict.reason
+
+
+def test_a_head_that_competes_is_heard_as_far_as_it_is_right(digits_bundle: Path) -> None:
+    x, y = turned_labels(120)
+    model = OnDeviceModel.open(digits_bundle)
+    model.learn(x[:60], y[:60])
+    before = (model.predict(x[60:]).argmax(axis=1) == y[60:]).mean()
+    take(model, heads(model)["random"], 1, competes=True)
+    assert model.learned.trial is None
+    assert model.learned.mixture.weight_of("pushed") > 0
+    model.learn(x[60:80], y[60:80])
+    assert model.learned.mixture.weight_of("pushed") < 0.05
+    assert (model.predict(x[80:]).argmax(axis=1) == y[80:]).mean() >= before - 0.05
+    weights = releases.expert_weights(model)
+    assert weights.keys() == set(model.learned.experts)
+    assert sum(weight for weight, _, _ in weights.values()) == pytest.approx(1.0, abs=1e-3)
+
+
+def test_experts_go_on_in_the_same_order_after_a_restart(tmp_path: Path, digits_bundle: Path) -> None:
+    x, y = turned_labels(60)
+    model = OnDeviceModel.open(digits_bundle, tmp_path, executor="numpy")
+    model.learn(x[:40], y[:40])
+    model.close()
+    again, twin = OnDeviceModel.open(digits_bundle, tmp_path, executor="numpy"), model.learned
+    merge = merged_head(again.bundle, [releases.contribution(again)])
+    event = HeadOffered(merge, 1)
+    sent, _ = model.learning.advance(twin, Contributed(40))
+    expected, _ = model.learning.advance(sent, event)
+    again.happen(event)
+    assert again.learned.mixture.names[0] == "trusted"
+    assert same(again.learned, expected)
+    again.close()
+
+
+def test_a_rollback_is_not_kept_from_happening_by_a_label(digits_bundle: Path) -> None:
+    x, y = turned_labels(40)
+    model = OnDeviceModel.open(digits_bundle, learner="sgd")
+    model.learn(x[:20], y[:20])
+    before = model.learned
+    take(model, heads(model)["opposite"], 1)
+    model.learn(x[20:], y[20:])
+    machine = model.learning.machine("sgd")
+
+    def refuse(*arguments: Any) -> None:
+        raise LearningError("the step is not finite")
+
+    machine.learn_many = refuse  # type: ignore[method-assign]
+    releases.roll_back(model)
+    assert same(model.learned, before)
 
 
 @pytest.mark.parametrize("is_killed", [False, True])
@@ -439,24 +553,24 @@ def test_labels_that_came_on_probation_are_kept_when_it_ends_badly(
     tmp_path: Path, digits_bundle: Path, is_killed: bool
 ) -> None:
     x, y = turned_labels(90)
-    twin = OnDeviceModel.open(digits_bundle, gate=False)
+    twin = OnDeviceModel.open(digits_bundle, executor="numpy")
     twin.learn(x, y)
-    model = OnDeviceModel.open(digits_bundle, tmp_path, gate=False)
+    model = OnDeviceModel.open(digits_bundle, tmp_path, executor="numpy")
     model.learn(x[:60], y[:60])
     bad = {name: -array for name, array in model.bundle.head_parameters().items()}
-    model.apply(HeadRelease(backbone=model.manifest.backbone_digest, parameters=bad), 1)
+    take(model, HeadRelease(backbone=model.manifest.backbone_digest, parameters=bad), 1)
     model.learn(x[60:80], y[60:80])
-    model.save()
+    model.state.save()
     model.learn(x[80:], y[80:])
     if is_killed:
         kill(model)
-        model = OnDeviceModel.open(digits_bundle, tmp_path, gate=False)
-    model.roll_back()
-    assert (model.n_samples, model.base_release) == (90, 0)
-    np.testing.assert_allclose(model.predict(x), twin.predict(x), rtol=1e-4, atol=1e-4)
+        model = OnDeviceModel.open(digits_bundle, tmp_path, executor="numpy")
+    releases.roll_back(model)
+    assert (model.n_samples, model.learned.release, model.learned.trial) == (90, 0, None)
+    assert same(model.learned, dataclasses.replace(twin.learned, lineage=model.learned.lineage)), "value and replay"
     model.close()
-    again = OnDeviceModel.open(digits_bundle, tmp_path, gate=False)
-    assert again.n_samples == 90
+    again = OnDeviceModel.open(digits_bundle, tmp_path, executor="numpy")
+    assert same(again.learned, model.learned)
     again.close()
 
 
@@ -467,32 +581,58 @@ def test_a_lineage_that_begins_anew_is_kept(tmp_path: Path, digits_bundle: Path)
         path.write_bytes(b"x")
     model = OnDeviceModel.open(digits_bundle, tmp_path)
     model.learn(x, y)
-    lineage = model.contribution().lineage
+    lineage = releases.contribution(model).lineage
     kill(model)
     again = OnDeviceModel.open(digits_bundle, tmp_path)
-    assert again.contribution().lineage == lineage
+    assert releases.contribution(again).lineage == lineage
     assert again.n_samples == 20
     kill(again)
     for path in tmp_path.rglob("state*.bin"):
         path.unlink()
     anew = OnDeviceModel.open(digits_bundle, tmp_path)
-    assert (anew.n_samples, anew.contribution().lineage == lineage) == (0, False)
-    assert "not the checkpoint" in anew.warnings[0]
+    assert (anew.n_samples, releases.contribution(anew).lineage == lineage) == (0, False)
+    assert "not the snapshot" in anew.state.warnings[0]
     anew.close()
 
 
-def test_a_closed_model_learns_nothing_more(tmp_path: Path, digits_bundle: Path) -> None:
+def test_nothing_works_after_close_and_closing_twice_is_no_harm(tmp_path: Path, digits_bundle: Path) -> None:
     x, y = turned_labels(4)
-    model = OnDeviceModel.open(digits_bundle, tmp_path)
-    model.close()
+    with OnDeviceModel.open(digits_bundle, tmp_path) as model:
+        model.predict_sample("a", x[0], 0.0)
+        begun = model.learned
+        release = HeadRelease(backbone=model.manifest.backbone_digest, parameters=model.bundle.head_parameters())
+        offer = releases.look_at(model, release, competes=True)
     other = OnDeviceModel.open(digits_bundle, tmp_path)
-    with pytest.raises(LearningError, match="closed"):
-        model.learn(x, y)
+    model.close()
+    for work in (
+        lambda: model.learn(x, y),
+        lambda: model.predict(x),
+        lambda: model.probabilities(x),
+        lambda: model.predict_sample("b", x[0], 0.0),
+        lambda: model.join_label("a", 1, 0.0),
+        model.learn_next,
+        lambda: model.explain(x[0]),
+        lambda: model.evaluate(x, y),
+        lambda: model.add_class("z"),
+        lambda: model.restore(begun),
+        model.reset,
+        lambda: model.export_head(tmp_path / "head.safetensors"),
+        lambda: releases.contribution(model),
+        lambda: releases.take(model, offer, 1),
+        lambda: releases.roll_back(model),
+    ):
+        with pytest.raises(LearningError, match="closed"):
+            work()
+    assert not (tmp_path / "head.safetensors").exists()
     other.learn(x[:1], y[:1])
     other.close()
     again = OnDeviceModel.open(digits_bundle, tmp_path)
     assert again.n_samples == 1
     again.close()
+    with pytest.raises(LearningError), OnDeviceModel.open(digits_bundle, tmp_path) as model:
+        assert model.learn(x[1:], y[1:]) + model.learn(x, y[1:])
+    with OnDeviceModel.open(digits_bundle, tmp_path) as model:
+        assert model.n_samples == 4, "it was closed, and what was learned is kept"
 
 
 def test_a_seed_or_a_folder_that_cannot_be_is_said(tmp_path: Path, digits_bundle: Path) -> None:
@@ -503,13 +643,13 @@ def test_a_seed_or_a_folder_that_cannot_be_is_said(tmp_path: Path, digits_bundle
         OnDeviceModel.open(digits_bundle, tmp_path)
 
 
-def test_damaged_checkpoint_falls_back_and_says_so(tmp_path: Path, digits_bundle: Path) -> None:
+def test_damaged_snapshot_falls_back_and_says_so(tmp_path: Path, digits_bundle: Path) -> None:
     x, y = data(digits_bundle)
     model = OnDeviceModel.open(digits_bundle, tmp_path)
     model.learn(x[:25], y[:25])
-    model.save()
+    model.state.save()
     model.learn(x[25:], y[25:])
-    model.save()
+    model.state.save()
     expected = model.predict(x)
     model.close()
     state = next(tmp_path.rglob("state.bin"))
@@ -517,7 +657,7 @@ def test_damaged_checkpoint_falls_back_and_says_so(tmp_path: Path, digits_bundle
     content[len(content) // 2] ^= 1
     state.write_bytes(content)
     again = OnDeviceModel.open(digits_bundle, tmp_path)
-    assert "damaged" in again.warnings[0]
+    assert "damaged" in again.state.warnings[0]
     assert again.n_samples == 50
     np.testing.assert_allclose(again.predict(x), expected, rtol=1e-5, atol=1e-5)
     again.close()
@@ -551,24 +691,34 @@ def turned_labels(n: int = 80) -> tuple[np.ndarray, np.ndarray]:
     return np.clip(kinds[y] + rng.normal(0, 0.1, (n, 1, 8, 8)), 0, 1).astype(np.float32), y
 
 
-def test_the_live_head_stays_until_a_learner_has_proved_itself(digits_bundle: Path) -> None:
+def test_who_is_right_is_believed_and_that_is_told(digits_bundle: Path) -> None:
     x, y = turned_labels()
     model = OnDeviceModel.open(digits_bundle)
-    shipped = model.head_digest()
-    model.learn(x[:3], y[:3])
-    assert (model.leader, model.head_digest()) == ("", shipped)
-    model.learn(x[3:], y[3:])
-    assert model.leader == "statistics"
-    assert model.head_digest() != shipped
-    assert [event.kind for event in model.events] == ["promoted"]
+    shipped = model.predict(x)
+    model.learn(x[:1], y[:1])
+    np.testing.assert_allclose(model.probabilities(x), softmax(shipped), atol=1e-3)
+    model.learn(x[1:], y[1:])
+    assert model.learned.mixture.believed in ("statistics", "sgd")
+    assert (model.predict(x).argmax(axis=1) == y).mean() > 0.9
+    model.learn(*data(digits_bundle, 60))
+    events = list(model.events)
+    happened = model.learn(x, y)
+    happened += model.learn(x, (y + 1) % 10)
+    assert {event.kind for event in happened} == {"believed", "drift"}
+    assert model.events == [*events, *happened]
 
 
-def test_random_labels_do_not_change_the_live_head(digits_bundle: Path) -> None:
-    x, _ = data(digits_bundle, 300)
+def softmax(logits: np.ndarray) -> np.ndarray:
+    raised = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return raised / raised.sum(axis=1, keepdims=True)
+
+
+def test_random_labels_change_no_answer(digits_bundle: Path) -> None:
+    x, y = data(digits_bundle, 300)
     model = OnDeviceModel.open(digits_bundle)
-    shipped = model.head_digest()
     model.learn(x, np.random.default_rng(1).integers(0, 10, 300))
-    assert (model.head_digest(), model.n_samples) == (shipped, 300)
+    assert (model.predict(x).argmax(axis=1) == y).mean() > 0.98
+    assert model.n_samples == 300
 
 
 def test_probabilities_are_calibrated_by_what_labels_said(digits_bundle: Path) -> None:
@@ -577,14 +727,14 @@ def test_probabilities_are_calibrated_by_what_labels_said(digits_bundle: Path) -
     model = OnDeviceModel.open(digits_bundle)
     before = model.probabilities(x).max(axis=1).mean()
     model.learn(x, np.where(wrong, (y + 3) % 10, y))
-    assert model.temperature > 1.2
+    assert model.learned.temperature > 1.2
     assert model.probabilities(x).max(axis=1).mean() < before
     np.testing.assert_allclose(model.probabilities(x).sum(axis=1), 1.0)
 
 
 def test_a_class_is_added_while_it_runs_and_survives_a_restart(tmp_path: Path, digits_bundle: Path) -> None:
     x, y = data(digits_bundle, 120)
-    model = OnDeviceModel.open(digits_bundle, tmp_path, gate=False)
+    model = OnDeviceModel.open(digits_bundle, tmp_path, mixture=False)
     model.learn(x[:60], y[:60])
     before = model.predict(x)
     assert model.add_class("blank") == 10
@@ -596,11 +746,8 @@ def test_a_class_is_added_while_it_runs_and_survives_a_restart(tmp_path: Path, d
     assert (model.predict(blank).argmax(axis=1) == 10).all()
     assert (model.predict(x[:60]).argmax(axis=1) == y[:60]).mean() > 0.8
     expected = model.predict(x)
-    assert model._store is not None
-    assert model._lock is not None
-    model._store.close()
-    os.close(model._lock)
-    again = OnDeviceModel.open(digits_bundle, tmp_path, gate=False)
+    kill(model)
+    again = OnDeviceModel.open(digits_bundle, tmp_path, mixture=False)
     assert again.class_names[-1] == "blank"
     np.testing.assert_allclose(again.predict(x), expected, rtol=1e-4, atol=1e-4)
     with pytest.raises(LearningError, match="that no class has"):
@@ -642,7 +789,7 @@ while True:
     model.learn(x, np.array([int(model.n_samples) % 10]))
     print(model.n_samples, flush=True)
     if model.n_samples % 7 == 0:
-        model.save()
+        model.state.save()
 """
 
 
@@ -664,8 +811,97 @@ def test_kill_at_random_moments_loses_nothing_acknowledged(tmp_path: Path, digit
         process.wait()
         model = OnDeviceModel.open(digits_bundle, tmp_path, learner=learner)
         assert acknowledged <= model.n_samples <= acknowledged + 2
-        assert model.warnings == []
+        assert model.state.warnings == []
         assert np.isfinite(model.predict(data(digits_bundle)[0])).all()
         kept = model.n_samples
         model.close()
     assert kept > 50
+
+
+def test_evaluates_itself_beside_the_head_as_shipped(digits_bundle: Path) -> None:
+    x, y = turned_labels(150)
+    model = OnDeviceModel.open(digits_bundle)
+    model.learn(x[:100], y[:100])
+    before = model.learned
+    found = model.evaluate(x[100:], y[100:])
+    assert model.learned is before
+    assert found.accuracy == pytest.approx((model.predict(x[100:]).argmax(axis=1) == y[100:]).mean())
+    shipped = OnDeviceModel.open(digits_bundle).predict(x[100:]).argmax(axis=1)
+    assert found.shipped_accuracy == pytest.approx((shipped == y[100:]).mean())
+    assert found.gain == pytest.approx((found.accuracy - found.shipped_accuracy) / found.shipped_accuracy)
+    assert found.gain > 1.0
+    assert found.loss < found.shipped_loss
+    assert (found.samples, set(found.per_class)) == (50, {model.class_names[c] for c in np.unique(y[100:])})
+    counts = {model.class_names[c]: int((y[100:] == c).sum()) for c in np.unique(y[100:])}
+    total = sum(accuracy * counts[name] for name, accuracy in found.per_class.items())
+    assert total / 50 == pytest.approx(found.accuracy)
+    model.add_class("smudge")
+    model.learn(np.zeros((4, *x.shape[1:]), np.float32), np.full(4, 10))
+    wider = model.evaluate(np.concatenate([x[100:], np.zeros_like(x[:1])]), np.append(y[100:], 10))
+    assert wider.per_class["smudge"] == 1.0
+    for samples, labels in ((x[:0], y[:0]), (x[:2], y[:3]), (x[0], y[:1])):
+        with pytest.raises(LearningError):
+            model.evaluate(samples, labels)
+
+
+def test_restores_an_earlier_value_and_forgets_everything_when_asked(
+    tmp_path: Path, digits_bundle: Path, mlp_bundle: Path, full_disk: Callable[[], AbstractContextManager[None]]
+) -> None:
+    x, y = turned_labels(60)
+    model = OnDeviceModel.open(digits_bundle, tmp_path)
+    begun, shipped = model.learned, model.predict(x)
+    model.learn(x[:30], y[:30])
+    earlier, answers = model.learned, model.predict(x)
+    model.add_class("z")
+    model.predict_sample("s", x[0], 0.0)
+    model.join_label("s", 1, 0.0, later=True)
+    model.learn(x[30:], y[30:])
+    later = model.learned
+    with full_disk(), pytest.raises(LearningError, match="nothing was restored"):
+        model.restore(earlier)
+    assert model.learned is later
+    model.restore(earlier)
+    np.testing.assert_array_equal(model.predict(x), answers)
+    kill(model)
+    model = OnDeviceModel.open(digits_bundle, tmp_path)
+    assert same(model.learned, earlier), "it was safe before it returned"
+    others = [OnDeviceModel.open(mlp_bundle), OnDeviceModel.open(digits_bundle, learner="ridge")]
+    for other in others:
+        with pytest.raises(LearningError):
+            model.restore(other.learned)
+        assert same(model.learned, earlier)
+    with full_disk(), pytest.raises(LearningError, match="nothing was forgotten"):
+        model.reset()
+    assert same(model.learned, earlier)
+    model.reset()
+    np.testing.assert_array_equal(model.predict(x), shipped)
+    assert (model.n_samples, model.learned.lineage == begun.lineage) == (0, False)
+    kill(model)
+    model = OnDeviceModel.open(digits_bundle, tmp_path)
+    assert model.n_samples == 0
+    model.close()
+
+
+def test_exports_the_head_that_is_believed_most(tmp_path: Path, digits_bundle: Path) -> None:
+    x, y = turned_labels(60)
+    model = OnDeviceModel.open(digits_bundle)
+    model.add_class("z")
+    model.learn(x, y)
+    model.export_head(tmp_path / "head.safetensors")
+    found = HeadRelease.decode((tmp_path / "head.safetensors").read_bytes(), "head")
+    assert found.origin.startswith(model.learned.mixture.believed)
+    assert (found.n_samples, found.class_names[-1]) == (60, "z")
+    outputs = model.learning.run(model.answering.features(x), found.parameters)
+    assert (outputs.argmax(axis=1) == y).mean() > 0.9
+    other = OnDeviceModel.open(digits_bundle)
+    take(other, found, 1)
+    assert other.class_names[-1] == "z"
+    assert (other.predict(x).argmax(axis=1) == y).mean() > 0.9
+
+
+def test_a_single_sample_is_told_how_to_be_given(digits_bundle: Path) -> None:
+    model = OnDeviceModel.open(digits_bundle)
+    x, y = turned_labels(1)
+    for ask in (lambda: model.predict(x[0]), lambda: model.learn(x[0], y)):
+        with pytest.raises(LearningError, match=r"x\[None\]"):
+            ask()

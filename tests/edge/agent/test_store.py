@@ -1,4 +1,4 @@
-"""Learned state on disk: whole after a crash between any two steps, and after damage to the newest checkpoint."""
+"""Learned state on disk: whole after a crash between any two steps, and after damage to the newest snapshot."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge.agent.journal import Record
 from edge.agent.store import LearnedStore, Saved
 from edge.contract.errors import ConfigError
 from edge.contract.files import lock_folder
+from edge.learning.events import Labelled
 from edge.learning.packing import PackedFeatures
 
 BACKBONE = "ab" * 32
@@ -31,12 +31,12 @@ class Counter:
     def learn(self, *labels: int) -> Counter:
         for label in labels:
             features = PackedFeatures(np.ones((1, 2), np.int8), np.ones(1, np.float32))
-            self.store.append(Record(features, np.array([label]), np.ones(1, np.float32)))
+            self.store.append(Labelled(features, np.array([label]), np.ones(1, np.float32)))
             self.labels.append(label)
         return self
 
     def save(self) -> Counter:
-        self.store.checkpoint({"text": "ä"}, {"labels": np.array(self.labels, np.int64)})
+        self.store.snapshot({"text": "ä"}, {"labels": np.array(self.labels, np.int64)})
         return self
 
     def kill(self) -> None:
@@ -49,7 +49,7 @@ def learned(saved: Saved | None) -> list[int]:
     if saved is None:
         return []
     state = saved.tensors["labels"].tolist() if saved.tensors else []
-    return state + [int(label) for record in saved.journal for label in record.targets]
+    return state + [int(label) for event in saved.journal if isinstance(event, Labelled) for label in event.target]
 
 
 def load(folder: Path, backbone: str = BACKBONE) -> tuple[list[int], str | None]:
@@ -70,7 +70,7 @@ def test_nothing_was_saved_at_first(tmp_path: Path) -> None:
     assert LearnedStore(tmp_path / "new", BACKBONE).load() is None
 
 
-def test_a_checkpoint_and_the_journal_behind_it_come_back(tmp_path: Path) -> None:
+def test_a_snapshot_and_the_journal_behind_it_come_back(tmp_path: Path) -> None:
     counter = Counter(tmp_path).learn(1, 2).save().learn(3, 4)
     counter.store.sync()
     counter.kill()
@@ -78,12 +78,12 @@ def test_a_checkpoint_and_the_journal_behind_it_come_back(tmp_path: Path) -> Non
     assert again.saved is not None
     assert again.saved.description == {"text": "ä"}
     assert again.saved.tensors["labels"].tolist() == [1, 2]
-    assert [record.targets.tolist() for record in again.saved.journal] == [[3], [4]]
+    assert again.labels == [1, 2, 3, 4]
     assert again.saved.warning is None
     again.kill()
 
 
-def test_labels_without_a_checkpoint_come_back(tmp_path: Path) -> None:
+def test_labels_without_a_snapshot_come_back(tmp_path: Path) -> None:
     Counter(tmp_path).learn(1, 2).kill()
     Counter(tmp_path).learn(3).kill()
     assert load(tmp_path) == ([1, 2, 3], None)
@@ -97,15 +97,15 @@ def test_it_goes_on_over_many_restarts_and_the_folder_does_not_grow(tmp_path: Pa
         assert len(list(tmp_path.iterdir())) <= 4
 
 
-@pytest.mark.parametrize("checkpoints", [1, 2, 3, 6])
-def test_a_damaged_checkpoint_loses_nothing(tmp_path: Path, checkpoints: int) -> None:
+@pytest.mark.parametrize("snapshots", [1, 2, 3, 6])
+def test_a_damaged_snapshot_loses_nothing(tmp_path: Path, snapshots: int) -> None:
     counter = Counter(tmp_path)
-    for i in range(checkpoints):
+    for i in range(snapshots):
         counter.learn(2 * i, 2 * i + 1).save()
     counter.learn(98, 99).kill()
     damage(tmp_path / "state.bin")
     labels, warning = load(tmp_path)
-    assert labels == [*range(2 * checkpoints), 98, 99]
+    assert labels == [*range(2 * snapshots), 98, 99]
     assert warning is not None
     assert "state.bin is damaged" in warning
     assert load(tmp_path) == (labels, None)
@@ -121,7 +121,7 @@ def test_damage_again_and_again_loses_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("position", [0, 9, 10, 41, 42, 60, -1])
-def test_a_checkpoint_damaged_or_cut_anywhere_is_noticed(tmp_path: Path, position: int) -> None:
+def test_a_snapshot_damaged_or_cut_anywhere_is_noticed(tmp_path: Path, position: int) -> None:
     Counter(tmp_path).learn(1).save().learn(2).save().learn(3).kill()
     whole = (tmp_path / "state.bin").read_bytes()
     for bad in (
@@ -136,7 +136,7 @@ def test_a_checkpoint_damaged_or_cut_anywhere_is_noticed(tmp_path: Path, positio
         assert warning is not None
 
 
-def test_both_checkpoints_damaged_start_anew_and_never_mix_in_what_was_before(tmp_path: Path) -> None:
+def test_both_snapshots_damaged_start_anew_and_never_mix_in_what_was_before(tmp_path: Path) -> None:
     counter = Counter(tmp_path)
     for i in range(4):
         counter.learn(i).save()
@@ -235,7 +235,7 @@ def test_a_crash_between_any_two_steps_loses_nothing_acknowledged(tmp_path: Path
         counter = Counter(folder).learn(100).save().learn(101)
         counter.kill()
         assert load(folder) == ([*labels, 100, 101], None)
-        # And on top of the crash the newest checkpoint turns out damaged.
+        # And on top of the crash the newest snapshot turns out damaged.
         if (tmp_path / f"{n}.damaged" / "state.bin").exists():
             damage(tmp_path / f"{n}.damaged" / "state.bin")
             assert load(tmp_path / f"{n}.damaged")[0] == labels, n

@@ -42,7 +42,7 @@ def learners(bundle: Bundle, name: str) -> dict[str, Learner]:
         max_state_mb=256,
         seed=5,
     )
-    return workshop.candidates(name)
+    return {each: workshop.learner(each) for each in workshop.learning(name).learners}
 
 
 def checkpoint(folders: Path, case: str) -> State:

@@ -1,0 +1,49 @@
+"""A head that a device learned, back into the PyTorch model that it was converted from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from edge.contract.errors import BundleError, ConversionError
+from edge.learning.exchange import HeadRelease
+
+
+def load_head_into(model: nn.Module, path: str | Path) -> list[str]:
+    """Set the parameters of a model to those of a head that was learned on a device.
+
+    Args:
+        model: The model as it was converted: its parameters have the names that the head's have.
+        path: What `OnDeviceModel.export_head` or ``edge-agent export`` wrote.
+
+    Returns:
+        Names of the parameters that were set.
+
+    Raises:
+        BundleError: The file cannot be read, or is no head.
+        ConversionError: The model has no such parameters, or of another shape; nothing changed.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except OSError as exc:
+        raise BundleError(f"{path} cannot be read: {exc.strerror}") from exc
+    release = HeadRelease.decode(data, str(path))
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for name, array in release.parameters.items():
+        if name not in parameters:
+            raise ConversionError(
+                f"the model has no parameter {name}; it has {', '.join(list(parameters)[:8]) or 'none'}. Give the "
+                f"model that the bundle was converted from"
+            )
+        if tuple(parameters[name].shape) != array.shape:
+            added = f", with the classes {', '.join(release.class_names)}" if release.class_names else ""
+            raise ConversionError(
+                f"{name}: the head has the shape {array.shape}{added}, the model {tuple(parameters[name].shape)}; "
+                f"give it a layer of that shape"
+            )
+    with torch.no_grad():
+        for name, array in release.parameters.items():
+            parameters[name].copy_(torch.from_numpy(array.copy()))
+    return list(release.parameters)

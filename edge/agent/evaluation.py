@@ -1,0 +1,80 @@
+"""How right a model is on labelled samples, beside the head as it was shipped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edge.agent.answering import as_array
+from edge.contract.errors import LearningError
+
+if TYPE_CHECKING:
+    from edge.agent.on_device_model import OnDeviceModel
+
+_BATCH = 64
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """What came out.
+
+    Attributes:
+        samples: How many.
+        accuracy: Share of right answers (of several yes-or-no answers, of all of them); None for quantities.
+        loss: Mean, as the recipe of the head defines it.
+        shipped_accuracy: The same of the head as shipped.
+        shipped_loss: The same of the head as shipped.
+        per_class: By name of class (or its number), accuracy on its samples; of classes only.
+    """
+
+    samples: int
+    accuracy: float | None
+    loss: float
+    shipped_accuracy: float | None
+    shipped_loss: float
+    per_class: Mapping[str, float]
+
+    @property
+    def gain(self) -> float:
+        """``(new - old) / old`` of the accuracy, or for quantities ``(old - new) / old`` of the loss; 0 for no old."""
+        if self.accuracy is not None and self.shipped_accuracy is not None:
+            return (self.accuracy - self.shipped_accuracy) / self.shipped_accuracy if self.shipped_accuracy else 0.0
+        return (self.shipped_loss - self.loss) / self.shipped_loss if self.shipped_loss else 0.0
+
+
+def evaluated(model: OnDeviceModel, x: npt.NDArray[Any], y: npt.NDArray[Any]) -> Evaluation:
+    """Answer samples ``(n, *input)`` and compare with labels ``(n,)`` or targets ``(n, n_outputs)``.
+
+    Raises:
+        LearningError: They do not fit, or there are none.
+    """
+    task, shipped_task = model.task, model.learning.shipped_task
+    x = as_array(x, "the samples")
+    if not len(x):
+        raise LearningError("expected samples to evaluate on, got none")
+    targets = task.check(as_array(y, "the labels"), len(x))
+    now, before = [], []
+    for i in range(0, len(x), _BATCH):
+        features = model.answering.features(x[i : i + _BATCH])
+        now.append(model.answer(features))
+        before.append(model.learning.shipped_answer(features))
+    outputs, shipped = np.concatenate(now), np.concatenate(before)
+    more = task.n_outputs - shipped_task.n_outputs
+    shipped = np.pad(shipped, ((0, 0), (0, more)), constant_values=shipped.min()) if more else shipped
+    per_class: dict[str, float] = {}
+    right = task.right(outputs, targets)
+    if task.is_classifier:
+        names = model.class_names or tuple(map(str, range(task.n_outputs)))
+        per_class = {names[c]: float(right[targets == c].mean()) for c in np.unique(targets)}
+    return Evaluation(
+        samples=len(x),
+        accuracy=None if task.is_regression else float(right.mean()),
+        loss=float(task.losses(outputs, targets).mean()),
+        shipped_accuracy=None if task.is_regression else float(task.right(shipped, targets).mean()),
+        shipped_loss=float(task.losses(shipped, targets).mean()),
+        per_class=per_class,
+    )

@@ -1,0 +1,289 @@
+"""What a bundle has learned, kept on disk: a snapshot of the value, and the events since, each whole or absent.
+
+An event is put into the journal before it is acknowledged, so a kill loses nothing that was. Labels may wait for the
+learning budget: those are events in the journal that were not applied yet.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections import deque
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+
+from edge.agent import schema2
+from edge.agent.store import LearnedStore, Saved
+from edge.contract.errors import BundleError, EdgeError, LearningError
+from edge.contract.training import FloatArray
+from edge.learning import saved as saved_value
+from edge.learning import tree
+from edge.learning.events import ClassAdded, Contributed, Event, HeadOffered, HeadReplaced, Labelled
+from edge.learning.learned import Happened, Learned
+from edge.learning.learner import part
+from edge.learning.learning import Learning
+from edge.learning.recent import Recent
+
+_LEARNED, _WAITING = "learned", "waiting"
+# A label that had waited, what had been answered, and what happened when it was learned.
+Learnt = tuple[Labelled, FloatArray, list[Happened]]
+
+
+class LearnedState:
+    """One `Learned` and its history; see the module.
+
+    Args:
+        learning: The rules.
+        store: Where it is kept; None for memory only.
+        read_only: Take what is in the store, and keep nothing.
+
+    Attributes:
+        value: What is known now.
+        waiting: Labels that are safe and not learned yet, with the answers that were given.
+        warnings: What went wrong and was survived, for whoever shows them; they may be cleared.
+        inferences: Answers so far, as they were last saved.
+
+    Raises:
+        BundleError: What is on disk has classes of its own and cannot be read.
+    """
+
+    def __init__(self, learning: Learning, store: LearnedStore | None, *, read_only: bool = False) -> None:
+        self._learning = learning
+        self._store = None if read_only else store
+        self.value = learning.begin(uuid.uuid4().hex)
+        self.waiting: deque[tuple[Labelled, FloatArray]] = deque()
+        self.warnings: list[str] = []
+        self.inferences = 0
+        self._is_synced, self._has_events, self._is_behind = True, False, False
+        if store is not None:
+            self._take_up(store, read_only)
+
+    # Events
+
+    def happen(self, event: Event) -> list[Happened]:
+        """Let something happen, and keep it. What must not be lost is safe from a power cut when this returns.
+
+        Raises:
+            EdgeError: It cannot happen; nothing changed.
+            OSError: A head or a class cannot be kept; nothing changed.
+        """
+        if not isinstance(event, Contributed):  # that knows how many labels were learned before it
+            self.learn_waiting()
+        value, happened = self._learning.advance(self.value, event)
+        self._keep(event)
+        self.value = value
+        return happened
+
+    def wait(self, label: Labelled, answer: FloatArray) -> None:
+        """Keep a label, and learn it later: with `learn_next`, or after a restart."""
+        self._learning.check(self.value, label)
+        self._keep(label)
+        self.waiting.append((label, answer))
+
+    def learn_next(self) -> Learnt | None:
+        """Learn the label that has waited longest; None if there is none.
+
+        Raises:
+            LearningError: It cannot be learned; it does not wait any more.
+        """
+        if not self.waiting:
+            return None
+        label, answer = self.waiting.popleft()
+        self.value, happened = self._learning.advance(self.value, label)
+        return label, answer, happened
+
+    def learn_waiting(self) -> list[Learnt]:
+        """Learn all that wait. What cannot be learned is said in `warnings`: it is not the fault of who asks now."""
+        found = []
+        while self.waiting:
+            try:
+                found += [each for each in [self.learn_next()] if each is not None]
+            except LearningError as exc:
+                self.warnings.append(f"a label that waited was not learned: {exc}")
+        return found
+
+    def replace(self, value: Learned) -> None:
+        """Go on from another value, which is safe from a power cut when this returns.
+
+        Raises:
+            LearningError: It is of another head, or of other learners; nothing changed.
+            OSError: It cannot be kept; nothing changed.
+        """
+        saved_value.read(self._learning, tree.flatten(value))  # what could not be read again is not taken
+        before, self.value = self.value, value
+        waiting, self.waiting = self.waiting, deque()
+        try:
+            self.save()
+        except OSError:
+            self.value, self.waiting = before, waiting
+            raise
+        with suppress(OSError):  # no event says this: the snapshot before must hold it, too, should this one be damaged
+            self.save()
+
+    def reset(self) -> None:
+        """Begin anew, under another lineage.
+
+        Raises:
+            OSError: It cannot be kept; nothing changed.
+        """
+        self.replace(self._learning.begin(uuid.uuid4().hex))
+
+    # Keeping
+
+    def _keep(self, event: Event) -> None:
+        """Append to the journal. What took effect already is kept in memory where the disk takes nothing."""
+        self._has_events = True
+        if self._store is None:
+            return
+        is_durable = not isinstance(event, Labelled | Contributed)
+        try:
+            self._store.append(event, durable=is_durable)
+            self._is_synced = is_durable
+        except OSError as exc:
+            if isinstance(event, ClassAdded | HeadOffered | HeadReplaced):
+                raise
+            if not self._is_behind:
+                self.warnings.append(f"kept in memory only, the disk does not take it: {exc.strerror}")
+            self._is_behind = True  # until the next snapshot
+
+    def save(self) -> None:
+        """Write a snapshot; without a state folder this does nothing.
+
+        Raises:
+            OSError: The disk is full; what was there before still holds.
+        """
+        if self._store is None:
+            return
+        waiting = _side_by_side([label for label, _ in self.waiting])
+        tensors = {f"{_LEARNED}.{name}": array for name, array in tree.flatten(self.value).items()}
+        tensors |= {f"{_WAITING}.{name}": array for name, array in waiting.items()}
+        description = {"learners": list(self._learning.learners), "inferences": self.inferences}
+        self._store.snapshot(description, tensors)
+        self._has_events, self._is_synced, self._is_behind = False, True, False
+
+    def sync(self) -> None:
+        """Make the journal survive a power cut."""
+        if self._store is not None:
+            self._store.sync()
+        self._is_synced = True
+
+    @property
+    def is_safe(self) -> bool:
+        """Whether a power cut now would lose nothing."""
+        return self._store is None or (self._is_synced and not self._is_behind)
+
+    @property
+    def journal_suffices(self) -> bool:
+        """Whether the last snapshot and the journal hold everything."""
+        return not self._is_behind
+
+    def close(self) -> None:
+        """Save what is in the journal only, and close it."""
+        try:
+            if self._has_events:
+                self.save()
+        finally:
+            if self._store is not None:
+                self._store.close()
+
+    # Taking up what is there
+
+    def _take_up(self, store: LearnedStore, read_only: bool) -> None:
+        own, kept = list(self._learning.learners), store.learners()
+        if kept and kept != own and not read_only:
+            is_back = store.exchange(kept, own)
+            went_on = "going on from what they had learned themselves" if is_back else "starting anew"
+            self.warnings.append(f"the state of the learners {', '.join(kept)} was put aside; {went_on}")
+        saved = store.load()
+        if saved is None:
+            self.save()  # the lineage must be durable before anything is learned under it
+            return
+        if saved.warning:
+            self.warnings.append(saved.warning)
+        if not saved.description:
+            self._repeat(saved.journal)
+            self.save()  # this lineage, too
+            return
+        try:
+            waiting = self._read(saved)
+        except (EdgeError, KeyError, TypeError, ValueError) as exc:
+            if _has_own_classes(saved, len(self._learning.shipped_names)):
+                raise BundleError(f"the saved state cannot be used: {exc}; delete it to start anew") from exc
+            # A new lineage without the journal of the old one, whose labels may already be in a merge.
+            self.value, self.waiting = self._learning.begin(uuid.uuid4().hex), deque()
+            self.warnings.append(f"the saved state was not used: {exc}")
+            self.save()
+            return
+        self._repeat([*waiting, *saved.journal])
+        if saved.schema != 3 and not read_only:
+            self.save()
+
+    def _read(self, saved: Saved) -> list[Labelled]:
+        """Take the value of a snapshot; the labels that waited then."""
+        if saved.description.get("learners") != list(self._learning.learners):
+            raise LearningError(f"it is of the learners {saved.description.get('learners')}")
+        self.inferences = int(saved.description.get("inferences", 0))
+        if saved.schema == 2:
+            self.value, waiting = schema2.learned(self._learning, saved)
+            return waiting
+        found = part(saved.tensors, f"{_LEARNED}.")
+        self.value = saved_value.read(self._learning, found)
+        return _one_by_one(part(saved.tensors, f"{_WAITING}."))
+
+    def _repeat(self, events: list[Any]) -> None:
+        """Do once more what the journal says. Of labels, a contribution knows how many were learned before it."""
+        waiting: deque[Labelled] = deque()
+
+        def advance(event: Event) -> None:
+            try:
+                self.value, _ = self._learning.advance(self.value, event)
+            except EdgeError as exc:
+                self.warnings.append(f"an event of the journal was not repeated: {exc}")
+
+        for event in events:
+            self._has_events = True
+            if isinstance(event, Labelled):
+                waiting.append(event)
+                continue
+            while waiting and not (
+                isinstance(event, Contributed) and self._learning.n_samples(self.value) == event.version
+            ):
+                advance(waiting.popleft())
+            advance(event)
+        while waiting:
+            advance(waiting.popleft())
+
+
+def _has_own_classes(saved: Saved, shipped: int) -> bool:
+    """Whether classes were added on the device: what was learned cannot be begun anew then."""
+    names = saved.tensors.get(f"{_LEARNED}.class_names")
+    here = names is not None and names.shape == () and int(names) > shipped
+    return here or schema2.has_own_classes(saved, shipped)
+
+
+def _side_by_side(labels: list[Labelled]) -> dict[str, Any]:
+    """Labels as arrays, for a snapshot."""
+    if not labels:
+        return {}
+    return {
+        "codes": np.concatenate([label.features.codes for label in labels]),
+        "scales": np.concatenate([label.features.scales for label in labels]),
+        "targets": np.concatenate([label.target for label in labels]),
+        "weights": np.concatenate([label.weight for label in labels]),
+    }
+
+
+def _one_by_one(found: dict[str, Any]) -> list[Labelled]:
+    """The labels again that `_side_by_side` was given."""
+    if not found:
+        return []
+    targets = found["targets"]
+    kept = Recent(
+        codes=found["codes"],
+        scales=found["scales"],
+        targets=targets,
+        weights=found["weights"],
+        answers=np.zeros((len(targets), 0), np.float32),
+    )
+    return [Labelled(kept.packed(i), targets[i : i + 1], kept.weights[i : i + 1]) for i in range(len(kept))]

@@ -1,0 +1,220 @@
+"""What a device and its fleet give each other: contributions up, heads down; the heads are judged before they answer.
+
+A *merge* competes: it becomes one more expert. A head that an operator pushes *replaces* everything, on trial: what was
+there before comes back when labels say so. See `edge.learning.trial` for what a judgement can come to.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from edge.agent.candidates import shipped_statistics
+from edge.agent.on_device_model import OnDeviceModel
+from edge.contract.bundle import check_parameters
+from edge.contract.digest import sha256
+from edge.contract.errors import BundleError, LearningError
+from edge.contract.training import FloatArray
+from edge.learning.arrivals import aligned
+from edge.learning.events import Confirmed, Contributed, HeadOffered, HeadReplaced, RolledBack
+from edge.learning.exchange import HeadRelease, HeadUpdate, is_class_name
+from edge.learning.familiarity import fits_better
+from edge.learning.learned import Trial
+from edge.learning.mixture import MERGED, ON_MERGE, PUSHED
+from edge.learning.statistics import HeadStatistics
+from edge.learning.trial import MIN_LABELS, Finding, Verdict, compare, judge
+
+# Labels for each class, on average, from which a merge is taken for a picture of a world.
+_LABELS_OF_A_WORLD = 20
+# Samples without labels that heads are compared on.
+_COMPARED = 64
+
+
+def contribution(model: OnDeviceModel) -> HeadUpdate:
+    """What this device learned, for the coordinator; after a restart it still knows what is on its way."""
+    learning, learned = model.learning, model.learned
+    kind, tensors = learning.contribution(learned)
+    update = HeadUpdate(
+        learner=kind,
+        backbone=model.manifest.backbone_digest,
+        lineage=learned.lineage,
+        version=model.n_samples,
+        n_samples=learning.n_contributed(learned),
+        base_release=learned.release,
+        tensors=tensors,
+        class_names=model.class_names if model.class_names != model.manifest.class_names else (),
+    )
+    model.happen(Contributed(update.version))
+    return update
+
+
+@dataclass(frozen=True, eq=False, slots=True, kw_only=True)
+class Offer:
+    """A head that was looked at, and not taken in yet.
+
+    Attributes:
+        release: It.
+        verdict: What there is to say about it on this device.
+        competes: Whether it becomes one more expert, or replaces everything.
+    """
+
+    release: HeadRelease
+    verdict: Verdict
+    competes: bool
+
+
+def look_at(model: OnDeviceModel, release: HeadRelease, *, competes: bool) -> Offer:
+    """Judge an offered head by the labels that came last, else by the samples that did; changes nothing.
+
+    Raises:
+        BundleError: It belongs to another backbone, or its parameters are not this head's.
+    """
+    manifest, learned = model.manifest, model.learned
+    if release.backbone != manifest.backbone_digest:
+        raise BundleError("the offered head belongs to another backbone")
+    check_parameters(release.parameters, manifest, "the offered head", len(release.class_names) or None)
+    if not all(is_class_name(name) for name in release.class_names):
+        raise BundleError("the offered head has classes whose names are none")
+    head = manifest.head
+    assert head is not None
+    if release.merged and head.linear is not None:
+        n_outputs, is_classifier = len(release.class_names) or len(manifest.class_names), model.task.is_classifier
+        n_outputs = n_outputs if is_classifier and n_outputs else model.learning.shipped_task.n_outputs
+        try:
+            HeadStatistics.from_tensors(release.merged, head.n_statistics, n_outputs, is_classifier=is_classifier)
+        except LearningError as exc:
+            raise BundleError(f"the offered head: {exc}") from exc
+    here = aligned(model.learning, learned, release)
+
+    def answers(features: FloatArray) -> FloatArray:
+        with np.errstate(all="ignore"):  # a verdict says what is not finite
+            return model.learning.run(features, here.parameters)
+
+    recent, labelled = learned.recent, learned.recent.features(head.features.sample_shape)
+    verdict = judge(recent.answers, answers(labelled), recent.targets, model.task)
+    if verdict.finding is Finding.NOT_JUDGED:
+        # Also those that have a label by now: too few to judge by are enough to see that a head is another one.
+        features = np.concatenate([labelled, model.answering.late_features(_COMPARED)])[-_COMPARED:]
+        if len(features):
+            found = compare(model.answer(features), answers(features), model.task)
+            verdict = verdict if found.finding is Finding.NOT_JUDGED and len(recent) else found
+    return Offer(release=release, verdict=verdict, competes=competes)
+
+
+def take(model: OnDeviceModel, offer: Offer, counter: int) -> None:
+    """Take a head in that was looked at; safe from a power cut when this returns.
+
+    Args:
+        model: Takes it.
+        offer: The head.
+        counter: Its release counter, the base of later contributions.
+
+    Raises:
+        OSError: It cannot be kept; nothing changed.
+    """
+    if offer.competes:
+        model.happen(HeadOffered(offer.release, counter, fits=_fits(model, offer.release)))
+    else:
+        model.happen(HeadReplaced(offer.release, counter))
+        model.metrics.forget_judgements()
+
+
+def _fits(model: OnDeviceModel, release: HeadRelease) -> bool | None:
+    """Whether the last samples look like those of a merge, more than like those that the bundle was made with."""
+    head, task = model.manifest.head, model.learning.shipped_task
+    assert head is not None
+    shipped = shipped_statistics(model.bundle, task) if task.is_classifier else None
+    if not release.merged or shipped is None:
+        return None
+    n_outputs = len(release.class_names) or task.n_outputs
+    if release.n_samples < _LABELS_OF_A_WORLD * n_outputs:
+        return None
+    recent = model.learned.recent.features(head.features.sample_shape)
+    features = np.concatenate([recent, model.answering.late_features(_COMPARED)])[-_COMPARED:]
+    try:
+        projection = head.project()
+        new = HeadStatistics.from_tensors(release.merged, head.n_statistics, n_outputs, is_classifier=True)
+        if projection is not None:
+            features = projection.features(features)
+        return fits_better(features, new, shipped.projected(projection))
+    except LearningError:
+        return None
+
+
+def judge_taken(model: OnDeviceModel, *, was_judged: bool, labels: int) -> Verdict:
+    """Whether a head that was taken in holds up, on what came since.
+
+    Args:
+        model: Has it.
+        was_judged: Whether labels or samples spoke for a competing head before it was taken in.
+        labels: That came since.
+    """
+    if model.learned.trial is not None:
+        return _judge_trial(model, model.learned.trial)
+    mixture = model.learned.mixture
+    names = [name for name in mixture.names if name in (MERGED, PUSHED) or ON_MERGE in name]
+    share = sum(mixture.weight_of(name) for name in names)
+    text = f"it competes, and with what builds on it has {share:.0%} of the say after {labels} labels"
+    if was_judged or labels >= MIN_LABELS:
+        return Verdict(Finding.GOOD, text)
+    return Verdict(Finding.NOT_JUDGED, f"not judged: {text}, {MIN_LABELS} needed")
+
+
+def _judge_trial(model: OnDeviceModel, trial: Trial) -> Verdict:
+    """The head on trial against what was before it: by the labels since, or else with those before, or by answers."""
+    head = model.manifest.head
+    assert head is not None
+    learning, before, since, task = model.learning, trial.before, trial.since, model.task
+    shape, recent = head.features.sample_shape, trial.before.recent
+    features = since.features(shape)
+    then = learning.answer(before, features)
+    verdict = judge(then, since.answers, since.targets, task)
+    if verdict.finding is not Finding.NOT_JUDGED:
+        return verdict
+    old_features = recent.features(shape)
+    pushed = learning.run(old_features, learning.parameters(model.learned, PUSHED))
+    older = judge(
+        np.concatenate([recent.answers, then]),
+        np.concatenate([pushed, since.answers]),
+        np.concatenate([recent.targets, since.targets]),
+        task,
+    )
+    if older.finding is not Finding.NOT_JUDGED:
+        return older
+    features = np.concatenate([old_features, features, model.answering.late_features(_COMPARED)])[-_COMPARED:]
+    if not len(features):
+        return verdict
+    found = compare(learning.answer(before, features), model.answer(features), task)
+    return verdict if found.finding is Finding.NOT_JUDGED and len(since) else found
+
+
+def confirm(model: OnDeviceModel) -> None:
+    """The head on trial stays."""
+    if model.learned.trial is not None:
+        model.happen(Confirmed())
+
+
+def roll_back(model: OnDeviceModel) -> None:
+    """Bring back what was before the head on trial; it learns the labels that came since.
+
+    Raises:
+        LearningError: There is none on trial.
+    """
+    model.happen(RolledBack())
+    model.metrics.forget_judgements()
+
+
+def expert_weights(model: OnDeviceModel) -> dict[str, list[float]]:
+    """By expert, its weight, its accuracy on late labels, and how many labels that rests on: for telemetry."""
+    mixture = model.learned.mixture
+    rows = zip(mixture.names, mixture.weights, mixture.accuracies(), mixture.labels - mixture.joined, strict=True)
+    return {name: [round(float(w), 4), round(float(a), 4), float(n)] for name, w, a, n in rows}
+
+
+def head_digest(model: OnDeviceModel) -> str:
+    """SHA-256 of the parameters of the head that is believed most, in the order of the manifest."""
+    head = model.manifest.head
+    assert head is not None
+    found = model.learning.parameters(model.learned, model.learned.mixture.believed)
+    return sha256(b"".join(np.ascontiguousarray(found[spec.name]).tobytes() for spec in head.parameters))

@@ -1,0 +1,136 @@
+"""Heads from elsewhere, and how they are taken in: a merge or a rival beside the others, or one in place of all.
+
+A merge is right where devices see the same world, and wrong where each sees its own; nobody can know which beforehand,
+so both stay. How far a merge is believed at first depends on whose world the samples of this device look like
+(`edge.learning.familiarity`), and on what the other devices' part of it says to the labels that came last.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edge.contract.training import Parameters
+from edge.learning import mixture as mix
+from edge.learning.drift import Window
+from edge.learning.drifting import ANEW
+from edge.learning.events import HeadOffered
+from edge.learning.exchange import HeadRelease
+from edge.learning.experts import USUAL_FIRST, Experts, on_merge, start_weights
+from edge.learning.learned import Head, Learned, Trial
+from edge.learning.mixture import MERGED, ON_MERGE, PUSHED, TRUSTED, Mixture
+from edge.learning.recent import Recent
+from edge.learning.trial import MIN_LABELS
+
+
+def aligned(rig: Experts, learned: Learned, release: HeadRelease) -> HeadRelease:
+    """A release in the order of this device's classes; those that it does not know keep what they have here."""
+    if not rig.shipped_task.is_classifier or rig.head is None:
+        return release
+    given = release.class_names or rig.shipped_names
+    own = rig.parameters(learned, learned.mixture.believed)
+    return release.aligned(given, learned.class_names, rig.head, own)
+
+
+def _taken_in(rig: Experts, learned: Learned, release: HeadRelease) -> tuple[Learned, HeadRelease]:
+    """Room for the classes of a release, and the release in the order that is then here."""
+    new = (name for name in release.class_names if name not in learned.class_names)
+    learned = rig.with_classes(learned, (*learned.class_names, *new))
+    return learned, aligned(rig, learned, release)
+
+
+def _rebased(rig: Experts, learned: Learned, source: str, target: str, release: HeadRelease) -> Any:
+    """What a learner knows, put on top of a release."""
+    machine = rig.machine(target)
+    machine.load(learned.experts[source])
+    merged = release.merged if machine.kind == "statistics" else {}
+    machine.rebase(release.parameters, merged, release.included.get(learned.lineage, 0))
+    return machine.value
+
+
+def offered(rig: Experts, learned: Learned, event: HeadOffered) -> Learned:
+    """With a merge, and each learner on it, or with a head that was pushed to compete."""
+    learned, release = _taken_in(rig, learned, event.release)
+    experts = dict(learned.experts)
+    if event.fits and learned.mixture.labels < MIN_LABELS:
+        experts[TRUSTED] = Head(release.parameters)
+        learned = replace(learned, trusted=MERGED if release.is_merge else PUSHED)
+    if not release.is_merge:
+        experts[PUSHED] = Head(release.parameters)
+        return rig.among(replace(learned, experts=experts))
+    merged = {}
+    for name in rig.learners:
+        is_delta = rig.machine(name).kind == "delta"
+        source = name + ON_MERGE if is_delta and name + ON_MERGE in experts else name
+        merged[name + ON_MERGE] = _rebased(rig, learned, source, name + ON_MERGE, release)
+    kept = {name: expert for name, expert in experts.items() if not on_merge(name) and not name.endswith(ANEW)}
+    experts = {**kept, MERGED: Head(release.parameters), **merged}
+    offered = rig.among(replace(learned, experts=experts, release=event.counter, merge_fits=event.fits))
+    return replace(offered, mixture=_foreseen(rig, offered))
+
+
+def _foreseen(rig: Experts, learned: Learned) -> Mixture:
+    """The weights of a new merge, corrected by what others' part of it says to the labels that came last.
+
+    A merge is right where devices see the same world, and wrong where each sees its own. Both it and what is here
+    are judged on labels that they had not learned: it by the others' part, this device by what it had answered.
+    """
+    recent, task, mixture = learned.recent, rig.task(learned), learned.mixture
+    others = next((found for name in rig.learners if (found := _others(rig, learned, name)) is not None), None)
+    if task.is_regression or not len(recent) or others is None:
+        return mixture
+    head, known = others
+    here, trusts = task.right(recent.answers, recent.targets), recent.weights
+    there = task.right(rig.run(recent.features(rig.shape), head), recent.targets)
+    if task.is_classifier:  # what others never met is no fault of theirs
+        chosen = known[recent.targets]
+        here, there, trusts = here[chosen], there[chosen], recent.weights[chosen]
+    is_merge = np.array([on_merge(name) for name in mixture.names])
+    share = start = float(mixture.weights[is_merge].sum())
+    for one, other, trust in zip(here, there, trusts, strict=True):
+        won = share * math.exp(mix.ETA * float(trust) * float(other - one))
+        share = (1.0 - mix.SHARE) * won / (won + 1.0 - share) + mix.SHARE * start
+    weights = np.where(is_merge, mixture.weights * (share / start), mixture.weights * ((1.0 - share) / (1.0 - start)))
+    ratio = np.where(is_merge, share / start, (1.0 - share) / (1.0 - start))
+    begun = mixture.start * ratio
+    return replace(mixture, weights=weights, start=begun / begun.sum())
+
+
+def _others(rig: Experts, learned: Learned, name: str) -> tuple[Parameters, npt.NDArray[np.bool_]] | None:
+    """What is left of a merge without what this device contributed, and which classes the others have met."""
+    found = rig.loaded(learned, name + ON_MERGE).of_others()
+    if found is None:
+        return None
+    head, counts = found
+    shares = np.zeros(len(counts)) if rig.shares is None else np.pad(rig.shares, (0, len(counts) - len(rig.shares)))
+    # Of the shipped samples in it there are at most as many as leave no class with fewer than none.
+    shipped = min((counts[c] / shares[c] for c in np.flatnonzero(shares > 0)), default=0.0)
+    return head, np.asarray(counts - shipped * shares >= mix.KNOWN_FROM)
+
+
+def replaced(rig: Experts, learned: Learned, release: HeadRelease, counter: int) -> Learned:
+    """With a head in place of all others, on trial, and each learner on it."""
+    learned, release = _taken_in(rig, learned, release)
+    before = replace(learned, trial=None)
+    head = Head(release.parameters)
+    experts: dict[str, Any] = {TRUSTED: head, PUSHED: head}
+    for name in rig.learners:
+        experts[name] = _rebased(rig, learned, name, name, release)
+    names, task = tuple(experts), rig.task(learned)
+    fresh = replace(mix.mixture_of(names, start_weights(names), task), heard=learned.mixture.heard)
+    return replace(
+        learned,
+        experts=experts,
+        mixture=fresh,
+        trusted=PUSHED,
+        merge_fits=None,
+        release=counter,
+        drift=Window(),
+        usual=np.full(task.n_groups, USUAL_FIRST),
+        since_drift=0,
+        trial=Trial(before=before, since=Recent.none(rig.shape, task)),
+    )

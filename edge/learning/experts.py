@@ -1,0 +1,260 @@
+"""Whole heads that answer side by side: those that learn are machines around values, the others stay as they are.
+
+What is dear to compute again (the factor of a solver, what a training step holds) is a cache inside the learners:
+`Learner.load` gives them a value, `Learner.value` takes the next one out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edge.contract.errors import LearningError
+from edge.contract.manifest import LinearLayer
+from edge.contract.training import FloatArray, Parameters
+from edge.learning import mixture as mix
+from edge.learning.closed_form import grown
+from edge.learning.drift import Window
+from edge.learning.learned import Head, Learned, Trial
+from edge.learning.learner import Learner, State
+from edge.learning.mixture import MERGED, ON_MERGE, PUSHED, SHIPPED, TRUSTED, Known
+from edge.learning.recent import Recent
+from edge.learning.sgd import Run
+from edge.learning.solve import UNSEEN_LOGIT
+from edge.learning.task import Task
+
+# Start weights: of the trusted past and the head that learners start from each, as a share of what no merge has; what
+# is left is the learners'. Of a merge and all that builds on it, half and half, if the samples of this device look like
+# those that it was learned from, if nobody can tell, and if they do not. Of a head that was pushed to compete.
+START_TRUSTED, START_BASE = 0.25, 0.2
+START_MERGE: Mapping[bool | None, float] = {True: 0.7, None: 0.4, False: 0.1}
+START_PUSHED = 0.3
+# What the usual error of a class is taken for at first.
+USUAL_FIRST = 0.25
+
+
+class Experts:
+    """The experts of one bundle's head: machines around the values in a `Learned`. Holds nothing but caches.
+
+    Args:
+        task: What the outputs mean, as shipped.
+        shape: Shape of one sample's features.
+        shipped: The head as shipped.
+        class_names: As shipped.
+        head: The last layer, where that is linear.
+        learners: By name, in order of preference, what makes one.
+        run: Outputs ``(batch, n_outputs)`` for features and parameters.
+        mixture: False lets the first learner answer alone, whatever it learns.
+        shares: ``(n_classes,)`` of the classes in the statistics that were shipped, or None.
+
+    Attributes:
+        shipped_task: What the outputs mean, as shipped.
+        shipped_names: Names of the classes, as shipped.
+        learners: Their names, in order of preference.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        shape: tuple[int, ...],
+        shipped: Parameters,
+        class_names: tuple[str, ...],
+        head: LinearLayer | None,
+        learners: Mapping[str, Callable[[], Learner]],
+        run: Run,
+        *,
+        mixture: bool = True,
+        shares: npt.NDArray[np.float64] | None = None,
+    ) -> None:
+        self.shipped_task = task
+        self.shape = shape
+        self._shipped = dict(shipped)
+        self.shipped_names = class_names
+        self.head = head
+        self._make = dict(learners)
+        self.learners = tuple(learners)
+        self.run = run
+        self.is_mixture = mixture
+        self.shares = shares
+        self._machines: dict[str, Learner] = {}
+
+    def shipped_answer(self, features: FloatArray) -> FloatArray:
+        """``(batch, n_outputs)`` of the head as shipped."""
+        return self.run(features, self._shipped)
+
+    @property
+    def kind(self) -> str:
+        """``statistics`` or ``delta``: what is contributed to a merge."""
+        return "statistics" if any(self.machine(name).kind == "statistics" for name in self._make) else "delta"
+
+    def task(self, learned: Learned) -> Task:
+        """What the outputs mean, with the classes that were added."""
+        shipped, n = self.shipped_task, len(learned.class_names)
+        return Task(shipped.recipe, n) if shipped.is_classifier and n > shipped.n_outputs else shipped
+
+    def machine(self, name: str) -> Learner:
+        """The one for an expert of this name, whatever value it holds."""
+        if name not in self._machines:
+            self._machines[name] = self._make[name.split(" ", maxsplit=1)[0]]()
+        return self._machines[name]
+
+    def loaded(self, learned: Learned, name: str) -> Learner:
+        """The machine of an expert that learns, with its value."""
+        machine = self.machine(name)
+        machine.load(learned.experts[name])
+        return machine
+
+    def parameters(self, learned: Learned, name: str) -> Parameters:
+        """The head of an expert."""
+        expert = learned.experts[name]
+        return dict(expert.parameters) if isinstance(expert, Head) else self.loaded(learned, name).parameters()
+
+    def contributor(self, learned: Learned) -> str:
+        """The learner whose knowledge is sent to the fleet: of statistics where there are any, they merge exactly.
+
+        A change is counted from the newest merge.
+        """
+        for name in self._make:
+            if self.machine(name).kind == "statistics":
+                return name
+        first = next(iter(self._make))
+        return first + ON_MERGE if first + ON_MERGE in learned.experts else first
+
+    def n_samples(self, learned: Learned) -> int:
+        """Labelled samples learned so far."""
+        return self.loaded(learned, self.contributor(learned)).n_samples
+
+    def n_contributed(self, learned: Learned) -> int:
+        """Labelled samples behind what `contribution` would give."""
+        return self.loaded(learned, self.contributor(learned)).n_contributed
+
+    def contribution(self, learned: Learned) -> tuple[str, State]:
+        """What is sent to the fleet: its kind, and the tensors; `Contributed` is to follow."""
+        machine = self.loaded(learned, self.contributor(learned))
+        return machine.kind, machine.contribution()
+
+    def begin(self, lineage: str) -> Learned:
+        """What a device knows at first."""
+        names = (TRUSTED, SHIPPED, *self._make)
+        experts: dict[str, Any] = {TRUSTED: Head(self._shipped), SHIPPED: Head(self._shipped)}
+        experts |= {name: make().value for name, make in self._make.items()}
+        return Learned(
+            class_names=self.shipped_names,
+            lineage=lineage,
+            release=0,
+            experts=experts,
+            mixture=mix.mixture_of(names, start_weights(names), self.shipped_task),
+            trusted=SHIPPED,
+            merge_fits=None,
+            recent=Recent.none(self.shape, self.shipped_task),
+            drift=Window(),
+            usual=np.full(self.shipped_task.n_groups, USUAL_FIRST),
+            since_drift=0,
+            temperature=1.0,
+            trial=None,
+        )
+
+    def outputs(self, learned: Learned, features: FloatArray) -> FloatArray:
+        """``(k, batch, n_outputs)`` of every expert."""
+        return np.stack([self.run(features, self.parameters(learned, name)) for name in learned.mixture.names])
+
+    def answer(self, learned: Learned, features: FloatArray) -> FloatArray:
+        """``(batch, n_outputs)`` of all together, see `edge.learning.mixture.answer`."""
+        if not self.is_mixture:
+            return self.run(features, self.parameters(learned, next(iter(self._make))))
+        return self.mixed(learned, self.outputs(learned, features))
+
+    def mixed(self, learned: Learned, outputs: FloatArray) -> FloatArray:
+        """The same, from what `outputs` gave."""
+        if not self.is_mixture:
+            found: FloatArray = outputs[learned.mixture.names.index(next(iter(self._make)))]
+            return found
+        return mix.answer(learned.mixture, outputs, self._known(learned), self.task(learned))
+
+    def _known(self, learned: Learned) -> Known:
+        """``(k, n_outputs)`` which class each expert can know.
+
+        Not one that its head never answers; and not one that this device has had fewer than two labels of, where a
+        merge brings what others have seen.
+        """
+        task = self.task(learned)
+        names = learned.mixture.names
+        known = np.ones((len(names), task.n_outputs), bool)
+        if not task.is_classifier:
+            return known
+        if self.head is not None and self.head.bias is not None and task.n_outputs > self.shipped_task.n_outputs:
+            for k, name in enumerate(names):
+                known[k] = self.parameters(learned, name)[self.head.bias] > UNSEEN_LOGIT / 2
+        if learned.has_merge and learned.merge_fits:
+            seldom = learned.mixture.heard < mix.KNOWN_FROM
+            for k, name in enumerate(names):
+                if not on_merge(learned.trusted if name == TRUSTED else name):
+                    known[k] &= ~seldom
+        return known
+
+    def with_expert(self, learned: Learned, name: str, expert: Any) -> Learned:
+        """With another value or head of an expert."""
+        return replace(learned, experts={**learned.experts, name: expert})
+
+    def among(self, learned: Learned, weights: Mapping[str, float] | None = None) -> Learned:
+        """With a mixture of the experts that there are."""
+        # Those that were there first: a mapping that was read from disk has another order.
+        stay = [name for name in learned.mixture.names if name in learned.experts]
+        names = (*stay, *sorted(learned.experts.keys() - set(stay)))
+        given = None if weights is None else np.array([weights[name] for name in names])
+        return replace(
+            learned, mixture=mix.with_experts(learned.mixture, names, start_weights(names, learned.merge_fits), given)
+        )
+
+    def with_classes(self, learned: Learned, class_names: tuple[str, ...]) -> Learned:
+        """With room for further classes, which come after those that there are."""
+        more = len(class_names) - len(learned.class_names)
+        if more <= 0:
+            return learned
+        if self.head is None or not self.shipped_task.is_classifier:
+            raise LearningError("no class can be added to this head: its last layer is not a linear one of classes")
+        experts: dict[str, Any] = {}
+        for name, expert in learned.experts.items():
+            if isinstance(expert, Head):
+                experts[name] = Head(grown(expert.parameters, self.head, more))
+            else:
+                machine = self.loaded(learned, name)
+                machine.grow(len(class_names))
+                experts[name] = machine.value
+        trial = learned.trial
+        if trial is not None:
+            since = trial.since.grown(len(class_names))
+            trial = Trial(before=self.with_classes(trial.before, class_names), since=since)
+        return replace(
+            learned,
+            class_names=class_names,
+            experts=experts,
+            mixture=mix.with_classes(learned.mixture, len(class_names)),
+            recent=learned.recent.grown(len(class_names)),
+            usual=np.concatenate([learned.usual, np.full(more, USUAL_FIRST)]),
+            trial=trial,
+        )
+
+
+def on_merge(name: str) -> bool:
+    """Whether an expert is the merge, or goes on from it."""
+    return name == MERGED or ON_MERGE in name
+
+
+def start_weights(names: tuple[str, ...], fits: bool | None = None) -> npt.NDArray[np.float64]:
+    """``(k,)`` start weights of experts, see `START_TRUSTED`; whether samples look like those of a merge decides."""
+    of_merge = START_MERGE[fits] if MERGED in names else 0.0
+    trusted, base = START_TRUSTED * (1.0 - of_merge), START_BASE * (1.0 - of_merge)
+    own = [name for name in names if name not in (TRUSTED, SHIPPED, PUSHED) and not on_merge(name)]
+    building = [name for name in names if ON_MERGE in name]
+    is_base = PUSHED in names and SHIPPED not in names
+    found = {TRUSTED: trusted, SHIPPED: base, PUSHED: base if is_base else START_PUSHED, MERGED: of_merge / 2}
+    found |= {name: of_merge / 2 / len(building) for name in building}
+    found |= {name: (1.0 - of_merge - trusted - base) / len(own) for name in own}
+    start = np.array([found[name] for name in names])
+    found_weights: npt.NDArray[np.float64] = start / start.sum()
+    return found_weights

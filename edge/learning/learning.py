@@ -1,0 +1,173 @@
+"""What each event makes of what a device has learned: the only way from one `Learned` to the next.
+
+The same value and the same event give the same value, bit for bit, today and after a restart.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from edge.contract.errors import LearningError
+from edge.contract.training import FloatArray
+from edge.learning import arrivals, drifting
+from edge.learning import mixture as mix
+from edge.learning.calibration import fit_temperature
+from edge.learning.events import (
+    ClassAdded,
+    Confirmed,
+    Contributed,
+    Event,
+    HeadOffered,
+    HeadReplaced,
+    Labelled,
+    RolledBack,
+)
+from edge.learning.experts import Experts
+from edge.learning.learned import Happened, Head, Learned
+from edge.learning.learner import check_batch
+from edge.learning.mixture import TRUSTED
+from edge.learning.recent import Recent
+from edge.learning.task import Targets, Task
+
+# Labels that are kept to judge heads on, and while a head is on trial: who never confirms loses only older ones.
+RECENT, ON_TRIAL = 64, 1024
+# Labels between two looks at what is trusted, and between two fits of the temperature.
+TRUST_EVERY, CALIBRATE_EVERY = 32, 16
+# A target of a quantity counts less where its loss is so many times the usual: six times its error.
+OUTLIER = 36.0
+# What is usual is the median of so many late labels: after half of them a change is no longer taken for an error.
+_NEW_LOSSES = 8
+
+
+class Learning(Experts):
+    """The rules of one bundle's head; see the module and `Experts`."""
+
+    def check(self, learned: Learned, label: Labelled) -> None:
+        """Raise LearningError for a label that cannot be learned."""
+        features = label.features.unpack(self.shape)
+        check_batch(features, label.target, label.weight, self.shape, self.task(learned))
+
+    def advance(self, learned: Learned, event: Event) -> tuple[Learned, list[Happened]]:
+        """What an event makes of it, and what there is to say about that.
+
+        Raises:
+            LearningError: It cannot happen; nothing changed.
+            BundleError: A head that is not one of this bundle; nothing changed.
+        """
+        match event:
+            case Labelled():
+                return self._labelled(learned, event)
+            case Contributed():
+                machine = self.loaded(learned, self.contributor(learned))
+                machine.contribution()
+                return self.with_expert(learned, self.contributor(learned), machine.value), []
+            case ClassAdded(name=name):
+                return self.with_classes(learned, (*learned.class_names, name)), []
+            case HeadOffered():
+                return arrivals.offered(self, learned, event), []
+            case HeadReplaced(release=release, counter=counter):
+                return arrivals.replaced(self, learned, release, counter), []
+            case Confirmed():
+                return replace(learned, trial=None), []
+            case RolledBack():
+                return self._rolled_back(learned), []
+
+    def _labelled(self, learned: Learned, event: Labelled) -> tuple[Learned, list[Happened]]:
+        task = self.task(learned)
+        features = event.features.unpack(self.shape)
+        _, target, weight = check_batch(features, event.target, event.weight, self.shape, task)
+        outputs = self.outputs(learned, features)
+        answered = np.nan_to_num(self.mixed(learned, outputs))
+        weight = weight * np.float32(_credible(learned.recent, answered, target, task))
+        experts = self._taught(learned, features, target, weight)
+        before, trial = learned, learned.trial
+        if trial is not None:
+            since = trial.since.put(event.features, target, event.weight, answered, ON_TRIAL)
+            trial = replace(trial, since=since)
+        learned = replace(learned, experts=experts, trial=trial)
+        trust = float(weight[0])
+        if trust == 0.0:  # a label that is not trusted at all says nothing about anybody
+            return learned, []
+        usual = _usual_loss(learned.recent, outputs, target, task)
+        learned = replace(
+            learned,
+            mixture=mix.heard(learned.mixture, outputs, target, trust, task, usual),
+            recent=learned.recent.put(event.features, target, event.weight, answered, RECENT),
+            since_drift=learned.since_drift + 1,
+        )
+        learned, happened = drifting.watched(self, learned, answered, target, trust)
+        learned = self._settled(learned)
+        if learned.mixture.labels % CALIBRATE_EVERY == 0 and not task.is_regression:
+            found = fit_temperature(learned.recent.answers, learned.recent.targets, task)
+            learned = replace(learned, temperature=found)
+        was, now = before.mixture.believed, learned.mixture.believed
+        if self.is_mixture and was != now:
+            share = learned.mixture.weight_of(now)
+            happened = [*happened, Happened("believed", f"{now} is believed most, {share:.0%}; before it was {was}")]
+        return learned, happened
+
+    def _taught(self, learned: Learned, x: FloatArray, target: Targets, weight: FloatArray) -> dict[str, Any]:
+        """The experts after every learner has learned a sample; one that refuses stays as it was."""
+        experts = dict(learned.experts)
+        refused: list[LearningError] = []
+        learners = [name for name, expert in experts.items() if not isinstance(expert, Head)]
+        for name in learners:
+            machine = self.loaded(learned, name)
+            try:
+                machine.learn_many(x, target, weight)
+            except LearningError as exc:
+                refused.append(exc)
+                continue
+            experts[name] = machine.value
+        if len(refused) == len(learners):
+            raise refused[0]
+        return experts
+
+    def _settled(self, learned: Learned) -> Learned:
+        """What is looked at now and then: the trusted past, and whether a learner that began anew was right to."""
+        learned = drifting.settled(self, learned)
+        mixture = learned.mixture
+        if mixture.labels % TRUST_EVERY == 0 and mixture.kappa(self.task(learned)) >= mix.TRUST:
+            best = mixture.believed
+            if best != TRUSTED:
+                head = Head({key: array.copy() for key, array in self.parameters(learned, best).items()})
+                learned = replace(self.with_expert(learned, TRUSTED, head), trusted=best)
+                learned = replace(learned, mixture=mix.renewed(mixture))
+        return learned
+
+    def _rolled_back(self, learned: Learned) -> Learned:
+        if learned.trial is None:
+            raise LearningError("there is no head on trial to go back from")
+        before, since = learned.trial.before, learned.trial.since
+        for i in range(len(since)):
+            rows = slice(i, i + 1)
+            label = Labelled(since.packed(i), since.targets[rows], since.weights[rows])
+            with suppress(LearningError):  # what only the head on trial could learn does not keep it
+                before, _ = self._labelled(before, label)
+        return before
+
+
+def _credible(recent: Recent, answered: FloatArray, target: Targets, task: Task) -> float:
+    """How far the target of a quantity can be believed, from 0 to 1.
+
+    Sums of squares never get over a target that is off by orders of magnitude. One whose loss is more than `OUTLIER`
+    times the usual counts as if it were that far off: after a real change the usual loss soon rises.
+    """
+    if not task.is_regression or len(recent) < _NEW_LOSSES:
+        return 1.0
+    limit = OUTLIER * float(np.median(recent.last(_NEW_LOSSES).losses(task)))
+    loss = float(task.losses(answered, target)[0])
+    return limit / loss if loss > limit > 0 else 1.0
+
+
+def _usual_loss(recent: Recent, outputs: FloatArray, target: Targets, task: Task) -> float:
+    """Of quantities, the median loss of late answers; of the experts for this one, where there were none."""
+    if not task.is_regression:
+        return 0.0
+    if len(recent):
+        return float(np.median(recent.last(32).losses(task)))
+    return float(np.median(task.losses(outputs[:, 0], np.repeat(target, len(outputs), axis=0))))

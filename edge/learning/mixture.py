@@ -1,0 +1,294 @@
+"""How far each expert is believed: prediction with expert advice, on right or wrong.
+
+Theory of operation. *Experts* are whole heads that answer side by side: the shipped one, each learner, a merge, each
+learner that goes on from it, a head that was pushed to compete; and the *trusted past*, the head that was believed
+most when labels last agreed with somebody. The answer is ``p = sum_k w_k p_k``.
+
+* A label ``y`` changes the weights: ``w_k <- w_k exp(eta (r_k - 1))``, normalised, then ``w <- (1 - s) w + s w_0``
+  (fixed share: Herbster and Warmuth 1998), where ``r_k`` is 1 if the expert is right and 0 if not. Right or wrong
+  counts, and not the logarithm: under wrong labels log loss rewards whoever is unsure.
+* *Agreement* of each expert with the labels is averaged over the late ones. With ``kappa`` the best one's, beyond
+  chance, the answer is ``c p + (1 - c) p_trusted``: labels that agree with nobody change nothing.
+* Where labels agree with nobody very well (kappa below `TIE_TO`), the trusted past gains up to `TIE` on the others with
+  every label: who is not better by that does not take its place. So labels of which half are wrong *in the same way*
+  (40 % named one class further) pull the learners along, and not the answer.
+* The head that learners start from gains a little (`BASE`) always: labels of which half of one class are given
+  another's name agree with it as well as with those who learn them.
+* Whenever labels agree (kappa >= `TRUST`), the trusted past becomes the head that is believed most at that time.
+* *Specialists* (Freund et al. 1997): where an expert answers a class that others cannot know, only those speak that
+  know it. Of a class with fewer than two labels on this device, that is who builds on the merge; of a class that was
+  added here, who has learned it.
+
+Measured on eleven real cameras, a watch and digits (docs/learning.md); benchmarks/devices.py, continual.py and
+mixture_streams.py ask again. Pure: values in, values out.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from edge.contract.training import FloatArray
+from edge.learning.task import Scores, Targets, Task, log_softmax
+
+# The rate of the weights, and the share of the start weights that they keep. 0.3 to 0.5 were the same within half a
+# point on digits in ten orders; at 0.5 whoever has just learned the class of the day was believed too soon.
+ETA, SHARE = 0.3, 0.01
+# What an average over late labels forgets with each.
+DECAY = 0.95
+# Agreement beyond chance from which labels begin to count, and how much more until they count in full.
+LEAST_AGREEMENT, RAMP = 0.15, 0.2
+# So many standard deviations of a guess must agreement be above chance: with two classes luck goes far.
+_LUCK = 2.0
+# Agreement beyond chance at which the past is trusted.
+TRUST = 0.75
+# What the trusted past gains on the others with each label: all of it where agreement is below `TIE_FROM`, nothing
+# above `TIE_TO`. Honest labels of which 20 % are wrong agree by 0.7, half of them one class further by 0.45.
+TIE, TIE_FROM, TIE_TO = 0.2, 0.45, 0.65
+# What the head that learners start from gains on them with each label: one that is as good as they are is kept.
+BASE = 0.03
+# What the trusted past keeps when it becomes another head, which others have as well.
+_KEPT = 0.1
+# Labels of a class here before own learners know it, where others bring a merge.
+KNOWN_FROM = 2
+# A quantity's loss so many times the usual one is as wrong as can be.
+_FAR_OFF = 4.0
+
+Weights = npt.NDArray[np.float64]
+Known = npt.NDArray[np.bool_]
+
+TRUSTED, SHIPPED, MERGED, PUSHED = "trusted", "shipped", "merged", "pushed"
+ON_MERGE = " on merge"
+
+
+@dataclass(frozen=True, eq=False, slots=True, kw_only=True)
+class Mixture:
+    """The experts and how far each is believed; see the module.
+
+    Attributes:
+        names: Of the experts; the first is the trusted past, the second the head that learners start from.
+        weights: ``(k,)``, their sum is 1.
+        start: ``(k,)``, what they come back to.
+        agreement: ``(k,)``, decayed sums of how right each was.
+        joined: ``(k,)``, how many labels there had been when each came.
+        labels: Labels so far.
+        heard: ``(groups,)`` labels of each class.
+    """
+
+    names: tuple[str, ...]
+    weights: Weights
+    start: Weights
+    agreement: Weights
+    joined: npt.NDArray[np.int64]
+    labels: int
+    heard: npt.NDArray[np.int64]
+
+    @property
+    def believed(self) -> str:
+        """The expert that is believed most; the trusted past only where nobody else is near it."""
+        order = np.argsort(-self.weights, kind="stable")
+        first = self.names[int(order[0])]
+        if first == TRUSTED and len(order) > 1 and self.weights[order[1]] >= self.weights[order[0]] - 1e-12:
+            return self.names[int(order[1])]
+        return first
+
+    def weight_of(self, name: str) -> float:
+        """Of one expert; 0 where there is none of that name."""
+        return float(self.weights[self.names.index(name)]) if name in self.names else 0.0
+
+    def accuracies(self) -> Weights:
+        """``(k,)`` how often each was right on late labels since it came; 0 before the first."""
+        mass = (1.0 - DECAY ** (self.labels - self.joined).astype(np.float64)) / (1.0 - DECAY)
+        return self.agreement / np.maximum(mass, 1e-12)
+
+    def kappa(self, task: Task) -> float:
+        """Agreement of the best expert beyond chance, ``(a - 1/C) / (1 - 1/C)``; of quantities always 1."""
+        if task.is_regression:
+            return 1.0
+        chance = _chance(task)
+        mass = max((1.0 - DECAY**self.labels) / (1.0 - DECAY), 1e-12)  # who came late has to show it for as long
+        return (float(self.agreement.max()) / mass - chance) / (1.0 - chance)
+
+    def credit(self, task: Task) -> float:
+        """How far labels are believed at all, from 0 to 1: c of the module."""
+        if task.is_regression:
+            return 1.0
+        if not self.labels:
+            return 0.0
+        chance = _chance(task)
+        late = DECAY**self.labels
+        n = (1.0 + DECAY) / (1.0 - DECAY) * (1.0 - late) / (1.0 + late)  # as many equally weighted labels say as much
+        luck = _LUCK * math.sqrt(chance / (1.0 - chance) / n)
+        return min(max((self.kappa(task) - max(LEAST_AGREEMENT, luck)) / RAMP, 0.0), 1.0)
+
+
+def mixture_of(names: tuple[str, ...], start: Weights, task: Task) -> Mixture:
+    """A mixture that has heard nothing.
+
+    Args:
+        names: Of the experts, the trusted past first.
+        start: ``(k,)`` start weights, in any scale.
+        task: What the outputs mean.
+    """
+    weights = np.asarray(start, np.float64) / float(np.sum(start))
+    return Mixture(
+        names=names,
+        weights=weights,
+        start=weights,
+        agreement=np.zeros(len(names)),
+        joined=np.zeros(len(names), np.int64),
+        labels=0,
+        heard=np.zeros(task.n_groups, np.int64),
+    )
+
+
+def _chance(task: Task) -> float:
+    return 1.0 / task.n_outputs if task.is_classifier else 0.5
+
+
+def answer(mixture: Mixture, outputs: FloatArray, known: Known, task: Task, *, trusted: bool = True) -> FloatArray:
+    """The answer of all experts together.
+
+    Args:
+        mixture: How far each is believed.
+        outputs: ``(k, batch, n_outputs)`` of the experts.
+        known: ``(k, n_outputs)`` which class each expert can know; see `known_classes`.
+        task: What the outputs mean.
+        trusted: Whether labels must agree with somebody to count; False believes the weights alone.
+
+    Returns:
+        ``(batch, n_outputs)`` float32: logits whose softmax (or sigmoid) is the mixture of the experts' probabilities,
+        or quantities. Not finite where no expert's answer is.
+    """
+    weights = np.broadcast_to(mixture.weights[:, None], outputs.shape[:2])
+    finite = np.asarray(np.isfinite(outputs).all(axis=2))
+    if not finite.all():  # who answers nothing has no say; not finite is the answer where nobody has one
+        outputs = np.where(finite[:, :, None], outputs, np.float32(0.0))
+        with np.errstate(invalid="ignore"):
+            weights = weights * finite / (weights * finite).sum(axis=0)
+    if not known.all():
+        weights = _awake(weights, outputs, known)
+    credit = mixture.credit(task) if trusted else 1.0
+    if credit < 1.0:
+        # Specialists speak also where labels do not count: nobody else can.
+        rest = np.zeros_like(weights)
+        rest[0] = ~(weights[0] <= 0)
+        rest[:, rest[0] == 0] = weights[:, rest[0] == 0]
+        weights = credit * weights + (1.0 - credit) * rest
+    if task.is_regression:
+        return np.asarray(np.einsum("kb,kbo->bo", weights, outputs.astype(np.float64)), np.float32)
+    with np.errstate(divide="ignore"):
+        if task.is_classifier:
+            shares = np.exp(log_softmax(outputs))
+            mixed = np.log(np.einsum("kb,kbo->bo", weights, shares))
+            return np.asarray(np.maximum(mixed, -1e4), np.float32)
+        yes = 0.5 * (1.0 + np.tanh(outputs.astype(np.float64) / 2.0))
+        mixed = np.einsum("kb,kbo->bo", weights, yes)
+        return np.asarray(np.clip(np.log(mixed) - np.log1p(-mixed), -50.0, 50.0), np.float32)
+
+
+def _awake(weights: Weights, outputs: FloatArray, known: Known) -> Weights:
+    """``(k, batch)`` weights of those who speak about each sample; see *specialists* in the module."""
+    found = weights.copy()
+    answers = outputs.argmax(axis=2)  # (k, batch)
+    everybody = np.asarray(known.all(axis=0))
+    speaks = np.zeros(answers.shape[1], bool)
+    for k in np.argsort(-weights[:, 0]):  # who is believed more is heard first
+        special = known[k, answers[k]] & ~everybody[answers[k]] & ~speaks
+        for i in np.flatnonzero(special):
+            awake = found[:, i] * known[:, answers[k, i]]
+            total = float(awake.sum())
+            if total > 0:
+                found[:, i] = awake / total
+        speaks |= special
+    return found
+
+
+def heard(
+    mixture: Mixture, outputs: FloatArray, target: Targets, trust: float, task: Task, usual_loss: float = 0.0
+) -> Mixture:
+    """The mixture after a label.
+
+    Args:
+        mixture: Before it.
+        outputs: ``(k, 1, n_outputs)`` of the experts for the sample, before any of them learned it.
+        target: ``(1,)`` or ``(1, n_outputs)``.
+        trust: From 0 to 1; a label that is not trusted at all changes nothing.
+        task: What the outputs mean.
+        usual_loss: Of quantities, the median loss of late answers.
+    """
+    if trust <= 0.0:
+        return mixture
+    right = _right(outputs[:, 0], target, task, usual_loss)
+    gains = right - 1.0
+    gains[0] += TIE * min(max((TIE_TO - mixture.kappa(task)) / (TIE_TO - TIE_FROM), 0.0), 1.0)
+    gains[1] += BASE
+    weights = mixture.weights * np.exp(ETA * trust * gains)
+    weights /= weights.sum()
+    share = SHARE * trust
+    counts = mixture.heard.copy()
+    counts[int(task.groups(target)[0])] += 1
+    return replace(
+        mixture,
+        weights=(1.0 - share) * weights + share * mixture.start,
+        agreement=DECAY * mixture.agreement + right,
+        labels=mixture.labels + 1,
+        heard=counts,
+    )
+
+
+def _right(outputs: FloatArray, target: Targets, task: Task, usual_loss: float) -> Scores:
+    """``(k,)`` from 0 to 1, of outputs ``(k, n_outputs)``; what is not finite is wrong."""
+    targets = np.repeat(target, len(outputs), axis=0)
+    with np.errstate(all="ignore"):
+        if task.is_regression:
+            losses = task.losses(outputs, targets)
+            found = 1.0 - np.minimum(1.0, losses / (_FAR_OFF * max(usual_loss, 1e-30)))
+        else:
+            found = task.right(outputs, targets)
+    return np.where(np.isfinite(outputs).all(axis=1), np.nan_to_num(found), 0.0)
+
+
+def renewed(mixture: Mixture) -> Mixture:
+    """After the trusted past became the head that is believed most: what it was believed goes to the others."""
+    weights, agreement, joined = mixture.weights.copy(), mixture.agreement.copy(), mixture.joined.copy()
+    others = float(weights[1:].sum())
+    if others > 0:
+        weights[1:] *= (1.0 - _KEPT) / others
+        weights[0] = _KEPT
+    best = int(agreement.argmax())
+    agreement[0], joined[0] = agreement[best], joined[best]
+    return replace(mixture, weights=weights, agreement=agreement, joined=joined)
+
+
+def with_experts(mixture: Mixture, names: tuple[str, ...], start: Weights, weights: Weights | None = None) -> Mixture:
+    """The mixture with other experts: who stays keeps what was heard of it, who is new starts as told.
+
+    Args:
+        mixture: Before.
+        names: Of the experts from now on.
+        start: ``(k,)`` start weights, in any scale.
+        weights: ``(k,)`` to go on from; None keeps those of who stays, and gives who is new its start weight.
+    """
+    start = np.asarray(start, np.float64) / float(np.sum(start))
+    at = [mixture.names.index(name) if name in mixture.names else -1 for name in names]
+    agreement = np.array([mixture.agreement[i] if i >= 0 else 0.0 for i in at])
+    joined = np.array([mixture.joined[i] if i >= 0 else mixture.labels for i in at], np.int64)
+    if weights is None:
+        new = np.array([i < 0 for i in at])
+        kept = np.array([mixture.weights[i] if i >= 0 else 0.0 for i in at])
+        fresh = float(start[new].sum())
+        total = float(kept.sum())
+        weights = np.where(new, start, kept * ((1.0 - fresh) / total if total > 0 else 0.0))
+    weights = np.asarray(weights, np.float64)
+    weights = weights / weights.sum()
+    return replace(mixture, names=names, weights=weights, start=start, agreement=agreement, joined=joined)
+
+
+def with_classes(mixture: Mixture, n_groups: int) -> Mixture:
+    """The mixture with room for further classes."""
+    more = n_groups - len(mixture.heard)
+    return replace(mixture, heard=np.concatenate([mixture.heard, np.zeros(more, np.int64)]))

@@ -1,0 +1,67 @@
+"""What was learned, read from disk: what `edge.learning.tree` compares saved arrays with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy.typing as npt
+
+from edge.contract.errors import LearningError
+from edge.learning import migrate, tree
+from edge.learning.experts import Experts
+from edge.learning.learned import Learned, Trial
+from edge.learning.mixture import MERGED, PUSHED, SHIPPED, TRUSTED
+from edge.learning.recent import Recent
+
+# Classes that a saved state can have.
+_MOST_CLASSES = 1 << 16
+_Arrays = Mapping[str, npt.NDArray[Any]]
+
+
+def read(experts: Experts, arrays: _Arrays) -> Learned:
+    """The value that `edge.learning.tree.flatten` gave these arrays of.
+
+    Raises:
+        LearningError: They are of other classes or learners, or damaged.
+    """
+    return tree.build(template(experts, arrays), arrays)
+
+
+def template(experts: Experts, arrays: _Arrays) -> Learned:
+    """What `edge.learning.tree.build` compares saved arrays with: with the classes and experts that they name.
+
+    Raises:
+        LearningError: They are of other classes, or name an expert that there cannot be.
+    """
+    return replace(_value(experts, arrays, ""), trial=_trial(experts, arrays))
+
+
+def _trial(experts: Experts, arrays: _Arrays) -> Trial:
+    inside = "trial.before." if "trial.before.class_names" in arrays else ""
+    before = _value(experts, arrays, inside)
+    return Trial(before=before, since=Recent.none(experts.shape, experts.task(before)))
+
+
+def _value(experts: Experts, arrays: _Arrays, path: str) -> Learned:
+    found = arrays.get(f"{path}class_names")
+    n_classes = int(found) if found is not None and found.shape == () else 0
+    more = max(0, min(n_classes, _MOST_CLASSES) - len(experts.shipped_names))
+    learned = experts.with_classes(experts.begin(""), (*experts.shipped_names, *(f" {i}" for i in range(more))))
+    n_outputs, found_experts = experts.task(learned).n_outputs, {}
+    for name in tree.keys(arrays, f"{path}experts"):
+        if name in (TRUSTED, SHIPPED, MERGED, PUSHED):
+            found_experts[name] = learned.experts[TRUSTED]
+        elif name.split(" ")[0] in experts.learners:
+            found_experts[name] = experts.machine(name).template(n_outputs)
+        else:
+            raise LearningError(f"there is an expert {name!r:.60}, which this bundle and these learners do not have")
+    if TRUSTED not in found_experts:
+        raise LearningError("there is no trusted past among the experts")
+    return experts.among(replace(learned, experts=found_experts, trusted=TRUSTED, merge_fits=True))
+
+
+def migrated(experts: Experts, name: str, arrays: _Arrays, n_outputs: int) -> Any:
+    """The value of a learner whose arrays were written under the schema 2."""
+    return migrate.of_schema_2(arrays, experts.machine(name).template(n_outputs))

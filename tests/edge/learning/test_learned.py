@@ -1,0 +1,401 @@
+"""What a device has learned is a value; heads compete in it; events lead from one to the next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from edge.contract.errors import LearningError
+from edge.contract.recipe import MEAN_SQUARED_ERROR, TrainingRecipe
+from edge.contract.training import Parameters
+from edge.inference.numpy_trainer import NumpyTrainer
+from edge.learning import tree
+from edge.learning.closed_form import StatisticsLearner
+from edge.learning.drifting import ANEW
+from edge.learning.events import (
+    ClassAdded,
+    Confirmed,
+    Contributed,
+    Event,
+    HeadOffered,
+    HeadReplaced,
+    Labelled,
+    RolledBack,
+)
+from edge.learning.exchange import HeadRelease
+from edge.learning.learned import Happened, Learned
+from edge.learning.learner import Learner
+from edge.learning.learning import Learning
+from edge.learning.mixture import MERGED, ON_MERGE, PUSHED, SHIPPED, TRUSTED
+from edge.learning.packing import pack
+from edge.learning.saved import template
+from edge.learning.sgd import SgdLearner
+from edge.learning.solve import head_of
+from edge.learning.statistics import HeadStatistics
+from edge.learning.task import Task
+from edge.learning.whitening import Whitening
+from tests.edge.learning.conftest import LINEAR, Samples, linear_outputs
+
+K, D = 5, 16
+TASK = Task(TrainingRecipe(), K)
+RUN = linear_outputs(LINEAR)
+NAMES = tuple("abcde")
+World = npt.NDArray[np.float64]
+
+
+def world(seed: int) -> World:
+    """Where the classes are."""
+    return np.random.default_rng(seed).normal(0, 0.9, (K, D))
+
+
+def draw(where: World, n: int, seed: int, classes: tuple[int, ...] = tuple(range(K))) -> Samples:
+    rng = np.random.default_rng(seed)
+    labels = rng.choice(classes, n)
+    return (where[labels] + rng.normal(0, 1, (n, D))).astype(np.float32), labels
+
+
+def random_labels(samples: Samples, seed: int) -> Samples:
+    return samples[0], np.random.default_rng([seed, 1]).integers(0, K, len(samples[1]))
+
+
+def statistics_of(where: World, n: int = 400, seed: int = 1000) -> HeadStatistics:
+    return HeadStatistics.of(*draw(where, n, seed), K)
+
+
+def rules(where: World, seed: int = 0, *, mixture: bool = True, only: str = "") -> Learning:
+    """Of a linear head that was trained in this world."""
+    prior = statistics_of(where)
+    shipped = head_of(prior, LINEAR)
+
+    def sgd() -> Learner:
+        step, whitening = NumpyTrainer(TrainingRecipe(), LINEAR, shipped), Whitening(prior, LINEAR)
+        return SgdLearner(step, (D,), TASK, 0.01, seed=seed, head=LINEAR, whitening=whitening)
+
+    makers: dict[str, Callable[[], Learner]] = {
+        "statistics": lambda: StatisticsLearner(LINEAR, shipped, TASK, prior),
+        "sgd": sgd,
+    }
+    chosen = {name: make for name, make in makers.items() if only in ("", name)}
+    shares = prior.class_counts / prior.class_counts.sum()
+    return Learning(TASK, (D,), shipped, NAMES, LINEAR, chosen, RUN, mixture=mixture, shares=shares)
+
+
+def labels(samples: Samples, weight: float = 1.0) -> list[Event]:
+    x, y = samples
+    rows = [slice(i, i + 1) for i in range(len(y))]
+    return [Labelled(pack(x[r]), y[r], np.full(1, weight, np.float32)) for r in rows]
+
+
+def after(learning: Learning, learned: Learned, *events: Event) -> Learned:
+    for event in events:
+        learned, _ = learning.advance(learned, event)
+    return learned
+
+
+def told(learning: Learning, learned: Learned, samples: Samples) -> list[Happened]:
+    """What there was to say about some labels."""
+    found = []
+    for event in labels(samples):
+        learned, happened = learning.advance(learned, event)
+        found += happened
+    return found
+
+
+def right(learning: Learning, learned: Learned, samples: Samples) -> float:
+    return float((learning.answer(learned, samples[0]).argmax(axis=1) == samples[1]).mean())
+
+
+def same(one: Learned, two: Learned) -> bool:
+    """Bit for bit."""
+    first, second = tree.flatten(one), tree.flatten(two)
+    return first.keys() == second.keys() and all(np.array_equal(first[n], second[n]) for n in first)
+
+
+def merge_of(where: World, n: int, included: dict[str, int], own: HeadStatistics | None = None) -> HeadRelease:
+    """A merge of a fleet that sees a world, with the shipped samples worth 20 in it."""
+    total = statistics_of(world(0)).scaled_to(20.0) + statistics_of(where, n, 77)
+    total = total if own is None else total + own
+    tensors = total.to_tensors()
+    kept = HeadStatistics.from_tensors(tensors, D, K)
+    return HeadRelease(
+        backbone="0" * 64, parameters=head_of(kept, LINEAR), merged=tensors, included=included, n_samples=n
+    )
+
+
+def pushed(parameters: Parameters) -> HeadRelease:
+    return HeadRelease(backbone="0" * 64, parameters=parameters)
+
+
+def garbage() -> Parameters:
+    rng = np.random.default_rng(9)
+    return {
+        "weight": rng.normal(0, 3, (K, D)).astype(np.float32),
+        "bias": rng.normal(0, 3, K).astype(np.float32),
+    }
+
+
+# Answers
+
+
+def test_answers_as_the_shipped_head_before_the_first_label() -> None:
+    learning = rules(world(0))
+    x, _ = draw(world(0), 50, 1)
+    found = learning.answer(learning.begin("a"), x)
+    shipped = learning.shipped_answer(x)
+    np.testing.assert_array_equal(found.argmax(axis=1), shipped.argmax(axis=1))
+    shifted = np.exp(shipped - shipped.max(axis=1, keepdims=True))
+    np.testing.assert_allclose(np.exp(found).sum(axis=1), 1.0, rtol=1e-5)
+    np.testing.assert_allclose(np.exp(found), shifted / shifted.sum(axis=1, keepdims=True), atol=1e-5)
+
+
+def test_learns_another_world_and_keeps_a_good_head_under_useless_labels() -> None:
+    home, away = world(0), world(5)
+    learning, test = rules(home), draw(away, 400, 3)
+    learned = after(learning, learning.begin("a"), *labels(draw(away, 200, 2)))
+    assert right(learning, learned, test) > right(learning, learning.begin("a"), test) + 0.3
+    at_home = draw(home, 400, 4)
+    shipped = right(learning, learning.begin("a"), at_home)
+    x, y = draw(home, 20, 6)
+    for bad in (random_labels(draw(home, 300, 5), 5), (x, (y + 1) % K)):
+        assert right(learning, after(learning, learning.begin("a"), *labels(bad)), at_home) >= shipped - 0.01
+
+
+def test_labels_of_which_four_in_ten_are_named_one_class_further_do_not_pull_the_answer_along() -> None:
+    home = world(0)
+    learning, test = rules(home), draw(home, 400, 4)
+    x, y = draw(home, 300, 8)
+    wrong = np.random.default_rng(3).random(300) < 0.4
+    learned = after(learning, learning.begin("a"), *labels((x, np.where(wrong, (y + 1) % K, y))))
+    learner = RUN(test[0], learning.parameters(learned, "statistics")).argmax(axis=1) == test[1]
+    assert right(learning, learned, test) >= right(learning, learning.begin("a"), test) - 0.02
+    assert learner.mean() < right(learning, learned, test) - 0.02  # who learned them was pulled along
+
+
+def test_what_was_learned_is_trusted_when_labels_turn_bad() -> None:
+    home, away = world(0), world(5)
+    learning, test = rules(home), draw(away, 400, 3)
+    learned = after(learning, learning.begin("a"), *labels(draw(away, 200, 2)))
+    good = right(learning, learned, test)
+    assert learned.trusted in ("statistics", "sgd")
+    learned = after(learning, learned, *labels(random_labels(draw(away, 150, 6), 6)))
+    assert right(learning, learned, test) >= good - 0.04
+
+
+def test_without_a_mixture_the_first_learner_answers_alone() -> None:
+    learning = rules(world(0), mixture=False, only="statistics")
+    learned = after(learning, learning.begin("a"), *labels(draw(world(5), 40, 2)))
+    x, _ = draw(world(5), 50, 3)
+    np.testing.assert_array_equal(learning.answer(learned, x), RUN(x, learning.parameters(learned, "statistics")))
+
+
+def test_says_who_is_believed_and_that_the_world_has_changed() -> None:
+    home, away = world(0), world(5)
+    learning = rules(home)
+    learned = after(learning, learning.begin("a"), *labels(draw(home, 120, 1)))
+    kinds = {event.kind for event in told(learning, learned, draw(away, 120, 2))}
+    assert {"believed", "drift"} <= kinds
+    learned = after(learning, learned, *labels(draw(away, 40, 2)))
+    assert any(name.endswith(ANEW) for name in learned.experts)  # who distrusts the past competes as well
+    learned = after(learning, learned, *labels(draw(away, 160, 7)))
+    assert not any(name.endswith(ANEW) for name in learned.experts)  # and takes the place, or goes
+    np.testing.assert_allclose(learned.mixture.weights.sum(), 1.0)
+    assert right(learning, learned, draw(away, 400, 3)) > 0.8
+
+
+def test_temperature_makes_probabilities_honest() -> None:
+    learning = rules(world(0))
+    learned = after(learning, learning.begin("a"), *labels(draw(world(0), 64, 1)))
+    assert learned.temperature != 1.0
+
+
+# Values
+
+
+def events() -> list[Event]:
+    """Of every kind."""
+    mine = HeadStatistics.of(*draw(world(5), 30, 2), K)
+    return [
+        *labels(draw(world(5), 30, 2)),
+        Contributed(30),
+        ClassAdded("f"),
+        Labelled(pack(np.full((1, D), 3, np.float32)), np.array([5]), np.ones(1, np.float32)),
+        HeadOffered(merge_of(world(5), 200, {"a": 30}, mine), 1, fits=True),
+        *labels(draw(world(5), 10, 12)),
+        HeadReplaced(pushed(garbage()), 2),
+        *labels(draw(world(5), 8, 13)),
+        RolledBack(),
+        HeadReplaced(pushed(head_of(statistics_of(world(5)), LINEAR)), 3),
+        *labels(draw(world(5), 8, 14)),
+        Confirmed(),
+        HeadOffered(pushed(garbage()), 4),
+        *labels(draw(world(5), 12, 15)),
+    ]
+
+
+def test_every_event_leaves_the_old_value_and_goes_on_the_same_from_its_arrays() -> None:
+    learning, other = rules(world(0)), rules(world(0))
+    learned = learning.begin("a")
+    for event in events():
+        before = {name: array.copy() for name, array in tree.flatten(learned).items()}
+        following, _ = learning.advance(learned, event)
+        now = tree.flatten(learned)
+        assert all(np.array_equal(now[name], array) for name, array in before.items()), event
+        read = tree.build(template(other, before), before)  # as after a restart
+        assert same(following, other.advance(read, event)[0]), event
+        learned = following
+    assert learned.release == 3
+    assert learned.class_names == (*NAMES, "f")
+
+
+def test_refuses_what_cannot_happen_and_changes_nothing() -> None:
+    learning = rules(world(0))
+    learned = after(learning, learning.begin("a"), *labels(draw(world(5), 20, 2)))
+    before = {name: array.copy() for name, array in tree.flatten(learned).items()}
+    nan = Labelled(pack(np.zeros((1, D), np.float32)), np.array([K]), np.ones(1, np.float32))
+    for event in (nan, RolledBack()):
+        with pytest.raises(LearningError):
+            learning.advance(learned, event)
+    assert all(np.array_equal(array, before[name]) for name, array in tree.flatten(learned).items())
+
+
+@pytest.mark.parametrize("path", ["mixture.weights", "experts", "class_names", "recent.codes"])
+def test_refuses_arrays_of_something_else(path: str) -> None:
+    learning = rules(world(0))
+    arrays = tree.flatten(after(learning, learning.begin("a"), *labels(draw(world(5), 20, 2))))
+    for damage in (lambda a: a[..., :0] if a.ndim else np.int64(7), lambda a: a.astype(np.float32)):
+        damaged: dict[str, Any] = {**arrays, path: np.asarray(damage(arrays[path]))}
+        with pytest.raises(LearningError):
+            tree.build(template(learning, damaged), damaged)
+
+
+def test_a_label_that_is_not_trusted_says_nothing_about_anybody() -> None:
+    learning = rules(world(0))
+    learned = learning.begin("a")
+    found = after(learning, learned, *labels(draw(world(5), 20, 2), weight=0.0))
+    np.testing.assert_array_equal(found.mixture.weights, learned.mixture.weights)
+    assert len(found.recent) == 0
+
+
+# Heads from elsewhere
+
+
+def test_a_merge_of_the_same_world_brings_classes_that_were_never_seen_here() -> None:
+    away, test = world(5), draw(world(5), 400, 3)
+    learning = rules(world(0))
+    mine = draw(away, 60, 2, (0, 1))
+    learned = after(learning, learning.begin("a"), *labels(mine), Contributed(60))
+    alone = right(learning, learned, test)
+    release = merge_of(away, 200, {"a": 60}, HeadStatistics.of(*mine, K))
+    merged = after(learning, learned, HeadOffered(release, 1, fits=True))
+    assert merged.release == 1
+    assert right(learning, merged, test) > max(alone + 0.2, 0.85)
+    assert right(learning, merged, draw(away, 200, 4, (0, 1))) > 0.9  # and costs nothing of what it knew
+
+
+def test_a_merge_of_another_world_does_no_harm() -> None:
+    home, other, test = world(3), world(5), draw(world(3), 400, 4)
+    learning = rules(world(0))
+    learned = after(learning, learning.begin("a"), *labels(draw(home, 120, 2)), Contributed(120))
+    before = right(learning, learned, test)
+    merged = after(learning, learned, HeadOffered(merge_of(other, 300, {"b": 300}), 1, fits=False))
+    assert right(learning, merged, test) >= before - 0.01
+    later = after(learning, merged, *labels(draw(home, 60, 9)))
+    assert (
+        right(learning, later, test)
+        >= right(learning, after(learning, learned, *labels(draw(home, 60, 9))), test) - 0.02
+    )
+
+
+def test_a_device_without_labels_takes_a_merge_only_where_its_samples_fit() -> None:
+    learning, test = rules(world(0)), draw(world(5), 400, 3)
+    release = merge_of(world(5), 300, {"b": 300})
+    begun = learning.begin("a")
+    assert right(learning, after(learning, begun, HeadOffered(release, 1, fits=True)), test) > 0.8
+    at_home = draw(world(0), 400, 4)
+    for fits in (False, None):
+        learned = after(learning, begun, HeadOffered(release, 1, fits=fits))
+        assert right(learning, learned, at_home) == right(learning, begun, at_home)
+
+
+def test_the_second_merge_takes_the_place_of_the_first() -> None:
+    learning = rules(world(0))
+    learned = after(learning, learning.begin("a"), HeadOffered(merge_of(world(3), 200, {"b": 200}), 1, fits=True))
+    learned = after(learning, learned, HeadOffered(merge_of(world(5), 200, {"b": 400}), 2, fits=True))
+    names = [name for name in learned.experts if name == MERGED or ON_MERGE in name]
+    assert names == [MERGED, "statistics" + ON_MERGE, "sgd" + ON_MERGE]
+    assert right(learning, learned, draw(world(5), 400, 3)) > 0.8
+
+
+def test_a_head_that_is_pushed_to_compete_must_win() -> None:
+    home = world(0)
+    learning, test = rules(home), draw(home, 400, 4)
+    learned = after(learning, learning.begin("a"), *labels(draw(home, 40, 1)))
+    before = right(learning, learned, test)
+    learned = after(learning, learned, HeadOffered(replace(pushed(garbage()), is_rival=True), 3))
+    learned = after(learning, learned, *labels(draw(home, 40, 2)))
+    assert learned.mixture.weight_of(PUSHED) < 0.02
+    assert right(learning, learned, test) >= before - 0.01
+
+
+def test_a_head_that_replaces_is_on_trial_and_goes_without_a_trace() -> None:
+    away, test = world(5), draw(world(5), 400, 3)
+    learning = rules(world(0))
+    before = after(learning, learning.begin("a"), *labels(draw(away, 80, 2)))
+    taken = after(learning, before, HeadReplaced(pushed(garbage()), 7))
+    assert taken.release == 7
+    assert taken.trial is not None
+    assert set(taken.experts) == {TRUSTED, PUSHED, "statistics", "sgd"}
+    assert SHIPPED not in taken.experts
+    meanwhile = labels(draw(away, 20, 8))
+    found = after(learning, taken, *meanwhile, RolledBack())
+    assert same(found, after(learning, before, *meanwhile))  # the earlier value, and the labels since
+    assert right(learning, found, test) > 0.8
+    confirmed = after(learning, taken, Confirmed())
+    assert confirmed.trial is None
+    with pytest.raises(LearningError, match="on trial"):
+        learning.advance(confirmed, RolledBack())
+
+
+def test_a_class_that_was_added_is_answered_from_its_first_labels_on() -> None:
+    learning = rules(world(0))
+    learned = after(learning, learning.begin("a"), *labels(draw(world(0), 60, 1)), ClassAdded("new"))
+    new = (np.full((8, D), 4.0) + np.random.default_rng(0).normal(0, 0.3, (8, D))).astype(np.float32)
+    assert not (learning.answer(learned, new).argmax(axis=1) == K).any()
+    learned = after(learning, learned, *labels((new[:2], np.full(2, K))))
+    assert (learning.answer(learned, new[2:]).argmax(axis=1) == K).all()
+    assert right(learning, learned, draw(world(0), 200, 4)) > 0.85
+
+
+def test_classes_may_be_added_while_a_head_is_on_trial() -> None:
+    learning = rules(world(0))
+    learned = after(learning, learning.begin("a"), HeadReplaced(pushed(garbage()), 1), ClassAdded("new"), RolledBack())
+    assert learned.class_names == (*NAMES, "new")
+    assert learning.answer(learned, draw(world(0), 3, 1)[0]).shape == (3, K + 1)
+
+
+# Quantities
+
+
+def test_quantities_follow_who_is_nearer_and_survive_a_target_that_is_far_off() -> None:
+    n, task = 8, Task(TrainingRecipe(loss=MEAN_SQUARED_ERROR), 2)
+    slopes = np.random.default_rng(1).normal(0, 1, (n, 2))
+    shipped = {"weight": np.zeros((2, n), np.float32), "bias": np.zeros(2, np.float32)}
+    makers: dict[str, Callable[[], Learner]] = {
+        "ridge": lambda: StatisticsLearner(LINEAR, shipped, task, None, "ridge")
+    }
+    learning = Learning(task, (n,), shipped, (), LINEAR, makers, RUN)
+    rng = np.random.default_rng(2)
+    x = rng.normal(0, 1, (120, n)).astype(np.float32)
+    y = (x @ slopes + rng.normal(0, 0.1, (120, 2))).astype(np.float32)
+    learned = learning.begin("a")
+    for i in range(100):
+        target = y[i : i + 1] * (1e6 if i == 60 else 1)
+        learned, _ = learning.advance(learned, Labelled(pack(x[i : i + 1]), target, np.ones(1, np.float32)))
+    error = np.square(learning.answer(learned, x[100:]) - y[100:]).mean()
+    assert error < 0.2 * y[100:].var()
+    assert learned.mixture.believed == "ridge"

@@ -1,0 +1,144 @@
+"""Prediction with expert advice: who is right is believed, and who is as good as the others keeps its place."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edge.contract.recipe import BINARY_CROSS_ENTROPY, MEAN_SQUARED_ERROR, TrainingRecipe
+from edge.learning import mixture as mix
+from edge.learning.task import Task
+
+CLASSES = Task(TrainingRecipe(), 4)
+QUANTITIES = Task(TrainingRecipe(loss=MEAN_SQUARED_ERROR), 2)
+ANSWERS = Task(TrainingRecipe(loss=BINARY_CROSS_ENTROPY), 3)
+NAMES = (mix.TRUSTED, mix.SHIPPED, "one", "two")
+EVERYBODY = np.ones((4, 4), bool)
+
+
+def begun(task: Task = CLASSES) -> mix.Mixture:
+    return mix.mixture_of(NAMES, np.array([1.0, 1.0, 1.0, 1.0]), task)
+
+
+def saying(*classes: int) -> npt.NDArray[np.float32]:
+    """``(k, 1, 4)`` outputs of experts that are sure of these classes."""
+    found = np.zeros((len(classes), 1, 4), np.float32)
+    for expert, chosen in enumerate(classes):
+        found[expert, 0, chosen] = 20.0
+    return found
+
+
+def hear(mixture: mix.Mixture, outputs: npt.NDArray[np.float32], label: int, times: int = 1) -> mix.Mixture:
+    for _ in range(times):
+        mixture = mix.heard(mixture, outputs, np.array([label]), 1.0, CLASSES)
+    return mixture
+
+
+def test_who_is_right_is_believed_and_the_weights_stay_shares() -> None:
+    mixture = hear(begun(), saying(0, 0, 2, 1), 2, 30)
+    assert mixture.believed == "one"
+    assert mixture.weight_of("one") > 0.8
+    assert mixture.weight_of("nobody") == 0.0
+    np.testing.assert_allclose(mixture.weights.sum(), 1.0)
+    answered = mix.answer(mixture, saying(0, 0, 2, 1), EVERYBODY, CLASSES)
+    assert answered.shape == (1, 4)
+    assert answered.argmax() == 2
+    np.testing.assert_allclose(np.exp(answered).sum(), 1.0, rtol=1e-6)
+
+
+def test_who_was_wrong_for_long_comes_back_soon() -> None:
+    mixture = hear(begun(), saying(0, 0, 2, 1), 2, 300)
+    assert hear(mixture, saying(0, 0, 2, 1), 1, 25).believed == "two"  # fixed share keeps everybody alive
+
+
+def test_labels_that_agree_with_nobody_change_no_answer() -> None:
+    rng, mixture = np.random.default_rng(0), begun()
+    for label in rng.integers(0, 4, 200):
+        mixture = mix.heard(mixture, saying(0, 0, 2, 1), np.array([label]), 1.0, CLASSES)
+    assert mixture.credit(CLASSES) < 0.3
+    assert mix.answer(mixture, saying(0, 0, 2, 1), EVERYBODY, CLASSES).argmax() == 0  # the trusted past
+
+
+def test_nothing_is_credited_before_the_first_label_and_all_of_it_when_labels_agree() -> None:
+    assert begun().credit(CLASSES) == 0.0
+    assert hear(begun(), saying(0, 0, 2, 1), 2, 20).credit(CLASSES) == 1.0
+    assert begun(QUANTITIES).credit(QUANTITIES) == 1.0
+
+
+def test_of_experts_that_are_as_good_the_head_they_start_from_is_kept() -> None:
+    rng, mixture = np.random.default_rng(1), begun()
+    for label in rng.integers(0, 2, 200):  # half of the labels say 0, half 1: all are right on half of them
+        mixture = mix.heard(mixture, saying(0, 0, 1, 1), np.array([label]), 1.0, CLASSES)
+    assert mixture.weights[:2].sum() > 0.8
+
+
+def test_only_those_who_know_a_class_speak_of_it() -> None:
+    known = EVERYBODY.copy()
+    known[[0, 1, 2], 3] = False  # a class that only the last one has met
+    mixture = hear(begun(), saying(0, 0, 0, 0), 0, 30)
+    assert mix.answer(mixture, saying(0, 0, 0, 3), known, CLASSES).argmax() == 3
+    assert mix.answer(mixture, saying(0, 0, 0, 3), EVERYBODY, CLASSES).argmax() == 0
+    assert mix.answer(mixture, saying(0, 3, 0, 0), known, CLASSES).argmax() == 0  # it does not know what it says
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_an_expert_whose_answers_are_not_finite_is_wrong(wrong: float) -> None:
+    outputs = saying(2, 2, 2, 2)
+    outputs[3] = wrong
+    with np.errstate(all="ignore"):
+        mixture = hear(begun(), outputs, 2, 20)
+    assert mixture.weight_of("two") < 0.05
+    answered = mix.answer(mixture, outputs, EVERYBODY, CLASSES)
+    assert np.isfinite(answered).all()
+    assert answered.argmax() == 2
+
+
+def test_quantities_are_averaged_and_who_is_nearer_is_believed() -> None:
+    mixture, outputs = begun(QUANTITIES), np.zeros((4, 1, 2), np.float32)
+    outputs[2] = [[1.0, -1.0]]
+    for _ in range(40):
+        mixture = mix.heard(mixture, outputs, np.array([[1.0, -1.0]], np.float32), 1.0, QUANTITIES, usual_loss=0.5)
+    assert mixture.believed == "one"
+    found = mix.answer(mixture, outputs, np.ones((4, 2), bool), QUANTITIES)
+    np.testing.assert_allclose(found, mixture.weight_of("one") * np.array([[1.0, -1.0]]), rtol=1e-5)
+
+
+def test_yes_or_no_answers_mix_their_probabilities() -> None:
+    mixture = begun(ANSWERS)
+    outputs = np.array([[[3.0, -3.0, 0.0]]] * 4, np.float32)
+    np.testing.assert_allclose(mix.answer(mixture, outputs, np.ones((4, 3), bool), ANSWERS), outputs[0], rtol=1e-4)
+
+
+def test_a_label_without_trust_changes_nothing() -> None:
+    mixture = begun()
+    assert mix.heard(mixture, saying(0, 1, 2, 3), np.array([1]), 0.0, CLASSES) is mixture
+
+
+def test_who_stays_keeps_its_weight_when_others_come_and_go() -> None:
+    mixture = hear(begun(), saying(0, 0, 2, 1), 2, 30)
+    found = mix.with_experts(mixture, (mix.TRUSTED, mix.SHIPPED, "one", "new"), np.array([0.1, 0.1, 0.4, 0.4]))
+    assert found.weight_of("new") == pytest.approx(0.4)
+    assert found.weight_of("one") > 5 * found.weight_of(mix.SHIPPED)
+    np.testing.assert_allclose(found.weights.sum(), 1.0)
+
+
+def test_the_trusted_past_gives_up_its_say_when_it_becomes_what_others_have() -> None:
+    mixture = mix.renewed(hear(begun(), saying(2, 0, 2, 1), 2, 30))
+    assert mixture.weights[0] == pytest.approx(0.1)
+    assert mixture.believed == "one"
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.lists(st.integers(0, 3), min_size=4, max_size=4), st.integers(0, 3)), max_size=60))
+def test_weights_are_shares_whatever_comes(stream: list[tuple[list[int], int]]) -> None:
+    mixture = begun()
+    for answers, label in stream:
+        mixture = mix.heard(mixture, saying(*answers), np.array([label]), 1.0, CLASSES)
+        assert (mixture.weights > 0).all()
+        assert mixture.weights.sum() == pytest.approx(1.0)
+        assert 0.0 <= mixture.credit(CLASSES) <= 1.0
+    assert mixture.labels == len(stream)
+    assert mixture.heard.sum() == len(stream)
