@@ -122,7 +122,7 @@ def test_push_of_a_head_file_watch_and_events(processes: ModuleType, tmp_path: P
         experts = values.pop("experts")
         assert all(isinstance(value, int | float | str) for value in values.values())
         assert sum(weight for weight, _, _ in experts.values()) == pytest.approx(1.0, abs=0.01)
-        assert "shipped" in fleet.fleet("experts")
+        assert "statistics" in fleet.fleet("experts")
         assert "release" in fleet.fleet("events")
         assert "one" in fleet.fleet("devices")
 

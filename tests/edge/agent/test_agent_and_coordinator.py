@@ -405,11 +405,11 @@ def test_change_that_was_merged_is_not_added_again(simulate: Simulate, tmp_path:
     fleet.teach("one", *samples(digits_bundle, 20, 1))
     fleet.until("contribution", lambda: len(fleet.store.contributions()) == 1)
     learned = sgd_of(fleet, "one", "sgd")
-    fleet.teach("one", *samples(digits_bundle, 1, 2), tag="more")
+    fleet.teach("one", *samples(digits_bundle, 24, 2), tag="more")
     after = sgd_of(fleet, "one", "sgd")
     assert fleet.coordinator is not None
     fleet.coordinator.merge_now(fleet.now)
-    fleet.until("second contribution", lambda: fleet.store.contributions()[0].version == 21)
+    fleet.until("second contribution", lambda: fleet.store.contributions()[0].version == 44)
     fleet.coordinator.merge_now(fleet.now)
     fleet.run(30.0)
     fleet.coordinator.merge_now(fleet.now)
