@@ -7,7 +7,7 @@ from pathlib import Path
 
 from edge.agent.answering import LearningLimits
 from edge.agent.config import AgentConfig
-from edge.agent.on_device_model import OnDeviceModel
+from edge.agent.on_device_model import OnDeviceModel, of_bundle
 from edge.agent.slots import MAX_ATTEMPTS, Slots
 from edge.contract.bundle import Bundle
 from edge.contract.errors import BundleError, EdgeError
@@ -57,7 +57,7 @@ class ModelHost:
         if size_mb > profile.inference.max_bundle_mb:
             limit = profile.inference.max_bundle_mb
             raise BundleError(f"{path} has {size_mb:.0f} MiB, the profile {profile.name} takes at most {limit}")
-        return OnDeviceModel(
+        return of_bundle(
             bundle,
             learner=self._config.learner,
             threads=profile.inference.threads,
