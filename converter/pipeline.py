@@ -298,13 +298,15 @@ def _found(ready: Ready, plan: ConversionPlan, stage: Stage, benchmark: Benchmar
 def _class_names(
     original: Original, evaluation: Evaluation, trainable: Trainable, plan: ConversionPlan
 ) -> tuple[str, ...]:
-    """One name for each logit; numbers when nobody gave names."""
+    """One name for each logit of the head that learns classes, else of the output that is classes; numbers for none."""
     names = original.class_names
     head = trainable.parts.head
-    if evaluation.classes is not None:
-        n_classes = evaluation.reference[evaluation.classes].shape[1]
-    elif head is not None and not trainable.recipe.is_regression:
+    if head is not None and not trainable.recipe.is_regression:
         n_classes = head.n_outputs
+        if names is not None and len(names) != n_classes and evaluation.classes not in (None, head.output):
+            names = None  # they are another output's
+    elif evaluation.classes is not None:
+        n_classes = evaluation.reference[evaluation.classes].shape[1]
     elif plan.class_names:
         raise ConfigError("--class-names: no output of the model has one value for each class")
     else:

@@ -19,6 +19,7 @@ from converter.plan import Constant
 from converter.program.one_run import OneRun, one_feed
 from converter.program.programs import one_run_program, onnx_program
 from converter.program.tensors import Arrays, select
+from converter.quantization.saturation import multiplies_int8
 from converter.search.candidates import Candidate
 from converter.verify.axes import MIN_FLOAT_SQNR_DB
 from converter.verify.checks import check_bundle
@@ -180,7 +181,7 @@ def pack(
         preprocessing={**source.preprocessing, **described},
         quantization=_quantization(chosen, parts.target),
         head=None if head is None else _head_spec(parts, head),
-        golden_min_sqnr_db=_GOLDEN_SQNR_DB[chosen.scheme],
+        golden_min_sqnr_db=_GOLDEN_SQNR_DB["int8" if multiplies_int8(chosen.model) else chosen.scheme],
         source_digest=source.digest,
         created_by=f"edgeloop {__version__}",
         members=members_of(blobs),

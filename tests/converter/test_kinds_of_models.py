@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from torch import nn
 from torch.nn import functional
 
+import converter
 from edge.cli.bundle import bundle as edge_bundle
 from edge.contract.bundle import Bundle
 from tests.converter.command import run
@@ -392,3 +393,27 @@ def test_pitch_estimator_comes_out_of_a_lightning_checkpoint(tmp_path: Path) -> 
     assert np.mean(np.abs(expected.argmax(1) - bins.numpy()) <= 1) > 0.8  # it has learned to hear
     assert np.mean(found.argmax(1) == expected.argmax(1)) > 0.95
     assert np.mean(np.abs(found - expected)) < 0.02
+
+
+def test_a_head_on_quantities_beside_an_output_of_classes_is_no_contradiction(tmp_path: Path) -> None:
+    """Its class names would be another output's: a device refused such a bundle."""
+
+    class Refiner(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.hidden, self.boxes, self.faces = nn.Linear(6, 12), nn.Linear(12, 4), nn.Linear(12, 2)
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            hidden = torch.relu(self.hidden(x))
+            return self.boxes(hidden), functional.softmax(self.faces(hidden), dim=1)
+
+    torch.manual_seed(0)
+    model, x = Refiner().eval(), torch.randn(96, 6)
+    converter.save_checkpoint(model, tmp_path / "refiner.pth", example_input=x[:1], calibration=(x, None))
+    convert(tmp_path, tmp_path / "refiner.pth", "--output", tmp_path / "refiner.edge", "--quantize", "none")
+    found = run_bundle(tmp_path, tmp_path / "refiner.edge", {"x": x[:3].numpy()})
+    with torch.no_grad():
+        for name, wanted in zip(found, model(x[:3]), strict=True):
+            np.testing.assert_allclose(found[name], wanted.numpy(), atol=1e-5)
+    manifest = Bundle.open(tmp_path / "refiner.edge").manifest
+    assert manifest.head is None or len(manifest.class_names) in (0, manifest.output(manifest.head.output).shape[1])

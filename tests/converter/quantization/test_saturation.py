@@ -250,6 +250,11 @@ def test_a_foreign_file_that_saturates_without_vnni_is_refused_for_such_a_target
     ratios = [about_the_mean_db(wanted, X86(model, vnni=vnni).run({"x": x})["y"]) for vnni in (False, True)]
     with pytest.raises(ConversionError, match=r"saturate on this CPU.*quantize it again with 7-bit weights"):
         judged_sums(ratios[0], ratios[1], generic, "none")
+    said, gap = judged_sums(42.7, 200.0, generic, "none")  # a little is what its maker's users get, too
+    assert "saturate a little" in said
+    assert gap > 100
+    with pytest.raises(ConversionError, match="saturate"):
+        judged_sums(42.7, 200.0, generic, "int8")
     narrow = graph("gemm", (CODES // 2).astype(np.int8))
     found = [X86(narrow, vnni=vnni).run({"x": x})["y"] for vnni in (False, True)]
     np.testing.assert_array_equal(found[0], found[1])
