@@ -93,7 +93,7 @@ def test_a_merge_of_projected_statistics_is_as_if_one_device_had_learned_all(
         everything.learn(x[rows], y[rows])
     updates = [releases.contribution(device) for device in devices]
     assert updates[0].tensors["gram"].shape == ((PROJECTED + 1) * (PROJECTED + 2) // 2,)
-    release = merged_head(bundle, updates)
+    release = merged_head(bundle, updates, prior_samples=20.0)  # what a device begins with
     for device in devices:
         alone = (device.predict(x[450:]).argmax(axis=1) == y[450:]).mean()
         releases.take(device, releases.look_at(device, release, competes=True), 1)

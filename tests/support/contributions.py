@@ -65,11 +65,12 @@ def merged_head(
     updates: Sequence[HeadUpdate],
     current: Parameters | None = None,
     already: dict[str, int] | None = None,
+    **options: Any,
 ) -> HeadRelease:
-    """A merge of updates that come from one device each, however few their samples."""
+    """A merge of updates that come from one device each, however few their samples; options are the policy's."""
     current = bundle.head_parameters() if current is None else current
     found = merge(
-        bundle, [(update.lineage, update) for update in updates], current, 0, already or {}, policy=policy_of()
+        bundle, [(update.lineage, update) for update in updates], current, 0, already or {}, policy=policy_of(**options)
     )
     assert found.release is not None, found.refused
     return found.release

@@ -114,7 +114,8 @@ def test_without_data_auto_keeps_the_answers_to_random_inputs_too(tmp_path: Path
 def test_what_needs_more_memory_than_the_target_has_is_refused(source: Path, tmp_path: Path) -> None:
     report = converted(source, tmp_path)
     assert report["candidates"][1]["status"] in ("chosen", "slower", "not chosen")
-    small = replace(load_profile("generic-x86_64"), memory_mb=64)
+    profile = load_profile("generic-x86_64")
+    small = replace(profile, memory_mb=64, inference=replace(profile.inference, max_bundle_mb=16))
     with pytest.raises(ConversionError, match="half of the target's memory is 32 MiB"):
         converted(source, tmp_path, profile=small, quantize="none")
 
