@@ -11,8 +11,9 @@ import numpy as np
 
 from edge import __version__
 from edge.agent import health, releases
-from edge.agent.budget import LearningBudget
+from edge.agent.allowance import Allowance
 from edge.agent.config import AgentConfig
+from edge.agent.contributing import Contributing
 from edge.agent.deployment import Deployment
 from edge.agent.host import ModelHost
 from edge.agent.states import SlotState
@@ -30,22 +31,15 @@ from edge.channel.messages import (
     Reply,
     State,
     Telemetry,
-    UploadOffer,
     UploadStatus,
 )
 from edge.channel.transport import Connected, Disconnected, Publish, Received, TransportEvent
-from edge.channel.upload import Upload
 from edge.contract.clock import Now
-from edge.contract.digest import sha256
 from edge.contract.errors import ChannelError, LearningError
 from edge.learning.calibration import probabilities
 from edge.learning.labels import MAX_ID_LENGTH
 from edge.learning.task import Scores
 
-UPLOAD_CHUNK_BYTES = 32 * 1024
-# The coordinator may have lost an upload that it acknowledged (its database was restored): say it again now and then.
-RESYNC_S = 6 * 3600.0
-TEMPERATURE_EVERY_S = 5.0
 MAX_EVENTS = 200
 # Learning that a restart may have to repeat.
 MAX_REPLAY_MS = 5000.0
@@ -72,18 +66,13 @@ class AgentCore:
             probation_labels=config.probation_labels,
             max_bytes=config.profile.inference.max_bundle_mb << 20,
         )
-        self._budget = LearningBudget(config.profile.learning.budget_ms_per_s)
+        self._allowance = Allowance(config.profile.learning)
+        self._contributing = Contributing(host, config.sync_interval_s)
         self._connected = False
         self._out: list[Publish] = []
-        self._upload: Upload | None = None
-        self._uploaded = self._uploading = (-1, "")  # version and bundle that the coordinator has, and is being sent
-        self._next_sync_s = -math.inf
         self._next_telemetry_s = -math.inf
         self._next_checkpoint_s = math.inf
         self._journaled_ms = 0.0  # what it took to learn what is in the journal
-        self._resync_s = math.inf
-        self._next_temperature_s = -math.inf
-        self._paused = ""
         self._sequence = 0
         self._cpu: tuple[float, float] | None = None
         self._events: list[tuple[str, str]] = [("warning", text) for text in host.warnings]
@@ -117,14 +106,8 @@ class AgentCore:
             return self.status()
         raise LearningError(f"op {op!r}: expected predict, label, add-class or status")
 
-    def _sample_id(self, request: dict[str, Any]) -> str:
-        sample_id = request.get("id")
-        if not isinstance(sample_id, str) or not 0 < len(sample_id) <= MAX_ID_LENGTH:
-            raise LearningError(f"id: expected a text of 1 to {MAX_ID_LENGTH} characters")
-        return sample_id
-
     def _predict(self, request: dict[str, Any], now: Now) -> dict[str, Any]:
-        sample_id = self._sample_id(request)
+        sample_id = _sample_id(request)
         start = self._stopwatch()
         model = self._host.model
         try:
@@ -160,13 +143,13 @@ class AgentCore:
         return self._host.model.answering.requests.wants(float(confidence))
 
     def _label(self, request: dict[str, Any], now: Now) -> dict[str, Any]:
-        sample_id = self._sample_id(request)
+        sample_id = _sample_id(request)
         label, weight = request.get("y"), request.get("weight", 1.0)
         self._host.model.check_label(label)
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight <= 1:
             raise LearningError(f"weight: expected a number from 0 to 1, got {weight!r:.40}")
         model = self._host.model
-        must_wait = len(model.state.waiting) > 0 or not self._learning_allowed(now)
+        must_wait = len(model.state.waiting) > 0 or not self._allowance.allows(now.s)
         if must_wait and len(model.state.waiting) >= self._config.profile.learning.label_ring_size:
             return {"joined": False, "why": "too many labels are waiting for the learning budget"}
         joined = self._timed(lambda: model.join_label(sample_id, label, now.s, weight, later=must_wait), now)
@@ -174,37 +157,12 @@ class AgentCore:
             return {"joined": False, "why": "no such sample waits for a label"}
         return {"joined": True, "queued": True} if must_wait else {"joined": True}
 
-    def _learning_allowed(self, now: Now) -> bool:
-        if now.s >= self._next_temperature_s:
-            self._next_temperature_s = now.s + TEMPERATURE_EVERY_S
-            self._paused = self._why_paused()
-        return not self._paused and self._budget.allows(now.s)
-
-    def _waiting_for(self) -> str:
-        """What labels wait for; empty where none do."""
-        if not self._host.model.state.waiting:
-            return ""
-        limit = self._config.profile.learning.budget_ms_per_s
-        return self._paused or f"the learning budget of {limit:g} ms/s, for {self._budget.wait_s:.1f} s"
-
-    def _why_paused(self) -> str:
-        """What speaks against learning now; empty for nothing."""
-        limits = self._config.profile.learning
-        hottest, battery, load = health.temperature_c(), health.battery_percent(), health.load_per_core()
-        if hottest is not None and hottest > limits.max_temperature_c:
-            return f"{hottest:.0f} °C, at most {limits.max_temperature_c:.0f}"
-        if battery is not None and battery < limits.min_battery_percent:
-            return f"battery at {battery:.0f} %, at least {limits.min_battery_percent:.0f}"
-        if load is not None and load > limits.max_load_per_core:
-            return f"load of {load:.1f} a core, at most {limits.max_load_per_core:.1f}"
-        return ""
-
     def _timed(self, learn: Callable[[], bool], now: Now) -> bool:
         """Learn something at the expense of the budget, and see to it that it is made safe before long."""
         start = self._stopwatch()
         done = learn()
         spent_ms = (self._stopwatch() - start) * 1e3
-        self._budget.spend(spent_ms)
+        self._allowance.spend(spent_ms)
         self._journaled_ms += spent_ms
         if self._next_checkpoint_s == math.inf and not self._host.model.state.is_safe:
             self._next_checkpoint_s = now.s + self._config.profile.learning.checkpoint_interval_s
@@ -223,9 +181,9 @@ class AgentCore:
             "believed": model.learned.mixture.believed,
             "experts": releases.expert_weights(model),
             "classes": list(model.class_names),
-            "paused": self._paused,
+            "paused": self._allowance.paused,
             "waiting": len(model.state.waiting),
-            "waiting_for": self._waiting_for(),
+            "waiting_for": self._allowance.waiting_for if model.state.waiting else "",
             "samples": model.n_samples,
             "release": self._host.slots.record.release,
             "state": str(self.deployment.state),
@@ -301,19 +259,18 @@ class AgentCore:
         if isinstance(message, Desired):
             self.deployment.offer(message, now.s)
         elif isinstance(message, UploadStatus):
-            if self._upload is not None and topics.transfer_of(leaf) == self._upload.xfer:
-                self._upload.receive(message, now.s)
+            self._contributing.receive(topics.transfer_of(leaf), message, now.s)
         elif isinstance(message, Command):
             self._command(message, now)
 
     def _command(self, command: Command, now: Now) -> None:
         """Carry out what the coordinator asks for; all of these may be repeated without harm."""
         if command.name == "birth":
-            self._uploaded = (-1, "")  # it does not know us: it may have lost what we sent
+            self._contributing.forget()
             self._send_birth(now)
             reply = Reply(id=command.id, rc=0, detail="", out={})
         elif command.name == "sync":
-            self._next_sync_s = now.s
+            self._contributing.hurry(now.s)
             reply = Reply(id=command.id, rc=0, detail="", out={"samples": self._host.model.n_samples})
         else:
             reply = Reply(id=command.id, rc=1, detail=f"unknown command {command.name!r}", out={})
@@ -326,9 +283,7 @@ class AgentCore:
         """Call `tick` at this time at the latest."""
         deadlines = [self._next_checkpoint_s, self.deployment.next_deadline_s]
         if self._connected:
-            deadlines += [self._next_telemetry_s, math.inf if self._upload is None else self._upload.next_deadline_s]
-            if self._upload is None and self._something_to_upload():
-                deadlines.append(self._next_sync_s)
+            deadlines += [self._next_telemetry_s, self._contributing.next_deadline_s]
         return min(deadlines)
 
     @property
@@ -338,7 +293,7 @@ class AgentCore:
 
     def tick(self, now: Now) -> list[Publish]:
         """Do what is due and give back what is to be sent."""
-        while self.busy and self._learning_allowed(now):
+        while self.busy and self._allowance.allows(now.s):
             try:
                 self._timed(self._host.model.learn_next, now)
             except LearningError as exc:
@@ -403,50 +358,12 @@ class AgentCore:
         out, self._out = self._out, []
         return out if self._connected else []
 
-    def _something_to_upload(self) -> bool:
-        model = self._host.model
-        return model.learning.n_contributed(model.learned) > 0 and self._uploaded != self._version()
-
-    def _version(self) -> tuple[int, str]:
-        """Identity of a contribution made now: samples so far, which bundle and, for a change, against which head."""
-        model = self._host.model
-        base = model.learned.release if model.learning.kind == "delta" else 0
-        return model.n_samples, f"{model.bundle.digest} {base}"
-
     def _sync(self, now: Now) -> None:
-        """Send what was learned, one upload at a time."""
-        if self._upload is None and self._something_to_upload() and now.s >= self._next_sync_s:
-            model = self._host.model
-            update = releases.contribution(model)
-            self._checkpoint(now)  # the version that is on its way must be known after a power cut
-            data = update.encode()
-            offer = UploadOffer(
-                kind="head-update",
-                digest=sha256(data),
-                size_bytes=len(data),
-                chunk_size_bytes=UPLOAD_CHUNK_BYTES,
-                backbone=update.backbone,
-                version=update.version,
-                n_samples=update.n_samples,
-            )
-            self._upload = Upload(data, offer)
-            self._uploading = self._version()
-        if self._upload is None:
-            if now.s >= self._resync_s:
-                self._uploaded = (-1, "")
-            return
-        for frame in self._upload.poll(now.s):
-            self._publish(topics.upload_leaf(self._upload.xfer), encode_frame(frame), qos=1, expiry_s=3600)
-        if self._upload.done:
-            self._uploaded = self._uploading
-        elif self._upload.refused is not None:
-            self._events.append(("upload-refused", self._upload.refused))
-            self._uploaded = self._uploading  # the same again would be refused again
-        else:
-            return
-        self._upload = None
-        self._next_sync_s = now.s + self._config.sync_interval_s
-        self._resync_s = now.s + RESYNC_S
+        """Send what was learned."""
+        for frame in self._contributing.poll(now.s, lambda: self._checkpoint(now)):
+            self._publish(topics.upload_leaf(frame.xfer), encode_frame(frame), qos=1, expiry_s=3600)
+        self._events += self._contributing.events
+        self._contributing.events.clear()
 
     def _telemetry(self, now: Now) -> Telemetry:
         model = self._host.model
@@ -464,8 +381,8 @@ class AgentCore:
             "waiting": len(self._host.model.state.waiting),
             EXPERTS: releases.expert_weights(model),
         }
-        if waiting_for := self._waiting_for():
-            values["waiting_for"] = waiting_for
+        if model.state.waiting:
+            values["waiting_for"] = self._allowance.waiting_for
         cpu = health.cpu_seconds()
         if self._cpu is not None and now.s > self._cpu[0]:
             values["cpu_pct"] = round(100 * (cpu - self._cpu[1]) / (now.s - self._cpu[0]), 1)
@@ -490,3 +407,10 @@ class AgentCore:
         self, leaf: str, payload: bytes, *, qos: int, retain: bool = False, expiry_s: int | None = None
     ) -> None:
         self._out.append(Publish(topic=self._topic(leaf), payload=payload, qos=qos, retain=retain, expiry_s=expiry_s))
+
+
+def _sample_id(request: dict[str, Any]) -> str:
+    sample_id = request.get("id")
+    if not isinstance(sample_id, str) or not 0 < len(sample_id) <= MAX_ID_LENGTH:
+        raise LearningError(f"id: expected a text of 1 to {MAX_ID_LENGTH} characters")
+    return sample_id

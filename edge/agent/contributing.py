@@ -1,0 +1,110 @@
+"""What was learned, on its way to the coordinator: one upload at a time, each version once.
+
+Pure but for the model that it asks: time comes in, frames go out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from edge.agent import releases
+from edge.agent.host import ModelHost
+from edge.channel.frames import Frame
+from edge.channel.messages import UploadOffer, UploadStatus
+from edge.channel.upload import Upload
+from edge.contract.digest import sha256
+
+UPLOAD_CHUNK_BYTES = 32 * 1024
+# The coordinator may have lost an upload that it acknowledged (its database was restored): say it again now and then.
+RESYNC_S = 6 * 3600.0
+_NOTHING = (-1, "")
+
+
+class Contributing:
+    """See the module.
+
+    Args:
+        host: Its live model learns.
+        interval_s: Least time between two uploads.
+
+    Attributes:
+        events: What went wrong, by kind and text; the caller empties it.
+    """
+
+    def __init__(self, host: ModelHost, interval_s: float) -> None:
+        self._host = host
+        self._interval_s = interval_s
+        self._upload: Upload | None = None
+        self._sent = self._sending = _NOTHING  # version and bundle that the coordinator has, and is being sent
+        self._next_s, self._again_s = -math.inf, math.inf
+        self.events: list[tuple[str, str]] = []
+
+    @property
+    def next_deadline_s(self) -> float:
+        """Call `poll` at this time at the latest."""
+        if self._upload is not None:
+            return self._upload.next_deadline_s
+        return self._next_s if self._has_something() else math.inf
+
+    def receive(self, xfer: str | None, message: UploadStatus, now_s: float) -> None:
+        """Take what the coordinator says of an upload; of another one it is ignored."""
+        if self._upload is not None and xfer == self._upload.xfer:
+            self._upload.receive(message, now_s)
+
+    def forget(self) -> None:
+        """The coordinator does not know us: it may have lost what we sent."""
+        self._sent = _NOTHING
+
+    def hurry(self, now_s: float) -> None:
+        """Do not wait for the interval."""
+        self._next_s = now_s
+
+    def _has_something(self) -> bool:
+        model = self._host.model
+        return model.learning.n_contributed(model.learned) > 0 and self._sent != self._version()
+
+    def _version(self) -> tuple[int, str]:
+        """Identity of a contribution made now: samples so far, which bundle and, for a change, against which head."""
+        model = self._host.model
+        base = model.learned.release if model.learning.kind == "delta" else 0
+        return model.n_samples, f"{model.bundle.digest} {base}"
+
+    def poll(self, now_s: float, make_safe: Callable[[], None]) -> list[Frame]:
+        """Frames to send now.
+
+        Args:
+            now_s: The time.
+            make_safe: Makes what was learned survive a power cut: a version on its way must be known afterwards.
+        """
+        if self._upload is None and self._has_something() and now_s >= self._next_s:
+            self._begin(make_safe)
+        if self._upload is None:
+            if now_s >= self._again_s:
+                self.forget()
+            return []
+        frames = list(self._upload.poll(now_s))
+        if self._upload.refused is not None:
+            self.events.append(("upload-refused", self._upload.refused))
+        elif not self._upload.done:
+            return frames
+        self._sent = self._sending  # also one that was refused: the same again would be, too
+        self._upload = None
+        self._next_s, self._again_s = now_s + self._interval_s, now_s + RESYNC_S
+        return frames
+
+    def _begin(self, make_safe: Callable[[], None]) -> None:
+        update = releases.contribution(self._host.model)
+        make_safe()
+        data = update.encode()
+        offer = UploadOffer(
+            kind="head-update",
+            digest=sha256(data),
+            size_bytes=len(data),
+            chunk_size_bytes=UPLOAD_CHUNK_BYTES,
+            backbone=update.backbone,
+            version=update.version,
+            n_samples=update.n_samples,
+        )
+        self._upload = Upload(data, offer)
+        self._sending = self._version()
