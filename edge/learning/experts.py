@@ -30,7 +30,7 @@ from edge.learning.task import Task
 # Start weights: of the trusted past and the head that learners start from each, as a share of what no merge has; what
 # is left is the learners'. Of a merge and all that builds on it, half and half, if the samples of this device look like
 # those that it was learned from, if nobody can tell, and if they do not. Of a head that was pushed to compete.
-START_TRUSTED, START_BASE = 0.25, 0.2
+START_TRUSTED, START_BASE = 0.25, 0.25
 START_MERGE: Mapping[bool | None, float] = {True: 0.7, None: 0.4, False: 0.1}
 START_PUSHED = 0.3
 # What the usual error of a class is taken for at first.
