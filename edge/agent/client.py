@@ -21,6 +21,9 @@ import numpy.typing as npt
 from edge.agent.wire import encode_line, encode_sample
 from edge.contract.errors import ChannelError, LearningError
 
+# A class by number or name, or targets.
+Label = int | str | np.integer[Any] | npt.NDArray[Any] | Sequence[float]
+
 
 class AgentClient:
     """A connection to an agent on this device.
@@ -69,8 +72,10 @@ class AgentClient:
         """
         return self.request({"op": "predict", "id": sample_id, "x": encode_sample(np.asarray(x))})
 
-    def label(self, sample_id: str, y: int | str | Sequence[float], weight: float = 1.0) -> bool:
+    def label(self, sample_id: str, y: Label, weight: float = 1.0) -> bool:
         """Say what a sample was, and how much that is trusted; False when the agent no longer remembers it."""
+        if isinstance(y, np.integer | np.ndarray):
+            y = y.tolist()
         target = y if isinstance(y, int | str) else [float(value) for value in y]
         return bool(self.request({"op": "label", "id": sample_id, "y": target, "weight": weight})["joined"])
 

@@ -203,6 +203,9 @@ class LearnedState:
             self.warnings.append(saved.warning)
         if not saved.description:
             self._repeat(saved.journal)
+            if saved.warning:
+                n = self._learning.n_samples(self.value)
+                self.warnings.append(f"learning starts anew, with {n} labels of the journal")
             self.save()  # this lineage, too
             return
         try:

@@ -38,7 +38,7 @@ from edge.agent.learning_model import LearningModel
 from edge.agent.store import LearnedStore
 from edge.contract.bundle import Bundle
 from edge.contract.errors import ConfigError, LearningError
-from edge.contract.files import lock_folder
+from edge.contract.files import lock_folder, replace_file
 from edge.learning.exchange import HeadRelease
 from edge.learning.learned import Learned
 from edge.learning.task import Task
@@ -109,6 +109,7 @@ class OnDeviceModel(LearningModel):
 
     def __enter__(self) -> OnDeviceModel:
         """Itself; `close` follows."""
+        self._open()
         return self
 
     def __exit__(
@@ -175,9 +176,17 @@ class OnDeviceModel(LearningModel):
         )
 
     def export_head(self, path: str | Path) -> None:
-        """Write `live_head` as one safetensors document; `converter.load_head_into` takes it back to PyTorch."""
+        """Write `live_head` as one safetensors document; `converter.load_head_into` takes it back to PyTorch.
+
+        Raises:
+            LearningError: It cannot be written; what was there stays.
+        """
         self._open()
-        Path(path).write_bytes(self.live_head().encode())
+        try:
+            with replace_file(Path(path)) as file:
+                file.write(self.live_head().encode())
+        except OSError as exc:
+            raise LearningError(f"the head was not written to {path}: {exc.strerror}") from exc
 
 
 def of_bundle(

@@ -13,7 +13,7 @@ goes back to the bundle before.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from edge.contract import strictjson
@@ -69,7 +69,10 @@ class Slots:
     def _read(self) -> DeviceRecord:
         try:
             found = strictjson.loads((self._folder / "device.json").read_bytes(), max_bytes=_MAX_BYTES)
-            return DeviceRecord(**found)
+            record = DeviceRecord(**found)
+            if any(type(getattr(record, each.name)) is not type(each.default) for each in fields(record)):
+                raise ValueError("a field is of another type")
+            return record
         except FileNotFoundError:
             return DeviceRecord()
         except (ValueError, TypeError):

@@ -59,7 +59,10 @@ def check_samples(arrays: Arrays, model: OnDeviceModel, path: Path) -> None:
     """Raise ConfigError for samples, labels or weights that cannot be learned, wherever in the file they stand."""
     try:
         for i in range(0, len(arrays["x"]), _CHECKED_AT_ONCE):
-            model.answering.checked(arrays["x"][i : i + _CHECKED_AT_ONCE])
+            features = model.answering.features(arrays["x"][i : i + _CHECKED_AT_ONCE])
+            finite = np.isfinite(features.reshape(len(features), -1)).all(axis=1)
+            if not finite.all():
+                raise LearningError(f"sample {i + int(finite.argmin())} has features that are not finite numbers")
         if arrays["y"].dtype.kind != "U":
             model.task.check(arrays["y"], len(arrays["y"]))
     except LearningError as exc:

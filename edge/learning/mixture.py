@@ -193,6 +193,8 @@ def answer(mixture: Mixture, outputs: FloatArray, known: Known, task: Task, *, t
 def _awake(weights: Weights, outputs: FloatArray, known: Known) -> Weights:
     """``(k, batch)`` weights of those who speak about each sample; see *specialists* in the module."""
     found = weights.copy()
+    if not weights.shape[1]:
+        return found
     answers = outputs.argmax(axis=2)  # (k, batch)
     everybody = np.asarray(known.all(axis=0))
     speaks = np.zeros(answers.shape[1], bool)

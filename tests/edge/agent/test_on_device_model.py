@@ -905,3 +905,21 @@ def test_a_single_sample_is_told_how_to_be_given(digits_bundle: Path) -> None:
     for ask in (lambda: model.predict(x[0]), lambda: model.learn(x[0], y)):
         with pytest.raises(LearningError, match=r"x\[None\]"):
             ask()
+
+
+def test_a_pushed_head_with_a_class_of_its_own_can_be_judged_without_a_label(
+    digits_bundle: Path, tmp_path: Path
+) -> None:
+    """It knows a class that the others do not, and there is no sample yet to ask anybody about."""
+    with OnDeviceModel.open(digits_bundle) as model:
+        model.add_class("smudge")
+        model.export_head(tmp_path / "head.safetensors")
+    release = HeadRelease.decode((tmp_path / "head.safetensors").read_bytes(), "the head")
+    with OnDeviceModel.open(digits_bundle) as model:
+        releases.take(model, releases.look_at(model, release, competes=False), 1)
+        assert model.class_names[-1] == "smudge"
+        assert releases.judge_taken(model, was_judged=False, labels=0).finding is Finding.NOT_JUDGED
+        with pytest.raises(LearningError, match="not written"):
+            model.export_head(tmp_path / "nowhere" / "head.safetensors")
+    with pytest.raises(LearningError, match="closed"), model:
+        pass

@@ -82,6 +82,7 @@ def test_only_those_who_know_a_class_speak_of_it() -> None:
     assert mix.answer(mixture, saying(0, 0, 0, 3), known, CLASSES).argmax() == 3
     assert mix.answer(mixture, saying(0, 0, 0, 3), EVERYBODY, CLASSES).argmax() == 0
     assert mix.answer(mixture, saying(0, 3, 0, 0), known, CLASSES).argmax() == 0  # it does not know what it says
+    assert mix.answer(mixture, np.zeros((4, 0, 4), np.float32), known, CLASSES).shape == (0, 4)  # of no samples
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf])
