@@ -73,6 +73,7 @@ class AgentCore:
         self._next_telemetry_s = -math.inf
         self._next_checkpoint_s = math.inf
         self._journaled_ms = 0.0  # what it took to learn what is in the journal
+        self._fault = ""
         self._sequence = 0
         self._cpu: tuple[float, float] | None = None
         self._events: list[tuple[str, str]] = [("warning", text) for text in host.warnings]
@@ -298,7 +299,13 @@ class AgentCore:
                 self._timed(self._host.model.learn_next, now)
             except LearningError as exc:
                 self._events.append(("label-refused", str(exc)))
-        self.deployment.poll(now.s)
+        try:
+            self.deployment.poll(now.s)
+        except Exception as exc:  # noqa: BLE001  # a release must not silence the device, whatever is wrong with it
+            fault = f"{type(exc).__name__}: {exc}"
+            if fault != self._fault:  # once, not with every tick
+                self._events.append(("release-fault", fault))
+            self._fault = fault
         warnings = self._host.model.state.warnings
         self._events += [("warning", text) for text in warnings]
         warnings.clear()

@@ -624,3 +624,22 @@ def test_labels_beyond_the_budget_wait_and_are_learned_by_and_by_or_after_a_kill
     fleet.start_agent("one")
     assert fleet.agents["one"].core.status()["samples"] == 12
     assert not fleet.agents["one"].core.busy
+
+
+def test_a_release_that_cannot_be_dealt_with_does_not_silence_the_device(
+    simulate: Simulate, tmp_path: Path, digits_bundle: Path
+) -> None:
+    fleet = simulate(tmp_path, digits_bundle, ["one"], auto_merge=False)
+    fleet.run(5.0)
+    agent = fleet.agents["one"]
+
+    def fails(now_s: float) -> None:
+        raise IndexError("axis 1 with size 0")
+
+    agent.core.deployment.poll = fails  # type: ignore[method-assign]
+    fleet.run(20.0)
+    events = [event.name for event in fleet.store.events(50)]
+    assert events.count("release-fault") == 1
+    assert fleet.device("one").online
+    fleet.teach("one", *samples(digits_bundle, 20, 1))
+    fleet.until("contribution", lambda: bool(fleet.store.contributions()))
