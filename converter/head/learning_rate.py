@@ -46,8 +46,6 @@ _NOISE = 1.0
 # Harm on noisy features: a loss of so many times what it was. On the data as they are it may rise by no more than the
 # chance of 100 labels. A share of what guessing would cost comes on top: next to 0, every loss is many times another.
 _HARM, _KEPT, _SLACK = 1.25, 1.1, 0.03
-# Who learns fast on whitened features stumbles over first labels; on a device it competes with heads that do not.
-_HARM_WHITENED = 1.5
 _RATES = tuple(step * 10.0**-power for power in range(7) for step in (1.0, 0.3))
 # So many of them, from the one that theory allows downwards.
 _TRIED = 10
@@ -211,11 +209,9 @@ class _Trial:
         shipped = self._head.parameters
         before, turned_before = known(shipped), turned(shipped)
         # Whitened heads begin with less confidence, so that is no harm.
-        begun = (0.0, whitening)
-        still = self._losses(begun, self._noisy, self._targets, noisy, 1)
+        still = self._losses((0.0, whitening), self._noisy, self._targets, noisy, 1)
         slack = _SLACK * self._guessing()
-        limit = (_HARM if whitening is None else _HARM_WHITENED) * max(noisy(shipped), *still) + slack
-        kept = _KEPT * max(before, *self._losses(begun, self._features, self._targets, known, 1)) + slack
+        limit = _HARM * max(noisy(shipped), *still) + slack
         if not np.isfinite([before, turned_before, limit]).all():
             return None, "the loss is not finite before the first label"
         first = min(self._n_labels, _FIRST_LABELS)
@@ -234,7 +230,7 @@ class _Trial:
                 why = f"the loss on labels that changed does not fall ({turned_before:.3g} to {turned_after:.3g})"
                 continue
             after = self._losses(how, self._features, self._targets, known, self._n_labels)[-1]
-            if after > kept:
+            if after > _KEPT * before + slack:
                 why = f"the loss on the data rises from {before:.3g} to {after:.3g}"
                 continue
             return _Found(rate, before, after, turned_before, turned_after), ""

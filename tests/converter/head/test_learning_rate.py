@@ -138,7 +138,7 @@ def test_a_whole_network_learns_on_the_device_from_the_first_labels_on(
     noisy = x + np.random.default_rng(1).normal(size=x.shape).astype(np.float32) * np.float32(0.3)
     others = learned(bundle, noisy, y, 100)  # another camera
     assert min(others) > others[0] - 0.12, others
-    assert others[-1] > others[0] - 0.06, others
+    assert others[-1] > others[0] - 0.03, others
     served = learned(bundle, noisy, y, 100, mixture=True)  # what a device answers: rivals keep what the learner loses
     assert min(served) > served[0] - 0.03, served
     renamed = learned(bundle, x, (y + 1) % 10, 100)
