@@ -69,7 +69,7 @@ class Agent:
             self.core.transport(event, now)
         for effect in self.core.tick(now):
             self.transport.publish(effect.topic, effect.payload, qos=effect.qos, retain=effect.retain)
-        state = str(self.core.deployment.state)
+        state = str(self.core.model.deployment.state)
         if not self.states or self.states[-1] != state:
             self.states.append(state)
 

@@ -1,0 +1,302 @@
+"""What an agent decides about one model: answers, labels, releases, contributions. No socket, no clock, no thread."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from edge.agent import releases
+from edge.agent.allowance import Allowance
+from edge.agent.config import AgentConfig
+from edge.agent.contributing import Contributing
+from edge.agent.deployment import Deployment
+from edge.agent.host import ModelHost
+from edge.agent.letters import letter
+from edge.agent.states import SlotState
+from edge.channel import topics
+from edge.channel.frames import Frame, encode_frame
+from edge.channel.messages import EXPERTS, Desired, Event, State, UploadStatus
+from edge.channel.transport import Publish
+from edge.contract.clock import Now
+from edge.contract.errors import LearningError
+from edge.learning.calibration import probabilities
+from edge.learning.labels import MAX_ID_LENGTH
+from edge.learning.task import Scores
+
+MAX_EVENTS = 200
+# Learning that a restart may have to repeat.
+MAX_REPLAY_MS = 5000.0
+
+
+class ModelCore:
+    """One model of an agent.
+
+    Args:
+        config: Options of the agent.
+        host: Its live model and files.
+        stopwatch: Gives seconds; measures how long predictions and learning take.
+
+    Attributes:
+        deployment: Of its releases.
+        is_renewed: Whether another head or bundle is live than before; the caller sets it back.
+    """
+
+    def __init__(self, config: AgentConfig, host: ModelHost, stopwatch: Callable[[], float]) -> None:
+        self._config = config
+        self._host = host
+        self._stopwatch = stopwatch
+        self.deployment = Deployment(
+            host,
+            probation_s=config.probation_s,
+            probation_labels=config.probation_labels,
+            max_bytes=config.profile.inference.max_bundle_mb << 20,
+        )
+        self.is_renewed = False
+        self._allowance = Allowance(config.profile.learning)
+        self._contributing = Contributing(host, config.sync_interval_s)
+        self._next_checkpoint_s = math.inf
+        self._journaled_ms = 0.0  # what it took to learn what is in the journal
+        self._fault = ""
+        self._events: list[tuple[str, str]] = [("warning", text) for text in host.warnings]
+        if host.rolled_back_at_start:
+            self._events.append(("rolled-back", host.warnings[-1]))
+
+    # Local applications
+
+    def predict(self, request: dict[str, Any], now: Now) -> dict[str, Any]:
+        """Answer a sample, and remember it until its label comes.
+
+        Raises:
+            LearningError: It cannot be answered.
+        """
+        sample_id = _sample_id(request)
+        start = self._stopwatch()
+        model = self._host.model
+        try:
+            logits = model.predict_sample(sample_id, request.get("x"), now.s)  # type: ignore[arg-type]
+        except LearningError:
+            raise
+        except Exception as exc:  # a model that was just pushed may fail in any way: take it back
+            if self.deployment.state is not SlotState.PROBATION:
+                raise
+            self.deployment.roll_back(f"prediction failed: {exc}")
+            return self.predict(request, now)
+        if not np.isfinite(logits).all():
+            if self.deployment.state is not SlotState.PROBATION:
+                raise LearningError("the model's answer for this sample is not finite")
+            self.deployment.roll_back("predictions are not finite")
+            return self.predict(request, now)
+        model.metrics.inferred((self._stopwatch() - start) * 1e3)
+        found = probabilities(logits[None], model.learned.temperature, model.task)[0]
+        wanted = {"label_wanted": True} if self._wants_label(found) else {}
+        if model.manifest.head is not None and not model.manifest.head.training.is_classifier:
+            return {"outputs": logits.tolist(), "values": found.tolist(), **wanted}
+        best = int(logits.argmax())
+        confidence = round(float(found[best]), 6)
+        name = model.class_names[best]
+        return {"class": best, "name": name, "confidence": confidence, "logits": logits.tolist(), **wanted}
+
+    def _wants_label(self, found: Scores) -> bool:
+        """Whether the label of a sample with these probabilities ``(n_outputs,)`` would help; call once a sample."""
+        task = self._host.model.task
+        if task.is_regression:
+            return False
+        confidence = found.max() if task.is_classifier else np.abs(2.0 * found - 1.0).min()
+        return self._host.model.answering.requests.wants(float(confidence))
+
+    def label(self, request: dict[str, Any], now: Now) -> dict[str, Any]:
+        """Learn the label of a sample, or let it wait for the budget.
+
+        Raises:
+            LearningError: It is no label of this model.
+        """
+        sample_id = _sample_id(request)
+        label, weight = request.get("y"), request.get("weight", 1.0)
+        self._host.model.check_label(label)
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight <= 1:
+            raise LearningError(f"weight: expected a number from 0 to 1, got {weight!r:.40}")
+        model = self._host.model
+        must_wait = len(model.state.waiting) > 0 or not self._allowance.allows(now.s)
+        if must_wait and len(model.state.waiting) >= self._config.profile.learning.label_ring_size:
+            return {"joined": False, "why": "too many labels are waiting for the learning budget"}
+        joined = self._timed(lambda: model.join_label(sample_id, label, now.s, weight, later=must_wait), now)
+        if not joined:
+            return {"joined": False, "why": "no such sample waits for a label"}
+        return {"joined": True, "queued": True} if must_wait else {"joined": True}
+
+    def _timed(self, learn: Callable[[], bool], now: Now) -> bool:
+        """Learn something at the expense of the budget, and see to it that it is made safe before long."""
+        start = self._stopwatch()
+        done = learn()
+        spent_ms = (self._stopwatch() - start) * 1e3
+        self._allowance.spend(spent_ms)
+        self._journaled_ms += spent_ms
+        if self._next_checkpoint_s == math.inf and not self._host.model.state.is_safe:
+            self._next_checkpoint_s = now.s + self._config.profile.learning.checkpoint_interval_s
+        return done
+
+    def add_class(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Add a class.
+
+        Raises:
+            LearningError: It cannot be one.
+        """
+        name = request.get("name")
+        if not isinstance(name, str):
+            raise LearningError("name: expected a text")
+        return {"class": self._host.model.add_class(name)}
+
+    def status(self) -> dict[str, Any]:
+        """What a person or a test wants to know of the model."""
+        model = self._host.model
+        return {
+            "bundle": model.bundle.digest,
+            "backbone": model.manifest.backbone_digest,
+            "head": releases.head_digest(model),
+            "learner": model.learning.kind,
+            "learners": list(model.learning.learners),
+            "believed": model.learned.mixture.believed,
+            "experts": releases.expert_weights(model),
+            "classes": list(model.class_names),
+            "paused": self._allowance.paused,
+            "waiting": len(model.state.waiting),
+            "waiting_for": self._allowance.waiting_for if model.state.waiting else "",
+            "samples": model.n_samples,
+            "release": self._host.slots.record.release,
+            "state": str(self.deployment.state),
+            "accuracy": model.metrics.accuracy,
+        }
+
+    def telemetry(self, now: Now) -> dict[str, Any]:
+        """Live numbers of the model."""
+        model = self._host.model
+        values: dict[str, Any] = {
+            "model": model.manifest.name,
+            "release": self._host.slots.record.release,
+            "samples": model.n_samples,
+            "sgd_steps": model.n_samples if model.learning.kind == "delta" else 0,
+            **model.metrics.report(now.s),
+            "waiting": len(model.state.waiting),
+            EXPERTS: releases.expert_weights(model),
+        }
+        if model.state.waiting:
+            values["waiting_for"] = self._allowance.waiting_for
+        return values
+
+    # The fleet
+
+    def receive(self, message: Desired | UploadStatus, leaf: str, now: Now) -> None:
+        """Take what the coordinator says of a release, or of an upload; of another's upload it is ignored."""
+        if isinstance(message, Desired):
+            self.deployment.offer(message, now.s)
+        else:
+            self._contributing.receive(topics.transfer_of(leaf), message, now.s)
+
+    def frame(self, frame: Frame, now: Now) -> None:
+        """Take a frame of a download; another's is ignored."""
+        self.deployment.frame(frame, now.s)
+
+    def contribute(self, now: Now) -> None:
+        """Send what was learned now, and do not wait for the interval."""
+        self._contributing.hurry(now.s)
+
+    def contribute_again(self) -> None:
+        """The coordinator may have lost what was sent."""
+        self._contributing.forget()
+
+    # Time
+
+    def next_deadline_s(self, *, connected: bool) -> float:
+        """Call `tick` at this time at the latest."""
+        deadlines = [self._next_checkpoint_s, self.deployment.next_deadline_s]
+        return min(deadlines + ([self._contributing.next_deadline_s] if connected else []))
+
+    @property
+    def busy(self) -> bool:
+        """Whether labels wait for the learning budget."""
+        return len(self._host.model.state.waiting) > 0
+
+    def tick(self, now: Now, *, connected: bool) -> list[Publish]:
+        """Do what is due and give back what is to be sent."""
+        while self.busy and self._allowance.allows(now.s):
+            try:
+                self._timed(self._host.model.learn_next, now)
+            except LearningError as exc:
+                self._events.append(("label-refused", str(exc)))
+        try:
+            self.deployment.poll(now.s)
+        except Exception as exc:  # noqa: BLE001  # a release must not silence the device, whatever is wrong with it
+            fault = f"{type(exc).__name__}: {exc}"
+            if fault != self._fault:  # once, not with every tick
+                self._events.append(("release-fault", fault))
+            self._fault = fault
+        warnings = self._host.model.state.warnings
+        self._events += [("warning", text) for text in warnings]
+        warnings.clear()
+        happened = self._host.model.events
+        self._events += [(event.kind, event.text) for event in happened]
+        happened.clear()
+        del self._events[:-MAX_EVENTS]  # the newest, when there was no broker for long
+        if now.s >= self._next_checkpoint_s:
+            self._checkpoint(now)
+        out: list[Publish] = []
+        if connected:
+            out += self._contributions(now)
+            for name, detail in self._events:
+                event = Event(ts_ms=now.wall_ms, name=name, detail=detail[:500])
+                out.append(letter(self._config, topics.UP_EVENT, event, qos=1))
+            self._events.clear()
+        return out + self._of_deployment(now)
+
+    def _contributions(self, now: Now) -> list[Publish]:
+        """What was learned, to send now."""
+        frames = self._contributing.poll(now.s, lambda: self._checkpoint(now))
+        self._events += self._contributing.events
+        self._contributing.events.clear()
+        return [
+            letter(self._config, topics.upload_leaf(frame.xfer), encode_frame(frame), qos=1, expiry_s=3600)
+            for frame in frames
+        ]
+
+    def _of_deployment(self, now: Now) -> list[Publish]:
+        """Where the slot stands, and what it wants."""
+        out: list[Publish] = []
+        for message in self.deployment.outbox:
+            if isinstance(message, State):
+                stamped = replace(message, ts_ms=now.wall_ms, seq=message.seq + (self._host.slots.record.boot << 32))
+                out.append(letter(self._config, topics.UP_STATE, stamped, qos=1, retain=True))
+                self.is_renewed |= message.state in (SlotState.ACTIVE, SlotState.ROLLED_BACK)
+            else:
+                out.append(letter(self._config, topics.UP_REQ, message, qos=1, expiry_s=60))
+        self.deployment.outbox.clear()
+        return out
+
+    def _checkpoint(self, now: Now) -> None:
+        """Make safe what was learned; when the disk is full, say so, go on in memory and try again.
+
+        A checkpoint is hundreds of times as large as a label in the journal: it can wait while a restart would not take
+        long to learn the journal again.
+        """
+        self._next_checkpoint_s = math.inf
+        model = self._host.model
+        try:
+            if model.state.journal_suffices and self._journaled_ms < MAX_REPLAY_MS:
+                model.state.sync()
+            else:
+                model.state.inferences = model.metrics.inferences
+                model.state.save()
+                self._journaled_ms = 0.0
+        except OSError as exc:
+            self._events.append(("storage", f"a checkpoint could not be written: {exc.strerror}"))
+            self._next_checkpoint_s = now.s + self._config.profile.learning.checkpoint_interval_s
+
+
+def _sample_id(request: dict[str, Any]) -> str:
+    sample_id = request.get("id")
+    if not isinstance(sample_id, str) or not 0 < len(sample_id) <= MAX_ID_LENGTH:
+        raise LearningError(f"id: expected a text of 1 to {MAX_ID_LENGTH} characters")
+    return sample_id
