@@ -166,7 +166,7 @@ def convert(
         *left_out,
         *faults,
     ]
-    notes += notes_on(parts, found, plan, None if learned is None else learned[1])
+    notes += notes_on(parts, found, plan, learned)
     report = describe(
         parts,
         shown(plan.source.name),
@@ -181,7 +181,7 @@ def convert(
         forced=plan.force,
         searched=plan.quantize == "auto",
     )
-    packed = pack(parts, shown(plan.output.stem), lasting(report), None if learned is None else learned[0])
+    packed = pack(parts, shown(plan.output.stem), lasting(report), None if learned is None else learned.statistics)
     before_writing()
     size = write(packed, parts, plan, key)
     report |= {

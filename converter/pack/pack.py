@@ -12,6 +12,7 @@ import numpy.typing as npt
 import onnx
 import safetensors.numpy
 
+from converter.data.holdout import digests
 from converter.head.fitting import training_statistics
 from converter.head.split import Head, SplitModel, with_layer_input
 from converter.load.states import answer_of
@@ -35,12 +36,15 @@ from edge.contract.profile import DeviceProfile
 from edge.contract.projection import projected_length
 from edge.contract.recipe import TrainingRecipe
 from edge.contract.tensorspec import AxisRange
+from edge.learning.closed_form import PRIOR_SAMPLES
 from edge.learning.sgd import BATCH_RATE
 
 _GOLDEN_SAMPLES = 16
 _GOLDEN_BYTES = 1 << 19
 # Statistics of more features are not shipped: they would be larger than most models (of 2048, 8 MiB).
 MOST_FEATURES = 2048
+# A device counts shipped statistics as so many samples, however many they are of: fewer would be believed too far.
+LEAST_LEARNED = int(PRIOR_SAMPLES)
 # How near a device must come to the golden outputs: its int8 sums are the same integers unless they saturate; fp16 and
 # int4 kernels differ between CPUs in how they accumulate.
 _GOLDEN_SQNR_DB = {"none": MIN_FLOAT_SQNR_DB, "int8": 25.0, "dynamic": 25.0, "fp16": 40.0, "int4": 25.0}
@@ -92,8 +96,23 @@ class Packed:
     digest: str
 
 
-def learning_data(parts: Parts) -> tuple[dict[str, npt.NDArray[np.float32]], int] | None:
-    """Statistics of all labelled calibration data for devices to start learning from, and how many samples; or None.
+@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
+class LearningData:
+    """What devices start learning from.
+
+    Attributes:
+        statistics: By name, see `converter.head.fitting.training_statistics`; None where the samples are too few.
+        n_samples: Labelled samples behind them.
+        n_different: So many of these are different, counted up to `LEAST_LEARNED`.
+    """
+
+    statistics: dict[str, npt.NDArray[np.float32]] | None
+    n_samples: int
+    n_different: int
+
+
+def learning_data(parts: Parts) -> LearningData | None:
+    """Statistics of all labelled calibration data for devices to start learning from; None where there can be none.
 
     Of what the last layer takes, and of the features where another linear layer takes those: see `HeadSpec`.
     """
@@ -115,9 +134,13 @@ def learning_data(parts: Parts) -> tuple[dict[str, npt.NDArray[np.float32]], int
     if not prefixes:
         return None
 
+    seen: set[bytes] = set()
+
     def labelled() -> Iterator[tuple[dict[str, npt.NDArray[np.float32]], npt.NDArray[np.float64]]]:
         for batch in stream.batches(64):
             assert batch.y is not None
+            if len(seen) < LEAST_LEARNED:
+                seen.update(digests(batch.x, parts.original.inputs))
             features = program(batch.x)[head.features.name]
             values = {head.features.name: features}
             if not head.is_linear:
@@ -128,7 +151,10 @@ def learning_data(parts: Parts) -> tuple[dict[str, npt.NDArray[np.float32]], int
                 targets.reshape(len(features), head.n_outputs),
             )
 
-    return training_statistics(labelled())
+    statistics, count = training_statistics(labelled())
+    n_different = min(len(seen), LEAST_LEARNED)
+    enough = n_different == LEAST_LEARNED
+    return LearningData(statistics=statistics if enough else None, n_samples=count, n_different=n_different)
 
 
 def pack(

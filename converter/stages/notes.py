@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from converter.pack.pack import MOST_FEATURES, Parts, projection_of
+from converter.pack.pack import LEAST_LEARNED, MOST_FEATURES, LearningData, Parts, projection_of
 from converter.plan import ConversionPlan
 from converter.search.search import Found
 
 
-def notes_on(parts: Parts, found: Found, plan: ConversionPlan, learned: int | None) -> list[str]:
+def notes_on(parts: Parts, found: Found, plan: ConversionPlan, learned: LearningData | None) -> list[str]:
     """Sentences for the report.
 
     Args:
         parts: What is packed.
         found: What the search found.
         plan: What was asked for.
-        learned: Labelled samples that the shipped statistics are of, None without.
+        learned: What devices start learning from.
     """
     notes: list[str] = []
     if not plan.target_named:
@@ -38,10 +38,13 @@ def notes_on(parts: Parts, found: Found, plan: ConversionPlan, learned: int | No
         notes.append(
             f"head corrected for the quantized features: squared error of the logits x {found.chosen.head_error:.2f}"
         )
-    if learned is not None:
+    if learned is not None and learned.statistics is None:
         notes.append(
-            f"statistics of {learned} labelled sample{'' if learned == 1 else 's'} for devices to start learning from"
+            f"no statistics for devices to start learning from: {learned.n_different} different labelled "
+            f"sample{'' if learned.n_different == 1 else 's'}, {LEAST_LEARNED} are the least"
         )
+    elif learned is not None:
+        notes.append(f"statistics of {learned.n_samples} labelled samples for devices to start learning from")
     head = parts.parts.head
     if head is not None and (shorter := projection_of(head, plan.profile)) is not None:
         (n_features,) = head.features.sample_shape

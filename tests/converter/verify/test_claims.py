@@ -83,7 +83,20 @@ def test_poor_data_give_a_float_bundle_and_no_figure(source: Path, tmp_path: Pat
     assert "accuracy" not in text
     assert "cannot be known" in text
     assert "what it keeps is not known" in text
-    assert Bundle.open(tmp_path / "m.edge").has(m.STATISTICS) == (what == {"few"})
+    assert Bundle.open(tmp_path / "m.edge").has(m.STATISTICS) == (kind == "thirty-one samples")
+    if kind == "one sample":
+        assert "start learning from: 1 different labelled sample, 20 are the least" in text
+
+
+def test_statistics_of_fewer_samples_than_devices_count_them_for_are_not_shipped(source: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "test.npz", x=x_of(60, seed=5))  # enough to measure on, so that nothing else is wrong
+    options = {"quantize": "none", "evaluation": str(tmp_path / "test.npz")}
+    for count, ships in ((19, False), (20, True)):
+        x = np.repeat(x_of(count), 3, axis=0)
+        report = converted(source, tmp_path, x=x, y=classes_of(x), options=options)
+        assert report["findings"] == []
+        assert Bundle.open(tmp_path / "m.edge").has(m.STATISTICS) == ships
+        assert any("19 different labelled samples, 20 are" in note for note in report["notes"]) != ships
 
 
 def test_int8_on_poor_data_needs_force_and_then_still_claims_nothing(source: Path, tmp_path: Path) -> None:
