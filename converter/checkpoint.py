@@ -25,6 +25,7 @@ from torch.jit._trace import TracerWarning
 from converter.load.checkpoint_file import KEY, VERSION, check_preprocessing, check_samples
 from converter.program.attention import traceable
 from converter.program.programs import Flat, has_batch, named_outputs, torch_program
+from converter.program.rounding import rounded_sizes
 from converter.verify.axes import FreeAxis, Probe, agreeing, baked_axes, free_axes
 from edge.contract.errors import ConfigError, ConversionError
 from edge.contract.files import replace_file
@@ -319,6 +320,7 @@ def _traced(
         warnings.catch_warnings(record=True) as caught,
         torch.no_grad(),
         traceable(),
+        rounded_sizes(),
     ):
         warnings.simplefilter("always")
         trace: torch.jit.ScriptModule = torch.jit.trace(model, inputs, check_trace=False)  # type: ignore[no-untyped-call]
@@ -339,7 +341,7 @@ def _scripted(model: nn.Module, why: str) -> torch.jit.ScriptModule:
                 script: torch.jit.ScriptModule = torch.jit.script(model)
         except ConversionError as exc:
             raise ConversionError(
-                f"{why}; {exc}. Compute sizes in whole numbers, such as 3 * h // 8 for round(h * 0.375), or save "
+                f"{why}; {exc}. Compute sizes by plain arithmetic (+, *, //, round, math.ceil), or save "
                 f"the state_dict and name the class with --arch, which has more ways to export"
             ) from exc
     return script

@@ -34,6 +34,7 @@ from converter.graph.nodes import OPSET
 from converter.load.source import Source
 from converter.program.attention import traceable
 from converter.program.programs import Flat, resized
+from converter.program.rounding import rounded_sizes
 from converter.program.tensors import Arrays
 from edge.contract.errors import ConversionError
 from edge.contract.foreign import foreign
@@ -157,7 +158,7 @@ def by_scripting(source: Source, outputs: Sequence[TensorSpec]) -> Exported:
 def _by_old_exporter(model: nn.Module, source: Source, outputs: Sequence[TensorSpec], how: str) -> onnx.ModelProto:
     file = io.BytesIO()
     specs = [*source.inputs, *outputs]
-    with _quiet(), foreign(f"torch could not export the model to ONNX {how}", ConversionError):
+    with _quiet(), rounded_sizes(), foreign(f"torch could not export the model to ONNX {how}", ConversionError):
         torch.onnx.export(
             model,
             tuple(torch.from_numpy(array) for array in _two_samples(source).values()),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -77,6 +78,8 @@ MIDDLES: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], int]] = {
     "if 200, not compiled": (lambda y: uncompiled(y, most=200), 100),
     "floor division": (lambda y: y[:, : int(y.shape[1]) // 4 + 1], 20),
     "floor division of the size itself": (lambda y: y[:, : y.shape[1] // 4 + 1], 300),
+    "round": (lambda y: y[:, : round(y.shape[1] * 0.375)], 1200),
+    "ceil": (lambda y: y[:, : math.ceil(y.shape[1] * 0.1)], 1200),
 }
 
 
@@ -125,10 +128,10 @@ def test_a_trace_that_decides_by_the_number_of_samples_is_refused(tmp_path: Path
 
 
 def test_what_only_the_tracer_cannot_do_is_not_blamed_on_the_model(tmp_path: Path) -> None:
-    model = Between(lambda y: y[:, : round(y.shape[1] * 0.375)])
+    model = Between(lambda y: y[:, : y.shape[1].bit_length()])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with pytest.raises(ConversionError, match=r"the model runs on .*torch\.jit\.trace cannot follow it.*__round__"):
+        with pytest.raises(ConversionError, match=r"the model runs on .*torch\.jit\.trace cannot follow it.*bit_length"):
             converter.save_checkpoint(
                 model, tmp_path / "m.pth", example_input=EXAMPLE, axes={"input": ("batch", "time", 4)}
             )

@@ -45,7 +45,7 @@ WRITTEN_DOWN: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "//": lambda x: centred(x, int(x.shape[-1]) // 2),
     "a far //": lambda x: centred(x, int(x.shape[-1]) // 20),
     "%": lambda x: functional.pad(x, (0, int(x.shape[-1]) % 4 + 1)),
-    "ceil": lambda x: centred(x, math.ceil(x.shape[-1] / 3)),
+    "ceil": lambda x: centred(x, int(math.ceil(x.shape[-1] / 3))),
     "round": lambda x: centred(x, round(float(x.shape[-1]) * 0.4)),
     "sqrt": lambda x: centred(x, int(math.sqrt(x.shape[-1]))),
     "log": lambda x: centred(x, int(math.log2(x.shape[-1]))),
@@ -65,6 +65,8 @@ KEPT: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "//": lambda x: x - x[..., : x.shape[-1] // 2 + 1].mean(-1, keepdim=True),
     "%": lambda x: functional.pad(x, (0, (-x.shape[-1]) % 4)),
     "arange": lambda x: x * torch.arange(x.shape[-1]),
+    "round": lambda x: functional.interpolate(x, size=round(x.shape[-1] * 0.375) + 1),
+    "ceil": lambda x: x - x[..., : math.ceil(x.shape[-1] / 3)].mean(-1, keepdim=True),
 }
 
 
