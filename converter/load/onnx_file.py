@@ -168,7 +168,7 @@ def carry_onnx(path: Path, given: Given) -> OnnxFile:
         notes.append("the first axis is free, but not one of samples: several give other outputs than each alone")
     if arranged is None:
         _check_repeatable(model, original, fill)
-        notes.append("no axis is one of samples; the model is given whole tensors")
+        notes.append("no axis is one of samples: the model is given whole tensors and cannot be quantized")
         return OnnxFile(model=model, inputs=specs, one_run=None, of_file=None, fill=fill, notes=tuple(notes))
     _check_repeatable(model, in_runs(original, arranged.of_file), arranged.fill)
     notes += arranged.notes

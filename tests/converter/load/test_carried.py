@@ -271,7 +271,7 @@ def test_a_carried_model_is_neither_quantized_nor_served_by_an_agent(tmp_path: P
             convert(plan(path, **asked))
         assert not path.with_suffix(".edge").exists()
     report = convert(plan(path)).report
-    assert report["reason"] == "the model is carried as its file has it"
+    assert report["reason"] == "carried as its file has it: nothing is quantized, nothing learns"
     bundle = Bundle.open(path.with_suffix(".edge"))
     assert bundle.manifest.head is None
     assert bundle.manifest.carried
