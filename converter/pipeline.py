@@ -283,7 +283,8 @@ def _found(ready: Ready, plan: ConversionPlan, stage: Stage, benchmark: Benchmar
             (chosen,) = Bench(benchmark, folder, sample).timed([ready.carried])
         if chosen.failed:
             raise ConversionError(f"the carried graph cannot be measured: {chosen.why}")
-        return Found(chosen=chosen, candidates=(chosen,), reason="carried as its file has it: nothing is quantized, nothing learns")
+        reason = "carried as its file has it: nothing is quantized, nothing learns"
+        return Found(chosen=chosen, candidates=(chosen,), reason=reason)
     if plan.quantize != "none":  # float was compared at other sizes already
         evaluation = with_elsewhere(original, evaluation, multiplications(ready.exported.model))
     problem = Problem(

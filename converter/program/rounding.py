@@ -19,7 +19,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 _ARITHMETIC = frozenset(
     {
         "__add__", "__radd__", "add", "__sub__", "__rsub__", "sub", "rsub", "__mul__", "__rmul__", "mul",
-        "__truediv__", "__rtruediv__", "__rdiv__", "div", "true_divide", "reciprocal", "__pow__", "pow", "__neg__", "neg",
+        "__truediv__", "__rtruediv__", "__rdiv__", "div", "true_divide", "reciprocal", "__pow__", "pow", "__neg__",
+        "neg",
     }
 )  # fmt: skip
 

@@ -45,7 +45,7 @@ WRITTEN_DOWN: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "//": lambda x: centred(x, int(x.shape[-1]) // 2),
     "a far //": lambda x: centred(x, int(x.shape[-1]) // 20),
     "%": lambda x: functional.pad(x, (0, int(x.shape[-1]) % 4 + 1)),
-    "ceil": lambda x: centred(x, int(math.ceil(x.shape[-1] / 3))),
+    "ceil": lambda x: centred(x, math.ceil(float(x.shape[-1]) / 3)),
     "round": lambda x: centred(x, round(float(x.shape[-1]) * 0.4)),
     "sqrt": lambda x: centred(x, int(math.sqrt(x.shape[-1]))),
     "log": lambda x: centred(x, int(math.log2(x.shape[-1]))),
