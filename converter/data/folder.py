@@ -9,12 +9,12 @@ import numpy as np
 
 from converter.data.audio import AudioReader
 from converter.data.fit import Fitter
-from converter.data.images import ImageReader
 from converter.data.samples import Samples
 from converter.program.tensors import Array
 from edge.contract.errors import ConfigError
+from edge.inference.pictures import SUFFIXES as IMAGES
+from edge.inference.pictures import PictureReader
 
-IMAGES = (".png", ".jpg", ".jpeg", ".bmp")
 SOUNDS = (".wav",)
 _OTHERS = (".gif", ".tif", ".tiff", ".webp", ".heic", ".avif", ".mp3", ".flac", ".ogg", ".m4a", ".aac", ".opus")
 _EXPECTED = f"expected {', '.join(IMAGES)} or {', '.join(SOUNDS)}"
@@ -38,7 +38,7 @@ class FolderSamples:
         self._files = files
         suffixes = {file.suffix.lower() for file, _ in files}
         if suffixes <= set(IMAGES):
-            self._read: Callable[[Path], Array] = ImageReader(self._spec, fitter.what)
+            self._read: Callable[[Path], Array] = PictureReader(self._spec, fitter.what)
         elif suffixes <= set(SOUNDS):
             self._read = AudioReader(self._spec, fitter.what)
         else:

@@ -8,9 +8,12 @@ Example:
 
 from __future__ import annotations
 
+import base64
+import errno
 import json
 import socket
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,10 +22,15 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.agent.wire import encode_line, encode_sample
-from edge.contract.errors import ChannelError, LearningError
+from edge.contract.errors import ChannelError, ConfigError, EdgeError, LearningError, NoAgentError
+from edge.contract.files import replace_file
+from edge.learning.exchange import HeadRelease
 
 # A class by number or name, or targets.
 Label = int | str | np.integer[Any] | npt.NDArray[Any] | Sequence[float]
+
+# Of an answer: more than any head has.
+_MAX_ANSWER_BYTES = 256 << 20
 
 
 class AgentClient:
@@ -31,39 +39,73 @@ class AgentClient:
     Args:
         path: Its Unix socket.
         timeout_s: For each request.
+        clock: A stopwatch, in seconds.
 
     Raises:
-        ChannelError: Nobody answers there.
+        NoAgentError: Nobody answers there.
     """
 
-    def __init__(self, path: str | Path, timeout_s: float = 30.0) -> None:
+    def __init__(
+        self, path: str | Path, timeout_s: float = 30.0, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self._path, self._timeout_s, self._clock = path, timeout_s, clock
+        self._received = bytearray()
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.settimeout(timeout_s)
         try:
             self._socket.connect(str(path))
-        except OSError as exc:
+        except (OSError, ValueError) as exc:
             self._socket.close()
-            raise ChannelError(f"no agent answers at {path}: {exc.strerror or exc}") from exc
-        self._file = self._socket.makefile("rb")
+            raise NoAgentError(f"no agent answers at {path}: {_why(exc)}") from exc
 
-    def request(self, request: dict[str, Any]) -> dict[str, Any]:
+    def request(self, request: dict[str, Any], *expected: str) -> dict[str, Any]:
         """Send a request and wait for its answer.
+
+        Args:
+            request: See docs/agent.md.
+            expected: What an agent's answer has.
 
         Raises:
             LearningError: The agent refused it; the message is the agent's.
-            ChannelError: The connection broke.
+            ChannelError: The connection broke, the time is over, or it is no agent that answers.
         """
         try:
+            end_s = self._clock() + self._timeout_s
             self._socket.sendall(encode_line(request))
-            line = self._file.readline()
+            line = self._line(end_s)
+        except TimeoutError as exc:
+            raise ChannelError(
+                f"no answer at {self._path} within {self._timeout_s:g} s: the agent is busy, or another program has "
+                f"this socket"
+            ) from exc
         except OSError as exc:
             raise ChannelError(f"the connection to the agent broke: {exc}") from exc
-        if not line:
-            raise ChannelError("the agent closed the connection")
-        answer: dict[str, Any] = json.loads(line)
+        try:
+            answer = json.loads(line)
+            if not isinstance(answer, dict) or not ("error" in answer or answer.keys() >= set(expected)):
+                raise ValueError("it is not an agent's answer")
+        except (ValueError, RecursionError) as exc:
+            raise ChannelError(f"what answers at {self._path} is no agent: it said {bytes(line[:60])!r}") from exc
         if "error" in answer:
             raise LearningError(str(answer["error"]))
         return answer
+
+    def _line(self, end_s: float) -> bytes:
+        """The next line, however slowly it comes, until then."""
+        while (end := self._received.find(b"\n")) < 0:
+            if len(self._received) > _MAX_ANSWER_BYTES:
+                raise ChannelError(f"what answers at {self._path} is no agent: its answer has no end")
+            left_s = end_s - self._clock()
+            if left_s <= 0:
+                raise TimeoutError
+            self._socket.settimeout(left_s)
+            data = self._socket.recv(1 << 16)
+            if not data:
+                raise ChannelError("the agent closed the connection")
+            self._received += data
+        line = bytes(self._received[:end])
+        del self._received[: end + 1]
+        return line
 
     def predict(self, sample_id: str, x: npt.NDArray[Any]) -> dict[str, Any]:
         """The answer for one sample ``(*input)``, which is remembered until a label names it.
@@ -77,19 +119,45 @@ class AgentClient:
         if isinstance(y, np.integer | np.ndarray):
             y = y.tolist()
         target = y if isinstance(y, int | str) else [float(value) for value in y]
-        return bool(self.request({"op": "label", "id": sample_id, "y": target, "weight": weight})["joined"])
+        return bool(self.request({"op": "label", "id": sample_id, "y": target, "weight": weight}, "joined")["joined"])
 
     def add_class(self, name: str) -> int:
         """Add a class to the model while it runs; its number."""
-        return int(self.request({"op": "add-class", "name": name})["class"])
+        return int(self.request({"op": "add-class", "name": name}, "class")["class"])
 
     def status(self) -> dict[str, Any]:
         """What the agent says about itself."""
-        return self.request({"op": "status"})
+        return self.request({"op": "status"}, "device", "bundle")
+
+    def rollback(self) -> dict[str, Any]:
+        """Go back to what was there before the newest head or bundle that took its place.
+
+        Raises:
+            LearningError: There is nothing to go back to.
+        """
+        return self.request({"op": "rollback"}, "slot", "was", "now")
+
+    def export_head(self, path: str | Path) -> dict[str, Any]:
+        """Write the head that the agent believes most, as `OnDeviceModel.export_head` does; whole or not at all.
+
+        Raises:
+            ConfigError: The file cannot be written; what was there stays.
+        """
+        answer = self.request({"op": "export"}, "head", "origin", "samples")
+        try:
+            document = base64.b64decode(answer.pop("head"), validate=True)
+            HeadRelease.decode(document, "the head that the agent gave")
+        except (ValueError, TypeError, EdgeError) as exc:
+            raise ChannelError(f"what answers at {self._path} is no agent: it gave no head, {exc}") from exc
+        try:
+            with replace_file(Path(path)) as file:
+                file.write(document)
+        except OSError as exc:
+            raise ConfigError(f"{path} cannot be written: {exc.strerror}") from exc
+        return answer | {"bytes": len(document)}
 
     def close(self) -> None:
         """Close the connection."""
-        self._file.close()
         self._socket.close()
 
     def __enter__(self) -> AgentClient:
@@ -97,3 +165,15 @@ class AgentClient:
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         self.close()
+
+
+def _why(error: OSError | ValueError) -> str:
+    """What a connection that was not made says about its socket."""
+    number = getattr(error, "errno", None)
+    if number == errno.ENOENT:
+        return "there is no such socket"
+    if number == errno.ECONNREFUSED:
+        return "nobody listens there any more, or it is no socket"
+    if number in (errno.EACCES, errno.EPERM):
+        return "it belongs to another user; ask as the user that the agent runs as"
+    return getattr(error, "strerror", None) or str(error)

@@ -57,7 +57,8 @@ class AgentCore:
 
         Args:
             request: ``{"op": "predict", "id": ..., "x": array}``, ``{"op": "label", "id": ..., "y": class}``, perhaps
-                with a ``weight``, ``{"op": "add-class", "name": ...}`` or ``{"op": "status"}``.
+                with a ``weight``, ``{"op": "add-class", "name": ...}``, ``{"op": "rollback"}``, ``{"op": "export"}`` or
+                ``{"op": "status"}``.
             now: The time.
 
         Raises:
@@ -72,7 +73,11 @@ class AgentCore:
             return self.model.add_class(request)
         if op == "status":
             return self.status()
-        raise LearningError(f"op {op!r}: expected predict, label, add-class or status")
+        if op == "rollback":
+            return self.model.roll_back()
+        if op == "export":
+            return self.model.export()
+        raise LearningError(f"op {op!r:.40}: expected predict, label, add-class, status, rollback or export")
 
     def status(self) -> dict[str, Any]:
         """What a person or a test wants to know."""

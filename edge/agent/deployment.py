@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any, Literal
 
 from edge.agent import releases
 from edge.agent.host import ModelHost
@@ -16,7 +17,7 @@ from edge.agent.states import SlotEvent, SlotState, transition
 from edge.channel.download import Download, Effect, Finished, SendRequest, WriteChunk
 from edge.channel.frames import Frame
 from edge.channel.messages import Desired, Request, State
-from edge.contract.errors import EdgeError
+from edge.contract.errors import EdgeError, LearningError
 from edge.learning.exchange import HeadRelease
 from edge.learning.trial import Finding, Verdict
 
@@ -81,9 +82,15 @@ class Deployment:
         self._detail = detail
         if self.state in _SETTLED:
             release = self._host.slots.record.release if self._desired is None else self._desired.release
-            notes = {"judged": self._was_judged, "replaces": self._replaces}
+            notes: dict[str, str | bool] = {"judged": self._was_judged, "replaces": self._replaces, "slot": self._slot}
             self._host.slots.update(release=release, state=str(self.state), **notes)
         self.report()
+
+    @property
+    def _slot(self) -> Literal["head", "bundle"]:
+        """Of the release that came last."""
+        known = self._host.slots.record.slot if self._desired is None else self._desired.kind
+        return "bundle" if known == "bundle" else "head"
 
     def report(self) -> None:
         """Put the state on its way again, as after a new connection."""
@@ -93,7 +100,7 @@ class Deployment:
             State(
                 ts_ms=0,  # the caller knows the time of day
                 seq=self._sequence,
-                slot="head" if desired is None else desired.kind,
+                slot=self._slot,
                 state=str(self.state),
                 release=self._host.slots.record.release if desired is None else desired.release,
                 digest="" if desired is None else desired.digest,
@@ -312,3 +319,40 @@ class Deployment:
         elif self._host.model.learned.trial is not None:
             releases.roll_back(self._host.model)
         self._enter(SlotEvent.ROLLED_BACK, why)
+
+    def go_back(self) -> dict[str, Any]:
+        """Bring back what was there before the newest head or bundle that took its place: somebody asks for it.
+
+        A merge takes nobody's place: it competes, and labels decide how far it is believed.
+
+        Returns:
+            ``slot``, and by ``was`` and ``now`` the release and bundle; how many labels are not ``kept``.
+
+        Raises:
+            LearningError: There is nothing to go back to; nothing changed.
+        """
+        was = self._live()
+        slot, labels = "head", self._host.model.n_samples
+        if self._host.model.learned.trial is not None:
+            releases.roll_back(self._host.model)
+        elif (before := self._host.model.state.before()) is not None:
+            releases.go_back(self._host.model, before)
+        elif self._host.slots.record.bundle:
+            slot = "bundle"
+            self._host.roll_back_bundle()
+        else:
+            raise LearningError(
+                "there is nothing to go back to: no head and no bundle was pushed that took the place of what was here "
+                "(a merge competes, and labels decide how far it is believed)"
+            )
+        is_last = self._slot == slot and (slot == "bundle" or self._replaces)
+        if is_last and self.state in (SlotState.PROBATION, SlotState.ACTIVE):
+            self._enter(SlotEvent.ROLLED_BACK, "somebody on the device asked for it")
+        else:  # the release that came last is another one, and stays what it is
+            self.report()
+        lost = max(0, labels - self._host.model.n_samples) if slot == "head" else 0
+        return {"slot": slot, "was": was, "now": self._live(), "labels_lost": lost}
+
+    def _live(self) -> dict[str, Any]:
+        model = self._host.model
+        return {"name": model.manifest.name, "bundle": model.bundle.digest, "release": model.learned.release}

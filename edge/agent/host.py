@@ -104,28 +104,41 @@ class ModelHost:
 
         Raises:
             EdgeError: It did not open after all; the previous one is live again.
+            OSError: The disk is full; the previous one is still live.
         """
-        before = self.slots.record.bundle
+        self._save()
+        before, older = self.slots.record.bundle, self.slots.record.previous
+        # The same bundle once more does not become the one before itself.
+        self.slots.update(bundle=digest, previous=older if digest == before else before, trying=True, attempts=0)
         self.model.close()
-        self.slots.update(bundle=digest, previous=before, trying=True, attempts=0)
         try:
             self.model = self._open(self._path(digest), self._config.state_dir)
         except EdgeError:
-            self.slots.update(bundle=before, previous="", trying=False)
+            self.slots.update(bundle=before, previous=older, trying=False)
             self.model = self._open(self._path(before), self._config.state_dir)
             raise
 
     def confirm_bundle(self) -> None:
-        """The live bundle has passed its probation."""
-        self.slots.update(previous="", trying=False, attempts=0)
+        """The live bundle has passed its probation. The one before it stays on disk, for who wants to go back."""
+        self.slots.update(trying=False, attempts=0)
         self.slots.clean()
 
     def roll_back_bundle(self) -> None:
-        """Go back to the bundle before the live one."""
-        self.model.close()
+        """Go back to the bundle before the live one, or to the one that the device came with.
+
+        Raises:
+            OSError: The disk is full; nothing changed.
+        """
+        self._save()
         record = self.slots.record
         self.slots.update(bundle=record.previous, previous="", trying=False, attempts=0)
+        self.model.close()
         self.model = self._open_live()
+
+    def _save(self) -> None:
+        """Keep what was learned, before the live model is closed: then closing it cannot fail."""
+        self.model.state.inferences = self.model.metrics.inferences
+        self.model.state.save()
 
     def close(self) -> None:
         """Save what was learned and give the folder free."""

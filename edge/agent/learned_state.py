@@ -120,6 +120,8 @@ class LearnedState:
             raise
         with suppress(OSError):  # no event says this: the snapshot before must hold it, too, should this one be damaged
             self.save()
+        if self._store is not None:
+            self._store.drop_aside()  # it was of another history
 
     def reset(self) -> None:
         """Begin anew, under another lineage.
@@ -128,6 +130,26 @@ class LearnedState:
             OSError: It cannot be kept; nothing changed.
         """
         self.replace(self._learning.begin(uuid.uuid4().hex))
+
+    def put_aside(self, value: Learned) -> None:
+        """Keep a value that somebody may want to go back to, in place of the one that was kept before."""
+        if self._store is None:
+            return
+        try:
+            self._store.put_aside(self._description(), _flat(value))
+        except OSError as exc:
+            self.warnings.append(f"there will be no way back from this head, the disk does not take it: {exc.strerror}")
+
+    def before(self) -> Learned | None:
+        """What `put_aside` kept last, of these learners; None for nothing that can be used."""
+        found = None if self._store is None else self._store.aside()
+        if found is None or found.description.get("learners") != list(self._learning.learners):
+            return None
+        try:
+            return saved_value.read(self._learning, part(found.tensors, f"{_LEARNED}."))
+        except LearningError as exc:
+            self.warnings.append(f"what was put aside cannot be used: {exc}")
+            return None
 
     # Keeping
 
@@ -156,11 +178,12 @@ class LearnedState:
         if self._store is None:
             return
         waiting = _side_by_side([label for label, _ in self.waiting])
-        tensors = {f"{_LEARNED}.{name}": array for name, array in tree.flatten(self.value).items()}
-        tensors |= {f"{_WAITING}.{name}": array for name, array in waiting.items()}
-        description = {"learners": list(self._learning.learners), "inferences": self.inferences}
-        self._store.snapshot(description, tensors)
+        tensors = _flat(self.value) | {f"{_WAITING}.{name}": array for name, array in waiting.items()}
+        self._store.snapshot(self._description(), tensors)
         self._has_events, self._is_synced, self._is_behind = False, True, False
+
+    def _description(self) -> dict[str, Any]:
+        return {"learners": list(self._learning.learners), "inferences": self.inferences}
 
     def sync(self) -> None:
         """Make the journal survive a power cut."""
@@ -263,6 +286,11 @@ def _has_own_classes(saved: Saved, shipped: int) -> bool:
     names = saved.tensors.get(f"{_LEARNED}.class_names")
     here = names is not None and names.shape == () and int(names) > shipped
     return here or schema2.has_own_classes(saved, shipped)
+
+
+def _flat(value: Learned) -> dict[str, Any]:
+    """A value as arrays, for a snapshot."""
+    return {f"{_LEARNED}.{name}": array for name, array in tree.flatten(value).items()}
 
 
 def _side_by_side(labels: list[Labelled]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -150,12 +151,33 @@ class ModelCore:
             raise LearningError("name: expected a text")
         return {"class": self._host.model.add_class(name)}
 
+    def roll_back(self) -> dict[str, Any]:
+        """Go back to what was there before the newest head or bundle that took its place.
+
+        Raises:
+            LearningError: There is nothing to go back to, or it cannot be saved; nothing changed.
+        """
+        try:
+            found = self.deployment.go_back()
+        except OSError as exc:
+            raise LearningError(f"nothing was rolled back, that cannot be saved: {exc.strerror}") from exc
+        self._events.append(("rolled-back", f"the {found['slot']}, because somebody on the device asked for it"))
+        self.is_renewed = True
+        return found
+
+    def export(self) -> dict[str, Any]:
+        """The head that is believed most, as the document that `OnDeviceModel.export_head` writes."""
+        head = self._host.model.live_head()
+        document = base64.b64encode(head.encode()).decode()
+        return {"head": document, "origin": head.origin, "samples": head.n_samples}
+
     def status(self) -> dict[str, Any]:
         """What a person or a test wants to know of the model."""
         model = self._host.model
         return {
             "bundle": model.bundle.digest,
             "backbone": model.manifest.backbone_digest,
+            "inputs": [spec.to_json() for spec in model.manifest.inputs],
             "head": releases.head_digest(model),
             "learner": model.learning.kind,
             "learners": list(model.learning.learners),

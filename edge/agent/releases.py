@@ -6,6 +6,7 @@ there before comes back when labels say so. See `edge.learning.trial` for what a
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +21,7 @@ from edge.learning.arrivals import aligned
 from edge.learning.events import Confirmed, Contributed, HeadOffered, HeadReplaced, RolledBack
 from edge.learning.exchange import HeadRelease, HeadUpdate, is_class_name
 from edge.learning.familiarity import fits_better
-from edge.learning.learned import Trial
+from edge.learning.learned import Learned, Trial
 from edge.learning.mixture import MERGED, ON_MERGE, PUSHED
 from edge.learning.statistics import HeadStatistics
 from edge.learning.trial import MIN_LABELS, Finding, Verdict, compare, judge
@@ -190,9 +191,24 @@ def _judge_trial(model: OnDeviceModel, trial: Trial) -> Verdict:
 
 
 def confirm(model: OnDeviceModel) -> None:
-    """The head on trial stays."""
+    """The head on trial stays; what was before it is put aside for who wants to go back."""
     if model.learned.trial is not None:
+        model.state.put_aside(model.learned.trial.before)
         model.happen(Confirmed())
+
+
+def go_back(model: OnDeviceModel, before: Learned) -> None:
+    """Go back to what was there before a head that has its probation behind it.
+
+    Raises:
+        LearningError: It cannot be used or kept any more; nothing changed.
+    """
+    waiting = list(model.state.waiting)  # of these nothing was learned yet
+    model.restore(before)
+    for label, answer in waiting:
+        with suppress(LearningError):  # of a class that is not known any more
+            model.state.wait(label, answer)
+    model.metrics.forget_judgements()
 
 
 def roll_back(model: OnDeviceModel) -> None:

@@ -11,6 +11,7 @@ import queue
 import signal
 import socket
 import socketserver
+import stat
 import sys
 import threading
 import time
@@ -40,6 +41,27 @@ class _Call:
 
     line: bytes
     answer: queue.SimpleQueue[dict[str, Any]] = field(default_factory=queue.SimpleQueue)
+
+
+def _free(path: Path) -> None:
+    """Take away the socket of an agent that was killed, and nothing else.
+
+    Raises:
+        ConfigError: Something else is there, or another program listens.
+    """
+    try:
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            raise ConfigError(f"cannot listen on {path}: there is something else that is no socket; name another one")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.settimeout(1.0)
+            probe.connect(str(path))
+        raise ConfigError(f"cannot listen on {path}: another program listens there; name another one with --socket")
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except ConnectionRefusedError:
+        path.unlink(missing_ok=True)
+    except OSError as exc:
+        raise ConfigError(f"cannot listen on {path}: {exc.strerror or exc}") from exc
 
 
 def now() -> Now:
@@ -167,7 +189,7 @@ class AgentService:
         class Server(socketserver.ThreadingUnixStreamServer):
             daemon_threads = True
 
-        path.unlink(missing_ok=True)  # the state folder is locked: nobody else listens there
+        _free(path)
         try:
             server = Server(str(path), Handler)
         except OSError as exc:

@@ -32,11 +32,12 @@ class DeviceRecord:
         boot: Starts of the agent so far.
         session: Connections so far.
         release: Counter of the last release that was handled, whatever became of it.
+        slot: Its slot, ``head`` or ``bundle``.
         state: What became of it.
         judged: Whether labels or samples spoke for it when it was taken.
         replaces: Whether it is a head that replaced everything, on trial.
         bundle: Digest of the pushed bundle that is live, "" for the one the device came with.
-        previous: The one before it.
+        previous: The one before it, "" for the one the device came with; kept when the probation has passed, too.
         trying: Whether `bundle` has not passed its probation yet.
         attempts: Starts of the agent since then.
     """
@@ -44,6 +45,7 @@ class DeviceRecord:
     boot: int = 0
     session: int = 0
     release: int = 0
+    slot: str = "head"
     state: str = "idle"
     judged: bool = False
     replaces: bool = False
@@ -80,11 +82,16 @@ class Slots:
             return DeviceRecord()
 
     def update(self, **changes: int | str | bool) -> DeviceRecord:
-        """Change the record, durably."""
-        self.record = replace(self.record, **changes)  # type: ignore[arg-type]  # the fields are these
+        """Change the record, durably.
+
+        Raises:
+            OSError: It cannot be written; nothing changed.
+        """
+        record = replace(self.record, **changes)  # type: ignore[arg-type]  # the fields are these
         with replace_file(self._folder / "device.json") as file:
-            file.write(strictjson.dumps(asdict(self.record)))
-        return self.record
+            file.write(strictjson.dumps(asdict(record)))
+        self.record = record
+        return record
 
     def bundle_path(self, digest: str) -> Path:
         """Where a pushed bundle is kept, by the digest of its file."""

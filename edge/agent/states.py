@@ -84,6 +84,7 @@ TRANSITIONS: dict[tuple[SlotState, SlotEvent], SlotState] = {
     (S.ACTIVATING, E.FAILED): S.FAILED,
     (S.PROBATION, E.PROBATION_PASSED): S.ACTIVE,
     (S.PROBATION, E.ROLLED_BACK): S.ROLLED_BACK,
+    (S.ACTIVE, E.ROLLED_BACK): S.ROLLED_BACK,  # somebody on the device asked for it
 }
 
 

@@ -4,6 +4,7 @@
 
     learned/<bundle>/state.bin            generation g
     learned/<bundle>/state.previous.bin   the generation before, p: g - 1, or less where one was damaged
+    learned/<bundle>/state.before.bin     what was there before the last head that took everything over
     learned/<bundle>/journal-<g>.bin      events since generation g
     learned/<bundle>/journal-<p>.bin ...  those between the two
 
@@ -19,6 +20,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,7 @@ from edge.learning.learner import State
 _MAGIC, _MAGIC_2 = b"EDGESTATE3", b"EDGESTATE2"
 _KIND = "learned-state"
 _DIGEST_BYTES = 32
+_ASIDE = "state.before.bin"
 
 
 class _OtherBackboneError(BundleError):
@@ -188,6 +191,33 @@ class LearnedStore:
         if self._closed:
             raise LearningError("the model was closed: its state folder may belong to another one by now")
 
+    def put_aside(self, description: Mapping[str, Any], tensors: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Keep a state beside the one that is gone on from, in place of the one that was kept so before.
+
+        Raises:
+            OSError: The disk is full; the one before still holds.
+        """
+        self._check_open()
+        with replace_file(self._folder / _ASIDE) as file:
+            file.write(self._encoded({**description, "generation": 0}, tensors))
+
+    def aside(self) -> Saved | None:
+        """What `put_aside` kept last; None where there is none that is whole."""
+        try:
+            _, description, tensors = self._read(self._folder / _ASIDE)
+        except (OSError, BundleError):
+            return None
+        return Saved(description, tensors, [], None)
+
+    def drop_aside(self) -> None:
+        """Keep nothing aside any more."""
+        with suppress(OSError):
+            (self._folder / _ASIDE).unlink(missing_ok=True)
+
+    def _encoded(self, description: Mapping[str, Any], tensors: Mapping[str, npt.NDArray[Any]]) -> bytes:
+        body = tensorfile.encode(_KIND, {**description, "backbone": self._backbone}, tensors)
+        return _MAGIC + hashlib.sha256(body).digest() + body
+
     def sync(self) -> None:
         """Make the journal survive a power cut."""
         if self._journal is not None:
@@ -201,13 +231,12 @@ class LearnedStore:
         """
         self._check_open()
         generation = self._generation + 1
-        document = {**description, "generation": generation, "backbone": self._backbone}
-        body = tensorfile.encode(_KIND, document, tensors)
+        data = self._encoded({**description, "generation": generation}, tensors)
         state, previous = self._folder / "state.bin", self._folder / "state.previous.bin"
         if self._journal is not None:
             self._journal.sync()  # the one before rests on it
         with replace_file(state) as file:
-            file.write(_MAGIC + hashlib.sha256(body).digest() + body)
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
             if state.exists():

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 
 from edge import __version__
+from edge.cli import running
 from edge.contract.choices import EXECUTORS, LEARNERS
 from edge.contract.errors import run_to_exit
 
@@ -23,7 +24,7 @@ F = TypeVar("F", bound=Callable[..., None])
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.version_option(__version__, prog_name="edge-agent")
 def agent() -> None:
-    """Run a bundle on this device: predict, learn, report, take updates."""
+    """Run a bundle on this device: predict, learn, report, take updates; and talk to an agent that runs."""
 
 
 @agent.command()
@@ -214,6 +215,10 @@ def explain(
         explain_file(model, data, index=index, output=output, on=on, window=window, plot=plot, console=Console())
     finally:
         model.close()
+
+
+for command in running.COMMANDS:
+    agent.add_command(command)
 
 
 def _spare_memory() -> None:

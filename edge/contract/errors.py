@@ -8,6 +8,7 @@
       +-- ConversionError  change the model or the plan
       +-- BundleError      do not trust this artifact
       +-- ChannelError     look at the broker or the network
+      |     +-- NoAgentError   start the agent, or name its socket
       +-- LearningError    look at the data that is being learned
       +-- RolloutError     look at the fleet
 
@@ -68,6 +69,12 @@ class ChannelError(EdgeError):
 
     exit_code = 6
     help_line = "Check the broker's address, that it runs, and its log."
+
+
+class NoAgentError(ChannelError):
+    """No agent answers on this device."""
+
+    help_line = "Start `edge-agent run BUNDLE`, or name the socket with --socket or its folder with --state-dir."
 
 
 class LearningError(EdgeError):
@@ -144,6 +151,10 @@ def _foreseen(error: Exception) -> EdgeError:
 
 
 def _say(text: str) -> None:
-    """On standard error, with what could command a terminal made visible."""
-    shown = "".join(char if char.isprintable() or char in "\n\t" else "\N{REPLACEMENT CHARACTER}" for char in text)
-    print(shown, file=sys.stderr)  # noqa: T201  # the roof calls this to speak
+    """On standard error."""
+    print(harmless(text), file=sys.stderr)  # noqa: T201  # the roof calls this to speak
+
+
+def harmless(text: str) -> str:
+    """A text from elsewhere, with what could command a terminal made visible."""
+    return "".join(char if char.isprintable() or char in "\n\t" else "\N{REPLACEMENT CHARACTER}" for char in text)

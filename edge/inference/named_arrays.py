@@ -1,4 +1,4 @@
-"""Named arrays in ``.npz`` files: data only, never code, and no more of them than asked for."""
+"""Arrays in ``.npy`` and ``.npz`` files: data only, never code, and no more of them than asked for."""
 
 from __future__ import annotations
 
@@ -36,6 +36,27 @@ def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
         raise
     except Exception as exc:  # a broken archive raises OSError, ValueError, BadZipFile, zlib.error, ...
         raise ConfigError(f"{path} is not an .npz of plain arrays: {str(exc)[:200]}") from exc
+
+
+def read_array(path: Path) -> npt.NDArray[Any]:
+    """The array of an ``.npy`` file, at most 1 GiB of it.
+
+    Raises:
+        ConfigError: Missing, damaged, too large, or it holds objects.
+    """
+    try:
+        if (size := path.stat().st_size) > MAX_BYTES:
+            raise ConfigError(f"{path} has {size} bytes, at most {MAX_BYTES} are read at once; split it")
+        found = np.load(path, allow_pickle=False)
+    except FileNotFoundError as exc:
+        raise ConfigError(f"{path} does not exist") from exc
+    except ConfigError:
+        raise
+    except Exception as exc:  # as above
+        raise ConfigError(f"{path} is not an .npy of a plain array: {str(exc)[:200]}") from exc
+    if not isinstance(found, np.ndarray):
+        raise ConfigError(f"{path} is not an .npy: it holds several arrays; give it a name that ends with .npz")
+    return found
 
 
 def write_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:

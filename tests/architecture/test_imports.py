@@ -55,7 +55,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "torch": ("converter/*", "edge/inference/torchscript_*.py"),
     "onnx": ("converter/*",),
     "onnxruntime": ("edge/inference/onnx_*.py", "converter/quantization/*", "converter/load/onnx_file.py"),
-    "PIL": ("converter/data/*",),
+    "PIL": ("edge/inference/pictures.py",),
     "matplotlib": ("converter/report/plots.py", "edge/cli/plots.py"),
     "cryptography": ("edge/contract/signature.py",),
     "safetensors": (
@@ -89,7 +89,7 @@ DOORS: dict[str, tuple[str, ...]] = {
 # Default arguments, stopwatches that are handed in.
 ALLOWED_USES = {
     (file, "time.perf_counter")
-    for file in ("edge/agent/core.py", "edge/agent/rehearsal.py", "edge/inference/trainers.py")
+    for file in ("edge/agent/client.py", "edge/agent/core.py", "edge/agent/rehearsal.py", "edge/inference/trainers.py")
 }
 
 # The one thing that is set in the environment outside the shell, before anybody can import onnxruntime.

@@ -644,3 +644,74 @@ def test_a_release_that_cannot_be_dealt_with_does_not_silence_the_device(
     assert fleet.device("one").online
     fleet.teach("one", *samples(digits_bundle, 20, 1))
     fleet.until("contribution", lambda: bool(fleet.store.contributions()))
+
+
+def test_somebody_on_the_device_goes_back_head_by_head_and_bundle_by_bundle(
+    simulate: Simulate, tmp_path: Path, digits_bundle: Path, other_bundle: Path
+) -> None:
+    """Also when the probation is long over, and after a restart; each step once, and then there is nothing left."""
+    fleet = simulate(tmp_path, digits_bundle, ["one"], auto_merge=False)
+    fleet.run(5.0)
+    counter = push(fleet, other_bundle.read_bytes(), path=other_bundle)
+    fleet.until("the bundle is active", lambda: fleet.converged(counter))
+    agent = fleet.agents["one"]
+    x, y = samples(other_bundle, 24, 3)
+    fleet.teach("one", x, y)
+    taught = agent.host.model.learned
+    given = {name: np.float32(1.5) * array for name, array in Bundle.open(other_bundle).head_parameters().items()}
+    counter = push(fleet, safetensors.numpy.save(given))
+    fleet.until("the head is active", lambda: fleet.converged(counter))
+    fleet.teach("one", x[:4] + 0.01, y[:4])
+    fleet.crash_agent("one")
+    agent = fleet.start_agent("one")
+    fleet.run(1.0)
+
+    found = agent.core.request({"op": "rollback"}, fleet.now)
+    assert (found["slot"], found["was"]["release"], found["now"]["release"]) == ("head", counter, 0)
+    assert found["labels_lost"] == 4
+    now = agent.host.model.learned
+    assert (now.lineage, "pushed" in now.experts) == (taught.lineage, False)
+    np.testing.assert_array_equal(
+        agent.host.model.predict(x), agent.host.model.learning.answer(taught, features(agent, x))
+    )
+    fleet.run(5.0)
+    row = fleet.device("one")
+    assert (row.state, row.state_release, row.samples) == ("rolled-back", counter, 24)
+
+    found = agent.core.request({"op": "rollback"}, fleet.now)
+    assert (found["slot"], found["now"]["bundle"]) == ("bundle", Bundle.open(digits_bundle).digest)
+    fleet.run(5.0)
+    assert fleet.device("one").bundle == Bundle.open(digits_bundle).digest
+    before = agent.core.status()
+    with pytest.raises(LearningError, match="nothing to go back to"):
+        agent.core.request({"op": "rollback"}, fleet.now)
+    after = agent.core.status()
+    assert all(before[key] == after[key] for key in ("bundle", "head", "release", "state", "samples"))
+    fleet.crash_agent("one")
+    assert fleet.start_agent("one").host.model.bundle.digest == Bundle.open(digits_bundle).digest
+
+
+def features(agent: Any, x: np.ndarray) -> np.ndarray:
+    return agent.host.model.answering.features(x)
+
+
+def test_a_full_disk_leaves_the_bundle_live_that_was_to_be_replaced(
+    simulate: Simulate, tmp_path: Path, digits_bundle: Path, other_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fleet = simulate(tmp_path, digits_bundle, ["one"], auto_merge=False)
+    fleet.run(5.0)
+    counter = push(fleet, other_bundle.read_bytes(), path=other_bundle)
+    fleet.until("active", lambda: fleet.converged(counter))
+    agent = fleet.agents["one"]
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    for what in ("edge.agent.store.LearnedStore.snapshot", "edge.agent.slots.replace_file"):
+        with monkeypatch.context() as patched:
+            patched.setattr(what, full)
+            with pytest.raises(LearningError, match="No space left"):
+                agent.core.request({"op": "rollback"}, fleet.now)
+        assert agent.host.model.bundle.digest == Bundle.open(other_bundle).digest
+        assert agent.core.request({"op": "predict", "id": "a", "x": samples(other_bundle, 1, 0)[0][0]}, fleet.now)
+    assert agent.core.request({"op": "rollback"}, fleet.now)["slot"] == "bundle"

@@ -44,6 +44,7 @@ def test_the_table_is_what_was_decided() -> None:
         ("activating", "failed"): "failed",
         ("probation", "probation passed"): "active",
         ("probation", "rolled back"): "rolled-back",
+        ("active", "rolled back"): "rolled-back",
     }
 
 

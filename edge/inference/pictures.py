@@ -1,32 +1,44 @@
-"""One sample out of one image file."""
+"""One sample out of one image file: the same for calibration on a workstation and for a prediction on a device."""
 
 from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+import numpy.typing as npt
 
-from converter.data.fit import reading, sample_axes
-from converter.program.tensors import Array
 from edge.contract.errors import ConfigError
-from edge.contract.tensorspec import TensorSpec
+from edge.contract.foreign import foreign
+from edge.contract.tensorspec import BATCH, TensorSpec
 
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
 _FORMATS = ("PNG", "JPEG", "BMP")
 _MODES = {1: "L", 3: "RGB"}
 
 
-class ImageReader:
+class PictureReader:
     """Reads images for one input: upright, as RGB or grey, resized where the model's height and width are fixed.
 
     A uint8 input gets the pixels, (height, width, channels); a float32 input (channels, height, width), divided by 255.
     Whichever of these axes has a size of 1 or 3 is taken for the channels if the usual one cannot be.
+
+    Args:
+        spec: The input.
+        what: Where the images are, in front of messages.
+
+    Raises:
+        ConfigError: Images cannot be given for this input, or Pillow is not installed.
     """
 
     def __init__(self, spec: TensorSpec, what: str) -> None:
+        try:
+            import PIL  # noqa: F401  # whether it is there; a device does not need it otherwise
+        except ImportError as exc:
+            raise ConfigError(f"{what}: images need Pillow: pip install pillow; or give an .npy or .npz") from exc
         self._what = what
-        axes = sample_axes(spec)
+        axes = tuple(axis for axis in spec.shape if axis != BATCH)
         if len(axes) != 3 or spec.dtype not in ("uint8", "float32"):
             raise ConfigError(
                 f"{what} has images, but the model takes {spec.dtype} {spec.describe()}; images can be given for "
@@ -45,14 +57,16 @@ class ImageReader:
         height, width = (axis for position, axis in enumerate(axes) if position != self._axis)
         self._size = (width, height) if isinstance(width, int) and isinstance(height, int) else None
 
-    def __call__(self, path: Path) -> Array:
-        """One image.
+    def __call__(self, path: Path) -> npt.NDArray[Any]:
+        """One image, without a batch axis.
 
         Raises:
             ConfigError: It is damaged or too large.
         """
-        what = f"{self._what}: {path.name}"
-        with reading(what, "an image that can be read"), warnings.catch_warnings():
+        from PIL import Image, ImageOps
+
+        what = f"{self._what}: {path.name}" if self._what != str(path) else self._what
+        with foreign(f"{what} is not an image that can be read", ConfigError), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=_FORMATS) as image:
@@ -65,7 +79,10 @@ class ImageReader:
         return ordered if self._dtype.kind == "u" else ordered.astype(np.float32) / np.float32(255)
 
 
-def _converted(image: Image.Image, mode: str) -> Image.Image:
+def _converted(image: Any, mode: str) -> Any:
+    """A PIL image in another mode."""
+    from PIL import Image
+
     if image.mode.startswith("I"):  # 16 bits for each pixel, which Pillow would clip
         image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
     elif image.mode == "P":

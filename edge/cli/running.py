@@ -1,0 +1,244 @@
+"""``edge-agent status | predict | label | rollback | export``: talk to an agent that runs on this device."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from edge.contract.errors import ConfigError, LearningError, harmless
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from edge.agent.client import AgentClient
+    from edge.contract.tensorspec import TensorSpec
+
+F = TypeVar("F", bound=Callable[..., None])
+_PATH = click.Path(path_type=Path)
+_SHORT = 12  # digits of a digest
+
+
+def _asking(function: F) -> F:
+    """The options by which the running agent is found."""
+    for option in reversed(
+        [
+            click.option("--state-dir", default="edge-state", type=_PATH, help="As `edge-agent run` was told."),
+            click.option("--socket", "socket_path", type=_PATH, help="[default: STATE_DIR/agent.sock]"),
+            click.option(
+                "--timeout", default=10.0, type=click.FloatRange(0.01, 3600), help="Seconds to wait for an answer."
+            ),
+            click.option("--json", "as_json", is_flag=True, help="For programs: one JSON object a line."),
+        ]
+    ):
+        function = option(function)
+    return function
+
+
+def _connected(state_dir: Path, socket_path: Path | None, timeout: float) -> AgentClient:
+    from edge.agent.client import AgentClient
+
+    return AgentClient(socket_path or state_dir / "agent.sock", timeout)
+
+
+def _say(text: str) -> None:
+    click.echo(harmless(text))
+
+
+def _print_json(answer: Mapping[str, Any]) -> None:
+    click.echo(json.dumps(answer, separators=(",", ":")))
+
+
+@click.command(epilog="Example: edge-agent status --state-dir /var/lib/edge")
+@_asking
+def status(state_dir: Path, socket_path: Path | None, timeout: float, as_json: bool) -> None:
+    """Say what the running agent runs, what it learned, and what it waits for."""
+    with _connected(state_dir, socket_path, timeout) as agent:
+        found = agent.status()
+    if as_json:
+        _print_json(found)
+        return
+    for line in _status_lines(found):
+        _say(line)
+
+
+def _status_lines(found: Mapping[str, Any]) -> Iterator[str]:
+    """What the status says, for people. What an agent does not say is left out."""
+    yield f"{found['device']}: bundle {found['bundle'][:_SHORT]}, started {found.get('boot', '?')} times"
+    if found.get("head"):
+        yield f"  head      {found['head'][:_SHORT]}, of {found.get('believed', '')}"
+    if found.get("learners"):
+        yield f"  learners  {', '.join(found['learners'])}"
+    for name, (share, accuracy, labels) in sorted(found.get("experts", {}).items(), key=lambda item: -item[1][0]):
+        right = f", right on {accuracy:.0%} of late labels" if labels else ""
+        yield f"  expert    {share:>4.0%} of the say  {name}{right}"
+    waiting = f", {found['waiting']} wait for {found.get('waiting_for', '')}" if found.get("waiting") else ""
+    late = "" if found.get("accuracy") is None else f", right on {found['accuracy']:.1%} of the last"
+    yield f"  labels    {found.get('samples', 0)} learned{late}{waiting}"
+    for key, title in (("paused", "paused"), ("unsafe", "unsafe"), ("provider", "runs on")):
+        if found.get(key):
+            yield f"  {title:<9} {found[key]}"
+    connected = "connected" if found.get("connected") else "not connected"
+    yield f"  release   {found.get('release', 0)}, {found.get('state', '')}; broker: {connected}"
+    if found.get("resident_mb") is not None:
+        yield f"  memory    {found['resident_mb']:.0f} MiB"
+
+
+@click.command(
+    epilog="Examples: edge-agent predict frame.png --id frame-17; edge-agent predict samples.npz --index 3 --json"
+)
+@click.argument("files", nargs=-1, required=True, type=_PATH)
+@click.option("--id", "sample_id", help="Name by which its label comes, of one sample.  [default: FILE or FILE:INDEX]")
+@click.option("--index", type=click.IntRange(0), help="Only this sample of each file, from 0.")
+@_asking
+def predict(
+    files: tuple[Path, ...],
+    sample_id: str | None,
+    index: int | None,
+    state_dir: Path,
+    socket_path: Path | None,
+    timeout: float,
+    as_json: bool,
+) -> None:
+    """Ask the running agent for its answer to samples in FILES.
+
+    A file is an .npy (one sample, or several along its first axis), an .npz (the inputs by name; of one input under any
+    name, else x) or an image (.png, .jpg, .bmp: needs Pillow).
+    """
+    from edge.contract.tensorspec import TensorSpec
+
+    with _connected(state_dir, socket_path, timeout) as agent:
+        specs = [TensorSpec.from_json(spec) for spec in agent.status()["inputs"]]
+        samples = [each for file in files for each in _samples(file, specs, index)]
+        if sample_id is not None and len(samples) != 1:
+            raise ConfigError(f"--id names one sample, there are {len(samples)}; choose one with --index")
+        for name, x in samples:
+            answer = agent.predict(sample_id or name, x)
+            if as_json:
+                _print_json({"id": sample_id or name, **answer})
+            else:
+                _say(f"{sample_id or name}: {_answer(answer)}")
+
+
+def _samples(file: Path, specs: list[TensorSpec], index: int | None) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+    """The samples of a file with their names, each with a batch axis of 1."""
+    from edge.inference.named_arrays import fitted, read_array, read_arrays
+    from edge.inference.pictures import SUFFIXES, PictureReader
+
+    if len(specs) != 1:
+        raise ConfigError(f"the model takes {len(specs)} inputs; predict takes samples of one")
+    spec = specs[0]
+    if file.suffix.lower() in SUFFIXES:
+        arrays = {spec.name: PictureReader(spec, str(file))(file)}
+    elif file.suffix.lower() == ".npy":
+        arrays = {spec.name: read_array(file)}
+    else:
+        arrays = read_arrays(file)
+        arrays = {spec.name: arrays[name]} if (name := spec.name) in arrays or (name := "x") in arrays else arrays
+    try:
+        array = fitted(arrays, [spec])[spec.name]
+    except ConfigError as exc:
+        raise ConfigError(f"{file}: {exc}") from exc
+    if index is not None and index >= len(array):
+        raise ConfigError(f"--index {index}: {file} has the samples 0 to {len(array) - 1}")
+    for i in range(len(array)) if index is None else [index]:
+        yield file.name if len(array) == 1 else f"{file.name}:{i}", array[i : i + 1]
+
+
+def _answer(answer: Mapping[str, Any]) -> str:
+    """An answer for people."""
+    wanted = "; its label would help" if answer.get("label_wanted") else ""
+    if "class" in answer:
+        return f"{answer['name']} (class {answer['class']}), confidence {answer['confidence']:.3f}{wanted}"
+    if "values" in answer:
+        return ", ".join(f"{value:.6g}" for value in answer["values"]) + wanted
+    return json.dumps(answer)
+
+
+@click.command(epilog="Example: edge-agent label frame-17 scratch")
+@click.argument("sample_id", metavar="ID")
+@click.argument("label", metavar="LABEL")
+@click.option("--weight", default=1.0, type=click.FloatRange(0, 1), help="How much the label is trusted.")
+@_asking
+def label(
+    sample_id: str, label: str, weight: float, state_dir: Path, socket_path: Path | None, timeout: float, as_json: bool
+) -> None:
+    """Tell the running agent what the sample ID was, that `predict` was asked about.
+
+    LABEL is the name of a class or its number; of a model of quantities or of several yes-or-no answers, one number for
+    each output with commas between. Ends with 7 when the agent does not remember the sample.
+    """
+    with _connected(state_dir, socket_path, timeout) as agent:
+        y = _target(label, agent.status().get("classes", []))
+        answer = agent.request({"op": "label", "id": sample_id, "y": y, "weight": weight}, "joined")
+    if as_json:
+        _print_json(answer)
+    if not answer["joined"]:
+        raise LearningError(f"{sample_id}: the label was not taken: {answer.get('why', '')}")
+    if not as_json:
+        waits = "; it waits for the learning budget" if answer.get("queued") else ""
+        _say(f"{sample_id}: {label} was learned" if not waits else f"{sample_id}: {label} is kept{waits}")
+
+
+def _target(text: str, classes: list[str]) -> Any:
+    """A label as the agent takes it: names first, since a class may have a number for a name."""
+    if text in classes:
+        return text
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        return text
+    if not classes:
+        return values
+    return int(values[0]) if len(values) == 1 and values[0].is_integer() else text
+
+
+@click.command(epilog="Example: edge-agent rollback --state-dir /var/lib/edge")
+@_asking
+def rollback(state_dir: Path, socket_path: Path | None, timeout: float, as_json: bool) -> None:
+    """Go back to what was there before the newest head or bundle that was pushed and took its place.
+
+    A head on probation is taken back, and the one before learns the labels since. One that has its probation behind it,
+    too, but then labels since are lost. Else the bundle before the live one is live again. A merge competes and takes
+    nobody's place: labels decide how far it is believed. Ends with 7 when there is nothing to go back to.
+    """
+    with _connected(state_dir, socket_path, timeout) as agent:
+        found = agent.rollback()
+    if as_json:
+        _print_json(found)
+        return
+    was, now = found["was"], found["now"]
+    if found["slot"] == "bundle":
+        _say(
+            f"went back from the bundle {was['name']} ({was['bundle'][:_SHORT]}) to {now['name']} "
+            f"({now['bundle'][:_SHORT]}), and what that had learned"
+        )
+        return
+    base = f"what was there before, of release {now['release']}" if now["release"] else "what was there before it"
+    lost = f"; {found['labels_lost']} labels that came since are not in it" if found.get("labels_lost") else ""
+    _say(f"went back from the head of release {was['release']} to {base}{lost}")
+
+
+@click.command(epilog="Example: edge-agent export head.safetensors")
+@click.argument("path", type=_PATH)
+@_asking
+def export(path: Path, state_dir: Path, socket_path: Path | None, timeout: float, as_json: bool) -> None:
+    """Write the head that the running agent believes most to PATH, as `edge-fleet push` and PyTorch take it.
+
+    `converter.load_head_into(model, PATH)` puts it into the model that the bundle was made from.
+    """
+    from edge.contract.files import check_writable
+
+    check_writable(path)
+    with _connected(state_dir, socket_path, timeout) as agent:
+        found = agent.export_head(path)
+    if as_json:
+        _print_json({"path": str(path), **found})
+        return
+    _say(f"wrote {path}: the head {found['origin']}, {found['samples']} labels, {found['bytes']} bytes")
+
+
+COMMANDS = (status, predict, label, rollback, export)
