@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -191,7 +192,7 @@ def test_a_socket_of_another_program_is_told_from_an_agent(tmp_path: Path, answe
     done = threading.Event()
 
     def serve() -> None:
-        with listener.accept()[0] as connection:
+        with contextlib.suppress(OSError), listener.accept()[0] as connection:  # the client goes when it has enough
             connection.recv(1 << 16)
             while answer == b"." and not done.wait(0.02):
                 connection.send(answer)
