@@ -9,11 +9,15 @@ Three tasks, each begun with the shipped head and judged on samples that were no
 
 The rate is the largest of 1, 0.3, 0.1, 0.03, ... at which the first labels of the noisy task do no harm, the loss of
 the turned one falls, and the data as they are stay known.
+
+Where layers are hidden, devices let another learner compete with that one: the layered, which is there for worlds that
+have changed much. It may whiten the features, at the largest share of its usual rate that learns the turned task as
+well as any share does. That it stays good where little has changed is not asked of it: the others are, and answer then.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
 
@@ -27,7 +31,10 @@ from edge.contract.errors import ConversionError, LearningError
 from edge.contract.manifest import LearningTrial
 from edge.contract.recipe import BINARY_CROSS_ENTROPY, CROSS_ENTROPY, TrainingRecipe
 from edge.contract.training import FloatArray, Parameters, TrainStep
+from edge.learning.layered import LayeredLearner
+from edge.learning.learner import Learner
 from edge.learning.sgd import BATCH_RATE, REPLAYED, SgdLearner
+from edge.learning.solve import Method
 from edge.learning.statistics import HeadStatistics
 from edge.learning.task import Targets, Task
 from edge.learning.whitening import Whitening
@@ -52,8 +59,10 @@ _TRIED = 10
 # Adam divides by the size of the gradient, so features say nothing about its rate: it moves each weight by so much.
 _LARGEST_OF_ADAM = 0.03
 
-# Shares of the usual rate on whitened features that are tried.
+# Shares of the usual rate on whitened features that are tried, and within how much losses are as good as each other:
+# 100 labels tell no finer.
 _SHARES = (1.0, 0.3, 0.1, 0.03, 0.01)
+_AS_GOOD = 1.1
 # Whitening more features than these takes seconds, and was not tried with layers behind it.
 _MOST_WHITENED = 1024
 
@@ -129,6 +138,7 @@ class _Trial:
         self._noisy = features + np.float32(_NOISE) * features.std(axis=0, dtype=np.float64).astype(np.float32) * noise
         self._turned = self._turn(targets)
         self._times: list[float] = []
+        self._below: Run | None = None
 
     def _answers(self, features: FloatArray) -> Targets:
         """What the head answers, as labels."""
@@ -149,7 +159,7 @@ class _Trial:
 
     def find(self) -> tuple[LearningTrial, float]:
         """See `find_rate`."""
-        plain, why = self._search(self._rates(), None)
+        plain, why = self._search()
         if plain is None:
             raise ConversionError(
                 f"the head cannot be trained: no rate was found at which it learns; at the lowest, {why}. Let fewer "
@@ -158,7 +168,7 @@ class _Trial:
         label_ms = 1e3 * median(self._times[-self._n_labels :])
         trial = LearningTrial(
             rate=plain.rate,
-            whitened=self._whitened(),
+            whitened=self._whitened(plain.rate),
             labels=self._n_labels,
             batch_size=1 + self._drawn,
             held_out=self._learned.start,
@@ -170,8 +180,8 @@ class _Trial:
         )
         return trial, label_ms
 
-    def _whitened(self) -> float | None:
-        """The share of the usual rate on whitened features that this head bears; None to leave them as they are."""
+    def _whitened(self, rate: float) -> float | None:
+        """The share of the usual rate at which this head learns whitened features; None to leave them as they are."""
         if self._recipe.optimizer != "sgd":  # which the usual rate was measured for
             return None
         if self._head.is_linear:  # and what it was measured on: features of any scale are the same to it
@@ -179,25 +189,43 @@ class _Trial:
         whitening = self._whitening()
         if whitening is None:
             return None
-        found, _ = self._search(_SHARES, whitening)
-        return None if found is None else found.rate
+        turned = self._mean(self._features, self._turned)
+
+        def learned(layered: LayeredLearner) -> float:
+            return self._losses(layered, self._features, self._turned, turned, self._n_labels)[-1]
+
+        plain = learned(self._layered(rate))
+        losses = {share: learned(self._layered(share, whitening)) for share in _SHARES}
+        best = min(plain, *losses.values())
+        return next((share for share in _SHARES if losses[share] <= _AS_GOOD * best), None)
 
     def _whitening(self) -> Whitening | None:
         """As a device makes it of the statistics that it is shipped; None where it gets none."""
-        entry, last, parameters = self._head.entry, self._head.linear, self._head.parameters
-        if self._own or entry is None or last is None:
+        entry, last = self._head.entry, self._head.linear
+        if self._own or entry is None or last is None or self._recipe.loss == BINARY_CROSS_ENTROPY:
             return None
-        if max(parameters[layer.weight].shape[1] for layer in (entry, last)) > _MOST_WHITENED:
+        if max(self._head.parameters[layer.weight].shape[1] for layer in (entry, last)) > _MOST_WHITENED:
             return None
         features = self._features[self._learned]
-        hidden = onnx_program(with_layer_input(self._head), "the head", parameters)
-        values = hidden({self._head.features.name: features})[last.input]
         labels = np.zeros(len(features), np.int64)  # only the second moments matter
-        of_features, of_last = (HeadStatistics.of(x, labels, self._head.n_outputs) for x in (features, values))
-        return Whitening(of_features, entry, of_last)
+        of_features = HeadStatistics.of(features, labels, self._head.n_outputs)
+        return Whitening(of_features, entry, self._statistics())
 
-    def _search(self, rates: Sequence[float], whitening: Whitening | None) -> tuple[_Found | None, str]:
-        """The first of some rates at which the head learns, or why the last one will not do."""
+    def _statistics(self) -> HeadStatistics:
+        """Of what the last layer takes, as they are shipped."""
+        values = self._hidden(self._features[self._learned], self._head.parameters)
+        targets = self._task.matrix(self._targets[self._learned])
+        return HeadStatistics.of_targets(values, targets, np.ones(len(values)))
+
+    def _hidden(self, features: FloatArray, parameters: Parameters) -> FloatArray:
+        assert self._head.linear is not None
+        if self._below is None:
+            self._below = onnx_program(with_layer_input(self._head), "the head")
+        found: FloatArray = self._below({self._head.features.name: features, **parameters})[self._head.linear.input]
+        return found
+
+    def _search(self) -> tuple[_Found | None, str]:
+        """The largest rate at which the head learns, or why the last one will not do."""
         known, noisy, turned = (
             self._mean(*task)
             for task in (
@@ -208,28 +236,29 @@ class _Trial:
         )
         shipped = self._head.parameters
         before, turned_before = known(shipped), turned(shipped)
-        # Whitened heads begin with less confidence, so that is no harm.
-        still = self._losses((0.0, whitening), self._noisy, self._targets, noisy, 1)
         slack = _SLACK * self._guessing()
-        limit = _HARM * max(noisy(shipped), *still) + slack
+        limit = _HARM * noisy(shipped) + slack
         if not np.isfinite([before, turned_before, limit]).all():
             return None, "the loss is not finite before the first label"
         first = min(self._n_labels, _FIRST_LABELS)
         why = ""
-        for rate in rates:
-            how, worst = (rate, whitening), 0.0
+        for rate in self._rates():
+            worst = 0.0
             for part in range(self._beginnings):
                 if worst <= limit:
-                    curve = self._losses(how, self._noisy, self._targets, noisy, first, part / self._beginnings, limit)
+                    begin_at = part / self._beginnings
+                    curve = self._losses(
+                        self._sgd(rate), self._noisy, self._targets, noisy, first, begin_at=begin_at, limit=limit
+                    )
                     worst = max(worst, *curve)
             if worst > limit:
                 why = f"the first {first} labels bring the loss to {worst:.3g} on noisy features ({limit:.3g} allowed)"
                 continue
-            turned_after = self._losses(how, self._features, self._turned, turned, self._n_labels)[-1]
+            turned_after = self._losses(self._sgd(rate), self._features, self._turned, turned, self._n_labels)[-1]
             if not (turned_after < turned_before or turned_before <= slack):
                 why = f"the loss on labels that changed does not fall ({turned_before:.3g} to {turned_after:.3g})"
                 continue
-            after = self._losses(how, self._features, self._targets, known, self._n_labels)[-1]
+            after = self._losses(self._sgd(rate), self._features, self._targets, known, self._n_labels)[-1]
             if after > _KEPT * before + slack:
                 why = f"the loss on the data rises from {before:.3g} to {after:.3g}"
                 continue
@@ -271,23 +300,10 @@ class _Trial:
 
         return mean
 
-    def _losses(
-        self,
-        how: tuple[float, Whitening | None],
-        features: FloatArray,
-        targets: Targets,
-        loss: _Mean,
-        n_labels: int,
-        begin_at: float = 0.0,
-        limit: float = float("inf"),
-    ) -> list[float]:
-        """The loss after all labels; with a limit also after 1, 2, 4, 8, ..., up to the first one above it.
-
-        It is infinite where the head diverges.
-        """
-        (rate, whitening), features, targets = how, features[self._learned], targets[self._learned]
+    def _sgd(self, rate: float, whitening: Whitening | None = None) -> SgdLearner:
+        """As devices have it, with the head as shipped."""
         self._step.load(self._head.parameters)
-        learner = SgdLearner(
+        return SgdLearner(
             self._step,
             self._head.features.sample_shape,
             self._task,
@@ -299,6 +315,29 @@ class _Trial:
             run=None if self._head.is_linear else self._outputs,
             rehearsals=self._rehearsals,
         )
+
+    def _layered(self, rate: float, whitening: Whitening | None = None) -> LayeredLearner:
+        """As devices have it, with the head as shipped."""
+        assert self._head.linear is not None
+        method: Method = "ridge" if self._task.is_regression else "discriminant"
+        below = self._sgd(rate, whitening)
+        return LayeredLearner(below, self._head.linear, self._task, self._hidden, self._statistics(), method)
+
+    def _losses(
+        self,
+        learner: Learner,
+        features: FloatArray,
+        targets: Targets,
+        loss: _Mean,
+        n_labels: int,
+        begin_at: float = 0.0,
+        limit: float = float("inf"),
+    ) -> list[float]:
+        """The loss after all labels; with a limit also after 1, 2, 4, 8, ..., up to the first one above it.
+
+        It is infinite where the head diverges.
+        """
+        features, targets = features[self._learned], targets[self._learned]
         start, found = int(begin_at * len(features)), [0.0]
         for count in range(1, n_labels + 1):
             i = (start + count - 1) % len(features)

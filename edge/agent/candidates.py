@@ -165,9 +165,12 @@ class Workshop:
         if name == "layered":
             assert linear is not None
             method: Method = "ridge" if self.task.is_regression else "discriminant"
-            below = self._sgd(self.per_class)
+            below = self._sgd(self.per_class, self._whitening())
             return LayeredLearner(below, linear, self.task, self.session.layer_input, self._prior(), method)
-        return self._sgd(0 if name == "sgd-plain" else self.per_class)
+        if name == "sgd-plain":
+            return self._sgd(0, None)
+        # Where layers are hidden it learns with care, and leaves worlds that have changed much to the layered one.
+        return self._sgd(self.per_class, self._whitening() if self.head.is_linear else None)
 
     def _statistics(self, linear: LinearLayer, method: Method, forgetting: float) -> StatisticsLearner:
         shipped, prior, projection = self.bundle.head_parameters(), self._prior(), self.head.project()
@@ -175,7 +178,7 @@ class Workshop:
             prior = prior.projected(projection)
         return StatisticsLearner(linear, shipped, self.task, prior, method, forgetting, projection)
 
-    def _sgd(self, per_class: int) -> SgdLearner:
+    def _sgd(self, per_class: int, whitening: Whitening | None) -> SgdLearner:
         head = self.head
         step: TrainStep = open_trainer(self.bundle, self.executor).step
         return SgdLearner(
@@ -186,7 +189,7 @@ class Workshop:
             per_class=per_class,
             seed=self.seed,
             head=head.linear,
-            whitening=self._whitening() if per_class else None,
+            whitening=whitening,
             whitened_share=(head.trial and head.trial.whitened) or 1.0,
             run=None if head.is_linear else self.session.logits,
             rehearsals=0 if head.is_linear or not per_class else 1,

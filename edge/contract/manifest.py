@@ -87,8 +87,8 @@ class LearningTrial:
 
     Attributes:
         rate: Of a step on a new sample and replayed ones.
-        whitened: The share of the usual rate on whitened features (`edge.learning.sgd.ETA`, `LAYERED_ETA`) that the
-            head bears; None where they are not to be whitened.
+        whitened: The share of the usual rate on whitened features (`edge.learning.sgd.ETA`, `LAYERED_ETA`): 1 for a
+            linear head, what the layered learner gets for others; None where they are not to be whitened.
         labels: How many were learned, one by one, from the first on.
         batch_size: Samples in a step once there was something to replay.
         held_out: Samples that were not learned, on which the losses are.

@@ -146,6 +146,29 @@ def test_a_whole_network_learns_on_the_device_from_the_first_labels_on(
     assert renamed[-1] > renamed[0] + 0.1, renamed
 
 
+def test_a_head_with_hidden_layers_follows_a_world_that_has_changed_much_and_one_that_has_not(
+    tmp_path: Path, digits: tuple[np.ndarray, np.ndarray]
+) -> None:
+    x, y = digits
+    body = [nn.Conv2d(1, 16, 3, 1, 1), nn.ReLU(), nn.Conv2d(16, 4, 3, 1, 1), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten()]
+    model = nn.Sequential(*body, nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+    trained(model, x[:N_TRAIN], y[:N_TRAIN], 12)
+    source = tmp_path / "hidden.pth"
+    names, calibration = list("0123456789"), (x[:N_TRAIN], y[:N_TRAIN])
+    converter.save_checkpoint(model, source, example_input=x[:1], class_names=names, calibration=calibration)
+    bundle, head, _ = converted(source, trainable="last:2")
+    assert head.trial is not None
+    assert head.trial.whitened == 1.0
+    x, y = x[N_TRAIN:], y[N_TRAIN:]
+    turned = np.ascontiguousarray(np.rot90(x, axes=(2, 3)))
+    found = learned(bundle, turned, y, 500, "auto", mixture=True)
+    assert found[0] < 0.3, found
+    assert found[-1] > 0.84, found  # 0.77 where features are not whitened
+    noisy = x + np.random.default_rng(1).normal(size=x.shape).astype(np.float32) * np.float32(0.3)
+    others = learned(bundle, noisy, y, 100, "auto", mixture=True)
+    assert min(others) > others[0] - 0.03, others
+
+
 @pytest.mark.parametrize("optimizer", ["momentum", "adam"])
 def test_each_optimizer_gets_a_rate_of_its_own(
     networks: dict[str, tuple[Path, np.ndarray, np.ndarray]], optimizer: str
