@@ -17,14 +17,15 @@ class Allowance:
 
     Args:
         limits: Of the device's profile.
+        budget: This model's share of the device's; None for all of it.
 
     Attributes:
         paused: What speaks against learning, but for the budget; empty for nothing.
     """
 
-    def __init__(self, limits: LearningProfile) -> None:
+    def __init__(self, limits: LearningProfile, budget: LearningBudget | None = None) -> None:
         self._limits = limits
-        self._budget = LearningBudget(limits.budget_ms_per_s)
+        self._budget = budget or LearningBudget(limits.budget_ms_per_s)
         self._next_look_s = -math.inf
         self.paused = ""
 
@@ -42,8 +43,12 @@ class Allowance:
     @property
     def waiting_for(self) -> str:
         """What labels that wait are waiting for."""
-        limit = self._limits.budget_ms_per_s
-        return self.paused or f"the learning budget of {limit:g} ms/s, for {self._budget.wait_s:.1f} s"
+        return self.paused or f"the learning budget of {self.share_ms_per_s:g} ms/s, for {self._budget.wait_s:.1f} s"
+
+    @property
+    def share_ms_per_s(self) -> float:
+        """What this model may use in any case; more while others do not use theirs."""
+        return self._budget.ms_per_s
 
     def _why_paused(self) -> str:
         limits = self._limits

@@ -40,15 +40,21 @@ class AgentClient:
         path: Its Unix socket.
         timeout_s: For each request.
         clock: A stopwatch, in seconds.
+        model: Name of the model that is meant, where the agent has several.
 
     Raises:
         NoAgentError: Nobody answers there.
     """
 
     def __init__(
-        self, path: str | Path, timeout_s: float = 30.0, clock: Callable[[], float] = time.perf_counter
+        self,
+        path: str | Path,
+        timeout_s: float = 30.0,
+        clock: Callable[[], float] = time.perf_counter,
+        *,
+        model: str | None = None,
     ) -> None:
-        self._path, self._timeout_s, self._clock = path, timeout_s, clock
+        self._path, self._timeout_s, self._clock, self._model = path, timeout_s, clock, model
         self._received = bytearray()
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.settimeout(timeout_s)
@@ -69,6 +75,8 @@ class AgentClient:
             LearningError: The agent refused it; the message is the agent's.
             ChannelError: The connection broke, the time is over, or it is no agent that answers.
         """
+        if self._model is not None:
+            request = {"model": self._model, **request}
         try:
             end_s = self._clock() + self._timeout_s
             self._socket.sendall(encode_line(request))
@@ -127,7 +135,7 @@ class AgentClient:
 
     def status(self) -> dict[str, Any]:
         """What the agent says about itself."""
-        return self.request({"op": "status"}, "device", "bundle")
+        return self.request({"op": "status"}, "device", "boot")
 
     def rollback(self) -> dict[str, Any]:
         """Go back to what was there before the newest head or bundle that took its place.

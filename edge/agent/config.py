@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from edge.contract.bundle import read_manifest
+from edge.contract.errors import BundleError, ConfigError
+from edge.contract.names import MAX_NAME_CHARS, is_model_name
 from edge.contract.profile import DeviceProfile
+
+MAX_MODELS = 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -13,7 +19,7 @@ class AgentConfig:
     """Options of one agent, checked at the roof.
 
     Attributes:
-        bundle: The bundle the device came with.
+        bundles: By the name of a model the bundle that the device came with; at most `MAX_MODELS`.
         state_dir: Everything the agent keeps.
         fleet: Fleet id.
         device: Device id; also its MQTT client id.
@@ -28,7 +34,7 @@ class AgentConfig:
         seed: Of SGD's replay draws.
     """
 
-    bundle: Path
+    bundles: Mapping[str, Path]
     state_dir: Path
     fleet: str
     device: str
@@ -41,3 +47,45 @@ class AgentConfig:
     probation_s: float = 60.0
     probation_labels: int = 32
     seed: int = 0
+
+
+def named_bundles(arguments: Sequence[str]) -> dict[str, Path]:
+    """Bundles by the names of their models: as their manifests say, or as ``NAME=path`` does.
+
+    Of several, one that is damaged goes by the name of its file: the others shall be served all the same.
+
+    Raises:
+        ConfigError: A name that is none, two of one name, or too many.
+        BundleError: A file that does not exist, or the only one is no bundle.
+    """
+    found: dict[str, Path] = {}
+    for argument in arguments:
+        name, separator, rest = argument.partition("=")
+        is_named = bool(separator) and not Path(argument).exists()
+        path = Path(rest if is_named else argument)
+        if not is_named:
+            name = _name_of(path, is_only=len(arguments) == 1)
+        elif not path.exists():
+            raise BundleError(f"{path} does not exist")
+        if not is_model_name(name):
+            raise ConfigError(
+                f"{path}: the name of a model has 1 to {MAX_NAME_CHARS} characters that can be shown, "
+                f"got {name[:40]!r}; name it with NAME={path}"
+            )
+        if name in found:
+            raise ConfigError(
+                f"{found[name]} and {path} are both of the model {name!r}; name one of them otherwise: NAME={path}"
+            )
+        found[name] = path
+    if len(found) > MAX_MODELS:
+        raise ConfigError(f"{len(found)} bundles: an agent serves at most {MAX_MODELS}; start another one")
+    return found
+
+
+def _name_of(path: Path, *, is_only: bool) -> str:
+    try:
+        return read_manifest(path).name or path.stem
+    except BundleError:
+        if is_only or not path.exists():
+            raise
+        return path.stem

@@ -94,7 +94,7 @@ class Contributing:
         return frames
 
     def _begin(self, make_safe: Callable[[], None]) -> None:
-        update = releases.contribution(self._host.model)
+        update = releases.contribution(self._host.model, self._host.name)
         make_safe()
         data = update.encode()
         offer = UploadOffer(

@@ -1,21 +1,25 @@
 """The agent's decisions about its device: events in, messages out. No socket, no clock, no thread.
 
-What it decides about a model is in `edge.agent.model_core`.
+What it decides about a model is in `edge.agent.model_core`; here is what all models of the device share. A fault of one
+of them is told, and stops no other.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from edge import __version__
 from edge.agent import health
+from edge.agent.allowance import Allowance
+from edge.agent.budget import LearningBudget
 from edge.agent.config import AgentConfig
-from edge.agent.host import ModelHost
 from edge.agent.letters import letter
 from edge.agent.model_core import MAX_EVENTS, ModelCore
+from edge.agent.models import Models
 from edge.channel import topics
 from edge.channel.codec import decode
 from edge.channel.frames import decode_frame
@@ -30,22 +34,26 @@ class AgentCore:
 
     Args:
         config: Its options.
-        host: Its live model and files.
+        models: Its models, opened.
         stopwatch: Gives seconds; measures how long predictions and learning take.
 
     Attributes:
-        model: Its model.
+        models: By name; at least one.
     """
 
-    def __init__(
-        self, config: AgentConfig, host: ModelHost, stopwatch: Callable[[], float] = time.perf_counter
-    ) -> None:
+    def __init__(self, config: AgentConfig, models: Models, stopwatch: Callable[[], float] = time.perf_counter) -> None:
         self._config = config
-        self._host = host
-        self.model = ModelCore(config, host, stopwatch)
+        self._folder = models
+        limits = config.profile.learning
+        shares = LearningBudget.shared(limits.budget_ms_per_s, len(models.hosts))
+        self.models = {
+            name: ModelCore(config, host, stopwatch, allowance=Allowance(limits, share), boot=models.record.boot)
+            for (name, host), share in zip(models.hosts.items(), shares, strict=True)
+        }
         self._connected = False
         self._out: list[Publish] = []
         self._events: list[tuple[str, str]] = []
+        self._faults: dict[str, str] = {}  # by model, the last one that was told
         self._next_telemetry_s = -math.inf
         self._sequence = 0
         self._cpu: tuple[float, float] | None = None
@@ -58,35 +66,51 @@ class AgentCore:
         Args:
             request: ``{"op": "predict", "id": ..., "x": array}``, ``{"op": "label", "id": ..., "y": class}``, perhaps
                 with a ``weight``, ``{"op": "add-class", "name": ...}``, ``{"op": "rollback"}``, ``{"op": "export"}`` or
-                ``{"op": "status"}``.
+                ``{"op": "status"}``; with ``model``, its name, where there are several.
             now: The time.
 
         Raises:
             LearningError: The request cannot be carried out; nothing changed.
         """
         op = request.get("op")
-        if op == "predict":
-            return self.model.predict(request, now)
-        if op == "label":
-            return self.model.label(request, now)
-        if op == "add-class":
-            return self.model.add_class(request)
         if op == "status":
-            return self.status()
-        if op == "rollback":
-            return self.model.roll_back()
-        if op == "export":
-            return self.model.export()
-        raise LearningError(f"op {op!r:.40}: expected predict, label, add-class, status, rollback or export")
+            return self.status(request.get("model"))
+        if op not in ("predict", "label", "add-class", "rollback", "export"):
+            raise LearningError(f"op {op!r:.40}: expected predict, label, add-class, status, rollback or export")
+        return self._named(request.get("model")).request(op, request, now)
 
-    def status(self) -> dict[str, Any]:
-        """What a person or a test wants to know."""
+    def _named(self, name: object) -> ModelCore:
+        """The model that a request is for.
+
+        Raises:
+            LearningError: It is not served, or there are several and none was named.
+        """
+        if isinstance(name, str) and name in self._folder.failed:
+            raise LearningError(f"the model {name!r} is not served: {self._folder.failed[name]}")
+        if name is None and len(self._config.bundles) == 1:
+            return next(iter(self.models.values()))
+        if not isinstance(name, str) or name not in self.models:
+            came = "none was named" if name is None else f"got {name!r:.120}"
+            raise LearningError(f"model: expected one of {', '.join(map(repr, self.models))}, {came}")
+        return self.models[name]
+
+    def status(self, name: str | None = None) -> dict[str, Any]:
+        """What a person or a test wants to know: of the device, of each model, and of the one that is meant.
+
+        Raises:
+            LearningError: There is no model of this name.
+        """
+        found = {each: model.status() for each, model in self.models.items()}
+        is_of_one = name is not None or len(self._config.bundles) == 1
+        one = self._named(name).host.name if is_of_one else ""
         return {
             "device": self._config.device,
-            **self.model.status(),
+            **found.get(one, {}),
+            "models": found,
+            "not_served": dict.fromkeys(self._folder.not_served, "its bundle was not named") | self._folder.failed,
             "connected": self._connected,
             "resident_mb": health.resident_mb(),
-            "boot": self._host.slots.record.boot,
+            "boot": self._folder.record.boot,
         }
 
     # The fleet
@@ -106,19 +130,20 @@ class AgentCore:
 
     def _connect(self, now: Now) -> None:
         self._connected = True
-        self._host.slots.update(session=self._host.slots.record.session + 1)
+        self._folder.update(session=self._folder.record.session + 1)
         self._send(topics.UP_CONN, self._conn(True, now), qos=1, retain=True)
         self._send_birth(now)
-        self.model.deployment.report()
+        for model in self.models.values():
+            model.deployment.report()
         self._next_telemetry_s = min(self._next_telemetry_s, now.s)
 
     def _conn(self, online: bool, now: Now) -> Conn:
-        record = self._host.slots.record
+        record = self._folder.record
         return Conn(online=online, session=record.session, boot=record.boot, ts_ms=now.wall_ms)
 
     def will(self, now: Now) -> Publish:
         """What the broker is to say when the *next* connection breaks."""
-        record = self._host.slots.record
+        record = self._folder.record
         gone = Conn(online=False, session=record.session + 1, boot=record.boot, ts_ms=now.wall_ms)
         return letter(self._config, topics.UP_CONN, gone, qos=1, retain=True)
 
@@ -128,8 +153,10 @@ class AgentCore:
         return self._take_out()
 
     def _send_birth(self, now: Now) -> None:
-        status = self.model.status()
-        record = self._host.slots.record
+        record = self._folder.record
+        models = tuple(model.served() for model in self.models.values())
+        first = models[0]
+        learner = self.models[first.model].status()["learner"]
         birth = Birth(
             agent_version=__version__,
             boot=record.boot,
@@ -137,35 +164,60 @@ class AgentCore:
             ts_ms=now.wall_ms,
             profile=self._config.profile.name,
             hardware=health.hardware(),
-            bundle=status["bundle"],
-            backbone=status["backbone"],
-            head=status["head"],
-            release=record.release,
-            n_labels=status["samples"],
-            limits={"max_bytes": self._config.profile.inference.max_bundle_mb << 20, "learner": status["learner"]},
+            bundle=first.bundle,
+            backbone=first.backbone,
+            head=first.head,
+            release=first.release,
+            n_labels=first.n_labels,
+            limits={"max_bytes": self._config.profile.inference.max_bundle_mb << 20, "learner": learner},
+            models=models,
         )
         # Retained: a coordinator that was not there when it was sent would believe for ever what it was told before.
         self._send(topics.UP_BIRTH, birth, qos=1, retain=True)
 
     def _message(self, leaf: str, payload: bytes, now: Now) -> None:
         if leaf.startswith("dn/f/"):
-            self.model.frame(decode_frame(payload), now)
+            frame = decode_frame(payload)
+            for name, model in self.models.items():  # who did not ask for it drops it
+                with self._guarded(name):
+                    model.frame(frame, now)
             return
         message = decode(leaf, payload)
-        if isinstance(message, Desired | UploadStatus):
-            self.model.receive(message, leaf, now)
+        if isinstance(message, Desired):
+            if (named := self._meant(message)) is not None:
+                with self._guarded(named):
+                    self.models[named].receive(message, leaf, now)
+        elif isinstance(message, UploadStatus):
+            for name, model in self.models.items():
+                with self._guarded(name):
+                    model.receive(message, leaf, now)
         elif isinstance(message, Command):
             self._command(message, now)
+
+    def _meant(self, desired: Desired) -> str | None:
+        """The model that a release is for; None for one that is not served any more.
+
+        Raises:
+            ChannelError: A coordinator that knows one model for each device cannot tell.
+        """
+        if desired.model:
+            return desired.model if desired.model in self.models else None
+        if len(self._config.bundles) > 1:
+            raise ChannelError("Desired.model: this device has several models; update the coordinator")
+        return next(iter(self.models))
 
     def _command(self, command: Command, now: Now) -> None:
         """Carry out what the coordinator asks for; all of these may be repeated without harm."""
         if command.name == "birth":
-            self.model.contribute_again()
+            for model in self.models.values():
+                model.contribute_again()
             self._send_birth(now)
             reply = Reply(id=command.id, rc=0, detail="", out={})
         elif command.name == "sync":
-            self.model.contribute(now)
-            reply = Reply(id=command.id, rc=0, detail="", out={"samples": self._host.model.n_samples})
+            for model in self.models.values():
+                model.contribute(now)
+            n_samples = sum(model.host.model.n_samples for model in self.models.values())
+            reply = Reply(id=command.id, rc=0, detail="", out={"samples": n_samples})
         else:
             reply = Reply(id=command.id, rc=1, detail=f"unknown command {command.name!r}", out={})
         self._send(topics.UP_REPLY, reply, qos=1, expiry_s=3600)
@@ -175,53 +227,71 @@ class AgentCore:
     @property
     def next_deadline_s(self) -> float:
         """Call `tick` at this time at the latest."""
-        deadlines = [self.model.next_deadline_s(connected=self._connected)]
+        deadlines = [model.next_deadline_s(connected=self._connected) for model in self.models.values()]
         return min(deadlines + ([self._next_telemetry_s] if self._connected else []))
 
     @property
     def busy(self) -> bool:
         """Whether labels wait for the learning budget."""
-        return self.model.busy
+        return any(model.busy for model in self.models.values())
 
     def tick(self, now: Now) -> list[Publish]:
         """Do what is due and give back what is to be sent."""
-        self._out += self.model.tick(now, connected=self._connected)
-        if self.model.is_renewed:
-            self.model.is_renewed = False
+        for name, model in self.models.items():
+            with self._guarded(name):
+                self._out += model.tick(now, connected=self._connected)
+        if any(model.is_renewed for model in self.models.values()):
+            for model in self.models.values():
+                model.is_renewed = False
             self._send_birth(now)
+        self._events += [("warning", text) for text in self._folder.warnings]
+        self._folder.warnings.clear()
         del self._events[:-MAX_EVENTS]  # the newest, when there was no broker for long
         if self._connected:
             if now.s >= self._next_telemetry_s:
                 self._next_telemetry_s = now.s + self._config.telemetry_interval_s
-                self._send(topics.UP_TELE, self._telemetry(now), qos=0)
-            for name, detail in self._events:
-                self._send(topics.UP_EVENT, Event(ts_ms=now.wall_ms, name=name, detail=detail[:500]), qos=1)
+                self._send_telemetry(now)
+            for event, detail in self._events:
+                self._send(topics.UP_EVENT, Event(ts_ms=now.wall_ms, name=event, detail=detail[:500]), qos=1)
             self._events.clear()
         return self._take_out()
+
+    @contextmanager
+    def _guarded(self, name: str) -> Iterator[None]:
+        """Let a fault of one model cost this step of it, and nothing else; the same fault is told once."""
+        try:
+            yield
+        except Exception as exc:  # noqa: BLE001  # whatever it is, the other models are not at fault
+            fault = f"{name}: {type(exc).__name__}: {exc}"
+            if self._faults.get(name) != fault:
+                self._events.append(("model-fault", fault))
+            self._faults[name] = fault
 
     def _take_out(self) -> list[Publish]:
         out, self._out = self._out, []
         return out if self._connected else []
 
-    def _telemetry(self, now: Now) -> Telemetry:
-        self._sequence += 1
+    def _send_telemetry(self, now: Now) -> None:
+        """One message a model, each with the numbers of the device."""
+        device = self._vitals(now)
+        for name, model in self.models.items():
+            self._sequence += 1
+            head = {"ts": now.wall_ms, "seq": self._sequence, "boot": self._folder.record.boot}
+            with self._guarded(name):
+                self._send(topics.UP_TELE, Telemetry(values={**head, **model.telemetry(now), **device}), qos=0)
+
+    def _vitals(self, now: Now) -> dict[str, Any]:
+        """How the device is; what is not known is left out."""
         values: dict[str, Any] = {
-            "ts": now.wall_ms,
-            "seq": self._sequence,
-            "boot": self._host.slots.record.boot,
-            **self.model.telemetry(now),
+            "mem_mb": health.resident_mb(),
+            "temp_c": health.temperature_c(),
+            "disk_free_mb": health.disk_free_mb(self._config.state_dir),
         }
         cpu = health.cpu_seconds()
         if self._cpu is not None and now.s > self._cpu[0]:
             values["cpu_pct"] = round(100 * (cpu - self._cpu[1]) / (now.s - self._cpu[0]), 1)
         self._cpu = (now.s, cpu)
-        optional = {
-            "mem_mb": health.resident_mb(),
-            "temp_c": health.temperature_c(),
-            "disk_free_mb": health.disk_free_mb(self._config.state_dir),
-        }
-        values |= {key: value for key, value in optional.items() if value is not None}
-        return Telemetry(values=values)
+        return {key: value for key, value in values.items() if value is not None}
 
     def _send(
         self, leaf: str, message: Message, *, qos: int, retain: bool = False, expiry_s: int | None = None

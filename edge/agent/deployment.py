@@ -50,7 +50,8 @@ class Deployment:
         self._probation_labels = probation_labels
         self._max_bytes = max_bytes
         # A release on its way when the agent stopped is offered again by the coordinator; a settled one is remembered.
-        self.state = SlotState(host.slots.record.state)
+        known = host.slots.record.state in set(SlotState)  # it was damaged else
+        self.state = SlotState(host.slots.record.state) if known else SlotState.IDLE
         self.outbox: list[State | Request] = []
         self._desired: Desired | None = None
         self._download: Download | None = None
@@ -105,6 +106,7 @@ class Deployment:
                 release=self._host.slots.record.release if desired is None else desired.release,
                 digest="" if desired is None else desired.digest,
                 detail=self._detail[:500],
+                model=self._host.name,
             )
         )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from edge.agent.answering import LearningLimits
@@ -11,14 +10,15 @@ from edge.agent.on_device_model import OnDeviceModel, of_bundle
 from edge.agent.slots import MAX_ATTEMPTS, Slots
 from edge.contract.bundle import Bundle
 from edge.contract.errors import BundleError, EdgeError
-from edge.contract.files import lock_folder
 
 
 class ModelHost:
-    """Owns the live `OnDeviceModel` and the state folder.
+    """Owns the live `OnDeviceModel` of one name, and its folder.
 
     Args:
         config: Of the agent.
+        name: Of the model.
+        folder: Of the model, in a state folder that is this process's alone.
 
     Attributes:
         model: The live model.
@@ -26,29 +26,24 @@ class ModelHost:
         warnings: What went wrong at the start and was survived, for the operator.
 
     Raises:
-        ConfigError: The state folder cannot be used.
+        OSError: The folder cannot be used.
         BundleError: No usable bundle: neither a pushed one nor the one that the device came with.
     """
 
-    def __init__(self, config: AgentConfig) -> None:
+    def __init__(self, config: AgentConfig, name: str, folder: Path) -> None:
         self._config = config
-        self._lock = lock_folder(config.state_dir)
-        try:
-            self.slots = Slots(config.state_dir)
-            self.warnings: list[str] = []
-            self.rolled_back_at_start = False
-            record = self.slots.update(boot=self.slots.record.boot + 1)
-            if record.trying:
-                record = self.slots.update(attempts=record.attempts + 1)
-                if record.attempts > MAX_ATTEMPTS:
-                    self._give_up_bundle(f"started {record.attempts} times without passing its probation")
-            self.model = self._open_live()
-        except BaseException:
-            os.close(self._lock)
-            raise
+        self.name = name
+        self.slots = Slots(folder, name)
+        self.warnings: list[str] = []
+        self.rolled_back_at_start = False
+        if self.slots.record.trying:
+            record = self.slots.update(attempts=self.slots.record.attempts + 1)
+            if record.attempts > MAX_ATTEMPTS:
+                self._give_up_bundle(f"started {record.attempts} times without passing its probation")
+        self.model = self._open_live()
 
     def _path(self, digest: str) -> Path:
-        return self.slots.bundle_path(digest) if digest else self._config.bundle
+        return self.slots.bundle_path(digest) if digest else self._config.bundles[self.name]
 
     def _open(self, path: Path, state_dir: Path | None) -> OnDeviceModel:
         profile = self._config.profile
@@ -78,7 +73,7 @@ class ModelHost:
         while True:
             digest = self.slots.record.bundle
             try:
-                return self._open(self._path(digest), self._config.state_dir)
+                return self._open(self._path(digest), self.slots.folder)
             except EdgeError as exc:
                 if not digest:
                     raise
@@ -112,10 +107,10 @@ class ModelHost:
         self.slots.update(bundle=digest, previous=older if digest == before else before, trying=True, attempts=0)
         self.model.close()
         try:
-            self.model = self._open(self._path(digest), self._config.state_dir)
+            self.model = self._open(self._path(digest), self.slots.folder)
         except EdgeError:
             self.slots.update(bundle=before, previous=older, trying=False)
-            self.model = self._open(self._path(before), self._config.state_dir)
+            self.model = self._open(self._path(before), self.slots.folder)
             raise
 
     def confirm_bundle(self) -> None:
@@ -141,6 +136,5 @@ class ModelHost:
         self.model.state.save()
 
     def close(self) -> None:
-        """Save what was learned and give the folder free."""
+        """Save what was learned."""
         self.model.close()
-        os.close(self._lock)

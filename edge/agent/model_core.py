@@ -20,10 +20,11 @@ from edge.agent.letters import letter
 from edge.agent.states import SlotState
 from edge.channel import topics
 from edge.channel.frames import Frame, encode_frame
-from edge.channel.messages import EXPERTS, Desired, Event, State, UploadStatus
+from edge.channel.messages import EXPERTS, Desired, Event, Served, State, UploadStatus
 from edge.channel.transport import Publish
 from edge.contract.clock import Now
 from edge.contract.errors import LearningError
+from edge.contract.names import level_of
 from edge.learning.calibration import probabilities
 from edge.learning.labels import MAX_ID_LENGTH
 from edge.learning.task import Scores
@@ -40,13 +41,23 @@ class ModelCore:
         config: Options of the agent.
         host: Its live model and files.
         stopwatch: Gives seconds; measures how long predictions and learning take.
+        allowance: Whether it may learn; None where it may use the whole budget of the device.
+        boot: Number of this start of the agent.
 
     Attributes:
         deployment: Of its releases.
         is_renewed: Whether another head or bundle is live than before; the caller sets it back.
     """
 
-    def __init__(self, config: AgentConfig, host: ModelHost, stopwatch: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        config: AgentConfig,
+        host: ModelHost,
+        stopwatch: Callable[[], float],
+        *,
+        allowance: Allowance | None = None,
+        boot: int = 1,
+    ) -> None:
         self._config = config
         self._host = host
         self._stopwatch = stopwatch
@@ -57,7 +68,9 @@ class ModelCore:
             max_bytes=config.profile.inference.max_bundle_mb << 20,
         )
         self.is_renewed = False
-        self._allowance = Allowance(config.profile.learning)
+        self._allowance = allowance or Allowance(config.profile.learning)
+        self._boot = boot
+        self._level = level_of(host.name) if len(config.bundles) > 1 else ""
         self._contributing = Contributing(host, config.sync_interval_s)
         self._next_checkpoint_s = math.inf
         self._journaled_ms = 0.0  # what it took to learn what is in the journal
@@ -67,6 +80,20 @@ class ModelCore:
             self._events.append(("rolled-back", host.warnings[-1]))
 
     # Local applications
+
+    def request(self, op: str, request: dict[str, Any], now: Now) -> dict[str, Any]:
+        """Answer a local application; see `edge.agent.core.AgentCore.request`.
+
+        Raises:
+            LearningError: The request cannot be carried out; nothing changed.
+        """
+        if op == "predict":
+            return self.predict(request, now)
+        if op == "label":
+            return self.label(request, now)
+        if op == "add-class":
+            return self.add_class(request)
+        return self.roll_back() if op == "rollback" else self.export()
 
     def predict(self, request: dict[str, Any], now: Now) -> dict[str, Any]:
         """Answer a sample, and remember it until its label comes.
@@ -171,6 +198,23 @@ class ModelCore:
         document = base64.b64encode(head.encode()).decode()
         return {"head": document, "origin": head.origin, "samples": head.n_samples}
 
+    @property
+    def host(self) -> ModelHost:
+        """Its live model and files."""
+        return self._host
+
+    def served(self) -> Served:
+        """What it runs, for the coordinator."""
+        model = self._host.model
+        return Served(
+            model=self._host.name,
+            bundle=model.bundle.digest,
+            backbone=model.manifest.backbone_digest,
+            head=releases.head_digest(model),
+            release=self._host.slots.record.release,
+            n_labels=model.n_samples,
+        )
+
     def status(self) -> dict[str, Any]:
         """What a person or a test wants to know of the model."""
         model = self._host.model
@@ -185,6 +229,7 @@ class ModelCore:
             "experts": releases.expert_weights(model),
             "classes": list(model.class_names),
             "paused": self._allowance.paused,
+            "budget_ms_per_s": self._allowance.share_ms_per_s,
             "waiting": len(model.state.waiting),
             "waiting_for": self._allowance.waiting_for if model.state.waiting else "",
             "samples": model.n_samples,
@@ -197,7 +242,7 @@ class ModelCore:
         """Live numbers of the model."""
         model = self._host.model
         values: dict[str, Any] = {
-            "model": model.manifest.name,
+            "model": self._host.name,
             "release": self._host.slots.record.release,
             "samples": model.n_samples,
             "sgd_steps": model.n_samples if model.learning.kind == "delta" else 0,
@@ -269,7 +314,7 @@ class ModelCore:
         if connected:
             out += self._contributions(now)
             for name, detail in self._events:
-                event = Event(ts_ms=now.wall_ms, name=name, detail=detail[:500])
+                event = Event(ts_ms=now.wall_ms, name=name, detail=detail[:500], model=self._host.name)
                 out.append(letter(self._config, topics.UP_EVENT, event, qos=1))
             self._events.clear()
         return out + self._of_deployment(now)
@@ -289,8 +334,10 @@ class ModelCore:
         out: list[Publish] = []
         for message in self.deployment.outbox:
             if isinstance(message, State):
-                stamped = replace(message, ts_ms=now.wall_ms, seq=message.seq + (self._host.slots.record.boot << 32))
-                out.append(letter(self._config, topics.UP_STATE, stamped, qos=1, retain=True))
+                stamped = replace(message, ts_ms=now.wall_ms, seq=message.seq + (self._boot << 32))
+                out.append(
+                    letter(self._config, topics.model_leaf(topics.UP_STATE, self._level), stamped, qos=1, retain=True)
+                )
                 self.is_renewed |= message.state in (SlotState.ACTIVE, SlotState.ROLLED_BACK)
             else:
                 out.append(letter(self._config, topics.UP_REQ, message, qos=1, expiry_s=60))

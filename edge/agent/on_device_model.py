@@ -35,6 +35,7 @@ from edge.agent.candidates import Workshop, shipped_statistics
 from edge.agent.evaluation import Evaluation, evaluated
 from edge.agent.learned_state import LearnedState
 from edge.agent.learning_model import LearningModel
+from edge.agent.state_folder import home_of
 from edge.agent.store import LearnedStore
 from edge.contract.bundle import Bundle
 from edge.contract.errors import ConfigError, LearningError
@@ -205,7 +206,7 @@ def of_bundle(
     store = None
     if state_dir is not None:
         # One folder for each bundle: a new bundle brings its own head to start from.
-        folder = state_dir / "learned" / bundle.digest[:16]
+        folder = home_of(state_dir, bundle.manifest.name) / "learned" / bundle.digest[:16]
         if read_only and not folder.is_dir():
             raise ConfigError(f"{state_dir} holds nothing that this bundle learned")
         store = LearnedStore(folder, bundle.manifest.backbone_digest)

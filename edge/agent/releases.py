@@ -32,8 +32,8 @@ _LABELS_OF_A_WORLD = 20
 _COMPARED = 64
 
 
-def contribution(model: OnDeviceModel) -> HeadUpdate:
-    """What this device learned, for the coordinator; after a restart it still knows what is on its way."""
+def contribution(model: OnDeviceModel, name: str = "") -> HeadUpdate:
+    """What a model of this name learned, for the coordinator; after a restart it still knows what is on its way."""
     learning, learned = model.learning, model.learned
     kind, tensors = learning.contribution(learned)
     update = HeadUpdate(
@@ -45,6 +45,7 @@ def contribution(model: OnDeviceModel) -> HeadUpdate:
         base_release=learned.release,
         tensors=tensors,
         class_names=model.class_names if model.class_names != model.manifest.class_names else (),
+        model=name,
     )
     model.happen(Contributed(update.version))
     return update

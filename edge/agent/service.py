@@ -22,7 +22,7 @@ from typing import Any, BinaryIO, cast
 
 from edge.agent.config import AgentConfig
 from edge.agent.core import AgentCore
-from edge.agent.host import ModelHost
+from edge.agent.models import Models
 from edge.agent.wire import MAX_LINE_BYTES, decode_request, encode_line
 from edge.channel import topics
 from edge.channel.transport import Connected, Disconnected, Publish, Transport, TransportEvent, publish_all
@@ -79,13 +79,16 @@ class AgentService:
 
     def __init__(self, config: AgentConfig, transport: Transport | None) -> None:
         self._config = config
-        self._host = ModelHost(config)
-        self._core = AgentCore(config, self._host)
+        self._models = Models(config)
+        self._core = AgentCore(config, self._models)
         self._transport = transport
         self._stopping = False
         self._queue: queue.Queue[_Call | TransportEvent] = queue.Queue(MAX_QUEUED)
-        for text in [*self._host.warnings, *self._host.model.state.warnings]:
+        for text in self._models.warnings:
             log.warning("%s", text)
+        for name, host in self._models.hosts.items():
+            for text in [*host.warnings, *host.model.state.warnings]:
+                log.warning("%s: %s", name, text)
 
     def run(self, socket_path: Path | None, *, stdin: bool = False) -> None:
         """Serve until SIGTERM, SIGINT or, with `stdin`, the end of standard input; then save and leave.
@@ -104,8 +107,8 @@ class AgentService:
                     self._start(self._transport)
                 if stdin:
                     threading.Thread(target=self._read_stdin, daemon=True).start()
-                status = self._core.status()
-                log.info("ready: %s, learner %s", self._host.model.manifest.name, status["learner"])
+                for name, status in self._core.status()["models"].items():
+                    log.info("ready: %s, learner %s", name, status["learner"])
                 self._loop()
         finally:
             self._leave()
@@ -174,7 +177,7 @@ class AgentService:
         if self._transport is not None:
             self._perform(self._core.farewell(now()))
             self._transport.stop()
-        self._host.close()
+        self._models.close()
 
     # Local applications
 

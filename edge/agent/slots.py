@@ -1,8 +1,8 @@
-"""What a device keeps on disk about releases: which bundle is live, the one before it, and downloads on their way.
+"""What a model keeps on disk about releases: which bundle is live, the one before it, and downloads on their way.
 
 ::
 
-    device.json                boot and session numbers, last release, live and previous bundle
+    model.json                 its name, last release, live and previous bundle
     bundles/<digest>.edge      bundles that were pushed
     incoming/<digest>.part     a download, with <digest>.index beside it
     artifacts/<digest>         a finished download, proved by its digest
@@ -15,22 +15,26 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import TypeVar
 
 from edge.contract import strictjson
 from edge.contract.digest import is_digest, sha256, sha256_file
 from edge.contract.files import replace_file, sync_folder
 
+RECORD = "model.json"
 _MAX_BYTES = 1 << 16
 MAX_ATTEMPTS = 3
+_MAX_NUMBER = 2**53
+
+_R = TypeVar("_R")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DeviceRecord:
-    """The facts in ``device.json``.
+class ModelRecord:
+    """The facts in ``model.json``.
 
     Attributes:
-        boot: Starts of the agent so far.
-        session: Connections so far.
+        name: Of the model; its folder may be named otherwise.
         release: Counter of the last release that was handled, whatever became of it.
         slot: Its slot, ``head`` or ``bundle``.
         state: What became of it.
@@ -42,8 +46,7 @@ class DeviceRecord:
         attempts: Starts of the agent since then.
     """
 
-    boot: int = 0
-    session: int = 0
+    name: str = ""
     release: int = 0
     slot: str = "head"
     state: str = "idle"
@@ -55,51 +58,83 @@ class DeviceRecord:
     attempts: int = 0
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DeviceRecord:
+    """The facts in ``device.json``.
+
+    Attributes:
+        boot: Starts of the agent so far.
+        session: Connections so far.
+    """
+
+    boot: int = 0
+    session: int = 0
+
+
+def read_record(path: Path, kind: type[_R]) -> _R:
+    """Facts that were written with `write_record`; the default ones where there are none, or they are damaged.
+
+    They are written whole or not at all, so damage is a bad disk. Learned state is elsewhere: only counters are lost.
+    """
+    default = kind()
+    try:
+        found = strictjson.loads(path.read_bytes(), max_bytes=_MAX_BYTES)
+    except (OSError, ValueError):
+        return default
+    known = {each.name: each for each in fields(default)}  # type: ignore[arg-type]  # a dataclass
+    given = {name: value for name, value in found.items() if name in known}
+    if any(type(value) is not type(known[name].default) for name, value in given.items()):
+        return default
+    if any(isinstance(value, int) and not 0 <= value < _MAX_NUMBER for value in given.values()):
+        return default
+    return kind(**given)
+
+
+def write_record(path: Path, record: ModelRecord | DeviceRecord) -> None:
+    """Keep facts, durably."""
+    with replace_file(path) as file:
+        file.write(strictjson.dumps(asdict(record)))
+
+
+def old_record(path: Path) -> bytes:
+    """A ``model.json`` of the ``device.json`` of before there were several models, which held the facts of both."""
+    return strictjson.dumps(asdict(read_record(path, ModelRecord)))
+
+
 class Slots:
-    """The folder of one device.
+    """The folder of one model.
 
     Args:
         folder: Created.
+        name: Of the model.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        for name in ("bundles", "incoming", "artifacts"):
-            (folder / name).mkdir(parents=True, exist_ok=True)
-        self.record = self._read()
+    def __init__(self, folder: Path, name: str) -> None:
+        self.folder = folder
+        for each in ("bundles", "incoming", "artifacts"):
+            (folder / each).mkdir(parents=True, exist_ok=True)
+        self.record = read_record(folder / RECORD, ModelRecord)
+        if self.record.name != name:
+            self.update(name=name)
 
-    def _read(self) -> DeviceRecord:
-        try:
-            found = strictjson.loads((self._folder / "device.json").read_bytes(), max_bytes=_MAX_BYTES)
-            record = DeviceRecord(**found)
-            if any(type(getattr(record, each.name)) is not type(each.default) for each in fields(record)):
-                raise ValueError("a field is of another type")
-            return record
-        except FileNotFoundError:
-            return DeviceRecord()
-        except (ValueError, TypeError):
-            # Written whole or not at all, so this is a bad disk. Learned state is elsewhere; only counters are lost.
-            return DeviceRecord()
-
-    def update(self, **changes: int | str | bool) -> DeviceRecord:
+    def update(self, **changes: int | str | bool) -> ModelRecord:
         """Change the record, durably.
 
         Raises:
             OSError: It cannot be written; nothing changed.
         """
         record = replace(self.record, **changes)  # type: ignore[arg-type]  # the fields are these
-        with replace_file(self._folder / "device.json") as file:
-            file.write(strictjson.dumps(asdict(record)))
+        write_record(self.folder / RECORD, record)
         self.record = record
         return record
 
     def bundle_path(self, digest: str) -> Path:
         """Where a pushed bundle is kept, by the digest of its file."""
-        return self._folder / "bundles" / f"{digest}.edge"
+        return self.folder / "bundles" / f"{digest}.edge"
 
     def partial(self, digest: str) -> tuple[Path, Path]:
         """Partial file and index of a download."""
-        folder = self._folder / "incoming"
+        folder = self.folder / "incoming"
         return folder / f"{digest}.part", folder / f"{digest}.index"
 
     def finish(self, digest: str) -> Path | None:
@@ -109,14 +144,14 @@ class Slots:
         if sha256_file(part) != digest:
             part.unlink()
             return None
-        target = self._folder / "artifacts" / digest
+        target = self.folder / "artifacts" / digest
         part.replace(target)
         sync_folder(target.parent)
         return target
 
     def artifact(self, digest: str) -> Path | None:
         """An artifact that was fetched before, proved again; None when it is not there."""
-        path = self._folder / "artifacts" / digest
+        path = self.folder / "artifacts" / digest
         if not is_digest(digest) or not path.exists():
             return None
         if sha256_file(path) != digest:
@@ -128,18 +163,18 @@ class Slots:
         """Make a fetched artifact a bundle that stays."""
         path = self.bundle_path(digest)
         if not path.exists():
-            (self._folder / "artifacts" / digest).replace(path)
+            (self.folder / "artifacts" / digest).replace(path)
             sync_folder(path.parent)
         return path
 
     def clean(self) -> None:
         """Delete artifacts, downloads and bundles that nothing refers to."""
         kept = {self.record.bundle, self.record.previous}
-        for path in (self._folder / "bundles").glob("*.edge"):
+        for path in (self.folder / "bundles").glob("*.edge"):
             if path.stem not in kept:
                 path.unlink()
         for folder in ("artifacts", "incoming"):
-            for path in (self._folder / folder).iterdir():
+            for path in (self.folder / folder).iterdir():
                 path.unlink()
 
 

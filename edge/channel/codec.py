@@ -70,6 +70,7 @@ def decode(leaf: str, payload: bytes) -> m.Message:
         return _decode_telemetry(payload)
     if leaf.startswith(topics.upload_status_leaf("")):
         return _decode(m.UploadStatus, payload)
+    leaf = topics.kind_of(leaf)
     if leaf not in _TYPES:
         raise ChannelError(f"{leaf[:80]}: expected a leaf that carries a message, got none; ignore it")
     return _decode(_TYPES[leaf], payload)

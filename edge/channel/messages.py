@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from edge.contract.digest import Digest, is_digest
 from edge.contract.documents import Rule, at_least
+from edge.contract.names import is_model_name
 
 MAX_RANGES = 1024
 MaybeDigest = Annotated[
@@ -21,6 +22,9 @@ Count = Annotated[int, at_least(0)]
 Range = Annotated[tuple[int, int], Rule(lambda pair: 0 <= pair[0] <= pair[1], "[first, last] with 0 <= first <= last")]
 """First and last chunk, both included."""
 Ranges = Annotated[tuple[Range, ...], Rule(lambda pairs: len(pairs) <= MAX_RANGES, f"at most {MAX_RANGES} ranges")]
+ModelName = Annotated[
+    str, Rule(lambda text: text == "" or is_model_name(text), 'the name of a model, or "" for the only one')
+]
 Slot = Literal["bundle", "head"]
 Part = Literal["index", "data"]
 EXPERTS = "experts"  # key of telemetry
@@ -49,8 +53,22 @@ class Conn(Message):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Served(Message):
+    """One model of a device, inside a `Birth`: its name, and what is said there of the first."""
+
+    model: ModelName
+    bundle: MaybeDigest
+    backbone: MaybeDigest
+    head: MaybeDigest
+    release: Count
+    n_labels: Count
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Birth(Message):
     """``up/birth``: who a device is and what it runs, on each connect and each change; retained.
+
+    What is said of a bundle is of the first model; devices from before there were several say no more.
 
     Attributes:
         agent_version: Version of Edgeloop on the device.
@@ -65,6 +83,7 @@ class Birth(Message):
         release: Release counter last applied, 0 for none.
         n_labels: Labels seen since the bundle was installed.
         limits: Largest frame, window, free disk.
+        models: All models, in the order of the command line.
     """
 
     agent_version: str
@@ -79,11 +98,12 @@ class Birth(Message):
     release: Count
     n_labels: Count
     limits: Mapping[str, Any]
+    models: tuple[Served, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class State(Message):
-    """``up/state``, retained: the state of one slot, on change; a higher `seq` is newer."""
+    """``up/state``, retained: the state of one slot of one model, on change; a higher `seq` of the model is newer."""
 
     ts_ms: Count
     seq: Count
@@ -92,11 +112,12 @@ class State(Message):
     release: Count
     digest: MaybeDigest
     detail: str = ""
+    model: ModelName = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Desired(Message):
-    """``dn/desired``, retained: what a device should run. A release counter that is not higher is ignored."""
+    """``dn/desired``, retained: what a model should run. A release counter that is not higher is ignored."""
 
     release: Count
     kind: Slot
@@ -107,6 +128,7 @@ class Desired(Message):
     backbone: MaybeDigest
     reason: str
     ts_ms: Count
+    model: ModelName = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -145,6 +167,7 @@ class Event(Message):
     ts_ms: Count
     name: str
     detail: str = ""
+    model: ModelName = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -25,6 +25,8 @@ UP_REPLY = "up/reply"
 DN_DESIRED = "dn/desired"
 DN_CMD = "dn/cmd"
 
+# A device with several models has one retained message of each model on these, one level deeper.
+_OF_A_MODEL = (UP_STATE, DN_DESIRED)
 _FRAMES, _UPLOAD, _UPLOAD_STATUS = "dn/f/", "up/ul/", "dn/ul/"
 _ID = re.compile(r"[a-z0-9-]{1,64}")
 _LEAF = re.compile(r"(up|dn)(/[a-z0-9_-]{1,64}){1,3}")
@@ -96,6 +98,24 @@ def parse(topic: str) -> Topic:
     ):
         raise ChannelError(f"topic: expected {ROOT}/fleet/device/up|dn/..., got {topic[:120]!r}; ignore the message")
     return Topic(fleet=parts[2], device=parts[3], leaf=parts[4])
+
+
+def model_leaf(leaf: str, level: str) -> str:
+    """`UP_STATE` or `DN_DESIRED` of one model of several; with the level "" of the only one.
+
+    >>> model_leaf(DN_DESIRED, "voice")
+    'dn/desired/voice'
+    """
+    return f"{leaf}/{level}" if level else leaf
+
+
+def kind_of(leaf: str) -> str:
+    """A leaf without the level of a model.
+
+    >>> kind_of("up/state/voice"), kind_of(UP_TELE)
+    ('up/state', 'up/tele')
+    """
+    return next((each for each in _OF_A_MODEL if leaf.startswith(f"{each}/")), leaf)
 
 
 def frame_leaf(xfer: str) -> str:

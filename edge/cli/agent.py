@@ -28,7 +28,7 @@ def agent() -> None:
 
 
 @agent.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundles", nargs=-1, required=True, metavar="[NAME=]BUNDLE...")
 @click.option("--state-dir", default="edge-state", type=click.Path(path_type=Path), help="Everything the agent keeps.")
 @click.option("--device", help="Device id.  [default: the host name]")
 @click.option("--fleet", default="default", help="Fleet id.")
@@ -48,7 +48,7 @@ def agent() -> None:
 @click.option("--seed", default=0, type=click.IntRange(0), help="Of replay draws.")
 @click.option("--verbose", is_flag=True, help="Say more.")
 def run(
-    bundle: Path,
+    bundles: tuple[str, ...],
     state_dir: Path,
     device: str | None,
     fleet: str,
@@ -66,14 +66,17 @@ def run(
     seed: int,
     verbose: bool,
 ) -> None:
-    """Open BUNDLE, check it on this CPU, and serve predictions until stopped.
+    """Open each BUNDLE, check it on this CPU, and serve predictions until stopped.
+
+    A model is named as its bundle says, or by NAME=; several stand side by side, and requests say which they mean.
+    A model that was served before and is not named now is not served, and nothing of it is deleted.
 
     Applications talk to it over a Unix socket, or standard input with --stdin; see docs/agent.md.
     """
     import platform
 
     _spare_memory()
-    from edge.agent.config import AgentConfig
+    from edge.agent.config import AgentConfig, named_bundles
     from edge.agent.service import AgentService
     from edge.channel.topics import check_id
     from edge.contract.profile import detect_profile, load_profile
@@ -82,7 +85,7 @@ def run(
     device_profile = load_profile(detect_profile() if profile == "auto" else profile)
     name = check_id(device or platform.node().lower() or "device", "device")
     config = AgentConfig(
-        bundle=bundle,
+        bundles=named_bundles(bundles),
         state_dir=state_dir,
         fleet=check_id(fleet, "fleet"),
         device=name,

@@ -87,7 +87,7 @@ def _age(ms: int) -> str:
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 @click.pass_obj
 def devices(connect: Any, as_json: bool) -> None:
-    """List the devices: what they run, where they stand, when they were last heard."""
+    """List the devices and their models: what they run, where they stand, when they were last heard."""
     rows = connect().call("GET", "/api/devices")
     if as_json:
         click.echo(json.dumps(rows, indent=1))
@@ -99,61 +99,93 @@ def devices(connect: Any, as_json: bool) -> None:
     from rich.table import Table
 
     table = Table()
-    for heading in ("device", "online", "bundle", "head", "release", "state", "samples", "heard"):
+    for heading in ("device", "online", "model", "bundle", "head", "release", "state", "samples", "heard"):
         table.add_column(heading, justify="right" if heading in ("release", "samples") else "left", no_wrap=True)
     for row in rows:
-        table.add_row(
-            row["id"],
-            "yes" if row["online"] else "no",
-            row["bundle"][:8],
-            row["head"][:8],
-            str(row["release"]),
-            row["state"],
-            str(row["samples"]),
-            _age(row["last_seen_ms"]),
-        )
+        known = (row["id"], "yes" if row["online"] else "no")
+        heard = _age(row["last_seen_ms"])
+        for model in row["models"] or [row]:
+            table.add_row(
+                *known,
+                shown(model["model"]),
+                model["bundle"][:8],
+                model["head"][:8],
+                str(model["release"]),
+                model["state"],
+                str(model["samples"]),
+                heard,
+            )
+            known, heard = ("", ""), ""
     console = Console()
     console.print(table)
     for row in rows:
-        if row["state_detail"]:
-            console.print(f"{row['id']}: {row['state']}, {row['state_detail']}", highlight=False)
+        for model in row["models"]:
+            if model["state_detail"]:
+                text = f"{_of(row, model)}: {model['state']}, {model['state_detail']}"
+                console.print(text, highlight=False)
+
+
+def shown(text: str) -> str:
+    """What a device chose, for a terminal."""
+    return "".join(each if each.isprintable() else "?" for each in text[:64])
+
+
+def _of(device: dict[str, Any], model: dict[str, Any]) -> str:
+    """A device, and which model of several."""
+    return f"{device['id']} {shown(model['model'])}" if len(device["models"]) > 1 else str(device["id"])
 
 
 @fleet.command()
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.option("--device", "names", multiple=True, help="Only this one, or tag.KEY=VALUE; repeatable.  [default: all]")
+@click.option("--model", default="", help="The model that it is for.  [default: the bundle's; for a head all it fits]")
 @click.option("--reason", default="pushed by hand", help="Kept with the release.")
 @click.option("--wait", default=0.0, type=click.FloatRange(min=0), help="Seconds to wait for the devices to settle.")
 @click.pass_obj
-def push(connect: Any, artifact: Path, names: tuple[str, ...], reason: str, wait: float) -> None:
-    """Push ARTIFACT, a bundle (.edge) or a head (.safetensors), to the fleet."""
+def push(connect: Any, artifact: Path, names: tuple[str, ...], model: str, reason: str, wait: float) -> None:
+    """Push ARTIFACT, a bundle (.edge) or a head (.safetensors), to the fleet.
+
+    A bundle is for the model of its name; where no device has one of that name, for the only one that there is.
+    """
     try:
         data = artifact.read_bytes()
     except OSError as exc:
         raise ConfigError(f"{artifact} cannot be read: {exc.strerror}") from exc
     coordinator = connect()
     kept = coordinator.call("POST", "/api/artifacts", content=data)
-    body = {**kept, "devices": list(names), "reason": reason}
+    body = {**kept, "model": model, "devices": list(names), "reason": reason}
     release = coordinator.call("POST", "/api/releases", json=body)
     whom = ", ".join(names) or "all devices"
-    click.echo(f"release {release['counter']}: {kept['kind']} {kept['digest'][:12]} to {whom}")
+    meant = f" for the model {release['model']!r}" if release.get("model") else ""
+    click.echo(f"release {release['counter']}: {kept['kind']} {kept['digest'][:12]}{meant} to {whom}")
     if wait:
-        _wait(coordinator, release["counter"], set(names), wait)
+        _wait(coordinator, release, set(names), wait)
 
 
-def _wait(coordinator: Coordinator, counter: int, names: set[str], wait_s: float) -> None:
+def _targets(coordinator: Coordinator, release: dict[str, Any], names: set[str]) -> dict[str, dict[str, Any]]:
+    """By device, and model where it has several, where those stand that a release is for."""
+    found = {}
+    for row in coordinator.call("GET", "/api/devices"):
+        for model in row["models"] or [row]:
+            is_other = release["kind"] == "head" and model["backbone"] not in ("", release["backbone"])
+            if release["model"] in ("", model["model"]) and not is_other and (not names or row["id"] in names):
+                found[_of(row, model)] = model
+    return found
+
+
+def _wait(coordinator: Coordinator, release: dict[str, Any], names: set[str], wait_s: float) -> None:
     """Print what becomes of a release on each device, until all have settled."""
     end = time.monotonic() + wait_s
-    told: dict[str, str] = {}
+    counter, told = release["counter"], dict[str, str]()
     while time.monotonic() < end:
-        rows = [row for row in coordinator.call("GET", "/api/devices") if not names or row["id"] in names]
-        for row in rows:
+        rows = _targets(coordinator, release, names)
+        for name, row in rows.items():
             state = row["state"] if row["state_release"] == counter else "waiting"
-            if told.get(row["id"]) != state:
-                told[row["id"]] = state
-                click.echo(f"{row['id']}: {state}" + (f" ({row['state_detail']})" if state != "waiting" else ""))
-        if rows and all(told[row["id"]] in ("active", "refused", "failed", "rolled-back") for row in rows):
-            bad = [row["id"] for row in rows if told[row["id"]] != "active"]
+            if told.get(name) != state:
+                told[name] = state
+                click.echo(f"{name}: {state}" + (f" ({row['state_detail']})" if state != "waiting" else ""))
+        if rows and all(told[name] in ("active", "refused", "failed", "rolled-back") for name in rows):
+            bad = [name for name in rows if told[name] != "active"]
             if bad:
                 raise RolloutError(f"release {counter} is not active on {', '.join(bad)}")
             return
@@ -191,20 +223,22 @@ def tag(connect: Any, device: str, tags: tuple[str, ...]) -> None:
 @click.pass_obj
 def experts(connect: Any, as_json: bool) -> None:
     """What each device believes: the weight of its experts, how often they were right, what the merge gains there."""
-    rows = [row for row in connect().call("GET", "/api/devices") if row["experts"]]
-    found = [{"device": row["id"], "experts": row["experts"], "merge": _merge_of(row["experts"])} for row in rows]
+    rows = [(row, each) for row in connect().call("GET", "/api/devices") for each in row["models"] if each["experts"]]
+    found = [
+        {"device": row["id"], "model": each["model"], "experts": each["experts"], "merge": _merge_of(each["experts"])}
+        for row, each in rows
+    ]
     if as_json:
         click.echo(json.dumps(found, indent=1))
         return
     if not found:
         click.echo("no device has said anything of its experts yet; it comes with telemetry")
         return
-    for each in found:
-        click.echo(f"{each['device']}: {_what_the_merge_does(each['merge'])}")
+    for (row, model), each in zip(rows, found, strict=True):
+        click.echo(f"{_of(row, model)}: {_what_the_merge_does(each['merge'])}")
         for name, (weight, accuracy, labels) in sorted(each["experts"].items(), key=lambda item: -item[1][0]):
             right = f"{accuracy:.3f} of {labels:.0f} labels" if labels else "no labels"
-            shown = "".join(each if each.isprintable() else "?" for each in name[:64])  # a device chose it
-            click.echo(f"  {shown:<24} weight {weight:.2f}, {right}")
+            click.echo(f"  {shown(name):<24} weight {weight:.2f}, {right}")
 
 
 def _merge_of(experts: dict[str, list[float]]) -> dict[str, float]:
@@ -267,7 +301,8 @@ def events(connect: Any, as_json: bool) -> None:
     rows = connect().call("GET", "/api/events")[::-1]
     for row in rows:
         stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["at_ms"] / 1000))
-        line = f"{stamp}  {row['device'] or 'coordinator':<16} {row['name']:<22} {row['detail']}"
+        whose = row["device"] + (f" {shown(row['model'])}" if row["model"] else "")
+        line = f"{stamp}  {whose or 'coordinator':<16} {row['name']:<22} {row['detail']}"
         click.echo(json.dumps(row) if as_json else line)
 
 
@@ -303,7 +338,7 @@ def watch(connect: Any, seconds: float | None) -> None:
         nonlocal last
         for row in coordinator.call("GET", "/api/telemetry", params={"after": last, "limit": 200}):
             last = max(last, row["id"])
-            newest[row["device"]] = row
+            newest[f"{row['device']} {shown(str(row['values'].get('model', '')))}"] = row
             if not console.is_terminal:
                 click.echo(f"{row['device']} {json.dumps(row['values'], separators=(',', ':'))}")
 
@@ -333,7 +368,7 @@ def _telemetry_table(newest: dict[str, dict[str, Any]]) -> Table:
     table = Table(caption="Ctrl-C ends", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     rows = sorted(newest.items())
     shown = [name for name in _WATCHED if any(name in row["values"] for _, row in rows)]
-    table.add_column("device", no_wrap=True)
+    table.add_column("device, model", no_wrap=True)
     for heading in ("heard", *(_WATCHED[name] for name in shown)):
         table.add_column(heading, justify="right", no_wrap=True)
     for device, row in rows:

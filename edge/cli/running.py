@@ -28,6 +28,7 @@ def _asking(function: F) -> F:
         [
             click.option("--state-dir", default="edge-state", type=_PATH, help="As `edge-agent run` was told."),
             click.option("--socket", "socket_path", type=_PATH, help="[default: STATE_DIR/agent.sock]"),
+            click.option("--model", help="Name of the model that is meant.  [default: the only one]"),
             click.option(
                 "--timeout", default=10.0, type=click.FloatRange(0.01, 3600), help="Seconds to wait for an answer."
             ),
@@ -38,10 +39,10 @@ def _asking(function: F) -> F:
     return function
 
 
-def _connected(state_dir: Path, socket_path: Path | None, timeout: float) -> AgentClient:
+def _connected(state_dir: Path, socket_path: Path | None, timeout: float, model: str | None) -> AgentClient:
     from edge.agent.client import AgentClient
 
-    return AgentClient(socket_path or state_dir / "agent.sock", timeout)
+    return AgentClient(socket_path or state_dir / "agent.sock", timeout, model=model)
 
 
 def _say(text: str) -> None:
@@ -54,9 +55,9 @@ def _print_json(answer: Mapping[str, Any]) -> None:
 
 @click.command(epilog="Example: edge-agent status --state-dir /var/lib/edge")
 @_asking
-def status(state_dir: Path, socket_path: Path | None, timeout: float, as_json: bool) -> None:
+def status(state_dir: Path, socket_path: Path | None, timeout: float, as_json: bool, model: str | None) -> None:
     """Say what the running agent runs, what it learned, and what it waits for."""
-    with _connected(state_dir, socket_path, timeout) as agent:
+    with _connected(state_dir, socket_path, timeout, model) as agent:
         found = agent.status()
     if as_json:
         _print_json(found)
@@ -65,9 +66,36 @@ def status(state_dir: Path, socket_path: Path | None, timeout: float, as_json: b
         _say(line)
 
 
+def _of_one(found: dict[str, Any]) -> dict[str, Any]:
+    """The status of one model.
+
+    Raises:
+        ConfigError: There are several, and none was named.
+    """
+    if "bundle" not in found:
+        raise ConfigError(
+            f"this agent has several models; name one of {', '.join(found.get('models', ()))} with --model"
+        )
+    return found
+
+
 def _status_lines(found: Mapping[str, Any]) -> Iterator[str]:
     """What the status says, for people. What an agent does not say is left out."""
-    yield f"{found['device']}: bundle {found['bundle'][:_SHORT]}, started {found.get('boot', '?')} times"
+    models: dict[str, Any] = {"": found} if "bundle" in found else found.get("models", {})
+    started, connected = (
+        f"started {found.get('boot', '?')} times",
+        "connected" if found.get("connected") else "not connected",
+    )
+    for name, model in models.items():
+        yield f"{found['device']}{name and ' ' + name}: bundle {model['bundle'][:_SHORT]}, {started}"
+        yield from _model_lines(model, connected)
+    for name, why in found.get("not_served", {}).items():
+        yield f"{found['device']} {name}: not served, {why}"
+    if found.get("resident_mb") is not None:
+        yield f"  memory    {found['resident_mb']:.0f} MiB"
+
+
+def _model_lines(found: Mapping[str, Any], connected: str) -> Iterator[str]:
     if found.get("head"):
         yield f"  head      {found['head'][:_SHORT]}, of {found.get('believed', '')}"
     if found.get("learners"):
@@ -81,10 +109,7 @@ def _status_lines(found: Mapping[str, Any]) -> Iterator[str]:
     for key, title in (("paused", "paused"), ("unsafe", "unsafe"), ("provider", "runs on")):
         if found.get(key):
             yield f"  {title:<9} {found[key]}"
-    connected = "connected" if found.get("connected") else "not connected"
     yield f"  release   {found.get('release', 0)}, {found.get('state', '')}; broker: {connected}"
-    if found.get("resident_mb") is not None:
-        yield f"  memory    {found['resident_mb']:.0f} MiB"
 
 
 @click.command(
@@ -102,6 +127,7 @@ def predict(
     socket_path: Path | None,
     timeout: float,
     as_json: bool,
+    model: str | None,
 ) -> None:
     """Ask the running agent for its answer to samples in FILES.
 
@@ -110,8 +136,8 @@ def predict(
     """
     from edge.contract.tensorspec import TensorSpec
 
-    with _connected(state_dir, socket_path, timeout) as agent:
-        specs = [TensorSpec.from_json(spec) for spec in agent.status()["inputs"]]
+    with _connected(state_dir, socket_path, timeout, model) as agent:
+        specs = [TensorSpec.from_json(spec) for spec in _of_one(agent.status())["inputs"]]
         samples = [each for file in files for each in _samples(file, specs, index)]
         if sample_id is not None and len(samples) != 1:
             raise ConfigError(f"--id names one sample, there are {len(samples)}; choose one with --index")
@@ -164,15 +190,22 @@ def _answer(answer: Mapping[str, Any]) -> str:
 @click.option("--weight", default=1.0, type=click.FloatRange(0, 1), help="How much the label is trusted.")
 @_asking
 def label(
-    sample_id: str, label: str, weight: float, state_dir: Path, socket_path: Path | None, timeout: float, as_json: bool
+    sample_id: str,
+    label: str,
+    weight: float,
+    state_dir: Path,
+    socket_path: Path | None,
+    timeout: float,
+    as_json: bool,
+    model: str | None,
 ) -> None:
     """Tell the running agent what the sample ID was, that `predict` was asked about.
 
     LABEL is the name of a class or its number; of a model of quantities or of several yes-or-no answers, one number for
     each output with commas between. Ends with 7 when the agent does not remember the sample.
     """
-    with _connected(state_dir, socket_path, timeout) as agent:
-        y = _target(label, agent.status().get("classes", []))
+    with _connected(state_dir, socket_path, timeout, model) as agent:
+        y = _target(label, _of_one(agent.status()).get("classes", []))
         answer = agent.request({"op": "label", "id": sample_id, "y": y, "weight": weight}, "joined")
     if as_json:
         _print_json(answer)
@@ -198,14 +231,14 @@ def _target(text: str, classes: list[str]) -> Any:
 
 @click.command(epilog="Example: edge-agent rollback --state-dir /var/lib/edge")
 @_asking
-def rollback(state_dir: Path, socket_path: Path | None, timeout: float, as_json: bool) -> None:
+def rollback(state_dir: Path, socket_path: Path | None, timeout: float, as_json: bool, model: str | None) -> None:
     """Go back to what was there before the newest head or bundle that was pushed and took its place.
 
     A head on probation is taken back, and the one before learns the labels since. One that has its probation behind it,
     too, but then labels since are lost. Else the bundle before the live one is live again. A merge competes and takes
     nobody's place: labels decide how far it is believed. Ends with 7 when there is nothing to go back to.
     """
-    with _connected(state_dir, socket_path, timeout) as agent:
+    with _connected(state_dir, socket_path, timeout, model) as agent:
         found = agent.rollback()
     if as_json:
         _print_json(found)
@@ -225,7 +258,9 @@ def rollback(state_dir: Path, socket_path: Path | None, timeout: float, as_json:
 @click.command(epilog="Example: edge-agent export head.safetensors")
 @click.argument("path", type=_PATH)
 @_asking
-def export(path: Path, state_dir: Path, socket_path: Path | None, timeout: float, as_json: bool) -> None:
+def export(
+    path: Path, state_dir: Path, socket_path: Path | None, timeout: float, as_json: bool, model: str | None
+) -> None:
     """Write the head that the running agent believes most to PATH, as `edge-fleet push` and PyTorch take it.
 
     `converter.load_head_into(model, PATH)` puts it into the model that the bundle was made from.
@@ -233,7 +268,7 @@ def export(path: Path, state_dir: Path, socket_path: Path | None, timeout: float
     from edge.contract.files import check_writable
 
     check_writable(path)
-    with _connected(state_dir, socket_path, timeout) as agent:
+    with _connected(state_dir, socket_path, timeout, model) as agent:
         found = agent.export_head(path)
     if as_json:
         _print_json({"path": str(path), **found})

@@ -106,6 +106,15 @@ def check_parameters(
             raise BundleError(f"{what}: {name} must be float32, got {array.dtype}")
 
 
+def read_manifest(path: Path) -> Manifest:
+    """What a bundle says it is, without looking at the rest of it.
+
+    Raises:
+        BundleError: Missing, not a bundle, or its manifest is damaged.
+    """
+    return Manifest.decode(Archive(path).read(_MANIFEST, m.MAX_MANIFEST_BYTES))
+
+
 class Bundle:
     """An opened and verified bundle.
 

@@ -21,9 +21,10 @@ from pydantic import BaseModel, Field
 from edge import __version__
 from edge.contract.clock import Now
 from edge.contract.errors import EdgeError
+from edge.contract.names import MAX_NAME_CHARS
 from edge.coordinator.core import CoordinatorCore
 from edge.coordinator.events import reason
-from edge.coordinator.store import Store, as_dict
+from edge.coordinator.store import NO_MODEL, Store, as_dict
 
 MAX_ARTIFACT_BYTES = 1 << 30
 Submit = Callable[[Callable[[CoordinatorCore, Now], Any]], Any]
@@ -35,6 +36,7 @@ class PushRequest(BaseModel):
     digest: str
     kind: str = Field(pattern="^(head|bundle)$")
     backbone: str
+    model: str = Field(default="", max_length=MAX_NAME_CHARS)
     devices: list[str] = []
     reason: str = Field(default="pushed by hand", max_length=200)
 
@@ -88,9 +90,17 @@ def build_api(store: Store, submit: Submit, fleet: str, token: str | None) -> Fa
 
     @api.get("/api/devices")
     def devices() -> list[dict[str, Any]]:
-        tags, experts = store.tags(), store.experts()
+        tags = store.tags()
+        models: dict[str, list[dict[str, Any]]] = {}
+        for model in store.models():
+            models.setdefault(model.device, []).append(as_dict(model))
+        rows = [as_dict(row) for row in store.devices()]
+        # What a device has one of stood beside the device before there were models: it is that of the first.
         return [
-            as_dict(row) | {"tags": tags.get(row.id, {}), "experts": experts.get(row.id, {})} for row in store.devices()
+            (models.get(row["id"]) or [NO_MODEL])[0]
+            | row
+            | {"tags": tags.get(row["id"], {}), "models": models.get(row["id"], [])}
+            for row in rows
         ]
 
     @api.get("/api/telemetry")
@@ -129,7 +139,8 @@ def build_api(store: Store, submit: Submit, fleet: str, token: str | None) -> Fa
 
     @api.post("/api/releases")
     def push(body: PushRequest) -> dict[str, Any]:
-        row = submit(lambda core, now: core.push(body.digest, body.kind, body.backbone, body.devices, body.reason, now))
+        whom = (body.devices, body.reason)
+        row = submit(lambda core, now: core.push(body.digest, body.kind, body.backbone, *whom, now, model=body.model))
         return as_dict(row)
 
     @api.post("/api/merge")

@@ -33,6 +33,7 @@ from edge.channel.upload import OFFER_FIRST, UploadReceiver
 from edge.contract.bundle import Bundle, check_parameters
 from edge.contract.clock import Now
 from edge.contract.errors import BundleError, ChannelError, EdgeError, LearningError, RolloutError
+from edge.contract.names import level_of
 from edge.contract.training import FloatArray
 from edge.coordinator.artifacts import CHUNK_BYTES, ArtifactStore
 from edge.coordinator.config import CoordinatorConfig
@@ -122,7 +123,8 @@ class CoordinatorCore:
                 self._send_desired(device, now)
             case State():
                 if self._store.state(device, message, now.wall_ms) and message.detail:
-                    self._note(device, message.state, f"release {message.release}: {message.detail}", now)
+                    detail = f"release {message.release}: {message.detail}"
+                    self._note(device, message.state, detail, now, message.model)
             case Telemetry():
                 self._telemetry.append((device, dict(message.values), now.wall_ms))
             case Event():
@@ -154,11 +156,17 @@ class CoordinatorCore:
         for frame in serve(request, artifact.read, artifact.size_bytes, CHUNK_BYTES, artifact.index):
             self._publish(device, leaf, encode_frame(frame), qos=0, expiry_s=30)
 
-    def _send_desired(self, device: str, now: Now) -> None:
+    def _send_desired(self, device: str, now: Now, *, only_late: bool = False) -> None:
+        """Tell a device what its models should run, or those that are not there yet."""
         row = self._store.device(device)
-        release = None if row is None or not row.born else self._store.desired(row)
-        if release is None:
-            return
+        models = self._store.models(device) if row is not None and row.born else []
+        for model in models:
+            release = self._store.desired(model, is_only=len(models) == 1)
+            if release is not None and not (only_late and model.release >= release.counter):
+                level = level_of(model.model) if len(models) > 1 else ""
+                self._send_release(release, device, model.model, level, now)
+
+    def _send_release(self, release: ReleaseRow, device: str, model: str, level: str, now: Now) -> None:
         try:
             artifact = self._artifacts.get(release.digest)
         except RolloutError as exc:
@@ -174,8 +182,9 @@ class CoordinatorCore:
             backbone=release.backbone,
             reason=release.reason,
             ts_ms=release.created_ms,
+            model=model,
         )
-        self._send(device, topics.DN_DESIRED, desired, qos=1, retain=True)
+        self._send(device, topics.model_leaf(topics.DN_DESIRED, level), desired, qos=1, retain=True)
 
     # Contributions
 
@@ -232,9 +241,10 @@ class CoordinatorCore:
             base_release=update.base_release,
             digest=artifact.digest,
             received_ms=now.wall_ms,
+            model=update.model,
         )
         if self._store.contribution(row):
-            self._note(device, "contribution", f"{update.n_samples} samples, {update.learner}", now)
+            self._note(device, "contribution", f"{update.n_samples} samples, {update.learner}", now, update.model)
             self._check_merges = True
 
     def _bundle(self, backbone: str) -> Bundle | None:
@@ -300,7 +310,7 @@ class CoordinatorCore:
             except BundleError:
                 continue
             fitting[row.backbone] = bundle
-        running = {row.backbone for row in self._store.devices()}
+        running = {row.backbone for row in self._store.models()}
         if len(fitting) > 1:
             fitting = {backbone: bundle for backbone, bundle in fitting.items() if backbone in running}
         if len(fitting) != 1:
@@ -310,8 +320,20 @@ class CoordinatorCore:
             )
         return HeadRelease(backbone=next(iter(fitting)), parameters=dict(tensors), origin="pushed by hand")
 
-    def push(self, digest: str, kind: str, backbone: str, devices: list[str], reason: str, now: Now) -> ReleaseRow:
-        """Make an artifact the desired state of devices.
+    def push(
+        self, digest: str, kind: str, backbone: str, devices: list[str], reason: str, now: Now, *, model: str = ""
+    ) -> ReleaseRow:
+        """Make an artifact what a model of devices should run.
+
+        Args:
+            digest: Of the artifact.
+            kind: ``head`` or ``bundle``.
+            backbone: That it belongs to.
+            devices: Names or tags; none for all, also those to come.
+            reason: For people.
+            now: The time.
+            model: Name of the model; "" for that of the bundle, or, if no device has one of that name, for the only one
+                that there is; for a head for those with its backbone.
 
         Raises:
             RolloutError: An unknown device, or no device could take it.
@@ -323,8 +345,11 @@ class CoordinatorCore:
         self._artifacts.get(digest)
         tags = self._store.tags()
         chosen = [row for row in known.values() if is_meant(devices or EVERYBODY, row.id, tags.get(row.id, {}))]
-        if kind == "head" and not any(row.backbone == backbone for row in chosen):
-            raise RolloutError(f"no device runs the backbone {backbone[:12]} that this head belongs to")
+        served = [row for row in self._store.models() if row.device in {each.id for each in chosen}]
+        if kind == "head" and not any(row.backbone == backbone and model in ("", row.model) for row in served):
+            raise RolloutError(f"no device runs the backbone {backbone[:12]} that this head belongs to{_as(model)}")
+        if kind == "bundle":
+            model = self._model_of(digest, model, {row.model for row in served})
         release = self._store.release(
             kind=kind,
             digest=digest,
@@ -332,10 +357,28 @@ class CoordinatorCore:
             devices=devices or [ALL_DEVICES],
             reason=reason,
             now_ms=now.wall_ms,
+            model=model,
         )
-        self._note("", "release", f"{release.counter}: {kind} {digest[:12]}, {reason}", now)
+        self._note("", "release", f"{release.counter}: {kind} {digest[:12]}{_as(model)}, {reason}", now, model)
         self._next_reassert_s = now.s
         return release
+
+    def _model_of(self, digest: str, model: str, served: set[str]) -> str:
+        """The model that a bundle is for, of those that the chosen devices have.
+
+        Raises:
+            RolloutError: None of them.
+        """
+        own = next((row.name for row in self._store.bundles() if row.digest == digest), "")
+        name = model or own
+        if name in served or not served:
+            return name
+        if not model and len(served) == 1:
+            return next(iter(served))
+        raise RolloutError(
+            f"no device has a model {name!r}, there are {', '.join(map(repr, sorted(served)))}; say with --model which "
+            f"one the bundle is for"
+        )
 
     def merge_now(self, now: Now) -> list[ReleaseRow]:
         """Merge everything that is new, or without what was forgotten, and push it.
@@ -370,8 +413,10 @@ class CoordinatorCore:
                 )
         self._store.tag(device, tags)
         by = self._config.policy.merge_by
-        if self._config.auto_merge and by in {BY_TAG + key for key in tags} and self._store.bundle_of(row.backbone):
-            self._merge_due_s.setdefault(row.backbone, now.s + self._config.merge_delay_s)
+        if self._config.auto_merge and by in {BY_TAG + key for key in tags}:
+            for backbone in {each.backbone for each in self._store.models(device)}:
+                if self._store.bundle_of(backbone):
+                    self._merge_due_s.setdefault(backbone, now.s + self._config.merge_delay_s)
         self._next_reassert_s = now.s
         return self._store.tags(device).get(device, {})
 
@@ -603,8 +648,11 @@ class CoordinatorCore:
         self, backbone: str, bundle: Bundle, meant_for: tuple[str, ...]
     ) -> tuple[dict[str, FloatArray], int, tuple[str, ...]]:
         """The head that these were last given, its release counter, and its classes where some were added."""
+        named = {row.model for row in self._store.models() if row.backbone == backbone}
         for row in self._store.releases():
-            if row.kind == "head" and row.backbone == backbone and row.devices in ([ALL_DEVICES], list(meant_for)):
+            is_of_all = row.model == "" or named <= {row.model}
+            is_theirs = row.devices in ([ALL_DEVICES], list(meant_for)) and is_of_all
+            if row.kind == "head" and row.backbone == backbone and is_theirs:
                 data = self._artifacts.get(row.digest).path.read_bytes()
                 release = HeadRelease.decode(data, "the current head")
                 return release.parameters, row.counter, release.class_names
@@ -668,7 +716,8 @@ class CoordinatorCore:
         for backbone, devices in fresh.items():
             if len(devices) < self._config.min_devices or self._store.bundle_of(backbone) is None:
                 continue
-            online = {row.id for row in self._store.devices() if row.online and row.backbone == backbone}
+            there = {row.id for row in self._store.devices() if row.online}
+            online = there & {row.device for row in self._store.models() if row.backbone == backbone}
             due_s = now.s if online and online <= devices else now.s + self._config.merge_delay_s
             self._merge_due_s[backbone] = min(due_s, self._merge_due_s.get(backbone, math.inf))
 
@@ -678,12 +727,10 @@ class CoordinatorCore:
             if not row.born:
                 self._meet(row.id, now)
                 continue
-            desired = self._store.desired(row)
-            if desired is not None and row.release < desired.counter:
-                self._send_desired(row.id, now)
+            self._send_desired(row.id, now, only_late=True)
 
-    def _note(self, device: str, name: str, detail: str, now: Now) -> None:
-        self.events.note(device, name, detail, now)
+    def _note(self, device: str, name: str, detail: str, now: Now, model: str = "") -> None:
+        self.events.note(device, name, detail, now, model)
 
     def _send(
         self, device: str, leaf: str, message: Message, *, qos: int, retain: bool = False, expiry_s: int | None = None
@@ -700,6 +747,11 @@ class CoordinatorCore:
 def _of(meant_for: tuple[str, ...]) -> str:
     """A group, before what is said of it."""
     return "" if meant_for == EVERYBODY else f"{', '.join(meant_for)}: "
+
+
+def _as(model: str) -> str:
+    """A model, behind what is said of a release; nothing where its backbone decides."""
+    return f" for the model {model!r}" if model else ""
 
 
 def _kind(leaf: str) -> str:

@@ -49,11 +49,11 @@ class Events:
         self._waiting: deque[tuple[str, Event]] = deque(maxlen=_MAX_WAITING)
         self._next_offer_s = -math.inf
 
-    def note(self, device: str, name: str, detail: str, now: Now) -> None:
-        """Something happened; ``device`` is "" for the coordinator itself."""
+    def note(self, device: str, name: str, detail: str, now: Now, model: str = "") -> None:
+        """Something happened, perhaps to one model; ``device`` is "" for the coordinator itself."""
         # What came from outside may hold half a character, which no database stores.
         detail = detail.encode(errors="replace").decode()[:MAX_DETAIL_CHARS]
-        event = Event(ts_ms=now.wall_ms, name=name, detail=detail)
+        event = Event(ts_ms=now.wall_ms, name=name, detail=detail, model=model)
         if self._waiting:  # in order, and no second wait for a locked database
             self._waiting.append((device, event))
         elif not self._write(device, event):

@@ -9,13 +9,37 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import JSON, Engine, Index, UniqueConstraint, create_engine, delete, event, func, select, update
+from sqlalchemy import (
+    JSON,
+    Connection,
+    Engine,
+    Index,
+    UniqueConstraint,
+    create_engine,
+    delete,
+    event,
+    func,
+    inspect,
+    select,
+    update,
+)
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from edge.channel.messages import EXPERTS, Birth, Conn, Event, State
+from edge.channel.messages import EXPERTS, Birth, Conn, Event, Served, State
 from edge.contract.errors import ConfigError
+from edge.contract.names import is_model_name
+from edge.coordinator.migrations import (
+    ADD,
+    ADDED,
+    EXPERTS_TABLE,
+    NO_EXPERTS,
+    ONE_MODEL,
+    PUT_ASIDE,
+    TAKE_OVER,
+)
+from edge.coordinator.migrations import EXPERTS as KNOWN_EXPERTS
 from edge.merging.averaging import MergeMemory
 from edge.merging.groups import is_meant
 
@@ -40,6 +64,21 @@ class DeviceRow(Base):
     agent_version: Mapped[str] = mapped_column(default="")
     profile: Mapped[str] = mapped_column(default="")
     hardware: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
+    born: Mapped[bool] = mapped_column(default=False)
+    first_seen_ms: Mapped[int] = mapped_column(default=0)
+    last_seen_ms: Mapped[int] = mapped_column(default=0)
+
+
+class ModelRow(Base):
+    """A model of a device, and its newest word on its experts: by name weight, accuracy and labels.
+
+    `model` is "" while nobody has said the name: of a device from before there were several, with an unknown bundle.
+    """
+
+    __tablename__ = "device_model"
+    device: Mapped[str] = mapped_column(primary_key=True)
+    model: Mapped[str] = mapped_column(primary_key=True)
+    position: Mapped[int] = mapped_column(default=0)
     bundle: Mapped[str] = mapped_column(default="")
     backbone: Mapped[str] = mapped_column(default="")
     head: Mapped[str] = mapped_column(default="")
@@ -49,9 +88,12 @@ class DeviceRow(Base):
     state: Mapped[str] = mapped_column(default="")
     state_release: Mapped[int] = mapped_column(default=0)
     state_detail: Mapped[str] = mapped_column(default="")
-    born: Mapped[bool] = mapped_column(default=False)
-    first_seen_ms: Mapped[int] = mapped_column(default=0)
-    last_seen_ms: Mapped[int] = mapped_column(default=0)
+    experts: Mapped[dict[str, list[float]]] = mapped_column(JSON, default=dict)
+
+
+# What is known of a model that has said nothing yet.
+NO_MODEL: dict[str, Any] = {"model": "", "position": 0, "bundle": "", "backbone": "", "head": "", "release": 0}
+NO_MODEL |= {"samples": 0, "state_seq": 0, "state": "", "state_release": 0, "state_detail": "", "experts": {}}
 
 
 class TagRow(Base):
@@ -61,15 +103,6 @@ class TagRow(Base):
     device: Mapped[str] = mapped_column(primary_key=True)
     key: Mapped[str] = mapped_column(primary_key=True)
     value: Mapped[str]
-
-
-class ExpertsRow(Base):
-    """The newest word of a device on its experts: by name weight, accuracy and labels."""
-
-    __tablename__ = "device_experts"
-    device: Mapped[str] = mapped_column(primary_key=True)
-    experts: Mapped[dict[str, list[float]]] = mapped_column(JSON)
-    received_ms: Mapped[int]
 
 
 class TelemetryRow(Base):
@@ -100,6 +133,7 @@ class ContributionRow(Base):
     received_ms: Mapped[int]
     merged_version: Mapped[int] = mapped_column(default=-1)
     merged_release: Mapped[int] = mapped_column(default=0)
+    model: Mapped[str] = mapped_column(default="")
 
 
 class RefusedRow(Base):
@@ -148,7 +182,8 @@ class BundleRow(Base):
 class ReleaseRow(Base):
     """Something pushed. Counters only go up; going back is a new release of older bytes.
 
-    `devices` says whom it is meant for, see `edge.merging.groups.is_meant`.
+    `devices` says whom it is meant for, see `edge.merging.groups.is_meant`; `model` which model of these, "" for
+    those that it fits: a head its backbone, a bundle the only model of a device.
     """
 
     __tablename__ = "release"
@@ -159,6 +194,7 @@ class ReleaseRow(Base):
     devices: Mapped[list[str]] = mapped_column(JSON)
     reason: Mapped[str]
     created_ms: Mapped[int]
+    model: Mapped[str] = mapped_column(default="")
 
 
 class EventRow(Base):
@@ -170,6 +206,7 @@ class EventRow(Base):
     name: Mapped[str]
     detail: Mapped[str]
     at_ms: Mapped[int]
+    model: Mapped[str] = mapped_column(default="")
 
 
 def _documents(memory: MergeMemory, backbone: str) -> dict[tuple[str, str], bytes]:
@@ -180,6 +217,37 @@ def _documents(memory: MergeMemory, backbone: str) -> dict[tuple[str, str], byte
 def as_dict(row: Base) -> dict[str, Any]:
     """A row as JSON-able values."""
     return {column.key: getattr(row, column.key) for column in row.__table__.columns}
+
+
+def fits(release: ReleaseRow, model: ModelRow, *, is_only: bool) -> bool:
+    """Whether a release that is meant for a device is for this model of it, which `is_only` one there or not."""
+    if release.kind == "head":
+        return release.backbone == model.backbone and release.model in ("", model.model)
+    return release.model == model.model or ("" in (release.model, model.model) and is_only)
+
+
+def _new_model(session: Session, device: str, name: str) -> ModelRow:
+    row = ModelRow(device=device, **NO_MODEL | {"model": name})
+    session.add(row)
+    return row
+
+
+def _only_model(session: Session, birth: Birth) -> Served:
+    """What a device says that knows of one model only; named as its bundle is, where that is known."""
+    found = session.scalars(select(BundleRow).where(BundleRow.backbone == birth.backbone).limit(1)).first()
+    return Served(
+        model=found.name if found is not None and birth.backbone and is_model_name(found.name) else "",
+        bundle=birth.bundle,
+        backbone=birth.backbone,
+        head=birth.head,
+        release=birth.release,
+        n_labels=birth.n_labels,
+    )
+
+
+def _columns(connection: Connection) -> dict[str, Sequence[Any]]:
+    inspector = inspect(connection)
+    return {table: inspector.get_columns(table) for table in inspector.get_table_names()}
 
 
 class Store:
@@ -203,9 +271,28 @@ class Store:
             connection.execute("PRAGMA synchronous=FULL")
 
         try:
-            Base.metadata.create_all(self._engine)
+            self._prepare()
         except SQLAlchemyError as exc:
             raise ConfigError(f"the database {path} cannot be used: {exc.__cause__ or exc}") from exc
+
+    def _prepare(self) -> None:
+        """Make the tables that are missing, and take over those of an earlier version."""
+        with self._engine.connect() as connection:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")  # else a change of the tables were no part of a transaction
+            tables = {table: {c["name"] for c in columns} for table, columns in _columns(connection).items()}
+            has_one_model = ONE_MODEL[1] in tables.get(ONE_MODEL[0], ())
+            if has_one_model:
+                for statement in PUT_ASIDE:
+                    connection.exec_driver_sql(statement)
+            for table, column in ADDED:
+                if table in tables and column not in tables[table]:
+                    connection.exec_driver_sql(ADD.format(table=table, column=column))
+            Base.metadata.create_all(connection)
+            if has_one_model:
+                experts = KNOWN_EXPERTS if EXPERTS_TABLE in tables else NO_EXPERTS
+                for statement in TAKE_OVER:
+                    connection.exec_driver_sql(statement.replace("{experts}", experts))
+            connection.commit()
 
     def close(self) -> None:
         """Give the file free."""
@@ -218,11 +305,28 @@ class Store:
     def _device(session: Session, device: str, now_ms: int) -> DeviceRow:
         row = session.get(DeviceRow, device)
         if row is None:
-            row = DeviceRow(id=device, first_seen_ms=now_ms, session=0, boot=0, state_seq=0, release=0, samples=0)
-            row.online, row.born, row.state_release = False, False, 0
+            row = DeviceRow(id=device, first_seen_ms=now_ms, session=0, boot=0)
+            row.online, row.born = False, False
             session.add(row)
         row.last_seen_ms = now_ms
         return row
+
+    @staticmethod
+    def _models(session: Session, device: str) -> dict[str, ModelRow]:
+        query = select(ModelRow).where(ModelRow.device == device).order_by(ModelRow.position)
+        return {row.model: row for row in session.scalars(query)}
+
+    def _model(self, session: Session, device: DeviceRow, name: str) -> ModelRow | None:
+        """The model that a message is of; None for one that the device does not have any more.
+
+        Devices from before there were several say no name, or one that their birth did not say.
+        """
+        rows = self._models(session, device.id)
+        if name in rows:
+            return rows[name]
+        if len(rows) == 1 and "" in (name, *rows):
+            return next(iter(rows.values()))
+        return None if device.born else _new_model(session, device.id, name)
 
     # What devices say
 
@@ -244,14 +348,26 @@ class Store:
                 message.profile,
                 dict(message.hardware),
             )
-            row.bundle, row.backbone, row.head = message.bundle, message.backbone, message.head
-            row.release, row.samples = message.release, message.n_labels
+            known = self._models(session, device)
+            for position, served in enumerate(message.models or (_only_model(session, message),)):
+                is_old = not message.models and len(known) == 1  # then it goes on under the name that it has
+                name = served.model if not is_old or "" in known else next(iter(known))
+                model = known.pop(name, None)
+                if model is None and len(message.models) <= 1 and "" in known:  # its name is known by now
+                    model = known.pop("")
+                    model.model = name
+                model = model or _new_model(session, device, name)
+                model.position = position
+                model.bundle, model.backbone, model.head = served.bundle, served.backbone, served.head
+                model.release, model.samples = served.release, served.n_labels
+            for gone in known.values():
+                session.delete(gone)
 
     def state(self, device: str, message: State, now_ms: int) -> bool:
-        """A slot changed its state; False when a newer one is known."""
+        """A slot changed its state; False when a newer one is known, or the device does not have the model any more."""
         with self._session() as session, session.begin():
-            row = self._device(session, device, now_ms)
-            if message.seq <= row.state_seq:
+            row = self._model(session, self._device(session, device, now_ms), message.model)
+            if row is None or message.seq <= row.state_seq:
                 return False
             row.state_seq, row.state, row.state_detail = message.seq, message.state, message.detail
             row.state_release = message.release
@@ -265,11 +381,13 @@ class Store:
             return
         with self._session() as session, session.begin():
             for device, values, now_ms in rows:
-                row = self._device(session, device, now_ms)
-                if type(values.get("samples")) is int:
+                name = values.get("model", "")
+                is_name = isinstance(name, str) and is_model_name(name)
+                row = self._model(session, self._device(session, device, now_ms), name if is_name else "")
+                if row is not None and type(values.get("samples")) is int:
                     row.samples = values["samples"]
-                if EXPERTS in values:
-                    session.merge(ExpertsRow(device=device, experts=values[EXPERTS], received_ms=now_ms))
+                if row is not None and EXPERTS in values:
+                    row.experts = values[EXPERTS]
                 entry = {"device": device, "boot": values.get("boot", 0), "seq": values.get("seq", 0)}
                 entry |= {"received_ms": now_ms, "values": dict(values)}
                 session.flush()
@@ -280,7 +398,9 @@ class Store:
         with self._session() as session, session.begin():
             if device:
                 self._device(session, device, now_ms)
-            session.add(EventRow(device=device, name=message.name, detail=message.detail, at_ms=now_ms))
+            row = EventRow(device=device, name=message.name, detail=message.detail, at_ms=now_ms)
+            row.model = message.model
+            session.add(row)
 
     def contribution(self, row: ContributionRow) -> bool:
         """Keep a contribution unless a newer version of its lineage is known; False when it is not news."""
@@ -328,6 +448,7 @@ class Store:
         devices: Sequence[str],
         reason: str,
         now_ms: int,
+        model: str = "",
         merged: Iterable[ContributionRow] = (),
         memory: MergeMemory | None = None,
         without_forgotten: bool = False,
@@ -339,11 +460,11 @@ class Store:
         """
         with self._session() as session, session.begin():
             highest = session.scalar(select(func.max(ReleaseRow.counter))) or 0
-            honest = DeviceRow.release < MAX_COUNTER  # a device must not be able to use the counters up
-            on_devices = session.scalar(select(func.max(DeviceRow.release)).where(honest)) or 0
+            honest = ModelRow.release < MAX_COUNTER  # a device must not be able to use the counters up
+            on_devices = session.scalar(select(func.max(ModelRow.release)).where(honest)) or 0
             counter = max(highest, on_devices) + 1
             row = ReleaseRow(counter=counter, kind=kind, digest=digest, backbone=backbone, devices=list(devices))
-            row.reason, row.created_ms = reason, now_ms
+            row.reason, row.created_ms, row.model = reason, now_ms, model
             session.add(row)
             for part in merged:
                 known = session.get(ContributionRow, (part.device, part.lineage, part.backbone))
@@ -430,6 +551,14 @@ class Store:
         with self._session() as session:
             return session.scalars(select(DeviceRow).order_by(DeviceRow.id)).all()
 
+    def models(self, device: str | None = None) -> Sequence[ModelRow]:
+        """All models of all devices, or of one, in the order that the device gave them."""
+        query = select(ModelRow).order_by(ModelRow.device, ModelRow.position)
+        if device is not None:
+            query = query.where(ModelRow.device == device)
+        with self._session() as session:
+            return session.scalars(query).all()
+
     def tag(self, device: str, tags: Mapping[str, str]) -> None:
         """Give a device tags; one with the value "" is taken away."""
         with self._session() as session, session.begin():
@@ -449,21 +578,21 @@ class Store:
                 found.setdefault(row.device, {})[row.key] = row.value
         return found
 
-    def experts(self) -> dict[str, dict[str, list[float]]]:
-        """By device, what it last said of its experts."""
-        with self._session() as session:
-            return {row.device: row.experts for row in session.scalars(select(ExpertsRow))}
+    def desired(self, model: ModelRow, *, is_only: bool) -> ReleaseRow | None:
+        """What a model should run: the newest bundle meant for it until it has dealt with that, then the newest head.
 
-    def desired(self, device: DeviceRow) -> ReleaseRow | None:
-        """What a device should run: the newest bundle meant for it until it has dealt with that, then the newest head.
+        A head must not overtake a bundle: the model's counter would then be past the bundle's for ever.
 
-        A head must not overtake a bundle: the device's counter would then be past the bundle's for ever.
+        Args:
+            model: Of a device.
+            is_only: Whether it is the only one there.
         """
-        tags = self.tags(device.id).get(device.id, {})
-        meant = [row for row in self.releases() if is_meant(row.devices, device.id, tags)]
+        tags = self.tags(model.device).get(model.device, {})
+        meant = [row for row in self.releases() if is_meant(row.devices, model.device, tags)]
+        meant = [row for row in meant if fits(row, model, is_only=is_only)]
         bundle = next((row for row in meant if row.kind == "bundle"), None)
-        head = next((row for row in meant if row.kind == "head" and row.backbone == device.backbone), None)
-        if bundle is None or (head is not None and device.release >= bundle.counter and head.counter > bundle.counter):
+        head = next((row for row in meant if row.kind == "head"), None)
+        if bundle is None or (head is not None and model.release >= bundle.counter and head.counter > bundle.counter):
             return head
         return bundle
 

@@ -17,6 +17,7 @@ from edge.contract import tensorfile
 from edge.contract.digest import is_digest
 from edge.contract.errors import BundleError
 from edge.contract.manifest import LinearLayer
+from edge.contract.names import is_model_name
 from edge.contract.training import FloatArray, Parameters
 from edge.learning.learner import State
 
@@ -40,6 +41,7 @@ class HeadUpdate:
         base_release: Counter of the release that a delta starts from, 0 for the shipped head.
         tensors: As the learner gave them.
         class_names: Of the device, where it has added some to those of the bundle, which come first; else empty.
+        model: Name of the model on the device, for people; "" of devices from before there were several.
     """
 
     learner: str
@@ -50,6 +52,7 @@ class HeadUpdate:
     base_release: int
     tensors: State
     class_names: tuple[str, ...] = ()
+    model: str = ""
 
     def encode(self) -> bytes:
         """As one document."""
@@ -61,6 +64,7 @@ class HeadUpdate:
             "n_samples": self.n_samples,
             "base_release": self.base_release,
             "class_names": list(self.class_names),
+            "model": self.model,
         }
         return tensorfile.encode(_UPDATE, description, self.tensors)
 
@@ -79,6 +83,7 @@ class HeadUpdate:
             or not isinstance(found.get("lineage"), str)
             or not 0 < len(found["lineage"]) <= 64
             or not all(type(number) is int and number >= 0 for number in numbers)
+            or not (found.get("model", "") == "" or (isinstance(found["model"], str) and is_model_name(found["model"])))
         ):
             raise BundleError(f"{what}: a field of the head update is missing or not of its type")
         return cls(
@@ -90,6 +95,7 @@ class HeadUpdate:
             base_release=found["base_release"],
             tensors=tensors,
             class_names=_names(found, what),
+            model=found.get("model", ""),
         )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ import numpy as np
 from edge.agent.config import AgentConfig
 from edge.agent.core import AgentCore
 from edge.agent.host import ModelHost
+from edge.agent.model_core import ModelCore
+from edge.agent.models import Models
 from edge.channel import topics
 from edge.channel.memory import Faults, MemoryBroker, MemoryTransport
 from edge.channel.transport import TransportEvent
@@ -24,7 +27,7 @@ from edge.contract.profile import DeviceProfile, load_profile
 from edge.coordinator.artifacts import ArtifactStore
 from edge.coordinator.config import CoordinatorConfig
 from edge.coordinator.core import CoordinatorCore
-from edge.coordinator.store import Store
+from edge.coordinator.store import NO_MODEL, Store, as_dict
 from edge.merging.policy import MergePolicy
 from tests.support.killed import kill
 
@@ -41,21 +44,33 @@ def unhurried() -> DeviceProfile:
 class Agent:
     """One device."""
 
-    def __init__(self, folder: Path, name: str, bundle: Path, broker: MemoryBroker, options: dict[str, Any]) -> None:
+    def __init__(
+        self, folder: Path, name: str, bundles: dict[str, Path], broker: MemoryBroker, options: dict[str, Any]
+    ) -> None:
         self.config = AgentConfig(
-            bundle=bundle,
+            bundles=bundles,
             state_dir=folder / name,
             fleet=FLEET,
             device=name,
             profile=unhurried(),
             **{"telemetry_interval_s": 5.0, "sync_interval_s": 1.0, "probation_s": 3.0, **options},
         )
-        self.host = ModelHost(self.config)
+        self.models = Models(self.config)
         # Learning takes no time here: how fast this machine is must not decide which labels wait for the budget.
-        self.core = AgentCore(self.config, self.host, stopwatch=lambda: 0.0)
+        self.core = AgentCore(self.config, self.models, stopwatch=lambda: 0.0)
         self.events: list[TransportEvent] = []
         self.transport = MemoryTransport(broker, name)
         self.states: list[str] = []
+
+    @property
+    def model(self) -> ModelCore:
+        """Its first model."""
+        return next(iter(self.core.models.values()))
+
+    @property
+    def host(self) -> ModelHost:
+        """Of its first model."""
+        return self.model.host
 
     def start(self, now: Now) -> None:
         will = self.core.will(now)
@@ -69,7 +84,7 @@ class Agent:
             self.core.transport(event, now)
         for effect in self.core.tick(now):
             self.transport.publish(effect.topic, effect.payload, qos=effect.qos, retain=effect.retain)
-        state = str(self.core.model.deployment.state)
+        state = str(self.model.deployment.state)
         if not self.states or self.states[-1] != state:
             self.states.append(state)
 
@@ -80,7 +95,7 @@ class SimulatedFleet:
     def __init__(
         self,
         folder: Path,
-        bundle: Path,
+        bundle: Path | dict[str, Path],
         devices: list[str],
         *,
         faults: Faults | None = None,
@@ -88,7 +103,8 @@ class SimulatedFleet:
         policy: MergePolicy | None = None,
         **agent_options: Any,
     ) -> None:
-        self.folder, self.bundle = folder, bundle
+        self.folder = folder
+        self.bundles = {"digits": bundle} if isinstance(bundle, Path) else bundle
         self.broker = MemoryBroker()
         self.broker.fault = faults
         self.now_s = 1000.0
@@ -116,7 +132,8 @@ class SimulatedFleet:
         )
         self.store = Store(config.data_dir / "db.sqlite")
         self.coordinator = CoordinatorCore(config, self.store, ArtifactStore(config.data_dir / "artifacts"))
-        self.coordinator.add_artifact(self.bundle.read_bytes(), self.bundle)
+        for bundle in self.bundles.values():
+            self.coordinator.add_artifact(bundle.read_bytes(), bundle)
         self.coordinator_events: list[TransportEvent] = []
         self.coordinator_transport = MemoryTransport(self.broker, "coordinator")
         self.coordinator_transport.subscribe(topics.coordinator_filters(FLEET))
@@ -124,7 +141,7 @@ class SimulatedFleet:
         return self.coordinator
 
     def start_agent(self, name: str) -> Agent:
-        agent = Agent(self.folder, name, self.bundle, self.broker, self.agent_options)
+        agent = Agent(self.folder, name, self.bundles, self.broker, self.agent_options)
         agent.start(self.now)
         self.agents[name] = agent
         return agent
@@ -133,8 +150,9 @@ class SimulatedFleet:
         """What ``kill -9`` does: the kernel closes the files, nothing else happens."""
         agent = self.agents.pop(name)
         self.broker.disconnect(name)
-        kill(agent.host.model)
-        os.close(agent.host._lock)
+        for host in agent.models.hosts.values():
+            kill(host.model)
+        os.close(agent.models._lock)
 
     def close(self) -> None:
         """Give all files free at the end of a test."""
@@ -183,8 +201,13 @@ class SimulatedFleet:
             assert answer["joined"]
 
     def device(self, name: str) -> Any:
-        """What the coordinator knows of a device."""
-        return self.store.device(name)
+        """What the coordinator knows of a device and its first model; None while it knows of none."""
+        row, models = self.store.device(name), self.store.models(name)
+        return None if row is None else SimpleNamespace(**(as_dict(models[0]) if models else NO_MODEL) | as_dict(row))
+
+    def known(self, name: str, model: str) -> Any:
+        """What the coordinator knows of a model of a device; None while that is nothing."""
+        return next((row for row in self.store.models(name) if row.model == model), None)
 
     def settled(self) -> bool:
         """Whether all that was learned is merged, and the merge is active everywhere."""
@@ -194,8 +217,5 @@ class SimulatedFleet:
 
     def converged(self, counter: int) -> bool:
         """Whether every device has this release active, and the coordinator knows it."""
-        rows = {row.id: row for row in self.store.devices()}
-        return all(
-            name in rows and rows[name].state == "active" and rows[name].state_release == counter
-            for name in self.agents
-        )
+        rows = {name: self.device(name) for name in self.agents}
+        return all(row and row.state == "active" and row.state_release == counter for row in rows.values())

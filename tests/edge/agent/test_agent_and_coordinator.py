@@ -138,7 +138,7 @@ def test_a_snapshot_waits_until_the_journal_is_long(simulate: Simulate, tmp_path
     assert fleet.store.contributions(), "an upload does not need a snapshot, either"
     assert agent.host.model.state.is_safe
     assert state.read_bytes() == before
-    agent.core.model._stopwatch = itertools.count(step=0.1).__next__  # 0.1 s a label
+    agent.model._stopwatch = itertools.count(step=0.1).__next__  # 0.1 s a label
     fleet.teach("one", *samples(digits_bundle, 60, 1), tag="t")
     fleet.until("learned", lambda: agent.host.model.n_samples == 80, 600.0)
     fleet.run(400.0)
@@ -185,7 +185,7 @@ def test_coordinator_that_was_away_learns_what_devices_run_now(
     teach_all(fleet, digits_bundle)
     fleet.until(
         "the release is tried",
-        lambda: all(str(a.core.model.deployment.state) == "probation" for a in fleet.agents.values()),
+        lambda: all(str(a.model.deployment.state) == "probation" for a in fleet.agents.values()),
     )
     fleet.crash_coordinator()
     fleet.run(20.0)
@@ -335,7 +335,7 @@ def test_agent_killed_while_fetching_goes_on_where_it_was(
     fleet = simulate(tmp_path, digits_bundle, ["one"])
     fleet.run(5.0)
     counter = push(fleet, other_bundle.read_bytes(), path=other_bundle)
-    fleet.until("fetching", lambda: fleet.agents["one"].core.model.deployment._download is not None)
+    fleet.until("fetching", lambda: fleet.agents["one"].model.deployment._download is not None)
     part = tmp_path / "one" / "incoming"
     fleet.until("a chunk on disk", lambda: any(part.glob("*.part")) or fleet.converged(counter))
     fleet.crash_agent("one")
@@ -450,7 +450,7 @@ def test_probation_survives_a_restart(simulate: Simulate, tmp_path: Path, digits
     fleet.until("probation", lambda: fleet.agents["one"].states[-1] == "probation")
     fleet.crash_agent("one")
     fleet.start_agent("one")
-    assert str(fleet.agents["one"].core.model.deployment.state) == "probation"
+    assert str(fleet.agents["one"].model.deployment.state) == "probation"
     fleet.teach("one", *samples(digits_bundle, 40, 5))
     fleet.until("rolled back", lambda: fleet.device("one").state == "rolled-back")
     assert (fleet.agents["one"].host.model.predict(x).argmax(axis=1) == before).mean() > 0.9
@@ -560,7 +560,7 @@ def test_agent_killed_between_a_head_and_its_slot_ends_the_trial(
     for end, state in ((releases.confirm, "active"), (releases.roll_back, "rolled-back")):
         release = HeadRelease(backbone=release.backbone, parameters=model.bundle.head_parameters())
         counter = push(fleet, release.encode())
-        fleet.until("on probation", lambda: str(fleet.agents["one"].core.model.deployment.state) == "probation")
+        fleet.until("on probation", lambda: str(fleet.agents["one"].model.deployment.state) == "probation")
         assert fleet.agents["one"].host.slots.record.release == counter
         end(fleet.agents["one"].host.model)
         fleet.crash_agent("one")
@@ -604,7 +604,7 @@ def test_labels_beyond_the_budget_wait_and_are_learned_by_and_by_or_after_a_kill
     fleet = simulate(tmp_path, digits_bundle, ["one"])
     agent = fleet.agents["one"]
     slow = itertools.count(0.0, 0.06)  # seconds: each label takes 60 ms of a budget of 100 in each second
-    agent.core = AgentCore(agent.config, agent.host, stopwatch=lambda: next(slow))
+    agent.core = AgentCore(agent.config, agent.models, stopwatch=lambda: next(slow))
     x, y = samples(digits_bundle, 12, 0)
     answers = []
     for i in range(12):
@@ -637,7 +637,7 @@ def test_a_release_that_cannot_be_dealt_with_does_not_silence_the_device(
     def fails(now_s: float) -> None:
         raise IndexError("axis 1 with size 0")
 
-    agent.core.model.deployment.poll = fails  # type: ignore[method-assign]
+    agent.model.deployment.poll = fails  # type: ignore[method-assign]
     fleet.run(20.0)
     events = [event.name for event in fleet.store.events(50)]
     assert events.count("release-fault") == 1

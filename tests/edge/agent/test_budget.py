@@ -67,3 +67,38 @@ def test_over_a_minute_learning_takes_its_share() -> None:
             budget.spend(7.0)
             steps += 1
     assert steps * 7.0 == pytest.approx(60 * 200.0, rel=0.03)
+
+
+def test_a_shared_budget_gives_equal_shares_and_what_one_does_not_use_to_the_others() -> None:
+    shares = LearningBudget.shared(100.0, 4)
+    for share in shares:
+        share.spend(1.0)  # the first step is not charged
+    assert [share.ms_per_s for share in shares] == [25.0] * 4
+
+    def learned(busy: list[LearningBudget], seconds: int) -> list[float]:
+        """Milliseconds that each took in steps of 1 ms while it might."""
+        spent = [0.0] * len(busy)
+        for step in range(seconds * 100):
+            for i, share in enumerate(busy):
+                while share.allows(start + step / 100):
+                    share.spend(1.0)
+                    spent[i] += 1.0
+        return spent
+
+    start = 0.0
+    assert learned(shares, 20) == pytest.approx([525.0] * 4, abs=10), "all at once: a quarter each"
+    start = 100.0
+    alone = learned(shares[:1], 20)
+    assert alone == pytest.approx([25.0 + 2000.0], abs=30), "one alone: all of it"
+    start = 200.0
+    one, two = learned(shares[:2], 20)
+    assert one == pytest.approx(1025.0, abs=30)
+    assert two == pytest.approx(1025.0, abs=30)
+    # Nobody can take what another needs: it has its share from the first moment on.
+    start = 300.0
+    learned(shares[:1], 5)
+    start = 305.0
+    one, other = learned([shares[0], shares[3]], 10)
+    assert other >= 500.0
+    (single,) = LearningBudget.shared(0.0, 1)
+    assert not single.allows(0.0)

@@ -21,7 +21,7 @@ from PIL import Image
 from edge.agent import releases
 from edge.agent.client import AgentClient
 from edge.agent.config import AgentConfig
-from edge.agent.host import ModelHost
+from edge.agent.models import Models
 from edge.cli.agent import agent
 from edge.contract.bundle import Bundle
 from edge.contract.errors import ChannelError, ConfigError, LearningError, NoAgentError
@@ -44,13 +44,15 @@ def running(
 ) -> Iterator[Path]:
     """The state folder of an agent on which an operator's head, the shipped one halved, is on probation."""
     state = tmp_path_factory.mktemp("agent") / "state"
-    host = ModelHost(AgentConfig(bundle=digits_bundle, state_dir=state, fleet="f", device="d", profile=unhurried()))
+    bundles = {"digits": digits_bundle}
+    models = Models(AgentConfig(bundles=bundles, state_dir=state, fleet="f", device="d", profile=unhurried()))
+    host = models.hosts["digits"]
     offer = releases.look_at(host.model, pushed(digits_bundle, HALF), competes=False)
     releases.take(host.model, offer, 3)
     host.slots.update(release=3, state="probation", replaces=True, slot="head")
     picture = (digits[0][5:6] * 255).astype(np.uint8).astype(np.float32) / np.float32(255)
     np.save(state / "wanted.npy", host.model.predict(np.concatenate([digits[0][:3], picture])))
-    host.close()
+    models.close()
     line = [sys.executable, "-m", "edge.cli.agent", "run", str(digits_bundle), "--state-dir", str(state)]
     line += ["--device", "cam-1", "--probation", "3600"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}

@@ -444,9 +444,8 @@ def birth(fleet: Coordinator, device: str, bundle: Bundle) -> None:
 
 def desired(fleet: Coordinator, device: str) -> int:
     assert fleet.store is not None
-    row = fleet.store.device(device)
-    assert row is not None
-    release = fleet.store.desired(row)
+    (row,) = fleet.store.models(device)
+    release = fleet.store.desired(row, is_only=True)
     return 0 if release is None else release.counter
 
 
@@ -548,7 +547,8 @@ def test_what_devices_say_of_their_experts_is_kept(start: Start, statistics_upda
         fleet.core.transport(message, fleet.now)
         fleet.core.tick(fleet.now)
     assert fleet.store is not None
-    assert fleet.store.experts() == {"cam": {"shipped": [pytest.approx(0.3), 0.8, 40], "merged": [0.7, 0.9, 40]}}
+    (row,) = fleet.store.models("cam")
+    assert row.experts == {"shipped": [pytest.approx(0.3), 0.8, 40], "merged": [0.7, 0.9, 40]}
     bad = Received(topic="edge/v1/lab/cam/up/tele", payload=b'{"experts":{"merged":"all"}}', retained=False)
     fleet.core.transport(bad, fleet.now)
     assert "expected by name" in fleet.events("bad-message")[0]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from edge.channel.messages import Conn, State
+from edge.channel.messages import Birth, Conn, Served, State
 from edge.contract.errors import ConfigError, RolloutError
+from edge.coordinator import migrations
 from edge.coordinator.artifacts import ArtifactStore
-from edge.coordinator.store import ContributionRow, DeviceRow, Store
+from edge.coordinator.store import ContributionRow, ModelRow, Store
 
 
 @pytest.fixture
@@ -41,15 +44,13 @@ def test_state_that_is_late_or_repeated_is_dropped(store: Store) -> None:
     assert store.state("d", state(2, "active"), 1)
     assert not store.state("d", state(1, "fetching"), 2)
     assert not store.state("d", state(2, "failed"), 3)
-    row = store.device("d")
-    assert row is not None
+    (row,) = store.models("d")
     assert (row.state, row.release) == ("active", 1)
 
 
 def test_failed_release_does_not_count_as_handled(store: Store) -> None:
     store.state("d", state(1, "failed", release=3), 1)
-    row = store.device("d")
-    assert row is not None
+    (row,) = store.models("d")
     assert row.release == 0
 
 
@@ -85,9 +86,116 @@ def test_release_counters_only_go_up_and_remember_what_was_merged(store: Store) 
     assert store.contributions()[0].merged_version == 10
     store.contribution(contribution(12))
     assert store.contributions()[0].merged_version == 10
-    devices = [DeviceRow(id=name, backbone=b, release=0) for name, b in (("d", "b"), ("e", "b"), ("e", "o"))]
-    wanted = [store.desired(device) for device in devices]
+    models = [ModelRow(device=name, model="m", backbone=b, release=0) for name, b in ("db", "eb", "eo")]
+    wanted = [store.desired(model, is_only=True) for model in models]
     assert [row and row.counter for row in wanted] == [2, 1, None]
+
+
+OLD = (Path(__file__).parent / "data" / "one-model-per-device.sql").read_text()
+
+
+def dump(path: Path) -> list[str]:
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        return list(database.iterdump())
+
+
+def old(path: Path) -> Path:
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        database.executescript(OLD)
+    return path
+
+
+def test_a_database_of_one_model_for_each_device_is_taken_over(tmp_path: Path) -> None:
+    store = Store(old(tmp_path / "db.sqlite"))
+    (model,) = store.models()
+    found = (model.device, model.model, model.release, model.samples, model.state, model.state_seq, model.experts)
+    assert found == ("cam-1", "digits", 7, 40, "active", 9, {"shipped": [1.0, 0.5, 3]})
+    row = store.device("cam-1")
+    assert row is not None
+    assert (row.born, row.session, row.hardware, row.first_seen_ms) == (True, 3, {"cores": 4}, 5)
+    assert [device.id for device in store.devices()] == ["cam-1", "cam-2"]
+    assert [release.counter for release in store.releases()] == [1 + 7]
+    release = store.desired(model, is_only=True)
+    assert release is not None
+    assert (release.counter, release.model) == (8, "")
+    assert len(store.telemetry_after(0, 10)) == 1
+    store.conn("cam-3", Conn(online=True, session=1, boot=1, ts_ms=0), 1)
+    store.close()
+    before = dump(tmp_path / "db.sqlite")
+    Store(tmp_path / "db.sqlite").close()
+    assert dump(tmp_path / "db.sqlite") == before, "once"
+
+
+def test_a_take_over_that_is_cut_short_leaves_the_old_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for cut in range(len(migrations.TAKE_OVER) + 1):
+        path = old(tmp_path / f"{cut}.sqlite")
+        before = dump(path)
+        monkeypatch.setattr("edge.coordinator.store.TAKE_OVER", (*migrations.TAKE_OVER[:cut], "the power fails"))
+        with pytest.raises(ConfigError):
+            Store(path)
+        assert dump(path) == before
+        monkeypatch.undo()
+        store = Store(path)
+        assert [row.model for row in store.models()] == ["digits"]
+        store.close()
+
+
+def birth(*models: str, bundle: str = "", backbone: str = "b" * 64) -> Birth:
+    served = [Served(model=name, bundle=bundle, backbone=backbone, head="", release=0, n_labels=0) for name in models]
+    return Birth(
+        agent_version="", boot=1, session=1, ts_ms=0, profile="", hardware={}, bundle=bundle, backbone=backbone,
+        head="", release=0, n_labels=0, limits={}, models=tuple(served),
+    )  # fmt: skip
+
+
+def test_models_are_those_of_the_last_birth_and_old_devices_have_one(store: Store) -> None:
+    def names(device: str) -> list[str]:
+        return [row.model for row in store.models(device)]
+
+    assert store.state("old", state(1, "active"), 1), "before its birth, and without a name"
+    store.birth("old", birth(), 2)
+    assert names("old") == [""], "nobody knows the bundle"
+    store.add_bundle("f" * 64, "b" * 64, "digits")
+    store.birth("old", birth(), 3)
+    assert [(row.model, row.state) for row in store.models("old")] == [("digits", "active")]
+    store.birth("old", birth(backbone="c" * 64), 4)
+    assert names("old") == ["digits"], "another bundle was pushed to it"
+    assert store.state("old", state(2, "refused"), 5)
+    store.telemetry([("old", {"boot": 1, "seq": 1, "samples": 7, "model": "digits"}, 6)])
+    assert [(row.state, row.samples) for row in store.models("old")] == [("refused", 7)]
+    # It is updated, and gets a second model.
+    store.birth("old", birth("digits", "voice"), 7)
+    assert [(row.model, row.state) for row in store.models("old")] == [("digits", "refused"), ("voice", "")]
+    store.birth("old", birth("voice", "digits"), 7)
+    assert names("old") == ["voice", "digits"], "in the order that the device has"
+    store.birth("old", birth("voice"), 8)
+    assert names("old") == ["voice"]
+    late = State(ts_ms=0, seq=9, slot="head", state="active", release=1, digest="", model="digits")
+    assert not store.state("old", late, 9), "a message that the broker kept brings no model back"
+    assert names("old") == ["voice"]
+
+
+def test_a_release_is_for_the_model_that_it_names_or_that_it_fits(store: Store) -> None:
+    store.birth("d", birth("digits", "voice"), 1)
+    common = {"digest": "x", "devices": ["*"], "reason": "r", "now_ms": 1}
+    models = {row.model: row for row in store.models("d")}
+
+    def wanted(*, is_only: bool = False) -> list[int]:
+        found = [store.desired(models[name], is_only=is_only) for name in ("digits", "voice")]
+        return [0 if row is None else row.counter for row in found]
+
+    store.release(kind="bundle", backbone="b" * 64, model="", **common)  # type: ignore[arg-type]
+    assert wanted() == [0, 0], "an older release, for devices with one model"
+    assert wanted(is_only=True) == [1, 1]
+    store.release(kind="bundle", backbone="b" * 64, model="voice", **common)  # type: ignore[arg-type]
+    assert wanted() == [0, 2]
+    models["voice"].release = 2
+    store.release(kind="head", backbone="b" * 64, model="", **common)  # type: ignore[arg-type]
+    assert wanted() == [3, 3]
+    store.release(kind="head", backbone="b" * 64, model="digits", **common)  # type: ignore[arg-type]
+    assert wanted() == [4, 3]
+    store.release(kind="head", backbone="e" * 64, model="", **common)  # type: ignore[arg-type]
+    assert wanted() == [4, 3]
 
 
 def test_file_that_is_not_a_database_is_refused(tmp_path: Path) -> None:

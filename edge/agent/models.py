@@ -1,0 +1,121 @@
+"""The state folder of an agent: whose it is, and the models side by side in it.
+
+::
+
+    lock                       held by the running agent
+    device.json                boot and session numbers
+    models/<level>/            one for each model, see `edge.agent.slots`; <level> is `level_of` its name
+    learned                    of the only model: a link for whoever looks where it was before there were several
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack, suppress
+from dataclasses import replace
+from pathlib import Path
+
+from edge.agent.config import AgentConfig
+from edge.agent.host import ModelHost
+from edge.agent.slots import RECORD, DeviceRecord, ModelRecord, read_record, write_record
+from edge.agent.state_folder import MODELS, clear, is_old, take_over
+from edge.contract.bundle import Bundle
+from edge.contract.errors import ConfigError, EdgeError
+from edge.contract.files import lock_folder
+from edge.contract.names import level_of
+
+
+class Models:
+    """All models of an agent, opened. One that cannot be opened is left out, unless no other can be.
+
+    Args:
+        config: Of the agent.
+
+    Attributes:
+        hosts: By name, those that are served.
+        failed: By name, why a model is not served.
+        warnings: What else went wrong and was survived; they may be cleared.
+
+    Raises:
+        ConfigError: The state folder cannot be used.
+        BundleError: There is not one usable bundle.
+    """
+
+    def __init__(self, config: AgentConfig) -> None:
+        self._folder = config.state_dir
+        self._lock = lock_folder(self._folder)
+        self.hosts: dict[str, ModelHost] = {}
+        self.failed: dict[str, str] = {}
+        self.warnings: list[str] = []
+        try:
+            if is_old(self._folder):
+                take_over(self._folder, level_of(_whose(self._folder, config)))
+            clear(self._folder)
+            self.record = read_record(self._folder / "device.json", DeviceRecord)
+            self.update(boot=self.record.boot + 1)
+            self._open(config)
+            self._link(list(config.bundles))
+        except BaseException:
+            self.close()
+            raise
+        for name in self.not_served:
+            self.warnings.append(f"the model {name!r} is not served, no bundle of it was named; what it has is kept")
+
+    def _open(self, config: AgentConfig) -> None:
+        first: EdgeError | OSError | None = None
+        for name in config.bundles:
+            try:
+                self.hosts[name] = ModelHost(config, name, self._folder / MODELS / level_of(name))
+            except (EdgeError, OSError) as exc:
+                first = first or exc
+                self.failed[name] = str(exc)
+                self.warnings.append(f"the model {name!r} is not served: {exc}")
+        if first is not None and not self.hosts:
+            if isinstance(first, OSError):
+                raise ConfigError(f"the state folder {self._folder} cannot be used: {first.strerror}") from first
+            raise first
+
+    def _link(self, names: list[str]) -> None:
+        link = self._folder / "learned"
+        with suppress(OSError):  # a file system without links does without
+            if link.is_symlink():
+                link.unlink()
+            if len(names) == 1 and not link.exists():
+                link.symlink_to(Path(MODELS, level_of(names[0]), "learned"))
+
+    @property
+    def not_served(self) -> list[str]:
+        """Models that have a folder, and no bundle was named of."""
+        known = {level_of(name) for name in [*self.hosts, *self.failed]}
+        folders = [path for path in sorted((self._folder / MODELS).iterdir()) if path.is_dir()]
+        return [read_record(path / RECORD, ModelRecord).name or path.name for path in folders if path.name not in known]
+
+    def update(self, **changes: int) -> None:
+        """Change what is known of the device; where the disk takes nothing it is known until the process ends."""
+        self.record = replace(self.record, **changes)
+        try:
+            write_record(self._folder / "device.json", self.record)
+        except OSError as exc:
+            self.warnings.append(f"device.json could not be written: {exc.strerror}")
+
+    def close(self) -> None:
+        """Save what was learned, each model for itself, and give the folder free."""
+        with ExitStack() as stack:
+            stack.callback(os.close, self._lock)
+            for host in self.hosts.values():
+                stack.callback(host.close)
+
+
+def _whose(folder: Path, config: AgentConfig) -> str:
+    """The model that a state folder of one model belonged to: what it learned, or what was pushed to it, says so."""
+    names = list(config.bundles)
+    if len(names) > 1:
+        pushed = read_record(folder / "device.json", ModelRecord).bundle
+        for name, path in config.bundles.items():
+            with suppress(EdgeError):
+                if (folder / "learned" / Bundle.open(path).digest[:16]).is_dir():
+                    return name
+        with suppress(EdgeError):
+            if pushed and (name := Bundle.open(folder / "bundles" / f"{pushed}.edge").manifest.name) in names:
+                return name
+    return names[0]

@@ -1,0 +1,35 @@
+"""Names of models: what they may be, and how one is written as a level of a topic or of a path."""
+
+from __future__ import annotations
+
+import re
+
+from edge.contract.digest import sha256
+
+MAX_NAME_CHARS = 100
+_AS_IT_IS = re.compile(r"[a-z0-9-]{1,48}")
+
+
+def is_model_name(text: str) -> bool:
+    r"""Whether a model may have this name: 1 to 100 characters that can be shown.
+
+    >>> is_model_name("voice detector"), is_model_name(""), is_model_name("a\nb")
+    (True, False, False)
+    """
+    return 0 < len(text) <= MAX_NAME_CHARS and text.isprintable()
+
+
+def level_of(name: str) -> str:
+    """A name as 1 to 64 of a-z, 0-9, dash and underscore: the same for no other name, whatever is in it.
+
+    An underscore is in it only where the name was not of that form already.
+
+    >>> level_of("meter-digits")
+    'meter-digits'
+    >>> level_of("../Meter digits")
+    'meter-digits_a9e51c55e0a6'
+    """
+    if _AS_IT_IS.fullmatch(name):
+        return name
+    shown = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:48]
+    return f"{shown}_{sha256(name.encode(errors='surrogatepass'))[:12]}"
