@@ -179,7 +179,8 @@ class Answering:
             raise LearningError(f"on {on!r}: expected input or features")
 
         def of_features(features: FloatArray) -> npt.NDArray[np.float64]:
-            return probabilities(head(features), temperature, task)
+            with np.errstate(all="ignore"):  # what is not finite is an error of its own
+                return probabilities(head(features), temperature, task)
 
         features = self.features(array)
         chosen = (int(of_features(features)[0].argmax()) if task.is_classifier else 0) if output is None else output

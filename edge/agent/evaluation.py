@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -40,10 +41,28 @@ class Evaluation:
 
     @property
     def gain(self) -> float:
-        """``(new - old) / old`` of the accuracy, or for quantities ``(old - new) / old`` of the loss; 0 for no old."""
+        """A ratio, not points: of the accuracy ``(new - old) / old``, for quantities of the loss ``(old - new) / old``.
+
+        Old is the head as shipped: 0.5 of 0.6 and then 0.9, -0.1 of 0.6 and then 0.54. 0 for two zeros, else infinite
+        where old is 0.
+        """
         if self.accuracy is not None and self.shipped_accuracy is not None:
-            return (self.accuracy - self.shipped_accuracy) / self.shipped_accuracy if self.shipped_accuracy else 0.0
-        return (self.shipped_loss - self.loss) / self.shipped_loss if self.shipped_loss else 0.0
+            return _ratio(self.accuracy - self.shipped_accuracy, self.shipped_accuracy)
+        return _ratio(self.shipped_loss - self.loss, self.shipped_loss)
+
+    def __str__(self) -> str:
+        """For people: what it is now, what the head as shipped is, and what the gain is a ratio of."""
+        if self.accuracy is not None and self.shipped_accuracy is not None:
+            what, now, before, text = "accuracy", self.accuracy, self.shipped_accuracy, "(new - old) / old"
+        else:
+            what, now, before, text = "loss", self.loss, self.shipped_loss, "(old - new) / old"
+        return f"{what} {now:.4f}, as shipped {before:.4f}: gain {self.gain:+.1%}, {text}; {self.samples} samples"
+
+
+def _ratio(change: float, old: float) -> float:
+    if old:
+        return change / old
+    return math.copysign(math.inf, change) if change else 0.0
 
 
 def evaluated(model: OnDeviceModel, x: npt.NDArray[Any], y: npt.NDArray[Any]) -> Evaluation:

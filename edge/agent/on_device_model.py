@@ -75,7 +75,8 @@ class OnDeviceModel(LearningModel):
             limits: Memory limits.
             executor: Of training steps: ``auto``, ``onnx``, ``numpy`` or ``torch``.
             mixture: False lets the (first) learner answer alone, from the first label on, whatever it learns.
-            read_only: Take what was learned by whichever learner, and keep nothing; the state folder must be there.
+            read_only: Take what was learned by whichever learner, and write nothing: the state folder must be
+                there, and an agent may have it.
 
         Raises:
             BundleError: The bundle is damaged, or this CPU gives other answers than the one that built it.
@@ -86,7 +87,7 @@ class OnDeviceModel(LearningModel):
             raise ConfigError(f"the seed {seed}: expected a number from 0 up")
         if read_only and (folder is None or not folder.is_dir()):
             raise ConfigError(f"there is no state folder {folder}")
-        lock = None if folder is None else lock_folder(folder)
+        lock = None if folder is None or read_only else lock_folder(folder)
         try:
             model = of_bundle(
                 Bundle.open(path),
@@ -141,6 +142,11 @@ class OnDeviceModel(LearningModel):
         self._open()
         return evaluated(self, x, y)
 
+    def snapshot(self) -> Learned:
+        """All that is known now, a value: what `restore` takes. It stays what it is whatever is learned later."""
+        self._open()
+        return self.learned
+
     def restore(self, learned: Learned) -> None:
         """Go back to what `learned` was, of this bundle and these learners. Safe before it returns.
 
@@ -148,6 +154,8 @@ class OnDeviceModel(LearningModel):
             LearningError: It is of another bundle or of other learners, or it cannot be saved; nothing changed.
         """
         self._open()
+        if not isinstance(learned, Learned):
+            raise LearningError(f"restore: expected what `snapshot()` or `learned` gave, got {type(learned).__name__}")
         try:
             self.state.replace(learned)
         except OSError as exc:
@@ -209,7 +217,7 @@ def of_bundle(
         folder = home_of(state_dir, bundle.manifest.name) / "learned" / bundle.digest[:16]
         if read_only and not folder.is_dir():
             raise ConfigError(f"{state_dir} holds nothing that this bundle learned")
-        store = LearnedStore(folder, bundle.manifest.backbone_digest)
+        store = LearnedStore(folder, bundle.manifest.backbone_digest, read_only=read_only)
         if read_only and (saved := store.learners()):
             learner = saved[0] if len(saved) == 1 else "auto"
     head = learnable_head(bundle.manifest)

@@ -70,15 +70,18 @@ class LearnedStore:
     Args:
         folder: Of this bundle; created.
         backbone: Digest that the state must be bound to.
+        read_only: Only read; nothing in the folder changes, damaged files included.
     """
 
-    def __init__(self, folder: Path, backbone: str) -> None:
+    def __init__(self, folder: Path, backbone: str, *, read_only: bool = False) -> None:
         self._folder = folder
         self._backbone = backbone
         self._generation = 0  # of the journal that is written to
         self._state_generation = 0  # of state.bin: the journals from here on continue it
         self._journal: Journal | None = None
-        self._closed = False
+        self._closed = self._read_only = read_only
+        if read_only:
+            return
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as exc:
@@ -105,7 +108,8 @@ class LearnedStore:
             found += events
             if n_damaged:
                 warnings.append(f"{path} is damaged: {n_damaged} or more of its records are lost")
-                shutil.copyfile(path, path.with_suffix(".damaged"))
+                if not self._read_only:
+                    shutil.copyfile(path, path.with_suffix(".damaged"))
         return found
 
     def learners(self) -> list[str]:
@@ -149,20 +153,24 @@ class LearnedStore:
             except BundleError as exc:
                 warnings.append(str(exc))
                 is_foreign |= isinstance(exc, _OtherBackboneError)
-                path.replace(path.with_suffix(".damaged"))  # never again taken for a whole one
+                self._put_away(path)  # never again taken for a whole one
                 continue
-            if name != "state.bin":
+            if name != "state.bin" and not self._read_only:
                 path.replace(self._folder / "state.bin")  # the next snapshot keeps it as the one before
             records = self._continue(int(description.pop("generation")), warnings)
             return Saved(description, tensors, records, "; ".join(warnings) or None, schema)
         journals = self._journals()
         if journals and (is_foreign or 0 not in journals):
             for path in journals.values():
-                path.replace(path.with_suffix(".damaged"))
+                self._put_away(path)
             warnings = warnings or [f"{self._folder} has journals, and not the snapshot that they continue"]
             return Saved({}, {}, [], "; ".join(warnings))
         records = self._continue(0, warnings)
         return Saved({}, {}, records, "; ".join(warnings) or None) if records or warnings else None
+
+    def _put_away(self, path: Path) -> None:
+        if not self._read_only:
+            path.replace(path.with_suffix(".damaged"))
 
     def _read(self, path: Path) -> tuple[int, dict[str, Any], State]:
         """Its schema, the description and the tensors."""

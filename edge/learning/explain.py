@@ -50,18 +50,18 @@ def occlude(
         neutral: What covers, broadcast to x; the mean over space when None.
 
     Raises:
-        LearningError: There is no such output, or the window does not fit.
+        LearningError: There is no such output, the window does not fit, or a score is not finite.
     """
     n_space = 2 if x.ndim >= 3 else 1
     space = x.shape[-n_space:]
     side = window or max(min(2, max(space)), max(space) // 8)
     if not 0 < side <= max(space):
         raise LearningError(f"a window of {side} does not fit a sample of {'x'.join(map(str, space))}")
-    whole = score(x[None])[0]
+    whole = _finite(score(x[None]))[0]
     if not 0 <= output < len(whole):
         raise LearningError(f"there is no output {output}; expected 0 to {len(whole) - 1}")
     axes = tuple(range(-n_space, 0))
-    cover = x.mean(axis=axes, keepdims=True) if neutral is None else neutral
+    cover = x.mean(axis=axes, keepdims=True, dtype=np.float64) if neutral is None else neutral
     cover = np.broadcast_to(np.asarray(cover), x.shape).astype(x.dtype)
     step = max(1, side // 2)
     starts = [sorted({*range(0, max(1, size - side + 1), step), max(0, size - side)}) for size in space]
@@ -73,7 +73,13 @@ def occlude(
         regions: list[tuple[Any, ...]] = [tuple(slice(start, start + side) for start in place) for place in chosen]
         for row, region in zip(batch, regions, strict=True):
             np.copyto(row[(Ellipsis, *region)], cover[(Ellipsis, *region)])
-        for region, found in zip(regions, score(batch), strict=True):
+        for region, found in zip(regions, _finite(score(batch)), strict=True):
             fall[region] += float(whole[output] - found[output])
             covered[region] += 1
     return Explanation(fall / np.maximum(covered, 1), output, float(whole[output]))
+
+
+def _finite(scores: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    if not np.isfinite(scores).all():
+        raise LearningError("the answer for this sample is not finite: there is nothing to explain")
+    return scores

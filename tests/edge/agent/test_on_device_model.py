@@ -830,6 +830,8 @@ def test_evaluates_itself_beside_the_head_as_shipped(digits_bundle: Path) -> Non
     assert found.shipped_accuracy == pytest.approx((shipped == y[100:]).mean())
     assert found.gain == pytest.approx((found.accuracy - found.shipped_accuracy) / found.shipped_accuracy)
     assert found.gain > 1.0
+    words = f"accuracy {found.accuracy:.4f}, as shipped {found.shipped_accuracy:.4f}: gain {found.gain:+.1%}"
+    assert str(found) == f"{words}, (new - old) / old; 50 samples"
     assert found.loss < found.shipped_loss
     assert (found.samples, set(found.per_class)) == (50, {model.class_names[c] for c in np.unique(y[100:])})
     counts = {model.class_names[c]: int((y[100:] == c).sum()) for c in np.unique(y[100:])}
@@ -859,7 +861,11 @@ def test_restores_an_earlier_value_and_forgets_everything_when_asked(
     later = model.learned
     with full_disk(), pytest.raises(LearningError, match="nothing was restored"):
         model.restore(earlier)
-    assert model.learned is later
+    strange: tuple[object, ...] = (None, {}, "state.bin", 3)
+    for nothing in strange:
+        with pytest.raises(LearningError, match=f"expected what .* gave, got {type(nothing).__name__}"):
+            model.restore(nothing)
+    assert model.snapshot() is model.learned is later
     model.restore(earlier)
     np.testing.assert_array_equal(model.predict(x), answers)
     kill(model)

@@ -183,6 +183,58 @@ def test_odd_names_and_a_terminal_without_characters_do_no_harm(
     assert done.stderr == ""
 
 
+def test_explaining_writes_nothing_where_files_are_damaged_or_an_agent_has_the_folder(
+    tmp_path: Path, digits_bundle: Path, samples: Path
+) -> None:
+    state = tmp_path / "s"
+    with OnDeviceModel.open(digits_bundle, state) as model:
+        for i in range(3):
+            model.learn(np.full((1, 1, 8, 8), i / 3, np.float32), np.array([i]))
+            model.state.save()
+        model.learn(np.zeros((1, 1, 8, 8), np.float32), np.array([3]))
+        kept = tree_of(state)
+        found = invoke("explain", digits_bundle, samples, "--state-dir", state)
+        assert found.exit_code == 0, found.output
+        assert tree_of(state) == kept, "the folder is locked, and nothing is written"
+    folder = next((state / "learned").iterdir())
+    for damage in ("state.bin", "state.previous.bin"):
+        data = bytearray((folder / damage).read_bytes())
+        data[len(data) // 2] ^= 1
+        (folder / damage).write_bytes(data)
+        kept = tree_of(state)
+        found = invoke("explain", digits_bundle, samples, "--state-dir", state)
+        assert found.exit_code == 0, found.output
+        assert "damaged" in found.output
+        assert tree_of(state) == kept
+
+
+def tree_of(folder: Path) -> dict[str, tuple[bytes, int]]:
+    """Every file with its contents and when it changed."""
+    found = {str(path): path for path in sorted(folder.rglob("*"))}
+    return {name: (p.read_bytes() if p.is_file() else b"", p.stat().st_mtime_ns) for name, p in found.items()}
+
+
+def test_what_cannot_be_explained_is_said_of_the_option_or_the_sample(tmp_path: Path, digits_bundle: Path) -> None:
+    """Also the largest numbers there are, whose mean does not fit their type: warnings are errors here."""
+    x = np.random.default_rng(0).random((3, 1, 8, 8), np.float32)
+    x[1] = 3e38
+    x[2] = np.nan
+    np.savez(tmp_path / "x.npz", x=x)
+    for options, words in (
+        (["--output", "12"], "--output 12: expected 0 to 9"),
+        (["--window", "99"], "--window 99: "),
+        (["--on", "features", "--window", "100"], "--window 100: "),
+        (["--index", "2"], "x.npz, sample 2: "),
+    ):
+        found = invoke("explain", digits_bundle, tmp_path / "x.npz", *options)
+        assert isinstance(found.exception, ConfigError), (options, found.exception)
+        assert words in str(found.exception)
+    for on in ("input", "features"):
+        found = invoke("explain", digits_bundle, tmp_path / "x.npz", "--index", 1, "--on", on)
+        assert found.exit_code == 0 or "not finite" in str(found.exception)
+        assert found.exit_code == 0 or isinstance(found.exception, ConfigError), found.exception
+
+
 @pytest.mark.parametrize(
     ("arrays", "words"),
     [
