@@ -23,7 +23,7 @@ from edge.agent.models import Models
 from edge.channel import topics
 from edge.channel.codec import decode
 from edge.channel.frames import decode_frame
-from edge.channel.messages import Birth, Command, Conn, Desired, Event, Message, Reply, Telemetry, UploadStatus
+from edge.channel.messages import Birth, Command, Conn, Desired, Event, Message, Reply, Served, Telemetry, UploadStatus
 from edge.channel.transport import Connected, Disconnected, Publish, Received, TransportEvent
 from edge.contract.clock import Now
 from edge.contract.errors import ChannelError, LearningError
@@ -100,7 +100,7 @@ class AgentCore:
         Raises:
             LearningError: There is no model of this name.
         """
-        found = {each: model.status() for each, model in self.models.items()}
+        found = {each: self._status_of(each) for each in self.models}
         is_of_one = name is not None or len(self._config.bundles) == 1
         one = self._named(name).host.name if is_of_one else ""
         return {
@@ -112,6 +112,12 @@ class AgentCore:
             "resident_mb": health.resident_mb(),
             "boot": self._folder.record.boot,
         }
+
+    def _status_of(self, name: str) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        with self._guarded(name):
+            found = self.models[name].status()
+        return found or {"fault": self._faults[name]}
 
     # The fleet
 
@@ -154,7 +160,12 @@ class AgentCore:
 
     def _send_birth(self, now: Now) -> None:
         record = self._folder.record
-        models = tuple(model.served() for model in self.models.values())
+        models: list[Served] = []
+        for name, model in self.models.items():
+            with self._guarded(name):
+                models.append(model.served())
+        if not models:
+            return
         first = models[0]
         learner = self.models[first.model].status()["learner"]
         birth = Birth(
@@ -170,7 +181,7 @@ class AgentCore:
             release=first.release,
             n_labels=first.n_labels,
             limits={"max_bytes": self._config.profile.inference.max_bundle_mb << 20, "learner": learner},
-            models=models,
+            models=tuple(models),
         )
         # Retained: a coordinator that was not there when it was sent would believe for ever what it was told before.
         self._send(topics.UP_BIRTH, birth, qos=1, retain=True)

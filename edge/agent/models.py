@@ -43,7 +43,7 @@ class Models:
 
     def __init__(self, config: AgentConfig) -> None:
         self._folder = config.state_dir
-        self._lock = lock_folder(self._folder)
+        self._locks = [lock_folder(self._folder)]
         self.hosts: dict[str, ModelHost] = {}
         self.failed: dict[str, str] = {}
         self.warnings: list[str] = []
@@ -65,7 +65,10 @@ class Models:
         first: EdgeError | OSError | None = None
         for name in config.bundles:
             try:
-                self.hosts[name] = ModelHost(config, name, self._folder / MODELS / level_of(name))
+                folder = self._folder / MODELS / level_of(name)
+                # Nor may anybody learn in the folder of one model meanwhile, which is a state folder by itself.
+                self._locks.append(lock_folder(folder))
+                self.hosts[name] = ModelHost(config, name, folder)
             except (EdgeError, OSError) as exc:
                 first = first or exc
                 self.failed[name] = str(exc)
@@ -101,7 +104,8 @@ class Models:
     def close(self) -> None:
         """Save what was learned, each model for itself, and give the folder free."""
         with ExitStack() as stack:
-            stack.callback(os.close, self._lock)
+            for lock in self._locks:
+                stack.callback(os.close, lock)
             for host in self.hosts.values():
                 stack.callback(host.close)
 

@@ -33,7 +33,7 @@ from edge.channel.upload import OFFER_FIRST, UploadReceiver
 from edge.contract.bundle import Bundle, check_parameters
 from edge.contract.clock import Now
 from edge.contract.errors import BundleError, ChannelError, EdgeError, LearningError, RolloutError
-from edge.contract.names import level_of
+from edge.contract.names import MAX_NAME_CHARS, is_model_name, level_of
 from edge.contract.training import FloatArray
 from edge.coordinator.artifacts import CHUNK_BYTES, ArtifactStore
 from edge.coordinator.config import CoordinatorConfig
@@ -342,6 +342,8 @@ class CoordinatorCore:
         unknown = [device for device in devices if device not in known and not device.startswith(BY_TAG)]
         if unknown:
             raise RolloutError(f"unknown device {unknown[0]}; `edge-fleet devices` lists them")
+        if model and not is_model_name(model):
+            raise RolloutError(f"model {model[:80]!r}: expected 1 to {MAX_NAME_CHARS} characters that can be shown")
         self._artifacts.get(digest)
         tags = self._store.tags()
         chosen = [row for row in known.values() if is_meant(devices or EVERYBODY, row.id, tags.get(row.id, {}))]

@@ -152,7 +152,8 @@ class SimulatedFleet:
         self.broker.disconnect(name)
         for host in agent.models.hosts.values():
             kill(host.model)
-        os.close(agent.models._lock)
+        for lock in agent.models._locks:
+            os.close(lock)
 
     def close(self) -> None:
         """Give all files free at the end of a test."""

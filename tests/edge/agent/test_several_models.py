@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from edge.agent.config import MAX_MODELS, named_bundles
+from edge.agent.on_device_model import OnDeviceModel
 from edge.agent.releases import head_digest
 from edge.channel.memory import Message
 from edge.contract.bundle import Bundle
@@ -108,9 +109,11 @@ def test_models_learn_are_merged_and_reported_apart(
     assert {row["model"] for row in telemetry[-2:]} == {"digits", ODD}
     assert all("mem_mb" in row for row in telemetry)
     assert len({(row["boot"], row["seq"]) for row in telemetry}) == len(telemetry)
-    # Of the same names, on disk, each in a folder of its own that has nothing odd.
+    # Of the same names, on disk, each in a folder of its own that has nothing odd, and is nobody else's meanwhile.
     folders = [path for path in (fleet.folder / "one" / "models").iterdir() if path.is_dir()]
     assert sorted(path.name for path in folders) == sorted(["digits", level_of(ODD)])
+    with pytest.raises(ConfigError, match="in use by another process"):
+        OnDeviceModel.open(other_bundle, fleet.folder / "one" / "models" / level_of(ODD))
     status = ask(fleet, "one", None, op="status")
     assert {name: each["samples"] for name, each in status["models"].items()} == {"digits": 40, ODD: 20}
     assert status["models"][ODD]["budget_ms_per_s"] == status["models"]["digits"]["budget_ms_per_s"] > 0
@@ -193,6 +196,13 @@ def test_a_fault_of_one_model_stops_no_other(simulate: Simulate, monkeypatch: py
     assert [row.model for row in fleet.store.contributions()] == [ODD]
     rows = [row.values for row in fleet.store.telemetry_after(-1, 100)]
     assert rows[-1]["model"] == ODD
+    monkeypatch.setattr(agent.core.models["digits"], "status", broken)
+    monkeypatch.setattr(agent.core.models["digits"], "served", broken)
+    assert "no such operator" in ask(fleet, "one", None, op="status")["models"]["digits"]["fault"]
+    fleet.broker.disconnect("one")
+    fleet.run(1.0)
+    fleet.broker.connect("one")
+    fleet.until("born again", lambda: [row.model for row in fleet.store.models("one")] == [ODD])
     # A folder that takes nothing any more is the trouble of its model, too.
     monkeypatch.undo()
     folder = fleet.folder / "one" / "models" / "digits"
