@@ -1,6 +1,6 @@
 """edge-convert on trained models that other people ship in their packages, judged by what each model is for.
 
-    python benchmarks/real_models.py [--only WORD ...] [--json FILE] [--cache FOLDER]
+    python benchmarks/real_models.py [--only WORD ...] [--skip WORD ...] [--json FILE] [--cache FOLDER]
 
 Every model is converted twice, as a person would type it: without any data, and with real samples (`--calibrate`, the
 first three quarters of them). The bundle then runs beside the original, on stock onnxruntime or torch, on the rest of
@@ -49,7 +49,6 @@ from edge.contract.bundle import Bundle
 from edge.contract.errors import EdgeError
 from edge.inference.onnx_session import OnnxSession
 
-TIME_LIMIT_S = 900
 SPEED_UP = 1.4  # int8 that is this much faster, and keeps what the model is for, should be shipped
 WAYS = {"plain": "without data", "samples": "with samples"}
 CLEAR_EXITS = (2, 3, 4, 5)  # usage, configuration, conversion, bundle: each with a message
@@ -167,18 +166,18 @@ def stacked(feeds: list[Feed], axes: Mapping[str, int | None]) -> Feed:
     return joined
 
 
-def convert(command: list[str], log: Path) -> tuple[int, float]:
-    """Exit code and seconds of one conversion."""
+def convert(command: list[str], log: Path, limit_s: float) -> tuple[int, float]:
+    """Exit code, -1 where it did not end, and seconds of one conversion."""
     start = time.perf_counter()
     with log.open("w") as file:
         environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "160"}
         try:
             done = subprocess.run(
-                command, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, timeout=TIME_LIMIT_S,
+                command, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, timeout=limit_s,
                 check=False, env=environment,
             )  # fmt: skip
         except subprocess.TimeoutExpired:
-            file.write(f"\nno end within {TIME_LIMIT_S} s\n")
+            file.write(f"\nno end within {limit_s:.0f} s\n")
             return -1, time.perf_counter() - start
     return done.returncode, time.perf_counter() - start
 
@@ -260,7 +259,14 @@ def read_report(file: Path) -> tuple[str, bool, list[str]]:
 
 
 def attempt(
-    model: Model, source: Source, arch: Path | None, work: Path, with_samples: bool, arguments: list[str]
+    model: Model,
+    source: Source,
+    arch: Path | None,
+    work: Path,
+    *,
+    with_samples: bool,
+    arguments: list[str],
+    limit_s: float,
 ) -> Outcome:
     """Convert in one of the two ways, and judge what came."""
     made = model.samples(source)
@@ -276,7 +282,7 @@ def attempt(
         np.savez(work / "samples.npz", **stacked(made.like[:share], model.batch_axis))
         command += ["--calibrate", str(work / "samples.npz")]
     command += ["-o", str(bundle), "--json", str(report)]
-    code, seconds = convert([sys.executable, "-m", "converter.cli", *command[1:]], log)
+    code, seconds = convert([sys.executable, "-m", "converter.cli", *command[1:]], log, limit_s)
     text = log.read_text(errors="replace")
     shown = " ".join(command).replace(str(source.cache) + "/", "").replace(str(work) + "/", "")
     outcome = Outcome(verdict="crashed", text=said(text), command=shown, seconds=round(seconds, 1))
@@ -303,7 +309,7 @@ def attempt(
     return outcome
 
 
-def examine(model: Model, cache: Path, ways: list[str], arguments: list[str]) -> dict[str, Outcome]:
+def examine(model: Model, cache: Path, ways: list[str], arguments: list[str], limit_s: float) -> dict[str, Outcome]:
     """One model, in each way."""
     package = model.package.unpacked(cache)
     source = Source(cache, package / model.file)
@@ -313,7 +319,9 @@ def examine(model: Model, cache: Path, ways: list[str], arguments: list[str]) ->
     found = {}
     for way in ways:
         (work / way).mkdir(exist_ok=True)
-        found[way] = attempt(model, source, arch, work / way, way == "samples", arguments)
+        found[way] = attempt(
+            model, source, arch, work / way, with_samples=way == "samples", arguments=arguments, limit_s=limit_s
+        )
     return found
 
 
@@ -350,10 +358,13 @@ def main() -> int:
     parser.add_argument("--cache", type=Path, default=ROOT / "benchmarks" / ".cache" / "trained")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--limit", type=float, default=900, metavar="SECONDS", help="of one conversion")
+    parser.add_argument("--skip", nargs="*", default=[], metavar="WORD", help="none of these")
     parser.add_argument("--list", action="store_true", help="name the models, and stop")
     parser.add_argument("arguments", nargs="*", help="more options for edge-convert, behind --")
     options = parser.parse_args()
     chosen = [model for model in MODELS if not options.only or any(word in model.name for word in options.only)]
+    chosen = [model for model in chosen if not any(word in model.name for word in options.skip)]
     if options.list or not chosen:
         for model in chosen or MODELS:
             print(f"{model.name:<24}{model.package!s:<36}{Path(model.file).name:<34}{model.does}")
@@ -365,7 +376,7 @@ def main() -> int:
     results: dict[str, dict[str, Outcome]] = {}
     for model in chosen:
         try:
-            results[model.name] = examine(model, cache, options.ways, options.arguments)
+            results[model.name] = examine(model, cache, options.ways, options.arguments, options.limit)
         except DownloadError as exc:
             console.print(f"left out: {exc}", markup=False)
             continue
