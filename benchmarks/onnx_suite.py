@@ -45,7 +45,7 @@ from rich.table import Table
 from converter.pipeline import convert
 from converter.plan import ConversionPlan
 from edge.contract.bundle import Bundle
-from edge.contract.errors import EdgeError
+from edge.contract.errors import ConfigError, EdgeError
 from edge.contract.profile import load_profile
 from edge.inference.onnx_benchmark import Benchmark
 from edge.inference.onnx_session import OnnxSession
@@ -191,6 +191,8 @@ def outcome(
         session = OnnxSession(Bundle.open(target))
         outputs = session.run(case.inputs)
     except Exception as exc:  # noqa: BLE001  # whatever it is, it is wrong
+        if isinstance(exc, ConfigError) and not all(array.size for array in case.inputs.values()):
+            return done("refused", f"a device takes no empty input: {exc}")
         return done("wrong", f"the bundle does not run: {exc}")
     arrays = [outputs[info.name] for info in case.model.graph.output if info.name in outputs]
     fault = _same(case, arrays, case.wanted) or _same(case, arrays, own)

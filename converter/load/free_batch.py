@@ -39,6 +39,13 @@ class Together(Enum):
 
 def together(run: Run, fill: Fill) -> Together:
     """Try a graph whose first axes are free on two samples, and on each alone."""
+    found = _together(run, fill)
+    if found is Together.SAME and any(_together(run, other) is Together.OTHER for other in _variants(run, fill)):
+        return Together.OTHER
+    return found
+
+
+def _together(run: Run, fill: Fill) -> Together:
     samples = fill.draw(2)
     alone = [run(select(samples, fill.specs, slice(i, i + 1))) for i in range(2)]
     try:
@@ -145,7 +152,21 @@ def _batched(fill: Fill) -> Iterator[TensorSpec]:
     return (spec for spec in fill.specs if spec.batch_axis is not None)
 
 
+def _variants(run: Run, fill: Fill, how: OneRun | None = None) -> Iterator[Fill]:
+    """The fill's variants on which a graph runs."""
+    for other in fill.variants():
+        try:
+            run(other.draw() if how is None else next(how.runs(other.draw(how.size))))
+        except ConversionError:
+            continue
+        yield other
+
+
 def _independent(run: Run, how: OneRun, original: Run, fill: Fill) -> bool:
+    return all(_independent_on(run, how, original, each) for each in (fill, *_variants(original, fill, how)))
+
+
+def _independent_on(run: Run, how: OneRun, original: Run, fill: Fill) -> bool:
     count = -(-_SAMPLES // how.size) * how.size
     count = count if count > how.size else 2 * how.size
     samples = fill.draw(count, seed=1)
@@ -171,6 +192,10 @@ def has_samples(run: Run, how: OneRun, fill: Fill) -> bool:
     """Whether the axis of a fixed size is one of samples: in another order they give the same."""
     if not _shows_samples(how, fill):
         return False
+    return all(_has_samples(run, how, each) for each in (fill, *_variants(run, fill, how)))
+
+
+def _has_samples(run: Run, how: OneRun, fill: Fill) -> bool:
     try:
         many = in_runs(run, how)
         for seed in range(_ORDERS):

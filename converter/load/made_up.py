@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -66,8 +66,24 @@ class Fill:
                     f"made-up inputs {spec.name} {spec.describe()} would take more than {_MAX_BYTES >> 20} MiB"
                 )
             cycle = math.prod(shape[1:] if spec.batch_axis == 0 else shape)
-            made[spec.name] = _values(self.kinds[spec.name], shape, cycle, rng).astype(spec.dtype)
+            # Whole numbers that are the same for all samples are an axis, a size, a way to go: they stay as they are.
+            constant = spec.batch_axis is None and not spec.dtype.startswith("float")
+            drawn = np.random.default_rng(0) if constant else rng
+            made[spec.name] = _values(self.kinds[spec.name], shape, cycle, drawn).astype(spec.dtype)
         return made
+
+    def variants(self) -> Iterator[Fill]:
+        """The same with other values of one input that is the same for all samples.
+
+        It may say along which axis to add up, or by how much to pad: with one value an axis is that of the samples, and
+        with another it is not. On some of them a graph need not run. Of real values there are no others.
+        """
+        if self.real is not None:
+            return
+        for spec in self.specs:
+            for kind in _kinds(spec) if spec.batch_axis is None else ():
+                if kind != self.kinds[spec.name]:
+                    yield replace(self, kinds={**self.kinds, spec.name: kind})
 
 
 def _repeated(array: Array, spec: TensorSpec, count: int, first: int) -> Array:
@@ -134,16 +150,21 @@ def same_bits(one: Array, other: Array) -> bool:
 def _fills(specs: tuple[TensorSpec, ...], sizes: Mapping[str, int]) -> Iterator[Fill]:
     free = sorted({axis for spec in specs for axis in spec.shape if isinstance(axis, str)} - {BATCH})
     unknown = [axis for axis in free if axis not in sizes]
-    choices = [
-        _FLOATS if spec.dtype.startswith("float") else ("bits", "ones", "zeros") if spec.dtype == "bool" else
-        _BYTES if spec.dtype in ("uint8", "int8") else _SMALL
-        for spec in specs
-    ]  # fmt: skip
+    choices = [_kinds(spec) for spec in specs]
     for size in _FREE_SIZES if unknown else (0,):
         chosen = {**sizes, **dict.fromkeys(unknown, size)}
         few = itertools.islice(_spreading(choices), _TRIES if len(_FREE_SIZES) == 1 or not unknown else 40)
         for kinds in few:
             yield Fill(specs=specs, kinds={s.name: kind for s, kind in zip(specs, kinds, strict=True)}, sizes=chosen)
+
+
+def _kinds(spec: TensorSpec) -> tuple[str, ...]:
+    """How values of an input may be made up, the likeliest first."""
+    if spec.dtype.startswith("float"):
+        return _FLOATS
+    if spec.dtype == "bool":
+        return ("bits", "ones", "zeros")
+    return _BYTES if spec.dtype in ("uint8", "int8") else _SMALL
 
 
 def _spreading(choices: Sequence[Sequence[str]]) -> Iterator[tuple[str, ...]]:

@@ -155,8 +155,12 @@ def carry_onnx(path: Path, given: Given) -> OnnxFile:
     specs = _specs(model, given)
     original = onnx_file_program(path, constants_in(model, given.options.constants))
     stated_free = any(BATCH in spec.shape for spec in specs)
+    fault: ConversionError | None = None
     if stated_free:
-        arranged = _stated_free(model, specs, original, lambda found: _fill(found, original, given))
+        try:
+            arranged = _stated_free(model, specs, original, lambda found: _fill(found, original, given))
+        except ConversionError as exc:  # it does not run on one sample, then on two; perhaps on other sizes
+            arranged, fault = None, exc
     else:
         fill = _fill(specs, original, given)
         arranged = _stated_fixed(model, specs, original, fill, rewritten=False)
@@ -164,7 +168,10 @@ def carry_onnx(path: Path, given: Given) -> OnnxFile:
         arranged = None
     if arranged is None and stated_free:
         specs = tuple(_without_batch(spec) for spec in specs)
-        fill = _fill(specs, original, given)
+        try:
+            fill = _fill(specs, original, given)
+        except ConversionError as exc:
+            raise fault or exc from exc
         notes.append("the first axis is free, but not one of samples: several give other outputs than each alone")
     if arranged is None:
         _check_repeatable(model, original, fill)

@@ -17,6 +17,7 @@ from converter.export.preprocessing import Preprocessing, parse_preprocessing
 from converter.load.constants import constants_in
 from converter.load.inputs import Given, check_can_be_made_up, samples_given
 from converter.load.load import load_source
+from converter.load.made_up import Fill
 from converter.load.source import Source
 from converter.load.states import find_states, may_be_states
 from converter.plan import ModelOptions
@@ -173,6 +174,7 @@ def carried_outputs(source: Source, run: Run) -> tuple[TensorSpec, ...]:
     how, stated = source.one_run, output_shapes(source.model)
     count = 3 * (1 if how is None else how.size)
     one, few = run(source.fill.draw()), run(source.fill.draw(count, seed=1))
+    others = [found for fill in source.fill.variants() if (found := _given(run, fill)) is not None]
     specs = []
     for name, array in one.items():
         if str(array.dtype) not in DTYPES:
@@ -183,9 +185,18 @@ def carried_outputs(source: Source, run: Run) -> tuple[TensorSpec, ...]:
         axes: list[int | str] = []
         for i, size in enumerate(array.shape):
             is_known = i < len(known) and known[i] == size == few[name].shape[i]
+            is_known = is_known and all(found[name].shape[i : i + 1] == (size,) for found in others)
             axes.append(BATCH if i == batch else size if is_known else axis_name("", name, i))
         specs.append(TensorSpec(name=name, dtype=str(array.dtype), shape=tuple(axes)))
     return tuple(specs)
+
+
+def _given(run: Run, fill: Fill) -> Arrays | None:
+    """What a program gives on made-up inputs, None where it does not run on them."""
+    try:
+        return run(fill.draw())
+    except ConversionError:
+        return None
 
 
 def _check_types(source: Source) -> None:

@@ -242,6 +242,55 @@ def test_weights_of_other_float_types_are_called_what_they_are(tmp_path: Path) -
             convert(plan(path, quantize="int8"))
 
 
+INT64, INT32 = TensorProto.INT64, TensorProto.INT32
+# An input beside x that decides what an axis of x is; values that it may have.
+DECIDES: dict[str, tuple[onnx.ModelProto, list[np.ndarray]]] = {
+    "sums along an axis": (
+        graph([node("CumSum", "x a", "y")], {"x": [2, 3], "a": []}, {"y": [2, 3]}, elements={"a": INT32}),
+        [np.array(0, np.int32), np.array(1, np.int32)],
+    ),
+    "sums along an axis, the first one free": (
+        graph([node("CumSum", "x a", "y")], {"x": ["n", 3], "a": []}, {"y": ["n", 3]}, elements={"a": INT32}),
+        [np.array(0, np.int32), np.array(1, np.int32)],
+    ),
+    "the axis that is summed up": (
+        graph([node("ReduceSum", "x a", "y")], {"x": [2, 3], "a": [1]}, {"y": [1, 3]}, elements={"a": INT64}),
+        [np.array([0]), np.array([1])],
+    ),
+    "a rim": (
+        graph([node("Pad", "x a", "y")], {"x": [1, 4], "a": [4]}, {"y": [1, 6]}, elements={"a": INT64}),
+        [np.array([0, 1, 0, 1]), np.array([1, 0, 2, 0]), np.zeros(4, np.int64)],
+    ),
+    "scales": (
+        graph([node("Resize", "x e a", "y")], {"x": [1, 1, 2, 2], "a": [4]}, {"y": [1, 1, 4, 6]},
+              {"e": np.zeros(0, np.float32)}),
+        [np.array([1, 1, 2, 3], np.float32), np.array([2, 1, 1, 1], np.float32)],
+    ),
+    "new axes": (
+        graph([node("Unsqueeze", "x a", "y")], {"x": [3, 4], "a": [2]}, {"y": [3, 1, 4, 1]}, elements={"a": INT64}),
+        [np.array([1, 3]), np.array([0, 1])],
+    ),
+    "repetitions": (
+        graph([node("Tile", "x a", "y")], {"x": [2, 3], "a": [2]}, {"y": [2, 6]}, elements={"a": INT64}),
+        [np.array([1, 2]), np.array([3, 1])],
+    ),
+}  # fmt: skip
+
+
+def test_an_input_that_decides_what_an_axis_is_may_have_any_value(tmp_path: Path) -> None:
+    for what, (model, values) in DECIDES.items():
+        path = tmp_path / "m.onnx"
+        path.write_bytes(model.SerializeToString())
+        convert(plan(path, quantize="none"))
+        session, given = OnnxSession(Bundle.open(path.with_suffix(".edge"))), ort.InferenceSession(path)
+        is_one = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 1  # which may be a sample
+        assert is_one or session.manifest.batch == "no batch axis", what
+        x = made_for(model.graph.input[0], np.random.default_rng(1))
+        for value in values:
+            wanted = given.run(None, {"x": x, "a": value})[0]
+            np.testing.assert_allclose(session.run({"x": x, "a": value})["y"], wanted, err_msg=what)
+
+
 def test_what_cannot_be_carried_is_refused_by_name(tmp_path: Path) -> None:
     text = graph([node("StringConcat", "x x", "y")], {"x": [2]}, {"y": [2]}, opset=20, elements={"x": 8, "y": 8})
     listed = graph([node("SequenceConstruct", "x", "y")], {"x": [2]}, {})
