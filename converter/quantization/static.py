@@ -14,6 +14,7 @@ from onnx import helper, numpy_helper
 from converter.graph.build import make_model, reads, renamed, used_initializers
 from converter.graph.links import Links
 from converter.graph.names import FreshNames, named
+from converter.graph.nodes import inner_graphs
 from converter.quantization.layers import Layer, quantizable_layers
 from converter.quantization.observe import Observations
 from converter.quantization.placement import Placement, placement
@@ -24,6 +25,7 @@ _LIMITS = {"uint8": (0, 255), "int8": (-128, 127)}
 # Without 8-bit dot products x86 adds two products of 8 bits in 16: 255 * 64 * 2 = 32640 fits, 255 * 127 * 2 does not.
 _REDUCED = 64
 _FULL = 127
+_PULLED_OVER = {"MaxPool", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +96,11 @@ class _Writer:
         self._place: Placement = placement(model, self._layers)
         self._links = Links(model.graph)
         self._outputs = {info.name for info in model.graph.output}
+        self._captured = {name for node in model.graph.node if any(inner_graphs(node)) for name in reads(node)}
         self._nodes: list[onnx.NodeProto] = []
         self._made: dict[str, onnx.TensorProto] = {}
         self._scales: dict[str, _Scale] = {}
+        self._shields: dict[str, str] = {}
 
     def write(self) -> onnx.ModelProto:
         graph = self._model.graph
@@ -112,7 +116,7 @@ class _Writer:
             # `renamed` also renames outputs of the same name; there are none, as every value is made once.
             if node.name in self._place.layers:
                 self._quantize_parameters(self._layers[node.name], node, copy)
-            elif self._would_be_quantized(node):
+            elif self._would_be_quantized(node) or self._would_abort(node):
                 copy.input[0] = self._shielded(copy.input[0])
             for i, output in enumerate(node.output):
                 final = behind[output].output[0] if output in behind else output
@@ -143,12 +147,31 @@ class _Writer:
         behind = [n.output[0] for n in self._links.readers.get(node.output[0], []) if n.op_type in ("Relu", "Clip")]
         return any(name in self._place.tensors for name in (node.output[0], *behind))
 
+    def _would_abort(self, node: onnx.NodeProto) -> bool:
+        """Whether onnxruntime would end the process.
+
+        It pulls a DequantizeLinear over operators that only move data, to all that read what comes out, and does not
+        know that bodies of If, Loop and Scan read without having it among their inputs (1.32; a failed assertion).
+        """
+        return node.op_type in _PULLED_OVER and node.output[0] in self._captured and self._was_8_bits(node.output[0])
+
+    def _was_8_bits(self, tensor: str) -> bool:
+        while tensor not in self._place.tensors:
+            node = self._links.made_by.get(tensor)
+            if node is None or node.op_type not in _PULLED_OVER:
+                return False
+            tensor = node.input[0]
+        return True
+
     def _shielded(self, dequantized: str) -> str:
         """The same value behind an operator that no optimizer takes away."""
-        lowest = self._constant("lowest", np.array(np.finfo(np.float32).min, np.float32))
-        shielded = self._fresh(f"{dequantized}.shielded")
-        self._nodes.append(helper.make_node("Max", [dequantized, lowest], [shielded], shielded))
-        return shielded
+        if dequantized not in self._shields:
+            lowest = self._constant("lowest", np.array(np.finfo(np.float32).min, np.float32))
+            self._shields[dequantized] = self._fresh(f"{dequantized}.shielded")
+            node = helper.make_node("Max", [dequantized, lowest], [self._shields[dequantized]])
+            node.name = self._shields[dequantized]
+            self._nodes.append(node)
+        return self._shields[dequantized]
 
     def _append(self, node: onnx.NodeProto) -> None:
         if not self._nodes or self._nodes[-1] is not node:

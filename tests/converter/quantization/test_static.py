@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -16,8 +19,10 @@ from torch import nn
 from converter.graph.build import make_model
 from converter.program.programs import onnx_program
 from converter.quantization.layers import optimize, quantizable_layers, running_in_int8
+from converter.quantization.observe import observe
 from converter.quantization.sensitivity import layer_sensitivity
 from converter.quantization.static import quantize_static, quantized_weight
+from edge.inference.session import sqnr_db
 from tests.converter.models import rng
 from tests.converter.quantization.conftest import Net, convolutions, net, profile
 
@@ -129,6 +134,43 @@ def test_onnxruntime_does_not_quantize_what_was_left_in_float_between_layers_in_
     transposed = next(node for node in optimized.graph.node if node.op_type == "ConvTranspose")
     kinds = {tensor.name: tensor.data_type for tensor in optimized.graph.initializer}
     assert kinds[transposed.input[1]] == onnx.TensorProto.FLOAT
+
+
+def test_onnxruntime_does_not_abort_where_a_branch_captures_what_was_8_bits(tmp_path: Path) -> None:
+    """In a process of its own: it would take this one with it."""
+    info = helper.make_tensor_value_info("z", onnx.TensorProto.FLOAT, ["batch", None, None])
+    captured = ["sliced", "turned", "pooled", "wide"]
+    branches = [
+        helper.make_graph([helper.make_node("Concat", captured, ["z"], axis=axis)], f"along {axis}", [], [info])
+        for axis in (1, 2)
+    ]
+    weights = {"w": rng(1).normal(size=(4, 4, 1)).astype(np.float32), "c": np.array(True)}
+    weights |= {"a": np.array([0]), "b": np.array([4]), "axis": np.array([1]), "shape": np.array([0, 4, 4])}
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["y"], "conv"),
+        helper.make_node("Slice", ["y", "a", "b", "axis"], ["sliced"], "slice"),
+        helper.make_node("Transpose", ["sliced"], ["turned"], "turn", perm=[0, 2, 1]),
+        helper.make_node("MaxPool", ["y"], ["pooled"], "pool", kernel_shape=[1]),
+        helper.make_node("Reshape", ["y", "shape"], ["wide"], "reshape"),
+        helper.make_node("If", ["c"], ["o"], "if", then_branch=branches[0], else_branch=branches[1]),
+    ]
+    graph = make_model(
+        "g",
+        nodes,
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["batch", 4, 4])],
+        [helper.make_tensor_value_info("o", onnx.TensorProto.FLOAT, ["batch", None, None])],
+        [numpy_helper.from_array(array, name) for name, array in weights.items()],
+    )
+    x = {"x": rng(2).normal(size=(8, 4, 4)).astype(np.float32)}
+    quantized = quantize_static(graph, observe(graph, [x]), profile("generic-x86_64"))
+    file = tmp_path / "q.onnx"
+    file.write_bytes(quantized.SerializeToString())
+    code = f"import onnxruntime as o; o.InferenceSession({str(file)!r}, providers=['CPUExecutionProvider'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert any(node.op_type == "QuantizeLinear" for node in quantized.graph.node)
+    (wanted,), (found,) = (onnx_program(m, "it")(x).values() for m in (graph, quantized))
+    assert sqnr_db(wanted, found) > 30
 
 
 def test_the_addition_at_the_end_of_a_residual_network_is_done_in_int8() -> None:
