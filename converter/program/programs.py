@@ -17,7 +17,7 @@ from converter.program.one_run import in_runs, one_run_of
 from converter.program.tensors import Array, Arrays, Run, batch_size, in_batches, join
 from edge.contract.errors import BundleError, ConversionError
 from edge.contract.foreign import foreign, shortage
-from edge.contract.tensorspec import BATCH, TensorSpec
+from edge.contract.tensorspec import BATCH, TensorSpec, axis_name
 from edge.inference.onnx_session import EXACT, open_onnx
 
 # So many samples, or so many bytes of them, are run at once: larger activations leave the processor's caches.
@@ -222,7 +222,7 @@ def output_specs(
                 if (before, after) == (size, other):
                     axes[name][i] = axis
                 elif after != before:
-                    axes[name][i] = f"{name}_{i}".replace("/", "_")
+                    axes[name][i] = axis_name(f"{name[-48:]}_{i}", name, i)
     return tuple(
         TensorSpec(name=name, dtype=str(found[name].dtype), shape=tuple(shape)) for name, shape in axes.items()
     )

@@ -156,10 +156,16 @@ def features_of(
     return outputs(run, x, inputs, [head.features])[head.features.name]
 
 
-def compared(candidate: Candidate, evaluation: Evaluation) -> Candidate:
-    """The candidate with its deviation from the original, or with the reason why it does not run."""
+def compared(candidate: Candidate, evaluation: Evaluation, most_loss: float) -> Candidate:
+    """The candidate with its deviation from the original, or with the reason why it does not run.
+
+    Args:
+        candidate: Built.
+        evaluation: What is compared.
+        most_loss: See `Evaluation.measured`.
+    """
     try:
-        found = evaluation.measured(onnx_program(candidate.model, candidate.name, candidate.parameters))
+        found = evaluation.measured(onnx_program(candidate.model, candidate.name, candidate.parameters), most_loss)
     except ConversionError as exc:
         return replace(candidate, why=str(exc), failed=True)
     return replace(candidate, deviation=found)

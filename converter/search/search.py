@@ -120,10 +120,10 @@ class Search:
 
     def _candidates(self) -> list[Candidate]:
         """All of them, compared and timed."""
-        floating = compared(build(self._problem, "float", "none", self._problem.backbone), self._problem.evaluation)
+        floating = self._compared(build(self._problem, "float", "none", self._problem.backbone))
         candidates = [floating]
         for candidate in self._quantized():
-            candidates.append(candidate if candidate.failed else compared(candidate, self._problem.evaluation))
+            candidates.append(candidate if candidate.failed else self._compared(candidate))
         candidates = self._quickened(self._mended(candidates))
         self._stage("measuring latency and memory")
         worth = [candidate for candidate in candidates if not candidate.failed and not candidate.why]
@@ -255,7 +255,10 @@ class Search:
         return [*candidates, mended]
 
     def _with_in_float(self, layers: Sequence[str]) -> Candidate:
-        return compared(self._static_candidate(layers, _in_float(layers)), self._problem.evaluation)
+        return self._compared(self._static_candidate(layers, _in_float(layers)), self._plan.max_drop)
+
+    def _compared(self, candidate: Candidate, most_loss: float = float("inf")) -> Candidate:
+        return compared(candidate, self._problem.evaluation, most_loss)
 
     def _quickened(self, candidates: list[Candidate]) -> list[Candidate]:
         """With other forms of static int8, too, where they are faster: first another recipe, then less of it."""
@@ -292,7 +295,7 @@ class Search:
     ) -> tuple[list[Candidate], Candidate]:
         """With those that are faster than a base, up to the first that may be shipped; and that, or the base."""
         for candidate in self._bench.faster(base, others) if others else ():
-            found = compared(candidate, self._problem.evaluation)
+            found = self._compared(candidate, self._plan.max_drop)
             candidates = [*candidates, found]
             if self._fault(found) is None:
                 return candidates, found

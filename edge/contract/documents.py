@@ -236,10 +236,16 @@ def _either(readers: list[_Reader], kinds: tuple[Any, ...]) -> _Reader:
         if type(None) in kinds or len(readers) == 1:
             faults += told[0]
         else:
-            faults.append(f"{label} must be {' or '.join(kind.__name__ for kind in kinds)}, got {_named(value)}")
+            faults.append(f"{label} must be {' or '.join(map(_expected, kinds))}, got {_named(value)}")
         return None
 
     return read
+
+
+def _expected(kind: Any) -> str:
+    """A type in words: those of its rule, else its name."""
+    rules = [rule.expected for rule in get_args(kind)[1:] if isinstance(rule, Rule)]
+    return " and ".join(rules) if rules else str(kind.__name__)
 
 
 def _list(readers: list[_Reader], length: int | None) -> _Reader:

@@ -73,3 +73,24 @@ def test_files_with_such_names_are_quantized_and_right(tmp_path: Path) -> None:
             assert sqnr_db(wanted, found) > 20, f"{what} {scheme}"
     convert(plan(path, quantize="auto", calibration=str(tmp_path / "x.npz")))
     assert OnnxSession(Bundle.open(path.with_suffix(".edge")), config=EXACT).manifest.head is not None
+
+
+def test_a_free_axis_of_an_output_has_a_name_whatever_the_output_is_called(tmp_path: Path) -> None:
+    weight = numpy_helper.from_array(np.ones((2, 3, 3), np.float32), "w")
+    long = "StatefulPartitionedCall/model_of_many_parts/" * 2 + "Identity:0"
+    for name in ("387", "a/b:0", "größe 1", long, "batch"):
+        graph = helper.make_graph(
+            [helper.make_node("Conv", ["x", "w"], [name], strides=[2])],
+            "g",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, "time"])],
+            [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 2, None])],
+            [weight],
+        )
+        path = tmp_path / "m.onnx"
+        onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), path)
+        convert(plan(path, quantize="none"))
+        session = OnnxSession(Bundle.open(path.with_suffix(".edge")))
+        assert [session.run({"x": np.ones((2, 3, n), np.float32)})[name].shape for n in (9, 16)] == [
+            (2, 2, 4),
+            (2, 2, 7),
+        ]
