@@ -26,6 +26,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx
 
+from converter.graph.links import Links
 from converter.plan import ANYTHING, BOXES, CLASSES, EMBEDDING, QUANTITIES, SCORES, YES_OR_NO
 from converter.program.tensors import Array, Arrays
 from converter.verify.columns import column_axis, in_columns, overlaps
@@ -177,15 +178,41 @@ def of_head(
 
 
 def endings_of(model: onnx.ModelProto) -> dict[str, str]:
-    """The operator that each output's values come from, which Reshape, Slice and their like do not change."""
-    made = {name: node for node in model.graph.node for name in node.output if name}
-    found = {}
-    for info in model.graph.output:
-        node, seen = made.get(info.name), 0
-        while node is not None and node.op_type in _MOVES and seen < len(made):
-            node, seen = made.get(node.input[0]), seen + 1
-        found[info.name] = "" if node is None else node.op_type
-    return found
+    """The operator that each output's values come from, which Reshape, Slice and their like do not change.
+
+    A softmax is one also where the file has it in pieces, as compilers write it.
+    """
+    links = Links(model.graph)
+    return {info.name: _ending(links, info.name) for info in model.graph.output}
+
+
+def _ending(links: Links, output: str) -> str:
+    node = _behind_moves(links, output)
+    if node is None or len(node.input) < 2:
+        return "" if node is None else node.op_type
+    exponentials, sums = (_behind_moves(links, name) for name in node.input[:2])
+    if exponentials is None or sums is None:
+        return node.op_type
+    if node.op_type == "Div" and exponentials.op_type == "Exp" and _is_sum_of(links, sums, exponentials.output[0]):
+        return "Softmax"
+    if node.op_type == "Sub" and sums.op_type == "Log":  # x - log(sum(exp(x)))
+        total = _behind_moves(links, sums.input[0])
+        summed = None if total is None else _behind_moves(links, total.input[0])
+        if total is not None and summed is not None and summed.op_type == "Exp" and summed.input[0] == node.input[0]:
+            return "LogSoftmax" if _is_sum_of(links, total, summed.output[0]) else node.op_type
+    return node.op_type
+
+
+def _is_sum_of(links: Links, node: onnx.NodeProto, value: str) -> bool:
+    made = _behind_moves(links, node.input[0]) if node.op_type == "ReduceSum" else None
+    return made is not None and value in made.output
+
+
+def _behind_moves(links: Links, name: str) -> onnx.NodeProto | None:
+    node = links.made_by.get(name)
+    while node is not None and node.op_type in _MOVES:  # in a graph nothing goes round
+        node = links.made_by.get(node.input[0])
+    return node
 
 
 def _is_unit(spec: TensorSpec, array: Array) -> bool:

@@ -45,7 +45,7 @@ def entry(**changes: object) -> Model:
 
 def test_bundle_is_right_and_one_of_another_model_is_wrong(tmp_path, capsys):
     source = Source(tmp_path, small(tmp_path / "small.onnx"))
-    outcome = attempt(entry(), source, None, tmp_path, True, ["--quantize", "none"])
+    outcome = attempt(entry(), source, None, tmp_path, with_samples=True, arguments=["--quantize", "none"], limit_s=900)
     assert (outcome.verdict, outcome.chosen) == ("right", "float"), outcome
     assert "100.0% of 10 classes" in outcome.text
     assert outcome.speed is not None
@@ -68,8 +68,10 @@ def test_bundle_is_right_and_one_of_another_model_is_wrong(tmp_path, capsys):
 def test_refusal_counts_only_if_its_reason_was_foreseen(tmp_path):
     source = Source(tmp_path, tmp_path / "small.onnx")
     source.path.write_bytes(b"not a model")
-    assert attempt(entry(), source, None, tmp_path, False, []).verdict == "refused!"
-    assert attempt(entry(refusals=("small.onnx",)), source, None, tmp_path, False, []).verdict == "refused"
+    for refusals, verdict in (((), "refused!"), (("small.onnx",), "refused")):
+        model = entry(refusals=refusals)
+        found = attempt(model, source, None, tmp_path, with_samples=False, arguments=[], limit_s=900)
+        assert found.verdict == verdict
 
 
 @pytest.mark.parametrize(

@@ -7,16 +7,19 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from converter.data.samples import Samples
 from converter.plan import KINDS
 from converter.program.tensors import Array, Arrays
 from converter.verify.columns import column_axis, compare, cosines, overlaps
-from converter.verify.kinds import kinds_of, of_head
+from converter.verify.kinds import endings_of, kinds_of, of_head
 from converter.verify.measure import Evaluation, confusion
 from converter.verify.quality import Deviation
 from edge.contract.errors import ConfigError
 from edge.contract.tensorspec import TensorSpec
+from tests.converter.models import export
 
 N = 400
 
@@ -453,3 +456,37 @@ def test_nothing_that_differs_has_no_loss() -> None:
     columns = compare(wanted, wanted, 1)
     assert columns.r2.tolist() == [1.0] * 6
     assert columns.noise_db.tolist() == [200.0] * 6
+
+
+class Pieces(nn.Module):
+    """A layer, and what is done to its logits."""
+
+    def __init__(self, end: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.layer, self.end = nn.Linear(6, 4), end
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.end(self.layer(x))
+
+
+def test_a_softmax_in_pieces_is_one_and_another_quotient_is_none() -> None:
+    def shifted(z: torch.Tensor) -> torch.Tensor:
+        return torch.exp(z - z.amax(1, keepdim=True))
+
+    ends: dict[str, list[Callable[[torch.Tensor], torch.Tensor]]] = {
+        "Softmax": [
+            lambda z: (e := shifted(z)) / e.sum(1)[:, None],
+            lambda z: ((e := torch.exp(z)) / e.sum(1, keepdim=True).expand_as(e)).reshape(-1, 2, 2),
+            lambda z: torch.softmax(z, 1),
+        ],
+        "LogSoftmax": [lambda z: z - torch.log(torch.exp(z).sum(1, keepdim=True)), lambda z: torch.log_softmax(z, 1)],
+        "Div": [
+            lambda z: torch.exp(z) / torch.exp(2 * z).sum(1, keepdim=True),
+            lambda z: z.abs() / z.abs().sum(1, keepdim=True),
+        ],
+        "Sub": [lambda z: z - torch.log(torch.exp(2 * z).sum(1, keepdim=True)), lambda z: z - z.amax(1, keepdim=True)],
+    }
+    for kind, each in ends.items():
+        for end in each:
+            (found,) = endings_of(export(Pieces(end), (6,))).values()
+            assert found == kind
