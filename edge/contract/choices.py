@@ -4,3 +4,4 @@ from __future__ import annotations
 
 LEARNERS = ("auto", "statistics", "ridge", "ncm", "sgd", "sgd-plain", "layered")
 EXECUTORS = ("auto", "onnx", "numpy", "torch")
+PROVIDERS = ("auto", "cpu", "cuda", "tensorrt", "openvino", "xnnpack", "acl", "qnn")

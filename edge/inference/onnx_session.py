@@ -1,4 +1,4 @@
-"""The onnxruntime door for inference: opens a bundle's backbone and head on the CPU provider.
+"""The onnxruntime door for inference: opens a bundle's backbone on a provider, and its head on the CPU.
 
 Promises that a bundle is used only after it gave its golden outputs on this very CPU: the same int8 file gives other
 answers on a processor whose 8-bit instructions saturate.
@@ -18,9 +18,8 @@ from edge.contract.bundle import Bundle
 from edge.contract.errors import BundleError, ConfigError
 from edge.contract.tensorspec import TensorSpec
 from edge.inference.onnx_bound_run import BoundRun
+from edge.inference.onnx_providers import CPU, provider_list
 from edge.inference.session import Arrays, FloatArray, sqnr_db
-
-CPU = "CPUExecutionProvider"
 
 # int8 products are added in 32 bits on any CPU. An x86 CPU without VNNI otherwise adds two of them in 16 bits, which
 # can saturate; there it is slower, elsewhere it changes nothing.
@@ -57,13 +56,22 @@ def open_onnx(
     what: str,
     threads: int = 1,
     config: Mapping[str, str] | None = None,
-    providers: Sequence[str] = (CPU,),
+    providers: Sequence[str | tuple[str, dict[str, str]]] = (CPU,),
+    options: ort.SessionOptions | None = None,
 ) -> ort.InferenceSession:
-    """Load a graph, from its bytes or from a file; whatever onnxruntime raises becomes a BundleError."""
+    """Load a graph, from its bytes or from a file; whatever onnxruntime raises becomes a BundleError.
+
+    So does a provider that is asked for first and is not there: onnxruntime would take the CPU without a word.
+    """
+    options = options or session_options(threads, config)
     try:
-        return ort.InferenceSession(model, session_options(threads, config), providers=list(providers))
+        session = ort.InferenceSession(model, options, providers=list(providers))
     except Exception as exc:  # the door: onnxruntime's exceptions have no common base
         raise BundleError(f"{what} does not load in onnxruntime {ort.__version__}: {exc}") from exc
+    first = providers[0] if isinstance(providers[0], str) else providers[0][0]
+    if first not in session.get_providers():
+        raise BundleError(f"onnxruntime {ort.__version__} cannot use {first}: its libraries or its device are missing")
+    return session
 
 
 def with_defaults(model: bytes, values: Mapping[str, FloatArray]) -> bytes:
@@ -108,15 +116,23 @@ class OnnxSession:
         bundle: Opened, so its digests are right.
         threads: For the model; the head alone always runs on one thread.
         config: See `session_options`; for the model.
+        provider: Who runs the model, see `edge.inference.onnx_providers.NAMES`. Another one than the CPU runs what no
+            head changes, and the head is run on the CPU: some providers take its shipped parameters for constants.
 
     Raises:
         BundleError: A graph does not load, or the golden outputs are not met.
     """
 
-    def __init__(self, bundle: Bundle, threads: int = 1, config: Mapping[str, str] | None = None) -> None:
-        self.manifest = manifest = bundle.manifest
+    def __init__(
+        self, bundle: Bundle, threads: int = 1, config: Mapping[str, str] | None = None, provider: str = "cpu"
+    ) -> None:
+        self.manifest, self.provider = bundle.manifest, provider
+        manifest = bundle.manifest
         shipped = bundle.head_parameters()
-        self._model = open_onnx(with_defaults(bundle.read(m.MODEL), shipped), m.MODEL, threads, config)
+        graph, places = with_defaults(bundle.read(m.MODEL), shipped), provider_list(provider, threads)
+        self._model = open_onnx(graph, m.MODEL, threads, config, places)
+        self._shipped = shipped
+        self._is_split = provider != "cpu" and manifest.head is not None
         needed = {spec.name for spec in manifest.inputs}
         found = (
             {item.name for item in self._model.get_inputs()},
@@ -134,6 +150,8 @@ class OnnxSession:
             self._learned = BoundRun(self._model, [self._features, self._logits])
             self._frozen = BoundRun(self._model, [self._features])
             self._of_head = BoundRun(self._head, [self._logits])
+            others = [spec.name for spec in manifest.outputs if spec.name != self._logits]
+            self._beside_head = BoundRun(self._model, [self._features, *others])
             linear = manifest.head.linear
             self._layer_input = "" if linear is None or manifest.head.is_linear else linear.input
         check_golden(self, bundle)
@@ -144,6 +162,10 @@ class OnnxSession:
         Raises:
             ConfigError: An input is missing, not known, or of another shape or type.
         """
+        if self._is_split:
+            found = self._beside_head(inputs, self._check)
+            found[self._logits] = self.logits(found[self._features], parameters or self._shipped)
+            return {spec.name: found[spec.name] for spec in self.manifest.outputs}
         if parameters is None:
             return self._whole(inputs, self._check)
         return self._whole({**inputs, **parameters}, lambda _: self._check(inputs))
@@ -169,6 +191,9 @@ class OnnxSession:
         self, inputs: Mapping[str, npt.NDArray[Any]], parameters: Mapping[str, FloatArray]
     ) -> tuple[FloatArray, FloatArray]:
         """See `edge.inference.session.Session.predict`."""
+        if self._is_split:
+            features = self.features(inputs)
+            return features, self.logits(features, parameters)
         found = self._learned({**inputs, **parameters})
         return found[self._features], found[self._logits]
 
@@ -247,8 +272,7 @@ def check_golden(session: OnnxSession, bundle: Bundle) -> None:
     Raises:
         BundleError: They differ by more than the manifest allows.
     """
-    golden = bundle.tensors(m.GOLDEN)
-    inputs = {name.removeprefix(m.GOLDEN_INPUT): a for name, a in golden.items() if name.startswith(m.GOLDEN_INPUT)}
+    golden, inputs = bundle.tensors(m.GOLDEN), golden_inputs(bundle)
     wanted = {name.removeprefix(m.GOLDEN_OUTPUT): a for name, a in golden.items() if name.startswith(m.GOLDEN_OUTPUT)}
     specs = {spec.name: spec for spec in bundle.manifest.outputs}
     if wanted.keys() != specs.keys():
@@ -257,19 +281,32 @@ def check_golden(session: OnnxSession, bundle: Bundle) -> None:
         outputs = session.run(inputs, bundle.head_parameters())
         for name, spec in specs.items():
             spec.check(outputs[name], empty=True)
-        ratio = min(_near(wanted[name], outputs[name]) for name in specs)
-        half = bundle.manifest.quantization.get("scheme") == "fp16"
-        lost = [lost_column(spec, wanted[name], outputs[name], half) for name, spec in specs.items()]
+        why = difference(bundle, wanted, outputs)
     except BundleError:
         raise
     except Exception as exc:  # the door: onnxruntime's exceptions have no common base
         raise BundleError(f"the bundle does not run on its own golden inputs: {exc}") from exc
+    if why:
+        raise BundleError(
+            f"{'this CPU' if session.provider == 'cpu' else session.provider} gives other answers than one of the "
+            f"target: {why} on the golden inputs. Convert the model with this device's profile (--target)"
+        )
+
+
+def golden_inputs(bundle: Bundle) -> Arrays:
+    """The golden samples of a bundle by input."""
+    golden = bundle.tensors(m.GOLDEN)
+    return {name.removeprefix(m.GOLDEN_INPUT): a for name, a in golden.items() if name.startswith(m.GOLDEN_INPUT)}
+
+
+def difference(bundle: Bundle, wanted: Arrays, found: Arrays) -> str:
+    """What a bundle's outputs lost that were to be the same, for people; empty where they are near enough."""
+    specs = {spec.name: spec for spec in bundle.manifest.outputs}
+    ratio = min(_near(wanted[name], found[name]) for name in specs)
+    half = bundle.manifest.quantization.get("scheme") == "fp16"
+    lost = [lost_column(spec, wanted[name], found[name], half) for name, spec in specs.items()]
     least, where = bundle.manifest.golden_min_sqnr_db, ""
     if ratio >= least and any(lost):
         (ratio, name), least = min(each for each in lost if each is not None), _COLUMN_DB
         where = f" of {name} about its mean"
-    if not ratio >= least:
-        raise BundleError(
-            f"this CPU gives other answers than one of the target: {ratio:.1f} dB{where} on the golden inputs, "
-            f"at least {least:.0f} dB expected. Convert the model with this device's profile (--target)"
-        )
+    return "" if ratio >= least else f"{ratio:.1f} dB{where}, at least {least:.0f} dB expected"

@@ -15,7 +15,8 @@ import onnxruntime as ort
 
 from edge.contract.errors import BundleError, LearningError
 from edge.contract.training import FloatArray, Parameters
-from edge.inference.onnx_session import CPU, session_options
+from edge.inference.onnx_providers import CPU
+from edge.inference.onnx_session import session_options
 
 TARGETS = "targets"
 SAMPLE_WEIGHTS = "sample_weights"
