@@ -12,12 +12,19 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edge import __version__
+from edge.contract.choices import PROVIDERS
 from edge.contract.errors import BundleError, ConfigError, run_to_exit
 
 if TYPE_CHECKING:
     from edge.contract.bundle import Bundle
 
 _PATH = click.Path(path_type=Path)
+_on_provider = click.option(
+    "--provider",
+    default="cpu",
+    type=click.Choice(PROVIDERS),
+    help="Execution provider of the installed onnxruntime; auto measures all that there are.",
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -72,10 +79,11 @@ def inspect(path: Path, as_json: bool) -> None:
 @click.argument("path", type=_PATH)
 @click.option("--key", type=_PATH, help="Public key (PEM): the bundle must be signed with its private key.")
 @click.option("--signature", type=_PATH, help="[default: PATH.sig]")
-def verify(path: Path, key: Path | None, signature: Path | None) -> None:
+@_on_provider
+def verify(path: Path, key: Path | None, signature: Path | None, provider: str) -> None:
     """Check every digest, the golden outputs on this CPU, and with --key the signature."""
     from edge.contract.bundle import Bundle
-    from edge.inference.onnx_session import OnnxSession
+    from edge.inference.providers import open_session
 
     signed = ""
     if key is not None:
@@ -83,10 +91,12 @@ def verify(path: Path, key: Path | None, signature: Path | None) -> None:
     elif signature is not None:
         raise ConfigError("--signature needs --key, the public key to check it with")
     found = Bundle.open(path)
-    OnnxSession(found)
+    _, chosen = open_session(found, 1, provider)
     click.echo(
         f"{path}: {len(found.manifest.members)} members and the golden outputs are right, sha256 {found.digest}{signed}"
     )
+    if provider != "cpu":
+        click.echo(f"  provider     {chosen}")
 
 
 def _verified_by(path: Path, key: Path, signature: Path | None) -> str:
@@ -129,7 +139,8 @@ def sign(path: Path, key: Path) -> None:
 @click.option("--output", type=_PATH, required=True, help="Where to write the outputs (.npz).")
 @click.option("--threads", default=1, type=click.IntRange(1, 64), help="Of the session.")
 @click.option("--batch", default=64, type=click.IntRange(1), help="Samples at a time.")
-def run(path: Path, arrays: Path, output: Path, threads: int, batch: int) -> None:
+@_on_provider
+def run(path: Path, arrays: Path, output: Path, threads: int, batch: int, provider: str) -> None:
     """Run a bundle on the named ARRAYS of an .npz file and write its named outputs.
 
     The names are those that `inspect` shows; the array of a model with one input may have any name.
@@ -141,12 +152,12 @@ def run(path: Path, arrays: Path, output: Path, threads: int, batch: int) -> Non
 
     from edge.contract.bundle import Bundle
     from edge.inference.named_arrays import fitted, read_arrays, write_arrays
-    from edge.inference.onnx_session import OnnxSession
+    from edge.inference.providers import open_session
     from edge.inference.streams import Stream
 
     if not output.absolute().parent.is_dir():
         raise ConfigError(f"--output {output}: {output.parent} is not a folder")
-    session = OnnxSession(Bundle.open(path), threads)
+    session, chosen = open_session(Bundle.open(path), threads, provider)
     manifest = session.manifest
     given = read_arrays(arrays)
     first = {pair.input: given.pop(pair.input) for pair in manifest.states if pair.input in given}
@@ -183,6 +194,8 @@ def run(path: Path, arrays: Path, output: Path, threads: int, batch: int) -> Non
     }
     write_arrays(output, joined)
     click.echo(f"wrote {output}: " + ", ".join(f"{name} {tuple(a.shape)}" for name, a in joined.items()))
+    if provider != "cpu":
+        click.echo(f"provider {chosen}")
 
 
 @bundle.command()
@@ -190,9 +203,14 @@ def run(path: Path, arrays: Path, output: Path, threads: int, batch: int) -> Non
 @click.option("--threads", default=1, type=click.IntRange(1, 64), help="Of the session.")
 @click.option("--batch", default=1, type=click.IntRange(1), help="Samples in a run.")
 @click.option("--seconds", default=2.0, type=click.FloatRange(0.01, 3600), help="How long to repeat it.")
+@_on_provider
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def bench(path: Path, threads: int, batch: int, seconds: float, as_json: bool) -> None:
-    """Measure start-up, latency and peak memory of a bundle on this machine, in a fresh process."""
+def bench(path: Path, threads: int, batch: int, seconds: float, provider: str, as_json: bool) -> None:
+    """Measure start-up, latency and peak memory of a bundle on this machine, in a fresh process.
+
+    Those are of the CPU. With --provider auto each execution provider is tried, too: one sample at a time, against the
+    golden outputs, in a process of its own; or only the one that is named.
+    """
     import dataclasses
     import tempfile
 
@@ -216,8 +234,14 @@ def bench(path: Path, threads: int, batch: int, seconds: float, as_json: bool) -
         model.write_bytes(found.read(m.MODEL))
         safetensors.numpy.save_file(feeds, inputs)
         timing = benchmark.measure(model, inputs, threads=threads, budget_s=seconds)
+    chosen = None
+    if provider != "cpu":
+        from edge.inference.providers import open_session
+
+        _, chosen = open_session(found, threads, provider)
     if as_json:
-        click.echo(json.dumps({"threads": threads, "batch": batch, **dataclasses.asdict(timing)}))
+        measured = {} if chosen is None else {"provider": chosen.to_json()}
+        click.echo(json.dumps({"threads": threads, "batch": batch, **dataclasses.asdict(timing), **measured}))
         return
     click.echo(
         f"{path}, {threads} thread{'s' if threads > 1 else ''}, batch of {batch}:\n"
@@ -226,6 +250,8 @@ def bench(path: Path, threads: int, batch: int, seconds: float, as_json: bool) -
         f"  loading      {timing.load_s * 1e3:.1f} ms, first run {timing.first_ms:.3f} ms\n"
         f"  peak memory  {timing.peak_memory_bytes / (1 << 20):.1f} MiB, Python and onnxruntime included"
     )
+    if chosen is not None:
+        click.echo(f"  provider     {chosen}, one sample")
 
 
 @bundle.command()

@@ -7,11 +7,16 @@ outputs as they are met at opening, answer one sample as the CPU does, and anoth
 from __future__ import annotations
 
 import json
+import math
 import os
+import signal
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +29,23 @@ from edge.contract.errors import BundleError, EdgeError
 from edge.inference.onnx_providers import CPU, NAMES, provider_list
 from edge.inference.onnx_session import OnnxSession, check_golden, difference, golden_inputs, open_onnx, session_options
 
+# How long one may take to load, answer and be timed. TensorRT builds its engine in this time.
+LIMIT_S = 120.0
 _WARM_UP_RUNS, _LEAST_RUNS, _BUDGET_S = 3, 5, 0.5
 _Feeds = Mapping[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trial:
+    """What came of trying one provider.
+
+    Attributes:
+        latency_ms: Median time of a run on one sample; None where it is not to be used.
+        why: Why not; empty where it is.
+    """
+
+    latency_ms: float | None
+    why: str = ""
 
 
 def trial(
@@ -102,6 +122,55 @@ def placement(bundle: Bundle, name: str, threads: int) -> dict[str, int]:
         if event.get("cat") == "Node" and (provider := event.get("args", {}).get("provider")):
             found[provider] = found.get(provider, 0) + 1
     return found or {CPU: 0}
+
+
+def trial_command(bundle: Path, name: str, threads: int) -> list[str]:
+    """What tries a provider."""
+    return [sys.executable, "-m", "edge.inference.onnx_provider_trial", str(bundle), name, str(threads)]
+
+
+def in_child(command: Sequence[str], limit_s: float) -> Trial:
+    """Try a provider in a process, which may crash, hang or say nonsense.
+
+    Args:
+        command: Prints one JSON object: ``{"latency_ms": ...}`` or ``{"error": ...}``.
+        limit_s: How long it may take.
+    """
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=environment,
+        start_new_session=True,
+    ) as child:
+        try:
+            said, _ = child.communicate(timeout=limit_s)
+        except subprocess.TimeoutExpired:
+            return Trial(latency_ms=None, why=f"it did not answer within {limit_s:g} s")
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)  # with whatever it started
+    if child.returncode < 0:
+        return Trial(latency_ms=None, why=f"its process ended with {_signal(-child.returncode)}")
+    try:
+        found = json.loads(said.splitlines()[-1])
+        if "error" in found:
+            return Trial(latency_ms=None, why=str(found["error"])[:300])
+        latency_ms = float(found["latency_ms"])
+        if not (math.isfinite(latency_ms) and latency_ms > 0):
+            raise ValueError(latency_ms)
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError):
+        return Trial(latency_ms=None, why=f"its process ended with {child.returncode} and said nothing of use")
+    return Trial(latency_ms=round(latency_ms, 4))
+
+
+def _signal(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 def main(arguments: list[str]) -> None:

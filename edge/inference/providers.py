@@ -6,12 +6,7 @@ out is kept beside the learned state, for this bundle, CPU and onnxruntime. Wher
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -23,31 +18,17 @@ from edge.contract.bundle import Bundle
 from edge.contract.choices import PROVIDERS
 from edge.contract.errors import BundleError, ConfigError
 from edge.contract.files import replace_file
+from edge.inference.onnx_provider_trial import LIMIT_S, Trial, in_child, trial_command
 from edge.inference.onnx_providers import machine, offered
 from edge.inference.onnx_session import OnnxSession
 
 KEPT = "provider.json"
-# How long one may take to load, answer and be timed. TensorRT builds its engine in this time.
-LIMIT_S = 120.0
 # The CPU is left for what is clearly faster: golden outputs are its own, and times of two processes differ by as much.
 _CLEARLY = 0.9
 # A provider is given up that was being opened when the process ended, so many times in a row.
 _OPENINGS = 2
 _MAX_KEPT_BYTES = 1 << 16
 _VERSION = 1
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Trial:
-    """What came of trying one provider.
-
-    Attributes:
-        latency_ms: Median time of a run on one sample; None where it is not to be used.
-        why: Why not; empty where it is.
-    """
-
-    latency_ms: float | None
-    why: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -206,55 +187,3 @@ def _keep(place: Path | None, about: Mapping[str, Any], chosen: Chosen, openings
             place.parent.mkdir(parents=True, exist_ok=True)
             with replace_file(place) as file:
                 file.write(data)
-
-
-# A process for each
-
-
-def trial_command(bundle: Path, name: str, threads: int) -> list[str]:
-    """What tries a provider."""
-    return [sys.executable, "-m", "edge.inference.onnx_provider_trial", str(bundle), name, str(threads)]
-
-
-def in_child(command: Sequence[str], limit_s: float) -> Trial:
-    """Try a provider in a process, which may crash, hang or say nonsense.
-
-    Args:
-        command: Prints one JSON object: ``{"latency_ms": ...}`` or ``{"error": ...}``.
-        limit_s: How long it may take.
-    """
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    with subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env=environment,
-        start_new_session=True,
-    ) as child:
-        try:
-            said, _ = child.communicate(timeout=limit_s)
-        except subprocess.TimeoutExpired:
-            return Trial(latency_ms=None, why=f"it did not answer within {limit_s:g} s")
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(child.pid, signal.SIGKILL)  # with whatever it started
-    if child.returncode < 0:
-        return Trial(latency_ms=None, why=f"its process ended with {_signal(-child.returncode)}")
-    try:
-        found = json.loads(said.splitlines()[-1])
-        if "error" in found:
-            return Trial(latency_ms=None, why=str(found["error"])[:300])
-        latency_ms = float(found["latency_ms"])
-        if not (math.isfinite(latency_ms) and latency_ms > 0):
-            raise ValueError(latency_ms)
-    except (ValueError, KeyError, TypeError, IndexError, RecursionError):
-        return Trial(latency_ms=None, why=f"its process ended with {child.returncode} and said nothing of use")
-    return Trial(latency_ms=round(latency_ms, 4))
-
-
-def _signal(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"

@@ -45,6 +45,7 @@ SHELL = (
     "edge/coordinator/broker.py",
     "edge/cli/*",
     "edge/inference/onnx_benchmark.py",
+    "edge/inference/onnx_provider_trial.py",
     "converter/verify/measure.py",
     "converter/pipeline.py",
 )

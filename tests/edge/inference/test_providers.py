@@ -14,14 +14,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from edge.cli.bundle import bundle as edge_bundle
 from edge.contract.bundle import Bundle
 from edge.contract.errors import BundleError, ConfigError
 from edge.inference import onnx_providers
-from edge.inference.onnx_provider_trial import placement, trial
+from edge.inference.onnx_provider_trial import Trial, in_child, placement, trial, trial_command
 from edge.inference.onnx_providers import machine, offered, provider_list
 from edge.inference.onnx_session import OnnxSession
-from edge.inference.providers import KEPT, Chosen, Trial, in_child, measured, open_session, trial_command
+from edge.inference.providers import KEPT, Chosen, measured, open_session
 
 
 class Providers:
@@ -290,3 +292,17 @@ def test_where_nodes_ran_is_read_from_onnxruntimes_own_profile(bundle: Bundle, t
     assert "onnxruntime" in machine(tmp_path / "nothing")
     for name in onnx_providers.NAMES:
         assert provider_list(name, 2)[-1] == "CPUExecutionProvider"
+
+
+def test_edge_bundle_says_on_which_provider_it_ran(digits_bundle: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", x=np.zeros((2, 1, 8, 8), np.float32))
+    line = ["run", str(digits_bundle), str(tmp_path / "x.npz"), "--output", str(tmp_path / "y.npz")]
+    for command in (line, ["verify", str(digits_bundle)], ["bench", str(digits_bundle), "--seconds", "0.01"]):
+        found = CliRunner().invoke(edge_bundle, [*command, "--provider", "auto"])
+        assert found.exit_code == 0, found.output
+        assert "cpu" in found.output.splitlines()[-1]
+        refused = CliRunner().invoke(edge_bundle, [*command, "--provider", "cuda"])
+        assert isinstance(refused.exception, ConfigError)
+        assert "there are: cpu" in str(refused.exception)
+    found = CliRunner().invoke(edge_bundle, ["bench", str(digits_bundle), "--provider", "auto", "--json"])
+    assert json.loads(found.output)["provider"]["name"] == "cpu"
