@@ -27,13 +27,15 @@ class Contributing:
     Args:
         host: Its live model learns.
         interval_s: Least time between two uploads.
+        state_id: Of the state folder.
 
     Attributes:
         events: What went wrong, by kind and text; the caller empties it.
     """
 
-    def __init__(self, host: ModelHost, interval_s: float) -> None:
+    def __init__(self, host: ModelHost, interval_s: float, state_id: str = "") -> None:
         self._host = host
+        self._state_id = state_id
         self._interval_s = interval_s
         self._upload: Upload | None = None
         self._sent = self._sending = _NOTHING  # version and bundle that the coordinator has, and is being sent
@@ -94,7 +96,7 @@ class Contributing:
         return frames
 
     def _begin(self, make_safe: Callable[[], None]) -> None:
-        update = releases.contribution(self._host.model, self._host.name)
+        update = releases.contribution(self._host.model, self._host.name, self._state_id)
         make_safe()
         data = update.encode()
         offer = UploadOffer(

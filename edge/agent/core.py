@@ -20,6 +20,7 @@ from edge.agent.config import AgentConfig
 from edge.agent.letters import letter
 from edge.agent.model_core import MAX_EVENTS, ModelCore
 from edge.agent.models import Models
+from edge.agent.slots import DeviceRecord
 from edge.channel import topics
 from edge.channel.codec import decode
 from edge.channel.frames import decode_frame
@@ -46,8 +47,16 @@ class AgentCore:
         self._folder = models
         limits = config.profile.learning
         shares = LearningBudget.shared(limits.budget_ms_per_s, len(models.hosts))
+        record = models.record
         self.models = {
-            name: ModelCore(config, host, stopwatch, allowance=Allowance(limits, share), boot=models.record.boot)
+            name: ModelCore(
+                config,
+                host,
+                stopwatch,
+                allowance=Allowance(limits, share),
+                boot=record.boot,
+                state_id=record.state_id,
+            )
             for (name, host), share in zip(models.hosts.items(), shares, strict=True)
         }
         self._connected = False
@@ -111,6 +120,7 @@ class AgentCore:
             "connected": self._connected,
             "resident_mb": health.resident_mb(),
             "boot": self._folder.record.boot,
+            "state_id": self._folder.record.state_id,
         }
 
     def _status_of(self, name: str) -> dict[str, Any]:
@@ -145,12 +155,12 @@ class AgentCore:
 
     def _conn(self, online: bool, now: Now) -> Conn:
         record = self._folder.record
-        return Conn(online=online, session=record.session, boot=record.boot, ts_ms=now.wall_ms)
+        return _conn(record, record.session, now, online=online)
 
     def will(self, now: Now) -> Publish:
         """What the broker is to say when the *next* connection breaks."""
         record = self._folder.record
-        gone = Conn(online=False, session=record.session + 1, boot=record.boot, ts_ms=now.wall_ms)
+        gone = _conn(record, record.session + 1, now, online=False)
         return letter(self._config, topics.UP_CONN, gone, qos=1, retain=True)
 
     def farewell(self, now: Now) -> list[Publish]:
@@ -182,6 +192,7 @@ class AgentCore:
             n_labels=first.n_labels,
             limits={"max_bytes": self._config.profile.inference.max_bundle_mb << 20, "learner": learner},
             models=tuple(models),
+            state_id=record.state_id,
         )
         # Retained: a coordinator that was not there when it was sent would believe for ever what it was told before.
         self._send(topics.UP_BIRTH, birth, qos=1, retain=True)
@@ -287,7 +298,8 @@ class AgentCore:
         device = self._vitals(now)
         for name, model in self.models.items():
             self._sequence += 1
-            head = {"ts": now.wall_ms, "seq": self._sequence, "boot": self._folder.record.boot}
+            record = self._folder.record
+            head = {"ts": now.wall_ms, "seq": self._sequence, "boot": record.boot, "state_id": record.state_id}
             with self._guarded(name):
                 self._send(topics.UP_TELE, Telemetry(values={**head, **model.telemetry(now), **device}), qos=0)
 
@@ -308,3 +320,7 @@ class AgentCore:
         self, leaf: str, message: Message, *, qos: int, retain: bool = False, expiry_s: int | None = None
     ) -> None:
         self._out.append(letter(self._config, leaf, message, qos=qos, retain=retain, expiry_s=expiry_s))
+
+
+def _conn(record: DeviceRecord, session: int, now: Now, *, online: bool) -> Conn:
+    return Conn(online=online, session=session, boot=record.boot, ts_ms=now.wall_ms, state_id=record.state_id)

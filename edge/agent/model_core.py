@@ -43,6 +43,7 @@ class ModelCore:
         stopwatch: Gives seconds; measures how long predictions and learning take.
         allowance: Whether it may learn; None where it may use the whole budget of the device.
         boot: Number of this start of the agent.
+        state_id: Of the state folder.
 
     Attributes:
         deployment: Of its releases.
@@ -57,6 +58,7 @@ class ModelCore:
         *,
         allowance: Allowance | None = None,
         boot: int = 1,
+        state_id: str = "",
     ) -> None:
         self._config = config
         self._host = host
@@ -69,9 +71,9 @@ class ModelCore:
         )
         self.is_renewed = False
         self._allowance = allowance or Allowance(config.profile.learning)
-        self._boot = boot
+        self._boot, self._state_id = boot, state_id
         self._level = level_of(host.name) if len(config.bundles) > 1 else ""
-        self._contributing = Contributing(host, config.sync_interval_s)
+        self._contributing = Contributing(host, config.sync_interval_s, state_id)
         self._next_checkpoint_s = math.inf
         self._journaled_ms = 0.0  # what it took to learn what is in the journal
         self._fault = ""
@@ -334,7 +336,8 @@ class ModelCore:
         out: list[Publish] = []
         for message in self.deployment.outbox:
             if isinstance(message, State):
-                stamped = replace(message, ts_ms=now.wall_ms, seq=message.seq + (self._boot << 32))
+                seq = message.seq + (self._boot << 32)
+                stamped = replace(message, ts_ms=now.wall_ms, seq=seq, state_id=self._state_id)
                 out.append(
                     letter(self._config, topics.model_leaf(topics.UP_STATE, self._level), stamped, qos=1, retain=True)
                 )

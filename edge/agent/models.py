@@ -3,7 +3,7 @@
 ::
 
     lock                       held by the running agent
-    device.json                boot and session numbers
+    device.json                identity of the folder, boot and session numbers
     models/<level>/            one for each model, see `edge.agent.slots`; <level> is `level_of` its name
     learned                    of the only model: a link for whoever looks where it was before there were several
 """
@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -52,7 +53,7 @@ class Models:
                 take_over(self._folder, level_of(_whose(self._folder, config)))
             clear(self._folder)
             self.record = read_record(self._folder / "device.json", DeviceRecord)
-            self.update(boot=self.record.boot + 1)
+            self._begin()
             self._open(config)
             self._link(list(config.bundles))
         except BaseException:
@@ -93,13 +94,29 @@ class Models:
         folders = [path for path in sorted((self._folder / MODELS).iterdir()) if path.is_dir()]
         return [read_record(path / RECORD, ModelRecord).name or path.name for path in folders if path.name not in known]
 
-    def update(self, **changes: int) -> None:
-        """Change what is known of the device; where the disk takes nothing it is known until the process ends."""
-        self.record = replace(self.record, **changes)
+    def _begin(self) -> None:
+        """Count this start, in a folder that has an identity from its first start on.
+
+        Who cannot keep the count would be taken for an earlier start of itself at the next one, and what it says
+        would be dropped as old news: then it is one of its own, for as long as the disk takes nothing.
+        """
+        state_id = self.record.state_id or secrets.token_hex(8)
+        if not self.update(boot=self.record.boot + 1, state_id=state_id):
+            self.record = replace(self.record, state_id=secrets.token_hex(8))
+
+    def update(self, **changes: int | str) -> bool:
+        """Change what is known of the device; where the disk takes nothing it is known until the process ends.
+
+        Returns:
+            Whether it is on disk.
+        """
+        self.record = replace(self.record, **changes)  # type: ignore[arg-type]  # the fields are these
         try:
             write_record(self._folder / "device.json", self.record)
         except OSError as exc:
             self.warnings.append(f"device.json could not be written: {exc.strerror}")
+            return False
+        return True
 
     def close(self) -> None:
         """Save what was learned, each model for itself, and give the folder free."""

@@ -32,7 +32,7 @@ _LABELS_OF_A_WORLD = 20
 _COMPARED = 64
 
 
-def contribution(model: OnDeviceModel, name: str = "") -> HeadUpdate:
+def contribution(model: OnDeviceModel, name: str = "", state_id: str = "") -> HeadUpdate:
     """What a model of this name learned, for the coordinator; after a restart it still knows what is on its way."""
     learning, learned = model.learning, model.learned
     kind, tensors = learning.contribution(learned)
@@ -46,6 +46,7 @@ def contribution(model: OnDeviceModel, name: str = "") -> HeadUpdate:
         tensors=tensors,
         class_names=model.class_names if model.class_names != model.manifest.class_names else (),
         model=name,
+        state_id=state_id,
     )
     model.happen(Contributed(update.version))
     return update

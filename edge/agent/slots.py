@@ -65,10 +65,12 @@ class DeviceRecord:
     Attributes:
         boot: Starts of the agent so far.
         session: Connections so far.
+        state_id: Identity of the state folder, made once; the numbers count within it. "" where there was none yet.
     """
 
     boot: int = 0
     session: int = 0
+    state_id: str = ""
 
 
 def read_record(path: Path, kind: type[_R]) -> _R:

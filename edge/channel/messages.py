@@ -6,6 +6,7 @@ middle loses nothing. A message checks nothing itself: what came over the wire w
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
@@ -15,6 +16,7 @@ from edge.contract.documents import Rule, at_least
 from edge.contract.names import is_model_name
 
 MAX_RANGES = 1024
+_STATE_ID = re.compile(r"([0-9a-f]{16,64})?")
 MaybeDigest = Annotated[
     str, Rule(lambda text: text == "" or is_digest(text), 'a SHA-256 digest in hexadecimal or "" for none')
 ]
@@ -25,6 +27,11 @@ Ranges = Annotated[tuple[Range, ...], Rule(lambda pairs: len(pairs) <= MAX_RANGE
 ModelName = Annotated[
     str, Rule(lambda text: text == "" or is_model_name(text), 'the name of a model, or "" for the only one')
 ]
+StateId = Annotated[
+    str,
+    Rule(lambda text: _STATE_ID.fullmatch(text) is not None, '16 to 64 hexadecimal digits, or "" where it is unknown'),
+]
+"""Identity of a state folder: session, boot and sequence numbers count within it. "" of devices from before it."""
 Slot = Literal["bundle", "head"]
 Part = Literal["index", "data"]
 EXPERTS = "experts"  # key of telemetry
@@ -50,6 +57,7 @@ class Conn(Message):
     session: Count
     boot: Count
     ts_ms: Count
+    state_id: StateId = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,6 +92,7 @@ class Birth(Message):
         n_labels: Labels seen since the bundle was installed.
         limits: Largest frame, window, free disk.
         models: All models, in the order of the command line.
+        state_id: Of its state folder; another one under the same name is a device that was set up anew.
     """
 
     agent_version: str
@@ -99,6 +108,7 @@ class Birth(Message):
     n_labels: Count
     limits: Mapping[str, Any]
     models: tuple[Served, ...] = ()
+    state_id: StateId = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,6 +123,7 @@ class State(Message):
     digest: MaybeDigest
     detail: str = ""
     model: ModelName = ""
+    state_id: StateId = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,6 +7,7 @@ backbone mean something else.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -25,6 +26,7 @@ _PARAMETER = "parameter."
 _MERGED = "merged."
 _UPDATE = "head-update"
 _RELEASE = "head-release"
+_STATE_ID = re.compile(r"([0-9a-f]{16,64})?")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True)
@@ -42,6 +44,7 @@ class HeadUpdate:
         tensors: As the learner gave them.
         class_names: Of the device, where it has added some to those of the bundle, which come first; else empty.
         model: Name of the model on the device, for people; "" of devices from before there were several.
+        state_id: Of the state folder that it comes from; "" of devices from before there was one.
     """
 
     learner: str
@@ -53,6 +56,7 @@ class HeadUpdate:
     tensors: State
     class_names: tuple[str, ...] = ()
     model: str = ""
+    state_id: str = ""
 
     def encode(self) -> bytes:
         """As one document."""
@@ -65,6 +69,7 @@ class HeadUpdate:
             "base_release": self.base_release,
             "class_names": list(self.class_names),
             "model": self.model,
+            "state_id": self.state_id,
         }
         return tensorfile.encode(_UPDATE, description, self.tensors)
 
@@ -84,6 +89,7 @@ class HeadUpdate:
             or not 0 < len(found["lineage"]) <= 64
             or not all(type(number) is int and number >= 0 for number in numbers)
             or not (found.get("model", "") == "" or (isinstance(found["model"], str) and is_model_name(found["model"])))
+            or not (isinstance(found.get("state_id", ""), str) and _STATE_ID.fullmatch(found.get("state_id", "")))
         ):
             raise BundleError(f"{what}: a field of the head update is missing or not of its type")
         return cls(
@@ -96,6 +102,7 @@ class HeadUpdate:
             tensors=tensors,
             class_names=_names(found, what),
             model=found.get("model", ""),
+            state_id=found.get("state_id", ""),
         )
 
 

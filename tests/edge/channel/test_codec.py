@@ -18,7 +18,7 @@ from edge.contract.errors import ChannelError
 
 D = "0123456789abcdef" * 4
 SAMPLES: dict[str, m.Message] = {
-    topics.UP_CONN: m.Conn(online=True, session=812, boot=41, ts_ms=1795420800123),
+    topics.UP_CONN: m.Conn(online=True, session=812, boot=41, ts_ms=1795420800123, state_id=D[:16]),
     topics.UP_BIRTH: m.Birth(
         agent_version="0.1.0",
         boot=41,
@@ -32,6 +32,7 @@ SAMPLES: dict[str, m.Message] = {
         release=57,
         n_labels=120,
         limits={"window": 8},
+        state_id=D,
     ),
     topics.UP_STATE: m.State(ts_ms=1, seq=7, slot="head", state="active", release=57, digest=D, detail="läuft"),
     topics.DN_DESIRED: m.Desired(
@@ -115,6 +116,8 @@ def test_another_version_is_refused(v):
         (topics.UP_CONN, {"session": -1}),
         (topics.UP_CONN, {"session": True}),
         (topics.UP_CONN, {"online": 1}),
+        (topics.UP_CONN, {"state_id": "../../etc/passwd"}),
+        (topics.UP_CONN, {"state_id": "0" * 65}),
         (topics.UP_STATE, {"slot": "kernel"}),
         (topics.DN_DESIRED, {"digest": ""}),
         (topics.DN_DESIRED, {"digest": "../../etc/passwd"}),
