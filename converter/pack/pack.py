@@ -16,7 +16,7 @@ from converter.data.holdout import digests
 from converter.head.fitting import training_statistics
 from converter.head.split import Head, SplitModel, with_layer_input
 from converter.load.states import answer_of
-from converter.plan import Constant
+from converter.plan import ANYTHING, CLASSES, YES_OR_NO, Constant
 from converter.program.one_run import OneRun, one_feed
 from converter.program.programs import one_run_program, onnx_program
 from converter.program.tensors import Arrays, select
@@ -31,7 +31,7 @@ from edge.contract import manifest as m
 from edge.contract import strictjson
 from edge.contract.bundle import members_of
 from edge.contract.errors import ConversionError
-from edge.contract.manifest import HeadSpec, LearningTrial, Manifest, ParameterSpec
+from edge.contract.manifest import HeadSpec, LearningTrial, Manifest, OutputKind, ParameterSpec
 from edge.contract.profile import DeviceProfile
 from edge.contract.projection import projected_length
 from edge.contract.recipe import TrainingRecipe
@@ -224,6 +224,7 @@ def pack(
         ),
         constants=constants_for_people(parts.constants),
         axes={axis.name: axis.range for axis in parts.original.axes if axis.range != AxisRange()},
+        kinds=_kinds(parts.evaluation),
     )
     size, most = sum(map(len, blobs.values())), parts.target.inference.max_bundle_mb << 20
     if size > most:
@@ -232,6 +233,23 @@ def pack(
             + ("; leave the TorchScript out with --no-torchscript" if parts.torchscript is not None else "")
         )
     return Packed(manifest=manifest, blobs=blobs, digest=check_bundle(manifest, blobs))
+
+
+def _kinds(evaluation: Evaluation) -> dict[str, OutputKind]:
+    """What outputs are that are more than anything. Classes that all have values from 0 to 1 are probabilities."""
+    found = {}
+    for name, judged in evaluation.kinds.items():
+        if judged.kind == ANYTHING:
+            continue
+        values = evaluation.reference[name]
+        within = values.dtype.kind == "f" and bool(values.size) and values.min() >= 0 and values.max() <= 1
+        found[name] = OutputKind(
+            kind=judged.kind,
+            axis=judged.axis if judged.kind in (CLASSES, YES_OR_NO) else None,
+            threshold=judged.threshold if judged.kind == YES_OR_NO else 0.0,
+            probabilities=bool(within) if judged.kind == CLASSES else judged.kind == YES_OR_NO and judged.threshold > 0,
+        )
+    return found
 
 
 def _elsewhere(how: OneRun, original: Original) -> dict[str, int | None]:

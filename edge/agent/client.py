@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import base64
 import errno
-import json
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,11 +20,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edge.agent.wire import encode_line, encode_sample
+from edge.agent.wire import decode_answer, encode_line, encode_sample
 from edge.contract.errors import ChannelError, ConfigError, EdgeError, LearningError, NoAgentError
 from edge.contract.files import replace_file
 from edge.learning.exchange import HeadRelease
 
+# One array, or arrays by the names of the inputs.
+Sample = npt.ArrayLike | Mapping[str, npt.ArrayLike]
 # A class by number or name, or targets.
 Label = int | str | np.integer[Any] | npt.NDArray[Any] | Sequence[float]
 
@@ -89,10 +90,10 @@ class AgentClient:
         except OSError as exc:
             raise ChannelError(f"the connection to the agent broke: {exc}") from exc
         try:
-            answer = json.loads(line)
-            if not isinstance(answer, dict) or not ("error" in answer or answer.keys() >= set(expected)):
+            answer = decode_answer(line)
+            if not ("error" in answer or answer.keys() >= set(expected)):
                 raise ValueError("it is not an agent's answer")
-        except (ValueError, RecursionError) as exc:
+        except (ValueError, RecursionError, LearningError) as exc:
             raise ChannelError(f"what answers at {self._path} is no agent: it said {bytes(line[:60])!r}") from exc
         if "error" in answer:
             raise LearningError(str(answer["error"]))
@@ -115,12 +116,22 @@ class AgentClient:
         del self._received[: end + 1]
         return line
 
-    def predict(self, sample_id: str, x: npt.NDArray[Any]) -> dict[str, Any]:
-        """The answer for one sample ``(*input)``, which is remembered until a label names it.
+    def predict(self, sample_id: str, x: Sample, *, stream: str | None = None, reset: bool = False) -> dict[str, Any]:
+        """What the model says of one sample, as docs/agent.md has it; arrays come as numpy arrays.
 
-        For classes their number, name, calibrated confidence and logits; else outputs and values.
+        Args:
+            sample_id: By which a label may name it later.
+            x: ``(*input)``, or such arrays by the names of the inputs.
+            stream: Whose state the sample takes, of a model that remembers.
+            reset: Whether its stream begins anew with it.
         """
-        return self.request({"op": "predict", "id": sample_id, "x": encode_sample(np.asarray(x))})
+        request: dict[str, Any] = {"op": "predict", "id": sample_id}
+        if isinstance(x, Mapping):
+            request["inputs"] = {name: encode_sample(np.asarray(array)) for name, array in x.items()}
+        else:
+            request["x"] = encode_sample(np.asarray(x))
+        named = {} if stream is None else {"stream": stream}
+        return self.request(request | named | ({"reset": reset} if reset else {}))
 
     def label(self, sample_id: str, y: Label, weight: float = 1.0) -> bool:
         """Say what a sample was, and how much that is trusted; False when the agent no longer remembers it."""

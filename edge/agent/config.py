@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from edge.agent.streams import StreamLimits
 from edge.contract.bundle import read_manifest
 from edge.contract.errors import BundleError, ConfigError
 from edge.contract.names import MAX_NAME_CHARS, is_model_name
@@ -32,6 +33,7 @@ class AgentConfig:
         probation_s: How long a pushed head or bundle is watched before it counts as active.
         probation_labels: A probation also ends, judged, after so many labels.
         seed: Of SGD's replay draws.
+        streams: How many streams a model with recurrent state may remember, of each model.
     """
 
     bundles: Mapping[str, Path]
@@ -47,6 +49,7 @@ class AgentConfig:
     probation_s: float = 60.0
     probation_labels: int = 32
     seed: int = 0
+    streams: StreamLimits = field(default_factory=StreamLimits)
 
 
 def named_bundles(arguments: Sequence[str]) -> dict[str, Path]:

@@ -64,7 +64,7 @@ class Contributing:
 
     def _has_something(self) -> bool:
         model = self._host.model
-        return model.learning.n_contributed(model.learned) > 0 and self._sent != self._version()
+        return model.n_contributed > 0 and self._sent != self._version()
 
     def _version(self) -> tuple[int, str]:
         """Identity of a contribution made now: samples so far, which bundle and, for a change, against which head."""

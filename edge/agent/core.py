@@ -73,9 +73,10 @@ class AgentCore:
         """Answer a local application.
 
         Args:
-            request: ``{"op": "predict", "id": ..., "x": array}``, ``{"op": "label", "id": ..., "y": class}``, perhaps
-                with a ``weight``, ``{"op": "add-class", "name": ...}``, ``{"op": "rollback"}``, ``{"op": "export"}`` or
-                ``{"op": "status"}``; with ``model``, its name, where there are several.
+            request: ``{"op": "predict", "id": ..., "x": array}``, or ``inputs`` by name, perhaps with ``stream`` and
+                ``reset``; ``{"op": "label", "id": ..., "y": class}``, perhaps with a ``weight``; ``{"op": "add-class",
+                "name": ...}``, ``{"op": "rollback"}``, ``{"op": "export"}`` or ``{"op": "status"}``; with ``model``,
+                its name, where there are several.
             now: The time.
 
         Raises:

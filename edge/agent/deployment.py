@@ -70,8 +70,10 @@ class Deployment:
     def _settle_trial(self) -> None:
         """End the trial of a head whose slot says something else: the agent was killed between the two."""
         model, record = self._host.model, self._host.slots.record
+        if model.trial is None:
+            return
         is_of_record = model.learned.release == record.release
-        if model.learned.trial is None or (is_of_record and self.state is SlotState.PROBATION):
+        if is_of_record and self.state is SlotState.PROBATION:
             return
         if is_of_record and self.state is SlotState.ACTIVE:
             releases.confirm(model)
@@ -128,7 +130,7 @@ class Deployment:
             self.report()
             return
         on_trial = self.state is SlotState.PROBATION and not self._end_probation()
-        if on_trial and self._host.model.learned.trial is not None:
+        if on_trial:
             # Who was not judged does not become what the next one is judged against.
             self.roll_back("a newer release came before it could be judged")
         self._download = self._held = None
@@ -294,17 +296,18 @@ class Deployment:
         model = self._host.model
         is_bundle = self._host.slots.record.trying
         labels = model.metrics.labels - self._labels_before
-        if self._replaces and model.learned.trial is None:  # it ended, and the agent before it was written down
-            is_here = model.learned.release == self._host.slots.record.release
+        if is_bundle:
+            verdict = releases.judge_bundle(model, labels)
+        elif self._replaces and model.trial is None:  # it ended, and the agent before it was written down
+            is_here = model.release == self._host.slots.record.release
             verdict = Verdict(Finding.GOOD if is_here else Finding.WORSE, "it ended before a restart")
         else:
             verdict = releases.judge_taken(model, was_judged=self._was_judged, labels=labels)
-        if is_bundle or verdict.finding is Finding.GOOD:
+        if verdict.finding is Finding.GOOD:
             if is_bundle:
                 self._host.confirm_bundle()
             releases.confirm(model)
-            reason = f"{labels} labels, no failure" if is_bundle else verdict.reason
-            self._enter(SlotEvent.PROBATION_PASSED, f"probation: {reason}")
+            self._enter(SlotEvent.PROBATION_PASSED, f"probation: {verdict.reason}")
         elif verdict.finding is Finding.NOT_JUDGED:
             if self._told != verdict.reason:
                 self._told = self._detail = verdict.reason
@@ -318,7 +321,7 @@ class Deployment:
         """Bring back what was live before the release in probation."""
         if self._host.slots.record.trying:
             self._host.roll_back_bundle()
-        elif self._host.model.learned.trial is not None:
+        elif self._host.model.trial is not None:
             releases.roll_back(self._host.model)
         self._enter(SlotEvent.ROLLED_BACK, why)
 
@@ -335,9 +338,9 @@ class Deployment:
         """
         was = self._live()
         slot, labels = "head", self._host.model.n_samples
-        if self._host.model.learned.trial is not None:
+        if self._host.model.trial is not None:
             releases.roll_back(self._host.model)
-        elif (before := self._host.model.state.before()) is not None:
+        elif (before := self._host.model.before()) is not None:
             releases.go_back(self._host.model, before)
         elif self._host.slots.record.bundle:
             slot = "bundle"
@@ -357,4 +360,4 @@ class Deployment:
 
     def _live(self) -> dict[str, Any]:
         model = self._host.model
-        return {"name": model.manifest.name, "bundle": model.bundle.digest, "release": model.learned.release}
+        return {"name": model.manifest.name, "bundle": model.bundle.digest, "release": model.release}

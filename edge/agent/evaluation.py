@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
-from edge.agent.answering import as_array
-from edge.contract.errors import LearningError
+from edge.agent.learning_model import numbered
+from edge.agent.serving import Given
 
 if TYPE_CHECKING:
     from edge.agent.on_device_model import OnDeviceModel
@@ -65,20 +64,19 @@ def _ratio(change: float, old: float) -> float:
     return math.copysign(math.inf, change) if change else 0.0
 
 
-def evaluated(model: OnDeviceModel, x: npt.NDArray[Any], y: npt.NDArray[Any]) -> Evaluation:
-    """Answer samples ``(n, *input)`` and compare with labels ``(n,)`` or targets ``(n, n_outputs)``.
+def evaluated(model: OnDeviceModel, x: Given, y: Any) -> Evaluation:
+    """Answer samples ``(n, *input)`` and compare with labels ``(n,)`` or targets ``(n, n_outputs)``; see `Evaluation`.
 
     Raises:
         LearningError: They do not fit, or there are none.
     """
     task, shipped_task = model.task, model.learning.shipped_task
-    x = as_array(x, "the samples")
-    if not len(x):
-        raise LearningError("expected samples to evaluate on, got none")
-    targets = task.check(as_array(y, "the labels"), len(x))
+    inputs = model.serving.many(x)
+    count = model.serving.count(inputs) or 1
+    targets = task.check(numbered(y, model.class_names), count)
     now, before = [], []
-    for i in range(0, len(x), _BATCH):
-        features = model.answering.features(x[i : i + _BATCH])
+    for i in range(0, count, _BATCH):
+        features = model.answering.features(model.serving.rows(inputs, slice(i, i + _BATCH)))
         now.append(model.answer(features))
         before.append(model.learning.shipped_answer(features))
     outputs, shipped = np.concatenate(now), np.concatenate(before)
@@ -90,7 +88,7 @@ def evaluated(model: OnDeviceModel, x: npt.NDArray[Any], y: npt.NDArray[Any]) ->
         names = model.class_names or tuple(map(str, range(task.n_outputs)))
         per_class = {names[c]: float(right[targets == c].mean()) for c in np.unique(targets)}
     return Evaluation(
-        samples=len(x),
+        samples=count,
         accuracy=None if task.is_regression else float(right.mean()),
         loss=float(task.losses(outputs, targets).mean()),
         shipped_accuracy=None if task.is_regression else float(task.right(shipped, targets).mean()),

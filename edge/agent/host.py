@@ -10,6 +10,7 @@ from edge.agent.on_device_model import OnDeviceModel, of_bundle
 from edge.agent.slots import MAX_ATTEMPTS, Slots
 from edge.contract.bundle import Bundle
 from edge.contract.errors import BundleError, EdgeError
+from edge.learning.learned import Happened
 
 
 class ModelHost:
@@ -64,6 +65,7 @@ class ModelHost:
                 max_state_mb=profile.learning.max_state_mb,
                 label_requests=profile.learning.label_requests,
             ),
+            streams=self._config.streams,
             executor=self._config.executor,
             mixture=self._config.mixture,
             state_dir=state_dir,
@@ -101,7 +103,8 @@ class ModelHost:
             EdgeError: It did not open after all; the previous one is live again.
             OSError: The disk is full; the previous one is still live.
         """
-        self._save()
+        self.model.save()
+        streams = len(self.model.streams)
         before, older = self.slots.record.bundle, self.slots.record.previous
         # The same bundle once more does not become the one before itself.
         self.slots.update(bundle=digest, previous=older if digest == before else before, trying=True, attempts=0)
@@ -112,6 +115,14 @@ class ModelHost:
             self.slots.update(bundle=before, previous=older, trying=False)
             self.model = self._open(self._path(before), self.slots.folder)
             raise
+        finally:
+            self._tell_of_streams(streams)
+
+    def _tell_of_streams(self, count: int) -> None:
+        """What one bundle remembers means nothing to another, nor to itself after a time without samples."""
+        if count:
+            streams = f"{count} streams begin" if count > 1 else "1 stream begins"
+            self.model.events.append(Happened("streams-begin-anew", f"another bundle is live: {streams} anew"))
 
     def confirm_bundle(self) -> None:
         """The live bundle has passed its probation. The one before it stays on disk, for who wants to go back."""
@@ -124,16 +135,12 @@ class ModelHost:
         Raises:
             OSError: The disk is full; nothing changed.
         """
-        self._save()
-        record = self.slots.record
+        self.model.save()
+        record, streams = self.slots.record, len(self.model.streams)
         self.slots.update(bundle=record.previous, previous="", trying=False, attempts=0)
         self.model.close()
         self.model = self._open_live()
-
-    def _save(self) -> None:
-        """Keep what was learned, before the live model is closed: then closing it cannot fail."""
-        self.model.state.inferences = self.model.metrics.inferences
-        self.model.state.save()
+        self._tell_of_streams(streams)
 
     def close(self) -> None:
         """Save what was learned."""

@@ -5,80 +5,64 @@ It does not know how it is opened, closed or shown: that is `edge.agent.on_devic
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from edge.agent.answering import Answering, as_array
+from edge.agent import answers
+from edge.agent.answering import Answering
 from edge.agent.learned_state import LearnedState
+from edge.agent.serving import Given, Serving, as_array
+from edge.agent.standing import Standing
+from edge.agent.streams import Streams
 from edge.contract.bundle import Bundle
 from edge.contract.errors import LearningError
 from edge.contract.training import FloatArray
+from edge.inference.session import Arrays
 from edge.learning.calibration import probabilities
 from edge.learning.events import ClassAdded, Contributed, Event, Labelled
 from edge.learning.exchange import is_class_name
 from edge.learning.explain import Explanation
-from edge.learning.learned import Happened, Learned
+from edge.learning.learned import Happened
 from edge.learning.learner import check_batch
 from edge.learning.learning import Learning
-from edge.learning.metrics import RunningMetrics
 from edge.learning.packing import PackedFeatures, pack
-from edge.learning.task import Targets, Task
+from edge.learning.task import Targets
 
 _MAX_EVENTS = 100
 
 
-class LearningModel:
+class LearningModel(Standing):
     """See the module.
 
     Args:
         bundle: With a head that learns.
-        answering: The frozen part, and what waits for labels.
+        serving: Runs it.
+        streams: What it remembers.
+        answering: Features, and what waits for labels.
         learning: The rules by which it learns.
         state: What it has learned.
 
     Attributes:
-        bundle: That it was opened from.
-        manifest: Its manifest.
-        answering: The frozen part, and what waits for labels.
-        learning: The rules by which it learns.
-        state: What it has learned.
-        metrics: Running figures.
-        events: What happened, for whoever shows it; they may be cleared.
+        answering: Features, and what waits for labels.
     """
 
-    def __init__(self, bundle: Bundle, answering: Answering, learning: Learning, state: LearnedState) -> None:
-        self.bundle, self.manifest = bundle, bundle.manifest
-        self.answering, self.learning, self.state = answering, learning, state
-        self.metrics = RunningMetrics()
-        self.metrics.inferences = state.inferences
-        self.events: list[Happened] = []
-        self._is_closed = False
-
-    def _open(self) -> None:
-        if self._is_closed:
-            raise LearningError("the model was closed; open it again with OnDeviceModel.open")
-
-    @property
-    def learned(self) -> Learned:
-        """What is known now: a value, see `edge.learning.learned`. `restore` goes back to it."""
-        return self.state.value
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Of the bundle, and those that were added here; empty for quantities."""
-        return self.learned.class_names
-
-    @property
-    def task(self) -> Task:
-        """What the outputs mean."""
-        return self.learning.task(self.learned)
-
-    @property
-    def n_samples(self) -> int:
-        """Labelled samples learned so far, over all restarts."""
-        return self.learning.n_samples(self.learned)
+    def __init__(
+        self,
+        bundle: Bundle,
+        serving: Serving,
+        streams: Streams,
+        answering: Answering,
+        learning: Learning,
+        state: LearnedState,
+    ) -> None:
+        super().__init__(bundle, serving, streams, learning, state)
+        self.answering = answering
+        head = bundle.manifest.head
+        assert head is not None
+        self._head = head
 
     # Predicting
 
@@ -87,51 +71,46 @@ class LearningModel:
         self._open()
         return self.learning.answer(self.learned, features)
 
-    def predict(self, x: npt.NDArray[Any]) -> FloatArray:
-        """Outputs of all experts together: logits, or quantities.
+    def _answered(self, found: Arrays) -> Arrays:
+        """All outputs: that of the head is what the experts make of the features."""
+        logits = self.answer(found[self._head.features.name])
+        return {name: logits if name == self._head.output else found[name] for name in self.serving.outputs}
 
-        Args:
-            x: ``(batch, *input)`` of the manifest's input type (other number types are converted).
-
-        Returns:
-            ``(batch, n_outputs)`` float32.
-
-        Raises:
-            LearningError: Another shape, or values that are not finite.
-        """
-        self._open()  # before the frozen part does its work
-        return self.answer(self.answering.features(x))
-
-    def probabilities(self, x: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    def probabilities(self, x: Given) -> npt.NDArray[np.float64]:
         """``(batch, n_outputs)`` how likely each class is, by a temperature fitted on the labels of this device.
 
         For several yes-or-no answers, how likely each yes is; quantities come as they are.
         """
         return probabilities(self.predict(x), self.learned.temperature, self.task)
 
-    def predict_sample(self, sample_id: str, x: npt.NDArray[Any], now_s: float) -> FloatArray:
-        """Predict one sample ``(*input)`` and remember its features until a label names it.
-
-        Args:
-            sample_id: The application's name for it.
-            x: ``(*input)`` or ``(1, *input)``.
-            now_s: Monotonic time.
-
-        Returns:
-            ``(n_outputs,)``.
-        """
-        self._open()
-        features = self.answering.features(self.answering.one(x))
-        outputs: FloatArray = self.answer(features)[0]
-        if self.answering.remember(sample_id, features, outputs, now_s):
+    def _remember(self, sample_id: str, found: Arrays, outputs: Arrays, now_s: float) -> None:
+        features, answer = found[self._head.features.name], outputs[self._head.output]
+        if self.answering.remember(sample_id, features, answer[0], now_s):
             self.events.append(Happened("feature-shift", "the inputs look different from before; labels would help"))
-        return outputs
+
+    def _said(self, outputs: Arrays) -> dict[str, Any]:
+        names = {self._head.output: self.class_names} if self.task.is_classifier else {}
+        said = answers.document(outputs, self._kinds, self.answer_name, names, self.learned.temperature)
+        return said | ({"label_wanted": True} if self._wants_label(outputs[self._head.output]) else {})
+
+    def _wants_label(self, answer: FloatArray) -> bool:
+        """Whether the label of a sample with this answer ``(n_outputs,)`` would help; call once a sample."""
+        if self.task.is_regression:
+            return False
+        likely = probabilities(answer, self.learned.temperature, self.task)
+        confidence = likely.max() if self.task.is_classifier else np.abs(2.0 * likely - 1.0).min()
+        return self.answering.requests.wants(float(confidence))
 
     def explain(
-        self, x: npt.NDArray[Any], output: int | None = None, *, on: str = "input", window: int | None = None
+        self, x: Given, output: int | str | None = None, *, on: str = "input", window: int | None = None
     ) -> Explanation:
-        """Which regions of a sample ``(*input)`` mattered; see `edge.agent.answering.Answering.explain`."""
+        """Which regions of a sample ``(*input)`` mattered; see `edge.agent.answering.Answering.explain`.
+
+        An output may be given by its number, or by the name of its class.
+        """
         self._open()
+        if isinstance(output, str):
+            output = int(numbered(output, self.class_names, "output"))
         temperature = self.learned.temperature
         return self.answering.explain(x, self.answer, self.task, temperature, output, on=on, window=window)
 
@@ -147,14 +126,12 @@ class LearningModel:
         self.events = [*self.events, *happened][-_MAX_EVENTS:]
         return happened
 
-    def learn(
-        self, x: npt.NDArray[Any], y: npt.NDArray[Any], weights: npt.NDArray[Any] | None = None
-    ) -> list[Happened]:
+    def learn(self, x: Given, y: Any, weights: npt.NDArray[Any] | None = None) -> list[Happened]:
         """Learn labelled samples.
 
         Args:
-            x: ``(batch, *input)``.
-            y: ``(batch,)`` int64 classes, or ``(batch, n_outputs)`` targets.
+            x: ``(batch, *input)``, or such arrays by name.
+            y: ``(batch,)`` classes, by number or name, or ``(batch, n_outputs)`` targets.
             weights: ``(batch,)`` from 0 to 1, how much each label is trusted; None for 1.
 
         Returns:
@@ -167,7 +144,8 @@ class LearningModel:
         self._open()
         features = self.answering.features(x)
         answers = self.answer(features)
-        _, targets, trust = check_batch(features, as_array(y, "the labels"), weights, self.learning.shape, self.task)
+        labels = numbered(y, self.class_names)
+        _, targets, trust = check_batch(features, labels, weights, self.learning.shape, self.task)
         packed = pack(features)
         happened: list[Happened] = []
         for i in range(len(targets)):
@@ -232,17 +210,14 @@ class LearningModel:
 
     def check_label(self, label: Any) -> Targets:
         """One label as it is kept, ``(1,)`` or ``(1, n_outputs)``; LearningError for what is none."""
-        task, names = self.task, self.class_names
-        if task.is_classifier and isinstance(label, str) and names:
-            if label not in names:
-                raise LearningError(
-                    f"label: expected a class from 0 to {len(names) - 1} or one of its names, got {label!r:.40}"
-                )
-            label = names.index(label)
-        if task.is_classifier and (isinstance(label, bool) or not isinstance(label, int | np.integer)):
+        task = self.task
+        if not task.is_classifier:
+            return task.check(as_array(label, "the label").reshape(1, -1), 1)
+        if isinstance(label, str):
+            label = numbered(label, self.class_names).item()
+        if isinstance(label, bool) or not isinstance(label, int | np.integer):
             raise LearningError(f"label {label!r:.40}: expected a class from 0 to {task.n_outputs - 1}")
-        array = as_array(label, "the label")
-        return task.check(array[None] if task.is_classifier else array.reshape(1, -1), 1)
+        return task.check(as_array(label, "the label")[None], 1)
 
     def add_class(self, name: str) -> int:
         """Make room for a further class, which is answered from its first labels on. Safe before it returns.
@@ -260,3 +235,21 @@ class LearningModel:
         except OSError as exc:
             raise LearningError(f"class {name!r:.40} was not added, it cannot be saved: {exc.strerror}") from exc
         return len(self.class_names) - 1
+
+
+def numbered(y: Any, class_names: Sequence[str], what: str = "label") -> npt.NDArray[Any]:
+    """Labels as an array, names of classes as their numbers.
+
+    Raises:
+        LearningError: There is no class of that name, or the labels are of no regular shape.
+    """
+    array = as_array(y, "the labels")
+    if array.dtype.kind not in "UO":
+        return array
+    numbers = {name: number for number, name in enumerate(class_names)}
+    given = array.reshape(-1).tolist()
+    for name in given:
+        if not isinstance(name, str) or name not in numbers:
+            wanted = f"from 0 to {len(numbers) - 1} or one of its names" if numbers else "by number: they have no names"
+            raise LearningError(f"{what}: expected a class {wanted}, got {name!r:.40}")
+    return np.array([numbers[name] for name in given], np.int64).reshape(array.shape)

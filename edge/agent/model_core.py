@@ -8,26 +8,22 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
-from edge.agent import releases
 from edge.agent.allowance import Allowance
 from edge.agent.config import AgentConfig
 from edge.agent.contributing import Contributing
 from edge.agent.deployment import Deployment
 from edge.agent.host import ModelHost
 from edge.agent.letters import letter
+from edge.agent.served_model import check_name
+from edge.agent.serving import ModelError
 from edge.agent.states import SlotState
 from edge.channel import topics
 from edge.channel.frames import Frame, encode_frame
-from edge.channel.messages import EXPERTS, Desired, Event, Served, State, UploadStatus
+from edge.channel.messages import Desired, Event, Served, State, UploadStatus
 from edge.channel.transport import Publish
 from edge.contract.clock import Now
 from edge.contract.errors import LearningError
 from edge.contract.names import level_of
-from edge.learning.calibration import probabilities
-from edge.learning.labels import MAX_ID_LENGTH
-from edge.learning.task import Scores
 
 MAX_EVENTS = 200
 # Learning that a restart may have to repeat.
@@ -103,40 +99,27 @@ class ModelCore:
         Raises:
             LearningError: It cannot be answered.
         """
-        sample_id = _sample_id(request)
+        given = [request[key] for key in ("x", "inputs") if key in request]
+        if len(given) != 1:
+            raise LearningError("expected a sample as x, or by the names of its inputs as inputs")
         start = self._stopwatch()
         model = self._host.model
         try:
-            logits = model.predict_sample(sample_id, request.get("x"), now.s)  # type: ignore[arg-type]
-        except LearningError:
-            raise
+            answer = model.respond(
+                request.get("id"),  # type: ignore[arg-type]  # the model looks at it
+                given[0],
+                now.s,
+                stream=request.get("stream"),
+                reset=request.get("reset", False),
+            )
         except Exception as exc:  # a model that was just pushed may fail in any way: take it back
-            if self.deployment.state is not SlotState.PROBATION:
+            is_asked_wrong = isinstance(exc, LearningError) and not isinstance(exc, ModelError)
+            if is_asked_wrong or self.deployment.state is not SlotState.PROBATION:
                 raise
             self.deployment.roll_back(f"prediction failed: {exc}")
             return self.predict(request, now)
-        if not np.isfinite(logits).all():
-            if self.deployment.state is not SlotState.PROBATION:
-                raise LearningError("the model's answer for this sample is not finite")
-            self.deployment.roll_back("predictions are not finite")
-            return self.predict(request, now)
         model.metrics.inferred((self._stopwatch() - start) * 1e3)
-        found = probabilities(logits[None], model.learned.temperature, model.task)[0]
-        wanted = {"label_wanted": True} if self._wants_label(found) else {}
-        if model.manifest.head is not None and not model.manifest.head.training.is_classifier:
-            return {"outputs": logits.tolist(), "values": found.tolist(), **wanted}
-        best = int(logits.argmax())
-        confidence = round(float(found[best]), 6)
-        name = model.class_names[best]
-        return {"class": best, "name": name, "confidence": confidence, "logits": logits.tolist(), **wanted}
-
-    def _wants_label(self, found: Scores) -> bool:
-        """Whether the label of a sample with these probabilities ``(n_outputs,)`` would help; call once a sample."""
-        task = self._host.model.task
-        if task.is_regression:
-            return False
-        confidence = found.max() if task.is_classifier else np.abs(2.0 * found - 1.0).min()
-        return self._host.model.answering.requests.wants(float(confidence))
+        return answer
 
     def label(self, request: dict[str, Any], now: Now) -> dict[str, Any]:
         """Learn the label of a sample, or let it wait for the budget.
@@ -144,14 +127,14 @@ class ModelCore:
         Raises:
             LearningError: It is no label of this model.
         """
-        sample_id = _sample_id(request)
+        sample_id = check_name(request.get("id"), "id")
         label, weight = request.get("y"), request.get("weight", 1.0)
         self._host.model.check_label(label)
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight <= 1:
             raise LearningError(f"weight: expected a number from 0 to 1, got {weight!r:.40}")
         model = self._host.model
-        must_wait = len(model.state.waiting) > 0 or not self._allowance.allows(now.s)
-        if must_wait and len(model.state.waiting) >= self._config.profile.learning.label_ring_size:
+        must_wait = model.waiting > 0 or not self._allowance.allows(now.s)
+        if must_wait and model.waiting >= self._config.profile.learning.label_ring_size:
             return {"joined": False, "why": "too many labels are waiting for the learning budget"}
         joined = self._timed(lambda: model.join_label(sample_id, label, now.s, weight, later=must_wait), now)
         if not joined:
@@ -212,7 +195,7 @@ class ModelCore:
             model=self._host.name,
             bundle=model.bundle.digest,
             backbone=model.manifest.backbone_digest,
-            head=releases.head_digest(model),
+            head=model.status()["head"],
             release=self._host.slots.record.release,
             n_labels=model.n_samples,
         )
@@ -223,21 +206,13 @@ class ModelCore:
         return {
             "bundle": model.bundle.digest,
             "backbone": model.manifest.backbone_digest,
-            "inputs": [spec.to_json() for spec in model.manifest.inputs],
-            "head": releases.head_digest(model),
-            "learner": model.learning.kind,
-            "learners": list(model.learning.learners),
-            "believed": model.learned.mixture.believed,
-            "experts": releases.expert_weights(model),
-            "classes": list(model.class_names),
+            "inputs": [spec.to_json() for spec in model.serving.inputs.values()],
+            **model.status(),
             "paused": self._allowance.paused,
             "budget_ms_per_s": self._allowance.share_ms_per_s,
-            "waiting": len(model.state.waiting),
-            "waiting_for": self._allowance.waiting_for if model.state.waiting else "",
-            "samples": model.n_samples,
+            "waiting_for": self._allowance.waiting_for if model.waiting else "",
             "release": self._host.slots.record.release,
             "state": str(self.deployment.state),
-            "accuracy": model.metrics.accuracy,
         }
 
     def telemetry(self, now: Now) -> dict[str, Any]:
@@ -246,13 +221,9 @@ class ModelCore:
         values: dict[str, Any] = {
             "model": self._host.name,
             "release": self._host.slots.record.release,
-            "samples": model.n_samples,
-            "sgd_steps": model.n_samples if model.learning.kind == "delta" else 0,
-            **model.metrics.report(now.s),
-            "waiting": len(model.state.waiting),
-            EXPERTS: releases.expert_weights(model),
+            **model.telemetry(now.s),
         }
-        if model.state.waiting:
+        if model.waiting:
             values["waiting_for"] = self._allowance.waiting_for
         return values
 
@@ -287,7 +258,7 @@ class ModelCore:
     @property
     def busy(self) -> bool:
         """Whether labels wait for the learning budget."""
-        return len(self._host.model.state.waiting) > 0
+        return self._host.model.waiting > 0
 
     def tick(self, now: Now, *, connected: bool) -> list[Publish]:
         """Do what is due and give back what is to be sent."""
@@ -303,7 +274,7 @@ class ModelCore:
             if fault != self._fault:  # once, not with every tick
                 self._events.append(("release-fault", fault))
             self._fault = fault
-        warnings = self._host.model.state.warnings
+        warnings = self._host.model.warnings
         self._events += [("warning", text) for text in warnings]
         warnings.clear()
         happened = self._host.model.events
@@ -359,16 +330,8 @@ class ModelCore:
             if model.state.journal_suffices and self._journaled_ms < MAX_REPLAY_MS:
                 model.state.sync()
             else:
-                model.state.inferences = model.metrics.inferences
-                model.state.save()
+                model.save()
                 self._journaled_ms = 0.0
         except OSError as exc:
             self._events.append(("storage", f"a checkpoint could not be written: {exc.strerror}"))
             self._next_checkpoint_s = now.s + self._config.profile.learning.checkpoint_interval_s
-
-
-def _sample_id(request: dict[str, Any]) -> str:
-    sample_id = request.get("id")
-    if not isinstance(sample_id, str) or not 0 < len(sample_id) <= MAX_ID_LENGTH:
-        raise LearningError(f"id: expected a text of 1 to {MAX_ID_LENGTH} characters")
-    return sample_id

@@ -1,5 +1,8 @@
 """A bundle that predicts, learns and remembers: what the agent runs, and the Python face for people who embed it.
 
+Any bundle can be opened. One without a trainable head predicts; whatever learns raises `LearningError` there, and
+``model.learns`` is False.
+
     >>> with OnDeviceModel.open(bundle, state_dir=folder) as model:
     ...     model.predict(x[:2]).shape                      # logits of all experts together
     ...     for start in range(0, 96, 8):                   # labels arrive
@@ -28,15 +31,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import numpy.typing as npt
-
-from edge.agent.answering import Answering, LearningLimits, learnable_head
+from edge.agent.answering import Answering, LearningLimits
 from edge.agent.candidates import Workshop, shipped_statistics
 from edge.agent.evaluation import Evaluation, evaluated
 from edge.agent.learned_state import LearnedState
 from edge.agent.learning_model import LearningModel
+from edge.agent.served_model import ServedModel
+from edge.agent.serving import Given, Serving
 from edge.agent.state_folder import home_of
 from edge.agent.store import LearnedStore
+from edge.agent.streams import StreamLimits, Streams
 from edge.contract.bundle import Bundle
 from edge.contract.errors import ConfigError, LearningError
 from edge.contract.files import lock_folder, replace_file
@@ -45,7 +49,7 @@ from edge.learning.learned import Learned
 from edge.learning.task import Task
 
 
-class OnDeviceModel(LearningModel):
+class OnDeviceModel(ServedModel):
     """See the module; made by `open`."""
 
     _lock: int | None = None
@@ -60,6 +64,7 @@ class OnDeviceModel(LearningModel):
         threads: int = 1,
         seed: int = 0,
         limits: LearningLimits | None = None,
+        streams: StreamLimits | None = None,
         executor: str = "auto",
         mixture: bool = True,
         read_only: bool = False,
@@ -72,7 +77,8 @@ class OnDeviceModel(LearningModel):
             learner: One of `edge.contract.choices.LEARNERS`; ``auto`` lets all that suit the head learn and compete.
             threads: For the frozen part.
             seed: Of SGD's replay draws.
-            limits: Memory limits.
+            limits: Memory limits of what learns.
+            streams: Limits of what is remembered of streams, by a model with recurrent state.
             executor: Of training steps: ``auto``, ``onnx``, ``numpy`` or ``torch``.
             mixture: False lets the (first) learner answer alone, from the first label on, whatever it learns.
             read_only: Take what was learned by whichever learner, and write nothing: the state folder must be
@@ -95,6 +101,7 @@ class OnDeviceModel(LearningModel):
                 threads=threads,
                 seed=seed,
                 limits=limits or LearningLimits(),
+                streams=streams or StreamLimits(),
                 state_dir=folder,
                 executor=executor,
                 mixture=mixture,
@@ -125,16 +132,19 @@ class OnDeviceModel(LearningModel):
         if self._is_closed:
             return
         self._is_closed = True
-        self.state.inferences = self.metrics.inferences
         try:
-            self.state.close()
+            self._shut()
         finally:
             if self._lock is not None:
                 os.close(self._lock)
                 self._lock = None
 
-    def evaluate(self, x: npt.NDArray[Any], y: npt.NDArray[Any]) -> Evaluation:
+    def evaluate(self, x: Given, y: Any) -> Evaluation:
         """How right it is on labelled samples, and what the head as shipped is; it learns nothing here.
+
+        Args:
+            x: ``(n, *input)``, or such arrays by name.
+            y: ``(n,)`` classes, by number or name, or ``(n, n_outputs)`` targets.
 
         Raises:
             LearningError: The samples or labels do not fit.
@@ -198,6 +208,10 @@ class OnDeviceModel(LearningModel):
             raise LearningError(f"the head was not written to {path}: {exc.strerror}") from exc
 
 
+class _WithHead(LearningModel, OnDeviceModel):
+    """What `open` makes of a bundle with a head that learns."""
+
+
 def of_bundle(
     bundle: Bundle,
     *,
@@ -205,12 +219,18 @@ def of_bundle(
     threads: int,
     seed: int,
     limits: LearningLimits,
+    streams: StreamLimits,
     state_dir: Path | None,
     executor: str = "auto",
     mixture: bool = True,
     read_only: bool = False,
 ) -> OnDeviceModel:
     """A model of an opened bundle, see `OnDeviceModel.open`; the state folder is the caller's to lock."""
+    serving = Serving(bundle, threads)
+    remembered = Streams(serving.begin, streams)
+    head = bundle.manifest.head
+    if head is None:
+        return OnDeviceModel(bundle, serving, remembered)
     store = None
     if state_dir is not None:
         # One folder for each bundle: a new bundle brings its own head to start from.
@@ -220,12 +240,11 @@ def of_bundle(
         store = LearnedStore(folder, bundle.manifest.backbone_digest, read_only=read_only)
         if read_only and (saved := store.learners()):
             learner = saved[0] if len(saved) == 1 else "auto"
-    head = learnable_head(bundle.manifest)
     task = Task(head.training, bundle.manifest.output(head.output).sample_shape[0])
-    answering = Answering(bundle, threads, limits, shipped_statistics(bundle, task, of_features=True))
+    answering = Answering(head, serving, limits, shipped_statistics(bundle, task, of_features=True))
     workshop = Workshop(
         bundle=bundle,
-        session=answering.session,
+        session=serving.session,
         task=task,
         executor=executor,
         per_class=limits.replay_per_class,
@@ -233,4 +252,5 @@ def of_bundle(
         seed=seed,
     )
     learning = workshop.learning(learner, mixture=mixture)
-    return OnDeviceModel(bundle, answering, learning, LearnedState(learning, store, read_only=read_only))
+    state = LearnedState(learning, store, read_only=read_only)
+    return _WithHead(bundle, serving, remembered, answering, learning, state)

@@ -13,8 +13,9 @@ import numpy as np
 
 from edge.agent.candidates import shipped_statistics
 from edge.agent.on_device_model import OnDeviceModel
+from edge.agent.served_model import NO_HEAD
+from edge.agent.standing import expert_weights, head_digest
 from edge.contract.bundle import check_parameters
-from edge.contract.digest import sha256
 from edge.contract.errors import BundleError, LearningError
 from edge.contract.training import FloatArray
 from edge.learning.arrivals import aligned
@@ -25,6 +26,11 @@ from edge.learning.learned import Learned, Trial
 from edge.learning.mixture import MERGED, ON_MERGE, PUSHED
 from edge.learning.statistics import HeadStatistics
 from edge.learning.trial import MIN_LABELS, Finding, Verdict, compare, judge
+
+__all__ = [
+    "Offer", "confirm", "contribution", "expert_weights", "go_back", "head_digest", "judge_bundle", "judge_taken",
+    "look_at", "roll_back", "take",
+]  # fmt: skip
 
 # Labels for each class, on average, from which a merge is taken for a picture of a world.
 _LABELS_OF_A_WORLD = 20
@@ -71,9 +77,12 @@ def look_at(model: OnDeviceModel, release: HeadRelease, *, competes: bool) -> Of
     """Judge an offered head by the labels that came last, else by the samples that did; changes nothing.
 
     Raises:
-        BundleError: It belongs to another backbone, or its parameters are not this head's.
+        BundleError: There is no head here, it belongs to another backbone, or its parameters are not this head's.
     """
-    manifest, learned = model.manifest, model.learned
+    manifest = model.manifest
+    if not model.learns:
+        raise BundleError(NO_HEAD)
+    learned = model.learned
     if release.backbone != manifest.backbone_digest:
         raise BundleError("the offered head belongs to another backbone")
     check_parameters(release.parameters, manifest, "the offered head", len(release.class_names) or None)
@@ -153,8 +162,8 @@ def judge_taken(model: OnDeviceModel, *, was_judged: bool, labels: int) -> Verdi
         was_judged: Whether labels or samples spoke for a competing head before it was taken in.
         labels: That came since.
     """
-    if model.learned.trial is not None:
-        return _judge_trial(model, model.learned.trial)
+    if model.trial is not None:
+        return _judge_trial(model, model.trial)
     mixture = model.learned.mixture
     names = [name for name in mixture.names if name in (MERGED, PUSHED) or ON_MERGE in name]
     share = sum(mixture.weight_of(name) for name in names)
@@ -162,6 +171,21 @@ def judge_taken(model: OnDeviceModel, *, was_judged: bool, labels: int) -> Verdi
     if was_judged or labels >= MIN_LABELS:
         return Verdict(Finding.GOOD, text)
     return Verdict(Finding.NOT_JUDGED, f"not judged: {text}, {MIN_LABELS} needed")
+
+
+def judge_bundle(model: OnDeviceModel, labels: int) -> Verdict:
+    """Whether a bundle that was made live holds up: it does until a prediction fails or is not finite.
+
+    Only that can speak for or against one that does not learn: no label will.
+
+    Args:
+        model: Of it; its figures began with it.
+        labels: That came since.
+    """
+    predictions = model.metrics.predictions
+    if not model.learns and not predictions:
+        return Verdict(Finding.NOT_JUDGED, "not judged: nothing was predicted since it is live")
+    return Verdict(Finding.GOOD, f"{predictions} predictions and {labels} labels, no failure")
 
 
 def _judge_trial(model: OnDeviceModel, trial: Trial) -> Verdict:
@@ -194,8 +218,8 @@ def _judge_trial(model: OnDeviceModel, trial: Trial) -> Verdict:
 
 def confirm(model: OnDeviceModel) -> None:
     """The head on trial stays; what was before it is put aside for who wants to go back."""
-    if model.learned.trial is not None:
-        model.state.put_aside(model.learned.trial.before)
+    if model.trial is not None:
+        model.state.put_aside(model.trial.before)
         model.happen(Confirmed())
 
 
@@ -221,18 +245,3 @@ def roll_back(model: OnDeviceModel) -> None:
     """
     model.happen(RolledBack())
     model.metrics.forget_judgements()
-
-
-def expert_weights(model: OnDeviceModel) -> dict[str, list[float]]:
-    """By expert, its weight, its accuracy on late labels, and how many labels that rests on: for telemetry."""
-    mixture = model.learned.mixture
-    rows = zip(mixture.names, mixture.weights, mixture.accuracies(), mixture.labels - mixture.joined, strict=True)
-    return {name: [round(float(w), 4), round(float(a), 4), float(n)] for name, w, a, n in rows}
-
-
-def head_digest(model: OnDeviceModel) -> str:
-    """SHA-256 of the parameters of the head that is believed most, in the order of the manifest."""
-    head = model.manifest.head
-    assert head is not None
-    found = model.learning.parameters(model.learned, model.learned.mixture.believed)
-    return sha256(b"".join(np.ascontiguousarray(found[spec.name]).tobytes() for spec in head.parameters))

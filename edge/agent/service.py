@@ -87,7 +87,7 @@ class AgentService:
         for text in self._models.warnings:
             log.warning("%s", text)
         for name, host in self._models.hosts.items():
-            for text in [*host.warnings, *host.model.state.warnings]:
+            for text in [*host.warnings, *host.model.warnings]:
                 log.warning("%s: %s", name, text)
 
     def run(self, socket_path: Path | None, *, stdin: bool = False) -> None:

@@ -45,6 +45,9 @@ def agent() -> None:
 @click.option("--telemetry-interval", type=click.FloatRange(min=0.1), help="Seconds.  [default: the profile's]")
 @click.option("--sync-interval", default=600.0, type=click.FloatRange(min=0), help="Seconds between uploads.")
 @click.option("--probation", default=60.0, type=click.FloatRange(min=0), help="Seconds a pushed head is watched.")
+@click.option("--max-streams", default=256, type=click.IntRange(1), help="That a model with state remembers.")
+@click.option("--stream-memory", default=16.0, type=click.FloatRange(0, min_open=True), help="Of all states, MiB.")
+@click.option("--stream-expiry", default=600.0, type=click.FloatRange(0), help="Seconds until a silent one ends.")
 @click.option("--seed", default=0, type=click.IntRange(0), help="Of replay draws.")
 @click.option("--verbose", is_flag=True, help="Say more.")
 def run(
@@ -63,6 +66,9 @@ def run(
     telemetry_interval: float | None,
     sync_interval: float,
     probation: float,
+    max_streams: int,
+    stream_memory: float,
+    stream_expiry: float,
     seed: int,
     verbose: bool,
 ) -> None:
@@ -78,6 +84,7 @@ def run(
     _spare_memory()
     from edge.agent.config import AgentConfig, named_bundles
     from edge.agent.service import AgentService
+    from edge.agent.streams import StreamLimits
     from edge.channel.topics import check_id
     from edge.contract.profile import detect_profile, load_profile
 
@@ -97,6 +104,7 @@ def run(
         sync_interval_s=sync_interval,
         probation_s=probation,
         seed=seed,
+        streams=StreamLimits(most=max_streams, max_mb=stream_memory, idle_s=stream_expiry),
     )
     if telemetry_interval is not None:
         config = replace(config, telemetry_interval_s=telemetry_interval)

@@ -81,9 +81,9 @@ def _is_same(one: Path, other: Path) -> bool:
 
 
 def _say_warnings(model: OnDeviceModel, console: Console) -> None:
-    for text in model.state.warnings:
+    for text in model.warnings:
         console.print(f"warning: {text}", highlight=False, markup=False, soft_wrap=True)
-    model.state.warnings.clear()
+    model.warnings.clear()
 
 
 def ordered(arrays: Arrays, order: str, seed: int) -> Arrays:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -12,10 +11,9 @@ import click
 from edge.contract.errors import ConfigError, LearningError, harmless
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
-
     from edge.agent.client import AgentClient
     from edge.contract.tensorspec import TensorSpec
+    from edge.inference.session import Arrays
 
 F = TypeVar("F", bound=Callable[..., None])
 _PATH = click.Path(path_type=Path)
@@ -50,7 +48,9 @@ def _say(text: str) -> None:
 
 
 def _print_json(answer: Mapping[str, Any]) -> None:
-    click.echo(json.dumps(answer, separators=(",", ":")))
+    from edge.agent.wire import encode_line
+
+    click.echo(encode_line(answer), nl=False)
 
 
 @click.command(epilog="Example: edge-agent status --state-dir /var/lib/edge")
@@ -103,9 +103,14 @@ def _model_lines(found: Mapping[str, Any], connected: str) -> Iterator[str]:
     for name, (share, accuracy, labels) in sorted(found.get("experts", {}).items(), key=lambda item: -item[1][0]):
         right = f", right on {accuracy:.0%} of late labels" if labels else ""
         yield f"  expert    {share:>4.0%} of the say  {name}{right}"
+    if found.get("learner") == "none":
+        yield f"  labels    none: {found.get('why', '')}"
     waiting = f", {found['waiting']} wait for {found.get('waiting_for', '')}" if found.get("waiting") else ""
     late = "" if found.get("accuracy") is None else f", right on {found['accuracy']:.1%} of the last"
-    yield f"  labels    {found.get('samples', 0)} learned{late}{waiting}"
+    if "samples" in found:
+        yield f"  labels    {found['samples']} learned{late}{waiting}"
+    if streams := found.get("streams"):
+        yield f"  streams   {streams['open']} of at most {streams['most']}, {streams['forgotten']} made room for others"
     for key, title in (("paused", "paused"), ("unsafe", "unsafe"), ("provider", "runs on")):
         if found.get(key):
             yield f"  {title:<9} {found[key]}"
@@ -118,11 +123,15 @@ def _model_lines(found: Mapping[str, Any], connected: str) -> Iterator[str]:
 @click.argument("files", nargs=-1, required=True, type=_PATH)
 @click.option("--id", "sample_id", help="Name by which its label comes, of one sample.  [default: FILE or FILE:INDEX]")
 @click.option("--index", type=click.IntRange(0), help="Only this sample of each file, from 0.")
+@click.option("--stream", help="Whose samples they are, of a model that remembers.")
+@click.option("--reset", is_flag=True, help="The stream begins anew with the first of them.")
 @_asking
 def predict(
     files: tuple[Path, ...],
     sample_id: str | None,
     index: int | None,
+    stream: str | None,
+    reset: bool,
     state_dir: Path,
     socket_path: Path | None,
     timeout: float,
@@ -132,7 +141,7 @@ def predict(
     """Ask the running agent for its answer to samples in FILES.
 
     A file is an .npy (one sample, or several along its first axis), an .npz (the inputs by name; of one input under any
-    name, else x) or an image (.png, .jpg, .bmp: needs Pillow).
+    name, else x) or an image (.png, .jpg, .bmp: needs Pillow). Arrays of an answer are printed whole with --json only.
     """
     from edge.contract.tensorspec import TensorSpec
 
@@ -141,47 +150,65 @@ def predict(
         samples = [each for file in files for each in _samples(file, specs, index)]
         if sample_id is not None and len(samples) != 1:
             raise ConfigError(f"--id names one sample, there are {len(samples)}; choose one with --index")
-        for name, x in samples:
-            answer = agent.predict(sample_id or name, x)
+        for i, (name, x) in enumerate(samples):
+            answer = agent.predict(sample_id or name, x, stream=stream, reset=reset and i == 0)
             if as_json:
                 _print_json({"id": sample_id or name, **answer})
             else:
                 _say(f"{sample_id or name}: {_answer(answer)}")
 
 
-def _samples(file: Path, specs: list[TensorSpec], index: int | None) -> Iterator[tuple[str, npt.NDArray[Any]]]:
-    """The samples of a file with their names, each with a batch axis of 1."""
+def _samples(file: Path, specs: list[TensorSpec], index: int | None) -> Iterator[tuple[str, Arrays]]:
+    """The samples of a file with their names, by input and each with a batch axis of 1."""
     from edge.inference.named_arrays import fitted, read_array, read_arrays
     from edge.inference.pictures import SUFFIXES, PictureReader
 
-    if len(specs) != 1:
-        raise ConfigError(f"the model takes {len(specs)} inputs; predict takes samples of one")
     spec = specs[0]
+    is_npz = file.suffix.lower() not in (*SUFFIXES, ".npy")
+    if len(specs) > 1 and not is_npz:
+        names = ", ".join(spec.name for spec in specs)
+        raise ConfigError(f"{file}: the model takes several inputs; give an .npz with the arrays {names}")
     if file.suffix.lower() in SUFFIXES:
         arrays = {spec.name: PictureReader(spec, str(file))(file)}
     elif file.suffix.lower() == ".npy":
         arrays = {spec.name: read_array(file)}
     else:
         arrays = read_arrays(file)
-        arrays = {spec.name: arrays[name]} if (name := spec.name) in arrays or (name := "x") in arrays else arrays
+        if len(specs) == 1 and ((name := spec.name) in arrays or (name := "x") in arrays):
+            arrays = {spec.name: arrays[name]}
     try:
-        array = fitted(arrays, [spec])[spec.name]
+        found = fitted(arrays, specs)
     except ConfigError as exc:
         raise ConfigError(f"{file}: {exc}") from exc
-    if index is not None and index >= len(array):
-        raise ConfigError(f"--index {index}: {file} has the samples 0 to {len(array) - 1}")
-    for i in range(len(array)) if index is None else [index]:
-        yield file.name if len(array) == 1 else f"{file.name}:{i}", array[i : i + 1]
+    axes = {spec.name: spec.batch_axis for spec in specs}
+    counts = {found[name].shape[axis] for name, axis in axes.items() if axis is not None}
+    if len(counts) > 1:
+        raise ConfigError(f"{file}: expected as many samples of each input, got {', '.join(map(str, sorted(counts)))}")
+    count = counts.pop() if counts else 1
+    if index is not None and index >= count:
+        raise ConfigError(f"--index {index}: {file} has the samples 0 to {count - 1}")
+    for i in range(count) if index is None else [index]:
+        one = {n: array if (a := axes[n]) is None else array.take([i], axis=a) for n, array in found.items()}
+        yield file.name if count == 1 else f"{file.name}:{i}", one
 
 
 def _answer(answer: Mapping[str, Any]) -> str:
     """An answer for people."""
     wanted = "; its label would help" if answer.get("label_wanted") else ""
-    if "class" in answer:
-        return f"{answer['name']} (class {answer['class']}), confidence {answer['confidence']:.3f}{wanted}"
-    if "values" in answer:
-        return ", ".join(f"{value:.6g}" for value in answer["values"]) + wanted
-    return json.dumps(answer)
+    parts = [_says(answer)] if answer.keys() & {"class", "classes", "values"} else []
+    parts += [f"{name} {_says(what)}" for name, what in answer.get("outputs", {}).items()]
+    return "; ".join(parts) + wanted
+
+
+def _says(what: Mapping[str, Any]) -> str:
+    """What one output says, for people."""
+    if "class" in what:
+        name = f"{what['name']} (class {what['class']})" if "name" in what else f"class {what['class']}"
+        return f"{name}, confidence {what['confidence']:.3f}" if "confidence" in what else name
+    found = next(what[key] for key in ("values", "classes", "array") if key in what)
+    if not isinstance(found, list):  # only as large as people like to read
+        return f"{found.dtype} of shape {tuple(found.shape)}"
+    return ", ".join(f"{value:.6g}" for value in found)
 
 
 @click.command(epilog="Example: edge-agent label frame-17 scratch")

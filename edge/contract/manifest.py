@@ -179,6 +179,24 @@ class StatePair:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class OutputKind:
+    """What an output is, so that a device can say what it means.
+
+    Attributes:
+        kind: ``classes``, ``yes-or-no``, ``quantities``, ``embedding``, ``boxes``, ``scores`` or ``anything``; one that
+            a reader does not know is anything.
+        axis: Along which its classes or columns lie, in the output of many samples; None where there is just one.
+        threshold: Above it an answer is yes.
+        probabilities: Whether its values are probabilities, and not logits.
+    """
+
+    kind: Annotated[str, Rule(bool, "a name")]
+    axis: _Position | None = None
+    threshold: float = 0.0
+    probabilities: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Manifest:
     """See the module.
 
@@ -204,6 +222,7 @@ class Manifest:
         constants: Inputs of the source model that became constants of the graph, by name, for people.
         answer: Name of the output that is for people; None where the converter did not say.
         axes: Sizes that free axes may have, by the name of the axis; one that is not here may have any.
+        kinds: What outputs are, by name; one that is not here is anything.
         extra: Fields that this reader does not know.
     """
 
@@ -225,6 +244,7 @@ class Manifest:
     constants: Mapping[str, Any] = field(default_factory=dict)
     answer: Annotated[str | None, _STATED] = None
     axes: Mapping[str, AxisRange] = field(default_factory=dict)
+    kinds: Mapping[str, OutputKind] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -357,6 +377,12 @@ def _check(manifest: Manifest) -> None:
     if missing := [role for role in needed if role not in manifest.members]:
         raise ValueError(f"members: {', '.join(missing)} missing")
     check_states(manifest.states, manifest.inputs, manifest.outputs, manifest.answer)
+    ranks = {spec.name: len(spec.shape) for spec in manifest.together(manifest.outputs)}
+    for name, is_a in manifest.kinds.items():
+        if name not in ranks:
+            raise ValueError(f"kinds: {name!r:.40} is not one of the outputs")
+        if is_a.axis is not None and is_a.axis >= ranks[name]:
+            raise ValueError(f"kinds.{name}.axis: the output has {ranks[name]} axes, got {is_a.axis}")
     if manifest.head is not None:
         _check_head(manifest.head, manifest)
 

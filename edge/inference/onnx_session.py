@@ -143,6 +143,7 @@ class OnnxSession:
                 f"{m.MODEL} does not have the inputs that the manifest states: {sorted(needed | set(shipped))}"
             )
         self._whole = BoundRun(self._model, [spec.name for spec in manifest.outputs])
+        self._served = self._whole
         self._head: ort.InferenceSession | None = None
         if manifest.head is not None:
             self._head = open_onnx(bundle.read(m.HEAD_INFER), m.HEAD_INFER)
@@ -151,7 +152,7 @@ class OnnxSession:
             self._frozen = BoundRun(self._model, [self._features])
             self._of_head = BoundRun(self._head, [self._logits])
             others = [spec.name for spec in manifest.outputs if spec.name != self._logits]
-            self._beside_head = BoundRun(self._model, [self._features, *others])
+            self._served = BoundRun(self._model, [self._features, *others])
             linear = manifest.head.linear
             self._layer_input = "" if linear is None or manifest.head.is_linear else linear.input
         check_golden(self, bundle)
@@ -163,12 +164,20 @@ class OnnxSession:
             ConfigError: An input is missing, not known, or of another shape or type.
         """
         if self._is_split:
-            found = self._beside_head(inputs, self._check)
+            found = self._served(inputs, self._check)
             found[self._logits] = self.logits(found[self._features], parameters or self._shipped)
             return {spec.name: found[spec.name] for spec in self.manifest.outputs}
         if parameters is None:
             return self._whole(inputs, self._check)
         return self._whole({**inputs, **parameters}, lambda _: self._check(inputs))
+
+    def served(self, inputs: Mapping[str, npt.NDArray[Any]]) -> Arrays:
+        """What no head changes: all outputs, or with a head the features in the place of its output.
+
+        Raises:
+            ConfigError: An input is missing, not known, or of another shape or type.
+        """
+        return self._served(inputs, self._check)
 
     def _check(self, inputs: Mapping[str, npt.NDArray[Any]]) -> None:
         expected = {spec.name: spec for spec in self.manifest.inputs}

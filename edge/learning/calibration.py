@@ -6,6 +6,7 @@ Temperature scaling (Guo et al. 2017, arXiv:1706.04599): it does not change whic
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -58,7 +59,15 @@ def probabilities(outputs: npt.NDArray[np.float32], temperature: float, task: Ta
     scaled = outputs.astype(np.float64) / (1.0 if task.is_regression else temperature)
     if task.is_regression:
         return scaled
-    if not task.is_classifier:
-        return np.asarray(0.5 * (1.0 + np.tanh(scaled / 2.0)))
-    shifted = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
+    return softmax(scaled) if task.is_classifier else logistic(scaled)
+
+
+def softmax(logits: npt.NDArray[Any]) -> Scores:
+    """Probabilities of classes along the last axis, without overflow."""
+    shifted = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
     return np.asarray(shifted / shifted.sum(axis=-1, keepdims=True))
+
+
+def logistic(logits: npt.NDArray[Any]) -> Scores:
+    """Probabilities of yes, without overflow."""
+    return np.asarray(0.5 * (1.0 + np.tanh(logits.astype(np.float64) / 2.0)))

@@ -24,12 +24,14 @@ class RunningMetrics:
         self._latencies_ms: deque[float] = deque(maxlen=window)
         self.inferences = 0
         self.labels = 0
+        self.predictions = 0
         self._reported_inferences = 0
         self._reported_s: float | None = None
 
     def inferred(self, latency_ms: float, samples: int = 1) -> None:
         """A prediction was made."""
         self.inferences += samples
+        self.predictions += samples
         self._latencies_ms.append(latency_ms)
 
     def judged(self, task: Task, answers: npt.NDArray[Any], targets: Targets) -> None:

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from benchmarks.onnx_suite import cases, outcome, passes
 from edge.agent.on_device_model import OnDeviceModel
 from edge.contract.bundle import Bundle
-from edge.contract.errors import BundleError, ConversionError
+from edge.contract.errors import ConversionError
 from edge.inference.onnx_session import OnnxSession
 from tests.converter.models import benchmark_server, convert, plan
 
@@ -311,7 +311,7 @@ def test_what_cannot_be_carried_is_refused_by_name(tmp_path: Path) -> None:
         assert not path.with_suffix(".edge").exists()
 
 
-def test_a_carried_model_is_neither_quantized_nor_served_by_an_agent(tmp_path: Path) -> None:
+def test_a_carried_model_is_not_quantized_and_is_served_as_it_is(tmp_path: Path) -> None:
     model, _ = BY_HAND["time in front"]
     path = tmp_path / "m.onnx"
     path.write_bytes(model.SerializeToString())
@@ -325,5 +325,24 @@ def test_a_carried_model_is_neither_quantized_nor_served_by_an_agent(tmp_path: P
     assert bundle.manifest.head is None
     assert bundle.manifest.carried
     assert bundle.manifest.inputs[0].batch_axis is None
-    with pytest.raises(BundleError, match="no trainable head"):
-        OnDeviceModel.open(bundle.path, tmp_path / "state")
+    x = np.random.default_rng(0).random((3, 4), np.float32)
+    with OnDeviceModel.open(bundle.path, tmp_path / "state") as model:
+        np.testing.assert_allclose(model.predict(x), np.cumsum(x, axis=0), rtol=1e-5)
+        np.testing.assert_allclose(model.predict_sample("a", x, 0.0), np.cumsum(x, axis=0), rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_samples_are_served_one_by_one_and_together_by_a_graph_that_takes_so_many(tmp_path: Path, size: int) -> None:
+    same = np.repeat(W[:1], size, axis=0)
+    built_in = graph([node("Concat", "x c", "y", axis=1)], {"x": [size, 4]}, {"y": [size, 8]}, {"c": same})
+    path = tmp_path / "m.onnx"
+    path.write_bytes(built_in.SerializeToString())
+    convert(plan(path))
+    x = np.random.default_rng(0).random((7, 4), np.float32)
+    expected = np.concatenate([x, np.repeat(W[:1], 7, axis=0)], axis=1)
+    with OnDeviceModel.open(path.with_suffix(".edge")) as model:
+        assert model.manifest.fixed_batch == size
+        for n in (1, 2, 3, 7):
+            np.testing.assert_array_equal(model.predict(x[:n]), expected[:n])
+        np.testing.assert_array_equal(model.predict_sample("a", x[0], 0.0), expected[0])
+        np.testing.assert_array_equal(model.predict_sample("a", x[:1], 0.0), expected[0])
