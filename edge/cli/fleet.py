@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edge import __version__
-from edge.contract.errors import BundleError, ChannelError, ConfigError, EdgeError, RolloutError, run_to_exit
+from edge.contract.errors import BundleError, ChannelError, ConfigError, EdgeError, RolloutError, harmless, run_to_exit
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -97,6 +97,7 @@ def devices(connect: Any, as_json: bool) -> None:
         return
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table()
     for heading in ("device", "online", "model", "bundle", "head", "release", "state", "samples", "heard"):
@@ -107,11 +108,11 @@ def devices(connect: Any, as_json: bool) -> None:
         for model in row["models"] or [row]:
             table.add_row(
                 *known,
-                shown(model["model"]),
+                Text(harmless(model["model"])),
                 model["bundle"][:8],
                 model["head"][:8],
                 str(model["release"]),
-                model["state"],
+                Text(harmless(model["state"])),
                 str(model["samples"]),
                 heard,
             )
@@ -122,17 +123,12 @@ def devices(connect: Any, as_json: bool) -> None:
         for model in row["models"]:
             if model["state_detail"]:
                 text = f"{_of(row, model)}: {model['state']}, {model['state_detail']}"
-                console.print(text, highlight=False)
-
-
-def shown(text: str) -> str:
-    """What a device chose, for a terminal."""
-    return "".join(each if each.isprintable() else "?" for each in text[:64])
+                console.print(harmless(text), highlight=False, markup=False)
 
 
 def _of(device: dict[str, Any], model: dict[str, Any]) -> str:
     """A device, and which model of several."""
-    return f"{device['id']} {shown(model['model'])}" if len(device["models"]) > 1 else str(device["id"])
+    return f"{device['id']} {harmless(model['model'])}" if len(device["models"]) > 1 else str(device["id"])
 
 
 @fleet.command()
@@ -183,7 +179,7 @@ def _wait(coordinator: Coordinator, release: dict[str, Any], names: set[str], wa
             state = row["state"] if row["state_release"] == counter else "waiting"
             if told.get(name) != state:
                 told[name] = state
-                click.echo(f"{name}: {state}" + (f" ({row['state_detail']})" if state != "waiting" else ""))
+                click.echo(harmless(f"{name}: {state}" + (f" ({row['state_detail']})" if state != "waiting" else "")))
         if rows and all(told[name] in ("active", "refused", "failed", "rolled-back") for name in rows):
             bad = [name for name in rows if told[name] != "active"]
             if bad:
@@ -238,7 +234,7 @@ def experts(connect: Any, as_json: bool) -> None:
         click.echo(f"{_of(row, model)}: {_what_the_merge_does(each['merge'])}")
         for name, (weight, accuracy, labels) in sorted(each["experts"].items(), key=lambda item: -item[1][0]):
             right = f"{accuracy:.3f} of {labels:.0f} labels" if labels else "no labels"
-            click.echo(f"  {shown(name):<24} weight {weight:.2f}, {right}")
+            click.echo(f"  {harmless(name[:64]):<24} weight {weight:.2f}, {right}")
 
 
 def _merge_of(experts: dict[str, list[float]]) -> dict[str, float]:
@@ -301,9 +297,9 @@ def events(connect: Any, as_json: bool) -> None:
     rows = connect().call("GET", "/api/events")[::-1]
     for row in rows:
         stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["at_ms"] / 1000))
-        whose = row["device"] + (f" {shown(row['model'])}" if row["model"] else "")
+        whose = row["device"] + (f" {row['model']}" if row["model"] else "")
         line = f"{stamp}  {whose or 'coordinator':<16} {row['name']:<22} {row['detail']}"
-        click.echo(json.dumps(row) if as_json else line)
+        click.echo(json.dumps(row) if as_json else harmless(line))
 
 
 # Telemetry keys and the headings under which a person sees them.
@@ -338,7 +334,7 @@ def watch(connect: Any, seconds: float | None) -> None:
         nonlocal last
         for row in coordinator.call("GET", "/api/telemetry", params={"after": last, "limit": 200}):
             last = max(last, row["id"])
-            newest[f"{row['device']} {shown(str(row['values'].get('model', '')))}"] = row
+            newest[f"{row['device']} {harmless(str(row['values'].get('model', '')))[:64]}"] = row
             if not console.is_terminal:
                 click.echo(f"{row['device']} {json.dumps(row['values'], separators=(',', ':'))}")
 
@@ -358,12 +354,13 @@ def watch(connect: Any, seconds: float | None) -> None:
 
 
 def _cell(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    return f"{value:.3g}" if isinstance(value, float) else harmless(str(value))
 
 
 def _telemetry_table(newest: dict[str, dict[str, Any]]) -> Table:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(caption="Ctrl-C ends", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     rows = sorted(newest.items())
@@ -372,7 +369,8 @@ def _telemetry_table(newest: dict[str, dict[str, Any]]) -> Table:
     for heading in ("heard", *(_WATCHED[name] for name in shown)):
         table.add_column(heading, justify="right", no_wrap=True)
     for device, row in rows:
-        table.add_row(device, _age(row["received_ms"]), *(_cell(row["values"].get(name, "")) for name in shown))
+        cells = [device, _age(row["received_ms"]), *(_cell(row["values"].get(name, "")) for name in shown)]
+        table.add_row(*map(Text, cells))  # what a device chose is no markup
     return table
 
 

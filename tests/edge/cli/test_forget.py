@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -16,40 +13,11 @@ from edge.cli import fleet as cli
 from edge.contract.bundle import Bundle
 from edge.contract.clock import Now
 from edge.contract.errors import RolloutError
-from edge.coordinator.api import build_api
-from edge.coordinator.artifacts import ArtifactStore
-from edge.coordinator.config import CoordinatorConfig
 from edge.coordinator.core import CoordinatorCore
-from edge.coordinator.store import Store
 from edge.learning.exchange import HeadUpdate
 from edge.learning.statistics import HeadStatistics
 
-NOW = Now(1000.0, 1_800_000_000_000)
-
-
-@pytest.fixture
-def core(tmp_path: Path, digits_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[CoordinatorCore]:
-    """A coordinator that the command line reaches."""
-    config = CoordinatorConfig(fleet="lab", name="c", data_dir=tmp_path, auto_merge=False)
-    store = Store(tmp_path / "db.sqlite")
-    made = CoordinatorCore(config, store, ArtifactStore(tmp_path / "artifacts"))
-    made.add_artifact(digits_bundle.read_bytes(), digits_bundle)
-    api = build_api(store, lambda function: function(made, NOW), "lab", None)
-
-    class Client:
-        def __init__(self, **_: object) -> None:
-            pass
-
-        def request(self, method: str, path: str, **arguments: Any) -> httpx.Response:
-            async def ask() -> httpx.Response:
-                async with httpx.AsyncClient(transport=httpx.ASGITransport(api), base_url="http://c") as client:
-                    return await client.request(method, path, **arguments)
-
-            return asyncio.run(ask())
-
-    monkeypatch.setattr(httpx, "Client", Client)
-    yield made
-    store.close()
+NOW = Now(1000.0, 1_800_000_000_000)  # as in conftest.py
 
 
 @pytest.fixture

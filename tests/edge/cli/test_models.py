@@ -1,0 +1,108 @@
+"""``edge-fleet`` on a fleet whose devices have several models."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import rich.console
+from click.testing import CliRunner
+
+from edge.channel.codec import encode
+from edge.channel.messages import Birth, Event, Message, Served, State, Telemetry
+from edge.channel.transport import Received
+from edge.cli import fleet as cli
+from edge.contract.bundle import Bundle
+from edge.contract.clock import Now
+from edge.contract.errors import RolloutError
+from edge.coordinator.core import CoordinatorCore
+
+NOW = Now(1000.0, 1_800_000_000_000)
+
+
+def ask(*arguments: str) -> str:
+    done = CliRunner().invoke(cli.fleet, list(arguments), catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def says(core: CoordinatorCore, device: str, leaf: str, message: Message) -> None:
+    topic = f"edge/v1/lab/{device}/{leaf}"
+    core.transport(Received(topic=topic, payload=encode(message), retained=False), NOW)
+
+
+def born(core: CoordinatorCore, device: str, backbones: dict[str, str]) -> None:
+    served = [
+        Served(model=name, bundle="", backbone=backbone, head="", release=0, n_labels=i)
+        for i, (name, backbone) in enumerate(backbones.items())
+    ]
+    birth = Birth(
+        agent_version="", boot=1, session=1, ts_ms=0, profile="", hardware={}, bundle="", backbone="", head="",
+        release=0, n_labels=0, limits={}, models=tuple(served),
+    )  # fmt: skip
+    says(core, device, "up/birth", birth)
+
+
+def state(core: CoordinatorCore, device: str, model: str, name: str, release: int) -> None:
+    leaf = f"up/state/{model}"
+    says(core, device, leaf, State(ts_ms=0, seq=1, slot="bundle", state=name, release=release, digest="", model=model))
+
+
+def test_models_are_listed_pushed_to_and_awaited_apart(
+    core: CoordinatorCore, digits_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    backbone = Bundle.open(digits_bundle).manifest.backbone_digest
+    born(core, "gate", {"digits": backbone, "voice": "e" * 64})
+    born(core, "door", {"digits": backbone})
+    told = ask("push", str(digits_bundle), "--model", "voice")
+    assert told.startswith("release 1: bundle")
+    assert told.endswith("for the model 'voice' to all devices\n")
+    assert "for the model 'digits'" in ask("push", str(digits_bundle)), "its own name"
+    state(core, "gate", "voice", "active", 1)
+    for device, end in (("gate", "active"), ("door", "rolled-back")):
+        state(core, device, "digits", end, 2)
+    coordinator = cli.Coordinator("http://c", None)
+    first, second = coordinator.call("GET", "/api/releases")[::-1]
+    cli._wait(coordinator, first, set(), 5.0)
+    assert capsys.readouterr().out == "gate voice: active ()\n"
+    with pytest.raises(RolloutError, match=r"release 2 is not active on door$"):
+        cli._wait(coordinator, second, set(), 5.0)
+    with pytest.raises(RolloutError, match=r"release 1 did not settle within 0 s: \{\}"):
+        cli._wait(coordinator, first, {"door"}, 0.2)
+
+    rows = {row["id"]: row for row in json.loads(ask("devices", "--json"))}
+    assert [(each["model"], each["state"]) for each in rows["gate"]["models"]] == [
+        ("digits", "active"),
+        ("voice", "active"),
+    ]
+    assert rows["door"]["state"] == "rolled-back", "of the first, beside the device, as before there were several"
+    values: dict[str, Any] = {"boot": 1, "seq": 1, "model": "voice", "experts": {"shipped": [1.0, 0.5, 4.0]}}
+    says(core, "gate", "up/tele", Telemetry(values=values))
+    says(core, "gate", "up/event", Event(ts_ms=0, name="drift", detail="x", model="voice"))
+    core.tick(NOW)
+    assert ask("experts").startswith("gate voice: has no merge")
+    assert "gate voice " in ask("events")
+    assert ask("devices").count("gate") == 1
+
+
+def test_names_of_models_cannot_write_to_the_terminal(core: CoordinatorCore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    before = core.events
+    payload = encode(Event(ts_ms=0, name="drift")).replace(b'"model":""', b'"model":"\\u001b[2J"')
+    core.transport(Received(topic="edge/v1/lab/gate/up/event", payload=payload, retained=False), NOW)
+    assert core.events is before
+    assert "\x1b" not in ask("events")
+    assert "name of a model" in ask("events")
+    born(core, "gate", {"[red]a[/b]": "e" * 64})
+    detail = "disk [/bad] \x1b[2J"
+    failed = State(ts_ms=0, seq=1, slot="head", state="[/x]", release=1, digest="", detail=detail)
+    says(core, "gate", "up/state", failed)
+    listed = ask("devices")
+    assert "[/x], disk [/bad] \N{REPLACEMENT CHARACTER}[2J" in listed
+    assert "[red]a[/b]" in listed
+    core._store.telemetry([("gate", {"boot": 1, "seq": 1, "model": "[red]a[/b]", "acc": "[/bad]"}, 1)])
+    rows = cli.Coordinator("http://c", None).call("GET", "/api/telemetry", params={"after": -1, "limit": 1})
+    rich.console.Console(file=io.StringIO()).print(cli._telemetry_table({"gate": rows[0]}))
