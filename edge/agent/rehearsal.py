@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.agent.on_device_model import OnDeviceModel
+from edge.learning.learned import Learned
 
 _BATCH = 64
 
@@ -23,14 +24,22 @@ class Rehearsal:
     Attributes:
         scores: 1 for a right answer and 0 for a wrong one; of quantities, the loss.
         before: The same for what was known when it began.
+        losses: The loss of each answer.
         believed: Name of the expert that was believed most.
+        shares: By expert, how far each was believed.
+        since_drift: Labels since the world last changed, as far as was noticed.
+        window_error: Mean error above what is usual in the window of the drift detector.
         learn_ms: What learning one label took.
         events: Sample number, kind and text of what happened.
     """
 
     scores: list[float] = field(default_factory=list)
     before: list[float] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
     believed: list[str] = field(default_factory=list)
+    shares: list[dict[str, float]] = field(default_factory=list)
+    since_drift: list[int] = field(default_factory=list)
+    window_error: list[float] = field(default_factory=list)
     learn_ms: list[float] = field(default_factory=list)
     events: list[tuple[int, str, str]] = field(default_factory=list)
 
@@ -43,9 +52,14 @@ class Rehearsal:
         """Of what was known when it began."""
         return float(np.mean(self.before))
 
-    def running(self, window: int) -> npt.NDArray[np.float64]:
-        """Mean of the last scores at each sample."""
-        total = np.cumsum([0.0, *self.scores])
+    @property
+    def window(self) -> int:
+        """Samples in a running mean that shows something of so many."""
+        return max(5, min(100, len(self.scores) // 10))
+
+    def running(self, window: int, of: Sequence[float] | None = None) -> npt.NDArray[np.float64]:
+        """Mean of the last scores, or of other numbers, at each sample."""
+        total = np.cumsum([0.0, *(self.scores if of is None else of)])
         at = np.arange(1, len(total))
         start = np.maximum(at - window, 0)
         return np.asarray((total[at] - total[start]) / (at - start))
@@ -62,6 +76,15 @@ def evaluate(model: OnDeviceModel, x: npt.NDArray[Any], y: npt.NDArray[Any]) -> 
     """Mean score of the live head, which learns nothing here."""
     found = [scores(model, model.predict(x[i : i + _BATCH]), y[i : i + _BATCH]) for i in range(0, len(x), _BATCH)]
     return float(np.mean(np.concatenate(found)))
+
+
+def _note(found: Rehearsal, learned: Learned) -> None:
+    """How things stand before a sample is learned."""
+    mixture, buckets = learned.mixture, learned.drift.buckets
+    found.believed.append(mixture.believed)
+    found.shares.append(dict(zip(mixture.names, mixture.weights.tolist(), strict=True)))
+    found.since_drift.append(learned.since_drift)
+    found.window_error.append(float(buckets[:, 1].sum() / max(1.0, buckets[:, 0].sum())))
 
 
 def rehearse(
@@ -102,8 +125,10 @@ def rehearse(
         model.events.clear()
 
     for i in range(len(x)):
-        found.scores.append(float(scores(model, model.predict(x[i : i + 1]), y[i : i + 1])[0]))
-        found.believed.append(model.learned.mixture.believed)
+        outputs, target = model.predict(x[i : i + 1]), y[i : i + 1]
+        found.scores.append(float(scores(model, outputs, target)[0]))
+        found.losses.append(float(model.task.losses(outputs, model.task.check(target, 1))[0]))
+        _note(found, model.learned)
         waiting.append(i)
         if len(waiting) > late:
             learn(waiting.popleft())

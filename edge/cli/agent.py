@@ -151,8 +151,9 @@ def _open(bundle: Path, state_dir: Path | None, learner: str, executor: str, mix
 @click.option("--add-classes", is_flag=True, help="Add class names that the bundle does not have.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw the accuracy into a .png, .svg or .pdf.")
 @click.option("--json", "report", type=click.Path(path_type=Path), help="Write the numbers.")
+@click.option("--tensorboard", type=click.Path(path_type=Path), metavar="DIR", help="Write curves for TensorBoard.")
 @_with_learning
-def learn(
+def replay(
     bundle: Path,
     data: Path,
     test: Path | None,
@@ -161,6 +162,7 @@ def learn(
     add_classes: bool,
     plot: Path | None,
     report: Path | None,
+    tensorboard: Path | None,
     state_dir: Path | None,
     learner: str,
     executor: str,
@@ -189,10 +191,19 @@ def learn(
             add_classes=add_classes,
             plot=plot,
             report=report,
+            tensorboard=tensorboard,
             console=Console(),
         )
     finally:
         model.close()
+
+
+@agent.command(hidden=True, context_settings={"ignore_unknown_options": True, "help_option_names": []})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def learn(arguments: tuple[str, ...]) -> None:
+    """Replay a labelled file: the old name of `replay`."""
+    click.echo("edge-agent learn is called edge-agent replay now", err=True)
+    replay.main(list(arguments), prog_name="edge-agent replay", standalone_mode=False)
 
 
 @agent.command()

@@ -1,4 +1,4 @@
-"""``edge-agent learn`` and ``edge-agent explain``: what a bundle would learn from a file, and why it answers so."""
+"""``edge-agent replay`` and ``edge-agent explain``: what a bundle would learn from a file, and why it answers so."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 from edge.agent.on_device_model import OnDeviceModel
 from edge.agent.rehearsal import Rehearsal, evaluate, rehearse
 from edge.cli.plots import check_plot, draw_explanation, draw_rehearsal
+from edge.cli.tensorboard import open_folder, write_rehearsal
 from edge.cli.terminal_plot import heat_map, line_plot
 from edge.contract.errors import ConfigError, LearningError
 from edge.contract.files import check_writable, replace_file
@@ -109,6 +110,7 @@ def learn_file(
     add_classes: bool,
     plot: Path | None,
     report: Path | None,
+    tensorboard: Path | None,
     console: Console,
 ) -> None:
     """Replay a labelled file through a model and say what came of it."""
@@ -119,6 +121,7 @@ def learn_file(
         check_plot(plot)
     if report is not None:
         check_writable(report)
+    writer = None if tensorboard is None else open_folder(tensorboard)
     _say_warnings(model, console)
     files = {path: read_samples(path) for path in (data, test) if path is not None}
     for path, each in files.items():  # all of it, before anything changes
@@ -153,6 +156,9 @@ def learn_file(
     if plot is not None:
         draw_rehearsal(found, plot, what, f"{model.manifest.name}: {', '.join(model.learning.learners)} on {data.name}")
         console.print(f"wrote {plot}", highlight=False, markup=False, soft_wrap=True)
+    if writer is not None:
+        write_rehearsal(writer, found, what, numbers)
+        console.print(f"wrote {tensorboard}", highlight=False, markup=False, soft_wrap=True)
     if report is not None:
         _write(report, json.dumps(numbers, indent=1).encode() + b"\n")
 
@@ -163,7 +169,7 @@ def _print(
     def say(text: str) -> None:
         console.print(text, highlight=False, markup=False, soft_wrap=True)
 
-    window = max(5, min(100, len(found.scores) // 10))
+    window = found.window
     learners = ", ".join(model.learning.learners)
     say(f"{model.manifest.name}: {len(found.scores)} samples of {data.name}, learners {learners}")
     say(f"  predict-then-learn {what:<9} {found.mean():8.4f}   without learning {found.mean_before:8.4f}")

@@ -47,7 +47,7 @@ def draw_rehearsal(found: Rehearsal, path: Path, what: str, title: str) -> None:
     """Predict-then-learn accuracy over the samples, with what happened."""
     figure = _figure(8, 4)
     axes = figure.subplots()
-    window = max(5, min(100, len(found.scores) // 10))
+    window = found.window
     at = np.arange(1, len(found.scores) + 1)
     marker = "o" if len(at) < 20 else None
     curve = found.running(window)

@@ -58,6 +58,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "onnxruntime": ("edge/inference/onnx_*.py", "converter/quantization/*", "converter/load/onnx_file.py"),
     "PIL": ("edge/inference/pictures.py",),
     "matplotlib": ("converter/report/plots.py", "edge/cli/plots.py"),
+    "tensorboardX": ("edge/cli/tensorboard.py",),
     "cryptography": ("edge/contract/signature.py",),
     "safetensors": (
         "edge/contract/*",

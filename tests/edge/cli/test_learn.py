@@ -1,8 +1,9 @@
-"""``edge-agent learn`` and ``edge-agent explain``, as people call them."""
+"""``edge-agent replay`` and ``edge-agent explain``, as people call them."""
 
 from __future__ import annotations
 
 import json
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -34,7 +35,7 @@ def samples(tmp_path: Path) -> Path:
 
 def test_replays_a_file_and_says_what_came_of_it(tmp_path: Path, digits_bundle: Path, samples: Path) -> None:
     report, plot = tmp_path / "report.json", tmp_path / "plot.png"
-    found = invoke("learn", digits_bundle, samples, "--test", samples, "--json", report, "--plot", plot)
+    found = invoke("replay", digits_bundle, samples, "--test", samples, "--json", report, "--plot", plot)
     assert found.exit_code == 0, found.output
     numbers = json.loads(report.read_text())
     assert numbers["samples"] == 160
@@ -50,9 +51,9 @@ def test_replays_a_file_and_says_what_came_of_it(tmp_path: Path, digits_bundle: 
 
 def test_nothing_is_kept_without_a_folder_and_all_with_one(tmp_path: Path, digits_bundle: Path, samples: Path) -> None:
     state = tmp_path / "state"
-    invoke("learn", digits_bundle, samples)
+    invoke("replay", digits_bundle, samples)
     assert not state.exists()
-    assert invoke("learn", digits_bundle, samples, "--state-dir", state).exit_code == 0
+    assert invoke("replay", digits_bundle, samples, "--state-dir", state).exit_code == 0
     model = OnDeviceModel.open(digits_bundle, state)
     assert (model.n_samples, model.state.warnings) == (160, [])
     model.close()
@@ -60,7 +61,7 @@ def test_nothing_is_kept_without_a_folder_and_all_with_one(tmp_path: Path, digit
 
 def test_late_labels_are_learned_in_the_end(tmp_path: Path, digits_bundle: Path, samples: Path) -> None:
     report = tmp_path / "report.json"
-    found = invoke("learn", digits_bundle, samples, "--late", 1000, "--test", samples, "--json", report)
+    found = invoke("replay", digits_bundle, samples, "--late", 1000, "--test", samples, "--json", report)
     assert found.exit_code == 0, found.output
     numbers = json.loads(report.read_text())
     assert numbers["predict_then_learn_accuracy"] == numbers["without_learning_accuracy"]
@@ -71,11 +72,11 @@ def test_class_names_are_understood_and_new_ones_added_when_asked(tmp_path: Path
     x = np.random.default_rng(0).random((20, 1, 8, 8), np.float32)
     names = np.array(["3"] * 10 + ["smudge"] * 10)
     np.savez(tmp_path / "named.npz", x=x, y=names)
-    refused = invoke("learn", digits_bundle, tmp_path / "named.npz")
+    refused = invoke("replay", digits_bundle, tmp_path / "named.npz")
     assert isinstance(refused.exception, ConfigError)
     assert "smudge" in str(refused.exception)
     state = tmp_path / "state"
-    added = invoke("learn", digits_bundle, tmp_path / "named.npz", "--add-classes", "--state-dir", state)
+    added = invoke("replay", digits_bundle, tmp_path / "named.npz", "--add-classes", "--state-dir", state)
     assert added.exit_code == 0, added.output
     model = OnDeviceModel.open(digits_bundle, state)
     assert model.class_names[10:] == ("smudge",)
@@ -99,13 +100,13 @@ def test_refuses_files_that_do_not_fit(
     tmp_path: Path, digits_bundle: Path, arrays: dict[str, np.ndarray], message: str
 ) -> None:
     np.savez(tmp_path / "bad.npz", **arrays)  # type: ignore[arg-type]
-    found = invoke("learn", digits_bundle, tmp_path / "bad.npz")
+    found = invoke("replay", digits_bundle, tmp_path / "bad.npz")
     assert isinstance(found.exception, ConfigError | LearningError)
     assert message in str(found.exception)
 
 
 def test_a_plot_of_another_kind_is_refused_before_any_work(tmp_path: Path, digits_bundle: Path, samples: Path) -> None:
-    found = invoke("learn", digits_bundle, samples, "--plot", tmp_path / "plot.gif", "--state-dir", tmp_path / "state")
+    found = invoke("replay", digits_bundle, samples, "--plot", tmp_path / "plot.gif", "--state-dir", tmp_path / "state")
     assert isinstance(found.exception, ConfigError)
     assert OnDeviceModel.open(digits_bundle, tmp_path / "state").n_samples == 0
 
@@ -148,7 +149,7 @@ def test_a_file_that_is_read_is_not_written_and_what_cannot_be_written_is_said_b
         (["--json", tmp_path / "no" / "x.json"], "No such file"),
         (["--plot", tmp_path / "no" / "x.png"], "No such file"),
     ):
-        done = command("learn", digits_bundle, samples, *options, "--state-dir", tmp_path / "s")
+        done = command("replay", digits_bundle, samples, *options, "--state-dir", tmp_path / "s")
         assert (done.returncode, words in done.stderr) == (3, True), done.stderr
         assert "Traceback" not in done.stderr
     assert samples.read_bytes() == before
@@ -160,7 +161,7 @@ def test_a_file_that_is_read_is_not_written_and_what_cannot_be_written_is_said_b
 def test_explaining_changes_nothing_and_takes_whichever_learner_there_is(
     tmp_path: Path, digits_bundle: Path, samples: Path
 ) -> None:
-    done = command("learn", digits_bundle, samples, "--state-dir", tmp_path / "s", "--learner", "ridge")
+    done = command("replay", digits_bundle, samples, "--state-dir", tmp_path / "s", "--learner", "ridge")
     assert done.returncode == 0, done.stderr
     before = {path: path.read_bytes() for path in (tmp_path / "s").rglob("*") if path.is_file()}
     done = command("explain", digits_bundle, samples, "--state-dir", tmp_path / "s", "--plot", tmp_path / "a$^$[b].png")
@@ -177,7 +178,7 @@ def test_odd_names_and_a_terminal_without_characters_do_no_harm(
     odd = tmp_path / "x $a^$ [bold]b.npz"
     odd.write_bytes(samples.read_bytes())
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")
-    done = command("learn", digits_bundle, odd, "--plot", tmp_path / "t[bold]1.png")
+    done = command("replay", digits_bundle, odd, "--plot", tmp_path / "t[bold]1.png")
     assert done.returncode == 0, done.stderr
     assert "t[bold]1.png" in done.stdout
     assert done.stderr == ""
@@ -252,8 +253,67 @@ def test_a_weight_far_behind_is_found_before_anything_is_learned(tmp_path: Path,
     x, weights = np.zeros((100, 1, 8, 8), np.float32), np.ones(100)
     weights[90] = 2.0
     np.savez(tmp_path / "a.npz", x=x, y=np.zeros(100, np.int64), weights=weights)
-    done = command("learn", digits_bundle, tmp_path / "a.npz", "--state-dir", tmp_path / "s")
+    done = command("replay", digits_bundle, tmp_path / "a.npz", "--state-dir", tmp_path / "s")
     assert (done.returncode, "weights must be" in done.stderr) == (3, True), done.stderr
     again = OnDeviceModel.open(digits_bundle, tmp_path / "s")
     assert again.n_samples == 0
     again.close()
+
+
+def records(path: Path) -> list[Any]:
+    """The events in a file of TensorBoard: length, its checksum, the event, its checksum (TFRecord)."""
+    from tensorboardX.crc32c import crc32c
+    from tensorboardX.proto.event_pb2 import Event
+
+    def masked(data: bytes) -> int:
+        found = crc32c(data)
+        return ((found >> 15 | found << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+    data, at, events = path.read_bytes(), 0, []
+    while at < len(data):
+        length, of_length = struct.unpack_from("<QI", data, at)
+        body = data[at + 12 : at + 12 + length]
+        assert of_length == masked(data[at : at + 8])
+        assert struct.unpack_from("<I", data, at + 12 + length)[0] == masked(body)
+        events.append(Event.FromString(body))
+        at += 16 + length
+    return events
+
+
+def test_a_replay_can_be_looked_at_in_tensorboard(tmp_path: Path, digits_bundle: Path, samples: Path) -> None:
+    report, folder = tmp_path / "report.json", tmp_path / "runs" / "one"
+    found = invoke("replay", digits_bundle, samples, "--json", report, "--tensorboard", folder)
+    assert found.exit_code == 0, found.output
+    (file,) = folder.iterdir()
+    curves: dict[str, dict[int, float]] = {}
+    for event in records(file):
+        for value in event.summary.value:
+            curves.setdefault(value.tag, {})[event.step] = value.simple_value
+    numbers = json.loads(report.read_text())
+    n = 160
+    for tag in ("accuracy/predict_then_learn", "accuracy/without_learning", "loss/each_sample", "drift/labels_since"):
+        assert list(curves[tag]) == list(range(1, n + 1)), tag
+    whole = np.mean([curves["accuracy/predict_then_learn"][i] for i in range(16, n + 1, 16)])
+    assert whole == pytest.approx(numbers["predict_then_learn_accuracy"], abs=0.02), "windows of 16 side by side"
+    weights = {tag: curve for tag, curve in curves.items() if tag.startswith("weight/")}
+    assert {"weight/shipped", "weight/trusted", "weight/statistics", "weight/sgd"} <= set(weights)
+    for step in (1, n):
+        assert sum(curve.get(step, 0.0) for curve in weights.values()) == pytest.approx(1.0, abs=1e-5)
+    assert curves["loss/each_sample"][n] < curves["loss/each_sample"][1]
+    end = curves["end/predict_then_learn_accuracy"]
+    assert end[n] == pytest.approx(numbers["predict_then_learn_accuracy"])
+    (tmp_path / "file").write_text("")
+    refused = invoke(
+        "replay", digits_bundle, samples, "--tensorboard", tmp_path / "file", "--state-dir", tmp_path / "s"
+    )
+    assert isinstance(refused.exception, ConfigError)
+    assert "--tensorboard" in str(refused.exception)
+
+
+def test_the_old_name_of_replay_works_and_says_the_new_one(digits_bundle: Path, samples: Path) -> None:
+    found = invoke("learn", digits_bundle, samples, "--order", "shuffled")
+    assert found.exit_code == 0, found.output
+    assert "edge-agent learn is called edge-agent replay now" in found.stderr
+    assert "160 samples" in found.output
+    assert "learn " not in invoke("--help").output.partition("Commands:")[2]
+    assert invoke("learn", "--nonsense").exit_code == 2
