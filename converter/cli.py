@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import ast
 import atexit
 import gc
 import json
 import os
-import re
-import signal
 import sys
 import threading
 from collections.abc import Iterator, Mapping
@@ -18,128 +15,17 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
+from converter import arguments
 from converter.plan import CALIBRATION_METHODS, FORMATS, KINDS, QUANTIZE, Constant, ConversionPlan, InputOption
+from converter.stopping import stopped_by_signals, without_signals
 from edge import __version__
-from edge.contract.errors import ConfigError, EdgeError, Stopped, run_to_exit
+from edge.contract.errors import ConfigError, EdgeError, run_to_exit
 from edge.contract.recipe import LOSSES, OPTIMIZERS, TrainingRecipe
-from edge.contract.tensorspec import BATCH, DTYPES
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from converter.pipeline import Stage
-
-_ASK_AGAIN_S = 5.0
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_AXIS = re.compile(r"([A-Za-z_]\w{0,62})(?:@([1-9]\d{0,8}))?(?:%([1-9]\d{0,8}))?", re.ASCII)
-
-
-def _shape(_context: click.Context, _parameter: click.Parameter, value: str | None) -> InputOption | None:
-    if value is None:
-        return None
-    parts = [part.strip() for part in value.replace("x", ",").split(",")]
-    if not all(part.isascii() and part.isdigit() and 0 < int(part) < 2**31 for part in parts):
-        raise click.BadParameter(f"{value!r}: expected sizes without the batch axis, e.g. 3,224,224")
-    return InputOption(name="", shape=(BATCH, *map(int, parts)))
-
-
-def _inputs(_context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> tuple[InputOption, ...]:
-    return tuple(_input(value) for value in values)
-
-
-def _input(value: str) -> InputOption:
-    name, equals, rest = value.partition("=")
-    axes, _, dtype = rest.partition(":")
-    if not name or not equals:
-        raise click.BadParameter(f"{value!r}: expected NAME=AXES[:TYPE], e.g. tokens={BATCH},128:int64")
-    if dtype and dtype not in DTYPES:
-        raise click.BadParameter(f"{value!r}: the type {dtype!r} is not one of {', '.join(DTYPES)}")
-    shape: list[int | str] = []
-    sizes: dict[str, int] = {}
-    multiples: dict[str, int] = {}
-    for axis in (part.strip() for part in axes.split(",") if part.strip()):
-        match = _AXIS.fullmatch(axis)
-        if axis.isascii() and axis.isdigit() and 0 < int(axis) < 2**31:
-            shape.append(int(axis))
-        elif match:
-            shape.append(match[1])
-            if match[2]:
-                sizes[match[1]] = int(match[2])
-            if match[3]:
-                multiples[match[1]] = int(match[3])
-            if match[2] and match[3] and int(match[2]) % int(match[3]):
-                raise click.BadParameter(f"{value!r}: {match[2]} is no multiple of {match[3]}")
-        else:
-            raise click.BadParameter(
-                f"{value!r}: the axis {axis!r} is neither a size, nor {BATCH}, nor NAME[@SIZE][%MULTIPLE], a free axis "
-                f"to try at SIZE, whose sizes are multiples of MULTIPLE"
-            )
-    return InputOption(name=name, shape=tuple(shape), dtype=dtype or None, sizes=sizes, multiples=multiples)
-
-
-def _states(
-    _context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]
-) -> tuple[tuple[str, str], ...] | None:
-    if not values:
-        return None
-    if values == ("none",):
-        return ()
-    pairs = []
-    for value in values:
-        name, equals, output = value.partition("=")
-        if not name or not equals or not output:
-            raise click.BadParameter(f"{value!r}: expected INPUT=OUTPUT, e.g. state=stateN; or none, alone")
-        pairs.append((name, output))
-    return tuple(pairs)
-
-
-def _outputs(
-    _context: click.Context, parameter: click.Parameter, values: tuple[str, ...]
-) -> tuple[Path | None, dict[str, str]]:
-    """Where to write, and what outputs are: a value whose text after the last ``=`` is a kind says the latter."""
-    paths, kinds = [], {}
-    for value in values:
-        name, equals, kind = value.rpartition("=")
-        if equals and name and kind in KINDS:
-            kinds[name] = kind
-        else:
-            paths.append(Path(value))
-    if len(paths) > 1:
-        raise click.BadParameter(
-            f"{' and '.join(map(str, paths))}: expected one path; NAME=KIND knows the kinds {', '.join(KINDS)}",
-            param=parameter,
-        )
-    return (paths[0] if paths else None), kinds
-
-
-def _constants(_context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, Constant]:
-    found = {}
-    for value in values:
-        name, equals, text = value.partition("=")
-        rest, colon, dtype = text.rpartition(":")
-        if not colon or dtype not in DTYPES:
-            rest, dtype = text, ""
-        if not name or not equals or not rest:
-            raise click.BadParameter(f"{value!r}: expected NAME=VALUE[:TYPE], e.g. rate=16000")
-        found[name] = Constant(value=_literal(rest), dtype=dtype or None)
-    return found
-
-
-def _literal(text: str) -> Any:
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # what literal_eval documents
-        return text
-
-
-def _arguments(_context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
-    arguments = {}
-    for value in values:
-        key, equals, text = value.partition("=")
-        if not equals or not key.isidentifier():
-            raise click.BadParameter(f"{value!r}: expected key=value")
-        arguments[key] = _literal(text)
-    return arguments
 
 
 def _list_targets(context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
@@ -195,23 +81,27 @@ def _complete_target(_context: click.Context, _parameter: click.Parameter, incom
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True}, epilog=_EPILOG)
 @click.argument("model", type=click.Path(path_type=Path), callback=_beside, is_eager=True)
-@click.option("-o", "--output", multiple=True, callback=_outputs, metavar="PATH|NAME=KIND",
+@click.option("-o", "--output", multiple=True, callback=arguments.outputs, metavar="PATH|NAME=KIND",
               help="What to write [default: MODEL.edge]. NAME=KIND, repeatable: what an output is and is judged as: "
                    f"{', '.join(KINDS)}.")  # fmt: skip
 @click.option("--init", type=click.Path(path_type=Path), is_eager=True, expose_value=False, callback=_init,
               help="Write MODEL.toml with all options beside this model, and stop.")  # fmt: skip
 @click.option("--arch", help="Class or function that makes the model: FILE.py:NAME or package.module:NAME.")
-@click.option("--arch-arg", "arch_arguments", multiple=True, callback=_arguments, help="key=value for it; repeatable.")
+@click.option(
+    "--arch-arg", "arch_arguments", multiple=True, callback=arguments.arguments, help="key=value for it; repeatable."
+)
 @click.option("--weights", metavar="KEY", help="Where in the file the weights are, e.g. state_dict or model.generator.")
 @click.option("--strip", metavar="PREFIX", help="Take this prefix off the names of the weights, e.g. student.")
 @click.option("--allow-unexpected", is_flag=True, help="Leave out weights that the model does not have; listed.")
 @click.option("--allow-missing", is_flag=True, help="Buffers may be missing in the file; parameters never.")
-@click.option("--input-shape", callback=_shape, help="Of the only input, without the batch axis, e.g. 3,224,224.")
-@click.option("--input", "inputs", multiple=True, callback=_inputs, metavar="NAME=AXES[:TYPE]",
+@click.option(
+    "--input-shape", callback=arguments.only_input, help="Of the only input, without the batch axis, e.g. 3,224,224."
+)
+@click.option("--input", "inputs", multiple=True, callback=arguments.inputs, metavar="NAME=AXES[:TYPE]",
               help="Axes of an input, e.g. tokens=batch,128:int64, x=batch,3,width@320%32; repeatable.")  # fmt: skip
-@click.option("--constant", "constants", multiple=True, callback=_constants, metavar="NAME=VALUE[:TYPE]",
+@click.option("--constant", "constants", multiple=True, callback=arguments.constants, metavar="NAME=VALUE[:TYPE]",
               help="An input that is always the same: a part of the graph, e.g. rate=16000.")  # fmt: skip
-@click.option("--state", "states", multiple=True, callback=_states, metavar="INPUT=OUTPUT",
+@click.option("--state", "states", multiple=True, callback=arguments.states, metavar="INPUT=OUTPUT",
               help="An output that is an input of the next sample; repeatable; or none.  [default: found]")  # fmt: skip
 @click.option("--answer", help="The output that is for people.  [default: found]")
 @click.option("--class-names", help="Separated by commas.")
@@ -378,7 +268,7 @@ def convert_command(
 
             def before_writing() -> None:
                 if not any(is_special(path) for path in (plan.output, *paths.values())):  # whose reader may never come
-                    late.enter_context(_without_signals())
+                    late.enter_context(without_signals())
 
             with _progress(console) as stage:
                 key = None if password is None else password.encode()
@@ -469,56 +359,11 @@ def _run() -> None:
         sys.exit(code)
 
 
-@contextmanager
-def _without_signals() -> Iterator[None]:
-    """Too late to stop: outputs that belong together are written, all of them."""
-    if signal.getitimer(signal.ITIMER_REAL)[0]:  # one has come, and code that is not ours has lost it
-        signal.raise_signal(signal.SIGALRM)
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in _SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
-def _stopped_by_signals() -> Iterator[None]:
-    """Let signals end the work as Ctrl-C does, so that nothing half done stays behind.
-
-    Code that is not ours may lose the exception (in a destructor, or by catching everything): while the work goes on it
-    comes again.
-    """
-    ours: list[signal.Signals] = []
-    process = os.getpid()
-
-    def stop(number: int, _frame: object) -> None:
-        if os.getpid() != process:  # a worker that the user's code has forked: it ends as usual
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-        if number == signal.SIGALRM:
-            number = ours[-1]
-        ours.append(signal.Signals(number))
-        signal.setitimer(signal.ITIMER_REAL, _ASK_AGAIN_S)
-        raise Stopped(number)
-
-    for number in _SIGNALS:
-        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup and a shell's background jobs have it
-            signal.signal(number, stop)
-    signal.signal(signal.SIGALRM, stop)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        for number in (*_SIGNALS, signal.SIGALRM):
-            signal.signal(number, signal.SIG_IGN)  # what is left to do is to clean up
-
-
 def main() -> None:
     """Entry point."""
     code: Any = 0
     try:
-        with _stopped_by_signals():
+        with stopped_by_signals():
             run_to_exit(_run)
     except SystemExit as exc:
         code = exc.code

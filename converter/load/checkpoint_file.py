@@ -12,7 +12,8 @@ import torch
 
 from converter.data.samples import Samples
 from converter.load.torch_file import read_torchscript
-from converter.load.weights import check_tensor, load_weights
+from converter.load.weights import load_weights
+from converter.load.wrapped import check_tensor
 from converter.program.tensors import Arrays
 from edge.contract import strictjson
 from edge.contract.errors import ConversionError

@@ -21,12 +21,11 @@ from converter.load.inputs import Given, Inputs, determine_inputs, stated
 from converter.load.safetensors_file import is_safetensors, read_safetensors
 from converter.load.source import Source
 from converter.load.torch_file import read_document, read_torchscript
-from converter.load.weights import (
-    Rules,
+from converter.load.weights import Rules, load_into
+from converter.load.wrapped import (
     check_size,
     check_tensor,
     how_to_name_the_architecture,
-    load_into,
     several_networks,
     unwrapped,
 )

@@ -1,4 +1,4 @@
-"""Weights: a state_dict, out of what training loops wrap around it, into the model that it belongs to.
+"""Weights into the model that they belong to.
 
 Whether names fit is torch's to say: its own loading runs, with the hooks that know older names. What it finds missing
 and is not (tied to a tensor that is there; a counter that only training reads) is left out of its answer.
@@ -6,10 +6,9 @@ and is not (tied to a tensor that is there; a counter that only training reads) 
 
 from __future__ import annotations
 
-import math
 import re
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -19,18 +18,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from converter.load.architecture import suggestions
-from converter.load.contents import Network, found_at, is_tensor, networks, shown, stand_ins, tree
-from converter.load.files import MOST_BYTES
-from converter.load.inert import PickledArray, StandIn
+from converter.load.contents import shown, tree
+from converter.load.inert import PickledArray
+from converter.load.prefixes import placed_names, several_prefixes
+from converter.load.wrapped import Weights, check_tensor, without_averages
 from edge.contract.errors import ConfigError, ConversionError, EdgeError
 from edge.contract.foreign import foreign
 
-_ROWS = 24
 _LISTED = 8
-_MAX_PREFIX = 4
-# What torch puts into names where it wraps a module; DataParallel's `module` only where the model has no such part.
-_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module", "module")
 _COUNTER = "num_batches_tracked"
 _MISMATCH = re.compile(
     r"size mismatch for (.+?): copying a param with shape torch\.Size\((.*?)\) from checkpoint, "
@@ -48,131 +43,6 @@ class Rules:
     allow_missing: bool = False
 
 
-@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
-class Weights:
-    """What a file of weights holds.
-
-    Attributes:
-        found: The networks that it may be about, the likeliest first.
-        document: All of it, to show when the choice is unclear.
-        hyper_parameters: What a Lightning checkpoint says that the model was made with.
-        notes: For the report.
-    """
-
-    found: tuple[Network, ...]
-    document: Any
-    hyper_parameters: Mapping[str, Any]
-    notes: tuple[str, ...]
-
-    def ask(self, path: Path) -> ConversionError:
-        """What to say when it is unclear which network is meant."""
-        return several_networks(path, [network.key for network in self.found], self.document)
-
-
-def several_networks(path: Path, keys: Iterable[str], document: Any) -> ConversionError:
-    """What to say where a file holds several networks, or whole models, under these keys."""
-    listed = ", ".join(map(shown, keys))
-    return ConversionError(
-        f"{path} holds several networks: say which with --weights KEY, one of {listed}\n{tree(document)}"
-    )
-
-
-def unwrapped(document: Any, what: str, key: str | None = None) -> Weights:
-    """The networks in a document.
-
-    Args:
-        document: As it was loaded.
-        what: Its name, for messages.
-        key: Where the user says that the weights lie.
-
-    Raises:
-        ConfigError: Nothing lies there.
-        ConversionError: There are none.
-    """
-    whole, hyper = document, {}
-    if isinstance(document, Mapping) and isinstance(document.get("hyper_parameters"), Mapping):
-        hyper = {str(name): value for name, value in document["hyper_parameters"].items()}
-    at: tuple[str, ...] = ()
-    if key is not None:
-        try:
-            document, at = found_at(document, key), (key,)
-        except KeyError:
-            raise ConfigError(f"--weights {key}: {what} has no such key; it holds\n{tree(document)}") from None
-    found = networks(document, at)
-    if not found:
-        raise ConversionError(_no_network(document, what))
-    if len(found) == 1:
-        (only,) = found
-        notes = (f"weights taken from {shown(only.key)!r} of the file",) if only.path else ()
-        return Weights(found=(only,), document=whole, hyper_parameters=hyper, notes=notes)
-    kept, averages = _without_averages(found)
-    notes = ()
-    if len(kept) == 1:
-        also = ", ".join(shown(network.key) for network in averages)
-        notes = (f"weights taken from {shown(kept[0].key)!r} of the file, not from {also} (--weights takes those)",)
-    return Weights(found=tuple(kept), document=whole, hyper_parameters=hyper, notes=notes)
-
-
-def _no_network(document: Any, what: str) -> str:
-    if isinstance(document, StandIn):
-        return (
-            f"{what} is a pickle of {type(document).name}, which could run code; nothing of it was run. Save "
-            f"the weights only: torch.save(model.state_dict(), PATH), or use converter.save_checkpoint; if the file "
-            f"is your own, add --trust-pickle"
-        )
-    if found := stand_ins(document):
-        which = ", and say which with --weights KEY" if len(found) > 1 else ""
-        return f"{what}: {_no_network(found[0], 'it')}{which}. It holds\n{tree(document)}"
-    if isinstance(document, Mapping) and document:
-        name, value = next(iter(document.items()))
-        if not isinstance(value, Mapping | list | tuple):
-            return f"{what} is not a state_dict: {shown(name)!r} is not a tensor. It holds\n{tree(document)}"
-    if isinstance(document, Mapping | list | tuple) and document:
-        return f"{what} holds no state_dict (names and their tensors), but\n{tree(document)}"
-    return f"{what} holds {type(document).__name__}, expected a state_dict"
-
-
-def _without_averages(found: Sequence[Network]) -> tuple[list[Network], list[Network]]:
-    """Networks without the running means of others, and these: they have the same names, but for prefixes."""
-    plain = [network for network in found if not network.is_averaged]
-    names = [_last_parts(network.tensors) for network in plain]
-    averages = [network for network in found if network.is_averaged and _last_parts(network.tensors) in names]
-    return [network for network in found if network not in averages], averages
-
-
-def _last_parts(names: Iterable[str]) -> tuple[str, ...]:
-    return tuple(sorted(name.rpartition(".")[2] for name in names))
-
-
-def check_tensor(name: str, tensor: torch.Tensor) -> None:
-    """Raise ConversionError unless the tensor is plain and has memory for all that its shape promises."""
-    if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
-        raise ConversionError(
-            f"{shown(name)} is not a plain tensor ({tensor.layout}, {tensor.dtype}, on {tensor.device}); save the "
-            f"dense float weights"
-        )
-    held = tensor.untyped_storage().nbytes()
-    if math.prod(tensor.shape) * tensor.element_size() > held:
-        raise ConversionError(
-            f"{shown(name)} has the shape {tuple(tensor.shape)}, but the file holds {held} bytes for it: it is damaged"
-        )
-
-
-def check_size(tensors: Iterable[torch.Tensor], what: str) -> None:
-    """Raise ConversionError, from shapes alone, when the float32 graph would not fit into one ONNX file."""
-    size, seen = 0, set()
-    for tensor in tensors:
-        if torch.nn.parameter.is_lazy(tensor) or id(tensor) in seen:
-            continue
-        seen.add(id(tensor))
-        size += math.prod(tensor.shape) * (4 if tensor.is_floating_point() else tensor.element_size())
-    if size > MOST_BYTES:
-        raise ConversionError(
-            f"{what} has weights of {size / (1 << 30):.1f} GiB in float32; a bundle keeps its model in one ONNX file, "
-            f"which holds 2 GiB: make the model smaller, or convert a part of it"
-        )
-
-
 def load_into(model: nn.Module, weights: Weights, path: Path, rules: Rules) -> tuple[str, ...]:
     """Put the network that fits, the only one or the only one that does, into the model.
 
@@ -186,9 +56,9 @@ def load_into(model: nn.Module, weights: Weights, path: Path, rules: Rules) -> t
         (only,) = weights.found
         return (*weights.notes, *load_weights(model, only.tensors, str(path), rules))
     own = _names(model)
-    fitting = [network for network in weights.found if own <= set(_placed(network.tensors, own, rules.strip)[0])]
+    fitting = [network for network in weights.found if own <= set(placed_names(network.tensors, own, rules.strip)[0])]
     if len(fitting) > 1:
-        fitting, _ = _without_averages(fitting)
+        fitting, _ = without_averages(fitting)
     if len(fitting) != 1:
         raise weights.ask(path)
     notes = load_weights(model, fitting[0].tensors, str(path), rules)
@@ -214,12 +84,12 @@ def load_weights(
     """
     rules = rules or Rules()
     own = _names(model)
-    if rules.strip is None and (several := _several_prefixes(tensors, own)):
+    if rules.strip is None and (several := several_prefixes(tensors, own)):
         raise ConversionError(
             f"the weights of the model stand in {what} more than once: say which with --strip PREFIX, one of "
             f"{', '.join(map(shown, several))}"
         )
-    placed, beside = _placed(tensors, own, rules.strip)
+    placed, beside = placed_names(tensors, own, rules.strip)
     if rules.strip is not None and not placed:
         raise ConfigError(f"--strip {rules.strip}: no name in {what} begins so; it holds\n{tree(tensors)}")
     values = _values(placed, tensors)
@@ -387,92 +257,3 @@ def _how_they_differ(
 def _some(names: Sequence[str]) -> str:
     more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
     return ", ".join(map(shown, names[:_LISTED])) + more
-
-
-def _placed(tensors: Mapping[str, Any], own: set[str], strip: str | None) -> tuple[dict[str, str], list[str]]:
-    """Names in the model by those in the file, and the names that have no place in it.
-
-    The prefix, if any, is the one under which most of the model's names stand. Where the user says it, it is that.
-    """
-    plain = _without_wrappers(tensors, own)
-    if strip is not None:
-        prefix = strip if strip.endswith(".") else f"{strip}."
-        if not any(name.startswith(prefix) for name in plain):
-            plain = {name: name for name in tensors}
-        return _under(plain, prefix)
-    tops = {name.partition(".")[0] for name in own}
-
-    def score(prefix: str) -> tuple[int, int, bool, int]:
-        inside = [name.removeprefix(prefix) for name in plain if name.startswith(prefix)]
-        near = sum(name.partition(".")[0] in tops for name in inside)
-        averaged = Network(path=tuple(prefix.split(".")), tensors={}).is_averaged
-        return sum(name in own for name in inside), near, not averaged, -len(prefix)
-
-    return _under(plain, max(_prefixes(plain), key=score))
-
-
-def _without_wrappers(tensors: Mapping[str, Any], own: set[str]) -> dict[str, str]:
-    parts = {part for name in own for part in name.split(".")}
-    wrappers = {part for part in _WRAPPERS if part not in parts}
-    plain = {".".join(part for part in name.split(".") if part not in wrappers): name for name in tensors}
-    return plain if len(plain) == len(tensors) else {name: name for name in tensors}
-
-
-def _prefixes(names: Iterable[str]) -> list[str]:
-    found = {""}
-    for name in names:
-        steps = name.split(".")[:-1][:_MAX_PREFIX]
-        found |= {".".join(steps[: i + 1]) + "." for i in range(len(steps))}
-    return sorted(found)
-
-
-def _several_prefixes(tensors: Mapping[str, Any], own: set[str]) -> list[str]:
-    """Prefixes under which all of the model's names stand, where there are several and none is a running mean."""
-    plain = _without_wrappers(tensors, own)
-    found = [prefix for prefix in _prefixes(plain) if own <= set(_under(plain, prefix)[0])]
-    found = [p for p in found if not Network(path=tuple(p.split(".")), tensors={}).is_averaged]
-    return found if len(found) > 1 and "" not in found else []
-
-
-def _under(plain: Mapping[str, str], prefix: str) -> tuple[dict[str, str], list[str]]:
-    placed = {name.removeprefix(prefix): old for name, old in plain.items() if name.startswith(prefix)}
-    return placed, [old for name, old in plain.items() if not name.startswith(prefix)]
-
-
-def how_to_name_the_architecture(weights: Weights, path: Path) -> ConversionError:
-    """What to tell a user who gave weights only: what they are, and the command to type."""
-    if len(weights.found) > 1:
-        return weights.ask(path)
-    tensors = {name: value for name, value in weights.found[0].tensors.items() if is_tensor(value)}
-    tensors = {name: value.array if isinstance(value, PickledArray) else value for name, value in tensors.items()}
-    for name, tensor in tensors.items():
-        if isinstance(tensor, torch.Tensor):
-            check_tensor(name, tensor)
-    width = min(60, max(map(len, tensors)))
-    rows = [f"  {shown(name):<{width}} {tuple(t.shape)!s:<20} {t.dtype}" for name, t in list(tensors.items())[:_ROWS]]
-    more = [f"  ... and {len(tensors) - _ROWS} more"] if len(tensors) > _ROWS else []
-    near = suggestions(_without_known_prefixes(tensors), [path.parent, Path()])
-    commands = [f"  edge-convert {path} --arch {arch}" for arch in near[:3] or ["FILE.py:CLASS"]]
-    total = sum(math.prod(tensor.shape) for tensor in tensors.values())
-    return ConversionError(
-        "\n".join(
-            [
-                f"{path} holds weights only ({len(tensors)} tensors, {total} numbers), not the model that they belong "
-                f"to:",
-                *rows,
-                *more,
-                "Name its class" + (", which looks like it is here:" if near else ":"),
-                *commands,
-            ]
-        )
-    )
-
-
-def _without_known_prefixes(weights: Mapping[str, Any]) -> list[str]:
-    names = list(weights)
-    while prefix := next(
-        (item for item in ("module.", "_orig_mod.", "model.", "net.") if all(name.startswith(item) for name in names)),
-        None,
-    ):
-        names = [name.removeprefix(prefix) for name in names]
-    return names

@@ -13,7 +13,7 @@ import torch
 from onnx import TensorProto, helper
 from torch import nn
 
-from converter.cli import _input
+from converter.arguments import one_input
 from converter.plan import Constant
 from edge.contract.bundle import Bundle
 from edge.contract.errors import ConfigError, ConversionError
@@ -36,7 +36,7 @@ def converted(
     if data is not None:
         np.savez(folder / f"{name}.npz", **data)  # type: ignore[arg-type]
         given.setdefault("calibration", str(folder / f"{name}.npz"))
-    given["inputs"] = tuple(map(_input, given.get("inputs", ())))
+    given["inputs"] = tuple(map(one_input, given.get("inputs", ())))
     report = convert(plan(folder / f"{name}.pth", arch=f"{folder / 'net.py'}:{name}", **given)).report
     return OnnxSession(Bundle.open(folder / f"{name}.edge")), report
 
@@ -218,7 +218,7 @@ def test_constants_become_part_of_the_graph_and_scalars_are_inputs(tmp_path: Pat
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.jit.script(model).save(str(tmp_path / "voice.pt"))
-    options: dict[str, Any] = {"quantize": "none", "trainable": "none", "inputs": tuple(map(_input, inputs))}
+    options: dict[str, Any] = {"quantize": "none", "trainable": "none", "inputs": tuple(map(one_input, inputs))}
     convert(plan(tmp_path / "voice.pt", constants={"sr": Constant(value=8000)}, **options))
     check(OnnxSession(Bundle.open(tmp_path / "voice.edge")), model, data, {"sr": 8000})
 
@@ -260,7 +260,7 @@ def test_inputs_of_files_are_named_fixed_and_bound_by_the_user(tmp_path: Path) -
         ("batch,rows@10,8", ("batch", "rows", 8)),
         ("batch,rows@10,columns@8", ("batch", "rows", "columns")),
     ):
-        convert(plan(path, inputs=(_input(f"x={axes}"),), **options))
+        convert(plan(path, inputs=(one_input(f"x={axes}"),), **options))
         session = OnnxSession(Bundle.open(path.with_suffix(".edge")))
         assert session.manifest.inputs[0].shape == manifest
         given = x[:, : 5 if 5 in manifest else 10]
@@ -268,9 +268,9 @@ def test_inputs_of_files_are_named_fixed_and_bound_by_the_user(tmp_path: Path) -
     assert set(session.manifest.axes) <= {"rows", "columns"}
     for axes, words in (("batch,5", "takes x"), ("batch,5,6:int64", "takes x"), ("batch,5,6", "does not run")):
         with pytest.raises((ConfigError, ConversionError), match=words):
-            convert(plan(path, inputs=(_input(f"x={axes}"),), **options))
+            convert(plan(path, inputs=(one_input(f"x={axes}"),), **options))
     with pytest.raises(ConfigError, match="use these names"):
-        convert(plan(path, inputs=(_input("z=batch,5,4"),), **options))
+        convert(plan(path, inputs=(one_input("z=batch,5,4"),), **options))
     with pytest.raises(ConfigError, match=r"--constant rat: the file has the inputs x, rate; did you mean 'rate'"):
         convert(plan(path, **{**options, "constants": {"rat": Constant(value=3)}}))
 

@@ -22,7 +22,8 @@ from converter.load.inputs import Given
 from converter.load.load import load_source
 from converter.load.safetensors_file import read_safetensors
 from converter.load.torch_file import read_document
-from converter.load.weights import Rules, check_size, how_to_name_the_architecture, load_into, unwrapped
+from converter.load.weights import Rules, load_into
+from converter.load.wrapped import check_size, how_to_name_the_architecture, unwrapped
 from converter.plan import InputOption
 from edge.contract.errors import ConfigError, ConversionError
 from tests.converter.models import plan
