@@ -104,6 +104,80 @@ def test_one_of_two_models_is_pushed_to_killed_in_the_middle_and_rolled_back(
         assert sum(line.startswith(f"{DEVICE} ") for line in lines) == 2
 
 
+def test_four_kinds_of_models_in_one_process_are_pushed_rolled_back_and_measured_apart(
+    processes: ModuleType,
+    tmp_path: Path,
+    digits_bundle: Path,
+    voice_bundle: Path,
+    detector_bundle: Path,
+    masked_bundles: tuple[Path, Path],
+) -> None:
+    learns, fixed = masked_bundles
+    bundles = {"digits": digits_bundle, "voice": voice_bundle, "boxes": detector_bundle, "parts": fixed}
+    rng = np.random.default_rng(0)
+    frames, picture = rng.random((3, 128), np.float32), rng.random((3, 32, 48), np.float32)
+    part = {"image": rng.random((1, 3, 4), np.float32), "mask": rng.integers(0, 2, (3, 4))}
+    heard = OnDeviceModel.open(voice_bundle).predict(frames)[:, 0]
+    seen = OnDeviceModel.open(detector_bundle).outputs(picture[None])
+    with fleet_of(processes, tmp_path, bundles) as fleet:
+        asked = {name: AgentClient(fleet.socket_path(DEVICE), model=name) for name in bundles}
+        learn(fleet, "digits", digits_bundle, 30)
+        for i, frame in enumerate(frames):  # what was heard before, by each microphone
+            answers = [asked["voice"].predict("a", frame, stream=stream) for stream in ("left", "right")]
+            assert [answer["step"] for answer in answers] == [i + 1, i + 1]
+            assert answers[0]["values"] == [pytest.approx(heard[i], rel=1e-5)]
+        found = asked["boxes"].predict("a", picture)["outputs"]
+        for name, array in seen.items():
+            np.testing.assert_allclose(found[name]["array"], array[0], rtol=1e-5, atol=1e-6)
+        one = asked["parts"].predict("a", part)
+        for name in ("voice", "boxes", "parts"):
+            with pytest.raises(LearningError, match="no trainable head"):
+                asked[name].label("a", 0)
+        with pytest.raises(LearningError, match="audio"):
+            asked["voice"].predict("a", picture)
+        processes.wait_for("all are known", lambda: list(models_of(fleet)) == list(bundles))
+        # One of them gets a bundle with a head, and the process dies in the middle of that.
+        fleet.fleet("push", str(learns), "--model", "parts")
+        time.sleep(0.5)
+        for client in asked.values():
+            client.close()
+        fleet.kill(DEVICE)
+        fleet.start_agent(DEVICE)
+        processes.wait_for("it is back", lambda: is_back(fleet))
+        asked = {name: AgentClient(fleet.socket_path(DEVICE), model=name) for name in bundles}
+        processes.wait_for("active", lambda: models_of(fleet)["parts"]["state"] == "active", timeout_s=90)
+        for i in range(12):
+            asked["parts"].predict(f"p{i}", part)
+            assert asked["parts"].label(f"p{i}", "dent")
+        # A bundle without a head is active only once somebody has asked it something.
+        fleet.fleet("push", str(detector_bundle), "--model", "boxes")
+        release = models_of(fleet)["parts"]["release"] + 1
+        processes.wait_for("on trial", lambda: status(fleet)["boxes"]["release"] == release, timeout_s=90)
+        asked["boxes"].predict("b", picture)
+        processes.wait_for("active, too", lambda: models_of(fleet)["boxes"]["state"] == "active", timeout_s=90)
+        commanded(fleet, "rollback", "--model", "parts")
+        again = asked["parts"].predict("c", part)
+        assert again["outputs"].keys() == one["outputs"].keys()
+        with pytest.raises(LearningError, match="no trainable head"):
+            asked["parts"].label("c", 0)
+        now = status(fleet)
+        assert {name: each["state"] for name, each in now.items()} == {
+            "digits": "idle",
+            "voice": "idle",
+            "boxes": "active",
+            "parts": "rolled-back",
+        }
+        assert {name: each["bundle"] for name, each in now.items()} == {
+            name: Bundle.open(path).digest for name, path in bundles.items()
+        }
+        assert (now["digits"]["samples"], now["digits"]["release"], now["voice"]["release"]) == (30, 0, 0)
+        processes.wait_for("rolled back", lambda: models_of(fleet)["parts"]["state"] == "rolled-back")
+        processes.wait_for("measured", lambda: set(measured(fleet)) == set(bundles))
+        assert measured(fleet) == {"digits": 30, "voice": None, "boxes": None, "parts": None}
+        for client in asked.values():
+            client.close()
+
+
 def learn(fleet: Any, model: str, bundle: Path, n: int) -> None:
     """Label random samples as the shipped model answers them."""
     opened = OnDeviceModel.open(bundle)
@@ -114,7 +188,7 @@ def learn(fleet: Any, model: str, bundle: Path, n: int) -> None:
             assert agent.label(f"s{i}", int(y))
 
 
-def measured(fleet: Any) -> dict[str, int]:
-    """By model, the labels that its newest telemetry says."""
+def measured(fleet: Any) -> dict[str, int | None]:
+    """By model, the labels that its newest telemetry says; None of one that does not learn."""
     rows = fleet.asked("telemetry?limit=20")
-    return {row["values"]["model"]: row["values"]["samples"] for row in rows}
+    return {row["values"]["model"]: row["values"].get("samples") for row in rows}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -43,101 +42,6 @@ def other_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
     )
     return folder / "other.edge"
-
-
-@pytest.fixture(scope="session")
-def voice_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A voice detector: audio and a recurrent state, a constant rate, no head that learns."""
-    import torch
-
-    from converter.plan import Constant
-    from tests.converter.models import convert, plan
-    from tests.converter.test_kinds_of_models import RATE, VoiceDetector, voice
-
-    file = tmp_path_factory.mktemp("voice") / "voice.onnx"
-    torch.manual_seed(0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter that is older than torch wishes
-        torch.onnx.export(
-            VoiceDetector().eval(),
-            (torch.zeros(1, 128), torch.zeros(1, 1, 16), torch.tensor(RATE)),
-            str(file),
-            input_names=["audio", "state", "sr"],
-            output_names=["speech", "stateN"],
-            dynamic_axes={"audio": {0: "batch"}, "state": {1: "batch"}, "speech": {0: "batch"}, "stateN": {1: "batch"}},
-            dynamo=False,
-        )
-    frames = file.with_name("frames.npz")
-    np.savez(frames, audio=voice(torch.Generator().manual_seed(99), 64)[0].numpy())
-    convert(plan(file, calibration=str(frames), constants={"sr": Constant(value=RATE)}, quantize="none"))
-    return file.with_suffix(".edge")
-
-
-@pytest.fixture(scope="session")
-def detector_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A detector for pictures of any size: boxes and scores of as many cells as there are."""
-    import torch
-
-    from tests.converter.models import convert, plan
-    from tests.converter.test_kinds_of_models import Detector, squares
-
-    file = tmp_path_factory.mktemp("detector") / "detector.onnx"
-    torch.manual_seed(0)
-    axes = {0: "batch", 2: "height", 3: "width"}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            Detector().eval(),
-            (torch.zeros(1, 3, 32, 32),),
-            str(file),
-            input_names=["images"],
-            output_names=["boxes", "scores"],
-            dynamic_axes={"images": axes, "boxes": {0: "batch", 1: "cells"}, "scores": {0: "batch", 1: "cells"}},
-            dynamo=False,
-        )
-    np.savez(file.with_name("pictures.npz"), squares(torch.Generator().manual_seed(99), 32)[0].numpy())
-    kinds = {"boxes": "boxes"}
-    convert(plan(file, calibration=str(file.with_name("pictures.npz")), quantize="none", kinds=kinds))
-    return file.with_suffix(".edge")
-
-
-@pytest.fixture(scope="session")
-def masked_bundles(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """An image and a mask to a class of three and an embedding: with a head that learns the class, and without one."""
-    import torch
-    from torch import nn
-
-    import converter
-    from tests.converter.models import convert, plan
-
-    class Masked(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.look, self.kind, self.where = nn.Linear(12, 16), nn.Linear(16, 3), nn.Linear(16, 4)
-
-        def forward(self, image: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            seen = torch.relu(self.look(image.flatten(1) * mask.flatten(1).to(image.dtype)))
-            return self.kind(seen), nn.functional.normalize(self.where(seen), dim=1)
-
-    folder = tmp_path_factory.mktemp("masked")
-    torch.manual_seed(0)
-    model, rng = Masked().eval(), torch.Generator().manual_seed(1)
-    image, mask = torch.rand(120, 1, 3, 4, generator=rng), (torch.rand(120, 3, 4, generator=rng) > 0.3).long()
-    with torch.no_grad():
-        y = model(image, mask)[0].argmax(1)
-    converter.save_checkpoint(
-        model,
-        folder / "masked.pth",
-        example_input={"image": image[:1], "mask": mask[:1]},
-        class_names=["ok", "scratch", "dent"],
-        calibration=({"image": image, "mask": mask}, y),
-    )
-    found = []
-    for name, trainable in (("learns", "kind.*"), ("fixed", "none")):
-        output = folder / f"{name}.edge"
-        convert(plan(folder / "masked.pth", output=output, trainable=trainable, quantize="none", answer="output_0"))
-        found.append(output)
-    return found[0], found[1]
 
 
 @pytest.fixture(scope="session")
