@@ -27,6 +27,7 @@ class AgentConfig:
         profile: What the device can do.
         learner: One of `edge.contract.choices.LEARNERS`.
         executor: Of training steps, one of `edge.contract.choices.EXECUTORS`.
+        provider: Who runs the frozen part, one of `edge.contract.choices.PROVIDERS`.
         mixture: Whether heads compete; else the first learner answers alone.
         telemetry_interval_s: Between two telemetry messages.
         sync_interval_s: Least time between two uploads of what was learned.
@@ -43,6 +44,7 @@ class AgentConfig:
     profile: DeviceProfile
     learner: str = "auto"
     executor: str = "auto"
+    provider: str = "auto"
     mixture: bool = True
     telemetry_interval_s: float = 60.0
     sync_interval_s: float = 600.0

@@ -67,6 +67,8 @@ class ModelHost:
             ),
             streams=self._config.streams,
             executor=self._config.executor,
+            # On trial a bundle must give its golden outputs on the CPU; who runs it is measured when it goes live.
+            provider="cpu" if state_dir is None else self._config.provider,
             mixture=self._config.mixture,
             state_dir=state_dir,
         )

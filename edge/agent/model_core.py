@@ -208,6 +208,7 @@ class ModelCore:
             "backbone": model.manifest.backbone_digest,
             "inputs": [spec.to_json() for spec in model.serving.inputs.values()],
             **model.status(),
+            "provider": model.serving.provider.to_json(),
             "paused": self._allowance.paused,
             "budget_ms_per_s": self._allowance.share_ms_per_s,
             "waiting_for": self._allowance.waiting_for if model.waiting else "",

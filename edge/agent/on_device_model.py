@@ -66,6 +66,7 @@ class OnDeviceModel(ServedModel):
         limits: LearningLimits | None = None,
         streams: StreamLimits | None = None,
         executor: str = "auto",
+        provider: str = "auto",
         mixture: bool = True,
         read_only: bool = False,
     ) -> OnDeviceModel:
@@ -80,6 +81,8 @@ class OnDeviceModel(ServedModel):
             limits: Memory limits of what learns.
             streams: Limits of what is remembered of streams, by a model with recurrent state.
             executor: Of training steps: ``auto``, ``onnx``, ``numpy`` or ``torch``.
+            provider: Who runs the frozen part, one of `edge.contract.choices.PROVIDERS`. Where the installed
+                onnxruntime has more than the CPU, ``auto`` measures them, once with a state folder, else each time.
             mixture: False lets the (first) learner answer alone, from the first label on, whatever it learns.
             read_only: Take what was learned by whichever learner, and write nothing: the state folder must be
                 there, and an agent may have it.
@@ -104,6 +107,7 @@ class OnDeviceModel(ServedModel):
                 streams=streams or StreamLimits(),
                 state_dir=folder,
                 executor=executor,
+                provider="cpu" if read_only else provider,
                 mixture=mixture,
                 read_only=read_only,
             )
@@ -222,22 +226,23 @@ def of_bundle(
     streams: StreamLimits,
     state_dir: Path | None,
     executor: str = "auto",
+    provider: str = "auto",
     mixture: bool = True,
     read_only: bool = False,
 ) -> OnDeviceModel:
     """A model of an opened bundle, see `OnDeviceModel.open`; the state folder is the caller's to lock."""
-    serving = Serving(bundle, threads)
+    # One folder for each bundle: a new bundle brings its own head to start from.
+    home = None if state_dir is None else home_of(state_dir, bundle.manifest.name) / "learned" / bundle.digest[:16]
+    serving = Serving(bundle, threads, provider, home)
     remembered = Streams(serving.begin, streams)
     head = bundle.manifest.head
     if head is None:
         return OnDeviceModel(bundle, serving, remembered)
     store = None
-    if state_dir is not None:
-        # One folder for each bundle: a new bundle brings its own head to start from.
-        folder = home_of(state_dir, bundle.manifest.name) / "learned" / bundle.digest[:16]
-        if read_only and not folder.is_dir():
+    if home is not None:
+        if read_only and not home.is_dir():
             raise ConfigError(f"{state_dir} holds nothing that this bundle learned")
-        store = LearnedStore(folder, bundle.manifest.backbone_digest, read_only=read_only)
+        store = LearnedStore(home, bundle.manifest.backbone_digest, read_only=read_only)
         if read_only and (saved := store.learners()):
             learner = saved[0] if len(saved) == 1 else "auto"
     task = Task(head.training, bundle.manifest.output(head.output).sample_shape[0])

@@ -108,7 +108,7 @@ class AgentService:
                 if stdin:
                     threading.Thread(target=self._read_stdin, daemon=True).start()
                 for name, status in self._core.status()["models"].items():
-                    log.info("ready: %s, learner %s", name, status["learner"])
+                    log.info("ready: %s, learner %s, on %s", name, status["learner"], status["provider"]["name"])
                 self._loop()
         finally:
             self._leave()

@@ -7,6 +7,7 @@ graph already. What a model remembers comes in as a value, and goes out as one (
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from edge.contract.bundle import Bundle
 from edge.contract.errors import ConfigError, LearningError
 from edge.contract.foreign import foreign
 from edge.contract.tensorspec import TensorSpec
-from edge.inference.onnx_session import OnnxSession
+from edge.inference.providers import open_session
 from edge.inference.session import Arrays
 from edge.inference.streams import Stream, zeros
 
@@ -35,17 +36,20 @@ class Serving:
     Args:
         bundle: Whichever.
         threads: For the model.
+        provider: Which execution provider runs it, see `edge.inference.providers.open_session`.
+        folder: Where that keeps what it measured, or None.
 
     Attributes:
         manifest: Of the bundle.
         session: Runs it.
+        provider: The execution provider that does, and what else there was.
         inputs: What samples bring with them, by name, as of many samples.
         outputs: What comes of them, by name, as of many samples; without states.
     """
 
-    def __init__(self, bundle: Bundle, threads: int = 1) -> None:
+    def __init__(self, bundle: Bundle, threads: int = 1, provider: str = "cpu", folder: Path | None = None) -> None:
         self.manifest = manifest = bundle.manifest
-        self.session = OnnxSession(bundle, threads)
+        self.session, self.provider = open_session(bundle, threads, provider, folder)
         states = {pair.output for pair in manifest.states}
         self.inputs = {spec.name: spec for spec in manifest.together(manifest.sample_inputs)}
         self.outputs = {s.name: s for s in manifest.together(manifest.outputs) if s.name not in states}

@@ -12,7 +12,7 @@ import click
 
 from edge import __version__
 from edge.cli import running
-from edge.contract.choices import EXECUTORS, LEARNERS
+from edge.contract.choices import EXECUTORS, LEARNERS, PROVIDERS
 from edge.contract.errors import run_to_exit
 
 if TYPE_CHECKING:
@@ -39,6 +39,9 @@ def agent() -> None:
 @click.option("--profile", default="auto", help="Device profile: auto, a shipped name or a .toml file.")
 @click.option("--learner", default="auto", type=click.Choice(LEARNERS), help="How to learn.")
 @click.option("--executor", default="auto", type=click.Choice(EXECUTORS), help="What runs training steps.")
+@click.option(
+    "--provider", default="auto", type=click.Choice(PROVIDERS), help="What runs the frozen part; auto measures once."
+)
 @click.option("--mixture/--no-mixture", default=True, help="Heads compete; else the first learner answers alone.")
 @click.option("--socket", "socket_path", type=click.Path(path_type=Path), help="[default: STATE_DIR/agent.sock]")
 @click.option("--stdin", is_flag=True, help="Read requests from standard input, one JSON object a line.")
@@ -60,6 +63,7 @@ def run(
     profile: str,
     learner: str,
     executor: str,
+    provider: str,
     mixture: bool,
     socket_path: Path | None,
     stdin: bool,
@@ -99,6 +103,7 @@ def run(
         profile=device_profile,
         learner=learner,
         executor=executor,
+        provider=provider,
         mixture=mixture,
         telemetry_interval_s=device_profile.telemetry.interval_s,
         sync_interval_s=sync_interval,
@@ -137,7 +142,9 @@ def _with_learning(function: F) -> F:
 def _open(bundle: Path, state_dir: Path | None, learner: str, executor: str, mixture: bool, seed: int) -> OnDeviceModel:
     from edge.agent.on_device_model import OnDeviceModel
 
-    return OnDeviceModel.open(bundle, state_dir, learner=learner, executor=executor, mixture=mixture, seed=seed)
+    return OnDeviceModel.open(
+        bundle, state_dir, learner=learner, executor=executor, provider="cpu", mixture=mixture, seed=seed
+    )
 
 
 @agent.command()
@@ -232,7 +239,7 @@ def explain(
     from edge.agent.on_device_model import OnDeviceModel
     from edge.cli.learn import explain_file
 
-    model = OnDeviceModel.open(bundle, state_dir, read_only=state_dir is not None)
+    model = OnDeviceModel.open(bundle, state_dir, provider="cpu", read_only=state_dir is not None)
     try:
         explain_file(model, data, index=index, output=output, on=on, window=window, plot=plot, console=Console())
     finally:

@@ -111,10 +111,20 @@ def _model_lines(found: Mapping[str, Any], connected: str) -> Iterator[str]:
         yield f"  labels    {found['samples']} learned{late}{waiting}"
     if streams := found.get("streams"):
         yield f"  streams   {streams['open']} of at most {streams['most']}, {streams['forgotten']} made room for others"
-    for key, title in (("paused", "paused"), ("unsafe", "unsafe"), ("provider", "runs on")):
+    if found.get("provider"):
+        yield f"  runs on   {_provider(found['provider'])}"
+    for key, title in (("paused", "paused"), ("unsafe", "unsafe")):
         if found.get(key):
             yield f"  {title:<9} {found[key]}"
     yield f"  release   {found.get('release', 0)}, {found.get('state', '')}; broker: {connected}"
+
+
+def _provider(found: Mapping[str, Any]) -> str:
+    """The execution provider that is used, and what else there was."""
+    times = sorted(found["latency_ms"].items(), key=lambda item: item[1])
+    said = [f"{name} takes {ms:.3g} ms" for name, ms in times]
+    said += [f"{name} left out: {why}" for name, why in found["left_out"].items()]
+    return str(found["name"]) + (f" ({'; '.join(said)})" if said else "")
 
 
 @click.command(

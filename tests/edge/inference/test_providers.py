@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from edge.agent.on_device_model import OnDeviceModel
 from edge.cli.bundle import bundle as edge_bundle
 from edge.contract.bundle import Bundle
 from edge.contract.errors import BundleError, ConfigError
@@ -218,8 +219,8 @@ class Odd:
         found = self._session.run(inputs, parameters)
         return {name: self._change(name, array, self._runs) for name, array in found.items()}
 
-    def features(self, inputs: Any) -> Any:
-        return self._session.features(inputs)
+    def served(self, inputs: Any) -> Any:
+        return self._session.served(inputs)
 
 
 def test_wrong_answers_and_graphs_left_on_the_cpu_are_found(bundle: Bundle) -> None:
@@ -306,3 +307,28 @@ def test_edge_bundle_says_on_which_provider_it_ran(digits_bundle: Path, tmp_path
         assert "there are: cpu" in str(refused.exception)
     found = CliRunner().invoke(edge_bundle, ["bench", str(digits_bundle), "--provider", "auto", "--json"])
     assert json.loads(found.output)["provider"]["name"] == "cpu"
+
+
+def test_a_model_keeps_what_was_measured_in_its_state_folder_and_says_it(
+    digits_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenVINO is said to be there, and its real trial finds that it is not."""
+    monkeypatch.setattr("edge.inference.providers.offered", lambda: ("openvino", "cpu"))
+    with OnDeviceModel.open(digits_bundle, tmp_path) as model:
+        first = model.serving.provider
+    assert first.name == "cpu"
+    assert "OpenVINOExecutionProvider" in first.left_out["openvino"]
+    assert set(first.latency_ms) == {"cpu"}
+    assert "openvino left out: " in str(first)
+    assert len(list(tmp_path.rglob(KEPT))) == 1
+
+    def never(*_: object) -> Trial:
+        raise AssertionError("it was measured before")
+
+    monkeypatch.setattr("edge.inference.providers.in_child", never)
+    with OnDeviceModel.open(digits_bundle, tmp_path) as again:
+        assert again.serving.provider == first
+    with OnDeviceModel.open(digits_bundle, tmp_path, read_only=True) as reader:
+        assert reader.serving.provider == Chosen(name="cpu")
+    with pytest.raises(ConfigError, match="is not in the installed onnxruntime"):
+        OnDeviceModel.open(digits_bundle, provider="cuda")
