@@ -275,10 +275,14 @@ def _numbers(spec: TensorSpec, judged: Judged, wanted: Array, found: Array) -> l
     columns = compare(wanted, found, judged.axis)
     low, high = float(wanted.min()), float(wanted.max())
     scale = 1.0 if low >= 0 and high <= 1 else high - low
-    return [_number(spec, judged, columns, i, scale) for i in range(len(columns.r2))]
+    scales = dict.fromkeys(range(len(columns.r2)) if judged.kind in (SCORES, YES_OR_NO) else (), scale)
+    if judged.kind == ANYTHING and judged.rows is not None and judged.rows.scores == spec.name:
+        scales |= dict.fromkeys(range(*judged.rows.columns), 1.0)  # shares, behind the boxes that they belong to
+    return [_number(spec, judged, columns, i, scales.get(i)) for i in range(len(columns.r2))]
 
 
-def _number(spec: TensorSpec, judged: Judged, columns: Columns, i: int, scale: float) -> Quality:
+def _number(spec: TensorSpec, judged: Judged, columns: Columns, i: int, scale: float | None) -> Quality:
+    """One column, of scores with their common scale."""
     column = i if len(columns.r2) > 1 else None
     measure = R2 if judged.kind == QUANTITIES else CORRELATION
     if columns.constant[i]:
@@ -289,7 +293,7 @@ def _number(spec: TensorSpec, judged: Judged, columns: Columns, i: int, scale: f
         return _quality(spec, judged, R2, r2, 1.0, 100 * (1 - r2), column=column)
     # A correlation of c leaves, at best, a share of 1 - c^2 of the variance unexplained: about 2 (1 - c).
     loss = 100 * max(1 - correlation, (1 - r2) / 2)
-    if judged.kind in (SCORES, YES_OR_NO):
+    if scale is not None:
         # Root mean square, so that one event in a thousand samples counts.
         error = float(columns.spread[i]) * float(np.sqrt(max(0.0, 1 - r2)))
         loss = min(loss, 100 * error / scale) if np.isfinite(error) and scale > 0 else loss

@@ -358,6 +358,17 @@ def test_of_a_detector_counts_what_it_shows(layout: str) -> None:
         assert found.worst.loss > 0.5
 
 
+def test_scores_behind_boxes_of_a_class_that_is_nowhere_may_be_rounded() -> None:
+    outputs, *_ = detector("one output")
+    nowhere = 0.003 * np.random.default_rng(2).random((N // 4, 1, 200)).astype(np.float32)
+    one = evaluation({"o": np.concatenate([outputs["o"], nowhere], axis=1)})
+    rounded = {"o": np.concatenate([outputs["o"], np.round(nowhere * 255) / 255], axis=1)}
+    assert one.deviation(rounded).worst.loss < 0.5
+    raised = {"o": np.concatenate([outputs["o"], nowhere + 0.02 * normal(N // 4, 1, 200)], axis=1)}
+    assert one.deviation(raised).worst.name == "o[7]"
+    assert one.deviation(raised).worst.loss == pytest.approx(2, rel=0.1)
+
+
 def test_boxes_where_nothing_is_shown_are_judged_as_numbers() -> None:
     outputs, _, said, endings = detector("two outputs")
     outputs["scores"] *= 0.1
