@@ -9,40 +9,37 @@ from __future__ import annotations
 
 import contextlib
 import numbers
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-_ARITHMETIC = frozenset(
-    {
-        "__add__", "__radd__", "add", "__sub__", "__rsub__", "sub", "rsub", "__mul__", "__rmul__", "mul",
-        "__truediv__", "__rtruediv__", "__rdiv__", "div", "true_divide", "reciprocal", "__pow__", "pow", "__neg__",
-        "neg",
-    }
+_ARITHMETIC = (
+    "__add__", "__radd__", "__sub__", "__rsub__", "__mul__", "__rmul__", "__truediv__", "__rtruediv__", "__pow__",
+    "__neg__",
 )  # fmt: skip
 
+Method = Callable[..., Any]
 
-class _InDouble(TorchFunctionMode):
+
+class _InDouble:
     """Beside each single-precision number that is computed of sizes, the same in double precision."""
 
     def __init__(self) -> None:
-        super().__init__()
         self._exact = WeakTensorKeyDictionary()
 
-    def __torch_function__(
-        self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        """See torch."""
-        kwargs = kwargs or {}
-        found = function(*args, **kwargs)
-        name = getattr(function, "__name__", "")
-        is_single = isinstance(found, torch.Tensor) and found.ndim == 0 and found.dtype == torch.float32
-        if is_single and name in _ARITHMETIC and all(map(self._is_of_sizes, (*args, *kwargs.values()))):
-            self._exact[found] = function(*map(self.exact, args), **kwargs)
-        return found
+    def computed(self, method: Method) -> Method:
+        """A method of tensors that remembers that."""
+
+        def compute(*values: Any) -> Any:
+            found = method(*values)
+            is_single = isinstance(found, torch.Tensor) and found.ndim == 0 and found.dtype == torch.float32
+            if is_single and all(map(self._is_of_sizes, values)):
+                self._exact[found] = method(*map(self.exact, values))
+            return found
+
+        return compute
 
     def _is_of_sizes(self, value: object) -> bool:
         if not isinstance(value, torch.Tensor):
@@ -59,28 +56,30 @@ class _InDouble(TorchFunctionMode):
 @contextlib.contextmanager
 def rounded_sizes() -> Iterator[None]:
     """Within this, ``round``, ``math.floor``, ``math.ceil`` and ``math.trunc`` take tensors of one number."""
-    mode = _InDouble()
+    numbers_ = _InDouble()
 
-    def whole(function: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
-        return lambda number: function(mode.exact(number)).to(torch.int64)
+    def whole(function: Callable[[torch.Tensor], torch.Tensor]) -> Method:
+        return lambda number: function(numbers_.exact(number)).to(torch.int64)
 
     def rounded(number: torch.Tensor, digits: int | None = None) -> torch.Tensor:
         if digits is None:  # to the even one of two that are equally near, as Python does
-            return whole(torch.round)(number)
-        return torch.round(mode.exact(number), decimals=digits)
+            return torch.round(numbers_.exact(number)).to(torch.int64)
+        return torch.round(numbers_.exact(number), decimals=digits)
 
-    methods = {
+    methods: dict[str, Method] = {
         "__round__": rounded, "__floor__": whole(torch.floor), "__ceil__": whole(torch.ceil),
         "__trunc__": whole(torch.trunc),
     }  # fmt: skip
+    # Methods, and no mode that all functions of torch go through: a tracer's warning names the line that called it.
+    methods |= {name: numbers_.computed(getattr(torch.Tensor, name)) for name in _ARITHMETIC}
     before = {name: vars(torch.Tensor)[name] for name in methods if name in vars(torch.Tensor)}
     for name, method in methods.items():
         setattr(torch.Tensor, name, method)
     try:
-        with mode:
-            yield
+        yield
     finally:
         for name in methods:
-            delattr(torch.Tensor, name)
-        for name, method in before.items():
-            setattr(torch.Tensor, name, method)
+            if name in before:
+                setattr(torch.Tensor, name, before[name])
+            else:
+                delattr(torch.Tensor, name)

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable
 
 import torch
+from torch.jit._trace import TracerWarning
 
 from converter.program.rounding import rounded_sizes
 
@@ -37,7 +38,7 @@ def test_what_is_traced_of_one_size_is_right_at_all() -> None:
 
 
 def test_tensors_are_left_as_they_were() -> None:
-    names = ("__round__", "__floor__", "__ceil__", "__trunc__")
+    names = ("__round__", "__floor__", "__ceil__", "__trunc__", "__mul__", "__rsub__", "__truediv__")
     before = [vars(torch.Tensor).get(name) for name in names]
     with rounded_sizes():
         assert math.floor(torch.tensor(2.5)) == round(torch.tensor(2.5)) == 2  # type: ignore[call-overload]
@@ -45,3 +46,14 @@ def test_tensors_are_left_as_they_were() -> None:
         x = torch.arange(3) * 0.5  # no size: as it always was
         assert x.dtype == torch.float32
     assert [vars(torch.Tensor).get(name) for name in names] == before
+
+
+def test_a_warning_of_the_tracer_names_the_line_of_the_model() -> None:
+    def model(x: torch.Tensor) -> torch.Tensor:
+        return x[: int(x.shape[0] * 0.5)] if x.sum() > 0 else x
+
+    with warnings.catch_warnings(record=True) as caught, rounded_sizes():
+        warnings.simplefilter("always")
+        torch.jit.trace(model, (torch.ones(20),), check_trace=False)
+    places = [warning.filename for warning in caught if issubclass(warning.category, TracerWarning)]
+    assert places == [__file__, __file__]
