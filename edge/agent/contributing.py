@@ -10,12 +10,14 @@ from collections.abc import Callable
 
 from edge.agent import releases
 from edge.agent.host import ModelHost
+from edge.channel.chunks import USUAL_BYTES, fitting
 from edge.channel.frames import Frame
 from edge.channel.messages import UploadOffer, UploadStatus
 from edge.channel.upload import Upload
 from edge.contract.digest import sha256
 
-UPLOAD_CHUNK_BYTES = 32 * 1024
+# After so many uploads without trouble larger frames are tried again.
+GROW_AFTER = 8
 # The coordinator may have lost an upload that it acknowledged (its database was restored): say it again now and then.
 RESYNC_S = 6 * 3600.0
 _NOTHING = (-1, "")
@@ -38,6 +40,8 @@ class Contributing:
         self._state_id = state_id
         self._interval_s = interval_s
         self._upload: Upload | None = None
+        self._largest_bytes = self._chunk_bytes = USUAL_BYTES  # what the broker takes, and what has arrived
+        self._since_grown = 0
         self._sent = self._sending = _NOTHING  # version and bundle that the coordinator has, and is being sent
         self._next_s, self._again_s = -math.inf, math.inf
         self.events: list[tuple[str, str]] = []
@@ -53,6 +57,13 @@ class Contributing:
         """Take what the coordinator says of an upload; of another one it is ignored."""
         if self._upload is not None and xfer == self._upload.xfer:
             self._upload.receive(message, now_s)
+
+    def limit(self, max_packet_bytes: int) -> None:
+        """Packets have at most so many bytes from now on."""
+        self._largest_bytes = fitting(max_packet_bytes)
+        self._chunk_bytes = min(self._chunk_bytes, self._largest_bytes)
+        if self._upload is not None:
+            self._upload.resize(self._largest_bytes)
 
     def forget(self) -> None:
         """The coordinator does not know us: it may have lost what we sent."""
@@ -90,10 +101,18 @@ class Contributing:
             self.events.append(("upload-refused", self._upload.refused))
         elif not self._upload.done:
             return frames
+        self._learn_size(self._upload.chunk_size_bytes)
         self._sent = self._sending  # also one that was refused: the same again would be, too
         self._upload = None
         self._next_s, self._again_s = now_s + self._interval_s, now_s + RESYNC_S
         return frames
+
+    def _learn_size(self, arrived_bytes: int) -> None:
+        """Begin the next upload with frames of the size that arrived; now and then with larger ones."""
+        self._since_grown = self._since_grown + 1 if arrived_bytes == self._chunk_bytes else 0
+        self._chunk_bytes = arrived_bytes
+        if self._since_grown >= GROW_AFTER:
+            self._chunk_bytes, self._since_grown = min(2 * arrived_bytes, self._largest_bytes), 0
 
     def _begin(self, make_safe: Callable[[], None]) -> None:
         update = releases.contribution(self._host.model, self._host.name, self._state_id)
@@ -103,7 +122,7 @@ class Contributing:
             kind="head-update",
             digest=sha256(data),
             size_bytes=len(data),
-            chunk_size_bytes=UPLOAD_CHUNK_BYTES,
+            chunk_size_bytes=self._chunk_bytes,
             backbone=update.backbone,
             version=update.version,
             n_samples=update.n_samples,

@@ -25,7 +25,7 @@ from edge.channel import topics
 from edge.channel.codec import decode
 from edge.channel.frames import decode_frame
 from edge.channel.messages import Birth, Command, Conn, Desired, Event, Message, Reply, Served, Telemetry, UploadStatus
-from edge.channel.transport import Connected, Disconnected, Publish, Received, TransportEvent
+from edge.channel.transport import Connected, Disconnected, Limited, Publish, Received, TransportEvent
 from edge.contract.clock import Now
 from edge.contract.errors import ChannelError, LearningError
 
@@ -135,8 +135,11 @@ class AgentCore:
     def transport(self, event: TransportEvent, now: Now) -> None:
         """Take an event of the broker connection. A message that cannot be read is dropped and reported."""
         match event:
-            case Connected():
+            case Connected(max_packet_bytes=limit):
+                self._limit(limit)
                 self._connect(now)
+            case Limited(max_packet_bytes=limit):
+                self._limit(limit)
             case Disconnected():
                 self._connected = False
             case Received(topic=topic, payload=payload):
@@ -144,6 +147,10 @@ class AgentCore:
                     self._message(topics.parse(topic).leaf, payload, now)
                 except ChannelError as exc:
                     self._events.append(("bad-message", str(exc)))
+
+    def _limit(self, max_packet_bytes: int) -> None:
+        for model in self.models.values():
+            model.limit(max_packet_bytes)
 
     def _connect(self, now: Now) -> None:
         self._connected = True

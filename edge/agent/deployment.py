@@ -14,6 +14,7 @@ from edge.agent import releases
 from edge.agent.host import ModelHost
 from edge.agent.slots import new_part, proved_chunks
 from edge.agent.states import SlotEvent, SlotState, transition
+from edge.channel.chunks import SMALLEST_BYTES
 from edge.channel.download import Download, Effect, Finished, SendRequest, WriteChunk
 from edge.channel.frames import Frame
 from edge.channel.messages import Desired, Request, State
@@ -26,6 +27,8 @@ from edge.learning.trial import Finding, Verdict
 _SETTLED = {SlotState.PROBATION, SlotState.ACTIVE, SlotState.REFUSED, SlotState.ROLLED_BACK}
 
 
+# Time-outs of a download without one frame, before smaller ones are asked for.
+_FRUITLESS = 2
 # A head that is held is looked at again after so many labels.
 _LOOK_AGAIN = 8
 
@@ -58,6 +61,7 @@ class Deployment:
         self._detail = ""
         self._sequence = 0
         self._probation_end_s = -math.inf  # set by the next poll, which knows the time
+        self._fruitless = 0  # time-outs of the download that were looked at
         self._labels_before = 0
         self._held: releases.Offer | None = None
         self._looked_at = 0  # labels when the head that is held was looked at last
@@ -122,6 +126,9 @@ class Deployment:
     def offer(self, desired: Desired, now_s: float) -> None:
         """Take a desired state. One whose counter was handled already, or is older, changes nothing."""
         again = self._desired is not None and desired.release == self._desired.release
+        if again and self._is_recut(desired):
+            self._recut(desired, now_s)
+            return
         if again and self.state is not SlotState.FAILED:
             return
         if desired.release <= self._host.slots.record.release:
@@ -147,6 +154,25 @@ class Deployment:
             return
         self._enter(SlotEvent.FETCH_STARTED)
         try:
+            self._start_fetch(desired, now_s)
+        except (EdgeError, OSError) as exc:
+            self._fail(f"fetch: {exc}")
+
+    def _is_recut(self, desired: Desired) -> bool:
+        """Whether it is what is being fetched, in smaller chunks."""
+        now = self._desired
+        return (
+            self.state is SlotState.FETCHING
+            and now is not None
+            and desired.digest == now.digest
+            and desired.size_bytes == now.size_bytes
+            and desired.chunk_size_bytes < now.chunk_size_bytes
+        )
+
+    def _recut(self, desired: Desired, now_s: float) -> None:
+        self._desired = desired
+        try:
+            self._host.slots.partial(desired.digest)[1].unlink(missing_ok=True)  # the index is of the larger chunks
             self._start_fetch(desired, now_s)
         except (EdgeError, OSError) as exc:
             self._fail(f"fetch: {exc}")
@@ -274,6 +300,7 @@ class Deployment:
                 self._do(self._download.poll(now_s))
             except OSError as exc:
                 self._fail(f"fetch: {exc.strerror}")
+            self._ask_for_smaller()
         labels = self._host.model.metrics.labels
         if self._held is not None and labels >= self._looked_at + _LOOK_AGAIN:
             self._look_again(self._held)
@@ -283,6 +310,16 @@ class Deployment:
             enough = labels - self._labels_before >= self._probation_labels
             if (now_s >= self._probation_end_s or enough) and not self._end_probation():
                 self._probation_end_s = now_s + self._probation_s  # ask again then
+
+    def _ask_for_smaller(self) -> None:
+        """Where no frame arrives: a broker may drop what is too large without a word."""
+        download, desired = self._download, self._desired
+        if download is None or desired is None or download.fruitless == self._fruitless:
+            return
+        self._fruitless = download.fruitless
+        size = desired.chunk_size_bytes // 2
+        if self._fruitless >= _FRUITLESS and size >= SMALLEST_BYTES:
+            self.outbox.append(Request(op="desired", chunk_size_bytes=size))
 
     def _look_again(self, held: releases.Offer) -> None:
         try:

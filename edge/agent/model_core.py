@@ -241,6 +241,10 @@ class ModelCore:
         """Take a frame of a download; another's is ignored."""
         self.deployment.frame(frame, now.s)
 
+    def limit(self, max_packet_bytes: int) -> None:
+        """Packets have at most so many bytes from now on."""
+        self._contributing.limit(max_packet_bytes)
+
     def contribute(self, now: Now) -> None:
         """Send what was learned now, and do not wait for the interval."""
         self._contributing.hurry(now.s)

@@ -62,6 +62,7 @@ class Download:
     Attributes:
         xfer: Transfer identifier: the last level of the frames' topic.
         rejected: Frames that were a repeat, foreign or wrong, and changed nothing.
+        fruitless: Time-outs in a row without one frame: perhaps they are too large for the broker.
 
     Raises:
         ChannelError: A size or a digest is out of bounds.
@@ -81,7 +82,7 @@ class Download:
     ) -> None:
         chunks.check_sizes(size_bytes, chunk_size_bytes, max_size_bytes)
         self.xfer = xfer_of(digest)
-        self.rejected = 0
+        self.rejected = self.fruitless = 0
         self._digest, self._index_digest = digest, index_digest
         self._size, self._chunk = size_bytes, chunk_size_bytes
         self._n_chunks = chunks.count(size_bytes, chunk_size_bytes)
@@ -195,11 +196,13 @@ class Download:
                     part=self._part,
                     want=chunks.to_ranges(want),
                     window=len(want),
+                    chunk_size_bytes=self._chunk,
                 )
             )
         ]
 
     def _back_off(self) -> None:
+        self.fruitless += 1
         self._window = max(1, self._window // 2)
         self._timeout_s = min(2 * self._timeout_s, self._max_timeout_s)
 
@@ -209,6 +212,7 @@ class Download:
             self.rejected += 1
             return []
         effects: list[Effect] = []
+        self.fruitless = 0
         self._have.add(frame.index)
         self._asked.discard(frame.index)
         self._deadline_s = now_s + self._timeout_s  # the line is alive: wait from here

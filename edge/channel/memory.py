@@ -77,11 +77,13 @@ class MemoryBroker:
 
     Attributes:
         fault: What goes wrong; None for nothing.
+        swallows_above: Messages of more bytes are dropped without a word, as mosquitto's ``message_size_limit`` does.
         retained: Topic to the last retained payload and its QoS; clear it to play a broker that forgot.
     """
 
     def __init__(self) -> None:
         self.fault: Faults | None = None
+        self.swallows_above: int | None = None
         self.retained: dict[str, tuple[bytes, int]] = {}
         self._clients: dict[str, MemoryTransport] = {}
         self._queue: list[_Delivery] = []
@@ -131,6 +133,8 @@ class MemoryBroker:
 
     def route(self, message: Message) -> None:
         """Queue a published message for everyone who wants it."""
+        if self.swallows_above is not None and len(message.payload) > self.swallows_above:
+            return
         if message.retain and message.payload:
             self.retained[message.topic] = (message.payload, message.qos)
         elif message.retain:

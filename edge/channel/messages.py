@@ -152,6 +152,8 @@ class Request(Message):
         part: The chunk digests or the chunks.
         want: Chunk ranges, both ends included.
         window: At most so many frames.
+        chunk_size_bytes: Of the chunks that `want` counts; with ``op="desired"`` the largest that it wants, since
+            larger ones do not arrive. 0 for the usual size.
     """
 
     op: Literal["chunks", "desired"]
@@ -159,6 +161,7 @@ class Request(Message):
     part: Part = "data"
     want: Ranges = ()
     window: Count = 0
+    chunk_size_bytes: Count = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -16,7 +16,9 @@ Not promised: delivery. Nothing here is on disk.
 
 from __future__ import annotations
 
+import itertools
 import logging
+import math
 import random
 import secrets
 import socket
@@ -24,7 +26,7 @@ import ssl
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,13 +36,17 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
+from edge.channel.limit import PacketLimit
 from edge.channel.transport import (
     DEFAULT_MAX_PACKET_BYTES,
     Connected,
     Disconnected,
+    Limited,
     Received,
+    Refused,
     TransportEvent,
     check_size,
+    packet_bytes,
 )
 from edge.channel.url import BrokerUrl
 from edge.contract.errors import ChannelError, ConfigError
@@ -53,6 +59,7 @@ FIRST_BACK_OFF_S, LAST_BACK_OFF_S = 0.5, 30.0
 GOOD_CONNECTION_S = 30.0  # a shorter one does not reset the back-off: two clients with one id would chase each other
 CONNACK_TIMEOUT_S = 10.0
 FLUSH_S = 1.0
+JUST_SENT_S = 2.0  # a QoS 0 message may still be on its way for that long
 SESSION_EXPIRY_S = 24 * 3600  # MQTT 5 sessions of clients that do not start clean; never for ever
 MAX_INFLIGHT = 20  # mosquitto 2.0.11 loses messages beyond it
 DROPS_BEFORE_OTHER_VERSION = 3  # once a version has worked
@@ -104,7 +111,10 @@ class MqttTransport:
         self._on_event: Callable[[TransportEvent], None] | None = None
         self._filters: dict[str, int] = {}
         self._will: _Will | None = None
-        self._limit, self._inflight = DEFAULT_MAX_PACKET_BYTES, MAX_INFLIGHT
+        self._limit, self._inflight = PacketLimit(DEFAULT_MAX_PACKET_BYTES), MAX_INFLIGHT
+        self._under_way: deque[tuple[paho.MQTTMessageInfo, str, int]] = deque()  # QoS 1: with topic and bytes
+        self._subscribing: dict[int, list[str]] = {}  # filters by message number
+        self._last_large = (0, -math.inf)  # QoS 0: bytes, and when
         self._unsent: deque[paho.MQTTMessageInfo] = deque()
         self._last: paho.MQTTMessageInfo | None = None  # of the newest QoS 1 message
         self._lock = threading.Lock()  # guards _client and what goes into it; never held while an event is handled
@@ -137,7 +147,7 @@ class MqttTransport:
         self, topic: str, payload: bytes, *, qos: int = 0, retain: bool = False, expiry_s: int | None = None
     ) -> bool:
         """See `edge.channel.transport.Transport.publish`; from any thread, also from the event handler."""
-        check_size(topic, payload, self._limit)
+        check_size(topic, payload, self._limit.value)
         with self._lock:
             if qos == 0:
                 while self._unsent and (
@@ -152,9 +162,15 @@ class MqttTransport:
             info = self._client.publish(topic, payload, qos, retain, properties)
             if qos == 0:
                 self._unsent.append(info)
+                size = packet_bytes(topic, payload)
+                if size >= self._last_large[0] or time.monotonic() - self._last_large[1] > JUST_SENT_S:
+                    self._last_large = (size, time.monotonic())
                 return info.rc == MQTTErrorCode.MQTT_ERR_SUCCESS
             if info.rc == MQTTErrorCode.MQTT_ERR_QUEUE_SIZE:
                 return False
+            while self._under_way and _is_through(self._under_way[0][0]):
+                self._under_way.popleft()
+            self._under_way.append((info, topic, packet_bytes(topic, payload)))
             self._last = info
             return True
 
@@ -163,8 +179,13 @@ class MqttTransport:
         with self._lock:
             self._filters.update(filters)
             if self._connected:
-                for topic_filter, qos in filters:
-                    self._client.subscribe(topic_filter, qos)
+                self._subscribe(self._client, filters)
+
+    def _subscribe(self, client: paho.Client, filters: Iterable[tuple[str, int]]) -> None:
+        for topic_filter, qos in filters:
+            _, number = client.subscribe(topic_filter, qos)
+            if number is not None:
+                self._subscribing[number] = [topic_filter]
 
     def set_will(self, topic: str, payload: bytes, qos: int, retain: bool, delay_s: int) -> None:
         """See `edge.channel.transport.Transport.set_will`; a running connection keeps the will it began with."""
@@ -204,6 +225,12 @@ class MqttTransport:
             if self._renew:
                 self._replace_client(self._version)
                 continue
+            if was_connected and (size := self._largest_under_way()) and self._limit.lost(size):
+                reason = (
+                    f"{reason}; again with a message of {size} bytes under way: the broker may have a limit that it "
+                    f"does not tell, messages have at most {self._limit.value} bytes from now on"
+                )
+                self._replace_client(self._version)
             drops = 0 if was_connected or not tcp or not self._version_at_fault() else drops + 1
             if drops and (not self._worked or drops >= DROPS_BEFORE_OTHER_VERSION):
                 self._replace_client(_OTHER[self._version])
@@ -225,6 +252,8 @@ class MqttTransport:
             tcp = True
             deadline_s = time.monotonic() + CONNACK_TIMEOUT_S
             while (code := client.loop(1.0)) == MQTTErrorCode.MQTT_ERR_SUCCESS:
+                if self._connected and self._limit.poll(time.monotonic()):
+                    self._emit(Limited(max_packet_bytes=self._limit.value))
                 late = not self._connected and time.monotonic() > deadline_s
                 if self._stopping.is_set() or self._renew or late:
                     client.disconnect()
@@ -290,6 +319,7 @@ class MqttTransport:
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
         client.on_subscribe = self._on_subscribe
+        client.on_publish = self._on_publish
         client.on_message = self._on_message
         self._apply_will(client)
         return client
@@ -318,16 +348,31 @@ class MqttTransport:
             self._version = version
             self._client = self._new_client()
             self._unsent.clear()
+            self._under_way.clear()
+            dropped: list[Refused] = []
             for message in queued:
+                payload = bytes(message.payload)
                 try:
-                    check_size(message.topic, bytes(message.payload), self._limit)
+                    check_size(message.topic, payload, self._limit.value)
                 except ChannelError as exc:
                     _log.error("dropped: %s", exc)
+                    dropped.append(Refused(action="publish", topic=message.topic, reason=str(exc)))
                     continue
                 properties = message.properties if version == MQTTProtocolVersion.MQTTv5 else None
-                self._last = self._client.publish(
-                    message.topic, message.payload, message.qos, message.retain, properties
-                )
+                self._last = self._client.publish(message.topic, payload, message.qos, message.retain, properties)
+                if message.qos and self._last.rc != MQTTErrorCode.MQTT_ERR_QUEUE_SIZE:
+                    self._under_way.append((self._last, message.topic, packet_bytes(message.topic, payload)))
+        for event in dropped:
+            self._emit(event)
+
+    def _largest_under_way(self) -> int:
+        """Bytes of the largest packet that may have been on its way when the connection ended, 0 for none."""
+        with self._lock:
+            waiting = (size for info, _, size in self._under_way if not _is_through(info))
+            sizes = list(itertools.islice(waiting, self._inflight))
+            if time.monotonic() - self._last_large[1] <= JUST_SENT_S:
+                sizes.append(self._last_large[0])
+        return max(sizes, default=0)
 
     def _emit(self, event: TransportEvent) -> None:
         if self._on_event is None:
@@ -345,18 +390,20 @@ class MqttTransport:
         if reason.is_failure:
             self._refused = reason
             return
-        limit = getattr(properties, "MaximumPacketSize", DEFAULT_MAX_PACKET_BYTES)
+        before = self._limit.value
+        announced = getattr(properties, "MaximumPacketSize", DEFAULT_MAX_PACKET_BYTES)
+        self._limit.connected(announced, time.monotonic())
         inflight = min(MAX_INFLIGHT, getattr(properties, "ReceiveMaximum", MAX_INFLIGHT))
-        self._renew = limit < self._limit or inflight < self._inflight
-        self._worked, self._limit, self._inflight = True, limit, inflight
+        self._renew = self._limit.value < before or inflight < self._inflight
+        self._worked, self._inflight = True, inflight
         if self._renew:
             return
         with self._lock:
             self._connected = True
-            for topic_filter, qos in self._filters.items():
-                client.subscribe(topic_filter, qos)
+            self._subscribing.clear()
+            self._subscribe(client, self._filters.items())
         self._reported = None
-        self._emit(Connected(session_present=flags.session_present, max_packet_bytes=limit))
+        self._emit(Connected(session_present=flags.session_present, max_packet_bytes=self._limit.value))
 
     def _on_disconnect(
         self, _client: paho.Client, _: Any, flags: paho.DisconnectFlags, reason: ReasonCode, _properties: Any
@@ -364,10 +411,22 @@ class MqttTransport:
         if flags.is_disconnect_packet_from_server:
             self._farewell = str(reason)
 
-    def _on_subscribe(self, _client: paho.Client, _: Any, _mid: int, reasons: list[ReasonCode], _props: Any) -> None:
-        for reason in reasons:
-            if reason.is_failure:
-                _log.error("the broker refused a subscription of %s: %s; check its ACL", self._client_id, reason)
+    def _on_subscribe(self, _client: paho.Client, _: Any, mid: int, reasons: list[ReasonCode], _props: Any) -> None:
+        with self._lock:
+            filters = self._subscribing.pop(mid, [])
+        for topic_filter, reason in itertools.zip_longest(filters, reasons[: len(filters) or None]):
+            if reason is not None and reason.is_failure:
+                self._emit(Refused(action="subscribe", topic=topic_filter or "", reason=str(reason)))
+
+    def _on_publish(self, _client: paho.Client, _: Any, mid: int, reason: ReasonCode, _props: Any) -> None:
+        # Without the lock: paho holds one of its own here, which whoever publishes with ours waits for.
+        if reason is not None and reason.is_failure:
+            found = [(topic, size) for info, topic, size in list(self._under_way) if info.mid == mid]
+            topic, size = found[-1] if found else ("", 0)
+            if reason == "Packet too large":
+                self._limit.too_large(size)
+                self._emit(Limited(max_packet_bytes=self._limit.value))
+            self._emit(Refused(action="publish", topic=topic, reason=str(reason)))
 
     def _on_message(self, _client: paho.Client, _: Any, message: paho.MQTTMessage) -> None:
         self._emit(Received(topic=message.topic, payload=bytes(message.payload), retained=bool(message.retain)))
@@ -375,7 +434,12 @@ class MqttTransport:
 
 def _retire(client: paho.Client) -> None:
     """Take ourselves out of a client that is not used any more: paho closes its two inner sockets when it is freed."""
-    client.on_connect = client.on_disconnect = client.on_subscribe = client.on_message = None
+    client.on_connect = client.on_disconnect = client.on_subscribe = client.on_publish = client.on_message = None
+
+
+def _is_through(info: paho.MQTTMessageInfo) -> bool:
+    """Whether a QoS 1 message was acknowledged."""
+    return info.rc == MQTTErrorCode.MQTT_ERR_SUCCESS and info.is_published()
 
 
 def _no_delay(_client: paho.Client, _: Any, sock: Any) -> None:

@@ -1,4 +1,4 @@
-"""What the rest of the house knows of a broker connection: one protocol, three events.
+"""What the rest of the house knows of a broker connection: one protocol, five events.
 
 Promises of every implementation: events come one at a time, from one thread, and an exception in the handler is logged
 and changes nothing; subscriptions are remembered and made again on each connect; a message larger than the broker takes
@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from edge.contract.errors import ChannelError
 
@@ -50,7 +50,29 @@ class Received:
     retained: bool
 
 
-TransportEvent = Connected | Disconnected | Received
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limited:
+    """Largest packet from now on, on a connection that goes on: another one than `Connected` said."""
+
+    max_packet_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Refused:
+    """The broker did not take something: it said so, or it is given up.
+
+    Attributes:
+        action: What was tried.
+        topic: Of the message, or the filter of the subscription.
+        reason: In words.
+    """
+
+    action: Literal["publish", "subscribe"]
+    topic: str
+    reason: str
+
+
+TransportEvent = Connected | Disconnected | Received | Limited | Refused
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,13 +114,18 @@ class Transport(Protocol):
         """Disconnect in good order, without the will."""
 
 
+def packet_bytes(topic: str, payload: bytes) -> int:
+    """Size of a message on the line, at most."""
+    return len(topic.encode()) + len(payload) + PACKET_OVERHEAD_BYTES
+
+
 def check_size(topic: str, payload: bytes, max_packet_bytes: int) -> None:
     """Refuse what would be resent for ever.
 
     Raises:
         ChannelError: The packet would be larger than `max_packet_bytes`.
     """
-    size = len(topic.encode()) + len(payload) + PACKET_OVERHEAD_BYTES
+    size = packet_bytes(topic, payload)
     if size > max_packet_bytes:
         raise ChannelError(
             f"publish to {topic[:80]}: expected a packet of at most {max_packet_bytes} bytes, got {size}; "

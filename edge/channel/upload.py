@@ -12,6 +12,7 @@ whether the content is any good.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
 
@@ -22,6 +23,7 @@ from edge.channel.messages import UploadOffer, UploadStatus
 from edge.contract.errors import ChannelError
 
 OFFER_FIRST = UploadStatus(have=(), window=0, status="receiving", detail="offer first")
+MAX_FRUITLESS = 2  # windows of which nothing arrived, before frames become smaller
 MAX_UPLOAD_BYTES = 64 * 1024 * 1024
 
 
@@ -60,6 +62,8 @@ class Upload:
         self._window = chunks.MAX_WINDOW
         self._offering = False  # an offer is under way
         self._waiting = False  # an answer is due at the deadline
+        self._sent: list[int] = []  # the last window
+        self._fruitless = 0  # windows in a row of which no whole chunk arrived
         self._to_send: list[int] = []
 
     @property
@@ -79,6 +83,7 @@ class Upload:
             return []
         if self._to_send:
             due, self._to_send = self._to_send, []
+            self._sent = due
             self._deadline_s = now_s + self._timeout_s
             self._waiting = True
             return [self._frame(index, last=index == due[-1]) for index in due]
@@ -101,6 +106,29 @@ class Upload:
             last=last,
         )
 
+    @property
+    def chunk_size_bytes(self) -> int:
+        """Size of its frames' payload."""
+        return self._offer.chunk_size_bytes
+
+    def resize(self, chunk_size_bytes: int) -> None:
+        """Go on in smaller pieces: it is offered anew."""
+        size = max(chunk_size_bytes, chunks.SMALLEST_BYTES)
+        if size >= self._offer.chunk_size_bytes:
+            return
+        self._offer = dataclasses.replace(self._offer, chunk_size_bytes=size)
+        self._n_chunks = chunks.count(len(self._data), size)
+        self._to_send, self._sent, self._fruitless = [], [], 0
+        self._deadline_s, self._waiting, self._offering = -math.inf, False, False
+
+    def _arrive(self, status: UploadStatus) -> bool:
+        """Whether what was sent arrives, as far as the answer to an offer can tell."""
+        whole = [index for index in self._sent if index + 1 < self._n_chunks] or self._sent
+        arrived = any(first <= index <= last for index in whole for first, last in status.have)
+        self._fruitless = 0 if arrived or not whole else self._fruitless + 1
+        self._sent = []
+        return self._fruitless < MAX_FRUITLESS or self._offer.chunk_size_bytes < 2 * chunks.SMALLEST_BYTES
+
     def receive(self, status: UploadStatus, now_s: float) -> None:
         """Take the coordinator's answer; then call `poll`. Late answers are harmless."""
         if status.status == "done":
@@ -111,6 +139,9 @@ class Upload:
             # One lost transfer gives one such answer for each frame under way: only the first one counts.
             if not self._offering:
                 self._to_send, self._deadline_s, self._waiting = [], now_s, False
+        elif self._offering and not self._arrive(status):
+            # Offers arrive, are answered, and not one frame does: a broker drops what is too large without a word.
+            self.resize(self._offer.chunk_size_bytes // 2)
         else:
             if not self._offering:  # a whole window without a time-out
                 self._window = min(self._window + 1, chunks.MAX_WINDOW)
@@ -189,9 +220,23 @@ class UploadReceiver:
             if self._refused is None:
                 self._have = chunks.ChunkSet(chunks.count(offer.size_bytes, offer.chunk_size_bytes))
             self.offer = offer
+        elif self._is_recut(offer) and not self.done:
+            self.offer = offer
+            self._chunks.clear()
+            self._have = chunks.ChunkSet(chunks.count(offer.size_bytes, offer.chunk_size_bytes))
         elif offer != self.offer and not self.done:
             self._refused = "this transfer was offered before with other values"
         return self._status()
+
+    def _is_recut(self, offer: UploadOffer) -> bool:
+        """Whether it is the same in smaller pieces: larger ones did not arrive."""
+        known = self.offer
+        return (
+            known is not None
+            and self._refused is None
+            and known.chunk_size_bytes > offer.chunk_size_bytes >= chunks.SMALLEST_BYTES
+            and dataclasses.replace(offer, chunk_size_bytes=known.chunk_size_bytes) == known
+        )
 
     def _prove(self, offer: UploadOffer) -> UploadStatus:
         self.done = True

@@ -170,7 +170,10 @@ def _targets(coordinator: Coordinator, release: dict[str, Any], names: set[str])
 
 
 def _wait(coordinator: Coordinator, release: dict[str, Any], names: set[str], wait_s: float) -> None:
-    """Print what becomes of a release on each device, until all have settled."""
+    """Print what becomes of a release on each device, until all have settled.
+
+    A head that a device runs and has nothing to judge it by has settled, too: it stays on probation.
+    """
     end = time.monotonic() + wait_s
     counter, told = release["counter"], dict[str, str]()
     while time.monotonic() < end:
@@ -180,13 +183,25 @@ def _wait(coordinator: Coordinator, release: dict[str, Any], names: set[str], wa
             if told.get(name) != state:
                 told[name] = state
                 click.echo(harmless(f"{name}: {state}" + (f" ({row['state_detail']})" if state != "waiting" else "")))
-        if rows and all(told[name] in ("active", "refused", "failed", "rolled-back") for name in rows):
-            bad = [name for name in rows if told[name] != "active"]
+        unjudged = {name for name, row in rows.items() if _is_unjudged(row, counter)}
+        if rows and all(
+            told[name] in ("active", "refused", "failed", "rolled-back") or name in unjudged for name in rows
+        ):
+            bad = [name for name in rows if told[name] != "active" and name not in unjudged]
             if bad:
                 raise RolloutError(f"release {counter} is not active on {', '.join(bad)}")
+            for name in sorted(unjudged):
+                why = rows[name]["state_detail"]
+                click.echo(harmless(f"{name}: runs it, and has nothing to judge it by yet ({why})"))
             return
         time.sleep(0.5)
     raise RolloutError(f"release {counter} did not settle within {wait_s:.0f} s: {told}")
+
+
+def _is_unjudged(row: dict[str, Any], counter: int) -> bool:
+    """Whether the time of its probation is over, and nothing that came in it could tell."""
+    is_on_trial = row["state_release"] == counter and row["state"] == "probation"
+    return is_on_trial and str(row["state_detail"]).startswith("not judged")
 
 
 @fleet.command()

@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge.channel.chunks import chunk_digests, index_digest
+from edge.channel.chunks import USUAL_BYTES, chunk_digests, index_digest
 from edge.contract.digest import is_digest, sha256
 from edge.contract.errors import RolloutError
 from edge.contract.files import replace_file
-
-CHUNK_BYTES = 32 * 1024  # the largest frame that every broker in reference tables takes
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True)
@@ -21,12 +19,14 @@ class Artifact:
         digest: SHA-256 of the file.
         path: The file.
         size_bytes: Its size.
-        index: Concatenated SHA-256 of its chunks of `CHUNK_BYTES`.
+        chunk_bytes: Size of its chunks.
+        index: Their concatenated SHA-256.
     """
 
     digest: str
     path: Path
     size_bytes: int
+    chunk_bytes: int
     index: bytes
 
     @property
@@ -50,7 +50,7 @@ class ArtifactStore:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._proved: dict[str, Artifact] = {}
+        self._proved: dict[str, dict[int, Artifact]] = {}  # by digest and size of chunks
         folder.mkdir(parents=True, exist_ok=True)
 
     def put(self, data: bytes) -> Artifact:
@@ -68,20 +68,28 @@ class ArtifactStore:
         if is_digest(digest):
             (self._folder / digest).unlink(missing_ok=True)
 
-    def get(self, digest: str) -> Artifact:
+    def get(self, digest: str, chunk_bytes: int = USUAL_BYTES) -> Artifact:
         """An artifact whose bytes were compared with its digest, once in the life of this process.
+
+        Args:
+            digest: Of it.
+            chunk_bytes: Size of the chunks that it is to be sent in.
 
         Raises:
             RolloutError: It is not there, or changed on disk.
         """
-        if digest not in self._proved:
+        if chunk_bytes not in self._proved.get(digest, {}):
             path = self._folder / digest
             if not is_digest(digest) or not path.exists():
                 raise RolloutError(f"the artifact {digest[:12]} is missing; push it again")
             data = path.read_bytes()
             if sha256(data) != digest:
                 raise RolloutError(f"the artifact {digest[:12]} changed on disk; push it again")
-            self._proved[digest] = Artifact(
-                digest=digest, path=path, size_bytes=len(data), index=chunk_digests(data, CHUNK_BYTES)
+            self._proved.setdefault(digest, {})[chunk_bytes] = Artifact(
+                digest=digest,
+                path=path,
+                size_bytes=len(data),
+                chunk_bytes=chunk_bytes,
+                index=chunk_digests(data, chunk_bytes),
             )
-        return self._proved[digest]
+        return self._proved[digest][chunk_bytes]

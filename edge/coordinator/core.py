@@ -14,6 +14,7 @@ import numpy as np
 import safetensors.numpy
 
 from edge.channel import topics
+from edge.channel.chunks import AROUND_BYTES, USUAL_BYTES, fitting
 from edge.channel.codec import decode, encode
 from edge.channel.download import serve
 from edge.channel.frames import decode_frame, encode_frame
@@ -28,14 +29,14 @@ from edge.channel.messages import (
     State,
     Telemetry,
 )
-from edge.channel.transport import Connected, Publish, Received, TransportEvent
+from edge.channel.transport import Connected, Disconnected, Limited, Publish, Received, TransportEvent
 from edge.channel.upload import OFFER_FIRST, UploadReceiver
 from edge.contract.bundle import Bundle, check_parameters
 from edge.contract.clock import Now
 from edge.contract.errors import BundleError, ChannelError, EdgeError, LearningError, RolloutError
 from edge.contract.names import MAX_NAME_CHARS, is_model_name, level_of
 from edge.contract.training import FloatArray
-from edge.coordinator.artifacts import CHUNK_BYTES, ArtifactStore
+from edge.coordinator.artifacts import ArtifactStore
 from edge.coordinator.config import CoordinatorConfig
 from edge.coordinator.events import Events
 from edge.coordinator.store import ContributionRow, DatabaseError, RefusedRow, ReleaseRow, Store
@@ -82,6 +83,8 @@ class CoordinatorCore:
         self._telemetry: list[tuple[str, dict[str, Any], int]] = []
         self._uploads: dict[tuple[str, str], tuple[UploadReceiver, float]] = {}
         self._asked_birth_s: dict[str, float] = {}
+        self._largest_chunk = USUAL_BYTES  # that the broker takes from us
+        self._chunk_bytes: dict[str, int] = {}  # by device, what arrives there where that is less
         self._bundles: dict[str, Bundle] = {}
         self._merge_due_s: dict[str, float] = {}
         self._next_reassert_s = -math.inf
@@ -105,10 +108,13 @@ class CoordinatorCore:
                     self._message(topic.device, topic.leaf, event.payload, now)
                 except ChannelError as exc:
                     self.events.fault("", "bad-message", f"{event.topic[:120]}: {exc}", now, kind=topic.device)
-        else:
+        elif isinstance(event, Connected | Disconnected):
             self._connected = isinstance(event, Connected)
-            if self._connected:
+            if isinstance(event, Connected):
+                self._largest_chunk = fitting(event.max_packet_bytes)
                 self._next_reassert_s = now.s
+        elif isinstance(event, Limited):
+            self._largest_chunk = fitting(event.max_packet_bytes)
 
     def _message(self, device: str, leaf: str, payload: bytes, now: Now) -> None:
         if leaf.startswith("up/ul/"):
@@ -122,6 +128,8 @@ class CoordinatorCore:
                 self._store.birth(device, message, now.wall_ms)
                 self._send_desired(device, now)
             case State():
+                if message.state == "probation" and device in self._chunk_bytes:  # it arrived: the next may be larger
+                    self._chunk_bytes[device] = min(2 * self._chunk_bytes[device], USUAL_BYTES)
                 if self._store.state(device, message, now.wall_ms) and message.detail:
                     detail = f"release {message.release}: {message.detail}"
                     self._note(device, message.state, detail, now, message.model)
@@ -144,16 +152,20 @@ class CoordinatorCore:
             self._send(device, topics.DN_CMD, command, qos=1, expiry_s=60)
 
     def _answer(self, device: str, request: Request, now: Now) -> None:
-        if request.op == "desired":
+        asked = request.chunk_size_bytes or USUAL_BYTES
+        size = min(fitting(asked + AROUND_BYTES), self._largest_chunk)
+        if request.op == "desired" or asked != size:
+            if request.chunk_size_bytes and self._store.device(device) is not None:
+                self._chunk_bytes[device] = size
             self._send_desired(device, now)
             return
         try:
-            artifact = self._artifacts.get(request.digest)
+            artifact = self._artifacts.get(request.digest, size)
         except RolloutError as exc:
             self.events.fault(device, "artifact-missing", str(exc), now)
             return
         leaf = topics.frame_leaf(request.digest[:16])
-        for frame in serve(request, artifact.read, artifact.size_bytes, CHUNK_BYTES, artifact.index):
+        for frame in serve(request, artifact.read, artifact.size_bytes, size, artifact.index):
             self._publish(device, leaf, encode_frame(frame), qos=0, expiry_s=30)
 
     def _send_desired(self, device: str, now: Now, *, only_late: bool = False) -> None:
@@ -168,7 +180,8 @@ class CoordinatorCore:
 
     def _send_release(self, release: ReleaseRow, device: str, model: str, level: str, now: Now) -> None:
         try:
-            artifact = self._artifacts.get(release.digest)
+            size = min(self._chunk_bytes.get(device, USUAL_BYTES), self._largest_chunk)
+            artifact = self._artifacts.get(release.digest, size)
         except RolloutError as exc:
             self.events.fault(device, "artifact-missing", str(exc), now)
             return
@@ -177,7 +190,7 @@ class CoordinatorCore:
             kind="bundle" if release.kind == "bundle" else "head",
             digest=release.digest,
             size_bytes=artifact.size_bytes,
-            chunk_size_bytes=CHUNK_BYTES,
+            chunk_size_bytes=size,
             index_digest=artifact.index_digest,
             backbone=release.backbone,
             reason=release.reason,

@@ -203,3 +203,63 @@ def test_refuses_an_offer_that_does_not_fit_the_data():
         Upload(b"abc", offer_of(b"abd"))
     with pytest.raises(ChannelError):
         Upload(b"", offer_of(b""))
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(20_000, 16_384), (5_000, 4_096), (1_200, 1_024)])
+def test_frames_that_never_arrive_become_smaller_until_they_do(limit, expected):
+    """faults: 59. The broker drops what is too large without a word, as mosquitto does with QoS 0 and MQTT 3.1.1."""
+    data = random.Random(5).randbytes(70_001)
+    upload, receiver = Upload(data, offer_of(data, chunk_size_bytes=32_768)), None
+    now_s, sent = 0.0, 0
+    while not upload.done:
+        assert now_s < 600.0, "it never arrives"
+        for frame in upload.poll(now_s):
+            payload = encode_frame(frame)
+            sent += len(payload)
+            if len(payload) <= limit:
+                receiver = receiver or UploadReceiver(upload.xfer)
+                if (status := receiver.receive(decode_frame(payload))) is not None:
+                    upload.receive(status, now_s)
+        now_s += 0.5
+    assert receiver is not None
+    assert receiver.data() == data
+    assert upload.chunk_size_bytes == expected
+    assert sent < 8 * len(data)
+
+
+def test_a_lost_window_or_two_do_not_make_frames_smaller():
+    data = random.Random(6).randbytes(300_000)
+    upload = Upload(data, offer_of(data, chunk_size_bytes=32_768))
+    receiver, now_s, frames = UploadReceiver(upload.xfer), 0.0, 0
+    while not upload.done and now_s < 3600.0:
+        for frame in upload.poll(now_s):
+            frames += not frame.offer
+            if not frame.offer and frames % 2:  # every other one is lost
+                continue
+            if (status := receiver.receive(frame)) is not None:
+                upload.receive(status, now_s)
+        now_s += 0.5
+    assert upload.done
+    assert upload.chunk_size_bytes == 32_768
+
+
+def test_an_upload_is_cut_anew_into_smaller_pieces_only():
+    data = random.Random(7).randbytes(10_000)
+    offers = {size: offer_of(data, chunk_size_bytes=size) for size in (1024, 2048, 4096)}
+    upload = Upload(data, offers[2048])
+
+    def tell(receiver: UploadReceiver, offer: UploadOffer) -> UploadStatus:
+        frame = Frame(xfer=upload.xfer, index=0, offset=0, payload=encode_offer(offer), offer=True, last=True)
+        status = receiver.receive(frame)
+        assert status is not None
+        return status
+
+    receiver = UploadReceiver(upload.xfer)
+    assert tell(receiver, offers[2048]).status == "receiving"
+    assert tell(receiver, offers[1024]).status == "receiving"
+    assert receiver.offer == offers[1024]
+    assert tell(receiver, offers[4096]).status == "refused"
+    upload.resize(4096)
+    assert upload.chunk_size_bytes == 2048
+    upload.resize(1)
+    assert upload.chunk_size_bytes == 1024
