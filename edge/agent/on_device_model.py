@@ -27,6 +27,7 @@ through `edge.agent.learning_model` and `learned_state` (journal) to `edge.learn
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -41,6 +42,7 @@ from edge.agent.serving import Given, Serving
 from edge.agent.state_folder import home_of
 from edge.agent.store import LearnedStore
 from edge.agent.streams import StreamLimits, Streams
+from edge.agent.warm_start import Mapped, Warmed, warm_start
 from edge.contract.bundle import Bundle
 from edge.contract.errors import ConfigError, LearningError
 from edge.contract.files import lock_folder, replace_file
@@ -174,6 +176,22 @@ class OnDeviceModel(ServedModel):
             self.state.replace(learned)
         except OSError as exc:
             raise LearningError(f"nothing was restored, it cannot be saved: {exc.strerror}") from exc
+
+    def warm_start(
+        self,
+        other: OnDeviceModel,
+        *,
+        class_names: Sequence[str] | Mapping[str, str] | None = None,
+        features: Mapped | None = None,
+    ) -> Warmed:
+        """Take what an earlier bundle's model learned, see `edge.agent.warm_start`. Safe before it returns.
+
+        Raises:
+            LearningError: They do not fit, or there is nothing to take over; nothing changed.
+        """
+        self._open()
+        other._open()
+        return warm_start(self, other, class_names=class_names, features=features)
 
     def reset(self) -> None:
         """Forget everything that was learned: the head is the shipped one, under a new lineage.

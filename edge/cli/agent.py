@@ -13,7 +13,7 @@ import click
 from edge import __version__
 from edge.cli import running
 from edge.contract.choices import EXECUTORS, LEARNERS, PROVIDERS
-from edge.contract.errors import run_to_exit
+from edge.contract.errors import ConfigError, run_to_exit
 
 if TYPE_CHECKING:
     from edge.agent.on_device_model import OnDeviceModel
@@ -203,6 +203,35 @@ def replay(
         )
     finally:
         model.close()
+
+
+@agent.command("warm-start", epilog="Example: edge-agent warm-start v2.edge v1.edge --state-dir /var/lib/edge")
+@click.argument("new", type=click.Path(path_type=Path))
+@click.argument("old", type=click.Path(path_type=Path))
+@click.option("--state-dir", default="edge-state", type=click.Path(path_type=Path), help="Where NEW is to go on.")
+@click.option("--from", "source", type=click.Path(path_type=Path), help="Where OLD learned.  [default: --state-dir]")
+@click.option("--learner", default="auto", type=click.Choice(LEARNERS), help="With which NEW will run.")
+@click.option("--rename", multiple=True, metavar="OLD=NEW", help="A class that is called otherwise in NEW; repeatable.")
+def warm_start(
+    new: Path, old: Path, state_dir: Path, source: Path | None, learner: str, rename: tuple[str, ...]
+) -> None:
+    """Let the bundle NEW begin with what the bundle OLD learned on this device; the agent must not run.
+
+    Their features must mean the same: the same frozen part, or one that agrees on the golden samples of both. What
+    comes over competes as a merge does: late labels decide how far it is believed.
+    """
+    _spare_memory()
+    from edge.agent.on_device_model import OnDeviceModel
+
+    pairs = [each.partition("=") for each in rename]
+    if any(not separator for _, separator, _ in pairs):
+        raise ConfigError("--rename: expected OLD=NEW")
+    names = {before: after for before, _, after in pairs} or None
+    with (
+        OnDeviceModel.open(old, source or state_dir, read_only=True) as other,
+        OnDeviceModel.open(new, state_dir, learner=learner, provider="cpu") as model,
+    ):
+        click.echo(f"{model.manifest.name}: {model.warm_start(other, class_names=names)}")
 
 
 @agent.command(hidden=True, context_settings={"ignore_unknown_options": True, "help_option_names": []})
