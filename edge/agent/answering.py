@@ -26,6 +26,9 @@ from edge.learning.queries import LabelRequests
 from edge.learning.statistics import HeadStatistics
 from edge.learning.task import Task
 
+# Samples in one run, where there are many.
+_AT_ONCE = 64
+
 Head = Callable[[FloatArray], FloatArray]
 
 
@@ -75,6 +78,17 @@ class Answering:
             LearningError: Another shape, or values that are not finite.
         """
         return self._features(self._serving.many(x))
+
+    def features_in_parts(self, inputs: Arrays) -> FloatArray:
+        """The same of samples that may be too many for one run; a model that remembers takes them as one stream.
+
+        Args:
+            inputs: As `edge.agent.serving.Serving.many` gave them.
+        """
+        count = self._serving.count(inputs) or 1
+        at_once = count if self._serving.manifest.states else _AT_ONCE
+        parts = [self._serving.rows(inputs, slice(i, i + at_once)) for i in range(0, count, at_once)]
+        return np.concatenate([self._features(part) for part in parts])
 
     def _features(self, inputs: Arrays) -> FloatArray:
         found: FloatArray = self._serving.run(inputs)[self._head.features.name]

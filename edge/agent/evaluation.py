@@ -15,8 +15,6 @@ from edge.agent.serving import Given
 if TYPE_CHECKING:
     from edge.agent.on_device_model import OnDeviceModel
 
-_BATCH = 64
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluation:
@@ -74,12 +72,8 @@ def evaluated(model: OnDeviceModel, x: Given, y: Any) -> Evaluation:
     inputs = model.serving.many(x)
     count = model.serving.count(inputs) or 1
     targets = task.check(numbered(y, model.class_names), count)
-    now, before = [], []
-    for i in range(0, count, _BATCH):
-        features = model.answering.features(model.serving.rows(inputs, slice(i, i + _BATCH)))
-        now.append(model.answer(features))
-        before.append(model.learning.shipped_answer(features))
-    outputs, shipped = np.concatenate(now), np.concatenate(before)
+    features = model.answering.features_in_parts(inputs)
+    outputs, shipped = model.answer(features), model.learning.shipped_answer(features)
     more = task.n_outputs - shipped_task.n_outputs
     shipped = np.pad(shipped, ((0, 0), (0, more)), constant_values=shipped.min()) if more else shipped
     per_class: dict[str, float] = {}

@@ -142,7 +142,10 @@ class LearningModel(Standing):
                 before the one that cannot be learned stay.
         """
         self._open()
-        features = self.answering.features(x)
+        return self.learn_features(self.answering.features(x), y, weights)
+
+    def learn_features(self, features: FloatArray, y: Any, weights: npt.NDArray[Any] | None = None) -> list[Happened]:
+        """Learn labelled samples whose features ``(batch, *features)`` are known already; see `learn`."""
         answers = self.answer(features)
         labels = numbered(y, self.class_names)
         _, targets, trust = check_batch(features, labels, weights, self.learning.shape, self.task)

@@ -12,9 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.agent.on_device_model import OnDeviceModel
+from edge.agent.serving import Given
 from edge.learning.learned import Learned
-
-_BATCH = 64
 
 
 @dataclass(kw_only=True, eq=False, slots=True)
@@ -72,10 +71,10 @@ def scores(model: OnDeviceModel, outputs: npt.NDArray[Any], y: npt.NDArray[Any])
     return task.losses(outputs, targets) if task.is_regression else task.right(outputs, targets)
 
 
-def evaluate(model: OnDeviceModel, x: npt.NDArray[Any], y: npt.NDArray[Any]) -> float:
+def evaluate(model: OnDeviceModel, x: Given, y: npt.NDArray[Any]) -> float:
     """Mean score of the live head, which learns nothing here."""
-    found = [scores(model, model.predict(x[i : i + _BATCH]), y[i : i + _BATCH]) for i in range(0, len(x), _BATCH)]
-    return float(np.mean(np.concatenate(found)))
+    features = model.answering.features_in_parts(model.serving.many(x))
+    return float(np.mean(scores(model, model.answer(features), y)))
 
 
 def _note(found: Rehearsal, learned: Learned) -> None:
@@ -89,7 +88,7 @@ def _note(found: Rehearsal, learned: Learned) -> None:
 
 def rehearse(
     model: OnDeviceModel,
-    x: npt.NDArray[Any],
+    x: Given,
     y: npt.NDArray[Any],
     weights: npt.NDArray[Any] | None = None,
     late: int = 0,
@@ -99,7 +98,7 @@ def rehearse(
 
     Args:
         model: Learns.
-        x: ``(n, *input)``.
+        x: ``(n, *input)``, or such arrays by name.
         y: ``(n,)`` or ``(n, n_outputs)``.
         weights: ``(n,)`` from 0 to 1, or None.
         late: Samples by which each label comes late.
@@ -110,22 +109,20 @@ def rehearse(
     """
     found = Rehearsal()
     begun = model.learned
-    for i in range(0, len(x), _BATCH):
-        rows = slice(i, i + _BATCH)
-        outputs = model.learning.answer(begun, model.answering.features(x[rows]))
-        found.before += scores(model, outputs, y[rows]).tolist()
+    features = model.answering.features_in_parts(model.serving.many(x))
+    found.before += scores(model, model.learning.answer(begun, features), y).tolist()
     waiting: deque[int] = deque()
 
     def learn(number: int) -> None:
         rows = slice(number, number + 1)
         start = stopwatch()
-        model.learn(x[rows], y[rows], None if weights is None else weights[rows])
+        model.learn_features(features[rows], y[rows], None if weights is None else weights[rows])
         found.learn_ms.append((stopwatch() - start) * 1e3)
         found.events += [(len(found.scores), event.kind, event.text) for event in model.events]
         model.events.clear()
 
-    for i in range(len(x)):
-        outputs, target = model.predict(x[i : i + 1]), y[i : i + 1]
+    for i in range(len(y)):
+        outputs, target = model.answer(features[i : i + 1]), y[i : i + 1]
         found.scores.append(float(scores(model, outputs, target)[0]))
         found.losses.append(float(model.task.losses(outputs, model.task.check(target, 1))[0]))
         _note(found, model.learned)

@@ -82,7 +82,9 @@ class ServedModel:
     answering: Answering = _NEEDS_HEAD
     learning: Learning = _NEEDS_HEAD
     state: LearnedState = _NEEDS_HEAD
-    answer = probabilities = explain = happen = learn = join_label = check_label = add_class = _NEEDS_HEAD
+    answer = probabilities = explain = happen = learn = learn_features = join_label = check_label = add_class = (
+        _NEEDS_HEAD
+    )
 
     def __init__(self, bundle: Bundle, serving: Serving, streams: Streams) -> None:
         self.bundle, self.manifest = bundle, bundle.manifest

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from edge.contract import manifest as m
 from edge.contract.bundle import Bundle
 from edge.contract.errors import ConfigError, LearningError
-from edge.contract.foreign import foreign
+from edge.contract.foreign import reason, shortage
 from edge.contract.tensorspec import TensorSpec
 from edge.inference.providers import open_session
 from edge.inference.session import Arrays
@@ -50,9 +50,9 @@ class Serving:
     def __init__(self, bundle: Bundle, threads: int = 1, provider: str = "cpu", folder: Path | None = None) -> None:
         self.manifest = manifest = bundle.manifest
         self.session, self.provider = open_session(bundle, threads, provider, folder)
-        states = {pair.output for pair in manifest.states}
+        self._states = {pair.output: pair.input for pair in manifest.states}
         self.inputs = {spec.name: spec for spec in manifest.together(manifest.sample_inputs)}
-        self.outputs = {s.name: s for s in manifest.together(manifest.outputs) if s.name not in states}
+        self.outputs = {s.name: s for s in manifest.together(manifest.outputs) if s.name not in self._states}
         golden = bundle.tensors(m.GOLDEN)
         # A mask may be infinite; what never is on the golden samples is not to be here.
         self._finite = {
@@ -141,7 +141,7 @@ class Serving:
             raise LearningError(f"expected as many samples of each input, got {said}")
         return next(iter(counts.values()), None)
 
-    def rows(self, inputs: Arrays, rows: slice) -> Arrays:
+    def rows(self, inputs: Arrays, rows: slice | npt.NDArray[np.int64]) -> Arrays:
         """Some of many samples."""
         axes = {name: self.inputs[name].batch_axis for name in inputs}
         return {
@@ -183,14 +183,15 @@ class Serving:
         feeds = self._filled(inputs, size or 1) if short else inputs
         stream = Stream(self.session.served, self.manifest.inputs, self.manifest.states, state)
         try:
-            with foreign("the model failed on this sample", ModelError):
-                found = stream.step(feeds)
+            found = stream.step(feeds)
         except ConfigError as exc:  # what only all inputs together show
             raise LearningError(str(exc)) from exc
-        states = {pair.output for pair in self.manifest.states}
-        outputs = {name: self._laid(name, array) for name, array in found.items() if name not in states}
-        if short:
-            outputs = {name: self._first(name, array, count or 1) for name, array in outputs.items()}
+        except Exception as exc:  # onnxruntime's have no common base; `foreign` would cost a tenth of a prediction
+            fault = ModelError(f"the model failed on this sample: {reason(exc)}")
+            raise shortage(exc, "a prediction") or fault from exc
+        outputs = {name: array for name, array in found.items() if name not in self._states}
+        if size is not None:
+            outputs = {name: self._laid(name, array, count or 1) for name, array in outputs.items()}
         return outputs, stream.state
 
     def _filled(self, inputs: Arrays, size: int) -> Arrays:
@@ -201,18 +202,17 @@ class Serving:
             for name, array in inputs.items()
         }
 
-    def _laid(self, name: str, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """An output with the axis that `outputs` says, where the graph gives a sample as a whole."""
-        spec = self.outputs.get(name)
-        return array[None] if spec is not None and array.ndim == len(spec.shape) - 1 else array
+    def _laid(self, name: str, array: npt.NDArray[Any], count: int) -> npt.NDArray[Any]:
+        """The output of so many samples of one run of a graph that takes as many as it takes."""
+        axis = self._axis(name)
+        if axis is None:
+            return array
+        whole = array.ndim == len(self.outputs[name].shape) - 1  # a sample is all of it
+        return array[None] if whole else np.take(array, range(count), axis)
 
     def _axis(self, name: str) -> int | None:
         """Along which samples lie in an output; features have them first."""
         return self.outputs[name].batch_axis if name in self.outputs else 0
-
-    def _first(self, name: str, array: npt.NDArray[Any], count: int) -> npt.NDArray[Any]:
-        axis = self._axis(name)
-        return array if axis is None else np.take(array, range(count), axis)
 
     def _joined(self, name: str, parts: list[Arrays]) -> npt.NDArray[Any]:
         axis, arrays = self._axis(name), [part[name] for part in parts]
@@ -237,10 +237,9 @@ class Serving:
             outputs: By name.
             state: By name of input.
         """
-        by_input = {pair.input: pair.output for pair in self.manifest.states}
-        named = {**outputs, **{by_input[name]: array for name, array in state.items()}}
-        for name in self._finite & named.keys():
-            if named[name].dtype.kind == "f" and not np.isfinite(named[name]).all():
+        for name in self._finite:
+            array = state.get(self._states[name]) if name in self._states else outputs[name]
+            if array is not None and array.dtype.kind == "f" and not np.isfinite(array).all():
                 raise ModelError(f"the model's answer for this sample is not finite ({name})")
 
 

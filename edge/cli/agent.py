@@ -178,8 +178,9 @@ def replay(
 ) -> None:
     """Replay a labelled file through BUNDLE as a device would meet it: answer each sample, then learn it.
 
-    DATA is an .npz with the arrays x (samples) and y (class numbers, class names or targets), and perhaps weights (how
-    much each label is trusted, 0 to 1). Nothing is kept without --state-dir.
+    DATA is an .npz with the samples (under the names of the inputs; of one input also x), y (class numbers, class names
+    or targets), and perhaps weights (how much each label is trusted, 0 to 1). A model that remembers takes them as one
+    stream. Nothing is kept without --state-dir.
     """
     _spare_memory()
     from rich.console import Console
@@ -247,7 +248,7 @@ def learn(arguments: tuple[str, ...]) -> None:
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option("--index", default=0, help="Number of the sample in DATA, from 0.")
 @click.option("--output", help="Class name, or number of the output, to explain.  [default: the one that is answered]")
-@click.option("--on", default="input", type=click.Choice(["input", "features"]), help="What is covered.")
+@click.option("--on", default="input", help="Input (of several inputs, the name of one) or features.")
 @click.option("--window", type=click.IntRange(1), help="Side of what is covered at a time.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw it into a .png, .svg or .pdf.")
 @click.option("--state-dir", type=click.Path(path_type=Path), help="Explain the head that was learned there.")
@@ -261,7 +262,7 @@ def explain(
     plot: Path | None,
     state_dir: Path | None,
 ) -> None:
-    """Show which regions of a sample of DATA (.npz with x) mattered for what BUNDLE answers."""
+    """Show which regions of a sample of DATA (.npz, as for learn) mattered for what BUNDLE answers."""
     _spare_memory()
     from rich.console import Console
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,34 +12,46 @@ import numpy as np
 
 from edge.agent.on_device_model import OnDeviceModel
 from edge.agent.rehearsal import Rehearsal, evaluate, rehearse
+from edge.agent.served_model import NO_HEAD
 from edge.cli.plots import check_plot, draw_explanation, draw_rehearsal
 from edge.cli.tensorboard import open_folder, write_rehearsal
 from edge.cli.terminal_plot import heat_map, line_plot
 from edge.contract.errors import ConfigError, LearningError
 from edge.contract.files import check_writable, replace_file
+from edge.contract.tensorspec import TensorSpec
 from edge.inference.named_arrays import read_arrays
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 Arrays = dict[str, Any]
-_CHECKED_AT_ONCE = 256
 
 
-def read_samples(path: Path) -> Arrays:
-    """The arrays x and y, and perhaps weights, of a file.
+def read_samples(path: Path, inputs: Mapping[str, TensorSpec]) -> Arrays:
+    """The labels y, and perhaps weights, of a file; and under x the samples by input.
+
+    Args:
+        path: An ``.npz``.
+        inputs: What the model takes, by name; of one input the array may be called x.
 
     Raises:
         ConfigError: One is missing or there are others, or they have other lengths.
     """
     arrays = read_arrays(path)
-    if not {"x", "y"} <= arrays.keys() <= {"x", "y", "weights"}:
+    names = list(inputs) if len(inputs) > 1 or inputs.keys() <= arrays.keys() else ["x"]
+    if not {*names, "y"} <= arrays.keys() <= {*names, "y", "weights"}:
         found = ", ".join(arrays) or "none"
-        raise ConfigError(f"{path}: expected the arrays x and y, and perhaps weights; got {found}")
-    lengths = {name: len(array) if array.ndim else 0 for name, array in arrays.items()}
-    if len(set(lengths.values())) != 1 or not lengths["x"]:
-        raise ConfigError(f"{path}: expected as many y as x, one at least; got {lengths}")
-    return arrays
+        raise ConfigError(f"{path}: expected the arrays {', '.join(names)} and y, and perhaps weights; got {found}")
+    axes = dict.fromkeys(arrays, 0) | {n: s.batch_axis for n, s in zip(names, inputs.values(), strict=True)}
+    lengths = {
+        name: array.shape[axis] if array.ndim > (axis := axes[name] or 0) else 0
+        for name, array in arrays.items()
+        if axes[name] is not None
+    }
+    if len(set(lengths.values())) != 1 or not lengths["y"]:
+        raise ConfigError(f"{path}: expected as many y as {', '.join(names)}, one at least; got {lengths}")
+    x = {name: arrays.pop(stored) for name, stored in zip(inputs, names, strict=True)}
+    return {**arrays, "x": x}
 
 
 def numbered(y: Any, model: OnDeviceModel, path: Path, add_classes: bool) -> Any:
@@ -59,11 +71,11 @@ def numbered(y: Any, model: OnDeviceModel, path: Path, add_classes: bool) -> Any
 def check_samples(arrays: Arrays, model: OnDeviceModel, path: Path) -> None:
     """Raise ConfigError for samples, labels or weights that cannot be learned, wherever in the file they stand."""
     try:
-        for i in range(0, len(arrays["x"]), _CHECKED_AT_ONCE):
-            features = model.answering.features(arrays["x"][i : i + _CHECKED_AT_ONCE])
-            finite = np.isfinite(features.reshape(len(features), -1)).all(axis=1)
-            if not finite.all():
-                raise LearningError(f"sample {i + int(finite.argmin())} has features that are not finite numbers")
+        arrays["x"] = model.serving.many(arrays["x"])
+        features = model.answering.features_in_parts(arrays["x"])
+        finite = np.isfinite(features.reshape(len(features), -1)).all(axis=1)
+        if not finite.all():
+            raise LearningError(f"sample {int(finite.argmin())} has features that are not finite numbers")
         if arrays["y"].dtype.kind != "U":
             model.task.check(arrays["y"], len(arrays["y"]))
     except LearningError as exc:
@@ -87,16 +99,16 @@ def _say_warnings(model: OnDeviceModel, console: Console) -> None:
     model.warnings.clear()
 
 
-def ordered(arrays: Arrays, order: str, seed: int) -> Arrays:
+def ordered(arrays: Arrays, model: OnDeviceModel, order: str, seed: int) -> Arrays:
     """The samples in another order: ``shuffled``, or one class after another (``class``)."""
     if order == "file":
         return arrays
-    rows = np.random.default_rng(seed).permutation(len(arrays["x"]))
+    rows = np.random.default_rng(seed).permutation(len(arrays["y"]))
     if order == "class":
         if arrays["y"].ndim != 1:
             raise ConfigError("--order class needs one class for each sample")
         rows = rows[np.argsort(arrays["y"][rows], kind="stable")]
-    return {name: array[rows] for name, array in arrays.items()}
+    return {name: model.serving.rows(array, rows) if name == "x" else array[rows] for name, array in arrays.items()}
 
 
 def learn_file(
@@ -123,16 +135,18 @@ def learn_file(
         check_writable(report)
     writer = None if tensorboard is None else open_folder(tensorboard)
     _say_warnings(model, console)
-    files = {path: read_samples(path) for path in (data, test) if path is not None}
+    if not model.learns:
+        raise LearningError(NO_HEAD)
+    files = {path: read_samples(path, model.serving.inputs) for path in (data, test) if path is not None}
     for path, each in files.items():  # all of it, before anything changes
         check_samples(each, model, path)
     for path, each in files.items():
         each["y"] = numbered(each["y"], model, path, add_classes)
         model.task.check(each["y"], len(each["y"]))
-    arrays, held_out = ordered(files[data], order, seed), None if test is None else files[test]
+    arrays, held_out = ordered(files[data], model, order, seed), None if test is None else files[test]
     first = None if held_out is None else evaluate(model, held_out["x"], held_out["y"])
     found = Rehearsal()
-    with _progress(console, len(arrays["x"])) as advance:
+    with _progress(console, len(arrays["y"])) as advance:
         for found in rehearse(model, arrays["x"], arrays["y"], arrays.get("weights"), late):
             advance(found)
     last = None if held_out is None else evaluate(model, held_out["x"], held_out["y"])
@@ -215,6 +229,25 @@ def _write(path: Path, document: bytes) -> None:
         raise ConfigError(f"{path} cannot be written: {exc.strerror}") from exc
 
 
+def _one_sample(arrays: Arrays, model: OnDeviceModel, data: Path, index: int) -> Arrays:
+    """A sample of a file, by input."""
+    inputs = model.serving.inputs
+    names = list(inputs) if len(inputs) > 1 or inputs.keys() <= arrays.keys() else ["x"]
+    if not set(names) <= arrays.keys():
+        wanted = f"an array {names[0]}" if len(names) == 1 else f"the arrays {', '.join(names)}"
+        raise ConfigError(f"{data}: expected {wanted}; got {', '.join(arrays) or 'none'}")
+    found = {}
+    for stored, (name, spec) in zip(names, inputs.items(), strict=True):
+        array, axis = arrays[stored], spec.batch_axis
+        count = array.shape[axis] if axis is not None and array.ndim > axis else 0
+        if axis is not None and not count:
+            raise ConfigError(f"{data}: expected samples, one at least; {stored} has the shape {array.shape}")
+        if axis is not None and not 0 <= index < count:
+            raise ConfigError(f"--index {index}: {data} has the samples 0 to {count - 1}")
+        found[name] = array if axis is None else array.take(index, axis)
+    return found
+
+
 def explain_file(
     model: OnDeviceModel,
     data: Path,
@@ -230,14 +263,9 @@ def explain_file(
     if plot is not None:
         check_plot(plot)
     _say_warnings(model, console)
-    arrays = read_arrays(data)
-    if "x" not in arrays:
-        raise ConfigError(f"{data}: expected an array x; got {', '.join(arrays) or 'none'}")
-    x = arrays["x"]
-    if not x.ndim or not len(x):
-        raise ConfigError(f"{data}: expected samples, one at least; x has the shape {x.shape}")
-    if not 0 <= index < len(x):
-        raise ConfigError(f"--index {index}: {data} has the samples 0 to {len(x) - 1}")
+    if not model.learns:
+        raise LearningError(NO_HEAD)
+    x = _one_sample(read_arrays(data), model, data, index)
     number = None
     if output is not None:
         names = model.class_names
@@ -248,7 +276,7 @@ def explain_file(
         if number >= model.task.n_outputs:
             raise ConfigError(f"--output {output}: expected 0 to {model.task.n_outputs - 1}")
     try:
-        found = model.explain(x[index], number, on=on, window=window)
+        found = model.explain(x, number, on=on, window=window)
     except LearningError as exc:
         option = f"--window {window}: " if "window" in str(exc) else f"{data}, sample {index}: "
         raise ConfigError(f"{option}{exc}") from exc
@@ -259,5 +287,6 @@ def explain_file(
     console.print(heat_map(picture, console.width - 2), highlight=False, markup=False)
     console.print("darker: covering this place lowers the answer more", highlight=False)
     if plot is not None:
-        draw_explanation(x[index] if on == "input" else None, found, plot, title)
+        shown = None if on == "features" else next(iter(x.values())) if on == "input" else x[on]
+        draw_explanation(shown, found, plot, title)
         console.print(f"wrote {plot}", highlight=False, markup=False, soft_wrap=True)

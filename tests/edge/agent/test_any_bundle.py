@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,11 +17,14 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
+from click.testing import CliRunner
 
 from edge.agent import OnDeviceModel, releases
 from edge.agent.client import AgentClient
 from edge.agent.serving import ModelError
 from edge.agent.streams import StreamLimits
+from edge.agent.wire import decode_answer
+from edge.cli.agent import agent
 from edge.contract import manifest as m
 from edge.contract.bundle import Bundle, members_of, write_bundle
 from edge.contract.errors import BundleError, ChannelError, EdgeError, LearningError
@@ -407,9 +412,20 @@ def running(tmp_path: Path) -> Iterator[Callable[[Path], AgentClient]]:
     stop()
 
 
-def test_a_voice_detector_and_a_detector_of_boxes_over_a_real_socket(
-    running: Callable[..., AgentClient], voice_bundle: Path, detector_bundle: Path
+def test_a_voice_detector_a_detector_of_boxes_and_two_inputs_over_a_real_socket(
+    running: Callable[..., AgentClient],
+    tmp_path: Path,
+    voice_bundle: Path,
+    detector_bundle: Path,
+    masked_bundles: tuple[Path, Path],
 ) -> None:
+    state = tmp_path / "state"
+
+    def command(*line: object) -> str:
+        done = CliRunner().invoke(agent, [*map(str, line), "--state-dir", str(state)])
+        assert done.exit_code == 0, (done.output, done.exception)
+        return done.output
+
     frames = RNG.random((3, 128), np.float32)
     expected = OnDeviceModel.open(voice_bundle).predict(frames)[:, 0]
     client = running(voice_bundle, "--max-streams", "2", "--stream-expiry", "100", "--stream-memory", "1")
@@ -445,6 +461,10 @@ def test_a_voice_detector_and_a_detector_of_boxes_over_a_real_socket(
             client.request(request)
         assert words in str(refused.value)
     assert client.predict("a", frames[1], stream="mic-1")["step"] == 2
+    np.savez(state.with_name("frames.npz"), audio=frames)
+    said = command("predict", state.with_name("frames.npz"), "--stream", "mic-1", "--reset", "--json")
+    assert [json.loads(line)["step"] for line in said.splitlines()] == [1, 2, 3]
+    assert "none: this bundle has no trainable head" in command("status")
 
     client = running(voice_bundle)
     assert client.predict("a", frames[0], stream="mic-1")["step"] == 1, "a restart forgets what was heard"
@@ -459,3 +479,17 @@ def test_a_voice_detector_and_a_detector_of_boxes_over_a_real_socket(
             array = what["array"]
             assert (array.dtype, array.shape) == (np.float32, wanted[name].shape[1:])
             np.testing.assert_allclose(array, wanted[name][i], rtol=1e-5, atol=1e-6)
+    np.save(state.with_name("picture.npy"), pictures[0])
+    shown = command("predict", state.with_name("picture.npy"))
+    assert shown == "picture.npy: boxes float32 of shape (24, 4); scores float32 of shape (24, 3)\n"
+    exact = decode_answer(command("predict", state.with_name("picture.npy"), "--json").encode())
+    np.testing.assert_allclose(exact["outputs"]["boxes"]["array"], wanted["boxes"][0], rtol=1e-5, atol=1e-6)
+
+    client = running(masked_bundles[1])
+    given = masked()
+    assert client.predict("a", given).keys() == {"class", "name", "confidence", "logits", "outputs"}
+    np.savez(state.with_name("two.npz"), **given)
+    assert re.fullmatch(
+        r"two.npz: \w+ \(class [012]\), confidence 0\.\d+; output_1 float32 of shape \(4,\)\n",
+        command("predict", state.with_name("two.npz")),
+    )

@@ -317,3 +317,47 @@ def test_the_old_name_of_replay_works_and_says_the_new_one(digits_bundle: Path, 
     assert "160 samples" in found.output
     assert "learn " not in invoke("--help").output.partition("Commands:")[2]
     assert invoke("learn", "--nonsense").exit_code == 2
+
+
+def test_several_inputs_are_learned_and_explained_by_name(
+    tmp_path: Path, masked_bundles: tuple[Path, Path], spotter_bundle: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    y = np.where(np.arange(60) % 3, 2, 0)
+    mask = rng.random((60, 3, 4)) < np.where(y, 0.9, 0.2)[:, None, None]
+    names = np.array(["ok", "scratch", "dent"])[y]
+    given = {"image": rng.random((60, 1, 3, 4), np.float32), "mask": mask}
+    np.savez(tmp_path / "two.npz", **given, y=names)
+    report = tmp_path / "report.json"
+    for order in ("file", "shuffled", "class"):
+        found = invoke("replay", masked_bundles[0], tmp_path / "two.npz", "--order", order, "--json", report)
+        assert found.exit_code == 0, found.output
+        numbers = json.loads(report.read_text())
+        assert numbers["samples"] == 60
+        assert numbers["last_quarter_accuracy"] > 0.8 > numbers["without_learning_accuracy"]
+    for on in ("image", "mask", "features"):
+        line = ["explain", masked_bundles[0], tmp_path / "two.npz", "--index", 1, "--on", on, "--output", "dent"]
+        found = invoke(*line, "--plot", tmp_path / f"{on}.png")
+        assert found.exit_code == 0, found.output
+        assert "sample 1: dent with" in found.output
+        assert (tmp_path / f"{on}.png").exists()
+    wrong = invoke("explain", masked_bundles[0], tmp_path / "two.npz", "--on", "input")
+    assert "expected image, mask or features" in str(wrong.exception)
+    np.savez(tmp_path / "one.npz", x=given["image"], y=y)
+    np.savez(tmp_path / "uneven.npz", image=given["image"], mask=mask[:50], y=y)
+    for file, words in (("one", "expected the arrays image, mask and y"), ("uneven", "'mask': 50")):
+        refused = invoke("replay", masked_bundles[0], tmp_path / f"{file}.npz")
+        assert isinstance(refused.exception, ConfigError)
+        assert words in str(refused.exception)
+    for line in (["replay"], ["explain"]):
+        refused = invoke(*line, masked_bundles[1], tmp_path / "two.npz")
+        assert isinstance(refused.exception, LearningError)
+        assert "no trainable head; convert with --trainable" in str(refused.exception)
+
+    frames = rng.normal(size=(100, 6)).astype(np.float32)  # one stream, more than go into a run
+    np.savez(tmp_path / "stream.npz", frame=frames, y=np.array(["on"] * 100))
+    found = invoke("replay", spotter_bundle, tmp_path / "stream.npz", "--json", report)
+    assert found.exit_code == 0, found.output
+    with OnDeviceModel.open(spotter_bundle) as model:
+        shipped = (model.predict(frames).argmax(axis=1) == 0).mean()
+    assert json.loads(report.read_text())["without_learning_accuracy"] == pytest.approx(shipped)
