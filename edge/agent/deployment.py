@@ -250,8 +250,8 @@ class Deployment:
                 self._take(releases.look_at(self._host.model, release, competes=release.competes))
                 return
             self._host.try_bundle(desired.digest)
-        except (EdgeError, OSError) as exc:
-            self._enter(SlotEvent.REFUSED, f"trial: {exc}")
+        except Exception as exc:  # noqa: BLE001  # what is wrong with a release is refused, whatever it raises
+            self._enter(SlotEvent.REFUSED, f"trial: {_said(exc)}")
             return
         self._activate(None, "trial: its golden outputs are right on this CPU")
 
@@ -281,8 +281,8 @@ class Deployment:
                 releases.take(self._host.model, offer, self._desired.release)
             else:
                 self._host.activate_bundle(self._desired.digest)
-        except (EdgeError, OSError) as exc:
-            self._fail(f"activate: {exc}")
+        except Exception as exc:  # noqa: BLE001  # else the slot would be activating for ever
+            self._fail(f"activate: {_said(exc)}")
             return
         self._host.slots.clean()
         self._labels_before = self._host.model.metrics.labels
@@ -398,3 +398,8 @@ class Deployment:
     def _live(self) -> dict[str, Any]:
         model = self._host.model
         return {"name": model.manifest.name, "bundle": model.bundle.digest, "release": model.release}
+
+
+def _said(exc: Exception) -> str:
+    """What was raised; what is not raised on purpose needs its type to be understood."""
+    return str(exc) if isinstance(exc, EdgeError | OSError) else f"{type(exc).__name__}: {exc}"

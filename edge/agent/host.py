@@ -113,9 +113,9 @@ class ModelHost:
         self.model.close()
         try:
             self.model = self._open(self._path(digest), self.slots.folder)
-        except EdgeError:
-            self.slots.update(bundle=before, previous=older, trying=False)
+        except Exception:  # whatever it is, this model must answer on
             self.model = self._open(self._path(before), self.slots.folder)
+            self.slots.update(bundle=before, previous=older, trying=False)
             raise
         finally:
             self._tell_of_streams(streams)

@@ -63,17 +63,17 @@ class Models:
             self.warnings.append(f"the model {name!r} is not served, no bundle of it was named; what it has is kept")
 
     def _open(self, config: AgentConfig) -> None:
-        first: EdgeError | OSError | None = None
+        first: Exception | None = None
         for name in config.bundles:
             try:
                 folder = self._folder / MODELS / level_of(name)
                 # Nor may anybody learn in the folder of one model meanwhile, which is a state folder by itself.
                 self._locks.append(lock_folder(folder))
                 self.hosts[name] = ModelHost(config, name, folder)
-            except (EdgeError, OSError) as exc:
+            except Exception as exc:  # noqa: BLE001  # whatever it is, the other models are not at fault
                 first = first or exc
-                self.failed[name] = str(exc)
-                self.warnings.append(f"the model {name!r} is not served: {exc}")
+                self.failed[name] = str(exc) if isinstance(exc, EdgeError) else f"{type(exc).__name__}: {exc}"
+                self.warnings.append(f"the model {name!r} is not served: {self.failed[name]}")
         if first is not None and not self.hosts:
             if isinstance(first, OSError):
                 raise ConfigError(f"the state folder {self._folder} cannot be used: {first.strerror}") from first

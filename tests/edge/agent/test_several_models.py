@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edge.agent import on_device_model
 from edge.agent.config import MAX_MODELS, named_bundles
 from edge.agent.on_device_model import OnDeviceModel
 from edge.agent.releases import head_digest
@@ -215,6 +216,56 @@ def test_a_fault_of_one_model_stops_no_other(simulate: Simulate, monkeypatch: py
     assert not any(each.startswith(ODD) for each in told(fleet, "storage"))
     assert agent.models.hosts[ODD].model.state.is_safe
     assert fleet.device("one").online
+
+
+def ended(fleet: SimulatedFleet, model: str) -> tuple[int, str]:
+    row = fleet.known("one", model)
+    return row.state_release, row.state
+
+
+RAISED: dict[type[Exception], str] = {
+    OSError: "[Errno 28] No space left on device",
+    RuntimeError: "RuntimeError: no kernel",
+}
+
+
+def test_a_bundle_that_cannot_be_opened_when_it_goes_live_leaves_the_one_before_answering(
+    simulate: Simulate, other_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fleet = simulate("one", auto_merge=False)
+    fleet.until("known", lambda: fleet.known("one", ODD) is not None)
+    assert fleet.coordinator is not None
+    host = fleet.agents["one"].models.hosts["digits"]
+    opened = host._open
+    faults = [OSError(28, "No space left on device"), RuntimeError("no kernel")]
+
+    def fails(path: Path, state_dir: Path | None) -> Any:
+        if path.parent.name == "bundles" and state_dir is not None:
+            raise faults[0]
+        return opened(path, state_dir)
+
+    monkeypatch.setattr(host, "_open", fails)
+    kept = fleet.coordinator.add_artifact(other_bundle.read_bytes(), other_bundle)
+    while faults:
+        counter = fleet.coordinator.push(**push(kept), now=fleet.now, model="digits").counter
+        fleet.until("failed", lambda counter=counter: ended(fleet, "digits") == (counter, "failed"))
+        assert fleet.known("one", "digits").state_detail == f"activate: {RAISED[type(faults[0])]}"
+        assert ask(fleet, "one", "digits", op="predict", id="a", x=np.zeros((1, 8, 8), np.float32))["name"]
+        assert (host.slots.record.bundle, host.slots.record.trying) == ("", False)
+        del faults[0]
+    assert fleet.known("one", ODD).state in ("idle", "")
+    # Nor does one that cannot be opened at the start, whatever is wrong with it.
+    fleet.crash_agent("one")
+
+    def of_bundle(bundle: Bundle, **options: Any) -> Any:
+        if bundle.digest == Bundle.open(other_bundle).digest:
+            raise RuntimeError("no kernel")
+        return on_device_model.of_bundle(bundle, **options)
+
+    monkeypatch.setattr("edge.agent.host.of_bundle", of_bundle)
+    agent = fleet.start_agent("one")
+    assert list(agent.core.models) == ["digits"]
+    assert agent.models.failed == {ODD: "RuntimeError: no kernel"}
 
 
 def full(*_: object) -> None:
