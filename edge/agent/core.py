@@ -40,6 +40,7 @@ class AgentCore:
 
     Attributes:
         models: By name; at least one.
+        news: What happened since the last look, by model, kind and text, for the log; the caller clears it.
     """
 
     def __init__(self, config: AgentConfig, models: Models, stopwatch: Callable[[], float] = time.perf_counter) -> None:
@@ -62,6 +63,7 @@ class AgentCore:
         self._connected = False
         self._out: list[Publish] = []
         self._events: list[tuple[str, str]] = []
+        self.news: list[tuple[str, str, str]] = []
         self._faults: dict[str, str] = {}  # by model, the last one that was told
         self._next_telemetry_s = -math.inf
         self._sequence = 0
@@ -147,6 +149,7 @@ class AgentCore:
                     self._message(topics.parse(topic).leaf, payload, now)
                 except ChannelError as exc:
                     self._events.append(("bad-message", str(exc)))
+                    self.news.append(("", "bad-message", str(exc)))
 
     def _limit(self, max_packet_bytes: int) -> None:
         for model in self.models.values():
@@ -270,11 +273,15 @@ class AgentCore:
         for name, model in self.models.items():
             with self._guarded(name):
                 self._out += model.tick(now, connected=self._connected)
+            self.news += [(name, kind, text) for kind, text in model.news]
+            model.news.clear()
         if any(model.is_renewed for model in self.models.values()):
             for model in self.models.values():
                 model.is_renewed = False
             self._send_birth(now)
         self._events += [("warning", text) for text in self._folder.warnings]
+        self.news += [("", "warning", text) for text in self._folder.warnings]
+        del self.news[:-MAX_EVENTS]
         self._folder.warnings.clear()
         del self._events[:-MAX_EVENTS]  # the newest, when there was no broker for long
         if self._connected:
@@ -295,6 +302,7 @@ class AgentCore:
             fault = f"{name}: {type(exc).__name__}: {exc}"
             if self._faults.get(name) != fault:
                 self._events.append(("model-fault", fault))
+                self.news.append((name, "model-fault", fault))
             self._faults[name] = fault
 
     def _take_out(self) -> list[Publish]:

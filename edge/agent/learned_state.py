@@ -15,7 +15,7 @@ import numpy as np
 
 from edge.agent import schema2
 from edge.agent.store import LearnedStore, Saved
-from edge.contract.errors import BundleError, EdgeError, LearningError
+from edge.contract.errors import BundleError, EdgeError, LearningError, ResourceError
 from edge.contract.training import FloatArray
 from edge.learning import saved as saved_value
 from edge.learning import tree
@@ -55,7 +55,8 @@ class LearnedState:
         self.waiting: deque[tuple[Labelled, FloatArray]] = deque()
         self.warnings: list[str] = []
         self.inferences = 0
-        self._is_synced, self._has_events, self._is_behind = True, False, False
+        self._is_synced, self._has_events = True, False
+        self._unkept, self._why_unkept = 0, ""  # what the disk did not take since the last snapshot
         if store is not None:
             self._take_up(store, read_only)
 
@@ -165,9 +166,12 @@ class LearnedState:
         except OSError as exc:
             if isinstance(event, ClassAdded | HeadOffered | HeadReplaced):
                 raise
-            if not self._is_behind:
-                self.warnings.append(f"kept in memory only, the disk does not take it: {exc.strerror}")
-            self._is_behind = True  # until the next snapshot
+            if not self._unkept:
+                self.warnings.append(
+                    f"what comes is kept in memory only, the disk does not take it: {exc.strerror}; it is lost unless "
+                    f"a snapshot can be written before the end"
+                )
+            self._unkept, self._why_unkept = self._unkept + 1, str(exc.strerror)
 
     def save(self) -> None:
         """Write a snapshot; without a state folder this does nothing.
@@ -180,7 +184,7 @@ class LearnedState:
         waiting = _side_by_side([label for label, _ in self.waiting])
         tensors = _flat(self.value) | {f"{_WAITING}.{name}": array for name, array in waiting.items()}
         self._store.snapshot(self._description(), tensors)
-        self._has_events, self._is_synced, self._is_behind = False, True, False
+        self._has_events, self._is_synced, self._unkept = False, True, 0
 
     def _description(self) -> dict[str, Any]:
         return {"learners": list(self._learning.learners), "inferences": self.inferences}
@@ -194,18 +198,34 @@ class LearnedState:
     @property
     def is_safe(self) -> bool:
         """Whether a power cut now would lose nothing."""
-        return self._store is None or (self._is_synced and not self._is_behind)
+        return self._store is None or (self._is_synced and not self._unkept)
 
     @property
     def journal_suffices(self) -> bool:
         """Whether the last snapshot and the journal hold everything."""
-        return not self._is_behind
+        return not self._unkept
+
+    @property
+    def unsafe(self) -> str:
+        """What a kill now would lose, and why, for people; empty for nothing."""
+        return f"{self._unkept} labels or other events are in memory only: {self._why_unkept}" if self._unkept else ""
 
     def close(self) -> None:
-        """Save what is in the journal only, and close it."""
+        """Save what is in the journal only, and close it.
+
+        Raises:
+            ResourceError: The disk does not take it, and labels that the journal does not hold are lost.
+        """
         try:
             if self._has_events:
                 self.save()
+        except OSError as exc:
+            if self._unkept:
+                raise ResourceError(
+                    f"{self._unkept} labels or other events that came while the disk took nothing are lost: "
+                    f"{exc.strerror}"
+                ) from exc
+            # The journal holds everything: the next start learns it again.
         finally:
             if self._store is not None:
                 self._store.close()

@@ -44,6 +44,7 @@ class ModelCore:
     Attributes:
         deployment: Of its releases.
         is_renewed: Whether another head or bundle is live than before; the caller sets it back.
+        news: What happened since the last look, by kind and text, for the log; the caller clears it.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class ModelCore:
         self._next_checkpoint_s = math.inf
         self._journaled_ms = 0.0  # what it took to learn what is in the journal
         self._fault = ""
+        self.news: list[tuple[str, str]] = []
         self._events: list[tuple[str, str]] = [("warning", text) for text in host.warnings]
         if host.rolled_back_at_start:
             self._events.append(("rolled-back", host.warnings[-1]))
@@ -173,7 +175,7 @@ class ModelCore:
             found = self.deployment.go_back()
         except OSError as exc:
             raise LearningError(f"nothing was rolled back, that cannot be saved: {exc.strerror}") from exc
-        self._events.append(("rolled-back", f"the {found['slot']}, because somebody on the device asked for it"))
+        self._tell(("rolled-back", f"the {found['slot']}, because somebody on the device asked for it"))
         self.is_renewed = True
         return found
 
@@ -271,21 +273,20 @@ class ModelCore:
             try:
                 self._timed(self._host.model.learn_next, now)
             except LearningError as exc:
-                self._events.append(("label-refused", str(exc)))
+                self._tell(("label-refused", str(exc)))
         try:
             self.deployment.poll(now.s)
         except Exception as exc:  # noqa: BLE001  # a release must not silence the device, whatever is wrong with it
             fault = f"{type(exc).__name__}: {exc}"
             if fault != self._fault:  # once, not with every tick
-                self._events.append(("release-fault", fault))
+                self._tell(("release-fault", fault))
             self._fault = fault
         warnings = self._host.model.warnings
-        self._events += [("warning", text) for text in warnings]
+        self._tell(*(("warning", text) for text in warnings))
         warnings.clear()
         happened = self._host.model.events
-        self._events += [(event.kind, event.text) for event in happened]
+        self._tell(*((event.kind, event.text) for event in happened))
         happened.clear()
-        del self._events[:-MAX_EVENTS]  # the newest, when there was no broker for long
         if now.s >= self._next_checkpoint_s:
             self._checkpoint(now)
         out: list[Publish] = []
@@ -297,10 +298,16 @@ class ModelCore:
             self._events.clear()
         return out + self._of_deployment(now)
 
+    def _tell(self, *events: tuple[str, str]) -> None:
+        """Say what happened, in the log now and to the coordinator when it is there."""
+        for told in (self._events, self.news):
+            told.extend(events)
+            del told[:-MAX_EVENTS]  # the newest, when nobody took them for long
+
     def _contributions(self, now: Now) -> list[Publish]:
         """What was learned, to send now."""
         frames = self._contributing.poll(now.s, lambda: self._checkpoint(now))
-        self._events += self._contributing.events
+        self._tell(*self._contributing.events)
         self._contributing.events.clear()
         return [
             letter(self._config, topics.upload_leaf(frame.xfer), encode_frame(frame), qos=1, expiry_s=3600)
@@ -338,5 +345,5 @@ class ModelCore:
                 model.save()
                 self._journaled_ms = 0.0
         except OSError as exc:
-            self._events.append(("storage", f"a checkpoint could not be written: {exc.strerror}"))
+            self._tell(("storage", f"a checkpoint could not be written: {exc.strerror}"))
             self._next_checkpoint_s = now.s + self._config.profile.learning.checkpoint_interval_s

@@ -33,6 +33,8 @@ log = logging.getLogger("edge.agent")
 
 MAX_QUEUED = 4096
 WILL_DELAY_S = 30
+# Events that are no trouble.
+_GOOD_NEWS = ("believed",)
 
 
 @dataclass(slots=True)
@@ -84,10 +86,8 @@ class AgentService:
         self._transport = transport
         self._stopping = False
         self._queue: queue.Queue[_Call | TransportEvent] = queue.Queue(MAX_QUEUED)
-        for text in self._models.warnings:
-            log.warning("%s", text)
         for name, host in self._models.hosts.items():
-            for text in [*host.warnings, *host.model.warnings]:
+            for text in host.warnings:
                 log.warning("%s: %s", name, text)
 
     def run(self, socket_path: Path | None, *, stdin: bool = False) -> None:
@@ -143,10 +143,18 @@ class AgentService:
                     item = None if self._queue.empty() else self._queue.get_nowait()
             try:
                 self._perform(self._core.tick(now()))
+                self._log_news()
             except Exception:
                 # Predictions must go on whatever is wrong with the disk or a release.
                 log.exception("the agent goes on after an error")
                 time.sleep(1.0)
+
+    def _log_news(self) -> None:
+        """What happened is said here, too: there may be no broker to tell."""
+        for name, kind, text in self._core.news:
+            level = logging.INFO if kind in _GOOD_NEWS else logging.WARNING
+            log.log(level, "%s%s: %s", name and f"{name}: ", kind, text)
+        self._core.news.clear()
 
     def _take(self, item: _Call | TransportEvent) -> None:
         if not isinstance(item, _Call):
@@ -177,6 +185,7 @@ class AgentService:
         if self._transport is not None:
             self._perform(self._core.farewell(now()))
             self._transport.stop()
+            self._log_news()
         self._models.close()
 
     # Local applications

@@ -115,6 +115,7 @@ class Standing(ServedModel):
             "samples": self.n_samples,
             "accuracy": self.metrics.accuracy,
             "waiting": self.waiting,
+            "unsafe": self.state.unsafe,
             **self._remembered(),
         }
 

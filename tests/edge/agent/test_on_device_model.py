@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from edge.agent import OnDeviceModel, on_device_model, releases
-from edge.contract.errors import BundleError, ConfigError, LearningError
+from edge.contract.errors import BundleError, ConfigError, LearningError, ResourceError
 from edge.learning.events import Contributed, HeadOffered
 from edge.learning.exchange import HeadRelease
 from edge.learning.trial import Finding
@@ -929,3 +929,28 @@ def test_a_pushed_head_with_a_class_of_its_own_can_be_judged_without_a_label(
             model.export_head(tmp_path / "nowhere" / "head.safetensors")
     with pytest.raises(LearningError, match="closed"), model:
         pass
+
+
+def test_a_full_disk_at_the_end_loses_only_what_the_journal_did_not_take(
+    tmp_path: Path, digits_bundle: Path, full_disk: Callable[[], AbstractContextManager[None]]
+) -> None:
+    x, y = turned_labels(12)
+    model = OnDeviceModel.open(digits_bundle, tmp_path)
+    model.learn(x[:4], y[:4])
+    with full_disk():
+        model.close()  # the journal has all
+    model = OnDeviceModel.open(digits_bundle, tmp_path)
+    assert (model.n_samples, model.state.unsafe) == (4, "")
+    with full_disk():
+        model.learn(x[4:7], y[4:7])
+        assert model.state.unsafe.startswith("3 labels or other events are in memory only: ")
+        assert len([text for text in model.warnings if "in memory only" in text]) == 1
+    model.state.save()
+    assert (model.state.unsafe, model.state.is_safe) == ("", True)
+    with full_disk():
+        model.learn(x[7:9], y[7:9])
+        with pytest.raises(ResourceError, match=r"2 labels or other events .* are lost"):
+            model.close()
+    model = OnDeviceModel.open(digits_bundle, tmp_path)
+    assert model.n_samples == 7
+    model.close()
