@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from edge.agent import releases
 from edge.agent.host import ModelHost
-from edge.agent.slots import new_part, proved_chunks
+from edge.agent.slots import MAX_NUMBER, new_part, proved_chunks
 from edge.agent.states import SlotEvent, SlotState, transition
 from edge.channel.chunks import SMALLEST_BYTES
 from edge.channel.download import Download, Effect, Finished, SendRequest, WriteChunk
@@ -24,9 +24,13 @@ from edge.learning.trial import Finding, Verdict
 
 # States that a restart remembers; the release counter is durable with them, so none of these begins again. A failure
 # (a full disk, a wrong digest) is not among them: the coordinator says its wish again, and the device tries again.
-_SETTLED = {SlotState.PROBATION, SlotState.ACTIVE, SlotState.REFUSED, SlotState.ROLLED_BACK}
+_SETTLED = {SlotState.PROBATION, SlotState.ACTIVE, SlotState.ROLLED_BACK}
+# Counters go up by one; one that is so far ahead is no release's. It would be ahead of all real ones for ever.
+_MAX_JUMP = 2**32
 
 
+# States in which nothing is on its way or on trial.
+_AT_REST = {SlotState.IDLE, SlotState.ACTIVE, SlotState.FAILED, SlotState.REFUSED, SlotState.ROLLED_BACK}
 # Time-outs of a download without one frame, before smaller ones are asked for.
 _FRUITLESS = 2
 # A head that is held is looked at again after so many labels.
@@ -87,7 +91,10 @@ class Deployment:
     def _enter(self, event: SlotEvent, detail: str = "") -> None:
         self.state = transition(self.state, event)
         self._detail = detail
-        if self.state in _SETTLED:
+        if self.state is SlotState.REFUSED:  # which changes nothing: no counter of a release that was not taken is kept
+            if self._desired is not None and self._desired.release < MAX_NUMBER:
+                self._host.slots.update(refused=self._desired.release)
+        elif self.state in _SETTLED:
             release = self._host.slots.record.release if self._desired is None else self._desired.release
             notes: dict[str, str | bool] = {"judged": self._was_judged, "replaces": self._replaces, "slot": self._slot}
             self._host.slots.update(release=release, state=str(self.state), **notes)
@@ -136,6 +143,12 @@ class Deployment:
                 self._desired = desired
             self.report()
             return
+        if desired.release == self._host.slots.record.refused and self._desired is None:
+            self._report_refusal(desired, "refused before the last restart")
+            return
+        if (why := self._unfit(desired)) and self.state not in _AT_REST:
+            self._report_refusal(desired, why)  # what is on its way, or on probation, goes on
+            return
         on_trial = self.state is SlotState.PROBATION and not self._end_probation()
         if on_trial:
             # Who was not judged does not become what the next one is judged against.
@@ -143,20 +156,41 @@ class Deployment:
         self._download = self._held = None
         self._desired = desired
         self._enter(SlotEvent.OFFER_RECEIVED)
-        backbone = self._host.model.manifest.backbone_digest
-        if desired.kind == "head" and desired.backbone != backbone:
-            self._enter(
-                SlotEvent.REFUSED, f"the head belongs to the backbone {desired.backbone[:12]}, not {backbone[:12]}"
-            )
-            return
-        if desired.size_bytes > self._max_bytes:
-            self._enter(SlotEvent.REFUSED, f"{desired.size_bytes} bytes, this device takes at most {self._max_bytes}")
+        if why:
+            self._enter(SlotEvent.REFUSED, why)
             return
         self._enter(SlotEvent.FETCH_STARTED)
         try:
             self._start_fetch(desired, now_s)
         except (EdgeError, OSError) as exc:
             self._fail(f"fetch: {exc}")
+
+    def _unfit(self, desired: Desired) -> str:
+        """Why a release is not for this device, as far as its description tells; "" where it may be."""
+        backbone = self._host.model.manifest.backbone_digest
+        if desired.release > self._host.slots.record.release + _MAX_JUMP:
+            return f"its counter {desired.release} is no release's: the last one was {self._host.slots.record.release}"
+        if desired.kind == "head" and desired.backbone != backbone:
+            return f"the head belongs to the backbone {desired.backbone[:12]}, not {backbone[:12]}"
+        if desired.size_bytes > self._max_bytes:
+            return f"{desired.size_bytes} bytes, this device takes at most {self._max_bytes}"
+        return ""
+
+    def _report_refusal(self, desired: Desired, why: str) -> None:
+        """Say that a release is refused, beside what the slot does now."""
+        self._sequence += 1
+        self.outbox.append(
+            State(
+                ts_ms=0,  # the caller knows the time of day
+                seq=self._sequence,
+                slot=desired.kind,
+                state=str(SlotState.REFUSED),
+                release=desired.release,
+                digest=desired.digest,
+                detail=why,
+                model=self._host.name,
+            )
+        )
 
     def _is_recut(self, desired: Desired) -> bool:
         """Whether it is what is being fetched, in smaller chunks."""

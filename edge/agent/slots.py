@@ -24,7 +24,7 @@ from edge.contract.files import replace_file, sync_folder
 RECORD = "model.json"
 _MAX_BYTES = 1 << 16
 MAX_ATTEMPTS = 3
-_MAX_NUMBER = 2**53
+MAX_NUMBER = 2**53
 
 _R = TypeVar("_R")
 
@@ -35,7 +35,8 @@ class ModelRecord:
 
     Attributes:
         name: Of the model; its folder may be named otherwise.
-        release: Counter of the last release that was handled, whatever became of it.
+        release: Counter of the last release that was live, whatever became of it.
+        refused: Counter of the last release that was refused; it is not looked at again, and counts for nothing else.
         slot: Its slot, ``head`` or ``bundle``.
         state: What became of it.
         judged: Whether labels or samples spoke for it when it was taken.
@@ -48,6 +49,7 @@ class ModelRecord:
 
     name: str = ""
     release: int = 0
+    refused: int = 0
     slot: str = "head"
     state: str = "idle"
     judged: bool = False
@@ -87,7 +89,7 @@ def read_record(path: Path, kind: type[_R]) -> _R:
     given = {name: value for name, value in found.items() if name in known}
     if any(type(value) is not type(known[name].default) for name, value in given.items()):
         return default
-    if any(isinstance(value, int) and not 0 <= value < _MAX_NUMBER for value in given.values()):
+    if any(isinstance(value, int) and not 0 <= value < MAX_NUMBER for value in given.values()):
         return default
     return kind(**given)
 

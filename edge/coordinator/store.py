@@ -360,6 +360,8 @@ class Store:
                 model.position = position
                 model.bundle, model.backbone, model.head = served.bundle, served.backbone, served.head
                 model.release, model.samples = served.release, served.n_labels
+                if model.state == "refused" and session.get(ReleaseRow, model.state_release) is not None:
+                    model.release = max(model.release, model.state_release)  # a device does not count what it refused
             for gone in known.values():
                 session.delete(gone)
 
@@ -371,7 +373,9 @@ class Store:
                 return False
             row.state_seq, row.state, row.state_detail = message.seq, message.state, message.detail
             row.state_release = message.release
-            if message.state in ("probation", "active", "refused", "rolled-back"):
+            # What a device refuses counts where it is of ours: anybody may have made it up.
+            is_ours = message.state != "refused" or session.get(ReleaseRow, message.release) is not None
+            if message.state in ("probation", "active", "refused", "rolled-back") and is_ours:
                 row.release = max(row.release, message.release)
             return True
 

@@ -153,7 +153,7 @@ def test_a_push_is_for_one_model_and_so_is_its_rollback(
     before = head_digest(hosts["digits"].model)
     second = core.push(**push(head), now=fleet.now, model=ODD).counter
     fleet.until("refused", lambda: fleet.known("one", ODD).state == "refused")
-    assert hosts[ODD].slots.record.release == second
+    assert hosts[ODD].slots.record.refused == second
     assert head_digest(hosts["digits"].model) == before
     assert hosts["digits"].slots.record.release == 0
     # A bundle whose answers are not finite is taken back, and the other model knows nothing of it.
