@@ -53,6 +53,8 @@ def inspect(path: Path, as_json: bool) -> None:
     for title, specs in (("input", found.manifest.inputs), ("output", found.manifest.outputs)):
         for spec in specs:
             said = notes.get((title, spec.name), "")
+            if title == "output" and spec.name in found.manifest.kinds:
+                said += f", {found.manifest.kinds[spec.name].kind}"
             click.echo(f"  {title:<8} {spec.name} {spec.describe()} {spec.dtype}{said}")
     for name, value in found.manifest.constants.items():
         click.echo(f"  constant {name} = {json.dumps(value, ensure_ascii=False)}")

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from edge.agent.wire import decode_request, encode_line, encode_sample
+from edge.agent.wire import KEYS, decode_answer, decode_request, encode_line, encode_sample
 from edge.contract.errors import LearningError
 from edge.contract.tensorspec import DTYPES
 
@@ -44,6 +44,42 @@ def test_nested_lists_are_arrays() -> None:
     assert request["x"].tolist() == [[1.0, 2.0], [3.0, 4.5]]
     assert (request["op"], request["id"]) == ("predict", "a")
     assert decode_request(b'{"op":"status"}') == {"op": "status"}
+
+
+def test_inputs_come_by_name_and_keys_that_are_not_known_are_refused() -> None:
+    found = decode_request(b'{"op":"predict","id":"a","inputs":{"a":[[1,2]],"b":5},"stream":"m","reset":true}')
+    assert {name: array.shape for name, array in found["inputs"].items()} == {"a": (1, 2), "b": ()}
+    assert (found["stream"], found["reset"]) == ("m", True)
+    assert decode_request(b'{"op":"sleep","whatever":1}')["op"] == "sleep", "who does not know the op says so"
+    for op, known in KEYS.items():
+        for key in ("op", "model", *known):
+            value: Any = {"op": op, "inputs": {}}.get(key, [1])
+            assert decode_request(json.dumps({"op": op, key: value}).encode())["op"] == op
+        with pytest.raises(LearningError) as refused:
+            decode_request(json.dumps({"op": op, "Id": "a"}).encode())
+        assert str(refused.value) == f"'Id' is not known of {op}: expected {', '.join(('op', 'model', *known))}"
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.sampled_from(DTYPES).flatmap(
+        lambda dtype: hnp.arrays(np.dtype(dtype), hnp.array_shapes(min_dims=0, min_side=0, max_dims=3, max_side=3))
+    )
+)
+def test_an_array_of_an_answer_comes_back_exactly(array: np.ndarray) -> None:
+    answer = {"step": 3, "outputs": {"y": {"kind": "anything", "array": array}}}
+    found = decode_answer(encode_line(answer))
+    there = found["outputs"]["y"]["array"]
+    assert (found["step"], there.dtype, there.shape, there.tobytes()) == (3, array.dtype, array.shape, array.tobytes())
+
+
+def test_what_is_no_answer_is_an_error() -> None:
+    for line in (b"[1]", b"5", b"{", b'{"y":{"shape":[2],"dtype":"float32","base64":"?"}}'):
+        with pytest.raises((ValueError, LearningError)):
+            decode_answer(line)
+    for wrong in ({"y": np.float32(1)}, {"y": {1, 2}}, {"y": object()}):
+        with pytest.raises(TypeError):
+            encode_line(wrong)
 
 
 def packed(**changes: Any) -> bytes:
@@ -87,6 +123,9 @@ MALFORMED: dict[str, bytes] = {
     "not base64": packed(base64="?"),
     "base64 that is a number": packed(base64=5),
     "base64 that is not ASCII": packed(base64="ä"),
+    "inputs that are a list": b'{"op":"predict","inputs":[1]}',
+    "an input of text": b'{"op":"predict","inputs":{"a":"b"}}',
+    "a ragged input": b'{"op":"predict","inputs":{"a":[[1],[1,2]]}}',
     "base64 cut short": packed(base64="AAAAAAAAAA"),
 }
 

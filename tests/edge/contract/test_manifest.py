@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from edge.contract import manifest as m
 from edge.contract import strictjson
 from edge.contract.errors import BundleError
-from edge.contract.manifest import LinearLayer, Manifest
+from edge.contract.manifest import LinearLayer, Manifest, OutputKind
 from edge.contract.recipe import TrainingRecipe
 
 DIGEST = "0123456789abcdef" * 4
@@ -187,7 +187,20 @@ REFUSED: dict[str, Callable[[dict[str, Any]], None]] = {
     "a member without a size": put("members", m.MODEL, value={"digest": DIGEST}),
     "a member of half a size": put("members", m.MODEL, value={"digest": DIGEST, "size_bytes": 0.5}),
     "a member that is a text": put("members", m.MODEL, value=DIGEST),
+    "a kind of no output": put("kinds", value={"nobody": {"kind": "classes"}}),
+    "an output of no kind": put("kinds", value={"output": {"axis": 1}}),
+    "a kind that is a text": put("kinds", value={"output": "classes"}),
+    "a kind along an axis that is not there": put("kinds", value={"output": {"kind": "classes", "axis": 2}}),
 }
+
+
+def test_outputs_say_what_they_are_and_a_later_kind_is_kept() -> None:
+    value = document()
+    assert decode(copy.deepcopy(value)).kinds == {}
+    value["kinds"] = {"output": {"kind": "of-tomorrow", "axis": 1, "threshold": 0.5}}
+    manifest = decode(copy.deepcopy(value))
+    assert manifest.kinds == {"output": OutputKind(kind="of-tomorrow", axis=1, threshold=0.5)}
+    assert Manifest.decode(manifest.encode()) == manifest
 
 
 @pytest.mark.parametrize("change", REFUSED.values(), ids=list(REFUSED))
