@@ -295,10 +295,13 @@ def _quiet() -> Iterator[None]:
     level = logger.level
     logger.setLevel(logging.CRITICAL)
     sink = io.StringIO()
+    tell = torch._C._jit_onnx_log  # of a failure it writes the whole graph, past Python's standard output
+    torch._C._jit_onnx_log = lambda *_: None
     try:
         with contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink), traceable():
             yield
     finally:
+        torch._C._jit_onnx_log = tell
         logger.setLevel(level)
 
 

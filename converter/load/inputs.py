@@ -229,7 +229,7 @@ def determine_inputs(model: nn.Module, given: Given) -> Inputs:
             raise ConfigError(f"--input: {len(specs)} inputs given, but forward takes {', '.join(names)}")
         return _tried(model, specs, given, "as given")
     for option, value in given.files():
-        shapes = peek_shapes(value)
+        shapes = {name: kind for name, kind in peek_shapes(value).items() if name not in given.options.constants}
         named = [p.name for p in open_ if p.name in shapes]
         if set(names) <= set(named) and len(named) > 1:
             specs = _as_in_file({name: shapes[name] for name in named})

@@ -77,6 +77,10 @@ def _importable(path: Path, arch: str | None) -> Iterator[None]:
             sys.path.remove(folder)
 
 
+# Counted in training only, by older batch normalizations.
+_COUNTER = "num_batches_tracked"
+
+
 def read_torchscript(file: Path | bytes, what: str) -> torch.jit.ScriptModule:
     """A TorchScript archive.
 
@@ -97,6 +101,13 @@ def read_torchscript(file: Path | bytes, what: str) -> torch.jit.ScriptModule:
             module: torch.jit.ScriptModule = torch.jit.load(io.BytesIO(data), map_location="cpu").eval()  # type: ignore[no-untyped-call]
         if not hasattr(module, "forward"):
             raise ConversionError(f"the TorchScript in {what} has no method forward")
+        graph = module.inlined_graph  # held: its nodes end with it
+        kept = sorted({node.s("name") for node in graph.findAllNodes("prim::SetAttr", True)} - {_COUNTER})
+        if kept:
+            raise ConversionError(
+                f"the TorchScript in {what} changes state that it keeps in itself ({', '.join(kept)}): what it gives "
+                f"depends on what it was given before. Let forward take the state and give the next one (--state)"
+            )
         return module
 
 

@@ -506,3 +506,16 @@ def test_a_matrix_used_twice_in_the_head_is_not_linear() -> None:
 
     halves = halves_of(Twice(), (4,), "last:1")
     assert halves.linear is None
+
+
+class Turned(nn.Module):
+    """With an operator of integers that the tracing exporter does not know."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + torch.bitwise_not(x.to(torch.int64)).to(torch.float32)
+
+
+def test_torch_does_not_write_a_graph_that_it_cannot_export_on_the_terminal(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ConversionError, match="bitwise Not"):
+        exported_by(by_tracing, source_of(Turned(), vector(4)))
+    assert capfd.readouterr() == ("", "")

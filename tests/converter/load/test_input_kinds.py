@@ -343,6 +343,28 @@ def test_recurrent_state_is_carried_in_and_out(tmp_path: Path) -> None:
     np.testing.assert_allclose(state["c"], c.numpy(), atol=1e-5)
 
 
+class Remembers(nn.Module):
+    """Adds up what it was ever given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.total = nn.Linear(4, 3), torch.zeros(3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.layer(x)
+        self.total = self.total + y.sum(0)
+        return y + self.total
+
+
+def test_torchscript_that_keeps_state_in_itself_is_refused_by_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "m.pt"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.script(Remembers()).save(str(path))
+    with pytest.raises(ConversionError, match=r"changes state that it keeps in itself \(total\)"):
+        convert(plan(path, inputs=(InputOption(name="", shape=("batch", 4)),)))
+
+
 def test_a_branch_on_values_that_no_trace_keeps_is_exported_from_its_source(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = Branching().eval()

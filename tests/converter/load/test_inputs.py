@@ -173,6 +173,17 @@ def test_several_inputs_are_those_of_the_data_that_forward_names(tmp_path: Path)
     check(session, packed, {"x": sequences["x"][:5], "lengths": np.array([7, 3, 2, 9, 1])})
 
 
+class Amplified(nn.Module):
+    """One input, and a number that is always the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor, gain: float) -> torch.Tensor:
+        return self.out(x) * gain
+
+
 class Voice(nn.Module):
     """A voice detector: two rates, a state that goes in and out."""
 
@@ -221,6 +232,17 @@ def test_constants_become_part_of_the_graph_and_scalars_are_inputs(tmp_path: Pat
     options: dict[str, Any] = {"quantize": "none", "trainable": "none", "inputs": tuple(map(one_input, inputs))}
     convert(plan(tmp_path / "voice.pt", constants={"sr": Constant(value=8000)}, **options))
     check(OnnxSession(Bundle.open(tmp_path / "voice.edge")), model, data, {"sr": 8000})
+    np.savez(tmp_path / "voice.npz", **data, sr=np.array(8000))  # data may hold it all the same
+    options = {"quantize": "none", "trainable": "none", "calibration": str(tmp_path / "voice.npz")}
+    convert(plan(tmp_path / "voice.pt", constants={"sr": Constant(value=8000)}, **options))
+    check(OnnxSession(Bundle.open(tmp_path / "voice.edge")), model, data, {"sr": 8000})
+    np.savez(tmp_path / "x.npz", x=rng.random((40, 6), np.float32), gain=np.array(2.0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.script(Amplified()).save(str(tmp_path / "amplified.pt"))
+    options["calibration"] = str(tmp_path / "x.npz")
+    report = convert(plan(tmp_path / "amplified.pt", constants={"gain": Constant(value=2.0)}, **options)).report
+    assert report["data"] == "20 samples of x.npz, held out of 40"
 
     scaled = Scaled().eval()
     rates = {"x": rng.random((9, 5), np.float32), "sr": np.array(16000)}
