@@ -254,8 +254,8 @@ def lost_column(
     axis = 1 if wanted.ndim >= 4 else wanted.ndim - 1
     single = axis == spec.batch_axis or not isinstance(spec.shape[axis], int)
     rows = [
-        a.astype(np.float64).reshape(-1, 1) if single else np.moveaxis(a, axis, -1).reshape(-1, a.shape[axis])
-        for a in (wanted, found)
+        a.reshape(-1, 1) if single else np.moveaxis(a, axis, -1).reshape(-1, a.shape[axis])
+        for a in (wanted.astype(np.float64), found.astype(np.float64))
     ]
     one, other = rows
     if len(one) < _COLUMN_ROWS or not one.size:
