@@ -101,7 +101,7 @@ def read_torchscript(file: Path | bytes, what: str) -> torch.jit.ScriptModule:
             module: torch.jit.ScriptModule = torch.jit.load(io.BytesIO(data), map_location="cpu").eval()  # type: ignore[no-untyped-call]
         if not hasattr(module, "forward"):
             raise ConversionError(f"the TorchScript in {what} has no method forward")
-        graph = module.inlined_graph  # held: its nodes end with it
+        graph: Any = module.inlined_graph  # held: its nodes end with it
         kept = sorted({node.s("name") for node in graph.findAllNodes("prim::SetAttr", True)} - {_COUNTER})
         if kept:
             raise ConversionError(
