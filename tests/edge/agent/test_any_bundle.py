@@ -165,6 +165,10 @@ def test_a_head_behind_recurrent_state_learns_what_each_stream_heard(spotter_bun
         assert len(fresh.streams) == 0, "samples that are given together are a stream of their own"
         a = [fresh.predict_sample("x", frame, 0.0, stream="a") for frame in frames[::2]]
         np.testing.assert_allclose(a, fresh.predict(frames[::2]), rtol=1e-4, atol=1e-5)
+        head = {name: 0.5 * array for name, array in fresh.bundle.head_parameters().items()}
+        release = HeadRelease(backbone=fresh.manifest.backbone_digest, parameters=head)
+        releases.take(fresh, releases.look_at(fresh, release, competes=False), 1)
+        assert fresh.sample("x", frames[0], 0.0, stream="a").steps == 21, "another head is no other memory"
         fresh.learn(frames, ["on"] * 40)
         assert fresh.evaluate(frames, ["on"] * 40).accuracy == 1.0
 
@@ -222,15 +226,20 @@ def _first(given: dict[str, Any]) -> dict[str, Any]:
     return {name: array[0] for name, array in given.items()}
 
 
-def test_bundles_that_cannot_be_trusted_are_refused_whatever_they_hold(tmp_path: Path, voice_bundle: Path) -> None:
-    bundle = Bundle.open(voice_bundle)
+def wrong(folder: Path, path: Path) -> Path:
+    """The same bundle, but for its golden answers."""
+    bundle = Bundle.open(path)
     blobs = {role: bundle.read(role) for role in bundle.manifest.members}
     golden = bundle.tensors(m.GOLDEN)
     golden["output.speech"] = golden["output.speech"][::-1].copy() + 0.3
     blobs[m.GOLDEN] = safetensors.numpy.save(golden)
-    write_bundle(tmp_path / "bad.edge", replace(bundle.manifest, members=members_of(blobs)), blobs)
+    write_bundle(folder / "wrong.edge", replace(bundle.manifest, members=members_of(blobs)), blobs)
+    return folder / "wrong.edge"
+
+
+def test_bundles_that_cannot_be_trusted_are_refused_whatever_they_hold(tmp_path: Path, voice_bundle: Path) -> None:
     with pytest.raises(BundleError, match="golden"):
-        OnDeviceModel.open(tmp_path / "bad.edge", tmp_path / "state")
+        OnDeviceModel.open(wrong(tmp_path, voice_bundle), tmp_path / "state")
     with pytest.raises(BundleError, match="--stream-memory"):
         OnDeviceModel.open(voice_bundle, streams=StreamLimits(max_mb=1e-6))
     OnDeviceModel.open(voice_bundle, tmp_path / "state").close()
@@ -296,16 +305,20 @@ def test_a_head_for_a_bundle_without_one_is_refused(
 
 
 def test_a_bundle_that_fails_on_probation_is_taken_back_and_the_one_before_answers(
-    simulate: Simulate, tmp_path: Path, spotter_bundle: Path, fragile_bundle: Path
+    simulate: Simulate, tmp_path: Path, spotter_bundle: Path, fragile_bundle: Path, voice_bundle: Path
 ) -> None:
     frame = RNG.normal(size=6).astype(np.float32)
-    fleet = simulate(tmp_path, spotter_bundle, ["one"])
+    fleet = simulate(tmp_path, spotter_bundle, ["one"], streams=StreamLimits(max_mb=50 / 2**20))
     agent = fleet.agents["one"]
     first = ask(fleet, "predict", id="a", x=frame, stream="mic-1")
     second = ask(fleet, "predict", id="a", x=frame, stream="mic-1")
     assert (first["step"], second["step"], first["logits"] == second["logits"]) == (1, 2, False)
     ask(fleet, "predict", id="a", x=frame, stream="mic-2")
     fleet.run(5.0)
+    for refused, why in ((wrong(tmp_path, voice_bundle), "golden"), (voice_bundle, "--stream-memory")):
+        push(fleet, refused)  # a state of 64 bytes does not fit into 50
+        fleet.until("refused", lambda why=why: why in fleet.device("one").state_detail)
+        assert fleet.device("one").state == "refused"
     good, bad = np.ones(4, np.float32), -np.ones(4, np.float32)
     for fault in ({"x": bad, "word": 1}, {"x": good, "word": 9}):
         push(fleet, fragile_bundle)
@@ -321,7 +334,7 @@ def test_a_bundle_that_fails_on_probation_is_taken_back_and_the_one_before_answe
     anew = ask(fleet, "predict", id="a", x=frame, stream="mic-1")
     assert (anew["step"], anew["logits"]) == (1, first["logits"])
     fleet.run(5.0)
-    assert told(fleet, "streams-begin-anew") == ["another bundle is live: 2 streams begin anew"]
+    assert told(fleet, "streams-begin-anew") == ["another bundle is live: 1 stream begins anew"]
     push(fleet, fragile_bundle)
     fleet.until("probation", lambda: agent.host.model.bundle.digest == Bundle.open(fragile_bundle).digest)
     ask(fleet, "predict", id="a", inputs={"x": good, "word": 1})
