@@ -36,6 +36,7 @@ SLOW = (
     "converter/verify/*", "edge/agent/test_agent_and_coordinator.py", "edge/agent/test_on_device_model.py",
     "edge/agent/test_crashes.py", "edge/agent/test_store.py", "edge/agent/test_any_bundle.py",
     "edge/agent/test_answers.py", "edge/agent/test_serving.py", "edge/cli/*", "edge/coordinator/test_core.py",
+    "edge/agent/test_warm_start.py", "edge/inference/test_providers.py",
     "edge/inference/test_*trainer*.py", "edge/inference/test_onnx_benchmark.py",
     "edge/learning/test_drift.py", "edge/learning/test_learners.py", "end_to_end/*",
     "integration/*", "test_wheel.py",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -221,7 +222,11 @@ def _says(what: Mapping[str, Any]) -> str:
     return ", ".join(f"{value:.6g}" for value in found)
 
 
-@click.command(epilog="Example: edge-agent label frame-17 scratch")
+# A quantity may be negative, which looks like an option.
+@click.command(
+    epilog="Examples: edge-agent label frame-17 scratch; edge-agent label room-3 -1.5,0.25",
+    context_settings={"ignore_unknown_options": True},
+)
 @click.argument("sample_id", metavar="ID")
 @click.argument("label", metavar="LABEL")
 @click.option("--weight", default=1.0, type=click.FloatRange(0, 1), help="How much the label is trusted.")
@@ -257,13 +262,11 @@ def _target(text: str, classes: list[str]) -> Any:
     """A label as the agent takes it: names first, since a class may have a number for a name."""
     if text in classes:
         return text
-    try:
-        values = [float(part) for part in text.split(",")]
-    except ValueError:
-        return text
-    if not classes:
-        return values
-    return int(values[0]) if len(values) == 1 and values[0].is_integer() else text
+    with suppress(ValueError):
+        return int(text)
+    with suppress(ValueError):
+        return text if classes else [float(part) for part in text.split(",")]
+    return text  # the agent says what it expected
 
 
 @click.command(epilog="Example: edge-agent rollback --state-dir /var/lib/edge")

@@ -23,6 +23,7 @@ from edge.agent.client import AgentClient
 from edge.agent.config import AgentConfig
 from edge.agent.models import Models
 from edge.cli.agent import agent
+from edge.cli.running import _target
 from edge.contract.bundle import Bundle
 from edge.contract.errors import ChannelError, ConfigError, LearningError, NoAgentError
 from edge.learning.exchange import HeadRelease
@@ -230,3 +231,17 @@ def test_an_agent_takes_no_file_and_no_socket_of_others_away(tmp_path: Path, dig
             )
             assert (done.returncode, words in done.stderr) == (3, True), done.stderr
     assert (tmp_path / "notes").read_text() == "dear diary"
+
+
+def test_labels_are_names_numbers_or_quantities_also_negative_ones(tmp_path: Path) -> None:
+    assert [_target(text, ["7", "dent"]) for text in ("7", "dent", "1", "1.5", "x")] == ["7", "dent", 1, "1.5", "x"]
+    assert [_target(text, []) for text in ("3", "-1.5", "-1.5,2", "1e3", "x")] == [
+        3,
+        [-1.5],
+        [-1.5, 2.0],
+        [1000.0],
+        "x",
+    ]
+    for label in ("-1.5", "-1.5,2", "-3"):
+        found = CliRunner().invoke(agent, ["label", "a", label, "--socket", str(tmp_path / "none")])
+        assert isinstance(found.exception, NoAgentError), found.output
