@@ -283,13 +283,14 @@ def _has_shape(shape: tuple[int, ...], wanted: tuple[int | str, ...]) -> bool:
 
 
 def _misfit(spec: TensorSpec, shape: tuple[int, ...], wanted: tuple[int | str, ...]) -> str:
-    """What is said of an array of another shape, with the axis that makes it fit where one does."""
+    """What is said of an array of another shape, with the axes that make it fit where they do."""
     found = f"{spec.name}: expected shape ({', '.join(map(str, wanted))}), got {shape}"
-    for axis in range(len(shape) + 1):
-        more = (*shape[:axis], 1, *shape[axis:])
+    places = [[":"] * axis + ["None"] for axis in range(len(shape) + 1)] + [["None", "None"]]
+    for index in places:
+        sizes = iter(shape)
+        more = (*(1 if place == "None" else next(sizes) for place in index), *sizes)
         if _has_shape(more, wanted) or _has_shape(more, spec.shape):
-            index = "None" if not axis else ", ".join([":"] * axis + ["None"])
-            return f"{found}; one axis is missing: x[{index}] has it"
+            return f"{found}; x[{', '.join(index)}] has the axis that is missing"
     return found
 
 

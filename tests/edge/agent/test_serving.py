@@ -54,7 +54,7 @@ def test_what_does_not_fit_is_refused_and_told_what_would(masked_bundles: tuple[
         ({"image": image}, "mask is missing"),
         ({**good, "msk": mask}, "'msk' is none of them"),
         ({**good, "image": image[0, 0]}, "image: expected shape (1, 3, 4), got (4,)"),
-        ({**good, "image": image[0]}, "got (3, 4); one axis is missing: x[None] has it"),
+        ({**good, "image": image[0]}, "got (3, 4); x[None] has the axis that is missing"),
         ({**good, "image": masked(2)["image"]}, "image: expected one sample, got 2"),
         ({**good, "image": image * np.nan}, "image: the sample has values that are not finite"),
         ({**good, "image": image + np.inf}, "image: the sample has values that are not finite"),
@@ -71,8 +71,9 @@ def test_what_does_not_fit_is_refused_and_told_what_would(masked_bundles: tuple[
         assert words in str(told.value)
     many = masked(3)
     for given, words in (
-        (good, "image: expected shape (batch, 1, 3, 4), got (1, 3, 4); one axis is missing: x[None] has it"),
-        ({**many, "image": many["image"][:, 0]}, "got (3, 3, 4); one axis is missing: x[:, None] has it"),
+        (good, "image: expected shape (batch, 1, 3, 4), got (1, 3, 4); x[None] has the axis that is missing"),
+        ({**many, "image": image[0]}, "got (3, 4); x[None, None] has the axis that is missing"),
+        ({**many, "image": many["image"][:, 0]}, "got (3, 3, 4); x[:, None] has the axis that is missing"),
         ({**many, "mask": many["mask"][:2]}, "as many samples of each input, got image 3, mask 2"),
         ({name: array[:0] for name, array in many.items()}, "expected shape (batch, 1, 3, 4), got (0, 1, 3, 4)"),
     ):
