@@ -18,6 +18,7 @@ from edge.agent.allowance import Allowance
 from edge.agent.budget import LearningBudget
 from edge.agent.config import AgentConfig
 from edge.agent.letters import letter
+from edge.agent.line import Line, Told
 from edge.agent.model_core import MAX_EVENTS, ModelCore
 from edge.agent.models import Models
 from edge.agent.slots import DeviceRecord
@@ -25,7 +26,7 @@ from edge.channel import topics
 from edge.channel.codec import decode
 from edge.channel.frames import decode_frame
 from edge.channel.messages import Birth, Command, Conn, Desired, Event, Message, Reply, Served, Telemetry, UploadStatus
-from edge.channel.transport import Connected, Disconnected, Limited, Publish, Received, TransportEvent
+from edge.channel.transport import Connected, Disconnected, Limited, Publish, Received, Refused, TransportEvent
 from edge.contract.clock import Now
 from edge.contract.errors import ChannelError, LearningError
 
@@ -60,7 +61,9 @@ class AgentCore:
             )
             for (name, host), share in zip(models.hosts.items(), shares, strict=True)
         }
-        self._connected = False
+        self._connected = self._is_telemetry_proved = False
+        self._line = Line(topics.own_conn(config.fleet, config.device))
+        self._own_conn = _conn(record, record.session, Now(0.0, 0), online=False)
         self._out: list[Publish] = []
         self._events: list[tuple[str, str]] = []
         self.news: list[tuple[str, str, str]] = []
@@ -121,6 +124,7 @@ class AgentCore:
             "models": found,
             "not_served": dict.fromkeys(self._folder.not_served, "its bundle was not named") | self._folder.failed,
             "connected": self._connected,
+            "broker_troubles": self._line.troubles,
             "resident_mb": health.resident_mb(),
             "boot": self._folder.record.boot,
             "state_id": self._folder.record.state_id,
@@ -138,18 +142,29 @@ class AgentCore:
         """Take an event of the broker connection. A message that cannot be read is dropped and reported."""
         match event:
             case Connected(max_packet_bytes=limit):
+                self._line.connected(event, now.s)
                 self._limit(limit)
                 self._connect(now)
             case Limited(max_packet_bytes=limit):
                 self._limit(limit)
             case Disconnected():
                 self._connected = False
+                self._events += self._line.disconnected(event, now.s)  # the log has it already
+            case Refused():
+                self._tell(self._line.refused(event, now.s))
             case Received(topic=topic, payload=payload):
                 try:
-                    self._message(topics.parse(topic).leaf, payload, now)
+                    leaf = topics.parse(topic).leaf
+                    if not (event.retained or leaf == topics.UP_CONN):
+                        self._line.answered()
+                    self._message(leaf, payload, now, topic)
                 except ChannelError as exc:
-                    self._events.append(("bad-message", str(exc)))
-                    self.news.append(("", "bad-message", str(exc)))
+                    self._tell([("bad-message", str(exc))])
+
+    def _tell(self, events: Told) -> None:
+        """Say what happened, in the log now and to the coordinator when it is there."""
+        self._events += events
+        self.news += [("", kind, text) for kind, text in events]
 
     def _limit(self, max_packet_bytes: int) -> None:
         for model in self.models.values():
@@ -158,7 +173,9 @@ class AgentCore:
     def _connect(self, now: Now) -> None:
         self._connected = True
         self._folder.update(session=self._folder.record.session + 1)
-        self._send(topics.UP_CONN, self._conn(True, now), qos=1, retain=True)
+        self._own_conn = self._conn(True, now)
+        self._is_telemetry_proved = False
+        self._send(topics.UP_CONN, self._own_conn, qos=1, retain=True)
         self._send_birth(now)
         for model in self.models.values():
             model.deployment.report()
@@ -208,7 +225,7 @@ class AgentCore:
         # Retained: a coordinator that was not there when it was sent would believe for ever what it was told before.
         self._send(topics.UP_BIRTH, birth, qos=1, retain=True)
 
-    def _message(self, leaf: str, payload: bytes, now: Now) -> None:
+    def _message(self, leaf: str, payload: bytes, now: Now, topic: str) -> None:
         if leaf.startswith("dn/f/"):
             frame = decode_frame(payload)
             for name, model in self.models.items():  # who did not ask for it drops it
@@ -226,6 +243,8 @@ class AgentCore:
                     model.receive(message, leaf, now)
         elif isinstance(message, Command):
             self._command(message, now)
+        elif isinstance(message, Conn):
+            self._tell(self._line.heard(topic, message, self._own_conn, now.s))
 
     def _meant(self, desired: Desired) -> str | None:
         """The model that a release is for; None for one that is not served any more.
@@ -279,8 +298,8 @@ class AgentCore:
             for model in self.models.values():
                 model.is_renewed = False
             self._send_birth(now)
-        self._events += [("warning", text) for text in self._folder.warnings]
-        self.news += [("", "warning", text) for text in self._folder.warnings]
+        self._tell([("warning", text) for text in self._folder.warnings])
+        self._tell(self._line.poll(now.s))
         del self.news[:-MAX_EVENTS]
         self._folder.warnings.clear()
         del self._events[:-MAX_EVENTS]  # the newest, when there was no broker for long
@@ -317,7 +336,10 @@ class AgentCore:
             record = self._folder.record
             head = {"ts": now.wall_ms, "seq": self._sequence, "boot": record.boot, "state_id": record.state_id}
             with self._guarded(name):
-                self._send(topics.UP_TELE, Telemetry(values={**head, **model.telemetry(now), **device}), qos=0)
+                values = {**head, **model.telemetry(now), **device}
+                # The first of a connection is acknowledged: a broker that takes none says so only then.
+                self._send(topics.UP_TELE, Telemetry(values=values), qos=0 if self._is_telemetry_proved else 1)
+                self._is_telemetry_proved = True
 
     def _vitals(self, now: Now) -> dict[str, Any]:
         """How the device is; what is not known is left out."""

@@ -116,6 +116,7 @@ class AgentService:
     def _start(self, transport: Transport) -> None:
         self._set_will(transport)
         transport.subscribe(topics.device_filters(self._config.fleet, self._config.device))
+        transport.subscribe([(topics.own_conn(self._config.fleet, self._config.device), 1)])
         transport.start(self._put)
 
     def _set_will(self, transport: Transport) -> None:

@@ -268,6 +268,8 @@ class MqttTransport:
             return True, f"refused by {self._url}: {self._refused}"
         if not self._connected:
             return True, f"{self._url} closed the connection before its CONNACK: expected an MQTT 5 or 3.1.1 broker"
+        if self._farewell == "Session taken over":
+            return True, f"pushed off {self._url}: another client goes by the name {self._client_id!r}, too"
         return True, f"lost {self._url}: {self._farewell or paho.error_string(code)}"
 
     def _open(self, client: paho.Client) -> None:
@@ -403,7 +405,13 @@ class MqttTransport:
             self._subscribing.clear()
             self._subscribe(client, self._filters.items())
         self._reported = None
-        self._emit(Connected(session_present=flags.session_present, max_packet_bytes=self._limit.value))
+        self._emit(
+            Connected(
+                session_present=flags.session_present,
+                max_packet_bytes=self._limit.value,
+                tells_reasons=self._version == MQTTProtocolVersion.MQTTv5,
+            )
+        )
 
     def _on_disconnect(
         self, _client: paho.Client, _: Any, flags: paho.DisconnectFlags, reason: ReasonCode, _properties: Any

@@ -149,6 +149,11 @@ def device_filters(fleet: str, device: str) -> list[tuple[str, int]]:
     return [(own, 1), (everyone, 1)]
 
 
+def own_conn(fleet: str, device: str) -> str:
+    """Where a device says that it lives. It listens there itself, to know whether it is heard."""
+    return build(fleet, device, UP_CONN)
+
+
 def coordinator_filters(fleet: str) -> list[tuple[str, int]]:
     """What a coordinator subscribes to, with the QoS."""
     return [(f"{ROOT}/{check_id(fleet, 'fleet')}/+/up/#", 1)]

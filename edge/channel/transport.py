@@ -28,10 +28,12 @@ class Connected:
     Attributes:
         session_present: It kept our session; no message may rely on it.
         max_packet_bytes: Largest packet that `Transport.publish` takes on this connection.
+        tells_reasons: Whether this broker says what it refuses (MQTT 5); else a refusal looks like a success.
     """
 
     session_present: bool
     max_packet_bytes: int
+    tells_reasons: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -92,6 +92,8 @@ def _status_lines(found: Mapping[str, Any]) -> Iterator[str]:
         yield from _model_lines(model, connected)
     for name, why in found.get("not_served", {}).items():
         yield f"{found['device']} {name}: not served, {why}"
+    for trouble in found.get("broker_troubles", ()):
+        yield f"  broker    {trouble}"
     if found.get("resident_mb") is not None:
         yield f"  memory    {found['resident_mb']:.0f} MiB"
 

@@ -5,6 +5,7 @@ Holds nothing in memory that is not also in its store, but for uploads on their 
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from pathlib import Path
@@ -29,7 +30,7 @@ from edge.channel.messages import (
     State,
     Telemetry,
 )
-from edge.channel.transport import Connected, Disconnected, Limited, Publish, Received, TransportEvent
+from edge.channel.transport import Connected, Disconnected, Limited, Publish, Received, Refused, TransportEvent
 from edge.channel.upload import OFFER_FIRST, UploadReceiver
 from edge.contract.bundle import Bundle, check_parameters
 from edge.contract.clock import Now
@@ -47,6 +48,8 @@ from edge.merging.groups import ALL_DEVICES, EVERYBODY, groups, is_meant
 from edge.merging.merge import Merge, merge, shipped_head
 from edge.merging.policy import BY_TAG, TAG
 
+log = logging.getLogger("edge.coordinator")
+
 UPLOAD_IDLE_S = 600.0
 MAX_UPLOADS = 256
 BIRTH_AGAIN_S = 30.0
@@ -54,6 +57,8 @@ HOUSEKEEPING_S = 3600.0
 # When a merge that something unforeseen ended is tried again: a full disk or a locked database may be over by then.
 MERGE_AGAIN_S = 600.0
 PLAN_AGAIN_S = 60.0
+# What the broker refuses is logged again after this.
+REFUSED_AGAIN_S, MAX_REFUSALS = 3600.0, 1000
 _DAY_MS = 86_400_000
 
 
@@ -83,6 +88,7 @@ class CoordinatorCore:
         self._telemetry: list[tuple[str, dict[str, Any], int]] = []
         self._uploads: dict[tuple[str, str], tuple[UploadReceiver, float]] = {}
         self._asked_birth_s: dict[str, float] = {}
+        self._told_refusals_s: dict[str, float] = {}
         self._largest_chunk = USUAL_BYTES  # that the broker takes from us
         self._chunk_bytes: dict[str, int] = {}  # by device, what arrives there where that is less
         self._bundles: dict[str, Bundle] = {}
@@ -115,6 +121,24 @@ class CoordinatorCore:
                 self._next_reassert_s = now.s
         elif isinstance(event, Limited):
             self._largest_chunk = fitting(event.max_packet_bytes)
+        elif isinstance(event, Refused):
+            self._refused(event, now)
+
+    def _refused(self, event: Refused, now: Now) -> None:
+        """The broker did not take something of ours: whoever looks for what a device does not get finds it there."""
+        try:
+            device = topics.parse(event.topic).device
+        except ChannelError:
+            device = ""
+        what = "publishing to" if event.action == "publish" else "the subscription of"
+        text = f"the broker refuses {what} {event.topic}: {event.reason}; look at its access rules and limits"
+        kind = f"{event.action} {event.topic}"
+        if now.s - self._told_refusals_s.get(kind, -math.inf) >= REFUSED_AGAIN_S:
+            if len(self._told_refusals_s) >= MAX_REFUSALS:
+                self._told_refusals_s.pop(next(iter(self._told_refusals_s)))
+            self._told_refusals_s[kind] = now.s
+            log.warning("%s", text)
+        self.events.fault(device, "broker-refused", text, now, kind=kind)
 
     def _message(self, device: str, leaf: str, payload: bytes, now: Now) -> None:
         if leaf.startswith("up/ul/"):
@@ -166,7 +190,8 @@ class CoordinatorCore:
             return
         leaf = topics.frame_leaf(request.digest[:16])
         for frame in serve(request, artifact.read, artifact.size_bytes, size, artifact.index):
-            self._publish(device, leaf, encode_frame(frame), qos=0, expiry_s=30)
+            # The few of the index are acknowledged: a broker that takes none from us says so only then.
+            self._publish(device, leaf, encode_frame(frame), qos=int(request.part == "index"), expiry_s=30)
 
     def _send_desired(self, device: str, now: Now, *, only_late: bool = False) -> None:
         """Tell a device what its models should run, or those that are not there yet."""

@@ -76,6 +76,7 @@ class Agent:
         will = self.core.will(now)
         self.transport.set_will(will.topic, will.payload, will.qos, will.retain, 0)
         self.transport.subscribe(topics.device_filters(FLEET, self.config.device))
+        self.transport.subscribe([(topics.own_conn(FLEET, self.config.device), 1)])
         self.transport.start(self.events.append)
 
     def tick(self, now: Now) -> None:
