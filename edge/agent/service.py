@@ -186,7 +186,7 @@ class AgentService:
         if self._transport is not None:
             self._perform(self._core.farewell(now()))
             self._transport.stop()
-            self._log_news()
+        self._log_news()
         self._models.close()
 
     # Local applications
