@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from converter.graph.links import Links
 from converter.load.made_up import Fill
 from converter.program.one_run import OneRun, in_runs
 from converter.program.programs import onnx_program
@@ -252,13 +253,10 @@ def _opened(model: onnx.ModelProto, how: OneRun) -> onnx.ModelProto:
 
 def _free_reshapes(model: onnx.ModelProto, batch: int) -> None:
     """Open the first axis of constant Reshape targets that begin with the batch size."""
-    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    links = Links(model.graph)
     for node in model.graph.node:
-        if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
-            constants[node.output[0]] = node.attribute[0].t
-    for node in model.graph.node:
-        if node.op_type == "Reshape" and len(node.input) == 2 and node.input[1] in constants:
-            shape = numpy_helper.to_array(constants[node.input[1]]).copy()
+        if node.op_type == "Reshape" and len(node.input) == 2 and node.input[1] in links.constants:
+            shape = links.array(node.input[1]).copy()
             if shape.ndim == 1 and len(shape) and shape[0] == batch:
                 shape[0] = 0 if (shape == -1).any() else -1  # 0 copies the size, -1 makes it follow from the others
                 name = f"{node.output[0]}/free_batch"  # its own: others may read the same constant

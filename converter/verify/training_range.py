@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from onnx import numpy_helper
 from torch import fx, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from converter.export.replay import Replay
+from converter.graph.links import Links
 from converter.program.programs import onnx_program
 from converter.program.tensors import Array, Arrays
 from converter.verify.evidence import RANGE, Finding
@@ -134,9 +134,9 @@ def _in_torch(module: nn.Module, few: Sequence[Array]) -> _Seen | None:
 
 
 def _in_onnx(model: onnx.ModelProto, few: Arrays) -> _Seen | None:
-    held = {tensor.name: tensor for tensor in model.graph.initializer}
+    links = Links(model.graph)
     node = next((n for n in model.graph.node if n.op_type == "BatchNormalization"), None)
-    if node is None or node.input[3] not in held or node.input[4] not in held:
+    if node is None or not all(name in links.constants for name in node.input[3:5]):
         return None
     watched = onnx.ModelProto()
     watched.CopyFrom(model)
@@ -146,5 +146,5 @@ def _in_onnx(model: onnx.ModelProto, few: Arrays) -> _Seen | None:
         found = {**few, **onnx_program(watched, "the model")(few)}
     except ConversionError:
         return None
-    mean, variance = (numpy_helper.to_array(held[name]) for name in node.input[3:5])
+    mean, variance = map(links.array, node.input[3:5])
     return _Seen(found[node.input[0]], mean, variance)
