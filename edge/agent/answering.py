@@ -77,7 +77,7 @@ class Answering:
         Raises:
             LearningError: Another shape, or values that are not finite.
         """
-        return self._features(self._serving.many(x))
+        return self.features_of(self._serving.many(x))
 
     def features_in_parts(self, inputs: Arrays) -> FloatArray:
         """The same of samples that may be too many for one run; a model that remembers takes them as one stream.
@@ -88,9 +88,10 @@ class Answering:
         count = self._serving.count(inputs) or 1
         at_once = count if self._serving.manifest.states else _AT_ONCE
         parts = [self._serving.rows(inputs, slice(i, i + at_once)) for i in range(0, count, at_once)]
-        return np.concatenate([self._features(part) for part in parts])
+        return np.concatenate([self.features_of(part) for part in parts])
 
-    def _features(self, inputs: Arrays) -> FloatArray:
+    def features_of(self, inputs: Arrays) -> FloatArray:
+        """``(batch, *features)`` of all that the bundle takes, constants and state among it."""
         found: FloatArray = self._serving.run(inputs)[self._head.features.name]
         return found
 
@@ -154,9 +155,9 @@ class Answering:
 
         def of_input(batch: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
             rows = {each: array if axis is None else array.repeat(len(batch), axis) for each, array, axis in others}
-            return of_features(self._features({**rows, name: batch}))
+            return of_features(self.features_of({**rows, name: batch}))
 
-        features = self._features(inputs)
+        features = self.features_of(inputs)
         chosen = (int(of_features(features)[0].argmax()) if task.is_classifier else 0) if output is None else output
         if on == "features":
             return occlude(of_features, features[0], chosen, window)

@@ -18,6 +18,7 @@ from edge.agent.standing import expert_weights, head_digest
 from edge.contract.bundle import check_parameters
 from edge.contract.errors import BundleError, LearningError
 from edge.contract.training import FloatArray
+from edge.inference.onnx_session import golden_inputs
 from edge.learning.arrivals import aligned
 from edge.learning.events import Confirmed, Contributed, HeadOffered, HeadReplaced, RolledBack
 from edge.learning.exchange import HeadRelease, HeadUpdate, is_class_name
@@ -25,7 +26,7 @@ from edge.learning.familiarity import fits_better
 from edge.learning.learned import Learned, Trial
 from edge.learning.mixture import MERGED, ON_MERGE, PUSHED
 from edge.learning.statistics import HeadStatistics
-from edge.learning.trial import MIN_LABELS, Finding, Verdict, compare, judge
+from edge.learning.trial import MIN_LABELS, MIN_SAMPLES, Finding, Verdict, compare, judge
 
 __all__ = [
     "Offer", "confirm", "contribution", "expert_weights", "go_back", "head_digest", "judge_bundle", "judge_taken",
@@ -107,11 +108,24 @@ def look_at(model: OnDeviceModel, release: HeadRelease, *, competes: bool) -> Of
     verdict = judge(recent.answers, answers(labelled), recent.targets, model.task)
     if verdict.finding is Finding.NOT_JUDGED:
         # Also those that have a label by now: too few to judge by are enough to see that a head is another one.
-        features = np.concatenate([labelled, model.answering.late_features(_COMPARED)])[-_COMPARED:]
+        features, whose = _compared_on(model, labelled)
         if len(features):
-            found = compare(model.answer(features), answers(features), model.task)
+            found = compare(model.answer(features), answers(features), model.task, whose)
             verdict = verdict if found.finding is Finding.NOT_JUDGED and len(recent) else found
     return Offer(release=release, verdict=verdict, competes=competes)
+
+
+def _compared_on(model: OnDeviceModel, *own: FloatArray) -> tuple[FloatArray, str]:
+    """Features of samples without labels that heads are compared on, and what they are called.
+
+    A device that has seen too few samples has those that came with its bundle: few and of another place, but a head
+    that answers them otherwise is another head.
+    """
+    features = np.concatenate([*own, model.answering.late_features(_COMPARED)])[-_COMPARED:]
+    if len(features) >= MIN_SAMPLES:
+        return features, "samples"
+    golden = model.answering.features_of(golden_inputs(model.bundle))
+    return np.concatenate([golden, features]), f"samples, {len(golden)} of them of the bundle"
 
 
 def take(model: OnDeviceModel, offer: Offer, counter: int) -> None:
@@ -209,10 +223,10 @@ def _judge_trial(model: OnDeviceModel, trial: Trial) -> Verdict:
     )
     if older.finding is not Finding.NOT_JUDGED:
         return older
-    features = np.concatenate([old_features, features, model.answering.late_features(_COMPARED)])[-_COMPARED:]
+    features, whose = _compared_on(model, old_features, features)
     if not len(features):
         return verdict
-    found = compare(learning.answer(before, features), model.answer(features), task)
+    found = compare(learning.answer(before, features), model.answer(features), task, whose)
     return verdict if found.finding is Finding.NOT_JUDGED and len(since) else found
 
 

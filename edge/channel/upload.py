@@ -166,6 +166,7 @@ class UploadReceiver:
     Attributes:
         offer: What is coming; None until the offer came.
         done: All of it is here and proved.
+        held_bytes: What of it is in memory.
     """
 
     def __init__(self, xfer: str, *, window: int = 16, max_size_bytes: int = MAX_UPLOAD_BYTES) -> None:
@@ -175,6 +176,7 @@ class UploadReceiver:
         self._window = min(max(window, 1), chunks.MAX_WINDOW)
         self._max_size_bytes = max_size_bytes
         self._chunks: dict[int, bytes] = {}
+        self.held_bytes = 0
         self._have = chunks.ChunkSet(0)
         self._expected: set[int] = set()
         self._refused: str | None = None
@@ -193,6 +195,7 @@ class UploadReceiver:
             return None
         if frame.index not in self._have:
             self._chunks[frame.index] = frame.payload
+            self.held_bytes += len(frame.payload)
             self._have.add(frame.index)
         if self._have.complete:
             return self._prove(self.offer)
@@ -243,6 +246,7 @@ class UploadReceiver:
         if hashlib.sha256(self.data()).hexdigest() != offer.digest:
             self.done, self._refused = False, "the data do not have the digest that was offered"
             self._chunks.clear()
+            self.held_bytes = 0
         return self._status()
 
     def _status(self) -> UploadStatus:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edge import __version__
+from edge.cli.terminal import say
 from edge.contract.choices import PROVIDERS
 from edge.contract.errors import BundleError, ConfigError, run_to_exit
 
@@ -45,7 +46,7 @@ def inspect(path: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(manifest | {"sha256": found.digest}, indent=1, ensure_ascii=False))
         return
-    click.echo(f"{found.manifest.name}, sha256 {found.digest}, by {found.manifest.created_by}")
+    say(f"{found.manifest.name}, sha256 {found.digest}, by {found.manifest.created_by}")
     notes = {("output", found.manifest.answer): ", the answer"}
     for pair in found.manifest.states:
         notes["input", pair.input] = f", state: {pair.output} of the sample before, at first zeros"
@@ -55,26 +56,26 @@ def inspect(path: Path, as_json: bool) -> None:
             said = notes.get((title, spec.name), "")
             if title == "output" and spec.name in found.manifest.kinds:
                 said += f", {found.manifest.kinds[spec.name].kind}"
-            click.echo(f"  {title:<8} {spec.name} {spec.describe()} {spec.dtype}{said}")
+            say(f"  {title:<8} {spec.name} {spec.describe()} {spec.dtype}{said}")
     for name, value in found.manifest.constants.items():
-        click.echo(f"  constant {name} = {json.dumps(value, ensure_ascii=False)}")
-    click.echo(f"  batch    {found.manifest.batch}")
+        say(f"  constant {name} = {json.dumps(value, ensure_ascii=False)}")
+    say(f"  batch    {found.manifest.batch}")
     if found.manifest.carried:
-        click.echo(f"  carried as its file has it, because {found.manifest.carried}")
+        say(f"  carried as its file has it, because {found.manifest.carried}")
     names = found.manifest.class_names
     if names:
-        click.echo(f"  classes  {len(names)}: {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}")
+        say(f"  classes  {len(names)}: {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}")
     for key in ("preprocessing", "quantization"):
         if manifest[key]:
-            click.echo(f"  {key}: {json.dumps(manifest[key], ensure_ascii=False)}")
+            say(f"  {key}: {json.dumps(manifest[key], ensure_ascii=False)}")
     head = found.manifest.head
     if head is None:
-        click.echo("  head     none: nothing is trainable")
+        say("  head     none: nothing is trainable")
     else:
         shapes = ", ".join(f"{parameter.name} {tuple(parameter.shape)}" for parameter in head.parameters)
-        click.echo(f"  head     {head.features.describe()} -> {head.output}: {shapes}")
+        say(f"  head     {head.features.describe()} -> {head.output}: {shapes}")
     for role, member in found.manifest.members.items():
-        click.echo(f"  {member.size_bytes:>10} bytes  {role}  {member.digest[:12]}")
+        say(f"  {member.size_bytes:>10} bytes  {role}  {member.digest[:12]}")
 
 
 @bundle.command()

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edge import __version__
-from edge.contract.errors import BundleError, ChannelError, ConfigError, EdgeError, RolloutError, harmless, run_to_exit
+from edge.cli.terminal import shown
+from edge.contract.errors import BundleError, ChannelError, ConfigError, EdgeError, RolloutError, run_to_exit
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from rich.text import Text
 
 _ERRORS: dict[str, type[EdgeError]] = {"BundleError": BundleError, "ConfigError": ConfigError}
 
@@ -106,29 +108,22 @@ def devices(connect: Any, as_json: bool) -> None:
         known = (row["id"], "yes" if row["online"] else "no")
         heard = _age(row["last_seen_ms"])
         for model in row["models"] or [row]:
-            table.add_row(
-                *known,
-                Text(harmless(model["model"])),
-                model["bundle"][:8],
-                model["head"][:8],
-                str(model["release"]),
-                Text(harmless(model["state"])),
-                str(model["samples"]),
-                heard,
-            )
+            digests = (model["bundle"][:8], model["head"][:8])
+            runs = (shown(model["model"]), *digests, model["release"], shown(model["state"]), model["samples"])
+            table.add_row(*(Text(shown(str(each))) for each in (*known, *runs, heard)))
             known, heard = ("", ""), ""
     console = Console()
     console.print(table)
     for row in rows:
         for model in row["models"]:
             if model["state_detail"]:
-                text = f"{_of(row, model)}: {model['state']}, {model['state_detail']}"
-                console.print(harmless(text), highlight=False, markup=False)
+                text = f"{_of(row, model)}: {shown(model['state'])}, {shown(model['state_detail'], 500)}"
+                console.print(Text(text), soft_wrap=True)
 
 
 def _of(device: dict[str, Any], model: dict[str, Any]) -> str:
     """A device, and which model of several."""
-    return f"{device['id']} {harmless(model['model'])}" if len(device["models"]) > 1 else str(device["id"])
+    return f"{device['id']} {shown(model['model'])}" if len(device["models"]) > 1 else str(device["id"])
 
 
 @fleet.command()
@@ -164,9 +159,14 @@ def _targets(coordinator: Coordinator, release: dict[str, Any], names: set[str])
     for row in coordinator.call("GET", "/api/devices"):
         for model in row["models"] or [row]:
             is_other = release["kind"] == "head" and model["backbone"] not in ("", release["backbone"])
-            if release["model"] in ("", model["model"]) and not is_other and (not names or row["id"] in names):
+            tags = {f"tag.{key}={value}" for key, value in row.get("tags", {}).items()}
+            is_meant = not names or row["id"] in names or bool(tags & names)
+            if release["model"] in ("", model["model"]) and not is_other and is_meant:
                 found[_of(row, model)] = model
     return found
+
+
+_SETTLED = ("active", "held", "refused", "failed", "rolled-back")
 
 
 def _wait(coordinator: Coordinator, release: dict[str, Any], names: set[str], wait_s: float) -> None:
@@ -182,20 +182,22 @@ def _wait(coordinator: Coordinator, release: dict[str, Any], names: set[str], wa
             state = row["state"] if row["state_release"] == counter else "waiting"
             if told.get(name) != state:
                 told[name] = state
-                click.echo(harmless(f"{name}: {state}" + (f" ({row['state_detail']})" if state != "waiting" else "")))
+                detail = f" ({shown(row['state_detail'], 500)})" if state != "waiting" else ""
+                click.echo(f"{name}: {shown(state)}{detail}")
         unjudged = {name for name, row in rows.items() if _is_unjudged(row, counter)}
-        if rows and all(
-            told[name] in ("active", "refused", "failed", "rolled-back") or name in unjudged for name in rows
-        ):
-            bad = [name for name in rows if told[name] != "active" and name not in unjudged]
+        if rows and all(told[name] in _SETTLED or name in unjudged for name in rows):
+            bad = [f"{name} ({shown(told[name])})" for name in rows if told[name] != "active" and name not in unjudged]
             if bad:
                 raise RolloutError(f"release {counter} is not active on {', '.join(bad)}")
             for name in sorted(unjudged):
-                why = rows[name]["state_detail"]
-                click.echo(harmless(f"{name}: runs it, and has nothing to judge it by yet ({why})"))
+                why = shown(rows[name]["state_detail"], 500)
+                click.echo(f"{name}: runs it, and has nothing to judge it by yet ({why})")
             return
         time.sleep(0.5)
-    raise RolloutError(f"release {counter} did not settle within {wait_s:.0f} s: {told}")
+    states = ", ".join(f"{name} ({shown(state)})" for name, state in told.items() if state != "active")
+    raise RolloutError(
+        f"release {counter} did not settle within {wait_s:.0f} s: {states or 'no device that it is for has been seen'}"
+    )
 
 
 def _is_unjudged(row: dict[str, Any], counter: int) -> bool:
@@ -249,7 +251,7 @@ def experts(connect: Any, as_json: bool) -> None:
         click.echo(f"{_of(row, model)}: {_what_the_merge_does(each['merge'])}")
         for name, (weight, accuracy, labels) in sorted(each["experts"].items(), key=lambda item: -item[1][0]):
             right = f"{accuracy:.3f} of {labels:.0f} labels" if labels else "no labels"
-            click.echo(f"  {harmless(name[:64]):<24} weight {weight:.2f}, {right}")
+            click.echo(f"  {shown(name):<24} weight {weight:.2f}, {right}")
 
 
 def _merge_of(experts: dict[str, list[float]]) -> dict[str, float]:
@@ -312,9 +314,10 @@ def events(connect: Any, as_json: bool) -> None:
     rows = connect().call("GET", "/api/events")[::-1]
     for row in rows:
         stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["at_ms"] / 1000))
-        whose = row["device"] + (f" {row['model']}" if row["model"] else "")
-        line = f"{stamp}  {whose or 'coordinator':<16} {row['name']:<22} {row['detail']}"
-        click.echo(json.dumps(row) if as_json else harmless(line))
+        whose = row["device"] + (f" {shown(row['model'])}" if row["model"] else "")
+        what = f"{shown(row['name']):<22} {shown(row['detail'], 500)}"
+        line = f"{stamp}  {whose or 'coordinator':<16} {what}"
+        click.echo(json.dumps(row) if as_json else line)
 
 
 # Telemetry keys and the headings under which a person sees them.
@@ -349,7 +352,7 @@ def watch(connect: Any, seconds: float | None) -> None:
         nonlocal last
         for row in coordinator.call("GET", "/api/telemetry", params={"after": last, "limit": 200}):
             last = max(last, row["id"])
-            newest[f"{row['device']} {harmless(str(row['values'].get('model', '')))[:64]}"] = row
+            newest[f"{row['device']} {shown(str(row['values'].get('model', '')))}"] = row
             if not console.is_terminal:
                 click.echo(f"{row['device']} {json.dumps(row['values'], separators=(',', ':'))}")
 
@@ -368,24 +371,25 @@ def watch(connect: Any, seconds: float | None) -> None:
         pass
 
 
-def _cell(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else harmless(str(value))
+def _cell(value: Any) -> Text:
+    from rich.text import Text
+
+    return Text(f"{value:.3g}" if isinstance(value, float) else shown(str(value)))
 
 
 def _telemetry_table(newest: dict[str, dict[str, Any]]) -> Table:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
-    from rich.text import Text
 
     table = Table(caption="Ctrl-C ends", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     rows = sorted(newest.items())
-    shown = [name for name in _WATCHED if any(name in row["values"] for _, row in rows)]
+    headings = [name for name in _WATCHED if any(name in row["values"] for _, row in rows)]
     table.add_column("device, model", no_wrap=True)
-    for heading in ("heard", *(_WATCHED[name] for name in shown)):
+    for heading in ("heard", *(_WATCHED[name] for name in headings)):
         table.add_column(heading, justify="right", no_wrap=True)
     for device, row in rows:
-        cells = [device, _age(row["received_ms"]), *(_cell(row["values"].get(name, "")) for name in shown)]
-        table.add_row(*map(Text, cells))  # what a device chose is no markup
+        cells = (device, _age(row["received_ms"]), *(row["values"].get(name, "") for name in headings))
+        table.add_row(*map(_cell, cells))
     return table
 
 

@@ -29,9 +29,9 @@ from edge.channel.messages import (
     Request,
     State,
     Telemetry,
+    UploadStatus,
 )
 from edge.channel.transport import Connected, Disconnected, Limited, Publish, Received, Refused, TransportEvent
-from edge.channel.upload import OFFER_FIRST, UploadReceiver
 from edge.contract.bundle import Bundle, check_parameters
 from edge.contract.clock import Now
 from edge.contract.errors import BundleError, ChannelError, EdgeError, LearningError, RolloutError
@@ -41,6 +41,7 @@ from edge.coordinator.artifacts import ArtifactStore
 from edge.coordinator.config import CoordinatorConfig
 from edge.coordinator.events import Events
 from edge.coordinator.store import ContributionRow, DatabaseError, RefusedRow, ReleaseRow, Store
+from edge.coordinator.uploads import Uploads
 from edge.learning.exchange import HeadRelease, HeadUpdate
 from edge.merging.averaging import account_of
 from edge.merging.contributions import check_update
@@ -50,16 +51,14 @@ from edge.merging.policy import BY_TAG, TAG
 
 log = logging.getLogger("edge.coordinator")
 
-UPLOAD_IDLE_S = 600.0
-MAX_UPLOADS = 256
 BIRTH_AGAIN_S = 30.0
-HOUSEKEEPING_S = 3600.0
+HOUSEKEEPING_S = 600.0
 # When a merge that something unforeseen ended is tried again: a full disk or a locked database may be over by then.
 MERGE_AGAIN_S = 600.0
 PLAN_AGAIN_S = 60.0
 # What the broker refuses is logged again after this.
 REFUSED_AGAIN_S, MAX_REFUSALS = 3600.0, 1000
-_DAY_MS = 86_400_000
+_DAY_S = 86_400.0
 
 
 class CoordinatorCore:
@@ -86,7 +85,7 @@ class CoordinatorCore:
         self._connected = False
         self._out: list[Publish] = []
         self._telemetry: list[tuple[str, dict[str, Any], int]] = []
-        self._uploads: dict[tuple[str, str], tuple[UploadReceiver, float]] = {}
+        self._uploads = Uploads()
         self._asked_birth_s: dict[str, float] = {}
         self._told_refusals_s: dict[str, float] = {}
         self._largest_chunk = USUAL_BYTES  # that the broker takes from us
@@ -96,6 +95,7 @@ class CoordinatorCore:
         self._next_reassert_s = -math.inf
         self._next_housekeeping_s = -math.inf
         self._next_plan_s = -math.inf
+        self._aged_s: float | None = None  # monotonic
         self._check_merges = True
         self._why_not: dict[str, list[str]] = {}  # by backbone, what the last merge lacked
 
@@ -147,9 +147,11 @@ class CoordinatorCore:
         message = decode(leaf, payload)
         match message:
             case Conn():
-                self._store.conn(device, message, now.wall_ms)
+                if self._store.conn(device, message, now.wall_ms):
+                    self._tell_anew(device, now)
             case Birth():
-                self._store.birth(device, message, now.wall_ms)
+                if self._store.birth(device, message, now.wall_ms):
+                    self._tell_anew(device, now)
                 self._send_desired(device, now)
             case State():
                 if message.state == "probation" and device in self._chunk_bytes:  # it arrived: the next may be larger
@@ -166,6 +168,11 @@ class CoordinatorCore:
             case _:
                 return
         self._meet(device, now)
+
+    def _tell_anew(self, device: str, now: Now) -> None:
+        # Again and again, where two devices have one name and each takes the connection of the other.
+        detail = "another state folder under this name: it was set up anew, or two devices have this name"
+        self.events.fault(device, "set-up-anew", detail, now)
 
     def _meet(self, device: str, now: Now) -> None:
         """Ask a device that is not known to introduce itself."""
@@ -229,25 +236,13 @@ class CoordinatorCore:
     def _upload_frame(self, device: str, leaf: str, payload: bytes, now: Now) -> None:
         xfer = topics.transfer_of(leaf)
         assert xfer is not None
-        key = (device, xfer)
-        frame = decode_frame(payload)
-        receiver, _ = self._uploads.get(key, (None, 0.0))
-        if receiver is None:
-            if not frame.offer:
-                self._send(device, topics.upload_status_leaf(xfer), OFFER_FIRST, qos=1)
-                return
-            if len(self._uploads) >= MAX_UPLOADS:
-                return  # the device offers again later
-            receiver = UploadReceiver(xfer)
-        self._uploads[key] = (receiver, now.s)
-        status = receiver.receive(frame)
-        if receiver.done:
-            del self._uploads[key]
+        status, data = self._uploads.receive(device, xfer, decode_frame(payload), now.s)
+        if data is not None:
             try:
-                self._take_contribution(device, receiver.data(), now)
+                self._take_contribution(device, data, now)
             except (BundleError, LearningError) as exc:
                 self.events.fault(device, "contribution-refused", str(exc), now, kind=type(exc).__name__)
-                status = type(OFFER_FIRST)(have=(), window=0, status="refused", detail=str(exc)[:500])
+                status = UploadStatus(have=(), window=0, status="refused", detail=str(exc)[:500])
         if status is not None:
             self._send(device, topics.upload_status_leaf(xfer), status, qos=1)
 
@@ -257,6 +252,11 @@ class CoordinatorCore:
         if self._store.is_forgotten(update.lineage):
             raise LearningError(
                 "an operator had this forgotten; the device may contribute again with an empty state folder"
+            )
+        if (owner := self._store.owner_of(update.lineage, device, update.state_id)) is not None:
+            raise LearningError(
+                f"what was learned is that of {owner}, under whose name it came first; a device that takes over the "
+                f"state folder of another must have it whole"
             )
         try:
             bundle = self._bundle(update.backbone)
@@ -280,6 +280,7 @@ class CoordinatorCore:
             digest=artifact.digest,
             received_ms=now.wall_ms,
             model=update.model,
+            state_id=update.state_id,
         )
         if self._store.contribution(row):
             self._note(device, "contribution", f"{update.n_samples} samples, {update.learner}", now, update.model)
@@ -724,12 +725,15 @@ class CoordinatorCore:
         if now.s >= self._next_housekeeping_s:
             self._next_housekeeping_s = now.s + HOUSEKEEPING_S
             with self.events.survived("", "fault", "deleting old telemetry", now):
-                self._store.forget_telemetry(now.wall_ms - int(self._config.telemetry_days * _DAY_MS))
-        idle = [key for key, (_, seen_s) in self._uploads.items() if now.s - seen_s > UPLOAD_IDLE_S]
-        for key in idle:
-            del self._uploads[key]
+                self._age(now)
+        self._uploads.expire(now.s)
         out, self._out = self._out, []
         return out if self._connected else []
+
+    def _age(self, now: Now) -> None:
+        more_s = 0.0 if self._aged_s is None else max(now.s - self._aged_s, 0.0)
+        self._store.aged(more_s, self._config.telemetry_days * _DAY_S)
+        self._aged_s = now.s
 
     def _keep_telemetry(self, now: Now) -> None:
         """In one transaction; where that fails each for itself, so that one message costs no other."""

@@ -6,7 +6,13 @@ Done in one transaction, so a process that is killed meanwhile leaves the old da
 from __future__ import annotations
 
 # Columns that tables got later; all may be empty.
-ADDED = (("release", "model"), ("event", "model"), ("contribution", "model"))
+ADDED = (
+    ("release", "model"),
+    ("event", "model"),
+    ("contribution", "model"),
+    ("contribution", "state_id"),
+    ("device", "state_id"),
+)
 ADD = "ALTER TABLE {table} ADD COLUMN {column} VARCHAR NOT NULL DEFAULT ''"
 
 # Until devices had several models, what a device runs stood in its own row. It is recognized by this column.
@@ -15,8 +21,9 @@ PUT_ASIDE = ("ALTER TABLE device RENAME TO device_before",)
 # What a device ran is named as its bundle is, where that is known.
 TAKE_OVER = (
     """
-    INSERT INTO device (id, online, session, boot, agent_version, profile, hardware, born, first_seen_ms, last_seen_ms)
-    SELECT id, online, session, boot, agent_version, profile, hardware, born, first_seen_ms, last_seen_ms
+    INSERT INTO device (id, online, session, boot, agent_version, profile, hardware, born, first_seen_ms, last_seen_ms,
+        state_id)
+    SELECT id, online, session, boot, agent_version, profile, hardware, born, first_seen_ms, last_seen_ms, ''
     FROM device_before
     """,
     """
@@ -34,3 +41,14 @@ TAKE_OVER = (
 EXPERTS_TABLE = "device_experts"
 EXPERTS = "coalesce((SELECT e.experts FROM device_experts e WHERE e.device = d.id), '{}')"
 NO_EXPERTS = "'{}'"
+
+# Until devices named their state folder, (device, boot, seq) told a repeat of telemetry. The table is made anew for it.
+WITHOUT_FOLDER = ("telemetry", "state_id")
+TELEMETRY_ASIDE = ("ALTER TABLE telemetry RENAME TO telemetry_before", "DROP INDEX IF EXISTS telemetry_received")
+TELEMETRY_BACK = (
+    """
+    INSERT INTO telemetry (id, device, boot, seq, received_ms, "values", state_id)
+    SELECT id, device, boot, seq, received_ms, "values", '' FROM telemetry_before
+    """,
+    "DROP TABLE telemetry_before",
+)

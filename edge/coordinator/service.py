@@ -8,10 +8,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import queue
 import secrets
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -33,12 +33,17 @@ from edge.coordinator.artifacts import ArtifactStore
 from edge.coordinator.config import CoordinatorConfig
 from edge.coordinator.core import CoordinatorCore
 from edge.coordinator.events import reason
+from edge.coordinator.inbox import Inbox
 from edge.coordinator.store import Store
 
 log = logging.getLogger("edge.coordinator")
 
-MAX_QUEUED = 20_000
 CALL_TIMEOUT_S = 60.0
+# Timers and what is to be sent wait no longer than that for messages that come in.
+TURN_S = 0.5
+# The broker's thread reads packet by packet and waits for its turn after each: with Python's usual 5 ms it would read
+# 100 messages a second while this thread is busy, and the broker would drop those of all devices.
+SWITCH_S = 0.0005
 # After a fault of the loop or the HTTP server: what fails at once again shall not keep a core busy.
 PAUSE_S = 1.0
 
@@ -80,7 +85,7 @@ class CoordinatorService:
             ArtifactStore(config.data_dir / "artifacts"),
             np.random.default_rng(secrets.randbits(128)),
         )
-        self._queue: queue.Queue[_Call | TransportEvent] = queue.Queue(MAX_QUEUED)
+        self._inbox: Inbox[_Call] = Inbox(time.monotonic)
 
     def register_bundle(self, path: Path) -> None:
         """Know a bundle, so that contributions of devices that came with it can be merged."""
@@ -103,6 +108,7 @@ class CoordinatorService:
         """
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._stop())
+        sys.setswitchinterval(SWITCH_S)
         api = build_api(self._store, self._submit, self._config.fleet, token)
         options = uvicorn.Config(api, host=host, port=port, log_level="warning", lifespan="off")
         try:  # here and not in uvicorn, so that a server that begins again has it still
@@ -114,7 +120,7 @@ class CoordinatorService:
         web = threading.Thread(target=self._serve, args=(options, listening), daemon=True)
         web.start()
         self._transport.subscribe(topics.coordinator_filters(self._config.fleet))
-        self._transport.start(self._queue.put)
+        self._transport.start(self._inbox.put)
         log.info("fleet %s, http://%s:%d", self._config.fleet, host, port)
         try:
             self._loop()
@@ -138,10 +144,10 @@ class CoordinatorService:
 
     def _submit(self, function: Callable[[CoordinatorCore, Now], Any]) -> Any:
         call = _Call(function)
+        self._inbox.call(call)
         try:
-            self._queue.put(call, timeout=CALL_TIMEOUT_S)
             return call.result.result(CALL_TIMEOUT_S)
-        except (queue.Full, TimeoutError) as exc:
+        except TimeoutError as exc:
             raise RolloutError(f"no answer within {CALL_TIMEOUT_S:g} s: the coordinator is busy") from exc
 
     def _stop(self) -> None:
@@ -157,15 +163,17 @@ class CoordinatorService:
                 time.sleep(PAUSE_S)
 
     def _turn(self) -> None:
+        end = time.monotonic() + TURN_S
         wait_s = min(max(self.core.next_deadline_s - time.monotonic(), 0.0), 1.0)
-        with contextlib.suppress(queue.Empty):
-            item: _Call | TransportEvent | None = self._queue.get(timeout=wait_s)
-            taken = 0
-            while item is not None:
-                self._take(item)
-                taken += 1
-                # A busy fleet must not keep timers from running.
-                item = None if self._queue.empty() or taken >= 500 else self._queue.get_nowait()
+        # A busy fleet must not keep timers from running.
+        while (item := self._inbox.take(wait_s)) is not None:
+            self._take(item)
+            wait_s = 0.0
+            if time.monotonic() >= end:
+                break
+        for (device, kind), count in self._inbox.dropped().items():
+            detail = f"{count} {kind} dropped: it sends more than one device may, or more came in than can be kept"
+            self.core.events.fault(device, "too-many-messages", detail, now(), kind)
         for effect in self.core.tick(now()):
             try:
                 publish_all(self._transport, [effect])

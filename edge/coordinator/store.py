@@ -38,6 +38,9 @@ from edge.coordinator.migrations import (
     ONE_MODEL,
     PUT_ASIDE,
     TAKE_OVER,
+    TELEMETRY_ASIDE,
+    TELEMETRY_BACK,
+    WITHOUT_FOLDER,
 )
 from edge.coordinator.migrations import EXPERTS as KNOWN_EXPERTS
 from edge.merging.averaging import MergeMemory
@@ -67,6 +70,7 @@ class DeviceRow(Base):
     born: Mapped[bool] = mapped_column(default=False)
     first_seen_ms: Mapped[int] = mapped_column(default=0)
     last_seen_ms: Mapped[int] = mapped_column(default=0)
+    state_id: Mapped[str] = mapped_column(default="")
 
 
 class ModelRow(Base):
@@ -106,16 +110,29 @@ class TagRow(Base):
 
 
 class TelemetryRow(Base):
-    """One telemetry message; (device, boot, seq) tells a repeat."""
+    """One telemetry message; (device, state_id, boot, seq) tells a repeat."""
 
     __tablename__ = "telemetry"
-    __table_args__ = (UniqueConstraint("device", "boot", "seq"), Index("telemetry_received", "received_ms"))
+    __table_args__ = (UniqueConstraint("device", "state_id", "boot", "seq"), Index("telemetry_received", "received_ms"))
     id: Mapped[int] = mapped_column(primary_key=True)
     device: Mapped[str]
     boot: Mapped[int]
     seq: Mapped[int]
     received_ms: Mapped[int]
     values: Mapped[dict[str, Any]] = mapped_column(JSON)
+    state_id: Mapped[str] = mapped_column(default="")
+
+
+class AgeRow(Base):
+    """How long coordinators of this database had run, in seconds, when they had kept telemetry up to an id.
+
+    What is kept "for thirty days" is kept while the coordinator runs for thirty days. No clock has a say in it: one
+    that is ahead for a minute, before it is set, would have everything deleted.
+    """
+
+    __tablename__ = "age"
+    run_s: Mapped[float] = mapped_column(primary_key=True)
+    last_id: Mapped[int]
 
 
 class ContributionRow(Base):
@@ -134,6 +151,7 @@ class ContributionRow(Base):
     merged_version: Mapped[int] = mapped_column(default=-1)
     merged_release: Mapped[int] = mapped_column(default=0)
     model: Mapped[str] = mapped_column(default="")
+    state_id: Mapped[str] = mapped_column(default="")
 
 
 class RefusedRow(Base):
@@ -284,6 +302,11 @@ class Store:
             if has_one_model:
                 for statement in PUT_ASIDE:
                     connection.exec_driver_sql(statement)
+            has_no_folder = "telemetry" in tables and WITHOUT_FOLDER[1] not in tables["telemetry"]
+            if has_no_folder:
+                for statement in TELEMETRY_ASIDE:
+                    connection.exec_driver_sql(statement)
+            tables = {table: {c["name"] for c in columns} for table, columns in _columns(connection).items()}
             for table, column in ADDED:
                 if table in tables and column not in tables[table]:
                     connection.exec_driver_sql(ADD.format(table=table, column=column))
@@ -292,6 +315,9 @@ class Store:
                 experts = KNOWN_EXPERTS if EXPERTS_TABLE in tables else NO_EXPERTS
                 for statement in TAKE_OVER:
                     connection.exec_driver_sql(statement.replace("{experts}", experts))
+            if has_no_folder:
+                for statement in TELEMETRY_BACK:
+                    connection.exec_driver_sql(statement)
             connection.commit()
 
     def close(self) -> None:
@@ -330,17 +356,44 @@ class Store:
 
     # What devices say
 
-    def conn(self, device: str, message: Conn, now_ms: int) -> None:
-        """A device came or went. An offline of an older session than the last online is dropped."""
+    @staticmethod
+    def _is_set_up_anew(session: Session, row: DeviceRow, message: Conn | Birth) -> bool:
+        """Take another state folder under the same name for what it is: all numbers begin anew within it."""
+        if message.state_id in ("", row.state_id):
+            return False
+        # Where the folder was not known so far, an agent was perhaps only updated; then its numbers go on.
+        is_new = row.state_id != "" or message.session < row.session
+        row.state_id = message.state_id
+        if is_new:
+            row.session, row.boot = 0, 0
+            begun = {"state_seq": 0, "state": "", "state_release": 0, "state_detail": "", "experts": {}}
+            session.execute(update(ModelRow).where(ModelRow.device == row.id).values(**begun))
+        return is_new
+
+    def conn(self, device: str, message: Conn, now_ms: int) -> bool:
+        """A device came or went. An offline of an older session than the last online is dropped.
+
+        Returns:
+            Whether it has another state folder than before: it was set up anew.
+        """
         with self._session() as session, session.begin():
             row = self._device(session, device, now_ms)
+            if not message.online and row.state_id and message.state_id not in ("", row.state_id):
+                return False  # the last word of a folder that is gone
+            is_new = self._is_set_up_anew(session, row, message)
             if message.session >= row.session:
                 row.online, row.session, row.boot = message.online, message.session, message.boot
+            return is_new
 
-    def birth(self, device: str, message: Birth, now_ms: int) -> None:
-        """A device said what it is and runs."""
+    def birth(self, device: str, message: Birth, now_ms: int) -> bool:
+        """A device said what it is and runs.
+
+        Returns:
+            Whether it has another state folder than before: it was set up anew.
+        """
         with self._session() as session, session.begin():
             row = self._device(session, device, now_ms)
+            is_new = self._is_set_up_anew(session, row, message)
             row.born = True  # whether it is online, Conn says: a birth may be an old one that the broker kept
             row.session, row.boot = max(row.session, message.session), message.boot
             row.agent_version, row.profile, row.hardware = (
@@ -364,12 +417,15 @@ class Store:
                     model.release = max(model.release, model.state_release)  # a device does not count what it refused
             for gone in known.values():
                 session.delete(gone)
+            return is_new
 
     def state(self, device: str, message: State, now_ms: int) -> bool:
         """A slot changed its state; False when a newer one is known, or the device does not have the model any more."""
         with self._session() as session, session.begin():
-            row = self._model(session, self._device(session, device, now_ms), message.model)
-            if row is None or message.seq <= row.state_seq:
+            known = self._device(session, device, now_ms)
+            row = self._model(session, known, message.model)
+            is_gone = known.state_id and message.state_id not in ("", known.state_id)
+            if row is None or is_gone or message.seq <= row.state_seq:
                 return False
             row.state_seq, row.state, row.state_detail = message.seq, message.state, message.detail
             row.state_release = message.release
@@ -393,7 +449,9 @@ class Store:
                 if row is not None and EXPERTS in values:
                     row.experts = values[EXPERTS]
                 entry = {"device": device, "boot": values.get("boot", 0), "seq": values.get("seq", 0)}
+                folder = values.get("state_id", "")
                 entry |= {"received_ms": now_ms, "values": dict(values)}
+                entry["state_id"] = folder[:64] if isinstance(folder, str) else ""
                 session.flush()
                 session.execute(insert(TelemetryRow).values(**entry).on_conflict_do_nothing())
 
@@ -405,6 +463,18 @@ class Store:
             row = EventRow(device=device, name=message.name, detail=message.detail, at_ms=now_ms)
             row.model = message.model
             session.add(row)
+
+    def owner_of(self, lineage: str, device: str, state_id: str) -> str | None:
+        """Whose a lineage is, if neither this device's nor that of the state folder that this device shows to have.
+
+        Every merged head names the lineages in it, so whoever names one proves nothing; of its state folder a device
+        tells nobody but the coordinator.
+        """
+        with self._session() as session:
+            rows = session.scalars(select(ContributionRow).filter_by(lineage=lineage)).all()
+        if any(row.device == device or (state_id and row.state_id == state_id) for row in rows):
+            return None
+        return rows[0].device if rows else None
 
     def contribution(self, row: ContributionRow) -> bool:
         """Keep a contribution unless a newer version of its lineage is known; False when it is not news."""
@@ -508,15 +578,19 @@ class Store:
     def forget(self, device: str, now_ms: int) -> Sequence[ContributionRow]:
         """Delete all that a device contributed, and take nothing of its lineages any more; in one transaction.
 
-        A copy of its state folder on another device is of the same lineage, and is deleted with it. Where changes of it
-        were merged, the server optimizer begins anew: its memory has them in.
+        A copy of its state folder on another device is of the same lineage and folder, and is deleted with it. Where
+        changes of it were merged, the server optimizer begins anew: its memory has them in.
 
         Returns:
             What was deleted.
         """
         with self._session() as session, session.begin():
-            own = {(r.lineage, r.backbone) for r in session.scalars(select(ContributionRow).filter_by(device=device))}
-            rows = [r for r in session.scalars(select(ContributionRow)) if (r.lineage, r.backbone) in own]
+            theirs = session.scalars(select(ContributionRow).filter_by(device=device)).all()
+            own = {(r.lineage, r.backbone) for r in theirs}
+            folders = {(r.lineage, r.backbone, r.state_id) for r in theirs}
+            rows = [
+                r for r in session.scalars(select(ContributionRow)) if (r.lineage, r.backbone, r.state_id) in folders
+            ]
             for lineage, backbone in own:
                 parts = [r for r in rows if (r.lineage, r.backbone) == (lineage, backbone)]
                 pending = any(r.learner == "statistics" and r.merged_version >= 0 for r in parts)
@@ -616,7 +690,14 @@ class Store:
         with self._session() as session:
             return session.scalars(select(EventRow).order_by(EventRow.id.desc()).limit(limit)).all()
 
-    def forget_telemetry(self, before_ms: int) -> None:
-        """Delete old telemetry."""
+    def aged(self, more_s: float, keep_s: float) -> None:
+        """The coordinator has run for a while more: delete telemetry that came before it ran the last `keep_s`."""
         with self._session() as session, session.begin():
-            session.execute(delete(TelemetryRow).where(TelemetryRow.received_ms < before_ms))
+            run_s = (session.scalar(select(func.max(AgeRow.run_s))) or 0.0) + more_s
+            session.merge(AgeRow(run_s=run_s, last_id=session.scalar(select(func.max(TelemetryRow.id))) or 0))
+            session.flush()
+            is_old = AgeRow.run_s <= run_s - keep_s
+            old_id = session.scalar(select(func.max(AgeRow.last_id)).where(is_old))
+            if old_id is not None:
+                session.execute(delete(TelemetryRow).where(TelemetryRow.id <= old_id))
+                session.execute(delete(AgeRow).where(is_old))

@@ -75,8 +75,10 @@ def _mean(scores: Scores) -> float:
     return float(scores.mean()) if len(scores) else 0.0
 
 
-def compare(before: FloatArray, after: FloatArray, task: Task) -> Verdict:
+def compare(before: FloatArray, after: FloatArray, task: Task, samples: str = "samples") -> Verdict:
     """Compare two heads on samples without labels, ``before`` and ``after`` ``(n, n_outputs)``.
+
+    `samples` is what they are called.
 
     It can show that a head is broken or that it is different, and that it answers as before; not that it is better.
     """
@@ -88,12 +90,12 @@ def compare(before: FloatArray, after: FloatArray, task: Task) -> Verdict:
     if task.is_regression:
         difference = float(np.square(after.astype(np.float64) - before).mean())
         share = difference / max(float(before.astype(np.float64).var(axis=0).mean()), 1e-30)
-        text = f"answers differ from those so far by {share:.0%} of their variance on {n} samples"
+        text = f"answers differ from those so far by {share:.0%} of their variance on {n} {samples}"
         is_alike = share <= _ALIKE_VARIANCE
     else:
         alike = (before.argmax(axis=1) == after.argmax(axis=1)) if task.is_classifier else (before > 0) == (after > 0)
         share = float(alike.mean())
-        text = f"the same answer as so far on {share:.0%} of {n} samples"
+        text = f"the same answer as so far on {share:.0%} of {n} {samples}"
         is_alike = share >= LEAST_ALIKE
     if is_alike:
         return Verdict(Finding.GOOD, f"no labels to judge by; {text}")

@@ -76,7 +76,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "httpx": ("edge/cli/fleet.py",),
     "click": ("edge/cli/*", "converter/cli.py", "converter/arguments.py"),
     "rich": ("edge/cli/*", "converter/cli.py", "converter/report/text.py", "converter/report/targets.py"),
-    "threading": (*SHELL, "converter/cli.py"),
+    "threading": (*SHELL, "converter/cli.py", "edge/coordinator/inbox.py"),
     "queue": SHELL,
     "signal": (*SHELL, "converter/stopping.py", "edge/contract/errors.py"),
     "time": SHELL,

@@ -19,6 +19,7 @@ from edge.channel.memory import Faults
 from edge.contract.bundle import Bundle
 from edge.contract.errors import BundleError, LearningError, RolloutError
 from edge.contract.training import Parameters
+from edge.inference.onnx_session import golden_inputs
 from edge.learning.exchange import HeadRelease
 from tests.support.contributions import merged_head
 from tests.support.fleet import SimulatedFleet
@@ -275,7 +276,7 @@ def test_head_that_turns_out_worse_in_probation_is_taken_back(
     x = samples(digits_bundle, 50, 9)[0]
     before = fleet.agents["one"].host.model.predict(x).argmax(axis=1)
     bundle = Bundle.open(digits_bundle)
-    poisoned = {name: -100 * array for name, array in bundle.head_parameters().items()}
+    poisoned = confused(bundle, before)
     counter = push(fleet, HeadRelease(backbone=bundle.manifest.backbone_digest, parameters=poisoned).encode())
     fleet.until("probation", lambda: fleet.agents["one"].states[-1] == "probation")
     assert (fleet.agents["one"].host.model.predict(x).argmax(axis=1) != before).mean() > 0.5
@@ -445,7 +446,7 @@ def test_probation_survives_a_restart(simulate: Simulate, tmp_path: Path, digits
     x = samples(digits_bundle, 50, 9)[0]
     before = fleet.agents["one"].host.model.predict(x).argmax(axis=1)
     bundle = Bundle.open(digits_bundle)
-    poisoned = {name: -100 * array for name, array in bundle.head_parameters().items()}
+    poisoned = confused(bundle, before)
     push(fleet, HeadRelease(backbone=bundle.manifest.backbone_digest, parameters=poisoned).encode())
     fleet.until("probation", lambda: fleet.agents["one"].states[-1] == "probation")
     fleet.crash_agent("one")
@@ -454,6 +455,13 @@ def test_probation_survives_a_restart(simulate: Simulate, tmp_path: Path, digits
     fleet.teach("one", *samples(digits_bundle, 40, 5))
     fleet.until("rolled back", lambda: fleet.device("one").state == "rolled-back")
     assert (fleet.agents["one"].host.model.predict(x).argmax(axis=1) == before).mean() > 0.9
+
+
+def confused(bundle: Bundle, answers: np.ndarray) -> dict[str, np.ndarray]:
+    """A head that is right about most of the bundle's samples, and takes what it sees here for something else."""
+    order, usual = np.arange(10), np.argsort(np.bincount(answers, minlength=10))[-4:]
+    order[usual] = np.roll(usual, 1)
+    return {name: array[order] for name, array in bundle.head_parameters().items()}
 
 
 def random_head(bundle: Path, seed: int = 8) -> bytes:
@@ -524,9 +532,27 @@ def test_head_that_is_held_is_taken_when_labels_vouch_for_it(
     assert (agent.host.model.predict(x).argmax(axis=1) == y).mean() > 0.9
 
 
-def test_head_that_nobody_could_judge_stays_on_probation_and_goes_when_the_next_one_comes(
+def test_head_is_compared_on_the_samples_of_the_bundle_where_a_device_has_seen_none(
     simulate: Simulate, tmp_path: Path, digits_bundle: Path
 ) -> None:
+    fleet = simulate(tmp_path, digits_bundle, ["one"], auto_merge=False)
+    fleet.run(5.0)
+    counter = push(fleet, random_head(digits_bundle))
+    fleet.until("held", lambda: fleet.device("one").state == "held")
+    assert "of the bundle" in fleet.device("one").state_detail
+    assert fleet.agents["one"].host.model.learned.trial is None
+    given = Bundle.open(digits_bundle).head_parameters()
+    second = push(fleet, safetensors.numpy.save(given))
+    assert second > counter
+    fleet.until("active", lambda: (fleet.device("one").state, fleet.device("one").state_release) == ("active", second))
+
+
+def test_head_that_nobody_could_judge_stays_on_probation_and_goes_when_the_next_one_comes(
+    simulate: Simulate, tmp_path: Path, digits_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bundle with large inputs brings fewer samples than it takes to compare heads."""
+    few = {name: array[:3] for name, array in golden_inputs(Bundle.open(digits_bundle)).items()}
+    monkeypatch.setattr(releases, "golden_inputs", lambda _: few)
     fleet = simulate(tmp_path, digits_bundle, ["one"], auto_merge=False)
     fleet.run(5.0)
     model = fleet.agents["one"].host.model

@@ -478,17 +478,16 @@ def test_releases_back_to_back_are_judged_by_the_labels_before_the_first(tmp_pat
     model.close()
 
 
-def test_without_labels_a_head_that_answers_otherwise_is_different_and_without_samples_it_is_not_judged(
-    digits_bundle: Path,
-) -> None:
+def test_without_labels_a_head_that_answers_otherwise_is_different_without_samples_too(digits_bundle: Path) -> None:
     model = OnDeviceModel.open(digits_bundle)
-    for name, release in heads(model).items():
-        assert releases.look_at(model, release, competes=False).verdict.finding is Finding.NOT_JUDGED, name
+    expected = {"shipped": Finding.GOOD, "opposite": Finding.DIFFERENT, "random": Finding.DIFFERENT}
+    of_bundle = {name: releases.look_at(model, each, competes=False).verdict for name, each in heads(model).items()}
+    assert {name: verdict.finding for name, verdict in of_bundle.items()} == expected
+    assert all("16 of them of the bundle" in verdict.reason for verdict in of_bundle.values())
     x, y = data(digits_bundle, 20)
     for i in range(20):
         model.predict_sample(f"s{i}", x[i], 0.0)
     found = {name: releases.look_at(model, each, competes=False).verdict for name, each in heads(model).items()}
-    expected = {"shipped": Finding.GOOD, "opposite": Finding.DIFFERENT, "random": Finding.DIFFERENT}
     assert {name: verdict.finding for name, verdict in found.items()} == expected
     assert "no labels vouch for it" in found["random"].reason
     for i in range(19):  # they do not wait any more, and are too few to judge by
@@ -924,7 +923,7 @@ def test_a_pushed_head_with_a_class_of_its_own_can_be_judged_without_a_label(
     with OnDeviceModel.open(digits_bundle) as model:
         releases.take(model, releases.look_at(model, release, competes=False), 1)
         assert model.class_names[-1] == "smudge"
-        assert releases.judge_taken(model, was_judged=False, labels=0).finding is Finding.NOT_JUDGED
+        assert releases.judge_taken(model, was_judged=False, labels=0).finding is Finding.GOOD
         with pytest.raises(LearningError, match="not written"):
             model.export_head(tmp_path / "nowhere" / "head.safetensors")
     with pytest.raises(LearningError, match="closed"), model:

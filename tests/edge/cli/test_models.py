@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +47,9 @@ def born(core: CoordinatorCore, device: str, backbones: dict[str, str]) -> None:
     says(core, device, "up/birth", birth)
 
 
-def state(core: CoordinatorCore, device: str, model: str, name: str, release: int) -> None:
-    leaf = f"up/state/{model}"
-    says(core, device, leaf, State(ts_ms=0, seq=1, slot="bundle", state=name, release=release, digest="", model=model))
+def state(core: CoordinatorCore, device: str, model: str, name: str, release: int, seq: int = 1) -> None:
+    leaf, kind = f"up/state/{model}", "bundle"
+    says(core, device, leaf, State(ts_ms=0, seq=seq, slot=kind, state=name, release=release, digest="", model=model))
 
 
 def test_models_are_listed_pushed_to_and_awaited_apart(
@@ -64,14 +65,24 @@ def test_models_are_listed_pushed_to_and_awaited_apart(
     state(core, "gate", "voice", "active", 1)
     for device, end in (("gate", "active"), ("door", "rolled-back")):
         state(core, device, "digits", end, 2)
+    held = State(ts_ms=0, seq=2, slot="head", state="held", release=0, digest="", model="voice")
     coordinator = cli.Coordinator("http://c", None)
     first, second = coordinator.call("GET", "/api/releases")[::-1]
     cli._wait(coordinator, first, set(), 5.0)
     assert capsys.readouterr().out == "gate voice: active ()\n"
-    with pytest.raises(RolloutError, match=r"release 2 is not active on door$"):
+    with pytest.raises(RolloutError, match=r"release 2 is not active on door \(rolled-back\)$"):
         cli._wait(coordinator, second, set(), 5.0)
-    with pytest.raises(RolloutError, match=r"release 1 did not settle within 0 s: \{\}"):
+    with pytest.raises(RolloutError, match=r"did not settle within 0 s: no device that it is for has been seen$"):
         cli._wait(coordinator, first, {"door"}, 0.2)
+    ask("tag", "gate", "site=north")
+    cli._wait(coordinator, first, {"tag.site=north"}, 5.0)
+    with pytest.raises(RolloutError, match="has been seen"):
+        cli._wait(coordinator, first, {"tag.site=south"}, 0.2)
+    says(core, "gate", "up/state/voice", replace(held, release=1))
+    with pytest.raises(RolloutError, match=r"release 1 is not active on gate voice \(held\)$"):
+        cli._wait(coordinator, first, set(), 5.0)
+    state(core, "gate", "voice", "active", 1, seq=3)
+    capsys.readouterr()
 
     rows = {row["id"]: row for row in json.loads(ask("devices", "--json"))}
     assert [(each["model"], each["state"]) for each in rows["gate"]["models"]] == [

@@ -6,6 +6,7 @@ import dataclasses
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -156,8 +157,8 @@ def test_forgotten_state_is_not_taken_again_even_after_a_restart(start: Start, s
 
 def test_forgetting_deletes_the_contribution_on_disk_and_copies_of_it(start: Start, statistics_update: Make) -> None:
     fleet = start()
-    fleet.take("a", statistics_update(0))
-    fleet.take("copy", statistics_update(0, n=70, lineage="l0"))
+    fleet.take("a", replace(statistics_update(0), state_id="a" * 16))
+    fleet.take("copy", replace(statistics_update(0, n=70, lineage="l0"), state_id="a" * 16))
     fleet.take("b", statistics_update(1))
     assert fleet.store is not None
     digests = {row.device: row.digest for row in fleet.store.contributions()}
@@ -170,6 +171,28 @@ def test_forgetting_deletes_the_contribution_on_disk_and_copies_of_it(start: Sta
     merged = fleet.merge()
     assert merged is not None
     assert set(merged.included) == {"l1"}
+
+
+def test_who_names_the_lineage_of_another_device_harms_nobody(start: Start, statistics_update: Make) -> None:
+    """Every merged head names the lineages in it (fault: a device uploads under that of another)."""
+    fleet = start()
+    fleet.take("victim", replace(statistics_update(0), state_id="a" * 16))
+    fleet.take("evil", replace(statistics_update(1), state_id="b" * 16))
+    for state_id in ("", "b" * 16):
+        for version in (1, 50, 2**62):
+            update = replace(statistics_update(2, n=70, lineage="l0"), version=version, state_id=state_id)
+            with pytest.raises(LearningError, match="that of victim"):
+                fleet.take("evil", update)
+    merged = fleet.merge()
+    assert merged is not None
+    assert set(merged.included) == {"l0", "l1"}
+    fleet.core.forget("evil", fleet.now)
+    assert fleet.store is not None
+    assert [row.device for row in fleet.store.contributions()] == ["victim"]
+    fleet.take("victim", replace(statistics_update(0, n=90, lineage="l0"), state_id="a" * 16))
+    merged = fleet.merge()
+    assert merged is not None
+    assert set(merged.included) == {"l0"}
 
 
 def test_the_last_device_forgotten_leaves_the_shipped_head(

@@ -334,7 +334,7 @@ def test_nothing_that_is_raised_ends_the_process(tmp_path: Path, monkeypatch: py
                         assert answer.status_code == 500
                         assert "goes on" in answer.json()["detail"]
                     elif name == "transport":
-                        served.service._queue.put(Received(topic="edge/v1/lab/a/up/tele", payload=b"", retained=False))
+                        served.service._inbox.put(Received(topic="edge/v1/lab/a/up/tele", payload=b"", retained=False))
                 if name == "tick":
                     served.until(lambda: len(served.details("fault")) >= 5)
         served.until(lambda: any("MemoryError" in detail for detail in served.details("fault")))
@@ -352,7 +352,7 @@ def test_database_that_lost_its_tables_costs_what_needs_them(tmp_path: Path) -> 
             for table in ("device", "event", "contribution"):
                 database.execute(f"ALTER TABLE {table} RENAME TO {table}_gone")
         for leaf in ("tele", "conn", "birth", "state", "event", "req"):
-            served.service._queue.put(Received(topic=f"edge/v1/lab/a/up/{leaf}", payload=b"{}", retained=False))
+            served.service._inbox.put(Received(topic=f"edge/v1/lab/a/up/{leaf}", payload=b"{}", retained=False))
         assert served.api("devices").status_code == 500
         assert served.api("merge", "POST").status_code == 500
         assert served.api("health").status_code == 200

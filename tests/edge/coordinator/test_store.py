@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -59,8 +60,63 @@ def test_repeated_telemetry_is_kept_once(store: Store) -> None:
     store.telemetry([("d", values, 1), ("d", values, 2), ("e", values, 2)])
     store.telemetry([("d", values, 3)])
     assert len(store.telemetry_after(0, 100)) == 2
-    store.forget_telemetry(before_ms=2)
-    assert len(store.telemetry_after(0, 100)) == 1
+    folders = [{**values, "state_id": each} for each in ("0" * 16, "1" * 16)]  # set up anew: it counts from one again
+    store.telemetry([("d", each, 4) for each in (*folders, *folders)])
+    assert len(store.telemetry_after(0, 100)) == 4
+
+
+def test_telemetry_ages_while_the_coordinator_runs_whatever_its_clock_says(store: Store) -> None:
+    day_s, ten_years_ms = 86_400.0, 10 * 365 * 86_400_000
+    for day in range(1, 6):
+        # The clock is right, ten years ahead, at 1970, right: it has no say.
+        received_ms = (day, ten_years_ms, 0, day, day)[day - 1]
+        store.telemetry([("d", {"boot": 1, "seq": day}, received_ms)])
+        store.aged(0.0, 2.5 * day_s)  # started again
+        for _ in range(24):
+            store.aged(day_s / 24, 2.5 * day_s)
+        kept = [row.seq for row in store.telemetry_after(0, 100)]
+        assert kept == list(range(max(1, day - 1), day + 1))
+    store.aged(10 * day_s, 3 * day_s)
+    assert not store.telemetry_after(0, 100)
+    store.aged(day_s, 3 * day_s)
+
+
+def test_a_device_that_is_set_up_anew_begins_to_count_anew(store: Store) -> None:
+    def conn(session: int, folder: str, *, online: bool = True) -> bool:
+        return store.conn("d", Conn(online=online, session=session, boot=session, ts_ms=0, state_id=folder), 1)
+
+    def known() -> tuple[bool, int]:
+        row = store.device("d")
+        assert row is not None
+        return row.online, row.session
+
+    a, b = "a" * 16, "b" * 16
+    assert not conn(7, "")
+    assert not conn(8, a)  # only the agent was updated
+    store.state("d", replace(state(99, "active"), state_id=a), 1)
+    assert known() == (True, 8)
+    assert conn(1, b)
+    assert known() == (True, 1)
+    assert not conn(9, a, online=False)  # the will of the folder that is gone
+    assert known() == (True, 1)
+    assert not store.state("d", replace(state(100, "failed"), state_id=a), 2)
+    assert store.state("d", replace(state(1, "fetching"), state_id=b), 2)
+    assert conn(9, a)  # two devices of one name
+    assert known() == (True, 9)
+    assert not conn(9, a)
+    assert not conn(9, a, online=False)
+    assert known() == (False, 9)
+
+
+def test_a_lineage_is_of_who_came_with_it_first_or_has_its_folder(store: Store) -> None:
+    row = contribution(1)
+    row.device, row.state_id = "a", "a" * 16
+    assert store.owner_of("l", "evil", "") is None
+    store.contribution(row)
+    assert store.owner_of("l", "a", "") is None
+    assert store.owner_of("l", "renamed", "a" * 16) is None
+    assert store.owner_of("l", "evil", "") == "a"
+    assert store.owner_of("l", "evil", "b" * 16) == "a"
 
 
 def contribution(version: int) -> ContributionRow:
