@@ -91,7 +91,7 @@ class Answering:
         return np.concatenate([self.features_of(part) for part in parts])
 
     def features_of(self, inputs: Arrays) -> FloatArray:
-        """``(batch, *features)`` of all that the bundle takes, constants and state among it."""
+        """``(batch, *features)`` of samples as `edge.agent.serving.Serving.many` gave them."""
         found: FloatArray = self._serving.run(inputs)[self._head.features.name]
         return found
 

@@ -124,7 +124,7 @@ def _compared_on(model: OnDeviceModel, *own: FloatArray) -> tuple[FloatArray, st
     features = np.concatenate([*own, model.answering.late_features(_COMPARED)])[-_COMPARED:]
     if len(features) >= MIN_SAMPLES:
         return features, "samples"
-    golden = model.answering.features_of(golden_inputs(model.bundle))
+    golden = model.serving.session.features(golden_inputs(model.bundle))  # each with a state of its own
     return np.concatenate([golden, features]), f"samples, {len(golden)} of them of the bundle"
 
 
