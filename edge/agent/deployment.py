@@ -93,11 +93,11 @@ class Deployment:
         self._detail = detail
         if self.state is SlotState.REFUSED:  # which changes nothing: no counter of a release that was not taken is kept
             if self._desired is not None and self._desired.release < MAX_NUMBER:
-                self._host.slots.update(refused=self._desired.release)
+                self._host.slots.note(refused=self._desired.release)
         elif self.state in _SETTLED:
             release = self._host.slots.record.release if self._desired is None else self._desired.release
             notes: dict[str, str | bool] = {"judged": self._was_judged, "replaces": self._replaces, "slot": self._slot}
-            self._host.slots.update(release=release, state=str(self.state), **notes)
+            self._host.slots.note(release=release, state=str(self.state), **notes)
         self.report()
 
     @property

@@ -38,7 +38,7 @@ class ModelHost:
         self.warnings: list[str] = []
         self.rolled_back_at_start = False
         if self.slots.record.trying:
-            record = self.slots.update(attempts=self.slots.record.attempts + 1)
+            record = self.slots.note(attempts=self.slots.record.attempts + 1)
             if record.attempts > MAX_ATTEMPTS:
                 self._give_up_bundle(f"started {record.attempts} times without passing its probation")
         self.model = self._open_live()
@@ -87,7 +87,7 @@ class ModelHost:
         record = self.slots.record
         self.warnings.append(f"the bundle {record.bundle[:12]} was given up: {why}")
         self.rolled_back_at_start = True
-        self.slots.update(bundle=record.previous, previous="", trying=False, attempts=0, state="rolled-back")
+        self.slots.note(bundle=record.previous, previous="", trying=False, attempts=0, state="rolled-back")
 
     def try_bundle(self, digest: str) -> None:
         """Open a fetched bundle without using it: digests and golden outputs.
@@ -115,7 +115,7 @@ class ModelHost:
             self.model = self._open(self._path(digest), self.slots.folder)
         except Exception:  # whatever it is, this model must answer on
             self.model = self._open(self._path(before), self.slots.folder)
-            self.slots.update(bundle=before, previous=older, trying=False)
+            self.slots.note(bundle=before, previous=older, trying=False)
             raise
         finally:
             self._tell_of_streams(streams)
@@ -128,7 +128,7 @@ class ModelHost:
 
     def confirm_bundle(self) -> None:
         """The live bundle has passed its probation. The one before it stays on disk, for who wants to go back."""
-        self.slots.update(trying=False, attempts=0)
+        self.slots.note(trying=False, attempts=0)
         self.slots.clean()
 
     def roll_back_bundle(self) -> None:

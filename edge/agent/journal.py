@@ -15,6 +15,7 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -59,9 +60,16 @@ class Journal:
                 pass
         # Unbuffered: what could not be written must not be written later, behind the record that came next.
         self._file = path.open("ab", buffering=0)
-        self._file.truncate(self._whole)
-        if is_new:
-            sync_folder(path.parent)  # else `sync` would save the records and a power cut the name
+        try:
+            self._file.truncate(self._whole)
+            if is_new:
+                sync_folder(path.parent)  # else `sync` would save the records and a power cut the name
+        except OSError:  # a full disk: this is tried again with each label, and files to open are few
+            self._file.close()
+            if is_new:
+                with suppress(OSError):
+                    path.unlink()
+            raise
 
     def append(self, event: Event, *, durable: bool = False) -> None:
         """Add an event.

@@ -281,6 +281,9 @@ class ModelCore:
             if fault != self._fault:  # once, not with every tick
                 self._tell(("release-fault", fault))
             self._fault = fault
+        self._host.slots.keep()
+        self._tell(*(("storage", text) for text in self._host.slots.warnings))
+        self._host.slots.warnings.clear()
         warnings = self._host.model.warnings
         self._tell(*(("warning", text) for text in warnings))
         warnings.clear()

@@ -52,7 +52,7 @@ class Models:
             if is_old(self._folder):
                 take_over(self._folder, level_of(_whose(self._folder, config)))
             clear(self._folder)
-            self.record = read_record(self._folder / "device.json", DeviceRecord)
+            self.record = read_record(self._folder / "device.json", DeviceRecord, self.warnings)
             self._begin()
             self._open(config)
             self._link(list(config.bundles))

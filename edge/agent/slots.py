@@ -13,18 +13,27 @@ goes back to the bundle before.
 
 from __future__ import annotations
 
+import contextlib
+import re
+import shutil
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TypeVar
 
+from edge.agent.states import SlotState
 from edge.contract import strictjson
 from edge.contract.digest import is_digest, sha256, sha256_file
 from edge.contract.files import replace_file, sync_folder
 
 RECORD = "model.json"
+_COPY = "model.copy.json"
 _MAX_BYTES = 1 << 16
 MAX_ATTEMPTS = 3
-MAX_NUMBER = 2**53
+MAX_NUMBER = 2**48
+# Of starts and connections: their product with 2^32 must fit 64 bits, and no device lives that long.
+_MAX_STARTS = 2**30
+_STATE_ID = re.compile(r"([0-9a-f]{16,64})?")
+_SLOTS = ("head", "bundle")
 
 _R = TypeVar("_R")
 
@@ -75,23 +84,56 @@ class DeviceRecord:
     state_id: str = ""
 
 
-def read_record(path: Path, kind: type[_R]) -> _R:
+def read_record(path: Path, kind: type[_R], warnings: list[str] | None = None) -> _R:
     """Facts that were written with `write_record`; the default ones where there are none, or they are damaged.
 
     They are written whole or not at all, so damage is a bad disk. Learned state is elsewhere: only counters are lost.
+
+    Args:
+        path: The file.
+        kind: Of the facts.
+        warnings: Is told of damage, and what is damaged is put aside then; None leaves it where it is.
     """
-    default = kind()
     try:
         found = strictjson.loads(path.read_bytes(), max_bytes=_MAX_BYTES)
-    except (OSError, ValueError):
-        return default
-    known = {each.name: each for each in fields(default)}  # type: ignore[arg-type]  # a dataclass
-    given = {name: value for name, value in found.items() if name in known}
-    if any(type(value) is not type(known[name].default) for name, value in given.items()):
-        return default
-    if any(isinstance(value, int) and not 0 <= value < MAX_NUMBER for value in given.values()):
-        return default
-    return kind(**given)
+    except FileNotFoundError:
+        return kind()
+    except (OSError, ValueError) as exc:
+        found, wrong = {}, [exc.strerror or str(exc) if isinstance(exc, OSError) else str(exc)]
+    else:
+        known = {each.name: each.default for each in fields(kind)}  # type: ignore[arg-type]  # a dataclass
+        given = {name: value for name, value in found.items() if name in known}
+        wrong = [f"{name} is {value!r:.40}" for name, value in given.items() if not _is_sound(name, value, known[name])]
+        found = {} if wrong else given
+    if wrong and warnings is not None:
+        aside = _put_aside(path)
+        warnings.append(f"{path.name} was damaged ({'; '.join(wrong)}), what it said is lost{aside}")
+    return kind(**found)
+
+
+def _is_sound(name: str, value: object, default: object) -> bool:
+    """Whether a fact can have this value."""
+    if type(value) is not type(default):
+        return False
+    if isinstance(value, int) and not isinstance(value, bool):
+        return 0 <= value < (_MAX_STARTS if name in ("boot", "session", "attempts") else MAX_NUMBER)
+    if name in ("bundle", "previous"):
+        return value == "" or is_digest(value)
+    if name == "state_id":
+        return _STATE_ID.fullmatch(str(value)) is not None
+    return not (name == "state" and value not in set(SlotState)) and not (name == "slot" and value not in _SLOTS)
+
+
+def _put_aside(path: Path) -> str:
+    """Keep what is damaged for who wants to look, out of the way of what is written next."""
+    aside = path.with_name(f"{path.name}.damaged")
+    try:
+        if aside.is_dir():
+            shutil.rmtree(aside)
+        path.replace(aside)
+    except OSError as exc:
+        return f"; it is still there, it could not be put aside: {exc.strerror}"
+    return f"; it is kept as {aside.name}"
 
 
 def write_record(path: Path, record: ModelRecord | DeviceRecord) -> None:
@@ -111,15 +153,46 @@ class Slots:
     Args:
         folder: Created.
         name: Of the model.
+
+    Attributes:
+        record: What is known; also what the disk did not take.
+        warnings: What went wrong and was survived; they may be cleared.
     """
 
     def __init__(self, folder: Path, name: str) -> None:
         self.folder = folder
         for each in ("bundles", "incoming", "artifacts"):
             (folder / each).mkdir(parents=True, exist_ok=True)
-        self.record = read_record(folder / RECORD, ModelRecord)
-        if self.record.name != name:
-            self.update(name=name)
+        self.warnings: list[str] = []
+        self.is_kept = True
+        self.record = self._read(name)
+        if self.record.name != name or self.warnings:
+            self.note(name=name)
+
+    def _read(self, name: str) -> ModelRecord:
+        """The record, else its copy: which bundle is live shall not hang on one block of a disk."""
+        found = read_record(self.folder / RECORD, ModelRecord, self.warnings)
+        if self.warnings and (copy := read_record(self.folder / _COPY, ModelRecord)).name == name:
+            self.warnings[-1] = self.warnings[-1].replace("what it said is lost", "its copy is used")
+            return copy
+        return found
+
+    def note(self, **changes: int | str | bool) -> ModelRecord:
+        """Change the record, also where the disk does not take it: then it is known, told, and written by `keep`."""
+        try:
+            return self.update(**changes)
+        except OSError as exc:
+            if self.is_kept:
+                self.warnings.append(f"{RECORD} could not be written, it is tried again: {exc.strerror}")
+            self.is_kept = False
+            self.record = replace(self.record, **changes)  # type: ignore[arg-type]  # the fields are these
+            return self.record
+
+    def keep(self) -> None:
+        """Write what the disk did not take before; when it still does not, another time."""
+        with contextlib.suppress(OSError):
+            if not self.is_kept:
+                self.update()
 
     def update(self, **changes: int | str | bool) -> ModelRecord:
         """Change the record, durably.
@@ -129,7 +202,9 @@ class Slots:
         """
         record = replace(self.record, **changes)  # type: ignore[arg-type]  # the fields are these
         write_record(self.folder / RECORD, record)
-        self.record = record
+        self.record, self.is_kept = record, True
+        with contextlib.suppress(OSError):
+            write_record(self.folder / _COPY, record)
         return record
 
     def bundle_path(self, digest: str) -> Path:
@@ -176,10 +251,16 @@ class Slots:
         kept = {self.record.bundle, self.record.previous}
         for path in (self.folder / "bundles").glob("*.edge"):
             if path.stem not in kept:
-                path.unlink()
+                _delete(path)
         for folder in ("artifacts", "incoming"):
-            for path in (self.folder / folder).iterdir():
-                path.unlink()
+            for path in (self.folder / folder).glob("*"):
+                _delete(path)
+
+
+def _delete(path: Path) -> None:
+    """Make room; what cannot be deleted now is another time."""
+    with contextlib.suppress(OSError):
+        path.unlink()
 
 
 def new_part(part: Path, index: Path, document: bytes, size_bytes: int) -> None:
