@@ -38,9 +38,9 @@ def make_bundle(folder: Path, x: np.ndarray, y: np.ndarray) -> Path:
     )  # fmt: skip
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
     for _ in range(30):
-        for rows in torch.randperm(len(x)).split(50):
+        for rows in torch.split(torch.randperm(len(x)), 50):
             optimizer.zero_grad()
-            nn.functional.cross_entropy(model(torch.from_numpy(x[rows])), torch.from_numpy(y[rows])).backward()
+            nn.functional.cross_entropy(model(torch.from_numpy(x[rows])), torch.from_numpy(y[rows])).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
     source = folder / "digits.pth"
     converter.save_checkpoint(
