@@ -9,6 +9,7 @@ rates: both sides send no more of them than the other asked for. Dropped message
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
@@ -47,7 +48,9 @@ ALLOWED: Mapping[str, Rate] = {
 # Messages of one device, and of all, that may wait.
 MAX_WAITING, MAX_OF_ALL = 1000, 50_000
 # Devices that are remembered with what they have left; who was quiet for a while has all of it.
-_MAX_KNOWN, _QUIET_S = 20_000, 120.0
+_MAX_KNOWN, _QUIET_S = 100_000, 120.0
+# So often it is looked who was quiet: names without end must not keep the broker's thread busy with that.
+_FORGET_EVERY_S = 10.0
 # Devices among which the one is looked for that loses telemetry when the whole is full.
 _LOOKED_AT = 16
 
@@ -83,6 +86,7 @@ class Inbox(Generic[Call]):
         self._lines: dict[str, _Line] = {}
         self._turns: deque[str] = deque()  # the devices of which something waits, each once
         self._n_waiting = 0
+        self._next_forget_s = -math.inf
         self._dropped: Counter[tuple[str, str]] = Counter()
 
     def call(self, call: Call) -> None:
@@ -103,8 +107,9 @@ class Inbox(Generic[Call]):
     def _queued(self, message: Received) -> bool:
         parts = message.topic.split("/", 6)  # edge/v1/fleet/device/up/kind/...
         device, kind = parts[3] if len(parts) > 3 else "", _KINDS.get("/".join(parts[4:6]), REST)
-        if len(self._lines) >= _MAX_KNOWN and device not in self._lines:
-            self._forget_the_quiet()
+        if len(self._lines) >= _MAX_KNOWN and device not in self._lines and not self._can_be_known():
+            self._dropped["", kind] += 1
+            return False
         line = self._lines.setdefault(device, _Line())
         if not line.may(kind, self._clock()) or not self._is_room(device):
             self._dropped[device, kind] += 1
@@ -138,11 +143,15 @@ class Inbox(Generic[Call]):
             self._turns.remove(device)
         return True
 
-    def _forget_the_quiet(self) -> None:
+    def _can_be_known(self) -> bool:
+        """Whether there is a place for one more device, now that the quiet ones are forgotten."""
         now_s = self._clock()
-        self._lines = {
-            name: line for name, line in self._lines.items() if line.waiting or now_s - line.seen_s < _QUIET_S
-        }
+        if now_s >= self._next_forget_s:
+            self._next_forget_s = now_s + _FORGET_EVERY_S
+            self._lines = {
+                name: line for name, line in self._lines.items() if line.waiting or now_s - line.seen_s < _QUIET_S
+            }
+        return len(self._lines) < _MAX_KNOWN
 
     def take(self, timeout_s: float) -> Call | TransportEvent | None:
         """What is next; None when nothing comes in that time."""

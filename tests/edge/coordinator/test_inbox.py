@@ -111,7 +111,14 @@ def test_devices_without_end_are_not_remembered_without_end(monkeypatch: pytest.
         now[0] += 10.0
         inbox.put(message(f"device-{n}"))
         inbox.take(0.0)
-    assert len(inbox._lines) <= 101
+    assert len(inbox._lines) <= 100
+    assert inbox.dropped() == {}
+    for n in range(500):  # at once: who is known is served all the same
+        inbox.put(message(f"rogue-{n}"))
+    inbox.put(message("device-999"))
+    assert len(inbox._lines) <= 100
+    assert "device-999" in {each.topic.split("/")[3] for each in taken(inbox) if isinstance(each, Received)}
+    assert {device for device, _ in inbox.dropped()} == {""}
 
 
 def test_who_waits_is_woken_and_who_puts_never_waits() -> None:
