@@ -157,6 +157,8 @@ class X86:
     Without VNNI two products are added in 16 bits, which saturate (``vpmaddubsw``); with it all are added in 32.
     """
 
+    provider = "cpu"
+
     def __init__(self, model: onnx.ModelProto, *, vnni: bool) -> None:
         self._model, self._vnni = model, vnni
 
