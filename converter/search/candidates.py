@@ -16,7 +16,7 @@ import safetensors.numpy
 from converter.data.samples import Samples
 from converter.head.fitting import correct_for_quantization
 from converter.head.split import Head, SplitModel, joined
-from converter.program.programs import onnx_program, outputs
+from converter.program.programs import available_threads, onnx_program, outputs
 from converter.program.tensors import Arrays, select
 from converter.quantization.layers import running_in_int8
 from converter.verify.measure import Evaluation
@@ -269,6 +269,18 @@ class Bench:
             return []
         order = sorted(range(1, len(found)), key=found.__getitem__)
         return [candidates[i] for i in order if found[i] < (1 - TIE) * found[0]]
+
+    def fault(self, candidate: Candidate) -> str | None:
+        """Why a candidate must not be run in this process: onnxruntime ends the one that does. None when it may.
+
+        Its kernels for several threads are others than those for one, so it is run with as many as are used here.
+        """
+        try:
+            graph, feeds = self._write("alone", candidate.model, candidate.parameters)
+            self._benchmark.measure(graph, feeds, threads=available_threads(), budget_s=0.0)
+        except BundleError as exc:
+            return str(exc)
+        return None
 
     def _write(
         self, name: str, model: onnx.ModelProto, parameters: Mapping[str, npt.NDArray[np.float32]]

@@ -295,6 +295,9 @@ class Search:
     ) -> tuple[list[Candidate], Candidate]:
         """With those that are faster than a base, up to the first that may be shipped; and that, or the base."""
         for candidate in self._bench.faster(base, others) if others else ():
+            if (why := self._bench.fault(candidate)) is not None:
+                candidates = [*candidates, replace(candidate, why=why, failed=True)]
+                continue
             found = self._compared(candidate, self._plan.max_drop)
             candidates = [*candidates, found]
             if self._fault(found) is None:

@@ -14,13 +14,15 @@ from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_
 from torch import nn
 
 from converter.graph.canonical import canonical
+from converter.program.programs import available_threads
 from converter.quantization.layers import optimize
+from converter.search import candidates
 from converter.search.candidates import Bench, Candidate
 from converter.search.search import Search
 from edge.contract.bundle import Bundle
-from edge.contract.errors import ConversionError
+from edge.contract.errors import BundleError, ConversionError
 from edge.contract.profile import DeviceProfile, load_profile
-from edge.inference.onnx_benchmark import compare_here
+from edge.inference.onnx_benchmark import Benchmark, Timing, compare_here
 from edge.inference.onnx_session import OnnxSession
 from tests.converter.models import cnn, convert, export, mlp, plan, save
 
@@ -176,6 +178,37 @@ def test_a_stock_recipe_that_is_faster_is_shipped_unless_it_loses_too_much(
     assert "onnxruntime" not in report["chosen"]
     refused = [row["why"] for row in report["candidates"] if "onnxruntime" in row["name"]]
     assert refused == ["loses too much"] * 2  # with a scale for each channel, and with one for all
+
+
+def test_a_candidate_that_ends_the_process_is_never_run_in_this_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As onnxruntime 1.24 did with padding of length 0 in int8 on two threads, and with one it did not."""
+    torch.manual_seed(0)
+    source = save(Upward().eval(), tmp_path / "up.pth", (1, 8, 8), calibrated=100)
+    timed_as(monkeypatch, {"none": 1.0, "int8": 0.5, "fp16": 3.0, "int4": 3.0}, {"onnxruntime": 0.4})
+    monkeypatch.setattr(Bench, "faster", lambda _self, _base, others: [c for c in others if "onnxruntime" in c.name])
+    asked, run = [], candidates.compared
+
+    def measure(self: Benchmark, model: Path, feeds: Path, *, threads: int = 1, **options: Any) -> Timing:
+        if model.name == "alone.onnx":
+            asked.append(threads)
+            raise BundleError("the model could not be measured: the process that ran it was killed")
+        return measured(self, model, feeds, threads=threads, **options)
+
+    def compared(candidate: Candidate, *arguments: Any) -> Candidate:
+        assert "onnxruntime" not in candidate.name
+        return run(candidate, *arguments)
+
+    measured = Benchmark.measure
+    monkeypatch.setattr(Benchmark, "measure", measure)
+    monkeypatch.setattr("converter.search.search.compared", compared)
+    report = converted(source, tmp_path, profile=this_machine())
+    assert asked == [available_threads()] * 2
+    assert "onnxruntime" not in report["chosen"]
+    refused = [row["why"] for row in report["candidates"] if "onnxruntime" in row["name"]]
+    assert len(refused) == 2
+    assert all("was killed" in why for why in refused)
 
 
 def test_what_is_shipped_is_as_fast_as_the_files_that_onnxruntime_makes(tmp_path: Path) -> None:
