@@ -172,7 +172,7 @@ _SETTLED = ("active", "held", "refused", "failed", "rolled-back")
 def _wait(coordinator: Coordinator, release: dict[str, Any], names: set[str], wait_s: float) -> None:
     """Print what becomes of a release on each device, until all have settled.
 
-    A head that a device runs and has nothing to judge it by has settled, too: it stays on probation.
+    A head that a device runs and has nothing to judge it by has settled, too: it stays on probation. It is not active.
     """
     end = time.monotonic() + wait_s
     counter, told = release["counter"], dict[str, str]()
@@ -186,12 +186,13 @@ def _wait(coordinator: Coordinator, release: dict[str, Any], names: set[str], wa
                 click.echo(f"{name}: {shown(state)}{detail}")
         unjudged = {name for name, row in rows.items() if _is_unjudged(row, counter)}
         if rows and all(told[name] in _SETTLED or name in unjudged for name in rows):
-            bad = [f"{name} ({shown(told[name])})" for name in rows if told[name] != "active" and name not in unjudged]
+            bad = [
+                f"{name} ({'runs it, not judged' if name in unjudged else shown(told[name])})"
+                for name in rows
+                if told[name] != "active"
+            ]
             if bad:
                 raise RolloutError(f"release {counter} is not active on {', '.join(bad)}")
-            for name in sorted(unjudged):
-                why = shown(rows[name]["state_detail"], 500)
-                click.echo(f"{name}: runs it, and has nothing to judge it by yet ({why})")
             return
         time.sleep(0.5)
     states = ", ".join(f"{name} ({shown(state)})" for name, state in told.items() if state != "active")

@@ -81,7 +81,10 @@ def test_models_are_listed_pushed_to_and_awaited_apart(
     says(core, "gate", "up/state/voice", replace(held, release=1))
     with pytest.raises(RolloutError, match=r"release 1 is not active on gate voice \(held\)$"):
         cli._wait(coordinator, first, set(), 5.0)
-    state(core, "gate", "voice", "active", 1, seq=3)
+    says(core, "gate", "up/state/voice", replace(held, release=1, seq=3, state="probation", detail="not judged: why"))
+    with pytest.raises(RolloutError, match=r"is not active on gate voice \(runs it, not judged\)$"):
+        cli._wait(coordinator, first, set(), 5.0)
+    state(core, "gate", "voice", "active", 1, seq=4)
     capsys.readouterr()
 
     rows = {row["id"]: row for row in json.loads(ask("devices", "--json"))}
