@@ -15,8 +15,8 @@ CALIBRATION_METHODS = ("minmax", "percentile", "entropy", "mse")
 FORMATS = ("edge", "onnx", "torchscript", "dir")
 # What an output may be, which decides how it is judged: see `converter.verify.kinds`.
 CLASSES, YES_OR_NO, QUANTITIES, EMBEDDING = "classes", "yes-or-no", "quantities", "embedding"
-BOXES, SCORES, ANYTHING = "boxes", "scores", "anything"
-KINDS = (CLASSES, YES_OR_NO, QUANTITIES, EMBEDDING, BOXES, SCORES, ANYTHING)
+SEQUENCES, BOXES, SCORES, ANYTHING = "sequences", "boxes", "scores", "anything"
+KINDS = (CLASSES, SEQUENCES, YES_OR_NO, QUANTITIES, EMBEDDING, BOXES, SCORES, ANYTHING)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -17,6 +17,7 @@ from benchmarks.trained.judging import (
     probabilities,
     quantities,
     signal,
+    spans,
 )
 from benchmarks.trained.packages import Package
 
@@ -343,7 +344,7 @@ MODELS = (
         file="brainmaze_eeg_models/spindles/_models/spindle-detector-eeg.onnx",
         does="spindles in EEG",
         samples=s.spindles,
-        rules=(signal(20), probabilities()),
+        rules=(spans(), probabilities(of_logits=True)),
     ),
     Model(
         name="attacut",

@@ -93,15 +93,24 @@ def codes(least: float = 0.95) -> Rule:
     return judge
 
 
-def probabilities(threshold: float = 0.5, tolerance: float = 0.05, least: float = 0.98) -> Rule:
+def probabilities(
+    threshold: float = 0.5, tolerance: float = 0.05, least: float = 0.98, of_logits: bool = False
+) -> Rule:
     """Scores in 0..1 on which somebody decides: the decisions agree, and the mean error is small.
 
     A decision counts where the original is not itself within the tolerance of the threshold.
+
+    Args:
+        threshold: Of a decision.
+        tolerance: Of a score; half of it for the mean.
+        least: Share of decisions that agree.
+        of_logits: The output is logits, and whoever uses the model takes their sigmoid.
     """
 
     def judge(reference: Sequence[Array], found: Sequence[Array]) -> Found:
         r = np.concatenate([one.ravel() for one in reference]).astype(np.float64)
         f = np.concatenate([one.ravel() for one in found]).astype(np.float64)
+        r, f = (sigmoid(r), sigmoid(f)) if of_logits else (r, f)
         clear = np.abs(r - threshold) > tolerance
         share = float(np.mean((r > threshold)[clear] == (f > threshold)[clear])) if clear.any() else 1.0
         error = float(np.mean(np.abs(r - f)))
@@ -109,6 +118,38 @@ def probabilities(threshold: float = 0.5, tolerance: float = 0.05, least: float 
         return Found(share >= least and error <= tolerance / 2, text)
 
     return judge
+
+
+def spans(threshold: float = 0.5, longest: float = 2.0, least: float = 0.98) -> Rule:
+    """Logits ``(1, segments, 3)`` of confidence, centre within the segment and duration, as of sleep spindles.
+
+    Args:
+        threshold: Of the confidence; a segment within 0.05 of it is no clear answer.
+        longest: Duration that 1 stands for, in segments.
+        least: Share of segments that agree; spans of those that both show overlap by 0.85 in the mean.
+    """
+
+    def judge(reference: Sequence[Array], found: Sequence[Array]) -> Found:
+        r, f = (sigmoid(np.concatenate([one.reshape(-1, 3) for one in side])) for side in (reference, found))
+        clear = np.abs(r[:, 0] - threshold) > 0.05
+        same = float(np.mean((r[:, 0] >= threshold)[clear] == (f[:, 0] >= threshold)[clear]))
+        both = (r[:, 0] >= threshold) & (f[:, 0] >= threshold)
+        (start, end), (other_start, other_end) = (
+            (side[both, 1] - side[both, 2] * longest / 2, side[both, 1] + side[both, 2] * longest / 2)
+            for side in (r, f)
+        )
+        common = np.clip(np.minimum(end, other_end) - np.maximum(start, other_start), 0, None)
+        union = np.maximum(end, other_end) - np.minimum(start, other_start)
+        overlap = float(np.mean(common / union)) if both.any() else 1.0
+        text = f"{same:.1%} of {r.shape[0]} segments, {both.sum()} spans overlap by {overlap:.1%}"
+        return Found(same >= least and overlap >= 0.85, text)
+
+    return judge
+
+
+def sigmoid(x: Array) -> Array:
+    """``1 / (1 + exp(-x))``."""
+    return np.asarray(1.0 / (1.0 + np.exp(-x.astype(np.float64))))
 
 
 def quantities(least: float = 0.98, axis: int | None = -1) -> Rule:

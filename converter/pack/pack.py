@@ -16,7 +16,7 @@ from converter.data.holdout import digests
 from converter.head.fitting import training_statistics
 from converter.head.split import Head, SplitModel, with_layer_input
 from converter.load.states import answer_of
-from converter.plan import ANYTHING, CLASSES, YES_OR_NO, Constant
+from converter.plan import ANYTHING, CLASSES, SEQUENCES, YES_OR_NO, Constant
 from converter.program.one_run import OneRun, one_feed
 from converter.program.programs import one_run_program, onnx_program
 from converter.program.tensors import Arrays, select
@@ -245,7 +245,7 @@ def _kinds(evaluation: Evaluation) -> dict[str, OutputKind]:
         within = values.dtype.kind == "f" and bool(values.size) and values.min() >= 0 and values.max() <= 1
         found[name] = OutputKind(
             kind=judged.kind,
-            axis=judged.axis if judged.kind in (CLASSES, YES_OR_NO) else None,
+            axis=judged.axis if judged.kind in (CLASSES, SEQUENCES, YES_OR_NO) else None,
             threshold=judged.threshold if judged.kind == YES_OR_NO else 0.0,
             probabilities=bool(within) if judged.kind == CLASSES else judged.kind == YES_OR_NO and judged.threshold > 0,
         )

@@ -29,7 +29,17 @@ from converter.search.candidates import TIE, Bench, Candidate, Problem, build, c
 from converter.search.static_int8 import OURS, Recipe, StaticInt8
 from converter.verify.columns import compare
 from converter.verify.measure import Evaluation
-from converter.verify.quality import ACCURACY, AGREEMENT, BOXES_KEPT, CORRELATION, DETECTIONS_KEPT, SHARES, Quality
+from converter.verify.quality import (
+    ACCURACY,
+    AGREEMENT,
+    BOXES_KEPT,
+    CORRELATION,
+    DETECTIONS_KEPT,
+    RARE_AGREEMENT,
+    SEQUENCES_KEPT,
+    SHARES,
+    Quality,
+)
 from edge.contract.errors import ConversionError
 from edge.contract.profile import DeviceProfile
 from edge.inference.onnx_benchmark import Benchmark
@@ -498,6 +508,10 @@ def _lost(worst: Quality) -> str:
     where = f" of {worst.name}" if worst.column is not None else f" {worst.at}" if worst.at else ""
     if worst.measure == AGREEMENT:
         return f"disagrees on {worst.loss:.2f} % of the samples{where}"
+    if worst.measure == SEQUENCES_KEPT:
+        return f"reads {100 * (1 - worst.value):.2f} % of the sequences otherwise{where or f' of {worst.output}'}"
+    if worst.measure == RARE_AGREEMENT:
+        return f"disagrees on {100 * (1 - worst.value):.2f} % of what is rare{where or f' in {worst.output}'}"
     if worst.measure in (BOXES_KEPT, DETECTIONS_KEPT):
         return f"loses {worst.loss:.2f} % of the {worst.measure.split()[0]} that {worst.output} shows{where}"
     if worst.measure in SHARES:

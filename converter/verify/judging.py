@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
-from converter.plan import ANYTHING, BOXES, CLASSES, EMBEDDING, QUANTITIES, SCORES, YES_OR_NO
+from converter.plan import ANYTHING, BOXES, CLASSES, EMBEDDING, QUANTITIES, SCORES, SEQUENCES, YES_OR_NO
 from converter.program.tensors import Array, Arrays
 from converter.verify.columns import Columns, compare, cosines, in_columns, overlaps
 from converter.verify.detections import BOX, Looked, in_rows, looked_at
@@ -20,8 +22,11 @@ from converter.verify.quality import (
     MOST_LOSS,
     R2,
     R2_SHOWN,
+    RARE_AGREEMENT,
+    SEQUENCES_KEPT,
     Quality,
 )
+from converter.verify.sequences import blank_of, changes, steps_axis, texts
 from edge.contract.tensorspec import TensorSpec
 
 # A box is kept if it overlaps so much with the original's: one of 20 pixels that moved by 1.6, or grew by 3.5.
@@ -36,7 +41,10 @@ _LEAST_STATE_R2 = 0.9
 # A class is lost with more than this share of its answers, and so many: the total hides it where it is rare.
 _LOST_SHARE = 0.1
 _LOST_LEAST = 3
-# The worst vectors count as well: those below this percentile, a quarter as much.
+# Of an answer that more than this share of places has, the others are what somebody waits for.
+_USUAL = 0.8
+# The worst vectors count as well: those below this percentile, a quarter as much. So do whole sequences beside their
+# members, and what is rare.
 _WORST_PERCENT = 5
 _WORST_WEIGHT = 0.25
 
@@ -80,8 +88,13 @@ def _whole(
     """All of an output."""
     if judged.kind == STATE:
         return [q for q in _numbers(spec, judged, wanted, found) if q.constant or q.loss > 50 * (1 - _LEAST_STATE_R2)]
+    if judged.kind == ANYTHING and (answers := judged.answers) is not None:
+        whole = _whole(spec, replace(judged, also=None), wanted, found, y, least_margin)
+        return [*whole, *_whole(spec, answers, wanted, found, y, least_margin)]
     if judged.kind == CLASSES:
         return _classes(spec, judged, wanted, found, y, least_margin)
+    if judged.kind == SEQUENCES:
+        return _sequences(spec, judged, wanted, found, least_margin)
     if wanted.dtype.kind not in "f" and judged.kind in (ANYTHING, YES_OR_NO, SCORES):
         return _equal(spec, judged, wanted, found)
     if judged.kind == YES_OR_NO:
@@ -97,13 +110,14 @@ def _whole(
 
 def margins(judged: Judged, array: Array) -> Array:
     """By how much the original's answers are ahead of the next one: classes, and yes or no; else nothing."""
-    if array.dtype.kind != "f" or judged.kind not in (CLASSES, YES_OR_NO):
+    answers = judged.answers
+    if array.dtype.kind != "f" or answers is None:
         return np.zeros(0)
-    if judged.kind == YES_OR_NO:
-        return np.abs(in_columns(array, judged.axis) - judged.threshold)
-    assert judged.axis is not None
-    two = np.partition(array, -2, axis=judged.axis)
-    best, next_ = (np.take(two, place, axis=judged.axis) for place in (-1, -2))
+    if answers.kind == YES_OR_NO:
+        return np.abs(in_columns(array, answers.axis) - answers.threshold)
+    assert answers.axis is not None
+    two = np.partition(array, -2, axis=answers.axis)
+    best, next_ = (np.take(two, place, axis=answers.axis) for place in (-1, -2))
     return np.asarray(best - next_)
 
 
@@ -144,7 +158,44 @@ def _classes(
                 _quality(spec, judged, measure, has / count, had / count, 100 * (had - has) / count, column=label,
                          against=against)
             )  # fmt: skip
+    if y is None and (rare := _rare(before, after)) is not None:
+        found_.append(_quality(spec, judged, RARE_AGREEMENT, rare, 1.0, 100 * _WORST_WEIGHT * (1 - rare)))
     return found_
+
+
+def _rare(before: Array, after: Array) -> float | None:
+    """Where one answer is nearly everywhere, the share of places with another one, in either, that agree.
+
+    None where there is no such answer, or nothing else; or too little differs to tell.
+    """
+    answers, counts = np.unique(before, return_counts=True)
+    if counts.max() <= _USUAL * before.size:
+        return None
+    usual = answers[counts.argmax()]
+    either = (before != usual) | (after != usual)
+    differ = int((before != after).sum())
+    if not either.any():
+        return None
+    return 1.0 - differ / int(either.sum()) if differ >= _LOST_LEAST else 1.0
+
+
+def _sequences(spec: TensorSpec, judged: Judged, wanted: Array, found: Array, least_margin: float) -> list[Quality]:
+    """What is read from each step: its members, and sequences of which hardly any member changed."""
+    before, after = chosen(wanted, judged), chosen(found, judged)
+    if least_margin and wanted.dtype.kind == "f":
+        after = np.where(margins(judged, wanted) < least_margin, before, after)
+    is_chosen = wanted.dtype.kind == "f"
+    axis = steps_axis(spec, judged.axis if is_chosen else None)
+    assert axis is not None
+    axis -= int(is_chosen and judged.axis is not None and judged.axis < axis)
+    n_classes = wanted.shape[judged.axis or 0] if is_chosen else int(before.max()) + 1
+    blank = blank_of(before, n_classes)
+    read = [texts(np.moveaxis(steps, axis, -1).reshape(-1, steps.shape[axis]), blank) for steps in (before, after)]
+    changed = changes(*read)
+    if changed is None:  # nothing was read anywhere: to agree on that says nothing
+        return _numbers(spec, judged, wanted, found) if is_chosen else _equal(spec, judged, wanted, found)
+    members, lost = changed
+    return [_quality(spec, judged, SEQUENCES_KEPT, 1 - lost, 1.0, 100 * max(members, _WORST_WEIGHT * lost))]
 
 
 def _answers(
@@ -168,7 +219,8 @@ def _answers(
             for count, had, has in _by_class(truth[:, i], before[:, i], after[:, i]).values()
             if _is_lost(count, had, has)
         ]
-        loss = max([100 * (original - share), *rare])
+        agreed = None if y is not None else _rare(before[:, i], after[:, i])
+        loss = max([100 * (original - share), 0.0 if agreed is None else 100 * _WORST_WEIGHT * (1 - agreed), *rare])
         column = i if before.shape[1] > 1 else None
         qualities.append(_quality(spec, judged, measure, share, original, loss, column=column, against=against))
     return qualities

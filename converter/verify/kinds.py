@@ -7,6 +7,7 @@ is judged as anything: column by column, without a class being read from it.
 kind               judged by
 =================  ==================================================================================
 ``classes``        the largest of a row: share of right answers, or of the original's; and each class
+``sequences``      what is read from the largest of each step: its members, and whole sequences
 ``yes-or-no``      each column at its threshold: share of right answers, or of the original's
 ``quantities``     each column's R²
 ``embedding``      the vectors' cosines, about their mean
@@ -15,6 +16,7 @@ kind               judged by
 ``anything``       each column's correlation and SQNR about its mean; of integers, the share that is equal
 =================  ==================================================================================
 
+Raw scores of classes that nothing names, of which in each row one stands out, are judged by that one as well.
 Where rows go with scores (`converter.verify.detections`), those that are shown are judged by themselves as well.
 """
 
@@ -27,10 +29,11 @@ import numpy as np
 import onnx
 
 from converter.graph.links import Links
-from converter.plan import ANYTHING, BOXES, CLASSES, EMBEDDING, QUANTITIES, SCORES, YES_OR_NO
+from converter.plan import ANYTHING, BOXES, CLASSES, EMBEDDING, QUANTITIES, SCORES, SEQUENCES, YES_OR_NO
 from converter.program.tensors import Array, Arrays
 from converter.verify.columns import column_axis, in_columns, overlaps
 from converter.verify.detections import Rows, is_named_boxes, looked_at, rows_of
+from converter.verify.sequences import class_axis, has_own_steps, steps_axis
 from edge.contract.errors import ConfigError
 from edge.contract.recipe import BINARY_CROSS_ENTROPY, CROSS_ENTROPY, HUBER, MEAN_SQUARED_ERROR
 from edge.contract.tensorspec import TensorSpec
@@ -44,6 +47,8 @@ _KIND_OF_LOSS = {
     CROSS_ENTROPY: CLASSES, BINARY_CROSS_ENTROPY: YES_OR_NO, MEAN_SQUARED_ERROR: QUANTITIES, HUBER: QUANTITIES,
 }  # fmt: skip
 SAID, UNKNOWN = "the user says so", "nothing says what it is"
+# Behind these stand raw scores, of which none is cut off.
+_LINEAR = ("Add", "Conv", "Gemm", "MatMul", "Sub")
 _UNIT = 1e-3
 # A vector of one or two numbers of length 1 is rather an angle, and is judged column by column.
 _LEAST_EMBEDDING = 3
@@ -61,6 +66,8 @@ class Judged:
         threshold: Above it an answer is yes.
         labelled: Whether the labels are about it.
         rows: Its rows, where these go with scores.
+        also: ``classes`` or ``sequences``, where an output that nothing names looks like their raw scores.
+        also_axis: Where these classes lie.
     """
 
     kind: str
@@ -69,6 +76,17 @@ class Judged:
     threshold: float = 0.0
     labelled: bool = False
     rows: Rows | None = None
+    also: str | None = None
+    also_axis: int | None = None
+
+    @property
+    def answers(self) -> Judged | None:
+        """How answers are read from it; None where there are none."""
+        if self.kind in (CLASSES, SEQUENCES, YES_OR_NO):
+            return self
+        if self.kind != ANYTHING or self.also is None:
+            return None
+        return replace(self, kind=self.also, axis=self.also_axis)
 
 
 def kinds_of(
@@ -79,6 +97,7 @@ def kinds_of(
     said: Mapping[str, str],
     class_names: Sequence[str] | None,
     endings: Mapping[str, str],
+    inputs: Sequence[TensorSpec] = (),
 ) -> dict[str, Judged]:
     """What every output is.
 
@@ -89,6 +108,7 @@ def kinds_of(
         said: What the user said, by output.
         class_names: Of the data, the checkpoint or the user; None when nobody named any.
         endings: See `endings_of`.
+        inputs: Of the model.
 
     Raises:
         ConfigError: The user named an output that is not there, or a kind that it cannot be; or no output is what the
@@ -118,6 +138,7 @@ def kinds_of(
         judged = Judged(kind=kind, because=because, axis=axis, threshold=_threshold(ending, array))
         found[spec.name] = _fitting(spec, array, judged) if spec.name in said else judged
     found = _with_rows(outputs, reference, found)
+    found = {s.name: _with_classes(s, reference[s.name], found[s.name], endings, inputs) for s in outputs}
     if y is None:
         return found
     name = _labelled(outputs, reference, y, found)
@@ -143,6 +164,30 @@ def _with_rows(outputs: Sequence[TensorSpec], reference: Arrays, kinds: Mapping[
             because = f"of its name, and because {rows.scores} goes with it"
             found[name] = replace(judged, kind=BOXES, because=because, axis=places[-1], rows=rows)
     return found
+
+
+def _with_classes(
+    spec: TensorSpec, array: Array, judged: Judged, endings: Mapping[str, str], inputs: Sequence[TensorSpec]
+) -> Judged:
+    """The same, as sequences where the steps are the model's own; and what nothing names, as classes as well."""
+    if judged.rows is not None:
+        return judged
+    if (
+        judged.kind == CLASSES
+        and judged.because != SAID
+        and array.ndim == 3
+        and has_own_steps(spec, judged.axis, inputs)
+    ):
+        return replace(judged, kind=SEQUENCES, because=f"{judged.because}, and its steps are no axis of an input")
+    if judged.because != UNKNOWN or endings.get(spec.name) not in _LINEAR:
+        return judged
+    axis = class_axis(spec, array, judged.axis)
+    if axis is None:
+        return judged
+    also, because = CLASSES, f"{UNKNOWN}; by the largest of each row as well, which stands out"
+    if has_own_steps(spec, axis, inputs):
+        also, because = SEQUENCES, f"{UNKNOWN}; by what is read of each step as well, as one value stands out there"
+    return replace(judged, because=because, also=also, also_axis=axis)
 
 
 def of_head(
@@ -243,7 +288,9 @@ def _fitting(spec: TensorSpec, array: Array, judged: Judged) -> Judged:
     option = f"--output {spec.name}={judged.kind}: {spec.name} has the shape {spec.describe()}"
     if judged.kind == CLASSES and array.dtype.kind == "f" and (judged.axis is None or array.shape[judged.axis] < 2):
         raise ConfigError(f"{option}; classes need one value for each class: two or more ({YES_OR_NO} needs one)")
-    if judged.kind in (CLASSES, YES_OR_NO):
+    if judged.kind == SEQUENCES and steps_axis(spec, judged.axis if array.dtype.kind == "f" else None) is None:
+        raise ConfigError(f"{option}; sequences need steps, and along another axis one value for each class")
+    if judged.kind in (CLASSES, SEQUENCES, YES_OR_NO):
         return judged
     if array.dtype.kind != "f" and judged.kind not in (QUANTITIES, ANYTHING):
         raise ConfigError(f"{option}; {judged.kind} are floats")

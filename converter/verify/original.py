@@ -178,7 +178,13 @@ class Original:
                 raise ConversionError(f"the model gives a {spec.name} that is not finite on {self.data}")
         y = self.samples.y
         kinds = kinds_of(
-            self.outputs, reference, y, said=said, class_names=self.class_names, endings=endings_of(exported)
+            self.outputs,
+            reference,
+            y,
+            said=said,
+            class_names=self.class_names,
+            endings=endings_of(exported),
+            inputs=self.inputs,
         )
         found = Evaluation(
             samples=self.samples,

@@ -9,8 +9,10 @@ from converter.plan import CLASSES
 ACCURACY, AGREEMENT, R2, CORRELATION = "accuracy", "agreement", "R2", "correlation"
 COSINE, BOXES_KEPT, EQUAL = "cosine", "boxes kept", "equal"
 DETECTIONS_KEPT, R2_SHOWN = "detections kept", "R2 of rows that are shown"
-SHARES = (ACCURACY, AGREEMENT, BOXES_KEPT, DETECTIONS_KEPT, EQUAL)
+SEQUENCES_KEPT, RARE_AGREEMENT = "sequences kept", "agreement on what is rare"
+SHARES = (ACCURACY, AGREEMENT, BOXES_KEPT, DETECTIONS_KEPT, EQUAL, SEQUENCES_KEPT, RARE_AGREEMENT)
 """Measures that are shares of samples; the others are no per cent of anything."""
+_ANSWERS = (AGREEMENT, EQUAL, SEQUENCES_KEPT)
 MOST_LOSS = 100.0
 """Of a column that is finite: ``--max-drop 100`` allows any."""
 
@@ -114,6 +116,4 @@ class Deviation:
     @property
     def agreement(self) -> float | None:
         """The smallest share of the original's answers that are given, too; None where outputs are no answers."""
-        return min(
-            (q.value for q in self.qualities if q.measure in (AGREEMENT, EQUAL) and q.value is not None), default=None
-        )
+        return min((q.value for q in self.qualities if q.measure in _ANSWERS and q.value is not None), default=None)

@@ -183,8 +183,8 @@ class OutputKind:
     """What an output is, so that a device can say what it means.
 
     Attributes:
-        kind: ``classes``, ``yes-or-no``, ``quantities``, ``embedding``, ``boxes``, ``scores`` or ``anything``; one that
-            a reader does not know is anything.
+        kind: ``classes``, ``sequences``, ``yes-or-no``, ``quantities``, ``embedding``, ``boxes``, ``scores`` or
+            ``anything``; one that a reader does not know is anything.
         axis: Along which its classes or columns lie, in the output of many samples; None where there is just one.
         threshold: Above it an answer is yes.
         probabilities: Whether its values are probabilities, and not logits.
