@@ -24,9 +24,12 @@ from edge.contract.errors import EdgeError
 from edge.contract.names import MAX_NAME_CHARS
 from edge.coordinator.core import CoordinatorCore
 from edge.coordinator.events import reason
-from edge.coordinator.store import NO_MODEL, Store, as_dict
+from edge.coordinator.records import Model, as_dict
+from edge.coordinator.store.store import Store
 
 MAX_ARTIFACT_BYTES = 1 << 30
+# What is known of the models of a device that has named none.
+NO_MODEL = {name: value for name, value in as_dict(Model()).items() if name != "device"}
 Submit = Callable[[Callable[[CoordinatorCore, Now], Any]], Any]
 
 
@@ -90,11 +93,11 @@ def build_api(store: Store, submit: Submit, fleet: str, token: str | None) -> Fa
 
     @api.get("/api/devices")
     def devices() -> list[dict[str, Any]]:
-        tags = store.tags()
+        tags = store.devices.tags()
         models: dict[str, list[dict[str, Any]]] = {}
-        for model in store.models():
+        for model in store.devices.models():
             models.setdefault(model.device, []).append(as_dict(model))
-        rows = [as_dict(row) for row in store.devices()]
+        rows = [as_dict(row) for row in store.devices.all()]
         # What a device has one of stood beside the device before there were models: it is that of the first.
         return [
             (models.get(row["id"]) or [NO_MODEL])[0]
@@ -105,19 +108,19 @@ def build_api(store: Store, submit: Submit, fleet: str, token: str | None) -> Fa
 
     @api.get("/api/telemetry")
     def telemetry(after: int = -1, limit: int = 100) -> list[dict[str, Any]]:
-        return [as_dict(row) for row in store.telemetry_after(after, min(max(limit, 1), 1000))]
+        return [as_dict(row) for row in store.telemetry.after(after, min(max(limit, 1), 1000))]
 
     @api.get("/api/releases")
     def releases() -> list[dict[str, Any]]:
-        return [as_dict(row) for row in store.releases()]
+        return [as_dict(row) for row in store.releases.all()]
 
     @api.get("/api/contributions")
     def contributions() -> list[dict[str, Any]]:
-        return [as_dict(row) for row in store.contributions()]
+        return [as_dict(row) for row in store.contributions.all()]
 
     @api.get("/api/events")
     def events(limit: int = 100) -> list[dict[str, Any]]:
-        return [as_dict(row) for row in store.events(min(max(limit, 1), 1000))]
+        return [as_dict(row) for row in store.events.newest(min(max(limit, 1), 1000))]
 
     @api.post("/api/artifacts")
     async def add_artifact(request: Request) -> dict[str, Any]:

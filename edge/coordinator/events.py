@@ -13,10 +13,10 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from edge.channel.messages import Event
 from edge.contract.clock import Now
 from edge.contract.errors import EdgeError
-from edge.coordinator.store import Store
+from edge.coordinator.records import LoggedEvent
+from edge.coordinator.store.store import Store
 
 log = logging.getLogger("edge.coordinator")
 
@@ -46,18 +46,18 @@ class Events:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._told: dict[tuple[str, str, str], _Told] = {}
-        self._waiting: deque[tuple[str, Event]] = deque(maxlen=_MAX_WAITING)
+        self._waiting: deque[LoggedEvent] = deque(maxlen=_MAX_WAITING)
         self._next_offer_s = -math.inf
 
     def note(self, device: str, name: str, detail: str, now: Now, model: str = "") -> None:
         """Something happened, perhaps to one model; ``device`` is "" for the coordinator itself."""
         # What came from outside may hold half a character, which no database stores.
         detail = detail.encode(errors="replace").decode()[:MAX_DETAIL_CHARS]
-        event = Event(ts_ms=now.wall_ms, name=name, detail=detail, model=model)
+        event = LoggedEvent(device=device, name=name, detail=detail, at_ms=now.wall_ms, model=model)
         if self._waiting:  # in order, and no second wait for a locked database
-            self._waiting.append((device, event))
-        elif not self._write(device, event):
-            self._waiting.append((device, event))
+            self._waiting.append(event)
+        elif not self._write(event):
+            self._waiting.append(event)
             self._next_offer_s = now.s + _OFFER_AGAIN_S
 
     def fault(self, device: str, name: str, detail: str, now: Now, kind: str = "") -> None:
@@ -109,14 +109,14 @@ class Events:
         """Write what the database did not take before."""
         if self._waiting and now.s >= self._next_offer_s:
             self._next_offer_s = now.s + _OFFER_AGAIN_S
-            while self._waiting and self._write(*self._waiting[0]):
+            while self._waiting and self._write(self._waiting[0]):
                 self._waiting.popleft()
 
-    def _write(self, device: str, event: Event) -> bool:
+    def _write(self, event: LoggedEvent) -> bool:
         try:
-            self._store.event(device, event, event.ts_ms)
+            self._store.events.add(event)
         except Exception:
-            log.exception("an event could not be recorded: %s: %s: %s", device, event.name, event.detail)
+            log.exception("an event could not be recorded: %s: %s: %s", event.device, event.name, event.detail)
             return False
         return True
 

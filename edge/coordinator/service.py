@@ -34,7 +34,7 @@ from edge.coordinator.config import CoordinatorConfig
 from edge.coordinator.core import CoordinatorCore
 from edge.coordinator.events import reason
 from edge.coordinator.inbox import Inbox
-from edge.coordinator.store import Store
+from edge.coordinator.store.store import Store
 
 log = logging.getLogger("edge.coordinator")
 

@@ -27,7 +27,8 @@ from edge.contract.profile import DeviceProfile, load_profile
 from edge.coordinator.artifacts import ArtifactStore
 from edge.coordinator.config import CoordinatorConfig
 from edge.coordinator.core import CoordinatorCore
-from edge.coordinator.store import NO_MODEL, Store, as_dict
+from edge.coordinator.records import Model, as_dict
+from edge.coordinator.store.store import Store
 from edge.merging.policy import MergePolicy
 from tests.support.killed import kill
 
@@ -204,16 +205,16 @@ class SimulatedFleet:
 
     def device(self, name: str) -> Any:
         """What the coordinator knows of a device and its first model; None while it knows of none."""
-        row, models = self.store.device(name), self.store.models(name)
-        return None if row is None else SimpleNamespace(**(as_dict(models[0]) if models else NO_MODEL) | as_dict(row))
+        row, models = self.store.devices.get(name), self.store.devices.models(name)
+        return None if row is None else SimpleNamespace(**as_dict(models[0] if models else Model()) | as_dict(row))
 
     def known(self, name: str, model: str) -> Any:
         """What the coordinator knows of a model of a device; None while that is nothing."""
-        return next((row for row in self.store.models(name) if row.model == model), None)
+        return next((row for row in self.store.devices.models(name) if row.model == model), None)
 
     def settled(self) -> bool:
         """Whether all that was learned is merged, and the merge is active everywhere."""
-        rows, releases = self.store.contributions(), self.store.releases()
+        rows, releases = self.store.contributions.all(), self.store.releases.all()
         merged = len(rows) == len(self.agents) and all(row.version == row.merged_version for row in rows)
         return merged and bool(releases) and self.converged(releases[0].counter)
 

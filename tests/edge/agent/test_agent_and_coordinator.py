@@ -81,7 +81,8 @@ def test_what_devices_learn_is_merged_and_comes_back_to_all(
     assert have_the_same_merge(fleet)
     assert fleet.agents["one"].states[-3:] == ["active"] or "probation" in fleet.agents["one"].states
     fleet.run(60.0)
-    assert [row.counter for row in fleet.store.releases()] == [1], "nothing new was learned, so nothing is merged again"
+    counters = [row.counter for row in fleet.store.releases.all()]
+    assert counters == [1], "nothing new was learned, so nothing is merged again"
 
 
 def test_merge_equals_learning_everything_in_one_place(simulate: Simulate, tmp_path: Path, digits_bundle: Path) -> None:
@@ -123,7 +124,7 @@ def test_agent_killed_at_any_moment_converges_with_all_it_learned(
     assert agent.host.model.n_samples == 40, "every acknowledged label survived"
     fleet.until("settled", fleet.settled)
     assert have_the_same_merge(fleet)
-    newest = fleet.store.releases()[0]
+    newest = fleet.store.releases.all()[0]
     release = HeadRelease.decode((tmp_path / "coordinator/artifacts" / newest.digest).read_bytes(), "")
     assert release.n_samples == 120, "nothing is counted twice or lost"
 
@@ -136,7 +137,7 @@ def test_a_snapshot_waits_until_the_journal_is_long(simulate: Simulate, tmp_path
     fleet.teach("one", *samples(digits_bundle, 20, 0))
     assert not agent.host.model.state.is_safe
     fleet.run(400.0)
-    assert fleet.store.contributions(), "an upload does not need a snapshot, either"
+    assert fleet.store.contributions.all(), "an upload does not need a snapshot, either"
     assert agent.host.model.state.is_safe
     assert state.read_bytes() == before
     agent.model._stopwatch = itertools.count(step=0.1).__next__  # 0.1 s a label
@@ -168,7 +169,7 @@ def test_broker_that_forgets_everything_is_survived(simulate: Simulate, tmp_path
     """Retained messages wiped and all connections cut, with a release half way (faults 11, 12)."""
     fleet = simulate(tmp_path, digits_bundle, DEVICES)
     teach_all(fleet, digits_bundle)
-    fleet.until("released", lambda: len(fleet.store.releases()) == 1)
+    fleet.until("released", lambda: len(fleet.store.releases.all()) == 1)
     fleet.broker.retained.clear()
     for name in [*DEVICES, "coordinator"]:
         fleet.broker.disconnect(name)
@@ -207,8 +208,8 @@ def test_coordinator_that_lost_its_database_meets_the_devices_again(
     fleet.crash_coordinator()
     fleet.folder = tmp_path / "new"
     fleet.start_coordinator()
-    fleet.until("contributions again", lambda: len(fleet.store.contributions()) == 3)
-    assert {row.n_samples for row in fleet.store.contributions()} == {40}
+    fleet.until("contributions again", lambda: len(fleet.store.contributions.all()) == 3)
+    assert {row.n_samples for row in fleet.store.contributions.all()} == {40}
 
 
 def test_labels_after_a_merge_count_once(simulate: Simulate, tmp_path: Path, digits_bundle: Path) -> None:
@@ -217,8 +218,8 @@ def test_labels_after_a_merge_count_once(simulate: Simulate, tmp_path: Path, dig
     fleet.until("converged", lambda: fleet.converged(1))
     more = samples(digits_bundle, 30, 77)
     fleet.teach("one", *more, tag="later")
-    fleet.until("merged again", lambda: len(fleet.store.releases()) == 2 and fleet.converged(2))
-    newest = fleet.store.releases()[0]
+    fleet.until("merged again", lambda: len(fleet.store.releases.all()) == 2 and fleet.converged(2))
+    newest = fleet.store.releases.all()[0]
     release = HeadRelease.decode((tmp_path / "coordinator/artifacts" / newest.digest).read_bytes(), "")
     assert release.n_samples == 150
 
@@ -232,7 +233,7 @@ def test_devices_with_sgd_heads_are_averaged(simulate: Simulate, tmp_path: Path,
         mean = np.mean([head[name] for head in heads.values()], axis=0)
         np.testing.assert_allclose(array, mean, rtol=1e-4, atol=1e-5)
     fleet.run(60.0)
-    assert len(fleet.store.releases()) == 1, "a change is added once"
+    assert len(fleet.store.releases.all()) == 1, "a change is added once"
 
 
 def sgd_of(fleet: SimulatedFleet, name: str, expert: str) -> Parameters:
@@ -302,7 +303,7 @@ def test_push_to_an_unknown_device_is_refused_and_nothing_is_released(
     fleet.run(5.0)
     with pytest.raises(RolloutError, match="nobody"):
         push(fleet, digits_bundle.read_bytes(), ["nobody"], digits_bundle)
-    assert fleet.store.releases() == []
+    assert fleet.store.releases.all() == []
 
 
 def test_pushed_bundle_takes_over_without_a_restart_and_after_one(
@@ -327,7 +328,7 @@ def test_bundle_damaged_on_its_way_never_becomes_live(simulate: Simulate, tmp_pa
     damaged.write_bytes(data)
     with pytest.raises(BundleError):
         push(fleet, bytes(data), path=damaged)
-    assert fleet.store.releases() == []
+    assert fleet.store.releases.all() == []
 
 
 def test_agent_killed_while_fetching_goes_on_where_it_was(
@@ -379,7 +380,7 @@ def test_messages_that_cannot_be_read_are_dropped_and_reported(
         fleet.coordinator_transport.publish(f"edge/v1/lab/one/{leaf}", payload, qos=1)
     fleet.agents["one"].transport.publish("edge/v1/lab/one/up/birth", b"\xff", qos=1)
     fleet.run(5.0)
-    names = [event.name for event in fleet.store.events(50)]
+    names = [event.name for event in fleet.store.events.newest(50)]
     assert names.count("bad-message") == 4
     assert fleet.agents["one"].core.status()["connected"]
 
@@ -394,7 +395,7 @@ def test_bundle_is_not_overtaken_by_a_head_for_the_old_backbone(
     fleet.run(0.5)
     fleet.crash_agent("two")
     bundle = push(fleet, other_bundle.read_bytes(), path=other_bundle)
-    fleet.until("the old head is merged too", lambda: len(fleet.store.releases()) == 2)
+    fleet.until("the old head is merged too", lambda: len(fleet.store.releases.all()) == 2)
     fleet.start_agent("two")
     digest = Bundle.open(other_bundle).digest
     fleet.until("both run the bundle", lambda: {a.host.model.bundle.digest for a in fleet.agents.values()} == {digest})
@@ -405,13 +406,13 @@ def test_change_that_was_merged_is_not_added_again(simulate: Simulate, tmp_path:
     """A second contribution made before the first merge came back contains the first one."""
     fleet = simulate(tmp_path, digits_bundle, ["one"], learner="sgd", auto_merge=False)
     fleet.teach("one", *samples(digits_bundle, 20, 1))
-    fleet.until("contribution", lambda: len(fleet.store.contributions()) == 1)
+    fleet.until("contribution", lambda: len(fleet.store.contributions.all()) == 1)
     learned = sgd_of(fleet, "one", "sgd")
     fleet.teach("one", *samples(digits_bundle, 24, 2), tag="more")
     after = sgd_of(fleet, "one", "sgd")
     assert fleet.coordinator is not None
     fleet.coordinator.merge_now(fleet.now)
-    fleet.until("second contribution", lambda: fleet.store.contributions()[0].version == 44)
+    fleet.until("second contribution", lambda: fleet.store.contributions.all()[0].version == 44)
     fleet.coordinator.merge_now(fleet.now)
     fleet.run(30.0)
     fleet.coordinator.merge_now(fleet.now)
@@ -483,7 +484,7 @@ def test_random_head_pushed_right_after_a_merge_never_answers(
     silent = fleet.agents["silent"]
     for i in range(40):
         silent.core.request({"op": "predict", "id": f"s{i}", "x": x[i]}, fleet.now)
-    fleet.until("contributions", lambda: len(fleet.store.contributions()) == 2)
+    fleet.until("contributions", lambda: len(fleet.store.contributions.all()) == 2)
     assert fleet.coordinator is not None
     fleet.coordinator.merge_now(fleet.now)
     fleet.until("the merge is on its way", lambda: "probation" in silent.states)
@@ -603,13 +604,13 @@ def test_counters_go_on_above_the_devices_after_an_old_backup_was_restored(
     fleet.until("settled", fleet.settled)
     for i in range(2):
         fleet.teach("one", *samples(digits_bundle, 20, 2 + i), tag=f"t{i}")
-        fleet.until("settled", lambda n=i + 2: len(fleet.store.releases()) == n and fleet.settled())
+        fleet.until("settled", lambda n=i + 2: len(fleet.store.releases.all()) == n and fleet.settled())
     assert fleet.agents["one"].host.slots.record.release == 3
     fleet.crash_coordinator()
     fleet.folder = tmp_path / "restored"
     fleet.start_coordinator()
     fleet.until("settled again", fleet.settled)
-    assert fleet.store.releases()[0].counter > 3
+    assert fleet.store.releases.all()[0].counter > 3
 
 
 def test_bundle_that_the_learner_cannot_use_is_refused_and_the_agent_lives(
@@ -665,11 +666,11 @@ def test_a_release_that_cannot_be_dealt_with_does_not_silence_the_device(
 
     agent.model.deployment.poll = fails  # type: ignore[method-assign]
     fleet.run(20.0)
-    events = [event.name for event in fleet.store.events(50)]
+    events = [event.name for event in fleet.store.events.newest(50)]
     assert events.count("release-fault") == 1
     assert fleet.device("one").online
     fleet.teach("one", *samples(digits_bundle, 20, 1))
-    fleet.until("contribution", lambda: bool(fleet.store.contributions()))
+    fleet.until("contribution", lambda: bool(fleet.store.contributions.all()))
 
 
 def test_somebody_on_the_device_goes_back_head_by_head_and_bundle_by_bundle(

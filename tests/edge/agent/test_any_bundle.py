@@ -58,7 +58,7 @@ def push(fleet: SimulatedFleet, path: Path) -> int:
 
 def told(fleet: SimulatedFleet, name: str) -> list[str]:
     """What the device said of this kind, the oldest first."""
-    return [row.detail for row in reversed(fleet.store.events(500)) if row.name == name]
+    return [row.detail for row in reversed(fleet.store.events.newest(500)) if row.name == name]
 
 
 def ask(fleet: SimulatedFleet, op: str, **request: Any) -> dict[str, Any]:
@@ -387,7 +387,7 @@ def test_ten_thousand_streams_are_served_in_bounded_memory_and_the_status_says_s
     assert told(fleet, "stream-forgotten") == [
         "there is room for 64 streams: the one that was silent longest begins anew"
     ]
-    values = fleet.store.telemetry_after(-1, 1)[0].values
+    values = fleet.store.telemetry.after(-1, 1)[0].values
     assert (values["streams"], values["infer"], values["learner"]) == (1, 10_003, "none")
     assert {"samples", "acc", "loss", "experts", "labels", "waiting"}.isdisjoint(values)
 

@@ -33,8 +33,8 @@ def told(fleet: SimulatedFleet) -> set[object]:
     """All identities that the device goes by now."""
     fleet.run(6.0)
     leaves = (topics.UP_CONN, topics.UP_BIRTH, topics.UP_STATE)
-    telemetry = fleet.store.telemetry_after(-1, 1)[0].values
-    contribution = fleet.store.contributions()[0]
+    telemetry = fleet.store.telemetry.after(-1, 1)[0].values
+    contribution = fleet.store.contributions.all()[0]
     update = (fleet.folder / "coordinator" / "artifacts").rglob(contribution.digest)
     described = HeadUpdate.decode(next(update).read_bytes(), "the update").state_id
     return {*(said(fleet, leaf)["state_id"] for leaf in leaves), telemetry["state_id"], described}
@@ -73,7 +73,7 @@ def test_a_start_that_cannot_be_counted_is_an_identity_of_its_own_until_it_can(f
     fleet.run(2.0)
     second = said(fleet, topics.UP_CONN)["state_id"]
     assert second != first
-    assert any("device.json could not be written" in row.detail for row in fleet.store.events(50))
+    assert any("device.json could not be written" in row.detail for row in fleet.store.events.newest(50))
     record.chmod(0o644)
     fleet.broker.connect("one")  # a new session is written down
     fleet.run(2.0)

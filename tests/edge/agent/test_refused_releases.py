@@ -105,7 +105,7 @@ def test_a_release_that_its_trial_refuses_does_not_count_and_is_not_looked_at_ag
     agent = fleet.agents["one"]
     assert fleet.coordinator is not None
     data = other_bundle.read_bytes()[:-200]  # has its digest, and does not open
-    artifact = fleet.coordinator._artifacts.put(data)
+    artifact = fleet.coordinator.dialogue._artifacts.put(data)
     backbone = agent.host.model.manifest.backbone_digest
     lie = Desired(
         release=900,

@@ -54,7 +54,7 @@ def teach(fleet: SimulatedFleet, device: str, model: str, n: int, seed: int) -> 
 
 
 def told(fleet: SimulatedFleet, name: str) -> list[str]:
-    return [f"{event.model}: {event.detail}" for event in fleet.store.events(200) if event.name == name]
+    return [f"{event.model}: {event.detail}" for event in fleet.store.events.newest(200) if event.name == name]
 
 
 def test_each_model_is_named_by_its_bundle_or_the_command_line(
@@ -92,13 +92,13 @@ def test_models_learn_are_merged_and_reported_apart(
         return all(row is not None and row.state == "active" for row in rows)
 
     fleet.until("both are merged", has_merges)
-    samples = {(row.device, row.model): (row.backbone, row.n_samples) for row in fleet.store.contributions()}
+    samples = {(row.device, row.model): (row.backbone, row.n_samples) for row in fleet.store.contributions.all()}
     assert samples == {
         (device, model): (bundle.manifest.backbone_digest, 40 if model == "digits" else 20)
         for device in fleet.agents
         for model, bundle in backbones.items()
     }
-    by_backbone = {row.backbone: row.counter for row in fleet.store.releases()}
+    by_backbone = {row.backbone: row.counter for row in fleet.store.releases.all()}
     assert len(by_backbone) == 2
     for model, bundle in backbones.items():
         row = fleet.known("one", model)
@@ -106,7 +106,7 @@ def test_models_learn_are_merged_and_reported_apart(
         assert "merged" in row.experts
         assert row.samples == (40 if model == "digits" else 20)
     fleet.run(12.0)
-    telemetry = [row.values for row in fleet.store.telemetry_after(-1, 100) if row.device == "one"]
+    telemetry = [row.values for row in fleet.store.telemetry.after(-1, 100) if row.device == "one"]
     assert {row["model"] for row in telemetry[-2:]} == {"digits", ODD}
     assert all("mem_mb" in row for row in telemetry)
     assert len({(row["boot"], row["seq"]) for row in telemetry}) == len(telemetry)
@@ -195,8 +195,8 @@ def test_a_fault_of_one_model_stops_no_other(simulate: Simulate, monkeypatch: py
     teach(fleet, "one", "digits", 5, 1)
     fleet.run(20.0)
     assert told(fleet, "model-fault") == [": digits: RuntimeError: no such operator"], "told once"
-    assert [row.model for row in fleet.store.contributions()] == [ODD]
-    rows = [row.values for row in fleet.store.telemetry_after(-1, 100)]
+    assert [row.model for row in fleet.store.contributions.all()] == [ODD]
+    rows = [row.values for row in fleet.store.telemetry.after(-1, 100)]
     assert rows[-1]["model"] == ODD
     monkeypatch.setattr(agent.core.models["digits"], "status", broken)
     monkeypatch.setattr(agent.core.models["digits"], "served", broken)
@@ -204,7 +204,7 @@ def test_a_fault_of_one_model_stops_no_other(simulate: Simulate, monkeypatch: py
     fleet.broker.disconnect("one")
     fleet.run(1.0)
     fleet.broker.connect("one")
-    fleet.until("born again", lambda: [row.model for row in fleet.store.models("one")] == [ODD])
+    fleet.until("born again", lambda: [row.model for row in fleet.store.devices.models("one")] == [ODD])
     # A folder that takes nothing any more is the trouble of its model, too.
     monkeypatch.undo()
     folder = fleet.folder / "one" / "models" / "digits"
@@ -298,7 +298,7 @@ def test_a_model_that_does_not_open_leaves_the_others_and_one_that_is_not_named_
     fleet.bundles = {"digits": digits_bundle}
     agent = fleet.start_agent("one")
     assert ask(fleet, "one", None, op="status")["not_served"] == {ODD: "its bundle was not named"}
-    fleet.until("the registry knows", lambda: [row.model for row in fleet.store.models("one")] == ["digits"])
+    fleet.until("the registry knows", lambda: [row.model for row in fleet.store.devices.models("one")] == ["digits"])
     fleet.crash_agent("one")
     fleet.bundles = good
     agent = fleet.start_agent("one")

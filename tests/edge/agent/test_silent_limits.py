@@ -33,10 +33,10 @@ def test_contributions_and_pushes_arrive_in_smaller_frames_and_telemetry_goes_on
     fleet.run(2.0)
     fleet.teach("one", np.random.default_rng(0).random((20, 1, 8, 8), np.float32), np.arange(20) % 10)
     counter = push_bundle(fleet, other_bundle)
-    began_s, rows = fleet.now_s, len(fleet.store.telemetry_after(0, 1000))
+    began_s, rows = fleet.now_s, len(fleet.store.telemetry.after(0, 1000))
     fleet.until("active", lambda: fleet.converged(counter), 60.0)
-    fleet.until("contributed", fleet.store.contributions, 120.0)
-    assert len(fleet.store.telemetry_after(0, 1000)) - rows >= (fleet.now_s - began_s) // 5.0 - 1
+    fleet.until("contributed", fleet.store.contributions.all, 120.0)
+    assert len(fleet.store.telemetry.after(0, 1000)) - rows >= (fleet.now_s - began_s) // 5.0 - 1
     chunk = fleet.agents["one"].model.deployment._desired
     assert chunk is not None
     assert chunk.chunk_size_bytes == 4096

@@ -72,7 +72,7 @@ def test_whichever_write_of_an_update_is_the_first_to_fail_the_last_good_model_a
                 fleet.device("one")
             if made[0] < step:
                 break
-            told = [row.detail for row in fleet.store.events(30)] + [fleet.device("one").state_detail]
+            told = [row.detail for row in fleet.store.events.newest(30)] + [fleet.device("one").state_detail]
             assert any("No space left" in text for text in told), (step, told)
             counter = push(fleet, other_bundle)
             fleet.until(f"healed after {step}", lambda: fleet.converged(counter), 90.0)  # noqa: B023
@@ -115,7 +115,7 @@ def test_a_small_file_that_is_damaged_is_told_and_put_aside_and_the_pushed_bundl
             agent = fleet.start_agent("one")
             fleet.run(1.0)
             assert fleet.device("one").online or name == "device.json", damage  # that is a new identity
-            assert any(f"{path.name} was damaged" in row.detail for row in fleet.store.events(20)), damage
+            assert any(f"{path.name} was damaged" in row.detail for row in fleet.store.events.newest(20)), damage
             assert path.with_name(f"{path.name}.damaged").exists()
             assert agent.host.model.bundle.digest == live, damage
             answers_and_learns(fleet, "d")

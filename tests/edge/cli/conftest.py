@@ -15,7 +15,7 @@ from edge.coordinator.api import build_api
 from edge.coordinator.artifacts import ArtifactStore
 from edge.coordinator.config import CoordinatorConfig
 from edge.coordinator.core import CoordinatorCore
-from edge.coordinator.store import Store
+from edge.coordinator.store.store import Store
 
 NOW = Now(1000.0, 1_800_000_000_000)
 

@@ -51,7 +51,7 @@ def ask(*arguments: str) -> str:
 def test_statistics_are_forgotten_and_the_next_merge_is_told(
     core: CoordinatorCore, update: Callable[[str, str], HeadUpdate]
 ) -> None:
-    core._take_contribution("camera-1", update("statistics", "l").encode(), NOW)
+    core.learning.take("camera-1", update("statistics", "l").encode(), NOW)
     assert "release 1: merge of 1 devices" in ask("merge")
     said = ask("forget", "camera-1")
     assert "camera-1: 1 contributions forgotten, 50 labelled samples" in said
@@ -62,7 +62,7 @@ def test_statistics_are_forgotten_and_the_next_merge_is_told(
 
 
 def test_merged_changes_are_said_to_stay(core: CoordinatorCore, update: Callable[[str, str], HeadUpdate]) -> None:
-    core._take_contribution("camera-1", update("delta", "l").encode(), NOW)
+    core.learning.take("camera-1", update("delta", "l").encode(), NOW)
     ask("merge")
     said = ask("forget", "camera-1")
     assert "a mean that was merged cannot be undone" in said
@@ -73,7 +73,7 @@ def test_merged_changes_are_said_to_stay(core: CoordinatorCore, update: Callable
 def test_change_that_was_not_merged_leaves_nothing_to_undo(
     core: CoordinatorCore, update: Callable[[str, str], HeadUpdate]
 ) -> None:
-    core._take_contribution("camera-1", update("delta", "l").encode(), NOW)
+    core.learning.take("camera-1", update("delta", "l").encode(), NOW)
     assert "cannot be undone" not in ask("forget", "camera-1")
     assert "nothing new to merge" in ask("merge")
 

@@ -117,6 +117,7 @@ def test_names_of_models_cannot_write_to_the_terminal(core: CoordinatorCore, mon
     listed = ask("devices")
     assert "[/x], disk [/bad] \N{REPLACEMENT CHARACTER}[2J" in listed
     assert "[red]a[/b]" in listed
-    core._store.telemetry([("gate", {"boot": 1, "seq": 1, "model": "[red]a[/b]", "acc": "[/bad]"}, 1)])
+    core.registry.telemetry("gate", {"boot": 1, "seq": 1, "model": "[red]a[/b]", "acc": "[/bad]"}, NOW)
+    core.tick(NOW)
     rows = cli.Coordinator("http://c", None).call("GET", "/api/telemetry", params={"after": -1, "limit": 1})
     rich.console.Console(file=io.StringIO()).print(cli._telemetry_table({"gate": rows[0]}))

@@ -22,7 +22,8 @@ from edge.contract.errors import BundleError, LearningError, RolloutError
 from edge.coordinator.artifacts import ArtifactStore
 from edge.coordinator.config import CoordinatorConfig
 from edge.coordinator.core import CoordinatorCore
-from edge.coordinator.store import Store
+from edge.coordinator.releases import add_release
+from edge.coordinator.store.store import Store
 from edge.learning.exchange import HeadRelease, HeadUpdate
 from edge.learning.statistics import HeadStatistics
 from edge.merging.policy import MergePolicy
@@ -57,7 +58,7 @@ class Coordinator:
             self.store.close()
 
     def take(self, device: str, update: HeadUpdate) -> None:
-        self.core._take_contribution(device, update.encode(), self.now)
+        self.core.learning.take(device, update.encode(), self.now)
 
     def merge(self) -> HeadRelease | None:
         rows = self.core.merge_now(self.now)
@@ -65,17 +66,17 @@ class Coordinator:
 
     def release(self) -> HeadRelease:
         assert self.store is not None
-        digest = self.store.releases()[0].digest
+        digest = self.store.releases.all()[0].digest
         return HeadRelease.decode((self.folder / "artifacts" / digest).read_bytes(), "the release")
 
     def events(self, name: str) -> list[str]:
         assert self.store is not None
-        return [f"{row.device}: {row.detail}" for row in self.store.events(100) if row.name == name]
+        return [f"{row.device}: {row.detail}" for row in self.store.events.newest(100) if row.name == name]
 
     @property
     def n_releases(self) -> int:
         assert self.store is not None
-        return len(self.store.releases())
+        return len(self.store.releases.all())
 
 
 Start = Callable[..., Coordinator]
@@ -150,9 +151,9 @@ def test_forgotten_state_is_not_taken_again_even_after_a_restart(start: Start, s
         with pytest.raises(LearningError, match="forgotten"):
             fleet.take(device, statistics_update(0, n=80, lineage="l0"))
     assert fleet.store is not None
-    assert [row.device for row in fleet.store.contributions()] == ["b"]
+    assert [row.device for row in fleet.store.contributions.all()] == ["b"]
     fleet.take("a", statistics_update(0, lineage="an empty state folder"))
-    assert [row.device for row in fleet.store.contributions()] == ["a", "b"]
+    assert [row.device for row in fleet.store.contributions.all()] == ["a", "b"]
 
 
 def test_forgetting_deletes_the_contribution_on_disk_and_copies_of_it(start: Start, statistics_update: Make) -> None:
@@ -161,7 +162,7 @@ def test_forgetting_deletes_the_contribution_on_disk_and_copies_of_it(start: Sta
     fleet.take("copy", replace(statistics_update(0, n=70, lineage="l0"), state_id="a" * 16))
     fleet.take("b", statistics_update(1))
     assert fleet.store is not None
-    digests = {row.device: row.digest for row in fleet.store.contributions()}
+    digests = {row.device: row.digest for row in fleet.store.contributions.all()}
     told = fleet.core.forget("a", fleet.now)
     assert told["copies"] == ["copy"]
     assert told["merge"] == "none", "it was never merged"
@@ -188,7 +189,7 @@ def test_who_names_the_lineage_of_another_device_harms_nobody(start: Start, stat
     assert set(merged.included) == {"l0", "l1"}
     fleet.core.forget("evil", fleet.now)
     assert fleet.store is not None
-    assert [row.device for row in fleet.store.contributions()] == ["victim"]
+    assert [row.device for row in fleet.store.contributions.all()] == ["victim"]
     fleet.take("victim", replace(statistics_update(0, n=90, lineage="l0"), state_id="a" * 16))
     merged = fleet.merge()
     assert merged is not None
@@ -233,11 +234,11 @@ def test_merged_change_cannot_be_forgotten_but_the_optimizer_begins_anew(start: 
     assert before is not None
     fleet.take("a", delta_update(0.3, lineage="a", n=20, base_release=1))
     assert fleet.store is not None
-    backbone = fleet.store.contributions()[0].backbone
-    assert fleet.store.memory(backbone).optimizer
+    backbone = fleet.store.contributions.all()[0].backbone
+    assert fleet.store.contributions.memory(backbone).optimizer
     told = fleet.core.forget("a", fleet.now)
     assert (told["changes"], told["merged_changes"], told["merge"]) == (1, 1, "none")
-    assert not fleet.store.memory(backbone).optimizer
+    assert not fleet.store.contributions.memory(backbone).optimizer
     assert fleet.merge() is None, "there is nothing left to merge"
     same(fleet.release(), before)
     fleet.take("b", delta_update(0.2, lineage="b", n=20, base_release=1))
@@ -372,7 +373,7 @@ def test_database_of_an_older_version_is_taken_over(start: Start, statistics_upd
     fleet.take("a", statistics_update(0))
     fleet.close()
     with sqlite3.connect(fleet.folder / "db.sqlite") as database:
-        for table in ("refused", "forgotten", "merge_memory"):
+        for table in ("refused", "forgotten", "merge_memory", "alembic_version"):
             database.execute(f"DROP TABLE {table}")
     database.close()
     shutil.copytree(fleet.folder, tmp_path / "copy")
@@ -394,10 +395,16 @@ def test_changes_go_on_from_a_merge_of_statistics_with_added_classes(
     fleet.merge()
     pushed = fleet.core.add_artifact(first.encode(), Path("/nonexistent"))
     assert fleet.store is not None
-    fleet.store.release(
-        kind="head", digest=pushed["digest"], backbone=pushed["backbone"], devices=["*"], reason="", now_ms=1
+    add_release(
+        fleet.store,
+        kind="head",
+        digest=pushed["digest"],
+        backbone=pushed["backbone"],
+        devices=["*"],
+        reason="",
+        now_ms=1,
     )
-    fleet.take("b", delta_update(0.5, ("smudge",), base_release=fleet.store.releases()[0].counter))
+    fleet.take("b", delta_update(0.5, ("smudge",), base_release=fleet.store.releases.all()[0].counter))
     second = fleet.merge()
     assert second is not None
     assert second.class_names == first.class_names
@@ -461,15 +468,11 @@ def birth(fleet: Coordinator, device: str, bundle: Bundle) -> None:
         n_labels=0,
         limits={},
     )
-    assert fleet.store is not None
-    fleet.store.birth(device, message, 1)
+    fleet.core.registry.birth(device, message, fleet.now)
 
 
 def desired(fleet: Coordinator, device: str) -> int:
-    assert fleet.store is not None
-    (row,) = fleet.store.models(device)
-    release = fleet.store.desired(row, is_only=True)
-    return 0 if release is None else release.counter
+    return max((each.release.counter for each in fleet.core.releases.wanted(device)), default=0)
 
 
 def test_each_value_of_a_tag_has_a_head_of_its_own_that_newcomers_get_too(
@@ -508,7 +511,7 @@ def test_each_value_of_a_tag_has_a_head_of_its_own_that_newcomers_get_too(
     # Of a group that lost its only member nothing stays, either.
     fleet.core.forget("d2", fleet.now)
     again = fleet.core.merge_now(fleet.now)
-    assert again[0].devices == ["*"]
+    assert again[0].devices == ("*",)
     assert desired(fleet, "late") == max(counters["tag.model="], again[-1].counter)
     assert all("l2" not in release.included for device, release in heads(fleet).items() if device != "tag.model=b")
     assert fleet.core.merge_now(fleet.now) == []
@@ -518,7 +521,7 @@ def heads(fleet: Coordinator) -> dict[str, HeadRelease]:
     """By the first whom it is meant for, the newest."""
     assert fleet.store is not None
     found = {}
-    for row in reversed(fleet.store.releases()):
+    for row in reversed(fleet.store.releases.all()):
         found[row.devices[0]] = HeadRelease.decode((fleet.folder / "artifacts" / row.digest).read_bytes(), "a head")
     return found
 
@@ -545,12 +548,12 @@ def test_devices_that_are_alike_share_a_head(start: Start, statistics_update: Ma
         birth(fleet, f"d{seed}", bundle)
         fleet.take(f"d{seed}", statistics_update(seed))
     (everybody,) = fleet.core.merge_now(fleet.now)
-    assert everybody.devices == ["*"], "one world, one head"
+    assert everybody.devices == ("*",), "one world, one head"
     for seed in range(2):
         birth(fleet, f"e{seed}", bundle)
         fleet.take(f"e{seed}", elsewhere(bundle, seed))
     releases = fleet.core.merge_now(fleet.now)
-    assert sorted(row.devices for row in releases) == [["d0", "d1", "d2"], ["e0", "e1"]]
+    assert sorted(row.devices for row in releases) == [("d0", "d1", "d2"), ("e0", "e1")]
     x, y = samples(bundle.manifest.class_names, 99, 200)
     for first, features in (("d0", x), ("e0", -x[:, ::-1])):
         head = heads(fleet)[first].parameters
@@ -570,7 +573,7 @@ def test_what_devices_say_of_their_experts_is_kept(start: Start, statistics_upda
         fleet.core.transport(message, fleet.now)
         fleet.core.tick(fleet.now)
     assert fleet.store is not None
-    (row,) = fleet.store.models("cam")
+    (row,) = fleet.store.devices.models("cam")
     assert row.experts == {"shipped": [pytest.approx(0.3), 0.8, 40], "merged": [0.7, 0.9, 40]}
     bad = Received(topic="edge/v1/lab/cam/up/tele", payload=b'{"experts":{"merged":"all"}}', retained=False)
     fleet.core.transport(bad, fleet.now)

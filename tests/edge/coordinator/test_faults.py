@@ -26,10 +26,10 @@ from edge.contract.errors import ConfigError, LearningError
 from edge.coordinator import events as events_module
 from edge.coordinator import service as service_module
 from edge.coordinator.config import CoordinatorConfig
-from edge.coordinator.core import MERGE_AGAIN_S
 from edge.coordinator.events import AGAIN_S, Events
+from edge.coordinator.learning import MERGE_AGAIN_S
 from edge.coordinator.service import CoordinatorService
-from edge.coordinator.store import Store
+from edge.coordinator.store.store import Store
 from edge.learning.exchange import HeadUpdate
 from edge.learning.statistics import HeadStatistics
 from edge.merging.contributions import check_update
@@ -123,7 +123,7 @@ def test_sums_that_no_head_can_be_solved_from_end_the_merge_with_an_event(
     assert "not finite" in line
     assert fleet.n_releases == 0
     assert fleet.store is not None
-    assert len(fleet.store.contributions()) == 3
+    assert len(fleet.store.contributions.all()) == 3
 
 
 def test_change_of_another_type_than_float32_is_refused(bundle: Bundle, delta_update: Make) -> None:
@@ -168,7 +168,7 @@ def test_merge_that_fails_keeps_the_contributions_is_told_and_is_made_when_the_f
     database.close()
     fleet.core.tick(later(fleet.now, 100 + MERGE_AGAIN_S))
     assert fleet.n_releases == 1
-    assert fleet.store.contributions()[0].merged_version == 60
+    assert fleet.store.contributions.all()[0].merged_version == 60
 
 
 def test_bundle_that_is_gone_costs_the_merge_only(
@@ -177,10 +177,10 @@ def test_bundle_that_is_gone_costs_the_merge_only(
     fleet = start(auto_merge=True)
     fleet.take("a", statistics_update(0))
     assert fleet.store is not None
-    row = fleet.store.bundle_of(bundle.manifest.backbone_digest)
+    row = fleet.store.releases.bundle_of(bundle.manifest.backbone_digest)
     assert row is not None
-    fleet.core._bundles.clear()
-    fleet.core._artifacts.remove(row.digest)
+    fleet.core.releases._bundles._opened.clear()
+    fleet.core.dialogue._artifacts.remove(row.digest)
     fleet.take("b", statistics_update(1))
     assert fleet.events("bundle-unusable"), "what the device sent is kept all the same"
     fleet.core.tick(fleet.now)
@@ -190,7 +190,7 @@ def test_bundle_that_is_gone_costs_the_merge_only(
     fleet.core.tick(later(fleet.now, 101))
     fleet.core.tick(later(fleet.now, 200))
     assert fleet.n_releases == 1
-    assert fleet.store.contributions()[1].merged_version == 60
+    assert fleet.store.contributions.all()[1].merged_version == 60
 
 
 # Messages and events
@@ -203,7 +203,7 @@ def test_telemetry_that_cannot_be_kept_costs_no_other(start: Callable[..., Coord
         fleet.core.transport(Received(topic=f"edge/v1/lab/{device}/up/tele", payload=payload, retained=False), NOW)
     fleet.core.tick(NOW)
     assert fleet.store is not None
-    assert {"a", "b"} <= {row.device for row in fleet.store.telemetry_after(-1, 10)}
+    assert {"a", "b"} <= {row.device for row in fleet.store.telemetry.after(-1, 10)}
     assert all(line.startswith("rogue: keeping telemetry: Unicode") for line in fleet.events("fault"))
 
 
@@ -213,7 +213,7 @@ def test_fault_that_repeats_is_told_once_and_counted(tmp_path: Path) -> None:
     for i in range(5000):
         events.fault("a", "bad-message", f"number {i}", later(NOW, i / 1000))
     events.fault("a", "bad-message", "the last", later(NOW, AGAIN_S))
-    assert [row.detail for row in store.events(10)] == ["the last; 4999 more since it was last told", "number 0"]
+    assert [row.detail for row in store.events.newest(10)] == ["the last; 4999 more since it was last told", "number 0"]
     store.close()
 
 
@@ -223,9 +223,9 @@ def test_different_faults_do_not_fill_the_database(tmp_path: Path, monkeypatch: 
     events = Events(store)
     for i in range(100):
         events.fault(f"d{i}", "bad-message", "x" * 5000, NOW)
-    assert len(store.events(100)) == 30
+    assert len(store.events.newest(100)) == 30
     events.fault("after", "bad-message", "it was long ago", later(NOW, AGAIN_S))
-    assert store.events(1)[0].device == "after"
+    assert store.events.newest(1)[0].device == "after"
     store.close()
 
 
@@ -242,9 +242,9 @@ def test_event_that_cannot_be_recorded_is_logged_and_recorded_when_it_can(
     database.execute("ALTER TABLE gone RENAME TO event")
     database.close()
     events.offer_again(later(NOW, 59))
-    assert not store.events(1)
+    assert not store.events.newest(1)
     events.offer_again(later(NOW, 61))
-    assert [row.name for row in store.events(5)] == ["release", "merge-failed"]
+    assert [row.name for row in store.events.newest(5)] == ["release", "merge-failed"]
     store.close()
 
 
@@ -376,7 +376,7 @@ def test_web_server_that_is_ended_by_a_request_serves_again(
 
     def story() -> None:
         with monkeypatch.context() as patched:
-            patched.setattr(served.service._store, "devices", leave)
+            patched.setattr(served.service._store.devices, "all", leave)
             served.until(lambda: served.api("devices") and "the HTTP API ended" in caplog.text)
         served.until(lambda: served.api("devices").status_code == 200)
 

@@ -27,7 +27,7 @@ def test_devices_get_the_head_of_their_group(tmp_path: Path, digits_bundle: Path
             x = np.random.default_rng(seed).random((30, *shape), np.float32)
             y = model.predict(x).argmax(axis=1)
             fleet.teach(name, x, y if name[0] == "a" else (y + 1) % 10)
-        fleet.until("uploaded", lambda: len(fleet.store.contributions()) == 3)
+        fleet.until("uploaded", lambda: len(fleet.store.contributions.all()) == 3)
         assert fleet.coordinator is not None
         for name in ("a-1", "a-2", "b-1"):
             fleet.coordinator.tag(name, {"model": name[0]}, fleet.now)

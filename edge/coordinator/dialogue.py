@@ -1,0 +1,250 @@
+"""The conversation with devices: what they say goes to whom it concerns, and what they should run is said to them.
+
+Nothing here is kept over a restart but what the store has.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+
+from edge.channel import topics
+from edge.channel.chunks import AROUND_BYTES, USUAL_BYTES, fitting
+from edge.channel.codec import decode, encode
+from edge.channel.download import serve
+from edge.channel.frames import decode_frame, encode_frame
+from edge.channel.messages import (
+    Birth,
+    Command,
+    Conn,
+    Desired,
+    Event,
+    Message,
+    Request,
+    State,
+    Telemetry,
+    UploadStatus,
+)
+from edge.channel.transport import Connected, Disconnected, Limited, Publish, Received, Refused, TransportEvent
+from edge.contract.clock import Now
+from edge.contract.errors import BundleError, ChannelError, LearningError, RolloutError
+from edge.coordinator.artifacts import ArtifactStore
+from edge.coordinator.events import Events
+from edge.coordinator.learning import Learning
+from edge.coordinator.registry import Registry
+from edge.coordinator.releases import Releases, Wanted
+from edge.coordinator.store.store import Store
+from edge.coordinator.uploads import Uploads
+
+log = logging.getLogger("edge.coordinator")
+
+BIRTH_AGAIN_S = 30.0
+# What the broker refuses is logged again after this.
+REFUSED_AGAIN_S, MAX_REFUSALS = 3600.0, 1000
+
+
+class Dialogue:
+    """See the module.
+
+    Args:
+        fleet: Its id.
+        store: The database.
+        artifacts: What is sent.
+        registry: Who is in the fleet.
+        releases: What devices should run.
+        learning: What they learned.
+        events: For what people should see.
+    """
+
+    def __init__(
+        self,
+        fleet: str,
+        store: Store,
+        artifacts: ArtifactStore,
+        registry: Registry,
+        releases: Releases,
+        learning: Learning,
+        events: Events,
+    ) -> None:
+        self._fleet = fleet
+        self._store = store
+        self._artifacts = artifacts
+        self._registry = registry
+        self._releases = releases
+        self._learning = learning
+        self._events = events
+        self.is_connected = False
+        self._out: list[Publish] = []
+        self._uploads = Uploads()
+        self._asked_birth_s: dict[str, float] = {}
+        self._told_refusals_s: dict[str, float] = {}
+        self._largest_chunk = USUAL_BYTES  # that the broker takes from us
+        self._chunk_bytes: dict[str, int] = {}  # by device, what arrives there where that is less
+
+    def transport(self, event: TransportEvent, now: Now) -> None:
+        """Take an event of the broker connection. A message that cannot be read or handled is dropped."""
+        if isinstance(event, Received):
+            self._received(event, now)
+        elif isinstance(event, Connected | Disconnected):
+            self.is_connected = isinstance(event, Connected)
+            if isinstance(event, Connected):
+                self._largest_chunk = fitting(event.max_packet_bytes)
+        elif isinstance(event, Limited):
+            self._largest_chunk = fitting(event.max_packet_bytes)
+        elif isinstance(event, Refused):
+            self._refused(event, now)
+
+    def _received(self, event: Received, now: Now) -> None:
+        try:
+            topic = topics.parse(event.topic)
+        except ChannelError as exc:
+            self._events.fault("", "bad-message", str(exc), now)
+            return
+        with self._events.survived(topic.device, "fault", f"a message on {_kind(topic.leaf)}", now):
+            try:
+                self._message(topic.device, topic.leaf, event.payload, now)
+            except ChannelError as exc:
+                self._events.fault("", "bad-message", f"{event.topic[:120]}: {exc}", now, kind=topic.device)
+
+    def _refused(self, event: Refused, now: Now) -> None:
+        """The broker did not take something of ours: whoever looks for what a device does not get finds it there."""
+        try:
+            device = topics.parse(event.topic).device
+        except ChannelError:
+            device = ""
+        what = "publishing to" if event.action == "publish" else "the subscription of"
+        text = f"the broker refuses {what} {event.topic}: {event.reason}; look at its access rules and limits"
+        kind = f"{event.action} {event.topic}"
+        if now.s - self._told_refusals_s.get(kind, -math.inf) >= REFUSED_AGAIN_S:
+            if len(self._told_refusals_s) >= MAX_REFUSALS:
+                self._told_refusals_s.pop(next(iter(self._told_refusals_s)))
+            self._told_refusals_s[kind] = now.s
+            log.warning("%s", text)
+        self._events.fault(device, "broker-refused", text, now, kind=kind)
+
+    def _message(self, device: str, leaf: str, payload: bytes, now: Now) -> None:
+        if leaf.startswith("up/ul/"):
+            self._upload_frame(device, leaf, payload, now)
+            return
+        message = decode(leaf, payload)
+        match message:
+            case Conn():
+                self._registry.conn(device, message, now)
+            case Birth():
+                self._registry.birth(device, message, now)
+                self.tell(device, now)
+            case State():
+                if message.state == "probation" and device in self._chunk_bytes:  # it arrived: the next may be larger
+                    self._chunk_bytes[device] = min(2 * self._chunk_bytes[device], USUAL_BYTES)
+                self._registry.state(device, message, now)
+            case Telemetry():
+                self._registry.telemetry(device, dict(message.values), now)
+            case Event():
+                self._registry.event(device, message, now)
+            case Request():
+                self._answer(device, message, now)
+            case _:
+                return
+        self._meet(device, now)
+
+    def _meet(self, device: str, now: Now) -> None:
+        """Ask a device that is not known to introduce itself."""
+        if self._registry.is_born(device):
+            return
+        if now.s - self._asked_birth_s.get(device, -math.inf) >= BIRTH_AGAIN_S:
+            self._asked_birth_s[device] = now.s
+            command = Command(id=f"birth-{now.wall_ms}", name="birth", args={}, ttl_s=60.0)
+            self._send(device, topics.DN_CMD, command, qos=1, expiry_s=60)
+
+    def _answer(self, device: str, request: Request, now: Now) -> None:
+        asked = request.chunk_size_bytes or USUAL_BYTES
+        size = min(fitting(asked + AROUND_BYTES), self._largest_chunk)
+        if request.op == "desired" or asked != size:
+            if request.chunk_size_bytes and self._store.devices.get(device) is not None:
+                self._chunk_bytes[device] = size
+            self.tell(device, now)
+            return
+        try:
+            artifact = self._artifacts.get(request.digest, size)
+        except RolloutError as exc:
+            self._events.fault(device, "artifact-missing", str(exc), now)
+            return
+        leaf = topics.frame_leaf(request.digest[:16])
+        for frame in serve(request, artifact.read, artifact.size_bytes, size, artifact.index):
+            # The few of the index are acknowledged: a broker that takes none from us says so only then.
+            self._publish(device, leaf, encode_frame(frame), qos=int(request.part == "index"), expiry_s=30)
+
+    def _upload_frame(self, device: str, leaf: str, payload: bytes, now: Now) -> None:
+        xfer = topics.transfer_of(leaf)
+        assert xfer is not None
+        status, data = self._uploads.receive(device, xfer, decode_frame(payload), now.s)
+        if data is not None:
+            try:
+                self._learning.take(device, data, now)
+            except (BundleError, LearningError) as exc:
+                self._events.fault(device, "contribution-refused", str(exc), now, kind=type(exc).__name__)
+                status = UploadStatus(have=(), window=0, status="refused", detail=str(exc)[:500])
+        if status is not None:
+            self._send(device, topics.upload_status_leaf(xfer), status, qos=1)
+
+    # What devices should run
+
+    def tell(self, device: str, now: Now) -> None:
+        """Tell a device what its models should run."""
+        for each in self._releases.wanted(device):
+            self._send_desired(device, each, now)
+
+    def tell_all(self, now: Now) -> None:
+        """Tell every device that is not where it should be. The database says so, not the broker's memory."""
+        for device, wanted in self._releases.wanted_by_all():
+            if not device.born:
+                self._meet(device.id, now)
+            for each in wanted:
+                if each.model.release < each.release.counter:
+                    self._send_desired(device.id, each, now)
+
+    def _send_desired(self, device: str, wanted: Wanted, now: Now) -> None:
+        release = wanted.release
+        try:
+            size = min(self._chunk_bytes.get(device, USUAL_BYTES), self._largest_chunk)
+            artifact = self._artifacts.get(release.digest, size)
+        except RolloutError as exc:
+            self._events.fault(device, "artifact-missing", str(exc), now)
+            return
+        message = Desired(
+            release=release.counter,
+            kind="bundle" if release.kind == "bundle" else "head",
+            digest=release.digest,
+            size_bytes=artifact.size_bytes,
+            chunk_size_bytes=size,
+            index_digest=artifact.index_digest,
+            backbone=release.backbone,
+            reason=release.reason,
+            ts_ms=release.created_ms,
+            model=wanted.model.model,
+        )
+        self._send(device, topics.model_leaf(topics.DN_DESIRED, wanted.level), message, qos=1, retain=True)
+
+    # Out
+
+    def drain(self, now: Now) -> list[Publish]:
+        """What is to be sent now; without a connection nothing, and it is not kept."""
+        self._uploads.expire(now.s)
+        out, self._out = self._out, []
+        return out if self.is_connected else []
+
+    def _send(
+        self, device: str, leaf: str, message: Message, *, qos: int, retain: bool = False, expiry_s: int | None = None
+    ) -> None:
+        self._publish(device, leaf, encode(message), qos=qos, retain=retain, expiry_s=expiry_s)
+
+    def _publish(
+        self, device: str, leaf: str, payload: bytes, *, qos: int, retain: bool = False, expiry_s: int | None = None
+    ) -> None:
+        topic = topics.build(self._fleet, device, leaf)
+        self._out.append(Publish(topic=topic, payload=payload, qos=qos, retain=retain, expiry_s=expiry_s))
+
+
+def _kind(leaf: str) -> str:
+    """A leaf without what a device chooses."""
+    return "/".join(leaf.split("/")[:2])

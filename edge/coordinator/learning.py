@@ -1,0 +1,288 @@
+"""What the fleet learned: contributions that come in, when they are merged, and what is forgotten."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+from edge.contract.clock import Now
+from edge.contract.errors import EdgeError, LearningError, RolloutError
+from edge.coordinator.artifacts import ArtifactStore
+from edge.coordinator.bundles import Bundles
+from edge.coordinator.config import CoordinatorConfig
+from edge.coordinator.events import Events
+from edge.coordinator.merges import Merges
+from edge.coordinator.records import Contribution, Forgotten, Release
+from edge.coordinator.store.store import Store
+from edge.learning.exchange import HeadUpdate
+from edge.merging.contributions import check_update
+from edge.merging.policy import BY_TAG
+
+# When a merge that something unforeseen ended is tried again: a full disk or a locked database may be over by then.
+MERGE_AGAIN_S = 600.0
+PLAN_AGAIN_S = 60.0
+
+
+def owner_of(known: Iterable[Contribution], device: str, state_id: str) -> str | None:
+    """Whose a lineage is, if neither this device's nor that of the state folder that this device shows to have.
+
+    Every merged head names the lineages in it, so whoever names one proves nothing; of its state folder a device tells
+    nobody but the coordinator.
+
+    Args:
+        known: What is known of that lineage.
+        device: Who names it.
+        state_id: Of the folder that it shows.
+    """
+    owners = list(known)
+    if any(each.device == device or (state_id and each.state_id == state_id) for each in owners):
+        return None
+    return owners[0].device if owners else None
+
+
+def newer(known: Contribution | None, one: Contribution) -> Contribution | None:
+    """A contribution in place of what is known of its lineage; None when it is not news.
+
+    A change against a newer head replaces one of the same version against an older head.
+    """
+    if known is None:
+        return one
+    if (known.version, known.base_release) >= (one.version, one.base_release):
+        return None
+    return replace(one, merged_version=known.merged_version, merged_release=known.merged_release)
+
+
+class Learning:
+    """See the module.
+
+    Args:
+        config: Whether, and when, to merge.
+        store: The database.
+        artifacts: Files by digest.
+        bundles: Those that are known.
+        merges: That are made.
+        events: For what people should see.
+    """
+
+    def __init__(
+        self,
+        config: CoordinatorConfig,
+        store: Store,
+        artifacts: ArtifactStore,
+        bundles: Bundles,
+        merges: Merges,
+        events: Events,
+    ) -> None:
+        self._config = config
+        self._store = store
+        self._artifacts = artifacts
+        self._bundles = bundles
+        self._merges = merges
+        self._events = events
+        self._due_s: dict[str, float] = {}  # by backbone
+        self._next_plan_s = -math.inf
+        self._is_to_plan = True
+
+    def take(self, device: str, data: bytes, now: Now) -> None:
+        """Keep what a device learned; durable when this returns, and only then it is acknowledged.
+
+        Raises:
+            BundleError: It is damaged.
+            LearningError: It cannot be merged, or it is another's.
+        """
+        update = HeadUpdate.decode(data, f"the contribution of {device}")
+        if self._store.contributions.is_forgotten(update.lineage):
+            raise LearningError(
+                "an operator had this forgotten; the device may contribute again with an empty state folder"
+            )
+        known = self._store.contributions.of_lineage(update.lineage)
+        if (owner := owner_of(known, device, update.state_id)) is not None:
+            raise LearningError(
+                f"what was learned is that of {owner}, under whose name it came first; a device that takes over the "
+                f"state folder of another must have it whole"
+            )
+        try:
+            bundle = self._bundles.of(update.backbone)
+        except EdgeError as exc:  # the bundle is at fault and not the device, and merging checks again
+            self._events.fault("", "bundle-unusable", f"{update.backbone[:12]}: {exc}", now, kind=update.backbone)
+        else:
+            if bundle is not None:
+                check_update(update, bundle)
+            else:
+                detail = f"{update.backbone[:12]}: kept; push or register its bundle to merge it"
+                self._events.note(device, "unknown-backbone", detail, now)
+        contribution = Contribution(
+            device=device,
+            lineage=update.lineage,
+            backbone=update.backbone,
+            learner=update.learner,
+            version=update.version,
+            n_samples=update.n_samples,
+            base_release=update.base_release,
+            digest=self._artifacts.put(data).digest,
+            received_ms=now.wall_ms,
+            model=update.model,
+            state_id=update.state_id,
+        )
+        if self._keep(contribution):
+            detail = f"{update.n_samples} samples, {update.learner}"
+            self._events.note(device, "contribution", detail, now, update.model)
+            self.plan_soon()
+
+    def _keep(self, one: Contribution) -> bool:
+        with self._store.transaction():
+            kept = newer(self._store.contributions.get(one.device, one.lineage, one.backbone), one)
+            if kept is not None:
+                self._store.contributions.keep(kept)
+        return kept is not None
+
+    # Merging
+
+    @property
+    def next_deadline_s(self) -> float:
+        """When the next merge is due."""
+        return min(self._due_s.values(), default=math.inf)
+
+    def plan_soon(self) -> None:
+        """Something came that may be merged: look at the next tick."""
+        self._is_to_plan = True
+
+    def tick(self, now: Now) -> list[Release]:
+        """Plan what is to be merged, and merge what is due."""
+        if self._is_to_plan and now.s >= self._next_plan_s:
+            self._next_plan_s = now.s + PLAN_AGAIN_S  # should it fail
+            with self._events.survived("", "fault", "planning merges", now):
+                self._plan(now)
+                self._is_to_plan, self._next_plan_s = False, -math.inf
+        due = [backbone for backbone, due_s in self._due_s.items() if now.s >= due_s]
+        return [release for backbone in due for release in self._merge(backbone, now)]
+
+    def merge_now(self, now: Now) -> list[Release]:
+        """Merge everything that is new, or without what was forgotten.
+
+        Raises:
+            RolloutError: There is something new, but too little of it.
+        """
+        contributions = self._store.contributions.all() if self._config.policy.merge_by else self._fresh()
+        backbones = {each.backbone for each in contributions} | self._store.contributions.to_be_unlearned()
+        releases = [release for backbone in sorted(backbones) for release in self._merge(backbone, now)]
+        why_not = [why for backbone in sorted(backbones) for why in self._merges.why_not(backbone)]
+        if why_not and not releases:
+            raise RolloutError(f"nothing is merged yet: {'; '.join(why_not)}")
+        return releases
+
+    def regroup(self, device: str, keys: Iterable[str], now: Now) -> None:
+        """Tags of a device changed: groups by one of them are merged anew."""
+        if not self._config.auto_merge or self._config.policy.merge_by not in {BY_TAG + key for key in keys}:
+            return
+        for backbone in {each.backbone for each in self._store.devices.models(device)}:
+            if self._store.releases.bundle_of(backbone):
+                self._due_s.setdefault(backbone, now.s + self._config.merge_delay_s)
+
+    def _plan(self, now: Now) -> None:
+        """Set when to merge: soon when every device that is there has sent something new, else after the delay."""
+        if not self._config.auto_merge:
+            return
+        for backbone in self._store.contributions.to_be_unlearned():
+            if self._store.releases.bundle_of(backbone) is not None:
+                self._due_s[backbone] = now.s
+        fresh: dict[str, set[str]] = {}
+        for each in self._fresh():
+            fresh.setdefault(each.backbone, set()).add(each.device)
+        for backbone, devices in fresh.items():
+            if len(devices) < self._config.min_devices or self._store.releases.bundle_of(backbone) is None:
+                continue
+            there = {each.id for each in self._store.devices.all() if each.online}
+            online = there & {each.device for each in self._store.devices.models() if each.backbone == backbone}
+            due_s = now.s if online and online <= devices else now.s + self._config.merge_delay_s
+            self._due_s[backbone] = min(due_s, self._due_s.get(backbone, math.inf))
+
+    def _fresh(self) -> list[Contribution]:
+        """What no merge has looked at yet."""
+        refused = {
+            (each.device, each.lineage, each.backbone): each.version for each in self._store.contributions.refused()
+        }
+        return [
+            each
+            for each in self._store.contributions.all()
+            if each.version > max(each.merged_version, refused.get((each.device, each.lineage, each.backbone), -1))
+        ]
+
+    def _merge(self, backbone: str, now: Now) -> list[Release]:
+        """Merge; without a release, and the contributions as they were, when that cannot be done."""
+        self._due_s.pop(backbone, None)
+        try:
+            return self._merges.make(backbone, now)
+        except Exception as exc:  # noqa: BLE001  # as `Events.survived`, and it is tried again
+            self._events.unforeseen("", "merge-failed", f"merging for {backbone[:12]}", exc, now)
+            if self._config.auto_merge:
+                self._due_s[backbone] = now.s + MERGE_AGAIN_S
+        return []
+
+    # Forgetting
+
+    def forget(self, device: str, now: Now) -> dict[str, Any]:
+        """Delete what a device contributed; the next merge is made without it, and nothing of it is taken again.
+
+        Returns:
+            ``device``, ``statistics`` and ``changes`` (contributions deleted), ``samples`` behind them,
+            ``merged_statistics`` and ``merged_changes`` (those that an earlier merge included), ``copies`` (other
+            devices with a copy of its state folder, deleted too) and ``merge``: ``now``, ``asked`` (it waits for
+            `merge_now`) or ``none`` (there is nothing to merge anew).
+
+        Raises:
+            RolloutError: The device never contributed, or was forgotten already.
+        """
+        rows = self._delete(device, now.wall_ms)
+        if not rows:
+            raise RolloutError(
+                f"nothing that {device} learned is here, or it was forgotten already; `edge-fleet devices` lists those "
+                f"that were seen"
+            )
+        needed = {each.digest for each in self._store.contributions.all()}
+        needed |= {each.digest for each in self._store.releases.all()}
+        for row in rows:
+            if row.digest not in needed:
+                self._artifacts.remove(row.digest)
+        kinds = {kind: [row for row in rows if row.learner == kind] for kind in ("statistics", "delta")}
+        is_pending = bool({row.backbone for row in rows} & self._store.contributions.to_be_unlearned())
+        n_samples = sum(row.n_samples for row in rows)
+        self._events.note(device, "forgotten", f"{len(rows)} contributions, {n_samples} labelled samples", now)
+        self.plan_soon()
+        return {
+            "device": device,
+            "statistics": len(kinds["statistics"]),
+            "changes": len(kinds["delta"]),
+            "samples": n_samples,
+            "merged_statistics": sum(row.merged_version >= 0 for row in kinds["statistics"]),
+            "merged_changes": sum(row.merged_version >= 0 for row in kinds["delta"]),
+            "copies": sorted({row.device for row in rows} - {device}),
+            "merge": ("now" if self._config.auto_merge else "asked") if is_pending else "none",
+        }
+
+    def _delete(self, device: str, now_ms: int) -> list[Contribution]:
+        """Delete all that a device contributed, and take nothing of its lineages any more.
+
+        A copy of its state folder on another device is of the same lineage and folder, and is deleted with it. Where
+        changes of it were merged, the server optimizer begins anew: its memory has them in.
+
+        Returns:
+            What was deleted.
+        """
+        kept = self._store.contributions
+        with self._store.transaction():
+            contributions = kept.all()
+            theirs = [each for each in contributions if each.device == device]
+            folders = {(each.lineage, each.backbone, each.state_id) for each in theirs}
+            rows = [each for each in contributions if (each.lineage, each.backbone, each.state_id) in folders]
+            for lineage, backbone in {(each.lineage, each.backbone) for each in theirs}:
+                parts = [each for each in rows if (each.lineage, each.backbone) == (lineage, backbone)]
+                pending = any(each.learner == "statistics" and each.merged_version >= 0 for each in parts)
+                kept.forget(Forgotten(lineage=lineage, backbone=backbone, device=device, pending=pending, at_ms=now_ms))
+                kept.take_back(lineage, backbone)
+                if any(each.learner == "delta" and each.merged_version >= 0 for each in parts):
+                    kept.begin_optimizer_anew(backbone)
+            kept.delete(rows)
+        return rows

@@ -1,0 +1,216 @@
+"""What the coordinator knows, as values: frozen, and the same whichever database keeps them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Record:
+    """Root of what a table keeps: its fields are the columns."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Device(Record):
+    """A device, from its first message on.
+
+    Attributes:
+        id: Its name.
+        online: As its newest word was.
+        session: Highest number of its connections; counts within `state_id`.
+        boot: Number of its last start.
+        agent_version: Version of Edgeloop there.
+        profile: Name of its device profile.
+        hardware: What it found about itself.
+        born: Whether it has introduced itself.
+        first_seen_ms: Wall clock of its first message, milliseconds since 1970.
+        last_seen_ms: Of its newest one.
+        state_id: Of its state folder; "" while that is unknown.
+    """
+
+    id: str
+    online: bool = False
+    session: int = 0
+    boot: int = 0
+    agent_version: str = ""
+    profile: str = ""
+    hardware: Mapping[str, Any] = field(default_factory=dict)
+    born: bool = False
+    first_seen_ms: int = 0
+    last_seen_ms: int = 0
+    state_id: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Model(Record):
+    """A model of a device, and its newest word on its experts.
+
+    Attributes:
+        device: Whose it is.
+        model: Its name; "" while nobody has said it: of a device from before there were several, with an unknown
+            bundle.
+        position: Among the models of the device.
+        bundle: Digest, as all three; "" for none.
+        backbone: Of its bundle.
+        head: That answers.
+        release: Highest counter that it has dealt with.
+        samples: Labels that it has learned.
+        state_seq: Number of its newest `State`.
+        state: That it named.
+        state_release: The release that this was said of.
+        state_detail: Why, for people.
+        experts: By name weight, accuracy and labels.
+    """
+
+    device: str = ""
+    model: str = ""
+    position: int = 0
+    bundle: str = ""
+    backbone: str = ""
+    head: str = ""
+    release: int = 0
+    samples: int = 0
+    state_seq: int = 0
+    state: str = ""
+    state_release: int = 0
+    state_detail: str = ""
+    experts: Mapping[str, list[float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KnownDevice:
+    """A device with its models, in the order that it has them."""
+
+    device: Device
+    models: tuple[Model, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TelemetryEntry(Record):
+    """One telemetry message; (device, state_id, boot, seq) tells a repeat. `id` is 0 until it is kept."""
+
+    id: int = 0
+    device: str
+    boot: int
+    seq: int
+    received_ms: int
+    values: Mapping[str, Any]
+    state_id: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoggedEvent(Record):
+    """Something that happened, on a device or, with the device "", here."""
+
+    id: int = 0
+    device: str
+    name: str
+    detail: str
+    at_ms: int
+    model: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Contribution(Record):
+    """The newest contribution of one lineage of learned state.
+
+    Attributes:
+        device: Who sent it.
+        lineage: Of what was learned.
+        backbone: That its features are of.
+        learner: ``statistics`` or ``delta``.
+        version: Labelled samples of the lineage so far.
+        n_samples: Behind these tensors.
+        base_release: That a change starts from.
+        digest: Of its artifact.
+        received_ms: Wall clock.
+        merged_version: The version that is in a merge; -1 for none.
+        merged_release: The release that this was.
+        model: Name of the model there.
+        state_id: Of the state folder that it comes from.
+    """
+
+    device: str
+    lineage: str
+    backbone: str
+    learner: str
+    version: int
+    n_samples: int
+    base_release: int
+    digest: str
+    received_ms: int
+    merged_version: int = -1
+    merged_release: int = 0
+    model: str = ""
+    state_id: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Refused(Record):
+    """A version of a contribution that the last merge left out, because its statistics are implausible."""
+
+    device: str
+    lineage: str
+    backbone: str
+    version: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Forgotten(Record):
+    """A lineage that an operator had forgotten; nothing of it is taken any more.
+
+    `pending` while the fleet's newest sum of statistics still has it in.
+    """
+
+    lineage: str
+    backbone: str
+    device: str
+    pending: bool
+    at_ms: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KnownBundle(Record):
+    """A bundle that the coordinator has, by the digest of its file."""
+
+    digest: str
+    backbone: str
+    name: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Release(Record):
+    """Something pushed. Counters only go up; going back is a new release of older bytes.
+
+    Attributes:
+        counter: Its number.
+        kind: ``bundle`` or ``head``.
+        digest: Of its artifact.
+        backbone: That it belongs to.
+        devices: Whom it is meant for, see `edge.merging.groups.is_meant`.
+        reason: For people.
+        created_ms: Wall clock.
+        model: Which model of these devices; "" for those that it fits: a head its backbone, a bundle the only model of
+            a device.
+    """
+
+    counter: int
+    kind: str
+    digest: str
+    backbone: str
+    devices: tuple[str, ...]
+    reason: str
+    created_ms: int
+    model: str = ""
+
+
+def as_dict(record: Record) -> dict[str, Any]:
+    """By name, its values as they are.
+
+    >>> as_dict(KnownBundle(digest="d", backbone="b", name="digits"))
+    {'digest': 'd', 'backbone': 'b', 'name': 'digits'}
+    """
+    return {each.name: getattr(record, each.name) for each in fields(record)}

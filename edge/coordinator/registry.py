@@ -1,0 +1,307 @@
+"""Who is in the fleet: what a device says of itself makes what is known of it.
+
+The decisions are functions of values, and `Registry` keeps what they decide. Late, repeated and made up messages change
+nothing but when a device was last heard.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from edge.channel.messages import EXPERTS, Birth, Conn, Event, Served, State
+from edge.contract.clock import Now
+from edge.contract.errors import RolloutError
+from edge.contract.names import is_model_name
+from edge.coordinator.events import Events
+from edge.coordinator.records import Device, KnownDevice, LoggedEvent, Model, TelemetryEntry
+from edge.coordinator.store.database import DatabaseError
+from edge.coordinator.store.store import Store
+from edge.merging.policy import TAG
+
+# States that say that a model has dealt with a release.
+_DEALT_WITH = ("probation", "active", "refused", "rolled-back")
+
+
+def set_up_anew(known: KnownDevice, message: Conn | Birth) -> tuple[KnownDevice, bool]:
+    """Take another state folder under the same name for what it is: all numbers begin anew within it.
+
+    Returns:
+        The device, and whether that is so.
+    """
+    device = known.device
+    if message.state_id in ("", device.state_id):
+        return known, False
+    # Where the folder was not known so far, an agent was perhaps only updated; then its numbers go on.
+    is_new = device.state_id != "" or message.session < device.session
+    device, models = replace(device, state_id=message.state_id), known.models
+    if is_new:
+        device = replace(device, session=0, boot=0)
+        models = tuple(
+            replace(model, state_seq=0, state="", state_release=0, state_detail="", experts={}) for model in models
+        )
+    return KnownDevice(device=device, models=models), is_new
+
+
+def after_conn(known: KnownDevice, message: Conn) -> tuple[KnownDevice, bool]:
+    """A device came or went. An offline of an older session than the last online is dropped.
+
+    Returns:
+        The device, and whether it was set up anew.
+    """
+    folder = known.device.state_id
+    if not message.online and folder and message.state_id not in ("", folder):
+        return known, False  # the last word of a folder that is gone
+    known, is_new = set_up_anew(known, message)
+    if message.session >= known.device.session:
+        device = replace(known.device, online=message.online, session=message.session, boot=message.boot)
+        known = replace(known, device=device)
+    return known, is_new
+
+
+def after_birth(
+    known: KnownDevice, message: Birth, name_of: Callable[[str], str], is_ours: Callable[[int], bool]
+) -> tuple[KnownDevice, bool]:
+    """A device said what it is and runs.
+
+    Args:
+        known: The device as it was.
+        message: What it said.
+        name_of: By a backbone, the name of a bundle that is known here; "" for none.
+        is_ours: Whether there is a release of this counter.
+
+    Returns:
+        The device, and whether it was set up anew.
+    """
+    known, is_new = set_up_anew(known, message)
+    device = replace(
+        known.device,
+        born=True,  # whether it is online, Conn says: a birth may be an old one that the broker kept
+        session=max(known.device.session, message.session),
+        boot=message.boot,
+        agent_version=message.agent_version,
+        profile=message.profile,
+        hardware=dict(message.hardware),
+    )
+    before = {model.model: model for model in known.models}
+    models = []
+    for position, served in enumerate(message.models or (_only_model(message, name_of),)):
+        is_old = not message.models and len(before) == 1  # then it goes on under the name that it has
+        name = served.model if not is_old or "" in before else next(iter(before))
+        model = before.pop(name, None)
+        if model is None and len(message.models) <= 1 and "" in before:  # its name is known by now
+            model = before.pop("")
+        model = replace(
+            model or Model(device=device.id),
+            model=name,
+            position=position,
+            bundle=served.bundle,
+            backbone=served.backbone,
+            head=served.head,
+            release=served.release,
+            samples=served.n_labels,
+        )
+        if model.state == "refused" and is_ours(model.state_release):  # a device does not count what it refused
+            model = replace(model, release=max(model.release, model.state_release))
+        models.append(model)
+    return KnownDevice(device=device, models=tuple(models)), is_new
+
+
+def _only_model(message: Birth, name_of: Callable[[str], str]) -> Served:
+    """What a device says that knows of one model only; named as its bundle is, where that is known."""
+    name = name_of(message.backbone) if message.backbone else ""
+    return Served(
+        model=name if is_model_name(name) else "",
+        bundle=message.bundle,
+        backbone=message.backbone,
+        head=message.head,
+        release=message.release,
+        n_labels=message.n_labels,
+    )
+
+
+def after_state(known: KnownDevice, message: State, is_ours: Callable[[int], bool]) -> KnownDevice | None:
+    """A slot changed its state; None when a newer one is known, or the device does not have the model any more."""
+    known, model = with_model(known, message.model)
+    is_gone = known.device.state_id and message.state_id not in ("", known.device.state_id)
+    if model is None or is_gone or message.seq <= model.state_seq:
+        return None
+    now = replace(
+        model,
+        state_seq=message.seq,
+        state=message.state,
+        state_detail=message.detail,
+        state_release=message.release,
+    )
+    # What a device refuses counts where it is of ours: anybody may have made it up.
+    if message.state in _DEALT_WITH and (message.state != "refused" or is_ours(message.release)):
+        now = replace(now, release=max(now.release, message.release))
+    return _with(known, model, now)
+
+
+def after_telemetry(known: KnownDevice, values: Mapping[str, Any]) -> KnownDevice:
+    """A device said how its models are: what is shown of them without looking at telemetry."""
+    name = values.get("model", "")
+    known, model = with_model(known, name if isinstance(name, str) and is_model_name(name) else "")
+    if model is None:
+        return known
+    now = model
+    if type(values.get("samples")) is int:
+        now = replace(now, samples=values["samples"])
+    if EXPERTS in values:
+        now = replace(now, experts=values[EXPERTS])
+    return _with(known, model, now)
+
+
+def with_model(known: KnownDevice, name: str) -> tuple[KnownDevice, Model | None]:
+    """The model that a message is of, known by now; None for one that the device does not have any more.
+
+    Devices from before there were several say no name, or one that their birth did not say.
+    """
+    found = next((model for model in known.models if model.model == name), None)
+    if found is not None:
+        return known, found
+    if len(known.models) == 1 and "" in (name, known.models[0].model):
+        return known, known.models[0]
+    if known.device.born:
+        return known, None
+    new = Model(device=known.device.id, model=name)
+    return replace(known, models=(*known.models, new)), new
+
+
+def _with(known: KnownDevice, before: Model, now: Model) -> KnownDevice:
+    return replace(known, models=tuple(now if model is before else model for model in known.models))
+
+
+class Registry:
+    """See the module.
+
+    Args:
+        store: The database.
+        events: For what people should see.
+    """
+
+    def __init__(self, store: Store, events: Events) -> None:
+        self._store = store
+        self._events = events
+        self._telemetry: list[tuple[str, Mapping[str, Any], int]] = []
+
+    def conn(self, device: str, message: Conn, now: Now) -> bool:
+        """A device came or went; whether it was set up anew."""
+        with self._store.transaction():
+            known, is_new = after_conn(self._heard(device, now.wall_ms), message)
+            self._store.devices.keep(known)
+        return self._told_anew(device, is_new, now)
+
+    def birth(self, device: str, message: Birth, now: Now) -> bool:
+        """A device said what it is and runs; whether it was set up anew."""
+        with self._store.transaction():
+            known, is_new = after_birth(self._heard(device, now.wall_ms), message, self._name_of, self._is_ours)
+            self._store.devices.keep(known)
+        return self._told_anew(device, is_new, now)
+
+    def state(self, device: str, message: State, now: Now) -> bool:
+        """A slot changed its state; whether that is news."""
+        with self._store.transaction():
+            heard = self._heard(device, now.wall_ms)
+            known = after_state(heard, message, self._is_ours)
+            self._store.devices.keep(known or heard)
+        if known is not None and message.detail:
+            detail = f"release {message.release}: {message.detail}"
+            self._events.note(device, message.state, detail, now, message.model)
+        return known is not None
+
+    def event(self, device: str, message: Event, now: Now) -> None:
+        """Something happened on a device."""
+        event = LoggedEvent(
+            device=device, name=message.name, detail=message.detail, at_ms=now.wall_ms, model=message.model
+        )
+        with self._store.transaction():
+            self._store.devices.keep(self._heard(device, now.wall_ms))
+            self._store.events.add(event)
+
+    def telemetry(self, device: str, values: Mapping[str, Any], now: Now) -> None:
+        """A device measured something; kept by the next `keep_telemetry`."""
+        self._telemetry.append((device, values, now.wall_ms))
+
+    def keep_telemetry(self, now: Now) -> None:
+        """In one transaction; where that fails each for itself, so that one message costs no other."""
+        messages, self._telemetry = self._telemetry, []
+        try:
+            self._keep(messages)
+        except DatabaseError as exc:  # each for itself would wait as long
+            self._events.unforeseen("", "fault", "keeping telemetry", exc, now)
+        except Exception:  # noqa: BLE001  # it is told below, with the device
+            for message in messages:
+                with self._events.survived(message[0], "fault", "keeping telemetry", now):
+                    self._keep([message])
+
+    def _keep(self, messages: Sequence[tuple[str, Mapping[str, Any], int]]) -> None:
+        if not messages:
+            return
+        entries, known = [], dict[str, KnownDevice]()
+        with self._store.transaction():
+            for device, values, now_ms in messages:
+                heard = known[device] if device in known else self._heard(device, now_ms)
+                known[device] = after_telemetry(_heard_at(heard, now_ms), values)
+                folder = values.get("state_id", "")
+                entry = TelemetryEntry(
+                    device=device,
+                    boot=values.get("boot", 0),
+                    seq=values.get("seq", 0),
+                    received_ms=now_ms,
+                    values=dict(values),
+                    state_id=folder[:64] if isinstance(folder, str) else "",
+                )
+                entries.append(entry)
+            for each in known.values():
+                self._store.devices.keep(each)
+            self._store.telemetry.add(entries)
+
+    def is_born(self, device: str) -> bool:
+        """Whether a device has introduced itself."""
+        found = self._store.devices.get(device)
+        return found is not None and found.born
+
+    def tag(self, device: str, tags: Mapping[str, str]) -> dict[str, str]:
+        """Give a device tags, or take those with the value "" away.
+
+        Returns:
+            All that it has now.
+
+        Raises:
+            RolloutError: An unknown device, or a tag that is none.
+        """
+        if self._store.devices.get(device) is None:
+            raise RolloutError(f"unknown device {device}; `edge-fleet devices` lists them")
+        for key, value in tags.items():
+            if not re.fullmatch(TAG, key) or not (value == "" or re.fullmatch(TAG, value)):
+                raise RolloutError(
+                    f"tag {key[:80]}={value[:80]}: expected at most 64 letters, digits, dots, dashes, underscores"
+                )
+        self._store.devices.tag(device, tags)
+        return self._store.devices.tags(device).get(device, {})
+
+    def _heard(self, device: str, now_ms: int) -> KnownDevice:
+        """A device that said something now; it may be the first time."""
+        known = self._store.devices.known(device)
+        return _heard_at(known or KnownDevice(device=Device(id=device, first_seen_ms=now_ms)), now_ms)
+
+    def _told_anew(self, device: str, is_new: bool, now: Now) -> bool:
+        if is_new:  # again and again, where two devices have one name and each takes the connection of the other
+            detail = "another state folder under this name: it was set up anew, or two devices have this name"
+            self._events.fault(device, "set-up-anew", detail, now)
+        return is_new
+
+    def _name_of(self, backbone: str) -> str:
+        found = self._store.releases.bundle_of(backbone)
+        return "" if found is None else found.name
+
+    def _is_ours(self, counter: int) -> bool:
+        return self._store.releases.get(counter) is not None
+
+
+def _heard_at(known: KnownDevice, now_ms: int) -> KnownDevice:
+    return replace(known, device=replace(known.device, last_seen_ms=now_ms))

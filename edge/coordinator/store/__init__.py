@@ -1,0 +1,1 @@
+"""The database of a coordinator: tables, and what is asked of them, by subject. It keeps; it decides nothing."""

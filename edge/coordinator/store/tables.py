@@ -1,0 +1,200 @@
+"""The tables, as SQLAlchemy maps them. Rows stay in this package: what goes out is a `Record` of the same fields.
+
+A change here needs a revision in `edge.coordinator.migrations`; a test compares the two.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, TypeVar
+
+from sqlalchemy import JSON, BigInteger, Index, Integer, UniqueConstraint
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from edge.coordinator.records import Record, as_dict
+
+Found = TypeVar("Found", bound=Record)
+AnyRow = TypeVar("AnyRow", bound="Row")
+
+# Milliseconds and counters need 64 bits. SQLite's INTEGER has them, and only a key of this very name counts by itself.
+Number = BigInteger().with_variant(Integer(), "sqlite")
+
+
+class Row(DeclarativeBase):
+    """Root of the tables."""
+
+    type_annotation_map: ClassVar[dict[Any, Any]] = {
+        int: Number,
+        dict[str, Any]: JSON,
+        dict[str, list[float]]: JSON,
+        list[str]: JSON,
+    }
+
+    @classmethod
+    def of(cls: type[AnyRow], record: Record) -> AnyRow:
+        """A row of what a record says."""
+        return cls(**{name: _plain(value) for name, value in as_dict(record).items()})
+
+    def to(self, kind: type[Found]) -> Found:
+        """A record of what this row says."""
+        values = {column.key: getattr(self, column.key) for column in self.__table__.columns}
+        return kind(**{name: tuple(each) if isinstance(each, list) else each for name, each in values.items()})
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+class DeviceRow(Row):
+    """`Device`."""
+
+    __tablename__ = "device"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    online: Mapped[bool]
+    session: Mapped[int]
+    boot: Mapped[int]
+    agent_version: Mapped[str]
+    profile: Mapped[str]
+    hardware: Mapped[dict[str, Any]]
+    born: Mapped[bool]
+    first_seen_ms: Mapped[int]
+    last_seen_ms: Mapped[int]
+    state_id: Mapped[str]
+
+
+class ModelRow(Row):
+    """`Model`."""
+
+    __tablename__ = "device_model"
+    device: Mapped[str] = mapped_column(primary_key=True)
+    model: Mapped[str] = mapped_column(primary_key=True)
+    position: Mapped[int]
+    bundle: Mapped[str]
+    backbone: Mapped[str]
+    head: Mapped[str]
+    release: Mapped[int]
+    samples: Mapped[int]
+    state_seq: Mapped[int]
+    state: Mapped[str]
+    state_release: Mapped[int]
+    state_detail: Mapped[str]
+    experts: Mapped[dict[str, list[float]]]
+
+
+class TagRow(Row):
+    """What an operator calls a device: ``model=A``."""
+
+    __tablename__ = "device_tag"
+    device: Mapped[str] = mapped_column(primary_key=True)
+    key: Mapped[str] = mapped_column(primary_key=True)
+    value: Mapped[str]
+
+
+class TelemetryRow(Row):
+    """`TelemetryEntry`."""
+
+    __tablename__ = "telemetry"
+    __table_args__ = (UniqueConstraint("device", "state_id", "boot", "seq"), Index("telemetry_received", "received_ms"))
+    id: Mapped[int] = mapped_column(primary_key=True)
+    device: Mapped[str]
+    boot: Mapped[int]
+    seq: Mapped[int]
+    received_ms: Mapped[int]
+    values: Mapped[dict[str, Any]]
+    state_id: Mapped[str]
+
+
+class AgeRow(Row):
+    """How long coordinators of this database had run, in seconds, when they had kept telemetry up to an id.
+
+    What is kept "for thirty days" is kept while the coordinator runs for thirty days. No clock has a say in it: one
+    that is ahead for a minute, before it is set, would have everything deleted.
+    """
+
+    __tablename__ = "age"
+    run_s: Mapped[float] = mapped_column(primary_key=True)
+    last_id: Mapped[int]
+
+
+class ContributionRow(Row):
+    """`Contribution`."""
+
+    __tablename__ = "contribution"
+    device: Mapped[str] = mapped_column(primary_key=True)
+    lineage: Mapped[str] = mapped_column(primary_key=True)
+    backbone: Mapped[str] = mapped_column(primary_key=True)
+    learner: Mapped[str]
+    version: Mapped[int]
+    n_samples: Mapped[int]
+    base_release: Mapped[int]
+    digest: Mapped[str]
+    received_ms: Mapped[int]
+    merged_version: Mapped[int]
+    merged_release: Mapped[int]
+    model: Mapped[str]
+    state_id: Mapped[str]
+
+
+class RefusedRow(Row):
+    """`Refused`."""
+
+    __tablename__ = "refused"
+    device: Mapped[str] = mapped_column(primary_key=True)
+    lineage: Mapped[str] = mapped_column(primary_key=True)
+    backbone: Mapped[str] = mapped_column(primary_key=True)
+    version: Mapped[int]
+    reason: Mapped[str]
+
+
+class ForgottenRow(Row):
+    """`Forgotten`."""
+
+    __tablename__ = "forgotten"
+    lineage: Mapped[str] = mapped_column(primary_key=True)
+    backbone: Mapped[str] = mapped_column(primary_key=True)
+    device: Mapped[str]
+    pending: Mapped[bool]
+    at_ms: Mapped[int]
+
+
+class MemoryRow(Row):
+    """What merges must remember: a document by name and backbone; "" is the backbone of what is the whole fleet's."""
+
+    __tablename__ = "merge_memory"
+    name: Mapped[str] = mapped_column(primary_key=True)
+    backbone: Mapped[str] = mapped_column(primary_key=True)
+    data: Mapped[bytes]
+
+
+class BundleRow(Row):
+    """`KnownBundle`."""
+
+    __tablename__ = "bundle"
+    digest: Mapped[str] = mapped_column(primary_key=True)
+    backbone: Mapped[str]
+    name: Mapped[str]
+
+
+class ReleaseRow(Row):
+    """`Release`."""
+
+    __tablename__ = "release"
+    counter: Mapped[int] = mapped_column(primary_key=True)
+    kind: Mapped[str]
+    digest: Mapped[str]
+    backbone: Mapped[str]
+    devices: Mapped[list[str]]
+    reason: Mapped[str]
+    created_ms: Mapped[int]
+    model: Mapped[str]
+
+
+class EventRow(Row):
+    """`LoggedEvent`."""
+
+    __tablename__ = "event"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    device: Mapped[str]
+    name: Mapped[str]
+    detail: Mapped[str]
+    at_ms: Mapped[int]
+    model: Mapped[str]

@@ -1,0 +1,138 @@
+"""What devices say of themselves: late, repeated and reordered messages, folders and models that come and go."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from edge.channel.messages import Birth, Conn, Served, State
+from edge.contract.clock import Now
+from edge.coordinator.events import Events
+from edge.coordinator.records import KnownBundle
+from edge.coordinator.registry import Registry
+from edge.coordinator.store.store import Store
+
+NOW = Now(1000.0, 1)
+
+
+@pytest.fixture
+def registry(store: Store) -> Registry:
+    return Registry(store, Events(store))
+
+
+def state(seq: int, name: str, release: int = 1) -> State:
+    return State(ts_ms=0, seq=seq, slot="head", state=name, release=release, digest="")
+
+
+def online(store: Store, device: str) -> bool:
+    row = store.devices.get(device)
+    assert row is not None
+    return row.online
+
+
+def test_offline_of_an_older_session_is_dropped(store: Store, registry: Registry) -> None:
+    """A will that is delivered after the rebirth (fault 18)."""
+    registry.conn("d", Conn(online=True, session=5, boot=1, ts_ms=0), NOW)
+    registry.conn("d", Conn(online=False, session=4, boot=1, ts_ms=0), NOW)
+    assert online(store, "d")
+    registry.conn("d", Conn(online=False, session=5, boot=1, ts_ms=0), NOW)
+    assert not online(store, "d")
+
+
+def test_state_that_is_late_or_repeated_is_dropped(store: Store, registry: Registry) -> None:
+    assert registry.state("d", state(2, "active"), NOW)
+    assert not registry.state("d", state(1, "fetching"), NOW)
+    assert not registry.state("d", state(2, "failed"), Now(1001.0, 3))
+    (row,) = store.devices.models("d")
+    assert (row.state, row.release) == ("active", 1)
+    device = store.devices.get("d")
+    assert device is not None
+    assert (device.first_seen_ms, device.last_seen_ms) == (1, 3), "but it was heard"
+
+
+def test_failed_release_does_not_count_as_handled(store: Store, registry: Registry) -> None:
+    registry.state("d", state(1, "failed", release=3), NOW)
+    (row,) = store.devices.models("d")
+    assert row.release == 0
+
+
+def test_repeated_telemetry_is_kept_once(store: Store, registry: Registry) -> None:
+    values = {"boot": 1, "seq": 7, "acc": 0.5}
+    for device in ("d", "d", "e"):
+        registry.telemetry(device, values, NOW)
+    registry.keep_telemetry(NOW)
+    registry.telemetry("d", values, NOW)
+    registry.keep_telemetry(NOW)
+    assert len(store.telemetry.after(0, 100)) == 2
+    folders = [{**values, "state_id": each} for each in ("0" * 16, "1" * 16)]  # set up anew: it counts from one again
+    for each in (*folders, *folders):
+        registry.telemetry("d", each, NOW)
+    registry.keep_telemetry(NOW)
+    assert len(store.telemetry.after(0, 100)) == 4
+
+
+def test_a_device_that_is_set_up_anew_begins_to_count_anew(store: Store, registry: Registry) -> None:
+    def conn(session: int, folder: str, *, online: bool = True) -> bool:
+        return registry.conn("d", Conn(online=online, session=session, boot=session, ts_ms=0, state_id=folder), NOW)
+
+    def known() -> tuple[bool, int]:
+        row = store.devices.get("d")
+        assert row is not None
+        return row.online, row.session
+
+    a, b = "a" * 16, "b" * 16
+    assert not conn(7, "")
+    assert not conn(8, a)  # only the agent was updated
+    registry.state("d", replace(state(99, "active"), state_id=a), NOW)
+    assert known() == (True, 8)
+    assert conn(1, b)
+    assert known() == (True, 1)
+    assert not conn(9, a, online=False)  # the will of the folder that is gone
+    assert known() == (True, 1)
+    assert not registry.state("d", replace(state(100, "failed"), state_id=a), NOW)
+    assert registry.state("d", replace(state(1, "fetching"), state_id=b), NOW)
+    assert conn(9, a)  # two devices of one name
+    assert known() == (True, 9)
+    assert not conn(9, a)
+    assert not conn(9, a, online=False)
+    assert known() == (False, 9)
+
+
+def birth(*models: str, bundle: str = "", backbone: str = "b" * 64) -> Birth:
+    served = [Served(model=name, bundle=bundle, backbone=backbone, head="", release=0, n_labels=0) for name in models]
+    return Birth(
+        agent_version="", boot=1, session=1, ts_ms=0, profile="", hardware={}, bundle=bundle, backbone=backbone,
+        head="", release=0, n_labels=0, limits={}, models=tuple(served),
+    )  # fmt: skip
+
+
+def test_models_are_those_of_the_last_birth_and_old_devices_have_one(store: Store, registry: Registry) -> None:
+    def models() -> list[tuple[str, str]]:
+        return [(row.model, row.state) for row in store.devices.models("old")]
+
+    def names() -> list[str]:
+        return [name for name, _ in models()]
+
+    assert registry.state("old", state(1, "active"), NOW), "before its birth, and without a name"
+    registry.birth("old", birth(), NOW)
+    assert names() == [""], "nobody knows the bundle"
+    store.releases.add_bundle(KnownBundle(digest="f" * 64, backbone="b" * 64, name="digits"))
+    registry.birth("old", birth(), NOW)
+    assert models() == [("digits", "active")]
+    registry.birth("old", birth(backbone="c" * 64), NOW)
+    assert names() == ["digits"], "another bundle was pushed to it"
+    assert registry.state("old", state(2, "refused"), NOW)
+    registry.telemetry("old", {"boot": 1, "seq": 1, "samples": 7, "model": "digits"}, NOW)
+    registry.keep_telemetry(NOW)
+    assert [(row.state, row.samples) for row in store.devices.models("old")] == [("refused", 7)]
+    # It is updated, and gets a second model.
+    registry.birth("old", birth("digits", "voice"), NOW)
+    assert models() == [("digits", "refused"), ("voice", "")]
+    registry.birth("old", birth("voice", "digits"), NOW)
+    assert names() == ["voice", "digits"], "in the order that the device has"
+    registry.birth("old", birth("voice"), NOW)
+    assert names() == ["voice"]
+    late = State(ts_ms=0, seq=9, slot="head", state="active", release=1, digest="", model="digits")
+    assert not registry.state("old", late, NOW), "a message that the broker kept brings no model back"
+    assert names() == ["voice"]
