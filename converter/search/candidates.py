@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,14 +17,16 @@ import safetensors.numpy
 from converter.data.samples import Samples
 from converter.head.fitting import correct_for_quantization
 from converter.head.split import Head, SplitModel, joined
+from converter.program.one_run import in_runs, one_run_of
 from converter.program.programs import available_threads, onnx_program, outputs
-from converter.program.tensors import Arrays, select
+from converter.program.tensors import Array, Arrays, Run, select
 from converter.quantization.layers import running_in_int8
 from converter.verify.measure import Evaluation
 from converter.verify.quality import Deviation
 from edge.contract.errors import BundleError, ConversionError
 from edge.contract.tensorspec import TensorSpec
 from edge.inference.onnx_benchmark import Benchmark, Timing
+from edge.inference.onnx_session import EXACT
 from edge.inference.session import sqnr_db
 
 _CORRECTION_SAMPLES = 512
@@ -33,6 +36,10 @@ TIE = 0.02
 MIN_CARRIED_SQNR_DB = 60.0
 # Times so much slower than the fastest, in a quick measurement, need no better one.
 _QUICK = 1.5
+
+# A graph, its name for messages, and inputs that are always the same, as a function of named arrays for as long as it
+# is needed: in a process of its own, if onnxruntime may end that.
+Apart = Callable[[onnx.ModelProto, str, Mapping[str, Array]], contextlib.AbstractContextManager[Run]]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -121,7 +128,13 @@ class Candidate:
         return int(self.model.ByteSize()) + sum(array.nbytes for array in self.parameters.values())
 
 
-def build(problem: Problem, name: str, scheme: str, backbone: onnx.ModelProto, **known: Any) -> Candidate:
+@contextlib.contextmanager
+def in_this_process(model: onnx.ModelProto, what: str, constants: Mapping[str, Array]) -> Iterator[Run]:
+    """`Apart` for a float graph, whose kernels the model itself has."""
+    yield onnx_program(model, what, constants)
+
+
+def build(problem: Problem, name: str, scheme: str, backbone: onnx.ModelProto, apart: Apart, **known: Any) -> Candidate:
     """Put a backbone and the head together; a linear head is corrected for what quantization did to its features."""
     parts = problem.parts
     model = joined(backbone, parts)
@@ -134,8 +147,11 @@ def build(problem: Problem, name: str, scheme: str, backbone: onnx.ModelProto, *
         and problem.calibration is not None
         and scheme != "none"
     ):
-        features = features_of(backbone, parts.head, problem.correction_samples, problem.inputs)
-        parameters, error = correct_for_quantization(parameters, parts.head.linear, features, problem.wanted_logits)
+        with apart(backbone, "the backbone", {}) as run:
+            features = outputs(run, problem.correction_samples, problem.inputs, [parts.head.features])
+        parameters, error = correct_for_quantization(
+            parameters, parts.head.linear, features[parts.head.features.name], problem.wanted_logits
+        )
     return Candidate(
         name=name,
         scheme=scheme,
@@ -156,16 +172,18 @@ def features_of(
     return outputs(run, x, inputs, [head.features])[head.features.name]
 
 
-def compared(candidate: Candidate, evaluation: Evaluation, most_loss: float) -> Candidate:
+def compared(candidate: Candidate, evaluation: Evaluation, most_loss: float, apart: Apart) -> Candidate:
     """The candidate with its deviation from the original, or with the reason why it does not run.
 
     Args:
         candidate: Built.
         evaluation: What is compared.
         most_loss: See `Evaluation.measured`.
+        apart: Runs it.
     """
     try:
-        found = evaluation.measured(onnx_program(candidate.model, candidate.name, candidate.parameters), most_loss)
+        with apart(candidate.model, candidate.name, candidate.parameters) as run:
+            found = evaluation.measured(run, most_loss)
     except ConversionError as exc:
         return replace(candidate, why=str(exc), failed=True)
     return replace(candidate, deviation=found)
@@ -223,17 +241,46 @@ class Bench:
         self._folder = folder
         self._sample = sample
 
+    @contextlib.contextmanager
+    def program(self, model: onnx.ModelProto, what: str, constants: Mapping[str, Array]) -> Iterator[Run]:
+        """`Apart`: as `onnx_program` runs it, with as many threads, but where it can do no harm.
+
+        onnxruntime ends the process in which it runs some graphs that a quantizer made, at some sizes, on several
+        threads and not on one: nothing of that sort runs in this process before all of it ran in another.
+
+        Raises:
+            ConversionError: It does not load; from the function: it does not run.
+        """
+        path, fixed = self._folder / "apart.onnx", self._folder / "apart.feeds"
+        path.write_bytes(model.SerializeToString())
+        safetensors.numpy.save_file({n: np.asarray(a, order="C") for n, a in constants.items()}, fixed)
+
+        def failed(exc: BundleError) -> ConversionError:
+            return ConversionError(f"{what} does not run: {exc}")
+
+        with contextlib.ExitStack() as stack:
+            program = self._benchmark.program(path, fixed, threads=available_threads(), config=EXACT)
+            try:
+                run_once = stack.enter_context(program)
+            except BundleError as exc:
+                raise failed(exc) from exc
+
+            def run(batch: Mapping[str, Array]) -> Arrays:
+                try:
+                    return run_once(batch)
+                except BundleError as exc:
+                    raise failed(exc) from exc
+
+            yield in_runs(run, one_run_of(model))
+
     def check(self, model: onnx.ModelProto, parameters: Mapping[str, npt.NDArray[np.float32]]) -> None:
         """Run a model where it can do no harm: onnxruntime crashes on some graphs, and this process must not.
 
         Raises:
             ConversionError: It does not run.
         """
-        files = self._write("probe", model, parameters)
-        try:
-            self._benchmark.measure(*files, budget_s=0.0)
-        except BundleError as exc:
-            raise ConversionError(f"onnxruntime does not run it: {exc}") from exc
+        with self.program(model, "it", parameters) as run:
+            run(self._sample)
 
     def timed(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         """The candidates with latency and peak memory: each on its own, then the first and all quick ones in turn."""
@@ -269,18 +316,6 @@ class Bench:
             return []
         order = sorted(range(1, len(found)), key=found.__getitem__)
         return [candidates[i] for i in order if found[i] < (1 - TIE) * found[0]]
-
-    def fault(self, candidate: Candidate) -> str | None:
-        """Why a candidate must not be run in this process: onnxruntime ends the one that does. None when it may.
-
-        Its kernels for several threads are others than those for one, so it is run with as many as are used here.
-        """
-        try:
-            graph, feeds = self._write("alone", candidate.model, candidate.parameters)
-            self._benchmark.measure(graph, feeds, threads=available_threads(), budget_s=0.0)
-        except BundleError as exc:
-            return str(exc)
-        return None
 
     def _write(
         self, name: str, model: onnx.ModelProto, parameters: Mapping[str, npt.NDArray[np.float32]]

@@ -25,7 +25,7 @@ from converter.quantization.float16 import to_float16
 from converter.quantization.int4 import quantize_int4
 from converter.quantization.layers import has_convolutions, has_recurrent, quantizable_layers
 from converter.quantization.saturation import layers_with_least_weight, multiplies_int8
-from converter.search.candidates import TIE, Bench, Candidate, Problem, build, compared
+from converter.search.candidates import TIE, Bench, Candidate, Problem, build, compared, in_this_process
 from converter.search.static_int8 import OURS, Recipe, StaticInt8
 from converter.verify.columns import compare
 from converter.verify.measure import Evaluation
@@ -130,7 +130,8 @@ class Search:
 
     def _candidates(self) -> list[Candidate]:
         """All of them, compared and timed."""
-        floating = self._compared(build(self._problem, "float", "none", self._problem.backbone))
+        floating = build(self._problem, "float", "none", self._problem.backbone, in_this_process)
+        floating = compared(floating, self._problem.evaluation, float("inf"), in_this_process)
         candidates = [floating]
         for candidate in self._quantized():
             candidates.append(candidate if candidate.failed else self._compared(candidate))
@@ -168,9 +169,16 @@ class Search:
         auto = wanted == "auto"
         if (auto or wanted == "int8") and self._problem.calibration is not None and layers:
             self._stage("calibrating")
-            self._static = StaticInt8(self._problem, self._profile.quantization, self._plan.calibration_method)
-            self._notes.append(self._static.note)
-            yield self._static_candidate()
+            method, profile = self._plan.calibration_method, self._profile.quantization
+            try:
+                self._static = StaticInt8(self._problem, profile, method, self._bench.program)
+            except ConversionError as exc:
+                if not auto:
+                    raise
+                yield _failed("int8 static", "int8", exc)
+            else:
+                self._notes.append(self._static.note)
+                yield self._static_candidate()
         elif wanted == "int8" and has_convolutions(backbone):
             raise ConversionError("int8 convolutions need calibration data: give --calibrate with real samples")
         elif auto and has_convolutions(backbone):
@@ -196,18 +204,15 @@ class Search:
         if wanted == "int4" or (auto and any(layer.weight and layer.op_type in ("Gemm", "MatMul") for layer in layers)):
             yield self._made("int4 weights", "int4", lambda: quantize_int4(backbone))
 
-    def _made(
-        self, name: str, scheme: str, quantize: Callable[[], onnx.ModelProto], *, known: bool = False, **kept: Any
-    ) -> Candidate:
+    def _made(self, name: str, scheme: str, quantize: Callable[[], onnx.ModelProto], **kept: Any) -> Candidate:
         self._stage(f"quantizing: {name}")
         try:
             backbone = quantize()
-            if not known:  # our static form was tried on many ranges before
-                parts = self._problem.parts
-                self._bench.check(joined(backbone, parts), {} if parts.head is None else parts.head.parameters)
+            parts = self._problem.parts
+            self._bench.check(joined(backbone, parts), {} if parts.head is None else parts.head.parameters)
             if not _changed(backbone, scheme):
                 raise ConversionError(f"nothing in it would be {scheme.replace('dynamic', 'int8')}: {_WANTS[scheme]}")
-            made = build(self._problem, name, scheme, backbone, **kept)
+            made = build(self._problem, name, scheme, backbone, self._bench.program, **kept)
             if scheme in ("int8", "dynamic") and made.layers_in_int8 is not None and not made.layers_in_int8[0]:
                 raise ConversionError(
                     f"none of its {made.layers_in_int8[1]} layers would run in int8: {_WANTS[scheme]}"
@@ -216,8 +221,7 @@ class Search:
         except ConversionError as exc:
             if self._plan.quantize != "auto":
                 raise
-            empty = onnx.ModelProto()
-            return Candidate(name=name, scheme=scheme, backbone=empty, model=empty, why=str(exc), failed=True)
+            return _failed(name, scheme, exc)
 
     def _static_candidate(self, exclude: Sequence[str] = (), what: str = "", recipe: Recipe = OURS) -> Candidate:
         static = self._static
@@ -226,7 +230,6 @@ class Search:
             static.name + recipe.name + what,
             "int8",
             lambda: static.quantized(recipe, exclude),
-            known=not recipe.is_stock,
             left_in_float=tuple(exclude),
             weight_bits=7 if self._profile.quantization.reduce_range else 8,
         )
@@ -268,7 +271,7 @@ class Search:
         return self._compared(self._static_candidate(layers, _in_float(layers)), self._plan.max_drop)
 
     def _compared(self, candidate: Candidate, most_loss: float = float("inf")) -> Candidate:
-        return compared(candidate, self._problem.evaluation, most_loss)
+        return compared(candidate, self._problem.evaluation, most_loss, self._bench.program)
 
     def _quickened(self, candidates: list[Candidate]) -> list[Candidate]:
         """With other forms of static int8, too, where they are faster: first another recipe, then less of it."""
@@ -305,9 +308,6 @@ class Search:
     ) -> tuple[list[Candidate], Candidate]:
         """With those that are faster than a base, up to the first that may be shipped; and that, or the base."""
         for candidate in self._bench.faster(base, others) if others else ():
-            if (why := self._bench.fault(candidate)) is not None:
-                candidates = [*candidates, replace(candidate, why=why, failed=True)]
-                continue
             found = self._compared(candidate, self._plan.max_drop)
             candidates = [*candidates, found]
             if self._fault(found) is None:
@@ -482,6 +482,12 @@ def _nearness(evaluation: Evaluation, found: Arrays) -> float:
             columns = compare(wanted, array, evaluation.kinds[name].axis)
             ratios.append(float(columns.noise_db[~columns.constant].min(initial=200.0)))
     return min(ratios)
+
+
+def _failed(name: str, scheme: str, exc: ConversionError) -> Candidate:
+    """What could not be built or run, to be listed with the reason."""
+    empty = onnx.ModelProto()
+    return Candidate(name=name, scheme=scheme, backbone=empty, model=empty, why=str(exc), failed=True)
 
 
 def _in_float(layers: Sequence[str]) -> str:

@@ -20,7 +20,8 @@ from converter.quantization.observe import Observations, observe
 from converter.quantization.sensitivity import layer_sensitivity
 from converter.quantization.static import quantize_static
 from converter.quantization.stock import is_another, quantize_stock
-from converter.search.candidates import Problem
+from converter.search.candidates import Apart, Problem, in_this_process
+from edge.contract.errors import ConversionError
 from edge.contract.profile import QuantizationProfile
 from edge.inference.session import sqnr_db
 
@@ -62,6 +63,7 @@ class StaticInt8:
         problem: With calibration data.
         profile: Types, per-channel weights, and whether weights keep to 7 bits.
         method: How ranges are chosen; None to find the best.
+        apart: Runs what is quantized.
 
     Attributes:
         backbone: Float, perhaps equalized, its channels aligned.
@@ -70,13 +72,14 @@ class StaticInt8:
         note: What was tried.
     """
 
-    def __init__(self, problem: Problem, profile: QuantizationProfile, method: str | None) -> None:
+    def __init__(self, problem: Problem, profile: QuantizationProfile, method: str | None, apart: Apart) -> None:
         self._problem = problem
+        self._apart = apart
         self._profile = profile
         plain = align_channels(problem.backbone)
         n = batch_size(problem.evaluation.samples.x, problem.inputs)
         self._few = select(problem.evaluation.samples.x, problem.inputs, slice(0, n, max(1, n // _FEW)))
-        self._wanted = self._outputs(plain, "the backbone")
+        self._wanted = self._outputs(plain, "the backbone", in_this_process)
         seen = self._observe(plain)
         tried = [(self._sqnr_db(plain, seen, name), name, False) for name in ([method] if method else _METHODS)]
         best = max(tried)
@@ -131,7 +134,15 @@ class StaticInt8:
         inputs = self._problem.inputs
         few = select(self._problem.evaluation.samples.x, inputs, slice(0, _SENSITIVITY_SAMPLES))
         reference = onnx_program(self.backbone, "the backbone")(few)
-        return tuple(layer_sensitivity(self.backbone, self._seen, self._profile, self.method, few, reference))
+
+        def run(quantized: onnx.ModelProto, what: str) -> Arrays | None:
+            try:
+                with self._apart(quantized, what, {}) as program:
+                    return program(few)
+            except ConversionError:
+                return None
+
+        return layer_sensitivity(self.backbone, self._seen, self._profile, self.method, reference, run)
 
     def _observe(self, backbone: onnx.ModelProto) -> Observations:
         assert self._problem.calibration is not None
@@ -140,9 +151,10 @@ class StaticInt8:
     def _sqnr_db(self, backbone: onnx.ModelProto, seen: Observations, method: str) -> float:
         """On a few samples, the smallest over all float outputs."""
         quantized = quantize_static(backbone, seen, self._profile, method=method)
-        found = self._outputs(quantized, f"the model quantized by {method}")
+        found = self._outputs(quantized, f"the model quantized by {method}", self._apart)
         ratios = [sqnr_db(array, found[name]) for name, array in self._wanted.items() if array.dtype.kind == "f"]
         return min(ratios, default=200.0)
 
-    def _outputs(self, backbone: onnx.ModelProto, what: str) -> Arrays:
-        return outputs(onnx_program(backbone, what), self._few, self._problem.inputs, self._problem.outputs)
+    def _outputs(self, backbone: onnx.ModelProto, what: str, apart: Apart) -> Arrays:
+        with apart(backbone, what, {}) as program:
+            return outputs(program, self._few, self._problem.inputs, self._problem.outputs)

@@ -1,7 +1,8 @@
 """Latency and peak memory of an ONNX model, each measured in a fresh process that holds nothing else.
 
 `Benchmark` keeps one small server process (Python, numpy and onnxruntime, no torch) that forks for every measurement:
-so a figure costs no interpreter start, and the peak memory is that of a device that runs this one model.
+so a figure costs no interpreter start, and the peak memory is that of a device that runs this one model. In the same
+way it runs a model on whatever it is given (`Benchmark.program`): onnxruntime ends the process in which it runs some.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +30,11 @@ from edge.inference.onnx_session import open_onnx
 WARM_UP_RUNS = 3
 _TURN_S = 0.004
 _PATIENCE_S = 3.0
+_DIED = "onnxruntime ended the process that ran it"
+_LENGTH = 8  # bytes that say how many follow; arrays go as safetensors
+_CLOSED = bytes(_LENGTH)
+
+Arrays = Mapping[str, npt.NDArray[Any]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -145,7 +151,6 @@ class Benchmark:
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            text=True,
             env=environment,
             start_new_session=True,  # Ctrl-C is for us; we end it
         )
@@ -200,19 +205,64 @@ class Benchmark:
             raise BundleError(f"the models could not be compared: {answer['error']}")
         return [float(latency) for latency in answer["latencies_ms"]]
 
-    def _ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
+    @contextlib.contextmanager
+    def program(
+        self, model: Path, feeds: Path, *, threads: int = 1, config: Mapping[str, str] | None = None
+    ) -> Iterator[Callable[[Arrays], dict[str, npt.NDArray[Any]]]]:
+        """A model as a function of named arrays that runs in a process of its own, until the end of a ``with``.
+
+        Nothing else can be asked for as long.
+
+        Args:
+            model: ONNX file.
+            feeds: Safetensors file with inputs that are always the same.
+            threads: Of the session.
+            config: Of the session, see `edge.inference.onnx_session.session_options`.
+
+        Raises:
+            BundleError: The model does not load; from the function: it does not run, or the process died.
+        """
+        request = {"program": str(model), "feeds": str(feeds), "threads": threads, "config": dict(config or {})}
+        answer = self._ask(request)
+        if "outputs" not in answer:
+            raise BundleError(answer["error"])
+        is_open = True
+
+        def run(batch: Arrays) -> dict[str, npt.NDArray[Any]]:
+            nonlocal is_open
+            given = safetensors.numpy.save({name: np.asarray(array, order="C") for name, array in batch.items()})
+            found = self._ask(len(given).to_bytes(_LENGTH, "little") + given)
+            if "died" in found or "size" not in found:
+                is_open = "died" not in found
+                raise BundleError(found["error"])
+            assert self._server.stdout is not None
+            arrays = safetensors.numpy.load(self._server.stdout.read(found["size"]))
+            return {name: arrays[name] for name in answer["outputs"]}
+
+        try:
+            yield run
+        except Exception:
+            self._close(is_open)
+            raise
+        self._close(is_open)  # a signal does not wait for a run: `__exit__` ends it
+
+    def _close(self, is_open: bool) -> None:
+        if is_open:
+            self._ask(_CLOSED)
+
+    def _ask(self, request: Mapping[str, Any] | bytes) -> dict[str, Any]:
         assert self._server.stdin is not None
         assert self._server.stdout is not None
         try:
-            self._server.stdin.write(json.dumps(request) + "\n")
+            self._server.stdin.write(request if isinstance(request, bytes) else json.dumps(request).encode() + b"\n")
             self._server.stdin.flush()
             answer: dict[str, Any] = json.loads(self._server.stdout.readline() or "null")
         except (OSError, ValueError) as exc:
             raise BundleError("the process that measures ended") from exc
-        return answer or {"error": "the process that ran it died"}
+        return answer or {"error": "the process that measures ended", "died": True}
 
 
-def serve(requests: TextIO, answers: int) -> None:
+def serve(requests: BinaryIO, answers: int) -> None:
     """Answer requests, one JSON object a line, each from a child process.
 
     Args:
@@ -222,11 +272,15 @@ def serve(requests: TextIO, answers: int) -> None:
     for line in requests:
         child = os.fork()
         if child == 0:
-            _answer(json.loads(line), answers)
+            request = json.loads(line)
+            if "program" in request:
+                _run_on(request, requests, answers)
+            else:
+                _answer(request, answers)
             os._exit(0)
         _, status = os.waitpid(child, 0)
         if status != 0:
-            os.write(answers, b'{"error": "the process that ran it was killed"}\n')
+            _write(answers, {"error": _DIED, "died": True})
 
 
 def _answer(request: dict[str, Any], answers: int) -> None:
@@ -243,8 +297,39 @@ def _answer(request: dict[str, Any], answers: int) -> None:
             found = {"timing": {name: getattr(timing, name) for name in Timing.__slots__}}
     except Exception as exc:  # noqa: BLE001  # it is answered; onnxruntime's exceptions have no common base
         found = {"error": str(exc)[:500]}
-    os.write(answers, json.dumps(found).encode() + b"\n")
+    _write(answers, found)
+
+
+def _run_on(request: dict[str, Any], requests: BinaryIO, answers: int) -> None:
+    """Run one model on arrays until there are no more."""
+    try:
+        fixed = safetensors.numpy.load_file(request["feeds"])
+        session = open_onnx(request["program"], "the model", request["threads"], request["config"])
+        names = [output.name for output in session.get_outputs()]
+    except Exception as exc:  # noqa: BLE001  # as above
+        _write(answers, {"error": str(exc)[:500]})
+        return
+    _write(answers, {"outputs": names})
+    while size := int.from_bytes(requests.read(_LENGTH), "little"):
+        arrays = requests.read(size)
+        if len(arrays) < size:  # who asked is gone
+            return
+        try:
+            batch = safetensors.numpy.load(arrays)
+            found = dict(zip(names, session.run(None, {**batch, **fixed}), strict=True))
+            given = safetensors.numpy.save({name: np.asarray(array, order="C") for name, array in found.items()})
+        except Exception as exc:  # noqa: BLE001  # as above
+            _write(answers, {"error": str(exc)[:500]})
+        else:
+            _write(answers, {"size": len(given)}, given)
+    _write(answers, {"closed": True})
+
+
+def _write(answers: int, found: Mapping[str, Any], arrays: bytes = b"") -> None:
+    data = memoryview(json.dumps(found).encode() + b"\n" + arrays)
+    while data:
+        data = data[os.write(answers, data) :]
 
 
 if __name__ == "__main__":
-    serve(sys.stdin, sys.stdout.fileno())
+    serve(sys.stdin.buffer, sys.stdout.fileno())

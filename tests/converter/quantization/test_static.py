@@ -243,7 +243,10 @@ def test_the_layer_that_hurts_is_found() -> None:
     made = net(model, (3, 12, 12))
     few = {"input": made.x["input"][:4]}
     output = made.graph.graph.output[0].name
-    found = layer_sensitivity(made.graph, made.seen, profile(), "minmax", few, {output: made.run()[:4]})
+    run = lambda quantized, what: onnx_program(quantized, what)(few)  # noqa: E731
+    found = layer_sensitivity(made.graph, made.seen, profile(), "minmax", {output: made.run()[:4]}, run)
     assert "depthwise" in found[0][0] or "project" in found[0][0]
     assert found[0][1] < found[-1][1] - 15
     assert len(found) == len(quantizable_layers(made.graph))
+    none = layer_sensitivity(made.graph, made.seen, profile(), "minmax", {output: made.run()[:4]}, lambda *_: None)
+    assert {decibels for _, decibels in none} == {-200.0}  # a layer that does not run hurts most

@@ -77,3 +77,63 @@ def test_models_are_compared_in_turn_and_a_broken_one_is_an_error(folder: Path) 
         with pytest.raises(BundleError, match="could not be compared"):
             benchmark.compare([small, broken])
         assert len(benchmark.compare([small])) == 1
+
+
+def test_a_program_runs_apart_on_whatever_it_is_given_and_its_death_is_an_error(folder: Path) -> None:
+    """The same numbers as here, of all types and shapes; a crash of onnxruntime itself, and others run on."""
+    names = {"f": "float32", "d": "float64", "i": "int64", "b": "bool", "s": "uint8"}
+    nodes = [helper.make_node("Identity", [name], [f"o{name}"]) for name in names]
+    kinds = {name: helper.np_dtype_to_tensor_dtype(np.dtype(dtype)) for name, dtype in names.items()}
+    given = [helper.make_tensor_value_info(name, kinds[name], None) for name in names]
+    gives = [helper.make_tensor_value_info(f"o{name}", kinds[name], None) for name in names]
+    path = folder / "identity.onnx"
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("com.microsoft", 1)]
+    onnx.save(helper.make_model(helper.make_graph(nodes, "g", given, gives), opset_imports=opsets, ir_version=8), path)
+    rng = np.random.default_rng(0)
+    batches = [
+        {name: np.asarray(rng.normal(size=shape) * 3).astype(dtype) for name, dtype in names.items()}
+        for shape in ((), (0, 3), (2, 3), (300, 400))
+    ]
+    product = ["q", "scale", "zero", "seven", "scale", "zero", "scale", "zero"]
+    nodes = [
+        helper.make_node("ConstantOfShape", ["shape"], ["c"]),
+        helper.make_node("QuantizeLinear", ["c", "scale", "zero"], ["q"]),
+        helper.make_node("QLinearMul", product, ["y"], domain="com.microsoft"),
+    ]
+    tensors = [
+        helper.make_tensor("scale", TensorProto.FLOAT, [], [0.1]),
+        helper.make_tensor("zero", TensorProto.UINT8, [], [0]),
+        helper.make_tensor("seven", TensorProto.UINT8, [], [7]),
+    ]
+    shape = [helper.make_tensor_value_info("shape", TensorProto.INT64, [2])]
+    out = [helper.make_tensor_value_info("y", TensorProto.UINT8, None)]
+    onnx.save(
+        helper.make_model(helper.make_graph(nodes, "g", shape, out, tensors), opset_imports=opsets, ir_version=8),
+        folder / "deadly.onnx",
+    )
+    safetensors.numpy.save_file({}, folder / "nothing")
+    with Benchmark(0.02) as benchmark:
+        with benchmark.program(path, folder / "nothing") as run:
+            for batch in batches:
+                found = run(batch)
+                assert list(found) == [f"o{name}" for name in names]
+                for name, array in batch.items():
+                    assert found[f"o{name}"].dtype == array.dtype
+                    np.testing.assert_array_equal(found[f"o{name}"], array, strict=True)
+            with pytest.raises(BundleError, match=r"[Ii]nput"):
+                run({})
+            assert run(batches[0])["oi"] == batches[0]["i"]  # an error is no death
+        with (
+            pytest.raises(BundleError, match="does not load"),
+            benchmark.program(folder / "broken.onnx", folder / "nothing"),
+        ):
+            pass
+        with benchmark.program(folder / "deadly.onnx", folder / "nothing", threads=2) as run:
+            assert run({"shape": np.array([2, 3])})["y"].shape == (2, 3)
+            with pytest.raises(BundleError, match="ended the process that ran it"):
+                run({"shape": np.array([1, 0])})
+        with pytest.raises(ValueError, match="of ours"), benchmark.program(path, folder / "nothing"):
+            raise ValueError("of ours")
+        with benchmark.program(folder / "small.onnx", folder / "feeds") as run:
+            assert run({})["y"] == 2  # its input is always the same
+        assert benchmark.measure(folder / "small.onnx", folder / "feeds").runs >= 5
