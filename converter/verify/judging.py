@@ -180,7 +180,11 @@ def _rare(before: Array, after: Array) -> float | None:
 
 
 def _sequences(spec: TensorSpec, judged: Judged, wanted: Array, found: Array, least_margin: float) -> list[Quality]:
-    """What is read from each step: its members, and sequences of which hardly any member changed."""
+    """What is read: members, and sequences of which hardly any changed; and all steps, of which there are more.
+
+    A step that goes from a letter to nothing beside the same letter changes no line, but another one would: a few lines
+    that are kept say less than all of their steps.
+    """
     before, after = chosen(wanted, judged), chosen(found, judged)
     if least_margin and wanted.dtype.kind == "f":
         after = np.where(margins(judged, wanted) < least_margin, before, after)
@@ -195,7 +199,11 @@ def _sequences(spec: TensorSpec, judged: Judged, wanted: Array, found: Array, le
     if changed is None:  # nothing was read anywhere: to agree on that says nothing
         return _numbers(spec, judged, wanted, found) if is_chosen else _equal(spec, judged, wanted, found)
     members, lost = changed
-    return [_quality(spec, judged, SEQUENCES_KEPT, 1 - lost, 1.0, 100 * max(members, _WORST_WEIGHT * lost))]
+    agreed = float((before == after).mean())
+    return [
+        _quality(spec, judged, SEQUENCES_KEPT, 1 - lost, 1.0, 100 * max(members, _WORST_WEIGHT * lost)),
+        _quality(spec, judged, AGREEMENT, agreed, 1.0, 100 * (1 - agreed)),
+    ]
 
 
 def _answers(

@@ -7,7 +7,7 @@ is judged as anything: column by column, without a class being read from it.
 kind               judged by
 =================  ==================================================================================
 ``classes``        the largest of a row: share of right answers, or of the original's; and each class
-``sequences``      what is read from the largest of each step: its members, and whole sequences
+``sequences``      what is read from the largest of each step: steps, members, and whole sequences
 ``yes-or-no``      each column at its threshold: share of right answers, or of the original's
 ``quantities``     each column's R²
 ``embedding``      the vectors' cosines, about their mean
