@@ -25,7 +25,19 @@ from edge.agent.slots import DeviceRecord
 from edge.channel import topics
 from edge.channel.codec import decode
 from edge.channel.frames import decode_frame
-from edge.channel.messages import Birth, Command, Conn, Desired, Event, Message, Reply, Served, Telemetry, UploadStatus
+from edge.channel.messages import (
+    MAX_BASES,
+    Birth,
+    Command,
+    Conn,
+    Desired,
+    Event,
+    Message,
+    Reply,
+    Served,
+    Telemetry,
+    UploadStatus,
+)
 from edge.channel.transport import Connected, Disconnected, Limited, Publish, Received, Refused, TransportEvent
 from edge.contract.clock import Now
 from edge.contract.errors import ChannelError, LearningError
@@ -221,6 +233,9 @@ class AgentCore:
             limits={"max_bytes": self._config.profile.inference.max_bundle_mb << 20, "learner": learner},
             models=tuple(models),
             state_id=record.state_id,
+            bases=tuple(sorted({digest for model in self.models.values() for digest in model.host.bases()}))[
+                :MAX_BASES
+            ],
         )
         # Retained: a coordinator that was not there when it was sent would believe for ever what it was told before.
         self._send(topics.UP_BIRTH, birth, qos=1, retain=True)

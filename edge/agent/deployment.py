@@ -7,18 +7,18 @@ comes in; messages go out as values.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal
 
 from edge.agent import releases
+from edge.agent.fetching import Fetch
 from edge.agent.host import ModelHost
-from edge.agent.slots import MAX_NUMBER, new_part, proved_chunks
+from edge.agent.slots import MAX_NUMBER
 from edge.agent.states import SlotEvent, SlotState, transition
-from edge.channel.chunks import SMALLEST_BYTES
-from edge.channel.download import Download, Effect, Finished, SendRequest, WriteChunk
 from edge.channel.frames import Frame
 from edge.channel.messages import Desired, Request, State
-from edge.contract.errors import EdgeError, LearningError
+from edge.contract.errors import BundleError, EdgeError, LearningError
 from edge.learning.exchange import HeadRelease
 from edge.learning.trial import Finding, Verdict
 
@@ -31,8 +31,6 @@ _MAX_JUMP = 2**32
 
 # States in which nothing is on its way or on trial.
 _AT_REST = {SlotState.IDLE, SlotState.ACTIVE, SlotState.FAILED, SlotState.REFUSED, SlotState.ROLLED_BACK}
-# Time-outs of a download without one frame, before smaller ones are asked for.
-_FRUITLESS = 2
 # A head that is held is looked at again after so many labels.
 _LOOK_AGAIN = 8
 
@@ -61,11 +59,10 @@ class Deployment:
         self.state = SlotState(host.slots.record.state) if known else SlotState.IDLE
         self.outbox: list[State | Request] = []
         self._desired: Desired | None = None
-        self._download: Download | None = None
+        self._fetch: Fetch | None = None
         self._detail = ""
         self._sequence = 0
         self._probation_end_s = -math.inf  # set by the next poll, which knows the time
-        self._fruitless = 0  # time-outs of the download that were looked at
         self._labels_before = 0
         self._held: releases.Offer | None = None
         self._looked_at = 0  # labels when the head that is held was looked at last
@@ -97,6 +94,8 @@ class Deployment:
         elif self.state in _SETTLED:
             release = self._host.slots.record.release if self._desired is None else self._desired.release
             notes: dict[str, str | bool] = {"judged": self._was_judged, "replaces": self._replaces, "slot": self._slot}
+            if self._slot == "head" and self._desired is not None and self.state is SlotState.PROBATION:
+                notes["head"] = self._desired.digest
             self._host.slots.note(release=release, state=str(self.state), **notes)
         self.report()
 
@@ -128,13 +127,14 @@ class Deployment:
         """Call `poll` at this time at the latest."""
         if self.state is SlotState.PROBATION:
             return self._probation_end_s
-        return math.inf if self._download is None else self._download.next_deadline_s
+        return math.inf if self._fetch is None else self._fetch.next_deadline_s
 
     def offer(self, desired: Desired, now_s: float) -> None:
         """Take a desired state. One whose counter was handled already, or is older, changes nothing."""
         again = self._desired is not None and desired.release == self._desired.release
-        if again and self._is_recut(desired):
-            self._recut(desired, now_s)
+        if again and self._fetch is not None and self._fetch.is_recut(desired):
+            self._desired = desired
+            self._start_fetch(desired, now_s)
             return
         if again and self.state is not SlotState.FAILED:
             return
@@ -153,17 +153,15 @@ class Deployment:
         if on_trial:
             # Who was not judged does not become what the next one is judged against.
             self.roll_back("a newer release came before it could be judged")
-        self._download = self._held = None
+        self._stop_fetch()
+        self._held = None
         self._desired = desired
         self._enter(SlotEvent.OFFER_RECEIVED)
         if why:
             self._enter(SlotEvent.REFUSED, why)
             return
         self._enter(SlotEvent.FETCH_STARTED)
-        try:
-            self._start_fetch(desired, now_s)
-        except (EdgeError, OSError) as exc:
-            self._fail(f"fetch: {exc}")
+        self._start_fetch(desired, now_s)
 
     def _unfit(self, desired: Desired) -> str:
         """Why a release is not for this device, as far as its description tells; "" where it may be."""
@@ -192,91 +190,56 @@ class Deployment:
             )
         )
 
-    def _is_recut(self, desired: Desired) -> bool:
-        """Whether it is what is being fetched, in smaller chunks."""
-        now = self._desired
-        return (
-            self.state is SlotState.FETCHING
-            and now is not None
-            and desired.digest == now.digest
-            and desired.size_bytes == now.size_bytes
-            and desired.chunk_size_bytes < now.chunk_size_bytes
-        )
-
-    def _recut(self, desired: Desired, now_s: float) -> None:
-        self._desired = desired
-        try:
-            self._host.slots.partial(desired.digest)[1].unlink(missing_ok=True)  # the index is of the larger chunks
-            self._start_fetch(desired, now_s)
-        except (EdgeError, OSError) as exc:
-            self._fail(f"fetch: {exc}")
-
     def _fail(self, detail: str) -> None:
-        self._download = None
+        self._stop_fetch()
         self._enter(SlotEvent.FAILED, detail)
 
-    def _start_fetch(self, desired: Desired, now_s: float) -> None:
-        if self._host.slots.artifact(desired.digest) is not None:
-            self._try()
-            return
-        download = Download(
-            digest=desired.digest,
-            size_bytes=desired.size_bytes,
-            chunk_size_bytes=desired.chunk_size_bytes,
-            index_digest=desired.index_digest,
-            max_size_bytes=self._max_bytes,
-        )
-        _, index = self._host.slots.partial(desired.digest)
-        if index.exists():
-            try:
-                download.restore(index.read_bytes(), self._proved(download, desired))
-            except EdgeError:
-                index.unlink()
-        self._download = download
-        self._do(download.poll(now_s))
+    def _stop_fetch(self) -> None:
+        if self._fetch is not None:
+            self._fetch.close()
+        self._fetch = None
 
-    def _proved(self, download: Download, desired: Desired) -> Iterator[int]:
-        part, _ = self._host.slots.partial(desired.digest)
-        digests = [download.chunk_digest(i) for i in range(download.n_chunks)]  # known once the index is accepted
-        yield from proved_chunks(part, desired.size_bytes, desired.chunk_size_bytes, digests)
+    def _start_fetch(self, desired: Desired, now_s: float) -> None:
+        self._stop_fetch()
+        try:
+            self._fetch = Fetch(desired, self._host.slots, self._host.bases(), now_s)
+        except (EdgeError, OSError) as exc:
+            self._fail(f"fetch: {exc}")
+        self._see()
 
     def frame(self, frame: Frame, now_s: float) -> None:
         """Take a frame of the download; others are ignored."""
-        if self._download is not None:
-            try:
-                self._do(self._download.receive(frame, now_s))
-            except OSError as exc:
-                self._fail(f"fetch: the chunk could not be written: {exc.strerror}")
+        self._go_on(lambda fetch: fetch.frame(frame, now_s))
 
-    def _do(self, effects: list[Effect]) -> None:
-        for effect in effects:
-            match effect:
-                case SendRequest(request=request):
-                    self.outbox.append(request)
-                case WriteChunk(offset=offset, data=data):
-                    self._write(offset, data)
-                case Finished():
-                    self._try()
-
-    def _write(self, offset: int, data: bytes) -> None:
-        assert self._download is not None
-        assert self._desired is not None
-        part, index = self._host.slots.partial(self._desired.digest)
-        if not index.exists() or not part.exists():
-            assert self._download.index is not None
-            new_part(part, index, self._download.index, self._desired.size_bytes)
-        with part.open("r+b") as file:
-            file.seek(offset)
-            file.write(data)
-
-    def _try(self) -> None:
-        """Everything is here: prove it, try it, activate it."""
-        assert self._desired is not None
-        desired, self._download = self._desired, None
-        path = self._host.slots.artifact(desired.digest) or self._host.slots.finish(desired.digest)
-        if path is None:
-            self._fail("verify: the artifact does not have the digest of the release")
+    def _go_on(self, step: Callable[[Fetch], None]) -> None:
+        """Take a step of the fetch, if there is one."""
+        if self._fetch is None:
             return
+        try:
+            step(self._fetch)
+        except BundleError as exc:
+            self._fail(f"verify: {exc}")
+        except OSError as exc:
+            self._fail(f"fetch: it could not be written: {exc.strerror}")
+        self._see()
+
+    def _see(self) -> None:
+        """See what came of the fetch."""
+        fetch = self._fetch
+        if fetch is None:
+            return
+        self.outbox += fetch.requests
+        fetch.requests.clear()
+        if fetch.warnings:
+            self._detail = f"fetch: {fetch.warnings[-1]}"
+            fetch.warnings.clear()
+            self.report()
+        if fetch.arrived is not None:
+            self._try(fetch.desired, fetch.arrived)
+
+    def _try(self, desired: Desired, path: Path) -> None:
+        """Everything is here and proved: try it, activate it."""
+        self._stop_fetch()
         self._enter(SlotEvent.DIGEST_VERIFIED)
         try:
             if desired.kind == "head":
@@ -318,7 +281,6 @@ class Deployment:
         except Exception as exc:  # noqa: BLE001  # else the slot would be activating for ever
             self._fail(f"activate: {_said(exc)}")
             return
-        self._host.slots.clean()
         self._labels_before = self._host.model.metrics.labels
         self._probation_end_s = -math.inf  # set at the next poll
         self._told = ""
@@ -326,15 +288,11 @@ class Deployment:
         self._was_judged = offer is not None and offer.verdict.finding in judged
         self._replaces = offer is not None and not offer.competes
         self._enter(SlotEvent.ACTIVATED, detail)
+        self._host.slots.clean()
 
     def poll(self, now_s: float) -> None:
         """Do what is due: ask again for missing frames, end a probation."""
-        if self._download is not None:
-            try:
-                self._do(self._download.poll(now_s))
-            except OSError as exc:
-                self._fail(f"fetch: {exc.strerror}")
-            self._ask_for_smaller()
+        self._go_on(lambda fetch: fetch.poll(now_s))
         labels = self._host.model.metrics.labels
         if self._held is not None and labels >= self._looked_at + _LOOK_AGAIN:
             self._look_again(self._held)
@@ -344,16 +302,6 @@ class Deployment:
             enough = labels - self._labels_before >= self._probation_labels
             if (now_s >= self._probation_end_s or enough) and not self._end_probation():
                 self._probation_end_s = now_s + self._probation_s  # ask again then
-
-    def _ask_for_smaller(self) -> None:
-        """Where no frame arrives: a broker may drop what is too large without a word."""
-        download, desired = self._download, self._desired
-        if download is None or desired is None or download.fruitless == self._fruitless:
-            return
-        self._fruitless = download.fruitless
-        size = desired.chunk_size_bytes // 2
-        if self._fruitless >= _FRUITLESS and size >= SMALLEST_BYTES:
-            self.outbox.append(Request(op="desired", chunk_size_bytes=size))
 
     def _look_again(self, held: releases.Offer) -> None:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 from edge.agent.answering import LearningLimits
@@ -9,6 +10,7 @@ from edge.agent.config import AgentConfig
 from edge.agent.on_device_model import OnDeviceModel, of_bundle
 from edge.agent.slots import MAX_ATTEMPTS, Slots
 from edge.contract.bundle import Bundle
+from edge.contract.digest import sha256_file
 from edge.contract.errors import BundleError, EdgeError
 from edge.learning.learned import Happened
 
@@ -37,6 +39,7 @@ class ModelHost:
         self.slots = Slots(folder, name)
         self.warnings: list[str] = []
         self.rolled_back_at_start = False
+        self._own_digest = ""  # of the file that the device came with
         if self.slots.record.trying:
             record = self.slots.note(attempts=self.slots.record.attempts + 1)
             if record.attempts > MAX_ATTEMPTS:
@@ -125,6 +128,14 @@ class ModelHost:
         if count:
             streams = f"{count} streams begin" if count > 1 else "1 stream begins"
             self.model.events.append(Happened("streams-begin-anew", f"another bundle is live: {streams} anew"))
+
+    def bases(self) -> dict[str, Path]:
+        """By digest, the artifacts that are here and that the next release may be made of."""
+        own = self._config.bundles[self.name]
+        if not self._own_digest:
+            with contextlib.suppress(OSError):
+                self._own_digest = sha256_file(own)
+        return self.slots.bases() | ({self._own_digest: own} if self._own_digest else {})
 
     def confirm_bundle(self) -> None:
         """The live bundle has passed its probation. The one before it stays on disk, for who wants to go back."""

@@ -23,6 +23,7 @@ from typing import TypeVar
 from edge.agent.states import SlotState
 from edge.contract import strictjson
 from edge.contract.digest import is_digest, sha256, sha256_file
+from edge.contract.errors import ChannelError
 from edge.contract.files import replace_file, sync_folder
 
 RECORD = "model.json"
@@ -54,6 +55,7 @@ class ModelRecord:
         previous: The one before it, "" for the one the device came with; kept when the probation has passed, too.
         trying: Whether `bundle` has not passed its probation yet.
         attempts: Starts of the agent since then.
+        head: Digest of the newest head that was taken; its file is kept, the next one may come as what differs.
     """
 
     name: str = ""
@@ -67,6 +69,7 @@ class ModelRecord:
     previous: str = ""
     trying: bool = False
     attempts: int = 0
+    head: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,7 +120,7 @@ def _is_sound(name: str, value: object, default: object) -> bool:
         return False
     if isinstance(value, int) and not isinstance(value, bool):
         return 0 <= value < (_MAX_STARTS if name in ("boot", "session", "attempts") else MAX_NUMBER)
-    if name in ("bundle", "previous"):
+    if name in ("bundle", "previous", "head"):
         return value == "" or is_digest(value)
     if name == "state_id":
         return _STATE_ID.fullmatch(str(value)) is not None
@@ -228,6 +231,19 @@ class Slots:
         sync_folder(target.parent)
         return target
 
+    def keep_artifact(self, digest: str, data: bytes) -> Path:
+        """Keep an artifact that was made here.
+
+        Raises:
+            ChannelError: It does not have this digest.
+        """
+        if sha256(data) != digest:
+            raise ChannelError("what it gives does not have the digest of the release")
+        path = self.folder / "artifacts" / digest
+        with replace_file(path) as file:
+            file.write(data)
+        return path
+
     def artifact(self, digest: str) -> Path | None:
         """An artifact that was fetched before, proved again; None when it is not there."""
         path = self.folder / "artifacts" / digest
@@ -246,6 +262,12 @@ class Slots:
             sync_folder(path.parent)
         return path
 
+    def bases(self) -> dict[str, Path]:
+        """By digest, what is kept and the next release may be made of."""
+        found = {path.stem: path for path in sorted((self.folder / "bundles").glob("*.edge"))}
+        head = self.folder / "artifacts" / self.record.head
+        return found | ({self.record.head: head} if self.record.head and head.exists() else {})
+
     def clean(self) -> None:
         """Delete artifacts, downloads and bundles that nothing refers to."""
         kept = {self.record.bundle, self.record.previous}
@@ -254,7 +276,8 @@ class Slots:
                 _delete(path)
         for folder in ("artifacts", "incoming"):
             for path in (self.folder / folder).glob("*"):
-                _delete(path)
+                if path.name != self.record.head:
+                    _delete(path)
 
 
 def _delete(path: Path) -> None:

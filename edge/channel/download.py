@@ -1,9 +1,13 @@
 """Download of one artifact, and what the other end answers. No clock, no I/O: the time comes in, effects go out.
 
 Theory of operation. The receiver asks (pull): at most one window of frames is under way, so no queue of the broker can
-overflow. The index part comes first and is held in memory; then every data chunk is proved by its digest and handed out
-as `WriteChunk` exactly once. A whole window without a time-out lets the window grow by one; a time-out halves it,
-doubles the waiting time (2 s to 60 s) and asks again for the holes only. It never gives up.
+overflow. When half of it has arrived it asks for as much again, so the line is never idle. The index part comes first
+and is held in memory; then every data chunk is proved by its digest and handed out as `WriteChunk` exactly once.
+
+Frames come in the order in which they were asked for. What is missing when the last frame of a request comes, or one
+of a later request, is lost, and asked for again at once; where that is half a window or more, the window halves. It
+doubles until the first loss, and grows by one for each window that arrives after it. A time-out halves it, doubles the
+waiting time (2 s to 60 s) and asks again for the holes only. It never gives up.
 
 What is not done here: writing files, and proving the whole artifact. After `Finished` the caller compares the file's
 SHA-256 with `digest` before it uses a byte.
@@ -11,8 +15,8 @@ SHA-256 with `digest` before it uses a byte.
 
 from __future__ import annotations
 
-import hashlib
 import math
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -90,7 +94,9 @@ class Download:
         self._timeout_s = self._min_timeout_s = timeout_s
         self._max_timeout_s = max_timeout_s
         self._deadline_s = -math.inf
-        self._asked: set[int] = set()
+        self._asked: deque[set[int]] = deque()  # what is under way of each request, oldest first
+        self._doubling = True
+        self._clean = 0  # frames since the window grew last
         self._finished = False
         self._index: bytes | None = None
         self._start("index", self._n_chunks * chunks.DIGEST_BYTES)
@@ -178,31 +184,39 @@ class Download:
         """
         if self._finished:
             return []
-        if self._have.complete and self._part == "data":
+        if self._part == "data" and self._have.complete:
             self._finished = True
             return [Finished()]
         if now_s < self._deadline_s:
             return []
         if self._asked:
             self._back_off()
-        want = self._have.missing(self._window)
-        self._asked = set(want)
+            self._asked.clear()
         self._deadline_s = now_s + self._timeout_s
-        return [
-            SendRequest(
-                request=Request(
-                    op="chunks",
-                    digest=self._digest,
-                    part=self._part,
-                    want=chunks.to_ranges(want),
-                    window=len(want),
-                    chunk_size_bytes=self._chunk,
-                )
-            )
-        ]
+        return self._ask()
+
+    def _ask(self) -> list[Effect]:
+        """Ask for as much as the window has room for."""
+        under_way = sum(map(len, self._asked))
+        asked = set().union(*self._asked)
+        missing = self._have.missing(self._window + under_way)
+        want = [number for number in missing if number not in asked][: self._window - under_way]
+        if not want:
+            return []
+        self._asked.append(set(want))
+        request = Request(
+            op="chunks",
+            digest=self._digest,
+            part=self._part,
+            want=chunks.to_ranges(want),
+            window=len(want),
+            chunk_size_bytes=self._chunk,
+        )
+        return [SendRequest(request=request)]
 
     def _back_off(self) -> None:
         self.fruitless += 1
+        self._doubling, self._clean = False, 0
         self._window = max(1, self._window // 2)
         self._timeout_s = min(2 * self._timeout_s, self._max_timeout_s)
 
@@ -214,7 +228,7 @@ class Download:
         effects: list[Effect] = []
         self.fruitless = 0
         self._have.add(frame.index)
-        self._asked.discard(frame.index)
+        self._arrive(frame)
         self._deadline_s = now_s + self._timeout_s  # the line is alive: wait from here
         if self._part == "data":
             effects.append(WriteChunk(index=frame.index, offset=frame.offset, data=frame.payload))
@@ -222,12 +236,38 @@ class Download:
             self._pieces[frame.offset : frame.offset + len(frame.payload)] = frame.payload
             if self._have.complete and not self._accept_index():
                 return []
-        if not self._asked:
-            self._window = min(self._window + 1, chunks.MAX_WINDOW)
-            self._timeout_s = max(self._timeout_s / 2, self._min_timeout_s)
+        if self._have.complete:
             self._deadline_s = -math.inf
-            effects += self.poll(now_s)
+            return effects + self.poll(now_s)
+        if 2 * sum(map(len, self._asked)) <= self._window:
+            effects += self._ask()
         return effects
+
+    def _arrive(self, frame: Frame) -> None:
+        """Strike a frame off what is under way, and with it what should have come before it."""
+        place = next((i for i, asked in enumerate(self._asked) if frame.index in asked), None)
+        if place is None:  # it is late, and was given up
+            return
+        for _ in range(place):
+            self._close(self._asked.popleft())
+        asked = self._asked[0]
+        asked.discard(frame.index)
+        self._clean += 1
+        if frame.last or not asked:
+            self._close(self._asked.popleft())
+
+    def _close(self, lost: set[int]) -> None:
+        """A request is over; what is lost of it is missing, and asked for again with the next one."""
+        if lost:
+            self._doubling, self._clean = False, 0
+            if len(lost) * 2 >= self._window:
+                self._window = max(1, self._window // 2)
+            return
+        self._timeout_s = max(self._timeout_s / 2, self._min_timeout_s)
+        grown = self._clean if self._doubling else self._clean // self._window
+        if grown:
+            self._window = min(self._window + grown, chunks.MAX_WINDOW)
+            self._clean = 0
 
     def _accept_index(self) -> bool:
         """Prove the index as a whole; a wrong one is thrown away and fetched again, not at once."""
@@ -249,10 +289,7 @@ class Download:
             and frame.offset == frame.index * self._chunk < self._part_size
             and len(frame.payload) == length
             and frame.index not in self._have
-            and (
-                self._index is None
-                or hashlib.sha256(frame.payload).digest() == self._digest_of(self._index, frame.index)
-            )
+            and (self._index is None or frame.digest() == self._digest_of(self._index, frame.index))
         )
 
 

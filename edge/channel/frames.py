@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import struct
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from edge.channel.messages import Part
 from edge.contract.digest import is_digest
@@ -48,6 +48,13 @@ class Frame:
     part: Part = "data"
     last: bool = False
     offer: bool = False
+    _sha: bytes = field(default=b"", init=False, compare=False, repr=False)  # never copied to a changed frame
+
+    def digest(self) -> bytes:
+        """SHA-256 of the payload, computed once."""
+        if not self._sha:
+            object.__setattr__(self, "_sha", hashlib.sha256(self.payload).digest())
+        return self._sha
 
 
 def xfer_of(digest: str) -> str:
@@ -78,7 +85,7 @@ def encode_frame(frame: Frame) -> bytes:
             MAGIC, VERSION, flags, bytes.fromhex(frame.xfer), frame.index, frame.offset, len(frame.payload), crc, sha
         )
 
-    sha = hashlib.sha256(frame.payload).digest()[:16]
+    sha = frame.digest()[:16]
     try:
         crc = zlib.crc32(frame.payload, zlib.crc32(header(0)))
         return header(crc) + frame.payload
@@ -101,9 +108,7 @@ def decode_frame(data: bytes) -> Frame:
     if length != len(payload) or length > MAX_PAYLOAD_BYTES:
         raise ChannelError(f"frame: expected {length} bytes of payload, got {len(payload)}; ask for it again")
     blank = _HEADER.pack(magic, version, flags, xfer, index, offset, length, 0, sha)
-    if zlib.crc32(payload, zlib.crc32(blank)) != crc or hashlib.sha256(payload).digest()[:16] != sha:
-        raise ChannelError("frame: expected matching checksums, got others; ask for it again")
-    return Frame(
+    frame = Frame(
         xfer=xfer.hex(),
         index=index,
         offset=offset,
@@ -112,3 +117,6 @@ def decode_frame(data: bytes) -> Frame:
         last=bool(flags & LAST),
         offer=bool(flags & OFFER),
     )
+    if zlib.crc32(payload, zlib.crc32(blank)) != crc or frame.digest()[:16] != sha:
+        raise ChannelError("frame: expected matching checksums, got others; ask for it again")
+    return frame

@@ -16,6 +16,7 @@ from edge.contract.documents import Rule, at_least
 from edge.contract.names import is_model_name
 
 MAX_RANGES = 1024
+MAX_BASES = 32
 _STATE_ID = re.compile(r"([0-9a-f]{16,64})?")
 MaybeDigest = Annotated[
     str, Rule(lambda text: text == "" or is_digest(text), 'a SHA-256 digest in hexadecimal or "" for none')
@@ -24,6 +25,7 @@ Count = Annotated[int, at_least(0)]
 Range = Annotated[tuple[int, int], Rule(lambda pair: 0 <= pair[0] <= pair[1], "[first, last] with 0 <= first <= last")]
 """First and last chunk, both included."""
 Ranges = Annotated[tuple[Range, ...], Rule(lambda pairs: len(pairs) <= MAX_RANGES, f"at most {MAX_RANGES} ranges")]
+Digests = Annotated[tuple[Digest, ...], Rule(lambda digests: len(digests) <= MAX_BASES, f"at most {MAX_BASES} digests")]
 ModelName = Annotated[
     str, Rule(lambda text: text == "" or is_model_name(text), 'the name of a model, or "" for the only one')
 ]
@@ -93,6 +95,7 @@ class Birth(Message):
         limits: Largest frame, window, free disk.
         models: All models, in the order of the command line.
         state_id: Of its state folder; another one under the same name is a device that was set up anew.
+        bases: Digests of artifacts that are there, for forms against them.
     """
 
     agent_version: str
@@ -109,6 +112,7 @@ class Birth(Message):
     limits: Mapping[str, Any]
     models: tuple[Served, ...] = ()
     state_id: StateId = ""
+    bases: Digests = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -127,8 +131,30 @@ class State(Message):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Form(Message):
+    """Another way to get an artifact, inside a `Desired`: shorter bytes of which it is made, see `edge.channel.forms`.
+
+    Attributes:
+        codec: How it is made of them.
+        base: SHA-256 of the artifact that it is made against, "" for none.
+        digest: SHA-256 of the shorter bytes.
+        size_bytes: Their size.
+        index_digest: Of their chunks, which are as large as those of the artifact.
+    """
+
+    codec: str
+    base: MaybeDigest
+    digest: Digest
+    size_bytes: Count
+    index_digest: Digest
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Desired(Message):
-    """``dn/desired``, retained: what a model should run. A release counter that is not higher is ignored."""
+    """``dn/desired``, retained: what a model should run. A release counter that is not higher is ignored.
+
+    `forms` are shorter ways to the same artifact; who knows none of them fetches it as it is.
+    """
 
     release: Count
     kind: Slot
@@ -140,6 +166,7 @@ class Desired(Message):
     reason: str
     ts_ms: Count
     model: ModelName = ""
+    forms: tuple[Form, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -28,6 +28,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import paho.mqtt.client as paho
@@ -78,6 +79,14 @@ class _Will:
     qos: int
     retain: bool
     delay_s: int
+
+
+@cache  # a handful, and nobody changes them; frames are sent by the thousand
+def _properties(packet_type: int, **values: int) -> Properties:
+    properties = Properties(packet_type)  # type: ignore[no-untyped-call]  # paho leaves it untyped
+    for name, value in values.items():
+        setattr(properties, name, value)
+    return properties
 
 
 class MqttTransport:
@@ -335,12 +344,7 @@ class MqttTransport:
 
     def _properties(self, packet_type: int, **values: int) -> Properties | None:
         """MQTT 5 properties; None for 3.1.1, which has none."""
-        if self._version != MQTTProtocolVersion.MQTTv5:
-            return None
-        properties = Properties(packet_type)  # type: ignore[no-untyped-call]  # paho leaves it untyped
-        for name, value in values.items():
-            setattr(properties, name, value)
-        return properties
+        return _properties(packet_type, **values) if self._version == MQTTProtocolVersion.MQTTv5 else None
 
     def _replace_client(self, version: MQTTProtocolVersion) -> None:
         """Go on with a new paho client; what was queued moves over."""

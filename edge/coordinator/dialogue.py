@@ -11,7 +11,6 @@ import math
 from edge.channel import topics
 from edge.channel.chunks import AROUND_BYTES, USUAL_BYTES, fitting
 from edge.channel.codec import decode, encode
-from edge.channel.download import serve
 from edge.channel.frames import decode_frame, encode_frame
 from edge.channel.messages import (
     Birth,
@@ -79,6 +78,7 @@ class Dialogue:
         self._asked_birth_s: dict[str, float] = {}
         self._told_refusals_s: dict[str, float] = {}
         self._largest_chunk = USUAL_BYTES  # that the broker takes from us
+        self._bases: dict[str, tuple[str, ...]] = {}  # by device, the artifacts that it said it has
         self._chunk_bytes: dict[str, int] = {}  # by device, what arrives there where that is less
 
     def transport(self, event: TransportEvent, now: Now) -> None:
@@ -132,6 +132,7 @@ class Dialogue:
                 self._registry.conn(device, message, now)
             case Birth():
                 self._registry.birth(device, message, now)
+                self._bases[device] = message.bases
                 self.tell(device, now)
             case State():
                 if message.state == "probation" and device in self._chunk_bytes:  # it arrived: the next may be larger
@@ -170,9 +171,13 @@ class Dialogue:
             self._events.fault(device, "artifact-missing", str(exc), now)
             return
         leaf = topics.frame_leaf(request.digest[:16])
-        for frame in serve(request, artifact.read, artifact.size_bytes, size, artifact.index):
-            # The few of the index are acknowledged: a broker that takes none from us says so only then.
-            self._publish(device, leaf, encode_frame(frame), qos=int(request.part == "index"), expiry_s=30)
+        try:
+            for frame in artifact.frames(request):
+                # The few of the index are acknowledged: a broker that takes none from us says so only then.
+                self._publish(device, leaf, encode_frame(frame), qos=int(request.part == "index"), expiry_s=30)
+        except RolloutError as exc:
+            self._artifacts.doubt(request.digest)
+            self._events.fault(device, "artifact-damaged", str(exc), now)
 
     def _upload_frame(self, device: str, leaf: str, payload: bytes, now: Now) -> None:
         xfer = topics.transfer_of(leaf)
@@ -208,6 +213,7 @@ class Dialogue:
         try:
             size = min(self._chunk_bytes.get(device, USUAL_BYTES), self._largest_chunk)
             artifact = self._artifacts.get(release.digest, size)
+            forms = self._artifacts.forms(release.digest, self._bases.get(device, ()), size)
         except RolloutError as exc:
             self._events.fault(device, "artifact-missing", str(exc), now)
             return
@@ -222,6 +228,7 @@ class Dialogue:
             reason=release.reason,
             ts_ms=release.created_ms,
             model=wanted.model.model,
+            forms=forms,
         )
         self._send(device, topics.model_leaf(topics.DN_DESIRED, wanted.level), message, qos=1, retain=True)
 

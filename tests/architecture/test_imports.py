@@ -68,6 +68,8 @@ DOORS: dict[str, tuple[str, ...]] = {
         "edge/cli/bundle.py",
     ),
     "paho": ("edge/channel/mqtt.py",),
+    "backports": ("edge/channel/forms.py",),  # zstd
+    "compression": ("edge/channel/forms.py",),
     "sqlalchemy": ("edge/coordinator/store/*", "edge/coordinator/migrations/*"),
     "alembic": ("edge/coordinator/migrations/*",),
     "fastapi": ("edge/coordinator/api.py", "edge/coordinator/service.py"),

@@ -337,7 +337,7 @@ def test_agent_killed_while_fetching_goes_on_where_it_was(
     fleet = simulate(tmp_path, digits_bundle, ["one"])
     fleet.run(5.0)
     counter = push(fleet, other_bundle.read_bytes(), path=other_bundle)
-    fleet.until("fetching", lambda: fleet.agents["one"].model.deployment._download is not None)
+    fleet.until("fetching", lambda: fleet.agents["one"].model.deployment._fetch is not None)
     part = tmp_path / "one" / "incoming"
     fleet.until("a chunk on disk", lambda: any(part.glob("*.part")) or fleet.converged(counter))
     fleet.crash_agent("one")

@@ -87,10 +87,10 @@ def test_what_is_on_its_way_or_on_probation_goes_on(fleet: SimulatedFleet, digit
     agent = fleet.agents["one"]
     counter = push(fleet, digits_bundle, "first")
     fleet.until("fetching", lambda: agent.states[-1] == "fetching")
-    download = agent.model.deployment._download
+    download = agent.model.deployment._fetch
     for lie in forged(fleet):
         agent.model.deployment.offer(lie, fleet.now_s)
-    assert agent.model.deployment._download is download
+    assert agent.model.deployment._fetch is download
     fleet.until("probation", lambda: agent.states[-1] == "probation")
     for lie in forged(fleet):
         agent.model.deployment.offer(lie, fleet.now_s)
@@ -125,7 +125,7 @@ def test_a_release_that_its_trial_refuses_does_not_count_and_is_not_looked_at_ag
     agent = fleet.start_agent("one")
     fleet.run(1.0)
     agent.model.deployment.offer(lie, fleet.now_s)
-    assert agent.model.deployment._download is None
+    assert agent.model.deployment._fetch is None
     counter = push(fleet, digits_bundle, "real")
     assert counter == 1
     fleet.until("taken", lambda: fleet.converged(counter), 60.0)

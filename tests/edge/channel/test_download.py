@@ -109,7 +109,7 @@ def test_completes_over_a_bad_line_with_one_window_in_flight(seed):
             assert asked_at_once[-1] == request.window <= 64
             # QoS 0 here, so that requests are lost too.
             wire.publish(topics.build("lab", "pi", topics.UP_REQ), encode(request))
-        assert len(device.requests) <= 1
+        assert sum(request.window for request in device.requests) <= 64
         device.requests.clear()
         broker.deliver()
         now_s += 0.1
@@ -228,9 +228,30 @@ def test_a_time_out_asks_for_the_holes_only_and_clean_windows_grow():
         download.receive(frame, 0.0)
     [ask] = download.poll(2.0)
     assert ask.request.want == ((1, 1), (3, 3))
+    assert download.window == 2
     effects = [e for frame in answer(data, ask.request) for e in download.receive(frame, 2.0)]
-    assert isinstance(effects[-1], SendRequest)
-    assert effects[-1].request.want == ((4, 6),)
+    # Half of the window is here: it asks for as much again, and a window without a loss lets it grow.
+    assert [e.request.want for e in effects if isinstance(e, SendRequest)] == [((4, 4),), ((5, 6),)]
+    assert download.window == 3
+
+
+def test_what_is_lost_in_the_middle_is_asked_for_again_before_any_time_out():
+    data = artifact(200 * CHUNK)
+    download = download_of(data, window=8)
+    download.restore(chunk_digests(data, CHUNK), [])
+    [ask] = download.poll(0.0)
+    waiting, lost, asked = [ask.request], {3, 9, 20, 21}, 0
+    while waiting:
+        request = waiting.pop(0)
+        asked += request.window
+        for frame in answer(data, request):
+            if frame.index in lost and not frame.last:  # the first time
+                lost.discard(frame.index)
+                continue
+            waiting += [e.request for e in download.receive(frame, 0.0) if isinstance(e, SendRequest)]
+    assert download.finished
+    assert asked <= 204
+    assert download.fruitless == 0
 
 
 def test_serve_gives_no_more_than_the_window_and_never_more_than_64():
