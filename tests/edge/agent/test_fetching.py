@@ -120,7 +120,7 @@ def test_a_form_that_does_not_give_the_artifact_costs_its_bytes_only(
     counter, _ = push(fleet, changed)
     fleet.until("active", lambda: fleet.converged(counter))
     assert line.taken() > changed.stat().st_size
-    assert any("made of its shorter form" in event.detail for event in fleet.store.events(100))
+    assert any("made of its shorter form" in event.detail for event in fleet.store.events.newest(100))
 
 
 def test_an_artifact_that_changes_on_disk_while_it_is_served_is_an_event_at_once(
@@ -135,7 +135,7 @@ def test_an_artifact_that_changes_on_disk_while_it_is_served_is_an_event_at_once
             if each.is_file() and each.stat().st_size > 10_000:
                 each.write_bytes(bytes(each.stat().st_size))
     fleet.until(
-        "told", lambda: any(event.name.startswith("artifact-") for event in fleet.store.events(100)), seconds=5.0
+        "told", lambda: any(event.name.startswith("artifact-") for event in fleet.store.events.newest(100)), seconds=5.0
     )
     (tmp_path / "coordinator" / "artifacts" / digest).write_bytes(data)  # as the operator pushes it again
     fleet.until("active", lambda: fleet.converged(counter))
