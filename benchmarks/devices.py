@@ -36,7 +36,7 @@ from continual import Array, Setting, digits
 from edge.agent.candidates import shipped_statistics
 from edge.learning.events import Contributed, HeadOffered
 from edge.learning.exchange import HeadRelease, HeadUpdate
-from edge.learning.familiarity import fits_better
+from edge.learning.familiarity import fits
 from edge.learning.learned import Learned
 from edge.learning.learning import Learning
 from edge.learning.statistics import HeadStatistics
@@ -204,11 +204,14 @@ class Fleet:
 
     def take(self, learned: Learned, release: HeadRelease, samples: Array | None = None) -> Learned:
         """The device with the merge among its experts; samples are those that it has no labels of."""
-        samples = learned.recent.features(self.setting.head.features.sample_shape) if samples is None else samples
+        labelled = samples is None
+        if samples is None:
+            samples = learned.recent.features(self.setting.head.features.sample_shape)
         shipped = shipped_statistics(self.setting.bundle, self.setting.task)
+        assert shipped is not None
         new = HeadStatistics.from_tensors(release.merged, samples.shape[1], 10)
-        fits = None if shipped is None else fits_better(samples, new, shipped)
-        return self.learning.advance(learned, HeadOffered(release, 1, fits=fits))[0]
+        found = fits(samples, new, shipped, release.outside, labelled=labelled)
+        return self.learning.advance(learned, HeadOffered(release, 1, fits=found))[0]
 
 
 def worlds(cameras: Cameras, n_labels: int) -> None:

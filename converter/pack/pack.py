@@ -14,6 +14,7 @@ import safetensors.numpy
 
 from converter.data.holdout import digests
 from converter.head.fitting import training_statistics
+from converter.head.known import KnownSamples
 from converter.head.split import Head, SplitModel, with_layer_input
 from converter.load.states import answer_of
 from converter.plan import ANYTHING, CLASSES, SEQUENCES, YES_OR_NO, Constant
@@ -33,7 +34,7 @@ from edge.contract.bundle import members_of
 from edge.contract.errors import ConversionError
 from edge.contract.manifest import HeadSpec, LearningTrial, Manifest, OutputKind, ParameterSpec
 from edge.contract.profile import DeviceProfile
-from edge.contract.projection import projected_length
+from edge.contract.projection import Projection, projected_length
 from edge.contract.recipe import TrainingRecipe
 from edge.contract.tensorspec import AxisRange
 from edge.learning.closed_form import PRIOR_SAMPLES
@@ -135,6 +136,7 @@ def learning_data(parts: Parts) -> LearningData | None:
         return None
 
     seen: set[bytes] = set()
+    known = KnownSamples()
 
     def labelled() -> Iterator[tuple[dict[str, npt.NDArray[np.float32]], npt.NDArray[np.float64]]]:
         for batch in stream.batches(64):
@@ -146,12 +148,19 @@ def learning_data(parts: Parts) -> LearningData | None:
             if not head.is_linear:
                 values |= layers(values)
             targets = np.eye(head.n_outputs)[batch.y] if parts.recipe.is_classifier else batch.y.astype(np.float64)
-            yield (
-                {prefix: values[name] for prefix, name in prefixes.items()},
-                targets.reshape(len(features), head.n_outputs),
-            )
+            rows = {prefix: values[name] for prefix, name in prefixes.items()}
+            if parts.recipe.is_classifier:
+                known.add(rows, batch.y)
+            yield rows, targets.reshape(len(features), head.n_outputs)
 
     statistics, count = training_statistics(labelled())
+    length = projection_of(head, parts.target)
+    projection = (
+        None
+        if length is None or head.linear is None
+        else Projection(head.parameters[head.linear.weight].shape[1], length)
+    )
+    statistics |= known.distances(statistics, head.n_outputs, projection)
     n_different = min(len(seen), LEAST_LEARNED)
     enough = n_different == LEAST_LEARNED
     return LearningData(statistics=statistics if enough else None, n_samples=count, n_different=n_different)

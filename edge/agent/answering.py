@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.agent.serving import Given, Serving
-from edge.contract.errors import LearningError
+from edge.contract.errors import ConfigError, LearningError
 from edge.contract.manifest import HeadSpec
 from edge.contract.training import FloatArray
 from edge.inference.session import Arrays
@@ -42,6 +42,7 @@ class LearningLimits:
         replay_per_class: Samples of each class that SGD keeps for replay.
         max_state_mb: Memory that one learner may take, in MiB.
         label_requests: Share of samples whose label may be asked for.
+        reject_unknown: Share of known samples that may be answered by "none of these"; 0 never answers so.
     """
 
     label_ring_size: int = 512
@@ -49,6 +50,11 @@ class LearningLimits:
     replay_per_class: int = 40
     max_state_mb: float = 256.0
     label_requests: float = 0.1
+    reject_unknown: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.reject_unknown <= 0.5:
+            raise ConfigError(f"reject_unknown {self.reject_unknown}: expected a share from 0 to 0.5")
 
 
 class Answering:

@@ -90,6 +90,19 @@ def document(
     return {**top, "outputs": others} if others else top
 
 
+def judged(said: dict[str, Any], novelty: float | None) -> tuple[dict[str, Any], bool]:
+    """An answer that may be "none of these", and whether it is.
+
+    Args:
+        said: As `document` gave it, of an output that chooses a class.
+        novelty: How far the sample is from all classes, above 1 for none of them; None where nobody can tell.
+    """
+    if novelty is None or novelty <= 1.0 or "class" not in said:
+        return {**said, "novelty": None if novelty is None else round(novelty, 4)}, False
+    nearest = {key: said.pop(key) for key in ("class", "name", "confidence") if key in said}
+    return {"class": None, "nearest": nearest, **said, "novelty": round(novelty, 4)}, True
+
+
 def _said(array: npt.NDArray[Any], kind: OutputKind, names: Sequence[str], temperature: float) -> dict[str, Any]:
     if kind.kind == CLASSES:
         return _classes(array, kind, names, temperature)

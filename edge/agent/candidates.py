@@ -196,6 +196,21 @@ class Workshop:
         )
 
 
+def shipped_distances(bundle: Bundle, of_features: bool = False) -> npt.NDArray[np.float64] | None:
+    """``(n, 2)`` squared distances of known samples, see `edge.learning.novelty.Distances`, as the converter measured.
+
+    Each is measured from the shipped statistics without it, projected where devices project. None in a bundle from
+    before they were counted, or without statistics of classes.
+    """
+    if not bundle.has(m.STATISTICS):
+        return None
+    found = bundle.tensors(m.STATISTICS).get(f"{m.OF_FEATURES if of_features else ''}{m.DISTANCES}")
+    if found is None or found.shape[1:] != (2,) or found.dtype.kind != "f":
+        return None
+    distances = found.astype(np.float64)
+    return distances if (np.isfinite(distances) & (distances >= 0)).all() else None
+
+
 def shipped_statistics(bundle: Bundle, task: Task, of_features: bool = False) -> HeadStatistics | None:
     """The statistics in a bundle; None where there are none, or of no samples.
 

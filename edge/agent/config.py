@@ -29,6 +29,7 @@ class AgentConfig:
         executor: Of training steps, one of `edge.contract.choices.EXECUTORS`.
         provider: Who runs the frozen part, one of `edge.contract.choices.PROVIDERS`.
         mixture: Whether heads compete; else the first learner answers alone.
+        reject_unknown: Share of known samples that may be answered by "none of these"; 0 never answers so.
         telemetry_interval_s: Between two telemetry messages.
         sync_interval_s: Least time between two uploads of what was learned.
         probation_s: How long a pushed head or bundle is watched before it counts as active.
@@ -46,6 +47,7 @@ class AgentConfig:
     executor: str = "auto"
     provider: str = "auto"
     mixture: bool = True
+    reject_unknown: float = 0.0
     telemetry_interval_s: float = 60.0
     sync_interval_s: float = 600.0
     probation_s: float = 60.0

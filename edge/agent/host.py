@@ -67,6 +67,7 @@ class ModelHost:
                 replay_per_class=profile.learning.replay_per_class,
                 max_state_mb=profile.learning.max_state_mb,
                 label_requests=profile.learning.label_requests,
+                reject_unknown=self._config.reject_unknown,
             ),
             streams=self._config.streams,
             executor=self._config.executor,

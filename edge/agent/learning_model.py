@@ -6,6 +6,7 @@ It does not know how it is opened, closed or shown: that is `edge.agent.on_devic
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ import numpy.typing as npt
 from edge.agent import answers
 from edge.agent.answering import Answering
 from edge.agent.learned_state import LearnedState
+from edge.agent.rejection import Rejection
+from edge.agent.served_model import SampleAnswer
 from edge.agent.serving import Given, Serving, as_array
 from edge.agent.standing import Standing
 from edge.agent.streams import Streams
@@ -44,6 +47,7 @@ class LearningModel(Standing):
         answering: Features, and what waits for labels.
         learning: The rules by which it learns.
         state: What it has learned.
+        rejection: Judges whether samples are of none of the classes.
 
     Attributes:
         answering: Features, and what waits for labels.
@@ -57,8 +61,9 @@ class LearningModel(Standing):
         answering: Answering,
         learning: Learning,
         state: LearnedState,
+        rejection: Rejection,
     ) -> None:
-        super().__init__(bundle, serving, streams, learning, state)
+        super().__init__(bundle, serving, streams, learning, state, rejection)
         self.answering = answering
         head = bundle.manifest.head
         assert head is not None
@@ -88,15 +93,40 @@ class LearningModel(Standing):
         if self.answering.remember(sample_id, features, answer[0], now_s):
             self.events.append(Happened("feature-shift", "the inputs look different from before; labels would help"))
 
-    def _said(self, outputs: Arrays) -> dict[str, Any]:
+    def _said(self, found: SampleAnswer) -> dict[str, Any]:
         names = {self._head.output: self.class_names} if self.task.is_classifier else {}
-        said = answers.document(outputs, self._kinds, self.answer_name, names, self.learned.temperature)
-        return said | ({"label_wanted": True} if self._wants_label(outputs[self._head.output]) else {})
+        said = answers.document(found.outputs, self._kinds, self.answer_name, names, self.learned.temperature)
+        is_unknown = False
+        if self.rejection.share and self.task.is_classifier:
+            said, is_unknown = answers.judged(said, found.novelty)
+            self.rejection.rejected += is_unknown
+        wanted = self._wants_label(found.outputs[self._head.output], is_unknown)
+        return said | ({"label_wanted": True} if wanted else {})
 
-    def _wants_label(self, answer: FloatArray) -> bool:
+    def _novelty(self, found: Arrays) -> float | None:
+        features = found[self._head.features.name]
+        novelty = self.rejection.novelty(self.learned, features)
+        return None if novelty is None else float(novelty[0])
+
+    def novelty(self, x: Given) -> FloatArray:
+        """``(batch,)`` how far samples are from all known classes: above 1 they are of none of them.
+
+        Raises:
+            LearningError: Nobody can tell, and why; or the samples do not fit.
+        """
+        self._open()
+        features = self.answering.features(x)
+        found = self.rejection.novelty(self.learned, features)
+        if found is None:
+            raise LearningError(f"whether samples are of none of the classes: {self.rejection.judge(self.learned)}")
+        return found
+
+    def _wants_label(self, answer: FloatArray, is_unknown: bool) -> bool:
         """Whether the label of a sample with this answer ``(n_outputs,)`` would help; call once a sample."""
         if self.task.is_regression:
             return False
+        if is_unknown:
+            return self.answering.requests.wants(0.0)
         likely = probabilities(answer, self.learned.temperature, self.task)
         confidence = likely.max() if self.task.is_classifier else np.abs(2.0 * likely - 1.0).min()
         return self.answering.requests.wants(float(confidence))
@@ -112,7 +142,10 @@ class LearningModel(Standing):
         if isinstance(output, str):
             output = int(numbered(output, self.class_names, "output"))
         temperature = self.learned.temperature
-        return self.answering.explain(x, self.answer, self.task, temperature, output, on=on, window=window)
+        found = self.answering.explain(x, self.answer, self.task, temperature, output, on=on, window=window)
+        if not self.rejection.share:
+            return found
+        return replace(found, novelty=self._novelty(self.serving.run(self.serving.one(x))))
 
     # Learning
 

@@ -37,6 +37,7 @@ from edge.agent.candidates import Workshop, shipped_statistics
 from edge.agent.evaluation import Evaluation, evaluated
 from edge.agent.learned_state import LearnedState
 from edge.agent.learning_model import LearningModel
+from edge.agent.rejection import Rejection
 from edge.agent.served_model import ServedModel
 from edge.agent.serving import Given, Serving
 from edge.agent.state_folder import home_of
@@ -276,4 +277,5 @@ def of_bundle(
     )
     learning = workshop.learning(learner, mixture=mixture)
     state = LearnedState(learning, store, read_only=read_only)
-    return _WithHead(bundle, serving, remembered, answering, learning, state)
+    rejection = Rejection(bundle, learning, limits.reject_unknown)
+    return _WithHead(bundle, serving, remembered, answering, learning, state, rejection)

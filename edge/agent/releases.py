@@ -22,7 +22,7 @@ from edge.inference.onnx_session import golden_inputs
 from edge.learning.arrivals import aligned
 from edge.learning.events import Confirmed, Contributed, HeadOffered, HeadReplaced, RolledBack
 from edge.learning.exchange import HeadRelease, HeadUpdate, is_class_name
-from edge.learning.familiarity import fits_better
+from edge.learning.familiarity import fits
 from edge.learning.learned import Learned, Trial
 from edge.learning.mixture import MERGED, ON_MERGE, PUSHED
 from edge.learning.statistics import HeadStatistics
@@ -147,7 +147,7 @@ def take(model: OnDeviceModel, offer: Offer, counter: int) -> None:
 
 
 def _fits(model: OnDeviceModel, release: HeadRelease) -> bool | None:
-    """Whether the last samples look like those of a merge, more than like those that the bundle was made with."""
+    """Whether a merge is a picture of the world that the last samples are of; see `edge.learning.familiarity`."""
     head, task = model.manifest.head, model.learning.shipped_task
     assert head is not None
     shipped = shipped_statistics(model.bundle, task) if task.is_classifier else None
@@ -163,7 +163,8 @@ def _fits(model: OnDeviceModel, release: HeadRelease) -> bool | None:
         new = HeadStatistics.from_tensors(release.merged, head.n_statistics, n_outputs, is_classifier=True)
         if projection is not None:
             features = projection.features(features)
-        return fits_better(features, new, shipped.projected(projection))
+        labelled = len(recent) >= MIN_LABELS
+        return fits(features, new, shipped.projected(projection), release.outside, labelled=labelled)
     except LearningError:
         return None
 

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from edge.agent import answers
 from edge.agent.answering import Answering
 from edge.agent.learned_state import LearnedState
+from edge.agent.rejection import Rejection
 from edge.agent.serving import Given, Serving
 from edge.agent.streams import DEFAULT, Streams
 from edge.contract.bundle import Bundle
@@ -51,10 +52,12 @@ class SampleAnswer:
     Attributes:
         outputs: By name, without batch axes.
         steps: Samples of its stream since that began; 0 of a model that remembers nothing.
+        novelty: How far it is from all known classes, above 1 for none of them; None where nobody can tell.
     """
 
     outputs: Arrays
     steps: int
+    novelty: float | None = None
 
 
 class ServedModel:
@@ -82,9 +85,10 @@ class ServedModel:
     answering: Answering = _NEEDS_HEAD
     learning: Learning = _NEEDS_HEAD
     state: LearnedState = _NEEDS_HEAD
-    answer = probabilities = explain = happen = learn = learn_features = join_label = check_label = add_class = (
-        _NEEDS_HEAD
-    )
+    rejection: Rejection = _NEEDS_HEAD
+    answer = probabilities = novelty = explain = happen = learn = learn_features = join_label = check_label = (
+        add_class
+    ) = _NEEDS_HEAD
 
     def __init__(self, bundle: Bundle, serving: Serving, streams: Streams) -> None:
         self.bundle, self.manifest = bundle, bundle.manifest
@@ -158,7 +162,7 @@ class ServedModel:
         if self.streams.forgotten and not forgotten:  # the first time; `status` counts
             text = f"there is room for {self.streams.most} streams: the one that was silent longest begins anew"
             self.events.append(Happened("stream-forgotten", text))
-        return SampleAnswer(self.serving.alone(outputs), steps)
+        return SampleAnswer(self.serving.alone(outputs), steps, self._novelty(found))
 
     def predict_sample(
         self, sample_id: str, x: Given, now_s: float, *, stream: str | None = None, reset: bool = False
@@ -174,12 +178,15 @@ class ServedModel:
     ) -> dict[str, Any]:
         """What the outputs of one sample say, as `edge.agent.answers` has it; see `sample`."""
         found = self.sample(sample_id, x, now_s, stream=stream, reset=reset)
-        return self._said(found.outputs) | ({"step": found.steps} if found.steps else {})
+        return self._said(found) | ({"step": found.steps} if found.steps else {})
 
-    def _said(self, outputs: Arrays) -> dict[str, Any]:
+    def _said(self, found: SampleAnswer) -> dict[str, Any]:
         """What the outputs of one sample say."""
         names = {} if self._named is None else {self._named: self.class_names}
-        return answers.document(outputs, self._kinds, self.answer_name, names)
+        return answers.document(found.outputs, self._kinds, self.answer_name, names)
+
+    def _novelty(self, found: Arrays) -> float | None:
+        """How far one sample is from all known classes, of what `edge.agent.serving` gives."""
 
     def _answered(self, found: Arrays) -> Arrays:
         """The outputs, of what `edge.agent.serving` gives."""

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from edge.agent.learned_state import LearnedState
+from edge.agent.rejection import Rejection
 from edge.agent.served_model import ServedModel
 from edge.agent.serving import Serving
 from edge.agent.streams import Streams
@@ -30,19 +31,27 @@ class Standing(ServedModel):
         streams: What it remembers.
         learning: The rules by which it learns.
         state: What it has learned.
+        rejection: Judges whether samples are of none of the classes.
 
     Attributes:
         learning: The rules by which it learns.
         state: What it has learned.
+        rejection: Judges whether samples are of none of the classes.
     """
 
     learns = True
 
     def __init__(
-        self, bundle: Bundle, serving: Serving, streams: Streams, learning: Learning, state: LearnedState
+        self,
+        bundle: Bundle,
+        serving: Serving,
+        streams: Streams,
+        learning: Learning,
+        state: LearnedState,
+        rejection: Rejection,
     ) -> None:
         super().__init__(bundle, serving, streams)
-        self.learning, self.state = learning, state
+        self.learning, self.state, self.rejection = learning, state, rejection
         self.warnings = state.warnings
         self.metrics.inferences = state.inferences
 
@@ -116,6 +125,7 @@ class Standing(ServedModel):
             "accuracy": self.metrics.accuracy,
             "waiting": self.waiting,
             "unsafe": self.state.unsafe,
+            **({"unknown": self.rejection.status(self.learned)} if self.rejection.share else {}),
             **self._remembered(),
         }
 
@@ -128,6 +138,7 @@ class Standing(ServedModel):
             **self.metrics.report(now_s),
             "waiting": self.waiting,
             EXPERTS: expert_weights(self),
+            **({"unknown": self.rejection.rejected} if self.rejection.share else {}),
             **({"streams": len(self.streams)} if self.manifest.states else {}),
         }
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., None])
 
+_SHARE = click.FloatRange(0, 0.5)
+
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.version_option(__version__, prog_name="edge-agent")
@@ -43,6 +45,12 @@ def agent() -> None:
     "--provider", default="auto", type=click.Choice(PROVIDERS), help="What runs the frozen part; auto measures once."
 )
 @click.option("--mixture/--no-mixture", default=True, help="Heads compete; else the first learner answers alone.")
+@click.option(
+    "--reject-unknown",
+    default=0.0,
+    type=_SHARE,
+    help='Answer "none of these" where so small a share of known samples is as far from all classes; 0: never.',
+)
 @click.option("--socket", "socket_path", type=click.Path(path_type=Path), help="[default: STATE_DIR/agent.sock]")
 @click.option("--stdin", is_flag=True, help="Read requests from standard input, one JSON object a line.")
 @click.option("--telemetry-interval", type=click.FloatRange(min=0.1), help="Seconds.  [default: the profile's]")
@@ -65,6 +73,7 @@ def run(
     executor: str,
     provider: str,
     mixture: bool,
+    reject_unknown: float,
     socket_path: Path | None,
     stdin: bool,
     telemetry_interval: float | None,
@@ -105,6 +114,7 @@ def run(
         executor=executor,
         provider=provider,
         mixture=mixture,
+        reject_unknown=reject_unknown,
         telemetry_interval_s=device_profile.telemetry.interval_s,
         sync_interval_s=sync_interval,
         probation_s=probation,
@@ -252,6 +262,7 @@ def learn(arguments: tuple[str, ...]) -> None:
 @click.option("--window", type=click.IntRange(1), help="Side of what is covered at a time.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw it into a .png, .svg or .pdf.")
 @click.option("--state-dir", type=click.Path(path_type=Path), help="Explain the head that was learned there.")
+@click.option("--reject-unknown", default=0.0, type=_SHARE, help="Say whether it is none of the classes; see run.")
 def explain(
     bundle: Path,
     data: Path,
@@ -261,15 +272,18 @@ def explain(
     window: int | None,
     plot: Path | None,
     state_dir: Path | None,
+    reject_unknown: float,
 ) -> None:
     """Show which regions of a sample of DATA (.npz, as for learn) mattered for what BUNDLE answers."""
     _spare_memory()
     from rich.console import Console
 
+    from edge.agent.answering import LearningLimits
     from edge.agent.on_device_model import OnDeviceModel
     from edge.cli.learn import explain_file
 
-    model = OnDeviceModel.open(bundle, state_dir, provider="cpu", read_only=state_dir is not None)
+    limits = LearningLimits(reject_unknown=reject_unknown)
+    model = OnDeviceModel.open(bundle, state_dir, provider="cpu", limits=limits, read_only=state_dir is not None)
     try:
         explain_file(model, data, index=index, output=output, on=on, window=window, plot=plot, console=Console())
     finally:

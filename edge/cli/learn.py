@@ -248,6 +248,16 @@ def _one_sample(arrays: Arrays, model: OnDeviceModel, data: Path, index: int) ->
     return found
 
 
+def _said_of(novelty: float | None, model: OnDeviceModel) -> str:
+    """Whether a sample is of none of the classes."""
+    judge = model.rejection.judge(model.learned)
+    if novelty is None or isinstance(judge, str):
+        return f"whether it is none of these cannot be judged: {judge}"
+    verdict = "none of these" if novelty > 1.0 else "one of these"
+    share = f"all but {model.rejection.share:.1%} of {judge.basis}"
+    return f"{verdict}: {novelty:.2f} times as far from all classes as {share}"
+
+
 def explain_file(
     model: OnDeviceModel,
     data: Path,
@@ -283,6 +293,8 @@ def explain_file(
     name = model.class_names[found.output] if model.class_names else f"output {found.output}"
     title = f"{model.manifest.name}, sample {index}: {name} with {found.score:.3f}"
     console.print(title, highlight=False, markup=False)
+    if model.rejection.share:
+        console.print(_said_of(found.novelty, model), highlight=False, markup=False, soft_wrap=True)
     picture = found.importance if found.importance.ndim == 2 else found.importance[None]
     console.print(heat_map(picture, console.width - 2), highlight=False, markup=False)
     console.print("darker: covering this place lowers the answer more", highlight=False)

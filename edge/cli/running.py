@@ -215,6 +215,8 @@ def _answer(answer: Mapping[str, Any]) -> str:
 
 def _says(what: Mapping[str, Any]) -> str:
     """What one output says, for people."""
+    if "class" in what and what["class"] is None:
+        return f"none of these (nearest {_says(what['nearest'])}; {what['novelty']:.2f} times as far as known ones)"
     if "class" in what:
         name = f"{what['name']} (class {what['class']})" if "name" in what else f"class {what['class']}"
         return f"{name}, confidence {what['confidence']:.3f}" if "confidence" in what else name

@@ -35,6 +35,8 @@ REPORT = "report.json"
 STATISTICS = "statistics.safetensors"
 # What the names in it begin with that are of the features, where the last layer takes something else.
 OF_FEATURES = "features."
+# Squared distances of known samples from all classes, see `converter.head.known`.
+DISTANCES = "distances"
 TORCHSCRIPT = "model.torchscript.pt"
 
 # A role is also a file name when a bundle is unpacked: no path, nothing hidden.

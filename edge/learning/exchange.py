@@ -7,9 +7,10 @@ backbone mean something else.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -106,6 +107,21 @@ class HeadUpdate:
         )
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outside:
+    """What a merge is worth on devices that are not in it, see `edge.merging.outsiders`.
+
+    Attributes:
+        gain: In accuracy over the shipped head, on the one that gains least, and less what could be luck.
+        distance: Mean squared distance of samples from the classes of the others, on the one that is farthest.
+        devices: That were left out in turn.
+    """
+
+    gain: float
+    distance: float
+    devices: int
+
+
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True)
 class HeadRelease:
     """A head for the fleet.
@@ -120,6 +136,7 @@ class HeadRelease:
         class_names: Where devices have added classes: those of the bundle and theirs; else empty.
         is_rival: Whether it competes with the heads that a device has; None for what a merge does (it competes) and
             what an operator pushes (it replaces them, on trial).
+        outside: Of a merge, what it is worth on devices without labels; None where nobody can tell.
     """
 
     backbone: str
@@ -130,6 +147,7 @@ class HeadRelease:
     origin: str = ""
     class_names: tuple[str, ...] = ()
     is_rival: bool | None = None
+    outside: Outside | None = None
 
     @property
     def competes(self) -> bool:
@@ -152,6 +170,8 @@ class HeadRelease:
         }
         if self.is_rival is not None:
             description["is_rival"] = self.is_rival
+        if self.outside is not None:
+            description["outside"] = asdict(self.outside)
         tensors: State = {_PARAMETER + name: array for name, array in self.parameters.items()}
         tensors |= {_MERGED + name: array for name, array in self.merged.items()}
         return tensorfile.encode(_RELEASE, description, tensors)
@@ -190,6 +210,7 @@ class HeadRelease:
             origin=found["origin"],
             class_names=_names(found, what),
             is_rival=found.get("is_rival"),
+            outside=_outside(found.get("outside"), what),
         )
 
     def aligned(
@@ -216,6 +237,17 @@ class HeadRelease:
             moment = np.pad(merged["moment"], ((0, 0), (0, 1)))  # the last column, -1, is of a class without samples
             merged["moment"] = np.ascontiguousarray(moment[:, columns])
         return replace(self, parameters=parameters, merged=merged, class_names=tuple(wanted))
+
+
+def _outside(found: Any, what: str) -> Outside | None:
+    if found is None:
+        return None
+    given: dict[str, Any] = found if isinstance(found, dict) else {}
+    numbers: list[Any] = [given.get(key) for key in ("gain", "distance")]
+    is_finite = all(type(number) is float and math.isfinite(number) for number in numbers)
+    if not is_finite or type(given.get("devices")) is not int:
+        raise BundleError(f"{what}: expected under outside the numbers gain, distance and devices")
+    return Outside(gain=given["gain"], distance=given["distance"], devices=given["devices"])
 
 
 def _names(found: Mapping[str, Any], what: str) -> tuple[str, ...]:

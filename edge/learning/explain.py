@@ -30,11 +30,13 @@ class Explanation:
             averaged over all windows that cover it. Negative where the score rises.
         output: Which output was explained.
         score: Its score for the sample as it is: the probability of a class, or a quantity.
+        novelty: How far the sample is from all known classes, above 1 for none of them; None where nobody asked.
     """
 
     importance: npt.NDArray[np.float64]
     output: int
     score: float
+    novelty: float | None = None
 
 
 def occlude(

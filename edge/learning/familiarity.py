@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.contract.errors import LearningError
+from edge.learning.exchange import Outside
 from edge.learning.solve import SHRINKAGE
 from edge.learning.statistics import HeadStatistics, Matrix
 
@@ -32,11 +33,13 @@ class Familiarity:
     """
 
     def __init__(self, statistics: HeadStatistics, covariance: Matrix | None = None) -> None:
-        seen, n = statistics.seen, statistics.n_samples
-        if n <= 0 or not seen.any():
+        if statistics.n_samples <= 0 or not statistics.seen.any():
             raise LearningError("statistics of no samples know nothing")
-        means: Matrix = (statistics.moment[:-1, seen] / statistics.class_counts[seen]).T
-        covariance = _covariance(statistics) if covariance is None else covariance
+        means = means_of(statistics)[statistics.seen]
+        self._seen, self._n_samples = statistics.seen, statistics.n_samples
+        self._counts = statistics.class_counts[statistics.seen]
+        self._classes = np.cumsum(statistics.seen) - 1
+        covariance = covariance_of(statistics) if covariance is None else covariance
         d = len(covariance)
         average = max(float(np.trace(covariance)) / d, 1e-12)
         covariance = (1.0 - SHRINKAGE) * covariance + SHRINKAGE * average * np.eye(d)
@@ -49,7 +52,7 @@ class Familiarity:
 
     def _squares(self, features: npt.NDArray[np.float32]) -> Matrix:
         """``(n, classes)`` squared distances."""
-        white = features.reshape(len(features), -1).astype(np.float64) @ self._whiten.T
+        white = features.reshape(len(features), len(self._whiten)).astype(np.float64) @ self._whiten.T
         squares = np.square(white).sum(axis=1)[:, None] - 2.0 * white @ self._white_means.T
         return np.asarray(np.maximum(squares + np.square(self._white_means).sum(axis=1), 0.0))
 
@@ -57,12 +60,45 @@ class Familiarity:
         """``(n,)`` squared Mahalanobis distances of features ``(n, d)`` from the nearest class."""
         return np.asarray(self._squares(features).min(axis=1))
 
+    def distances_without(
+        self, features: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], weights: npt.NDArray[np.float32]
+    ) -> Matrix:
+        """The same for labelled samples ``(n, d)`` that are in the statistics, each as if it were not.
 
-def _covariance(statistics: HeadStatistics) -> Matrix:
+        Without a sample of weight w its class has the mean ``mu - w/(n_c - w) delta``, with delta the sample less mu,
+        and the scatter is less by ``w n_c/(n_c - w) delta deltaᵀ``: one rank, whose inverse is known (Sherman and
+        Morrison 1950). Who was the only one of its class is as far as the next one.
+        """
+        rows, own = np.arange(len(features)), np.maximum(self._classes[labels], 0)
+        white = features.reshape(len(features), len(self._whiten)).astype(np.float64) @ self._whiten.T
+        delta = white - self._white_means[own]
+        squares = self._squares(features)
+        counts = self._counts[own]
+        w = np.where(self._seen[labels], weights.astype(np.float64), 0.0)  # of a class that is not there, nor is it
+        left = np.maximum(counts - w, 1e-9)
+        share = (1.0 - SHRINKAGE) / self._n_samples * w * counts / left
+        q = squares[rows, own]
+        rest = np.maximum(1.0 - share * q, 1e-9)
+        along = np.einsum("nd,nd->n", delta, white)[:, None] - delta @ self._white_means.T
+        found = squares + (share / rest)[:, None] * np.square(along)
+        found[rows, own] = np.where(counts - w > 1e-6, np.square(counts / left) * q / rest, np.inf)
+        return np.asarray(found.min(axis=1)) * (1.0 - w / self._n_samples)
+
+    def spread(self, covariance: Matrix) -> float:
+        """Mean squared distance from their middle of samples with a covariance ``(d, d)``."""
+        return float(np.sum((self._whiten @ covariance) * self._whiten))
+
+
+def means_of(statistics: HeadStatistics) -> Matrix:
+    """``(n_classes, d)``, zero for a class without samples."""
+    means: Matrix = np.where(statistics.seen, statistics.moment[:-1] / np.maximum(statistics.class_counts, 1e-9), 0.0).T
+    return means
+
+
+def covariance_of(statistics: HeadStatistics) -> Matrix:
     """``(d, d)`` about the class means."""
-    seen, counts = statistics.seen, statistics.class_counts
-    means: Matrix = (statistics.moment[:-1, seen] / counts[seen]).T
-    return np.asarray(statistics.gram[:-1, :-1] - (means.T * counts[seen]) @ means) / statistics.n_samples
+    means, counts = means_of(statistics), statistics.class_counts
+    return np.asarray(statistics.gram[:-1, :-1] - (means.T * counts) @ means) / statistics.n_samples
 
 
 def fits_better(features: npt.NDArray[np.float32], new: HeadStatistics, old: HeadStatistics) -> bool | None:
@@ -76,9 +112,43 @@ def fits_better(features: npt.NDArray[np.float32], new: HeadStatistics, old: Hea
     """
     if len(features) < MIN_SAMPLES:
         return None
-    both = (_covariance(new) + _covariance(old)) / 2
+    both = (covariance_of(new) + covariance_of(old)) / 2
     nearer = Familiarity(old, both).distances(features) - Familiarity(new, both).distances(features)
     error = float(nearer.std(ddof=1)) / math.sqrt(len(nearer))
     if abs(float(nearer.mean())) <= _SURE * error:
         return None
     return bool(nearer.mean() > 0)
+
+
+def fits(
+    features: npt.NDArray[np.float32],
+    new: HeadStatistics,
+    old: HeadStatistics,
+    outside: Outside | None,
+    *,
+    labelled: bool,
+) -> bool | None:
+    """Whether a merge is a picture of the world that samples ``(n, d)`` are of.
+
+    They have to look like those of the merge rather than like the shipped ones. Where no labels can correct what is
+    said then, they have to look so no less than the samples of its own devices do to the others, and on each of these
+    the others' merge has to be better than the shipped head.
+
+    Args:
+        features: Of the samples.
+        new: Statistics of the merge.
+        old: Those that were shipped.
+        outside: What the merge is worth on devices that are not in it.
+        labelled: Whether there are labels to correct it.
+
+    Returns:
+        None where nobody can tell.
+    """
+    if outside is not None and outside.gain <= 0.0:
+        return False
+    nearer = fits_better(features, new, old)
+    if not nearer or labelled:
+        return nearer
+    if outside is None or float(Familiarity(new).distances(features).mean()) > outside.distance:
+        return None
+    return True

@@ -114,10 +114,10 @@ class Mixture:
 
     def credit(self, task: Task) -> float:
         """How far labels are believed at all, from 0 to 1: c of the module."""
-        if task.is_regression:
-            return 1.0
         if not self.labels:
             return 0.0
+        if task.is_regression:
+            return 1.0
         chance = _chance(task)
         late = DECAY**self.labels
         n = (1.0 + DECAY) / (1.0 - DECAY) * (1.0 - late) / (1.0 + late)  # as many equally weighted labels say as much

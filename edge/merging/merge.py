@@ -15,11 +15,13 @@ import numpy as np
 
 from edge.contract.bundle import Bundle
 from edge.contract.training import FloatArray
-from edge.learning.closed_form import PRIOR_SAMPLES
-from edge.learning.exchange import HeadRelease, HeadUpdate
+from edge.learning.closed_form import PRIOR_SAMPLES, grown
+from edge.learning.exchange import HeadRelease, HeadUpdate, Outside
+from edge.learning.statistics import HeadStatistics
 from edge.merging.averaging import Contributed, MergeMemory, merge_changes
-from edge.merging.contributions import class_names_of, row_names, trainable_head
+from edge.merging.contributions import class_names_of, n_outputs_of, row_names, trainable_head
 from edge.merging.deltas import Delta
+from edge.merging.outsiders import worth_outside
 from edge.merging.policy import MergePolicy
 from edge.merging.screening import Screening, screen_statistics
 from edge.merging.sums import head_of_sum, shipped_statistics, sums_by_device
@@ -153,6 +155,17 @@ def _contributed(
     return Contributed(device=device, delta=delta, has=has)
 
 
+def _worth_outside(bundle: Bundle, devices: Sequence[HeadStatistics], prior: HeadStatistics) -> Outside | None:
+    """Of statistics of the same classes; None where features are projected, since the shipped head is not of those."""
+    head = trainable_head(bundle)
+    if head.projection is not None or head.linear is None or head.linear.bias is None:
+        return None
+    shipped, n_classes = bundle.head_parameters(), prior.moment.shape[1]
+    shipped = grown(shipped, head.linear, n_classes - n_outputs_of(bundle))
+    layer = shipped[head.linear.weight].astype(np.float64), shipped[head.linear.bias].astype(np.float64)
+    return worth_outside(devices, prior, layer, shipped_statistics(bundle, 1.0).grown(n_classes))
+
+
 def shipped_head(bundle: Bundle) -> HeadRelease:
     """The head that the bundle came with, and statistics as a device begins with them.
 
@@ -184,10 +197,10 @@ def _merge_statistics(
     chosen = [update for device, update in updates if device not in out]
     release = None
     if chosen:
+        summed = [total for device, total in sums.items() if device not in out and total.n_samples > 0]
         release = replace(
-            head_of_sum(
-                bundle, sum((total for device, total in sums.items() if device not in out), start=prior), names
-            ),
+            head_of_sum(bundle, sum(summed, start=prior), names),
+            outside=_worth_outside(bundle, summed, prior) if is_classifier else None,
             included={**already, **{update.lineage: update.version for update in chosen}},
             n_samples=sum(update.n_samples for update in chosen),
             origin=f"merge of {len(chosen)} contributions",

@@ -512,6 +512,28 @@ def test_random_head_pushed_right_after_a_merge_never_answers(
     assert "worse" in fleet.device("silent").state_detail
 
 
+def test_merge_of_noise_says_nothing_on_a_device_without_labels(
+    simulate: Simulate, tmp_path: Path, digits_bundle: Path
+) -> None:
+    """What they saw looks like what it sees, and there were labels enough; but the shipped head knew all of them."""
+    fleet = simulate(tmp_path, digits_bundle, ["one", "two", "silent"], auto_merge=False)
+    fleet.teach("one", *samples(digits_bundle, 110, 0))
+    fleet.teach("two", *samples(digits_bundle, 110, 1))
+    x, y = samples(digits_bundle, 40, 2)
+    silent = fleet.agents["silent"]
+    for i in range(40):
+        silent.core.request({"op": "predict", "id": f"s{i}", "x": x[i]}, fleet.now)
+    fleet.until("contributions", lambda: len(fleet.store.contributions()) == 2)
+    assert fleet.coordinator is not None
+    fleet.coordinator.merge_now(fleet.now)
+    model = silent.host.model
+    fleet.until("taken", lambda: "merged" in model.learned.experts)
+    assert model.learned.merge_fits is False
+    merged = model.learning.run(model.answering.features(x), merge_of(fleet, "silent"))
+    assert (merged.argmax(axis=1) == y).mean() < 0.8, "it would have been heard otherwise"
+    assert (model.predict(x).argmax(axis=1) == y).all()
+
+
 def test_head_that_is_held_is_taken_when_labels_vouch_for_it(
     simulate: Simulate, tmp_path: Path, digits_bundle: Path
 ) -> None:

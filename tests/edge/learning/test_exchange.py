@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from edge.contract import tensorfile
 from edge.contract.errors import BundleError
 from edge.contract.manifest import LinearLayer
-from edge.learning.exchange import HeadRelease, HeadUpdate
+from edge.learning.exchange import HeadRelease, HeadUpdate, Outside
 
 BACKBONE = "ab" * 32
 UPDATE = HeadUpdate(
@@ -55,6 +55,7 @@ def plain(value: Any) -> Any:
         replace(UPDATE, class_names=("cat", "dög")),
         RELEASE,
         replace(RELEASE, class_names=("cat", "dög")),
+        replace(RELEASE, outside=Outside(gain=-0.25, distance=12.5, devices=3)),
         HeadRelease(backbone=BACKBONE, parameters=RELEASE.parameters),
     ],
 )
@@ -160,6 +161,10 @@ def head_release(tensors: dict[str, np.ndarray] | None = None, **changes: Any) -
         {"class_names": {"cat": 1}},
         {"class_names": [None]},
         {"class_names": ["cat", "dog", "cat"]},
+        {"outside": 1},
+        {"outside": {"gain": 0.5, "distance": 1.0}},
+        {"outside": {"gain": 1, "distance": 1.0, "devices": 2}},
+        {"outside": {"gain": 0.5, "distance": None, "devices": 2}},
     ],
     ids=repr,
 )

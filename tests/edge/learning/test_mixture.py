@@ -65,7 +65,10 @@ def test_labels_that_agree_with_nobody_change_no_answer() -> None:
 def test_nothing_is_credited_before_the_first_label_and_all_of_it_when_labels_agree() -> None:
     assert begun().credit(CLASSES) == 0.0
     assert hear(begun(), saying(0, 0, 2, 1), 2, 20).credit(CLASSES) == 1.0
-    assert begun(QUANTITIES).credit(QUANTITIES) == 1.0
+    assert begun(QUANTITIES).credit(QUANTITIES) == 0.0
+    outputs = np.zeros((4, 1, 2), np.float32)
+    heard = mix.heard(begun(QUANTITIES), outputs, np.zeros((1, 2), np.float32), 1.0, QUANTITIES)
+    assert heard.credit(QUANTITIES) == 1.0
 
 
 def test_of_experts_that_are_as_good_the_head_they_start_from_is_kept() -> None:

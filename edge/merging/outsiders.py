@@ -1,0 +1,105 @@
+"""What a merge is worth on a device that is not in it: each that is in it is left out in turn.
+
+A device without labels cannot say whether a merge is right there. Those that learned can: the merge of the *others* is
+to their samples what the whole merge is to a stranger's. Sufficient statistics are enough to ask. With the samples of a
+class normally distributed, as the discriminant takes them, the answers of any linear head on them are, too, so that its
+accuracy can be told from their mean and covariance. So the merge of the others is compared with the shipped head, on
+those devices that would take it for a picture of their world, since nobody else would trust it without labels.
+
+This finds merges that have nothing to give, whatever the reason: labels without meaning or too few of them, samples
+that the shipped head knows already, or worlds that have only their distance from the shipped one in common.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from edge.contract.errors import LearningError
+from edge.learning.exchange import Outside
+from edge.learning.familiarity import MIN_SAMPLES, Familiarity, covariance_of, means_of
+from edge.learning.mixture import KNOWN_FROM
+from edge.learning.solve import solve
+from edge.learning.statistics import HeadStatistics, Matrix
+
+# Devices that are left out in turn at the most, each for the price of a merge; and so many must have something to say.
+_ASKED, _LEAST_DEVICES = 16, 2
+# Draws of a normal distribution, the same for all heads: two that are alike differ by what they answer, not by luck.
+_DRAWS = 512
+
+Layer = tuple[Matrix, Matrix]
+
+
+def worth_outside(
+    devices: Sequence[HeadStatistics], prior: HeadStatistics, shipped: Layer, known: HeadStatistics
+) -> Outside | None:
+    """What the merge of some devices is worth on others.
+
+    Args:
+        devices: What each contributed, of classes.
+        prior: What is merged besides: the shipped statistics, as much as they are worth there.
+        shipped: Weights ``(n_outputs, d)`` and biases ``(n_outputs,)`` of the head as shipped.
+        known: The shipped statistics; their scale does not matter.
+
+    Returns:
+        None where it cannot be told: nothing was shipped, or too few devices share classes and a world.
+    """
+    if known.n_samples <= 0:
+        return None
+    total = sum(devices, start=prior)
+    gains, distances, n_asked = [], [], 0.0
+    for own in devices[:: max(1, -(-len(devices) // _ASKED))]:
+        others = total - own
+        # Shipped samples of a class are no device's.
+        asked = own.seen & (others.class_counts - prior.class_counts > KNOWN_FROM - 0.5)
+        if own.class_counts[asked].sum() < MIN_SAMPLES:
+            continue
+        try:
+            distance = _distance(own, asked, others, known)
+            if distance is not None:
+                gains.append(accuracy(own, asked, solve(others)) - accuracy(own, asked, shipped))
+                distances.append(distance)
+                n_asked += float(own.class_counts[asked].sum())
+        except (LearningError, np.linalg.LinAlgError):  # nothing can be solved: nothing can be said
+            continue
+    if len(gains) < _LEAST_DEVICES:
+        return None
+    # Two deviations of a mean that could be luck: of n samples, a quarter of them answered otherwise.
+    gain = min(*gains, float(np.mean(gains)) - 1.0 / math.sqrt(n_asked))
+    return Outside(gain=gain, distance=max(distances), devices=len(gains))
+
+
+def _distance(own: HeadStatistics, asked: np.ndarray, others: HeadStatistics, known: HeadStatistics) -> float | None:
+    """Mean squared distance of a device's samples from the others' classes; None if the shipped ones are nearer.
+
+    Nearer as `edge.learning.familiarity.fits_better` has it. Of samples about a mean, the part of the distance that is
+    about the mean is the same from everywhere.
+    """
+    means, counts = means_of(own)[asked], own.class_counts[asked]
+    both = (covariance_of(others) + covariance_of(known)) / 2
+    nearer = Familiarity(known, both).distances(means) - Familiarity(others, both).distances(means)
+    if float(counts @ nearer) <= 0.0:
+        return None
+    theirs = Familiarity(others)
+    return theirs.spread(covariance_of(own)) + float(counts @ theirs.distances(means) / counts.sum())
+
+
+def accuracy(own: HeadStatistics, asked: np.ndarray, layer: Layer) -> float:
+    """How often a head is right about samples with these statistics, each class normally distributed.
+
+    Args:
+        own: Of the samples.
+        asked: ``(n_classes,)`` the classes that are asked about.
+        layer: Weights ``(n_outputs, d)``, biases ``(n_outputs,)``.
+    """
+    weights, biases = layer
+    counts = own.class_counts[asked]
+    freedom = max(own.n_samples - np.count_nonzero(own.seen), 1.0) / own.n_samples
+    values, axes = np.linalg.eigh(weights @ (covariance_of(own) / freedom) @ weights.T)
+    root = axes * np.sqrt(np.maximum(values, 0.0))
+    drawn = np.random.default_rng(0).standard_normal((_DRAWS, len(biases))) @ root.T
+    centers = means_of(own)[asked] @ weights.T + biases
+    right = [(drawn + center).argmax(axis=1) == c for c, center in zip(np.flatnonzero(asked), centers, strict=True)]
+    return float(counts @ np.mean(right, axis=1) / counts.sum())
