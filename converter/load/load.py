@@ -76,14 +76,22 @@ def load_source(given: Given, carried: str = "") -> Source:
         if not carried:
             graph = read_onnx(path, given)
             inputs = stated(graph.model, graph.inputs, given, "the file", onnx_program(graph.model, "the model"))
-            return replace(_whole("ONNX", inputs, options, graph.notes), one_run=graph.one_run)
+            found = _whole("ONNX", inputs, options, graph.notes)
+            return replace(found, one_run=graph.one_run, class_names=graph.class_names)
         graph = carry_onnx(path, given)
         described = ", ".join(f"{spec.name} {spec.describe()} {spec.dtype}" for spec in graph.inputs) or "none"
         assert graph.fill is not None
         note = f"inputs {described} from the file"
         inputs = Inputs(specs=graph.inputs, example=graph.fill.draw(), note=note, model=graph.model)
         found = _whole("ONNX", inputs, options, (f"carried as it is: {carried}", *graph.notes))
-        return replace(found, carried=carried, one_run=graph.one_run, of_file=graph.of_file, fill=graph.fill)
+        return replace(
+            found,
+            carried=carried,
+            one_run=graph.one_run,
+            of_file=graph.of_file,
+            fill=graph.fill,
+            class_names=graph.class_names,
+        )
     return _from_torch(given)
 
 

@@ -39,6 +39,7 @@ from converter.load.free_batch import (
 from converter.load.inputs import BATCH_FREED, Given
 from converter.load.made_up import Fill, found_fill, same_bits
 from converter.load.opset import SEVEN, in_our_opset, in_set_seven, version_of
+from converter.load.texts import check_no_text, without_texts
 from converter.program.one_run import OneRun, in_runs
 from converter.program.programs import onnx_file_program, onnx_program
 from converter.program.tensors import Arrays, Run
@@ -72,6 +73,7 @@ class OnnxFile:
         of_file: How they go into a run of the file itself; None where the number is free there, too.
         fill: Inputs on which it runs.
         notes: What was changed.
+        class_names: None where the file names none.
     """
 
     model: onnx.ModelProto
@@ -80,6 +82,7 @@ class OnnxFile:
     of_file: OneRun | None
     fill: Fill | None
     notes: tuple[str, ...]
+    class_names: tuple[str, ...] | None = None
 
 
 def read_onnx(path: Path, given: Given) -> OnnxFile:
@@ -92,7 +95,7 @@ def read_onnx(path: Path, given: Given) -> OnnxFile:
     Raises:
         ConversionError: It is damaged, uses what onnxruntime does not have, or cannot be worked on.
     """
-    model, notes = _read(path)
+    model, notes, names = _read(path)
     with foreign(f"{path} is not a valid ONNX model", ConversionError):
         onnx.checker.check_model(model)
         if model.functions:
@@ -136,6 +139,7 @@ def read_onnx(path: Path, given: Given) -> OnnxFile:
         of_file=arranged.of_file,
         fill=None,
         notes=tuple(notes),
+        class_names=names,
     )
 
 
@@ -150,10 +154,13 @@ def carry_onnx(path: Path, given: Given) -> OnnxFile:
         ConversionError: onnxruntime does not run it, or it has inputs or outputs that a bundle cannot state, or what it
             gives is a matter of chance.
     """
-    model, notes = _read(path)
+    model, notes, names = _read(path)
+    changed = bool(notes)
     notes += bind_onnx(model, given.options.constants)
     specs = _specs(model, given)
-    original = onnx_file_program(path, constants_in(model, given.options.constants))
+    constants = constants_in(model, given.options.constants)
+    # Of texts and maps the tensors behind them are compared, which the file itself does not give.
+    original = onnx_program(model, str(path), constants) if changed else onnx_file_program(path, constants)
     stated_free = any(BATCH in spec.shape for spec in specs)
     fault: ConversionError | None = None
     if stated_free:
@@ -176,7 +183,9 @@ def carry_onnx(path: Path, given: Given) -> OnnxFile:
     if arranged is None:
         _check_repeatable(model, original, fill)
         notes.append("no axis is one of samples: the model is given whole tensors and cannot be quantized")
-        return OnnxFile(model=model, inputs=specs, one_run=None, of_file=None, fill=fill, notes=tuple(notes))
+        return OnnxFile(
+            model=model, inputs=specs, one_run=None, of_file=None, fill=fill, notes=tuple(notes), class_names=names
+        )
     _check_repeatable(model, in_runs(original, arranged.of_file), arranged.fill)
     notes += arranged.notes
     return OnnxFile(
@@ -186,6 +195,7 @@ def carry_onnx(path: Path, given: Given) -> OnnxFile:
         of_file=arranged.of_file,
         fill=arranged.fill,
         notes=tuple(notes),
+        class_names=names,
     )
 
 
@@ -304,8 +314,8 @@ def _with_hidden_batch(specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
     return tuple(found)
 
 
-def _read(path: Path) -> tuple[onnx.ModelProto, list[str]]:
-    """The file whole, its nodes in running order, its initializers no inputs; and what was changed."""
+def _read(path: Path) -> tuple[onnx.ModelProto, list[str], tuple[str, ...] | None]:
+    """The file whole, its nodes in running order, its initializers no inputs; what was changed; names of classes."""
     with foreign(f"{path} is not a valid ONNX model", ConversionError):
         if path.stat().st_size > _MAX_BYTES:
             raise ConversionError(f"{path} is larger than the 2 GiB that an ONNX file can have")
@@ -320,12 +330,13 @@ def _read(path: Path) -> tuple[onnx.ModelProto, list[str]]:
             )
     if not model.graph.node and not model.graph.output:
         raise ConversionError(f"{path} is not a valid ONNX model: it has no output")
-    for info in [*model.graph.input, *model.graph.output]:
+    for info in model.graph.input:
+        check_no_text(info)
         kind = info.type.WhichOneof("value")
         if kind not in (None, "tensor_type"):
             what = (kind or "").removesuffix("_type").replace("_", " ")
             raise ConversionError(f"{info.name} is of the type {what}; inputs and outputs must be tensors")
-    notes = []
+    notes, names = without_texts(model)
     if sort_nodes(model.graph):
         notes.append("nodes of the file were not in an order in which they can run; they were sorted")
     weights = {tensor.name for tensor in model.graph.initializer}
@@ -335,7 +346,7 @@ def _read(path: Path) -> tuple[onnx.ModelProto, list[str]]:
         model.ir_version = max(model.ir_version, _IR_OF_FREE_INITIALIZERS)
         del model.graph.input[:]
         model.graph.input.extend(inputs)
-    return model, notes
+    return model, notes, names
 
 
 def _check_external(model: onnx.ModelProto, path: Path) -> None:
@@ -439,8 +450,6 @@ def _spec(info: onnx.ValueInfoProto, batch: Container[str]) -> TensorSpec:
 
 def _dtype(element: int) -> str:
     """The numpy name of an element type, or ONNX's own where numpy has none."""
-    if element == onnx.TensorProto.STRING:
-        return "text"
     try:
         return str(helper.tensor_dtype_to_np_dtype(element))
     except KeyError:

@@ -71,6 +71,12 @@ class Problem:
             return self.evaluation.outputs
         return (head.features, *(spec for spec in self.evaluation.outputs if spec.name != head.output))
 
+    @property
+    def corrects_head(self) -> bool:
+        """Whether the head is corrected for what quantization does to its features."""
+        head = self.parts.head
+        return head is not None and head.linear is not None and head.is_linear and self.calibration is not None
+
     @cached_property
     def correction_samples(self) -> Arrays:
         """What a head is corrected on."""
@@ -140,13 +146,9 @@ def build(problem: Problem, name: str, scheme: str, backbone: onnx.ModelProto, a
     model = joined(backbone, parts)
     parameters = {} if parts.head is None else dict(parts.head.parameters)
     error = 1.0
-    if (
-        parts.head is not None
-        and parts.head.linear is not None
-        and parts.head.is_linear
-        and problem.calibration is not None
-        and scheme != "none"
-    ):
+    if problem.corrects_head and scheme != "none":
+        assert parts.head is not None
+        assert parts.head.linear is not None
         with apart(backbone, "the backbone", {}) as run:
             features = outputs(run, problem.correction_samples, problem.inputs, [parts.head.features])
         parameters, error = correct_for_quantization(

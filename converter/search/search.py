@@ -208,8 +208,9 @@ class Search:
         self._stage(f"quantizing: {name}")
         try:
             backbone = quantize()
-            parts = self._problem.parts
-            self._bench.check(joined(backbone, parts), {} if parts.head is None else parts.head.parameters)
+            if not self._problem.corrects_head:  # else it is run apart for that, before it is loaded here
+                parts = self._problem.parts
+                self._bench.check(joined(backbone, parts), {} if parts.head is None else parts.head.parameters)
             if not _changed(backbone, scheme):
                 raise ConversionError(f"nothing in it would be {scheme.replace('dynamic', 'int8')}: {_WANTS[scheme]}")
             made = build(self._problem, name, scheme, backbone, self._bench.program, **kept)

@@ -296,7 +296,7 @@ def test_what_cannot_be_carried_is_refused_by_name(tmp_path: Path) -> None:
     listed = graph([node("SequenceConstruct", "x", "y")], {"x": [2]}, {})
     listed.graph.output.append(helper.make_tensor_sequence_value_info("y", TensorProto.FLOAT, [2]))
     refused = {
-        "is text, expected one of float32": text,
+        "is text, and a bundle is given numbers": text,
         "y is of the type sequence": listed,
         "operator Fancy of the domain 'com.example'": graph(
             [node("Fancy", "x", "y", domain="com.example")], {"x": [2]}, {"y": [2]}
