@@ -15,7 +15,7 @@ from edge.learning.exchange import HeadUpdate
 from edge.learning.statistics import HeadStatistics, Matrix
 from edge.merging.contributions import trainable_head
 from edge.merging.policy import BY_CLUSTER, BY_TAG
-from edge.merging.summaries import pooled_root, summary_of
+from edge.merging.summaries import Summary, pooled_root, summary_of
 from edge.merging.sums import sums_by_device
 
 ALL_DEVICES = "*"
@@ -82,11 +82,9 @@ def alike(sums: Mapping[str, HeadStatistics]) -> list[tuple[str, ...]]:
     names = sorted(sums)
     found = {name: summary_of(sums[name], is_classifier=True) for name in names}
     summaries = {name: summary for name, summary in found.items() if not isinstance(summary, str)}
-    if len(summaries) < 2 or not any(summary.has_scatter for summary in summaries.values()):
+    distances = apart(list(summaries.values()))
+    if distances is None:
         return [tuple(names)]
-    inverse = np.linalg.inv(pooled_root(list(summaries.values())))
-    means = np.array([summary.means for summary in summaries.values()]) @ inverse.T
-    distances = _distances(means, np.array([summary.counts for summary in summaries.values()]))
     members = [[i] for i in range(len(summaries))]
     while len(members) > 1:
         pairs = [(i, j) for i in range(len(members)) for j in range(i)]
@@ -100,6 +98,20 @@ def alike(sums: Mapping[str, HeadStatistics]) -> list[tuple[str, ...]]:
     clusters = sorted((tuple(sorted(known[i] for i in each)) for each in members), key=lambda each: (-len(each), each))
     impossible = [name for name in names if name not in summaries]
     return [tuple(sorted((*clusters[0], *impossible))), *clusters[1:]]
+
+
+def apart(summaries: Sequence[Summary]) -> Matrix | None:
+    """How far devices are from one another.
+
+    Returns:
+        ``(n, n)``, in the units of `LARGEST_DISTANCE`, nan for two without a common class; None where nothing can be
+        measured.
+    """
+    if len(summaries) < 2 or not any(summary.has_scatter for summary in summaries):
+        return None
+    inverse = np.linalg.inv(pooled_root(summaries))
+    means = np.array([summary.means for summary in summaries]) @ inverse.T
+    return _distances(means, np.array([summary.counts for summary in summaries]))
 
 
 def _between(distances: Matrix, one: Sequence[int], other: Sequence[int]) -> float:

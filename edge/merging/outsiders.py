@@ -4,7 +4,8 @@ A device without labels cannot say whether a merge is right there. Those that le
 to their samples what the whole merge is to a stranger's. Sufficient statistics are enough to ask. With the samples of a
 class normally distributed, as the discriminant takes them, the answers of any linear head on them are, too, so that its
 accuracy can be told from their mean and covariance. So the merge of the others is compared with the shipped head, on
-those devices that would take it for a picture of their world, since nobody else would trust it without labels.
+those devices that would take it for a picture of their world, since nobody else would trust it without labels, and for
+the classes that another device of their world has met.
 
 This finds merges that have nothing to give, whatever the reason: labels without meaning or too few of them, samples
 that the shipped head knows already, or worlds that have only their distance from the shipped one in common.
@@ -23,6 +24,8 @@ from edge.learning.familiarity import MIN_SAMPLES, Familiarity, covariance_of, m
 from edge.learning.mixture import KNOWN_FROM
 from edge.learning.solve import solve
 from edge.learning.statistics import HeadStatistics, Matrix
+from edge.merging.groups import LARGEST_DISTANCE, apart
+from edge.merging.summaries import summary_of
 
 # Devices that are left out in turn at the most, each for the price of a merge; and so many must have something to say.
 _ASKED, _LEAST_DEVICES = 16, 2
@@ -49,11 +52,18 @@ def worth_outside(
     if known.n_samples <= 0:
         return None
     total = sum(devices, start=prior)
+    found = [summary_of(each, is_classifier=True) for each in devices]
+    summaries = [summary for summary in found if not isinstance(summary, str)]
+    between = apart(summaries)
+    if between is None or len(summaries) < len(devices):
+        return None
+    with np.errstate(invalid="ignore"):  # nan for two without a common class
+        is_near = (between <= LARGEST_DISTANCE) & ~np.eye(len(devices), dtype=bool)
+    counts = np.array([summary.counts for summary in summaries])
     gains, distances, n_asked = [], [], 0.0
-    for own in devices[:: max(1, -(-len(devices) // _ASKED))]:
-        others = total - own
-        # Shipped samples of a class are no device's.
-        asked = own.seen & (others.class_counts - prior.class_counts > KNOWN_FROM - 0.5)
+    for i in range(0, len(devices), max(1, -(-len(devices) // _ASKED))):
+        own, others = devices[i], total - devices[i]
+        asked = own.seen & (counts[is_near[i]].sum(axis=0) > KNOWN_FROM - 0.5)
         if own.class_counts[asked].sum() < MIN_SAMPLES:
             continue
         try:

@@ -51,7 +51,8 @@ def test_one_world_is_worth_what_a_stranger_gains() -> None:
     """Also where devices share few classes; and a device that is at home, and would not take it, says nothing."""
     whole = [of(draw(AWAY, 80, seed)) for seed in (5, 6, 7)]
     parts = [of(draw(AWAY, 80, 5 + i, ((i, i + 1, (i + 2) % K)))) for i in range(3)]
-    for devices in (whole, parts, [*whole, of(draw(HOME, 80, 8))]):
+    at_home = of(draw(HOME, 80, 8))
+    for devices in (whole, parts, [*whole, at_home], [*parts, at_home]):
         found = worth_outside(devices, PRIOR, SHIPPED, KNOWN)
         assert found is not None
         stranger = draw(AWAY, 400, 9)
@@ -63,6 +64,7 @@ def test_one_world_is_worth_what_a_stranger_gains() -> None:
         assert fits(draw(HOME, 64, 9)[0], merged, KNOWN, found, labelled=False) is False
         elsewhere = draw(world(77), 64, 9)[0]
         assert fits(elsewhere, merged, KNOWN, found, labelled=False) is not True, "a third world is not this one"
+        assert fits(elsewhere, merged, KNOWN, None, labelled=False) is not True
 
 
 def shipped_answers(x: np.ndarray) -> np.ndarray:
