@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from edge.agent.data_cap import DataCap
 from edge.agent.streams import StreamLimits
 from edge.contract.bundle import read_manifest
 from edge.contract.errors import BundleError, ConfigError
@@ -36,6 +37,8 @@ class AgentConfig:
         probation_labels: A probation also ends, judged, after so many labels.
         seed: Of SGD's replay draws.
         streams: How many streams a model with recurrent state may remember, of each model.
+        outbox_mb: What may wait for a connection, MiB; 0 for nothing, where there is no broker.
+        data_cap: What may be sent and received in a period; None for as much as comes.
     """
 
     bundles: Mapping[str, Path]
@@ -54,6 +57,8 @@ class AgentConfig:
     probation_labels: int = 32
     seed: int = 0
     streams: StreamLimits = field(default_factory=StreamLimits)
+    outbox_mb: float = 8.0
+    data_cap: DataCap | None = None
 
 
 def named_bundles(arguments: Sequence[str]) -> dict[str, Path]:

@@ -17,10 +17,13 @@ from edge.agent import health
 from edge.agent.allowance import Allowance
 from edge.agent.budget import LearningBudget
 from edge.agent.config import AgentConfig
+from edge.agent.data_cap import ACKNOWLEDGED_BYTES, DataUse
 from edge.agent.letters import letter
 from edge.agent.line import Line, Told
 from edge.agent.model_core import MAX_EVENTS, ModelCore
 from edge.agent.models import Models
+from edge.agent.outbox import Outbox
+from edge.agent.reports import Reports
 from edge.agent.slots import DeviceRecord
 from edge.channel import topics
 from edge.channel.codec import decode
@@ -31,16 +34,27 @@ from edge.channel.messages import (
     Command,
     Conn,
     Desired,
-    Event,
+    HistoryKept,
     Message,
     Reply,
     Served,
-    Telemetry,
     UploadStatus,
 )
-from edge.channel.transport import Connected, Disconnected, Limited, Publish, Received, Refused, TransportEvent
+from edge.channel.transport import (
+    Connected,
+    Disconnected,
+    Limited,
+    Publish,
+    Received,
+    Refused,
+    TransportEvent,
+    packet_bytes,
+)
 from edge.contract.clock import Now
 from edge.contract.errors import ChannelError, LearningError
+
+# In the state folder.
+OUTBOX, DATA_USED = "outbox.sqlite", "data-used.json"
 
 
 class AgentCore:
@@ -73,7 +87,11 @@ class AgentCore:
             )
             for (name, host), share in zip(models.hosts.items(), shares, strict=True)
         }
-        self._connected = self._is_telemetry_proved = False
+        self._connected = False
+        outbox = Outbox(config.state_dir / OUTBOX, round(config.outbox_mb * 2**20)) if config.outbox_mb else None
+        self._reports = Reports(config, record, outbox)
+        self._use = DataUse(config.state_dir / DATA_USED, config.data_cap) if config.data_cap else None
+        self._why_waiting = ""  # why nothing is sent but what must be said
         self._line = Line(topics.own_conn(config.fleet, config.device))
         self._own_conn = _conn(record, record.session, Now(0.0, 0), online=False)
         self._out: list[Publish] = []
@@ -81,7 +99,6 @@ class AgentCore:
         self.news: list[tuple[str, str, str]] = []
         self._faults: dict[str, str] = {}  # by model, the last one that was told
         self._next_telemetry_s = -math.inf
-        self._sequence = 0
         self._cpu: tuple[float, float] | None = None
 
     # Local applications
@@ -137,6 +154,8 @@ class AgentCore:
             "not_served": dict.fromkeys(self._folder.not_served, "its bundle was not named") | self._folder.failed,
             "connected": self._connected,
             "broker_troubles": self._line.troubles,
+            "outbox": self._reports.status(),
+            **({} if self._use is None else {"data": self._use.status() | {"waits": self._why_waiting}}),
             "resident_mb": health.resident_mb(),
             "boot": self._folder.record.boot,
             "state_id": self._folder.record.state_id,
@@ -156,15 +175,19 @@ class AgentCore:
             case Connected(max_packet_bytes=limit):
                 self._line.connected(event, now.s)
                 self._limit(limit)
+                self._reports.online(limit, now)
                 self._connect(now)
             case Limited(max_packet_bytes=limit):
                 self._limit(limit)
             case Disconnected():
                 self._connected = False
-                self._events += self._line.disconnected(event, now.s)  # the log has it already
+                self._reports.offline(now)
+                self._tell(self._line.disconnected(event, now.s))
             case Refused():
                 self._tell(self._line.refused(event, now.s))
             case Received(topic=topic, payload=payload):
+                if self._use is not None:
+                    self._use.spend(packet_bytes(topic, payload))
                 try:
                     leaf = topics.parse(topic).leaf
                     if not (event.retained or leaf == topics.UP_CONN):
@@ -174,11 +197,12 @@ class AgentCore:
                     self._tell([("bad-message", str(exc))])
 
     def _tell(self, events: Told) -> None:
-        """Say what happened, in the log now and to the coordinator when it is there."""
+        """Say what happened with the next tick."""
         self._events += events
-        self.news += [("", kind, text) for kind, text in events]
+        del self._events[:-MAX_EVENTS]
 
     def _limit(self, max_packet_bytes: int) -> None:
+        self._reports.limit(max_packet_bytes)
         for model in self.models.values():
             model.limit(max_packet_bytes)
 
@@ -186,7 +210,6 @@ class AgentCore:
         self._connected = True
         self._folder.update(session=self._folder.record.session + 1)
         self._own_conn = self._conn(True, now)
-        self._is_telemetry_proved = False
         self._send(topics.UP_CONN, self._own_conn, qos=1, retain=True)
         self._send_birth(now)
         for model in self.models.values():
@@ -207,6 +230,12 @@ class AgentCore:
         """What to say before stopping in good order."""
         self._send(topics.UP_CONN, self._conn(False, now), qos=1, retain=True)
         return self._take_out()
+
+    def close(self, now: Now) -> None:
+        """Keep what is counted and what waits."""
+        self._reports.close(now.s)
+        if self._use is not None:
+            self._use.close()
 
     def _send_birth(self, now: Now) -> None:
         record = self._folder.record
@@ -256,6 +285,8 @@ class AgentCore:
             for name, model in self.models.items():
                 with self._guarded(name):
                     model.receive(message, leaf, now)
+        elif isinstance(message, HistoryKept):
+            self._reports.kept(message, now)
         elif isinstance(message, Command):
             self._command(message, now)
         elif isinstance(message, Conn):
@@ -294,8 +325,10 @@ class AgentCore:
     @property
     def next_deadline_s(self) -> float:
         """Call `tick` at this time at the latest."""
-        deadlines = [model.next_deadline_s(connected=self._connected) for model in self.models.values()]
-        return min(deadlines + ([self._next_telemetry_s] if self._connected else []))
+        may_send = self._connected and not self._why_waiting
+        deadlines = [model.next_deadline_s(may_send=may_send) for model in self.models.values()]
+        reports = self._connected or self._reports.keeps
+        return min([*deadlines, self._reports.next_deadline_s, *([self._next_telemetry_s] if reports else [])])
 
     @property
     def busy(self) -> bool:
@@ -304,28 +337,51 @@ class AgentCore:
 
     def tick(self, now: Now) -> list[Publish]:
         """Do what is due and give back what is to be sent."""
+        self._count_data(now)
+        may_send = self._connected and not self._why_waiting
         for name, model in self.models.items():
             with self._guarded(name):
-                self._out += model.tick(now, connected=self._connected)
-            self.news += [(name, kind, text) for kind, text in model.news]
+                self._out += model.tick(now, may_send=may_send, why_not=self._why_waiting)
+            self._report(name, model.news, now)
+            for state in model.states:
+                self._reports.state(state, now)
             model.news.clear()
+            model.states.clear()
         if any(model.is_renewed for model in self.models.values()):
             for model in self.models.values():
                 model.is_renewed = False
             self._send_birth(now)
-        self._tell([("warning", text) for text in self._folder.warnings])
+        self._tell([("warning", text) for text in [*self._folder.warnings, *self._reports.take_warnings()]])
         self._tell(self._line.poll(now.s))
-        del self.news[:-MAX_EVENTS]
         self._folder.warnings.clear()
-        del self._events[:-MAX_EVENTS]  # the newest, when there was no broker for long
-        if self._connected:
-            if now.s >= self._next_telemetry_s:
-                self._next_telemetry_s = now.s + self._config.telemetry_interval_s
-                self._send_telemetry(now)
-            for event, detail in self._events:
-                self._send(topics.UP_EVENT, Event(ts_ms=now.wall_ms, name=event, detail=detail[:500]), qos=1)
-            self._events.clear()
+        self._report("", self._events, now)
+        self._events.clear()
+        if now.s >= self._next_telemetry_s and (self._connected or self._reports.keeps):
+            self._next_telemetry_s = now.s + self._config.telemetry_interval_s
+            self._send_telemetry(now)
+        self._out += self._reports.poll(now, may_send=may_send)  # behind what is live
         return self._take_out()
+
+    def _report(self, model: str, events: Told, now: Now) -> None:
+        """Put events of a model, or with "" of the device, into the log and on their way."""
+        for kind, text in events[-MAX_EVENTS:]:
+            self._out += self._reports.event(kind, text, model, now)
+            if kind != "broker-lost":  # the log has that already
+                self.news.append((model, kind, text))
+        del self.news[:-MAX_EVENTS]
+
+    def _count_data(self, now: Now) -> None:
+        """See whether the data cap is used up, and say when that changes."""
+        if self._use is None:
+            return
+        self._use.poll(now, connected=self._connected)
+        before, self._why_waiting = self._why_waiting, self._use.why_not
+        if self._why_waiting and not before:
+            self._tell([("data-cap", f"{self._why_waiting}: telemetry, downloads and uploads wait")])
+        elif before and not self._why_waiting:
+            self._tell([("data-cap", "a new period begins: telemetry, downloads and uploads go on")])
+        self._tell([("warning", text) for text in self._use.warnings])
+        self._use.warnings.clear()
 
     @contextmanager
     def _guarded(self, name: str) -> Iterator[None]:
@@ -335,26 +391,25 @@ class AgentCore:
         except Exception as exc:  # noqa: BLE001  # whatever it is, the other models are not at fault
             fault = f"{name}: {type(exc).__name__}: {exc}"
             if self._faults.get(name) != fault:
-                self._events.append(("model-fault", fault))
-                self.news.append((name, "model-fault", fault))
+                self._tell([("model-fault", fault)])
             self._faults[name] = fault
 
     def _take_out(self) -> list[Publish]:
         out, self._out = self._out, []
-        return out if self._connected else []
+        if not self._connected:
+            return []
+        if self._use is not None:
+            for each in out:
+                self._use.spend(packet_bytes(each.topic, each.payload) + (ACKNOWLEDGED_BYTES if each.qos else 0))
+        return out
 
     def _send_telemetry(self, now: Now) -> None:
         """One message a model, each with the numbers of the device."""
         device = self._vitals(now)
         for name, model in self.models.items():
-            self._sequence += 1
-            record = self._folder.record
-            head = {"ts": now.wall_ms, "seq": self._sequence, "boot": record.boot, "state_id": record.state_id}
             with self._guarded(name):
-                values = {**head, **model.telemetry(now), **device}
-                # The first of a connection is acknowledged: a broker that takes none says so only then.
-                self._send(topics.UP_TELE, Telemetry(values=values), qos=0 if self._is_telemetry_proved else 1)
-                self._is_telemetry_proved = True
+                values = {**model.telemetry(now), **device}
+                self._out += self._reports.telemetry(values, now, may_send=not self._why_waiting)
 
     def _vitals(self, now: Now) -> dict[str, Any]:
         """How the device is; what is not known is left out."""
@@ -362,6 +417,8 @@ class AgentCore:
             "mem_mb": health.resident_mb(),
             "temp_c": health.temperature_c(),
             "disk_free_mb": health.disk_free_mb(self._config.state_dir),
+            "outbox": self._reports.waiting or None,
+            "data_left_mb": None if self._use is None else round(self._use.left_bytes / 1e6, 3),
         }
         cpu = health.cpu_seconds()
         if self._cpu is not None and now.s > self._cpu[0]:

@@ -63,6 +63,7 @@ class Deployment:
         self._detail = ""
         self._sequence = 0
         self._probation_end_s = -math.inf  # set by the next poll, which knows the time
+        self._waits_for = ""  # why a download does not go on
         self._labels_before = 0
         self._held: releases.Offer | None = None
         self._looked_at = 0  # labels when the head that is held was looked at last
@@ -127,7 +128,7 @@ class Deployment:
         """Call `poll` at this time at the latest."""
         if self.state is SlotState.PROBATION:
             return self._probation_end_s
-        return math.inf if self._fetch is None else self._fetch.next_deadline_s
+        return math.inf if self._fetch is None or self._waits_for else self._fetch.next_deadline_s
 
     def offer(self, desired: Desired, now_s: float) -> None:
         """Take a desired state. One whose counter was handled already, or is older, changes nothing."""
@@ -160,7 +161,7 @@ class Deployment:
         if why:
             self._enter(SlotEvent.REFUSED, why)
             return
-        self._enter(SlotEvent.FETCH_STARTED)
+        self._enter(SlotEvent.FETCH_STARTED, self._waiting())
         self._start_fetch(desired, now_s)
 
     def _unfit(self, desired: Desired) -> str:
@@ -228,7 +229,8 @@ class Deployment:
         fetch = self._fetch
         if fetch is None:
             return
-        self.outbox += fetch.requests
+        if not self._waits_for:
+            self.outbox += fetch.requests
         fetch.requests.clear()
         if fetch.warnings:
             self._detail = f"fetch: {fetch.warnings[-1]}"
@@ -290,9 +292,25 @@ class Deployment:
         self._enter(SlotEvent.ACTIVATED, detail)
         self._host.slots.clean()
 
+    def wait_for(self, why: str, now_s: float) -> None:
+        """Ask for no more frames while there is a reason; without one ("") go on."""
+        if why == self._waits_for:
+            return
+        self._waits_for = why
+        if self._fetch is None:
+            return
+        self._detail = self._waiting()
+        self.report()
+        if not why:  # what was asked for before came long ago, or never
+            self._start_fetch(self._fetch.desired, now_s)
+
+    def _waiting(self) -> str:
+        return f"waits: {self._waits_for}" if self._waits_for else ""
+
     def poll(self, now_s: float) -> None:
         """Do what is due: ask again for missing frames, end a probation."""
-        self._go_on(lambda fetch: fetch.poll(now_s))
+        if not self._waits_for:
+            self._go_on(lambda fetch: fetch.poll(now_s))
         labels = self._host.model.metrics.labels
         if self._held is not None and labels >= self._looked_at + _LOOK_AGAIN:
             self._look_again(self._held)

@@ -19,7 +19,7 @@ from edge.agent.serving import ModelError
 from edge.agent.states import SlotState
 from edge.channel import topics
 from edge.channel.frames import Frame, encode_frame
-from edge.channel.messages import Desired, Event, Served, State, UploadStatus
+from edge.channel.messages import Desired, Served, State, UploadStatus
 from edge.channel.transport import Publish
 from edge.contract.clock import Now
 from edge.contract.errors import LearningError
@@ -44,7 +44,8 @@ class ModelCore:
     Attributes:
         deployment: Of its releases.
         is_renewed: Whether another head or bundle is live than before; the caller sets it back.
-        news: What happened since the last look, by kind and text, for the log; the caller clears it.
+        news: What happened since the last look, by kind and text; the caller clears it.
+        states: Where the slot stood since the last look; the caller clears it.
     """
 
     def __init__(
@@ -74,10 +75,10 @@ class ModelCore:
         self._next_checkpoint_s = math.inf
         self._journaled_ms = 0.0  # what it took to learn what is in the journal
         self._fault = ""
-        self.news: list[tuple[str, str]] = []
-        self._events: list[tuple[str, str]] = [("warning", text) for text in host.warnings]
+        self.news: list[tuple[str, str]] = [("warning", text) for text in host.warnings]
         if host.rolled_back_at_start:
-            self._events.append(("rolled-back", host.warnings[-1]))
+            self.news.append(("rolled-back", host.warnings[-1]))
+        self.states: list[State] = []
 
     # Local applications
 
@@ -257,18 +258,25 @@ class ModelCore:
 
     # Time
 
-    def next_deadline_s(self, *, connected: bool) -> float:
+    def next_deadline_s(self, *, may_send: bool) -> float:
         """Call `tick` at this time at the latest."""
         deadlines = [self._next_checkpoint_s, self.deployment.next_deadline_s]
-        return min(deadlines + ([self._contributing.next_deadline_s] if connected else []))
+        return min(deadlines + ([self._contributing.next_deadline_s] if may_send else []))
 
     @property
     def busy(self) -> bool:
         """Whether labels wait for the learning budget."""
         return self._host.model.waiting > 0
 
-    def tick(self, now: Now, *, connected: bool) -> list[Publish]:
-        """Do what is due and give back what is to be sent."""
+    def tick(self, now: Now, *, may_send: bool, why_not: str = "") -> list[Publish]:
+        """Do what is due and give back what is to be sent.
+
+        Args:
+            now: The time.
+            may_send: Whether uploads may go on their way.
+            why_not: Why downloads wait; "" where they go on.
+        """
+        self.deployment.wait_for(why_not, now.s)
         while self.busy and self._allowance.allows(now.s):
             try:
                 self._timed(self._host.model.learn_next, now)
@@ -292,20 +300,12 @@ class ModelCore:
         happened.clear()
         if now.s >= self._next_checkpoint_s:
             self._checkpoint(now)
-        out: list[Publish] = []
-        if connected:
-            out += self._contributions(now)
-            for name, detail in self._events:
-                event = Event(ts_ms=now.wall_ms, name=name, detail=detail[:500], model=self._host.name)
-                out.append(letter(self._config, topics.UP_EVENT, event, qos=1))
-            self._events.clear()
-        return out + self._of_deployment(now)
+        return (self._contributions(now) if may_send else []) + self._of_deployment(now)
 
     def _tell(self, *events: tuple[str, str]) -> None:
-        """Say what happened, in the log now and to the coordinator when it is there."""
-        for told in (self._events, self.news):
-            told.extend(events)
-            del told[:-MAX_EVENTS]  # the newest, when nobody took them for long
+        """Say what happened, in the log and to the coordinator."""
+        self.news.extend(events)
+        del self.news[:-MAX_EVENTS]  # the newest, when nobody took them for long
 
     def _contributions(self, now: Now) -> list[Publish]:
         """What was learned, to send now."""
@@ -327,6 +327,7 @@ class ModelCore:
                 out.append(
                     letter(self._config, topics.model_leaf(topics.UP_STATE, self._level), stamped, qos=1, retain=True)
                 )
+                self.states.append(stamped)
                 self.is_renewed |= message.state in (SlotState.ACTIVE, SlotState.ROLLED_BACK)
             else:
                 out.append(letter(self._config, topics.UP_REQ, message, qos=1, expiry_s=60))

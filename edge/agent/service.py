@@ -86,9 +86,6 @@ class AgentService:
         self._transport = transport
         self._stopping = False
         self._queue: queue.Queue[_Call | TransportEvent] = queue.Queue(MAX_QUEUED)
-        for name, host in self._models.hosts.items():
-            for text in host.warnings:
-                log.warning("%s: %s", name, text)
 
     def run(self, socket_path: Path | None, *, stdin: bool = False) -> None:
         """Serve until SIGTERM, SIGINT or, with `stdin`, the end of standard input; then save and leave.
@@ -187,6 +184,7 @@ class AgentService:
             self._perform(self._core.farewell(now()))
             self._transport.stop()
         self._log_news()
+        self._core.close(now())
         self._models.close()
 
     # Local applications

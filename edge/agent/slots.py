@@ -18,13 +18,16 @@ import re
 import shutil
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from edge.agent.states import SlotState
 from edge.contract import strictjson
 from edge.contract.digest import is_digest, sha256, sha256_file
 from edge.contract.errors import ChannelError
 from edge.contract.files import replace_file, sync_folder
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 RECORD = "model.json"
 _COPY = "model.copy.json"
@@ -139,7 +142,7 @@ def _put_aside(path: Path) -> str:
     return f"; it is kept as {aside.name}"
 
 
-def write_record(path: Path, record: ModelRecord | DeviceRecord) -> None:
+def write_record(path: Path, record: DataclassInstance) -> None:
     """Keep facts, durably."""
     with replace_file(path) as file:
         file.write(strictjson.dumps(asdict(record)))

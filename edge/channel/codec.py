@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import math
 import numbers
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from edge.channel import messages as m
 from edge.channel import topics
 from edge.contract import documents, strictjson
+from edge.contract.digest import sha256
 from edge.contract.errors import ChannelError
 
 VERSION = 1  # goes up only when an old reader would misunderstand; new fields do not change it
 MAX_MESSAGE_BYTES = 16 * 1024
+MAX_HISTORY_BYTES = 32 * 1024
 MAX_DETAIL_CHARS = 500  # a longer `detail` is cut when written: it is often an exception's text
 
 _M = TypeVar("_M", bound=m.Message)
@@ -30,6 +33,7 @@ _TYPES: dict[str, type[m.Message]] = {
     topics.UP_REPLY: m.Reply,
     topics.DN_DESIRED: m.Desired,
     topics.DN_CMD: m.Command,
+    topics.DN_HIST: m.HistoryKept,
 }
 
 
@@ -40,11 +44,7 @@ def encode(message: m.Message) -> bytes:
         ChannelError: It holds something that JSON cannot, or is larger than 16 KiB.
     """
     if isinstance(message, m.Telemetry):
-        document: dict[str, Any] = {key: _scalar(value) for key, value in message.values.items() if _finite(value)}
-        if experts := message.values.get(m.EXPERTS):
-            document[m.EXPERTS] = {
-                name: [_scalar(value) if _finite(value) else 0 for value in row] for name, row in experts.items()
-            }
+        document = telemetry_document(message)
     else:
         document = documents.encode(message) | {"v": VERSION}
         if hasattr(message, "detail"):
@@ -60,6 +60,32 @@ def encode(message: m.Message) -> bytes:
     return data
 
 
+def telemetry_document(message: m.Telemetry) -> dict[str, Any]:
+    """What stands on ``up/tele``: numbers and texts; what is not finite is left out."""
+    document: dict[str, Any] = {key: _scalar(value) for key, value in message.values.items() if _finite(value)}
+    if experts := message.values.get(m.EXPERTS):
+        document[m.EXPERTS] = {
+            name: [_scalar(value) if _finite(value) else 0 for value in row] for name, row in experts.items()
+        }
+    return document
+
+
+def event_document(event: m.Event) -> dict[str, Any]:
+    """An event as it stands in the array of ``up/hist``: flat, with the keys of telemetry."""
+    found = {"ts": event.ts_ms, "seq": event.seq, "boot": event.boot, "state_id": event.state_id, m.EVENT: event.name}
+    return found | {"detail": event.detail[:MAX_DETAIL_CHARS], "model": event.model}
+
+
+def batch_of(payload: bytes) -> str:
+    """What names a payload of ``up/hist``."""
+    return sha256(payload)[:16]
+
+
+def encode_history(objects: Sequence[Mapping[str, Any]]) -> bytes:
+    """Write what `telemetry_document` and `event_document` gave. That it is not too large is the caller's business."""
+    return b"[" + b",".join(strictjson.dumps(dict(each)) for each in objects) + b"]"
+
+
 def decode(leaf: str, payload: bytes) -> m.Message:
     """Read the message that belongs to a topic leaf.
 
@@ -67,7 +93,9 @@ def decode(leaf: str, payload: bytes) -> m.Message:
         ChannelError: The leaf carries no message (binary frames, unknown leaf), or the payload is not one.
     """
     if leaf == topics.UP_TELE:
-        return _decode_telemetry(payload)
+        return _decode_telemetry(_load("Telemetry", payload))
+    if leaf == topics.UP_HIST:
+        return _decode_history(payload)
     if leaf.startswith(topics.upload_status_leaf("")):
         return _decode(m.UploadStatus, payload)
     leaf = topics.kind_of(leaf)
@@ -124,8 +152,27 @@ def _is_expert(row: object) -> bool:
     return isinstance(row, list) and len(row) == 3 and all(type(v) in (int, float) and v >= 0 for v in row)
 
 
-def _decode_telemetry(payload: bytes) -> m.Telemetry:
-    values = _load("Telemetry", payload)
+def _decode_history(payload: bytes) -> m.History:
+    try:
+        found = strictjson.load_list(payload, max_bytes=MAX_HISTORY_BYTES)
+    except (ValueError, RecursionError) as exc:
+        raise ChannelError(f"History: expected strict JSON, got {exc}; update the sender") from exc
+    telemetry, events = [], []
+    for item in found:
+        if not isinstance(item, dict):
+            raise ChannelError(f"History: expected objects, got {type(item).__name__}; update the sender")
+        if m.EVENT in item:
+            renamed = {"ts": "ts_ms", m.EVENT: "name"}
+            try:
+                events.append(documents.decode(m.Event, {renamed.get(key, key): item[key] for key in item}, "History"))
+            except documents.DocumentError as exc:
+                raise ChannelError(f"{exc}; update the sender") from exc
+        else:
+            telemetry.append(_decode_telemetry(item).values)
+    return m.History(telemetry=tuple(telemetry), events=tuple(events), batch=batch_of(payload))
+
+
+def _decode_telemetry(values: dict[str, Any]) -> m.Telemetry:
     for key, value in values.items():
         if key == m.EXPERTS:
             if not isinstance(value, dict) or not all(_is_expert(row) for row in value.values()):

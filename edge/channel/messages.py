@@ -17,6 +17,7 @@ from edge.contract.names import is_model_name
 
 MAX_RANGES = 1024
 MAX_BASES = 32
+_BATCH = re.compile(r"[0-9a-f]{16}")
 _STATE_ID = re.compile(r"([0-9a-f]{16,64})?")
 MaybeDigest = Annotated[
     str, Rule(lambda text: text == "" or is_digest(text), 'a SHA-256 digest in hexadecimal or "" for none')
@@ -34,9 +35,11 @@ StateId = Annotated[
     Rule(lambda text: _STATE_ID.fullmatch(text) is not None, '16 to 64 hexadecimal digits, or "" where it is unknown'),
 ]
 """Identity of a state folder: session, boot and sequence numbers count within it. "" of devices from before it."""
+BatchId = Annotated[str, Rule(lambda text: _BATCH.fullmatch(text) is not None, "16 hexadecimal digits")]
 Slot = Literal["bundle", "head"]
 Part = Literal["index", "data"]
 EXPERTS = "experts"  # key of telemetry
+EVENT = "event"  # key of an event in `History`
 UploadState = Literal["receiving", "done", "refused"]
 
 
@@ -203,12 +206,25 @@ class UploadStatus(Message):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Event(Message):
-    """``up/event``: something happened once: drift, another expert that is believed, an error."""
+    """``up/event``: something happened once: drift, another expert that is believed, an error.
+
+    Attributes:
+        ts_ms: Device clock, milliseconds since 1970.
+        name: What kind.
+        detail: In words.
+        model: Of which model, "" for the device.
+        boot: Start of the agent, which `seq` counts in; with `state_id` they tell a repeat.
+        seq: Number of the event, from 1; 0 from devices that do not count them.
+        state_id: Of the state folder.
+    """
 
     ts_ms: Count
     name: str
     detail: str = ""
     model: ModelName = ""
+    boot: Count = 0
+    seq: Count = 0
+    state_id: StateId = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -221,6 +237,28 @@ class Telemetry(Message):
     """
 
     values: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class History(Message):
+    """``up/hist``: what a device could not say when it was, as an array of flat objects. `extra` stays empty.
+
+    Attributes:
+        telemetry: As on ``up/tele``.
+        events: As on ``up/event``; in the array they have their name under `EVENT`, and the keys of telemetry else.
+        batch: First 16 hexadecimal digits of the SHA-256 of the payload, by which it is acknowledged.
+    """
+
+    telemetry: tuple[Mapping[str, Any], ...]
+    events: tuple[Event, ...]
+    batch: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HistoryKept(Message):
+    """``dn/hist``: the coordinator has kept a batch of ``up/hist`` durably; the device may delete it."""
+
+    batch: BatchId
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

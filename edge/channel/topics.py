@@ -20,10 +20,12 @@ UP_BIRTH = "up/birth"
 UP_STATE = "up/state"
 UP_REQ = "up/req"
 UP_TELE = "up/tele"
+UP_HIST = "up/hist"
 UP_EVENT = "up/event"
 UP_REPLY = "up/reply"
 DN_DESIRED = "dn/desired"
 DN_CMD = "dn/cmd"
+DN_HIST = "dn/hist"
 
 # A device with several models has one retained message of each model on these, one level deeper.
 _OF_A_MODEL = (UP_STATE, DN_DESIRED)

@@ -54,6 +54,10 @@ def agent() -> None:
 @click.option("--socket", "socket_path", type=click.Path(path_type=Path), help="[default: STATE_DIR/agent.sock]")
 @click.option("--stdin", is_flag=True, help="Read requests from standard input, one JSON object a line.")
 @click.option("--telemetry-interval", type=click.FloatRange(min=0.1), help="Seconds.  [default: the profile's]")
+@click.option(
+    "--outbox", default=8.0, type=click.FloatRange(0.1, 1024), help="Reports that wait for a connection, MiB at most."
+)
+@click.option("--data-cap", help="Sent and received at most, such as 20MB/day or 1.5GB/month.  [default: none]")
 @click.option("--sync-interval", default=600.0, type=click.FloatRange(min=0), help="Seconds between uploads.")
 @click.option("--probation", default=60.0, type=click.FloatRange(min=0), help="Seconds a pushed head is watched.")
 @click.option("--max-streams", default=256, type=click.IntRange(1), help="That a model with state remembers.")
@@ -77,6 +81,8 @@ def run(
     socket_path: Path | None,
     stdin: bool,
     telemetry_interval: float | None,
+    outbox: float,
+    data_cap: str | None,
     sync_interval: float,
     probation: float,
     max_streams: int,
@@ -96,6 +102,7 @@ def run(
 
     _spare_memory()
     from edge.agent.config import AgentConfig, named_bundles
+    from edge.agent.data_cap import DataCap
     from edge.agent.service import AgentService
     from edge.agent.streams import StreamLimits
     from edge.channel.topics import check_id
@@ -120,6 +127,8 @@ def run(
         probation_s=probation,
         seed=seed,
         streams=StreamLimits(most=max_streams, max_mb=stream_memory, idle_s=stream_expiry),
+        outbox_mb=0.0 if broker is None else outbox,
+        data_cap=None if data_cap is None else DataCap.parse(data_cap),
     )
     if telemetry_interval is not None:
         config = replace(config, telemetry_interval_s=telemetry_interval)

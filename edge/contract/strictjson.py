@@ -70,22 +70,38 @@ def loads(data: bytes, *, max_bytes: int) -> dict[str, Any]:
         ValueError: Too long, not UTF-8, not JSON, nested deeper than 32 levels, a duplicate key, a non-finite number,
             an integer beyond 64 bits, or not an object. Callers translate it into the error of their room.
     """
+    value = _parse(data, max_bytes)
+    if not isinstance(value, dict):
+        raise ValueError(f"expected a JSON object, got {type(value).__name__}")
+    return value
+
+
+def load_list(data: bytes, *, max_bytes: int) -> list[Any]:
+    """Parse one JSON array, as strictly.
+
+    Raises:
+        ValueError: As `loads`, or it is no array.
+    """
+    value = _parse(data, max_bytes)
+    if not isinstance(value, list):
+        raise ValueError(f"expected a JSON array, got {type(value).__name__}")
+    return value
+
+
+def _parse(data: bytes, max_bytes: int) -> Any:
     if len(data) > max_bytes:
         raise ValueError(f"{len(data)} bytes, at most {max_bytes} are accepted")
     text = data.decode("utf-8")  # UnicodeDecodeError is a ValueError
     # Only a document with that many brackets can be that deep: the exact count is rarely needed.
     if text.count("[") + text.count("{") > MAX_DEPTH and _depth(text) > MAX_DEPTH:
         raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
-    value = json.loads(
+    return json.loads(
         text,
         object_pairs_hook=_refuse_duplicates,
         parse_constant=_refuse_constant,
         parse_float=_finite_float,
         parse_int=_bounded_int,
     )
-    if not isinstance(value, dict):
-        raise ValueError(f"expected a JSON object, got {type(value).__name__}")
-    return value
 
 
 def dumps(value: dict[str, Any]) -> bytes:

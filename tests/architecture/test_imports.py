@@ -68,6 +68,7 @@ DOORS: dict[str, tuple[str, ...]] = {
         "edge/cli/bundle.py",
     ),
     "paho": ("edge/channel/mqtt.py",),
+    "sqlite3": ("edge/agent/outbox.py",),
     "backports": ("edge/channel/forms.py",),  # zstd
     "compression": ("edge/channel/forms.py",),
     "sqlalchemy": ("edge/coordinator/store/*", "edge/coordinator/migrations/*"),

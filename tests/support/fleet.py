@@ -152,6 +152,8 @@ class SimulatedFleet:
         """What ``kill -9`` does: the kernel closes the files, nothing else happens."""
         agent = self.agents.pop(name)
         self.broker.disconnect(name)
+        if (outbox := agent.core._reports._outbox) is not None:
+            outbox._shut()
         for host in agent.models.hosts.values():
             kill(host.model)
         for lock in agent.models._locks:

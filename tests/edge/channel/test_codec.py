@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import pathlib
 import re
@@ -13,7 +14,16 @@ from hypothesis import strategies as st
 
 from edge.channel import messages as m
 from edge.channel import topics
-from edge.channel.codec import MAX_MESSAGE_BYTES, decode, decode_offer, encode, encode_offer
+from edge.channel.codec import (
+    MAX_MESSAGE_BYTES,
+    decode,
+    decode_offer,
+    encode,
+    encode_history,
+    encode_offer,
+    event_document,
+    telemetry_document,
+)
 from edge.contract.errors import ChannelError
 
 D = "0123456789abcdef" * 4
@@ -50,6 +60,7 @@ SAMPLES: dict[str, m.Message] = {
     topics.upload_status_leaf(D[:16]): m.UploadStatus(have=((0, 3),), window=4, status="receiving"),
     topics.UP_EVENT: m.Event(ts_ms=1, name="drift", detail="p = 0.01"),
     topics.UP_TELE: m.Telemetry(values={"ts": 1795420800123, "lat_p50_ms": 8.1, "model": "kws"}),
+    topics.DN_HIST: m.HistoryKept(batch=D[:16]),
     topics.DN_CMD: m.Command(id="c1", name="sync", args={"now": True}, ttl_s=30.0),
     topics.UP_REPLY: m.Reply(id="c1", rc=-1, detail="busy", out={}),
 }
@@ -127,6 +138,9 @@ def test_another_version_is_refused(v):
         (topics.UP_REQ, {"want": [[0, 1.0]]}),
         (topics.UP_REQ, {"want": [[0, 1]] * 1025}),
         (topics.DN_CMD, {"ttl_s": -1}),
+        (topics.DN_HIST, {"batch": D}),
+        (topics.DN_HIST, {"batch": ""}),
+        (topics.UP_EVENT, {"seq": -1}),
     ],
 )
 def test_values_out_of_range_are_refused(leaf, fields):
@@ -210,10 +224,35 @@ def test_a_long_detail_is_cut_and_a_large_message_refused():
 
 def test_examples_in_the_documentation_are_true():
     page = pathlib.Path(__file__).parents[3].joinpath("docs/protocol.md").read_text()
-    lines = re.findall(r"^(edge/v1/\S+) (\{.*\})$", page, re.MULTILINE)
+    lines = re.findall(r"^(edge/v1/\S+) ([\[{].*[\]}])$", page, re.MULTILINE)
     assert {decode(topics.parse(topic).leaf, text.encode()).__class__ for topic, text in lines} == {
-        type(message) for message in SAMPLES.values()
+        m.History,
+        *(type(message) for message in SAMPLES.values()),
     }
+
+
+def test_history_is_an_array_of_telemetry_and_events_and_nothing_else():
+    event = m.Event(ts_ms=5, name="drift", detail="p", model="kws", boot=3, seq=9, state_id=D[:16])
+    values = {"ts": 4, "seq": 1, "boot": 3, "state_id": D[:16], "experts": {"a": [1.0, 0.5, 3]}}
+    payload = encode_history([event_document(event), telemetry_document(m.Telemetry(values=values))])
+    assert json.loads(payload)[0]["event"] == "drift"
+    assert decode(topics.UP_HIST, payload) == m.History(
+        telemetry=(values,), events=(event,), batch=hashlib.sha256(payload).hexdigest()[:16]
+    )
+    alone = b'[{"ts":1,"event":"x"'
+    for wrong in (
+        b"", b"{}", b"[1]", b"[[]]", b"[null]", b'[{"a":[]}]', b'[{"a":1,"a":2}]', b'[{"event":1,"ts":1}]',
+        b'[{"event":"x"}]', alone + b',"seq":-1}]', alone + b',"boot":1.5}]', alone + b',"state_id":"../.."}]',
+        b"[" * 50 + b"]" * 50, b'["' + b"x" * 33_000 + b'"]', payload[:-1], b'[{"a":NaN}]',
+    ):  # fmt: skip
+        with pytest.raises(ChannelError, match=r"History|Telemetry"):
+            decode(topics.UP_HIST, wrong)
+
+
+@given(st.binary(max_size=200))
+def test_random_bytes_as_history_never_crash(payload):
+    with contextlib.suppress(ChannelError):
+        decode(topics.UP_HIST, b"[" + payload + b"]")
 
 
 def test_telemetry_of_experts_is_by_name_weight_accuracy_and_labels():

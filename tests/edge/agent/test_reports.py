@@ -1,0 +1,197 @@
+"""What a device says without a line arrives later, once, with its own time; a data cap holds back bulk."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edge.agent.config import AgentConfig
+from edge.agent.data_cap import DataCap
+from edge.agent.outbox import Outbox
+from edge.agent.reports import ANSWER_S, QUIET_S, SPREAD_S, Reports
+from edge.agent.slots import DeviceRecord
+from edge.channel.codec import MAX_HISTORY_BYTES, decode
+from edge.channel.messages import History, HistoryKept
+from edge.channel.transport import Publish
+from edge.contract.clock import Now
+from tests.support.fleet import SimulatedFleet, unhurried
+
+STATE_ID = "0123456789abcdef"
+LATE_S = QUIET_S + SPREAD_S
+
+
+def config(folder: Path) -> AgentConfig:
+    return AgentConfig(bundles={}, state_dir=folder, fleet="lab", device="one", profile=unhurried())
+
+
+def reports(folder: Path, boot: int = 1) -> Reports:
+    record = DeviceRecord(boot=boot, session=1, state_id=STATE_ID)
+    return Reports(config(folder), record, Outbox(folder / "outbox.sqlite", 1 << 20))
+
+
+def at(s: float, wall_ms: int = 1_800_000_000_000) -> Now:
+    return Now(s, wall_ms + round(1000 * s))
+
+
+def history(sent: list[Publish]) -> History:
+    ((payload),) = [each.payload for each in sent]
+    assert len(payload) <= MAX_HISTORY_BYTES
+    found = decode("up/hist", payload)
+    assert isinstance(found, History)
+    return found
+
+
+def test_backfill_comes_late_one_array_at_a_time_and_only_the_coordinators_word_deletes_it(tmp_path: Path) -> None:
+    one = reports(tmp_path)
+    for s in range(600):
+        assert one.telemetry({"model": "kws", "load": s, "text": "x" * 80}, at(s), may_send=True) == []
+        assert one.poll(at(s), may_send=True) == []
+    one.event("drift", "p = 0.01", "kws", at(600))
+    assert one.waiting == 601
+    one.online(1 << 20, at(1000.0))
+    (live,) = one.event("drift", "again", "kws", at(1000.0))
+    assert b'"seq":2' in live.payload
+    assert one.poll(at(1000.0 + QUIET_S - 1), may_send=True) == [], "live traffic first"
+    s, seen = 1000.0 + LATE_S, []
+    assert one.next_deadline_s <= s
+    first = one.poll(at(s), may_send=True)
+    found = history(first)
+    assert [event.detail for event in found.events] == ["p = 0.01"]
+    assert found.events[0].ts_ms == 1_800_000_600_000
+    assert found.telemetry[0]["load"] == 599, "the newest first"
+    assert len(first[0].payload) > MAX_HISTORY_BYTES - 500
+    assert one.poll(at(s + 1), may_send=True) == [], "one that is not acknowledged at a time"
+    again = one.poll(at(s + ANSWER_S), may_send=True)
+    assert history(again) == found, "nobody answered"
+    assert one.poll(at(s + ANSWER_S * 2), may_send=True) == [], "and then more rarely"
+    one.kept(HistoryKept(batch="0" * 16), at(s))
+    assert one.waiting == 601
+    while True:
+        seen += [values["load"] for values in found.telemetry]
+        one.kept(HistoryKept(batch=found.batch), at(s))
+        if not one.waiting:
+            break
+        assert one.poll(at(s), may_send=True) == [], "not faster than one a second"
+        s += 1.0
+        found = history(one.poll(at(s), may_send=True))
+    assert sorted(seen) == list(range(600))
+    assert reports(tmp_path / "other").waiting == 0
+
+
+def test_what_was_sent_just_before_a_line_is_lost_waits_too_and_survives_a_restart(tmp_path: Path) -> None:
+    """faults: 5. On a half-open line nobody knows how much of the last minute arrived."""
+    one = reports(tmp_path)
+    one.online(1 << 20, at(0.0))
+    for s in (10.0, 100.0, 130.0):
+        assert len(one.telemetry({"model": "kws", "load": s}, at(s), may_send=True)) == 1
+    one.offline(at(150.0))
+    assert one.waiting == 2
+    one.offline(at(151.0))
+    one.close(152.0)
+    two = reports(tmp_path, boot=2)
+    two.online(1 << 20, at(5.0))
+    found = history(two.poll(at(5.0 + LATE_S), may_send=True))
+    assert [(values["boot"], values["seq"]) for values in found.telemetry] == [(1, 3), (1, 2)]
+
+
+def test_a_clock_that_was_set_since_dates_what_was_made_before(tmp_path: Path) -> None:
+    """faults: 8. A device without a battery for its clock begins in 1970; what another start made stays as it is."""
+    one = reports(tmp_path)
+    one.telemetry({"model": "kws"}, Now(10.0, 5_000), may_send=True)
+    one.online(1 << 20, at(70.0))
+    (values,) = history(one.poll(at(70.0 + LATE_S), may_send=True)).telemetry
+    assert values["ts"] == at(10.0).wall_ms
+    one.close(80.0)
+    two = reports(tmp_path, boot=2)
+    two.online(1 << 20, at(1.0))
+    (values,) = history(two.poll(at(1.0 + LATE_S), may_send=True)).telemetry
+    assert values["ts"] == 5_000
+
+
+def test_an_array_fits_what_the_broker_takes(tmp_path: Path) -> None:
+    one = reports(tmp_path)
+    for s in range(50):
+        one.telemetry({"model": "kws", "text": "x" * 200}, at(s), may_send=True)
+    one.telemetry({"model": "kws", "text": "x" * 9000}, at(60.0), may_send=True)
+    one.online(1 << 20, at(100.0))
+    one.limit(4096)
+    s = 100.0 + LATE_S
+    while one.waiting:
+        (sent,) = one.poll(at(s), may_send=True)
+        assert len(sent.payload) <= 4096
+        one.kept(HistoryKept(batch=history([sent]).batch), at(s))
+        s += 1.0
+
+
+@pytest.fixture
+def capped(tmp_path: Path, digits_bundle: Path) -> Iterator[SimulatedFleet]:
+    fleet = SimulatedFleet(
+        tmp_path,
+        digits_bundle,
+        ["one"],
+        auto_merge=False,
+        probation_s=1.0,
+        telemetry_interval_s=1.0,
+        data_cap=DataCap.parse("100KB/day"),
+    )
+    yield fleet
+    fleet.close()
+
+
+def published(fleet: SimulatedFleet, seconds: float) -> Counter[str]:
+    """What the device says meanwhile, by leaf."""
+    found: Counter[str] = Counter()
+    send = fleet.agents["one"].transport.publish
+
+    def counted(topic: str, payload: bytes, **options: Any) -> bool:
+        found["/".join(topic.split("/")[4:6])] += 1
+        return send(topic, payload, **options)
+
+    fleet.agents["one"].transport.publish = counted  # type: ignore[method-assign]
+    fleet.run(seconds)
+    fleet.agents["one"].transport.publish = send  # type: ignore[method-assign]
+    return found
+
+
+def test_with_the_data_cap_used_up_only_what_must_be_said_is_and_a_download_goes_on_in_the_next_period(
+    capped: SimulatedFleet, other_bundle: Path
+) -> None:
+    fleet = capped
+    assert fleet.coordinator is not None
+    fleet.broker.swallows_above = 3000  # so that the download is one of many windows
+    fleet.run(2.0)
+    assert (use := fleet.agents["one"].core._use) is not None
+    use.spend(80_000)  # what else there was today
+    kept = fleet.coordinator.add_artifact(other_bundle.read_bytes(), other_bundle)
+    counter = fleet.coordinator.push(kept["digest"], "bundle", kept["backbone"], [], "test", fleet.now).counter
+    fleet.until("used up", lambda: fleet.agents["one"].core.status()["data"]["waits"], 120.0)
+    fleet.run(3.0)
+    assert "data cap of 0.1 MB a day is used up until" in fleet.device("one").state_detail
+    assert fleet.device("one").state == "fetching"
+    assert any(row.name == "data-cap" for row in fleet.store.events(20))
+    said = published(fleet, 60.0)
+    assert said["up/tele"] == said["up/req"] == said["up/ul"] == said["up/hist"] == 0
+    fleet.teach("one", np.zeros((1, 1, 8, 8), np.float32), np.array([3]))
+    fleet.crash_agent("one")
+    agent = fleet.start_agent("one")
+    said = published(fleet, 60.0)
+    assert said["up/tele"] + said["up/req"] <= 5, "counted over restarts; a kill may lose 4 KB of the count"
+    assert said["up/conn"] == said["up/birth"] == 1
+    status = agent.core.status()
+    assert status["data"]["used_mb"] <= 0.1
+    assert status["outbox"]["waiting"] > 100, "telemetry waits as without a line"
+    days = 0
+    while fleet.device("one").state_release != counter or fleet.device("one").state != "active":
+        fleet.now_s += 86_400.0
+        days += 1
+        fleet.run(30.0)
+        used = agent.core.status()["data"]["used_mb"]
+        assert used <= 0.1 + 64 * 3000 / 1e6, "at most a window too much"
+        assert days < 10
+    assert days >= 1
+    assert any("new period" in row.detail for row in fleet.store.events(50))
