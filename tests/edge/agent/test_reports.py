@@ -183,7 +183,7 @@ def test_with_the_data_cap_used_up_only_what_must_be_said_is_and_a_download_goes
     assert said["up/tele"] + said["up/req"] <= 5, "counted over restarts; a kill may lose 4 KB of the count"
     assert said["up/conn"] == said["up/birth"] == 1
     status = agent.core.status()
-    assert status["data"]["used_mb"] <= 0.1
+    assert status["data"]["used_mb"] <= 0.1 + 8 * 3000 / 1e6, "at most a window too much"
     assert status["outbox"]["waiting"] > 100, "telemetry waits as without a line"
     days = 0
     while fleet.device("one").state_release != counter or fleet.device("one").state != "active":
