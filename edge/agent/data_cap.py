@@ -23,7 +23,9 @@ _UNWRITTEN = 0.001
 _LEAST_UNWRITTEN_BYTES = 4096
 ACKNOWLEDGED_BYTES = 44  # of a QoS 1 message: IP, TCP and PUBACK
 KEEP_ALIVE_BYTES_PER_S = 170 / 30  # a PINGREQ, its answer and their TCP acknowledgements every 30 s
+_LONGEST_PAUSE_S = 60.0  # who was not asked for longer slept, and kept nothing alive
 _UNITS = {"kb": 10**3, "mb": 10**6, "gb": 10**9}
+_LEAST = {"day": 10**6, "month": 20 * 10**6}
 _TEXT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(kb|mb|gb)\s*/\s*(day|month)\s*", re.IGNORECASE)
 
 
@@ -51,10 +53,10 @@ class DataCap:
         """
         match = _TEXT.fullmatch(text)
         found = 0 if match is None else round(float(match[1]) * _UNITS[match[2].lower()])
-        if match is None or not 10**5 <= found <= 10**14:
+        if match is None or not _LEAST[match[3].lower()] <= found <= 10**14:
             raise ConfigError(
-                f"data cap {text[:40]!r}: expected an amount of at least 100KB for a day or a month, such as "
-                f"20MB/day or 1.5GB/month"
+                f"data cap {text[:40]!r}: expected such as 20MB/day or 1.5GB/month, and at least 1MB/day or 20MB/month: "
+                f"keeping a connection alive takes half of that"
             )
         return cls(max_bytes=found, period="day" if match[3].lower() == "day" else "month")
 
@@ -156,7 +158,7 @@ class DataUse:
             self._begin, self._used, self._ran_s = begin, 0.0, 0.0
             self._write()
         if connected:
-            self.spend(passed_s * KEEP_ALIVE_BYTES_PER_S)
+            self.spend(min(passed_s, _LONGEST_PAUSE_S) * KEEP_ALIVE_BYTES_PER_S)
 
     def spend(self, n_bytes: float) -> None:
         """So much was sent or received."""

@@ -23,7 +23,19 @@ def at(text: str, s: float = 0.0) -> Now:
 
 def test_a_cap_is_an_amount_for_a_day_or_a_month() -> None:
     assert str(DataCap.parse("1.5 gb/Month")) == "1500 MB a month"
-    for wrong in ("20", "20MB", "20MB/week", "-1MB/day", "1e3MB/day", "MB/day", "0MB/day", "99KB/day", "20MiB/day", ""):
+    for wrong in (
+        "20",
+        "20MB",
+        "20MB/week",
+        "-1MB/day",
+        "1e3MB/day",
+        "MB/day",
+        "0MB/day",
+        "999KB/day",
+        "19MB/month",
+        "20MiB/day",
+        "",
+    ):
         with pytest.raises(ConfigError, match="20MB/day"):
             DataCap.parse(wrong)
     month = DataCap.parse("1GB/month")
@@ -38,7 +50,8 @@ def test_what_is_used_is_counted_over_restarts_and_begins_anew_with_the_period(t
     use.poll(at("2026-11-29T10:00"), connected=True)
     use.spend(940_000)
     assert (use.why_not, use.left_bytes) == ("", 60_000)
-    use.poll(at("2026-11-29T11:00", 3600.0), connected=True)
+    for minute in range(60):
+        use.poll(at(f"2026-11-29T10:{minute:02}", 60.0 * minute), connected=True)
     assert "2026-11-30 00:00 UTC" in use.why_not, "an hour of keep-alive is counted, too"
     used = use.used_bytes
     killed = DataUse(path, CAP)  # nothing of the first was closed
