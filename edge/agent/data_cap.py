@@ -55,8 +55,8 @@ class DataCap:
         found = 0 if match is None else round(float(match[1]) * _UNITS[match[2].lower()])
         if match is None or not _LEAST[match[3].lower()] <= found <= 10**14:
             raise ConfigError(
-                f"data cap {text[:40]!r}: expected such as 20MB/day or 1.5GB/month, and at least 1MB/day or 20MB/month: "
-                f"keeping a connection alive takes half of that"
+                f"data cap {text[:40]!r}: expected such as 20MB/day or 1.5GB/month, at least 1MB/day or 20MB/month "
+                f"(keeping a connection alive takes half of that)"
             )
         return cls(max_bytes=found, period="day" if match[3].lower() == "day" else "month")
 
