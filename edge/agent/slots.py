@@ -18,16 +18,13 @@ import re
 import shutil
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from edge.agent.states import SlotState
 from edge.contract import strictjson
 from edge.contract.digest import is_digest, sha256, sha256_file
 from edge.contract.errors import ChannelError
 from edge.contract.files import replace_file, sync_folder
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
 
 RECORD = "model.json"
 _COPY = "model.copy.json"
@@ -142,7 +139,13 @@ def _put_aside(path: Path) -> str:
     return f"; it is kept as {aside.name}"
 
 
-def write_record(path: Path, record: DataclassInstance) -> None:
+class Facts(Protocol):
+    """Any dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+def write_record(path: Path, record: Facts) -> None:
     """Keep facts, durably."""
     with replace_file(path) as file:
         file.write(strictjson.dumps(asdict(record)))
