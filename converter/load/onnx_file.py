@@ -58,6 +58,8 @@ _FEW = 4
 # Sixteen bits round to 66 dB; a hundred operators one after the other add up to 20 dB.
 _MIN_RAISED_DB = 40.0
 _ADVICE = "to have it quantized or trained, export it with a free batch axis (dynamic_axes={'NAME': {0: 'batch'}})"
+# What has as many rows as it finds has no axis of samples.
+_FINDS = ("NonMaxSuppression", "NonZero", "Unique", "Compress")
 _RANDOM = re.compile(r"Random|Bernoulli|Multinomial|Dropout")
 
 
@@ -124,7 +126,7 @@ def read_onnx(path: Path, given: Given) -> OnnxFile:
     else:
         arranged = _stated_fixed(model, specs, original, _fill(specs, original, given), rewritten=True)
     if arranged is None:
-        raise ConversionError(f"no axis of the inputs is one of samples, {_described(specs)}; {_ADVICE}")
+        raise ConversionError(f"no axis of the inputs is one of samples, {_described(specs)}; {_advice(model)}")
     model, specs, notes = arranged.model, arranged.fill.specs, notes + arranged.notes
     original = in_runs(original, arranged.of_file)
     example = given.example(specs, original)
@@ -181,6 +183,8 @@ def carry_onnx(path: Path, given: Given) -> OnnxFile:
             raise fault or exc from exc
         notes.append("the first axis is free, but not one of samples: several give other outputs than each alone")
     if arranged is None:
+        if fill.real is not None:  # samples were put together to find out; it takes one
+            fill = Fill(specs=specs, real=given.real(specs, 1))
         _check_repeatable(model, original, fill)
         notes.append("no axis is one of samples: the model is given whole tensors and cannot be quantized")
         return OnnxFile(
@@ -459,6 +463,18 @@ def _dtype(element: int) -> str:
 def _without_batch(spec: TensorSpec) -> TensorSpec:
     shape = tuple(axis_name("", spec.name, i) if axis == BATCH else axis for i, axis in enumerate(spec.shape))
     return replace(spec, shape=shape)
+
+
+def _advice(model: onnx.ModelProto) -> str:
+    """What to do about a graph without an axis of samples."""
+    used = {name for _, name in _operators(model.graph)}
+    finds = next((name for name in _FINDS if name in used), None)
+    if finds is None:
+        return _ADVICE
+    return (
+        f"{finds} gives as many rows as it finds, so that an output has no such axis: to have it quantized or judged "
+        f"sample by sample, let the model end in front of it, and do the rest on the device"
+    )
 
 
 def _described(specs: Sequence[TensorSpec]) -> str:

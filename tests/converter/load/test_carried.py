@@ -291,6 +291,35 @@ def test_an_input_that_decides_what_an_axis_is_may_have_any_value(tmp_path: Path
             np.testing.assert_allclose(session.run({"x": x, "a": value})["y"], wanted, err_msg=what)
 
 
+def test_a_detector_that_gives_as_many_rows_as_it_finds_is_carried_also_with_samples(tmp_path: Path) -> None:
+    """With a batch of 1, as exporters fix it, and with one that is free but of which no output has samples."""
+    for batch in (1, "n"):
+        axes: dict[str, list[int | str]] = {"boxes": [batch, 6, 4], "scores": [batch, 1, 6]}
+        weights = {"most": np.array([6]), "overlap": np.float32([0.5]), "least": np.float32([0.3])}
+        suppressed = node("NonMaxSuppression", "boxes scores most overlap least", "found")
+        path = tmp_path / "nms.onnx"
+        model = graph([suppressed], axes, {"found": ["k", 3]}, weights, elements={"found": TensorProto.INT64})
+        path.write_bytes(model.SerializeToString())
+        corners = RNG.random((40, 6, 2)).astype(np.float32)
+        boxes = np.concatenate([corners, corners + 0.2], axis=2)
+        scores = RNG.random((40, 1, 6)).astype(np.float32)
+        np.savez(tmp_path / "data.npz", boxes=boxes, scores=scores)
+        report = convert(plan(path, calibration=str(tmp_path / "data.npz"))).report
+        assert report["chosen"] == "as it is"
+        assert any("NonMaxSuppression gives as many rows as it finds" in note for note in report["notes"])
+        assert not report["says_quality"]
+        session, given = OnnxSession(Bundle.open(path.with_suffix(".edge"))), ort.InferenceSession(path)
+        rows = set()
+        for i in range(10):
+            one = {"boxes": boxes[i : i + 1], "scores": scores[i : i + 1]}
+            found = session.run(one)["found"]
+            np.testing.assert_array_equal(found, given.run(None, one)[0])
+            rows.add(len(found))
+        assert len(rows) > 1
+        with pytest.raises(ConversionError, match="let the model end in front of it"):
+            convert(plan(path, calibration=str(tmp_path / "data.npz"), quantize="int8"))
+
+
 def test_what_cannot_be_carried_is_refused_by_name(tmp_path: Path) -> None:
     text = graph([node("StringConcat", "x x", "y")], {"x": [2]}, {"y": [2]}, opset=20, elements={"x": 8, "y": 8})
     listed = graph([node("SequenceConstruct", "x", "y")], {"x": [2]}, {})
