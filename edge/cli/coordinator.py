@@ -29,6 +29,12 @@ def coordinator() -> None:
 @click.option("--name", default="coordinator", help="Id of this coordinator.")
 @click.option("--data-dir", default="edge-coordinator", type=click.Path(path_type=Path), help="Database and artifacts.")
 @click.option(
+    "--database",
+    default="",
+    envvar="EDGE_DATABASE",
+    help="postgresql+psycopg://USER@HOST/NAME.  [default: SQLite in the data folder]",
+)
+@click.option(
     "--bundle", "bundles", multiple=True, type=click.Path(path_type=Path), help="Bundle that devices came with."
 )
 @click.option("--http", default="127.0.0.1:8470", help="HOST:PORT of the HTTP API.")
@@ -55,6 +61,7 @@ def serve(
     fleet: str,
     name: str,
     data_dir: Path,
+    database: str,
     bundles: tuple[Path, ...],
     http: str,
     token: str | None,
@@ -97,7 +104,7 @@ def serve(
     )
     try:
         from edge.coordinator.config import CoordinatorConfig
-        from edge.coordinator.service import CoordinatorService
+        from edge.coordinator.service import CoordinatorService, Place
     except ImportError as exc:
         raise ConfigError(f"{exc.name} is not installed: pip install 'edgeloop[coordinator]'") from exc
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -106,16 +113,18 @@ def serve(
         fleet=check_id(fleet, "fleet"),
         name=check_id(name, "coordinator"),
         data_dir=data_dir,
+        database=database,
         auto_merge=auto_merge,
         merge_delay_s=merge_delay,
         min_devices=min_devices,
         policy=policy,
     )
+    place = Place(config, host, port, str(url))
     probe(url, connect_timeout)
-    service = CoordinatorService(config, MqttTransport(url, name, clean_start=True))
+    service = CoordinatorService(config, MqttTransport(url, name, clean_start=True), place)
     for path in bundles:
         service.register_bundle(path)
-    service.run(host, port, token)
+    service.run(token)
 
 
 def _address(text: str, token: str | None) -> tuple[str, int]:

@@ -5,18 +5,23 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from edge import __version__
-from edge.cli.terminal import shown
+from edge.cli.releases import release as release_group
+from edge.cli.releases import rollback, whom
+from edge.cli.terminal import say, shown
+from edge.contract.digest import short
 from edge.contract.errors import BundleError, ChannelError, ConfigError, EdgeError, RolloutError, run_to_exit
 
 if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
+# A bundle is tried by the coordinator before it is taken.
+_PROVED_S = 300.0
 _ERRORS: dict[str, type[EdgeError]] = {"BundleError": BundleError, "ConfigError": ConfigError}
 
 
@@ -48,23 +53,40 @@ class Coordinator:
             ChannelError: Nobody answers, or not a coordinator.
             EdgeError: It refused; of the branch that it named.
         """
+        response = self._ask(method, path, **arguments)
+        if response.status_code >= 400:
+            self._refused(response)
         try:
-            response = self._client.request(method, path, **arguments)
+            return response.json()
+        except ValueError as exc:
+            raise ChannelError(f"{self._url} answers, but is not a coordinator") from exc
+
+    def fetch(self, path: str) -> bytes:
+        """A file; raises as `call`."""
+        response = self._ask("GET", path)
+        if response.status_code >= 400:
+            self._refused(response)
+        content: bytes = response.content
+        return content
+
+    def _ask(self, method: str, path: str, **arguments: Any) -> Any:
+        try:
+            return self._client.request(method, path, **arguments)
         except (self._httpx.HTTPError, self._httpx.InvalidURL) as exc:
             raise ChannelError(
                 f"no coordinator answers at {self._url} ({exc}); start one with `edge-coordinator serve`, "
                 f"or name it with --coordinator"
             ) from exc
+
+    def _refused(self, response: Any) -> NoReturn:
         try:
             body = response.json()
         except ValueError as exc:
             raise ChannelError(f"{self._url} answers, but is not a coordinator") from exc
         if response.status_code == 401:
             raise ConfigError(body.get("detail", "a token is needed"))
-        if response.status_code >= 400:
-            detail = body.get("detail", body) if isinstance(body, dict) else body
-            raise _ERRORS.get(body.get("error", ""), RolloutError)(str(detail))
-        return body
+        detail = body.get("detail", body) if isinstance(body, dict) else body
+        raise _ERRORS.get(body.get("error", ""), RolloutError)(str(detail))
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -75,6 +97,10 @@ class Coordinator:
 def fleet(context: click.Context, url: str, token: str | None) -> None:
     """Look at a fleet and push to it."""
     context.obj = lambda: Coordinator(url, token)
+
+
+fleet.add_command(release_group)
+fleet.add_command(rollback)
 
 
 def _age(ms: int) -> str:
@@ -131,24 +157,47 @@ def _of(device: dict[str, Any], model: dict[str, Any]) -> str:
 @click.option("--device", "names", multiple=True, help="Only this one, or tag.KEY=VALUE; repeatable.  [default: all]")
 @click.option("--model", default="", help="The model that it is for.  [default: the bundle's; for a head all it fits]")
 @click.option("--reason", default="pushed by hand", help="Kept with the release.")
+@click.option("--name", default="", help="Of the release, for `edge-fleet release list`.")
+@click.option("--notes", default="", help="What people should know of it.")
+@click.option("--force", is_flag=True, help="Also what fails its golden samples here, or is unlike what runs.")
+@click.option("--json", "as_json", is_flag=True, help="For programs: the release.")
 @click.option("--wait", default=0.0, type=click.FloatRange(min=0), help="Seconds to wait for the devices to settle.")
 @click.pass_obj
-def push(connect: Any, artifact: Path, names: tuple[str, ...], model: str, reason: str, wait: float) -> None:
-    """Push ARTIFACT, a bundle (.edge) or a head (.safetensors), to the fleet.
+def push(
+    connect: Any,
+    artifact: Path,
+    names: tuple[str, ...],
+    model: str,
+    reason: str,
+    name: str,
+    notes: str,
+    force: bool,
+    as_json: bool,
+    wait: float,
+) -> None:
+    r"""Push ARTIFACT, a bundle (.edge) or a head (.safetensors), to the fleet.
 
-    A bundle is for the model of its name; where no device has one of that name, for the only one that there is.
+    A bundle is for the model of its name; where no device has one of that name, for the only one that there is. The
+    coordinator tries it first: it must open, give its golden outputs, and be like what it takes the place of.
+
+    \b
+    edge-fleet push next.edge --name spring --wait 60
+    edge-fleet push head.safetensors --device camera-1 --device tag.site=north
     """
     try:
         data = artifact.read_bytes()
     except OSError as exc:
         raise ConfigError(f"{artifact} cannot be read: {exc.strerror}") from exc
     coordinator = connect()
-    kept = coordinator.call("POST", "/api/artifacts", content=data)
-    body = {**kept, "model": model, "devices": list(names), "reason": reason}
+    asked = {"file": artifact.name, "force": force}
+    kept = coordinator.call("POST", "/api/artifacts", content=data, params=asked, timeout=_PROVED_S)
+    body = {key: kept[key] for key in ("digest", "kind", "backbone")} | asked
+    body |= {"model": model, "devices": list(names), "reason": reason, "name": name, "notes": notes}
     release = coordinator.call("POST", "/api/releases", json=body)
-    whom = ", ".join(names) or "all devices"
-    meant = f" for the model {release['model']!r}" if release.get("model") else ""
-    click.echo(f"release {release['counter']}: {kept['kind']} {kept['digest'][:12]}{meant} to {whom}")
+    if as_json:
+        click.echo(json.dumps(release, indent=1))
+    else:
+        say(f"release {release['counter']}: {kept['kind']} {short(kept['digest'])} {whom(release)}")
     if wait:
         _wait(coordinator, release, set(names), wait)
 

@@ -8,40 +8,22 @@ from __future__ import annotations
 
 import contextlib
 import hmac
-import tempfile
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI, HTTPException, Request
-from fastapi.concurrency import run_in_threadpool
+from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 
 from edge import __version__
-from edge.contract.clock import Now
 from edge.contract.errors import EdgeError
-from edge.contract.names import MAX_NAME_CHARS
-from edge.coordinator.core import CoordinatorCore
 from edge.coordinator.events import reason
 from edge.coordinator.records import Model, as_dict
+from edge.coordinator.release_api import Submit, add_release_routes
 from edge.coordinator.store.store import Store
 
-MAX_ARTIFACT_BYTES = 1 << 30
 # What is known of the models of a device that has named none.
 NO_MODEL = {name: value for name, value in as_dict(Model()).items() if name != "device"}
-Submit = Callable[[Callable[[CoordinatorCore, Now], Any]], Any]
-
-
-class PushRequest(BaseModel):
-    """What to push to whom; no devices means all, also those to come."""
-
-    digest: str
-    kind: str = Field(pattern="^(head|bundle)$")
-    backbone: str
-    model: str = Field(default="", max_length=MAX_NAME_CHARS)
-    devices: list[str] = []
-    reason: str = Field(default="pushed by hand", max_length=200)
 
 
 class ForgetRequest(BaseModel):
@@ -97,6 +79,10 @@ def build_api(store: Store, submit: Submit, fleet: str, token: str | None) -> Fa
         models: dict[str, list[dict[str, Any]]] = {}
         for model in store.devices.models():
             models.setdefault(model.device, []).append(as_dict(model))
+        files = {each.identity: each.digest for each in store.releases.bundles() if each.identity}
+        for own in models.values():
+            for each in own:  # by the name that the artifact has in releases, too
+                each["artifact"] = files.get(each["bundle"], "")
         rows = [as_dict(row) for row in store.devices.all()]
         # What a device has one of stood beside the device before there were models: it is that of the first.
         return [
@@ -110,10 +96,6 @@ def build_api(store: Store, submit: Submit, fleet: str, token: str | None) -> Fa
     def telemetry(after: int = -1, limit: int = 100) -> list[dict[str, Any]]:
         return [as_dict(row) for row in store.telemetry.after(after, min(max(limit, 1), 1000))]
 
-    @api.get("/api/releases")
-    def releases() -> list[dict[str, Any]]:
-        return [as_dict(row) for row in store.releases.all()]
-
     @api.get("/api/contributions")
     def contributions() -> list[dict[str, Any]]:
         return [as_dict(row) for row in store.contributions.all()]
@@ -121,30 +103,6 @@ def build_api(store: Store, submit: Submit, fleet: str, token: str | None) -> Fa
     @api.get("/api/events")
     def events(limit: int = 100) -> list[dict[str, Any]]:
         return [as_dict(row) for row in store.events.newest(min(max(limit, 1), 1000))]
-
-    @api.post("/api/artifacts")
-    async def add_artifact(request: Request) -> dict[str, Any]:
-        data = bytearray()
-        async for piece in request.stream():
-            data += piece
-            if len(data) > MAX_ARTIFACT_BYTES:
-                raise HTTPException(413, f"an artifact is at most {MAX_ARTIFACT_BYTES} bytes")
-
-        def add() -> Any:
-            with tempfile.NamedTemporaryFile(prefix="edgeloop-", suffix=".edge") as copy:
-                copy.write(data)
-                copy.flush()
-                path = Path(copy.name)
-                return submit(lambda core, _: core.add_artifact(bytes(data), path))
-
-        result: dict[str, Any] = await run_in_threadpool(add)
-        return result
-
-    @api.post("/api/releases")
-    def push(body: PushRequest) -> dict[str, Any]:
-        whom = (body.devices, body.reason)
-        row = submit(lambda core, now: core.push(body.digest, body.kind, body.backbone, *whom, now, model=body.model))
-        return as_dict(row)
 
     @api.post("/api/merge")
     def merge() -> list[dict[str, Any]]:
@@ -160,4 +118,5 @@ def build_api(store: Store, submit: Submit, fleet: str, token: str | None) -> Fa
         result: dict[str, str] = submit(lambda core, now: core.tag(body.device, body.tags, now))
         return result
 
+    add_release_routes(api, store, submit)
     return api

@@ -15,7 +15,8 @@ class CoordinatorConfig:
     Attributes:
         fleet: Fleet id.
         name: Id of this coordinator, also its MQTT client id.
-        data_dir: Database and artifacts.
+        data_dir: Artifacts, and the database where `database` is "".
+        database: Address of a PostgreSQL database.
         auto_merge: Whether contributions are merged and pushed without being asked.
         merge_delay_s: Wait that long after the first new contribution for others to come.
         min_devices: Merge by itself only with new contributions of so many devices.
@@ -27,6 +28,7 @@ class CoordinatorConfig:
     fleet: str
     name: str
     data_dir: Path
+    database: str = ""
     auto_merge: bool = True
     merge_delay_s: float = 60.0
     min_devices: int = 1

@@ -75,17 +75,23 @@ class CoordinatorCore:
 
     # What operators ask for
 
-    def add_artifact(self, data: bytes, path: Path) -> dict[str, Any]:
+    def add_artifact(self, data: bytes, path: Path, name: str = "") -> dict[str, Any]:
         """Take a bundle or a head, see `Releases.add_artifact`; a bundle may be what contributions wait for."""
-        found = self.releases.add_artifact(data, path)
+        found = self.releases.add_artifact(data, path, name)
         self.learning.plan_soon()
         return found
 
     def push(
-        self, digest: str, kind: str, backbone: str, devices: list[str], reason: str, now: Now, *, model: str = ""
+        self, digest: str, kind: str, backbone: str, devices: list[str], reason: str, now: Now, **options: Any
     ) -> Release:
         """Make an artifact what a model of devices should run, see `Releases.push`."""
-        release = self.releases.push(digest, kind, backbone, devices, reason, now, model=model)
+        release = self.releases.push(digest, kind, backbone, devices, reason, now, **options)
+        self._next_telling_s = now.s
+        return release
+
+    def rollback(self, now: Now, *, to: int = 0, model: str = "", reason: str = "") -> Release:
+        """Push older bytes again, see `Releases.rollback`."""
+        release = self.releases.rollback(now, to=to, model=model, reason=reason)
         self._next_telling_s = now.s
         return release
 

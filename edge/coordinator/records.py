@@ -174,11 +174,19 @@ class Forgotten(Record):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KnownBundle(Record):
-    """A bundle that the coordinator has, by the digest of its file."""
+    """A bundle that the coordinator has.
+
+    Attributes:
+        digest: Of its file: the name of the artifact.
+        backbone: Of the bundle.
+        name: Of the model in it.
+        identity: Digest of its manifest, by which devices name it; "" of one that came before this was kept.
+    """
 
     digest: str
     backbone: str
     name: str
+    identity: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -195,6 +203,10 @@ class Release(Record):
         created_ms: Wall clock.
         model: Which model of these devices; "" for those that it fits: a head its backbone, a bundle the only model of
             a device.
+        name: That an operator gave it.
+        notes: What an operator wrote of it.
+        file: Name of the file that the artifact came as; "" of a merge.
+        restores: The release whose bytes these are again; 0 for none.
     """
 
     counter: int
@@ -205,12 +217,16 @@ class Release(Record):
     reason: str
     created_ms: int
     model: str = ""
+    name: str = ""
+    notes: str = ""
+    file: str = ""
+    restores: int = 0
 
 
 def as_dict(record: Record) -> dict[str, Any]:
     """By name, its values as they are.
 
     >>> as_dict(KnownBundle(digest="d", backbone="b", name="digits"))
-    {'digest': 'd', 'backbone': 'b', 'name': 'digits'}
+    {'digest': 'd', 'backbone': 'b', 'name': 'digits', 'identity': ''}
     """
     return {each.name: getattr(record, each.name) for each in fields(record)}

@@ -10,16 +10,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors.numpy
 
-from edge.contract.bundle import Bundle, check_parameters
+from edge.contract.bundle import Bundle, check_parameters, read_tensors
 from edge.contract.clock import Now
-from edge.contract.errors import BundleError, RolloutError
+from edge.contract.digest import short
+from edge.contract.errors import BundleError, EdgeError, RolloutError
 from edge.contract.names import MAX_NAME_CHARS, is_model_name, level_of
-from edge.coordinator.artifacts import ArtifactStore
+from edge.coordinator.artifacts import Artifact, ArtifactStore
 from edge.coordinator.bundles import Bundles
+from edge.coordinator.checks import mismatch
+from edge.coordinator.differences import contents, difference
 from edge.coordinator.events import Events
-from edge.coordinator.records import Device, KnownBundle, KnownDevice, Model, Release
+from edge.coordinator.records import Device, KnownBundle, KnownDevice, Model, Release, as_dict
 from edge.coordinator.store.store import Store
 from edge.learning.exchange import HeadRelease
 from edge.merging.groups import ALL_DEVICES, EVERYBODY, is_meant
@@ -86,6 +90,10 @@ def add_release(
     reason: str,
     now_ms: int,
     model: str = "",
+    name: str = "",
+    notes: str = "",
+    file: str = "",
+    restores: int = 0,
 ) -> Release:
     """Make a release, with a counter one above the highest that this database or any device has seen.
 
@@ -102,9 +110,59 @@ def add_release(
             reason=reason,
             created_ms=now_ms,
             model=model,
+            name=name,
+            notes=notes,
+            file=file,
+            restores=restores,
         )
         store.releases.add(release)
     return release
+
+
+def goes_back_to(releases: Sequence[Release], to: int, model: str) -> tuple[Release, Release]:
+    """The release that a rollback undoes, and the one whose bytes come again.
+
+    One that restores another stands where that one stands: going back twice goes back further, and not forth again.
+
+    Args:
+        releases: All, newest first.
+        to: The one to go back to; 0 for the one before.
+        model: Of which model the newest release is to be undone; "" for the newest of all.
+
+    Raises:
+        RolloutError: There is nothing to go back to.
+    """
+    by_counter = {each.counter: each for each in releases}
+    if to:
+        if to not in by_counter:
+            raise RolloutError(f"there is no release {to}; `edge-fleet release list` shows them")
+        wanted = by_counter[to]
+        undone = next(each for each in releases if _is_alike(each, wanted) and model in ("", each.model))
+        if undone.digest == wanted.digest:
+            raise RolloutError(f"release {undone.counter} is the newest of its kind, and has the bytes of {to} already")
+        return undone, wanted
+    undone_or_none = next((each for each in releases if model in ("", each.model)), None)
+    if undone_or_none is None:
+        raise RolloutError(f"there is no release{_as(model)} to go back from")
+    undone = undone_or_none
+    place = undone.restores or undone.counter
+    before = [
+        each
+        for each in releases
+        if each.counter < place and not each.restores and _is_alike(each, undone) and each.devices == undone.devices
+    ]
+    if not before:
+        raise RolloutError(
+            f"before release {place} nothing of its kind was pushed to the same devices; name with --to which release "
+            f"they should have again (`edge-fleet release list`), or push the file that they came with"
+        )
+    return undone, before[0]
+
+
+def _is_alike(one: Release, other: Release) -> bool:
+    """Whether they are for the same slot: one would take the place of the other."""
+    same = one.kind == other.kind and one.model == other.model
+    return same and (one.kind == "bundle" or one.backbone == other.backbone)
 
 
 class Releases:
@@ -123,54 +181,57 @@ class Releases:
         self._bundles = bundles
         self._events = events
 
-    def add_artifact(self, data: bytes, path: Path) -> dict[str, Any]:
+    def add_artifact(self, data: bytes, path: Path, name: str = "") -> dict[str, Any]:
         """Take a bundle or a head, check it, and keep it.
 
         Args:
             data: The file.
             path: A copy on disk that a bundle can be opened from.
+            name: Of the user's file, for messages.
 
         Returns:
-            ``digest``, ``kind`` and ``backbone``.
+            ``digest``, ``kind``, ``backbone`` and ``size_bytes``.
 
         Raises:
             BundleError: It is neither, or does not fit a known bundle.
         """
-        if data[:4] == b"PK\3\4":
-            bundle = Bundle.open(path)
-            digest = self._artifacts.put(data).digest
-            backbone = bundle.manifest.backbone_digest
-            self._store.releases.add_bundle(KnownBundle(digest=digest, backbone=backbone, name=bundle.manifest.name))
-            return {"digest": digest, "kind": "bundle", "backbone": backbone}
-        release = self._read_head(data)
-        digest = self._artifacts.put(release.encode()).digest
-        return {"digest": digest, "kind": "head", "backbone": release.backbone}
+        name = name or path.name
+        if is_bundle(data):
+            bundle = open_named(path, name)
+            digest, backbone, kind = self._artifacts.put(data).digest, bundle.manifest.backbone_digest, "bundle"
+            known = KnownBundle(digest=digest, backbone=backbone, name=bundle.manifest.name, identity=bundle.digest)
+            self._store.releases.add_bundle(known)
+        else:
+            release = self._read_head(data, name)
+            digest, backbone, kind = self._artifacts.put(release.encode()).digest, release.backbone, "head"
+        return {"digest": digest, "kind": kind, "backbone": backbone, "size_bytes": len(data)}
 
-    def _read_head(self, data: bytes) -> HeadRelease:
+    def _read_head(self, data: bytes, name: str) -> HeadRelease:
         """A head release, or plain parameters that fit exactly one known bundle's head."""
         try:
-            release = HeadRelease.decode(data, "the head")
+            release = HeadRelease.decode(data, name)
         except BundleError:
             release = None
         if release is not None:
             bundle = self._bundles.of(release.backbone)
             if bundle is None:
-                raise BundleError("the head belongs to a backbone that is not known here; push its bundle first")
+                raise BundleError(f"{name} belongs to a backbone that is not known here; push its bundle first")
             names = release.class_names
             if names and names[: len(bundle.manifest.class_names)] != bundle.manifest.class_names:
-                raise BundleError("the head's classes do not begin with those of its bundle")
-            check_parameters(release.parameters, bundle.manifest, "the head", len(names) or None)
+                raise BundleError(f"{name}: the head's classes do not begin with those of its bundle")
+            check_parameters(release.parameters, bundle.manifest, name, len(names) or None)
             return release
         try:
-            tensors = safetensors.numpy.load(data)
+            safetensors.numpy.load(data)
         except Exception as exc:  # the parser's errors have no common base
-            raise BundleError("expected a bundle (.edge) or a head (.safetensors); this is neither") from exc
+            raise BundleError(f"{name}: expected a bundle (.edge) or a head (.safetensors); this is neither") from exc
+        tensors = read_tensors(data, name)
         fitting = set()
         for known in self._store.releases.bundles():
             bundle = self._bundles.of(known.backbone)
             assert bundle is not None
             try:
-                check_parameters(tensors, bundle.manifest, "the head")
+                check_parameters(tensors, bundle.manifest, name)
             except BundleError:
                 continue
             fitting.add(known.backbone)
@@ -178,13 +239,26 @@ class Releases:
             fitting &= {model.backbone for model in self._store.devices.models()}
         if len(fitting) != 1:
             raise BundleError(
-                f"a head with the parameters {sorted(tensors)} fits {len(fitting)} of the bundles that devices run, "
-                f"expected one; push a head release, which names its backbone"
+                f"{name}: a head with the parameters {sorted(tensors)} fits {len(fitting)} of the bundles that devices "
+                f"run, expected one; push a head release, which names its backbone"
             )
-        return HeadRelease(backbone=next(iter(fitting)), parameters=dict(tensors), origin="pushed by hand")
+        parameters = {key: np.asarray(array, np.float32) for key, array in tensors.items()}  # they are, it was checked
+        return HeadRelease(backbone=next(iter(fitting)), parameters=parameters, origin="pushed by hand")
 
     def push(
-        self, digest: str, kind: str, backbone: str, devices: list[str], reason: str, now: Now, *, model: str = ""
+        self,
+        digest: str,
+        kind: str,
+        backbone: str,
+        devices: Sequence[str],
+        reason: str,
+        now: Now,
+        *,
+        model: str = "",
+        name: str = "",
+        notes: str = "",
+        file: str = "",
+        force: bool = False,
     ) -> Release:
         """Make an artifact what a model of devices should run.
 
@@ -197,9 +271,14 @@ class Releases:
             now: The time.
             model: Name of the model; "" for that of the bundle, or, if no device has one of that name, for the only one
                 that there is; for a head for those with its backbone.
+            name: Of the release.
+            notes: On it.
+            file: That the artifact came as.
+            force: Whether applications on these devices may be given other inputs, outputs or classes.
 
         Raises:
             RolloutError: An unknown device, or no device could take it.
+            BundleError: It is not like what it would take the place of.
         """
         known = {each.id for each in self._store.devices.all()}
         unknown = [device for device in devices if device not in known and not device.startswith(BY_TAG)]
@@ -212,9 +291,11 @@ class Releases:
         chosen = {device for device in known if is_meant(devices or EVERYBODY, device, tags.get(device, {}))}
         served = [each for each in self._store.devices.models() if each.device in chosen]
         if kind == "head" and not any(each.backbone == backbone and model in ("", each.model) for each in served):
-            raise RolloutError(f"no device runs the backbone {backbone[:12]} that this head belongs to{_as(model)}")
+            raise RolloutError(f"no device runs the backbone {short(backbone)} that this head belongs to{_as(model)}")
         if kind == "bundle":
             model = self._model_of(digest, model, {each.model for each in served})
+            if not force:
+                self._check_like(file or short(digest), backbone, [each for each in served if each.model == model])
         release = add_release(
             self._store,
             kind=kind,
@@ -224,8 +305,57 @@ class Releases:
             reason=reason,
             now_ms=now.wall_ms,
             model=model,
+            name=name,
+            notes=notes,
+            file=file,
         )
-        self._events.note("", "release", f"{release.counter}: {kind} {digest[:12]}{_as(model)}, {reason}", now, model)
+        what = f"{release.counter}: {kind} {short(digest)}{_as(model)}, {name or reason}"
+        self._events.note("", "release", what, now, model)
+        return release
+
+    def _check_like(self, name: str, backbone: str, running: Sequence[Model]) -> None:
+        """Raise BundleError where applications would see something else than from what runs."""
+        new = self._bundles.of(backbone)
+        for other in sorted({model.backbone for model in running} - {backbone, ""}):
+            try:
+                before = self._bundles.of(other)
+            except EdgeError:  # what is damaged here is told where it is needed
+                continue
+            if new is None or before is None or not (why := mismatch(new.manifest, before.manifest)):
+                continue
+            device = next(model.device for model in running if model.backbone == other)
+            raise BundleError(f"{name} is not like what {device} runs: {why}; --force pushes it all the same")
+
+    def rollback(self, now: Now, *, to: int = 0, model: str = "", reason: str = "") -> Release:
+        """Push older bytes again: to those whom the release that is undone was meant for, under a new number.
+
+        Args:
+            now: The time.
+            to: The release whose bytes they are; 0 for the one before the newest.
+            model: The model whose newest release is to be undone; "" for the newest of all.
+            reason: For people; "" for one that says what was done.
+
+        Raises:
+            RolloutError: There is nothing to go back to, or its bytes are gone.
+        """
+        undone, wanted = goes_back_to(self._store.releases.all(), to, model)
+        self._artifacts.get(wanted.digest)
+        release = add_release(
+            self._store,
+            kind=wanted.kind,
+            digest=wanted.digest,
+            backbone=wanted.backbone,
+            devices=undone.devices,
+            reason=reason or f"back from release {undone.counter} to {wanted.counter}",
+            now_ms=now.wall_ms,
+            model=wanted.model,
+            name=wanted.name,
+            notes=wanted.notes,
+            file=wanted.file,
+            restores=wanted.restores or wanted.counter,
+        )
+        what = f"{release.counter}: {wanted.kind} {short(wanted.digest)}{_as(wanted.model)}, {release.reason}"
+        self._events.note("", "release", what, now, wanted.model)
         return release
 
     def _model_of(self, digest: str, model: str, served: set[str]) -> str:
@@ -245,6 +375,47 @@ class Releases:
             f"one the bundle is for"
         )
 
+    def get(self, counter: int) -> Release:
+        """A release.
+
+        Raises:
+            RolloutError: There is none of that number.
+        """
+        found = self._store.releases.get(counter)
+        if found is None:
+            raise RolloutError(f"there is no release {counter}; `edge-fleet release list` shows them")
+        return found
+
+    def artifact(self, counter: int) -> Artifact:
+        """The bytes of a release.
+
+        Raises:
+            RolloutError: There is no such release, or its bytes are missing or changed on disk.
+        """
+        return self._artifacts.get(self.get(counter).digest)
+
+    def show(self, counter: int) -> dict[str, Any]:
+        """A release, what is in it, and where those devices stand that should run it."""
+        release = self.get(counter)
+        found = contents(release, self.artifact(counter))
+        standing = [
+            {
+                "device": device.id,
+                "model": each.model.model,
+                "state": each.model.state if each.model.state_release == counter else "waiting",
+                "detail": each.model.state_detail if each.model.state_release == counter else "",
+            }
+            for device, wanted in self.wanted_by_all()
+            for each in wanted
+            if each.release.counter == counter
+        ]
+        return {**as_dict(release), "contents": dict(found.facts), "standing": standing}
+
+    def difference(self, one: int, other: int) -> dict[str, Any]:
+        """What two releases have and have not in common, see `edge.coordinator.differences`."""
+        pair = [(self.get(each), contents(self.get(each), self.artifact(each))) for each in (one, other)]
+        return difference(pair[0], pair[1])
+
     def wanted(self, device: str) -> list[Wanted]:
         """What the models of a device should run."""
         known = self._store.devices.known(device)
@@ -262,6 +433,23 @@ class Releases:
             devices = self._store.devices.all()
         known = [KnownDevice(device=device, models=tuple(models.get(device.id, ()))) for device in devices]
         return [(each.device, wanted(releases, each, tags.get(each.device.id, {}))) for each in known]
+
+
+def is_bundle(data: bytes) -> bool:
+    """Whether a file says of itself that it is one."""
+    return data[:4] == b"PK\3\4"
+
+
+def open_named(path: Path, name: str) -> Bundle:
+    """Open a copy of a user's file, and call it by the user's name where it cannot be.
+
+    Raises:
+        BundleError: It is damaged.
+    """
+    try:
+        return Bundle.open(path)
+    except BundleError as exc:
+        raise BundleError(str(exc).replace(str(path), name)) from exc
 
 
 def _as(model: str) -> str:

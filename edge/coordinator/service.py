@@ -26,6 +26,7 @@ import uvicorn
 from edge.channel import topics
 from edge.channel.transport import Connected, Disconnected, Transport, TransportEvent, publish_all
 from edge.contract.clock import Now
+from edge.contract.digest import sha256
 from edge.contract.errors import ConfigError, RolloutError
 from edge.contract.files import lock_folder
 from edge.coordinator.api import build_api
@@ -38,6 +39,7 @@ from edge.coordinator.store.store import Store
 
 log = logging.getLogger("edge.coordinator")
 
+DATABASE = "coordinator.sqlite"  # in the data folder
 CALL_TIMEOUT_S = 60.0
 # Timers and what is to be sent wait no longer than that for messages that come in.
 TURN_S = 0.5
@@ -61,24 +63,105 @@ def now() -> Now:
     return Now(time.monotonic(), time.time_ns() // 1_000_000)
 
 
+class Place:
+    """What a coordinator must have for itself: the port of its HTTP API, its data folder, its fleet at its broker.
+
+    Taken before the broker is touched: there a second coordinator pushes the first one off.
+
+    Args:
+        config: Its options.
+        host: Address of the HTTP API.
+        port: Its port.
+        broker: Address of the broker, without a login.
+
+    Attributes:
+        listening: The port, open.
+
+    Raises:
+        ConfigError: Another process on this machine has one of them, or it cannot be used.
+    """
+
+    def __init__(self, config: CoordinatorConfig, host: str, port: int, broker: str) -> None:
+        self._data_dir = config.data_dir
+        self._folder: int | None = None
+        try:
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            self.listening = socket.create_server((host, port), family=family)
+        except OSError as exc:
+            raise ConfigError(
+                f"the HTTP API could not listen on {host}:{port}: {exc.strerror or exc}; choose another with --http"
+            ) from exc
+        try:
+            if config.data_dir.exists():  # else nobody has it, and nothing is made before the broker has answered
+                self._folder = lock_folder(config.data_dir)
+            self._fleet = _alone(f"edgeloop coordinator of {config.fleet} at {broker}")
+        except BaseException:
+            self.listening.close()
+            if self._folder is not None:
+                os.close(self._folder)
+            raise
+
+    def settle(self) -> None:
+        """Make the data folder, and have it.
+
+        Raises:
+            ConfigError: It cannot be written, or another process has it by now.
+        """
+        if self._folder is None:
+            self._folder = lock_folder(self._data_dir)
+
+    def close(self) -> None:
+        """Give all of it free."""
+        self.listening.close()
+        self._fleet.close()
+        if self._folder is not None:
+            os.close(self._folder)
+            self._folder = None
+
+
+def _alone(name: str) -> socket.socket:
+    """Have a name that one process of this machine has, until it is closed or the process ends.
+
+    Where there are no such names (they are Linux's) everybody is alone.
+
+    Raises:
+        ConfigError: Another process has it.
+    """
+    holder = socket.socket(socket.AF_UNIX)
+    if sys.platform == "linux":
+        try:
+            holder.bind(f"\0{sha256(name.encode())}")
+        except OSError as exc:
+            holder.close()
+            raise ConfigError(f"there is another {name} on this machine; stop it first, or choose --fleet") from exc
+    return holder
+
+
 class CoordinatorService:
     """Runs one coordinator until it is stopped.
 
     Args:
         config: Its options.
         transport: To the broker.
+        place: What it has for itself; closed at the end.
 
     Raises:
-        ConfigError: The data folder cannot be used, or another coordinator has it.
+        ConfigError: The data folder or the database cannot be used, or another coordinator has it.
     """
 
-    def __init__(self, config: CoordinatorConfig, transport: Transport) -> None:
+    def __init__(self, config: CoordinatorConfig, transport: Transport, place: Place) -> None:
         self._config = config
         self._transport = transport
+        self._place = place
         self._stopping = False
         self._server: uvicorn.Server | None = None
-        self._lock = lock_folder(config.data_dir)
-        self._store = Store(config.data_dir / "coordinator.sqlite")
+        place.settle()
+        self._store = Store(config.database or config.data_dir / DATABASE)
+        try:
+            self._store.claim()
+        except BaseException:
+            self._store.close()
+            raise
         self.core = CoordinatorCore(
             config,
             self._store,
@@ -95,29 +178,19 @@ class CoordinatorService:
             raise ConfigError(f"--bundle {path} cannot be read: {exc.strerror}") from exc
         self.core.add_artifact(data, path)
 
-    def run(self, host: str, port: int, token: str | None) -> None:
+    def run(self, token: str | None) -> None:
         """Serve until SIGTERM or SIGINT.
 
         Args:
-            host: Address of the HTTP API.
-            port: Its port.
             token: Asked of every HTTP request, or None.
-
-        Raises:
-            ConfigError: The HTTP API cannot listen there.
         """
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._stop())
         sys.setswitchinterval(SWITCH_S)
         api = build_api(self._store, self._submit, self._config.fleet, token)
-        options = uvicorn.Config(api, host=host, port=port, log_level="warning", lifespan="off")
-        try:  # here and not in uvicorn, so that a server that begins again has it still
-            listening = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-        except OSError as exc:
-            raise ConfigError(
-                f"the HTTP API could not listen on {host}:{port}: {exc.strerror or exc}; choose another with --http"
-            ) from exc
-        web = threading.Thread(target=self._serve, args=(options, listening), daemon=True)
+        options = uvicorn.Config(api, log_level="warning", lifespan="off")
+        host, port = self._place.listening.getsockname()[:2]
+        web = threading.Thread(target=self._serve, args=(options, self._place.listening), daemon=True)
         web.start()
         self._transport.subscribe(topics.coordinator_filters(self._config.fleet))
         self._transport.start(self._inbox.put)
@@ -129,9 +202,12 @@ class CoordinatorService:
                 self._server.should_exit = True
             self._transport.stop()
             web.join(5.0)
-            listening.close()
-            self._store.close()
-            os.close(self._lock)
+            self.close()
+
+    def close(self) -> None:
+        """Give the database, the folder and the port free."""
+        self._store.close()
+        self._place.close()
 
     def _serve(self, options: uvicorn.Config, listening: socket.socket) -> None:
         while not self._stopping:

@@ -73,10 +73,10 @@ DOORS: dict[str, tuple[str, ...]] = {
     "compression": ("edge/channel/forms.py",),
     "sqlalchemy": ("edge/coordinator/store/*", "edge/coordinator/migrations/*"),
     "alembic": ("edge/coordinator/migrations/*",),
-    "fastapi": ("edge/coordinator/api.py", "edge/coordinator/service.py"),
+    "fastapi": ("edge/coordinator/api.py", "edge/coordinator/*_api.py", "edge/coordinator/service.py"),
     "uvicorn": ("edge/coordinator/api.py", "edge/coordinator/service.py"),
     "starlette": ("edge/coordinator/api.py",),
-    "pydantic": ("edge/coordinator/api.py",),  # FastAPI's
+    "pydantic": ("edge/coordinator/api.py", "edge/coordinator/*_api.py"),  # FastAPI's
     "httpx": ("edge/cli/fleet.py",),
     "click": ("edge/cli/*", "converter/cli.py", "converter/arguments.py"),
     "rich": ("edge/cli/*", "converter/cli.py", "converter/report/text.py", "converter/report/targets.py"),

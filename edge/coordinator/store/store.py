@@ -21,7 +21,7 @@ class Store:
     """The database of one coordinator, by subject.
 
     Args:
-        path: SQLite file, created.
+        where: A SQLite file, created, or the address of a PostgreSQL database.
 
     Attributes:
         devices: Devices, their models and tags.
@@ -31,11 +31,11 @@ class Store:
         events: What happened.
 
     Raises:
-        ConfigError: The file cannot be used.
+        ConfigError: It cannot be used.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._database = Database(path)
+    def __init__(self, where: Path | str) -> None:
+        self._database = Database(where)
         self.devices = Devices(self._database)
         self.telemetry = TelemetryLog(self._database)
         self.contributions = Contributions(self._database)
@@ -50,6 +50,14 @@ class Store:
         """
         with self._database.transaction():
             yield
+
+    def claim(self) -> None:
+        """Have the database for this coordinator alone, until it is closed or the process ends.
+
+        Raises:
+            ConfigError: Another coordinator has it.
+        """
+        self._database.claim()
 
     def close(self) -> None:
         """Give the database free."""

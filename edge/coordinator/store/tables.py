@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, TypeVar
 
-from sqlalchemy import JSON, BigInteger, Index, Integer, UniqueConstraint
+from sqlalchemy import JSON, BigInteger, Dialect, Index, Integer, String, TypeDecorator, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from edge.coordinator.records import Record, as_dict
@@ -19,11 +19,28 @@ AnyRow = TypeVar("AnyRow", bound="Row")
 Number = BigInteger().with_variant(Integer(), "sqlite")
 
 
+class Text(TypeDecorator[str]):
+    """Text as every database takes it: half a character, or none at all, becomes a replacement character."""
+
+    impl = String
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        """See the class."""
+        del dialect
+        return (
+            None
+            if value is None
+            else value.encode(errors="replace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}")
+        )
+
+
 class Row(DeclarativeBase):
     """Root of the tables."""
 
     type_annotation_map: ClassVar[dict[Any, Any]] = {
         int: Number,
+        str: Text,
         dict[str, Any]: JSON,
         dict[str, list[float]]: JSON,
         list[str]: JSON,
@@ -172,6 +189,7 @@ class BundleRow(Row):
     digest: Mapped[str] = mapped_column(primary_key=True)
     backbone: Mapped[str]
     name: Mapped[str]
+    identity: Mapped[str]
 
 
 class ReleaseRow(Row):
@@ -186,6 +204,10 @@ class ReleaseRow(Row):
     reason: Mapped[str]
     created_ms: Mapped[int]
     model: Mapped[str]
+    name: Mapped[str]
+    notes: Mapped[str]
+    file: Mapped[str]
+    restores: Mapped[int]
 
 
 class EventRow(Row):

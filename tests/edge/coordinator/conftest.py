@@ -1,4 +1,4 @@
-"""Contributions made of numbers, and a database."""
+"""Contributions made of numbers, and a database of each kind."""
 
 from __future__ import annotations
 
@@ -9,12 +9,28 @@ import pytest
 
 from edge.coordinator.store.store import Store
 from tests.support.contributions import bundle, delta_update, statistics_update
+from tests.support.postgres import PostgresServer, serve
 
 __all__ = ["bundle", "delta_update", "statistics_update"]
 
 
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    with serve() as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def where(request: pytest.FixtureRequest, tmp_path: Path) -> Path | str:
+    """An empty place for a database."""
+    if request.param == "sqlite":
+        return tmp_path / "db.sqlite"
+    server: PostgresServer = request.getfixturevalue("postgres")
+    return server.new()
+
+
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    made = Store(tmp_path / "db.sqlite")
+def store(where: Path | str) -> Iterator[Store]:
+    made = Store(where)
     yield made
     made.close()

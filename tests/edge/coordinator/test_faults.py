@@ -6,7 +6,6 @@ import dataclasses
 import itertools
 import os
 import signal
-import socket
 import sqlite3
 import threading
 import time
@@ -28,7 +27,7 @@ from edge.coordinator import service as service_module
 from edge.coordinator.config import CoordinatorConfig
 from edge.coordinator.events import AGAIN_S, Events
 from edge.coordinator.learning import MERGE_AGAIN_S
-from edge.coordinator.service import CoordinatorService
+from edge.coordinator.service import CoordinatorService, Place
 from edge.coordinator.store.store import Store
 from edge.learning.exchange import HeadUpdate
 from edge.learning.statistics import HeadStatistics
@@ -37,6 +36,7 @@ from edge.merging.merge import merge
 from edge.merging.policy import MergePolicy
 from tests.edge.coordinator.test_core import Coordinator
 from tests.support.contributions import Make, policy_of, samples, with_loss
+from tests.support.postgres import PostgresServer
 
 NOW = Now(1000.0, 1_800_000_000_000)
 
@@ -254,13 +254,12 @@ def test_event_that_cannot_be_recorded_is_logged_and_recorded_when_it_can(
 class Served:
     """A coordinator that serves in this thread, while another one talks to it."""
 
-    def __init__(self, folder: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+    def __init__(self, folder: Path, database: str = "") -> None:
         self.broker = MemoryBroker()
-        config = CoordinatorConfig(fleet="lab", name="c", data_dir=folder)
-        self.service = CoordinatorService(config, MemoryTransport(self.broker, "c"))
+        config = CoordinatorConfig(fleet="lab", name="c", data_dir=folder, database=database)
+        place = Place(config, "127.0.0.1", 0, "memory")
+        self.port = place.listening.getsockname()[1]
+        self.service = CoordinatorService(config, MemoryTransport(self.broker, "c"), place)
         self.failed: list[BaseException] = []
 
     def run(self, story: Callable[[], None]) -> None:
@@ -276,7 +275,7 @@ class Served:
         thread = threading.Thread(target=tell)
         thread.start()
         try:
-            self.service.run("127.0.0.1", self.port, None)
+            self.service.run(None)
         finally:
             thread.join()
             for number, handler in before.items():
@@ -301,14 +300,41 @@ class Served:
         raise AssertionError("it did not happen in 10 s")
 
 
-def test_port_that_is_taken_is_said_at_the_start(tmp_path: Path) -> None:
-    served = Served(tmp_path)
-    with socket.socket() as other:
-        other.bind(("127.0.0.1", served.port))
-        other.listen()
-        with pytest.raises(ConfigError, match=r"in use.*choose another"):
-            served.service.run("127.0.0.1", served.port, None)
-    served.service._store.close()
+def test_a_second_coordinator_is_refused_before_it_touches_the_broker(tmp_path: Path) -> None:
+    config = CoordinatorConfig(fleet="lab", name="c", data_dir=tmp_path / "one")
+    first = Place(config, "127.0.0.1", 0, "mqtt://b:1883")
+    first.settle()
+    port = first.listening.getsockname()[1]
+    with pytest.raises(ConfigError, match=r"in use.*choose another with --http"):
+        Place(dataclasses.replace(config, fleet="other", data_dir=tmp_path / "two"), "127.0.0.1", port, "mqtt://b:1883")
+    with pytest.raises(ConfigError, match=r"one is in use by another process"):
+        Place(dataclasses.replace(config, fleet="other"), "127.0.0.1", 0, "mqtt://b:1883")
+    with pytest.raises(ConfigError, match=r"another edgeloop coordinator of lab at mqtt://b:1883"):
+        Place(dataclasses.replace(config, data_dir=tmp_path / "two"), "127.0.0.1", 0, "mqtt://b:1883")
+    assert not (tmp_path / "two").exists()
+    Place(dataclasses.replace(config, data_dir=tmp_path / "two"), "127.0.0.1", 0, "mqtt://elsewhere:1883").close()
+    first.close()
+    Place(config, "127.0.0.1", port, "mqtt://b:1883").close()
+
+
+def test_a_coordinator_serves_with_its_database_in_postgresql(tmp_path: Path, postgres: PostgresServer) -> None:
+    url = postgres.new()
+    served = Served(tmp_path / "one", url)
+
+    def story() -> None:
+        payload = b'{"boot":1,"seq":1,"acc":0.5}'
+        served.service._inbox.put(Received(topic="edge/v1/lab/a/up/tele", payload=payload, retained=False))
+        served.until(lambda: served.api("telemetry").json())
+        assert [row["id"] for row in served.api("devices").json()] == ["a"]
+        place = Place(CoordinatorConfig(fleet="x", name="d", data_dir=tmp_path / "two"), "127.0.0.1", 0, "memory")
+        config = CoordinatorConfig(fleet="x", name="d", data_dir=tmp_path / "two", database=url)
+        with pytest.raises(ConfigError, match="in use by another coordinator"):
+            CoordinatorService(config, MemoryTransport(served.broker, "d"), place)
+        place.close()
+        assert served.api("merge", "POST").json() == []
+
+    served.run(story)
+    assert not list((tmp_path / "one").glob("*.sqlite"))
 
 
 class Panic(BaseException):

@@ -31,10 +31,11 @@ from edge.coordinator.records import (
 )
 from edge.coordinator.registry import Registry
 from edge.coordinator.releases import desired
-from edge.coordinator.store.database import Database
+from edge.coordinator.store.database import Database, DatabaseError
 from edge.coordinator.store.store import Store
 from edge.coordinator.store.tables import Row
 from edge.merging.averaging import MergeMemory
+from tests.support.postgres import PostgresServer
 
 DATA = Path(__file__).parent / "data"
 DEVICE = KnownDevice(
@@ -130,6 +131,14 @@ def test_what_was_learned_comes_back_as_it_was(store: Store) -> None:
     assert not kept.to_be_unlearned()
 
 
+def test_text_that_no_database_takes_is_kept_with_what_can_be_kept(store: Store) -> None:
+    for seq, detail in enumerate(("half \ud800", "none \0")):
+        store.events.add(LoggedEvent(device="d", name="x", detail=detail, at_ms=1))
+        store.telemetry.add([entry(seq, values={"name": detail})])
+    assert [each.detail for each in store.events.newest(9)] == ["none \N{REPLACEMENT CHARACTER}", "half ?"]
+    assert len(store.telemetry.after(0, 9)) == 2
+
+
 def test_a_transaction_is_whole_or_nothing(store: Store) -> None:
     def change() -> None:
         with store.transaction():
@@ -178,15 +187,17 @@ def old(path: Path, name: str = "one-model-per-device") -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", ["", "one-model-per-device", "before-revisions"])
-def test_revisions_make_the_tables_that_the_code_maps(tmp_path: Path, name: str) -> None:
-    path = old(tmp_path / "db.sqlite", name) if name else tmp_path / "db.sqlite"
-    database = Database(path)
-    with database._engine.connect() as connection:
-        context = MigrationContext.configure(connection, opts={"compare_type": True})
-        found = compare_metadata(context, Row.metadata)
-    assert found == []
-    database.close()
+def test_revisions_make_the_tables_that_the_code_maps(tmp_path: Path, where: Path | str) -> None:
+    places = [where]
+    if isinstance(where, Path):
+        places += [old(tmp_path / f"{name}.sqlite", name) for name in ("one-model-per-device", "before-revisions")]
+    for place in places:
+        database = Database(place)
+        with database._engine.connect() as connection:
+            context = MigrationContext.configure(connection, opts={"compare_type": True})
+            found = compare_metadata(context, Row.metadata)
+        assert found == []
+        database.close()
 
 
 def test_a_database_of_before_there_were_revisions_is_taken_over_with_all_that_is_in_it(tmp_path: Path) -> None:
@@ -290,6 +301,55 @@ def test_a_database_of_a_later_version_is_refused_and_left_alone(tmp_path: Path)
     with pytest.raises(ConfigError, match=r"later version of Edgeloop \(revision 9999\)"):
         Store(path)
     assert dump(path) == before
+
+
+def test_a_postgresql_database_has_one_coordinator(postgres: PostgresServer) -> None:
+    url = postgres.new()
+    first, second = Store(url), Store(url)
+    first.claim()
+    first.claim()
+    with pytest.raises(ConfigError, match=r"test_\d+ is in use by another coordinator"):
+        second.claim()
+    first.close()
+    second.claim()
+    second.close()
+
+
+def test_a_postgresql_database_that_ends_all_connections_costs_what_is_done_there_and_no_more(
+    postgres: PostgresServer,
+) -> None:
+    url = postgres.new()
+    store = Store(url)
+    store.devices.keep(DEVICE)
+
+    def change() -> None:
+        with store.transaction():
+            store.releases.add(release(1))
+            assert store.releases.highest() == 1
+            name = url.split("/")[-1]
+            postgres.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'")
+
+    with pytest.raises(DatabaseError):
+        change()
+    assert store.releases.highest() == 0
+    store.releases.add(release(1))
+    assert store.devices.known("cam-1") == DEVICE
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("nonsense", "expected postgresql"),
+        ("mysql://u:secret@h/d", r"mysql://u:\*\*\*@h/d: expected postgresql"),
+        ("postgresql://u@h", "expected postgresql"),
+        ("postgresql://u:secret@127.0.0.1:1/d", r"psycopg://u:\*\*\*@127.0.0.1:1/d cannot be used: .*refused"),
+    ],
+)
+def test_an_address_of_no_database_is_refused_without_its_password(address: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words) as caught:
+        Store(address)
+    assert "secret" not in str(caught.value)
 
 
 def test_file_that_is_not_a_database_is_refused(tmp_path: Path) -> None:

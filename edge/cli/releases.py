@@ -1,0 +1,185 @@
+"""``edge-fleet release`` and ``edge-fleet rollback``: what was pushed, what is in it, and how to have it again."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edge.cli.terminal import say, shown
+from edge.contract.digest import sha256, short
+from edge.contract.errors import BundleError, ConfigError
+from edge.contract.files import replace_file
+
+_JSON = click.option("--json", "as_json", is_flag=True, help="For programs.")
+
+
+@click.group()
+def release() -> None:
+    r"""List, show, compare and fetch releases: what was pushed, by its number.
+
+    \b
+    edge-fleet release list
+    edge-fleet release show 3
+    edge-fleet release diff 2 3
+    edge-fleet release download 2 -o before.edge
+    """
+
+
+@release.command("list")
+@_JSON
+@click.pass_obj
+def list_releases(connect: Any, as_json: bool) -> None:
+    r"""All releases, newest first.
+
+    \b
+    edge-fleet release list
+    edge-fleet release list --json
+    """
+    rows = connect().call("GET", "/api/v1/releases")
+    if as_json:
+        click.echo(json.dumps(rows, indent=1))
+        return
+    if not rows:
+        click.echo("nothing has been pushed yet; push a bundle or a head with `edge-fleet push FILE`")
+    for row in rows:
+        what = f"{row['kind']:<6} {short(row['digest'])}"
+        title = row["name"] or row["reason"]
+        say(f"{row['counter']:>5}  {_day(row['created_ms'])}  {what}  {whom(row)}: {shown(title)}")
+
+
+@release.command()
+@click.argument("number", type=click.IntRange(min=1))
+@_JSON
+@click.pass_obj
+def show(connect: Any, number: int, as_json: bool) -> None:
+    r"""What release NUMBER is, what is in it, and where the devices stand that should run it.
+
+    \b
+    edge-fleet release show 3
+    """
+    row = connect().call("GET", f"/api/v1/releases/{number}")
+    if as_json:
+        click.echo(json.dumps(row, indent=1))
+        return
+    say(f"release {row['counter']}: {row['kind']} {short(row['digest'])} {whom(row)}")
+    facts = {
+        "name": row["name"],
+        "notes": row["notes"],
+        "reason": row["reason"],
+        "file": row["file"],
+        "pushed": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["created_ms"] / 1000)),
+        "restores": f"release {row['restores']}" if row["restores"] else "",
+        "backbone": short(row["backbone"]),
+        **row["contents"],
+    }
+    for name, value in facts.items():
+        text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+        if text:
+            say(f"  {name:<11} {shown(text, 500)}")
+    if not row["standing"]:
+        click.echo("no device should run it now")
+    for each in row["standing"]:
+        detail = f" ({shown(each['detail'], 500)})" if each["detail"] else ""
+        say(f"{each['device']} {shown(each['model'])}: {shown(each['state'])}{detail}")
+
+
+@release.command()
+@click.argument("one", type=click.IntRange(min=1))
+@click.argument("other", type=click.IntRange(min=1))
+@_JSON
+@click.pass_obj
+def diff(connect: Any, one: int, other: int, as_json: bool) -> None:
+    r"""What differs between release ONE and OTHER: whom they are for, what they hold, how far their heads lie apart.
+
+    \b
+    edge-fleet release diff 2 3
+    """
+    found = connect().call("GET", f"/api/v1/releases/{one}/difference/{other}")
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
+        return
+    click.echo(f"release {one} and {other} have {'the same' if found['same_bytes'] else 'other'} bytes")
+    for name, (before, after) in found["changed"].items():
+        say(f"  {name:<11} {_value(name, before)} -> {_value(name, after)}")
+    for name, moved in found["parameters"].items():
+        how = "only in one of them, or of another shape" if moved is None else f"moved by {100 * moved:.3g} %"
+        say(f"  {shown(name):<11} {how}")
+
+
+@release.command()
+@click.argument("number", type=click.IntRange(min=1))
+@click.option("--output", "-o", type=click.Path(path_type=Path), help="[default: the name that the file had]")
+@click.option("--force", is_flag=True, help="Write over a file that is there.")
+@_JSON
+@click.pass_obj
+def download(connect: Any, number: int, output: Path | None, force: bool, as_json: bool) -> None:
+    r"""Fetch the file of release NUMBER, proved by its digest.
+
+    \b
+    edge-fleet release download 2 -o before.edge
+    """
+    coordinator = connect()
+    row = coordinator.call("GET", f"/api/v1/releases/{number}")
+    suffix = ".edge" if row["kind"] == "bundle" else ".safetensors"
+    output = output or Path(Path(row["file"]).name or f"release-{number}{suffix}")
+    if output.exists() and not force:
+        raise ConfigError(f"{output} exists; give another name with -o, or --force")
+    data = coordinator.fetch(f"/api/v1/releases/{number}/artifact")
+    if sha256(data) != row["digest"]:
+        raise BundleError(f"release {number}: what came is not {short(row['digest'])}; fetch it again")
+    try:
+        with replace_file(output) as file:
+            file.write(data)
+    except OSError as exc:
+        raise ConfigError(f"{output} cannot be written: {exc.strerror}") from exc
+    if as_json:
+        click.echo(json.dumps({"file": str(output), "digest": row["digest"], "size_bytes": len(data)}))
+    else:
+        say(f"{output}: {row['kind']} {short(row['digest'])}, {len(data)} bytes")
+
+
+@click.command()
+@click.option("--to", type=click.IntRange(min=1), help="The release whose bytes to have again.  [default: the last]")
+@click.option("--model", default="", help="Undo the newest release of this model.  [default: the newest of all]")
+@click.option("--reason", default="", help="Kept with the release.")
+@_JSON
+@click.pass_obj
+def rollback(connect: Any, to: int | None, model: str, reason: str, as_json: bool) -> None:
+    r"""Push the bytes of an earlier release again, under a new number, to those that the newest one is for.
+
+    Without --to it is the release before; going back twice goes back further.
+
+    \b
+    edge-fleet rollback
+    edge-fleet rollback --to 2 --reason "doors are not seen any more"
+    edge-fleet rollback --model voice
+    """
+    row = connect().call("POST", "/api/v1/rollback", json={"to": to or 0, "model": model, "reason": reason})
+    if as_json:
+        click.echo(json.dumps(row, indent=1))
+        return
+    what = f"{row['kind']} {short(row['digest'])} {whom(row)}"
+    say(f"release {row['counter']}: {what}, the bytes of release {row['restores']} again")
+
+
+def whom(row: dict[str, Any]) -> str:
+    """Which model of whom a release is for."""
+    devices = "all devices" if row["devices"] == ["*"] else ", ".join(row["devices"])
+    model = f"for the model {row['model']!r} " if row["model"] else ""
+    return shown(f"{model}to {devices}", 200)
+
+
+def _day(ms: int) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(ms / 1000))
+
+
+def _value(name: str, value: Any) -> str:
+    if value in ("", [], None):
+        return "-"
+    if name in ("digest", "backbone", "bundle"):
+        return short(str(value))
+    return shown(", ".join(map(str, value)) if isinstance(value, list) else str(value), 200)

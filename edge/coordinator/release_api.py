@@ -1,0 +1,116 @@
+"""Artifacts and releases over HTTP: what comes in is proved; what is there is listed, shown, compared, fetched."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import FastAPI, HTTPException, Query, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import FileResponse, Response
+from pydantic import BaseModel, Field
+
+from edge.contract.clock import Now
+from edge.contract.errors import BundleError
+from edge.contract.names import MAX_NAME_CHARS
+from edge.coordinator.checks import golden_fault
+from edge.coordinator.core import CoordinatorCore
+from edge.coordinator.records import as_dict
+from edge.coordinator.releases import is_bundle, open_named
+from edge.coordinator.store.store import Store
+
+MAX_ARTIFACT_BYTES = 1 << 30
+Submit = Callable[[Callable[[CoordinatorCore, Now], Any]], Any]
+
+
+class PushRequest(BaseModel):
+    """What to push to whom; no devices means all, also those to come."""
+
+    digest: str
+    kind: str = Field(pattern="^(head|bundle)$")
+    backbone: str
+    model: str = Field(default="", max_length=MAX_NAME_CHARS)
+    devices: list[str] = []
+    reason: str = Field(default="pushed by hand", max_length=200)
+    name: str = Field(default="", max_length=100)
+    notes: str = Field(default="", max_length=4000)
+    file: str = Field(default="", max_length=255)
+    force: bool = False
+
+
+class RollbackRequest(BaseModel):
+    """To which release to go back, 0 for the one before; of which model, "" for that of the newest release."""
+
+    to: int = Field(default=0, ge=0, lt=2**63)
+    model: str = Field(default="", max_length=MAX_NAME_CHARS)
+    reason: str = Field(default="", max_length=200)
+
+
+def add_release_routes(api: FastAPI, store: Store, submit: Submit) -> None:
+    """Add the routes.
+
+    Args:
+        api: The application.
+        store: For reading.
+        submit: Runs a function of the core on the coordinator's own thread and gives its result.
+    """
+
+    @api.get("/api/releases")
+    @api.get("/api/v1/releases")
+    def releases() -> list[dict[str, Any]]:
+        return [as_dict(row) for row in store.releases.all()]
+
+    @api.post("/api/artifacts")
+    @api.post("/api/v1/artifacts")
+    async def add_artifact(
+        request: Request, file: Annotated[str, Query(max_length=255)] = "the file", force: bool = False
+    ) -> dict[str, Any]:
+        data = bytearray()
+        async for piece in request.stream():
+            data += piece
+            if len(data) > MAX_ARTIFACT_BYTES:
+                raise HTTPException(413, f"an artifact is at most {MAX_ARTIFACT_BYTES} bytes")
+
+        def add() -> Any:
+            with tempfile.NamedTemporaryFile(prefix="edgeloop-", suffix=".edge") as copy:
+                copy.write(data)
+                copy.flush()
+                path = Path(copy.name)
+                if is_bundle(bytes(data[:4])) and not force:  # here, and not on the thread that devices wait for
+                    open_named(path, file)
+                    if why := golden_fault(path):
+                        raise BundleError(f"{file}: {why.replace(copy.name, file)}; --force takes it all the same")
+                return submit(lambda core, _: core.add_artifact(bytes(data), path, file))
+
+        result: dict[str, Any] = await run_in_threadpool(add)
+        return result
+
+    @api.post("/api/releases")
+    @api.post("/api/v1/releases")
+    def push(body: PushRequest) -> dict[str, Any]:
+        whom = (body.devices, body.reason)
+        more = body.model_dump(include={"model", "name", "notes", "file", "force"})
+        row = submit(lambda core, now: core.push(body.digest, body.kind, body.backbone, *whom, now, **more))
+        return as_dict(row)
+
+    @api.get("/api/v1/releases/{counter}")
+    def show_release(counter: int) -> dict[str, Any]:
+        found: dict[str, Any] = submit(lambda core, _: core.releases.show(counter))
+        return found
+
+    @api.get("/api/v1/releases/{counter}/difference/{other}")
+    def difference(counter: int, other: int) -> dict[str, Any]:
+        found: dict[str, Any] = submit(lambda core, _: core.releases.difference(counter, other))
+        return found
+
+    @api.get("/api/v1/releases/{counter}/artifact")
+    def download(counter: int) -> Response:
+        artifact = submit(lambda core, _: core.releases.artifact(counter))
+        return FileResponse(artifact.path, media_type="application/octet-stream", headers={"x-digest": artifact.digest})
+
+    @api.post("/api/v1/rollback")
+    def rollback(body: RollbackRequest) -> dict[str, Any]:
+        back = body.model_dump()
+        return as_dict(submit(lambda core, now: core.rollback(now, **back)))
