@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import ipaddress
+import json
 import logging
 import signal
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import click
 
 from edge import __version__
 from edge.contract.errors import ConfigError, run_to_exit
 from edge.merging.policy import RULES, MergePolicy
+
+_DAY_S = 86_400.0
+_DATA_DIR = click.option(
+    "--data-dir", default="edge-coordinator", type=click.Path(path_type=Path), help="Database and artifacts."
+)
+_DATABASE = click.option(
+    "--database",
+    default="",
+    envvar="EDGE_DATABASE",
+    help="postgresql+psycopg://USER@HOST/NAME.  [default: SQLite in the data folder]",
+)
+_JSON = click.option("--json", "as_json", is_flag=True, help="For programs.")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -27,13 +41,8 @@ def coordinator() -> None:
 @click.option("--broker-password", envvar="EDGE_BROKER_PASSWORD", help="Instead of one in the address.")
 @click.option("--fleet", default="default", help="Fleet id.")
 @click.option("--name", default="coordinator", help="Id of this coordinator.")
-@click.option("--data-dir", default="edge-coordinator", type=click.Path(path_type=Path), help="Database and artifacts.")
-@click.option(
-    "--database",
-    default="",
-    envvar="EDGE_DATABASE",
-    help="postgresql+psycopg://USER@HOST/NAME.  [default: SQLite in the data folder]",
-)
+@_DATA_DIR
+@_DATABASE
 @click.option(
     "--bundle", "bundles", multiple=True, type=click.Path(path_type=Path), help="Bundle that devices came with."
 )
@@ -54,6 +63,9 @@ def coordinator() -> None:
 @click.option("--min-samples", default=10, help="Labels that a contribution needs to be merged.")
 @click.option("--min-merge-samples", default=20, help="Labels that a merge needs.")
 @click.option("--merge-by", default="", help="A head for each group: tag.KEY, or cluster: statistics that are alike.")
+@click.option("--keep-messages", default=7.0, type=click.FloatRange(min=0), help="Days that telemetry is kept.")
+@click.option("--keep-minutes", default=90.0, type=click.FloatRange(min=0), help="Days of its sums by the minute.")
+@click.option("--keep-hours", default=730.0, type=click.FloatRange(min=0), help="Days of its sums by the hour.")
 @click.option("--connect-timeout", default=10.0, type=click.FloatRange(min=0.1), help="Seconds to find the broker.")
 def serve(
     broker: str,
@@ -80,6 +92,9 @@ def serve(
     min_samples: int,
     min_merge_samples: int,
     merge_by: str,
+    keep_messages: float,
+    keep_minutes: float,
+    keep_hours: float,
     connect_timeout: float,
 ) -> None:
     """Serve a fleet until stopped."""
@@ -105,6 +120,7 @@ def serve(
     try:
         from edge.coordinator.config import CoordinatorConfig
         from edge.coordinator.service import CoordinatorService, Place
+        from edge.coordinator.summaries import Keep
     except ImportError as exc:
         raise ConfigError(f"{exc.name} is not installed: pip install 'edgeloop[coordinator]'") from exc
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -118,6 +134,7 @@ def serve(
         merge_delay_s=merge_delay,
         min_devices=min_devices,
         policy=policy,
+        keep=Keep(messages_s=keep_messages * _DAY_S, minutes_s=keep_minutes * _DAY_S, hours_s=keep_hours * _DAY_S),
     )
     place = Place(config, host, port, str(url))
     probe(url, connect_timeout)
@@ -138,6 +155,61 @@ def _address(text: str, token: str | None) -> tuple[str, int]:
     if not local and token is None:
         raise ConfigError(f"--http {text}: whoever reaches this address could push to the fleet; give --token too")
     return host, int(port)
+
+
+@coordinator.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@_DATA_DIR
+@_DATABASE
+@_JSON
+def backup(file: Path, data_dir: Path, database: str, as_json: bool) -> None:
+    r"""Write the database and all artifacts into FILE, while the coordinator runs, and prove what was written.
+
+    \b
+    edge-coordinator backup fleet.tar
+    """
+    from edge.contract.files import check_writable
+
+    check_writable(file)
+    try:
+        from edge.coordinator.backup import back_up
+    except ImportError as exc:
+        raise ConfigError(f"{exc.name} is not installed: pip install 'edgeloop[coordinator]'") from exc
+    done = back_up(data_dir, database, file)
+    if as_json:
+        click.echo(json.dumps(done, indent=1))
+    else:
+        click.echo(f"{file}: {_what(done)}, {done['size_bytes']} bytes, read again and whole")
+
+
+@coordinator.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@_DATA_DIR
+@_DATABASE
+@_JSON
+def restore(file: Path, data_dir: Path, database: str, as_json: bool) -> None:
+    r"""Put the backup FILE into an empty data folder, proved; the coordinator must not run there.
+
+    A backup of SQLite goes into PostgreSQL and the other way round.
+
+    \b
+    edge-coordinator restore fleet.tar --data-dir new-folder
+    """
+    try:
+        from edge.coordinator.backup import restore as put_back
+    except ImportError as exc:
+        raise ConfigError(f"{exc.name} is not installed: pip install 'edgeloop[coordinator]'") from exc
+    done = put_back(file, data_dir, database)
+    if as_json:
+        click.echo(json.dumps(done, indent=1))
+    else:
+        click.echo(f"{data_dir}: {_what(done)}; start the coordinator with --data-dir {data_dir}")
+
+
+def _what(done: dict[str, Any]) -> str:
+    rows = done["rows"]
+    known = f"{rows['device']} devices, {rows['release']} releases, {done['artifacts']} artifacts"
+    return f"{known}, {sum(rows.values())} rows"
 
 
 @coordinator.command()

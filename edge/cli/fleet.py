@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from edge import __version__
+from edge.cli.devices import age, events, metrics, show
 from edge.cli.releases import release as release_group
 from edge.cli.releases import rollback, whom
 from edge.cli.terminal import say, shown
@@ -89,6 +90,16 @@ class Coordinator:
         raise _ERRORS.get(body.get("error", ""), RolloutError)(str(detail))
 
 
+@click.group()
+def device() -> None:
+    r"""List devices, or show one.
+
+    \b
+    edge-fleet device list
+    edge-fleet device show camera-1
+    """
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.option("--coordinator", "url", default="http://127.0.0.1:8470", envvar="EDGE_COORDINATOR", help="Its HTTP API.")
 @click.option("--token", envvar="EDGE_TOKEN", help="Its bearer token.")
@@ -99,16 +110,11 @@ def fleet(context: click.Context, url: str, token: str | None) -> None:
     context.obj = lambda: Coordinator(url, token)
 
 
+fleet.add_command(device)
+fleet.add_command(events)
+fleet.add_command(metrics)
 fleet.add_command(release_group)
 fleet.add_command(rollback)
-
-
-def _age(ms: int) -> str:
-    seconds = max(0.0, time.time() - ms / 1000)
-    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} s"
 
 
 @fleet.command()
@@ -132,7 +138,7 @@ def devices(connect: Any, as_json: bool) -> None:
         table.add_column(heading, justify="right" if heading in ("release", "samples") else "left", no_wrap=True)
     for row in rows:
         known = (row["id"], "yes" if row["online"] else "no")
-        heard = _age(row["last_seen_ms"])
+        heard = age(row["last_seen_ms"])
         for model in row["models"] or [row]:
             digests = (model["bundle"][:8], model["head"][:8])
             runs = (shown(model["model"]), *digests, model["release"], shown(model["state"]), model["samples"])
@@ -145,6 +151,10 @@ def devices(connect: Any, as_json: bool) -> None:
             if model["state_detail"]:
                 text = f"{_of(row, model)}: {shown(model['state'])}, {shown(model['state_detail'], 500)}"
                 console.print(Text(text), soft_wrap=True)
+
+
+device.add_command(devices, "list")
+device.add_command(show)
 
 
 def _of(device: dict[str, Any], model: dict[str, Any]) -> str:
@@ -356,20 +366,6 @@ def _what_was_forgotten(done: dict[str, Any]) -> list[str]:
     return lines
 
 
-@fleet.command()
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
-@click.pass_obj
-def events(connect: Any, as_json: bool) -> None:
-    """What happened lately, newest last."""
-    rows = connect().call("GET", "/api/events")[::-1]
-    for row in rows:
-        stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["at_ms"] / 1000))
-        whose = row["device"] + (f" {shown(row['model'])}" if row["model"] else "")
-        what = f"{shown(row['name']):<22} {shown(row['detail'], 500)}"
-        line = f"{stamp}  {whose or 'coordinator':<16} {what}"
-        click.echo(json.dumps(row) if as_json else line)
-
-
 # Telemetry keys and the headings under which a person sees them.
 _WATCHED = {
     "infer_per_s": "infer/s",
@@ -438,7 +434,7 @@ def _telemetry_table(newest: dict[str, dict[str, Any]]) -> Table:
     for heading in ("heard", *(_WATCHED[name] for name in headings)):
         table.add_column(heading, justify="right", no_wrap=True)
     for device, row in rows:
-        cells = (device, _age(row["received_ms"]), *(row["values"].get(name, "") for name in headings))
+        cells = (device, age(row["received_ms"]), *(row["values"].get(name, "") for name in headings))
         table.add_row(*map(_cell, cells))
     return table
 

@@ -46,9 +46,10 @@ def list_releases(connect: Any, as_json: bool) -> None:
     if not rows:
         click.echo("nothing has been pushed yet; push a bundle or a head with `edge-fleet push FILE`")
     for row in rows:
-        what = f"{row['kind']:<6} {short(row['digest'])}"
-        title = row["name"] or row["reason"]
-        say(f"{row['counter']:>5}  {_day(row['created_ms'])}  {what}  {whom(row)}: {shown(title)}")
+        day = time.strftime("%Y-%m-%d", time.localtime(row["created_ms"] / 1000))
+        meant = f"{row['model']} {_devices(row)}".strip()
+        title = shown(f"{meant}: {row['name'] or row['reason']}", 200)
+        say(f"{row['counter']:>5}  {day}  {row['kind']:<6} {short(row['digest'])}  {title}")
 
 
 @release.command()
@@ -168,13 +169,12 @@ def rollback(connect: Any, to: int | None, model: str, reason: str, as_json: boo
 
 def whom(row: dict[str, Any]) -> str:
     """Which model of whom a release is for."""
-    devices = "all devices" if row["devices"] == ["*"] else ", ".join(row["devices"])
     model = f"for the model {row['model']!r} " if row["model"] else ""
-    return shown(f"{model}to {devices}", 200)
+    return shown(f"{model}{_devices(row)}", 200)
 
 
-def _day(ms: int) -> str:
-    return time.strftime("%Y-%m-%d %H:%M", time.localtime(ms / 1000))
+def _devices(row: dict[str, Any]) -> str:
+    return "to all devices" if row["devices"] == ["*"] else f"to {', '.join(row['devices'])}"
 
 
 def _value(name: str, value: Any) -> str:

@@ -9,19 +9,22 @@ from __future__ import annotations
 import contextlib
 import hmac
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Query, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
 
 from edge import __version__
-from edge.contract.errors import EdgeError
+from edge.contract.errors import ConfigError, EdgeError, RolloutError
 from edge.coordinator.events import reason
 from edge.coordinator.records import Model, as_dict
 from edge.coordinator.release_api import Submit, add_release_routes
 from edge.coordinator.store.store import Store
+from edge.coordinator.summaries import HOUR_S, MINUTE_S
 
+Number = Annotated[int, Query(ge=0, lt=2**63)]
+STEPS_S = {"message": 0, "minute": MINUTE_S, "hour": HOUR_S}
 # What is known of the models of a device that has named none.
 NO_MODEL = {name: value for name, value in as_dict(Model()).items() if name != "device"}
 
@@ -101,8 +104,33 @@ def build_api(store: Store, submit: Submit, fleet: str, token: str | None) -> Fa
         return [as_dict(row) for row in store.contributions.all()]
 
     @api.get("/api/events")
-    def events(limit: int = 100) -> list[dict[str, Any]]:
-        return [as_dict(row) for row in store.events.newest(min(max(limit, 1), 1000))]
+    @api.get("/api/v1/events")
+    def events(
+        limit: int = 100, device: str | None = None, kind: str = "", since: Number = 0, after: Number = 0
+    ) -> list[dict[str, Any]]:
+        most = min(max(limit, 1), 1000)
+        found = store.events.newest(most, device=device, name=kind, since_ms=since, after_id=after)
+        return [as_dict(row) for row in found]
+
+    @api.get("/api/v1/metrics/{device}/{key}")
+    def metrics(device: str, key: str, since: Number = 0, step: str = "minute") -> dict[str, Any]:
+        if step not in STEPS_S:
+            raise ConfigError(f"step {step[:80]!r}: expected {', '.join(STEPS_S)}")
+        if store.devices.get(device) is None:
+            raise RolloutError(f"unknown device {device[:80]}; `edge-fleet devices` lists them")
+        found = store.telemetry.metric(device, key, since, STEPS_S[step])
+        points = [
+            {
+                "ts_ms": bucket.start_ms,
+                "model": bucket.model,
+                "n": each.n,
+                "mean": each.mean,
+                "min": each.least,
+                "max": each.most,
+            }
+            for bucket, each in found
+        ]
+        return {"device": device, "key": key, "step": step, "points": points, "keys": store.telemetry.keys(device)}
 
     @api.post("/api/merge")
     def merge() -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from edge.coordinator.summaries import Keep
 from edge.merging.policy import MergePolicy
 
 
@@ -21,7 +22,7 @@ class CoordinatorConfig:
         merge_delay_s: Wait that long after the first new contribution for others to come.
         min_devices: Merge by itself only with new contributions of so many devices.
         reassert_s: How often a device that is not where it should be is told again.
-        telemetry_days: How long telemetry is kept.
+        keep: How long telemetry is kept.
         policy: How contributions are merged.
     """
 
@@ -33,5 +34,5 @@ class CoordinatorConfig:
     merge_delay_s: float = 60.0
     min_devices: int = 1
     reassert_s: float = 60.0
-    telemetry_days: float = 30.0
+    keep: Keep = field(default_factory=Keep)
     policy: MergePolicy = field(default_factory=MergePolicy)

@@ -26,7 +26,6 @@ from edge.coordinator.releases import Releases
 from edge.coordinator.store.store import Store
 
 HOUSEKEEPING_S = 600.0
-_DAY_S = 86_400.0
 
 
 class CoordinatorCore:
@@ -139,5 +138,5 @@ class CoordinatorCore:
 
     def _age(self, now: Now) -> None:
         more_s = 0.0 if self._aged_s is None else max(now.s - self._aged_s, 0.0)
-        self._store.telemetry.aged(more_s, self._config.telemetry_days * _DAY_S)
+        self._store.telemetry.aged(more_s, self._config.keep)
         self._aged_s = now.s

@@ -187,27 +187,30 @@ class Registry:
         self._store = store
         self._events = events
         self._telemetry: list[tuple[str, Mapping[str, Any], int]] = []
+        self._born: set[str] = set()
 
     def conn(self, device: str, message: Conn, now: Now) -> bool:
         """A device came or went; whether it was set up anew."""
         with self._store.transaction():
-            known, is_new = after_conn(self._heard(device, now.wall_ms), message)
-            self._store.devices.keep(known)
+            before, heard = self._heard(device, now.wall_ms)
+            known, is_new = after_conn(heard, message)
+            self._store.devices.keep(known, before)
         return self._told_anew(device, is_new, now)
 
     def birth(self, device: str, message: Birth, now: Now) -> bool:
         """A device said what it is and runs; whether it was set up anew."""
         with self._store.transaction():
-            known, is_new = after_birth(self._heard(device, now.wall_ms), message, self._name_of, self._is_ours)
-            self._store.devices.keep(known)
+            before, heard = self._heard(device, now.wall_ms)
+            known, is_new = after_birth(heard, message, self._name_of, self._is_ours)
+            self._store.devices.keep(known, before)
         return self._told_anew(device, is_new, now)
 
     def state(self, device: str, message: State, now: Now) -> bool:
         """A slot changed its state; whether that is news."""
         with self._store.transaction():
-            heard = self._heard(device, now.wall_ms)
+            before, heard = self._heard(device, now.wall_ms)
             known = after_state(heard, message, self._is_ours)
-            self._store.devices.keep(known or heard)
+            self._store.devices.keep(known or heard, before)
         if known is not None and message.detail:
             detail = f"release {message.release}: {message.detail}"
             self._events.note(device, message.state, detail, now, message.model)
@@ -219,7 +222,7 @@ class Registry:
             device=device, name=message.name, detail=message.detail, at_ms=now.wall_ms, model=message.model
         )
         with self._store.transaction():
-            self._store.devices.keep(self._heard(device, now.wall_ms))
+            self._store.devices.hear(device, now.wall_ms)
             self._store.events.add(event)
 
     def telemetry(self, device: str, values: Mapping[str, Any], now: Now) -> None:
@@ -241,11 +244,13 @@ class Registry:
     def _keep(self, messages: Sequence[tuple[str, Mapping[str, Any], int]]) -> None:
         if not messages:
             return
-        entries, known = [], dict[str, KnownDevice]()
+        entries = []
+        before, known = dict[str, KnownDevice | None](), dict[str, KnownDevice]()
         with self._store.transaction():
             for device, values, now_ms in messages:
-                heard = known[device] if device in known else self._heard(device, now_ms)
-                known[device] = after_telemetry(_heard_at(heard, now_ms), values)
+                if device not in known:
+                    before[device], known[device] = self._heard(device, now_ms)
+                known[device] = after_telemetry(_heard_at(known[device], now_ms), values)
                 folder = values.get("state_id", "")
                 entry = TelemetryEntry(
                     device=device,
@@ -256,14 +261,18 @@ class Registry:
                     state_id=folder[:64] if isinstance(folder, str) else "",
                 )
                 entries.append(entry)
-            for each in known.values():
-                self._store.devices.keep(each)
+            for device, each in known.items():
+                self._store.devices.keep(each, before[device])
             self._store.telemetry.add(entries)
 
     def is_born(self, device: str) -> bool:
         """Whether a device has introduced itself."""
-        found = self._store.devices.get(device)
-        return found is not None and found.born
+        if device not in self._born:
+            found = self._store.devices.get(device)
+            if found is None or not found.born:
+                return False
+            self._born.add(device)  # who has will not be unborn, and it is asked with each message
+        return True
 
     def tag(self, device: str, tags: Mapping[str, str]) -> dict[str, str]:
         """Give a device tags, or take those with the value "" away.
@@ -284,10 +293,10 @@ class Registry:
         self._store.devices.tag(device, tags)
         return self._store.devices.tags(device).get(device, {})
 
-    def _heard(self, device: str, now_ms: int) -> KnownDevice:
-        """A device that said something now; it may be the first time."""
-        known = self._store.devices.known(device)
-        return _heard_at(known or KnownDevice(device=Device(id=device, first_seen_ms=now_ms)), now_ms)
+    def _heard(self, device: str, now_ms: int) -> tuple[KnownDevice | None, KnownDevice]:
+        """A device that says something now: as it was, and with that."""
+        before = self._store.devices.known(device)
+        return before, _heard_at(before or KnownDevice(device=Device(id=device, first_seen_ms=now_ms)), now_ms)
 
     def _told_anew(self, device: str, is_new: bool, now: Now) -> bool:
         if is_new:  # again and again, where two devices have one name and each takes the connection of the other

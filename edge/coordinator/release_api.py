@@ -110,6 +110,11 @@ def add_release_routes(api: FastAPI, store: Store, submit: Submit) -> None:
         artifact = submit(lambda core, _: core.releases.artifact(counter))
         return FileResponse(artifact.path, media_type="application/octet-stream", headers={"x-digest": artifact.digest})
 
+    @api.get("/api/v1/devices/{device}/wanted")
+    def wanted(device: str) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = submit(lambda core, _: core.releases.standing(device))
+        return found
+
     @api.post("/api/v1/rollback")
     def rollback(body: RollbackRequest) -> dict[str, Any]:
         back = body.model_dump()

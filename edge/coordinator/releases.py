@@ -295,7 +295,7 @@ class Releases:
         if kind == "bundle":
             model = self._model_of(digest, model, {each.model for each in served})
             if not force:
-                self._check_like(file or short(digest), backbone, [each for each in served if each.model == model])
+                self._check_like(file or short(digest), digest, [each for each in served if each.model == model])
         release = add_release(
             self._store,
             kind=kind,
@@ -313,18 +313,16 @@ class Releases:
         self._events.note("", "release", what, now, model)
         return release
 
-    def _check_like(self, name: str, backbone: str, running: Sequence[Model]) -> None:
+    def _check_like(self, name: str, digest: str, running: Sequence[Model]) -> None:
         """Raise BundleError where applications would see something else than from what runs."""
-        new = self._bundles.of(backbone)
-        for other in sorted({model.backbone for model in running} - {backbone, ""}):
+        new = self._bundles.get(digest)
+        for model in {(each.bundle, each.backbone): each for each in running}.values():
             try:
-                before = self._bundles.of(other)
+                before = self._bundles.of_model(model)
             except EdgeError:  # what is damaged here is told where it is needed
                 continue
-            if new is None or before is None or not (why := mismatch(new.manifest, before.manifest)):
-                continue
-            device = next(model.device for model in running if model.backbone == other)
-            raise BundleError(f"{name} is not like what {device} runs: {why}; --force pushes it all the same")
+            if before is not None and (why := mismatch(new.manifest, before.manifest)):
+                raise BundleError(f"{name} is not like what {model.device} runs: {why}; --force pushes it all the same")
 
     def rollback(self, now: Now, *, to: int = 0, model: str = "", reason: str = "") -> Release:
         """Push older bytes again: to those whom the release that is undone was meant for, under a new number.
@@ -422,6 +420,18 @@ class Releases:
         if known is None or not known.device.born:
             return []
         return wanted(self._store.releases.all(), known, self._store.devices.tags(device).get(device, {}))
+
+    def standing(self, device: str) -> list[dict[str, Any]]:
+        """By model of a device, which release it should run, and whether it has dealt with that."""
+        return [
+            {
+                "model": each.model.model,
+                "release": each.release.counter,
+                "name": each.release.name,
+                "is_dealt_with": each.model.release >= each.release.counter,
+            }
+            for each in self.wanted(device)
+        ]
 
     def wanted_by_all(self) -> list[tuple[Device, list[Wanted]]]:
         """What the models of all devices should run."""

@@ -31,6 +31,7 @@ from edge.contract.errors import ConfigError, RolloutError
 from edge.contract.files import lock_folder
 from edge.coordinator.api import build_api
 from edge.coordinator.artifacts import ArtifactStore
+from edge.coordinator.backup import ARTIFACTS, DATABASE
 from edge.coordinator.config import CoordinatorConfig
 from edge.coordinator.core import CoordinatorCore
 from edge.coordinator.events import reason
@@ -39,7 +40,6 @@ from edge.coordinator.store.store import Store
 
 log = logging.getLogger("edge.coordinator")
 
-DATABASE = "coordinator.sqlite"  # in the data folder
 CALL_TIMEOUT_S = 60.0
 # Timers and what is to be sent wait no longer than that for messages that come in.
 TURN_S = 0.5
@@ -165,7 +165,7 @@ class CoordinatorService:
         self.core = CoordinatorCore(
             config,
             self._store,
-            ArtifactStore(config.data_dir / "artifacts"),
+            ArtifactStore(config.data_dir / ARTIFACTS),
             np.random.default_rng(secrets.randbits(128)),
         )
         self._inbox: Inbox[_Call] = Inbox(time.monotonic)

@@ -47,6 +47,11 @@ def upgrade(connection: Connection) -> None:
     connection.commit()
 
 
+def is_of_today(connection: Connection) -> bool:
+    """Whether the tables are those of this version."""
+    return MigrationContext.configure(connection).get_current_revision() == _revisions()[0]
+
+
 def _config(**attributes: object) -> Config:
     config = Config(attributes=attributes)
     config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))

@@ -6,14 +6,15 @@ import contextlib
 from collections.abc import Iterator
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, OperationalError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from edge.contract.errors import ConfigError
-from edge.coordinator.migrations.upgrade import upgrade
+from edge.coordinator.migrations.upgrade import is_of_today, upgrade
+from edge.coordinator.store.copying import copy_rows, count_rows
 
 # The database itself is at fault and not what it was given: locked, full, damaged, gone.
 DatabaseError = OperationalError
@@ -22,35 +23,103 @@ WAIT_S = 30
 _CLAIM = 0xED6E0001
 
 
+class Damaged(ConfigError):  # noqa: N818  # what it is, and not what goes wrong
+    """A database file that no longer holds together."""
+
+    help_line = "Restore a backup into an empty data folder: edge-coordinator restore FILE --data-dir FOLDER"
+
+
 class Database:
     """See the module.
 
     Args:
         where: A SQLite file, created, or the address of a PostgreSQL database: ``postgresql+psycopg://USER@HOST/NAME``.
+        journal: Of a SQLite file; with WAL readers do not wait for the writer.
 
     Raises:
         ConfigError: It cannot be used.
     """
 
-    def __init__(self, where: Path | str) -> None:
+    def __init__(self, where: Path | str, *, journal: str = "WAL") -> None:
+        self._claim: Connection | None = None
         if isinstance(where, Path):
             self._name = str(where)
-            self._engine = _sqlite(where)
+            self._engine = _sqlite(where, journal)
         else:
             url = _address(where)
             self._name = url.render_as_string(hide_password=True)
             # A connection that was lost is made again at its next use, and not at the cost of what is done there.
             self._engine = create_engine(url, pool_pre_ping=True, connect_args={"connect_timeout": WAIT_S})
-        self._claim: Connection | None = None
+        with self._opening() as connection:
+            if isinstance(where, Path):
+                self._check(connection)
+            upgrade(connection)
+
+    @classmethod
+    def existing(cls, where: Path | str) -> Self:
+        """One that somebody else uses, perhaps at this moment: its tables are left as they are.
+
+        Raises:
+            ConfigError: It cannot be used, or its tables are not of today.
+        """
+        found = cls.__new__(cls)
+        found._claim = None
+        if isinstance(where, Path):
+            found._name, found._engine = str(where), _sqlite(where, "")
+        else:
+            found._name = _address(where).render_as_string(hide_password=True)
+            found._engine = create_engine(_address(where), connect_args={"connect_timeout": WAIT_S})
+        with found._opening() as connection:
+            if not is_of_today(connection):
+                raise ConfigError(
+                    f"the database {found._name} is of another version of Edgeloop; start a coordinator of this one on "
+                    f"it, or use that of the coordinator that runs"
+                )
+        return found
+
+    @contextlib.contextmanager
+    def _opening(self) -> Iterator[Connection]:
         try:
             with self._engine.connect() as connection:
-                upgrade(connection)
+                yield connection
         except SQLAlchemyError as exc:
             self.close()
+            if _is_damaged(exc):
+                raise self._damaged(exc) from exc
             raise ConfigError(f"the database {self._name} cannot be used: {exc.__cause__ or exc}") from exc
         except BaseException:
             self.close()
             raise
+
+    def _check(self, connection: Connection) -> None:
+        """Look whether the pages of a file hold together; a file that is none is told by whoever reads it first."""
+        found = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
+        connection.rollback()
+        if found != "ok":
+            raise self._damaged(found)
+
+    def _damaged(self, why: object) -> Damaged:
+        cause = " ".join(str(getattr(why, "orig", why)).split())[:200]
+        return Damaged(
+            f"the database {self._name} is damaged ({cause}): a page was written wrongly, or changed since. Stop the "
+            f"coordinator, keep the file, and restore the newest backup into an empty data folder (`edge-coordinator "
+            f"restore`); without one `sqlite3 FILE .recover` saves what can be read. Devices send their contributions "
+            f"again, and releases are numbered above all that devices have seen"
+        )
+
+    def copy_to(self, other: Database) -> dict[str, int]:
+        """Copy all rows as they are at one moment into another database, which is empty; their number by table.
+
+        Raises:
+            ConfigError: It is not empty, or one of the two cannot be used.
+        """
+        with self._opening():
+            return copy_rows(self._engine, other._engine)
+
+    def count(self) -> dict[str, int]:
+        """Rows by table."""
+        with self._engine.connect() as connection:
+            return count_rows(connection)
 
     @property
     def dialect(self) -> str:
@@ -89,25 +158,36 @@ class Database:
         if current is not None and current[0] is self:
             yield current[1]
             return
-        with Session(self._engine, expire_on_commit=False) as session, session.begin():
-            token = _CURRENT.set((self, session))
-            try:
-                yield session
-            finally:
-                _CURRENT.reset(token)
+        try:
+            with Session(self._engine, expire_on_commit=False) as session, session.begin():
+                token = _CURRENT.set((self, session))
+                try:
+                    yield session
+                finally:
+                    _CURRENT.reset(token)
+        except SQLAlchemyError as exc:
+            if _is_damaged(exc):
+                raise self._damaged(exc) from exc
+            raise
 
 
 _CURRENT: ContextVar[tuple[Database, Session] | None] = ContextVar("edge-transaction", default=None)
 
 
-def _sqlite(path: Path) -> Engine:
+def _is_damaged(exc: SQLAlchemyError) -> bool:
+    """Whether SQLite says so (SQLITE_CORRUPT)."""
+    return "malformed" in str(getattr(exc, "orig", ""))
+
+
+def _sqlite(path: Path, journal: str) -> Engine:
     path.parent.mkdir(parents=True, exist_ok=True)
     engine = create_engine(URL.create("sqlite", database=str(path)), connect_args={"timeout": WAIT_S})
 
     @event.listens_for(engine, "connect")
     def _configure(connection: Any, _: Any) -> None:
         # Readers do not wait for the writer, and a commit survives a power cut.
-        connection.execute("PRAGMA journal_mode=WAL")
+        if journal:
+            connection.execute(f"PRAGMA journal_mode={journal}")
         connection.execute("PRAGMA synchronous=FULL")
 
     return engine

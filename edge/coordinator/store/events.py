@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import select
+from sqlalchemy import insert, select
 
 from edge.coordinator.records import LoggedEvent
 from edge.coordinator.store.database import Database
-from edge.coordinator.store.tables import EventRow
+from edge.coordinator.store.tables import EventRow, columns, table
 
 
 class EventLog:
@@ -23,13 +23,27 @@ class EventLog:
 
     def add(self, event: LoggedEvent) -> None:
         """Keep an event; it gets an id of its own."""
-        row = EventRow.of(event)
-        row.id = None  # type: ignore[assignment]  # the database counts
+        row = columns(event)
+        del row["id"]
         with self._database.transaction() as session:
-            session.add(row)
+            session.execute(insert(table(EventRow)), row)
 
-    def newest(self, limit: int) -> Sequence[LoggedEvent]:
-        """The newest events, newest first."""
+    def newest(
+        self, limit: int, *, device: str | None = None, name: str = "", since_ms: int = 0, after_id: int = 0
+    ) -> Sequence[LoggedEvent]:
+        """The newest events, newest first.
+
+        Args:
+            limit: So many at most.
+            device: Of one device, "" for the coordinator itself; None for all.
+            name: Of one kind; "" for all.
+            since_ms: From then on, milliseconds since 1970.
+            after_id: Behind this one.
+        """
+        query = select(EventRow).where(EventRow.at_ms >= since_ms, EventRow.id > after_id)
+        if device is not None:
+            query = query.where(EventRow.device == device)
+        if name:
+            query = query.where(EventRow.name == name)
         with self._database.transaction() as session:
-            query = select(EventRow).order_by(EventRow.id.desc()).limit(limit)
-            return [row.to(LoggedEvent) for row in session.scalars(query)]
+            return [row.to(LoggedEvent) for row in session.scalars(query.order_by(EventRow.id.desc()).limit(limit))]

@@ -52,6 +52,12 @@ class ReleaseLog:
         with self._database.transaction() as session:
             return [row.to(KnownBundle) for row in session.scalars(select(BundleRow))]
 
+    def bundle_named(self, identity: str) -> KnownBundle | None:
+        """The known bundle that devices name so."""
+        with self._database.transaction() as session:
+            row = session.scalars(select(BundleRow).filter_by(identity=identity).limit(1)).first()
+            return None if row is None else row.to(KnownBundle)
+
     def bundle_of(self, backbone: str) -> KnownBundle | None:
         """A known bundle with this backbone."""
         query = select(BundleRow).where(BundleRow.backbone == backbone).order_by(BundleRow.digest).limit(1)

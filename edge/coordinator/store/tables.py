@@ -5,9 +5,10 @@ A change here needs a revision in `edge.coordinator.migrations`; a test compares
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar
 
-from sqlalchemy import JSON, BigInteger, Dialect, Index, Integer, String, TypeDecorator, UniqueConstraint
+from sqlalchemy import JSON, BigInteger, Dialect, Index, Integer, String, Table, TypeDecorator, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from edge.coordinator.records import Record, as_dict
@@ -49,16 +50,28 @@ class Row(DeclarativeBase):
     @classmethod
     def of(cls: type[AnyRow], record: Record) -> AnyRow:
         """A row of what a record says."""
-        return cls(**{name: _plain(value) for name, value in as_dict(record).items()})
+        return cls(**columns(record))
 
     def to(self, kind: type[Found]) -> Found:
         """A record of what this row says."""
-        values = {column.key: getattr(self, column.key) for column in self.__table__.columns}
-        return kind(**{name: tuple(each) if isinstance(each, list) else each for name, each in values.items()})
+        return record(kind, {column.key: getattr(self, column.key) for column in self.__table__.columns})
 
 
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+def table(row: type[Row]) -> Table:
+    """The table of a kind of rows."""
+    found = row.__table__
+    assert isinstance(found, Table)
+    return found
+
+
+def columns(record: Record) -> dict[str, Any]:
+    """What a record says, as a table has it."""
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in as_dict(record).items()}
+
+
+def record(kind: type[Found], row: Mapping[Any, Any]) -> Found:
+    """A record of what a table has."""
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in row.items()})
 
 
 class DeviceRow(Row):
@@ -118,6 +131,22 @@ class TelemetryRow(Row):
     received_ms: Mapped[int]
     values: Mapped[dict[str, Any]]
     state_id: Mapped[str]
+
+
+class BucketRow(Row):
+    """Telemetry of one model summed over a span: by key how many values, their sum, the least and the largest.
+
+    `run_s` is how long coordinators of this database had run when it was begun, see `AgeRow`.
+    """
+
+    __tablename__ = "telemetry_bucket"
+    __table_args__ = (Index("telemetry_bucket_age", "step_s", "run_s"),)
+    step_s: Mapped[int] = mapped_column(primary_key=True)
+    device: Mapped[str] = mapped_column(primary_key=True)
+    model: Mapped[str] = mapped_column(primary_key=True)
+    start_ms: Mapped[int] = mapped_column(primary_key=True)
+    run_s: Mapped[float]
+    sums: Mapped[dict[str, list[float]]]
 
 
 class AgeRow(Row):
@@ -214,6 +243,7 @@ class EventRow(Row):
     """`LoggedEvent`."""
 
     __tablename__ = "event"
+    __table_args__ = (Index("event_device", "device", "id"),)
     id: Mapped[int] = mapped_column(primary_key=True)
     device: Mapped[str]
     name: Mapped[str]

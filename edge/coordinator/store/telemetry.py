@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import delete, func, select
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.orm import Session
 
 from edge.coordinator.records import TelemetryEntry, as_dict
 from edge.coordinator.store.database import Database
-from edge.coordinator.store.tables import AgeRow, TelemetryRow
+from edge.coordinator.store.tables import AgeRow, BucketRow, TelemetryRow
+from edge.coordinator.summaries import HOUR_S, MINUTE_S, Bucket, Keep, Sum, Sums, measures, summed, together
 
 
 class TelemetryLog:
@@ -43,14 +45,86 @@ class TelemetryLog:
             found = [row.to(TelemetryEntry) for row in session.scalars(query)]
         return found[::-1] if last_id < 0 else found
 
-    def aged(self, more_s: float, keep_s: float) -> None:
-        """The coordinator has run for a while more: delete what came before it ran the last `keep_s`."""
+    def aged(self, more_s: float, keep: Keep) -> None:
+        """The coordinator has run for a while more: sum what is new, and delete what came before it ran so long.
+
+        Args:
+            more_s: Since this was last called.
+            keep: How long.
+        """
         with self._database.transaction() as session:
             run_s = (session.scalar(select(func.max(AgeRow.run_s))) or 0.0) + more_s
-            session.merge(AgeRow(run_s=run_s, last_id=session.scalar(select(func.max(TelemetryRow.id))) or 0))
+            summed_id = session.scalar(select(func.max(AgeRow.last_id))) or 0
+            last_id = session.scalar(select(func.max(TelemetryRow.id))) or 0
+            self._sum(session, summed_id, last_id, run_s)
+            session.merge(AgeRow(run_s=run_s, last_id=max(last_id, summed_id)))
             session.flush()
-            is_old = AgeRow.run_s <= run_s - keep_s
+            is_old = AgeRow.run_s <= run_s - keep.messages_s
             old_id = session.scalar(select(func.max(AgeRow.last_id)).where(is_old))
             if old_id is not None:
                 session.execute(delete(TelemetryRow).where(TelemetryRow.id <= old_id))
                 session.execute(delete(AgeRow).where(is_old))
+            for step_s, keep_s in ((MINUTE_S, keep.minutes_s), (HOUR_S, keep.hours_s)):
+                is_old = (BucketRow.step_s == step_s) & (BucketRow.run_s <= run_s - keep_s)
+                session.execute(delete(BucketRow).where(is_old))
+
+    @staticmethod
+    def _sum(session: Session, after_id: int, last_id: int, run_s: float) -> None:
+        query = select(TelemetryRow).where(TelemetryRow.id > after_id, TelemetryRow.id <= last_id)
+        rows = session.scalars(query.order_by(TelemetryRow.id).execution_options(yield_per=1000))
+        found = summed((row.to(TelemetryEntry) for row in rows), (MINUTE_S, HOUR_S))
+        for bucket, sums in found.items():
+            key = (bucket.step_s, bucket.device, bucket.model, bucket.start_ms)
+            known = session.get(BucketRow, key)
+            if known is None:
+                known = BucketRow(**dict(zip(_KEY, key, strict=True)), run_s=run_s, sums={})
+                session.add(known)
+            known.sums = _as_lists(together(_as_sums(known.sums), sums))
+
+    def metric(self, device: str, key: str, since_ms: int, step_s: int) -> list[tuple[Bucket, Sum]]:
+        """What a device measured of one thing since a time, by model and time.
+
+        Args:
+            device: Its name.
+            key: Of telemetry.
+            since_ms: Milliseconds since 1970.
+            step_s: `MINUTE_S` or `HOUR_S`; 0 for each message by itself.
+        """
+        messages = select(TelemetryRow).where(TelemetryRow.device == device, TelemetryRow.received_ms >= since_ms)
+        with self._database.transaction() as session:
+            if not step_s:
+                rows = [row.to(TelemetryEntry) for row in session.scalars(messages.order_by(TelemetryRow.id))]
+                found = [(Bucket(0, device, _model(row), row.received_ms), measures(row).get(key)) for row in rows]
+                return [(bucket, Sum(1, each, each, each)) for bucket, each in found if each is not None]
+            query = select(BucketRow).filter_by(step_s=step_s, device=device)
+            query = query.where(BucketRow.start_ms > since_ms - 1000 * step_s)
+            sums = {
+                Bucket(step_s, device, row.model, row.start_ms): _as_sums(row.sums) for row in session.scalars(query)
+            }
+            summed_id = session.scalar(select(func.max(AgeRow.last_id))) or 0
+            new = [row.to(TelemetryEntry) for row in session.scalars(messages.where(TelemetryRow.id > summed_id))]
+        for bucket, more in summed(new, (step_s,)).items():
+            sums[bucket] = together(sums.get(bucket, {}), more)
+        return [(bucket, each[key]) for bucket, each in sorted(sums.items()) if key in each]
+
+    def keys(self, device: str) -> list[str]:
+        """What a device measured lately."""
+        query = select(TelemetryRow).where(TelemetryRow.device == device).order_by(TelemetryRow.id.desc()).limit(20)
+        with self._database.transaction() as session:
+            return sorted({key for row in session.scalars(query) for key in measures(row.to(TelemetryEntry))})
+
+
+_KEY = ("step_s", "device", "model", "start_ms")
+
+
+def _as_sums(values: Mapping[str, Sequence[float]]) -> Sums:
+    return {key: Sum(int(n), total, least, most) for key, (n, total, least, most) in values.items()}
+
+
+def _as_lists(sums: Sums) -> dict[str, list[float]]:
+    return {key: [each.n, each.total, each.least, each.most] for key, each in sums.items()}
+
+
+def _model(entry: TelemetryEntry) -> str:
+    model = entry.values.get("model", "")
+    return model if isinstance(model, str) else ""

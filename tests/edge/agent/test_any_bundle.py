@@ -53,7 +53,8 @@ def simulate() -> Iterator[Simulate]:
 def push(fleet: SimulatedFleet, path: Path) -> int:
     assert fleet.coordinator is not None
     kept = fleet.coordinator.add_artifact(path.read_bytes(), path)
-    return fleet.coordinator.push(kept["digest"], kept["kind"], kept["backbone"], [], "test", fleet.now).counter
+    what = (kept["digest"], kept["kind"], kept["backbone"])
+    return fleet.coordinator.push(*what, [], "test", fleet.now, force=True).counter  # models of another kind, too
 
 
 def told(fleet: SimulatedFleet, name: str) -> list[str]:

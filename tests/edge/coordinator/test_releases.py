@@ -23,9 +23,9 @@ def test_counters_are_above_all_that_the_database_or_a_device_has_seen(store: St
 
     assert [add(), add()] == [1, 2]
     device = KnownDevice(device=Device(id="d"), models=(Model(device="d", model="m", release=57),))
-    store.devices.keep(device)
+    store.devices.keep(device, None)
     assert add() == 58, "after yesterday's backup was restored"
-    store.devices.keep(replace(device, models=(Model(device="d", model="m", release=2**60),)))
+    store.devices.keep(replace(device, models=(Model(device="d", model="m", release=2**60),)), device)
     assert add() == 59, "a device cannot use the counters up"
 
 

@@ -1,0 +1,173 @@
+"""``edge-fleet device``, ``metrics`` and ``events``: one device, what it measured, and what happened."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from typing import Any
+
+import click
+
+from edge.cli.terminal import say, shown
+from edge.contract.digest import short
+from edge.contract.errors import ConfigError, RolloutError
+
+_JSON = click.option("--json", "as_json", is_flag=True, help="For programs.")
+_UNITS_S = {"s": 1, "min": 60, "h": 3600, "d": 86_400}
+_FOLLOW_S = 1.0
+
+
+def _since(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
+    """A span of time until now, such as ``2h``, in milliseconds since 1970."""
+    if value is None:
+        return None
+    found = re.fullmatch(r"([0-9]{1,9}(?:[.][0-9]{1,9})?) ?(s|min|h|d)", value)
+    if found is None:
+        why = f"{value!r}: expected a number and s, min, h or d, such as 90min"
+        raise click.BadParameter(why, ctx=context, param=parameter)
+    return max(0, int(1000 * (time.time() - float(found[1]) * _UNITS_S[found[2]])))
+
+
+@click.command()
+@click.argument("name")
+@_JSON
+@click.pass_obj
+def show(connect: Any, name: str, as_json: bool) -> None:
+    r"""All that is known of device NAME: what it runs and should run, where it stands and why, what happened last.
+
+    \b
+    edge-fleet device show camera-1
+    """
+    coordinator = connect()
+    rows = [row for row in coordinator.call("GET", "/api/devices") if row["id"] == name]
+    if not rows:
+        raise RolloutError(f"unknown device {name}; `edge-fleet device list` shows them")
+    row = rows[0]
+    row["wanted"] = coordinator.call("GET", f"/api/v1/devices/{name}/wanted")
+    row["events"] = coordinator.call("GET", "/api/v1/events", params={"device": name, "limit": 10})
+    if as_json:
+        click.echo(json.dumps(row, indent=1))
+        return
+    heard = f"heard {age(row['last_seen_ms'])} ago, first {_stamp(row['first_seen_ms'])}"
+    say(f"{name}: {'online' if row['online'] else 'offline'}, {heard}")
+    facts = {
+        "profile": row["profile"],
+        "agent": row["agent_version"],
+        "boot": row["boot"],
+        "state id": row["state_id"],
+        "hardware": ", ".join(f"{key} {value}" for key, value in row["hardware"].items()),
+        "tags": ", ".join(f"{key}={value}" for key, value in row["tags"].items()),
+    }
+    for key, value in facts.items():
+        if value not in ("", None):
+            say(f"  {key:<10} {shown(str(value), 500)}")
+    if not row["born"]:
+        click.echo("  it has not said yet what it runs; it is asked each time it says something")
+    wanted = {each["model"]: each for each in row["wanted"]}
+    for model in row["models"]:
+        say(f"  model {shown(model['model'])}, {model['samples']} labels")
+        bundle = short(model.get("artifact") or model["bundle"])
+        say(f"    runs     bundle {bundle}, head {short(model['head'])}, release {model['release']}")
+        if (each := wanted.get(model["model"])) is not None:
+            done = "it has dealt with it" if each["is_dealt_with"] else "it has not dealt with it"
+            say(f"    should   release {each['release']} {shown(each['name'])}".rstrip() + f", {done}")
+        if model["state"]:
+            why = f": {shown(model['state_detail'], 500)}" if model["state_detail"] else ""
+            say(f"    stands   release {model['state_release']} {shown(model['state'])}{why}")
+    for event in row["events"][::-1]:
+        say(line_of(event))
+
+
+@click.command()
+@click.argument("device")
+@click.argument("key")
+@click.option("--since", metavar="AGE", callback=_since, default="1h", help="How far back: 90min, 12h, 30d.")
+@click.option("--step", type=click.Choice(["auto", "message", "minute", "hour"]), default="auto", help="Summed by.")
+@_JSON
+@click.pass_obj
+def metrics(connect: Any, device: str, key: str, since: int, step: str, as_json: bool) -> None:
+    r"""What DEVICE measured of KEY, such as acc, lat_p99_ms or temp_c: mean, least and largest.
+
+    Messages are kept for 7 days, sums by the minute for 90 days and by the hour for two years.
+
+    \b
+    edge-fleet metrics camera-1 acc --since 12h
+    edge-fleet metrics camera-1 temp_c --since 30d --step hour --json
+    """
+    if step == "auto":
+        age_s = time.time() - since / 1000
+        step = "message" if age_s <= 3600 else "minute" if age_s <= 2 * 86_400 else "hour"
+    found = connect().call("GET", f"/api/v1/metrics/{device}/{key}", params={"since": since, "step": step})
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
+        return
+    if not found["points"]:
+        keys = ", ".join(shown(each) for each in found["keys"])
+        raise RolloutError(f"{device} measured no {key} in that time; lately it measured {keys or 'nothing'}")
+    for each in found["points"]:
+        model = f"  {shown(each['model'])}" if each["model"] else ""
+        values = f"{each['mean']:>10.4g}"
+        if each["n"] > 1:
+            values += f"  {each['min']:.4g} to {each['max']:.4g} of {each['n']}"
+        say(f"{_stamp(each['ts_ms'])}{model}  {values}")
+
+
+@click.command()
+@click.option("--device", help="Of one device; coordinator: its own.")
+@click.option("--kind", default="", help="Of one kind, such as drift or release.")
+@click.option(
+    "--since", metavar="AGE", callback=_since, help="How far back: 90min, 12h, 30d.  [default: the newest 100]"
+)
+@click.option("--follow", is_flag=True, help="Go on with what happens from now on; Ctrl-C ends.")
+@click.option("--seconds", type=click.FloatRange(min=0), help="With --follow: stop after that long.  [default: never]")
+@_JSON
+@click.pass_obj
+def events(
+    connect: Any, device: str | None, kind: str, since: int | None, follow: bool, seconds: float | None, as_json: bool
+) -> None:
+    r"""What happened lately, newest last.
+
+    \b
+    edge-fleet events --device camera-1 --since 2h
+    edge-fleet events --follow --kind drift
+    """
+    if seconds is not None and not follow:
+        raise ConfigError("--seconds needs --follow")
+    coordinator = connect()
+    asked: dict[str, Any] = {"kind": kind, "since": since or 0, "limit": 100 if since is None else 1000}
+    if device is not None:
+        asked["device"] = "" if device == "coordinator" else device
+    end = time.monotonic() + (seconds if seconds is not None else float("inf"))
+    last = 0
+    try:
+        while True:
+            for row in coordinator.call("GET", "/api/v1/events", params={**asked, "after": last})[::-1]:
+                last = max(last, row["id"])
+                if as_json:
+                    click.echo(json.dumps(row))
+                else:
+                    say(line_of(row))
+            if not follow or time.monotonic() >= end:
+                return
+            time.sleep(min(_FOLLOW_S, max(0.0, end - time.monotonic())))
+    except KeyboardInterrupt:
+        pass
+
+
+def line_of(event: dict[str, Any]) -> str:
+    """An event, for people."""
+    whose = event["device"] + (f" {shown(event['model'])}" if event["model"] else "")
+    what = f"{shown(event['name']):<22} {shown(event['detail'], 500)}"
+    return f"{_stamp(event['at_ms'])}  {whose or 'coordinator':<16} {what}"
+
+
+def _stamp(ms: int) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(ms / 1000))
+
+
+def age(ms: int) -> str:
+    """How long ago that was."""
+    seconds = max(0.0, time.time() - ms / 1000)
+    size, unit = next(((s, u) for u, s in reversed(_UNITS_S.items()) if seconds >= 2 * s), (1, "s"))
+    return f"{seconds / size:.0f} {unit}"

@@ -1,0 +1,103 @@
+"""``edge-fleet device``, ``metrics`` and ``events`` against a coordinator's real HTTP application."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from edge.channel.messages import Event
+from edge.cli import fleet as cli
+from edge.contract.bundle import Bundle
+from edge.contract.clock import Now
+from edge.contract.digest import sha256_file, short
+from edge.contract.errors import ConfigError, RolloutError
+from edge.coordinator.core import CoordinatorCore
+from tests.edge.cli.test_models import ask, born, says, state
+
+
+@pytest.fixture
+def now() -> Now:
+    return Now(1000.0, int(1000 * time.time()))
+
+
+def test_a_device_is_shown_with_what_it_should_run_and_where_it_stands(
+    core: CoordinatorCore, digits_bundle: Path
+) -> None:
+    bundle = Bundle.open(digits_bundle)
+    born(core, "gate", {"digits": bundle.manifest.backbone_digest})
+    ask("push", str(digits_bundle), "--name", "spring")
+    state(core, "gate", "digits", "fetching", 1)
+    ask("tag", "gate", "site=north")
+    says(core, "gate", "up/event", Event(ts_ms=0, name="drift", detail="\x1b[2J it is dark", model="digits"))
+    shown = ask("device", "show", "gate")
+    for words in (
+        "gate: offline, heard ",
+        "tags       site=north",
+        "should   release 1 spring, it has not dealt with it",
+        "stands   release 1 fetching",
+        "it is dark",
+    ):
+        assert words in shown, shown
+    assert "\x1b" not in shown
+    found = json.loads(ask("device", "show", "gate", "--json"))
+    assert (found["id"], found["wanted"][0]["release"], found["events"][0]["name"]) == ("gate", 1, "drift")
+    assert ask("device", "list").count("gate") == ask("devices").count("gate") == 1
+    assert json.loads(ask("device", "list", "--json")) == json.loads(ask("devices", "--json"))
+    with pytest.raises(RolloutError, match="unknown device door"):
+        ask("device", "show", "door")
+    # What a device calls by the digest of its manifest has the name of its release.
+    core._store.devices.tag("gate", {})
+    served = core._store.releases.bundles()[0]
+    assert (served.digest, served.identity) == (sha256_file(digits_bundle), bundle.digest)
+    assert short(served.digest) in ask("release", "list")
+
+
+def test_metrics_are_shown_by_message_minute_and_hour(core: CoordinatorCore, now: Now) -> None:
+    for i, acc in enumerate((0.25, 0.75)):
+        values = {"boot": 1, "seq": i, "acc": acc, "temp_c": 40}
+        core.registry.telemetry("gate", values, now)
+    core.tick(now)
+    lines = ask("metrics", "gate", "acc").splitlines()
+    assert [line.split()[-1] for line in lines] == ["0.25", "0.75"]
+    assert ask("metrics", "gate", "acc", "--since", "12h").rstrip().endswith("0.5  0.25 to 0.75 of 2")
+    found = json.loads(ask("metrics", "gate", "acc", "--since", "30d", "--json"))
+    assert found["step"] == "hour"
+    assert [(each["n"], each["mean"]) for each in found["points"]] == [(2, 0.5)]
+    with pytest.raises(RolloutError, match="lately it measured acc, temp_c"):
+        ask("metrics", "gate", "loss")
+    with pytest.raises(RolloutError, match="unknown device door"):
+        ask("metrics", "door", "acc")
+    for since in ("yesterday", "5", "-1h", "1e9d", ""):
+        done = CliRunner().invoke(cli.fleet, ["metrics", "gate", "acc", "--since", since])
+        assert done.exit_code == 2, since
+        assert "such as 90min" in done.output or "No such option" in done.output
+
+
+def test_events_are_of_a_device_a_kind_and_a_time_and_are_followed(core: CoordinatorCore, now: Now) -> None:
+    old = Now(0.0, now.wall_ms - 5 * 3_600_000)
+    for device, name, at in (
+        ("gate", "drift", old),
+        ("gate", "drift", now),
+        ("door", "drift", now),
+        ("", "release", now),
+    ):
+        core.events.note(device, name, f"of {device or 'all'}", at)
+
+    def told(*options: str) -> list[tuple[str, str]]:
+        rows = [json.loads(line) for line in ask("events", "--json", *options).splitlines()]
+        return [(row["device"], row["name"]) for row in rows]
+
+    assert told() == [("gate", "drift"), ("gate", "drift"), ("door", "drift"), ("", "release")]
+    assert told("--device", "gate") == [("gate", "drift")] * 2
+    assert told("--device", "gate", "--since", "1h") == [("gate", "drift")]
+    assert told("--device", "coordinator") == told("--kind", "release") == [("", "release")]
+    assert told("--kind", "nothing") == []
+    assert told("--follow", "--seconds", "0", "--kind", "release") == [("", "release")]
+    with pytest.raises(ConfigError, match="needs --follow"):
+        told("--seconds", "1")
+    line = ask("events", "--kind", "release")
+    assert line.split()[2:4] == ["coordinator", "release"]

@@ -1,0 +1,202 @@
+"""``edge-fleet push``, ``release`` and ``rollback`` against a coordinator's real HTTP application."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from click.testing import CliRunner
+
+from edge.channel.messages import Birth, Served
+from edge.cli import fleet as cli
+from edge.contract import manifest as m
+from edge.contract.bundle import Bundle, members_of, write_bundle
+from edge.contract.digest import sha256, sha256_file, short
+from edge.contract.errors import BundleError, ConfigError, EdgeError, RolloutError
+from edge.coordinator.core import CoordinatorCore
+from edge.learning.exchange import HeadRelease
+from tests.edge.cli.test_models import ask, born, says, state
+
+
+def refused(*arguments: str) -> EdgeError:
+    with pytest.raises(EdgeError) as caught:
+        CliRunner().invoke(cli.fleet, list(arguments), catch_exceptions=False)
+    return caught.value
+
+
+def rewritten(bundle: Path, output: Path, change: Callable[[dict[str, bytes]], Any], **fields: Any) -> Path:
+    """The same bundle with other members or another manifest, whole in itself."""
+    from dataclasses import replace
+
+    found = Bundle.open(bundle)
+    blobs = {role: found.read(role) for role in found.manifest.members}
+    change(blobs)
+    write_bundle(output, replace(found.manifest, members=members_of(blobs), **fields), blobs)
+    return output
+
+
+def nothing(_: dict[str, bytes]) -> None:
+    pass
+
+
+@pytest.fixture
+def head(digits_bundle: Path, tmp_path: Path) -> Callable[[str, float], Path]:
+    shipped = Bundle.open(digits_bundle).head_parameters()
+
+    def make(name: str, shift: float) -> Path:
+        path = tmp_path / name
+        path.write_bytes(safetensors.numpy.save({key: array + np.float32(shift) for key, array in shipped.items()}))
+        return path
+
+    return make
+
+
+def test_what_comes_in_is_proved_and_named_as_the_user_names_it(
+    core: CoordinatorCore, digits_bundle: Path, tmp_path: Path, head: Callable[[str, float], Path]
+) -> None:
+    backbone = Bundle.open(digits_bundle).manifest.backbone_digest
+    born(core, "gate", {"digits": backbone})
+
+    damaged = tmp_path / "cut.edge"
+    damaged.write_bytes(digits_bundle.read_bytes()[:-9])
+    told = refused("push", str(damaged))
+    assert isinstance(told, BundleError)
+    assert "cut.edge" in str(told)
+    assert "/edgeloop-" not in str(told)
+
+    def other_answers(blobs: dict[str, bytes]) -> None:
+        golden = safetensors.numpy.load(blobs[m.GOLDEN])
+        blobs[m.GOLDEN] = safetensors.numpy.save(
+            {k: -a if k.startswith(m.GOLDEN_OUTPUT) else a for k, a in golden.items()}
+        )
+
+    wrong = rewritten(digits_bundle, tmp_path / "wrong.edge", other_answers)
+    told = refused("push", str(wrong))
+    assert isinstance(told, BundleError)
+    assert "wrong.edge" in str(told)
+    assert "golden" in str(told)
+    assert "--force" in str(told)
+
+    running = Bundle.open(digits_bundle)
+    served = Served(model="digits", bundle=running.digest, backbone=backbone, head="", release=0, n_labels=0)
+    birth = Birth(
+        agent_version="", boot=1, session=1, ts_ms=0, profile="", hardware={}, bundle=running.digest, backbone=backbone,
+        head="", release=0, n_labels=0, limits={}, models=(served,),
+    )  # fmt: skip
+    says(core, "gate", "up/birth", birth)
+    names = tuple("abcdefghij")
+    classes = rewritten(digits_bundle, tmp_path / "letters.edge", nothing, class_names=names)
+    told = refused("push", str(classes))
+    assert isinstance(told, BundleError)
+    assert str(told).startswith("letters.edge is not like what gate runs: its classes are 10 (a, b, c, d, e, f, ...)")
+    assert ask("push", str(classes), "--force").startswith("release 1: bundle ")
+
+    for value in (np.nan, np.inf):
+        path = head(f"{value}.safetensors", float(value))
+        told = refused("push", str(path))
+        assert isinstance(told, BundleError)
+        assert str(told).startswith(f"{value}.safetensors: the tensor ")
+    shipped = Bundle.open(digits_bundle).head_parameters()
+    document = HeadRelease(backbone=backbone, parameters={**shipped, "7.bias": np.full(10, np.nan, np.float32)})
+    (tmp_path / "nan.safetensors").write_bytes(document.encode())
+    assert str(refused("push", str(tmp_path / "nan.safetensors"))).startswith("nan.safetensors: ")
+    (tmp_path / "text.edge").write_text("hello")
+    assert str(refused("push", str(tmp_path / "text.edge"))).startswith("text.edge: expected a bundle (.edge) or")
+    assert len(json.loads(ask("release", "list", "--json"))) == 1, "nothing that was refused is a release"
+
+
+def test_releases_are_named_listed_shown_compared_and_fetched(
+    core: CoordinatorCore,
+    digits_bundle: Path,
+    head: Callable[[str, float], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "nothing has been pushed" in ask("release", "list")
+    assert isinstance(refused("release", "show", "1"), RolloutError)
+    assert isinstance(refused("rollback"), RolloutError)
+    bundle = Bundle.open(digits_bundle)
+    born(core, "gate", {"digits": bundle.manifest.backbone_digest})
+    file = str(digits_bundle)
+    made = json.loads(ask("push", file, "--name", "spring", "--notes", "more light", "--json"))
+    assert (made["counter"], made["name"], made["notes"], made["file"]) == (1, "spring", "more light", "digits.edge")
+    ask("push", str(head("a.safetensors", 0.5)), "--reason", "trial", "--device", "gate")
+    ask("push", str(head("b.safetensors", 1.0)), "--device", "gate")
+    state(core, "gate", "digits", "active", 1)
+
+    digest = short(sha256_file(digits_bundle))
+    listed = ask("release", "list")
+    assert [line.split()[0] for line in listed.splitlines()] == ["3", "2", "1"]
+    assert f"bundle {digest}  digits to all devices: spring" in listed
+    assert all(len(line) <= 80 for line in listed.splitlines())
+    shown = ask("release", "show", "1")
+    for words in (f"bundle {digest}", "more light", "digits.edge", "classes     0, 1, 2"):
+        assert words in shown
+    found = json.loads(ask("release", "show", "3", "--json"))
+    assert [(each["device"], each["state"]) for each in found["standing"]] == [("gate", "waiting")]
+    assert json.loads(ask("release", "show", "2", "--json"))["standing"] == []
+
+    apart = json.loads(ask("release", "diff", "2", "3", "--json"))
+    assert not apart["same_bytes"]
+    assert apart["changed"]["file"] == ["a.safetensors", "b.safetensors"]
+    first = bundle.head_parameters()["7.bias"] + np.float32(0.5)
+    expected = np.linalg.norm(np.full(10, 0.5)) / np.linalg.norm(first)
+    assert apart["parameters"]["7.bias"] == pytest.approx(expected, rel=1e-4)
+    assert "7.bias      moved by" in ask("release", "diff", "2", "3")
+    assert "have the same bytes" in ask("release", "diff", "1", "1")
+
+    assert f"digits.edge: bundle {digest}" in ask("release", "download", "1")
+    assert (tmp_path / "digits.edge").read_bytes() == digits_bundle.read_bytes()
+    assert isinstance(refused("release", "download", "1"), ConfigError)
+    (tmp_path / "digits.edge").write_text("mine")
+    ask("release", "download", "1", "--force")
+    kept = json.loads(ask("release", "download", "2", "-o", "x", "--json"))
+    assert (
+        sha256((tmp_path / "x").read_bytes())
+        == kept["digest"]
+        == json.loads(ask("release", "show", "2", "--json"))["digest"]
+    )
+
+
+def test_one_command_goes_back_to_older_bytes_under_a_new_number(
+    core: CoordinatorCore, digits_bundle: Path, head: Callable[[str, float], Path]
+) -> None:
+    backbone = Bundle.open(digits_bundle).manifest.backbone_digest
+    born(core, "gate", {"digits": backbone})
+    born(core, "door", {"digits": backbone})
+    for i in range(3):
+        ask("push", str(head(f"{i}.safetensors", float(i))), "--device", "gate", "--name", f"n{i}")
+    digests = [each.digest for each in core._store.releases.all()[::-1]]
+
+    said = ask("rollback")
+    assert said == f"release 4: head {short(digests[1])} to gate, the bytes of release 2 again\n"
+    made = json.loads(ask("rollback", "--json"))
+    assert (made["counter"], made["digest"], made["restores"], made["name"]) == (5, digests[0], 1, "n0"), "further back"
+    assert "before release 1" in str(refused("rollback"))
+    made = json.loads(ask("rollback", "--to", "3", "--reason", "it was right", "--json"))
+    assert (made["counter"], made["digest"], made["devices"], made["reason"]) == (
+        6,
+        digests[2],
+        ["gate"],
+        "it was right",
+    )
+    assert "has the bytes of 3 already" in str(refused("rollback", "--to", "3"))
+    assert "no release 99" in str(refused("rollback", "--to", "99"))
+    assert "the model 'voice'" in str(refused("rollback", "--model", "voice"))
+    (wanted,) = core.releases.wanted("gate")
+    assert wanted.release.counter == 6
+    assert core.releases.wanted("door") == []
+    core.dialogue._artifacts.remove(digests[0])
+    told = refused("rollback", "--to", "1")
+    assert isinstance(told, RolloutError)
+    assert "missing" in str(told)
+    assert len(core._store.releases.all()) == 6
+    # A bundle for all goes back to what all had, also where the newest was for one.
+    ask("push", str(digits_bundle))
+    assert "before release 7" in str(refused("rollback", "--model", "digits"))
