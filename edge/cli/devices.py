@@ -97,7 +97,7 @@ def metrics(connect: Any, device: str, key: str, since: int, step: str, as_json:
     """
     if step == "auto":
         age_s = time.time() - since / 1000
-        step = "message" if age_s <= 3600 else "minute" if age_s <= 2 * 86_400 else "hour"
+        step = "message" if age_s < 2 * 3600 else "minute" if age_s < 3 * 86_400 else "hour"
     found = connect().call("GET", f"/api/v1/metrics/{device}/{key}", params={"since": since, "step": step})
     if as_json:
         click.echo(json.dumps(found, indent=1))

@@ -34,7 +34,7 @@ from edge.coordinator.releases import desired
 from edge.coordinator.store.database import Database, DatabaseError
 from edge.coordinator.store.store import Store
 from edge.coordinator.store.tables import Row
-from edge.coordinator.summaries import HOUR_S, MINUTE_S, Keep
+from edge.coordinator.summaries import HOUR_S, MAX_KEYS, MINUTE_S, Keep, measures
 from edge.merging.averaging import MergeMemory
 from tests.support.postgres import PostgresServer
 
@@ -183,13 +183,15 @@ def test_telemetry_is_summed_by_the_minute_and_the_hour_and_each_is_kept_as_long
         return [((b.start_ms - begin_ms) // 1000, s.n, s.mean, s.least, s.most) for b, s in found]
 
     for i, acc in enumerate((0.2, 0.4, 0.9)):  # two in the first minute, one in the second
-        values = {"acc": acc, "model": "m", "seq": 5, "nan": float("nan"), "text": "x", "flag": True}
+        values = {"acc": acc, "model": "m", "seq": 5, "text": "x", "flag": True}
         store.telemetry.add([entry(i, begin_ms + 40_000 * i, values=values)])
     assert means(0) == [(0, 1, 0.2, 0.2, 0.2), (40, 1, 0.4, 0.4, 0.4), (80, 1, 0.9, 0.9, 0.9)]
     by_minute = [(0, 2, pytest.approx(0.3), 0.2, 0.4), (60, 1, 0.9, 0.9, 0.9)]
     by_hour = [(0, 3, pytest.approx(0.5), 0.2, 0.9)]
     assert (means(MINUTE_S), means(HOUR_S)) == (by_minute, by_hour), "also of what was not summed yet"
     assert store.telemetry.keys("d") == ["acc"]
+    endless = {"nan": float("nan"), "inf": float("inf"), **{f"k{i}": i for i in range(100)}}
+    assert list(measures(entry(1, values=endless))) == [f"k{i}" for i in range(MAX_KEYS)]
     for _ in range(2):  # a repeat sums nothing twice
         store.telemetry.aged(0.0, keep)
         assert (means(MINUTE_S), means(HOUR_S)) == (by_minute, by_hour)
