@@ -326,6 +326,23 @@ def test_the_codemap_names_every_module() -> None:
     assert missing == []
 
 
+def test_revisions_of_the_database_are_one_line_in_the_order_of_their_files() -> None:
+    """Two that are written at once have one number: the later one takes the next, in its name and inside."""
+    files = sorted((ROOT / "edge/coordinator/migrations/versions").glob("r*.py"))
+    found = []
+    for path in files:
+        values = {
+            node.targets[0].id: node.value.value
+            for node in ast.parse(path.read_bytes()).body
+            if isinstance(node, ast.Assign)
+            and isinstance(node.targets[0], ast.Name)
+            and isinstance(node.value, ast.Constant)
+        }
+        found.append((path.name[1:5], values["revision"], values["down_revision"]))
+    numbers = [f"{i + 1:04}" for i in range(len(files))]
+    assert found == list(zip(numbers, numbers, [None, *numbers], strict=False))
+
+
 def test_only_the_boundary_to_foreign_code_catches_everything() -> None:
     """See `edge.contract.foreign`; what catches everything to clean up raises it again."""
     last_ones = ("converter/cli.py", "converter/load/inert.py")  # the roof; the loader of pickles, which goes on asking
