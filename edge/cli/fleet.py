@@ -385,14 +385,20 @@ _WATCHED = {
 @click.option("--seconds", type=click.FloatRange(min=0), help="Stop after that long.  [default: never]")
 @click.pass_obj
 def watch(connect: Any, seconds: float | None) -> None:
-    """Show telemetry as it comes: a table on a terminal, one line a message elsewhere."""
+    r"""Show telemetry as it comes from now on: a table on a terminal, one line a message elsewhere.
+
+    \b
+    edge-fleet watch
+    edge-fleet watch --seconds 60 > telemetry.txt
+    """
     from rich.console import Console
     from rich.live import Live
 
     coordinator, console = connect(), Console()
     end = time.monotonic() + (seconds if seconds is not None else float("inf"))
     newest: dict[str, dict[str, Any]] = {}
-    last = -1
+    before = coordinator.call("GET", "/api/telemetry", params={"after": -1, "limit": 1})
+    last = max((row["id"] for row in before), default=0)  # what is shown came since
 
     def poll() -> None:
         nonlocal last

@@ -41,6 +41,8 @@ from edge.coordinator.store.store import Store
 log = logging.getLogger("edge.coordinator")
 
 CALL_TIMEOUT_S = 60.0
+# A database on another machine is looked at so often: whether it is this coordinator's still.
+CLAIM_AGAIN_S = 30.0
 # Timers and what is to be sent wait no longer than that for messages that come in.
 TURN_S = 0.5
 # The broker's thread reads packet by packet and waits for its turn after each: with Python's usual 5 ms it would read
@@ -169,6 +171,8 @@ class CoordinatorService:
             np.random.default_rng(secrets.randbits(128)),
         )
         self._inbox: Inbox[_Call] = Inbox(time.monotonic)
+        self._next_claim_s = time.monotonic() + CLAIM_AGAIN_S
+        self._lost: ConfigError | None = None
 
     def register_bundle(self, path: Path) -> None:
         """Know a bundle, so that contributions of devices that came with it can be merged."""
@@ -183,6 +187,9 @@ class CoordinatorService:
 
         Args:
             token: Asked of every HTTP request, or None.
+
+        Raises:
+            ConfigError: Another coordinator has taken the database, after this one's connection to it was lost.
         """
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._stop())
@@ -203,6 +210,8 @@ class CoordinatorService:
             self._transport.stop()
             web.join(5.0)
             self.close()
+        if self._lost is not None:
+            raise self._lost
 
     def close(self) -> None:
         """Give the database, the folder and the port free."""
@@ -238,8 +247,18 @@ class CoordinatorService:
                 self._tell("a turn of the loop", exc)
                 time.sleep(PAUSE_S)
 
+    def _claim_again(self) -> None:
+        """Two coordinators on one database would undo each other's work: the one that lost it ends."""
+        self._next_claim_s = time.monotonic() + CLAIM_AGAIN_S
+        try:
+            self._store.claim()
+        except ConfigError as exc:
+            self._lost, self._stopping = exc, True
+
     def _turn(self) -> None:
         end = time.monotonic() + TURN_S
+        if time.monotonic() >= self._next_claim_s:
+            self._claim_again()
         wait_s = min(max(self.core.next_deadline_s - time.monotonic(), 0.0), 1.0)
         # A busy fleet must not keep timers from running.
         while (item := self._inbox.take(wait_s)) is not None:

@@ -129,23 +129,37 @@ class Database:
     def claim(self) -> None:
         """Have a PostgreSQL database for this process alone; a file is that of whoever has its folder.
 
+        The claim ends with the connection that it was made on. Called again it is looked at, and made again if it was
+        lost.
+
         Raises:
             ConfigError: Another process has it.
+            DatabaseError: The database does not answer.
         """
-        if self.dialect != "postgresql" or self._claim is not None:
+        if self.dialect != "postgresql":
             return
+        if self._claim is not None:
+            try:
+                self._claim.exec_driver_sql("SELECT 1")
+            except DatabaseError:
+                self._release()
+            else:
+                return
         claim = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
         if not claim.exec_driver_sql(f"SELECT pg_try_advisory_lock({_CLAIM})").scalar():
             claim.close()
             raise ConfigError(f"the database {self._name} is in use by another coordinator; give each its own")
         self._claim = claim
 
-    def close(self) -> None:
-        """Give it free."""
+    def _release(self) -> None:
         if self._claim is not None:
             self._claim.invalidate()  # the lock is that of the connection, which must not go back into the pool
             self._claim.close()
             self._claim = None
+
+    def close(self) -> None:
+        """Give it free."""
+        self._release()
         self._engine.dispose()
 
     @contextlib.contextmanager

@@ -52,7 +52,7 @@ class Store:
             yield
 
     def claim(self) -> None:
-        """Have the database for this coordinator alone, until it is closed or the process ends.
+        """Have the database for this coordinator alone; see `Database.claim`.
 
         Raises:
             ConfigError: Another coordinator has it.

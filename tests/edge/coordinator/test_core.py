@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -368,15 +367,24 @@ def test_rule_that_needs_more_devices_waits_for_them(start: Start, delta_update:
     assert set(merged.included) == {"d0", "d1", "d2"}
 
 
-def test_database_of_an_older_version_is_taken_over(start: Start, statistics_update: Make, tmp_path: Path) -> None:
+def test_database_of_an_older_version_is_taken_over(start: Start, statistics_update: Make) -> None:
     fleet = start()
     fleet.take("a", statistics_update(0))
     fleet.close()
-    with sqlite3.connect(fleet.folder / "db.sqlite") as database:
-        for table in ("refused", "forgotten", "merge_memory", "alembic_version"):
-            database.execute(f"DROP TABLE {table}")
+    path, old = fleet.folder / "db.sqlite", fleet.folder / "old.sqlite"
+    statements = (Path(__file__).parent / "data" / "before-revisions.sql").read_text().split(";\n")
+    missing = ("CREATE TABLE refused", "CREATE TABLE forgotten", "CREATE TABLE merge_memory")  # they came later
+    with sqlite3.connect(old) as database:
+        for statement in statements:
+            if statement.startswith("CREATE") and not statement.startswith(missing):
+                database.execute(statement)
+        database.execute("ATTACH ? AS today", (str(path),))
+        database.execute("INSERT INTO bundle SELECT digest, backbone, name FROM today.bundle")
+        assert database.execute("INSERT INTO contribution SELECT * FROM today.contribution").rowcount == 1
     database.close()
-    shutil.copytree(fleet.folder, tmp_path / "copy")
+    old.replace(path)
+    for name in ("db.sqlite-wal", "db.sqlite-shm"):
+        (fleet.folder / name).unlink(missing_ok=True)
     fleet.start()
     assert fleet.merge() is not None
 

@@ -340,16 +340,31 @@ def test_a_database_of_a_later_version_is_refused_and_left_alone(tmp_path: Path)
     assert dump(path) == before
 
 
+def cut_connections(server: PostgresServer, url: str) -> None:
+    name = url.rsplit("/", maxsplit=1)[-1]
+    server.execute(f"SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = '{name}'")
+
+
 def test_a_postgresql_database_has_one_coordinator(postgres: PostgresServer) -> None:
     url = postgres.new()
     first, second = Store(url), Store(url)
     first.claim()
     first.claim()
-    with pytest.raises(ConfigError, match=r"test_\d+ is in use by another coordinator"):
+    taken = r"test_\d+ is in use by another coordinator"
+    with pytest.raises(ConfigError, match=taken):
         second.claim()
-    first.close()
+    # Connections are lost: the claim is made again by whoever comes first.
+    cut_connections(postgres, url)
+    first.claim()
+    with pytest.raises(ConfigError, match=taken):
+        second.claim()
+    cut_connections(postgres, url)
     second.claim()
+    with pytest.raises(ConfigError, match=taken):
+        first.claim()
     second.close()
+    first.claim()
+    first.close()
 
 
 def test_a_postgresql_database_that_ends_all_connections_costs_what_is_done_there_and_no_more(
@@ -363,8 +378,7 @@ def test_a_postgresql_database_that_ends_all_connections_costs_what_is_done_ther
         with store.transaction():
             store.releases.add(release(1))
             assert store.releases.highest() == 1
-            name = url.split("/")[-1]
-            postgres.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'")
+            cut_connections(postgres, url)
 
     with pytest.raises(DatabaseError):
         change()
