@@ -404,7 +404,9 @@ def watch(connect: Any, seconds: float | None) -> None:
         nonlocal last
         for row in coordinator.call("GET", "/api/telemetry", params={"after": last, "limit": 200}):
             last = max(last, row["id"])
-            newest[f"{row['device']} {shown(str(row['values'].get('model', '')))}"] = row
+            shown_as = f"{row['device']} {shown(str(row['values'].get('model', '')))}"
+            if shown_as not in newest or row["received_ms"] >= newest[shown_as]["received_ms"]:  # else it comes late
+                newest[shown_as] = row
             if not console.is_terminal:
                 click.echo(f"{row['device']} {json.dumps(row['values'], separators=(',', ':'))}")
 

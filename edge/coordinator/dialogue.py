@@ -18,6 +18,8 @@ from edge.channel.messages import (
     Conn,
     Desired,
     Event,
+    History,
+    HistoryKept,
     Message,
     Request,
     State,
@@ -142,6 +144,10 @@ class Dialogue:
                 self._registry.telemetry(device, dict(message.values), now)
             case Event():
                 self._registry.event(device, message, now)
+            case History(batch=batch):
+                self._registry.history(device, message, now)
+                # Only now it is kept: where that fails the device is told nothing, and says it again.
+                self._send(device, topics.DN_HIST, HistoryKept(batch=batch), qos=1, expiry_s=60)
             case Request():
                 self._answer(device, message, now)
             case _:

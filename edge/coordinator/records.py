@@ -102,7 +102,19 @@ class TelemetryEntry(Record):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoggedEvent(Record):
-    """Something that happened, on a device or, with the device "", here."""
+    """Something that happened, on a device or, with the device "", here.
+
+    Attributes:
+        id: 0 until it is kept.
+        device: Whose it is.
+        name: Of what kind.
+        detail: In words.
+        at_ms: Wall clock here when it came; of the device, where it had no line then.
+        model: Of which model.
+        boot: Start of the agent that `seq` counts in.
+        seq: Number that the device gave it; with `boot` and `state_id` it tells a repeat. 0 for none.
+        state_id: Of the device's state folder.
+    """
 
     id: int = 0
     device: str
@@ -110,6 +122,9 @@ class LoggedEvent(Record):
     detail: str
     at_ms: int
     model: str = ""
+    boot: int = 0
+    seq: int = 0
+    state_id: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from edge.channel.messages import EXPERTS, Birth, Conn, Event, Served, State
+from edge.channel.messages import EXPERTS, Birth, Conn, Event, History, Served, State
 from edge.contract.clock import Now
 from edge.contract.errors import RolloutError
 from edge.contract.names import is_model_name
@@ -218,12 +218,17 @@ class Registry:
 
     def event(self, device: str, message: Event, now: Now) -> None:
         """Something happened on a device."""
-        event = LoggedEvent(
-            device=device, name=message.name, detail=message.detail, at_ms=now.wall_ms, model=message.model
-        )
         with self._store.transaction():
             self._store.devices.hear(device, now.wall_ms)
-            self._store.events.add(event)
+            self._store.events.add(_logged(device, message, now.wall_ms))
+
+    def history(self, device: str, message: History, now: Now) -> None:
+        """What a device could not say when it was, with its own time; durable when this returns, repeats dropped."""
+        with self._store.transaction():
+            self._store.devices.hear(device, now.wall_ms)
+            for event in message.events:
+                self._store.events.add(_logged(device, event, min(event.ts_ms, now.wall_ms)))
+            self._store.telemetry.add([_entry(device, values, _made_ms(values, now)) for values in message.telemetry])
 
     def telemetry(self, device: str, values: Mapping[str, Any], now: Now) -> None:
         """A device measured something; kept by the next `keep_telemetry`."""
@@ -251,16 +256,7 @@ class Registry:
                 if device not in known:
                     before[device], known[device] = self._heard(device, now_ms)
                 known[device] = after_telemetry(_heard_at(known[device], now_ms), values)
-                folder = values.get("state_id", "")
-                entry = TelemetryEntry(
-                    device=device,
-                    boot=values.get("boot", 0),
-                    seq=values.get("seq", 0),
-                    received_ms=now_ms,
-                    values=dict(values),
-                    state_id=folder[:64] if isinstance(folder, str) else "",
-                )
-                entries.append(entry)
+                entries.append(_entry(device, values, now_ms))
             for device, each in known.items():
                 self._store.devices.keep(each, before[device])
             self._store.telemetry.add(entries)
@@ -314,3 +310,34 @@ class Registry:
 
 def _heard_at(known: KnownDevice, now_ms: int) -> KnownDevice:
     return replace(known, device=replace(known.device, last_seen_ms=now_ms))
+
+
+def _logged(device: str, event: Event, at_ms: int) -> LoggedEvent:
+    return LoggedEvent(
+        device=device,
+        name=event.name,
+        detail=event.detail,
+        at_ms=at_ms,
+        model=event.model,
+        boot=event.boot,
+        seq=event.seq,
+        state_id=event.state_id,
+    )
+
+
+def _entry(device: str, values: Mapping[str, Any], received_ms: int) -> TelemetryEntry:
+    folder = values.get("state_id", "")
+    return TelemetryEntry(
+        device=device,
+        boot=values.get("boot", 0),
+        seq=values.get("seq", 0),
+        received_ms=received_ms,
+        values=dict(values),
+        state_id=folder[:64] if isinstance(folder, str) else "",
+    )
+
+
+def _made_ms(values: Mapping[str, Any], now: Now) -> int:
+    """When telemetry would have come, had there been a line: a device whose clock is ahead has no say in that."""
+    found = values.get("ts", 0)
+    return min(found, now.wall_ms) if type(found) is int and found >= 0 else now.wall_ms

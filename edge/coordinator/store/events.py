@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from sqlalchemy import insert, select
+from sqlalchemy import select
+from sqlalchemy.dialects import postgresql, sqlite
 
 from edge.coordinator.records import LoggedEvent
 from edge.coordinator.store.database import Database
@@ -22,11 +24,12 @@ class EventLog:
         self._database = database
 
     def add(self, event: LoggedEvent) -> None:
-        """Keep an event; it gets an id of its own."""
+        """Keep an event; it gets an id of its own. A repeat, by the numbers of its device, is dropped."""
+        insert: Any = postgresql.insert if self._database.dialect == "postgresql" else sqlite.insert
         row = columns(event)
         del row["id"]
         with self._database.transaction() as session:
-            session.execute(insert(table(EventRow)), row)
+            session.execute(insert(table(EventRow)).on_conflict_do_nothing(), row)
 
     def newest(
         self, limit: int, *, device: str | None = None, name: str = "", since_ms: int = 0, after_id: int = 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar
 
-from sqlalchemy import JSON, BigInteger, Dialect, Index, Integer, String, Table, TypeDecorator, UniqueConstraint
+from sqlalchemy import JSON, BigInteger, Dialect, Index, Integer, String, Table, TypeDecorator, UniqueConstraint, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from edge.coordinator.records import Record, as_dict
@@ -243,10 +243,19 @@ class EventRow(Row):
     """`LoggedEvent`."""
 
     __tablename__ = "event"
-    __table_args__ = (Index("event_device", "device", "id"),)
+    __table_args__ = (
+        Index("event_device", "device", "id"),
+        Index(
+            "event_number", "device", "state_id", "boot", "seq",
+            unique=True, sqlite_where=text("seq > 0"), postgresql_where=text("seq > 0"),
+        ),
+    )  # fmt: skip
     id: Mapped[int] = mapped_column(primary_key=True)
     device: Mapped[str]
     name: Mapped[str]
     detail: Mapped[str]
     at_ms: Mapped[int]
     model: Mapped[str]
+    boot: Mapped[int]
+    seq: Mapped[int]
+    state_id: Mapped[str]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import random
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +18,7 @@ from edge.agent.outbox import Outbox
 from edge.agent.reports import ANSWER_S, QUIET_S, SPREAD_S, Reports
 from edge.agent.slots import DeviceRecord
 from edge.channel.codec import MAX_HISTORY_BYTES, decode
+from edge.channel.memory import Faults
 from edge.channel.messages import History, HistoryKept
 from edge.channel.transport import Publish
 from edge.contract.clock import Now
@@ -126,6 +129,46 @@ def test_an_array_fits_what_the_broker_takes(tmp_path: Path) -> None:
         assert len(sent.payload) <= 4096
         one.kept(HistoryKept(batch=history([sent]).batch), at(s))
         s += 1.0
+
+
+def test_the_coordinator_has_all_of_a_time_without_a_line_once_and_with_the_time_of_the_device(
+    tmp_path: Path, digits_bundle: Path
+) -> None:
+    """faults: 2, 4, 5, 21. Lost lines, an agent and a coordinator that are killed, messages that come twice."""
+    fleet = SimulatedFleet(tmp_path, digits_bundle, ["one"], auto_merge=False)
+    try:
+        fleet.broker.fault = Faults(rng=random.Random(1), repeat=0.3)
+        fleet.run(20.0)
+        fleet.broker.disconnect("one")
+        lost_ms = fleet.now.wall_ms
+        fleet.run(400.0)
+        assert fleet.agents["one"].core.status()["outbox"]["waiting"] > 80
+        fleet.broker.connect("one")
+        fleet.run(8.0)  # the line does not last until anything was made up for
+        fleet.broker.disconnect("one")
+        fleet.run(200.0)
+        fleet.crash_agent("one")  # up to a minute was not on the disk yet
+        fleet.now_s += 3600.0
+        fleet.crash_coordinator()
+        agent = fleet.start_agent("one")
+        fleet.run(100.0)
+        assert agent.core.status()["outbox"]["waiting"] > 100, "nobody has acknowledged it"
+        fleet.start_coordinator()
+        fleet.until("made up for", lambda: agent.core.status()["outbox"]["waiting"] == 0, 300.0)
+        fleet.run(10.0)
+        rows = [row for row in fleet.store.telemetry.after(0, 9999) if row.boot == 1]
+        made = sorted((row.seq, row.values["ts"]) for row in rows)
+        assert [seq for seq, _ in made] == list(range(1, len(made) + 1)), "each once, without a gap"
+        assert len(made) >= 620 // 5 - 12, "but for what a kill may lose"
+        times = [ts for _, ts in made]
+        assert max(after - before for before, after in itertools.pairwise(times)) <= 6000
+        assert all(abs(row.received_ms - row.values["ts"]) <= 2000 for row in rows), "not when it was made up for"
+        lost = [event for event in fleet.store.events.newest(99) if event.name == "broker-lost"]
+        assert [event.at_ms - lost_ms < 1000 for event in lost] == [False, True]
+        assert len({(event.boot, event.seq) for event in lost}) == 2
+        assert agent.core.status()["outbox"] == {"waiting": 0, "thinned": 0, "lost": 0}
+    finally:
+        fleet.close()
 
 
 @pytest.fixture

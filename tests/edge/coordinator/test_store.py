@@ -90,6 +90,9 @@ def test_what_is_kept_comes_back_as_it_was(store: Store) -> None:
     for name in ("one", "two"):
         store.events.add(LoggedEvent(device="d", name=name, detail="", at_ms=2**41))
     assert [each.name for each in store.events.newest(9)] == ["two", "one"]
+    for folder, seq in (("a", 1), ("a", 2), ("a", 1), ("b", 1), ("", 0), ("", 0)):
+        store.events.add(LoggedEvent(device="d", name=f"{folder}{seq}", detail="", at_ms=1, seq=seq, state_id=folder))
+    assert [each.name for each in store.events.newest(5)] == ["0", "0", "b1", "a2", "a1"]
 
     for each in (release(1), release(2, ("d", "tag.x=y"))):
         store.releases.add(each)
