@@ -6,7 +6,8 @@ whatever of it is damaged: the next whole record is found by its mark and its ch
 
 Record: mark (4 bytes), length of the body (u32), CRC-32 of length, kind and body (u32), kind (u8), 3 zeros, body;
 little-endian. The body of a label: d (u32), k (u32), scale (float32), weight (float32), target, codes int8[d]; the
-target is a class int64 where k is 0, else quantities float32[k].
+target is a class int64 where k is 0, else quantities float32[k]. Of n labels that came together: n (u32), d (u32),
+k (u32), scales float32[n], weights float32[n], targets, codes int8[n, d].
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from edge.contract.errors import BundleError
 from edge.contract.files import sync_folder
@@ -38,10 +40,11 @@ from edge.learning.packing import PackedFeatures
 
 MARK = b"\xe5J\x03\n"
 _HEAD = struct.Struct("<4sIIB3x")
-_LABEL = struct.Struct("<IIff")
+_LABEL, _LABELS = struct.Struct("<IIff"), struct.Struct("<III")
 _HEAD_EVENT = struct.Struct("<QB")
 _FITS = (None, False, True)
 _KINDS: tuple[type, ...] = (Labelled, Contributed, ClassAdded, HeadOffered, HeadReplaced, Confirmed, RolledBack)
+_TOGETHER = len(_KINDS)  # labels that came together
 
 
 class Journal:
@@ -154,15 +157,20 @@ def _checksum(kind_and_body: bytes, length: int) -> int:
 
 def _encode(event: Event) -> bytes:
     body = _body(event)
-    kind = struct.pack("<B3x", _KINDS.index(type(event)))
+    is_together = isinstance(event, Labelled) and len(event) > 1
+    kind = struct.pack("<B3x", _TOGETHER if is_together else _KINDS.index(type(event)))
     return MARK + struct.pack("<II", len(body), _checksum(kind + body, len(body))) + kind + body
 
 
 def _body(event: Event) -> bytes:
     match event:
         case Labelled(features=features, target=target, weight=weight):
-            d, k = features.codes.shape[1], target.shape[1] if target.ndim == 2 else 0
-            head = _LABEL.pack(d, k, float(features.scales[0]), float(weight[0]))
+            (n, d), k = features.codes.shape, target.shape[1] if target.ndim == 2 else 0
+            if n == 1:
+                head = _LABEL.pack(d, k, float(features.scales[0]), float(weight[0]))
+            else:
+                numbers = (features.scales.astype("<f4").tobytes(), weight.astype("<f4").tobytes())
+                head = b"".join((_LABELS.pack(n, d, k), *numbers))
             return head + target.astype("<f4" if k else "<i8").tobytes() + features.codes.tobytes()
         case Contributed(version=version):
             return struct.pack("<q", version)
@@ -179,19 +187,15 @@ def _body(event: Event) -> bytes:
 def _decode(record: bytes) -> Event:
     _, _, _, number = _HEAD.unpack_from(record)
     body = record[_HEAD.size :]
+    if number == _TOGETHER:
+        n, d, k = _LABELS.unpack_from(body)
+        return _labelled(body, _LABELS.size + 8 * n, n, d, k, np.frombuffer(body, "<f4", 2 * n, _LABELS.size))
     if number >= len(_KINDS):
         raise ValueError(f"there is no event of the kind {number}")
     kind = _KINDS[number]
     if kind is Labelled:
-        d, k, scale, weight = _LABEL.unpack_from(body)
-        middle = _LABEL.size + (4 * k or 8)
-        if len(body) != middle + d:
-            raise ValueError("the label is of another length than it says")
-        codes = np.frombuffer(body, np.int8, d, middle).reshape(1, d)
-        target = np.frombuffer(body, "<f4" if k else "<i8", k or 1, _LABEL.size)
-        kept = target.astype(np.float32).reshape(1, k) if k else target.astype(np.int64)
-        packed = PackedFeatures(codes, np.array([scale], np.float32))
-        return Labelled(packed, kept, np.array([weight], np.float32))
+        d, k, _, _ = _LABEL.unpack_from(body)
+        return _labelled(body, _LABEL.size, 1, d, k, np.frombuffer(body, "<f4", 2, _LABEL.size - 8))
     if kind is Contributed:
         return Contributed(struct.unpack("<q", body)[0])
     if kind is ClassAdded:
@@ -202,3 +206,15 @@ def _decode(record: bytes) -> Event:
         return HeadOffered(release, counter, _FITS[fits]) if kind is HeadOffered else HeadReplaced(release, counter)
     found: Event = kind()
     return found
+
+
+def _labelled(body: bytes, start: int, n: int, d: int, k: int, numbers: npt.NDArray[np.float32]) -> Labelled:
+    """Labels whose targets begin there; `numbers` are the scales and then the weights."""
+    middle = start + n * (4 * k or 8)
+    if not n or len(body) != middle + n * d:
+        raise ValueError("the labels are of another length than they say")
+    codes = np.frombuffer(body, np.int8, n * d, middle).reshape(n, d)
+    target = np.frombuffer(body, "<f4" if k else "<i8", n * (k or 1), start)
+    kept = target.astype(np.float32).reshape(n, k) if k else target.astype(np.int64)
+    scales, weights = numbers[:n].astype(np.float32), numbers[n:].astype(np.float32)
+    return Labelled(PackedFeatures(codes, scales), kept, weights)

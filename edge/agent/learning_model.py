@@ -31,7 +31,7 @@ from edge.learning.explain import Explanation
 from edge.learning.learned import Happened
 from edge.learning.learner import check_batch
 from edge.learning.learning import Learning
-from edge.learning.packing import PackedFeatures, pack
+from edge.learning.packing import pack
 from edge.learning.task import Targets
 
 _MAX_EVENTS = 100
@@ -171,8 +171,7 @@ class LearningModel(Standing):
             What happened that is worth telling.
 
         Raises:
-            LearningError: The samples or labels cannot be learned. Where that shows only while they are learned, those
-                before the one that cannot be learned stay.
+            LearningError: The samples or labels cannot be learned; none of them was.
         """
         self._open()
         return self.learn_features(self.answering.features(x), y, weights)
@@ -182,13 +181,10 @@ class LearningModel(Standing):
         answers = self.answer(features)
         labels = numbered(y, self.class_names)
         _, targets, trust = check_batch(features, labels, weights, self.learning.shape, self.task)
-        packed = pack(features)
-        happened: list[Happened] = []
-        for i in range(len(targets)):
-            rows = slice(i, i + 1)
-            one = PackedFeatures(packed.codes[rows], packed.scales[rows])
-            happened += self.happen(Labelled(one, targets[rows], trust[rows]))
-            self._judged(answers[rows], targets[rows], trust[rows])
+        if not len(targets):
+            return []
+        happened = self.happen(Labelled(pack(features), targets, trust))
+        self._judged(answers, targets, trust)
         return happened
 
     def join_label(self, sample_id: str, label: Any, now_s: float, weight: float = 1.0, *, later: bool = False) -> bool:
@@ -239,7 +235,10 @@ class LearningModel(Standing):
         self._judged(answer[None], label.target, label.weight)
 
     def _judged(self, answers: FloatArray, targets: Targets, weights: FloatArray) -> None:
-        if weights.any():
+        says = weights > 0  # a label that is not trusted at all says nothing
+        if says.any():
+            if not says.all():
+                answers, targets = answers[says], targets[says]
             more = self.task.n_outputs - answers.shape[1]  # an answer from before a class was added
             wide = np.pad(answers, ((0, 0), (0, more)), constant_values=answers.min()) if more else answers
             self.metrics.judged(self.task, wide, targets)

@@ -24,7 +24,7 @@ from edge.learning.closed_form import StatisticsKnowledge
 from edge.learning.events import HeadOffered, Labelled
 from edge.learning.exchange import HeadRelease
 from edge.learning.mixture import ON_MERGE
-from edge.learning.packing import PackedFeatures, pack
+from edge.learning.packing import pack
 from edge.learning.sgd import SgdLearner
 from edge.learning.task import Targets
 
@@ -231,10 +231,8 @@ def _learned_again(model: OnDeviceModel, other: OnDeviceModel, names: tuple[str,
             model.add_class(name)
     if names:
         targets = np.array([model.class_names.index(name) for name in names], np.int64)[targets]
-    packed, weight = pack(new), np.ones(1, np.float32)
-    for i in range(len(new)):
-        rows = slice(i, i + 1)
-        model.happen(Labelled(PackedFeatures(packed.codes[rows], packed.scales[rows]), targets[rows], weight))
+    order = np.random.default_rng(0).permutation(len(new))  # those for replay come class by class
+    model.happen(Labelled(pack(new[order]), targets[order], np.ones(len(new), np.float32)))
     return Warmed(how="samples", samples=len(new), agreement_db=None)
 
 

@@ -6,6 +6,7 @@ Temperature scaling (Guo et al. 2017, arXiv:1706.04599): it does not change whic
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -34,9 +35,11 @@ def fit_temperature(outputs: npt.NDArray[np.float32], targets: Targets, task: Ta
     if len(outputs) == 0 or task.is_regression:
         return 1.0
 
+    losses_at = _class_losses(outputs, targets) if task.is_classifier else lambda s: task.losses(outputs * s, targets)
+
     def cost(log_t: float) -> float:
-        losses = np.minimum(task.losses(outputs / math.exp(log_t), targets), 50.0)
-        return float(losses.sum()) + (log_t / _SPREAD) ** 2 / 2.0
+        losses = losses_at(math.exp(-log_t))
+        return float(np.add.reduce(np.minimum(losses, 50.0))) + (log_t / _SPREAD) ** 2 / 2.0
 
     low, high = _LOW, _HIGH
     ratio = (math.sqrt(5.0) - 1.0) / 2.0
@@ -52,6 +55,19 @@ def fit_temperature(outputs: npt.NDArray[np.float32], targets: Targets, task: Ta
             b = low + ratio * (high - low)
             cost_b = cost(b)
     return math.exp((low + high) / 2.0)
+
+
+def _class_losses(outputs: npt.NDArray[np.float32], targets: Targets) -> Callable[[float], Scores]:
+    """Gives the cross-entropies ``(n,)`` of outputs times a number: what is the same for all numbers is done once."""
+    shifted = outputs.astype(np.float64) - outputs.max(axis=1, keepdims=True)
+    told = np.take_along_axis(shifted, targets[:, None], axis=1)[:, 0]
+    room = np.empty_like(shifted)
+
+    def losses(scale: float) -> Scores:
+        np.exp(np.multiply(shifted, scale, out=room), out=room)
+        return np.asarray(np.log(np.add.reduce(room, axis=1)) - told * scale)
+
+    return losses
 
 
 def probabilities(outputs: npt.NDArray[np.float32], temperature: float, task: Task) -> Scores:

@@ -54,16 +54,24 @@ class Block:
         features: ``(n, d)`` float32.
         targets: ``(n, n_outputs)`` float32.
         weights: ``(n,)`` float64, what each is worth in the sums, above 0.
+        pieces: ``(m,)`` int64, how many came together, oldest first: to add them otherwise would round otherwise.
     """
 
     features: FloatArray
     targets: FloatArray
     weights: Matrix
+    pieces: npt.NDArray[np.int64]
 
     @classmethod
     def empty(cls, n_features: int, n_outputs: int) -> Block:
         """Without samples."""
-        return cls(np.zeros((0, n_features), np.float32), np.zeros((0, n_outputs), np.float32), np.zeros(0))
+        nothing = np.zeros((0, n_features), np.float32), np.zeros((0, n_outputs), np.float32), np.zeros(0)
+        return cls(*nothing, np.zeros(0, np.int64))
+
+    @classmethod
+    def together(cls, features: FloatArray, targets: FloatArray, weights: Matrix) -> Block:
+        """Samples that came together, one or more."""
+        return cls(features, targets, weights, np.array([len(weights)]))
 
     def __len__(self) -> int:
         return len(self.weights)
@@ -74,11 +82,23 @@ class Block:
             np.concatenate([self.features, other.features]),
             np.concatenate([self.targets, other.targets]),
             np.concatenate([self.weights, other.weights]),
+            np.concatenate([self.pieces, other.pieces]),
         )
 
     def rows(self, start: int, stop: int) -> Block:
-        """Some of them."""
-        return Block(self.features[start:stop], self.targets[start:stop], self.weights[start:stop])
+        """Some of those that came together."""
+        some = self.features[start:stop], self.targets[start:stop], self.weights[start:stop]
+        return Block.together(*some) if stop > start else self.nothing
+
+    @property
+    def nothing(self) -> Block:
+        """Without samples, of the same features and outputs."""
+        return Block(self.features[:0], self.targets[:0], self.weights[:0], self.pieces[:0])
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the pieces are those of the samples."""
+        return bool((self.pieces > 0).all()) and int(self.pieces.sum()) == len(self.weights)
 
     @property
     def statistics(self) -> HeadStatistics:
@@ -152,7 +172,7 @@ class StatisticsKnowledge:
         """The same with the block in the sums."""
         if not len(self.block):
             return self
-        return replace(self, own=self.own.plus(self.block.statistics), block=self.block.rows(0, 0))
+        return replace(self, own=self.own.plus(self.block.statistics), block=self.block.nothing)
 
     def scaled(self, scale: float) -> StatisticsKnowledge:
         """All sums but the contributions multiplied."""
@@ -234,10 +254,12 @@ class StatisticsLearner:
 
     def load(self, value: Any) -> None:
         """See `edge.learning.learner.Learner.load`."""
-        if not isinstance(value, StatisticsKnowledge) or len(value.own.moment) != self._n_statistics + 1:
+        if value is self._value:
+            return
+        is_ours = isinstance(value, StatisticsKnowledge) and len(value.own.moment) == self._n_statistics + 1
+        if not is_ours or not value.block.is_whole:
             raise LearningError("what is to be loaded is not what this learner knows")
-        if value is not self._value:
-            self._become(value)
+        self._become(value)
 
     def template(self, n_outputs: int) -> StatisticsKnowledge:
         """See `edge.learning.learner.Learner.template`."""
@@ -280,9 +302,15 @@ class StatisticsLearner:
     # Learning
 
     def learn_many(
-        self, features: FloatArray, targets: npt.NDArray[Any], weights: npt.NDArray[Any] | None = None
+        self,
+        features: FloatArray,
+        targets: npt.NDArray[Any],
+        weights: npt.NDArray[Any] | None = None,
+        *,
+        together: bool = False,
     ) -> None:
         """See `edge.learning.learner.Learner.learn_many`."""
+        del together  # the order does not matter
         task = self._task
         features, targets, weights = check_batch(features, targets, weights, (self._n_features,), task)
         n_samples = self._value.n_samples + len(features)
@@ -292,7 +320,9 @@ class StatisticsLearner:
             return
         if not says.all():
             features, targets, weights = features[says], targets[says], weights[says]
-        before, batch = self._worth(Block(self._projected(features), task.matrix(targets), weights.astype(np.float64)))
+        before, batch = self._worth(
+            Block.together(self._projected(features), task.matrix(targets), weights.astype(np.float64))
+        )
         value, factor = self._added(before, n_samples, batch, task.groups(targets))
         if value.given is not None and factor is not None:
             value = replace(value, given=None)
@@ -386,7 +416,7 @@ class StatisticsLearner:
         if n > TRUSTED_PAST:
             value = replace(value.scaled(TRUSTED_PAST / n), sent=())
         gains = np.full(len(features), value.gain)
-        new = Block(self._projected(features), self._task.matrix(targets), gains)
+        new = Block.together(self._projected(features), self._task.matrix(targets), gains)
         # What a pushed head knew beyond the sums is of the past, too.
         value = replace(value, own=value.own.plus(new.statistics), given=None, offset=None)
         factor = self._factor_of(value)
@@ -473,15 +503,13 @@ class StatisticsLearner:
 
 
 def _add(factor: Factor, block: Block, groups: npt.NDArray[Any]) -> bool:
-    """Add samples to a factor; False where it must be made anew."""
-    for x, target, group, weight in zip(
-        block.features.astype(np.float64),
-        block.targets.astype(np.float64),
-        groups.tolist(),
-        block.weights.tolist(),
-        strict=True,
-    ):
-        if not factor.add(x, target, group, weight):
+    """Add samples to a factor, piece by piece; False where it must be made anew."""
+    features, targets = block.features.astype(np.float64), block.targets.astype(np.float64)
+    numbers, weights, start = groups.tolist(), block.weights.tolist(), 0
+    for size in block.pieces.tolist():
+        rows = slice(start, start + size)
+        start += size
+        if not factor.add(features[rows], targets[rows], numbers[rows], weights[rows]):
             return False
     return True
 

@@ -62,14 +62,18 @@ class Adwin:
         """Of the window; 0 for an empty one."""
         return sum(total for _, total, _ in self._buckets) / max(1, self.width)
 
-    def add(self, value: float) -> float:
-        """Take a value in.
+    def add(self, *values: float) -> float:
+        """Take values in, and look at the window once they all are.
 
         Returns:
             0 where nothing changed, else by how much the mean of what is left of the window is above that of before.
         """
-        self._buckets.append((1, value, 0.0))
-        self._compress()
+        for value in values:
+            self._buckets.append((1, value, 0.0))
+            self._compress()
+        width = self.width
+        if width < 2 * _MIN_WINDOW:
+            return 0.0
         before, found = self.mean, False
         while self._cut():
             found = True
@@ -90,11 +94,14 @@ class Adwin:
 
     def _cut(self) -> bool:
         """Drop the oldest bucket if some cut of the window tells two means apart."""
-        width, total = self.width, sum(bucket[1] for bucket in self._buckets)
+        width, total, squares = 0, 0.0, 0.0
+        for n, part, spread in self._buckets:
+            width += n
+            total += part
+            squares += spread + part * part / n
         if width < 2 * _MIN_WINDOW:
             return False
-        mean = total / width
-        variance = sum(v + n * (t / n - mean) ** 2 for n, t, v in self._buckets) / width
+        variance = max(squares - total * total / width, 0.0) / width
         log = math.log(2.0 * math.log(width) / self._delta)
         n0, sum0 = 0, 0.0
         for size, part, _ in self._buckets[:-1]:

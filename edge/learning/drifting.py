@@ -29,29 +29,33 @@ _USUAL, _NEW = 0.05, 5
 
 
 def watched(
-    experts: Experts, learned: Learned, answered: FloatArray, target: Targets, trust: float
+    experts: Experts, learned: Learned, answered: FloatArray, targets: Targets, trusts: FloatArray
 ) -> tuple[Learned, list[Happened]]:
-    """What a label says about the world.
+    """What labels say about the world.
 
     Args:
         experts: Of the head.
-        learned: What is known, this label among it.
-        answered: ``(1, n_outputs)`` before the label was learned.
-        target: ``(1,)`` or ``(1, n_outputs)``.
-        trust: Of the label, above 0.
+        learned: What is known, these labels among it.
+        answered: ``(n, n_outputs)`` before the labels were learned.
+        targets: ``(n,)`` or ``(n, n_outputs)``.
+        trusts: ``(n,)`` of the labels, above 0.
     """
     task = experts.task(learned)
-    group = int(task.groups(target)[0])
-    error = float(errors(learned.recent, answered, target, task)[0])
-    usual, n = learned.usual.copy(), int(learned.mixture.heard[group])
-    if n <= _NEW:  # a class that had not come before: to be wrong about it says nothing about the world
-        usual[group] = max(USUAL_FIRST, ((n - 1) * usual[group] + error) / n)
-        return replace(learned, usual=usual), []
-    above = max(0.0, error - usual[group])
-    usual[group] += _USUAL * trust * (error - usual[group])
+    groups, usual = task.groups(targets), learned.usual.copy()
+    heard = learned.mixture.heard - np.bincount(groups, minlength=len(usual))  # of each class before this label
+    above: list[float] = []
+    wrong = errors(learned.recent, answered, targets, task)
+    for group, error, trust in zip(groups.tolist(), wrong.tolist(), trusts.tolist(), strict=True):
+        heard[group] += 1
+        n, before = int(heard[group]), float(usual[group])
+        if n <= _NEW:  # a class that had not come before: to be wrong about it says nothing about the world
+            usual[group] = max(USUAL_FIRST, ((n - 1) * before + error) / n)
+            continue
+        usual[group] = before + _USUAL * trust * (error - before)
+        above.append(trust * max(0.0, error - before))
     adwin = Adwin(DRIFT_DELTA)
     adwin.load(learned.drift)
-    risen = adwin.add(trust * above)
+    risen = adwin.add(*above) if above else 0.0
     learned = replace(learned, usual=usual, drift=adwin.value)
     if risen <= 0.0:
         return learned, []
@@ -79,9 +83,12 @@ def _begun_anew(experts: Experts, learned: Learned, features: FloatArray, target
     return experts.among(replace(learned, experts=kept))
 
 
-def settled(experts: Experts, learned: Learned) -> Learned:
-    """Once there were enough labels since a change: of each learner and the one that began anew, one."""
-    if learned.since_drift == ANEW_LABELS:
+def settled(experts: Experts, learned: Learned, n: int) -> Learned:
+    """Once there were enough labels since a change: of each learner and the one that began anew, one.
+
+    `n` is how many labels came since this was asked last.
+    """
+    if 0 <= learned.since_drift - ANEW_LABELS < n:
         for name in [name for name in learned.experts if name.endswith(ANEW)]:
             learned = _one_of_two(experts, learned, name)
     return learned

@@ -12,17 +12,24 @@ from edge.learning.task import Targets
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Labelled:
-    """A label came for one sample.
+    """Labels came for one sample or several: all of them are learned, or none.
 
     Attributes:
-        features: ``(1, d)``, packed.
-        target: ``(1,)`` int64 class or ``(1, n_outputs)`` float32.
-        weight: ``(1,)`` float32 from 0 to 1, how much it is trusted.
+        features: ``(n, d)``, packed; n is 1 or more.
+        target: ``(n,)`` int64 classes or ``(n, n_outputs)`` float32.
+        weight: ``(n,)`` float32 from 0 to 1, how much each is trusted.
     """
 
     features: PackedFeatures
     target: Targets
     weight: FloatArray
+
+    def __len__(self) -> int:
+        return len(self.weight)
+
+    def rows(self, start: int, stop: int) -> Labelled:
+        """Some of them."""
+        return Labelled(self.features.rows(start, stop), self.target[start:stop], self.weight[start:stop])
 
 
 @dataclass(frozen=True, slots=True)

@@ -117,15 +117,22 @@ class LayeredLearner:
         return self._value.live
 
     def learn_many(
-        self, features: FloatArray, targets: npt.NDArray[Any], weights: npt.NDArray[Any] | None = None
+        self,
+        features: FloatArray,
+        targets: npt.NDArray[Any],
+        weights: npt.NDArray[Any] | None = None,
+        *,
+        together: bool = False,
     ) -> None:
         """See `edge.learning.learner.Learner.learn_many`."""
         features, targets, weights = self._below.checked(features, targets, weights)
         last = self._value.last
         try:
-            for i in range(len(features)):
-                rows = slice(i, i + 1)
-                self._below.learn_many(features[rows], targets[rows], weights[rows])
+            start = 0
+            while start < len(features):
+                rows = slice(start, start + (SOLVE_EVERY - self._below.n_samples % SOLVE_EVERY if together else 1))
+                start = rows.stop
+                self._below.learn_many(features[rows], targets[rows], weights[rows], together=together)
                 if self._below.n_samples % SOLVE_EVERY == 0:
                     last = self._solved(last)
         except BaseException:  # whatever interrupts a batch: nothing of it was learned

@@ -41,7 +41,12 @@ class Learner(Protocol):
         ...
 
     def learn_many(
-        self, features: FloatArray, targets: npt.NDArray[Any], weights: npt.NDArray[Any] | None = None
+        self,
+        features: FloatArray,
+        targets: npt.NDArray[Any],
+        weights: npt.NDArray[Any] | None = None,
+        *,
+        together: bool = False,
     ) -> None:
         """Learn; a batch that is refused changes nothing.
 
@@ -49,6 +54,8 @@ class Learner(Protocol):
             features: ``(batch, *features)``.
             targets: ``(batch,)`` classes, or ``(batch, n_outputs)``.
             weights: ``(batch,)`` from 0 to 1, how much each label is trusted; None for 1.
+            together: Whether they need not be learned one after another, each with all that came before it: a few of
+                them are learned faster so. Where the order does not matter it is the same.
 
         Raises:
             LearningError: Not finite, of another shape, or a target out of range.

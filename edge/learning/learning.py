@@ -37,6 +37,8 @@ from edge.learning.task import Targets, Task
 RECENT, ON_TRIAL = 64, 1024
 # Labels between two looks at what is trusted, and between two fits of the temperature.
 TRUST_EVERY, CALIBRATE_EVERY = 32, 16
+# Labels of one event that are taken together at most.
+AT_ONCE = CALIBRATE_EVERY
 # A target of a quantity counts less where its loss is so many times the usual: six times its error.
 OUTLIER = 36.0
 # What is usual is the median of so many late labels: after half of them a change is no longer taken for an error.
@@ -77,48 +79,70 @@ class Learning(Experts):
                 return self._rolled_back(learned), []
 
     def _labelled(self, learned: Learned, event: Labelled) -> tuple[Learned, list[Happened]]:
+        """All labels of an event, some at a time."""
         task = self.task(learned)
-        features = event.features.unpack(self.shape)
-        _, target, weight = check_batch(features, event.target, event.weight, self.shape, task)
-        outputs = self.outputs(learned, features)
+        x = event.features.unpack(self.shape)
+        x, targets, weights = check_batch(x, event.target, event.weight, self.shape, task)
+        happened: list[Happened] = []
+        start, count = 0, len(weights)
+        while start < count:
+            stop = min(count, start + _at_once(learned.mixture.labels))
+            some = event if stop - start == count else event.rows(start, stop)
+            rows = slice(start, stop)
+            learned, more = self._learned(learned, some, x[rows], targets[rows], weights[rows], task)
+            happened += more
+            start = stop
+        return learned, happened
+
+    def _learned(
+        self, learned: Learned, labels: Labelled, x: FloatArray, targets: Targets, weights: FloatArray, task: Task
+    ) -> tuple[Learned, list[Happened]]:
+        """Labels that are taken together: every expert answers all of them before any is learned."""
+        was = learned.mixture.believed
+        outputs = self.outputs(learned, x)
         answered = np.nan_to_num(self.mixed(learned, outputs))
-        weight = weight * np.float32(_credible(learned.recent, answered, target, task))
-        experts = self._taught(learned, features, target, weight)
-        before, trial = learned, learned.trial
+        trusts = _credible(learned.recent, answered, targets, weights, task)
+        experts = self._taught(learned, x, targets, trusts)
+        trial = learned.trial
         if trial is not None:
-            since = trial.since.put(event.features, target, event.weight, answered, ON_TRIAL)
-            trial = replace(trial, since=since)
-        learned = replace(learned, experts=experts, trial=trial)
-        trust = float(weight[0])
-        if trust == 0.0:  # a label that is not trusted at all says nothing about anybody
-            return learned, []
-        usual = _usual_loss(learned.recent, outputs, target, task)
+            trial = replace(trial, since=trial.since.put(labels, answered, ON_TRIAL))
+        says = trusts > 0  # a label that is not trusted at all says nothing about anybody
+        if not says.all():
+            learned = replace(learned, experts=experts, trial=trial)
+            if not says.any():
+                return learned, []
+            labels = Labelled(labels.features.chosen(says), labels.target[says], labels.weight[says])
+            outputs, answered, targets, trusts = outputs[:, says], answered[says], targets[says], trusts[says]
+        usual = _usual_loss(learned.recent, outputs, targets, task)
+        labels_before = learned.mixture.labels
         learned = replace(
             learned,
-            mixture=mix.heard(learned.mixture, outputs, target, trust, task, usual),
-            recent=learned.recent.put(event.features, target, event.weight, answered, RECENT),
-            since_drift=learned.since_drift + 1,
+            experts=experts,
+            trial=trial,
+            mixture=mix.heard(learned.mixture, outputs, targets, trusts, task, usual),
+            recent=learned.recent.put(labels, answered, RECENT),
+            since_drift=learned.since_drift + len(trusts),
         )
-        learned, happened = drifting.watched(self, learned, answered, target, trust)
-        learned = self._settled(learned)
-        if learned.mixture.labels % CALIBRATE_EVERY == 0 and not task.is_regression:
+        learned, happened = drifting.watched(self, learned, answered, targets, trusts)
+        learned = self._settled(learned, len(trusts))
+        if learned.mixture.labels // CALIBRATE_EVERY != labels_before // CALIBRATE_EVERY and not task.is_regression:
             found = fit_temperature(learned.recent.answers, learned.recent.targets, task)
             learned = replace(learned, temperature=found)
-        was, now = before.mixture.believed, learned.mixture.believed
+        now = learned.mixture.believed
         if self.is_mixture and was != now:
             share = learned.mixture.weight_of(now)
             happened = [*happened, Happened("believed", f"{now} is believed most, {share:.0%}; before it was {was}")]
         return learned, happened
 
     def _taught(self, learned: Learned, x: FloatArray, target: Targets, weight: FloatArray) -> dict[str, Any]:
-        """The experts after every learner has learned a sample; one that refuses stays as it was."""
+        """The experts after every learner has learned samples; one that refuses stays as it was."""
         experts = dict(learned.experts)
         refused: list[LearningError] = []
         learners = [name for name, expert in experts.items() if not isinstance(expert, Head)]
         for name in learners:
             machine = self.loaded(learned, name)
             try:
-                machine.learn_many(x, target, weight)
+                machine.learn_many(x, target, weight, together=True)
             except LearningError as exc:
                 refused.append(exc)
                 continue
@@ -127,11 +151,15 @@ class Learning(Experts):
             raise refused[0]
         return experts
 
-    def _settled(self, learned: Learned) -> Learned:
-        """What is looked at now and then: the trusted past, and whether a learner that began anew was right to."""
-        learned = drifting.settled(self, learned)
+    def _settled(self, learned: Learned, n: int) -> Learned:
+        """What is looked at now and then: the trusted past, and whether a learner that began anew was right to.
+
+        `n` is how many labels came since it was looked at last.
+        """
+        learned = drifting.settled(self, learned, n)
         mixture = learned.mixture
-        if mixture.labels % TRUST_EVERY == 0 and mixture.kappa(self.task(learned)) >= mix.TRUST:
+        is_time = mixture.labels // TRUST_EVERY != (mixture.labels - n) // TRUST_EVERY
+        if is_time and mixture.kappa(self.task(learned)) >= mix.TRUST:
             best = mixture.believed
             if best != TRUSTED:
                 head = Head({key: array.copy() for key, array in self.parameters(learned, best).items()})
@@ -151,23 +179,33 @@ class Learning(Experts):
         return before
 
 
-def _credible(recent: Recent, answered: FloatArray, target: Targets, task: Task) -> float:
-    """How far the target of a quantity can be believed, from 0 to 1.
+def _at_once(labels: int) -> int:
+    """How many labels are taken together after so many: few where each may change much.
+
+    None of them goes beyond the next look at what is trusted, and at the temperature.
+    """
+    return min(max(1, labels // 4), AT_ONCE - labels % AT_ONCE)
+
+
+def _credible(recent: Recent, answered: FloatArray, targets: Targets, weights: FloatArray, task: Task) -> FloatArray:
+    """``(n,)`` weights, less where the target of a quantity cannot be believed.
 
     Sums of squares never get over a target that is off by orders of magnitude. One whose loss is more than `OUTLIER`
     times the usual counts as if it were that far off: after a real change the usual loss soon rises.
     """
     if not task.is_regression or len(recent) < _NEW_LOSSES:
-        return 1.0
+        return weights
     limit = OUTLIER * float(np.median(recent.last(_NEW_LOSSES).losses(task)))
-    loss = float(task.losses(answered, target)[0])
-    return limit / loss if loss > limit > 0 else 1.0
+    losses = task.losses(answered, targets)
+    is_far = (losses > limit) & (limit > 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return weights * np.where(is_far, limit / losses, 1.0).astype(np.float32)
 
 
-def _usual_loss(recent: Recent, outputs: FloatArray, target: Targets, task: Task) -> float:
-    """Of quantities, the median loss of late answers; of the experts for this one, where there were none."""
+def _usual_loss(recent: Recent, outputs: FloatArray, targets: Targets, task: Task) -> float:
+    """Of quantities, the median loss of late answers; of the experts for the first one, where there were none."""
     if not task.is_regression:
         return 0.0
     if len(recent):
         return float(np.median(recent.last(32).losses(task)))
-    return float(np.median(task.losses(outputs[:, 0], np.repeat(target, len(outputs), axis=0))))
+    return float(np.median(task.losses(outputs[:, 0], np.repeat(targets[:1], len(outputs), axis=0))))

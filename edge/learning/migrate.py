@@ -1,7 +1,7 @@
-"""What was learned before values were written by `edge.learning.tree`: checkpoints of the schema ``EDGESTATE2``.
+"""What was learned before values were written by `edge.learning.tree`, or before they were what they are today.
 
-There each learner named its arrays itself. This is what the arrays of one learner, without the beginning of their names
-``candidate.<name>.``, say.
+In checkpoints of the schema ``EDGESTATE2`` each learner named its arrays itself. This is what the arrays of one
+learner, without the beginning of their names ``candidate.<name>.``, say.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+import numpy as np
 import numpy.typing as npt
 
 from edge.contract.errors import LearningError
@@ -24,6 +25,15 @@ from edge.learning.tree import build, flatten
 
 K = TypeVar("K", StatisticsKnowledge, SgdKnowledge, LayeredKnowledge)
 _Old = Mapping[str, npt.NDArray[Any]]
+
+
+def with_pieces(arrays: _Old) -> _Old:
+    """Arrays of `edge.learning.tree`, also from before samples of a block came together: each was one piece."""
+    found = dict(arrays)
+    for name, weights in arrays.items():
+        if name.endswith(".block.weights"):
+            found.setdefault(name.removesuffix("weights") + "pieces", np.ones(weights.size, np.int64))
+    return found
 
 
 def is_schema_2(arrays: _Old) -> bool:

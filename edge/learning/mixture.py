@@ -106,11 +106,7 @@ class Mixture:
 
     def kappa(self, task: Task) -> float:
         """Agreement of the best expert beyond chance, ``(a - 1/C) / (1 - 1/C)``; of quantities always 1."""
-        if task.is_regression:
-            return 1.0
-        chance = _chance(task)
-        mass = max((1.0 - DECAY**self.labels) / (1.0 - DECAY), 1e-12)  # who came late has to show it for as long
-        return (float(self.agreement.max()) / mass - chance) / (1.0 - chance)
+        return _kappa(self.agreement, self.labels, task)
 
     def credit(self, task: Task) -> float:
         """How far labels are believed at all, from 0 to 1: c of the module."""
@@ -210,48 +206,69 @@ def _awake(weights: Weights, outputs: FloatArray, known: Known) -> Weights:
 
 
 def heard(
-    mixture: Mixture, outputs: FloatArray, target: Targets, trust: float, task: Task, usual_loss: float = 0.0
+    mixture: Mixture, outputs: FloatArray, targets: Targets, trusts: FloatArray, task: Task, usual_loss: float = 0.0
 ) -> Mixture:
-    """The mixture after a label.
+    """The mixture after labels, one after another.
 
     Args:
-        mixture: Before it.
-        outputs: ``(k, 1, n_outputs)`` of the experts for the sample, before any of them learned it.
-        target: ``(1,)`` or ``(1, n_outputs)``.
-        trust: From 0 to 1; a label that is not trusted at all changes nothing.
+        mixture: Before them.
+        outputs: ``(k, n, n_outputs)`` of the experts for the samples, before any of them learned one.
+        targets: ``(n,)`` or ``(n, n_outputs)``.
+        trusts: ``(n,)`` from 0 to 1; a label that is not trusted at all changes nothing.
         task: What the outputs mean.
         usual_loss: Of quantities, the median loss of late answers.
     """
-    if trust <= 0.0:
-        return mixture
-    right = _right(outputs[:, 0], target, task, usual_loss)
+    says = trusts > 0
+    if not says.all():
+        if not says.any():
+            return mixture
+        outputs, targets, trusts = outputs[:, says], targets[says], trusts[says]
+    right = _right(outputs, targets, task, usual_loss)
     gains = right - 1.0
-    gains[0] += TIE * min(max((TIE_TO - mixture.kappa(task)) / (TIE_TO - TIE_FROM), 0.0), 1.0)
-    gains[1] += BASE
-    weights = mixture.weights * np.exp(ETA * trust * gains)
-    weights /= weights.sum()
-    share = SHARE * trust
-    counts = mixture.heard.copy()
-    counts[int(task.groups(target)[0])] += 1
+    gains[:, 1] += BASE
+    gains *= ETA
+    weights, start, agreement, labels = mixture.weights, mixture.start, mixture.agreement, mixture.labels
+    for is_right, gain, trust in zip(right, gains, trusts.tolist(), strict=True):
+        kappa = _kappa(agreement, labels, task)
+        if kappa < TIE_TO:
+            gain[0] += ETA * TIE * min((TIE_TO - kappa) / (TIE_TO - TIE_FROM), 1.0)
+        weights = weights * np.exp(trust * gain)
+        share = SHARE * trust
+        weights *= (1.0 - share) / np.add.reduce(weights)
+        weights += share * start
+        agreement = DECAY * agreement
+        agreement += is_right
+        labels += 1
     return replace(
         mixture,
-        weights=(1.0 - share) * weights + share * mixture.start,
-        agreement=DECAY * mixture.agreement + right,
-        labels=mixture.labels + 1,
-        heard=counts,
+        weights=weights,
+        agreement=agreement,
+        labels=labels,
+        heard=mixture.heard + np.bincount(task.groups(targets), minlength=len(mixture.heard)),
     )
 
 
-def _right(outputs: FloatArray, target: Targets, task: Task, usual_loss: float) -> Scores:
-    """``(k,)`` from 0 to 1, of outputs ``(k, n_outputs)``; what is not finite is wrong."""
-    targets = np.repeat(target, len(outputs), axis=0)
+def _right(outputs: FloatArray, targets: Targets, task: Task, usual_loss: float) -> Scores:
+    """``(n, k)`` from 0 to 1, of outputs ``(k, n, n_outputs)``; what is not finite is wrong."""
+    k, n, n_outputs = outputs.shape
+    flat, repeated = outputs.reshape(k * n, n_outputs), np.concatenate([targets] * k)
     with np.errstate(all="ignore"):
         if task.is_regression:
-            losses = task.losses(outputs, targets)
+            losses = task.losses(flat, repeated)
             found = 1.0 - np.minimum(1.0, losses / (_FAR_OFF * max(usual_loss, 1e-30)))
         else:
-            found = task.right(outputs, targets)
-    return np.where(np.isfinite(outputs).all(axis=1), np.nan_to_num(found), 0.0)
+            found = task.right(flat, repeated)
+    found = np.where(np.isfinite(flat).all(axis=1), np.nan_to_num(found), 0.0)
+    return np.ascontiguousarray(found.reshape(k, n).T)
+
+
+def _kappa(agreement: Weights, labels: int, task: Task) -> float:
+    """See `Mixture.kappa`."""
+    if task.is_regression:
+        return 1.0
+    chance = _chance(task)
+    mass = max((1.0 - DECAY**labels) / (1.0 - DECAY), 1e-12)  # who came late has to show it for as long
+    return (float(np.maximum.reduce(agreement)) / mass - chance) / (1.0 - chance)
 
 
 def renewed(mixture: Mixture) -> Mixture:

@@ -31,6 +31,14 @@ class PackedFeatures:
     def __len__(self) -> int:
         return len(self.codes)
 
+    def rows(self, start: int, stop: int) -> PackedFeatures:
+        """Some of them."""
+        return PackedFeatures(self.codes[start:stop], self.scales[start:stop])
+
+    def chosen(self, which: npt.NDArray[np.bool_]) -> PackedFeatures:
+        """Those that are chosen, ``(batch,)``."""
+        return PackedFeatures(self.codes[which], self.scales[which])
+
     def unpack(self, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
         """The features again: ``(batch, *shape)`` float32."""
         flat = self.codes * self.scales[:, None]

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.contract.training import FloatArray
+from edge.learning.events import Labelled
 from edge.learning.packing import PackedFeatures
 from edge.learning.solve import UNSEEN_LOGIT
 from edge.learning.task import Scores, Targets, Task
@@ -46,17 +47,15 @@ class Recent:
             answers=np.zeros((0, task.n_outputs), np.float32),
         )
 
-    def put(
-        self, features: PackedFeatures, target: Targets, weight: FloatArray, answer: FloatArray, most: int
-    ) -> Recent:
-        """With one more sample; beyond `most` the oldest go."""
-        last = slice(max(0, len(self) + 1 - most), None)
+    def put(self, labels: Labelled, answers: FloatArray, most: int) -> Recent:
+        """With more samples, `most` or fewer, and what was answered ``(n, n_outputs)``; beyond `most` the oldest go."""
+        last = slice(max(0, len(self) + len(labels) - most), None)
         return Recent(
-            codes=np.concatenate([self.codes[last], features.codes]),
-            scales=np.concatenate([self.scales[last], features.scales]),
-            targets=np.concatenate([self.targets[last], target]),
-            weights=np.concatenate([self.weights[last], weight]),
-            answers=np.concatenate([self.answers[last], answer]),
+            codes=np.concatenate([self.codes[last], labels.features.codes]),
+            scales=np.concatenate([self.scales[last], labels.features.scales]),
+            targets=np.concatenate([self.targets[last], labels.target]),
+            weights=np.concatenate([self.weights[last], labels.weight]),
+            answers=np.concatenate([self.answers[last], answers]),
         )
 
     def last(self, count: int) -> Recent:

@@ -111,6 +111,25 @@ class ReplayBuffer:
             every[group] = array
         return ReplayBuffer(seen, tuple(every), scales, kept_targets)
 
+    def offered(
+        self, features: FloatArray, targets: Targets, trusts: FloatArray, rng: np.random.Generator
+    ) -> ReplayBuffer:
+        """As `put`; a sample that is trusted by a half is offered half as often: the buffer has no weights.
+
+        Args:
+            features: ``(batch, ...)``.
+            targets: ``(batch,)`` classes or ``(batch, n_outputs)`` quantities.
+            trusts: ``(batch,)`` from 0 to 1.
+            rng: Decides.
+        """
+        kept = trusts >= 1
+        if not kept.all():
+            kept |= rng.random(len(trusts)) < trusts
+            if not kept.any():
+                return self
+            features, targets = features[kept], targets[kept]
+        return self.put(features, targets, rng)
+
     def draw(self, count: int, shape: tuple[int, ...], rng: np.random.Generator) -> tuple[FloatArray, Targets]:
         """Draw up to `count` kept samples ``(count, *shape)``, classes equally often, with replacement."""
         kept = self._kept

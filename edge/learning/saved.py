@@ -26,6 +26,7 @@ def read(experts: Experts, arrays: _Arrays) -> Learned:
     Raises:
         LearningError: They are of other classes or learners, or damaged.
     """
+    arrays = migrate.with_pieces(arrays)
     return tree.build(template(experts, arrays), arrays)
 
 

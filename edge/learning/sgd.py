@@ -11,6 +11,7 @@ world has changed, and not the labels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -37,10 +38,15 @@ REPLAYED = 16
 # The bundle's rate is for steps on single samples. The mean gradient of a batch allows more: with 5 times as much SGD
 # on a head of two layers ended 25 points higher (benchmarks/continual.py).
 BATCH_RATE = 5.0
+# Fewer replayed samples in a step are not compared with each other.
+_LEAST_DOUBTED = 4
+# Numbers of features, new and replayed ones, that are unpacked at a time.
+_UNPACKED = 1 << 18
 # A whitened head starts with this share of its logits: the same answers, with less confidence to unlearn.
 TEMPERED = 0.3
 
 Run = Callable[[FloatArray, Parameters], FloatArray]
+Random = np.random.Generator
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -121,6 +127,8 @@ class SgdLearner:
         self._run = run
         self._doubts = doubts
         self._rehearsals = rehearsals
+        per_label = (1 + drawn * (1 + rehearsals)) * math.prod(shape)
+        self._at_once = max(1, _UNPACKED // per_label)
         live = step.parameters()
         if whitening is not None:
             whitened = whitening.whitened(live)
@@ -191,7 +199,12 @@ class SgdLearner:
         return check_batch(features, targets, weights, self._shape, self._task)
 
     def learn_many(
-        self, features: FloatArray, targets: npt.NDArray[Any], weights: npt.NDArray[Any] | None = None
+        self,
+        features: FloatArray,
+        targets: npt.NDArray[Any],
+        weights: npt.NDArray[Any] | None = None,
+        *,
+        together: bool = False,
     ) -> None:
         """See `edge.learning.learner.Learner.learn_many`."""
         features, targets, weights = self.checked(features, targets, weights)
@@ -199,20 +212,15 @@ class SgdLearner:
             return
         self._hold(self._value)
         self._held, replay = None, self._value.replay
-        for i in range(len(targets)):
+        at_once = self._at_once if together else 1
+        for start in range(0, len(weights), at_once):
+            rows = slice(start, start + at_once)
+            x, ys, trusts = features[rows], targets[rows], weights[rows]
             # Random numbers depend on the seed and the sample's number only: a restart draws what would have come.
-            rng = np.random.default_rng([self._seed, self.n_samples + i])
-            old, old_targets = replay.draw(self._drawn, self._shape, rng)
-            self._one_step(
-                np.concatenate([features[i : i + 1], old]),
-                np.concatenate([targets[i : i + 1], old_targets]),
-                float(weights[i]),
-            )
-            for _ in range(self._rehearsals if len(old) else 0):
-                self._one_step(*replay.draw(self._drawn, self._shape, rng), 1.0)
-            # What is trusted by a half is kept half as often: the buffer has no weights.
-            if self._per_class and (weights[i] >= 1 or rng.random() < weights[i]):
-                replay = replay.put(features[i : i + 1], targets[i : i + 1], rng)
+            rng = np.random.default_rng([self._seed, self.n_samples + start])
+            self._steps(x, ys, trusts, replay, rng)
+            if self._per_class:
+                replay = replay.offered(x, ys, trusts, rng)
         inside = self._step.parameters()
         live = self._plain(inside)
         if not all(np.isfinite(array).all() for array in live.values()):
@@ -225,23 +233,39 @@ class SgdLearner:
         """Know what the step has now."""
         self._value, self._held = value, (value.inside, value.memory)
 
-    def _one_step(self, features: FloatArray, targets: Targets, weight: float) -> None:
-        if self._whitening is not None:
-            features = self._whitening.features(features)
-        weights = np.ones(len(features), np.float32)
-        if self._doubts and len(features) > 4:
-            weights[1:] = self._trust(features[1:], targets[1:])
-        weights[0] = weight
-        self._step.step(features, self._task.matrix(targets), weights, self._rate)
+    def _steps(
+        self, features: FloatArray, targets: Targets, weights: FloatArray, replay: ReplayBuffer, rng: Random
+    ) -> None:
+        """A step for each new sample, and the further ones. What is replayed is drawn before the first of them."""
+        n, matrix = len(weights), self._task.matrix
+        drawn, steps = self._drawn if len(replay) else 0, 1 + self._rehearsals
+        drawn_features, drawn_targets = replay.draw(n * steps * drawn, self._shape, rng)
+        drawn_features = self._inside(drawn_features)
+        trusts = np.ones((n, steps, drawn), np.float32)
+        if self._doubts and drawn >= _LEAST_DOUBTED:
+            trusts = self._trust(drawn_features, drawn_targets, drawn).reshape(n, steps, drawn)
+        new, ys = self._inside(features), matrix(targets)
+        old = drawn_features.reshape(n, steps, drawn, *self._shape)
+        old_ys = matrix(drawn_targets).reshape(n, steps, drawn, ys.shape[1])
+        for i in range(n):
+            x = np.concatenate([new[i : i + 1], old[i, 0]])
+            y = np.concatenate([ys[i : i + 1], old_ys[i, 0]])
+            self._step.step(x, y, np.concatenate([weights[i : i + 1], trusts[i, 0]]), self._rate)
+            for j in range(1, steps if drawn else 1):
+                self._step.step(old[i, j], old_ys[i, j], trusts[i, j], self._rate)
 
-    def _trust(self, features: FloatArray, targets: Targets) -> FloatArray:
-        """``(batch,)`` how much replayed samples count; see the module."""
-        losses = self._task.losses(self._outputs(features), targets)
+    def _inside(self, features: FloatArray) -> FloatArray:
+        """Features as the step takes them."""
+        return features if self._whitening is None else self._whitening.features(features)
+
+    def _trust(self, features: FloatArray, targets: Targets, together: int) -> FloatArray:
+        """``(steps, together)`` how much replayed samples count, so many of them in each step; see the module."""
+        losses = self._task.losses(self._outputs(features), targets).reshape(-1, together)
         if self._task.is_regression:  # down like 1 / loss where it is above nine times the median
-            usual = 9.0 * _median(losses) + 1e-12
+            usual = 9.0 * _medians(losses) + 1e-12
             return np.minimum(1.0, usual / np.maximum(losses, usual)).astype(np.float32)
         likely = np.exp(-losses)
-        usual = 0.5 * _median(likely)
+        usual = 0.5 * _medians(likely)
         return np.minimum(1.0, (likely + 0.02) / (usual + 0.02)).astype(np.float32)
 
     def _outputs(self, features: FloatArray) -> FloatArray:
@@ -327,7 +351,7 @@ class SgdLearner:
         self._keep(replace(value, inside=inside, memory=memory, live=self._plain(inside), changes=changes))
 
 
-def _median(values: Scores) -> float:
-    """Of a few numbers, in a tenth of the time that `numpy.median` takes."""
-    ordered, n = np.sort(values), len(values)
-    return float(ordered[(n - 1) // 2] + ordered[n // 2]) / 2.0
+def _medians(values: Scores) -> Scores:
+    """``(n, 1)`` of the rows of a few numbers each, in a tenth of the time that `numpy.median` takes."""
+    ordered, n = np.sort(values, axis=1), values.shape[1]
+    return (ordered[:, (n - 1) // 2, None] + ordered[:, n // 2, None]) / 2.0

@@ -18,6 +18,8 @@ ANSWERS = Task(TrainingRecipe(loss=BINARY_CROSS_ENTROPY), 3)
 NAMES = (mix.TRUSTED, mix.SHIPPED, "one", "two")
 EVERYBODY = np.ones((4, 4), bool)
 
+ONE = np.ones(1, np.float32)
+
 
 def begun(task: Task = CLASSES) -> mix.Mixture:
     return mix.mixture_of(NAMES, np.array([1.0, 1.0, 1.0, 1.0]), task)
@@ -33,7 +35,7 @@ def saying(*classes: int) -> npt.NDArray[np.float32]:
 
 def hear(mixture: mix.Mixture, outputs: npt.NDArray[np.float32], label: int, times: int = 1) -> mix.Mixture:
     for _ in range(times):
-        mixture = mix.heard(mixture, outputs, np.array([label]), 1.0, CLASSES)
+        mixture = mix.heard(mixture, outputs, np.array([label]), ONE, CLASSES)
     return mixture
 
 
@@ -57,7 +59,7 @@ def test_who_was_wrong_for_long_comes_back_soon() -> None:
 def test_labels_that_agree_with_nobody_change_no_answer() -> None:
     rng, mixture = np.random.default_rng(0), begun()
     for label in rng.integers(0, 4, 200):
-        mixture = mix.heard(mixture, saying(0, 0, 2, 1), np.array([label]), 1.0, CLASSES)
+        mixture = mix.heard(mixture, saying(0, 0, 2, 1), np.array([label]), ONE, CLASSES)
     assert mixture.credit(CLASSES) < 0.3
     assert mix.answer(mixture, saying(0, 0, 2, 1), EVERYBODY, CLASSES).argmax() == 0  # the trusted past
 
@@ -74,7 +76,7 @@ def test_nothing_is_credited_before_the_first_label_and_all_of_it_when_labels_ag
 def test_of_experts_that_are_as_good_the_head_they_start_from_is_kept() -> None:
     rng, mixture = np.random.default_rng(1), begun()
     for label in rng.integers(0, 2, 200):  # half of the labels say 0, half 1: all are right on half of them
-        mixture = mix.heard(mixture, saying(0, 0, 1, 1), np.array([label]), 1.0, CLASSES)
+        mixture = mix.heard(mixture, saying(0, 0, 1, 1), np.array([label]), ONE, CLASSES)
     assert mixture.weights[:2].sum() > 0.8
 
 
@@ -104,7 +106,7 @@ def test_quantities_are_averaged_and_who_is_nearer_is_believed() -> None:
     mixture, outputs = begun(QUANTITIES), np.zeros((4, 1, 2), np.float32)
     outputs[2] = [[1.0, -1.0]]
     for _ in range(40):
-        mixture = mix.heard(mixture, outputs, np.array([[1.0, -1.0]], np.float32), 1.0, QUANTITIES, usual_loss=0.5)
+        mixture = mix.heard(mixture, outputs, np.array([[1.0, -1.0]], np.float32), ONE, QUANTITIES, usual_loss=0.5)
     assert mixture.believed == "one"
     found = mix.answer(mixture, outputs, np.ones((4, 2), bool), QUANTITIES)
     np.testing.assert_allclose(found, mixture.weight_of("one") * np.array([[1.0, -1.0]]), rtol=1e-5)
@@ -118,7 +120,7 @@ def test_yes_or_no_answers_mix_their_probabilities() -> None:
 
 def test_a_label_without_trust_changes_nothing() -> None:
     mixture = begun()
-    assert mix.heard(mixture, saying(0, 1, 2, 3), np.array([1]), 0.0, CLASSES) is mixture
+    assert mix.heard(mixture, saying(0, 1, 2, 3), np.array([1]), np.zeros(1, np.float32), CLASSES) is mixture
 
 
 def test_who_stays_keeps_its_weight_when_others_come_and_go() -> None:
@@ -140,7 +142,7 @@ def test_the_trusted_past_gives_up_its_say_when_it_becomes_what_others_have() ->
 def test_weights_are_shares_whatever_comes(stream: list[tuple[list[int], int]]) -> None:
     mixture = begun()
     for answers, label in stream:
-        mixture = mix.heard(mixture, saying(*answers), np.array([label]), 1.0, CLASSES)
+        mixture = mix.heard(mixture, saying(*answers), np.array([label]), ONE, CLASSES)
         assert (mixture.weights > 0).all()
         assert mixture.weights.sum() == pytest.approx(1.0)
         assert 0.0 <= mixture.credit(CLASSES) <= 1.0

@@ -100,11 +100,11 @@ def test_a_wrong_label_in_the_replay_buffer_counts_little(digits_bundle: Path) -
     wrong = labels[:20].copy()
     wrong[3] = (wrong[3] + 5) % 10
     whitened = learner._whitening.features(features[:20]) if learner._whitening else features[:20]
-    trust = learner._trust(whitened, wrong)
+    trust = learner._trust(whitened, wrong, 20)[0]
     assert trust[3] < 0.2
     assert np.delete(trust, 3).mean() > 0.9
     # A head that is wrong about everything: the world has changed.
-    assert learner._trust(whitened, (labels[:20] + 1) % 10).mean() > 0.6
+    assert learner._trust(whitened, (labels[:20] + 1) % 10, 20).mean() > 0.6
 
 
 @pytest.mark.parametrize("n_outputs", [1, 2, 5])

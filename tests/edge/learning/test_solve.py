@@ -199,6 +199,30 @@ def near(found: tuple[Array, Array], expected: tuple[Array, Array], tolerance: f
         np.testing.assert_allclose(array, wanted, rtol=0, atol=tolerance * np.abs(wanted).max())
 
 
+def added(factor: Factor, x: npt.NDArray[Any], target: npt.NDArray[Any], label: int, weight: float = 1.0) -> bool:
+    return factor.add(x[None], target[None], [label], [weight])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_samples_that_are_added_together_are_as_those_that_come_alone(method: Method) -> None:
+    rng = np.random.default_rng(7)
+    features, labels = data(400, 12, 5, 4)
+    features, one_hot = features + 3.0, np.eye(5)[labels]
+    total = HeadStatistics.of_targets(features[:10], one_hot[:10], np.ones(10))  # of some classes only
+    factor, at, kept = Factor(total, method), 10, 0
+    while at < len(features):
+        rows = slice(at, min(at + int(rng.integers(1, 40)), len(features)))
+        weights = rng.random(rows.stop - at) * (rng.random(rows.stop - at) > 0.2)
+        at = rows.stop
+        total = total + HeadStatistics.of_targets(features[rows], one_hot[rows], weights)
+        if factor.add(features[rows], one_hot[rows], labels[rows].tolist(), weights.tolist()):
+            kept += 1
+        else:
+            factor = Factor(total, method)
+        near(factor.head(), Factor(total, method).head(), 1e-9)
+    assert kept > 5
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("weighted", [False, True])
 def test_a_factor_kept_up_to_date_is_one_made_anew(method: Method, weighted: bool) -> None:
@@ -212,7 +236,7 @@ def test_a_factor_kept_up_to_date_is_one_made_anew(method: Method, weighted: boo
     kept = 0
     for i in range(10, 600):
         total = total + HeadStatistics.of_targets(features[i : i + 1], one_hot[i : i + 1], weights[i : i + 1])
-        if factor.add(features[i], one_hot[i], int(labels[i]), float(weights[i])):
+        if added(factor, features[i], one_hot[i], int(labels[i]), float(weights[i])):
             kept += 1
         else:
             factor = Factor(total, method)
@@ -229,7 +253,7 @@ def test_a_factor_of_quantities_is_one_made_anew(seed: int) -> None:
     factor = Factor(total, "ridge")
     for i in range(5, 300):
         total = total + HeadStatistics.of_targets(features[i : i + 1], targets[i : i + 1], weights[i : i + 1])
-        if not factor.add(features[i], targets[i], 0, float(weights[i])):
+        if not added(factor, features[i], targets[i], 0, float(weights[i])):
             factor = Factor(total, "ridge")
         near(factor.head(), Factor(total, "ridge").head(), 1e-9)
 
@@ -243,7 +267,7 @@ def test_a_factor_takes_in_a_class_that_it_had_not_seen(method: Method) -> None:
     assert factor.sampled.tolist() == [True, True, True, False]
     for x, label in zip(features[~first], labels[~first], strict=True):
         total = total + of(x[None], np.array([label]), 4)
-        if not factor.add(x, np.eye(4)[label], int(label), 1.0):
+        if not added(factor, x, np.eye(4)[label], int(label)):
             factor = Factor(total, method)
         near(factor.head(), Factor(total, method).head(), 1e-9)
     assert factor.seen.all()
@@ -255,7 +279,7 @@ def test_a_sample_without_weight_changes_nothing(method: Method) -> None:
     features, labels = data(30, 4, 3, 0)
     factor = Factor(of(features, labels, 3), method)
     before = factor.head()
-    assert factor.add(features[0] + 9, np.eye(3)[1], 1, 0.0)
+    assert added(factor, features[0] + 9, np.eye(3)[1], 1, 0.0)
     for found, expected in zip(factor.head(), before, strict=True):
         assert (found == expected).all()
 
@@ -264,7 +288,7 @@ def test_a_sample_without_weight_changes_nothing(method: Method) -> None:
 def test_says_when_it_must_be_made_anew(method: Method) -> None:
     features, labels = data(30, 4, 3, 0)
     factor = Factor(of(features, labels, 3), method)
-    assert not factor.add(features[0] + 1e3, np.eye(3)[1], 1, 1.0)  # the scatter is another one now
+    assert not added(factor, features[0] + 1e3, np.eye(3)[1], 1)  # the scatter is another one now
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -273,7 +297,7 @@ def test_the_statistics_that_were_given_stay_as_they_are(method: Method) -> None
     given = of(features, labels, 3)
     gram, moment = given.gram.copy(), given.moment.copy()
     factor = Factor(given, method)
-    factor.add(features[0], np.eye(3)[1], 1, 1.0)
+    added(factor, features[0], np.eye(3)[1], 1)
     factor.head()
     assert (given.gram == gram).all()
     assert (given.moment == moment).all()
