@@ -14,10 +14,11 @@ from edge.contract.choices import LEARNERS
 from edge.contract.errors import ConfigError
 from edge.contract.manifest import HeadSpec, LinearLayer
 from edge.contract.projection import BYTES_PER_SQUARE
-from edge.contract.training import FloatArray, Parameters, TrainStep
+from edge.contract.training import TrainStep
 from edge.inference.onnx_session import OnnxSession
 from edge.inference.trainers import open_trainer
 from edge.learning.closed_form import StatisticsLearner
+from edge.learning.experts import Product
 from edge.learning.layered import LayeredLearner
 from edge.learning.learner import Learner
 from edge.learning.learning import Learning
@@ -97,14 +98,7 @@ class Workshop:
         linear = self.head.linear
         if linear is None or not self.head.is_linear:
             return self.session.logits
-        weight, bias = linear.weight, linear.bias
-
-        def product(features: FloatArray, parameters: Parameters) -> FloatArray:
-            with np.errstate(all="ignore"):  # what is not finite is looked for by who asks
-                found: FloatArray = features @ parameters[weight].T
-                return found if bias is None else found + parameters[bias]
-
-        return product
+        return Product(linear)
 
     def _list(self) -> str:
         return ", ".join(name for name in LEARNERS if name == "auto" or self._problem(name) is None)

@@ -23,7 +23,7 @@ from edge.learning.events import ClassAdded, Contributed, Event, HeadOffered, He
 from edge.learning.learned import Happened, Learned
 from edge.learning.learner import part
 from edge.learning.learning import Learning
-from edge.learning.recent import Recent
+from edge.learning.packing import PackedFeatures
 
 _LEARNED, _WAITING = "learned", "waiting"
 # A label that had waited, what had been answered, and what happened when it was learned.
@@ -171,7 +171,8 @@ class LearnedState:
                     f"what comes is kept in memory only, the disk does not take it: {exc.strerror}; it is lost unless "
                     f"a snapshot can be written before the end"
                 )
-            self._unkept, self._why_unkept = self._unkept + 1, str(exc.strerror)
+            self._unkept += len(event) if isinstance(event, Labelled) else 1
+            self._why_unkept = str(exc.strerror)
 
     def save(self) -> None:
         """Write a snapshot; without a state folder this does nothing.
@@ -329,12 +330,5 @@ def _one_by_one(found: dict[str, Any]) -> list[Labelled]:
     """The labels again that `_side_by_side` was given."""
     if not found:
         return []
-    targets = found["targets"]
-    kept = Recent(
-        codes=found["codes"],
-        scales=found["scales"],
-        targets=targets,
-        weights=found["weights"],
-        answers=np.zeros((len(targets), 0), np.float32),
-    )
-    return [Labelled(kept.packed(i), targets[i : i + 1], kept.weights[i : i + 1]) for i in range(len(kept))]
+    features = PackedFeatures(found["codes"], found["scales"])
+    return Labelled(features, found["targets"], found["weights"]).each()

@@ -67,9 +67,7 @@ def learned(learning: Learning, saved: Saved) -> tuple[Learned, list[Labelled]]:
         since = _labels(part(tensors, "probation."), found.recent.grown(len(names)) if names else found.recent)
         found = replace(found, trial=Trial(before=before, since=since))
     waiting = _labels(part(tensors, "waiting."), begun.recent)
-    return found, [
-        Labelled(waiting.packed(i), waiting.targets[i : i + 1], waiting.weights[i : i + 1]) for i in range(len(waiting))
-    ]
+    return found, waiting.labels().each()
 
 
 def _one(learning: Learning, begun: Learned, tensors: _Old, release: int) -> Learned:

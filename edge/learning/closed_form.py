@@ -302,30 +302,26 @@ class StatisticsLearner:
     # Learning
 
     def learn_many(
-        self,
-        features: FloatArray,
-        targets: npt.NDArray[Any],
-        weights: npt.NDArray[Any] | None = None,
-        *,
-        together: bool = False,
+        self, features: FloatArray, targets: npt.NDArray[Any], weights: npt.NDArray[Any] | None = None
     ) -> None:
         """See `edge.learning.learner.Learner.learn_many`."""
-        del together  # the order does not matter
+        features, targets, weights = check_batch(features, targets, weights, (self._n_features,), self._task)
+        self.learn_together(features, targets, weights)
+
+    def learn_together(self, features: FloatArray, targets: Targets, weights: FloatArray) -> None:
+        """See `edge.learning.learner.Learner.learn_together`: the order does not matter."""
         task = self._task
-        features, targets, weights = check_batch(features, targets, weights, (self._n_features,), task)
         n_samples = self._value.n_samples + len(features)
         says = weights > 0  # a label that is not trusted at all says nothing
-        if not says.any():
-            self._become(replace(self._value, n_samples=n_samples), self._factor, self._solved)
-            return
         if not says.all():
+            if not says.any():
+                self._become(replace(self._value, n_samples=n_samples), self._factor, self._solved)
+                return
             features, targets, weights = features[says], targets[says], weights[says]
         before, batch = self._worth(
             Block.together(self._projected(features), task.matrix(targets), weights.astype(np.float64))
         )
         value, factor = self._added(before, n_samples, batch, task.groups(targets))
-        if value.given is not None and factor is not None:
-            value = replace(value, given=None)
         # What these samples make impossible to solve is refused with them.
         self._become(value, factor, None if factor is None else self._head_of(value, factor))
 
@@ -351,17 +347,17 @@ class StatisticsLearner:
         self, value: StatisticsKnowledge, n_samples: int, batch: Block, groups: npt.NDArray[np.int64]
     ) -> tuple[StatisticsKnowledge, Factor | None]:
         """What is known with a batch, and its factor; None where there is nothing to solve, and the head stays."""
-        longer = replace(value, n_samples=n_samples, block=value.block.followed_by(batch))
-        if len(longer.block) < self._longest and value.n_known > _NOTHING:
+        block = value.block.followed_by(batch)
+        if len(block) < self._longest and value.n_known > _NOTHING:
             factor, self._factor = self._factor_of(value), None  # it is changed from here on
             if factor is not None and _add(factor, batch, groups[len(groups) - len(batch) :]):
-                return longer, factor
+                return replace(value, n_samples=n_samples, block=block, given=None), factor
         factor = self._factor = None  # the old one is gone before there is another
-        settled = longer.settled()
+        settled = replace(value, n_samples=n_samples, block=block).settled()
         factor = self._factor_of(settled)
-        if factor is None and settled.given is None:
-            settled = replace(settled, given=self.parameters())
-        return settled, factor
+        if factor is None:
+            return (settled if settled.given is not None else replace(settled, given=self.parameters())), None
+        return replace(settled, given=None), factor
 
     def _factor_of(self, value: StatisticsKnowledge) -> Factor | None:
         """The factor that a value determines; None where there are no samples."""

@@ -27,6 +27,10 @@ class Labelled:
     def __len__(self) -> int:
         return len(self.weight)
 
+    def each(self) -> list[Labelled]:
+        """Every label alone."""
+        return [self.rows(i, i + 1) for i in range(len(self))]
+
     def rows(self, start: int, stop: int) -> Labelled:
         """Some of them."""
         return Labelled(self.features.rows(start, stop), self.target[start:stop], self.weight[start:stop])

@@ -6,7 +6,7 @@ What is dear to compute again (the factor of a solver, what a training step hold
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -35,6 +35,33 @@ START_MERGE: Mapping[bool | None, float] = {True: 0.7, None: 0.4, False: 0.1}
 START_PUSHED = 0.3
 # What the usual error of a class is taken for at first.
 USUAL_FIRST = 0.25
+
+
+class Product:
+    """A head that is one linear layer: a product of matrices is faster than asking a runtime for it.
+
+    Args:
+        layer: Its names.
+    """
+
+    def __init__(self, layer: LinearLayer) -> None:
+        self._layer = layer
+
+    def __call__(self, features: FloatArray, parameters: Parameters) -> FloatArray:
+        """Outputs ``(batch, n_outputs)``."""
+        weight, bias = self._layer.weight, self._layer.bias
+        with np.errstate(all="ignore"):  # what is not finite is looked for by who asks
+            found: FloatArray = features @ parameters[weight].T
+            return found if bias is None else found + parameters[bias]
+
+    def each(self, features: FloatArray, heads: Sequence[Parameters]) -> FloatArray:
+        """Outputs ``(k, batch, n_outputs)`` of k heads, in one product."""
+        weights = np.concatenate([head[self._layer.weight] for head in heads])
+        with np.errstate(all="ignore"):
+            found: FloatArray = features @ weights.T
+            if self._layer.bias is not None:
+                found += np.concatenate([head[self._layer.bias] for head in heads])
+        return np.ascontiguousarray(found.reshape(len(features), len(heads), -1).transpose(1, 0, 2))
 
 
 class Experts:
@@ -160,7 +187,10 @@ class Experts:
 
     def outputs(self, learned: Learned, features: FloatArray) -> FloatArray:
         """``(k, batch, n_outputs)`` of every expert."""
-        return np.stack([self.run(features, self.parameters(learned, name)) for name in learned.mixture.names])
+        heads = [self.parameters(learned, name) for name in learned.mixture.names]
+        if isinstance(self.run, Product):
+            return self.run.each(features, heads)
+        return np.array([self.run(features, head) for head in heads])
 
     def answer(self, learned: Learned, features: FloatArray) -> FloatArray:
         """``(batch, n_outputs)`` of all together, see `edge.learning.mixture.answer`."""
@@ -175,21 +205,23 @@ class Experts:
             return found
         return mix.answer(learned.mixture, outputs, self._known(learned), self.task(learned))
 
-    def _known(self, learned: Learned) -> Known:
-        """``(k, n_outputs)`` which class each expert can know.
+    def _known(self, learned: Learned) -> Known | None:
+        """``(k, n_outputs)`` which class each expert can know; None where all know all.
 
         Not one that its head never answers; and not one that this device has had fewer than two labels of, where a
         merge brings what others have seen.
         """
-        task = self.task(learned)
-        names = learned.mixture.names
+        task, names = self.task(learned), learned.mixture.names
+        has_added = self.head is not None and self.head.bias is not None
+        has_added = has_added and task.n_outputs > self.shipped_task.n_outputs
+        has_special = learned.has_merge and bool(learned.merge_fits)
+        if not task.is_classifier or not (has_added or has_special):
+            return None
         known = np.ones((len(names), task.n_outputs), bool)
-        if not task.is_classifier:
-            return known
-        if self.head is not None and self.head.bias is not None and task.n_outputs > self.shipped_task.n_outputs:
+        if has_added and self.head is not None and self.head.bias is not None:
             for k, name in enumerate(names):
                 known[k] = self.parameters(learned, name)[self.head.bias] > UNSEEN_LOGIT / 2
-        if learned.has_merge and learned.merge_fits:
+        if has_special:
             seldom = learned.mixture.heard < mix.KNOWN_FROM
             for k, name in enumerate(names):
                 if not on_merge(learned.trusted if name == TRUSTED else name):

@@ -117,23 +117,24 @@ class LayeredLearner:
         return self._value.live
 
     def learn_many(
-        self,
-        features: FloatArray,
-        targets: npt.NDArray[Any],
-        weights: npt.NDArray[Any] | None = None,
-        *,
-        together: bool = False,
+        self, features: FloatArray, targets: npt.NDArray[Any], weights: npt.NDArray[Any] | None = None
     ) -> None:
         """See `edge.learning.learner.Learner.learn_many`."""
-        features, targets, weights = self._below.checked(features, targets, weights)
-        last = self._value.last
+        self._learn(*self._below.checked(features, targets, weights), together=False)
+
+    def learn_together(self, features: FloatArray, targets: Targets, weights: FloatArray) -> None:
+        """See `edge.learning.learner.Learner.learn_together`."""
+        self._learn(features, targets, weights, together=True)
+
+    def _learn(self, features: FloatArray, targets: Targets, weights: FloatArray, *, together: bool) -> None:
+        last, start, below = self._value.last, 0, self._below
         try:
-            start = 0
             while start < len(features):
-                rows = slice(start, start + (SOLVE_EVERY - self._below.n_samples % SOLVE_EVERY if together else 1))
+                rows = slice(start, start + SOLVE_EVERY - below.n_samples % SOLVE_EVERY if together else start + 1)
                 start = rows.stop
-                self._below.learn_many(features[rows], targets[rows], weights[rows], together=together)
-                if self._below.n_samples % SOLVE_EVERY == 0:
+                learn = below.learn_together if together else below.learn_many
+                learn(features[rows], targets[rows], weights[rows])
+                if below.n_samples % SOLVE_EVERY == 0:
                     last = self._solved(last)
         except BaseException:  # whatever interrupts a batch: nothing of it was learned
             self._below.load(self._value.below)

@@ -41,12 +41,7 @@ class Learner(Protocol):
         ...
 
     def learn_many(
-        self,
-        features: FloatArray,
-        targets: npt.NDArray[Any],
-        weights: npt.NDArray[Any] | None = None,
-        *,
-        together: bool = False,
+        self, features: FloatArray, targets: npt.NDArray[Any], weights: npt.NDArray[Any] | None = None
     ) -> None:
         """Learn; a batch that is refused changes nothing.
 
@@ -54,11 +49,20 @@ class Learner(Protocol):
             features: ``(batch, *features)``.
             targets: ``(batch,)`` classes, or ``(batch, n_outputs)``.
             weights: ``(batch,)`` from 0 to 1, how much each label is trusted; None for 1.
-            together: Whether they need not be learned one after another, each with all that came before it: a few of
-                them are learned faster so. Where the order does not matter it is the same.
 
         Raises:
             LearningError: Not finite, of another shape, or a target out of range.
+        """
+        ...
+
+    def learn_together(self, features: FloatArray, targets: Targets, weights: FloatArray) -> None:
+        """Learn a few samples that need not be learned one after another, each with all that came before it.
+
+        That is faster, and the same as `learn_many` where the order does not matter. They are as `check_batch` gives
+        them, one or more. A batch that is refused changes nothing.
+
+        Raises:
+            LearningError: As `learn_many`.
         """
         ...
 

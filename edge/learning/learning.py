@@ -142,7 +142,7 @@ class Learning(Experts):
         for name in learners:
             machine = self.loaded(learned, name)
             try:
-                machine.learn_many(x, target, weight, together=True)
+                machine.learn_together(x, target, weight)
             except LearningError as exc:
                 refused.append(exc)
                 continue
@@ -171,12 +171,16 @@ class Learning(Experts):
         if learned.trial is None:
             raise LearningError("there is no head on trial to go back from")
         before, since = learned.trial.before, learned.trial.since
-        for i in range(len(since)):
-            rows = slice(i, i + 1)
-            label = Labelled(since.packed(i), since.targets[rows], since.weights[rows])
-            with suppress(LearningError):  # what only the head on trial could learn does not keep it
-                before, _ = self._labelled(before, label)
-        return before
+        if not len(since):
+            return before
+        labels = since.labels()
+        try:
+            return self._labelled(before, labels)[0]
+        except LearningError:  # what only the head on trial could learn does not keep it
+            for label in labels.each():
+                with suppress(LearningError):
+                    before, _ = self._labelled(before, label)
+            return before
 
 
 def _at_once(labels: int) -> int:

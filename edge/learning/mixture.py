@@ -32,7 +32,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.contract.training import FloatArray
-from edge.learning.task import Scores, Targets, Task, log_softmax
+from edge.learning.calibration import softmax
+from edge.learning.task import Scores, Targets, Task
 
 # The rate of the weights, and the share of the start weights that they keep. 0.3 to 0.5 were the same within half a
 # point on digits in ten orders; at 0.5 whoever has just learned the class of the day was believed too soon.
@@ -89,11 +90,14 @@ class Mixture:
     @property
     def believed(self) -> str:
         """The expert that is believed most; the trusted past only where nobody else is near it."""
-        order = np.argsort(-self.weights, kind="stable")
-        first = self.names[int(order[0])]
-        if first == TRUSTED and len(order) > 1 and self.weights[order[1]] >= self.weights[order[0]] - 1e-12:
-            return self.names[int(order[1])]
-        return first
+        weights: list[float] = self.weights.tolist()
+        first = weights.index(max(weights))
+        if self.names[first] == TRUSTED and len(weights) > 1:
+            others = weights[:first] + weights[first + 1 :]
+            if max(others) >= weights[first] - 1e-12:
+                second = others.index(max(others))
+                return self.names[second + (second >= first)]
+        return self.names[first]
 
     def weight_of(self, name: str) -> float:
         """Of one expert; 0 where there is none of that name."""
@@ -106,7 +110,7 @@ class Mixture:
 
     def kappa(self, task: Task) -> float:
         """Agreement of the best expert beyond chance, ``(a - 1/C) / (1 - 1/C)``; of quantities always 1."""
-        return _kappa(self.agreement, self.labels, task)
+        return _kappa(float(self.agreement.max()), self.labels, task)
 
     def credit(self, task: Task) -> float:
         """How far labels are believed at all, from 0 to 1: c of the module."""
@@ -145,13 +149,15 @@ def _chance(task: Task) -> float:
     return 1.0 / task.n_outputs if task.is_classifier else 0.5
 
 
-def answer(mixture: Mixture, outputs: FloatArray, known: Known, task: Task, *, trusted: bool = True) -> FloatArray:
+def answer(
+    mixture: Mixture, outputs: FloatArray, known: Known | None, task: Task, *, trusted: bool = True
+) -> FloatArray:
     """The answer of all experts together.
 
     Args:
         mixture: How far each is believed.
         outputs: ``(k, batch, n_outputs)`` of the experts.
-        known: ``(k, n_outputs)`` which class each expert can know; see `known_classes`.
+        known: ``(k, n_outputs)`` which class each expert can know; None where all know all.
         task: What the outputs mean.
         trusted: Whether labels must agree with somebody to count; False believes the weights alone.
 
@@ -159,14 +165,15 @@ def answer(mixture: Mixture, outputs: FloatArray, known: Known, task: Task, *, t
         ``(batch, n_outputs)`` float32: logits whose softmax (or sigmoid) is the mixture of the experts' probabilities,
         or quantities. Not finite where no expert's answer is.
     """
-    weights = np.broadcast_to(mixture.weights[:, None], outputs.shape[:2])
-    finite = np.asarray(np.isfinite(outputs).all(axis=2))
+    weights = mixture.weights[:, None]
+    finite = np.isfinite(outputs)
     if not finite.all():  # who answers nothing has no say; not finite is the answer where nobody has one
-        outputs = np.where(finite[:, :, None], outputs, np.float32(0.0))
+        speaks = np.asarray(finite.all(axis=2))
+        outputs = np.where(speaks[:, :, None], outputs, np.float32(0.0))
         with np.errstate(invalid="ignore"):
-            weights = weights * finite / (weights * finite).sum(axis=0)
-    if not known.all():
-        weights = _awake(weights, outputs, known)
+            weights = weights * speaks / (weights * speaks).sum(axis=0)
+    if known is not None and not known.all():
+        weights = _awake(np.broadcast_to(weights, outputs.shape[:2]), outputs, known)
     credit = mixture.credit(task) if trusted else 1.0
     if credit < 1.0:
         # Specialists speak also where labels do not count: nobody else can.
@@ -175,14 +182,15 @@ def answer(mixture: Mixture, outputs: FloatArray, known: Known, task: Task, *, t
         rest[:, rest[0] == 0] = weights[:, rest[0] == 0]
         weights = credit * weights + (1.0 - credit) * rest
     if task.is_regression:
-        return np.asarray(np.einsum("kb,kbo->bo", weights, outputs.astype(np.float64)), np.float32)
+        return np.asarray(np.add.reduce(weights[:, :, None] * outputs, axis=0), np.float32)
     with np.errstate(divide="ignore"):
         if task.is_classifier:
-            shares = np.exp(log_softmax(outputs))
-            mixed = np.log(np.einsum("kb,kbo->bo", weights, shares))
+            shares = softmax(outputs)
+            shares *= weights[:, :, None]
+            mixed = np.log(np.add.reduce(shares, axis=0))
             return np.asarray(np.maximum(mixed, -1e4), np.float32)
         yes = 0.5 * (1.0 + np.tanh(outputs.astype(np.float64) / 2.0))
-        mixed = np.einsum("kb,kbo->bo", weights, yes)
+        mixed = np.add.reduce(weights[:, :, None] * yes, axis=0)
         return np.asarray(np.clip(np.log(mixed) - np.log1p(-mixed), -50.0, 50.0), np.float32)
 
 
@@ -223,26 +231,26 @@ def heard(
         if not says.any():
             return mixture
         outputs, targets, trusts = outputs[:, says], targets[says], trusts[says]
-    right = _right(outputs, targets, task, usual_loss)
-    gains = right - 1.0
-    gains[:, 1] += BASE
-    gains *= ETA
-    weights, start, agreement, labels = mixture.weights, mixture.start, mixture.agreement, mixture.labels
-    for is_right, gain, trust in zip(right, gains, trusts.tolist(), strict=True):
-        kappa = _kappa(agreement, labels, task)
+    # A handful of numbers each: lists are faster than arrays.
+    weights, start = mixture.weights.tolist(), mixture.start.tolist()
+    agreement, labels = mixture.agreement.tolist(), mixture.labels
+    rows = _right(outputs, targets, task, usual_loss).tolist()
+    for right, trust in zip(rows, trusts.tolist(), strict=True):
+        gains = [each - 1.0 for each in right]
+        gains[1] += BASE
+        kappa = _kappa(max(agreement), labels, task)
         if kappa < TIE_TO:
-            gain[0] += ETA * TIE * min((TIE_TO - kappa) / (TIE_TO - TIE_FROM), 1.0)
-        weights = weights * np.exp(trust * gain)
+            gains[0] += TIE * min((TIE_TO - kappa) / (TIE_TO - TIE_FROM), 1.0)
+        weights = [weight * math.exp(ETA * trust * gain) for weight, gain in zip(weights, gains, strict=True)]
         share = SHARE * trust
-        weights *= (1.0 - share) / np.add.reduce(weights)
-        weights += share * start
-        agreement = DECAY * agreement
-        agreement += is_right
+        kept = (1.0 - share) / sum(weights)
+        weights = [kept * weight + share * each for weight, each in zip(weights, start, strict=True)]
+        agreement = [DECAY * late + each for late, each in zip(agreement, right, strict=True)]
         labels += 1
     return replace(
         mixture,
-        weights=weights,
-        agreement=agreement,
+        weights=np.array(weights),
+        agreement=np.array(agreement),
         labels=labels,
         heard=mixture.heard + np.bincount(task.groups(targets), minlength=len(mixture.heard)),
     )
@@ -251,6 +259,7 @@ def heard(
 def _right(outputs: FloatArray, targets: Targets, task: Task, usual_loss: float) -> Scores:
     """``(n, k)`` from 0 to 1, of outputs ``(k, n, n_outputs)``; what is not finite is wrong."""
     k, n, n_outputs = outputs.shape
+    is_finite = np.isfinite(outputs)
     flat, repeated = outputs.reshape(k * n, n_outputs), np.concatenate([targets] * k)
     with np.errstate(all="ignore"):
         if task.is_regression:
@@ -258,17 +267,19 @@ def _right(outputs: FloatArray, targets: Targets, task: Task, usual_loss: float)
             found = 1.0 - np.minimum(1.0, losses / (_FAR_OFF * max(usual_loss, 1e-30)))
         else:
             found = task.right(flat, repeated)
-    found = np.where(np.isfinite(flat).all(axis=1), np.nan_to_num(found), 0.0)
-    return np.ascontiguousarray(found.reshape(k, n).T)
+    found = found.reshape(k, n)
+    if not is_finite.all():
+        found = np.where(is_finite.all(axis=2), np.nan_to_num(found), 0.0)
+    return found.T
 
 
-def _kappa(agreement: Weights, labels: int, task: Task) -> float:
+def _kappa(agreement: float, labels: int, task: Task) -> float:
     """See `Mixture.kappa`."""
     if task.is_regression:
         return 1.0
     chance = _chance(task)
     mass = max((1.0 - DECAY**labels) / (1.0 - DECAY), 1e-12)  # who came late has to show it for as long
-    return (float(np.maximum.reduce(agreement)) / mass - chance) / (1.0 - chance)
+    return (agreement / mass - chance) / (1.0 - chance)
 
 
 def renewed(mixture: Mixture) -> Mixture:

@@ -69,9 +69,9 @@ class Recent:
             answers=self.answers[rows],
         )
 
-    def packed(self, i: int) -> PackedFeatures:
-        """Features of one sample."""
-        return PackedFeatures(self.codes[i : i + 1], self.scales[i : i + 1])
+    def labels(self) -> Labelled:
+        """What came, as an event."""
+        return Labelled(PackedFeatures(self.codes, self.scales), self.targets, self.weights)
 
     def features(self, shape: tuple[int, ...]) -> FloatArray:
         """``(n, *shape)``."""

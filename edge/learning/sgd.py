@@ -199,35 +199,35 @@ class SgdLearner:
         return check_batch(features, targets, weights, self._shape, self._task)
 
     def learn_many(
-        self,
-        features: FloatArray,
-        targets: npt.NDArray[Any],
-        weights: npt.NDArray[Any] | None = None,
-        *,
-        together: bool = False,
+        self, features: FloatArray, targets: npt.NDArray[Any], weights: npt.NDArray[Any] | None = None
     ) -> None:
         """See `edge.learning.learner.Learner.learn_many`."""
         features, targets, weights = self.checked(features, targets, weights)
-        if len(features) == 0:
-            return
+        if len(features):
+            self._learn(features, targets, weights, 1)
+
+    def learn_together(self, features: FloatArray, targets: Targets, weights: FloatArray) -> None:
+        """See `edge.learning.learner.Learner.learn_together`."""
+        self._learn(features, targets, weights, self._at_once)
+
+    def _learn(self, features: FloatArray, targets: Targets, weights: FloatArray, at_once: int) -> None:
+        """Learn samples that were checked, so many of them together."""
         self._hold(self._value)
-        self._held, replay = None, self._value.replay
-        at_once = self._at_once if together else 1
-        for start in range(0, len(weights), at_once):
+        value, self._held = self._value, None
+        replay, n = value.replay, len(weights)
+        for start in range(0, n, at_once):
             rows = slice(start, start + at_once)
             x, ys, trusts = features[rows], targets[rows], weights[rows]
             # Random numbers depend on the seed and the sample's number only: a restart draws what would have come.
-            rng = np.random.default_rng([self._seed, self.n_samples + start])
+            rng = np.random.default_rng([self._seed, value.n_samples + start])
             self._steps(x, ys, trusts, replay, rng)
             if self._per_class:
                 replay = replay.offered(x, ys, trusts, rng)
         inside = self._step.parameters()
         live = self._plain(inside)
-        if not all(np.isfinite(array).all() for array in live.values()):
+        if not all(math.isfinite(np.add.reduce(array, axis=None)) or _is_finite(array) for array in live.values()):
             raise LearningError("the head has values that are not finite")
-        self._keep(
-            SgdKnowledge(self.n_samples + len(targets), inside, self._step.memory(), live, replay, self._value.changes)
-        )
+        self._keep(SgdKnowledge(value.n_samples + n, inside, self._step.memory(), live, replay, value.changes))
 
     def _keep(self, value: SgdKnowledge) -> None:
         """Know what the step has now."""
@@ -236,23 +236,31 @@ class SgdLearner:
     def _steps(
         self, features: FloatArray, targets: Targets, weights: FloatArray, replay: ReplayBuffer, rng: Random
     ) -> None:
-        """A step for each new sample, and the further ones. What is replayed is drawn before the first of them."""
-        n, matrix = len(weights), self._task.matrix
-        drawn, steps = self._drawn if len(replay) else 0, 1 + self._rehearsals
-        drawn_features, drawn_targets = replay.draw(n * steps * drawn, self._shape, rng)
-        drawn_features = self._inside(drawn_features)
-        trusts = np.ones((n, steps, drawn), np.float32)
+        """A step for each new sample, with others that are replayed; those are drawn before the first step."""
+        n, drawn = len(weights), self._drawn if len(replay) else 0
+        old, old_targets = replay.draw(n * drawn, self._shape, rng)
+        both = self._inside(np.concatenate([features, old]))
+        new, old = both[:n], both[n:]
+        trusts = np.ones((n, drawn), np.float32)
         if self._doubts and drawn >= _LEAST_DOUBTED:
-            trusts = self._trust(drawn_features, drawn_targets, drawn).reshape(n, steps, drawn)
-        new, ys = self._inside(features), matrix(targets)
-        old = drawn_features.reshape(n, steps, drawn, *self._shape)
-        old_ys = matrix(drawn_targets).reshape(n, steps, drawn, ys.shape[1])
+            trusts = self._trust(old, old_targets, drawn)
+        old = old.reshape(n, drawn, *self._shape)
+        ys = self._task.matrix(targets)
+        old_ys = self._task.matrix(old_targets).reshape(n, drawn, ys.shape[1])
         for i in range(n):
-            x = np.concatenate([new[i : i + 1], old[i, 0]])
-            y = np.concatenate([ys[i : i + 1], old_ys[i, 0]])
-            self._step.step(x, y, np.concatenate([weights[i : i + 1], trusts[i, 0]]), self._rate)
-            for j in range(1, steps if drawn else 1):
-                self._step.step(old[i, j], old_ys[i, j], trusts[i, j], self._rate)
+            x = np.concatenate([new[i : i + 1], old[i]])
+            y = np.concatenate([ys[i : i + 1], old_ys[i]])
+            self._step.step(x, y, np.concatenate([weights[i : i + 1], trusts[i]]), self._rate)
+            for _ in range(self._rehearsals if drawn else 0):
+                self._rehearse(replay, rng)
+
+    def _rehearse(self, replay: ReplayBuffer, rng: Random) -> None:
+        """A step with replayed samples only."""
+        x, targets = replay.draw(self._drawn, self._shape, rng)
+        x, trusts = self._inside(x), np.ones(self._drawn, np.float32)
+        if self._doubts and self._drawn > _LEAST_DOUBTED:
+            trusts[1:] = self._trust(x[1:], targets[1:], self._drawn - 1)[0]
+        self._step.step(x, self._task.matrix(targets), trusts, self._rate)
 
     def _inside(self, features: FloatArray) -> FloatArray:
         """Features as the step takes them."""
@@ -260,13 +268,16 @@ class SgdLearner:
 
     def _trust(self, features: FloatArray, targets: Targets, together: int) -> FloatArray:
         """``(steps, together)`` how much replayed samples count, so many of them in each step; see the module."""
-        losses = self._task.losses(self._outputs(features), targets).reshape(-1, together)
+        outputs = self._outputs(features)
         if self._task.is_regression:  # down like 1 / loss where it is above nine times the median
+            losses = self._task.losses(outputs, targets).reshape(-1, together)
             usual = 9.0 * _medians(losses) + 1e-12
             return np.minimum(1.0, usual / np.maximum(losses, usual)).astype(np.float32)
-        likely = np.exp(-losses)
-        usual = 0.5 * _medians(likely)
-        return np.minimum(1.0, (likely + 0.02) / (usual + 0.02)).astype(np.float32)
+        likely = np.exp(-self._task.losses(outputs, targets)).reshape(-1, together)
+        usual = 0.5 * _medians(likely) + 0.02
+        likely += 0.02
+        likely /= usual
+        return np.minimum(likely, 1.0, dtype=np.float32, casting="same_kind")
 
     def _outputs(self, features: FloatArray) -> FloatArray:
         """Of the head as it is inside the step."""
@@ -349,6 +360,10 @@ class SgdLearner:
         inside = self._step.parameters()  # its live form is computed from what the step holds
         memory = self._step.memory()
         self._keep(replace(value, inside=inside, memory=memory, live=self._plain(inside), changes=changes))
+
+
+def _is_finite(array: FloatArray) -> bool:
+    return bool(np.isfinite(array).all())
 
 
 def _medians(values: Scores) -> Scores:

@@ -179,25 +179,29 @@ class Factor:
         if inverse is None or not columns:
             return
         if len(columns) == 1:
-            u = columns[0]
-            v = inverse @ u
-            shares = v / (1.0 + float(u @ v))
-            for i in range(0, len(v), len(scratch)):
-                rows = inverse[i : i + len(scratch)]
-                rows -= np.multiply(v[i : i + len(scratch), None], shares, out=scratch[: len(rows)])
+            self._update_one(columns[0])
             return
         several: Matrix = np.array(columns)
-        v = several @ inverse
+        v: Matrix = several @ inverse
         inner = several @ v.T
         inner[np.diag_indices_from(inner)] += 1.0
         try:
-            shares = np.linalg.solve((inner + inner.T) / 2, v)
+            shares = np.asarray(np.linalg.solve((inner + inner.T) / 2, v), np.float64)
         except np.linalg.LinAlgError:  # of samples that are not finite: found in `head`
             inverse[...] = np.nan
             return
         for i in range(0, len(inverse), len(scratch)):
             rows = inverse[i : i + len(scratch)]
             rows -= np.dot(v[:, i : i + len(scratch)].T, shares, out=scratch[: len(rows)])
+
+    def _update_one(self, u: Matrix) -> None:
+        inverse, scratch = self._inverse, self._scratch
+        assert inverse is not None
+        v = inverse @ u
+        shares = v / (1.0 + float(u @ v))
+        for i in range(0, len(v), len(scratch)):
+            rows = inverse[i : i + len(scratch)]
+            rows -= np.multiply(v[i : i + len(scratch), None], shares, out=scratch[: len(rows)])
 
     def head(self) -> tuple[Matrix, Matrix]:
         """The head as it is now.

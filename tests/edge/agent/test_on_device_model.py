@@ -348,14 +348,15 @@ def test_a_batch_whose_middle_cannot_be_learned_is_after_a_restart_as_before_it(
     x, y = data(mlp_bundle, 6)
     model = OnDeviceModel.open(mlp_bundle, tmp_path, learner="sgd-plain", mixture=False)
     learner = model.learning.machine("sgd-plain")
-    learn_many = learner.learn_many
+    learn_together = learner.learn_together
 
     def learn(*arguments: Any) -> None:  # samples whose step overflows are hard to come by
-        if learner.n_samples == 3:
+        if learner.n_samples == 6:
             raise LearningError("the step is not finite")
-        learn_many(*arguments)
+        learn_together(*arguments)
 
-    learner.learn_many = learn  # type: ignore[method-assign]
+    model.learn(x[:3], y[:3])
+    learner.learn_together = learn  # type: ignore[method-assign]
     with pytest.raises(LearningError):
         model.learn(x, y)
     assert model.n_samples == 3
@@ -542,7 +543,7 @@ def test_a_rollback_is_not_kept_from_happening_by_a_label(digits_bundle: Path) -
     def refuse(*arguments: Any) -> None:
         raise LearningError("the step is not finite")
 
-    machine.learn_many = refuse  # type: ignore[method-assign]
+    machine.learn_together = refuse  # type: ignore[method-assign]
     releases.roll_back(model)
     assert same(model.learned, before)
 
