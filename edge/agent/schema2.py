@@ -65,7 +65,7 @@ def learned(learning: Learning, saved: Saved) -> tuple[Learned, list[Labelled]]:
     if "previous_release" in description:
         before = _one(learning, begun, part(tensors, "previous."), int(description["previous_release"]))
         since = _labels(part(tensors, "probation."), found.recent.grown(len(names)) if names else found.recent)
-        found = replace(found, trial=Trial(before=before, since=since))
+        found = replace(found, trial=Trial(before=before, since=since, events=np.ones(len(since), np.int64)))
     waiting = _labels(part(tensors, "waiting."), begun.recent)
     return found, waiting.labels().each()
 

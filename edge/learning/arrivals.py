@@ -132,5 +132,5 @@ def replaced(rig: Experts, learned: Learned, release: HeadRelease, counter: int)
         drift=Window(),
         usual=np.full(task.n_groups, USUAL_FIRST),
         since_drift=0,
-        trial=Trial(before=before, since=Recent.none(rig.shape, task)),
+        trial=Trial(before=before, since=Recent.none(rig.shape, task), events=np.zeros(0, np.int64)),
     )

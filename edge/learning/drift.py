@@ -30,11 +30,6 @@ class Window:
 
     buckets: Matrix = field(default_factory=lambda: np.zeros((0, 3)))
 
-    def __post_init__(self) -> None:
-        buckets = self.buckets
-        if buckets.ndim != 2 or buckets.shape[1] != 3 or not np.isfinite(buckets).all() or (buckets[:, 0] < 1).any():
-            raise LearningError("the window of the drift detector is not one")
-
 
 class Adwin:
     """Adaptive windowing (Bifet and Gavaldà 2007, SDM, algorithm ADWIN2): is the mean of late values higher or lower?
@@ -51,6 +46,7 @@ class Adwin:
         self._delta = delta
         # Oldest first: size, sum and sum of squared deviations of each bucket.
         self._buckets: list[tuple[int, float, float]] = []
+        self._value: Window | None = None  # of these buckets, where there is one
 
     @property
     def width(self) -> int:
@@ -68,6 +64,7 @@ class Adwin:
         Returns:
             0 where nothing changed, else by how much the mean of what is left of the window is above that of before.
         """
+        self._value = None
         for value in values:
             self._buckets.append((1, value, 0.0))
             self._compress()
@@ -118,15 +115,27 @@ class Adwin:
 
     def reset(self) -> None:
         """Start with an empty window."""
-        self._buckets = []
+        self._buckets, self._value = [], None
 
     @property
     def value(self) -> Window:
         """All that is known."""
-        return Window(np.array(self._buckets, np.float64).reshape(-1, 3))
+        if self._value is None:
+            self._value = Window(np.array(self._buckets, np.float64).reshape(-1, 3))
+        return self._value
 
     def load(self, value: Window) -> None:
-        """Go on from a window."""
+        """Go on from a window; the one that is there already costs nothing.
+
+        Raises:
+            LearningError: It is none.
+        """
+        if value is self._value:
+            return
+        buckets = value.buckets
+        if buckets.ndim != 2 or buckets.shape[1] != 3 or not np.isfinite(buckets).all() or (buckets[:, 0] < 1).any():
+            raise LearningError("the window of the drift detector is not one")
+        self._value = value
         self._buckets = [(int(size), total, spread) for size, total, spread in value.buckets.tolist()]
 
 

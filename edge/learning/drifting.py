@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from edge.contract.training import FloatArray
-from edge.learning.drift import Adwin, Window, since_the_change
+from edge.learning.drift import Window, since_the_change
 from edge.learning.experts import USUAL_FIRST, Experts
 from edge.learning.learned import Happened, Head, Learned
 from edge.learning.recent import Recent
@@ -22,8 +22,6 @@ from edge.learning.task import Scores, Targets, Task
 ANEW = " anew"
 # Labels after which one of the two goes.
 ANEW_LABELS = 64
-# Of `Adwin`. A false alarm costs little, a change that is missed much.
-DRIFT_DELTA = 0.05
 # How fast the usual error of a class is learned, and how long a class is new.
 _USUAL, _NEW = 0.05, 5
 
@@ -53,7 +51,7 @@ def watched(
             continue
         usual[group] = before + _USUAL * trust * (error - before)
         above.append(trust * max(0.0, error - before))
-    adwin = Adwin(DRIFT_DELTA)
+    adwin = experts.adwin
     adwin.load(learned.drift)
     risen = adwin.add(*above) if above else 0.0
     learned = replace(learned, usual=usual, drift=adwin.value)

@@ -18,8 +18,8 @@ from edge.contract.manifest import LinearLayer
 from edge.contract.training import FloatArray, Parameters
 from edge.learning import mixture as mix
 from edge.learning.closed_form import grown
-from edge.learning.drift import Window
-from edge.learning.learned import Head, Learned, Trial
+from edge.learning.drift import Adwin, Window
+from edge.learning.learned import Head, Learned
 from edge.learning.learner import Learner, State
 from edge.learning.mixture import MERGED, ON_MERGE, PUSHED, SHIPPED, TRUSTED, Known
 from edge.learning.recent import Recent
@@ -33,6 +33,8 @@ from edge.learning.task import Task
 START_TRUSTED, START_BASE = 0.25, 0.25
 START_MERGE: Mapping[bool | None, float] = {True: 0.7, None: 0.4, False: 0.1}
 START_PUSHED = 0.3
+# Of `Adwin`. A false alarm costs little, a change that is missed much.
+DRIFT_DELTA = 0.05
 # What the usual error of a class is taken for at first.
 USUAL_FIRST = 0.25
 
@@ -61,7 +63,9 @@ class Product:
             found: FloatArray = features @ weights.T
             if self._layer.bias is not None:
                 found += np.concatenate([head[self._layer.bias] for head in heads])
-        return np.ascontiguousarray(found.reshape(len(features), len(heads), -1).transpose(1, 0, 2))
+        return np.ascontiguousarray(
+            found.reshape(len(features), len(heads), len(weights) // len(heads)).transpose(1, 0, 2)
+        )
 
 
 class Experts:
@@ -82,6 +86,7 @@ class Experts:
         shipped_task: What the outputs mean, as shipped.
         shipped_names: Names of the classes, as shipped.
         learners: Their names, in order of preference.
+        adwin: Watches the errors.
     """
 
     def __init__(
@@ -107,6 +112,7 @@ class Experts:
         self.run = run
         self.is_mixture = mixture
         self.shares = shares
+        self.adwin = Adwin(DRIFT_DELTA)
         self._machines: dict[str, Learner] = {}
 
     def shipped_answer(self, features: FloatArray) -> FloatArray:
@@ -260,7 +266,7 @@ class Experts:
         trial = learned.trial
         if trial is not None:
             since = trial.since.grown(len(class_names))
-            trial = Trial(before=self.with_classes(trial.before, class_names), since=since)
+            trial = replace(trial, before=self.with_classes(trial.before, class_names), since=since)
         return replace(
             learned,
             class_names=class_names,

@@ -8,8 +8,11 @@ a value and the events that came after it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from edge.contract.training import FloatArray
 from edge.learning.drift import Window
@@ -45,10 +48,23 @@ class Trial:
     Attributes:
         before: What was there before it.
         since: Labels that came since.
+        events: ``(m,)`` int64, how many of them came together, oldest first.
     """
 
     before: Learned
     since: Recent
+    events: npt.NDArray[np.int64]
+
+    def with_event(self, size: int) -> Trial:
+        """After an event of so many labels, which are in `since` by now; beyond what that holds the oldest go."""
+        sizes: list[int] = [*self.events.tolist(), size]
+        over = sum(sizes) - len(self.since)
+        while over > 0:
+            gone = min(over, sizes[0])
+            sizes[0], over = sizes[0] - gone, over - gone
+            if not sizes[0]:
+                sizes.pop(0)
+        return replace(self, events=np.array(sizes, np.int64))
 
 
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)

@@ -92,6 +92,8 @@ class Learning(Experts):
             learned, more = self._learned(learned, some, x[rows], targets[rows], weights[rows], task)
             happened += more
             start = stop
+        if learned.trial is not None:
+            learned = replace(learned, trial=learned.trial.with_event(count))
         return learned, happened
 
     def _learned(
@@ -171,16 +173,12 @@ class Learning(Experts):
         if learned.trial is None:
             raise LearningError("there is no head on trial to go back from")
         before, since = learned.trial.before, learned.trial.since
-        if not len(since):
-            return before
-        labels = since.labels()
-        try:
-            return self._labelled(before, labels)[0]
-        except LearningError:  # what only the head on trial could learn does not keep it
-            for label in labels.each():
-                with suppress(LearningError):
-                    before, _ = self._labelled(before, label)
-            return before
+        labels, start = since.labels(), 0
+        for size in learned.trial.events.tolist():
+            with suppress(LearningError):  # what only the head on trial could learn does not keep it
+                before, _ = self._labelled(before, labels.rows(start, start + size))
+            start += size
+        return before
 
 
 def _at_once(labels: int) -> int:

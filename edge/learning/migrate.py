@@ -28,11 +28,13 @@ _Old = Mapping[str, npt.NDArray[Any]]
 
 
 def with_pieces(arrays: _Old) -> _Old:
-    """Arrays of `edge.learning.tree`, also from before samples of a block came together: each was one piece."""
+    """Arrays of `edge.learning.tree`, also from before labels could come together: each came alone."""
     found = dict(arrays)
     for name, weights in arrays.items():
         if name.endswith(".block.weights"):
             found.setdefault(name.removesuffix("weights") + "pieces", np.ones(weights.size, np.int64))
+        elif name == "trial.since.weights":
+            found.setdefault("trial.events", np.ones(weights.size, np.int64))
     return found
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from edge.contract.errors import LearningError
@@ -42,7 +43,8 @@ def template(experts: Experts, arrays: _Arrays) -> Learned:
 def _trial(experts: Experts, arrays: _Arrays) -> Trial:
     inside = "trial.before." if "trial.before.class_names" in arrays else ""
     before = _value(experts, arrays, inside)
-    return Trial(before=before, since=Recent.none(experts.shape, experts.task(before)))
+    since = Recent.none(experts.shape, experts.task(before))
+    return Trial(before=before, since=since, events=np.zeros(0, np.int64))
 
 
 def _value(experts: Experts, arrays: _Arrays, path: str) -> Learned:
