@@ -145,32 +145,81 @@ class Answering:
         Raises:
             LearningError: There is no such output, or the sample or window does not fit.
         """
-        inputs = self._serving.one(x)
-        if window is not None and window < 1:
-            raise LearningError(f"a window of {window}: expected 1 at least")
-        if output is not None and not isinstance(output, int | np.integer):
-            raise LearningError(f"output {output!r:.40}: expected a number")
-        covered = list(self._serving.inputs)
-        choices = ["input"] if len(covered) == 1 else covered
-        if on not in (*choices, "features"):
-            raise LearningError(f"on {on!r}: expected {', '.join(choices)} or features")
-
-        def of_features(features: FloatArray) -> npt.NDArray[np.float64]:
-            with np.errstate(all="ignore"):  # what is not finite is an error of its own
-                return probabilities(head(features), temperature, task)
-
-        def of_input(batch: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-            rows = {each: array if axis is None else array.repeat(len(batch), axis) for each, array, axis in others}
-            return of_features(self.features_of({**rows, name: batch}))
-
-        features = self.features_of(inputs)
-        chosen = (int(of_features(features)[0].argmax()) if task.is_classifier else 0) if output is None else output
         if on == "features":
+            inputs = self._serving.one(x)
+            features = self.features_of(inputs)
+
+            def of_features(many: FloatArray) -> npt.NDArray[np.float64]:
+                with np.errstate(all="ignore"):  # what is not finite is an error of its own
+                    return probabilities(head(many), temperature, task)
+
+            _check(output, window)
+            chosen = _chosen(of_features(features), task, output)
             return occlude(of_features, features[0], chosen, window)
-        name = covered[0] if on == "input" else on
-        others = [
-            (each, array, self._serving.inputs[each].batch_axis) for each, array in inputs.items() if each != name
-        ]
-        if self._serving.inputs[name].batch_axis != 0:
-            raise LearningError(f"on {on!r}: samples of this input do not lie along its first axis; use features")
-        return occlude(of_input, inputs[name][0], chosen, window)
+
+        def scores(inputs: Arrays) -> npt.NDArray[np.float64]:
+            with np.errstate(all="ignore"):
+                return probabilities(head(self.features_of(inputs)), temperature, task)
+
+        return occluded(self._serving, x, scores, task, output, on=on, window=window, others=("features",))
+
+
+def occluded(
+    serving: Serving,
+    x: Given,
+    scores: Callable[[Arrays], npt.NDArray[np.float64]],
+    task: Task,
+    output: int | None,
+    *,
+    on: str,
+    window: int | None,
+    others: tuple[str, ...] = (),
+) -> Explanation:
+    """Cover one input of a sample piece by piece, see `edge.learning.explain.occlude`.
+
+    Args:
+        serving: Knows the inputs.
+        x: One sample.
+        scores: ``(batch, n_outputs)`` of samples.
+        task: What they mean.
+        output: Whose score to explain; the class that is answered, or the first output, when None.
+        on: ``input``, or of several inputs the name of one.
+        window: Side of the window.
+        others: What else `on` could have been, for people.
+
+    Raises:
+        LearningError: There is no such output or input, or the sample or window does not fit.
+    """
+    inputs, covered = serving.one(x), list(serving.inputs)
+    _check(output, window)
+    choices = ["input"] if len(covered) == 1 else covered
+    if on not in choices:
+        *first, last = [*choices, *others]
+        raise LearningError(f"on {on!r}: expected {', '.join(first)}{' or ' if first else ''}{last}")
+    name = covered[0] if on == "input" else on
+    rest = [(each, array, serving.inputs[each].batch_axis) for each, array in inputs.items() if each != name]
+    chosen = _chosen(scores(inputs), task, output)
+    if serving.inputs[name].batch_axis != 0:
+        use = "; use features" if others else ""
+        raise LearningError(f"on {on!r}: samples of this input do not lie along its first axis{use}")
+
+    def of_input(batch: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        if serving.manifest.states:  # else each would be answered as what follows on the others
+            return np.concatenate([scores({**inputs, name: batch[i : i + 1]}) for i in range(len(batch))])
+        rows = {each: array if axis is None else array.repeat(len(batch), axis) for each, array, axis in rest}
+        return scores({**rows, name: batch})
+
+    return occlude(of_input, inputs[name][0], chosen, window)
+
+
+def _check(output: object, window: int | None) -> None:
+    if window is not None and window < 1:
+        raise LearningError(f"a window of {window}: expected 1 at least")
+    if output is not None and not isinstance(output, int | np.integer):
+        raise LearningError(f"output {output!r:.40}: expected a number")
+
+
+def _chosen(scores: npt.NDArray[np.float64], task: Task, output: int | None) -> int:
+    if output is not None:
+        return output
+    return int(scores[0].argmax()) if task.is_classifier else 0

@@ -20,14 +20,12 @@ from edge.contract.training import FloatArray
 from edge.learning import saved as saved_value
 from edge.learning import tree
 from edge.learning.events import ClassAdded, Contributed, Event, HeadOffered, HeadReplaced, Labelled
-from edge.learning.learned import Happened, Learned
+from edge.learning.learned import Learned
 from edge.learning.learner import part
 from edge.learning.learning import Learning
 from edge.learning.packing import PackedFeatures
 
 _LEARNED, _WAITING = "learned", "waiting"
-# A label that had waited, what had been answered, and what happened when it was learned.
-Learnt = tuple[Labelled, FloatArray, list[Happened]]
 
 
 class LearnedState:
@@ -40,7 +38,7 @@ class LearnedState:
 
     Attributes:
         value: What is known now.
-        waiting: Labels that are safe and not learned yet, with the answers that were given.
+        waiting: Labels that are safe and not learned yet, with the answers that were given, oldest first.
         warnings: What went wrong and was survived, for whoever shows them; they may be cleared.
         inferences: Answers so far, as they were last saved.
 
@@ -62,47 +60,22 @@ class LearnedState:
 
     # Events
 
-    def happen(self, event: Event) -> list[Happened]:
-        """Let something happen, and keep it. What must not be lost is safe from a power cut when this returns.
+    def keep(self, event: Event, value: Learned) -> None:
+        """Take what an event made of the value, and keep the event.
+
+        What must not be lost (a head, a class) is safe from a power cut when this returns.
 
         Raises:
-            EdgeError: It cannot happen; nothing changed.
             OSError: A head or a class cannot be kept; nothing changed.
         """
-        if not isinstance(event, Contributed):  # that knows how many labels were learned before it
-            self.learn_waiting()
-        value, happened = self._learning.advance(self.value, event)
         self._keep(event)
         self.value = value
-        return happened
 
     def wait(self, label: Labelled, answer: FloatArray) -> None:
-        """Keep a label, and learn it later: with `learn_next`, or after a restart."""
+        """Keep a label that is learned later: by who takes it from `waiting`, or after a restart."""
         self._learning.check(self.value, label)
         self._keep(label)
         self.waiting.append((label, answer))
-
-    def learn_next(self) -> Learnt | None:
-        """Learn the label that has waited longest; None if there is none.
-
-        Raises:
-            LearningError: It cannot be learned; it does not wait any more.
-        """
-        if not self.waiting:
-            return None
-        label, answer = self.waiting.popleft()
-        self.value, happened = self._learning.advance(self.value, label)
-        return label, answer, happened
-
-    def learn_waiting(self) -> list[Learnt]:
-        """Learn all that wait. What cannot be learned is said in `warnings`: it is not the fault of who asks now."""
-        found = []
-        while self.waiting:
-            try:
-                found += [each for each in [self.learn_next()] if each is not None]
-            except LearningError as exc:
-                self.warnings.append(f"a label that waited was not learned: {exc}")
-        return found
 
     def replace(self, value: Learned) -> None:
         """Go on from another value, which is safe from a power cut when this returns.

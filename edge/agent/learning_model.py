@@ -150,14 +150,33 @@ class LearningModel(Standing):
     # Learning
 
     def happen(self, event: Event) -> list[Happened]:
-        """Let something happen that is no label; see `edge.learning.events`."""
+        """Let something happen, and keep it; see `edge.learning.events`.
+
+        Labels that wait are learned first; `Contributed` knows how many were learned before it.
+
+        Raises:
+            EdgeError: It cannot happen; nothing changed.
+            OSError: A head or a class cannot be kept; nothing changed.
+        """
         self._open()
-        if not isinstance(event, Contributed):
-            for each in self.state.learn_waiting():
-                self._learnt(*each)
-        happened = self.state.happen(event)
-        self.events = [*self.events, *happened][-_MAX_EVENTS:]
+        if self.state.waiting and not isinstance(event, Contributed):
+            self._learn_waiting()
+        learned, happened = self.learning.advance(self.state.value, event)
+        self.state.keep(event, learned)
+        self._tell(happened)
         return happened
+
+    def _tell(self, happened: list[Happened]) -> None:
+        if happened:
+            self.events = [*self.events, *happened][-_MAX_EVENTS:]
+
+    def _learn_waiting(self) -> None:
+        """Learn all that wait. What cannot be learned is said in `warnings`: it is not the fault of who asks now."""
+        while self.state.waiting:
+            try:
+                self.learn_next()
+            except LearningError as exc:
+                self.warnings.append(f"a label that waited was not learned: {exc}")
 
     def learn(self, x: Given, y: Any, weights: npt.NDArray[Any] | None = None) -> list[Happened]:
         """Learn labelled samples.
@@ -225,14 +244,13 @@ class LearningModel(Standing):
             LearningError: It cannot be learned; it does not wait any more.
         """
         self._open()
-        found = self.state.learn_next()
-        if found is not None:
-            self._learnt(*found)
-        return found is not None
-
-    def _learnt(self, label: Labelled, answer: FloatArray, happened: list[Happened]) -> None:
-        self.events = [*self.events, *happened][-_MAX_EVENTS:]
+        if not self.state.waiting:
+            return False
+        label, answer = self.state.waiting.popleft()
+        self.state.value, happened = self.learning.advance(self.state.value, label)
+        self._tell(happened)
         self._judged(answer[None], label.target, label.weight)
+        return True
 
     def _judged(self, answers: FloatArray, targets: Targets, weights: FloatArray) -> None:
         says = weights > 0  # a label that is not trusted at all says nothing

@@ -20,8 +20,8 @@ Any bundle can be opened. One without a trainable head predicts; whatever learns
     ...     again.n_samples, again.class_names[-1]
     (97, 'smudge')
 
-One thread at a time may use a model. It opens no network. A label goes from `OnDeviceModel.join_label` as an event
-through `edge.agent.learning_model` and `learned_state` (journal) to `edge.learning.learning` (what it changes).
+One thread at a time may use a model. It opens no network. A label goes from `edge.agent.learning_model` as an event to
+`edge.learning.learning` (what it changes), and from there to the learners, such as `edge.learning.closed_form`.
 """
 
 from __future__ import annotations
@@ -30,26 +30,21 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Unpack
 
-from edge.agent.answering import Answering, LearningLimits
-from edge.agent.candidates import Workshop, shipped_statistics
-from edge.agent.evaluation import Evaluation, evaluated
-from edge.agent.learned_state import LearnedState
+from edge.agent.answering import LearningLimits
+from edge.agent.evaluation import Evaluation, evaluated, explained
 from edge.agent.learning_model import LearningModel
-from edge.agent.rejection import Rejection
+from edge.agent.opening import Options, opened
 from edge.agent.served_model import ServedModel
-from edge.agent.serving import Given, Serving
-from edge.agent.state_folder import home_of
-from edge.agent.store import LearnedStore
-from edge.agent.streams import StreamLimits, Streams
+from edge.agent.serving import Given
+from edge.agent.streams import StreamLimits
 from edge.agent.warm_start import Mapped, Warmed, warm_start
 from edge.contract.bundle import Bundle
 from edge.contract.errors import ConfigError, LearningError
-from edge.contract.files import lock_folder, replace_file
-from edge.learning.exchange import HeadRelease
+from edge.contract.files import lock_folder
+from edge.learning.explain import Explanation
 from edge.learning.learned import Learned
-from edge.learning.task import Task
 
 
 class OnDeviceModel(ServedModel):
@@ -147,7 +142,7 @@ class OnDeviceModel(ServedModel):
                 self._lock = None
 
     def evaluate(self, x: Given, y: Any) -> Evaluation:
-        """How right it is on labelled samples, and what the head as shipped is; it learns nothing here.
+        """How right it is on labelled samples, and what it is as shipped; it learns nothing here.
 
         Args:
             x: ``(n, *input)``, or such arrays by name.
@@ -158,6 +153,13 @@ class OnDeviceModel(ServedModel):
         """
         self._open()
         return evaluated(self, x, y)
+
+    def explain(
+        self, x: Given, output: int | str | None = None, *, on: str = "input", window: int | None = None
+    ) -> Explanation:
+        """Which regions of a sample ``(*input)`` mattered; of a model that learns see `edge.agent.learning_model`."""
+        self._open()
+        return explained(self, x, output, on=on, window=window)
 
     def snapshot(self) -> Learned:
         """All that is known now, a value: what `restore` takes. It stays what it is whatever is learned later."""
@@ -207,75 +209,14 @@ class OnDeviceModel(ServedModel):
             raise LearningError(f"nothing was forgotten, that cannot be saved: {exc.strerror}") from exc
         self.metrics.forget_judgements()
 
-    def live_head(self) -> HeadRelease:
-        """The one head that is believed most, for people who want one: what `export_head` writes."""
-        return HeadRelease(
-            backbone=self.manifest.backbone_digest,
-            parameters=self.learning.parameters(self.learned, self.learned.mixture.believed),
-            n_samples=self.n_samples,
-            origin=f"{self.learned.mixture.believed} of {self.manifest.name}",
-            class_names=self.class_names if self.class_names != self.manifest.class_names else (),
-        )
-
-    def export_head(self, path: str | Path) -> None:
-        """Write `live_head` as one safetensors document; `converter.load_head_into` takes it back to PyTorch.
-
-        Raises:
-            LearningError: It cannot be written; what was there stays.
-        """
-        self._open()
-        try:
-            with replace_file(Path(path)) as file:
-                file.write(self.live_head().encode())
-        except OSError as exc:
-            raise LearningError(f"the head was not written to {path}: {exc.strerror}") from exc
-
 
 class _WithHead(LearningModel, OnDeviceModel):
     """What `open` makes of a bundle with a head that learns."""
 
 
-def of_bundle(
-    bundle: Bundle,
-    *,
-    learner: str,
-    threads: int,
-    seed: int,
-    limits: LearningLimits,
-    streams: StreamLimits,
-    state_dir: Path | None,
-    executor: str = "auto",
-    provider: str = "auto",
-    mixture: bool = True,
-    read_only: bool = False,
-) -> OnDeviceModel:
+def of_bundle(bundle: Bundle, **options: Unpack[Options]) -> OnDeviceModel:
     """A model of an opened bundle, see `OnDeviceModel.open`; the state folder is the caller's to lock."""
-    # One folder for each bundle: a new bundle brings its own head to start from.
-    home = None if state_dir is None else home_of(state_dir, bundle.manifest.name) / "learned" / bundle.digest[:16]
-    serving = Serving(bundle, threads, provider, home)
-    remembered = Streams(serving.begin, streams)
-    head = bundle.manifest.head
-    if head is None:
-        return OnDeviceModel(bundle, serving, remembered)
-    store = None
-    if home is not None:
-        if read_only and not home.is_dir():
-            raise ConfigError(f"{state_dir} holds nothing that this bundle learned")
-        store = LearnedStore(home, bundle.manifest.backbone_digest, read_only=read_only)
-        if read_only and (saved := store.learners()):
-            learner = saved[0] if len(saved) == 1 else "auto"
-    task = Task(head.training, bundle.manifest.output(head.output).sample_shape[0])
-    answering = Answering(head, serving, limits, shipped_statistics(bundle, task, of_features=True))
-    workshop = Workshop(
-        bundle=bundle,
-        session=serving.session,
-        task=task,
-        executor=executor,
-        per_class=limits.replay_per_class,
-        max_state_mb=limits.max_state_mb,
-        seed=seed,
-    )
-    learning = workshop.learning(learner, mixture=mixture)
-    state = LearnedState(learning, store, read_only=read_only)
-    rejection = Rejection(bundle, learning, limits.reject_unknown)
-    return _WithHead(bundle, serving, remembered, answering, learning, state, rejection)
+    parts = opened(bundle, **options)
+    if parts.learns is None:
+        return OnDeviceModel(bundle, parts.serving, parts.streams)
+    return _WithHead(bundle, parts.serving, parts.streams, *parts.learns)

@@ -86,9 +86,10 @@ class ServedModel:
     learning: Learning = _NEEDS_HEAD
     state: LearnedState = _NEEDS_HEAD
     rejection: Rejection = _NEEDS_HEAD
-    answer = probabilities = novelty = explain = happen = learn = learn_features = join_label = check_label = (
-        add_class
-    ) = _NEEDS_HEAD
+    answer = probabilities = novelty = happen = learn = learn_features = join_label = check_label = add_class = (
+        _NEEDS_HEAD
+    )
+    live_head = export_head = _NEEDS_HEAD
 
     def __init__(self, bundle: Bundle, serving: Serving, streams: Streams) -> None:
         self.bundle, self.manifest = bundle, bundle.manifest
@@ -252,10 +253,8 @@ class ServedModel:
 
     def status(self) -> dict[str, Any]:
         """What an operator wants to know of it."""
-        return {"learner": "none", "why": NO_HEAD, "classes": list(self.class_names), "head": "", **self._remembered()}
-
-    def _remembered(self) -> dict[str, Any]:
-        return {"streams": self.streams.status()} if self.manifest.states else {}
+        remembers = {"streams": self.streams.status()} if self.manifest.states else {}
+        return {"learner": "none", "why": NO_HEAD, "classes": list(self.class_names), "head": "", **remembers}
 
     def telemetry(self, now_s: float) -> dict[str, Any]:
         """Figures since the last call; what is not known is left out."""

@@ -5,6 +5,7 @@ An agent asks any model for these (`edge.agent.served_model`); here they are of 
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,9 @@ from edge.agent.streams import Streams
 from edge.channel.messages import EXPERTS
 from edge.contract.bundle import Bundle
 from edge.contract.digest import sha256
+from edge.contract.errors import LearningError
+from edge.contract.files import replace_file
+from edge.learning.exchange import HeadRelease
 from edge.learning.learned import Learned, Trial
 from edge.learning.learning import Learning
 from edge.learning.task import Task
@@ -126,7 +130,7 @@ class Standing(ServedModel):
             "waiting": self.waiting,
             "unsafe": self.state.unsafe,
             **({"unknown": self.rejection.status(self.learned)} if self.rejection.share else {}),
-            **self._remembered(),
+            **({"streams": self.streams.status()} if self.manifest.states else {}),
         }
 
     def telemetry(self, now_s: float) -> dict[str, Any]:
@@ -141,6 +145,29 @@ class Standing(ServedModel):
             **({"unknown": self.rejection.rejected} if self.rejection.share else {}),
             **({"streams": len(self.streams)} if self.manifest.states else {}),
         }
+
+    def live_head(self) -> HeadRelease:
+        """The one head that is believed most, for people who want one: what `export_head` writes."""
+        return HeadRelease(
+            backbone=self.manifest.backbone_digest,
+            parameters=self.learning.parameters(self.learned, self.learned.mixture.believed),
+            n_samples=self.n_samples,
+            origin=f"{self.learned.mixture.believed} of {self.manifest.name}",
+            class_names=self.class_names if self.class_names != self.manifest.class_names else (),
+        )
+
+    def export_head(self, path: str | Path) -> None:
+        """Write `live_head` as one safetensors document; `converter.load_head_into` takes it back to PyTorch.
+
+        Raises:
+            LearningError: It cannot be written; what was there stays.
+        """
+        self._open()
+        try:
+            with replace_file(Path(path)) as file:
+                file.write(self.live_head().encode())
+        except OSError as exc:
+            raise LearningError(f"the head was not written to {path}: {exc.strerror}") from exc
 
 
 def expert_weights(model: ServedModel) -> dict[str, list[float]]:

@@ -273,8 +273,6 @@ def explain_file(
     if plot is not None:
         check_plot(plot)
     _say_warnings(model, console)
-    if not model.learns:
-        raise LearningError(NO_HEAD)
     x = _one_sample(read_arrays(data), model, data, index)
     number = None
     if output is not None:
@@ -283,14 +281,14 @@ def explain_file(
             wanted = f"a number or one of {', '.join(names)}" if names else "a number"
             raise ConfigError(f"--output {output!r}: expected {wanted}")
         number = names.index(output) if output in names else int(output)
-        if number >= model.task.n_outputs:
+        if model.learns and number >= model.task.n_outputs:
             raise ConfigError(f"--output {output}: expected 0 to {model.task.n_outputs - 1}")
     try:
         found = model.explain(x, number, on=on, window=window)
     except LearningError as exc:
         option = f"--window {window}: " if "window" in str(exc) else f"{data}, sample {index}: "
         raise ConfigError(f"{option}{exc}") from exc
-    name = model.class_names[found.output] if model.class_names else f"output {found.output}"
+    name = model.class_names[found.output] if found.output < len(model.class_names) else f"output {found.output}"
     title = f"{model.manifest.name}, sample {index}: {name} with {found.score:.3f}"
     console.print(title, highlight=False, markup=False)
     if model.rejection.share:

@@ -10,7 +10,6 @@ hundreds of megabytes, and without a GPU it is slower than the others on small h
 from __future__ import annotations
 
 import importlib.util
-import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -46,7 +45,7 @@ class Opened:
     Attributes:
         step: Holds the head's shipped parameters.
         executor: ``numpy``, ``onnx``, ``onnx-cuda``, ``torch`` or ``torch-cuda``.
-        measured_us: Median time of a step by executor, in microseconds; empty where there was no choice.
+        measured_us: Time of a step by executor, in microseconds; empty where there was no choice.
         failed: What an executor that could not be used said, by executor.
     """
 
@@ -97,7 +96,7 @@ def open_trainer(
         try:
             steps[name] = make()
             if len(candidates) > 1:
-                measured[name] = _median_us(steps[name], bundle.manifest.head, n_outputs, clock)
+                measured[name] = _least_us(steps[name], bundle.manifest.head, n_outputs, clock)
                 steps[name].load(bundle.head_parameters())
         except EdgeError as exc:  # e.g. a GPU without memory left: the others remain
             steps.pop(name, None)
@@ -166,8 +165,11 @@ def _is_installed(library: str) -> bool:
         return False
 
 
-def _median_us(step: TrainStep, head: HeadSpec, n_outputs: int, clock: Callable[[], float]) -> float:
-    """Median time of a step on random features, in microseconds; the learning rate is 0, so no head diverges."""
+def _least_us(step: TrainStep, head: HeadSpec, n_outputs: int, clock: Callable[[], float]) -> float:
+    """Time of a step on random features, in microseconds; the learning rate is 0, so no head diverges.
+
+    Of all steps the one that was disturbed least: on a busy machine a median says more about the others.
+    """
     rng = np.random.default_rng(0)
     features = rng.normal(size=(BATCH_SIZE, *head.features.sample_shape)).astype(np.float32)
     targets = np.zeros((BATCH_SIZE, n_outputs), np.float32)
@@ -178,4 +180,4 @@ def _median_us(step: TrainStep, head: HeadSpec, n_outputs: int, clock: Callable[
         begin = clock()
         step.step(features, targets, weights, 0.0)
         times.append(clock() - begin)
-    return statistics.median(times[_WARM_UP_STEPS:]) * 1e6
+    return min(times[_WARM_UP_STEPS:]) * 1e6

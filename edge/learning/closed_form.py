@@ -306,7 +306,8 @@ class StatisticsLearner:
     ) -> None:
         """See `edge.learning.learner.Learner.learn_many`."""
         features, targets, weights = check_batch(features, targets, weights, (self._n_features,), self._task)
-        self.learn_together(features, targets, weights)
+        if len(features):
+            self.learn_together(features, targets, weights)
 
     def learn_together(self, features: FloatArray, targets: Targets, weights: FloatArray) -> None:
         """See `edge.learning.learner.Learner.learn_together`: the order does not matter."""

@@ -130,7 +130,11 @@ class SgdLearner:
         per_label = (1 + drawn * (1 + rehearsals)) * math.prod(shape)
         self._at_once = max(1, _UNPACKED // per_label)
         live = step.parameters()
+        # Features and parameters as the step takes them, and the way back.
+        self._inside: Callable[[FloatArray], FloatArray] = lambda features: features
+        self._plain: Callable[[Parameters], Parameters] = lambda parameters: parameters
         if whitening is not None:
+            self._inside, self._plain = whitening.features, whitening.plain
             whitened = whitening.whitened(live)
             if head is not None and task.is_classifier:
                 tempered = {name for name in (head.weight, head.bias) if name is not None}
@@ -262,10 +266,6 @@ class SgdLearner:
             trusts[1:] = self._trust(x[1:], targets[1:], self._drawn - 1)[0]
         self._step.step(x, self._task.matrix(targets), trusts, self._rate)
 
-    def _inside(self, features: FloatArray) -> FloatArray:
-        """Features as the step takes them."""
-        return features if self._whitening is None else self._whitening.features(features)
-
     def _trust(self, features: FloatArray, targets: Targets, together: int) -> FloatArray:
         """``(steps, together)`` how much replayed samples count, so many of them in each step; see the module."""
         outputs = self._outputs(features)
@@ -287,9 +287,6 @@ class SgdLearner:
         assert self._head is not None
         outputs: FloatArray = features @ parameters[self._head.weight].T
         return outputs if self._head.bias is None else outputs + parameters[self._head.bias]
-
-    def _plain(self, parameters: Parameters) -> Parameters:
-        return parameters if self._whitening is None else self._whitening.plain(parameters)
 
     def parameters(self) -> Parameters:
         """See `edge.learning.learner.Learner.parameters`."""

@@ -90,9 +90,7 @@ def test_a_bundle_without_a_head_predicts_and_says_that_it_does_not_learn(
             lambda: model.learn(given, y),
             lambda: model.join_label("a", 0, 0.0),
             lambda: model.add_class("z"),
-            lambda: model.evaluate(given, y),
             lambda: model.probabilities(given),
-            lambda: model.explain(one),
             lambda: model.learned,
             lambda: model.restore(learned),
             model.snapshot,
@@ -103,6 +101,15 @@ def test_a_bundle_without_a_head_predicts_and_says_that_it_does_not_learn(
             with pytest.raises(LearningError, match="no trainable head; convert with --trainable"):
                 learn()
         assert (model.learns, hasattr(model, "learn"), model.n_samples) == (False, False, 0)
+        # What needs no head is answered: how right it is as shipped, and why it answers so.
+        found, right = model.evaluate(given, y), outputs["output_0"].argmax(axis=1) == 0
+        assert (found.accuracy, found.shipped_accuracy, found.gain) == (right.mean(), right.mean(), 0.0)
+        assert found.loss == found.shipped_loss > 0
+        assert model.explain(one, 1, on="image").importance.shape == (3, 4)
+        assert model.explain(one, on="mask").output == outputs["output_0"][2].argmax()
+        for on, words in (("features", "no trainable head, and so no features"), ("input", "expected image or mask")):
+            with pytest.raises(LearningError, match=words):
+                model.explain(one, on=on)
         assert {"samples", "accuracy", "acc", "experts", "labels"}.isdisjoint(model.status() | model.telemetry(0.0))
         assert not (tmp_path / "head.safetensors").exists()
     with pytest.raises(LearningError, match="closed"):

@@ -23,6 +23,7 @@ from edge.learning.events import (
     ClassAdded,
     Confirmed,
     Contributed,
+    Event,
     HeadOffered,
     HeadReplaced,
     Labelled,
@@ -67,8 +68,19 @@ def label(number: int, classes: int = 3) -> Labelled:
     return Labelled(pack(x), np.array([y]), np.ones(1, np.float32))
 
 
+def happen(state: LearnedState, event: Event) -> None:
+    """As a model does: labels that wait are learned before, see `edge.agent.learning_model`."""
+    while state.waiting and not isinstance(event, Contributed):
+        learn_next(state)
+    state.keep(event, LEARNING.advance(state.value, event)[0])
+
+
+def learn_next(state: LearnedState) -> None:
+    state.value, _ = LEARNING.advance(state.value, state.waiting.popleft()[0])
+
+
 def learn(number: int, classes: int = 3) -> Step:
-    return lambda state: state.happen(label(number, classes))
+    return lambda state: happen(state, label(number, classes))
 
 
 def wait(number: int) -> Step:
@@ -77,7 +89,7 @@ def wait(number: int) -> Step:
 
 def contribute(state: LearnedState) -> None:
     LEARNING.contribution(state.value)
-    state.happen(Contributed(LEARNING.n_samples(state.value)))
+    happen(state, Contributed(LEARNING.n_samples(state.value)))
 
 
 def merge(counter: int) -> Step:
@@ -94,7 +106,7 @@ def merge(counter: int) -> Step:
             included={state.value.lineage: sent},
             class_names=state.value.class_names,
         )
-        state.happen(HeadOffered(release, counter, fits=True))
+        happen(state, HeadOffered(release, counter, fits=True))
 
     return offer
 
@@ -106,7 +118,7 @@ def push(counter: int, *names: str) -> Step:
         "b": rng.normal(size=len(names)).astype(np.float32),
     }
     release = HeadRelease(backbone=BACKBONE, parameters=parameters, class_names=names)
-    return lambda state: state.happen(HeadReplaced(release, counter))
+    return lambda state: happen(state, HeadReplaced(release, counter))
 
 
 def save(state: LearnedState) -> None:
@@ -116,13 +128,13 @@ def save(state: LearnedState) -> None:
 LIFE: tuple[Step, ...] = (
     *(learn(number) for number in range(4)),
     save,
-    lambda state: state.happen(ClassAdded("d")),
+    lambda state: happen(state, ClassAdded("d")),
     learn(4, 4),
     contribute,
     wait(5),
     wait(6),
     contribute,
-    lambda state: state.learn_next(),
+    learn_next,
     merge(1),
     learn(7, 4),
     save,
@@ -131,12 +143,12 @@ LIFE: tuple[Step, ...] = (
     wait(9),
     save,
     learn(10, 4),
-    lambda state: state.happen(RolledBack()),
+    lambda state: happen(state, RolledBack()),
     contribute,
     learn(11, 5),
     push(3, "a", "b", "c", "d", "e"),
     learn(12, 4),
-    lambda state: state.happen(Confirmed()),
+    lambda state: happen(state, Confirmed()),
     merge(4),
     save,
     learn(13, 4),
