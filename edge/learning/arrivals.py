@@ -22,7 +22,7 @@ from edge.learning.events import HeadOffered
 from edge.learning.exchange import HeadRelease
 from edge.learning.experts import USUAL_FIRST, Experts, on_merge, start_weights
 from edge.learning.learned import Head, Learned, Trial
-from edge.learning.mixture import MERGED, ON_MERGE, PUSHED, TRUSTED, Mixture
+from edge.learning.mixture import MERGED, ON_MERGE, ON_WARM, PUSHED, TRUSTED, WARM, Mixture
 from edge.learning.recent import Recent
 from edge.learning.trial import MIN_LABELS
 
@@ -55,6 +55,8 @@ def _rebased(rig: Experts, learned: Learned, source: str, target: str, release: 
 def offered(rig: Experts, learned: Learned, event: HeadOffered) -> Learned:
     """With a merge, and each learner on it, or with a head that was pushed to compete."""
     learned, release = _taken_in(rig, learned, event.release)
+    if release.is_merge and learned.has_merge and not learned.release:
+        learned = _beside_merges(learned)
     experts = dict(learned.experts)
     if event.fits and learned.mixture.labels < MIN_LABELS:
         experts[TRUSTED] = Head(release.parameters)
@@ -71,6 +73,24 @@ def offered(rig: Experts, learned: Learned, event: HeadOffered) -> Learned:
     experts = {**kept, MERGED: Head(release.parameters), **merged}
     offered = rig.among(replace(learned, experts=experts, release=event.counter, merge_fits=event.fits))
     return replace(offered, mixture=_foreseen(rig, offered))
+
+
+def _beside_merges(learned: Learned) -> Learned:
+    """With what a warm start brought under names of its own: the merge that comes does not take its place.
+
+    It came as a merge does, but of no release: those of the fleet are counted from 1.
+    """
+
+    def renamed(name: str) -> str:
+        return WARM if name == MERGED else name.replace(ON_MERGE, ON_WARM)
+
+    experts = {renamed(name): expert for name, expert in learned.experts.items() if not name.endswith(ANEW)}
+    names = tuple(map(renamed, learned.mixture.names))
+    mixture = replace(learned.mixture, names=names)
+    kept = replace(learned, experts=experts, mixture=mixture, trusted=renamed(learned.trusted), merge_fits=None)
+    # Learners that send changes go on from the newest of them.
+    before = {name: each for name, each in learned.experts.items() if name.endswith(ON_MERGE)}
+    return replace(kept, experts={**kept.experts, **before})
 
 
 def _foreseen(rig: Experts, learned: Learned) -> Mixture:

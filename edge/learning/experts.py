@@ -21,7 +21,7 @@ from edge.learning.closed_form import grown
 from edge.learning.drift import Adwin, Window
 from edge.learning.learned import Head, Learned
 from edge.learning.learner import Learner, State
-from edge.learning.mixture import MERGED, ON_MERGE, PUSHED, SHIPPED, TRUSTED, Known
+from edge.learning.mixture import MERGED, ON_MERGE, ON_WARM, PUSHED, SHIPPED, TRUSTED, WARM, Known
 from edge.learning.recent import Recent
 from edge.learning.sgd import Run
 from edge.learning.solve import UNSEEN_LOGIT
@@ -230,7 +230,8 @@ class Experts:
         if has_special:
             seldom = learned.mixture.heard < mix.KNOWN_FROM
             for k, name in enumerate(names):
-                if not on_merge(learned.trusted if name == TRUSTED else name):
+                whose = learned.trusted if name == TRUSTED else name
+                if not on_merge(whose) and whose != WARM and ON_WARM not in whose:
                     known[k] &= ~seldom
         return known
 

@@ -63,6 +63,8 @@ Known = npt.NDArray[np.bool_]
 
 TRUSTED, SHIPPED, MERGED, PUSHED = "trusted", "shipped", "merged", "pushed"
 ON_MERGE = " on merge"
+# What a warm start brought, once a merge has come as well.
+WARM, ON_WARM = "warm", " on warm"
 
 
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)

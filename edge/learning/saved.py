@@ -13,7 +13,7 @@ from edge.contract.errors import LearningError
 from edge.learning import migrate, tree
 from edge.learning.experts import Experts
 from edge.learning.learned import Learned, Trial
-from edge.learning.mixture import MERGED, PUSHED, SHIPPED, TRUSTED
+from edge.learning.mixture import MERGED, PUSHED, SHIPPED, TRUSTED, WARM
 from edge.learning.recent import Recent
 
 # Classes that a saved state can have.
@@ -54,7 +54,7 @@ def _value(experts: Experts, arrays: _Arrays, path: str) -> Learned:
     learned = experts.with_classes(experts.begin(""), (*experts.shipped_names, *(f" {i}" for i in range(more))))
     n_outputs, found_experts = experts.task(learned).n_outputs, {}
     for name in tree.keys(arrays, f"{path}experts"):
-        if name in (TRUSTED, SHIPPED, MERGED, PUSHED):
+        if name in (TRUSTED, SHIPPED, MERGED, PUSHED, WARM):
             found_experts[name] = learned.experts[TRUSTED]
         elif name.split(" ")[0] in experts.learners:
             found_experts[name] = experts.machine(name).template(n_outputs)

@@ -33,7 +33,7 @@ from edge.learning.learner import Learner
 from edge.learning.learning import Learning
 from edge.learning.mixture import MERGED, ON_MERGE, PUSHED, SHIPPED, TRUSTED
 from edge.learning.packing import pack
-from edge.learning.saved import template
+from edge.learning.saved import read, template
 from edge.learning.sgd import SgdLearner
 from edge.learning.solve import head_of
 from edge.learning.statistics import HeadStatistics
@@ -234,7 +234,59 @@ def events() -> list[Event]:
         Confirmed(),
         HeadOffered(pushed(garbage()), 4),
         *labels(draw(world(5), 12, 15)),
+        together(draw(world(5), 75, 16)),
+        HeadReplaced(pushed(head_of(statistics_of(world(5)), LINEAR)), 5),
+        together(draw(world(5), 20, 17)),
+        *labels(draw(world(5), 3, 18)),
+        RolledBack(),
+        together(draw(world(5), 40, 19)),
     ]
+
+
+def together(samples: Samples, weight: float = 1.0) -> Labelled:
+    x, y = samples
+    return Labelled(pack(x), y, np.full(len(y), weight, np.float32))
+
+
+def test_labels_that_come_together_are_one_event_and_teach_what_they_teach_one_by_one() -> None:
+    for learner in ("statistics", "sgd"):
+        for seed in range(3):
+            learning, samples, test = rules(world(0), only=learner), draw(world(5), 120, seed), draw(world(5), 400, 9)
+            begun = learning.begin("a")
+            alone, one = after(learning, begun, *labels(samples)), after(learning, begun, together(samples))
+            assert one.mixture.labels == alone.mixture.labels == 120
+            assert (one.mixture.heard == alone.mixture.heard).all()
+            assert learning.n_samples(one) == 120
+            assert right(learning, one, test) > right(learning, alone, test) - 0.02
+            if learner == "statistics":  # the order does not matter
+                for name, array in learning.parameters(alone, "statistics").items():
+                    np.testing.assert_allclose(learning.parameters(one, "statistics")[name], array, atol=1e-4)
+
+
+def test_a_batch_with_a_label_that_cannot_be_learned_changes_nothing() -> None:
+    learning = rules(world(0))
+    learned = after(learning, learning.begin("a"), *labels(draw(world(5), 20, 2)))
+    x, y = draw(world(5), 40, 3)
+    y[37] = K  # no such class
+    before = tree.flatten(learned)
+    with pytest.raises(LearningError, match="labels must lie in"):
+        learning.advance(learned, together((x, y)))
+    assert all(np.array_equal(array, before[name]) for name, array in tree.flatten(learned).items())
+    y[37] = 0
+    weights = np.where(np.arange(40) % 2, 1.0, 0.0).astype(np.float32)
+    half = after(learning, learned, Labelled(pack(x), y, weights))
+    assert half.mixture.labels == learned.mixture.labels + 20, "who is not trusted says nothing"
+
+
+def test_values_from_before_labels_could_come_together_are_read() -> None:
+    learning = rules(world(0))
+    replaced = HeadReplaced(pushed(head_of(statistics_of(world(5)), LINEAR)), 3)
+    learned = after(learning, learning.begin("a"), *labels(draw(world(5), 20, 2)), replaced)
+    learned = after(learning, learned, *labels(draw(world(5), 5, 3)))
+    arrays = tree.flatten(learned)
+    older = {name: array for name, array in arrays.items() if not name.endswith((".pieces", "trial.events"))}
+    assert len(older) < len(arrays) - 1
+    assert same(read(rules(world(0)), older), learned)
 
 
 def test_every_event_leaves_the_old_value_and_goes_on_the_same_from_its_arrays() -> None:
@@ -340,6 +392,23 @@ def test_a_head_that_is_pushed_to_compete_must_win() -> None:
     learned = after(learning, learned, *labels(draw(home, 40, 2)))
     assert learned.mixture.weight_of(PUSHED) < 0.02
     assert right(learning, learned, test) >= before - 0.01
+
+
+def test_a_merge_comes_beside_a_warm_start_and_does_not_take_its_place() -> None:
+    learning, warm, test = rules(world(0)), merge_of(world(3), 300, {"old": 300}), draw(world(3), 300, 3)
+    begun = after(learning, learning.begin("a"), HeadOffered(warm, 0, fits=True))
+    other = merge_of(world(5), 300, {"b": 300})
+    learned = after(learning, begun, HeadOffered(other, 1, fits=False))
+    names = {"warm", "statistics on warm", "sgd on warm", MERGED, "statistics on merge", "sgd on merge"}
+    assert names < set(learned.experts)
+    assert learned.trusted == "warm"
+    assert same(learned.experts["warm"], begun.experts[MERGED])
+    assert right(learning, learned, test) > 0.8, "the fleet sees another world"
+    again = after(learning, learned, HeadOffered(merge_of(world(5), 300, {"b": 600}), 2, fits=False))
+    assert set(again.experts) == set(learned.experts)
+    taught = after(learning, again, *labels(draw(world(3), 60, 5)))
+    assert same(read(rules(world(0)), tree.flatten(taught)), taught)
+    assert right(learning, taught, test) > 0.85
 
 
 def test_a_head_that_replaces_is_on_trial_and_goes_without_a_trace() -> None:
