@@ -2,12 +2,12 @@
 
     python benchmarks/kill_learning.py [--runs 500]
 
-A process opens a bundle with a state folder and goes through a device's life with `auto`: labels one by one, classes
-that are added, contributions, merges of them that compete, heads that replace everything and are confirmed or rolled
-back. Steps are numbered, so that the right state is known. Now and then it syncs the journal or saves a snapshot, and
-it is killed after a random time, often in the middle of a write. Then the folder is opened again, and all that it knows
-is compared, bit for bit, with a model that went through the same steps without ever being disturbed: a mixed state
-would differ. Every acknowledged step must be there, and none twice.
+A process opens a bundle with a state folder and goes through a device's life with `auto`: labels, alone and several
+together, classes that are added, contributions, merges of them that compete, heads that replace everything and are
+confirmed or rolled back. Steps are numbered, so that the right state is known. Now and then it syncs the journal or
+saves a snapshot, and it is killed after a random time, often in the middle of a write. Then the folder is opened again,
+and all that it knows is compared, bit for bit, with a model that went through the same steps without ever being
+disturbed: a mixed state would differ. Every acknowledged step must be there, and none twice.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ ROUND = {
     41: "confirm",
     46: "contribute",
 }
-N_STEPS, ROUNDS_WITH_A_CLASS = 50, 3
+N_STEPS, ROUNDS_WITH_A_CLASS, TOGETHER = 50, 3, 23
 
 
 def step(model: OnDeviceModel, number: int) -> None:
@@ -84,12 +84,19 @@ def step(model: OnDeviceModel, number: int) -> None:
     elif what == "class" and at < ROUNDS_WITH_A_CLASS:
         model.add_class(f"further {at}")
     else:
-        model.learn(*sample(number))
+        model.learn(*samples(number))
 
 
 def take(model: OnDeviceModel, release: HeadRelease, counter: int) -> None:
     """Whatever the judgement."""
     releases.take(model, releases.look_at(model, release, competes=release.competes), counter)
+
+
+def samples(number: int) -> tuple[np.ndarray, np.ndarray]:
+    """The labelled samples of a number: one, and with every fourth several that come together."""
+    found = [sample(each) for each in range(number, number + (number % TOGETHER + 1 if number % 4 == 0 else 1))]
+    x, y = zip(*found, strict=True)
+    return np.concatenate(x), np.concatenate(y)
 
 
 def sample(number: int) -> tuple[np.ndarray, np.ndarray]:
@@ -151,7 +158,7 @@ def main() -> int:
                 step(twin, done)
                 done += 1
                 if not same(model.learned, twin.learned):
-                    is_lost = model.n_samples < twin.n_samples - 1 or model.n_samples > twin.n_samples
+                    is_lost = model.n_samples < twin.n_samples - TOGETHER or model.n_samples > twin.n_samples
                     lost, mixed = lost + is_lost, mixed + (not is_lost)
                     model.restore(replace(twin.learned, lineage=model.learned.lineage))
             model.close()

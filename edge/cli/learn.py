@@ -291,7 +291,7 @@ def explain_file(
     name = model.class_names[found.output] if found.output < len(model.class_names) else f"output {found.output}"
     title = f"{model.manifest.name}, sample {index}: {name} with {found.score:.3f}"
     console.print(title, highlight=False, markup=False)
-    if model.rejection.share:
+    if model.learns and model.rejection.share:
         console.print(_said_of(found.novelty, model), highlight=False, markup=False, soft_wrap=True)
     picture = found.importance if found.importance.ndim == 2 else found.importance[None]
     console.print(heat_map(picture, console.width - 2), highlight=False, markup=False)

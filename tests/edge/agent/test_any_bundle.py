@@ -95,7 +95,7 @@ def test_a_bundle_without_a_head_predicts_and_says_that_it_does_not_learn(
             lambda: model.restore(learned),
             model.snapshot,
             model.reset,
-            model.live_head,
+            lambda: model.live_head().encode(),
             lambda: model.export_head(tmp_path / "head.safetensors"),
         ):
             with pytest.raises(LearningError, match="no trainable head; convert with --trainable"):

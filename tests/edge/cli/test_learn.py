@@ -349,10 +349,18 @@ def test_several_inputs_are_learned_and_explained_by_name(
         refused = invoke("replay", masked_bundles[0], tmp_path / f"{file}.npz")
         assert isinstance(refused.exception, ConfigError)
         assert words in str(refused.exception)
-    for line in (["replay"], ["explain"]):
-        refused = invoke(*line, masked_bundles[1], tmp_path / "two.npz")
-        assert isinstance(refused.exception, LearningError)
-        assert "no trainable head; convert with --trainable" in str(refused.exception)
+    refused = invoke("replay", masked_bundles[1], tmp_path / "two.npz")
+    assert isinstance(refused.exception, LearningError)
+    assert "no trainable head; convert with --trainable" in str(refused.exception)
+    # Why it answers so can be said without a head; but there are no features.
+    found = invoke("explain", masked_bundles[1], tmp_path / "two.npz", "--on", "mask", "--output", 1)
+    assert found.exit_code == 0, found.output
+    for option, words in (("features", "no trainable head, and so no features"), ("input", "expected image or mask")):
+        refused = invoke("explain", masked_bundles[1], tmp_path / "two.npz", "--on", option)
+        assert isinstance(refused.exception, ConfigError)
+        assert words in str(refused.exception)
+    refused = invoke("explain", masked_bundles[1], tmp_path / "two.npz", "--on", "mask", "--output", 9)
+    assert "there is no output 9; expected 0 to 2" in str(refused.exception)
 
     frames = rng.normal(size=(100, 6)).astype(np.float32)  # one stream, more than go into a run
     np.savez(tmp_path / "stream.npz", frame=frames, y=np.array(["on"] * 100))
