@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from converter.graph.build import inferred_types
+from converter.plan import CLASSES, SCORES, SEQUENCES
 from converter.program.attention import traceable
 from converter.program.programs import onnx_program, torch_program
 from converter.program.scratch import scratch_folder
@@ -31,6 +32,8 @@ from edge.inference.session import sqnr_db
 # Of one column, about its mean: a difference of large numbers keeps fewer digits than they have.
 _MIN_COLUMN_DB = 40.0
 _ROUNDING = 1e-6
+# Of a share behind a sigmoid or softmax the relative error is the absolute one of a logit, which may be large.
+_ROUNDING_OF_SHARES = 1e-4
 _SMALLEST = 1e-30
 _TORCHSCRIPT_SAMPLES = 16
 _ONE_BY_ONE = 4
@@ -94,11 +97,15 @@ def _compare(what: str, evaluation: Evaluation, wanted: Arrays, found: Arrays, h
         size = np.abs(in_columns(every, axis)).max(axis=0, initial=0.0).astype(np.float64)
         if len(every) == 1 and size.size:
             size = np.maximum(size, np.median(size))
-        _compare_columns(what, spec.name, one, other, axis, size, how)
+        is_share = (
+            evaluation.kinds[spec.name].kind in (CLASSES, SEQUENCES, SCORES) and 0 <= every.min() <= every.max() <= 1
+        )
+        rounds = _ROUNDING_OF_SHARES if is_share else _ROUNDING
+        _compare_columns(what, spec.name, one, other, axis, size, rounds, how)
 
 
 def _compare_columns(
-    what: str, name: str, wanted: Array, found: Array, axis: int | None, size: Numbers, how: str
+    what: str, name: str, wanted: Array, found: Array, axis: int | None, size: Numbers, rounds: float, how: str
 ) -> None:
     """Each column on its own scale: one of small numbers weighs nothing beside one of large.
 
@@ -109,12 +116,13 @@ def _compare_columns(
         found: What the program gives.
         axis: Of the columns.
         size: Largest absolute value of each on all samples; of a single sample at least the usual one.
+        rounds: Error that is rounding alone, relative to that.
         how: See `what`.
     """
     columns = compare(wanted, found, axis)
     near = columns.kept | ~columns.constant
     if len(wanted) > 1:  # of one sample a column has no spread
-        rounding = columns.error <= _ROUNDING * np.maximum(size, _SMALLEST)
+        rounding = columns.error <= rounds * np.maximum(size, _SMALLEST)
         near &= columns.constant | (columns.noise_db >= _MIN_COLUMN_DB) | rounding
     else:  # and its only value may lie next to 0, where nothing is left of it but rounding
         near |= columns.error <= 10 ** (-_MIN_COLUMN_DB / 20) * size
@@ -196,9 +204,7 @@ def torchscript_of(
     script = model
     with foreign("TorchScript does not take the model", ConversionError):
         if not isinstance(model, torch.jit.ScriptModule):
-            example = tuple(
-                torch.from_numpy(np.require(few[spec.name], requirements=["C", "W"])) for spec in evaluation.inputs
-            )
+            example = tuple(torch.tensor(few[spec.name]) for spec in evaluation.inputs)
             with torch.no_grad(), contextlib.nullcontext() if scripted else traceable():
                 script = (
                     torch.jit.script(model)

@@ -30,10 +30,13 @@ from converter.verify.original import Original
 from edge.contract.errors import ConfigError, ConversionError
 from edge.contract.manifest import check_class_names
 from edge.contract.tensorspec import BATCH, DTYPES, TensorSpec, axis_name
+from edge.inference.session import sqnr_db
 from edge.inference.streams import zeros
 
 RANDOM_SAMPLES = 256
 _FREE_SIZE = 64
+# The same sums in another order, by several threads, are nearer than this.
+_REPEATED_DB = 90.0
 _CARRIED_SAMPLES = 4
 
 
@@ -57,7 +60,7 @@ def load_original(options: ModelOptions, carried: str = "", *, in_float32: bool 
     if preprocessing is not None:
         inputs = (preprocessing.raw_input(inputs[0]), *inputs[1:])
         example = _first(options, inputs, 1) or _raw(source, inputs[0])
-    run = _carried_program(source, options) if carried else _runner(source, preprocessing)
+    run = _carried_program(source, options) if carried else _repeatable(_runner(source, preprocessing), example)
     axes: tuple[FreeAxis, ...] = ()
     if carried:
         specs = carried_outputs(source, run)
@@ -115,6 +118,26 @@ def load_original(options: ModelOptions, carried: str = "", *, in_float32: bool 
         notes=() if data is None else data.notes,
     )
     return original.with_fixed({axis: f"the model takes no other size of {axis}" for axis in only}, options)
+
+
+def _repeatable(run: Run, example: Arrays) -> Run:
+    """The same program, which gives the same outputs when it is given the same once more.
+
+    Raises:
+        ConversionError: It does not.
+    """
+    one, other = run(example), run(example)
+    for name, array in one.items():
+        if array.shape == other[name].shape and np.array_equal(array, other[name], equal_nan=array.dtype.kind == "f"):
+            continue
+        same_kind = array.dtype.kind == "f" and array.shape == other[name].shape
+        if same_kind and sqnr_db(array, other[name]) >= _REPEATED_DB:
+            continue
+        raise ConversionError(
+            f"the model gives another {name} each time it is given the same input: it draws random numbers (dropout or "
+            f"noise in forward), or remembers in itself what it was given before. Give it what it needs as inputs"
+        )
+    return run
 
 
 def _carried_program(source: Source, options: ModelOptions) -> Run:

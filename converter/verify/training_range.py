@@ -118,7 +118,7 @@ _OPERATOR = ("input", "weight", "bias", "running_mean", "running_var")
 
 
 def _in_torch(module: nn.Module, few: Sequence[Array]) -> _Seen | None:
-    tensors = [torch.from_numpy(np.require(array, requirements=["C", "W"])) for array in few]
+    tensors = [torch.tensor(array) for array in few]
     try:
         with foreign("the model does not run watched", ConversionError), torch.no_grad(), _First() as first:
             # TorchScript does not call Python: its operators do when they are run one by one.

@@ -37,3 +37,25 @@ def test_a_value_next_to_zero_is_not_held_against_its_rounding(n: int) -> None:
         else:
             with pytest.raises(ConversionError, match=message):
                 check_float("the graph", run, judged, "the model")
+
+
+def test_a_share_is_not_held_against_the_rounding_of_its_logit() -> None:
+    """Of 1e-5, behind a sigmoid, an error of 1e-5 in the logit is one of 1e-10; what carries a value is more."""
+    logits = normal(200, 3) * np.array([1, 1, 0.002]) + np.array([0, 2, -11])
+    shares, moved = (1 / (1 + np.exp(-z)) for z in (logits, logits + 3e-5 * normal(200, 3, seed=1)))
+    other = shares.copy()
+    other[:, 2] *= 1 + 0.02 * normal(200, seed=2)
+    y = shares.astype(np.float32)
+    for ending, message in (("Sigmoid", None), ("", r"gives another y\[2\]")):
+        numbers = {"x": np.arange(200, dtype=np.float32)[:, None]}
+        judged = replace(evaluation({"y": y}, endings={"y": ending}), samples=Samples(numbers, None))
+        for found, fault in ((moved, message), (other, r"gives another y\[2\]")):
+
+            def run(feeds: Arrays, found: Array = found) -> Arrays:
+                return {"y": found.astype(np.float32)[feeds["x"][:, 0].astype(int)]}
+
+            if fault is None:
+                check_float("the graph", run, judged, "the model")
+            else:
+                with pytest.raises(ConversionError, match=fault):
+                    check_float("the graph", run, judged, "the model")
