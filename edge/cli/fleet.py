@@ -140,7 +140,7 @@ def devices(connect: Any, as_json: bool) -> None:
         known = (row["id"], "yes" if row["online"] else "no")
         heard = age(row["last_seen_ms"])
         for model in row["models"] or [row]:
-            digests = (model["bundle"][:8], model["head"][:8])
+            digests = ((model.get("artifact") or model["bundle"])[:8], model["head"][:8])
             runs = (shown(model["model"]), *digests, model["release"], shown(model["state"]), model["samples"])
             table.add_row(*(Text(shown(str(each))) for each in (*known, *runs, heard)))
             known, heard = ("", ""), ""

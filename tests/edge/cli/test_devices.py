@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from edge.channel.messages import Event
+from edge.channel.messages import Birth, Event, Served
 from edge.cli import fleet as cli
 from edge.contract.bundle import Bundle
 from edge.contract.clock import Now
@@ -49,11 +49,19 @@ def test_a_device_is_shown_with_what_it_should_run_and_where_it_stands(
     assert json.loads(ask("device", "list", "--json")) == json.loads(ask("devices", "--json"))
     with pytest.raises(RolloutError, match="unknown device door"):
         ask("device", "show", "door")
-    # What a device calls by the digest of its manifest has the name of its release.
-    core._store.devices.tag("gate", {})
-    served = core._store.releases.bundles()[0]
-    assert (served.digest, served.identity) == (sha256_file(digits_bundle), bundle.digest)
-    assert short(served.digest) in ask("release", "list")
+    # A device names its bundle by the digest of the manifest; people see the one id that the release has.
+    served = {"backbone": bundle.manifest.backbone_digest, "bundle": bundle.digest, "head": "", "release": 1}
+    birth = Birth(
+        agent_version="", boot=1, session=1, ts_ms=0, profile="", hardware={}, n_labels=0, limits={}, **served,
+        models=(Served(model="digits", n_labels=0, **served),),
+    )  # fmt: skip
+    says(core, "gate", "up/birth", birth)
+    digest = sha256_file(digits_bundle)
+    assert json.loads(ask("device", "list", "--json"))[0]["models"][0]["artifact"] == digest
+    assert digest[:8] in ask("devices")
+    for shown in (ask("device", "show", "gate"), ask("release", "list"), ask("release", "show", "1")):
+        assert short(digest) in shown
+    assert "it has dealt with it" in ask("device", "show", "gate")
 
 
 def test_metrics_are_shown_by_message_minute_and_hour(core: CoordinatorCore, now: Now) -> None:
