@@ -53,7 +53,7 @@ class Models:
                 take_over(self._folder, level_of(_whose(self._folder, config)))
             clear(self._folder)
             self.record = read_record(self._folder / "device.json", DeviceRecord, self.warnings)
-            self._begin()
+            self._begin(config.device)
             self._open(config)
             self._link(list(config.bundles))
         except BaseException:
@@ -94,14 +94,14 @@ class Models:
         folders = [path for path in sorted((self._folder / MODELS).iterdir()) if path.is_dir()]
         return [read_record(path / RECORD, ModelRecord).name or path.name for path in folders if path.name not in known]
 
-    def _begin(self) -> None:
+    def _begin(self, device: str) -> None:
         """Count this start, in a folder that has an identity from its first start on.
 
         Who cannot keep the count would be taken for an earlier start of itself at the next one, and what it says
         would be dropped as old news: then it is one of its own, for as long as the disk takes nothing.
         """
         state_id = self.record.state_id or secrets.token_hex(8)
-        if not self.update(boot=self.record.boot + 1, state_id=state_id):
+        if not self.update(boot=self.record.boot + 1, state_id=state_id, device=device):
             self.record = replace(self.record, state_id=secrets.token_hex(8))
 
     def update(self, **changes: int | str) -> bool:

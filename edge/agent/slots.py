@@ -80,11 +80,13 @@ class DeviceRecord:
         boot: Starts of the agent so far.
         session: Connections so far.
         state_id: Identity of the state folder, made once; the numbers count within it. "" where there was none yet.
+        device: Name that it went by last. "" of folders from before it was kept.
     """
 
     boot: int = 0
     session: int = 0
     state_id: str = ""
+    device: str = ""
 
 
 def read_record(path: Path, kind: type[_R], warnings: list[str] | None = None) -> _R:
@@ -124,6 +126,8 @@ def _is_sound(name: str, value: object, default: object) -> bool:
         return value == "" or is_digest(value)
     if name == "state_id":
         return _STATE_ID.fullmatch(str(value)) is not None
+    if name == "device":
+        return re.fullmatch("[a-z0-9-]{0,64}", str(value)) is not None
     return not (name == "state" and value not in set(SlotState)) and not (name == "slot" and value not in _SLOTS)
 
 

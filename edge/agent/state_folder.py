@@ -9,11 +9,13 @@ deleted, at the next start if need be.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from contextlib import suppress
 from pathlib import Path
 
-from edge.agent.slots import RECORD, old_record
+from edge.agent.slots import RECORD, DeviceRecord, old_record, read_record
+from edge.contract.digest import sha256
 from edge.contract.errors import ResourceError
 from edge.contract.files import replace_file, sync_folder
 from edge.contract.names import level_of
@@ -27,6 +29,29 @@ def home_of(folder: Path, name: str) -> Path:
     """Where a model keeps what it learned, in a state folder of an agent; in another one the folder itself."""
     found = folder / MODELS / level_of(name)
     return found if found.is_dir() else folder
+
+
+def device_of(folder: Path, host: str, machine_id: str) -> str:
+    """The name of a device that was given none: that of its folder, else one that no other device is likely to have.
+
+    Three new computers are all called ``raspberrypi``: the name has six digits of a hash of the machine's id behind it,
+    which say nothing about the id itself. A folder of a version that did not know this keeps the host name.
+
+    Args:
+        folder: The state folder; it need not exist.
+        host: Name of the computer.
+        machine_id: Of ``/etc/machine-id``, "" where there is none.
+
+    >>> device_of(Path("nowhere"), "Raspberry_Pi.local", "4a8d")
+    'raspberry-pi-662cab'
+    """
+    record = read_record(folder / "device.json", DeviceRecord)
+    if record.device:
+        return record.device
+    if record.boot or is_old(folder) or not machine_id:
+        return host.lower() or "device"
+    plain = re.sub("[^a-z0-9-]+", "-", host.lower().partition(".")[0]).strip("-")[:50]
+    return f"{plain or 'device'}-{sha256(f'edgeloop device {machine_id}'.encode())[:6]}"
 
 
 def is_old(folder: Path) -> bool:

@@ -32,7 +32,7 @@ def agent() -> None:
 @agent.command()
 @click.argument("bundles", nargs=-1, required=True, metavar="[NAME=]BUNDLE...")
 @click.option("--state-dir", default="edge-state", type=click.Path(path_type=Path), help="Everything the agent keeps.")
-@click.option("--device", help="Device id.  [default: the host name]")
+@click.option("--device", help="Device id.  [default: that of STATE_DIR, else the host name and six digits]")
 @click.option("--fleet", default="default", help="Fleet id.")
 @click.option(
     "--broker", help="mqtt://HOST:PORT or mqtts://...; without it the agent works alone.", envvar="EDGE_BROKER"
@@ -103,14 +103,16 @@ def run(
     _spare_memory()
     from edge.agent.config import AgentConfig, named_bundles
     from edge.agent.data_cap import DataCap
+    from edge.agent.health import machine_id
     from edge.agent.service import AgentService
+    from edge.agent.state_folder import device_of
     from edge.agent.streams import StreamLimits
     from edge.channel.topics import check_id
     from edge.contract.profile import detect_profile, load_profile
 
     logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, format="%(asctime)s %(message)s")
     device_profile = load_profile(detect_profile() if profile == "auto" else profile)
-    name = check_id(device or platform.node().lower() or "device", "device")
+    name = check_id(device or device_of(state_dir, platform.node(), machine_id()), "device")
     config = AgentConfig(
         bundles=named_bundles(bundles),
         state_dir=state_dir,

@@ -175,6 +175,10 @@ def _with(known: KnownDevice, before: Model, now: Model) -> KnownDevice:
     return replace(known, models=tuple(now if model is before else model for model in known.models))
 
 
+# Devices that were set up anew, and their state folders, that are remembered since the start.
+_MAX_FOLDERS = 1000
+
+
 class Registry:
     """See the module.
 
@@ -188,6 +192,7 @@ class Registry:
         self._events = events
         self._telemetry: list[tuple[str, Mapping[str, Any], int]] = []
         self._born: set[str] = set()
+        self._folders: dict[str, set[str]] = {}  # by device, the state folders that came under its name
 
     def conn(self, device: str, message: Conn, now: Now) -> bool:
         """A device came or went; whether it was set up anew."""
@@ -195,7 +200,7 @@ class Registry:
             before, heard = self._heard(device, now.wall_ms)
             known, is_new = after_conn(heard, message)
             self._store.devices.keep(known, before)
-        return self._told_anew(device, is_new, now)
+        return self._told_anew(heard.device, message.state_id, is_new, now)
 
     def birth(self, device: str, message: Birth, now: Now) -> bool:
         """A device said what it is and runs; whether it was set up anew."""
@@ -203,7 +208,7 @@ class Registry:
             before, heard = self._heard(device, now.wall_ms)
             known, is_new = after_birth(heard, message, self._name_of, self._is_ours)
             self._store.devices.keep(known, before)
-        return self._told_anew(device, is_new, now)
+        return self._told_anew(heard.device, message.state_id, is_new, now)
 
     def state(self, device: str, message: State, now: Now) -> bool:
         """A slot changed its state; whether that is news."""
@@ -294,10 +299,21 @@ class Registry:
         before = self._store.devices.known(device)
         return before, _heard_at(before or KnownDevice(device=Device(id=device, first_seen_ms=now_ms)), now_ms)
 
-    def _told_anew(self, device: str, is_new: bool, now: Now) -> bool:
+    def _told_anew(self, before: Device, state_id: str, is_new: bool, now: Now) -> bool:
         if is_new:  # again and again, where two devices have one name and each takes the connection of the other
-            detail = "another state folder under this name: it was set up anew, or two devices have this name"
-            self._events.fault(device, "set-up-anew", detail, now)
+            earlier = self._folders.setdefault(before.id, {before.state_id})
+            if state_id in earlier:
+                detail = (
+                    f"several devices go by this name: their state folders {', '.join(sorted(earlier)[:4])} take turns, and "
+                    f"each pushes the others off the broker; give each its own --device"
+                )
+                self._events.fault(before.id, "same-name", detail, now)
+            else:
+                detail = "another state folder under this name: it was set up anew, or two devices have this name"
+                self._events.fault(before.id, "set-up-anew", detail, now)
+            earlier |= {before.state_id, state_id}
+            if len(self._folders) > _MAX_FOLDERS or len(earlier) > _MAX_FOLDERS:  # who has so many is no device
+                self._folders.clear()
         return is_new
 
     def _name_of(self, backbone: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -182,3 +183,24 @@ def test_a_damaged_record_costs_its_counters_only(tmp_path: Path, digits_bundle:
         assert models.hosts["digits"].slots.record.release == 0
         assert models.record.boot == 1
         models.close()
+
+
+def test_a_device_without_a_name_has_one_of_its_own_and_a_folder_keeps_what_it_had(tmp_path: Path) -> None:
+    new = tmp_path / "new"
+    names = {device_of(new, "raspberrypi", machine) for machine in ("a" * 32, "b" * 32, "c" * 32)}
+    assert len(names) == 3, "three new computers of one host name"
+    for name in names:
+        assert re.fullmatch("raspberrypi-[0-9a-f]{6}", name), "and nothing of the id"
+    assert device_of(new, "raspberrypi", "a" * 32) in names, "always the same"
+    assert device_of(new, "raspberrypi", "") == "raspberrypi"
+    assert device_of(new, "Büro_7.local", "a" * 32)[:-7] == "b-ro-7"
+    assert re.fullmatch("[a-z0-9-]{1,64}", device_of(new, "x" * 300, "a" * 32))
+    new.mkdir()
+    for record, expected in (
+        (b'{"boot": 4, "session": 9}', "raspberrypi"),  # of a version that did not keep it
+        (b'{"boot": 4, "session": 9, "device": "camera-1"}', "camera-1"),
+        (b'{"boot": 4, "device": "../.."}', "raspberrypi-"),  # damaged: as if it were new
+    ):
+        (new / "device.json").write_bytes(record)
+        assert device_of(new, "raspberrypi", "a" * 32).startswith(expected)
+    assert (new / "device.json").exists(), "asking changes nothing"

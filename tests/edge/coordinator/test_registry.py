@@ -97,6 +97,9 @@ def test_a_device_that_is_set_up_anew_begins_to_count_anew(store: Store, registr
     assert not conn(9, a)
     assert not conn(9, a, online=False)
     assert known() == (False, 9)
+    names = [event.name for event in store.events.newest(9)]
+    assert names == ["same-name", "set-up-anew"], "one that comes back is no device that was set up anew"
+    assert all(folder in store.events.newest(1)[0].detail for folder in (a, b))
 
 
 def birth(*models: str, bundle: str = "", backbone: str = "b" * 64) -> Birth:
