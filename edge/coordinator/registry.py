@@ -303,9 +303,10 @@ class Registry:
         if is_new:  # again and again, where two devices have one name and each takes the connection of the other
             earlier = self._folders.setdefault(before.id, {before.state_id})
             if state_id in earlier:
+                folders = ", ".join(sorted(earlier)[:4])
                 detail = (
-                    f"several devices go by this name: their state folders {', '.join(sorted(earlier)[:4])} take turns, and "
-                    f"each pushes the others off the broker; give each its own --device"
+                    f"several devices go by this name: their state folders {folders} take turns, and each pushes the "
+                    f"others off the broker; give each its own --device"
                 )
                 self._events.fault(before.id, "same-name", detail, now)
             else:
