@@ -84,7 +84,7 @@ def serve() -> Iterator[PostgresServer]:
         _wait(server, folder / "log")
         yield server
     finally:
-        process.send_signal(signal.SIGINT)  # ends connections, then itself
+        process.send_signal(signal.SIGQUIT)  # at once: nothing of it is kept
         process.wait(30)
         shutil.rmtree(folder, ignore_errors=True)
 
