@@ -1,0 +1,253 @@
+"""What a device believes about releases: The Update Framework's client, over messages instead of HTTP.
+
+Theory of operation. A device is given a root document once. What may run stands in metadata that other keys sign, below
+that root: `Trust.look` walks from the root to the entry of an artifact, with python-tuf's own client and all of its
+rules: signatures, thresholds, expiry, versions that only go up, one consistent snapshot. What it lacks it names; whoever
+calls it asks the coordinator, hands the file in with `Trust.take`, and looks again, from the start, which is cheap. No
+thread waits for anything.
+
+Who runs *what* is said by a `Desired`, which no metadata knows. It is signed by a key that may sign heads, for one
+device, and its counter only goes up: see `assigned`.
+
+Source: The Update Framework Specification 1.0.33; the only file on a device that opens python-tuf.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+from securesystemslib.exceptions import UnverifiedSignatureError, VerificationError
+from securesystemslib.signer import Key, Signature
+from tuf.api import exceptions as tuf
+from tuf.api.metadata import Metadata, Root, Targets
+from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
+
+from edge.channel.messages import Desired
+from edge.contract import strictjson
+from edge.contract.errors import ConfigError
+from edge.contract.files import sync_folder
+
+BUNDLES, HEADS = "bundles", "heads"
+MAX_META_BYTES = 512 * 1024
+_NAME = re.compile(r"([0-9]{1,12}\.)?(root|timestamp|snapshot|targets|bundles|heads)\.json")
+_BASE = "meta/"
+
+
+class Refusal(Exception):
+    """A release is not to be believed.
+
+    Attributes:
+        kind: Of fault, in one word: ``unsigned``, ``wrong-signer``, ``expired``, ``rollback``, ``mix-and-match``,
+            ``not-listed``, ``too-large`` or ``damaged``.
+    """
+
+    def __init__(self, kind: str, detail: str) -> None:
+        super().__init__(detail)
+        self.kind = kind
+
+
+def is_name(name: str) -> bool:
+    """Whether this names a file of metadata.
+
+    >>> is_name("3.root.json"), is_name("../root.json")
+    (True, False)
+    """
+    return _NAME.fullmatch(name) is not None
+
+
+def path_of(kind: str, digest: str) -> str:
+    """Where an artifact stands in the metadata.
+
+    >>> path_of("head", "ab12")
+    'head/ab12'
+    """
+    return f"{kind}/{digest}"
+
+
+def assigned(fleet: str, device: str, desired: Desired) -> bytes:
+    """What is signed of a `Desired`: all that says what runs where. How the bytes travel is not, a digest proves them."""
+    return strictjson.dumps(
+        {
+            "type": "edgeloop-assignment",
+            "fleet": fleet,
+            "device": device,
+            "model": desired.model,
+            "release": desired.release,
+            "kind": desired.kind,
+            "digest": desired.digest,
+            "size_bytes": desired.size_bytes,
+            "backbone": desired.backbone,
+        }
+    )
+
+
+class _Files(FetcherInterface):
+    """What the coordinator has sent of late; notes what is asked for and is not there."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, bytes | None] = {}
+        self.missing: str | None = None
+
+    def _fetch(self, url: str) -> Iterator[bytes]:
+        name = url.removeprefix(_BASE)
+        if name not in self.files:
+            self.missing = name
+            raise tuf.DownloadError(f"{name} is not here yet")
+        data = self.files[name]
+        if data is None:
+            raise tuf.DownloadHTTPError(f"the coordinator has no {name}", 404)
+        return iter((data,))
+
+
+class Trust:
+    """See the module.
+
+    Args:
+        folder: Where metadata are kept that were believed; created.
+        root: The root document that the device was given.
+        fleet: Fleet id.
+        device: Device id.
+
+    Raises:
+        ConfigError: It is no root document, or the folder cannot be used.
+    """
+
+    def __init__(self, folder: Path, root: bytes, *, fleet: str, device: str) -> None:
+        self._folder, self._root, self._fleet, self._device = folder, root, fleet, device
+        self._fetched = _Files()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._updater()
+        except (tuf.RepositoryError, ValueError) as exc:
+            raise ConfigError(f"the trusted root: expected a signed root document, got one with {exc}") from exc
+        except OSError as exc:
+            raise ConfigError(f"the folder {folder} cannot be used: {exc.strerror}") from exc
+
+    def _updater(self) -> Updater:
+        return Updater(
+            metadata_dir=str(self._folder),
+            metadata_base_url=_BASE,
+            fetcher=self._fetched,
+            config=UpdaterConfig(
+                root_max_length=MAX_META_BYTES,
+                snapshot_max_length=MAX_META_BYTES,
+                targets_max_length=MAX_META_BYTES,
+            ),
+            bootstrap=self._newest_root(),
+        )
+
+    def _newest_root(self) -> bytes:
+        """The newest root that was believed, walked to from the one that the device was given.
+
+        python-tuf replaces ``root.json`` by unlinking it first, so after a power cut it may be gone; its history is not.
+        """
+        known = self._root
+        while True:
+            root = Metadata[Root].from_bytes(known)
+            root.signed.verify_delegate(Root.type, root.signed_bytes, root.signatures)
+            path = self._folder / "root_history" / f"{root.signed.version + 1}.root.json"
+            try:
+                found = path.read_bytes()
+                following = Metadata[Root].from_bytes(found)
+                for each in (root, following):
+                    each.signed.verify_delegate(Root.type, following.signed_bytes, following.signatures)
+                if following.signed.version != root.signed.version + 1:
+                    return known
+            except (OSError, tuf.RepositoryError):
+                return known
+            known = found
+
+    @property
+    def missing(self) -> str | None:
+        """The file that `look` lacked last."""
+        return self._fetched.missing
+
+    def take(self, name: str, data: bytes | None) -> None:
+        """Hand in a file of metadata, or None for one that the coordinator does not have. Believed only by `look`."""
+        if is_name(name) and len(data or b"") <= MAX_META_BYTES:
+            self._fetched.files[name] = data
+
+    def begin(self) -> None:
+        """Forget what was handed in: the next look is at what the coordinator has then."""
+        self._fetched.files.clear()
+        self._fetched.missing = None
+
+    def look(self, desired: Desired) -> bool:
+        """Whether a release is to be believed; False while `missing` has to be fetched for that.
+
+        Raises:
+            Refusal: It is not.
+            OSError: What is believed could not be kept.
+        """
+        self._fetched.missing = None
+        if not desired.signature:
+            raise Refusal("unsigned", f"release {desired.release} has no signature, and this device wants one")
+        try:
+            updater = self._updater()
+            updater.refresh()
+            keys = self._assigners()
+            self._is_assigned(desired, keys)
+            target = updater.get_targetinfo(path_of(desired.kind, desired.digest))
+        except tuf.DownloadLengthMismatchError as exc:
+            raise Refusal("too-large", str(exc)) from exc
+        except tuf.DownloadHTTPError as exc:
+            raise Refusal("damaged", f"{exc}; look at the coordinator's folder of metadata") from exc
+        except tuf.DownloadError as exc:
+            if self._fetched.missing is None:
+                raise Refusal("damaged", str(exc)) from exc
+            return False
+        except tuf.ExpiredMetadataError as exc:
+            raise Refusal("expired", f"{exc}: nobody signed anew in time, the clock here says {_today()}") from exc
+        except (tuf.BadVersionNumberError, tuf.EqualVersionNumberError) as exc:
+            raise Refusal("rollback", f"older than what was believed before: {exc}") from exc
+        except tuf.UnsignedMetadataError as exc:
+            raise Refusal("wrong-signer", str(exc)) from exc
+        except tuf.LengthOrHashMismatchError as exc:
+            raise Refusal("mix-and-match", str(exc)) from exc
+        except (tuf.RepositoryError, ValueError) as exc:
+            raise Refusal("damaged", str(exc)) from exc
+        self._sync()
+        if target is None:
+            raise Refusal("not-listed", f"no signed list has the {desired.kind} {desired.digest[:12]}")
+        if target.length != desired.size_bytes or target.hashes.get("sha256") != desired.digest:
+            raise Refusal("mix-and-match", f"the signed list has another {desired.kind} {desired.digest[:12]}")
+        if (target.custom or {}).get("backbone") != desired.backbone:
+            raise Refusal("mix-and-match", f"it was signed for another backbone than {desired.backbone[:12]}")
+        return True
+
+    def _assigners(self) -> dict[str, Key]:
+        """Keys that may sign heads, by id: they may also say what runs where."""
+        targets = Metadata[Targets].from_file(str(self._folder / "targets.json")).signed
+        delegations = targets.delegations
+        role = None if delegations is None or delegations.roles is None else delegations.roles.get(HEADS)
+        if delegations is None or role is None:
+            return {}
+        return {keyid: delegations.keys[keyid] for keyid in role.keyids if keyid in delegations.keys}
+
+    def _is_assigned(self, desired: Desired, keys: dict[str, Key]) -> None:
+        keyid, _, signature = desired.signature.partition(":")
+        key = keys.get(keyid)
+        if key is None:
+            raise Refusal("wrong-signer", f"release {desired.release} is signed by a key that may not do that")
+        try:
+            key.verify_signature(Signature(keyid, signature), assigned(self._fleet, self._device, desired))
+        except (UnverifiedSignatureError, VerificationError, ValueError) as exc:
+            raise Refusal("wrong-signer", f"the signature of release {desired.release} is not of what it says") from exc
+
+    def _sync(self) -> None:
+        """Make safe what was believed: after a power cut no older version must be taken for newer."""
+        for path in [*self._folder.glob("*.json"), *(self._folder / "root_history").glob("*.json")]:
+            file = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(file)
+            finally:
+                os.close(file)
+        sync_folder(self._folder)
+
+
+def _today() -> str:
+    return datetime.now(UTC).date().isoformat()
