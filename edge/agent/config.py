@@ -39,6 +39,7 @@ class AgentConfig:
         streams: How many streams a model with recurrent state may remember, of each model.
         outbox_mb: What may wait for a connection, MiB; 0 for nothing, where there is no broker.
         data_cap: What may be sent and received in a period; None for as much as comes.
+        trust_root: The root document below which releases must be signed; None takes unsigned ones.
     """
 
     bundles: Mapping[str, Path]
@@ -59,6 +60,7 @@ class AgentConfig:
     streams: StreamLimits = field(default_factory=StreamLimits)
     outbox_mb: float = 8.0
     data_cap: DataCap | None = None
+    trust_root: Path | None = None
 
 
 def named_bundles(arguments: Sequence[str]) -> dict[str, Path]:

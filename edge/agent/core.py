@@ -25,6 +25,7 @@ from edge.agent.models import Models
 from edge.agent.outbox import Outbox
 from edge.agent.reports import Reports
 from edge.agent.slots import DeviceRecord
+from edge.agent.vetting import Believed, Distrusted, Trust, Vetting
 from edge.channel import topics
 from edge.channel.codec import decode
 from edge.channel.frames import decode_frame
@@ -36,6 +37,7 @@ from edge.channel.messages import (
     Desired,
     HistoryKept,
     Message,
+    Meta,
     Reply,
     Served,
     UploadStatus,
@@ -64,13 +66,20 @@ class AgentCore:
         config: Its options.
         models: Its models, opened.
         stopwatch: Gives seconds; measures how long predictions and learning take.
+        trust: Proves releases; None takes those of anybody who may publish.
 
     Attributes:
         models: By name; at least one.
         news: What happened since the last look, by model, kind and text, for the log; the caller clears it.
     """
 
-    def __init__(self, config: AgentConfig, models: Models, stopwatch: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self,
+        config: AgentConfig,
+        models: Models,
+        stopwatch: Callable[[], float] = time.perf_counter,
+        trust: Trust | None = None,
+    ) -> None:
         self._config = config
         self._folder = models
         limits = config.profile.learning
@@ -92,6 +101,8 @@ class AgentCore:
         self._reports = Reports(config, record, outbox)
         self._use = DataUse(config.state_dir / DATA_USED, config.data_cap) if config.data_cap else None
         self._why_waiting = ""  # why nothing is sent but what must be said
+        self._vetting = None if trust is None else Vetting(trust)
+        self._distrusted: dict[str, tuple[int, str, str]] = {}  # by model, what was told last
         self._line = Line(topics.own_conn(config.fleet, config.device))
         self._own_conn = _conn(record, record.session, Now(0.0, 0), online=False)
         self._out: list[Publish] = []
@@ -153,6 +164,7 @@ class AgentCore:
             "models": found,
             "not_served": dict.fromkeys(self._folder.not_served, "its bundle was not named") | self._folder.failed,
             "connected": self._connected,
+            "releases": self._proof(),
             "broker_troubles": self._line.troubles,
             "outbox": self._reports.status(),
             **({} if self._use is None else {"data": self._use.status() | {"waits": self._why_waiting}}),
@@ -160,6 +172,13 @@ class AgentCore:
             "boot": self._folder.record.boot,
             "state_id": self._folder.record.state_id,
         }
+
+    def _proof(self) -> str:
+        """What a release has to show before this device looks at it."""
+        if self._vetting is None:
+            return "unsigned: this device takes those of anybody who may publish to it"
+        waits = f", waiting for {self._vetting.waits_for}" if self._vetting.waits_for else ""
+        return f"signed, below the root that this device was given{waits}"
 
     def _status_of(self, name: str) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -279,18 +298,51 @@ class AgentCore:
         message = decode(leaf, payload)
         if isinstance(message, Desired):
             if (named := self._meant(message)) is not None:
-                with self._guarded(named):
-                    self.models[named].receive(message, leaf, now)
+                self._offered(named, message, leaf, now)
         elif isinstance(message, UploadStatus):
             for name, model in self.models.items():
                 with self._guarded(name):
                     model.receive(message, leaf, now)
         elif isinstance(message, HistoryKept):
             self._reports.kept(message, now)
+        elif isinstance(message, Meta):
+            if self._vetting is not None:
+                self._vetting.take(message)
         elif isinstance(message, Command):
             self._command(message, now)
         elif isinstance(message, Conn):
             self._tell(self._line.heard(topic, message, self._own_conn, now.s))
+
+    def _offered(self, model: str, desired: Desired, leaf: str, now: Now) -> None:
+        """A release for a model: it is proved first where this device wants proof, and it is one that is new."""
+        if self._vetting is not None and desired.release > self.models[model].host.slots.record.release:
+            self._vetting.offer(model, desired)
+            return
+        with self._guarded(model):
+            self.models[model].receive(desired, leaf, now)
+
+    def _vet(self, now: Now, *, may_send: bool) -> None:
+        """Go on with what has to be proved, and act on what was decided."""
+        assert self._vetting is not None
+        for request in self._vetting.poll(now.s) if may_send else ():
+            self._send(topics.UP_REQ, request, qos=1, expiry_s=60)
+        for verdict in self._vetting.verdicts:
+            model = self.models[verdict.model]
+            with self._guarded(verdict.model):
+                if isinstance(verdict, Believed):
+                    model.receive(verdict.desired, topics.DN_DESIRED, now)
+                else:
+                    self._distrust(model, verdict)
+        self._vetting.verdicts.clear()
+
+    def _distrust(self, model: ModelCore, verdict: Distrusted) -> None:
+        """Tell of a release that was not believed, once: it may come again and again."""
+        told = (verdict.desired.release, verdict.kind, verdict.detail)
+        if self._distrusted.get(verdict.model) != told:
+            self._distrusted[verdict.model] = told
+            detail = f"release {verdict.desired.release}: {verdict.kind}: {verdict.detail}"
+            self._tell([("release-distrusted", detail)])
+            model.deployment.refuse(verdict.desired, f"not believed, {verdict.kind}: {verdict.detail}"[:500])
 
     def _meant(self, desired: Desired) -> str | None:
         """The model that a release is for; None for one that is not served any more.
@@ -328,6 +380,8 @@ class AgentCore:
         may_send = self._connected and not self._why_waiting
         deadlines = [model.next_deadline_s(may_send=may_send) for model in self.models.values()]
         reports = self._connected or self._reports.keeps
+        if self._vetting is not None and may_send:
+            deadlines.append(self._vetting.next_deadline_s)
         return min([*deadlines, self._reports.next_deadline_s, *([self._next_telemetry_s] if reports else [])])
 
     @property
@@ -339,6 +393,8 @@ class AgentCore:
         """Do what is due and give back what is to be sent."""
         self._count_data(now)
         may_send = self._connected and not self._why_waiting
+        if self._vetting is not None:
+            self._vet(now, may_send=may_send)
         for name, model in self.models.items():
             with self._guarded(name):
                 self._out += model.tick(now, may_send=may_send, why_not=self._why_waiting)

@@ -145,10 +145,10 @@ class Deployment:
             self.report()
             return
         if desired.release == self._host.slots.record.refused and self._desired is None:
-            self._report_refusal(desired, "refused before the last restart")
+            self.refuse(desired, "refused before the last restart")
             return
         if (why := self._unfit(desired)) and self.state not in _AT_REST:
-            self._report_refusal(desired, why)  # what is on its way, or on probation, goes on
+            self.refuse(desired, why)  # what is on its way, or on probation, goes on
             return
         on_trial = self.state is SlotState.PROBATION and not self._end_probation()
         if on_trial:
@@ -175,8 +175,8 @@ class Deployment:
             return f"{desired.size_bytes} bytes, this device takes at most {self._max_bytes}"
         return ""
 
-    def _report_refusal(self, desired: Desired, why: str) -> None:
-        """Say that a release is refused, beside what the slot does now."""
+    def refuse(self, desired: Desired, why: str) -> None:
+        """Say that a release is refused; nothing else changes, whatever the slot does now."""
         self._sequence += 1
         self.outbox.append(
             State(

@@ -23,6 +23,7 @@ from typing import Any, BinaryIO, cast
 from edge.agent.config import AgentConfig
 from edge.agent.core import AgentCore
 from edge.agent.models import Models
+from edge.agent.vetting import Trust
 from edge.agent.wire import MAX_LINE_BYTES, decode_request, encode_line
 from edge.channel import topics
 from edge.channel.transport import Connected, Disconnected, Publish, Transport, TransportEvent, publish_all
@@ -71,6 +72,25 @@ def now() -> Now:
     return Now(time.monotonic(), time.time_ns() // 1_000_000)
 
 
+def _trust(config: AgentConfig) -> Trust | None:
+    """What proves releases, where this device was given a root.
+
+    Raises:
+        ConfigError: It cannot be used, or the packages for it are not installed.
+    """
+    if config.trust_root is None:
+        return None
+    try:
+        from edge.channel.updates import Trust as Proof
+    except ImportError as exc:
+        raise ConfigError(f"--trust: {exc.name} is not installed: pip install 'edgeloop[signed]'") from exc
+    try:
+        root = config.trust_root.read_bytes()
+    except OSError as exc:
+        raise ConfigError(f"--trust {config.trust_root} cannot be read: {exc.strerror}") from exc
+    return Proof(config.state_dir / "trust", root, fleet=config.fleet, device=config.device)
+
+
 class AgentService:
     """Runs one agent until it is stopped.
 
@@ -82,7 +102,11 @@ class AgentService:
     def __init__(self, config: AgentConfig, transport: Transport | None) -> None:
         self._config = config
         self._models = Models(config)
-        self._core = AgentCore(config, self._models)
+        try:
+            self._core = AgentCore(config, self._models, trust=_trust(config))
+        except BaseException:
+            self._models.close()
+            raise
         self._transport = transport
         self._stopping = False
         self._queue: queue.Queue[_Call | TransportEvent] = queue.Queue(MAX_QUEUED)

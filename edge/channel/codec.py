@@ -34,6 +34,7 @@ _TYPES: dict[str, type[m.Message]] = {
     topics.DN_DESIRED: m.Desired,
     topics.DN_CMD: m.Command,
     topics.DN_HIST: m.HistoryKept,
+    topics.DN_META: m.Meta,
 }
 
 

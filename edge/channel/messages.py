@@ -156,7 +156,8 @@ class Form(Message):
 class Desired(Message):
     """``dn/desired``, retained: what a model should run. A release counter that is not higher is ignored.
 
-    `forms` are shorter ways to the same artifact; who knows none of them fetches it as it is.
+    `forms` are shorter ways to the same artifact; who knows none of them fetches it as it is. `signature` is of who may
+    say what runs where, see `edge.channel.updates.assigned`; "" in a fleet without keys.
     """
 
     release: Count
@@ -170,6 +171,7 @@ class Desired(Message):
     ts_ms: Count
     model: ModelName = ""
     forms: tuple[Form, ...] = ()
+    signature: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -184,14 +186,31 @@ class Request(Message):
         window: At most so many frames.
         chunk_size_bytes: Of the chunks that `want` counts; with ``op="desired"`` the largest that it wants, since
             larger ones do not arrive. 0 for the usual size.
+        name: Of a file of metadata, with ``op="meta"``.
     """
 
-    op: Literal["chunks", "desired"]
+    op: Literal["chunks", "desired", "meta"]
     digest: MaybeDigest = ""
     part: Part = "data"
     want: Ranges = ()
     window: Count = 0
     chunk_size_bytes: Count = 0
+    name: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Meta(Message):
+    """``dn/meta``: a document of signed metadata that a device asked for.
+
+    Attributes:
+        name: As it was asked for.
+        size_bytes: Of the document; 0 where the coordinator has none of that name.
+        data: The document, as a zstd frame in base64.
+    """
+
+    name: str
+    size_bytes: Count
+    data: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

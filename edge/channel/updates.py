@@ -2,18 +2,19 @@
 
 Theory of operation. A device is given a root document once. What may run stands in metadata that other keys sign, below
 that root: `Trust.look` walks from the root to the entry of an artifact, with python-tuf's own client and all of its
-rules: signatures, thresholds, expiry, versions that only go up, one consistent snapshot. What it lacks it names; whoever
+rules: signatures, thresholds, expiry, versions that only go up, one consistent snapshot. What it lacks it names; who
 calls it asks the coordinator, hands the file in with `Trust.take`, and looks again, from the start, which is cheap. No
 thread waits for anything.
 
 Who runs *what* is said by a `Desired`, which no metadata knows. It is signed by a key that may sign heads, for one
 device, and its counter only goes up: see `assigned`.
 
-Source: The Update Framework Specification 1.0.33; the only file on a device that opens python-tuf.
+Source: The Update Framework Specification 1.0.31; the only file on a device that opens python-tuf.
 """
 
 from __future__ import annotations
 
+import base64
 import os
 import re
 from collections.abc import Iterator
@@ -26,9 +27,10 @@ from tuf.api import exceptions as tuf
 from tuf.api.metadata import Metadata, Root, Targets
 from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
 
-from edge.channel.messages import Desired
+from edge.channel.forms import restore, shorten
+from edge.channel.messages import Desired, Meta
 from edge.contract import strictjson
-from edge.contract.errors import ConfigError
+from edge.contract.errors import ChannelError, ConfigError
 from edge.contract.files import sync_folder
 
 BUNDLES, HEADS = "bundles", "heads"
@@ -37,7 +39,7 @@ _NAME = re.compile(r"([0-9]{1,12}\.)?(root|timestamp|snapshot|targets|bundles|he
 _BASE = "meta/"
 
 
-class Refusal(Exception):
+class DistrustError(ChannelError):
     """A release is not to be believed.
 
     Attributes:
@@ -69,7 +71,7 @@ def path_of(kind: str, digest: str) -> str:
 
 
 def assigned(fleet: str, device: str, desired: Desired) -> bytes:
-    """What is signed of a `Desired`: all that says what runs where. How the bytes travel is not, a digest proves them."""
+    """What is signed of a `Desired`: all that says what runs where; not how the bytes travel, a digest proves them."""
     return strictjson.dumps(
         {
             "type": "edgeloop-assignment",
@@ -83,6 +85,33 @@ def assigned(fleet: str, device: str, desired: Desired) -> bytes:
             "backbone": desired.backbone,
         }
     )
+
+
+def packed(name: str, document: bytes | None) -> Meta:
+    """A document of metadata as a message, or that there is none of this name."""
+    if not document:
+        return Meta(name=name, size_bytes=0, data="")
+    codec, data = shorten(document) or ("zstd", b"")
+    if codec != "zstd" or not data:
+        raise ChannelError(f"{name}: expected a document that zstd makes shorter, got {len(document)} bytes")
+    return Meta(name=name, size_bytes=len(document), data=base64.b64encode(data).decode())
+
+
+def unpacked(message: Meta) -> bytes | None:
+    """The document in a message; None where the coordinator has none.
+
+    Raises:
+        ChannelError: It is damaged or too large.
+    """
+    if not message.size_bytes:
+        return None
+    if message.size_bytes > MAX_META_BYTES:
+        raise ChannelError(f"{message.name[:80]}: expected at most {MAX_META_BYTES} bytes, got {message.size_bytes}")
+    try:
+        data = base64.b64decode(message.data, validate=True)
+    except ValueError as exc:
+        raise ChannelError(f"{message.name[:80]}: expected base64, got {exc}") from exc
+    return restore("zstd", data, message.size_bytes)
 
 
 class _Files(FetcherInterface):
@@ -143,7 +172,7 @@ class Trust:
     def _newest_root(self) -> bytes:
         """The newest root that was believed, walked to from the one that the device was given.
 
-        python-tuf replaces ``root.json`` by unlinking it first, so after a power cut it may be gone; its history is not.
+        python-tuf replaces ``root.json`` by unlinking it first: after a power cut it may be gone, its history is not.
         """
         known = self._root
         while True:
@@ -166,10 +195,14 @@ class Trust:
         """The file that `look` lacked last."""
         return self._fetched.missing
 
-    def take(self, name: str, data: bytes | None) -> None:
-        """Hand in a file of metadata, or None for one that the coordinator does not have. Believed only by `look`."""
-        if is_name(name) and len(data or b"") <= MAX_META_BYTES:
-            self._fetched.files[name] = data
+    def take(self, message: Meta) -> None:
+        """Hand in a document, or that the coordinator has none of its name. It is believed by `look` only.
+
+        Raises:
+            ChannelError: It cannot be read.
+        """
+        if is_name(message.name):
+            self._fetched.files[message.name] = unpacked(message)
 
     def begin(self) -> None:
         """Forget what was handed in: the next look is at what the coordinator has then."""
@@ -180,12 +213,12 @@ class Trust:
         """Whether a release is to be believed; False while `missing` has to be fetched for that.
 
         Raises:
-            Refusal: It is not.
+            DistrustError: It is not.
             OSError: What is believed could not be kept.
         """
         self._fetched.missing = None
         if not desired.signature:
-            raise Refusal("unsigned", f"release {desired.release} has no signature, and this device wants one")
+            raise DistrustError("unsigned", f"release {desired.release} has no signature, and this device wants one")
         try:
             updater = self._updater()
             updater.refresh()
@@ -193,30 +226,32 @@ class Trust:
             self._is_assigned(desired, keys)
             target = updater.get_targetinfo(path_of(desired.kind, desired.digest))
         except tuf.DownloadLengthMismatchError as exc:
-            raise Refusal("too-large", str(exc)) from exc
+            raise DistrustError("too-large", str(exc)) from exc
         except tuf.DownloadHTTPError as exc:
-            raise Refusal("damaged", f"{exc}; look at the coordinator's folder of metadata") from exc
+            raise DistrustError("damaged", f"{exc}; look at the coordinator's folder of metadata") from exc
         except tuf.DownloadError as exc:
-            if self._fetched.missing is None:
-                raise Refusal("damaged", str(exc)) from exc
+            if self.missing is None:
+                raise DistrustError("damaged", str(exc)) from exc
             return False
         except tuf.ExpiredMetadataError as exc:
-            raise Refusal("expired", f"{exc}: nobody signed anew in time, the clock here says {_today()}") from exc
+            raise DistrustError(
+                "expired", f"{exc}: nobody signed anew in time, the clock here says {_today()}"
+            ) from exc
         except (tuf.BadVersionNumberError, tuf.EqualVersionNumberError) as exc:
-            raise Refusal("rollback", f"older than what was believed before: {exc}") from exc
+            raise DistrustError("rollback", f"older than what was believed before: {exc}") from exc
         except tuf.UnsignedMetadataError as exc:
-            raise Refusal("wrong-signer", str(exc)) from exc
+            raise DistrustError("wrong-signer", str(exc)) from exc
         except tuf.LengthOrHashMismatchError as exc:
-            raise Refusal("mix-and-match", str(exc)) from exc
+            raise DistrustError("mix-and-match", str(exc)) from exc
         except (tuf.RepositoryError, ValueError) as exc:
-            raise Refusal("damaged", str(exc)) from exc
+            raise DistrustError("damaged", str(exc)) from exc
         self._sync()
         if target is None:
-            raise Refusal("not-listed", f"no signed list has the {desired.kind} {desired.digest[:12]}")
+            raise DistrustError("not-listed", f"no signed list has the {desired.kind} {desired.digest[:12]}")
         if target.length != desired.size_bytes or target.hashes.get("sha256") != desired.digest:
-            raise Refusal("mix-and-match", f"the signed list has another {desired.kind} {desired.digest[:12]}")
+            raise DistrustError("mix-and-match", f"the signed list has another {desired.kind} {desired.digest[:12]}")
         if (target.custom or {}).get("backbone") != desired.backbone:
-            raise Refusal("mix-and-match", f"it was signed for another backbone than {desired.backbone[:12]}")
+            raise DistrustError("mix-and-match", f"it was signed for another backbone than {desired.backbone[:12]}")
         return True
 
     def _assigners(self) -> dict[str, Key]:
@@ -232,11 +267,13 @@ class Trust:
         keyid, _, signature = desired.signature.partition(":")
         key = keys.get(keyid)
         if key is None:
-            raise Refusal("wrong-signer", f"release {desired.release} is signed by a key that may not do that")
+            raise DistrustError("wrong-signer", f"release {desired.release} is signed by a key that may not do that")
         try:
             key.verify_signature(Signature(keyid, signature), assigned(self._fleet, self._device, desired))
         except (UnverifiedSignatureError, VerificationError, ValueError) as exc:
-            raise Refusal("wrong-signer", f"the signature of release {desired.release} is not of what it says") from exc
+            raise DistrustError(
+                "wrong-signer", f"the signature of release {desired.release} is not of what it says"
+            ) from exc
 
     def _sync(self) -> None:
         """Make safe what was believed: after a power cut no older version must be taken for newer."""

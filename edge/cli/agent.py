@@ -60,6 +60,7 @@ def agent() -> None:
 @click.option("--data-cap", help="Sent and received at most, such as 20MB/day or 1.5GB/month.  [default: none]")
 @click.option("--sync-interval", default=600.0, type=click.FloatRange(min=0), help="Seconds between uploads.")
 @click.option("--probation", default=60.0, type=click.FloatRange(min=0), help="Seconds a pushed head is watched.")
+@click.option("--trust", type=click.Path(path_type=Path), help="Root document: unsigned releases are refused.")
 @click.option("--max-streams", default=256, type=click.IntRange(1), help="That a model with state remembers.")
 @click.option("--stream-memory", default=16.0, type=click.FloatRange(0, min_open=True), help="Of all states, MiB.")
 @click.option("--stream-expiry", default=600.0, type=click.FloatRange(0), help="Seconds until a silent one ends.")
@@ -85,6 +86,7 @@ def run(
     data_cap: str | None,
     sync_interval: float,
     probation: float,
+    trust: Path | None,
     max_streams: int,
     stream_memory: float,
     stream_expiry: float,
@@ -128,6 +130,7 @@ def run(
         sync_interval_s=sync_interval,
         probation_s=probation,
         seed=seed,
+        trust_root=trust,
         streams=StreamLimits(most=max_streams, max_mb=stream_memory, idle_s=stream_expiry),
         outbox_mb=0.0 if broker is None else outbox,
         data_cap=None if data_cap is None else DataCap.parse(data_cap),

@@ -67,6 +67,8 @@ def coordinator() -> None:
 @click.option("--keep-minutes", default=90.0, type=click.FloatRange(min=0), help="Days of its sums by the minute.")
 @click.option("--keep-hours", default=730.0, type=click.FloatRange(min=0), help="Days of its sums by the hour.")
 @click.option("--connect-timeout", default=10.0, type=click.FloatRange(min=0.1), help="Seconds to find the broker.")
+@click.option("--signing", type=click.Path(path_type=Path), help="The folder `coordinator` of `edge-fleet keys init`.")
+@click.option("--timestamp-days", default=7.0, type=click.FloatRange(0.01), help="How long signed news are believed.")
 def serve(
     broker: str,
     broker_password: str | None,
@@ -96,8 +98,10 @@ def serve(
     keep_minutes: float,
     keep_hours: float,
     connect_timeout: float,
+    signing: Path | None,
+    timestamp_days: float,
 ) -> None:
-    """Serve a fleet until stopped."""
+    """Serve a fleet until stopped. Without --signing it says what to run to whoever believes it."""
     from edge.channel.mqtt import MqttTransport, probe
     from edge.channel.topics import check_id
     from edge.channel.url import BrokerUrl
@@ -135,6 +139,8 @@ def serve(
         min_devices=min_devices,
         policy=policy,
         keep=Keep(messages_s=keep_messages * _DAY_S, minutes_s=keep_minutes * _DAY_S, hours_s=keep_hours * _DAY_S),
+        signing=signing,
+        timestamp_days=timestamp_days,
     )
     place = Place(config, host, port, str(url))
     probe(url, connect_timeout)

@@ -11,6 +11,7 @@ import click
 
 from edge import __version__
 from edge.cli.devices import age, events, metrics, show
+from edge.cli.keys import keys
 from edge.cli.releases import release as release_group
 from edge.cli.releases import rollback, whom
 from edge.cli.terminal import say, shown
@@ -115,6 +116,7 @@ fleet.add_command(events)
 fleet.add_command(metrics)
 fleet.add_command(release_group)
 fleet.add_command(rollback)
+fleet.add_command(keys)
 
 
 @fleet.command()

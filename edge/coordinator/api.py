@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
 
@@ -20,6 +21,7 @@ from edge.contract.errors import ConfigError, EdgeError, RolloutError
 from edge.coordinator.events import reason
 from edge.coordinator.records import Model, as_dict
 from edge.coordinator.release_api import Submit, add_release_routes
+from edge.coordinator.signing import Signing
 from edge.coordinator.store.store import Store
 from edge.coordinator.summaries import HOUR_S, MINUTE_S
 
@@ -42,7 +44,13 @@ class TagRequest(BaseModel):
     tags: dict[str, str]
 
 
-def build_api(store: Store, submit: Submit, fleet: str, token: str | None) -> FastAPI:
+def _keys(signing: Signing | None) -> Signing:
+    if signing is None:
+        raise RolloutError("this coordinator has no keys: start it with --signing, see `edge-fleet keys init`")
+    return signing
+
+
+def build_api(store: Store, submit: Submit, fleet: str, token: str | None, signing: Signing | None = None) -> FastAPI:
     """The application.
 
     Args:
@@ -50,6 +58,7 @@ def build_api(store: Store, submit: Submit, fleet: str, token: str | None) -> Fa
         submit: Runs a function of the core on the coordinator's own thread and gives its result.
         fleet: Fleet id, for `/api/health`.
         token: Asked of every request as ``Authorization: Bearer``; None asks nothing.
+        signing: Proves to devices what they are told; None in a fleet without keys.
     """
     api = FastAPI(title="Edgeloop coordinator", version=__version__)
 
@@ -74,7 +83,21 @@ def build_api(store: Store, submit: Submit, fleet: str, token: str | None) -> Fa
 
     @api.get("/api/health")
     def health() -> dict[str, Any]:
-        return {"fleet": fleet, "version": __version__}
+        return {"fleet": fleet, "version": __version__, "signed": signing is not None}
+
+    @api.get("/api/signing")
+    def signing_status() -> dict[str, Any]:
+        return {"signed": signing is not None, "roles": {} if signing is None else signing.status()}
+
+    @api.get("/api/signing/bundles")
+    def signed_bundles() -> Response:
+        return Response(_keys(signing).bundles(), media_type="application/json")
+
+    @api.post("/api/signing/bundles")
+    async def sign_bundles(request: Request) -> dict[str, Any]:
+        data = await request.body()
+        keys = _keys(signing)
+        return {"version": await run_in_threadpool(submit, lambda _, now: keys.take_bundles(data, now))}
 
     @api.get("/api/devices")
     def devices() -> list[dict[str, Any]]:

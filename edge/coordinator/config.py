@@ -24,6 +24,8 @@ class CoordinatorConfig:
         reassert_s: How often a device that is not where it should be is told again.
         keep: How long telemetry is kept.
         policy: How contributions are merged.
+        signing: Folder with the coordinator's key and the signed metadata; None for a fleet without keys.
+        timestamp_days: How long devices believe that nothing newer was signed.
     """
 
     fleet: str
@@ -36,3 +38,5 @@ class CoordinatorConfig:
     reassert_s: float = 60.0
     keep: Keep = field(default_factory=Keep)
     policy: MergePolicy = field(default_factory=MergePolicy)
+    signing: Path | None = None
+    timestamp_days: float = 7.0

@@ -13,6 +13,7 @@ import numpy as np
 
 from edge.channel.transport import Connected, Publish, TransportEvent
 from edge.contract.clock import Now
+from edge.contract.errors import RolloutError
 from edge.coordinator.artifacts import ArtifactStore
 from edge.coordinator.bundles import Bundles
 from edge.coordinator.config import CoordinatorConfig
@@ -23,6 +24,7 @@ from edge.coordinator.merges import Merges
 from edge.coordinator.records import Release
 from edge.coordinator.registry import Registry
 from edge.coordinator.releases import Releases
+from edge.coordinator.signing import NOT_SIGNED, Signing
 from edge.coordinator.store.store import Store
 
 HOUSEKEEPING_S = 600.0
@@ -39,6 +41,7 @@ class CoordinatorCore:
         store: Its database.
         artifacts: Its files.
         rng: For the noise of merges; nobody may foresee it.
+        signing: Proves to devices what they are told; None for a fleet without keys.
 
     Attributes:
         events: What people should see.
@@ -46,13 +49,20 @@ class CoordinatorCore:
         releases: What devices should run.
         learning: What they learned.
         dialogue: The conversation with them.
+        signing: Proves to them what they are told, or None.
     """
 
     def __init__(
-        self, config: CoordinatorConfig, store: Store, artifacts: ArtifactStore, rng: np.random.Generator | None = None
+        self,
+        config: CoordinatorConfig,
+        store: Store,
+        artifacts: ArtifactStore,
+        rng: np.random.Generator | None = None,
+        signing: Signing | None = None,
     ) -> None:
         self._config = config
         self._store = store
+        self.signing = signing
         self.events = Events(store)
         bundles = Bundles(store, artifacts)
         merges = Merges(config.policy, store, artifacts, bundles, self.events, rng)
@@ -60,7 +70,7 @@ class CoordinatorCore:
         self.releases = Releases(store, artifacts, bundles, self.events)
         self.learning = Learning(config, store, artifacts, bundles, merges, self.events)
         self.dialogue = Dialogue(
-            config.fleet, store, artifacts, self.registry, self.releases, self.learning, self.events
+            config.fleet, store, artifacts, self.registry, self.releases, self.learning, self.events, signing
         )
         self._next_telling_s = -math.inf
         self._next_housekeeping_s = -math.inf
@@ -83,7 +93,13 @@ class CoordinatorCore:
     def push(
         self, digest: str, kind: str, backbone: str, devices: list[str], reason: str, now: Now, **options: Any
     ) -> Release:
-        """Make an artifact what a model of devices should run, see `Releases.push`."""
+        """Make an artifact what a model of devices should run, see `Releases.push`.
+
+        Raises:
+            RolloutError: As that, or it is a bundle that nobody signed, in a fleet with keys.
+        """
+        if self.signing is not None and kind == "bundle" and not self.signing.is_listed(kind, digest):
+            raise RolloutError(f"the bundle {digest[:12]} {NOT_SIGNED}")
         release = self.releases.push(digest, kind, backbone, devices, reason, now, **options)
         self._next_telling_s = now.s
         return release
@@ -134,6 +150,9 @@ class CoordinatorCore:
             self._next_housekeeping_s = now.s + HOUSEKEEPING_S
             with self.events.survived("", "fault", "deleting old telemetry", now):
                 self._age(now)
+            if self.signing is not None:
+                with self.events.survived("", "fault", "signing metadata anew", now):
+                    self.signing.refresh(now)
         return self.dialogue.drain(now)
 
     def _age(self, now: Now) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+from dataclasses import replace
 
 from edge.channel import topics
 from edge.channel.chunks import AROUND_BYTES, USUAL_BYTES, fitting
@@ -28,12 +29,13 @@ from edge.channel.messages import (
 )
 from edge.channel.transport import Connected, Disconnected, Limited, Publish, Received, Refused, TransportEvent
 from edge.contract.clock import Now
-from edge.contract.errors import BundleError, ChannelError, LearningError, RolloutError
+from edge.contract.errors import BundleError, ChannelError, EdgeError, LearningError, RolloutError
 from edge.coordinator.artifacts import ArtifactStore
 from edge.coordinator.events import Events
 from edge.coordinator.learning import Learning
 from edge.coordinator.registry import Registry
 from edge.coordinator.releases import Releases, Wanted
+from edge.coordinator.signing import Signing
 from edge.coordinator.store.store import Store
 from edge.coordinator.uploads import Uploads
 
@@ -55,6 +57,7 @@ class Dialogue:
         releases: What devices should run.
         learning: What they learned.
         events: For what people should see.
+        signing: Proves what is sent; None in a fleet without keys.
     """
 
     def __init__(
@@ -66,7 +69,9 @@ class Dialogue:
         releases: Releases,
         learning: Learning,
         events: Events,
+        signing: Signing | None = None,
     ) -> None:
+        self._signing = signing
         self._fleet = fleet
         self._store = store
         self._artifacts = artifacts
@@ -164,6 +169,10 @@ class Dialogue:
             self._send(device, topics.DN_CMD, command, qos=1, expiry_s=60)
 
     def _answer(self, device: str, request: Request, now: Now) -> None:
+        if request.op == "meta":
+            if self._signing is not None:
+                self._send(device, topics.DN_META, self._signing.document(request.name), qos=1, expiry_s=60)
+            return
         asked = request.chunk_size_bytes or USUAL_BYTES
         size = min(fitting(asked + AROUND_BYTES), self._largest_chunk)
         if request.op == "desired" or asked != size:
@@ -236,6 +245,12 @@ class Dialogue:
             model=wanted.model.model,
             forms=forms,
         )
+        if self._signing is not None:
+            try:
+                message = replace(message, signature=self._signing.sign(self._fleet, device, message, now))
+            except EdgeError as exc:
+                self._events.fault(device, "not-signed", f"release {release.counter} is not sent: {exc}", now)
+                return
         self._send(device, topics.model_leaf(topics.DN_DESIRED, wanted.level), message, qos=1, retain=True)
 
     # Out

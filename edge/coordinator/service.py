@@ -36,6 +36,7 @@ from edge.coordinator.config import CoordinatorConfig
 from edge.coordinator.core import CoordinatorCore
 from edge.coordinator.events import reason
 from edge.coordinator.inbox import Inbox
+from edge.coordinator.signing import Signing
 from edge.coordinator.store.store import Store
 
 log = logging.getLogger("edge.coordinator")
@@ -139,6 +140,21 @@ def _alone(name: str) -> socket.socket:
     return holder
 
 
+def _signing(config: CoordinatorConfig) -> Signing | None:
+    """What proves to devices what they are told, in a fleet with keys.
+
+    Raises:
+        ConfigError: It cannot be used, or the packages for it are not installed.
+    """
+    if config.signing is None:
+        return None
+    try:
+        from edge.coordinator.signing.repository import Repository
+    except ImportError as exc:
+        raise ConfigError(f"--signing: {exc.name} is not installed: pip install 'edgeloop[coordinator]'") from exc
+    return Repository(config.signing, now(), timestamp_days=config.timestamp_days)
+
+
 class CoordinatorService:
     """Runs one coordinator until it is stopped.
 
@@ -169,6 +185,7 @@ class CoordinatorService:
             self._store,
             ArtifactStore(config.data_dir / ARTIFACTS),
             np.random.default_rng(secrets.randbits(128)),
+            _signing(config),
         )
         self._inbox: Inbox[_Call] = Inbox(time.monotonic)
         self._next_claim_s = time.monotonic() + CLAIM_AGAIN_S
@@ -194,7 +211,7 @@ class CoordinatorService:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._stop())
         sys.setswitchinterval(SWITCH_S)
-        api = build_api(self._store, self._submit, self._config.fleet, token)
+        api = build_api(self._store, self._submit, self._config.fleet, token, self.core.signing)
         options = uvicorn.Config(api, log_level="warning", lifespan="off")
         host, port = self._place.listening.getsockname()[:2]
         web = threading.Thread(target=self._serve, args=(options, self._place.listening), daemon=True)

@@ -58,7 +58,13 @@ class Agent:
         )
         self.models = Models(self.config)
         # Learning takes no time here: how fast this machine is must not decide which labels wait for the budget.
-        self.core = AgentCore(self.config, self.models, stopwatch=lambda: 0.0)
+        trust = None
+        if self.config.trust_root is not None:
+            from edge.channel.updates import Trust
+
+            root = self.config.trust_root.read_bytes()
+            trust = Trust(self.config.state_dir / "trust", root, fleet=FLEET, device=name)
+        self.core = AgentCore(self.config, self.models, stopwatch=lambda: 0.0, trust=trust)
         self.events: list[TransportEvent] = []
         self.transport = MemoryTransport(broker, name)
         self.states: list[str] = []
@@ -103,6 +109,7 @@ class SimulatedFleet:
         faults: Faults | None = None,
         auto_merge: bool = True,
         policy: MergePolicy | None = None,
+        signing: Path | None = None,
         **agent_options: Any,
     ) -> None:
         self.folder = folder
@@ -111,7 +118,7 @@ class SimulatedFleet:
         self.broker.fault = faults
         self.now_s = 1000.0
         self.agent_options, self.auto_merge = agent_options, auto_merge
-        self.policy = policy or MergePolicy()
+        self.policy, self.signing = policy or MergePolicy(), signing
         self.coordinator: CoordinatorCore | None = None
         self.start_coordinator()
         self.agents: dict[str, Agent] = {}
@@ -133,7 +140,13 @@ class SimulatedFleet:
             policy=self.policy,
         )
         self.store = Store(config.data_dir / "db.sqlite")
-        self.coordinator = CoordinatorCore(config, self.store, ArtifactStore(config.data_dir / "artifacts"))
+        signing = None
+        if self.signing is not None:
+            from edge.coordinator.signing.repository import Repository
+
+            signing = Repository(self.signing, self.now)
+        artifacts = ArtifactStore(config.data_dir / "artifacts")
+        self.coordinator = CoordinatorCore(config, self.store, artifacts, signing=signing)
         for bundle in self.bundles.values():
             self.coordinator.add_artifact(bundle.read_bytes(), bundle)
         self.coordinator_events: list[TransportEvent] = []

@@ -32,7 +32,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from securesystemslib.signer import CryptoSigner, Signer
 from tuf.api import exceptions as tuf
-from tuf.api.metadata import DelegatedRole, Delegations, Metadata, Role, Root, Signed, Snapshot, TargetFile, Targets
+from tuf.api.metadata import DelegatedRole, Delegations, Metadata, Role, Root, Snapshot, TargetFile, Targets
 from tuf.api.metadata import Timestamp as TimestampRole
 
 from edge.channel.updates import BUNDLES, HEADS, path_of
@@ -45,7 +45,7 @@ ROOT_DAYS, TARGETS_DAYS, BUNDLES_DAYS = 730, 365, 365
 MOST_ROOT_KEYS = 16
 _ONLINE = (Snapshot.type, TimestampRole.type)
 
-_S = TypeVar("_S", bound=Signed)
+_S = TypeVar("_S", Root, Targets, Snapshot, TimestampRole)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,7 @@ def init(base: Path, now: datetime, *, n_root: int = 3, threshold: int = 2, pass
     """
     if not 1 <= threshold <= n_root <= MOST_ROOT_KEYS:
         raise ConfigError(
-            f"root keys: expected 1 to {MOST_ROOT_KEYS} and a threshold that they can reach, got {threshold} of {n_root}"
+            f"root keys: expected 1 to {MOST_ROOT_KEYS}, and a threshold they can reach, got {threshold} of {n_root}"
         )
     if base.exists() and any(base.iterdir()):
         raise ConfigError(f"{base} is not empty: keys are never overwritten; name a new folder")
@@ -210,7 +210,7 @@ def rotate(base: Path, what: str, now: datetime, password: bytes | None = None) 
     elif what == "bundles":
         bundles = _renewed(folders.bundles, password)
         _delegate_anew(delegations, BUNDLES, bundles)
-        listed = newest(folders.metadata, BUNDLES, Targets) or Targets(version=0)
+        listed = newest(folders.metadata, BUNDLES, Targets) or Targets(version=1)
         listed.version, listed.expires = listed.version + 1, now + timedelta(days=BUNDLES_DAYS)
         changed.append(write(folders.metadata, BUNDLES, signed(listed, [bundles])))
     elif what != "root":

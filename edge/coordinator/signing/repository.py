@@ -15,10 +15,12 @@ from tuf.api import exceptions as tuf
 from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, TargetFile, Targets
 from tuf.api.metadata import Timestamp as TimestampRole
 
-from edge.channel.messages import Desired
-from edge.channel.updates import BUNDLES, HEADS, assigned, is_name, path_of
+from edge.channel.messages import Desired, Meta
+from edge.channel.updates import BUNDLES, HEADS, assigned, is_name, packed, path_of
+from edge.contract.clock import Now
 from edge.contract.errors import ConfigError, RolloutError
 from edge.contract.files import replace_file
+from edge.coordinator.signing import NOT_SIGNED
 from edge.coordinator.signing.ceremony import load_key, newest, signed, versions, write
 
 HEADS_DAYS, SNAPSHOT_DAYS = 30, 30
@@ -43,10 +45,11 @@ class Repository:
         ConfigError: Something of it is missing, cannot be read, or this key may not sign.
     """
 
-    def __init__(self, folder: Path, now: datetime, *, timestamp_days: float = TIMESTAMP_DAYS) -> None:
+    def __init__(self, folder: Path, now: Now, *, timestamp_days: float = TIMESTAMP_DAYS) -> None:
         self._folder = folder / "metadata"
         self._signer = load_key(folder / "online.pem")
         self._timestamp_days = timestamp_days
+        self._listed: dict[str, frozenset[str]] = {}  # by role, the paths of its newest list
         root = newest(self._folder, Root.type, Root)
         if root is None:
             raise ConfigError(
@@ -57,7 +60,7 @@ class Repository:
         may = {*root.roles[TimestampRole.type].keyids, *self._delegated(HEADS)}
         if self._signer.public_key.keyid not in may:
             raise ConfigError(
-                f"{folder / 'online.pem'} may not sign by {self._folder}: copy both from the folder of `edge-fleet keys`"
+                f"{folder / 'online.pem'} may not sign by {self._folder}: copy both from where `edge-fleet keys` was"
             )
         self.refresh(now)
 
@@ -81,6 +84,10 @@ class Repository:
         except OSError:
             return None
 
+    def document(self, name: str) -> Meta:
+        """A document as a message, or that there is none of this name."""
+        return packed(name, self.metadata(name))
+
     def bundles(self) -> bytes:
         """The newest list of bundles."""
         found = self.metadata(f"{versions(self._folder, BUNDLES)[-1]}.{BUNDLES}.json")
@@ -88,7 +95,7 @@ class Repository:
             raise RolloutError("the list of bundles cannot be read; take the folder of metadata from a backup")
         return found
 
-    def take_bundles(self, data: bytes, now: datetime) -> int:
+    def take_bundles(self, data: bytes, now: Now) -> int:
         """Take a list of bundles that was signed elsewhere.
 
         Returns:
@@ -108,7 +115,7 @@ class Repository:
                 f"the list of bundles: expected a version above {known[-1]}, got {document.signed.version}; "
                 f"somebody else signed meanwhile, sign again"
             )
-        if document.signed.is_expired(now):
+        if document.signed.is_expired(_date(now)):
             raise RolloutError("the list of bundles has expired; look at the clock where it was signed")
         write(self._folder, BUNDLES, document)
         self.refresh(now)
@@ -116,38 +123,50 @@ class Repository:
 
     def is_listed(self, kind: str, digest: str) -> bool:
         """Whether a list that devices believe has this artifact."""
-        found = newest(self._folder, BUNDLES if kind == "bundle" else HEADS, Targets)
-        return found is not None and path_of(kind, digest) in found.targets
+        role = BUNDLES if kind == "bundle" else HEADS
+        if role not in self._listed:
+            found = newest(self._folder, role, Targets)
+            self._listed[role] = frozenset(() if found is None else found.targets)
+        return path_of(kind, digest) in self._listed[role]
 
-    def add_head(self, digest: str, size_bytes: int, backbone: str, release: int, now: datetime) -> None:
-        """Sign a head."""
-        heads = newest(self._folder, HEADS, Targets) or Targets(version=0)
-        path = path_of("head", digest)
-        entry = TargetFile(size_bytes, {"sha256": digest}, path)
-        entry.unrecognized_fields["custom"] = {"backbone": backbone, "release": release}
+    def sign(self, fleet: str, device: str, desired: Desired, now: Now) -> str:
+        """The signature of what a device should run, for `Desired.signature`; a head is put into the list first.
+
+        Raises:
+            RolloutError: It is a bundle that nobody signed.
+        """
+        if not self.is_listed(desired.kind, desired.digest):
+            if desired.kind == "bundle":
+                raise RolloutError(f"the bundle {desired.digest[:12]} {NOT_SIGNED}")
+            self._add_head(desired, now)
+        made = self._signer.sign(assigned(fleet, device, desired))
+        return f"{made.keyid}:{made.signature}"
+
+    def _add_head(self, desired: Desired, now: Now) -> None:
+        heads = newest(self._folder, HEADS, Targets) or Targets(version=1)
+        path = path_of("head", desired.digest)
+        entry = TargetFile(desired.size_bytes, {"sha256": desired.digest}, path)
+        entry.unrecognized_fields["custom"] = {"backbone": desired.backbone, "release": desired.release}
         heads.targets[path] = entry
         for old in sorted(heads.targets, key=lambda each: _release(heads.targets[each]))[:-MAX_HEADS]:
             del heads.targets[old]
-        self._sign_heads(heads, now)
+        self._sign_heads(heads, _date(now))
         self.refresh(now)
-
-    def assign(self, fleet: str, device: str, desired: Desired) -> str:
-        """The signature of what a device should run, for `Desired.signature`."""
-        made = self._signer.sign(assigned(fleet, device, desired))
-        return f"{made.keyid}:{made.signature}"
 
     def _sign_heads(self, heads: Targets, now: datetime) -> None:
         heads.version, heads.expires = _next(heads.version, now), now + timedelta(days=HEADS_DAYS)
         write(self._folder, HEADS, signed(heads, [self._signer]))
 
-    def refresh(self, now: datetime) -> None:
+    def refresh(self, at: Now) -> None:
         """Sign again what has changed or would expire soon. The timestamp comes last: it is what devices begin with."""
+        now = _date(at)
+        self._listed.clear()
         root = newest(self._folder, Root.type, Root)
         self._root, self._targets = root or self._root, self._top()
         heads = newest(self._folder, HEADS, Targets)
         is_of_this_key = heads is not None and self._is_by_us(HEADS)
         if heads is None or not is_of_this_key or _is_old(heads.expires, HEADS_DAYS, now):
-            self._sign_heads(heads or Targets(version=0), now)
+            self._sign_heads(heads or Targets(version=1), now)
         lists = {f"{role}.json": MetaFile(versions(self._folder, role)[-1]) for role in (Targets.type, BUNDLES, HEADS)}
         snapshot = newest(self._folder, Snapshot.type, Snapshot)
         changed = snapshot is None or snapshot.meta != lists or not self._is_by_us(Snapshot.type)
@@ -188,12 +207,17 @@ class Repository:
             "root": _told(self._root, self._root.roles[Root.type].threshold),
             "targets": _told(self._targets, self._root.roles[Targets.type].threshold),
         }
-        for role, kind in ((BUNDLES, Targets), (HEADS, Targets), (Snapshot.type, Snapshot)):
-            document = newest(self._folder, role, kind)
-            if document is not None:
-                found[role] = _told(document, 1)
-        timestamp = self._timestamp()
-        return found | ({} if timestamp is None else {"timestamp": _told(timestamp, 1)})
+        below = {
+            BUNDLES: newest(self._folder, BUNDLES, Targets),
+            HEADS: newest(self._folder, HEADS, Targets),
+            Snapshot.type: newest(self._folder, Snapshot.type, Snapshot),
+            TimestampRole.type: self._timestamp(),
+        }
+        return found | {role: _told(document, 1) for role, document in below.items() if document is not None}
+
+
+def _date(now: Now) -> datetime:
+    return datetime.fromtimestamp(now.wall_ms / 1000, UTC)
 
 
 def _told(document: Any, threshold: int) -> dict[str, Any]:
