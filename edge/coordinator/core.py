@@ -24,7 +24,7 @@ from edge.coordinator.merges import Merges
 from edge.coordinator.records import Release
 from edge.coordinator.registry import Registry
 from edge.coordinator.releases import Releases
-from edge.coordinator.signing import NOT_SIGNED, Signing
+from edge.coordinator.signing.signing import NOT_SIGNED, Signing
 from edge.coordinator.store.store import Store
 
 HOUSEKEEPING_S = 600.0

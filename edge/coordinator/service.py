@@ -36,7 +36,7 @@ from edge.coordinator.config import CoordinatorConfig
 from edge.coordinator.core import CoordinatorCore
 from edge.coordinator.events import reason
 from edge.coordinator.inbox import Inbox
-from edge.coordinator.signing import Signing
+from edge.coordinator.signing.signing import Signing
 from edge.coordinator.store.store import Store
 
 log = logging.getLogger("edge.coordinator")

@@ -20,8 +20,8 @@ from edge.channel.updates import BUNDLES, HEADS, assigned, is_name, packed, path
 from edge.contract.clock import Now
 from edge.contract.errors import ConfigError, RolloutError
 from edge.contract.files import replace_file
-from edge.coordinator.signing import NOT_SIGNED
 from edge.coordinator.signing.ceremony import load_key, newest, signed, versions, write
+from edge.coordinator.signing.signing import NOT_SIGNED
 
 HEADS_DAYS, SNAPSHOT_DAYS = 30, 30
 TIMESTAMP_DAYS = 7.0

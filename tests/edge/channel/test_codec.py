@@ -61,6 +61,7 @@ SAMPLES: dict[str, m.Message] = {
     topics.UP_EVENT: m.Event(ts_ms=1, name="drift", detail="p = 0.01"),
     topics.UP_TELE: m.Telemetry(values={"ts": 1795420800123, "lat_p50_ms": 8.1, "model": "kws"}),
     topics.DN_HIST: m.HistoryKept(batch=D[:16]),
+    topics.DN_META: m.Meta(name="3.root.json", size_bytes=9, data="KLUv"),
     topics.DN_CMD: m.Command(id="c1", name="sync", args={"now": True}, ttl_s=30.0),
     topics.UP_REPLY: m.Reply(id="c1", rc=-1, detail="busy", out={}),
 }

@@ -70,9 +70,7 @@ class Fleet:
         signature = (repository or self.repository).sign("lab", device, desired, at(TODAY))
         return dataclasses.replace(desired, signature=signature)
 
-    def offer(
-        self, desired: Desired, between: Callable[[str, Meta], Meta | None] = lambda _, meta: meta
-    ) -> Verdict | None:
+    def offer(self, desired: Desired, between: Between = lambda _, meta: meta) -> Verdict | None:
         """What the device decides; None where it still waits after an hour."""
         now_s = 0.0
         self.vetting.offer("digits", desired)
@@ -261,9 +259,11 @@ def test_damaged_and_endless_documents_cost_a_wait_and_no_belief(fleet: Fleet) -
     assert len(fleet.asked) < 100, "it asks less and less often"
     fleet.vetting = fleet.device()
     for data in ("", "AAAA", "é", "A" * 15_000):
-        assert (
-            fleet.offer(desired, lambda _, meta, data=data: dataclasses.replace(meta, size_bytes=99, data=data)) is None
-        )
+
+        def garbled(_: str, meta: Meta, data: str = data) -> Meta:
+            return dataclasses.replace(meta, size_bytes=99, data=data)
+
+        assert fleet.offer(desired, garbled) is None
         fleet.vetting = fleet.device()
     document = json.loads((fleet.folders.metadata / "timestamp.json").read_text())
     document["signed"]["version"] += 1
