@@ -115,7 +115,7 @@ def test_push_of_a_head_file_watch_and_events(processes: ModuleType, tmp_path: P
         assert "one: active" in told
         with pytest.raises(RuntimeError, match="unknown device"):
             fleet.fleet("push", str(digits_bundle), "--device", "nobody")
-        watched = fleet.fleet("watch", "--seconds", "3")
+        watched = fleet.fleet("watch", "--seconds", "5")  # it begins with now
         line = next(line for line in watched.splitlines() if line.startswith("one {"))
         values = json.loads(line.partition(" ")[2])
         assert values["model"]
