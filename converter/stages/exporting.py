@@ -9,9 +9,10 @@ from converter.graph.build import multiplications
 from converter.graph.canonical import canonical
 from converter.plan import ConversionPlan
 from converter.program.programs import onnx_program, outputs
+from converter.program.tensors import batch_size
 from converter.quantization.saturation import without_least_weight
 from converter.verify.axes import baked_axes
-from converter.verify.checks import Check, check_float, first_diverging_layer
+from converter.verify.checks import Check, check_alone, check_float, first_diverging_layer
 from converter.verify.measure import Evaluation
 from converter.verify.original import Original, with_preprocessing
 from edge.contract.errors import ConversionError
@@ -19,6 +20,8 @@ from edge.inference.session import sqnr_db
 
 # A model whose weights were mended for Arm must stay so near to itself; int8 models themselves have 30 dB.
 MIN_MENDED_SQNR_DB = 30.0
+# Samples that the model is given alone, too: of one that decides by values all.
+_ALONE, _LEAST_ALONE, _ALONE_MACS = 32, 4, 2_000_000_000
 
 
 def checked_export(original: Original, plan: ConversionPlan) -> tuple[Exported, Original, Evaluation, Check]:
@@ -45,6 +48,9 @@ def checked_export(original: Original, plan: ConversionPlan) -> tuple[Exported, 
         if evaluation is None:
             original = original.affordable(multiplications(model))
             evaluation = original.evaluation(model, plan.kinds)
+            if original.module is not None:
+                few = _ALONE_MACS // max(1, multiplications(model))
+                check_alone(original.run, evaluation, max(_LEAST_ALONE, min(_ALONE, few)))
         try:
             run = onnx_program(model, "the exported graph")
             against = "PyTorch" if original.module is not None else "the ONNX file"
@@ -70,6 +76,7 @@ def checked_export(original: Original, plan: ConversionPlan) -> tuple[Exported, 
         always = made, check
     if always is not None and evaluation is not None:
         made, check = always
+        check_alone(original.run, evaluation, batch_size(evaluation.samples.x, evaluation.inputs))
         note = (
             f"the model decides by values in Python ({made.decides}); the graph always goes the way of its example. "
             f"The outputs agree on the evaluation data; give data that take the other way"

@@ -77,6 +77,32 @@ def check_float(what: str, run: Run, evaluation: Evaluation, against: str) -> Ch
     )
 
 
+def check_alone(run: Run, evaluation: Evaluation, count: int) -> None:
+    """After this a model gives for a sample alone, as on a device, what it gives among others, as it was compared.
+
+    Args:
+        run: The original.
+        evaluation: Of it.
+        count: How many samples to look at, evenly spaced.
+
+    Raises:
+        ConversionError: It does not.
+    """
+    x = evaluation.samples.x
+    size = batch_size(x, evaluation.inputs)
+    for i in range(0, size, max(1, size // count)):
+        rows = slice(i, i + 1)
+        single = run(select(x, evaluation.inputs, rows))
+        try:
+            wanted = select(evaluation.reference, evaluation.outputs, rows)
+            _compare("the model", evaluation, wanted, single, " among others")
+        except ConversionError as exc:
+            raise ConversionError(
+                f"the model answers a sample alone otherwise than among others ({exc}): it decides, sorts or "
+                f"normalizes over the batch, and devices give one sample at a time"
+            ) from exc
+
+
 def _compare(what: str, evaluation: Evaluation, wanted: Arrays, found: Arrays, how: str) -> None:
     for spec in evaluation.outputs:
         one, other = wanted[spec.name], found[spec.name]

@@ -41,6 +41,13 @@ class Adds(InPlace):
     def forward(self, x):
         self.total += x.mean()
         return nn.Sequential.forward(self, x) + self.total
+
+class Decides(InPlace):
+    def forward(self, x):
+        y = nn.Sequential.forward(self, x)
+        if y.sum() > 6:  # of 64 samples always, of one now and then
+            y = y + 100
+        return y
 """
 
 
@@ -80,3 +87,13 @@ def test_a_model_that_gives_something_else_each_time_is_refused_with_the_reason(
     with pytest.raises(ConversionError, match="each time it is given the same input: it draws random numbers"):
         convert(plan(folder / "weights.pth", **options(folder, net)))
     assert not (folder / f"{net}.edge").exists()
+
+
+def test_a_model_that_decides_over_the_batch_is_refused_whatever_the_batches_decided(folder: Path) -> None:
+    """All batches go one way, and most samples alone the other: as a device would see them."""
+    weights = torch.load(folder / "weights.pth", weights_only=True)
+    weights["2.bias"] += torch.tensor([0.5, 0.5, 0.5])
+    torch.save(weights, folder / "decides.pth")
+    with pytest.raises(ConversionError, match="answers a sample alone otherwise than among others"):
+        convert(plan(folder / "decides.pth", **options(folder, "Decides")))
+    assert not (folder / "Decides.edge").exists()
