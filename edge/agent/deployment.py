@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ from edge.agent.host import ModelHost
 from edge.agent.slots import MAX_NUMBER
 from edge.agent.states import SlotEvent, SlotState, transition
 from edge.channel.frames import Frame
-from edge.channel.messages import Desired, Request, State
+from edge.channel.messages import Desired, Pairs, Request, State
 from edge.contract.errors import BundleError, EdgeError, LearningError
 from edge.learning.exchange import HeadRelease
 from edge.learning.trial import Finding, Verdict
@@ -66,6 +67,10 @@ class Deployment:
         self._waits_for = ""  # why a download does not go on
         self._labels_before = 0
         self._held: releases.Offer | None = None
+        self._staged: tuple[releases.Offer | None, str] | None = None  # what is ready, and why it passed
+        self._pairs = Pairs()  # of what is live now and was before, as they were told last
+        self._old_ms: float | None = None  # of the bundle before
+        self._told_at = 0
         self._looked_at = 0  # labels when the head that is held was looked at last
         self._told = ""  # why the probation is not over
         # Whether anything spoke for what is in probation before it was live.
@@ -120,6 +125,7 @@ class Deployment:
                 digest="" if desired is None else desired.digest,
                 detail=self._detail[:500],
                 model=self._host.name,
+                pairs=self._pairs if self._pairs != Pairs() else None,
             )
         )
 
@@ -133,18 +139,30 @@ class Deployment:
     def offer(self, desired: Desired, now_s: float) -> None:
         """Take a desired state. One whose counter was handled already, or is older, changes nothing."""
         again = self._desired is not None and desired.release == self._desired.release
+        if desired.activate == "never":
+            if again:
+                self._withdraw()
+            return
+        if again and self._desired is not None:
+            is_anew = self.state is SlotState.REFUSED and desired.attempt > self._desired.attempt
+            self._desired = replace(self._desired, activate=desired.activate, attempt=desired.attempt)
+            if self._staged is not None and desired.activate == "now":
+                self._activate(*self._staged)
+                return
+            again = not is_anew
         if again and self._fetch is not None and self._fetch.is_recut(desired):
             self._desired = desired
             self._start_fetch(desired, now_s)
             return
-        if again and self.state is not SlotState.FAILED:
+        if again and self.state not in (SlotState.FAILED, SlotState.IDLE):
             return
         if desired.release <= self._host.slots.record.release:
             if self._desired is None:
                 self._desired = desired
             self.report()
             return
-        if desired.release == self._host.slots.record.refused and self._desired is None:
+        is_refused = desired.release == self._host.slots.record.refused
+        if is_refused and self._desired is None and desired.attempt <= 1:
             self.refuse(desired, "refused before the last restart")
             return
         if (why := self._unfit(desired)) and self.state not in _AT_REST:
@@ -155,7 +173,8 @@ class Deployment:
             # Who was not judged does not become what the next one is judged against.
             self.roll_back("a newer release came before it could be judged")
         self._stop_fetch()
-        self._held = None
+        self._held = self._staged = None
+        self._pairs = Pairs()
         self._desired = desired
         self._enter(SlotEvent.OFFER_RECEIVED)
         if why:
@@ -163,6 +182,14 @@ class Deployment:
             return
         self._enter(SlotEvent.FETCH_STARTED, self._waiting())
         self._start_fetch(desired, now_s)
+
+    def _withdraw(self) -> None:
+        """Give up a release that is not live yet; what is live is not touched."""
+        on_its_way = (SlotState.OFFERED, SlotState.FETCHING, SlotState.VERIFIED, SlotState.STAGED, SlotState.HELD)
+        if self.state in on_its_way:
+            self._stop_fetch()
+            self._held = self._staged = None
+            self._enter(SlotEvent.WITHDRAWN, "the coordinator took it back")
 
     def _unfit(self, desired: Desired) -> str:
         """Why a release is not for this device, as far as its description tells; "" where it may be."""
@@ -271,19 +298,31 @@ class Deployment:
             self._activate(offer, f"trial: {verdict.reason}")
 
     def _activate(self, offer: releases.Offer | None, detail: str) -> None:
-        """Make a head that was looked at live, or the bundle that was tried."""
+        """Make a head that was looked at live, or the bundle that was tried; or keep it ready, where it is to wait."""
         assert self._desired is not None
-        self._enter(SlotEvent.TRIAL_PASSED, detail)
+        if self._staged is None:
+            self._enter(SlotEvent.TRIAL_PASSED, detail)
+        if self._desired.activate == "wait":
+            self._staged = (offer, detail)
+            return
+        self._staged = None
         self._enter(SlotEvent.ACTIVATION_STARTED)
         try:
             if offer is not None:
                 releases.take(self._host.model, offer, self._desired.release)
             else:
+                self._old_ms = self._host.model.metrics.p99_ms()
                 self._host.activate_bundle(self._desired.digest)
         except Exception as exc:  # noqa: BLE001  # else the slot would be activating for ever
             self._fail(f"activate: {_said(exc)}")
             return
         self._labels_before = self._host.model.metrics.labels
+        self._told_at = 0
+        if offer is None:
+            self._pairs = Pairs()
+        else:
+            self._old_ms = None
+            self._pairs = releases.compared(self._host.model)
         self._probation_end_s = -math.inf  # set at the next poll
         self._told = ""
         judged = (Finding.GOOD, Finding.WORSE)
@@ -311,6 +350,7 @@ class Deployment:
         """Do what is due: ask again for missing frames, end a probation."""
         if not self._waits_for:
             self._go_on(lambda fetch: fetch.poll(now_s))
+        self._tell_pairs()
         labels = self._host.model.metrics.labels
         if self._held is not None and labels >= self._looked_at + _LOOK_AGAIN:
             self._look_again(self._held)
@@ -320,6 +360,25 @@ class Deployment:
             enough = labels - self._labels_before >= self._probation_labels
             if (now_s >= self._probation_end_s or enough) and not self._end_probation():
                 self._probation_end_s = now_s + self._probation_s  # ask again then
+
+    def _tell_pairs(self) -> None:
+        """Say how what is live compares with what was before, now and then."""
+        if self.state not in (SlotState.PROBATION, SlotState.ACTIVE):
+            return
+        if self._old_ms is not None:
+            new_ms = self._host.model.metrics.p99_ms()
+            if new_ms is not None:
+                self._pairs = replace(self._pairs, old_ms=round(self._old_ms, 3), new_ms=round(new_ms, 3))
+                self._old_ms = None
+                self.report()
+            return
+        if not self._host.model.learns or (shadow := self._host.model.state.shadow) is None:
+            return
+        if shadow.told_at > self._told_at:
+            self._told_at, self._pairs = shadow.told_at, shadow.pairs
+            self.report()
+        if shadow.is_over:
+            self._host.model.state.shadow = None
 
     def _look_again(self, held: releases.Offer) -> None:
         try:
@@ -356,6 +415,8 @@ class Deployment:
 
     def roll_back(self, why: str) -> None:
         """Bring back what was live before the release in probation."""
+        if self._host.model.learns:
+            self._host.model.state.shadow = None
         if self._host.slots.record.trying:
             self._host.roll_back_bundle()
         elif self._host.model.trial is not None:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from edge.agent import schema2
+from edge.agent.shadow import Shadow
 from edge.agent.store import LearnedStore, Saved
 from edge.contract.errors import BundleError, EdgeError, LearningError, ResourceError
 from edge.contract.training import FloatArray
@@ -41,6 +42,7 @@ class LearnedState:
         waiting: Labels that are safe and not learned yet, with the answers that were given, oldest first.
         warnings: What went wrong and was survived, for whoever shows them; they may be cleared.
         inferences: Answers so far, as they were last saved.
+        shadow: The version before the last release, while a fleet judges that; else None. It is not kept on disk.
 
     Raises:
         BundleError: What is on disk has classes of its own and cannot be read.
@@ -53,6 +55,7 @@ class LearnedState:
         self.waiting: deque[tuple[Labelled, FloatArray]] = deque()
         self.warnings: list[str] = []
         self.inferences = 0
+        self.shadow: Shadow | None = None
         self._is_synced, self._has_events = True, False
         self._unkept, self._why_unkept = 0, ""  # what the disk did not take since the last snapshot
         if store is not None:
@@ -76,6 +79,16 @@ class LearnedState:
         self._learning.check(self.value, label)
         self._keep(label)
         self.waiting.append((label, answer))
+
+    def compare(self, event: Event) -> None:
+        """Let the version before the last release answer labels that come, before anybody learns them."""
+        if self.shadow is None or not isinstance(event, Labelled):
+            return
+        try:
+            self.shadow.labelled(self.value, event)
+        except Exception as exc:  # noqa: BLE001  # who is only compared must not cost a label
+            self.shadow = None
+            self.warnings.append(f"the version before the release is not compared any more: {exc}")
 
     def replace(self, value: Learned) -> None:
         """Go on from another value, which is safe from a power cut when this returns.

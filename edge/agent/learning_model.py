@@ -90,6 +90,8 @@ class LearningModel(Standing):
 
     def _remember(self, sample_id: str, found: Arrays, outputs: Arrays, now_s: float) -> None:
         features, answer = found[self._head.features.name], outputs[self._head.output]
+        if self.state.shadow is not None:
+            self.state.shadow.predicted(self.learned, features, answer)
         if self.answering.remember(sample_id, features, answer[0], now_s):
             self.events.append(Happened("feature-shift", "the inputs look different from before; labels would help"))
 
@@ -161,6 +163,7 @@ class LearningModel(Standing):
         self._open()
         if self.state.waiting and not isinstance(event, Contributed):
             self._learn_waiting()
+        self.state.compare(event)
         learned, happened = self.learning.advance(self.state.value, event)
         self.state.keep(event, learned)
         self._tell(happened)
@@ -247,6 +250,7 @@ class LearningModel(Standing):
         if not self.state.waiting:
             return False
         label, answer = self.state.waiting.popleft()
+        self.state.compare(label)
         self.state.value, happened = self.learning.advance(self.state.value, label)
         self._tell(happened)
         self._judged(answer[None], label.target, label.weight)

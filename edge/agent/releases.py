@@ -13,7 +13,9 @@ import numpy as np
 
 from edge.agent.candidates import shipped_statistics
 from edge.agent.on_device_model import OnDeviceModel
+from edge.channel.messages import Pairs
 from edge.agent.served_model import NO_HEAD
+from edge.agent.shadow import Shadow
 from edge.agent.standing import expert_weights, head_digest
 from edge.contract.bundle import check_parameters
 from edge.contract.errors import BundleError, LearningError
@@ -29,7 +31,7 @@ from edge.learning.statistics import HeadStatistics
 from edge.learning.trial import MIN_LABELS, MIN_SAMPLES, Finding, Verdict, compare, judge
 
 __all__ = [
-    "Offer", "confirm", "contribution", "expert_weights", "go_back", "head_digest", "judge_bundle", "judge_taken",
+    "Offer", "compared", "confirm", "contribution", "expert_weights", "go_back", "head_digest", "judge_bundle", "judge_taken",
     "look_at", "roll_back", "take",
 ]  # fmt: skip
 
@@ -139,11 +141,19 @@ def take(model: OnDeviceModel, offer: Offer, counter: int) -> None:
     Raises:
         OSError: It cannot be kept; nothing changed.
     """
+    before = model.learned
     if offer.competes:
         model.happen(HeadOffered(offer.release, counter, fits=_fits(model, offer.release)))
     else:
         model.happen(HeadReplaced(offer.release, counter))
         model.metrics.forget_judgements()
+    late = model.answering.late_features(_COMPARED)
+    model.state.shadow = Shadow(model.learning, before, model.learned, counter, late)
+
+
+def compared(model: OnDeviceModel) -> Pairs:
+    """How what is live answers beside what was before it, so far."""
+    return Pairs() if model.state.shadow is None else model.state.shadow.pairs
 
 
 def _fits(model: OnDeviceModel, release: HeadRelease) -> bool | None:

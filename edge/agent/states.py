@@ -6,6 +6,8 @@ coordinator counts that, never "delivered". Whatever goes wrong before activatio
 ends in ``failed`` or ``refused``; whatever goes wrong after it ends in ``rolled-back``, with the previous model live
 again. A newer offer may come at any time except during the activation itself, which is one step.
 
+A release may be made to wait when it is staged, and may be withdrawn before it is activated.
+
 A head that answers most samples otherwise than what is live, and that no labels vouch for, is ``held``: it waits, and
 is looked at again when labels come. Nobody judged it, so it is neither active nor refused.
 
@@ -52,6 +54,7 @@ class SlotEvent(StrEnum):
     FAILED = "failed"
     REFUSED = "refused"
     ROLLED_BACK = "rolled back"
+    WITHDRAWN = "withdrawn"
 
 
 S, E = SlotState, SlotEvent
@@ -84,6 +87,11 @@ TRANSITIONS: dict[tuple[SlotState, SlotEvent], SlotState] = {
     (S.ACTIVATING, E.FAILED): S.FAILED,
     (S.PROBATION, E.PROBATION_PASSED): S.ACTIVE,
     (S.PROBATION, E.ROLLED_BACK): S.ROLLED_BACK,
+    (S.OFFERED, E.WITHDRAWN): S.IDLE,
+    (S.FETCHING, E.WITHDRAWN): S.IDLE,
+    (S.VERIFIED, E.WITHDRAWN): S.IDLE,
+    (S.STAGED, E.WITHDRAWN): S.IDLE,
+    (S.HELD, E.WITHDRAWN): S.IDLE,
     (S.ACTIVE, E.ROLLED_BACK): S.ROLLED_BACK,  # somebody on the device asked for it
 }
 

@@ -23,6 +23,7 @@ MaybeDigest = Annotated[
     str, Rule(lambda text: text == "" or is_digest(text), 'a SHA-256 digest in hexadecimal or "" for none')
 ]
 Count = Annotated[int, at_least(0)]
+Amount = Annotated[float, at_least(0)]
 Range = Annotated[tuple[int, int], Rule(lambda pair: 0 <= pair[0] <= pair[1], "[first, last] with 0 <= first <= last")]
 """First and last chunk, both included."""
 Ranges = Annotated[tuple[Range, ...], Rule(lambda pairs: len(pairs) <= MAX_RANGES, f"at most {MAX_RANGES} ranges")]
@@ -119,8 +120,34 @@ class Birth(Message):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Pairs(Message):
+    """Inside a `State`: running sums of what the version before a release and the release answered to the same samples.
+
+    Attributes:
+        labelled: Pairs with a label.
+        only_new: Where only the new one was right; of quantities the sum of what it gained, each from 0 to 1.
+        only_old: Where only the old one was right; of quantities the sum of what it lost.
+        compared: Pairs without a label.
+        differ: Of these, where the answers differ.
+        old_ms: 99th percentile of the time of a prediction before the release; 0 where it is not known.
+        new_ms: The same since.
+    """
+
+    labelled: Count = 0
+    only_new: Amount = 0.0
+    only_old: Amount = 0.0
+    compared: Count = 0
+    differ: Count = 0
+    old_ms: Amount = 0.0
+    new_ms: Amount = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class State(Message):
-    """``up/state``, retained: the state of one slot of one model, on change; a higher `seq` of the model is newer."""
+    """``up/state``, retained: the state of one slot of one model, on change; a higher `seq` of the model is newer.
+
+    `pairs` is said where the version before is kept beside the release, and now and then anew.
+    """
 
     ts_ms: Count
     seq: Count
@@ -131,6 +158,7 @@ class State(Message):
     detail: str = ""
     model: ModelName = ""
     state_id: StateId = ""
+    pairs: Pairs | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -158,6 +186,9 @@ class Desired(Message):
 
     `forms` are shorter ways to the same artifact; who knows none of them fetches it as it is. `signature` is of who may
     say what runs where, see `edge.channel.updates.assigned`; "" in a fleet without keys.
+    `activate` says when: ``now``; ``wait``: be ready, and do not make it live; ``never``: give it up, unless it is live.
+    `attempt` goes up when a release that was refused is to be tried once more. Devices from before these fields
+    activate at once.
     """
 
     release: Count
@@ -172,6 +203,8 @@ class Desired(Message):
     model: ModelName = ""
     forms: tuple[Form, ...] = ()
     signature: str = ""
+    activate: Literal["now", "wait", "never"] = "now"
+    attempt: Count = 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -57,6 +57,12 @@ class RunningMetrics:
         """Share of right predictions among recent labels; None without labels."""
         return sum(self._right) / len(self._right) if self._right else None
 
+    def p99_ms(self, least: int = 64) -> float | None:
+        """99th percentile of the time of a prediction; None where fewer than `least` were timed."""
+        if len(self._latencies_ms) < least:
+            return None
+        return float(np.percentile(np.array(self._latencies_ms), 99))
+
     @property
     def judged_in_window(self) -> int:
         """How many labels the accuracy rests on."""

@@ -45,6 +45,12 @@ def test_the_table_is_what_was_decided() -> None:
         ("probation", "probation passed"): "active",
         ("probation", "rolled back"): "rolled-back",
         ("active", "rolled back"): "rolled-back",
+        # A fleet gives a release up: what is live is not touched by it.
+        ("offered", "withdrawn"): "idle",
+        ("fetching", "withdrawn"): "idle",
+        ("verified", "withdrawn"): "idle",
+        ("staged", "withdrawn"): "idle",
+        ("held", "withdrawn"): "idle",
     }
 
 
