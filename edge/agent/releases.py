@@ -13,10 +13,10 @@ import numpy as np
 
 from edge.agent.candidates import shipped_statistics
 from edge.agent.on_device_model import OnDeviceModel
-from edge.channel.messages import Pairs
 from edge.agent.served_model import NO_HEAD
 from edge.agent.shadow import Shadow
 from edge.agent.standing import expert_weights, head_digest
+from edge.channel.messages import Pairs
 from edge.contract.bundle import check_parameters
 from edge.contract.errors import BundleError, LearningError
 from edge.contract.training import FloatArray
@@ -31,8 +31,8 @@ from edge.learning.statistics import HeadStatistics
 from edge.learning.trial import MIN_LABELS, MIN_SAMPLES, Finding, Verdict, compare, judge
 
 __all__ = [
-    "Offer", "compared", "confirm", "contribution", "expert_weights", "go_back", "head_digest", "judge_bundle", "judge_taken",
-    "look_at", "roll_back", "take",
+    "Offer", "compared", "confirm", "contribution", "expert_weights", "go_back", "head_digest", "judge_bundle",
+    "judge_taken", "look_at", "roll_back", "take",
 ]  # fmt: skip
 
 # Labels for each class, on average, from which a merge is taken for a picture of a world.

@@ -186,7 +186,7 @@ class Desired(Message):
 
     `forms` are shorter ways to the same artifact; who knows none of them fetches it as it is. `signature` is of who may
     say what runs where, see `edge.channel.updates.assigned`; "" in a fleet without keys.
-    `activate` says when: ``now``; ``wait``: be ready, and do not make it live; ``never``: give it up, unless it is live.
+    `activate` says when: ``now``; ``wait``: be ready, but do not make it live; ``never``: give it up unless it is live.
     `attempt` goes up when a release that was refused is to be tried once more. Devices from before these fields
     activate at once.
     """

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from edge import __version__
+from edge.cli import rollouts
 from edge.cli.devices import age, events, metrics, show
 from edge.cli.keys import keys
 from edge.cli.releases import release as release_group
@@ -117,6 +118,9 @@ fleet.add_command(metrics)
 fleet.add_command(release_group)
 fleet.add_command(rollback)
 fleet.add_command(keys)
+fleet.add_command(rollouts.rollout)
+fleet.add_command(rollouts.pause_all)
+fleet.add_command(rollouts.resume_all)
 
 
 @fleet.command()
@@ -172,8 +176,9 @@ def _of(device: dict[str, Any], model: dict[str, Any]) -> str:
 @click.option("--name", default="", help="Of the release, for `edge-fleet release list`.")
 @click.option("--notes", default="", help="What people should know of it.")
 @click.option("--force", is_flag=True, help="Also what fails its golden samples here, or is unlike what runs.")
-@click.option("--json", "as_json", is_flag=True, help="For programs: the release.")
-@click.option("--wait", default=0.0, type=click.FloatRange(min=0), help="Seconds to wait for the devices to settle.")
+@click.option("--json", "as_json", is_flag=True, help="For programs: the release and its rollout.")
+@click.option("--wait", default=0.0, type=click.FloatRange(min=0), help="Seconds to wait for its end.")
+@click.option("--all-at-once", is_flag=True, help="To all devices now: no waves, no gates.")
 @click.pass_obj
 def push(
     connect: Any,
@@ -186,11 +191,17 @@ def push(
     force: bool,
     as_json: bool,
     wait: float,
+    all_at_once: bool,
 ) -> None:
-    r"""Push ARTIFACT, a bundle (.edge) or a head (.safetensors), to the fleet.
+    r"""Push ARTIFACT, a bundle (.edge) or a head (.safetensors), to the fleet: a rollout with the default plan.
 
-    A bundle is for the model of its name; where no device has one of that name, for the only one that there is. The
-    coordinator tries it first: it must open, give its golden outputs, and be like what it takes the place of.
+    It goes out in waves, and stops where devices fail or the model looks worse; `edge-fleet rollout status` tells. What
+    was on its way to the same devices is overtaken. A bundle is for the model of its name; where no device has one of
+    that name, for the only one that there is. The coordinator tries it first: it must open, give its golden outputs, and
+    be like what it takes the place of.
+
+    With --wait: exit 0 when it is active everywhere, 8 when it stopped, 9 when it is held or nothing could judge it, 10
+    when the time is over.
 
     \b
     edge-fleet push next.edge --name spring --wait 60
@@ -205,12 +216,22 @@ def push(
     kept = coordinator.call("POST", "/api/artifacts", content=data, params=asked, timeout=_PROVED_S)
     body = {key: kept[key] for key in ("digest", "kind", "backbone")} | asked
     body |= {"model": model, "devices": list(names), "reason": reason, "name": name, "notes": notes}
-    release = coordinator.call("POST", "/api/releases", json=body)
-    if as_json:
-        click.echo(json.dumps(release, indent=1))
+    if all_at_once:
+        release, rollout = coordinator.call("POST", "/api/releases", json=body), None
     else:
-        say(f"release {release['counter']}: {kept['kind']} {short(kept['digest'])} {whom(release)}")
-    if wait:
+        found = coordinator.call("POST", "/api/v1/push", json=body | {"who": rollouts.who()})
+        release, rollout = found["release"], found["rollout"]
+    if as_json:
+        click.echo(json.dumps(release | {"rollout": rollout}, indent=1))
+    else:
+        to = f"to {', '.join(names) or 'all devices'}" if rollout else whom(release)
+        say(f"release {release['counter']}: {kept['kind']} {short(kept['digest'])} {to}")
+    if rollout is not None:
+        if not as_json:
+            say(f"with the default plan, {rollouts.line_of(rollout)}")
+        if wait:
+            rollouts.wait_for(coordinator, rollout["id"], wait, quiet=as_json)
+    elif wait:
         _wait(coordinator, release, set(names), wait)
 
 

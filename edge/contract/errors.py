@@ -11,6 +11,8 @@
       |     +-- NoAgentError   start the agent, or name its socket
       +-- LearningError    look at the data that is being learned
       +-- RolloutError     look at the fleet
+            +-- HeldError      decide, nothing else can tell
+            +-- WaitError      wait longer
 
 A message says what was expected, what came and what to do. Doors translate foreign exceptions into one of these with
 ``raise ... from exc``; the command line turns them into one line and an exit code.
@@ -89,6 +91,20 @@ class RolloutError(EdgeError):
 
     exit_code = 8
     help_line = "Look at the fleet with `edge-fleet devices` and `edge-fleet events`."
+
+
+class HeldError(RolloutError):
+    """A rollout waits for a person, because nothing can tell whether the release is good."""
+
+    exit_code = 9
+    help_line = "Look at it with `edge-fleet rollout status ID`; then resume it with a reason, or revert it."
+
+
+class WaitError(RolloutError):
+    """What was waited for did not happen in time; it may still."""
+
+    exit_code = 10
+    help_line = "It goes on without you: `edge-fleet rollout status ID --wait SECONDS` waits again."
 
 
 class Stopped(KeyboardInterrupt):

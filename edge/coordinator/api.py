@@ -22,6 +22,7 @@ from edge.coordinator.events import reason
 from edge.coordinator.records import Model, as_dict
 from edge.coordinator.release_api import Submit, add_release_routes
 from edge.coordinator.signing.signing import Signing
+from edge.coordinator.rollout_api import add_rollout_routes
 from edge.coordinator.store.store import Store
 from edge.coordinator.summaries import HOUR_S, MINUTE_S
 
@@ -170,4 +171,5 @@ def build_api(store: Store, submit: Submit, fleet: str, token: str | None, signi
         return result
 
     add_release_routes(api, store, submit)
+    add_rollout_routes(api, submit)
     return api

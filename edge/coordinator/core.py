@@ -25,6 +25,9 @@ from edge.coordinator.records import Release
 from edge.coordinator.registry import Registry
 from edge.coordinator.releases import Releases
 from edge.coordinator.signing.signing import NOT_SIGNED, Signing
+from edge.coordinator.rollout.advance import Rollout
+from edge.coordinator.rollout.plan import Plan
+from edge.coordinator.rollouts import Rollouts, for_devices
 from edge.coordinator.store.store import Store
 
 HOUSEKEEPING_S = 600.0
@@ -40,7 +43,7 @@ class CoordinatorCore:
         config: Its options.
         store: Its database.
         artifacts: Its files.
-        rng: For the noise of merges; nobody may foresee it.
+        rng: For the noise of merges and the order of rollouts; nobody may foresee it.
         signing: Proves to devices what they are told; None for a fleet without keys.
 
     Attributes:
@@ -48,6 +51,7 @@ class CoordinatorCore:
         registry: Who is in the fleet.
         releases: What devices should run.
         learning: What they learned.
+        rollouts: How releases go out.
         dialogue: The conversation with them.
         signing: Proves to them what they are told, or None.
     """
@@ -69,8 +73,18 @@ class CoordinatorCore:
         self.registry = Registry(store, self.events)
         self.releases = Releases(store, artifacts, bundles, self.events)
         self.learning = Learning(config, store, artifacts, bundles, merges, self.events)
+        draw = np.random.default_rng(0) if rng is None else rng
+        self.rollouts = Rollouts(store, artifacts, bundles, self.events, lambda: draw.bytes(16).hex())
         self.dialogue = Dialogue(
-            config.fleet, store, artifacts, self.registry, self.releases, self.learning, self.events, signing
+            config.fleet,
+            store,
+            artifacts,
+            self.registry,
+            self.releases,
+            self.learning,
+            self.rollouts,
+            self.events,
+            signing,
         )
         self._next_telling_s = -math.inf
         self._next_housekeeping_s = -math.inf
@@ -110,6 +124,28 @@ class CoordinatorCore:
         self._next_telling_s = now.s
         return release
 
+    def roll_out(
+        self,
+        digest: str,
+        kind: str,
+        backbone: str,
+        devices: list[str],
+        reason: str,
+        now: Now,
+        *,
+        model: str = "",
+        who: str = "",
+    ) -> tuple[Release, Rollout]:
+        """Bring an artifact to devices by a rollout with the default plan; what was on its way there is overtaken.
+
+        Raises:
+            RolloutError: As `push`; nothing is released then.
+        """
+        with self._store.transaction():
+            release = self.releases.push(digest, kind, backbone, devices, reason, now, model=model, at_once=False)
+            plan = Plan(release=release.counter, select=for_devices(devices))
+            return release, self.rollouts.start(plan, who, now, supersede=True)
+
     def merge_now(self, now: Now) -> list[Release]:
         """Merge everything that is new and push it, see `Learning.merge_now`."""
         releases = self.learning.merge_now(now)
@@ -121,6 +157,7 @@ class CoordinatorCore:
         """Give a device tags, see `Registry.tag`; groups by such a tag are merged anew."""
         found = self.registry.tag(device, tags)
         self.learning.regroup(device, tags, now)
+        self.rollouts.came()
         self._next_telling_s = now.s
         return found
 
@@ -134,7 +171,7 @@ class CoordinatorCore:
     def next_deadline_s(self) -> float:
         """Call `tick` at this time at the latest."""
         telling_s = self._next_telling_s if self.dialogue.is_connected else math.inf
-        return min(telling_s, self._next_housekeeping_s, self.learning.next_deadline_s)
+        return min(telling_s, self._next_housekeeping_s, self.learning.next_deadline_s, self.rollouts.next_deadline_s)
 
     def tick(self, now: Now) -> list[Publish]:
         """Do what is due and give back what is to be sent. A step that fails is told, and those after it are done."""
@@ -142,6 +179,13 @@ class CoordinatorCore:
         self.registry.keep_telemetry(now)
         if self.learning.tick(now):
             self._next_telling_s = now.s
+        with self.events.survived("", "fault", "looking at rollouts", now):
+            self.rollouts.tick(now)
+        if self.dialogue.is_connected:
+            for device in sorted(self.rollouts.to_tell):
+                with self.events.survived(device, "fault", "telling it what to run", now):
+                    self.dialogue.tell(device, now)
+            self.rollouts.to_tell.clear()
         if self.dialogue.is_connected and now.s >= self._next_telling_s:
             self._next_telling_s = now.s + self._config.reassert_s
             with self.events.survived("", "fault", "telling devices what to run", now):

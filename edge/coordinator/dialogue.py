@@ -36,6 +36,7 @@ from edge.coordinator.learning import Learning
 from edge.coordinator.registry import Registry
 from edge.coordinator.releases import Releases, Wanted
 from edge.coordinator.signing.signing import Signing
+from edge.coordinator.rollouts import Rollouts
 from edge.coordinator.store.store import Store
 from edge.coordinator.uploads import Uploads
 
@@ -56,6 +57,7 @@ class Dialogue:
         registry: Who is in the fleet.
         releases: What devices should run.
         learning: What they learned.
+        rollouts: How releases go out.
         events: For what people should see.
         signing: Proves what is sent; None in a fleet without keys.
     """
@@ -68,6 +70,7 @@ class Dialogue:
         registry: Registry,
         releases: Releases,
         learning: Learning,
+        rollouts: Rollouts,
         events: Events,
         signing: Signing | None = None,
     ) -> None:
@@ -78,6 +81,7 @@ class Dialogue:
         self._registry = registry
         self._releases = releases
         self._learning = learning
+        self._rollouts = rollouts
         self._events = events
         self.is_connected = False
         self._out: list[Publish] = []
@@ -137,14 +141,17 @@ class Dialogue:
         match message:
             case Conn():
                 self._registry.conn(device, message, now)
+                self._rollouts.came()
             case Birth():
                 self._registry.birth(device, message, now)
                 self._bases[device] = message.bases
+                self._rollouts.came()
                 self.tell(device, now)
             case State():
                 if message.state == "probation" and device in self._chunk_bytes:  # it arrived: the next may be larger
                     self._chunk_bytes[device] = min(2 * self._chunk_bytes[device], USUAL_BYTES)
-                self._registry.state(device, message, now)
+                if self._registry.state(device, message, now):
+                    self._rollouts.state(device, message, now)
             case Telemetry():
                 self._registry.telemetry(device, dict(message.values), now)
             case Event():
@@ -220,7 +227,7 @@ class Dialogue:
             if not device.born:
                 self._meet(device.id, now)
             for each in wanted:
-                if each.model.release < each.release.counter:
+                if each.is_late:
                     self._send_desired(device.id, each, now)
 
     def _send_desired(self, device: str, wanted: Wanted, now: Now) -> None:
@@ -244,6 +251,8 @@ class Dialogue:
             ts_ms=release.created_ms,
             model=wanted.model.model,
             forms=forms,
+            activate=wanted.activate,
+            attempt=wanted.attempt,
         )
         if self._signing is not None:
             try:

@@ -238,6 +238,47 @@ class Release(Record):
     restores: int = 0
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Transition(Record):
+    """Something that happened to a rollout, or with the rollout 0 to the fleet; `id` is 0 until it is kept.
+
+    Attributes:
+        id: Goes up.
+        rollout: Its number.
+        subject: A device; "" for the rollout itself.
+        before: State.
+        event: That made it.
+        now: State.
+        who: Asked for it; "" for what nobody asked for.
+        why: For people.
+        at_ms: Wall clock.
+    """
+
+    id: int = 0
+    rollout: int
+    subject: str
+    before: str
+    event: str
+    now: str
+    who: str
+    why: str
+    at_ms: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoggedLook(Record):
+    """What a gate saw, see `edge.coordinator.rollout.advance.Look`; `id` is 0 until it is kept."""
+
+    id: int = 0
+    rollout: int
+    wave: int
+    number: int
+    decision: str
+    code: str
+    detail: str
+    at_ms: int
+
+
 def as_dict(record: Record) -> dict[str, Any]:
     """By name, its values as they are.
 

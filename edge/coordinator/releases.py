@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import safetensors.numpy
@@ -24,6 +24,7 @@ from edge.coordinator.checks import mismatch
 from edge.coordinator.differences import contents, difference
 from edge.coordinator.events import Events
 from edge.coordinator.records import Device, KnownBundle, KnownDevice, Model, Release, as_dict
+from edge.coordinator.rollout.advance import is_on_its_way, wants
 from edge.coordinator.store.store import Store
 from edge.learning.exchange import HeadRelease
 from edge.merging.groups import ALL_DEVICES, EVERYBODY, is_meant
@@ -35,11 +36,34 @@ MAX_COUNTER = 2**48
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What a model of a device should run, and the level of its topics; "" where the device has one model."""
+    """What a model of a device should run.
+
+    Attributes:
+        release: It.
+        model: Of the device.
+        level: Of its topics; "" where the device has one model.
+        activate: ``now``, ``wait`` or ``never``, see `edge.channel.messages.Desired`.
+        attempt: Goes up where it is to be tried once more.
+        is_late: Whether the device has not dealt with it.
+    """
 
     release: Release
     model: Model
     level: str
+    activate: Literal["now", "wait", "never"] = "now"
+    attempt: int = 1
+    is_late: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Targeted:
+    """A release that a rollout has for a model of a device now, see `edge.coordinator.rollout.advance.wants`."""
+
+    release: Release
+    model: str
+    activate: Literal["now", "wait", "never"]
+    attempt: int
+    is_on_its_way: bool
 
 
 def fits(release: Release, model: Model, *, is_only: bool) -> bool:
@@ -49,7 +73,14 @@ def fits(release: Release, model: Model, *, is_only: bool) -> bool:
     return release.model == model.model or ("" in (release.model, model.model) and is_only)
 
 
-def desired(releases: Sequence[Release], model: Model, tags: Mapping[str, str], *, is_only: bool) -> Release | None:
+def desired(
+    releases: Sequence[Release],
+    model: Model,
+    tags: Mapping[str, str],
+    *,
+    is_only: bool,
+    targeted: Sequence[Release] = (),
+) -> Release | None:
     """What a model should run: the newest bundle meant for it until it has dealt with that, then the newest head.
 
     A head must not overtake a bundle: the model's counter would then be past the bundle's for ever.
@@ -59,8 +90,10 @@ def desired(releases: Sequence[Release], model: Model, tags: Mapping[str, str], 
         model: Of a device.
         tags: Of that device.
         is_only: Whether it is the only one there.
+        targeted: What rollouts have for it.
     """
     meant = [each for each in releases if is_meant(each.devices, model.device, tags)]
+    meant = sorted([*meant, *targeted], key=lambda each: -each.counter)
     meant = [each for each in meant if fits(each, model, is_only=is_only)]
     bundle = next((each for each in meant if each.kind == "bundle"), None)
     head = next((each for each in meant if each.kind == "head"), None)
@@ -69,14 +102,37 @@ def desired(releases: Sequence[Release], model: Model, tags: Mapping[str, str], 
     return bundle
 
 
-def wanted(releases: Sequence[Release], known: KnownDevice, tags: Mapping[str, str]) -> list[Wanted]:
+# A device that says one of these of a release has begun with it, and has not made it live.
+_BEGUN = ("offered", "fetching", "verified", "staged", "held")
+
+
+def wanted(
+    releases: Sequence[Release], known: KnownDevice, tags: Mapping[str, str], targeted: Sequence[Targeted] = ()
+) -> list[Wanted]:
     """What the models of a device should run; nothing for one that has not introduced itself."""
     models = known.models if known.device.born else ()
     found = []
     for model in models:
-        release = desired(releases, model, tags, is_only=len(models) == 1)
+        level, is_only = level_of(model.model) if len(models) > 1 else "", len(models) == 1
+        own = [each for each in targeted if each.model == model.model or (is_only and "" in (each.model, model.model))]
+        wishes = {each.release.counter: each for each in own if each.activate != "never"}
+        release = desired(releases, model, tags, is_only=is_only, targeted=[each.release for each in wishes.values()])
         if release is not None:
-            found.append(Wanted(release, model, level_of(model.model) if len(models) > 1 else ""))
+            wish = wishes.get(release.counter)
+            is_late = model.release < release.counter
+            if wish is None:
+                found.append(Wanted(release, model, level, is_late=is_late))
+            else:
+                is_late = is_late or wish.is_on_its_way
+                found.append(Wanted(release, model, level, wish.activate, wish.attempt, is_late))
+        found += [
+            Wanted(each.release, model, level, "never")
+            for each in own
+            if each.activate == "never"
+            and each.release.counter == model.state_release
+            and model.state in _BEGUN
+            and (release is None or release.counter != each.release.counter)
+        ]
     return found
 
 
@@ -259,6 +315,7 @@ class Releases:
         notes: str = "",
         file: str = "",
         force: bool = False,
+        at_once: bool = True,
     ) -> Release:
         """Make an artifact what a model of devices should run.
 
@@ -275,6 +332,7 @@ class Releases:
             notes: On it.
             file: That the artifact came as.
             force: Whether applications on these devices may be given other inputs, outputs or classes.
+            at_once: Whether they all run it from now on; else it is for nobody until a rollout brings it.
 
         Raises:
             RolloutError: An unknown device, or no device could take it.
@@ -301,7 +359,7 @@ class Releases:
             kind=kind,
             digest=digest,
             backbone=backbone,
-            devices=devices or [ALL_DEVICES],
+            devices=devices or [ALL_DEVICES] if at_once else (),
             reason=reason,
             now_ms=now.wall_ms,
             model=model,
@@ -419,7 +477,23 @@ class Releases:
         known = self._store.devices.known(device)
         if known is None or not known.device.born:
             return []
-        return wanted(self._store.releases.all(), known, self._store.devices.tags(device).get(device, {}))
+        targeted = self._targeted(device).get(device, [])
+        return wanted(self._store.releases.all(), known, self._store.devices.tags(device).get(device, {}), targeted)
+
+    def _targeted(self, device: str | None = None) -> dict[str, list[Targeted]]:
+        """By device, what rollouts have for it."""
+        found: dict[str, list[Targeted]] = {}
+        known: dict[int, Release | None] = {}
+        is_halted = bool(self._store.rollouts.setting("paused"))
+        for rollout, target in self._store.rollouts.of_devices(device):
+            activate = wants(rollout, target, is_halted=is_halted)
+            counter = rollout.plan.release
+            if counter not in known:
+                known[counter] = self._store.releases.get(counter)
+            if activate and (release := known[counter]) is not None:
+                each = Targeted(release, target.model, activate, target.attempt, is_on_its_way(target))
+                found.setdefault(target.device, []).append(each)
+        return found
 
     def standing(self, device: str) -> list[dict[str, Any]]:
         """By model of a device, which release it should run, and whether it has dealt with that."""
@@ -441,8 +515,12 @@ class Releases:
             for model in self._store.devices.models():
                 models.setdefault(model.device, []).append(model)
             devices = self._store.devices.all()
+            targeted = self._targeted()
         known = [KnownDevice(device=device, models=tuple(models.get(device.id, ()))) for device in devices]
-        return [(each.device, wanted(releases, each, tags.get(each.device.id, {}))) for each in known]
+        return [
+            (each.device, wanted(releases, each, tags.get(each.device.id, {}), targeted.get(each.device.id, [])))
+            for each in known
+        ]
 
 
 def is_bundle(data: bytes) -> bool:

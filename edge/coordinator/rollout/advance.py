@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from edge.contract.errors import RolloutError
 from edge.coordinator.rollout import gates
@@ -62,6 +63,7 @@ class Target:
         left_s: What is left of its deadline; only connected time uses it up where the state says so.
         counted_s: Up to when time was taken off it.
         former: Digest of what it ran before, in this slot; "" for what it came with.
+        restore: Counter of the release that brings the older bytes back; 0 for none.
         detail: What the device said, or why it is where it is.
         pairs: Sums that the device reported.
     """
@@ -76,6 +78,7 @@ class Target:
     left_s: float = 0.0
     counted_s: float = 0.0
     former: str = ""
+    restore: int = 0
     detail: str = ""
     pairs: Pairs = field(default_factory=Pairs)
 
@@ -626,9 +629,14 @@ def exclude(rollout: Rollout, target: Target, now_s: float, *, who: str = "", wh
     return work.step()
 
 
-def wants(rollout: Rollout, target: Target) -> str:
+def is_on_its_way(target: Target) -> bool:
+    """Whether a device has begun with the release, and has not activated it."""
+    return target.state in (T.OFFERED, T.STAGED)
+
+
+def wants(rollout: Rollout, target: Target, *, is_halted: bool = False) -> Literal["now", "wait", "never", ""]:
     """What a device is told: ``now``, ``wait`` (fetch, do not activate), ``never``, or "" for nothing."""
     if target.state in DESIRED:
-        is_halted = rollout.state in (S.PAUSED, S.HELD, S.READY) and target.state in (T.OFFERED, T.STAGED)
-        return "wait" if is_halted else "now"
+        may_not = is_halted or rollout.state in (S.PAUSED, S.HELD, S.READY)
+        return "wait" if may_not and is_on_its_way(target) else "now"
     return "never" if target.state in (T.SUPERSEDED, T.EXCLUDED, T.TIMED_OUT) else ""

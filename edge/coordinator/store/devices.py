@@ -37,6 +37,12 @@ class Devices:
             rows = session.execute(select(*_DEVICE.c).order_by(_DEVICE.c.id)).mappings()
             return [record(Device, row) for row in rows]
 
+    def presence(self) -> dict[str, tuple[bool, int]]:
+        """By device, whether it is online, and the wall clock when it was heard last."""
+        query = select(DeviceRow.id, DeviceRow.online, DeviceRow.last_seen_ms)
+        with self._database.transaction() as session:
+            return {name: (online, last_seen_ms) for name, online, last_seen_ms in session.execute(query)}
+
     def models(self, device: str | None = None) -> Sequence[Model]:
         """All models of all devices, or of one, in the order that the device gave them."""
         query = select(*_MODEL.c).order_by(_MODEL.c.device, _MODEL.c.position)

@@ -14,6 +14,7 @@ from edge.coordinator.store.database import Database
 from edge.coordinator.store.devices import Devices
 from edge.coordinator.store.events import EventLog
 from edge.coordinator.store.releases import ReleaseLog
+from edge.coordinator.store.rollouts import RolloutLog
 from edge.coordinator.store.telemetry import TelemetryLog
 
 
@@ -29,6 +30,7 @@ class Store:
         contributions: What devices learned, and what merges must remember.
         releases: What was pushed, and the bundles behind it.
         events: What happened.
+        rollouts: How releases go out, and settings of the fleet.
 
     Raises:
         ConfigError: It cannot be used.
@@ -41,6 +43,7 @@ class Store:
         self.contributions = Contributions(self._database)
         self.releases = ReleaseLog(self._database)
         self.events = EventLog(self._database)
+        self.rollouts = RolloutLog(self._database)
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:

@@ -259,3 +259,83 @@ class EventRow(Row):
     boot: Mapped[int]
     seq: Mapped[int]
     state_id: Mapped[str]
+
+
+class RolloutRow(Row):
+    """A rollout: `edge.coordinator.rollout.advance.Rollout`, who made it and when."""
+
+    __tablename__ = "rollout"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    release: Mapped[int]
+    kind: Mapped[str]
+    plan: Mapped[dict[str, Any]]
+    seed: Mapped[str]
+    n_selected: Mapped[int]
+    state: Mapped[str]
+    before: Mapped[str]
+    wave: Mapped[int]
+    since_s: Mapped[float]
+    looks: Mapped[int]
+    reason: Mapped[str]
+    version: Mapped[int]
+    author: Mapped[str]
+    created_ms: Mapped[int]
+
+
+class TargetRow(Row):
+    """One model of one device in a rollout: `edge.coordinator.rollout.advance.Target`; sums of pairs by their names."""
+
+    __tablename__ = "target"
+    __table_args__ = (Index("target_device", "device"),)
+    rollout: Mapped[int] = mapped_column(primary_key=True)
+    device: Mapped[str] = mapped_column(primary_key=True)
+    model: Mapped[str] = mapped_column(primary_key=True)
+    wave: Mapped[int]
+    place: Mapped[int]
+    state: Mapped[str]
+    attempt: Mapped[int]
+    since_s: Mapped[float]
+    left_s: Mapped[float]
+    counted_s: Mapped[float]
+    former: Mapped[str]
+    restore: Mapped[int]
+    detail: Mapped[str]
+    pairs: Mapped[dict[str, Any]]
+
+
+class LookRow(Row):
+    """`LoggedLook`."""
+
+    __tablename__ = "look"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    rollout: Mapped[int]
+    wave: Mapped[int]
+    number: Mapped[int]
+    decision: Mapped[str]
+    code: Mapped[str]
+    detail: Mapped[str]
+    at_ms: Mapped[int]
+
+
+class TransitionRow(Row):
+    """`Transition`."""
+
+    __tablename__ = "transition"
+    __table_args__ = (Index("transition_rollout", "rollout"),)
+    id: Mapped[int] = mapped_column(primary_key=True)
+    rollout: Mapped[int]
+    subject: Mapped[str]
+    before: Mapped[str]
+    event: Mapped[str]
+    now: Mapped[str]
+    who: Mapped[str]
+    why: Mapped[str]
+    at_ms: Mapped[int]
+
+
+class FleetRow(Row):
+    """A setting of the whole fleet, or a number that outlives the process."""
+
+    __tablename__ = "fleet"
+    key: Mapped[str] = mapped_column(primary_key=True)
+    value: Mapped[str]

@@ -58,10 +58,10 @@ def test_models_are_listed_pushed_to_and_awaited_apart(
     backbone = Bundle.open(digits_bundle).manifest.backbone_digest
     born(core, "gate", {"digits": backbone, "voice": "e" * 64})
     born(core, "door", {"digits": backbone})
-    told = ask("push", str(digits_bundle), "--model", "voice")
+    told = ask("push", str(digits_bundle), "--model", "voice", "--all-at-once")
     assert told.startswith("release 1: bundle")
     assert told.endswith("for the model 'voice' to all devices\n")
-    assert "for the model 'digits'" in ask("push", str(digits_bundle)), "its own name"
+    assert "for the model 'digits'" in ask("push", str(digits_bundle), "--all-at-once"), "its own name"
     state(core, "gate", "voice", "active", 1)
     for device, end in (("gate", "active"), ("door", "rolled-back")):
         state(core, device, "digits", end, 2)

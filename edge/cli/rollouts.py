@@ -1,0 +1,300 @@
+"""``edge-fleet rollout``: how releases go out in waves, and what people decide about it."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import time
+import tomllib
+from pathlib import Path
+from typing import Any, Protocol
+
+import click
+
+from edge.cli.terminal import shown
+from edge.contract.errors import ConfigError, HeldError, RolloutError, WaitError
+
+_MAX_PLAN_BYTES = 16 * 1024
+# States of a rollout that only a person, or nobody, leads out of.
+_STOPPED = ("paused", "aborted", "reverted", "superseded")
+
+
+class _Calls(Protocol):
+    def call(self, method: str, path: str, **arguments: Any) -> Any:
+        """Make a request."""
+
+
+def who() -> str:
+    """Who sits here, as the machine knows it: for the record, and proved by nothing."""
+    try:
+        return getpass.getuser()[:100]
+    except (OSError, KeyError, ImportError):
+        return ""
+
+
+def read_plan(path: Path) -> dict[str, Any]:
+    """A plan as its file says it; the coordinator looks at what it means.
+
+    Raises:
+        ConfigError: It cannot be read, or is no TOML.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as exc:
+        raise ConfigError(f"{path} cannot be read: {exc.strerror}") from exc
+    if len(data) > _MAX_PLAN_BYTES:
+        raise ConfigError(f"{path} has {len(data)} bytes, a plan has at most {_MAX_PLAN_BYTES}")
+    try:
+        return tomllib.loads(data.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as exc:
+        raise ConfigError(f"{path} is no TOML: {exc}") from exc
+
+
+@click.group("rollout")
+def rollout() -> None:
+    """How releases go out in waves: plan, start, watch, pause, go back.
+
+    \b
+    edge-fleet rollout plan p.toml          who, bytes, and what gates will see
+    edge-fleet rollout start p.toml
+    edge-fleet rollout status 12 --wait 600
+    edge-fleet rollout resume 12 --reason "looked at it"
+    """  # noqa: D301  # \b keeps click from joining the lines
+
+
+_PLAN = click.argument("plan", type=click.Path(path_type=Path))
+_JSON = click.option("--json", "as_json", is_flag=True, help="For programs.")
+_REASON = click.option("--reason", default="", help="Kept with it.")
+
+
+@rollout.command()
+@_PLAN
+@_JSON
+@click.pass_obj
+def plan(connect: Any, plan: Path, as_json: bool) -> None:
+    """What the PLAN (TOML) would do: who, how many bytes, how long, and what gates can see. Changes nothing."""
+    found = connect().call("POST", "/api/v1/plan", json={"plan": read_plan(plan)})
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
+        return
+    click.echo(f"release {found['release']} ({found['kind']}) to {found['devices']} devices, {_size(found['bytes'])}")
+    for number, wave in enumerate(found["waves"], 1):
+        soak = f", then at least {_time(wave['soak_s'])}" if wave["soak_s"] else ""
+        click.echo(
+            f"wave {number}: {wave['devices']} devices ({wave['cumulative']} in all), {_size(wave['bytes'])}; "
+            f"{_GATES[wave['gate'] if number < len(found['waves']) else 'last']}{soak}"
+        )
+
+
+_GATES = {
+    "model": "failures and the model are judged",
+    "screen": "failures are judged, and the model where it looks worse",
+    "none": "failures are judged, the model is not, by plan",
+    "last": "failures are judged",
+}
+
+
+@rollout.command()
+@_PLAN
+@click.option("--supersede", is_flag=True, help="End rollouts that are under way on the same devices.")
+@click.option("--wait", default=0.0, type=click.FloatRange(min=0), help="Seconds to wait for its end.")
+@_JSON
+@click.pass_obj
+def start(connect: Any, plan: Path, supersede: bool, wait: float, as_json: bool) -> None:
+    """Start a rollout of the PLAN (TOML)."""
+    coordinator = connect()
+    body = {"plan": read_plan(plan), "who": who(), "supersede": supersede}
+    found = coordinator.call("POST", "/api/v1/rollouts", json=body)
+    click.echo(json.dumps(found) if as_json else line_of(found))
+    if wait:
+        wait_for(coordinator, found["id"], wait, quiet=as_json)
+
+
+@rollout.command("list")
+@_JSON
+@click.pass_obj
+def list_all(connect: Any, as_json: bool) -> None:
+    """All rollouts, newest first."""
+    found = connect().call("GET", "/api/v1/rollouts")
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
+        return
+    for each in found:
+        click.echo(line_of(each))
+    if not found:
+        click.echo("no rollout yet; `edge-fleet push FILE` makes one")
+
+
+@rollout.command()
+@click.argument("number", metavar="ID", type=int)
+@click.option("--wait", default=0.0, type=click.FloatRange(min=0), help="Seconds to wait for its end.")
+@_JSON
+@click.pass_obj
+def status(connect: Any, number: int, wait: float, as_json: bool) -> None:
+    """Where rollout ID stands, why, and each device of it.
+
+    With --wait: exit 0 when it is completed, 8 when it stopped, 9 when it is held, 10 when the time is over.
+    """
+    coordinator = connect()
+    if wait:
+        wait_for(coordinator, number, wait, quiet=as_json)
+    found = coordinator.call("GET", f"/api/v1/rollouts/{number}")
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
+        return
+    click.echo(line_of(found))
+    if found["paused_all"]:
+        click.echo(f"the whole fleet is paused ({shown(found['paused_all'], 200)}): `edge-fleet resume-all`")
+    for look in found["looks"]:
+        what = f"look {look['number']}" if look["number"] else "screen"
+        said = f"{look['decision']} {shown(look['code'])} {shown(look['detail'], 500)}"
+        click.echo(f"wave {look['wave'] + 1}, {what}: {said}")
+    for target in found["targets"]:
+        if target["state"] != "waiting":
+            click.echo(_line_of_target(target))
+    if waiting := found["counts"].get("waiting", 0):
+        click.echo(f"{waiting} devices wait for their wave")
+
+
+def _order(name: str, text: str, needs_reason: bool = False) -> None:
+    """One command for an order that takes nothing but a reason."""
+
+    @rollout.command(name, help=text)
+    @click.argument("number", metavar="ID", type=int)
+    @click.option("--reason", required=needs_reason, default=None if needs_reason else "", help="Kept with it.")
+    @_JSON
+    @click.pass_obj
+    def command(connect: Any, number: int, reason: str, as_json: bool) -> None:
+        body = {"order": name, "who": who(), "reason": reason}
+        found = connect().call("POST", f"/api/v1/rollouts/{number}/order", json=body)
+        click.echo(json.dumps(found) if as_json else line_of(found))
+
+
+_order("pause", "Let no further device activate the release of rollout ID; what is fetched is kept.")
+_order("resume", "Go on with rollout ID; from a hold with the next wave. Needs --reason.", needs_reason=True)
+_order("retry", "Offer the release of rollout ID again to the devices on which it failed.")
+_order("abort", "End rollout ID: nothing more is offered, and what runs the release goes on with it.")
+_order("revert", "Bring the older bytes back to all that rollout ID has touched, as a new release.")
+
+
+@rollout.command()
+@click.argument("number", metavar="ID", type=int)
+@click.argument("device")
+@_REASON
+@click.pass_obj
+def exclude(connect: Any, number: int, device: str, reason: str) -> None:
+    """Take DEVICE out of rollout ID: it goes back, and counts neither way."""
+    body = {"device": device, "who": who(), "reason": reason}
+    found = connect().call("POST", f"/api/v1/rollouts/{number}/exclude", json=body)
+    for target in found["targets"]:
+        if target["device"] == device:
+            click.echo(_line_of_target(target))
+
+
+@click.command("pause-all")
+@_REASON
+@click.pass_obj
+def pause_all(connect: Any, reason: str) -> None:
+    """Let nothing be offered or activated in the whole fleet; no rollout loses its state."""
+    connect().call("POST", "/api/v1/paused", json={"paused": True, "who": who(), "reason": reason})
+    click.echo("the fleet is paused; `edge-fleet resume-all` lets it go on")
+
+
+@click.command("resume-all")
+@_REASON
+@click.pass_obj
+def resume_all(connect: Any, reason: str) -> None:
+    """Let the whole fleet go on after pause-all."""
+    connect().call("POST", "/api/v1/paused", json={"paused": False, "who": who(), "reason": reason})
+    click.echo("the fleet goes on")
+
+
+def line_of(found: dict[str, Any]) -> str:
+    """A rollout in one line."""
+    waves = ", ".join(map(str, found["waves"]))
+    wave = f", wave {found['wave']}" if found["wave"] else ""
+    reason = f": {shown(found['reason'], 500)}" if found["reason"] else ""
+    what = f"release {found['release']} ({found['kind']}) to {found['devices']} devices in waves of {waves}"
+    return f"rollout {found['id']}: {what}; {found['state']}{wave}{reason}"
+
+
+def _line_of_target(target: dict[str, Any]) -> str:
+    detail = f" ({shown(target['detail'], 500)})" if target["detail"] else ""
+    pairs = target["pairs"]
+    counted = f", {pairs['labelled']:.0f} labelled pairs" if pairs["labelled"] else ""
+    return f"{_named(target)}: {shown(target['state'])}{detail}{counted}"
+
+
+def _named(target: dict[str, Any]) -> str:
+    return f"{target['device']} {shown(target['model'])}" if target.get("of_several") else str(target["device"])
+
+
+def wait_for(coordinator: _Calls, number: int, wait_s: float, *, quiet: bool = False) -> None:
+    """Print what becomes of a rollout on each device, until it has ended, or only a person can lead it on.
+
+    Raises:
+        RolloutError: It stopped, or is not active on a device.
+        HeldError: It is held, or nothing could judge it.
+        WaitError: The time is over.
+    """
+    end, told = time.monotonic() + wait_s, dict[str, str]()
+    while True:
+        found = coordinator.call("GET", f"/api/v1/rollouts/{number}")
+        for target in found["targets"]:
+            name, state = f"{target['device']} {target['model']}", str(target["state"])
+            if told.get(name) != state and not (state == "waiting" and len(found["targets"]) > 20) and not quiet:
+                click.echo(_line_of_target(target))
+            told[name] = state
+        if _is_over(found):
+            return
+        if time.monotonic() >= end:
+            break
+        time.sleep(min(0.5, max(0.05, end - time.monotonic())))
+    counts = ", ".join(f"{count} {shown(state)}" for state, count in sorted(found["counts"].items()))
+    raise WaitError(
+        f"rollout {number} of release {found['release']} did not settle within {wait_s:.0f} s: it is {found['state']}; "
+        f"{counts}"
+    )
+
+
+def _is_over(found: dict[str, Any]) -> bool:
+    number, state = found["id"], found["state"]
+    named = f"rollout {number} of release {found['release']}"
+    if state == "held":
+        raise HeldError(
+            f"{named} is held: {shown(found['reason'], 500)}; look at it, then `edge-fleet rollout resume {number} "
+            f"--reason ...`, abort or revert"
+        )
+    if state in _STOPPED:
+        raise RolloutError(f"{named} is {state}: {shown(found['reason'], 500) or 'a person asked for it'}")
+    if state != "completed":
+        return False
+    bad = [t for t in found["targets"] if t["state"] not in ("active", "excluded", "absent")]
+    if any(t["state"] in ("waiting", "offered", "staged", "probation") for t in bad):
+        return False
+    if bad:
+        said = ", ".join(f"{_named(t)} ({shown(t['state'])})" for t in bad[:20])
+        raise RolloutError(f"{named} is not active on {said}")
+    absent = [t for t in found["targets"] if t["state"] == "absent"]
+    if absent and len(absent) == len(found["targets"]):
+        raise WaitError(f"{named}: none of its {len(absent)} devices was heard for a day")
+    unjudged = [t for t in found["targets"] if t["state"] == "active" and not t["judged"]]
+    if unjudged:
+        said = ", ".join(_named(t) for t in unjudged[:20])
+        raise HeldError(f"{named} runs and is not judged on {said}: {shown(unjudged[0]['detail'], 300)}")
+    return True
+
+
+def _size(n_bytes: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if n_bytes < 1024:
+            return f"{n_bytes:.0f} {unit}"
+        n_bytes /= 1024
+    return f"{n_bytes:.1f} GiB"
+
+
+def _time(seconds: float) -> str:
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:g} {unit}"
+    return f"{seconds:g} s"

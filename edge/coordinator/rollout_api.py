@@ -1,0 +1,155 @@
+"""Rollouts over HTTP: plans, what becomes of them, and what people decide about them. See `edge.coordinator.api`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from fastapi import FastAPI
+from pydantic import BaseModel, ConfigDict, Field
+
+from edge.contract.clock import Now
+from edge.contract.names import MAX_NAME_CHARS
+from edge.coordinator.core import CoordinatorCore
+from edge.coordinator.records import as_dict
+from edge.coordinator.rollout import plan as plans
+from edge.coordinator.rollout.states import RolloutEvent
+from edge.coordinator.rollouts import summary
+
+Submit = Callable[[Callable[[CoordinatorCore, Now], Any]], Any]
+# What people may ask of a rollout.
+_ORDERS = "^(start|pause|resume|retry|abort|revert)$"
+
+
+class _Request(BaseModel):
+    """Nothing but what is known is taken."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class RolloutPushRequest(_Request):
+    """What to bring to whom with the default plan; no devices means all, also those to come."""
+
+    digest: str
+    kind: str = Field(pattern="^(head|bundle)$")
+    backbone: str
+    model: str = Field(default="", max_length=MAX_NAME_CHARS)
+    devices: list[str] = []
+    reason: str = Field(default="pushed by hand", max_length=200)
+    who: str = Field(default="", max_length=100)
+
+
+class ReleaseRequest(_Request):
+    """What to make a release of, that a plan may name; nobody runs it yet."""
+
+    digest: str
+    kind: str = Field(pattern="^(head|bundle)$")
+    backbone: str
+    model: str = Field(default="", max_length=MAX_NAME_CHARS)
+    reason: str = Field(default="", max_length=200)
+
+
+class PlanRequest(_Request):
+    """A plan, as its TOML says it."""
+
+    plan: dict[str, Any]
+
+
+class StartRequest(PlanRequest):
+    """A plan to start: by whom, and whether it may end rollouts that are in its way."""
+
+    who: str = Field(default="", max_length=100)
+    supersede: bool = False
+
+
+class OrderRequest(_Request):
+    """Who asks for something, and why."""
+
+    order: str = Field(pattern=_ORDERS)
+    who: str = Field(default="", max_length=100)
+    reason: str = Field(default="", max_length=500)
+
+
+class ExcludeRequest(_Request):
+    """Which device to take out of a rollout."""
+
+    device: str
+    who: str = Field(default="", max_length=100)
+    reason: str = Field(default="", max_length=500)
+
+
+class PauseRequest(_Request):
+    """Whether the whole fleet is paused."""
+
+    paused: bool
+    who: str = Field(default="", max_length=100)
+    reason: str = Field(default="", max_length=500)
+
+
+def add_rollout_routes(api: FastAPI, submit: Submit) -> None:
+    """Add the routes of rollouts.
+
+    Args:
+        api: The application.
+        submit: Runs a function of the core on the coordinator's own thread and gives its result.
+    """
+
+    @api.post("/api/v1/push")
+    def push(body: RolloutPushRequest) -> dict[str, Any]:
+        whom = (body.devices, body.reason)
+        release, rollout = submit(
+            lambda core, now: core.roll_out(
+                body.digest, body.kind, body.backbone, *whom, now, model=body.model, who=body.who
+            )
+        )
+        return {"release": as_dict(release), "rollout": summary(rollout)}
+
+    @api.post("/api/v1/releases")
+    def release(body: ReleaseRequest) -> dict[str, Any]:
+        made = submit(
+            lambda core, now: core.releases.push(
+                body.digest, body.kind, body.backbone, [], body.reason, now, model=body.model, at_once=False
+            )
+        )
+        return as_dict(made)
+
+    @api.post("/api/v1/plan")
+    def plan(body: PlanRequest) -> dict[str, Any]:
+        wanted = plans.of_document(body.plan)
+        found: dict[str, Any] = submit(lambda core, now: core.rollouts.plan(wanted, now))
+        return found
+
+    @api.get("/api/v1/rollouts")
+    def rollouts() -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = submit(lambda core, _: core.rollouts.summaries())
+        return found
+
+    @api.post("/api/v1/rollouts")
+    def start(body: StartRequest) -> dict[str, Any]:
+        wanted = plans.of_document(body.plan)
+        return summary(submit(lambda core, now: core.rollouts.start(wanted, body.who, now, supersede=body.supersede)))
+
+    @api.get("/api/v1/rollouts/{number}")
+    def rollout(number: int) -> dict[str, Any]:
+        found: dict[str, Any] = submit(lambda core, _: core.rollouts.shown(number))
+        return found
+
+    @api.post("/api/v1/rollouts/{number}/order")
+    def order(number: int, body: OrderRequest) -> dict[str, Any]:
+        event = RolloutEvent(body.order)
+        return summary(submit(lambda core, now: core.rollouts.order(number, event, body.who, body.reason, now)))
+
+    @api.post("/api/v1/rollouts/{number}/exclude")
+    def exclude(number: int, body: ExcludeRequest) -> dict[str, Any]:
+        submit(lambda core, now: core.rollouts.exclude(number, body.device, body.who, body.reason, now))
+        found: dict[str, Any] = submit(lambda core, _: core.rollouts.shown(number))
+        return found
+
+    @api.get("/api/v1/paused")
+    def paused() -> dict[str, str]:
+        return {"paused": submit(lambda core, _: core.rollouts.paused)}
+
+    @api.post("/api/v1/paused")
+    def pause(body: PauseRequest) -> dict[str, str]:
+        submit(lambda core, now: core.rollouts.pause_all(body.who, body.reason, now, paused=body.paused))
+        return {"paused": submit(lambda core, _: core.rollouts.paused)}

@@ -1,0 +1,609 @@
+"""Rollouts at work: plans become rows, words of devices and the clock become steps, and steps are kept.
+
+Decides nothing itself: `edge.coordinator.rollout` does, and here its values are read, stepped and written, each step in
+one transaction. What devices should run is read from the rows by whoever tells them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+from edge.channel.messages import State
+from edge.contract.clock import Now
+from edge.contract.errors import EdgeError, RolloutError
+from edge.coordinator.artifacts import ArtifactStore
+from edge.coordinator.bundles import Bundles
+from edge.coordinator.events import Events
+from edge.coordinator.records import Device, LoggedLook, Model, Release, Transition, as_dict
+from edge.coordinator.releases import add_release, fits
+from edge.coordinator.rollout import advance as steps
+from edge.coordinator.rollout import plan as plans
+from edge.coordinator.rollout import query
+from edge.coordinator.rollout.advance import Key, Presence, Report, Rollout, Step, Target
+from edge.coordinator.rollout.gates import MIN_JUDGES, Pairs
+from edge.coordinator.rollout.plan import Plan
+from edge.coordinator.rollout.query import DeviceFacts
+from edge.coordinator.rollout.states import (
+    UNDER_WAY,
+    RolloutEvent,
+    RolloutState,
+    TargetEvent,
+    TargetState,
+    target_after,
+)
+from edge.coordinator.rollout.waves import shuffled, sizes, wave_of
+from edge.coordinator.store.rollouts import Made
+from edge.coordinator.store.store import Store
+from edge.learning.exchange import HeadRelease
+from edge.merging.merge import shipped_head
+
+# Between two looks at the clock, and between two writes of how long coordinators have run.
+LOOK_S, KEEP_CLOCK_S = 5.0, 60.0
+# Whether other devices match by now is looked at when one comes or is tagged, and so often.
+JOIN_S = 60.0
+# Nobody needs an answer sooner; a fleet of thousands is not read for each message.
+_SOONEST_S, _TARGETS_PER_S = 0.25, 2000.0
+_CLOCK, _PAUSED = "run_s", "paused"
+# What changes what a device should run; it knows already what it said itself.
+_TELLING = frozenset({"open", "deadline", "retry", "abort", "revert", "exclude"})
+# A device that has activated the older bytes has gone back.
+_BACK = ("probation", "active")
+
+
+class Rollouts:
+    """See the module.
+
+    Args:
+        store: The database.
+        artifacts: Files by digest.
+        bundles: Those that are known.
+        events: For what people should see.
+        draw: Draws a seed that nobody can foresee.
+
+    Attributes:
+        to_tell: Devices that are to be told anew what they should run; the caller empties it.
+    """
+
+    def __init__(
+        self, store: Store, artifacts: ArtifactStore, bundles: Bundles, events: Events, draw: Callable[[], str]
+    ) -> None:
+        self._store = store
+        self._artifacts = artifacts
+        self._bundles = bundles
+        self._events = events
+        self._draw = draw
+        self.to_tell: set[str] = set()
+        self._run_s = float(store.rollouts.setting(_CLOCK) or 0.0)
+        self._kept_s = self._run_s
+        self._seen_s: float | None = None  # monotonic
+        self._is_to_join, self._next_join_s = True, -math.inf
+        self._next_s = -math.inf
+        self._soonest_s = -math.inf
+
+    # Making one
+
+    def plan(self, plan: Plan, now: Now) -> dict[str, Any]:
+        """What a plan would do: who is in which wave, how many bytes, and what gates will be able to see.
+
+        Raises:
+            RolloutError: There is no such release, or no device that it is for.
+        """
+        release = self._release(plan)
+        found = self._selected(plan, release, now)
+        sized = sizes(len(found), plan.waves)
+        order = self._order(found, plan.seed or "unforeseeable")
+        size = self._artifacts.get(release.digest).size_bytes
+        waves, before = [], 0
+        for number, (count, of_plan) in enumerate(sized):
+            has_gate = 0 < number < len(sized) - 1 and count >= MIN_JUDGES and not plan.model.off
+            waves.append(
+                {
+                    "devices": count - before,
+                    "cumulative": count,
+                    "bytes": (count - before) * size,
+                    "soak_s": plans.soak_s(plan, of_plan, len(found)),
+                    "gate": "model" if has_gate else "none" if plan.model.off else "screen",
+                }
+            )
+            before = count
+        seeded = [f"{device}/{model}" if model else device for device, model in order] if plan.seed else []
+        return {
+            "release": release.counter,
+            "kind": release.kind,
+            "plan": plans.to_document(plan),
+            "devices": len(found),
+            "bytes": len(found) * size,
+            "waves": waves,
+            "order": seeded,
+        }
+
+    def start(self, plan: Plan, who: str, now: Now, *, supersede: bool = False, begin: bool = True) -> Rollout:
+        """Make a rollout of a plan, and start it.
+
+        Args:
+            plan: The plan; its release is there.
+            who: Its author.
+            now: The time.
+            supersede: End the rollouts of the same kind and devices that are under way.
+            begin: False leaves it a draft.
+
+        Raises:
+            RolloutError: No such release or devices, or another rollout is under way there; nothing changed.
+        """
+        release = self._release(plan)
+        with self._store.transaction():
+            found = self._selected(plan, release, now)
+            if not found:
+                whom = f"the devices of {plan.select!r}" if plan.select else "any device"
+                raise RolloutError(f"release {release.counter} is not for {whom}; `edge-fleet devices` lists them")
+            self._make_way(release, set(found), who, now, supersede=supersede)
+            seed = plan.seed or self._draw()
+            sized = sizes(len(found), plan.waves)
+            rollout = Rollout(
+                id=self._store.rollouts.next_id(), plan=plan, kind=release.kind, seed=seed, n_selected=len(found)
+            )
+            targets = [
+                Target(device=device, model=model, wave=wave_of(place, sized), place=place)
+                for place, (device, model) in enumerate(self._order(found, seed))
+            ]
+            self._store.rollouts.add(rollout, targets, Made(who, now.wall_ms))
+            if begin:
+                step = steps.order(rollout, targets, RolloutEvent.START, self._run_s, who=who)
+                self._keep(rollout, step, now)
+                rollout = step.rollout
+        self._events.note("", "rollout", f"{rollout.id}: release {release.counter} to {len(found)} devices", now)
+        self._hurry()
+        return rollout
+
+    def _release(self, plan: Plan) -> Release:
+        release = self._store.releases.get(plan.release)
+        if release is None:
+            raise RolloutError(f"there is no release {plan.release}; `edge-fleet release list` shows those that are")
+        self._artifacts.get(release.digest)
+        if plan.use == "compete" and release.kind == "head":
+            head = HeadRelease.decode(self._artifacts.get(release.digest).path.read_bytes(), "the head")
+            if not head.competes:
+                raise RolloutError(
+                    f"release {release.counter} is a head that replaces; only a rival or a merge competes"
+                )
+        return release
+
+    @staticmethod
+    def _order(found: Iterable[Key], seed: str) -> list[Key]:
+        by_name = {f"{device}\0{model}": (device, model) for device, model in found}
+        return [by_name[name] for name in shuffled(list(by_name), seed)]
+
+    def _selected(self, plan: Plan, release: Release, now: Now) -> dict[Key, DeviceFacts]:
+        """The models of devices that a release fits and the plan means."""
+        test = query.parse(plan.select)
+        devices = {each.id: each for each in self._store.devices.all() if each.born}
+        tags = self._store.devices.tags()
+        models: dict[str, list[Model]] = {}
+        for model in self._store.devices.models():
+            models.setdefault(model.device, []).append(model)
+        found = {}
+        for name, device in devices.items():
+            for model in models.get(name, []):
+                if fits(release, model, is_only=len(models[name]) == 1):
+                    facts = _facts(device, model, tags.get(name, {}), now)
+                    if test(facts):
+                        found[name, model.model] = facts
+        return found
+
+    def _make_way(self, release: Release, wanted: set[Key], who: str, now: Now, *, supersede: bool) -> None:
+        """End older rollouts of the same kind and devices, or refuse."""
+        older = []
+        for rollout in self._store.rollouts.open():
+            theirs = {target.key for target in self._store.rollouts.targets(rollout.id)}
+            if rollout.kind == release.kind and theirs & wanted:
+                older.append(rollout)
+        in_the_way = [rollout for rollout in older if rollout.state in UNDER_WAY]
+        if in_the_way and not supersede:
+            said = ", ".join(f"{rollout.id} ({rollout.state})" for rollout in in_the_way)
+            raise RolloutError(
+                f"the rollout {said} of a {release.kind} is under way on the same devices: wait for it, end it with "
+                f"`edge-fleet rollout abort {in_the_way[0].id}`, or give --supersede"
+            )
+        for rollout in older:
+            if rollout.state in (RolloutState.DRAFT, RolloutState.REVERTING):
+                if rollout.state is RolloutState.REVERTING:
+                    raise RolloutError(f"rollout {rollout.id} is reverting on the same devices: wait until it is done")
+                event = RolloutEvent.ABORT
+            else:
+                event = RolloutEvent.OVERTAKEN
+            targets = self._store.rollouts.targets(rollout.id)
+            why = f"release {release.counter} takes its place"
+            self._keep(rollout, steps.order(rollout, targets, event, self._run_s, who=who, why=why), now)
+
+    # What people ask for
+
+    def order(self, number: int, event: RolloutEvent, who: str, why: str, now: Now) -> Rollout:
+        """Do what a person asks for.
+
+        Raises:
+            RolloutError: There is no such rollout, or it cannot be done in its state; nothing changed.
+        """
+        with self._store.transaction():
+            rollout = self._get(number)
+            targets = self._store.rollouts.targets(number)
+            step = steps.order(rollout, targets, event, self._run_s, who=who, why=why)
+            self._keep(rollout, step, now)
+        self._events.note("", "rollout", f"{number}: {event} by {who or 'nobody'}{f': {why}' if why else ''}", now)
+        self._hurry()
+        return step.rollout
+
+    def exclude(self, number: int, device: str, who: str, why: str, now: Now) -> None:
+        """Take a device out of a rollout.
+
+        Raises:
+            RolloutError: There is no such rollout, or the device is not in it or out already; nothing changed.
+        """
+        with self._store.transaction():
+            rollout = self._get(number)
+            theirs = [target for target in self._store.rollouts.targets(number) if target.device == device]
+            if not theirs:
+                raise RolloutError(
+                    f"{device} is not in rollout {number}; `edge-fleet rollout status {number}` lists all"
+                )
+            for target in theirs:
+                step = steps.exclude(rollout, target, self._run_s, who=who, why=why)
+                self._keep(rollout, step, now)
+        self._hurry()
+
+    def pause_all(self, who: str, why: str, now: Now, *, paused: bool = True) -> None:
+        """Let nothing be offered and no wave open in the whole fleet; or let it go on. No rollout loses its state."""
+        with self._store.transaction():
+            was = self._store.rollouts.setting(_PAUSED)
+            self._store.rollouts.set(_PAUSED, why or "by a person" if paused else "")
+            event, after = ("pause-all", "paused") if paused else ("resume-all", "open")
+            before = "paused" if was else "open"
+            moved = Transition(
+                rollout=0, subject="", before=before, event=event, now=after, who=who, why=why, at_ms=now.wall_ms
+            )
+            self._store.rollouts.log([moved])
+        self._events.note("", event, f"by {who or 'nobody'}{f': {why}' if why else ''}", now)
+        found = self._store.rollouts.of_devices()
+        self.to_tell |= {target.device for _, target in found if steps.is_on_its_way(target)}
+        self._hurry()
+
+    @property
+    def paused(self) -> str:
+        """Why the whole fleet is paused; "" where it is not."""
+        return self._store.rollouts.setting(_PAUSED)
+
+    def _get(self, number: int) -> Rollout:
+        rollout = self._store.rollouts.get(number)
+        if rollout is None:
+            raise RolloutError(f"there is no rollout {number}; `edge-fleet rollout list` shows those that are")
+        return rollout
+
+    # What devices say
+
+    def state(self, device: str, message: State, now: Now) -> None:
+        """Take what a device says of a release, where that is one of a rollout, or brings older bytes back."""
+        with self._store.transaction():
+            for rollout, target in self._store.rollouts.of_devices(device):
+                if message.model not in ("", target.model) and target.model != "":
+                    continue
+                step = self._said(rollout, target, message)
+                if step is not None and step.targets:
+                    self._keep(rollout, step, now)
+                    self._hurry()
+
+    def _said(self, rollout: Rollout, target: Target, message: State) -> Step | None:
+        if message.release == rollout.plan.release:
+            report = Report(state=message.state, detail=message.detail, pairs=_pairs(message))
+            return steps.reported(rollout, target, report, self._run_s)
+        if message.release != target.restore or target.state is not TargetState.REVERTING:
+            return None
+        if message.state in _BACK:
+            return steps.reverted(rollout, target, self._run_s, message.detail)
+        if message.state in ("failed", "refused"):
+            return steps.reported(rollout, target, Report(state="failed", detail=message.detail), self._run_s)
+        return None
+
+    def came(self) -> None:
+        """A device connected, or is known anew or by other tags: look soon."""
+        self._is_to_join = True
+        self._hurry()
+
+    # Time
+
+    @property
+    def next_deadline_s(self) -> float:
+        """Call `tick` at this time at the latest."""
+        return max(self._next_s, self._soonest_s)
+
+    def _hurry(self) -> None:
+        self._next_s = -math.inf
+
+    def tick(self, now: Now) -> None:
+        """Do what is due."""
+        if self._seen_s is not None:
+            self._run_s += max(now.s - self._seen_s, 0.0)
+        self._seen_s = now.s
+        if self._run_s - self._kept_s >= KEEP_CLOCK_S:
+            self._keep_clock()
+        if now.s < self.next_deadline_s:
+            return
+        self._next_s, n_targets = now.s + LOOK_S, 0
+        is_to_join = self._is_to_join or now.s >= self._next_join_s
+        if is_to_join:
+            self._is_to_join, self._next_join_s = False, now.s + JOIN_S
+        for rollout in self._store.rollouts.open():
+            with self._events.survived("", "fault", f"rollout {rollout.id}", now):
+                n_targets += self._advance(rollout, now, is_to_join=is_to_join)
+        self._soonest_s = now.s + _SOONEST_S + n_targets / _TARGETS_PER_S
+
+    def _keep_clock(self) -> None:
+        self._kept_s = self._run_s
+        self._store.rollouts.set(_CLOCK, repr(self._run_s))
+
+    def _advance(self, rollout: Rollout, now: Now, *, is_to_join: bool) -> int:
+        with self._store.transaction():
+            targets = list(self._store.rollouts.targets(rollout.id))
+            if is_to_join:
+                targets = self._join(rollout, targets, now)
+            seen = self._store.devices.presence()
+            presence = {name: _presence(online, last_ms, now) for name, (online, last_ms) in seen.items()}
+            step = steps.advance(
+                rollout,
+                targets,
+                presence,
+                self._run_s,
+                wall_ms=now.wall_ms,
+                groups=self._store.devices.tags() if rollout.plan.model.judge_by else None,
+                is_halted=bool(self.paused),
+            )
+            self._keep(rollout, step, now)
+            self._restore(step.rollout, now)
+        return len(targets)
+
+    def _join(self, rollout: Rollout, targets: list[Target], now: Now) -> list[Target]:
+        """Those that match by now come last; those that match no more and were offered nothing go."""
+        if not rollout.plan.start.join or rollout.state in (RolloutState.DRAFT, RolloutState.REVERTING):
+            return targets
+        release = self._store.releases.get(rollout.plan.release)
+        if release is None:
+            return targets
+        matching = self._selected(rollout.plan, release, now)
+        known = {target.key for target in targets}
+        last, place = len(rollout.sizes) - 1, len(targets)
+        new = [
+            Target(device=key[0], model=key[1], wave=last, place=place + i)
+            for i, key in enumerate(sorted(matching.keys() - known))
+        ]
+        gone = [
+            replace(target, state=target_after(target.state, TargetEvent.EXCLUDE), detail="it matches no more")
+            for target in targets
+            if target.state in (TargetState.WAITING, TargetState.ABSENT) and target.key not in matching
+        ]
+        if new or gone:
+            self._store.rollouts.save(rollout, rollout, [*new, *gone])
+        left = {target.key: target for target in gone}
+        return [left.get(target.key, target) for target in targets] + new
+
+    def _keep(self, before: Rollout, step: Step, now: Now) -> None:
+        """Write a step. Where another coordinator stepped in between, that one counts, and this is done anew."""
+        if step.rollout == before and not step.targets and not step.moved:
+            return
+        opened = {moved.subject for moved in step.moved if moved.event == TargetEvent.OPEN}
+        changed = [
+            self._with_former(before, target) if target.device in opened else target for target in step.targets.values()
+        ]
+        if not self._store.rollouts.save(step.rollout, before, changed):
+            raise RolloutError(f"rollout {before.id} was changed by somebody else meanwhile; look at it and try again")
+        at = now.wall_ms
+        self._store.rollouts.log(
+            [
+                Transition(
+                    rollout=before.id, subject=m.subject, before=m.before, event=m.event, now=m.now, who=m.who,
+                    why=m.why, at_ms=at,
+                )
+                for m in step.moved
+            ],
+            [
+                LoggedLook(
+                    rollout=before.id, wave=each.wave, number=each.number, decision=str(each.verdict.decision),
+                    code=each.verdict.code, detail=each.verdict.detail, at_ms=at,
+                )
+                for each in step.looks
+            ],
+        )  # fmt: skip
+        self._keep_clock()
+        self.to_tell |= {moved.subject for moved in step.moved if moved.subject and moved.event in _TELLING}
+        if step.rollout.state is not before.state:
+            self.to_tell |= {
+                target.device for target in self._store.rollouts.targets(before.id) if steps.is_on_its_way(target)
+            }
+        for moved in step.moved:
+            if not moved.subject:
+                text = f"{before.id}: {moved.before} -> {moved.now}{f', {moved.why}' if moved.why else ''}"
+                self._events.note("", "rollout", text, now)
+
+    def _with_former(self, rollout: Rollout, target: Target) -> Target:
+        """What a device runs when it is offered the release: to it a revert goes back."""
+        if target.state is not TargetState.OFFERED or target.attempt > 1 or target.former:
+            return target
+        models = {model.model: model for model in self._store.devices.models(target.device)}
+        model = models.get(target.model)
+        if model is None:
+            return target
+        if rollout.kind == "bundle":
+            return replace(target, former=model.bundle)
+        before = [
+            each
+            for each in self._store.releases.all()
+            if each.kind == "head" and each.backbone == model.backbone and each.counter <= model.release
+        ]
+        is_active = model.state in ("active", "probation") and model.state_release == model.release
+        return replace(target, former=before[0].digest if before and is_active else "")
+
+    def _restore(self, rollout: Rollout, now: Now) -> None:
+        """Make a release of each different older artifact for those that are to go back."""
+        groups: dict[str, list[Target]] = {}
+        for target in self._store.rollouts.targets(rollout.id):
+            if target.state is TargetState.REVERTING and not target.restore:
+                groups.setdefault(target.former, []).append(target)
+        if not groups:
+            return
+        release = self._store.releases.get(rollout.plan.release)
+        assert release is not None
+        for former, targets in groups.items():
+            digest, backbone = self._older(release, former)
+            if not digest:
+                self._events.fault("", "no-way-back", f"{rollout.id}: the older bytes are not here", now, kind=former)
+                continue
+            older = add_release(
+                self._store,
+                kind=release.kind,
+                digest=digest,
+                backbone=backbone,
+                devices=sorted({target.device for target in targets}),
+                reason=f"rollout {rollout.id} goes back from release {release.counter}",
+                now_ms=now.wall_ms,
+                model=targets[0].model if release.kind == "bundle" else release.model,
+            )
+            self._store.rollouts.save(rollout, rollout, [replace(target, restore=older.counter) for target in targets])
+            self.to_tell |= {target.device for target in targets}
+            self._events.note("", "release", f"{older.counter}: {older.reason}", now)
+
+    def _older(self, release: Release, former: str) -> tuple[str, str]:
+        """Digest and backbone of what a device ran before; "" where it is not here."""
+        try:
+            if former:
+                self._artifacts.get(former)
+                if release.kind == "head":
+                    return former, release.backbone
+                known = {each.digest: each.backbone for each in self._store.releases.bundles()}
+                return (former, known[former]) if former in known else ("", "")
+            bundle = self._bundles.of(release.backbone) if release.kind == "head" else None
+            if bundle is None:
+                return "", ""
+            return self._artifacts.put(shipped_head(bundle).encode()).digest, release.backbone
+        except EdgeError:
+            return "", ""
+
+    # For people
+
+    def shown(self, number: int) -> dict[str, Any]:
+        """All that is known of a rollout.
+
+        Raises:
+            RolloutError: There is no such rollout.
+        """
+        with self._store.transaction():
+            rollout, made = self._get(number), self._store.rollouts.made(number)
+            targets = self._store.rollouts.targets(number)
+            looks = self._store.rollouts.looks(number)
+            moved = self._store.rollouts.transitions(number)
+            served = Counter(model.device for model in self._store.devices.models())
+        assert made is not None
+        counts: dict[str, int] = {}
+        for target in targets:
+            counts[str(target.state)] = counts.get(str(target.state), 0) + 1
+        return {
+            **summary(rollout),
+            "author": made.author,
+            "created_ms": made.created_ms,
+            "seed": rollout.seed,
+            "plan": plans.to_document(rollout.plan),
+            "counts": counts,
+            "paused_all": self.paused,
+            "targets": [_shown(each) | {"of_several": served[each.device] > 1} for each in targets],
+            "looks": [as_dict(each) for each in looks],
+            "transitions": [as_dict(each) for each in moved],
+        }
+
+    def summaries(self) -> list[dict[str, Any]]:
+        """All rollouts in short, newest first."""
+        return [summary(rollout) for rollout in self._store.rollouts.all()]
+
+
+def summary(rollout: Rollout) -> dict[str, Any]:
+    """A rollout in short."""
+    sized = rollout.sizes
+    return {
+        "id": rollout.id,
+        "release": rollout.plan.release,
+        "kind": rollout.kind,
+        "state": str(rollout.state),
+        "wave": rollout.wave + 1,
+        "waves": [count for count, _ in sized],
+        "devices": rollout.n_selected,
+        "reason": rollout.reason,
+        "version": rollout.version,
+    }
+
+
+def _shown(target: Target) -> dict[str, Any]:
+    return {
+        "device": target.device,
+        "model": target.model,
+        "wave": target.wave + 1,
+        "state": str(target.state),
+        "attempt": target.attempt,
+        "detail": target.detail,
+        "judged": target.is_judged,
+        "pairs": asdict(target.pairs),
+    }
+
+
+def _facts(device: Device, model: Model, tags: Mapping[str, str], now: Now) -> DeviceFacts:
+    return DeviceFacts(
+        id=device.id,
+        profile=device.profile,
+        bundle=model.bundle,
+        backbone=model.backbone,
+        head=model.head,
+        release=model.release,
+        agent=device.agent_version,
+        state=model.state,
+        online=device.online,
+        heard_s=_presence(device.online, device.last_seen_ms, now).heard_s,
+        samples=model.samples,
+        tags=tags,
+    )
+
+
+def _presence(online: bool, last_seen_ms: int, now: Now) -> Presence:
+    return Presence(is_online=online, heard_s=0.0 if online else max(0.0, (now.wall_ms - last_seen_ms) / 1000))
+
+
+def _pairs(message: State) -> Pairs | None:
+    found = message.pairs
+    if found is None or found.only_new + found.only_old > found.labelled or found.differ > found.compared:
+        return None  # no device can count that
+    return Pairs(
+        labelled=found.labelled,
+        only_new=found.only_new,
+        only_old=found.only_old,
+        compared=found.compared,
+        differ=found.differ,
+        old_ms=found.old_ms,
+        new_ms=found.new_ms,
+    )
+
+
+def for_devices(devices: Sequence[str]) -> str:
+    """The query that means these devices and tags; "" for all.
+
+    >>> for_devices(["cam-1", "cam-2", "tag.site=north"])
+    'id in ("cam-1", "cam-2") or tag.site = "north"'
+    """
+    names = [name for name in devices if not name.startswith("tag.")]
+    parts = [f"id in ({', '.join(_quoted(name) for name in names)})"] if names else []
+    for each in devices:
+        if each.startswith("tag."):
+            key, _, value = each.partition("=")
+            parts.append(f"{key} = {_quoted(value)}")
+    return " or ".join(parts)
+
+
+def _quoted(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'

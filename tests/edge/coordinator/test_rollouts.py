@@ -1,0 +1,473 @@
+"""Rollouts at work: a real coordinator, real messages, and 200 light devices that answer as an agent does."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import sqlite3
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sqlalchemy import event as sqlalchemy_event
+
+from edge.channel import topics
+from edge.channel.codec import decode, encode
+from edge.channel.messages import Birth, Conn, Desired, Pairs, Served, State
+from edge.channel.transport import Connected, Received
+from edge.contract.bundle import Bundle
+from edge.contract.clock import Now
+from edge.contract.errors import RolloutError
+from edge.coordinator.artifacts import ArtifactStore
+from edge.coordinator.config import CoordinatorConfig
+from edge.coordinator.core import CoordinatorCore
+from edge.coordinator.rollout import plan as plans
+from edge.coordinator.rollout.states import RolloutEvent
+from edge.coordinator.store.store import Store
+from edge.learning.exchange import HeadRelease
+
+E = RolloutEvent
+# What a device does with a release: what it says of it, one after another; None says nothing more.
+Behaviour = Callable[["Device", Desired], list[tuple[str, str, Pairs | None]]]
+
+
+class Device:
+    """What is on the wire of an agent: it says where a release stands, as `edge.agent.deployment` does."""
+
+    def __init__(self, fleet: Fleet, name: str, behaviour: Behaviour) -> None:
+        self.fleet, self.name, self.behaviour = fleet, name, behaviour
+        self.release = self.seq = 0
+        self.ready: Desired | None = None
+        self.told: list[Desired] = []
+
+    def say(self, leaf: str, message: Any) -> None:
+        topic = f"edge/v1/lab/{self.name}/{leaf}"
+        self.fleet.core.transport(Received(topic=topic, payload=encode(message), retained=False), self.fleet.now)
+
+    def connect(self) -> None:
+        served = Served(
+            model="digits", bundle="", backbone=self.fleet.backbone, head="", release=self.release, n_labels=0
+        )
+        birth = Birth(
+            agent_version="1", boot=1, session=1, ts_ms=0, profile="p", hardware={}, bundle="", head="", n_labels=0,
+            backbone=self.fleet.backbone, release=self.release, limits={}, models=(served,), state_id="a" * 16,
+        )  # fmt: skip
+        self.say("up/conn", Conn(online=True, session=1, boot=1, ts_ms=0, state_id="a" * 16))
+        self.say("up/birth", birth)
+
+    def state(self, desired: Desired, state: str, detail: str, pairs: Pairs | None) -> None:
+        self.seq += 1
+        message = State(
+            ts_ms=0, seq=self.seq, slot=desired.kind, state=state, release=desired.release, digest=desired.digest,
+            detail=detail, model="digits", state_id="a" * 16, pairs=pairs,
+        )  # fmt: skip
+        self.say("up/state", message)
+
+    def receive(self, desired: Desired) -> None:
+        self.told.append(desired)
+        if desired.activate == "never":
+            if self.ready is not None and self.ready.release == desired.release:
+                self.ready = None
+                self.state(desired, "idle", "the coordinator took it back", None)
+            return
+        if desired.release <= self.release:
+            return
+        is_new = self.ready is None or self.ready.release != desired.release
+        self.ready = desired
+        if desired.activate == "wait":
+            if is_new:
+                self.state(desired, "staged", "", None)
+            return
+        self.release, self.ready = desired.release, None
+        for state, detail, pairs in self.behaviour(self, desired):
+            self.state(desired, state, detail, pairs)
+
+
+class Fleet:
+    """A coordinator that can be killed, its devices, and a clock."""
+
+    def __init__(
+        self, folder: Path, bundle: Path, n: int, behaviour: Behaviour, known: list[str] | None = None
+    ) -> None:
+        self.folder, self.bundle_path = folder, bundle
+        opened = Bundle.open(bundle)
+        self.backbone = opened.manifest.backbone_digest
+        self.head = HeadRelease(backbone=self.backbone, parameters=opened.head_parameters(), origin="test").encode()
+        self.now = Now(1000.0, 1_800_000_000_000)
+        self.store: Store | None = None
+        self.devices: dict[str, Device] = {}
+        self.start()
+        if known is None:
+            self.devices = {f"d{i:03}": Device(self, f"d{i:03}", behaviour) for i in range(n)}
+            for device in self.devices.values():
+                device.connect()
+        else:
+            self.devices = {name: Device(self, name, behaviour) for name in known}
+        self.deliver()
+
+    def start(self) -> None:
+        self.close()
+        self.store = Store(self.folder / "db.sqlite")
+        config = CoordinatorConfig(fleet="lab", name="c", data_dir=self.folder, auto_merge=False, reassert_s=60.0)
+        artifacts = ArtifactStore(self.folder / "artifacts")
+        self.core = CoordinatorCore(config, self.store, artifacts, np.random.default_rng(3))
+        self.core.add_artifact(self.bundle_path.read_bytes(), self.bundle_path)
+        self.core.transport(Connected(session_present=False, max_packet_bytes=1 << 20), self.now)
+
+    def close(self) -> None:
+        if self.store is not None:
+            self.store.close()
+            self.store = None
+
+    def deliver(self) -> None:
+        """What the coordinator says reaches its devices; what they say reaches it."""
+        for publish in self.core.tick(self.now):
+            topic = topics.parse(publish.topic)
+            if topic.leaf.startswith("dn/desired") and topic.device in self.devices:
+                message = decode(topic.leaf, publish.payload)
+                assert isinstance(message, Desired)
+                self.devices[topic.device].receive(message)
+
+    def pass_time(self, seconds: float, step_s: float = 60.0) -> None:
+        end = self.now.s + seconds
+        while self.now.s < end:
+            self.now = Now(self.now.s + step_s, self.now.wall_ms + int(step_s * 1000))
+            self.deliver()
+
+    def push(self, **options: Any) -> int:
+        kept = self.core.add_artifact(self.head, Path("/nonexistent"))
+        _, rollout = self.core.roll_out(kept["digest"], kept["kind"], kept["backbone"], [], "test", self.now, **options)
+        return rollout.id
+
+    def start_plan(self, supersede: bool = False, **plan: Any) -> int:
+        kept = self.core.add_artifact(self.head, Path("/nonexistent"))
+        release = self.core.releases.push(
+            kept["digest"], kept["kind"], kept["backbone"], [], "t", self.now, at_once=False
+        )
+        made = plans.of_document({"release": release.counter, **plan})
+        return self.core.rollouts.start(made, "ann", self.now, supersede=supersede).id
+
+    def shown(self, rollout: int) -> dict[str, Any]:
+        return self.core.rollouts.shown(rollout)
+
+    def state(self, rollout: int) -> str:
+        return self.shown(rollout)["state"]
+
+    def counts(self, rollout: int) -> dict[str, int]:
+        return self.shown(rollout)["counts"]
+
+    @property
+    def touched(self) -> int:
+        return sum(device.release > 0 for device in self.devices.values())
+
+
+Make = Callable[..., Fleet]
+
+
+@pytest.fixture(scope="module")
+def of_200(tmp_path_factory: pytest.TempPathFactory, digits_bundle: Path) -> tuple[Path, list[str]]:
+    """The files of a coordinator that 200 devices have introduced themselves to."""
+    folder = tmp_path_factory.mktemp("of-200") / "c"
+    fleet = Fleet(folder, digits_bundle, 200, ends("active"))
+    fleet.close()
+    return folder, list(fleet.devices)
+
+
+@pytest.fixture
+def make(tmp_path: Path, digits_bundle: Path, of_200: tuple[Path, list[str]]) -> Iterator[Make]:
+    made: list[Fleet] = []
+
+    def new(n: int, behaviour: Behaviour) -> Fleet:
+        folder, known = tmp_path / str(len(made)), None
+        if n == 200:
+            shutil.copytree(of_200[0], folder)
+            known = of_200[1]
+        made.append(Fleet(folder, digits_bundle, n, behaviour, known))
+        return made[-1]
+
+    yield new
+    for each in made:
+        each.close()
+
+
+def ends(state: str, detail: str = "", pairs: Pairs | None = None) -> Behaviour:
+    """A device that fetches, and comes to an end."""
+    way = {"active": ["probation", "active"], "rolled-back": ["probation", "rolled-back"]}.get(state, [state])
+
+    def behave(_: Device, __: Desired) -> list[tuple[str, str, Pairs | None]]:
+        return [(each, detail, pairs if each == way[-1] else None) for each in way]
+
+    return behave
+
+
+def gains(mean: float, liars: float = 0.0, n_pairs: int = 320) -> Behaviour:
+    """Devices with true gains around a mean, and sums of that many pairs; some say the opposite of what is true."""
+    rng = np.random.default_rng(7)
+
+    def behave(_: Device, __: Desired) -> list[tuple[str, str, Pairs | None]]:
+        gain = float(np.clip(rng.normal(mean, 0.04), -0.4, 0.4))
+        differ = 0.06 + abs(gain)
+        new, old, _ = rng.multinomial(n_pairs, [(differ + gain) / 2, (differ - gain) / 2, 1 - differ])
+        if rng.random() < liars:
+            new, old = (n_pairs, 0) if mean < 0 else (0, n_pairs)
+        sums = Pairs(
+            labelled=n_pairs, only_new=float(new), only_old=float(old), compared=n_pairs, differ=int(new + old)
+        )
+        return [("probation", "", None), ("active", "probation: accuracy", sums)]
+
+    return behave
+
+
+def test_good_release_reaches_all_of_200_devices(make: Make) -> None:
+    fleet = make(200, gains(0.05, liars=0.10))
+    rollout = fleet.push()
+    fleet.pass_time(600, 300)
+    assert fleet.touched == 10
+    fleet.pass_time(4 * 86_400, 14_400)
+    found = fleet.shown(rollout)
+    assert (found["state"], found["counts"], fleet.touched) == ("completed", {"active": 200}, 200)
+    assert [look["decision"] for look in found["looks"]] == ["pass"] * 3
+    assert all(target["pairs"]["labelled"] == 320 for target in found["targets"])
+
+
+BAD = {
+    "NaN": (ends("refused", "trial: it gives values that are not finite"), "reverted", "failures"),
+    "twice as slow": (ends("active", "", Pairs(old_ms=8.0, new_ms=16.0)), "held", "looks-worse-speed"),
+    "5 points worse": (gains(-0.05), "held", "looks-worse-accuracy"),
+    "5 points worse, a tenth lies": (gains(-0.05, liars=0.10), "held", "looks-worse-accuracy"),
+    "random, no labels": (ends("active", "", Pairs(compared=64, differ=58)), "held", "looks-different"),
+    "random, held by devices": (ends("held", "no labels vouch for it"), "reverted", "failures"),
+    "crashes after activation": (ends("rolled-back", "prediction failed"), "reverted", "failures"),
+    "silent after activation": (ends("probation"), "reverted", "failures"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_release_touches_at_most_one_in_twenty_and_stops_by_itself(make: Make, kind: str) -> None:
+    behaviour, state, code = BAD[kind]
+    fleet = make(200, behaviour)
+    rollout = fleet.push()
+    fleet.pass_time(600, 300)
+    fleet.pass_time(2 * 86_400, 7200)
+    found = fleet.shown(rollout)
+    assert fleet.touched <= 10
+    assert (found["state"], found["reason"].partition(":")[0]) == (state, code)
+
+
+def test_without_labels_it_holds_after_the_canaries_and_a_person_decides(make: Make) -> None:
+    fleet = make(200, ends("active", "", Pairs(compared=320, differ=20)))
+    rollout = fleet.push()
+    fleet.pass_time(600, 300)
+    fleet.pass_time(2 * 86_400, 7200)
+    found = fleet.shown(rollout)
+    assert (found["state"], fleet.touched) == ("held", 50)
+    assert found["reason"] == "few-judges: 0 of 50 canaries have labels, 30 needed; answers agree on 93.8%"
+    fleet.core.rollouts.order(rollout, E.ABORT, "ann", "no", fleet.now)
+    fleet.pass_time(86_400, 14_400)
+    assert (fleet.state(rollout), fleet.touched) == ("aborted", 50)
+
+
+def test_revert_brings_the_older_bytes_back_as_a_new_release(make: Make) -> None:
+    fleet = make(4, ends("active"))
+    first = fleet.push()
+    fleet.pass_time(300)
+    assert fleet.state(first) == "completed"
+    digest = fleet.core.releases.wanted("d000")[0].release.digest
+    fleet.head = replace(HeadRelease.decode(fleet.head, ""), origin="another").encode()
+    second = fleet.push()
+    fleet.pass_time(300)
+    assert [fleet.state(each) for each in (first, second)] == ["superseded", "completed"]
+    assert fleet.core.releases.wanted("d000")[0].release.digest != digest
+    fleet.core.rollouts.order(second, E.REVERT, "ann", "worse", fleet.now)
+    fleet.pass_time(300)
+    assert (fleet.state(second), fleet.counts(second)) == ("reverted", {"reverted": 4})
+    release = fleet.core.releases.wanted("d000")[0].release
+    assert (release.counter, release.digest) == (3, digest)
+    assert {device.release for device in fleet.devices.values()} == {3}
+    # Of the first there are only the bytes that the devices came with.
+    third = fleet.push()
+    fleet.pass_time(300)
+    fleet.core.rollouts.order(third, E.REVERT, "ann", "worse", fleet.now)
+    fleet.pass_time(300)
+    assert fleet.counts(third) == {"reverted": 4}
+
+
+def test_pause_abort_and_exclude_take_back_what_is_not_live(make: Make) -> None:
+    fleet = make(8, ends("active"))
+    fleet.core.rollouts.pause_all("ann", "night", fleet.now)
+    rollout = fleet.push()
+    fleet.pass_time(600)
+    assert (fleet.touched, fleet.counts(rollout)) == (0, {"waiting": 8})
+    fleet.core.rollouts.pause_all("ann", "", fleet.now, paused=False)
+    fleet.deliver()
+    fleet.core.rollouts.order(rollout, E.PAUSE, "ann", "", fleet.now)
+    fleet.pass_time(600)
+    found = fleet.counts(rollout)
+    assert fleet.touched + found.get("staged", 0) == 2
+    fleet.core.rollouts.order(rollout, E.RESUME, "ann", "seen", fleet.now)
+    fleet.pass_time(600)
+    assert fleet.counts(rollout) == {"active": 8}
+    second = fleet.start_plan(waves=["50 %", "100 %"], soak=["1 d"])
+    fleet.core.rollouts.order(second, E.PAUSE, "ann", "", fleet.now)
+    fleet.core.rollouts.order(second, E.RESUME, "ann", "x", fleet.now)
+    fleet.pass_time(600)
+    assert fleet.counts(second) == {"active": 4, "waiting": 4}
+    out = next(t["device"] for t in fleet.shown(second)["targets"] if t["state"] == "active")
+    fleet.core.rollouts.exclude(second, out, "ann", "odd", fleet.now)
+    fleet.pass_time(600)
+    assert fleet.counts(second) == {"active": 3, "reverted": 1, "waiting": 4}
+    with pytest.raises(RolloutError, match="there is no rollout 99"):
+        fleet.shown(99)
+
+
+def test_a_staged_release_is_withdrawn_where_the_rollout_is_aborted(make: Make) -> None:
+    fleet = make(2, ends("active"))
+    rollout = fleet.start_plan(waves=["100 %"], pace={"transfers": 1})
+    fleet.core.tick(fleet.now)  # offered, and what was sent is lost
+    fleet.core.rollouts.order(rollout, E.PAUSE, "ann", "", fleet.now)
+    fleet.pass_time(120)
+    assert fleet.counts(rollout) == {"staged": 1, "waiting": 1}
+    fleet.core.rollouts.order(rollout, E.ABORT, "ann", "", fleet.now)
+    fleet.pass_time(120)
+    assert fleet.touched == 0
+    assert fleet.counts(rollout) == {"superseded": 2}
+    assert all(device.ready is None for device in fleet.devices.values())
+    assert [d.activate for device in fleet.devices.values() for d in device.told][-1] == "never"
+
+
+def test_a_second_rollout_on_the_same_devices_is_refused_or_takes_its_place(make: Make) -> None:
+    fleet = make(4, ends("probation"))
+    first = fleet.push()
+    fleet.pass_time(60)
+    with pytest.raises(RolloutError, match=r"is under way on the same devices.*--supersede"):
+        fleet.start_plan()
+    second = fleet.start_plan(supersede=True)
+    assert fleet.state(first) == "superseded"
+    fleet.pass_time(60)
+    assert fleet.counts(second)["probation"] == 1
+    third = fleet.push()
+    assert [fleet.state(each) for each in (second, third)] == ["superseded", "ready"]
+    with pytest.raises(RolloutError, match=r"is not for the devices of"):
+        fleet.start_plan(select='id = "nobody"')
+    with pytest.raises(RolloutError, match="no release 99"):
+        fleet.core.rollouts.plan(plans.of_document({"release": 99}), fleet.now)
+
+
+def test_devices_that_come_later_get_it_last_and_re_flashed_ones_again(make: Make) -> None:
+    fleet = make(3, ends("active"))
+    rollout = fleet.push()
+    fleet.pass_time(300)
+    fleet.devices["late"] = Device(fleet, "late", ends("active"))
+    fleet.devices["late"].connect()
+    fleet.pass_time(300)
+    assert fleet.counts(rollout) == {"active": 4}
+    anew = Device(fleet, "d000", ends("active"))
+    fleet.devices["d000"] = anew
+    anew.connect()
+    fleet.pass_time(300)
+    assert anew.release == 1
+
+
+def test_forecast_says_who_and_what_gates_will_see(make: Make) -> None:
+    fleet = make(200, ends("active"))
+    kept = fleet.core.add_artifact(fleet.head, Path("/nonexistent"))
+    fleet.core.releases.push(kept["digest"], kept["kind"], kept["backbone"], [], "t", fleet.now, at_once=False)
+    found = fleet.core.rollouts.plan(plans.of_document({"release": 1, "select": 'id ~ "d0*"'}), fleet.now)
+    assert [(w["devices"], w["cumulative"], w["gate"]) for w in found["waves"]] == [
+        (10, 10, "screen"), (15, 25, "screen"), (25, 50, "model"), (50, 100, "screen"),
+    ]  # fmt: skip
+    assert found["bytes"] == 100 * len(fleet.head)
+    fleet.pass_time(600)
+    assert fleet.touched == 0, "a plan changes nothing"
+
+
+def test_a_made_up_sum_of_pairs_is_not_counted(make: Make) -> None:
+    fleet = make(1, ends("active", "", Pairs(labelled=10, only_new=4000.0, compared=1, differ=5)))
+    rollout = fleet.push()
+    fleet.pass_time(120)
+    assert fleet.shown(rollout)["targets"][0]["pairs"]["only_new"] == 0
+
+
+def test_who_did_what_and_why_is_kept(make: Make) -> None:
+    fleet = make(8, ends("failed", "disk full"))
+    rollout = fleet.push(who="ann")
+    fleet.pass_time(300)
+    found = fleet.shown(rollout)
+    assert (found["author"], found["state"]) == ("ann", "paused")
+    moved = [(m["before"], m["event"], m["now"], m["who"]) for m in found["transitions"] if not m["subject"]]
+    assert moved == [
+        ("draft", "start", "ready", "ann"),
+        ("ready", "due", "opening", ""),
+        ("opening", "stop", "paused", ""),
+    ]
+    assert "disk full" in found["transitions"][-1]["why"]
+
+
+class Killed(BaseException):
+    """``kill -9`` between two writes."""
+
+
+@pytest.mark.parametrize("behaviour", ["good", "bad"])
+def test_killed_at_any_write_it_comes_to_the_same_end(
+    make: Make, behaviour: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """faults: 31. Before each commit of a rollout from its start to its end the process dies, and another goes on."""
+    plan: dict[str, Any] = {"waves": [1, "50 %", "100 %"], "soak": ["1 min", "1 min"]}
+    do = ends("active") if behaviour == "good" else ends("failed", "NaN")
+    wanted = ({"active": 4}, "completed") if behaviour == "good" else ({"failed": 1, "waiting": 3}, "paused")
+    for at in itertools.count(1):
+        fleet = make(4, do)
+        rollout = fleet.start_plan(**plan)
+        commits = 0
+
+        def dies(_: Any) -> None:
+            nonlocal commits
+            commits += 1
+            if commits == at:  # noqa: B023  # called before the next turn
+                raise Killed
+
+        assert fleet.store is not None
+        engine = fleet.store._database._engine
+        sqlalchemy_event.listen(engine, "commit", dies)
+        try:
+            fleet.pass_time(1200)
+            killed = False
+        except Killed:
+            killed = True
+        sqlalchemy_event.remove(engine, "commit", dies)
+        if killed:
+            fleet.start()
+            for device in fleet.devices.values():  # and says once more where it stands, as on each connection
+                device.connect()
+                if device.told and device.release:
+                    for state, detail, pairs in do(device, device.told[-1])[-1:]:
+                        device.state(device.told[-1], state, detail, pairs)
+            fleet.pass_time(1200)
+        assert (fleet.counts(rollout), fleet.state(rollout)) == wanted, f"killed at commit {at}"
+        events = [m["event"] for m in fleet.shown(rollout)["transitions"] if not m["subject"]]
+        assert events.count("pass") == (3 if behaviour == "good" else 0), "no wave is skipped"
+        fleet.close()
+        if not killed:
+            break
+    assert at > 5
+
+
+def test_what_a_database_does_not_take_now_is_done_later(make: Make) -> None:
+    """faults: 33, 51."""
+    fleet = make(3, ends("active"))
+    rollout = fleet.push()
+    with sqlite3.connect(fleet.folder / "db.sqlite") as other:
+        other.execute("DROP TABLE look")  # whatever is wrong with it
+        other.execute("CREATE TABLE look (id INTEGER PRIMARY KEY)")
+    fleet.pass_time(300)
+    with sqlite3.connect(fleet.folder / "db.sqlite") as other:
+        other.execute("DROP TABLE look")
+        other.execute(
+            "CREATE TABLE look (id INTEGER PRIMARY KEY, rollout INTEGER, wave INTEGER, number INTEGER, decision TEXT, "
+            "code TEXT, detail TEXT, at_ms INTEGER)"
+        )
+    fleet.pass_time(300)
+    assert (fleet.state(rollout), fleet.counts(rollout)) == ("completed", {"active": 3})
