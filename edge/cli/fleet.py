@@ -224,8 +224,8 @@ def push(
     if as_json:
         click.echo(json.dumps(release | {"rollout": rollout}, indent=1))
     else:
-        to = f"to {', '.join(names) or 'all devices'}" if rollout else whom(release)
-        say(f"release {release['counter']}: {kept['kind']} {short(kept['digest'])} {to}")
+        meant = release | {"devices": list(names) or ["*"]}
+        say(f"release {release['counter']}: {kept['kind']} {short(kept['digest'])} {whom(meant)}")
     if rollout is not None:
         if not as_json:
             say(f"with the default plan, {rollouts.line_of(rollout)}")

@@ -174,6 +174,8 @@ def whom(row: dict[str, Any]) -> str:
 
 
 def _devices(row: dict[str, Any]) -> str:
+    if not row["devices"]:
+        return "by rollouts"
     return "to all devices" if row["devices"] == ["*"] else f"to {', '.join(row['devices'])}"
 
 

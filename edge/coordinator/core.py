@@ -120,7 +120,9 @@ class CoordinatorCore:
 
     def rollback(self, now: Now, *, to: int = 0, model: str = "", reason: str = "") -> Release:
         """Push older bytes again, see `Releases.rollback`."""
-        release = self.releases.rollback(now, to=to, model=model, reason=reason)
+        with self._store.transaction():
+            release = self.releases.rollback(now, to=to, model=model, reason=reason)
+            self.rollouts.overtaken(release, now)
         self._next_telling_s = now.s
         return release
 
@@ -133,8 +135,8 @@ class CoordinatorCore:
         reason: str,
         now: Now,
         *,
-        model: str = "",
         who: str = "",
+        **options: Any,
     ) -> tuple[Release, Rollout]:
         """Bring an artifact to devices by a rollout with the default plan; what was on its way there is overtaken.
 
@@ -142,7 +144,7 @@ class CoordinatorCore:
             RolloutError: As `push`; nothing is released then.
         """
         with self._store.transaction():
-            release = self.releases.push(digest, kind, backbone, devices, reason, now, model=model, at_once=False)
+            release = self.releases.push(digest, kind, backbone, devices, reason, now, at_once=False, **options)
             plan = Plan(release=release.counter, select=for_devices(devices))
             return release, self.rollouts.start(plan, who, now, supersede=True)
 

@@ -25,6 +25,7 @@ from edge.coordinator.differences import contents, difference
 from edge.coordinator.events import Events
 from edge.coordinator.records import Device, KnownBundle, KnownDevice, Model, Release, as_dict
 from edge.coordinator.rollout.advance import is_on_its_way, wants
+from edge.coordinator.rollout.states import DESIRED
 from edge.coordinator.store.store import Store
 from edge.learning.exchange import HeadRelease
 from edge.merging.groups import ALL_DEVICES, EVERYBODY, is_meant
@@ -401,7 +402,7 @@ class Releases:
             kind=wanted.kind,
             digest=wanted.digest,
             backbone=wanted.backbone,
-            devices=undone.devices,
+            devices=undone.devices or self._reached(undone),
             reason=reason or f"back from release {undone.counter} to {wanted.counter}",
             now_ms=now.wall_ms,
             model=wanted.model,
@@ -413,6 +414,11 @@ class Releases:
         what = f"{release.counter}: {wanted.kind} {short(wanted.digest)}{_as(wanted.model)}, {release.reason}"
         self._events.note("", "release", what, now, wanted.model)
         return release
+
+    def _reached(self, release: Release) -> list[str]:
+        """Devices that a rollout has brought a release to; all of its devices where it has reached none."""
+        targets = [t for rollout, t in self._store.rollouts.of_devices() if rollout.plan.release == release.counter]
+        return sorted({target.device for target in targets if target.state in DESIRED}) or [ALL_DEVICES]
 
     def _model_of(self, digest: str, model: str, served: set[str]) -> str:
         """The model that a bundle is for, of those that the chosen devices have.

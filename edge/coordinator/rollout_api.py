@@ -12,6 +12,7 @@ from edge.contract.clock import Now
 from edge.contract.names import MAX_NAME_CHARS
 from edge.coordinator.core import CoordinatorCore
 from edge.coordinator.records import as_dict
+from edge.coordinator.release_api import PushRequest
 from edge.coordinator.rollout import plan as plans
 from edge.coordinator.rollout.states import RolloutEvent
 from edge.coordinator.rollouts import summary
@@ -27,15 +28,9 @@ class _Request(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class RolloutPushRequest(_Request):
+class RolloutPushRequest(PushRequest):
     """What to bring to whom with the default plan; no devices means all, also those to come."""
 
-    digest: str
-    kind: str = Field(pattern="^(head|bundle)$")
-    backbone: str
-    model: str = Field(default="", max_length=MAX_NAME_CHARS)
-    devices: list[str] = []
-    reason: str = Field(default="pushed by hand", max_length=200)
     who: str = Field(default="", max_length=100)
 
 
@@ -99,7 +94,13 @@ def add_rollout_routes(api: FastAPI, submit: Submit) -> None:
         whom = (body.devices, body.reason)
         release, rollout = submit(
             lambda core, now: core.roll_out(
-                body.digest, body.kind, body.backbone, *whom, now, model=body.model, who=body.who
+                body.digest,
+                body.kind,
+                body.backbone,
+                *whom,
+                now,
+                who=body.who,
+                **body.model_dump(include={"model", "name", "notes", "file", "force"}),
             )
         )
         return {"release": as_dict(release), "rollout": summary(rollout)}

@@ -254,6 +254,20 @@ class Rollouts:
                 self._keep(rollout, step, now)
         self._hurry()
 
+    def overtaken(self, release: Release, now: Now) -> None:
+        """A release goes to everybody at once: what is on its way of older ones of its kind is over."""
+        for rollout in self._store.rollouts.open():
+            if rollout.kind != release.kind or rollout.state not in UNDER_WAY or rollout.plan.release >= release.counter:
+                continue
+            older = self._store.releases.get(rollout.plan.release)
+            if older is None or (release.kind == "head" and older.backbone != release.backbone):
+                continue
+            is_to_abort = rollout.state in (RolloutState.DRAFT, RolloutState.REVERTING)
+            if rollout.state is not RolloutState.REVERTING:
+                event = RolloutEvent.ABORT if is_to_abort else RolloutEvent.OVERTAKEN
+                targets, why = self._store.rollouts.targets(rollout.id), f"release {release.counter} takes its place"
+                self._keep(rollout, steps.order(rollout, targets, event, self._run_s, why=why), now)
+
     def pause_all(self, who: str, why: str, now: Now, *, paused: bool = True) -> None:
         """Let nothing be offered and no wave open in the whole fleet; or let it go on. No rollout loses its state."""
         with self._store.transaction():
