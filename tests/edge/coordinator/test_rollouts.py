@@ -113,7 +113,7 @@ class Fleet:
         self.store = Store(self.folder / "db.sqlite")
         with self.store._database._engine.connect() as connection:  # no power is cut here, and the disk is slow
             connection.exec_driver_sql("PRAGMA synchronous=OFF")
-        config = CoordinatorConfig(fleet="lab", name="c", data_dir=self.folder, auto_merge=False, reassert_s=60.0)
+        config = CoordinatorConfig(fleet="lab", name="c", data_dir=self.folder, auto_merge=False, reassert_s=1e9)
         artifacts = ArtifactStore(self.folder / "artifacts")
         self.core = CoordinatorCore(config, self.store, artifacts, np.random.default_rng(3))
         self.core.add_artifact(self.bundle_path.read_bytes(), self.bundle_path)
@@ -228,7 +228,7 @@ def test_good_release_reaches_all_of_200_devices(make: Make) -> None:
     rollout = fleet.push()
     fleet.pass_time(600, 300)
     assert fleet.touched == 10
-    fleet.pass_time(4 * 86_400, 14_400)
+    fleet.pass_time(6 * 86_400, 43_200)
     found = fleet.shown(rollout)
     assert (found["state"], found["counts"], fleet.touched) == ("completed", {"active": 200}, 200)
     assert [look["decision"] for look in found["looks"]] == ["pass"] * 3
@@ -253,7 +253,7 @@ def test_bad_release_touches_at_most_one_in_twenty_and_stops_by_itself(make: Mak
     fleet = make(200, behaviour)
     rollout = fleet.push()
     fleet.pass_time(600, 300)
-    fleet.pass_time(2 * 86_400, 7200)
+    fleet.pass_time(2 * 86_400, 43_200)
     found = fleet.shown(rollout)
     assert fleet.touched <= 10
     assert (found["state"], found["reason"].partition(":")[0]) == (state, code)
@@ -263,37 +263,37 @@ def test_without_labels_it_holds_after_the_canaries_and_a_person_decides(make: M
     fleet = make(200, ends("active", "", Pairs(compared=320, differ=20)))
     rollout = fleet.push()
     fleet.pass_time(600, 300)
-    fleet.pass_time(2 * 86_400, 7200)
+    fleet.pass_time(2 * 86_400, 43_200)
     found = fleet.shown(rollout)
     assert (found["state"], fleet.touched) == ("held", 50)
     assert found["reason"] == "few-judges: 0 of 50 canaries have labels, 30 needed; answers agree on 93.8%"
     fleet.core.rollouts.order(rollout, E.ABORT, "ann", "no", fleet.now)
-    fleet.pass_time(86_400, 14_400)
+    fleet.pass_time(86_400, 43_200)
     assert (fleet.state(rollout), fleet.touched) == ("aborted", 50)
 
 
 def test_revert_brings_the_older_bytes_back_as_a_new_release(make: Make) -> None:
     fleet = make(4, ends("active"))
     first = fleet.push()
-    fleet.pass_time(300)
+    fleet.pass_time(40, 10)
     assert fleet.state(first) == "completed"
     digest = fleet.core.releases.wanted("d000")[0].release.digest
     fleet.head = replace(HeadRelease.decode(fleet.head, ""), origin="another").encode()
     second = fleet.push()
-    fleet.pass_time(300)
+    fleet.pass_time(40, 10)
     assert [fleet.state(each) for each in (first, second)] == ["superseded", "completed"]
     assert fleet.core.releases.wanted("d000")[0].release.digest != digest
     fleet.core.rollouts.order(second, E.REVERT, "ann", "worse", fleet.now)
-    fleet.pass_time(300)
+    fleet.pass_time(40, 10)
     assert (fleet.state(second), fleet.counts(second)) == ("reverted", {"reverted": 4})
     release = fleet.core.releases.wanted("d000")[0].release
     assert (release.counter, release.digest) == (3, digest)
     assert {device.release for device in fleet.devices.values()} == {3}
     # Of the first there are only the bytes that the devices came with.
     third = fleet.push()
-    fleet.pass_time(300)
+    fleet.pass_time(40, 10)
     fleet.core.rollouts.order(third, E.REVERT, "ann", "worse", fleet.now)
-    fleet.pass_time(300)
+    fleet.pass_time(40, 10)
     assert fleet.counts(third) == {"reverted": 4}
 
 
@@ -301,24 +301,24 @@ def test_pause_abort_and_exclude_take_back_what_is_not_live(make: Make) -> None:
     fleet = make(8, ends("active"))
     fleet.core.rollouts.pause_all("ann", "night", fleet.now)
     rollout = fleet.push()
-    fleet.pass_time(600)
+    fleet.pass_time(60, 15)
     assert (fleet.touched, fleet.counts(rollout)) == (0, {"waiting": 8})
     fleet.core.rollouts.pause_all("ann", "", fleet.now, paused=False)
     fleet.pass_time(1, 1)
     fleet.core.rollouts.order(rollout, E.PAUSE, "ann", "", fleet.now)
-    fleet.pass_time(600)
+    fleet.pass_time(60, 15)
     assert fleet.counts(rollout) == {"active": 2, "waiting": 6}
     fleet.core.rollouts.order(rollout, E.RESUME, "ann", "seen", fleet.now)
-    fleet.pass_time(600)
+    fleet.pass_time(60, 15)
     assert fleet.counts(rollout) == {"active": 8}
     second = fleet.start_plan(waves=["50 %", "100 %"], soak=["1 d"])
     fleet.core.rollouts.order(second, E.PAUSE, "ann", "", fleet.now)
     fleet.core.rollouts.order(second, E.RESUME, "ann", "x", fleet.now)
-    fleet.pass_time(600)
+    fleet.pass_time(60, 15)
     assert fleet.counts(second) == {"active": 4, "waiting": 4}
     out = next(t["device"] for t in fleet.shown(second)["targets"] if t["state"] == "active")
     fleet.core.rollouts.exclude(second, out, "ann", "odd", fleet.now)
-    fleet.pass_time(600)
+    fleet.pass_time(60, 15)
     assert fleet.counts(second) == {"active": 3, "reverted": 1, "waiting": 4}
     with pytest.raises(RolloutError, match="there is no rollout 99"):
         fleet.shown(99)
@@ -361,15 +361,15 @@ def test_a_second_rollout_on_the_same_devices_is_refused_or_takes_its_place(make
 def test_devices_that_come_later_get_it_last_and_re_flashed_ones_again(make: Make) -> None:
     fleet = make(3, ends("active"))
     rollout = fleet.push()
-    fleet.pass_time(300)
+    fleet.pass_time(40, 10)
     fleet.devices["late"] = Device(fleet, "late", ends("active"))
     fleet.devices["late"].connect()
-    fleet.pass_time(300)
+    fleet.pass_time(40, 10)
     assert fleet.counts(rollout) == {"active": 4}
     anew = Device(fleet, "d000", ends("active"))
     fleet.devices["d000"] = anew
     anew.connect()
-    fleet.pass_time(300)
+    fleet.pass_time(40, 10)
     assert anew.release == 1
 
 
@@ -382,7 +382,7 @@ def test_forecast_says_who_and_what_gates_will_see(make: Make) -> None:
         (10, 10, "screen"), (15, 25, "screen"), (25, 50, "model"), (50, 100, "screen"),
     ]  # fmt: skip
     assert found["bytes"] == 100 * len(fleet.head)
-    fleet.pass_time(600)
+    fleet.pass_time(60, 15)
     assert fleet.touched == 0, "a plan changes nothing"
 
 
@@ -396,7 +396,7 @@ def test_a_made_up_sum_of_pairs_is_not_counted(make: Make) -> None:
 def test_who_did_what_and_why_is_kept(make: Make) -> None:
     fleet = make(8, ends("failed", "disk full"))
     rollout = fleet.push(who="ann")
-    fleet.pass_time(300)
+    fleet.pass_time(40, 10)
     found = fleet.shown(rollout)
     assert (found["author"], found["state"]) == ("ann", "paused")
     moved = [(m["before"], m["event"], m["now"], m["who"]) for m in found["transitions"] if not m["subject"]]
@@ -470,12 +470,12 @@ def test_what_a_database_does_not_take_now_is_done_later(make: Make) -> None:
     with sqlite3.connect(fleet.folder / "db.sqlite") as other:
         other.execute("DROP TABLE look")  # whatever is wrong with it
         other.execute("CREATE TABLE look (id INTEGER PRIMARY KEY)")
-    fleet.pass_time(300)
+    fleet.pass_time(40, 10)
     with sqlite3.connect(fleet.folder / "db.sqlite") as other:
         other.execute("DROP TABLE look")
         other.execute(
             "CREATE TABLE look (id INTEGER PRIMARY KEY, rollout INTEGER, wave INTEGER, number INTEGER, decision TEXT, "
             "code TEXT, detail TEXT, at_ms INTEGER)"
         )
-    fleet.pass_time(300)
+    fleet.pass_time(40, 10)
     assert (fleet.state(rollout), fleet.counts(rollout)) == ("completed", {"active": 3})
