@@ -197,8 +197,8 @@ def push(
 
     It goes out in waves, and stops where devices fail or the model looks worse; `edge-fleet rollout status` tells. What
     was on its way to the same devices is overtaken. A bundle is for the model of its name; where no device has one of
-    that name, for the only one that there is. The coordinator tries it first: it must open, give its golden outputs, and
-    be like what it takes the place of.
+    that name, for the only one that there is. The coordinator tries it first: it must open, give its golden outputs,
+    and be like what it takes the place of.
 
     With --wait: exit 0 when it is active everywhere, 8 when it stopped, 9 when it is held or nothing could judge it, 10
     when the time is over.

@@ -257,7 +257,11 @@ class Rollouts:
     def overtaken(self, release: Release, now: Now) -> None:
         """A release goes to everybody at once: what is on its way of older ones of its kind is over."""
         for rollout in self._store.rollouts.open():
-            if rollout.kind != release.kind or rollout.state not in UNDER_WAY or rollout.plan.release >= release.counter:
+            if (
+                rollout.kind != release.kind
+                or rollout.state not in UNDER_WAY
+                or rollout.plan.release >= release.counter
+            ):
                 continue
             older = self._store.releases.get(rollout.plan.release)
             if older is None or (release.kind == "head" and older.backbone != release.backbone):
