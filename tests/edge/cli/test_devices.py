@@ -29,7 +29,7 @@ def test_a_device_is_shown_with_what_it_should_run_and_where_it_stands(
 ) -> None:
     bundle = Bundle.open(digits_bundle)
     born(core, "gate", {"digits": bundle.manifest.backbone_digest})
-    ask("push", str(digits_bundle), "--name", "spring")
+    ask("push", str(digits_bundle), "--name", "spring", "--all-at-once")
     state(core, "gate", "digits", "fetching", 1)
     ask("tag", "gate", "site=north")
     says(core, "gate", "up/event", Event(ts_ms=0, name="drift", detail="\x1b[2J it is dark", model="digits"))

@@ -94,7 +94,7 @@ def test_what_comes_in_is_proved_and_named_as_the_user_names_it(
     told = refused("push", str(classes))
     assert isinstance(told, BundleError)
     assert str(told).startswith("letters.edge is not like what gate runs: its classes are 10 (a, b, c, d, e, f, ...)")
-    assert ask("push", str(classes), "--force").startswith("release 1: bundle ")
+    assert ask("push", str(classes), "--force", "--all-at-once").startswith("release 1: bundle ")
 
     for value in (np.nan, np.inf):
         path = head(f"{value}.safetensors", float(value))
@@ -124,10 +124,10 @@ def test_releases_are_named_listed_shown_compared_and_fetched(
     bundle = Bundle.open(digits_bundle)
     born(core, "gate", {"digits": bundle.manifest.backbone_digest})
     file = str(digits_bundle)
-    made = json.loads(ask("push", file, "--name", "spring", "--notes", "more light", "--json"))
+    made = json.loads(ask("push", file, "--name", "spring", "--notes", "more light", "--json", "--all-at-once"))
     assert (made["counter"], made["name"], made["notes"], made["file"]) == (1, "spring", "more light", "digits.edge")
-    ask("push", str(head("a.safetensors", 0.5)), "--reason", "trial", "--device", "gate")
-    ask("push", str(head("b.safetensors", 1.0)), "--device", "gate")
+    ask("push", str(head("a.safetensors", 0.5)), "--reason", "trial", "--device", "gate", "--all-at-once")
+    ask("push", str(head("b.safetensors", 1.0)), "--device", "gate", "--all-at-once")
     state(core, "gate", "digits", "active", 1)
 
     digest = short(sha256_file(digits_bundle))
@@ -171,7 +171,7 @@ def test_one_command_goes_back_to_older_bytes_under_a_new_number(
     born(core, "gate", {"digits": backbone})
     born(core, "door", {"digits": backbone})
     for i in range(3):
-        ask("push", str(head(f"{i}.safetensors", float(i))), "--device", "gate", "--name", f"n{i}")
+        ask("push", str(head(f"{i}.safetensors", float(i))), "--device", "gate", "--name", f"n{i}", "--all-at-once")
     digests = [each.digest for each in core._store.releases.all()[::-1]]
 
     said = ask("rollback")
@@ -198,5 +198,5 @@ def test_one_command_goes_back_to_older_bytes_under_a_new_number(
     assert "missing" in str(told)
     assert len(core._store.releases.all()) == 6
     # A bundle for all goes back to what all had, also where the newest was for one.
-    ask("push", str(digits_bundle))
+    ask("push", str(digits_bundle), "--all-at-once")
     assert "before release 7" in str(refused("rollback", "--model", "digits"))

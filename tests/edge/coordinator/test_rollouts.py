@@ -297,6 +297,19 @@ def test_revert_brings_the_older_bytes_back_as_a_new_release(make: Make) -> None
     assert fleet.counts(third) == {"reverted": 4}
 
 
+def test_rollback_ends_a_rollout_and_reaches_those_whom_it_reached(make: Make) -> None:
+    fleet = make(4, ends("active"))
+    fleet.push()
+    fleet.pass_time(40, 10)
+    fleet.head = replace(HeadRelease.decode(fleet.head, ""), origin="another").encode()
+    second = fleet.start_plan(waves=["50 %", "100 %"], soak=["1 d"])
+    fleet.pass_time(40, 10)
+    release = fleet.core.rollback(fleet.now)
+    fleet.pass_time(40, 10)
+    assert (fleet.state(second), fleet.counts(second)) == ("superseded", {"active": 2, "superseded": 2})
+    assert sorted(device.release for device in fleet.devices.values()) == [1, 1, release.counter, release.counter]
+
+
 def test_pause_abort_and_exclude_take_back_what_is_not_live(make: Make) -> None:
     fleet = make(8, ends("active"))
     fleet.core.rollouts.pause_all("ann", "night", fleet.now)
