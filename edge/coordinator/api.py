@@ -21,8 +21,8 @@ from edge.contract.errors import ConfigError, EdgeError, RolloutError
 from edge.coordinator.events import reason
 from edge.coordinator.records import Model, as_dict
 from edge.coordinator.release_api import Submit, add_release_routes
-from edge.coordinator.signing.signing import Signing
 from edge.coordinator.rollout_api import add_rollout_routes
+from edge.coordinator.signing.signing import Signing
 from edge.coordinator.store.store import Store
 from edge.coordinator.summaries import HOUR_S, MINUTE_S
 

@@ -24,10 +24,10 @@ from edge.coordinator.merges import Merges
 from edge.coordinator.records import Release
 from edge.coordinator.registry import Registry
 from edge.coordinator.releases import Releases
-from edge.coordinator.signing.signing import NOT_SIGNED, Signing
 from edge.coordinator.rollout.advance import Rollout
 from edge.coordinator.rollout.plan import Plan
 from edge.coordinator.rollouts import Rollouts, for_devices
+from edge.coordinator.signing.signing import NOT_SIGNED, Signing
 from edge.coordinator.store.store import Store
 
 HOUSEKEEPING_S = 600.0

@@ -35,8 +35,8 @@ from edge.coordinator.events import Events
 from edge.coordinator.learning import Learning
 from edge.coordinator.registry import Registry
 from edge.coordinator.releases import Releases, Wanted
-from edge.coordinator.signing.signing import Signing
 from edge.coordinator.rollouts import Rollouts
+from edge.coordinator.signing.signing import Signing
 from edge.coordinator.store.store import Store
 from edge.coordinator.uploads import Uploads
 
