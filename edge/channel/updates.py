@@ -82,6 +82,8 @@ def assigned(fleet: str, device: str, desired: Desired) -> bytes:
             "digest": desired.digest,
             "size_bytes": desired.size_bytes,
             "backbone": desired.backbone,
+            "activate": desired.activate,
+            "attempt": desired.attempt,
         }
     )
 

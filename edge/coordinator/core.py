@@ -144,7 +144,7 @@ class CoordinatorCore:
             RolloutError: As `push`; nothing is released then.
         """
         with self._store.transaction():
-            release = self.releases.push(digest, kind, backbone, devices, reason, now, at_once=False, **options)
+            release = self.push(digest, kind, backbone, devices, reason, now, at_once=False, **options)
             plan = Plan(release=release.counter, select=for_devices(devices))
             return release, self.rollouts.start(plan, who, now, supersede=True)
 

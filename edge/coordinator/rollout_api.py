@@ -108,7 +108,7 @@ def add_rollout_routes(api: FastAPI, submit: Submit) -> None:
     @api.post("/api/v1/releases")
     def release(body: ReleaseRequest) -> dict[str, Any]:
         made = submit(
-            lambda core, now: core.releases.push(
+            lambda core, now: core.push(
                 body.digest, body.kind, body.backbone, [], body.reason, now, model=body.model, at_once=False
             )
         )
