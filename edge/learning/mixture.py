@@ -9,9 +9,10 @@ most when labels last agreed with somebody. The answer is ``p = sum_k w_k p_k``.
   counts, and not the logarithm: under wrong labels log loss rewards whoever is unsure.
 * *Agreement* of each expert with the labels is averaged over the late ones. With ``kappa`` the best one's, beyond
   chance, the answer is ``c p + (1 - c) p_trusted``: labels that agree with nobody change nothing.
-* Where labels agree with nobody very well (kappa below `TIE_TO`), the trusted past gains up to `TIE` on the others with
-  every label: who is not better by that does not take its place. So labels of which half are wrong *in the same way*
-  (40 % named one class further) pull the learners along, and not the answer.
+* Who is wrong where the trusted past or the head that learners start from is right loses more, by ``rho / (1 - rho)``,
+  with rho the share of labels that even the best expert disagrees with. Where a share rho of labels is wrong *in the
+  same way*, who learns them wins rho of the samples that it spoils, and loses ``1 - rho``: so counted, a sample that is
+  spoiled costs as much as one that is mended earns.
 * The head that learners start from gains a little (`BASE`) always: labels of which half of one class are given
   another's name agree with it as well as with those who learn them.
 * Whenever labels agree (kappa >= `TRUST`), the trusted past becomes the head that is believed most at that time.
@@ -46,11 +47,10 @@ LEAST_AGREEMENT, RAMP = 0.15, 0.2
 _LUCK = 2.0
 # Agreement beyond chance at which the past is trusted.
 TRUST = 0.75
-# What the trusted past gains on the others with each label: all of it where agreement is below `TIE_FROM`, nothing
-# above `TIE_TO`. Honest labels of which 20 % are wrong agree by 0.7, half of them one class further by 0.45.
-TIE, TIE_FROM, TIE_TO = 0.2, 0.45, 0.65
+# Of the labels that even the best expert disagrees with, more are not taken for wrong ones: they are to be learned yet.
+_MOST_NOISE = 0.5
 # What the head that learners start from gains on them with each label: one that is as good as they are is kept.
-BASE = 0.03
+BASE = 0.045
 # What the trusted past keeps when it becomes another head, which others have as well.
 _KEPT = 0.1
 # Labels of a class here before own learners know it, where others bring a merge.
@@ -238,11 +238,10 @@ def heard(
     agreement, labels = mixture.agreement.tolist(), mixture.labels
     rows = _right(outputs, targets, task, usual_loss).tolist()
     for right, trust in zip(rows, trusts.tolist(), strict=True):
-        gains = [each - 1.0 for each in right]
+        noise = min(_MOST_NOISE, 1.0 - _best(max(agreement), labels, task)) if labels else 0.0
+        more, anchor = noise / (1.0 - noise), max(right[0], right[1])
+        gains = [each - 1.0 - more * max(anchor - each, 0.0) for each in right]
         gains[1] += BASE
-        kappa = _kappa(max(agreement), labels, task)
-        if kappa < TIE_TO:
-            gains[0] += TIE * min((TIE_TO - kappa) / (TIE_TO - TIE_FROM), 1.0)
         weights = [weight * math.exp(ETA * trust * gain) for weight, gain in zip(weights, gains, strict=True)]
         share = SHARE * trust
         kept = (1.0 - share) / sum(weights)
@@ -277,11 +276,15 @@ def _right(outputs: FloatArray, targets: Targets, task: Task, usual_loss: float)
 
 def _kappa(agreement: float, labels: int, task: Task) -> float:
     """See `Mixture.kappa`."""
+    chance = 0.0 if task.is_regression else _chance(task)
+    return (_best(agreement, labels, task) - chance) / (1.0 - chance)
+
+
+def _best(agreement: float, labels: int, task: Task) -> float:
+    """How often the best expert was right on late labels; of quantities always."""
     if task.is_regression:
         return 1.0
-    chance = _chance(task)
-    mass = max((1.0 - DECAY**labels) / (1.0 - DECAY), 1e-12)  # who came late has to show it for as long
-    return (agreement / mass - chance) / (1.0 - chance)
+    return agreement / max((1.0 - DECAY**labels) / (1.0 - DECAY), 1e-12)  # who came late has to show it for as long
 
 
 def renewed(mixture: Mixture) -> Mixture:
