@@ -48,7 +48,7 @@ _LUCK = 2.0
 # Agreement beyond chance at which the past is trusted.
 TRUST = 0.75
 # Of the labels that even the best expert disagrees with, more are not taken for wrong ones: they are to be learned yet.
-_MOST_NOISE = 0.5
+_MOST_NOISE = 0.4
 # What the head that learners start from gains on them with each label: one that is as good as they are is kept.
 BASE = 0.045
 # What the trusted past keeps when it becomes another head, which others have as well.
