@@ -69,7 +69,7 @@ def test_nothing_is_credited_before_the_first_label_and_all_of_it_when_labels_ag
     assert hear(begun(), saying(0, 0, 2, 1), 2, 20).credit(CLASSES) == 1.0
     assert begun(QUANTITIES).credit(QUANTITIES) == 0.0
     outputs = np.zeros((4, 1, 2), np.float32)
-    heard = mix.heard(begun(QUANTITIES), outputs, np.zeros((1, 2), np.float32), 1.0, QUANTITIES)
+    heard = mix.heard(begun(QUANTITIES), outputs, np.zeros((1, 2), np.float32), np.ones(1), QUANTITIES)
     assert heard.credit(QUANTITIES) == 1.0
 
 
