@@ -12,6 +12,7 @@ import click
 
 from edge import __version__
 from edge.cli import running
+from edge.cli.configured import bundles_of, config_option, password_of
 from edge.contract.choices import EXECUTORS, LEARNERS, PROVIDERS
 from edge.contract.errors import ConfigError, run_to_exit
 
@@ -29,8 +30,12 @@ def agent() -> None:
     """Run a bundle on this device: predict, learn, report, take updates; and talk to an agent that runs."""
 
 
-@agent.command()
-@click.argument("bundles", nargs=-1, required=True, metavar="[NAME=]BUNDLE...")
+@agent.command(
+    epilog="Examples: edge-agent run model.edge --broker mqtt://broker; "
+    "edge-agent run --config /etc/edgeloop/agent.toml --verbose"
+)
+@click.argument("bundles", nargs=-1, metavar="[NAME=]BUNDLE...")
+@config_option
 @click.option("--state-dir", default="edge-state", type=click.Path(path_type=Path), help="Everything the agent keeps.")
 @click.option("--device", help="Device id.  [default: that of STATE_DIR, else the host name and six digits]")
 @click.option("--fleet", default="default", help="Fleet id.")
@@ -38,6 +43,7 @@ def agent() -> None:
     "--broker", help="mqtt://HOST:PORT or mqtts://...; without it the agent works alone.", envvar="EDGE_BROKER"
 )
 @click.option("--broker-password", envvar="EDGE_BROKER_PASSWORD", help="Instead of one in the address.")
+@click.option("--broker-password-file", type=click.Path(path_type=Path), help="A file that has nothing else in it.")
 @click.option("--profile", default="auto", help="Device profile: auto, a shipped name or a .toml file.")
 @click.option("--learner", default="auto", type=click.Choice(LEARNERS), help="How to learn.")
 @click.option("--executor", default="auto", type=click.Choice(EXECUTORS), help="What runs training steps.")
@@ -66,13 +72,17 @@ def agent() -> None:
 @click.option("--stream-expiry", default=600.0, type=click.FloatRange(0), help="Seconds until a silent one ends.")
 @click.option("--seed", default=0, type=click.IntRange(0), help="Of replay draws.")
 @click.option("--verbose", is_flag=True, help="Say more.")
+@click.pass_context
 def run(
+    ctx: click.Context,
     bundles: tuple[str, ...],
+    config: Path | None,
     state_dir: Path,
     device: str | None,
     fleet: str,
     broker: str | None,
     broker_password: str | None,
+    broker_password_file: Path | None,
     profile: str,
     learner: str,
     executor: str,
@@ -112,10 +122,13 @@ def run(
     from edge.channel.topics import check_id
     from edge.contract.profile import detect_profile, load_profile
 
+    bundles = bundles_of(ctx, bundles)
     logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, format="%(asctime)s %(message)s")
+    if config is not None:
+        logging.getLogger("edge.agent").info("options of %s", config)
     device_profile = load_profile(detect_profile() if profile == "auto" else profile)
     name = check_id(device or device_of(state_dir, platform.node(), machine_id()), "device")
-    config = AgentConfig(
+    options = AgentConfig(
         bundles=named_bundles(bundles),
         state_dir=state_dir,
         fleet=check_id(fleet, "fleet"),
@@ -136,15 +149,15 @@ def run(
         data_cap=None if data_cap is None else DataCap.parse(data_cap),
     )
     if telemetry_interval is not None:
-        config = replace(config, telemetry_interval_s=telemetry_interval)
+        options = replace(options, telemetry_interval_s=telemetry_interval)
     transport = None
     if broker is not None:
         from edge.channel.mqtt import MqttTransport
         from edge.channel.url import BrokerUrl
 
-        url = BrokerUrl.parse(broker, broker_password)
+        url = BrokerUrl.parse(broker, password_of(broker_password, broker_password_file))
         transport = MqttTransport(url, name, clean_start=False)
-    service = AgentService(config, transport)
+    service = AgentService(options, transport)
     service.run(socket_path or state_dir / "agent.sock", stdin=stdin)
 
 

@@ -1,0 +1,102 @@
+"""The file with the options of ``edge-agent run``: TOML, one key for each option, named as it is with ``_`` for ``-``.
+
+Promises that what it does not know is an error with a suggestion, that all faults are told together, and that paths are
+meant from the folder of the file. A password has no place in it: it comes from the environment or a file of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edge.contract.documents import DocumentError, decode
+from edge.contract.errors import ConfigError
+
+_PATHS = ("state_dir", "socket", "trust", "broker_password_file")
+_HEAD = "# Options of `edge-agent run`, see `edge-agent run --help`; flags and the environment go before them.\n"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AgentFile:
+    """What may stand in it; None for what does not. The values are checked as those of the options are."""
+
+    bundles: tuple[str, ...] | None = None
+    state_dir: str | None = None
+    device: str | None = None
+    fleet: str | None = None
+    broker: str | None = None
+    broker_password_file: str | None = None
+    profile: str | None = None
+    learner: str | None = None
+    executor: str | None = None
+    provider: str | None = None
+    mixture: bool | None = None
+    reject_unknown: float | None = None
+    socket: str | None = None
+    telemetry_interval: float | None = None
+    outbox: float | None = None
+    data_cap: str | None = None
+    sync_interval: float | None = None
+    probation: float | None = None
+    trust: str | None = None
+    max_streams: int | None = None
+    stream_memory: float | None = None
+    stream_expiry: float | None = None
+    seed: int | None = None
+    verbose: bool | None = None
+
+
+def read_options(path: Path) -> dict[str, Any]:
+    """The options that a file gives, by key.
+
+    Raises:
+        ConfigError: It cannot be read, is not TOML, or has what it must not have.
+    """
+    try:
+        text = path.read_bytes().decode()
+        found = decode(AgentFile, tomllib.loads(text), strict=True)
+    except OSError as exc:
+        raise ConfigError(f"{path} cannot be read: {exc.strerror}") from exc
+    except UnicodeDecodeError as exc:
+        raise ConfigError(f"{path}: expected text in UTF-8: {exc}") from exc
+    except tomllib.TOMLDecodeError as exc:
+        raise ConfigError(f"{path}: expected TOML: {exc}") from exc
+    except DocumentError as exc:
+        raise ConfigError(f"{path}: {exc}") from exc
+    values = {name: getattr(found, name) for name in AgentFile.__dataclass_fields__}
+    given = {name: value for name, value in values.items() if value is not None}
+    folder = path.absolute().parent
+    for name in given.keys() & _PATHS:
+        given[name] = str(folder / given[name])
+    if "bundles" in given:
+        given["bundles"] = tuple(_bundle(folder, each) for each in given["bundles"])
+    if given.get("profile", "").endswith(".toml"):
+        given["profile"] = str(folder / given["profile"])
+    return given
+
+
+def _bundle(folder: Path, text: str) -> str:
+    name, separator, rest = text.partition("=")
+    return f"{name}={folder / rest}" if separator and not (folder / text).exists() else str(folder / text)
+
+
+def write_options(options: Mapping[str, Any]) -> str:
+    """A file that gives these options.
+
+    >>> print(write_options({"bundles": ["a.edge"], "mixture": True}), end="")
+    # Options of `edge-agent run`, see `edge-agent run --help`; flags and the environment go before them.
+    bundles = ["a.edge"]
+    mixture = true
+    """
+    return _HEAD + "".join(f"{key} = {_toml(value)}\n" for key, value in options.items())
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return f"[{', '.join(map(_toml, value))}]"
+    # Texts, numbers, true and false are written as in JSON, but that DEL must not stand there as it is.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -1,0 +1,85 @@
+"""``--config`` of ``edge-agent``: options from a file, below those of the environment and the command line."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from edge.contract.errors import ConfigError
+
+SYSTEM_FILE = Path("/etc/edgeloop/agent.toml")
+
+
+def default_files() -> list[Path]:
+    """Where the file is looked for: the first that exists is used."""
+    home = os.environ.get("XDG_CONFIG_HOME")
+    own = Path(home) if home else Path(os.environ.get("HOME", "/")) / ".config"
+    return [SYSTEM_FILE, own / "edgeloop" / "agent.toml"]
+
+
+def _take(ctx: click.Context, _: click.Parameter, path: Path | None) -> Path | None:
+    """Let the file's options be the defaults of the command."""
+    used = path or next((each for each in default_files() if each.is_file()), None)
+    if used is None or ctx.resilient_parsing:
+        return None
+    from edge.agent.config_file import read_options
+
+    given = read_options(used)
+    params = {key_of(each): each for each in ctx.command.params}
+    for key, value in given.items():
+        if key == "bundles" or key not in params:
+            continue
+        try:
+            params[key].type_cast_value(ctx, value)
+        except click.BadParameter as exc:
+            raise ConfigError(f"{used}: {key}: {exc.message}") from exc
+    by_parameter = {params[key].name: value for key, value in given.items() if key in params}
+    ctx.default_map = {**(ctx.default_map or {}), **{str(key): value for key, value in by_parameter.items()}}
+    return used
+
+
+def key_of(parameter: click.Parameter) -> str:
+    """The key of an option in the file: its long name with ``_`` for ``-``."""
+    if isinstance(parameter, click.Argument):
+        return str(parameter.name)
+    return max(parameter.opts, key=len).lstrip("-").replace("-", "_")
+
+
+config_option = click.option(
+    "--config",
+    is_eager=True,
+    callback=_take,
+    type=click.Path(path_type=Path),
+    envvar="EDGE_CONFIG",
+    help="Options in a TOML file; flags go before it.  [default: /etc/edgeloop/agent.toml, else "
+    "$XDG_CONFIG_HOME/edgeloop/agent.toml, where it exists]",
+)
+
+
+def bundles_of(ctx: click.Context, bundles: tuple[str, ...]) -> tuple[str, ...]:
+    """Bundles of the command line, else of the file.
+
+    Raises:
+        UsageError: Neither names one.
+    """
+    found = bundles or tuple((ctx.default_map or {}).get("bundles", ()))
+    if not found:
+        raise click.UsageError("Missing argument '[NAME=]BUNDLE...': name it here, or as `bundles` in --config.", ctx)
+    return found
+
+
+def password_of(given: str | None, file: Path | None) -> str | None:
+    """The password of the broker: as it was given, else out of its file.
+
+    Raises:
+        ConfigError: The file cannot be read.
+    """
+    if given is not None or file is None:
+        return given
+    try:
+        return file.read_text().rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as exc:
+        why = exc.strerror if isinstance(exc, OSError) else "it is no text"
+        raise ConfigError(f"--broker-password-file {file} cannot be read: {why}") from exc

@@ -1,0 +1,121 @@
+"""Options of the agent from a file: what goes before what, and what is no option."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from edge.agent.config_file import AgentFile, read_options, write_options
+from edge.cli.agent import run
+from edge.cli.configured import bundles_of, key_of, password_of
+from edge.contract.errors import ConfigError
+
+
+@pytest.fixture(autouse=True)
+def _bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("EDGE_BROKER", "EDGE_BROKER_PASSWORD", "EDGE_CONFIG"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "xdg"))
+    monkeypatch.setattr("edge.cli.configured.SYSTEM_FILE", tmp_path / "etc" / "agent.toml")
+
+
+def context(*arguments: str) -> click.Context:
+    return run.make_context("run", list(arguments))
+
+
+def test_flags_go_before_the_environment_and_that_before_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "agent.toml"
+    file.write_text(
+        'bundles = ["a.edge", "east=b.edge"]\nbroker = "mqtt://of-file"\nfleet = "file"\nseed = 7\n'
+        'mixture = false\nsocket = "s.sock"\nstate_dir = "/var/lib/e"\n'
+    )
+    found = context("--config", str(file), "--fleet", "flag")
+    assert found.params["fleet"] == "flag"
+    assert (found.params["seed"], found.params["mixture"], found.params["broker"]) == (7, False, "mqtt://of-file")
+    assert found.params["socket_path"] == tmp_path / "s.sock"
+    assert found.params["state_dir"] == Path("/var/lib/e")
+    assert bundles_of(found, found.params["bundles"]) == (f"{tmp_path}/a.edge", f"east={tmp_path}/b.edge")
+    assert bundles_of(found, ("c.edge",)) == ("c.edge",)
+    monkeypatch.setenv("EDGE_BROKER", "mqtt://of-environment")
+    assert context("--config", str(file)).params["broker"] == "mqtt://of-environment"
+    assert context("--config", str(file), "--broker", "mqtt://f").params["broker"] == "mqtt://f"
+
+
+def test_the_file_of_the_system_is_found_before_that_of_the_user(tmp_path: Path) -> None:
+    bare = context("m.edge").params
+    assert (bare["config"], bare["fleet"]) == (None, "default")
+    for folder in ("xdg/edgeloop", "etc"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "agent.toml").write_text(f'fleet = "{folder[:3]}"')
+        assert context("m.edge").params["fleet"] == folder[:3]
+    with pytest.raises(click.UsageError, match="name it here, or as `bundles`"):
+        bundles_of(context(), ())
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('flet = "x"', r"flet is not known; did you mean 'fleet'\?"),
+        ('broker_password = "x"', "broker_password is not known; did you mean 'broker_password_file'"),
+        ('bundels = ["x"]\nseed = "1"', "bundels is not known; did you mean 'bundles'.*seed must be an integer"),
+        ("bundles = 'x'", "bundles must be a list"),
+        ("learner = 'sdg'", "agent.toml: learner: 'sdg' is not one of"),
+        ("reject_unknown = 0.9", "agent.toml: reject_unknown: 0.9 is not in the range"),
+        ("seed = -1", "agent.toml: seed: -1 is not in the range"),
+        ("seed = ", "expected TOML"),
+        ("[seed]", "seed must be an integer"),
+        ("fleet = '\udcff'", "expected text in UTF-8"),
+        (None, "cannot be read"),
+    ],
+)
+def test_what_is_no_option_is_told_with_what_was_meant(text: str | None, said: str, tmp_path: Path) -> None:
+    file = tmp_path / "agent.toml"
+    if text is not None:
+        file.write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(ConfigError, match=said):
+        context("m.edge", "--config", str(file))
+
+
+def test_every_option_may_stand_in_the_file_but_the_password() -> None:
+    options = {key_of(each) for each in run.params}
+    assert options - {"config", "broker_password", "stdin"} == set(AgentFile.__dataclass_fields__)
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    given: dict[str, Any] = {
+        "bundles": ("/a b.edge", "n=/c\x7f\t\"\\'ü😀.edge"), "seed": 3, "mixture": False, "outbox": 0.5, "device": "d",
+    }  # fmt: skip
+    (tmp_path / "f.toml").write_text(write_options(given))
+    assert read_options(tmp_path / "f.toml") == given
+
+
+def test_a_password_comes_from_its_file_unless_it_is_given(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("from file\n")
+    assert password_of(None, secret) == "from file"
+    assert password_of("", secret) == ""
+    assert password_of(None, None) is None
+    with pytest.raises(ConfigError, match="cannot be read"):
+        password_of(None, tmp_path / "none")
+
+
+def test_an_agent_runs_by_its_file(tmp_path: Path, digits_bundle: Path) -> None:
+    file = tmp_path / "agent.toml"
+    file.write_text(write_options({"bundles": [str(digits_bundle)], "state_dir": "state", "device": "by-file"}))
+    ran = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "edge.cli.agent", "run", "--config", str(file), "--stdin"],
+        input='{"op":"status"}\n', capture_output=True, text=True, timeout=120, env=dict(os.environ), check=False,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    assert json.loads(ran.stdout)["device"] == "by-file"
+    assert f"options of {file}" in ran.stderr
+    assert (tmp_path / "state" / "device.json").exists()
