@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 
 from edge import __version__
-from edge.cli import running
+from edge.cli import doctor, running
 from edge.cli.configured import bundles_of, config_option, password_of
 from edge.contract.choices import EXECUTORS, LEARNERS, PROVIDERS
 from edge.contract.errors import ConfigError, run_to_exit
@@ -160,6 +160,8 @@ def run(
     service = AgentService(options, transport)
     service.run(socket_path or state_dir / "agent.sock", stdin=stdin)
 
+
+agent.add_command(doctor.make_command(run))
 
 _LEARNING = [
     click.option("--state-dir", type=click.Path(path_type=Path), help="Go on from what is kept there, and keep it."),
