@@ -275,14 +275,14 @@ def examine(options: dict[str, Any], arguments: tuple[str, ...]) -> Iterator[Fin
 def make_command(run: click.Command) -> click.Command:
     """The command ``doctor``, with the options of ``run``."""
 
-    @click.pass_context
-    def doctor(ctx: click.Context, as_json: bool, **options: Any) -> None:
+    def doctor(as_json: bool, **options: Any) -> None:
         """Look for what would keep `edge-agent run` with the same options from working.
 
         One line for each finding: ok, warning or fault, what was seen, and what to do. Ends with 1 when there is a
         fault. Changes nothing; the broker sees a login, and one message that the device is offline, which it does not
         keep.
         """
+        ctx = click.get_current_context()
         given = options["bundles"] or tuple((ctx.default_map or {}).get("bundles", ()))
         found = []
         for finding in examine(options, given):
