@@ -23,6 +23,7 @@ from typing import Any, BinaryIO, cast
 from edge.agent.config import AgentConfig
 from edge.agent.core import AgentCore
 from edge.agent.models import Models
+from edge.agent.supervision import Supervisor
 from edge.agent.vetting import Trust
 from edge.agent.wire import MAX_LINE_BYTES, decode_request, encode_line
 from edge.channel import topics
@@ -97,10 +98,12 @@ class AgentService:
     Args:
         config: Its options.
         transport: To the broker; None to work alone.
+        supervisor: Is told that it is ready, alive and stopping; None for nobody.
     """
 
-    def __init__(self, config: AgentConfig, transport: Transport | None) -> None:
+    def __init__(self, config: AgentConfig, transport: Transport | None, supervisor: Supervisor | None = None) -> None:
         self._config = config
+        self._supervisor = supervisor or Supervisor()
         self._models = Models(config)
         try:
             self._core = AgentCore(config, self._models, trust=_trust(config))
@@ -130,8 +133,10 @@ class AgentService:
                     threading.Thread(target=self._read_stdin, daemon=True).start()
                 for name, status in self._core.status()["models"].items():
                     log.info("ready: %s, learner %s, on %s", name, status["learner"], status["provider"]["name"])
+                self._supervisor.ready()
                 self._loop()
         finally:
+            self._supervisor.stopping()
             self._leave()
 
     def _start(self, transport: Transport) -> None:
@@ -154,6 +159,7 @@ class AgentService:
 
     def _loop(self) -> None:
         while not self._stopping:
+            self._supervisor.alive(time.monotonic())
             wait_s = min(max(self._core.next_deadline_s - time.monotonic(), 0.0), 1.0)
             if self._core.busy:
                 wait_s = min(wait_s, 0.05)

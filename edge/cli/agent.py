@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 
 from edge import __version__
-from edge.cli import doctor, running
+from edge.cli import doctor, running, unit
 from edge.cli.configured import bundles_of, config_option, password_of
 from edge.contract.choices import EXECUTORS, LEARNERS, PROVIDERS
 from edge.contract.errors import ConfigError, run_to_exit
@@ -157,7 +158,7 @@ def run(
 
         url = BrokerUrl.parse(broker, password_of(broker_password, broker_password_file))
         transport = MqttTransport(url, name, clean_start=False)
-    service = AgentService(options, transport)
+    service = AgentService(options, transport, unit.supervisor(os.environ, os.getpid()))
     service.run(socket_path or state_dir / "agent.sock", stdin=stdin)
 
 
@@ -319,7 +320,7 @@ def explain(
         model.close()
 
 
-for command in running.COMMANDS:
+for command in (*running.COMMANDS, unit.install, unit.uninstall):
     agent.add_command(command)
 
 
@@ -330,7 +331,6 @@ def _spare_memory() -> None:
     arena keeps a few MiB to itself.
     """
     import ctypes
-    import os
 
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     m_arena_max = -8  # malloc.h
