@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 
 from edge import __version__
-from edge.cli import doctor, running, unit
+from edge.cli import doctor, running, setup, unit
 from edge.cli.configured import bundles_of, config_option, password_of
 from edge.contract.choices import EXECUTORS, LEARNERS, PROVIDERS
 from edge.contract.errors import ConfigError, run_to_exit
@@ -320,7 +320,7 @@ def explain(
         model.close()
 
 
-for command in (*running.COMMANDS, unit.install, unit.uninstall):
+for command in (*running.COMMANDS, setup.init, unit.install, unit.uninstall):
     agent.add_command(command)
 
 

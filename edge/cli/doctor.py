@@ -19,7 +19,7 @@ import click
 
 from edge.cli.configured import password_of
 from edge.cli.terminal import say
-from edge.contract.errors import ChannelError, ConfigError, EdgeError
+from edge.contract.errors import ConfigError, EdgeError
 
 if TYPE_CHECKING:
     from edge.agent.doctor import Finding
@@ -109,10 +109,11 @@ def _ask(transport: Transport, filters: list[str], own: str, timeout_s: float, e
     try:
         for event in _until(events, timeout_s):
             if isinstance(event, Connected):
-                found.connected, found.lost = event, ""
+                found.connected = event
                 break
-            if isinstance(event, Disconnected):
+            if isinstance(event, Disconnected):  # the other version of MQTT was tried before this is said
                 found.lost = event.reason
+                break
         if found.connected is None:
             return found
         transport.publish(own, payload, qos=1)
@@ -301,18 +302,3 @@ def make_command(run: click.Command) -> click.Command:
         help=doctor.__doc__,
         epilog="Examples: edge-agent doctor; edge-agent doctor model.edge --broker mqtts://user@broker --json",
     )
-
-
-def check_broker(options: dict[str, Any]) -> list[Finding]:
-    """What the broker of these options is found to be.
-
-    Raises:
-        ChannelError: It cannot be used; says why and what to do.
-    """
-    from edge.channel.url import BrokerUrl
-
-    url = BrokerUrl.parse(options["broker"], options["password"])
-    found = list(broker(url, options["fleet"], options["device"], busy=options["busy"]))
-    if faults := [str(each) for each in found if each.level == "fault"]:
-        raise ChannelError("; ".join(faults))
-    return found

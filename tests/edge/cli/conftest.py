@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ import pytest
 from edge.contract.clock import Now
 from edge.coordinator.api import build_api
 from edge.coordinator.artifacts import ArtifactStore
+from edge.coordinator.broker import find_mosquitto
 from edge.coordinator.config import CoordinatorConfig
 from edge.coordinator.core import CoordinatorCore
 from edge.coordinator.store.store import Store
@@ -43,3 +47,32 @@ def core(tmp_path: Path, digits_bundle: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(httpx, "Client", Client)
     yield made
     store.close()
+
+
+@pytest.fixture
+def mosquitto(tmp_path: Path) -> Iterator[Callable[..., int]]:
+    """Start mosquitto with these lines in its configuration; gives its port."""
+    program = find_mosquitto()
+    if program is None:
+        pytest.skip("mosquitto is not installed: only it has such rules here")
+    running: list[subprocess.Popen[bytes]] = []
+
+    def start(*lines: str) -> int:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = int(free.getsockname()[1])
+        config = tmp_path / f"broker{port}.conf"
+        config.write_text("\n".join([f"listener {port} 127.0.0.1", "user root", *lines, ""]))
+        running.append(subprocess.Popen([program, "-c", str(config)], stderr=subprocess.DEVNULL))
+        for _ in range(100):
+            try:
+                socket.create_connection(("127.0.0.1", port), 1).close()
+                break
+            except OSError:
+                time.sleep(0.05)
+        return port
+
+    yield start
+    for process in running:
+        process.kill()
+        process.wait()

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import socket
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,39 +15,9 @@ from edge.channel.url import BrokerUrl
 from edge.cli import doctor
 from edge.cli.agent import agent
 from edge.contract.files import lock_folder
-from edge.coordinator.broker import find_mosquitto
 
 Start = Callable[..., int]
 OWN = "edge/v1/lab/pi/up/conn"
-
-
-@pytest.fixture
-def mosquitto(tmp_path: Path) -> Iterator[Start]:
-    """Start mosquitto with these lines in its configuration; gives its port."""
-    program = find_mosquitto()
-    if program is None:
-        pytest.skip("mosquitto is not installed: only it has such rules here")
-    running: list[subprocess.Popen[bytes]] = []
-
-    def start(*lines: str) -> int:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = int(free.getsockname()[1])
-        config = tmp_path / f"broker{port}.conf"
-        config.write_text("\n".join([f"listener {port} 127.0.0.1", "user root", *lines, ""]))
-        running.append(subprocess.Popen([program, "-c", str(config)], stderr=subprocess.DEVNULL))
-        for _ in range(100):
-            try:
-                socket.create_connection(("127.0.0.1", port), 1).close()
-                break
-            except OSError:
-                time.sleep(0.05)
-        return port
-
-    yield start
-    for process in running:
-        process.kill()
-        process.wait()
 
 
 def ask(port: int, **options: object) -> list[tuple[str, str, str]]:
