@@ -36,7 +36,7 @@ def agent() -> None:
     "edge-agent run --config /etc/edgeloop/agent.toml --verbose"
 )
 @click.argument("bundles", nargs=-1, metavar="[NAME=]BUNDLE...")
-@config_option
+@config_option(exposed=True)
 @click.option("--state-dir", default="edge-state", type=click.Path(path_type=Path), help="Everything the agent keeps.")
 @click.option("--device", help="Device id.  [default: that of STATE_DIR, else the host name and six digits]")
 @click.option("--fleet", default="default", help="Fleet id.")

@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import click
 
 from edge.contract.errors import ConfigError
 
+F = TypeVar("F", bound=Callable[..., Any])
 SYSTEM_FILE = Path("/etc/edgeloop/agent.toml")
 
 
 def default_files() -> list[Path]:
-    """Where the file is looked for: the first that exists is used."""
+    """Where the file is looked for: the first that can be read is used."""
     home = os.environ.get("XDG_CONFIG_HOME")
     own = Path(home) if home else Path(os.environ.get("HOME", "/")) / ".config"
     return [SYSTEM_FILE, own / "edgeloop" / "agent.toml"]
 
 
+def is_readable(path: Path) -> bool:
+    """Whether the file is there for this user: that of a service is nobody else's business."""
+    return os.access(path, os.R_OK) and path.is_file()
+
+
 def _take(ctx: click.Context, _: click.Parameter, path: Path | None) -> Path | None:
     """Let the file's options be the defaults of the command."""
-    used = path or next((each for each in default_files() if each.is_file()), None)
+    used = path or next((each for each in default_files() if is_readable(each)), None)
     if used is None or ctx.resilient_parsing:
         return None
     from edge.agent.config_file import read_options
@@ -47,15 +55,22 @@ def key_of(parameter: click.Parameter) -> str:
     return max(parameter.opts, key=len).lstrip("-").replace("-", "_")
 
 
-config_option = click.option(
-    "--config",
-    is_eager=True,
-    callback=_take,
-    type=click.Path(path_type=Path),
-    envvar="EDGE_CONFIG",
-    help="Options in a TOML file; flags go before it.  [default: /etc/edgeloop/agent.toml, else "
-    "$XDG_CONFIG_HOME/edgeloop/agent.toml, where it exists]",
-)
+def config_option(*, exposed: bool) -> Callable[[F], F]:
+    """The option ``--config``.
+
+    Args:
+        exposed: Whether the command itself is told which file was used.
+    """
+    return click.option(
+        "--config",
+        is_eager=True,
+        expose_value=exposed,
+        callback=_take,
+        type=click.Path(path_type=Path),
+        envvar="EDGE_CONFIG",
+        help="Options in a TOML file; flags go before it.  [default: /etc/edgeloop/agent.toml, else "
+        "$XDG_CONFIG_HOME/edgeloop/agent.toml, where it can be read]",
+    )
 
 
 def bundles_of(ctx: click.Context, bundles: tuple[str, ...]) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from edge.cli.configured import config_option
 from edge.contract.errors import ConfigError, LearningError, harmless
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ def _asking(function: F) -> F:
     """The options by which the running agent is found."""
     for option in reversed(
         [
+            config_option(exposed=False),
             click.option("--state-dir", default="edge-state", type=_PATH, help="As `edge-agent run` was told."),
             click.option("--socket", "socket_path", type=_PATH, help="[default: STATE_DIR/agent.sock]"),
             click.option("--model", help="Name of the model that is meant.  [default: the only one]"),

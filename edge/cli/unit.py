@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edge.cli.configured import default_files
+from edge.cli.configured import default_files, is_readable
 from edge.contract.errors import ConfigError
 from edge.contract.files import replace_file
 
@@ -221,7 +221,7 @@ def install(config: Path | None, user: str, name: str, root: Path | None, only_p
     from edge.agent.config_file import read_options
 
     path = _unit_file(root, name)
-    used = config or next((each for each in default_files() if each.is_file()), None)
+    used = config or next((each for each in default_files() if is_readable(each)), None)
     if used is None:
         raise ConfigError("there is no file of options yet: `edge-agent init` writes one, or name it with --config")
     options = read_options(used)

@@ -13,7 +13,7 @@ import click
 import pytest
 
 from edge.agent.config_file import AgentFile, read_options, write_options
-from edge.cli.agent import run
+from edge.cli.agent import agent, run
 from edge.cli.configured import bundles_of, key_of, password_of
 from edge.contract.errors import ConfigError
 
@@ -59,6 +59,29 @@ def test_the_file_of_the_system_is_found_before_that_of_the_user(tmp_path: Path)
         assert context("m.edge").params["fleet"] == folder[:3]
     with pytest.raises(click.UsageError, match="name it here, or as `bundles`"):
         bundles_of(context(), ())
+
+
+def test_commands_find_the_agent_that_runs_by_the_same_file(tmp_path: Path) -> None:
+    file = tmp_path / "agent.toml"
+    file.write_text('bundles = ["m.edge"]\nstate_dir = "s"\nsocket = "x.sock"\nfleet = "lab"\n')
+    for name, arguments in [("status", []), ("predict", ["a.npy"]), ("rollback", []), ("export", ["h"])]:
+        command = agent.commands[name]
+        found = command.make_context(name, [*arguments, "--config", str(file)]).params
+        assert (found["state_dir"], found["socket_path"]) == (tmp_path / "s", tmp_path / "x.sock")
+        found = command.make_context(name, [*arguments, "--config", str(file), "--state-dir", "/t"]).params
+        assert found["state_dir"] == Path("/t")
+        assert "config" not in found
+
+
+def test_a_file_that_others_keep_to_themselves_is_not_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "etc" / "agent.toml").mkdir(parents=True)  # for root every file can be read: a folder is none
+    assert context("m.edge").params["fleet"] == "default"
+    (tmp_path / "etc" / "agent.toml").rmdir()
+    (tmp_path / "etc" / "agent.toml").write_text('fleet = "etc"')
+    monkeypatch.setattr("os.access", lambda *_: False)
+    assert context("m.edge").params["fleet"] == "default"
 
 
 @pytest.mark.parametrize(
