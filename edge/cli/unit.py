@@ -99,6 +99,7 @@ class Service:
         config: The file of options.
         options: What stands in it.
         user: Who runs it.
+        python: Where its interpreter lies, which may be in somebody's home.
     """
 
     name: str
@@ -106,6 +107,7 @@ class Service:
     config: Path
     options: Mapping[str, object]
     user: str
+    python: tuple[Path, ...] = ()
 
     @property
     def state_dir(self) -> Path:
@@ -120,7 +122,7 @@ class Service:
     def text(self) -> str:
         """The unit."""
         bundles = [Path(each.rpartition("=")[2]) for each in self.options.get("bundles", ())]  # type: ignore[attr-defined]
-        read = [Path(self.program[0]), self.config, self.state_dir, *bundles]
+        read = [Path(self.program[0]), *self.python, self.config, self.state_dir, *bundles]
         write = [self.state_dir]
         if "socket" in self.options:
             write.append(Path(str(self.options["socket"])).parent)
@@ -229,7 +231,8 @@ def install(config: Path | None, user: str, name: str, root: Path | None, only_p
         raise ConfigError(f'{used} names no bundle: write bundles = ["/path/model.edge"] into it')
     if not re.fullmatch(r"[a-z_][a-z0-9_-]{0,31}", user):
         raise ConfigError(f"--user: expected the name of a user, got {user[:40]!r}")
-    service = Service(name=name, program=_program(), config=used.absolute(), options=options, user=user)
+    python = (Path(sys.executable), Path(sys.base_prefix))
+    service = Service(name=name, program=_program(), config=used.absolute(), options=options, user=user, python=python)
     if only_print:
         click.echo(service.text(), nl=False)
         return

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from edge.channel.transport import Connected
 from edge.channel.url import BrokerUrl
 from edge.cli import doctor
 from edge.cli.agent import agent
@@ -62,6 +63,20 @@ def test_nobody_there_is_a_fault_and_a_running_agent_is_not_pushed_off(mosquitto
     assert fault[0] == "fault"
     assert "is the broker running?" in fault[2]
     assert "as doctor-" in ask(mosquitto("allow_anonymous true"), busy=True)[0][2]
+
+
+def test_what_a_broker_does_not_say_is_not_called_right() -> None:
+    def levels(found: doctor._Answers) -> list[str]:
+        return [doctor._publishing(found, OWN).level, doctor._subscribing(found, "edge/v1/lab/pi/dn/#").level]
+
+    old = Connected(session_present=False, max_packet_bytes=65536, tells_reasons=False)
+    new = Connected(session_present=False, max_packet_bytes=65536, tells_reasons=True)
+    assert levels(doctor._Answers(connected=old, came_back=True)) == ["ok", "warning"]
+    assert levels(doctor._Answers(connected=old)) == ["warning", "warning"]
+    assert levels(doctor._Answers(connected=new, came_back=True)) == ["ok", "ok"]
+    assert levels(doctor._Answers(connected=new, lost="lost")) == ["fault", "ok"]
+    refused = doctor._Answers(connected=new, refused={"edge/v1/lab/pi/dn/#": "Not authorized", OWN: "Quota exceeded"})
+    assert levels(refused) == ["fault", "fault"]
 
 
 def test_a_runtime_that_this_processor_cannot_run_is_a_fault_and_not_the_end() -> None:

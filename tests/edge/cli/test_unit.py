@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,8 @@ def test_what_the_sandbox_hides_is_what_the_agent_does_not_need() -> None:
     assert {"ProtectHome=read-only", 'ReadWritePaths="-/home/a b/state"', "PrivateTmp=yes"} <= set(home)
     assert not [line for line in home if line.startswith("StateDirectory")]
     assert "PrivateTmp=no" in lines(bundles=("/tmp/m.edge",))
+    own = replace(service(), python=(Path("/home/x/.local/python"),)).text().splitlines()
+    assert "ProtectHome=read-only" in own
     assert "ReadWritePaths=-/run/edge" in lines(socket="/run/edge/agent.sock")
 
 
