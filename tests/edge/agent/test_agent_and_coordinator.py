@@ -261,11 +261,18 @@ def test_head_that_is_worse_on_recent_labels_is_refused_and_the_live_one_stays(
     assert fleet.device("one").state == "refused", "a refused release is not tried again after a restart"
 
 
-def push(fleet: SimulatedFleet, data: bytes, devices: list[str] | None = None, path: Path | None = None) -> int:
+def push(
+    fleet: SimulatedFleet,
+    data: bytes,
+    devices: list[str] | None = None,
+    path: Path | None = None,
+    *,
+    force: bool = False,
+) -> int:
     assert fleet.coordinator is not None
     kept = fleet.coordinator.add_artifact(data, path or Path("/nonexistent"))
-    row = fleet.coordinator.push(kept["digest"], kept["kind"], kept["backbone"], devices or [], "test", fleet.now)
-    return row.counter
+    whom = (devices or [], "test", fleet.now)
+    return fleet.coordinator.push(kept["digest"], kept["kind"], kept["backbone"], *whom, force=force).counter
 
 
 def test_head_that_turns_out_worse_in_probation_is_taken_back(
@@ -523,7 +530,7 @@ def test_merge_of_noise_says_nothing_on_a_device_without_labels(
     silent = fleet.agents["silent"]
     for i in range(40):
         silent.core.request({"op": "predict", "id": f"s{i}", "x": x[i]}, fleet.now)
-    fleet.until("contributions", lambda: len(fleet.store.contributions()) == 2)
+    fleet.until("contributions", lambda: len(fleet.store.contributions.all()) == 2)
     assert fleet.coordinator is not None
     fleet.coordinator.merge_now(fleet.now)
     model = silent.host.model
@@ -640,7 +647,9 @@ def test_bundle_that_the_learner_cannot_use_is_refused_and_the_agent_lives(
 ) -> None:
     fleet = simulate(tmp_path, digits_bundle, ["one"], learner="statistics")
     fleet.run(5.0)
-    push(fleet, mlp_bundle.read_bytes(), path=mlp_bundle)
+    with pytest.raises(BundleError, match="is not like what one runs"):
+        push(fleet, mlp_bundle.read_bytes(), path=mlp_bundle)
+    push(fleet, mlp_bundle.read_bytes(), path=mlp_bundle, force=True)
     fleet.until("refused", lambda: fleet.device("one").state == "refused")
     assert "linear" in fleet.device("one").state_detail
     fleet.crash_agent("one")
