@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,7 +25,8 @@ from edge.agent.models import Models
 from edge.agent.outbox import Outbox
 from edge.agent.reports import Reports
 from edge.agent.slots import DeviceRecord
-from edge.agent.vetting import Believed, Distrusted, Trust, Vetting
+from edge.agent.vetting import UNSIGNED, Believed, Trust, Vetting
+from edge.agent.vitals import Vitals
 from edge.channel import topics
 from edge.channel.codec import decode
 from edge.channel.frames import decode_frame
@@ -102,7 +103,6 @@ class AgentCore:
         self._use = DataUse(config.state_dir / DATA_USED, config.data_cap) if config.data_cap else None
         self._why_waiting = ""  # why nothing is sent but what must be said
         self._vetting = None if trust is None else Vetting(trust)
-        self._distrusted: dict[str, tuple[int, str, str]] = {}  # by model, what was told last
         self._line = Line(topics.own_conn(config.fleet, config.device))
         self._own_conn = _conn(record, record.session, Now(0.0, 0), online=False)
         self._out: list[Publish] = []
@@ -110,7 +110,7 @@ class AgentCore:
         self.news: list[tuple[str, str, str]] = []
         self._faults: dict[str, str] = {}  # by model, the last one that was told
         self._next_telemetry_s = -math.inf
-        self._cpu: tuple[float, float] | None = None
+        self._vitals = Vitals(config.state_dir)
 
     # Local applications
 
@@ -164,7 +164,7 @@ class AgentCore:
             "models": found,
             "not_served": dict.fromkeys(self._folder.not_served, "its bundle was not named") | self._folder.failed,
             "connected": self._connected,
-            "releases": self._proof(),
+            "releases": UNSIGNED if self._vetting is None else str(self._vetting),
             "broker_troubles": self._line.troubles,
             "outbox": self._reports.status(),
             **({} if self._use is None else {"data": self._use.status() | {"waits": self._why_waiting}}),
@@ -172,13 +172,6 @@ class AgentCore:
             "boot": self._folder.record.boot,
             "state_id": self._folder.record.state_id,
         }
-
-    def _proof(self) -> str:
-        """What a release has to show before this device looks at it."""
-        if self._vetting is None:
-            return "unsigned: this device takes those of anybody who may publish to it"
-        waits = f", waiting for {self._vetting.waits_for}" if self._vetting.waits_for else ""
-        return f"signed, below the root that this device was given{waits}"
 
     def _status_of(self, name: str) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -228,16 +221,12 @@ class AgentCore:
     def _connect(self, now: Now) -> None:
         self._connected = True
         self._folder.update(session=self._folder.record.session + 1)
-        self._own_conn = self._conn(True, now)
+        self._own_conn = _conn(self._folder.record, self._folder.record.session, now, online=True)
         self._send(topics.UP_CONN, self._own_conn, qos=1, retain=True)
         self._send_birth(now)
         for model in self.models.values():
             model.deployment.report()
         self._next_telemetry_s = min(self._next_telemetry_s, now.s)
-
-    def _conn(self, online: bool, now: Now) -> Conn:
-        record = self._folder.record
-        return _conn(record, record.session, now, online=online)
 
     def will(self, now: Now) -> Publish:
         """What the broker is to say when the *next* connection breaks."""
@@ -247,7 +236,8 @@ class AgentCore:
 
     def farewell(self, now: Now) -> list[Publish]:
         """What to say before stopping in good order."""
-        self._send(topics.UP_CONN, self._conn(False, now), qos=1, retain=True)
+        gone = _conn(self._folder.record, self._folder.record.session, now, online=False)
+        self._send(topics.UP_CONN, gone, qos=1, retain=True)
         return self._take_out()
 
     def close(self, now: Now) -> None:
@@ -297,7 +287,7 @@ class AgentCore:
             return
         message = decode(leaf, payload)
         if isinstance(message, Desired):
-            if (named := self._meant(message)) is not None:
+            if (named := _meant(message, self.models, len(self._config.bundles))) is not None:
                 self._offered(named, message, leaf, now)
         elif isinstance(message, UploadStatus):
             for name, model in self.models.items():
@@ -332,29 +322,10 @@ class AgentCore:
                 if isinstance(verdict, Believed):
                     model.receive(verdict.desired, topics.DN_DESIRED, now)
                 else:
-                    self._distrust(model, verdict)
+                    why = f"{verdict.kind}: {verdict.detail}"
+                    self._tell([("release-distrusted", f"release {verdict.desired.release}: {why}")])
+                    model.deployment.refuse(verdict.desired, f"not believed, {why}"[:500])
         self._vetting.verdicts.clear()
-
-    def _distrust(self, model: ModelCore, verdict: Distrusted) -> None:
-        """Tell of a release that was not believed, once: it may come again and again."""
-        told = (verdict.desired.release, verdict.kind, verdict.detail)
-        if self._distrusted.get(verdict.model) != told:
-            self._distrusted[verdict.model] = told
-            detail = f"release {verdict.desired.release}: {verdict.kind}: {verdict.detail}"
-            self._tell([("release-distrusted", detail)])
-            model.deployment.refuse(verdict.desired, f"not believed, {verdict.kind}: {verdict.detail}"[:500])
-
-    def _meant(self, desired: Desired) -> str | None:
-        """The model that a release is for; None for one that is not served any more.
-
-        Raises:
-            ChannelError: A coordinator that knows one model for each device cannot tell.
-        """
-        if desired.model:
-            return desired.model if desired.model in self.models else None
-        if len(self._config.bundles) > 1:
-            raise ChannelError("Desired.model: this device has several models; update the coordinator")
-        return next(iter(self.models))
 
     def _command(self, command: Command, now: Now) -> None:
         """Carry out what the coordinator asks for; all of these may be repeated without harm."""
@@ -391,7 +362,10 @@ class AgentCore:
 
     def tick(self, now: Now) -> list[Publish]:
         """Do what is due and give back what is to be sent."""
-        self._count_data(now)
+        if self._use is not None:
+            self._use.poll(now, connected=self._connected)
+            self._why_waiting = self._use.why_not
+            self._tell(self._use.news())
         may_send = self._connected and not self._why_waiting
         if self._vetting is not None:
             self._vet(now, may_send=may_send)
@@ -426,19 +400,6 @@ class AgentCore:
                 self.news.append((model, kind, text))
         del self.news[:-MAX_EVENTS]
 
-    def _count_data(self, now: Now) -> None:
-        """See whether the data cap is used up, and say when that changes."""
-        if self._use is None:
-            return
-        self._use.poll(now, connected=self._connected)
-        before, self._why_waiting = self._why_waiting, self._use.why_not
-        if self._why_waiting and not before:
-            self._tell([("data-cap", f"{self._why_waiting}: telemetry, downloads and uploads wait")])
-        elif before and not self._why_waiting:
-            self._tell([("data-cap", "a new period begins: telemetry, downloads and uploads go on")])
-        self._tell([("warning", text) for text in self._use.warnings])
-        self._use.warnings.clear()
-
     @contextmanager
     def _guarded(self, name: str) -> Iterator[None]:
         """Let a fault of one model cost this step of it, and nothing else; the same fault is told once."""
@@ -461,26 +422,15 @@ class AgentCore:
 
     def _send_telemetry(self, now: Now) -> None:
         """One message a model, each with the numbers of the device."""
-        device = self._vitals(now)
+        device = self._vitals.read(now.s) | {
+            "outbox": self._reports.waiting or None,
+            "data_left_mb": None if self._use is None else round(self._use.left_bytes / 1e6, 3),
+        }
+        device = {key: value for key, value in device.items() if value is not None}
         for name, model in self.models.items():
             with self._guarded(name):
                 values = {**model.telemetry(now), **device}
                 self._out += self._reports.telemetry(values, now, may_send=not self._why_waiting)
-
-    def _vitals(self, now: Now) -> dict[str, Any]:
-        """How the device is; what is not known is left out."""
-        values: dict[str, Any] = {
-            "mem_mb": health.resident_mb(),
-            "temp_c": health.temperature_c(),
-            "disk_free_mb": health.disk_free_mb(self._config.state_dir),
-            "outbox": self._reports.waiting or None,
-            "data_left_mb": None if self._use is None else round(self._use.left_bytes / 1e6, 3),
-        }
-        cpu = health.cpu_seconds()
-        if self._cpu is not None and now.s > self._cpu[0]:
-            values["cpu_pct"] = round(100 * (cpu - self._cpu[1]) / (now.s - self._cpu[0]), 1)
-        self._cpu = (now.s, cpu)
-        return {key: value for key, value in values.items() if value is not None}
 
     def _send(
         self, leaf: str, message: Message, *, qos: int, retain: bool = False, expiry_s: int | None = None
@@ -490,3 +440,16 @@ class AgentCore:
 
 def _conn(record: DeviceRecord, session: int, now: Now, *, online: bool) -> Conn:
     return Conn(online=online, session=session, boot=record.boot, ts_ms=now.wall_ms, state_id=record.state_id)
+
+
+def _meant(desired: Desired, models: Collection[str], n_bundles: int) -> str | None:
+    """The model that a release is for; None for one that is not served any more.
+
+    Raises:
+        ChannelError: A coordinator that knows one model for each device cannot tell.
+    """
+    if desired.model:
+        return desired.model if desired.model in models else None
+    if n_bundles > 1:
+        raise ChannelError("Desired.model: this device has several models; update the coordinator")
+    return next(iter(models))

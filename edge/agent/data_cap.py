@@ -114,6 +114,7 @@ class DataUse:
         self._begin = self._count.begin
         self._last_s: float | None = None
         self._is_told = False
+        self._said = ""  # why nothing may be sent, as it was told last
 
     @property
     def used_bytes(self) -> int:
@@ -159,6 +160,17 @@ class DataUse:
             self._write()
         if connected:
             self.spend(min(passed_s, _LONGEST_PAUSE_S) * KEEP_ALIVE_BYTES_PER_S)
+
+    def news(self) -> list[tuple[str, str]]:
+        """What has happened since the last call, by kind and text."""
+        before, self._said = self._said, self.why_not
+        told = [("warning", text) for text in self.warnings]
+        self.warnings.clear()
+        if self._said and not before:
+            told.append(("data-cap", f"{self._said}: telemetry, downloads and uploads wait"))
+        elif before and not self._said:
+            told.append(("data-cap", "a new period begins: telemetry, downloads and uploads go on"))
+        return told
 
     def spend(self, n_bytes: float) -> None:
         """So much was sent or received."""

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from edge.agent import releases
 from edge.agent.fetching import Fetch
 from edge.agent.host import ModelHost
+from edge.agent.on_device_model import OnDeviceModel
 from edge.agent.slots import MAX_NUMBER
 from edge.agent.states import SlotEvent, SlotState, transition
 from edge.channel.frames import Frame
@@ -165,7 +166,7 @@ class Deployment:
         if is_refused and self._desired is None and desired.attempt <= 1:
             self.refuse(desired, "refused before the last restart")
             return
-        if (why := self._unfit(desired)) and self.state not in _AT_REST:
+        if (why := _unfit(desired, self._host, self._max_bytes)) and self.state not in _AT_REST:
             self.refuse(desired, why)  # what is on its way, or on probation, goes on
             return
         on_trial = self.state is SlotState.PROBATION and not self._end_probation()
@@ -180,7 +181,7 @@ class Deployment:
         if why:
             self._enter(SlotEvent.REFUSED, why)
             return
-        self._enter(SlotEvent.FETCH_STARTED, self._waiting())
+        self._enter(SlotEvent.FETCH_STARTED, _waiting(self._waits_for))
         self._start_fetch(desired, now_s)
 
     def _withdraw(self) -> None:
@@ -190,17 +191,6 @@ class Deployment:
             self._stop_fetch()
             self._held = self._staged = None
             self._enter(SlotEvent.WITHDRAWN, "the coordinator took it back")
-
-    def _unfit(self, desired: Desired) -> str:
-        """Why a release is not for this device, as far as its description tells; "" where it may be."""
-        backbone = self._host.model.manifest.backbone_digest
-        if desired.release > self._host.slots.record.release + _MAX_JUMP:
-            return f"its counter {desired.release} is no release's: the last one was {self._host.slots.record.release}"
-        if desired.kind == "head" and desired.backbone != backbone:
-            return f"the head belongs to the backbone {desired.backbone[:12]}, not {backbone[:12]}"
-        if desired.size_bytes > self._max_bytes:
-            return f"{desired.size_bytes} bytes, this device takes at most {self._max_bytes}"
-        return ""
 
     def refuse(self, desired: Desired, why: str) -> None:
         """Say that a release is refused; nothing else changes, whatever the slot does now."""
@@ -338,13 +328,10 @@ class Deployment:
         self._waits_for = why
         if self._fetch is None:
             return
-        self._detail = self._waiting()
+        self._detail = _waiting(self._waits_for)
         self.report()
         if not why:  # what was asked for before came long ago, or never
             self._start_fetch(self._fetch.desired, now_s)
-
-    def _waiting(self) -> str:
-        return f"waits: {self._waits_for}" if self._waits_for else ""
 
     def poll(self, now_s: float) -> None:
         """Do what is due: ask again for missing frames, end a probation."""
@@ -434,7 +421,7 @@ class Deployment:
         Raises:
             LearningError: There is nothing to go back to; nothing changed.
         """
-        was = self._live()
+        was = _live(self._host.model)
         slot, labels = "head", self._host.model.n_samples
         if self._host.model.trial is not None:
             releases.roll_back(self._host.model)
@@ -454,11 +441,27 @@ class Deployment:
         else:  # the release that came last is another one, and stays what it is
             self.report()
         lost = max(0, labels - self._host.model.n_samples) if slot == "head" else 0
-        return {"slot": slot, "was": was, "now": self._live(), "labels_lost": lost}
+        return {"slot": slot, "was": was, "now": _live(self._host.model), "labels_lost": lost}
 
-    def _live(self) -> dict[str, Any]:
-        model = self._host.model
-        return {"name": model.manifest.name, "bundle": model.bundle.digest, "release": model.release}
+
+def _unfit(desired: Desired, host: ModelHost, max_bytes: int) -> str:
+    """Why a release is not for this device, as far as its description tells; "" where it may be."""
+    backbone = host.model.manifest.backbone_digest
+    if desired.release > host.slots.record.release + _MAX_JUMP:
+        return f"its counter {desired.release} is no release's: the last one was {host.slots.record.release}"
+    if desired.kind == "head" and desired.backbone != backbone:
+        return f"the head belongs to the backbone {desired.backbone[:12]}, not {backbone[:12]}"
+    if desired.size_bytes > max_bytes:
+        return f"{desired.size_bytes} bytes, this device takes at most {max_bytes}"
+    return ""
+
+
+def _live(model: OnDeviceModel) -> dict[str, Any]:
+    return {"name": model.manifest.name, "bundle": model.bundle.digest, "release": model.release}
+
+
+def _waiting(why: str) -> str:
+    return f"waits: {why}" if why else ""
 
 
 def _said(exc: Exception) -> str:

@@ -60,6 +60,7 @@ class Distrusted:
 
 
 Verdict = Believed | Distrusted
+UNSIGNED = "unsigned: this device takes those of anybody who may publish to it"
 
 
 class Vetting:
@@ -79,6 +80,7 @@ class Vetting:
         self._asked: str | None = None
         self._again_s = math.inf
         self._wait_s = FIRST_WAIT_S
+        self._distrusted: dict[str, Distrusted] = {}
         self.verdicts: list[Verdict] = []
 
     @property
@@ -86,10 +88,9 @@ class Vetting:
         """Call `poll` at this time at the latest."""
         return self._again_s if self._waiting else math.inf
 
-    @property
-    def waits_for(self) -> str:
-        """The file that a release waits for, "" when none waits."""
-        return (self._asked or "") if self._waiting else ""
+    def __str__(self) -> str:
+        waits = f", waiting for {self._asked}" if self._waiting and self._asked else ""
+        return f"signed, below the root that this device was given{waits}"
 
     def offer(self, model: str, desired: Desired) -> None:
         """Look at a release for a model when `poll` is called next; what was proved goes through at once."""
@@ -120,16 +121,21 @@ class Vetting:
                 if not self._trust.look(desired):
                     return self._ask(now_s)
             except ChannelError as exc:
-                kind = getattr(exc, "kind", "damaged")
-                self.verdicts.append(Distrusted(model, desired, kind, str(exc)))
+                self._distrust(Distrusted(model, desired, getattr(exc, "kind", "damaged"), str(exc)))
             except OSError as exc:
-                self.verdicts.append(Distrusted(model, desired, "storage", f"metadata cannot be kept: {exc.strerror}"))
+                self._distrust(Distrusted(model, desired, "storage", f"metadata cannot be kept: {exc.strerror}"))
             else:
                 self._believed[model] = desired
                 self.verdicts.append(Believed(model, desired))
             del self._waiting[model]
         self._asked, self._again_s = None, math.inf
         return []
+
+    def _distrust(self, verdict: Distrusted) -> None:
+        """Say so once: such a release may come again and again."""
+        if self._distrusted.get(verdict.model) != verdict:
+            self._distrusted[verdict.model] = verdict
+            self.verdicts.append(verdict)
 
     def _ask(self, now_s: float) -> list[Request]:
         if self._trust.missing == self._asked:

@@ -171,5 +171,5 @@ def build_api(store: Store, submit: Submit, fleet: str, token: str | None, signi
         return result
 
     add_release_routes(api, store, submit)
-    add_rollout_routes(api, submit)
+    add_rollout_routes(api, submit, store)
     return api

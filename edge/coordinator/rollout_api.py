@@ -15,7 +15,8 @@ from edge.coordinator.records import as_dict
 from edge.coordinator.release_api import PushRequest
 from edge.coordinator.rollout import plan as plans
 from edge.coordinator.rollout.states import RolloutEvent
-from edge.coordinator.rollouts import summary
+from edge.coordinator.rollout_views import shown, summaries, summary
+from edge.coordinator.store.store import Store
 
 Submit = Callable[[Callable[[CoordinatorCore, Now], Any]], Any]
 # What people may ask of a rollout.
@@ -81,12 +82,13 @@ class PauseRequest(_Request):
     reason: str = Field(default="", max_length=500)
 
 
-def add_rollout_routes(api: FastAPI, submit: Submit) -> None:
+def add_rollout_routes(api: FastAPI, submit: Submit, store: Store) -> None:
     """Add the routes of rollouts.
 
     Args:
         api: The application.
         submit: Runs a function of the core on the coordinator's own thread and gives its result.
+        store: For reading.
     """
 
     @api.post("/api/v1/push")
@@ -122,8 +124,7 @@ def add_rollout_routes(api: FastAPI, submit: Submit) -> None:
 
     @api.get("/api/v1/rollouts")
     def rollouts() -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = submit(lambda core, _: core.rollouts.summaries())
-        return found
+        return summaries(store)
 
     @api.post("/api/v1/rollouts")
     def start(body: StartRequest) -> dict[str, Any]:
@@ -132,8 +133,7 @@ def add_rollout_routes(api: FastAPI, submit: Submit) -> None:
 
     @api.get("/api/v1/rollouts/{number}")
     def rollout(number: int) -> dict[str, Any]:
-        found: dict[str, Any] = submit(lambda core, _: core.rollouts.shown(number))
-        return found
+        return shown(store, number)
 
     @api.post("/api/v1/rollouts/{number}/order")
     def order(number: int, body: OrderRequest) -> dict[str, Any]:
@@ -143,8 +143,7 @@ def add_rollout_routes(api: FastAPI, submit: Submit) -> None:
     @api.post("/api/v1/rollouts/{number}/exclude")
     def exclude(number: int, body: ExcludeRequest) -> dict[str, Any]:
         submit(lambda core, now: core.rollouts.exclude(number, body.device, body.who, body.reason, now))
-        found: dict[str, Any] = submit(lambda core, _: core.rollouts.shown(number))
-        return found
+        return shown(store, number)
 
     @api.get("/api/v1/paused")
     def paused() -> dict[str, str]:

@@ -7,9 +7,8 @@ one transaction. What devices should run is read from the rows by whoever tells 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 from edge.channel.messages import State
@@ -18,7 +17,7 @@ from edge.contract.errors import EdgeError, RolloutError
 from edge.coordinator.artifacts import ArtifactStore
 from edge.coordinator.bundles import Bundles
 from edge.coordinator.events import Events
-from edge.coordinator.records import Device, LoggedLook, Model, Release, Transition, as_dict
+from edge.coordinator.records import Device, LoggedLook, Model, Release, Transition
 from edge.coordinator.releases import add_release, fits
 from edge.coordinator.rollout import advance as steps
 from edge.coordinator.rollout import plan as plans
@@ -47,7 +46,7 @@ LOOK_S, KEEP_CLOCK_S = 5.0, 60.0
 JOIN_S = 60.0
 # Nobody needs an answer sooner; a fleet of thousands is not read for each message.
 _SOONEST_S, _TARGETS_PER_S = 0.25, 2000.0
-_CLOCK, _PAUSED = "run_s", "paused"
+_CLOCK, PAUSED = "run_s", "paused"
 # What changes what a device should run; it knows already what it said itself.
 _TELLING = frozenset({"open", "deadline", "retry", "abort", "revert", "exclude"})
 # A device that has activated the older bytes has gone back.
@@ -95,7 +94,7 @@ class Rollouts:
         release = self._release(plan)
         found = self._selected(plan, release, now)
         sized = sizes(len(found), plan.waves)
-        order = self._order(found, plan.seed or "unforeseeable")
+        order = _order(found, plan.seed or "unforeseeable")
         size = self._artifacts.get(release.digest).size_bytes
         waves, before = [], 0
         for number, (count, of_plan) in enumerate(sized):
@@ -148,7 +147,7 @@ class Rollouts:
             )
             targets = [
                 Target(device=device, model=model, wave=wave_of(place, sized), place=place)
-                for place, (device, model) in enumerate(self._order(found, seed))
+                for place, (device, model) in enumerate(_order(found, seed))
             ]
             self._store.rollouts.add(rollout, targets, Made(who, now.wall_ms))
             if begin:
@@ -171,11 +170,6 @@ class Rollouts:
                     f"release {release.counter} is a head that replaces; only a rival or a merge competes"
                 )
         return release
-
-    @staticmethod
-    def _order(found: Iterable[Key], seed: str) -> list[Key]:
-        by_name = {f"{device}\0{model}": (device, model) for device, model in found}
-        return [by_name[name] for name in shuffled(list(by_name), seed)]
 
     def _selected(self, plan: Plan, release: Release, now: Now) -> dict[Key, DeviceFacts]:
         """The models of devices that a release fits and the plan means."""
@@ -275,8 +269,8 @@ class Rollouts:
     def pause_all(self, who: str, why: str, now: Now, *, paused: bool = True) -> None:
         """Let nothing be offered and no wave open in the whole fleet; or let it go on. No rollout loses its state."""
         with self._store.transaction():
-            was = self._store.rollouts.setting(_PAUSED)
-            self._store.rollouts.set(_PAUSED, why or "by a person" if paused else "")
+            was = self._store.rollouts.setting(PAUSED)
+            self._store.rollouts.set(PAUSED, why or "by a person" if paused else "")
             event, after = ("pause-all", "paused") if paused else ("resume-all", "open")
             before = "paused" if was else "open"
             moved = Transition(
@@ -291,7 +285,7 @@ class Rollouts:
     @property
     def paused(self) -> str:
         """Why the whole fleet is paused; "" where it is not."""
-        return self._store.rollouts.setting(_PAUSED)
+        return self._store.rollouts.setting(PAUSED)
 
     def _get(self, number: int) -> Rollout:
         rollout = self._store.rollouts.get(number)
@@ -506,69 +500,10 @@ class Rollouts:
         except EdgeError:
             return "", ""
 
-    # For people
 
-    def shown(self, number: int) -> dict[str, Any]:
-        """All that is known of a rollout.
-
-        Raises:
-            RolloutError: There is no such rollout.
-        """
-        with self._store.transaction():
-            rollout, made = self._get(number), self._store.rollouts.made(number)
-            targets = self._store.rollouts.targets(number)
-            looks = self._store.rollouts.looks(number)
-            moved = self._store.rollouts.transitions(number)
-            served = Counter(model.device for model in self._store.devices.models())
-        assert made is not None
-        counts: dict[str, int] = {}
-        for target in targets:
-            counts[str(target.state)] = counts.get(str(target.state), 0) + 1
-        return {
-            **summary(rollout),
-            "author": made.author,
-            "created_ms": made.created_ms,
-            "seed": rollout.seed,
-            "plan": plans.to_document(rollout.plan),
-            "counts": counts,
-            "paused_all": self.paused,
-            "targets": [_shown(each) | {"of_several": served[each.device] > 1} for each in targets],
-            "looks": [as_dict(each) for each in looks],
-            "transitions": [as_dict(each) for each in moved],
-        }
-
-    def summaries(self) -> list[dict[str, Any]]:
-        """All rollouts in short, newest first."""
-        return [summary(rollout) for rollout in self._store.rollouts.all()]
-
-
-def summary(rollout: Rollout) -> dict[str, Any]:
-    """A rollout in short."""
-    sized = rollout.sizes
-    return {
-        "id": rollout.id,
-        "release": rollout.plan.release,
-        "kind": rollout.kind,
-        "state": str(rollout.state),
-        "wave": rollout.wave + 1,
-        "waves": [count for count, _ in sized],
-        "devices": rollout.n_selected,
-        "reason": rollout.reason,
-        "version": rollout.version,
-    }
-
-
-def _shown(target: Target) -> dict[str, Any]:
-    return {
-        "device": target.device,
-        "model": target.model,
-        "wave": target.wave + 1,
-        "state": str(target.state),
-        "attempt": target.attempt,
-        "detail": target.detail,
-        "judged": target.is_judged,
-        "pairs": asdict(target.pairs),
-    }
+def _order(found: Iterable[Key], seed: str) -> list[Key]:
+    by_name = {f"{device}\0{model}": (device, model) for device, model in found}
+    return [by_name[name] for name in shuffled(list(by_name), seed)]
 
 
 def _facts(device: Device, model: Model, tags: Mapping[str, str], now: Now) -> DeviceFacts:

@@ -26,6 +26,7 @@ from edge.coordinator.config import CoordinatorConfig
 from edge.coordinator.core import CoordinatorCore
 from edge.coordinator.rollout import plan as plans
 from edge.coordinator.rollout.states import RolloutEvent
+from edge.coordinator.rollout_views import shown
 from edge.coordinator.store.store import Store
 from edge.learning.exchange import HeadRelease
 
@@ -153,7 +154,7 @@ class Fleet:
         return self.core.rollouts.start(made, "ann", self.now, supersede=supersede).id
 
     def shown(self, rollout: int) -> dict[str, Any]:
-        return self.core.rollouts.shown(rollout)
+        return shown(self.store, rollout)
 
     def state(self, rollout: int) -> str:
         return self.shown(rollout)["state"]
