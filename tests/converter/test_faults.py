@@ -69,9 +69,9 @@ plain = foreign.foreign
 
 
 @contextlib.contextmanager
-def watched(what, kind, advice=""):
+def watched(what, kind, advice="", **options):
     caller = sys._getframe(2)
-    with plain(what, kind, advice):
+    with plain(what, kind, advice, **options):
         fail(f"{caller.f_code.co_filename.rpartition('/')[2]}:{caller.f_code.co_name}", [next(turn), next(turn)])
         yield
 

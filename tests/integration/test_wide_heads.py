@@ -111,7 +111,7 @@ def test_a_head_with_hidden_layers_and_too_many_features_for_statistics_of_them_
     source = save(model, tmp_path / "m.pth", (12,), calibrated=100)
     convert(plan(source, trainable="last:2", quantize="none", max_drop=20.0))
     bundle = Bundle.open(source.with_suffix(".edge"))
-    assert set(bundle.tensors(m.STATISTICS)) == {"gram", "moment"}, "of the last layer only"
+    assert set(bundle.tensors(m.STATISTICS)) == {"gram", "moment", "distances"}, "of the last layer only"
     found = OnDeviceModel.open(bundle.path)
     assert found.learning.learners == ("layered", "sgd")
     x, y = labelled(model, (12,), 12)

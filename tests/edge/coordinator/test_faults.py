@@ -162,7 +162,7 @@ def test_merge_that_fails_keeps_the_contributions_is_told_and_is_made_when_the_f
         fleet.core.tick(later(fleet.now, seconds))
     (line,) = fleet.events("merge-failed")
     assert "no such table" in line
-    assert fleet.core.next_deadline_s > fleet.now.s + 100, "it is not tried in a loop"
+    assert fleet.core.learning.next_deadline_s > fleet.now.s + 100, "it is not tried in a loop"
     with sqlite3.connect(fleet.folder / "db.sqlite") as database:
         database.execute("ALTER TABLE gone RENAME TO release")
     database.close()
