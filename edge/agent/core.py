@@ -304,8 +304,8 @@ class AgentCore:
             self._tell(self._line.heard(topic, message, self._own_conn, now.s))
 
     def _offered(self, model: str, desired: Desired, leaf: str, now: Now) -> None:
-        """A release for a model: it is proved first where this device wants proof, and it is one that is new."""
-        if self._vetting is not None and desired.release > self.models[model].host.slots.record.release:
+        """A release for a model: it is proved first where this device wants proof. An older one changes nothing."""
+        if self._vetting is not None and desired.release >= self.models[model].host.slots.record.release:
             self._vetting.offer(model, desired)
             return
         with self._guarded(model):

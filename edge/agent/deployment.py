@@ -158,7 +158,8 @@ class Deployment:
         if again and self.state not in (SlotState.FAILED, SlotState.IDLE):
             return
         if desired.release <= self._host.slots.record.release:
-            if self._desired is None:
+            # After a restart it says what is live, if it is of that; an older one must not become what is on probation.
+            if self._desired is None and desired.release == self._host.slots.record.release:
                 self._desired = desired
             self.report()
             return

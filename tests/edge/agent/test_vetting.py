@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from edge.channel import topics
 from edge.channel.codec import encode
+from edge.channel.memory import MemoryTransport
 from edge.channel.messages import Desired
 from edge.contract.bundle import Bundle
 from edge.contract.errors import RolloutError
@@ -100,3 +102,48 @@ def test_what_nobody_signed_changes_nothing_and_does_not_stand_in_the_way_of_wha
     head.write_bytes(HeadRelease(backbone=backbone, parameters=parameters, origin="test", n_samples=1).encode())
     counter = push(fleet, head)
     fleet.until("active", lambda: fleet.converged(counter))
+
+
+def test_an_older_word_while_a_release_is_on_probation_does_not_take_its_counter_down(
+    fleet: SimulatedFleet, digits_bundle: Path, tmp_path: Path
+) -> None:
+    """faults: 12, 42. After a restart the device remembers that it was on probation, not what it was told."""
+    fleet.agent_options["probation_s"] = 60.0
+    fleet.crash_agent("one")
+    agent = fleet.start_agent("one")
+    fleet.run(2.0)
+    backbone = Bundle.open(digits_bundle).manifest.backbone_digest
+    told = []
+    for number in range(2):
+        parameters = {k: v + np.float32(1e-3 * number) for k, v in agent.host.model.live_head().parameters.items()}
+        head = tmp_path / f"{number}.head"
+        head.write_bytes(HeadRelease(backbone=backbone, parameters=parameters, origin="test", n_samples=1).encode())
+        counter = push(fleet, head)
+        told.append(counter)
+        fleet.until("on probation", lambda: str(agent.model.deployment.state) == "probation")
+        fleet.until("of this release", lambda counter=counter: agent.host.slots.record.release == counter)
+    assert agent.host.slots.record.release == told[1]
+    fleet.crash_coordinator()
+    fleet.crash_agent("one")
+    agent = fleet.start_agent("one")
+    digest = Bundle.open(digits_bundle).digest
+    for kind in ("head", "bundle"):
+        old = Desired(
+            release=told[0] if kind == "head" else told[1],
+            kind="head" if kind == "head" else "bundle",
+            digest=digest,
+            size_bytes=100,
+            chunk_size_bytes=1024,
+            index_digest=digest,
+            backbone=backbone,
+            reason="",
+            ts_ms=0,
+        )
+        topic = topics.build(FLEET, "one", topics.DN_DESIRED)
+        stranger = MemoryTransport(fleet.broker, f"stranger-{kind}")
+        stranger.start(lambda _: None)
+        stranger.publish(topic, encode(old), qos=1)
+        fleet.run(2.0)
+    fleet.until("over", lambda: str(agent.model.deployment.state) == "active")
+    assert agent.host.slots.record.release == told[1]
+    assert agent.host.slots.record.slot == "head"
