@@ -125,24 +125,27 @@ def test_an_older_word_while_a_release_is_on_probation_does_not_take_its_counter
     assert agent.host.slots.record.release == told[1]
     fleet.crash_coordinator()
     fleet.crash_agent("one")
-    agent = fleet.start_agent("one")
     digest = Bundle.open(digits_bundle).digest
-    for kind in ("head", "bundle"):
-        old = Desired(
-            release=told[0] if kind == "head" else told[1],
-            kind="head" if kind == "head" else "bundle",
-            digest=digest,
-            size_bytes=100,
-            chunk_size_bytes=1024,
-            index_digest=digest,
-            backbone=backbone,
-            reason="",
-            ts_ms=0,
-        )
-        topic = topics.build(FLEET, "one", topics.DN_DESIRED)
-        stranger = MemoryTransport(fleet.broker, f"stranger-{kind}")
-        stranger.start(lambda _: None)
-        stranger.publish(topic, encode(old), qos=1)
+    old = Desired(
+        release=told[0],
+        kind="bundle",
+        digest=digest,
+        size_bytes=100,
+        chunk_size_bytes=1024,
+        index_digest=digest,
+        backbone=backbone,
+        reason="",
+        ts_ms=0,
+    )
+    stranger = MemoryTransport(fleet.broker, "stranger")
+    stranger.start(lambda _: None)
+    topic = topics.build(FLEET, "one", topics.DN_DESIRED)
+    stranger.publish(topic, encode(old), qos=1, retain=True)  # it is the first that the device hears
+    fleet.run(1.0)
+    agent = fleet.start_agent("one")
+    fleet.run(2.0)
+    for release in told:
+        stranger.publish(topic, encode(dataclasses.replace(old, release=release)), qos=1)
         fleet.run(2.0)
     fleet.until("over", lambda: str(agent.model.deployment.state) == "active")
     assert agent.host.slots.record.release == told[1]
