@@ -125,13 +125,13 @@ from pathlib import Path
 from edge.channel.mqtt import MqttTransport
 from edge.channel.url import BrokerUrl
 from edge.coordinator.config import CoordinatorConfig
-from edge.coordinator.service import CoordinatorService
+from edge.coordinator.service import CoordinatorService, Place
 from edge.coordinator.artifacts import ArtifactStore
 folder = Path({str(folder)!r})
 ArtifactStore(folder / "artifacts").put(Path({str(file)!r}).read_bytes())
 config = CoordinatorConfig(fleet={FLEET!r}, name="c", data_dir=folder)
 transport = MqttTransport(BrokerUrl.parse("mqtt://127.0.0.1:{port}"), "c", clean_start=False)
-CoordinatorService(config, transport).run("127.0.0.1", 0, None)
+CoordinatorService(config, transport, Place(config, "127.0.0.1", 0, "127.0.0.1:{port}")).run(None)
 """
 
 
