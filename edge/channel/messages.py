@@ -127,7 +127,7 @@ class Pairs(Message):
         labelled: Pairs with a label.
         only_new: Where only the new one was right; of quantities the sum of what it gained, each from 0 to 1.
         only_old: Where only the old one was right; of quantities the sum of what it lost.
-        compared: Pairs without a label.
+        compared: Samples that both answered, whether a label came or not.
         differ: Of these, where the answers differ.
         old_ms: 99th percentile of the time of a prediction before the release; 0 where it is not known.
         new_ms: The same since.
