@@ -75,9 +75,11 @@ class Shadow:
         if self._before is None:
             return
         features = event.features.unpack(self._learning.shape)
-        if self.pairs.labelled < ENOUGH and event.weight.any():
-            old, new = self._learning.answer(self._before, features), self._learning.answer(since, features)
-            self._judge(old, new, event.target, since)
+        trusted = event.weight > 0  # who knows that a label is wrong says so by a weight of 0
+        if self.pairs.labelled < ENOUGH and trusted.any():
+            rows = features[trusted]
+            old, new = self._learning.answer(self._before, rows), self._learning.answer(since, rows)
+            self._judge(old, new, event.target[trusted], since)
         with suppress(LearningError):  # a class that only the release knows
             self._before, _ = self._learning.advance(self._before, event)
         if min(self.pairs.labelled, self.pairs.compared) >= ENOUGH:
