@@ -21,8 +21,9 @@ for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 
 import numpy as np
 
+from edge.channel.messages import Pairs
 from edge.coordinator.rollout import gates
-from edge.coordinator.rollout.gates import CLIP_ACCURACY, LOOKS, Pairs, agreement_rule, n_liars, pass_rule, stop_rule
+from edge.coordinator.rollout.gates import CLIP_ACCURACY, LOOKS, agreement_rule, n_liars, pass_rule, stop_rule
 from edge.coordinator.rollout.plan import Model
 
 MARGIN, SD = 0.02, 0.04

@@ -19,14 +19,16 @@ from edge.coordinator.bundles import Bundles
 from edge.coordinator.config import CoordinatorConfig
 from edge.coordinator.dialogue import Dialogue
 from edge.coordinator.events import Events
+from edge.coordinator.intake import Intake
 from edge.coordinator.learning import Learning
 from edge.coordinator.merges import Merges
 from edge.coordinator.records import Release
 from edge.coordinator.registry import Registry
 from edge.coordinator.releases import Releases
-from edge.coordinator.rollout.advance import Rollout
 from edge.coordinator.rollout.plan import Plan
-from edge.coordinator.rollouts import Rollouts, for_devices
+from edge.coordinator.rollout.step import Rollout
+from edge.coordinator.rollouts import Rollouts
+from edge.coordinator.selection import for_devices
 from edge.coordinator.signing.signing import NOT_SIGNED, Signing
 from edge.coordinator.store.store import Store
 
@@ -71,6 +73,7 @@ class CoordinatorCore:
         bundles = Bundles(store, artifacts)
         merges = Merges(config.policy, store, artifacts, bundles, self.events, rng)
         self.registry = Registry(store, self.events)
+        self._intake = Intake(store, artifacts, bundles)
         self.releases = Releases(store, artifacts, bundles, self.events)
         self.learning = Learning(config, store, artifacts, bundles, merges, self.events)
         draw = np.random.default_rng(0) if rng is None else rng
@@ -99,8 +102,8 @@ class CoordinatorCore:
     # What operators ask for
 
     def add_artifact(self, data: bytes, path: Path, name: str = "") -> dict[str, Any]:
-        """Take a bundle or a head, see `Releases.add_artifact`; a bundle may be what contributions wait for."""
-        found = self.releases.add_artifact(data, path, name)
+        """Take a bundle or a head, see `Intake.add_artifact`; a bundle may be what contributions wait for."""
+        found = self._intake.add_artifact(data, path, name)
         self.learning.plan_soon()
         return found
 

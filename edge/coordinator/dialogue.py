@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import replace
+from typing import TypeVar
 
 from edge.channel import topics
 from edge.channel.chunks import AROUND_BYTES, USUAL_BYTES, fitting
@@ -34,17 +35,42 @@ from edge.coordinator.artifacts import ArtifactStore
 from edge.coordinator.events import Events
 from edge.coordinator.learning import Learning
 from edge.coordinator.registry import Registry
-from edge.coordinator.releases import Releases, Wanted
+from edge.coordinator.releases import Releases
 from edge.coordinator.rollouts import Rollouts
 from edge.coordinator.signing.signing import Signing
 from edge.coordinator.store.store import Store
 from edge.coordinator.uploads import Uploads
+from edge.coordinator.wanted import Wanted
 
 log = logging.getLogger("edge.coordinator")
 
 BIRTH_AGAIN_S = 30.0
 # What the broker refuses is logged again after this.
 REFUSED_AGAIN_S, MAX_REFUSALS = 3600.0, 1000
+# Names are the devices' own choice, and whoever may say one may say a million.
+MAX_REMEMBERED = 20_000
+
+
+_Value = TypeVar("_Value")
+
+
+class Recent(dict[str, _Value]):
+    """What was said last, of the so many devices that said something last.
+
+    Args:
+        most: Of so many.
+    """
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self._most = most
+
+    def __setitem__(self, device: str, value: _Value) -> None:
+        """Keep it, in place of the oldest where there are too many."""
+        self.pop(device, None)
+        if len(self) >= self._most:
+            del self[next(iter(self))]
+        super().__setitem__(device, value)
 
 
 class Dialogue:
@@ -86,11 +112,12 @@ class Dialogue:
         self.is_connected = False
         self._out: list[Publish] = []
         self._uploads = Uploads()
-        self._asked_birth_s: dict[str, float] = {}
-        self._told_refusals_s: dict[str, float] = {}
+        self._asked_birth_s = Recent[float](MAX_REMEMBERED)
+        self._told_refusals_s = Recent[float](MAX_REFUSALS)
         self._largest_chunk = USUAL_BYTES  # that the broker takes from us
-        self._bases: dict[str, tuple[str, ...]] = {}  # by device, the artifacts that it said it has
-        self._chunk_bytes: dict[str, int] = {}  # by device, what arrives there where that is less
+        # By device, and forgotten where so many others came since: it costs a transfer that is larger than it need be.
+        self._bases = Recent[tuple[str, ...]](MAX_REMEMBERED)  # the artifacts that it said it has
+        self._chunk_bytes = Recent[int](MAX_REMEMBERED)  # what arrives there where that is less
 
     def transport(self, event: TransportEvent, now: Now) -> None:
         """Take an event of the broker connection. A message that cannot be read or handled is dropped."""
@@ -127,8 +154,6 @@ class Dialogue:
         text = f"the broker refuses {what} {event.topic}: {event.reason}; look at its access rules and limits"
         kind = f"{event.action} {event.topic}"
         if now.s - self._told_refusals_s.get(kind, -math.inf) >= REFUSED_AGAIN_S:
-            if len(self._told_refusals_s) >= MAX_REFUSALS:
-                self._told_refusals_s.pop(next(iter(self._told_refusals_s)))
             self._told_refusals_s[kind] = now.s
             log.warning("%s", text)
         self._events.fault(device, "broker-refused", text, now, kind=kind)

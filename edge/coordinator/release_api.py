@@ -17,8 +17,8 @@ from edge.contract.errors import BundleError
 from edge.contract.names import MAX_NAME_CHARS
 from edge.coordinator.checks import golden_fault
 from edge.coordinator.core import CoordinatorCore
+from edge.coordinator.intake import is_bundle, open_named
 from edge.coordinator.records import as_dict
-from edge.coordinator.releases import is_bundle, open_named
 from edge.coordinator.store.store import Store
 
 MAX_ARTIFACT_BYTES = 1 << 30

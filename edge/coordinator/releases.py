@@ -1,140 +1,32 @@
-"""Releases: artifacts that come in and are checked, who should run what, and what an operator pushes.
+"""Releases: what an operator pushes, who should run what, and going back.
 
 A release is never changed. Its counter is above all that this database and any device have seen.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any
 
-import numpy as np
-import safetensors.numpy
-
-from edge.contract.bundle import Bundle, check_parameters, read_tensors
 from edge.contract.clock import Now
 from edge.contract.digest import short
 from edge.contract.errors import BundleError, EdgeError, RolloutError
-from edge.contract.names import MAX_NAME_CHARS, is_model_name, level_of
+from edge.contract.names import MAX_NAME_CHARS, is_model_name
 from edge.coordinator.artifacts import Artifact, ArtifactStore
 from edge.coordinator.bundles import Bundles
 from edge.coordinator.checks import mismatch
 from edge.coordinator.differences import contents, difference
 from edge.coordinator.events import Events
-from edge.coordinator.records import Device, KnownBundle, KnownDevice, Model, Release, as_dict
-from edge.coordinator.rollout.advance import is_on_its_way, wants
+from edge.coordinator.records import Device, KnownDevice, Model, Release, as_dict
 from edge.coordinator.rollout.states import DESIRED
+from edge.coordinator.rollout.words import is_on_its_way, wants
 from edge.coordinator.store.store import Store
-from edge.learning.exchange import HeadRelease
+from edge.coordinator.wanted import Targeted, Wanted, wanted
 from edge.merging.groups import ALL_DEVICES, EVERYBODY, is_meant
 from edge.merging.policy import BY_TAG
 
 # A device must not be able to use the counters up: what it says from here on counts for nothing.
 MAX_COUNTER = 2**48
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """What a model of a device should run.
-
-    Attributes:
-        release: It.
-        model: Of the device.
-        level: Of its topics; "" where the device has one model.
-        activate: ``now``, ``wait`` or ``never``, see `edge.channel.messages.Desired`.
-        attempt: Goes up where it is to be tried once more.
-        is_late: Whether the device has not dealt with it.
-    """
-
-    release: Release
-    model: Model
-    level: str
-    activate: Literal["now", "wait", "never"] = "now"
-    attempt: int = 1
-    is_late: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Targeted:
-    """A release that a rollout has for a model of a device now, see `edge.coordinator.rollout.advance.wants`."""
-
-    release: Release
-    model: str
-    activate: Literal["now", "wait", "never"]
-    attempt: int
-    is_on_its_way: bool
-
-
-def fits(release: Release, model: Model, *, is_only: bool) -> bool:
-    """Whether a release that is meant for a device is for this model of it, which `is_only` one there or not."""
-    if release.kind == "head":
-        return release.backbone == model.backbone and release.model in ("", model.model)
-    return release.model == model.model or ("" in (release.model, model.model) and is_only)
-
-
-def desired(
-    releases: Sequence[Release],
-    model: Model,
-    tags: Mapping[str, str],
-    *,
-    is_only: bool,
-    targeted: Sequence[Release] = (),
-) -> Release | None:
-    """What a model should run: the newest bundle meant for it until it has dealt with that, then the newest head.
-
-    A head must not overtake a bundle: the model's counter would then be past the bundle's for ever.
-
-    Args:
-        releases: All, newest first.
-        model: Of a device.
-        tags: Of that device.
-        is_only: Whether it is the only one there.
-        targeted: What rollouts have for it.
-    """
-    meant = [each for each in releases if is_meant(each.devices, model.device, tags)]
-    meant = sorted([*meant, *targeted], key=lambda each: -each.counter)
-    meant = [each for each in meant if fits(each, model, is_only=is_only)]
-    bundle = next((each for each in meant if each.kind == "bundle"), None)
-    head = next((each for each in meant if each.kind == "head"), None)
-    if bundle is None or (head is not None and model.release >= bundle.counter and head.counter > bundle.counter):
-        return head
-    return bundle
-
-
-# A device that says one of these of a release has begun with it, and has not made it live.
-_BEGUN = ("offered", "fetching", "verified", "staged", "held")
-
-
-def wanted(
-    releases: Sequence[Release], known: KnownDevice, tags: Mapping[str, str], targeted: Sequence[Targeted] = ()
-) -> list[Wanted]:
-    """What the models of a device should run; nothing for one that has not introduced itself."""
-    models = known.models if known.device.born else ()
-    found = []
-    for model in models:
-        level, is_only = level_of(model.model) if len(models) > 1 else "", len(models) == 1
-        own = [each for each in targeted if each.model == model.model or (is_only and "" in (each.model, model.model))]
-        wishes = {each.release.counter: each for each in own if each.activate != "never"}
-        release = desired(releases, model, tags, is_only=is_only, targeted=[each.release for each in wishes.values()])
-        if release is not None:
-            wish = wishes.get(release.counter)
-            is_late = model.release < release.counter
-            if wish is None:
-                found.append(Wanted(release, model, level, is_late=is_late))
-            else:
-                is_late = is_late or wish.is_on_its_way
-                found.append(Wanted(release, model, level, wish.activate, wish.attempt, is_late))
-        found += [
-            Wanted(each.release, model, level, "never")
-            for each in own
-            if each.activate == "never"
-            and each.release.counter == model.state_release
-            and model.state in _BEGUN
-            and (release is None or release.counter != each.release.counter)
-        ]
-    return found
 
 
 def add_release(
@@ -237,70 +129,6 @@ class Releases:
         self._artifacts = artifacts
         self._bundles = bundles
         self._events = events
-
-    def add_artifact(self, data: bytes, path: Path, name: str = "") -> dict[str, Any]:
-        """Take a bundle or a head, check it, and keep it.
-
-        Args:
-            data: The file.
-            path: A copy on disk that a bundle can be opened from.
-            name: Of the user's file, for messages.
-
-        Returns:
-            ``digest``, ``kind``, ``backbone`` and ``size_bytes``.
-
-        Raises:
-            BundleError: It is neither, or does not fit a known bundle.
-        """
-        name = name or path.name
-        if is_bundle(data):
-            bundle = open_named(path, name)
-            digest, backbone, kind = self._artifacts.put(data).digest, bundle.manifest.backbone_digest, "bundle"
-            known = KnownBundle(digest=digest, backbone=backbone, name=bundle.manifest.name, identity=bundle.digest)
-            self._store.releases.add_bundle(known)
-        else:
-            release = self._read_head(data, name)
-            digest, backbone, kind = self._artifacts.put(release.encode()).digest, release.backbone, "head"
-        return {"digest": digest, "kind": kind, "backbone": backbone, "size_bytes": len(data)}
-
-    def _read_head(self, data: bytes, name: str) -> HeadRelease:
-        """A head release, or plain parameters that fit exactly one known bundle's head."""
-        try:
-            release = HeadRelease.decode(data, name)
-        except BundleError:
-            release = None
-        if release is not None:
-            bundle = self._bundles.of(release.backbone)
-            if bundle is None:
-                raise BundleError(f"{name} belongs to a backbone that is not known here; push its bundle first")
-            names = release.class_names
-            if names and names[: len(bundle.manifest.class_names)] != bundle.manifest.class_names:
-                raise BundleError(f"{name}: the head's classes do not begin with those of its bundle")
-            check_parameters(release.parameters, bundle.manifest, name, len(names) or None)
-            return release
-        try:
-            safetensors.numpy.load(data)
-        except Exception as exc:  # the parser's errors have no common base
-            raise BundleError(f"{name}: expected a bundle (.edge) or a head (.safetensors); this is neither") from exc
-        tensors = read_tensors(data, name)
-        fitting = set()
-        for known in self._store.releases.bundles():
-            bundle = self._bundles.of(known.backbone)
-            assert bundle is not None
-            try:
-                check_parameters(tensors, bundle.manifest, name)
-            except BundleError:
-                continue
-            fitting.add(known.backbone)
-        if len(fitting) > 1:
-            fitting &= {model.backbone for model in self._store.devices.models()}
-        if len(fitting) != 1:
-            raise BundleError(
-                f"{name}: a head with the parameters {sorted(tensors)} fits {len(fitting)} of the bundles that devices "
-                f"run, expected one; push a head release, which names its backbone"
-            )
-        parameters = {key: np.asarray(array, np.float32) for key, array in tensors.items()}  # they are, it was checked
-        return HeadRelease(backbone=next(iter(fitting)), parameters=parameters, origin="pushed by hand")
 
     def push(
         self,
@@ -527,23 +355,6 @@ class Releases:
             (each.device, wanted(releases, each, tags.get(each.device.id, {}), targeted.get(each.device.id, [])))
             for each in known
         ]
-
-
-def is_bundle(data: bytes) -> bool:
-    """Whether a file says of itself that it is one."""
-    return data[:4] == b"PK\3\4"
-
-
-def open_named(path: Path, name: str) -> Bundle:
-    """Open a copy of a user's file, and call it by the user's name where it cannot be.
-
-    Raises:
-        BundleError: It is damaged.
-    """
-    try:
-        return Bundle.open(path)
-    except BundleError as exc:
-        raise BundleError(str(exc).replace(str(path), name)) from exc
 
 
 def _as(model: str) -> str:

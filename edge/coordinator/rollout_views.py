@@ -9,7 +9,7 @@ from typing import Any
 from edge.contract.errors import RolloutError
 from edge.coordinator.records import as_dict
 from edge.coordinator.rollout import plan as plans
-from edge.coordinator.rollout.advance import Rollout, Target
+from edge.coordinator.rollout.step import Rollout, Target
 from edge.coordinator.rollouts import PAUSED
 from edge.coordinator.store.store import Store
 

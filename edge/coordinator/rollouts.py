@@ -7,25 +7,19 @@ one transaction. What devices should run is read from the rows by whoever tells 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from edge.channel.messages import State
+from edge.channel.messages import Pairs, State
 from edge.contract.clock import Now
-from edge.contract.errors import EdgeError, RolloutError
+from edge.contract.errors import RolloutError
 from edge.coordinator.artifacts import ArtifactStore
 from edge.coordinator.bundles import Bundles
 from edge.coordinator.events import Events
-from edge.coordinator.records import Device, LoggedLook, Model, Release, Transition
-from edge.coordinator.releases import add_release, fits
+from edge.coordinator.records import LoggedLook, Release, Transition
 from edge.coordinator.rollout import advance as steps
-from edge.coordinator.rollout import plan as plans
-from edge.coordinator.rollout import query
-from edge.coordinator.rollout.advance import Key, Presence, Report, Rollout, Step, Target
-from edge.coordinator.rollout.gates import MIN_JUDGES, Pairs
 from edge.coordinator.rollout.plan import Plan
-from edge.coordinator.rollout.query import DeviceFacts
 from edge.coordinator.rollout.states import (
     UNDER_WAY,
     RolloutEvent,
@@ -34,11 +28,14 @@ from edge.coordinator.rollout.states import (
     TargetState,
     target_after,
 )
-from edge.coordinator.rollout.waves import shuffled, sizes, wave_of
+from edge.coordinator.rollout.step import Key, Rollout, Step, Target
+from edge.coordinator.rollout.waves import sizes, wave_of
+from edge.coordinator.rollout.words import Report, is_on_its_way, reported, reverted
+from edge.coordinator.selection import forecast, in_order, presence_of, selected
 from edge.coordinator.store.rollouts import Made
 from edge.coordinator.store.store import Store
+from edge.coordinator.way_back import WayBack
 from edge.learning.exchange import HeadRelease
-from edge.merging.merge import shipped_head
 
 # Between two looks at the clock, and between two writes of how long coordinators have run.
 LOOK_S, KEEP_CLOCK_S = 5.0, 60.0
@@ -72,7 +69,7 @@ class Rollouts:
     ) -> None:
         self._store = store
         self._artifacts = artifacts
-        self._bundles = bundles
+        self._way_back = WayBack(store, artifacts, bundles, events)
         self._events = events
         self._draw = draw
         self.to_tell: set[str] = set()
@@ -89,36 +86,10 @@ class Rollouts:
         """What a plan would do: who is in which wave, how many bytes, and what gates will be able to see.
 
         Raises:
-            RolloutError: There is no such release, or no device that it is for.
+            RolloutError: There is no such release.
         """
         release = self._release(plan)
-        found = self._selected(plan, release, now)
-        sized = sizes(len(found), plan.waves)
-        order = _order(found, plan.seed or "unforeseeable")
-        size = self._artifacts.get(release.digest).size_bytes
-        waves, before = [], 0
-        for number, (count, of_plan) in enumerate(sized):
-            has_gate = 0 < number < len(sized) - 1 and count >= MIN_JUDGES and not plan.model.off
-            waves.append(
-                {
-                    "devices": count - before,
-                    "cumulative": count,
-                    "bytes": (count - before) * size,
-                    "soak_s": plans.soak_s(plan, of_plan, len(found)),
-                    "gate": "model" if has_gate else "none" if plan.model.off else "screen",
-                }
-            )
-            before = count
-        seeded = [f"{device}/{model}" if model else device for device, model in order] if plan.seed else []
-        return {
-            "release": release.counter,
-            "kind": release.kind,
-            "plan": plans.to_document(plan),
-            "devices": len(found),
-            "bytes": len(found) * size,
-            "waves": waves,
-            "order": seeded,
-        }
+        return forecast(self._store, plan, release, self._artifacts.get(release.digest).size_bytes, now)
 
     def start(self, plan: Plan, who: str, now: Now, *, supersede: bool = False, begin: bool = True) -> Rollout:
         """Make a rollout of a plan, and start it.
@@ -135,7 +106,7 @@ class Rollouts:
         """
         release = self._release(plan)
         with self._store.transaction():
-            found = self._selected(plan, release, now)
+            found = selected(self._store, plan, release, now)
             if not found:
                 whom = f"the devices of {plan.select!r}" if plan.select else "any device"
                 raise RolloutError(f"release {release.counter} is not for {whom}; `edge-fleet devices` lists them")
@@ -147,7 +118,7 @@ class Rollouts:
             )
             targets = [
                 Target(device=device, model=model, wave=wave_of(place, sized), place=place)
-                for place, (device, model) in enumerate(_order(found, seed))
+                for place, (device, model) in enumerate(in_order(found, seed))
             ]
             self._store.rollouts.add(rollout, targets, Made(who, now.wall_ms))
             if begin:
@@ -170,23 +141,6 @@ class Rollouts:
                     f"release {release.counter} is a head that replaces; only a rival or a merge competes"
                 )
         return release
-
-    def _selected(self, plan: Plan, release: Release, now: Now) -> dict[Key, DeviceFacts]:
-        """The models of devices that a release fits and the plan means."""
-        test = query.parse(plan.select)
-        devices = {each.id: each for each in self._store.devices.all() if each.born}
-        tags = self._store.devices.tags()
-        models: dict[str, list[Model]] = {}
-        for model in self._store.devices.models():
-            models.setdefault(model.device, []).append(model)
-        found = {}
-        for name, device in devices.items():
-            for model in models.get(name, []):
-                if fits(release, model, is_only=len(models[name]) == 1):
-                    facts = _facts(device, model, tags.get(name, {}), now)
-                    if test(facts):
-                        found[name, model.model] = facts
-        return found
 
     def _make_way(self, release: Release, wanted: set[Key], who: str, now: Now, *, supersede: bool) -> None:
         """End older rollouts of the same kind and devices, or refuse."""
@@ -279,7 +233,7 @@ class Rollouts:
             self._store.rollouts.log([moved])
         self._events.note("", event, f"by {who or 'nobody'}{f': {why}' if why else ''}", now)
         found = self._store.rollouts.of_devices()
-        self.to_tell |= {target.device for _, target in found if steps.is_on_its_way(target)}
+        self.to_tell |= {target.device for _, target in found if is_on_its_way(target)}
         self._hurry()
 
     @property
@@ -309,13 +263,13 @@ class Rollouts:
     def _said(self, rollout: Rollout, target: Target, message: State) -> Step | None:
         if message.release == rollout.plan.release:
             report = Report(state=message.state, detail=message.detail, pairs=_pairs(message))
-            return steps.reported(rollout, target, report, self._run_s)
+            return reported(rollout, target, report, self._run_s)
         if message.release != target.restore or target.state is not TargetState.REVERTING:
             return None
         if message.state in _BACK:
-            return steps.reverted(rollout, target, self._run_s, message.detail)
+            return reverted(rollout, target, self._run_s, message.detail)
         if message.state in ("failed", "refused"):
-            return steps.reported(rollout, target, Report(state="failed", detail=message.detail), self._run_s)
+            return reported(rollout, target, Report(state="failed", detail=message.detail), self._run_s)
         return None
 
     def came(self) -> None:
@@ -361,7 +315,7 @@ class Rollouts:
             if is_to_join:
                 targets = self._join(rollout, targets, now)
             seen = self._store.devices.presence()
-            presence = {name: _presence(online, last_ms, now) for name, (online, last_ms) in seen.items()}
+            presence = {name: presence_of(online, last_ms, now) for name, (online, last_ms) in seen.items()}
             step = steps.advance(
                 rollout,
                 targets,
@@ -372,7 +326,7 @@ class Rollouts:
                 is_halted=bool(self.paused),
             )
             self._keep(rollout, step, now)
-            self._restore(step.rollout, now)
+            self.to_tell |= self._way_back.restore(step.rollout, now)
         return len(targets)
 
     def _join(self, rollout: Rollout, targets: list[Target], now: Now) -> list[Target]:
@@ -382,7 +336,7 @@ class Rollouts:
         release = self._store.releases.get(rollout.plan.release)
         if release is None:
             return targets
-        matching = self._selected(rollout.plan, release, now)
+        matching = selected(self._store, rollout.plan, release, now)
         known = {target.key for target in targets}
         last, place = len(rollout.sizes) - 1, len(targets)
         new = [
@@ -404,9 +358,8 @@ class Rollouts:
         if step.rollout == before and not step.targets and not step.moved:
             return
         opened = {moved.subject for moved in step.moved if moved.event == TargetEvent.OPEN}
-        changed = [
-            self._with_former(before, target) if target.device in opened else target for target in step.targets.values()
-        ]
+        former = self._way_back.with_former
+        changed = [former(before, each) if each.device in opened else each for each in step.targets.values()]
         if not self._store.rollouts.save(step.rollout, before, changed):
             raise RolloutError(f"rollout {before.id} was changed by somebody else meanwhile; look at it and try again")
         at = now.wall_ms
@@ -430,133 +383,16 @@ class Rollouts:
         self.to_tell |= {moved.subject for moved in step.moved if moved.subject and moved.event in _TELLING}
         if step.rollout.state is not before.state:
             self.to_tell |= {
-                target.device for target in self._store.rollouts.targets(before.id) if steps.is_on_its_way(target)
+                target.device for target in self._store.rollouts.targets(before.id) if is_on_its_way(target)
             }
         for moved in step.moved:
             if not moved.subject:
                 text = f"{before.id}: {moved.before} -> {moved.now}{f', {moved.why}' if moved.why else ''}"
                 self._events.note("", "rollout", text, now)
 
-    def _with_former(self, rollout: Rollout, target: Target) -> Target:
-        """What a device runs when it is offered the release: to it a revert goes back."""
-        if target.state is not TargetState.OFFERED or target.attempt > 1 or target.former:
-            return target
-        models = {model.model: model for model in self._store.devices.models(target.device)}
-        model = models.get(target.model)
-        if model is None:
-            return target
-        if rollout.kind == "bundle":
-            return replace(target, former=model.bundle)
-        before = [
-            each
-            for each in self._store.releases.all()
-            if each.kind == "head" and each.backbone == model.backbone and each.counter <= model.release
-        ]
-        is_active = model.state in ("active", "probation") and model.state_release == model.release
-        return replace(target, former=before[0].digest if before and is_active else "")
-
-    def _restore(self, rollout: Rollout, now: Now) -> None:
-        """Make a release of each different older artifact for those that are to go back."""
-        groups: dict[str, list[Target]] = {}
-        for target in self._store.rollouts.targets(rollout.id):
-            if target.state is TargetState.REVERTING and not target.restore:
-                groups.setdefault(target.former, []).append(target)
-        if not groups:
-            return
-        release = self._store.releases.get(rollout.plan.release)
-        assert release is not None
-        for former, targets in groups.items():
-            digest, backbone = self._older(release, former)
-            if not digest:
-                self._events.fault("", "no-way-back", f"{rollout.id}: the older bytes are not here", now, kind=former)
-                continue
-            older = add_release(
-                self._store,
-                kind=release.kind,
-                digest=digest,
-                backbone=backbone,
-                devices=sorted({target.device for target in targets}),
-                reason=f"rollout {rollout.id} goes back from release {release.counter}",
-                now_ms=now.wall_ms,
-                model=targets[0].model if release.kind == "bundle" else release.model,
-            )
-            self._store.rollouts.save(rollout, rollout, [replace(target, restore=older.counter) for target in targets])
-            self.to_tell |= {target.device for target in targets}
-            self._events.note("", "release", f"{older.counter}: {older.reason}", now)
-
-    def _older(self, release: Release, former: str) -> tuple[str, str]:
-        """Digest and backbone of what a device ran before; "" where it is not here."""
-        try:
-            if former:
-                self._artifacts.get(former)
-                if release.kind == "head":
-                    return former, release.backbone
-                known = {each.digest: each.backbone for each in self._store.releases.bundles()}
-                return (former, known[former]) if former in known else ("", "")
-            bundle = self._bundles.of(release.backbone) if release.kind == "head" else None
-            if bundle is None:
-                return "", ""
-            return self._artifacts.put(shipped_head(bundle).encode()).digest, release.backbone
-        except EdgeError:
-            return "", ""
-
-
-def _order(found: Iterable[Key], seed: str) -> list[Key]:
-    by_name = {f"{device}\0{model}": (device, model) for device, model in found}
-    return [by_name[name] for name in shuffled(list(by_name), seed)]
-
-
-def _facts(device: Device, model: Model, tags: Mapping[str, str], now: Now) -> DeviceFacts:
-    return DeviceFacts(
-        id=device.id,
-        profile=device.profile,
-        bundle=model.bundle,
-        backbone=model.backbone,
-        head=model.head,
-        release=model.release,
-        agent=device.agent_version,
-        state=model.state,
-        online=device.online,
-        heard_s=_presence(device.online, device.last_seen_ms, now).heard_s,
-        samples=model.samples,
-        tags=tags,
-    )
-
-
-def _presence(online: bool, last_seen_ms: int, now: Now) -> Presence:
-    return Presence(is_online=online, heard_s=0.0 if online else max(0.0, (now.wall_ms - last_seen_ms) / 1000))
-
 
 def _pairs(message: State) -> Pairs | None:
     found = message.pairs
     if found is None or found.only_new + found.only_old > found.labelled or found.differ > found.compared:
         return None  # no device can count that
-    return Pairs(
-        labelled=found.labelled,
-        only_new=found.only_new,
-        only_old=found.only_old,
-        compared=found.compared,
-        differ=found.differ,
-        old_ms=found.old_ms,
-        new_ms=found.new_ms,
-    )
-
-
-def for_devices(devices: Sequence[str]) -> str:
-    """The query that means these devices and tags; "" for all.
-
-    >>> for_devices(["cam-1", "cam-2", "tag.site=north"])
-    'id in ("cam-1", "cam-2") or tag.site = "north"'
-    """
-    names = [name for name in devices if not name.startswith("tag.")]
-    parts = [f"id in ({', '.join(_quoted(name) for name in names)})"] if names else []
-    for each in devices:
-        if each.startswith("tag."):
-            key, _, value = each.partition("=")
-            parts.append(f"{key} = {_quoted(value)}")
-    return " or ".join(parts)
-
-
-def _quoted(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
+    return found

@@ -65,7 +65,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "safetensors": (
         "edge/contract/*",
         "converter/*",
-        "edge/coordinator/releases.py",
+        "edge/coordinator/intake.py",
         "edge/inference/onnx_benchmark.py",
         "edge/cli/bundle.py",
     ),

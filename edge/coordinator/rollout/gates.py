@@ -16,6 +16,7 @@ from enum import StrEnum
 import numpy as np
 import numpy.typing as npt
 
+from edge.channel.messages import Pairs
 from edge.coordinator.rollout.plan import Health, Model
 
 Numbers = npt.NDArray[np.float64]
@@ -70,29 +71,6 @@ class Verdict:
 
 
 PASSED = Verdict(Decision.PASS)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Pairs:
-    """Running sums of one canary: what the old and the new version answered to the same samples.
-
-    Attributes:
-        labelled: Pairs with a label.
-        only_new: Where only the new one was right; of quantities the sum of what it gained.
-        only_old: Where only the old one was right; of quantities the sum of what it lost.
-        compared: Samples that both answered, whether a label came or not.
-        differ: Of these, where the answers differ.
-        old_ms: 99th percentile of the time of a prediction before; 0 where it is not known.
-        new_ms: The same since.
-    """
-
-    labelled: float = 0
-    only_new: float = 0
-    only_old: float = 0
-    compared: float = 0
-    differ: float = 0
-    old_ms: float = 0
-    new_ms: float = 0
 
 
 def health(n_counted: int, n_failed: int, limits: Health) -> Verdict:

@@ -8,11 +8,11 @@ from typing import Any
 
 from sqlalchemy import func, select, update
 
+from edge.channel.messages import Pairs
 from edge.coordinator.records import LoggedLook, Transition
 from edge.coordinator.rollout import plan as plans
-from edge.coordinator.rollout.advance import Rollout, Target
-from edge.coordinator.rollout.gates import Pairs
 from edge.coordinator.rollout.states import ENDED, RolloutState, TargetState
+from edge.coordinator.rollout.step import Rollout, Target
 from edge.coordinator.store.database import Database
 from edge.coordinator.store.tables import FleetRow, LookRow, RolloutRow, TargetRow, TransitionRow
 

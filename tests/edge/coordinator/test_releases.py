@@ -11,8 +11,9 @@ import pytest
 from edge.contract.errors import RolloutError
 from edge.coordinator.artifacts import ArtifactStore
 from edge.coordinator.records import Device, KnownDevice, Model
-from edge.coordinator.releases import add_release, desired, wanted
+from edge.coordinator.releases import add_release
 from edge.coordinator.store.store import Store
+from edge.coordinator.wanted import desired, wanted
 
 COMMON: dict[str, Any] = {"digest": "x", "reason": "r", "now_ms": 1}
 

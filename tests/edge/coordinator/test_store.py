@@ -30,11 +30,11 @@ from edge.coordinator.records import (
     TelemetryEntry,
 )
 from edge.coordinator.registry import Registry
-from edge.coordinator.releases import desired
 from edge.coordinator.store.database import Database, DatabaseError
 from edge.coordinator.store.store import Store
 from edge.coordinator.store.tables import Row
 from edge.coordinator.summaries import HOUR_S, MAX_KEYS, MINUTE_S, Keep, measures
+from edge.coordinator.wanted import desired
 from edge.merging.averaging import MergeMemory
 from tests.support.postgres import PostgresServer
 

@@ -10,27 +10,15 @@ from typing import Any
 
 import pytest
 
+from edge.channel.messages import Pairs
 from edge.contract.errors import RolloutError
 from edge.coordinator.rollout import plan as plans
-from edge.coordinator.rollout.advance import (
-    ABSENT_S,
-    Key,
-    Presence,
-    Report,
-    Rollout,
-    Step,
-    Target,
-    advance,
-    exclude,
-    order,
-    reported,
-    reverted,
-    wants,
-)
-from edge.coordinator.rollout.gates import Pairs
+from edge.coordinator.rollout.advance import ABSENT_S, advance, exclude, order
 from edge.coordinator.rollout.plan import Plan
 from edge.coordinator.rollout.states import FAILURES, RolloutEvent, RolloutState, TargetState
+from edge.coordinator.rollout.step import Key, Presence, Rollout, Step, Target
 from edge.coordinator.rollout.waves import sizes, wave_of
+from edge.coordinator.rollout.words import Report, reported, reverted, wants
 
 S, T, E = RolloutState, TargetState, RolloutEvent
 HERE = Presence(is_online=True, heard_s=1.0)

@@ -7,8 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from edge.channel.messages import Pairs
 from edge.coordinator.rollout import gates
-from edge.coordinator.rollout.gates import LOOKS, Decision, Pairs, health
+from edge.coordinator.rollout.gates import LOOKS, Decision, health
 from edge.coordinator.rollout.plan import Health, Model
 
 LIMITS, RULE = Health(), Model()

@@ -1,0 +1,114 @@
+"""Whom a plan means, in which order they come, and what it would do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from edge.contract.clock import Now
+from edge.coordinator.records import Device, Model, Release
+from edge.coordinator.rollout import plan as plans
+from edge.coordinator.rollout import query
+from edge.coordinator.rollout.gates import MIN_JUDGES
+from edge.coordinator.rollout.plan import Plan
+from edge.coordinator.rollout.query import DeviceFacts
+from edge.coordinator.rollout.step import Key, Presence
+from edge.coordinator.rollout.waves import shuffled, sizes
+from edge.coordinator.store.store import Store
+from edge.coordinator.wanted import fits
+
+
+def selected(store: Store, plan: Plan, release: Release, now: Now) -> dict[Key, DeviceFacts]:
+    """The models of devices that a release fits and the plan means."""
+    test = query.parse(plan.select)
+    devices = {each.id: each for each in store.devices.all() if each.born}
+    tags = store.devices.tags()
+    models: dict[str, list[Model]] = {}
+    for model in store.devices.models():
+        models.setdefault(model.device, []).append(model)
+    found = {}
+    for name, device in devices.items():
+        for model in models.get(name, []):
+            if fits(release, model, is_only=len(models[name]) == 1):
+                facts = _facts(device, model, tags.get(name, {}), now)
+                if test(facts):
+                    found[name, model.model] = facts
+    return found
+
+
+def forecast(store: Store, plan: Plan, release: Release, size_bytes: int, now: Now) -> dict[str, Any]:
+    """What a plan would do: who is in which wave, how many bytes, and what gates will be able to see."""
+    found = selected(store, plan, release, now)
+    sized = sizes(len(found), plan.waves)
+    order = in_order(found, plan.seed or "unforeseeable")
+    waves, before = [], 0
+    for number, (count, of_plan) in enumerate(sized):
+        has_gate = 0 < number < len(sized) - 1 and count >= MIN_JUDGES and not plan.model.off
+        waves.append(
+            {
+                "devices": count - before,
+                "cumulative": count,
+                "bytes": (count - before) * size_bytes,
+                "soak_s": plans.soak_s(plan, of_plan, len(found)),
+                "gate": "model" if has_gate else "none" if plan.model.off else "screen",
+            }
+        )
+        before = count
+    seeded = [f"{device}/{model}" if model else device for device, model in order] if plan.seed else []
+    return {
+        "release": release.counter,
+        "kind": release.kind,
+        "plan": plans.to_document(plan),
+        "devices": len(found),
+        "bytes": len(found) * size_bytes,
+        "waves": waves,
+        "order": seeded,
+    }
+
+
+def in_order(found: Iterable[Key], seed: str) -> list[Key]:
+    """The same order for the same seed."""
+    by_name = {f"{device}\0{model}": (device, model) for device, model in found}
+    return [by_name[name] for name in shuffled(list(by_name), seed)]
+
+
+def _facts(device: Device, model: Model, tags: Mapping[str, str], now: Now) -> DeviceFacts:
+    return DeviceFacts(
+        id=device.id,
+        profile=device.profile,
+        bundle=model.bundle,
+        backbone=model.backbone,
+        head=model.head,
+        release=model.release,
+        agent=device.agent_version,
+        state=model.state,
+        online=device.online,
+        heard_s=presence_of(device.online, device.last_seen_ms, now).heard_s,
+        samples=model.samples,
+        tags=tags,
+    )
+
+
+def presence_of(online: bool, last_seen_ms: int, now: Now) -> Presence:
+    """What is known of a device, as steps want it."""
+    return Presence(is_online=online, heard_s=0.0 if online else max(0.0, (now.wall_ms - last_seen_ms) / 1000))
+
+
+def for_devices(devices: Sequence[str]) -> str:
+    """The query that means these devices and tags; "" for all.
+
+    >>> for_devices(["cam-1", "cam-2", "tag.site=north"])
+    'id in ("cam-1", "cam-2") or tag.site = "north"'
+    """
+    names = [name for name in devices if not name.startswith("tag.")]
+    parts = [f"id in ({', '.join(_quoted(name) for name in names)})"] if names else []
+    for each in devices:
+        if each.startswith("tag."):
+            key, _, value = each.partition("=")
+            parts.append(f"{key} = {_quoted(value)}")
+    return " or ".join(parts)
+
+
+def _quoted(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'

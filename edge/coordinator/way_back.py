@@ -1,0 +1,99 @@
+"""What devices ran before a rollout, and how they get it again: as a new release of the older bytes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from edge.contract.clock import Now
+from edge.contract.errors import EdgeError
+from edge.coordinator.artifacts import ArtifactStore
+from edge.coordinator.bundles import Bundles
+from edge.coordinator.events import Events
+from edge.coordinator.records import Release
+from edge.coordinator.releases import add_release
+from edge.coordinator.rollout.states import TargetState
+from edge.coordinator.rollout.step import Rollout, Target
+from edge.coordinator.store.store import Store
+from edge.merging.merge import shipped_head
+
+
+class WayBack:
+    """See the module.
+
+    Args:
+        store: The database.
+        artifacts: Files by digest.
+        bundles: Those that are known.
+        events: For what people should see.
+    """
+
+    def __init__(self, store: Store, artifacts: ArtifactStore, bundles: Bundles, events: Events) -> None:
+        self._store = store
+        self._artifacts = artifacts
+        self._bundles = bundles
+        self._events = events
+
+    def with_former(self, rollout: Rollout, target: Target) -> Target:
+        """What a device runs when it is offered the release: to it a revert goes back."""
+        if target.state is not TargetState.OFFERED or target.attempt > 1 or target.former:
+            return target
+        models = {model.model: model for model in self._store.devices.models(target.device)}
+        model = models.get(target.model)
+        if model is None:
+            return target
+        if rollout.kind == "bundle":
+            return replace(target, former=model.bundle)
+        before = [
+            each
+            for each in self._store.releases.all()
+            if each.kind == "head" and each.backbone == model.backbone and each.counter <= model.release
+        ]
+        is_active = model.state in ("active", "probation") and model.state_release == model.release
+        return replace(target, former=before[0].digest if before and is_active else "")
+
+    def restore(self, rollout: Rollout, now: Now) -> set[str]:
+        """Make a release of each different older artifact for those that are to go back; the devices to tell."""
+        groups: dict[str, list[Target]] = {}
+        for target in self._store.rollouts.targets(rollout.id):
+            if target.state is TargetState.REVERTING and not target.restore:
+                groups.setdefault(target.former, []).append(target)
+        to_tell = set[str]()
+        if not groups:
+            return to_tell
+        release = self._store.releases.get(rollout.plan.release)
+        assert release is not None
+        for former, targets in groups.items():
+            digest, backbone = self._older(release, former)
+            if not digest:
+                self._events.fault("", "no-way-back", f"{rollout.id}: the older bytes are not here", now, kind=former)
+                continue
+            older = add_release(
+                self._store,
+                kind=release.kind,
+                digest=digest,
+                backbone=backbone,
+                devices=sorted({target.device for target in targets}),
+                reason=f"rollout {rollout.id} goes back from release {release.counter}",
+                now_ms=now.wall_ms,
+                model=targets[0].model if release.kind == "bundle" else release.model,
+            )
+            self._store.rollouts.save(rollout, rollout, [replace(target, restore=older.counter) for target in targets])
+            to_tell |= {target.device for target in targets}
+            self._events.note("", "release", f"{older.counter}: {older.reason}", now)
+        return to_tell
+
+    def _older(self, release: Release, former: str) -> tuple[str, str]:
+        """Digest and backbone of what a device ran before; "" where it is not here."""
+        try:
+            if former:
+                self._artifacts.get(former)
+                if release.kind == "head":
+                    return former, release.backbone
+                known = {each.digest: each.backbone for each in self._store.releases.bundles()}
+                return (former, known[former]) if former in known else ("", "")
+            bundle = self._bundles.of(release.backbone) if release.kind == "head" else None
+            if bundle is None:
+                return "", ""
+            return self._artifacts.put(shipped_head(bundle).encode()).digest, release.backbone
+        except EdgeError:
+            return "", ""
