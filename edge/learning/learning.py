@@ -84,7 +84,7 @@ class Learning(Experts):
         x = event.features.unpack(self.shape)
         x, targets, weights = check_batch(x, event.target, event.weight, self.shape, task)
         happened: list[Happened] = []
-        start, count = 0, len(weights)
+        start, count, before = 0, len(weights), learned.mixture.labels
         while start < count:
             stop = min(count, start + _at_once(learned.mixture.labels))
             some = event if stop - start == count else event.rows(start, stop)
@@ -92,6 +92,10 @@ class Learning(Experts):
             learned, more = self._learned(learned, some, x[rows], targets[rows], weights[rows], task)
             happened += more
             start = stop
+        # Nothing that is learned depends on the temperature: the last fit of an event is the only one that is seen.
+        if learned.mixture.labels // CALIBRATE_EVERY != before // CALIBRATE_EVERY and not task.is_regression:
+            found = fit_temperature(learned.recent.answers, learned.recent.targets, task)
+            learned = replace(learned, temperature=found)
         if learned.trial is not None:
             learned = replace(learned, trial=learned.trial.with_event(count))
         return learned, happened
@@ -116,7 +120,6 @@ class Learning(Experts):
             labels = Labelled(labels.features.chosen(says), labels.target[says], labels.weight[says])
             outputs, answered, targets, trusts = outputs[:, says], answered[says], targets[says], trusts[says]
         usual = _usual_loss(learned.recent, outputs, targets, task)
-        labels_before = learned.mixture.labels
         learned = replace(
             learned,
             experts=experts,
@@ -127,9 +130,6 @@ class Learning(Experts):
         )
         learned, happened = drifting.watched(self, learned, answered, targets, trusts)
         learned = self._settled(learned, len(trusts))
-        if learned.mixture.labels // CALIBRATE_EVERY != labels_before // CALIBRATE_EVERY and not task.is_regression:
-            found = fit_temperature(learned.recent.answers, learned.recent.targets, task)
-            learned = replace(learned, temperature=found)
         now = learned.mixture.believed
         if self.is_mixture and was != now:
             share = learned.mixture.weight_of(now)

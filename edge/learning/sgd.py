@@ -245,17 +245,16 @@ class SgdLearner:
         n, drawn = len(weights), self._drawn if len(replay) else 0
         old, old_targets = replay.draw(n * drawn, self._shape, rng)
         both = self._inside(np.concatenate([features, old]))
-        new, old = both[:n], both[n:]
         trusts = np.ones((n, drawn), np.float32)
         if self._doubts and drawn >= _LEAST_DOUBTED:
-            trusts = self._trust(old, old_targets, drawn)
-        old = old.reshape(n, drawn, *self._shape)
-        ys = self._task.matrix(targets)
-        old_ys = self._task.matrix(old_targets).reshape(n, drawn, ys.shape[1])
+            trusts = self._trust(both[n:], old_targets, drawn)
+        # Row by row what each step takes: the new sample, and those that are replayed with it.
+        x = np.concatenate([both[:n, None], both[n:].reshape(n, drawn, *self._shape)], axis=1)
+        ys = self._task.matrix(np.concatenate([targets, old_targets]))
+        y = np.concatenate([ys[:n, None], ys[n:].reshape(n, drawn, ys.shape[1])], axis=1)
+        trusted = np.concatenate([weights[:, None], trusts], axis=1)
         for i in range(n):
-            x = np.concatenate([new[i : i + 1], old[i]])
-            y = np.concatenate([ys[i : i + 1], old_ys[i]])
-            self._step.step(x, y, np.concatenate([weights[i : i + 1], trusts[i]]), self._rate)
+            self._step.step(x[i], y[i], trusted[i], self._rate)
             for _ in range(self._rehearsals if drawn else 0):
                 self._rehearse(replay, rng)
 

@@ -52,6 +52,8 @@ _ROUNDING = 1e-5
 _NO_SAMPLE = 1e-9
 # Elements of P that are updated at a time: as many as stay in the cache.
 _SCRATCH = 1 << 15
+# Smaller ones are inverted whole.
+_WHOLE = 32
 
 
 class Factor:
@@ -128,7 +130,7 @@ class Factor:
         scatter = statistics.gram[:-1, :-1] - (means.T * self._counts) @ means
         scatter[np.diag_indices_from(scatter)] += self._rho
         try:
-            inverse = np.asarray(np.linalg.inv(scatter), np.float64)
+            inverse = _inverse(scatter)
         except np.linalg.LinAlgError as exc:
             raise LearningError(f"no head can be solved from these statistics: {exc}") from exc
         return (inverse + inverse.T) / 2
@@ -250,6 +252,31 @@ class Factor:
         weights, biases = np.zeros_like(means), np.full(len(means), UNSEEN_LOGIT)
         weights[seen], biases[seen] = solved, bias
         return weights, biases
+
+
+def _inverse(matrix: Matrix) -> Matrix:
+    """Of a symmetric positive definite matrix.
+
+    By halves: with ``[[A, B], [Bᵀ, D]]`` and the Schur complement ``S = D - Bᵀ A⁻¹ B``, two inverses of half the size
+    and four products, which BLAS does several times as fast as LAPACK's general inverse.
+
+    Raises:
+        np.linalg.LinAlgError: It is singular.
+    """
+    half = len(matrix) // 2
+    if half < _WHOLE:
+        return np.asarray(np.linalg.inv(matrix), np.float64)
+    beside = matrix[:half, half:]
+    first = _inverse(matrix[:half, :half])
+    moved = first @ beside
+    second = _inverse(matrix[half:, half:] - beside.T @ moved)
+    across = moved @ second
+    found = np.empty_like(matrix)
+    found[:half, :half] = first + across @ moved.T
+    found[:half, half:] = -across
+    found[half:, :half] = -across.T
+    found[half:, half:] = second
+    return found
 
 
 def solve(
