@@ -6,9 +6,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from edge.channel.messages import Pairs
+from edge.contract.durations import seconds
 from edge.coordinator.rollout import gates
 from edge.coordinator.rollout.gates import Decision, Verdict
-from edge.coordinator.rollout.plan import Plan, seconds, soak_s
+from edge.coordinator.rollout.plan import Plan, soak_s
 from edge.coordinator.rollout.states import FAILURES, UNCOUNTED, RolloutState, TargetState
 from edge.coordinator.rollout.step import Look, Rollout, Target, Work
 

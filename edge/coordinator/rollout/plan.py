@@ -13,25 +13,12 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from edge.contract.documents import DocumentError, Rule, at_least, between, decode, encode
+from edge.contract.durations import Duration, seconds
 from edge.contract.errors import ConfigError, RolloutError
 from edge.coordinator.rollout import query
 
 MAX_PLAN_BYTES = 16 * 1024
-_UNITS = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86_400.0}
-_DURATION = re.compile(r"(\d+(?:\.\d+)?) ?(s|min|h|d)")
 _SHARE = re.compile(r"(\d+(?:\.\d+)?) ?%")
-
-
-def seconds(text: str) -> float:
-    """What a duration says.
-
-    >>> seconds("30 min"), seconds("1 d")
-    (1800.0, 86400.0)
-    """
-    found = _DURATION.fullmatch(text)
-    if found is None:
-        raise ValueError(f"expected a number and s, min, h or d, got {text!r:.40}")
-    return float(found[1]) * _UNITS[found[2]]
 
 
 def share(text: str) -> float | None:
@@ -40,7 +27,6 @@ def share(text: str) -> float | None:
     return float(found[1]) / 100 if found and 0 < float(found[1]) <= 100 else None
 
 
-Duration = Annotated[str, Rule(lambda text: _DURATION.fullmatch(text) is not None, 'a duration such as "30 min"')]
 Share = Annotated[str, Rule(lambda text: share(text) is not None, 'a share such as "25 %"')]
 Size = Annotated[int, at_least(1)] | Share
 """Of a wave and those before it: so many devices, or a share of them."""

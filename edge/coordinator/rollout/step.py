@@ -14,8 +14,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from edge.channel.messages import Pairs
+from edge.contract.durations import seconds
 from edge.coordinator.rollout.gates import Verdict
-from edge.coordinator.rollout.plan import Plan, seconds
+from edge.coordinator.rollout.plan import Plan
 from edge.coordinator.rollout.states import (
     BEFORE,
     NEXT,
