@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import logging
 import signal
+import ssl
 import tempfile
 import time
 from pathlib import Path
@@ -47,7 +47,9 @@ def coordinator() -> None:
     "--bundle", "bundles", multiple=True, type=click.Path(path_type=Path), help="Bundle that devices came with."
 )
 @click.option("--http", default="127.0.0.1:8470", help="HOST:PORT of the HTTP API.")
-@click.option("--token", envvar="EDGE_TOKEN", help="Bearer token asked of HTTP requests.")
+@click.option("--token", envvar="EDGE_TOKEN", help="One that may do everything, beside those that were made.")
+@click.option("--tls-cert", type=click.Path(path_type=Path), help="HTTPS: certificate of this machine, PEM.")
+@click.option("--tls-key", type=click.Path(path_type=Path), help="HTTPS: its private key, PEM.")
 @click.option("--merge/--no-merge", "auto_merge", default=True, help="Merge and push what devices learned by itself.")
 @click.option("--merge-delay", default=60.0, type=click.FloatRange(min=0), help="Seconds to wait for more devices.")
 @click.option("--min-devices", default=1, type=click.IntRange(min=1), help="Merge by itself only with so many.")
@@ -79,6 +81,8 @@ def serve(
     bundles: tuple[Path, ...],
     http: str,
     token: str | None,
+    tls_cert: Path | None,
+    tls_key: Path | None,
     auto_merge: bool,
     merge_delay: float,
     min_devices: int,
@@ -101,12 +105,21 @@ def serve(
     signing: Path | None,
     timestamp_days: float,
 ) -> None:
-    """Serve a fleet until stopped. Without --signing it says what to run to whoever believes it."""
+    r"""Serve a fleet until stopped.
+
+    Without --signing it says what to run to whoever believes it. Without a token (edge-coordinator token NAME, or
+    --token) whoever uses this machine may do everything, and the API listens on this machine only.
+
+    \b
+    edge-coordinator serve --broker mqtt://broker:1883 --bundle model.edge
+    edge-coordinator serve --broker mqtts://broker --http 0.0.0.0:8470 --tls-cert c.pem --tls-key k.pem
+    """
     from edge.channel.mqtt import MqttTransport, probe
     from edge.channel.topics import check_id
     from edge.channel.url import BrokerUrl
 
-    host, port = _address(http, token)
+    host, port = _address(http)
+    tls = _tls(tls_cert, tls_key)
     policy = MergePolicy(
         rule=merge_rule,
         garbage_share=garbage_share,
@@ -122,11 +135,14 @@ def serve(
         merge_by=merge_by,
     )
     try:
+        from edge.coordinator.access import check_reach
         from edge.coordinator.config import CoordinatorConfig
         from edge.coordinator.service import CoordinatorService, Place
         from edge.coordinator.summaries import Keep
     except ImportError as exc:
         raise ConfigError(f"{exc.name} is not installed: pip install 'edgeloop[coordinator]'") from exc
+    if token is None and not database and not data_dir.exists():
+        check_reach(host)  # before the broker is asked; else the database has a word
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     url = BrokerUrl.parse(broker, broker_password)
     config = CoordinatorConfig(
@@ -147,20 +163,56 @@ def serve(
     service = CoordinatorService(config, MqttTransport(url, name, clean_start=True), place)
     for path in bundles:
         service.register_bundle(path)
-    service.run(token)
+    service.run(token, tls)
 
 
-def _address(text: str, token: str | None) -> tuple[str, int]:
+def _tls(certificate: Path | None, key: Path | None) -> tuple[Path, Path] | None:
+    """Both, or None for HTTP; looked at before anything else begins."""
+    if certificate is None and key is None:
+        return None
+    if certificate is None or key is None:
+        raise ConfigError("--tls-cert and --tls-key: HTTPS needs both")
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certificate, key, password="")
+    except (OSError, ValueError) as exc:
+        why = f"not a certificate and its key in PEM: {exc}"
+        raise ConfigError(f"--tls-cert {certificate}, --tls-key {key}: {why}") from exc
+    return certificate, key
+
+
+def _address(text: str) -> tuple[str, int]:
     host, _, port = text.rpartition(":")
     if not host or not port.isdigit() or not 0 < int(port) < 65536:
         raise ConfigError(f"--http {text!r}: expected HOST:PORT, e.g. 127.0.0.1:8470")
-    try:
-        local = ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        local = host == "localhost"
-    if not local and token is None:
-        raise ConfigError(f"--http {text}: whoever reaches this address could push to the fleet; give --token too")
     return host, int(port)
+
+
+@coordinator.command()
+@click.argument("name")
+@click.option("--role", type=click.Choice(["viewer", "operator", "admin"]), default="admin", help="What it may do.")
+@click.option("--days", default=0.0, type=click.FloatRange(min=0), help="How long it holds; 0: for ever.")
+@_DATA_DIR
+@_DATABASE
+@_JSON
+def token(name: str, role: str, days: float, data_dir: Path, database: str, as_json: bool) -> None:
+    r"""Make a token of the HTTP API for NAME and say it, once.
+
+    From the first one on nobody may do anything without a token. The coordinator may run meanwhile. Others are made
+    with it: edge-fleet token new.
+
+    \b
+    export EDGE_TOKEN=$(edge-coordinator token kim)
+    """
+    from edge.cli.access import tell_token
+
+    try:
+        from edge.contract.clock import Now
+        from edge.coordinator.access import make_token
+        from edge.coordinator.backup import DATABASE
+    except ImportError as exc:
+        raise ConfigError(f"{exc.name} is not installed: pip install 'edgeloop[coordinator]'") from exc
+    moment = Now(time.monotonic(), time.time_ns() // 1_000_000)
+    tell_token(make_token(database or data_dir / DATABASE, name, role, moment, days=days), as_json)
 
 
 @coordinator.command()

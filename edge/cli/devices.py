@@ -29,6 +29,11 @@ def _since(context: click.Context, parameter: click.Parameter, value: str | None
     return max(0, int(1000 * (time.time() - float(found[1]) * _UNITS_S[found[2]])))
 
 
+since_option = click.option(
+    "--since", metavar="AGE", callback=_since, help="How far back: 90min, 12h, 30d.  [default: the newest 100]"
+)
+
+
 @click.command()
 @click.argument("name")
 @_JSON
@@ -49,7 +54,7 @@ def show(connect: Any, name: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(row, indent=1))
         return
-    heard = f"heard {age(row['last_seen_ms'])} ago, first {_stamp(row['first_seen_ms'])}"
+    heard = f"heard {age(row['last_seen_ms'])} ago, first {stamp(row['first_seen_ms'])}"
     say(f"{name}: {'online' if row['online'] else 'offline'}, {heard}")
     facts = {
         "profile": row["profile"],
@@ -110,15 +115,13 @@ def metrics(connect: Any, device: str, key: str, since: int, step: str, as_json:
         values = f"{each['mean']:>10.4g}"
         if each["n"] > 1:
             values += f"  {each['min']:.4g} to {each['max']:.4g} of {each['n']}"
-        say(f"{_stamp(each['ts_ms'])}{model}  {values}")
+        say(f"{stamp(each['ts_ms'])}{model}  {values}")
 
 
 @click.command()
 @click.option("--device", help="Of one device; coordinator: its own.")
 @click.option("--kind", default="", help="Of one kind, such as drift or release.")
-@click.option(
-    "--since", metavar="AGE", callback=_since, help="How far back: 90min, 12h, 30d.  [default: the newest 100]"
-)
+@since_option
 @click.option("--follow", is_flag=True, help="Go on with what happens from now on; Ctrl-C ends.")
 @click.option("--seconds", type=click.FloatRange(min=0), help="With --follow: stop after that long.  [default: never]")
 @_JSON
@@ -159,10 +162,11 @@ def line_of(event: dict[str, Any]) -> str:
     """An event, for people."""
     whose = event["device"] + (f" {shown(event['model'])}" if event["model"] else "")
     what = f"{shown(event['name']):<22} {shown(event['detail'], 500)}"
-    return f"{_stamp(event['at_ms'])}  {whose or 'coordinator':<16} {what}"
+    return f"{stamp(event['at_ms'])}  {whose or 'coordinator':<16} {what}"
 
 
-def _stamp(ms: int) -> str:
+def stamp(ms: int) -> str:
+    """A time, here."""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(ms / 1000))
 
 

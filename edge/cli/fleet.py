@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import ssl
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
+from urllib.parse import quote
 
 import click
 
 from edge import __version__
-from edge.cli import rollouts
+from edge.cli import access, rollouts
 from edge.cli.devices import age, events, metrics, show
 from edge.cli.keys import keys
 from edge.cli.releases import release as release_group
@@ -34,20 +36,29 @@ class Coordinator:
     Args:
         url: Its address.
         token: Its bearer token, or None.
+        ca: Certificates to believe beside those of the system, or None.
     """
 
-    def __init__(self, url: str, token: str | None) -> None:
+    def __init__(self, url: str, token: str | None, ca: Path | None = None) -> None:
         try:
             import httpx
         except ImportError as exc:
-            raise ConfigError("httpx is not installed: pip install 'edgeloop[coordinator]'") from exc
+            raise ConfigError("httpx is not installed: pip install 'edgeloop[fleet]'") from exc
         self._httpx = httpx
-        headers = {"authorization": f"Bearer {token}"} if token else {}
+        headers = {"x-edge-who": quote(rollouts.who())} | ({"authorization": f"Bearer {token}"} if token else {})
         try:
-            self._client = httpx.Client(base_url=url, headers=headers, timeout=60.0, trust_env=False)
+            verify = ssl.create_default_context(cafile=None if ca is None else str(ca))
+        except OSError as exc:  # ssl.SSLError among them
+            raise ConfigError(f"--ca {ca}: expected certificates in PEM: {exc.strerror or exc}") from exc
+        try:
+            self._client = httpx.Client(base_url=url, headers=headers, timeout=60.0, trust_env=False, verify=verify)
         except (httpx.InvalidURL, ValueError) as exc:
             raise ConfigError(f"--coordinator {url!r} is not an address like http://127.0.0.1:8470") from exc
         self._url = url
+
+    def close(self) -> None:
+        """End the connection."""
+        self._client.close()
 
     def call(self, method: str, path: str, **arguments: Any) -> Any:
         """Make a request.
@@ -63,6 +74,17 @@ class Coordinator:
             return response.json()
         except ValueError as exc:
             raise ChannelError(f"{self._url} answers, but is not a coordinator") from exc
+
+    def pages(self, path: str, params: dict[str, Any], most: int, key: str = "id") -> list[dict[str, Any]]:
+        """A list that is given page by page, newest first; raises as `call`."""
+        found: list[dict[str, Any]] = []
+        while len(found) < most:
+            size = min(most - len(found), 1000)
+            page = self.call("GET", path, params={**params, "limit": size, "before": found[-1][key] if found else 0})
+            found += page
+            if len(page) < size:
+                break
+        return found
 
     def fetch(self, path: str) -> bytes:
         """A file; raises as `call`."""
@@ -86,7 +108,7 @@ class Coordinator:
             body = response.json()
         except ValueError as exc:
             raise ChannelError(f"{self._url} answers, but is not a coordinator") from exc
-        if response.status_code == 401:
+        if response.status_code in (401, 403, 429):
             raise ConfigError(body.get("detail", "a token is needed"))
         detail = body.get("detail", body) if isinstance(body, dict) else body
         raise _ERRORS.get(body.get("error", ""), RolloutError)(str(detail))
@@ -104,14 +126,23 @@ def device() -> None:
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.option("--coordinator", "url", default="http://127.0.0.1:8470", envvar="EDGE_COORDINATOR", help="Its HTTP API.")
-@click.option("--token", envvar="EDGE_TOKEN", help="Its bearer token.")
+@click.option("--token", envvar="EDGE_TOKEN", help="Yours: edge-fleet token new, edge-coordinator token.")
+@click.option("--ca", envvar="EDGE_CA", type=click.Path(path_type=Path), help="With https: certificates to believe.")
 @click.version_option(__version__, prog_name="edge-fleet")
 @click.pass_context
-def fleet(context: click.Context, url: str, token: str | None) -> None:
+def fleet(context: click.Context, url: str, token: str | None, ca: Path | None) -> None:
     """Look at a fleet and push to it."""
-    context.obj = lambda: Coordinator(url, token)
+
+    def connect() -> Coordinator:
+        made = Coordinator(url, token, ca)
+        context.call_on_close(made.close)
+        return made
+
+    context.obj = connect
 
 
+fleet.add_command(access.audit)
+fleet.add_command(access.token)
 fleet.add_command(device)
 fleet.add_command(events)
 fleet.add_command(metrics)
@@ -290,10 +321,19 @@ def _is_unjudged(row: dict[str, Any], counter: int) -> bool:
 
 
 @fleet.command()
+@access.REASON
+@access.JSON
 @click.pass_obj
-def merge(connect: Any) -> None:
-    """Merge now what devices have learned, and push it."""
-    releases = connect().call("POST", "/api/merge")
+def merge(connect: Any, reason: str, as_json: bool) -> None:
+    r"""Merge now what devices have learned, and push it.
+
+    \b
+    edge-fleet merge
+    """
+    releases = connect().call("POST", "/api/merge", json={"reason": reason})
+    if as_json:
+        click.echo(json.dumps(releases, indent=1))
+        return
     if not releases:
         click.echo("nothing new to merge")
     for release in releases:
@@ -303,14 +343,26 @@ def merge(connect: Any) -> None:
 @fleet.command()
 @click.argument("device")
 @click.argument("tags", nargs=-1, metavar="[KEY=VALUE]...")
+@access.REASON
+@access.JSON
 @click.pass_obj
-def tag(connect: Any, device: str, tags: tuple[str, ...]) -> None:
-    """Give DEVICE tags, such as model=A, for groups that share a head; KEY= takes one away. Says what it has."""
+def tag(connect: Any, device: str, tags: tuple[str, ...], reason: str, as_json: bool) -> None:
+    r"""Give DEVICE tags, for groups that share a head and to choose devices by.
+
+    KEY= takes one away. Says which it has.
+
+    \b
+    edge-fleet tag camera-1 model=A site=north
+    edge-fleet tag camera-1 site=
+    """
     pairs = dict(text.partition("=")[::2] for text in tags if "=" in text)
     if len(pairs) < len(tags):
         wrong = next((text for text in tags if "=" not in text), "a key that repeats")
         raise ConfigError(f"tag {wrong!r}: expected KEY=VALUE, each key once")
-    found = connect().call("POST", "/api/tags", json={"device": device, "tags": pairs})
+    found = connect().call("POST", "/api/tags", json={"device": device, "tags": pairs, "reason": reason})
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
+        return
     click.echo(f"{device}: {', '.join(f'{key}={value}' for key, value in found.items()) or 'no tags'}")
 
 
@@ -360,10 +412,21 @@ def _what_the_merge_does(merge: dict[str, float]) -> str:
 
 @fleet.command()
 @click.argument("device")
+@access.REASON
+@access.JSON
 @click.pass_obj
-def forget(connect: Any, device: str) -> None:
-    """Delete what DEVICE contributed: the next merge is as if it had never been there. Cannot be undone."""
-    done = connect().call("POST", "/api/forget", json={"device": device})
+def forget(connect: Any, device: str, reason: str, as_json: bool) -> None:
+    r"""Delete what DEVICE contributed, for ever.
+
+    The next merge is as if it had never been there. Cannot be undone.
+
+    \b
+    edge-fleet forget camera-1 --reason "asked to be forgotten"
+    """
+    done = connect().call("POST", "/api/forget", json={"device": device, "reason": reason})
+    if as_json:
+        click.echo(json.dumps(done, indent=1))
+        return
     for line in _what_was_forgotten(done):
         click.echo(line)
 

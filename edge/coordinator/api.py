@@ -7,17 +7,18 @@ decides.
 from __future__ import annotations
 
 import contextlib
-import hmac
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Query, Request
+from fastapi import Depends, FastAPI, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, Response
-from pydantic import BaseModel
 
 from edge import __version__
+from edge.contract.clock import Now
 from edge.contract.errors import ConfigError, EdgeError, RolloutError
+from edge.coordinator.access import Access
+from edge.coordinator.access_api import ReasonRequest, add_access_routes, allow, guard
 from edge.coordinator.events import reason
 from edge.coordinator.records import Model, as_dict
 from edge.coordinator.release_api import Submit, add_release_routes
@@ -32,13 +33,13 @@ STEPS_S = {"message": 0, "minute": MINUTE_S, "hour": HOUR_S}
 NO_MODEL = {name: value for name, value in as_dict(Model()).items() if name != "device"}
 
 
-class ForgetRequest(BaseModel):
+class ForgetRequest(ReasonRequest):
     """Whose contributions to delete."""
 
     device: str
 
 
-class TagRequest(BaseModel):
+class TagRequest(ReasonRequest):
     """What to call a device; a value of "" takes the tag away."""
 
     device: str
@@ -51,27 +52,32 @@ def _keys(signing: Signing | None) -> Signing:
     return signing
 
 
-def build_api(store: Store, submit: Submit, fleet: str, token: str | None, signing: Signing | None = None) -> FastAPI:
+def build_api(
+    store: Store,
+    submit: Submit,
+    fleet: str,
+    token: str | None,
+    signing: Signing | None = None,
+    *,
+    clock: Callable[[], Now],
+) -> FastAPI:
     """The application.
 
     Args:
         store: For reading.
         submit: Runs a function of the core on the coordinator's own thread and gives its result.
         fleet: Fleet id, for `/api/health`.
-        token: Asked of every request as ``Authorization: Bearer``; None asks nothing.
+        token: That may everything, beside those in the database; None for none.
         signing: Proves to devices what they are told; None in a fleet without keys.
+        clock: The time.
     """
-    api = FastAPI(title="Edgeloop coordinator", version=__version__)
-
-    @api.middleware("http")
-    async def check_token(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        given = request.headers.get("authorization", "")
-        if token is not None and not hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
-            return JSONResponse({"detail": "a bearer token is needed: give --token or EDGE_TOKEN"}, status_code=401)
-        return await call_next(request)
+    api = FastAPI(title="Edgeloop coordinator", version=__version__, dependencies=[Depends(allow)])
+    access = Access(store, token)
+    guard(api, access, clock)
 
     @api.exception_handler(EdgeError)
-    async def refused(_: Request, exc: EdgeError) -> Response:
+    async def refused(request: Request, exc: EdgeError) -> Response:
+        request.state.outcome = f"refused: {exc}"
         return JSONResponse({"detail": str(exc), "error": type(exc).__name__}, status_code=422)
 
     @api.exception_handler(Exception)
@@ -83,8 +89,11 @@ def build_api(store: Store, submit: Submit, fleet: str, token: str | None, signi
         return JSONResponse({"detail": detail, "error": type(exc).__name__}, status_code=500)
 
     @api.get("/api/health")
+    @api.get("/api/v1/health")
     def health() -> dict[str, Any]:
-        return {"fleet": fleet, "version": __version__, "signed": signing is not None}
+        """Which fleet this is, whether what devices are told is signed, and whether people have to sign in."""
+        access_is = "open" if access.is_open else "tokens"
+        return {"fleet": fleet, "version": __version__, "signed": signing is not None, "access": access_is}
 
     @api.get("/api/signing")
     def signing_status() -> dict[str, Any]:
@@ -157,7 +166,9 @@ def build_api(store: Store, submit: Submit, fleet: str, token: str | None, signi
         return {"device": device, "key": key, "step": step, "points": points, "keys": store.telemetry.keys(device)}
 
     @api.post("/api/merge")
-    def merge() -> list[dict[str, Any]]:
+    def merge(body: ReasonRequest | None = None) -> list[dict[str, Any]]:
+        """Merge now what is new."""
+        del body  # the door has kept the reason
         return [as_dict(row) for row in submit(lambda core, now: core.merge_now(now))]
 
     @api.post("/api/forget")
@@ -170,6 +181,7 @@ def build_api(store: Store, submit: Submit, fleet: str, token: str | None, signi
         result: dict[str, str] = submit(lambda core, now: core.tag(body.device, body.tags, now))
         return result
 
+    add_access_routes(api, access, clock)
     add_release_routes(api, store, submit)
     add_rollout_routes(api, submit, store)
     return api

@@ -279,6 +279,56 @@ class LoggedLook(Record):
     at_ms: int
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ApiToken(Record):
+    """A token of the HTTP API; the secret itself is nowhere.
+
+    Attributes:
+        id: Its number; 0 until it is kept.
+        name: Who has it.
+        role: ``viewer``, ``operator`` or ``admin``.
+        digest: SHA-256 of the secret.
+        created_ms: Wall clock, as all three.
+        expires_ms: 0 for never.
+        revoked_ms: 0 while it holds.
+    """
+
+    id: int = 0
+    name: str
+    role: str
+    digest: str
+    created_ms: int
+    expires_ms: int = 0
+    revoked_ms: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AuditEntry(Record):
+    """Something that somebody asked for.
+
+    Attributes:
+        id: Goes up; 0 until it is kept.
+        at_ms: Wall clock.
+        who: Name of the token, or of whom the request named where nobody has to sign in.
+        role: That they had; "open" where nobody has to sign in.
+        action: Method and path of the request.
+        subject: Which device, rollout, release or token; "" for none.
+        detail: What was asked for, as JSON.
+        reason: Why.
+        outcome: "" from before it was begun until it ended; ``done``, or ``refused`` or ``failed`` and why.
+    """
+
+    id: int = 0
+    at_ms: int
+    who: str
+    role: str
+    action: str
+    subject: str
+    detail: str
+    reason: str
+    outcome: str = ""
+
+
 def as_dict(record: Record) -> dict[str, Any]:
     """By name, its values as they are.
 

@@ -10,11 +10,12 @@ from typing import Annotated, Any
 from fastapi import FastAPI, HTTPException, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse, Response
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from edge.contract.clock import Now
 from edge.contract.errors import BundleError
 from edge.contract.names import MAX_NAME_CHARS
+from edge.coordinator.access_api import Body
 from edge.coordinator.checks import golden_fault
 from edge.coordinator.core import CoordinatorCore
 from edge.coordinator.intake import is_bundle, open_named
@@ -25,14 +26,14 @@ MAX_ARTIFACT_BYTES = 1 << 30
 Submit = Callable[[Callable[[CoordinatorCore, Now], Any]], Any]
 
 
-class PushRequest(BaseModel):
+class PushRequest(Body):
     """What to push to whom; no devices means all, also those to come."""
 
     digest: str
     kind: str = Field(pattern="^(head|bundle)$")
     backbone: str
     model: str = Field(default="", max_length=MAX_NAME_CHARS)
-    devices: list[str] = []
+    devices: list[str] = Field(default=[])
     reason: str = Field(default="pushed by hand", max_length=200)
     name: str = Field(default="", max_length=100)
     notes: str = Field(default="", max_length=4000)
@@ -40,7 +41,7 @@ class PushRequest(BaseModel):
     force: bool = False
 
 
-class RollbackRequest(BaseModel):
+class RollbackRequest(Body):
     """To which release to go back, 0 for the one before; of which model, "" for that of the newest release."""
 
     to: int = Field(default=0, ge=0, lt=2**63)
@@ -65,8 +66,12 @@ def add_release_routes(api: FastAPI, store: Store, submit: Submit) -> None:
     @api.post("/api/artifacts")
     @api.post("/api/v1/artifacts")
     async def add_artifact(
-        request: Request, file: Annotated[str, Query(max_length=255)] = "the file", force: bool = False
+        request: Request,
+        file: Annotated[str, Query(max_length=255)] = "the file",
+        force: bool = False,
+        reason: Annotated[str, Query(max_length=500)] = "",
     ) -> dict[str, Any]:
+        del reason  # the door has kept it
         data = bytearray()
         async for piece in request.stream():
             data += piece
@@ -88,7 +93,6 @@ def add_release_routes(api: FastAPI, store: Store, submit: Submit) -> None:
         return result
 
     @api.post("/api/releases")
-    @api.post("/api/v1/releases")
     def push(body: PushRequest) -> dict[str, Any]:
         whom = (body.devices, body.reason)
         more = body.model_dump(include={"model", "name", "notes", "file", "force"})

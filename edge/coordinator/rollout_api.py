@@ -6,10 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from edge.contract.clock import Now
 from edge.contract.names import MAX_NAME_CHARS
+from edge.coordinator.access_api import VIEWER, Body, Who
 from edge.coordinator.core import CoordinatorCore
 from edge.coordinator.records import as_dict
 from edge.coordinator.release_api import PushRequest
@@ -23,19 +24,13 @@ Submit = Callable[[Callable[[CoordinatorCore, Now], Any]], Any]
 _ORDERS = "^(start|pause|resume|retry|abort|revert)$"
 
 
-class _Request(BaseModel):
-    """Nothing but what is known is taken."""
-
-    model_config = ConfigDict(extra="forbid")
-
-
 class RolloutPushRequest(PushRequest):
     """What to bring to whom with the default plan; no devices means all, also those to come."""
 
     who: str = Field(default="", max_length=100)
 
 
-class ReleaseRequest(_Request):
+class ReleaseRequest(Body):
     """What to make a release of, that a plan may name; nobody runs it yet."""
 
     digest: str
@@ -43,9 +38,13 @@ class ReleaseRequest(_Request):
     backbone: str
     model: str = Field(default="", max_length=MAX_NAME_CHARS)
     reason: str = Field(default="", max_length=200)
+    name: str = Field(default="", max_length=100)
+    notes: str = Field(default="", max_length=4000)
+    file: str = Field(default="", max_length=255)
+    force: bool = False
 
 
-class PlanRequest(_Request):
+class PlanRequest(Body):
     """A plan, as its TOML says it."""
 
     plan: dict[str, Any]
@@ -58,7 +57,7 @@ class StartRequest(PlanRequest):
     supersede: bool = False
 
 
-class OrderRequest(_Request):
+class OrderRequest(Body):
     """Who asks for something, and why."""
 
     order: str = Field(pattern=_ORDERS)
@@ -66,7 +65,7 @@ class OrderRequest(_Request):
     reason: str = Field(default="", max_length=500)
 
 
-class ExcludeRequest(_Request):
+class ExcludeRequest(Body):
     """Which device to take out of a rollout."""
 
     device: str
@@ -74,7 +73,7 @@ class ExcludeRequest(_Request):
     reason: str = Field(default="", max_length=500)
 
 
-class PauseRequest(_Request):
+class PauseRequest(Body):
     """Whether the whole fleet is paused."""
 
     paused: bool
@@ -92,7 +91,7 @@ def add_rollout_routes(api: FastAPI, submit: Submit, store: Store) -> None:
     """
 
     @api.post("/api/v1/push")
-    def push(body: RolloutPushRequest) -> dict[str, Any]:
+    def push(body: RolloutPushRequest, who: Who) -> dict[str, Any]:
         whom = (body.devices, body.reason)
         release, rollout = submit(
             lambda core, now: core.roll_out(
@@ -101,7 +100,7 @@ def add_rollout_routes(api: FastAPI, submit: Submit, store: Store) -> None:
                 body.backbone,
                 *whom,
                 now,
-                who=body.who,
+                who=who.named(body.who),
                 **body.model_dump(include={"model", "name", "notes", "file", "force"}),
             )
         )
@@ -109,14 +108,11 @@ def add_rollout_routes(api: FastAPI, submit: Submit, store: Store) -> None:
 
     @api.post("/api/v1/releases")
     def release(body: ReleaseRequest) -> dict[str, Any]:
-        made = submit(
-            lambda core, now: core.push(
-                body.digest, body.kind, body.backbone, [], body.reason, now, model=body.model, at_once=False
-            )
-        )
-        return as_dict(made)
+        what = (body.digest, body.kind, body.backbone)
+        more = body.model_dump(include={"model", "name", "notes", "file", "force"})
+        return as_dict(submit(lambda core, now: core.push(*what, [], body.reason, now, at_once=False, **more)))
 
-    @api.post("/api/v1/plan")
+    @api.post("/api/v1/plan", openapi_extra=VIEWER)
     def plan(body: PlanRequest) -> dict[str, Any]:
         wanted = plans.of_document(body.plan)
         found: dict[str, Any] = submit(lambda core, now: core.rollouts.plan(wanted, now))
@@ -127,22 +123,23 @@ def add_rollout_routes(api: FastAPI, submit: Submit, store: Store) -> None:
         return summaries(store)
 
     @api.post("/api/v1/rollouts")
-    def start(body: StartRequest) -> dict[str, Any]:
+    def start(body: StartRequest, who: Who) -> dict[str, Any]:
         wanted = plans.of_document(body.plan)
-        return summary(submit(lambda core, now: core.rollouts.start(wanted, body.who, now, supersede=body.supersede)))
+        name = who.named(body.who)
+        return summary(submit(lambda core, now: core.rollouts.start(wanted, name, now, supersede=body.supersede)))
 
     @api.get("/api/v1/rollouts/{number}")
     def rollout(number: int) -> dict[str, Any]:
         return shown(store, number)
 
     @api.post("/api/v1/rollouts/{number}/order")
-    def order(number: int, body: OrderRequest) -> dict[str, Any]:
-        event = RolloutEvent(body.order)
-        return summary(submit(lambda core, now: core.rollouts.order(number, event, body.who, body.reason, now)))
+    def order(number: int, body: OrderRequest, who: Who) -> dict[str, Any]:
+        event, name = RolloutEvent(body.order), who.named(body.who)
+        return summary(submit(lambda core, now: core.rollouts.order(number, event, name, body.reason, now)))
 
     @api.post("/api/v1/rollouts/{number}/exclude")
-    def exclude(number: int, body: ExcludeRequest) -> dict[str, Any]:
-        submit(lambda core, now: core.rollouts.exclude(number, body.device, body.who, body.reason, now))
+    def exclude(number: int, body: ExcludeRequest, who: Who) -> dict[str, Any]:
+        submit(lambda core, now: core.rollouts.exclude(number, body.device, who.named(body.who), body.reason, now))
         return shown(store, number)
 
     @api.get("/api/v1/paused")
@@ -150,6 +147,7 @@ def add_rollout_routes(api: FastAPI, submit: Submit, store: Store) -> None:
         return {"paused": submit(lambda core, _: core.rollouts.paused)}
 
     @api.post("/api/v1/paused")
-    def pause(body: PauseRequest) -> dict[str, str]:
-        submit(lambda core, now: core.rollouts.pause_all(body.who, body.reason, now, paused=body.paused))
+    def pause(body: PauseRequest, who: Who) -> dict[str, str]:
+        name = who.named(body.who)
+        submit(lambda core, now: core.rollouts.pause_all(name, body.reason, now, paused=body.paused))
         return {"paused": submit(lambda core, _: core.rollouts.paused)}

@@ -29,6 +29,7 @@ from edge.contract.clock import Now
 from edge.contract.digest import sha256
 from edge.contract.errors import ConfigError, RolloutError
 from edge.contract.files import lock_folder
+from edge.coordinator.access import Access, check_reach
 from edge.coordinator.api import build_api
 from edge.coordinator.artifacts import ArtifactStore
 from edge.coordinator.backup import ARTIFACTS, DATABASE
@@ -199,26 +200,38 @@ class CoordinatorService:
             raise ConfigError(f"--bundle {path} cannot be read: {exc.strerror}") from exc
         self.core.add_artifact(data, path)
 
-    def run(self, token: str | None) -> None:
+    def run(self, token: str | None, tls: tuple[Path, Path] | None = None) -> None:
         """Serve until SIGTERM or SIGINT.
 
         Args:
-            token: Asked of every HTTP request, or None.
+            token: That may do everything over HTTP, beside those that were made; None for none.
+            tls: Certificate and key of HTTPS, or None for HTTP.
 
         Raises:
-            ConfigError: Another coordinator has taken the database, after this one's connection to it was lost.
+            ConfigError: Nobody has to sign in, and others than this machine would reach the HTTP API; or another
+                coordinator has taken the database, after this one's connection to it was lost.
         """
+        host, port = self._place.listening.getsockname()[:2]
+        is_open = Access(self._store, token).is_open
+        if is_open:
+            try:
+                check_reach(host)
+            except ConfigError:
+                self.close()
+                raise
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._stop())
         sys.setswitchinterval(SWITCH_S)
-        api = build_api(self._store, self._submit, self._config.fleet, token, self.core.signing)
-        options = uvicorn.Config(api, log_level="warning", lifespan="off")
-        host, port = self._place.listening.getsockname()[:2]
+        api = build_api(self._store, self._submit, self._config.fleet, token, self.core.signing, clock=now)
+        certificate, key = (None, None) if tls is None else tls
+        options = uvicorn.Config(api, log_level="warning", lifespan="off", ssl_certfile=certificate, ssl_keyfile=key)
         web = threading.Thread(target=self._serve, args=(options, self._place.listening), daemon=True)
         web.start()
         self._transport.subscribe(topics.coordinator_filters(self._config.fleet))
         self._transport.start(self._inbox.put)
-        log.info("fleet %s, http://%s:%d", self._config.fleet, host, port)
+        log.info("fleet %s, %s://%s:%d", self._config.fleet, "http" if tls is None else "https", host, port)
+        if is_open:
+            log.warning("open: whoever uses this machine may do everything; `edge-coordinator token NAME` ends that")
         try:
             self._loop()
         finally:

@@ -8,7 +8,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Self
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url
 from sqlalchemy.exc import ArgumentError, OperationalError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
@@ -56,8 +56,12 @@ class Database:
             upgrade(connection)
 
     @classmethod
-    def existing(cls, where: Path | str) -> Self:
+    def existing(cls, where: Path | str, *, or_new: bool = False) -> Self:
         """One that somebody else uses, perhaps at this moment: its tables are left as they are.
+
+        Args:
+            where: As above.
+            or_new: Whether it is made where there is none yet.
 
         Raises:
             ConfigError: It cannot be used, or its tables are not of today.
@@ -70,6 +74,9 @@ class Database:
             found._name = _address(where).render_as_string(hide_password=True)
             found._engine = create_engine(_address(where), connect_args={"connect_timeout": WAIT_S})
         with found._opening() as connection:
+            if or_new and not inspect(connection).get_table_names():
+                connection.rollback()
+                upgrade(connection)
             if not is_of_today(connection):
                 raise ConfigError(
                     f"the database {found._name} is of another version of Edgeloop; start a coordinator of this one on "

@@ -9,6 +9,7 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from edge.coordinator.store.access import AccessLog
 from edge.coordinator.store.contributions import Contributions
 from edge.coordinator.store.database import Database
 from edge.coordinator.store.devices import Devices
@@ -23,6 +24,7 @@ class Store:
 
     Args:
         where: A SQLite file, created, or the address of a PostgreSQL database.
+        is_shared: Whether a coordinator may use it at this moment; tables that are there are left as they are.
 
     Attributes:
         devices: Devices, their models and tags.
@@ -31,19 +33,21 @@ class Store:
         releases: What was pushed, and the bundles behind it.
         events: What happened.
         rollouts: How releases go out, and settings of the fleet.
+        access: Tokens of the HTTP API, and what was asked for there.
 
     Raises:
         ConfigError: It cannot be used.
     """
 
-    def __init__(self, where: Path | str) -> None:
-        self._database = Database(where)
+    def __init__(self, where: Path | str, *, is_shared: bool = False) -> None:
+        self._database = Database.existing(where, or_new=True) if is_shared else Database(where)
         self.devices = Devices(self._database)
         self.telemetry = TelemetryLog(self._database)
         self.contributions = Contributions(self._database)
         self.releases = ReleaseLog(self._database)
         self.events = EventLog(self._database)
         self.rollouts = RolloutLog(self._database)
+        self.access = AccessLog(self._database)
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:

@@ -333,6 +333,36 @@ class TransitionRow(Row):
     at_ms: Mapped[int]
 
 
+class TokenRow(Row):
+    """`ApiToken`."""
+
+    __tablename__ = "token"
+    __table_args__ = (Index("token_digest", "digest", unique=True),)
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    role: Mapped[str]
+    digest: Mapped[str]
+    created_ms: Mapped[int]
+    expires_ms: Mapped[int]
+    revoked_ms: Mapped[int]
+
+
+class AuditRow(Row):
+    """`AuditEntry`."""
+
+    __tablename__ = "audit"
+    __table_args__ = (Index("audit_subject", "subject", "id"),)
+    id: Mapped[int] = mapped_column(primary_key=True)
+    at_ms: Mapped[int]
+    who: Mapped[str]
+    role: Mapped[str]
+    action: Mapped[str]
+    subject: Mapped[str]
+    detail: Mapped[str]
+    reason: Mapped[str]
+    outcome: Mapped[str]
+
+
 class FleetRow(Row):
     """A setting of the whole fleet, or a number that outlives the process."""
 

@@ -31,16 +31,19 @@ def core(tmp_path: Path, digits_bundle: Path, monkeypatch: pytest.MonkeyPatch) -
     store = Store(tmp_path / "db.sqlite")
     made = CoordinatorCore(config, store, ArtifactStore(tmp_path / "artifacts"))
     made.add_artifact(digits_bundle.read_bytes(), digits_bundle)
-    api = build_api(store, lambda function: function(made, NOW), "lab", None)
+    api = build_api(store, lambda function: function(made, NOW), "lab", None, clock=lambda: NOW)
 
     class Client:
-        def __init__(self, **_: object) -> None:
+        def __init__(self, headers: dict[str, str] | None = None, **_: object) -> None:
+            self.headers = headers or {}
+
+        def close(self) -> None:
             pass
 
         def request(self, method: str, path: str, **arguments: Any) -> httpx.Response:
             async def ask() -> httpx.Response:
-                async with httpx.AsyncClient(transport=httpx.ASGITransport(api), base_url="http://c") as client:
-                    return await client.request(method, path, **arguments)
+                async with httpx.AsyncClient(transport=httpx.ASGITransport(api), base_url="http://localhost") as client:
+                    return await client.request(method, path, headers=self.headers, **arguments)
 
             return asyncio.run(ask())
 

@@ -7,6 +7,7 @@ import itertools
 import os
 import signal
 import sqlite3
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -252,9 +253,11 @@ def test_event_that_cannot_be_recorded_is_logged_and_recorded_when_it_can(
 
 
 class Served:
-    """A coordinator that serves in this thread, while another one talks to it."""
+    """A coordinator that serves in this thread, while another one talks to it; with a certificate by HTTPS."""
 
-    def __init__(self, folder: Path, database: str = "") -> None:
+    def __init__(self, folder: Path, database: str = "", tls: tuple[Path, Path] | None = None) -> None:
+        self.tls = tls
+        self.verify = ssl.create_default_context(cafile=tls[0]) if tls else ssl.create_default_context()
         self.broker = MemoryBroker()
         config = CoordinatorConfig(fleet="lab", name="c", data_dir=folder, database=database)
         place = Place(config, "127.0.0.1", 0, "memory")
@@ -275,7 +278,7 @@ class Served:
         thread = threading.Thread(target=tell)
         thread.start()
         try:
-            self.service.run(None)
+            self.service.run(None, self.tls)
         finally:
             thread.join()
             for number, handler in before.items():
@@ -284,7 +287,11 @@ class Served:
             raise self.failed[0]
 
     def api(self, path: str, method: str = "GET", **arguments: Any) -> httpx.Response:
-        return httpx.request(method, f"http://127.0.0.1:{self.port}/api/{path}", timeout=10, **arguments)
+        return httpx.request(method, f"{self.url}/api/{path}", timeout=10, verify=self.verify, **arguments)
+
+    @property
+    def url(self) -> str:
+        return f"{'https' if self.tls else 'http'}://127.0.0.1:{self.port}"
 
     def details(self, name: str) -> list[str]:
         return [row["detail"] for row in self.api("events").json() if row["name"] == name]

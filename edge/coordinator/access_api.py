@@ -1,0 +1,280 @@
+"""The door of the HTTP API: who is signed in, what their role may do, and the record of what was asked for.
+
+Every route goes through it. What a route asks of a role says its method (`GET` a viewer's, all else an operator's), or
+``x-role`` in its description. A write is in the audit log before it is begun, and what became of it after.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Annotated, Any
+from urllib.parse import unquote, urlsplit
+
+from fastapi import Depends, FastAPI, Query, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from fastapi.routing import APIRoute
+from pydantic import BaseModel, ConfigDict, Field
+
+from edge.contract.clock import Now
+from edge.coordinator.access import MAX_DAYS, MAX_NAME_CHARS, Access, Identity, Role, shown
+from edge.coordinator.records import AuditEntry, as_dict
+
+log = logging.getLogger("edge.coordinator")
+
+# The description of a route that asks something else of a role than its method says.
+VIEWER, ADMIN, ANYBODY = ({"x-role": name} for name in ("viewer", "admin", "anybody"))
+# Routes that ask for no token, since they have a credential of their own.
+PUBLIC = frozenset({"/api/v1/enrol"})
+# Who uses an open API says so here, for the record.
+WHO = "x-edge-who"
+# Bodies of these are files; all others are short.
+_FILES = ("/artifacts", "/signing/bundles")
+_MAX_BODY_BYTES = 1 << 20
+_MAX_DETAIL_CHARS, _MAX_REASON_CHARS = 2000, 500
+_SECRET = frozenset({"token", "password", "csr", "secret"})
+# What a request may be about, the first that it has; `who` and `reason` stand in columns of their own.
+_SUBJECTS = ("device", "number", "counter", "name", "digest", "to")
+_LOCAL_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
+
+
+class Body(BaseModel):
+    """What is asked for: nothing but what is known is taken."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class ReasonRequest(Body):
+    """Why, for the record."""
+
+    reason: str = Field(default="", max_length=_MAX_REASON_CHARS)
+
+
+class TokenRequest(ReasonRequest):
+    """Who gets a token, for what and for how long; 0 days are for ever."""
+
+    name: str = Field(min_length=1, max_length=MAX_NAME_CHARS)
+    role: str
+    days: float = Field(default=0.0, ge=0, le=MAX_DAYS)
+
+
+def signed_in(request: Request) -> Identity:
+    """Who asks, as the door found."""
+    found: Identity = request.state.identity
+    return found
+
+
+Who = Annotated[Identity, Depends(signed_in)]
+
+
+def role_of(route: APIRoute) -> Role | None:
+    """What a route asks of who calls it; None for nothing."""
+    named = (route.openapi_extra or {}).get("x-role", "")
+    if named:
+        return None if named == "anybody" else Role.named(named)
+    return Role.VIEWER if (route.methods or set()) <= {"GET", "HEAD"} else Role.OPERATOR
+
+
+class Refused(Exception):  # noqa: N818  # what it is, and not what goes wrong
+    """The door does not let this through."""
+
+    def __init__(self, status: int, detail: str, **headers: str) -> None:
+        super().__init__(detail)
+        self.status, self.headers = status, headers
+
+
+def _refusal(exc: Refused) -> Response:
+    return JSONResponse(
+        {"detail": str(exc), "error": "AccessError"}, status_code=exc.status, headers=exc.headers or None
+    )
+
+
+def guard(api: FastAPI, access: Access, clock: Callable[[], Now]) -> None:
+    """Put the door in front of all routes; `allow` must be a dependency of the application.
+
+    Args:
+        api: The application.
+        access: Tokens.
+        clock: The time.
+    """
+
+    @api.exception_handler(Refused)
+    async def refused(request: Request, exc: Refused) -> Response:
+        request.state.outcome = f"refused: {exc}"
+        return _refusal(exc)
+
+    @api.exception_handler(RequestValidationError)
+    async def not_understood(request: Request, exc: RequestValidationError) -> Response:
+        detail = "; ".join(_fault(each) for each in exc.errors()[:5])
+        request.state.outcome = f"refused: {detail}"
+        return JSONResponse({"detail": detail, "error": "ConfigError"}, status_code=422)
+
+    @api.middleware("http")
+    async def door(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+        try:
+            _check_origin(request)
+            _check_size(request)
+            request.state.identity = await run_in_threadpool(_identity, request, access, clock())
+        except Refused as exc:
+            return _refusal(exc)
+        request.state.entry, request.state.outcome = 0, ""
+        request.state.keep = access.store.access.audit
+        request.state.now_ms = clock().wall_ms
+        try:
+            response = await call_next(request)
+        except Exception as exc:
+            await run_in_threadpool(_ended, request, access, f"failed: {type(exc).__name__}: {exc}")
+            raise
+        status = response.status_code
+        outcome = request.state.outcome or ("done" if status < 400 else f"refused: {status}")
+        await run_in_threadpool(_ended, request, access, outcome)
+        return response
+
+
+def _ended(request: Request, access: Access, outcome: str) -> None:
+    if request.state.entry:
+        try:
+            access.store.access.ended(request.state.entry, outcome[:_MAX_DETAIL_CHARS])
+        except Exception:  # it was done, or not, in any case; the entry says that it was begun
+            log.exception("the outcome of audit entry %d could not be written: %s", request.state.entry, outcome)
+
+
+async def allow(request: Request) -> None:
+    """Let through who may do this, with parameters that there are, and keep what is asked for.
+
+    Raises:
+        Refused: They may not, or there is no such parameter.
+    """
+    route = request.scope["route"]
+    known = {each.alias for each in route.dependant.query_params}
+    if unknown := sorted(set(request.query_params) - known):
+        there = ", ".join(sorted(known)) or "none"
+        raise Refused(422, f"unknown parameter {unknown[0][:80]!r}; {route.path} has: {there}")
+    identity, needed = signed_in(request), role_of(route)
+    is_allowed = needed is None or identity.role >= needed
+    if request.method not in ("GET", "HEAD") and needed not in (None, Role.VIEWER):
+        entry = _entry(request, route, identity, await _document(request, route))
+        request.state.entry = await run_in_threadpool(request.state.keep, entry)
+    if not is_allowed:
+        raise Refused(403, f"{identity.who} is {identity.role}; this needs the role {needed}")
+
+
+async def _document(request: Request, route: APIRoute) -> Mapping[str, Any]:
+    """The body where it is one of ours; of a file nothing."""
+    if route.body_field is None or not await request.body():
+        return {}
+    found = await request.json()
+    return found if isinstance(found, dict) else {}
+
+
+def _entry(request: Request, route: APIRoute, identity: Identity, document: Mapping[str, Any]) -> AuditEntry:
+    asked = {**request.query_params, **document, **request.path_params}
+    who = identity.named(str(asked.pop("who", ""))[:MAX_NAME_CHARS])
+    reason = str(asked.pop("reason", ""))[:_MAX_REASON_CHARS]
+    told = {key: "..." if key in _SECRET else value for key, value in asked.items()}
+    subject = next((str(asked[key]) for key in _SUBJECTS if asked.get(key) not in (None, "")), "")
+    return AuditEntry(
+        at_ms=request.state.now_ms,
+        who=who,
+        role=str(identity.role) if identity.is_proved else "open",
+        action=f"{request.method} {route.path}",
+        subject=subject[:128],
+        detail=json.dumps(told, sort_keys=True)[:_MAX_DETAIL_CHARS],
+        reason=reason,
+    )
+
+
+def _identity(request: Request, access: Access, now: Now) -> Identity:
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    address = request.client.host if request.client else ""
+    claimed = unquote(request.headers.get(WHO, ""))[:MAX_NAME_CHARS]
+    found = access.identity(token.strip() if scheme.lower() == "bearer" else None, claimed, address, now)
+    if isinstance(found, Identity):
+        if not found.is_proved and (host := _host(request)) not in _LOCAL_HOSTS:
+            raise Refused(403, f"this API is open to this machine only, not as {host[:80]!r}; make a token for others")
+        return found
+    if request.url.path in PUBLIC:
+        return Identity(who="", role=Role.VIEWER, is_proved=False)
+    if found is not None:
+        raise Refused(429, f"too many wrong tokens; try again in {found:.0f} s", **{"retry-after": f"{found:.0f}"})
+    raise Refused(
+        401, "a bearer token is needed, and a right one: give --token or EDGE_TOKEN", **{"www-authenticate": "Bearer"}
+    )
+
+
+def _host(request: Request) -> str:
+    return urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
+
+
+def _check_origin(request: Request) -> None:
+    """A page of another site must not act with what a browser here may do."""
+    origin = request.headers.get("origin")
+    if request.method in ("GET", "HEAD") or origin is None:
+        return
+    if urlsplit(origin).netloc != request.headers.get("host", ""):
+        raise Refused(403, f"a page of {origin[:80]} may change nothing here")
+
+
+def _check_size(request: Request) -> None:
+    if request.method in ("GET", "HEAD") or request.url.path.endswith(_FILES):
+        return
+    length = request.headers.get("content-length", "")
+    if "transfer-encoding" in request.headers or (length and not length.isdigit()):
+        raise Refused(411, "a request has a content-length")
+    if int(length or 0) > _MAX_BODY_BYTES:
+        raise Refused(413, f"a request has at most {_MAX_BODY_BYTES} bytes, got {length[:20]}")
+
+
+def _fault(error: Mapping[str, Any]) -> str:
+    """What is wrong with a request, by the name of the parameter."""
+    where = ".".join(str(each) for each in error["loc"][1:]) or str(error["loc"][0])
+    if error["type"] == "extra_forbidden":
+        return f"unknown parameter {where[:80]!r}"
+    return f"{where[:80]}: {error['msg']}"
+
+
+def add_access_routes(api: FastAPI, access: Access, clock: Callable[[], Now]) -> None:
+    """Add the routes of tokens and of the audit log, which are an admin's.
+
+    Args:
+        api: The application.
+        access: Tokens.
+        clock: The time.
+    """
+
+    @api.get("/api/v1/tokens", openapi_extra=ADMIN)
+    def tokens() -> list[dict[str, Any]]:
+        """All tokens, without their secrets."""
+        return [shown(each) for each in access.store.access.tokens()]
+
+    @api.post("/api/v1/tokens", openapi_extra=ADMIN)
+    def new_token(body: TokenRequest) -> dict[str, Any]:
+        """Make a token; the answer is the only one that has the secret, as `token`."""
+        made, secret = access.new_token(body.name, Role.named(body.role), clock(), days=body.days)
+        return shown(made) | {"token": secret}
+
+    @api.post("/api/v1/tokens/{number}/revoke", openapi_extra=ADMIN)
+    def revoke(number: int, body: ReasonRequest) -> dict[str, Any]:
+        """Believe a token no more."""
+        del body  # as everywhere: the door has kept the reason
+        return shown(access.revoke(number, clock()))
+
+    @api.get("/api/v1/audit", openapi_extra=ADMIN)
+    def audit(
+        limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+        before: Annotated[int, Query(ge=0, lt=2**63)] = 0,
+        who: str = "",
+        subject: str = "",
+        since: Annotated[int, Query(ge=0, lt=2**63)] = 0,
+    ) -> list[dict[str, Any]]:
+        """Who asked for what and why, newest first; `before` is the id of the last one of the page before."""
+        found = access.store.access.entries(limit, before_id=before, who=who, subject=subject, since_ms=since)
+        return [as_dict(each) for each in found]
+
+    @api.get("/api/v1/me")
+    def me(who: Who) -> dict[str, Any]:
+        """Who is signed in."""
+        return {"who": who.who, "role": str(who.role), "proved": who.is_proved}

@@ -1,0 +1,278 @@
+"""Tokens and roles of the HTTP API, tried on every route; what was asked for is kept, and by whom."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import ipaddress
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from click.testing import CliRunner
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+
+from edge.cli import fleet as cli
+from edge.contract.clock import Now
+from edge.contract.errors import ChannelError, ConfigError, RolloutError
+from edge.coordinator.access import TRIES, Access, Role, check_reach, make_token
+from edge.coordinator.access_api import role_of
+from edge.coordinator.api import build_api
+from edge.coordinator.artifacts import ArtifactStore
+from edge.coordinator.config import CoordinatorConfig
+from edge.coordinator.core import CoordinatorCore
+from edge.coordinator.store.store import Store
+from tests.edge.coordinator.test_faults import Served
+
+DAY_MS = 86_400_000
+DAY = datetime.timedelta(days=1)
+
+
+class Web:
+    """The application, asked as over HTTP; its time is what a test says it is."""
+
+    def __init__(self, folder: Path, fixed: str | None = None) -> None:
+        self.now = Now(1000.0, 1_800_000_000_000)
+        self.store = Store(folder / "db.sqlite")
+        config = CoordinatorConfig(fleet="lab", name="c", data_dir=folder, auto_merge=False)
+        self.core = CoordinatorCore(config, self.store, ArtifactStore(folder / "artifacts"))
+        self.app: FastAPI = build_api(
+            self.store, lambda function: function(self.core, self.now), "lab", fixed, clock=lambda: self.now
+        )
+
+    def ask(self, method: str, path: str, token: str | None = None, **arguments: Any) -> httpx.Response:
+        headers = {"authorization": f"Bearer {token}"} if token else {}
+        headers |= arguments.pop("headers", {})
+        address = arguments.pop("address", "10.0.0.1")
+        host = arguments.pop("host", "localhost")
+
+        async def ask() -> httpx.Response:
+            transport = httpx.ASGITransport(self.app, client=(address, 1), raise_app_exceptions=False)
+            async with httpx.AsyncClient(transport=transport, base_url=f"http://{host}") as client:
+                return await client.request(method, path, headers=headers, **arguments)
+
+        return asyncio.run(ask())
+
+    def tokens(self) -> dict[Role, str]:
+        access = Access(self.store)
+        return {role: access.new_token(str(role), role, self.now)[1] for role in reversed(Role)}
+
+    def audit(self) -> list[tuple[str, str, str]]:
+        return [(each.who, each.action, each.outcome) for each in self.store.access.entries(1000)[::-1]]
+
+
+@pytest.fixture
+def web(tmp_path: Path) -> Iterator[Web]:
+    made = Web(tmp_path)
+    yield made
+    made.store.close()
+
+
+def routes(app: FastAPI) -> list[tuple[str, APIRoute]]:
+    """Every method of every route, also those of documentation pages."""
+    return [
+        (method, route)
+        for route in app.routes
+        if isinstance(route, APIRoute)
+        for method in sorted(route.methods or set())
+    ]
+
+
+def filled(route: APIRoute) -> str:
+    return re.sub(r"{[^}]*}", "9", route.path)
+
+
+def test_every_route_asks_for_the_role_that_it_says_and_every_write_is_kept(web: Web) -> None:
+    tokens = web.tokens()
+    found = routes(web.app)
+    assert len(found) > 30
+    for method, route in found:
+        path, needed = filled(route), role_of(route)
+        if needed is None:
+            continue
+        assert web.ask(method, path).status_code == 401, path
+        assert web.ask(method, path, "edge_wrong", address=path).status_code == 401, path
+        assert needed is not Role.VIEWER or method == "GET" or path == "/api/v1/plan", "a write is an operator's"
+        for role, token in tokens.items():
+            before = len(web.audit())
+            status = web.ask(method, path, token, json={} if route.body_field is not None else None).status_code
+            assert (status == 403) == (role < needed), (method, path, role, status)
+            assert status != 401
+            # A body that is not understood begins nothing; it is kept all the same that it was asked for.
+            is_write = method != "GET" and needed is not Role.VIEWER
+            assert len(web.audit()) - before == int(is_write), (method, path, role)
+    for path in ("/docs", "/openapi.json", "/redoc"):
+        assert web.ask("GET", path).status_code == 401
+        assert web.ask("GET", path, tokens[Role.VIEWER]).status_code == 200
+    described = web.ask("GET", "/openapi.json", tokens[Role.VIEWER]).json()
+    for method, route in found:
+        assert described["paths"][route.path][method.lower()]["summary"]
+
+
+def test_a_token_holds_until_it_is_revoked_or_expires_and_is_nowhere(web: Web, tmp_path: Path) -> None:
+    admin = web.tokens()[Role.ADMIN]
+    made = web.ask("POST", "/api/v1/tokens", admin, json={"name": "kim", "role": "operator", "days": 2})
+    kim = made.json()["token"]
+    assert made.json()["role"] == "operator"
+    assert "digest" not in made.json()
+    assert web.ask("GET", "/api/v1/me", kim).json() == {"who": "kim", "role": "operator", "proved": True}
+    data = b"".join(path.read_bytes() for path in tmp_path.glob("db.sqlite*"))
+    assert kim.encode() not in data
+    assert kim not in str(web.store.access.entries(100))
+    listed = web.ask("GET", "/api/v1/tokens", admin).json()
+    assert [each["name"] for each in listed] == ["admin", "operator", "viewer", "kim"]
+    assert "token" not in listed[0]
+    assert "kim" in web.ask("POST", "/api/v1/tokens", admin, json={"name": "kim", "role": "viewer"}).json()["detail"]
+    web.now = Now(1000.0, web.now.wall_ms + 2 * DAY_MS)
+    assert web.ask("GET", "/api/v1/me", kim).status_code == 401, "it expired"
+    number = next(each["id"] for each in listed if each["name"] == "viewer")
+    viewer = Access(web.store).new_token("other", Role.VIEWER, web.now)[1]
+    assert web.ask("POST", f"/api/v1/tokens/{number}/revoke", admin, json={"reason": "left"}).status_code == 200
+    assert web.ask("GET", "/api/v1/me", viewer).status_code == 200
+    for each in web.store.access.tokens():
+        web.store.access.revoke(each.id, 1)
+    assert web.ask("GET", "/api/health").status_code == 401, "with no token left it stays closed"
+    with pytest.raises(RolloutError, match="begin with one of an admin"):
+        Access(web.store).new_token("late", Role.OPERATOR, web.now)
+
+
+def test_without_a_token_it_is_open_to_this_machine_only_and_says_so(web: Web) -> None:
+    assert web.ask("GET", "/api/health").json()["access"] == "open"
+    assert web.ask("GET", "/api/v1/me").json()["proved"] is False
+    assert web.ask("GET", "/api/devices", host="evil.example").status_code == 403, "a name that was bound to 127.0.0.1"
+    assert web.ask("POST", "/api/merge", headers={"origin": "http://evil.example"}).status_code == 403
+    assert web.ask("POST", "/api/merge", headers={"origin": "http://localhost"}).status_code == 200
+    web.ask("POST", "/api/merge?", headers={"x-edge-who": "k%C3%AFm"}, json={"reason": "noon"})
+    newest = web.store.access.entries(1)[0]
+    assert (newest.who, newest.role, newest.reason, newest.outcome) == ("kïm", "open", "noon", "done")
+    for host in ("127.0.0.1", "::1", "localhost"):
+        check_reach(host)
+    for host in ("0.0.0.0", "::", "10.1.2.3", "fleet.example"):  # what is refused
+        with pytest.raises(ConfigError, match="make a token first"):
+            check_reach(host)
+
+
+def test_who_guesses_waits_and_locks_out_nobody_with_a_token(tmp_path: Path) -> None:
+    web = Web(tmp_path, fixed="hunter2")
+    made = make_token(tmp_path / "db.sqlite", "kim", "admin", web.now)["token"]
+    for _ in range(TRIES):
+        assert web.ask("GET", "/api/health", "hunter1").status_code == 401
+    told = web.ask("GET", "/api/health", "hunter2")
+    assert (told.status_code, told.headers["retry-after"]) == (429, "60")
+    assert web.ask("GET", "/api/health", made).status_code == 200
+    assert web.ask("GET", "/api/health", "hunter2", address="10.0.0.2").status_code == 200
+    web.now = Now(web.now.s + 60.0, web.now.wall_ms)
+    assert web.ask("GET", "/api/health", "hunter2").status_code == 200
+    web.store.close()
+
+
+def test_what_is_not_known_is_refused_by_its_name(web: Web) -> None:
+    for method, path, arguments, words in (
+        ("GET", "/api/devices?onlin=1", {}, "'onlin'"),
+        ("GET", "/api/v1/events?device=a&dveice=b", {}, "'dveice'"),
+        ("POST", "/api/merge?now=1", {}, "'now'"),
+        ("POST", "/api/forget", {"json": {"device": "a", "all": True}}, "'all'"),
+        ("POST", "/api/tags", {"json": {"device": "a"}}, "tags: Field required"),
+        ("POST", "/api/releases", {"json": {"digest": 1}}, "digest: "),
+        ("GET", "/api/v1/audit?limit=0", {}, "limit: "),
+    ):
+        told = web.ask(method, path, **arguments)
+        assert told.status_code == 422, path
+        assert words in told.json()["detail"], told.text
+    assert web.ask("POST", "/api/merge", content=b"x" * (1 << 21)).status_code == 413
+    # What is asked for without end is not read to its end.
+    assert web.ask("POST", "/api/tags", content=iter_bytes()).status_code == 411
+
+
+async def iter_bytes() -> Any:
+    while True:
+        yield b"[" * 65536
+
+
+def test_the_audit_log_says_who_did_what_and_why_page_by_page(web: Web) -> None:
+    tokens = web.tokens()
+    operator, admin = tokens[Role.OPERATOR], tokens[Role.ADMIN]
+    web.core.registry.event("cam", _event(), web.now)
+    for i in range(3):
+        body = {"device": "cam", "tags": {"site": f"s{i}"}, "reason": "moved"}
+        assert web.ask("POST", "/api/tags", operator, json=body).status_code == 200
+    assert web.ask("POST", "/api/forget", operator, json={"device": "cam", "reason": "asked"}).status_code == 422
+    web.ask("POST", "/api/v1/tokens", operator, json={"name": "me", "role": "admin"})
+    found = web.ask("GET", "/api/v1/audit?subject=cam", admin).json()
+    assert [each["reason"] for each in found] == ["asked", "moved", "moved", "moved"]
+    assert found[0]["outcome"].startswith("refused: nothing that cam learned is here")
+    assert json.loads(found[1]["detail"]) == {"device": "cam", "tags": {"site": "s2"}}
+    assert web.audit()[-1] == (
+        "operator",
+        "POST /api/v1/tokens",
+        "refused: operator is operator; this needs the role admin",
+    )
+    pages, before = [], 0
+    while page := web.ask("GET", f"/api/v1/audit?limit=2&before={before}", admin).json():
+        pages += page
+        before = page[-1]["id"]
+    assert pages == web.ask("GET", "/api/v1/audit", admin).json()
+    # Whoever is signed in cannot say to be another.
+    web.ask("POST", "/api/v1/paused", operator, json={"paused": True, "who": "root", "reason": "fire"})
+    assert web.store.rollouts.transitions(0)[-1].who == "operator"
+    assert web.store.access.entries(1)[0].who == "operator"
+
+
+def test_what_fails_is_in_the_audit_log_too(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(web.core.learning, "forget", broken)
+    assert web.ask("POST", "/api/forget", json={"device": "cam"}).status_code == 500
+    assert "No space left" in web.audit()[-1][2]
+    # What cannot be kept is not done.
+    monkeypatch.setattr(type(web.store.access), "audit", broken)
+    told = web.ask("POST", "/api/v1/paused", json={"paused": True, "reason": "fire"})
+    assert told.status_code == 500
+    assert web.ask("GET", "/api/v1/paused").json() == {"paused": ""}
+
+
+def test_https_is_spoken_with_the_certificate_that_is_given(tmp_path: Path) -> None:
+    tls = certificate(tmp_path)
+    served = Served(tmp_path / "data", tls=tls)
+
+    def story() -> None:
+        words = ["--coordinator", served.url, "--ca", str(tls[0])]
+        done = CliRunner().invoke(cli.fleet, [*words, "merge", "--reason", "tried"], catch_exceptions=False)
+        assert done.output == "nothing new to merge\n"
+        with pytest.raises(ChannelError, match="CERTIFICATE_VERIFY_FAILED"):
+            CliRunner().invoke(cli.fleet, ["--coordinator", served.url, "devices"], catch_exceptions=False)
+        with pytest.raises(httpx.HTTPError):
+            httpx.get(f"http://127.0.0.1:{served.port}/api/health")
+
+    served.run(story)
+
+
+def certificate(folder: Path) -> tuple[Path, Path]:
+    """A certificate of 127.0.0.1, by itself, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "here")])
+    begin = datetime.datetime.now(datetime.UTC)
+    here = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    made = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), begin, begin + DAY)
+    found = made.add_extension(here, critical=False).sign(key, hashes.SHA256())
+    paths = folder / "cert.pem", folder / "key.pem"
+    paths[0].write_bytes(found.public_bytes(serialization.Encoding.PEM))
+    form = serialization.PrivateFormat.PKCS8
+    paths[1].write_bytes(key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption()))
+    return paths
+
+
+def _event() -> Any:
+    from edge.channel.messages import Event
+
+    return Event(ts_ms=0, name="drift")
