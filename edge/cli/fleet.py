@@ -17,6 +17,7 @@ from edge.cli.devices import age, events, metrics, show
 from edge.cli.keys import keys
 from edge.cli.releases import release as release_group
 from edge.cli.releases import rollback, whom
+from edge.cli.simulate import simulate
 from edge.cli.terminal import say, shown
 from edge.contract.digest import short
 from edge.contract.errors import BundleError, ChannelError, ConfigError, EdgeError, RolloutError, run_to_exit
@@ -149,6 +150,7 @@ fleet.add_command(metrics)
 fleet.add_command(release_group)
 fleet.add_command(rollback)
 fleet.add_command(keys)
+fleet.add_command(simulate)
 fleet.add_command(rollouts.rollout)
 fleet.add_command(rollouts.pause_all)
 fleet.add_command(rollouts.resume_all)

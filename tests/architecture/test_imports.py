@@ -24,6 +24,7 @@ ROOMS: dict[str, set[str]] = {
     "edge.channel": {"edge", "edge.contract"},
     "edge.agent": {"edge", "edge.contract", "edge.inference", "edge.learning", "edge.channel"},
     "edge.coordinator": {"edge", "edge.contract", "edge.inference", "edge.learning", "edge.merging", "edge.channel"},
+    "edge.simulator": {"edge", "edge.contract", "edge.channel", "edge.agent"},
     "edge.cli": {
         "edge",
         "edge.contract",
@@ -33,6 +34,7 @@ ROOMS: dict[str, set[str]] = {
         "edge.channel",
         "edge.agent",
         "edge.coordinator",
+        "edge.simulator",
     },
     "converter": {"edge", "edge.contract", "edge.inference", "edge.learning"},
     "firmware_configs": set(),
@@ -41,6 +43,7 @@ ROOMS: dict[str, set[str]] = {
 SERVICES = ("edge/agent/service.py", "edge/coordinator/service.py")
 SHELL = (
     *SERVICES,
+    "edge/simulator/service.py",
     "edge/channel/mqtt.py",
     "edge/coordinator/broker.py",
     "edge/cli/*",

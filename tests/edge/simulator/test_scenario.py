@@ -1,0 +1,40 @@
+from pathlib import Path
+
+import pytest
+
+from edge.contract.errors import ConfigError
+from edge.simulator.scenario import Scenario, read_scenario
+from edge.simulator.service import struck
+
+
+def test_a_scenario_without_anything_is_the_usual_one(tmp_path: Path) -> None:
+    (tmp_path / "s.toml").write_text("")
+    assert read_scenario(tmp_path / "s.toml") == Scenario()
+
+
+def test_all_faults_of_a_scenario_are_told_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "s.toml"
+    path.write_text('devices = 0\nlasts = "soon"\nsample = {}\n[world]\ngain = [2, 1]\n[[faults]]\nkind = "fire"\n')
+    with pytest.raises(ConfigError) as caught:
+        read_scenario(path)
+    said = str(caught.value)
+    for part in ("devices", "lasts", "samples", "world.gain", "faults[0].kind", "faults[0].at"):
+        assert part in said, said
+    for text in (b"\xff", b"devices ="):
+        path.write_bytes(text)
+        with pytest.raises(ConfigError, match=r"s\.toml"):
+            read_scenario(path)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_scenario(tmp_path / "none.toml")
+
+
+def test_a_fault_strikes_its_share_of_the_devices_and_the_same_ones_each_time(tmp_path: Path) -> None:
+    (tmp_path / "s.toml").write_text(
+        'devices = 40\n[[faults]]\nkind = "offline"\nat = "1 s"\nshare = 0.25\n'
+        '[[faults]]\nkind = "kill"\nat = "1 s"\nshare = 0.01\n[[faults]]\nkind = "drift"\nat = "1 s"\nshare = 0.0\n'
+    )
+    scenario = read_scenario(tmp_path / "s.toml")
+    assert len(struck(scenario, 0)) == 10
+    assert struck(scenario, 0) == struck(scenario, 0) < set(range(40))
+    assert len(struck(scenario, 1, 4)) == 1, "of processes one at least"
+    assert struck(scenario, 2) == set()
