@@ -16,7 +16,7 @@ from edge.cli import access, rollouts
 from edge.cli.devices import age, events, metrics, show
 from edge.cli.keys import keys
 from edge.cli.releases import release as release_group
-from edge.cli.releases import rollback, whom
+from edge.cli.releases import rollback, send, whom
 from edge.cli.simulate import simulate
 from edge.cli.terminal import say, shown
 from edge.contract.digest import short
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-# A bundle is tried by the coordinator before it is taken.
-_PROVED_S = 300.0
 _ERRORS: dict[str, type[EdgeError]] = {"BundleError": BundleError, "ConfigError": ConfigError}
 
 
@@ -240,14 +238,8 @@ def push(
     edge-fleet push next.edge --name spring --wait 60
     edge-fleet push head.safetensors --device camera-1 --device tag.site=north
     """
-    try:
-        data = artifact.read_bytes()
-    except OSError as exc:
-        raise ConfigError(f"{artifact} cannot be read: {exc.strerror}") from exc
     coordinator = connect()
-    asked = {"file": artifact.name, "force": force}
-    kept = coordinator.call("POST", "/api/artifacts", content=data, params=asked, timeout=_PROVED_S)
-    body = {key: kept[key] for key in ("digest", "kind", "backbone")} | asked
+    body = send(coordinator, artifact, force=force)
     body |= {"model": model, "devices": list(names), "reason": reason, "name": name, "notes": notes}
     if all_at_once:
         release, rollout = coordinator.call("POST", "/api/releases", json=body), None
@@ -258,7 +250,7 @@ def push(
         click.echo(json.dumps(release | {"rollout": rollout}, indent=1))
     else:
         meant = release | {"devices": list(names) or ["*"]}
-        say(f"release {release['counter']}: {kept['kind']} {short(kept['digest'])} {whom(meant)}")
+        say(f"release {release['counter']}: {release['kind']} {short(release['digest'])} {whom(meant)}")
     if rollout is not None:
         if not as_json:
             say(f"with the default plan, {rollouts.line_of(rollout)}")

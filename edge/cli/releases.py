@@ -14,6 +14,8 @@ from edge.contract.digest import sha256, short
 from edge.contract.errors import BundleError, ConfigError
 from edge.contract.files import replace_file
 
+# A bundle is tried by the coordinator before it is taken.
+_PROVED_S = 300.0
 _JSON = click.option("--json", "as_json", is_flag=True, help="For programs.")
 
 
@@ -22,11 +24,59 @@ def release() -> None:
     r"""List, show, compare and fetch releases: what was pushed, by its number.
 
     \b
+    edge-fleet release add head.safetensors
     edge-fleet release list
     edge-fleet release show 3
     edge-fleet release diff 2 3
     edge-fleet release download 2 -o before.edge
     """
+
+
+@release.command()
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.option("--model", default="", help="The model that it is for.  [default: the bundle's; for a head all it fits]")
+@click.option("--reason", default="", help="Kept with the release.")
+@click.option("--name", default="", help="Of the release, for `edge-fleet release list`.")
+@click.option("--notes", default="", help="What people should know of it.")
+@click.option("--force", is_flag=True, help="Also what fails its golden samples here, or is unlike what runs.")
+@_JSON
+@click.pass_obj
+def add(
+    connect: Any, artifact: Path, model: str, reason: str, name: str, notes: str, force: bool, as_json: bool
+) -> None:
+    r"""Make a release of ARTIFACT, a bundle or a head; nobody runs it until a rollout brings it.
+
+    \b
+    edge-fleet release add head.safetensors --name spring
+    edge-fleet rollout start plan.toml        # with release = the number that it prints
+    """
+    coordinator = connect()
+    body = send(coordinator, artifact, force=force)
+    body |= {"model": model, "reason": reason or f"added from {artifact.name}", "name": name, "notes": notes}
+    row = coordinator.call("POST", "/api/v1/releases", json=body)
+    if as_json:
+        click.echo(json.dumps(row, indent=1))
+    else:
+        say(f"release {row['counter']}: {row['kind']} {short(row['digest'])}, for nobody until a rollout brings it")
+
+
+def send(coordinator: Any, artifact: Path, *, force: bool) -> dict[str, Any]:
+    """Send a file to the coordinator, which looks at it.
+
+    Returns:
+        ``digest``, ``kind``, ``backbone``, ``file`` and ``force``, for a request that makes a release of it.
+
+    Raises:
+        ConfigError: It cannot be read.
+        EdgeError: The coordinator did not take it.
+    """
+    try:
+        data = artifact.read_bytes()
+    except OSError as exc:
+        raise ConfigError(f"{artifact} cannot be read: {exc.strerror}") from exc
+    asked = {"file": artifact.name, "force": force}
+    kept = coordinator.call("POST", "/api/artifacts", content=data, params=asked, timeout=_PROVED_S)
+    return {key: kept[key] for key in ("digest", "kind", "backbone")} | asked
 
 
 @release.command("list")

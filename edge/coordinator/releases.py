@@ -5,7 +5,8 @@ A release is never changed. Its counter is above all that this database and any 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from edge.contract.clock import Now
@@ -22,6 +23,7 @@ from edge.coordinator.rollout.states import DESIRED
 from edge.coordinator.rollout.words import is_on_its_way, wants
 from edge.coordinator.store.store import Store
 from edge.coordinator.wanted import Targeted, Wanted, wanted
+from edge.learning.exchange import HeadRelease
 from edge.merging.groups import ALL_DEVICES, EVERYBODY, is_meant
 from edge.merging.policy import BY_TAG
 
@@ -68,15 +70,36 @@ def add_release(
     return release
 
 
-def goes_back_to(releases: Sequence[Release], to: int, model: str) -> tuple[Release, Release]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Brought:
+    """What became of a release that a rollout brought.
+
+    Attributes:
+        rollout: The newest one of it.
+        select: Whom its plan meant.
+        is_completed: Whether one of them went through all waves.
+        devices: That run it.
+    """
+
+    rollout: int
+    select: str
+    is_completed: bool
+    devices: tuple[str, ...]
+
+
+def goes_back_to(
+    releases: Sequence[Release], to: int, model: str, brought: Mapping[int, Brought]
+) -> tuple[Release, Release]:
     """The release that a rollback undoes, and the one whose bytes come again.
 
     One that restores another stands where that one stands: going back twice goes back further, and not forth again.
+    What a rollout brought is gone back to only where it went through all waves.
 
     Args:
         releases: All, newest first.
         to: The one to go back to; 0 for the one before.
         model: Of which model the newest release is to be undone; "" for the newest of all.
+        brought: Of those that a rollout brought, what became of them.
 
     Raises:
         RolloutError: There is nothing to go back to.
@@ -95,10 +118,20 @@ def goes_back_to(releases: Sequence[Release], to: int, model: str) -> tuple[Rele
         raise RolloutError(f"there is no release{_as(model)} to go back from")
     undone = undone_or_none
     place = undone.restores or undone.counter
+    if (found := brought.get(undone.counter)) is not None and not found.devices:
+        raise RolloutError(
+            f"no device runs release {undone.counter}, the newest: rollout {found.rollout} has brought it to none, so "
+            f"there is nothing to go back from. `edge-fleet rollout abort {found.rollout}` ends it; --to names a "
+            f"release to have again all the same"
+        )
+    original = by_counter.get(place, undone)
     before = [
         each
         for each in releases
-        if each.counter < place and not each.restores and _is_alike(each, undone) and each.devices == undone.devices
+        if each.counter < place
+        and not each.restores
+        and _is_alike(each, undone)
+        and _had(each, undone, original, brought)
     ]
     if not before:
         raise RolloutError(
@@ -108,10 +141,56 @@ def goes_back_to(releases: Sequence[Release], to: int, model: str) -> tuple[Rele
     return undone, before[0]
 
 
+def _had(before: Release, undone: Release, original: Release, brought: Mapping[int, Brought]) -> bool:
+    """Whether those that a release was meant for had another one before.
+
+    Args:
+        before: That one.
+        undone: The release.
+        original: The one that it restores; else itself.
+        brought: See `goes_back_to`.
+    """
+    if before.devices and before.devices == undone.devices:
+        return True
+    by_rollout, earlier = brought.get(original.counter), brought.get(before.counter)
+    if by_rollout is None:
+        return False
+    if earlier is not None:
+        return earlier.is_completed and earlier.select in ("", by_rollout.select)
+    return before.devices == (ALL_DEVICES,)
+
+
 def _is_alike(one: Release, other: Release) -> bool:
     """Whether they are for the same slot: one would take the place of the other."""
     same = one.kind == other.kind and one.model == other.model
     return same and (one.kind == "bundle" or one.backbone == other.backbone)
+
+
+def older_bytes(artifacts: ArtifactStore, undone: str, older: str) -> str:
+    """The artifact that brings an older head back in the place of another one.
+
+    A merge competes with what a device has: it would leave a head that replaced everything where it is. Then it comes
+    back as a head that replaces, too.
+
+    Args:
+        artifacts: Files by digest.
+        undone: Digest of the head that is to go.
+        older: Digest of the one that is to be there again.
+
+    Returns:
+        The digest of what to push.
+
+    Raises:
+        EdgeError: The older one is missing or changed on disk.
+    """
+    before = HeadRelease.decode(artifacts.get(older).path.read_bytes(), short(older))
+    try:
+        is_to_replace = not HeadRelease.decode(artifacts.get(undone).path.read_bytes(), short(undone)).competes
+    except EdgeError:  # what is to go need not be here
+        is_to_replace = True
+    if before.competes and is_to_replace:
+        return artifacts.put(replace(before, is_rival=False).encode()).digest
+    return older
 
 
 class Releases:
@@ -223,14 +302,18 @@ class Releases:
         Raises:
             RolloutError: There is nothing to go back to, or its bytes are gone.
         """
-        undone, wanted = goes_back_to(self._store.releases.all(), to, model)
-        self._artifacts.get(wanted.digest)
+        brought = self._brought()
+        undone, wanted = goes_back_to(self._store.releases.all(), to, model, brought)
+        digest = self._artifacts.get(wanted.digest).digest
+        if wanted.kind == "head":
+            digest = older_bytes(self._artifacts, undone.digest, digest)
+        reached = undone.devices or (brought[undone.counter].devices if undone.counter in brought else ())
         release = add_release(
             self._store,
             kind=wanted.kind,
-            digest=wanted.digest,
+            digest=digest,
             backbone=wanted.backbone,
-            devices=undone.devices or self._reached(undone),
+            devices=reached or [ALL_DEVICES],
             reason=reason or f"back from release {undone.counter} to {wanted.counter}",
             now_ms=now.wall_ms,
             model=wanted.model,
@@ -243,10 +326,23 @@ class Releases:
         self._events.note("", "release", what, now, wanted.model)
         return release
 
-    def _reached(self, release: Release) -> list[str]:
-        """Devices that a rollout has brought a release to; all of its devices where it has reached none."""
-        targets = [t for rollout, t in self._store.rollouts.of_devices() if rollout.plan.release == release.counter]
-        return sorted({target.device for target in targets if target.state in DESIRED}) or [ALL_DEVICES]
+    def _brought(self) -> dict[int, Brought]:
+        """By release, what became of those that rollouts brought."""
+        completed, running = self._store.rollouts.completed(), dict[int, set[str]]()
+        for rollout, target in self._store.rollouts.of_devices():
+            if target.state in DESIRED:
+                running.setdefault(rollout.plan.release, set()).add(target.device)
+        found: dict[int, Brought] = {}
+        for rollout in self._store.rollouts.all():  # newest first
+            counter = rollout.plan.release
+            first = found.get(counter)
+            found[counter] = Brought(
+                rollout=rollout.id if first is None else first.rollout,
+                select=rollout.plan.select,
+                is_completed=rollout.id in completed or (first is not None and first.is_completed),
+                devices=tuple(sorted(running.get(counter, ()))),
+            )
+        return found
 
     def _model_of(self, digest: str, model: str, served: set[str]) -> str:
         """The model that a bundle is for, of those that the chosen devices have.

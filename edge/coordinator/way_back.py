@@ -9,12 +9,16 @@ from edge.contract.errors import EdgeError
 from edge.coordinator.artifacts import ArtifactStore
 from edge.coordinator.bundles import Bundles
 from edge.coordinator.events import Events
-from edge.coordinator.records import Release
-from edge.coordinator.releases import add_release
+from edge.coordinator.records import Model, Release
+from edge.coordinator.releases import add_release, older_bytes
 from edge.coordinator.rollout.states import TargetState
 from edge.coordinator.rollout.step import Rollout, Target
 from edge.coordinator.store.store import Store
+from edge.coordinator.wanted import fits
+from edge.merging.groups import is_meant
 from edge.merging.merge import shipped_head
+
+_LIVE = (TargetState.ACTIVE, TargetState.PROBATION)
 
 
 class WayBack:
@@ -43,13 +47,31 @@ class WayBack:
             return target
         if rollout.kind == "bundle":
             return replace(target, former=model.bundle)
-        before = [
-            each
-            for each in self._store.releases.all()
-            if each.kind == "head" and each.backbone == model.backbone and each.counter <= model.release
-        ]
-        is_active = model.state in ("active", "probation") and model.state_release == model.release
-        return replace(target, former=before[0].digest if before and is_active else "")
+        return replace(target, former=self._head_before(rollout, model))
+
+    def _head_before(self, rollout: Rollout, model: Model) -> str:
+        """Digest of the head that a model runs; "" for the one that it came with.
+
+        What it refused, or went back from, it has dealt with and does not run.
+        """
+        tags = self._store.devices.tags(model.device).get(model.device, {})
+        brought = {
+            other.plan.release: target.state
+            for other, target in self._store.rollouts.of_devices(model.device)
+            if target.model == model.model and other.id != rollout.id
+        }
+        for each in self._store.releases.all():
+            if each.counter > model.release or each.kind != "head" or not fits(each, model, is_only=True):
+                continue
+            if each.counter in brought:
+                is_live = brought[each.counter] in _LIVE
+            elif not is_meant(each.devices, model.device, tags):
+                continue
+            else:
+                is_live = each.counter != model.state_release or model.state in ("active", "probation")
+            if is_live:
+                return each.digest
+        return ""
 
     def restore(self, rollout: Rollout, now: Now) -> set[str]:
         """Make a release of each different older artifact for those that are to go back; the devices to tell."""
@@ -88,7 +110,7 @@ class WayBack:
             if former:
                 self._artifacts.get(former)
                 if release.kind == "head":
-                    return former, release.backbone
+                    return older_bytes(self._artifacts, release.digest, former), release.backbone
                 known = {each.digest: each.backbone for each in self._store.releases.bundles()}
                 return (former, known[former]) if former in known else ("", "")
             bundle = self._bundles.of(release.backbone) if release.kind == "head" else None

@@ -18,8 +18,11 @@ from processes import Fleet, command, wait_for
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from safetensors.numpy import save_file
 
 from edge.agent.client import AgentClient
+from edge.contract.bundle import Bundle
+from edge.learning.exchange import HeadRelease
 
 CLASSES = {"camera-1": (0, 1, 2, 3), "camera-2": (3, 4, 5, 6), "camera-3": (6, 7, 8, 9), "camera-4": (2, 3, 4, 5)}
 UPRIGHT = "camera-4"  # nobody turns it: what the others learned is not for its world
@@ -27,8 +30,16 @@ LABELLED = 0.7  # share of the samples of a device's classes that get a label at
 LATE = 60  # labels come so many samples late
 MEASURE_EVERY, PROBES = 100, 50  # on so many test digits while digits are streamed
 GOAL, WORST_AFTER_TURN = 0.95, 0.60
+WAIT_S = 90  # for a rollout, with its labels on the way
+PLAN = """\
+release = {release}
+select  = 'tag.mount = "turned"'
+waves   = ["34 %", "67 %", "100 %"]     # one camera, two, all three
+"""
+LOST_BY_A_ROLLOUT = 0.02  # at most, by any camera: a bad head that was tried, a good one, and back
 LOST_BY_THE_MERGE = 0.01  # at most, by the camera that was not turned
-STEPS = ("before the turn", "after the turn", "after local learning", "after the merge")
+STEPS = ("before the turn", "after the turn", "after local labels", "after the merge", "after going back")
+STOPPED = 8  # exit code of ``edge-fleet ... --wait``: the rollout stopped
 
 
 @dataclass
@@ -83,6 +94,88 @@ def stream(agents: dict[str, AgentClient], data: Digits, results: Results, conso
     return start + total
 
 
+def asked_while_labels_come(
+    fleet: Fleet, agents: dict[str, AgentClient], data: Digits, *arguments: str | Path
+) -> tuple[int, str]:
+    """Run ``edge-fleet`` while the cameras see digits with labels, by which they judge what they are given.
+
+    Returns:
+        Its exit code, and what it printed.
+    """
+    command = fleet.started(*arguments)
+    labelled = {device: np.flatnonzero(np.isin(data.stream_y, classes)) for device, classes in CLASSES.items()}
+    at = 0
+    while command.poll() is None:
+        for device, agent in agents.items():
+            sample = int(labelled[device][at % len(labelled[device])])
+            name = f"labelled-{arguments[0]}-{at}"
+            agent.predict(name, as_seen_by(device, data.stream_x[sample : sample + 1])[0])
+            agent.label(name, int(data.stream_y[sample]))
+        at += 1
+        time.sleep(0.01)
+    said, _ = command.communicate()
+    return command.returncode, said.strip()
+
+
+def heads(fleet: Fleet, folder: Path, bundle: Path) -> tuple[Path, Path]:
+    """Files of a head of random numbers, and of one that is right for turned cameras: what the merge has learned."""
+    merged = fleet.asked("releases")[0]["counter"]
+    fleet.fleet("release", "download", str(merged), "-o", str(folder / "merged.safetensors"), "--force")
+    learned = HeadRelease.decode((folder / "merged.safetensors").read_bytes(), "the merged head").parameters
+    rng = np.random.default_rng(5)
+    shapes = {name: array.shape for name, array in Bundle.open(bundle).head_parameters().items()}
+    bad, good = folder / "bad.safetensors", folder / "good.safetensors"
+    save_file({name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}, bad)
+    save_file({name: np.ascontiguousarray(array) for name, array in learned.items()}, good)
+    return bad, good
+
+
+def roll_out(fleet: Fleet, agents: dict[str, AgentClient], data: Digits, console: Console, bundle: Path) -> list[str]:
+    """Push a bad head, which stops itself; bring a good one in waves; go back. What went another way than promised."""
+    faults, folder = [], fleet.folder
+    bad, good = heads(fleet, folder, bundle)
+
+    console.rule("7. edge-fleet push: a bad head stops itself at the first camera")
+    code, said = asked_while_labels_come(fleet, agents, data, "push", bad, "--wait", str(WAIT_S))
+    console.print(said, highlight=False, markup=False)
+    rollout = fleet.asked("v1/rollouts")[0]
+    counts = fleet.asked(f"v1/rollouts/{rollout['id']}")["counts"]
+    console.print(f"- exit code {code}; devices by state: {counts}", highlight=False)
+    if code != STOPPED or counts.get("waiting") != len(CLASSES) - 1 or counts.get("active"):
+        faults.append(f"the bad head was to stop at one camera: exit code {code}, {counts}")
+
+    console.rule("8. edge-fleet rollout: a good head goes to the turned cameras in waves")
+    fleet.fleet("rollout", "abort", str(rollout["id"]), "--reason", "it was of random numbers")
+    for device in agents:
+        if device != UPRIGHT:
+            console.print(fleet.fleet("tag", device, "mount=turned"), highlight=False)
+    console.print(fleet.fleet("release", "add", str(good), "--name", "turned cameras"), highlight=False)
+    plan = folder / "plan.toml"
+    plan.write_text(PLAN.format(release=fleet.asked("releases")[0]["counter"]))
+    console.print(fleet.fleet("rollout", "plan", str(plan)), highlight=False)
+    code, said = asked_while_labels_come(fleet, agents, data, "rollout", "start", plan, "--wait", str(WAIT_S))
+    console.print(said, highlight=False, markup=False)
+    rollout = fleet.asked("v1/rollouts")[0]
+    console.print(f"- exit code {code}; it is {rollout['state']} after {rollout['wave']} waves", highlight=False)
+    if (code, rollout["state"], rollout["wave"]) != (0, "completed", 3):
+        faults.append(f"the good head was to reach three cameras: exit code {code}, {rollout['state']}")
+
+    console.rule("9. edge-fleet rollback: what they had before, as a new release")
+    console.print(fleet.fleet("rollback"), highlight=False)
+    release = fleet.asked("releases")[0]["counter"]
+
+    def are_back() -> bool:
+        return all(
+            (row["state"], row["state_release"]) in (("active", release), ("probation", release))
+            for row in fleet.known()
+            if row["id"] != UPRIGHT
+        )
+
+    wait_for("the older head is live again", are_back)
+    console.print(fleet.fleet("devices"), highlight=False)
+    return faults
+
+
 def measure(
     step: str,
     agents: dict[str, AgentClient],
@@ -106,7 +199,7 @@ def table(results: Results, y: npt.NDArray[np.int64]) -> Table:
     for step in STEPS:
         made.add_column(step, justify="right")
     for device, classes in CLASSES.items():
-        rows = (("all", np.ones(len(y), bool)), (f"unlabelled (not {classes[0]}-{classes[-1]})", ~np.isin(y, classes)))
+        rows = (("all", np.ones(len(y), bool)), (f"others (not {classes[0]}-{classes[-1]})", ~np.isin(y, classes)))
         for i, (what, chosen) in enumerate(rows):
             values = [f"{results.steps[step, device][chosen].mean():.3f}" for step in STEPS]
             name = device if i == 0 else "not turned" if device == UPRIGHT else ""
@@ -184,6 +277,11 @@ def run(folder: Path, keep: bool) -> int:
         results.marks.append((at - MEASURE_EVERY // 2, "merged head pushed"))
         measure(STEPS[3], agents, data, results, at)
         console.print(fleet.fleet("devices"), highlight=False)
+
+        faults = roll_out(fleet, agents, data, console, bundle)
+        at += MEASURE_EVERY
+        results.marks.append((at - MEASURE_EVERY // 2, "a bad head refused, a good one in and back"))
+        measure(STEPS[4], agents, data, results, at)
         console.print(table(results, data.test_y))
         plot(results, folder / "learning.png")
         took = time.monotonic() - started
@@ -191,7 +289,7 @@ def run(folder: Path, keep: bool) -> int:
         if keep:
             console.print(f"the fleet keeps running until Ctrl-C:  {watch}", highlight=False)
             wait_for("Ctrl-C", lambda: False, timeout_s=86_400)
-    return verdict(results, data.test_y, console)
+    return verdict(results, data.test_y, console, faults)
 
 
 def learned(agents: dict[str, AgentClient]) -> dict[str, int]:
@@ -204,11 +302,13 @@ def contributed(fleet: Fleet) -> dict[str, int]:
     return {row["device"]: row["version"] for row in fleet.asked("contributions")}
 
 
-def verdict(results: Results, y: npt.NDArray[np.int64], console: Console) -> int:
-    """Whether the demo shows what it is for."""
-    faults = []
+def verdict(results: Results, y: npt.NDArray[np.int64], console: Console, faults: list[str]) -> int:
+    """Whether the demo shows what it is for; `faults` are those of the rollouts."""
     for device, classes in CLASSES.items():
         turned_right, merged = results.steps[STEPS[1], device], results.steps[STEPS[3], device]
+        back = results.steps[STEPS[4], device].mean()
+        if back < merged.mean() - LOST_BY_A_ROLLOUT:
+            faults.append(f"{device}: {merged.mean():.3f} before the rollouts, {back:.3f} after them")
         unlabelled = merged[~np.isin(y, classes)].mean()
         if device == UPRIGHT:
             before = results.steps[STEPS[2], device]

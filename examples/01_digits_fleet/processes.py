@@ -126,6 +126,11 @@ class Fleet:
             raise RuntimeError(done.stderr.strip())
         return done.stdout.strip()
 
+    def started(self, *arguments: str | Path) -> subprocess.Popen[str]:
+        """Run ``edge-fleet`` beside this process; what it prints is kept in it."""
+        line = command("edge-fleet", "--coordinator", self.http_url, *arguments)
+        return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
     def asked(self, what: str) -> Any:
         """What the coordinator's HTTP API answers: ``edge-fleet`` without a process of its own."""
         with urllib.request.urlopen(f"{self.http_url}/api/{what}", timeout=10) as answer:

@@ -126,6 +126,15 @@ class RolloutLog:
             rows = session.scalars(query.order_by(TransitionRow.id.desc()).limit(limit)).all()
             return [row.to(Transition) for row in rows[::-1]]
 
+    def completed(self) -> set[int]:
+        """Rollouts that went through all waves at some time."""
+        query = select(TransitionRow.rollout).where(
+            TransitionRow.subject == "", TransitionRow.now == str(RolloutState.COMPLETED), TransitionRow.rollout > 0
+        )
+        with self._database.transaction() as session:
+            session.flush()
+            return set(session.scalars(query))
+
     def looks(self, rollout: int) -> Sequence[LoggedLook]:
         """What gates saw of a rollout, oldest first."""
         with self._database.transaction() as session:

@@ -311,6 +311,44 @@ def test_rollback_ends_a_rollout_and_reaches_those_whom_it_reached(make: Make) -
     assert sorted(device.release for device in fleet.devices.values()) == [1, 1, release.counter, release.counter]
 
 
+def test_going_back_passes_by_what_never_lived(make: Make) -> None:
+    fleet = make(4, ends("active"))
+    merged = HeadRelease.decode(fleet.head, "")
+    fleet.head = replace(merged, included={"a": 1}, origin="merge").encode()
+    kept = fleet.core.add_artifact(fleet.head, Path("/nonexistent"))
+    fleet.core.push(kept["digest"], kept["kind"], kept["backbone"], [], "merge", fleet.now)
+    fleet.pass_time(40, 10)
+    assert {device.release for device in fleet.devices.values()} == {1}
+    fleet.head = replace(merged, origin="bad").encode()
+    for device in fleet.devices.values():
+        device.behaviour = ends("refused", "worse")
+    bad = fleet.push()
+    fleet.pass_time(40, 10)
+    assert fleet.counts(bad) == {"refused": 1, "waiting": 3}
+    with pytest.raises(RolloutError, match=r"no device runs release 2, the newest: rollout 1 has brought it to none"):
+        fleet.core.rollback(fleet.now)
+    fleet.head = replace(merged, origin="good").encode()
+    for device in fleet.devices.values():
+        device.behaviour = ends("active")
+    good = fleet.push()
+    fleet.pass_time(40, 10)
+    assert fleet.state(good) == "completed"
+    # Whoever refused the bad one ran the merge all the while.
+    assert {target.former for target in fleet.store.rollouts.targets(good)} == {kept["digest"]}
+    # Where the good one replaced everything, so does what is to be there again, though a merge competes else.
+    back = fleet.core.rollback(fleet.now)
+    assert (back.counter, back.restores, set(back.devices)) == (4, 1, set(fleet.devices))
+    data = (fleet.folder / "artifacts" / back.digest).read_bytes()
+    assert HeadRelease.decode(data, "").is_rival is False
+    assert back.digest != kept["digest"]
+    third = fleet.push()
+    fleet.pass_time(40, 10)
+    fleet.core.rollouts.order(third, E.REVERT, "ann", "", fleet.now)
+    fleet.pass_time(40, 10)
+    assert fleet.counts(third) == {"reverted": 4}
+    assert fleet.core.releases.wanted("d000")[0].release.digest == back.digest
+
+
 def test_pause_abort_and_exclude_take_back_what_is_not_live(make: Make) -> None:
     fleet = make(8, ends("active"))
     fleet.core.rollouts.pause_all("ann", "night", fleet.now)
