@@ -175,3 +175,8 @@ def age(ms: int) -> str:
     seconds = max(0.0, time.time() - ms / 1000)
     size, unit = next(((s, u) for u, s in reversed(_UNITS_S.items()) if seconds >= 2 * s), (1, "s"))
     return f"{seconds / size:.0f} {unit}"
+
+
+def named(device: dict[str, Any], model: dict[str, Any]) -> str:
+    """A device, and which model of several."""
+    return f"{device['id']} {shown(model['model'])}" if len(device["models"]) > 1 else str(device["id"])

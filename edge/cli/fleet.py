@@ -13,13 +13,13 @@ import click
 
 from edge import __version__
 from edge.cli import access, rollouts
-from edge.cli.devices import age, events, metrics, show
+from edge.cli.devices import age, events, metrics, named, show
 from edge.cli.keys import keys
+from edge.cli.push import push
 from edge.cli.releases import release as release_group
-from edge.cli.releases import rollback, send, whom
+from edge.cli.releases import rollback
 from edge.cli.simulate import simulate
-from edge.cli.terminal import say, shown
-from edge.contract.digest import short
+from edge.cli.terminal import shown
 from edge.contract.errors import BundleError, ChannelError, ConfigError, EdgeError, RolloutError, run_to_exit
 
 if TYPE_CHECKING:
@@ -146,6 +146,7 @@ fleet.add_command(device)
 fleet.add_command(events)
 fleet.add_command(metrics)
 fleet.add_command(release_group)
+fleet.add_command(push)
 fleet.add_command(rollback)
 fleet.add_command(keys)
 fleet.add_command(simulate)
@@ -158,7 +159,12 @@ fleet.add_command(rollouts.resume_all)
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 @click.pass_obj
 def devices(connect: Any, as_json: bool) -> None:
-    """List the devices and their models: what they run, where they stand, when they were last heard."""
+    r"""List the devices and their models: what they run, where they stand, when they were last heard.
+
+    \b
+    edge-fleet devices
+    edge-fleet device list --json
+    """
     rows = connect().call("GET", "/api/devices")
     if as_json:
         click.echo(json.dumps(rows, indent=1))
@@ -186,132 +192,12 @@ def devices(connect: Any, as_json: bool) -> None:
     for row in rows:
         for model in row["models"]:
             if model["state_detail"]:
-                text = f"{_of(row, model)}: {shown(model['state'])}, {shown(model['state_detail'], 500)}"
+                text = f"{named(row, model)}: {shown(model['state'])}, {shown(model['state_detail'], 500)}"
                 console.print(Text(text), soft_wrap=True)
 
 
 device.add_command(devices, "list")
 device.add_command(show)
-
-
-def _of(device: dict[str, Any], model: dict[str, Any]) -> str:
-    """A device, and which model of several."""
-    return f"{device['id']} {shown(model['model'])}" if len(device["models"]) > 1 else str(device["id"])
-
-
-@fleet.command()
-@click.argument("artifact", type=click.Path(path_type=Path))
-@click.option("--device", "names", multiple=True, help="Only this one, or tag.KEY=VALUE; repeatable.  [default: all]")
-@click.option("--model", default="", help="The model that it is for.  [default: the bundle's; for a head all it fits]")
-@click.option("--reason", default="pushed by hand", help="Kept with the release.")
-@click.option("--name", default="", help="Of the release, for `edge-fleet release list`.")
-@click.option("--notes", default="", help="What people should know of it.")
-@click.option("--force", is_flag=True, help="Also what fails its golden samples here, or is unlike what runs.")
-@click.option("--json", "as_json", is_flag=True, help="For programs: the release and its rollout.")
-@click.option("--wait", default=0.0, type=click.FloatRange(min=0), help="Seconds to wait for its end.")
-@click.option("--all-at-once", is_flag=True, help="To all devices now: no waves, no gates.")
-@click.pass_obj
-def push(
-    connect: Any,
-    artifact: Path,
-    names: tuple[str, ...],
-    model: str,
-    reason: str,
-    name: str,
-    notes: str,
-    force: bool,
-    as_json: bool,
-    wait: float,
-    all_at_once: bool,
-) -> None:
-    r"""Push ARTIFACT, a bundle (.edge) or a head (.safetensors), to the fleet: a rollout with the default plan.
-
-    It goes out in waves, and stops where devices fail or the model looks worse; `edge-fleet rollout status` tells. What
-    was on its way to the same devices is overtaken. A bundle is for the model of its name; where no device has one of
-    that name, for the only one that there is. The coordinator tries it first: it must open, give its golden outputs,
-    and be like what it takes the place of.
-
-    With --wait: exit 0 when it is active everywhere, 8 when it stopped, 9 when it is held or nothing could judge it, 10
-    when the time is over.
-
-    \b
-    edge-fleet push next.edge --name spring --wait 60
-    edge-fleet push head.safetensors --device camera-1 --device tag.site=north
-    """
-    coordinator = connect()
-    body = send(coordinator, artifact, force=force)
-    body |= {"model": model, "devices": list(names), "reason": reason, "name": name, "notes": notes}
-    if all_at_once:
-        release, rollout = coordinator.call("POST", "/api/releases", json=body), None
-    else:
-        found = coordinator.call("POST", "/api/v1/push", json=body | {"who": rollouts.who()})
-        release, rollout = found["release"], found["rollout"]
-    if as_json:
-        click.echo(json.dumps(release | {"rollout": rollout}, indent=1))
-    else:
-        meant = release | {"devices": list(names) or ["*"]}
-        say(f"release {release['counter']}: {release['kind']} {short(release['digest'])} {whom(meant)}")
-    if rollout is not None:
-        if not as_json:
-            say(f"with the default plan, {rollouts.line_of(rollout)}")
-        if wait:
-            rollouts.wait_for(coordinator, rollout["id"], wait, quiet=as_json)
-    elif wait:
-        _wait(coordinator, release, set(names), wait)
-
-
-def _targets(coordinator: Coordinator, release: dict[str, Any], names: set[str]) -> dict[str, dict[str, Any]]:
-    """By device, and model where it has several, where those stand that a release is for."""
-    found = {}
-    for row in coordinator.call("GET", "/api/devices"):
-        for model in row["models"] or [row]:
-            is_other = release["kind"] == "head" and model["backbone"] not in ("", release["backbone"])
-            tags = {f"tag.{key}={value}" for key, value in row.get("tags", {}).items()}
-            is_meant = not names or row["id"] in names or bool(tags & names)
-            if release["model"] in ("", model["model"]) and not is_other and is_meant:
-                found[_of(row, model)] = model
-    return found
-
-
-_SETTLED = ("active", "held", "refused", "failed", "rolled-back")
-
-
-def _wait(coordinator: Coordinator, release: dict[str, Any], names: set[str], wait_s: float) -> None:
-    """Print what becomes of a release on each device, until all have settled.
-
-    A head that a device runs and has nothing to judge it by has settled, too: it stays on probation. It is not active.
-    """
-    end = time.monotonic() + wait_s
-    counter, told = release["counter"], dict[str, str]()
-    while time.monotonic() < end:
-        rows = _targets(coordinator, release, names)
-        for name, row in rows.items():
-            state = row["state"] if row["state_release"] == counter else "waiting"
-            if told.get(name) != state:
-                told[name] = state
-                detail = f" ({shown(row['state_detail'], 500)})" if state != "waiting" else ""
-                click.echo(f"{name}: {shown(state)}{detail}")
-        unjudged = {name for name, row in rows.items() if _is_unjudged(row, counter)}
-        if rows and all(told[name] in _SETTLED or name in unjudged for name in rows):
-            bad = [
-                f"{name} ({'runs it, not judged' if name in unjudged else shown(told[name])})"
-                for name in rows
-                if told[name] != "active"
-            ]
-            if bad:
-                raise RolloutError(f"release {counter} is not active on {', '.join(bad)}")
-            return
-        time.sleep(0.5)
-    states = ", ".join(f"{name} ({shown(state)})" for name, state in told.items() if state != "active")
-    raise RolloutError(
-        f"release {counter} did not settle within {wait_s:.0f} s: {states or 'no device that it is for has been seen'}"
-    )
-
-
-def _is_unjudged(row: dict[str, Any], counter: int) -> bool:
-    """Whether the time of its probation is over, and nothing that came in it could tell."""
-    is_on_trial = row["state_release"] == counter and row["state"] == "probation"
-    return is_on_trial and str(row["state_detail"]).startswith("not judged")
 
 
 @fleet.command()
@@ -364,7 +250,11 @@ def tag(connect: Any, device: str, tags: tuple[str, ...], reason: str, as_json: 
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 @click.pass_obj
 def experts(connect: Any, as_json: bool) -> None:
-    """What each device believes: the weight of its experts, how often they were right, what the merge gains there."""
+    r"""What each device believes: the weight of its experts, how often they were right, what the merge gains there.
+
+    \b
+    edge-fleet experts
+    """
     rows = [(row, each) for row in connect().call("GET", "/api/devices") for each in row["models"] if each["experts"]]
     found = [
         {"device": row["id"], "model": each["model"], "experts": each["experts"], "merge": _merge_of(each["experts"])}
@@ -377,7 +267,7 @@ def experts(connect: Any, as_json: bool) -> None:
         click.echo("no device has said anything of its experts yet; it comes with telemetry")
         return
     for (row, model), each in zip(rows, found, strict=True):
-        click.echo(f"{_of(row, model)}: {_what_the_merge_does(each['merge'])}")
+        click.echo(f"{named(row, model)}: {_what_the_merge_does(each['merge'])}")
         for name, (weight, accuracy, labels) in sorted(each["experts"].items(), key=lambda item: -item[1][0]):
             right = f"{accuracy:.3f} of {labels:.0f} labels" if labels else "no labels"
             click.echo(f"  {shown(name):<24} weight {weight:.2f}, {right}")
@@ -463,8 +353,9 @@ _WATCHED = {
 
 @fleet.command()
 @click.option("--seconds", type=click.FloatRange(min=0), help="Stop after that long.  [default: never]")
+@click.option("--json", "as_json", is_flag=True, help="For programs: one object a line.")
 @click.pass_obj
-def watch(connect: Any, seconds: float | None) -> None:
+def watch(connect: Any, seconds: float | None, as_json: bool) -> None:
     r"""Show telemetry as it comes from now on: a table on a terminal, one line a message elsewhere.
 
     \b
@@ -487,11 +378,13 @@ def watch(connect: Any, seconds: float | None) -> None:
             shown_as = f"{row['device']} {shown(str(row['values'].get('model', '')))}"
             if shown_as not in newest or row["received_ms"] >= newest[shown_as]["received_ms"]:  # else it comes late
                 newest[shown_as] = row
-            if not console.is_terminal:
+            if as_json:
+                click.echo(json.dumps(row))
+            elif not console.is_terminal:
                 click.echo(f"{row['device']} {json.dumps(row['values'], separators=(',', ':'))}")
 
     try:
-        if not console.is_terminal:
+        if as_json or not console.is_terminal:
             while time.monotonic() < end:
                 poll()
                 time.sleep(0.5)

@@ -28,6 +28,9 @@ def _password() -> bytes | None:
     return os.environ.get(PASSWORD, "").encode() or None
 
 
+_JSON = click.option("--json", "as_json", is_flag=True, help="For programs.")
+
+
 @click.group()
 def keys() -> None:
     r"""Keys of the fleet: with them devices run only what was signed.
@@ -47,7 +50,8 @@ def keys() -> None:
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--root-keys", default=3, type=click.IntRange(1, 16), help="Keys of the root.")
 @click.option("--threshold", default=2, type=click.IntRange(1, 16), help="How many of them a new root needs.")
-def init(folder: Path, root_keys: int, threshold: int) -> None:
+@_JSON
+def init(folder: Path, root_keys: int, threshold: int, as_json: bool) -> None:
     r"""Make the keys of a fleet in a new FOLDER.
 
     \b
@@ -56,6 +60,12 @@ def init(folder: Path, root_keys: int, threshold: int) -> None:
     """
     ceremony, password = _ceremony(), _password()
     made = ceremony.init(folder, datetime.now(UTC), n_root=root_keys, threshold=threshold, password=password)
+    if as_json:
+        places = ("offline", "workstation", "coordinator", "device")
+        click.echo(
+            json.dumps({place: f"{made.base}/{place}" for place in places} | {"encrypted": password is not None})
+        )
+        return
     click.echo(f"{made.base}/offline      {root_keys} root keys and the key of targets: take them off the network")
     click.echo(f"{made.base}/workstation  signs bundles (`edge-fleet keys sign`)")
     click.echo(f"{made.base}/coordinator  for `edge-coordinator serve --signing`; it signs heads and what runs where")
@@ -67,8 +77,9 @@ def init(folder: Path, root_keys: int, threshold: int) -> None:
 @keys.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--key", required=True, type=click.Path(path_type=Path), help="workstation/bundles.pem")
+@_JSON
 @click.pass_obj
-def sign(connect: Any, bundle: Path, key: Path) -> None:
+def sign(connect: Any, bundle: Path, key: Path, as_json: bool) -> None:
     r"""Put a BUNDLE into the signed list that devices believe; `edge-fleet push` sends it then.
 
     \b
@@ -79,13 +90,15 @@ def sign(connect: Any, bundle: Path, key: Path) -> None:
     listed = json.dumps(coordinator.call("GET", "/api/signing/bundles")).encode()
     document = ceremony.sign_bundle(listed, bundle, key, datetime.now(UTC), _password())
     found = coordinator.call("POST", "/api/signing/bundles", content=document)
-    click.echo(f"{bundle} is signed, the list of bundles has version {found['version']}")
+    told = f"{bundle} is signed, the list of bundles has version {found['version']}"
+    click.echo(json.dumps({"bundle": str(bundle), **found}) if as_json else told)
 
 
 @keys.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.argument("what", type=click.Choice(["online", "bundles", "targets", "root"]))
-def rotate(folder: Path, what: str) -> None:
+@_JSON
+def rotate(folder: Path, what: str, as_json: bool) -> None:
     r"""Exchange a key, in the FOLDER of `keys init` with the offline keys in it.
 
     Start the coordinator again with what is in coordinator/ then. Devices follow by themselves, also those that were
@@ -94,16 +107,24 @@ def rotate(folder: Path, what: str) -> None:
     \b
     edge-fleet keys rotate fleet-keys online     # the coordinator's key was stolen
     """
-    for name in _ceremony().rotate(folder, what, datetime.now(UTC), _password()):
-        click.echo(f"{folder}/coordinator/metadata/{name}")
+    names = _ceremony().rotate(folder, what, datetime.now(UTC), _password())
+    paths = [f"{folder}/coordinator/metadata/{name}" for name in names]
+    for path in () if as_json else paths:
+        click.echo(path)
+    if as_json:
+        click.echo(json.dumps({"metadata": paths}))
     click.echo(f"copy {folder}/coordinator to the coordinator and start it again", err=True)
 
 
 @keys.command()
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@_JSON
 @click.pass_obj
 def show(connect: Any, as_json: bool) -> None:
-    """Who may sign what, and until when it holds, as the coordinator has it."""
+    r"""Who may sign what, and until when it holds, as the coordinator has it.
+
+    \b
+    edge-fleet keys show
+    """
     found = connect().call("GET", "/api/signing")
     if as_json:
         click.echo(json.dumps(found, indent=1))

@@ -15,11 +15,14 @@ from edge.cli.terminal import shown
 from edge.contract.errors import ConfigError, HeldError, RolloutError, WaitError
 
 _MAX_PLAN_BYTES = 16 * 1024
+_SHORT = ("id", "release", "kind", "state", "wave", "waves", "devices", "reason", "version")
 # States of a rollout that only a person, or nobody, leads out of.
 _STOPPED = ("paused", "aborted", "reverted", "superseded")
 
 
-class _Calls(Protocol):
+class Calls(Protocol):
+    """The coordinator's HTTP API."""
+
     def call(self, method: str, path: str, **arguments: Any) -> Any:
         """Make a request."""
 
@@ -72,7 +75,11 @@ _REASON = click.option("--reason", default="", help="Kept with it.")
 @_JSON
 @click.pass_obj
 def plan(connect: Any, plan: Path, as_json: bool) -> None:
-    """What the PLAN (TOML) would do: who, how many bytes, how long, and what gates can see. Changes nothing."""
+    r"""What the PLAN (TOML) would do: who, how many bytes, how long, and what gates can see. Changes nothing.
+
+    \b
+    edge-fleet rollout plan p.toml
+    """
     found = connect().call("POST", "/api/v1/plan", json={"plan": read_plan(plan)})
     if as_json:
         click.echo(json.dumps(found, indent=1))
@@ -101,20 +108,33 @@ _GATES = {
 @_JSON
 @click.pass_obj
 def start(connect: Any, plan: Path, supersede: bool, wait: float, as_json: bool) -> None:
-    """Start a rollout of the PLAN (TOML)."""
+    r"""Start a rollout of the PLAN (TOML).
+
+    \b
+    edge-fleet rollout start p.toml --wait 600
+    """
     coordinator = connect()
     body = {"plan": read_plan(plan), "who": who(), "supersede": supersede}
     found = coordinator.call("POST", "/api/v1/rollouts", json=body)
-    click.echo(json.dumps(found) if as_json else line_of(found))
-    if wait:
-        wait_for(coordinator, found["id"], wait, quiet=as_json)
+    if not as_json:
+        click.echo(line_of(found))
+    try:
+        if wait:
+            wait_for(coordinator, found["id"], wait, quiet=as_json)
+    finally:
+        if as_json:  # where it stands when nobody waits for it any more
+            click.echo(json.dumps(in_short(coordinator, found["id"])))
 
 
 @rollout.command("list")
 @_JSON
 @click.pass_obj
 def list_all(connect: Any, as_json: bool) -> None:
-    """All rollouts, newest first."""
+    r"""All rollouts, newest first.
+
+    \b
+    edge-fleet rollout list --json
+    """
     found = connect().call("GET", "/api/v1/rollouts")
     if as_json:
         click.echo(json.dumps(found, indent=1))
@@ -131,17 +151,24 @@ def list_all(connect: Any, as_json: bool) -> None:
 @_JSON
 @click.pass_obj
 def status(connect: Any, number: int, wait: float, as_json: bool) -> None:
-    """Where rollout ID stands, why, and each device of it.
+    r"""Where rollout ID stands, why, and each device of it.
 
     With --wait: exit 0 when it is completed, 8 when it stopped, 9 when it is held, 10 when the time is over.
+
+    \b
+    edge-fleet rollout status 12 --wait 600
     """
     coordinator = connect()
-    if wait:
-        wait_for(coordinator, number, wait, quiet=as_json)
-    found = coordinator.call("GET", f"/api/v1/rollouts/{number}")
     if as_json:
-        click.echo(json.dumps(found, indent=1))
+        try:
+            if wait:
+                wait_for(coordinator, number, wait, quiet=True)
+        finally:
+            click.echo(json.dumps(coordinator.call("GET", f"/api/v1/rollouts/{number}"), indent=1))
         return
+    if wait:
+        wait_for(coordinator, number, wait)
+    found = coordinator.call("GET", f"/api/v1/rollouts/{number}")
     click.echo(line_of(found))
     if found["paused_all"]:
         click.echo(f"the whole fleet is paused ({shown(found['paused_all'], 200)}): `edge-fleet resume-all`")
@@ -158,10 +185,11 @@ def status(connect: Any, number: int, wait: float, as_json: bool) -> None:
 
 def _order(name: str, text: str, needs_reason: bool = False) -> None:
     """One command for an order that takes nothing but a reason."""
+    example = f'edge-fleet rollout {name} 12 --reason "seen"'
 
-    @rollout.command(name, help=text)
+    @rollout.command(name, help=f"{text}\n\n\b\n{example}")
     @click.argument("number", metavar="ID", type=int)
-    @click.option("--reason", required=needs_reason, default=None if needs_reason else "", help="Kept with it.")
+    @(click.option("--reason", required=True, help="Kept with it.") if needs_reason else _REASON)
     @_JSON
     @click.pass_obj
     def command(connect: Any, number: int, reason: str, as_json: bool) -> None:
@@ -181,32 +209,56 @@ _order("revert", "Bring the older bytes back to all that rollout ID has touched,
 @click.argument("number", metavar="ID", type=int)
 @click.argument("device")
 @_REASON
+@_JSON
 @click.pass_obj
-def exclude(connect: Any, number: int, device: str, reason: str) -> None:
-    """Take DEVICE out of rollout ID: it goes back, and counts neither way."""
+def exclude(connect: Any, number: int, device: str, reason: str, as_json: bool) -> None:
+    r"""Take DEVICE out of rollout ID: it goes back, and counts neither way.
+
+    \b
+    edge-fleet rollout exclude 12 cam-17 --reason "its lens is broken"
+    """
     body = {"device": device, "who": who(), "reason": reason}
     found = connect().call("POST", f"/api/v1/rollouts/{number}/exclude", json=body)
-    for target in found["targets"]:
-        if target["device"] == device:
-            click.echo(_line_of_target(target))
+    theirs = [target for target in found["targets"] if target["device"] == device]
+    if as_json:
+        click.echo(json.dumps(theirs, indent=1))
+        return
+    for target in theirs:
+        click.echo(_line_of_target(target))
 
 
 @click.command("pause-all")
 @_REASON
+@_JSON
 @click.pass_obj
-def pause_all(connect: Any, reason: str) -> None:
-    """Let nothing be offered or activated in the whole fleet; no rollout loses its state."""
-    connect().call("POST", "/api/v1/paused", json={"paused": True, "who": who(), "reason": reason})
-    click.echo("the fleet is paused; `edge-fleet resume-all` lets it go on")
+def pause_all(connect: Any, reason: str, as_json: bool) -> None:
+    r"""Let nothing be offered or activated in the whole fleet; no rollout loses its state.
+
+    \b
+    edge-fleet pause-all --reason "the network is being rebuilt"
+    """
+    found = connect().call("POST", "/api/v1/paused", json={"paused": True, "who": who(), "reason": reason})
+    click.echo(json.dumps(found) if as_json else "the fleet is paused; `edge-fleet resume-all` lets it go on")
 
 
 @click.command("resume-all")
 @_REASON
+@_JSON
 @click.pass_obj
-def resume_all(connect: Any, reason: str) -> None:
-    """Let the whole fleet go on after pause-all."""
-    connect().call("POST", "/api/v1/paused", json={"paused": False, "who": who(), "reason": reason})
-    click.echo("the fleet goes on")
+def resume_all(connect: Any, reason: str, as_json: bool) -> None:
+    r"""Let the whole fleet go on after pause-all.
+
+    \b
+    edge-fleet resume-all
+    """
+    found = connect().call("POST", "/api/v1/paused", json={"paused": False, "who": who(), "reason": reason})
+    click.echo(json.dumps(found) if as_json else "the fleet goes on")
+
+
+def in_short(coordinator: Calls, number: int) -> dict[str, Any]:
+    """A rollout without its devices, as `edge-fleet rollout list --json` has it."""
+    found: dict[str, Any] = coordinator.call("GET", f"/api/v1/rollouts/{number}")
+    return {key: found[key] for key in _SHORT}
 
 
 def line_of(found: dict[str, Any]) -> str:
@@ -229,7 +281,7 @@ def _named(target: dict[str, Any]) -> str:
     return f"{target['device']} {shown(target['model'])}" if target.get("of_several") else str(target["device"])
 
 
-def wait_for(coordinator: _Calls, number: int, wait_s: float, *, quiet: bool = False) -> None:
+def wait_for(coordinator: Calls, number: int, wait_s: float, *, quiet: bool = False) -> None:
     """Print what becomes of a rollout on each device, until it has ended, or only a person can lead it on.
 
     Raises:

@@ -16,6 +16,7 @@ from edge.channel.codec import encode
 from edge.channel.messages import Birth, Event, Message, Served, State, Telemetry
 from edge.channel.transport import Received
 from edge.cli import fleet as cli
+from edge.cli import push
 from edge.contract.bundle import Bundle
 from edge.contract.clock import Now
 from edge.contract.errors import RolloutError
@@ -68,22 +69,22 @@ def test_models_are_listed_pushed_to_and_awaited_apart(
     held = State(ts_ms=0, seq=2, slot="head", state="held", release=0, digest="", model="voice")
     coordinator = cli.Coordinator("http://c", None)
     first, second = coordinator.call("GET", "/api/releases")[::-1]
-    cli._wait(coordinator, first, set(), 5.0)
+    push.wait_for(coordinator, first, set(), 5.0)
     assert capsys.readouterr().out == "gate voice: active ()\n"
     with pytest.raises(RolloutError, match=r"release 2 is not active on door \(rolled-back\)$"):
-        cli._wait(coordinator, second, set(), 5.0)
+        push.wait_for(coordinator, second, set(), 5.0)
     with pytest.raises(RolloutError, match=r"did not settle within 0 s: no device that it is for has been seen$"):
-        cli._wait(coordinator, first, {"door"}, 0.2)
+        push.wait_for(coordinator, first, {"door"}, 0.2)
     ask("tag", "gate", "site=north")
-    cli._wait(coordinator, first, {"tag.site=north"}, 5.0)
+    push.wait_for(coordinator, first, {"tag.site=north"}, 5.0)
     with pytest.raises(RolloutError, match="has been seen"):
-        cli._wait(coordinator, first, {"tag.site=south"}, 0.2)
+        push.wait_for(coordinator, first, {"tag.site=south"}, 0.2)
     says(core, "gate", "up/state/voice", replace(held, release=1))
     with pytest.raises(RolloutError, match=r"release 1 is not active on gate voice \(held\)$"):
-        cli._wait(coordinator, first, set(), 5.0)
+        push.wait_for(coordinator, first, set(), 5.0)
     says(core, "gate", "up/state/voice", replace(held, release=1, seq=3, state="probation", detail="not judged: why"))
     with pytest.raises(RolloutError, match=r"is not active on gate voice \(runs it, not judged\)$"):
-        cli._wait(coordinator, first, set(), 5.0)
+        push.wait_for(coordinator, first, set(), 5.0)
     state(core, "gate", "voice", "active", 1, seq=4)
     capsys.readouterr()
 
