@@ -40,6 +40,9 @@ class AgentConfig:
         outbox_mb: What may wait for a connection, MiB; 0 for nothing, where there is no broker.
         data_cap: What may be sent and received in a period; None for as much as comes.
         trust_root: The root document below which releases must be signed; None takes unsigned ones.
+        checkpoint_every_s: Between two checkpoints that are sent by plan; 0 for only when they are asked for.
+        checkpoint_samples: Whether a checkpoint has samples in it, kept for replay and to judge heads by.
+        checkpoint_key: Public key that checkpoints are sealed to; None sends them open.
     """
 
     bundles: Mapping[str, Path]
@@ -61,6 +64,9 @@ class AgentConfig:
     outbox_mb: float = 8.0
     data_cap: DataCap | None = None
     trust_root: Path | None = None
+    checkpoint_every_s: float = 0.0
+    checkpoint_samples: bool = False
+    checkpoint_key: Path | None = None
 
 
 def named_bundles(arguments: Sequence[str]) -> dict[str, Path]:

@@ -16,7 +16,7 @@ from typing import Any
 from edge.contract.documents import DocumentError, decode
 from edge.contract.errors import ConfigError
 
-_PATHS = ("state_dir", "socket", "trust", "broker_password_file")
+_PATHS = ("state_dir", "socket", "trust", "broker_password_file", "checkpoint_key")
 _HEAD = "# Options of `edge-agent run`, see `edge-agent run --help`; flags and the environment go before them.\n"
 
 
@@ -43,6 +43,9 @@ class AgentFile:
     sync_interval: float | None = None
     probation: float | None = None
     trust: str | None = None
+    checkpoint_every: str | None = None
+    checkpoint_samples: bool | None = None
+    checkpoint_key: str | None = None
     max_streams: int | None = None
     stream_memory: float | None = None
     stream_expiry: float | None = None

@@ -8,31 +8,29 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from edge import __version__
 from edge.agent import health
 from edge.agent.allowance import Allowance
 from edge.agent.budget import LearningBudget
+from edge.agent.checkpoints import Seals
 from edge.agent.config import AgentConfig
 from edge.agent.data_cap import ACKNOWLEDGED_BYTES, DataUse
+from edge.agent.introduction import asked_checkpoint, introduction, meant_model, own_word
 from edge.agent.letters import letter
 from edge.agent.line import Line, Told
 from edge.agent.model_core import MAX_EVENTS, ModelCore
 from edge.agent.models import Models
 from edge.agent.outbox import Outbox
 from edge.agent.reports import Reports
-from edge.agent.slots import DeviceRecord
 from edge.agent.vetting import UNSIGNED, Believed, Trust, Vetting
 from edge.agent.vitals import Vitals
 from edge.channel import topics
 from edge.channel.codec import decode
 from edge.channel.frames import decode_frame
 from edge.channel.messages import (
-    MAX_BASES,
-    Birth,
     Command,
     Conn,
     Desired,
@@ -40,6 +38,7 @@ from edge.channel.messages import (
     Message,
     Meta,
     Reply,
+    Restore,
     Served,
     UploadStatus,
 )
@@ -56,6 +55,7 @@ from edge.channel.transport import (
 from edge.contract.clock import Now
 from edge.contract.errors import ChannelError, LearningError
 
+NO_SEALS = Seals()
 # In the state folder.
 OUTBOX, DATA_USED = "outbox.sqlite", "data-used.json"
 
@@ -68,6 +68,7 @@ class AgentCore:
         models: Its models, opened.
         stopwatch: Gives seconds; measures how long predictions and learning take.
         trust: Proves releases; None takes those of anybody who may publish.
+        seals: Keys of this device for checkpoints.
 
     Attributes:
         models: By name; at least one.
@@ -80,6 +81,7 @@ class AgentCore:
         models: Models,
         stopwatch: Callable[[], float] = time.perf_counter,
         trust: Trust | None = None,
+        seals: Seals = NO_SEALS,
     ) -> None:
         self._config = config
         self._folder = models
@@ -94,6 +96,7 @@ class AgentCore:
                 allowance=Allowance(limits, share),
                 boot=record.boot,
                 state_id=record.state_id,
+                seals=seals,
             )
             for (name, host), share in zip(models.hosts.items(), shares, strict=True)
         }
@@ -103,8 +106,9 @@ class AgentCore:
         self._use = DataUse(config.state_dir / DATA_USED, config.data_cap) if config.data_cap else None
         self._why_waiting = ""  # why nothing is sent but what must be said
         self._vetting = None if trust is None else Vetting(trust)
+        self._seal_key = seals.public
         self._line = Line(topics.own_conn(config.fleet, config.device))
-        self._own_conn = _conn(record, record.session, Now(0.0, 0), online=False)
+        self._own_conn = own_word(record, record.session, Now(0.0, 0), online=False)
         self._out: list[Publish] = []
         self._events: list[tuple[str, str]] = []
         self.news: list[tuple[str, str, str]] = []
@@ -221,7 +225,7 @@ class AgentCore:
     def _connect(self, now: Now) -> None:
         self._connected = True
         self._folder.update(session=self._folder.record.session + 1)
-        self._own_conn = _conn(self._folder.record, self._folder.record.session, now, online=True)
+        self._own_conn = own_word(self._folder.record, self._folder.record.session, now, online=True)
         self._send(topics.UP_CONN, self._own_conn, qos=1, retain=True)
         self._send_birth(now)
         for model in self.models.values():
@@ -231,12 +235,12 @@ class AgentCore:
     def will(self, now: Now) -> Publish:
         """What the broker is to say when the *next* connection breaks."""
         record = self._folder.record
-        gone = _conn(record, record.session + 1, now, online=False)
+        gone = own_word(record, record.session + 1, now, online=False)
         return letter(self._config, topics.UP_CONN, gone, qos=1, retain=True)
 
     def farewell(self, now: Now) -> list[Publish]:
         """What to say before stopping in good order."""
-        gone = _conn(self._folder.record, self._folder.record.session, now, online=False)
+        gone = own_word(self._folder.record, self._folder.record.session, now, online=False)
         self._send(topics.UP_CONN, gone, qos=1, retain=True)
         return self._take_out()
 
@@ -247,36 +251,14 @@ class AgentCore:
             self._use.close()
 
     def _send_birth(self, now: Now) -> None:
-        record = self._folder.record
         models: list[Served] = []
         for name, model in self.models.items():
             with self._guarded(name):
                 models.append(model.served())
-        if not models:
-            return
-        first = models[0]
-        learner = self.models[first.model].status()["learner"]
-        birth = Birth(
-            agent_version=__version__,
-            boot=record.boot,
-            session=record.session,
-            ts_ms=now.wall_ms,
-            profile=self._config.profile.name,
-            hardware=health.hardware(),
-            bundle=first.bundle,
-            backbone=first.backbone,
-            head=first.head,
-            release=first.release,
-            n_labels=first.n_labels,
-            limits={"max_bytes": self._config.profile.inference.max_bundle_mb << 20, "learner": learner},
-            models=tuple(models),
-            state_id=record.state_id,
-            bases=tuple(sorted({digest for model in self.models.values() for digest in model.host.bases()}))[
-                :MAX_BASES
-            ],
-        )
-        # Retained: a coordinator that was not there when it was sent would believe for ever what it was told before.
-        self._send(topics.UP_BIRTH, birth, qos=1, retain=True)
+        if models:
+            birth = introduction(self._config, self._folder.record, self.models, models, now, self._seal_key)
+            # Retained: a coordinator that was not there then would believe for ever what it was told before.
+            self._send(topics.UP_BIRTH, birth, qos=1, retain=True)
 
     def _message(self, leaf: str, payload: bytes, now: Now, topic: str) -> None:
         if leaf.startswith("dn/f/"):
@@ -286,8 +268,8 @@ class AgentCore:
                     model.frame(frame, now)
             return
         message = decode(leaf, payload)
-        if isinstance(message, Desired):
-            if (named := _meant(message, self.models, len(self._config.bundles))) is not None:
+        if isinstance(message, Desired | Restore):
+            if (named := meant_model(message, self.models, len(self._config.bundles))) is not None:
                 self._offered(named, message, leaf, now)
         elif isinstance(message, UploadStatus):
             for name, model in self.models.items():
@@ -303,9 +285,13 @@ class AgentCore:
         elif isinstance(message, Conn):
             self._tell(self._line.heard(topic, message, self._own_conn, now.s))
 
-    def _offered(self, model: str, desired: Desired, leaf: str, now: Now) -> None:
-        """A release for a model: it is proved first where this device wants proof. An older one changes nothing."""
-        if self._vetting is not None and desired.release >= self.models[model].host.slots.record.release:
+    def _offered(self, model: str, desired: Desired | Restore, leaf: str, now: Now) -> None:
+        """For a model, a release or what was learned elsewhere: it is proved first where this device wants proof.
+
+        An older release changes nothing.
+        """
+        known = self.models[model].host.slots.record.release
+        if self._vetting is not None and (isinstance(desired, Restore) or desired.release >= known):
             self._vetting.offer(model, desired)
             return
         with self._guarded(model):
@@ -319,12 +305,16 @@ class AgentCore:
         for verdict in self._vetting.verdicts:
             model = self.models[verdict.model]
             with self._guarded(verdict.model):
+                desired = verdict.desired
                 if isinstance(verdict, Believed):
-                    model.receive(verdict.desired, topics.DN_DESIRED, now)
+                    model.receive(desired, topics.DN_DESIRED, now)
+                    continue
+                why = f"{verdict.kind}: {verdict.detail}"
+                if isinstance(desired, Restore):
+                    self._tell([("restore-distrusted", f"order {desired.number}: {why}")])
                 else:
-                    why = f"{verdict.kind}: {verdict.detail}"
-                    self._tell([("release-distrusted", f"release {verdict.desired.release}: {why}")])
-                    model.deployment.refuse(verdict.desired, f"not believed, {why}"[:500])
+                    self._tell([("release-distrusted", f"release {desired.release}: {why}")])
+                    model.deployment.refuse(desired, f"not believed, {why}"[:500])
         self._vetting.verdicts.clear()
 
     def _command(self, command: Command, now: Now) -> None:
@@ -339,6 +329,8 @@ class AgentCore:
                 model.contribute(now)
             n_samples = sum(model.host.model.n_samples for model in self.models.values())
             reply = Reply(id=command.id, rc=0, detail="", out={"samples": n_samples})
+        elif command.name == "checkpoint":
+            reply = asked_checkpoint(command, self.models)
         else:
             reply = Reply(id=command.id, rc=1, detail=f"unknown command {command.name!r}", out={})
         self._send(topics.UP_REPLY, reply, qos=1, expiry_s=3600)
@@ -436,20 +428,3 @@ class AgentCore:
         self, leaf: str, message: Message, *, qos: int, retain: bool = False, expiry_s: int | None = None
     ) -> None:
         self._out.append(letter(self._config, leaf, message, qos=qos, retain=retain, expiry_s=expiry_s))
-
-
-def _conn(record: DeviceRecord, session: int, now: Now, *, online: bool) -> Conn:
-    return Conn(online=online, session=session, boot=record.boot, ts_ms=now.wall_ms, state_id=record.state_id)
-
-
-def _meant(desired: Desired, models: Collection[str], n_bundles: int) -> str | None:
-    """The model that a release is for; None for one that is not served any more.
-
-    Raises:
-        ChannelError: A coordinator that knows one model for each device cannot tell.
-    """
-    if desired.model:
-        return desired.model if desired.model in models else None
-    if n_bundles > 1:
-        raise ChannelError("Desired.model: this device has several models; update the coordinator")
-    return next(iter(models))

@@ -20,7 +20,7 @@ from edge.contract.errors import BundleError, EdgeError, LearningError, Resource
 from edge.contract.training import FloatArray
 from edge.learning import saved as saved_value
 from edge.learning import tree
-from edge.learning.events import ClassAdded, Contributed, Event, HeadOffered, HeadReplaced, Labelled
+from edge.learning.events import ClassAdded, Confirmed, Contributed, Event, HeadOffered, HeadReplaced, Labelled
 from edge.learning.learned import Learned
 from edge.learning.learner import part
 from edge.learning.learning import Learning
@@ -42,6 +42,7 @@ class LearnedState:
         waiting: Labels that are safe and not learned yet, with the answers that were given, oldest first.
         warnings: What went wrong and was survived, for whoever shows them; they may be cleared.
         inferences: Answers so far, as they were last saved.
+        restored: Number of the order by which a checkpoint was taken up last; it is in every snapshot since.
         shadow: The version before the last release, while a fleet judges that; else None. It is not kept on disk.
 
     Raises:
@@ -54,7 +55,7 @@ class LearnedState:
         self.value = learning.begin(uuid.uuid4().hex)
         self.waiting: deque[tuple[Labelled, FloatArray]] = deque()
         self.warnings: list[str] = []
-        self.inferences = 0
+        self.inferences = self.restored = 0
         self.shadow: Shadow | None = None
         self._is_synced, self._has_events = True, False
         self._unkept, self._why_unkept = 0, ""  # what the disk did not take since the last snapshot
@@ -109,6 +110,42 @@ class LearnedState:
             self.save()
         if self._store is not None:
             self._store.drop_aside()  # it was of another history
+
+    def waiting_arrays(self) -> dict[str, Any]:
+        """Labels that are not learned yet, as `take_up` takes them."""
+        return {
+            f"{_WAITING}.{name}": array for name, array in _side_by_side([label for label, _ in self.waiting]).items()
+        }
+
+    def take_up(self, arrays: dict[str, Any], number: int = 0) -> None:
+        """Go on from what another device of the same bundle and learners learned; as `replace`.
+
+        A head that was on trial there stays: here is nothing to go back to.
+
+        Args:
+            arrays: Of a checkpoint.
+            number: Of the order; it is kept in the same write.
+
+        Raises:
+            LearningError: It is of another head, or damaged; nothing changed.
+            OSError: It cannot be kept; nothing changed.
+        """
+        try:
+            value = saved_value.read(self._learning, part(arrays, f"{_LEARNED}."))
+            events: list[Event] = [*_one_by_one(part(arrays, f"{_WAITING}."))]
+            if value.trial is not None:
+                events.insert(0, Confirmed())
+            for event in events:
+                value, _ = self._learning.advance(value, event)
+        except (KeyError, TypeError, ValueError) as exc:
+            raise LearningError(f"what was learned cannot be read: {exc}") from exc
+        before, self.restored = self.restored, max(number, self.restored)
+        try:
+            self.replace(value)
+        except BaseException:
+            self.restored = before
+            raise
+        self.shadow = None
 
     def reset(self) -> None:
         """Begin anew, under another lineage.
@@ -168,13 +205,15 @@ class LearnedState:
         """
         if self._store is None:
             return
-        waiting = _side_by_side([label for label, _ in self.waiting])
-        tensors = _flat(self.value) | {f"{_WAITING}.{name}": array for name, array in waiting.items()}
-        self._store.snapshot(self._description(), tensors)
+        self._store.snapshot(self._description(), _flat(self.value) | self.waiting_arrays())
         self._has_events, self._is_synced, self._unkept = False, True, 0
 
     def _description(self) -> dict[str, Any]:
-        return {"learners": list(self._learning.learners), "inferences": self.inferences}
+        return {
+            "learners": list(self._learning.learners),
+            "inferences": self.inferences,
+            "restored": self.restored,
+        }
 
     def sync(self) -> None:
         """Make the journal survive a power cut."""
@@ -257,6 +296,7 @@ class LearnedState:
         if saved.description.get("learners") != list(self._learning.learners):
             raise LearningError(f"it is of the learners {saved.description.get('learners')}")
         self.inferences = int(saved.description.get("inferences", 0))
+        self.restored = int(saved.description.get("restored", 0))
         if saved.schema == 2:
             self.value, waiting = schema2.learned(self._learning, saved)
             return waiting

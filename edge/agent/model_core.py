@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from edge.agent.allowance import Allowance
+from edge.agent.checkpoints import Checkpoints, Seals
 from edge.agent.config import AgentConfig
 from edge.agent.contributing import Contributing
 from edge.agent.deployment import Deployment
@@ -19,7 +20,7 @@ from edge.agent.serving import ModelError
 from edge.agent.states import SlotState
 from edge.channel import topics
 from edge.channel.frames import Frame, encode_frame
-from edge.channel.messages import Desired, Served, State, UploadStatus
+from edge.channel.messages import Desired, Restore, Served, State, UploadStatus
 from edge.channel.transport import Publish
 from edge.contract.clock import Now
 from edge.contract.errors import LearningError
@@ -40,9 +41,11 @@ class ModelCore:
         allowance: Whether it may learn; None where it may use the whole budget of the device.
         boot: Number of this start of the agent.
         state_id: Of the state folder.
+        seals: Keys of the device for checkpoints; None for none.
 
     Attributes:
         deployment: Of its releases.
+        checkpoints: What was learned, sent away and taken up.
         is_renewed: Whether another head or bundle is live than before; the caller sets it back.
         news: What happened since the last look, by kind and text; the caller clears it.
         states: Where the slot stood since the last look; the caller clears it.
@@ -57,6 +60,7 @@ class ModelCore:
         allowance: Allowance | None = None,
         boot: int = 1,
         state_id: str = "",
+        seals: Seals | None = None,
     ) -> None:
         self._config = config
         self._host = host
@@ -72,6 +76,7 @@ class ModelCore:
         self._boot, self._state_id = boot, state_id
         self._level = level_of(host.name) if len(config.bundles) > 1 else ""
         self._contributing = Contributing(host, config.sync_interval_s, state_id)
+        self.checkpoints = Checkpoints(config, host, state_id, seals or Seals())
         self._next_checkpoint_s = math.inf
         self._journaled_ms = 0.0  # what it took to learn what is in the journal
         self._fault = ""
@@ -233,20 +238,25 @@ class ModelCore:
 
     # The fleet
 
-    def receive(self, message: Desired | UploadStatus, leaf: str, now: Now) -> None:
-        """Take what the coordinator says of a release, or of an upload; of another's upload it is ignored."""
+    def receive(self, message: Desired | Restore | UploadStatus, leaf: str, now: Now) -> None:
+        """Take what the coordinator says of a release, a checkpoint or an upload; of another's upload it is ignored."""
         if isinstance(message, Desired):
             self.deployment.offer(message, now.s)
+        elif isinstance(message, Restore):
+            self.checkpoints.offer(message, now.s)
         else:
             self._contributing.receive(topics.transfer_of(leaf), message, now.s)
+            self.checkpoints.receive(topics.transfer_of(leaf), message, now.s)
 
     def frame(self, frame: Frame, now: Now) -> None:
         """Take a frame of a download; another's is ignored."""
         self.deployment.frame(frame, now.s)
+        self.checkpoints.frame(frame, now.s)
 
     def limit(self, max_packet_bytes: int) -> None:
         """Packets have at most so many bytes from now on."""
         self._contributing.limit(max_packet_bytes)
+        self.checkpoints.limit(max_packet_bytes)
 
     def contribute(self, now: Now) -> None:
         """Send what was learned now, and do not wait for the interval."""
@@ -261,7 +271,8 @@ class ModelCore:
     def next_deadline_s(self, *, may_send: bool) -> float:
         """Call `tick` at this time at the latest."""
         deadlines = [self._next_checkpoint_s, self.deployment.next_deadline_s]
-        return min(deadlines + ([self._contributing.next_deadline_s] if may_send else []))
+        sending = [self._contributing.next_deadline_s, self.checkpoints.next_deadline_s] if may_send else []
+        return min(deadlines + sending)
 
     @property
     def busy(self) -> bool:
@@ -300,7 +311,8 @@ class ModelCore:
         happened.clear()
         if now.s >= self._next_checkpoint_s:
             self._checkpoint(now)
-        return (self._contributions(now) if may_send else []) + self._of_deployment(now)
+        out = self._contributions(now) + self._of_checkpoints(now) if may_send else []
+        return out + self._of_deployment(now)
 
     def _tell(self, *events: tuple[str, str]) -> None:
         """Say what happened, in the log and to the coordinator."""
@@ -312,10 +324,22 @@ class ModelCore:
         frames = self._contributing.poll(now.s, lambda: self._checkpoint(now))
         self._tell(*self._contributing.events)
         self._contributing.events.clear()
-        return [
-            letter(self._config, topics.upload_leaf(frame.xfer), encode_frame(frame), qos=1, expiry_s=3600)
-            for frame in frames
-        ]
+        return _uploaded(self._config, frames)
+
+    def _of_checkpoints(self, now: Now) -> list[Publish]:
+        """What is sent of checkpoints, and asked for."""
+        work = self.checkpoints
+        out = _uploaded(self._config, work.poll(now, lambda: self._checkpoint(now)))
+        out += [letter(self._config, topics.UP_REQ, each, qos=1, expiry_s=60) for each in work.requests]
+        out += [letter(self._config, topics.UP_REPLY, each, qos=1, expiry_s=3600) for each in work.replies]
+        self._tell(*work.events)
+        if work.is_renewed:
+            work.is_renewed, self.is_renewed = False, True
+            self._contributing.forget()
+        work.events.clear()
+        work.requests.clear()
+        work.replies.clear()
+        return out
 
     def _of_deployment(self, now: Now) -> list[Publish]:
         """Where the slot stands, and what it wants."""
@@ -351,3 +375,10 @@ class ModelCore:
         except OSError as exc:
             self._tell(("storage", f"a checkpoint could not be written: {exc.strerror}"))
             self._next_checkpoint_s = now.s + self._config.profile.learning.checkpoint_interval_s
+
+
+def _uploaded(config: AgentConfig, frames: list[Frame]) -> list[Publish]:
+    """Frames of an upload, as they are published."""
+    return [
+        letter(config, topics.upload_leaf(frame.xfer), encode_frame(frame), qos=1, expiry_s=3600) for frame in frames
+    ]

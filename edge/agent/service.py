@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from edge.agent.checkpoints import Seals
 from edge.agent.config import AgentConfig
 from edge.agent.core import AgentCore
 from edge.agent.models import Models
@@ -92,6 +93,18 @@ def _trust(config: AgentConfig) -> Trust | None:
     return Proof(config.state_dir / "trust", root, fleet=config.fleet, device=config.device)
 
 
+def _seals(config: AgentConfig) -> Seals:
+    """Keys for checkpoints.
+
+    Raises:
+        ConfigError: They cannot be used.
+    """
+    try:
+        return Seals.of(config)
+    except OSError as exc:
+        raise ConfigError(f"the folder {config.state_dir} cannot be written: {exc.strerror}") from exc
+
+
 class AgentService:
     """Runs one agent until it is stopped.
 
@@ -106,7 +119,7 @@ class AgentService:
         self._supervisor = supervisor or Supervisor()
         self._models = Models(config)
         try:
-            self._core = AgentCore(config, self._models, trust=_trust(config))
+            self._core = AgentCore(config, self._models, trust=_trust(config), seals=_seals(config))
         except BaseException:
             self._models.close()
             raise

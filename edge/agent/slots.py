@@ -56,6 +56,8 @@ class ModelRecord:
         trying: Whether `bundle` has not passed its probation yet.
         attempts: Starts of the agent since then.
         head: Digest of the newest head that was taken; its file is kept, the next one may come as what differs.
+        restored: Number of the order by which what another device had learned was taken up last.
+        checkpointed_ms: Wall clock when what was learned was sent as a checkpoint last, milliseconds since 1970.
     """
 
     name: str = ""
@@ -70,6 +72,8 @@ class ModelRecord:
     trying: bool = False
     attempts: int = 0
     head: str = ""
+    restored: int = 0
+    checkpointed_ms: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import Protocol
 
-from edge.channel.messages import Desired, Meta, Request
+from edge.channel.messages import Desired, Meta, Request, Restore
 from edge.contract.errors import ChannelError
 
 FIRST_WAIT_S, LAST_WAIT_S = 2.0, 60.0
@@ -30,7 +30,7 @@ class Trust(Protocol):
     def begin(self) -> None:
         """Forget what was handed in."""
 
-    def look(self, desired: Desired) -> bool:
+    def look(self, desired: Desired | Restore) -> bool:
         """Whether a release is to be believed; False while `missing` has to be fetched."""
 
 
@@ -39,7 +39,7 @@ class Believed:
     """A release was proved."""
 
     model: str
-    desired: Desired
+    desired: Desired | Restore
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class Distrusted:
     """
 
     model: str
-    desired: Desired
+    desired: Desired | Restore
     kind: str
     detail: str
 
@@ -75,12 +75,13 @@ class Vetting:
 
     def __init__(self, trust: Trust) -> None:
         self._trust = trust
-        self._waiting: dict[str, Desired] = {}
-        self._believed: dict[str, Desired] = {}
+        # By model, and whether it is to be restored or is a release.
+        self._waiting: dict[tuple[str, type], Desired | Restore] = {}
+        self._believed: dict[tuple[str, type], Desired | Restore] = {}
         self._asked: str | None = None
         self._again_s = math.inf
         self._wait_s = FIRST_WAIT_S
-        self._distrusted: dict[str, Distrusted] = {}
+        self._distrusted: dict[tuple[str, type], Distrusted] = {}
         self.verdicts: list[Verdict] = []
 
     @property
@@ -92,14 +93,14 @@ class Vetting:
         waits = f", waiting for {self._asked}" if self._waiting and self._asked else ""
         return f"signed, below the root that this device was given{waits}"
 
-    def offer(self, model: str, desired: Desired) -> None:
+    def offer(self, model: str, desired: Desired | Restore) -> None:
         """Look at a release for a model when `poll` is called next; what was proved goes through at once."""
-        if _is_same(self._believed.get(model), desired):
+        if _is_same(self._believed.get((model, type(desired))), desired):
             self.verdicts.append(Believed(model, desired))
             return
         if not self._waiting:
             self._trust.begin()
-        self._waiting[model] = desired
+        self._waiting[model, type(desired)] = desired
         self._again_s = -math.inf
 
     def take(self, message: Meta) -> None:
@@ -116,7 +117,7 @@ class Vetting:
         """Decide what can be decided, and ask for what lacks."""
         if now_s < self._again_s:
             return []
-        for model, desired in list(self._waiting.items()):
+        for (model, kind), desired in list(self._waiting.items()):
             try:
                 if not self._trust.look(desired):
                     return self._ask(now_s)
@@ -125,16 +126,17 @@ class Vetting:
             except OSError as exc:
                 self._distrust(Distrusted(model, desired, "storage", f"metadata cannot be kept: {exc.strerror}"))
             else:
-                self._believed[model] = desired
+                self._believed[model, kind] = desired
                 self.verdicts.append(Believed(model, desired))
-            del self._waiting[model]
+            del self._waiting[model, kind]
         self._asked, self._again_s = None, math.inf
         return []
 
     def _distrust(self, verdict: Distrusted) -> None:
         """Say so once: such a release may come again and again."""
-        if self._distrusted.get(verdict.model) != verdict:
-            self._distrusted[verdict.model] = verdict
+        about = verdict.model, type(verdict.desired)
+        if self._distrusted.get(about) != verdict:
+            self._distrusted[about] = verdict
             self.verdicts.append(verdict)
 
     def _ask(self, now_s: float) -> list[Request]:
@@ -147,9 +149,12 @@ class Vetting:
         return [Request(op="meta", name=self._asked or "")]
 
 
-def _is_same(proved: Desired | None, desired: Desired) -> bool:
+def _is_same(proved: Desired | Restore | None, desired: Desired | Restore) -> bool:
     """Whether this says what was proved, however its bytes travel now."""
-    return proved is not None and all(
-        getattr(proved, name) == getattr(desired, name)
-        for name in ("release", "kind", "digest", "size_bytes", "backbone", "model", "signature")
-    )
+    if isinstance(proved, Desired) and isinstance(desired, Desired):
+        names = ["release", "kind", "digest", "size_bytes", "backbone", "model", "signature"]
+    elif isinstance(proved, Restore):
+        names = ["number", "digest", "size_bytes", "backbone", "model", "signature"]
+    else:
+        return False
+    return all(getattr(proved, name) == getattr(desired, name) for name in names)

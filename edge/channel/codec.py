@@ -35,6 +35,7 @@ _TYPES: dict[str, type[m.Message]] = {
     topics.DN_CMD: m.Command,
     topics.DN_HIST: m.HistoryKept,
     topics.DN_META: m.Meta,
+    topics.DN_RESTORE: m.Restore,
 }
 
 

@@ -36,6 +36,7 @@ StateId = Annotated[
     Rule(lambda text: _STATE_ID.fullmatch(text) is not None, '16 to 64 hexadecimal digits, or "" where it is unknown'),
 ]
 """Identity of a state folder: session, boot and sequence numbers count within it. "" of devices from before it."""
+SealKey = Annotated[str, Rule(lambda text: text == "" or is_digest(text), '64 hexadecimal digits, or "" for no key')]
 BatchId = Annotated[str, Rule(lambda text: _BATCH.fullmatch(text) is not None, "16 hexadecimal digits")]
 Slot = Literal["bundle", "head"]
 Part = Literal["index", "data"]
@@ -100,6 +101,7 @@ class Birth(Message):
         models: All models, in the order of the command line.
         state_id: Of its state folder; another one under the same name is a device that was set up anew.
         bases: Digests of artifacts that are there, for forms against them.
+        seal_key: Public key that a checkpoint for this device may be sealed to, in hexadecimal; "" for none.
     """
 
     agent_version: str
@@ -117,6 +119,7 @@ class Birth(Message):
     models: tuple[Served, ...] = ()
     state_id: StateId = ""
     bases: Digests = ()
+    seal_key: SealKey = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -205,6 +208,33 @@ class Desired(Message):
     signature: str = ""
     activate: Literal["now", "wait", "never"] = "now"
     attempt: Count = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Restore(Message):
+    """``dn/restore``: take up what a device of the same backbone had learned; said again until the device replies.
+
+    Attributes:
+        number: Of the order; a model takes up only what is ordered later than what it took up last.
+        model: Of this device.
+        digest: SHA-256 of the checkpoint, which is fetched like any artifact.
+        size_bytes: Its size.
+        chunk_size_bytes: Of its chunks.
+        index_digest: Of their digests.
+        backbone: That it belongs to.
+        ts_ms: When it was ordered, milliseconds since 1970.
+        signature: Of who may say what runs where, as of a `Desired`; "" in a fleet without keys.
+    """
+
+    number: Count
+    model: ModelName
+    digest: Digest
+    size_bytes: Count
+    chunk_size_bytes: Count
+    index_digest: Digest
+    backbone: Digest
+    ts_ms: Count
+    signature: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

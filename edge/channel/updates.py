@@ -27,7 +27,7 @@ from tuf.api.metadata import Metadata, Root, Targets
 from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
 
 from edge.channel.forms import restore, shorten
-from edge.channel.messages import Desired, Meta
+from edge.channel.messages import Desired, Meta, Restore
 from edge.contract import strictjson
 from edge.contract.errors import ChannelError, ConfigError
 from edge.contract.files import sync_folder
@@ -69,8 +69,21 @@ def path_of(kind: str, digest: str) -> str:
     return f"{kind}/{digest}"
 
 
-def assigned(fleet: str, device: str, desired: Desired) -> bytes:
+def assigned(fleet: str, device: str, desired: Desired | Restore) -> bytes:
     """What is signed of a `Desired`: all that says what runs where; not how the bytes travel, a digest proves them."""
+    if isinstance(desired, Restore):
+        return strictjson.dumps(
+            {
+                "type": "edgeloop-restore",
+                "fleet": fleet,
+                "device": device,
+                "model": desired.model,
+                "number": desired.number,
+                "digest": desired.digest,
+                "size_bytes": desired.size_bytes,
+                "backbone": desired.backbone,
+            }
+        )
     return strictjson.dumps(
         {
             "type": "edgeloop-assignment",
@@ -113,6 +126,10 @@ def unpacked(message: Meta) -> bytes | None:
     except ValueError as exc:
         raise ChannelError(f"{message.name[:80]}: expected base64, got {exc}") from exc
     return restore("zstd", data, message.size_bytes)
+
+
+def _called(desired: Desired | Restore) -> str:
+    return f"release {desired.release}" if isinstance(desired, Desired) else f"the restoration {desired.number}"
 
 
 class _Files(FetcherInterface):
@@ -210,8 +227,10 @@ class Trust:
         self._fetched.files.clear()
         self._fetched.missing = None
 
-    def look(self, desired: Desired) -> bool:
+    def look(self, desired: Desired | Restore) -> bool:
         """Whether a release is to be believed; False while `missing` has to be fetched for that.
+
+        What is to be restored stands in no list: the signature is of its digest, too.
 
         Raises:
             DistrustError: It is not.
@@ -219,12 +238,15 @@ class Trust:
         """
         self._fetched.missing = None
         if not desired.signature:
-            raise DistrustError("unsigned", f"release {desired.release} has no signature, and this device wants one")
+            raise DistrustError("unsigned", f"{_called(desired)} has no signature, and this device wants one")
         try:
             updater = self._updater()
             updater.refresh()
             keys = self._assigners()
             self._is_assigned(desired, keys)
+            if isinstance(desired, Restore):
+                self._sync()
+                return True
             target = updater.get_targetinfo(path_of(desired.kind, desired.digest))
         except tuf.DownloadLengthMismatchError as exc:
             raise DistrustError("too-large", str(exc)) from exc
@@ -263,17 +285,15 @@ class Trust:
             return {}
         return {keyid: delegations.keys[keyid] for keyid in role.keyids if keyid in delegations.keys}
 
-    def _is_assigned(self, desired: Desired, keys: dict[str, Key]) -> None:
+    def _is_assigned(self, desired: Desired | Restore, keys: dict[str, Key]) -> None:
         keyid, _, signature = desired.signature.partition(":")
         key = keys.get(keyid)
         if key is None:
-            raise DistrustError("wrong-signer", f"release {desired.release} is signed by a key that may not do that")
+            raise DistrustError("wrong-signer", f"{_called(desired)} is signed by a key that may not do that")
         try:
             key.verify_signature(Signature(keyid, signature), assigned(self._fleet, self._device, desired))
         except (UnverifiedSignatureError, VerificationError, ValueError) as exc:
-            raise DistrustError(
-                "wrong-signer", f"the signature of release {desired.release} is not of what it says"
-            ) from exc
+            raise DistrustError("wrong-signer", f"the signature of {_called(desired)} is not of what it says") from exc
 
     def _sync(self) -> None:
         """Make safe what was believed: after a power cut no older version must be taken for newer."""

@@ -111,6 +111,11 @@ class Upload:
         """Size of its frames' payload."""
         return self._offer.chunk_size_bytes
 
+    @property
+    def size_bytes(self) -> int:
+        """Of the whole."""
+        return len(self._data)
+
     def resize(self, chunk_size_bytes: int) -> None:
         """Go on in smaller pieces: it is offered anew."""
         size = max(chunk_size_bytes, chunks.SMALLEST_BYTES)

@@ -14,6 +14,7 @@ import click
 from edge import __version__
 from edge.cli import doctor, running, setup, unit
 from edge.cli.configured import bundles_of, config_option, password_of
+from edge.cli.terminal import seconds
 from edge.contract.choices import EXECUTORS, LEARNERS, PROVIDERS
 from edge.contract.errors import ConfigError, run_to_exit
 
@@ -68,6 +69,14 @@ def agent() -> None:
 @click.option("--sync-interval", default=600.0, type=click.FloatRange(min=0), help="Seconds between uploads.")
 @click.option("--probation", default=60.0, type=click.FloatRange(min=0), help="Seconds a pushed head is watched.")
 @click.option("--trust", type=click.Path(path_type=Path), help="Root document: unsigned releases are refused.")
+@click.option(
+    "--checkpoint-every",
+    help="Send what was learned to the coordinator, such as every 12h or 7d.  [default: when asked]",
+)
+@click.option(
+    "--checkpoint-samples", is_flag=True, help="With the features of samples that are kept for replay and to judge by."
+)
+@click.option("--checkpoint-key", type=click.Path(path_type=Path), help="Public key that checkpoints are sealed to.")
 @click.option("--max-streams", default=256, type=click.IntRange(1), help="That a model with state remembers.")
 @click.option("--stream-memory", default=16.0, type=click.FloatRange(0, min_open=True), help="Of all states, MiB.")
 @click.option("--stream-expiry", default=600.0, type=click.FloatRange(0), help="Seconds until a silent one ends.")
@@ -98,6 +107,9 @@ def run(
     sync_interval: float,
     probation: float,
     trust: Path | None,
+    checkpoint_every: str | None,
+    checkpoint_samples: bool,
+    checkpoint_key: Path | None,
     max_streams: int,
     stream_memory: float,
     stream_expiry: float,
@@ -145,6 +157,9 @@ def run(
         probation_s=probation,
         seed=seed,
         trust_root=trust,
+        checkpoint_every_s=0.0 if checkpoint_every is None else seconds(checkpoint_every, "--checkpoint-every"),
+        checkpoint_samples=checkpoint_samples,
+        checkpoint_key=checkpoint_key,
         streams=StreamLimits(most=max_streams, max_mb=stream_memory, idle_s=stream_expiry),
         outbox_mb=0.0 if broker is None else outbox,
         data_cap=None if data_cap is None else DataCap.parse(data_cap),

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import re
 import time
 from typing import Any
 
 import click
 
-from edge.cli.terminal import say, shown
+from edge.cli.terminal import UNITS_S, say, seconds, shown
 from edge.contract.digest import short
 from edge.contract.errors import ConfigError, RolloutError
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="For programs.")
-_UNITS_S = {"s": 1, "min": 60, "h": 3600, "d": 86_400}
 _FOLLOW_S = 1.0
 
 
@@ -22,11 +20,10 @@ def _since(context: click.Context, parameter: click.Parameter, value: str | None
     """A span of time until now, such as ``2h``, in milliseconds since 1970."""
     if value is None:
         return None
-    found = re.fullmatch(r"([0-9]{1,9}(?:[.][0-9]{1,9})?) ?(s|min|h|d)", value)
-    if found is None:
-        why = f"{value!r}: expected a number and s, min, h or d, such as 90min"
-        raise click.BadParameter(why, ctx=context, param=parameter)
-    return max(0, int(1000 * (time.time() - float(found[1]) * _UNITS_S[found[2]])))
+    try:
+        return max(0, int(1000 * (time.time() - seconds(value, "AGE"))))
+    except ConfigError as exc:
+        raise click.BadParameter(str(exc), ctx=context, param=parameter) from exc
 
 
 since_option = click.option(
@@ -173,7 +170,7 @@ def stamp(ms: int) -> str:
 def age(ms: int) -> str:
     """How long ago that was."""
     seconds = max(0.0, time.time() - ms / 1000)
-    size, unit = next(((s, u) for u, s in reversed(_UNITS_S.items()) if seconds >= 2 * s), (1, "s"))
+    size, unit = next(((s, u) for u, s in reversed(UNITS_S.items()) if seconds >= 2 * s), (1, "s"))
     return f"{seconds / size:.0f} {unit}"
 
 

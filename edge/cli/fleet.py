@@ -12,7 +12,7 @@ from urllib.parse import quote
 import click
 
 from edge import __version__
-from edge.cli import access, rollouts
+from edge.cli import access, checkpoints, rollouts
 from edge.cli.devices import age, events, metrics, named, show
 from edge.cli.keys import keys
 from edge.cli.push import push
@@ -115,11 +115,13 @@ class Coordinator:
 
 @click.group()
 def device() -> None:
-    r"""List devices, or show one.
+    r"""List devices, show one; keep what one learned, and give it to another.
 
     \b
     edge-fleet device list
     edge-fleet device show camera-1
+    edge-fleet device checkpoint camera-1
+    edge-fleet device restore camera-9 --from camera-1
     """
 
 
@@ -198,6 +200,8 @@ def devices(connect: Any, as_json: bool) -> None:
 
 device.add_command(devices, "list")
 device.add_command(show)
+for command in checkpoints.COMMANDS:
+    device.add_command(command)
 
 
 @fleet.command()
@@ -329,6 +333,8 @@ def _what_was_forgotten(done: dict[str, Any]) -> list[str]:
             "changes: a mean that was merged cannot be undone, the head in use still has this device's part in it; "
             "only future merges leave it out. To be rid of it push a head from before"
         )
+    if done.get("checkpoints"):
+        lines.append(f"{done['checkpoints']} checkpoints deleted")
     lines.append(
         "uploads from the same state folder are refused from now on. Releases made before, older versions of its "
         "contributions, telemetry and events stay in the coordinator's data folder"

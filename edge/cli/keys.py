@@ -75,6 +75,30 @@ def init(folder: Path, root_keys: int, threshold: int, as_json: bool) -> None:
 
 
 @keys.command()
+@click.argument("path", type=click.Path(path_type=Path))
+def seal(path: Path) -> None:
+    r"""Make a key that checkpoints are sealed to: PATH, which opens them, and PATH.pub for the devices.
+
+    \b
+    edge-fleet keys seal fleet.pem
+    edge-agent run --checkpoint-key fleet.pem.pub ...
+    edge-fleet device restore camera-9 --from camera-1 --key fleet.pem
+    """
+    from edge.contract import sealing
+
+    if path.exists():
+        raise ConfigError(f"{path} is there already; name another one")
+    public = path.with_name(f"{path.name}.pub")
+    try:
+        key = sealing.make_key(path)
+        sealing.write_public(public, key)
+    except OSError as exc:
+        raise ConfigError(f"{path} cannot be written: {exc.strerror}") from exc
+    click.echo(f"{path}      opens checkpoints: keep it off the coordinator")
+    click.echo(f"{public}  for `edge-agent run --checkpoint-key`, the key {sealing.key_name(key)}")
+
+
+@keys.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--key", required=True, type=click.Path(path_type=Path), help="workstation/bundles.pem")
 @_JSON

@@ -32,7 +32,7 @@ PUBLIC = frozenset({"/api/v1/enrol"})
 # Who uses an open API says so here, for the record.
 WHO = "x-edge-who"
 # Bodies of these are files; all others are short.
-_FILES = ("/artifacts", "/signing/bundles")
+_FILES = ("/artifacts", "/signing/bundles", "/restore")
 _MAX_BODY_BYTES = 1 << 20
 _MAX_DETAIL_CHARS, _MAX_REASON_CHARS = 2000, 500
 _SECRET = frozenset({"token", "password", "csr", "secret"})

@@ -19,6 +19,7 @@ from edge.contract.clock import Now
 from edge.contract.errors import ConfigError, EdgeError, RolloutError
 from edge.coordinator.access import Access
 from edge.coordinator.access_api import ReasonRequest, add_access_routes, allow, guard
+from edge.coordinator.checkpoint_api import add_checkpoint_routes
 from edge.coordinator.events import reason
 from edge.coordinator.records import Model, as_dict
 from edge.coordinator.release_api import Submit, add_release_routes
@@ -183,5 +184,6 @@ def build_api(
 
     add_access_routes(api, access, clock)
     add_release_routes(api, store, submit)
+    add_checkpoint_routes(api, store, submit)
     add_rollout_routes(api, submit, store)
     return api

@@ -16,13 +16,14 @@ from edge.contract.clock import Now
 from edge.contract.errors import RolloutError
 from edge.coordinator.artifacts import ArtifactStore
 from edge.coordinator.bundles import Bundles
+from edge.coordinator.checkpoints import Checkpoints
 from edge.coordinator.config import CoordinatorConfig
 from edge.coordinator.dialogue import Dialogue
 from edge.coordinator.events import Events
 from edge.coordinator.intake import Intake
 from edge.coordinator.learning import Learning
 from edge.coordinator.merges import Merges
-from edge.coordinator.records import Release
+from edge.coordinator.records import Order, Release
 from edge.coordinator.registry import Registry
 from edge.coordinator.releases import Releases
 from edge.coordinator.rollout.plan import Plan
@@ -53,6 +54,7 @@ class CoordinatorCore:
         registry: Who is in the fleet.
         releases: What devices should run.
         learning: What they learned.
+        checkpoints: All of what they learned, kept and given.
         rollouts: How releases go out.
         dialogue: The conversation with them.
         signing: Proves to them what they are told, or None.
@@ -76,6 +78,7 @@ class CoordinatorCore:
         self._intake = Intake(store, artifacts, bundles)
         self.releases = Releases(store, artifacts, bundles, self.events)
         self.learning = Learning(config, store, artifacts, bundles, merges, self.events)
+        self.checkpoints = Checkpoints(store, artifacts, self.events)
         draw = np.random.default_rng(0) if rng is None else rng
         self.rollouts = Rollouts(store, artifacts, bundles, self.events, lambda: draw.bytes(16).hex())
         self.dialogue = Dialogue(
@@ -85,6 +88,7 @@ class CoordinatorCore:
             self.registry,
             self.releases,
             self.learning,
+            self.checkpoints,
             self.rollouts,
             self.events,
             signing,
@@ -167,8 +171,22 @@ class CoordinatorCore:
         return found
 
     def forget(self, device: str, now: Now) -> dict[str, Any]:
-        """Delete what a device contributed, see `Learning.forget`."""
-        return self.learning.forget(device, now)
+        """Delete what a device contributed, see `Learning.forget`, and its checkpoints."""
+        with self._store.transaction():
+            found = self.learning.forget(device, now)
+            return found | {"checkpoints": self.checkpoints.forget(device)}
+
+    def ask_checkpoint(self, device: str, model: str, now: Now) -> Order:
+        """Have a device send what it learned, see `Checkpoints.ask`."""
+        return self._told(self.checkpoints.ask(device, model, now), now)
+
+    def restore(self, device: str, source: str, now: Now, **options: Any) -> Order:
+        """Have a device go on from a checkpoint, see `Checkpoints.restore`."""
+        return self._told(self.checkpoints.restore(device, source, now, **options), now)
+
+    def _told(self, order: Order, now: Now) -> Order:
+        self._next_telling_s = now.s
+        return order
 
     # Time
 

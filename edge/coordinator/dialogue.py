@@ -23,6 +23,7 @@ from edge.channel.messages import (
     History,
     HistoryKept,
     Message,
+    Reply,
     Request,
     State,
     Telemetry,
@@ -32,6 +33,7 @@ from edge.channel.transport import Connected, Disconnected, Limited, Publish, Re
 from edge.contract.clock import Now
 from edge.contract.errors import BundleError, ChannelError, EdgeError, LearningError, RolloutError
 from edge.coordinator.artifacts import ArtifactStore
+from edge.coordinator.checkpoints import CHECKPOINT, Checkpoints
 from edge.coordinator.events import Events
 from edge.coordinator.learning import Learning
 from edge.coordinator.registry import Registry
@@ -83,6 +85,7 @@ class Dialogue:
         registry: Who is in the fleet.
         releases: What devices should run.
         learning: What they learned.
+        checkpoints: All of what they learned, kept and given.
         rollouts: How releases go out.
         events: For what people should see.
         signing: Proves what is sent; None in a fleet without keys.
@@ -96,10 +99,12 @@ class Dialogue:
         registry: Registry,
         releases: Releases,
         learning: Learning,
+        checkpoints: Checkpoints,
         rollouts: Rollouts,
         events: Events,
         signing: Signing | None = None,
     ) -> None:
+        self._checkpoints = checkpoints
         self._signing = signing
         self._fleet = fleet
         self._store = store
@@ -187,6 +192,8 @@ class Dialogue:
                 self._send(device, topics.DN_HIST, HistoryKept(batch=batch), qos=1, expiry_s=60)
             case Request():
                 self._answer(device, message, now)
+            case Reply():
+                self._checkpoints.replied(device, message, now)
             case _:
                 return
         self._meet(device, now)
@@ -229,12 +236,17 @@ class Dialogue:
     def _upload_frame(self, device: str, leaf: str, payload: bytes, now: Now) -> None:
         xfer = topics.transfer_of(leaf)
         assert xfer is not None
-        status, data = self._uploads.receive(device, xfer, decode_frame(payload), now.s)
-        if data is not None:
+        status, whole = self._uploads.receive(device, xfer, decode_frame(payload), now.s)
+        if whole is not None:
+            is_checkpoint = whole.kind == CHECKPOINT
             try:
-                self._learning.take(device, data, now)
+                if is_checkpoint:
+                    self._checkpoints.take(device, whole.data, now)
+                else:
+                    self._learning.take(device, whole.data, now)
             except (BundleError, LearningError) as exc:
-                self._events.fault(device, "contribution-refused", str(exc), now, kind=type(exc).__name__)
+                what = "checkpoint-refused" if is_checkpoint else "contribution-refused"
+                self._events.fault(device, what, str(exc), now, kind=type(exc).__name__)
                 status = UploadStatus(have=(), window=0, status="refused", detail=str(exc)[:500])
         if status is not None:
             self._send(device, topics.upload_status_leaf(xfer), status, qos=1)
@@ -245,6 +257,7 @@ class Dialogue:
         """Tell a device what its models should run."""
         for each in self._releases.wanted(device):
             self._send_desired(device, each, now)
+        self._say_orders(device, now)
 
     def tell_all(self, now: Now) -> None:
         """Tell every device that is not where it should be. The database says so, not the broker's memory."""
@@ -254,11 +267,25 @@ class Dialogue:
             for each in wanted:
                 if each.is_late:
                     self._send_desired(device.id, each, now)
+        self._say_orders(None, now)
+
+    def _say_orders(self, device: str | None, now: Now) -> None:
+        """Say what devices are to do once, until they answer."""
+        for whom, message in self._checkpoints.to_say(device, self._chunk, now):
+            if isinstance(message, Command):
+                self._send(whom, topics.DN_CMD, message, qos=1, expiry_s=60)
+                continue
+            signature = "" if self._signing is None else self._signing.sign(self._fleet, whom, message, now)
+            self._send(whom, topics.DN_RESTORE, replace(message, signature=signature), qos=1, expiry_s=60)
+
+    def _chunk(self, device: str) -> int:
+        """Size of the chunks that arrive at a device."""
+        return min(self._chunk_bytes.get(device, USUAL_BYTES), self._largest_chunk)
 
     def _send_desired(self, device: str, wanted: Wanted, now: Now) -> None:
         release = wanted.release
         try:
-            size = min(self._chunk_bytes.get(device, USUAL_BYTES), self._largest_chunk)
+            size = self._chunk(device)
             artifact = self._artifacts.get(release.digest, size)
             forms = self._artifacts.forms(release.digest, self._bases.get(device, ()), size)
         except RolloutError as exc:

@@ -98,7 +98,8 @@ class Learning:
                 "an operator had this forgotten; the device may contribute again with an empty state folder"
             )
         known = self._store.contributions.of_lineage(update.lineage)
-        if (owner := owner_of(known, device, update.state_id)) is not None:
+        owner = owner_of(known, device, update.state_id)
+        if owner is not None and not self._store.checkpoints.was_given(update.lineage, device):
             raise LearningError(
                 f"what was learned is that of {owner}, under whose name it came first; a device that takes over the "
                 f"state folder of another must have it whole"
@@ -265,7 +266,8 @@ class Learning:
     def _delete(self, device: str, now_ms: int) -> list[Contribution]:
         """Delete all that a device contributed, and take nothing of its lineages any more.
 
-        A copy of its state folder on another device is of the same lineage and folder, and is deleted with it. Where
+        A copy of its state folder on another device is of the same lineage and folder, and is deleted with it; so is
+        what a device learned that went on from a checkpoint of it. Where
         changes of it were merged, the server optimizer begins anew: its memory has them in.
 
         Returns:
@@ -276,7 +278,13 @@ class Learning:
             contributions = kept.all()
             theirs = [each for each in contributions if each.device == device]
             folders = {(each.lineage, each.backbone, each.state_id) for each in theirs}
-            rows = [each for each in contributions if (each.lineage, each.backbone, each.state_id) in folders]
+            lineages = {each.lineage for each in theirs}
+            rows = [
+                each
+                for each in contributions
+                if (each.lineage, each.backbone, each.state_id) in folders
+                or (each.lineage in lineages and self._store.checkpoints.was_given(each.lineage, each.device))
+            ]
             for lineage, backbone in {(each.lineage, each.backbone) for each in theirs}:
                 parts = [each for each in rows if (each.lineage, each.backbone) == (lineage, backbone)]
                 pending = any(each.learner == "statistics" and each.merged_version >= 0 for each in parts)

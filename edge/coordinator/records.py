@@ -28,6 +28,7 @@ class Device(Record):
         first_seen_ms: Wall clock of its first message, milliseconds since 1970.
         last_seen_ms: Of its newest one.
         state_id: Of its state folder; "" while that is unknown.
+        seal_key: Public key that checkpoints for it may be sealed to; "" for none.
     """
 
     id: str
@@ -41,6 +42,7 @@ class Device(Record):
     first_seen_ms: int = 0
     last_seen_ms: int = 0
     state_id: str = ""
+    seal_key: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -160,6 +162,70 @@ class Contribution(Record):
     merged_release: int = 0
     model: str = ""
     state_id: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KeptCheckpoint(Record):
+    """A checkpoint of a model of a device.
+
+    Attributes:
+        device: Whose it is.
+        model: Of that device.
+        digest: Of its artifact.
+        backbone: That it belongs to.
+        lineage: Of what was learned.
+        learners: That learned it, with commas between.
+        samples: Labels learned.
+        release: Counter of the last release that the model had taken.
+        made_ms: Clock of the device.
+        received_ms: Wall clock here.
+        has_samples: Whether features of what was seen are in it.
+        sealed_to: Name of the key that opens it; "" where it is not sealed.
+        size_bytes: Of the document.
+    """
+
+    device: str
+    model: str
+    digest: str
+    backbone: str
+    lineage: str
+    learners: str
+    samples: int
+    release: int
+    made_ms: int
+    received_ms: int
+    has_samples: bool
+    sealed_to: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Order(Record):
+    """Something that a model of a device is to do once, said until it is answered.
+
+    Attributes:
+        number: Goes up; by the clock, so that it does so over a restored backup, too.
+        device: Who is to do it.
+        model: Of that device; "" for all of its models.
+        kind: ``checkpoint`` or ``restore``.
+        state: ``open``, ``done`` or ``refused``.
+        detail: Why, for people.
+        digest: Of the checkpoint to restore.
+        lineage: Of what is in it: the device may contribute under it from then on.
+        source: The device that it is of.
+        at_ms: Wall clock.
+    """
+
+    number: int
+    device: str
+    model: str
+    kind: str
+    state: str = "open"
+    detail: str = ""
+    digest: str = ""
+    lineage: str = ""
+    source: str = ""
+    at_ms: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

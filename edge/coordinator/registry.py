@@ -84,6 +84,7 @@ def after_birth(
         agent_version=message.agent_version,
         profile=message.profile,
         hardware=dict(message.hardware),
+        seal_key=message.seal_key,
     )
     before = {model.model: model for model in known.models}
     models = []

@@ -24,6 +24,19 @@ class _Open:
     seen_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """An upload that is there and proved.
+
+    Attributes:
+        kind: As its offer says.
+        data: All of it.
+    """
+
+    kind: str
+    data: bytes
+
+
 class Uploads:
     """See the module.
 
@@ -35,7 +48,7 @@ class Uploads:
         self._max_bytes = max_bytes
         self._open: dict[str, dict[str, _Open]] = {}
 
-    def receive(self, device: str, xfer: str, frame: Frame, now_s: float) -> tuple[UploadStatus | None, bytes | None]:
+    def receive(self, device: str, xfer: str, frame: Frame, now_s: float) -> tuple[UploadStatus | None, Whole | None]:
         """Take a frame.
 
         Returns:
@@ -54,7 +67,8 @@ class Uploads:
         status = entry.receiver.receive(frame)
         if entry.receiver.done:
             self._end(device, xfer)
-            return status, entry.receiver.data()
+            assert entry.receiver.offer is not None
+            return status, Whole(entry.receiver.offer.kind, entry.receiver.data())
         self._open.setdefault(device, {})[xfer] = entry
         if len(self._open[device]) > MAX_OF_A_DEVICE:  # it has given up what it has not sent anything of for longest
             self._end(device, min(self._open[device], key=lambda each: self._open[device][each].seen_s))

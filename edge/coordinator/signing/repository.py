@@ -15,7 +15,7 @@ from tuf.api import exceptions as tuf
 from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, TargetFile, Targets
 from tuf.api.metadata import Timestamp as TimestampRole
 
-from edge.channel.messages import Desired, Meta
+from edge.channel.messages import Desired, Meta, Restore
 from edge.channel.updates import BUNDLES, HEADS, assigned, is_name, packed, path_of
 from edge.contract.clock import Now
 from edge.contract.errors import ConfigError, RolloutError
@@ -129,13 +129,13 @@ class Repository:
             self._listed[role] = frozenset(() if found is None else found.targets)
         return path_of(kind, digest) in self._listed[role]
 
-    def sign(self, fleet: str, device: str, desired: Desired, now: Now) -> str:
+    def sign(self, fleet: str, device: str, desired: Desired | Restore, now: Now) -> str:
         """The signature of what a device should run, for `Desired.signature`; a head is put into the list first.
 
         Raises:
             RolloutError: It is a bundle that nobody signed.
         """
-        if not self.is_listed(desired.kind, desired.digest):
+        if isinstance(desired, Desired) and not self.is_listed(desired.kind, desired.digest):
             if desired.kind == "bundle":
                 raise RolloutError(f"the bundle {desired.digest[:12]} {NOT_SIGNED}")
             self._add_head(desired, now)

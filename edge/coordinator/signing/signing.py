@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from edge.channel.messages import Desired, Meta
+from edge.channel.messages import Desired, Meta, Restore
 from edge.contract.clock import Now
 
 NOT_SIGNED = "is in no signed list: sign it with `edge-fleet keys sign`, which needs the key of bundles"
@@ -16,7 +16,7 @@ class Signing(Protocol):
     def document(self, name: str) -> Meta:
         """A document of metadata, or that there is none of this name."""
 
-    def sign(self, fleet: str, device: str, desired: Desired, now: Now) -> str:
+    def sign(self, fleet: str, device: str, desired: Desired | Restore, now: Now) -> str:
         """The signature of what a device should run; a head is put into the list first."""
 
     def is_listed(self, kind: str, digest: str) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from edge.coordinator.store.access import AccessLog
+from edge.coordinator.store.checkpoints import CheckpointLog
 from edge.coordinator.store.contributions import Contributions
 from edge.coordinator.store.database import Database
 from edge.coordinator.store.devices import Devices
@@ -34,6 +35,7 @@ class Store:
         events: What happened.
         rollouts: How releases go out, and settings of the fleet.
         access: Tokens of the HTTP API, and what was asked for there.
+        checkpoints: What devices learned, whole; and what they are to do once.
 
     Raises:
         ConfigError: It cannot be used.
@@ -48,6 +50,7 @@ class Store:
         self.events = EventLog(self._database)
         self.rollouts = RolloutLog(self._database)
         self.access = AccessLog(self._database)
+        self.checkpoints = CheckpointLog(self._database)
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:

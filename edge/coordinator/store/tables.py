@@ -89,6 +89,7 @@ class DeviceRow(Row):
     first_seen_ms: Mapped[int]
     last_seen_ms: Mapped[int]
     state_id: Mapped[str]
+    seal_key: Mapped[str]
 
 
 class ModelRow(Row):
@@ -369,3 +370,39 @@ class FleetRow(Row):
     __tablename__ = "fleet"
     key: Mapped[str] = mapped_column(primary_key=True)
     value: Mapped[str]
+
+
+class CheckpointRow(Row):
+    """`KeptCheckpoint`."""
+
+    __tablename__ = "checkpoint"
+    device: Mapped[str] = mapped_column(primary_key=True)
+    model: Mapped[str] = mapped_column(primary_key=True)
+    digest: Mapped[str] = mapped_column(primary_key=True)
+    backbone: Mapped[str]
+    lineage: Mapped[str]
+    learners: Mapped[str]
+    samples: Mapped[int]
+    release: Mapped[int]
+    made_ms: Mapped[int]
+    received_ms: Mapped[int]
+    has_samples: Mapped[bool]
+    sealed_to: Mapped[str]
+    size_bytes: Mapped[int]
+
+
+class OrderRow(Row):
+    """`Order`."""
+
+    __tablename__ = "device_order"
+    __table_args__ = (Index("device_order_device", "device"),)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    device: Mapped[str]
+    model: Mapped[str]
+    kind: Mapped[str]
+    state: Mapped[str]
+    detail: Mapped[str]
+    digest: Mapped[str]
+    lineage: Mapped[str]
+    source: Mapped[str]
+    at_ms: Mapped[int]

@@ -62,6 +62,9 @@ SAMPLES: dict[str, m.Message] = {
     topics.UP_TELE: m.Telemetry(values={"ts": 1795420800123, "lat_p50_ms": 8.1, "model": "kws"}),
     topics.DN_HIST: m.HistoryKept(batch=D[:16]),
     topics.DN_META: m.Meta(name="3.root.json", size_bytes=9, data="KLUv"),
+    topics.DN_RESTORE: m.Restore(
+        number=3, model="kws", digest=D, size_bytes=9, chunk_size_bytes=1024, index_digest=D, backbone=D, ts_ms=1
+    ),
     topics.DN_CMD: m.Command(id="c1", name="sync", args={"now": True}, ttl_s=30.0),
     topics.UP_REPLY: m.Reply(id="c1", rc=-1, detail="busy", out={}),
 }
