@@ -25,9 +25,9 @@ def sent(uploads: Uploads, device: str, what: Upload, now_s: float, rounds: int 
     """All of it, as a device does; None when it did not get through."""
     for _ in range(rounds):
         for frame in what.poll(now_s):
-            status, data = uploads.receive(device, what.xfer, frame, now_s)
-            if data is not None:
-                return data
+            status, whole = uploads.receive(device, what.xfer, frame, now_s)
+            if whole is not None:
+                return whole.data
             if status is not None:
                 what.receive(status, now_s)
         now_s += 0.01
