@@ -200,12 +200,11 @@ class Dialogue:
 
     def _meet(self, device: str, now: Now) -> None:
         """Ask a device that is not known to introduce itself."""
-        if self._registry.is_born(device):
+        if now.s - self._asked_birth_s.get(device, -math.inf) < BIRTH_AGAIN_S or self._registry.is_born(device):
             return
-        if now.s - self._asked_birth_s.get(device, -math.inf) >= BIRTH_AGAIN_S:
-            self._asked_birth_s[device] = now.s
-            command = Command(id=f"birth-{now.wall_ms}", name="birth", args={}, ttl_s=60.0)
-            self._send(device, topics.DN_CMD, command, qos=1, expiry_s=60)
+        self._asked_birth_s[device] = now.s
+        command = Command(id=f"birth-{now.wall_ms}", name="birth", args={}, ttl_s=60.0)
+        self._send(device, topics.DN_CMD, command, qos=1, expiry_s=60)
 
     def _answer(self, device: str, request: Request, now: Now) -> None:
         if request.op == "meta":

@@ -256,15 +256,14 @@ class Registry:
         if not messages:
             return
         entries = []
-        before, known = dict[str, KnownDevice | None](), dict[str, KnownDevice]()
         with self._store.transaction():
+            before = self._store.devices.known_of({device: None for device, _, _ in messages})
+            known = dict(before)
             for device, values, now_ms in messages:
-                if device not in known:
-                    before[device], known[device] = self._heard(device, now_ms)
-                known[device] = after_telemetry(_heard_at(known[device], now_ms), values)
+                was = known.get(device) or KnownDevice(device=Device(id=device, first_seen_ms=now_ms))
+                known[device] = after_telemetry(_heard_at(was, now_ms), values)
                 entries.append(_entry(device, values, now_ms))
-            for device, each in known.items():
-                self._store.devices.keep(each, before[device])
+            self._store.devices.keep_all((each, before.get(device)) for device, each in known.items())
             self._store.telemetry.add(entries)
 
     def is_born(self, device: str) -> bool:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
-from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy import Table, bindparam, delete, func, insert, select, update
+from sqlalchemy.orm import Session
 
 from edge.coordinator.records import Device, KnownDevice, Model, Record
 from edge.coordinator.store.database import Database
@@ -13,6 +15,8 @@ from edge.coordinator.store.tables import DeviceRow, ModelRow, TagRow, columns, 
 
 # The tables themselves and not objects of rows: this is done with each message.
 _DEVICE, _MODEL = table(DeviceRow), table(ModelRow)
+# Names in one query: some databases take a thousand at most.
+_AT_ONCE = 400
 
 
 class Devices:
@@ -53,32 +57,44 @@ class Devices:
 
     def known(self, device: str) -> KnownDevice | None:
         """A device with its models, or None when it was never seen."""
-        with self._database.transaction():
-            found = self.get(device)
-            return None if found is None else KnownDevice(device=found, models=tuple(self.models(device)))
+        return self.known_of([device]).get(device)
+
+    def known_of(self, names: Iterable[str]) -> dict[str, KnownDevice]:
+        """Devices with their models; without those that were never seen."""
+        devices: dict[str, Device] = {}
+        models: dict[str, list[Model]] = {}
+        with self._database.transaction() as session:
+            left = iter(names)
+            while some := list(islice(left, _AT_ONCE)):
+                rows = session.execute(select(*_DEVICE.c).where(_DEVICE.c.id.in_(some))).mappings()
+                devices |= {row["id"]: record(Device, row) for row in rows}
+                query = select(*_MODEL.c).where(_MODEL.c.device.in_(some)).order_by(_MODEL.c.device, _MODEL.c.position)
+                for row in session.execute(query).mappings():
+                    models.setdefault(row["device"], []).append(record(Model, row))
+        return {name: KnownDevice(device=found, models=tuple(models.get(name, ()))) for name, found in devices.items()}
 
     def keep(self, known: KnownDevice, before: KnownDevice | None) -> None:
-        """Keep a device as it is now; a model that it has no more is gone.
+        """Keep a device as it is now; see `keep_all`."""
+        self.keep_all([(known, before)])
+
+    def keep_all(self, changes: Iterable[tuple[KnownDevice, KnownDevice | None]]) -> None:
+        """Keep devices as they are now; a model that one has no more is gone.
 
         Args:
-            known: As it is now.
-            before: As `known` gave it in this transaction, None where it did not: only what differs is written.
+            changes: Of each device how it is now, and as `known` gave it in this transaction, None where it did not:
+                only what differs is written.
         """
-        id_ = known.device.id
-        models = {} if before is None else {model.model: model for model in before.models}
+        devices, models = _Writes(_DEVICE, ("id",)), _Writes(_MODEL, ("device", "model"))
         with self._database.transaction() as session:
-            if before is None:
-                session.execute(insert(_DEVICE), columns(known.device))
-            elif changed := _changed(before.device, known.device):
-                session.execute(update(_DEVICE).where(_DEVICE.c.id == id_).values(**changed))
-            of_device = _MODEL.c.device == id_
-            for name in models.keys() - {model.model for model in known.models}:
-                session.execute(delete(_MODEL).where(of_device, _MODEL.c.model == name))
-            for model in known.models:
-                if model.model not in models:
-                    session.execute(insert(_MODEL), columns(model))
-                elif changed := _changed(models[model.model], model):
-                    session.execute(update(_MODEL).where(of_device, _MODEL.c.model == model.model).values(**changed))
+            for known, before in changes:
+                devices.put(known.device, None if before is None else before.device)
+                had = {} if before is None else {model.model: model for model in before.models}
+                for name in had.keys() - {model.model for model in known.models}:
+                    session.execute(delete(_MODEL).where(_MODEL.c.device == known.device.id, _MODEL.c.model == name))
+                for model in known.models:
+                    models.put(model, had.get(model.model))
+            devices.write(session)
+            models.write(session)
 
     def hear(self, device: str, now_ms: int) -> None:
         """A device said something; it may be the first time."""
@@ -114,6 +130,32 @@ class Devices:
         return found
 
 
-def _changed(before: Record, now: Record) -> dict[str, Any]:
-    was = columns(before)
-    return {name: value for name, value in columns(now).items() if value != was[name]}
+class _Writes:
+    """Rows of one table that are to be written; those of which the same columns change, by one statement."""
+
+    def __init__(self, of: Table, key: tuple[str, ...]) -> None:
+        self._table, self._key = of, key
+        self._new: list[dict[str, Any]] = []
+        self._changed: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+
+    def put(self, now: Record, before: Record | None) -> None:
+        """A row as it is now; as it was, None for a new one."""
+        values = columns(now)
+        if before is None:
+            self._new.append(values)
+            return
+        was = columns(before)
+        names = tuple(name for name, value in values.items() if value != was[name])
+        if names:
+            row = {name: values[name] for name in names} | {f"key_{name}": values[name] for name in self._key}
+            self._changed.setdefault(names, []).append(row)
+
+    def write(self, session: Session) -> None:
+        """Write them all."""
+        if self._new:
+            session.execute(insert(self._table), self._new)
+        for names, rows in self._changed.items():
+            statement = update(self._table).values({name: bindparam(name) for name in names})
+            for name in self._key:
+                statement = statement.where(self._table.c[name] == bindparam(f"key_{name}"))
+            session.connection().execute(statement, rows)
