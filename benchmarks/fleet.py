@@ -3,8 +3,8 @@
     python benchmarks/fleet.py [--devices 200] [--messages 8000] [--repeats 3] [--database URL] [--only ingest storm]
 
 * ingest: so many telemetry messages of 500 devices are sent at once (fewer than the broker keeps), and the time is
-  taken from the first one until the last one is in the database; beside it a bare paho receiver that only counts, on the same
-  broker, by turns. Goal: 0.7 of its rate.
+  taken from the first one until the last one is in the database; beside it a bare paho receiver that only counts, on
+  the same broker, by turns. Goal: 0.7 of its rate.
 * push: `edge-fleet simulate` runs agents as they are; a head is pushed to all at once; the time until all say "active".
 * storm: the broker is killed and started again; the time until each device has a new session at the coordinator.
 * memory and CPU of the coordinator beside these devices, each with telemetry every 10 s.
@@ -125,7 +125,8 @@ class Coordinator:
             self.http = probe.getsockname()[1]
         command = [
             sys.executable, "-m", "edge.cli.coordinator", "serve", "--broker", f"mqtt://127.0.0.1:{port}",
-            "--fleet", FLEET, "--http", f"127.0.0.1:{self.http}", "--data-dir", str(folder), "--bundle", str(bundle), "--no-merge",
+            "--fleet", FLEET, "--http", f"127.0.0.1:{self.http}", "--data-dir", str(folder), "--bundle", str(bundle),
+            "--no-merge",
             *(("--database", database) if database else ()),
         ]  # fmt: skip
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -219,8 +220,8 @@ def simulated(port: int, bundle: Path, data: Path, devices: int) -> Iterator[Non
     command = [
         sys.executable, "-m", "edge.cli.fleet", "simulate", str(bundle), "--data", str(data), "--broker",
         f"mqtt://127.0.0.1:{port}", "--fleet", FLEET, "--devices", str(devices), "--processes", "2",
-        "--duration", "0 s", "--scenario", str(data.with_suffix(".toml")), "--learner", "statistics", "--telemetry-interval", "10",
-        "--probation", "2", "--json",
+        "--duration", "0 s", "--scenario", str(data.with_suffix(".toml")), "--learner", "statistics",
+        "--telemetry-interval", "10", "--probation", "2", "--json",
     ]  # fmt: skip
     data.with_suffix(".toml").write_text("[samples]\nper_minute = 6\n")
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
