@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,16 @@ from edge.inference.onnx_session import EXACT, open_onnx
 _BATCH_SIZE = 64
 _BATCH_BYTES = 1 << 20
 _MAX_THREADS = 4
+
+
+@contextlib.contextmanager
+def one_torch_thread() -> Iterator[None]:
+    """For single samples: several threads wait longer for each other than they work."""
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(available_threads())
 
 
 def named_outputs(value: Any, taken: Sequence[str] = ()) -> dict[str, torch.Tensor]:

@@ -291,7 +291,7 @@ class Bench:
         files = [self._write(str(i), c.model, c.parameters) for i, c in enumerate(candidates)]
         for i, pair in enumerate(files):
             try:
-                timings[i] = self._benchmark.measure(*pair)
+                timings[i] = self._benchmark.measure(*pair, budget_s=self._benchmark.budget_s / 2)
             except BundleError as exc:
                 faults[i] = str(exc)
         fastest = min((timing.latency_ms for timing in timings.values()), default=0.0)
@@ -308,8 +308,8 @@ class Bench:
             for i, candidate in enumerate(candidates)
         ]
 
-    def faster(self, base: Candidate, others: Sequence[Candidate]) -> list[Candidate]:
-        """Those of the others that are clearly faster than the base, the fastest first."""
+    def faster(self, base: Candidate, others: Sequence[Candidate], share: float = 1 - TIE) -> list[Candidate]:
+        """Those of the others that take less than a share of the base's time, the fastest first."""
         candidates = [base, *others]
         try:
             files = [self._write(str(i), c.model, c.parameters) for i, c in enumerate(candidates)]
@@ -317,7 +317,7 @@ class Bench:
         except BundleError:
             return []
         order = sorted(range(1, len(found)), key=found.__getitem__)
-        return [candidates[i] for i in order if found[i] < (1 - TIE) * found[0]]
+        return [candidates[i] for i in order if found[i] < share * found[0]]
 
     def _write(
         self, name: str, model: onnx.ModelProto, parameters: Mapping[str, npt.NDArray[np.float32]]

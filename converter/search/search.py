@@ -53,6 +53,8 @@ MIN_RANDOM_SQNR_DB = 20.0
 _FEW = 16
 # So many of the first convolutions may stay in float because that is faster.
 _FIRST = 4
+# One scale for each channel or for all is as much of a recipe's time, at most.
+_MAY_BE_FASTER = 1.15
 # A gap of more than this between exact and usual arithmetic is saturation (measured gaps: 13 to 25 dB).
 _SATURATION_DB = 3.0
 _MIB = 1 << 20
@@ -283,7 +285,10 @@ class Search:
         self._stage("trying faster forms of int8")
         assert self._static is not None
         left = base.left_in_float
-        made = {recipe: self._static_candidate(left, _in_float(left), recipe) for recipe in self._static.recipes(left)}
+        recipes = self._static.recipes(left)
+        if any(recipe.is_stock for recipe in recipes) and not self._stock_may_be_faster(base):
+            recipes = [recipe for recipe in recipes if not recipe.is_stock]
+        made = {recipe: self._static_candidate(left, _in_float(left), recipe) for recipe in recipes}
         candidates = [*candidates, *(candidate for candidate in made.values() if candidate.failed)]
         candidates, best = self._faster(candidates, base, [c for c in made.values() if not c.failed])
         recipe = next((recipe for recipe, candidate in made.items() if candidate.name == best.name), OURS)
@@ -303,6 +308,20 @@ class Search:
             if len(exclude) > len(made[-1].left_in_float):
                 made.append(self._static_candidate(exclude, _in_float(exclude), recipe))
         return [candidate for candidate in made[1:] if not candidate.failed]
+
+    def _stock_may_be_faster(self, base: Candidate) -> bool:
+        """Whether onnxruntime's recipe is worth its time: looked at in a sketch, which lacks ranges of all samples."""
+        assert self._static is not None
+        parts = self._problem.parts
+        try:
+            model = joined(self._static.stock_sketch(), parts)
+        except ConversionError:
+            return True  # it is tried, to be listed with the reason
+        name = base.name + Recipe(is_stock=True).name
+        sketch = replace(
+            base, name=name, model=model, parameters={} if parts.head is None else dict(parts.head.parameters)
+        )
+        return bool(self._bench.faster(base, [sketch], _MAY_BE_FASTER))
 
     def _faster(
         self, candidates: list[Candidate], base: Candidate, others: Sequence[Candidate]

@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import onnx
-import torch
 
 from converter.export.exporters import Exported
 from converter.graph.build import multiplications
 from converter.head.torchscript.archive import torch_head
 from converter.plan import ConversionPlan
-from converter.program.programs import available_threads, onnx_program
+from converter.program.programs import one_torch_thread, onnx_program
 from converter.program.tensors import batch_size, select
 from converter.search.candidates import Candidate
 from converter.search.search import MIN_RANDOM_SQNR_DB, Found
@@ -110,8 +109,5 @@ def original_latency_ms(original: Original, budget_s: float) -> float:
     run, model = original.run, original.source.model
     if isinstance(model, onnx.ModelProto):
         run = onnx_program(with_preprocessing(model, original), "the model", threads=1)
-    torch.set_num_threads(1)
-    try:
+    with one_torch_thread():
         return latency_ms(run, select(original.samples.x, original.inputs, slice(0, 1)), budget_s)
-    finally:
-        torch.set_num_threads(available_threads())

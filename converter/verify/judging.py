@@ -29,6 +29,9 @@ from converter.verify.quality import (
 from converter.verify.sequences import blank_of, changes, steps_axis, texts
 from edge.contract.tensorspec import TensorSpec
 
+# Error of a share that is rounding alone: two steps of float32 at 1. The runtime's Sigmoid is off by 1.7e-7 anywhere,
+# also where its value is 1e-8; torch's by 0.9e-7 (both against float64).
+ROUNDING_OF_SHARES = 2.0**-22
 # A box is kept if it overlaps so much with the original's: one of 20 pixels that moved by 1.6, or grew by 3.5.
 _KEPT_OVERLAP = 0.85
 # A detection is kept if none of its scores moves by more.
@@ -336,9 +339,22 @@ def _numbers(spec: TensorSpec, judged: Judged, wanted: Array, found: Array) -> l
     low, high = float(wanted.min()), float(wanted.max())
     scale = 1.0 if low >= 0 and high <= 1 else high - low
     scales = dict.fromkeys(range(len(columns.r2)) if judged.kind in (SCORES, YES_OR_NO) else (), scale)
-    if judged.kind == ANYTHING and judged.rows is not None and judged.rows.scores == spec.name:
-        scales |= dict.fromkeys(range(*judged.rows.columns), 1.0)  # shares, behind the boxes that they belong to
+    scales |= dict.fromkeys(range(*scores_behind_boxes(judged, spec.name)), 1.0)
     return [_number(spec, judged, columns, i, scales.get(i)) for i in range(len(columns.r2))]
+
+
+def scores_behind_boxes(judged: Judged, output: str) -> tuple[int, int]:
+    """First column, and behind the last, of the shares that stand behind the boxes that they belong to."""
+    if judged.kind != ANYTHING or judged.rows is None or judged.rows.scores != output:
+        return 0, 0
+    return judged.rows.columns
+
+
+def are_shares(judged: Judged, wanted: Array) -> bool:
+    """Whether all columns of an output are shares of 1: then 1 is the scale of each, however small it is."""
+    if judged.kind not in (CLASSES, SEQUENCES, SCORES, YES_OR_NO) or wanted.dtype.kind != "f" or not wanted.size:
+        return False
+    return bool(wanted.min() >= 0 and wanted.max() <= 1)
 
 
 def _number(spec: TensorSpec, judged: Judged, columns: Columns, i: int, scale: float | None) -> Quality:
@@ -346,7 +362,8 @@ def _number(spec: TensorSpec, judged: Judged, columns: Columns, i: int, scale: f
     column = i if len(columns.r2) > 1 else None
     measure = R2 if judged.kind == QUANTITIES else CORRELATION
     if columns.constant[i]:
-        loss = 0.0 if columns.kept[i] else MOST_LOSS
+        kept = columns.kept[i] or (scale is not None and columns.error[i] <= ROUNDING_OF_SHARES * scale)
+        loss = 0.0 if kept else MOST_LOSS
         return _quality(spec, judged, measure, None, None, loss, column=column, constant=True)
     r2, correlation = float(columns.r2[i]), float(columns.correlation[i])
     if judged.kind == QUANTITIES:

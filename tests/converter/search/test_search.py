@@ -163,7 +163,9 @@ def test_a_stock_recipe_that_is_faster_is_shipped_unless_it_loses_too_much(
     torch.manual_seed(0)
     source = save(Upward().eval(), tmp_path / "up.pth", (1, 8, 8), calibrated=100)
     timed_as(monkeypatch, {"none": 1.0, "int8": 0.5, "fp16": 3.0, "int4": 3.0}, {"onnxruntime": 0.4})
-    monkeypatch.setattr(Bench, "faster", lambda _self, _base, others: [c for c in others if "onnxruntime" in c.name])
+    monkeypatch.setattr(
+        Bench, "faster", lambda _self, _base, others, *_: [c for c in others if "onnxruntime" in c.name]
+    )
     report = converted(source, tmp_path, profile=this_machine())
     assert "onnxruntime's recipe" in report["chosen"]
     (row,) = [row for row in report["candidates"] if row["name"] == report["chosen"]]
@@ -227,7 +229,7 @@ def test_whatever_ends_the_process_that_runs_it_is_left_out(
     module = f"converter.search.{module}"
     made = getattr(importlib.import_module(module), function)
     monkeypatch.setattr(f"{module}.{function}", lambda *given, **known: deadly(made(*given, **known)))
-    monkeypatch.setattr(Bench, "faster", lambda _self, _base, others: list(others))
+    monkeypatch.setattr(Bench, "faster", lambda _self, _base, others, *_: list(others))
     report = converted(source, tmp_path, profile=this_machine())
     rows = [row for row in report["candidates"] if named in row["name"]]
     assert rows
