@@ -31,7 +31,7 @@ class Behind(nn.Module):
         torch.manual_seed(0)
         self.hidden, self.last, self.end = nn.Linear(6, 8), nn.Linear(8, 4), end
         with torch.no_grad():
-            self.last.bias += torch.tensor([-1.0, -12.0, -17.0, -22.0])
+            self.last.bias.add_(torch.tensor([-1.0, -12.0, -17.0, -22.0]))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.end(self.last(torch.relu(self.hidden(x))))
