@@ -17,6 +17,21 @@ MAX_MODELS = 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class HttpOptions:
+    """Where the local HTTP interface listens.
+
+    Attributes:
+        host: Address.
+        port: 0 for any that is free.
+        token: That requests must bring; needed where others than this device can reach the address.
+    """
+
+    host: str
+    port: int
+    token: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class AgentConfig:
     """Options of one agent, checked at the roof.
 
@@ -39,6 +54,9 @@ class AgentConfig:
         streams: How many streams a model with recurrent state may remember, of each model.
         outbox_mb: What may wait for a connection, MiB; 0 for nothing, where there is no broker.
         data_cap: What may be sent and received in a period; None for as much as comes.
+        http: The local HTTP interface; None for none.
+        batch_ms: Samples of several requests that come at once run together as long as that takes no longer; 0: never.
+        keep_hard_mb: Disk for the hard samples of each model, MiB; 0 keeps none.
         trust_root: The root document below which releases must be signed; None takes unsigned ones.
         checkpoint_every_s: Between two checkpoints that are sent by plan; 0 for only when they are asked for.
         checkpoint_samples: Whether a checkpoint has samples in it, kept for replay and to judge heads by.
@@ -67,6 +85,9 @@ class AgentConfig:
     checkpoint_every_s: float = 0.0
     checkpoint_samples: bool = False
     checkpoint_key: Path | None = None
+    http: HttpOptions | None = None
+    batch_ms: float = 5.0
+    keep_hard_mb: float = 0.0
 
 
 def named_bundles(arguments: Sequence[str]) -> dict[str, Path]:

@@ -16,7 +16,7 @@ from typing import Any
 from edge.contract.documents import DocumentError, decode
 from edge.contract.errors import ConfigError
 
-_PATHS = ("state_dir", "socket", "trust", "broker_password_file", "checkpoint_key")
+_PATHS = ("state_dir", "socket", "trust", "broker_password_file", "checkpoint_key", "http_token_file")
 _HEAD = "# Options of `edge-agent run`, see `edge-agent run --help`; flags and the environment go before them.\n"
 
 
@@ -37,6 +37,10 @@ class AgentFile:
     mixture: bool | None = None
     reject_unknown: float | None = None
     socket: str | None = None
+    http: str | None = None
+    http_token_file: str | None = None
+    batch_ms: float | None = None
+    keep_hard: float | None = None
     telemetry_interval: float | None = None
     outbox: float | None = None
     data_cap: str | None = None

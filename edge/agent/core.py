@@ -27,6 +27,7 @@ from edge.agent.outbox import Outbox
 from edge.agent.reports import Reports
 from edge.agent.vetting import UNSIGNED, Believed, Trust, Vetting
 from edge.agent.vitals import Vitals
+from edge.agent.wire import KEYS
 from edge.channel import topics
 from edge.channel.codec import decode
 from edge.channel.frames import decode_frame
@@ -134,12 +135,13 @@ class AgentCore:
         op = request.get("op")
         if op == "status":
             return self.status(request.get("model"))
-        if op not in ("predict", "label", "add-class", "rollback", "export"):
-            raise LearningError(f"op {op!r:.40}: expected predict, label, add-class, status, rollback or export")
-        return self._named(request.get("model")).request(op, request, now)
+        if not isinstance(op, str) or op not in KEYS:
+            *others, last = KEYS
+            raise LearningError(f"op {op!r:.40}: expected {', '.join(others)} or {last}")
+        return self.named(request.get("model")).request(op, request, now)
 
-    def _named(self, name: object) -> ModelCore:
-        """The model that a request is for.
+    def named(self, name: object) -> ModelCore:
+        """The model that a request is for; None for the only one.
 
         Raises:
             LearningError: It is not served, or there are several and none was named.
@@ -161,7 +163,7 @@ class AgentCore:
         """
         found = {each: self._status_of(each) for each in self.models}
         is_of_one = name is not None or len(self._config.bundles) == 1
-        one = self._named(name).host.name if is_of_one else ""
+        one = self.named(name).host.name if is_of_one else ""
         return {
             "device": self._config.device,
             **found.get(one, {}),

@@ -13,10 +13,11 @@ from edge.agent.checkpoints import Checkpoints, Seals
 from edge.agent.config import AgentConfig
 from edge.agent.contributing import Contributing
 from edge.agent.deployment import Deployment
+from edge.agent.hard_samples import HardSamples
 from edge.agent.host import ModelHost
 from edge.agent.letters import letter
+from edge.agent.replies import MOST_RECENT, Replies
 from edge.agent.served_model import check_name
-from edge.agent.serving import ModelError
 from edge.agent.states import SlotState
 from edge.channel import topics
 from edge.channel.frames import Frame, encode_frame
@@ -46,6 +47,7 @@ class ModelCore:
     Attributes:
         deployment: Of its releases.
         checkpoints: What was learned, sent away and taken up.
+        replies: What it answers, and the answers of late.
         is_renewed: Whether another head or bundle is live than before; the caller sets it back.
         news: What happened since the last look, by kind and text; the caller clears it.
         states: Where the slot stood since the last look; the caller clears it.
@@ -71,6 +73,17 @@ class ModelCore:
             probation_labels=config.probation_labels,
             max_bytes=config.profile.inference.max_bundle_mb << 20,
         )
+        hard = (
+            HardSamples(host.slots.folder / "hard", round(config.keep_hard_mb * 2**20)) if config.keep_hard_mb else None
+        )
+        self.replies = Replies(
+            host,
+            self.deployment,
+            stopwatch,
+            most=MOST_RECENT if hard is not None or config.http is not None else 0,
+            hard=hard,
+            share=config.profile.learning.label_requests,
+        )
         self.is_renewed = False
         self._allowance = allowance or Allowance(config.profile.learning)
         self._boot, self._state_id = boot, state_id
@@ -94,40 +107,16 @@ class ModelCore:
             LearningError: The request cannot be carried out; nothing changed.
         """
         if op == "predict":
-            return self.predict(request, now)
+            return self.replies.predict(request, now)
+        if op == "review":
+            return self.replies.newest(request.get("count", 24))
+        if op == "sample":
+            return self.replies.sample(request.get("id"))
         if op == "label":
             return self.label(request, now)
         if op == "add-class":
             return self.add_class(request)
         return self.roll_back() if op == "rollback" else self.export()
-
-    def predict(self, request: dict[str, Any], now: Now) -> dict[str, Any]:
-        """Answer a sample, and remember it until its label comes.
-
-        Raises:
-            LearningError: It cannot be answered.
-        """
-        given = [request[key] for key in ("x", "inputs") if key in request]
-        if len(given) != 1:
-            raise LearningError("expected a sample as x, or by the names of its inputs as inputs")
-        start = self._stopwatch()
-        model = self._host.model
-        try:
-            answer = model.respond(
-                request.get("id"),  # type: ignore[arg-type]  # the model looks at it
-                given[0],
-                now.s,
-                stream=request.get("stream"),
-                reset=request.get("reset", False),
-            )
-        except Exception as exc:  # a model that was just pushed may fail in any way: take it back
-            is_asked_wrong = isinstance(exc, LearningError) and not isinstance(exc, ModelError)
-            if is_asked_wrong or self.deployment.state is not SlotState.PROBATION:
-                raise
-            self.deployment.roll_back(f"prediction failed: {exc}")
-            return self.predict(request, now)
-        model.metrics.inferred((self._stopwatch() - start) * 1e3)
-        return answer
 
     def label(self, request: dict[str, Any], now: Now) -> dict[str, Any]:
         """Learn the label of a sample, or let it wait for the budget.
@@ -144,9 +133,13 @@ class ModelCore:
         must_wait = model.waiting > 0 or not self._allowance.allows(now.s)
         if must_wait and model.waiting >= self._config.profile.learning.label_ring_size:
             return {"joined": False, "why": "too many labels are waiting for the learning budget"}
-        joined = self._timed(lambda: model.join_label(sample_id, label, now.s, weight, later=must_wait), now)
-        if not joined:
+
+        def join() -> bool:
+            return self._timed(lambda: model.join_label(sample_id, label, now.s, weight, later=must_wait), now)
+
+        if not (join() or (self.replies.recall(sample_id, now) and join())):
             return {"joined": False, "why": "no such sample waits for a label"}
+        self.replies.labelled(sample_id, label)
         return {"joined": True, "queued": True} if must_wait else {"joined": True}
 
     def _timed(self, learn: Callable[[], bool], now: Now) -> bool:
@@ -216,6 +209,7 @@ class ModelCore:
             "backbone": model.manifest.backbone_digest,
             "inputs": [spec.to_json() for spec in model.serving.inputs.values()],
             **model.status(),
+            "answered": model.metrics.inferences,
             "provider": model.serving.provider.to_json(),
             "paused": self._allowance.paused,
             "budget_ms_per_s": self._allowance.share_ms_per_s,
@@ -303,6 +297,9 @@ class ModelCore:
         self._host.slots.keep()
         self._tell(*(("storage", text) for text in self._host.slots.warnings))
         self._host.slots.warnings.clear()
+        if self.replies.hard is not None:
+            self._tell(*(("storage", text) for text in self.replies.hard.warnings))
+            self.replies.hard.warnings.clear()
         warnings = self._host.model.warnings
         self._tell(*(("warning", text) for text in warnings))
         warnings.clear()

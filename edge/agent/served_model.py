@@ -6,6 +6,7 @@ model, as they are for one that does not learn; what needs a head says so.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,7 +61,57 @@ class SampleAnswer:
     novelty: float | None = None
 
 
-class ServedModel:
+class Unlearned:
+    """What is asked of what was learned, of a model that learns nothing."""
+
+    @property
+    def learned(self) -> Learned:
+        """Of a model that learns: what is known now."""
+        raise NoHeadError(NO_HEAD)
+
+    @property
+    def task(self) -> Task:
+        """Of a model that learns: what the head's outputs mean."""
+        raise NoHeadError(NO_HEAD)
+
+    @property
+    def n_samples(self) -> int:
+        """Labelled samples learned so far, over all restarts."""
+        return 0
+
+    @property
+    def n_contributed(self) -> int:
+        """Labelled samples that the fleet could be told of."""
+        return 0
+
+    @property
+    def waiting(self) -> int:
+        """Labels that wait to be learned."""
+        return 0
+
+    @property
+    def release(self) -> int:
+        """Of the head that came last; 0 for none."""
+        return 0
+
+    @property
+    def trial(self) -> Trial | None:
+        """The head that replaced everything and may still go."""
+        return None
+
+    def before(self) -> Learned | None:
+        """What was there before the last head that replaced everything and was confirmed."""
+        return None
+
+    def save(self) -> None:
+        """Keep all of it."""
+
+    def learn_next(self) -> bool:
+        """Learn the label that has waited longest; False when there is none."""
+        return False
+
+
+class ServedModel(Unlearned):
     """See the module.
 
     Args:
@@ -181,6 +232,46 @@ class ServedModel:
         found = self.sample(sample_id, x, now_s, stream=stream, reset=reset)
         return self._said(found) | ({"step": found.steps} if found.steps else {})
 
+    def respond_all(
+        self, sample_ids: Sequence[str], inputs: Arrays, now_s: float, *, stream: str | None = None, reset: bool = False
+    ) -> tuple[Arrays, list[dict[str, Any]]]:
+        """All outputs of samples, by name, and what those of each say; see `respond`.
+
+        A model that remembers takes them one after the other, as samples of the stream; else they run together, and a
+        fault of one is a fault of all.
+
+        Args:
+            sample_ids: A name for each.
+            inputs: As `edge.agent.serving.Serving.many` gave them.
+            now_s: Monotonic time.
+            stream: Whose samples they are.
+            reset: Whether the stream begins anew with the first.
+
+        Raises:
+            LearningError: As `sample`.
+        """
+        self._open()
+        said: list[dict[str, Any]] = []
+        if self.manifest.states:
+            parts = []
+            for i, sample_id in enumerate(sample_ids):
+                one = self.serving.rows(inputs, slice(i, i + 1))
+                answer = self.sample(sample_id, one, now_s, stream=stream, reset=reset and i == 0)
+                parts.append(answer.outputs)
+                said.append(self._said(answer) | {"step": answer.steps})
+            return self.serving.together(parts), said
+        for sample_id in sample_ids:
+            check_name(sample_id, "id")
+        found = self.serving.run(inputs)
+        outputs = self._answered(found)
+        self.serving.check_finite(outputs, {})
+        for i, sample_id in enumerate(sample_ids):
+            row = slice(i, i + 1)
+            of_one, shown = self.serving.part(found, row), self.serving.part(outputs, row)
+            self._remember(sample_id, of_one, shown, now_s)
+            said.append(self._said(SampleAnswer(self.serving.alone(shown), 0, self._novelty(of_one))))
+        return outputs, said
+
     def _said(self, found: SampleAnswer) -> dict[str, Any]:
         """What the outputs of one sample say."""
         names = {} if self._named is None else {self._named: self.class_names}
@@ -202,52 +293,6 @@ class ServedModel:
     def class_names(self) -> tuple[str, ...]:
         """Empty where nothing classifies."""
         return self.manifest.class_names
-
-    @property
-    def learned(self) -> Learned:
-        """Of a model that learns: what is known now."""
-        raise NoHeadError(NO_HEAD)
-
-    @property
-    def task(self) -> Task:
-        """Of a model that learns: what the head's outputs mean."""
-        raise NoHeadError(NO_HEAD)
-
-    @property
-    def n_samples(self) -> int:
-        """Labelled samples learned so far, over all restarts."""
-        return 0
-
-    @property
-    def n_contributed(self) -> int:
-        """Labelled samples that the fleet could be told of."""
-        return 0
-
-    @property
-    def waiting(self) -> int:
-        """Labels that wait to be learned."""
-        return 0
-
-    @property
-    def release(self) -> int:
-        """Of the head that came last; 0 for none."""
-        return 0
-
-    @property
-    def trial(self) -> Trial | None:
-        """The head that replaced everything and may still go."""
-        return None
-
-    def before(self) -> Learned | None:
-        """What was there before the last head that replaced everything and was confirmed."""
-        return None
-
-    def save(self) -> None:
-        """Keep all of it."""
-
-    def learn_next(self) -> bool:
-        """Learn the label that has waited longest; False when there is none."""
-        return False
 
     # For people
 

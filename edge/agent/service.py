@@ -15,13 +15,14 @@ import stat
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, TypeVar, cast
 
 from edge.agent.checkpoints import Seals
-from edge.agent.config import AgentConfig
+from edge.agent.company import Answered, Company, Job
+from edge.agent.config import AgentConfig, HttpOptions
 from edge.agent.core import AgentCore
 from edge.agent.models import Models
 from edge.agent.supervision import Supervisor
@@ -34,7 +35,10 @@ from edge.contract.errors import ConfigError, EdgeError
 
 log = logging.getLogger("edge.agent")
 
+T = TypeVar("T")
+
 MAX_QUEUED = 4096
+MAX_AT_ONCE = 256  # of what waits, before the core does what is due
 WILL_DELAY_S = 30
 # Events that are no trouble.
 _GOOD_NEWS = ("believed",)
@@ -42,10 +46,10 @@ _GOOD_NEWS = ("believed",)
 
 @dataclass(slots=True)
 class _Call:
-    """A local request and the place where its answer is awaited."""
+    """What a thread asks of the core, and the place where it awaits the answer, or the error."""
 
-    line: bytes
-    answer: queue.SimpleQueue[dict[str, Any]] = field(default_factory=queue.SimpleQueue)
+    work: Callable[[AgentCore, Now], Any] | Job
+    answer: queue.SimpleQueue[Any] = field(default_factory=queue.SimpleQueue)
 
 
 def _free(path: Path) -> None:
@@ -105,6 +109,14 @@ def _seals(config: AgentConfig) -> Seals:
         raise ConfigError(f"the folder {config.state_dir} cannot be written: {exc.strerror}") from exc
 
 
+def _told(outcome: T | Exception) -> T | Exception:
+    """What whoever asked is told: the fault of the inside goes into the log."""
+    if not isinstance(outcome, Exception) or isinstance(outcome, EdgeError):
+        return outcome
+    log.error("a request failed", exc_info=outcome)
+    return EdgeError("the request failed inside the agent; its log says why")
+
+
 class AgentService:
     """Runs one agent until it is stopped.
 
@@ -125,6 +137,7 @@ class AgentService:
             raise
         self._transport = transport
         self._stopping = False
+        self._company = Company(config.batch_ms, time.perf_counter)
         self._queue: queue.Queue[_Call | TransportEvent] = queue.Queue(MAX_QUEUED)
 
     def run(self, socket_path: Path | None, *, stdin: bool = False) -> None:
@@ -140,6 +153,8 @@ class AgentService:
             with contextlib.ExitStack() as stack:
                 if socket_path is not None:
                     stack.enter_context(self._listening(socket_path))
+                if self._config.http is not None:
+                    stack.enter_context(self._http(self._config.http))
                 if self._transport is not None:
                     self._start(self._transport)
                 if stdin:
@@ -177,11 +192,11 @@ class AgentService:
             if self._core.busy:
                 wait_s = min(wait_s, 0.05)
             with contextlib.suppress(queue.Empty):
-                item: _Call | TransportEvent | None = self._queue.get(timeout=wait_s)
+                items = [self._queue.get(timeout=wait_s)]
                 # What came meanwhile is taken in one go, before anything is sent.
-                while item is not None:
-                    self._take(item)
-                    item = None if self._queue.empty() else self._queue.get_nowait()
+                while len(items) < MAX_AT_ONCE and not self._queue.empty():
+                    items.append(self._queue.get_nowait())
+                self._take_all(items)
             try:
                 self._perform(self._core.tick(now()))
                 self._log_news()
@@ -197,26 +212,53 @@ class AgentService:
             log.log(level, "%s%s: %s", name and f"{name}: ", kind, text)
         self._core.news.clear()
 
-    def _take(self, item: _Call | TransportEvent) -> None:
-        if not isinstance(item, _Call):
-            if isinstance(item, Disconnected):
-                log.warning("no broker: %s; inference and learning go on, trying again", item.reason)
-            try:
-                self._core.transport(item, now())
-            except Exception:
-                log.exception("a message could not be handled; the agent goes on")
-            if isinstance(item, Connected):
-                log.info("connected")
-                assert self._transport is not None
-                self._set_will(self._transport)  # for the connection after this one
-            return
+    def _take_all(self, items: list[_Call | TransportEvent]) -> None:
+        """In their order, but that samples which came together may be answered together."""
+        jobs = [(item, item.work) for item in items if isinstance(item, _Call) and isinstance(item.work, Job)]
+        if jobs:
+            found = self._company.answer(self._core, [job for _, job in jobs], now())
+            for (call, _), answer in zip(jobs, found, strict=True):
+                call.answer.put(_told(answer))
+        for item in items:
+            if not isinstance(item, _Call):
+                self._take(item)
+            elif not isinstance(item.work, Job):
+                try:
+                    item.answer.put(item.work(self._core, now()))
+                except Exception as exc:  # noqa: BLE001  # it is told to whoever asked
+                    item.answer.put(_told(exc))
+
+    def _take(self, event: TransportEvent) -> None:
+        if isinstance(event, Disconnected):
+            log.warning("no broker: %s; inference and learning go on, trying again", event.reason)
         try:
-            item.answer.put(self._core.request(decode_request(item.line), now()))
-        except EdgeError as exc:
-            item.answer.put({"error": str(exc)})
+            self._core.transport(event, now())
         except Exception:
-            log.exception("a request failed")
-            item.answer.put({"error": "the request failed inside the agent; its log says why"})
+            log.exception("a message could not be handled; the agent goes on")
+        if isinstance(event, Connected):
+            log.info("connected")
+            assert self._transport is not None
+            self._set_will(self._transport)  # for the connection after this one
+
+    # What other threads ask
+
+    def ask(self, work: Callable[[AgentCore, Now], T]) -> T:
+        """See `edge.agent.http.site.Agent.ask`."""
+        found: T = self._asked(work)
+        return found
+
+    def infer(self, job: Job) -> Answered:
+        """See `edge.agent.http.site.Agent.infer`."""
+        found: Answered = self._asked(job)
+        return found
+
+    def _asked(self, work: Callable[[AgentCore, Now], Any] | Job) -> Any:
+        call = _Call(work)
+        self._put(call)
+        found = call.answer.get()
+        if isinstance(found, Exception):
+            raise found
+        return found
 
     def _perform(self, effects: list[Publish]) -> None:
         if self._transport is not None:
@@ -233,6 +275,22 @@ class AgentService:
     # Local applications
 
     @contextlib.contextmanager
+    def _http(self, options: HttpOptions) -> Iterator[None]:
+        # Imported where it is wanted: a device without it does not pay for it.
+        from edge.agent.http.guard import Guard
+        from edge.agent.http.server import HttpServer
+        from edge.agent.http.site import Site
+
+        site = Site(self, Guard(token=options.token), f"http-{self._models.record.boot}")
+        server = HttpServer((options.host, options.port), site, has_token=options.token is not None)
+        server.start()
+        log.info("HTTP: http://%s:%s/", f"[{options.host}]" if ":" in options.host else options.host, server.port)
+        try:
+            yield
+        finally:
+            server.stop()
+
+    @contextlib.contextmanager
     def _listening(self, path: Path) -> Iterator[None]:
         service = self
 
@@ -242,6 +300,7 @@ class AgentService:
 
         class Server(socketserver.ThreadingUnixStreamServer):
             daemon_threads = True
+            request_queue_size = 512  # connections at once; of more than 5, that it is by default, some are refused
 
         _free(path)
         try:
@@ -264,10 +323,14 @@ class AgentService:
                 if len(line) > MAX_LINE_BYTES:
                     answers.write(encode_line({"error": f"a line is at most {MAX_LINE_BYTES} bytes long"}))
                     return
-                call = _Call(line)
-                self._put(call)
-                answers.write(encode_line(call.answer.get()))
+                answers.write(encode_line(self._answer(line)))
                 answers.flush()
+
+    def _answer(self, line: bytes) -> dict[str, Any]:
+        try:
+            return self.ask(lambda core, time: core.request(decode_request(line), time))
+        except EdgeError as exc:
+            return {"error": str(exc)}
 
     def _read_stdin(self) -> None:
         self._serve(sys.stdin.buffer, sys.stdout.buffer)

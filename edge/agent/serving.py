@@ -223,6 +223,22 @@ class Serving:
         except ValueError as exc:
             raise LearningError(f"{name} has another shape for other samples; give them one by one") from exc
 
+    def part(self, outputs: Arrays, rows: slice) -> Arrays:
+        """The outputs of some of many samples."""
+        axes = {name: self._axis(name) for name in outputs}
+        return {
+            name: array if (axis := axes[name]) is None else array[(*[slice(None)] * axis, rows)]
+            for name, array in outputs.items()
+        }
+
+    def together(self, parts: list[Arrays]) -> Arrays:
+        """Outputs of single samples, without their batch axes as `alone` gives them, as of many samples."""
+        whole = [
+            {name: a if (axis := self._axis(name)) is None else np.expand_dims(a, axis) for name, a in part.items()}
+            for part in parts
+        ]
+        return whole[0] if len(whole) == 1 else {name: self._joined(name, whole) for name in whole[0]}
+
     def alone(self, outputs: Arrays) -> Arrays:
         """Outputs of one sample without their batch axis."""
         return {

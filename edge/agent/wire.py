@@ -27,6 +27,8 @@ KEYS = {
     "label": ("id", "y", "weight"),
     "add-class": ("name",),
     "status": (),
+    "review": ("count",),
+    "sample": ("id",),
     "rollback": (),
     "export": (),
 }

@@ -13,7 +13,7 @@ import click
 
 from edge import __version__
 from edge.cli import doctor, running, setup, unit
-from edge.cli.configured import bundles_of, config_option, password_of
+from edge.cli.configured import bundles_of, config_option, http_options, password_of
 from edge.cli.terminal import seconds
 from edge.contract.choices import EXECUTORS, LEARNERS, PROVIDERS
 from edge.contract.errors import ConfigError, run_to_exit
@@ -61,6 +61,20 @@ def agent() -> None:
 )
 @click.option("--socket", "socket_path", type=click.Path(path_type=Path), help="[default: STATE_DIR/agent.sock]")
 @click.option("--stdin", is_flag=True, help="Read requests from standard input, one JSON object a line.")
+@click.option("--http", metavar="HOST:PORT", help="Also answer over HTTP, such as 127.0.0.1:8080.  [default: not]")
+@click.option("--http-token-file", type=click.Path(path_type=Path), help="Who asks over HTTP must know what is in it.")
+@click.option(
+    "--batch-ms",
+    default=5.0,
+    type=click.FloatRange(0, 1000),
+    help="Requests over HTTP that wait are answered in one run as long as it takes no longer; 0: one by one.",
+)
+@click.option(
+    "--keep-hard",
+    default=0.0,
+    type=click.FloatRange(0, 10240),
+    help="Keep samples whose label would help most on disk, MiB at most for each model; 0: none. See review.",
+)
 @click.option("--telemetry-interval", type=click.FloatRange(min=0.1), help="Seconds.  [default: the profile's]")
 @click.option(
     "--outbox", default=8.0, type=click.FloatRange(0.1, 1024), help="Reports that wait for a connection, MiB at most."
@@ -101,6 +115,10 @@ def run(
     reject_unknown: float,
     socket_path: Path | None,
     stdin: bool,
+    http: str | None,
+    http_token_file: Path | None,
+    batch_ms: float,
+    keep_hard: float,
     telemetry_interval: float | None,
     outbox: float,
     data_cap: str | None,
@@ -160,6 +178,9 @@ def run(
         checkpoint_every_s=0.0 if checkpoint_every is None else seconds(checkpoint_every, "--checkpoint-every"),
         checkpoint_samples=checkpoint_samples,
         checkpoint_key=checkpoint_key,
+        http=http_options(http, http_token_file),
+        batch_ms=batch_ms,
+        keep_hard_mb=keep_hard,
         streams=StreamLimits(most=max_streams, max_mb=stream_memory, idle_s=stream_expiry),
         outbox_mb=0.0 if broker is None else outbox,
         data_cap=None if data_cap is None else DataCap.parse(data_cap),

@@ -5,14 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from edge.contract.errors import ConfigError
 
+if TYPE_CHECKING:
+    from edge.agent.config import HttpOptions
+
 F = TypeVar("F", bound=Callable[..., Any])
 SYSTEM_FILE = Path("/etc/edgeloop/agent.toml")
+LEAST_TOKEN = 16
 
 
 def default_files() -> list[Path]:
@@ -85,6 +89,31 @@ def bundles_of(ctx: click.Context, bundles: tuple[str, ...]) -> tuple[str, ...]:
     return found
 
 
+def http_options(address: str | None, token_file: Path | None) -> HttpOptions | None:
+    """Where HTTP is spoken, and by whom; None for nowhere.
+
+    Raises:
+        ConfigError: The address is none, or the file holds no token.
+    """
+    from edge.agent.config import HttpOptions
+    from edge.agent.http.server import parse_address
+
+    if address is None:
+        if token_file is not None:
+            raise ConfigError("--http-token-file: expected --http HOST:PORT beside it")
+        return None
+    host, port = parse_address(address)
+    token = None
+    if token_file is not None:
+        token = _secret(token_file, "--http-token-file").strip()
+        if len(token) < LEAST_TOKEN or not token.isascii() or not token.isprintable() or " " in token:
+            raise ConfigError(
+                f"--http-token-file {token_file}: expected {LEAST_TOKEN} or more letters and digits; "
+                f"`openssl rand -hex 16` makes some"
+            )
+    return HttpOptions(host=host, port=port, token=token)
+
+
 def password_of(given: str | None, file: Path | None) -> str | None:
     """The password of the broker: as it was given, else out of its file.
 
@@ -93,8 +122,12 @@ def password_of(given: str | None, file: Path | None) -> str | None:
     """
     if given is not None or file is None:
         return given
+    return _secret(file, "--broker-password-file").rstrip("\r\n")
+
+
+def _secret(file: Path, option: str) -> str:
     try:
-        return file.read_text().rstrip("\r\n")
+        return file.read_text()
     except (OSError, UnicodeDecodeError) as exc:
         why = exc.strerror if isinstance(exc, OSError) else "it is no text"
-        raise ConfigError(f"--broker-password-file {file} cannot be read: {why}") from exc
+        raise ConfigError(f"{option} {file} cannot be read: {why}") from exc

@@ -59,9 +59,13 @@ class RunningMetrics:
 
     def p99_ms(self, least: int = 64) -> float | None:
         """99th percentile of the time of a prediction; None where fewer than `least` were timed."""
+        return self.percentile_ms(99, least)
+
+    def percentile_ms(self, percent: float, least: int = 1) -> float | None:
+        """A percentile of the time of a prediction; None where fewer than `least` were timed."""
         if len(self._latencies_ms) < least:
             return None
-        return float(np.percentile(np.array(self._latencies_ms), 99))
+        return float(np.percentile(np.array(self._latencies_ms), percent))
 
     @property
     def judged_in_window(self) -> int:

@@ -44,6 +44,7 @@ SERVICES = ("edge/agent/service.py", "edge/coordinator/service.py")
 SHELL = (
     *SERVICES,
     "edge/simulator/service.py",
+    "edge/agent/http/server.py",
     "edge/channel/mqtt.py",
     "edge/coordinator/broker.py",
     "edge/cli/*",
