@@ -61,7 +61,9 @@ def test_models_are_listed_pushed_to_and_awaited_apart(
     born(core, "door", {"digits": backbone})
     told = ask("push", str(digits_bundle), "--model", "voice", "--all-at-once")
     assert told.startswith("release 1: bundle")
-    assert told.endswith("for the model 'voice' to all devices\n")
+    first, last = told.splitlines()
+    assert first.endswith("for the model 'voice' to all devices")
+    assert last.startswith("unsigned: ")
     assert "for the model 'digits'" in ask("push", str(digits_bundle), "--all-at-once"), "its own name"
     state(core, "gate", "voice", "active", 1)
     for device, end in (("gate", "active"), ("door", "rolled-back")):
