@@ -21,6 +21,8 @@ from edge.coordinator.access import Access
 from edge.coordinator.access_api import ReasonRequest, add_access_routes, allow, guard
 from edge.coordinator.checkpoint_api import add_checkpoint_routes
 from edge.coordinator.events import reason
+from edge.coordinator.pages.live import Live
+from edge.coordinator.pages.routes import Pages, add_pages
 from edge.coordinator.records import Model, as_dict
 from edge.coordinator.release_api import Submit, add_release_routes
 from edge.coordinator.rollout_api import add_rollout_routes
@@ -186,4 +188,6 @@ def build_api(
     add_release_routes(api, store, submit)
     add_checkpoint_routes(api, store, submit)
     add_rollout_routes(api, submit, store)
+    api.state.live = live = Live(clock)
+    add_pages(api, Pages(store=store, submit=submit, fleet=fleet, signing=signing, clock=clock, live=live))
     return api

@@ -235,6 +235,7 @@ class CoordinatorService:
         try:
             self._loop()
         finally:
+            api.state.live.close()
             if self._server is not None:
                 self._server.should_exit = True
             self._transport.stop()

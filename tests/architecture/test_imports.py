@@ -79,7 +79,14 @@ DOORS: dict[str, tuple[str, ...]] = {
     "compression": ("edge/channel/forms.py",),
     "sqlalchemy": ("edge/coordinator/store/*", "edge/coordinator/migrations/*"),
     "alembic": ("edge/coordinator/migrations/*",),
-    "fastapi": ("edge/coordinator/api.py", "edge/coordinator/*_api.py", "edge/coordinator/service.py"),
+    "fastapi": (
+        "edge/coordinator/api.py",
+        "edge/coordinator/*_api.py",
+        "edge/coordinator/pages/routes.py",
+        "edge/coordinator/service.py",
+    ),
+    "jinja2": ("edge/coordinator/pages/render.py",),
+    "markupsafe": ("edge/coordinator/pages/render.py",),
     "uvicorn": ("edge/coordinator/api.py", "edge/coordinator/service.py"),
     "starlette": ("edge/coordinator/api.py",),
     "pydantic": ("edge/coordinator/api.py", "edge/coordinator/*_api.py"),  # FastAPI's
@@ -90,7 +97,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "queue": SHELL,
     "signal": (*SHELL, "converter/stopping.py", "edge/contract/errors.py"),
     "time": SHELL,
-    "asyncio": SERVICES,
+    "asyncio": (*SERVICES, "edge/coordinator/pages/live.py"),
     "concurrent": SERVICES,
     "multiprocessing": (),
     "random": ("edge/channel/mqtt.py", "edge/channel/memory.py"),  # memory.py is given its generator, see below

@@ -90,12 +90,19 @@ class TelemetryLog:
             since_ms: Milliseconds since 1970.
             step_s: `MINUTE_S` or `HOUR_S`; 0 for each message by itself.
         """
+        if step_s:
+            found = self.sums(device, since_ms, step_s)
+            return [(bucket, each[key]) for bucket, each in sorted(found.items()) if key in each]
         messages = select(TelemetryRow).where(TelemetryRow.device == device, TelemetryRow.received_ms >= since_ms)
         with self._database.transaction() as session:
-            if not step_s:
-                rows = [row.to(TelemetryEntry) for row in session.scalars(messages.order_by(TelemetryRow.id))]
-                found = [(Bucket(0, device, _model(row), row.received_ms), measures(row).get(key)) for row in rows]
-                return [(bucket, Sum(1, each, each, each)) for bucket, each in found if each is not None]
+            rows = [row.to(TelemetryEntry) for row in session.scalars(messages.order_by(TelemetryRow.id))]
+        values = [(Bucket(0, device, _model(row), row.received_ms), measures(row).get(key)) for row in rows]
+        return [(bucket, Sum(1, each, each, each)) for bucket, each in values if each is not None]
+
+    def sums(self, device: str, since_ms: int, step_s: int) -> dict[Bucket, Sums]:
+        """All that a device measured since a time, by model and time; `step_s` is `MINUTE_S` or `HOUR_S`."""
+        messages = select(TelemetryRow).where(TelemetryRow.device == device, TelemetryRow.received_ms >= since_ms)
+        with self._database.transaction() as session:
             query = select(BucketRow).filter_by(step_s=step_s, device=device)
             query = query.where(BucketRow.start_ms > since_ms - 1000 * step_s)
             sums = {
@@ -105,7 +112,15 @@ class TelemetryLog:
             new = [row.to(TelemetryEntry) for row in session.scalars(messages.where(TelemetryRow.id > summed_id))]
         for bucket, more in summed(new, (step_s,)).items():
             sums[bucket] = together(sums.get(bucket, {}), more)
-        return [(bucket, each[key]) for bucket, each in sorted(sums.items()) if key in each]
+        return sums
+
+    def newest_of(self, device: str, state_id: str, limit: int) -> Sequence[TelemetryEntry]:
+        """The newest messages of a device with this state folder, in the order in which it made them."""
+        # In the order of the unique index, which has them side by side: nothing else is read.
+        query = select(TelemetryRow).filter_by(device=device, state_id=state_id)
+        query = query.order_by(TelemetryRow.boot.desc(), TelemetryRow.seq.desc()).limit(limit)
+        with self._database.transaction() as session:
+            return [row.to(TelemetryEntry) for row in session.scalars(query)][::-1]
 
     def keys(self, device: str) -> list[str]:
         """What a device measured lately."""

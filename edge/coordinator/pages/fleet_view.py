@@ -1,0 +1,186 @@
+"""What the page of the whole fleet says: who is there, what they run, and what waits for a person."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from edge.contract.clock import Now
+from edge.contract.digest import short
+from edge.coordinator.pages.charts import shares
+from edge.coordinator.pages.texts import text
+from edge.coordinator.records import Device, Model
+from edge.coordinator.rollout.states import FAILURES, RolloutState
+from edge.coordinator.rollouts import PAUSED
+from edge.coordinator.store.store import Store
+
+PAGE = 50
+# A device that says to be online and was not heard for so long is shown as silent.
+SILENT_MS = 300_000
+# Conditions of a device, the best first; a style each.
+ONLINE, SILENT, OFFLINE, UNKNOWN = "online", "silent", "offline", "unknown"
+CONDITIONS = (ONLINE, SILENT, OFFLINE, UNKNOWN)
+# States of a slot that a person should look at.
+TROUBLED = frozenset({"failed", "refused", "rolled-back", "held"})
+# Events of the last day that say that something does not work.
+FAULTS = (
+    "same-name", "merge-failed", "contribution-refused", "artifact-missing", "bundle-unusable", "unknown-backbone",
+    "left-out", "model-fault", "broker-refused",
+)  # fmt: skip
+_DAY_MS, _MOST_NAMED = 86_400_000, 5
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """Something that waits for a person: what, of whom, why, and where to look."""
+
+    kind: str
+    subject: str
+    why: str
+    href: str
+
+
+@dataclass(frozen=True, slots=True)
+class FleetQuery:
+    """Which devices to list, and how to group them."""
+
+    q: str = ""
+    condition: str = ""
+    by: str = ""
+    page: int = 1
+
+
+def condition(device: Device, now: Now) -> str:
+    """How a device is, by what was heard of it."""
+    if not device.born:
+        return UNKNOWN
+    if not device.online:
+        return OFFLINE
+    return SILENT if now.wall_ms - device.last_seen_ms > SILENT_MS else ONLINE
+
+
+def fleet(store: Store, query: FleetQuery, now: Now) -> dict[str, Any]:
+    """All that the page shows."""
+    with store.transaction():
+        devices, tags = store.devices.all(), store.devices.tags()
+        models = _by_device(store.devices.models())
+        releases = {each.counter: each for each in store.releases.all()}
+        names = {each.identity: each.name for each in store.releases.bundles() if each.identity}
+        wishes = _wishes(store, models, now)
+    is_now = {device.id: condition(device, now) for device in devices}
+    counts = Counter(is_now.values())
+    keys = sorted({key for of_device in tags.values() for key in of_device})
+    chosen = [each for each in devices if _is_meant(each, is_now[each.id], tags.get(each.id, {}), query)]
+    pages = max(1, -(-len(chosen) // PAGE))
+    page = min(max(query.page, 1), pages)
+    rows = [
+        {
+            "device": device,
+            "condition": is_now[device.id],
+            "tags": tags.get(device.id, {}),
+            "models": models.get(device.id, ()),
+        }
+        for device in chosen[(page - 1) * PAGE : page * PAGE]
+    ]
+    return {
+        "counts": [(each, counts[each]) for each in CONDITIONS if counts[each] or each == ONLINE],
+        "shares": shares([(each, counts[each]) for each in CONDITIONS], text("fleet.shares")),
+        "total": len(devices),
+        "wishes": wishes,
+        "versions": _versions(models, releases, names),
+        "agents": sorted(Counter(each.agent_version for each in devices if each.born).items(), reverse=True),
+        "map": _map(devices, tags, is_now, models, query.by),
+        "by": query.by,
+        "tag_keys": keys,
+        "rows": rows,
+        "found": len(chosen),
+        "page": page,
+        "pages": pages,
+        "query": query,
+    }
+
+
+def _by_device(models: Sequence[Model]) -> dict[str, list[Model]]:
+    found: dict[str, list[Model]] = {}
+    for model in models:
+        found.setdefault(model.device, []).append(model)
+    return found
+
+
+def _is_meant(device: Device, is_now: str, tags: Mapping[str, str], query: FleetQuery) -> bool:
+    if query.condition and is_now != query.condition:
+        return False
+    words = query.q.lower().split()
+    about = " ".join([device.id, device.profile, *(f"{key}={value}" for key, value in tags.items())]).lower()
+    return all(word in about for word in words)
+
+
+def _versions(
+    models: Mapping[str, Sequence[Model]], releases: Mapping[int, Any], names: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """By model, bundle and head: how many run it, most first."""
+    found: Counter[tuple[str, str, str, int]] = Counter()
+    for own in models.values():
+        for each in own:
+            found[each.model, each.bundle, each.head, each.release] += 1
+    return [
+        {
+            "model": model,
+            "bundle": names.get(bundle, "") or short(bundle),
+            "head": short(head) if head else "",
+            "release": counter,
+            "reason": releases[counter].reason if counter in releases else "",
+            "n": n,
+        }
+        for (model, bundle, head, counter), n in found.most_common(20)
+    ]
+
+
+def _map(
+    devices: Sequence[Device],
+    tags: Mapping[str, Mapping[str, str]],
+    is_now: Mapping[str, str],
+    models: Mapping[str, Sequence[Model]],
+    by: str,
+) -> list[dict[str, Any]]:
+    """Groups by the value of a tag: each device with its condition, and whether one of its models is in trouble."""
+    groups: dict[str, list[tuple[str, str, bool]]] = {}
+    for device in devices:
+        is_troubled = any(each.state in TROUBLED for each in models.get(device.id, ()))
+        value = tags.get(device.id, {}).get(by, "") if by else ""
+        groups.setdefault(value, []).append((device.id, is_now[device.id], is_troubled))
+    return [{"value": value, "cells": cells} for value, cells in sorted(groups.items())]
+
+
+def _wishes(store: Store, models: Mapping[str, Sequence[Model]], now: Now) -> list[Wish]:
+    """What waits for a person, the most pressing first."""
+    found = []
+    if why := store.rollouts.setting(PAUSED):
+        found.append(Wish("paused-all", "", why, "/rollouts"))
+    in_rollouts = set()
+    for rollout in store.rollouts.open():
+        here = f"/rollouts/{rollout.id}"
+        if rollout.state in (RolloutState.HELD, RolloutState.PAUSED):
+            found.append(Wish(f"rollout-{rollout.state}", str(rollout.id), rollout.reason, here))
+        failed = [each for each in store.rollouts.targets(rollout.id) if each.state in FAILURES]
+        in_rollouts |= {(each.device, each.model) for each in failed}
+        if failed:
+            found.append(Wish("targets-failed", str(rollout.id), _named([each.device for each in failed]), here))
+    for device, own in models.items():
+        for each in own:
+            if each.state in TROUBLED and not {(device, each.model), (device, "")} & in_rollouts:
+                found.append(Wish(f"slot-{each.state}", device, each.state_detail, f"/devices/{device}"))
+    seen = set()
+    for event in store.events.newest(200, since_ms=now.wall_ms - _DAY_MS):
+        if event.name in FAULTS and (event.name, event.device) not in seen:
+            seen.add((event.name, event.device))
+            here = f"/devices/{event.device}" if event.device else "/learning"
+            found.append(Wish(f"event-{event.name}", event.device, event.detail, here))
+    return found
+
+
+def _named(devices: Sequence[str]) -> str:
+    names = ", ".join(devices[:_MOST_NAMED])
+    return names + (text("more", n=len(devices) - _MOST_NAMED) if len(devices) > _MOST_NAMED else "")

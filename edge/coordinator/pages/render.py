@@ -1,0 +1,63 @@
+"""Pages as HTML: the door of Jinja. Whatever is put into a page is escaped, unless it was made here as `Markup`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from edge.contract.digest import short
+from edge.coordinator.pages import amounts
+from edge.coordinator.pages.texts import has, text
+
+# Blocks of a template that are sent again when they change; each is alone in the element of this id.
+_LIVE = "live_"
+
+
+def _time(ms: int) -> Markup:
+    """A time; the script beside the page says how long ago that is."""
+    shown = amounts.clock(ms)
+    if not shown:
+        return Markup('<span class="none">{}</span>').format(text("never"))
+    iso = datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return Markup('<time datetime="{}" data-ms="{}" title="{} UTC">{}</time>').format(iso, ms, shown, shown)
+
+
+def _state(name: str) -> Markup:
+    """A state as a word with a colour; the word says it, too."""
+    return Markup('<span class="state is-{}">{}</span>').format(
+        name, text(f"state.{name}") if has(f"state.{name}") else name
+    )
+
+
+_ENVIRONMENT = Environment(
+    loader=PackageLoader("edge.coordinator.pages"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+_ENVIRONMENT.globals.update(t=text, has_text=has, svg=Markup)
+_ENVIRONMENT.filters.update(
+    amount=amounts.amount, size=amounts.size, clock=amounts.clock, time=_time, state=_state, short=short
+)
+
+
+# Macros of all pages; a fragment is made without the head of its template, which would import them.
+_ENVIRONMENT.globals["parts"] = _ENVIRONMENT.get_template("parts.html").module
+_ENVIRONMENT.globals["fate"] = _ENVIRONMENT.get_template("fate.html").module
+
+
+def whole(template: str, values: Mapping[str, Any]) -> str:
+    """A page."""
+    return _ENVIRONMENT.get_template(template).render(values)
+
+
+def fragments(template: str, values: Mapping[str, Any]) -> dict[str, str]:
+    """The parts of a page that are sent again when they change, by the id of the element that holds each."""
+    found = _ENVIRONMENT.get_template(template)
+    context = found.new_context(dict(values))
+    return {name: "".join(block(context)) for name, block in found.blocks.items() if name.startswith(_LIVE)}

@@ -1,0 +1,174 @@
+"""Where pages are: their addresses, and what each answers. A page asked for as ``text/event-stream`` is followed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from typing import Annotated, Any, Literal
+
+from fastapi import FastAPI, Query, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
+
+from edge import __version__
+from edge.contract.clock import Now
+from edge.contract.errors import EdgeError, RolloutError
+from edge.coordinator.core import CoordinatorCore
+from edge.coordinator.pages import device_view, fleet_view, learning_view, release_view, render, rollout_view
+from edge.coordinator.pages.live import MAX_VIEWERS, Live
+from edge.coordinator.pages.texts import text
+from edge.coordinator.releases import Releases
+from edge.coordinator.signing.signing import Signing
+from edge.coordinator.store.store import Store
+
+Submit = Callable[[Callable[[CoordinatorCore, Now], Any]], Any]
+View = Callable[[], Mapping[str, Any]]
+Word = Annotated[str, Query(max_length=200)]
+Number = Annotated[int, Query(ge=0, lt=2**63)]
+# Nothing is run, shown, or asked for that does not come from here, and no other page may hold this one in a frame.
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; form-action 'self'; "
+    "base-uri 'none'; frame-ancestors 'none'"
+)
+HEADERS = {
+    "content-security-policy": POLICY,
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "same-origin",
+    "cache-control": "no-store",
+}
+_FILES = {"pages.css": "text/css", "pages.js": "text/javascript", "icon.svg": "image/svg+xml"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pages:
+    """What pages are made with.
+
+    Attributes:
+        store: The database.
+        submit: Runs a function of the core on the coordinator's own thread and gives its result.
+        fleet: Its name.
+        signing: Proves to devices what they are told; None in a fleet without keys.
+        clock: The time.
+        live: Who follows pages.
+    """
+
+    store: Store
+    submit: Submit
+    fleet: str
+    signing: Signing | None
+    clock: Callable[[], Now]
+    live: Live
+
+    async def answer(self, request: Request, template: str, view: View) -> Response:
+        """A page, or what changes in it from now on."""
+
+        def values() -> dict[str, Any]:
+            frame = {"fleet": self.fleet, "version": __version__, "path": request.url.path}
+            return {**frame, **view(), "now_ms": self.clock().wall_ms}
+
+        if "text/event-stream" in request.headers.get("accept", ""):
+            if self.live.viewers >= MAX_VIEWERS:
+                return Response(text("too-many-viewers", n=MAX_VIEWERS), status_code=503, headers=HEADERS)
+
+            async def look() -> Mapping[str, str]:
+                return await run_in_threadpool(lambda: render.fragments(template, values()))
+
+            stream = self.live.updates(str(request.url), look)
+            return StreamingResponse(stream, media_type="text/event-stream", headers=HEADERS)
+        try:
+            html = await run_in_threadpool(lambda: render.whole(template, values()))
+        except EdgeError as exc:
+            return await run_in_threadpool(self._refusal, request, exc)
+        return HTMLResponse(html, headers=HEADERS)
+
+    def _refusal(self, request: Request, exc: EdgeError) -> Response:
+        values = {"fleet": self.fleet, "version": __version__, "path": request.url.path, "now_ms": self.clock().wall_ms}
+        html = render.whole("refusal.html", {**values, "why": str(exc)})
+        return HTMLResponse(html, status_code=404 if isinstance(exc, RolloutError) else 422, headers=HEADERS)
+
+    def standing(self, device: str) -> list[dict[str, Any]]:
+        """By model of a device the release that it should run."""
+        found: list[dict[str, Any]] = self.submit(lambda core, _: core.releases.standing(device))
+        return found
+
+    def releases(self) -> Releases:
+        """Of the core: to read what is in them, on this thread."""
+        found: Releases = self.submit(lambda core, _: core.releases)
+        return found
+
+
+def add_pages(api: FastAPI, pages: Pages) -> None:
+    """Add the routes."""
+    get = _Get(api)
+
+    @get("/")
+    async def fleet(
+        request: Request,
+        q: Word = "",
+        condition: Word = "",
+        by: Word = "",
+        page: Annotated[int, Query(ge=1, le=100_000)] = 1,
+    ) -> Response:
+        query = fleet_view.FleetQuery(q=q, condition=condition, by=by, page=page)
+        return await pages.answer(request, "fleet.html", lambda: fleet_view.fleet(pages.store, query, pages.clock()))
+
+    @get("/devices/{name}")
+    async def device(request: Request, name: str, span: Literal["hour", "day", "month"] = "hour") -> Response:
+        return await pages.answer(
+            request,
+            "device.html",
+            lambda: device_view.device(pages.store, name, span, pages.standing(name), pages.clock()),
+        )
+
+    @get("/rollouts")
+    async def rollouts(request: Request) -> Response:
+        return await pages.answer(request, "rollouts.html", lambda: rollout_view.rollouts(pages.store))
+
+    @get("/rollouts/{number}")
+    async def rollout(request: Request, number: int) -> Response:
+        return await pages.answer(request, "rollout.html", lambda: rollout_view.rollout(pages.store, number))
+
+    @get("/learning")
+    async def learning(request: Request) -> Response:
+        return await pages.answer(request, "learning.html", lambda: learning_view.learning(pages.store))
+
+    @get("/releases")
+    async def releases(request: Request) -> Response:
+        return await pages.answer(request, "releases.html", lambda: release_view.releases(pages.store))
+
+    @get("/releases/compare")
+    async def compare(request: Request, one: Number = 0, other: Number = 0) -> Response:
+        def view() -> Mapping[str, Any]:
+            return release_view.compare(pages.store, pages.releases(), pages.signing, one, other)
+
+        return await pages.answer(request, "compare.html", view)
+
+    @get("/releases/{counter}")
+    async def release(request: Request, counter: int) -> Response:
+        def view() -> Mapping[str, Any]:
+            return release_view.release(pages.store, pages.releases(), pages.signing, counter)
+
+        return await pages.answer(request, "release.html", view)
+
+    @get("/static/{name}")
+    async def static(name: str) -> Response:
+        if name not in _FILES:
+            return Response(status_code=404, headers=HEADERS)
+        data = resources.files("edge.coordinator.pages").joinpath("static", name).read_bytes()
+        headers = {**HEADERS, "cache-control": "public, max-age=300"}
+        return Response(data, media_type=_FILES[name], headers=headers)
+
+    @get("/favicon.ico")
+    async def icon() -> Response:
+        return RedirectResponse("/static/icon.svg", headers=HEADERS)
+
+
+class _Get:
+    """Pages are for people: they are no part of the description of the API."""
+
+    def __init__(self, api: FastAPI) -> None:
+        self._api = api
+
+    def __call__(self, path: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        return self._api.get(path, include_in_schema=False, response_model=None)

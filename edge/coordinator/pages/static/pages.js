@@ -1,0 +1,71 @@
+// Follows a page: what the coordinator sends anew takes the place of what was there. Without this the pages say the same.
+"use strict";
+
+const line = document.getElementById("line");
+
+function ago(ms) {
+  const s = Math.max(0, Math.round((Date.now() - ms) / 1000));
+  const length = s < 100 ? `${s} s` : s < 5400 ? `${Math.round(s / 60)} min`
+    : s < 172800 ? `${Math.round(s / 3600)} h` : `${Math.round(s / 86400)} d`;
+  return document.documentElement.dataset.ago.replace("{}", length);
+}
+
+// Times are said as ages; the title has them in full.
+function age(root) {
+  for (const each of root.querySelectorAll("time[data-ms]")) each.textContent = ago(Number(each.dataset.ms));
+}
+
+function replace(id, html) {
+  const place = document.getElementById(id);
+  if (!place) return;
+  const focus = document.activeElement;
+  const isInside = place.contains(focus) && focus !== place;
+  // Whoever types or chooses something is not disturbed; the next message brings it.
+  if (isInside && focus.matches("input, select, textarea")) return;
+  const href = isInside ? focus.getAttribute("href") : null;
+  const label = isInside ? focus.getAttribute("aria-label") : null;
+  const scrolled = [...place.querySelectorAll(".scroll")].map((each) => [each.scrollLeft, each.scrollTop]);
+  const open = [...place.querySelectorAll("details")].map((each) => each.open);
+  place.innerHTML = html;
+  age(place);
+  [...place.querySelectorAll(".scroll")].forEach((each, i) => {
+    if (scrolled[i]) [each.scrollLeft, each.scrollTop] = scrolled[i];
+  });
+  [...place.querySelectorAll("details")].forEach((each, i) => { each.open = Boolean(open[i]); });
+  if (isInside) {
+    const again = [...place.querySelectorAll("a, button, [tabindex]")].find(
+      (each) => (href !== null && each.getAttribute("href") === href)
+        || (href === null && label !== null && each.getAttribute("aria-label") === label));
+    if (again) again.focus({ preventScroll: true });
+  }
+}
+
+let source = null;
+
+function follow() {
+  if (source) source.close();
+  source = new EventSource(location.href);
+  source.onopen = () => { line.textContent = line.dataset.live; line.className = "is-live"; };
+  source.onerror = () => {
+    line.textContent = line.dataset.lost;
+    line.className = "is-lost";
+    // The browser tries again by itself, unless it was refused.
+    if (source.readyState === EventSource.CLOSED) setTimeout(() => { if (!document.hidden) follow(); }, 5000);
+  };
+  source.onmessage = (event) => {
+    for (const [id, html] of Object.entries(JSON.parse(event.data))) replace(id, html);
+    document.documentElement.dataset.updated = String(Date.now());
+  };
+}
+
+if ("follow" in document.body.dataset) {
+  follow();
+  // A page that nobody looks at costs nothing.
+  document.addEventListener("visibilitychange", () => { if (document.hidden) source.close(); else follow(); });
+}
+
+for (const each of document.querySelectorAll("select[data-submit]")) {
+  each.addEventListener("change", () => each.form.requestSubmit());
+}
+age(document);
+setInterval(() => age(document), 1000);

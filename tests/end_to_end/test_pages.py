@@ -1,0 +1,173 @@
+"""Every page in a real browser, on a desktop and a phone, from a coordinator that has devices."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from edge.channel.codec import encode
+from edge.channel.messages import Conn
+from edge.contract.bundle import Bundle
+from edge.coordinator.broker import DevelopmentBroker
+from tests.support.shown import EVIL, birth, fill
+
+pytestmark = pytest.mark.broker
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here; CI installs it")
+DESKTOP = {"viewport": {"width": 1280, "height": 800}}
+PHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True, "color_scheme": "dark"}
+PAGES = (
+    "/", "/?by=site&q=site%3Dnorth&condition=online", "/devices/d000", "/devices/d003?span=day", "/rollouts",
+    "/rollouts/1", "/rollouts/2", "/learning", "/releases", "/releases/1", "/releases/compare?one=1&other=2",
+    "/devices/nobody",
+)  # fmt: skip
+# Of axe: what keeps somebody from using a page.
+SERIOUS = ("serious", "critical")
+
+
+@dataclass
+class Served:
+    """A coordinator with a history."""
+
+    url: str
+    broker: str
+    bundle: Path
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory, digits_bundle: Path, processes: ModuleType) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp("pages")
+    fill(folder / "c", digits_bundle, 60)
+    port = processes.free_port()
+    with DevelopmentBroker.start(folder / "broker") as broker:
+        line = processes.command(
+            "edge-coordinator", "serve", "--broker", broker.url, "--fleet", "lab", "--http", f"127.0.0.1:{port}",
+            "--data-dir", folder / "c", "--no-merge",
+        )  # fmt: skip
+        with (folder / "log").open("wb") as log:
+            process = subprocess.Popen(line, stdout=log, stderr=log)
+        url = f"http://127.0.0.1:{port}"
+        processes.wait_for("the coordinator", lambda: answers(url))
+        yield Served(url, broker.url, digits_bundle)
+        process.send_signal(signal.SIGTERM)
+        process.wait(20)
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/api/health", timeout=2) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        # A sandbox needs rights that root in a container has not; what is opened here is ours.
+        options = ["--no-sandbox"] if os.geteuid() == 0 else []
+        started = driver.chromium.launch(executable_path=CHROMIUM, args=options)
+        yield started
+        started.close()
+
+
+class Watched:
+    """A tab, and what is wrong with it."""
+
+    def __init__(self, browser: Any, served: Served, **options: Any) -> None:
+        self.faults: list[str] = []
+        self.tab = browser.new_context(**options).new_page()
+        self.tab.on("console", lambda said: self.faults.append(f"console: {said.text}"))
+        self.tab.on("pageerror", lambda error: self.faults.append(f"error: {error}"))
+        self.tab.on("request", lambda asked: self._asked(asked.url, served.url))
+
+    def _asked(self, url: str, ours: str) -> None:
+        if not url.startswith(ours + "/"):
+            self.faults.append(f"asks another host: {url}")
+
+    def open(self, url: str, status: int = 200) -> None:
+        self.faults.clear()
+        answer = self.tab.goto(url, wait_until="load")
+        assert answer.status == status
+        if status == 200:
+            self.tab.wait_for_selector("#line.is-live")
+        else:  # the browser tells of any answer that is an error
+            self.faults = [each for each in self.faults if "404" not in each]
+
+    def check(self) -> None:
+        wide = self.tab.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+        assert (self.faults, wide, self.tab.evaluate("window.evil")) == ([], 0, None), self.tab.url
+
+
+@needs_browser
+def test_every_page_opens_and_follows_and_asks_nobody_else(browser: Any, served: Served) -> None:
+    from axe_playwright_python.sync_playwright import Axe
+
+    for kind in (DESKTOP, PHONE):
+        watched = Watched(browser, served, **kind)
+        for page in PAGES:
+            watched.open(served.url + page, 404 if "nobody" in page else 200)
+            watched.check()
+            if kind is DESKTOP:
+                found = Axe().run(watched.tab).response["violations"]
+                wrong = [(each["id"], each["nodes"][0]["html"][:200]) for each in found if each["impact"] in SERIOUS]
+                assert wrong == [], page
+        # What devices send is shown as it is.
+        watched.open(f"{served.url}/devices/d003")
+        assert EVIL in watched.tab.inner_text("main")
+        watched.check()
+        watched.tab.context.close()
+
+
+@needs_browser
+def test_a_page_says_at_once_what_a_device_says_and_that_the_line_is_lost(browser: Any, served: Served) -> None:
+    from paho.mqtt.client import Client
+    from paho.mqtt.enums import CallbackAPIVersion
+
+    watched = Watched(browser, served, **DESKTOP)
+    watched.open(f"{served.url}/?q=late")
+    # Whoever uses the keyboard reaches what is on the page without going through what is on all of them.
+    watched.tab.keyboard.press("Tab")
+    assert watched.tab.evaluate("document.activeElement.className") == "skip"
+    assert watched.tab.locator("#live_devices tbody tr").count() == 0
+    client = Client(CallbackAPIVersion.VERSION2, "late")
+    client.connect("127.0.0.1", int(served.broker.rpartition(":")[2]))
+    client.loop_start()
+    opened = Bundle.open(served.bundle)
+    introduced = birth(opened.manifest.backbone_digest, opened.digest)
+    for leaf, message in (
+        ("up/conn", Conn(online=True, session=1, boot=1, ts_ms=0, state_id="b" * 16)),
+        ("up/birth", introduced),
+    ):
+        client.publish(f"edge/v1/lab/late/{leaf}", encode(message), qos=1).wait_for_publish(10)
+    begun = time.monotonic()
+    watched.tab.wait_for_selector("#live_devices tbody tr a:has-text('late')")
+    assert time.monotonic() - begun < 20  # two seconds on a machine that does nothing else
+    client.loop_stop()
+    watched.check()
+    watched.tab.context.close()
+
+
+def test_pages_may_run_nothing_but_their_own_script(served: Served) -> None:
+    with urllib.request.urlopen(f"{served.url}/devices/d003", timeout=10) as answer:
+        policy, html = answer.headers["content-security-policy"], answer.read().decode()
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    assert rules["default-src"] == "'none'"
+    assert rules["script-src"] == rules["style-src"] == "'self'"
+    assert "unsafe" not in policy
+    assert " style=" not in html
+    assert " onclick=" not in html
+    assert "<script>window" not in html
