@@ -98,20 +98,6 @@ def build_api(
         access_is = "open" if access.is_open else "tokens"
         return {"fleet": fleet, "version": __version__, "signed": signing is not None, "access": access_is}
 
-    @api.get("/api/signing")
-    def signing_status() -> dict[str, Any]:
-        return {"signed": signing is not None, "roles": {} if signing is None else signing.status()}
-
-    @api.get("/api/signing/bundles")
-    def signed_bundles() -> Response:
-        return Response(_keys(signing).bundles(), media_type="application/json")
-
-    @api.post("/api/signing/bundles")
-    async def sign_bundles(request: Request) -> dict[str, Any]:
-        data = await request.body()
-        keys = _keys(signing)
-        return {"version": await run_in_threadpool(submit, lambda _, now: keys.take_bundles(data, now))}
-
     @api.get("/api/devices")
     def devices() -> list[dict[str, Any]]:
         tags = store.devices.tags()
@@ -185,9 +171,28 @@ def build_api(
         return result
 
     add_access_routes(api, access, clock)
+    _add_signing_routes(api, submit, signing)
     add_release_routes(api, store, submit)
     add_checkpoint_routes(api, store, submit)
     add_rollout_routes(api, submit, store)
     api.state.live = live = Live(clock)
     add_pages(api, Pages(store=store, submit=submit, fleet=fleet, signing=signing, clock=clock, live=live))
     return api
+
+
+def _add_signing_routes(api: FastAPI, submit: Submit, signing: Signing | None) -> None:
+    """What is signed, and what people signed elsewhere."""
+
+    @api.get("/api/signing")
+    def signing_status() -> dict[str, Any]:
+        return {"signed": signing is not None, "roles": {} if signing is None else signing.status()}
+
+    @api.get("/api/signing/bundles")
+    def signed_bundles() -> Response:
+        return Response(_keys(signing).bundles(), media_type="application/json")
+
+    @api.post("/api/signing/bundles")
+    async def sign_bundles(request: Request) -> dict[str, Any]:
+        data = await request.body()
+        keys = _keys(signing)
+        return {"version": await run_in_threadpool(submit, lambda _, now: keys.take_bundles(data, now))}
