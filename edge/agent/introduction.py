@@ -47,7 +47,11 @@ def introduction(
         head=first.head,
         release=first.release,
         n_labels=first.n_labels,
-        limits={"max_bytes": config.profile.inference.max_bundle_mb << 20, "learner": learner},
+        limits={
+            "max_bytes": config.profile.inference.max_bundle_mb << 20,
+            "learner": learner,
+            "telemetry_s": config.telemetry_interval_s,
+        },
         models=tuple(served),
         state_id=record.state_id,
         bases=tuple(bases)[:MAX_BASES],

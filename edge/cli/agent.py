@@ -15,6 +15,7 @@ from edge import __version__
 from edge.cli import doctor, running, setup, unit
 from edge.cli.configured import bundles_of, config_option, http_options, password_of
 from edge.cli.terminal import seconds
+from edge.cli.enroll import enroll
 from edge.contract.choices import EXECUTORS, LEARNERS, PROVIDERS
 from edge.contract.errors import ConfigError, run_to_exit
 
@@ -356,7 +357,7 @@ def explain(
         model.close()
 
 
-for command in (*running.COMMANDS, setup.init, unit.install, unit.uninstall):
+for command in (*running.COMMANDS, enroll, setup.init, unit.install, unit.uninstall):
     agent.add_command(command)
 
 

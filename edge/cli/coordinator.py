@@ -50,6 +50,12 @@ def coordinator() -> None:
 @click.option("--token", envvar="EDGE_TOKEN", help="One that may do everything, beside those that were made.")
 @click.option("--tls-cert", type=click.Path(path_type=Path), help="HTTPS: certificate of this machine, PEM.")
 @click.option("--tls-key", type=click.Path(path_type=Path), help="HTTPS: its private key, PEM.")
+@click.option(
+    "--unknown-devices",
+    default="approve",
+    type=click.Choice(["approve", "hold"]),
+    help="hold: until a person approves.",
+)
 @click.option("--merge/--no-merge", "auto_merge", default=True, help="Merge and push what devices learned by itself.")
 @click.option("--merge-delay", default=60.0, type=click.FloatRange(min=0), help="Seconds to wait for more devices.")
 @click.option("--min-devices", default=1, type=click.IntRange(min=1), help="Merge by itself only with so many.")
@@ -83,6 +89,7 @@ def serve(
     token: str | None,
     tls_cert: Path | None,
     tls_key: Path | None,
+    unknown_devices: str,
     auto_merge: bool,
     merge_delay: float,
     min_devices: int,
@@ -155,6 +162,7 @@ def serve(
         min_devices=min_devices,
         policy=policy,
         keep=Keep(messages_s=keep_messages * _DAY_S, minutes_s=keep_minutes * _DAY_S, hours_s=keep_hours * _DAY_S),
+        unknown="approved" if unknown_devices == "approve" else "pending",
         signing=signing,
         timestamp_days=timestamp_days,
     )

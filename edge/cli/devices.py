@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from typing import Any
+from urllib.parse import quote
 
 import click
 
@@ -42,22 +43,22 @@ def show(connect: Any, name: str, as_json: bool) -> None:
     edge-fleet device show camera-1
     """
     coordinator = connect()
-    rows = [row for row in coordinator.call("GET", "/api/devices") if row["id"] == name]
-    if not rows:
-        raise RolloutError(f"unknown device {name}; `edge-fleet device list` shows them")
-    row = rows[0]
+    row = coordinator.call("GET", f"/api/v1/devices/{quote(name, safe='')}")
     row["wanted"] = coordinator.call("GET", f"/api/v1/devices/{name}/wanted")
     row["events"] = coordinator.call("GET", "/api/v1/events", params={"device": name, "limit": 10})
     if as_json:
         click.echo(json.dumps(row, indent=1))
         return
     heard = f"heard {age(row['last_seen_ms'])} ago, first {stamp(row['first_seen_ms'])}"
-    say(f"{name}: {'online' if row['online'] else 'offline'}, {heard}")
+    stands = "" if row["admission"] == "approved" else f"{row['admission']}, "
+    say(f"{name}: {stands}{'online' if row['online'] else 'offline'}, {heard}")
     facts = {
         "profile": row["profile"],
         "agent": row["agent_version"],
         "boot": row["boot"],
-        "state id": row["state_id"],
+        "state id": row["state_id"] + (f", the {row['epoch'] + 1}. under this name" if row["epoch"] else ""),
+        "login": row["login"] + (f" until {stamp(row['login_expires_ms'])}" if row["login_expires_ms"] else ""),
+        "note": row["note"],
         "hardware": ", ".join(f"{key} {value}" for key, value in row["hardware"].items()),
         "tags": ", ".join(f"{key}={value}" for key, value in row["tags"].items()),
     }

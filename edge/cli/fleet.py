@@ -12,7 +12,7 @@ from urllib.parse import quote
 import click
 
 from edge import __version__
-from edge.cli import access, checkpoints, rollouts
+from edge.cli import access, admission, checkpoints, rollouts
 from edge.cli.devices import age, events, metrics, named, show
 from edge.cli.keys import keys
 from edge.cli.push import push
@@ -113,15 +113,16 @@ class Coordinator:
         raise _ERRORS.get(body.get("error", ""), RolloutError)(str(detail))
 
 
-@click.group()
-def device() -> None:
-    r"""List devices, show one; keep what one learned, and give it to another.
+@click.group("device")
+def device_group() -> None:
+    r"""List devices, show one, decide whether it belongs to the fleet, keep what it learned.
 
     \b
-    edge-fleet device list
+    edge-fleet device list --where 'tag.site ~ "north-*" and heard < 1 d'
     edge-fleet device show camera-1
     edge-fleet device checkpoint camera-1
     edge-fleet device restore camera-9 --from camera-1
+    edge-fleet device quarantine camera-1 --reason "stolen?"
     """
 
 
@@ -144,7 +145,7 @@ def fleet(context: click.Context, url: str, token: str | None, ca: Path | None) 
 
 fleet.add_command(access.audit)
 fleet.add_command(access.token)
-fleet.add_command(device)
+fleet.add_command(device_group)
 fleet.add_command(events)
 fleet.add_command(metrics)
 fleet.add_command(release_group)
@@ -158,18 +159,27 @@ fleet.add_command(rollouts.resume_all)
 
 
 @fleet.command()
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.option("--where", "query", default="", help="Only those, as a plan says it: 'tag.site = \"north\"'.")
+@click.option("--all", "is_all", is_flag=True, help="Also those that were decommissioned.")
+@access.JSON
 @click.pass_obj
-def devices(connect: Any, as_json: bool) -> None:
-    r"""List the devices and their models: what they run, where they stand, when they were last heard.
+def devices(connect: Any, query: str, is_all: bool, as_json: bool) -> None:
+    r"""List the devices and their models.
+
+    What they run, where they stand, and when they were last heard.
 
     \b
     edge-fleet devices
-    edge-fleet device list --json
+    edge-fleet device list --where 'online = false and samples > 100'
     """
-    rows = connect().call("GET", "/api/devices")
+    rows = connect().call("GET", "/api/v1/devices", params={"q": query} if query else {})
+    if not (is_all or as_json):
+        rows = [row for row in rows if row["admission"] != "decommissioned"]
     if as_json:
         click.echo(json.dumps(rows, indent=1))
+        return
+    if not rows and query:
+        click.echo("no device is as asked; `edge-fleet devices` lists all")
         return
     if not rows:
         click.echo("no device has been seen yet; start one with `edge-agent run BUNDLE --broker ...`")
@@ -182,7 +192,8 @@ def devices(connect: Any, as_json: bool) -> None:
     for heading in ("device", "online", "model", "bundle", "head", "release", "state", "samples", "heard"):
         table.add_column(heading, justify="right" if heading in ("release", "samples") else "left", no_wrap=True)
     for row in rows:
-        known = (row["id"], "yes" if row["online"] else "no")
+        stands = "" if row["admission"] == "approved" else row["admission"]
+        known = (row["id"], stands or ("yes" if row["online"] else "no"))
         heard = age(row["last_seen_ms"])
         for model in row["models"] or [row]:
             digests = ((model.get("artifact") or model["bundle"])[:8], model["head"][:8])
@@ -198,10 +209,12 @@ def devices(connect: Any, as_json: bool) -> None:
                 console.print(Text(text), soft_wrap=True)
 
 
-device.add_command(devices, "list")
-device.add_command(show)
-for command in checkpoints.COMMANDS:
-    device.add_command(command)
+device_group.add_command(devices, "list")
+device_group.add_command(show)
+for command in (*admission.ORDERS, *checkpoints.COMMANDS):
+    device_group.add_command(command)
+fleet.add_command(admission.enrolment)
+fleet.add_command(admission.broker_config)
 
 
 @fleet.command()
@@ -248,6 +261,9 @@ def tag(connect: Any, device: str, tags: tuple[str, ...], reason: str, as_json: 
         click.echo(json.dumps(found, indent=1))
         return
     click.echo(f"{device}: {', '.join(f'{key}={value}' for key, value in found.items()) or 'no tags'}")
+
+
+device_group.add_command(tag)
 
 
 @fleet.command()

@@ -20,10 +20,11 @@ from edge.contract.errors import ConfigError, EdgeError, RolloutError
 from edge.coordinator.access import Access
 from edge.coordinator.access_api import ReasonRequest, add_access_routes, allow, guard
 from edge.coordinator.checkpoint_api import add_checkpoint_routes
+from edge.coordinator.device_api import add_device_routes, add_enrolment_routes
 from edge.coordinator.events import reason
 from edge.coordinator.pages.live import Live
 from edge.coordinator.pages.routes import Pages, add_pages
-from edge.coordinator.records import Model, as_dict
+from edge.coordinator.records import as_dict
 from edge.coordinator.release_api import Submit, add_release_routes
 from edge.coordinator.rollout_api import add_rollout_routes
 from edge.coordinator.signing.signing import Signing
@@ -32,21 +33,12 @@ from edge.coordinator.summaries import HOUR_S, MINUTE_S
 
 Number = Annotated[int, Query(ge=0, lt=2**63)]
 STEPS_S = {"message": 0, "minute": MINUTE_S, "hour": HOUR_S}
-# What is known of the models of a device that has named none.
-NO_MODEL = {name: value for name, value in as_dict(Model()).items() if name != "device"}
 
 
 class ForgetRequest(ReasonRequest):
     """Whose contributions to delete."""
 
     device: str
-
-
-class TagRequest(ReasonRequest):
-    """What to call a device; a value of "" takes the tag away."""
-
-    device: str
-    tags: dict[str, str]
 
 
 def _keys(signing: Signing | None) -> Signing:
@@ -98,30 +90,14 @@ def build_api(
         access_is = "open" if access.is_open else "tokens"
         return {"fleet": fleet, "version": __version__, "signed": signing is not None, "access": access_is}
 
-    @api.get("/api/devices")
-    def devices() -> list[dict[str, Any]]:
-        tags = store.devices.tags()
-        models: dict[str, list[dict[str, Any]]] = {}
-        for model in store.devices.models():
-            models.setdefault(model.device, []).append(as_dict(model))
-        files = {each.identity: each.digest for each in store.releases.bundles() if each.identity}
-        for own in models.values():
-            for each in own:  # by the name that the artifact has in releases, too
-                each["artifact"] = files.get(each["bundle"], "")
-        rows = [as_dict(row) for row in store.devices.all()]
-        # What a device has one of stood beside the device before there were models: it is that of the first.
-        return [
-            (models.get(row["id"]) or [NO_MODEL])[0]
-            | row
-            | {"tags": tags.get(row["id"], {}), "models": models.get(row["id"], [])}
-            for row in rows
-        ]
 
     @api.get("/api/telemetry")
+    @api.get("/api/v1/telemetry")
     def telemetry(after: int = -1, limit: int = 100) -> list[dict[str, Any]]:
         return [as_dict(row) for row in store.telemetry.after(after, min(max(limit, 1), 1000))]
 
     @api.get("/api/contributions")
+    @api.get("/api/v1/contributions")
     def contributions() -> list[dict[str, Any]]:
         return [as_dict(row) for row in store.contributions.all()]
 
@@ -155,22 +131,21 @@ def build_api(
         return {"device": device, "key": key, "step": step, "points": points, "keys": store.telemetry.keys(device)}
 
     @api.post("/api/merge")
+    @api.post("/api/v1/merge")
     def merge(body: ReasonRequest | None = None) -> list[dict[str, Any]]:
         """Merge now what is new."""
         del body  # the door has kept the reason
         return [as_dict(row) for row in submit(lambda core, now: core.merge_now(now))]
 
     @api.post("/api/forget")
+    @api.post("/api/v1/forget")
     def forget(body: ForgetRequest) -> dict[str, Any]:
         result: dict[str, Any] = submit(lambda core, now: core.forget(body.device, now))
         return result
 
-    @api.post("/api/tags")
-    def tag(body: TagRequest) -> dict[str, str]:
-        result: dict[str, str] = submit(lambda core, now: core.tag(body.device, body.tags, now))
-        return result
-
     add_access_routes(api, access, clock)
+    add_device_routes(api, store, submit, clock)
+    add_enrolment_routes(api, store, submit, fleet, clock)
     _add_signing_routes(api, submit, signing)
     add_release_routes(api, store, submit)
     add_checkpoint_routes(api, store, submit)

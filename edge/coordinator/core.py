@@ -14,16 +14,18 @@ import numpy as np
 from edge.channel.transport import Connected, Publish, TransportEvent
 from edge.contract.clock import Now
 from edge.contract.errors import RolloutError
+from edge.coordinator.admission import Admission, Admissions, Decision
 from edge.coordinator.artifacts import ArtifactStore
 from edge.coordinator.bundles import Bundles
 from edge.coordinator.checkpoints import Checkpoints
 from edge.coordinator.config import CoordinatorConfig
 from edge.coordinator.dialogue import Dialogue
+from edge.coordinator.enrolment import Enrolments
 from edge.coordinator.events import Events
 from edge.coordinator.intake import Intake
 from edge.coordinator.learning import Learning
 from edge.coordinator.merges import Merges
-from edge.coordinator.records import Order, Release
+from edge.coordinator.records import Device, Order, Release
 from edge.coordinator.registry import Registry
 from edge.coordinator.releases import Releases
 from edge.coordinator.rollout.plan import Plan
@@ -34,6 +36,7 @@ from edge.coordinator.signing.signing import NOT_SIGNED, Signing
 from edge.coordinator.store.store import Store
 
 HOUSEKEEPING_S = 600.0
+AUTHORITY = "authority"  # folder with the key that signs certificates of devices
 
 
 class CoordinatorCore:
@@ -57,6 +60,8 @@ class CoordinatorCore:
         checkpoints: All of what they learned, kept and given.
         rollouts: How releases go out.
         dialogue: The conversation with them.
+        admissions: Whether they belong to the fleet.
+        enrolments: How they join.
         signing: Proves to them what they are told, or None.
     """
 
@@ -74,7 +79,7 @@ class CoordinatorCore:
         self.events = Events(store)
         bundles = Bundles(store, artifacts)
         merges = Merges(config.policy, store, artifacts, bundles, self.events, rng)
-        self.registry = Registry(store, self.events)
+        self.registry = Registry(store, self.events, config.unknown, self._clone)
         self._intake = Intake(store, artifacts, bundles)
         self.releases = Releases(store, artifacts, bundles, self.events)
         self.learning = Learning(config, store, artifacts, bundles, merges, self.events)
@@ -92,6 +97,10 @@ class CoordinatorCore:
             self.rollouts,
             self.events,
             signing,
+        )
+        self.admissions = Admissions(store, self.events, self.rollouts, self.dialogue.clear)
+        self.enrolments = Enrolments(
+            config.fleet, config.name, config.data_dir / AUTHORITY, store, self.registry, self.admissions, self.events
         )
         self._next_telling_s = -math.inf
         self._next_housekeeping_s = -math.inf
@@ -169,6 +178,20 @@ class CoordinatorCore:
         self.rollouts.came()
         self._next_telling_s = now.s
         return found
+
+    def decide(self, device: str, order: Decision, who: str, why: str, now: Now) -> Device:
+        """Approve, quarantine or decommission a device, see `Admissions.order`."""
+        found = self.admissions.order(device, order, who, why, now)
+        if order is Decision.APPROVE:
+            self.registry.lives.begin(device)  # what was before was looked at
+            self.learning.plan_soon()
+        self._next_telling_s = now.s
+        return found
+
+    def _clone(self, device: str, why: str, now: Now) -> None:
+        """Several devices go by one name: nobody can tell whose words are whose."""
+        if self.admissions.get(device).admission in (Admission.APPROVED, Admission.PENDING):
+            self.admissions.order(device, Decision.QUARANTINE, "", why, now)
 
     def forget(self, device: str, now: Now) -> dict[str, Any]:
         """Delete what a device contributed, see `Learning.forget`, and its checkpoints."""

@@ -32,6 +32,7 @@ from edge.channel.messages import (
 from edge.channel.transport import Connected, Disconnected, Limited, Publish, Received, Refused, TransportEvent
 from edge.contract.clock import Now
 from edge.contract.errors import BundleError, ChannelError, EdgeError, LearningError, RolloutError
+from edge.contract.names import level_of
 from edge.coordinator.artifacts import ArtifactStore
 from edge.coordinator.checkpoints import CHECKPOINT, Checkpoints
 from edge.coordinator.events import Events
@@ -143,6 +144,8 @@ class Dialogue:
         except ChannelError as exc:
             self._events.fault("", "bad-message", str(exc), now)
             return
+        if not event.payload:
+            return  # what the broker kept is cleared
         with self._events.survived(topic.device, "fault", f"a message on {_kind(topic.leaf)}", now):
             try:
                 self._message(topic.device, topic.leaf, event.payload, now)
@@ -312,6 +315,14 @@ class Dialogue:
                 self._events.fault(device, "not-signed", f"release {release.counter} is not sent: {exc}", now)
                 return
         self._send(device, topics.model_leaf(topics.DN_DESIRED, wanted.level), message, qos=1, retain=True)
+
+    def clear(self, device: str) -> None:
+        """Have the broker forget what it keeps of a device that is gone for good."""
+        models = self._store.devices.models(device)
+        levels = ["", *(level_of(model.model) for model in models if len(models) > 1)]
+        leaves = [topics.model_leaf(leaf, level) for leaf in (topics.UP_STATE, topics.DN_DESIRED) for level in levels]
+        for leaf in (topics.UP_CONN, topics.UP_BIRTH, *leaves):
+            self._publish(device, leaf, b"", qos=1, retain=True)
 
     # Out
 

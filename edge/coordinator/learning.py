@@ -14,7 +14,7 @@ from edge.coordinator.bundles import Bundles
 from edge.coordinator.config import CoordinatorConfig
 from edge.coordinator.events import Events
 from edge.coordinator.merges import Merges
-from edge.coordinator.records import Contribution, Forgotten, Release
+from edge.coordinator.records import DECOMMISSIONED, Contribution, Forgotten, Release
 from edge.coordinator.store.store import Store
 from edge.learning.exchange import HeadUpdate
 from edge.merging.contributions import check_update
@@ -97,6 +97,9 @@ class Learning:
             raise LearningError(
                 "an operator had this forgotten; the device may contribute again with an empty state folder"
             )
+        sender = self._store.devices.get(device)
+        if sender is not None and sender.admission == DECOMMISSIONED:
+            raise LearningError("this device was decommissioned; nothing of it is taken any more")
         known = self._store.contributions.of_lineage(update.lineage)
         owner = owner_of(known, device, update.state_id)
         if owner is not None and not self._store.checkpoints.was_given(update.lineage, device):
@@ -205,10 +208,12 @@ class Learning:
         refused = {
             (each.device, each.lineage, each.backbone): each.version for each in self._store.contributions.refused()
         }
+        outside = self._store.devices.not_approved()
         return [
             each
             for each in self._store.contributions.all()
             if each.version > max(each.merged_version, refused.get((each.device, each.lineage, each.backbone), -1))
+            and each.device not in outside
         ]
 
     def _merge(self, backbone: str, now: Now) -> list[Release]:

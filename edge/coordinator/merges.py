@@ -139,7 +139,10 @@ class Merges:
     def _gather(self, backbone: str, bundle: Bundle, now: Now) -> list[tuple[Contribution, HeadUpdate]]:
         """What can be merged: the newest of each lineage, of changes those that no merge has in."""
         newest: dict[str, Contribution] = {}
+        outside = self._store.devices.not_approved()
         for row in sorted(self._store.contributions.all(backbone), key=lambda row: row.version):
+            if row.device in outside:
+                continue
             if row.lineage in newest:
                 other = newest[row.lineage].device
                 detail = f"it has a copy of the state folder of {other}; only one of them is counted"

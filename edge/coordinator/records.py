@@ -6,6 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+APPROVED, DECOMMISSIONED = "approved", "decommissioned"
+# A device that was not heard for so many of its telemetry intervals is gone, whatever it said last.
+SILENT_INTERVALS = 3.0
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Record:
@@ -29,6 +33,10 @@ class Device(Record):
         last_seen_ms: Of its newest one.
         state_id: Of its state folder; "" while that is unknown.
         seal_key: Public key that checkpoints for it may be sealed to; "" for none.
+        admission: Whether it belongs to the fleet, see `edge.coordinator.admission`.
+        epoch: How often it began anew under its name.
+        note: What an operator wrote of it.
+        telemetry_s: Seconds between two of its telemetry messages; 0 while that is unknown.
     """
 
     id: str
@@ -43,6 +51,15 @@ class Device(Record):
     last_seen_ms: int = 0
     state_id: str = ""
     seal_key: str = ""
+    admission: str = APPROVED
+    epoch: int = 0
+    note: str = ""
+    telemetry_s: float = 0.0
+
+    def is_there(self, now_ms: int) -> bool:
+        """Whether it is online: it says so, and was heard within three of its telemetry intervals."""
+        silent_s = (now_ms - self.last_seen_ms) / 1000
+        return self.online and not 0 < SILENT_INTERVALS * self.telemetry_s < silent_s
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -366,6 +383,61 @@ class ApiToken(Record):
     created_ms: int
     expires_ms: int = 0
     revoked_ms: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Enrolment(Record):
+    """A token by which devices join the fleet; the secret itself is nowhere.
+
+    Attributes:
+        id: Its number; 0 until it is kept.
+        digest: SHA-256 of the secret.
+        uses: How often it may still be used.
+        tags: That devices get.
+        approves: Whether they are approved by it, or wait for a person.
+        replaces: The device whose place new hardware takes by it; "" for none.
+        created_ms: Wall clock, as all three.
+        expires_ms: 0 for never.
+        revoked_ms: 0 while it holds.
+    """
+
+    id: int = 0
+    digest: str
+    uses: int
+    tags: Mapping[str, Any] = field(default_factory=dict)
+    approves: bool = True
+    replaces: str = ""
+    created_ms: int
+    expires_ms: int = 0
+    revoked_ms: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Credential(Record):
+    """By what a device logs in to the broker.
+
+    Attributes:
+        id: Its number; 0 until it is kept.
+        device: Whose it is.
+        kind: ``password`` or ``certificate``.
+        proof: By broker the hash of a password, as ``mosquitto`` and ``rabbitmq`` have it; the ``serial`` of a
+            certificate.
+        request: SHA-256 of the number by which the device asked, so that it may ask again when no answer came.
+        created_ms: Wall clock, as all three.
+        expires_ms: 0 for never.
+        revoked_ms: 0 while it holds.
+        why: It holds no more.
+    """
+
+    id: int = 0
+    device: str
+    kind: str
+    proof: Mapping[str, Any]
+    request: str
+    created_ms: int
+    expires_ms: int = 0
+    revoked_ms: int = 0
+    why: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

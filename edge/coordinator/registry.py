@@ -15,38 +15,50 @@ from edge.channel.messages import EXPERTS, Birth, Conn, Event, History, Served, 
 from edge.contract.clock import Now
 from edge.contract.errors import RolloutError
 from edge.contract.names import is_model_name
+from edge.coordinator.clones import Life, Lives, Seen
 from edge.coordinator.events import Events
-from edge.coordinator.records import Device, KnownDevice, LoggedEvent, Model, TelemetryEntry
+from edge.coordinator.records import APPROVED, Device, KnownDevice, LoggedEvent, Model, TelemetryEntry
 from edge.coordinator.store.database import DatabaseError
 from edge.coordinator.store.store import Store
 from edge.merging.policy import TAG
 
+_LONGEST_INTERVAL_S = 1e9
 # States that say that a model has dealt with a release.
 _DEALT_WITH = ("probation", "active", "refused", "rolled-back")
 
 
-def set_up_anew(known: KnownDevice, message: Conn | Birth) -> tuple[KnownDevice, bool]:
+def set_up_anew(known: KnownDevice, message: Conn | Birth, *, is_reborn: bool = False) -> tuple[KnownDevice, bool]:
     """Take another state folder under the same name for what it is: all numbers begin anew within it.
+
+    Args:
+        known: The device as it was.
+        message: What it said.
+        is_reborn: Whether it counts anew in the same state folder: an older copy of that.
 
     Returns:
         The device, and whether that is so.
     """
     device = known.device
-    if message.state_id in ("", device.state_id):
+    if message.state_id in ("", device.state_id) and not is_reborn:
         return known, False
     # Where the folder was not known so far, an agent was perhaps only updated; then its numbers go on.
     is_new = device.state_id != "" or message.session < device.session
     device, models = replace(device, state_id=message.state_id), known.models
     if is_new:
-        device = replace(device, session=0, boot=0)
+        device = replace(device, session=0, boot=0, epoch=device.epoch + 1)
         models = tuple(
             replace(model, state_seq=0, state="", state_release=0, state_detail="", experts={}) for model in models
         )
     return KnownDevice(device=device, models=models), is_new
 
 
-def after_conn(known: KnownDevice, message: Conn) -> tuple[KnownDevice, bool]:
+def after_conn(known: KnownDevice, message: Conn, *, is_reborn: bool = False) -> tuple[KnownDevice, bool]:
     """A device came or went. An offline of an older session than the last online is dropped.
+
+    Args:
+        known: The device as it was.
+        message: What it said.
+        is_reborn: Whether it counts anew in the same state folder: an older copy of that.
 
     Returns:
         The device, and whether it was set up anew.
@@ -54,7 +66,7 @@ def after_conn(known: KnownDevice, message: Conn) -> tuple[KnownDevice, bool]:
     folder = known.device.state_id
     if not message.online and folder and message.state_id not in ("", folder):
         return known, False  # the last word of a folder that is gone
-    known, is_new = set_up_anew(known, message)
+    known, is_new = set_up_anew(known, message, is_reborn=is_reborn)
     if message.session >= known.device.session:
         device = replace(known.device, online=message.online, session=message.session, boot=message.boot)
         known = replace(known, device=device)
@@ -85,6 +97,7 @@ def after_birth(
         profile=message.profile,
         hardware=dict(message.hardware),
         seal_key=message.seal_key,
+        telemetry_s=_interval_s(message, known.device),
     )
     before = {model.model: model for model in known.models}
     models = []
@@ -108,6 +121,12 @@ def after_birth(
             model = replace(model, release=max(model.release, model.state_release))
         models.append(model)
     return KnownDevice(device=device, models=tuple(models)), is_new
+
+
+def _interval_s(message: Birth, device: Device) -> float:
+    """Seconds between two telemetry messages, as it says; devices of before do not."""
+    said = message.limits.get("telemetry_s", device.telemetry_s)
+    return float(said) if isinstance(said, int | float) and 0 <= said < _LONGEST_INTERVAL_S else 0.0
 
 
 def _only_model(message: Birth, name_of: Callable[[str], str]) -> Served:
@@ -176,32 +195,44 @@ def _with(known: KnownDevice, before: Model, now: Model) -> KnownDevice:
     return replace(known, models=tuple(now if model is before else model for model in known.models))
 
 
-# Devices that were set up anew, and their state folders, that are remembered since the start.
-_MAX_FOLDERS = 1000
-
-
 class Registry:
     """See the module.
 
     Args:
         store: The database.
         events: For what people should see.
+        admission: Of devices that nobody knows.
+        clone: Is told of a name that several devices go by, and how that is known.
     """
 
-    def __init__(self, store: Store, events: Events) -> None:
+    def __init__(
+        self,
+        store: Store,
+        events: Events,
+        admission: str = APPROVED,
+        clone: Callable[[str, str, Now], None] | None = None,
+    ) -> None:
         self._store = store
         self._events = events
+        self._admission = admission
+        self._clone = clone
+        self.lives = Lives()
         self._telemetry: list[tuple[str, Mapping[str, Any], int]] = []
         self._born: set[str] = set()
-        self._folders: dict[str, set[str]] = {}  # by device, the state folders that came under its name
 
     def conn(self, device: str, message: Conn, now: Now) -> bool:
         """A device came or went; whether it was set up anew."""
+        seen = Seen.SAME
+        if message.online and message.state_id:
+            seen = self.lives.meet(device, Life(message.state_id, message.session, message.ts_ms))
         with self._store.transaction():
             before, heard = self._heard(device, now.wall_ms)
-            known, is_new = after_conn(heard, message)
+            known, is_new = heard, False
+            if seen is not Seen.LATE:
+                is_reborn = seen is Seen.ANEW or (message.online and message.boot < heard.device.boot)
+                known, is_new = after_conn(heard, message, is_reborn=is_reborn and message.state_id != "")
             self._store.devices.keep(known, before)
-        return self._told_anew(heard.device, message.state_id, is_new, now)
+        return self._told_anew(heard.device, message, is_new, seen, now)
 
     def birth(self, device: str, message: Birth, now: Now) -> bool:
         """A device said what it is and runs; whether it was set up anew."""
@@ -209,7 +240,8 @@ class Registry:
             before, heard = self._heard(device, now.wall_ms)
             known, is_new = after_birth(heard, message, self._name_of, self._is_ours)
             self._store.devices.keep(known, before)
-        return self._told_anew(heard.device, message.state_id, is_new, now)
+        is_back = message.state_id in self.lives.folders(device)
+        return self._told_anew(heard.device, message, is_new, Seen.TURNS if is_back else Seen.ANEW, now)
 
     def state(self, device: str, message: State, now: Now) -> bool:
         """A slot changed its state; whether that is news."""
@@ -225,13 +257,13 @@ class Registry:
     def event(self, device: str, message: Event, now: Now) -> None:
         """Something happened on a device."""
         with self._store.transaction():
-            self._store.devices.hear(device, now.wall_ms)
+            self._store.devices.hear(device, now.wall_ms, self._admission)
             self._store.events.add(_logged(device, message, now.wall_ms))
 
     def history(self, device: str, message: History, now: Now) -> None:
         """What a device could not say when it was, with its own time; durable when this returns, repeats dropped."""
         with self._store.transaction():
-            self._store.devices.hear(device, now.wall_ms)
+            self._store.devices.hear(device, now.wall_ms, self._admission)
             for event in message.events:
                 self._store.events.add(_logged(device, event, min(event.ts_ms, now.wall_ms)))
             self._store.telemetry.add([_entry(device, values, _made_ms(values, now)) for values in message.telemetry])
@@ -286,35 +318,44 @@ class Registry:
         """
         if self._store.devices.get(device) is None:
             raise RolloutError(f"unknown device {device}; `edge-fleet devices` lists them")
+        self.check_tags(tags)
+        self._store.devices.tag(device, tags)
+        return self._store.devices.tags(device).get(device, {})
+
+    @staticmethod
+    def check_tags(tags: Mapping[str, str]) -> None:
+        """Raise RolloutError for a tag that is none; the value "" is that of one to be taken away."""
         for key, value in tags.items():
             if not re.fullmatch(TAG, key) or not (value == "" or re.fullmatch(TAG, value)):
                 raise RolloutError(
                     f"tag {key[:80]}={value[:80]}: expected at most 64 letters, digits, dots, dashes, underscores"
                 )
-        self._store.devices.tag(device, tags)
-        return self._store.devices.tags(device).get(device, {})
 
     def _heard(self, device: str, now_ms: int) -> tuple[KnownDevice | None, KnownDevice]:
         """A device that says something now: as it was, and with that."""
         before = self._store.devices.known(device)
-        return before, _heard_at(before or KnownDevice(device=Device(id=device, first_seen_ms=now_ms)), now_ms)
+        new = Device(id=device, first_seen_ms=now_ms, admission=self._admission)
+        return before, _heard_at(before or KnownDevice(device=new), now_ms)
 
-    def _told_anew(self, before: Device, state_id: str, is_new: bool, now: Now) -> bool:
-        if is_new:  # again and again, where two devices have one name and each takes the connection of the other
-            earlier = self._folders.setdefault(before.id, {before.state_id})
-            if state_id in earlier:
-                folders = ", ".join(sorted(earlier)[:4])
-                detail = (
-                    f"several devices go by this name: their state folders {folders} take turns, and each pushes the "
-                    f"others off the broker; give each its own --device"
-                )
-                self._events.fault(before.id, "same-name", detail, now)
+    def _told_anew(self, before: Device, message: Conn | Birth, is_new: bool, seen: Seen, now: Now) -> bool:
+        if seen is Seen.TURNS and (is_new or isinstance(message, Conn)):
+            folders = sorted({before.state_id, message.state_id, *self.lives.folders(before.id)} - {""})
+            if len(folders) > 1:
+                which = f"their state folders {', '.join(folders[:4])}"
             else:
-                detail = "another state folder under this name: it was set up anew, or two devices have this name"
-                self._events.fault(before.id, "set-up-anew", detail, now)
-            earlier |= {before.state_id, state_id}
-            if len(self._folders) > _MAX_FOLDERS or len(earlier) > _MAX_FOLDERS:  # who has so many is no device
-                self._folders.clear()
+                which = f"copies of the state folder {folders[0]} (boot {before.boot} and {message.boot})"
+            detail = (
+                f"several devices go by this name: {which} take turns, and each pushes the others off the broker; give "
+                f"each its own --device"
+            )
+            self._events.fault(before.id, "same-name", detail, now)
+            if self._clone is not None:
+                self._clone(before.id, detail, now)
+        elif is_new:
+            detail = "another state folder under this name: it was set up anew, or two devices have this name"
+            if before.state_id == message.state_id:
+                detail = "an older copy of its state folder: it was set up from an image, or two devices have this name"
+            self._events.fault(before.id, "set-up-anew", detail, now)
         return is_new
 
     def _name_of(self, backbone: str) -> str:

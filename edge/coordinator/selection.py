@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from edge.contract.clock import Now
-from edge.coordinator.records import Device, Model, Release
+from edge.coordinator.records import APPROVED, Device, Model, Release
 from edge.coordinator.rollout import plan as plans
 from edge.coordinator.rollout import query
 from edge.coordinator.rollout.gates import MIN_JUDGES
@@ -21,7 +21,7 @@ from edge.coordinator.wanted import fits
 def selected(store: Store, plan: Plan, release: Release, now: Now) -> dict[Key, DeviceFacts]:
     """The models of devices that a release fits and the plan means."""
     test = query.parse(plan.select)
-    devices = {each.id: each for each in store.devices.all() if each.born}
+    devices = {each.id: each for each in store.devices.all() if each.born and each.admission == APPROVED}
     tags = store.devices.tags()
     models: dict[str, list[Model]] = {}
     for model in store.devices.models():
@@ -34,6 +34,20 @@ def selected(store: Store, plan: Plan, release: Release, now: Now) -> dict[Key, 
                 if test(facts):
                     found[name, model.model] = facts
     return found
+
+
+def chosen(store: Store, text: str, now: Now) -> frozenset[str]:
+    """Devices of which a model, or where none is known they themselves, are as a query asks."""
+    test, tags = query.parse(text), store.devices.tags()
+    models: dict[str, list[Model]] = {}
+    for model in store.devices.models():
+        models.setdefault(model.device, []).append(model)
+    return frozenset(
+        device.id
+        for device in store.devices.all()
+        for model in models.get(device.id, [Model(device=device.id)])
+        if test(_facts(device, model, tags.get(device.id, {}), now))
+    )
 
 
 def forecast(store: Store, plan: Plan, release: Release, size_bytes: int, now: Now) -> dict[str, Any]:
@@ -73,6 +87,7 @@ def in_order(found: Iterable[Key], seed: str) -> list[Key]:
 
 
 def _facts(device: Device, model: Model, tags: Mapping[str, str], now: Now) -> DeviceFacts:
+    is_online = device.is_there(now.wall_ms)
     return DeviceFacts(
         id=device.id,
         profile=device.profile,
@@ -82,8 +97,8 @@ def _facts(device: Device, model: Model, tags: Mapping[str, str], now: Now) -> D
         release=model.release,
         agent=device.agent_version,
         state=model.state,
-        online=device.online,
-        heard_s=presence_of(device.online, device.last_seen_ms, now).heard_s,
+        online=is_online,
+        heard_s=presence_of(is_online, device.last_seen_ms, now).heard_s,
         samples=model.samples,
         tags=tags,
     )

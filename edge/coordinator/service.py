@@ -37,6 +37,7 @@ from edge.coordinator.config import CoordinatorConfig
 from edge.coordinator.core import CoordinatorCore
 from edge.coordinator.events import reason
 from edge.coordinator.inbox import Inbox
+from edge.coordinator.records import APPROVED
 from edge.coordinator.signing.signing import Signing
 from edge.coordinator.store.store import Store
 
@@ -230,6 +231,8 @@ class CoordinatorService:
         self._transport.subscribe(topics.coordinator_filters(self._config.fleet))
         self._transport.start(self._inbox.put)
         log.info("fleet %s, %s://%s:%d", self._config.fleet, "http" if tls is None else "https", host, port)
+        if self._config.unknown == APPROVED:
+            log.info("devices that nobody knows are approved; --unknown-devices hold has them wait for a person")
         if is_open:
             log.warning("open: whoever uses this machine may do everything; `edge-coordinator token NAME` ends that")
         try:

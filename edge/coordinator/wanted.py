@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from edge.contract.names import level_of
-from edge.coordinator.records import KnownDevice, Model, Release
+from edge.coordinator.records import APPROVED, KnownDevice, Model, Release
 from edge.merging.groups import is_meant
 
 
@@ -86,8 +86,8 @@ _BEGUN = ("offered", "fetching", "verified", "staged", "held")
 def wanted(
     releases: Sequence[Release], known: KnownDevice, tags: Mapping[str, str], targeted: Sequence[Targeted] = ()
 ) -> list[Wanted]:
-    """What the models of a device should run; nothing for one that has not introduced itself."""
-    models = known.models if known.device.born else ()
+    """What the models of a device should run; nothing for one that is not approved, or has not introduced itself."""
+    models = known.models if known.device.born and known.device.admission == APPROVED else ()
     found = []
     for model in models:
         level, is_only = level_of(model.model) if len(models) > 1 else "", len(models) == 1

@@ -63,7 +63,10 @@ DOORS: dict[str, tuple[str, ...]] = {
     "PIL": ("edge/inference/pictures.py",),
     "matplotlib": ("converter/report/plots.py", "edge/cli/plots.py"),
     "tensorboardX": ("edge/cli/tensorboard.py",),
-    "cryptography": ("edge/contract/signature.py", "edge/contract/sealing.py", "edge/coordinator/signing/*"),
+    "cryptography": (
+        "edge/contract/signature.py", "edge/contract/sealing.py", "edge/contract/certificates.py",
+        "edge/coordinator/signing/*",
+    ),  # fmt: skip
     "tuf": ("edge/channel/updates.py", "edge/coordinator/signing/*"),
     "securesystemslib": ("edge/channel/updates.py", "edge/coordinator/signing/*"),
     "safetensors": (

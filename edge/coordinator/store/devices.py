@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import Table, bindparam, delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
-from edge.coordinator.records import Device, KnownDevice, Model, Record
+from edge.coordinator.records import APPROVED, Device, KnownDevice, Model, Record
 from edge.coordinator.store.database import Database
 from edge.coordinator.store.tables import DeviceRow, ModelRow, TagRow, columns, record, table
 
@@ -43,9 +43,9 @@ class Devices:
 
     def presence(self) -> dict[str, tuple[bool, int]]:
         """By device, whether it is online, and the wall clock when it was heard last."""
-        query = select(DeviceRow.id, DeviceRow.online, DeviceRow.last_seen_ms)
         with self._database.transaction() as session:
-            return {name: (online, last_seen_ms) for name, online, last_seen_ms in session.execute(query)}
+            rows = session.execute(select(DeviceRow.id, DeviceRow.online, DeviceRow.last_seen_ms))
+            return {name: (online, last_seen_ms) for name, online, last_seen_ms in rows}
 
     def models(self, device: str | None = None) -> Sequence[Model]:
         """All models of all devices, or of one, in the order that the device gave them."""
@@ -96,13 +96,23 @@ class Devices:
             devices.write(session)
             models.write(session)
 
-    def hear(self, device: str, now_ms: int) -> None:
-        """A device said something; it may be the first time."""
+    def hear(self, device: str, now_ms: int, admission: str = APPROVED) -> None:
+        """A device said something; it may be the first time, and then it has this admission."""
         with self._database.transaction() as session:
             heard = session.execute(update(_DEVICE).where(_DEVICE.c.id == device).values(last_seen_ms=now_ms))
             if not heard.rowcount:  # type: ignore[attr-defined]  # an UPDATE has one
-                new = Device(id=device, first_seen_ms=now_ms, last_seen_ms=now_ms)
+                new = Device(id=device, first_seen_ms=now_ms, last_seen_ms=now_ms, admission=admission)
                 session.execute(insert(_DEVICE), columns(new))
+
+    def change(self, device: str, **values: Any) -> None:
+        """Change what people decide about a device: `admission`, `note`, `epoch`."""
+        with self._database.transaction() as session:
+            session.execute(update(_DEVICE).where(_DEVICE.c.id == device).values(**values))
+
+    def not_approved(self) -> frozenset[str]:
+        """Devices that are offered nothing, and whose contributions are not merged."""
+        with self._database.transaction() as session:
+            return frozenset(session.scalars(select(DeviceRow.id).where(DeviceRow.admission != APPROVED)))
 
     def highest_release(self, below: int) -> int:
         """The highest counter under a limit that any device has dealt with; 0 for none."""

@@ -14,6 +14,7 @@ from edge.coordinator.store.checkpoints import CheckpointLog
 from edge.coordinator.store.contributions import Contributions
 from edge.coordinator.store.database import Database
 from edge.coordinator.store.devices import Devices
+from edge.coordinator.store.enrolment import EnrolmentLog
 from edge.coordinator.store.events import EventLog
 from edge.coordinator.store.releases import ReleaseLog
 from edge.coordinator.store.rollouts import RolloutLog
@@ -36,6 +37,7 @@ class Store:
         rollouts: How releases go out, and settings of the fleet.
         access: Tokens of the HTTP API, and what was asked for there.
         checkpoints: What devices learned, whole; and what they are to do once.
+        enrolment: Tokens by which devices join, and by what they log in to the broker.
 
     Raises:
         ConfigError: It cannot be used.
@@ -51,6 +53,7 @@ class Store:
         self.rollouts = RolloutLog(self._database)
         self.access = AccessLog(self._database)
         self.checkpoints = CheckpointLog(self._database)
+        self.enrolment = EnrolmentLog(self._database)
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:

@@ -90,6 +90,10 @@ class DeviceRow(Row):
     last_seen_ms: Mapped[int]
     state_id: Mapped[str]
     seal_key: Mapped[str]
+    admission: Mapped[str]
+    epoch: Mapped[int]
+    note: Mapped[str]
+    telemetry_s: Mapped[float]
 
 
 class ModelRow(Row):
@@ -346,6 +350,38 @@ class TokenRow(Row):
     created_ms: Mapped[int]
     expires_ms: Mapped[int]
     revoked_ms: Mapped[int]
+
+
+class EnrolmentRow(Row):
+    """`Enrolment`."""
+
+    __tablename__ = "enrolment"
+    __table_args__ = (Index("enrolment_digest", "digest", unique=True),)
+    id: Mapped[int] = mapped_column(primary_key=True)
+    digest: Mapped[str]
+    uses: Mapped[int]
+    tags: Mapped[dict[str, Any]]
+    approves: Mapped[bool]
+    replaces: Mapped[str]
+    created_ms: Mapped[int]
+    expires_ms: Mapped[int]
+    revoked_ms: Mapped[int]
+
+
+class CredentialRow(Row):
+    """`Credential`."""
+
+    __tablename__ = "credential"
+    __table_args__ = (Index("credential_device", "device"),)
+    id: Mapped[int] = mapped_column(primary_key=True)
+    device: Mapped[str]
+    kind: Mapped[str]
+    proof: Mapped[dict[str, Any]]
+    request: Mapped[str]
+    created_ms: Mapped[int]
+    expires_ms: Mapped[int]
+    revoked_ms: Mapped[int]
+    why: Mapped[str]
 
 
 class AuditRow(Row):

@@ -25,13 +25,21 @@ NOW = Now(1000.0, 1_800_000_000_000)
 
 
 @pytest.fixture
-def core(tmp_path: Path, digits_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[CoordinatorCore]:
+def moment() -> Now:
+    """The coordinator's time."""
+    return NOW
+
+
+@pytest.fixture
+def core(
+    tmp_path: Path, digits_bundle: Path, monkeypatch: pytest.MonkeyPatch, moment: Now
+) -> Iterator[CoordinatorCore]:
     """A coordinator that the command line reaches."""
     config = CoordinatorConfig(fleet="lab", name="c", data_dir=tmp_path, auto_merge=False)
     store = Store(tmp_path / "db.sqlite")
     made = CoordinatorCore(config, store, ArtifactStore(tmp_path / "artifacts"))
     made.add_artifact(digits_bundle.read_bytes(), digits_bundle)
-    api = build_api(store, lambda function: function(made, NOW), "lab", None, clock=lambda: NOW)
+    api = build_api(store, lambda function: function(made, moment), "lab", None, clock=lambda: moment)
 
     class Client:
         def __init__(self, headers: dict[str, str] | None = None, **_: object) -> None:
