@@ -14,8 +14,8 @@ import click
 from edge import __version__
 from edge.cli import doctor, running, setup, unit
 from edge.cli.configured import bundles_of, config_option, http_options, password_of
-from edge.cli.terminal import seconds
 from edge.cli.enroll import enroll
+from edge.cli.terminal import seconds
 from edge.contract.choices import EXECUTORS, LEARNERS, PROVIDERS
 from edge.contract.errors import ConfigError, run_to_exit
 

@@ -64,9 +64,11 @@ DOORS: dict[str, tuple[str, ...]] = {
     "matplotlib": ("converter/report/plots.py", "edge/cli/plots.py"),
     "tensorboardX": ("edge/cli/tensorboard.py",),
     "cryptography": (
-        "edge/contract/signature.py", "edge/contract/sealing.py", "edge/contract/certificates.py",
+        "edge/contract/signature.py",
+        "edge/contract/sealing.py",
+        "edge/contract/certificates.py",
         "edge/coordinator/signing/*",
-    ),  # fmt: skip
+    ),
     "tuf": ("edge/channel/updates.py", "edge/coordinator/signing/*"),
     "securesystemslib": ("edge/channel/updates.py", "edge/coordinator/signing/*"),
     "safetensors": (
