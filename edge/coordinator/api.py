@@ -90,7 +90,6 @@ def build_api(
         access_is = "open" if access.is_open else "tokens"
         return {"fleet": fleet, "version": __version__, "signed": signing is not None, "access": access_is}
 
-
     @api.get("/api/telemetry")
     @api.get("/api/v1/telemetry")
     def telemetry(after: int = -1, limit: int = 100) -> list[dict[str, Any]]:
