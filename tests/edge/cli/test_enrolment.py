@@ -16,6 +16,7 @@ import paho.mqtt.client as paho
 import pytest
 import uvicorn
 from click.testing import CliRunner
+from paho.mqtt.enums import CallbackAPIVersion
 
 from edge.cli.agent import agent
 from edge.contract.clock import Now
@@ -53,7 +54,7 @@ def enroll(*words: str) -> dict[str, Any]:
 
 
 def login(port: int, name: str, password: str | None, tls: dict[str, str] | None = None) -> paho.Client:
-    client = paho.Client(paho.CallbackAPIVersion.VERSION2, client_id=name, protocol=paho.MQTTv5)
+    client = paho.Client(CallbackAPIVersion.VERSION2, client_id=name, protocol=paho.MQTTv5)
     client.user_data_set({"codes": [], "acks": {}, "heard": []})
     client.on_connect = lambda c, d, f, code, p: d["codes"].append(code.value)  # type: ignore[assignment]
     client.on_publish = lambda c, d, mid, code, p: d["acks"].__setitem__(mid, code.value)  # type: ignore[assignment]
@@ -172,7 +173,7 @@ def test_a_certificate_is_of_a_key_that_never_leaves_the_device(
     assert code_of(client, "edge/v1/lab/cam-2/up/tele") == NOT_AUTHORIZED
     client.loop_stop()
     client.disconnect()
-    gone = paho.Client(paho.CallbackAPIVersion.VERSION2, client_id="gone", protocol=paho.MQTTv5)
+    gone = paho.Client(CallbackAPIVersion.VERSION2, client_id="gone", protocol=paho.MQTTv5)
     gone.tls_set(str(own[0]), str(files["cam-2"] / "device.pem"), str(files["cam-2"] / "device.key"))
     came: list[int] = []
     gone.on_connect = lambda c, d, f, code, p: came.append(code.value)  # type: ignore[assignment]

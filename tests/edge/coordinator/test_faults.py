@@ -260,7 +260,7 @@ class Served:
         self.verify = ssl.create_default_context(cafile=tls[0]) if tls else ssl.create_default_context()
         self.broker = MemoryBroker()
         config = CoordinatorConfig(fleet="lab", name="c", data_dir=folder, database=database)
-        place = Place(config, "127.0.0.1", 0, "memory")
+        place = Place(config, "127.0.0.1", 0, f"memory of {folder}")
         self.port = place.listening.getsockname()[1]
         self.service = CoordinatorService(config, MemoryTransport(self.broker, "c"), place)
         self.failed: list[BaseException] = []
