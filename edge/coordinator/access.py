@@ -109,11 +109,13 @@ class Access:
         store: The database, which has the hashes.
         fixed: A token that `serve` was given; it may everything.
         tries: Sign-ins that failed.
+        form_key: Of this process: proves that a form is one of its pages'.
     """
 
     store: Store
     fixed: str | None = None
     tries: Tries = field(default_factory=Tries)
+    form_key: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
 
     @property
     def is_open(self) -> bool:
@@ -146,6 +148,10 @@ class Access:
             return Identity(who="--token", role=Role.ADMIN)
         self.tries.failed(address, now.s)
         return None
+
+    def form_token(self, token: str) -> str:
+        """What a form must bring that changes something for who shows a token: no page of others can know it."""
+        return hmac.digest(self.form_key, token.encode(), "sha256").hex()
 
     def new_token(self, name: str, role: Role, now: Now, *, days: float = 0.0) -> tuple[ApiToken, str]:
         """Make a token.

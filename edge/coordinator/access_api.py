@@ -1,4 +1,4 @@
-"""The door of the HTTP API: who is signed in, what their role may do, and the record of what was asked for.
+"""The door of the HTTP API and its pages: who is signed in, what a role may do, and the record of what was asked for.
 
 Every route goes through it. What a route asks of a role says its method (`GET` a viewer's, all else an operator's), or
 ``x-role`` in its description. A write is in the audit log before it is begun, and what became of it after.
@@ -6,16 +6,17 @@ Every route goes through it. What a route asks of a role says its method (`GET` 
 
 from __future__ import annotations
 
+import hmac
 import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Annotated, Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from fastapi import Depends, FastAPI, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, RedirectResponse, Response
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -28,14 +29,18 @@ log = logging.getLogger("edge.coordinator")
 # The description of a route that asks something else of a role than its method says.
 VIEWER, ADMIN, ANYBODY = ({"x-role": name} for name in ("viewer", "admin", "anybody"))
 # Routes that ask for no token, since they have a credential of their own.
-PUBLIC = frozenset({"/api/v1/enrol"})
+PUBLIC = frozenset({"/api/v1/enrol", "/sign-in"})
+_PUBLIC_FILES = "/static/"
+# Where a browser keeps the token of who signed in on a page, and what each form brings with it.
+COOKIE, FORM_TOKEN = "edgeloop", "form_token"
+_FORM = "application/x-www-form-urlencoded"
 # Who uses an open API says so here, for the record.
 WHO = "x-edge-who"
 # Bodies of these are files; all others are short.
 _FILES = ("/artifacts", "/signing/bundles", "/restore")
 _MAX_BODY_BYTES = 1 << 20
 _MAX_DETAIL_CHARS, _MAX_REASON_CHARS = 2000, 500
-_SECRET = frozenset({"token", "password", "csr", "secret"})
+_SECRET = frozenset({"token", "password", "csr", "secret", FORM_TOKEN})
 # What a request may be about, the first that it has; `who` and `reason` stand in columns of their own.
 _SUBJECTS = ("device", "number", "counter", "name", "digest", "to")
 _LOCAL_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
@@ -86,7 +91,19 @@ class Refused(Exception):  # noqa: N818  # what it is, and not what goes wrong
         self.status, self.headers = status, headers
 
 
-def _refusal(exc: Refused) -> Response:
+def form_of(body: bytes) -> dict[str, str]:
+    """The fields of a form, as a browser sends them."""
+    return dict(parse_qsl(body.decode(errors="replace"), keep_blank_values=True, max_num_fields=50))
+
+
+def _refusal(request: Request, exc: Refused) -> Response:
+    path = request.url.path
+    if "text/html" in request.headers.get("accept", "") and not path.startswith("/api/"):  # a person's browser
+        if exc.status == 401:
+            asked = f"{path}?{request.url.query}" if request.url.query else path
+            return RedirectResponse(f"/sign-in?next={quote(asked, safe='')}", 303)
+        found: Response = request.app.state.pages.refusal(request, exc.status, str(exc))
+        return found
     return JSONResponse(
         {"detail": str(exc), "error": "AccessError"}, status_code=exc.status, headers=exc.headers or None
     )
@@ -104,12 +121,14 @@ def guard(api: FastAPI, access: Access, clock: Callable[[], Now]) -> None:
     @api.exception_handler(Refused)
     async def refused(request: Request, exc: Refused) -> Response:
         request.state.outcome = f"refused: {exc}"
-        return _refusal(exc)
+        return _refusal(request, exc)
 
     @api.exception_handler(RequestValidationError)
     async def not_understood(request: Request, exc: RequestValidationError) -> Response:
         detail = "; ".join(_fault(each) for each in exc.errors()[:5])
         request.state.outcome = f"refused: {detail}"
+        if "text/html" in request.headers.get("accept", ""):
+            return _refusal(request, Refused(422, detail))
         return JSONResponse({"detail": detail, "error": "ConfigError"}, status_code=422)
 
     @api.middleware("http")
@@ -119,7 +138,9 @@ def guard(api: FastAPI, access: Access, clock: Callable[[], Now]) -> None:
             _check_size(request)
             request.state.identity = await run_in_threadpool(_identity, request, access, clock())
         except Refused as exc:
-            return _refusal(exc)
+            return _refusal(request, exc)
+        request.state.again = lambda: _identity(request, access, clock())
+        request.state.form_token = access.form_token(request.cookies.get(COOKIE, ""))
         request.state.entry, request.state.outcome = 0, ""
         request.state.keep = access.store.access.audit
         request.state.now_ms = clock().wall_ms
@@ -153,6 +174,7 @@ async def allow(request: Request) -> None:
     if unknown := sorted(set(request.query_params) - known):
         there = ", ".join(sorted(known)) or "none"
         raise Refused(422, f"unknown parameter {unknown[0][:80]!r}; {route.path} has: {there}")
+    await _check_form(request)
     identity, needed = signed_in(request), role_of(route)
     is_allowed = needed is None or identity.role >= needed
     if request.method not in ("GET", "HEAD") and needed not in (None, Role.VIEWER):
@@ -162,8 +184,21 @@ async def allow(request: Request) -> None:
         raise Refused(403, f"{identity.who} is {identity.role}; this needs the role {needed}")
 
 
+async def _check_form(request: Request) -> None:
+    """Take from a browser the forms of our pages only: it sends its cookie with what other pages have it send, too."""
+    if request.method in ("GET", "HEAD"):
+        return
+    is_form = request.headers.get("content-type", "").startswith(_FORM)
+    if is_form or ("authorization" not in request.headers and COOKIE in request.cookies):
+        given = form_of(await request.body()).get(FORM_TOKEN, "") if is_form else ""
+        if not hmac.compare_digest(given.encode(), request.state.form_token.encode()):
+            raise Refused(403, "this form is not of this coordinator, or it was restarted since: load the page again")
+
+
 async def _document(request: Request, route: APIRoute) -> Mapping[str, Any]:
-    """The body where it is one of ours; of a file nothing."""
+    """The body where it is one of ours, and forms; of a file nothing."""
+    if request.headers.get("content-type", "").startswith(_FORM):
+        return form_of(await request.body())
     if route.body_field is None or not await request.body():
         return {}
     found = await request.json()
@@ -191,12 +226,13 @@ def _identity(request: Request, access: Access, now: Now) -> Identity:
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     address = request.client.host if request.client else ""
     claimed = unquote(request.headers.get(WHO, ""))[:MAX_NAME_CHARS]
-    found = access.identity(token.strip() if scheme.lower() == "bearer" else None, claimed, address, now)
+    shown = token.strip() if scheme.lower() == "bearer" else request.cookies.get(COOKIE)
+    found = access.identity(shown, claimed, address, now)
     if isinstance(found, Identity):
         if not found.is_proved and (host := _host(request)) not in _LOCAL_HOSTS:
             raise Refused(403, f"this API is open to this machine only, not as {host[:80]!r}; make a token for others")
         return found
-    if request.url.path in PUBLIC:
+    if request.url.path in PUBLIC or request.url.path.startswith(_PUBLIC_FILES):
         return Identity(who="", role=Role.VIEWER, is_proved=False)
     if found is not None:
         raise Refused(429, f"too many wrong tokens; try again in {found:.0f} s", **{"retry-after": f"{found:.0f}"})

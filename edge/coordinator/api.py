@@ -22,6 +22,7 @@ from edge.coordinator.access_api import ReasonRequest, add_access_routes, allow,
 from edge.coordinator.checkpoint_api import add_checkpoint_routes
 from edge.coordinator.device_api import add_device_routes, add_enrolment_routes
 from edge.coordinator.events import reason
+from edge.coordinator.pages.actions import add_actions
 from edge.coordinator.pages.live import Live
 from edge.coordinator.pages.routes import Pages, add_pages
 from edge.coordinator.records import as_dict
@@ -150,7 +151,9 @@ def build_api(
     add_checkpoint_routes(api, store, submit)
     add_rollout_routes(api, submit, store)
     api.state.live = live = Live(clock)
-    add_pages(api, Pages(store=store, submit=submit, fleet=fleet, signing=signing, clock=clock, live=live))
+    api.state.pages = pages = Pages(store=store, submit=submit, fleet=fleet, signing=signing, clock=clock, live=live)
+    add_actions(api, pages, access)
+    add_pages(api, pages)
     return api
 
 

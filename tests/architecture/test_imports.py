@@ -87,6 +87,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "fastapi": (
         "edge/coordinator/api.py",
         "edge/coordinator/*_api.py",
+        "edge/coordinator/pages/actions.py",
         "edge/coordinator/pages/routes.py",
         "edge/coordinator/service.py",
     ),

@@ -53,12 +53,15 @@ class Live:
         """Who look now."""
         return sum(each.viewers for each in self._shown.values())
 
-    async def updates(self, page: str, make: Callable[[], Awaitable[Fragments]]) -> AsyncGenerator[str, None]:
+    async def updates(
+        self, page: str, make: Callable[[], Awaitable[Fragments]], may: Callable[[], Awaitable[bool]] | None = None
+    ) -> AsyncGenerator[str, None]:
         """Events for one viewer, until they leave.
 
         Args:
             page: What tells pages apart.
             make: Looks at the database.
+            may: Whether they may still look: a token may be revoked meanwhile. None for always.
         """
         shown = self._shown.setdefault(page, _Shown())
         shown.viewers += 1
@@ -66,7 +69,7 @@ class Live:
         said_s = self._clock().s
         try:
             yield "retry: 2000\n\n"
-            while not self._is_closed:
+            while not self._is_closed and (may is None or await may()):
                 fragments = await self._newest(shown, make)
                 changed = {name: html for name, html in fragments.items() if sent.get(name) != html}
                 if changed:

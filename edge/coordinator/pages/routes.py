@@ -14,6 +14,8 @@ from fastapi.responses import HTMLResponse, RedirectResponse, Response, Streamin
 from edge import __version__
 from edge.contract.clock import Now
 from edge.contract.errors import EdgeError, RolloutError
+from edge.coordinator.access import Identity, Role
+from edge.coordinator.access_api import ANYBODY, Refused, signed_in
 from edge.coordinator.core import CoordinatorCore
 from edge.coordinator.pages import device_view, fleet_view, learning_view, release_view, render, rollout_view
 from edge.coordinator.pages.live import MAX_VIEWERS, Live
@@ -37,6 +39,7 @@ HEADERS = {
     "referrer-policy": "same-origin",
     "cache-control": "no-store",
 }
+NOBODY = Identity(who="", role=Role.VIEWER, is_proved=False)
 _FILES = {"pages.css": "text/css", "pages.js": "text/javascript", "icon.svg": "image/svg+xml"}
 
 
@@ -64,8 +67,7 @@ class Pages:
         """A page, or what changes in it from now on."""
 
         def values() -> dict[str, Any]:
-            frame = {"fleet": self.fleet, "version": __version__, "path": request.url.path}
-            return {**frame, **view(), "now_ms": self.clock().wall_ms}
+            return {**self.frame(request), **view()}
 
         if "text/event-stream" in request.headers.get("accept", ""):
             if self.live.viewers >= MAX_VIEWERS:
@@ -74,18 +76,39 @@ class Pages:
             async def look() -> Mapping[str, str]:
                 return await run_in_threadpool(lambda: render.fragments(template, values()))
 
-            stream = self.live.updates(str(request.url), look)
+            async def may_still() -> bool:
+                try:
+                    await run_in_threadpool(request.state.again)
+                except Refused:
+                    return False
+                return True
+
+            # What it shows depends on what a role may do, and on nobody's name.
+            stream = self.live.updates(f"{signed_in(request).role} {request.url}", look, may_still)
             return StreamingResponse(stream, media_type="text/event-stream", headers=HEADERS)
         try:
             html = await run_in_threadpool(lambda: render.whole(template, values()))
         except EdgeError as exc:
-            return await run_in_threadpool(self._refusal, request, exc)
+            return self.refusal(request, 404 if isinstance(exc, RolloutError) else 422, str(exc))
         return HTMLResponse(html, headers=HEADERS)
 
-    def _refusal(self, request: Request, exc: EdgeError) -> Response:
-        values = {"fleet": self.fleet, "version": __version__, "path": request.url.path, "now_ms": self.clock().wall_ms}
-        html = render.whole("refusal.html", {**values, "why": str(exc)})
-        return HTMLResponse(html, status_code=404 if isinstance(exc, RolloutError) else 422, headers=HEADERS)
+    def frame(self, request: Request) -> dict[str, Any]:
+        """What stands on every page."""
+        identity: Identity = getattr(request.state, "identity", NOBODY)
+        return {
+            "fleet": self.fleet,
+            "version": __version__,
+            "path": request.url.path,
+            "me": identity,
+            "can": identity.role >= Role.OPERATOR,
+            "form_token": getattr(request.state, "form_token", ""),
+            "now_ms": self.clock().wall_ms,
+        }
+
+    def refusal(self, request: Request, status: int, why: str) -> Response:
+        """A page that says why there is none."""
+        html = render.whole("refusal.html", {**self.frame(request), "why": why})
+        return HTMLResponse(html, status_code=status, headers=HEADERS)
 
     def standing(self, device: str) -> list[dict[str, Any]]:
         """By model of a device the release that it should run."""
@@ -151,7 +174,7 @@ def add_pages(api: FastAPI, pages: Pages) -> None:
 
         return await pages.answer(request, "release.html", view)
 
-    @get("/static/{name}")
+    @get("/static/{name}", openapi_extra=ANYBODY)
     async def static(name: str) -> Response:
         if name not in _FILES:
             return Response(status_code=404, headers=HEADERS)
@@ -170,5 +193,5 @@ class _Get:
     def __init__(self, api: FastAPI) -> None:
         self._api = api
 
-    def __call__(self, path: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-        return self._api.get(path, include_in_schema=False, response_model=None)
+    def __call__(self, path: str, **options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        return self._api.get(path, include_in_schema=False, response_model=None, **options)
