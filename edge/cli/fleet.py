@@ -12,7 +12,7 @@ from urllib.parse import quote
 import click
 
 from edge import __version__
-from edge.cli import access, admission, checkpoints, rollouts
+from edge.cli import access, admission, checkpoints, receipts, rollouts
 from edge.cli.devices import age, events, metrics, named, show
 from edge.cli.keys import keys
 from edge.cli.push import push
@@ -214,6 +214,8 @@ device_group.add_command(show)
 for command in (*admission.ORDERS, *checkpoints.COMMANDS):
     device_group.add_command(command)
 fleet.add_command(admission.enrolment)
+fleet.add_command(receipts.receipt)
+release_group.add_command(receipts.lineage)
 fleet.add_command(admission.broker_config)
 
 
@@ -352,9 +354,10 @@ def _what_was_forgotten(done: dict[str, Any]) -> list[str]:
     if done.get("checkpoints"):
         lines.append(f"{done['checkpoints']} checkpoints deleted")
     lines.append(
-        "uploads from the same state folder are refused from now on. Releases made before, older versions of its "
-        "contributions, telemetry and events stay in the coordinator's data folder"
+        "uploads from the same state folder are refused from now on. Releases made before, telemetry and events stay "
+        "in the coordinator's data folder"
     )
+    lines.append(f"a signed receipt: edge-fleet receipt show {done['receipt']}")
     return lines
 
 

@@ -25,6 +25,7 @@ from edge.coordinator.events import Events
 from edge.coordinator.intake import Intake
 from edge.coordinator.learning import Learning
 from edge.coordinator.merges import Merges
+from edge.coordinator.receipts import Receipts
 from edge.coordinator.records import Device, Order, Release
 from edge.coordinator.registry import Registry
 from edge.coordinator.releases import Releases
@@ -57,6 +58,7 @@ class CoordinatorCore:
         registry: Who is in the fleet.
         releases: What devices should run.
         learning: What they learned.
+        receipts: Of what was forgotten.
         checkpoints: All of what they learned, kept and given.
         rollouts: How releases go out.
         dialogue: The conversation with them.
@@ -82,7 +84,8 @@ class CoordinatorCore:
         self.registry = Registry(store, self.events, config.unknown, self._clone)
         self._intake = Intake(store, artifacts, bundles)
         self.releases = Releases(store, artifacts, bundles, self.events)
-        self.learning = Learning(config, store, artifacts, bundles, merges, self.events)
+        self.receipts = Receipts(config.fleet, config.data_dir, store, artifacts, self.events)
+        self.learning = Learning(config, store, artifacts, bundles, merges, self.events, self.receipts)
         self.checkpoints = Checkpoints(store, artifacts, self.events)
         draw = np.random.default_rng(0) if rng is None else rng
         self.rollouts = Rollouts(store, artifacts, bundles, self.events, lambda: draw.bytes(16).hex())
@@ -168,6 +171,7 @@ class CoordinatorCore:
         """Merge everything that is new and push it, see `Learning.merge_now`."""
         releases = self.learning.merge_now(now)
         if releases:
+            self.receipts.complete(now)
             self._next_telling_s = now.s
         return releases
 
@@ -197,7 +201,9 @@ class CoordinatorCore:
         """Delete what a device contributed, see `Learning.forget`, and its checkpoints."""
         with self._store.transaction():
             found = self.learning.forget(device, now)
-            return found | {"checkpoints": self.checkpoints.forget(device)}
+            found |= {"checkpoints": self.checkpoints.forget(device)}
+        self.receipts.complete(now)
+        return found
 
     def ask_checkpoint(self, device: str, model: str, now: Now) -> Order:
         """Have a device send what it learned, see `Checkpoints.ask`."""
@@ -225,6 +231,7 @@ class CoordinatorCore:
         self.registry.keep_telemetry(now)
         if self.learning.tick(now):
             self._next_telling_s = now.s
+            self.receipts.complete(now)
         with self.events.survived("", "fault", "looking at rollouts", now):
             self.rollouts.tick(now)
         if self.dialogue.is_connected:
@@ -240,6 +247,8 @@ class CoordinatorCore:
             self._next_housekeeping_s = now.s + HOUSEKEEPING_S
             with self.events.survived("", "fault", "deleting old telemetry", now):
                 self._age(now)
+            with self.events.survived("", "fault", "signing receipts", now):
+                self.receipts.complete(now)
             if self.signing is not None:
                 with self.events.survived("", "fault", "signing metadata anew", now):
                     self.signing.refresh(now)

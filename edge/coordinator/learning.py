@@ -14,6 +14,7 @@ from edge.coordinator.bundles import Bundles
 from edge.coordinator.config import CoordinatorConfig
 from edge.coordinator.events import Events
 from edge.coordinator.merges import Merges
+from edge.coordinator.receipts import Receipts
 from edge.coordinator.records import DECOMMISSIONED, Contribution, Forgotten, Release
 from edge.coordinator.store.store import Store
 from edge.learning.exchange import HeadUpdate
@@ -64,6 +65,7 @@ class Learning:
         bundles: Those that are known.
         merges: That are made.
         events: For what people should see.
+        receipts: Of what is forgotten.
     """
 
     def __init__(
@@ -74,7 +76,9 @@ class Learning:
         bundles: Bundles,
         merges: Merges,
         events: Events,
+        receipts: Receipts,
     ) -> None:
+        self._receipts = receipts
         self._config = config
         self._store = store
         self._artifacts = artifacts
@@ -137,10 +141,17 @@ class Learning:
 
     def _keep(self, one: Contribution) -> bool:
         with self._store.transaction():
-            kept = newer(self._store.contributions.get(one.device, one.lineage, one.backbone), one)
+            before = self._store.contributions.get(one.device, one.lineage, one.backbone)
+            kept = newer(before, one)
             if kept is not None:
                 self._store.contributions.keep(kept)
+        if before is not None:  # what nobody needs any more: of a device that is forgotten nothing may stay
+            self._remove((one if kept is None else before).digest)
         return kept is not None
+
+    def _remove(self, digest: str) -> None:
+        if not (self._store.contributions.has_artifact(digest) or self._store.releases.has_artifact(digest)):
+            self._artifacts.remove(digest)
 
     # Merging
 
@@ -235,23 +246,22 @@ class Learning:
         Returns:
             ``device``, ``statistics`` and ``changes`` (contributions deleted), ``samples`` behind them,
             ``merged_statistics`` and ``merged_changes`` (those that an earlier merge included), ``copies`` (other
-            devices with a copy of its state folder, deleted too) and ``merge``: ``now``, ``asked`` (it waits for
-            `merge_now`) or ``none`` (there is nothing to merge anew).
+            devices with a copy of its state folder, deleted too), ``receipt`` (its number) and ``merge``: ``now``,
+            ``asked`` (it waits for `merge_now`) or ``none`` (there is nothing to merge anew).
 
         Raises:
             RolloutError: The device never contributed, or was forgotten already.
         """
-        rows = self._delete(device, now.wall_ms)
-        if not rows:
-            raise RolloutError(
-                f"nothing that {device} learned is here, or it was forgotten already; `edge-fleet devices` lists those "
-                f"that were seen"
-            )
-        needed = {each.digest for each in self._store.contributions.all()}
-        needed |= {each.digest for each in self._store.releases.all()}
+        with self._store.transaction():
+            rows = self._delete(device, now.wall_ms)
+            if not rows:
+                raise RolloutError(
+                    f"nothing that {device} learned is here, or it was forgotten already; `edge-fleet devices` lists "
+                    f"those that were seen"
+                )
+            receipt = self._receipts.begin(device, rows, now)
         for row in rows:
-            if row.digest not in needed:
-                self._artifacts.remove(row.digest)
+            self._remove(row.digest)
         kinds = {kind: [row for row in rows if row.learner == kind] for kind in ("statistics", "delta")}
         is_pending = bool({row.backbone for row in rows} & self._store.contributions.to_be_unlearned())
         n_samples = sum(row.n_samples for row in rows)
@@ -266,6 +276,7 @@ class Learning:
             "merged_changes": sum(row.merged_version >= 0 for row in kinds["delta"]),
             "copies": sorted({row.device for row in rows} - {device}),
             "merge": ("now" if self._config.auto_merge else "asked") if is_pending else "none",
+            "receipt": receipt,
         }
 
     def _delete(self, device: str, now_ms: int) -> list[Contribution]:

@@ -271,6 +271,27 @@ class Forgotten(Record):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Receipt(Record):
+    """What was deleted of a device, see `edge.coordinator.receipts`.
+
+    Attributes:
+        id: Its number; 0 until it is kept.
+        device: Whose it was.
+        created_ms: Wall clock, as both.
+        completed_ms: 0 until it is signed.
+        statement: What is stated.
+        signed: The same in an envelope that others can check; "" until then.
+    """
+
+    id: int = 0
+    device: str
+    created_ms: int
+    completed_ms: int = 0
+    statement: Mapping[str, Any]
+    signed: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class KnownBundle(Record):
     """A bundle that the coordinator has.
 

@@ -104,6 +104,27 @@ def add_release_routes(api: FastAPI, store: Store, submit: Submit) -> None:
         found: dict[str, Any] = submit(lambda core, _: core.releases.show(counter))
         return found
 
+    @api.get("/api/v1/releases/{counter}/lineage")
+    def lineage(counter: int) -> dict[str, Any]:
+        """Whose learning is in a head: devices, samples, and the releases that have it in."""
+        found: dict[str, Any] = submit(lambda core, _: core.receipts.lineage(core.releases.get(counter)))
+        return found
+
+    @api.get("/api/v1/receipts")
+    def receipts() -> list[dict[str, Any]]:
+        """Receipts of forgetting, newest first."""
+        return [as_dict(each) for each in store.receipts.all()]
+
+    @api.get("/api/v1/receipts/key")
+    def receipts_key() -> Response:
+        """The public key by which they are checked, PEM."""
+        return Response(submit(lambda core, _: core.receipts.public_key()), media_type="application/x-pem-file")
+
+    @api.get("/api/v1/receipts/{number}")
+    def receipt(number: int) -> dict[str, Any]:
+        """One, with its envelope as `signed`."""
+        return as_dict(submit(lambda core, _: core.receipts.get(number)))
+
     @api.get("/api/v1/releases/{counter}/difference/{other}")
     def difference(counter: int, other: int) -> dict[str, Any]:
         found: dict[str, Any] = submit(lambda core, _: core.releases.difference(counter, other))

@@ -67,6 +67,7 @@ DOORS: dict[str, tuple[str, ...]] = {
         "edge/contract/signature.py",
         "edge/contract/sealing.py",
         "edge/contract/certificates.py",
+        "edge/contract/receipts.py",
         "edge/coordinator/signing/*",
     ),
     "tuf": ("edge/channel/updates.py", "edge/coordinator/signing/*"),

@@ -49,6 +49,11 @@ class Contributions:
         with self._database.transaction() as session:
             session.merge(ContributionRow.of(contribution))
 
+    def has_artifact(self, digest: str) -> bool:
+        """Whether one that is kept has these bytes."""
+        with self._database.transaction() as session:
+            return session.scalars(select(ContributionRow).filter_by(digest=digest).limit(1)).first() is not None
+
     def delete(self, contributions: Iterable[Contribution]) -> None:
         """Delete contributions."""
         with self._database.transaction() as session:
@@ -118,6 +123,11 @@ class Contributions:
         """Whether an operator had this lineage forgotten."""
         with self._database.transaction() as session:
             return session.scalars(select(ForgottenRow).filter_by(lineage=lineage).limit(1)).first() is not None
+
+    def forgotten(self) -> Sequence[Forgotten]:
+        """All that was forgotten."""
+        with self._database.transaction() as session:
+            return [row.to(Forgotten) for row in session.scalars(select(ForgottenRow))]
 
     def to_be_unlearned(self) -> set[str]:
         """Backbones whose newest sum of statistics still has something in that was forgotten."""

@@ -37,6 +37,12 @@ class ReleaseLog:
         with self._database.transaction() as session:
             return [row.to(Release) for row in session.scalars(select(ReleaseRow).order_by(ReleaseRow.counter.desc()))]
 
+    def has_artifact(self, digest: str) -> bool:
+        """Whether a release or a known bundle has these bytes."""
+        with self._database.transaction() as session:
+            kinds = (select(ReleaseRow.digest), select(BundleRow.digest))
+            return any(session.scalar(each.filter_by(digest=digest).limit(1)) is not None for each in kinds)
+
     def highest(self) -> int:
         """The highest counter; 0 for none."""
         with self._database.transaction() as session:

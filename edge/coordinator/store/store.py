@@ -16,6 +16,7 @@ from edge.coordinator.store.database import Database
 from edge.coordinator.store.devices import Devices
 from edge.coordinator.store.enrolment import EnrolmentLog
 from edge.coordinator.store.events import EventLog
+from edge.coordinator.store.receipts import ReceiptLog
 from edge.coordinator.store.releases import ReleaseLog
 from edge.coordinator.store.rollouts import RolloutLog
 from edge.coordinator.store.telemetry import TelemetryLog
@@ -38,6 +39,7 @@ class Store:
         access: Tokens of the HTTP API, and what was asked for there.
         checkpoints: What devices learned, whole; and what they are to do once.
         enrolment: Tokens by which devices join, and by what they log in to the broker.
+        receipts: Of forgetting.
 
     Raises:
         ConfigError: It cannot be used.
@@ -54,6 +56,7 @@ class Store:
         self.access = AccessLog(self._database)
         self.checkpoints = CheckpointLog(self._database)
         self.enrolment = EnrolmentLog(self._database)
+        self.receipts = ReceiptLog(self._database)
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:

@@ -207,6 +207,18 @@ class ForgottenRow(Row):
     at_ms: Mapped[int]
 
 
+class ReceiptRow(Row):
+    """`Receipt`."""
+
+    __tablename__ = "receipt"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    device: Mapped[str]
+    created_ms: Mapped[int]
+    completed_ms: Mapped[int]
+    statement: Mapped[dict[str, Any]]
+    signed: Mapped[str]
+
+
 class MemoryRow(Row):
     """What merges must remember: a document by name and backbone; "" is the backbone of what is the whole fleet's."""
 
