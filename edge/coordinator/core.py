@@ -223,7 +223,8 @@ class CoordinatorCore:
     def next_deadline_s(self) -> float:
         """Call `tick` at this time at the latest."""
         telling_s = self._next_telling_s if self.dialogue.is_connected else math.inf
-        return min(telling_s, self._next_housekeeping_s, self.learning.next_deadline_s, self.rollouts.next_deadline_s)
+        rooms = (self.registry, self.learning, self.rollouts)
+        return min(telling_s, self._next_housekeeping_s, *(room.next_deadline_s for room in rooms))
 
     def tick(self, now: Now) -> list[Publish]:
         """Do what is due and give back what is to be sent. A step that fails is told, and those after it are done."""
@@ -253,6 +254,10 @@ class CoordinatorCore:
                 with self.events.survived("", "fault", "signing metadata anew", now):
                     self.signing.refresh(now)
         return self.dialogue.drain(now)
+
+    def close(self, now: Now) -> None:
+        """Keep what waits."""
+        self.registry.keep_telemetry(now, at_once=True)
 
     def _age(self, now: Now) -> None:
         more_s = 0.0 if self._aged_s is None else max(now.s - self._aged_s, 0.0)

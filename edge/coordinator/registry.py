@@ -6,6 +6,7 @@ nothing but when a device was last heard.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -195,6 +196,10 @@ def _with(known: KnownDevice, before: Model, now: Model) -> KnownDevice:
     return replace(known, models=tuple(now if model is before else model for model in known.models))
 
 
+# Between two transactions that keep telemetry: what came in less is lost when the process is killed.
+KEEP_EVERY_S = 0.5
+
+
 class Registry:
     """See the module.
 
@@ -218,6 +223,7 @@ class Registry:
         self._clone = clone
         self.lives = Lives()
         self._telemetry: list[tuple[str, Mapping[str, Any], int]] = []
+        self._next_keep_s = -math.inf
         self._born: set[str] = set()
 
     def conn(self, device: str, message: Conn, now: Now) -> bool:
@@ -272,8 +278,19 @@ class Registry:
         """A device measured something; kept by the next `keep_telemetry`."""
         self._telemetry.append((device, values, now.wall_ms))
 
-    def keep_telemetry(self, now: Now) -> None:
-        """In one transaction; where that fails each for itself, so that one message costs no other."""
+    @property
+    def next_deadline_s(self) -> float:
+        """Call `keep_telemetry` at this time at the latest."""
+        return self._next_keep_s if self._telemetry else math.inf
+
+    def keep_telemetry(self, now: Now, *, at_once: bool = False) -> None:
+        """Keep what came, not more often than each `KEEP_EVERY_S`: a transaction costs as much as many messages.
+
+        Where a transaction fails each is kept for itself, so that one message costs no other.
+        """
+        if not self._telemetry or (now.s < self._next_keep_s and not at_once):
+            return
+        self._next_keep_s = now.s + KEEP_EVERY_S
         messages, self._telemetry = self._telemetry, []
         try:
             self._keep(messages)

@@ -243,7 +243,10 @@ class CoordinatorService:
                 self._server.should_exit = True
             self._transport.stop()
             web.join(5.0)
-            self.close()
+            try:
+                self.core.close(now())
+            finally:
+                self.close()
         if self._lost is not None:
             raise self._lost
 

@@ -580,6 +580,7 @@ def test_what_devices_say_of_their_experts_is_kept(start: Start, statistics_upda
         message = Received(topic="edge/v1/lab/cam/up/tele", payload=payload, retained=False)
         fleet.core.transport(message, fleet.now)
         fleet.core.tick(fleet.now)
+    fleet.core.close(fleet.now)
     assert fleet.store is not None
     (row,) = fleet.store.devices.models("cam")
     assert row.experts == {"shipped": [pytest.approx(0.3), 0.8, 40], "merged": [0.7, 0.9, 40]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -63,12 +64,16 @@ def test_repeated_telemetry_is_kept_once(store: Store, registry: Registry) -> No
         registry.telemetry(device, values, NOW)
     registry.keep_telemetry(NOW)
     registry.telemetry("d", values, NOW)
+    assert NOW.s < registry.next_deadline_s <= NOW.s + 1.0
     registry.keep_telemetry(NOW)
+    assert registry.next_deadline_s > NOW.s, "a transaction costs as much as many messages: it waits for more"
+    registry.keep_telemetry(NOW, at_once=True)
+    assert registry.next_deadline_s == math.inf
     assert len(store.telemetry.after(0, 100)) == 2
     folders = [{**values, "state_id": each} for each in ("0" * 16, "1" * 16)]  # set up anew: it counts from one again
     for each in (*folders, *folders):
         registry.telemetry("d", each, NOW)
-    registry.keep_telemetry(NOW)
+    registry.keep_telemetry(Now(NOW.s + 1.0, 1))
     assert len(store.telemetry.after(0, 100)) == 4
 
 
