@@ -71,6 +71,7 @@ def coordinator() -> None:
 @click.option("--min-samples", default=10, help="Labels that a contribution needs to be merged.")
 @click.option("--min-merge-samples", default=20, help="Labels that a merge needs.")
 @click.option("--merge-by", default="", help="A head for each group: tag.KEY, or cluster: statistics that are alike.")
+@click.option("--keep-free", type=click.FloatRange(min=0), help="MiB of disk left free.  [default: 5 %, 256 at most]")
 @click.option("--keep-messages", default=7.0, type=click.FloatRange(min=0), help="Days that telemetry is kept.")
 @click.option("--keep-minutes", default=90.0, type=click.FloatRange(min=0), help="Days of its sums by the minute.")
 @click.option("--keep-hours", default=730.0, type=click.FloatRange(min=0), help="Days of its sums by the hour.")
@@ -105,6 +106,7 @@ def serve(
     min_samples: int,
     min_merge_samples: int,
     merge_by: str,
+    keep_free: float | None,
     keep_messages: float,
     keep_minutes: float,
     keep_hours: float,
@@ -163,6 +165,7 @@ def serve(
         policy=policy,
         keep=Keep(messages_s=keep_messages * _DAY_S, minutes_s=keep_minutes * _DAY_S, hours_s=keep_hours * _DAY_S),
         unknown="approved" if unknown_devices == "approve" else "pending",
+        keep_free_bytes=None if keep_free is None else int(keep_free * (1 << 20)),
         signing=signing,
         timestamp_days=timestamp_days,
     )

@@ -15,8 +15,9 @@ from edge.channel.forms import shorten
 from edge.channel.frames import Frame
 from edge.channel.messages import Form, Request
 from edge.contract.digest import is_digest, sha256
-from edge.contract.errors import RolloutError
+from edge.contract.errors import ResourceError, RolloutError
 from edge.contract.files import replace_file
+from edge.coordinator.room import Room
 
 # Forms that are kept on disk; one that was deleted is made again when a device that lacks it is told of it.
 MAX_FORMS = 256
@@ -77,19 +78,29 @@ class ArtifactStore:
 
     Args:
         folder: Created.
+        room: On its disk; None where that is not looked at.
+
+    Attributes:
+        room: On its disk.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, room: Room | None = None) -> None:
         self._folder = folder
+        self.room = Room() if room is None else room
         self._proved: dict[str, dict[int, Artifact]] = {}  # by digest and size of chunks
         self._forms: dict[tuple[str, str], tuple[str, str] | None] = {}  # by artifact and base, codec and digest
         (folder / "forms").mkdir(parents=True, exist_ok=True)
 
     def put(self, data: bytes) -> Artifact:
-        """Keep an artifact; durable when it returns. The same bytes again change nothing."""
+        """Keep an artifact; durable when it returns. The same bytes again change nothing.
+
+        Raises:
+            ResourceError: There is too little room for it.
+        """
         digest = sha256(data)
         path = self._folder / digest
         if not path.exists():
+            self.room.check(len(data))
             with replace_file(path) as file:
                 file.write(data)
         return self.get(digest)
@@ -160,7 +171,7 @@ class ArtifactStore:
         if (digest, base) not in self._forms:
             try:
                 self._forms[digest, base] = self._made(digest, base)
-            except OSError:  # a full disk costs the form, and it is tried again
+            except (OSError, ResourceError):  # a full disk costs the form, and it is tried again
                 return None
         known = self._forms[digest, base]
         if known is None:
@@ -192,6 +203,7 @@ class ArtifactStore:
             return None
         codec, data = made
         name = sha256(data)
+        self.room.check(len(data))
         with replace_file(self._folder / "forms" / name) as file:
             file.write(data)
         self._make_room()

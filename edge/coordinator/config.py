@@ -25,6 +25,7 @@ class CoordinatorConfig:
         reassert_s: How often a device that is not where it should be is told again.
         keep: How long telemetry is kept.
         policy: How contributions are merged.
+        keep_free_bytes: That artifacts leave free on the disk; None for a usual part of it.
         unknown: Admission of devices that nobody knows: ``approved``, or ``pending`` until a person approves them.
         signing: Folder with the coordinator's key and the signed metadata; None for a fleet without keys.
         timestamp_days: How long devices believe that nothing newer was signed.
@@ -40,6 +41,7 @@ class CoordinatorConfig:
     reassert_s: float = 60.0
     keep: Keep = field(default_factory=Keep)
     policy: MergePolicy = field(default_factory=MergePolicy)
+    keep_free_bytes: int | None = None
     unknown: str = APPROVED
     signing: Path | None = None
     timestamp_days: float = 7.0

@@ -81,7 +81,9 @@ class CoordinatorCore:
         self.events = Events(store)
         bundles = Bundles(store, artifacts)
         merges = Merges(config.policy, store, artifacts, bundles, self.events, rng)
-        self.registry = Registry(store, self.events, config.unknown, self._clone)
+        self._room = artifacts.room
+        own_disk = None if config.database else self._room
+        self.registry = Registry(store, self.events, config.unknown, self._clone, own_disk)
         self._intake = Intake(store, artifacts, bundles)
         self.releases = Releases(store, artifacts, bundles, self.events)
         self.receipts = Receipts(config.fleet, config.data_dir, store, artifacts, self.events)
@@ -229,6 +231,7 @@ class CoordinatorCore:
     def tick(self, now: Now) -> list[Publish]:
         """Do what is due and give back what is to be sent. A step that fails is told, and those after it are done."""
         self.events.offer_again(now)
+        self._room.look(self.events, now)
         self.registry.keep_telemetry(now)
         if self.learning.tick(now):
             self._next_telling_s = now.s

@@ -14,11 +14,12 @@ from typing import Any
 
 from edge.channel.messages import EXPERTS, Birth, Conn, Event, History, Served, State
 from edge.contract.clock import Now
-from edge.contract.errors import RolloutError
+from edge.contract.errors import ResourceError, RolloutError
 from edge.contract.names import is_model_name
 from edge.coordinator.clones import Life, Lives, Seen
 from edge.coordinator.events import Events
 from edge.coordinator.records import APPROVED, Device, KnownDevice, LoggedEvent, Model, TelemetryEntry
+from edge.coordinator.room import Level, Room
 from edge.coordinator.store.database import DatabaseError
 from edge.coordinator.store.store import Store
 from edge.merging.policy import TAG
@@ -208,6 +209,7 @@ class Registry:
         events: For what people should see.
         admission: Of devices that nobody knows.
         clone: Is told of a name that several devices go by, and how that is known.
+        room: On the disk of the database; None where that is not looked at.
     """
 
     def __init__(
@@ -216,7 +218,9 @@ class Registry:
         events: Events,
         admission: str = APPROVED,
         clone: Callable[[str, str, Now], None] | None = None,
+        room: Room | None = None,
     ) -> None:
+        self._room = Room() if room is None else room
         self._store = store
         self._events = events
         self._admission = admission
@@ -267,7 +271,13 @@ class Registry:
             self._store.events.add(_logged(device, message, now.wall_ms))
 
     def history(self, device: str, message: History, now: Now) -> None:
-        """What a device could not say when it was, with its own time; durable when this returns, repeats dropped."""
+        """What a device could not say when it was, with its own time; durable when this returns, repeats dropped.
+
+        Raises:
+            ResourceError: There is no room; the device keeps it, and says it again.
+        """
+        if self._room.now() is Level.NO_TELEMETRY:
+            raise ResourceError("there is no room for telemetry: the device keeps it, and says it again")
         with self._store.transaction():
             self._store.devices.hear(device, now.wall_ms, self._admission)
             for event in message.events:
@@ -292,6 +302,10 @@ class Registry:
             return
         self._next_keep_s = now.s + KEEP_EVERY_S
         messages, self._telemetry = self._telemetry, []
+        if messages and self._room.now() is Level.NO_TELEMETRY:
+            detail = f"{len(messages)} telemetry messages dropped: the disk is nearly full"
+            self._events.fault("", "telemetry-dropped", detail, now)
+            return
         try:
             self._keep(messages)
         except DatabaseError as exc:  # each for itself would wait as long

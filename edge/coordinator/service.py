@@ -9,6 +9,7 @@ import contextlib
 import logging
 import os
 import secrets
+import shutil
 import signal
 import socket
 import sys
@@ -38,6 +39,7 @@ from edge.coordinator.core import CoordinatorCore
 from edge.coordinator.events import reason
 from edge.coordinator.inbox import Inbox
 from edge.coordinator.records import APPROVED
+from edge.coordinator.room import USUAL_BYTES, USUAL_PART, Room
 from edge.coordinator.signing.signing import Signing
 from edge.coordinator.store.store import Store
 
@@ -157,6 +159,13 @@ def _signing(config: CoordinatorConfig) -> Signing | None:
     return Repository(config.signing, now(), timestamp_days=config.timestamp_days)
 
 
+def _room(config: CoordinatorConfig) -> Room:
+    """What is kept free on the disk of the data folder."""
+    usual = min(USUAL_BYTES, int(USUAL_PART * shutil.disk_usage(config.data_dir).total))
+    keep = usual if config.keep_free_bytes is None else config.keep_free_bytes
+    return Room(lambda: shutil.disk_usage(config.data_dir).free, keep, str(config.data_dir))
+
+
 class CoordinatorService:
     """Runs one coordinator until it is stopped.
 
@@ -185,7 +194,7 @@ class CoordinatorService:
         self.core = CoordinatorCore(
             config,
             self._store,
-            ArtifactStore(config.data_dir / ARTIFACTS),
+            ArtifactStore(config.data_dir / ARTIFACTS, _room(config)),
             np.random.default_rng(secrets.randbits(128)),
             _signing(config),
         )
