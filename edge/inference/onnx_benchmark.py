@@ -189,18 +189,22 @@ class Benchmark:
             raise BundleError(f"the model could not be measured: {answer['error']}")
         return Timing(**answer["timing"])
 
-    def compare(self, files: Sequence[tuple[Path, Path]], *, threads: int = 1) -> list[float]:
+    def compare(
+        self, files: Sequence[tuple[Path, Path]], *, threads: int = 1, budget_s: float | None = None
+    ) -> list[float]:
         """Latencies of several models, see `compare_here`, in one process of its own.
 
         Args:
             files: Of each its ONNX file and its safetensors file with one batch of inputs by name.
             threads: Of each session.
+            budget_s: How long to repeat the run of each; None for the server's own budget.
 
         Raises:
             BundleError: One does not load or run, or the process died.
         """
         pairs = [[str(model), str(feeds)] for model, feeds in files]
-        answer = self._ask({"compare": pairs, "threads": threads, "budget_s": self.budget_s * len(files)})
+        budget_s = (self.budget_s if budget_s is None else budget_s) * len(files)
+        answer = self._ask({"compare": pairs, "threads": threads, "budget_s": budget_s})
         if "latencies_ms" not in answer:
             raise BundleError(f"the models could not be compared: {answer['error']}")
         return [float(latency) for latency in answer["latencies_ms"]]
