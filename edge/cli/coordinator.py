@@ -75,6 +75,8 @@ def coordinator() -> None:
 @click.option("--keep-messages", default=7.0, type=click.FloatRange(min=0), help="Days that telemetry is kept.")
 @click.option("--keep-minutes", default=90.0, type=click.FloatRange(min=0), help="Days of its sums by the minute.")
 @click.option("--keep-hours", default=730.0, type=click.FloatRange(min=0), help="Days of its sums by the hour.")
+@click.option("--alerts", type=click.Path(path_type=Path), help="Rules of alerts, in TOML: docs/alerts.md.")
+@click.option("--alert-secret", default="", envvar="EDGE_ALERT_SECRET", help="Signs what the webhook is told.")
 @click.option("--connect-timeout", default=10.0, type=click.FloatRange(min=0.1), help="Seconds to find the broker.")
 @click.option("--signing", type=click.Path(path_type=Path), help="The folder `coordinator` of `edge-fleet keys init`.")
 @click.option("--timestamp-days", default=7.0, type=click.FloatRange(0.01), help="How long signed news are believed.")
@@ -110,6 +112,8 @@ def serve(
     keep_messages: float,
     keep_minutes: float,
     keep_hours: float,
+    alerts: Path | None,
+    alert_secret: str,
     connect_timeout: float,
     signing: Path | None,
     timestamp_days: float,
@@ -145,6 +149,7 @@ def serve(
     )
     try:
         from edge.coordinator.access import check_reach
+        from edge.coordinator.alerts.rules import AlertRules, of_file
         from edge.coordinator.config import CoordinatorConfig
         from edge.coordinator.service import CoordinatorService, Place
         from edge.coordinator.summaries import Keep
@@ -168,13 +173,14 @@ def serve(
         keep_free_bytes=None if keep_free is None else int(keep_free * (1 << 20)),
         signing=signing,
         timestamp_days=timestamp_days,
+        alerts=AlertRules() if alerts is None else of_file(alerts),
     )
     place = Place(config, host, port, str(url))
     probe(url, connect_timeout)
     service = CoordinatorService(config, MqttTransport(url, name, clean_start=True), place)
     for path in bundles:
         service.register_bundle(path)
-    service.run(token, tls)
+    service.run(token, tls, alert_secret)
 
 
 def _tls(certificate: Path | None, key: Path | None) -> tuple[Path, Path] | None:

@@ -19,6 +19,7 @@ from edge.contract.clock import Now
 from edge.contract.errors import ConfigError, EdgeError, RolloutError
 from edge.coordinator.access import Access
 from edge.coordinator.access_api import ReasonRequest, add_access_routes, allow, guard
+from edge.coordinator.alert_api import add_alert_routes
 from edge.coordinator.checkpoint_api import add_checkpoint_routes
 from edge.coordinator.device_api import add_device_routes, add_enrolment_routes
 from edge.coordinator.events import reason
@@ -150,6 +151,7 @@ def build_api(
     add_release_routes(api, store, submit)
     add_checkpoint_routes(api, store, submit)
     add_rollout_routes(api, submit, store)
+    add_alert_routes(api, store, submit)
     api.state.live = live = Live(clock)
     api.state.pages = pages = Pages(store=store, submit=submit, fleet=fleet, signing=signing, clock=clock, live=live)
     add_actions(api, pages, access)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from edge.coordinator.alerts.rules import AlertRules
 from edge.coordinator.records import APPROVED
 from edge.coordinator.summaries import Keep
 from edge.merging.policy import MergePolicy
@@ -28,6 +29,7 @@ class CoordinatorConfig:
         keep_free_bytes: That artifacts leave free on the disk; None for a usual part of it.
         unknown: Admission of devices that nobody knows: ``approved``, or ``pending`` until a person approves them.
         signing: Folder with the coordinator's key and the signed metadata; None for a fleet without keys.
+        alerts: What people are told of without asking.
         timestamp_days: How long devices believe that nothing newer was signed.
     """
 
@@ -45,3 +47,4 @@ class CoordinatorConfig:
     unknown: str = APPROVED
     signing: Path | None = None
     timestamp_days: float = 7.0
+    alerts: AlertRules = field(default_factory=AlertRules)

@@ -15,6 +15,7 @@ from edge.channel.transport import Connected, Publish, TransportEvent
 from edge.contract.clock import Now
 from edge.contract.errors import RolloutError
 from edge.coordinator.admission import Admission, Admissions, Decision
+from edge.coordinator.alerts.alerts import Alerts
 from edge.coordinator.artifacts import ArtifactStore
 from edge.coordinator.bundles import Bundles
 from edge.coordinator.checkpoints import Checkpoints
@@ -64,6 +65,7 @@ class CoordinatorCore:
         dialogue: The conversation with them.
         admissions: Whether they belong to the fleet.
         enrolments: How they join.
+        alerts: What people are told of without asking.
         signing: Proves to them what they are told, or None.
     """
 
@@ -83,7 +85,9 @@ class CoordinatorCore:
         merges = Merges(config.policy, store, artifacts, bundles, self.events, rng)
         self._room = artifacts.room
         own_disk = None if config.database else self._room
-        self.registry = Registry(store, self.events, config.unknown, self._clone, own_disk)
+        self.alerts = Alerts(config.alerts, config.fleet, store)
+        watch = self.alerts.telemetry
+        self.registry = Registry(store, self.events, config.unknown, self._clone, own_disk, watch)
         self._intake = Intake(store, artifacts, bundles)
         self.releases = Releases(store, artifacts, bundles, self.events)
         self.receipts = Receipts(config.fleet, config.data_dir, store, artifacts, self.events)
@@ -116,6 +120,8 @@ class CoordinatorCore:
         self.dialogue.transport(event, now)
         if isinstance(event, Connected):
             self._next_telling_s = now.s
+            with self.events.survived("", "fault", "telling of alerts again", now):
+                self.alerts.connected()
 
     # What operators ask for
 
@@ -225,7 +231,7 @@ class CoordinatorCore:
     def next_deadline_s(self) -> float:
         """Call `tick` at this time at the latest."""
         telling_s = self._next_telling_s if self.dialogue.is_connected else math.inf
-        rooms = (self.registry, self.learning, self.rollouts)
+        rooms = (self.registry, self.learning, self.rollouts, self.alerts)
         return min(telling_s, self._next_housekeeping_s, *(room.next_deadline_s for room in rooms))
 
     def tick(self, now: Now) -> list[Publish]:
@@ -256,7 +262,10 @@ class CoordinatorCore:
             if self.signing is not None:
                 with self.events.survived("", "fault", "signing metadata anew", now):
                     self.signing.refresh(now)
-        return self.dialogue.drain(now)
+        told: list[Publish] = []
+        with self.events.survived("", "fault", "looking for alerts", now):
+            told = self.alerts.tick(now, is_connected=self.dialogue.is_connected)
+        return self.dialogue.drain(now) + told
 
     def close(self, now: Now) -> None:
         """Keep what waits."""

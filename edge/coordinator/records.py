@@ -488,6 +488,47 @@ class AuditEntry(Record):
     outcome: str = ""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Alert(Record):
+    """Something that people are told of without asking.
+
+    Attributes:
+        id: Goes up; 0 until it is kept.
+        rule: Name of the rule that holds.
+        kind: Of the rule.
+        subject: What it holds of: a device, a device and its model, a rollout.
+        device: Whose it is; "" for none.
+        detail: Why, for people.
+        state: ``firing`` or ``resolved``.
+        since_ms: Wall clock when it began.
+        seen_ms: When it last held.
+        ended_ms: When it ended; 0 while it holds.
+        acknowledged_by: Who has seen it; "" for nobody.
+        acknowledged_ms: When.
+        silenced_by: Who does not want to hear of it.
+        silenced_ms: Until when nobody is told.
+        told_mqtt: The state that the broker was told last; "" for none.
+        told_webhook: The same of the webhook.
+    """
+
+    id: int = 0
+    rule: str
+    kind: str
+    subject: str
+    device: str = ""
+    detail: str = ""
+    state: str
+    since_ms: int
+    seen_ms: int
+    ended_ms: int = 0
+    acknowledged_by: str = ""
+    acknowledged_ms: int = 0
+    silenced_by: str = ""
+    silenced_ms: int = 0
+    told_mqtt: str = ""
+    told_webhook: str = ""
+
+
 def as_dict(record: Record) -> dict[str, Any]:
     """By name, its values as they are.
 

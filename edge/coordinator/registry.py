@@ -210,6 +210,7 @@ class Registry:
         admission: Of devices that nobody knows.
         clone: Is told of a name that several devices go by, and how that is known.
         room: On the disk of the database; None where that is not looked at.
+        watch: Is given the telemetry of each device as it comes.
     """
 
     def __init__(
@@ -219,12 +220,14 @@ class Registry:
         admission: str = APPROVED,
         clone: Callable[[str, str, Now], None] | None = None,
         room: Room | None = None,
+        watch: Callable[[str, Mapping[str, Any], Now], None] | None = None,
     ) -> None:
         self._room = Room() if room is None else room
         self._store = store
         self._events = events
         self._admission = admission
         self._clone = clone
+        self._watch = watch
         self.lives = Lives()
         self._telemetry: list[tuple[str, Mapping[str, Any], int]] = []
         self._next_keep_s = -math.inf
@@ -287,6 +290,8 @@ class Registry:
     def telemetry(self, device: str, values: Mapping[str, Any], now: Now) -> None:
         """A device measured something; kept by the next `keep_telemetry`."""
         self._telemetry.append((device, values, now.wall_ms))
+        if self._watch is not None:
+            self._watch(device, values, now)
 
     @property
     def next_deadline_s(self) -> float:

@@ -6,6 +6,7 @@ The door for clock, threads and signals. Everything that decides is in `edge.coo
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import secrets
@@ -31,6 +32,7 @@ from edge.contract.digest import sha256
 from edge.contract.errors import ConfigError, RolloutError
 from edge.contract.files import lock_folder
 from edge.coordinator.access import Access, check_reach
+from edge.coordinator.alerts.webhook import post
 from edge.coordinator.api import build_api
 from edge.coordinator.artifacts import ArtifactStore
 from edge.coordinator.backup import ARTIFACTS, DATABASE
@@ -38,7 +40,7 @@ from edge.coordinator.config import CoordinatorConfig
 from edge.coordinator.core import CoordinatorCore
 from edge.coordinator.events import reason
 from edge.coordinator.inbox import Inbox
-from edge.coordinator.records import APPROVED
+from edge.coordinator.records import APPROVED, Alert
 from edge.coordinator.room import USUAL_BYTES, USUAL_PART, Room
 from edge.coordinator.signing.signing import Signing
 from edge.coordinator.store.store import Store
@@ -55,6 +57,8 @@ TURN_S = 0.5
 SWITCH_S = 0.0005
 # After a fault of the loop or the HTTP server: what fails at once again shall not keep a core busy.
 PAUSE_S = 1.0
+# A webhook is told of alerts so soon.
+WEBHOOK_S = 2.0
 
 
 @dataclass(slots=True)
@@ -210,12 +214,13 @@ class CoordinatorService:
             raise ConfigError(f"--bundle {path} cannot be read: {exc.strerror}") from exc
         self.core.add_artifact(data, path)
 
-    def run(self, token: str | None, tls: tuple[Path, Path] | None = None) -> None:
+    def run(self, token: str | None, tls: tuple[Path, Path] | None = None, alert_secret: str = "") -> None:
         """Serve until SIGTERM or SIGINT.
 
         Args:
             token: That may do everything over HTTP, beside those that were made; None for none.
             tls: Certificate and key of HTTPS, or None for HTTP.
+            alert_secret: By which what the webhook is told is signed; "" signs nothing.
 
         Raises:
             ConfigError: Nobody has to sign in, and others than this machine would reach the HTTP API; or another
@@ -237,6 +242,8 @@ class CoordinatorService:
         options = uvicorn.Config(api, log_level="warning", lifespan="off", ssl_certfile=certificate, ssl_keyfile=key)
         web = threading.Thread(target=self._serve, args=(options, self._place.listening), daemon=True)
         web.start()
+        if self._config.alerts.webhook:
+            threading.Thread(target=self._tell_webhook, args=(alert_secret,), daemon=True).start()
         self._transport.subscribe(topics.coordinator_filters(self._config.fleet))
         self._transport.start(self._inbox.put)
         log.info("fleet %s, %s://%s:%d", self._config.fleet, "http" if tls is None else "https", host, port)
@@ -280,6 +287,24 @@ class CoordinatorService:
             return call.result.result(CALL_TIMEOUT_S)
         except TimeoutError as exc:
             raise RolloutError(f"no answer within {CALL_TIMEOUT_S:g} s: the coordinator is busy") from exc
+
+    def _tell_webhook(self, secret: str) -> None:
+        """Tell a webhook of alerts until the end: what it does not take is told again, ever more rarely."""
+        address = self._config.alerts.webhook
+        while not self._stopping:
+            try:
+                for alert, body in self._submit(lambda core, now: core.alerts.due(now)):
+                    why = post(address, secret, body, now())
+                    self._submit(functools.partial(self._told_webhook, alert, why))
+            except Exception as exc:  # noqa: BLE001  # the coordinator is busy, or ends
+                log.warning("telling the webhook of alerts: %s", reason(exc))
+            time.sleep(WEBHOOK_S)
+
+    @staticmethod
+    def _told_webhook(alert: Alert, why: str, core: CoordinatorCore, now: Now) -> None:
+        if why:
+            core.events.fault("", "webhook-failed", f"alert {alert.id}, {alert.rule}: {why}; it is told again", now)
+        core.alerts.told(alert, now, failed=bool(why))
 
     def _stop(self) -> None:
         # Only a flag: a signal may come while this very thread holds the queue's lock. The loop looks every second.

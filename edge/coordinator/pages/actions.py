@@ -6,13 +6,13 @@ A page asks (`GET`) and its form does it (`POST`, same address), so that nothing
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 
-from edge.contract.errors import EdgeError
+from edge.contract.errors import EdgeError, RolloutError
 from edge.coordinator.access import Access, Identity
 from edge.coordinator.access_api import ANYBODY, COOKIE, Who, form_of
 from edge.coordinator.pages import render
@@ -39,6 +39,7 @@ def add_actions(api: FastAPI, pages: Pages, access: Access) -> None:
     _add_sign_in(api, pages, access)
     _add_rollouts(api, pages)
     _add_fleet(api, pages)
+    _add_alerts(api, pages)
 
 
 def _ask(pages: Pages, request: Request, kind: str, subject: str, back: str, **fields: str) -> Response:
@@ -93,10 +94,10 @@ def _one_of(order: str) -> RolloutEvent:
     """What a form asks of a rollout.
 
     Raises:
-        EdgeError: It is nothing that people may ask for.
+        RolloutError: It is nothing that people may ask for.
     """
     if order not in ("pause", "resume", "retry", "abort", "revert"):
-        raise EdgeError(f"order {order[:80]!r}: expected pause, resume, retry, abort or revert")
+        raise RolloutError(f"order {order[:80]!r}: expected pause, resume, retry, abort or revert")
     return RolloutEvent(order)
 
 
@@ -121,6 +122,34 @@ def _add_fleet(api: FastAPI, pages: Pages) -> None:
     @api.post("/merge", include_in_schema=False, response_model=None)
     async def merge(request: Request) -> Response:
         return await _do(pages, request, "/learning", lambda _: pages.submit(lambda core, now: core.merge_now(now)))
+
+
+def _add_alerts(api: FastAPI, pages: Pages) -> None:
+    @api.get("/alerts/{number}/acknowledge", include_in_schema=False, openapi_extra=OPERATOR, response_model=None)
+    def ask_acknowledge(request: Request, number: int) -> Response:
+        return _ask(pages, request, "acknowledge", text("alert.n", n=number), "/alerts")
+
+    @api.post("/alerts/{number}/acknowledge", include_in_schema=False, response_model=None)
+    async def acknowledge(request: Request, number: int, who: Who) -> Response:
+        def give(_: Mapping[str, str]) -> None:
+            pages.submit(lambda core, now: core.alerts.acknowledge(number, who.who, now))
+
+        return await _do(pages, request, "/alerts", give)
+
+    @api.get("/alerts/{number}/silence", include_in_schema=False, openapi_extra=OPERATOR, response_model=None)
+    def ask_silence(request: Request, number: int, hours: Annotated[int, Query(ge=0, le=720)] = 24) -> Response:
+        kind = "silence" if hours else "unsilence"
+        return _ask(pages, request, kind, text("alert.n", n=number), "/alerts", hours=str(hours))
+
+    @api.post("/alerts/{number}/silence", include_in_schema=False, response_model=None)
+    async def silence(request: Request, number: int, who: Who) -> Response:
+        def give(given: Mapping[str, str]) -> None:
+            hours = given.get("hours", "")
+            if not hours.isascii() or not hours.isdigit() or int(hours) > 720:
+                raise RolloutError(f"hours {hours[:20]!r}: expected 0 to 720")
+            pages.submit(lambda core, now: core.alerts.silence(number, 3600.0 * int(hours), who.who, now))
+
+        return await _do(pages, request, "/alerts", give)
 
 
 def _add_sign_in(api: FastAPI, pages: Pages, access: Access) -> None:

@@ -159,6 +159,10 @@ def _wishes(store: Store, models: Mapping[str, Sequence[Model]], now: Now) -> li
     found = []
     if why := store.rollouts.setting(PAUSED):
         found.append(Wish("paused-all", "", why, "/rollouts"))
+    told = [each for each in store.alerts.open() if not each.acknowledged_ms and each.silenced_ms <= now.wall_ms]
+    for alert in told:
+        if alert.kind in ("threshold", "absence", "drift", "data-cap"):  # the others stand below with their own words
+            found.append(Wish("alert", f"{alert.rule}: {alert.subject}", alert.detail, "/alerts"))
     in_rollouts = set()
     for rollout in store.rollouts.open():
         here = f"/rollouts/{rollout.id}"

@@ -16,8 +16,17 @@ from edge.contract.clock import Now
 from edge.contract.errors import EdgeError, RolloutError
 from edge.coordinator.access import Identity, Role
 from edge.coordinator.access_api import ANYBODY, Refused, signed_in
+from edge.coordinator.alerts.rules import AlertRules
 from edge.coordinator.core import CoordinatorCore
-from edge.coordinator.pages import device_view, fleet_view, learning_view, release_view, render, rollout_view
+from edge.coordinator.pages import (
+    alert_view,
+    device_view,
+    fleet_view,
+    learning_view,
+    release_view,
+    render,
+    rollout_view,
+)
 from edge.coordinator.pages.live import MAX_VIEWERS, Live
 from edge.coordinator.pages.texts import text
 from edge.coordinator.releases import Releases
@@ -115,6 +124,11 @@ class Pages:
         found: list[dict[str, Any]] = self.submit(lambda core, _: core.releases.standing(device))
         return found
 
+    def rules(self) -> AlertRules:
+        """By which people are told."""
+        found: AlertRules = self.submit(lambda core, _: core.alerts.rules)
+        return found
+
     def releases(self) -> Releases:
         """Of the core: to read what is in them, on this thread."""
         found: Releases = self.submit(lambda core, _: core.releases)
@@ -155,6 +169,13 @@ def add_pages(api: FastAPI, pages: Pages) -> None:
     @get("/learning")
     async def learning(request: Request) -> Response:
         return await pages.answer(request, "learning.html", lambda: learning_view.learning(pages.store))
+
+    @get("/alerts")
+    async def alerts(request: Request) -> Response:
+        def view() -> Mapping[str, Any]:
+            return alert_view.alerts(pages.store, pages.rules(), pages.clock())
+
+        return await pages.answer(request, "alerts.html", view)
 
     @get("/releases")
     async def releases(request: Request) -> Response:

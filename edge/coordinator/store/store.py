@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from edge.coordinator.store.access import AccessLog
+from edge.coordinator.store.alerts import AlertLog
 from edge.coordinator.store.checkpoints import CheckpointLog
 from edge.coordinator.store.contributions import Contributions
 from edge.coordinator.store.database import Database
@@ -38,6 +39,7 @@ class Store:
         rollouts: How releases go out, and settings of the fleet.
         access: Tokens of the HTTP API, and what was asked for there.
         checkpoints: What devices learned, whole; and what they are to do once.
+        alerts: What people are told of without asking.
         enrolment: Tokens by which devices join, and by what they log in to the broker.
         receipts: Of forgetting.
 
@@ -57,6 +59,7 @@ class Store:
         self.checkpoints = CheckpointLog(self._database)
         self.enrolment = EnrolmentLog(self._database)
         self.receipts = ReceiptLog(self._database)
+        self.alerts = AlertLog(self._database)
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:

@@ -454,3 +454,26 @@ class OrderRow(Row):
     lineage: Mapped[str]
     source: Mapped[str]
     at_ms: Mapped[int]
+
+
+class AlertRow(Row):
+    """`Alert`."""
+
+    __tablename__ = "alert"
+    __table_args__ = (Index("alert_state", "state"), Index("alert_subject", "rule", "subject", "id"))
+    id: Mapped[int] = mapped_column(primary_key=True)
+    rule: Mapped[str]
+    kind: Mapped[str]
+    subject: Mapped[str]
+    device: Mapped[str]
+    detail: Mapped[str]
+    state: Mapped[str]
+    since_ms: Mapped[int]
+    seen_ms: Mapped[int]
+    ended_ms: Mapped[int]
+    acknowledged_by: Mapped[str]
+    acknowledged_ms: Mapped[int]
+    silenced_by: Mapped[str]
+    silenced_ms: Mapped[int]
+    told_mqtt: Mapped[str]
+    told_webhook: Mapped[str]
