@@ -310,6 +310,13 @@ class Checkpoints:
             deadlines.append(self._fetch.next_deadline_s)
         return min(deadlines)
 
+    def look(self, now_s: float) -> None:
+        """Go on with what is to be taken up, also without a connection: it may have come on a stick."""
+        if self._fetch is not None:
+            self._go_on(lambda fetch: fetch.poll(now_s), now_s)
+        elif now_s >= self._again_s:
+            self._again_s = math.inf  # the order comes again
+
     def poll(self, now: Now, make_safe: Callable[[], None]) -> list[Frame]:
         """Frames to send now.
 
@@ -317,10 +324,6 @@ class Checkpoints:
             now: The time.
             make_safe: Makes what was learned survive a power cut before it is sent.
         """
-        if self._fetch is not None:
-            self._go_on(lambda fetch: fetch.poll(now.s), now.s)
-        elif now.s >= self._again_s:
-            self._again_s = math.inf  # the order comes again
         if self._upload is None and (self._asked or self._is_due(now)):
             self._begin(now, make_safe)
         if self._upload is None:

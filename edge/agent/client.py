@@ -175,6 +175,29 @@ class AgentClient:
             raise ConfigError(f"{path} cannot be written: {exc.strerror}") from exc
         return answer | {"bytes": len(document)}
 
+    def carry_out(self, path: str | Path, *, checkpoint: bool = False) -> dict[str, Any]:
+        """Write what the coordinator would have been told, for `edge-fleet import`; whole or not at all.
+
+        Raises:
+            ConfigError: The file cannot be written; what was there stays.
+        """
+        answer = self.request({"op": "carry-out", "checkpoint": checkpoint}, "parcel", "documents")
+        try:
+            data = base64.b64decode(answer["parcel"], validate=True)
+        except (ValueError, TypeError) as exc:
+            raise ChannelError(f"what answers at {self._path} is no agent: it gave no parcel, {exc}") from exc
+        try:
+            with replace_file(Path(path)) as file:
+                file.write(data)
+        except OSError as exc:
+            raise ConfigError(f"{path} cannot be written: {exc.strerror}") from exc
+        return {"documents": answer["documents"], "bytes": len(data)}
+
+    def carry_in(self, path: str | Path) -> list[str]:
+        """Take what is for this device out of a file of `edge-fleet export-release`; what was in it, for people."""
+        answer = self.request({"op": "carry-in", "path": str(Path(path).absolute())}, "taken")
+        return [str(each) for each in answer["taken"]]
+
     def close(self) -> None:
         """Close the connection."""
         self._socket.close()

@@ -15,6 +15,7 @@ from typing import Any
 from edge.agent import health
 from edge.agent.allowance import Allowance
 from edge.agent.budget import LearningBudget
+from edge.agent.carrying import IN, OUT, Carrying
 from edge.agent.checkpoints import Seals
 from edge.agent.config import AgentConfig
 from edge.agent.data_cap import ACKNOWLEDGED_BYTES, DataUse
@@ -108,6 +109,9 @@ class AgentCore:
         self._why_waiting = ""  # why nothing is sent but what must be said
         self._vetting = None if trust is None else Vetting(trust)
         self._seal_key = seals.public
+        self._carrying = Carrying(
+            config, lambda: models.record, self.models, self._vetting, self._offered, self._seal_key
+        )
         self._line = Line(topics.own_conn(config.fleet, config.device))
         self._own_conn = own_word(record, record.session, Now(0.0, 0), online=False)
         self._out: list[Publish] = []
@@ -126,7 +130,7 @@ class AgentCore:
             request: ``{"op": "predict", "id": ..., "x": array}``, or ``inputs`` by name, perhaps with ``stream`` and
                 ``reset``; ``{"op": "label", "id": ..., "y": class}``, perhaps with a ``weight``; ``{"op": "add-class",
                 "name": ...}``, ``{"op": "rollback"}``, ``{"op": "export"}`` or ``{"op": "status"}``; with ``model``,
-                its name, where there are several.
+                its name, where there are several; or as `edge.agent.carrying.Carrying.answer` takes them.
             now: The time.
 
         Raises:
@@ -135,6 +139,8 @@ class AgentCore:
         op = request.get("op")
         if op == "status":
             return self.status(request.get("model"))
+        if op in (OUT, IN):
+            return self._carrying.answer(op, request, now)
         if not isinstance(op, str) or op not in KEYS:
             *others, last = KEYS
             raise LearningError(f"op {op!r:.40}: expected {', '.join(others)} or {last}")

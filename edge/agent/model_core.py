@@ -307,8 +307,10 @@ class ModelCore:
         self._tell(*((event.kind, event.text) for event in happened))
         happened.clear()
         if now.s >= self._next_checkpoint_s:
-            self._checkpoint(now)
-        out = self._contributions(now) + self._of_checkpoints(now) if may_send else []
+            self.make_safe(now)
+        self.checkpoints.look(now.s)
+        out = self._contributions(now) if may_send else []
+        out += self._of_checkpoints(now, may_send=may_send)
         return out + self._of_deployment(now)
 
     def _tell(self, *events: tuple[str, str]) -> None:
@@ -318,15 +320,15 @@ class ModelCore:
 
     def _contributions(self, now: Now) -> list[Publish]:
         """What was learned, to send now."""
-        frames = self._contributing.poll(now.s, lambda: self._checkpoint(now))
+        frames = self._contributing.poll(now.s, lambda: self.make_safe(now))
         self._tell(*self._contributing.events)
         self._contributing.events.clear()
         return _uploaded(self._config, frames)
 
-    def _of_checkpoints(self, now: Now) -> list[Publish]:
+    def _of_checkpoints(self, now: Now, *, may_send: bool) -> list[Publish]:
         """What is sent of checkpoints, and asked for."""
         work = self.checkpoints
-        out = _uploaded(self._config, work.poll(now, lambda: self._checkpoint(now)))
+        out = _uploaded(self._config, work.poll(now, lambda: self.make_safe(now))) if may_send else []
         out += [letter(self._config, topics.UP_REQ, each, qos=1, expiry_s=60) for each in work.requests]
         out += [letter(self._config, topics.UP_REPLY, each, qos=1, expiry_s=3600) for each in work.replies]
         self._tell(*work.events)
@@ -355,7 +357,7 @@ class ModelCore:
         self.deployment.outbox.clear()
         return out
 
-    def _checkpoint(self, now: Now) -> None:
+    def make_safe(self, now: Now) -> None:
         """Make safe what was learned; when the disk is full, say so, go on in memory and try again.
 
         A checkpoint is hundreds of times as large as a label in the journal: it can wait while a restart would not take

@@ -31,6 +31,8 @@ KEYS = {
     "sample": ("id",),
     "rollback": (),
     "export": (),
+    "carry-out": ("checkpoint",),
+    "carry-in": ("path",),
 }
 _ALWAYS = ("op", "model")
 

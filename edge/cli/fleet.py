@@ -12,7 +12,7 @@ from urllib.parse import quote
 import click
 
 from edge import __version__
-from edge.cli import access, admission, checkpoints, receipts, rollouts
+from edge.cli import access, admission, carrying, checkpoints, receipts, rollouts
 from edge.cli.devices import age, events, metrics, named, show
 from edge.cli.keys import keys
 from edge.cli.push import push
@@ -217,6 +217,8 @@ fleet.add_command(admission.enrolment)
 fleet.add_command(receipts.receipt)
 release_group.add_command(receipts.lineage)
 fleet.add_command(admission.broker_config)
+fleet.add_command(carrying.export_release)
+fleet.add_command(carrying.take_in)
 
 
 @fleet.command()

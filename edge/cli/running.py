@@ -301,20 +301,42 @@ def rollback(state_dir: Path, socket_path: Path | None, timeout: float, as_json:
     _say(f"went back from the head of release {was['release']} to {base}{lost}")
 
 
-@click.command(epilog="Example: edge-agent export head.safetensors")
+@click.command(epilog="Examples: edge-agent export head.safetensors; edge-agent export stick/camera-1 --for-fleet")
 @click.argument("path", type=_PATH)
+@click.option("--for-fleet", is_flag=True, help="What the coordinator would have been told, for `edge-fleet import`.")
+@click.option("--checkpoint", is_flag=True, help="With --for-fleet: all that was learned along with it.")
 @_asking
 def export(
-    path: Path, state_dir: Path, socket_path: Path | None, timeout: float, as_json: bool, model: str | None
+    path: Path,
+    for_fleet: bool,
+    checkpoint: bool,
+    state_dir: Path,
+    socket_path: Path | None,
+    timeout: float,
+    as_json: bool,
+    model: str | None,
 ) -> None:
     """Write the head that the running agent believes most to PATH, as `edge-fleet push` and PyTorch take it.
 
     `converter.load_head_into(model, PATH)` puts it into the model that the bundle was made from.
+
+    With --for-fleet, for sites without a network: who this device is, where its releases stand, and what it learned.
     """
     from edge.contract.files import check_writable
 
+    if checkpoint and not for_fleet:
+        raise ConfigError("--checkpoint needs --for-fleet")
     check_writable(path)
     with _connected(state_dir, socket_path, timeout, model) as agent:
+        if for_fleet:
+            carried = agent.carry_out(path, checkpoint=checkpoint)
+            if as_json:
+                _print_json({"path": str(path), **carried})
+            else:
+                _say(
+                    f"wrote {path}: {carried['documents']} documents, {carried['bytes']} bytes; `edge-fleet import` it"
+                )
+            return
         found = agent.export_head(path)
     if as_json:
         _print_json({"path": str(path), **found})
@@ -322,4 +344,23 @@ def export(
     _say(f"wrote {path}: the head {found['origin']}, {found['samples']} labels, {found['bytes']} bytes")
 
 
-COMMANDS = (status, predict, label, rollback, export)
+@click.command("import", epilog="Example: edge-agent import stick/release-7")
+@click.argument("path", type=_PATH)
+@_asking
+def take_in(
+    path: Path, state_dir: Path, socket_path: Path | None, timeout: float, as_json: bool, model: str | None
+) -> None:
+    """Give the running agent what `edge-fleet export-release` wrote to PATH, for sites without a network.
+
+    It is proved, tried and watched as what comes over the line; `edge-agent status` says what became of it. The agent
+    itself must be able to read PATH.
+    """
+    with _connected(state_dir, socket_path, timeout, model) as agent:
+        taken = agent.carry_in(path)
+    if as_json:
+        _print_json({"taken": taken})
+    for each in () if as_json else taken:
+        _say(f"took {each}")
+
+
+COMMANDS = (status, predict, label, rollback, export, take_in)

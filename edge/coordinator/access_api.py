@@ -37,7 +37,7 @@ _FORM = "application/x-www-form-urlencoded"
 # Who uses an open API says so here, for the record.
 WHO = "x-edge-who"
 # Bodies of these are files; all others are short.
-_FILES = ("/artifacts", "/signing/bundles", "/restore")
+_FILES = ("/artifacts", "/signing/bundles", "/restore", "/parcel")
 _MAX_BODY_BYTES = 1 << 20
 _MAX_DETAIL_CHARS, _MAX_REASON_CHARS = 2000, 500
 _SECRET = frozenset({"token", "password", "csr", "secret", FORM_TOKEN})

@@ -18,6 +18,7 @@ from edge.coordinator.admission import Admission, Admissions, Decision
 from edge.coordinator.alerts.alerts import Alerts
 from edge.coordinator.artifacts import ArtifactStore
 from edge.coordinator.bundles import Bundles
+from edge.coordinator.carrying import Parts, carried_in, carried_out
 from edge.coordinator.checkpoints import Checkpoints
 from edge.coordinator.config import CoordinatorConfig
 from edge.coordinator.dialogue import Dialogue
@@ -111,6 +112,7 @@ class CoordinatorCore:
         self.enrolments = Enrolments(
             config.fleet, config.name, config.data_dir / AUTHORITY, store, self.registry, self.admissions, self.events
         )
+        self._parts = Parts(self.dialogue, self.releases, self.checkpoints, artifacts, signing)
         self._next_telling_s = -math.inf
         self._next_housekeeping_s = -math.inf
         self._aged_s: float | None = None  # monotonic
@@ -220,6 +222,16 @@ class CoordinatorCore:
     def restore(self, device: str, source: str, now: Now, **options: Any) -> Order:
         """Have a device go on from a checkpoint, see `Checkpoints.restore`."""
         return self._told(self.checkpoints.restore(device, source, now, **options), now)
+
+    def carry_out(self, devices: list[str], now: Now) -> bytes:
+        """What devices should run, for a stick; see `edge.coordinator.carrying`."""
+        return carried_out(self._config.fleet, devices, self._parts, now)
+
+    def carry_in(self, path: Path, now: Now) -> dict[str, Any]:
+        """Take what a device wrote onto a stick; see `edge.coordinator.carrying`."""
+        found = carried_in(path, self._config.fleet, self.dialogue, now)
+        self.learning.plan_soon()
+        return found
 
     def _told(self, order: Order, now: Now) -> Order:
         self._next_telling_s = now.s

@@ -25,6 +25,7 @@ from edge.channel.messages import (
     Message,
     Reply,
     Request,
+    Restore,
     State,
     Telemetry,
     UploadStatus,
@@ -170,7 +171,11 @@ class Dialogue:
         if leaf.startswith("up/ul/"):
             self._upload_frame(device, leaf, payload, now)
             return
-        message = decode(leaf, payload)
+        self.said(device, decode(leaf, payload), now)
+        self._meet(device, now)
+
+    def said(self, device: str, message: Message, now: Now) -> None:
+        """A device said something, on whichever way."""
         match message:
             case Conn():
                 self._registry.conn(device, message, now)
@@ -197,9 +202,6 @@ class Dialogue:
                 self._answer(device, message, now)
             case Reply():
                 self._checkpoints.replied(device, message, now)
-            case _:
-                return
-        self._meet(device, now)
 
     def _meet(self, device: str, now: Now) -> None:
         """Ask a device that is not known to introduce itself."""
@@ -239,19 +241,23 @@ class Dialogue:
         xfer = topics.transfer_of(leaf)
         assert xfer is not None
         status, whole = self._uploads.receive(device, xfer, decode_frame(payload), now.s)
-        if whole is not None:
-            is_checkpoint = whole.kind == CHECKPOINT
-            try:
-                if is_checkpoint:
-                    self._checkpoints.take(device, whole.data, now)
-                else:
-                    self._learning.take(device, whole.data, now)
-            except (BundleError, LearningError) as exc:
-                what = "checkpoint-refused" if is_checkpoint else "contribution-refused"
-                self._events.fault(device, what, str(exc), now, kind=type(exc).__name__)
-                status = UploadStatus(have=(), window=0, status="refused", detail=str(exc)[:500])
+        if whole is not None and (why := self.sent(device, whole.kind, whole.data, now)):
+            status = UploadStatus(have=(), window=0, status="refused", detail=why[:500])
         if status is not None:
             self._send(device, topics.upload_status_leaf(xfer), status, qos=1)
+
+    def sent(self, device: str, kind: str, data: bytes, now: Now) -> str:
+        """Take what a device sent whole, on whichever way; why it is refused, "" where it is kept."""
+        try:
+            if kind == CHECKPOINT:
+                self._checkpoints.take(device, data, now)
+            else:
+                self._learning.take(device, data, now)
+        except (BundleError, LearningError) as exc:
+            what = "checkpoint-refused" if kind == CHECKPOINT else "contribution-refused"
+            self._events.fault(device, what, str(exc), now, kind=type(exc).__name__)
+            return str(exc)
+        return ""
 
     # What devices should run
 
@@ -277,14 +283,25 @@ class Dialogue:
             if isinstance(message, Command):
                 self._send(whom, topics.DN_CMD, message, qos=1, expiry_s=60)
                 continue
-            signature = "" if self._signing is None else self._signing.sign(self._fleet, whom, message, now)
-            self._send(whom, topics.DN_RESTORE, replace(message, signature=signature), qos=1, expiry_s=60)
+            self._send(whom, topics.DN_RESTORE, self.signed(whom, message, now), qos=1, expiry_s=60)
+
+    def signed(self, device: str, order: Restore, now: Now) -> Restore:
+        """An order for a device, signed where this fleet has keys."""
+        if self._signing is None:
+            return order
+        return replace(order, signature=self._signing.sign(self._fleet, device, order, now))
 
     def _chunk(self, device: str) -> int:
         """Size of the chunks that arrive at a device."""
         return min(self._chunk_bytes.get(device, USUAL_BYTES), self._largest_chunk)
 
     def _send_desired(self, device: str, wanted: Wanted, now: Now) -> None:
+        message = self.desired(device, wanted, now)
+        if message is not None:
+            self._send(device, topics.model_leaf(topics.DN_DESIRED, wanted.level), message, qos=1, retain=True)
+
+    def desired(self, device: str, wanted: Wanted, now: Now) -> Desired | None:
+        """What a model of a device should run, signed where there are keys; None, and told, where that cannot be."""
         release = wanted.release
         try:
             size = self._chunk(device)
@@ -292,7 +309,7 @@ class Dialogue:
             forms = self._artifacts.forms(release.digest, self._bases.get(device, ()), size)
         except RolloutError as exc:
             self._events.fault(device, "artifact-missing", str(exc), now)
-            return
+            return None
         message = Desired(
             release=release.counter,
             kind="bundle" if release.kind == "bundle" else "head",
@@ -313,8 +330,8 @@ class Dialogue:
                 message = replace(message, signature=self._signing.sign(self._fleet, device, message, now))
             except EdgeError as exc:
                 self._events.fault(device, "not-signed", f"release {release.counter} is not sent: {exc}", now)
-                return
-        self._send(device, topics.model_leaf(topics.DN_DESIRED, wanted.level), message, qos=1, retain=True)
+                return None
+        return message
 
     def clear(self, device: str) -> None:
         """Have the broker forget what it keeps of a device that is gone for good."""

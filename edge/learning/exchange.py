@@ -25,7 +25,7 @@ from edge.learning.learner import State
 
 _PARAMETER = "parameter."
 _MERGED = "merged."
-_UPDATE = "head-update"
+_UPDATE = UPDATE_KIND = "head-update"
 _RELEASE = "head-release"
 _STATE_ID = re.compile(r"([0-9a-f]{16,64})?")
 

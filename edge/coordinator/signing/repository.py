@@ -88,6 +88,12 @@ class Repository:
         """A document as a message, or that there is none of this name."""
         return packed(name, self.metadata(name))
 
+    def names(self) -> list[str]:
+        """The documents that a device may ask for: all roots, and the newest of each other role."""
+        found = [f"{version}.{Root.type}.json" for version in versions(self._folder, Root.type)]
+        roles = (Snapshot.type, Targets.type, BUNDLES, HEADS)
+        return [*found, "timestamp.json", *(f"{versions(self._folder, role)[-1]}.{role}.json" for role in roles)]
+
     def bundles(self) -> bytes:
         """The newest list of bundles."""
         found = self.metadata(f"{versions(self._folder, BUNDLES)[-1]}.{BUNDLES}.json")

@@ -16,6 +16,9 @@ class Signing(Protocol):
     def document(self, name: str) -> Meta:
         """A document of metadata, or that there is none of this name."""
 
+    def names(self) -> list[str]:
+        """The documents that a device may ask for: all roots, and the newest of each other role."""
+
     def sign(self, fleet: str, device: str, desired: Desired | Restore, now: Now) -> str:
         """The signature of what a device should run; a head is put into the list first."""
 

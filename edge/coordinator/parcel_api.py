@@ -1,0 +1,46 @@
+"""Parcels over HTTP: what devices without a network should be told, and what they said."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import FastAPI, HTTPException, Query, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import Response
+
+from edge.coordinator.release_api import Submit
+
+MAX_PARCEL_BYTES = 256 << 20
+
+
+def add_parcel_routes(api: FastAPI, submit: Submit) -> None:
+    """Add the routes.
+
+    Args:
+        api: The application.
+        submit: Runs a function of the core on the coordinator's own thread and gives its result.
+    """
+
+    @api.get("/api/v1/parcel")
+    def carry_out(device: Annotated[list[str], Query(min_length=1, max_length=1000)]) -> Response:
+        data = submit(lambda core, now: core.carry_out(device, now))
+        return Response(data, media_type="application/octet-stream")
+
+    @api.post("/api/v1/parcel")
+    async def carry_in(request: Request) -> dict[str, Any]:
+        data = bytearray()
+        async for piece in request.stream():
+            data += piece
+            if len(data) > MAX_PARCEL_BYTES:
+                raise HTTPException(413, f"a parcel is at most {MAX_PARCEL_BYTES} bytes")
+
+        def take() -> Any:
+            with tempfile.NamedTemporaryFile(prefix="edgeloop-", suffix=".parcel") as copy:
+                copy.write(data)
+                copy.flush()
+                return submit(lambda core, now: core.carry_in(Path(copy.name), now))
+
+        result: dict[str, Any] = await run_in_threadpool(take)
+        return result
