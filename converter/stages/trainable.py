@@ -17,7 +17,7 @@ from converter.load.source import tensor_bytes
 from converter.plan import QUANTITIES, YES_OR_NO, ConversionPlan
 from converter.program.programs import onnx_program, outputs
 from converter.program.tensors import batch_size, select
-from converter.verify.kinds import of_head
+from converter.verify.kinds import endings_of, of_head
 from converter.verify.measure import Evaluation
 from converter.verify.original import Original
 from edge.contract.errors import BundleError, ConfigError, ConversionError, LearningError
@@ -137,8 +137,7 @@ def _check_targets(parts: SplitModel, original: Original, recipe: TrainingRecipe
     """Raise ConversionError unless float targets are one number for each of the head's outputs."""
     head, y = parts.head, original.samples.y
     assert head is not None
-    last = next(node.op_type for node in head.graph.graph.node if head.output in node.output)
-    if last == "Sigmoid" and recipe.loss == BINARY_CROSS_ENTROPY:
+    if endings_of(head.graph)[head.output] == "Sigmoid" and recipe.loss == BINARY_CROSS_ENTROPY:
         raise ConversionError(
             "the model ends in a Sigmoid, and binary cross-entropy takes what stands before it: leave the Sigmoid out "
             "(devices give probabilities of logits), or train with --loss mean-squared-error"

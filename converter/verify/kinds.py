@@ -225,7 +225,7 @@ def of_head(
 def endings_of(model: onnx.ModelProto) -> dict[str, str]:
     """The operator that each output's values come from, which Reshape, Slice and their like do not change.
 
-    A softmax is one also where the file has it in pieces, as compilers write it.
+    A softmax or sigmoid is one also where the file has it in pieces, as compilers write it.
     """
     links = Links(model.graph)
     return {info.name: _ending(links, info.name) for info in model.graph.output}
@@ -236,6 +236,8 @@ def _ending(links: Links, output: str) -> str:
     if node is None or len(node.input) < 2:
         return "" if node is None else node.op_type
     exponentials, sums = (_behind_moves(links, name) for name in node.input[:2])
+    if node.op_type == "Div" and _is_one(links, node.input[0]) and _is_one_and_exponential(links, sums):
+        return "Sigmoid"
     if exponentials is None or sums is None:
         return node.op_type
     if node.op_type == "Div" and exponentials.op_type == "Exp" and _is_sum_of(links, sums, exponentials.output[0]):
@@ -246,6 +248,17 @@ def _ending(links: Links, output: str) -> str:
         if total is not None and summed is not None and summed.op_type == "Exp" and summed.input[0] == node.input[0]:
             return "LogSoftmax" if _is_sum_of(links, total, summed.output[0]) else node.op_type
     return node.op_type
+
+
+def _is_one(links: Links, name: str) -> bool:
+    return name in links.constants and bool((links.array(name) == 1).all())
+
+
+def _is_one_and_exponential(links: Links, node: onnx.NodeProto | None) -> bool:
+    if node is None or node.op_type != "Add" or not any(_is_one(links, name) for name in node.input):
+        return False
+    others = [links.made_by.get(name) for name in node.input if not _is_one(links, name)]
+    return len(others) == 1 and others[0] is not None and others[0].op_type == "Exp"
 
 
 def _is_sum_of(links: Links, node: onnx.NodeProto, value: str) -> bool:

@@ -15,6 +15,7 @@ from converter.graph.canonical import canonical
 from converter.plan import InputOption
 from converter.program.programs import onnx_program
 from converter.verify.columns import compare
+from converter.verify.kinds import endings_of
 from edge.contract.bundle import Bundle
 from edge.inference.onnx_session import OnnxSession
 from tests.converter.models import convert, export, plan
@@ -48,6 +49,7 @@ def test_what_is_done_with_a_small_share_keeps_its_digits() -> None:
         "product": lambda z: torch.sigmoid(z[:, :1]) * torch.sigmoid(z[:, 1:]),
         "root": lambda z: torch.sqrt(torch.sigmoid(z)).unsqueeze(-1),
         "behind_others": lambda z: torch.cat([z * 10, torch.sigmoid(z)], dim=-1),
+        "opposite": lambda z: 2.0 * torch.sigmoid(z) / (1 + torch.exp(-z)),
         "information": lambda z: -torch.sigmoid(z) * torch.log(torch.sigmoid(z)),
     }
     for name, end in ends.items():
@@ -62,6 +64,7 @@ def test_what_is_done_with_a_small_share_keeps_its_digits() -> None:
         with np.errstate(all="ignore"):
             assert compare(wanted, plain, axis).noise_db.min() < 40, name
         assert compare(wanted, found, axis).noise_db.min() > LEAST_DB, name
+        assert (list(endings_of(exact).values()) == ["Sigmoid"]) == (name == "share"), name
 
 
 def test_sigmoids_before_a_sum_of_products_stay_as_they_are() -> None:
