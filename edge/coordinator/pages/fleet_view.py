@@ -12,13 +12,11 @@ from edge.contract.digest import short
 from edge.coordinator.pages.charts import shares
 from edge.coordinator.pages.texts import text
 from edge.coordinator.records import Device, Model
-from edge.coordinator.rollout.states import FAILURES, RolloutState
+from edge.coordinator.rollout.states import RolloutState
 from edge.coordinator.rollouts import PAUSED
 from edge.coordinator.store.store import Store
 
 PAGE = 50
-# A device that says to be online and was not heard for so long is shown as silent.
-SILENT_MS = 300_000
 # Conditions of a device, the best first; a style each.
 ONLINE, SILENT, OFFLINE, UNKNOWN = "online", "silent", "offline", "unknown"
 CONDITIONS = (ONLINE, SILENT, OFFLINE, UNKNOWN)
@@ -58,7 +56,7 @@ def condition(device: Device, now: Now) -> str:
         return UNKNOWN
     if not device.online:
         return OFFLINE
-    return SILENT if now.wall_ms - device.last_seen_ms > SILENT_MS else ONLINE
+    return ONLINE if device.is_there(now.wall_ms) else SILENT
 
 
 def fleet(store: Store, query: FleetQuery, now: Now) -> dict[str, Any]:
@@ -68,7 +66,7 @@ def fleet(store: Store, query: FleetQuery, now: Now) -> dict[str, Any]:
         models = _by_device(store.devices.models())
         releases = {each.counter: each for each in store.releases.all()}
         names = {each.identity: each.name for each in store.releases.bundles() if each.identity}
-        wishes = _wishes(store, models, now)
+        wishes = _wishes(store, devices, models, now)
     is_now = {device.id: condition(device, now) for device in devices}
     counts = Counter(is_now.values())
     keys = sorted({key for of_device in tags.values() for key in of_device})
@@ -154,7 +152,7 @@ def _map(
     return [{"value": value, "cells": cells} for value, cells in sorted(groups.items())]
 
 
-def _wishes(store: Store, models: Mapping[str, Sequence[Model]], now: Now) -> list[Wish]:
+def _wishes(store: Store, devices: Sequence[Device], models: Mapping[str, Sequence[Model]], now: Now) -> list[Wish]:
     """What waits for a person, the most pressing first."""
     found = []
     if why := store.rollouts.setting(PAUSED):
@@ -163,15 +161,19 @@ def _wishes(store: Store, models: Mapping[str, Sequence[Model]], now: Now) -> li
     for alert in told:
         if alert.kind in ("threshold", "absence", "drift", "data-cap"):  # the others stand below with their own words
             found.append(Wish("alert", f"{alert.rule}: {alert.subject}", alert.detail, "/alerts"))
+    for admission in ("pending", "quarantined"):
+        waiting = [each.id for each in devices if each.admission == admission]
+        if waiting:
+            found.append(Wish(f"admission-{admission}", str(len(waiting)), _named(waiting), f"/devices/{waiting[0]}"))
     in_rollouts = set()
     for rollout in store.rollouts.open():
         here = f"/rollouts/{rollout.id}"
         if rollout.state in (RolloutState.HELD, RolloutState.PAUSED):
             found.append(Wish(f"rollout-{rollout.state}", str(rollout.id), rollout.reason, here))
-        failed = [each for each in store.rollouts.targets(rollout.id) if each.state in FAILURES]
-        in_rollouts |= {(each.device, each.model) for each in failed}
+        failed = store.rollouts.failures(rollout.id)
+        in_rollouts |= set(failed)
         if failed:
-            found.append(Wish("targets-failed", str(rollout.id), _named([each.device for each in failed]), here))
+            found.append(Wish("targets-failed", str(rollout.id), _named([device for device, _ in failed]), here))
     for device, own in models.items():
         for each in own:
             if each.state in TROUBLED and not {(device, each.model), (device, "")} & in_rollouts:

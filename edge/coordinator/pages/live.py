@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 
 from edge.contract.clock import Now
 
-# Between two looks at the database, at least; and so many times what the last look took.
-LOOK_S, _REST = 1.0, 10.0
+# Between two looks at the database, at least; so many times what the last look took; and at most, for a machine that is
+# busy with other things makes a look long that costs little.
+LOOK_S, _REST, _LAST_S = 1.0, 10.0, 10.0
 # A line that says nothing for so long may be cut by what stands between.
 _STILL_HERE_S = 15.0
 MAX_VIEWERS = 64
@@ -29,6 +30,11 @@ class _Shown:
     took_s: float = 0.0
     fragments: Fragments = field(default_factory=dict)
     viewers: int = 0
+
+    @property
+    def rest_s(self) -> float:
+        """Until the next look."""
+        return max(LOOK_S, min(_REST * self.took_s, _LAST_S))
 
 
 class Live:
@@ -79,7 +85,7 @@ class Live:
                 elif self._clock().s - said_s > _STILL_HERE_S:
                     said_s = self._clock().s
                     yield ": still here\n\n"
-                for _ in range(max(1, round(_REST * shown.took_s / LOOK_S))):
+                for _ in range(max(1, round(shown.rest_s / LOOK_S))):
                     if not self._is_closed:
                         await self._sleep(LOOK_S)
         finally:
@@ -90,7 +96,7 @@ class Live:
     async def _newest(self, shown: _Shown, make: Callable[[], Awaitable[Fragments]]) -> Fragments:
         async with shown.lock:
             begun_s = self._clock().s
-            if begun_s - shown.made_s >= 0.9 * max(LOOK_S, _REST * shown.took_s):
+            if begun_s - shown.made_s >= 0.9 * shown.rest_s:
                 shown.fragments = await make()
                 shown.made_s = self._clock().s
                 shown.took_s = shown.made_s - begun_s

@@ -305,6 +305,8 @@ _TEXTS = {
     "state.firing": "now",
     "state.acknowledged": "acknowledged",
     "state.silenced": "silenced",
+    "wish.admission-pending": "{subject} devices wait for somebody to approve them",
+    "wish.admission-quarantined": "{subject} devices are in quarantine",
     "wish.alert": "{subject}",
     # Releases
     "releases.title": "Releases",

@@ -130,13 +130,13 @@ class Devices:
 
     def tags(self, device: str | None = None) -> dict[str, dict[str, str]]:
         """By device, of all or of one."""
-        query = select(TagRow).order_by(TagRow.device, TagRow.key)
+        query = select(TagRow.device, TagRow.key, TagRow.value).order_by(TagRow.device, TagRow.key)
         if device is not None:
             query = query.where(TagRow.device == device)
         found: dict[str, dict[str, str]] = {}
         with self._database.transaction() as session:
-            for row in session.scalars(query):
-                found.setdefault(row.device, {})[row.key] = row.value
+            for name, key, value in session.execute(query):
+                found.setdefault(name, {})[key] = value
         return found
 
 

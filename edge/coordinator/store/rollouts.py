@@ -11,7 +11,7 @@ from sqlalchemy import func, select, update
 from edge.channel.messages import Pairs
 from edge.coordinator.records import LoggedLook, Transition
 from edge.coordinator.rollout import plan as plans
-from edge.coordinator.rollout.states import ENDED, RolloutState, TargetState
+from edge.coordinator.rollout.states import ENDED, FAILURES, RolloutState, TargetState
 from edge.coordinator.rollout.step import Rollout, Target
 from edge.coordinator.store.database import Database
 from edge.coordinator.store.tables import FleetRow, LookRow, RolloutRow, TargetRow, TransitionRow
@@ -76,6 +76,14 @@ class RolloutLog:
         with self._database.transaction() as session:
             session.flush()
             return [_target(row) for row in session.execute(query)]
+
+    def failures(self, rollout: int) -> Sequence[tuple[str, str]]:
+        """Devices of a rollout that failed, each with its model, in the order in which they come."""
+        query = select(TargetRow.device, TargetRow.model).where(TargetRow.rollout == rollout)
+        query = query.where(TargetRow.state.in_([str(each) for each in FAILURES])).order_by(TargetRow.place)
+        with self._database.transaction() as session:
+            session.flush()
+            return [(device, model) for device, model in session.execute(query)]
 
     def of_devices(self, device: str | None = None) -> Sequence[tuple[Rollout, Target]]:
         """Targets of all devices or of one, with their rollouts, oldest first; not those that only wait."""
