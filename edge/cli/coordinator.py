@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from edge import __version__
+from edge.cli.exports import export
 from edge.contract.errors import ConfigError, run_to_exit
 from edge.merging.policy import RULES, MergePolicy
 
@@ -308,6 +309,9 @@ def broker(port: int) -> None:
         click.echo(f"{child.name} at {child.url}. {child.note}")
         while not stopped:
             time.sleep(0.2)
+
+
+coordinator.add_command(export)
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,10 @@ from edge.contract.errors import ConfigError
 
 if TYPE_CHECKING:
     from edge.agent.rehearsal import Rehearsal
+    from edge.coordinator.store.store import Store
+
+# Files that are open at one time.
+_MAX_OPEN_RUNS = 100
 
 
 def open_folder(folder: Path) -> Any:
@@ -59,3 +64,60 @@ def write_rehearsal(writer: Any, found: Rehearsal, what: str, numbers: dict[str,
         writer.close()
     except OSError as exc:
         raise ConfigError(f"the files for TensorBoard cannot be written: {exc.strerror}") from exc
+
+
+def write_fleet(store: Store, folder: Path, device: str, since_ms: int) -> dict[str, int]:
+    """A run for each model of each device: its numbers and the say of its heads over time; one for merges.
+
+    Args:
+        store: The coordinator's database.
+        folder: For the runs.
+        device: Only of this one; "" for all.
+        since_ms: Only from then on, milliseconds since 1970.
+
+    Returns:
+        Runs, and messages in them.
+
+    Raises:
+        ConfigError: tensorboardX is not installed, or the folder cannot be written.
+    """
+    from edge.channel.messages import EXPERTS
+    from edge.coordinator.export.files import telemetry
+    from edge.coordinator.pages.learning_view import is_merge
+    from edge.coordinator.summaries import measures
+
+    writers: dict[str, Any] = {}
+    n_messages = 0
+
+    def run(*names: str) -> Any:
+        name = "/".join(re.sub(r"[^A-Za-z0-9._-]", "_", each) for each in names if each)
+        if name not in writers:
+            if len(writers) >= _MAX_OPEN_RUNS:  # each holds a file and a thread
+                for each in writers.values():
+                    each.close()
+                writers.clear()
+            writers[name] = open_folder(folder / name)
+            runs.add(name)
+        return writers[name]
+
+    runs: set[str] = set()
+    try:
+        for message in telemetry(store, device, since_ms):
+            writer = run(message.device, str(message.values.get("model", "")))
+            at_s, n_messages = message.received_ms / 1000, n_messages + 1
+            for key, value in measures(message).items():
+                writer.add_scalar(key, value, int(at_s), walltime=at_s)
+            experts = message.values.get(EXPERTS)
+            for name, (share, right, labels) in (experts if isinstance(experts, dict) else {}).items():
+                writer.add_scalar(f"share/{name}", share, int(at_s), walltime=at_s)
+                if labels > 0:
+                    writer.add_scalar(f"right/{name}", right, int(at_s), walltime=at_s)
+        merges = [] if device else [each for each in store.releases.all() if is_merge(each)][::-1]
+        for release in merges:
+            if release.created_ms >= since_ms:
+                run("merges").add_text("merge", release.reason, release.counter, walltime=release.created_ms / 1000)
+        for each in writers.values():
+            each.close()
+    except OSError as exc:
+        raise ConfigError(f"the files for TensorBoard cannot be written: {exc.strerror}") from exc
+    return {"runs": len(runs), "messages": n_messages, "merges": len(merges)}

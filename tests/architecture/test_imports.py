@@ -92,6 +92,7 @@ DOORS: dict[str, tuple[str, ...]] = {
         "edge/coordinator/pages/routes.py",
         "edge/coordinator/service.py",
     ),
+    "prometheus_client": ("edge/coordinator/export/prometheus.py",),
     "jinja2": ("edge/coordinator/pages/render.py",),
     "markupsafe": ("edge/coordinator/pages/render.py",),
     "uvicorn": ("edge/coordinator/api.py", "edge/coordinator/service.py"),

@@ -18,6 +18,7 @@ from edge.coordinator.access import Identity, Role
 from edge.coordinator.access_api import ANYBODY, Refused, signed_in
 from edge.coordinator.alerts.rules import AlertRules
 from edge.coordinator.core import CoordinatorCore
+from edge.coordinator.export import prometheus
 from edge.coordinator.pages import (
     alert_view,
     device_view,
@@ -202,6 +203,10 @@ def add_pages(api: FastAPI, pages: Pages) -> None:
         data = resources.files("edge.coordinator.pages").joinpath("static", name).read_bytes()
         headers = {**HEADERS, "cache-control": "public, max-age=300"}
         return Response(data, media_type=_FILES[name], headers=headers)
+
+    @get("/metrics")
+    def metrics() -> Response:
+        return Response(prometheus.metrics(pages.store, pages.fleet, pages.clock()), media_type=prometheus.TYPE)
 
     @get("/favicon.ico")
     async def icon() -> Response:

@@ -31,6 +31,12 @@ class EventLog:
         with self._database.transaction() as session:
             session.execute(insert(table(EventRow)).on_conflict_do_nothing(), row)
 
+    def after(self, last_id: int, limit: int) -> Sequence[LoggedEvent]:
+        """What came behind an id, oldest first."""
+        query = select(EventRow).where(EventRow.id > last_id).order_by(EventRow.id).limit(limit)
+        with self._database.transaction() as session:
+            return [row.to(LoggedEvent) for row in session.scalars(query)]
+
     def newest(
         self, limit: int, *, device: str | None = None, name: str = "", since_ms: int = 0, after_id: int = 0
     ) -> Sequence[LoggedEvent]:

@@ -1,0 +1,106 @@
+"""``edge-coordinator export``: what is in the database, as files for other tools."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edge.contract.durations import seconds
+from edge.contract.errors import ConfigError
+
+
+def _since(_: click.Context, __: click.Parameter, text: str) -> int:
+    if not text:
+        return 0
+    try:
+        return time.time_ns() // 1_000_000 - int(1000 * seconds(text))
+    except ValueError as exc:
+        raise ConfigError(f"--since: {exc}") from exc
+
+
+_COMMON = (
+    click.argument("folder", type=click.Path(path_type=Path)),
+    click.option("--data-dir", default="edge-coordinator", type=click.Path(path_type=Path), help="Of the coordinator."),
+    click.option("--database", default="", envvar="EDGE_DATABASE", help="Instead of the one in the data folder."),
+    click.option("--device", default="", help="Only of this one."),
+    click.option("--since", "since_ms", default="", callback=_since, help="Only the last while: 30 min, 12 h, 7 d."),
+    click.option("--json", "as_json", is_flag=True, help="For programs."),
+)
+
+
+def _common(command: Any) -> Any:
+    for each in reversed(_COMMON):
+        command = each(command)
+    return command
+
+
+@click.group()
+def export() -> None:
+    """Write telemetry and events into files; the coordinator may run."""
+
+
+@export.command("csv")
+@_common
+def as_csv(folder: Path, data_dir: Path, database: str, device: str, since_ms: int, as_json: bool) -> None:
+    r"""Write telemetry.csv and events.csv into FOLDER.
+
+    \b
+    edge-coordinator export csv out --since "7 d"
+    """
+    store = _store(data_dir, database, device)
+    from edge.coordinator.export.files import write_csv
+
+    try:
+        _say(folder, write_csv(store, folder, device, since_ms), as_json)
+    finally:
+        store.close()
+
+
+@export.command("tensorboard")
+@_common
+def as_tensorboard(folder: Path, data_dir: Path, database: str, device: str, since_ms: int, as_json: bool) -> None:
+    r"""Write a run for each device, and one for merges, into FOLDER.
+
+    \b
+    edge-coordinator export tensorboard runs
+    tensorboard --logdir runs
+    """
+    from edge.cli.tensorboard import write_fleet
+
+    store = _store(data_dir, database, device)
+    try:
+        _say(folder, write_fleet(store, folder, device, since_ms), as_json)
+    finally:
+        store.close()
+
+
+def _store(data_dir: Path, database: str, device: str) -> Any:
+    """The database of a coordinator that may run.
+
+    Raises:
+        ConfigError: It cannot be used, or there is no such device.
+    """
+    try:
+        from edge.coordinator.backup import DATABASE
+        from edge.coordinator.store.store import Store
+    except ImportError as exc:
+        raise ConfigError(f"{exc.name} is not installed: pip install 'edgeloop[coordinator]'") from exc
+    where = database or data_dir / DATABASE
+    if isinstance(where, Path) and not where.exists():
+        raise ConfigError(f"{where} is not there; name the coordinator's folder with --data-dir")
+    store = Store(where, is_shared=True)
+    if device and store.devices.get(device) is None:
+        store.close()
+        raise ConfigError(f"--device {device[:80]}: there is none of that name; `edge-fleet devices` lists them")
+    return store
+
+
+def _say(folder: Path, counts: dict[str, int], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps({"folder": str(folder), **counts}))
+    else:
+        click.echo(f"{folder}: {', '.join(f'{count} in {name}' for name, count in counts.items())}")
