@@ -40,6 +40,8 @@ class AgentFile:
     http: str | None = None
     http_token_file: str | None = None
     batch_ms: float | None = None
+    source: tuple[str, ...] | None = None
+    answers: tuple[str, ...] | None = None
     keep_hard: float | None = None
     telemetry_interval: float | None = None
     outbox: float | None = None

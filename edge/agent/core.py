@@ -206,9 +206,9 @@ class AgentCore:
             case Disconnected():
                 self._connected = False
                 self._reports.offline(now)
-                self._tell(self._line.disconnected(event, now.s))
+                self.tell(self._line.disconnected(event, now.s))
             case Refused():
-                self._tell(self._line.refused(event, now.s))
+                self.tell(self._line.refused(event, now.s))
             case Received(topic=topic, payload=payload):
                 if self._use is not None:
                     self._use.spend(packet_bytes(topic, payload))
@@ -218,9 +218,9 @@ class AgentCore:
                         self._line.answered()
                     self._message(leaf, payload, now, topic)
                 except ChannelError as exc:
-                    self._tell([("bad-message", str(exc))])
+                    self.tell([("bad-message", str(exc))])
 
-    def _tell(self, events: Told) -> None:
+    def tell(self, events: Told) -> None:
         """Say what happened with the next tick."""
         self._events += events
         del self._events[:-MAX_EVENTS]
@@ -291,7 +291,7 @@ class AgentCore:
         elif isinstance(message, Command):
             self._command(message, now)
         elif isinstance(message, Conn):
-            self._tell(self._line.heard(topic, message, self._own_conn, now.s))
+            self.tell(self._line.heard(topic, message, self._own_conn, now.s))
 
     def _offered(self, model: str, desired: Desired | Restore, leaf: str, now: Now) -> None:
         """For a model, a release or what was learned elsewhere: it is proved first where this device wants proof.
@@ -319,9 +319,9 @@ class AgentCore:
                     continue
                 why = f"{verdict.kind}: {verdict.detail}"
                 if isinstance(desired, Restore):
-                    self._tell([("restore-distrusted", f"order {desired.number}: {why}")])
+                    self.tell([("restore-distrusted", f"order {desired.number}: {why}")])
                 else:
-                    self._tell([("release-distrusted", f"release {desired.release}: {why}")])
+                    self.tell([("release-distrusted", f"release {desired.release}: {why}")])
                     model.deployment.refuse(desired, f"not believed, {why}"[:500])
         self._vetting.verdicts.clear()
 
@@ -365,7 +365,7 @@ class AgentCore:
         if self._use is not None:
             self._use.poll(now, connected=self._connected)
             self._why_waiting = self._use.why_not
-            self._tell(self._use.news())
+            self.tell(self._use.news())
         may_send = self._connected and not self._why_waiting
         if self._vetting is not None:
             self._vet(now, may_send=may_send)
@@ -381,8 +381,8 @@ class AgentCore:
             for model in self.models.values():
                 model.is_renewed = False
             self._send_birth(now)
-        self._tell([("warning", text) for text in [*self._folder.warnings, *self._reports.take_warnings()]])
-        self._tell(self._line.poll(now.s))
+        self.tell([("warning", text) for text in [*self._folder.warnings, *self._reports.take_warnings()]])
+        self.tell(self._line.poll(now.s))
         self._folder.warnings.clear()
         self._report("", self._events, now)
         self._events.clear()
@@ -408,7 +408,7 @@ class AgentCore:
         except Exception as exc:  # noqa: BLE001  # whatever it is, the other models are not at fault
             fault = f"{name}: {type(exc).__name__}: {exc}"
             if self._faults.get(name) != fault:
-                self._tell([("model-fault", fault)])
+                self.tell([("model-fault", fault)])
             self._faults[name] = fault
 
     def _take_out(self) -> list[Publish]:

@@ -15,10 +15,10 @@ import stat
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
 
 from edge.agent.checkpoints import Seals
 from edge.agent.company import Answered, Company, Job
@@ -32,6 +32,10 @@ from edge.channel import topics
 from edge.channel.transport import Connected, Disconnected, Publish, Transport, TransportEvent, publish_all
 from edge.contract.clock import Now
 from edge.contract.errors import ConfigError, EdgeError
+
+if TYPE_CHECKING:  # a device without them does not pay for them
+    from edge.agent.sources.payloads import Source
+    from edge.agent.sources.sinks import Sink
 
 log = logging.getLogger("edge.agent")
 
@@ -124,9 +128,19 @@ class AgentService:
         config: Its options.
         transport: To the broker; None to work alone.
         supervisor: Is told that it is ready, alive and stopping; None for nobody.
+        sources: Where samples come from beside the socket.
+        sinks: Where the answers to those go.
     """
 
-    def __init__(self, config: AgentConfig, transport: Transport | None, supervisor: Supervisor | None = None) -> None:
+    def __init__(
+        self,
+        config: AgentConfig,
+        transport: Transport | None,
+        supervisor: Supervisor | None = None,
+        *,
+        sources: Sequence[Source] = (),
+        sinks: Sequence[Sink] = (),
+    ) -> None:
         self._config = config
         self._supervisor = supervisor or Supervisor()
         self._models = Models(config)
@@ -137,6 +151,7 @@ class AgentService:
             raise
         self._transport = transport
         self._stopping = False
+        self._sources, self._sinks = sources, sinks
         self._company = Company(config.batch_ms, time.perf_counter)
         self._queue: queue.Queue[_Call | TransportEvent] = queue.Queue(MAX_QUEUED)
 
@@ -157,6 +172,8 @@ class AgentService:
                     stack.enter_context(self._http(self._config.http))
                 if self._transport is not None:
                     self._start(self._transport)
+                if self._sources:
+                    stack.enter_context(self._feeding())
                 if stdin:
                     threading.Thread(target=self._read_stdin, daemon=True).start()
                 for name, status in self._core.status()["models"].items():
@@ -273,6 +290,38 @@ class AgentService:
         self._models.close()
 
     # Local applications
+
+    @contextlib.contextmanager
+    def _feeding(self) -> Iterator[None]:
+        """A thread for each source; the agent ends with a source that says so."""
+        from edge.agent.sources.feeding import Feeding
+
+        stop = threading.Event()
+
+        def feed(source: Source) -> None:
+            Feeding(source, self._sinks, self, now, self._config.device).run(stop)
+            if source.ends_agent:
+                self._stop()
+
+        threads = [threading.Thread(target=feed, args=(source,), daemon=True) for source in self._sources]
+        for thread in threads:
+            thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            self._answer_waiting()
+            for thread in threads:
+                thread.join(2.0)
+            for sink in self._sinks:
+                sink.close()
+
+    def _answer_waiting(self) -> None:
+        """Let threads that wait for an answer go: none comes any more."""
+        while not self._queue.empty():
+            item = self._queue.get_nowait()
+            if isinstance(item, _Call):
+                item.answer.put(EdgeError("the agent ends"))
 
     @contextlib.contextmanager
     def _http(self, options: HttpOptions) -> Iterator[None]:

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 
 from edge import __version__
-from edge.cli import doctor, running, setup, unit
+from edge.cli import doctor, review, running, setup, unit
 from edge.cli.configured import bundles_of, config_option, http_options, password_of
 from edge.cli.enroll import enroll
+from edge.cli.feeds import feeds_of
 from edge.cli.terminal import seconds
 from edge.contract.choices import EXECUTORS, LEARNERS, PROVIDERS
 from edge.contract.errors import ConfigError, run_to_exit
@@ -76,6 +77,19 @@ def agent() -> None:
     type=click.FloatRange(0, 10240),
     help="Keep samples whose label would help most on disk, MiB at most for each model; 0: none. See review.",
 )
+@click.option(
+    "--source",
+    "sources",
+    multiple=True,
+    metavar="SOURCE",
+    help="Where samples come from: a folder, mqtt://HOST/TOPIC, camera:/dev/video0, microphone:DEVICE, -; repeatable.",
+)
+@click.option(
+    "--answers",
+    multiple=True,
+    metavar="PLACE",
+    help="Where answers to those go: mqtt://HOST/TOPIC, a file of JSON lines, -; repeatable.",
+)
 @click.option("--telemetry-interval", type=click.FloatRange(min=0.1), help="Seconds.  [default: the profile's]")
 @click.option(
     "--outbox", default=8.0, type=click.FloatRange(0.1, 1024), help="Reports that wait for a connection, MiB at most."
@@ -120,6 +134,8 @@ def run(
     http_token_file: Path | None,
     batch_ms: float,
     keep_hard: float,
+    sources: tuple[str, ...],
+    answers: tuple[str, ...],
     telemetry_interval: float | None,
     outbox: float,
     data_cap: str | None,
@@ -195,7 +211,8 @@ def run(
 
         url = BrokerUrl.parse(broker, password_of(broker_password, broker_password_file))
         transport = MqttTransport(url, name, clean_start=False)
-    service = AgentService(options, transport, unit.supervisor(os.environ, os.getpid()))
+    found, sinks = feeds_of(sources, answers, name)
+    service = AgentService(options, transport, unit.supervisor(os.environ, os.getpid()), sources=found, sinks=sinks)
     service.run(socket_path or state_dir / "agent.sock", stdin=stdin)
 
 
@@ -357,7 +374,7 @@ def explain(
         model.close()
 
 
-for command in (*running.COMMANDS, enroll, setup.init, unit.install, unit.uninstall):
+for command in (*running.COMMANDS, enroll, review.review, setup.init, unit.install, unit.uninstall):
     agent.add_command(command)
 
 

@@ -22,7 +22,7 @@ _PATH = click.Path(path_type=Path)
 _SHORT = 12  # digits of a digest
 
 
-def _asking(function: F) -> F:
+def asking(function: F) -> F:
     """The options by which the running agent is found."""
     for option in reversed(
         [
@@ -40,7 +40,8 @@ def _asking(function: F) -> F:
     return function
 
 
-def _connected(state_dir: Path, socket_path: Path | None, timeout: float, model: str | None) -> AgentClient:
+def agent_of(state_dir: Path, socket_path: Path | None, timeout: float, model: str | None) -> AgentClient:
+    """A connection to the running agent."""
     from edge.agent.client import AgentClient
 
     return AgentClient(socket_path or state_dir / "agent.sock", timeout, model=model)
@@ -50,26 +51,27 @@ def _say(text: str) -> None:
     click.echo(harmless(text))
 
 
-def _print_json(answer: Mapping[str, Any]) -> None:
+def print_json(answer: Mapping[str, Any]) -> None:
+    """An answer as one object on a line."""
     from edge.agent.wire import encode_line
 
     click.echo(encode_line(answer), nl=False)
 
 
 @click.command(epilog="Example: edge-agent status --state-dir /var/lib/edge")
-@_asking
+@asking
 def status(state_dir: Path, socket_path: Path | None, timeout: float, as_json: bool, model: str | None) -> None:
     """Say what the running agent runs, what it learned, and what it waits for."""
-    with _connected(state_dir, socket_path, timeout, model) as agent:
+    with agent_of(state_dir, socket_path, timeout, model) as agent:
         found = agent.status()
     if as_json:
-        _print_json(found)
+        print_json(found)
         return
     for line in _status_lines(found):
         _say(line)
 
 
-def _of_one(found: dict[str, Any]) -> dict[str, Any]:
+def of_one(found: dict[str, Any]) -> dict[str, Any]:
     """The status of one model.
 
     Raises:
@@ -140,7 +142,7 @@ def _provider(found: Mapping[str, Any]) -> str:
 @click.option("--index", type=click.IntRange(0), help="Only this sample of each file, from 0.")
 @click.option("--stream", help="Whose samples they are, of a model that remembers.")
 @click.option("--reset", is_flag=True, help="The stream begins anew with the first of them.")
-@_asking
+@asking
 def predict(
     files: tuple[Path, ...],
     sample_id: str | None,
@@ -160,15 +162,15 @@ def predict(
     """
     from edge.contract.tensorspec import TensorSpec
 
-    with _connected(state_dir, socket_path, timeout, model) as agent:
-        specs = [TensorSpec.from_json(spec) for spec in _of_one(agent.status())["inputs"]]
+    with agent_of(state_dir, socket_path, timeout, model) as agent:
+        specs = [TensorSpec.from_json(spec) for spec in of_one(agent.status())["inputs"]]
         samples = [each for file in files for each in _samples(file, specs, index)]
         if sample_id is not None and len(samples) != 1:
             raise ConfigError(f"--id names one sample, there are {len(samples)}; choose one with --index")
         for i, (name, x) in enumerate(samples):
             answer = agent.predict(sample_id or name, x, stream=stream, reset=reset and i == 0)
             if as_json:
-                _print_json({"id": sample_id or name, **answer})
+                print_json({"id": sample_id or name, **answer})
             else:
                 _say(f"{sample_id or name}: {_answer(answer)}")
 
@@ -210,15 +212,15 @@ def _samples(file: Path, specs: list[TensorSpec], index: int | None) -> Iterator
 def _answer(answer: Mapping[str, Any]) -> str:
     """An answer for people."""
     wanted = "; its label would help" if answer.get("label_wanted") else ""
-    parts = [_says(answer)] if answer.keys() & {"class", "classes", "values"} else []
-    parts += [f"{name} {_says(what)}" for name, what in answer.get("outputs", {}).items()]
+    parts = [says(answer)] if answer.keys() & {"class", "classes", "values"} else []
+    parts += [f"{name} {says(what)}" for name, what in answer.get("outputs", {}).items()]
     return "; ".join(parts) + wanted
 
 
-def _says(what: Mapping[str, Any]) -> str:
+def says(what: Mapping[str, Any]) -> str:
     """What one output says, for people."""
     if "class" in what and what["class"] is None:
-        return f"none of these (nearest {_says(what['nearest'])}; {what['novelty']:.2f} times as far as known ones)"
+        return f"none of these (nearest {says(what['nearest'])}; {what['novelty']:.2f} times as far as known ones)"
     if "class" in what:
         name = f"{what['name']} (class {what['class']})" if "name" in what else f"class {what['class']}"
         return f"{name}, confidence {what['confidence']:.3f}" if "confidence" in what else name
@@ -230,41 +232,63 @@ def _says(what: Mapping[str, Any]) -> str:
 
 # A quantity may be negative, which looks like an option.
 @click.command(
-    epilog="Examples: edge-agent label frame-17 scratch; edge-agent label room-3 -1.5,0.25",
+    epilog="Examples: edge-agent label frame-17 scratch; edge-agent label room-3 -1.5,0.25; edge-agent label --file L",
     context_settings={"ignore_unknown_options": True},
 )
-@click.argument("sample_id", metavar="ID")
-@click.argument("label", metavar="LABEL")
+@click.argument("sample_id", metavar="[ID]", required=False)
+@click.argument("label", metavar="[LABEL]", required=False)
 @click.option("--weight", default=1.0, type=click.FloatRange(0, 1), help="How much the label is trusted.")
-@_asking
+@click.option("--file", "file", type=_PATH, help="Labels of a CSV with the columns id and label, or of JSON lines.")
+@asking
 def label(
-    sample_id: str,
-    label: str,
+    sample_id: str | None,
+    label: str | None,
     weight: float,
+    file: Path | None,
     state_dir: Path,
     socket_path: Path | None,
     timeout: float,
     as_json: bool,
     model: str | None,
 ) -> None:
-    """Tell the running agent what the sample ID was, that `predict` was asked about.
+    """Tell the running agent what the sample ID was, that it has answered.
 
     LABEL is the name of a class or its number; of a model of quantities or of several yes-or-no answers, one number for
-    each output with commas between. Ends with 7 when the agent does not remember the sample.
+    each output with commas between. Ends with 7 when the agent does not remember the sample; with --file all that it
+    remembers are learned, and which it does not is said.
     """
-    with _connected(state_dir, socket_path, timeout, model) as agent:
-        y = _target(label, _of_one(agent.status()).get("classes", []))
-        answer = agent.request({"op": "label", "id": sample_id, "y": y, "weight": weight}, "joined")
-    if as_json:
-        _print_json(answer)
-    if not answer["joined"]:
-        raise LearningError(f"{sample_id}: the label was not taken: {answer.get('why', '')}")
-    if not as_json:
-        waits = "; it waits for the learning budget" if answer.get("queued") else ""
-        _say(f"{sample_id}: {label} was learned" if not waits else f"{sample_id}: {label} is kept{waits}")
+    if (file is None) == (sample_id is None) or (sample_id is None) != (label is None):
+        raise click.UsageError("expected ID and LABEL, or --file FILE")
+    from edge.cli.review import read_labels
+
+    given = (
+        [{"id": sample_id, "label": label, "weight": weight}] if file is None
+        else [{**each, "weight": each["weight"] * weight} for each in read_labels(file)]
+    )  # fmt: skip
+    missed = []
+    with agent_of(state_dir, socket_path, timeout, model) as agent:
+        classes = of_one(agent.status()).get("classes", [])
+        for each in given:
+            said = each["label"]
+            y = target(said, classes) if isinstance(said, str) else said
+            try:
+                answer = agent.request({"op": "label", "id": each["id"], "y": y, "weight": each["weight"]}, "joined")
+            except LearningError as exc:
+                if file is None:
+                    raise
+                answer = {"joined": False, "why": str(exc)}
+            if as_json:
+                print_json(answer if file is None else {"id": each["id"], **answer})
+            if not answer["joined"]:
+                missed.append(f"{each['id']}: the label was not taken: {answer.get('why', '')}")
+            elif not as_json:
+                kept = "is kept; it waits for the learning budget" if answer.get("queued") else "was learned"
+                _say(f"{each['id']}: {said} {kept}")
+    if missed:
+        raise LearningError("; ".join(missed[:3]) + (f"; and {len(missed) - 3} more" if len(missed) > 3 else ""))
 
 
-def _target(text: str, classes: list[str]) -> Any:
+def target(text: str, classes: list[str]) -> Any:
     """A label as the agent takes it: names first, since a class may have a number for a name."""
     if text in classes:
         return text
@@ -276,7 +300,7 @@ def _target(text: str, classes: list[str]) -> Any:
 
 
 @click.command(epilog="Example: edge-agent rollback --state-dir /var/lib/edge")
-@_asking
+@asking
 def rollback(state_dir: Path, socket_path: Path | None, timeout: float, as_json: bool, model: str | None) -> None:
     """Go back to what was there before the newest head or bundle that was pushed and took its place.
 
@@ -284,10 +308,10 @@ def rollback(state_dir: Path, socket_path: Path | None, timeout: float, as_json:
     too, but then labels since are lost. Else the bundle before the live one is live again. A merge competes and takes
     nobody's place: labels decide how far it is believed. Ends with 7 when there is nothing to go back to.
     """
-    with _connected(state_dir, socket_path, timeout, model) as agent:
+    with agent_of(state_dir, socket_path, timeout, model) as agent:
         found = agent.rollback()
     if as_json:
-        _print_json(found)
+        print_json(found)
         return
     was, now = found["was"], found["now"]
     if found["slot"] == "bundle":
@@ -305,7 +329,7 @@ def rollback(state_dir: Path, socket_path: Path | None, timeout: float, as_json:
 @click.argument("path", type=_PATH)
 @click.option("--for-fleet", is_flag=True, help="What the coordinator would have been told, for `edge-fleet import`.")
 @click.option("--checkpoint", is_flag=True, help="With --for-fleet: all that was learned along with it.")
-@_asking
+@asking
 def export(
     path: Path,
     for_fleet: bool,
@@ -327,11 +351,11 @@ def export(
     if checkpoint and not for_fleet:
         raise ConfigError("--checkpoint needs --for-fleet")
     check_writable(path)
-    with _connected(state_dir, socket_path, timeout, model) as agent:
+    with agent_of(state_dir, socket_path, timeout, model) as agent:
         if for_fleet:
             carried = agent.carry_out(path, checkpoint=checkpoint)
             if as_json:
-                _print_json({"path": str(path), **carried})
+                print_json({"path": str(path), **carried})
             else:
                 _say(
                     f"wrote {path}: {carried['documents']} documents, {carried['bytes']} bytes; `edge-fleet import` it"
@@ -339,14 +363,14 @@ def export(
             return
         found = agent.export_head(path)
     if as_json:
-        _print_json({"path": str(path), **found})
+        print_json({"path": str(path), **found})
         return
     _say(f"wrote {path}: the head {found['origin']}, {found['samples']} labels, {found['bytes']} bytes")
 
 
 @click.command("import", epilog="Example: edge-agent import stick/release-7")
 @click.argument("path", type=_PATH)
-@_asking
+@asking
 def take_in(
     path: Path, state_dir: Path, socket_path: Path | None, timeout: float, as_json: bool, model: str | None
 ) -> None:
@@ -355,10 +379,10 @@ def take_in(
     It is proved, tried and watched as what comes over the line; `edge-agent status` says what became of it. The agent
     itself must be able to read PATH.
     """
-    with _connected(state_dir, socket_path, timeout, model) as agent:
+    with agent_of(state_dir, socket_path, timeout, model) as agent:
         taken = agent.carry_in(path)
     if as_json:
-        _print_json({"taken": taken})
+        print_json({"taken": taken})
     for each in () if as_json else taken:
         _say(f"took {each}")
 

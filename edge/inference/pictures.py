@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from pathlib import Path
 from typing import Any
@@ -57,15 +58,25 @@ class PictureReader:
         height, width = (axis for position, axis in enumerate(axes) if position != self._axis)
         self._size = (width, height) if isinstance(width, int) and isinstance(height, int) else None
 
+    def decoded(self, data: bytes) -> npt.NDArray[Any]:
+        """One image out of the bytes of its file, without a batch axis.
+
+        Raises:
+            ConfigError: It is damaged or too large.
+        """
+        return self._read(io.BytesIO(data), self._what)
+
     def __call__(self, path: Path) -> npt.NDArray[Any]:
         """One image, without a batch axis.
 
         Raises:
             ConfigError: It is damaged or too large.
         """
+        return self._read(path, f"{self._what}: {path.name}" if self._what != str(path) else self._what)
+
+    def _read(self, path: Path | io.BytesIO, what: str) -> npt.NDArray[Any]:
         from PIL import Image, ImageOps
 
-        what = f"{self._what}: {path.name}" if self._what != str(path) else self._what
         with foreign(f"{what} is not an image that can be read", ConfigError), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)

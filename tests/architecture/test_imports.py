@@ -102,7 +102,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "click": ("edge/cli/*", "converter/cli.py", "converter/arguments.py"),
     "rich": ("edge/cli/*", "converter/cli.py", "converter/report/text.py", "converter/report/targets.py"),
     "threading": (*SHELL, "converter/cli.py", "edge/coordinator/inbox.py"),
-    "queue": SHELL,
+    "queue": (*SHELL, "edge/agent/sources/topics.py"),
     "signal": (*SHELL, "converter/stopping.py", "edge/contract/errors.py"),
     "time": SHELL,
     "asyncio": (*SERVICES, "edge/coordinator/pages/live.py"),

@@ -23,7 +23,7 @@ from edge.agent.client import AgentClient
 from edge.agent.config import AgentConfig
 from edge.agent.models import Models
 from edge.cli.agent import agent
-from edge.cli.running import _target
+from edge.cli.running import target
 from edge.contract.bundle import Bundle
 from edge.contract.errors import ChannelError, ConfigError, LearningError, NoAgentError
 from edge.learning.exchange import HeadRelease
@@ -234,8 +234,8 @@ def test_an_agent_takes_no_file_and_no_socket_of_others_away(tmp_path: Path, dig
 
 
 def test_labels_are_names_numbers_or_quantities_also_negative_ones(tmp_path: Path) -> None:
-    assert [_target(text, ["7", "dent"]) for text in ("7", "dent", "1", "1.5", "x")] == ["7", "dent", 1, "1.5", "x"]
-    assert [_target(text, []) for text in ("3", "-1.5", "-1.5,2", "1e3", "x")] == [
+    assert [target(text, ["7", "dent"]) for text in ("7", "dent", "1", "1.5", "x")] == ["7", "dent", 1, "1.5", "x"]
+    assert [target(text, []) for text in ("3", "-1.5", "-1.5,2", "1e3", "x")] == [
         3,
         [-1.5],
         [-1.5, 2.0],

@@ -113,10 +113,11 @@ function showSamples(found) {
   classNames = found.classes;
   learns = found.learns;
   $("hint").textContent = learns
-    ? "Say what samples were: this device learns from it, and nothing leaves it. Framed are those whose label would help most."
+    ? "Say what samples were: this device learns from it, and the samples do not leave it. Framed are those whose label would help most."
     : "This model does not learn: its answers are shown only.";
   $("classes").replaceChildren(...(classNames.length > MOST_IN_A_LIST ? classNames.map((name) => new Option(name)) : []));
-  showList("samples", found.recent);
+  const waits = (sample) => Number(Boolean(sample.answer.label_wanted || "nearest" in sample.answer) && sample.label === null);
+  showList("samples", [...found.recent].sort((a, b) => waits(b) - waits(a)));
   showList("kept", found.kept);
   $("none").hidden = found.recent.length > 0;
   $("kept-section").hidden = found.kept.length === 0;

@@ -1,0 +1,247 @@
+"""``edge-agent review``: answers of late and kept samples, with pictures; labels by hand, and files for relabelling."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import struct
+import time
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edge.cli.running import agent_of, asking, of_one, print_json, says, target
+from edge.cli.terminal import say
+from edge.contract.errors import ConfigError, LearningError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from edge.agent.client import AgentClient
+
+COLUMNS = ("id", "label", "answered", "confidence", "time", "file")
+_MOST_WIDE = 48  # of a picture on the terminal, in characters
+_SHADES = " .:-=+*#%@"
+
+
+@click.command(
+    epilog="Examples: edge-agent review --ask; edge-agent review --export relabel && edge-agent label "
+    "--file relabel/labels.csv"
+)
+@click.option("--count", default=24, type=click.IntRange(1, 200), help="Samples at most.")
+@click.option(
+    "--kept/--recent", default=None, help="Those on disk, or the last ones.  [default: kept, if there are any]"
+)
+@click.option("--pictures/--no-pictures", default=True, help="Draw pictures and sounds on the terminal.")
+@click.option("--ask", is_flag=True, help="Ask for the label of each; empty passes one over, q ends.")
+@click.option(
+    "--export", "folder", type=click.Path(path_type=Path), help="Write pictures, arrays and labels.csv there."
+)
+@asking
+def review(
+    count: int,
+    kept: bool | None,
+    pictures: bool,
+    ask: bool,
+    folder: Path | None,
+    state_dir: Path,
+    socket_path: Path | None,
+    timeout: float,
+    as_json: bool,
+    model: str | None,
+) -> None:
+    """Look at what the running agent answered: samples that it keeps because a label would help, or the last ones.
+
+    It remembers the last ones only with --http or --keep-hard of `edge-agent run`, and keeps some only with the latter.
+    """
+    with agent_of(state_dir, socket_path, timeout, model) as agent:
+        classes = of_one(agent.status()).get("classes", [])
+        found = agent.request({"op": "review", "count": count}, "recent", "kept")
+        samples = found["kept"] if (kept if kept is not None else found["kept"]) else found["recent"]
+        if folder is not None:
+            written = _export(agent, samples, folder)
+            say(f"wrote {written} samples to {folder}; fill in `label` of labels.csv, then edge-agent label --file")
+            return
+        if as_json:
+            for sample in samples:
+                print_json(sample)
+            return
+        if not samples:
+            say("there are none; `edge-agent run --keep-hard 50` keeps samples whose label would help")
+        for sample in samples:
+            say(_line(sample))
+            if pictures:
+                for row in _drawn(_inputs(agent, sample["id"])):
+                    say(f"    {row}")
+            if ask and not _asked(agent, sample["id"], classes):
+                return
+
+
+def _line(sample: Mapping[str, Any]) -> str:
+    answer = sample["answer"]
+    shown = says(answer) if answer.keys() & {"class", "values"} else "arrays"
+    label = "" if sample.get("label") is None else f"; it was {sample['label']}"
+    wanted = "; its label would help" if answer.get("label_wanted") and not label else ""
+    return f"{sample['id']}  {_time(sample['at_ms'])}  {shown}{wanted}{label}"
+
+
+def _time(at_ms: int) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at_ms / 1000))
+
+
+def _asked(agent: AgentClient, sample_id: str, classes: list[str]) -> bool:
+    """Ask for the label of a sample; False to end."""
+    while True:
+        text = str(click.prompt("    it was", default="", show_default=False)).strip()
+        if text == "q":
+            return False
+        if not text:
+            return True
+        try:
+            if agent.label(sample_id, target(text, classes)):
+                say("    learned")
+            else:
+                say("    not taken: it is not remembered any more")
+            return True
+        except LearningError as exc:
+            say(f"    {exc}")
+
+
+def _inputs(agent: AgentClient, sample_id: str) -> dict[str, npt.NDArray[Any]]:
+    """What a sample was; nothing where that is not remembered."""
+    try:
+        found: dict[str, npt.NDArray[Any]] = agent.request({"op": "sample", "id": sample_id}, "inputs")["inputs"]
+    except LearningError:
+        return {}
+    return found
+
+
+def picture_of(array: npt.NDArray[Any]) -> npt.NDArray[Any] | None:
+    """``(height, width)`` or ``(height, width, 3)`` uint8 of what looks like a picture; None of what does not."""
+    import numpy as np
+
+    shape: tuple[int, ...] = array.shape[1:] if array.ndim == 4 and array.shape[0] == 1 else array.shape
+    found: npt.NDArray[Any] = array.reshape(shape)
+    if found.ndim == 3 and found.shape[0] in (1, 3):
+        found = np.moveaxis(found, 0, 2)
+    if found.ndim == 2 and min(found.shape) > 3:
+        found = found[..., None]
+    if found.ndim != 3 or found.shape[2] not in (1, 3) or not found.size:
+        return None
+    wide = found.astype(np.float64)
+    low, high = 0.0, 255.0 if array.dtype == np.uint8 else 1.0
+    if wide.min() < low or wide.max() > high:
+        low, high = float(wide.min()), float(wide.max())
+    pixels = np.rint((wide - low) / (high - low or 1.0) * 255).astype(np.uint8)
+    return pixels[..., 0] if pixels.shape[2] == 1 else pixels
+
+
+def _drawn(inputs: Mapping[str, npt.NDArray[Any]]) -> Iterator[str]:
+    """The first input that can be shown, in characters."""
+    import numpy as np
+
+    for array in inputs.values():
+        pixels = picture_of(array)
+        if pixels is not None:
+            grey = pixels.mean(axis=2) if pixels.ndim == 3 else pixels
+            step = max(1, -(-grey.shape[1] * 2 // _MOST_WIDE))
+            for row in grey[::step, ::step]:
+                yield "".join(2 * _SHADES[int(value) * len(_SHADES) // 256] for value in row)
+            return
+        values = np.asarray(array, np.float64).reshape(-1)
+        if values.size > 3:
+            bars = "▁▂▃▄▅▆▇█"
+            parts = [part.mean() for part in np.array_split(values, min(_MOST_WIDE, values.size))]
+            low, high = min(parts), max(parts)
+            yield "".join(bars[int((value - low) / (high - low or 1.0) * 7.999)] for value in parts)
+            return
+
+
+def _export(agent: AgentClient, samples: list[dict[str, Any]], folder: Path) -> int:
+    """Pictures as PNG, everything as .npz, and a table to fill in."""
+    import numpy as np
+
+    from edge.contract.files import replace_file
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        table = io.StringIO()
+        writer = csv.writer(table)
+        writer.writerow(COLUMNS)
+        for i, sample in enumerate(samples):
+            stem = f"{i:04}-{re.sub(r'[^A-Za-z0-9.-]+', '_', sample['id'])[-60:]}"
+            inputs, shown = _inputs(agent, sample["id"]), ""
+            if inputs:
+                with replace_file(folder / f"{stem}.npz") as file:
+                    np.savez(file, **inputs)  # type: ignore[arg-type]
+                shown = f"{stem}.npz"
+            for array in inputs.values():
+                pixels = picture_of(array)
+                if pixels is not None:
+                    with replace_file(folder / f"{stem}.png") as file:
+                        file.write(png(pixels))
+                    shown = f"{stem}.png"
+                    break
+            answer = sample["answer"]
+            nearest = answer.get("nearest", answer)
+            said = nearest.get("name", nearest.get("class", answer.get("values", "")))
+            row = [sample["id"], "", said, nearest.get("confidence", ""), _time(sample["at_ms"]), shown]
+            writer.writerow(row)
+        with replace_file(folder / "labels.csv") as file:
+            file.write(table.getvalue().encode())
+    except OSError as exc:
+        raise ConfigError(f"{folder} cannot be written: {exc.strerror}") from exc
+    return len(samples)
+
+
+def png(pixels: npt.NDArray[Any]) -> bytes:
+    """A PNG file of ``(height, width)`` or ``(height, width, 3)`` uint8; no library is needed for it."""
+
+    def part(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    height, width = pixels.shape[:2]
+    head = struct.pack(">IIBBBBB", width, height, 8, 2 if pixels.ndim == 3 else 0, 0, 0, 0)
+    rows = b"".join(b"\0" + pixels[y].tobytes() for y in range(height))
+    return b"\x89PNG\r\n\x1a\n" + part(b"IHDR", head) + part(b"IDAT", zlib.compress(rows)) + part(b"IEND", b"")
+
+
+def read_labels(path: Path) -> Iterator[dict[str, Any]]:
+    """Labels of a file: a CSV with the columns id and label (others are ignored), or JSON lines with these keys.
+
+    Rows without a label are passed over.
+
+    Raises:
+        ConfigError: It cannot be read, or is neither.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"{path} cannot be read: {exc}") from exc
+    if text.lstrip().startswith("{"):
+        for number, line in enumerate(text.splitlines(), 1):
+            if not line.strip():
+                continue
+            try:
+                found = json.loads(line)
+            except ValueError as exc:
+                raise ConfigError(f"{path}:{number}: expected JSON: {exc}") from exc
+            if not isinstance(found, dict) or not {"id", "label"} <= found.keys():
+                raise ConfigError(f"{path}:{number}: expected an object with id and label")
+            yield {"id": found["id"], "label": found["label"], "weight": found.get("weight", 1.0)}
+        return
+    rows = csv.DictReader(io.StringIO(text))
+    if not {"id", "label"} <= set(rows.fieldnames or ()):
+        raise ConfigError(f"{path}: expected the columns id and label, got {', '.join(rows.fieldnames or ['nothing'])}")
+    for row in rows:
+        if row["id"] and (row["label"] or "").strip():
+            try:
+                weight = float(row.get("weight") or 1.0)
+            except ValueError as exc:
+                raise ConfigError(f"{path}:{rows.line_num}: weight: expected a number") from exc
+            yield {"id": row["id"], "label": row["label"].strip(), "weight": weight}

@@ -1,0 +1,311 @@
+"""From sources to answers: folders, topics, films, sounds; what is wrong is an event, and no end."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import time
+import wave
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from edge.agent.config import AgentConfig
+from edge.agent.core import AgentCore
+from edge.agent.models import Models
+from edge.agent.sources import sinks
+from edge.agent.sources.feeding import Feeding
+from edge.agent.sources.folder import Folder
+from edge.agent.sources.payloads import Payload, SourceOptions
+from edge.agent.sources.programs import Camera, Microphone
+from edge.agent.sources.specs import World, open_sink, open_source
+from edge.agent.sources.topics import MOST_WAITING, Topics
+from edge.channel.memory import MemoryBroker, MemoryTransport
+from edge.channel.transport import Received
+from edge.contract.clock import Now
+from edge.contract.errors import ConfigError
+from tests.support.fleet import unhurried
+
+START_MS = 1_800_000_000_000
+
+
+class Running:
+    """An agent with a picture model and a voice model, its clock, and what was answered and told."""
+
+    def __init__(self, folder: Path, bundles: dict[str, Path]) -> None:
+        config = AgentConfig(
+            bundles=bundles, state_dir=folder, fleet="f", device="cam-1", profile=unhurried(), outbox_mb=0.0
+        )
+        self.models = Models(config)
+        self.core = AgentCore(config, self.models, stopwatch=lambda: 0.0)
+        self.now_s = 100.0
+        self.answers: list[Mapping[str, Any]] = []
+
+    def now(self) -> Now:
+        return Now(self.now_s, START_MS + round(1000 * self.now_s))
+
+    def ask(self, work: Callable[[AgentCore, Now], Any]) -> Any:
+        return work(self.core, self.now())
+
+    def told(self) -> list[str]:
+        self.core.tick(self.now())
+        found = [text for _, kind, text in self.core.news if kind == "source-fault"]
+        self.core.news.clear()
+        return found
+
+    def feeding(self, source: Any, *more: sinks.Sink) -> Feeding:
+        return Feeding(source, [sinks.Callback(self.answers.append), *more], self, self.now, "cam-1")
+
+
+@pytest.fixture
+def running(tmp_path: Path, digits_bundle: Path, voice_bundle: Path) -> Iterator[Running]:
+    found = Running(tmp_path / "state", {"digits": digits_bundle, "voice": voice_bundle})
+    yield found
+    found.models.close()
+
+
+class Until:
+    """Ends after so many answers, or when nothing comes for too long; time passes only when somebody waits."""
+
+    def __init__(self, running: Running, answers: int, waits: int = 200) -> None:
+        self._running, self._answers, self._waits = running, answers, waits
+
+    def is_set(self) -> bool:
+        return len(self._running.answers) >= self._answers or self._waits < 0
+
+    def wait(self, timeout: float) -> bool:
+        self._waits -= 1
+        self._running.now_s += timeout
+        return self.is_set()
+
+
+def test_files_are_answered_when_they_are_whole_and_moved_away(running: Running, tmp_path: Path) -> None:
+    box = tmp_path / "box"
+    box.mkdir()
+    now_s = [time.time()]
+    source = Folder(box, SourceOptions(model="digits"), lambda: now_s[0], most=3)
+    feed = running.feeding(source)
+
+    def look() -> list[str]:
+        before = len(running.answers)
+        for payload in source.look():
+            feed.take(payload)
+        return [answer["id"] for answer in running.answers[before:]]
+
+    x = np.random.default_rng(0).random((1, 8, 8), np.float32)
+    np.save(box / "b.npy", x)
+    Image.fromarray(np.zeros((20, 20), np.uint8)).save(box / "a.png")
+    (box / ".hidden.png").write_bytes(b"x")
+    (box / "c.png.part").write_bytes(b"x")
+    (box / "notes.txt").write_text("not for us")
+    assert look() == []  # seen once: somebody may be writing still
+    assert look() == ["a.png", "b.npy"]
+    assert look() == []
+    assert sorted(path.name for path in (box / "done").iterdir()) == ["a.png", "b.npy"]
+    np.testing.assert_allclose(
+        running.answers[1]["logits"], running.models.hosts["digits"].model.predict(x[None])[0], atol=1e-5
+    )
+    # A file on its way: it grows between two looks, then stands still half, then is whole.
+    whole = (box / "done" / "b.npy").read_bytes()
+    (box / "d.npy").write_bytes(whole[:100])
+    look()
+    (box / "d.npy").write_bytes(whole[:150])
+    assert look() == []
+    assert look() == []  # read, not whole, young: left
+    assert (box / "d.npy").exists()
+    assert "not an .npy" in running.told()[0]
+    (box / "d.npy").write_bytes(whole)
+    assert [look(), look()] == [[], ["d.npy"]]
+    # What stays wrong is put aside when it is not young any more.
+    np.save(box / "e.npy", np.zeros((3, 3)))
+    look()
+    look()
+    now_s[0] += 60
+    look()
+    assert [path.name for path in (box / "failed").iterdir()] == ["e.npy"]
+    assert ["expected shape (1, 8, 8), got (3, 3)" in text for text in running.told()] == [True]  # told once
+    # Moved in by a rename, several samples and labels on lines; at most three are kept.
+    (tmp_path / "f.jsonl").write_text(
+        json.dumps({"id": "k", "x": x.tolist()}) + "\n" + json.dumps({"id": "k", "label": "7"}) + "\n[1]\n"
+    )
+    (tmp_path / "f.jsonl").rename(box / "f.jsonl")
+    look()
+    assert look() == ["k"]
+    assert running.core.models["digits"].host.model.n_samples == 1
+    assert "f.jsonl:3" in running.told()[0]
+    for i in range(5):
+        np.save(box / f"g{i}.npy", x)
+    look()
+    assert look() == [f"g{i}.npy" for i in range(5)]
+    assert len(list((box / "done").iterdir())) == 3
+    shutil.rmtree(box)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        look()
+
+
+def test_messages_are_answered_labels_taken_and_faults_told_once_a_minute(running: Running) -> None:
+    source = Topics(MemoryTransport(MemoryBroker(), "in"), ["cameras/+/snapshot"], SourceOptions(model="digits"), "s")
+    x = np.random.default_rng(0).random((2, 1, 8, 8), np.float32)
+    feed = running.feeding(source)
+    payloads = source.payloads(Until(running, 99), lambda: [])
+    sample = json.dumps({"id": "a", "x": x[0].tolist()}).encode()
+    source._put(Received(topic="cameras/front/snapshot", payload=sample, retained=False))
+    feed.take(next(payloads))
+    source._put(Received(topic="labels", payload=json.dumps({"id": "a", "label": 3}).encode(), retained=False))
+    feed.take(next(payloads))
+    assert running.core.models["digits"].host.model.n_samples == 1
+    source._put(Received(topic="cameras/front/snapshot", payload=b"", retained=True))  # clears what was retained
+    source._put(Received(topic="cameras/front/snapshot", payload=b"junk", retained=False))
+    feed.take(next(payloads))
+    for _ in range(3):
+        feed.take(Payload(name="cameras/front/snapshot", data=b"junk"))
+    assert len(running.told()) == 1  # the same again is counted
+    running.now_s += 61
+    feed.take(Payload(name="cameras/front/snapshot", data=b"junk"))
+    assert "and 3 times since" in running.told()[0]
+    for i in range(MOST_WAITING + 10):  # faster than it is answered: the newest count
+        source._put(Received(topic="t", payload=b"%d" % i, retained=False))
+    assert source.dropped == 10
+    assert next(payloads).data == b"10"
+
+
+def test_a_callback_that_fails_stops_nothing_and_lines_are_bounded(
+    running: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_: Mapping[str, Any]) -> None:
+        raise RuntimeError("my bug")
+
+    path = tmp_path / "answers.jsonl"
+    lines = sinks.Lines(path)
+    feed = Feeding(Folder(tmp_path, SourceOptions(model="digits"), time.time),
+                   [sinks.Callback(broken), lines], running, running.now, "cam-1")  # fmt: skip
+    x = np.zeros((1, 8, 8)).tolist()
+    for i in range(3):
+        feed.take(Payload(name=f"n{i}", data=json.dumps(x).encode()))
+    assert running.told() == [f"{tmp_path}: answers: the callback failed: RuntimeError: my bug"]
+    found = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [each["source"] for each in found] == ["n0", "n1", "n2"]
+    assert len({each["id"] for each in found}) == 3
+    assert {"ts", "device", "model", "class", "name", "confidence"} <= found[0].keys()
+    monkeypatch.setattr(sinks, "_MAX_LINES_BYTES", 100)
+    feed.take(Payload(name="n3", data=json.dumps(x).encode()))
+    assert len(path.read_text().splitlines()) == 1
+    assert len((tmp_path / "answers.jsonl.1").read_text().splitlines()) == 3
+    lines.close()
+
+
+def test_a_film_is_seen_frame_by_frame_as_a_camera_is(running: Running, tmp_path: Path) -> None:
+    if shutil.which("ffmpeg") is None:
+        pytest.skip("ffmpeg is not installed")
+    film = tmp_path / "film.avi"
+    frames = np.zeros((10, 64, 64, 3), np.uint8)
+    frames[5:] = 255
+    line = [
+        "ffmpeg",
+        "-y",
+        "-loglevel",
+        "error",
+        "-f",
+        "rawvideo",
+        "-pix_fmt",
+        "rgb24",
+        "-s",
+        "64x64",
+        "-r",
+        "5",
+        "-i",
+        "-",
+    ]
+    subprocess.run([*line, "-c:v", "ffv1", str(film)], input=frames.tobytes(), check=True, timeout=60)
+    running.feeding(Camera(str(film), 5.0, SourceOptions(model="digits"))).run(Until(running, 10))
+    model = running.models.hosts["digits"].model
+    for answer, shade in ((running.answers[0], 0.0), (running.answers[9], 1.0)):
+        wanted = model.predict(np.full((1, 1, 8, 8), shade, np.float32))[0]
+        np.testing.assert_allclose(answer["logits"], wanted, atol=0.3)  # a film has no pure white
+    assert np.abs(np.subtract(running.answers[0]["logits"], running.answers[9]["logits"])).max() > 1.0
+    running.answers.clear()
+    running.feeding(Camera(str(tmp_path / "none.avi"), 5.0, SourceOptions(model="digits"))).run(Until(running, 1, 2))
+    assert "No such file" in running.told()[0]
+
+
+def test_a_microphone_is_heard_in_pieces_as_long_as_the_model_takes(
+    running: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if shutil.which("arecord") is None:
+        pytest.skip("arecord is not installed")
+    sound = (3000 * np.sin(np.arange(128 * 6) / 5)).astype("<i2")
+    (tmp_path / "sound.raw").write_bytes(sound.tobytes())
+    # ALSA's own stand-in for a device: a file that is read as the slave of one that is silent.
+    (tmp_path / "asound.conf").write_text(
+        f'pcm.ear {{ type file slave.pcm null file /dev/null infile "{tmp_path}/sound.raw" format raw }}\n'
+        "pcm.null { type null }\n"
+    )
+    monkeypatch.setitem(os.environ, "ALSA_CONFIG_PATH", str(tmp_path / "asound.conf"))
+    running.feeding(Microphone("ear", 16000, SourceOptions(model="voice"))).run(Until(running, 3))
+    model = running.models.hosts["voice"].model
+    wanted = model.outputs(sound[: 3 * 128].reshape(3, 128).astype(np.float32) / 32768)
+    found = [answer["values"][0] for answer in running.answers[:3]]
+    np.testing.assert_allclose(found, next(iter(wanted.values())).reshape(-1)[:3], atol=1e-5)
+    assert [answer["step"] for answer in running.answers[:3]] == [1, 2, 3]
+
+
+def test_sources_and_places_are_named_and_what_is_none_is_said(tmp_path: Path) -> None:
+    broker, made = MemoryBroker(), list[tuple[str, str]]()
+
+    def connect(url: Any, end: str) -> MemoryTransport:
+        made.append((str(url), end))
+        return MemoryTransport(broker, end)
+
+    with (tmp_path / "in").open("wb+") as file:
+        world = World(connect=connect, clock_s=time.time, stdin=file, stdout=file)
+        found = open_source("mqtt://ann@h:1884/zigbee2mqtt/room,frigate/#?fields=a,b&model=m", 3, world)
+        assert isinstance(found, Topics)
+        assert (found.options.fields, found.options.model) == (("a", "b"), "m")
+        assert found._filters == ["zigbee2mqtt/room", "frigate/#"]
+        assert made == [("mqtt://h:1884", "in3")]
+        assert isinstance(open_source(str(tmp_path), 0, world), Folder)
+        assert isinstance(open_source(f"folder:{tmp_path}?after=delete", 0, world), Folder)
+        assert isinstance(open_source("camera:/dev/video1?fps=2", 0, world), Camera)
+        assert isinstance(open_source("microphone:", 0, world), Microphone)
+        for words, text in (
+            ("expected a folder", "nowhere"),
+            ("expected a topic", "mqtt://h"),
+            ("'x' is not known", f"{tmp_path}?x=1"),
+            ("kind: expected one of", f"{tmp_path}?kind=film"),
+            ("fps: expected", "camera:/dev/video0?fps=fast"),
+            ("after: expected", f"{tmp_path}?after=burn"),
+            ("cannot be read", "mqtt://h/t?password_file=/nowhere"),
+        ):
+            with pytest.raises(ConfigError, match=words):
+                open_source(text, 0, world)
+        for words, text in (
+            ("without wildcards", "mqtt://h/a/+"),
+            ("retain: expected", "mqtt://h/a?retain=yes"),
+            ("expected mqtt", "http://h/a"),
+            ("cannot be written", "/nowhere/a.jsonl"),
+        ):
+            with pytest.raises(ConfigError, match=words):
+                open_sink(text, 0, world)
+
+
+def test_a_sound_file_in_a_folder_is_a_stream_of_its_own(running: Running, tmp_path: Path) -> None:
+    with wave.open(str(tmp_path / "a.wav"), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(16000)
+        file.writeframes((1000 * np.ones(300)).astype("<i2").tobytes())
+    source = Folder(tmp_path, SourceOptions(model="voice"), time.time)
+    feed = running.feeding(source)
+    for _ in range(2):
+        list(map(feed.take, source.look()))
+    assert [(answer["id"], answer["step"]) for answer in running.answers] == [
+        ("a.wav", 1),
+        ("a.wav:1", 2),
+        ("a.wav:2", 3),
+    ]
