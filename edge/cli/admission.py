@@ -195,8 +195,9 @@ def revoke_enrolment(connect: Any, number: int, reason: str, as_json: bool) -> N
 @click.option("--output", "-o", type=click.Path(path_type=Path), help="Folder, or file of RabbitMQ.  [default: print]")
 @click.option("--login", default="coordinator", help="Name by which the coordinator logs in there.")
 @click.option("--folder", default="", help="Where the files will lie at the broker.  [default: --output]")
+@JSON
 @click.pass_obj
-def broker_config(connect: Any, broker: str, output: Path | None, login: str, folder: str) -> None:
+def broker_config(connect: Any, broker: str, output: Path | None, login: str, folder: str, as_json: bool) -> None:
     r"""What the broker must be told, so that a device can publish as itself only.
 
     Of mosquitto the access rules, a password file and lines for its
@@ -211,6 +212,9 @@ def broker_config(connect: Any, broker: str, output: Path | None, login: str, fo
     """
     asked = {"login": login, "folder": folder or str(output.absolute() if output else "/etc/mosquitto/edgeloop")}
     found = connect().call("GET", f"/api/v1/broker-config/{broker}", params=asked)
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
+        return
     files = {"definitions.json": json.dumps(found, indent=1) + "\n"} if broker == "rabbitmq" else found
     if output is None:
         for name, text in files.items():

@@ -44,9 +44,14 @@ def agent() -> None:
 @click.option("--device", help="Device id.  [default: that of STATE_DIR, else the host name and six digits]")
 @click.option("--fleet", default="default", help="Fleet id.")
 @click.option(
-    "--broker", help="mqtt://HOST:PORT or mqtts://...; without it the agent works alone.", envvar="EDGE_BROKER"
+    "--broker",
+    help="mqtt://HOST:PORT or mqtts://...; without it the agent works alone.",
+    envvar="EDGE_BROKER",
+    show_envvar=True,
 )
-@click.option("--broker-password", envvar="EDGE_BROKER_PASSWORD", help="Instead of one in the address.")
+@click.option(
+    "--broker-password", envvar="EDGE_BROKER_PASSWORD", show_envvar=True, help="Instead of one in the address."
+)
 @click.option("--broker-password-file", type=click.Path(path_type=Path), help="A file that has nothing else in it.")
 @click.option("--profile", default="auto", help="Device profile: auto, a shipped name or a .toml file.")
 @click.option("--learner", default="auto", type=click.Choice(LEARNERS), help="How to learn.")
@@ -241,7 +246,7 @@ def _open(bundle: Path, state_dir: Path | None, learner: str, executor: str, mix
     )
 
 
-@agent.command()
+@agent.command(epilog="Example: edge-agent replay model.edge labelled.npz --test held-out.npz --plot curve.png")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option(
@@ -337,7 +342,7 @@ def learn(arguments: tuple[str, ...]) -> None:
     replay.main(list(arguments), prog_name="edge-agent replay", standalone_mode=False)
 
 
-@agent.command()
+@agent.command(epilog="Example: edge-agent explain model.edge samples.npz --index 3 --plot why.png")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option("--index", default=0, help="Number of the sample in DATA, from 0.")

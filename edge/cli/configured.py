@@ -72,6 +72,7 @@ def config_option(*, exposed: bool) -> Callable[[F], F]:
         callback=_take,
         type=click.Path(path_type=Path),
         envvar="EDGE_CONFIG",
+        show_envvar=True,
         help="Options in a TOML file; flags go before it.  [default: /etc/edgeloop/agent.toml, else "
         "$XDG_CONFIG_HOME/edgeloop/agent.toml, where it can be read]",
     )

@@ -26,6 +26,7 @@ _DATABASE = click.option(
     "--database",
     default="",
     envvar="EDGE_DATABASE",
+    show_envvar=True,
     help="postgresql+psycopg://USER@HOST/NAME.  [default: SQLite in the data folder]",
 )
 _JSON = click.option("--json", "as_json", is_flag=True, help="For programs.")
@@ -34,12 +35,21 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="For programs.")
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.version_option(__version__, prog_name="edge-coordinator")
 def coordinator() -> None:
-    """Know the fleet: registry, telemetry, merging, releases."""
+    r"""Know the fleet: registry, telemetry, merging, releases.
+
+    \b
+    edge-coordinator broker
+    edge-coordinator serve --broker mqtt://127.0.0.1:1883 --bundle model.edge
+    edge-coordinator token kim
+    edge-coordinator backup fleet.tar
+    """
 
 
 @coordinator.command()
-@click.option("--broker", required=True, envvar="EDGE_BROKER", help="mqtt://HOST:PORT or mqtts://...")
-@click.option("--broker-password", envvar="EDGE_BROKER_PASSWORD", help="Instead of one in the address.")
+@click.option("--broker", required=True, envvar="EDGE_BROKER", show_envvar=True, help="mqtt://HOST:PORT or mqtts://...")
+@click.option(
+    "--broker-password", envvar="EDGE_BROKER_PASSWORD", show_envvar=True, help="Instead of one in the address."
+)
 @click.option("--fleet", default="default", help="Fleet id.")
 @click.option("--name", default="coordinator", help="Id of this coordinator.")
 @_DATA_DIR
@@ -48,7 +58,9 @@ def coordinator() -> None:
     "--bundle", "bundles", multiple=True, type=click.Path(path_type=Path), help="Bundle that devices came with."
 )
 @click.option("--http", default="127.0.0.1:8470", help="HOST:PORT of the HTTP API.")
-@click.option("--token", envvar="EDGE_TOKEN", help="One that may do everything, beside those that were made.")
+@click.option(
+    "--token", envvar="EDGE_TOKEN", show_envvar=True, help="One that may do everything, beside those that were made."
+)
 @click.option("--tls-cert", type=click.Path(path_type=Path), help="HTTPS: certificate of this machine, PEM.")
 @click.option("--tls-key", type=click.Path(path_type=Path), help="HTTPS: its private key, PEM.")
 @click.option(
@@ -291,7 +303,11 @@ def _what(done: dict[str, Any]) -> str:
 @coordinator.command()
 @click.option("--port", default=1883, type=click.IntRange(1, 65535), help="On 127.0.0.1.")
 def broker(port: int) -> None:
-    """Run a development broker on this machine only: mosquitto if installed, else iotcore."""
+    r"""Run a development broker on this machine only: mosquitto if installed, else iotcore.
+
+    \b
+    edge-coordinator broker --port 1883
+    """
     from edge.coordinator.broker import DevelopmentBroker
 
     stopped = False

@@ -20,8 +20,10 @@ _TIMEOUT_S, _MAX_ANSWER_BYTES = 30.0, 1 << 20
 
 
 @click.command()
-@click.option("--coordinator", "url", required=True, envvar="EDGE_COORDINATOR", help="Its HTTP API.")
-@click.option("--token", required=True, envvar="EDGE_ENROL_TOKEN", help="Of edge-fleet enrolment new.")
+@click.option("--coordinator", "url", required=True, envvar="EDGE_COORDINATOR", show_envvar=True, help="Its HTTP API.")
+@click.option(
+    "--token", required=True, envvar="EDGE_ENROL_TOKEN", show_envvar=True, help="Of edge-fleet enrolment new."
+)
 @click.option("--device", help="Device id.  [default: that of STATE_DIR, else the host name and six digits]")
 @click.option("--state-dir", default="edge-state", type=click.Path(path_type=Path), help="Everything the agent keeps.")
 @click.option("--certificate", is_flag=True, help="A key made here and a certificate, instead of a password.")
@@ -50,7 +52,8 @@ def enroll(
     name = check_id(device or device_of(state_dir, platform.node(), machine_id()), "device")
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        body = {"token": token, "device": device or "", "number": _kept(folder / "request", secrets.token_hex(16))}
+        body = {"token": token, "device": device or "", "suggested": name}
+        body["number"] = _kept(folder / "request", secrets.token_hex(16))
         if certificate:
             if not (folder / "request.csr").exists():
                 key, csr = make_request(name)
@@ -59,12 +62,7 @@ def enroll(
             body["csr"] = (folder / "request.csr").read_text()
     except OSError as exc:
         raise ConfigError(f"{folder} cannot be written: {exc.strerror}") from exc
-    try:
-        found = _ask(url, body, ca)
-    except RolloutError:
-        if device:
-            raise
-        found = _ask(url, body | {"device": name}, ca)  # a token that replaces nobody needs a name
+    found = _ask(url, body, ca)
     files = {"password": "password", "certificate": "device.pem", "authority": "authority.pem"}
     try:
         for field, file in files.items():

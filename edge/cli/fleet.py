@@ -127,9 +127,24 @@ def device_group() -> None:
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
-@click.option("--coordinator", "url", default="http://127.0.0.1:8470", envvar="EDGE_COORDINATOR", help="Its HTTP API.")
-@click.option("--token", envvar="EDGE_TOKEN", help="Yours: edge-fleet token new, edge-coordinator token.")
-@click.option("--ca", envvar="EDGE_CA", type=click.Path(path_type=Path), help="With https: certificates to believe.")
+@click.option(
+    "--coordinator",
+    "url",
+    default="http://127.0.0.1:8470",
+    envvar="EDGE_COORDINATOR",
+    show_envvar=True,
+    help="Its HTTP API.",
+)
+@click.option(
+    "--token", envvar="EDGE_TOKEN", show_envvar=True, help="Yours: edge-fleet token new, edge-coordinator token."
+)
+@click.option(
+    "--ca",
+    envvar="EDGE_CA",
+    show_envvar=True,
+    type=click.Path(path_type=Path),
+    help="With https: certificates to believe.",
+)
 @click.version_option(__version__, prog_name="edge-fleet")
 @click.pass_context
 def fleet(context: click.Context, url: str, token: str | None, ca: Path | None) -> None:
@@ -254,7 +269,7 @@ def tag(connect: Any, device: str, tags: tuple[str, ...], reason: str, as_json: 
 
     \b
     edge-fleet tag camera-1 model=A site=north
-    edge-fleet tag camera-1 site=
+    edge-fleet device tag camera-1 site=
     """
     pairs = dict(text.partition("=")[::2] for text in tags if "=" in text)
     if len(pairs) < len(tags):

@@ -76,7 +76,8 @@ def init(folder: Path, root_keys: int, threshold: int, as_json: bool) -> None:
 
 @keys.command()
 @click.argument("path", type=click.Path(path_type=Path))
-def seal(path: Path) -> None:
+@_JSON
+def seal(path: Path, as_json: bool) -> None:
     r"""Make a key that checkpoints are sealed to: PATH, which opens them, and PATH.pub for the devices.
 
     \b
@@ -94,6 +95,9 @@ def seal(path: Path) -> None:
         sealing.write_public(public, key)
     except OSError as exc:
         raise ConfigError(f"{path} cannot be written: {exc.strerror}") from exc
+    if as_json:
+        click.echo(json.dumps({"key": str(path), "public": str(public), "name": sealing.key_name(key)}))
+        return
     click.echo(f"{path}      opens checkpoints: keep it off the coordinator")
     click.echo(f"{public}  for `edge-agent run --checkpoint-key`, the key {sealing.key_name(key)}")
 

@@ -85,8 +85,9 @@ def show(connect: Any, number: int, as_json: bool) -> None:
 @click.argument("number", type=click.IntRange(min=1))
 @click.option("--output", "-o", required=True, type=click.Path(path_type=Path), help="The signed envelope.")
 @click.option("--key", type=click.Path(path_type=Path), help="Also write the public key that checks it, PEM.")
+@JSON
 @click.pass_obj
-def download(connect: Any, number: int, output: Path, key: Path | None) -> None:
+def download(connect: Any, number: int, output: Path, key: Path | None, as_json: bool) -> None:
     r"""Write receipt NUMBER into a file, for somebody who wants to check it.
 
     Give the key to whoever checks once, on a way that they trust.
@@ -107,7 +108,10 @@ def download(connect: Any, number: int, output: Path, key: Path | None) -> None:
                 file.write(data)
         except OSError as exc:
             raise ConfigError(f"{path} cannot be written: {exc.strerror}") from exc
-        click.echo(str(path))
+        if not as_json:
+            click.echo(str(path))
+    if as_json:
+        click.echo(json.dumps({"file": str(output), "key": None if key is None else str(key)}))
 
 
 @click.command()

@@ -31,8 +31,15 @@ _PATH = click.Path(path_type=Path)
 @click.option("--state-dir", type=_PATH, help="All the agent keeps.  [default: /var/lib/edgeloop, or the user's]")
 @click.option("--device", help="Device id.  [default: that of STATE_DIR, else the host name and six digits]")
 @click.option("--fleet", help="Fleet id.  [default: default]")
-@click.option("--broker", envvar="EDGE_BROKER", help="mqtt://HOST:PORT or mqtts://...; without it it works alone.")
-@click.option("--broker-password", envvar="EDGE_BROKER_PASSWORD", help="Is kept in a file of its own.")
+@click.option(
+    "--broker",
+    envvar="EDGE_BROKER",
+    show_envvar=True,
+    help="mqtt://HOST:PORT or mqtts://...; without it it works alone.",
+)
+@click.option(
+    "--broker-password", envvar="EDGE_BROKER_PASSWORD", show_envvar=True, help="Is kept in a file of its own."
+)
 @click.option("--trust", type=_PATH, help="Root document: unsigned releases are refused.")
 @click.option("--data-cap", help="Sent and received at most, such as 20MB/day.  [default: none]")
 @click.option("--check/--no-check", default=True, help="Ask the broker whether all this works, before it is written.")

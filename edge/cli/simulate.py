@@ -41,8 +41,10 @@ _NUMBERS = ("started", "connected", "samples", "judged", "right", "labels", "ref
 )
 @click.argument("bundle", type=_PATH)
 @click.option("--data", required=True, type=_PATH, help="An .npz with x and y: what the devices see, and what it is.")
-@click.option("--broker", required=True, envvar="EDGE_BROKER", help="mqtt://HOST:PORT or mqtts://...")
-@click.option("--broker-password", envvar="EDGE_BROKER_PASSWORD", help="Instead of one in the address.")
+@click.option("--broker", required=True, envvar="EDGE_BROKER", show_envvar=True, help="mqtt://HOST:PORT or mqtts://...")
+@click.option(
+    "--broker-password", envvar="EDGE_BROKER_PASSWORD", show_envvar=True, help="Instead of one in the address."
+)
 @click.option("--fleet", default="default", help="Fleet id.")
 @click.option("--name", default="sim", help="Devices are called NAME-00000 and so on.")
 @click.option("--scenario", type=_PATH, help="A TOML file, see docs/simulator.md.  [default: nothing happens]")

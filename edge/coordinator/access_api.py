@@ -150,6 +150,8 @@ def guard(api: FastAPI, access: Access, clock: Callable[[], Now]) -> None:
             await run_in_threadpool(_ended, request, access, f"failed: {type(exc).__name__}: {exc}")
             raise
         status = response.status_code
+        if request.url.path in PUBLIC and status >= 400:  # it has a token of its own, which is not to be guessed either
+            access.tries.failed(_address(request), clock().s)
         outcome = request.state.outcome or ("done" if status < 400 else f"refused: {status}")
         await run_in_threadpool(_ended, request, access, outcome)
         return response
@@ -224,7 +226,7 @@ def _entry(request: Request, route: APIRoute, identity: Identity, document: Mapp
 
 def _identity(request: Request, access: Access, now: Now) -> Identity:
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    address = request.client.host if request.client else ""
+    address = _address(request)
     claimed = unquote(request.headers.get(WHO, ""))[:MAX_NAME_CHARS]
     shown = token.strip() if scheme.lower() == "bearer" else request.cookies.get(COOKIE)
     found = access.identity(shown, claimed, address, now)
@@ -232,13 +234,20 @@ def _identity(request: Request, access: Access, now: Now) -> Identity:
         if not found.is_proved and (host := _host(request)) not in _LOCAL_HOSTS:
             raise Refused(403, f"this API is open to this machine only, not as {host[:80]!r}; make a token for others")
         return found
-    if request.url.path in PUBLIC or request.url.path.startswith(_PUBLIC_FILES):
+    is_tried = request.url.path in PUBLIC and not access.tries.wait_s(address, now.s)
+    if is_tried or request.url.path.startswith(_PUBLIC_FILES):
         return Identity(who="", role=Role.VIEWER, is_proved=False)
-    if found is not None:
-        raise Refused(429, f"too many wrong tokens; try again in {found:.0f} s", **{"retry-after": f"{found:.0f}"})
+    wait_s = access.tries.wait_s(address, now.s)
+    if found is not None or (request.url.path in PUBLIC and wait_s):
+        wait = f"{wait_s:.0f}"
+        raise Refused(429, f"too many wrong tokens; try again in {wait} s", **{"retry-after": wait})
     raise Refused(
         401, "a bearer token is needed, and a right one: give --token or EDGE_TOKEN", **{"www-authenticate": "Bearer"}
     )
+
+
+def _address(request: Request) -> str:
+    return request.client.host if request.client else ""
 
 
 def _host(request: Request) -> str:

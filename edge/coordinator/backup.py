@@ -1,6 +1,6 @@
 """A backup: one file with the whole database and all artifacts, made while the coordinator runs, and proved.
 
-The file is a tar of ``database.sqlite`` (whichever database it came from), ``artifacts/SHA256`` and, last,
+The file is a tar of ``database.sqlite`` (whichever database it came from), ``artifacts/SHA256``, keys and, last,
 ``backup.json`` with the digest and size of each. The database is copied first: an artifact is on disk before the
 database names it. It holds what devices learned, so keep it as you keep the data folder.
 """
@@ -27,7 +27,9 @@ from edge.coordinator.store.database import Database
 
 DATABASE, ARTIFACTS = "coordinator.sqlite", "artifacts"
 _DATABASE, _CONTENTS = "database.sqlite", "backup.json"
-_NAME = re.compile(r"database\.sqlite|artifacts/[0-9a-f]{64}")
+# Keys are made when they are first needed: those that are there, so that what they signed can still be checked.
+KEYS = ("authority/authority.key", "authority/authority.pem", "receipts.key")
+_NAME = re.compile(rf"database\.sqlite|artifacts/[0-9a-f]{{64}}|{'|'.join(map(re.escape, KEYS))}")
 _MAX_CONTENTS_BYTES = 64 << 20
 _PIECE = 1 << 20
 
@@ -61,6 +63,7 @@ def back_up(data_dir: Path, database: str, output: Path) -> dict[str, Any]:
         for path in sorted((data_dir / ARTIFACTS).glob("*")):
             if _NAME.fullmatch(f"{ARTIFACTS}/{path.name}"):
                 members[f"{ARTIFACTS}/{path.name}"] = path
+        members |= {name: data_dir / name for name in KEYS if (data_dir / name).exists()}
         contents = {name: _digest(name, path) for name, path in members.items()}
         document = {"edgeloop": __version__, "rows": rows, "members": contents}
         with replace_file(output) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
@@ -73,7 +76,7 @@ def back_up(data_dir: Path, database: str, output: Path) -> dict[str, Any]:
     return {
         "file": str(output),
         "size_bytes": output.stat().st_size,
-        "artifacts": len(members) - 1,
+        "artifacts": sum(name.startswith(ARTIFACTS) for name in members),
         "rows": rows,
     }
 
@@ -109,8 +112,12 @@ def restore(backup: Path, data_dir: Path, database: str) -> dict[str, Any]:
         n_artifacts = 0
         with opened(backup) as (_, read):
             for name, file in read:
-                n_artifacts += name != _DATABASE
-                with replace_file(scratch if name == _DATABASE else data_dir / name) as output:
+                n_artifacts += name.startswith(ARTIFACTS)
+                path = scratch if name == _DATABASE else data_dir / name
+                path.parent.mkdir(mode=0o700, exist_ok=True)
+                with replace_file(path) as output:
+                    if name in KEYS:
+                        os.fchmod(output.fileno(), 0o600)
                     while piece := file.read(_PIECE):
                         output.write(piece)
         rows = _restore_database(scratch, data_dir, database)
@@ -199,7 +206,7 @@ def _file(tar: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
 
 def _digest(name: str, path: Path) -> str:
     digest = sha256_file(path)
-    if name != _DATABASE and digest != path.name:
+    if name.startswith(ARTIFACTS) and digest != path.name:
         raise BundleError(f"the artifact {path.name[:12]} changed on disk; push it again, or remove {path}")
     return digest
 

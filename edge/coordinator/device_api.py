@@ -58,10 +58,15 @@ class EnrolmentRequest(ReplaceRequest):
 
 
 class JoinRequest(Body):
-    """A device that wants to join; `number` is random and its own, so that it may ask again."""
+    """A device that wants to join.
+
+    `number` is random and its own, so that it may ask again; `suggested` is its name where neither `device` nor the
+    token says one.
+    """
 
     token: str = Field(max_length=200)
     device: str = Field(default="", max_length=64)
+    suggested: str = Field(default="", max_length=64)
     number: str = Field(min_length=16, max_length=64)
     csr: str = Field(default="", max_length=16_384)
 

@@ -40,15 +40,17 @@ class Request:
 
     Attributes:
         token: That lets it in.
-        device: Its name; with a token that replaces a device, that name or "".
+        device: Its name; "" for that of the token, which replaces a device, or else the suggested one.
         number: Random, made by the device and kept until an answer came: the same one may ask again.
         csr: Request for a certificate, PEM; "" for a password.
+        suggested: Its name where nobody says another.
     """
 
     token: str
     device: str
     number: str
     csr: str = ""
+    suggested: str = ""
 
 
 class Enrolments:
@@ -137,7 +139,7 @@ class Enrolments:
         asked = sha256(request.number.encode())
         if token is None or token.revoked_ms or 0 < token.expires_ms <= now.wall_ms:
             raise RolloutError("this token lets nobody in: it is wrong, expired or revoked; `edge-fleet enrolment new`")
-        device = check_id(request.device or token.replaces, "device")
+        device = check_id(request.device or token.replaces or request.suggested, "device")
         if token.replaces not in ("", device):
             raise RolloutError(f"this token is for {token.replaces}, not for {device}")
         if device == self._coordinator:

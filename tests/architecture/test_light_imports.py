@@ -72,6 +72,35 @@ def test_a_device_predicts_learns_and_restarts_without_torch(digits_bundle: Path
     assert (done.stdout, done.returncode) == ("learned\n", 0), done.stderr
 
 
+FLEET = """
+import importlib, pkgutil, sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        servers = 'torch onnx sqlalchemy alembic fastapi starlette pydantic uvicorn jinja2 tuf cryptography psycopg'
+        if name.partition('.')[0] in servers.split():
+            raise ImportError(f'{name} is not in edgeloop[fleet]')
+        return None
+sys.meta_path.insert(0, Blocked())
+from click.testing import CliRunner
+from edge.cli import fleet
+def walk(command, words):
+    done = CliRunner().invoke(fleet.fleet, [*words, '--help'], catch_exceptions=False, terminal_width=80)
+    wide = [line for line in done.output.splitlines() if len(line) > 80]
+    assert not wide, (words, wide)
+    assert words == [] or 'edge-fleet ' in done.output, words
+    for name, each in getattr(command, 'commands', {}).items():
+        walk(each, [*words, name])
+walk(fleet.fleet, [])
+done = CliRunner().invoke(fleet.fleet, ['--coordinator', 'http://127.0.0.1:9', 'devices'])
+print(type(done.exception).__name__)
+"""
+
+
+def test_the_commands_of_a_fleet_need_no_server_and_fit_80_columns_with_examples() -> None:
+    done = run(FLEET)
+    assert (done.stdout, done.returncode) == ("ChannelError\n", 0), done.stderr
+
+
 @pytest.mark.parametrize(
     ("command", "module"),
     [

@@ -195,9 +195,39 @@ def test_every_verb_of_edge_fleet(
         text.write_text("no bundle")
         ask("push", text, code=5)
         assert any(json.loads(line)["name"] == "rollout" for line in ask("events", "--json").splitlines())
-        assert ask.json("forget", "two")["device"] == "two"
+
+        # What is kept of what they learned, and what is forgotten.
+        assert ask.json("device", "checkpoint", "one", "--wait", "60")["state"] == "done"
+        assert ask.json("device", "checkpoints", "one")[0]["model"]
+        # It is taken up when the release is no more on probation.
+        assert ask.json("device", "restore", "one", "--wait", "0")["state"] == "open"
+        forgotten = ask.json("forget", "two")
+        assert forgotten["device"] == "two"
+        ask.json("merge")
+        (receipt,) = ask.json("receipt", "list")
+        assert ask.json("receipt", "show", str(forgotten["receipt"]))["id"] == receipt["id"]
+        assert ask.json("receipt", "download", "1", "-o", "receipt.json", "--key", "key.pem")["key"] == "key.pem"
+        devices = [{part["device"] for part in ask.json("release", "lineage", str(each["release"]))["parts"]}
+                   for each in receipt["statement"]["heads_without"]]  # fmt: skip
+        assert all("two" not in each for each in devices)
+
+        # Who belongs to the fleet.
+        assert ask.json("device", "quarantine", "two", "--reason", "odd")["admission"] == "quarantined"
+        assert [row["id"] for row in ask.json("devices", "--where", 'tag.site = "south"')] == ["two"]
+        assert ask("device", "approve", "two") == "two is approved\n"
+        assert ask.json("device", "note", "two", "behind the door")["note"] == "behind the door"
+        assert ask.json("device", "tag", "two", "site=west") == {"site": "west"}
+        join = ask.json("enrolment", "new", "--uses", "2", "--tag", "site=east")
+        assert join["token"].startswith("join_")
+        assert ask.json("device", "replace", "two")["replaces"] == "two"
+        assert len(ask.json("enrolment", "list")) == 2
+        assert ask.json("enrolment", "revoke", "1")["holds"] is False
+        assert "pattern write edge/v1" in ask.json("broker-config", "mosquitto")["acl"]
+        assert ask.json("device", "decommission", "two")["admission"] == "decommissioned"
+        assert "two" not in ask("device", "list")
 
         # Keys and tokens.
+        assert ask.json("keys", "seal", "seal.pem")["public"] == "seal.pem.pub"
         assert ask.json("keys", "show")["signed"] is False
         assert set(ask.json("keys", "init", "fleet-keys", "--root-keys", "1", "--threshold", "1")) >= {"device"}
         ask("keys", "sign", digits_bundle, "--key", "fleet-keys/workstation/bundles.pem", code=8)

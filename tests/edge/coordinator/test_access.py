@@ -174,6 +174,10 @@ def test_who_guesses_waits_and_locks_out_nobody_with_a_token(tmp_path: Path) -> 
     assert web.ask("GET", "/api/health", "hunter2", address="10.0.0.2").status_code == 200
     web.now = Now(web.now.s + 60.0, web.now.wall_ms)
     assert web.ask("GET", "/api/health", "hunter2").status_code == 200
+    # Tokens by which devices join are guessed by nobody either.
+    join = {"token": "join_x", "device": "cam", "number": "0" * 16}
+    codes = [web.ask("POST", "/api/v1/enrol", json=join, address="10.0.0.9").status_code for _ in range(TRIES + 1)]
+    assert codes == [422] * TRIES + [429]
     web.store.close()
 
 

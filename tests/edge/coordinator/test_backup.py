@@ -19,7 +19,7 @@ from edge.cli.coordinator import coordinator
 from edge.contract.clock import Now
 from edge.contract.errors import BundleError, ConfigError
 from edge.coordinator.artifacts import ArtifactStore
-from edge.coordinator.backup import DATABASE, back_up, restore
+from edge.coordinator.backup import DATABASE, KEYS, back_up, restore
 from edge.coordinator.events import Events
 from edge.coordinator.records import Device, KnownDevice, LoggedEvent, Release
 from edge.coordinator.registry import Registry
@@ -46,6 +46,9 @@ def fill(where: Path | str, folder: Path) -> None:
         registry.conn(f"cam-{i}", Conn(online=True, session=1, boot=1, ts_ms=0), NOW)
         registry.telemetry(f"cam-{i}", {"boot": 1, "seq": 1, "acc": 0.5, "name": "ü"}, NOW)
     registry.keep_telemetry(NOW)
+    for name in KEYS:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(f"of {name}")
     digest = artifacts.put(b"a head" * 1000).digest
     release = {"kind": "head", "backbone": "b", "devices": ("cam-1",), "reason": "r", "created_ms": 2**41}
     store.releases.add(Release(counter=7, digest=digest, **release))  # type: ignore[arg-type]
@@ -94,8 +97,13 @@ def test_a_backup_is_made_while_the_coordinator_writes_and_comes_back_whole(data
     assert ArtifactStore(tmp_path / "new" / "artifacts").get(digest).size_bytes == 6000
     assert sorted(path.name for path in (tmp_path / "new").iterdir() if not path.name.startswith(DATABASE)) == [
         "artifacts",
+        "authority",
         "lock",
+        "receipts.key",
     ]
+    for name in KEYS:  # what they signed can still be checked
+        assert (tmp_path / "new" / name).read_text() == f"of {name}"
+        assert (tmp_path / "new" / name).stat().st_mode & 0o077 == 0
     with pytest.raises(ConfigError, match="has a database already"):
         restore(tmp_path / "fleet.tar", tmp_path / "new", "")
 

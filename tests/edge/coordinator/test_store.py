@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,18 @@ from edge.contract.clock import Now
 from edge.contract.errors import ConfigError
 from edge.coordinator.events import Events
 from edge.coordinator.records import (
+    ApiToken,
+    AuditEntry,
     Contribution,
+    Credential,
     Device,
+    Enrolment,
     Forgotten,
     KnownBundle,
     KnownDevice,
     LoggedEvent,
     Model,
+    Receipt,
     Refused,
     Release,
     TelemetryEntry,
@@ -411,3 +417,40 @@ def test_file_that_is_not_a_database_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"db\.sqlite"):
         Store(tmp_path / "db.sqlite")
     assert (tmp_path / "db.sqlite").read_bytes() == b"hello" * 100
+
+
+def test_tokens_enrolments_and_receipts_are_kept_alike(store: Store) -> None:
+    access, enrolment = store.access, store.enrolment
+    assert not access.has_tokens()
+    one = access.add_token(ApiToken(name="kim", role="admin", digest="d" * 64, created_ms=1))
+    assert (one.id, access.token_by_hash("d" * 64), access.token_by_hash("e" * 64)) == (1, one, None)
+    assert access.revoke(9, 5) is None
+    assert [access.revoke(1, at) for at in (5, 7)] == [replace(one, revoked_ms=5)] * 2
+    for i in range(5):
+        entry = AuditEntry(
+            at_ms=i, who="kim", role="admin", action="POST /x", subject=str(i % 2), detail="{}", reason=""
+        )
+        access.ended(access.audit(entry), "done")
+    assert [each.id for each in access.entries(2)] == [5, 4]
+    assert [each.id for each in access.entries(2, before_id=4, subject="0")] == [3, 1]
+    assert access.entries(9, since_ms=4, who="kim")[0].outcome == "done"
+    made = enrolment.add(Enrolment(digest="a" * 64, uses=2, tags={"site": "north"}, created_ms=1))
+    enrolment.use(made.id)
+    assert enrolment.by_hash("a" * 64) == replace(made, uses=1)
+    assert enrolment.revoke(9, 1) is None
+    for device in ("a", "a", "b"):
+        enrolment.add_credential(
+            Credential(device=device, kind="password", proof={"x": "y"}, request="r", created_ms=1)
+        )
+    enrolment.revoke_credentials("a", 9, "gone")
+    assert [each.revoked_ms for each in enrolment.credentials()] == [9, 9, 0]
+    store.devices.hear("a", 1, "pending")
+    store.devices.hear("b", 1)
+    assert store.devices.not_approved() == {"a"}
+    store.devices.change("a", admission="approved", note="n")
+    assert store.devices.not_approved() == frozenset()
+    number = store.receipts.add(Receipt(device="a", created_ms=1, statement={"x": [1]}))
+    assert [each.id for each in store.receipts.open()] == [number]
+    store.receipts.complete(number, {"x": [2]}, b"signed", 5)
+    assert store.receipts.open() == []
+    assert store.receipts.all() == [store.receipts.get(number)]
