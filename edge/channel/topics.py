@@ -166,3 +166,8 @@ def coordinator_filters(fleet: str) -> list[tuple[str, int]]:
 def coordinator_conn_topic(fleet: str, coordinator: str) -> str:
     """Where a coordinator says that it lives (no device can have the name ``_c``)."""
     return f"{ROOT}/{check_id(fleet, 'fleet')}/_c/{check_id(coordinator, 'coordinator')}/conn"
+
+
+def coordinator_alert_topic(fleet: str, coordinator: str, number: int) -> str:
+    """Where a coordinator says what people should know of, an alert each."""
+    return f"{ROOT}/{check_id(fleet, 'fleet')}/_c/{check_id(coordinator, 'coordinator')}/alert/{number}"

@@ -86,7 +86,7 @@ class CoordinatorCore:
         merges = Merges(config.policy, store, artifacts, bundles, self.events, rng)
         self._room = artifacts.room
         own_disk = None if config.database else self._room
-        self.alerts = Alerts(config.alerts, config.fleet, store)
+        self.alerts = Alerts(config.alerts, config.fleet, config.name, store)
         watch = self.alerts.telemetry
         self.registry = Registry(store, self.events, config.unknown, self._clone, own_disk, watch)
         self._intake = Intake(store, artifacts, bundles)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from dashboard import photograph
 from model import Digits, load_digits_split, turned
 from processes import Fleet, command, wait_for
 from rich.console import Console
@@ -234,7 +235,7 @@ def plot(results: Results, path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
-def run(folder: Path, keep: bool) -> int:
+def run(folder: Path, keep: bool, dashboard: bool) -> int:
     """The demo; returns the exit code."""
     console = Console()
     started = time.monotonic()
@@ -252,6 +253,8 @@ def run(folder: Path, keep: bool) -> int:
     with Fleet(folder, bundle, list(CLASSES)) as fleet:
         console.print((folder / "broker.log").read_text().strip(), highlight=False)
         watch = f"mosquitto_sub -h 127.0.0.1 -p {fleet.broker_port} -v -t 'edge/v1/+/+/up/tele'"
+        if dashboard:
+            console.print(f"dashboard: {fleet.http_url}/  (it follows the demo)", highlight=False)
         console.print(f"watch the telemetry yourself:  {watch}", highlight=False)
         agents = {device: AgentClient(fleet.socket_path(device)) for device in CLASSES}
 
@@ -284,10 +287,13 @@ def run(folder: Path, keep: bool) -> int:
         measure(STEPS[4], agents, data, results, at)
         console.print(table(results, data.test_y))
         plot(results, folder / "learning.png")
+        if dashboard:
+            newest = max(row["id"] for row in fleet.asked("v1/rollouts"))
+            console.print(f"dashboard: {photograph(fleet.http_url, folder, newest)}", highlight=False)
         took = time.monotonic() - started
         console.print(f"plot: {folder / 'learning.png'}   logs: {folder}/*.log   {took:.0f} s", highlight=False)
         if keep:
-            console.print(f"the fleet keeps running until Ctrl-C:  {watch}", highlight=False)
+            console.print(f"the fleet keeps running until Ctrl-C:  {fleet.http_url}/  {watch}", highlight=False)
             wait_for("Ctrl-C", lambda: False, timeout_s=86_400)
     return verdict(results, data.test_y, console, faults)
 
@@ -327,10 +333,11 @@ def verdict(results: Results, y: npt.NDArray[np.int64], console: Console, faults
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("demo-output"))
+    parser.add_argument("--no-dashboard", action="store_true", help="leave out the dashboard and its pictures")
     parser.add_argument("--keep", action="store_true", help="leave the fleet running until Ctrl-C")
     chosen = parser.parse_args()
     try:
-        sys.exit(run(chosen.output, chosen.keep))
+        sys.exit(run(chosen.output, chosen.keep, not chosen.no_dashboard))
     except KeyboardInterrupt:
         sys.exit(130)
     except (subprocess.CalledProcessError, TimeoutError, RuntimeError) as error:

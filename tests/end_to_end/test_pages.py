@@ -48,7 +48,7 @@ class Served:
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory, digits_bundle: Path, processes: ModuleType) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("pages")
-    fill(folder / "c", digits_bundle, 60)
+    fill(folder / "c", digits_bundle, 40)
     port = processes.free_port()
     with DevelopmentBroker.start(folder / "broker") as broker:
         line = processes.command(

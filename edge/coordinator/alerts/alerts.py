@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from edge.channel.topics import ROOT
+from edge.channel.topics import coordinator_alert_topic
 from edge.channel.transport import Publish
 from edge.contract.clock import Now
 from edge.contract.durations import seconds
@@ -41,12 +41,13 @@ class Alerts:
     Args:
         rules: What to tell of.
         fleet: Its name.
+        name: Of the coordinator.
         store: The database.
     """
 
-    def __init__(self, rules: AlertRules, fleet: str, store: Store) -> None:
+    def __init__(self, rules: AlertRules, fleet: str, name: str, store: Store) -> None:
         self.rules = rules
-        self._fleet, self._store = fleet, store
+        self._fleet, self._name, self._store = fleet, name, store
         self._thresholds = [rule for rule in rules.rule if rule.kind == "threshold"]
         self._passed: dict[Key, tuple[float, str]] = {}  # since when, and how far
         self._well: set[Key] = set()
@@ -175,7 +176,7 @@ class Alerts:
         for each in self._store.alerts.untold("mqtt"):
             if each.silenced_ms > now.wall_ms:
                 continue
-            topic = f"{ROOT}/{self._fleet}/alert/{each.id}"
+            topic = coordinator_alert_topic(self._fleet, self._name, each.id)
             if each.state == FIRING or each.told_mqtt:
                 effects.append(Publish(topic=topic, payload=self.document(each), qos=1, retain=each.state == FIRING))
             if each.state == RESOLVED and each.told_mqtt:  # what the broker keeps of it

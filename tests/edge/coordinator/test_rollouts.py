@@ -128,6 +128,8 @@ class Fleet:
     def deliver(self) -> None:
         """What the coordinator says reaches its devices; what they say reaches it."""
         for publish in self.core.tick(self.now):
+            if "/_c/" in publish.topic:  # it is for people
+                continue
             topic = topics.parse(publish.topic)
             if topic.leaf.startswith("dn/desired") and topic.device in self.devices:
                 message = decode(topic.leaf, publish.payload)
