@@ -17,11 +17,15 @@ _PATH = click.Path(path_type=Path)
 @click.command("export-release")
 @click.argument("path", type=_PATH)
 @click.option("--device", "devices", multiple=True, required=True, help="For whom; repeatable.")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
 @click.pass_obj
-def export_release(connect: Any, path: Path, devices: tuple[str, ...]) -> None:
-    """Write to PATH what devices without a network should run, for `edge-agent import`.
+def export_release(connect: Any, path: Path, devices: tuple[str, ...], as_json: bool) -> None:
+    r"""Write to PATH what devices without a network should run, for `edge-agent import`.
 
     What the coordinator would tell them now, with the same signatures, the files, and the metadata that prove them.
+
+    \b
+    edge-fleet export-release stick.parcel --device camera-1 --device camera-2
     """
     from edge.contract.files import check_writable, replace_file
 
@@ -33,6 +37,9 @@ def export_release(connect: Any, path: Path, devices: tuple[str, ...]) -> None:
             file.write(data)
     except OSError as exc:
         raise ConfigError(f"{path} cannot be written: {exc.strerror}") from exc
+    if as_json:
+        click.echo(json.dumps({"file": str(path), "devices": list(devices), "size_bytes": len(data)}))
+        return
     say(f"wrote {path}: for {', '.join(devices)}, {len(data)} bytes")
 
 
@@ -41,7 +48,11 @@ def export_release(connect: Any, path: Path, devices: tuple[str, ...]) -> None:
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 @click.pass_obj
 def take_in(connect: Any, path: Path, as_json: bool) -> None:
-    """Take what `edge-agent export --for-fleet` wrote to PATH: what a device without a network learned, and runs."""
+    r"""Take what `edge-agent export --for-fleet` wrote to PATH: what a device without a network learned, and runs.
+
+    \b
+    edge-fleet import stick.parcel
+    """
     try:
         data = path.read_bytes()
     except OSError as exc:

@@ -40,7 +40,11 @@ def _common(command: Any) -> Any:
 
 @click.group()
 def export() -> None:
-    """Write telemetry and events into files; the coordinator may run."""
+    r"""Write telemetry and events into files; the coordinator may run.
+
+    \b
+    edge-coordinator export csv out --since "7 d"
+    """
 
 
 @export.command("csv")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hmac
 import json
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Annotated, Any
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
@@ -64,6 +64,19 @@ class TokenRequest(ReasonRequest):
     name: str = Field(min_length=1, max_length=MAX_NAME_CHARS)
     role: str
     days: float = Field(default=0.0, ge=0, le=MAX_DAYS)
+
+
+Limit = Annotated[int, Query(ge=1, le=1000, description="So many at most; without it all.")]
+Before = Annotated[int, Query(ge=0, lt=2**63, description="Only what has a lower number: the last one of a page.")]
+
+
+def page(rows: Iterable[dict[str, Any]], key: str, limit: int | None, before: int) -> list[dict[str, Any]]:
+    """A part of a list that is newest first, by the number of each.
+
+    >>> page([{"id": 3}, {"id": 2}, {"id": 1}], "id", 1, 3)
+    [{'id': 2}]
+    """
+    return [row for row in rows if not before or row[key] < before][:limit]
 
 
 def signed_in(request: Request) -> Identity:

@@ -18,7 +18,7 @@ from edge import __version__
 from edge.contract.clock import Now
 from edge.contract.errors import ConfigError, EdgeError, RolloutError
 from edge.coordinator.access import Access
-from edge.coordinator.access_api import ReasonRequest, add_access_routes, allow, guard
+from edge.coordinator.access_api import Limit, ReasonRequest, add_access_routes, allow, guard
 from edge.coordinator.alert_api import add_alert_routes
 from edge.coordinator.checkpoint_api import add_checkpoint_routes
 from edge.coordinator.device_api import add_device_routes, add_enrolment_routes
@@ -100,16 +100,26 @@ def build_api(
 
     @api.get("/api/contributions")
     @api.get("/api/v1/contributions")
-    def contributions() -> list[dict[str, Any]]:
-        return [as_dict(row) for row in store.contributions.all()]
+    def contributions(limit: Limit | None = None, after: str = "") -> list[dict[str, Any]]:
+        """The newest contributions, by device and lineage; `after` is the `id` of the last one of a page."""
+        found = [
+            as_dict(row) | {"id": f"{row.device}/{row.lineage}/{row.backbone}"} for row in store.contributions.all()
+        ]
+        return sorted((row for row in found if row["id"] > after), key=lambda row: str(row["id"]))[:limit]
 
     @api.get("/api/events")
     @api.get("/api/v1/events")
     def events(
-        limit: int = 100, device: str | None = None, kind: str = "", since: Number = 0, after: Number = 0
+        limit: int = 100,
+        device: str | None = None,
+        kind: str = "",
+        since: Number = 0,
+        after: Number = 0,
+        before: Number = 0,
     ) -> list[dict[str, Any]]:
+        """Events, newest first; with `after` those since one, with `before` the page behind its last one."""
         most = min(max(limit, 1), 1000)
-        found = store.events.newest(most, device=device, name=kind, since_ms=since, after_id=after)
+        found = store.events.newest(most, device=device, name=kind, since_ms=since, after_id=after, before_id=before)
         return [as_dict(row) for row in found]
 
     @api.get("/api/v1/metrics/{device}/{key}")

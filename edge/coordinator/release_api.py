@@ -15,7 +15,7 @@ from pydantic import Field
 from edge.contract.clock import Now
 from edge.contract.errors import BundleError
 from edge.contract.names import MAX_NAME_CHARS
-from edge.coordinator.access_api import Body
+from edge.coordinator.access_api import Before, Body, Limit, page
 from edge.coordinator.checks import golden_fault
 from edge.coordinator.core import CoordinatorCore
 from edge.coordinator.intake import is_bundle, open_named
@@ -60,8 +60,9 @@ def add_release_routes(api: FastAPI, store: Store, submit: Submit) -> None:
 
     @api.get("/api/releases")
     @api.get("/api/v1/releases")
-    def releases() -> list[dict[str, Any]]:
-        return [as_dict(row) for row in store.releases.all()]
+    def releases(limit: Limit | None = None, before: Before = 0) -> list[dict[str, Any]]:
+        """Releases, newest first."""
+        return page(map(as_dict, store.releases.all()), "counter", limit, before)
 
     @api.post("/api/artifacts")
     @api.post("/api/v1/artifacts")
@@ -111,9 +112,9 @@ def add_release_routes(api: FastAPI, store: Store, submit: Submit) -> None:
         return found
 
     @api.get("/api/v1/receipts")
-    def receipts() -> list[dict[str, Any]]:
+    def receipts(limit: Limit | None = None, before: Before = 0) -> list[dict[str, Any]]:
         """Receipts of forgetting, newest first."""
-        return [as_dict(each) for each in store.receipts.all()]
+        return page(map(as_dict, store.receipts.all()), "id", limit, before)
 
     @api.get("/api/v1/receipts/key")
     def receipts_key() -> Response:

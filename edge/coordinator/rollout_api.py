@@ -10,7 +10,7 @@ from pydantic import Field
 
 from edge.contract.clock import Now
 from edge.contract.names import MAX_NAME_CHARS
-from edge.coordinator.access_api import VIEWER, Body, Who
+from edge.coordinator.access_api import VIEWER, Before, Body, Limit, Who, page
 from edge.coordinator.core import CoordinatorCore
 from edge.coordinator.records import as_dict
 from edge.coordinator.release_api import PushRequest
@@ -119,8 +119,9 @@ def add_rollout_routes(api: FastAPI, submit: Submit, store: Store) -> None:
         return found
 
     @api.get("/api/v1/rollouts")
-    def rollouts() -> list[dict[str, Any]]:
-        return summaries(store)
+    def rollouts(limit: Limit | None = None, before: Before = 0) -> list[dict[str, Any]]:
+        """Rollouts in short, newest first."""
+        return page(summaries(store), "id", limit, before)
 
     @api.post("/api/v1/rollouts")
     def start(body: StartRequest, who: Who) -> dict[str, Any]:

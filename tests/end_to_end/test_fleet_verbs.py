@@ -194,6 +194,8 @@ def test_every_verb_of_edge_fleet(
         text = tmp_path / "text.edge"
         text.write_text("no bundle")
         ask("push", text, code=5)
+        assert ask.json("export-release", "stick.parcel", "--device", "one")["devices"] == ["one"]
+        ask("import", text, code=5)
         assert any(json.loads(line)["name"] == "rollout" for line in ask("events", "--json").splitlines())
 
         # What is kept of what they learned, and what is forgotten.

@@ -38,7 +38,14 @@ class EventLog:
             return [row.to(LoggedEvent) for row in session.scalars(query)]
 
     def newest(
-        self, limit: int, *, device: str | None = None, name: str = "", since_ms: int = 0, after_id: int = 0
+        self,
+        limit: int,
+        *,
+        device: str | None = None,
+        name: str = "",
+        since_ms: int = 0,
+        after_id: int = 0,
+        before_id: int = 0,
     ) -> Sequence[LoggedEvent]:
         """The newest events, newest first.
 
@@ -48,8 +55,11 @@ class EventLog:
             name: Of one kind; "" for all.
             since_ms: From then on, milliseconds since 1970.
             after_id: Behind this one.
+            before_id: With a lower number than this one; 0 for all.
         """
         query = select(EventRow).where(EventRow.at_ms >= since_ms, EventRow.id > after_id)
+        if before_id:
+            query = query.where(EventRow.id < before_id)
         if device is not None:
             query = query.where(EventRow.device == device)
         if name:
