@@ -92,6 +92,7 @@ def coordinator() -> None:
 @click.option("--alert-secret", default="", envvar="EDGE_ALERT_SECRET", help="Signs what the webhook is told.")
 @click.option("--connect-timeout", default=10.0, type=click.FloatRange(min=0.1), help="Seconds to find the broker.")
 @click.option("--signing", type=click.Path(path_type=Path), help="The folder `coordinator` of `edge-fleet keys init`.")
+@click.option("--standby", is_flag=True, help="With --database: wait until no other has it, then take over.")
 @click.option("--timestamp-days", default=7.0, type=click.FloatRange(0.01), help="How long signed news are believed.")
 def serve(
     broker: str,
@@ -129,6 +130,7 @@ def serve(
     alert_secret: str,
     connect_timeout: float,
     signing: Path | None,
+    standby: bool,
     timestamp_days: float,
 ) -> None:
     r"""Serve a fleet until stopped.
@@ -164,7 +166,7 @@ def serve(
         from edge.coordinator.access import check_reach
         from edge.coordinator.alerts.rules import AlertRules, of_file
         from edge.coordinator.config import CoordinatorConfig
-        from edge.coordinator.service import CoordinatorService, Place
+        from edge.coordinator.service import CoordinatorService, Place, wait_for_turn
         from edge.coordinator.summaries import Keep
     except ImportError as exc:
         raise ConfigError(f"{exc.name} is not installed: pip install 'edgeloop[coordinator]'") from exc
@@ -188,7 +190,9 @@ def serve(
         timestamp_days=timestamp_days,
         alerts=AlertRules() if alerts is None else of_file(alerts),
     )
-    place = Place(config, host, port, str(url))
+    if standby and not database:
+        raise ConfigError("--standby: coordinators share a PostgreSQL database, named by --database")
+    place = wait_for_turn(config, host, port, str(url)) if standby else Place(config, host, port, str(url))
     probe(url, connect_timeout)
     service = CoordinatorService(config, MqttTransport(url, name, clean_start=True), place)
     for path in bundles:

@@ -43,13 +43,15 @@ from edge.coordinator.inbox import Inbox
 from edge.coordinator.records import APPROVED, Alert
 from edge.coordinator.room import USUAL_BYTES, USUAL_PART, Room
 from edge.coordinator.signing.signing import Signing
+from edge.coordinator.store.database import DatabaseError, is_taken
+from edge.coordinator.store.lease import LEASE_S
 from edge.coordinator.store.store import Store
 
 log = logging.getLogger("edge.coordinator")
 
 CALL_TIMEOUT_S = 60.0
-# A database on another machine is looked at so often: whether it is this coordinator's still.
-CLAIM_AGAIN_S = 30.0
+# A coordinator that waits for its turn looks so often.
+STANDBY_S, MAX_PLACE_TRIES = 2.0, 5
 # Timers and what is to be sent wait no longer than that for messages that come in.
 TURN_S = 0.5
 # The broker's thread reads packet by packet and waits for its turn after each: with Python's usual 5 ms it would read
@@ -148,6 +150,33 @@ def _alone(name: str) -> socket.socket:
     return holder
 
 
+def wait_for_turn(config: CoordinatorConfig, host: str, port: int, broker: str) -> Place:
+    """Wait until no other coordinator has the database, and have the place.
+
+    Args:
+        config: Its options.
+        host: Address of the HTTP API.
+        port: Its port.
+        broker: Address of the broker, without a login.
+
+    Raises:
+        ConfigError: The place is another process's though the database is not, or it cannot be used.
+    """
+    log.info("standby: this coordinator takes over when no other has the database")
+    tries = 0
+    while True:
+        try:
+            if not is_taken(config.database):
+                return Place(config, host, port, broker)
+        except DatabaseError as exc:
+            log.warning("the database does not answer: %s", reason(exc))
+        except ConfigError:
+            tries += 1
+            if tries >= MAX_PLACE_TRIES:  # whoever ends gives it free a moment after the database
+                raise
+        time.sleep(STANDBY_S)
+
+
 def _signing(config: CoordinatorConfig) -> Signing | None:
     """What proves to devices what they are told, in a fleet with keys.
 
@@ -203,7 +232,6 @@ class CoordinatorService:
             _signing(config),
         )
         self._inbox: Inbox[_Call] = Inbox(time.monotonic)
-        self._next_claim_s = time.monotonic() + CLAIM_AGAIN_S
         self._lost: ConfigError | None = None
 
     def register_bundle(self, path: Path) -> None:
@@ -244,6 +272,7 @@ class CoordinatorService:
         web.start()
         if self._config.alerts.webhook:
             threading.Thread(target=self._tell_webhook, args=(alert_secret,), daemon=True).start()
+        threading.Thread(target=self._keep_lease, daemon=True).start()
         self._transport.subscribe(topics.coordinator_filters(self._config.fleet))
         self._transport.start(self._inbox.put)
         log.info("fleet %s, %s://%s:%d", self._config.fleet, "http" if tls is None else "https", host, port)
@@ -318,18 +347,22 @@ class CoordinatorService:
                 self._tell("a turn of the loop", exc)
                 time.sleep(PAUSE_S)
 
-    def _claim_again(self) -> None:
-        """Two coordinators on one database would undo each other's work: the one that lost it ends."""
-        self._next_claim_s = time.monotonic() + CLAIM_AGAIN_S
-        try:
-            self._store.claim()
-        except ConfigError as exc:
-            self._lost, self._stopping = exc, True
+    def _keep_lease(self) -> None:
+        """Two coordinators on one database would undo each other's work: the one that lost it ends.
+
+        On a thread of its own: a merge of minutes is no reason to lose it.
+        """
+        while not self._stopping:
+            time.sleep(LEASE_S / 3)
+            try:
+                self._store.claim()
+            except ConfigError as exc:
+                self._lost, self._stopping = exc, True
+            except Exception as exc:  # noqa: BLE001  # the database is away: it is asked again
+                log.warning("the database does not answer, and its lease is not renewed: %s", reason(exc))
 
     def _turn(self) -> None:
         end = time.monotonic() + TURN_S
-        if time.monotonic() >= self._next_claim_s:
-            self._claim_again()
         wait_s = min(max(self.core.next_deadline_s - time.monotonic(), 0.0), 1.0)
         # A busy fleet must not keep timers from running.
         while (item := self._inbox.take(wait_s)) is not None:

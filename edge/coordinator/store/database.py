@@ -15,12 +15,12 @@ from sqlalchemy.orm import Session
 from edge.contract.errors import ConfigError
 from edge.coordinator.migrations.upgrade import is_of_today, upgrade
 from edge.coordinator.store.copying import copy_rows, count_rows
+from edge.coordinator.store.lease import Lease, is_free
 
 # The database itself is at fault and not what it was given: locked, full, damaged, gone.
 DatabaseError = OperationalError
 WAIT_S = 30
-# Of the lock that the one coordinator of a PostgreSQL database has; any number that nobody else takes there.
-_CLAIM = 0xED6E0001
+_WRITES = ("INSERT", "UPDATE", "DELETE")
 
 
 class Damaged(ConfigError):  # noqa: N818  # what it is, and not what goes wrong
@@ -41,7 +41,7 @@ class Database:
     """
 
     def __init__(self, where: Path | str, *, journal: str = "WAL") -> None:
-        self._claim: Connection | None = None
+        self._lease: Lease | None = None
         if isinstance(where, Path):
             self._name = str(where)
             self._engine = _sqlite(where, journal)
@@ -67,7 +67,7 @@ class Database:
             ConfigError: It cannot be used, or its tables are not of today.
         """
         found = cls.__new__(cls)
-        found._claim = None
+        found._lease = None
         if isinstance(where, Path):
             found._name, found._engine = str(where), _sqlite(where, "")
         else:
@@ -136,37 +136,23 @@ class Database:
     def claim(self) -> None:
         """Have a PostgreSQL database for this process alone; a file is that of whoever has its folder.
 
-        The claim ends with the connection that it was made on. Called again it is looked at, and made again if it was
-        lost.
+        Called again it is looked at, and made again if it was lost and nobody else has it. See
+        `edge.coordinator.store.lease`.
 
         Raises:
             ConfigError: Another process has it.
             DatabaseError: The database does not answer.
         """
-        if self.dialect != "postgresql":
-            return
-        if self._claim is not None:
-            try:
-                self._claim.exec_driver_sql("SELECT 1")
-            except DatabaseError:
-                self._release()
-            else:
-                return
-        claim = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
-        if not claim.exec_driver_sql(f"SELECT pg_try_advisory_lock({_CLAIM})").scalar():
-            claim.close()
-            raise ConfigError(f"the database {self._name} is in use by another coordinator; give each its own")
-        self._claim = claim
-
-    def _release(self) -> None:
-        if self._claim is not None:
-            self._claim.invalidate()  # the lock is that of the connection, which must not go back into the pool
-            self._claim.close()
-            self._claim = None
+        if self.dialect == "postgresql":
+            if self._lease is None:
+                self._lease = Lease(self._engine, self._name)
+                event.listen(self._engine, "before_cursor_execute", _see_writes)
+            self._lease.take()
 
     def close(self) -> None:
         """Give it free."""
-        self._release()
+        if self._lease is not None:
+            self._lease.release()
         self._engine.dispose()
 
     @contextlib.contextmanager
@@ -181,11 +167,18 @@ class Database:
             return
         try:
             with Session(self._engine, expire_on_commit=False) as session, session.begin():
+                is_fenced = self._lease is not None and self._lease.fence > 0
+                if is_fenced:
+                    session.connection().info.pop("wrote", None)
                 token = _CURRENT.set((self, session))
                 try:
                     yield session
                 finally:
                     _CURRENT.reset(token)
+                if is_fenced and self._lease is not None:
+                    session.flush()
+                    if session.connection().info.pop("wrote", False):
+                        self._lease.check(session)
         except SQLAlchemyError as exc:
             if _is_damaged(exc):
                 raise self._damaged(exc) from exc
@@ -193,6 +186,11 @@ class Database:
 
 
 _CURRENT: ContextVar[tuple[Database, Session] | None] = ContextVar("edge-transaction", default=None)
+
+
+def _see_writes(connection: Connection, _: Any, statement: str, *__: Any) -> None:
+    if statement.lstrip()[:6].upper() in _WRITES:
+        connection.info["wrote"] = True
 
 
 def _is_damaged(exc: SQLAlchemyError) -> bool:
@@ -212,6 +210,20 @@ def _sqlite(path: Path, journal: str) -> Engine:
         connection.execute("PRAGMA synchronous=FULL")
 
     return engine
+
+
+def is_taken(address: str) -> bool:
+    """Whether a coordinator has a PostgreSQL database now.
+
+    Raises:
+        ConfigError: It is no address of one.
+        DatabaseError: It does not answer.
+    """
+    engine = create_engine(_address(address), connect_args={"connect_timeout": WAIT_S})
+    try:
+        return not is_free(engine)
+    finally:
+        engine.dispose()
 
 
 def _address(text: str) -> URL:

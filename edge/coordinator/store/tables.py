@@ -320,6 +320,15 @@ class TargetRow(Row):
     pairs: Mapped[dict[str, Any]]
 
 
+class LeaseRow(Row):
+    """Of PostgreSQL: which coordinator may write, see `edge.coordinator.store.lease`."""
+
+    __tablename__ = "lease"
+    name: Mapped[str] = mapped_column(primary_key=True)
+    fence: Mapped[int]
+    until_ms: Mapped[int]
+
+
 class LookRow(Row):
     """`LoggedLook`."""
 

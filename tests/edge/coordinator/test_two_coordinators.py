@@ -1,0 +1,155 @@
+"""Two coordinators of one database: one at a time decides; who dies or sleeps in any state of a rollout costs nothing.
+
+faults: 32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edge.channel.transport import Connected
+from edge.contract.clock import Now
+from edge.contract.errors import ConfigError
+from edge.coordinator.artifacts import ArtifactStore
+from edge.coordinator.config import CoordinatorConfig
+from edge.coordinator.core import CoordinatorCore
+from edge.coordinator.rollout.states import RolloutEvent
+from edge.coordinator.store.database import is_taken
+from edge.coordinator.store.lease import LeaseLost
+from edge.coordinator.store.store import Store
+from tests.edge.coordinator.test_rollouts import Fleet, ends
+from tests.support.postgres import PostgresServer
+
+E = RolloutEvent
+
+
+class Pair(Fleet):
+    """A fleet whose coordinator is on PostgreSQL; another one can take its place while it still lives."""
+
+    def __init__(self, url: str, *arguments: Any) -> None:
+        self.url = url
+        self.old: list[tuple[CoordinatorCore, Store]] = []
+        super().__init__(*arguments)
+
+    def start(self) -> None:
+        self.store = Store(self.url)
+        self.store.claim()
+        config = CoordinatorConfig(fleet="lab", name="c", data_dir=self.folder, auto_merge=False, reassert_s=1e9)
+        artifacts = ArtifactStore(self.folder / "artifacts")
+        self.core = CoordinatorCore(config, self.store, artifacts, np.random.default_rng(3))
+        self.core.add_artifact(self.bundle_path.read_bytes(), self.bundle_path)
+        self.core.transport(Connected(session_present=False, max_packet_bytes=1 << 20), self.now)
+
+    def take_over(self, server: PostgresServer, *, is_dead: bool) -> None:
+        """The coordinator dies, or sleeps until its lease is over; another one takes its place."""
+        assert self.store is not None
+        self.old.append((self.core, self.store))
+        database = self.url.rsplit("/", maxsplit=1)[-1]
+        if is_dead:  # its connections end with it
+            server.execute(f"SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = '{database}'")
+        else:
+            assert is_taken(self.url)
+            early = Store(self.url)
+            with pytest.raises(ConfigError, match="in use by another coordinator"):
+                early.claim()
+            early.close()
+            server.execute("UPDATE lease SET until_ms = 0", database)
+        assert not is_taken(self.url)
+        self.start()
+        for device in self.devices.values():
+            device.connect()
+
+    def wake(self) -> None:
+        """Those that slept go on, and change nothing."""
+        for core, store in self.old:
+            core.rollouts._hurry()
+            core.tick(Now(self.now.s + 600, self.now.wall_ms + 600_000))
+            with pytest.raises(LeaseLost, match="took this one's place"):
+                core.rollouts.pause_all("ghost", "it slept", self.now)
+            with pytest.raises(LeaseLost):
+                store.claim()
+
+    def close(self) -> None:
+        for _, store in self.old:
+            store.close()
+        super().close()
+
+
+@pytest.fixture
+def pair(tmp_path: Path, digits_bundle: Path, postgres: PostgresServer) -> Iterator[Pair]:
+    made = Pair(postgres.new(), tmp_path, digits_bundle, 4, ends("active"))
+    yield made
+    made.close()
+
+
+def to(fleet: Pair, state: str) -> int:
+    """A rollout that stands there."""
+    rollout = fleet.start_plan(waves=["50 %", "100 %"], soak=["1 min"], supersede=True)
+    if state == "ready":
+        return rollout
+    if state == "opening":  # one has it, and says nothing yet
+        for device in fleet.devices.values():
+            device.behaviour = ends("probation")
+    fleet.pass_time(30, 10)
+    for device in fleet.devices.values():
+        device.behaviour = ends("active")
+    if state == "held":
+        fleet.store.rollouts.save(  # as a gate would leave it
+            *_held(fleet, rollout)
+        )
+    if state == "paused":
+        fleet.core.rollouts.order(rollout, E.PAUSE, "ann", "", fleet.now)
+    if state == "completed":
+        fleet.pass_time(120, 60)
+    if state == "reverting":
+        fleet.core.rollouts.order(rollout, E.REVERT, "ann", "", fleet.now)
+    assert fleet.state(rollout) == state
+    return rollout
+
+
+def _held(fleet: Pair, rollout: int) -> Any:
+    from dataclasses import replace
+
+    from edge.coordinator.rollout.states import RolloutState
+
+    before = fleet.store.rollouts.get(rollout)
+    assert before is not None
+    return replace(before, state=RolloutState.HELD, before=RolloutState.HELD, version=before.version + 1), before, ()
+
+
+STATES = ("ready", "opening", "soaking", "held", "paused", "completed", "reverting")
+
+
+@pytest.mark.parametrize("is_dead", [True, False])
+def test_whoever_dies_or_sleeps_in_any_state_of_a_rollout_another_one_ends_it(
+    pair: Pair, postgres: PostgresServer, is_dead: bool
+) -> None:
+    for state in STATES:
+        rollout = to(pair, state)
+        pair.take_over(postgres, is_dead=is_dead)
+        if state in ("held", "paused"):
+            pair.core.rollouts.order(rollout, E.RESUME, "ben", "seen", pair.now)
+        if state == "opening":  # what they say comes to the new one
+            for device in pair.devices.values():
+                if device.told and device.told[-1].release == device.release:
+                    device.state(device.told[-1], "active", "probation: accuracy", None)
+        pair.pass_time(30, 10)
+        if not is_dead:
+            pair.wake()
+        pair.pass_time(150, 30)
+        found = pair.shown(rollout)
+        wanted = (
+            ("reverted", {"reverted": 2, "superseded": 2}) if state == "reverting" else ("completed", {"active": 4})
+        )
+        assert (found["state"], found["counts"]) == wanted, state
+        moved = [(m["event"], m["now"]) for m in found["transitions"] if not m["subject"]]
+        passes = sum(event in ("pass", "resume") for event, _ in moved)
+        assert passes == (0 if state == "reverting" else 3 if state == "paused" else 2), moved
+        outcomes = [m["subject"] for m in found["transitions"] if m["subject"] and m["now"] in ("active", "reverted")]
+        assert sorted(outcomes) == sorted(set(outcomes) if state != "reverting" else outcomes), "one outcome a device"
+        assert not pair.store.rollouts.setting("paused")
