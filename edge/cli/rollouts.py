@@ -183,6 +183,13 @@ def status(connect: Any, number: int, wait: float, as_json: bool) -> None:
         click.echo(f"{waiting} devices wait for their wave")
 
 
+_SEEN = click.option("--if-version", "seen", type=int, help="Only if it has this version, see status --json.")
+
+
+def _if_match(seen: int | None) -> dict[str, str]:
+    return {} if seen is None else {"if-match": f'"{seen}"'}
+
+
 def _order(name: str, text: str, needs_reason: bool = False) -> None:
     """One command for an order that takes nothing but a reason."""
     example = f'edge-fleet rollout {name} 12 --reason "seen"'
@@ -190,11 +197,12 @@ def _order(name: str, text: str, needs_reason: bool = False) -> None:
     @rollout.command(name, help=f"{text}\n\n\b\n{example}")
     @click.argument("number", metavar="ID", type=int)
     @(click.option("--reason", required=True, help="Kept with it.") if needs_reason else _REASON)
+    @_SEEN
     @_JSON
     @click.pass_obj
-    def command(connect: Any, number: int, reason: str, as_json: bool) -> None:
+    def command(connect: Any, number: int, reason: str, seen: int | None, as_json: bool) -> None:
         body = {"order": name, "who": who(), "reason": reason}
-        found = connect().call("POST", f"/api/v1/rollouts/{number}/order", json=body)
+        found = connect().call("POST", f"/api/v1/rollouts/{number}/order", json=body, headers=_if_match(seen))
         click.echo(json.dumps(found) if as_json else line_of(found))
 
 
@@ -207,18 +215,55 @@ _order("revert", "Bring the older bytes back to all that rollout ID has touched,
 
 @rollout.command()
 @click.argument("number", metavar="ID", type=int)
-@click.argument("device")
+@click.option("--supersede", is_flag=True, help="End rollouts that are under way on the same devices.")
 @_REASON
+@_SEEN
 @_JSON
 @click.pass_obj
-def exclude(connect: Any, number: int, device: str, reason: str, as_json: bool) -> None:
+def approve(connect: Any, number: int, supersede: bool, reason: str, seen: int | None, as_json: bool) -> None:
+    r"""Approve rollout ID, whose plan asks for it (start.approvals); not by its author. With the last one it begins.
+
+    \b
+    edge-fleet rollout approve 12 --reason "read the plan"
+    """
+    body = {"who": who(), "reason": reason, "supersede": supersede}
+    found = connect().call("POST", f"/api/v1/rollouts/{number}/approve", json=body, headers=_if_match(seen))
+    click.echo(json.dumps(found) if as_json else line_of(found))
+
+
+@rollout.command()
+@click.argument("number", metavar="ID", type=int)
+@click.argument("count", type=click.IntRange(min=1))
+@_REASON
+@_SEEN
+@_JSON
+@click.pass_obj
+def widen(connect: Any, number: int, count: int, reason: str, seen: int | None, as_json: bool) -> None:
+    r"""Give the open wave of rollout ID so many more devices, COUNT of those that come next: more canaries can tell.
+
+    \b
+    edge-fleet rollout widen 12 400
+    """
+    body = {"count": count, "who": who(), "reason": reason}
+    found = connect().call("POST", f"/api/v1/rollouts/{number}/widen", json=body, headers=_if_match(seen))
+    click.echo(json.dumps(found) if as_json else line_of(found))
+
+
+@rollout.command()
+@click.argument("number", metavar="ID", type=int)
+@click.argument("device")
+@_REASON
+@_SEEN
+@_JSON
+@click.pass_obj
+def exclude(connect: Any, number: int, device: str, reason: str, seen: int | None, as_json: bool) -> None:
     r"""Take DEVICE out of rollout ID: it goes back, and counts neither way.
 
     \b
     edge-fleet rollout exclude 12 cam-17 --reason "its lens is broken"
     """
     body = {"device": device, "who": who(), "reason": reason}
-    found = connect().call("POST", f"/api/v1/rollouts/{number}/exclude", json=body)
+    found = connect().call("POST", f"/api/v1/rollouts/{number}/exclude", json=body, headers=_if_match(seen))
     theirs = [target for target in found["targets"] if target["device"] == device]
     if as_json:
         click.echo(json.dumps(theirs, indent=1))

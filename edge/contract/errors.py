@@ -93,6 +93,12 @@ class RolloutError(EdgeError):
     help_line = "Look at the fleet with `edge-fleet devices` and `edge-fleet events`."
 
 
+class ConflictError(RolloutError):
+    """It is another one by now than the one that somebody meant."""
+
+    help_line = "Look at it as it is now, and ask again if it still should be so."
+
+
 class HeldError(RolloutError):
     """A rollout waits for a person, because nothing can tell whether the release is good."""
 

@@ -16,7 +16,7 @@ from fastapi.responses import JSONResponse, Response
 
 from edge import __version__
 from edge.contract.clock import Now
-from edge.contract.errors import ConfigError, EdgeError, RolloutError
+from edge.contract.errors import ConfigError, ConflictError, EdgeError, RolloutError
 from edge.coordinator.access import Access
 from edge.coordinator.access_api import Limit, ReasonRequest, add_access_routes, allow, guard
 from edge.coordinator.alert_api import add_alert_routes
@@ -76,7 +76,8 @@ def build_api(
     @api.exception_handler(EdgeError)
     async def refused(request: Request, exc: EdgeError) -> Response:
         request.state.outcome = f"refused: {exc}"
-        return JSONResponse({"detail": str(exc), "error": type(exc).__name__}, status_code=422)
+        status = 409 if isinstance(exc, ConflictError) else 422
+        return JSONResponse({"detail": str(exc), "error": type(exc).__name__}, status_code=status)
 
     @api.exception_handler(Exception)
     def failed(request: Request, exc: Exception) -> Response:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Header
 from pydantic import Field
 
 from edge.contract.clock import Now
+from edge.contract.errors import ConfigError
 from edge.contract.names import MAX_NAME_CHARS
 from edge.coordinator.access_api import VIEWER, Before, Body, Limit, Who, page
 from edge.coordinator.core import CoordinatorCore
@@ -65,6 +66,22 @@ class OrderRequest(Body):
     reason: str = Field(default="", max_length=500)
 
 
+class WidenRequest(Body):
+    """How many more devices the open wave gets."""
+
+    count: int = Field(ge=1, lt=2**31)
+    who: str = Field(default="", max_length=100)
+    reason: str = Field(default="", max_length=500)
+
+
+class ApproveRequest(Body):
+    """Who approves a plan, why, and whether it may end rollouts that are in its way."""
+
+    who: str = Field(default="", max_length=100)
+    reason: str = Field(default="", max_length=500)
+    supersede: bool = False
+
+
 class ExcludeRequest(Body):
     """Which device to take out of a rollout."""
 
@@ -79,6 +96,26 @@ class PauseRequest(Body):
     paused: bool
     who: str = Field(default="", max_length=100)
     reason: str = Field(default="", max_length=500)
+
+
+Seen = Annotated[str | None, Header(alias="if-match", max_length=40)]
+
+
+def version_of(seen: str | None) -> int | None:
+    """The version of a rollout that somebody saw, out of ``If-Match: "7"``; None where they say none.
+
+    Raises:
+        ConfigError: It is no number.
+
+    >>> version_of('"7"'), version_of("7"), version_of("*")
+    (7, 7, None)
+    """
+    if seen is None or seen.strip() == "*":
+        return None
+    text = seen.strip().strip('"')
+    if not text.isascii() or not text.isdigit():
+        raise ConfigError(f'If-Match: expected the version of the rollout, such as "7", got {seen!r}')
+    return int(text)
 
 
 def add_rollout_routes(api: FastAPI, submit: Submit, store: Store) -> None:
@@ -134,13 +171,26 @@ def add_rollout_routes(api: FastAPI, submit: Submit, store: Store) -> None:
         return shown(store, number)
 
     @api.post("/api/v1/rollouts/{number}/order")
-    def order(number: int, body: OrderRequest, who: Who) -> dict[str, Any]:
-        event, name = RolloutEvent(body.order), who.named(body.who)
-        return summary(submit(lambda core, now: core.rollouts.order(number, event, name, body.reason, now)))
+    def order(number: int, body: OrderRequest, who: Who, seen: Seen = None) -> dict[str, Any]:
+        what = (number, RolloutEvent(body.order), who.named(body.who), body.reason)
+        return summary(submit(lambda core, now: core.rollouts.order(*what, now, version=version_of(seen))))
+
+    @api.post("/api/v1/rollouts/{number}/approve")
+    def approve(number: int, body: ApproveRequest, who: Who, seen: Seen = None) -> dict[str, Any]:
+        what, may_end = (number, who.named(body.who), body.reason), body.supersede
+        return summary(
+            submit(lambda core, now: core.rollouts.approve(*what, now, version=version_of(seen), supersede=may_end))
+        )
+
+    @api.post("/api/v1/rollouts/{number}/widen")
+    def widen(number: int, body: WidenRequest, who: Who, seen: Seen = None) -> dict[str, Any]:
+        what = (number, body.count, who.named(body.who), body.reason)
+        return summary(submit(lambda core, now: core.rollouts.widen(*what, now, version=version_of(seen))))
 
     @api.post("/api/v1/rollouts/{number}/exclude")
-    def exclude(number: int, body: ExcludeRequest, who: Who) -> dict[str, Any]:
-        submit(lambda core, now: core.rollouts.exclude(number, body.device, who.named(body.who), body.reason, now))
+    def exclude(number: int, body: ExcludeRequest, who: Who, seen: Seen = None) -> dict[str, Any]:
+        what = (number, body.device, who.named(body.who), body.reason)
+        submit(lambda core, now: core.rollouts.exclude(*what, now, version=version_of(seen)))
         return shown(store, number)
 
     @api.get("/api/v1/paused")

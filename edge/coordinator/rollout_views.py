@@ -37,6 +37,7 @@ def shown(store: Store, number: int) -> dict[str, Any]:
         "plan": plans.to_document(rollout.plan),
         "counts": dict(Counter(str(target.state) for target in targets)),
         "paused_all": paused,
+        "approvals": {"needed": rollout.plan.start.approvals, "by": [m.who for m in moved if m.event == "approve"]},
         "targets": [_shown(each) | {"of_several": served[each.device] > 1} for each in targets],
         "looks": [as_dict(each) for each in looks],
         "transitions": [as_dict(each) for each in moved],

@@ -13,11 +13,11 @@ from typing import Any
 
 from edge.channel.messages import Pairs, State
 from edge.contract.clock import Now
-from edge.contract.errors import RolloutError
+from edge.contract.errors import ConflictError, RolloutError
 from edge.coordinator.artifacts import ArtifactStore
 from edge.coordinator.bundles import Bundles
 from edge.coordinator.events import Events
-from edge.coordinator.records import LoggedLook, Release, Transition
+from edge.coordinator.records import Release, Transition
 from edge.coordinator.rollout import advance as steps
 from edge.coordinator.rollout.plan import Plan
 from edge.coordinator.rollout.states import (
@@ -26,12 +26,11 @@ from edge.coordinator.rollout.states import (
     RolloutState,
     TargetEvent,
     TargetState,
-    target_after,
 )
-from edge.coordinator.rollout.step import Key, Rollout, Step, Target
+from edge.coordinator.rollout.step import Key, Moved, Rollout, Step, Target
 from edge.coordinator.rollout.waves import sizes, wave_of
 from edge.coordinator.rollout.words import Report, is_on_its_way, reported, reverted
-from edge.coordinator.selection import forecast, in_order, presence_of, selected
+from edge.coordinator.selection import forecast, in_order, joined, presence_of, selected
 from edge.coordinator.store.rollouts import Made
 from edge.coordinator.store.store import Store
 from edge.coordinator.way_back import WayBack
@@ -43,7 +42,7 @@ LOOK_S, KEEP_CLOCK_S = 5.0, 60.0
 JOIN_S = 60.0
 # Nobody needs an answer sooner; a fleet of thousands is not read for each message.
 _SOONEST_S, _TARGETS_PER_S = 0.25, 2000.0
-_CLOCK, PAUSED = "run_s", "paused"
+_CLOCK, PAUSED, _APPROVE = "run_s", "paused", "approve"
 # What changes what a device should run; it knows already what it said itself.
 _TELLING = frozenset({"open", "deadline", "retry", "abort", "revert", "exclude"})
 # A device that has activated the older bytes has gone back.
@@ -99,7 +98,7 @@ class Rollouts:
             who: Its author.
             now: The time.
             supersede: End the rollouts of the same kind and devices that are under way.
-            begin: False leaves it a draft.
+            begin: False leaves it a draft, as does a plan that others have to approve.
 
         Raises:
             RolloutError: No such release or devices, or another rollout is under way there; nothing changed.
@@ -110,7 +109,7 @@ class Rollouts:
             if not found:
                 whom = f"the devices of {plan.select!r}" if plan.select else "any device"
                 raise RolloutError(f"release {release.counter} is not for {whom}; `edge-fleet devices` lists them")
-            self._make_way(release, set(found), who, now, supersede=supersede)
+            older = self._in_the_way(release, set(found), supersede=supersede)
             seed = plan.seed or self._draw()
             sized = sizes(len(found), plan.waves)
             rollout = Rollout(
@@ -121,7 +120,8 @@ class Rollouts:
                 for place, (device, model) in enumerate(in_order(found, seed))
             ]
             self._store.rollouts.add(rollout, targets, Made(who, now.wall_ms))
-            if begin:
+            if begin and not plan.start.approvals:
+                self._make_way(older, release, who, now)
                 step = steps.order(rollout, targets, RolloutEvent.START, self._run_s, who=who)
                 self._keep(rollout, step, now)
                 rollout = step.rollout
@@ -142,10 +142,12 @@ class Rollouts:
                 )
         return release
 
-    def _make_way(self, release: Release, wanted: set[Key], who: str, now: Now, *, supersede: bool) -> None:
-        """End older rollouts of the same kind and devices, or refuse."""
+    def _in_the_way(self, release: Release, wanted: set[Key], *, supersede: bool, but: int = 0) -> list[Rollout]:
+        """Rollouts of the same kind and devices that have not ended; refuses where one is under way and may go on."""
         older = []
         for rollout in self._store.rollouts.open():
+            if rollout.id == but:
+                continue
             theirs = {target.key for target in self._store.rollouts.targets(rollout.id)}
             if rollout.kind == release.kind and theirs & wanted:
                 older.append(rollout)
@@ -156,6 +158,10 @@ class Rollouts:
                 f"the rollout {said} of a {release.kind} is under way on the same devices: wait for it, end it with "
                 f"`edge-fleet rollout abort {in_the_way[0].id}`, or give --supersede"
             )
+        return older
+
+    def _make_way(self, older: list[Rollout], release: Release, who: str, now: Now) -> None:
+        """End older rollouts of the same kind and devices."""
         for rollout in older:
             if rollout.state in (RolloutState.DRAFT, RolloutState.REVERTING):
                 if rollout.state is RolloutState.REVERTING:
@@ -169,14 +175,27 @@ class Rollouts:
 
     # What people ask for
 
-    def order(self, number: int, event: RolloutEvent, who: str, why: str, now: Now) -> Rollout:
+    def order(
+        self, number: int, event: RolloutEvent, who: str, why: str, now: Now, *, version: int | None = None
+    ) -> Rollout:
         """Do what a person asks for.
+
+        Args:
+            number: Of the rollout.
+            event: What is asked for.
+            who: Asks.
+            why: For people.
+            now: The time.
+            version: Of the rollout that they saw; None for whatever it is now.
 
         Raises:
             RolloutError: There is no such rollout, or it cannot be done in its state; nothing changed.
+            ConflictError: It has another version.
         """
         with self._store.transaction():
-            rollout = self._get(number)
+            rollout = self._get(number, version)
+            if event is RolloutEvent.START and rollout.plan.start.approvals > len(self.approvers(number)):
+                raise RolloutError(f"rollout {number} begins when others have approved it: edge-fleet rollout approve")
             targets = self._store.rollouts.targets(number)
             step = steps.order(rollout, targets, event, self._run_s, who=who, why=why)
             self._keep(rollout, step, now)
@@ -184,14 +203,69 @@ class Rollouts:
         self._hurry()
         return step.rollout
 
-    def exclude(self, number: int, device: str, who: str, why: str, now: Now) -> None:
+    def widen(self, number: int, count: int, who: str, why: str, now: Now, *, version: int | None = None) -> Rollout:
+        """Open so many more devices with the wave that is open; raises as `order`."""
+        with self._store.transaction():
+            rollout = self._get(number, version)
+            step = steps.widen(rollout, self._store.rollouts.targets(number), count, self._run_s, who=who, why=why)
+            self._keep(rollout, step, now)
+        self._hurry()
+        return step.rollout
+
+    def approvers(self, number: int) -> list[str]:
+        """Who has approved a rollout."""
+        return [each.who for each in self._store.rollouts.transitions(number) if each.event == _APPROVE]
+
+    def approve(
+        self, number: int, who: str, why: str, now: Now, *, supersede: bool = False, version: int | None = None
+    ) -> Rollout:
+        """Approve a rollout that its plan lets begin only then; with the last approval it begins.
+
+        Args:
+            number: Of the rollout.
+            who: Approves; not its author.
+            why: For people.
+            now: The time.
+            supersede: End the rollouts of the same kind and devices that are under way.
+            version: Of the rollout that they saw; None for whatever it is now.
+
+        Raises:
+            RolloutError: It needs none, not theirs, or another rollout is in its way; nothing changed.
+            ConflictError: It has another version.
+        """
+        with self._store.transaction():
+            rollout, made = self._get(number, version), self._store.rollouts.made(number)
+            by, needed = self.approvers(number), rollout.plan.start.approvals
+            if rollout.state is not RolloutState.DRAFT or not needed:
+                raise RolloutError(f"rollout {number} is {rollout.state}: it waits for no approval")
+            if not who or made is None or who == made.author or who in by:
+                whose = "its author cannot" if made is not None and who == made.author else f"{who or 'nobody'} cannot"
+                again = ", they did already" if who in by else ""
+                raise RolloutError(f"{whose} approve rollout {number}{again}: somebody else has to")
+            left = needed - len(by) - 1
+            approved = replace(rollout, version=rollout.version + 1, reason=f"approved by {', '.join([*by, who])}")
+            if left:
+                approved = replace(approved, reason=f"{approved.reason}; {left} more needed")
+            moved = (Moved("", rollout.state, _APPROVE, rollout.state, who, why),)
+            self._keep(rollout, Step(rollout=approved, moved=moved), now)
+            if not left:
+                targets, release = self._store.rollouts.targets(number), self._release(rollout.plan)
+                older = self._in_the_way(release, {each.key for each in targets}, supersede=supersede, but=number)
+                self._make_way(older, release, who, now)
+                step = steps.order(approved, targets, RolloutEvent.START, self._run_s, who=made.author)
+                self._keep(approved, step, now)
+                approved = step.rollout
+        self._hurry()
+        return approved
+
+    def exclude(self, number: int, device: str, who: str, why: str, now: Now, *, version: int | None = None) -> None:
         """Take a device out of a rollout.
 
         Raises:
             RolloutError: There is no such rollout, or the device is not in it or out already; nothing changed.
         """
         with self._store.transaction():
-            rollout = self._get(number)
+            rollout = self._get(number, version)
             theirs = [target for target in self._store.rollouts.targets(number) if target.device == device]
             if not theirs:
                 raise RolloutError(
@@ -241,10 +315,15 @@ class Rollouts:
         """Why the whole fleet is paused; "" where it is not."""
         return self._store.rollouts.setting(PAUSED)
 
-    def _get(self, number: int) -> Rollout:
+    def _get(self, number: int, version: int | None = None) -> Rollout:
         rollout = self._store.rollouts.get(number)
         if rollout is None:
             raise RolloutError(f"there is no rollout {number}; `edge-fleet rollout list` shows those that are")
+        if version is not None and rollout.version != version:
+            raise ConflictError(
+                f"rollout {number} has version {rollout.version} by now, and not {version}: it is {rollout.state}, "
+                f"wave {rollout.wave + 1}{f' ({rollout.reason})' if rollout.reason else ''}"
+            )
         return rollout
 
     # What devices say
@@ -313,7 +392,7 @@ class Rollouts:
         with self._store.transaction():
             targets = list(self._store.rollouts.targets(rollout.id))
             if is_to_join:
-                targets = self._join(rollout, targets, now)
+                targets = joined(self._store, rollout, targets, now)
             seen = self._store.devices.presence()
             presence = {name: presence_of(online, last_ms, now) for name, (online, last_ms) in seen.items()}
             step = steps.advance(
@@ -329,30 +408,6 @@ class Rollouts:
             self.to_tell |= self._way_back.restore(step.rollout, now)
         return len(targets)
 
-    def _join(self, rollout: Rollout, targets: list[Target], now: Now) -> list[Target]:
-        """Those that match by now come last; those that match no more and were offered nothing go."""
-        if not rollout.plan.start.join or rollout.state in (RolloutState.DRAFT, RolloutState.REVERTING):
-            return targets
-        release = self._store.releases.get(rollout.plan.release)
-        if release is None:
-            return targets
-        matching = selected(self._store, rollout.plan, release, now)
-        known = {target.key for target in targets}
-        last, place = len(rollout.sizes) - 1, len(targets)
-        new = [
-            Target(device=key[0], model=key[1], wave=last, place=place + i)
-            for i, key in enumerate(sorted(matching.keys() - known))
-        ]
-        gone = [
-            replace(target, state=target_after(target.state, TargetEvent.EXCLUDE), detail="it matches no more")
-            for target in targets
-            if target.state in (TargetState.WAITING, TargetState.ABSENT) and target.key not in matching
-        ]
-        if new or gone:
-            self._store.rollouts.save(rollout, rollout, [*new, *gone])
-        left = {target.key: target for target in gone}
-        return [left.get(target.key, target) for target in targets] + new
-
     def _keep(self, before: Rollout, step: Step, now: Now) -> None:
         """Write a step. Where another coordinator stepped in between, that one counts, and this is done anew."""
         if step.rollout == before and not step.targets and not step.moved:
@@ -362,23 +417,7 @@ class Rollouts:
         changed = [former(before, each) if each.device in opened else each for each in step.targets.values()]
         if not self._store.rollouts.save(step.rollout, before, changed):
             raise RolloutError(f"rollout {before.id} was changed by somebody else meanwhile; look at it and try again")
-        at = now.wall_ms
-        self._store.rollouts.log(
-            [
-                Transition(
-                    rollout=before.id, subject=m.subject, before=m.before, event=m.event, now=m.now, who=m.who,
-                    why=m.why, at_ms=at,
-                )
-                for m in step.moved
-            ],
-            [
-                LoggedLook(
-                    rollout=before.id, wave=each.wave, number=each.number, decision=str(each.verdict.decision),
-                    code=each.verdict.code, detail=each.verdict.detail, at_ms=at,
-                )
-                for each in step.looks
-            ],
-        )  # fmt: skip
+        self._store.rollouts.log_step(step, now.wall_ms)
         self._keep_clock()
         self.to_tell |= {moved.subject for moved in step.moved if moved.subject and moved.event in _TELLING}
         if step.rollout.state is not before.state:

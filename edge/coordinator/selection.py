@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from edge.contract.clock import Now
@@ -12,7 +13,8 @@ from edge.coordinator.rollout import query
 from edge.coordinator.rollout.gates import MIN_JUDGES
 from edge.coordinator.rollout.plan import Plan
 from edge.coordinator.rollout.query import DeviceFacts
-from edge.coordinator.rollout.step import Key, Presence
+from edge.coordinator.rollout.states import RolloutState, TargetEvent, TargetState, target_after
+from edge.coordinator.rollout.step import Key, Presence, Rollout, Target
 from edge.coordinator.rollout.waves import shuffled, sizes
 from edge.coordinator.store.store import Store
 from edge.coordinator.wanted import fits
@@ -78,6 +80,31 @@ def forecast(store: Store, plan: Plan, release: Release, size_bytes: int, now: N
         "waves": waves,
         "order": seeded,
     }
+
+
+def joined(store: Store, rollout: Rollout, targets: list[Target], now: Now) -> list[Target]:
+    """The targets of a rollout by now, kept: who came to match is last, who matches no more and waits is out."""
+    if not rollout.plan.start.join or rollout.state in (RolloutState.DRAFT, RolloutState.REVERTING):
+        return targets
+    release = store.releases.get(rollout.plan.release)
+    if release is None:
+        return targets
+    matching = selected(store, rollout.plan, release, now)
+    known = {target.key for target in targets}
+    last, place = len(rollout.sizes) - 1, len(targets)
+    new = [
+        Target(device=key[0], model=key[1], wave=last, place=place + i)
+        for i, key in enumerate(sorted(matching.keys() - known))
+    ]
+    gone = [
+        replace(target, state=target_after(target.state, TargetEvent.EXCLUDE), detail="it matches no more")
+        for target in targets
+        if target.state in (TargetState.WAITING, TargetState.ABSENT) and target.key not in matching
+    ]
+    if new or gone:
+        store.rollouts.save(rollout, rollout, [*new, *gone])
+    left = {target.key: target for target in gone}
+    return [left.get(target.key, target) for target in targets] + new
 
 
 def in_order(found: Iterable[Key], seed: str) -> list[Key]:

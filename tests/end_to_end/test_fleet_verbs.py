@@ -21,6 +21,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from edge.agent.client import AgentClient
+from edge.cli import rollouts
 from edge.cli.fleet import fleet as group
 from edge.cli.fleet import main
 from edge.contract.bundle import Bundle
@@ -181,6 +182,18 @@ def test_every_verb_of_edge_fleet(
         processes.wait_for("reverted", lambda: _is(ask, rollout, "reverted"))
         assert ask("rollout", "list").splitlines()[0].startswith(f"rollout {rollout}: release {number} (head)")
         assert [row["id"] for row in ask.json("rollout", "list")] == [rollout, 2, 1]
+        plan.write_text(
+            f'release = {number}\nwaves = ["50 %", "100 %"]\nsoak = ["10 min"]\nstart = {{ approvals = 1 }}\n'
+        )
+        draft = ask.json("rollout", "start", plan)
+        assert draft["state"] == "draft"
+        ask("rollout", "approve", str(draft["id"]), code=8)  # its author sits here
+        monkeypatch.setattr(rollouts, "who", lambda: "kim")
+        ask("rollout", "approve", str(draft["id"]), "--if-version", "99", code=8)
+        assert ask.json("rollout", "approve", str(draft["id"]))["state"] in ("ready", "opening")
+        processes.wait_for("a wave", lambda: _is(ask, draft["id"], "soaking"))
+        ask.json("rollout", "widen", str(draft["id"]), "1")
+        ask.json("rollout", "abort", str(draft["id"]))
         plan.write_text(plan.read_text() + 'colour = "red"\n')
         ask("rollout", "start", plan, code=3)
 

@@ -18,7 +18,7 @@ from edge.coordinator.rollout.states import (
     TargetState,
     after,
 )
-from edge.coordinator.rollout.step import Presence, Rollout, Step, Target, Work
+from edge.coordinator.rollout.step import Moved, Presence, Rollout, Step, Target, Work
 
 # A device that was not heard for so long is absent. It is no failure, and nobody waits for it.
 ABSENT_S = 86_400.0
@@ -151,6 +151,29 @@ def order(
             work.move(target, V.RETRY, why or "tried again", who)
     if not work.happen(event, why or rollout.reason if event is E.RESUME else why, who) and event is not E.RETRY:
         raise RolloutError(f"rollout {rollout.id} is {state} already: {event} changes nothing")
+    return work.step()
+
+
+def widen(
+    rollout: Rollout, targets: Iterable[Target], count: int, now_s: float, *, who: str = "", why: str = ""
+) -> Step:
+    """Open more devices with the wave that is open: those that come next. The gate looks at them anew.
+
+    Raises:
+        RolloutError: It cannot be done in this state, or nobody is left; nothing changed.
+    """
+    work = Work(rollout, targets, now_s)
+    after(rollout.state, E.WIDEN)
+    later = sorted((t for t in work.targets.values() if t.wave > rollout.wave), key=lambda target: target.place)
+    if not later:
+        raise RolloutError(f"rollout {rollout.id} has no later wave to take devices from")
+    for target in later[:count]:
+        work.put(replace(target, wave=rollout.wave))
+    text = why or f"{min(count, len(later))} more devices"
+    if not work.happen(E.WIDEN, text, who):
+        work.rollout = replace(rollout, version=rollout.version + 1)
+        work.moved.append(Moved("", rollout.state, E.WIDEN, rollout.state, who, text))
+    work.rollout = replace(work.rollout, looks=0)
     return work.step()
 
 

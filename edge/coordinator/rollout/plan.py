@@ -174,7 +174,6 @@ class Plan:
             "window": self.window != "",
             "pace.bytes_per_s": self.pace.bytes_per_s > 0,
             "pace.device_mb_per_day": self.pace.device_mb_per_day > 0,
-            "start.approvals": self.start.approvals > 0,
         }
         faults += [f"{name} is not carried out by this version; leave it out" for name, given in later.items() if given]
         if faults:

@@ -47,6 +47,7 @@ class RolloutEvent(StrEnum):
     ABORT = "abort"
     REVERT = "revert"
     OVERTAKEN = "overtaken"
+    WIDEN = "widen"
 
 
 class TargetState(StrEnum):
@@ -95,18 +96,18 @@ BEFORE = "before"  # what it was before the pause
 _NOTHING, _NEVER = ".", "-"
 
 _ROLLOUTS = """
-           start  due      settled   pass  stop     undecided  pause   resume  retry      abort    revert     overtaken
-draft      ready  -        -         -     -        -          -       -       -          aborted  -          -
-ready      .      opening  -         -     -        -          paused  .       -          aborted  -          superseded
-opening    .      .        soaking   .     stopped  .          paused  .       opening    aborted  reverting  superseded
-soaking    .      .        .         next  stopped  held       paused  .       opening    aborted  reverting  superseded
-held       .      .        .         next  stopped  .          paused  next    opening    aborted  reverting  superseded
-paused     .      .        .         .     .        .          .       before  paused     aborted  reverting  superseded
-completed  .      .        .         .     stopped  .          paused  .       completed  -        reverting  superseded
-reverting  -      .        reverted  .     .        .          -       .       reverting  -        .          -
-aborted    -      -        .         .     .        .          -       -       -          .        reverting  .
-reverted   -      .        .         .     .        .          -       -       -          -        .          .
-superseded -      .        .         .     .        .          -       -       -          -        -          .
+           start due     settled  pass stop    undecided pause  resume retry     abort   revert    overtaken  widen
+draft      ready -       -        -    -       -         -      -      -         aborted -         -          -
+ready      .     opening -        -    -       -         paused .      -         aborted -         superseded -
+opening    .     .       soaking  .    stopped .         paused .      opening   aborted reverting superseded .
+soaking    .     .       .        next stopped held      paused .      opening   aborted reverting superseded opening
+held       .     .       .        next stopped .         paused next   opening   aborted reverting superseded opening
+paused     .     .       .        .    .       .         .      before paused    aborted reverting superseded .
+completed  .     .       .        .    stopped .         paused .      completed -       reverting superseded -
+reverting  -     .       reverted .    .       .         -      .      reverting -       .         -          -
+aborted    -     -       .        .    .       .         -      -      -         .       reverting .          -
+reverted   -     .       .        .    .       .         -      -      -         -       .         .          -
+superseded -     .       .        .    .       .         -      -      -         -       -         .          -
 """
 
 # A device may say anything at any time: what does not fit is old, and changes nothing. Failures and time-outs are
@@ -166,7 +167,7 @@ def after(state: RolloutState, event: RolloutEvent) -> str:
 
 
 # What people ask for.
-_ASKED = frozenset({"start", "pause", "resume", "retry", "abort", "revert"})
+_ASKED = frozenset({"start", "pause", "resume", "retry", "abort", "revert", "widen"})
 
 
 def target_after(state: TargetState, event: TargetEvent) -> TargetState:

@@ -12,7 +12,7 @@ from edge.channel.messages import Pairs
 from edge.coordinator.records import LoggedLook, Transition
 from edge.coordinator.rollout import plan as plans
 from edge.coordinator.rollout.states import ENDED, FAILURES, RolloutState, TargetState
-from edge.coordinator.rollout.step import Rollout, Target
+from edge.coordinator.rollout.step import Rollout, Step, Target
 from edge.coordinator.store.database import Database
 from edge.coordinator.store.tables import FleetRow, LookRow, RolloutRow, TargetRow, TransitionRow
 
@@ -126,6 +126,25 @@ class RolloutLog:
                 seen = LookRow.of(look)
                 seen.id = number
                 session.add(seen)
+
+    def log_step(self, step: Step, at_ms: int) -> None:
+        """Keep what happened in a step, and what gates saw."""
+        number = step.rollout.id
+        moved = [
+            Transition(
+                rollout=number, subject=m.subject, before=m.before, event=m.event, now=m.now, who=m.who, why=m.why,
+                at_ms=at_ms,
+            )
+            for m in step.moved
+        ]  # fmt: skip
+        looks = [
+            LoggedLook(
+                rollout=number, wave=each.wave, number=each.number, decision=str(each.verdict.decision),
+                code=each.verdict.code, detail=each.verdict.detail, at_ms=at_ms,
+            )
+            for each in step.looks
+        ]  # fmt: skip
+        self.log(moved, looks)
 
     def transitions(self, rollout: int, limit: int = 200) -> Sequence[Transition]:
         """The newest of a rollout, or with 0 of the fleet, newest last."""

@@ -20,7 +20,7 @@ from edge.channel.messages import Birth, Conn, Desired, Pairs, Served, State
 from edge.channel.transport import Connected, Received
 from edge.contract.bundle import Bundle
 from edge.contract.clock import Now
-from edge.contract.errors import RolloutError
+from edge.contract.errors import ConflictError, RolloutError
 from edge.coordinator.artifacts import ArtifactStore
 from edge.coordinator.config import CoordinatorConfig
 from edge.coordinator.core import CoordinatorCore
@@ -376,6 +376,96 @@ def test_pause_abort_and_exclude_take_back_what_is_not_live(make: Make) -> None:
     assert fleet.counts(second) == {"active": 3, "reverted": 1, "waiting": 4}
     with pytest.raises(RolloutError, match="there is no rollout 99"):
         fleet.shown(99)
+
+
+def test_what_others_have_to_approve_begins_with_the_last_of_them(make: Make) -> None:
+    fleet = make(4, ends("active"))
+    older = fleet.start_plan(waves=["50 %", "100 %"], soak=["10 d"])
+    fleet.pass_time(20, 10)
+    with pytest.raises(RolloutError, match="--supersede"):
+        fleet.start_plan(start={"approvals": 2})
+    rollout = fleet.start_plan(start={"approvals": 2}, supersede=True)
+    fleet.pass_time(60, 20)
+    assert (fleet.state(rollout), fleet.counts(rollout), fleet.state(older)) == ("draft", {"waiting": 4}, "soaking")
+    approve, order = fleet.core.rollouts.approve, fleet.core.rollouts.order
+    with pytest.raises(RolloutError, match="begins when others have approved it"):
+        order(rollout, E.START, "ann", "", fleet.now)
+    for who, why in (("ann", "its author cannot approve"), ("", "nobody cannot approve")):
+        with pytest.raises(RolloutError, match=why):
+            approve(rollout, who, "", fleet.now)
+    seen = fleet.shown(rollout)["version"]
+    assert approve(rollout, "ben", "read it", fleet.now, version=seen).state == "draft"
+    with pytest.raises(ConflictError, match=rf"has version {seen + 1} by now, and not {seen}: it is draft"):
+        approve(rollout, "cem", "", fleet.now, version=seen)
+    with pytest.raises(RolloutError, match="they did already"):
+        approve(rollout, "ben", "", fleet.now)
+    with pytest.raises(RolloutError, match="--supersede"):
+        approve(rollout, "cem", "", fleet.now)
+    assert fleet.shown(rollout)["approvals"] == {"needed": 2, "by": ["ben"]}
+    approve(rollout, "cem", "me too", fleet.now, supersede=True)
+    fleet.pass_time(60, 10)
+    found = fleet.shown(rollout)
+    assert (found["state"], found["approvals"]["by"], fleet.state(older)) == ("completed", ["ben", "cem"], "superseded")
+    with pytest.raises(RolloutError, match="it waits for no approval"):
+        approve(rollout, "dee", "", fleet.now)
+
+
+def test_a_wave_that_is_held_is_widened(make: Make) -> None:
+    fleet = make(20, ends("active", "", Pairs(compared=64, differ=58)))
+    rollout = fleet.start_plan(waves=["20 %", "50 %", "100 %"], soak=["0 s"])
+    fleet.pass_time(60, 10)
+    assert (fleet.state(rollout), fleet.counts(rollout)) == ("held", {"active": 4, "waiting": 16})
+    for device in fleet.devices.values():
+        device.behaviour = ends("active", "", Pairs(labelled=64, only_new=3, only_old=3, compared=64, differ=6))
+    seen = fleet.shown(rollout)["version"]
+    fleet.core.rollouts.widen(rollout, 2, "ann", "more canaries", fleet.now, version=seen)
+    assert fleet.state(rollout) == "opening"
+    fleet.pass_time(20, 10)
+    found = fleet.shown(rollout)
+    assert [target["wave"] for target in found["targets"]] == [1] * 6 + [2] * 4 + [3] * 10
+    assert found["counts"]["active"] >= 6
+    with pytest.raises(ConflictError):
+        fleet.core.rollouts.widen(rollout, 2, "ann", "", fleet.now, version=seen)
+    with pytest.raises(ConflictError):
+        fleet.core.rollouts.order(rollout, E.ABORT, "ann", "", fleet.now, version=seen)
+    fleet.core.rollouts.order(rollout, E.ABORT, "ann", "", fleet.now)
+    with pytest.raises(RolloutError, match="that is aborted cannot take widen"):
+        fleet.core.rollouts.widen(rollout, 2, "ann", "", fleet.now)
+
+
+def test_a_database_locked_for_two_minutes_and_an_artifact_taken_away_heal(make: Make) -> None:
+    """faults: 33, 34. What devices say meanwhile is lost; they say it again when they are told what to run."""
+    fleet = make(4, ends("active"))
+    assert fleet.store is not None
+    rollout = fleet.start_plan(waves=["50 %", "100 %"], soak=["0 s"])
+    fleet.pass_time(5, 5)
+    with fleet.store._database._engine.connect() as connection:  # the two minutes are the fleet's clock
+        connection.exec_driver_sql("PRAGMA busy_timeout=0")
+    other = sqlite3.connect(fleet.folder / "db.sqlite", isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    for device in fleet.devices.values():
+        device.connect()
+    fleet.pass_time(120, 20)
+    other.execute("ROLLBACK")
+    other.close()
+    assert fleet.touched <= 2, "nothing more went out while nothing could be written"
+    digest = fleet.core.releases.get(1).digest
+    file, away = fleet.folder / "artifacts" / digest, fleet.folder / "away"
+    file.rename(away)
+    fleet.core.dialogue._artifacts.doubt(digest)
+    fleet.devices["late"] = Device(fleet, "late", ends("active"))
+    for device in fleet.devices.values():  # they connect again, and say where they stand
+        device.connect()
+        if device.told and device.release:
+            device.state(device.told[-1], "active", "probation: accuracy", None)
+    fleet.pass_time(60, 20)
+    assert fleet.state(rollout) == "opening"
+    assert any(row.name == "artifact-missing" for row in fleet.store.events.newest(50))
+    away.rename(file)
+    for device in fleet.devices.values():
+        device.connect()
+    fleet.pass_time(60, 20)
+    assert (fleet.state(rollout), fleet.counts(rollout)) == ("completed", {"active": 5})
 
 
 def test_a_staged_release_is_withdrawn_where_the_rollout_is_aborted(make: Make) -> None:
