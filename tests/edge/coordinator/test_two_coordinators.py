@@ -6,6 +6,7 @@ faults: 32.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from edge.contract.errors import ConfigError
 from edge.coordinator.artifacts import ArtifactStore
 from edge.coordinator.config import CoordinatorConfig
 from edge.coordinator.core import CoordinatorCore
-from edge.coordinator.rollout.states import RolloutEvent
+from edge.coordinator.rollout.states import RolloutEvent, RolloutState
 from edge.coordinator.store.database import is_taken
 from edge.coordinator.store.lease import LeaseLost
 from edge.coordinator.store.store import Store
@@ -53,6 +54,7 @@ class Pair(Fleet):
         if is_dead:  # its connections end with it
             server.execute(f"SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = '{database}'")
         else:
+            self.store.claim()  # as its thread does while it is awake, every 5 s
             assert is_taken(self.url)
             early = Store(self.url)
             with pytest.raises(ConfigError, match="in use by another coordinator"):
@@ -99,9 +101,8 @@ def to(fleet: Pair, state: str) -> int:
     for device in fleet.devices.values():
         device.behaviour = ends("active")
     if state == "held":
-        fleet.store.rollouts.save(  # as a gate would leave it
-            *_held(fleet, rollout)
-        )
+        assert fleet.store is not None
+        fleet.store.rollouts.save(*_held(fleet.store, rollout))  # as a gate would leave it
     if state == "paused":
         fleet.core.rollouts.order(rollout, E.PAUSE, "ann", "", fleet.now)
     if state == "completed":
@@ -112,12 +113,8 @@ def to(fleet: Pair, state: str) -> int:
     return rollout
 
 
-def _held(fleet: Pair, rollout: int) -> Any:
-    from dataclasses import replace
-
-    from edge.coordinator.rollout.states import RolloutState
-
-    before = fleet.store.rollouts.get(rollout)
+def _held(store: Store, rollout: int) -> Any:
+    before = store.rollouts.get(rollout)
     assert before is not None
     return replace(before, state=RolloutState.HELD, before=RolloutState.HELD, version=before.version + 1), before, ()
 
@@ -129,7 +126,7 @@ STATES = ("ready", "opening", "soaking", "held", "paused", "completed", "reverti
 def test_whoever_dies_or_sleeps_in_any_state_of_a_rollout_another_one_ends_it(
     pair: Pair, postgres: PostgresServer, is_dead: bool
 ) -> None:
-    for state in STATES:
+    for state in STATES if is_dead else ("opening", "soaking", "reverting"):
         rollout = to(pair, state)
         pair.take_over(postgres, is_dead=is_dead)
         if state in ("held", "paused"):
