@@ -57,6 +57,7 @@ class AgentConfig:
         http: The local HTTP interface; None for none.
         batch_ms: Samples of several requests that come at once run together as long as that takes no longer; 0: never.
         keep_hard_mb: Disk for the hard samples of each model, MiB; 0 keeps none.
+        home_assistant: Prefix below which Home Assistant is told of this device; "" tells it nothing.
         trust_root: The root document below which releases must be signed; None takes unsigned ones.
         checkpoint_every_s: Between two checkpoints that are sent by plan; 0 for only when they are asked for.
         checkpoint_samples: Whether a checkpoint has samples in it, kept for replay and to judge heads by.
@@ -88,6 +89,7 @@ class AgentConfig:
     http: HttpOptions | None = None
     batch_ms: float = 5.0
     keep_hard_mb: float = 0.0
+    home_assistant: str = ""
 
 
 def named_bundles(arguments: Sequence[str]) -> dict[str, Path]:

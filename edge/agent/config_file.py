@@ -43,6 +43,7 @@ class AgentFile:
     source: tuple[str, ...] | None = None
     answers: tuple[str, ...] | None = None
     keep_hard: float | None = None
+    home_assistant: str | None = None
     telemetry_interval: float | None = None
     outbox: float | None = None
     data_cap: str | None = None

@@ -19,6 +19,7 @@ from edge.agent.carrying import IN, OUT, Carrying
 from edge.agent.checkpoints import Seals
 from edge.agent.config import AgentConfig
 from edge.agent.data_cap import ACKNOWLEDGED_BYTES, DataUse
+from edge.agent.home_assistant import discovery
 from edge.agent.introduction import asked_checkpoint, introduction, meant_model, own_word
 from edge.agent.letters import letter
 from edge.agent.line import Line, Told
@@ -236,6 +237,9 @@ class AgentCore:
         self._own_conn = own_word(self._folder.record, self._folder.record.session, now, online=True)
         self._send(topics.UP_CONN, self._own_conn, qos=1, retain=True)
         self._send_birth(now)
+        if self._config.home_assistant:
+            config = self._config
+            self._out.append(discovery(config.home_assistant, config.fleet, config.device, list(self.models)))
         for model in self.models.values():
             model.deployment.report()
         self._next_telemetry_s = min(self._next_telemetry_s, now.s)

@@ -13,7 +13,7 @@ import click
 
 from edge import __version__
 from edge.cli import doctor, review, running, setup, unit
-from edge.cli.configured import bundles_of, config_option, http_options, password_of
+from edge.cli.configured import bundles_of, config_option, http_options, password_of, prefix_of
 from edge.cli.enroll import enroll
 from edge.cli.feeds import feeds_of
 from edge.cli.terminal import seconds
@@ -95,6 +95,9 @@ def agent() -> None:
     metavar="PLACE",
     help="Where answers to those go: mqtt://HOST/TOPIC, a file of JSON lines, -; repeatable.",
 )
+@click.option(
+    "--home-assistant", metavar="PREFIX", help="Tell Home Assistant of this device below PREFIX, usually homeassistant."
+)
 @click.option("--telemetry-interval", type=click.FloatRange(min=0.1), help="Seconds.  [default: the profile's]")
 @click.option(
     "--outbox", default=8.0, type=click.FloatRange(0.1, 1024), help="Reports that wait for a connection, MiB at most."
@@ -139,6 +142,7 @@ def run(
     http_token_file: Path | None,
     batch_ms: float,
     keep_hard: float,
+    home_assistant: str | None,
     sources: tuple[str, ...],
     answers: tuple[str, ...],
     telemetry_interval: float | None,
@@ -203,6 +207,7 @@ def run(
         http=http_options(http, http_token_file),
         batch_ms=batch_ms,
         keep_hard_mb=keep_hard,
+        home_assistant=prefix_of(home_assistant),
         streams=StreamLimits(most=max_streams, max_mb=stream_memory, idle_s=stream_expiry),
         outbox_mb=0.0 if broker is None else outbox,
         data_cap=None if data_cap is None else DataCap.parse(data_cap),

@@ -115,6 +115,19 @@ def http_options(address: str | None, token_file: Path | None) -> HttpOptions | 
     return HttpOptions(host=host, port=port, token=token)
 
 
+def prefix_of(text: str | None) -> str:
+    """A prefix of topics; "" for none.
+
+    Raises:
+        ConfigError: It cannot stand in a topic.
+    """
+    if text is None:
+        return ""
+    if not text or len(text) > 100 or any(c in "+#$ " or not c.isprintable() for c in text) or text.strip("/") != text:
+        raise ConfigError(f"--home-assistant: expected a prefix of topics such as homeassistant, got {text!r:.60}")
+    return text
+
+
 def password_of(given: str | None, file: Path | None) -> str | None:
     """The password of the broker: as it was given, else out of its file.
 
