@@ -6,6 +6,8 @@ The door for clock, threads and signals. Everything that decides is in `edge.age
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import gc
 import logging
 import queue
 import signal
@@ -113,6 +115,14 @@ def _seals(config: AgentConfig) -> Seals:
         raise ConfigError(f"the folder {config.state_dir} cannot be written: {exc.strerror}") from exc
 
 
+def _give_memory_back() -> None:
+    """What opening a model needed for a moment, to the system: glibc would keep it for ever."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # not in musl
+    if trim is not None:
+        gc.collect()
+        trim(0)
+
+
 def _told(outcome: T | Exception) -> T | Exception:
     """What whoever asked is told: the fault of the inside goes into the log."""
     if not isinstance(outcome, Exception) or isinstance(outcome, EdgeError):
@@ -178,6 +188,7 @@ class AgentService:
                     threading.Thread(target=self._read_stdin, daemon=True).start()
                 for name, status in self._core.status()["models"].items():
                     log.info("ready: %s, learner %s, on %s", name, status["learner"], status["provider"]["name"])
+                _give_memory_back()
                 self._supervisor.ready()
                 self._loop()
         finally:

@@ -392,15 +392,17 @@ def _spare_memory() -> None:
     """Keep the process small: before numpy is imported, and before there are threads.
 
     One BLAS thread, since heads are small. One glibc arena: the few threads here take turns anyway, and each further
-    arena keeps a few MiB to itself.
+    arena keeps a few MiB to itself. Blocks of 256 KiB and more go back to the system when they are free: glibc would
+    raise that bound with each of them, and keep them.
     """
     import ctypes
 
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    m_arena_max = -8  # malloc.h
+    m_arena_max, m_mmap_threshold = -8, -3  # malloc.h
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # not in musl
     if mallopt is not None:
         mallopt(m_arena_max, 1)
+        mallopt(m_mmap_threshold, 256 << 10)
 
 
 def main() -> None:

@@ -96,13 +96,13 @@ def http_options(address: str | None, token_file: Path | None) -> HttpOptions | 
     Raises:
         ConfigError: The address is none, or the file holds no token.
     """
-    from edge.agent.config import HttpOptions
-    from edge.agent.http.server import parse_address
-
     if address is None:
         if token_file is not None:
             raise ConfigError("--http-token-file: expected --http HOST:PORT beside it")
         return None
+    from edge.agent.config import HttpOptions
+    from edge.agent.http.server import parse_address
+
     host, port = parse_address(address)
     token = None
     if token_file is not None:

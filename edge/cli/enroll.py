@@ -5,9 +5,6 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import ssl
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +92,10 @@ def _ask(url: str, body: dict[str, str], ca: Path | None) -> dict[str, Any]:
     """
     if not url.startswith(("http://", "https://")):
         raise ConfigError(f"--coordinator {url!r} is not an address like https://fleet:8470")
+    import ssl  # here: `edge-agent run` would carry them about, a MiB and a half
+    import urllib.error
+    import urllib.request
+
     request = urllib.request.Request(  # noqa: S310  # the scheme was looked at
         f"{url.rstrip('/')}/api/v1/enrol",
         data=json.dumps(body).encode(),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import re
@@ -164,6 +163,8 @@ def _drawn(inputs: Mapping[str, npt.NDArray[Any]]) -> Iterator[str]:
 
 def _export(agent: AgentClient, samples: list[dict[str, Any]], folder: Path) -> int:
     """Pictures as PNG, everything as .npz, and a table to fill in."""
+    import csv
+
     import numpy as np
 
     from edge.contract.files import replace_file
@@ -219,6 +220,8 @@ def read_labels(path: Path) -> Iterator[dict[str, Any]]:
     Raises:
         ConfigError: It cannot be read, or is neither.
     """
+    import csv
+
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as exc:
