@@ -29,8 +29,9 @@ log = logging.getLogger("edge.coordinator")
 # The description of a route that asks something else of a role than its method says.
 VIEWER, ADMIN, ANYBODY = ({"x-role": name} for name in ("viewer", "admin", "anybody"))
 # Routes that ask for no token, since they have a credential of their own.
-PUBLIC = frozenset({"/api/v1/enrol", "/sign-in"})
-_PUBLIC_FILES = "/static/"
+PUBLIC = frozenset({"/api/v1/enrol"})
+# What a page needs by which people sign in; it counts itself how often they guess.
+_OF_SIGN_IN = ("/sign-in", "/static/")
 # Where a browser keeps the token of who signed in on a page, and what each form brings with it.
 COOKIE, FORM_TOKEN = "edgeloop", "form_token"
 _FORM = "application/x-www-form-urlencoded"
@@ -248,7 +249,7 @@ def _identity(request: Request, access: Access, now: Now) -> Identity:
             raise Refused(403, f"this API is open to this machine only, not as {host[:80]!r}; make a token for others")
         return found
     is_tried = request.url.path in PUBLIC and not access.tries.wait_s(address, now.s)
-    if is_tried or request.url.path.startswith(_PUBLIC_FILES):
+    if is_tried or request.url.path.startswith(_OF_SIGN_IN):
         return Identity(who="", role=Role.VIEWER, is_proved=False)
     wait_s = access.tries.wait_s(address, now.s)
     if found is not None or (request.url.path in PUBLIC and wait_s):

@@ -184,7 +184,7 @@ def nice_ticks(low: float, high: float) -> list[float]:
 
 def _time(ms: float, span_ms: float) -> str:
     at = datetime.fromtimestamp(ms / 1000, UTC)
-    return at.strftime("%d %b" if span_ms > 2 * 86_400_000 else "%H:%M")
+    return at.strftime("%d %b" if span_ms > 2 * 86_400_000 else "%H:%M" if span_ms > 600_000 else "%H:%M:%S")
 
 
 def _escaped(text: str) -> str:

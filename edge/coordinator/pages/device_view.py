@@ -69,7 +69,7 @@ def device(store: Store, name: str, span: str, standing: Sequence[Mapping[str, A
         bundles = {each.identity: each for each in store.releases.bundles() if each.identity}
         tags = store.devices.tags(name).get(name, {})
     wanted = {each["model"]: each for each in standing}
-    frame = (since_ms, now.wall_ms)
+    frame = (_since(points, since_ms, now.wall_ms), now.wall_ms)
     models = [
         {
             "model": model,
@@ -103,6 +103,12 @@ def device(store: Store, name: str, span: str, standing: Sequence[Mapping[str, A
 
 Points = Mapping[tuple[str, str], Sequence[Point]]
 """By model and key of telemetry."""
+
+
+def _since(points: Points, since_ms: int, now_ms: int) -> int:
+    """The left end of charts: later, where all that there is would be squeezed into the last quarter."""
+    first_ms = min((ms for own in points.values() for ms, _ in own if ms >= since_ms), default=since_ms)
+    return first_ms if first_ms > now_ms - (now_ms - since_ms) // 4 else since_ms
 
 
 def _points(messages: Iterable[TelemetryEntry]) -> Points:

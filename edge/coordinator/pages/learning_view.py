@@ -7,13 +7,15 @@ from typing import Any
 
 from edge.contract.errors import RolloutError
 from edge.coordinator.artifacts import Artifact
-from edge.coordinator.records import Contribution, Model, Release
+from edge.coordinator.records import Contribution, LoggedEvent, Model, Release
 from edge.coordinator.rollout.step import NOT_JUDGED
 from edge.coordinator.store.store import Store
 from edge.learning.exchange import HeadRelease
 
 _MOST_MERGES = 5
 _MOST_ROWS = 500
+# Events by which devices say what became of a release.
+_SAID = ("probation", "active", "rolled-back", "refused", "failed", "held")
 
 
 def is_merge(release: Release) -> bool:
@@ -28,6 +30,7 @@ def learning(store: Store) -> dict[str, Any]:
         left_out = {(each.device, each.lineage): each.reason for each in store.contributions.refused()}
         releases = store.releases.all()
         models = store.devices.models()
+        said = [each for state in _SAID for each in store.events.newest(_MOST_ROWS, name=state)]
         waits = store.events.newest(20, name="merge-waits")
         faults = [*store.events.newest(10, name="merge-failed"), *store.events.newest(10, name="screening-undecided")]
     merges = [each for each in releases if is_merge(each)]
@@ -37,7 +40,7 @@ def learning(store: Store) -> dict[str, Any]:
         "n_contributions": len(contributions),
         "n_devices": len({each.device for each in contributions}),
         "n_samples": sum(each.n_samples for each in contributions),
-        "merges": [_merge(each, contributions, models) for each in merges[:_MOST_MERGES]],
+        "merges": [_merge(each, contributions, models, said) for each in merges[:_MOST_MERGES]],
         "n_merges": len(merges),
         "waits": waits,
         "faults": sorted(faults, key=lambda each: each.id, reverse=True),
@@ -54,19 +57,24 @@ def _standing(one: Contribution, left_out: Mapping[tuple[str, str], str]) -> tup
     return ("merged" if one.merged_version >= one.version else "newer"), ""
 
 
-def _merge(release: Release, contributions: Sequence[Contribution], models: Sequence[Model]) -> dict[str, Any]:
-    """A merge, whose labels are in it now, and what devices that run it say of it."""
+def _merge(
+    release: Release, contributions: Sequence[Contribution], models: Sequence[Model], said: Sequence[LoggedEvent]
+) -> dict[str, Any]:
+    """A merge, whose labels are in it now, and what devices said of it last, whatever they run by now."""
+    prefix = f"release {release.counter}: "
+    newest: dict[tuple[str, str], LoggedEvent] = {}
+    for each in sorted(said, key=lambda each: each.id):
+        if each.detail.startswith(prefix):
+            newest[each.device, each.model] = each
+    found: dict[tuple[str, str], tuple[str, str, list[tuple[str, list[float]]]]] = {
+        key: (each.name, each.detail.removeprefix(prefix), []) for key, each in newest.items()
+    }
+    for model in models:
+        if model.state_release == release.counter:
+            found[model.device, model.model] = (model.state, model.state_detail, by_share(model))
     verdicts = [
-        {
-            "device": each.device,
-            "model": each.model,
-            "state": each.state,
-            "detail": each.state_detail,
-            "verdict": verdict(each.state, each.state_detail),
-            "heads": by_share(each),
-        }
-        for each in models
-        if each.state_release == release.counter
+        {"device": name, "model": of, "detail": detail, "verdict": verdict(state, detail), "heads": heads}
+        for (name, of), (state, detail, heads) in sorted(found.items())
     ]
     counted = {kind: sum(each["verdict"] == kind for each in verdicts) for kind in VERDICTS}
     return {
@@ -82,7 +90,9 @@ def by_share(model: Model) -> list[tuple[str, list[float]]]:
     return sorted(model.experts.items(), key=lambda item: item[1][0], reverse=True)
 
 
-VERDICTS = ("worse", "under-way", "not-judged", "better")
+# As devices say it: no label settled it, and how much say it has there shows what it is worth.
+_COMPETES = "it competes"
+VERDICTS = ("worse", "under-way", "not-judged", "competes", "better")
 
 
 def verdict(state: str, detail: str) -> str:
@@ -91,6 +101,8 @@ def verdict(state: str, detail: str) -> str:
         return "worse"
     if NOT_JUDGED in detail:
         return "not-judged"
+    if state == "active" and _COMPETES in detail:
+        return "competes"
     return "better" if state == "active" and detail else "not-judged" if state == "active" else "under-way"
 
 

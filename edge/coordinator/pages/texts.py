@@ -85,6 +85,7 @@ _TEXTS = {
     "state.over": "over",
     "state.open": "open",
     "state.to-come": "to come",
+    "state.competes": "competes with the other heads",
     "state.better": "kept by the device's trial",
     "state.worse": "not taken",
     "state.under-way": "under way",
@@ -255,7 +256,8 @@ _TEXTS = {
     "part.failed": "failed",
     "part.out": "out of it",
     "look.none": "The gate has not looked yet: nothing is judged.",
-    "look.no-detail": "no numbers were needed",
+    "look.no-gate": "No gate looks at the last wave.",
+    "look.no-detail": "failures are few, and nothing that canaries said looked worse",
     # Learning
     "learning.title": "Learning",
     "learning.summary": "{samples} labels in {contributions} contributions of {devices} devices; {merges} merges",
@@ -265,6 +267,7 @@ _TEXTS = {
     "learning.by-rollout": "those that a rollout brings it to.",
     "learning.gain": "What it gained on each device",
     "learning.nobody-yet": "No device has said anything of it yet.",
+    "learning.runs-other": "something else came since",
     "learning.said-nothing": "nothing",
     "learning.no-merges": "Nothing was merged yet.",
     "learning.evidence": "A device tries each head on its own late labels before it gives it a say. Heads are compared "
