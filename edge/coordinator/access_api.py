@@ -59,6 +59,22 @@ class ReasonRequest(Body):
     reason: str = Field(default="", max_length=_MAX_REASON_CHARS)
 
 
+class Refusal(BaseModel):
+    """What is answered where something is refused, whatever it was: why, and the branch of the error."""
+
+    detail: str
+    error: str = ""
+
+
+REFUSALS: dict[int | str, str] = {
+    401: "a token is needed, and a right one",
+    403: "the role of this token does not reach",
+    422: "a parameter that there is not or that is wrong, or the fleet does not let that happen",
+    429: "too many wrong tokens; `Retry-After` says when to go on",
+    500: "a fault inside the coordinator, which goes on",
+}
+
+
 class TokenRequest(ReasonRequest):
     """Who gets a token, for what and for how long; 0 days are for ever."""
 

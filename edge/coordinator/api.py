@@ -13,12 +13,13 @@ from typing import Annotated, Any
 from fastapi import Depends, FastAPI, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, Response
+from fastapi.security import HTTPBearer
 
 from edge import __version__
 from edge.contract.clock import Now
 from edge.contract.errors import ConfigError, ConflictError, EdgeError, RolloutError
 from edge.coordinator.access import Access
-from edge.coordinator.access_api import Limit, ReasonRequest, add_access_routes, allow, guard
+from edge.coordinator.access_api import REFUSALS, Limit, ReasonRequest, Refusal, add_access_routes, allow, guard
 from edge.coordinator.alert_api import add_alert_routes
 from edge.coordinator.checkpoint_api import add_checkpoint_routes
 from edge.coordinator.device_api import add_device_routes, add_enrolment_routes
@@ -69,7 +70,13 @@ def build_api(
         signing: Proves to devices what they are told; None in a fleet without keys.
         clock: The time.
     """
-    api = FastAPI(title="Edgeloop coordinator", version=__version__, dependencies=[Depends(allow)])
+    bearer = HTTPBearer(auto_error=False, description="`edge-fleet token new`; none where nobody has to sign in.")
+    api = FastAPI(
+        title="Edgeloop coordinator",
+        version=__version__,
+        dependencies=[Depends(bearer), Depends(allow)],
+        responses={code: {"model": Refusal, "description": why} for code, why in REFUSALS.items()},
+    )
     access = Access(store, token)
     guard(api, access, clock)
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from edge.contract.clock import Now
-from edge.contract.errors import EdgeError
+from edge.contract.errors import EdgeError, harmless
 from edge.coordinator.records import LoggedEvent
 from edge.coordinator.store.store import Store
 
@@ -54,6 +54,7 @@ class Events:
         # What came from outside may hold half a character, which no database stores.
         detail = detail.encode(errors="replace").decode()[:MAX_DETAIL_CHARS]
         event = LoggedEvent(device=device, name=name, detail=detail, at_ms=now.wall_ms, model=model)
+        log.info("%s: %s: %s", f"{device} {model}".strip() or "coordinator", name, harmless(detail))
         if self._waiting:  # in order, and no second wait for a locked database
             self._waiting.append(event)
         elif not self._write(event):

@@ -6,6 +6,7 @@ nothing but when a device was last heard.
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +24,8 @@ from edge.coordinator.room import Level, Room
 from edge.coordinator.store.database import DatabaseError
 from edge.coordinator.store.store import Store
 from edge.merging.policy import TAG
+
+log = logging.getLogger("edge.coordinator")
 
 _LONGEST_INTERVAL_S = 1e9
 # States that say that a model has dealt with a release.
@@ -245,6 +248,8 @@ class Registry:
                 is_reborn = seen is Seen.ANEW or (message.online and message.boot < heard.device.boot)
                 known, is_new = after_conn(heard, message, is_reborn=is_reborn and message.state_id != "")
             self._store.devices.keep(known, before)
+        if known.device.online != heard.device.online:
+            log.info("%s %s", device, "joined" if known.device.online else "left")
         return self._told_anew(heard.device, message, is_new, seen, now)
 
     def birth(self, device: str, message: Birth, now: Now) -> bool:

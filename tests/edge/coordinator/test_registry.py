@@ -32,13 +32,17 @@ def online(store: Store, device: str) -> bool:
     return row.online
 
 
-def test_offline_of_an_older_session_is_dropped(store: Store, registry: Registry) -> None:
+def test_offline_of_an_older_session_is_dropped(
+    store: Store, registry: Registry, caplog: pytest.LogCaptureFixture
+) -> None:
     """A will that is delivered after the rebirth (fault 18)."""
+    caplog.set_level("INFO", "edge.coordinator")
     registry.conn("d", Conn(online=True, session=5, boot=1, ts_ms=0), NOW)
     registry.conn("d", Conn(online=False, session=4, boot=1, ts_ms=0), NOW)
     assert online(store, "d")
     registry.conn("d", Conn(online=False, session=5, boot=1, ts_ms=0), NOW)
     assert not online(store, "d")
+    assert [each.getMessage() for each in caplog.records if each.name == "edge.coordinator"] == ["d joined", "d left"]
 
 
 def test_state_that_is_late_or_repeated_is_dropped(store: Store, registry: Registry) -> None:
