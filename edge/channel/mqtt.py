@@ -1,10 +1,10 @@
 """The one file that opens paho: a broker connection with its own thread, as an `edge.channel.transport.Transport`.
 
-Theory of operation. One thread connects, runs paho's ``loop()`` until it fails, waits (full jitter, 0.5 to 30 s,
-starting over after a connection that lasted 30 s) and connects again, for ever. MQTT 5 is tried first; a broker that
-drops that before its CONNACK, or refuses the version, is tried with 3.1.1 (and back), and what worked is kept. A new
-protocol, a smaller packet limit or a smaller receive maximum need a new paho client: what was queued moves over, and
-what has become too large is dropped with a log line, since it would be resent for ever.
+Theory of operation. One thread connects, runs paho's ``loop()`` until it fails, waits (`edge.channel.back_off`) and
+connects again, for ever. Certificates that change on disk are used by the next connection. MQTT 5 is tried first; a
+broker that drops that before its CONNACK, or refuses the version, is tried with 3.1.1 (and back), and what worked is
+kept. A new protocol, a smaller packet limit, a smaller receive maximum or other certificates need a new paho client:
+what was queued moves over, and what has become too large is dropped with a log line, since it would be resent for ever.
 
 Guards against paho 2 (each was seen to bite, see docs/protocol.md): TCP_NODELAY; a cap on both queues; the broker's
 packet and receive limits, which paho ignores; every callback caught. Publishing from another thread only queues and
@@ -19,6 +19,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
+import os
 import random
 import secrets
 import socket
@@ -37,6 +38,8 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
+from edge.channel.back_off import BackOff
+from edge.channel.certificates import LOOK_S, Certificates
 from edge.channel.limit import PacketLimit
 from edge.channel.transport import (
     DEFAULT_MAX_PACKET_BYTES,
@@ -50,16 +53,16 @@ from edge.channel.transport import (
     packet_bytes,
 )
 from edge.channel.url import BrokerUrl
-from edge.contract.errors import ChannelError, ConfigError
+from edge.contract.errors import ChannelError
 
 __all__ = ["BrokerUrl", "MqttTransport", "probe"]
 
 _log = logging.getLogger(__name__)
 
-FIRST_BACK_OFF_S, LAST_BACK_OFF_S = 0.5, 30.0
-GOOD_CONNECTION_S = 30.0  # a shorter one does not reset the back-off: two clients with one id would chase each other
 CONNACK_TIMEOUT_S = 10.0
 FLUSH_S = 1.0
+# paho reads several frames of a WebSocket at once, hands one out, and waits for the socket before the next.
+WEBSOCKET_TURN_S = 0.02
 JUST_SENT_S = 2.0  # a QoS 0 message may still be on its way for that long
 SESSION_EXPIRY_S = 24 * 3600  # MQTT 5 sessions of clients that do not start clean; never for ever
 MAX_INFLIGHT = 20  # mosquitto 2.0.11 loses messages beyond it
@@ -116,7 +119,8 @@ class MqttTransport:
     ) -> None:
         self._url, self._client_id, self._clean_start = url, client_id, clean_start
         self._keepalive_s, self._max_queued, self._connect_timeout_s = keepalive_s, max_queued, connect_timeout_s
-        self._tls = _tls_context(url) if url.tls else None
+        self._tls = Certificates(url) if url.tls else None
+        self._anew_s = math.inf  # when the connection is made anew with newer certificates
         self._on_event: Callable[[TransportEvent], None] | None = None
         self._filters: dict[str, int] = {}
         self._will: _Will | None = None
@@ -223,8 +227,12 @@ class MqttTransport:
     # --- the network thread ---------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        failures = drops = 0
+        drops, back_off = 0, BackOff(random.uniform)
         while not self._stopping.is_set():
+            is_newer = self._tls is not None and self._tls.poll(time.monotonic(), at_once=True)
+            if is_newer or self._anew_s < math.inf:
+                self._replace_client(self._version)
+            self._anew_s = math.inf
             began_s = time.monotonic()
             tcp, reason = self._one_connection()
             lasted_s = time.monotonic() - began_s
@@ -248,9 +256,7 @@ class MqttTransport:
             if reason != self._reported:
                 self._reported = reason
                 self._emit(Disconnected(reason=reason))
-            failures = 0 if was_connected and lasted_s > GOOD_CONNECTION_S else failures + 1
-            ceiling_s = min(LAST_BACK_OFF_S, FIRST_BACK_OFF_S * 2 ** (min(failures, 10) - 1 if failures else 0))
-            self._stopping.wait(random.uniform(0.0, ceiling_s))
+            self._stopping.wait(back_off.wait_s(was_connected=was_connected, lasted_s=lasted_s))
 
     def _one_connection(self) -> tuple[bool, str]:
         """Connect and stay until it ends: whether TCP was up, and why it ended."""
@@ -260,9 +266,14 @@ class MqttTransport:
             self._open(client)
             tcp = True
             deadline_s = time.monotonic() + CONNACK_TIMEOUT_S
-            while (code := client.loop(1.0)) == MQTTErrorCode.MQTT_ERR_SUCCESS:
+            turn_s = WEBSOCKET_TURN_S if self._url.websocket else 1.0
+            while (code := client.loop(turn_s)) == MQTTErrorCode.MQTT_ERR_SUCCESS:
                 if self._connected and self._limit.poll(time.monotonic()):
                     self._emit(Limited(max_packet_bytes=self._limit.value))
+                if self._is_to_be_made_anew(time.monotonic()):
+                    client.disconnect()
+                    client.loop(0.2)
+                    return True, f"newer certificates: connecting to {self._url} anew"
                 late = not self._connected and time.monotonic() > deadline_s
                 if self._stopping.is_set() or self._renew or late:
                     client.disconnect()
@@ -280,6 +291,12 @@ class MqttTransport:
         if self._farewell == "Session taken over":
             return True, f"pushed off {self._url}: another client goes by the name {self._client_id!r}, too"
         return True, f"lost {self._url}: {self._farewell or paho.error_string(code)}"
+
+    def _is_to_be_made_anew(self, now_s: float) -> bool:
+        """Whether the certificates on disk are newer than this connection; not all clients at the same moment."""
+        if self._tls is not None and self._anew_s == math.inf and self._tls.poll(now_s):
+            self._anew_s = now_s + random.uniform(0.0, LOOK_S)
+        return now_s >= self._anew_s
 
     def _open(self, client: paho.Client) -> None:
         self._renew, self._refused, self._farewell = False, None, ""
@@ -316,15 +333,18 @@ class MqttTransport:
             client_id=self._client_id,
             clean_session=None if self._version == MQTTProtocolVersion.MQTTv5 else self._clean_start,
             protocol=self._version,
+            transport="websockets" if self._url.websocket else "tcp",
             reconnect_on_failure=False,
         )
+        if self._url.websocket:
+            client.ws_set_options(path=self._url.path)
         client.connect_timeout = self._connect_timeout_s
         client.max_queued_messages_set(self._max_queued)
         client.max_inflight_messages_set(self._inflight)
         client.suppress_exceptions = True  # the second net below _emit
         client.username_pw_set(self._url.username, self._url.password)
         if self._tls is not None:
-            client.tls_set_context(self._tls)
+            client.tls_set_context(self._tls.context)
         client.on_socket_open = _no_delay
         client.on_socket_register_write = _leave_to_the_loop
         client.on_connect = self._on_connect
@@ -456,21 +476,12 @@ def _is_through(info: paho.MQTTMessageInfo) -> bool:
 
 def _no_delay(_client: paho.Client, _: Any, sock: Any) -> None:
     """Without this a request and its answer cost 44 ms instead of one (Nagle against delayed ACK)."""
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    with socket.socket(fileno=os.dup(sock.fileno())) as same:  # what wraps it for WebSockets has no options
+        same.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def _leave_to_the_loop(_client: paho.Client, _: Any, _sock: Any) -> None:
     """Its presence makes paho queue and wake the loop instead of writing on the publisher's thread."""
-
-
-def _tls_context(url: BrokerUrl) -> ssl.SSLContext:
-    try:
-        context = ssl.create_default_context(cafile=url.ca)
-        if url.cert is not None:
-            context.load_cert_chain(url.cert, url.key)
-    except (OSError, ssl.SSLError) as exc:
-        raise ConfigError(f"TLS files of {url}: expected PEM certificates and keys, got {exc}; replace them") from exc
-    return context
 
 
 def probe(url: BrokerUrl, timeout_s: float) -> None:

@@ -1,5 +1,7 @@
 """The address of a broker, ``mqtt://user:password@host:1883`` or ``mqtts://host?ca=FILE&cert=FILE&key=FILE``.
 
+``ws://host:9001/mqtt`` and ``wss://…`` go over WebSockets, through proxies that let nothing else pass.
+
 Promises that a wrong address is a ConfigError with a hint, and that neither `repr` nor `str` shows the password. Does
 not open anything: see `edge.channel.mqtt`.
 """
@@ -12,7 +14,8 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from edge.contract.errors import ConfigError
 
-_PORTS = {"mqtt": 1883, "mqtts": 8883}
+_PORTS = {"mqtt": 1883, "mqtts": 8883, "ws": 80, "wss": 443}
+_WEBSOCKET_PATH = "/mqtt"
 _OPTIONS = ("ca", "cert", "key")
 
 
@@ -23,7 +26,9 @@ class BrokerUrl:
     Attributes:
         host: Name or address.
         port: TCP port.
-        tls: Whether the connection is encrypted (``mqtts``).
+        tls: Whether the connection is encrypted (``mqtts``, ``wss``).
+        websocket: Whether it goes over WebSockets (``ws``, ``wss``).
+        path: Of the WebSocket.
         username: Login name, None for none.
         password: Its password.
         ca: PEM file of the authority that signed the broker's certificate; None for the system's.
@@ -34,6 +39,8 @@ class BrokerUrl:
     host: str
     port: int
     tls: bool = False
+    websocket: bool = False
+    path: str = ""
     username: str | None = None
     password: str | None = field(default=None, repr=False)
     ca: Path | None = None
@@ -42,6 +49,8 @@ class BrokerUrl:
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
+        if self.websocket:
+            return f"{'wss' if self.tls else 'ws'}://{host}:{self.port}{self.path}"
         return f"{'mqtts' if self.tls else 'mqtt'}://{host}:{self.port}"
 
     @classmethod
@@ -65,7 +74,8 @@ class BrokerUrl:
             raise _wrong(text, str(exc)) from exc
         if url.scheme not in _PORTS:
             raise _wrong(text, f"the scheme {url.scheme!r}")
-        if not url.hostname or url.path not in ("", "/") or url.fragment:
+        websocket, tls = url.scheme in ("ws", "wss"), url.scheme in ("mqtts", "wss")
+        if not url.hostname or (url.path not in ("", "/") and not websocket) or url.fragment:
             raise _wrong(text, "no host" if not url.hostname else f"the path {url.path or url.fragment!r}")
         options = dict(parse_qsl(url.query, keep_blank_values=True))
         files: dict[str, Path] = {}
@@ -75,14 +85,16 @@ class BrokerUrl:
             if not Path(value).is_file():
                 raise ConfigError(f"broker address: expected a PEM file for {name}, got {value!r}; create it")
             files[name] = Path(value)
-        if files and url.scheme != "mqtts":
-            raise _wrong(text, f"{', '.join(files)} without TLS (mqtts)")
+        if files and not tls:
+            raise _wrong(text, f"{', '.join(files)} without TLS (mqtts, wss)")
         if "key" in files and "cert" not in files:
             raise _wrong(text, "a key without a cert")
         return cls(
             host=url.hostname,
             port=port or _PORTS[url.scheme],
-            tls=url.scheme == "mqtts",
+            tls=tls,
+            websocket=websocket,
+            path=(url.path if url.path not in ("", "/") else _WEBSOCKET_PATH) if websocket else "",
             username=unquote(url.username) if url.username else None,
             password=password if password is not None else unquote(url.password) if url.password else None,
             **files,
@@ -93,5 +105,5 @@ def _wrong(text: str, got: str) -> ConfigError:
     shown = text if "@" not in text else "...@" + text.rsplit("@", 1)[1]
     return ConfigError(
         f"broker address {shown[:120]!r}: expected mqtt://[user@]host[:port] or "
-        f"mqtts://host[:port][?ca=FILE&cert=FILE&key=FILE], got {got}; correct it"
+        f"mqtts://host[:port][?ca=FILE&cert=FILE&key=FILE], or the same with ws:// and wss://, got {got}; correct it"
     )

@@ -45,7 +45,7 @@ def agent() -> None:
 @click.option("--fleet", default="default", help="Fleet id.")
 @click.option(
     "--broker",
-    help="mqtt://HOST:PORT or mqtts://...; without it the agent works alone.",
+    help="mqtt://HOST:PORT, mqtts://, ws:// or wss://; without it the agent works alone.",
     envvar="EDGE_BROKER",
     show_envvar=True,
 )

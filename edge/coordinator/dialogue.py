@@ -216,7 +216,7 @@ class Dialogue:
             if self._signing is not None:
                 self._send(device, topics.DN_META, self._signing.document(request.name), qos=1, expiry_s=60)
             return
-        asked = request.chunk_size_bytes or USUAL_BYTES
+        asked = request.chunk_size_bytes or self._chunk(device)
         size = min(fitting(asked + AROUND_BYTES), self._largest_chunk)
         if request.op == "desired" or asked != size:
             if request.chunk_size_bytes and self._store.devices.get(device) is not None:

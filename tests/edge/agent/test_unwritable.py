@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import os
+import resource
 import shutil
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edge.contract.errors import ConfigError
 from tests.support.fleet import SimulatedFleet
 
 STRIDE = 3  # of the calls that change the disk: every one costs two updates
@@ -86,6 +89,89 @@ def test_whichever_write_of_an_update_is_the_first_to_fail_the_last_good_model_a
         assert {"failed", "active"} <= ends
     finally:
         fleet.close()
+
+
+@contextmanager
+def files_at_most(size: int) -> Iterator[None]:
+    """What `write` itself answers on a full disk, by the kernel: no file of this process may become larger."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_whatever_size_write_itself_refuses_the_last_good_model_answers_and_it_heals(
+    tmp_path: Path, digits_bundle: Path, other_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Records, journal, index, partial file, snapshot, outbox: each has a size at which its write is torn."""
+    fleet = SimulatedFleet(tmp_path, digits_bundle, ["one"], auto_merge=False, probation_s=1.0)
+    fleet.run(2.0)
+    try:
+        agent, told_of = fleet.agents["one"], 0
+        tick, request = agent.tick, agent.core.request
+        sizes = [0, 100, 1000, 16_000, 64_000]
+        for size in sizes:
+            push(fleet, other_bundle)
+
+            def limited(function: Any, most: int = size) -> Any:
+                def call(*arguments: Any) -> Any:
+                    with files_at_most(most):
+                        return function(*arguments)
+
+                return call
+
+            with monkeypatch.context() as inside:  # the device's writes; the coordinator has another disk
+                inside.setattr(agent, "tick", limited(tick))
+                inside.setattr(agent.core, "request", limited(request))
+                fleet.run(6.0)
+                answers_and_learns(fleet, f"torn{size}-")
+                assert agent.host.model.learned.lineage
+                fleet.run(2.0)
+            told = [row.detail for row in fleet.store.events.newest(30)] + [fleet.device("one").state_detail]
+            told_of += any("File too large" in text for text in told)
+            counter = push(fleet, other_bundle)
+            fleet.until(f"healed after {size}", lambda: fleet.converged(counter), 90.0)  # noqa: B023
+            answers_and_learns(fleet, f"healed{size}-")
+            before = agent.host.model.n_samples
+            fleet.crash_agent("one")  # what was acknowledged is there after a restart
+            agent = fleet.start_agent("one")
+            tick, request = agent.tick, agent.core.request
+            assert agent.host.model.n_samples == before, size
+            assert agent.host.slots.record.release == counter
+            while agent.host.slots.record.bundle:
+                agent.core.request({"op": "rollback"}, fleet.now)
+            fleet.run(1.0)
+        assert told_of >= 3
+    finally:
+        fleet.close()
+
+
+def test_a_file_system_that_became_read_only_costs_no_answer_and_heals(
+    tmp_path: Path, digits_bundle: Path, other_bundle: Path
+) -> None:
+    """A card that wears out is mounted read-only by the kernel; here a mount of its own is."""
+    folder = tmp_path / "one"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "none", folder], check=False, capture_output=True).returncode:
+        pytest.skip("this user may not mount")
+    fleet = SimulatedFleet(tmp_path, digits_bundle, ["one"], auto_merge=False, probation_s=1.0)
+    try:
+        fleet.run(2.0)
+        answers_and_learns(fleet, "before-")
+        fleet.crash_agent("one")
+        subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
+        with pytest.raises(ConfigError, match="Read-only file system"):  # it does not begin, and says why
+            fleet.start_agent("one")
+        subprocess.run(["mount", "-o", "remount,rw", folder], check=True)
+        fleet.start_agent("one")
+        fleet.run(2.0)
+        counter = push(fleet, other_bundle)
+        fleet.until("healed", lambda: fleet.converged(counter), 90.0)
+    finally:
+        fleet.close()
+        subprocess.run(["umount", "-l", folder], check=True)
 
 
 @pytest.mark.parametrize("name", ["device.json", "models/digits/model.json"])

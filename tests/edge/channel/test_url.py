@@ -16,6 +16,21 @@ def test_reads_every_part(tmp_path):
     assert BrokerUrl.parse("mqtt://me:a@h", password="b").password == "b"
 
 
+def test_websockets_have_a_path_and_ports_of_their_own():
+    url = BrokerUrl.parse("ws://broker:9001")
+    assert (url.websocket, url.tls, url.port, url.path, str(url)) == (
+        True,
+        False,
+        9001,
+        "/mqtt",
+        "ws://broker:9001/mqtt",
+    )
+    url = BrokerUrl.parse("wss://me:secret@broker/a/b")
+    assert (url.websocket, url.tls, url.port, url.path, str(url)) == (True, True, 443, "/a/b", "wss://broker:443/a/b")
+    with pytest.raises(ConfigError):
+        BrokerUrl.parse("ws://broker?ca=/etc/hosts")
+
+
 def test_never_shows_the_password():
     url = BrokerUrl.parse("mqtt://me:secret@h")
     assert "secret" not in repr(url) + str(url)
