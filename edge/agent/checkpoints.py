@@ -22,7 +22,7 @@ from edge.agent.config import AgentConfig
 from edge.agent.fetching import Fetch
 from edge.agent.host import ModelHost
 from edge.agent.states import SlotState
-from edge.channel.chunks import USUAL_BYTES, fitting
+from edge.channel.chunks import UPLOAD_BYTES, fitting
 from edge.channel.frames import Frame
 from edge.channel.messages import Desired, Reply, Request, Restore, UploadOffer, UploadStatus
 from edge.channel.upload import Upload
@@ -100,7 +100,7 @@ class Checkpoints:
         self._seals = seals
         self._asked: list[str] = []  # ids of the orders that one checkpoint answers
         self._upload: Upload | None = None
-        self._chunk_bytes = USUAL_BYTES
+        self._chunk_bytes = UPLOAD_BYTES
         self._sent_samples = -1
         self._order: Restore | None = None
         self._fetch: Fetch | None = None
@@ -173,7 +173,7 @@ class Checkpoints:
 
     def limit(self, max_packet_bytes: int) -> None:
         """Packets have at most so many bytes from now on."""
-        self._chunk_bytes = fitting(max_packet_bytes)
+        self._chunk_bytes = min(UPLOAD_BYTES, fitting(max_packet_bytes))
         if self._upload is not None:
             self._upload.resize(self._chunk_bytes)
 

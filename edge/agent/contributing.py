@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from edge.agent import releases
 from edge.agent.host import ModelHost
-from edge.channel.chunks import USUAL_BYTES, fitting
+from edge.channel.chunks import UPLOAD_BYTES, USUAL_BYTES, fitting
 from edge.channel.frames import Frame
 from edge.channel.messages import UploadOffer, UploadStatus
 from edge.channel.upload import Upload
@@ -40,7 +40,7 @@ class Contributing:
         self._state_id = state_id
         self._interval_s = interval_s
         self._upload: Upload | None = None
-        self._largest_bytes = self._chunk_bytes = USUAL_BYTES  # what the broker takes, and what has arrived
+        self._largest_bytes, self._chunk_bytes = USUAL_BYTES, UPLOAD_BYTES  # what the broker takes; what has arrived
         self._since_grown = 0
         self._sent = self._sending = _NOTHING  # version and bundle that the coordinator has, and is being sent
         self._next_s, self._again_s = -math.inf, math.inf

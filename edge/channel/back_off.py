@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-FLOOR_S, FIRST_S, STORM_S, LAST_S = 0.5, 0.5, 5.0, 60.0
+FLOOR_S, FIRST_S, STORM_S, LAST_S = 0.5, 1.0, 5.0, 60.0
 GOOD_CONNECTION_S = 30.0  # a shorter one does not reset the back-off: two clients with one id would chase each other
 
 
@@ -21,7 +21,7 @@ class BackOff:
 
     def __init__(self, uniform: Callable[[float, float], float]) -> None:
         self._uniform = uniform
-        self._failures = 0
+        self._failures = -1
         self._had_one = False
 
     def wait_s(self, *, was_connected: bool, lasted_s: float) -> float:

@@ -19,6 +19,7 @@ DIGEST_BYTES = 32
 CHUNK_SIZES = range(1024, 1024 * 1024 + 1)
 # USUAL: 32 KiB would pass every broker there is, 64 KiB all but two: transfers themselves find those out, and halve.
 SMALLEST_BYTES, USUAL_BYTES = 1024, 64 * 1024
+UPLOAD_BYTES = 32 * 1024  # uploads are small: they begin with what every broker takes, and lose no time to find out
 AROUND_BYTES = 512  # frame header, topic, packet header: at most
 
 
