@@ -109,6 +109,13 @@ class Rollouts:
             if not found:
                 whom = f"the devices of {plan.select!r}" if plan.select else "any device"
                 raise RolloutError(f"release {release.counter} is not for {whom}; `edge-fleet devices` lists them")
+            newer = sorted({device for (device, _), facts in found.items() if facts.release > release.counter})
+            if newer:  # they would take no notice of it, and the rollout would wait for them
+                raise RolloutError(
+                    f"release {release.counter} is older than what {', '.join(newer[:5])} "
+                    f"{'and others ' if len(newer) > 5 else ''}had since: make a new one of its file with "
+                    f"`edge-fleet release add`, or go back with `edge-fleet rollback --to {release.counter}`"
+                )
             older = self._in_the_way(release, set(found), supersede=supersede)
             seed = plan.seed or self._draw()
             sized = sizes(len(found), plan.waves)

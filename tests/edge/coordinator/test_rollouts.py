@@ -406,6 +406,8 @@ def test_what_others_have_to_approve_begins_with_the_last_of_them(make: Make) ->
     fleet.pass_time(60, 10)
     found = fleet.shown(rollout)
     assert (found["state"], found["approvals"]["by"], fleet.state(older)) == ("completed", ["ben", "cem"], "superseded")
+    with pytest.raises(RolloutError, match=r"release 1 is older than what d000, .* had since: make a new one"):
+        fleet.core.rollouts.start(plans.of_document({"release": 1}), "ann", fleet.now, supersede=True)
     with pytest.raises(RolloutError, match="it waits for no approval"):
         approve(rollout, "dee", "", fleet.now)
 
