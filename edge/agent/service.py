@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import gc
 import logging
+import math
 import queue
 import signal
 import socket
@@ -44,6 +45,7 @@ log = logging.getLogger("edge.agent")
 T = TypeVar("T")
 
 MAX_QUEUED = 4096
+SETTLED_S = 10.0
 MAX_AT_ONCE = 256  # of what waits, before the core does what is due
 WILL_DELAY_S = 30
 # Events that are no trouble.
@@ -214,7 +216,11 @@ class AgentService:
         self._stopping = True
 
     def _loop(self) -> None:
+        settled_s = time.monotonic() + SETTLED_S
         while not self._stopping:
+            if time.monotonic() >= settled_s:  # connected by now, and it has answered something
+                settled_s = math.inf
+                _give_memory_back()
             self._supervisor.alive(time.monotonic())
             wait_s = min(max(self._core.next_deadline_s - time.monotonic(), 0.0), 1.0)
             if self._core.busy:
