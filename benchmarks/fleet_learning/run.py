@@ -1,0 +1,138 @@
+"""Runs all methods on all tasks.
+
+    python benchmarks/fleet_learning/run.py [--seeds 3] [--json result.json] [--only Edgeloop frozen]
+        [--method FILE:NAME]
+
+Each device answers a sample, then is told its label, in turn; every 25 labels of each there is an exchange. Cells:
+right on the way / in the end, mean over devices / the worst device in the end; KB to and from a device. FedAvg and
+FedProx are shown at the rate that is best over all tasks. `--method` adds one of your own: a class, made with a task
+and a seed. Rules and results: README.md beside this.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import sys
+import tempfile
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
+from continual import digits, digits_setting
+
+from fleet_learning.methods import Make, Method, baselines, flower
+from fleet_learning.ours import Edgeloop
+from fleet_learning.tasks import TASKS, Source, Task
+
+
+def source(folder: Path, seed: int) -> tuple[Any, Source]:
+    """The bundle of one seed, and what tasks are made of."""
+    setting = digits_setting(folder, seed)
+    data = digits.load_digits_split()
+    parameters, linear = setting.bundle.head_parameters(), setting.head.linear
+    assert linear is not None
+    assert linear.bias is not None
+    return setting, Source(
+        (data.train_x, data.train_y), (data.stream_x, data.stream_y), (data.test_x, data.test_y),
+        setting.features, parameters[linear.weight], parameters[linear.bias],
+    )  # fmt: skip
+
+
+def played(task: Task, method: Method) -> dict[str, float]:
+    """One fleet through its streams."""
+    hits: list[list[bool]] = [[] for _ in task.devices]
+    sent = 0
+    for i in range(max(len(device.y) for device in task.devices)):
+        for number, device in enumerate(task.devices):
+            if i < len(device.y):
+                hits[number].append(bool(method.predict(number, device.x[i : i + 1])[0] == device.y[i]))
+                method.learn(number, device.x[i], int(device.labels[i]))
+        if (i + 1) % task.exchange_every == 0:
+            sent += method.exchange()
+    sent += method.exchange()
+    ends = [float((method.predict(n, d.test_x) == d.test_y).mean()) for n, d in enumerate(task.devices)]
+    return {
+        "on_the_way": float(np.mean([np.mean(each) for each in hits])),
+        "end": float(np.mean(ends)),
+        "worst": min(ends),
+        "kb": sent / len(task.devices) / 1e3,
+    }
+
+
+def own(text: str) -> Make:
+    """A method out of somebody's file."""
+    path, _, name = text.partition(":")
+    spec = importlib.util.spec_from_file_location("own_method", path)
+    if spec is None or spec.loader is None or not name:
+        raise SystemExit(f"--method {text}: expected FILE.py:NAME")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    made: Make = getattr(module, name)
+    return made
+
+
+def main() -> int:
+    """Print the table; the exit code says whether ours is first in the end on every task, ties within half a point."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--json", type=Path, help="all numbers")
+    parser.add_argument("--only", nargs="+", help="names of methods")
+    parser.add_argument("--method", action="append", default=[], metavar="FILE:NAME")
+    parser.add_argument("--cache", type=Path, help="keep the trained bundles here")
+    options = parser.parse_args()
+    found: dict[tuple[str, str], list[dict[str, float]]] = defaultdict(list)
+    with tempfile.TemporaryDirectory() as name:
+        folder = options.cache or Path(name)
+        folder.mkdir(parents=True, exist_ok=True)
+        for seed in range(7, 7 + options.seeds):
+            setting, parts = source(folder, seed)
+            makers: dict[str, Make] = {Edgeloop.name: lambda task, s, of=setting: Edgeloop(of, task, s)}  # type: ignore[misc]
+            makers |= baselines() | {each: own(each) for each in options.method}
+            for make_task in TASKS:
+                task = make_task(parts, np.random.default_rng(seed))
+                for method, make in makers.items():
+                    if not options.only or any(method.startswith(each) for each in options.only):
+                        found[method, task.name].append(played(task, make(task, seed)))
+                        print(".", end="", flush=True)
+    return said(found, options.json)
+
+
+def said(found: dict[tuple[str, str], list[dict[str, float]]], path: Path | None) -> int:
+    """Print, write, judge."""
+    tasks = list(dict.fromkeys(task for _, task in found))
+    mean = {key: {what: float(np.mean([row[what] for row in rows])) for what in rows[0]} for key, rows in found.items()}
+    methods = list(dict.fromkeys(method for method, _ in found))
+    shown = [method for method in methods if not method.startswith("Fed")]
+    for kind in ("FedAvg", "FedProx"):
+        rates = [method for method in methods if method.startswith(kind)]
+        if rates:
+            shown.append(max(rates, key=lambda method: sum(mean[method, task]["end"] for task in tasks)))
+    if path is not None:
+        rows = [{"method": m, "task": t, **mean[m, t], "seeds": len(found[m, t])} for m, t in found]
+        path.write_text(json.dumps({"schema": 1, "flower": flower(), "results": rows}, indent=1) + "\n")
+    by = f"Flower {flower()}" if flower() else "numpy"
+    print(f"\n\non the way / end / worst device, KB a device; averaged by {by}\n")
+    print(f"{'':<20}" + "".join(f"{task:>30}" for task in tasks))
+    for method in shown:
+        cells = [mean[method, task] for task in tasks]
+        texts = [f"{c['on_the_way']:.3f} / {c['end']:.3f} / {c['worst']:.3f} {c['kb']:>6.0f}" for c in cells]
+        print(f"{method:<20}" + "".join(f"{text:>30}" for text in texts))
+    if Edgeloop.name not in methods or len(shown) < 2:
+        return 0
+    late = 0
+    for task in tasks:
+        best = max((m for m in shown if m != Edgeloop.name), key=lambda m: mean[m, task]["end"])
+        gap = mean[Edgeloop.name, task]["end"] - mean[best, task]["end"]
+        is_first = gap >= -0.005
+        late += not is_first
+        print(f"{'first  ' if is_first else 'SECOND '} {task}: {100 * gap:+.1f} points in the end against {best}")
+    return int(late > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
