@@ -64,7 +64,8 @@ def step(model: OnDeviceModel, number: int) -> None:
     at, rng = number // N_STEPS, np.random.default_rng(number)
     what = ROUND.get(number % N_STEPS, "label")
     parameters = model.learning.parameters(model.learned, model.learned.mixture.believed)
-    moved = {name: (a + rng.normal(0, 0.05, a.shape)).astype(np.float32) for name, a in parameters.items()}
+    # In one order: parameters that were read from disk have another one than those that were not.
+    moved = {name: (a + rng.normal(0, 0.05, a.shape)).astype(np.float32) for name, a in sorted(parameters.items())}
     release = HeadRelease(
         backbone=model.manifest.backbone_digest, parameters=moved, class_names=model.class_names, n_samples=number
     )
