@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from fleet_learning.tasks import Array, Task
+from benchmarks.fleet_learning.tasks import Array, Task
 
 
 class Method(Protocol):

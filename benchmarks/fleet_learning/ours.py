@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from continual import Setting, labelled_event
 
+from benchmarks.fleet_learning.tasks import Array, Task
 from edge.agent.candidates import shipped_statistics
 from edge.learning.events import Contributed, HeadOffered
 from edge.learning.exchange import HeadUpdate
@@ -12,7 +13,6 @@ from edge.learning.familiarity import fits
 from edge.learning.learned import Learned
 from edge.learning.statistics import HeadStatistics
 from edge.merging.merge import merge
-from fleet_learning.tasks import Array, Task
 
 
 class Edgeloop:
@@ -27,16 +27,16 @@ class Edgeloop:
         self._shipped = shipped_statistics(setting.bundle, setting.task)
 
     def predict(self, device: int, x: Array) -> Array:
-        """See `fleet_learning.methods.Method`."""
+        """See `benchmarks.fleet_learning.methods.Method`."""
         return self._learning.answer(self._devices[device], x.astype(np.float32)).argmax(axis=1)
 
     def learn(self, device: int, x: Array, label: int) -> None:
-        """See `fleet_learning.methods.Method`."""
+        """See `benchmarks.fleet_learning.methods.Method`."""
         event = labelled_event(x[None].astype(np.float32), np.array([label]), 0)
         self._devices[device], _ = self._learning.advance(self._devices[device], event)
 
     def exchange(self) -> int:
-        """See `fleet_learning.methods.Method`."""
+        """See `benchmarks.fleet_learning.methods.Method`."""
         updates, sent = [], 0
         for i, learned in enumerate(self._devices):
             kind, tensors = self._learning.contribution(learned)

@@ -22,12 +22,13 @@ from typing import Any
 
 import numpy as np
 
-sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
+sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[2])]
 from continual import digits, digits_setting
 
-from fleet_learning.methods import Make, Method, baselines, flower
-from fleet_learning.ours import Edgeloop
-from fleet_learning.tasks import TASKS, Source, Task
+from benchmarks.fleet_learning.methods import Make, baselines, flower
+from benchmarks.fleet_learning.ours import Edgeloop
+from benchmarks.fleet_learning.play import played
+from benchmarks.fleet_learning.tasks import TASKS, Source
 
 
 def source(folder: Path, seed: int) -> tuple[Any, Source]:
@@ -41,27 +42,6 @@ def source(folder: Path, seed: int) -> tuple[Any, Source]:
         (data.train_x, data.train_y), (data.stream_x, data.stream_y), (data.test_x, data.test_y),
         setting.features, parameters[linear.weight], parameters[linear.bias],
     )  # fmt: skip
-
-
-def played(task: Task, method: Method) -> dict[str, float]:
-    """One fleet through its streams."""
-    hits: list[list[bool]] = [[] for _ in task.devices]
-    sent = 0
-    for i in range(max(len(device.y) for device in task.devices)):
-        for number, device in enumerate(task.devices):
-            if i < len(device.y):
-                hits[number].append(bool(method.predict(number, device.x[i : i + 1])[0] == device.y[i]))
-                method.learn(number, device.x[i], int(device.labels[i]))
-        if (i + 1) % task.exchange_every == 0:
-            sent += method.exchange()
-    sent += method.exchange()
-    ends = [float((method.predict(n, d.test_x) == d.test_y).mean()) for n, d in enumerate(task.devices)]
-    return {
-        "on_the_way": float(np.mean([np.mean(each) for each in hits])),
-        "end": float(np.mean(ends)),
-        "worst": min(ends),
-        "kb": sent / len(task.devices) / 1e3,
-    }
 
 
 def own(text: str) -> Make:

@@ -1,15 +1,11 @@
 """The benchmark of learning in a fleet: its tasks tell nothing they must not, and its baselines are what they say."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-from fleet_learning.methods import FedAvg, Frozen, Slda, averaged
-from fleet_learning.run import played
-from fleet_learning.tasks import TASKS, Array, Source, other_labels, rare_class, wrong_labels
+from benchmarks.fleet_learning.methods import FedAvg, Frozen, Slda, averaged
+from benchmarks.fleet_learning.play import played
+from benchmarks.fleet_learning.tasks import TASKS, Array, Source, other_labels, rare_class, wrong_labels
 
 MEANS = np.random.default_rng(0).normal(size=(10, 1, 8, 8)).astype(np.float32)
 

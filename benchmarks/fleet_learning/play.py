@@ -1,0 +1,29 @@
+"""A fleet through its streams, by the rules."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from benchmarks.fleet_learning.methods import Method
+from benchmarks.fleet_learning.tasks import Task
+
+
+def played(task: Task, method: Method) -> dict[str, float]:
+    """One fleet through its streams."""
+    hits: list[list[bool]] = [[] for _ in task.devices]
+    sent = 0
+    for i in range(max(len(device.y) for device in task.devices)):
+        for number, device in enumerate(task.devices):
+            if i < len(device.y):
+                hits[number].append(bool(method.predict(number, device.x[i : i + 1])[0] == device.y[i]))
+                method.learn(number, device.x[i], int(device.labels[i]))
+        if (i + 1) % task.exchange_every == 0:
+            sent += method.exchange()
+    sent += method.exchange()
+    ends = [float((method.predict(n, d.test_x) == d.test_y).mean()) for n, d in enumerate(task.devices)]
+    return {
+        "on_the_way": float(np.mean([np.mean(each) for each in hits])),
+        "end": float(np.mean(ends)),
+        "worst": min(ends),
+        "kb": sent / len(task.devices) / 1e3,
+    }
