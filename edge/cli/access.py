@@ -18,7 +18,7 @@ _ROLES = click.Choice(["viewer", "operator", "admin"])
 
 @click.group()
 def token() -> None:
-    r"""Tokens of people and programs that use this coordinator; for admins.
+    """Tokens of people and programs that use this coordinator; for admins.
 
     A viewer reads and plans, an operator acts on devices and rollouts, an
     admin makes tokens and reads the audit log. The first token is made on the
@@ -39,7 +39,7 @@ def token() -> None:
 @JSON
 @click.pass_obj
 def new(connect: Any, name: str, role: str, days: float, reason: str, as_json: bool) -> None:
-    r"""Make a token for NAME and say it, once.
+    """Make a token for NAME and say it, once.
 
     \b
     edge-fleet token new kim --role operator --days 90
@@ -63,7 +63,7 @@ def tell_token(made: dict[str, Any], as_json: bool) -> None:
 @JSON
 @click.pass_obj
 def list_tokens(connect: Any, as_json: bool) -> None:
-    r"""All tokens, without what is secret of them.
+    """All tokens, without what is secret of them.
 
     \b
     edge-fleet token list
@@ -89,7 +89,7 @@ def list_tokens(connect: Any, as_json: bool) -> None:
 @JSON
 @click.pass_obj
 def revoke(connect: Any, number: int, reason: str, as_json: bool) -> None:
-    r"""Believe token NUMBER no more, from now on.
+    """Believe token NUMBER no more, from now on.
 
     \b
     edge-fleet token revoke 3 --reason "left the company"
@@ -106,7 +106,7 @@ def revoke(connect: Any, number: int, reason: str, as_json: bool) -> None:
 @JSON
 @click.pass_obj
 def audit(connect: Any, who: str, subject: str, since: int | None, limit: int, as_json: bool) -> None:
-    r"""Who asked for what and why, and what became of it, newest last.
+    """Who asked for what and why, and what became of it, newest last.
 
     \b
     edge-fleet audit --since 7d

@@ -30,7 +30,7 @@ def _decide(connect: Any, name: str, order: str, reason: str, as_json: bool, **m
 @JSON
 @click.pass_obj
 def approve(connect: Any, name: str, reason: str, as_json: bool) -> None:
-    r"""Let device NAME belong to the fleet: it waited for that, or was quarantined.
+    """Let device NAME belong to the fleet: it waited for that, or was quarantined.
 
     \b
     edge-fleet device approve camera-7
@@ -44,7 +44,7 @@ def approve(connect: Any, name: str, reason: str, as_json: bool) -> None:
 @JSON
 @click.pass_obj
 def quarantine(connect: Any, name: str, reason: str, as_json: bool) -> None:
-    r"""Offer device NAME nothing, merge nothing of it, let it judge nothing.
+    """Offer device NAME nothing, merge nothing of it, let it judge nothing.
 
     It is still heard, and goes on with what it runs, until it is approved.
 
@@ -61,7 +61,7 @@ def quarantine(connect: Any, name: str, reason: str, as_json: bool) -> None:
 @JSON
 @click.pass_obj
 def decommission(connect: Any, name: str, forget: bool, reason: str, as_json: bool) -> None:
-    r"""Device NAME is gone for good.
+    """Device NAME is gone for good.
 
     Its login at the broker holds no more (give the broker what edge-fleet
     broker-config says then), and the broker forgets what it keeps of it. What
@@ -80,7 +80,7 @@ def decommission(connect: Any, name: str, forget: bool, reason: str, as_json: bo
 @JSON
 @click.pass_obj
 def replace(connect: Any, name: str, days: float, reason: str, as_json: bool) -> None:
-    r"""A token by which new hardware takes the place of device NAME: its name, its tags, its part in merges.
+    """A token by which new hardware takes the place of device NAME: its name, its tags, its part in merges.
 
     \b
     edge-fleet device replace camera-7
@@ -97,7 +97,7 @@ def replace(connect: Any, name: str, days: float, reason: str, as_json: bool) ->
 @JSON
 @click.pass_obj
 def note(connect: Any, name: str, text: str, reason: str, as_json: bool) -> None:
-    r"""Write TEXT of device NAME, in place of what was written; the audit log keeps all.
+    """Write TEXT of device NAME, in place of what was written; the audit log keeps all.
 
     \b
     edge-fleet device note camera-7 "behind the door, ladder needed"
@@ -111,7 +111,7 @@ ORDERS = (approve, quarantine, decommission, replace, note)
 
 @click.group()
 def enrolment() -> None:
-    r"""Tokens by which devices join the fleet, each with a login at the broker of its own.
+    """Tokens by which devices join the fleet, each with a login at the broker of its own.
 
     \b
     edge-fleet enrolment new --uses 20 --days 2 --tag site=north
@@ -131,7 +131,7 @@ def enrolment() -> None:
 def new_enrolment(
     connect: Any, uses: int, days: float, tags: tuple[str, ...], approves: bool, reason: str, as_json: bool
 ) -> None:
-    r"""Make one, and say it, once.
+    """Make one, and say it, once.
 
     \b
     edge-fleet enrolment new --uses 20 --days 2 --tag site=north --approve
@@ -157,7 +157,7 @@ def _tell_token(made: dict[str, Any], as_json: bool) -> None:
 @JSON
 @click.pass_obj
 def list_enrolments(connect: Any, as_json: bool) -> None:
-    r"""All of them, without the tokens.
+    """All of them, without the tokens.
 
     \b
     edge-fleet enrolment list
@@ -181,7 +181,7 @@ def list_enrolments(connect: Any, as_json: bool) -> None:
 @JSON
 @click.pass_obj
 def revoke_enrolment(connect: Any, number: int, reason: str, as_json: bool) -> None:
-    r"""Let nobody join by enrolment NUMBER any more; who joined stays.
+    """Let nobody join by enrolment NUMBER any more; who joined stays.
 
     \b
     edge-fleet enrolment revoke 2
@@ -198,7 +198,7 @@ def revoke_enrolment(connect: Any, number: int, reason: str, as_json: bool) -> N
 @JSON
 @click.pass_obj
 def broker_config(connect: Any, broker: str, output: Path | None, login: str, folder: str, as_json: bool) -> None:
-    r"""What the broker must be told, so that a device can publish as itself only.
+    """What the broker must be told, so that a device can publish as itself only.
 
     Of mosquitto the access rules, a password file and lines for its
     configuration; again after devices joined by password or were

@@ -20,7 +20,7 @@ _PATH = click.Path(path_type=Path)
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 @click.pass_obj
 def export_release(connect: Any, path: Path, devices: tuple[str, ...], as_json: bool) -> None:
-    r"""Write to PATH what devices without a network should run, for `edge-agent import`.
+    """Write to PATH what devices without a network should run, for `edge-agent import`.
 
     What the coordinator would tell them now, with the same signatures, the files, and the metadata that prove them.
 
@@ -48,7 +48,7 @@ def export_release(connect: Any, path: Path, devices: tuple[str, ...], as_json: 
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 @click.pass_obj
 def take_in(connect: Any, path: Path, as_json: bool) -> None:
-    r"""Take what `edge-agent export --for-fleet` wrote to PATH: what a device without a network learned, and runs.
+    """Take what `edge-agent export --for-fleet` wrote to PATH: what a device without a network learned, and runs.
 
     \b
     edge-fleet import stick.parcel

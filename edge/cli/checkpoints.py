@@ -48,7 +48,7 @@ def _say_end(order: dict[str, Any], doing: str, as_json: bool) -> None:
 @_JSON
 @click.pass_obj
 def checkpoint(connect: Any, name: str, model: str, wait: float, as_json: bool) -> None:
-    r"""Have device NAME send what it learned; the last two of each model are kept.
+    """Have device NAME send what it learned; the last two of each model are kept.
 
     Without samples, unless the device runs with --checkpoint-samples; sealed where it runs with --checkpoint-key. One
     that is away sends it when it comes back.
@@ -68,7 +68,7 @@ def checkpoint(connect: Any, name: str, model: str, wait: float, as_json: bool) 
 @_JSON
 @click.pass_obj
 def checkpoints(connect: Any, name: str, download: Path | None, digest: str, as_json: bool) -> None:
-    r"""List the checkpoints that are kept of device NAME, the newest first.
+    """List the checkpoints that are kept of device NAME, the newest first.
 
     \b
     edge-fleet device checkpoints camera-1
@@ -135,7 +135,7 @@ def restore(
     wait: float,
     as_json: bool,
 ) -> None:
-    r"""Have device NAME go on from where it was, or another device, when the checkpoint was made.
+    """Have device NAME go on from where it was, or another device, when the checkpoint was made.
 
     For a device that was set up anew, or one that takes the place of another. It must run a bundle of the same
     backbone, with the same learners. What it had learned itself is replaced.

@@ -35,7 +35,7 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="For programs.")
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.version_option(__version__, prog_name="edge-coordinator")
 def coordinator() -> None:
-    r"""Know the fleet: registry, telemetry, merging, releases.
+    """Know the fleet: registry, telemetry, merging, releases.
 
     \b
     edge-coordinator broker
@@ -133,14 +133,15 @@ def serve(
     standby: bool,
     timestamp_days: float,
 ) -> None:
-    r"""Serve a fleet until stopped.
+    """Serve a fleet until stopped.
 
     Without --signing it says what to run to whoever believes it. Without a token (edge-coordinator token NAME, or
     --token) whoever uses this machine may do everything, and the API listens on this machine only.
 
     \b
     edge-coordinator serve --broker mqtt://broker:1883 --bundle model.edge
-    edge-coordinator serve --broker mqtts://broker --http 0.0.0.0:8470 --tls-cert c.pem --tls-key k.pem
+    edge-coordinator serve --broker mqtts://broker \\
+        --http 0.0.0.0:8470 --tls-cert c.pem --tls-key k.pem
     """
     from edge.channel.mqtt import MqttTransport, probe
     from edge.channel.topics import check_id
@@ -229,7 +230,7 @@ def _address(text: str) -> tuple[str, int]:
 @_DATABASE
 @_JSON
 def token(name: str, role: str, days: float, data_dir: Path, database: str, as_json: bool) -> None:
-    r"""Make a token of the HTTP API for NAME and say it, once.
+    """Make a token of the HTTP API for NAME and say it, once.
 
     From the first one on nobody may do anything without a token. The coordinator may run meanwhile. Others are made
     with it: edge-fleet token new.
@@ -255,7 +256,7 @@ def token(name: str, role: str, days: float, data_dir: Path, database: str, as_j
 @_DATABASE
 @_JSON
 def backup(file: Path, data_dir: Path, database: str, as_json: bool) -> None:
-    r"""Write the database and all artifacts into FILE, while the coordinator runs, and prove what was written.
+    """Write the database and all artifacts into FILE, while the coordinator runs, and prove what was written.
 
     \b
     edge-coordinator backup fleet.tar
@@ -280,7 +281,7 @@ def backup(file: Path, data_dir: Path, database: str, as_json: bool) -> None:
 @_DATABASE
 @_JSON
 def restore(file: Path, data_dir: Path, database: str, as_json: bool) -> None:
-    r"""Put the backup FILE into an empty data folder, proved; the coordinator must not run there.
+    """Put the backup FILE into an empty data folder, proved; the coordinator must not run there.
 
     A backup of SQLite goes into PostgreSQL and the other way round.
 
@@ -307,7 +308,7 @@ def _what(done: dict[str, Any]) -> str:
 @coordinator.command()
 @click.option("--port", default=1883, type=click.IntRange(1, 65535), help="On 127.0.0.1.")
 def broker(port: int) -> None:
-    r"""Run a development broker on this machine only: mosquitto if installed, else iotcore.
+    """Run a development broker on this machine only: mosquitto if installed, else iotcore.
 
     \b
     edge-coordinator broker --port 1883

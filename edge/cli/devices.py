@@ -37,7 +37,7 @@ since_option = click.option(
 @_JSON
 @click.pass_obj
 def show(connect: Any, name: str, as_json: bool) -> None:
-    r"""All that is known of device NAME: what it runs and should run, where it stands and why, what happened last.
+    """All that is known of device NAME: what it runs and should run, where it stands and why, what happened last.
 
     \b
     edge-fleet device show camera-1
@@ -90,7 +90,7 @@ def show(connect: Any, name: str, as_json: bool) -> None:
 @_JSON
 @click.pass_obj
 def metrics(connect: Any, device: str, key: str, since: int, step: str, as_json: bool) -> None:
-    r"""What DEVICE measured of KEY, such as acc, lat_p99_ms or temp_c: mean, least and largest.
+    """What DEVICE measured of KEY, such as acc, lat_p99_ms or temp_c: mean, least and largest.
 
     Messages are kept for 7 days, sums by the minute for 90 days and by the hour for two years.
 
@@ -127,7 +127,7 @@ def metrics(connect: Any, device: str, key: str, since: int, step: str, as_json:
 def events(
     connect: Any, device: str | None, kind: str, since: int | None, follow: bool, seconds: float | None, as_json: bool
 ) -> None:
-    r"""What happened lately, newest last.
+    """What happened lately, newest last.
 
     \b
     edge-fleet events --device camera-1 --since 2h

@@ -29,13 +29,13 @@ _TIMEOUT_S, _MAX_ANSWER_BYTES = 30.0, 1 << 20
 def enroll(
     url: str, token: str, device: str | None, state_dir: Path, certificate: bool, ca: Path | None, as_json: bool
 ) -> None:
-    r"""Join a fleet by a token; the login at the broker is kept in STATE_DIR/enrolment.
+    """Join a fleet by a token; the login at the broker is kept in STATE_DIR/enrolment.
 
     Where no answer came it may be run again: the token is not used twice.
 
     \b
     edge-agent enroll --coordinator https://fleet:8470 --token join_...
-    edge-agent run m.edge --broker mqtts://camera-7@broker \
+    edge-agent run m.edge --broker mqtts://camera-7@broker \\
         --broker-password-file edge-state/enrolment/password
     """
     import platform

@@ -40,7 +40,7 @@ def _common(command: Any) -> Any:
 
 @click.group()
 def export() -> None:
-    r"""Write telemetry and events into files; the coordinator may run.
+    """Write telemetry and events into files; the coordinator may run.
 
     \b
     edge-coordinator export csv out --since "7 d"
@@ -50,7 +50,7 @@ def export() -> None:
 @export.command("csv")
 @_common
 def as_csv(folder: Path, data_dir: Path, database: str, device: str, since_ms: int, as_json: bool) -> None:
-    r"""Write telemetry.csv and events.csv into FOLDER.
+    """Write telemetry.csv and events.csv into FOLDER.
 
     \b
     edge-coordinator export csv out --since "7 d"
@@ -67,7 +67,7 @@ def as_csv(folder: Path, data_dir: Path, database: str, device: str, since_ms: i
 @export.command("tensorboard")
 @_common
 def as_tensorboard(folder: Path, data_dir: Path, database: str, device: str, since_ms: int, as_json: bool) -> None:
-    r"""Write a run for each device, and one for merges, into FOLDER.
+    """Write a run for each device, and one for merges, into FOLDER.
 
     \b
     edge-coordinator export tensorboard runs

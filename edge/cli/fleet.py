@@ -115,7 +115,7 @@ class Coordinator:
 
 @click.group("device")
 def device_group() -> None:
-    r"""List devices, show one, decide whether it belongs to the fleet, keep what it learned.
+    """List devices, show one, decide whether it belongs to the fleet, keep what it learned.
 
     \b
     edge-fleet device list --where 'tag.site ~ "north-*" and heard < 1 d'
@@ -179,7 +179,7 @@ fleet.add_command(rollouts.resume_all)
 @access.JSON
 @click.pass_obj
 def devices(connect: Any, query: str, is_all: bool, as_json: bool) -> None:
-    r"""List the devices and their models.
+    """List the devices and their models.
 
     What they run, where they stand, and when they were last heard.
 
@@ -241,7 +241,7 @@ fleet.add_command(carrying.take_in)
 @access.JSON
 @click.pass_obj
 def merge(connect: Any, reason: str, as_json: bool) -> None:
-    r"""Merge now what devices have learned, and push it.
+    """Merge now what devices have learned, and push it.
 
     \b
     edge-fleet merge
@@ -263,7 +263,7 @@ def merge(connect: Any, reason: str, as_json: bool) -> None:
 @access.JSON
 @click.pass_obj
 def tag(connect: Any, device: str, tags: tuple[str, ...], reason: str, as_json: bool) -> None:
-    r"""Give DEVICE tags, for groups that share a head and to choose devices by.
+    """Give DEVICE tags, for groups that share a head and to choose devices by.
 
     KEY= takes one away. Says which it has.
 
@@ -289,7 +289,7 @@ device_group.add_command(tag)
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 @click.pass_obj
 def experts(connect: Any, as_json: bool) -> None:
-    r"""What each device believes: the weight of its experts, how often they were right, what the merge gains there.
+    """What each device believes: the weight of its experts, how often they were right, what the merge gains there.
 
     \b
     edge-fleet experts
@@ -339,7 +339,7 @@ def _what_the_merge_does(merge: dict[str, float]) -> str:
 @access.JSON
 @click.pass_obj
 def forget(connect: Any, device: str, reason: str, as_json: bool) -> None:
-    r"""Delete what DEVICE contributed, for ever.
+    """Delete what DEVICE contributed, for ever.
 
     The next merge is as if it had never been there. Cannot be undone.
 
@@ -398,7 +398,7 @@ _WATCHED = {
 @click.option("--json", "as_json", is_flag=True, help="For programs: one object a line.")
 @click.pass_obj
 def watch(connect: Any, seconds: float | None, as_json: bool) -> None:
-    r"""Show telemetry as it comes from now on: a table on a terminal, one line a message elsewhere.
+    """Show telemetry as it comes from now on: a table on a terminal, one line a message elsewhere.
 
     \b
     edge-fleet watch

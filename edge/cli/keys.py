@@ -33,7 +33,7 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="For programs.")
 
 @click.group()
 def keys() -> None:
-    r"""Keys of the fleet: with them devices run only what was signed.
+    """Keys of the fleet: with them devices run only what was signed.
 
     \b
     edge-fleet keys init fleet-keys                  # once, on a workstation
@@ -52,7 +52,7 @@ def keys() -> None:
 @click.option("--threshold", default=2, type=click.IntRange(1, 16), help="How many of them a new root needs.")
 @_JSON
 def init(folder: Path, root_keys: int, threshold: int, as_json: bool) -> None:
-    r"""Make the keys of a fleet in a new FOLDER.
+    """Make the keys of a fleet in a new FOLDER.
 
     \b
     edge-fleet keys init fleet-keys
@@ -78,7 +78,7 @@ def init(folder: Path, root_keys: int, threshold: int, as_json: bool) -> None:
 @click.argument("path", type=click.Path(path_type=Path))
 @_JSON
 def seal(path: Path, as_json: bool) -> None:
-    r"""Make a key that checkpoints are sealed to: PATH, which opens them, and PATH.pub for the devices.
+    """Make a key that checkpoints are sealed to: PATH, which opens them, and PATH.pub for the devices.
 
     \b
     edge-fleet keys seal fleet.pem
@@ -108,7 +108,7 @@ def seal(path: Path, as_json: bool) -> None:
 @_JSON
 @click.pass_obj
 def sign(connect: Any, bundle: Path, key: Path, as_json: bool) -> None:
-    r"""Put a BUNDLE into the signed list that devices believe; `edge-fleet push` sends it then.
+    """Put a BUNDLE into the signed list that devices believe; `edge-fleet push` sends it then.
 
     \b
     edge-fleet keys sign model.edge --key fleet-keys/workstation/bundles.pem
@@ -127,13 +127,13 @@ def sign(connect: Any, bundle: Path, key: Path, as_json: bool) -> None:
 @click.argument("what", type=click.Choice(["online", "bundles", "targets", "root"]))
 @_JSON
 def rotate(folder: Path, what: str, as_json: bool) -> None:
-    r"""Exchange a key, in the FOLDER of `keys init` with the offline keys in it.
+    """Exchange a key, in the FOLDER of `keys init` with the offline keys in it.
 
     Start the coordinator again with what is in coordinator/ then. Devices follow by themselves, also those that were
     off meanwhile.
 
     \b
-    edge-fleet keys rotate fleet-keys online     # the coordinator's key was stolen
+    edge-fleet keys rotate fleet-keys online   # the coordinator's was stolen
     """
     names = _ceremony().rotate(folder, what, datetime.now(UTC), _password())
     paths = [f"{folder}/coordinator/metadata/{name}" for name in names]
@@ -148,7 +148,7 @@ def rotate(folder: Path, what: str, as_json: bool) -> None:
 @_JSON
 @click.pass_obj
 def show(connect: Any, as_json: bool) -> None:
-    r"""Who may sign what, and until when it holds, as the coordinator has it.
+    """Who may sign what, and until when it holds, as the coordinator has it.
 
     \b
     edge-fleet keys show

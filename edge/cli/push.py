@@ -42,7 +42,7 @@ def push(
     wait: float,
     all_at_once: bool,
 ) -> None:
-    r"""Push ARTIFACT, a bundle (.edge) or a head (.safetensors), to the fleet: a rollout with the default plan.
+    """Push ARTIFACT, a bundle (.edge) or a head (.safetensors), to the fleet: a rollout with the default plan.
 
     It goes out in waves, and stops where devices fail or the model looks worse; `edge-fleet rollout status` tells. What
     was on its way to the same devices is overtaken. A bundle is for the model of its name; where no device has one of

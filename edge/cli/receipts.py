@@ -18,7 +18,7 @@ from edge.contract.files import replace_file
 
 @click.group()
 def receipt() -> None:
-    r"""Receipts of `edge-fleet forget`, signed: anybody can check them.
+    """Receipts of `edge-fleet forget`, signed: anybody can check them.
 
     \b
     edge-fleet receipt list
@@ -32,7 +32,7 @@ def receipt() -> None:
 @JSON
 @click.pass_obj
 def list_receipts(connect: Any, as_json: bool) -> None:
-    r"""All of them, newest first.
+    """All of them, newest first.
 
     \b
     edge-fleet receipt list
@@ -53,7 +53,7 @@ def list_receipts(connect: Any, as_json: bool) -> None:
 @JSON
 @click.pass_obj
 def show(connect: Any, number: int, as_json: bool) -> None:
-    r"""What receipt NUMBER states.
+    """What receipt NUMBER states.
 
     \b
     edge-fleet receipt show 1
@@ -88,7 +88,7 @@ def show(connect: Any, number: int, as_json: bool) -> None:
 @JSON
 @click.pass_obj
 def download(connect: Any, number: int, output: Path, key: Path | None, as_json: bool) -> None:
-    r"""Write receipt NUMBER into a file, for somebody who wants to check it.
+    """Write receipt NUMBER into a file, for somebody who wants to check it.
 
     Give the key to whoever checks once, on a way that they trust.
 
@@ -119,7 +119,7 @@ def download(connect: Any, number: int, output: Path, key: Path | None, as_json:
 @JSON
 @click.pass_obj
 def lineage(connect: Any, number: int, as_json: bool) -> None:
-    r"""Whose learning is in the head of release NUMBER: devices, samples, and the other releases that have it in.
+    """Whose learning is in the head of release NUMBER: devices, samples, and the other releases that have it in.
 
     \b
     edge-fleet release lineage 3

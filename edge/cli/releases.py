@@ -21,7 +21,7 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="For programs.")
 
 @click.group()
 def release() -> None:
-    r"""List, show, compare and fetch releases: what was pushed, by its number.
+    """List, show, compare and fetch releases: what was pushed, by its number.
 
     \b
     edge-fleet release add head.safetensors
@@ -44,11 +44,11 @@ def release() -> None:
 def add(
     connect: Any, artifact: Path, model: str, reason: str, name: str, notes: str, force: bool, as_json: bool
 ) -> None:
-    r"""Make a release of ARTIFACT, a bundle or a head; nobody runs it until a rollout brings it.
+    """Make a release of ARTIFACT, a bundle or a head; nobody runs it until a rollout brings it.
 
     \b
     edge-fleet release add head.safetensors --name spring
-    edge-fleet rollout start plan.toml        # with release = the number that it prints
+    edge-fleet rollout start plan.toml    # with release = that number
     """
     coordinator = connect()
     body = send(coordinator, artifact, force=force)
@@ -83,7 +83,7 @@ def send(coordinator: Any, artifact: Path, *, force: bool) -> dict[str, Any]:
 @_JSON
 @click.pass_obj
 def list_releases(connect: Any, as_json: bool) -> None:
-    r"""All releases, newest first.
+    """All releases, newest first.
 
     \b
     edge-fleet release list
@@ -107,7 +107,7 @@ def list_releases(connect: Any, as_json: bool) -> None:
 @_JSON
 @click.pass_obj
 def show(connect: Any, number: int, as_json: bool) -> None:
-    r"""What release NUMBER is, what is in it, and where the devices stand that should run it.
+    """What release NUMBER is, what is in it, and where the devices stand that should run it.
 
     \b
     edge-fleet release show 3
@@ -144,7 +144,7 @@ def show(connect: Any, number: int, as_json: bool) -> None:
 @_JSON
 @click.pass_obj
 def diff(connect: Any, one: int, other: int, as_json: bool) -> None:
-    r"""What differs between release ONE and OTHER: whom they are for, what they hold, how far their heads lie apart.
+    """What differs between release ONE and OTHER: whom they are for, what they hold, how far their heads lie apart.
 
     \b
     edge-fleet release diff 2 3
@@ -168,7 +168,7 @@ def diff(connect: Any, one: int, other: int, as_json: bool) -> None:
 @_JSON
 @click.pass_obj
 def download(connect: Any, number: int, output: Path | None, force: bool, as_json: bool) -> None:
-    r"""Fetch the file of release NUMBER, proved by its digest.
+    """Fetch the file of release NUMBER, proved by its digest.
 
     \b
     edge-fleet release download 2 -o before.edge
@@ -200,7 +200,7 @@ def download(connect: Any, number: int, output: Path | None, force: bool, as_jso
 @_JSON
 @click.pass_obj
 def rollback(connect: Any, to: int | None, model: str, reason: str, as_json: bool) -> None:
-    r"""Push the bytes of an earlier release again, under a new number, to those that the newest one is for.
+    """Push the bytes of an earlier release again, under a new number, to those that the newest one is for.
 
     Without --to it is the release before; going back twice goes back further.
 

@@ -62,7 +62,7 @@ def rollout() -> None:
     edge-fleet rollout start p.toml
     edge-fleet rollout status 12 --wait 600
     edge-fleet rollout resume 12 --reason "looked at it"
-    """  # noqa: D301  # \b keeps click from joining the lines
+    """
 
 
 _PLAN = click.argument("plan", type=click.Path(path_type=Path))
@@ -75,7 +75,7 @@ _REASON = click.option("--reason", default="", help="Kept with it.")
 @_JSON
 @click.pass_obj
 def plan(connect: Any, plan: Path, as_json: bool) -> None:
-    r"""What the PLAN (TOML) would do: who, how many bytes, how long, and what gates can see. Changes nothing.
+    """What the PLAN (TOML) would do: who, how many bytes, how long, and what gates can see. Changes nothing.
 
     \b
     edge-fleet rollout plan p.toml
@@ -108,7 +108,7 @@ _GATES = {
 @_JSON
 @click.pass_obj
 def start(connect: Any, plan: Path, supersede: bool, wait: float, as_json: bool) -> None:
-    r"""Start a rollout of the PLAN (TOML).
+    """Start a rollout of the PLAN (TOML).
 
     \b
     edge-fleet rollout start p.toml --wait 600
@@ -130,7 +130,7 @@ def start(connect: Any, plan: Path, supersede: bool, wait: float, as_json: bool)
 @_JSON
 @click.pass_obj
 def list_all(connect: Any, as_json: bool) -> None:
-    r"""All rollouts, newest first.
+    """All rollouts, newest first.
 
     \b
     edge-fleet rollout list --json
@@ -151,7 +151,7 @@ def list_all(connect: Any, as_json: bool) -> None:
 @_JSON
 @click.pass_obj
 def status(connect: Any, number: int, wait: float, as_json: bool) -> None:
-    r"""Where rollout ID stands, why, and each device of it.
+    """Where rollout ID stands, why, and each device of it.
 
     With --wait: exit 0 when it is completed, 8 when it stopped, 9 when it is held, 10 when the time is over.
 
@@ -221,7 +221,7 @@ _order("revert", "Bring the older bytes back to all that rollout ID has touched,
 @_JSON
 @click.pass_obj
 def approve(connect: Any, number: int, supersede: bool, reason: str, seen: int | None, as_json: bool) -> None:
-    r"""Approve rollout ID, whose plan asks for it (start.approvals); not by its author. With the last one it begins.
+    """Approve rollout ID, whose plan asks for it (start.approvals); not by its author. With the last one it begins.
 
     \b
     edge-fleet rollout approve 12 --reason "read the plan"
@@ -239,7 +239,7 @@ def approve(connect: Any, number: int, supersede: bool, reason: str, seen: int |
 @_JSON
 @click.pass_obj
 def widen(connect: Any, number: int, count: int, reason: str, seen: int | None, as_json: bool) -> None:
-    r"""Give the open wave of rollout ID so many more devices, COUNT of those that come next: more canaries can tell.
+    """Give the open wave of rollout ID so many more devices, COUNT of those that come next: more canaries can tell.
 
     \b
     edge-fleet rollout widen 12 400
@@ -257,7 +257,7 @@ def widen(connect: Any, number: int, count: int, reason: str, seen: int | None, 
 @_JSON
 @click.pass_obj
 def exclude(connect: Any, number: int, device: str, reason: str, seen: int | None, as_json: bool) -> None:
-    r"""Take DEVICE out of rollout ID: it goes back, and counts neither way.
+    """Take DEVICE out of rollout ID: it goes back, and counts neither way.
 
     \b
     edge-fleet rollout exclude 12 cam-17 --reason "its lens is broken"
@@ -277,7 +277,7 @@ def exclude(connect: Any, number: int, device: str, reason: str, seen: int | Non
 @_JSON
 @click.pass_obj
 def pause_all(connect: Any, reason: str, as_json: bool) -> None:
-    r"""Let nothing be offered or activated in the whole fleet; no rollout loses its state.
+    """Let nothing be offered or activated in the whole fleet; no rollout loses its state.
 
     \b
     edge-fleet pause-all --reason "the network is being rebuilt"
@@ -291,7 +291,7 @@ def pause_all(connect: Any, reason: str, as_json: bool) -> None:
 @_JSON
 @click.pass_obj
 def resume_all(connect: Any, reason: str, as_json: bool) -> None:
-    r"""Let the whole fleet go on after pause-all.
+    """Let the whole fleet go on after pause-all.
 
     \b
     edge-fleet resume-all

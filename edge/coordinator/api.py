@@ -74,6 +74,8 @@ def build_api(
     api = FastAPI(
         title="Edgeloop coordinator",
         version=__version__,
+        docs_url=None,  # these pages load scripts from the network
+        redoc_url=None,
         dependencies=[Depends(bearer), Depends(allow)],
         responses={code: {"model": Refusal, "description": why} for code, why in REFUSALS.items()},
     )

@@ -87,6 +87,7 @@ def walk(command, words):
     done = CliRunner().invoke(fleet.fleet, [*words, '--help'], catch_exceptions=False, terminal_width=80)
     wide = [line for line in done.output.splitlines() if len(line) > 80]
     assert not wide, (words, wide)
+    assert chr(92) + 'b' not in done.output, words
     assert words == [] or 'edge-fleet ' in done.output, words
     for name, each in getattr(command, 'commands', {}).items():
         walk(each, [*words, name])
