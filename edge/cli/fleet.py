@@ -6,7 +6,7 @@ import json
 import ssl
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 from urllib.parse import quote
 
 import click
@@ -44,6 +44,13 @@ class Coordinator:
         except ImportError as exc:
             raise ConfigError("httpx is not installed: pip install 'edgeloop[fleet]'") from exc
         self._httpx = httpx
+        if not url.startswith(("http://", "https://")):
+            raise ConfigError(f"--coordinator {url!r} is not an address like http://127.0.0.1:8470")
+        if token and not (token.isascii() and token.isprintable()):  # not shown: it may be a right one and a line end
+            raise ConfigError(
+                "the token (--token, EDGE_TOKEN) has a line end or another character that none has; give it as "
+                "`edge-fleet token new` said it"
+            )
         headers = {"x-edge-who": quote(rollouts.who())} | ({"authorization": f"Bearer {token}"} if token else {})
         try:
             verify = ssl.create_default_context(cafile=None if ca is None else str(ca))
@@ -205,7 +212,10 @@ def devices(connect: Any, query: str, is_all: bool, as_json: bool) -> None:
 
     table = Table()
     for heading in ("device", "online", "model", "bundle", "head", "release", "state", "samples", "heard"):
-        table.add_column(heading, justify="right" if heading in ("release", "samples") else "left", no_wrap=True)
+        # Where it is narrow names stay whole: rich takes width from what may wrap, and its texts are cut instead.
+        justify: Literal["left", "right"] = "right" if heading in ("release", "samples") else "left"
+        is_name = heading in ("device", "bundle", "head")
+        table.add_column(Text(heading, no_wrap=True, overflow="ellipsis"), justify=justify, no_wrap=is_name)
     for row in rows:
         stands = "" if row["admission"] == "approved" else row["admission"]
         known = (row["id"], stands or ("yes" if row["online"] else "no"))
@@ -213,7 +223,8 @@ def devices(connect: Any, query: str, is_all: bool, as_json: bool) -> None:
         for model in row["models"] or [row]:
             digests = ((model.get("artifact") or model["bundle"])[:8], model["head"][:8])
             runs = (shown(model["model"]), *digests, model["release"], shown(model["state"]), model["samples"])
-            table.add_row(*(Text(shown(str(each))) for each in (*known, *runs, heard)))
+            cells = (shown(str(each)) for each in (*known, *runs, heard))
+            table.add_row(*(Text(each, no_wrap=True, overflow="ellipsis") for each in cells))
             known, heard = ("", ""), ""
     console = Console()
     console.print(table)

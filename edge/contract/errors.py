@@ -70,7 +70,7 @@ class ChannelError(EdgeError):
     """The broker, the network or a message on it is at fault."""
 
     exit_code = 6
-    help_line = "Check the broker's address, that it runs, and its log."
+    help_line = "Check the address, that what should answer there runs, and its log."
 
 
 class NoAgentError(ChannelError):

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Annotated, Any
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
-from fastapi import Depends, FastAPI, Query, Request
+from fastapi import Depends, FastAPI, Path, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, RedirectResponse, Response
@@ -85,6 +85,8 @@ class TokenRequest(ReasonRequest):
 
 Limit = Annotated[int, Query(ge=1, le=1000, description="So many at most; without it all.")]
 Before = Annotated[int, Query(ge=0, lt=2**63, description="Only what has a lower number: the last one of a page.")]
+# Of a row, in an address: the database has no larger ones.
+RowNumber = Annotated[int, Path(lt=2**63)]
 
 
 def page(rows: Iterable[dict[str, Any]], key: str, limit: int | None, before: int) -> list[dict[str, Any]]:
@@ -332,7 +334,7 @@ def add_access_routes(api: FastAPI, access: Access, clock: Callable[[], Now]) ->
         return shown(made) | {"token": secret}
 
     @api.post("/api/v1/tokens/{number}/revoke", openapi_extra=ADMIN)
-    def revoke(number: int, body: ReasonRequest) -> dict[str, Any]:
+    def revoke(number: RowNumber, body: ReasonRequest) -> dict[str, Any]:
         """Believe a token no more."""
         del body  # as everywhere: the door has kept the reason
         return shown(access.revoke(number, clock()))

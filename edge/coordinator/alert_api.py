@@ -9,7 +9,7 @@ from fastapi import FastAPI, Query
 from pydantic import Field
 
 from edge.contract.clock import Now
-from edge.coordinator.access_api import ReasonRequest, Who
+from edge.coordinator.access_api import ReasonRequest, RowNumber, Who
 from edge.coordinator.alerts.alerts import MAX_SILENCE_S
 from edge.coordinator.core import CoordinatorCore
 from edge.coordinator.records import as_dict
@@ -39,12 +39,12 @@ def add_alert_routes(api: FastAPI, store: Store, submit: Submit) -> None:
         return [as_dict(each) for each in store.alerts.newest(limit)]
 
     @api.post("/api/v1/alerts/{number}/acknowledge")
-    def acknowledge(number: int, who: Who, body: ReasonRequest | None = None) -> dict[str, Any]:
+    def acknowledge(number: RowNumber, who: Who, body: ReasonRequest | None = None) -> dict[str, Any]:
         """Say that somebody has seen an alert."""
         del body  # the door has kept the reason
         return as_dict(submit(lambda core, now: core.alerts.acknowledge(number, who.who, now)))
 
     @api.post("/api/v1/alerts/{number}/silence")
-    def silence(number: int, body: SilenceRequest, who: Who) -> dict[str, Any]:
+    def silence(number: RowNumber, body: SilenceRequest, who: Who) -> dict[str, Any]:
         """Tell nobody of an alert for a while, also if it ends and begins anew."""
         return as_dict(submit(lambda core, now: core.alerts.silence(number, 3600 * body.hours, who.who, now)))

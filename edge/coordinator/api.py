@@ -105,7 +105,7 @@ def build_api(
 
     @api.get("/api/telemetry")
     @api.get("/api/v1/telemetry")
-    def telemetry(after: int = -1, limit: int = 100) -> list[dict[str, Any]]:
+    def telemetry(after: Annotated[int, Query(ge=-1, lt=2**63)] = -1, limit: int = 100) -> list[dict[str, Any]]:
         return [as_dict(row) for row in store.telemetry.after(after, min(max(limit, 1), 1000))]
 
     @api.get("/api/contributions")

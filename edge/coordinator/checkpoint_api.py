@@ -11,6 +11,7 @@ from fastapi.responses import Response
 from edge.channel.upload import MAX_UPLOAD_BYTES
 from edge.contract.errors import RolloutError
 from edge.contract.names import MAX_NAME_CHARS
+from edge.coordinator.access_api import RowNumber
 from edge.coordinator.records import as_dict
 from edge.coordinator.release_api import Submit
 from edge.coordinator.store.store import Store
@@ -61,7 +62,7 @@ def add_checkpoint_routes(api: FastAPI, store: Store, submit: Submit) -> None:
         return as_dict(await run_in_threadpool(give))
 
     @api.get("/api/v1/orders/{number}")
-    def order(number: int) -> dict[str, Any]:
+    def order(number: RowNumber) -> dict[str, Any]:
         found = store.checkpoints.get_order(number)
         if found is None:
             raise RolloutError(f"there is no order {number}")

@@ -11,7 +11,7 @@ from pydantic import Field
 from edge.contract.clock import Now
 from edge.contract.errors import ConfigError, EdgeError, RolloutError
 from edge.coordinator import broker_config
-from edge.coordinator.access_api import ADMIN, ANYBODY, Body, ReasonRequest, Who
+from edge.coordinator.access_api import ADMIN, ANYBODY, Body, ReasonRequest, RowNumber, Who
 from edge.coordinator.admission import Decision
 from edge.coordinator.enrolment import MAX_USES, Request, of_device, shown
 from edge.coordinator.records import Model, as_dict
@@ -181,7 +181,7 @@ def add_enrolment_routes(api: FastAPI, store: Store, submit: Submit, fleet: str,
         return shown(made, clock().wall_ms) | {"token": secret}
 
     @api.post("/api/v1/enrolments/{number}/revoke")
-    def revoke(number: int, body: ReasonRequest) -> dict[str, Any]:
+    def revoke(number: RowNumber, body: ReasonRequest) -> dict[str, Any]:
         """Let nobody join by it any more; who joined stays."""
         del body  # the door has kept the reason
         found = submit(lambda _, now: store.enrolment.revoke(number, now.wall_ms))

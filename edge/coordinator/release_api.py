@@ -15,7 +15,7 @@ from pydantic import Field
 from edge.contract.clock import Now
 from edge.contract.errors import BundleError
 from edge.contract.names import MAX_NAME_CHARS
-from edge.coordinator.access_api import Before, Body, Limit, page
+from edge.coordinator.access_api import Before, Body, Limit, RowNumber, page
 from edge.coordinator.checks import golden_fault
 from edge.coordinator.core import CoordinatorCore
 from edge.coordinator.intake import is_bundle, open_named
@@ -101,12 +101,12 @@ def add_release_routes(api: FastAPI, store: Store, submit: Submit) -> None:
         return as_dict(row)
 
     @api.get("/api/v1/releases/{counter}")
-    def show_release(counter: int) -> dict[str, Any]:
+    def show_release(counter: RowNumber) -> dict[str, Any]:
         found: dict[str, Any] = submit(lambda core, _: core.releases.show(counter))
         return found
 
     @api.get("/api/v1/releases/{counter}/lineage")
-    def lineage(counter: int) -> dict[str, Any]:
+    def lineage(counter: RowNumber) -> dict[str, Any]:
         """Whose learning is in a head: devices, samples, and the releases that have it in."""
         found: dict[str, Any] = submit(lambda core, _: core.receipts.lineage(core.releases.get(counter)))
         return found
@@ -122,17 +122,17 @@ def add_release_routes(api: FastAPI, store: Store, submit: Submit) -> None:
         return Response(submit(lambda core, _: core.receipts.public_key()), media_type="application/x-pem-file")
 
     @api.get("/api/v1/receipts/{number}")
-    def receipt(number: int) -> dict[str, Any]:
+    def receipt(number: RowNumber) -> dict[str, Any]:
         """One, with its envelope as `signed`."""
         return as_dict(submit(lambda core, _: core.receipts.get(number)))
 
     @api.get("/api/v1/releases/{counter}/difference/{other}")
-    def difference(counter: int, other: int) -> dict[str, Any]:
+    def difference(counter: RowNumber, other: RowNumber) -> dict[str, Any]:
         found: dict[str, Any] = submit(lambda core, _: core.releases.difference(counter, other))
         return found
 
     @api.get("/api/v1/releases/{counter}/artifact")
-    def download(counter: int) -> Response:
+    def download(counter: RowNumber) -> Response:
         artifact = submit(lambda core, _: core.releases.artifact(counter))
         return FileResponse(artifact.path, media_type="application/octet-stream", headers={"x-digest": artifact.digest})
 

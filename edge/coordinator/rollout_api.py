@@ -11,7 +11,7 @@ from pydantic import Field
 from edge.contract.clock import Now
 from edge.contract.errors import ConfigError
 from edge.contract.names import MAX_NAME_CHARS
-from edge.coordinator.access_api import VIEWER, Before, Body, Limit, Who, page
+from edge.coordinator.access_api import VIEWER, Before, Body, Limit, RowNumber, Who, page
 from edge.coordinator.core import CoordinatorCore
 from edge.coordinator.records import as_dict
 from edge.coordinator.release_api import PushRequest
@@ -167,28 +167,28 @@ def add_rollout_routes(api: FastAPI, submit: Submit, store: Store) -> None:
         return summary(submit(lambda core, now: core.rollouts.start(wanted, name, now, supersede=body.supersede)))
 
     @api.get("/api/v1/rollouts/{number}")
-    def rollout(number: int) -> dict[str, Any]:
+    def rollout(number: RowNumber) -> dict[str, Any]:
         return shown(store, number)
 
     @api.post("/api/v1/rollouts/{number}/order")
-    def order(number: int, body: OrderRequest, who: Who, seen: Seen = None) -> dict[str, Any]:
+    def order(number: RowNumber, body: OrderRequest, who: Who, seen: Seen = None) -> dict[str, Any]:
         what = (number, RolloutEvent(body.order), who.named(body.who), body.reason)
         return summary(submit(lambda core, now: core.rollouts.order(*what, now, version=version_of(seen))))
 
     @api.post("/api/v1/rollouts/{number}/approve")
-    def approve(number: int, body: ApproveRequest, who: Who, seen: Seen = None) -> dict[str, Any]:
+    def approve(number: RowNumber, body: ApproveRequest, who: Who, seen: Seen = None) -> dict[str, Any]:
         what, may_end = (number, who.named(body.who), body.reason), body.supersede
         return summary(
             submit(lambda core, now: core.rollouts.approve(*what, now, version=version_of(seen), supersede=may_end))
         )
 
     @api.post("/api/v1/rollouts/{number}/widen")
-    def widen(number: int, body: WidenRequest, who: Who, seen: Seen = None) -> dict[str, Any]:
+    def widen(number: RowNumber, body: WidenRequest, who: Who, seen: Seen = None) -> dict[str, Any]:
         what = (number, body.count, who.named(body.who), body.reason)
         return summary(submit(lambda core, now: core.rollouts.widen(*what, now, version=version_of(seen))))
 
     @api.post("/api/v1/rollouts/{number}/exclude")
-    def exclude(number: int, body: ExcludeRequest, who: Who, seen: Seen = None) -> dict[str, Any]:
+    def exclude(number: RowNumber, body: ExcludeRequest, who: Who, seen: Seen = None) -> dict[str, Any]:
         what = (number, body.device, who.named(body.who), body.reason)
         submit(lambda core, now: core.rollouts.exclude(*what, now, version=version_of(seen)))
         return shown(store, number)

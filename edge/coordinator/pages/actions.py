@@ -14,7 +14,7 @@ from fastapi.responses import HTMLResponse, RedirectResponse, Response
 
 from edge.contract.errors import EdgeError, RolloutError
 from edge.coordinator.access import Access, Identity
-from edge.coordinator.access_api import ANYBODY, COOKIE, Who, form_of
+from edge.coordinator.access_api import ANYBODY, COOKIE, RowNumber, Who, form_of
 from edge.coordinator.pages import render
 from edge.coordinator.pages.routes import HEADERS, Pages, Word
 from edge.coordinator.pages.texts import text
@@ -65,11 +65,11 @@ def _reason(given: Mapping[str, str]) -> str:
 
 def _add_rollouts(api: FastAPI, pages: Pages) -> None:
     @api.get("/rollouts/{number}/order", include_in_schema=False, openapi_extra=OPERATOR, response_model=None)
-    def ask_order(request: Request, number: int, order: Order) -> Response:
+    def ask_order(request: Request, number: RowNumber, order: Order) -> Response:
         return _ask(pages, request, order, text("rollout.n", n=number), f"/rollouts/{number}", order=order)
 
     @api.post("/rollouts/{number}/order", include_in_schema=False, response_model=None)
-    async def give_order(request: Request, number: int, who: Who) -> Response:
+    async def give_order(request: Request, number: RowNumber, who: Who) -> Response:
         def give(given: Mapping[str, str]) -> None:
             event = _one_of(given.get("order", ""))
             pages.submit(lambda core, now: core.rollouts.order(number, event, who.who, _reason(given), now))
@@ -77,12 +77,12 @@ def _add_rollouts(api: FastAPI, pages: Pages) -> None:
         return await _do(pages, request, f"/rollouts/{number}", give)
 
     @api.get("/rollouts/{number}/exclude", include_in_schema=False, openapi_extra=OPERATOR, response_model=None)
-    def ask_exclude(request: Request, number: int, device: Word) -> Response:
+    def ask_exclude(request: Request, number: RowNumber, device: Word) -> Response:
         subject = f"{text('rollout.n', n=number)}, {device}"
         return _ask(pages, request, "exclude", subject, f"/rollouts/{number}", device=device)
 
     @api.post("/rollouts/{number}/exclude", include_in_schema=False, response_model=None)
-    async def exclude(request: Request, number: int, who: Who) -> Response:
+    async def exclude(request: Request, number: RowNumber, who: Who) -> Response:
         def give(given: Mapping[str, str]) -> None:
             device = given.get("device", "")
             pages.submit(lambda core, now: core.rollouts.exclude(number, device, who.who, _reason(given), now))
@@ -126,23 +126,23 @@ def _add_fleet(api: FastAPI, pages: Pages) -> None:
 
 def _add_alerts(api: FastAPI, pages: Pages) -> None:
     @api.get("/alerts/{number}/acknowledge", include_in_schema=False, openapi_extra=OPERATOR, response_model=None)
-    def ask_acknowledge(request: Request, number: int) -> Response:
+    def ask_acknowledge(request: Request, number: RowNumber) -> Response:
         return _ask(pages, request, "acknowledge", text("alert.n", n=number), "/alerts")
 
     @api.post("/alerts/{number}/acknowledge", include_in_schema=False, response_model=None)
-    async def acknowledge(request: Request, number: int, who: Who) -> Response:
+    async def acknowledge(request: Request, number: RowNumber, who: Who) -> Response:
         def give(_: Mapping[str, str]) -> None:
             pages.submit(lambda core, now: core.alerts.acknowledge(number, who.who, now))
 
         return await _do(pages, request, "/alerts", give)
 
     @api.get("/alerts/{number}/silence", include_in_schema=False, openapi_extra=OPERATOR, response_model=None)
-    def ask_silence(request: Request, number: int, hours: Annotated[int, Query(ge=0, le=720)] = 24) -> Response:
+    def ask_silence(request: Request, number: RowNumber, hours: Annotated[int, Query(ge=0, le=720)] = 24) -> Response:
         kind = "silence" if hours else "unsilence"
         return _ask(pages, request, kind, text("alert.n", n=number), "/alerts", hours=str(hours))
 
     @api.post("/alerts/{number}/silence", include_in_schema=False, response_model=None)
-    async def silence(request: Request, number: int, who: Who) -> Response:
+    async def silence(request: Request, number: RowNumber, who: Who) -> Response:
         def give(given: Mapping[str, str]) -> None:
             hours = given.get("hours", "")
             if not hours.isascii() or not hours.isdigit() or int(hours) > 720:

@@ -15,7 +15,7 @@ from edge import __version__
 from edge.contract.clock import Now
 from edge.contract.errors import EdgeError, RolloutError
 from edge.coordinator.access import Identity, Role
-from edge.coordinator.access_api import ANYBODY, Refused, signed_in
+from edge.coordinator.access_api import ANYBODY, Refused, RowNumber, signed_in
 from edge.coordinator.alerts.rules import AlertRules
 from edge.coordinator.core import CoordinatorCore
 from edge.coordinator.export import prometheus
@@ -164,7 +164,7 @@ def add_pages(api: FastAPI, pages: Pages) -> None:
         return await pages.answer(request, "rollouts.html", lambda: rollout_view.rollouts(pages.store))
 
     @get("/rollouts/{number}")
-    async def rollout(request: Request, number: int) -> Response:
+    async def rollout(request: Request, number: RowNumber) -> Response:
         return await pages.answer(request, "rollout.html", lambda: rollout_view.rollout(pages.store, number))
 
     @get("/learning")
@@ -190,7 +190,7 @@ def add_pages(api: FastAPI, pages: Pages) -> None:
         return await pages.answer(request, "compare.html", view)
 
     @get("/releases/{counter}")
-    async def release(request: Request, counter: int) -> Response:
+    async def release(request: Request, counter: RowNumber) -> Response:
         def view() -> Mapping[str, Any]:
             return release_view.release(pages.store, pages.releases(), pages.signing, counter)
 

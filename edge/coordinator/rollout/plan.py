@@ -134,7 +134,7 @@ class Plan:
         model: How the model is judged, after all waves but the first and the last.
     """
 
-    release: Annotated[int, at_least(1)]
+    release: Annotated[int, between(1, 2**63 - 1)]
     select: str = ""
     seed: Annotated[str, Rule(lambda text: len(text) <= 64, "at most 64 characters")] = ""
     use: Literal["replace", "compete"] = "replace"

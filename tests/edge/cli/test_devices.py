@@ -109,3 +109,25 @@ def test_events_are_of_a_device_a_kind_and_a_time_and_are_followed(core: Coordin
         told("--seconds", "1")
     line = ask("events", "--kind", "release")
     assert line.split()[2:4] == ["coordinator", "release"]
+
+
+def test_names_stay_whole_where_the_terminal_is_narrow(core: CoordinatorCore, digits_bundle: Path) -> None:
+    backbone = Bundle.open(digits_bundle).manifest.backbone_digest
+    names = [f"camera-north-door-{i:02}" for i in range(3)]
+    for name in names:
+        born(core, name, {"digits": backbone})
+    table = ask("devices").split("└")[0]
+    assert all(name in table for name in names), table
+    assert max(map(len, table.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("token", ["edge_abc\r", "a\nb", "ü"])
+def test_a_token_that_cannot_be_sent_is_told_as_that_and_not_shown(token: str) -> None:
+    with pytest.raises(ConfigError, match="EDGE_TOKEN") as refused:
+        cli.Coordinator("http://127.0.0.1:1", token)
+    assert token not in str(refused.value)
+
+
+def test_an_address_without_a_scheme_is_no_silence_of_a_coordinator() -> None:
+    with pytest.raises(ConfigError, match="'fleet:8470' is not an address"):
+        cli.Coordinator("fleet:8470", None)

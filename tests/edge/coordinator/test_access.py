@@ -198,6 +198,8 @@ def test_what_is_not_known_is_refused_by_its_name(web: Web) -> None:
         ("POST", "/api/tags", {"json": {"device": "a"}}, "tags: Field required"),
         ("POST", "/api/releases", {"json": {"digest": 1}}, "digest: "),
         ("GET", "/api/v1/audit?limit=0", {}, "limit: "),
+        ("POST", "/api/v1/plan", {"json": {"plan": {"release": 2**63}}}, "release must be from 1"),
+        ("GET", f"/api/telemetry?after={2**63}", {}, "after: "),
     ):
         told = web.ask(method, path, **arguments)
         assert told.status_code == 422, path
@@ -205,6 +207,15 @@ def test_what_is_not_known_is_refused_by_its_name(web: Web) -> None:
     assert web.ask("POST", "/api/merge", content=b"x" * (1 << 21)).status_code == 413
     # What is asked for without end is not read to its end.
     assert web.ask("POST", "/api/tags", content=iter_bytes()).status_code == 411
+
+
+def test_a_number_larger_than_any_row_has_is_refused_by_every_route(web: Web) -> None:
+    numbered = [each for each in routes(web.app) if re.search(r"{(number|counter|other)", each[1].path)]
+    assert len(numbered) > 20
+    for method, route in numbered:
+        path = re.sub(r"{[^}]*}", str(10**30), route.path)
+        told = web.ask(method, path, json={} if method == "POST" else None)
+        assert told.status_code in (403, 422), (method, path, told.text)  # 403: forms of pages
 
 
 async def iter_bytes() -> Any:

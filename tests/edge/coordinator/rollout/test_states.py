@@ -25,15 +25,15 @@ from edge.coordinator.rollout.states import (
 
 # As in the design, line by line; "-" raises, "." changes nothing, "=" is the state itself.
 DESIGN = """
-draft      ready - - - - - - - - aborted - -
-ready      . opening - - - - paused . - aborted - superseded
-opening    . . soaking . stopped . paused . opening aborted reverting superseded
-soaking    . . . next stopped held paused . opening aborted reverting superseded
-held       . . . next stopped . paused next opening aborted reverting superseded
-paused     . . . . . . . before paused aborted reverting superseded
-completed  . . . . stopped . paused . completed - reverting superseded
-reverting  - . reverted . . . - . reverting - . -
-aborted    - - . . . . - - - . reverting .
+draft      ready - - - - - - - - aborted - - -
+ready      . opening - - - - paused . - aborted - superseded -
+opening    . . soaking . stopped . paused . opening aborted reverting superseded .
+soaking    . . . next stopped held paused . opening aborted reverting superseded opening
+held       . . . next stopped . paused next opening aborted reverting superseded opening
+paused     . . . . . . . before paused aborted reverting superseded .
+completed  . . . . stopped . paused . completed - reverting superseded -
+reverting  - . reverted . . . - . reverting - . - -
+aborted    - - . . . . - - - . reverting . -
 """
 
 
