@@ -84,18 +84,21 @@ class Learning(Experts):
         x = event.features.unpack(self.shape)
         x, targets, weights = check_batch(x, event.target, event.weight, self.shape, task)
         happened: list[Happened] = []
-        start, count, before = 0, len(weights), learned.mixture.labels
+        start, count = 0, len(weights)
+        to_fit: Recent | None = None
         while start < count:
-            stop = min(count, start + _at_once(learned.mixture.labels))
+            before = learned.mixture.labels
+            stop = min(count, start + _at_once(before))
             some = event if stop - start == count else event.rows(start, stop)
             rows = slice(start, stop)
             learned, more = self._learned(learned, some, x[rows], targets[rows], weights[rows], task)
+            if learned.mixture.labels // CALIBRATE_EVERY != before // CALIBRATE_EVERY:
+                to_fit = learned.recent
             happened += more
             start = stop
-        # Nothing that is learned depends on the temperature: the last fit of an event is the only one that is seen.
-        if learned.mixture.labels // CALIBRATE_EVERY != before // CALIBRATE_EVERY and not task.is_regression:
-            found = fit_temperature(learned.recent.answers, learned.recent.targets, task)
-            learned = replace(learned, temperature=found)
+        # Nothing that is learned depends on the temperature: of the fits of one event the last is the only one seen.
+        if to_fit is not None and not task.is_regression:
+            learned = replace(learned, temperature=fit_temperature(to_fit.answers, to_fit.targets, task))
         if learned.trial is not None:
             learned = replace(learned, trial=learned.trial.with_event(count))
         return learned, happened

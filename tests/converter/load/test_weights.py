@@ -211,6 +211,19 @@ def test_what_training_loops_leave_around_the_weights_is_not_run_and_not_in_the_
     assert_same(model, other())
 
 
+class OfAnEarlyPython:
+    """Pickled as Python 3.11.2 of Debian 12 pickles the member of an enum."""
+
+    def __reduce__(self) -> tuple[object, tuple[object, str]]:
+        return getattr, (Colour, "RED")
+
+
+def test_an_enum_of_an_early_python_is_not_in_the_way_and_its_attribute_is_not_looked_up(tmp_path: Path) -> None:
+    document = saved({"cfg": OfAnEarlyPython(), "model": other().state_dict()}, tmp_path)
+    loaded(model := net(), document)
+    assert_same(model, other())
+
+
 def test_a_whole_model_in_a_pickle_is_refused_by_name_and_nothing_is_run(tmp_path: Path) -> None:
     for document, words in (
         (net(), ("torch.nn.modules.container.Sequential", "--trust-pickle", "torch.save(model.state_dict(), PATH)")),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from edge.agent.answering import LearningLimits
 from edge.agent.on_device_model import OnDeviceModel
 from edge.contract import tensorfile
 from edge.contract.errors import BundleError
+from tests.support.archives import unpack
 from tests.support.killed import kill
 from tests.support.values import same
 
@@ -32,7 +32,7 @@ def opened(folder: Path, case: str) -> OnDeviceModel:
 
 def told(folder: Path, case: str) -> dict[str, Any]:
     """What the older version made of it: eight labels behind the snapshot, three of which had waited."""
-    shutil.unpack_archive(ARCHIVE, folder, filter="data")
+    unpack(ARCHIVE, folder)
     found: dict[str, Any] = json.loads((folder / "expected.json").read_text())[case]
     return found
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from edge.learning.learner import Learner, State, part
 from edge.learning.migrate import is_schema_2, of_schema_2
 from edge.learning.task import Task
 from edge.learning.tree import flatten
+from tests.support.archives import unpack
 
 ARCHIVE = Path(__file__).parents[1] / "agent" / "data" / "state-2" / "folders.tar.xz"
 CASES = ("linear/auto", "linear/sgd", "layered/auto")
@@ -27,7 +27,7 @@ CASES = ("linear/auto", "linear/sgd", "layered/auto")
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("state-2")
-    shutil.unpack_archive(ARCHIVE, folder, filter="data")
+    unpack(ARCHIVE, folder)
     return folder
 
 
