@@ -20,17 +20,11 @@ from edge.coordinator.events import Events
 from edge.coordinator.records import Release, Transition
 from edge.coordinator.rollout import advance as steps
 from edge.coordinator.rollout.plan import Plan
-from edge.coordinator.rollout.states import (
-    UNDER_WAY,
-    RolloutEvent,
-    RolloutState,
-    TargetEvent,
-    TargetState,
-)
+from edge.coordinator.rollout.states import UNDER_WAY, RolloutEvent, RolloutState, TargetEvent, TargetState
 from edge.coordinator.rollout.step import Key, Moved, Rollout, Step, Target
 from edge.coordinator.rollout.waves import sizes, wave_of
 from edge.coordinator.rollout.words import Report, is_on_its_way, reported, reverted
-from edge.coordinator.selection import forecast, in_order, joined, presence_of, selected
+from edge.coordinator.selection import forecast, in_order, joined, overtaken, presence_of, selected
 from edge.coordinator.store.rollouts import Made
 from edge.coordinator.store.store import Store
 from edge.coordinator.way_back import WayBack
@@ -45,6 +39,7 @@ _SOONEST_S, _TARGETS_PER_S = 0.25, 2000.0
 _CLOCK, PAUSED, _APPROVE = "run_s", "paused", "approve"
 # What changes what a device should run; it knows already what it said itself.
 _TELLING = frozenset({"open", "deadline", "retry", "abort", "revert", "exclude"})
+_GOING = (RolloutState.READY, RolloutState.OPENING, RolloutState.SOAKING, RolloutState.HELD)
 # A device that has activated the older bytes has gone back.
 _BACK = ("probation", "active")
 
@@ -257,6 +252,8 @@ class Rollouts:
             self._keep(rollout, Step(rollout=approved, moved=moved), now)
             if not left:
                 targets, release = self._store.rollouts.targets(number), self._release(rollout.plan)
+                if why := overtaken(self._store, rollout, targets):
+                    raise RolloutError(f"rollout {number} cannot begin any more: {why}")
                 older = self._in_the_way(release, {each.key for each in targets}, supersede=supersede, but=number)
                 self._make_way(older, release, who, now)
                 step = steps.order(approved, targets, RolloutEvent.START, self._run_s, who=made.author)
@@ -400,6 +397,9 @@ class Rollouts:
             targets = list(self._store.rollouts.targets(rollout.id))
             if is_to_join:
                 targets = joined(self._store, rollout, targets, now)
+                if rollout.state in _GOING and (why := overtaken(self._store, rollout, targets)):
+                    self._keep(rollout, steps.order(rollout, targets, RolloutEvent.PAUSE, self._run_s, why=why), now)
+                    return len(targets)
             seen = self._store.devices.presence()
             presence = {name: presence_of(online, last_ms, now) for name, (online, last_ms) in seen.items()}
             step = steps.advance(

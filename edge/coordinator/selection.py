@@ -17,7 +17,7 @@ from edge.coordinator.rollout.states import RolloutState, TargetEvent, TargetSta
 from edge.coordinator.rollout.step import Key, Presence, Rollout, Target
 from edge.coordinator.rollout.waves import shuffled, sizes
 from edge.coordinator.store.store import Store
-from edge.coordinator.wanted import fits
+from edge.coordinator.wanted import desired, fits
 
 
 def selected(store: Store, plan: Plan, release: Release, now: Now) -> dict[Key, DeviceFacts]:
@@ -105,6 +105,34 @@ def joined(store: Store, rollout: Rollout, targets: list[Target], now: Now) -> l
         store.rollouts.save(rollout, rollout, [*new, *gone])
     left = {target.key: target for target in gone}
     return [left.get(target.key, target) for target in targets] + new
+
+
+def overtaken(store: Store, rollout: Rollout, targets: Iterable[Target]) -> str:
+    """Why the devices of a rollout that wait for its release will not get it: they are given a newer one; "" else."""
+    releases = store.releases.all()
+    own = next((each for each in releases if each.counter == rollout.plan.release), None)
+    if own is None or releases[0].counter == own.counter:  # newest first
+        return ""
+    models: dict[str, list[Model]] = {}
+    for model in store.devices.models():
+        models.setdefault(model.device, []).append(model)
+    tags = store.devices.tags()
+    for target in targets:
+        if target.state not in (TargetState.WAITING, TargetState.OFFERED):
+            continue
+        theirs = models.get(target.device, [])
+        for model in theirs:
+            if target.model not in ("", model.model):
+                continue
+            tagged = tags.get(target.device, {})
+            newest = desired(releases, model, tagged, is_only=len(theirs) == 1, targeted=[own])
+            if newest is not None and newest.counter > own.counter:
+                return (
+                    f"overtaken: {target.device} and others that wait are given release {newest.counter} "
+                    f"({newest.reason}), and take no older one: put the file into a new release with "
+                    f"`edge-fleet release add` and begin anew, or revert"
+                )
+    return ""
 
 
 def in_order(found: Iterable[Key], seed: str) -> list[Key]:

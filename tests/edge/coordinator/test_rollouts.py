@@ -313,6 +313,37 @@ def test_rollback_ends_a_rollout_and_reaches_those_whom_it_reached(make: Make) -
     assert sorted(device.release for device in fleet.devices.values()) == [1, 1, release.counter, release.counter]
 
 
+def test_a_rollout_whose_devices_are_given_a_newer_release_says_so_and_waits_for_none(make: Make) -> None:
+    fleet = make(4, ends("active"))
+    plan = {"waves": ["50 %", "100 %"], "soak": ["1 d"], "model": "off"}
+    going = fleet.start_plan(**plan)
+    fleet.pass_time(40, 10)
+    assert fleet.counts(going) == {"active": 2, "waiting": 2}
+    kept = fleet.core.add_artifact(fleet.head, Path("/nonexistent"))
+    fleet.core.push(kept["digest"], kept["kind"], kept["backbone"], [], "merge of 4 devices", fleet.now)  # as a merge
+    fleet.pass_time(70, 10)
+    shown = fleet.shown(going)
+    assert (shown["state"], fleet.counts(going)) == ("paused", {"active": 2, "waiting": 2})
+    assert "are given release 2 (merge of 4 devices)" in shown["reason"]
+    fleet.core.rollouts.order(going, E.REVERT, "ann", "", fleet.now)  # those that have it can still be brought back
+    fleet.pass_time(70, 10)
+    assert fleet.state(going) == "reverted"
+    draft = fleet.start_plan(**plan, start={"approvals": 1})
+    fleet.core.push(kept["digest"], kept["kind"], kept["backbone"], [], "merge", fleet.now)
+    with pytest.raises(RolloutError, match="cannot begin any more: overtaken: "):
+        fleet.core.rollouts.approve(draft, "bob", "", fleet.now)
+
+
+def test_a_last_wave_that_runs_it_is_not_stopped_by_what_comes_after(make: Make) -> None:
+    fleet = make(3, ends("active"))
+    rollout = fleet.start_plan(waves=["100 %"], soak=[], model="off")
+    fleet.pass_time(20, 10)
+    kept = fleet.core.add_artifact(fleet.head, Path("/nonexistent"))
+    fleet.core.push(kept["digest"], kept["kind"], kept["backbone"], [], "merge of 3 devices", fleet.now)
+    fleet.pass_time(130, 10)
+    assert (fleet.state(rollout), fleet.counts(rollout)) == ("completed", {"active": 3})
+
+
 def test_going_back_passes_by_what_never_lived(make: Make) -> None:
     fleet = make(4, ends("active"))
     merged = HeadRelease.decode(fleet.head, "")
