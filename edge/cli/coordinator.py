@@ -247,7 +247,13 @@ def token(name: str, role: str, days: float, data_dir: Path, database: str, as_j
     except ImportError as exc:
         raise ConfigError(f"{exc.name} is not installed: pip install 'edgeloop[coordinator]'") from exc
     moment = Now(time.monotonic(), time.time_ns() // 1_000_000)
-    tell_token(make_token(database or data_dir / DATABASE, name, role, moment, days=days), as_json)
+    is_new = not database and not (data_dir / DATABASE).exists()
+    made = make_token(database or data_dir / DATABASE, name, role, moment, days=days)
+    if is_new:
+        click.echo(
+            f"{data_dir} had no database, so this is of no coordinator that runs: serve with this --data-dir", err=True
+        )
+    tell_token(made, as_json)
 
 
 @coordinator.command()

@@ -66,7 +66,10 @@ def back_up(data_dir: Path, database: str, output: Path) -> dict[str, Any]:
         members |= {name: data_dir / name for name in KEYS if (data_dir / name).exists()}
         contents = {name: _digest(name, path) for name, path in members.items()}
         document = {"edgeloop": __version__, "rows": rows, "members": contents}
+        is_new = not output.exists()
         with replace_file(output) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
+            if is_new:  # private keys are in it
+                os.fchmod(file.fileno(), 0o600)
             for name, path in members.items():
                 tar.add(path, name, recursive=False, filter=_plain)
             _add(tar, _CONTENTS, json.dumps(document).encode())

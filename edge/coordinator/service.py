@@ -107,7 +107,12 @@ class Place:
         try:
             if config.data_dir.exists():  # else nobody has it, and nothing is made before the broker has answered
                 self._folder = lock_folder(config.data_dir)
-            self._fleet = _alone(f"edgeloop coordinator of {config.fleet} at {broker}")
+            self._fleet = _alone(f"edgeloop coordinator of {config.fleet} at {broker}", "--fleet")
+            try:  # the broker knows it by its name, whatever its fleet is
+                self._name = _alone(f"edgeloop coordinator called {config.name} at {broker}", "--name")
+            except BaseException:
+                self._fleet.close()
+                raise
         except BaseException:
             self.listening.close()
             if self._folder is not None:
@@ -127,15 +132,16 @@ class Place:
         """Give all of it free."""
         self.listening.close()
         self._fleet.close()
+        self._name.close()
         if self._folder is not None:
             os.close(self._folder)
             self._folder = None
 
 
-def _alone(name: str) -> socket.socket:
+def _alone(name: str, option: str) -> socket.socket:
     """Have a name that one process of this machine has, until it is closed or the process ends.
 
-    Where there are no such names (they are Linux's) everybody is alone.
+    Where there are no such names (they are Linux's) everybody is alone. `option` of `serve` chooses another.
 
     Raises:
         ConfigError: Another process has it.
@@ -146,7 +152,7 @@ def _alone(name: str) -> socket.socket:
             holder.bind(f"\0{sha256(name.encode())}")
         except OSError as exc:
             holder.close()
-            raise ConfigError(f"there is another {name} on this machine; stop it first, or choose --fleet") from exc
+            raise ConfigError(f"there is another {name} on this machine; stop it first, or choose {option}") from exc
     return holder
 
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
 from edge.cli import coordinator as coordinator_cli
 from edge.cli import fleet as cli
@@ -55,3 +55,14 @@ def test_tokens_are_made_listed_and_revoked_and_the_log_says_by_whom(
     assert [(row["who"], row["reason"]) for row in rows] == [("kim", "left")]
     assert ask("audit", "--limit", "1") == lines[-1] + "\n"
     assert ask("audit", "--who", "lee", "--since", "1h") == lines[3] + "\n"
+
+
+def test_a_token_of_a_folder_without_a_database_is_said_to_be_of_no_coordinator_that_runs(tmp_path: Path) -> None:
+    def make(name: str) -> Result:
+        words = ["token", name, "--data-dir", str(tmp_path / "wrong")]
+        return CliRunner().invoke(coordinator_cli.coordinator, words, catch_exceptions=False)
+
+    first = make("kim")
+    assert "of no coordinator that runs" in first.stderr
+    assert first.stdout.startswith("edge_")
+    assert "of no coordinator" not in make("lee").stderr

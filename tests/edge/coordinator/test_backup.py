@@ -161,6 +161,7 @@ def test_the_commands_say_what_was_done_and_what_is_wrong(data: Path, tmp_path: 
         return done.output
 
     assert "5 devices, 1 releases, 1 artifacts" in run("backup", tmp_path / "a.tar", "--data-dir", data)
+    assert (tmp_path / "a.tar").stat().st_mode & 0o777 == 0o600, "private keys are in it"
     assert json.loads(run("restore", tmp_path / "a.tar", "--data-dir", tmp_path / "n", "--json"))["artifacts"] == 1
     with pytest.raises(ConfigError, match="no data folder of a coordinator"):
         run("backup", tmp_path / "b.tar", "--data-dir", tmp_path / "nowhere")

@@ -319,6 +319,9 @@ def test_a_second_coordinator_is_refused_before_it_touches_the_broker(tmp_path: 
     with pytest.raises(ConfigError, match=r"another edgeloop coordinator of lab at mqtt://b:1883"):
         Place(dataclasses.replace(config, data_dir=tmp_path / "two"), "127.0.0.1", 0, "mqtt://b:1883")
     assert not (tmp_path / "two").exists()
+    # A broker knows it by its name: one of another fleet would push it off all the same.
+    with pytest.raises(ConfigError, match=rf"another edgeloop coordinator called {config.name} at .*choose --name"):
+        Place(dataclasses.replace(config, fleet="other", data_dir=tmp_path / "two"), "127.0.0.1", 0, "mqtt://b:1883")
     Place(dataclasses.replace(config, data_dir=tmp_path / "two"), "127.0.0.1", 0, "mqtt://elsewhere:1883").close()
     first.close()
     Place(config, "127.0.0.1", port, "mqtt://b:1883").close()
