@@ -144,7 +144,9 @@ def test_the_coordinator_has_all_of_a_time_without_a_line_once_and_with_the_time
         fleet.run(400.0)
         assert fleet.agents["one"].core.status()["outbox"]["waiting"] > 80
         fleet.broker.connect("one")
-        fleet.run(8.0)  # the line does not last until anything was made up for
+        fleet.run(
+            4.0
+        )  # the line does not last until anything was made up for: that begins after `QUIET_S` at the least
         fleet.broker.disconnect("one")
         fleet.run(200.0)
         fleet.crash_agent("one")  # up to a minute was not on the disk yet
