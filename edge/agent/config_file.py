@@ -7,14 +7,12 @@ meant from the folder of the file. A password has no place in it: it comes from 
 from __future__ import annotations
 
 import json
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edge.contract.documents import DocumentError, decode
-from edge.contract.errors import ConfigError
+from edge.contract.tomlfile import read_toml
 
 _PATHS = ("state_dir", "socket", "trust", "broker_password_file", "checkpoint_key", "http_token_file")
 _HEAD = "# Options of `edge-agent run`, see `edge-agent run --help`; flags and the environment go before them.\n"
@@ -66,17 +64,7 @@ def read_options(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: It cannot be read, is not TOML, or has what it must not have.
     """
-    try:
-        text = path.read_bytes().decode()
-        found = decode(AgentFile, tomllib.loads(text), strict=True)
-    except OSError as exc:
-        raise ConfigError(f"{path} cannot be read: {exc.strerror}") from exc
-    except UnicodeDecodeError as exc:
-        raise ConfigError(f"{path}: expected text in UTF-8: {exc}") from exc
-    except tomllib.TOMLDecodeError as exc:
-        raise ConfigError(f"{path}: expected TOML: {exc}") from exc
-    except DocumentError as exc:
-        raise ConfigError(f"{path}: {exc}") from exc
+    found = read_toml(AgentFile, path)
     values = {name: getattr(found, name) for name in AgentFile.__dataclass_fields__}
     given = {name: value for name, value in values.items() if value is not None}
     folder = path.absolute().parent

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from edge.contract.documents import DocumentError, Rule, at_least, between, decode
+from edge.contract.documents import Rule, at_least, between
 from edge.contract.durations import Duration, seconds
-from edge.contract.errors import ConfigError
+from edge.contract.tomlfile import read_toml
 
 Share = Annotated[float, between(0.0, 1.0)]
 Range = Annotated[tuple[float, ...], Rule(lambda pair: len(pair) == 2 and pair[0] <= pair[1], "[LOW, HIGH]")]
@@ -113,13 +112,4 @@ def read_scenario(path: Path) -> Scenario:
     Raises:
         ConfigError: It cannot be read, is not TOML, or has what it must not have.
     """
-    try:
-        return decode(Scenario, tomllib.loads(path.read_bytes().decode()), strict=True)
-    except OSError as exc:
-        raise ConfigError(f"{path} cannot be read: {exc.strerror}") from exc
-    except UnicodeDecodeError as exc:
-        raise ConfigError(f"{path}: expected text in UTF-8: {exc}") from exc
-    except tomllib.TOMLDecodeError as exc:
-        raise ConfigError(f"{path}: expected TOML: {exc}") from exc
-    except DocumentError as exc:
-        raise ConfigError(f"{path}: {exc}") from exc
+    return read_toml(Scenario, path)

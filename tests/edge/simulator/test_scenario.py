@@ -20,7 +20,7 @@ def test_all_faults_of_a_scenario_are_told_at_once(tmp_path: Path) -> None:
     said = str(caught.value)
     for part in ("devices", "lasts", "samples", "world.gain", "faults[0].kind", "faults[0].at"):
         assert part in said, said
-    for text in (b"\xff", b"devices ="):
+    for text in (b"\xff", b"devices =", b"a = " + b"[" * 100_000):
         path.write_bytes(text)
         with pytest.raises(ConfigError, match=r"s\.toml"):
             read_scenario(path)
