@@ -12,7 +12,7 @@ from urllib.parse import quote
 import click
 
 from edge import __version__
-from edge.cli import access, admission, carrying, checkpoints, receipts, rollouts
+from edge.cli import access, admission, carrying, checkpoints, learning, receipts, rollouts
 from edge.cli.devices import age, events, metrics, named, show
 from edge.cli.keys import keys
 from edge.cli.push import push
@@ -245,26 +245,8 @@ release_group.add_command(receipts.lineage)
 fleet.add_command(admission.broker_config)
 fleet.add_command(carrying.export_release)
 fleet.add_command(carrying.take_in)
-
-
-@fleet.command()
-@access.REASON
-@access.JSON
-@click.pass_obj
-def merge(connect: Any, reason: str, as_json: bool) -> None:
-    """Merge now what devices have learned, and push it.
-
-    \b
-    edge-fleet merge
-    """
-    releases = connect().call("POST", "/api/merge", json={"reason": reason})
-    if as_json:
-        click.echo(json.dumps(releases, indent=1))
-        return
-    if not releases:
-        click.echo("nothing new to merge")
-    for release in releases:
-        click.echo(f"release {release['counter']}: {release['reason']}")
+for command in learning.COMMANDS:
+    fleet.add_command(command)
 
 
 @fleet.command()
@@ -294,99 +276,6 @@ def tag(connect: Any, device: str, tags: tuple[str, ...], reason: str, as_json: 
 
 
 device_group.add_command(tag)
-
-
-@fleet.command()
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
-@click.pass_obj
-def experts(connect: Any, as_json: bool) -> None:
-    """What each device believes: the weight of its experts, how often they were right, what the merge gains there.
-
-    \b
-    edge-fleet experts
-    """
-    rows = [(row, each) for row in connect().call("GET", "/api/devices") for each in row["models"] if each["experts"]]
-    found = [
-        {"device": row["id"], "model": each["model"], "experts": each["experts"], "merge": _merge_of(each["experts"])}
-        for row, each in rows
-    ]
-    if as_json:
-        click.echo(json.dumps(found, indent=1))
-        return
-    if not found:
-        click.echo("no device has said anything of its experts yet; it comes with telemetry")
-        return
-    for (row, model), each in zip(rows, found, strict=True):
-        click.echo(f"{named(row, model)}: {_what_the_merge_does(each['merge'])}")
-        for name, (weight, accuracy, labels) in sorted(each["experts"].items(), key=lambda item: -item[1][0]):
-            right = f"{accuracy:.3f} of {labels:.0f} labels" if labels else "no labels"
-            click.echo(f"  {shown(name):<24} weight {weight:.2f}, {right}")
-
-
-def _merge_of(experts: dict[str, list[float]]) -> dict[str, float]:
-    """What the experts that build on a merge weigh and gain over the others; without ``gain`` while it is not known."""
-    merged = {name: values for name, values in experts.items() if name == "merged" or name.endswith(" on merge")}
-    others = {name: values for name, values in experts.items() if name not in merged and name != "trusted"}
-    if not merged:
-        return {}
-    found = {"weight": sum(weight for weight, _, _ in merged.values())}
-    judged = [[accuracy for _, accuracy, labels in part.values() if labels > 0] for part in (merged, others)]
-    if all(judged):
-        found["gain"] = max(judged[0]) - max(judged[1])
-    return found
-
-
-def _what_the_merge_does(merge: dict[str, float]) -> str:
-    if not merge:
-        return "has no merge"
-    if "gain" not in merge:
-        return f"the merge has the weight {merge['weight']:.2f}; no labels to judge it by"
-    return f"the merge gains {100 * merge['gain']:+.1f} points, its weight is {merge['weight']:.2f}"
-
-
-@fleet.command()
-@click.argument("device")
-@access.REASON
-@access.JSON
-@click.pass_obj
-def forget(connect: Any, device: str, reason: str, as_json: bool) -> None:
-    """Delete what DEVICE contributed, for ever.
-
-    The next merge is as if it had never been there. Cannot be undone.
-
-    \b
-    edge-fleet forget camera-1 --reason "asked to be forgotten"
-    """
-    done = connect().call("POST", "/api/forget", json={"device": device, "reason": reason})
-    if as_json:
-        click.echo(json.dumps(done, indent=1))
-        return
-    for line in _what_was_forgotten(done):
-        click.echo(line)
-
-
-def _what_was_forgotten(done: dict[str, Any]) -> list[str]:
-    """For people, what `CoordinatorCore.forget` answers."""
-    n = done["statistics"] + done["changes"]
-    lines = [f"{done['device']}: {n} contributions forgotten, {done['samples']} labelled samples"]
-    if done["copies"]:
-        lines.append(f"with them those of copies of its state folder, on {', '.join(done['copies'])}")
-    if done["merged_statistics"]:
-        when = "is made at once" if done["merge"] == "now" else "waits for `edge-fleet merge`"
-        lines.append(f"statistics: the next merge is as if it had never been there; it {when}")
-    if done["merged_changes"]:
-        lines.append(
-            "changes: a mean that was merged cannot be undone, the head in use still has this device's part in it; "
-            "only future merges leave it out. To be rid of it push a head from before"
-        )
-    if done.get("checkpoints"):
-        lines.append(f"{done['checkpoints']} checkpoints deleted")
-    lines.append(
-        "uploads from the same state folder are refused from now on. Releases made before, telemetry and events stay "
-        "in the coordinator's data folder"
-    )
-    lines.append(f"a signed receipt: edge-fleet receipt show {done['receipt']}")
-    return lines
 
 
 # Telemetry keys and the headings under which a person sees them.

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import click
 
+from edge.cli.devices import age
 from edge.cli.terminal import shown
 from edge.contract.errors import ConfigError, HeldError, RolloutError, WaitError
 
@@ -172,6 +173,10 @@ def status(connect: Any, number: int, wait: float, as_json: bool) -> None:
     click.echo(line_of(found))
     if found["paused_all"]:
         click.echo(f"the whole fleet is paused ({shown(found['paused_all'], 200)}): `edge-fleet resume-all`")
+    if since_ms := found["merge_waits_since_ms"]:
+        click.echo(
+            f"a merge of what devices learned waits for it since {age(since_ms)}; it goes out when this has ended"
+        )
     for look in found["looks"]:
         what = f"look {look['number']}" if look["number"] else "screen"
         said = f"{look['decision']} {shown(look['code'])} {shown(look['detail'], 500)}"

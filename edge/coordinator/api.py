@@ -19,11 +19,12 @@ from edge import __version__
 from edge.contract.clock import Now
 from edge.contract.errors import ConfigError, ConflictError, EdgeError, RolloutError
 from edge.coordinator.access import Access
-from edge.coordinator.access_api import REFUSALS, Limit, ReasonRequest, Refusal, add_access_routes, allow, guard
+from edge.coordinator.access_api import REFUSALS, Refusal, add_access_routes, allow, guard
 from edge.coordinator.alert_api import add_alert_routes
 from edge.coordinator.checkpoint_api import add_checkpoint_routes
 from edge.coordinator.device_api import add_device_routes, add_enrolment_routes
 from edge.coordinator.events import reason
+from edge.coordinator.learning_api import add_learning_routes
 from edge.coordinator.pages.actions import add_actions
 from edge.coordinator.pages.live import Live
 from edge.coordinator.pages.routes import Pages, add_pages
@@ -37,12 +38,6 @@ from edge.coordinator.summaries import HOUR_S, MINUTE_S
 
 Number = Annotated[int, Query(ge=0, lt=2**63)]
 STEPS_S = {"message": 0, "minute": MINUTE_S, "hour": HOUR_S}
-
-
-class ForgetRequest(ReasonRequest):
-    """Whose contributions to delete."""
-
-    device: str
 
 
 def _keys(signing: Signing | None) -> Signing:
@@ -108,15 +103,6 @@ def build_api(
     def telemetry(after: Annotated[int, Query(ge=-1, lt=2**63)] = -1, limit: int = 100) -> list[dict[str, Any]]:
         return [as_dict(row) for row in store.telemetry.after(after, min(max(limit, 1), 1000))]
 
-    @api.get("/api/contributions")
-    @api.get("/api/v1/contributions")
-    def contributions(limit: Limit | None = None, after: str = "") -> list[dict[str, Any]]:
-        """The newest contributions, by device and lineage; `after` is the `id` of the last one of a page."""
-        found = [
-            as_dict(row) | {"id": f"{row.device}/{row.lineage}/{row.backbone}"} for row in store.contributions.all()
-        ]
-        return sorted((row for row in found if row["id"] > after), key=lambda row: str(row["id"]))[:limit]
-
     @api.get("/api/events")
     @api.get("/api/v1/events")
     def events(
@@ -152,24 +138,12 @@ def build_api(
         ]
         return {"device": device, "key": key, "step": step, "points": points, "keys": store.telemetry.keys(device)}
 
-    @api.post("/api/merge")
-    @api.post("/api/v1/merge")
-    def merge(body: ReasonRequest | None = None) -> list[dict[str, Any]]:
-        """Merge now what is new."""
-        del body  # the door has kept the reason
-        return [as_dict(row) for row in submit(lambda core, now: core.merge_now(now))]
-
-    @api.post("/api/forget")
-    @api.post("/api/v1/forget")
-    def forget(body: ForgetRequest) -> dict[str, Any]:
-        result: dict[str, Any] = submit(lambda core, now: core.forget(body.device, now))
-        return result
-
     add_access_routes(api, access, clock)
     add_device_routes(api, store, submit, clock)
     add_enrolment_routes(api, store, submit, fleet, clock)
     _add_signing_routes(api, submit, signing)
     add_release_routes(api, store, submit)
+    add_learning_routes(api, store, submit)
     add_checkpoint_routes(api, store, submit)
     add_parcel_routes(api, submit)
     add_rollout_routes(api, submit, store)

@@ -37,6 +37,7 @@ from edge.coordinator.rollouts import Rollouts
 from edge.coordinator.selection import for_devices
 from edge.coordinator.signing.signing import NOT_SIGNED, Signing
 from edge.coordinator.store.store import Store
+from edge.coordinator.turns import in_the_way
 
 HOUSEKEEPING_S = 600.0
 AUTHORITY = "authority"  # folder with the key that signs certificates of devices
@@ -177,9 +178,17 @@ class CoordinatorCore:
             plan = Plan(release=release.counter, select=for_devices(devices))
             return release, self.rollouts.start(plan, who, now, supersede=True)
 
-    def merge_now(self, now: Now) -> list[Release]:
-        """Merge everything that is new and push it, see `Learning.merge_now`."""
-        releases = self.learning.merge_now(now)
+    def merge_now(self, now: Now, *, supersede: bool = False, who: str = "") -> list[Release]:
+        """Merge everything that is new and push it, see `Learning.merge_now`.
+
+        Args:
+            now: The time.
+            supersede: End rollouts that are under way on the same devices.
+            who: Asks.
+        """
+        releases = self.learning.merge_now(now, supersede=supersede)
+        for release in releases:
+            self.rollouts.make_way(in_the_way(self._store, release.backbone), release, who, now)
         if releases:
             self.receipts.complete(now)
             self._next_telling_s = now.s

@@ -16,7 +16,9 @@ from edge.coordinator.events import Events
 from edge.coordinator.merges import Merges
 from edge.coordinator.receipts import Receipts
 from edge.coordinator.records import DECOMMISSIONED, Contribution, Forgotten, Release
+from edge.coordinator.rollout.states import RolloutState
 from edge.coordinator.store.store import Store
+from edge.coordinator.turns import Turns, in_the_way, named
 from edge.learning.exchange import HeadUpdate
 from edge.merging.contributions import check_update
 from edge.merging.policy import BY_TAG
@@ -24,6 +26,8 @@ from edge.merging.policy import BY_TAG
 # When a merge that something unforeseen ended is tried again: a full disk or a locked database may be over by then.
 MERGE_AGAIN_S = 600.0
 PLAN_AGAIN_S = 60.0
+# When one that waits for a rollout looks again.
+TURN_AGAIN_S = 5.0
 
 
 def owner_of(known: Iterable[Contribution], device: str, state_id: str) -> str | None:
@@ -85,6 +89,7 @@ class Learning:
         self._bundles = bundles
         self._merges = merges
         self._events = events
+        self._turns = Turns(store)
         self._due_s: dict[str, float] = {}  # by backbone
         self._next_plan_s = -math.inf
         self._is_to_plan = True
@@ -170,18 +175,43 @@ class Learning:
             self._next_plan_s = now.s + PLAN_AGAIN_S  # should it fail
             with self._events.survived("", "fault", "planning merges", now):
                 self._plan(now)
+                self._turns.keep_only(self._due_s)
                 self._is_to_plan, self._next_plan_s = False, -math.inf
-        due = [backbone for backbone, due_s in self._due_s.items() if now.s >= due_s]
+        due = [backbone for backbone, due_s in self._due_s.items() if now.s >= due_s and self._has_turn(backbone, now)]
         return [release for backbone in due for release in self._merge(backbone, now)]
 
-    def merge_now(self, now: Now) -> list[Release]:
+    def _has_turn(self, backbone: str, now: Now) -> bool:
+        """Whether nothing is in the way of a merge that is due; where it waits that is told."""
+        must_wait, why = True, ""
+        self._due_s[backbone] = now.s + TURN_AGAIN_S
+        with self._events.survived("", "fault", "looking whether a merge has to wait", now):
+            must_wait, why = self._turns.must_wait(backbone, now)
+        if why:
+            self._events.note("", "merge-waits", why, now)
+        return not must_wait
+
+    def merge_now(self, now: Now, *, supersede: bool = False) -> list[Release]:
         """Merge everything that is new, or without what was forgotten.
 
+        Args:
+            now: The time.
+            supersede: Also where rollouts are under way, which the caller ends.
+
         Raises:
-            RolloutError: There is something new, but too little of it.
+            RolloutError: There is something new, but too little of it, or devices of a rollout would be given it.
         """
         contributions = self._store.contributions.all() if self._config.policy.merge_by else self._fresh()
         backbones = {each.backbone for each in contributions} | self._store.contributions.to_be_unlearned()
+        overtaken = {each.id: each for backbone in sorted(backbones) for each in in_the_way(self._store, backbone)}
+        reverting = [each for each in overtaken.values() if each.state is RolloutState.REVERTING]
+        if reverting:
+            raise RolloutError(f"{named(reverting)} brings older bytes back on the same devices: wait until it is done")
+        if overtaken and not supersede:
+            raise RolloutError(
+                f"a merge would overtake {named(list(overtaken.values()))}: its devices would be given the merge, and "
+                f"take the release no more. Wait: a merge goes out by itself when that has ended (serve --merge); or "
+                f"give --supersede, which ends the rollout"
+            )
         releases = [release for backbone in sorted(backbones) for release in self._merge(backbone, now)]
         why_not = [why for backbone in sorted(backbones) for why in self._merges.why_not(backbone)]
         if why_not and not releases:
@@ -247,7 +277,7 @@ class Learning:
             ``device``, ``statistics`` and ``changes`` (contributions deleted), ``samples`` behind them,
             ``merged_statistics`` and ``merged_changes`` (those that an earlier merge included), ``copies`` (other
             devices with a copy of its state folder, deleted too), ``receipt`` (its number) and ``merge``: ``now``,
-            ``asked`` (it waits for `merge_now`) or ``none`` (there is nothing to merge anew).
+            ``waits`` (for a rollout), ``asked`` (for `merge_now`) or ``none`` (there is nothing to merge anew).
 
         Raises:
             RolloutError: The device never contributed, or was forgotten already.
@@ -263,7 +293,8 @@ class Learning:
         for row in rows:
             self._remove(row.digest)
         kinds = {kind: [row for row in rows if row.learner == kind] for kind in ("statistics", "delta")}
-        is_pending = bool({row.backbone for row in rows} & self._store.contributions.to_be_unlearned())
+        pending = {row.backbone for row in rows} & self._store.contributions.to_be_unlearned()
+        when = "waits" if any(in_the_way(self._store, backbone) for backbone in pending) else "now"
         n_samples = sum(row.n_samples for row in rows)
         self._events.note(device, "forgotten", f"{len(rows)} contributions, {n_samples} labelled samples", now)
         self.plan_soon()
@@ -275,7 +306,7 @@ class Learning:
             "merged_statistics": sum(row.merged_version >= 0 for row in kinds["statistics"]),
             "merged_changes": sum(row.merged_version >= 0 for row in kinds["delta"]),
             "copies": sorted({row.device for row in rows} - {device}),
-            "merge": ("now" if self._config.auto_merge else "asked") if is_pending else "none",
+            "merge": (when if self._config.auto_merge else "asked") if pending else "none",
             "receipt": receipt,
         }
 

@@ -10,8 +10,8 @@ from edge.contract.errors import RolloutError
 from edge.coordinator.records import as_dict
 from edge.coordinator.rollout import plan as plans
 from edge.coordinator.rollout.step import Rollout, Target
-from edge.coordinator.rollouts import PAUSED
 from edge.coordinator.store.store import Store
+from edge.coordinator.turns import PAUSED, waited_for
 
 
 def shown(store: Store, number: int) -> dict[str, Any]:
@@ -27,6 +27,7 @@ def shown(store: Store, number: int) -> dict[str, Any]:
         moved = store.rollouts.transitions(number)
         served = Counter(model.device for model in store.devices.models())
         paused = store.rollouts.setting(PAUSED)
+        since_ms = waited_for(store).get(number, 0)
     if rollout is None or made is None:
         raise RolloutError(f"there is no rollout {number}; `edge-fleet rollout list` shows those that are")
     return {
@@ -37,6 +38,7 @@ def shown(store: Store, number: int) -> dict[str, Any]:
         "plan": plans.to_document(rollout.plan),
         "counts": dict(Counter(str(target.state) for target in targets)),
         "paused_all": paused,
+        "merge_waits_since_ms": since_ms,
         "approvals": {"needed": rollout.plan.start.approvals, "by": [m.who for m in moved if m.event == "approve"]},
         "targets": [_shown(each) | {"of_several": served[each.device] > 1} for each in targets],
         "looks": [as_dict(each) for each in looks],

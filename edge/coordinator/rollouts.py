@@ -7,7 +7,7 @@ one transaction. What devices should run is read from the rows by whoever tells 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -27,6 +27,7 @@ from edge.coordinator.rollout.words import Report, is_on_its_way, reported, reve
 from edge.coordinator.selection import forecast, in_order, joined, overtaken, presence_of, selected
 from edge.coordinator.store.rollouts import Made
 from edge.coordinator.store.store import Store
+from edge.coordinator.turns import PAUSED, RUN_CLOCK
 from edge.coordinator.way_back import WayBack
 from edge.learning.exchange import HeadRelease
 
@@ -36,7 +37,7 @@ LOOK_S, KEEP_CLOCK_S = 5.0, 60.0
 JOIN_S = 60.0
 # Nobody needs an answer sooner; a fleet of thousands is not read for each message.
 _SOONEST_S, _TARGETS_PER_S = 0.25, 2000.0
-_CLOCK, PAUSED, _APPROVE = "run_s", "paused", "approve"
+_APPROVE = "approve"
 # What changes what a device should run; it knows already what it said itself.
 _TELLING = frozenset({"open", "deadline", "retry", "abort", "revert", "exclude"})
 _GOING = (RolloutState.READY, RolloutState.OPENING, RolloutState.SOAKING, RolloutState.HELD)
@@ -67,7 +68,7 @@ class Rollouts:
         self._events = events
         self._draw = draw
         self.to_tell: set[str] = set()
-        self._run_s = float(store.rollouts.setting(_CLOCK) or 0.0)
+        self._run_s = float(store.rollouts.setting(RUN_CLOCK) or 0.0)
         self._kept_s = self._run_s
         self._seen_s: float | None = None  # monotonic
         self._is_to_join, self._next_join_s = True, -math.inf
@@ -123,7 +124,7 @@ class Rollouts:
             ]
             self._store.rollouts.add(rollout, targets, Made(who, now.wall_ms))
             if begin and not plan.start.approvals:
-                self._make_way(older, release, who, now)
+                self.make_way(older, release, who, now)
                 step = steps.order(rollout, targets, RolloutEvent.START, self._run_s, who=who)
                 self._keep(rollout, step, now)
                 rollout = step.rollout
@@ -162,18 +163,21 @@ class Rollouts:
             )
         return older
 
-    def _make_way(self, older: list[Rollout], release: Release, who: str, now: Now) -> None:
-        """End older rollouts of the same kind and devices."""
-        for rollout in older:
-            if rollout.state in (RolloutState.DRAFT, RolloutState.REVERTING):
+    def make_way(self, older: Sequence[Rollout], release: Release, who: str, now: Now) -> None:
+        """End rollouts whose devices are given a newer release now.
+
+        Raises:
+            RolloutError: One of them is bringing older bytes back, which nothing may overtake; nothing changed.
+        """
+        with self._store.transaction():
+            for rollout in older:
                 if rollout.state is RolloutState.REVERTING:
                     raise RolloutError(f"rollout {rollout.id} is reverting on the same devices: wait until it is done")
-                event = RolloutEvent.ABORT
-            else:
-                event = RolloutEvent.OVERTAKEN
-            targets = self._store.rollouts.targets(rollout.id)
-            why = f"release {release.counter} takes its place"
-            self._keep(rollout, steps.order(rollout, targets, event, self._run_s, who=who, why=why), now)
+                is_draft = rollout.state is RolloutState.DRAFT
+                event = RolloutEvent.ABORT if is_draft else RolloutEvent.OVERTAKEN
+                targets, why = self._store.rollouts.targets(rollout.id), f"release {release.counter} takes its place"
+                self._keep(rollout, steps.order(rollout, targets, event, self._run_s, who=who, why=why), now)
+        self._hurry()
 
     # What people ask for
 
@@ -255,7 +259,7 @@ class Rollouts:
                 if why := overtaken(self._store, rollout, targets):
                     raise RolloutError(f"rollout {number} cannot begin any more: {why}")
                 older = self._in_the_way(release, {each.key for each in targets}, supersede=supersede, but=number)
-                self._make_way(older, release, who, now)
+                self.make_way(older, release, who, now)
                 step = steps.order(approved, targets, RolloutEvent.START, self._run_s, who=made.author)
                 self._keep(approved, step, now)
                 approved = step.rollout
@@ -390,7 +394,7 @@ class Rollouts:
 
     def _keep_clock(self) -> None:
         self._kept_s = self._run_s
-        self._store.rollouts.set(_CLOCK, repr(self._run_s))
+        self._store.rollouts.set(RUN_CLOCK, repr(self._run_s))
 
     def _advance(self, rollout: Rollout, now: Now, *, is_to_join: bool) -> int:
         with self._store.transaction():

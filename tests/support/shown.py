@@ -16,8 +16,9 @@ from edge.coordinator.backup import DATABASE
 from edge.coordinator.records import TelemetryEntry
 from edge.learning.exchange import HeadUpdate
 from edge.learning.statistics import HeadStatistics
-from tests.edge.coordinator.test_rollouts import Device, Fleet, gains
+from tests.edge.coordinator.test_rollouts import gains
 from tests.support.contributions import samples
+from tests.support.light_fleet import Device, Fleet
 
 SITES = ("north", "south", "east", "west")
 # What a page must show as it stands, and never run.

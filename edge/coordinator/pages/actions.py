@@ -19,6 +19,7 @@ from edge.coordinator.pages import render
 from edge.coordinator.pages.routes import HEADERS, Pages, Word
 from edge.coordinator.pages.texts import text
 from edge.coordinator.rollout.states import RolloutEvent
+from edge.coordinator.turns import in_the_way, named
 
 Order = Literal["pause", "resume", "retry", "abort", "revert"]
 SIGNED_IN_S = 43_200
@@ -42,9 +43,12 @@ def add_actions(api: FastAPI, pages: Pages, access: Access) -> None:
     _add_alerts(api, pages)
 
 
-def _ask(pages: Pages, request: Request, kind: str, subject: str, back: str, **fields: str) -> Response:
-    """A page that says what would be done, with a form that does it."""
+def _ask(
+    pages: Pages, request: Request, kind: str, subject: str, back: str, choice: str = "", why: str = "", **fields: str
+) -> Response:
+    """A page that says what would be done, with a form that does it, perhaps with a choice to make and why."""
     values = {"kind": kind, "subject": subject, "back": back, "fields": fields, "is_dangerous": kind in _DANGEROUS}
+    values |= {"choice": choice, "why": why}
     return HTMLResponse(render.whole("confirm.html", {**pages.frame(request), **values}), headers=HEADERS)
 
 
@@ -117,11 +121,18 @@ def _add_fleet(api: FastAPI, pages: Pages) -> None:
 
     @api.get("/merge", include_in_schema=False, openapi_extra=OPERATOR, response_model=None)
     def ask_merge(request: Request) -> Response:
-        return _ask(pages, request, "merge", text("fleet.of", name=pages.fleet), "/learning")
+        backbones = {each.backbone for each in pages.store.contributions.all()}
+        overtaken = {each.id: each for name in sorted(backbones) for each in in_the_way(pages.store, name)}
+        choice = {"choice": "supersede", "why": named(list(overtaken.values()))} if overtaken else {}
+        return _ask(pages, request, "merge", text("fleet.of", name=pages.fleet), "/learning", **choice)
 
     @api.post("/merge", include_in_schema=False, response_model=None)
-    async def merge(request: Request) -> Response:
-        return await _do(pages, request, "/learning", lambda _: pages.submit(lambda core, now: core.merge_now(now)))
+    async def merge(request: Request, who: Who) -> Response:
+        def give(given: Mapping[str, str]) -> None:
+            may_end = given.get("supersede") == "yes"
+            pages.submit(lambda core, now: core.merge_now(now, supersede=may_end, who=who.who))
+
+        return await _do(pages, request, "/learning", give)
 
 
 def _add_alerts(api: FastAPI, pages: Pages) -> None:

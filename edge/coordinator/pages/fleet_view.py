@@ -13,8 +13,8 @@ from edge.coordinator.pages.charts import shares
 from edge.coordinator.pages.texts import text
 from edge.coordinator.records import Device, Model
 from edge.coordinator.rollout.states import RolloutState
-from edge.coordinator.rollouts import PAUSED
 from edge.coordinator.store.store import Store
+from edge.coordinator.turns import PAUSED, in_need
 
 PAGE = 50
 # Conditions of a device, the best first; a style each.
@@ -174,6 +174,9 @@ def _wishes(store: Store, devices: Sequence[Device], models: Mapping[str, Sequen
         in_rollouts |= set(failed)
         if failed:
             found.append(Wish("targets-failed", str(rollout.id), _named([device for device, _ in failed]), here))
+    for rollout in in_need(store):
+        why = f"{rollout.state}: {rollout.reason}".rstrip(": ")
+        found.append(Wish("merge-waits", str(rollout.id), why, f"/rollouts/{rollout.id}"))
     for device, own in models.items():
         for each in own:
             if each.state in TROUBLED and not {(device, each.model), (device, "")} & in_rollouts:

@@ -10,6 +10,7 @@ from edge.coordinator.artifacts import Artifact
 from edge.coordinator.records import Contribution, LoggedEvent, Model, Release
 from edge.coordinator.rollout.step import NOT_JUDGED
 from edge.coordinator.store.store import Store
+from edge.coordinator.turns import Turns
 from edge.learning.exchange import HeadRelease
 
 _MOST_MERGES = 5
@@ -32,6 +33,7 @@ def learning(store: Store) -> dict[str, Any]:
         models = store.devices.models()
         said = [each for state in _SAID for each in store.events.newest(_MOST_ROWS, name=state)]
         waits = store.events.newest(20, name="merge-waits")
+        queue = Turns(store).waiting()
         faults = [*store.events.newest(10, name="merge-failed"), *store.events.newest(10, name="screening-undecided")]
     merges = [each for each in releases if is_merge(each)]
     rows = [(each, *_standing(each, left_out)) for each in contributions]
@@ -43,6 +45,7 @@ def learning(store: Store) -> dict[str, Any]:
         "merges": [_merge(each, contributions, models, said) for each in merges[:_MOST_MERGES]],
         "n_merges": len(merges),
         "waits": waits,
+        "queue": queue,
         "faults": sorted(faults, key=lambda each: each.id, reverse=True),
     }
 

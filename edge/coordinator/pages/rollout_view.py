@@ -12,8 +12,8 @@ from edge.coordinator.pages.texts import text
 from edge.coordinator.rollout.states import FAILURES, UNSETTLED, RolloutState, TargetState, after
 from edge.coordinator.rollout.states import RolloutEvent as Asked
 from edge.coordinator.rollout_views import shown, summaries
-from edge.coordinator.rollouts import PAUSED
 from edge.coordinator.store.store import Store
+from edge.coordinator.turns import PAUSED
 
 _MOST_TARGETS = 200
 _ORDERS = (Asked.PAUSE, Asked.RESUME, Asked.RETRY, Asked.ABORT, Asked.REVERT)

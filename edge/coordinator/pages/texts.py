@@ -130,7 +130,9 @@ _TEXTS = {
     "action.unsilence": "Tell again",
     "action.unsilence.does": "The broker and the webhook are told of it again.",
     "action.merge": "Merge now",
-    "action.merge.does": "What devices contributed since the last merge is merged, and pushed to those it is for.",
+    "action.merge.does": "What devices contributed since the last merge is merged, and pushed to those it is for. "
+    "Where a rollout would be overtaken nothing is done, unless you let it end.",
+    "action.supersede": "End rollouts that are in its way",
     # Fleet
     "fleet.title": "Fleet",
     "fleet.of": "fleet {name}",
@@ -152,6 +154,7 @@ _TEXTS = {
     "wish.paused-all": "The whole fleet is paused",
     "wish.rollout-held": "Rollout {subject} is held: nothing can tell whether it is good",
     "wish.rollout-paused": "Rollout {subject} is paused",
+    "wish.merge-waits": "A merge waits for rollout {subject}, which has waited for a person for a day",
     "wish.targets-failed": "Devices failed in rollout {subject}",
     "wish.slot-failed": "{subject}: a release failed",
     "wish.slot-refused": "{subject} refused a release",
@@ -241,6 +244,7 @@ _TEXTS = {
     "rollout.wave": "Wave {n}",
     "rollout.devices": "{n} devices",
     "rollout.targets": "Devices",
+    "rollout.merge-waits": "A merge of what devices learned waits until this has ended, since",
     "rollout.waits": "{n} more wait for their wave, or were not heard for a day.",
     "rollout.first": "The first {n} of {of}.",
     "rollout.evidence": "Gain: share of labelled pairs on which only the new one was right, less that on which only "
@@ -273,6 +277,8 @@ _TEXTS = {
     "learning.evidence": "A device tries each head on its own late labels before it gives it a say. Heads are compared "
     "on the same labels; a device without late labels has not judged.",
     "learning.waits": "What waits, and what went wrong",
+    "learning.waits-for": "A merge waits for rollout {n} to end, since",
+    "learning.waits-pause": "A merge waits until the whole fleet goes on, since",
     "learning.contributions": "Contributions",
     "learning.no-contributions": "No device has sent what it learned yet.",
     # Alerts

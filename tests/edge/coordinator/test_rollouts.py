@@ -14,161 +14,15 @@ import numpy as np
 import pytest
 from sqlalchemy import event as sqlalchemy_event
 
-from edge.channel import topics
-from edge.channel.codec import decode, encode
-from edge.channel.messages import Birth, Conn, Desired, Pairs, Served, State
-from edge.channel.transport import Connected, Received
-from edge.contract.bundle import Bundle
+from edge.channel.messages import Desired, Pairs
 from edge.contract.clock import Now
 from edge.contract.errors import ConflictError, RolloutError
-from edge.coordinator.artifacts import ArtifactStore
-from edge.coordinator.config import CoordinatorConfig
-from edge.coordinator.core import CoordinatorCore
 from edge.coordinator.rollout import plan as plans
 from edge.coordinator.rollout.states import RolloutEvent
-from edge.coordinator.rollout_views import shown
-from edge.coordinator.store.store import Store
 from edge.learning.exchange import HeadRelease
+from tests.support.light_fleet import Behaviour, Device, Fleet, ends
 
 E = RolloutEvent
-# What a device does with a release: what it says of it, one after another; None says nothing more.
-Behaviour = Callable[["Device", Desired], list[tuple[str, str, Pairs | None]]]
-
-
-class Device:
-    """What is on the wire of an agent: it says where a release stands, as `edge.agent.deployment` does."""
-
-    def __init__(self, fleet: Fleet, name: str, behaviour: Behaviour) -> None:
-        self.fleet, self.name, self.behaviour = fleet, name, behaviour
-        self.release = self.seq = 0
-        self.ready: Desired | None = None
-        self.told: list[Desired] = []
-
-    def say(self, leaf: str, message: Any) -> None:
-        topic = f"edge/v1/lab/{self.name}/{leaf}"
-        self.fleet.core.transport(Received(topic=topic, payload=encode(message), retained=False), self.fleet.now)
-
-    def connect(self) -> None:
-        served = Served(
-            model="digits", bundle="", backbone=self.fleet.backbone, head="", release=self.release, n_labels=0
-        )
-        birth = Birth(
-            agent_version="1", boot=1, session=1, ts_ms=0, profile="p", hardware={}, bundle="", head="", n_labels=0,
-            backbone=self.fleet.backbone, release=self.release, limits={}, models=(served,), state_id="a" * 16,
-        )  # fmt: skip
-        self.say("up/conn", Conn(online=True, session=1, boot=1, ts_ms=0, state_id="a" * 16))
-        self.say("up/birth", birth)
-
-    def state(self, desired: Desired, state: str, detail: str, pairs: Pairs | None) -> None:
-        self.seq += 1
-        message = State(
-            ts_ms=0, seq=self.seq, slot=desired.kind, state=state, release=desired.release, digest=desired.digest,
-            detail=detail, model="digits", state_id="a" * 16, pairs=pairs,
-        )  # fmt: skip
-        self.say("up/state", message)
-
-    def receive(self, desired: Desired) -> None:
-        self.told.append(desired)
-        if desired.activate == "never":
-            if self.ready is not None and self.ready.release == desired.release:
-                self.ready = None
-                self.state(desired, "idle", "the coordinator took it back", None)
-            return
-        if desired.release <= self.release:
-            return
-        is_new = self.ready is None or self.ready.release != desired.release
-        self.ready = desired
-        if desired.activate == "wait":
-            if is_new:
-                self.state(desired, "staged", "", None)
-            return
-        self.release, self.ready = desired.release, None
-        for state, detail, pairs in self.behaviour(self, desired):
-            self.state(desired, state, detail, pairs)
-
-
-class Fleet:
-    """A coordinator that can be killed, its devices, and a clock."""
-
-    def __init__(
-        self, folder: Path, bundle: Path, n: int, behaviour: Behaviour, known: list[str] | None = None
-    ) -> None:
-        self.folder, self.bundle_path = folder, bundle
-        opened = Bundle.open(bundle)
-        self.backbone = opened.manifest.backbone_digest
-        self.head = HeadRelease(backbone=self.backbone, parameters=opened.head_parameters(), origin="test").encode()
-        self.now = Now(1000.0, 1_800_000_000_000)
-        self.store: Store | None = None
-        self.devices: dict[str, Device] = {}
-        self.start()
-        if known is None:
-            self.devices = {f"d{i:03}": Device(self, f"d{i:03}", behaviour) for i in range(n)}
-            for device in self.devices.values():
-                device.connect()
-        else:
-            self.devices = {name: Device(self, name, behaviour) for name in known}
-        self.deliver()
-
-    def start(self) -> None:
-        self.close()
-        self.store = Store(self.folder / "db.sqlite")
-        with self.store._database._engine.connect() as connection:  # no power is cut here, and the disk is slow
-            connection.exec_driver_sql("PRAGMA synchronous=OFF")
-        config = CoordinatorConfig(fleet="lab", name="c", data_dir=self.folder, auto_merge=False, reassert_s=1e9)
-        artifacts = ArtifactStore(self.folder / "artifacts")
-        self.core = CoordinatorCore(config, self.store, artifacts, np.random.default_rng(3))
-        self.core.add_artifact(self.bundle_path.read_bytes(), self.bundle_path)
-        self.core.transport(Connected(session_present=False, max_packet_bytes=1 << 20), self.now)
-
-    def close(self) -> None:
-        if self.store is not None:
-            self.store.close()
-            self.store = None
-
-    def deliver(self) -> None:
-        """What the coordinator says reaches its devices; what they say reaches it."""
-        for publish in self.core.tick(self.now):
-            if "/_c/" in publish.topic:  # it is for people
-                continue
-            topic = topics.parse(publish.topic)
-            if topic.leaf.startswith("dn/desired") and topic.device in self.devices:
-                message = decode(topic.leaf, publish.payload)
-                assert isinstance(message, Desired)
-                self.devices[topic.device].receive(message)
-
-    def pass_time(self, seconds: float, step_s: float = 60.0) -> None:
-        end = self.now.s + seconds
-        while self.now.s < end:
-            self.now = Now(self.now.s + step_s, self.now.wall_ms + int(step_s * 1000))
-            self.deliver()
-
-    def push(self, **options: Any) -> int:
-        kept = self.core.add_artifact(self.head, Path("/nonexistent"))
-        _, rollout = self.core.roll_out(kept["digest"], kept["kind"], kept["backbone"], [], "test", self.now, **options)
-        return rollout.id
-
-    def start_plan(self, supersede: bool = False, **plan: Any) -> int:
-        kept = self.core.add_artifact(self.head, Path("/nonexistent"))
-        release = self.core.releases.push(
-            kept["digest"], kept["kind"], kept["backbone"], [], "t", self.now, at_once=False
-        )
-        made = plans.of_document({"release": release.counter, **plan})
-        return self.core.rollouts.start(made, "ann", self.now, supersede=supersede).id
-
-    def shown(self, rollout: int) -> dict[str, Any]:
-        return shown(self.store, rollout)
-
-    def state(self, rollout: int) -> str:
-        return self.shown(rollout)["state"]
-
-    def counts(self, rollout: int) -> dict[str, int]:
-        return self.shown(rollout)["counts"]
-
-    @property
-    def touched(self) -> int:
-        return sum(device.release > 0 for device in self.devices.values())
-
-
 Make = Callable[..., Fleet]
 
 
@@ -196,16 +50,6 @@ def make(tmp_path: Path, digits_bundle: Path, of_200: tuple[Path, list[str]]) ->
     yield new
     for each in made:
         each.close()
-
-
-def ends(state: str, detail: str = "", pairs: Pairs | None = None) -> Behaviour:
-    """A device that fetches, and comes to an end."""
-    way = {"active": ["probation", "active"], "rolled-back": ["probation", "rolled-back"]}.get(state, [state])
-
-    def behave(_: Device, __: Desired) -> list[tuple[str, str, Pairs | None]]:
-        return [(each, detail, pairs if each == way[-1] else None) for each in way]
-
-    return behave
 
 
 def gains(mean: float, liars: float = 0.0, n_pairs: int = 320) -> Behaviour:

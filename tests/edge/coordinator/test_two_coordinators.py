@@ -23,7 +23,7 @@ from edge.coordinator.rollout.states import RolloutEvent, RolloutState
 from edge.coordinator.store.database import is_taken
 from edge.coordinator.store.lease import LeaseLost
 from edge.coordinator.store.store import Store
-from tests.edge.coordinator.test_rollouts import Fleet, ends
+from tests.support.light_fleet import Fleet, ends
 from tests.support.postgres import PostgresServer
 
 E = RolloutEvent
@@ -32,15 +32,16 @@ E = RolloutEvent
 class Pair(Fleet):
     """A fleet whose coordinator is on PostgreSQL; another one can take its place while it still lives."""
 
-    def __init__(self, url: str, *arguments: Any) -> None:
+    def __init__(self, url: str, *arguments: Any, **options: Any) -> None:
         self.url = url
         self.old: list[tuple[CoordinatorCore, Store]] = []
-        super().__init__(*arguments)
+        super().__init__(*arguments, **options)
 
     def start(self) -> None:
         self.store = Store(self.url)
         self.store.claim()
-        config = CoordinatorConfig(fleet="lab", name="c", data_dir=self.folder, auto_merge=False, reassert_s=1e9)
+        options = {"auto_merge": False, "reassert_s": 1e9, **self.options}
+        config = CoordinatorConfig(fleet="lab", name="c", data_dir=self.folder, **options)
         artifacts = ArtifactStore(self.folder / "artifacts")
         self.core = CoordinatorCore(config, self.store, artifacts, np.random.default_rng(3))
         self.core.add_artifact(self.bundle_path.read_bytes(), self.bundle_path)
@@ -87,6 +88,33 @@ def pair(tmp_path: Path, digits_bundle: Path, postgres: PostgresServer) -> Itera
     made = Pair(postgres.new(), tmp_path, digits_bundle, 4, ends("active"))
     yield made
     made.close()
+
+
+def test_a_standby_that_takes_over_lets_a_merge_wait_on_and_go_out_after(
+    tmp_path: Path, digits_bundle: Path, postgres: PostgresServer, statistics_update: Any
+) -> None:
+    """The two meet at any moment: dead or asleep, what waits and since when is in the database."""
+    pair = Pair(postgres.new(), tmp_path, digits_bundle, 4, ends("active"), auto_merge=True, merge_delay_s=0.0)
+    rollout = pair.start_plan(waves=["50 %", "100 %"], soak=["1 h"])
+    pair.pass_time(30, 10)
+    for i in range(4):
+        pair.core.learning.take(f"d00{i}", statistics_update(i).encode(), pair.now)
+    pair.pass_time(30, 10)
+    since_ms = pair.shown(rollout)["merge_waits_since_ms"]
+    assert since_ms > 0
+    for is_dead in (True, False):
+        pair.take_over(postgres, is_dead=is_dead)
+        pair.pass_time(30, 10)
+        if not is_dead:
+            pair.wake()
+        assert pair.shown(rollout)["merge_waits_since_ms"] == since_ms
+        assert [each.counter for each in pair.store.releases.all()] == [1]
+    pair.pass_time(4000, 100)
+    assert (pair.state(rollout), pair.counts(rollout)) == ("completed", {"active": 4})
+    assert pair.store.releases.all()[0].reason == "merge of 4 devices, 240 labelled samples"
+    assert {device.release for device in pair.devices.values()} == {2}
+    assert len(pair.store.events.newest(100, name="merge-waits")) == 1, "it is told once"
+    pair.close()
 
 
 def to(fleet: Pair, state: str) -> int:

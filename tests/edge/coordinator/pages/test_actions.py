@@ -11,7 +11,7 @@ import pytest
 
 from edge.coordinator.access import Role
 from edge.coordinator.access_api import COOKIE
-from edge.coordinator.rollouts import PAUSED
+from edge.coordinator.turns import PAUSED
 from tests.edge.coordinator.test_access import Web
 
 BROWSER = {"accept": "text/html"}
