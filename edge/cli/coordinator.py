@@ -84,6 +84,8 @@ def coordinator() -> None:
 @click.option("--min-samples", default=10, help="Labels that a contribution needs to be merged.")
 @click.option("--min-merge-samples", default=20, help="Labels that a merge needs.")
 @click.option("--merge-by", default="", help="A head for each group: tag.KEY, or cluster: statistics that are alike.")
+@click.option("--merge-policy", type=click.Path(path_type=Path), help="When heads go out, and how: TOML.")
+@click.option("--evaluate", type=click.Path(path_type=Path), help="NPZ on which merged heads are tested first.")
 @click.option("--keep-free", type=click.FloatRange(min=0), help="MiB of disk left free.  [default: 5 %, 256 at most]")
 @click.option("--keep-messages", default=7.0, type=click.FloatRange(min=0), help="Days that telemetry is kept.")
 @click.option("--keep-minutes", default=90.0, type=click.FloatRange(min=0), help="Days of its sums by the minute.")
@@ -122,6 +124,8 @@ def serve(
     min_samples: int,
     min_merge_samples: int,
     merge_by: str,
+    merge_policy: Path | None,
+    evaluate: Path | None,
     keep_free: float | None,
     keep_messages: float,
     keep_minutes: float,
@@ -167,6 +171,8 @@ def serve(
         from edge.coordinator.access import check_reach
         from edge.coordinator.alerts.rules import AlertRules, of_file
         from edge.coordinator.config import CoordinatorConfig
+        from edge.coordinator.release_policy import ReleasePolicy
+        from edge.coordinator.release_policy import of_file as read_policy
         from edge.coordinator.service import CoordinatorService, Place, wait_for_turn
         from edge.coordinator.summaries import Keep
     except ImportError as exc:
@@ -175,6 +181,9 @@ def serve(
         check_reach(host)  # before the broker is asked; else the database has a word
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     url = BrokerUrl.parse(broker, broker_password)
+    release_policy = ReleasePolicy() if merge_policy is None else read_policy(merge_policy, merge_by)
+    if release_policy.needs_holdout and evaluate is None:
+        raise ConfigError(f"{merge_policy}: min_gain needs --evaluate FILE: samples with labels to tell a gain by")
     config = CoordinatorConfig(
         fleet=check_id(fleet, "fleet"),
         name=check_id(name, "coordinator"),
@@ -184,6 +193,8 @@ def serve(
         merge_delay_s=merge_delay,
         min_devices=min_devices,
         policy=policy,
+        release_policy=release_policy,
+        evaluate=evaluate,
         keep=Keep(messages_s=keep_messages * _DAY_S, minutes_s=keep_minutes * _DAY_S, hours_s=keep_hours * _DAY_S),
         unknown="approved" if unknown_devices == "approve" else "pending",
         keep_free_bytes=None if keep_free is None else int(keep_free * (1 << 20)),
@@ -198,6 +209,7 @@ def serve(
     service = CoordinatorService(config, MqttTransport(url, name, clean_start=True), place)
     for path in bundles:
         service.register_bundle(path)
+    service.check_holdout(bundles)
     service.run(token, tls, alert_secret)
 
 

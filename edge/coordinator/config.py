@@ -7,6 +7,7 @@ from pathlib import Path
 
 from edge.coordinator.alerts.rules import AlertRules
 from edge.coordinator.records import APPROVED
+from edge.coordinator.release_policy import ReleasePolicy
 from edge.coordinator.summaries import Keep
 from edge.merging.policy import MergePolicy
 
@@ -26,6 +27,8 @@ class CoordinatorConfig:
         reassert_s: How often a device that is not where it should be is told again.
         keep: How long telemetry is kept.
         policy: How contributions are merged.
+        release_policy: When merged heads are made, and how they go out.
+        evaluate: Samples with labels on which they are tested first; None for none.
         keep_free_bytes: That artifacts leave free on the disk; None for a usual part of it.
         unknown: Admission of devices that nobody knows: ``approved``, or ``pending`` until a person approves them.
         signing: Folder with the coordinator's key and the signed metadata; None for a fleet without keys.
@@ -43,6 +46,8 @@ class CoordinatorConfig:
     reassert_s: float = 60.0
     keep: Keep = field(default_factory=Keep)
     policy: MergePolicy = field(default_factory=MergePolicy)
+    release_policy: ReleasePolicy = field(default_factory=ReleasePolicy)
+    evaluate: Path | None = None
     keep_free_bytes: int | None = None
     unknown: str = APPROVED
     signing: Path | None = None

@@ -24,6 +24,7 @@ from edge.coordinator.config import CoordinatorConfig
 from edge.coordinator.dialogue import Dialogue
 from edge.coordinator.enrolment import Enrolments
 from edge.coordinator.events import Events
+from edge.coordinator.holdout import Holdout
 from edge.coordinator.intake import Intake
 from edge.coordinator.learning import Learning
 from edge.coordinator.merges import Merges
@@ -69,6 +70,7 @@ class CoordinatorCore:
         enrolments: How they join.
         alerts: What people are told of without asking.
         signing: Proves to them what they are told, or None.
+        holdout: Samples on which merged heads are tested, or None.
     """
 
     def __init__(
@@ -84,7 +86,11 @@ class CoordinatorCore:
         self.signing = signing
         self.events = Events(store)
         bundles = Bundles(store, artifacts)
-        merges = Merges(config.policy, store, artifacts, bundles, self.events, rng)
+        self.holdout = None if config.evaluate is None else Holdout(config.evaluate)
+        merges = Merges(
+            config.policy, store, artifacts, bundles, self.events, rng, config.release_policy, self.holdout,
+            lambda plan, now: self.rollouts.start(plan, "", now, supersede=True),
+        )  # fmt: skip
         self._room = artifacts.room
         own_disk = None if config.database else self._room
         self.alerts = Alerts(config.alerts, config.fleet, config.name, store)
@@ -187,8 +193,10 @@ class CoordinatorCore:
             who: Asks.
         """
         releases = self.learning.merge_now(now, supersede=supersede)
+        made = {release.counter for release in releases}
         for release in releases:
-            self.rollouts.make_way(in_the_way(self._store, release.backbone), release, who, now)
+            older = [each for each in in_the_way(self._store, release.backbone) if each.plan.release not in made]
+            self.rollouts.make_way(older, release, who, now)
         if releases:
             self.receipts.complete(now)
             self._next_telling_s = now.s

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 from edge.contract.clock import Now
@@ -16,6 +17,7 @@ from edge.coordinator.events import Events
 from edge.coordinator.merges import Merges
 from edge.coordinator.receipts import Receipts
 from edge.coordinator.records import DECOMMISSIONED, Contribution, Forgotten, Release
+from edge.coordinator.release_policy import group_of
 from edge.coordinator.rollout.states import RolloutState
 from edge.coordinator.store.store import Store
 from edge.coordinator.turns import Turns, in_the_way, named
@@ -177,8 +179,43 @@ class Learning:
                 self._plan(now)
                 self._turns.keep_only(self._due_s)
                 self._is_to_plan, self._next_plan_s = False, -math.inf
-        due = [backbone for backbone, due_s in self._due_s.items() if now.s >= due_s and self._has_turn(backbone, now)]
-        return [release for backbone in due for release in self._merge(backbone, now)]
+        due = [backbone for backbone, due_s in self._due_s.items() if now.s >= due_s]
+        return [release for backbone in due for release in self._merge_due(backbone, now)]
+
+    def _merge_due(self, backbone: str, now: Now) -> list[Release]:
+        """Merge the groups whose turn it is by the policy, unless a rollout is in the way."""
+        left_s: dict[tuple[str, ...], float] = {}
+        with self._events.survived("", "fault", "looking which groups are due", now):
+            left_s = self._left_s(backbone, now)
+        again_s = min((each for each in left_s.values() if each > 0), default=math.inf)
+        if left_s and min(left_s.values()) > 0:
+            self._turns.keep_only(self._due_s.keys() - {backbone})
+            releases = []
+            self._due_s.pop(backbone, None)
+        elif not self._has_turn(backbone, now):
+            return []
+        else:
+            releases = self._merge(backbone, now, left_s)
+        if again_s < math.inf:
+            self._due_s[backbone] = min(now.s + again_s, self._due_s.get(backbone, math.inf))
+        return releases
+
+    def _left_s(self, backbone: str, now: Now) -> dict[tuple[str, ...], float]:
+        """By group with contributions, how long it has to wait by the policy; empty where none can wait."""
+        policy, merge_by = self._config.release_policy, self._config.policy.merge_by
+        if not policy.is_by_group or backbone in self._store.contributions.to_be_unlearned():
+            return {}
+        tags = self._store.devices.tags()
+        groups: dict[tuple[str, ...], list[Contribution]] = {}
+        for row in self._store.contributions.all(backbone):
+            groups.setdefault(group_of(merge_by, tags.get(row.device, {})), []).append(row)
+        made = {each.counter: each.created_ms for each in self._store.releases.all()}
+        return {
+            group: policy.of_group(group).left_s(
+                rows, max((made.get(row.merged_release, 0) for row in rows), default=0), now.wall_ms
+            )
+            for group, rows in groups.items()
+        }
 
     def _has_turn(self, backbone: str, now: Now) -> bool:
         """Whether nothing is in the way of a merge that is due; where it waits that is told."""
@@ -257,11 +294,13 @@ class Learning:
             and each.device not in outside
         ]
 
-    def _merge(self, backbone: str, now: Now) -> list[Release]:
+    def _merge(
+        self, backbone: str, now: Now, left_s: Mapping[tuple[str, ...], float] = MappingProxyType({})
+    ) -> list[Release]:
         """Merge; without a release, and the contributions as they were, when that cannot be done."""
         self._due_s.pop(backbone, None)
         try:
-            return self._merges.make(backbone, now)
+            return self._merges.make(backbone, now, lambda group: left_s.get(group, 0.0) <= 0.0)
         except Exception as exc:  # noqa: BLE001  # as `Events.survived`, and it is tried again
             self._events.unforeseen("", "merge-failed", f"merging for {backbone[:12]}", exc, now)
             if self._config.auto_merge:

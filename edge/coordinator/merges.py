@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -13,8 +14,13 @@ from edge.contract.training import FloatArray
 from edge.coordinator.artifacts import ArtifactStore
 from edge.coordinator.bundles import Bundles
 from edge.coordinator.events import Events
+from edge.coordinator.holdout import Head, Holdout
 from edge.coordinator.records import Contribution, Refused, Release
+from edge.coordinator.release_policy import ReleasePolicy
 from edge.coordinator.releases import add_release
+from edge.coordinator.rollout.plan import Plan
+from edge.coordinator.rollout.states import ENDED, RolloutState
+from edge.coordinator.selection import for_devices
 from edge.coordinator.store.store import Store
 from edge.learning.exchange import HeadRelease, HeadUpdate
 from edge.merging.averaging import account_of
@@ -22,6 +28,8 @@ from edge.merging.contributions import check_update
 from edge.merging.groups import ALL_DEVICES, EVERYBODY, groups
 from edge.merging.merge import Merge, merge, shipped_head
 from edge.merging.policy import MergePolicy
+
+_BACK = (RolloutState.REVERTING, RolloutState.REVERTED)
 
 
 class Merges:
@@ -34,6 +42,9 @@ class Merges:
         bundles: Those that are known.
         events: For what people should see.
         rng: For noise; nobody may foresee it.
+        release_policy: How heads go out, and what they must be worth.
+        holdout: On which they are tested first; None for none.
+        roll_out: Begins the rollout of a head by a plan.
     """
 
     def __init__(
@@ -44,7 +55,13 @@ class Merges:
         bundles: Bundles,
         events: Events,
         rng: np.random.Generator | None,
+        release_policy: ReleasePolicy | None = None,
+        holdout: Holdout | None = None,
+        roll_out: Callable[[Plan, Now], object] | None = None,
     ) -> None:
+        self._release_policy = release_policy or ReleasePolicy()
+        self._holdout = holdout
+        self._roll_out = roll_out
         self._policy = policy
         self._store = store
         self._artifacts = artifacts
@@ -57,8 +74,16 @@ class Merges:
         """What the last merge of a backbone lacked."""
         return self._why_not.get(backbone, ())
 
-    def make(self, backbone: str, now: Now) -> list[Release]:
-        """Merge group by group, and push each head to those that it is meant for."""
+    def make(
+        self, backbone: str, now: Now, is_due: Callable[[tuple[str, ...]], bool] = lambda _: True
+    ) -> list[Release]:
+        """Merge group by group, and push each head to those that it is meant for.
+
+        Args:
+            backbone: Of the heads.
+            now: The time.
+            is_due: Whether a group's turn has come; where something is to be forgotten all have it.
+        """
         self._why_not[backbone] = []
         bundle = self._bundles.of(backbone)
         if bundle is None:
@@ -68,6 +93,8 @@ class Merges:
         contributions = [(row.device, update) for row, update in gathered]
         parts = groups(bundle, contributions, self._policy.merge_by, self._store.devices.tags())
         is_pending = backbone in self._store.contributions.to_be_unlearned()
+        later = {} if is_pending else {group: part for group, part in parts.items() if not is_due(group)}
+        parts = {group: part for group, part in parts.items() if group not in later}
         merges: dict[tuple[str, ...], Merge] = {}
         if is_pending and EVERYBODY not in parts:  # whoever is in no group any more has what is to be forgotten
             merges[EVERYBODY] = Merge(release=shipped_head(bundle), is_exact=True)
@@ -75,7 +102,9 @@ class Merges:
             found = self._merge_group(bundle, meant_for, part, is_pending, now)
             if found is not None:
                 merges[meant_for] = found
-        left_out: list[Refused] = []
+        of_later = {update.lineage for part in later.values() for _, update in part}
+        refused = self._store.contributions.refused(backbone)
+        left_out = [each for each in refused if each.lineage in of_later]  # what was said of these still holds
         releases = []
         for i, (meant_for, found) in enumerate(merges.items()):
             looked_at = [rows[update.lineage] for _, update in parts.get(meant_for, ())]
@@ -92,7 +121,7 @@ class Merges:
             is_news = is_pending or was_left_out or any(row.version > row.merged_version for row in used)
             if is_news or self._is_new_group(backbone, meant_for):
                 is_last = i == len(merges) - 1
-                releases += self._publish(backbone, meant_for, published, used, is_pending, is_last, now)
+                releases += self._publish(bundle, meant_for, published, used, is_pending, is_last, now)
         self._store.contributions.refuse(backbone, left_out)  # only now: a merge that fails looks at them again
         return releases
 
@@ -102,7 +131,9 @@ class Merges:
         """What becomes of the contributions of one group; None when they cannot be merged."""
         backbone = bundle.manifest.backbone_digest
         current, counter, names = self._current_head(backbone, bundle, meant_for)
-        before = [each for each in self._store.contributions.all(backbone) if each.merged_version >= 0]
+        gone = self._never_arrived()
+        rows = [each for each in self._store.contributions.all(backbone) if each.merged_version >= 0]
+        before = [each for each in rows if each.merged_release not in gone]
         try:
             return merge(
                 bundle,
@@ -148,9 +179,10 @@ class Merges:
                 detail = f"it has a copy of the state folder of {other}; only one of them is counted"
                 self._events.note(row.device, "copied-state", detail, now)
             newest[row.lineage] = row
-        found = []
+        found, gone = [], self._never_arrived()
         for row in newest.values():
-            if row.learner == "delta" and (row.version <= row.merged_version or row.base_release < row.merged_release):
+            is_in = row.version <= row.merged_version or row.base_release < row.merged_release
+            if row.learner == "delta" and is_in and row.merged_release not in gone:
                 # A change is added once; statistics are summed anew each time. One that starts from before the last
                 # merge contains what was merged then: the device sends another once it has the merged head.
                 continue
@@ -163,9 +195,43 @@ class Merges:
             found.append((row, update))
         return found
 
+    def _test(self, bundle: Bundle, meant_for: tuple[str, ...], found: HeadRelease, now: Now) -> tuple[bool, str]:
+        """Test a candidate on the coordinator's own holdout, where there is one.
+
+        Returns:
+            Whether it may go out, and the numbers.
+        """
+        asked = self._release_policy.of_group(meant_for).min_gain
+        if self._holdout is None:
+            return True, ""
+        parameters, counter, names = self._current_head(bundle.manifest.backbone_digest, bundle, meant_for)
+        try:
+            candidate = Head(found.parameters, found.class_names)
+            tested = self._holdout.test(bundle, Head(parameters, names), candidate)
+        except EdgeError as exc:
+            kind = bundle.manifest.backbone_digest
+            self._events.fault("", "not-evaluated", f"{_of(meant_for)}{exc}", now, kind=kind)
+            return not asked, f"not tested: {exc}"
+        before = f"release {counter}" if counter else "the shipped head"
+        text = f"{tested.text} ({before}): gain {100 * tested.gain:+.2f} points, ±{196 * tested.error:.2f}"
+        return tested.gain >= asked, f"{text}; {100 * asked:+.2f} asked for"
+
+    def _lost(self, backbone: str, meant_for: tuple[str, ...], found: Merge, text: str, reason: str, now: Now) -> None:
+        """A candidate does not go out; what noise it cost is spent all the same."""
+        before = self._store.contributions.memory(backbone)
+        self._store.contributions.remember(backbone, replace(found.memory, optimizer=before.optimizer))
+        self._events.note("", "candidate-lost", f"{reason}: {text}: it is not released", now)
+        self._why_not.setdefault(backbone, []).append(f"{_of(meant_for)}{text}: it is not released")
+
+    def _never_arrived(self) -> set[int]:
+        """Releases whose rollout was ended before it was through: what was merged into them is in no head."""
+        completed, rollouts = self._store.rollouts.completed(), self._store.rollouts.all()
+        by_release = {each.plan.release: each for each in rollouts[::-1]}
+        return {counter for counter, each in by_release.items() if each.state in ENDED and each.id not in completed}
+
     def _publish(
         self,
-        backbone: str,
+        bundle: Bundle,
         meant_for: tuple[str, ...],
         found: Merge,
         used: list[Contribution],
@@ -175,27 +241,40 @@ class Merges:
     ) -> list[Release]:
         if found.release is None:
             return []
+        backbone = bundle.manifest.backbone_digest
         before = self._store.contributions.memory(backbone)
         n_devices = len({row.device for row in used})
         reason = f"{_of(meant_for)}merge of {n_devices} devices, {found.release.n_samples} labelled samples"
         if is_pending:
             reason = f"{reason if used else 'the shipped head'}, without what was forgotten"
+        may_go, tested = self._test(bundle, meant_for, found.release, now)
+        if not may_go and not is_pending:  # what is to be forgotten must go, whatever that costs
+            self._lost(backbone, meant_for, found, tested, reason, now)
+            return []
         digest = self._artifacts.put(found.release.encode()).digest
+        has_plan = bool(self._release_policy.plan) and not is_pending
         with self._store.transaction():  # the release, what it merged, and what the merge after must know
             release = add_release(
                 self._store,
                 kind="head",
                 digest=digest,
                 backbone=backbone,
-                devices=meant_for,
+                devices=() if has_plan else meant_for,
                 reason=reason,
                 now_ms=now.wall_ms,
+                notes=tested,
             )
             self._store.contributions.merged(used, release.counter)
             self._store.contributions.remember(backbone, found.memory)
             if found.is_exact and is_last:
                 self._store.contributions.unlearned(backbone)
-        self._events.note("", "release", f"{release.counter}: {reason}", now)
+            if has_plan:
+                select = for_devices([each for each in meant_for if each != ALL_DEVICES])
+                plan = self._release_policy.plan_of(release.counter, select)
+                assert plan is not None
+                assert self._roll_out is not None
+                self._roll_out(plan, now)
+        self._events.note("", "release", f"{release.counter}: {reason}{f'; {tested}' if tested else ''}", now)
         if found.memory.account not in (b"", before.account):
             delta = self._policy.privacy_delta
             epsilon = account_of(found.memory).epsilon(delta)
@@ -232,9 +311,17 @@ class Merges:
     ) -> tuple[dict[str, FloatArray], int, tuple[str, ...]]:
         """The head that these were last given, its release counter, and its classes where some were added."""
         named = {each.model for each in self._store.devices.models() if each.backbone == backbone}
+        selects = {"", for_devices([each for each in meant_for if each != ALL_DEVICES])}
+        completed = self._store.rollouts.completed()
+        through = {
+            each.plan.release
+            for each in self._store.rollouts.all()
+            if each.id in completed and each.state not in _BACK and each.plan.select in selects
+        }
         for each in self._store.releases.all():
             is_of_all = each.model == "" or named <= {each.model}
-            is_theirs = each.devices in ((ALL_DEVICES,), meant_for) and is_of_all
+            is_meant = each.devices in ((ALL_DEVICES,), meant_for) or each.counter in through
+            is_theirs = is_meant and is_of_all
             if each.kind == "head" and each.backbone == backbone and is_theirs:
                 data = self._artifacts.get(each.digest).path.read_bytes()
                 release = HeadRelease.decode(data, "the current head")

@@ -16,7 +16,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +27,7 @@ import uvicorn
 
 from edge.channel import topics
 from edge.channel.transport import Connected, Disconnected, Transport, TransportEvent, publish_all
+from edge.contract.bundle import Bundle
 from edge.contract.clock import Now
 from edge.contract.digest import sha256
 from edge.contract.errors import ConfigError, RolloutError
@@ -247,6 +248,17 @@ class CoordinatorService:
         except OSError as exc:
             raise ConfigError(f"--bundle {path} cannot be read: {exc.strerror}") from exc
         self.core.add_artifact(data, path)
+
+    def check_holdout(self, bundles: Sequence[Path]) -> None:
+        """What merged heads are tested on must be samples of one of these bundles; it is computed now what can be.
+
+        Raises:
+            ConfigError: It is of none of them.
+        """
+        holdout = self.core.holdout
+        faults = [] if holdout is None else [holdout.fault(Bundle.open(path)) for path in bundles]
+        if faults and all(faults):
+            raise ConfigError(faults[0])
 
     def run(self, token: str | None, tls: tuple[Path, Path] | None = None, alert_secret: str = "") -> None:
         """Serve until SIGTERM or SIGINT.
