@@ -19,6 +19,13 @@ MAX_BYTES = 1 << 28
 """Of what has to be in memory whole: one sample, an image, an array in Fortran order."""
 
 
+SAMPLES = ("x", "images", "inputs", "samples", "data", "features", "calibration_x", "calibration_images", "x_train")
+"""What people call their samples."""
+
+LABELS = ("y", "labels", "targets", "classes", "calibration_y", "calibration_labels", "y_train")
+"""What they call the labels."""
+
+
 def reading(what: str, expected: str) -> AbstractContextManager[None]:
     """Turn whatever a damaged file raises into a ConfigError: ``{what} is not {expected}: ...``."""
     return foreign(f"{what} is not {expected}", ConfigError)
@@ -73,7 +80,7 @@ class Fitter:
         return spec
 
     def keys(self, names: Iterable[str]) -> dict[str, str]:
-        """Under which name each input is found: its own; for the only input also ``x``, or numpy's ``arr_0``.
+        """Under which name each input is found: its own; for the only input also a usual one, or whatever is alone there.
 
         Raises:
             ConfigError: One is missing.
@@ -82,10 +89,11 @@ class Fitter:
         has = f"it has {', '.join(names) or 'none'}"
         if len(self.inputs) == 1:
             own = self.inputs[0].name
-            key = next((key for key in ("x", own, "arr_0") if key in names), None)
-            if key is None:
+            key = next((key for key in ("x", own, "arr_0", *SAMPLES) if key in names), None)
+            others = [name for name in names if name not in LABELS]
+            if key is None and len(others) != 1:
                 raise ConfigError(f"{self.what} has no array named x{'' if own == 'x' else f' or {own}'}; {has}")
-            return {own: key}
+            return {own: key or others[0]}
         for spec in self.inputs:
             if spec.name not in names:
                 wanted = ", ".join(spec.name for spec in self.inputs)
@@ -142,7 +150,8 @@ class Fitter:
         if kind != "f" and len(shape) != 1:
             raise ConfigError(
                 f"{self.what}: integers y of the shape {_text(shape)}; expected class numbers ({count},): use argmax "
-                f"on one-hot labels, a float type for targets"
+                f"on one-hot labels, a float type for targets, and leave y out where each position has a class of its "
+                f"own, as in segmentation"
             )
         form = ("targets" if kind == "f" else "class numbers", shape[1:])
         if self._target is None:

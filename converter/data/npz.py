@@ -10,7 +10,7 @@ from typing import IO
 
 import numpy as np
 
-from converter.data.fit import MAX_BYTES, Fitter, reading
+from converter.data.fit import LABELS, MAX_BYTES, Fitter, reading
 from converter.data.header import Header, read_member_header
 from converter.data.samples import Samples
 from converter.program.tensors import Array
@@ -29,7 +29,7 @@ class _Member:
 
 
 class NpzSamples:
-    """Samples from an ``.npz``: ``x`` or one array for each input by its name, and ``y`` if labelled."""
+    """Samples from an ``.npz``: ``x`` or one array for each input by its name, and ``y`` if labelled; see `Fitter.keys`."""
 
     def __init__(self, path: Path, fitter: Fitter) -> None:
         self.origin = path.name
@@ -48,10 +48,15 @@ class NpzSamples:
                 _check_bytes(member, fitter.what, whole=spec.batch_axis is None or member.header.fortran)
                 (self._whole if spec.batch_axis is None else self._rows)[spec.name] = member
             count = fitter.count({name: member.header.shape[0] for name, member in self._rows.items()})
-            if "y" in infos and "y" not in keys.values():
-                self._target = _member(archive, infos["y"], fitter.what)
+            label = next((name for name in LABELS if name in infos and name not in keys.values()), None)
+            if label is not None:
+                self._target = _member(archive, infos[label], fitter.what)
                 fitter.check_target(self._target.header.shape, self._target.header.dtype, count)
                 _check_bytes(self._target, fitter.what, whole=self._target.header.fortran)
+        taken = [key for name, key in keys.items() if key not in (name, "x", "arr_0")]
+        taken += [] if label in (None, "y") else [f"labels from {label}"]
+        if taken:  # names that we had to guess at are said
+            self.origin = f"{path.name} ({', '.join(taken)})"
 
     def batches(self, size: int) -> Iterator[Samples]:
         """See `SampleStream`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from converter.data.classes import numbered_as_model
 from converter.data.samples import Samples, SampleStream
 from converter.data.stream import open_samples
 from converter.data.subset import InMemory
@@ -59,20 +60,37 @@ def without_states(inputs: Sequence[TensorSpec], states: Sequence[StatePair]) ->
 
 
 def open_remembered(
-    value: str, option: str, inputs: Sequence[TensorSpec], states: Sequence[StatePair], run: Run
+    value: str,
+    option: str,
+    inputs: Sequence[TensorSpec],
+    states: Sequence[StatePair],
+    run: Run,
+    class_names: Sequence[str] | None,
 ) -> SampleStream:
     """Open samples as `open_samples` does; where they are without states, the model's own are added.
+
+    Args:
+        value: What the user typed.
+        option: Where, for messages.
+        inputs: What the model takes.
+        states: Which of these it remembers by itself.
+        run: The model.
+        class_names: See `numbered_as_model`.
 
     Raises:
         ConfigError: There is no such thing, or it is not what the model takes, with or without states.
     """
+
+    def opened(inputs: Sequence[TensorSpec]) -> SampleStream:
+        return numbered_as_model(open_samples(value, option, inputs), class_names, f"{option}: {value}")
+
     if not states:
-        return open_samples(value, option, inputs)
+        return opened(inputs)
     try:
-        stream = open_samples(value, option, inputs)
+        stream = opened(inputs)
         next(stream.batches(1), None)  # a callable is not asked for samples before
     except ConfigError:
-        return Remembered(open_samples(value, option, without_states(inputs, states)), inputs, states, run)
+        return Remembered(opened(without_states(inputs, states)), inputs, states, run)
     return stream
 
 

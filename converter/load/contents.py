@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from converter.data.fit import LABELS, SAMPLES
 from converter.load.inert import PickledArray, StandIn
 
 _MAX_DEPTH = 6
@@ -194,19 +195,15 @@ class ArraysBeside:
     y_name: str
 
 
-_SAMPLES = ("x", "images", "inputs", "samples", "data", "features", "calibration_x", "calibration_images", "x_train")
-_LABELS = ("y", "labels", "targets", "classes", "calibration_y", "calibration_labels", "y_train")
-
-
 def arrays_beside(document: Any) -> ArraysBeside | None:
     """Arrays named as samples usually are, at the top of a document whose weights lie deeper; None without."""
     if not isinstance(document, Mapping) or not any(network.path for network in networks(document)):
         return None
     found = {str(key).lower(): (str(key), _array(value)) for key, value in document.items() if is_tensor(value)}
-    x_name, x = next((found[name] for name in _SAMPLES if name in found), ("", None))
+    x_name, x = next((found[name] for name in SAMPLES if name in found), ("", None))
     if x is None or x.ndim < 2 or len(x) < 2:
         return None
-    y_name, y = next((found[name] for name in _LABELS if name in found), ("", None))
+    y_name, y = next((found[name] for name in LABELS if name in found), ("", None))
     return ArraysBeside(x=x, y=y, x_name=x_name, y_name=y_name if y is not None else "")
 
 

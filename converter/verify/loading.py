@@ -72,14 +72,16 @@ def load_original(options: ModelOptions, carried: str = "", *, in_float32: bool 
         specs = output_specs(run, inputs, example, {axis.name: axis.other for axis in axes})
     only = {axis.name for axis in axes if axis.range.most == axis.range.least}
     states = find_states(options.states, inputs, specs, options.answer)
+    names = options.class_names or source.class_names
     stream = None
     if options.calibration is not None:
-        stream = open_remembered(options.calibration, "--calibrate", inputs, states, run)
+        stream = open_remembered(options.calibration, "--calibrate", inputs, states, run, names)
+        names = names or stream.class_names
     elif source.samples is not None:
         stream = remembered(source.samples, "the checkpoint's calibration data", inputs, states, run)
     measured = stream
     if options.evaluation is not None:
-        measured = open_remembered(options.evaluation, "--evaluate", inputs, states, run)
+        measured = open_remembered(options.evaluation, "--evaluate", inputs, states, run, names)
     data = None
     if measured is not None:
         data = divided(stream, measured if options.evaluation is not None else None, inputs)
@@ -94,7 +96,7 @@ def load_original(options: ModelOptions, carried: str = "", *, in_float32: bool 
         else:
             shown = _first(options, inputs, RANDOM_SAMPLES) or example
         samples = random_samples(inputs, shown, RANDOM_SAMPLES, real=options.example is not None)
-    names = options.class_names or source.class_names or (None if measured is None else measured.class_names)
+    names = names or (None if measured is None else measured.class_names)
     try:
         check_class_names(names or ())
     except ValueError as exc:

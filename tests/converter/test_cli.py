@@ -344,7 +344,7 @@ def test_refuses_calibration_data_that_do_not_fit(folder: Path, checkpoint: Path
     infinite = x.copy()
     infinite[3, 3] = np.inf
     for name, arrays in {
-        "no-x": {"images": x},
+        "no-x": {"images_1": x, "images_2": x},
         "objects": {"x": objects},
         "shape": {"x": x[:, :5]},
         "scalar": {"x": np.float32(1)},

@@ -141,6 +141,27 @@ def test_a_model_without_batches_takes_the_first_of_several_samples(
         read(npz(tmp_path / "wrong.npz", line=np.zeros((5, 3, 7))), spec)
 
 
+def test_the_only_array_is_taken_whatever_its_name_and_labels_by_usual_names(tmp_path: Path) -> None:
+    y = np.arange(len(ROWS))
+    for names, origin in (
+        (("tokens", "y"), "data.npz (tokens)"),
+        (("images", "labels"), "data.npz (images, labels from labels)"),
+        (("x", "targets"), "data.npz (labels from targets)"),
+        (("pixels", "y"), "data.npz"),
+    ):
+        path = npz(tmp_path / "data.npz", **dict(zip(names, (ROWS, y), strict=True)))
+        stream = open_samples(str(path), "--calibrate", [PIXELS])
+        assert stream.origin == origin
+        samples = next(stream.batches(10))
+        np.testing.assert_array_equal(samples.x["pixels"], ROWS)
+        assert samples.y is not None
+        assert samples.y.tolist() == y.tolist()
+    both = npz(tmp_path / "both.npz", x=ROWS, y=y, labels=y + 1)
+    found = next(open_samples(str(both), "--calibrate", [PIXELS]).batches(10)).y
+    assert found is not None
+    assert found.tolist() == y.tolist()
+
+
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_an_npy_is_read(tmp_path: Path, order: Any) -> None:
     np.save(tmp_path / "data.npy", np.array(ROWS, order=order))
@@ -155,7 +176,8 @@ NOT_FINITE = np.where(ROWS == 7, np.nan, ROWS)
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"z": ROWS}, "no array named x or pixels; it has z"),
+        ({"z": ROWS, "other": ROWS}, "no array named x or pixels; it has z, other"),
+        ({"labels": np.arange(5)}, "no array named x or pixels; it has labels"),
         ({}, "no array named x or pixels; it has none"),
         ({"x": np.zeros((5, 3, 2, 2))}, r"samples of the shape \(3, 2, 2\), but the model takes \(1, 2, 2\)"),
         ({"x": np.zeros((5, 2, 2, 1))}, "bring the axes into this order"),

@@ -86,7 +86,7 @@ def test_code_may_import_its_neighbours_while_it_runs(tmp_path: Path) -> None:
         ("def samples(): return ['text']", [X], "samples of the type <U4"),
         ("def samples(): return [([[1], [1, 2]], None)]", [X], "gives list; expected a numpy array"),
         ("def samples(): return [torch.ones(1, 2).to_sparse()]", [X], "gives Tensor; expected a numpy array"),
-        ("def samples(): return [{'z': np.ones((1, 2))}]", [X], "no array named x; it has z"),
+        ("def samples(): return [{'z': np.ones((1, 2)), 'w': 1}]", [X], "no array named x; it has z, w"),
         ("def samples(): return [np.ones((1, 2))]", [X, STATE], "one for each input: x, state"),
         ("def samples(): return [(np.ones((1, 2)), [1]), np.ones((1, 2))]", [X], "y with some batches only"),
         (
