@@ -50,14 +50,14 @@ def numbered_as_model(stream: SampleStream, class_names: Sequence[str] | None, w
     if class_names is None:
         if all(name.isdecimal() for name in own) and sorted(own, key=int) != list(own):
             raise ConfigError(
-                f"{what}: the folders are numbers, and {_some(own)} is another order than that of the numbers: say which "
-                f"is that of the model's outputs, with --class-names (torchvision's ImageFolder sorts as text)"
+                f"{what}: the folders are numbers, and {_some(own)} is another order than that of the numbers: say "
+                f"which is that of the model's outputs, with --class-names (torchvision's ImageFolder sorts as text)"
             )
         return stream
     if others := [name for name in own if name not in class_names]:
         raise ConfigError(
-            f"{what}: no class of the model is called {_some(others)}; its classes are {_some(class_names)}: rename the "
-            f"folders, or say with --class-names what the folders are called, in the order of the model's outputs"
+            f"{what}: no class of the model is called {_some(others)}; its classes are {_some(class_names)}: rename "
+            f"the folders, or say with --class-names what the folders are called, in the order of the model's outputs"
         )
     return _Renumbered(stream, [class_names.index(name) for name in own], tuple(class_names))
 

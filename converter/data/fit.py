@@ -80,7 +80,7 @@ class Fitter:
         return spec
 
     def keys(self, names: Iterable[str]) -> dict[str, str]:
-        """Under which name each input is found: its own; for the only input also a usual one, or whatever is alone there.
+        """Under which name each input is found: its own; the only one also by a usual name, or whatever is alone there.
 
         Raises:
             ConfigError: One is missing.

@@ -23,8 +23,8 @@ _EXPECTED = f"expected {', '.join(IMAGES)} or {', '.join(SOUNDS)}"
 class FolderSamples:
     """Images or sounds, read one by one, in the order of their names.
 
-    Sub-folders are classes, numbered in the order of their names (but see `converter.data.classes`); files in the folder
-    itself have no labels.
+    Sub-folders are classes, numbered in the order of their names (but see `converter.data.classes`); files in the
+    folder itself have no labels.
     """
 
     def __init__(self, folder: Path, fitter: Fitter) -> None:

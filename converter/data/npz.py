@@ -29,7 +29,7 @@ class _Member:
 
 
 class NpzSamples:
-    """Samples from an ``.npz``: ``x`` or one array for each input by its name, and ``y`` if labelled; see `Fitter.keys`."""
+    """Samples from an ``.npz``: ``x`` or an array for each input by its name, and ``y`` if labelled (`Fitter.keys`)."""
 
     def __init__(self, path: Path, fitter: Fitter) -> None:
         self.origin = path.name

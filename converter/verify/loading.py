@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import numpy as np
 import onnx
 import torch
 
-from converter.data.samples import Samples
+from converter.data.samples import Samples, SampleStream
 from converter.data.stream import open_samples
 from converter.data.streams import open_remembered, remembered
 from converter.data.subset import random_samples
@@ -28,7 +28,7 @@ from converter.verify.axes import FreeAxis, Probe, free_axes
 from converter.verify.division import divided
 from converter.verify.original import Original
 from edge.contract.errors import ConfigError, ConversionError
-from edge.contract.manifest import check_class_names
+from edge.contract.manifest import StatePair, check_class_names
 from edge.contract.tensorspec import BATCH, DTYPES, TensorSpec, axis_name
 from edge.inference.session import sqnr_db
 from edge.inference.streams import zeros
@@ -72,16 +72,7 @@ def load_original(options: ModelOptions, carried: str = "", *, in_float32: bool 
         specs = output_specs(run, inputs, example, {axis.name: axis.other for axis in axes})
     only = {axis.name for axis in axes if axis.range.most == axis.range.least}
     states = find_states(options.states, inputs, specs, options.answer)
-    names = options.class_names or source.class_names
-    stream = None
-    if options.calibration is not None:
-        stream = open_remembered(options.calibration, "--calibrate", inputs, states, run, names)
-        names = names or stream.class_names
-    elif source.samples is not None:
-        stream = remembered(source.samples, "the checkpoint's calibration data", inputs, states, run)
-    measured = stream
-    if options.evaluation is not None:
-        measured = open_remembered(options.evaluation, "--evaluate", inputs, states, run, names)
+    stream, measured, names = _streams(options, source, inputs, states, run)
     data = None
     if measured is not None:
         data = divided(stream, measured if options.evaluation is not None else None, inputs)
@@ -96,7 +87,6 @@ def load_original(options: ModelOptions, carried: str = "", *, in_float32: bool 
         else:
             shown = _first(options, inputs, RANDOM_SAMPLES) or example
         samples = random_samples(inputs, shown, RANDOM_SAMPLES, real=options.example is not None)
-    names = names or (None if measured is None else measured.class_names)
     try:
         check_class_names(names or ())
     except ValueError as exc:
@@ -120,6 +110,23 @@ def load_original(options: ModelOptions, carried: str = "", *, in_float32: bool 
         notes=() if data is None else data.notes,
     )
     return original.with_fixed({axis: f"the model takes no other size of {axis}" for axis in only}, options)
+
+
+def _streams(
+    options: ModelOptions, source: Source, inputs: Sequence[TensorSpec], states: Sequence[StatePair], run: Run
+) -> tuple[SampleStream | None, SampleStream | None, tuple[str, ...] | None]:
+    """What to calibrate on, what to measure on, and the names of the classes: as given, of the model, of the data."""
+    names = options.class_names or source.class_names
+    stream = None
+    if options.calibration is not None:
+        stream = open_remembered(options.calibration, "--calibrate", inputs, states, run, names)
+    elif source.samples is not None:
+        stream = remembered(source.samples, "the checkpoint's calibration data", inputs, states, run)
+    names = names or (None if stream is None else stream.class_names)
+    if options.evaluation is None:
+        return stream, stream, names
+    measured = open_remembered(options.evaluation, "--evaluate", inputs, states, run, names)
+    return stream, measured, names or measured.class_names
 
 
 def _repeatable(run: Run, example: Arrays) -> Run:

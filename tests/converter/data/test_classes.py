@@ -19,7 +19,9 @@ from tests.converter.data.test_folders import PIXELS, save_image
 def numbers(folder: Path, folders: list[str], class_names: list[str] | None) -> list[int]:
     for name in folders:
         save_image(folder / name / "1.png")
-    stream = numbered_as_model(open_samples(str(folder), "--calibrate", [PIXELS]), class_names, f"--calibrate: {folder}")
+    stream = numbered_as_model(
+        open_samples(str(folder), "--calibrate", [PIXELS]), class_names, f"--calibrate: {folder}"
+    )
     assert stream.class_names == tuple(class_names or sorted(folders))
     found = [int(y) for batch in stream.batches(2) if batch.y is not None for y in batch.y]
     assert len(found) == len(folders)
