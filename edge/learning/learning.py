@@ -123,11 +123,12 @@ class Learning(Experts):
             labels = Labelled(labels.features.chosen(says), labels.target[says], labels.weight[says])
             outputs, answered, targets, trusts = outputs[:, says], answered[says], targets[says], trusts[says]
         usual = _usual_loss(learned.recent, outputs, targets, task)
+        alike = mix.alike(learned.recent.answers, learned.recent.targets, task)
         learned = replace(
             learned,
             experts=experts,
             trial=trial,
-            mixture=mix.heard(learned.mixture, outputs, targets, trusts, task, usual),
+            mixture=mix.heard(learned.mixture, outputs, targets, trusts, task, usual, alike),
             recent=learned.recent.put(labels, answered, RECENT),
             since_drift=learned.since_drift + len(trusts),
         )

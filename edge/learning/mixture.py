@@ -13,8 +13,11 @@ most when labels last agreed with somebody. The answer is ``p = sum_k w_k p_k``.
   with rho the share of labels that even the best expert disagrees with. Where a share rho of labels is wrong *in the
   same way*, who learns them wins rho of the samples that it spoils, and loses ``1 - rho``: so counted, a sample that is
   spoiled costs as much as one that is mended earns.
-* The head that learners start from gains a little (`BASE`) always: labels of which half of one class are given
-  another's name agree with it as well as with those who learn them.
+* *Wrong in the same way?* (`alike`.) Of late labels that the answer disagrees with, how often do two that the same
+  class was answered for carry the same label? Noise and a world that is to be learned yet spread them; lies such as
+  "40 % are named one class further" do not, and agree with who learns them nearly as well as with who does not. As far
+  as they are alike the head that learners start from gains half of rho with each label, until they are seen to be
+  spread. It gains a little (`BASE`) always.
 * Whenever labels agree (kappa >= `TRUST`), the trusted past becomes the head that is believed most at that time.
 * *Specialists* (Freund et al. 1997): where an expert answers a class that others cannot know, only those speak that
   know it. Of a class with fewer than two labels on this device, that is who builds on the merge; of a class that was
@@ -49,8 +52,12 @@ _LUCK = 2.0
 TRUST = 0.75
 # Of the labels that even the best expert disagrees with, more are not taken for wrong ones: they are to be learned yet.
 _MOST_NOISE = 0.4
-# What the head that learners start from gains on them with each label: one that is as good as they are is kept.
-BASE = 0.045
+# What the head that learners start from gains on them with each label: one that is as good as they are is kept. And of
+# the share of labels that are wrong in the same way: labels of which half of one class have another's name are few.
+BASE, BASE_OF_ALIKE = 0.02, 0.5
+# How far beyond chance two labels must be the same to be alike at all, and in full. Taken for alike before there are
+# more than so many pairs: who waits for proof has lost 5 to 15 points by the 25th label (docs/learning.md).
+_ALIKE_FROM, _ALIKE, _PAIRS_BEFORE, _ALIKE_BEFORE = 0.1, 0.3, 8.0, 0.3
 # What the trusted past keeps when it becomes another head, which others have as well.
 _KEPT = 0.1
 # Labels of a class here before own learners know it, where others bring a merge.
@@ -215,8 +222,36 @@ def _awake(weights: Weights, outputs: FloatArray, known: Known) -> Weights:
     return found
 
 
+def alike(answers: FloatArray, targets: Targets, task: Task) -> float:
+    """How far labels that are disagreed with are wrong in the same way, from 0 to 1; see the module.
+
+    Args:
+        answers: ``(n, n_outputs)`` to late samples, before their labels were learned.
+        targets: Their labels.
+        task: What the outputs mean; 0 where it is not one of classes.
+    """
+    if not task.is_classifier:
+        return 0.0
+    n, chance = task.n_outputs, 1.0 / max(1, task.n_outputs - 1)
+    said = answers.argmax(axis=1)
+    counts = np.bincount(said * n + targets, minlength=n * n)
+    counts[:: n + 1] = 0  # agreement
+    rows = np.add.reduce(counts.reshape(n, n), axis=1)
+    pairs, same = float(rows @ rows - np.add.reduce(rows)), float(counts @ counts - np.add.reduce(counts))
+    # With two classes whoever is wrong is wrong in the same way: that says nothing.
+    beyond = (same - chance * pairs) / (1.0 - chance) if chance < 1.0 else _ALIKE_BEFORE * pairs
+    found = (beyond + _ALIKE_BEFORE * _PAIRS_BEFORE) / (pairs + _PAIRS_BEFORE)
+    return min(max((found - _ALIKE_FROM) / (_ALIKE - _ALIKE_FROM), 0.0), 1.0)
+
+
 def heard(
-    mixture: Mixture, outputs: FloatArray, targets: Targets, trusts: FloatArray, task: Task, usual_loss: float = 0.0
+    mixture: Mixture,
+    outputs: FloatArray,
+    targets: Targets,
+    trusts: FloatArray,
+    task: Task,
+    usual_loss: float = 0.0,
+    alike: float = 0.0,
 ) -> Mixture:
     """The mixture after labels, one after another.
 
@@ -227,6 +262,7 @@ def heard(
         trusts: ``(n,)`` from 0 to 1; a label that is not trusted at all changes nothing.
         task: What the outputs mean.
         usual_loss: Of quantities, the median loss of late answers.
+        alike: How far late labels are wrong in the same way, see `alike`.
     """
     says = trusts > 0
     if not says.all():
@@ -241,7 +277,7 @@ def heard(
         noise = min(_MOST_NOISE, 1.0 - _best(max(agreement), labels, task)) if labels else 0.0
         more, anchor = noise / (1.0 - noise), max(right[0], right[1])
         gains = [each - 1.0 - more * max(anchor - each, 0.0) for each in right]
-        gains[1] += BASE
+        gains[1] += BASE + BASE_OF_ALIKE * alike * noise
         weights = [weight * math.exp(ETA * trust * gain) for weight, gain in zip(weights, gains, strict=True)]
         share = SHARE * trust
         kept = (1.0 - share) / sum(weights)
