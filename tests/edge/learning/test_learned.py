@@ -365,6 +365,25 @@ def test_a_merge_of_another_world_does_no_harm() -> None:
     )
 
 
+def test_a_merge_is_believed_the_less_at_first_the_more_labels_a_device_has_had() -> None:
+    learning, home = rules(world(0)), world(3)
+    release, shares = merge_of(world(5), 300, {"b": 300}), []
+    for n in (0, 20, 120):
+        learned = after(learning, learning.begin("a"), *labels(draw(home, n, 2)))
+        merged = after(learning, learned, HeadOffered(release, 1, fits=True))
+        start = dict(zip(merged.mixture.names, merged.mixture.start, strict=True))
+        shares.append(sum(weight for name, weight in start.items() if name == MERGED or ON_MERGE in name))
+    assert shares[0] == pytest.approx(0.7)
+    assert shares[1] <= 0.35 + 1e-9
+    assert shares[2] <= 0.1 + 1e-9
+    # A merge that seems to fit and does not: neither now nor later does it cost what was learned here.
+    test, more = draw(home, 400, 4), labels(draw(home, 60, 9))
+    assert right(learning, merged, test) >= right(learning, learned, test) - 0.01
+    assert right(learning, after(learning, merged, *more), test) >= (
+        right(learning, after(learning, learned, *more), test) - 0.01
+    )
+
+
 def test_a_device_without_labels_takes_a_merge_only_where_its_samples_fit() -> None:
     learning, test = rules(world(0)), draw(world(5), 400, 3)
     release = merge_of(world(5), 300, {"b": 300})

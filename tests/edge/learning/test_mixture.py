@@ -80,6 +80,35 @@ def test_of_experts_that_are_as_good_the_head_they_start_from_is_kept() -> None:
     assert mixture.weights[:2].sum() > 0.8
 
 
+def test_wrong_labels_are_alike_where_they_are_wrong_in_the_same_way() -> None:
+    task, rng = Task(TrainingRecipe(), 10), np.random.default_rng(0)
+    said = rng.integers(0, 10, 64)
+    answers = np.eye(10, dtype=np.float32)[said]
+    wrong = rng.random(64) < 0.4
+    spread = np.where(wrong, (said + rng.integers(1, 10, 64)) % 10, said)
+    for shift in (1, 3, 7):  # whatever they are named instead
+        assert mix.alike(answers, np.where(wrong, (said + shift) % 10, said), task) == 1.0
+    assert mix.alike(answers, np.where(wrong & (said < 5), (said + 2) % 10, said), task) == 1.0
+    assert mix.alike(answers, spread, task) < 0.3
+    none = np.zeros((0, 10), np.float32), np.zeros(0, np.int64)
+    assert mix.alike(*none, task) == mix.alike(answers, said, task) == 1.0  # until they are seen to be spread
+    yes_or_no = rng.normal(size=(64, 2)).astype(np.float32), rng.integers(0, 2, 64)
+    assert mix.alike(*yes_or_no, Task(TrainingRecipe(), 2)) == 1.0  # of two classes nobody can tell
+    assert mix.alike(np.zeros((3, 2), np.float32), np.zeros((3, 2), np.float32), QUANTITIES) == 0.0
+
+
+def test_where_wrong_labels_are_alike_it_takes_more_to_leave_the_head_that_learners_start_from() -> None:
+    rng, mixtures = np.random.default_rng(2), [begun(), begun()]
+    for label in np.where(rng.random(150) < 0.56, 1, 0):  # the learners say 1, and are right a little more often
+        mixtures = [
+            mix.heard(m, saying(0, 0, 1, 1), np.array([label]), ONE, CLASSES, alike=alike)
+            for m, alike in zip(mixtures, (0.0, 1.0), strict=True)
+        ]
+    spread, same = (float(m.weights[:2].sum()) for m in mixtures)
+    assert same > 0.8
+    assert same > spread + 0.05
+
+
 def test_only_those_who_know_a_class_speak_of_it() -> None:
     known = EVERYBODY.copy()
     known[[0, 1, 2], 3] = False  # a class that only the last one has met
