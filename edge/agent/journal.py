@@ -43,6 +43,7 @@ _HEAD = struct.Struct("<4sIIB3x")
 _LABEL, _LABELS = struct.Struct("<IIff"), struct.Struct("<III")
 _HEAD_EVENT = struct.Struct("<QB")
 _FITS = (None, False, True)
+_F4, _I8 = np.dtype("<f4"), np.dtype("<i8")
 _KINDS: tuple[type, ...] = (Labelled, Contributed, ClassAdded, HeadOffered, HeadReplaced, Confirmed, RolledBack)
 _TOGETHER = len(_KINDS)  # labels that came together
 
@@ -157,9 +158,9 @@ def _checksum(kind_and_body: bytes, length: int) -> int:
 
 def _encode(event: Event) -> bytes:
     body = _body(event)
-    is_together = isinstance(event, Labelled) and len(event) > 1
-    kind = struct.pack("<B3x", _TOGETHER if is_together else _KINDS.index(type(event)))
-    return MARK + struct.pack("<II", len(body), _checksum(kind + body, len(body))) + kind + body
+    is_together = type(event) is Labelled and len(event) > 1
+    rest = bytes((_TOGETHER if is_together else _KINDS.index(type(event)), 0, 0, 0)) + body
+    return _HEAD.pack(MARK, len(body), _checksum(rest, len(body)), rest[0]) + body
 
 
 def _body(event: Event) -> bytes:
@@ -167,11 +168,11 @@ def _body(event: Event) -> bytes:
         case Labelled(features=features, target=target, weight=weight):
             (n, d), k = features.codes.shape, target.shape[1] if target.ndim == 2 else 0
             if n == 1:
-                head = _LABEL.pack(d, k, float(features.scales[0]), float(weight[0]))
+                head = _LABEL.pack(d, k, features.scales.item(), weight.item())
             else:
-                numbers = (features.scales.astype("<f4").tobytes(), weight.astype("<f4").tobytes())
+                numbers = (features.scales.astype(_F4).tobytes(), weight.astype(_F4).tobytes())
                 head = b"".join((_LABELS.pack(n, d, k), *numbers))
-            return head + target.astype("<f4" if k else "<i8").tobytes() + features.codes.tobytes()
+            return head + target.astype(_F4 if k else _I8, copy=False).tobytes() + features.codes.tobytes()
         case Contributed(version=version):
             return struct.pack("<q", version)
         case ClassAdded(name=name):

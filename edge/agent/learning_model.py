@@ -274,6 +274,8 @@ class LearningModel(Standing):
             label = numbered(label, self.class_names).item()
         if isinstance(label, bool) or not isinstance(label, int | np.integer):
             raise LearningError(f"label {label!r:.40}: expected a class from 0 to {task.n_outputs - 1}")
+        if 0 <= label < task.n_outputs:
+            return np.array([label], np.int64)
         return task.check(as_array(label, "the label")[None], 1)
 
     def add_class(self, name: str) -> int:

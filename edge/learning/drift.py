@@ -68,13 +68,10 @@ class Adwin:
         for value in values:
             self._buckets.append((1, value, 0.0))
             self._compress()
-        width = self.width
-        if width < 2 * _MIN_WINDOW:
-            return 0.0
-        before, found = self.mean, False
-        while self._cut():
-            found = True
-        return self.mean - before if found else 0.0
+        before = cut = self._cut()
+        while cut is not None:
+            cut = self._cut()
+        return 0.0 if before is None else self.mean - before
 
     def _compress(self) -> None:
         """Join the two oldest buckets of a size of which there are too many."""
@@ -89,15 +86,15 @@ class Adwin:
             self._buckets[start : start + 2] = [(2 * n, a + b, v + w + (a - b) ** 2 / (2 * n))]
             size, end = 2 * size, start + 1
 
-    def _cut(self) -> bool:
-        """Drop the oldest bucket if some cut of the window tells two means apart."""
+    def _cut(self) -> float | None:
+        """Drop the oldest bucket if some cut of the window tells two means apart; the mean of before, if one was."""
         width, total, squares = 0, 0.0, 0.0
         for n, part, spread in self._buckets:
             width += n
             total += part
             squares += spread + part * part / n
         if width < 2 * _MIN_WINDOW:
-            return False
+            return None
         variance = max(squares - total * total / width, 0.0) / width
         log = math.log(2.0 * math.log(width) / self._delta)
         n0, sum0 = 0, 0.0
@@ -110,8 +107,8 @@ class Adwin:
             bound = math.sqrt(2.0 * inverse * variance * log) + 2.0 / 3.0 * inverse * log
             if abs(sum0 / n0 - (total - sum0) / n1) > bound:
                 self._buckets.pop(0)
-                return True
-        return False
+                return total / width
+        return None
 
     def reset(self) -> None:
         """Start with an empty window."""

@@ -109,7 +109,9 @@ class Learning(Experts):
         """Labels that are taken together: every expert answers all of them before any is learned."""
         was = learned.mixture.believed
         outputs = self.outputs(learned, x)
-        answered = np.nan_to_num(self.mixed(learned, outputs))
+        answered = self.mixed(learned, outputs)
+        if not np.isfinite(answered).all():
+            answered = np.nan_to_num(answered)
         trusts = _credible(learned.recent, answered, targets, weights, task)
         experts = self._taught(learned, x, targets, trusts)
         trial = learned.trial

@@ -44,8 +44,8 @@ class RunningMetrics:
         """
         self.labels += len(targets)
         if not task.is_regression:
-            self._right.extend(map(float, task.right(answers, targets)))
-        self._losses.extend(map(float, task.losses(answers, targets)))
+            self._right.extend(task.right(answers, targets).tolist())
+        self._losses.extend(task.losses(answers, targets).tolist())
 
     def forget_judgements(self) -> None:
         """Start accuracy and loss anew, as after a change of the head."""

@@ -297,6 +297,11 @@ def _right(outputs: FloatArray, targets: Targets, task: Task, usual_loss: float)
     """``(n, k)`` from 0 to 1, of outputs ``(k, n, n_outputs)``; what is not finite is wrong."""
     k, n, n_outputs = outputs.shape
     is_finite = np.isfinite(outputs)
+    if task.is_classifier:
+        told = outputs.argmax(axis=2) == targets
+        if not is_finite.all():
+            told &= is_finite.all(axis=2)
+        return np.asarray(told.T, np.float64)
     flat, repeated = outputs.reshape(k * n, n_outputs), np.concatenate([targets] * k)
     with np.errstate(all="ignore"):
         if task.is_regression:

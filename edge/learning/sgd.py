@@ -245,13 +245,17 @@ class SgdLearner:
         n, drawn = len(weights), self._drawn if len(replay) else 0
         old, old_targets = replay.draw(n * drawn, self._shape, rng)
         both = self._inside(np.concatenate([features, old]))
-        trusts = np.ones((n, drawn), np.float32)
         if self._doubts and drawn >= _LEAST_DOUBTED:
             trusts = self._trust(both[n:], old_targets, drawn)
+        else:
+            trusts = np.ones((n, drawn), np.float32)
         # Row by row what each step takes: the new sample, and those that are replayed with it.
-        x = np.concatenate([both[:n, None], both[n:].reshape(n, drawn, *self._shape)], axis=1)
         ys = self._task.matrix(np.concatenate([targets, old_targets]))
-        y = np.concatenate([ys[:n, None], ys[n:].reshape(n, drawn, ys.shape[1])], axis=1)
+        if n == 1:  # as it is
+            x, y = both[None], ys[None]
+        else:
+            x = np.concatenate([both[:n, None], both[n:].reshape(n, drawn, *self._shape)], axis=1)
+            y = np.concatenate([ys[:n, None], ys[n:].reshape(n, drawn, ys.shape[1])], axis=1)
         trusted = np.concatenate([weights[:, None], trusts], axis=1)
         for i in range(n):
             self._step.step(x[i], y[i], trusted[i], self._rate)

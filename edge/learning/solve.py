@@ -51,7 +51,7 @@ _ROUNDING = 1e-5
 # What rounding leaves of a difference of counts.
 _NO_SAMPLE = 1e-9
 # Elements of P that are updated at a time: as many as stay in the cache.
-_SCRATCH = 1 << 15
+_SCRATCH = 1 << 14
 # Smaller ones are inverted whole.
 _WHOLE = 32
 
@@ -110,6 +110,8 @@ class Factor:
         """``(groups, d)``, zero for a group without samples."""
         sums = self._sum[None] if self._method == "ridge" else self._moment[:-1].T
         counts = self._counts[:, None]
+        if (counts > 0).all():
+            return np.asarray(sums / counts)
         return np.asarray(sums / np.where(counts > 0, counts, 1.0) * (counts > 0))
 
     def _average(self) -> float:
@@ -226,7 +228,7 @@ class Factor:
                 biases = offset - weights @ means[0]
             else:
                 weights, biases = self._discriminant(means)
-        if not ((np.abs(weights) <= _LARGEST).all() and (np.abs(biases) <= _LARGEST).all()):
+        if not (_largest(weights) <= _LARGEST and _largest(biases) <= _LARGEST):  # nor where one is not a number
             raise LearningError("the head solved from these statistics is not finite")
         # One order in memory, as after a restart: products of matrices round differently in another one.
         return np.ascontiguousarray(weights), biases
@@ -252,6 +254,10 @@ class Factor:
         weights, biases = np.zeros_like(means), np.full(len(means), UNSEEN_LOGIT)
         weights[seen], biases[seen] = solved, bias
         return weights, biases
+
+
+def _largest(array: Matrix) -> float:
+    return float(np.maximum.reduce(np.abs(array), axis=None, initial=0.0))
 
 
 def _inverse(matrix: Matrix) -> Matrix:
