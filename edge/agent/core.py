@@ -103,7 +103,7 @@ class AgentCore:
             )
             for (name, host), share in zip(models.hosts.items(), shares, strict=True)
         }
-        self._connected = False
+        self._connected, self._told_offset_min = False, 0
         outbox = Outbox(config.state_dir / OUTBOX, round(config.outbox_mb * 2**20)) if config.outbox_mb else None
         self._reports = Reports(config, record, outbox)
         self._use = DataUse(config.state_dir / DATA_USED, config.data_cap) if config.data_cap else None
@@ -268,6 +268,7 @@ class AgentCore:
             with self._guarded(name):
                 models.append(model.served())
         if models:
+            self._told_offset_min = health.utc_offset_min(now.wall_ms)
             birth = introduction(self._config, self._folder.record, self.models, models, now, self._seal_key)
             # Retained: a coordinator that was not there then would believe for ever what it was told before.
             self._send(topics.UP_BIRTH, birth, qos=1, retain=True)
@@ -381,7 +382,8 @@ class AgentCore:
                 self._reports.state(state, now)
             model.news.clear()
             model.states.clear()
-        if any(model.is_renewed for model in self.models.values()):
+        is_moved = self._connected and health.utc_offset_min(now.wall_ms) != self._told_offset_min
+        if is_moved or any(model.is_renewed for model in self.models.values()):
             for model in self.models.values():
                 model.is_renewed = False
             self._send_birth(now)

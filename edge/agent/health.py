@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import time
 from pathlib import Path
 
 
@@ -70,6 +71,14 @@ def machine_id(path: Path = Path("/etc/machine-id")) -> str:
         return path.read_text(errors="replace").strip().removeprefix("uninitialized")
     except OSError:
         return ""
+
+
+def utc_offset_min(wall_ms: int) -> int:
+    """How many minutes the local time here is ahead of UTC at a moment."""
+    try:
+        return time.localtime(wall_ms / 1000).tm_gmtoff // 60
+    except (OverflowError, OSError, ValueError):  # a clock that is set to nonsense
+        return 0
 
 
 def hardware() -> dict[str, str | int]:

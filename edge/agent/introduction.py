@@ -41,7 +41,7 @@ def introduction(
         session=record.session,
         ts_ms=now.wall_ms,
         profile=config.profile.name,
-        hardware=health.hardware(),
+        hardware={**health.hardware(), "utc_offset_min": health.utc_offset_min(now.wall_ms)},
         bundle=first.bundle,
         backbone=first.backbone,
         head=first.head,

@@ -88,10 +88,22 @@ def plan(connect: Any, plan: Path, as_json: bool) -> None:
     click.echo(f"release {found['release']} ({found['kind']}) to {found['devices']} devices, {_size(found['bytes'])}")
     for number, wave in enumerate(found["waves"], 1):
         soak = f", then at least {_time(wave['soak_s'])}" if wave["soak_s"] else ""
+        lasts = f" in {_time(wave['fetch_s'])} at least" if wave["fetch_s"] >= 1 else ""
         click.echo(
-            f"wave {number}: {wave['devices']} devices ({wave['cumulative']} in all), {_size(wave['bytes'])}; "
+            f"wave {number}: {wave['devices']} devices ({wave['cumulative']} in all), {_size(wave['bytes'])}{lasts}; "
             f"{_GATES[wave['gate'] if number < len(found['waves']) else 'last']}{soak}"
         )
+
+    _say_window(found["plan"]["window"])
+    if found["without_local_time"]:
+        names = ", ".join(found["without_local_time"][:5])
+        more = f" and {len(found['without_local_time']) - 5} more" if len(found["without_local_time"]) > 5 else ""
+        click.echo(f"{names}{more} did not say what their local time is: UTC is taken")
+
+
+def _say_window(window: str) -> None:
+    if window:
+        click.echo(f"devices activate {shown(window)} of their own local time, and fetch at any time")
 
 
 _GATES = {
@@ -177,6 +189,7 @@ def status(connect: Any, number: int, wait: float, as_json: bool) -> None:
         click.echo(
             f"a merge of what devices learned waits for it since {age(since_ms)}; it goes out when this has ended"
         )
+    _say_window(found["plan"]["window"])
     for look in found["looks"]:
         what = f"look {look['number']}" if look["number"] else "screen"
         said = f"{look['decision']} {shown(look['code'])} {shown(look['detail'], 500)}"
@@ -398,5 +411,5 @@ def _size(n_bytes: float) -> str:
 def _time(seconds: float) -> str:
     for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
         if seconds >= size:
-            return f"{seconds / size:g} {unit}"
+            return f"{seconds / size:.3g} {unit}"
     return f"{seconds:g} s"

@@ -39,7 +39,7 @@ def carried_out(fleet: str, devices: list[str], parts: Parts, now: Now) -> bytes
     said: list[parcel.Said] = []
     for device in devices:
         found: list[Message] = []
-        for wanted in parts.releases.wanted(device):
+        for wanted in parts.releases.wanted(device, now):
             desired = parts.dialogue.desired(device, wanted, now)
             if desired is not None and desired.activate != "never":
                 found.append(desired)

@@ -38,6 +38,7 @@ from edge.coordinator.artifacts import ArtifactStore
 from edge.coordinator.checkpoints import CHECKPOINT, Checkpoints
 from edge.coordinator.events import Events
 from edge.coordinator.learning import Learning
+from edge.coordinator.pacing import Pacing
 from edge.coordinator.registry import Registry
 from edge.coordinator.releases import Releases
 from edge.coordinator.rollouts import Rollouts
@@ -116,6 +117,7 @@ class Dialogue:
         self._learning = learning
         self._rollouts = rollouts
         self._events = events
+        self._pacing = Pacing(store)
         self.is_connected = False
         self._out: list[Publish] = []
         self._uploads = Uploads()
@@ -230,9 +232,15 @@ class Dialogue:
             return
         leaf = topics.frame_leaf(request.digest[:16])
         try:
-            for frame in artifact.frames(request):
+            left, n_bytes = self._pacing.allowed(device, now), 0
+            for frame in artifact.frames(request) if left > 0 else ():
+                payload = encode_frame(frame)
+                if n_bytes + len(payload) > left:  # it asks again, and more rarely each time
+                    break
+                n_bytes += len(payload)
                 # The few of the index are acknowledged: a broker that takes none from us says so only then.
-                self._publish(device, leaf, encode_frame(frame), qos=int(request.part == "index"), expiry_s=30)
+                self._publish(device, leaf, payload, qos=int(request.part == "index"), expiry_s=30)
+            self._pacing.sent(device, n_bytes, now)
         except RolloutError as exc:
             self._artifacts.doubt(request.digest)
             self._events.fault(device, "artifact-damaged", str(exc), now)
@@ -263,13 +271,13 @@ class Dialogue:
 
     def tell(self, device: str, now: Now) -> None:
         """Tell a device what its models should run."""
-        for each in self._releases.wanted(device):
+        for each in self._releases.wanted(device, now):
             self._send_desired(device, each, now)
         self._say_orders(device, now)
 
     def tell_all(self, now: Now) -> None:
         """Tell every device that is not where it should be. The database says so, not the broker's memory."""
-        for device, wanted in self._releases.wanted_by_all():
+        for device, wanted in self._releases.wanted_by_all(now):
             if not device.born:
                 self._meet(device.id, now)
             for each in wanted:

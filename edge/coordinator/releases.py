@@ -5,7 +5,7 @@ A release is never changed. Its counter is above all that this database and any 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from edge.coordinator.differences import contents, difference
 from edge.coordinator.events import Events
 from edge.coordinator.records import Device, KnownDevice, Model, Release, as_dict
 from edge.coordinator.rollout.states import DESIRED
+from edge.coordinator.rollout.window import offset_min
 from edge.coordinator.rollout.words import is_on_its_way, wants
 from edge.coordinator.store.store import Store
 from edge.coordinator.wanted import Targeted, Wanted, wanted
@@ -402,21 +403,25 @@ class Releases:
         pair = [(self.get(each), contents(self.get(each), self.artifact(each))) for each in (one, other)]
         return difference(pair[0], pair[1])
 
-    def wanted(self, device: str) -> list[Wanted]:
-        """What the models of a device should run."""
+    def wanted(self, device: str, now: Now | None = None) -> list[Wanted]:
+        """What the models of a device should run, and whether now, where the time is given."""
         known = self._store.devices.known(device)
         if known is None or not known.device.born:
             return []
-        targeted = self._targeted(device).get(device, [])
+        targeted = self._targeted([known.device], now, device).get(device, [])
         return wanted(self._store.releases.all(), known, self._store.devices.tags(device).get(device, {}), targeted)
 
-    def _targeted(self, device: str | None = None) -> dict[str, list[Targeted]]:
+    def _targeted(
+        self, devices: Iterable[Device], now: Now | None, device: str | None = None
+    ) -> dict[str, list[Targeted]]:
         """By device, what rollouts have for it."""
+        ahead_min = {each.id: offset_min(each.hardware) or 0 for each in devices}
         found: dict[str, list[Targeted]] = {}
         known: dict[int, Release | None] = {}
         is_halted = bool(self._store.rollouts.setting("paused"))
         for rollout, target in self._store.rollouts.of_devices(device):
-            activate = wants(rollout, target, is_halted=is_halted)
+            is_open = now is None or rollout.plan.is_open(now.wall_ms, ahead_min.get(target.device, 0))
+            activate = wants(rollout, target, is_halted=is_halted, is_open=is_open)
             counter = rollout.plan.release
             if counter not in known:
                 known[counter] = self._store.releases.get(counter)
@@ -437,15 +442,15 @@ class Releases:
             for each in self.wanted(device)
         ]
 
-    def wanted_by_all(self) -> list[tuple[Device, list[Wanted]]]:
-        """What the models of all devices should run."""
+    def wanted_by_all(self, now: Now | None = None) -> list[tuple[Device, list[Wanted]]]:
+        """What the models of all devices should run, see `wanted`."""
         with self._store.transaction():
             releases, tags = self._store.releases.all(), self._store.devices.tags()
             models: dict[str, list[Model]] = {}
             for model in self._store.devices.models():
                 models.setdefault(model.device, []).append(model)
             devices = self._store.devices.all()
-            targeted = self._targeted()
+            targeted = self._targeted(devices, now)
         known = [KnownDevice(device=device, models=tuple(models.get(device.id, ()))) for device in devices]
         return [
             (each.device, wanted(releases, each, tags.get(each.device.id, {}), targeted.get(each.device.id, [])))

@@ -17,6 +17,7 @@ from edge.contract.errors import ConflictError, RolloutError
 from edge.coordinator.artifacts import ArtifactStore
 from edge.coordinator.bundles import Bundles
 from edge.coordinator.events import Events
+from edge.coordinator.pacing import check_pace
 from edge.coordinator.records import Release, Transition
 from edge.coordinator.rollout import advance as steps
 from edge.coordinator.rollout.plan import Plan
@@ -112,6 +113,7 @@ class Rollouts:
                     f"{'and others ' if len(newer) > 5 else ''}had since: make a new one of its file with "
                     f"`edge-fleet release add`, or go back with `edge-fleet rollback --to {release.counter}`"
                 )
+            check_pace(plan, self._artifacts.get(release.digest).size_bytes, len(found))
             older = self._in_the_way(release, set(found), supersede=supersede)
             seed = plan.seed or self._draw()
             sized = sizes(len(found), plan.waves)

@@ -16,6 +16,7 @@ from edge.coordinator.rollout.query import DeviceFacts
 from edge.coordinator.rollout.states import RolloutState, TargetEvent, TargetState, target_after
 from edge.coordinator.rollout.step import Key, Presence, Rollout, Target
 from edge.coordinator.rollout.waves import shuffled, sizes
+from edge.coordinator.rollout.window import offset_min
 from edge.coordinator.store.store import Store
 from edge.coordinator.wanted import desired, fits
 
@@ -65,11 +66,14 @@ def forecast(store: Store, plan: Plan, release: Release, size_bytes: int, now: N
                 "devices": count - before,
                 "cumulative": count,
                 "bytes": (count - before) * size_bytes,
+                "fetch_s": (count - before) * size_bytes / plan.pace.bytes_per_s if plan.pace.bytes_per_s else 0.0,
                 "soak_s": plans.soak_s(plan, of_plan, len(found)),
                 "gate": "model" if has_gate else "none" if plan.model.off else "screen",
             }
         )
         before = count
+    hardware = {each.id: each.hardware for each in store.devices.all()}
+    without_zone = sorted({device for device, _ in found if offset_min(hardware[device]) is None})
     seeded = [f"{device}/{model}" if model else device for device, model in order] if plan.seed else []
     return {
         "release": release.counter,
@@ -79,6 +83,7 @@ def forecast(store: Store, plan: Plan, release: Release, size_bytes: int, now: N
         "bytes": len(found) * size_bytes,
         "waves": waves,
         "order": seeded,
+        "without_local_time": without_zone if plan.window else [],
     }
 
 

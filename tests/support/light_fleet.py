@@ -34,6 +34,7 @@ class Device:
         self.release = self.seq = 0
         self.ready: Desired | None = None
         self.told: list[Desired] = []
+        self.hardware: dict[str, Any] = {}
 
     def say(self, leaf: str, message: Any) -> None:
         topic = f"edge/v1/lab/{self.name}/{leaf}"
@@ -44,8 +45,9 @@ class Device:
             model="digits", bundle="", backbone=self.fleet.backbone, head="", release=self.release, n_labels=0
         )
         birth = Birth(
-            agent_version="1", boot=1, session=1, ts_ms=0, profile="p", hardware={}, bundle="", head="", n_labels=0,
-            backbone=self.fleet.backbone, release=self.release, limits={}, models=(served,), state_id="a" * 16,
+            agent_version="1", boot=1, session=1, ts_ms=0, profile="p", hardware=self.hardware, bundle="", head="",
+            n_labels=0, backbone=self.fleet.backbone, release=self.release, limits={}, models=(served,),
+            state_id="a" * 16,
         )  # fmt: skip
         self.say("up/conn", Conn(online=True, session=1, boot=1, ts_ms=0, state_id="a" * 16))
         self.say("up/birth", birth)

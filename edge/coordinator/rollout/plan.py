@@ -1,7 +1,6 @@
 """What a person writes to say how a release goes out: TOML, read strictly, all faults told at once.
 
-All but the release has a default that is meant to be used. What this version does not carry out yet is refused, and not
-ignored.
+All but the release has a default that is meant to be used.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from edge.contract.documents import DocumentError, Rule, at_least, between, deco
 from edge.contract.durations import Duration, seconds
 from edge.contract.errors import ConfigError, RolloutError
 from edge.coordinator.rollout import query
+from edge.coordinator.rollout.window import Window
 
 MAX_PLAN_BYTES = 16 * 1024
 _SHARE = re.compile(r"(\d+(?:\.\d+)?) ?%")
@@ -63,7 +63,7 @@ class Pace:
     Attributes:
         transfers: Devices that fetch at one time, at most.
         bytes_per_s: Of the whole rollout; 0 for no limit.
-        device_mb_per_day: Of one device; 0 for no limit.
+        device_mb_per_day: Of one device, 10^6 bytes each; 0 for no limit. A lower cap of its own stops it before.
     """
 
     transfers: Annotated[int, at_least(1)] = 50
@@ -128,7 +128,7 @@ class Plan:
         start: When it begins.
         on_stop: What becomes of those touched when it stops.
         pace: How much at once.
-        window: In which activation may happen; "" at any time.
+        window: In which activation may happen, see `edge.coordinator.rollout.window`; "" at any time.
         deadline: How long targets may take.
         health: What failures do.
         model: How the model is judged, after all waves but the first and the last.
@@ -170,14 +170,17 @@ class Plan:
                 is_there = False
             if not is_there:
                 faults.append('start.at must be "now" or a moment with its zone, such as "2026-12-01T02:00:00+01:00"')
-        later = {
-            "window": self.window != "",
-            "pace.bytes_per_s": self.pace.bytes_per_s > 0,
-            "pace.device_mb_per_day": self.pace.device_mb_per_day > 0,
-        }
-        faults += [f"{name} is not carried out by this version; leave it out" for name, given in later.items() if given]
+        if self.window:
+            try:
+                Window.parse(self.window)
+            except ValueError as exc:
+                faults.append(f"window: {exc}")
         if faults:
             raise ValueError("; ".join(faults))
+
+    def is_open(self, wall_ms: int, offset_min: int) -> bool:
+        """Whether a device may activate now whose local time is so far ahead of UTC."""
+        return not self.window or Window.parse(self.window).is_open(wall_ms, offset_min)
 
 
 # Soak of a plan that gives none.

@@ -76,9 +76,18 @@ def is_on_its_way(target: Target) -> bool:
     return target.state in (T.OFFERED, T.STAGED)
 
 
-def wants(rollout: Rollout, target: Target, *, is_halted: bool = False) -> Literal["now", "wait", "never", ""]:
-    """What a device is told: ``now``, ``wait`` (fetch, do not activate), ``never``, or "" for nothing."""
+def wants(
+    rollout: Rollout, target: Target, *, is_halted: bool = False, is_open: bool = True
+) -> Literal["now", "wait", "never", ""]:
+    """What a device is told: ``now``, ``wait`` (fetch, do not activate), ``never``, or "" for nothing.
+
+    Args:
+        rollout: It.
+        target: A model of the device in it.
+        is_halted: The whole fleet is paused.
+        is_open: It is in the window of the plan, by the device's local time.
+    """
     if target.state in DESIRED:
-        may_not = is_halted or rollout.state in (S.PAUSED, S.HELD, S.READY)
+        may_not = is_halted or not is_open or rollout.state in (S.PAUSED, S.HELD, S.READY)
         return "wait" if may_not and is_on_its_way(target) else "now"
     return "never" if target.state in (T.SUPERSEDED, T.EXCLUDED, T.TIMED_OUT) else ""

@@ -59,10 +59,10 @@ def test_all_that_is_wrong_is_told_at_once() -> None:
     assert [word for word in words if word not in str(told.value)] == []
     with pytest.raises(ConfigError) as told:
         plans.of_toml(
-            b'release = 1\nselect = "profil = 1"\nwaves = [10, 5, "50 %"]\nwindow = "Mon"\npace = { bytes_per_s = 5 }\n'
+            b'release = 1\nselect = "profil = 1"\nwaves = [10, 5, "50 %"]\nwindow = "Mon"\n'
             b'start = { at = "tomorrow", approvals = 2 }'
         )
-    words = ("'profile'", '"100 %"', "must not go down", "window", "bytes_per_s", "start.at")
+    words = ("'profile'", '"100 %"', "must not go down", "window", "start.at")
     assert [word for word in words if word not in str(told.value)] == []
 
 
