@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 
@@ -76,9 +76,10 @@ def machine_id(path: Path = Path("/etc/machine-id")) -> str:
 def utc_offset_min(wall_ms: int) -> int:
     """How many minutes the local time here is ahead of UTC at a moment."""
     try:
-        return time.localtime(wall_ms / 1000).tm_gmtoff // 60
+        offset = datetime.fromtimestamp(wall_ms / 1000, UTC).astimezone().utcoffset()
     except (OverflowError, OSError, ValueError):  # a clock that is set to nonsense
-        return 0
+        offset = None
+    return 0 if offset is None else int(offset.total_seconds()) // 60
 
 
 def hardware() -> dict[str, str | int]:
