@@ -125,7 +125,8 @@ from pathlib import Path
 from edge.channel.mqtt import MqttTransport
 from edge.channel.url import BrokerUrl
 from edge.coordinator.config import CoordinatorConfig
-from edge.coordinator.service import CoordinatorService, Place
+from edge.coordinator.place import Place
+from edge.coordinator.service import CoordinatorService
 from edge.coordinator.artifacts import ArtifactStore
 folder = Path({str(folder)!r})
 ArtifactStore(folder / "artifacts").put(Path({str(file)!r}).read_bytes())

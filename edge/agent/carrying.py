@@ -16,10 +16,10 @@ from edge.agent.config import AgentConfig
 from edge.agent.introduction import introduction, meant_model
 from edge.agent.model_core import ModelCore
 from edge.agent.slots import DeviceRecord
-from edge.agent.vetting import Vetting
 from edge.channel import parcel, topics
 from edge.channel.codec import decode
 from edge.channel.messages import Desired, Meta, Restore, State
+from edge.channel.vetting import Vetting
 from edge.contract.clock import Now
 from edge.contract.digest import sha256
 from edge.contract.errors import EdgeError, LearningError

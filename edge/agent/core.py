@@ -27,7 +27,6 @@ from edge.agent.model_core import MAX_EVENTS, ModelCore
 from edge.agent.models import Models
 from edge.agent.outbox import Outbox
 from edge.agent.reports import Reports
-from edge.agent.vetting import UNSIGNED, Believed, Trust, Vetting
 from edge.agent.vitals import Vitals
 from edge.agent.wire import KEYS
 from edge.channel import topics
@@ -55,6 +54,7 @@ from edge.channel.transport import (
     TransportEvent,
     packet_bytes,
 )
+from edge.channel.vetting import UNSIGNED, Believed, Trust, Vetting
 from edge.contract.clock import Now
 from edge.contract.errors import ChannelError, LearningError
 

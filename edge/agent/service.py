@@ -29,10 +29,10 @@ from edge.agent.config import AgentConfig, HttpOptions
 from edge.agent.core import AgentCore
 from edge.agent.models import Models
 from edge.agent.supervision import Supervisor
-from edge.agent.vetting import Trust
 from edge.agent.wire import MAX_LINE_BYTES, decode_request, encode_line
 from edge.channel import topics
 from edge.channel.transport import Connected, Disconnected, Publish, Transport, TransportEvent, publish_all
+from edge.channel.vetting import Trust
 from edge.contract.clock import Now
 from edge.contract.errors import ConfigError, EdgeError
 

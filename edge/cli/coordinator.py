@@ -95,6 +95,12 @@ def coordinator() -> None:
 @click.option("--connect-timeout", default=10.0, type=click.FloatRange(min=0.1), help="Seconds to find the broker.")
 @click.option("--signing", type=click.Path(path_type=Path), help="The folder `coordinator` of `edge-fleet keys init`.")
 @click.option("--standby", is_flag=True, help="With --database: wait until no other has it, then take over.")
+@click.option("--upstream", envvar="EDGE_UPSTREAM", show_envvar=True, help="Broker of the coordinator above this one.")
+@click.option("--upstream-password", envvar="EDGE_UPSTREAM_PASSWORD", show_envvar=True, help="Of its login there.")
+@click.option("--upstream-fleet", default="default", help="Fleet id there.")
+@click.option("--upstream-trust", type=click.Path(path_type=Path), help="Root document of that fleet.")
+@click.option("--upstream-interval", default=60.0, type=click.FloatRange(min=0), help="Seconds between contributions.")
+@click.option("--site", help="Name of this site there, as of a device: with --upstream.")
 @click.option("--timestamp-days", default=7.0, type=click.FloatRange(0.01), help="How long signed news are believed.")
 def serve(
     broker: str,
@@ -135,6 +141,12 @@ def serve(
     connect_timeout: float,
     signing: Path | None,
     standby: bool,
+    upstream: str | None,
+    upstream_password: str | None,
+    upstream_fleet: str,
+    upstream_trust: Path | None,
+    upstream_interval: float,
+    site: str | None,
     timestamp_days: float,
 ) -> None:
     """Serve a fleet until stopped.
@@ -146,6 +158,8 @@ def serve(
     edge-coordinator serve --broker mqtt://broker:1883 --bundle model.edge
     edge-coordinator serve --broker mqtts://broker \\
         --http 0.0.0.0:8470 --tls-cert c.pem --tls-key k.pem
+    edge-coordinator serve --broker mqtt://127.0.0.1:1883 \\
+        --upstream mqtts://above --site lisbon
     """
     from edge.channel.mqtt import MqttTransport, probe
     from edge.channel.topics import check_id
@@ -170,10 +184,11 @@ def serve(
     try:
         from edge.coordinator.access import check_reach
         from edge.coordinator.alerts.rules import AlertRules, of_file
-        from edge.coordinator.config import CoordinatorConfig
+        from edge.coordinator.config import CoordinatorConfig, SiteConfig
+        from edge.coordinator.place import Place
         from edge.coordinator.release_policy import ReleasePolicy
         from edge.coordinator.release_policy import of_file as read_policy
-        from edge.coordinator.service import CoordinatorService, Place, wait_for_turn
+        from edge.coordinator.service import CoordinatorService, wait_for_turn
         from edge.coordinator.summaries import Keep
     except ImportError as exc:
         raise ConfigError(f"{exc.name} is not installed: pip install 'edgeloop[coordinator]'") from exc
@@ -184,6 +199,11 @@ def serve(
     release_policy = ReleasePolicy() if merge_policy is None else read_policy(merge_policy, merge_by)
     if release_policy.needs_holdout and evaluate is None:
         raise ConfigError(f"{merge_policy}: min_gain needs --evaluate FILE: samples with labels to tell a gain by")
+    if (upstream is None) != (site is None):
+        raise ConfigError("--upstream and --site: a site needs the broker above it and a name there")
+    if site is not None and (merge_by or noise_multiplier):
+        raise ConfigError("--site: groups (--merge-by) and noise are made by the coordinator above all sites")
+    above = None if upstream is None else BrokerUrl.parse(upstream, upstream_password)
     config = CoordinatorConfig(
         fleet=check_id(fleet, "fleet"),
         name=check_id(name, "coordinator"),
@@ -201,12 +221,21 @@ def serve(
         signing=signing,
         timestamp_days=timestamp_days,
         alerts=AlertRules() if alerts is None else of_file(alerts),
+        site=None
+        if site is None
+        else SiteConfig(
+            name=check_id(site, "site"),
+            fleet=check_id(upstream_fleet, "fleet"),
+            interval_s=upstream_interval,
+            trust_root=upstream_trust,
+        ),
     )
     if standby and not database:
         raise ConfigError("--standby: coordinators share a PostgreSQL database, named by --database")
     place = wait_for_turn(config, host, port, str(url)) if standby else Place(config, host, port, str(url))
     probe(url, connect_timeout)
-    service = CoordinatorService(config, MqttTransport(url, name, clean_start=True), place)
+    line_up = None if above is None else MqttTransport(above, site or "", clean_start=False)
+    service = CoordinatorService(config, MqttTransport(url, name, clean_start=True), place, line_up)
     for path in bundles:
         service.register_bundle(path)
     service.check_holdout(bundles)

@@ -13,6 +13,23 @@ from edge.merging.policy import MergePolicy
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SiteConfig:
+    """A coordinator above this one.
+
+    Attributes:
+        name: Of this site: a device's name there.
+        fleet: That it belongs to there.
+        interval_s: Least time between two contributions.
+        trust_root: Root document by which releases from above are proved; None takes them unproved.
+    """
+
+    name: str
+    fleet: str = "default"
+    interval_s: float = 60.0
+    trust_root: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class CoordinatorConfig:
     """Options, checked at the roof.
 
@@ -34,6 +51,7 @@ class CoordinatorConfig:
         signing: Folder with the coordinator's key and the signed metadata; None for a fleet without keys.
         alerts: What people are told of without asking.
         timestamp_days: How long devices believe that nothing newer was signed.
+        site: Of which fleet this one is a site; None for none.
     """
 
     fleet: str
@@ -53,3 +71,4 @@ class CoordinatorConfig:
     signing: Path | None = None
     timestamp_days: float = 7.0
     alerts: AlertRules = field(default_factory=AlertRules)
+    site: SiteConfig | None = None

@@ -6,8 +6,10 @@ Holds nothing in memory that is not also in its store, but for uploads on their 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 
@@ -31,14 +33,18 @@ from edge.coordinator.merges import Merges
 from edge.coordinator.receipts import Receipts
 from edge.coordinator.records import Device, Order, Release
 from edge.coordinator.registry import Registry
-from edge.coordinator.releases import Releases
+from edge.coordinator.releases import Releases, add_release
 from edge.coordinator.rollout.plan import Plan
 from edge.coordinator.rollout.step import Rollout
 from edge.coordinator.rollouts import Rollouts
 from edge.coordinator.selection import for_devices
 from edge.coordinator.signing.signing import NOT_SIGNED, Signing
+from edge.coordinator.sites import Sites
 from edge.coordinator.store.store import Store
 from edge.coordinator.turns import in_the_way
+from edge.coordinator.upstream.pools import Pools
+from edge.learning.exchange import HeadRelease
+from edge.merging.groups import EVERYBODY
 
 HOUSEKEEPING_S = 600.0
 AUTHORITY = "authority"  # folder with the key that signs certificates of devices
@@ -56,6 +62,7 @@ class CoordinatorCore:
         artifacts: Its files.
         rng: For the noise of merges and the order of rollouts; nobody may foresee it.
         signing: Proves to devices what they are told; None for a fleet without keys.
+        new_id: A random identity, 32 hexadecimal digits.
 
     Attributes:
         events: What people should see.
@@ -71,6 +78,9 @@ class CoordinatorCore:
         alerts: What people are told of without asking.
         signing: Proves to them what they are told, or None.
         holdout: Samples on which merged heads are tested, or None.
+        bundles: Those that are known.
+        merges: That are made.
+        pools: At a site, what it gives the coordinator above and has from there; else None.
     """
 
     def __init__(
@@ -80,16 +90,20 @@ class CoordinatorCore:
         artifacts: ArtifactStore,
         rng: np.random.Generator | None = None,
         signing: Signing | None = None,
+        new_id: Callable[[], str] = lambda: uuid4().hex,
     ) -> None:
         self._config = config
         self._store = store
         self.signing = signing
         self.events = Events(store)
-        bundles = Bundles(store, artifacts)
+        self.bundles = bundles = Bundles(store, artifacts)
         self.holdout = None if config.evaluate is None else Holdout(config.evaluate)
-        merges = Merges(
+        sites = Sites(store, self.events)
+        self.pools = None if config.site is None else Pools(store, artifacts, new_id)
+        self._artifacts = artifacts
+        self.merges = merges = Merges(
             config.policy, store, artifacts, bundles, self.events, rng, config.release_policy, self.holdout,
-            lambda plan, now: self.rollouts.start(plan, "", now, supersede=True),
+            lambda plan, now: self.rollouts.start(plan, "", now, supersede=True), sites, self.pools,
         )  # fmt: skip
         self._room = artifacts.room
         own_disk = None if config.database else self._room
@@ -99,7 +113,7 @@ class CoordinatorCore:
         self._intake = Intake(store, artifacts, bundles)
         self.releases = Releases(store, artifacts, bundles, self.events)
         self.receipts = Receipts(config.fleet, config.data_dir, store, artifacts, self.events)
-        self.learning = Learning(config, store, artifacts, bundles, merges, self.events, self.receipts)
+        self.learning = Learning(config, store, artifacts, bundles, merges, self.events, self.receipts, sites)
         self.checkpoints = Checkpoints(store, artifacts, self.events)
         draw = np.random.default_rng(0) if rng is None else rng
         self.rollouts = Rollouts(store, artifacts, bundles, self.events, lambda: draw.bytes(16).hex())
@@ -113,6 +127,7 @@ class CoordinatorCore:
             self.checkpoints,
             self.rollouts,
             self.events,
+            sites,
             signing,
         )
         self.admissions = Admissions(store, self.events, self.rollouts, self.dialogue.clear)
@@ -183,6 +198,25 @@ class CoordinatorCore:
             release = self.push(digest, kind, backbone, devices, reason, now, at_once=False, **options)
             plan = Plan(release=release.counter, select=for_devices(devices))
             return release, self.rollouts.start(plan, who, now, supersede=True)
+
+    def release_merge(self, head: HeadRelease, reason: str, now: Now) -> Release:
+        """Give all devices a merge that was made above.
+
+        Raises:
+            ResourceError: There is no room for it.
+        """
+        digest = self._artifacts.put(head.encode()).digest
+        release = add_release(
+            self._store, kind="head", digest=digest, backbone=head.backbone, devices=EVERYBODY, reason=reason,
+            now_ms=now.wall_ms,
+        )  # fmt: skip
+        self.events.note("", "release", f"{release.counter}: {reason}", now)
+        self._next_telling_s = now.s
+        return release
+
+    def room_for(self, size_bytes: int) -> None:
+        """Raise ResourceError where there is too little room for so much."""
+        self._room.check(size_bytes)
 
     def merge_now(self, now: Now, *, supersede: bool = False, who: str = "") -> list[Release]:
         """Merge everything that is new and push it, see `Learning.merge_now`.

@@ -43,6 +43,7 @@ from edge.coordinator.registry import Registry
 from edge.coordinator.releases import Releases
 from edge.coordinator.rollouts import Rollouts
 from edge.coordinator.signing.signing import Signing
+from edge.coordinator.sites import Sites
 from edge.coordinator.store.store import Store
 from edge.coordinator.uploads import Uploads
 from edge.coordinator.wanted import Wanted
@@ -91,6 +92,7 @@ class Dialogue:
         checkpoints: All of what they learned, kept and given.
         rollouts: How releases go out.
         events: For what people should see.
+        sites: What coordinators below are asked for.
         signing: Proves what is sent; None in a fleet without keys.
     """
 
@@ -105,8 +107,10 @@ class Dialogue:
         checkpoints: Checkpoints,
         rollouts: Rollouts,
         events: Events,
+        sites: Sites,
         signing: Signing | None = None,
     ) -> None:
+        self._sites = sites
         self._checkpoints = checkpoints
         self._signing = signing
         self._fleet = fleet
@@ -186,6 +190,7 @@ class Dialogue:
                 self._registry.birth(device, message, now)
                 self._bases[device] = message.bases
                 self._rollouts.came()
+                self._sites.came(device, now)
                 self.tell(device, now)
             case State():
                 if message.state == "probation" and device in self._chunk_bytes:  # it arrived: the next may be larger
@@ -285,6 +290,11 @@ class Dialogue:
                     self._send_desired(device.id, each, now)
         self._say_orders(None, now)
 
+    def _say_to_sites(self) -> None:
+        for site, command in self._sites.to_say:
+            self._send(site, topics.DN_CMD, command, qos=1, expiry_s=60)
+        self._sites.to_say.clear()
+
     def _say_orders(self, device: str | None, now: Now) -> None:
         """Say what devices are to do once, until they answer."""
         for whom, message in self._checkpoints.to_say(device, self._chunk, now):
@@ -354,6 +364,7 @@ class Dialogue:
     def drain(self, now: Now) -> list[Publish]:
         """What is to be sent now; without a connection nothing, and it is not kept."""
         self._uploads.expire(now.s)
+        self._say_to_sites()
         out, self._out = self._out, []
         return out if self.is_connected else []
 

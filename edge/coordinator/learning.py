@@ -19,6 +19,7 @@ from edge.coordinator.receipts import Receipts
 from edge.coordinator.records import DECOMMISSIONED, Contribution, Forgotten, Release
 from edge.coordinator.release_policy import group_of
 from edge.coordinator.rollout.states import RolloutState
+from edge.coordinator.sites import Sites
 from edge.coordinator.store.store import Store
 from edge.coordinator.turns import Turns, in_the_way, named
 from edge.learning.exchange import HeadUpdate
@@ -72,6 +73,7 @@ class Learning:
         merges: That are made.
         events: For what people should see.
         receipts: Of what is forgotten.
+        sites: Whose devices are in whose contribution.
     """
 
     def __init__(
@@ -83,7 +85,9 @@ class Learning:
         merges: Merges,
         events: Events,
         receipts: Receipts,
+        sites: Sites,
     ) -> None:
+        self._sites = sites
         self._receipts = receipts
         self._config = config
         self._store = store
@@ -128,6 +132,7 @@ class Learning:
             else:
                 detail = f"{update.backbone[:12]}: kept; push or register its bundle to merge it"
                 self._events.note(device, "unknown-backbone", detail, now)
+        self._sites.check(device, update, now)
         contribution = Contribution(
             device=device,
             lineage=update.lineage,
@@ -141,17 +146,20 @@ class Learning:
             model=update.model,
             state_id=update.state_id,
         )
-        if self._keep(contribution):
+        if self._keep(contribution, update.parts):
+            self._sites.kept(device, update.parts, now)
             detail = f"{update.n_samples} samples, {update.learner}"
             self._events.note(device, "contribution", detail, now, update.model)
             self.plan_soon()
 
-    def _keep(self, one: Contribution) -> bool:
+    def _keep(self, one: Contribution, parts: Mapping[str, int]) -> bool:
         with self._store.transaction():
             before = self._store.contributions.get(one.device, one.lineage, one.backbone)
             kept = newer(before, one)
             if kept is not None:
                 self._store.contributions.keep(kept)
+                if parts or self._sites.is_site(one.device):
+                    self._store.parts.keep(kept, parts)
         if before is not None:  # what nobody needs any more: of a device that is forgotten nothing may stay
             self._remove((one if kept is None else before).digest)
         return kept is not None
@@ -254,6 +262,10 @@ class Learning:
         if why_not and not releases:
             raise RolloutError(f"nothing is merged yet: {'; '.join(why_not)}")
         return releases
+
+    def merge_soon(self, backbone: str, now: Now) -> None:
+        """Something came from above that the devices here should have: merge at the next tick."""
+        self._due_s[backbone] = now.s
 
     def regroup(self, device: str, keys: Iterable[str], now: Now) -> None:
         """Tags of a device changed: groups by one of them are merged anew."""

@@ -21,7 +21,9 @@ from edge.coordinator.releases import add_release
 from edge.coordinator.rollout.plan import Plan
 from edge.coordinator.rollout.states import ENDED, RolloutState
 from edge.coordinator.selection import for_devices
+from edge.coordinator.sites import Sites
 from edge.coordinator.store.store import Store
+from edge.coordinator.upstream.pools import Pools
 from edge.learning.exchange import HeadRelease, HeadUpdate
 from edge.merging.averaging import account_of
 from edge.merging.contributions import check_update
@@ -45,6 +47,8 @@ class Merges:
         release_policy: How heads go out, and what they must be worth.
         holdout: On which they are tested first; None for none.
         roll_out: Begins the rollout of a head by a plan.
+        sites: Whose devices are in whose contribution.
+        pools: At a site, what is known of the rest of the fleet; else None.
     """
 
     def __init__(
@@ -58,7 +62,10 @@ class Merges:
         release_policy: ReleasePolicy | None = None,
         holdout: Holdout | None = None,
         roll_out: Callable[[Plan, Now], object] | None = None,
+        sites: Sites | None = None,
+        pools: Pools | None = None,
     ) -> None:
+        self._sites, self._pools = sites, pools
         self._release_policy = release_policy or ReleasePolicy()
         self._holdout = holdout
         self._roll_out = roll_out
@@ -119,6 +126,7 @@ class Merges:
                 used = []
             published = found if is_anew else Merge(release=shipped_head(bundle), is_exact=True)
             is_news = is_pending or was_left_out or any(row.version > row.merged_version for row in used)
+            is_news |= self._pools is not None and self._pools.is_news(backbone)
             if is_news or self._is_new_group(backbone, meant_for):
                 is_last = i == len(merges) - 1
                 releases += self._publish(bundle, meant_for, published, used, is_pending, is_last, now)
@@ -146,6 +154,7 @@ class Merges:
                 current_names=names,
                 memory=self._store.contributions.memory(backbone),
                 rng=self._rng,
+                elsewhere=None if self._pools is None else self._pools.elsewhere(bundle),
             )
         except LearningError as exc:  # the same numbers fail again: it waits for others
             if is_pending and not any(update.learner == "statistics" for _, update in part):
@@ -167,13 +176,34 @@ class Merges:
         told = [f"{rows[lineage].device}: {why}" for lineage, why in found.waiting.items()]
         return told + ([found.why_not] if found.why_not else [])
 
-    def _gather(self, backbone: str, bundle: Bundle, now: Now) -> list[tuple[Contribution, HeadUpdate]]:
-        """What can be merged: the newest of each lineage, of changes those that no merge has in."""
+    def inside(self, backbone: str, bundle: Bundle, now: Now) -> list[tuple[Contribution, HeadUpdate]]:
+        """What this site gives the coordinator above: what its own merges have in, and changes."""
+        out = {(each.device, each.lineage): each.version for each in self._store.contributions.refused(backbone)}
+        return [
+            (row, update)
+            for row, update in self._gather(backbone, bundle, now, changes=True)
+            if row.n_samples >= self._policy.min_samples
+            and (row.learner == "delta" or row.merged_version >= 0)
+            and out.get((row.device, row.lineage)) != row.version
+        ]
+
+    def _gather(
+        self, backbone: str, bundle: Bundle, now: Now, *, changes: bool | None = None
+    ) -> list[tuple[Contribution, HeadUpdate]]:
+        """What can be merged: the newest of each lineage, of changes those that no merge has in.
+
+        At a site changes are no part of that where it is not said: they are averaged once, above.
+        """
+        changes = self._pools is None if changes is None else changes
         newest: dict[str, Contribution] = {}
         outside = self._store.devices.not_approved()
-        for row in sorted(self._store.contributions.all(backbone), key=lambda row: row.version):
-            if row.device in outside:
-                continue
+        inside = [row for row in self._store.contributions.all(backbone) if row.device not in outside]
+        if self._sites is not None:
+            inside = self._sites.counted(backbone, inside, now)
+        if self._pools is not None:
+            inside = [each for each in inside if self._pools.counts(each, now)]
+        inside = [each for each in inside if changes or each.learner == "statistics"]
+        for row in sorted(inside, key=lambda row: row.version):
             if row.lineage in newest:
                 other = newest[row.lineage].device
                 detail = f"it has a copy of the state folder of {other}; only one of them is counted"
@@ -244,7 +274,9 @@ class Merges:
         backbone = bundle.manifest.backbone_digest
         before = self._store.contributions.memory(backbone)
         n_devices = len({row.device for row in used})
-        reason = f"{_of(meant_for)}merge of {n_devices} devices, {found.release.n_samples} labelled samples"
+        with_above = self._pools is not None and self._pools.knows(backbone)
+        whose = f"{n_devices} devices{' and of the fleet above' if with_above else ''}"
+        reason = f"{_of(meant_for)}merge of {whose}, {found.release.n_samples} labelled samples"
         if is_pending:
             reason = f"{reason if used else 'the shipped head'}, without what was forgotten"
         may_go, tested = self._test(bundle, meant_for, found.release, now)
@@ -265,6 +297,8 @@ class Merges:
                 notes=tested,
             )
             self._store.contributions.merged(used, release.counter)
+            if self._pools is not None:
+                self._pools.merged(backbone, release.counter)
             self._store.contributions.remember(backbone, found.memory)
             if found.is_exact and is_last:
                 self._store.contributions.unlearned(backbone)

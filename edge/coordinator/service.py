@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import os
+import math
 import secrets
 import shutil
 import signal
@@ -26,27 +26,28 @@ import numpy as np
 import uvicorn
 
 from edge.channel import topics
-from edge.channel.transport import Connected, Disconnected, Transport, TransportEvent, publish_all
+from edge.channel.transport import Connected, Disconnected, Publish, Transport, TransportEvent, publish_all
+from edge.channel.vetting import Trust
 from edge.contract.bundle import Bundle
 from edge.contract.clock import Now
-from edge.contract.digest import sha256
 from edge.contract.errors import ConfigError, RolloutError
-from edge.contract.files import lock_folder
 from edge.coordinator.access import Access, check_reach
 from edge.coordinator.alerts.webhook import post
 from edge.coordinator.api import build_api
 from edge.coordinator.artifacts import ArtifactStore
 from edge.coordinator.backup import ARTIFACTS, DATABASE
-from edge.coordinator.config import CoordinatorConfig
+from edge.coordinator.config import CoordinatorConfig, SiteConfig
 from edge.coordinator.core import CoordinatorCore
 from edge.coordinator.events import reason
 from edge.coordinator.inbox import Inbox
+from edge.coordinator.place import Place
 from edge.coordinator.records import APPROVED, Alert
 from edge.coordinator.room import USUAL_BYTES, USUAL_PART, Room
 from edge.coordinator.signing.signing import Signing
 from edge.coordinator.store.database import DatabaseError, is_taken
 from edge.coordinator.store.lease import LEASE_S
 from edge.coordinator.store.store import Store
+from edge.coordinator.upstream.uplink import Uplink
 
 log = logging.getLogger("edge.coordinator")
 
@@ -60,6 +61,9 @@ TURN_S = 0.5
 SWITCH_S = 0.0005
 # After a fault of the loop or the HTTP server: what fails at once again shall not keep a core busy.
 PAUSE_S = 1.0
+# The broker above says that this site is gone after this: short breaks are none.
+WILL_DELAY_S = 30
+FROM_ABOVE = "from-above"  # folder of downloads
 # A webhook is told of alerts so soon.
 WEBHOOK_S = 2.0
 
@@ -75,86 +79,6 @@ class _Call:
 def now() -> Now:
     """The time as the core wants it."""
     return Now(time.monotonic(), time.time_ns() // 1_000_000)
-
-
-class Place:
-    """What a coordinator must have for itself: the port of its HTTP API, its data folder, its fleet at its broker.
-
-    Taken before the broker is touched: there a second coordinator pushes the first one off.
-
-    Args:
-        config: Its options.
-        host: Address of the HTTP API.
-        port: Its port.
-        broker: Address of the broker, without a login.
-
-    Attributes:
-        listening: The port, open.
-
-    Raises:
-        ConfigError: Another process on this machine has one of them, or it cannot be used.
-    """
-
-    def __init__(self, config: CoordinatorConfig, host: str, port: int, broker: str) -> None:
-        self._data_dir = config.data_dir
-        self._folder: int | None = None
-        try:
-            family = socket.AF_INET6 if ":" in host else socket.AF_INET
-            self.listening = socket.create_server((host, port), family=family)
-        except OSError as exc:
-            raise ConfigError(
-                f"the HTTP API could not listen on {host}:{port}: {exc.strerror or exc}; choose another with --http"
-            ) from exc
-        try:
-            if config.data_dir.exists():  # else nobody has it, and nothing is made before the broker has answered
-                self._folder = lock_folder(config.data_dir)
-            self._fleet = _alone(f"edgeloop coordinator of {config.fleet} at {broker}", "--fleet")
-            try:  # the broker knows it by its name, whatever its fleet is
-                self._name = _alone(f"edgeloop coordinator called {config.name} at {broker}", "--name")
-            except BaseException:
-                self._fleet.close()
-                raise
-        except BaseException:
-            self.listening.close()
-            if self._folder is not None:
-                os.close(self._folder)
-            raise
-
-    def settle(self) -> None:
-        """Make the data folder, and have it.
-
-        Raises:
-            ConfigError: It cannot be written, or another process has it by now.
-        """
-        if self._folder is None:
-            self._folder = lock_folder(self._data_dir)
-
-    def close(self) -> None:
-        """Give all of it free."""
-        self.listening.close()
-        self._fleet.close()
-        self._name.close()
-        if self._folder is not None:
-            os.close(self._folder)
-            self._folder = None
-
-
-def _alone(name: str, option: str) -> socket.socket:
-    """Have a name that one process of this machine has, until it is closed or the process ends.
-
-    Where there are no such names (they are Linux's) everybody is alone. `option` of `serve` chooses another.
-
-    Raises:
-        ConfigError: Another process has it.
-    """
-    holder = socket.socket(socket.AF_UNIX)
-    if sys.platform == "linux":
-        try:
-            holder.bind(f"\0{sha256(name.encode())}")
-        except OSError as exc:
-            holder.close()
-            raise ConfigError(f"there is another {name} on this machine; stop it first, or choose {option}") from exc
-    return holder
 
 
 def wait_for_turn(config: CoordinatorConfig, host: str, port: int, broker: str) -> Place:
@@ -199,6 +123,25 @@ def _signing(config: CoordinatorConfig) -> Signing | None:
     return Repository(config.signing, now(), timestamp_days=config.timestamp_days)
 
 
+def _trust(site: SiteConfig, data_dir: Path) -> Trust | None:
+    """What proves releases from above; None where this site was given no root.
+
+    Raises:
+        ConfigError: It cannot be read, or the packages for it are not installed.
+    """
+    if site.trust_root is None:
+        return None
+    try:
+        from edge.channel.updates import Trust as Proof
+
+        root = site.trust_root.read_bytes()
+    except ImportError as exc:
+        raise ConfigError(f"--upstream-trust: {exc.name} is not installed: pip install 'edgeloop[signed]'") from exc
+    except OSError as exc:
+        raise ConfigError(f"--upstream-trust {site.trust_root} cannot be read: {exc.strerror}") from exc
+    return Proof(data_dir / "trust-above", root, fleet=site.fleet, device=site.name)
+
+
 def _room(config: CoordinatorConfig) -> Room:
     """What is kept free on the disk of the data folder."""
     usual = min(USUAL_BYTES, int(USUAL_PART * shutil.disk_usage(config.data_dir).total))
@@ -213,13 +156,18 @@ class CoordinatorService:
         config: Its options.
         transport: To the broker.
         place: What it has for itself; closed at the end.
+        above: To the broker of the coordinator above, where this one is a site.
 
     Raises:
         ConfigError: The data folder or the database cannot be used, or another coordinator has it.
     """
 
-    def __init__(self, config: CoordinatorConfig, transport: Transport, place: Place) -> None:
+    def __init__(
+        self, config: CoordinatorConfig, transport: Transport, place: Place, above: Transport | None = None
+    ) -> None:
         self._config = config
+        self._above = above
+        self._uplink: Uplink | None = None
         self._transport = transport
         self._place = place
         self._stopping = False
@@ -238,6 +186,9 @@ class CoordinatorService:
             np.random.default_rng(secrets.randbits(128)),
             _signing(config),
         )
+        if config.site is not None and self.core.pools is not None:
+            folder, trust = config.data_dir / FROM_ABOVE, _trust(config.site, config.data_dir)
+            self._uplink = Uplink(config.site, self.core, self._store, self.core.pools, folder, trust)
         self._inbox: Inbox[_Call] = Inbox(time.monotonic)
         self._lost: ConfigError | None = None
 
@@ -293,6 +244,10 @@ class CoordinatorService:
         threading.Thread(target=self._keep_lease, daemon=True).start()
         self._transport.subscribe(topics.coordinator_filters(self._config.fleet))
         self._transport.start(self._inbox.put)
+        if self._above is not None and self._uplink is not None and self._config.site is not None:
+            self._set_will(self._above, self._uplink)
+            self._above.subscribe(topics.device_filters(self._config.site.fleet, self._config.site.name))
+            self._above.start(lambda event: self._inbox.call(_Call(functools.partial(self._from_above, event))))
         log.info("fleet %s, %s://%s:%d", self._config.fleet, "http" if tls is None else "https", host, port)
         if self._config.unknown == APPROVED:
             log.info("devices that nobody knows are approved; --unknown-devices hold has them wait for a person")
@@ -305,6 +260,9 @@ class CoordinatorService:
             if self._server is not None:
                 self._server.should_exit = True
             self._transport.stop()
+            if self._above is not None and self._uplink is not None:
+                publish_all(self._above, [self._uplink.farewell(now())])
+                self._above.stop()
             web.join(5.0)
             try:
                 self.core.close(now())
@@ -381,7 +339,8 @@ class CoordinatorService:
 
     def _turn(self) -> None:
         end = time.monotonic() + TURN_S
-        wait_s = min(max(self.core.next_deadline_s - time.monotonic(), 0.0), 1.0)
+        due_s = min(self.core.next_deadline_s, math.inf if self._uplink is None else self._uplink.next_deadline_s)
+        wait_s = min(max(due_s - time.monotonic(), 0.0), 1.0)
         # A busy fleet must not keep timers from running.
         while (item := self._inbox.take(wait_s)) is not None:
             self._take(item)
@@ -391,9 +350,14 @@ class CoordinatorService:
         for (device, kind), count in self._inbox.dropped().items():
             detail = f"{count} {kind} dropped: it sends more than one device may, or more came in than can be kept"
             self.core.events.fault(device, "too-many-messages", detail, now(), kind)
-        for effect in self.core.tick(now()):
+        self._send(self._transport, self.core.tick(now()))
+        if self._uplink is not None and self._above is not None:
+            self._send(self._above, self._uplink.tick(now()))
+
+    def _send(self, transport: Transport, effects: Sequence[Publish]) -> None:
+        for effect in effects:
             try:
-                publish_all(self._transport, [effect])
+                publish_all(transport, [effect])
             except Exception as exc:  # noqa: BLE001  # it costs this message
                 self._tell("sending a message", exc)
 
@@ -414,6 +378,21 @@ class CoordinatorService:
             self.core.transport(item, now())
         except BaseException as exc:  # noqa: BLE001  # a panic of a library in Rust is no Exception
             self._tell("a message", exc)
+
+    @staticmethod
+    def _set_will(above: Transport, uplink: Uplink) -> None:
+        will = uplink.will(now())
+        above.set_will(will.topic, will.payload, will.qos, will.retain, WILL_DELAY_S)
+
+    def _from_above(self, event: TransportEvent, _core: CoordinatorCore, at: Now) -> None:
+        if isinstance(event, Disconnected):
+            log.warning("no line to the coordinator above: %s; trying again", event.reason)
+        elif isinstance(event, Connected):
+            log.info("connected to the broker above")
+        if self._uplink is not None and self._above is not None:
+            self._uplink.transport(event, at)
+            if isinstance(event, Connected):
+                self._set_will(self._above, self._uplink)
 
     def _tell(self, doing: str, exc: BaseException) -> None:
         """Make an event of a fault; where not even that can be done, live on."""

@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -27,6 +27,7 @@ _PARAMETER = "parameter."
 _MERGED = "merged."
 _UPDATE = UPDATE_KIND = "head-update"
 _RELEASE = "head-release"
+_LONGEST_LINEAGE = 64
 _STATE_ID = re.compile(r"([0-9a-f]{16,64})?")
 
 
@@ -46,6 +47,7 @@ class HeadUpdate:
         class_names: Of the device, where it has added some to those of the bundle, which come first; else empty.
         model: Name of the model on the device, for people; "" of devices from before there were several.
         state_id: Of the state folder that it comes from; "" of devices from before there was one.
+        parts: Of a site, whose devices' sum it is: by their lineages, the versions that are in it.
     """
 
     learner: str
@@ -58,10 +60,11 @@ class HeadUpdate:
     class_names: tuple[str, ...] = ()
     model: str = ""
     state_id: str = ""
+    parts: Mapping[str, int] = field(default_factory=dict)
 
     def encode(self) -> bytes:
         """As one document."""
-        description = {
+        description: dict[str, Any] = {
             "learner": self.learner,
             "backbone": self.backbone,
             "lineage": self.lineage,
@@ -72,6 +75,8 @@ class HeadUpdate:
             "model": self.model,
             "state_id": self.state_id,
         }
+        if self.parts:
+            description["parts"] = dict(self.parts)
         return tensorfile.encode(_UPDATE, description, self.tensors)
 
     @classmethod
@@ -87,10 +92,11 @@ class HeadUpdate:
             found.get("learner") not in ("statistics", "delta")
             or not is_digest(found.get("backbone"))
             or not isinstance(found.get("lineage"), str)
-            or not 0 < len(found["lineage"]) <= 64
+            or not 0 < len(found["lineage"]) <= _LONGEST_LINEAGE
             or not all(type(number) is int and number >= 0 for number in numbers)
             or not (found.get("model", "") == "" or (isinstance(found["model"], str) and is_model_name(found["model"])))
             or not (isinstance(found.get("state_id", ""), str) and _STATE_ID.fullmatch(found.get("state_id", "")))
+            or not _is_included(found.get("parts", {}))
         ):
             raise BundleError(f"{what}: a field of the head update is missing or not of its type")
         return cls(
@@ -104,6 +110,7 @@ class HeadUpdate:
             class_names=_names(found, what),
             model=found.get("model", ""),
             state_id=found.get("state_id", ""),
+            parts=found.get("parts", {}),
         )
 
 
@@ -187,8 +194,7 @@ class HeadRelease:
         included = found.get("included")
         if (
             not is_digest(found.get("backbone"))
-            or not isinstance(included, dict)
-            or not all(type(version) is int and version >= 0 for version in included.values())
+            or not _is_included(included)
             or type(found.get("n_samples")) is not int
             or found["n_samples"] < 0
             or not isinstance(found.get("origin"), str)
@@ -237,6 +243,14 @@ class HeadRelease:
             moment = np.pad(merged["moment"], ((0, 0), (0, 1)))  # the last column, -1, is of a class without samples
             merged["moment"] = np.ascontiguousarray(moment[:, columns])
         return replace(self, parameters=parameters, merged=merged, class_names=tuple(wanted))
+
+
+def _is_included(found: Any) -> TypeGuard[dict[str, int]]:
+    """Whether this says versions by lineage."""
+    return isinstance(found, dict) and all(
+        0 < len(lineage) <= _LONGEST_LINEAGE and type(version) is int and version >= 0
+        for lineage, version in found.items()
+    )
 
 
 def _outside(found: Any, what: str) -> Outside | None:

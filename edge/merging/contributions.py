@@ -35,7 +35,7 @@ def statistics_of(update: HeadUpdate, bundle: Bundle) -> HeadStatistics:
     """The statistics in an update, of its own classes.
 
     They may stand for fewer samples than the update names, since samples can count less than one and be forgotten; and
-    for `TRUSTED_PAST` more, because a device that saw the world change counts what came since a second time.
+    for `TRUSTED_PAST` more of each device, because one that saw the world change counts what came since a second time.
 
     Raises:
         LearningError: They are not of this bundle's head, or not statistics of any samples.
@@ -48,7 +48,7 @@ def statistics_of(update: HeadUpdate, bundle: Bundle) -> HeadStatistics:
     found = HeadStatistics.from_tensors(
         update.tensors, head.n_statistics, n_outputs, is_classifier=head.training.is_classifier
     )
-    if found.n_samples > update.n_samples * (1 + 1e-3) + TRUSTED_PAST:
+    if found.n_samples > update.n_samples * (1 + 1e-3) + TRUSTED_PAST * max(1, len(update.parts)):
         raise LearningError(f"statistics of {found.n_samples:.0f} samples that claim {update.n_samples}")
     return found
 

@@ -23,8 +23,9 @@ from edge.merging.contributions import class_names_of, n_outputs_of, row_names, 
 from edge.merging.deltas import Delta
 from edge.merging.outsiders import worth_outside
 from edge.merging.policy import MergePolicy
+from edge.merging.pooling import Elsewhere
 from edge.merging.screening import Screening, screen_statistics
-from edge.merging.sums import head_of_sum, shipped_statistics, sums_by_device
+from edge.merging.sums import head_of_sum, lined_up, shipped_statistics, sums_by_device
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True)
@@ -68,6 +69,7 @@ def merge(
     current_names: Sequence[str] = (),
     memory: MergeMemory | None = None,
     rng: np.random.Generator | None = None,
+    elsewhere: Elsewhere | None = None,
 ) -> Merge:
     """Merge the newest update of each lineage.
 
@@ -86,6 +88,7 @@ def merge(
         current_names: Classes of the current head, where it has more than the bundle.
         memory: Of the merge before.
         rng: For noise; needed where the policy asks for any.
+        elsewhere: At a site, what the rest of the fleet has learned, in place of the shipped statistics.
 
     Raises:
         LearningError: There is nothing to merge, or the policy's rule cannot merge it.
@@ -98,7 +101,7 @@ def merge(
         if update.n_samples < policy.min_samples
     }
     updates = [(device, update) for device, update in updates if update.lineage not in waiting]
-    n_samples = sum(update.n_samples for _, update in updates)
+    n_samples = sum(update.n_samples for _, update in updates) + (0 if elsewhere is None else elsewhere.n_samples)
     if n_samples < policy.min_merge_samples and (updates or waiting):
         why = f"{n_samples} labelled samples to merge, {policy.min_merge_samples} are needed (--min-merge-samples)"
         return Merge(release=None, memory=memory, waiting=waiting, why_not=why)
@@ -107,8 +110,8 @@ def merge(
     set_aside: dict[str, str] = {}
     if policy.noise_multiplier > 0:
         refused = {update.lineage: "statistics are not merged where noise is asked for" for _, update in statistics}
-    elif statistics:
-        found = _merge_statistics(policy, bundle, statistics, already)
+    elif statistics or elsewhere is not None:
+        found = _merge_statistics(policy, bundle, statistics, already, elsewhere)
         if found.release is not None:
             return replace(found, memory=memory, waiting=waiting)
         refused, set_aside = dict(found.refused), dict(found.set_aside)
@@ -180,14 +183,19 @@ def shipped_head(bundle: Bundle) -> HeadRelease:
 
 
 def _merge_statistics(
-    policy: MergePolicy, bundle: Bundle, updates: Sequence[tuple[str, HeadUpdate]], already: Mapping[str, int]
+    policy: MergePolicy,
+    bundle: Bundle,
+    updates: Sequence[tuple[str, HeadUpdate]],
+    already: Mapping[str, int],
+    elsewhere: Elsewhere | None,
 ) -> Merge:
     """The sum, without a release if nobody's statistics are left."""
-    sums, names = sums_by_device(bundle, updates)
-    prior = shipped_statistics(bundle, policy.prior_samples)
-    is_classifier = trainable_head(bundle).training.is_classifier
+    known_names, is_classifier = bundle.manifest.class_names, trainable_head(bundle).training.is_classifier
+    given = known_names if elsewhere is None else elsewhere.names
+    sums, names = sums_by_device(bundle, updates, given)
+    prior = shipped_statistics(bundle, policy.prior_samples) if elsewhere is None else elsewhere.statistics
     if is_classifier:
-        prior = prior.grown(len(names))
+        prior = lined_up(prior, given[len(known_names) :], names)
     devices = [device for device, total in sums.items() if total.n_samples > 0]  # the others change nothing
     screened = Screening({}, {}, {})
     if policy.screen:
@@ -196,14 +204,15 @@ def _merge_statistics(
     out = {devices[i] for i in screened.left_out}
     chosen = [update for device, update in updates if device not in out]
     release = None
-    if chosen:
+    if chosen or elsewhere is not None:
+        others: Mapping[str, int] = {} if elsewhere is None else elsewhere.included
         summed = [total for device, total in sums.items() if device not in out and total.n_samples > 0]
         release = replace(
             head_of_sum(bundle, sum(summed, start=prior), names),
             outside=_worth_outside(bundle, summed, prior) if is_classifier else None,
-            included={**already, **{update.lineage: update.version for update in chosen}},
-            n_samples=sum(update.n_samples for update in chosen),
-            origin=f"merge of {len(chosen)} contributions",
+            included={**already, **others, **{update.lineage: update.version for update in chosen}},
+            n_samples=sum(update.n_samples for update in chosen) + (0 if elsewhere is None else elsewhere.n_samples),
+            origin=f"merge of {len(chosen) + len(others)} contributions",
         )
 
     def by_lineage(reasons: Mapping[int, str]) -> dict[str, str]:

@@ -6,7 +6,7 @@ order of their names.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -33,29 +33,31 @@ def shipped_statistics(bundle: Bundle, n_samples: float) -> HeadStatistics:
 
 
 def sums_by_device(
-    bundle: Bundle, updates: Sequence[tuple[str, HeadUpdate]]
+    bundle: Bundle, updates: Sequence[tuple[str, HeadUpdate]], also: Collection[str] = ()
 ) -> tuple[dict[str, HeadStatistics], tuple[str, ...]]:
     """What each device sent, its lineages added up.
 
     Args:
         bundle: Of the backbone.
         updates: Of statistics, by device; all have passed `check_update`.
+        also: Further classes, which none of them need have.
 
     Returns:
         By device, in their order, statistics of the classes that come second: the union of all devices'.
     """
     known = bundle.manifest.class_names
-    names = (*known, *sorted({n for _, update in updates for n in class_names_of(update, bundle)} - set(known)))
+    added = {name for _, update in updates for name in class_names_of(update, bundle)} | set(also)
+    names = (*known, *sorted(added - set(known)))
     found: dict[str, HeadStatistics] = {}
     for device, update in sorted(updates, key=lambda update: update[0]):
         own = statistics_of(update, bundle)
         if trainable_head(bundle).training.is_classifier:
-            own = _lined_up(own, class_names_of(update, bundle)[len(known) :], names)
+            own = lined_up(own, class_names_of(update, bundle)[len(known) :], names)
         found[device] = found[device] + own if device in found else own
     return found, names
 
 
-def _lined_up(statistics: HeadStatistics, added: Sequence[str], wanted: Sequence[str]) -> HeadStatistics:
+def lined_up(statistics: HeadStatistics, added: Sequence[str], wanted: Sequence[str]) -> HeadStatistics:
     """Statistics of the wanted classes; they begin with the bundle's, as the given ones do before the added ones."""
     n_known = statistics.moment.shape[1] - len(added)
     moment = np.zeros((len(statistics.moment), len(wanted)))

@@ -8,7 +8,7 @@ from sqlalchemy import delete, select, update
 
 from edge.coordinator.records import Contribution, Forgotten, Refused
 from edge.coordinator.store.database import Database
-from edge.coordinator.store.tables import ContributionRow, ForgottenRow, MemoryRow, RefusedRow
+from edge.coordinator.store.tables import ContributionRow, ForgottenRow, MemoryRow, PartRow, RefusedRow
 from edge.merging.averaging import MergeMemory
 
 _OPTIMIZER, _ACCOUNT = "server-optimizer", "privacy-account"
@@ -60,6 +60,8 @@ class Contributions:
             for each in contributions:
                 key = {"device": each.device, "lineage": each.lineage, "backbone": each.backbone}
                 session.execute(delete(ContributionRow).filter_by(**key))
+                parts = {"device": each.device, "holder": each.lineage, "backbone": each.backbone}
+                session.execute(delete(PartRow).filter_by(**parts))
 
     def merged(self, parts: Iterable[Contribution], counter: int) -> None:
         """These versions are in a release."""

@@ -185,6 +185,18 @@ class ContributionRow(Row):
     state_id: Mapped[str]
 
 
+class PartRow(Row):
+    """A device that is in the contribution of a site: by its lineage, with the version that is in it."""
+
+    __tablename__ = "part"
+    __table_args__ = (Index("part_lineage", "backbone", "lineage"),)
+    device: Mapped[str] = mapped_column(primary_key=True)
+    holder: Mapped[str] = mapped_column(primary_key=True)
+    backbone: Mapped[str] = mapped_column(primary_key=True)
+    lineage: Mapped[str] = mapped_column(primary_key=True)
+    version: Mapped[int]
+
+
 class RefusedRow(Row):
     """`Refused`."""
 

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 from tuf.api.metadata import Metadata, Root, Targets
 
-from edge.agent.vetting import Believed, Distrusted, Verdict, Vetting
 from edge.channel.messages import Desired, Meta
 from edge.channel.updates import Trust, packed
+from edge.channel.vetting import Believed, Distrusted, Verdict, Vetting
 from edge.contract.clock import Now
 from edge.contract.digest import sha256
 from edge.contract.errors import ConfigError, RolloutError

@@ -1,0 +1,1 @@
+"""A site: this coordinator as a device of the coordinator above it."""

@@ -1,0 +1,183 @@
+"""Two tiers give the head that one merge of all devices gives, whatever happens to the line and to the sites."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edge.contract.bundle import Bundle
+from edge.coordinator.rollout.states import RolloutEvent
+from edge.learning.exchange import HeadUpdate
+from tests.support.contributions import Make, merged_head
+from tests.support.sites import Tier, Tree, later
+
+
+@pytest.fixture
+def tree(tmp_path: Path, digits_bundle: Path) -> Iterator[Tree]:
+    made = Tree(tmp_path, digits_bundle, ["lisbon", "porto"])
+    yield made
+    made.close()
+
+
+class Flat:
+    """The head of one merge of all these."""
+
+    def __init__(self, bundle: Bundle, updates: list[HeadUpdate]) -> None:
+        self.head = merged_head(bundle, updates, screen=False)
+        self.largest = max(1.0, *(float(np.abs(array).max()) for array in self.head.parameters.values()))
+
+    def is_that_of(self, tier: Tier, within: float = 1e-6) -> bool:
+        found = tier.head()
+        if found is None or found.class_names != self.head.class_names:
+            return False
+        apart = max(np.abs(found.parameters[name] - array).max() for name, array in self.head.parameters.items())
+        return bool(apart <= within)
+
+    def is_everywhere(self, tree: Tree) -> bool:
+        """What comes down to sites is rounded to float32, as it is for devices."""
+        below = all(self.is_that_of(site, 1e-5 * self.largest) for site in tree.sites.values())
+        return below and self.is_that_of(tree.top)
+
+
+def test_two_tiers_are_one_merge_above_and_at_every_site(tree: Tree, bundle: Bundle, statistics_update: Make) -> None:
+    one, two, three = (statistics_update(i) for i in range(3))
+    four = statistics_update(3, added=["ship"])  # a class that only one device of one site has
+    for site, update in (("lisbon", one), ("lisbon", two), ("porto", three), ("porto", four)):
+        tree.learn(site, update)
+    tree.until(partial(Flat(bundle, [one, two, three, four]).is_everywhere, tree))
+    assert len(tree.top.store.contributions.all()) == 2
+    assert tree.top.store.devices.get("lisbon").hardware["devices"] == 2  # type: ignore[union-attr]
+    model = tree.top.store.devices.models("porto")[0]
+    assert (model.state, model.state_release) == ("active", tree.top.store.releases.highest())
+
+    # A device of a site is in its head with the version that the site has of it, so that it does not count it twice.
+    head = tree.sites["lisbon"].head()
+    assert head is not None
+    assert {one.lineage: one.version, two.lineage: two.version}.items() <= dict(head.included).items()
+    # One is subtracted again, from all heads.
+    tree.sites["lisbon"].core.forget(f"device-{one.lineage}", tree.now)
+    tree.until(partial(Flat(bundle, [two, three, four]).is_everywhere, tree))
+
+
+def test_a_site_that_is_cut_off_goes_on_and_nothing_is_lost_or_doubled(
+    tree: Tree, bundle: Bundle, statistics_update: Make
+) -> None:
+    one, two, more, other = (statistics_update(i) for i in range(4))
+    tree.learn("lisbon", one)
+    tree.learn("porto", two)
+    tree.until(partial(Flat(bundle, [one, two]).is_everywhere, tree))
+    tree.sites["porto"].cut_off()
+    tree.learn("porto", later(two, more))
+    tree.learn("lisbon", other)
+    tree.run(20.0)
+    tree.run(3 * 86_400.0, dt_s=86_400.0)
+    # It merges what its own devices learned with what it knew of the others when it was cut off.
+    assert Flat(bundle, [one, later(two, more)]).is_that_of(tree.sites["porto"], 1e-5)
+    assert Flat(bundle, [one, two, other]).is_that_of(tree.top)
+    tree.sites["porto"].restart()
+    tree.until(partial(Flat(bundle, [one, other, later(two, more)]).is_everywhere, tree))
+    released = tree.top.store.releases.highest()
+    tree.run(10.0)
+    assert released == tree.top.store.releases.highest()  # and that was all
+
+
+def test_a_site_that_was_set_up_anew_is_counted_once(tree: Tree, bundle: Bundle, statistics_update: Make) -> None:
+    one, two, three = (statistics_update(i) for i in range(3))
+    for update in (one, two):
+        tree.learn("lisbon", update)
+    tree.learn("porto", three)
+    tree.until(partial(Flat(bundle, [one, two, three]).is_everywhere, tree))
+    before = tree.sites["lisbon"]
+    before.cut_off()
+    before.broker.disconnect("coordinator")
+    before.store.close()
+    tree.sites["lisbon"] = type(before)(tree.folder / "lisbon-anew", tree.bundle, above=tree.top.broker, site="lisbon")
+    tree.learn("lisbon", one)  # the first of its devices is back, and the other one not yet
+    tree.until(lambda: len(tree.top.store.contributions.all()) == 3)
+    assert Flat(bundle, [one, two, three]).is_that_of(tree.top)
+    more = later(two, statistics_update(7))
+    tree.learn("lisbon", more)
+    tree.until(partial(Flat(bundle, [one, more, three]).is_everywhere, tree))
+
+
+def test_a_device_that_moves_to_another_site_is_counted_once(
+    tree: Tree, bundle: Bundle, statistics_update: Make
+) -> None:
+    one, two, moving = (statistics_update(i) for i in range(3))
+    for site, update in (("lisbon", one), ("lisbon", moving), ("porto", two)):
+        tree.learn(site, update)
+    tree.until(partial(Flat(bundle, [one, two, moving]).is_everywhere, tree))
+    tree.sites["lisbon"].cut_off()
+    moved = later(moving, statistics_update(5))
+    tree.learn("porto", moved)
+    tree.until(lambda: bool(tree.top.told("counted-elsewhere")))
+    assert Flat(bundle, [one, moving, two]).is_that_of(tree.top)  # where it was first, while that cannot let it go
+    assert "counted with lisbon" in tree.top.told("counted-elsewhere")[0]
+    tree.sites["lisbon"].connect()
+    tree.until(partial(Flat(bundle, [one, moved, two]).is_everywhere, tree))
+
+    # From a site to the coordinator above: what it had learned counts there, once the site has let it go.
+    straight = later(moved, statistics_update(6))
+    tree.top.device(f"device-{moved.lineage}", straight, tree.now)
+    tree.until(partial(Flat(bundle, [one, straight, two]).is_that_of, tree.top))
+
+
+def test_nobody_speaks_for_others_whom_no_operator_has_called_a_site(tree: Tree, statistics_update: Make) -> None:
+    tree.top.core.tag("porto", {"role": ""}, tree.now)
+    tree.learn("porto", statistics_update(1))
+    tree.until(lambda: bool(tree.top.told("contribution-refused")))
+    assert tree.top.head() is None
+    assert "edge-fleet tag porto role=site" in tree.top.told("contribution-refused")[0]
+    tree.top.core.tag("porto", {"role": "site"}, tree.now)
+    tree.run(3600.0, dt_s=1200.0)
+    tree.until(lambda: tree.top.head() is not None)
+
+
+def test_changes_of_heads_are_averaged_once_above(tree: Tree, bundle: Bundle, delta_update: Make) -> None:
+    rounds = []
+    for site, value, n, name in (("lisbon", 0.1, 10, "a"), ("lisbon", 0.2, 30, "b"), ("porto", 0.4, 20, "c")):
+        update = delta_update(value, n=n, lineage=name)
+        rounds.append(update)
+        tree.learn(site, update)
+    tree.until(lambda: tree.sites["lisbon"].head() is not None)
+    flat = merged_head(bundle, rounds)
+    for tier in (tree.top, *tree.sites.values()):
+        head = tier.head()
+        assert head is not None
+        for name, array in flat.parameters.items():
+            np.testing.assert_allclose(head.parameters[name], array, atol=1e-6)
+    head = tree.sites["lisbon"].head()
+    assert head is not None
+    assert {"a": 10, "b": 30}.items() <= dict(head.included).items()
+    # What was averaged is not averaged again.
+    counters = [tier.store.releases.highest() for tier in (tree.top, *tree.sites.values())]
+    tree.run(15.0)
+    assert counters == [tier.store.releases.highest() for tier in (tree.top, *tree.sites.values())]
+
+
+def test_a_bundle_from_above_goes_to_the_devices_by_a_rollout_of_the_site(
+    tree: Tree, digits_bundle: Path, statistics_update: Make
+) -> None:
+    for site in tree.sites:
+        tree.learn(site, statistics_update(len(site)))
+    tree.until(lambda: tree.top.head() is not None)
+    lisbon, porto = tree.sites.values()
+    digest = tree.top.core.add_artifact(digits_bundle.read_bytes(), digits_bundle)["digest"]
+    backbone = tree.top.store.releases.bundles()[0].backbone
+    release = tree.top.core.push(digest, "bundle", backbone, [], "spring", tree.now, model="digits")
+    tree.until(lambda: bool(lisbon.store.rollouts.all() and porto.store.rollouts.all()))
+    assert "of the fleet above: spring" in lisbon.store.releases.all()[0].reason
+
+    def states() -> dict[str, tuple[str, int]]:
+        return {each.device: (each.state, each.state_release) for each in tree.top.store.devices.models()}
+
+    assert states() == dict.fromkeys(tree.sites, ("probation", release.counter))
+    # It is for the people of a site to end it there, and those above see that.
+    lisbon.core.rollouts.order(lisbon.store.rollouts.all()[0].id, RolloutEvent.ABORT, "kim", "not here", tree.now)
+    porto.restart()
+    tree.until(lambda: states()["lisbon"][0] == "rolled-back")
+    assert states()["porto"] == ("probation", release.counter)
