@@ -17,6 +17,7 @@ from onnx import helper, numpy_helper
 
 from converter.graph.links import Links
 from converter.load.made_up import Fill
+from converter.program.beside import near, swayed
 from converter.program.one_run import OneRun, in_runs
 from converter.program.programs import onnx_program
 from converter.program.tensors import Array, Arrays, Run, select
@@ -163,8 +164,21 @@ def _variants(run: Run, fill: Fill, how: OneRun | None = None) -> Iterator[Fill]
         yield other
 
 
+def sways(run: Run, how: OneRun | None, original: Run, fill: Fill) -> str | None:
+    """What shows that others change what a graph gives for a sample, see `swayed`; None where nothing does.
+
+    Args:
+        run: Takes any number of samples.
+        how: How they go into a run of the original, None where it takes any number.
+        original: What is right, of a sample alone.
+        fill: Inputs on which both run.
+    """
+    return swayed(run, in_runs(original, how), fill.draw(1), fill.specs)
+
+
 def _independent(run: Run, how: OneRun, original: Run, fill: Fill) -> bool:
-    return all(_independent_on(run, how, original, each) for each in (fill, *_variants(original, fill, how)))
+    fills = (fill, *_variants(original, fill, how))
+    return all(_independent_on(run, how, original, each) for each in fills) and not sways(run, how, original, fill)
 
 
 def _independent_on(run: Run, how: OneRun, original: Run, fill: Fill) -> bool:
@@ -193,7 +207,9 @@ def has_samples(run: Run, how: OneRun, fill: Fill) -> bool:
     """Whether the axis of a fixed size is one of samples: in another order they give the same."""
     if not _shows_samples(how, fill):
         return False
-    return all(_has_samples(run, how, each) for each in (fill, *_variants(run, fill, how)))
+    if not all(_has_samples(run, how, each) for each in (fill, *_variants(run, fill, how))):
+        return False
+    return how.size == 1 or not sways(in_runs(run, how), how, run, fill)
 
 
 def _has_samples(run: Run, how: OneRun, fill: Fill) -> bool:
@@ -225,16 +241,6 @@ def _same(found: Arrays, wanted: Arrays) -> bool:
         and near(array, found[name])
         for name, array in wanted.items()
     )  # fmt: skip
-
-
-def near(wanted: np.ndarray, found: np.ndarray) -> bool:
-    """Whether two arrays of a shape differ by no more than the order of the sums can explain."""
-    if wanted.dtype.kind != "f":
-        return bool(np.array_equal(wanted, found))
-    tolerance = 1e-2 if wanted.dtype == np.float16 else 1e-4
-    finite = np.abs(wanted[np.isfinite(wanted)], dtype=np.float64)
-    scale = float(finite.max(initial=0.0))
-    return bool(np.allclose(found, wanted, rtol=tolerance, atol=tolerance * min(scale, 1.0), equal_nan=True))
 
 
 def _opened(model: onnx.ModelProto, how: OneRun) -> onnx.ModelProto:

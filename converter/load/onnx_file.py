@@ -29,8 +29,8 @@ from converter.load.free_batch import (
     fixed_batches,
     freed,
     has_samples,
-    near,
     state_types,
+    sways,
     together,
     with_batch,
     with_outputs,
@@ -40,6 +40,7 @@ from converter.load.inputs import BATCH_FREED, Given
 from converter.load.made_up import Fill, found_fill, same_bits
 from converter.load.opset import SEVEN, in_our_opset, in_set_seven, version_of
 from converter.load.texts import check_no_text, without_texts
+from converter.program.beside import near
 from converter.program.one_run import OneRun, in_runs
 from converter.program.programs import onnx_file_program, onnx_program
 from converter.program.tensors import Arrays, Run
@@ -240,10 +241,13 @@ def _stated_free(
             fault = fault or exc
             continue
         if verdict is Together.SAME:
+            if why := sways(run, None, run, fill):
+                note = f"the batch axis, free in the file, is fixed at 1: samples change each other's answers ({why})"
+                return _one_at_once(model, found, run, fill, f"{note}; devices give one sample at once")
             state_types(model, found)
             return _Arranged(model=model, of_file=None, one_run=None, fill=fill, notes=[])
         if verdict is Together.ONE_AT_ONCE:
-            return _freed(model, found, run, fill) or _one_at_once(model, found, run, fill)
+            return _freed(model, found, run, fill) or _one_at_once(model, found, run, fill, _fixed_note(1))
     if fault is not None:
         raise fault
     return None
@@ -263,16 +267,16 @@ def _freed(model: onnx.ModelProto, specs: tuple[TensorSpec, ...], run: Run, fill
     return None
 
 
-def _one_at_once(model: onnx.ModelProto, specs: tuple[TensorSpec, ...], run: Run, fill: Fill) -> _Arranged:
+def _one_at_once(model: onnx.ModelProto, specs: tuple[TensorSpec, ...], run: Run, fill: Fill, note: str) -> _Arranged:
     axes = {spec.name: axis for spec in specs if (axis := spec.batch_axis) is not None}
-    return _fixed(model, with_outputs(OneRun(size=1, axes=axes), run, fill), run, fill)
+    return _fixed(model, with_outputs(OneRun(size=1, axes=axes), run, fill), run, fill, note)
 
 
-def _fixed(model: onnx.ModelProto, how: OneRun, run: Run, fill: Fill) -> _Arranged:
+def _fixed(model: onnx.ModelProto, how: OneRun, run: Run, fill: Fill, note: str) -> _Arranged:
     state_types(model, fill.specs)
     (taken,) = how.runs(fill.draw(how.size))
     how.state(model, {name: array.ndim for name, array in run(taken).items()})
-    return _Arranged(model=model, of_file=how, one_run=how, fill=fill, notes=[_fixed_note(how.size)])
+    return _Arranged(model=model, of_file=how, one_run=how, fill=fill, notes=[note])
 
 
 def _stated_fixed(
@@ -303,7 +307,7 @@ def _stated_fixed(
         if fixed is None and has_samples(run, how, many):
             copy = onnx.ModelProto()
             copy.CopyFrom(model)
-            fixed = _fixed(copy, how, run, many)
+            fixed = _fixed(copy, how, run, many, _fixed_note(how.size))
     return fixed
 
 

@@ -16,7 +16,7 @@ from converter.program.programs import onnx_program, outputs
 from converter.program.tensors import Run, batch_size
 from converter.quantization.saturation import without_least_weight
 from converter.verify.axes import baked_axes
-from converter.verify.checks import MIN_COLUMN_DB, Check, check_alone, check_float, first_diverging_layer
+from converter.verify.checks import MIN_COLUMN_DB, Check, check_alone, check_beside, check_float, first_diverging_layer
 from converter.verify.measure import Evaluation
 from converter.verify.original import Original, with_preprocessing
 from edge.contract.errors import ConversionError
@@ -26,6 +26,8 @@ from edge.inference.session import sqnr_db
 MIN_MENDED_SQNR_DB = 30.0
 # Samples that the model is given alone, too: of one that decides by values all.
 _ALONE, _LEAST_ALONE, _ALONE_MACS = 64, 4, 2_000_000_000
+# Samples that it is given beside others that are nothing like them, and how often each.
+_BESIDE, _RUNS_BESIDE = 2, 50
 
 _WRITTEN_OUT = (
     "the last sigmoids are written out as 1 / (1 + exp(-x)): the runtime's own is off by 1.7e-7, and values of the "
@@ -60,6 +62,7 @@ def checked_export(original: Original, plan: ConversionPlan) -> tuple[Exported, 
             if original.module is not None:
                 few = _ALONE_MACS // max(1, multiplications(model))
                 check_alone(original.run, evaluation, max(_LEAST_ALONE, min(_ALONE, few)))
+                check_beside(original.run, evaluation, max(1, min(_BESIDE, few // _RUNS_BESIDE)))
         try:
             against = "PyTorch" if original.module is not None else "the ONNX file"
             nearest = _nearest(model, evaluation, against)

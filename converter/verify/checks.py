@@ -14,6 +14,7 @@ from torch import nn
 
 from converter.graph.build import inferred_types
 from converter.program.attention import traceable
+from converter.program.beside import swayed
 from converter.program.programs import one_torch_thread, onnx_program, torch_program
 from converter.program.scratch import scratch_folder
 from converter.program.tensors import Array, Arrays, Run, batch_size, select
@@ -100,6 +101,29 @@ def check_alone(run: Run, evaluation: Evaluation, count: int) -> None:
                 f"the model answers a sample alone otherwise than among others ({exc}): it decides, sorts or "
                 f"normalizes over the batch, and devices give one sample at a time"
             ) from exc
+
+
+def check_beside(run: Run, evaluation: Evaluation, count: int) -> None:
+    """After this a model was found to give for a sample the same beside others that are nothing like it.
+
+    Args:
+        run: The original.
+        evaluation: Of it.
+        count: How many samples to look at, see `telling_samples`.
+
+    Raises:
+        ConversionError: It does not.
+    """
+    for i in telling_samples(evaluation, count):
+        sample = select(evaluation.samples.x, evaluation.inputs, slice(i, i + 1))
+        with one_torch_thread():
+            why = swayed(run, run, sample, evaluation.inputs)
+        if why is not None:
+            raise ConversionError(
+                f"the model answers a sample otherwise than alone where others of its batch are unusual ({why}): it "
+                f"decides, sorts or normalizes over the batch, and devices give one sample at a time. Compute along "
+                f"the axes of each sample (dim=...), or export it to ONNX with a batch of 1, which it then keeps"
+            )
 
 
 def telling_samples(evaluation: Evaluation, count: int) -> list[int]:

@@ -48,6 +48,10 @@ class Decides(InPlace):
         if y.sum() > 6:  # of 64 samples always, of one now and then
             y = y + 100
         return y
+
+class Peaks(InPlace):
+    def forward(self, x):
+        return nn.Sequential.forward(self, x / x.max().clamp(min=50.0))
 """
 
 
@@ -97,3 +101,11 @@ def test_a_model_that_decides_over_the_batch_is_refused_whatever_the_batches_dec
     with pytest.raises(ConversionError, match="answers a sample alone otherwise than among others"):
         convert(plan(folder / "decides.pth", **options(folder, "Decides")))
     assert not (folder / "Decides.edge").exists()
+
+
+def test_a_model_that_does_so_only_where_values_are_unusual_is_refused_though_the_data_do_not_show_it(
+    folder: Path,
+) -> None:
+    with pytest.raises(ConversionError, match="output is another beside samples that are 100 times as large"):
+        convert(plan(folder / "weights.pth", **options(folder, "Peaks")))
+    assert not (folder / "Peaks.edge").exists()
