@@ -12,7 +12,7 @@ READY := $(VENV)/.ready
 # come in the order of tests/conftest.py, the longest first.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test quick check bench clean
+.PHONY: demo test quick check bench docs clean
 
 demo: $(READY)
 	$(BIN)/python examples/01_digits_fleet/demo.py $(DEMO_OPTIONS)
@@ -40,5 +40,9 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[convert,coordinator,demo,dev]'
 	@touch $(READY)
 
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	@echo 'open docs-site/index.html, or to search it: python3 -m http.server -d docs-site'
+
 clean:
-	rm -rf $(VENV) demo-output dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) demo-output docs-site dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

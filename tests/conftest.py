@@ -39,7 +39,7 @@ SLOW = (
     "edge/agent/test_warm_start.py", "edge/inference/test_providers.py",
     "edge/inference/test_*trainer*.py", "edge/inference/test_onnx_benchmark.py",
     "edge/learning/test_drift.py", "edge/learning/test_learners.py", "end_to_end/*",
-    "integration/*", "test_wheel.py",
+    "integration/*", "test_documentation.py", "test_wheel.py",
 )  # fmt: skip
 
 

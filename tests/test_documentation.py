@@ -1,0 +1,55 @@
+"""What the pages in `docs/` promise of messages is in the code, and the site can be built."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def texts_in_the_code() -> str:
+    """All texts that the code can say, one a line; what is filled in stands as ``…``."""
+    found = []
+    for folder in ("edge", "converter"):
+        for path in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    found.append(node.value)
+                elif isinstance(node, ast.JoinedStr):
+                    found.append("".join(str(v.value) if isinstance(v, ast.Constant) else "…" for v in node.values))
+    return "\n".join(found)
+
+
+def test_messages_that_are_explained_are_messages_of_the_code() -> None:
+    said = texts_in_the_code()
+    rows = re.findall(r"^\| (`.*?) \|", (ROOT / "docs" / "troubleshooting.md").read_text(), re.MULTILINE)
+    assert len(rows) > 20
+    lost = []
+    for row in rows:
+        for message in re.findall(r"`([^`]+)`", row):
+            pieces = [piece.strip() for piece in message.split("…") if piece.strip()]
+            if not all(piece in said for piece in pieces):
+                lost.append(message)
+    assert lost == []
+
+
+def test_the_site_is_built_without_a_broken_link_and_asks_no_other_host(tmp_path: Path) -> None:
+    if shutil.which("mkdocs", path=str(Path(sys.executable).parent)) is None:
+        pytest.skip("mkdocs is not installed: pip install 'edgeloop[docs]'")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "-d", str(tmp_path / "site")],
+        cwd=ROOT, capture_output=True, text=True, timeout=280, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    pages = list((tmp_path / "site").rglob("*.html"))
+    assert len(pages) > 30
+    foreign = re.compile(r'<(?:script|img|iframe|link)[^>]*(?:src|href)="https?://')
+    assert [page.name for page in pages if foreign.search(page.read_text())] == []
+    assert "edge-fleet rollout widen" in (tmp_path / "site" / "reference" / "cli.html").read_text()
