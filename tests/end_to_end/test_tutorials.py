@@ -3,8 +3,8 @@
 A block ``python title="FILE"`` is written into that file. A block ``sh`` is run and has to end with 0; with
 ``title="terminal: NAME"`` it runs on in a terminal of its own, which is waited for until it says the text of
 ``until``; with ``within="SECONDS"`` it is repeated until it ends with 0, where the page says that something takes a
-moment. Blocks of ``console`` say how to install and what came, and are not run. Ports are others than on the page, because something may
-listen there.
+moment. Blocks of ``console`` say how to install and what came, and are not run. Ports are others than on the page,
+because something may listen there.
 """
 
 from __future__ import annotations
