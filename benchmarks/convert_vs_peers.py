@@ -215,13 +215,12 @@ class MemoryWatch:
 def family(pid: int) -> Iterator[int]:
     """The process and its children, theirs, and so on."""
     yield pid
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        try:
-            children = task.read_text().split()
-        except OSError:  # it ended
-            continue
-        for child in children:
-            yield from family(int(child))
+    try:
+        texts = [task.read_text() for task in Path(f"/proc/{pid}/task").glob("*/children")]
+    except OSError:  # it, or a thread of it, has ended
+        return
+    for child in " ".join(texts).split():
+        yield from family(int(child))
 
 
 def resident_bytes(pid: int, entry: str) -> int:
