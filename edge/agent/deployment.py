@@ -60,6 +60,7 @@ class Deployment:
         known = host.slots.record.state in set(SlotState)  # it was damaged else
         self.state = SlotState(host.slots.record.state) if known else SlotState.IDLE
         self.outbox: list[State | Request] = []
+        self.alarms: list[str] = []
         self._desired: Desired | None = None
         self._fetch: Fetch | None = None
         self._detail = ""
@@ -250,6 +251,9 @@ class Deployment:
         if not self._waits_for:
             self.outbox += fetch.requests
         fetch.requests.clear()
+        if fetch.slow:
+            self.alarms.append(fetch.slow)
+            fetch.slow = ""
         if fetch.warnings:
             self._detail = f"fetch: {fetch.warnings[-1]}"
             fetch.warnings.clear()

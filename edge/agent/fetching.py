@@ -21,6 +21,8 @@ from edge.contract.errors import BundleError, ChannelError, EdgeError
 
 # Time-outs of a download without one frame, before smaller ones are asked for.
 _FRUITLESS = 2
+# A download that moves, but by less than this: a line that is next to dead, or somebody who holds an update back.
+SLOW_S, FLOOR_BYTES_PER_S = 600.0, 64
 
 
 class Fetch:
@@ -35,6 +37,7 @@ class Fetch:
         arrived: The artifact, proved by its digest; None while it is on its way.
         requests: To be published; the caller empties it.
         warnings: What went wrong and was survived; the caller empties it.
+        slow: How slow it is, where that is below the floor; the caller empties it.
 
     Raises:
         ChannelError: What is wanted cannot be.
@@ -46,6 +49,8 @@ class Fetch:
         self.arrived: Path | None = slots.artifact(desired.digest)
         self.requests: list[Request] = []
         self.warnings: list[str] = []
+        self.slow = ""
+        self._paced_s, self._came = now_s, 0  # bytes since then
         self._slots = slots
         self._bases = bases
         self._file: int | None = None  # the partial one, while it is written to
@@ -121,11 +126,23 @@ class Fetch:
             OSError: As `frame`.
         """
         self._step(lambda: self._download.poll(now_s), now_s)
+        self._look_at_pace(now_s)
         if self.arrived is None and self._download.fruitless != self._looked_at:
             self._looked_at = self._download.fruitless
             size = self.desired.chunk_size_bytes // 2
             if self._looked_at >= _FRUITLESS and size >= SMALLEST_BYTES:
                 self.requests.append(Request(op="desired", chunk_size_bytes=size))
+
+    def _look_at_pace(self, now_s: float) -> None:
+        passed_s = now_s - self._paced_s
+        if passed_s < SLOW_S:
+            return
+        if 0 < self._came < FLOOR_BYTES_PER_S * passed_s and self.arrived is None:
+            self.slow = (
+                f"{self._came} bytes of {self.desired.digest[:12]} in {passed_s:.0f} s, {self._download.progress:.0%} "
+                f"of it is here: the line is next to dead, or somebody on it holds this update back"
+            )
+        self._paced_s, self._came = now_s, 0
 
     def _step(self, advance: Callable[[], list[Effect]], now_s: float) -> None:
         if self.arrived is None:
@@ -148,6 +165,7 @@ class Fetch:
                 assert self._download.index is not None
                 new_part(part, index, self._download.index, self._what.size_bytes)
             self._file = os.open(part, os.O_WRONLY)
+        self._came += len(data)
         while data:  # a disk that is nearly full takes some of it
             written = os.pwrite(self._file, data, offset)
             offset, data = offset + written, data[written:]

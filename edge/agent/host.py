@@ -99,8 +99,19 @@ class ModelHost:
         Raises:
             BundleError: It is not to be used.
         """
-        path = self.slots.adopt_bundle(digest)
-        self._open(path, None).close()
+        path, record = self.slots.adopt_bundle(digest), self.slots.record
+        begun = record.tests if record.tested == digest else 0
+        try:
+            if begun >= MAX_ATTEMPTS:
+                raise BundleError(f"the agent ended {begun} times while it was opened: perhaps memory is too small")
+            self.slots.note(tested=digest, tests=begun + 1)  # the system may end us, with no word to anybody
+            self._open(path, None).close()
+        except Exception as exc:
+            self.slots.note(tested="", tests=0)
+            if isinstance(exc, MemoryError) or "bad_alloc" in str(exc):
+                raise BundleError("there is not enough memory to open it") from exc
+            raise
+        self.slots.note(tested="", tests=0)
 
     def activate_bundle(self, digest: str) -> None:
         """Make a tried bundle the live one. The previous one stays on disk until `confirm`.

@@ -303,6 +303,8 @@ class ModelCore:
         warnings = self._host.model.warnings
         self._tell(*(("warning", text) for text in warnings))
         warnings.clear()
+        self._tell(*(("slow-download", text) for text in self.deployment.alarms))
+        self.deployment.alarms.clear()
         happened = self._host.model.events
         self._tell(*((event.kind, event.text) for event in happened))
         happened.clear()

@@ -8,7 +8,8 @@
     artifacts/<digest>         a finished download, proved by its digest
 
 A pushed bundle is on trial until its probation has passed: an agent that was started `MAX_ATTEMPTS` times in that while
-goes back to the bundle before.
+goes back to the bundle before. One that ends the agent `MAX_ATTEMPTS` times when it is opened for the first time, as a
+system does that runs out of memory, is refused.
 """
 
 from __future__ import annotations
@@ -55,6 +56,8 @@ class ModelRecord:
         previous: The one before it, "" for the one the device came with; kept when the probation has passed, too.
         trying: Whether `bundle` has not passed its probation yet.
         attempts: Starts of the agent since then.
+        tested: Digest of a pushed bundle that is being opened for the first time, "" for none.
+        tests: How often that was begun and not ended.
         head: Digest of the newest head that was taken; its file is kept, the next one may come as what differs.
         restored: Number of the order by which what another device had learned was taken up last.
         checkpointed_ms: Wall clock when what was learned was sent as a checkpoint last, milliseconds since 1970.
@@ -71,6 +74,8 @@ class ModelRecord:
     previous: str = ""
     trying: bool = False
     attempts: int = 0
+    tested: str = ""
+    tests: int = 0
     head: str = ""
     restored: int = 0
     checkpointed_ms: int = 0
@@ -126,7 +131,7 @@ def _is_sound(name: str, value: object, default: object) -> bool:
         return False
     if isinstance(value, int) and not isinstance(value, bool):
         return 0 <= value < (_MAX_STARTS if name in ("boot", "session", "attempts") else MAX_NUMBER)
-    if name in ("bundle", "previous", "head"):
+    if name in ("bundle", "previous", "tested", "head"):
         return value == "" or is_digest(value)
     if name == "state_id":
         return _STATE_ID.fullmatch(str(value)) is not None

@@ -30,7 +30,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
@@ -40,6 +40,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from edge.channel.back_off import BackOff
 from edge.channel.certificates import LOOK_S, Certificates
+from edge.channel.culprits import Culprits
 from edge.channel.limit import PacketLimit
 from edge.channel.transport import (
     DEFAULT_MAX_PACKET_BYTES,
@@ -66,6 +67,7 @@ WEBSOCKET_TURN_S = 0.02
 JUST_SENT_S = 2.0  # a QoS 0 message may still be on its way for that long
 SESSION_EXPIRY_S = 24 * 3600  # MQTT 5 sessions of clients that do not start clean; never for ever
 MAX_INFLIGHT = 20  # mosquitto 2.0.11 loses messages beyond it
+MAX_REASONS = 20  # why there is no connection, told once each
 DROPS_BEFORE_OTHER_VERSION = 3  # once a version has worked
 
 
@@ -117,7 +119,8 @@ class MqttTransport:
         max_queued: int = 1000,
         connect_timeout_s: float = 5.0,
     ) -> None:
-        self._url, self._client_id, self._clean_start = url, client_id, clean_start
+        self._places, self._place, self._url = url, 0, url.place(0)
+        self._client_id, self._clean_start = client_id, clean_start
         self._keepalive_s, self._max_queued, self._connect_timeout_s = keepalive_s, max_queued, connect_timeout_s
         self._tls = Certificates(url) if url.tls else None
         self._anew_s = math.inf  # when the connection is made anew with newer certificates
@@ -127,6 +130,8 @@ class MqttTransport:
         self._limit, self._inflight = PacketLimit(DEFAULT_MAX_PACKET_BYTES), MAX_INFLIGHT
         self._under_way: deque[tuple[paho.MQTTMessageInfo, str, int]] = deque()  # QoS 1: with topic and bytes
         self._subscribing: dict[int, list[str]] = {}  # filters by message number
+        self._culprits = Culprits()
+        self._held: list[paho.MQTTMessage] = []  # to be sent one at a time, once there is a connection
         self._last_large = (0, -math.inf)  # QoS 0: bytes, and when
         self._unsent: deque[paho.MQTTMessageInfo] = deque()
         self._last: paho.MQTTMessageInfo | None = None  # of the newest QoS 1 message
@@ -136,10 +141,10 @@ class MqttTransport:
         self._version = MQTTProtocolVersion.MQTTv5
         self._client = self._new_client()
         # What the callbacks found out about the connection under way:
-        self._connected = self._worked = self._renew = False
+        self._connected = self._worked = self._renew = self._hung_up = False
         self._refused: ReasonCode | None = None
         self._farewell = ""
-        self._reported: str | None = None
+        self._reported: set[str] = set()  # why there is no connection, since the last one
 
     # --- the Transport protocol -----------------------------------------------------------------------------------
 
@@ -162,6 +167,8 @@ class MqttTransport:
         """See `edge.channel.transport.Transport.publish`; from any thread, also from the event handler."""
         check_size(topic, payload, self._limit.value)
         with self._lock:
+            if self._culprits.is_barred(f"publish {topic}", time.monotonic()):
+                return False
             if qos == 0:
                 while self._unsent and (
                     self._unsent[0].rc != MQTTErrorCode.MQTT_ERR_SUCCESS or self._unsent[0].is_published()
@@ -182,10 +189,16 @@ class MqttTransport:
             if info.rc == MQTTErrorCode.MQTT_ERR_QUEUE_SIZE:
                 return False
             while self._under_way and _is_through(self._under_way[0][0]):
-                self._under_way.popleft()
-            self._under_way.append((info, topic, packet_bytes(topic, payload)))
-            self._last = info
+                self._culprits.answered(f"publish {self._under_way.popleft()[1]}")
+            self._last = self._noted(info, topic, payload)
             return True
+
+    def _noted(self, info: paho.MQTTMessageInfo, topic: str, payload: bytes) -> paho.MQTTMessageInfo:
+        """Know what is under way. What waits for a connection is, too: paho would never say that it went."""
+        if info.rc == MQTTErrorCode.MQTT_ERR_NO_CONN:
+            info.rc = MQTTErrorCode.MQTT_ERR_SUCCESS
+        self._under_way.append((info, topic, packet_bytes(topic, payload)))
+        return info
 
     def subscribe(self, filters: Sequence[tuple[str, int]]) -> None:
         """See `edge.channel.transport.Transport.subscribe`."""
@@ -196,6 +209,8 @@ class MqttTransport:
 
     def _subscribe(self, client: paho.Client, filters: Iterable[tuple[str, int]]) -> None:
         for topic_filter, qos in filters:
+            if self._culprits.is_barred(f"subscribe {topic_filter}", time.monotonic()):
+                continue
             _, number = client.subscribe(topic_filter, qos)
             if number is not None:
                 self._subscribing[number] = [topic_filter]
@@ -248,14 +263,22 @@ class MqttTransport:
                     f"does not tell, messages have at most {self._limit.value} bytes from now on"
                 )
                 self._replace_client(self._version)
+            if was_connected and (first := self._hung_up_at(lasted_s)):
+                reason = f"{reason}; each time at {' '.join(first)}, which is left out for a while"
+                back_off = BackOff(random.uniform)  # it is not the same again
+            if self._culprits.is_careful or self._one_at_a_time:  # paho would send at once what was under way
+                self._replace_client(self._version)
             drops = 0 if was_connected or not tcp or not self._version_at_fault() else drops + 1
             if drops and (not self._worked or drops >= DROPS_BEFORE_OTHER_VERSION):
                 self._replace_client(_OTHER[self._version])
                 if drops == 1:
                     continue  # the other version at once, and no word to anybody yet
-            if reason != self._reported:
-                self._reported = reason
+            if reason not in self._reported:
+                self._reported = {*self._reported, reason} if len(self._reported) < MAX_REASONS else {reason}
                 self._emit(Disconnected(reason=reason))
+            if not was_connected and self._places.others:  # what was there a moment ago may only be starting anew
+                self._place += 1
+                self._url = self._places.place(self._place)
             self._stopping.wait(back_off.wait_s(was_connected=was_connected, lasted_s=lasted_s))
 
     def _one_connection(self) -> tuple[bool, str]:
@@ -288,6 +311,7 @@ class MqttTransport:
             return True, f"refused by {self._url}: {self._refused}"
         if not self._connected:
             return True, f"{self._url} closed the connection before its CONNACK: expected an MQTT 5 or 3.1.1 broker"
+        self._hung_up = code == MQTTErrorCode.MQTT_ERR_CONN_LOST
         if self._farewell == "Session taken over":
             return True, f"pushed off {self._url}: another client goes by the name {self._client_id!r}, too"
         return True, f"lost {self._url}: {self._farewell or paho.error_string(code)}"
@@ -299,7 +323,7 @@ class MqttTransport:
         return now_s >= self._anew_s
 
     def _open(self, client: paho.Client) -> None:
-        self._renew, self._refused, self._farewell = False, None, ""
+        self._renew, self._refused, self._farewell, self._hung_up = False, None, "", False
         expiry_s = 0 if self._clean_start else SESSION_EXPIRY_S
         properties = self._properties(PacketTypes.CONNECT, SessionExpiryInterval=expiry_s)
         client.connect(
@@ -340,7 +364,8 @@ class MqttTransport:
             client.ws_set_options(path=self._url.path)
         client.connect_timeout = self._connect_timeout_s
         client.max_queued_messages_set(self._max_queued)
-        client.max_inflight_messages_set(self._inflight)
+        self._one_at_a_time = self._culprits.is_careful
+        client.max_inflight_messages_set(1 if self._one_at_a_time else self._inflight)
         client.suppress_exceptions = True  # the second net below _emit
         client.username_pw_set(self._url.username, self._url.password)
         if self._tls is not None:
@@ -369,27 +394,37 @@ class MqttTransport:
     def _replace_client(self, version: MQTTProtocolVersion) -> None:
         """Go on with a new paho client; what was queued moves over."""
         with self._lock:
-            queued = self._client.drop_out_messages()
+            queued = [*self._held, *self._client.drop_out_messages()]
             _retire(self._client)
             self._version = version
             self._client = self._new_client()
             self._unsent.clear()
             self._under_way.clear()
             dropped: list[Refused] = []
+            self._held = []
             for message in queued:
-                payload = bytes(message.payload)
                 try:
-                    check_size(message.topic, payload, self._limit.value)
+                    check_size(message.topic, bytes(message.payload), self._limit.value)
                 except ChannelError as exc:
                     _log.error("dropped: %s", exc)
                     dropped.append(Refused(action="publish", topic=message.topic, reason=str(exc)))
                     continue
-                properties = message.properties if version == MQTTProtocolVersion.MQTTv5 else None
-                self._last = self._client.publish(message.topic, payload, message.qos, message.retain, properties)
-                if message.qos and self._last.rc != MQTTErrorCode.MQTT_ERR_QUEUE_SIZE:
-                    self._under_way.append((self._last, message.topic, packet_bytes(message.topic, payload)))
+                if not self._culprits.is_barred(f"publish {message.topic}", time.monotonic()):
+                    self._held.append(message)
+            if not self._one_at_a_time:
+                self._send_held()
         for event in dropped:
             self._emit(event)
+
+    def _send_held(self) -> None:
+        """Hand what was queued to paho. Without a connection that sends all of it at once when there is one."""
+        held, self._held = self._held, []
+        for message in held:
+            properties = message.properties if self._version == MQTTProtocolVersion.MQTTv5 else None
+            payload = bytes(message.payload)
+            self._last = self._client.publish(message.topic, payload, message.qos, message.retain, properties)
+            if message.qos and self._last.rc != MQTTErrorCode.MQTT_ERR_QUEUE_SIZE:
+                self._noted(self._last, message.topic, payload)
 
     def _largest_under_way(self) -> int:
         """Bytes of the largest packet that may have been on its way when the connection ended, 0 for none."""
@@ -399,6 +434,21 @@ class MqttTransport:
             if time.monotonic() - self._last_large[1] <= JUST_SENT_S:
                 sizes.append(self._last_large[0])
         return max(sizes, default=0)
+
+    def _hung_up_at(self, lasted_s: float) -> tuple[Literal["publish", "subscribe"], str] | None:
+        """What the broker ends each connection at; from now on it is left out. None while nothing is known to be."""
+        if not self._hung_up:
+            return None
+        with self._lock:
+            asked = next((filters[0] for filters in self._subscribing.values() if filters), "")
+            sent = next((topic for info, topic, _ in self._under_way if not _is_through(info)), "")
+            first: tuple[Literal["publish", "subscribe"], str] = ("subscribe", asked) if asked else ("publish", sent)
+            is_one = bool(first[1]) and self._culprits.ended(" ".join(first), lasted_s, time.monotonic())
+        if not is_one:
+            return None
+        self._replace_client(self._version)
+        self._emit(Refused(action=first[0], topic=first[1], reason="the broker ends the connection each time"))
+        return first
 
     def _emit(self, event: TransportEvent) -> None:
         if self._on_event is None:
@@ -428,7 +478,8 @@ class MqttTransport:
             self._connected = True
             self._subscribing.clear()
             self._subscribe(client, self._filters.items())
-        self._reported = None
+            self._send_held()
+        self._reported.clear()
         self._emit(
             Connected(
                 session_present=flags.session_present,
@@ -447,6 +498,7 @@ class MqttTransport:
         with self._lock:
             filters = self._subscribing.pop(mid, [])
         for topic_filter, reason in itertools.zip_longest(filters, reasons[: len(filters) or None]):
+            self._culprits.answered(f"subscribe {topic_filter}")
             if reason is not None and reason.is_failure:
                 self._emit(Refused(action="subscribe", topic=topic_filter or "", reason=str(reason)))
 

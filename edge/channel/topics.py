@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Literal
 
 from edge.contract.errors import ChannelError, ConfigError
 
@@ -31,6 +32,7 @@ DN_RESTORE = "dn/restore"
 
 # A device with several models has one retained message of each model on these, one level deeper.
 _OF_A_MODEL = (UP_STATE, DN_DESIRED)
+_COORDINATORS = "_c"
 _FRAMES, _UPLOAD, _UPLOAD_STATUS = "dn/f/", "up/ul/", "dn/ul/"
 _ID = re.compile(r"[a-z0-9-]{1,64}")
 _LEAF = re.compile(r"(up|dn)(/[a-z0-9_-]{1,64}){1,3}")
@@ -159,13 +161,23 @@ def own_conn(fleet: str, device: str) -> str:
 
 
 def coordinator_filters(fleet: str) -> list[tuple[str, int]]:
-    """What a coordinator subscribes to, with the QoS."""
-    return [(f"{ROOT}/{check_id(fleet, 'fleet')}/+/up/#", 1)]
+    """What a coordinator subscribes to, with the QoS: what devices say, and what coordinators try on themselves."""
+    own = f"{ROOT}/{check_id(fleet, 'fleet')}"
+    return [(f"{own}/+/up/#", 1), (f"{own}/{_COORDINATORS}/dn/#", 1)]
 
 
-def coordinator_conn_topic(fleet: str, coordinator: str) -> str:
-    """Where a coordinator says that it lives (no device can have the name ``_c``)."""
-    return f"{ROOT}/{check_id(fleet, 'fleet')}/_c/{check_id(coordinator, 'coordinator')}/conn"
+def coordinator_probe(fleet: str, way: Literal["up", "dn"], coordinator: str) -> str:
+    """What a coordinator says to itself, to know whether it hears devices (``up``), or is heard by them (``dn``).
+
+    No device can have the name ``_c``.
+    """
+    own = f"{ROOT}/{check_id(fleet, 'fleet')}/{_COORDINATORS}"
+    return f"{own}/{way}/probe/{check_id(coordinator, 'coordinator')}"
+
+
+def is_probe(topic: str) -> bool:
+    """Whether a topic, or a filter, is one by which a coordinator tries its rights."""
+    return topic.split("/")[3:4] == [_COORDINATORS]
 
 
 def coordinator_alert_topic(fleet: str, coordinator: str, number: int) -> str:

@@ -1,5 +1,6 @@
 """The address of a broker, ``mqtt://user:password@host:1883`` or ``mqtts://host?ca=FILE&cert=FILE&key=FILE``.
 
+``mqtt://one:1883,two:1883`` has several places for one and the same: the nodes of a cluster, or where it moves to.
 ``ws://host:9001/mqtt`` and ``wss://…`` go over WebSockets, through proxies that let nothing else pass.
 
 Promises that a wrong address is a ConfigError with a hint, and that neither `repr` nor `str` shows the password. Does
@@ -8,7 +9,7 @@ not open anything: see `edge.channel.mqtt`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -34,6 +35,7 @@ class BrokerUrl:
         ca: PEM file of the authority that signed the broker's certificate; None for the system's.
         cert: PEM file of our certificate.
         key: PEM file of its key; None when it stands in `cert`.
+        others: Further places, host and port.
     """
 
     host: str
@@ -46,6 +48,17 @@ class BrokerUrl:
     ca: Path | None = None
     cert: Path | None = None
     key: Path | None = None
+    others: tuple[tuple[str, int], ...] = ()
+
+    def place(self, number: int) -> BrokerUrl:
+        """One of the places, counted around.
+
+        >>> str(BrokerUrl.parse("mqtt://one,two:1884").place(3))
+        'mqtt://two:1884'
+        """
+        places = ((self.host, self.port), *self.others)
+        host, port = places[number % len(places)]
+        return replace(self, host=host, port=port, others=())
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
@@ -67,14 +80,22 @@ class BrokerUrl:
         >>> str(BrokerUrl.parse("mqtt://localhost"))
         'mqtt://localhost:1883'
         """
+        head, around, tail = text.partition("://")
+        cut = min((tail.find(each) for each in "/?#" if each in tail), default=len(tail))
+        login, at, hosts = tail[:cut].rpartition("@")
+        first, *more = hosts.split(",")
         try:
-            url = urlsplit(text)
+            url = urlsplit(f"{head}{around}{login}{at}{first}{tail[cut:]}")
             port = url.port
+            found = [urlsplit(f"//{each}") for each in more]
+            others = [(each.hostname or "", each.port) for each in found]
         except ValueError as exc:
             raise _wrong(text, str(exc)) from exc
         if url.scheme not in _PORTS:
             raise _wrong(text, f"the scheme {url.scheme!r}")
         websocket, tls = url.scheme in ("ws", "wss"), url.scheme in ("mqtts", "wss")
+        if not all(host for host, _ in others):
+            raise _wrong(text, "no host after a comma")
         if not url.hostname or (url.path not in ("", "/") and not websocket) or url.fragment:
             raise _wrong(text, "no host" if not url.hostname else f"the path {url.path or url.fragment!r}")
         options = dict(parse_qsl(url.query, keep_blank_values=True))
@@ -97,6 +118,7 @@ class BrokerUrl:
             path=(url.path if url.path not in ("", "/") else _WEBSOCKET_PATH) if websocket else "",
             username=unquote(url.username) if url.username else None,
             password=password if password is not None else unquote(url.password) if url.password else None,
+            others=tuple((host, other or _PORTS[url.scheme]) for host, other in others),
             **files,
         )
 
@@ -105,5 +127,6 @@ def _wrong(text: str, got: str) -> ConfigError:
     shown = text if "@" not in text else "...@" + text.rsplit("@", 1)[1]
     return ConfigError(
         f"broker address {shown[:120]!r}: expected mqtt://[user@]host[:port] or "
-        f"mqtts://host[:port][?ca=FILE&cert=FILE&key=FILE], or the same with ws:// and wss://, got {got}; correct it"
+        f"mqtts://host[:port][?ca=FILE&cert=FILE&key=FILE], or the same with ws:// and wss://, "
+        f"perhaps several hosts with commas, got {got}; correct it"
     )

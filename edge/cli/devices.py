@@ -33,6 +33,28 @@ since_option = click.option(
 
 
 @click.command()
+@_JSON
+@click.pass_obj
+def status(connect: Any, as_json: bool) -> None:
+    """Whether the coordinator is there, hears its devices and is heard by them; ends with 1 where it is not.
+
+    \b
+    edge-fleet status
+    """
+    found = connect().call("GET", "/api/v1/status")
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
+    else:
+        signed = "signed" if found["signed"] else "not signed"
+        say(f"fleet {found['fleet']}, version {found['version']}, releases {signed}, access by {found['access']}")
+        say("broker: connected" if found["connected"] else "broker: not connected")
+        for trouble in found["troubles"]:
+            say(f"trouble: {trouble}")
+    if found["troubles"] or not found["connected"]:
+        raise click.exceptions.Exit(1)
+
+
+@click.command()
 @click.argument("name")
 @_JSON
 @click.pass_obj

@@ -13,7 +13,7 @@ import click
 
 from edge import __version__
 from edge.cli import access, admission, carrying, checkpoints, learning, receipts, rollouts
-from edge.cli.devices import age, events, metrics, named, show
+from edge.cli.devices import age, events, metrics, named, show, status
 from edge.cli.keys import keys
 from edge.cli.push import push
 from edge.cli.releases import release as release_group
@@ -169,6 +169,7 @@ fleet.add_command(access.audit)
 fleet.add_command(access.token)
 fleet.add_command(device_group)
 fleet.add_command(events)
+fleet.add_command(status)
 fleet.add_command(metrics)
 fleet.add_command(release_group)
 fleet.add_command(push)

@@ -138,6 +138,7 @@ def build_api(
         ]
         return {"device": device, "key": key, "step": step, "points": points, "keys": store.telemetry.keys(device)}
 
+    _add_status_route(api, submit, health)
     add_access_routes(api, access, clock)
     add_device_routes(api, store, submit, clock)
     add_enrolment_routes(api, store, submit, fleet, clock)
@@ -153,6 +154,16 @@ def build_api(
     add_actions(api, pages, access)
     add_pages(api, pages)
     return api
+
+
+def _add_status_route(api: FastAPI, submit: Submit, health: Callable[[], dict[str, Any]]) -> None:
+    @api.get("/api/v1/status")
+    def status() -> dict[str, Any]:
+        """As health, and how the coordinator stands with its broker: `troubles` in words."""
+        found: dict[str, Any] = submit(
+            lambda core, _: {"connected": core.dialogue.is_connected, "troubles": core.dialogue.line.troubles}
+        )
+        return health() | found
 
 
 def _add_signing_routes(api: FastAPI, submit: Submit, signing: Signing | None) -> None:

@@ -129,6 +129,7 @@ class CoordinatorCore:
             self.events,
             sites,
             signing,
+            config.name,
         )
         self.admissions = Admissions(store, self.events, self.rollouts, self.dialogue.clear)
         self.enrolments = Enrolments(
@@ -295,7 +296,12 @@ class CoordinatorCore:
         """Call `tick` at this time at the latest."""
         telling_s = self._next_telling_s if self.dialogue.is_connected else math.inf
         rooms = (self.registry, self.learning, self.rollouts, self.alerts)
-        return min(telling_s, self._next_housekeeping_s, *(room.next_deadline_s for room in rooms))
+        return min(
+            telling_s,
+            self._next_housekeeping_s,
+            self.dialogue.line.next_deadline_s,
+            *(room.next_deadline_s for room in rooms),
+        )
 
     def tick(self, now: Now) -> list[Publish]:
         """Do what is due and give back what is to be sent. A step that fails is told, and those after it are done."""

@@ -38,6 +38,7 @@ from edge.coordinator.artifacts import ArtifactStore
 from edge.coordinator.checkpoints import CHECKPOINT, Checkpoints
 from edge.coordinator.events import Events
 from edge.coordinator.learning import Learning
+from edge.coordinator.line import Line
 from edge.coordinator.pacing import Pacing
 from edge.coordinator.registry import Registry
 from edge.coordinator.releases import Releases
@@ -94,6 +95,11 @@ class Dialogue:
         events: For what people should see.
         sites: What coordinators below are asked for.
         signing: Proves what is sent; None in a fleet without keys.
+        name: Of this coordinator.
+
+    Attributes:
+        is_connected: Whether there is a connection to the broker.
+        line: What is wrong with that.
     """
 
     def __init__(
@@ -109,8 +115,10 @@ class Dialogue:
         events: Events,
         sites: Sites,
         signing: Signing | None = None,
+        name: str = "coordinator",
     ) -> None:
         self._sites = sites
+        self.line = Line(fleet, name)
         self._checkpoints = checkpoints
         self._signing = signing
         self._fleet = fleet
@@ -140,12 +148,17 @@ class Dialogue:
             self.is_connected = isinstance(event, Connected)
             if isinstance(event, Connected):
                 self._largest_chunk = fitting(event.max_packet_bytes)
+                self._out += self.line.connected(now.s)
+            else:
+                self.line.disconnected(event.reason)
         elif isinstance(event, Limited):
             self._largest_chunk = fitting(event.max_packet_bytes)
         elif isinstance(event, Refused):
             self._refused(event, now)
 
     def _received(self, event: Received, now: Now) -> None:
+        if self.line.heard(event.topic):
+            return
         try:
             topic = topics.parse(event.topic)
         except ChannelError as exc:
@@ -165,8 +178,9 @@ class Dialogue:
             device = topics.parse(event.topic).device
         except ChannelError:
             device = ""
-        what = "publishing to" if event.action == "publish" else "the subscription of"
-        text = f"the broker refuses {what} {event.topic}: {event.reason}; look at its access rules and limits"
+        text = self.line.refused(event)
+        if not text:
+            return
         kind = f"{event.action} {event.topic}"
         if now.s - self._told_refusals_s.get(kind, -math.inf) >= REFUSED_AGAIN_S:
             self._told_refusals_s[kind] = now.s
@@ -182,6 +196,7 @@ class Dialogue:
 
     def said(self, device: str, message: Message, now: Now) -> None:
         """A device said something, on whichever way."""
+        self.line.said(message)
         match message:
             case Conn():
                 self._registry.conn(device, message, now)
@@ -363,6 +378,8 @@ class Dialogue:
 
     def drain(self, now: Now) -> list[Publish]:
         """What is to be sent now; without a connection nothing, and it is not kept."""
+        for text in self.line.poll(now.s):
+            self._events.fault("", "broker-silent", text, now, kind=text)
         self._uploads.expire(now.s)
         self._say_to_sites()
         out, self._out = self._out, []

@@ -135,6 +135,7 @@ def test_every_verb_of_edge_fleet(
         # Who is there, and what they say.
         assert {row["id"] for row in ask.json("devices")} == {row["id"] for row in ask.json("device", "list")}
         assert "two" in ask("devices")
+        assert ask.json("status")["troubles"] == []
         assert ask.json("device", "show", "one")["online"] is True
         assert ask("tag", "one", "site=north") == "one: site=north\n"
         ask.json("tag", "two", "site=south")

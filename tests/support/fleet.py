@@ -7,6 +7,7 @@ which is what `kill -9` leaves: the files, and nothing else.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +22,7 @@ from edge.agent.model_core import ModelCore
 from edge.agent.models import Models
 from edge.channel import topics
 from edge.channel.memory import Faults, MemoryBroker, MemoryTransport
-from edge.channel.transport import TransportEvent
+from edge.channel.transport import Transport, TransportEvent
 from edge.contract.clock import Now
 from edge.contract.profile import DeviceProfile, load_profile
 from edge.coordinator.artifacts import ArtifactStore
@@ -42,11 +43,24 @@ def unhurried() -> DeviceProfile:
     return replace(profile, learning=learning)
 
 
+def taken(events: list[TransportEvent]) -> list[TransportEvent]:
+    """All that came, and no more of it; a network thread may add to it meanwhile."""
+    count = len(events)
+    found = events[:count]
+    del events[:count]
+    return found
+
+
 class Agent:
     """One device."""
 
     def __init__(
-        self, folder: Path, name: str, bundles: dict[str, Path], broker: MemoryBroker, options: dict[str, Any]
+        self,
+        folder: Path,
+        name: str,
+        bundles: dict[str, Path],
+        connect: Callable[[str], Transport],
+        options: dict[str, Any],
     ) -> None:
         self.config = AgentConfig(
             bundles=bundles,
@@ -66,7 +80,7 @@ class Agent:
             trust = Trust(self.config.state_dir / "trust", root, fleet=FLEET, device=name)
         self.core = AgentCore(self.config, self.models, stopwatch=lambda: 0.0, trust=trust)
         self.events: list[TransportEvent] = []
-        self.transport = MemoryTransport(broker, name)
+        self.transport = connect(name)
         self.states: list[str] = []
 
     @property
@@ -87,8 +101,7 @@ class Agent:
         self.transport.start(self.events.append)
 
     def tick(self, now: Now) -> None:
-        events, self.events[:] = list(self.events), []
-        for event in events:
+        for event in taken(self.events):
             self.core.transport(event, now)
         for effect in self.core.tick(now):
             self.transport.publish(effect.topic, effect.payload, qos=effect.qos, retain=effect.retain)
@@ -110,12 +123,14 @@ class SimulatedFleet:
         auto_merge: bool = True,
         policy: MergePolicy | None = None,
         signing: Path | None = None,
+        connect: Callable[[str], Transport] | None = None,
         **agent_options: Any,
     ) -> None:
         self.folder = folder
         self.bundles = {"digits": bundle} if isinstance(bundle, Path) else bundle
         self.broker = MemoryBroker()
         self.broker.fault = faults
+        self.connect = connect or (lambda name: MemoryTransport(self.broker, name))
         self.now_s = 1000.0
         self.agent_options, self.auto_merge = agent_options, auto_merge
         self.policy, self.signing = policy or MergePolicy(), signing
@@ -150,13 +165,13 @@ class SimulatedFleet:
         for bundle in self.bundles.values():
             self.coordinator.add_artifact(bundle.read_bytes(), bundle)
         self.coordinator_events: list[TransportEvent] = []
-        self.coordinator_transport = MemoryTransport(self.broker, "coordinator")
+        self.coordinator_transport = self.connect("coordinator")
         self.coordinator_transport.subscribe(topics.coordinator_filters(FLEET))
         self.coordinator_transport.start(self.coordinator_events.append)
         return self.coordinator
 
     def start_agent(self, name: str) -> Agent:
-        agent = Agent(self.folder, name, self.bundles, self.broker, self.agent_options)
+        agent = Agent(self.folder, name, self.bundles, self.connect, self.agent_options)
         agent.start(self.now)
         self.agents[name] = agent
         return agent
@@ -192,8 +207,7 @@ class SimulatedFleet:
         for agent in list(self.agents.values()):
             agent.tick(self.now)
         if self.coordinator is not None:
-            events, self.coordinator_events[:] = list(self.coordinator_events), []
-            for event in events:
+            for event in taken(self.coordinator_events):
                 self.coordinator.transport(event, self.now)
             for effect in self.coordinator.tick(self.now):
                 self.coordinator_transport.publish(effect.topic, effect.payload, qos=effect.qos, retain=effect.retain)

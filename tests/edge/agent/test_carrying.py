@@ -30,7 +30,7 @@ def site(tmp_path: Path, digits_bundle: Path) -> Iterator[tuple[SimulatedFleet, 
         signing=folders.base / "coordinator",
         trust_root=folders.device_root,
     )
-    agent = Agent(tmp_path, "island", fleet.bundles, fleet.broker, fleet.agent_options)
+    agent = Agent(tmp_path, "island", fleet.bundles, fleet.connect, fleet.agent_options)
     yield fleet, agent
     agent.core.close(fleet.now)
     agent.models.close()

@@ -67,13 +67,17 @@ def test_random_text_is_refused_or_survives_the_way_back(text):
 
 
 def test_a_coordinator_is_not_mistaken_for_a_device():
-    with pytest.raises(ChannelError):
-        parse(topics.coordinator_conn_topic("lab", "c1"))
+    for way in ("up", "dn"):
+        probe = topics.coordinator_probe("lab", way, "c1")
+        assert topics.is_probe(probe)
+        with pytest.raises(ChannelError):
+            parse(probe)
+    assert not topics.is_probe("edge/v1/lab/c/up/probe/c1")
 
 
-def test_filters_are_two_rules_for_a_device_and_one_for_a_coordinator():
+def test_filters_are_two_rules_for_a_device_and_two_for_a_coordinator():
     assert topics.device_filters("lab", "pi") == [("edge/v1/lab/pi/dn/#", 1), ("edge/v1/lab/all/dn/#", 1)]
-    assert topics.coordinator_filters("lab") == [("edge/v1/lab/+/up/#", 1)]
+    assert topics.coordinator_filters("lab") == [("edge/v1/lab/+/up/#", 1), ("edge/v1/lab/_c/dn/#", 1)]
 
 
 def test_transfer_is_read_from_the_leaf():

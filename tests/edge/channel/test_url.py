@@ -67,3 +67,18 @@ def test_refuses_certificates_without_tls_and_keys_without_certificates(tmp_path
     for text in (f"mqtt://h?ca={tmp_path}/x", f"mqtts://h?key={tmp_path}/x"):
         with pytest.raises(ConfigError):
             BrokerUrl.parse(text)
+
+
+def test_several_places_are_one_address():
+    url = BrokerUrl.parse("mqtts://me:a%2Cb@one.lan,two.lan:8884,[::1]?")
+    assert [str(url.place(n)) for n in range(4)] == [
+        "mqtts://one.lan:8883",
+        "mqtts://two.lan:8884",
+        "mqtts://[::1]:8883",
+        "mqtts://one.lan:8883",
+    ]
+    assert {url.place(n).password for n in range(3)} == {"a,b"}
+    assert BrokerUrl.parse("mqtt://one").others == ()
+    for wrong in ("mqtt://one,", "mqtt://one,two:x", "mqtt://,two", "mqtt://one,two:99999"):
+        with pytest.raises(ConfigError):
+            BrokerUrl.parse(wrong)

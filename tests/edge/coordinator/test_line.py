@@ -1,0 +1,84 @@
+"""What the broker keeps from the coordinator is told, also where it says nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from edge.channel import topics
+from edge.channel.messages import Reply, Request
+from edge.channel.transport import Received, Refused
+from edge.coordinator.line import SILENCE_S, Line
+from tests.support.fleet import SimulatedFleet
+
+UP, DN = "edge/v1/lab/_c/up/probe/coordinator", "edge/v1/lab/_c/dn/probe/coordinator"
+
+
+def test_what_does_not_come_back_is_told_unless_a_device_shows_that_it_works() -> None:
+    line = Line("lab", "coordinator")
+    assert [each.topic for each in line.connected(0.0)] == [UP, DN]
+    assert line.poll(SILENCE_S - 1) == []
+    up, dn = line.poll(SILENCE_S)
+    assert "edge/v1/lab/+/up/#" in up
+    assert "edge/v1/lab/+/dn/#" in dn
+    assert line.troubles == [up, dn]
+    assert line.poll(1e6) == [], "once a connection"
+    assert line.heard("edge/v1/lab/_c/up/probe/another"), "of a coordinator beside this one"
+    assert len(line.troubles) == 2
+    assert not line.heard("edge/v1/lab/pi/up/tele")
+    assert line.troubles == [dn]
+    line.said(Request(op="desired", digest="", part="data", want=(), window=0))
+    assert line.troubles == [dn], "it may ask that of itself"
+    line.said(Reply(id="c", rc=0, detail="", out={}))
+    assert line.troubles == []
+    line.connected(100.0)
+    assert line.heard(UP)
+    assert line.heard(DN)
+    assert line.poll(1e6) == []
+
+
+def test_refusals_and_a_lost_connection_are_trouble_until_the_next_one() -> None:
+    line = Line("lab", "coordinator")
+    line.connected(0.0)
+    assert line.refused(Refused(action="subscribe", topic="edge/v1/lab/_c/dn/#", reason="Not authorized")) == ""
+    said = line.refused(Refused(action="publish", topic="edge/v1/lab/pi/dn/cmd", reason="Not authorized"))
+    line.disconnected("cut off")
+    assert line.troubles == ["no connection: cut off", said]
+    assert line.poll(1e6) == []
+    line.connected(1.0)
+    assert line.troubles == []
+
+
+def test_a_broker_that_denies_without_a_word_is_an_event_and_one_that_grants_is_none(
+    tmp_path: Path, digits_bundle: Path
+) -> None:
+    """faults: 13."""
+
+    def denying(way: str) -> Callable[[SimulatedFleet], None]:
+        def deny(fleet: SimulatedFleet) -> None:
+            kept = fleet.coordinator_events
+
+            def take(event: object) -> None:
+                if not (isinstance(event, Received) and f"/{way}/" in event.topic):
+                    kept.append(event)  # type: ignore[arg-type]
+
+            fleet.coordinator_transport.stop()
+            fleet.coordinator_transport = fleet.connect("coordinator")
+            fleet.coordinator_transport.subscribe(topics.coordinator_filters("lab"))
+            fleet.coordinator_transport.start(take)
+
+        return deny
+
+    for name, spoil, count in (("none", None, 0), ("up", denying("up"), 1), ("dn", denying("dn"), 1)):
+        # A device that answers would show that it hears us.
+        fleet = SimulatedFleet(tmp_path / name, digits_bundle, [] if name == "dn" else ["one"], auto_merge=False)
+        try:
+            assert fleet.coordinator is not None
+            if spoil is not None:
+                spoil(fleet)
+            fleet.run(SILENCE_S + 2.0)
+            told = [row.detail for row in fleet.store.events.newest(50, name="broker-silent") if not row.device]
+            assert len(told) == count, name
+            assert fleet.coordinator.dialogue.line.troubles == told
+        finally:
+            fleet.close()
