@@ -139,7 +139,7 @@ def test_what_a_broker_hangs_up_at_is_left_out_and_all_else_is_said(broker, monk
 
 def test_a_whole_session_of_agent_and_coordinator(broker, tmp_path, digits_bundle, other_bundle, digits):
     """faults: 10. Birth, labels, a merged head, a bundle, telemetry and a restart, with the rights of a device."""
-    transports = []
+    transports: list[MqttTransport] = []
 
     def connect(name: str) -> MqttTransport:
         is_device = name == DEVICE and broker.has_rights
@@ -167,8 +167,8 @@ def test_a_whole_session_of_agent_and_coordinator(broker, tmp_path, digits_bundl
         assert heard
         fleet.until("telemetry goes on", lambda: len(fleet.store.telemetry.after(0, 1000)) > heard)
         agent = fleet.agents[DEVICE]
-        for each in agent.core.farewell(fleet.now):
-            agent.transport.publish(each.topic, each.payload, qos=each.qos, retain=each.retain)
+        for said in agent.core.farewell(fleet.now):
+            agent.transport.publish(said.topic, said.payload, qos=said.qos, retain=said.retain)
         fleet.until("it has gone", lambda: not fleet.device(DEVICE).online)
         names = {row.name for row in fleet.store.events.newest(100)}
         assert not names & {"broker-silent", "same-name", "fault", "bad-message"}, names
