@@ -89,7 +89,7 @@ def page() -> dict[str, dict[str, str]]:
 class Elsewhere(MemoryBroker):
     """The broker of nobody: all are at a real one."""
 
-    def disconnect(self, name: str) -> None:
+    def disconnect(self, client_id: str, graceful: bool = False) -> None:
         """Nobody is here."""
 
 
