@@ -57,7 +57,7 @@ def take_in(connect: Any, path: Path, as_json: bool) -> None:
         data = path.read_bytes()
     except OSError as exc:
         raise ConfigError(f"{path} cannot be read: {exc.strerror}") from exc
-    found = connect().call("POST", "/api/v1/parcel", content=data)
+    found = connect().call("POST", "/api/v1/parcel", content=data, params={"file": path.name[:255]})
     if as_json:
         click.echo(json.dumps(found, indent=1))
     if found["refused"]:

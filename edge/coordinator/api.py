@@ -14,6 +14,7 @@ from fastapi import Depends, FastAPI, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, Response
 from fastapi.security import HTTPBearer
+from starlette.exceptions import HTTPException
 
 from edge import __version__
 from edge.contract.clock import Now
@@ -77,19 +78,7 @@ def build_api(
     access = Access(store, token)
     guard(api, access, clock)
 
-    @api.exception_handler(EdgeError)
-    async def refused(request: Request, exc: EdgeError) -> Response:
-        request.state.outcome = f"refused: {exc}"
-        status = 409 if isinstance(exc, ConflictError) else 422
-        return JSONResponse({"detail": str(exc), "error": type(exc).__name__}, status_code=status)
-
-    @api.exception_handler(Exception)
-    def failed(request: Request, exc: Exception) -> Response:
-        doing = f"{request.method} {request.url.path}"
-        with contextlib.suppress(Exception):  # it is in the server's log in any case
-            submit(lambda core, now: core.events.unforeseen("", "fault", doing, exc, now))
-        detail = f"{doing} failed inside the coordinator, which goes on: {reason(exc)}"
-        return JSONResponse({"detail": detail, "error": type(exc).__name__}, status_code=500)
+    _add_refusals(api, submit)
 
     @api.get("/api/health")
     @api.get("/api/v1/health")
@@ -164,6 +153,36 @@ def _add_status_route(api: FastAPI, submit: Submit, health: Callable[[], dict[st
             lambda core, _: {"connected": core.dialogue.is_connected, "troubles": core.dialogue.line.troubles}
         )
         return health() | found
+
+
+def _add_refusals(api: FastAPI, submit: Submit) -> None:
+    """What is answered where something is refused or fails, always in one form."""
+
+    @api.exception_handler(EdgeError)
+    async def refused(request: Request, exc: EdgeError) -> Response:
+        request.state.outcome = f"refused: {exc}"
+        status = 409 if isinstance(exc, ConflictError) else 422
+        return JSONResponse({"detail": str(exc), "error": type(exc).__name__}, status_code=status)
+
+    @api.exception_handler(HTTPException)
+    async def not_taken(request: Request, exc: HTTPException) -> Response:
+        """What the framework itself refuses: no such address, a body that cannot be read, one that is too large."""
+        request.state.outcome = f"refused: {exc.detail}"
+        if "text/html" in request.headers.get("accept", "") and not request.url.path.startswith("/api/"):
+            page: Response = request.app.state.pages.refusal(request, exc.status_code, str(exc.detail))
+            return page
+        what = f"{request.method} {request.url.path[:200]}"
+        why = {404: f"there is no {what}; /openapi.json says what there is", 405: f"{what} is not done here"}
+        detail = {"detail": why.get(exc.status_code, exc.detail), "error": "ConfigError"}
+        return JSONResponse(detail, status_code=exc.status_code, headers=exc.headers)
+
+    @api.exception_handler(Exception)
+    def failed(request: Request, exc: Exception) -> Response:
+        doing = f"{request.method} {request.url.path}"
+        with contextlib.suppress(Exception):  # it is in the server's log in any case
+            submit(lambda core, now: core.events.unforeseen("", "fault", doing, exc, now))
+        detail = f"{doing} failed inside the coordinator, which goes on: {reason(exc)}"
+        return JSONResponse({"detail": detail, "error": type(exc).__name__}, status_code=500)
 
 
 def _add_signing_routes(api: FastAPI, submit: Submit, signing: Signing | None) -> None:

@@ -23,7 +23,9 @@ from edge import __version__
 from edge.contract.digest import sha256_file
 from edge.contract.errors import BundleError, ConfigError
 from edge.contract.files import lock_folder, replace_file, sync_folder
-from edge.coordinator.store.database import Database
+from edge.coordinator.releases import RESTORED
+from edge.coordinator.store.database import Database, make_folder
+from edge.coordinator.store.rollouts import RolloutLog
 
 DATABASE, ARTIFACTS = "coordinator.sqlite", "artifacts"
 _DATABASE, _CONTENTS = "database.sqlite", "backup.json"
@@ -107,6 +109,7 @@ def restore(backup: Path, data_dir: Path, database: str) -> dict[str, Any]:
     with opened(backup) as (_, read):  # all of it is looked at before anything is written
         for _name, _file in read:
             pass
+    make_folder(data_dir)
     lock = lock_folder(data_dir)
     try:
         (data_dir / ARTIFACTS).mkdir(exist_ok=True)
@@ -119,7 +122,7 @@ def restore(backup: Path, data_dir: Path, database: str) -> dict[str, Any]:
                 path = scratch if name == _DATABASE else data_dir / name
                 path.parent.mkdir(mode=0o700, exist_ok=True)
                 with replace_file(path) as output:
-                    if name in KEYS:
+                    if name in KEYS or path == scratch:
                         os.fchmod(output.fileno(), 0o600)
                     while piece := file.read(_PIECE):
                         output.write(piece)
@@ -137,10 +140,13 @@ def _restore_database(scratch: Path, data_dir: Path, database: str) -> dict[str,
         if database:
             target = Database(database)
             try:
-                return source.copy_to(target)
+                rows = source.copy_to(target)
+                RolloutLog(target).set(RESTORED, "1")
+                return rows
             finally:
                 target.close()
         rows = source.count()
+        RolloutLog(source).set(RESTORED, "1")
     finally:
         source.close()
         if database:

@@ -62,8 +62,8 @@ def carried_out(fleet: str, devices: list[str], parts: Parts, now: Now) -> bytes
     return parcel.write(fleet, said, files, now.wall_ms)
 
 
-def carried_in(path: Path, fleet: str, dialogue: Dialogue, now: Now) -> dict[str, Any]:
-    """Take what one device wrote.
+def carried_in(path: Path, fleet: str, dialogue: Dialogue, now: Now, name: str) -> dict[str, Any]:
+    """Take what one device wrote; `name` is the user's for the file.
 
     Returns:
         ``device``, ``kept`` (documents) and ``refused`` (reasons).
@@ -71,11 +71,14 @@ def carried_in(path: Path, fleet: str, dialogue: Dialogue, now: Now) -> dict[str
     Raises:
         BundleError: It is no parcel of a device of this fleet, or damaged.
     """
-    found = parcel.Parcel(path, fleet)
+    try:
+        found = parcel.Parcel(path, fleet)
+    except BundleError as exc:
+        raise BundleError(str(exc).replace(str(path), name)) from exc
     devices = found.devices()
     births = [each for each in found.said if isinstance(each.message, Birth)]
     if len(devices) != 1 or not births:
-        raise BundleError(f"{path} is not what `edge-agent export --for-fleet` writes: expected the word of one device")
+        raise BundleError(f"{name} is not what `edge-agent export --for-fleet` writes: expected the word of one device")
     for each in found.said:
         if isinstance(each.message, Birth | State):
             dialogue.said(each.device, each.message, now)

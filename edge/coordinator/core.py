@@ -33,7 +33,7 @@ from edge.coordinator.merges import Merges
 from edge.coordinator.receipts import Receipts
 from edge.coordinator.records import Device, Order, Release
 from edge.coordinator.registry import Registry
-from edge.coordinator.releases import Releases, add_release
+from edge.coordinator.releases import RESTORED, Releases, add_release
 from edge.coordinator.rollout.plan import Plan
 from edge.coordinator.rollout.step import Rollout
 from edge.coordinator.rollouts import Rollouts
@@ -47,6 +47,8 @@ from edge.learning.exchange import HeadRelease
 from edge.merging.groups import EVERYBODY
 
 HOUSEKEEPING_S = 600.0
+# After a restore and a connection, until what the broker keeps of devices has come.
+HEARD_S = 2.0
 AUTHORITY = "authority"  # folder with the key that signs certificates of devices
 
 
@@ -139,6 +141,8 @@ class CoordinatorCore:
         self._next_telling_s = -math.inf
         self._next_housekeeping_s = -math.inf
         self._aged_s: float | None = None  # monotonic
+        self._is_restored = bool(store.rollouts.setting(RESTORED))
+        self._connected_s: float | None = None
 
     def transport(self, event: TransportEvent, now: Now) -> None:
         """Take an event of the broker connection. A message that cannot be read or handled is dropped."""
@@ -279,9 +283,9 @@ class CoordinatorCore:
         """What devices should run, for a stick; see `edge.coordinator.carrying`."""
         return carried_out(self._config.fleet, devices, self._parts, now)
 
-    def carry_in(self, path: Path, now: Now) -> dict[str, Any]:
+    def carry_in(self, path: Path, now: Now, name: str = "") -> dict[str, Any]:
         """Take what a device wrote onto a stick; see `edge.coordinator.carrying`."""
-        found = carried_in(path, self._config.fleet, self.dialogue, now)
+        found = carried_in(path, self._config.fleet, self.dialogue, now, name or str(path))
         self.learning.plan_soon()
         return found
 
@@ -296,8 +300,10 @@ class CoordinatorCore:
         """Call `tick` at this time at the latest."""
         telling_s = self._next_telling_s if self.dialogue.is_connected else math.inf
         rooms = (self.registry, self.learning, self.rollouts, self.alerts)
+        heard_s = math.inf if self._connected_s is None else self._connected_s + HEARD_S
         return min(
             telling_s,
+            heard_s,
             self._next_housekeeping_s,
             self.dialogue.line.next_deadline_s,
             *(room.next_deadline_s for room in rooms),
@@ -306,6 +312,7 @@ class CoordinatorCore:
     def tick(self, now: Now) -> list[Publish]:
         """Do what is due and give back what is to be sent. A step that fails is told, and those after it are done."""
         self.events.offer_again(now)
+        self._heard_after_restore(now)
         self._room.look(self.events, now)
         self.registry.keep_telemetry(now)
         if self.learning.tick(now):
@@ -335,6 +342,18 @@ class CoordinatorCore:
         with self.events.survived("", "fault", "looking for alerts", now):
             told = self.alerts.tick(now, is_connected=self.dialogue.is_connected)
         return self.dialogue.drain(now) + told
+
+    def _heard_after_restore(self, now: Now) -> None:
+        """What the broker keeps of devices comes with the connection: then the numbers of their releases are known."""
+        if not self._is_restored or not self.dialogue.is_connected:
+            self._connected_s = None
+            return
+        if self._connected_s is None:
+            self._connected_s = now.s
+        if now.s - self._connected_s >= HEARD_S:
+            with self.events.survived("", "fault", "going on after a restore", now):
+                self._store.rollouts.set(RESTORED, "")
+                self._is_restored = False
 
     def close(self, now: Now) -> None:
         """Keep what waits."""

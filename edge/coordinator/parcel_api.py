@@ -29,7 +29,8 @@ def add_parcel_routes(api: FastAPI, submit: Submit) -> None:
         return Response(data, media_type="application/octet-stream")
 
     @api.post("/api/v1/parcel")
-    async def carry_in(request: Request) -> dict[str, Any]:
+    async def carry_in(request: Request, file: Annotated[str, Query(max_length=255)] = "") -> dict[str, Any]:
+        """Take what a device wrote; `file` is what it is called in messages."""
         data = bytearray()
         async for piece in request.stream():
             data += piece
@@ -40,7 +41,7 @@ def add_parcel_routes(api: FastAPI, submit: Submit) -> None:
             with tempfile.NamedTemporaryFile(prefix="edgeloop-", suffix=".parcel") as copy:
                 copy.write(data)
                 copy.flush()
-                return submit(lambda core, now: core.carry_in(Path(copy.name), now))
+                return submit(lambda core, now: core.carry_in(Path(copy.name), now, file or "the parcel"))
 
         result: dict[str, Any] = await run_in_threadpool(take)
         return result

@@ -10,6 +10,7 @@ from edge.contract.digest import sha256
 from edge.contract.errors import ConfigError
 from edge.contract.files import lock_folder
 from edge.coordinator.config import CoordinatorConfig
+from edge.coordinator.store.database import make_folder
 
 
 class Place:
@@ -62,6 +63,7 @@ class Place:
             ConfigError: It cannot be written, or another process has it by now.
         """
         if self._folder is None:
+            make_folder(self._data_dir)
             self._folder = lock_folder(self._data_dir)
 
     def close(self) -> None:

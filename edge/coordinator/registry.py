@@ -28,6 +28,8 @@ from edge.merging.policy import TAG
 log = logging.getLogger("edge.coordinator")
 
 _LONGEST_INTERVAL_S = 1e9
+# Of one device: tags that people give it, and what it says of itself as it likes, in words of so many characters.
+MAX_TAGS, MAX_FACTS, MAX_CHARS = 64, 32, 200
 # States that say that a model has dealt with a release.
 _DEALT_WITH = ("probation", "active", "refused", "rolled-back")
 
@@ -100,7 +102,7 @@ def after_birth(
         boot=message.boot,
         agent_version=message.agent_version,
         profile=message.profile,
-        hardware=dict(message.hardware),
+        hardware=_bounded(message.hardware),
         seal_key=message.seal_key,
         telemetry_s=_interval_s(message, known.device),
     )
@@ -258,6 +260,9 @@ class Registry:
             before, heard = self._heard(device, now.wall_ms)
             known, is_new = after_birth(heard, message, self._name_of, self._is_ours)
             self._store.devices.keep(known, before)
+        if (kept := len(known.device.hardware)) < (n := len(message.hardware)):
+            detail = f"{n} facts about itself: {kept} are kept, plain and short ones, the first by name"
+            self._events.fault(device, "too-much-said", detail, now)
         is_back = message.state_id in self.lives.folders(device)
         return self._told_anew(heard.device, message, is_new, Seen.TURNS if is_back else Seen.ANEW, now)
 
@@ -360,12 +365,17 @@ class Registry:
         if self._store.devices.get(device) is None:
             raise RolloutError(f"unknown device {device}; `edge-fleet devices` lists them")
         self.check_tags(tags)
+        kept = self._store.devices.tags(device).get(device, {}) | dict(tags)
+        if (n := sum(value != "" for value in kept.values())) > MAX_TAGS:
+            raise RolloutError(f"{device} would have {n} tags: expected at most {MAX_TAGS}; KEY= takes one away")
         self._store.devices.tag(device, tags)
         return self._store.devices.tags(device).get(device, {})
 
     @staticmethod
     def check_tags(tags: Mapping[str, str]) -> None:
         """Raise RolloutError for a tag that is none; the value "" is that of one to be taken away."""
+        if len(tags) > MAX_TAGS:
+            raise RolloutError(f"{len(tags)} tags: expected at most {MAX_TAGS}")
         for key, value in tags.items():
             if not re.fullmatch(TAG, key) or not (value == "" or re.fullmatch(TAG, value)):
                 raise RolloutError(
@@ -422,6 +432,17 @@ def _logged(device: str, event: Event, at_ms: int) -> LoggedEvent:
         seq=event.seq,
         state_id=event.state_id,
     )
+
+
+def _bounded(said: Mapping[str, Any]) -> dict[str, Any]:
+    """Of what a device says as it likes what is plain and short, and of that the first by name."""
+    plain = {
+        key: value
+        for key, value in said.items()
+        if len(key) <= MAX_CHARS and (value is None or isinstance(value, bool | int | float | str))
+        and len(str(value)) <= MAX_CHARS
+    }  # fmt: skip
+    return {key: plain[key] for key in sorted(plain)[:MAX_FACTS]} if len(plain) > MAX_FACTS else plain
 
 
 def _entry(device: str, values: Mapping[str, Any], received_ms: int) -> TelemetryEntry:

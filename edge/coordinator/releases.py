@@ -30,6 +30,8 @@ from edge.merging.policy import BY_TAG
 
 # A device must not be able to use the counters up: what it says from here on counts for nothing.
 MAX_COUNTER = 2**48
+# Setting of the fleet: a backup was restored, and devices have not been heard since.
+RESTORED = "restored"
 
 
 def add_release(
@@ -50,8 +52,16 @@ def add_release(
     """Make a release, with a counter one above the highest that this database or any device has seen.
 
     After yesterday's backup was restored the devices know higher ones, and would ignore anything below.
+
+    Raises:
+        RolloutError: A backup was restored, and nobody can know yet what devices know.
     """
     with store.transaction():
+        if store.rollouts.setting(RESTORED):
+            raise RolloutError(
+                "the database was restored from a backup, and devices have not said yet which releases they know: "
+                "they do once the coordinator is connected to the broker; try again in a few seconds"
+            )
         highest = max(store.releases.highest(), store.devices.highest_release(MAX_COUNTER))
         release = Release(
             counter=highest + 1,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from contextvars import ContextVar
 from pathlib import Path
@@ -199,7 +200,7 @@ def _is_damaged(exc: SQLAlchemyError) -> bool:
 
 
 def _sqlite(path: Path, journal: str) -> Engine:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_private(path)
     engine = create_engine(URL.create("sqlite", database=str(path)), connect_args={"timeout": WAIT_S})
 
     @event.listens_for(engine, "connect")
@@ -210,6 +211,32 @@ def _sqlite(path: Path, journal: str) -> Engine:
         connection.execute("PRAGMA synchronous=FULL")
 
     return engine
+
+
+def make_private(path: Path) -> None:
+    """Make an empty file that only its owner reads, in a folder of the same kind; what is there stays as it is.
+
+    SQLite gives the files beside it the same mode.
+    """
+    make_folder(path.parent)
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    except FileExistsError:
+        pass
+    except OSError as exc:
+        raise ConfigError(f"the database {path} cannot be used: {exc.strerror}") from exc
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder that is its owner's alone; one that is there stays as it is.
+
+    Raises:
+        ConfigError: It cannot be made.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as exc:
+        raise ConfigError(f"the folder {folder} cannot be made: {exc.strerror}") from exc
 
 
 def is_taken(address: str) -> bool:

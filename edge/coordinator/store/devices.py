@@ -115,10 +115,13 @@ class Devices:
             return frozenset(session.scalars(select(DeviceRow.id).where(DeviceRow.admission != APPROVED)))
 
     def highest_release(self, below: int) -> int:
-        """The highest counter under a limit that any device has dealt with; 0 for none."""
-        query = select(func.max(ModelRow.release)).where(ModelRow.release < below)
+        """The highest counter under a limit that any device has named, whatever became of it; 0 for none."""
         with self._database.transaction() as session:
-            return session.scalar(query) or 0
+            named = [
+                session.scalar(select(func.max(each)).where(each < below))
+                for each in (ModelRow.release, ModelRow.state_release)
+            ]
+            return max(each or 0 for each in named)
 
     def tag(self, device: str, tags: Mapping[str, str]) -> None:
         """Give a device tags; one with the value "" is taken away."""

@@ -14,7 +14,7 @@ from edge.cli import fleet as cli
 from edge.contract.bundle import Bundle
 from edge.contract.clock import Now
 from edge.contract.digest import sha256_file, short
-from edge.contract.errors import ConfigError, RolloutError
+from edge.contract.errors import BundleError, ConfigError, RolloutError
 from edge.coordinator.core import CoordinatorCore
 from tests.edge.cli.test_models import ask, born, says, state
 
@@ -25,7 +25,7 @@ def now() -> Now:
 
 
 def test_a_device_is_shown_with_what_it_should_run_and_where_it_stands(
-    core: CoordinatorCore, digits_bundle: Path
+    core: CoordinatorCore, digits_bundle: Path, tmp_path: Path
 ) -> None:
     bundle = Bundle.open(digits_bundle)
     born(core, "gate", {"digits": bundle.manifest.backbone_digest})
@@ -47,8 +47,18 @@ def test_a_device_is_shown_with_what_it_should_run_and_where_it_stands(
     assert (found["id"], found["wanted"][0]["release"], found["events"][0]["name"]) == ("gate", 1, "drift")
     assert ask("device", "list").count("gate") == ask("devices").count("gate") == 1
     assert json.loads(ask("device", "list", "--json")) == json.loads(ask("devices", "--json"))
-    with pytest.raises(RolloutError, match="unknown device door"):
-        ask("device", "show", "door")
+    for words in (
+        ("device", "show", "door"),
+        ("events", "--device", "door"),
+        ("events", "--device", "no/body", "--json"),
+    ):
+        with pytest.raises(RolloutError, match=r"unknown device (door|no/body)"):
+            ask(*words)
+    assert ask("events", "--device", "coordinator")
+    (tmp_path / "mine.parcel").write_bytes(b"nothing")
+    with pytest.raises(BundleError, match="mine") as told:
+        ask("import", str(tmp_path / "mine.parcel"))
+    assert "edgeloop-" not in str(told.value)
     # A device names its bundle by the digest of the manifest; people see the one id that the release has.
     served = {"backbone": bundle.manifest.backbone_digest, "bundle": bundle.digest, "head": "", "release": 1}
     birth = Birth(

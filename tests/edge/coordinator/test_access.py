@@ -209,6 +209,27 @@ def test_what_is_not_known_is_refused_by_its_name(web: Web) -> None:
     assert web.ask("POST", "/api/tags", content=iter_bytes()).status_code == 411
 
 
+def test_what_the_framework_refuses_has_the_form_of_all_other_refusals(web: Web) -> None:
+    nested = "[" * 200_000 + "]" * 200_000
+    for method, path, arguments, status in (
+        ("POST", "/api/v1/plan", {"content": nested, "headers": {"content-type": "application/json"}}, 400),
+        (
+            "POST",
+            "/api/tags",
+            {"content": '{"device": ' + nested + "}", "headers": {"content-type": "application/json"}},
+            400,
+        ),
+        ("POST", "/api/v1/plan", {"content": "{", "headers": {"content-type": "application/json"}}, 422),
+        ("GET", "/api/v1/nothing", {}, 404),
+        ("DELETE", "/api/v1/rollouts", {}, 405),
+    ):
+        answer = web.ask(method, path, **arguments)
+        assert answer.status_code == status, (path, answer.text)
+        assert answer.json()["detail"], path
+        assert answer.json()["error"] == "ConfigError", path
+    assert "text/html" in web.ask("GET", "/nothing", headers={"accept": "text/html"}).headers["content-type"]
+
+
 def test_a_number_larger_than_any_row_has_is_refused_by_every_route(web: Web) -> None:
     numbered = [each for each in routes(web.app) if re.search(r"{(number|counter|other)", each[1].path)]
     assert len(numbered) > 20

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sqlite3
 import tarfile
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +19,18 @@ from click.testing import CliRunner
 from edge.channel.messages import Conn
 from edge.cli.coordinator import coordinator
 from edge.contract.clock import Now
-from edge.contract.errors import BundleError, ConfigError
+from edge.contract.errors import BundleError, ConfigError, RolloutError
 from edge.coordinator.artifacts import ArtifactStore
 from edge.coordinator.backup import DATABASE, KEYS, back_up, restore
+from edge.coordinator.config import CoordinatorConfig
 from edge.coordinator.events import Events
+from edge.coordinator.place import Place
 from edge.coordinator.records import Device, KnownDevice, LoggedEvent, Release
 from edge.coordinator.registry import Registry
 from edge.coordinator.store.database import Damaged
 from edge.coordinator.store.store import Store
+from edge.learning.exchange import HeadRelease
+from tests.support.light_fleet import Fleet, ends
 from tests.support.postgres import PostgresServer
 
 NOW = Now(1.0, 1)
@@ -106,6 +112,67 @@ def test_a_backup_is_made_while_the_coordinator_writes_and_comes_back_whole(data
         assert (tmp_path / "new" / name).stat().st_mode & 0o077 == 0
     with pytest.raises(ConfigError, match="has a database already"):
         restore(tmp_path / "fleet.tar", tmp_path / "new", "")
+
+
+def test_after_yesterdays_backup_no_release_gets_a_number_that_devices_know(
+    tmp_path: Path, digits_bundle: Path
+) -> None:
+    """faults: 39. Whatever became of a release on a device: it runs it, is ready for it, or refused it."""
+    for last in ("active", "staged", "refused", "rolled-back", "failed"):
+        folder = tmp_path / last
+        fleet = Fleet(folder, digits_bundle, 2, ends("active"), where=folder / DATABASE)
+        fleet.push()
+        fleet.pass_time(20, 10)
+        back_up(folder, "", tmp_path / f"{last}.tar")
+        fleet.head = replace(HeadRelease.decode(fleet.head, ""), origin=last).encode()
+        for device in fleet.devices.values():
+            device.behaviour = ends(last)
+        kept = fleet.core.add_artifact(fleet.head, Path("/nonexistent"))
+        for _ in range(3):
+            fleet.core.push(kept["digest"], "head", kept["backbone"], [], "since", fleet.now)
+        fleet.pass_time(20, 10)
+        fleet.core.dialogue.tell("d000", fleet.now)
+        fleet.deliver()
+        told = fleet.devices["d000"].told[-1]
+        assert told.release == 4
+        fleet.close()
+        restore(tmp_path / f"{last}.tar", tmp_path / f"{last}-new", "")
+        fleet.folder = tmp_path / f"{last}-new"
+        fleet.where = fleet.folder / DATABASE
+        fleet.start()
+        kept = fleet.core.add_artifact(fleet.head, Path("/nonexistent"))
+        push = lambda: fleet.core.push(kept["digest"], "head", kept["backbone"], [], "t", fleet.now)  # noqa: B023, E731
+        with pytest.raises(RolloutError, match="devices have not said yet which releases they know"):
+            push()
+        one = fleet.devices["d000"]
+        one.release = told.release if last in ("active", "rolled-back") else 1
+        one.connect()  # as the broker keeps it, and its state
+        one.state(told, last, "of before", None)
+        fleet.pass_time(3, 1)
+        assert push().counter == 5, last
+        fleet.close()
+
+
+def test_what_a_coordinator_keeps_is_for_its_owner_only(tmp_path: Path, data: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        Store(tmp_path / "made" / DATABASE).close()
+        back_up(data, "", tmp_path / "fleet.tar")
+        restore(tmp_path / "fleet.tar", tmp_path / "restored", "")
+        with contextlib.suppress(ConfigError):
+            place = Place(CoordinatorConfig(fleet="f", name="n", data_dir=tmp_path / "s"), "127.0.0.1", 0, "b")
+            place.settle()
+            place.close()
+    finally:
+        os.umask(before)
+    for folder in ("made", "restored", "s"):
+        assert (tmp_path / folder).stat().st_mode & 0o777 == 0o700, folder
+    for folder in ("made", "restored"):
+        for path in (tmp_path / folder).glob(f"{DATABASE}*"):
+            assert path.stat().st_mode & 0o777 == 0o600, path
+    (tmp_path / "theirs").mkdir(mode=0o755)
+    Store(tmp_path / "theirs" / DATABASE).close()
+    assert (tmp_path / "theirs").stat().st_mode & 0o777 == 0o755, "what was there stays as it was"
 
 
 def test_a_backup_goes_from_one_kind_of_database_into_the_other(tmp_path: Path, postgres: PostgresServer) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from edge.channel.messages import Birth, Conn, Served, State
 from edge.contract.clock import Now
+from edge.contract.errors import RolloutError
 from edge.coordinator.events import Events
 from edge.coordinator.records import KnownBundle
 from edge.coordinator.registry import Registry
@@ -43,6 +44,31 @@ def test_offline_of_an_older_session_is_dropped(
     registry.conn("d", Conn(online=False, session=5, boot=1, ts_ms=0), NOW)
     assert not online(store, "d")
     assert [each.getMessage() for each in caplog.records if each.name == "edge.coordinator"] == ["d joined", "d left"]
+
+
+def test_what_a_device_says_as_it_likes_is_bounded_and_told(store: Store, registry: Registry) -> None:
+    said = {f"k{i:04}": i for i in range(2000)} | {"a": "x" * 300, "b": [1], "c": {"d": 1}, "e" * 300: 1}
+    birth = Birth(
+        agent_version="1", boot=1, session=1, ts_ms=0, profile="p", hardware=said, bundle="", head="", n_labels=0,
+        backbone="", release=0, limits={}, state_id="a" * 16,
+    )  # fmt: skip
+    registry.birth("d", birth, NOW)
+    registry.birth("d", birth, NOW)
+    device = store.devices.get("d")
+    assert device is not None
+    assert device.hardware == {f"k{i:04}": i for i in range(32)}
+    (event,) = store.events.newest(10, name="too-much-said")
+    assert event.detail == "2004 facts about itself: 32 are kept, plain and short ones, the first by name"
+    registry.birth("d", replace(birth, hardware={"machine": "x", "cores": 4, "fast": True}), NOW)
+    device = store.devices.get("d")
+    assert device is not None
+    assert device.hardware == {"machine": "x", "cores": 4, "fast": True}
+    with pytest.raises(RolloutError, match="2000 tags: expected at most 64"):
+        registry.tag("d", {f"k{i}": "v" for i in range(2000)})
+    assert len(registry.tag("d", {f"k{i}": "v" for i in range(64)})) == 64
+    with pytest.raises(RolloutError, match="d would have 65 tags: expected at most 64; KEY= takes one away"):
+        registry.tag("d", {"more": "v"})
+    assert len(registry.tag("d", {"more": "v", "k0": ""})) == 64
 
 
 def test_state_that_is_late_or_repeated_is_dropped(store: Store, registry: Registry) -> None:
