@@ -12,7 +12,7 @@ READY := $(VENV)/.ready
 # come in the order of tests/conftest.py, the longest first.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test quick check bench docs clean
+.PHONY: demo test quick check bench docs package clean
 
 demo: $(READY)
 	$(BIN)/python examples/01_digits_fleet/demo.py $(DEMO_OPTIONS)
@@ -43,6 +43,14 @@ $(READY): pyproject.toml constraints.txt
 docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 	@echo 'open docs-site/index.html, or to search it: python3 -m http.server -d docs-site'
+
+# A wheel, a source archive, and what a device gets with the wheel, as a bill of materials (CycloneDX).
+package: $(READY)
+	$(BIN)/python -m build --outdir dist
+	rm -rf dist/device && $(PYTHON) -m venv dist/device && dist/device/bin/pip install --quiet -c constraints.txt dist/edgeloop-*.whl
+	$(PYTHON) -m venv dist/sbom && dist/sbom/bin/pip install --quiet cyclonedx-bom
+	dist/sbom/bin/cyclonedx-py environment --pyproject pyproject.toml --output-file dist/edgeloop.cdx.json dist/device
+	rm -rf dist/device dist/sbom
 
 clean:
 	rm -rf $(VENV) demo-output docs-site dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -62,7 +62,7 @@ def _cli() -> str:
         ("edge-fleet", fleet),
     ):
         for path, command in _commands(name, found):
-            context = click.Context(command, info_name=path, max_content_width=100, terminal_width=100)
+            context = click.Context(command, info_name=path, max_content_width=78, terminal_width=78)
             lines += ["", f"{'#' * (2 + path.count(' '))} {path}", "", "```text", command.get_help(context), "```"]
     return "\n".join(lines)
 
@@ -71,7 +71,8 @@ def _commands(path: str, command: click.Command) -> Iterator[tuple[str, click.Co
     yield path, command
     if isinstance(command, click.Group):
         for name in sorted(command.commands):
-            yield from _commands(f"{path} {name}", command.commands[name])
+            if not command.commands[name].hidden:
+                yield from _commands(f"{path} {name}", command.commands[name])
 
 
 def _api() -> str:
