@@ -56,6 +56,7 @@ class AgentFile:
     stream_expiry: float | None = None
     seed: int | None = None
     verbose: bool | None = None
+    log: str | None = None
 
 
 def read_options(path: Path) -> dict[str, Any]:

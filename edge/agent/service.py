@@ -243,7 +243,8 @@ class AgentService:
         """What happened is said here, too: there may be no broker to tell."""
         for name, kind, text in self._core.news:
             level = logging.INFO if kind in _GOOD_NEWS else logging.WARNING
-            log.log(level, "%s%s: %s", name and f"{name}: ", kind, text)
+            fields = {"model": name, "event": kind, "detail": text}
+            log.log(level, "%s%s: %s", name and f"{name}: ", kind, text, extra={"fields": fields})
         self._core.news.clear()
 
     def _take_all(self, items: list[_Call | TransportEvent]) -> None:

@@ -16,6 +16,7 @@ from edge.cli import doctor, review, running, setup, unit
 from edge.cli.configured import bundles_of, config_option, http_options, password_of, prefix_of
 from edge.cli.enroll import enroll
 from edge.cli.feeds import feeds_of
+from edge.cli.logs import STYLES, Style, configure
 from edge.cli.terminal import seconds
 from edge.contract.choices import EXECUTORS, LEARNERS, PROVIDERS
 from edge.contract.errors import ConfigError, run_to_exit
@@ -119,6 +120,7 @@ def agent() -> None:
 @click.option("--stream-expiry", default=600.0, type=click.FloatRange(0), help="Seconds until a silent one ends.")
 @click.option("--seed", default=0, type=click.IntRange(0), help="Of replay draws.")
 @click.option("--verbose", is_flag=True, help="Say more.")
+@click.option("--log", default="text", envvar="EDGE_LOG", type=click.Choice(STYLES), help="How lines are written.")
 @click.pass_context
 def run(
     ctx: click.Context,
@@ -159,6 +161,7 @@ def run(
     stream_expiry: float,
     seed: int,
     verbose: bool,
+    log: Style,
 ) -> None:
     """Open each BUNDLE, check it on this CPU, and serve predictions until stopped.
 
@@ -180,7 +183,7 @@ def run(
     from edge.contract.profile import detect_profile, load_profile
 
     bundles = bundles_of(ctx, bundles)
-    logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, format="%(asctime)s %(message)s")
+    configure(log, logging.DEBUG if verbose else logging.INFO)
     if config is not None:
         logging.getLogger("edge.agent").info("options of %s", config)
     device_profile = load_profile(detect_profile() if profile == "auto" else profile)

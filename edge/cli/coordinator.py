@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import signal
 import ssl
 import tempfile
@@ -15,6 +14,7 @@ import click
 
 from edge import __version__
 from edge.cli.exports import export
+from edge.cli.logs import STYLES, Style, configure
 from edge.contract.errors import ConfigError, run_to_exit
 from edge.merging.policy import RULES, MergePolicy
 
@@ -102,6 +102,7 @@ def coordinator() -> None:
 @click.option("--upstream-interval", default=60.0, type=click.FloatRange(min=0), help="Seconds between contributions.")
 @click.option("--site", help="Name of this site there, as of a device: with --upstream.")
 @click.option("--timestamp-days", default=7.0, type=click.FloatRange(0.01), help="How long signed news are believed.")
+@click.option("--log", default="text", envvar="EDGE_LOG", type=click.Choice(STYLES), help="How lines are written.")
 def serve(
     broker: str,
     broker_password: str | None,
@@ -148,6 +149,7 @@ def serve(
     upstream_interval: float,
     site: str | None,
     timestamp_days: float,
+    log: Style,
 ) -> None:
     """Serve a fleet until stopped.
 
@@ -194,7 +196,7 @@ def serve(
         raise ConfigError(f"{exc.name} is not installed: pip install 'edgeloop[coordinator]'") from exc
     if token is None and not database and not data_dir.exists():
         check_reach(host)  # before the broker is asked; else the database has a word
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    configure(log)
     url = BrokerUrl.parse(broker, broker_password)
     release_policy = ReleasePolicy() if merge_policy is None else read_policy(merge_policy, merge_by)
     if release_policy.needs_holdout and evaluate is None:

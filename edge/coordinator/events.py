@@ -54,7 +54,9 @@ class Events:
         # What came from outside may hold half a character, which no database stores.
         detail = detail.encode(errors="replace").decode()[:MAX_DETAIL_CHARS]
         event = LoggedEvent(device=device, name=name, detail=detail, at_ms=now.wall_ms, model=model)
-        log.info("%s: %s: %s", f"{device} {model}".strip() or "coordinator", name, harmless(detail))
+        fields = {"device": device, "model": model, "event": name, "detail": detail}
+        whose = f"{device} {model}".strip() or "coordinator"
+        log.info("%s: %s: %s", whose, name, harmless(detail), extra={"fields": fields})
         if self._waiting:  # in order, and no second wait for a locked database
             self._waiting.append(event)
         elif not self._write(event):

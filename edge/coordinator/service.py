@@ -236,7 +236,9 @@ class CoordinatorService:
         sys.setswitchinterval(SWITCH_S)
         api = build_api(self._store, self._submit, self._config.fleet, token, self.core.signing, clock=now)
         certificate, key = (None, None) if tls is None else tls
-        options = uvicorn.Config(api, log_level="warning", lifespan="off", ssl_certfile=certificate, ssl_keyfile=key)
+        options = uvicorn.Config(
+            api, log_config=None, log_level="warning", lifespan="off", ssl_certfile=certificate, ssl_keyfile=key
+        )
         web = threading.Thread(target=self._serve, args=(options, self._place.listening), daemon=True)
         web.start()
         if self._config.alerts.webhook:

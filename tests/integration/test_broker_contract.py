@@ -162,7 +162,9 @@ def test_a_whole_session_of_agent_and_coordinator(broker, tmp_path, digits_bundl
         else:
             broker.stop()
             broker.start()
-        fleet.until("both are back", lambda: fleet.device(DEVICE).session > first and fleet.device(DEVICE).online)
+        fleet.until(
+            "both are back", lambda: fleet.device(DEVICE).session > first and fleet.device(DEVICE).online, 900.0
+        )
         heard = len(fleet.store.telemetry.after(0, 1000))
         assert heard
         fleet.until("telemetry goes on", lambda: len(fleet.store.telemetry.after(0, 1000)) > heard)
