@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from edge.contract.clock import Now
 from edge.coordinator.access import MAX_DAYS, MAX_NAME_CHARS, Access, Identity, Role, shown
+from edge.coordinator.once_api import once
 from edge.coordinator.records import AuditEntry, as_dict
 
 log = logging.getLogger("edge.coordinator")
@@ -73,6 +74,11 @@ REFUSALS: dict[int | str, str] = {
     429: "too many wrong tokens; `Retry-After` says when to go on",
     500: "a fault inside the coordinator, which goes on",
 }
+
+
+def says(answer: Any) -> dict[int | str, dict[str, Any]]:
+    """What a route answers, for its description: values of `edge.coordinator.records` go out as they are."""
+    return {200: {"model": answer, "description": "done"}}
 
 
 class TokenRequest(ReasonRequest):
@@ -177,7 +183,9 @@ def guard(api: FastAPI, access: Access, clock: Callable[[], Now]) -> None:
         request.state.keep = access.store.access.audit
         request.state.now_ms = clock().wall_ms
         try:
-            response = await call_next(request)
+            asked = request.state.identity
+            whose = f"{asked.who}/{asked.is_proved}"
+            response = await once(request, call_next, access.store, whose, request.state.now_ms)
         except Exception as exc:
             await run_in_threadpool(_ended, request, access, f"failed: {type(exc).__name__}: {exc}")
             raise
@@ -339,7 +347,7 @@ def add_access_routes(api: FastAPI, access: Access, clock: Callable[[], Now]) ->
         del body  # as everywhere: the door has kept the reason
         return shown(access.revoke(number, clock()))
 
-    @api.get("/api/v1/audit", openapi_extra=ADMIN)
+    @api.get("/api/v1/audit", openapi_extra=ADMIN, responses=says(list[AuditEntry]))
     def audit(
         limit: Annotated[int, Query(ge=1, le=1000)] = 100,
         before: Annotated[int, Query(ge=0, lt=2**63)] = 0,

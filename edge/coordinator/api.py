@@ -20,7 +20,7 @@ from edge import __version__
 from edge.contract.clock import Now
 from edge.contract.errors import ConfigError, ConflictError, EdgeError, RolloutError
 from edge.coordinator.access import Access
-from edge.coordinator.access_api import REFUSALS, Refusal, add_access_routes, allow, guard
+from edge.coordinator.access_api import REFUSALS, Refusal, add_access_routes, allow, guard, says
 from edge.coordinator.alert_api import add_alert_routes
 from edge.coordinator.checkpoint_api import add_checkpoint_routes
 from edge.coordinator.device_api import add_device_routes, add_enrolment_routes
@@ -30,7 +30,7 @@ from edge.coordinator.pages.actions import add_actions
 from edge.coordinator.pages.live import Live
 from edge.coordinator.pages.routes import Pages, add_pages
 from edge.coordinator.parcel_api import add_parcel_routes
-from edge.coordinator.records import as_dict
+from edge.coordinator.records import LoggedEvent, TelemetryEntry, as_dict
 from edge.coordinator.release_api import Submit, add_release_routes
 from edge.coordinator.rollout_api import add_rollout_routes
 from edge.coordinator.signing.signing import Signing
@@ -88,12 +88,12 @@ def build_api(
         return {"fleet": fleet, "version": __version__, "signed": signing is not None, "access": access_is}
 
     @api.get("/api/telemetry")
-    @api.get("/api/v1/telemetry")
+    @api.get("/api/v1/telemetry", responses=says(list[TelemetryEntry]))
     def telemetry(after: Annotated[int, Query(ge=-1, lt=2**63)] = -1, limit: int = 100) -> list[dict[str, Any]]:
         return [as_dict(row) for row in store.telemetry.after(after, min(max(limit, 1), 1000))]
 
     @api.get("/api/events")
-    @api.get("/api/v1/events")
+    @api.get("/api/v1/events", responses=says(list[LoggedEvent]))
     def events(
         limit: int = 100,
         device: str | None = None,

@@ -8,11 +8,11 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic import Field
 
-from edge.coordinator.access_api import Limit, ReasonRequest, Who
-from edge.coordinator.records import as_dict
+from edge.coordinator.access_api import Limit, ReasonRequest, Who, says
+from edge.coordinator.records import Release, as_dict
 from edge.coordinator.release_api import Submit
 from edge.coordinator.store.store import Store
-from edge.coordinator.turns import Turns
+from edge.coordinator.turns import Turns, Waiting
 
 
 class MergeRequest(ReasonRequest):
@@ -47,14 +47,14 @@ def add_learning_routes(api: FastAPI, store: Store, submit: Submit) -> None:
         return sorted((row for row in found if row["id"] > after), key=lambda row: str(row["id"]))[:limit]
 
     @api.post("/api/merge")
-    @api.post("/api/v1/merge")
+    @api.post("/api/v1/merge", responses=says(list[Release]))
     def merge(who: Who, body: MergeRequest | None = None) -> list[dict[str, Any]]:
         """Merge now what is new; refused where a rollout would be overtaken, unless that may be ended."""
         asked = body or MergeRequest()
         name, may_end = who.named(asked.who), asked.supersede
         return [as_dict(row) for row in submit(lambda core, now: core.merge_now(now, supersede=may_end, who=name))]
 
-    @api.get("/api/v1/merges/waiting")
+    @api.get("/api/v1/merges/waiting", responses=says(list[Waiting]))
     def merges_waiting() -> list[dict[str, Any]]:
         """Merges that wait, each with the rollout that it waits for (0: the fleet is paused) and since when."""
         return [asdict(each) for each in Turns(store).waiting()]

@@ -462,6 +462,25 @@ class Credential(Record):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Answer(Record):
+    """What was answered to a write with an ``Idempotency-Key``.
+
+    Attributes:
+        number: SHA-256 of who asked and of the key.
+        digest: SHA-256 of what was asked.
+        at_ms: When.
+        status: Of HTTP; 0 while it is not answered.
+        body: JSON.
+    """
+
+    number: str
+    digest: str
+    at_ms: int
+    status: int = 0
+    body: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class AuditEntry(Record):
     """Something that somebody asked for.
 

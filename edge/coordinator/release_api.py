@@ -15,11 +15,11 @@ from pydantic import Field
 from edge.contract.clock import Now
 from edge.contract.errors import BundleError
 from edge.contract.names import MAX_NAME_CHARS
-from edge.coordinator.access_api import Before, Body, Limit, RowNumber, page
+from edge.coordinator.access_api import Before, Body, Limit, RowNumber, page, says
 from edge.coordinator.checks import golden_fault
 from edge.coordinator.core import CoordinatorCore
 from edge.coordinator.intake import is_bundle, open_named
-from edge.coordinator.records import as_dict
+from edge.coordinator.records import Receipt, Release, as_dict
 from edge.coordinator.store.store import Store
 
 MAX_ARTIFACT_BYTES = 1 << 30
@@ -59,7 +59,7 @@ def add_release_routes(api: FastAPI, store: Store, submit: Submit) -> None:
     """
 
     @api.get("/api/releases")
-    @api.get("/api/v1/releases")
+    @api.get("/api/v1/releases", responses=says(list[Release]))
     def releases(limit: Limit | None = None, before: Before = 0) -> list[dict[str, Any]]:
         """Releases, newest first."""
         return page(map(as_dict, store.releases.all()), "counter", limit, before)
@@ -111,7 +111,7 @@ def add_release_routes(api: FastAPI, store: Store, submit: Submit) -> None:
         found: dict[str, Any] = submit(lambda core, _: core.receipts.lineage(core.releases.get(counter)))
         return found
 
-    @api.get("/api/v1/receipts")
+    @api.get("/api/v1/receipts", responses=says(list[Receipt]))
     def receipts(limit: Limit | None = None, before: Before = 0) -> list[dict[str, Any]]:
         """Receipts of forgetting, newest first."""
         return page(map(as_dict, store.receipts.all()), "id", limit, before)
@@ -141,7 +141,7 @@ def add_release_routes(api: FastAPI, store: Store, submit: Submit) -> None:
         found: list[dict[str, Any]] = submit(lambda core, _: core.releases.standing(device))
         return found
 
-    @api.post("/api/v1/rollback")
+    @api.post("/api/v1/rollback", responses=says(Release))
     def rollback(body: RollbackRequest) -> dict[str, Any]:
         back = body.model_dump()
         return as_dict(submit(lambda core, now: core.rollback(now, **back)))

@@ -6,23 +6,37 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Header
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from edge.contract.clock import Now
 from edge.contract.errors import ConfigError
 from edge.contract.names import MAX_NAME_CHARS
-from edge.coordinator.access_api import VIEWER, Before, Body, Limit, RowNumber, Who, page
+from edge.coordinator.access_api import VIEWER, Before, Body, Limit, RowNumber, Who, page, says
 from edge.coordinator.core import CoordinatorCore
-from edge.coordinator.records import as_dict
+from edge.coordinator.records import Release, as_dict
 from edge.coordinator.release_api import PushRequest
 from edge.coordinator.rollout import plan as plans
-from edge.coordinator.rollout.states import RolloutEvent
+from edge.coordinator.rollout.states import RolloutEvent, RolloutState
 from edge.coordinator.rollout_views import shown, summaries, summary
 from edge.coordinator.store.store import Store
 
 Submit = Callable[[Callable[[CoordinatorCore, Now], Any]], Any]
 # What people may ask of a rollout.
 _ORDERS = "^(start|pause|resume|retry|abort|revert)$"
+
+
+class RolloutSummary(BaseModel):
+    """A rollout in short; `wave` is 0 before the first, `waves` are cumulative."""
+
+    id: int
+    release: int
+    kind: str
+    state: RolloutState
+    wave: int
+    waves: list[int]
+    devices: int
+    reason: str
+    version: int
 
 
 class RolloutPushRequest(PushRequest):
@@ -143,7 +157,7 @@ def add_rollout_routes(api: FastAPI, submit: Submit, store: Store) -> None:
         )
         return {"release": as_dict(release), "rollout": summary(rollout)}
 
-    @api.post("/api/v1/releases")
+    @api.post("/api/v1/releases", responses=says(Release))
     def release(body: ReleaseRequest) -> dict[str, Any]:
         what = (body.digest, body.kind, body.backbone)
         more = body.model_dump(include={"model", "name", "notes", "file", "force"})
@@ -155,12 +169,12 @@ def add_rollout_routes(api: FastAPI, submit: Submit, store: Store) -> None:
         found: dict[str, Any] = submit(lambda core, now: core.rollouts.plan(wanted, now))
         return found
 
-    @api.get("/api/v1/rollouts")
+    @api.get("/api/v1/rollouts", responses=says(list[RolloutSummary]))
     def rollouts(limit: Limit | None = None, before: Before = 0) -> list[dict[str, Any]]:
         """Rollouts in short, newest first."""
         return page(summaries(store), "id", limit, before)
 
-    @api.post("/api/v1/rollouts")
+    @api.post("/api/v1/rollouts", responses=says(RolloutSummary))
     def start(body: StartRequest, who: Who) -> dict[str, Any]:
         wanted = plans.of_document(body.plan)
         name = who.named(body.who)
@@ -170,19 +184,19 @@ def add_rollout_routes(api: FastAPI, submit: Submit, store: Store) -> None:
     def rollout(number: RowNumber) -> dict[str, Any]:
         return shown(store, number)
 
-    @api.post("/api/v1/rollouts/{number}/order")
+    @api.post("/api/v1/rollouts/{number}/order", responses=says(RolloutSummary))
     def order(number: RowNumber, body: OrderRequest, who: Who, seen: Seen = None) -> dict[str, Any]:
         what = (number, RolloutEvent(body.order), who.named(body.who), body.reason)
         return summary(submit(lambda core, now: core.rollouts.order(*what, now, version=version_of(seen))))
 
-    @api.post("/api/v1/rollouts/{number}/approve")
+    @api.post("/api/v1/rollouts/{number}/approve", responses=says(RolloutSummary))
     def approve(number: RowNumber, body: ApproveRequest, who: Who, seen: Seen = None) -> dict[str, Any]:
         what, may_end = (number, who.named(body.who), body.reason), body.supersede
         return summary(
             submit(lambda core, now: core.rollouts.approve(*what, now, version=version_of(seen), supersede=may_end))
         )
 
-    @api.post("/api/v1/rollouts/{number}/widen")
+    @api.post("/api/v1/rollouts/{number}/widen", responses=says(RolloutSummary))
     def widen(number: RowNumber, body: WidenRequest, who: Who, seen: Seen = None) -> dict[str, Any]:
         what = (number, body.count, who.named(body.who), body.reason)
         return summary(submit(lambda core, now: core.rollouts.widen(*what, now, version=version_of(seen))))

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import select, update
+from sqlalchemy import delete, select, update
+from sqlalchemy.exc import IntegrityError
 
-from edge.coordinator.records import ApiToken, AuditEntry
+from edge.coordinator.records import Answer, ApiToken, AuditEntry
 from edge.coordinator.store.database import Database
-from edge.coordinator.store.tables import AuditRow, TokenRow, columns
+from edge.coordinator.store.tables import AnswerRow, AuditRow, TokenRow, columns
+
+# How long an answer is said again.
+_KEPT_MS = 86_400_000
 
 
 class AccessLog:
@@ -53,6 +57,31 @@ class AccessLog:
                 return None
             row.revoked_ms = row.revoked_ms or now_ms
             return row.to(ApiToken)
+
+    # Writes that may be asked for again
+
+    def begin_once(self, number: str, digest: str, now_ms: int) -> Answer | None:
+        """Keep that something is asked for; what is known of it where it was asked for before."""
+        try:
+            with self._database.transaction() as session:
+                session.execute(delete(AnswerRow).where(AnswerRow.at_ms < now_ms - _KEPT_MS))
+                row = session.get(AnswerRow, number)
+                if row is not None:
+                    return row.to(Answer)
+                session.add(AnswerRow.of(Answer(number=number, digest=digest, at_ms=now_ms)))
+        except IntegrityError:  # at the same moment
+            return Answer(number=number, digest=digest, at_ms=now_ms)
+        return None
+
+    def answered(self, number: str, status: int, body: str) -> None:
+        """What was answered."""
+        with self._database.transaction() as session:
+            session.execute(update(AnswerRow).where(AnswerRow.number == number).values(status=status, body=body))
+
+    def forget_once(self, number: str) -> None:
+        """It was refused, so it may be asked for anew."""
+        with self._database.transaction() as session:
+            session.execute(delete(AnswerRow).where(AnswerRow.number == number))
 
     def audit(self, entry: AuditEntry) -> int:
         """Keep what is asked for; its number."""

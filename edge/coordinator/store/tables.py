@@ -433,6 +433,17 @@ class AuditRow(Row):
     outcome: Mapped[str]
 
 
+class AnswerRow(Row):
+    """`Answer`."""
+
+    __tablename__ = "answer"
+    number: Mapped[str] = mapped_column(primary_key=True)
+    digest: Mapped[str]
+    at_ms: Mapped[int]
+    status: Mapped[int]
+    body: Mapped[str]
+
+
 class FleetRow(Row):
     """A setting of the whole fleet, or a number that outlives the process."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import hashlib
 import ipaddress
 import json
 import re
@@ -30,7 +31,10 @@ from edge.coordinator.api import build_api
 from edge.coordinator.artifacts import ArtifactStore
 from edge.coordinator.config import CoordinatorConfig
 from edge.coordinator.core import CoordinatorCore
-from edge.coordinator.records import Contribution, Release
+from edge.coordinator.records import Contribution, LoggedEvent, Release
+from edge.coordinator.rollout import plan as plans
+from edge.coordinator.rollout.step import Rollout
+from edge.coordinator.store.rollouts import Made
 from edge.coordinator.store.store import Store
 from tests.edge.coordinator.test_faults import Served
 
@@ -207,6 +211,58 @@ def test_what_is_not_known_is_refused_by_its_name(web: Web) -> None:
     assert web.ask("POST", "/api/merge", content=b"x" * (1 << 21)).status_code == 413
     # What is asked for without end is not read to its end.
     assert web.ask("POST", "/api/tags", content=iter_bytes()).status_code == 411
+
+
+def test_a_write_that_is_asked_for_again_answers_what_the_first_answered(web: Web) -> None:
+    body = {"device": "cam-1", "tags": {"site": "north"}}
+    key = {"idempotency-key": "k-1"}
+    refused = web.ask("POST", "/api/v1/tags", json=body, headers=key)
+    assert refused.status_code == 422
+    web.store.devices.hear("cam-1", 1)
+    first = web.ask("POST", "/api/v1/tags", json=body, headers=key)
+    assert (first.status_code, first.json()) == (200, {"site": "north"}), "what was refused is asked anew"
+    web.store.devices.tag("cam-1", {"site": "", "floor": "2"})
+    before = web.n_audited
+    again = web.ask("POST", "/api/v1/tags", json=body, headers=key)
+    assert (again.status_code, again.json(), again.headers["idempotency-replayed"]) == (200, {"site": "north"}, "true")
+    assert web.store.devices.tags("cam-1") == {"cam-1": {"floor": "2"}}, "nothing was done twice"
+    assert web.n_audited == before
+    other = web.ask("POST", "/api/v1/tags", json={**body, "tags": {}}, headers=key)
+    assert (other.status_code, other.json()["error"]) == (422, "ConfigError")
+    assert "used for another request" in other.json()["detail"]
+    whose = web.ask("POST", "/api/v1/tags", json=body, headers=key | {"x-edge-who": "kim"})
+    assert "idempotency-replayed" not in whose.headers, "keys of one are not those of another"
+    for path, headers, status in (
+        ("/api/v1/tags", {"idempotency-key": "x" * 129}, 422),
+        ("/api/v1/tokens", key, 422),
+    ):
+        answer = web.ask("POST", path, json={"name": "a", "role": "admin"}, headers=headers)
+        assert answer.status_code == status
+        assert answer.json()["detail"].startswith("Idempotency-Key: ")
+    assert web.store.access.tokens() == []
+    # Begun, and the coordinator was killed in its course: nobody knows what became of it.
+    number = hashlib.sha256(b"/False\0k-2").hexdigest()
+    digest = hashlib.sha256(b"/api/v1/merge?\0").hexdigest()
+    assert web.store.access.begin_once(number, digest, web.now.wall_ms) is None
+    unknown = web.ask("POST", "/api/v1/merge", headers={"idempotency-key": "k-2"})
+    assert (unknown.status_code, unknown.json()["error"]) == (409, "ConflictError")
+    web.now = Now(web.now.s + 90_000, web.now.wall_ms + 90_000_000)
+    assert web.ask("POST", "/api/v1/merge", headers={"idempotency-key": "k-2"}).status_code == 200, "after a day"
+
+
+def test_answers_are_what_the_description_says_that_they_are(web: Web) -> None:
+    release = {"kind": "head", "digest": "d", "backbone": "b", "devices": ("*",), "reason": "r", "created_ms": 1}
+    web.store.releases.add(Release(counter=1, **release))  # type: ignore[arg-type]
+    web.store.events.add(LoggedEvent(device="", name="release", detail="1", at_ms=1))
+    plan = plans.of_document({"release": 1})
+    web.store.rollouts.add(Rollout(id=1, plan=plan, kind="head", seed="", n_selected=3), [], Made("ann", 0))
+    described = web.ask("GET", "/openapi.json").json()
+    for path in ("/api/v1/releases", "/api/v1/events", "/api/v1/rollouts"):
+        said = described["paths"][path]["get"]["responses"]["200"]["content"]["application/json"]["schema"]
+        assert said["type"] == "array"
+        schema = described["components"]["schemas"][said["items"]["$ref"].rpartition("/")[2]]
+        (row,) = web.ask("GET", path).json()
+        assert row.keys() == schema["properties"].keys(), path
 
 
 def test_what_the_framework_refuses_has_the_form_of_all_other_refusals(web: Web) -> None:
