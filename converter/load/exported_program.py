@@ -8,6 +8,7 @@ unless it holds plain tensors and a graph of torch's own operators.
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import re
@@ -20,9 +21,14 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.fx import GraphModule
 
 from converter.load.constants import bound
-from converter.load.inputs import BATCH_FREED, Given, with_free_batch
+from converter.load.exported_graph import opened, take_tensors
+from converter.load.free_batch import fixed_batches, freed_note, is_free, with_batch, with_outputs
+from converter.load.inputs import Given
+from converter.load.made_up import Fill
+from converter.load.training_mode import check_evaluates, in_program
 from converter.program.programs import torch_program
 from edge.contract.errors import ConversionError
 from edge.contract.foreign import foreign
@@ -46,6 +52,8 @@ _EXPRESSION = re.compile(
 )
 _MAX_EXPRESSION = 1000
 _MAX_JSON = 256 << 20
+# Samples to try whether a batch is free.
+_REAL = 8
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True)
@@ -83,33 +91,64 @@ def read_exported_program(path: Path, given: Given) -> ExportedProgram:
     with foreign(failed, ConversionError), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.export.load(path)
-        module: nn.Module = program.module(check_guards=False)
+        module: GraphModule = program.module(check_guards=False)
     for name in ("train", "eval"):  # what was exported has one mode; exporters set it all the same
         module.__dict__.pop(name, None)
     for key, hook in list(module._forward_pre_hooks.items()):  # it fixes sizes that the graph may not depend on
         if getattr(hook, "__name__", "") == "_check_input_constraints_pre_hook":
             del module._forward_pre_hooks[key]
+    check_evaluates(in_program(program.graph), str(path), "torch.export.export")
     values = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
     constants = given.options.constants
-    names = [name for name in program.graph_signature.user_inputs if name not in constants]
+    taken = [
+        name for name in program.graph_signature.user_inputs if isinstance(name, str)
+    ]  # else the values of numbers
+    for name in taken:
+        if name not in constants and not isinstance(values.get(name), torch.Tensor):
+            raise ConversionError(f"the input {name} of {path} is no tensor; export it with tensors only")
+    with foreign(failed, ConversionError):
+        take_tensors(module, taken)
+    names = [name for name in taken if name not in constants]
     specs = []
     for name in names:
-        value = values.get(str(name))
-        if not isinstance(value, torch.Tensor):
-            raise ConversionError(f"the input {name} of {path} is no tensor; export it with tensors only")
-        only = len(names) == 1
+        value = values[name]
         shape = tuple(
             int(size) if isinstance(size, int) else BATCH if i == 0 else f"{name}_{i}"
             for i, size in enumerate(value.shape)
         )
-        specs.append(TensorSpec(name="input" if only else str(name), dtype=str(value.dtype)[6:], shape=shape))
-    module = bound(module, [str(name) for name in names], constants)
+        specs.append(TensorSpec(name="input" if len(names) == 1 else name, dtype=str(value.dtype)[6:], shape=shape))
     inputs = given.stated(specs, "the exported program")
-    notes: tuple[str, ...] = ()
-    if not any(BATCH in spec.shape for spec in specs):
-        run = torch_program(module, inputs)
-        inputs, notes = with_free_batch(inputs, given, run, lambda: run), (BATCH_FREED,)
-    return ExportedProgram(module=module, inputs=inputs, notes=notes)
+    if any(BATCH in spec.shape for spec in inputs):
+        return ExportedProgram(module=bound(module, names, constants), inputs=inputs, notes=())
+    return _freed(module, names, inputs, given)
+
+
+def _freed(module: GraphModule, names: Sequence[str], specs: tuple[TensorSpec, ...], given: Given) -> ExportedProgram:
+    """A program that was exported with a fixed number of samples, as one that takes any.
+
+    Raises:
+        ConversionError: For several samples it gives other outputs than for each run of as many as it takes.
+    """
+    run = torch_program(bound(copy.deepcopy(module), names, given.options.constants), specs)
+    for inputs in fixed_batches(specs):
+        many = with_batch(specs, inputs)
+        real = given.real(many, _REAL) or given.example(
+            many, lambda batch, how=inputs: run(next(how.runs(batch))), _REAL
+        )
+        fill = Fill(specs=many, real=real)
+        how = with_outputs(inputs, run, fill)
+        for candidate in opened(module, how.size):
+            free = bound(candidate, names, given.options.constants)
+            with torch.backends.mkldnn.flags(enabled=False):  # torch's own kernels take no state for more than it is
+                found = is_free(torch_program(free, many), how, run, fill)
+            if found:
+                return ExportedProgram(module=free, inputs=many, notes=(freed_note(how.size),))
+    described = ", ".join(f"{spec.name} {spec.describe()}" for spec in specs)
+    raise ConversionError(
+        f"the program was exported with the fixed shape {described}, and with several samples it does not run or gives "
+        f"others than for each; export it with a free batch axis: torch.export.export(model, (x,), dynamic_shapes="
+        f"({{0: torch.export.Dim.DYNAMIC}},)), or to ONNX with a batch of 1, which it then keeps"
+    )
 
 
 def _check(path: Path) -> None:

@@ -18,9 +18,9 @@ from onnx import helper, numpy_helper
 from converter.graph.links import Links
 from converter.load.made_up import Fill
 from converter.program.beside import near, swayed
-from converter.program.one_run import OneRun, in_runs
+from converter.program.one_run import ONE_SCALE, OneRun, in_runs
 from converter.program.programs import onnx_program
-from converter.program.tensors import Array, Arrays, Run, select
+from converter.program.tensors import Array, Arrays, Run, join, select
 from edge.contract.errors import ConversionError
 from edge.contract.tensorspec import BATCH, TensorSpec
 
@@ -44,6 +44,30 @@ def together(run: Run, fill: Fill) -> Together:
     found = _together(run, fill)
     if found is Together.SAME and any(_together(run, other) is Together.OTHER for other in _variants(run, fill)):
         return Together.OTHER
+    return found
+
+
+def rounds_together(model: onnx.ModelProto, run: Run, fill: Fill) -> str | None:
+    """The operator by which samples change each other's answers only in how they are rounded; None where none does.
+
+    Dynamic quantization takes one scale for all samples of a run. With copies of itself that is a sample's own.
+
+    Args:
+        model: A graph whose first axes are free.
+        run: It.
+        fill: Inputs on which it runs.
+    """
+    found = next((node.op_type for node in model.graph.node if node.op_type in ONE_SCALE), None)
+    if found is None:
+        return None
+    one = fill.draw(1)
+    alone, copies = run(one), run(join([one] * 3, fill.specs))
+    for name, array in alone.items():
+        grown = [axis for axis, size in enumerate(array.shape) if size == 1 and copies[name].shape[axis] == 3]
+        if copies[name].ndim != array.ndim or len(grown) != 1:
+            return None
+        if not near(np.repeat(array, 3, grown[0]), copies[name]):
+            return None
     return found
 
 
@@ -133,7 +157,13 @@ def freed(model: onnx.ModelProto, how: OneRun, original: Run, fill: Fill) -> onn
         run = onnx_program(opened, "the graph with a free batch axis")
     except ConversionError:
         return None
-    return opened if _independent(run, how, original, fill) else None
+    return opened if is_free(run, how, original, fill) else None
+
+
+def freed_note(size: int) -> str:
+    """What is to be said of a graph whose batch was made free."""
+    told = "two" if size == 1 else "several"
+    return f"the batch axis, fixed at {size} in the file, was made free; {told} samples give what each gives alone"
 
 
 def works_on_batches(run: Run, fill: Fill) -> bool:
@@ -142,7 +172,7 @@ def works_on_batches(run: Run, fill: Fill) -> bool:
         how = with_outputs(OneRun(size=1, axes={spec.name: spec.batch_axis for spec in _batched(fill)}), run, fill)
     except ConversionError:
         return False
-    return _independent(run, how, run, fill)
+    return is_free(run, how, run, fill)
 
 
 def _shows_samples(how: OneRun, fill: Fill) -> bool:
@@ -176,7 +206,8 @@ def sways(run: Run, how: OneRun | None, original: Run, fill: Fill) -> str | None
     return swayed(run, in_runs(original, how), fill.draw(1), fill.specs)
 
 
-def _independent(run: Run, how: OneRun, original: Run, fill: Fill) -> bool:
+def is_free(run: Run, how: OneRun, original: Run, fill: Fill) -> bool:
+    """Whether a program gives for any number of samples what the original gives in runs of a fixed number."""
     fills = (fill, *_variants(original, fill, how))
     return all(_independent_on(run, how, original, each) for each in fills) and not sways(run, how, original, fill)
 

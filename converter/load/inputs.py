@@ -16,7 +16,7 @@ from converter.data.peek import peek_shapes
 from converter.load.constants import bound, parameters_of
 from converter.plan import InputOption, ModelOptions
 from converter.program.programs import resized, torch_program
-from converter.program.tensors import Array, Arrays, Run
+from converter.program.tensors import Arrays, Run
 from edge.contract.errors import ConfigError, ConversionError
 from edge.contract.foreign import foreign, reason
 from edge.contract.tensorspec import BATCH, DTYPES, TensorSpec
@@ -24,7 +24,6 @@ from edge.contract.tensorspec import BATCH, DTYPES, TensorSpec
 # Tried in this order where neither the user nor data say how large a free axis is: small ones are quick, and networks
 # for images halve their input five times or have windows of 7.
 _MADE_UP_SIZES = (16, 32, 64, 128, 224, 256, 320, 512, 640)
-BATCH_FREED = "the batch axis, fixed at 1 in the file, was made free; two samples give what each gives alone"
 _MAX_BYTES = 1 << 28
 # Sizes that networks for images and signals are usually made for.
 _USUAL_SIZES = (8, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 100, 112, 128, 160, 192, 224, 227, 240, 256, 299, 320)
@@ -170,44 +169,6 @@ def stated(
     """Inputs that a file states, see `Given.stated`, which were merged already, and an example that `run` takes."""
     note = f"input {', '.join(map(_describe, specs))} from {where}"
     return Inputs(specs=specs, example=given.example(specs, run), note=note, model=model)
-
-
-def with_free_batch(
-    specs: tuple[TensorSpec, ...], given: Given, alone: Run, together: Callable[[], Run]
-) -> tuple[TensorSpec, ...]:
-    """Inputs whose batch axis, which the file fixes at 1, is free, if the model works on several samples at once.
-
-    Args:
-        specs: As the file states them.
-        given: Samples to try.
-        alone: The model as it is.
-        together: Makes a model that may work on any batch.
-
-    Raises:
-        ConversionError: It does not, or gives other outputs than for each sample alone.
-    """
-    advice = "export the model with a free batch axis (dynamic_axes={'NAME': {0: 'batch'}}, or dynamic_shapes)"
-    if not all(spec.shape and spec.shape[0] == 1 for spec in specs):
-        raise ConversionError(f"the input {specs[0].name} has the fixed shape {specs[0].describe()}; {advice}")
-    free = tuple(TensorSpec(name=spec.name, dtype=spec.dtype, shape=(BATCH, *spec.shape[1:])) for spec in specs)
-
-    def first_alone(batch: Mapping[str, Array]) -> Arrays:
-        return alone({name: array[:1] for name, array in batch.items()})
-
-    both = given.example(free, first_alone, count=2)
-    first, second = ({name: array[i : i + 1] for name, array in both.items()} for i in range(2))
-    if all(np.array_equal(first[name], second[name]) for name in first):
-        second = {name: np.ascontiguousarray(array[..., ::-1]) for name, array in first.items()}
-    try:
-        found = together()({name: np.concatenate([first[name], second[name]]) for name in first})
-    except ConversionError as exc:
-        raise ConversionError(f"the model works on a batch of 1 only; {advice}") from exc
-    for i, sample in enumerate((first, second)):
-        for name, wanted in alone(sample).items():
-            got = found[name][i : i + 1]
-            if got.shape != wanted.shape or not np.allclose(got, wanted, rtol=1e-4, atol=1e-4, equal_nan=True):
-                raise ConversionError(f"the model gives another {name} for two samples than for each alone; {advice}")
-    return free
 
 
 def determine_inputs(model: nn.Module, given: Given) -> Inputs:

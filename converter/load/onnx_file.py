@@ -28,7 +28,9 @@ from converter.load.free_batch import (
     Together,
     fixed_batches,
     freed,
+    freed_note,
     has_samples,
+    rounds_together,
     state_types,
     sways,
     together,
@@ -36,10 +38,11 @@ from converter.load.free_batch import (
     with_outputs,
     works_on_batches,
 )
-from converter.load.inputs import BATCH_FREED, Given
+from converter.load.inputs import Given
 from converter.load.made_up import Fill, found_fill, same_bits
 from converter.load.opset import SEVEN, in_our_opset, in_set_seven, version_of
 from converter.load.texts import check_no_text, without_texts
+from converter.load.training_mode import in_onnx
 from converter.program.beside import near
 from converter.program.one_run import OneRun, in_runs
 from converter.program.programs import onnx_file_program, onnx_program
@@ -105,6 +108,7 @@ def read_onnx(path: Path, given: Given) -> OnnxFile:
             model = onnx.inliner.inline_local_functions(model)
     _fill_sparse(model.graph)
     name_nodes(model.graph)
+    notes += _training_notes(model)
     notes += bind_onnx(model, given.options.constants)
     specs = _specs(model, given)
     if not specs:
@@ -159,6 +163,7 @@ def carry_onnx(path: Path, given: Given) -> OnnxFile:
     """
     model, notes, names = _read(path)
     changed = bool(notes)
+    notes += _training_notes(model)
     notes += bind_onnx(model, given.options.constants)
     specs = _specs(model, given)
     constants = constants_in(model, given.options.constants)
@@ -246,6 +251,9 @@ def _stated_free(
                 return _one_at_once(model, found, run, fill, f"{note}; devices give one sample at once")
             state_types(model, found)
             return _Arranged(model=model, of_file=None, one_run=None, fill=fill, notes=[])
+        if verdict is Together.OTHER and (by := rounds_together(model, run, fill)):
+            note = f"the batch axis, free in the file, is fixed at 1: {by} takes one scale for all samples of a run"
+            return _one_at_once(model, found, run, fill, f"{note}; devices give one sample at once")
         if verdict is Together.ONE_AT_ONCE:
             return _freed(model, found, run, fill) or _one_at_once(model, found, run, fill, _fixed_note(1))
     if fault is not None:
@@ -263,7 +271,7 @@ def _freed(model: onnx.ModelProto, specs: tuple[TensorSpec, ...], run: Run, fill
         how = with_outputs(OneRun(size=1, axes=axes), run, many)
         if (opened := freed(model, how, run, many)) is not None:
             state_types(opened, many.specs)
-            return _Arranged(model=opened, of_file=how, one_run=None, fill=many, notes=[_freed_note(1)])
+            return _Arranged(model=opened, of_file=how, one_run=None, fill=many, notes=[freed_note(1)])
     return None
 
 
@@ -303,7 +311,7 @@ def _stated_fixed(
             continue
         if opened is not None:
             state_types(opened, many.specs)
-            return _Arranged(model=opened, of_file=how, one_run=None, fill=many, notes=[_freed_note(how.size)])
+            return _Arranged(model=opened, of_file=how, one_run=None, fill=many, notes=[freed_note(how.size)])
         if fixed is None and has_samples(run, how, many):
             copy = onnx.ModelProto()
             copy.CopyFrom(model)
@@ -489,10 +497,13 @@ def _fixed_note(size: int) -> str:
     return f"the batch axis is fixed at {size}; devices give {'one sample' if size == 1 else f'{size} samples'} at once"
 
 
-def _freed_note(size: int) -> str:
-    if size == 1:
-        return BATCH_FREED
-    return f"the batch axis, fixed at {size} in the file, was made free; several samples give what each gives alone"
+def _training_notes(model: onnx.ModelProto) -> list[str]:
+    if not in_onnx(model):
+        return []
+    return [
+        "the file was exported in training mode: BatchNormalization normalizes over all that it is given at once, and "
+        "one sample alone gives a constant. Call model.eval() before the export, with training=TrainingMode.EVAL"
+    ]
 
 
 def _check_repeatable(model: onnx.ModelProto, run: Run, fill: Fill) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from converter.load.inert import UnreadableError, load_inert
+from converter.load.training_mode import check_evaluates, in_script
 from converter.program.user_code import imported
 from edge.contract.errors import ConversionError
 from edge.contract.foreign import foreign, reason
@@ -101,6 +102,7 @@ def read_torchscript(file: Path | bytes, what: str) -> torch.jit.ScriptModule:
             module: torch.jit.ScriptModule = torch.jit.load(io.BytesIO(data), map_location="cpu").eval()  # type: ignore[no-untyped-call]
         if not hasattr(module, "forward"):
             raise ConversionError(f"the TorchScript in {what} has no method forward")
+        check_evaluates(in_script(module), f"the TorchScript in {what}", "torch.jit.trace")
         graph: Any = module.inlined_graph  # held: its nodes end with it
         kept = sorted({node.s("name") for node in graph.findAllNodes("prim::SetAttr", True)} - {_COUNTER})
         if kept:

@@ -293,7 +293,7 @@ def _golden(parts: Parts) -> tuple[Arrays, Arrays]:
     one = sum(array.nbytes for array in (*given.values(), *select(made, parts.original.outputs, slice(0, 1)).values()))
     count = max(1, min(_GOLDEN_SAMPLES, _GOLDEN_BYTES // max(1, one)))
     golden = {name: np.asarray(array, order="C") for name, array in select(x, inputs, slice(0, count)).items()}
-    return golden, onnx_program(chosen.model, "the model", chosen.parameters)(golden)
+    return golden, one_run_program(chosen.model, "the model", chosen.parameters)(golden)  # as devices check them
 
 
 def _head_spec(parts: Parts, head: Head) -> HeadSpec:

@@ -20,6 +20,8 @@ _NEAR, _NEAR_HALF = 1e-4, 1e-2
 _NEAR_ODD = 1e-2
 _LOUD, _QUIET = 10.0, 1e-3
 _LARGE, _SMALL = "larger", "smaller"
+# Of samples of more values fewer others are tried: each run takes a second.
+_MUCH = 1 << 17
 # Integers of so many bytes are pixels and sound.
 _LEVEL_BYTES = 2
 
@@ -30,8 +32,9 @@ Change = Callable[[Array], Array]
 def swayed(run: Run, alone: Run, sample: Arrays, specs: Sequence[TensorSpec]) -> str | None:
     """What is seen where others of its batch change what a program gives for a sample, in words; None where none does.
 
-    The others are as the sample but larger and smaller, of other signs, all zero, all the same; they lie before it and
-    behind it. What the program does not take is passed over, and so is one whose answers grow with the values.
+    The others are as the sample but larger and smaller, of other signs, all zero, all the same, in another order; they
+    lie before it and behind it. What the program does not take is passed over, and so is one whose answers grow with
+    the values.
 
     Args:
         run: Takes three samples at once.
@@ -67,6 +70,11 @@ def _others(sample: Arrays, specs: Sequence[TensorSpec]) -> Iterator[tuple[str, 
         if any(not np.array_equal(array, sample[name]) for name, array in before.items()):
             yield words, before, behind
 
+    if sum(array.size for array in sample.values()) > _MUCH:
+        yield from both("up to 1000 times as large", _times(1000), _times(10))
+        yield from both("up to 1000 times as large and negative", _times(-1000), _times(-10))
+        yield from both("all zero or all the same", _times(0), _all(1))
+        return
     for factor in (10, 100, 1000):
         yield from both(f"{factor} times as large", _times(factor), _times(factor))
         yield from both(f"{factor} times as large and negative", _times(-factor), _times(-factor))

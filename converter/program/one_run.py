@@ -20,6 +20,8 @@ from edge.contract.errors import ConversionError
 from edge.contract.tensorspec import BATCH, TensorSpec
 
 _AXIS, _WHOLE = "DATA_BATCH", "SAMPLE"
+# Operators that quantize on one scale for everything that they are given: for all samples of a run.
+ONE_SCALE = ("DynamicQuantizeLinear", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True)
@@ -118,6 +120,24 @@ def one_run_of(model: onnx.ModelProto) -> OneRun | None:
             if dimension.denotation == _AXIS and dimension.dim_value:
                 axes[info.name], size = axis, dimension.dim_value
     return OneRun(size=size, axes=axes) if size else None
+
+
+def as_judged(model: onnx.ModelProto) -> OneRun | None:
+    """How samples go into a run where a graph is compared and learned with; None where all may go together.
+
+    Of a fixed batch as it says itself. Where samples share a scale each is given alone, as a device gives it.
+    """
+    stated = one_run_of(model)
+    if stated is not None or not any(node.op_type in ONE_SCALE for node in model.graph.node):
+        return stated
+    axes: dict[str, int | None] = {}
+    for info in [*model.graph.input, *model.graph.output]:
+        names = [dimension.dim_param for dimension in info.type.tensor_type.shape.dim]
+        if BATCH in names:
+            axes[info.name] = names.index(BATCH)
+        elif info in model.graph.output:  # nobody knows how to put its parts together
+            return None
+    return OneRun(size=1, axes=axes)
 
 
 def one_feed(model: onnx.ModelProto, x: Arrays, inputs: Sequence[TensorSpec]) -> Arrays:

@@ -14,7 +14,7 @@ import onnx
 import torch
 from torch import nn
 
-from converter.program.one_run import in_runs, one_run_of
+from converter.program.one_run import as_judged, in_runs
 from converter.program.tensors import Array, Arrays, Run, batch_size, in_batches, join
 from edge.contract.errors import BundleError, ConversionError
 from edge.contract.foreign import foreign, shortage
@@ -137,7 +137,8 @@ def onnx_program(
 ) -> Run:
     """A graph as a function of named arrays, with exact int8 arithmetic: how this CPU rounds says nothing of others.
 
-    A graph that says that it takes a fixed number of samples is run as often as all samples need.
+    A graph that says that it takes a fixed number of samples is run as often as all samples need. So is one in which
+    all samples of a run would be quantized on one scale.
 
     Args:
         model: The graph.
@@ -149,11 +150,11 @@ def onnx_program(
     Raises:
         ConversionError: onnxruntime does not load it.
     """
-    return in_runs(_program(model.SerializeToString(), what, constants, threads, config), one_run_of(model))
+    return in_runs(_program(model.SerializeToString(), what, constants, threads, config), as_judged(model))
 
 
 def one_run_program(model: onnx.ModelProto, what: str, constants: Mapping[str, Array] | None = None) -> Run:
-    """The same, of exactly as many samples as the graph takes at once."""
+    """The same, of exactly as many samples as the graph takes at once; all together where that is free."""
     return _program(model.SerializeToString(), what, constants, None, EXACT)
 
 

@@ -17,7 +17,7 @@ import safetensors.numpy
 from converter.data.samples import Samples
 from converter.head.fitting import correct_for_quantization
 from converter.head.split import Head, SplitModel, joined
-from converter.program.one_run import in_runs, one_run_of
+from converter.program.one_run import as_judged, in_runs
 from converter.program.programs import available_threads, onnx_program, outputs
 from converter.program.tensors import Array, Arrays, Run, select
 from converter.quantization.layers import running_in_int8
@@ -273,7 +273,7 @@ class Bench:
                 except BundleError as exc:
                     raise failed(exc) from exc
 
-            yield in_runs(run, one_run_of(model))
+            yield in_runs(run, as_judged(model))
 
     def check(self, model: onnx.ModelProto, parameters: Mapping[str, npt.NDArray[np.float32]]) -> None:
         """Run a model where it can do no harm: onnxruntime crashes on some graphs, and this process must not.

@@ -205,7 +205,7 @@ def is_like_alone(model: ServedModel) -> bool:
     """Whether samples that are run together give what each gives alone, as far as the golden samples show it."""
     manifest, serving = model.manifest, model.serving
     whole = any(axis is None for axis in (spec.batch_axis for spec in serving.inputs.values()))
-    if manifest.states or manifest.fixed_batch == 1 or whole:
+    if manifest.one_by_one or manifest.fixed_batch == 1 or whole:
         return False
     inputs = {name: array for name, array in golden_inputs(model.bundle).items() if name in serving.inputs}
     count = serving.count(inputs) or 1

@@ -161,7 +161,7 @@ class Serving:
             ModelError: The model failed on them.
         """
         count = self.count(inputs)
-        at_once = 1 if self.manifest.states else self.manifest.fixed_batch or count or 1
+        at_once = self.manifest.fixed_batch or (1 if self.manifest.one_by_one else count) or 1
         state, parts = self.begin, []
         for start in range(0, count or 1, at_once):
             outputs, state = self.step(self.rows(inputs, slice(start, start + at_once)), state)

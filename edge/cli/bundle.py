@@ -172,7 +172,7 @@ def run(path: Path, arrays: Path, output: Path, threads: int, batch: int, provid
             raise ConfigError(
                 f"{spec.name}: expected the state of one stream, got those of {initial[spec.name].shape[axis]}"
             )
-    batch = manifest.fixed_batch or (1 if manifest.states else batch)
+    batch = manifest.fixed_batch or (1 if manifest.one_by_one else batch)
     axes = {spec.name: spec.batch_axis for spec in samples}
     count = max((inputs[name].shape[axis] for name, axis in axes.items() if axis is not None), default=1)
     if manifest.fixed_batch is not None and count % batch:

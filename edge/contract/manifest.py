@@ -208,7 +208,7 @@ class Manifest:
         outputs: What it gives, in order.
         class_names: One for each logit of the output that classifies; empty when none does.
         preprocessing: How raw data become the inputs: a part of the graph, or what the application has to do.
-        quantization: How the frozen part was quantized, for people.
+        quantization: How the frozen part was quantized, for people; of it only `one_by_one` makes use.
         head: What stays trainable, None for nothing.
         golden_min_sqnr_db: How near a device's own outputs must come to the golden ones.
         source_digest: SHA-256 of the file that was converted.
@@ -254,6 +254,11 @@ class Manifest:
         """What each sample brings with it: the inputs that are no states."""
         states = {pair.input for pair in self.states}
         return tuple(spec for spec in self.inputs if spec.name not in states)
+
+    @property
+    def one_by_one(self) -> bool:
+        """Whether each sample is given alone: a stream has an order, and dynamic int8 one scale for all of a run."""
+        return bool(self.states) or self.quantization.get("scheme") == "dynamic"
 
     @property
     def backbone_digest(self) -> str:

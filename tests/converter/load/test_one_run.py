@@ -11,8 +11,10 @@ import onnx
 import onnxruntime as ort
 import pytest
 from click.testing import CliRunner
+from onnxruntime.quantization import quantize_dynamic
 
 from converter.pipeline import convert
+from edge.agent.serving import Serving
 from edge.cli.bundle import bundle as command
 from edge.contract.bundle import Bundle
 from edge.contract.errors import ConversionError
@@ -106,6 +108,41 @@ def test_a_batch_that_cannot_be_freed_is_quantized_one_run_at_a_time(
         np.testing.assert_allclose(np.load(target)["y"], found.reshape(np.load(target)["y"].shape), atol=1e-6)
         with pytest.raises(ConversionError, match=r"samples? at once, and devices learn on many"):
             convert(plan(path, trainable="last:1", quantize="none"), benchmark=benchmark_server)
+
+
+def two_layers(batch: Any) -> onnx.ModelProto:
+    weights = {name: WEIGHTS[name] for name in ("u", "u2")}
+    nodes = [node("MatMul", "x u", "h"), node("Relu", "h", "g"), node("MatMul", "g u2", "y")]
+    return graph(nodes, {"x": [batch, IN]}, {"y": [batch, 5]}, weights)
+
+
+def test_samples_that_would_share_a_scale_are_judged_and_run_one_at_a_time(
+    tmp_path: Path, benchmark_server: Benchmark
+) -> None:
+    """Dynamic int8, of our own and of a file: beside one that is 1000 times as large nothing is left of a sample."""
+    x = (RNG.standard_normal((96, IN)) * 10.0 ** RNG.integers(-2, 3, (96, 1))).astype(np.float32)
+    path = saved(tmp_path, two_layers("n"))
+    y = one_by_one(path, x, 1)[:, 0].argmax(-1)
+    np.savez(tmp_path / "x.npz", x=x, y=y)
+    np.savez(tmp_path / "in.npz", x=x)
+    quantize_dynamic(path, tmp_path / "q.onnx")
+    for source, scheme in ((path, "dynamic"), (tmp_path / "q.onnx", "none")):
+        data = {"calibration": str(tmp_path / "x.npz"), "max_drop": 5.0, "quantize": scheme, "trainable": "none"}
+        report = convert(plan(source, **data), benchmark=benchmark_server).report
+        bundle = Bundle.open(source.with_suffix(".edge"))
+        assert bundle.manifest.carried == ""
+        assert bundle.manifest.fixed_batch == (1 if scheme == "none" else None)
+        assert report["classes"]["right"] == report["classes"]["right_original"]
+        session = OnnxSession(bundle)
+        alone = np.concatenate([session.run({"x": x[i : i + 1]})["y"] for i in range(len(x))])
+        assert (alone.argmax(-1) == y).mean() > 0.9
+        if scheme == "dynamic":
+            assert (session.run({"x": x})["y"].argmax(-1) == y).mean() < 0.8  # what it is not judged by
+        arguments = ["run", str(bundle.path), str(tmp_path / "in.npz"), "--output", str(tmp_path / "out.npz")]
+        done = CliRunner().invoke(command, arguments)
+        assert done.exit_code == 0, done.output
+        np.testing.assert_array_equal(np.load(tmp_path / "out.npz")["y"], alone)
+        np.testing.assert_array_equal(Serving(bundle).run({"x": x})["y"], alone)
 
 
 def test_states_have_their_samples_where_recurrent_layers_have_them(

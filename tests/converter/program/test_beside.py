@@ -74,6 +74,22 @@ def test_others_that_are_large_small_negative_or_zero_show_what_works_over_the_s
         assert swayed(run, run, {"x": SAMPLE}, [X]) is None, name
 
 
+def test_of_large_samples_a_few_others_tell() -> None:
+    spec = TensorSpec(name="x", dtype="float32", shape=(BATCH, 200_000))
+    x = RNG.standard_normal((1, 200_000)).astype(np.float32)
+    calls: list[int] = []
+
+    def counted(batch: Mapping[str, Array]) -> Arrays:
+        calls.append(len(batch["x"]))
+        return {"y": batch["x"][:, :4] / max(float(batch["x"].max()), 500.0)}
+
+    assert swayed(counted, counted, {"x": x}, [spec])
+    calls.clear()
+    own = of(lambda x: (calls.append(len(x)), x[:, :4])[1])
+    assert swayed(own, own, {"x": x}, [spec]) is None
+    assert sum(calls) < 25
+
+
 def test_bytes_and_names_are_changed_to_others_that_there_are() -> None:
     sound, pixels, tokens = (
         TensorSpec(name="x", dtype=dtype, shape=(BATCH, 8)) for dtype in ("int16", "uint8", "int64")
