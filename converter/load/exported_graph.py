@@ -97,12 +97,13 @@ def _open(module: GraphModule, size: int, place: int) -> bool:
     for node in list(graph.nodes):
         if node.op != "call_function":
             continue
-        at, axis = (1, 0) if node.target in _RESHAPES else (_SIZES_AT.get(node.target), place)
-        sizes = None if at is None or at >= len(node.args) else node.args[at]
+        reshapes = node.target in _RESHAPES
+        at, axis = (1, 0) if reshapes else (_SIZES_AT.get(node.target, len(node.args)), place)
+        sizes = node.args[at] if at < len(node.args) else None
         if not isinstance(sizes, list | tuple) or len(sizes) <= axis or sizes[axis] != size:
             continue
         rest = node.meta["val"].shape[1:] if "val" in node.meta else ("?",)
-        if node.target in _RESHAPES and all(isinstance(other, int) for other in rest):
+        if reshapes and all(isinstance(other, int) for other in rest):
             new: list[object] = [-1, *rest]
         else:
             if count is None:

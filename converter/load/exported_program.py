@@ -29,7 +29,9 @@ from converter.load.free_batch import fixed_batches, freed_note, is_free, with_b
 from converter.load.inputs import Given
 from converter.load.made_up import Fill
 from converter.load.training_mode import check_evaluates, in_program
+from converter.program.one_run import OneRun
 from converter.program.programs import torch_program
+from converter.program.tensors import Run
 from edge.contract.errors import ConversionError
 from edge.contract.foreign import foreign
 from edge.contract.tensorspec import BATCH, TensorSpec
@@ -132,9 +134,7 @@ def _freed(module: GraphModule, names: Sequence[str], specs: tuple[TensorSpec, .
     run = torch_program(bound(copy.deepcopy(module), names, given.options.constants), specs)
     for inputs in fixed_batches(specs):
         many = with_batch(specs, inputs)
-        real = given.real(many, _REAL) or given.example(
-            many, lambda batch, how=inputs: run(next(how.runs(batch))), _REAL
-        )
+        real = given.real(many, _REAL) or given.example(many, _first_run(run, inputs), _REAL)
         fill = Fill(specs=many, real=real)
         how = with_outputs(inputs, run, fill)
         for candidate in opened(module, how.size):
@@ -149,6 +149,11 @@ def _freed(module: GraphModule, names: Sequence[str], specs: tuple[TensorSpec, .
         f"others than for each; export it with a free batch axis: torch.export.export(model, (x,), dynamic_shapes="
         f"({{0: torch.export.Dim.DYNAMIC}},)), or to ONNX with a batch of 1, which it then keeps"
     )
+
+
+def _first_run(run: Run, how: OneRun) -> Run:
+    """A program of as many samples as it takes, of the first of more."""
+    return lambda batch: run(next(how.runs(batch)))
 
 
 def _check(path: Path) -> None:

@@ -57,7 +57,7 @@ def rounds_together(model: onnx.ModelProto, run: Run, fill: Fill) -> str | None:
         run: It.
         fill: Inputs on which it runs.
     """
-    found = next((node.op_type for node in model.graph.node if node.op_type in ONE_SCALE), None)
+    found = next((str(node.op_type) for node in model.graph.node if node.op_type in ONE_SCALE), None)
     if found is None:
         return None
     one = fill.draw(1)
