@@ -6,6 +6,9 @@ was lost waits, too: nobody knows how much of it arrived. Once there is a line, 
 live traffic: one that is not acknowledged at a time, events first, then telemetry from the newest back. The
 coordinator's word that it has kept an array (not the broker's) deletes what was in it; without that word it is sent
 again, ever more rarely.
+
+Where telemetry is said more often than every `SHORT_S`, one message of a model in `BATCH_S` is live, for people and
+their tools; those between go together, in an array as the outbox's.
 """
 
 from __future__ import annotations
@@ -30,8 +33,10 @@ UNSURE_S, _MOST_UNSURE = 60.0, 64
 # Backfill begins so long after the connection, and at most as much later again, so that a fleet is spread.
 QUIET_S, SPREAD_S = 5.0, 25.0
 BETWEEN_S = 1.0  # two arrays: at most 32 KB/s
+SHORT_S, BATCH_S = 2.0, 5.0
 ANSWER_S, LAST_ANSWER_S = 30.0, 3600.0
 _MOST_IN_ARRAY = 200
+_MOST_BETWEEN = 50
 _UNSET_CLOCK_MS = 1_704_067_200_000  # 2024: no device lives before it, but many begin in 1970
 
 
@@ -51,6 +56,9 @@ class Reports:
         self._is_online = self._is_proved = False
         self._unsure: deque[Report] = deque(maxlen=_MOST_UNSURE)
         self._max_packet_bytes = MAX_HISTORY_BYTES
+        self._live_s: dict[str, float] = {}  # by model, when it was last said at once
+        self._between: list[Report] = []  # said since, to go together
+        self._between_due_s = math.inf
         self._next_s = math.inf
         self._batch, self._sent = "", list[Key]()
         self._answer_s = ANSWER_S
@@ -90,10 +98,12 @@ class Reports:
     def offline(self, now: Now) -> None:
         """There is none any more."""
         if self._is_online and self._outbox is not None:
-            for report in self._unsure:
+            for report in (*self._unsure, *self._between):
                 if now.s - report.at_s <= UNSURE_S:
                     self._outbox.add(report, now.s)
         self._unsure.clear()
+        self._between.clear()
+        self._between_due_s = math.inf
         self._is_online = False
 
     def limit(self, max_packet_bytes: int) -> None:
@@ -116,11 +126,40 @@ class Reports:
             at_s=now.s,
             values=telemetry_document(message),
         )
+        is_often = self._config.telemetry_interval_s < SHORT_S and self._is_proved
+        if is_often and self._is_online and may_send and now.s - self._live_s.get(report.model, -math.inf) < BATCH_S:
+            self._between.append(report)
+            self._between_due_s = min(self._between_due_s, now.s + BATCH_S)
+            return self._together() if len(self._between) >= _MOST_BETWEEN else []
         if not self._goes_out(report, now, may_send=may_send):
             return []
+        self._live_s[report.model] = now.s
         # The first of a connection is acknowledged: a broker that takes none says so only then.
         qos, self._is_proved = int(not self._is_proved), True
         return [letter(self._config, topics.UP_TELE, message, qos=qos)]
+
+    def _together(self) -> list[Publish]:
+        """What was said between two live messages, in as few arrays as it fits into."""
+        out, documents, size = list[Publish](), list[dict[str, Any]](), 2
+        most = self._most_bytes
+        for report in self._between:
+            self._unsure.append(report)
+            more = len(encode_history([report.values]))
+            if size + more > most and documents:
+                out.append(letter(self._config, topics.UP_HIST, encode_history(documents), qos=1))
+                documents, size = [], 2
+            documents.append(dict(report.values))
+            size += more
+        if documents:
+            out.append(letter(self._config, topics.UP_HIST, encode_history(documents), qos=1))
+        self._between.clear()
+        self._between_due_s = math.inf
+        return out
+
+    @property
+    def _most_bytes(self) -> int:
+        topic = topics.build(self._config.fleet, self._config.device, topics.UP_HIST)
+        return min(MAX_HISTORY_BYTES, self._max_packet_bytes - PACKET_OVERHEAD_BYTES - len(topic))
 
     def event(self, name: str, detail: str, model: str, now: Now) -> list[Publish]:
         """Something happened: what to send of it now."""
@@ -165,33 +204,36 @@ class Reports:
     def next_deadline_s(self) -> float:
         """Call `poll` at this time at the latest."""
         if self._outbox is None:
-            return math.inf
-        return min(self._outbox.next_deadline_s, self._next_s if self._is_online and self.waiting else math.inf)
+            return self._between_due_s
+        return min(
+            self._between_due_s,
+            self._outbox.next_deadline_s,
+            self._next_s if self._is_online and self.waiting else math.inf,
+        )
 
     def poll(self, now: Now, *, may_send: bool) -> list[Publish]:
         """Write what is due, and send the next array where it is time."""
+        live = self._together() if now.s >= self._between_due_s else []
         if self._outbox is None:
-            return []
+            return live
         self._outbox.poll(now.s)
         if not self._is_online or now.s < self._next_s or not self.waiting:
-            return []
+            return live
         if not may_send:
             self._next_s = now.s + ANSWER_S
-            return []
+            return live
         if self._batch:  # it was not acknowledged: nobody is there, or one from before there was an outbox
             self._answer_s = min(2 * self._answer_s, LAST_ANSWER_S)
         self._next_s = now.s + self._answer_s
         payload = self._array(self._outbox, now)
         self._batch = batch_of(payload)
-        return [letter(self._config, topics.UP_HIST, payload, qos=1)]
+        return [*live, letter(self._config, topics.UP_HIST, payload, qos=1)]
 
     def _array(self, outbox: Outbox, now: Now) -> bytes:
         """As much as fits into one message; what would not fit into an empty one is dropped."""
         reports = outbox.some("event", _MOST_IN_ARRAY, now.s)
         reports += outbox.some("telemetry", _MOST_IN_ARRAY, now.s, newest=True)
-        topic = topics.build(self._config.fleet, self._config.device, topics.UP_HIST)
-        most = min(MAX_HISTORY_BYTES, self._max_packet_bytes - PACKET_OVERHEAD_BYTES - len(topic))
-        size, documents = 2, list[dict[str, Any]]()
+        most, size, documents = self._most_bytes, 2, list[dict[str, Any]]()
         self._sent = []
         for report in reports:
             document = self._dated(report, now)
@@ -222,4 +264,6 @@ class Reports:
     def close(self, now_s: float) -> None:
         """Keep what waits."""
         if self._outbox is not None:
+            for report in self._between:
+                self._outbox.add(report, now_s)
             self._outbox.close(now_s)

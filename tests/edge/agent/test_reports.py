@@ -6,6 +6,7 @@ import itertools
 import random
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from edge.agent.reports import ANSWER_S, QUIET_S, SPREAD_S, Reports
 from edge.agent.slots import DeviceRecord
 from edge.channel.codec import MAX_HISTORY_BYTES, decode
 from edge.channel.memory import Faults
-from edge.channel.messages import History, HistoryKept
+from edge.channel.messages import History, HistoryKept, Telemetry
 from edge.channel.transport import Publish
 from edge.contract.clock import Now
 from tests.support.fleet import SimulatedFleet, unhurried
@@ -84,6 +85,43 @@ def test_backfill_comes_late_one_array_at_a_time_and_only_the_coordinators_word_
         found = history(one.poll(at(s), may_send=True))
     assert sorted(seen) == list(range(600))
     assert reports(tmp_path / "other").waiting == 0
+
+
+def test_telemetry_that_comes_often_goes_together_but_for_one_live_message_in_five_seconds(tmp_path: Path) -> None:
+    often = replace(config(tmp_path), telemetry_interval_s=0.5)
+    one = Reports(often, DeviceRecord(boot=1, session=1, state_id=STATE_ID), Outbox(tmp_path / "o.sqlite", 1 << 20))
+    one.online(4096, at(0.0))
+    sent: list[Publish] = []
+    for n in range(120):
+        for model in ("kws", "digits"):
+            sent += one.telemetry({"model": model, "load": n, "text": "x" * 100}, at(n / 2), may_send=True)
+        sent += one.poll(at(n / 2), may_send=True)
+    live = [decode("up/tele", each.payload) for each in sent if each.topic.endswith("up/tele")]
+    assert 24 <= len(live) <= 28
+    arrays = [history([each]) for each in sent if each.topic.endswith("up/hist")]
+    assert len(sent) < 240 / 3
+    assert all(len(each.payload) + len(each.topic) < 4096 for each in sent)
+    said = [values["seq"] for array in arrays for values in array.telemetry] + [
+        each.values["seq"] for each in live if isinstance(each, Telemetry)
+    ]
+    assert sorted(said) == list(range(1, len(said) + 1))
+    assert 240 - len(said) == len(one._between) > 0
+    one.offline(at(60.0))
+    assert one.waiting >= 240 - len(said), "what had not gone yet waits in the outbox"
+    assert one.telemetry({"model": "kws"}, at(61.0), may_send=True) == []
+    assert one.next_deadline_s > 60.0
+
+
+def test_the_coordinator_has_all_of_telemetry_that_comes_often(tmp_path: Path, digits_bundle: Path) -> None:
+    fleet = SimulatedFleet(tmp_path, digits_bundle, ["one"], auto_merge=False, telemetry_interval_s=1.0)
+    try:
+        fleet.run(40.0)
+        found = sorted(row.seq for row in fleet.store.telemetry.after(0, 1000))
+        assert found[-1] >= 30
+        assert found == list(range(found[0], found[-1] + 1))
+        assert found[0] <= 2
+    finally:
+        fleet.close()
 
 
 def test_what_was_sent_just_before_a_line_is_lost_waits_too_and_survives_a_restart(tmp_path: Path) -> None:
