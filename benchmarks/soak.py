@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import os
 import resource
 import tempfile
 import threading
@@ -61,7 +60,7 @@ def counts(fleet: SimulatedFleet) -> dict[str, float]:
     return {
         "resident MiB": resident_mb() or 0.0,
         "threads": float(threading.active_count()),
-        "open files": float(len(os.listdir("/proc/self/fd"))),
+        "open files": float(len(list(Path("/proc/self/fd").iterdir()))),
         "thousand objects": len(gc.get_objects()) / 1000,
         "queued": queued(fleet),
     }
