@@ -111,9 +111,10 @@ def _foreseen(rig: Experts, learned: Learned) -> Mixture:
         here, there, trusts = here[chosen], there[chosen], recent.weights[chosen]
     is_merge = np.array([on_merge(name) for name in mixture.names])
     share = start = float(mixture.weights[is_merge].sum())
-    for one, other, trust in zip(here, there, trusts, strict=True):
-        won = share * math.exp(mix.ETA * float(trust) * float(other - one))
-        share = (1.0 - mix.SHARE) * won / (won + 1.0 - share) + mix.SHARE * start
+    # The least that it surely gains: less one standard deviation of what could be luck.
+    gain = float(trusts @ (there - here)) - math.sqrt(float(trusts @ np.abs(there - here)))
+    won = share * math.exp(mix.ETA * gain)
+    share = max(won / (won + 1.0 - share), mix.SHARE * start)
     weights = np.where(is_merge, mixture.weights * (share / start), mixture.weights * ((1.0 - share) / (1.0 - start)))
     ratio = np.where(is_merge, share / start, (1.0 - share) / (1.0 - start))
     begun = mixture.start * ratio
