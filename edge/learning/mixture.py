@@ -13,11 +13,11 @@ most when labels last agreed with somebody. The answer is ``p = sum_k w_k p_k``.
   with rho the share of labels that even the best expert disagrees with. Where a share rho of labels is wrong *in the
   same way*, who learns them wins rho of the samples that it spoils, and loses ``1 - rho``: so counted, a sample that is
   spoiled costs as much as one that is mended earns.
-* *Wrong in the same way?* (`alike`.) Of late labels that the answer disagrees with, how often do two that the same
-  class was answered for carry the same label? Noise and a world that is to be learned yet spread them; lies such as
-  "40 % are named one class further" do not, and agree with who learns them nearly as well as with who does not. As far
-  as they are alike the head that learners start from gains half of rho with each label, until they are seen to be
-  spread. It gains a little (`BASE`) always.
+* *Wrong in the same way?* (`alike`.) Of late labels that the answer disagrees with, how much more often than by chance
+  do two that the same class was answered for carry the same label? Noise and a world that is to be learned yet spread
+  them; lies such as "40 % are named one class further" do not, and agree with who learns them nearly as well as with
+  who does not. As far as they are alike the head that learners start from gains half of rho with each label, until they
+  are seen to be spread. It gains a little (`BASE`) always.
 * Whenever labels agree (kappa >= `TRUST`), the trusted past becomes the head that is believed most at that time.
 * *Specialists* (Freund et al. 1997): where an expert answers a class that others cannot know, only those speak that
   know it. Of a class with fewer than two labels on this device, that is who builds on the merge; of a class that was
@@ -55,8 +55,8 @@ _MOST_NOISE = 0.4
 # What the head that learners start from gains on them with each label: one that is as good as they are is kept. And of
 # the share of labels that are wrong in the same way: labels of which half of one class have another's name are few.
 BASE, BASE_OF_ALIKE = 0.02, 0.5
-# How far beyond chance two labels must be the same to be alike at all, and in full. Taken for alike before there are
-# more than so many pairs: who waits for proof has lost 5 to 15 points by the 25th label (docs/learning.md).
+# How much more often than by chance two labels must be the same to be alike at all, and in full. They are taken for
+# alike before there are more than so many pairs: who waits for proof has lost 5 to 15 points by the 25th label.
 _ALIKE_FROM, _ALIKE, _PAIRS_BEFORE, _ALIKE_BEFORE = 0.1, 0.3, 8.0, 0.3
 # What the trusted past keeps when it becomes another head, which others have as well.
 _KEPT = 0.1
@@ -232,15 +232,19 @@ def alike(answers: FloatArray, targets: Targets, task: Task) -> float:
     """
     if not task.is_classifier:
         return 0.0
-    n, chance = task.n_outputs, 1.0 / max(1, task.n_outputs - 1)
-    said = answers.argmax(axis=1)
-    counts = np.bincount(said * n + targets, minlength=n * n)
-    counts[:: n + 1] = 0  # agreement
-    rows = np.add.reduce(counts.reshape(n, n), axis=1)
-    pairs, same = float(rows @ rows - np.add.reduce(rows)), float(counts @ counts - np.add.reduce(counts))
-    # With two classes whoever is wrong is wrong in the same way: that says nothing.
-    beyond = (same - chance * pairs) / (1.0 - chance) if chance < 1.0 else _ALIKE_BEFORE * pairs
-    found = (beyond + _ALIKE_BEFORE * _PAIRS_BEFORE) / (pairs + _PAIRS_BEFORE)
+    n = task.n_outputs
+    counts = np.bincount(answers.argmax(axis=1) * n + targets, minlength=n * n).reshape(n, n)
+    labels = np.add.reduce(counts, axis=0)
+    counts[np.diag_indices(n)] = 0  # agreement
+    rows = np.add.reduce(counts, axis=1)
+    pairs, same = rows * (rows - 1), np.add.reduce(counts * (counts - 1), axis=1)
+    # How often two labels of other classes than the answer's are the same in any case: always, where one class comes
+    # after another.
+    others = len(targets) - labels
+    equal = labels * (labels - 1)
+    chance = (np.add.reduce(equal) - equal) / np.maximum(others * (others - 1), 1)
+    beyond = float(np.add.reduce(same - chance * pairs))
+    found = (beyond + _ALIKE_BEFORE * _PAIRS_BEFORE) / (float(np.add.reduce(pairs)) + _PAIRS_BEFORE)
     return min(max((found - _ALIKE_FROM) / (_ALIKE - _ALIKE_FROM), 0.0), 1.0)
 
 

@@ -92,8 +92,9 @@ def test_wrong_labels_are_alike_where_they_are_wrong_in_the_same_way() -> None:
     assert mix.alike(answers, spread, task) < 0.3
     none = np.zeros((0, 10), np.float32), np.zeros(0, np.int64)
     assert mix.alike(*none, task) == mix.alike(answers, said, task) == 1.0  # until they are seen to be spread
-    yes_or_no = rng.normal(size=(64, 2)).astype(np.float32), rng.integers(0, 2, 64)
-    assert mix.alike(*yes_or_no, Task(TrainingRecipe(), 2)) == 1.0  # of two classes nobody can tell
+    yes_or_no = np.eye(2, dtype=np.float32)[rng.integers(0, 2, 64)], rng.integers(0, 2, 64)
+    assert mix.alike(*yes_or_no, Task(TrainingRecipe(), 2)) == 0.0  # of two classes nobody can tell
+    assert mix.alike(answers, np.repeat([2, 5], 32), task) == 0.0  # nor where one class comes after another
     assert mix.alike(np.zeros((3, 2), np.float32), np.zeros((3, 2), np.float32), QUANTITIES) == 0.0
 
 
