@@ -9,7 +9,7 @@ the same way.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -32,10 +32,12 @@ class OneRun:
         size: So many.
         axes: By input and output, the axis along which they lie; None for an output of which a sample is the whole. A
             tensor that is not there is the same for all samples.
+        shared: Outputs that are the same for all samples, where that is known.
     """
 
     size: int
     axes: Mapping[str, int | None]
+    shared: frozenset[str] = frozenset()
 
     def taken(self, specs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
         """Inputs or outputs, which say ``batch``, as one run has them."""
@@ -48,6 +50,11 @@ class OneRun:
             )
             for spec in specs
         )
+
+    def one_by_one(self, outputs: Iterable[str]) -> dict[str, int] | None:
+        """Where samples lie, if a run takes one and all outputs are known; None for others."""
+        axes = {name: axis for name, axis in self.axes.items() if axis is not None}
+        return axes if self.size == 1 and self.shared.union(axes) >= set(outputs) else None
 
     def state(self, model: onnx.ModelProto, ranks: Mapping[str, int]) -> None:
         """Write it into a graph.
@@ -95,6 +102,9 @@ class OneRun:
         """
         found: Arrays = {}
         for name, first in runs[0].items():
+            if name in self.shared:
+                found[name] = first
+                continue
             arrays = [run[name] for run in runs]
             if any(array.shape != first.shape for array in arrays):
                 raise ConversionError(f"{name} has another shape for other samples: {first.shape} and others")
@@ -122,22 +132,33 @@ def one_run_of(model: onnx.ModelProto) -> OneRun | None:
     return OneRun(size=size, axes=axes) if size else None
 
 
+def shares_scales(graph: onnx.GraphProto) -> bool:
+    """Whether samples of one run are quantized on one scale, in a branch or a body, too."""
+    return any(
+        node.op_type in ONE_SCALE or any(shares_scales(inner) for a in node.attribute for inner in (a.g, *a.graphs))
+        for node in graph.node
+    )
+
+
 def as_judged(model: onnx.ModelProto) -> OneRun | None:
     """How samples go into a run where a graph is compared and learned with; None where all may go together.
 
     Of a fixed batch as it says itself. Where samples share a scale each is given alone, as a device gives it.
     """
     stated = one_run_of(model)
-    if stated is not None or not any(node.op_type in ONE_SCALE for node in model.graph.node):
+    if stated is not None or not shares_scales(model.graph):
         return stated
     axes: dict[str, int | None] = {}
+    shared = set()
     for info in [*model.graph.input, *model.graph.output]:
         names = [dimension.dim_param for dimension in info.type.tensor_type.shape.dim]
         if BATCH in names:
             axes[info.name] = names.index(BATCH)
-        elif info in model.graph.output:  # nobody knows how to put its parts together
-            return None
-    return OneRun(size=1, axes=axes)
+        elif info in model.graph.output:
+            if not all(dimension.HasField("dim_value") for dimension in info.type.tensor_type.shape.dim):
+                return None  # nobody knows how to put its parts together
+            shared.add(info.name)
+    return OneRun(size=1, axes=axes, shared=frozenset(shared)) if axes else None
 
 
 def one_feed(model: onnx.ModelProto, x: Arrays, inputs: Sequence[TensorSpec]) -> Arrays:

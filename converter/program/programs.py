@@ -150,7 +150,9 @@ def onnx_program(
     Raises:
         ConversionError: onnxruntime does not load it.
     """
-    return in_runs(_program(model.SerializeToString(), what, constants, threads, config), as_judged(model))
+    how = as_judged(model)
+    threads = threads or (1 if how is not None and how.size == 1 else None)  # of one sample threads wait for each other
+    return in_runs(_program(model.SerializeToString(), what, constants, threads, config), how)
 
 
 def one_run_program(model: onnx.ModelProto, what: str, constants: Mapping[str, Array] | None = None) -> Run:

@@ -260,8 +260,11 @@ class Bench:
         def failed(exc: BundleError) -> ConversionError:
             return ConversionError(f"{what} does not run: {exc}")
 
+        how = as_judged(model)
+        each = None if how is None else how.one_by_one(output.name for output in model.graph.output)
         with contextlib.ExitStack() as stack:
-            program = self._benchmark.program(path, fixed, threads=available_threads(), config=EXACT)
+            threads = available_threads() if how is None else 1
+            program = self._benchmark.program(path, fixed, threads=threads, config=EXACT, one_by_one=each)
             try:
                 run_once = stack.enter_context(program)
             except BundleError as exc:
@@ -273,7 +276,7 @@ class Bench:
                 except BundleError as exc:
                     raise failed(exc) from exc
 
-            yield in_runs(run, as_judged(model))
+            yield in_runs(run, how) if each is None else run
 
     def check(self, model: onnx.ModelProto, parameters: Mapping[str, npt.NDArray[np.float32]]) -> None:
         """Run a model where it can do no harm: onnxruntime crashes on some graphs, and this process must not.

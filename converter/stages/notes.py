@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from converter.pack.pack import LEAST_LEARNED, MOST_FEATURES, LearningData, Parts, projection_of
 from converter.plan import ConversionPlan
+from converter.program.one_run import as_judged
 from converter.search.search import Found
 
 
@@ -26,6 +27,11 @@ def notes_on(parts: Parts, found: Found, plan: ConversionPlan, learned: Learning
         notes.append(
             f"{pair.input} is a state: {pair.output} of each sample is what the next one takes, the first takes zeros"
             + ("" if plan.states is not None else " (found by its name and shape; --state none if it is not so)")
+        )
+    if parts.original.source.one_run is None and as_judged(found.chosen.model) is not None:
+        notes.append(
+            "int8 scales are taken of whatever is in a run, so that samples would change each other's answers: they "
+            "were compared one at a time, and devices and edge-bundle run them so"
         )
     if parts.original.source.carried:
         return notes

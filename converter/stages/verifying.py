@@ -10,6 +10,7 @@ from converter.export.exporters import Exported
 from converter.graph.build import multiplications
 from converter.head.torchscript.archive import torch_head
 from converter.plan import ConversionPlan
+from converter.program.one_run import as_judged
 from converter.program.programs import one_torch_thread, onnx_program
 from converter.program.tensors import batch_size, select
 from converter.search.candidates import Candidate
@@ -26,6 +27,8 @@ from edge.contract.foreign import foreign
 _ROBUSTNESS_MACS = 2_500_000_000
 _ROBUSTNESS_BYTES = 8 << 20
 _ROBUSTNESS_LEAST = 8
+# A program that takes one sample at a time needs twice as long for each.
+_ROBUSTNESS_ALONE = 256
 
 
 def torchscript(
@@ -94,7 +97,7 @@ def _robustness(evaluation: Evaluation, model: onnx.ModelProto, chosen: Candidat
     # By size and not by time: the report in the bundle must be the same on every machine.
     sample_bytes = sum(array.nbytes for array in x.values()) / count
     most = int(min(_ROBUSTNESS_MACS / max(1, multiplications(model)), _ROBUSTNESS_BYTES / sample_bytes))
-    most = max(most, _ROBUSTNESS_LEAST)
+    most = max(most if as_judged(chosen.model) is None else min(most, _ROBUSTNESS_ALONE), _ROBUSTNESS_LEAST)
     rows = slice(0, count, max(1, -(-count // most)))
     some = evaluation.on(rows)
     programs = {

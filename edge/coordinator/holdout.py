@@ -147,8 +147,9 @@ class Holdout:
             session = OnnxSession(bundle, _THREADS)
             axes = {spec.name: spec.batch_axis for spec in manifest.sample_inputs}
             parts = []
-            for i in range(0, count, _AT_ONCE):
-                rows = slice(i, min(i + _AT_ONCE, count))
+            at_once = 1 if manifest.one_by_one else _AT_ONCE
+            for i in range(0, count, at_once):
+                rows = slice(i, min(i + at_once, count))
                 part = {name: _rows(array, axes[name], rows) for name, array in inputs.items()}
                 with foreign("the model fails on them", LearningError):
                     parts.append(session.features(part))

@@ -25,6 +25,7 @@ import numpy.typing as npt
 import safetensors.numpy
 
 from edge.contract.errors import BundleError
+from edge.inference.onnx_bound_run import BoundRun, OneByOne
 from edge.inference.onnx_session import open_onnx
 
 WARM_UP_RUNS = 3
@@ -211,7 +212,13 @@ class Benchmark:
 
     @contextlib.contextmanager
     def program(
-        self, model: Path, feeds: Path, *, threads: int = 1, config: Mapping[str, str] | None = None
+        self,
+        model: Path,
+        feeds: Path,
+        *,
+        threads: int = 1,
+        config: Mapping[str, str] | None = None,
+        one_by_one: Mapping[str, int] | None = None,
     ) -> Iterator[Callable[[Arrays], dict[str, npt.NDArray[Any]]]]:
         """A model as a function of named arrays that runs in a process of its own, until the end of a ``with``.
 
@@ -222,11 +229,13 @@ class Benchmark:
             feeds: Safetensors file with inputs that are always the same.
             threads: Of the session.
             config: Of the session, see `edge.inference.onnx_session.session_options`.
+            one_by_one: Where samples lie, see `OneByOne`, if each is to be run alone.
 
         Raises:
             BundleError: The model does not load; from the function: it does not run, or the process died.
         """
         request = {"program": str(model), "feeds": str(feeds), "threads": threads, "config": dict(config or {})}
+        request["one_by_one"] = None if one_by_one is None else dict(one_by_one)
         answer = self._ask(request)
         if "outputs" not in answer:
             raise BundleError(answer["error"])
@@ -310,6 +319,9 @@ def _run_on(request: dict[str, Any], requests: BinaryIO, answers: int) -> None:
         fixed = safetensors.numpy.load_file(request["feeds"])
         session = open_onnx(request["program"], "the model", request["threads"], request["config"])
         names = [output.name for output in session.get_outputs()]
+        run: Callable[[Arrays], dict[str, npt.NDArray[Any]]] = BoundRun(session, names)
+        if request["one_by_one"] is not None:
+            run = OneByOne(BoundRun(session, names), request["one_by_one"])
     except Exception as exc:  # noqa: BLE001  # as above
         _write(answers, {"error": str(exc)[:500]})
         return
@@ -320,7 +332,7 @@ def _run_on(request: dict[str, Any], requests: BinaryIO, answers: int) -> None:
             return
         try:
             batch = safetensors.numpy.load(arrays)
-            found = dict(zip(names, session.run(None, {**batch, **fixed}), strict=True))
+            found = run({**batch, **fixed})
             given = safetensors.numpy.save({name: np.asarray(array, order="C") for name, array in found.items()})
         except Exception as exc:  # noqa: BLE001  # as above
             _write(answers, {"error": str(exc)[:500]})

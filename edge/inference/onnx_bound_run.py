@@ -78,6 +78,37 @@ class BoundRun:
         return found
 
 
+class OneByOne:
+    """Runs each sample alone, and gives the outputs of all as one run would: one sees nothing of the others.
+
+    Args:
+        run: Of as many samples as it is given.
+        axes: By input and output, the axis along which samples lie; what is not there is the same for all.
+    """
+
+    def __init__(self, run: BoundRun, axes: Mapping[str, int]) -> None:
+        self._run, self._axes = run, axes
+
+    def __call__(
+        self, feeds: Mapping[str, Array], check: Callable[[Mapping[str, Array]], None] | None = None
+    ) -> dict[str, Array]:
+        """Run once for each sample, see `BoundRun`."""
+        axes = {name: self._axes[name] for name in feeds if name in self._axes}
+        count = next((feeds[name].shape[axis] for name, axis in axes.items() if axis < feeds[name].ndim), 1)
+        if count < 2:
+            return self._run(feeds, check)
+        if check is not None:
+            check(feeds)
+        found = [
+            self._run({name: np.take(a, [i], axes[name]) if name in axes else a for name, a in feeds.items()})
+            for i in range(count)
+        ]
+        return {
+            name: np.concatenate([one[name] for one in found], self._axes[name]) if name in self._axes else array
+            for name, array in found[0].items()
+        }
+
+
 class _Bound:
     """Buffers for inputs and outputs of these shapes and types, bound to a session."""
 
