@@ -143,6 +143,11 @@ class Fitter:
         kind = np.dtype(dtype).kind
         if kind not in "fiub":
             raise ConfigError(f"{self.what}: y of the type {dtype}; expected class numbers (integers) or float targets")
+        if not any(spec.batch_axis is not None for spec in self.inputs):
+            raise ConfigError(
+                f"{self.what}: y for a model that is given whole tensors: none of their axes is one of samples, and "
+                f"nothing says what each y belongs to. Leave y out"
+            )
         if not shape or shape[0] != count:
             raise ConfigError(
                 f"{self.what}: y of the shape {_text(shape)} for {count} samples; expected one y for each"

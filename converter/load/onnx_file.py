@@ -62,6 +62,10 @@ _FEW = 4
 # Sixteen bits round to 66 dB; a hundred operators one after the other add up to 20 dB.
 _MIN_RAISED_DB = 40.0
 _ADVICE = "to have it quantized or trained, export it with a free batch axis (dynamic_axes={'NAME': {0: 'batch'}})"
+_ADVICE_FREE = (
+    "the first axis is free, but several rows give other outputs than each alone: to have it quantized or trained, let "
+    "it compute along the other axes only"
+)
 # What has as many rows as it finds has no axis of samples.
 _FINDS = ("NonMaxSuppression", "NonZero", "Unique", "Compress")
 _RANDOM = re.compile(r"Random|Bernoulli|Multinomial|Dropout")
@@ -131,7 +135,10 @@ def read_onnx(path: Path, given: Given) -> OnnxFile:
     else:
         arranged = _stated_fixed(model, specs, original, _fill(specs, original, given), rewritten=True)
     if arranged is None:
-        raise ConversionError(f"no axis of the inputs is one of samples, {_described(specs)}; {_advice(model)}")
+        is_free = any(BATCH in spec.shape for spec in specs)
+        raise ConversionError(
+            f"no axis of the inputs is one of samples, {_described(specs)}; {_advice(model, is_free=is_free)}"
+        )
     model, specs, notes = arranged.model, arranged.fill.specs, notes + arranged.notes
     original = in_runs(original, arranged.of_file)
     example = given.example(specs, original)
@@ -187,7 +194,7 @@ def carry_onnx(path: Path, given: Given) -> OnnxFile:
             fill = _fill(specs, original, given)
         except ConversionError as exc:
             raise fault or exc from exc
-        notes.append("the first axis is free, but not one of samples: several give other outputs than each alone")
+        notes.append("the first axis is free, but not one of samples")
     if arranged is None:
         if fill.real is not None:  # samples were put together to find out; it takes one
             fill = Fill(specs=specs, real=given.real(specs, 1))
@@ -477,12 +484,12 @@ def _without_batch(spec: TensorSpec) -> TensorSpec:
     return replace(spec, shape=shape)
 
 
-def _advice(model: onnx.ModelProto) -> str:
-    """What to do about a graph without an axis of samples."""
+def _advice(model: onnx.ModelProto, *, is_free: bool) -> str:
+    """What to do about a graph without an axis of samples; `is_free`: whether the first one is free all the same."""
     used = {name for _, name in _operators(model.graph)}
     finds = next((name for name in _FINDS if name in used), None)
     if finds is None:
-        return _ADVICE
+        return _ADVICE_FREE if is_free else _ADVICE
     return (
         f"{finds} gives as many rows as it finds, so that an output has no such axis: to have it quantized or judged "
         f"sample by sample, let the model end in front of it, and do the rest on the device"
@@ -501,8 +508,9 @@ def _training_notes(model: onnx.ModelProto) -> list[str]:
     if not in_onnx(model):
         return []
     return [
-        "the file was exported in training mode: BatchNormalization normalizes over all that it is given at once, and "
-        "one sample alone gives a constant. Call model.eval() before the export, with training=TrainingMode.EVAL"
+        "the file was exported in training mode: BatchNormalization normalizes over all that it is given at once, so "
+        "that a sample alone gives something else, a constant where it is a vector. Call model.eval() before the "
+        "export, with training=TrainingMode.EVAL"
     ]
 
 

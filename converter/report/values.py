@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from converter.search.candidates import AS_IT_IS
 from converter.verify.quality import ACCURACY, SHARES
 
 Row = Mapping[str, Any]
@@ -117,6 +118,8 @@ def _kept(report: Row, row: Row) -> str:
     worst = row["quality"]
     if not report["real_data"]:
         return f", {number(row['sqnr_db'], 1)} dB on random inputs; what it keeps on real ones was not measured"
+    if worst is None and row["name"] == AS_IT_IS:
+        return f"; the graph of the file, {number(row['sqnr_db'], 1)} dB against it"
     if worst is None:
         return "; what it keeps is not known"
     if worst["constant"]:

@@ -32,6 +32,8 @@ from edge.inference.session import sqnr_db
 _CORRECTION_SAMPLES = 512
 # Differences in latency and size below this are noise.
 TIE = 0.02
+# The name of a graph that is carried.
+AS_IT_IS = "as it is"
 # The same operators, which onnxruntime may take together in another way once the batch axis is free.
 MIN_CARRIED_SQNR_DB = 60.0
 # Times so much slower than the fastest, in a quick measurement, need no better one.
@@ -220,7 +222,7 @@ def as_it_is(model: onnx.ModelProto, evaluation: Evaluation) -> Candidate:
     except ConversionError:  # onnxruntime runs it, but cannot write down what it makes of it
         layers = None
     return Candidate(
-        name="as it is",
+        name=AS_IT_IS,
         scheme="none",
         backbone=model,
         model=model,

@@ -9,6 +9,7 @@ import numpy as np
 from converter.data.holdout import LEAST_SAMPLES, different, halves
 from converter.data.samples import Samples, SampleStream
 from converter.data.subset import subset
+from converter.program.programs import has_batch
 from converter.program.tensors import Array, batch_size
 from converter.verify.evidence import FEW, REPEATED, ZERO, Finding
 from edge.contract.errors import ConfigError
@@ -17,6 +18,7 @@ from edge.contract.tensorspec import TensorSpec
 EVALUATION_SAMPLES = 2000
 CALIBRATION_SAMPLES = 512
 _LEAST_MEASURED = LEAST_SAMPLES // 2
+_WHOLE = "the model is given whole tensors, and one was: what is measured on it says nothing of others"
 # Samples in memory; a stream may be as long as it likes.
 MAX_BYTES = 96 << 20
 
@@ -67,7 +69,7 @@ def divided(stream: SampleStream | None, evaluation: SampleStream | None, inputs
         text = f"of {count} samples of {stream.origin} {n_different} {'is' if n_different == 1 else 'are'} different"
         findings_.append(Finding(what=REPEATED, text=text))
     if n_different < LEAST_SAMPLES:
-        findings_.append(_few(n_different))
+        findings_.append(_few(n_different) if has_batch(inputs) else Finding(what=FEW, text=_WHOLE))
         return Divided(
             calibration=once, samples=once, origin=stream.origin, findings=tuple(findings_), notes=tuple(notes)
         )

@@ -15,7 +15,7 @@ from converter.export.preprocessing import Preprocessing, preprocessing_onnx
 from converter.graph.build import make_model, renamed
 from converter.load.source import Source
 from converter.plan import CLASSES, YES_OR_NO, ModelOptions
-from converter.program.programs import output_specs, outputs
+from converter.program.programs import has_batch, output_specs, outputs
 from converter.program.tensors import Arrays, Run, batch_size, select
 from converter.verify.axes import FreeAxis, Probe
 from converter.verify.columns import compare, in_columns
@@ -81,6 +81,8 @@ class Original:
     def data(self) -> str:
         """What is measured on, in words."""
         count = batch_size(self.samples.x, self.inputs)
+        if self.real and not has_batch(self.inputs):
+            return f"one whole input, of {self.origin}"
         return f"{count} sample{'' if count == 1 else 's'} of {self.origin}" if self.real else f"{count} random inputs"
 
     def affordable(self, macs: int) -> Original:

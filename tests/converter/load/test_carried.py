@@ -12,9 +12,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.onnx_suite import cases, outcome, passes
+from converter.report.values import headline
 from edge.agent.on_device_model import OnDeviceModel
 from edge.contract.bundle import Bundle
-from edge.contract.errors import ConversionError
+from edge.contract.errors import ConfigError, ConversionError
 from edge.inference.onnx_session import OnnxSession
 from tests.converter.models import benchmark_server, convert, plan
 
@@ -375,3 +376,22 @@ def test_samples_are_served_one_by_one_and_together_by_a_graph_that_takes_so_man
             np.testing.assert_array_equal(model.predict(x[:n]), expected[:n])
         np.testing.assert_array_equal(model.predict_sample("a", x[0], 0.0), expected[0])
         np.testing.assert_array_equal(model.predict_sample("a", x[:1], 0.0), expected[0])
+
+
+def test_of_a_model_that_is_given_whole_tensors_no_samples_are_counted(tmp_path: Path) -> None:
+    """Products of all rows with all: 200 rows are one input."""
+    turned = [node("Transpose", "x", "t", perm=[1, 0]), node("MatMul", "x t", "y")]
+    np.savez(tmp_path / "x.npz", x=RNG.standard_normal((200, 4)).astype(np.float32))
+    np.savez(tmp_path / "xy.npz", x=np.ones((200, 4), np.float32), y=np.arange(200) % 2)
+    path = tmp_path / "m.onnx"
+    onnx.save(graph(turned, {"x": ["n", 4]}, {"y": ["n", "n"]}), path)
+    report = convert(plan(path, calibration=str(tmp_path / "x.npz"))).report
+    text = " ".join([*report["notes"], *(finding["text"] for finding in report["findings"])])
+    assert "several rows give other outputs than each alone" in text
+    assert "the model is given whole tensors, and one was" in text
+    assert "different sample" not in text
+    assert "dynamic_axes" not in text
+    assert report["data"] == "one whole input, of x.npz"
+    assert headline(report).endswith("; the graph of the file, 200.0 dB against it")
+    with pytest.raises((ConversionError, ConfigError), match=r"none of their axes is one of samples.*Leave y out"):
+        convert(plan(path, calibration=str(tmp_path / "xy.npz")))
