@@ -25,7 +25,7 @@ from edge.coordinator.rollout.states import UNDER_WAY, RolloutEvent, RolloutStat
 from edge.coordinator.rollout.step import Key, Moved, Rollout, Step, Target
 from edge.coordinator.rollout.waves import sizes, wave_of
 from edge.coordinator.rollout.words import Report, is_on_its_way, reported, reverted
-from edge.coordinator.selection import forecast, in_order, joined, overtaken, presence_of, selected
+from edge.coordinator.selection import forecast, in_order, joined, overtaken, passed_by, presence_of, selected
 from edge.coordinator.store.rollouts import Made
 from edge.coordinator.store.store import Store
 from edge.coordinator.turns import PAUSED, RUN_CLOCK
@@ -403,6 +403,9 @@ class Rollouts:
             targets = list(self._store.rollouts.targets(rollout.id))
             if is_to_join:
                 targets = joined(self._store, rollout, targets, now)
+                if rollout.state is RolloutState.COMPLETED and (gone := passed_by(self._store, rollout, targets)):
+                    self._keep(rollout, steps.left(rollout, gone, self._run_s), now)
+                    targets = list(self._store.rollouts.targets(rollout.id))
                 if rollout.state in _GOING and (why := overtaken(self._store, rollout, targets)):
                     self._keep(rollout, steps.order(rollout, targets, RolloutEvent.PAUSE, self._run_s, why=why), now)
                     return len(targets)

@@ -140,6 +140,19 @@ def overtaken(store: Store, rollout: Rollout, targets: Iterable[Target]) -> str:
     return ""
 
 
+def passed_by(store: Store, rollout: Rollout, targets: Iterable[Target]) -> list[Target]:
+    """Targets of a rollout that is through whose models have dealt with a newer release: they take no older one."""
+    release = rollout.plan.release
+    newer = {(each.device, each.model) for each in store.devices.models() if each.release > release}
+    devices = {device for device, _ in newer}
+    return [
+        each
+        for each in targets
+        if each.state in (TargetState.WAITING, TargetState.ABSENT, TargetState.OFFERED, TargetState.STAGED)
+        and (each.key in newer or (each.model == "" and each.device in devices))
+    ]
+
+
 def in_order(found: Iterable[Key], seed: str) -> list[Key]:
     """The same order for the same seed."""
     by_name = {f"{device}\0{model}": (device, model) for device, model in found}

@@ -154,6 +154,13 @@ def order(
     return work.step()
 
 
+def left(rollout: Rollout, targets: Iterable[Target], now_s: float) -> Step:
+    """Devices that were given a newer release take this one no more: they count neither way, and are no failures."""
+    work = Work(rollout, targets, now_s)
+    work.move_all(V.ABORT, "it was given a newer release before")
+    return work.step()
+
+
 def widen(
     rollout: Rollout, targets: Iterable[Target], count: int, now_s: float, *, who: str = "", why: str = ""
 ) -> Step:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from sqlalchemy import event as sqlalchemy_event
 
-from edge.channel.messages import Desired, Pairs
+from edge.channel.messages import Conn, Desired, Pairs
 from edge.contract.clock import Now
 from edge.contract.errors import ConflictError, RolloutError
 from edge.coordinator.rollout import plan as plans
@@ -186,6 +186,28 @@ def test_a_last_wave_that_runs_it_is_not_stopped_by_what_comes_after(make: Make)
     fleet.core.push(kept["digest"], kept["kind"], kept["backbone"], [], "merge of 3 devices", fleet.now)
     fleet.pass_time(130, 10)
     assert (fleet.state(rollout), fleet.counts(rollout)) == ("completed", {"active": 3})
+
+
+def test_who_comes_after_a_rollout_and_a_merge_is_given_the_merge_and_counts_as_no_failure(make: Make) -> None:
+    fleet = make(4, ends("active"))
+    away = {name: fleet.devices.pop(name) for name in ("d002", "d003")}
+    for device in away.values():
+        device.say("up/conn", Conn(online=False, session=1, boot=1, ts_ms=0, state_id="a" * 16))
+    fleet.pass_time(2 * 86_400, 43_200)
+    for device in fleet.devices.values():
+        device.connect()
+    rollout = fleet.start_plan(waves=["100 %"], soak=[], model="off", health={"quorum": 0.0})
+    fleet.pass_time(200, 50)
+    assert (fleet.state(rollout), fleet.counts(rollout)) == ("completed", {"active": 2, "absent": 2})
+    kept = fleet.core.add_artifact(fleet.head, Path("/nonexistent"))
+    fleet.core.push(kept["digest"], kept["kind"], kept["backbone"], [], "merge of 2 devices", fleet.now)
+    fleet.devices |= away
+    for device in away.values():
+        device.connect()
+    fleet.pass_time(300, 50)
+    assert {device.release for device in fleet.devices.values()} == {2}
+    fleet.pass_time(2 * 86_400, 21_600)
+    assert (fleet.state(rollout), fleet.counts(rollout)) == ("completed", {"active": 2, "superseded": 2})
 
 
 def test_going_back_passes_by_what_never_lived(make: Make) -> None:
