@@ -166,6 +166,12 @@ def coordinator_filters(fleet: str) -> list[tuple[str, int]]:
     return [(f"{own}/+/up/#", 1), (f"{own}/{_COORDINATORS}/dn/#", 1)]
 
 
+def probe_filters(fleet: str) -> list[tuple[str, int]]:
+    """What coordinators try on themselves, where what devices say comes by other filters."""
+    own = f"{ROOT}/{check_id(fleet, 'fleet')}/{_COORDINATORS}"
+    return [(f"{own}/up/#", 1), (f"{own}/dn/#", 1)]
+
+
 def coordinator_probe(fleet: str, way: Literal["up", "dn"], coordinator: str) -> str:
     """What a coordinator says to itself, to know whether it hears devices (``up``), or is heard by them (``dn``).
 
@@ -178,6 +184,31 @@ def coordinator_probe(fleet: str, way: Literal["up", "dn"], coordinator: str) ->
 def is_probe(topic: str) -> bool:
     """Whether a topic, or a filter, is one by which a coordinator tries its rights."""
     return topic.split("/")[3:4] == [_COORDINATORS]
+
+
+# What stands for itself, whoever keeps it; and what one coordinator alone answers.
+_SHARED = (UP_TELE, UP_EVENT, UP_HIST)
+_LED = (UP_CONN, UP_BIRTH, UP_STATE, f"{UP_STATE}/+", UP_REQ, UP_REPLY, f"{_UPLOAD}+")
+
+
+def shared_leaves(fleet: str) -> list[str]:
+    """Filters of what several coordinators take in together."""
+    return [f"{ROOT}/{check_id(fleet, 'fleet')}/+/{leaf}" for leaf in _SHARED]
+
+
+def led_leaves(fleet: str) -> list[str]:
+    """Filters of what goes to the coordinator that leads, where several take in."""
+    return [f"{ROOT}/{check_id(fleet, 'fleet')}/+/{leaf}" for leaf in _LED]
+
+
+def shared_filters(fleet: str) -> list[tuple[str, int]]:
+    """What several coordinators subscribe to together, each message going to one of them, with the QoS."""
+    return [(f"$share/edge-{fleet}/{each}", 1) for each in shared_leaves(fleet)]
+
+
+def coordinator_conn_topic(fleet: str, coordinator: str) -> str:
+    """Where a coordinator says that it lives (no device can have the name ``_c``)."""
+    return f"{ROOT}/{check_id(fleet, 'fleet')}/_c/{check_id(coordinator, 'coordinator')}/conn"
 
 
 def coordinator_alert_topic(fleet: str, coordinator: str, number: int) -> str:

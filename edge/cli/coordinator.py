@@ -8,9 +8,14 @@ import ssl
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from edge.channel.transport import Transport
+    from edge.coordinator.config import CoordinatorConfig
+    from edge.coordinator.door import Listen
 
 from edge import __version__
 from edge.cli.exports import export
@@ -95,6 +100,12 @@ def coordinator() -> None:
 @click.option("--connect-timeout", default=10.0, type=click.FloatRange(min=0.1), help="Seconds to find the broker.")
 @click.option("--signing", type=click.Path(path_type=Path), help="The folder `coordinator` of `edge-fleet keys init`.")
 @click.option("--standby", is_flag=True, help="With --database: wait until no other has it, then take over.")
+@click.option(
+    "--intake",
+    envvar="EDGE_INTAKE",
+    show_envvar=True,
+    help="share, or amqp://USER:PASSWORD@HOST/VHOST: take messages in beside other coordinators; as --standby.",
+)
 @click.option("--upstream", envvar="EDGE_UPSTREAM", show_envvar=True, help="Broker of the coordinator above this one.")
 @click.option("--upstream-password", envvar="EDGE_UPSTREAM_PASSWORD", show_envvar=True, help="Of its login there.")
 @click.option("--upstream-fleet", default="default", help="Fleet id there.")
@@ -142,6 +153,7 @@ def serve(
     connect_timeout: float,
     signing: Path | None,
     standby: bool,
+    intake: str | None,
     upstream: str | None,
     upstream_password: str | None,
     upstream_fleet: str,
@@ -222,6 +234,7 @@ def serve(
         keep_free_bytes=None if keep_free is None else int(keep_free * (1 << 20)),
         signing=signing,
         timestamp_days=timestamp_days,
+        is_shared=intake is not None,
         alerts=AlertRules() if alerts is None else of_file(alerts),
         site=None
         if site is None
@@ -232,16 +245,37 @@ def serve(
             trust_root=upstream_trust,
         ),
     )
+    standby = standby or intake is not None
     if standby and not database:
-        raise ConfigError("--standby: coordinators share a PostgreSQL database, named by --database")
+        raise ConfigError("--standby, --intake: coordinators share a PostgreSQL database, named by --database")
+    if intake is not None:
+        probe(url, connect_timeout)
+    led = None if intake is None else _open_door(config, intake, MqttTransport(url, f"{name}-intake", clean_start=True))
     place = wait_for_turn(config, host, port, str(url)) if standby else Place(config, host, port, str(url))
     probe(url, connect_timeout)
     line_up = None if above is None else MqttTransport(above, site or "", clean_start=False)
-    service = CoordinatorService(config, MqttTransport(url, name, clean_start=True), place, line_up)
+    service = CoordinatorService(config, MqttTransport(url, name, clean_start=True), place, line_up, led)
     for path in bundles:
         service.register_bundle(path)
     service.check_holdout(bundles)
     service.run(token, tls, alert_secret)
+
+
+def _open_door(config: CoordinatorConfig, intake: str, line: Transport) -> Listen | None:
+    """Take in what coordinators share; how the one that leads is given what it alone answers."""
+    from edge.channel import topics
+    from edge.coordinator.door import Door
+
+    if intake == "share":
+        Door(config, line, None).open()
+        return None
+    try:
+        from edge.channel.amqp import AmqpQueue
+    except ImportError as exc:
+        raise ConfigError(f"--intake: {exc.name} is not installed: pip install 'edgeloop[rabbitmq]'") from exc
+    shared = AmqpQueue(intake, f"edge.{config.fleet}.shared", topics.shared_leaves(config.fleet))
+    Door(config, line, shared.start).open()
+    return AmqpQueue(intake, f"edge.{config.fleet}.led", topics.led_leaves(config.fleet)).start
 
 
 def _tls(certificate: Path | None, key: Path | None) -> tuple[Path, Path] | None:

@@ -13,6 +13,7 @@ import click
 
 from edge import __version__
 from edge.cli import access, admission, carrying, checkpoints, learning, receipts, rollouts
+from edge.cli.deploy import deploy
 from edge.cli.devices import age, events, metrics, named, show, status
 from edge.cli.keys import keys
 from edge.cli.push import push
@@ -175,6 +176,7 @@ fleet.add_command(release_group)
 fleet.add_command(push)
 fleet.add_command(rollback)
 fleet.add_command(keys)
+fleet.add_command(deploy)
 fleet.add_command(simulate)
 fleet.add_command(rollouts.rollout)
 fleet.add_command(rollouts.pause_all)

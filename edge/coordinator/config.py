@@ -52,6 +52,7 @@ class CoordinatorConfig:
         alerts: What people are told of without asking.
         timestamp_days: How long devices believe that nothing newer was signed.
         site: Of which fleet this one is a site; None for none.
+        is_shared: Whether telemetry, events and reports come in by the door that coordinators share.
     """
 
     fleet: str
@@ -72,3 +73,4 @@ class CoordinatorConfig:
     timestamp_days: float = 7.0
     alerts: AlertRules = field(default_factory=AlertRules)
     site: SiteConfig | None = None
+    is_shared: bool = False

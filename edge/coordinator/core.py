@@ -49,6 +49,8 @@ from edge.merging.groups import EVERYBODY
 HOUSEKEEPING_S = 600.0
 # After a restore and a connection, until what the broker keeps of devices has come.
 HEARD_S = 2.0
+# Where coordinators share what comes in, the one that leads looks so often at what alerts are about.
+WATCH_S, _MOST_WATCHED = 2.0, 20_000
 AUTHORITY = "authority"  # folder with the key that signs certificates of devices
 
 
@@ -110,7 +112,8 @@ class CoordinatorCore:
         self._room = artifacts.room
         own_disk = None if config.database else self._room
         self.alerts = Alerts(config.alerts, config.fleet, config.name, store)
-        watch = self.alerts.telemetry
+        watch = None if config.is_shared else self.alerts.telemetry
+        self._watched_id = -1  # of telemetry that others took in
         self.registry = Registry(store, self.events, config.unknown, self._clone, own_disk, watch)
         self._intake = Intake(store, artifacts, bundles)
         self.releases = Releases(store, artifacts, bundles, self.events)
@@ -140,6 +143,7 @@ class CoordinatorCore:
         self._parts = Parts(self.dialogue, self.releases, self.checkpoints, artifacts, signing)
         self._next_telling_s = -math.inf
         self._next_housekeeping_s = -math.inf
+        self._next_watch_s = -math.inf
         self._aged_s: float | None = None  # monotonic
         self._is_restored = bool(store.rollouts.setting(RESTORED))
         self._connected_s: float | None = None
@@ -314,6 +318,7 @@ class CoordinatorCore:
         self.events.offer_again(now)
         self._heard_after_restore(now)
         self._room.look(self.events, now)
+        self.dialogue.retry(now)
         self.registry.keep_telemetry(now)
         if self.learning.tick(now):
             self._next_telling_s = now.s
@@ -340,6 +345,8 @@ class CoordinatorCore:
                     self.signing.refresh(now)
         told: list[Publish] = []
         with self.events.survived("", "fault", "looking for alerts", now):
+            if self._config.is_shared and now.s >= self._next_watch_s:
+                self._watch(now)
             told = self.alerts.tick(now, is_connected=self.dialogue.is_connected)
         return self.dialogue.drain(now) + told
 
@@ -354,6 +361,16 @@ class CoordinatorCore:
             with self.events.survived("", "fault", "going on after a restore", now):
                 self._store.rollouts.set(RESTORED, "")
                 self._is_restored = False
+
+    def _watch(self, now: Now) -> None:
+        """Look at the telemetry that came in by the door that coordinators share."""
+        self._next_watch_s = now.s + WATCH_S
+        if not self.alerts.needs_telemetry:
+            return
+        entries = self._store.telemetry.after(self._watched_id, 1 if self._watched_id < 0 else _MOST_WATCHED)
+        for entry in entries:
+            self.alerts.telemetry(entry.device, entry.values, now)
+            self._watched_id = max(self._watched_id, entry.id)
 
     def close(self, now: Now) -> None:
         """Keep what waits."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import deque
 from dataclasses import replace
 from typing import TypeVar
 
@@ -45,6 +46,7 @@ from edge.coordinator.releases import Releases
 from edge.coordinator.rollouts import Rollouts
 from edge.coordinator.signing.signing import Signing
 from edge.coordinator.sites import Sites
+from edge.coordinator.store.database import DatabaseError, RacedError
 from edge.coordinator.store.store import Store
 from edge.coordinator.uploads import Uploads
 from edge.coordinator.wanted import Wanted
@@ -52,6 +54,8 @@ from edge.coordinator.wanted import Wanted
 log = logging.getLogger("edge.coordinator")
 
 BIRTH_AGAIN_S = 30.0
+# What the database did not take, for it was away, is tried again after this.
+AGAIN_S = 1.0
 # What the broker refuses is logged again after this.
 REFUSED_AGAIN_S, MAX_REFUSALS = 3600.0, 1000
 # Names are the devices' own choice, and whoever may say one may say a million.
@@ -132,6 +136,8 @@ class Dialogue:
         self._pacing = Pacing(store)
         self.is_connected = False
         self._out: list[Publish] = []
+        self._again: deque[Received] = deque(maxlen=MAX_REMEMBERED)  # that the database did not take
+        self._next_again_s = -math.inf
         self._uploads = Uploads()
         self._asked_birth_s = Recent[float](MAX_REMEMBERED)
         self._told_refusals_s = Recent[float](MAX_REFUSALS)
@@ -168,9 +174,25 @@ class Dialogue:
             return  # what the broker kept is cleared
         with self._events.survived(topic.device, "fault", f"a message on {_kind(topic.leaf)}", now):
             try:
-                self._message(topic.device, topic.leaf, event.payload, now)
+                try:
+                    self._message(topic.device, topic.leaf, event.payload, now)
+                except RacedError:
+                    self._message(topic.device, topic.leaf, event.payload, now)
+            except DatabaseError:
+                self._again.append(event)
+                self._next_again_s = now.s + AGAIN_S
+                raise
             except ChannelError as exc:
                 self._events.fault("", "bad-message", f"{event.topic[:120]}: {exc}", now, kind=topic.device)
+
+    def retry(self, now: Now) -> None:
+        """Take what came while the database was away, in its order."""
+        if not self._again or now.s < self._next_again_s:
+            return
+        for _ in range(len(self._again)):
+            self._received(self._again.popleft(), now)
+            if self._next_again_s > now.s:  # it still is
+                return
 
     def _refused(self, event: Refused, now: Now) -> None:
         """The broker did not take something of ours: whoever looks for what a device does not get finds it there."""

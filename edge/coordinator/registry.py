@@ -322,15 +322,16 @@ class Registry:
             self._events.fault("", "telemetry-dropped", detail, now)
             return
         try:
-            self._keep(messages)
+            self.keep(messages)
         except DatabaseError as exc:  # each for itself would wait as long
             self._events.unforeseen("", "fault", "keeping telemetry", exc, now)
         except Exception:  # noqa: BLE001  # it is told below, with the device
             for message in messages:
                 with self._events.survived(message[0], "fault", "keeping telemetry", now):
-                    self._keep([message])
+                    self.keep([message])
 
-    def _keep(self, messages: Sequence[tuple[str, Mapping[str, Any], int]]) -> None:
+    def keep(self, messages: Sequence[tuple[str, Mapping[str, Any], int]]) -> None:
+        """Keep telemetry, all of it or none: by device what it measured, and when that came; repeats are dropped."""
         if not messages:
             return
         entries = []

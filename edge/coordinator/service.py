@@ -26,7 +26,15 @@ import numpy as np
 import uvicorn
 
 from edge.channel import topics
-from edge.channel.transport import Connected, Disconnected, Publish, Transport, TransportEvent, publish_all
+from edge.channel.transport import (
+    Connected,
+    Disconnected,
+    Publish,
+    Received,
+    Transport,
+    TransportEvent,
+    publish_all,
+)
 from edge.channel.vetting import Trust
 from edge.contract.bundle import Bundle
 from edge.contract.clock import Now
@@ -38,6 +46,7 @@ from edge.coordinator.artifacts import ArtifactStore
 from edge.coordinator.backup import ARTIFACTS, DATABASE
 from edge.coordinator.config import CoordinatorConfig, SiteConfig
 from edge.coordinator.core import CoordinatorCore
+from edge.coordinator.door import Listen, now
 from edge.coordinator.events import reason
 from edge.coordinator.inbox import Inbox
 from edge.coordinator.place import Place
@@ -74,11 +83,6 @@ class _Call:
 
     function: Callable[[CoordinatorCore, Now], Any]
     result: Future[Any] = field(default_factory=Future)
-
-
-def now() -> Now:
-    """The time as the core wants it."""
-    return Now(time.monotonic(), time.time_ns() // 1_000_000)
 
 
 def wait_for_turn(config: CoordinatorConfig, host: str, port: int, broker: str) -> Place:
@@ -142,6 +146,10 @@ def _trust(site: SiteConfig, data_dir: Path) -> Trust | None:
     return Proof(data_dir / "trust-above", root, fleet=site.fleet, device=site.name)
 
 
+def _took(message: Received, core: CoordinatorCore, at: Now) -> None:
+    core.transport(message, at)
+
+
 def _room(config: CoordinatorConfig) -> Room:
     """What is kept free on the disk of the data folder."""
     usual = min(USUAL_BYTES, int(USUAL_PART * shutil.disk_usage(config.data_dir).total))
@@ -157,15 +165,22 @@ class CoordinatorService:
         transport: To the broker.
         place: What it has for itself; closed at the end.
         above: To the broker of the coordinator above, where this one is a site.
+        led: Gives batches of what the leader alone answers to a handler, where that does not come by the transport.
 
     Raises:
         ConfigError: The data folder or the database cannot be used, or another coordinator has it.
     """
 
     def __init__(
-        self, config: CoordinatorConfig, transport: Transport, place: Place, above: Transport | None = None
+        self,
+        config: CoordinatorConfig,
+        transport: Transport,
+        place: Place,
+        above: Transport | None = None,
+        led: Listen | None = None,
     ) -> None:
         self._config = config
+        self._led = led
         self._above = above
         self._uplink: Uplink | None = None
         self._transport = transport
@@ -244,12 +259,7 @@ class CoordinatorService:
         if self._config.alerts.webhook:
             threading.Thread(target=self._tell_webhook, args=(alert_secret,), daemon=True).start()
         threading.Thread(target=self._keep_lease, daemon=True).start()
-        self._transport.subscribe(topics.coordinator_filters(self._config.fleet))
-        self._transport.start(self._inbox.put)
-        if self._above is not None and self._uplink is not None and self._config.site is not None:
-            self._set_will(self._above, self._uplink)
-            self._above.subscribe(topics.device_filters(self._config.site.fleet, self._config.site.name))
-            self._above.start(lambda event: self._inbox.call(_Call(functools.partial(self._from_above, event))))
+        self._open_lines()
         log.info("fleet %s, %s://%s:%d", self._config.fleet, "http" if tls is None else "https", host, port)
         if self._config.unknown == APPROVED:
             log.info("devices that nobody knows are approved; --unknown-devices hold has them wait for a person")
@@ -272,6 +282,23 @@ class CoordinatorService:
                 self.close()
         if self._lost is not None:
             raise self._lost
+
+    def _open_lines(self) -> None:
+        """Let messages come in."""
+        fleet = self._config.fleet
+        if not self._config.is_shared:
+            self._transport.subscribe(topics.coordinator_filters(fleet))
+        else:
+            self._transport.subscribe(topics.probe_filters(fleet))
+            if self._led is None:
+                self._transport.subscribe([(each, 1) for each in topics.led_leaves(fleet)])
+            else:
+                self._led(self._from_queue)
+        self._transport.start(self._inbox.put)
+        if self._above is not None and self._uplink is not None and self._config.site is not None:
+            self._set_will(self._above, self._uplink)
+            self._above.subscribe(topics.device_filters(self._config.site.fleet, self._config.site.name))
+            self._above.start(lambda event: self._inbox.call(_Call(functools.partial(self._from_above, event))))
 
     def close(self) -> None:
         """Give the database, the folder and the port free."""
@@ -380,6 +407,14 @@ class CoordinatorService:
             self.core.transport(item, now())
         except BaseException as exc:  # noqa: BLE001  # a panic of a library in Rust is no Exception
             self._tell("a message", exc)
+
+    def _from_queue(self, batch: Sequence[Received]) -> None:
+        """Have the loop take messages, and wait until it has: only then the queue is told."""
+        calls = [_Call(functools.partial(_took, each)) for each in batch]
+        for call in calls:
+            self._inbox.call(call)
+        for call in calls:
+            call.result.result(CALL_TIMEOUT_S)
 
     @staticmethod
     def _set_will(above: Transport, uplink: Uplink) -> None:

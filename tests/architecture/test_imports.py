@@ -46,6 +46,8 @@ SHELL = (
     "edge/simulator/service.py",
     "edge/agent/http/server.py",
     "edge/channel/mqtt.py",
+    "edge/channel/amqp.py",
+    "edge/coordinator/door.py",
     "edge/coordinator/broker.py",
     "edge/cli/*",
     "edge/inference/onnx_benchmark.py",
@@ -80,6 +82,7 @@ DOORS: dict[str, tuple[str, ...]] = {
         "edge/cli/bundle.py",
     ),
     "paho": ("edge/channel/mqtt.py",),
+    "pika": ("edge/channel/amqp.py",),
     "sqlite3": ("edge/agent/outbox.py",),
     "backports": ("edge/channel/forms.py",),  # zstd
     "compression": ("edge/channel/forms.py",),

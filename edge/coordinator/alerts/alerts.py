@@ -60,6 +60,11 @@ class Alerts:
         """Call `tick` at this time at the latest."""
         return self._next_s
 
+    @property
+    def needs_telemetry(self) -> bool:
+        """Whether a rule is about it."""
+        return bool(self._thresholds)
+
     def telemetry(self, device: str, values: Mapping[str, Any], now: Now) -> None:
         """A device measured something: thresholds that it passes, and those that it does not pass any more."""
         for rule in self._thresholds:

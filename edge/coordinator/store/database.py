@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url
-from sqlalchemy.exc import ArgumentError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, IntegrityError, OperationalError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from edge.contract.errors import ConfigError
@@ -20,6 +20,8 @@ from edge.coordinator.store.lease import Lease, is_free
 
 # The database itself is at fault and not what it was given: locked, full, damaged, gone.
 DatabaseError = OperationalError
+# Another coordinator wrote the same row at the same moment; done once more it is seen.
+RacedError = IntegrityError
 WAIT_S = 30
 _WRITES = ("INSERT", "UPDATE", "DELETE")
 
