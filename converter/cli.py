@@ -50,9 +50,18 @@ def _init(context: click.Context, _parameter: click.Parameter, value: Path | Non
 
 def _beside(context: click.Context, _parameter: click.Parameter, model: Path) -> Path:
     """Take options from the file beside the model; those on the command line win."""
-    from converter.options import read_options
+    from converter.options import name_in_file, options_file, read_options
+    from edge.contract.errors import ConfigError
 
-    context.default_map = {**(context.default_map or {}), **read_options(model)}
+    found = read_options(model)
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        if name in found:
+            try:
+                parameter.process_value(context, found[name])
+            except click.BadParameter as exc:
+                raise ConfigError(f"{options_file(model)}: {name_in_file(name)}: {exc.message}") from exc
+    context.default_map = {**(context.default_map or {}), **found}
     return model
 
 

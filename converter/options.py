@@ -109,6 +109,11 @@ def options_file(model: Path) -> Path:
     return model.with_suffix(".toml")
 
 
+def name_in_file(parameter: str) -> str:
+    """What a parameter of the command is called in the file."""
+    return next((name for name, own in _PARAMETERS.items() if own == parameter), parameter)
+
+
 def read_options(model: Path) -> dict[str, Any]:
     """The options beside a model, by the names of the command's parameters, as the command line would give them.
 

@@ -68,6 +68,21 @@ def modules(document: Any, path: tuple[str, ...] = ()) -> dict[str, nn.Module]:
     }
 
 
+def networks_anywhere(document: Any, path: tuple[str, ...] = ()) -> list[str]:
+    """Keys of all networks, those that training keeps beside the weights included; not states of optimizers."""
+    entries = _entries(document)
+    if entries is None or "param_groups" in entries or len(path) > _MAX_DEPTH:
+        return []
+    if path and _is_network(entries):
+        return [".".join(path)]
+    return [
+        found
+        for key, value in entries.items()
+        if isinstance(key, str)
+        for found in networks_anywhere(value, (*path, key))
+    ]
+
+
 def stand_ins(document: Any, path: tuple[str, ...] = ()) -> list[StandIn]:
     """What was not read of a document, where networks could be."""
     if isinstance(document, StandIn):

@@ -11,12 +11,13 @@ from typing import Any
 import torch
 
 from converter.load.architecture import suggestions
-from converter.load.contents import Network, found_at, is_tensor, networks, shown, stand_ins, tree
+from converter.load.contents import Network, found_at, is_tensor, networks, networks_anywhere, shown, stand_ins, tree
 from converter.load.files import MOST_BYTES
 from converter.load.inert import PickledArray, StandIn
 from edge.contract.errors import ConfigError, ConversionError
 
 _ROWS = 24
+_KEYS = 6
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True)
@@ -94,6 +95,12 @@ def _no_network(document: Any, what: str) -> str:
     if found := stand_ins(document):
         which = ", and say which with --weights KEY" if len(found) > 1 else ""
         return f"{what}: {_no_network(found[0], 'it')}{which}. It holds\n{tree(document)}"
+    if aside := networks_anywhere(document):
+        listed = ", ".join(map(shown, aside[:_KEYS])) + (", ..." if len(aside) > _KEYS else "")
+        return (
+            f"{what} holds networks only where training keeps what it does not need for the model: say which with "
+            f"--weights KEY, one of {listed}\n{tree(document)}"
+        )
     if isinstance(document, Mapping) and document:
         name, value = next(iter(document.items()))
         if not isinstance(value, Mapping | list | tuple):

@@ -246,6 +246,13 @@ def test_shows_what_a_bare_state_dict_holds_and_the_command_that_converts_it(fol
     refused(folder, CONVERSION, words, "model.pth")
 
 
+def test_networks_that_lie_where_training_keeps_other_things_are_asked_for_by_key(folder: Path) -> None:
+    states = [mlp().state_dict(), mlp().state_dict()]
+    torch.save({"epoch": 3, "history": states, "optimizer": {"param_groups": [], "state": states}}, folder / "k.pth")
+    words = ("--weights KEY, one of history.0, history.1\n", "history", "list of 2")
+    refused(folder, CONVERSION, words, "k.pth", "--arch", "net.py:Net")
+
+
 def test_refuses_what_is_not_a_state_dict(folder: Path) -> None:
     torch.save([1, 2, 3], folder / "list.pth")
     refused(folder, CONVERSION, ("holds no state_dict", "list of 3"), "list.pth", "--arch", "net.py:Net")
