@@ -27,7 +27,9 @@ def deploy(
     Users and rules of the broker are written by `edge-fleet broker-config`.
 
     \b
-    edge-fleet deploy out --broker rabbitmq --broker-host mq.lan --database-host db.lan
+    edge-fleet deploy out --broker-host mq.lan --database-host db.lan
+    edge-fleet deploy out --broker rabbitmq \\
+        --broker-host mq.lan --database-host db.lan
     """
     try:
         from edge.coordinator.deploy import Deployment, files_of
