@@ -277,7 +277,7 @@ def _head_output(reached: Sequence[onnx.ValueInfoProto]) -> onnx.ValueInfoProto:
     if len(shape) != 2 or shape[0] != BATCH or not isinstance(shape[1], int) or type_of(reached[0]) != np.float32:
         raise ConversionError(
             f"the trainable layers must lead to logits (batch, n_classes), float32; {reached[0].name} has the shape "
-            f"({', '.join(map(str, shape))})"
+            f"({', '.join(map(str, shape))}) and the type {type_of(reached[0])}"
         )
     return reached[0]
 

@@ -61,6 +61,8 @@ _REAL = 8
 _FEW = 4
 # Sixteen bits round to 66 dB; a hundred operators one after the other add up to 20 dB.
 _MIN_RAISED_DB = 40.0
+# Nothing that float32 could show is different.
+_SAME_DB = 120.0
 _ADVICE = "to have it quantized or trained, export it with a free batch axis (dynamic_axes={'NAME': {0: 'batch'}})"
 _ADVICE_FREE = (
     "the first axis is free, but several rows give other outputs than each alone: to have it quantized or trained, let "
@@ -540,9 +542,10 @@ def _raised(model: onnx.ModelProto, original: Run, fill: Fill) -> tuple[onnx.Mod
             f"weights in half precision stay so: in float32 the outputs would be others ({ratio:.0f} dB, at least "
             f"{_MIN_RAISED_DB:.0f} dB)"
         )
+    rounds = "" if ratio >= _SAME_DB else ", for it rounds between its operators"
     return raised, (
         f"weights in half precision were raised to float32, which keeps their values, to be worked on; the outputs are "
-        f"those of the file to {ratio:.0f} dB, for it rounds between its operators"
+        f"those of the file to {ratio:.0f} dB{rounds}"
     )
 
 

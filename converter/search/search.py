@@ -23,7 +23,7 @@ from converter.program.tensors import Arrays
 from converter.quantization.dynamic import quantize_dynamic
 from converter.quantization.float16 import to_float16
 from converter.quantization.int4 import quantize_int4
-from converter.quantization.layers import has_convolutions, has_recurrent, quantizable_layers
+from converter.quantization.layers import has_convolutions, has_recurrent, quantizable_layers, running_in_int8
 from converter.quantization.saturation import layers_with_least_weight, multiplies_int8
 from converter.search.candidates import TIE, Bench, Candidate, Problem, build, compared, in_this_process
 from converter.search.static_int8 import OURS, Recipe, StaticInt8
@@ -164,10 +164,8 @@ class Search:
                 return
             raise ConversionError(f"the weights are {kinds}, and only float32 ones are quantized: export it in float32")
         if not layers and not has_recurrent(backbone):
-            if wanted == "auto":
-                self._notes.append("no convolution or matrix product is frozen; nothing is quantized")
-                return
-            raise ConversionError("the frozen layers have no convolution or matrix product to quantize")
+            self._notes.append(_nothing_to_quantize(backbone, wanted))
+            return
         auto = wanted == "auto"
         if (auto or wanted == "int8") and self._problem.calibration is not None and layers:
             self._stage("calibrating")
@@ -490,6 +488,17 @@ def judged_sums(usual_db: float, exact_db: float, profile: DeviceProfile, scheme
         f"the int8 sums saturate on this CPU: {usual_db:.1f} dB, {exact_db:.1f} dB with exact arithmetic; "
         f"{what_to_do}. Nothing was written"
     )
+
+
+def _nothing_to_quantize(backbone: onnx.ModelProto, wanted: str) -> str:
+    """Why, for the report; raises ConversionError where a scheme was asked for."""
+    is_done = running_in_int8(backbone)[0] > 0
+    if wanted == "auto":
+        why = "the file is int8 already" if is_done else "no convolution or matrix product is frozen"
+        return f"{why}; nothing {'more ' if is_done else ''}is quantized"
+    if is_done:
+        raise ConversionError("the file is int8 already: give the float model that it was made of")
+    raise ConversionError("the frozen layers have no convolution or matrix product to quantize")
 
 
 def _nearness(evaluation: Evaluation, found: Arrays) -> float:

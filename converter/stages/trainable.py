@@ -17,6 +17,7 @@ from converter.load.source import tensor_bytes
 from converter.plan import QUANTITIES, YES_OR_NO, ConversionPlan
 from converter.program.programs import onnx_program, outputs
 from converter.program.tensors import batch_size, select
+from converter.quantization.layers import running_in_int8
 from converter.verify.kinds import endings_of, of_head
 from converter.verify.measure import Evaluation
 from converter.verify.original import Original
@@ -78,6 +79,8 @@ def trainable_part(original: Original, model: onnx.ModelProto, plan: ConversionP
         if not groups:
             if kinds := other_floats(model):
                 raise ConversionError(f"its weights are {kinds}, and only float32 ones are trained: {_IN_FLOAT32}")
+            if running_in_int8(model)[0]:
+                raise ConversionError("the file is int8 already, and only float layers are trained")
             raise ConversionError("the model has no layer with parameters")
         rule = "last:1" if plan.trainable == "auto" else plan.trainable
         chosen = choose_trainable(groups, rule)

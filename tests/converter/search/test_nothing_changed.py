@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 import torch
 from torch import nn
 
 import converter
+from converter.report.values import headline
 from edge.contract.errors import ConversionError
+from tests.converter.load.test_carried import graph, node
 from tests.converter.models import convert, plan
 
 
@@ -64,3 +68,18 @@ def test_an_lstm_is_int8_where_it_was_asked_for(sources: dict[str, Path], tmp_pa
     ).report
     (chosen,) = (c for c in report["candidates"] if c["name"] == report["chosen"])
     assert chosen["int8_layers"] == 1
+
+
+def test_a_file_that_is_int8_already_is_called_so(tmp_path: Path) -> None:
+    scale = {"s": np.array(0.02, np.float32), "z": np.array(128, np.uint8), "zw": np.array(0, np.int8)}
+    weight = np.random.default_rng(0).integers(-60, 60, (8, 4)).astype(np.int8)
+    nodes = [node("QuantizeLinear", "x s z", "q"), node("QLinearMatMul", "q s z w s zw s z", "p")]
+    nodes.append(node("DequantizeLinear", "p s z", "y"))
+    path = tmp_path / "m.onnx"
+    onnx.save(graph(nodes, {"x": ["n", 8]}, {"y": ["n", 4]}, scale | {"w": weight}), path)
+    report = convert(plan(path)).report
+    assert headline(report).startswith("the int8 of the file: ")
+    assert any("the file is int8 already; nothing more is quantized" in note for note in report["notes"])
+    assert any("the file is int8 already, and only float layers are trained" in note for note in report["notes"])
+    with pytest.raises(ConversionError, match="give the float model that it was made of"):
+        convert(plan(path, quantize="int8"))
