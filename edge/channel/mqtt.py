@@ -67,6 +67,7 @@ WEBSOCKET_TURN_S = 0.02
 JUST_SENT_S = 2.0  # a QoS 0 message may still be on its way for that long
 SESSION_EXPIRY_S = 24 * 3600  # MQTT 5 sessions of clients that do not start clean; never for ever
 MAX_INFLIGHT = 20  # mosquitto 2.0.11 loses messages beyond it
+SUBSCRIBE_AGAIN_S = 15.0  # a subscription that was refused: a cluster that is only forming refuses all
 MAX_REASONS = 20  # why there is no connection, told once each
 DROPS_BEFORE_OTHER_VERSION = 3  # once a version has worked
 
@@ -130,6 +131,7 @@ class MqttTransport:
         self._limit, self._inflight = PacketLimit(DEFAULT_MAX_PACKET_BYTES), MAX_INFLIGHT
         self._under_way: deque[tuple[paho.MQTTMessageInfo, str, int]] = deque()  # QoS 1: with topic and bytes
         self._subscribing: dict[int, list[str]] = {}  # filters by message number
+        self._denied: dict[str, float] = {}  # filters that were refused, and when they are asked for again
         self._culprits = Culprits()
         self._held: list[paho.MQTTMessage] = []  # to be sent one at a time, once there is a connection
         self._last_large = (0, -math.inf)  # QoS 0: bytes, and when
@@ -178,7 +180,7 @@ class MqttTransport:
                     return False
             properties = None
             if expiry_s is not None:
-                properties = self._properties(PacketTypes.PUBLISH, MessageExpiryInterval=expiry_s)
+                properties = _of_5(self._version, PacketTypes.PUBLISH, MessageExpiryInterval=expiry_s)
             info = self._client.publish(topic, payload, qos, retain, properties)
             if qos == 0:
                 self._unsent.append(info)
@@ -190,15 +192,9 @@ class MqttTransport:
                 return False
             while self._under_way and _is_through(self._under_way[0][0]):
                 self._culprits.answered(f"publish {self._under_way.popleft()[1]}")
-            self._last = self._noted(info, topic, payload)
+            self._last = _waiting(info)
+            self._under_way.append((info, topic, packet_bytes(topic, payload)))
             return True
-
-    def _noted(self, info: paho.MQTTMessageInfo, topic: str, payload: bytes) -> paho.MQTTMessageInfo:
-        """Know what is under way. What waits for a connection is, too: paho would never say that it went."""
-        if info.rc == MQTTErrorCode.MQTT_ERR_NO_CONN:
-            info.rc = MQTTErrorCode.MQTT_ERR_SUCCESS
-        self._under_way.append((info, topic, packet_bytes(topic, payload)))
-        return info
 
     def subscribe(self, filters: Sequence[tuple[str, int]]) -> None:
         """See `edge.channel.transport.Transport.subscribe`."""
@@ -214,6 +210,16 @@ class MqttTransport:
             _, number = client.subscribe(topic_filter, qos)
             if number is not None:
                 self._subscribing[number] = [topic_filter]
+
+    def _subscribe_again(self, client: paho.Client, now_s: float) -> None:
+        """Ask again for what was refused on this connection."""
+        if not self._denied:
+            return
+        with self._lock:
+            due = [each for each, at_s in self._denied.items() if now_s >= at_s]
+            for each in due:
+                del self._denied[each]
+            self._subscribe(client, [(each, self._filters[each]) for each in due if each in self._filters])
 
     def set_will(self, topic: str, payload: bytes, qos: int, retain: bool, delay_s: int) -> None:
         """See `edge.channel.transport.Transport.set_will`; a running connection keeps the will it began with."""
@@ -268,7 +274,7 @@ class MqttTransport:
                 back_off = BackOff(random.uniform)  # it is not the same again
             if self._culprits.is_careful or self._one_at_a_time:  # paho would send at once what was under way
                 self._replace_client(self._version)
-            drops = 0 if was_connected or not tcp or not self._version_at_fault() else drops + 1
+            drops = 0 if was_connected or not tcp or not _is_of_version(self._refused) else drops + 1
             if drops and (not self._worked or drops >= DROPS_BEFORE_OTHER_VERSION):
                 self._replace_client(_OTHER[self._version])
                 if drops == 1:
@@ -293,6 +299,7 @@ class MqttTransport:
             while (code := client.loop(turn_s)) == MQTTErrorCode.MQTT_ERR_SUCCESS:
                 if self._connected and self._limit.poll(time.monotonic()):
                     self._emit(Limited(max_packet_bytes=self._limit.value))
+                self._subscribe_again(client, time.monotonic())
                 if self._is_to_be_made_anew(time.monotonic()):
                     client.disconnect()
                     client.loop(0.2)
@@ -303,7 +310,7 @@ class MqttTransport:
                     client.loop(0.2)
                     return True, f"no answer from {self._url} within {CONNACK_TIMEOUT_S:.0f} s"
         except (OSError, ValueError) as exc:
-            return tcp, self._describe(exc)
+            return tcp, _described(exc, self._url, self._connect_timeout_s)
         except Exception as exc:  # noqa: BLE001 - whatever paho does, this thread must live
             _log.exception("the MQTT loop failed")
             return tcp, f"{type(exc).__name__}: {exc}"
@@ -325,7 +332,7 @@ class MqttTransport:
     def _open(self, client: paho.Client) -> None:
         self._renew, self._refused, self._farewell, self._hung_up = False, None, "", False
         expiry_s = 0 if self._clean_start else SESSION_EXPIRY_S
-        properties = self._properties(PacketTypes.CONNECT, SessionExpiryInterval=expiry_s)
+        properties = _of_5(self._version, PacketTypes.CONNECT, SessionExpiryInterval=expiry_s)
         client.connect(
             self._url.host,
             self._url.port,
@@ -333,23 +340,6 @@ class MqttTransport:
             clean_start=paho.MQTT_CLEAN_START_FIRST_ONLY if properties is None else self._clean_start,
             properties=properties,
         )
-
-    def _version_at_fault(self) -> bool:
-        return self._refused is None or self._refused == "Unsupported protocol version"
-
-    def _describe(self, exc: Exception) -> str:
-        match exc:
-            case ConnectionRefusedError():
-                return f"connection refused by {self._url}: is the broker running?"
-            case socket.gaierror():
-                return f"host {self._url.host!r} not found"
-            case TimeoutError():
-                return f"no answer from {self._url} within {self._connect_timeout_s:g} s"
-            case ssl.SSLError():
-                return f"TLS with {self._url}: {exc.reason or exc}"
-            case OSError():
-                return f"{self._url}: {exc.strerror or exc}"
-        return f"{self._url}: {exc}"
 
     def _new_client(self) -> paho.Client:
         client = paho.Client(
@@ -384,12 +374,8 @@ class MqttTransport:
         if self._will is None:
             return
         will = self._will
-        properties = self._properties(PacketTypes.WILLMESSAGE, WillDelayInterval=will.delay_s)
+        properties = _of_5(self._version, PacketTypes.WILLMESSAGE, WillDelayInterval=will.delay_s)
         client.will_set(will.topic, will.payload, will.qos, will.retain, properties)
-
-    def _properties(self, packet_type: int, **values: int) -> Properties | None:
-        """MQTT 5 properties; None for 3.1.1, which has none."""
-        return _properties(packet_type, **values) if self._version == MQTTProtocolVersion.MQTTv5 else None
 
     def _replace_client(self, version: MQTTProtocolVersion) -> None:
         """Go on with a new paho client; what was queued moves over."""
@@ -424,7 +410,8 @@ class MqttTransport:
             payload = bytes(message.payload)
             self._last = self._client.publish(message.topic, payload, message.qos, message.retain, properties)
             if message.qos and self._last.rc != MQTTErrorCode.MQTT_ERR_QUEUE_SIZE:
-                self._noted(self._last, message.topic, payload)
+                _waiting(self._last)
+                self._under_way.append((self._last, message.topic, packet_bytes(message.topic, payload)))
 
     def _largest_under_way(self) -> int:
         """Bytes of the largest packet that may have been on its way when the connection ended, 0 for none."""
@@ -477,6 +464,7 @@ class MqttTransport:
         with self._lock:
             self._connected = True
             self._subscribing.clear()
+            self._denied.clear()
             self._subscribe(client, self._filters.items())
             self._send_held()
         self._reported.clear()
@@ -500,6 +488,8 @@ class MqttTransport:
         for topic_filter, reason in itertools.zip_longest(filters, reasons[: len(filters) or None]):
             self._culprits.answered(f"subscribe {topic_filter}")
             if reason is not None and reason.is_failure:
+                with self._lock:
+                    self._denied[topic_filter or ""] = time.monotonic() + SUBSCRIBE_AGAIN_S
                 self._emit(Refused(action="subscribe", topic=topic_filter or "", reason=str(reason)))
 
     def _on_publish(self, _client: paho.Client, _: Any, mid: int, reason: ReasonCode, _props: Any) -> None:
@@ -514,6 +504,39 @@ class MqttTransport:
 
     def _on_message(self, _client: paho.Client, _: Any, message: paho.MQTTMessage) -> None:
         self._emit(Received(topic=message.topic, payload=bytes(message.payload), retained=bool(message.retain)))
+
+
+def _waiting(info: paho.MQTTMessageInfo) -> paho.MQTTMessageInfo:
+    """A message that waits for a connection is under way, too: paho would never say that it went."""
+    if info.rc == MQTTErrorCode.MQTT_ERR_NO_CONN:
+        info.rc = MQTTErrorCode.MQTT_ERR_SUCCESS
+    return info
+
+
+def _is_of_version(refused: ReasonCode | None) -> bool:
+    """Whether another version of the protocol may help."""
+    return refused is None or refused == "Unsupported protocol version"
+
+
+def _of_5(version: MQTTProtocolVersion, packet_type: int, **values: int) -> Properties | None:
+    """MQTT 5 properties; None for 3.1.1, which has none."""
+    return _properties(packet_type, **values) if version == MQTTProtocolVersion.MQTTv5 else None
+
+
+def _described(exc: Exception, url: BrokerUrl, timeout_s: float) -> str:
+    """Why a connection did not come about, in words."""
+    match exc:
+        case ConnectionRefusedError():
+            return f"connection refused by {url}: is the broker running?"
+        case socket.gaierror():
+            return f"host {url.host!r} not found"
+        case TimeoutError():
+            return f"no answer from {url} within {timeout_s:g} s"
+        case ssl.SSLError():
+            return f"TLS with {url}: {exc.reason or exc}"
+        case OSError():
+            return f"{url}: {exc.strerror or exc}"
+    return f"{url}: {exc}"
 
 
 def _retire(client: paho.Client) -> None:

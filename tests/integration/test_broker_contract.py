@@ -29,7 +29,7 @@ from edge.contract.errors import ChannelError
 from edge.coordinator.broker import DevelopmentBroker, find_mosquitto
 from tests.edge.agent.conftest import other_bundle
 from tests.support.broker_contract import KILLED, NEEDED, ask_all
-from tests.support.brokers import DEVICE, KINDS, Broker, is_installed, require
+from tests.support.brokers import DEVICE, KINDS, Broker, free_port, is_installed, require
 from tests.support.fleet import SimulatedFleet
 
 __all__ = ["other_bundle"]
@@ -218,6 +218,43 @@ def client(broker):
     for one in clients:
         one.transport.stop()
         assert not one.transport.alive
+
+
+def test_a_node_of_a_cluster_that_is_killed_costs_a_while_and_nothing_else(tmp_path, digits_bundle, other_bundle):
+    """faults: 17. Three nodes of NATS; the device's one is killed, later the coordinator's, after the first is back."""
+    require("nats")
+    ports = [free_port() for _ in range(3)]
+    nodes = [Broker("nats", tmp_path / f"node{n}", routes=(*ports[n:], *ports[:n])) for n in range(3)]
+    transports: list[MqttTransport] = []
+
+    def connect(name: str) -> MqttTransport:
+        order = nodes if name == DEVICE else nodes[::-1]
+        url = f"{order[0].url},{','.join(f'127.0.0.1:{each.port}' for each in order[1:])}"
+        transports.append(MqttTransport(BrokerUrl.parse(url), name, clean_start=name != DEVICE))
+        return transports[-1]
+
+    fleet = None
+    try:
+        for node in nodes:
+            node.start()
+        fleet = LiveFleet(tmp_path / "fleet", digits_bundle, [DEVICE], connect=connect, auto_merge=False)
+        fleet.until("birth", lambda: fleet.device(DEVICE) and fleet.device(DEVICE).bundle, 900.0)
+        nodes[0].kill()
+        for node, bundle in ((nodes[0], other_bundle), (nodes[2], digits_bundle)):
+            kept = fleet.coordinator.add_artifact(bundle.read_bytes(), bundle)
+            pushed = fleet.coordinator.push(kept["digest"], "bundle", kept["backbone"], [], "test", fleet.now)
+            fleet.until("the bundle is active", lambda counter=pushed.counter: fleet.converged(counter), 1200.0)
+            if node is nodes[0]:
+                nodes[0].start()
+                fleet.run(20.0)
+                nodes[2].kill()
+    finally:
+        for each in transports:
+            each.stop()
+        for node in nodes:
+            node.kill()
+        if fleet is not None:
+            fleet.close()
 
 
 def test_round_trip_both_ways_and_its_time(client, broker, record_property):

@@ -66,12 +66,14 @@ class Broker:
         kind: One of `KINDS`.
         folder: Its configuration, its log and what it keeps.
         port: Where it listens for MQTT.
+        routes: Of NATS, ports of the nodes of its cluster, its own one first; empty where it is alone.
         has_rights: Whether it was told what `DEVICE` may do.
     """
 
     kind: str
     folder: Path
     port: int = field(default_factory=free_port)
+    routes: tuple[int, ...] = ()
     has_rights: bool = field(init=False)
     _processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
     _embedded: DevelopmentBroker | None = None
@@ -196,12 +198,18 @@ class Broker:
         ]
         config = self.folder / "nats.conf"
         config.write_text(
-            f'server_name: edge\nlisten: "127.0.0.1:{self._more_ports["a"]}"\n'
+            f'server_name: edge{self.port}\nlisten: "127.0.0.1:{self._more_ports["a"]}"\n'
             f'jetstream {{ store_dir: "{self.folder / "jetstream"}" }}\n'
             f'mqtt {{ listen: "127.0.0.1:{self.port}", no_auth_user: anybody }}\n'
-            f"authorization {{ users: {json.dumps(users)} }}\n"
+            f"authorization {{ users: {json.dumps(users)} }}\n{self._cluster()}"
         )
         self._run(_there(_nats()), "-c", config)
+
+    def _cluster(self) -> str:
+        if not self.routes:
+            return ""
+        routes = json.dumps([f"nats-route://127.0.0.1:{port}" for port in self.routes])
+        return f'cluster {{ name: edge, listen: "127.0.0.1:{self.routes[0]}", routes: {routes} }}\n'
 
     def _rabbitmq(self) -> None:
         proof = {"rabbitmq": rabbitmq_hash(SECRET)}
