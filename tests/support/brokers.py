@@ -240,7 +240,11 @@ class Broker:
         )
         names, node, far = (str(self._more_ports[each]) for each in "abc")
         # Erlang's register of names is a process of its own: ours, in the foreground, so that it ends with us.
+        # It must answer before RabbitMQ looks for it, which starts one for ever else.
         self._run("epmd", "-port", names, "-address", "127.0.0.1")
+        end_s = time.monotonic() + START_TIMEOUT_S
+        while not _answers(int(names)) and time.monotonic() < end_s:
+            time.sleep(0.02)
         self._run(
             _RABBITMQ,
             HOME=str(self.folder),
@@ -256,6 +260,14 @@ class Broker:
             RABBITMQ_PID_FILE=str(self.folder / "pid"),
             RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS="+S 1:1 +sbwt none",
         )
+
+
+def _answers(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), 1.0).close()
+    except OSError:
+        return False
+    return True
 
 
 def _nats() -> Path | None:
