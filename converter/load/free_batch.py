@@ -19,7 +19,7 @@ from converter.graph.links import Links
 from converter.load.made_up import Fill
 from converter.program.beside import near, swayed
 from converter.program.one_run import ONE_SCALE, OneRun, in_runs
-from converter.program.programs import onnx_program
+from converter.program.programs import one_run_program
 from converter.program.tensors import Array, Arrays, Run, join, select
 from edge.contract.errors import ConversionError
 from edge.contract.tensorspec import BATCH, TensorSpec
@@ -154,7 +154,7 @@ def freed(model: onnx.ModelProto, how: OneRun, original: Run, fill: Fill) -> onn
         return None
     opened = _opened(model, how)
     try:
-        run = onnx_program(opened, "the graph with a free batch axis")
+        run = one_run_program(opened, "the graph with a free batch axis")
     except ConversionError:
         return None
     return opened if is_free(run, how, original, fill) else None

@@ -45,7 +45,7 @@ from converter.load.texts import check_no_text, without_texts
 from converter.load.training_mode import in_onnx
 from converter.program.beside import near
 from converter.program.one_run import OneRun, in_runs
-from converter.program.programs import onnx_file_program, onnx_program
+from converter.program.programs import one_run_program, onnx_file_program, onnx_program
 from converter.program.tensors import Arrays, Run
 from edge.contract.errors import ConfigError, ConversionError
 from edge.contract.foreign import foreign
@@ -120,12 +120,12 @@ def read_onnx(path: Path, given: Given) -> OnnxFile:
     if not specs:
         raise ConversionError(f"{path} has no input: its output is always the same")
     try:
-        original = onnx_program(model, str(path))
+        original = one_run_program(model, str(path))
     except ConversionError:
         if (version := version_of(model)) >= SEVEN:
             raise
         model = in_set_seven(model, str(path))
-        original = onnx_program(model, str(path))
+        original = one_run_program(model, str(path))
         notes.append(
             f"operator set {version}, which onnxruntime does not run, was read as {SEVEN}: broadcasts written out"
         )
@@ -177,7 +177,7 @@ def carry_onnx(path: Path, given: Given) -> OnnxFile:
     specs = _specs(model, given)
     constants = constants_in(model, given.options.constants)
     # Of texts and maps the tensors behind them are compared, which the file itself does not give.
-    original = onnx_program(model, str(path), constants) if changed else onnx_file_program(path, constants)
+    original = one_run_program(model, str(path), constants) if changed else onnx_file_program(path, constants)
     stated_free = any(BATCH in spec.shape for spec in specs)
     fault: ConversionError | None = None
     if stated_free:

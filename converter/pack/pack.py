@@ -18,7 +18,7 @@ from converter.head.known import KnownSamples
 from converter.head.split import Head, SplitModel, with_layer_input
 from converter.load.states import answer_of
 from converter.plan import ANYTHING, CLASSES, SEQUENCES, YES_OR_NO, Constant
-from converter.program.one_run import OneRun, one_feed
+from converter.program.one_run import OneRun, one_feed, shares_scales
 from converter.program.programs import one_run_program, onnx_program
 from converter.program.tensors import Arrays, select
 from converter.quantization.saturation import multiplies_int8
@@ -324,7 +324,8 @@ def _quantization(chosen: Candidate, target: DeviceProfile) -> dict[str, Any]:
     in_int8, layers = chosen.layers_in_int8 or (0, 0)
     profile = target.quantization
     found: dict[str, Any] = {
-        "scheme": chosen.scheme,
+        # Of a file that came so, too: by it devices know that they must give one sample at a time.
+        "scheme": "dynamic" if shares_scales(chosen.model.graph) else chosen.scheme,
         "target": target.name,
         "int8_layers": in_int8,
         "layers": layers,

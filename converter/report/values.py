@@ -96,7 +96,7 @@ def quality(candidate: Row) -> str:
 
 def speed(report: Row, candidate: Row) -> str:
     """How many times as fast as the float graph."""
-    latency = next((c["latency_ms"] for c in report["candidates"] if c["name"] == "float"), None)
+    latency = next((c["latency_ms"] for c in report["candidates"] if c["scheme"] == "none"), None)
     if not latency or not candidate["latency_ms"]:
         return NONE
     return f"{latency / candidate['latency_ms']:.2f} ×"
@@ -111,9 +111,7 @@ def by_name(report: Row, name: str) -> Row:
 def headline(report: Row) -> str:
     """What came out, in one sentence."""
     row = by_name(report, report["chosen"])
-    own = report["chosen"] == "float" and row["int8_layers"]  # nothing was done to a file that is int8 already
-    name = "the int8 of the file" if own else report["chosen"]
-    return f"{name}: {size(row['size_bytes'])}, {milliseconds(row['latency_ms'])} ms{_kept(report, row)}"
+    return f"{report['chosen']}: {size(row['size_bytes'])}, {milliseconds(row['latency_ms'])} ms{_kept(report, row)}"
 
 
 def _kept(report: Row, row: Row) -> str:

@@ -132,7 +132,9 @@ class Search:
 
     def _candidates(self) -> list[Candidate]:
         """All of them, compared and timed."""
-        floating = build(self._problem, "float", "none", self._problem.backbone, in_this_process)
+        own = running_in_int8(self._problem.backbone)[0] > 0  # nothing is done to a file that is int8 already
+        name = "the int8 of the file" if own else "float"
+        floating = build(self._problem, name, "none", self._problem.backbone, in_this_process)
         floating = compared(floating, self._problem.evaluation, float("inf"), in_this_process)
         candidates = [floating]
         for candidate in self._quantized():

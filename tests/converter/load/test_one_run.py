@@ -126,11 +126,15 @@ def test_samples_that_would_share_a_scale_are_judged_and_run_one_at_a_time(
     np.savez(tmp_path / "x.npz", x=x, y=y)
     np.savez(tmp_path / "in.npz", x=x)
     quantize_dynamic(path, tmp_path / "q.onnx")
-    for source, scheme in ((path, "dynamic"), (tmp_path / "q.onnx", "none")):
+    (tmp_path / "named").mkdir()
+    quantize_dynamic(saved(tmp_path / "named", two_layers("batch")), tmp_path / "b.onnx")  # as our own graphs call it
+    for source, scheme in ((path, "dynamic"), (tmp_path / "q.onnx", "none"), (tmp_path / "b.onnx", "none")):
         data = {"calibration": str(tmp_path / "x.npz"), "max_drop": 5.0, "quantize": scheme, "trainable": "none"}
         report = convert(plan(source, **data), benchmark=benchmark_server).report
         bundle = Bundle.open(source.with_suffix(".edge"))
         assert bundle.manifest.carried == ""
+        assert bundle.manifest.one_by_one
+        assert (report["chosen"] == "the int8 of the file") == (scheme == "none")
         assert bundle.manifest.fixed_batch == (1 if scheme == "none" else None)
         assert report["classes"]["right"] == report["classes"]["right_original"]
         session = OnnxSession(bundle)
