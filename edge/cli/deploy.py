@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
@@ -18,8 +19,18 @@ from edge.contract.files import replace_file
 @click.option("--database-host", required=True, help="Name of PostgreSQL's machine.")
 @click.option("--devices", default=1000, type=click.IntRange(1), help="How many there will be.")
 @click.option("--coordinators", default=2, type=click.IntRange(1, 64), help="Processes side by side.")
+@click.option("--force", is_flag=True, help="Write over files that are there, such as those with your passwords.")
+@click.option("--json", "as_json", is_flag=True, help="For programs: the files.")
 def deploy(
-    folder: Path, fleet: str, broker: str, broker_host: str, database_host: str, devices: int, coordinators: int
+    folder: Path,
+    fleet: str,
+    broker: str,
+    broker_host: str,
+    database_host: str,
+    devices: int,
+    coordinators: int,
+    force: bool,
+    as_json: bool,
 ) -> None:
     """Write configuration for broker, PostgreSQL and coordinators into FOLDER, with TLS; nothing is installed.
 
@@ -45,9 +56,17 @@ def deploy(
             coordinators=coordinators,
         )
     )
+    paths = {name: folder / name for name in made}
+    if (there := [path for path in paths.values() if path.exists()]) and not force:
+        raise ConfigError(f"{there[0]} is there already, and may have passwords in it: another FOLDER, or --force")
     for name, text in made.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replace_file(path) as file:
+        try:
+            paths[name].parent.mkdir(parents=True, exist_ok=True)
+        except OSError as exc:
+            raise ConfigError(f"{paths[name].parent} cannot be made: {exc.strerror}") from exc
+        with replace_file(paths[name]) as file:
             file.write(text.encode())
-        click.echo(path)
+    if as_json:
+        click.echo(json.dumps({name: str(path) for name, path in paths.items()}, indent=1))
+    else:
+        click.echo("\n".join(map(str, paths.values())))

@@ -242,6 +242,10 @@ def test_every_verb_of_edge_fleet(
         assert len(ask.json("enrolment", "list")) == 2
         assert ask.json("enrolment", "revoke", "1")["holds"] is False
         assert "pattern write edge/v1" in ask.json("broker-config", "mosquitto")["acl"]
+        hosts = ("--broker-host", "mq.lan", "--database-host", "db.lan")
+        assert all(Path(path).exists() for path in ask.json("deploy", "deployed", *hosts).values())
+        ask("deploy", "deployed", *hosts, code=3)
+        ask("deploy", "deployed", *hosts, "--force")
         assert ask.json("device", "decommission", "two")["admission"] == "decommissioned"
         assert "two" not in ask("device", "list")
 
