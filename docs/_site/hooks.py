@@ -23,6 +23,13 @@ _OUTSIDE = re.compile(r"\[([^\]]*)\]\(\.\./[^)]*\)")
 _FOREIGN_SCRIPT = re.compile(r'<script src="https?://[^"]*"></script>')
 
 
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Decisions are those that there are."""
+    found = sorted(Path(config.docs_dir, "adr").glob("*.md"))
+    config.nav = [*(config.nav or []), {"Decisions": [f"adr/{path.name}" for path in found]}]
+    return config
+
+
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages that are made."""
     for name, content in (("cli", _cli()), ("api", _api()), ("messages", _messages())):
