@@ -11,6 +11,7 @@ method 0 (stored), the date 1980-01-01 and no extra fields. No ZIP64: an archive
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import struct
 import zlib
@@ -104,6 +105,7 @@ class Archive:
         try:
             with path.open("rb") as file:
                 self.entries = {entry.name: entry for entry in _read_headers(file, path)}
+                self._opened = _identity(os.fstat(file.fileno()))
         except FileNotFoundError as exc:
             raise BundleError(f"{path} does not exist") from exc
         except OSError as exc:
@@ -127,7 +129,7 @@ class Archive:
         except OSError as exc:
             raise BundleError(f"{self.path} can no longer be read: {exc.strerror}") from exc
         if len(data) != entry.size_bytes or zlib.crc32(data) != entry.crc:
-            raise BundleError(f"{self.path}: {name} is damaged")
+            raise self._damage(name)
         return data
 
     def sha256(self, name: str) -> str:
@@ -146,8 +148,22 @@ class Archive:
         except OSError as exc:
             raise BundleError(f"{self.path} can no longer be read: {exc.strerror}") from exc
         if left or crc != entry.crc:
-            raise BundleError(f"{self.path}: {name} is damaged")
+            raise self._damage(name)
         return digest.hexdigest()
+
+    def _damage(self, name: str) -> BundleError:
+        try:
+            is_other = _identity(self.path.stat()) != self._opened
+        except OSError:
+            is_other = True
+        if is_other:
+            why = "the file was written over while it was in use; start again what uses it"
+            return BundleError(f"{self.path}: {name} is damaged: {why}")
+        return BundleError(f"{self.path}: {name} is damaged")
+
+
+def _identity(found: os.stat_result) -> tuple[int, int, int]:
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _read_headers(file: BinaryIO, path: Path) -> list[Entry]:

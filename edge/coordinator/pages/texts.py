@@ -314,8 +314,8 @@ _TEXTS = {
     "state.firing": "now",
     "state.acknowledged": "acknowledged",
     "state.silenced": "silenced",
-    "wish.admission-pending": "{subject} devices wait for somebody to approve them",
-    "wish.admission-quarantined": "{subject} devices are in quarantine",
+    "wish.admission-pending": "{subject} devices wait for somebody to approve them (edge-fleet device approve NAME)",
+    "wish.admission-quarantined": "{subject} devices in quarantine until approved (edge-fleet device approve NAME)",
     "wish.alert": "{subject}",
     # Releases
     "releases.title": "Releases",

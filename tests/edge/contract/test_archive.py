@@ -37,6 +37,23 @@ def test_gives_back_what_was_written_in_order(tmp_path: Path) -> None:
     assert list(found.items()) == list(MEMBERS.items())
 
 
+def test_a_file_that_is_written_over_while_it_is_in_use_is_told_as_that(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(written(MEMBERS))
+    archive = Archive(path)
+    other = tmp_path / "b"
+    other.write_bytes(written(MEMBERS | {"manifest.json": b'{"a":2}'}))
+    other.replace(path)
+    for read in (archive.read, archive.sha256):
+        with pytest.raises(
+            BundleError, match="damaged: the file was written over while it was in use; start again what uses it"
+        ):
+            read("manifest.json")
+    path.unlink()
+    with pytest.raises(BundleError, match="can no longer be read"):
+        archive.read("manifest.json")
+
+
 def test_the_standard_zip_reader_reads_it() -> None:
     with zipfile.ZipFile(io.BytesIO(written(MEMBERS))) as archive:
         assert archive.testzip() is None
