@@ -8,9 +8,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-# Two processes: what continuous integration has cores for. A file's tests stay together, they share its fixtures; files
-# come in the order of tests/conftest.py, the longest first.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+# Three processes on the two cores of continuous integration: tests of real processes wait a third of their time. A file's
+# tests stay together, they share its fixtures; files come in the order of tests/conftest.py, the longest first.
+PYTEST := $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test quick check bench docs package clean
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -100,32 +99,6 @@ def answers(fleet: Any, device: str) -> bool:
     except EdgeError:
         return False
     return True
-
-
-def test_push_of_a_head_file_watch_and_events(processes: ModuleType, tmp_path: Path, digits_bundle: Path) -> None:
-    subprocess.run(
-        [sys.executable, "-m", "edge.cli.bundle", "unpack", digits_bundle, tmp_path / "members"], check=True, cwd=ROOT
-    )
-    with processes.Fleet(tmp_path, digits_bundle, ["one"]) as fleet:
-        x, _ = samples(digits_bundle, 20, 1)
-        with AgentClient(fleet.socket_path("one")) as agent:
-            for i in range(20):  # without labels a head is judged by the samples that came last
-                agent.predict(f"s{i}", x[i])
-        told = fleet.fleet("push", str(tmp_path / "members" / "head.safetensors"), "--wait", "30")
-        assert "release 1: head" in told
-        assert "one: active" in told
-        with pytest.raises(RuntimeError, match="unknown device"):
-            fleet.fleet("push", str(digits_bundle), "--device", "nobody")
-        watched = fleet.fleet("watch", "--seconds", "5")  # it begins with now
-        line = next(line for line in watched.splitlines() if line.startswith("one {"))
-        values = json.loads(line.partition(" ")[2])
-        assert values["model"]
-        experts = values.pop("experts")
-        assert all(isinstance(value, int | float | str) for value in values.values())
-        assert sum(weight for weight, _, _ in experts.values()) == pytest.approx(1.0, abs=0.01)
-        assert "statistics" in fleet.fleet("experts")
-        assert "release" in fleet.fleet("events")
-        assert "one" in fleet.fleet("devices")
 
 
 @pytest.mark.slow

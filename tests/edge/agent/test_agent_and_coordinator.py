@@ -110,7 +110,7 @@ def test_converges_over_a_line_that_loses_repeats_and_reorders(
     assert have_the_same_merge(fleet)
 
 
-@pytest.mark.parametrize("at", range(0, 60, 4))
+@pytest.mark.parametrize("at", range(0, 60, 6))
 def test_agent_killed_at_any_moment_converges_with_all_it_learned(
     simulate: Simulate, tmp_path: Path, digits_bundle: Path, at: int
 ) -> None:
@@ -150,7 +150,7 @@ def test_a_snapshot_waits_until_the_journal_is_long(simulate: Simulate, tmp_path
     assert fleet.start_agent("one").host.model.n_samples == 80
 
 
-@pytest.mark.parametrize("at", range(0, 60, 4))
+@pytest.mark.parametrize("at", range(0, 60, 6))
 def test_coordinator_killed_at_any_moment_converges(
     simulate: Simulate, tmp_path: Path, digits_bundle: Path, at: int
 ) -> None:
