@@ -46,8 +46,8 @@ SLOW = (
 
 # The files that take longest begin, so that none of them runs alone at the end while the other process waits.
 LONGEST = (
-    "end_to_end/*", "integration/*", "converter/load/test_malformed_files.py", "converter/test_*.py", "converter/load/*",
-    "benchmarks/*", "converter/head/*", "converter/quantization/*", "converter/search/*",
+    "end_to_end/*", "integration/*", "converter/load/test_malformed_files.py", "converter/test_*.py",
+    "converter/load/*", "benchmarks/*", "converter/head/*", "converter/quantization/*", "converter/search/*",
 )  # fmt: skip
 
 

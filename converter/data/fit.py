@@ -143,7 +143,7 @@ class Fitter:
         kind = np.dtype(dtype).kind
         if kind not in "fiub":
             raise ConfigError(f"{self.what}: y of the type {dtype}; expected class numbers (integers) or float targets")
-        if not any(spec.batch_axis is not None for spec in self.inputs):
+        if shape[:1] != (1,) and not any(spec.batch_axis is not None for spec in self.inputs):
             raise ConfigError(
                 f"{self.what}: y for a model that is given whole tensors: none of their axes is one of samples, and "
                 f"nothing says what each y belongs to. Leave y out"

@@ -161,9 +161,10 @@ def events(
     asked: dict[str, Any] = {"kind": kind, "since": since or 0, "limit": 100 if since is None else 1000}
     if device is not None:
         asked["device"] = "" if device == "coordinator" else device
-    if asked.get("device"):  # of one that nobody knows nothing can have happened: that it is not known is said
+    if asked.get("device"):  # that a name is not known is said, unless something was told of it all the same
         name = asked["device"].replace("\\", "\\\\").replace('"', '\\"')
-        if not coordinator.call("GET", "/api/v1/devices", params={"q": f'id = "{name}"', "limit": 1}):
+        known = coordinator.call("GET", "/api/v1/devices", params={"q": f'id = "{name}"', "limit": 1})
+        if not known and not coordinator.call("GET", "/api/v1/events", params={"device": asked["device"], "limit": 1}):
             raise RolloutError(f"unknown device {shown(asked['device'], 80)}; `edge-fleet devices` lists them")
     end = time.monotonic() + (seconds if seconds is not None else float("inf"))
     last = 0

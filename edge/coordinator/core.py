@@ -33,7 +33,7 @@ from edge.coordinator.merges import Merges
 from edge.coordinator.receipts import Receipts
 from edge.coordinator.records import Device, Order, Release
 from edge.coordinator.registry import Registry
-from edge.coordinator.releases import RESTORED, Releases, add_release
+from edge.coordinator.releases import KNOWN_THEN, MAX_COUNTER, RESTORED, Releases, add_release
 from edge.coordinator.rollout.plan import Plan
 from edge.coordinator.rollout.step import Rollout
 from edge.coordinator.rollouts import Rollouts
@@ -359,7 +359,10 @@ class CoordinatorCore:
             self._connected_s = now.s
         if now.s - self._connected_s >= HEARD_S:
             with self.events.survived("", "fault", "going on after a restore", now):
-                self._store.rollouts.set(RESTORED, "")
+                with self._store.transaction():
+                    named = self._store.devices.highest_named(MAX_COUNTER)
+                    self._store.rollouts.set(KNOWN_THEN, str(named))
+                    self._store.rollouts.set(RESTORED, "")
                 self._is_restored = False
 
     def _watch(self, now: Now) -> None:

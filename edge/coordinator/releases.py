@@ -32,6 +32,8 @@ from edge.merging.policy import BY_TAG
 MAX_COUNTER = 2**48
 # Setting of the fleet: a backup was restored, and devices have not been heard since.
 RESTORED = "restored"
+# The same: what devices knew then.
+KNOWN_THEN = "known-after-restore"
 
 
 def add_release(
@@ -62,7 +64,8 @@ def add_release(
                 "the database was restored from a backup, and devices have not said yet which releases they know: "
                 "they do once the coordinator is connected to the broker; try again in a few seconds"
             )
-        highest = max(store.releases.highest(), store.devices.highest_release(MAX_COUNTER))
+        known_then = int(store.rollouts.setting(KNOWN_THEN) or 0)
+        highest = max(store.releases.highest(), store.devices.highest_release(MAX_COUNTER), known_then)
         release = Release(
             counter=highest + 1,
             kind=kind,

@@ -115,7 +115,13 @@ class Devices:
             return frozenset(session.scalars(select(DeviceRow.id).where(DeviceRow.admission != APPROVED)))
 
     def highest_release(self, below: int) -> int:
-        """The highest counter under a limit that any device has named, whatever became of it; 0 for none."""
+        """The highest counter under a limit that any device has dealt with; 0 for none."""
+        query = select(func.max(ModelRow.release)).where(ModelRow.release < below)
+        with self._database.transaction() as session:
+            return session.scalar(query) or 0
+
+    def highest_named(self, below: int) -> int:
+        """The same of all that any device has named, whatever became of it: it may have been forged."""
         with self._database.transaction() as session:
             named = [
                 session.scalar(select(func.max(each)).where(each < below))
