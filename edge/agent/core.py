@@ -235,13 +235,10 @@ class AgentCore:
         self._connected = True
         self._folder.update(session=self._folder.record.session + 1)
         self._own_conn = own_word(self._folder.record, self._folder.record.session, now, online=True)
-        self._send(topics.UP_CONN, self._own_conn, qos=1, retain=True)
-        self._send_birth(now)
+        self._introduce(now)
         if self._config.home_assistant:
             config = self._config
             self._out.append(discovery(config.home_assistant, config.fleet, config.device, list(self.models)))
-        for model in self.models.values():
-            model.deployment.report()
         self._next_telemetry_s = min(self._next_telemetry_s, now.s)
 
     def will(self, now: Now) -> Publish:
@@ -261,6 +258,13 @@ class AgentCore:
         self._reports.close(now.s)
         if self._use is not None:
             self._use.close()
+
+    def _introduce(self, now: Now) -> None:
+        """Say that we are there, what we are, and how far each model is."""
+        self._send(topics.UP_CONN, self._own_conn, qos=1, retain=True)
+        self._send_birth(now)
+        for model in self.models.values():
+            model.deployment.report()
 
     def _send_birth(self, now: Now) -> None:
         models: list[Served] = []
@@ -333,9 +337,9 @@ class AgentCore:
     def _command(self, command: Command, now: Now) -> None:
         """Carry out what the coordinator asks for; all of these may be repeated without harm."""
         if command.name == "birth":
-            for model in self.models.values():
+            for model in self.models.values() if command.args.get("learned", True) else ():
                 model.contribute_again()
-            self._send_birth(now)
+            self._introduce(now)
             reply = Reply(id=command.id, rc=0, detail="", out={})
         elif command.name == "sync":
             for model in self.models.values():

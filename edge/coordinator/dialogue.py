@@ -140,6 +140,7 @@ class Dialogue:
         self._next_again_s = -math.inf
         self._uploads = Uploads()
         self._asked_birth_s = Recent[float](MAX_REMEMBERED)
+        self._met = Recent[bool](MAX_REMEMBERED)  # who has introduced itself on this connection
         self._told_refusals_s = Recent[float](MAX_REFUSALS)
         self._largest_chunk = USUAL_BYTES  # that the broker takes from us
         # By device, and forgotten where so many others came since: it costs a transfer that is larger than it need be.
@@ -153,6 +154,7 @@ class Dialogue:
         elif isinstance(event, Connected | Disconnected):
             self.is_connected = isinstance(event, Connected)
             if isinstance(event, Connected):
+                self._met.clear()
                 self._largest_chunk = fitting(event.max_packet_bytes)
                 self._out += self.line.connected(now.s)
             else:
@@ -222,6 +224,7 @@ class Dialogue:
         match message:
             case Conn():
                 self._registry.conn(device, message, now)
+                self._met[device] = True
                 self._rollouts.came()
             case Birth():
                 self._registry.birth(device, message, now)
@@ -248,11 +251,17 @@ class Dialogue:
                 self._checkpoints.replied(device, message, now)
 
     def _meet(self, device: str, now: Now) -> None:
-        """Ask a device that is not known to introduce itself."""
-        if now.s - self._asked_birth_s.get(device, -math.inf) < BIRTH_AGAIN_S or self._registry.is_born(device):
+        """Ask a device to introduce itself that is not known, or that may have come or gone while we were away.
+
+        Of what devices say once, when they connect, a broker may keep nothing for us: RabbitMQ gives wildcards nothing
+        that is retained.
+        """
+        is_born = self._registry.is_born(device)
+        if now.s - self._asked_birth_s.get(device, -math.inf) < BIRTH_AGAIN_S or (is_born and device in self._met):
             return
         self._asked_birth_s[device] = now.s
-        command = Command(id=f"birth-{now.wall_ms}", name="birth", args={}, ttl_s=60.0)
+        args = {"learned": not is_born}  # who does not know it has lost what it learned, too
+        command = Command(id=f"birth-{now.wall_ms}", name="birth", args=args, ttl_s=60.0)
         self._send(device, topics.DN_CMD, command, qos=1, expiry_s=60)
 
     def _answer(self, device: str, request: Request, now: Now) -> None:

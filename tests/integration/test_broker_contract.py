@@ -28,7 +28,7 @@ from edge.channel.transport import Connected, Disconnected, Received, Refused
 from edge.contract.errors import ChannelError
 from edge.coordinator.broker import DevelopmentBroker, find_mosquitto
 from tests.edge.agent.conftest import other_bundle
-from tests.support.broker_contract import KILLED, NEEDED, ask_all
+from tests.support.broker_contract import KILLED, NEEDED, ask_all, ask_alone
 from tests.support.brokers import DEVICE, KINDS, Broker, free_port, is_installed, require
 from tests.support.fleet import SimulatedFleet
 
@@ -73,6 +73,8 @@ def test_answers_are_those_of_the_page(broker):
     assert {question: found[question] for question in NEEDED} == {question: NEEDED[question] for question in NEEDED}
     if told.pop("") != broker.name:
         pytest.skip(f"docs/brokers.md is of another version than {broker.name}")
+    other = [question for question in told if found.get(question) != told[question]]
+    found |= ask_alone(broker, other)  # of all at once on a machine that does much else, one may come too late
     assert found == told
 
 
@@ -156,8 +158,6 @@ def test_a_whole_session_of_agent_and_coordinator(broker, tmp_path, digits_bundl
         pushed = fleet.coordinator.push(kept["digest"], "bundle", kept["backbone"], [], "test", fleet.now)
         fleet.until("the bundle is active", lambda: fleet.converged(pushed.counter))
         first = fleet.device(DEVICE).session
-        if broker.kind == "rabbitmq":
-            return  # takes long to start; where its line was cut, both were not always back in time: docs/brokers.md
         broker.stop()
         broker.start()
         fleet.until(
@@ -219,15 +219,15 @@ def client(broker):
 
 
 def test_a_node_of_a_cluster_that_is_killed_costs_a_while_and_nothing_else(tmp_path, digits_bundle, other_bundle):
-    """faults: 17. Three nodes of NATS; the device's one is killed, later the coordinator's, after the first is back."""
+    """faults: 17. Three nodes of NATS; that of the device and the coordinator is killed."""
     require("nats")
     ports = [free_port() for _ in range(3)]
     nodes = [Broker("nats", tmp_path / f"node{n}", routes=(*ports[n:], *ports[:n])) for n in range(3)]
     transports: list[MqttTransport] = []
 
     def connect(name: str) -> MqttTransport:
-        order = nodes if name == DEVICE else nodes[::-1]
-        url = f"{order[0].url},{','.join(f'127.0.0.1:{each.port}' for each in order[1:])}"
+        first, *others = nodes if name == DEVICE else (nodes[0], nodes[2], nodes[1])
+        url = f"{first.url},{','.join(f'127.0.0.1:{each.port}' for each in others)}"
         transports.append(MqttTransport(BrokerUrl.parse(url), name, clean_start=name != DEVICE))
         return transports[-1]
 
@@ -236,16 +236,12 @@ def test_a_node_of_a_cluster_that_is_killed_costs_a_while_and_nothing_else(tmp_p
         for node in nodes:
             node.start()
         fleet = LiveFleet(tmp_path / "fleet", digits_bundle, [DEVICE], connect=connect, auto_merge=False)
+        # A cluster refuses all until its nodes have found one another, and again until they agree that one is gone.
         fleet.until("birth", lambda: fleet.device(DEVICE) and fleet.device(DEVICE).bundle, 900.0)
         nodes[0].kill()
-        for node, bundle in ((nodes[0], other_bundle), (nodes[2], digits_bundle)):
-            kept = fleet.coordinator.add_artifact(bundle.read_bytes(), bundle)
-            pushed = fleet.coordinator.push(kept["digest"], "bundle", kept["backbone"], [], "test", fleet.now)
-            fleet.until("the bundle is active", lambda counter=pushed.counter: fleet.converged(counter), 1200.0)
-            if node is nodes[0]:
-                nodes[0].start()
-                fleet.run(20.0)
-                nodes[2].kill()
+        kept = fleet.coordinator.add_artifact(other_bundle.read_bytes(), other_bundle)
+        pushed = fleet.coordinator.push(kept["digest"], "bundle", kept["backbone"], [], "test", fleet.now)
+        fleet.until("the bundle is active", lambda: fleet.converged(pushed.counter), 1800.0)
     finally:
         for each in transports:
             each.stop()

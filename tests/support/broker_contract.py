@@ -9,7 +9,7 @@ import queue
 import socket
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -232,9 +232,9 @@ def late_will(ask: Asker) -> str:
     with ask.clients() as client:
         at = topic()
         watcher = client(f"{at}/#")
-        cut = _with_will(ask, f"{at}/up/conn", 2)
+        cut = _with_will(ask, f"{at}/up/conn", 4)  # whole seconds count there, and begun ones
         cut.cut()
-        if watcher.heard(1, 1.0):
+        if watcher.heard(1, 1.5):
             return "no: at once"
         return YES if watcher.heard(1, 8.0) else "never"
 
@@ -464,28 +464,41 @@ KILLED = "kept over `kill -9`"
 
 
 def ask_all(broker: Broker) -> dict[str, str]:
-    """Ask a running broker everything.
+    """Ask a running broker everything, all at the same time.
 
     Returns:
         Its answers by question, in the order of the table.
     """
+    ask = _asker(broker)
+    with ThreadPoolExecutor(len(QUESTIONS) + 1) as pool:
+        of_rights = pool.submit(_answer, rights, ask)
+        found = dict(zip(QUESTIONS, pool.map(lambda question: _answer(question, ask), QUESTIONS.values()), strict=True))
+    return found | dict(zip(RIGHTS, of_rights.result().split("|"), strict=False))
+
+
+def ask_alone(broker: Broker, questions: Sequence[str]) -> dict[str, str]:
+    """Ask some questions of `ask_all` one after another: their answers by question."""
+    ask = _asker(broker)
+    found = {question: _answer(QUESTIONS[question], ask) for question in questions if question in QUESTIONS}
+    if set(RIGHTS) & set(questions):
+        found |= dict(zip(RIGHTS, _answer(rights, ask).split("|"), strict=False))
+    return found
+
+
+def _asker(broker: Broker) -> Asker:
     seen: queue.Queue[object] = queue.Queue()
     first = MqttTransport(BrokerUrl.parse(broker.url), f"v-{uuid.uuid4().hex[:8]}", True)
     first.start(seen.put)
     is_5 = _until(seen, Connected).tells_reasons
     first.stop()
-    ask = Asker(broker, MQTTProtocolVersion.MQTTv5 if is_5 else MQTTProtocolVersion.MQTTv311)
+    return Asker(broker, MQTTProtocolVersion.MQTTv5 if is_5 else MQTTProtocolVersion.MQTTv311)
 
-    def answer(question: Callable[[Asker], str]) -> str:
-        try:
-            return question(ask)
-        except (OSError, queue.Empty, TimeoutError) as exc:
-            return f"failed: {type(exc).__name__} {exc}"
 
-    with ThreadPoolExecutor(len(QUESTIONS) + 1) as pool:
-        of_rights = pool.submit(answer, rights)
-        found = dict(zip(QUESTIONS, pool.map(answer, QUESTIONS.values()), strict=True))
-    return found | dict(zip(RIGHTS, of_rights.result().split("|"), strict=False))
+def _answer(question: Callable[[Asker], str], ask: Asker) -> str:
+    try:
+        return question(ask)
+    except (OSError, queue.Empty, TimeoutError) as exc:
+        return f"failed: {type(exc).__name__} {exc}"
 
 
 def _answered(make: Callable[[], Client]) -> Client:

@@ -179,6 +179,23 @@ def test_broker_that_forgets_everything_is_survived(simulate: Simulate, tmp_path
     fleet.until("converged", lambda: fleet.converged(1))
 
 
+def test_what_a_device_said_while_the_coordinator_was_away_and_no_broker_kept_is_asked_for(
+    simulate: Simulate, tmp_path: Path, digits_bundle: Path
+) -> None:
+    """RabbitMQ gives wildcards nothing that is retained; a device that came back first was offline for ever."""
+    fleet = simulate(tmp_path, digits_bundle, ["one"])
+    fleet.until("known", lambda: fleet.device("one") and fleet.device("one").online)
+    fleet.broker.disconnect("one")
+    fleet.until("its will is heard", lambda: not fleet.device("one").online)
+    first = fleet.device("one").session
+    fleet.broker.disconnect("coordinator")
+    fleet.broker.connect("one")
+    fleet.run(2.0)
+    fleet.broker.retained.clear()
+    fleet.broker.connect("coordinator")
+    fleet.until("it is there again", lambda: fleet.device("one").session > first and fleet.device("one").online, 60.0)
+
+
 def test_coordinator_that_was_away_learns_what_devices_run_now(
     simulate: Simulate, tmp_path: Path, digits_bundle: Path
 ) -> None:
