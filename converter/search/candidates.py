@@ -238,12 +238,16 @@ class Bench:
         benchmark: The server that measures.
         folder: To work in.
         sample: What they are run on.
+
+    Attributes:
+        spread: Part by which latencies of one candidate differed when they were compared last.
     """
 
     def __init__(self, benchmark: Benchmark, folder: Path, sample: Arrays) -> None:
         self._benchmark = benchmark
         self._folder = folder
         self._sample = sample
+        self.spread = 0.0
 
     @contextlib.contextmanager
     def program(self, model: onnx.ModelProto, what: str, constants: Mapping[str, Array]) -> Iterator[Run]:
@@ -303,9 +307,11 @@ class Bench:
         quick = [i for i, timing in timings.items() if i == 0 or timing.latency_ms <= _QUICK * fastest]
         quick = quick if len(quick) > 1 else []  # one alone is compared with nothing
         try:
-            chosen = [files[i] for i in quick]
-            found = self._benchmark.compare(chosen) if quick else []
-            timings |= {i: replace(timings[i], latency_ms=ms) for i, ms in zip(quick, found, strict=True)}
+            if quick:
+                found = self._benchmark.compare([files[i] for i in quick])
+                self.spread = found.spread
+                in_turn = zip(quick, found.latencies_ms, strict=True)
+                timings |= {i: replace(timings[i], latency_ms=ms) for i, ms in in_turn}
         except BundleError:  # together they may need more memory than there is
             pass
         return [
@@ -318,7 +324,8 @@ class Bench:
         candidates = [base, *others]
         try:
             files = [self._write(str(i), c.model, c.parameters) for i, c in enumerate(candidates)]
-            found = self._benchmark.compare(files, budget_s=self._benchmark.budget_s / 2)  # again in `timed`
+            # They are compared again in `timed`.
+            found = self._benchmark.compare(files, budget_s=self._benchmark.budget_s / 2).latencies_ms
         except BundleError:
             return []
         order = sorted(range(1, len(found)), key=found.__getitem__)

@@ -42,7 +42,7 @@ from converter.verify.quality import (
 )
 from edge.contract.errors import ConversionError
 from edge.contract.profile import DeviceProfile
-from edge.inference.onnx_benchmark import Benchmark
+from edge.inference.onnx_benchmark import SETTLED, Benchmark
 from edge.inference.onnx_session import EXACT
 from edge.inference.session import sqnr_db
 
@@ -143,6 +143,11 @@ class Search:
         self._stage("measuring latency and memory")
         worth = [candidate for candidate in candidates if not candidate.failed and not candidate.why]
         measured = iter(self._bench.timed(worth))
+        if self._bench.spread > SETTLED:
+            self._notes.append(
+                f"this machine did other work, too: times of one candidate differed by {self._bench.spread:.0%} while "
+                f"they were compared, and on a quiet machine another one may be the fastest"
+            )
         return [self._judged(c if c.failed or c.why else next(measured)) for c in candidates]
 
     # Building

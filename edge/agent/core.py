@@ -168,7 +168,12 @@ class AgentCore:
         Raises:
             LearningError: There is no model of this name.
         """
-        found = {each: self._status_of(each) for each in self.models}
+        found: dict[str, dict[str, Any]] = {}
+        for each, model in self.models.items():
+            with self._guarded(each):
+                found[each] = model.status()
+            if each not in found:
+                found[each] = {"fault": self._faults[each]}
         is_of_one = name is not None or len(self._config.bundles) == 1
         one = self.named(name).host.name if is_of_one else ""
         return {
@@ -185,12 +190,6 @@ class AgentCore:
             "boot": self._folder.record.boot,
             "state_id": self._folder.record.state_id,
         }
-
-    def _status_of(self, name: str) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        with self._guarded(name):
-            found = self.models[name].status()
-        return found or {"fault": self._faults[name]}
 
     # The fleet
 

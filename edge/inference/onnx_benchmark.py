@@ -30,6 +30,8 @@ from edge.inference.onnx_session import open_onnx
 
 WARM_UP_RUNS = 3
 _TURN_S = 0.004
+# Two halves of the rounds that differ by more than this are not done, up to so many times the budget.
+SETTLED, _MOST_BUDGETS = 0.02, 6
 _PATIENCE_S = 3.0
 _DIED = "onnxruntime ended the process that ran it"
 _LENGTH = 8  # bytes that say how many follow; arrays go as safetensors
@@ -94,29 +96,38 @@ def measure_here(model: bytes, feeds: Mapping[str, npt.NDArray[Any]], threads: i
     )
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Comparison:
+    """Latencies that can be compared.
+
+    Attributes:
+        latencies_ms: For each model the lower quartile of the times of a run in its best round: of the few runs of a
+            slow model, one that nothing else interrupted.
+        spread: Largest part by which the best of a model's even and odd rounds differ: what this machine did besides.
+    """
+
+    latencies_ms: tuple[float, ...]
+    spread: float
+
+
 def compare_here(
     models: Sequence[bytes], feeds: Sequence[Mapping[str, npt.NDArray[Any]]], threads: int, budget_s: float
-) -> list[float]:
-    """Latencies that can be compared: all models in turn, a few milliseconds each, so that noise hits all alike.
+) -> Comparison:
+    """Measure all models in turn, a few milliseconds each, so that noise hits all alike.
 
     Args:
         models: ONNX.
         feeds: For each, one batch of inputs by name.
         threads: Of each session.
-        budget_s: How long to repeat; three rounds at least.
-
-    Returns:
-        For each the lower quartile of the times of a run in its best round, in ms: of the few runs of a slow model, one
-        that nothing else interrupted.
+        budget_s: How long to repeat, at least four rounds; up to six times as long where times do not settle.
 
     Raises:
         BundleError: A model does not load.
     """
     sessions = [open_onnx(model, "the model", threads) for model in models]
-    best = [float("inf")] * len(sessions)
-    end, rounds = time.perf_counter() + budget_s, 0
-    while time.perf_counter() < end or rounds < 3:
-        rounds += 1
+    best = np.full((2, len(sessions)), np.inf)  # of even and of odd rounds
+    begin_s, rounds = time.perf_counter(), 0
+    while True:
         for i, (session, arrays) in enumerate(zip(sessions, feeds, strict=True)):
             session.run(None, arrays)  # the one before it emptied the caches
             times: list[float] = []
@@ -125,8 +136,14 @@ def compare_here(
                 begin = time.perf_counter()
                 session.run(None, arrays)
                 times.append(time.perf_counter() - begin)
-            best[i] = min(best[i], sorted(times)[len(times) // 4] * 1e3)
-    return best
+            best[rounds % 2, i] = min(best[rounds % 2, i], sorted(times)[len(times) // 4] * 1e3)
+        rounds += 1
+        took_s = time.perf_counter() - begin_s
+        if rounds < 4 or took_s < budget_s:
+            continue
+        spread = float((best.max(axis=0) / best.min(axis=0)).max() - 1)
+        if spread <= SETTLED or took_s > _MOST_BUDGETS * budget_s:
+            return Comparison(latencies_ms=tuple(best.min(axis=0).tolist()), spread=spread)
 
 
 def peak_memory_bytes() -> int:
@@ -192,8 +209,8 @@ class Benchmark:
 
     def compare(
         self, files: Sequence[tuple[Path, Path]], *, threads: int = 1, budget_s: float | None = None
-    ) -> list[float]:
-        """Latencies of several models, see `compare_here`, in one process of its own.
+    ) -> Comparison:
+        """Compare several models, see `compare_here`, in one process of its own.
 
         Args:
             files: Of each its ONNX file and its safetensors file with one batch of inputs by name.
@@ -208,7 +225,7 @@ class Benchmark:
         answer = self._ask({"compare": pairs, "threads": threads, "budget_s": budget_s})
         if "latencies_ms" not in answer:
             raise BundleError(f"the models could not be compared: {answer['error']}")
-        return [float(latency) for latency in answer["latencies_ms"]]
+        return Comparison(latencies_ms=tuple(answer["latencies_ms"]), spread=answer["spread"])
 
     @contextlib.contextmanager
     def program(
@@ -303,7 +320,8 @@ def _answer(request: dict[str, Any], answers: int) -> None:
         if "compare" in request:
             models = [Path(model).read_bytes() for model, _ in request["compare"]]
             arrays = [safetensors.numpy.load_file(feeds) for _, feeds in request["compare"]]
-            found = {"latencies_ms": compare_here(models, arrays, *limits)}
+            compared = compare_here(models, arrays, *limits)
+            found = {"latencies_ms": compared.latencies_ms, "spread": compared.spread}
         else:
             feeds = safetensors.numpy.load_file(request["feeds"])
             timing = measure_here(Path(request["model"]).read_bytes(), feeds, *limits)

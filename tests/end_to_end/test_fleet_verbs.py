@@ -140,8 +140,7 @@ def test_every_verb_of_edge_fleet(
         assert ask("tag", "one", "site=north") == "one: site=north\n"
         ask.json("tag", "two", "site=south")
         assert ask("device", "show", "nobody", code=8) == ""
-        processes.wait_for("telemetry", lambda: fleet.asked("telemetry?after=0"))
-        assert ask.json("metrics", "one", "samples", "--since", "1h")["points"]
+        processes.wait_for("telemetry", lambda: ask.json("metrics", "one", "samples", "--since", "1h")["points"])
         watched = [json.loads(line) for line in ask("watch", "--seconds", "1", "--json").splitlines()]
         assert {row["device"] for row in watched} <= {"one", "two"}
         processes.wait_for("experts", lambda: all(each["experts"] for each in fleet.known()[0]["models"]))
