@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.convert_vs_peers import MIB, Result, Variant, goals, run
+from benchmarks.convert_vs_peers import MIB, Result, Variant, goals, measure_all, ratio, run
 from benchmarks.networks.training import LEAST_ACCURACY, NETWORKS, build, digits, enlarge, prepare
 
 
@@ -66,10 +66,25 @@ def test_stock_conversion_has_the_accuracy_of_the_network(tmp_path, trained):
     assert 100 * MIB < converted.peak_memory_bytes < 1024 * MIB  # torch alone is above the first
     evaluated = run(variant.process("evaluate", artifact, folder), tmp_path / "log")
     assert evaluated.answer["accuracy"] == float((folder / "ready").read_text().split()[1])
-    measured = run(variant.process("measure", artifact, folder, "--seconds", 0.01), tmp_path / "log")
-    assert measured.first_output_s is not None
-    assert 0 < measured.first_output_s < measured.seconds
-    assert measured.answer["latency_ms"] > 0
+    results = {label: Result() for label in (variant.label, "onnxruntime broken")}
+    broken = Variant(peer="onnxruntime", name="broken", python=sys.executable)
+    (tmp_path / "converted").mkdir()
+    artifact.rename(variant.artifact(tmp_path / "converted"))
+    (tmp_path / "sample.npy").write_bytes((folder / "sample.npy").read_bytes())
+    measure_all([broken, variant], tmp_path, results, 2, 3, 0.001)
+    found = results[variant.label]
+    assert (len(found.latency_ms), len(found.start_up_s), len(found.memory_bytes)) == (6, 2, 2)
+    assert 0 < min(found.latency_ms) < 1e3 * min(found.start_up_s)
+    assert min(found.memory_bytes) > 20 * MIB
+    assert "exit 1" in (results[broken.label].error or "")
+    assert results[broken.label].latency_ms == []
+
+
+def test_ratios_are_those_of_the_same_moment():
+    """A machine that is half as fast in every second turn."""
+    ours, other = Result(latency_ms=[1.0, 2.0, 1.0, 2.0]), Result(latency_ms=[2.0, 4.0, 2.0, 4.0])
+    assert ratio(ours, other) == 0.5
+    assert ratio(ours, Result()) is None
 
 
 def test_process_that_fails_leaves_its_last_words(tmp_path):
@@ -89,7 +104,7 @@ def measured(accuracy: float, latency_ms: float, error: str | None = None) -> Re
         conversion_s=3.0,
         conversion_memory_bytes=500 * MIB,
         accuracy=accuracy,
-        latency_ms=[latency_ms + 1.0, latency_ms],
+        latency_ms=[2 * latency_ms, latency_ms],
         error=error,
     )
 
