@@ -223,6 +223,7 @@ def serve(
         name=check_id(name, "coordinator"),
         data_dir=data_dir,
         database=database,
+        broker=str(url),
         auto_merge=auto_merge,
         merge_delay_s=merge_delay,
         min_devices=min_devices,

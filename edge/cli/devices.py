@@ -47,10 +47,12 @@ def status(connect: Any, as_json: bool) -> None:
     else:
         signed = "signed" if found["signed"] else "not signed"
         say(f"fleet {found['fleet']}, version {found['version']}, releases {signed}, access by {found['access']}")
-        say("broker: connected" if found["connected"] else "broker: not connected")
+        since = f" since {stamp(found['since_ms'])}" if found["since_ms"] else ""
+        stands = "connected" if found["connected"] else "not connected"
+        say(f"broker: {stands}{since}" + (f", {found['broker']}" if found["broker"] else ""))
         for trouble in found["troubles"]:
             say(f"trouble: {trouble}")
-    if found["troubles"] or not found["connected"]:
+    if found["troubles"] or not found["hears"]:
         raise click.exceptions.Exit(1)
 
 
@@ -73,7 +75,7 @@ def show(connect: Any, name: str, as_json: bool) -> None:
         return
     heard = f"heard {age(row['last_seen_ms'])} ago, first {stamp(row['first_seen_ms'])}"
     stands = "" if row["admission"] == "approved" else f"{row['admission']}, "
-    say(f"{name}: {stands}{'online' if row['online'] else 'offline'}, {heard}")
+    say(f"{name}: {stands}{row['condition'].replace('-', ' ')}, {heard}")
     facts = {
         "profile": row["profile"],
         "agent": row["agent_version"],

@@ -7,7 +7,7 @@ import ssl
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import click
 
@@ -62,10 +62,16 @@ class Coordinator:
         except (httpx.InvalidURL, ValueError) as exc:
             raise ConfigError(f"--coordinator {url!r} is not an address like http://127.0.0.1:8470") from exc
         self._url = url
+        self._line, self._asked = "", False  # why no device is heard, and whether something was changed
 
     def close(self) -> None:
         """End the connection."""
         self._client.close()
+        if self._line:
+            waits = "; what this asked for is kept, and devices are told once there is a line" if self._asked else ""
+            click.echo(
+                f"edge-fleet: {shown(self._line, 500)}: what is known of devices is from before{waits}", err=True
+            )
 
     def call(self, method: str, path: str, **arguments: Any) -> Any:
         """Make a request.
@@ -103,12 +109,15 @@ class Coordinator:
 
     def _ask(self, method: str, path: str, **arguments: Any) -> Any:
         try:
-            return self._client.request(method, path, **arguments)
+            answer = self._client.request(method, path, **arguments)
         except (self._httpx.HTTPError, self._httpx.InvalidURL) as exc:
             raise ChannelError(
                 f"no coordinator answers at {self._url} ({exc}); start one with `edge-coordinator serve`, "
                 f"or name it with --coordinator"
             ) from exc
+        self._line = unquote(answer.headers.get("x-edge-line", ""))
+        self._asked |= method != "GET" and answer.status_code < 400
+        return answer
 
     def _refused(self, response: Any) -> NoReturn:
         try:
@@ -221,7 +230,7 @@ def devices(connect: Any, query: str, is_all: bool, as_json: bool) -> None:
         table.add_column(Text(heading, no_wrap=True, overflow="ellipsis"), justify=justify, no_wrap=is_name)
     for row in rows:
         stands = "" if row["admission"] == "approved" else row["admission"]
-        known = (row["id"], stands or ("yes" if row["online"] else "no"))
+        known = (row["id"], stands or {True: "yes", False: "no", None: "not known"}[row["online"]])
         heard = age(row["last_seen_ms"])
         for model in row["models"] or [row]:
             digests = ((model.get("artifact") or model["bundle"])[:8], model["head"][:8])

@@ -9,12 +9,15 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from typing import Annotated, Any
+from urllib.parse import quote
 
 from fastapi import Depends, FastAPI, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, Response
 from fastapi.security import HTTPBearer
+from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from edge import __version__
 from edge.contract.clock import Now
@@ -26,6 +29,7 @@ from edge.coordinator.checkpoint_api import add_checkpoint_routes
 from edge.coordinator.device_api import add_device_routes, add_enrolment_routes
 from edge.coordinator.events import reason
 from edge.coordinator.learning_api import add_learning_routes
+from edge.coordinator.line import LineState
 from edge.coordinator.pages.actions import add_actions
 from edge.coordinator.pages.live import Live
 from edge.coordinator.pages.routes import Pages, add_pages
@@ -38,6 +42,7 @@ from edge.coordinator.store.store import Store
 from edge.coordinator.summaries import HOUR_S, MINUTE_S
 
 Number = Annotated[int, Query(ge=0, lt=2**63)]
+LINE = "x-edge-line"
 STEPS_S = {"message": 0, "minute": MINUTE_S, "hour": HOUR_S}
 
 
@@ -55,6 +60,7 @@ def build_api(
     signing: Signing | None = None,
     *,
     clock: Callable[[], Now],
+    line: Callable[[], LineState],
 ) -> FastAPI:
     """The application.
 
@@ -65,6 +71,7 @@ def build_api(
         token: That may everything, beside those in the database; None for none.
         signing: Proves to devices what they are told; None in a fleet without keys.
         clock: The time.
+        line: How the line to the broker is now.
     """
     bearer = HTTPBearer(auto_error=False, description="`edge-fleet token new`; none where nobody has to sign in.")
     api = FastAPI(
@@ -77,6 +84,7 @@ def build_api(
     )
     access = Access(store, token)
     guard(api, access, clock)
+    api.add_middleware(_TellsOfTheLine, line=line)
 
     _add_refusals(api, submit)
 
@@ -127,9 +135,9 @@ def build_api(
         ]
         return {"device": device, "key": key, "step": step, "points": points, "keys": store.telemetry.keys(device)}
 
-    _add_status_route(api, submit, health)
+    _add_status_route(api, line, health)
     add_access_routes(api, access, clock)
-    add_device_routes(api, store, submit, clock)
+    add_device_routes(api, store, submit, clock, line)
     add_enrolment_routes(api, store, submit, fleet, clock)
     _add_signing_routes(api, submit, signing)
     add_release_routes(api, store, submit)
@@ -139,20 +147,49 @@ def build_api(
     add_rollout_routes(api, submit, store)
     add_alert_routes(api, store, submit)
     api.state.live = live = Live(clock)
-    api.state.pages = pages = Pages(store=store, submit=submit, fleet=fleet, signing=signing, clock=clock, live=live)
+    api.state.pages = pages = Pages(
+        store=store, submit=submit, fleet=fleet, signing=signing, clock=clock, live=live, line=line
+    )
     add_actions(api, pages, access)
     add_pages(api, pages)
     return api
 
 
-def _add_status_route(api: FastAPI, submit: Submit, health: Callable[[], dict[str, Any]]) -> None:
+def _add_status_route(api: FastAPI, line: Callable[[], LineState], health: Callable[[], dict[str, Any]]) -> None:
     @api.get("/api/v1/status")
     def status() -> dict[str, Any]:
-        """As health, and how the coordinator stands with its broker: `troubles` in words."""
-        found: dict[str, Any] = submit(
-            lambda core, _: {"connected": core.dialogue.is_connected, "troubles": core.dialogue.line.troubles}
-        )
-        return health() | found
+        """As health, and how the coordinator stands with its broker: since when what, and `troubles` in words."""
+        now = line()
+        return health() | {
+            "broker": now.address,
+            "connected": now.is_connected,
+            "hears": now.hears,
+            "since_ms": now.since_ms,
+            "troubles": list(now.troubles),
+        }
+
+
+class _TellsOfTheLine:
+    """While no device is heard each answer says so: what is known of them is old, and what is asked for waits.
+
+    Args:
+        app: What answers.
+        line: How the line to the broker is now.
+    """
+
+    def __init__(self, app: ASGIApp, line: Callable[[], LineState]) -> None:
+        self._app, self._line = app, line
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        says = self._line().says if scope["type"] == "http" and scope["path"].startswith("/api/") else ""
+
+        async def told(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)[LINE] = quote(says)
+            await send(message)
+
+        await self._app(scope, receive, told if says else send)
 
 
 def _add_refusals(api: FastAPI, submit: Submit) -> None:

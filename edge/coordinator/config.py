@@ -36,6 +36,7 @@ class CoordinatorConfig:
     Attributes:
         fleet: Fleet id.
         name: Id of this coordinator, also its MQTT client id.
+        broker: Its address for people, without a login.
         data_dir: Artifacts, and the database where `database` is "".
         database: Address of a PostgreSQL database.
         auto_merge: Whether contributions are merged and pushed without being asked.
@@ -59,6 +60,7 @@ class CoordinatorConfig:
     name: str
     data_dir: Path
     database: str = ""
+    broker: str = ""
     auto_merge: bool = True
     merge_delay_s: float = 60.0
     min_devices: int = 1

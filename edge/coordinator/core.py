@@ -135,6 +135,7 @@ class CoordinatorCore:
             sites,
             signing,
             config.name,
+            config.broker,
         )
         self.admissions = Admissions(store, self.events, self.rollouts, self.dialogue.clear)
         self.enrolments = Enrolments(

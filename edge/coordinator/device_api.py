@@ -14,6 +14,7 @@ from edge.coordinator import broker_config
 from edge.coordinator.access_api import ADMIN, ANYBODY, Body, ReasonRequest, RowNumber, Who
 from edge.coordinator.admission import Decision
 from edge.coordinator.enrolment import MAX_USES, Request, of_device, shown
+from edge.coordinator.line import NOT_KNOWN, ONLINE, LineState
 from edge.coordinator.records import Model, as_dict
 from edge.coordinator.release_api import Submit
 from edge.coordinator.selection import chosen
@@ -71,7 +72,9 @@ class JoinRequest(Body):
     csr: str = Field(default="", max_length=16_384)
 
 
-def add_device_routes(api: FastAPI, store: Store, submit: Submit, clock: Callable[[], Now]) -> None:
+def add_device_routes(
+    api: FastAPI, store: Store, submit: Submit, clock: Callable[[], Now], line: Callable[[], LineState]
+) -> None:
     """Add the routes.
 
     Args:
@@ -79,6 +82,7 @@ def add_device_routes(api: FastAPI, store: Store, submit: Submit, clock: Callabl
         store: For reading.
         submit: Runs a function of the core on the coordinator's own thread and gives its result.
         clock: The time.
+        line: How the line to the broker is now.
     """
 
     def rows(now_ms: int) -> list[dict[str, Any]]:
@@ -90,11 +94,13 @@ def add_device_routes(api: FastAPI, store: Store, submit: Submit, clock: Callabl
         for own in models.values():
             for each in own:  # by the name that the artifact has in releases, too
                 each["artifact"] = files.get(each["bundle"], "")
+        is_now = line()
         # What a device has one of stood beside the device before there were models: it is that of the first.
         return [
             (models.get(device.id) or [NO_MODEL])[0]
             | as_dict(device)
-            | {"online": device.is_there(now_ms), "tags": tags.get(device.id, {}), "models": models.get(device.id, [])}
+            | _presence(is_now.condition(device, now_ms))
+            | {"tags": tags.get(device.id, {}), "models": models.get(device.id, [])}
             for device in store.devices.all()
         ]
 
@@ -163,6 +169,11 @@ def add_device_routes(api: FastAPI, store: Store, submit: Submit, clock: Callabl
         """A token by which new hardware takes the place of a device; the answer alone has it, as `token`."""
         made, secret = submit(lambda core, now: core.enrolments.new(now, days=body.days, replaces=device))
         return shown(made, clock().wall_ms) | {"token": secret}
+
+
+def _presence(condition: str) -> dict[str, Any]:
+    """How a device is, and whether it is online: None where nobody can know."""
+    return {"condition": condition, "online": None if condition == NOT_KNOWN else condition == ONLINE}
 
 
 def add_enrolment_routes(api: FastAPI, store: Store, submit: Submit, fleet: str, clock: Callable[[], Now]) -> None:

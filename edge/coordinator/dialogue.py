@@ -100,6 +100,7 @@ class Dialogue:
         sites: What coordinators below are asked for.
         signing: Proves what is sent; None in a fleet without keys.
         name: Of this coordinator.
+        broker: Its address, without a login.
 
     Attributes:
         is_connected: Whether there is a connection to the broker.
@@ -120,9 +121,10 @@ class Dialogue:
         sites: Sites,
         signing: Signing | None = None,
         name: str = "coordinator",
+        broker: str = "",
     ) -> None:
         self._sites = sites
-        self.line = Line(fleet, name)
+        self.line = Line(fleet, name, broker)
         self._checkpoints = checkpoints
         self._signing = signing
         self._fleet = fleet
@@ -156,9 +158,9 @@ class Dialogue:
             if isinstance(event, Connected):
                 self._met.clear()
                 self._largest_chunk = fitting(event.max_packet_bytes)
-                self._out += self.line.connected(now.s)
+                self._out += self.line.connected(now)
             else:
-                self.line.disconnected(event.reason)
+                self.line.disconnected(event.reason, now)
         elif isinstance(event, Limited):
             self._largest_chunk = fitting(event.max_packet_bytes)
         elif isinstance(event, Refused):

@@ -4,18 +4,22 @@ Brokers deny without a word: over MQTT 3.1.1, and mosquitto also subscriptions o
 coordinator says something where devices speak and where they listen, and hears itself. What does not come back is told,
 unless a device shows that it works: it was heard, or it asks for what only we can have told it of.
 
-Pure: times come in as monotonic seconds.
+Pure: times come in as monotonic seconds, and as the wall clock where people are told since when.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Literal
 
 from edge.channel import topics
 from edge.channel.messages import Message, Reply, Request
 from edge.channel.transport import Publish, Refused
+from edge.contract.clock import Now
+from edge.coordinator.records import Device
 
 # What was published comes back within this, or not at all.
 SILENCE_S = 10.0
@@ -34,45 +38,112 @@ _WHY: dict[Way, str] = {
 }
 
 
+# How a device is, by what was heard of it; the best first. What it said before the line was lost says how it was then.
+ONLINE, SILENT, OFFLINE, NOT_KNOWN, UNKNOWN = "online", "silent", "offline", "not-known", "unknown"
+CONDITIONS = (ONLINE, SILENT, OFFLINE, NOT_KNOWN, UNKNOWN)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LineState:
+    """How the line to the broker is now; a value, so that other threads may read it.
+
+    Attributes:
+        address: Of the broker, without a login; "" where nobody said it.
+        is_connected: Whether there is a connection.
+        hears: Whether what devices say arrives.
+        since_ms: Wall clock since when it hears, or does not; 0: since this coordinator began.
+        troubles: What is wrong, in words.
+    """
+
+    address: str = ""
+    is_connected: bool = False
+    hears: bool = False
+    since_ms: int = 0
+    troubles: tuple[str, ...] = ()
+
+    @property
+    def says(self) -> str:
+        """For people who look at devices or ask for something: since when none is heard, and why; else ""."""
+        if self.hears:
+            return ""
+        at = f"{datetime.fromtimestamp(self.since_ms / 1000, UTC):%H:%M:%S} UTC" if self.since_ms else "it began"
+        why = f": {'; '.join(self.troubles)}" if self.troubles else ""
+        return f"the coordinator hears no device since {at}{why}"
+
+    def condition(self, device: Device, now_ms: int) -> str:
+        """How a device is, of `CONDITIONS`: by its own word, and only as far as that word can still be right."""
+        if not device.born:
+            return UNKNOWN
+        was_heard = 0 < self.since_ms <= device.last_seen_ms  # by this coordinator, or by another one of several
+        if not was_heard and not self.hears:
+            return NOT_KNOWN
+        if not device.online:
+            return OFFLINE
+        if not device.is_there(now_ms):
+            return SILENT
+        return ONLINE if was_heard else NOT_KNOWN
+
+
 class Line:
     """The coordinator's own connection, as its operator wants to know it.
 
     Args:
         fleet: Its id.
         name: Of the coordinator.
+        address: Of the broker, without a login.
+
+    Attributes:
+        state: As it is now.
     """
 
-    def __init__(self, fleet: str, name: str) -> None:
+    def __init__(self, fleet: str, name: str, address: str = "") -> None:
         root = f"{topics.ROOT}/{fleet}/+"
         self._ways: dict[Way, str] = {way: topics.coordinator_probe(fleet, way, name) for way in _WHY}
         self._words = {"up": f"{root}/up/#", "dn": f"{root}/dn/#"}
         self._due_s: dict[Way, float] = dict.fromkeys(_WHY, math.inf)
         self._silent: dict[Way, str] = {}
         self._refused: dict[str, str] = {}
-        self._lost = ""
+        self._lost, self._connected_ms = "", 0
+        self.state = LineState(address=address)
 
     @property
     def troubles(self) -> list[str]:
         """What is wrong now."""
-        return [*filter(None, [self._lost]), *self._refused.values(), *self._silent.values()]
+        return list(self.state.troubles)
+
+    def _changed(self, *, is_connected: bool, since_ms: int) -> None:
+        """Say anew how it is; `since_ms` is taken where that begins now."""
+        before, hears = self.state, is_connected and "up" not in self._silent
+        self.state = LineState(
+            address=before.address,
+            is_connected=is_connected,
+            hears=hears,
+            since_ms=since_ms if hears != before.hears else before.since_ms,
+            troubles=(*filter(None, [self._lost]), *self._refused.values(), *self._silent.values()),
+        )
 
     @property
     def next_deadline_s(self) -> float:
         """Call `poll` at this time at the latest."""
         return min(self._due_s.values())
 
-    def connected(self, now_s: float) -> list[Publish]:
+    def connected(self, now: Now) -> list[Publish]:
         """A connection begins: what to say to hear oneself."""
         self._lost = ""
         self._refused.clear()
         self._silent.clear()
-        self._due_s = dict.fromkeys(self._ways, now_s + SILENCE_S)
+        self._due_s = dict.fromkeys(self._ways, now.s + SILENCE_S)
+        self._connected_ms = now.wall_ms
+        self._changed(is_connected=True, since_ms=now.wall_ms)
         return [Publish(topic=topic, payload=b"{}", qos=1) for topic in self._ways.values()]
 
-    def disconnected(self, reason: str) -> None:
-        """It ended."""
-        self._lost = f"no connection: {reason}"
+    def disconnected(self, reason: str, now: Now) -> None:
+        """It ended, or did not come about."""
+        address = self.state.address
+        where = f" to the broker {address}" if address and address not in reason else ""
+        self._lost = f"no connection{where}: {reason}"
         self._due_s = dict.fromkeys(self._ways, math.inf)
+        self._changed(is_connected=False, since_ms=now.wall_ms)
 
     def refused(self, event: Refused) -> str:
         """The broker did not take something: that in words; "" for what is asked for this test only."""
@@ -82,6 +153,7 @@ class Line:
         text = f"the broker refuses {what} {event.topic}: {event.reason}; look at its access rules and limits"
         if len(self._refused) < MAX_REFUSED:
             self._refused[f"{event.action} {event.topic}"] = text
+            self._changed(is_connected=self.state.is_connected, since_ms=self._connected_ms)
         return text
 
     def heard(self, topic: str) -> bool:
@@ -105,7 +177,8 @@ class Line:
 
     def _works(self, way: Way) -> None:
         self._due_s[way] = math.inf
-        self._silent.pop(way, None)
+        if self._silent.pop(way, None) is not None:
+            self._changed(is_connected=self.state.is_connected, since_ms=self._connected_ms)
 
     def poll(self, now_s: float) -> Sequence[str]:
         """What is to be told by now."""
@@ -113,5 +186,6 @@ class Line:
             if now_s >= due_s:
                 self._due_s[way] = math.inf
                 self._silent[way] = _WHY[way].format(probe=self._ways[way], **self._words)
+                self._changed(is_connected=self.state.is_connected, since_ms=self._connected_ms)
                 return [self._silent[way], *self.poll(now_s)]
         return []

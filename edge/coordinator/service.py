@@ -249,7 +249,10 @@ class CoordinatorService:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._stop())
         sys.setswitchinterval(SWITCH_S)
-        api = build_api(self._store, self._submit, self._config.fleet, token, self.core.signing, clock=now)
+        line = self.core.dialogue.line
+        api = build_api(
+            self._store, self._submit, self._config.fleet, token, self.core.signing, clock=now, line=lambda: line.state
+        )
         certificate, key = (None, None) if tls is None else tls
         options = uvicorn.Config(
             api, log_config=None, log_level="warning", lifespan="off", ssl_certfile=certificate, ssl_keyfile=key

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -43,6 +43,7 @@ class Served:
     url: str
     broker: str
     bundle: Path
+    stop_broker: Callable[[], object]
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,7 @@ def served(tmp_path_factory: pytest.TempPathFactory, digits_bundle: Path, proces
             process = subprocess.Popen(line, stdout=log, stderr=log)
         url = f"http://127.0.0.1:{port}"
         processes.wait_for("the coordinator", lambda: answers(url))
-        yield Served(url, broker.url, digits_bundle)
+        yield Served(url, broker.url, digits_bundle, broker.stop)
         process.send_signal(signal.SIGTERM)
         process.wait(20)
 
@@ -171,3 +172,22 @@ def test_pages_may_run_nothing_but_their_own_script(served: Served) -> None:
     assert " style=" not in html
     assert " onclick=" not in html
     assert "<script>window" not in html
+
+
+@needs_browser
+def test_a_broker_that_is_gone_is_named_on_a_page_that_is_open_and_nothing_is_called_live(
+    browser: Any, served: Served
+) -> None:  # the last one here: the broker does not come back
+    watched = Watched(browser, served, **PHONE)
+    watched.open(f"{served.url}/rollouts")
+    served.stop_broker()
+    watched.tab.wait_for_selector("#line.is-deaf")
+    assert served.broker in watched.tab.inner_text("#live_line")
+    watched.check()
+    watched.tab.goto(served.url)
+    watched.tab.wait_for_selector("#line.is-deaf")
+    assert "not known" in watched.tab.inner_text("#live_states")
+    assert "online" not in watched.tab.inner_text("#live_states")
+    assert served.broker in watched.tab.inner_text("#live_wishes")
+    watched.check()
+    watched.tab.context.close()

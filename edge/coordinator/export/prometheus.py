@@ -15,7 +15,7 @@ from prometheus_client.registry import Collector
 
 from edge import __version__
 from edge.contract.clock import Now
-from edge.coordinator.pages.fleet_view import condition
+from edge.coordinator.line import LineState
 from edge.coordinator.records import Model
 from edge.coordinator.rollout.states import TargetState
 from edge.coordinator.store.store import Store
@@ -29,16 +29,16 @@ _STATES = frozenset(map(str, (*TargetState, "idle", "fetching", "verified", "hel
 _MIN_LABELS, _QUANTILES = 20, (0.1, 0.5, 0.9)
 
 
-def metrics(store: Store, fleet: str, now: Now) -> bytes:
+def metrics(store: Store, fleet: str, line: LineState, now: Now) -> bytes:
     """All of them, in Prometheus' text format."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Fleet(store, fleet, now))
+    registry.register(_Fleet(store, fleet, line, now))
     return generate_latest(registry)
 
 
 class _Fleet(Collector):
-    def __init__(self, store: Store, fleet: str, now: Now) -> None:
-        self._store, self._fleet, self._now = store, fleet, now
+    def __init__(self, store: Store, fleet: str, line: LineState, now: Now) -> None:
+        self._store, self._fleet, self._line, self._now = store, fleet, line, now
 
     def collect(self) -> Iterator[Metric]:
         """All numbers, of one moment."""
@@ -52,7 +52,9 @@ class _Fleet(Collector):
             highest = self._store.releases.highest()
             alerts = self._store.alerts.open()
         yield _gauge("build_info", "Version of the coordinator.", ("fleet", "version"), {(self._fleet, __version__): 1})
-        by_state = Counter(condition(each, self._now) for each in devices)
+        hears = float(self._line.hears)
+        yield _gauge("broker_line", "Whether what devices say arrives at the coordinator.", (), {(): hears})
+        by_state = Counter(self._line.condition(each, self._now.wall_ms) for each in devices)
         yield _gauge("devices", "Devices by what was heard of them.", ("state",), _keyed(by_state))
         admissions = Counter(each.admission for each in devices)
         yield _gauge("devices_admission", "Devices by whether they may.", ("admission",), _keyed(admissions))

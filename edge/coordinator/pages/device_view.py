@@ -8,8 +8,8 @@ from typing import Any
 from edge.channel.messages import EXPERTS
 from edge.contract.clock import Now
 from edge.contract.errors import RolloutError
+from edge.coordinator.line import LineState
 from edge.coordinator.pages.charts import Chart, Frame, Point, Series, chart
-from edge.coordinator.pages.fleet_view import condition
 from edge.coordinator.pages.learning_view import by_share
 from edge.coordinator.pages.texts import text
 from edge.coordinator.records import LoggedEvent, Model, TelemetryEntry
@@ -39,7 +39,9 @@ _OF_THE_DEVICE = (
 )
 
 
-def device(store: Store, name: str, span: str, standing: Sequence[Mapping[str, Any]], now: Now) -> dict[str, Any]:
+def device(
+    store: Store, name: str, span: str, standing: Sequence[Mapping[str, Any]], line: LineState, now: Now
+) -> dict[str, Any]:
     """All that the page shows.
 
     Args:
@@ -47,6 +49,7 @@ def device(store: Store, name: str, span: str, standing: Sequence[Mapping[str, A
         name: Of the device.
         span: Of `SPANS`.
         standing: By model the release that it should run, see `Releases.standing`.
+        line: To the broker.
         now: The time.
 
     Raises:
@@ -86,7 +89,7 @@ def device(store: Store, name: str, span: str, standing: Sequence[Mapping[str, A
     ]
     return {
         "device": known.device,
-        "condition": condition(known.device, now),
+        "condition": line.condition(known.device, now.wall_ms),
         "tags": tags,
         "models": models,
         "charts": _charts(_OF_THE_DEVICE, points, None, frame, ()),

@@ -9,6 +9,7 @@ from typing import Any
 
 from edge.contract.clock import Now
 from edge.contract.digest import short
+from edge.coordinator.line import CONDITIONS, ONLINE, LineState
 from edge.coordinator.pages.charts import shares
 from edge.coordinator.pages.texts import text
 from edge.coordinator.records import Device, Model
@@ -17,9 +18,6 @@ from edge.coordinator.store.store import Store
 from edge.coordinator.turns import PAUSED, in_need
 
 PAGE = 50
-# Conditions of a device, the best first; a style each.
-ONLINE, SILENT, OFFLINE, UNKNOWN = "online", "silent", "offline", "unknown"
-CONDITIONS = (ONLINE, SILENT, OFFLINE, UNKNOWN)
 # States of a slot that a person should look at.
 TROUBLED = frozenset({"failed", "refused", "rolled-back", "held"})
 # Events of the last day that say that something does not work.
@@ -50,24 +48,15 @@ class FleetQuery:
     page: int = 1
 
 
-def condition(device: Device, now: Now) -> str:
-    """How a device is, by what was heard of it."""
-    if not device.born:
-        return UNKNOWN
-    if not device.online:
-        return OFFLINE
-    return ONLINE if device.is_there(now.wall_ms) else SILENT
-
-
-def fleet(store: Store, query: FleetQuery, now: Now) -> dict[str, Any]:
+def fleet(store: Store, query: FleetQuery, line: LineState, now: Now) -> dict[str, Any]:
     """All that the page shows."""
     with store.transaction():
         devices, tags = store.devices.all(), store.devices.tags()
         models = _by_device(store.devices.models())
         releases = {each.counter: each for each in store.releases.all()}
         names = {each.identity: each.name for each in store.releases.bundles() if each.identity}
-        wishes = _wishes(store, devices, models, now)
-    is_now = {device.id: condition(device, now) for device in devices}
+        wishes = _wishes(store, devices, models, line, now)
+    is_now = {device.id: line.condition(device, now.wall_ms) for device in devices}
     counts = Counter(is_now.values())
     keys = sorted({key for of_device in tags.values() for key in of_device})
     chosen = [each for each in devices if _is_meant(each, is_now[each.id], tags.get(each.id, {}), query)]
@@ -83,7 +72,7 @@ def fleet(store: Store, query: FleetQuery, now: Now) -> dict[str, Any]:
         for device in chosen[(page - 1) * PAGE : page * PAGE]
     ]
     return {
-        "counts": [(each, counts[each]) for each in CONDITIONS if counts[each] or each == ONLINE],
+        "counts": [(each, counts[each]) for each in CONDITIONS if counts[each] or (each == ONLINE and line.hears)],
         "shares": shares([(each, counts[each]) for each in CONDITIONS], text("fleet.shares")),
         "total": len(devices),
         "wishes": wishes,
@@ -152,9 +141,11 @@ def _map(
     return [{"value": value, "cells": cells} for value, cells in sorted(groups.items())]
 
 
-def _wishes(store: Store, devices: Sequence[Device], models: Mapping[str, Sequence[Model]], now: Now) -> list[Wish]:
+def _wishes(
+    store: Store, devices: Sequence[Device], models: Mapping[str, Sequence[Model]], line: LineState, now: Now
+) -> list[Wish]:
     """What waits for a person, the most pressing first."""
-    found = []
+    found = [Wish("line", line.address or text("line.broker"), each, "") for each in line.troubles]
     if why := store.rollouts.setting(PAUSED):
         found.append(Wish("paused-all", "", why, "/rollouts"))
     told = [each for each in store.alerts.open() if not each.acknowledged_ms and each.silenced_ms <= now.wall_ms]

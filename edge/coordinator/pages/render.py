@@ -15,6 +15,7 @@ from edge.coordinator.pages.texts import has, text
 
 # Blocks of a template that are sent again when they change; each is alone in the element of this id.
 _LIVE = "live_"
+_EVERY_PAGE = "base.html"
 
 
 def _time(ms: int) -> Markup:
@@ -58,6 +59,8 @@ def whole(template: str, values: Mapping[str, Any]) -> str:
 
 def fragments(template: str, values: Mapping[str, Any]) -> dict[str, str]:
     """The parts of a page that are sent again when they change, by the id of the element that holds each."""
-    found = _ENVIRONMENT.get_template(template)
-    context = found.new_context(dict(values))
-    return {name: "".join(block(context)) for name, block in found.blocks.items() if name.startswith(_LIVE)}
+    made: dict[str, str] = {}
+    for found in (_ENVIRONMENT.get_template(_EVERY_PAGE), _ENVIRONMENT.get_template(template)):
+        context = found.new_context(dict(values))
+        made |= {name: "".join(block(context)) for name, block in found.blocks.items() if name.startswith(_LIVE)}
+    return made

@@ -19,6 +19,7 @@ from edge.coordinator.access_api import ANYBODY, Refused, RowNumber, signed_in
 from edge.coordinator.alerts.rules import AlertRules
 from edge.coordinator.core import CoordinatorCore
 from edge.coordinator.export import prometheus
+from edge.coordinator.line import LineState
 from edge.coordinator.pages import (
     alert_view,
     device_view,
@@ -64,6 +65,7 @@ class Pages:
         signing: Proves to devices what they are told; None in a fleet without keys.
         clock: The time.
         live: Who follows pages.
+        line: How the line to the broker is now.
     """
 
     store: Store
@@ -72,6 +74,7 @@ class Pages:
     signing: Signing | None
     clock: Callable[[], Now]
     live: Live
+    line: Callable[[], LineState]
 
     async def answer(self, request: Request, template: str, view: View) -> Response:
         """A page, or what changes in it from now on."""
@@ -113,6 +116,7 @@ class Pages:
             "can": identity.role >= Role.OPERATOR,
             "form_token": getattr(request.state, "form_token", ""),
             "now_ms": self.clock().wall_ms,
+            "line": self.line(),
         }
 
     def refusal(self, request: Request, status: int, why: str) -> Response:
@@ -149,14 +153,16 @@ def add_pages(api: FastAPI, pages: Pages) -> None:
         page: Annotated[int, Query(ge=1, le=100_000)] = 1,
     ) -> Response:
         query = fleet_view.FleetQuery(q=q, condition=condition, by=by, page=page)
-        return await pages.answer(request, "fleet.html", lambda: fleet_view.fleet(pages.store, query, pages.clock()))
+        return await pages.answer(
+            request, "fleet.html", lambda: fleet_view.fleet(pages.store, query, pages.line(), pages.clock())
+        )
 
     @get("/devices/{name}")
     async def device(request: Request, name: str, span: Literal["hour", "day", "month"] = "hour") -> Response:
         return await pages.answer(
             request,
             "device.html",
-            lambda: device_view.device(pages.store, name, span, pages.standing(name), pages.clock()),
+            lambda: device_view.device(pages.store, name, span, pages.standing(name), pages.line(), pages.clock()),
         )
 
     @get("/rollouts")
@@ -206,7 +212,9 @@ def add_pages(api: FastAPI, pages: Pages) -> None:
 
     @get("/metrics")
     def metrics() -> Response:
-        return Response(prometheus.metrics(pages.store, pages.fleet, pages.clock()), media_type=prometheus.TYPE)
+        return Response(
+            prometheus.metrics(pages.store, pages.fleet, pages.line(), pages.clock()), media_type=prometheus.TYPE
+        )
 
     @get("/favicon.ico")
     async def icon() -> Response:

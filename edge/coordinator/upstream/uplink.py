@@ -43,6 +43,7 @@ from edge.contract.errors import ChannelError
 from edge.contract.names import level_of
 from edge.coordinator.config import SiteConfig
 from edge.coordinator.core import CoordinatorCore
+from edge.coordinator.line import ONLINE
 from edge.coordinator.sites import LEAVE
 from edge.coordinator.store.store import Store
 from edge.coordinator.upstream.arriving import Arriving
@@ -383,7 +384,8 @@ class Uplink:
 
     def _tell_numbers(self, now: Now) -> None:
         devices = self._store.devices.all()
-        there = sum(device.is_there(now.wall_ms) for device in devices)
+        line = self._core.dialogue.line.state
+        there = sum(line.condition(device, now.wall_ms) == ONLINE for device in devices)
         for served in self._served():
             self._telemetry_seq += 1
             head = {"ts": now.wall_ms, "seq": self._telemetry_seq, "boot": self._boot, "state_id": self._state_id}

@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
+from edge.channel.transport import Connected
 from edge.contract.clock import Now
 from edge.coordinator.api import build_api
 from edge.coordinator.artifacts import ArtifactStore
@@ -38,8 +39,16 @@ def core(
     config = CoordinatorConfig(fleet="lab", name="c", data_dir=tmp_path, auto_merge=False)
     store = Store(tmp_path / "db.sqlite")
     made = CoordinatorCore(config, store, ArtifactStore(tmp_path / "artifacts"))
+    made.transport(Connected(session_present=False, max_packet_bytes=1 << 20), moment)
     made.add_artifact(digits_bundle.read_bytes(), digits_bundle)
-    api = build_api(store, lambda function: function(made, moment), "lab", None, clock=lambda: moment)
+    api = build_api(
+        store,
+        lambda function: function(made, moment),
+        "lab",
+        None,
+        clock=lambda: moment,
+        line=lambda: made.dialogue.line.state,
+    )
 
     class Client:
         def __init__(self, headers: dict[str, str] | None = None, **_: object) -> None:

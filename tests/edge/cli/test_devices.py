@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from edge.channel.messages import Birth, Event, Served
+from edge.channel.transport import Disconnected
 from edge.cli import fleet as cli
 from edge.contract.bundle import Bundle
 from edge.contract.clock import Now
@@ -141,3 +142,29 @@ def test_a_token_that_cannot_be_sent_is_told_as_that_and_not_shown(token: str) -
 def test_an_address_without_a_scheme_is_no_silence_of_a_coordinator() -> None:
     with pytest.raises(ConfigError, match="'fleet:8470' is not an address"):
         cli.Coordinator("fleet:8470", None)
+
+
+def test_while_no_device_is_heard_every_command_says_so_and_what_it_asked_for_waits(
+    core: CoordinatorCore, digits_bundle: Path, moment: Now
+) -> None:
+    backbone = Bundle.open(digits_bundle).manifest.backbone_digest
+    born(core, "gate", {"digits": backbone})
+    runner = CliRunner()
+    assert runner.invoke(cli.fleet, ["devices"]).stderr == ""
+    core.transport(Disconnected(reason="connection refused by mqtt://b:1883"), Now(moment.s, moment.wall_ms + 1000))
+    for words, waits in (
+        (["devices"], False),
+        (["device", "show", "gate"], False),
+        (["merge"], True),
+        (["push", str(digits_bundle), "--all-at-once"], True),
+        (["pause-all", "--reason", "storm"], True),
+    ):
+        told = runner.invoke(cli.fleet, words)
+        assert told.exit_code == 0, told.output
+        assert "hears no device since" in told.stderr
+        assert "connection refused by mqtt://b:1883" in told.stderr
+        assert ("devices are told once there is a line" in told.stderr) == waits, words
+    assert "not known" in runner.invoke(cli.fleet, ["device", "show", "gate"]).stdout
+    status = runner.invoke(cli.fleet, ["status"])
+    assert status.exit_code == 1
+    assert "broker: not connected since" in status.stdout

@@ -36,7 +36,14 @@ def moment() -> Now:
 @pytest.fixture
 def served(core: CoordinatorCore, moment: Now) -> Iterator[str]:
     """The coordinator's HTTP API on a real port."""
-    api = build_api(core._store, lambda function: function(core, moment), "lab", None, clock=lambda: moment)
+    api = build_api(
+        core._store,
+        lambda function: function(core, moment),
+        "lab",
+        None,
+        clock=lambda: moment,
+        line=lambda: core.dialogue.line.state,
+    )
     server = uvicorn.Server(uvicorn.Config(api, host="127.0.0.1", port=0, log_level="warning", lifespan="off"))
     thread = threading.Thread(target=server.run)
     thread.start()

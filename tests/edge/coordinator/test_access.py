@@ -51,8 +51,9 @@ class Web:
         config = CoordinatorConfig(fleet="lab", name="c", data_dir=folder, auto_merge=False)
         self.core = CoordinatorCore(config, self.store, ArtifactStore(folder / "artifacts"))
         self.app: FastAPI = build_api(
-            self.store, lambda function: function(self.core, self.now), "lab", fixed, clock=lambda: self.now
-        )
+            self.store, lambda function: function(self.core, self.now), "lab", fixed, clock=lambda: self.now,
+            line=lambda: self.core.dialogue.line.state,
+        )  # fmt: skip
 
     def ask(self, method: str, path: str, token: str | None = None, **arguments: Any) -> httpx.Response:
         headers = {"authorization": f"Bearer {token}"} if token else {}

@@ -8,15 +8,21 @@ from pathlib import Path
 from edge.channel import topics
 from edge.channel.messages import Reply, Request
 from edge.channel.transport import Received, Refused
+from edge.contract.clock import Now
 from edge.coordinator.line import SILENCE_S, Line
+from edge.coordinator.records import Device
 from tests.support.fleet import SimulatedFleet
 
 UP, DN = "edge/v1/lab/_c/up/probe/coordinator", "edge/v1/lab/_c/dn/probe/coordinator"
 
 
+def at(s: float) -> Now:
+    return Now(s, 1_000_000 + int(1000 * s))
+
+
 def test_what_does_not_come_back_is_told_unless_a_device_shows_that_it_works() -> None:
     line = Line("lab", "coordinator")
-    assert [each.topic for each in line.connected(0.0)] == [UP, DN]
+    assert [each.topic for each in line.connected(at(0.0))] == [UP, DN]
     assert line.poll(SILENCE_S - 1) == []
     up, dn = line.poll(SILENCE_S)
     assert "edge/v1/lab/+/up/#" in up
@@ -31,7 +37,7 @@ def test_what_does_not_come_back_is_told_unless_a_device_shows_that_it_works() -
     assert line.troubles == [dn], "it may ask that of itself"
     line.said(Reply(id="c", rc=0, detail="", out={}))
     assert line.troubles == []
-    line.connected(100.0)
+    line.connected(at(100.0))
     assert line.heard(UP)
     assert line.heard(DN)
     assert line.poll(1e6) == []
@@ -39,14 +45,40 @@ def test_what_does_not_come_back_is_told_unless_a_device_shows_that_it_works() -
 
 def test_refusals_and_a_lost_connection_are_trouble_until_the_next_one() -> None:
     line = Line("lab", "coordinator")
-    line.connected(0.0)
+    line.connected(at(0.0))
     assert line.refused(Refused(action="subscribe", topic="edge/v1/lab/_c/dn/#", reason="Not authorized")) == ""
     said = line.refused(Refused(action="publish", topic="edge/v1/lab/pi/dn/cmd", reason="Not authorized"))
-    line.disconnected("cut off")
+    line.disconnected("cut off", at(0.5))
     assert line.troubles == ["no connection: cut off", said]
     assert line.poll(1e6) == []
-    line.connected(1.0)
+    line.connected(at(1.0))
     assert line.troubles == []
+
+
+def test_how_a_device_is_is_said_only_as_far_as_it_can_be_known() -> None:
+    line = Line("lab", "coordinator", "mqtt://broker:1883")
+
+    def seen(s: float, **fields: bool) -> str:
+        device = Device(
+            id="pi", **{"online": True, "born": True, "telemetry_s": 10.0, "last_seen_ms": at(s).wall_ms, **fields}
+        )
+        return line.state.condition(device, at(60.0).wall_ms)
+
+    assert (seen(50.0), seen(50.0, online=False), seen(50.0, born=False)) == ("not-known", "not-known", "unknown")
+    assert "since it began" in line.state.says
+    line.connected(at(40.0))
+    assert (seen(50.0), seen(50.0, online=False), seen(20.0, online=False)) == ("online", "offline", "offline")
+    assert seen(35.0) == "not-known", "it said so before the line was there, and may be gone"
+    assert (seen(20.0), line.state.says) == ("silent", "")
+    line.disconnected("connection refused", at(55.0))
+    line.disconnected("no answer from mqtt://broker:1883", at(57.0))
+    assert (seen(50.0), seen(50.0, online=False)) == ("not-known", "not-known")
+    assert seen(56.0) == "online", "another coordinator of this fleet hears it"
+    assert line.state.since_ms == at(55.0).wall_ms, "since it was lost, not since the newest try"
+    assert line.troubles == ["no connection: no answer from mqtt://broker:1883"]
+    line.connected(at(58.0))
+    line.poll(58.0 + SILENCE_S)
+    assert (line.state.is_connected, line.state.hears, seen(50.0)) == (True, False, "not-known")
 
 
 def test_a_broker_that_denies_without_a_word_is_an_event_and_one_that_grants_is_none(

@@ -103,10 +103,12 @@ def test_it_goes_out_after_whatever_a_person_makes_of_the_rollout(new: NewFleet,
     learner.learn(*fleet.devices)
     fleet.pass_time(7200, 3600)
     assert (fleet.state(going), learner.merges()) == ("paused", [])
-    wishes = [wish.kind for wish in fleet_page(fleet.store, FleetQuery(), fleet.now)["wishes"]]
+    wishes = [
+        wish.kind for wish in fleet_page(fleet.store, FleetQuery(), fleet.core.dialogue.line.state, fleet.now)["wishes"]
+    ]
     assert "merge-waits" not in wishes
     fleet.pass_time(DAY_S, DAY_S / 4)
-    found = fleet_page(fleet.store, FleetQuery(), fleet.now)["wishes"]
+    found = fleet_page(fleet.store, FleetQuery(), fleet.core.dialogue.line.state, fleet.now)["wishes"]
     assert [(w.subject, w.why) for w in found if w.kind == "merge-waits"] == [(str(going), "paused: looks odd")]
     fleet.core.rollouts.order(going, RolloutEvent(end), "ann", "seen", fleet.now)
     if end == "resume":
@@ -140,7 +142,9 @@ def test_a_draft_is_not_overtaken_before_others_have_approved_it(new: NewFleet) 
     learner.learn(*fleet.devices)
     fleet.pass_time(2 * DAY_S, DAY_S / 4)
     assert learner.merges() == []
-    wishes = [wish.kind for wish in fleet_page(fleet.store, FleetQuery(), fleet.now)["wishes"]]
+    wishes = [
+        wish.kind for wish in fleet_page(fleet.store, FleetQuery(), fleet.core.dialogue.line.state, fleet.now)["wishes"]
+    ]
     assert "merge-waits" in wishes
     fleet.core.rollouts.approve(draft, "ben", "read it", fleet.now)
     fleet.pass_time(120, 10)

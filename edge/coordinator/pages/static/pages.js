@@ -15,6 +15,13 @@ function age(root) {
   for (const each of root.querySelectorAll("time[data-ms]")) each.textContent = ago(Number(each.dataset.ms));
 }
 
+// Live is what is followed while the coordinator itself hears the devices.
+function say(isFollowed) {
+  const isDeaf = document.querySelector("[data-deaf]:not(#line)") !== null;
+  line.textContent = isFollowed ? (isDeaf ? line.dataset.deaf : line.dataset.live) : line.dataset.lost;
+  line.className = isFollowed ? (isDeaf ? "is-deaf" : "is-live") : "is-lost";
+}
+
 function replace(id, html) {
   const place = document.getElementById(id);
   if (!place) return;
@@ -45,15 +52,15 @@ let source = null;
 function follow() {
   if (source) source.close();
   source = new EventSource(location.href);
-  source.onopen = () => { line.textContent = line.dataset.live; line.className = "is-live"; };
+  source.onopen = () => say(true);
   source.onerror = () => {
-    line.textContent = line.dataset.lost;
-    line.className = "is-lost";
+    say(false);
     // The browser tries again by itself, unless it was refused.
     if (source.readyState === EventSource.CLOSED) setTimeout(() => { if (!document.hidden) follow(); }, 5000);
   };
   source.onmessage = (event) => {
     for (const [id, html] of Object.entries(JSON.parse(event.data))) replace(id, html);
+    say(true);
     document.documentElement.dataset.updated = String(Date.now());
   };
 }

@@ -12,11 +12,13 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from edge.contract.clock import Now
 from edge.coordinator.export import prometheus
+from edge.coordinator.line import LineState
 from edge.coordinator.records import Alert, Device, KnownDevice, Model
 from edge.coordinator.store.store import Store
 
 NOW = Now(1000.0, 1_800_000_000_000)
 ROOT = Path(__file__).parents[4]
+LINE = LineState(is_connected=True, hears=True, since_ms=1)
 Found = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 
@@ -28,7 +30,7 @@ def kept(tmp_path: Path) -> Iterator[Store]:
 
 
 def asked(store: Store) -> Found:
-    text = prometheus.metrics(store, "lab", NOW).decode()
+    text = prometheus.metrics(store, "lab", LINE, NOW).decode()
     samples = [each for family in text_string_to_metric_families(text) for each in family.samples]
     return {(each.name, frozenset(each.labels.items())): each.value for each in samples}
 
@@ -40,7 +42,9 @@ def of(found: Found, name: str, **labels: str) -> float | None:
 def add(store: Store, i: int, **fields: object) -> None:
     name = f"d{i}"
     known = {"agent": "1", "model": "digits", "state": "active", "online": True, "right": 0.9, "labels": 40, **fields}
-    device = Device(id=name, online=bool(known["online"]), born=True, agent_version=str(known["agent"]))
+    device = Device(
+        id=name, online=bool(known["online"]), born=True, last_seen_ms=NOW.wall_ms, agent_version=str(known["agent"])
+    )
     model = Model(
         device=name, model=str(known["model"]), state=str(known["state"]), samples=10,
         experts={"own": [0.2, 0.1, 40], "merge": [0.8, float(str(known["right"])), float(str(known["labels"]))]},
@@ -56,6 +60,7 @@ def test_numbers_are_of_the_whole_fleet(kept: Store) -> None:
     found = asked(kept)
     assert (of(found, "devices", state="online"), of(found, "devices", state="offline")) == (7, 3)
     assert of(found, "slots", model="digits", state="active") == 10
+    assert of(found, "broker_line") == 1
     assert of(found, "labels_learned", model="digits") == 100
     # The first has too few labels to say anything.
     assert of(found, "head_right_ratio", model="digits", quantile="0.5") == pytest.approx(0.75)
@@ -77,7 +82,7 @@ def test_devices_cannot_make_time_series_without_end(kept: Store) -> None:
 
 def test_the_dashboard_for_grafana_asks_for_metrics_that_there_are(kept: Store) -> None:
     add(kept, 1)
-    text = prometheus.metrics(kept, "lab", NOW).decode()
+    text = prometheus.metrics(kept, "lab", LINE, NOW).decode()
     there = set(re.findall(r"^# TYPE (\w+)", text, flags=re.MULTILINE))
     dashboard = json.loads((ROOT / "examples/grafana/edgeloop.json").read_text())
     asked_for = [each["expr"] for panel in dashboard["panels"] for each in panel["targets"]]
