@@ -30,7 +30,7 @@ from edge.inference.onnx_session import open_onnx
 
 WARM_UP_RUNS = 3
 _TURN_S = 0.004
-# Two halves of the rounds that differ by more than this are not done, up to so many times the budget.
+# Where ratios differ by more than this between two halves of the rounds it goes on, up to so many times the budget.
 SETTLED, _MOST_BUDGETS = 0.02, 6
 _PATIENCE_S = 3.0
 _DIED = "onnxruntime ended the process that ran it"
@@ -101,9 +101,9 @@ class Comparison:
     """Latencies that can be compared.
 
     Attributes:
-        latencies_ms: For each model the lower quartile of the times of a run in its best round: of the few runs of a
-            slow model, one that nothing else interrupted.
-        spread: Largest part by which the best of a model's even and odd rounds differ: what this machine did besides.
+        latencies_ms: For each model the time of a run: that of the first, and of each other one the median of its
+            ratios to the first in the same round. A core that is shared runs at two speeds, and changes between them.
+        spread: Largest part by which these ratios differ between even and odd rounds: what this machine did besides.
     """
 
     latencies_ms: tuple[float, ...]
@@ -115,35 +115,42 @@ def compare_here(
 ) -> Comparison:
     """Measure all models in turn, a few milliseconds each, so that noise hits all alike.
 
+    One thread is timed by what it ran, not by what it waited for a core.
+
     Args:
         models: ONNX.
         feeds: For each, one batch of inputs by name.
         threads: Of each session.
-        budget_s: How long to repeat, at least four rounds; up to six times as long where times do not settle.
+        budget_s: How long to repeat, at least four rounds; up to six times as long where ratios do not settle.
 
     Raises:
         BundleError: A model does not load.
     """
     sessions = [open_onnx(model, "the model", threads) for model in models]
-    best = np.full((2, len(sessions)), np.inf)  # of even and of odd rounds
-    begin_s, rounds = time.perf_counter(), 0
+    clock = time.thread_time if threads == 1 else time.perf_counter
+    rounds: list[list[float]] = []  # of each model the lower quartile of its turn, seconds
+    began_s = time.perf_counter()
     while True:
-        for i, (session, arrays) in enumerate(zip(sessions, feeds, strict=True)):
+        rounds.append([])
+        for session, arrays in zip(sessions, feeds, strict=True):
             session.run(None, arrays)  # the one before it emptied the caches
             times: list[float] = []
             turn = time.perf_counter() + _TURN_S
             while not times or time.perf_counter() < turn:
-                begin = time.perf_counter()
+                begin = clock()
                 session.run(None, arrays)
-                times.append(time.perf_counter() - begin)
-            best[rounds % 2, i] = min(best[rounds % 2, i], sorted(times)[len(times) // 4] * 1e3)
-        rounds += 1
-        took_s = time.perf_counter() - begin_s
-        if rounds < 4 or took_s < budget_s:
+                times.append(clock() - begin)
+            rounds[-1].append(sorted(times)[len(times) // 4])
+        took_s = time.perf_counter() - began_s
+        if len(rounds) < 4 or took_s < budget_s:
             continue
-        spread = float((best.max(axis=0) / best.min(axis=0)).max() - 1)
+        found = np.array(rounds)
+        ratios = found / found[:, :1]
+        even, odd = np.median(ratios[::2], axis=0), np.median(ratios[1::2], axis=0)
+        spread = float((np.maximum(even, odd) / np.minimum(even, odd)).max() - 1)
         if spread <= SETTLED or took_s > _MOST_BUDGETS * budget_s:
-            return Comparison(latencies_ms=tuple(best.min(axis=0).tolist()), spread=spread)
+            first_ms = 1e3 * np.quantile(found[:, 0], 0.25)
+            return Comparison(latencies_ms=tuple((first_ms * np.median(ratios, axis=0)).tolist()), spread=spread)
 
 
 def peak_memory_bytes() -> int:
