@@ -16,6 +16,7 @@ from edge.agent import releases
 from edge.agent.fetching import Fetch
 from edge.agent.host import ModelHost
 from edge.agent.on_device_model import OnDeviceModel
+from edge.agent.recognition import Recognition, standing
 from edge.agent.slots import MAX_NUMBER
 from edge.agent.states import SlotEvent, SlotState, transition
 from edge.channel.frames import Frame
@@ -78,6 +79,7 @@ class Deployment:
         # Whether anything spoke for what is in probation before it was live.
         self._was_judged = host.slots.record.judged
         self._replaces = host.slots.record.replaces
+        self._recognition = Recognition(host)
         self._settle_trial()
 
     def _settle_trial(self) -> None:
@@ -343,6 +345,9 @@ class Deployment:
         if not self._waits_for:
             self._go_on(lambda fetch: fetch.poll(now_s))
         self._tell_pairs()
+        if self._recognition.look() and self.state in (SlotState.PROBATION, SlotState.ACTIVE):
+            self._detail = standing(self._host.model)
+            self.report()
         labels = self._host.model.metrics.labels
         if self._held is not None and labels >= self._looked_at + _LOOK_AGAIN:
             self._look_again(self._held)

@@ -33,6 +33,7 @@ from edge.learning.events import (
     HeadOffered,
     HeadReplaced,
     Labelled,
+    MergeRecognized,
     RolledBack,
 )
 from edge.learning.exchange import HeadRelease
@@ -46,6 +47,7 @@ _FITS = (None, False, True)
 _F4, _I8 = np.dtype("<f4"), np.dtype("<i8")
 _KINDS: tuple[type, ...] = (Labelled, Contributed, ClassAdded, HeadOffered, HeadReplaced, Confirmed, RolledBack)
 _TOGETHER = len(_KINDS)  # labels that came together
+_RECOGNIZED = _TOGETHER + 1  # numbers stay what they are: old journals are read
 
 
 class Journal:
@@ -158,8 +160,11 @@ def _checksum(kind_and_body: bytes, length: int) -> int:
 
 def _encode(event: Event) -> bytes:
     body = _body(event)
-    is_together = type(event) is Labelled and len(event) > 1
-    rest = bytes((_TOGETHER if is_together else _KINDS.index(type(event)), 0, 0, 0)) + body
+    if type(event) is Labelled and len(event) > 1:
+        number = _TOGETHER
+    else:
+        number = _RECOGNIZED if type(event) is MergeRecognized else _KINDS.index(type(event))
+    rest = bytes((number, 0, 0, 0)) + body
     return _HEAD.pack(MARK, len(body), _checksum(rest, len(body)), rest[0]) + body
 
 
@@ -181,6 +186,8 @@ def _body(event: Event) -> bytes:
             return _HEAD_EVENT.pack(counter, _FITS.index(fits)) + release.encode()
         case HeadReplaced(release=release, counter=counter):
             return _HEAD_EVENT.pack(counter, 0) + release.encode()
+        case MergeRecognized(fits=fits):
+            return bytes((fits,))
         case Confirmed() | RolledBack():
             return b""
 
@@ -191,6 +198,8 @@ def _decode(record: bytes) -> Event:
     if number == _TOGETHER:
         n, d, k = _LABELS.unpack_from(body)
         return _labelled(body, _LABELS.size + 8 * n, n, d, k, np.frombuffer(body, "<f4", 2 * n, _LABELS.size))
+    if number == _RECOGNIZED:
+        return MergeRecognized(struct.unpack("<?", body)[0])
     if number >= len(_KINDS):
         raise ValueError(f"there is no event of the kind {number}")
     kind = _KINDS[number]

@@ -16,6 +16,7 @@ from edge.agent.deployment import Deployment
 from edge.agent.hard_samples import HardSamples
 from edge.agent.host import ModelHost
 from edge.agent.letters import letter
+from edge.agent.recognition import standing
 from edge.agent.replies import MOST_RECENT, Replies
 from edge.agent.served_model import check_name
 from edge.agent.states import SlotState
@@ -216,6 +217,7 @@ class ModelCore:
             "waiting_for": self._allowance.waiting_for if model.waiting else "",
             "release": self._host.slots.record.release,
             "state": str(self.deployment.state),
+            "merge": standing(model) if model.learns else "",
         }
 
     def telemetry(self, now: Now) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edge.agent.candidates import shipped_statistics
 from edge.agent.on_device_model import OnDeviceModel
+from edge.agent.recognition import fits_here, standing
 from edge.agent.served_model import NO_HEAD
 from edge.agent.shadow import Shadow
 from edge.agent.standing import expert_weights, head_digest
@@ -24,9 +24,8 @@ from edge.inference.onnx_session import golden_inputs
 from edge.learning.arrivals import aligned
 from edge.learning.events import Confirmed, Contributed, HeadOffered, HeadReplaced, RolledBack
 from edge.learning.exchange import HeadRelease, HeadUpdate, is_class_name
-from edge.learning.familiarity import fits
 from edge.learning.learned import Learned, Trial
-from edge.learning.mixture import MERGED, ON_MERGE, PUSHED
+from edge.learning.mixture import PUSHED
 from edge.learning.statistics import HeadStatistics
 from edge.learning.trial import MIN_LABELS, MIN_SAMPLES, Finding, Verdict, compare, judge
 
@@ -35,8 +34,6 @@ __all__ = [
     "judge_taken", "look_at", "roll_back", "take",
 ]  # fmt: skip
 
-# Labels for each class, on average, from which a merge is taken for a picture of a world.
-_LABELS_OF_A_WORLD = 20
 # Samples without labels that heads are compared on.
 _COMPARED = 64
 
@@ -143,7 +140,7 @@ def take(model: OnDeviceModel, offer: Offer, counter: int) -> None:
     """
     before = model.learned
     if offer.competes:
-        model.happen(HeadOffered(offer.release, counter, fits=_fits(model, offer.release)))
+        model.happen(HeadOffered(offer.release, counter, fits=fits_here(model, offer.release)))
     else:
         model.happen(HeadReplaced(offer.release, counter))
         model.metrics.forget_judgements()
@@ -156,29 +153,6 @@ def compared(model: OnDeviceModel) -> Pairs:
     return Pairs() if model.state.shadow is None else model.state.shadow.pairs
 
 
-def _fits(model: OnDeviceModel, release: HeadRelease) -> bool | None:
-    """Whether a merge is a picture of the world that the last samples are of; see `edge.learning.familiarity`."""
-    head, task = model.manifest.head, model.learning.shipped_task
-    assert head is not None
-    shipped = shipped_statistics(model.bundle, task) if task.is_classifier else None
-    if not release.merged or shipped is None:
-        return None
-    n_outputs = len(release.class_names) or task.n_outputs
-    if release.n_samples < _LABELS_OF_A_WORLD * n_outputs:
-        return None
-    recent = model.learned.recent.features(head.features.sample_shape)
-    features = np.concatenate([recent, model.answering.late_features(_COMPARED)])[-_COMPARED:]
-    try:
-        projection = head.project()
-        new = HeadStatistics.from_tensors(release.merged, head.n_statistics, n_outputs, is_classifier=True)
-        if projection is not None:
-            features = projection.features(features)
-        labelled = len(recent) >= MIN_LABELS
-        return fits(features, new, shipped.projected(projection), release.outside, labelled=labelled)
-    except LearningError:
-        return None
-
-
 def judge_taken(model: OnDeviceModel, *, was_judged: bool, labels: int) -> Verdict:
     """Whether a head that was taken in holds up, on what came since.
 
@@ -189,10 +163,10 @@ def judge_taken(model: OnDeviceModel, *, was_judged: bool, labels: int) -> Verdi
     """
     if model.trial is not None:
         return _judge_trial(model, model.trial)
-    mixture = model.learned.mixture
-    names = [name for name in mixture.names if name in (MERGED, PUSHED) or ON_MERGE in name]
-    share = sum(mixture.weight_of(name) for name in names)
-    text = f"it competes, and with what builds on it has {share:.0%} of the say after {labels} labels"
+    text = standing(model)
+    if PUSHED in model.learned.mixture.names:
+        share = model.learned.mixture.weight_of(PUSHED)
+        text = f"it competes, and has {share:.0%} of the say after {labels} labels"
     if was_judged or labels >= MIN_LABELS:
         return Verdict(Finding.GOOD, text)
     return Verdict(Finding.NOT_JUDGED, f"not judged: {text}, {MIN_LABELS} needed")

@@ -124,6 +124,8 @@ def _model_lines(found: Mapping[str, Any], connected: str) -> Iterator[str]:
         if found.get(key):
             yield f"  {title:<9} {found[key]}"
     yield f"  release   {found.get('release', 0)}, {found.get('state', '')}; broker: {connected}"
+    if found.get("merge"):
+        yield f"  merge     {found['merge'].removeprefix('the merge ')}"
 
 
 def _provider(found: Mapping[str, Any]) -> str:

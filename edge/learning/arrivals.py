@@ -75,6 +75,25 @@ def offered(rig: Experts, learned: Learned, event: HeadOffered) -> Learned:
     return replace(offered, mixture=_foreseen(rig, offered))
 
 
+def recognized(rig: Experts, learned: Learned, *, fits: bool) -> Learned:
+    """With a merge of which is known by now whether it is a picture of this world.
+
+    It is believed as if that had been known when it came: what labels have said since stays said.
+    """
+    mixture = learned.mixture
+    if not learned.has_merge or learned.merge_fits is not None:
+        return learned
+    names, labels = mixture.names, int(mixture.joined[mixture.names.index(MERGED)])
+    ratio = start_weights(names, fits, labels) / start_weights(names, None, labels)
+    weights, start = mixture.weights * ratio, mixture.start * ratio
+    mixture = replace(mixture, weights=weights / weights.sum(), start=start / start.sum())
+    learned = replace(learned, mixture=mixture, merge_fits=fits)
+    if fits and mixture.labels < MIN_LABELS:
+        head = Head(rig.parameters(learned, MERGED))
+        learned = replace(rig.with_expert(learned, TRUSTED, head), trusted=MERGED)
+    return learned
+
+
 def _beside_merges(learned: Learned) -> Learned:
     """With what a warm start brought under names of its own: the merge that comes does not take its place.
 

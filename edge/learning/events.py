@@ -85,6 +85,17 @@ class HeadReplaced:
 
 
 @dataclass(frozen=True, slots=True)
+class MergeRecognized:
+    """What was seen since the newest merge came says whose world this is; when it came nobody could tell.
+
+    Attributes:
+        fits: As of `HeadOffered`.
+    """
+
+    fits: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Confirmed:
     """The head on trial stays."""
 
@@ -94,4 +105,4 @@ class RolledBack:
     """The head on trial goes, and what was before it comes back; labels that came meanwhile are learned by that."""
 
 
-Event = Labelled | Contributed | ClassAdded | HeadOffered | HeadReplaced | Confirmed | RolledBack
+Event = Labelled | Contributed | ClassAdded | HeadOffered | HeadReplaced | MergeRecognized | Confirmed | RolledBack

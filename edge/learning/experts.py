@@ -214,6 +214,19 @@ class Experts:
             return found
         return mix.answer(learned.mixture, outputs, self._known(learned), self.task(learned))
 
+    def say_of_merge(self, learned: Learned) -> float:
+        """What a merge and all that builds on it have of the say, from 0 to 1.
+
+        The weights count as far as labels agree with somebody; for the rest the trusted past answers.
+        """
+        mixture = learned.mixture
+        if not self.is_mixture:
+            return 0.0
+        of_merge = sum(mixture.weight_of(name) for name in mixture.names if on_merge(name))
+        credit = mixture.credit(self.task(learned))
+        trusted = mixture.weight_of(TRUSTED) if on_merge(learned.trusted) else 0.0
+        return credit * (of_merge + trusted) + (1.0 - credit) * on_merge(learned.trusted)
+
     def _known(self, learned: Learned) -> Known | None:
         """``(k, n_outputs)`` which class each expert can know; None where all know all.
 

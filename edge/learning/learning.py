@@ -24,6 +24,7 @@ from edge.learning.events import (
     HeadOffered,
     HeadReplaced,
     Labelled,
+    MergeRecognized,
     RolledBack,
 )
 from edge.learning.experts import Experts
@@ -73,6 +74,8 @@ class Learning(Experts):
                 return arrivals.offered(self, learned, event), []
             case HeadReplaced(release=release, counter=counter):
                 return arrivals.replaced(self, learned, release, counter), []
+            case MergeRecognized(fits=is_here):
+                return arrivals.recognized(self, learned, fits=is_here), []
             case Confirmed():
                 return replace(learned, trial=None), []
             case RolledBack():

@@ -558,6 +558,45 @@ def test_merge_of_noise_says_nothing_on_a_device_without_labels(
     assert (model.predict(x).argmax(axis=1) == y).all()
 
 
+def test_a_new_device_believes_a_merge_from_its_first_samples_on_without_any_label(
+    simulate: Simulate, tmp_path: Path, digits_bundle: Path, digits: tuple[np.ndarray, np.ndarray]
+) -> None:
+    """It had seen nothing when the merge came; one of another world, as new, goes on with the shipped head."""
+    x, y = digits
+    turned = np.ascontiguousarray(np.rot90(x, 1, (2, 3)))
+    fleet = simulate(tmp_path, digits_bundle, ["one", "two", "new", "other"], auto_merge=False)
+    fleet.teach("one", turned[:105], y[:105])
+    fleet.teach("two", turned[105:210], y[105:210])
+    fleet.until("contributions", lambda: len(fleet.store.contributions.all()) == 2)
+    assert fleet.coordinator is not None
+    fleet.coordinator.merge_now(fleet.now)
+    new, other = fleet.agents["new"], fleet.agents["other"]
+    fleet.until("taken", lambda: all("merged" in each.host.model.learned.experts for each in (new, other)))
+    assert "does not answer yet: no labels here, and 0 samples were seen" in new.core.status()["merge"]
+    late, right = slice(300, 460), {}
+    for name, images in (("new", turned[late]), ("other", x[late])):
+        agent, answers = fleet.agents[name], []
+        for i, image in enumerate(images):
+            said = agent.core.request({"op": "predict", "id": f"s{i}", "x": image}, fleet.now)
+            answers.append(said["class"] == y[late][i])
+            agent.tick(fleet.now)
+        right[name] = float(np.mean(answers[130:]))
+    shipped = [new.host.model.learning.shipped_answer(features(new, images)) for images in (turned[late], x[late])]
+    blind, known = (float((answer.argmax(axis=1) == y[late])[130:].mean()) for answer in shipped)
+    assert right["new"] > 0.8
+    assert blind < 0.3
+    assert "100% of the say after 0 labels, the samples here look like" in new.core.status()["merge"]
+    assert right["other"] == known
+    assert other.host.model.learned.merge_fits is False
+    fleet.run(30.0)
+    assert "does not answer yet: no labels here, and it is no picture" in fleet.device("other").state_detail
+    assert "100% of the say" in fleet.device("new").state_detail
+    before = new.host.model.predict(turned[late])
+    fleet.crash_agent("new")
+    again = fleet.start_agent("new")
+    assert np.array_equal(again.host.model.predict(turned[late]), before), "it is in the journal"
+
+
 def test_head_that_is_held_is_taken_when_labels_vouch_for_it(
     simulate: Simulate, tmp_path: Path, digits_bundle: Path
 ) -> None:

@@ -27,6 +27,7 @@ from edge.learning.events import (
     HeadOffered,
     HeadReplaced,
     Labelled,
+    MergeRecognized,
     RolledBack,
 )
 from edge.learning.exchange import HeadRelease
@@ -92,7 +93,7 @@ def contribute(state: LearnedState) -> None:
     happen(state, Contributed(LEARNING.n_samples(state.value)))
 
 
-def merge(counter: int) -> Step:
+def merge(counter: int, *, fits: bool | None = True) -> Step:
     """A head with what this device has sent, and a class that it does not know."""
 
     def offer(state: LearnedState) -> None:
@@ -106,7 +107,7 @@ def merge(counter: int) -> Step:
             included={state.value.lineage: sent},
             class_names=state.value.class_names,
         )
-        happen(state, HeadOffered(release, counter, fits=True))
+        happen(state, HeadOffered(release, counter, fits=fits))
 
     return offer
 
@@ -149,9 +150,10 @@ LIFE: tuple[Step, ...] = (
     push(3, "a", "b", "c", "d", "e"),
     learn(12, 4),
     lambda state: happen(state, Confirmed()),
-    merge(4),
+    merge(4, fits=None),
     save,
     learn(13, 4),
+    lambda state: happen(state, MergeRecognized(fits=True)),
     lambda state: state.replace(replace(state.value, temperature=2.0)),
     learn(14, 4),
     lambda state: state.close(),

@@ -20,6 +20,7 @@ from edge.learning.events import (
     HeadOffered,
     HeadReplaced,
     Labelled,
+    MergeRecognized,
     RolledBack,
 )
 from edge.learning.exchange import HeadRelease
@@ -61,7 +62,8 @@ def record(number: int) -> Event:
         Confirmed(),
         label(number),
         RolledBack(),
-    )[number % 8]
+        MergeRecognized(bool(number % 2)),
+    )[number % 9]
 
 
 def plain(value: Any) -> Any:
@@ -99,6 +101,21 @@ def write(path: Path, numbers: range) -> list[int]:
         sizes.append(path.stat().st_size)
     journal.close()
     return sizes
+
+
+def test_every_kind_has_the_number_that_it_always_had(tmp_path: Path) -> None:
+    """Else a journal of before would be read as something else."""
+    one = label(0)
+    two = Labelled(pack(np.ones((2, 3), np.float32)), np.array([0, 1]), np.ones(2, np.float32))
+    head = release(1)
+    kinds = (one, Contributed(1), ClassAdded("a"), HeadOffered(head, 1), HeadReplaced(head, 1), Confirmed())
+    journal, sizes = Journal(tmp_path / "journal"), [0]
+    for event in (*kinds, RolledBack(), two, MergeRecognized(fits=True)):
+        journal.append(event)
+        sizes.append(journal.path.stat().st_size)
+    journal.close()
+    data = journal.path.read_bytes()
+    assert [data[start + 12] for start in sizes[:-1]] == list(range(9))
 
 
 def test_gives_back_what_was_appended_in_order_over_restarts(tmp_path: Path) -> None:

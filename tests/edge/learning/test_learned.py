@@ -25,6 +25,7 @@ from edge.learning.events import (
     HeadOffered,
     HeadReplaced,
     Labelled,
+    MergeRecognized,
     RolledBack,
 )
 from edge.learning.exchange import HeadRelease
@@ -225,7 +226,10 @@ def events() -> list[Event]:
         ClassAdded("f"),
         Labelled(pack(np.full((1, D), 3, np.float32)), np.array([5]), np.ones(1, np.float32)),
         HeadOffered(merge_of(world(5), 200, {"a": 30}, mine), 1, fits=True),
-        *labels(draw(world(5), 10, 12)),
+        HeadOffered(merge_of(world(5), 200, {"a": 30}, mine), 2),
+        *labels(draw(world(5), 5, 12)),
+        MergeRecognized(fits=True),
+        *labels(draw(world(5), 5, 20)),
         HeadReplaced(pushed(garbage()), 2),
         *labels(draw(world(5), 8, 13)),
         RolledBack(),
@@ -393,6 +397,29 @@ def test_a_device_without_labels_takes_a_merge_only_where_its_samples_fit() -> N
     for fits in (False, None):
         learned = after(learning, begun, HeadOffered(release, 1, fits=fits))
         assert right(learning, learned, at_home) == right(learning, begun, at_home)
+
+
+def test_a_merge_that_is_recognized_later_is_believed_as_if_it_had_been_at_once() -> None:
+    learning, test = rules(world(0)), draw(world(5), 400, 3)
+    release, some = merge_of(world(5), 300, {"b": 300}), labels(draw(world(5), 3, 8))
+    begun = learning.begin("a")
+    for fits in (True, False):
+        at_once = after(learning, begun, HeadOffered(release, 1, fits=fits))
+        later = after(learning, begun, HeadOffered(release, 1), MergeRecognized(fits))
+        assert (later.merge_fits, later.trusted) == (fits, at_once.trusted)
+        assert np.allclose(later.mixture.weights, at_once.mixture.weights)
+        assert np.allclose(later.mixture.start, at_once.mixture.start)
+        assert right(learning, later, test) == right(learning, at_once, test)
+        said = learning.say_of_merge(later)
+        assert said == float(fits), "without labels the trusted past answers, whatever the weights"
+        # Labels that came between: what they said stays said, all but what is shared out with each; the trusted past
+        # was another head then.
+        between = after(learning, begun, HeadOffered(release, 1), *some, MergeRecognized(fits)).mixture.weights[1:]
+        before = after(learning, at_once, *some).mixture.weights[1:]
+        assert np.allclose(between / between.sum(), before / before.sum(), atol=0.02)
+        again = after(learning, later, MergeRecognized(not fits))
+        assert again.merge_fits is fits, "it is asked until it is known, and then no more"
+    assert after(learning, begun, MergeRecognized(fits=True)) is begun, "there is no merge"
 
 
 def test_the_second_merge_takes_the_place_of_the_first() -> None:
