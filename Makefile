@@ -12,12 +12,16 @@ READY := $(VENV)/.ready
 # tests stay together, they share its fixtures; files come in the order of tests/conftest.py, the longest first.
 PYTEST := $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test quick check bench docs package clean
+.PHONY: demo test suite quick check bench docs package clean
 
 demo: $(READY)
 	$(BIN)/python examples/01_digits_fleet/demo.py $(DEMO_OPTIONS)
 
-test: $(READY) check
+# mypy takes a minute of one core: beside the tests.
+test: $(READY)
+	$(MAKE) --no-print-directory --jobs=2 --keep-going check suite
+
+suite: $(READY)
 	$(PYTEST)
 
 quick: $(READY)
