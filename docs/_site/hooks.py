@@ -86,6 +86,7 @@ def _api() -> str:
     """The coordinator's routes, from the document that it serves at ``/openapi.json``."""
     from edge.contract.clock import Now
     from edge.coordinator.api import build_api
+    from edge.coordinator.line import LineState
     from edge.coordinator.store.store import Store
 
     def submit(function: Any) -> Any:
@@ -93,7 +94,7 @@ def _api() -> str:
 
     with tempfile.TemporaryDirectory() as folder:
         store = Store(Path(folder) / "coordinator.sqlite")
-        document = build_api(store, submit, "default", None, clock=lambda: Now(0.0, 0)).openapi()
+        document = build_api(store, submit, "default", None, clock=lambda: Now(0.0, 0), line=LineState).openapi()
         store.close()
     lines = ["# HTTP API of the coordinator", "", "Made from its OpenAPI document (`/openapi.json`). See"]
     lines += ["[fleet.md](../fleet.md#http-api) for who may do what.", ""]

@@ -22,13 +22,15 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from edge.contract.clock import Now
 from edge.coordinator.access import MAX_DAYS, MAX_NAME_CHARS, Access, Identity, Role, shown
+from edge.coordinator.answers import IdentityAnswer, NewTokenAnswer, TokenAnswer
 from edge.coordinator.once_api import once
 from edge.coordinator.records import AuditEntry, as_dict
 
 log = logging.getLogger("edge.coordinator")
 
 # The description of a route that asks something else of a role than its method says.
-VIEWER, ADMIN, ANYBODY = ({"x-role": name} for name in ("viewer", "admin", "anybody"))
+VIEWER, ADMIN = ({"x-role": name} for name in ("viewer", "admin"))
+ANYBODY: dict[str, Any] = {"x-role": "anybody", "security": [{}]}  # beside the token of all others
 # Routes that ask for no token, since they have a credential of their own.
 PUBLIC = frozenset({"/api/v1/enrol"})
 # What a page needs by which people sign in; it counts itself how often they guess.
@@ -49,9 +51,9 @@ _LOCAL_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
 class Body(BaseModel):
-    """What is asked for: nothing but what is known is taken."""
+    """What is asked for: nothing but what is known is taken, and no number for a text or a yes or no."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
 
 class ReasonRequest(Body):
@@ -68,8 +70,13 @@ class Refusal(BaseModel):
 
 
 REFUSALS: dict[int | str, str] = {
+    400: "a body that cannot be read",
     401: "a token is needed, and a right one",
     403: "the role of this token does not reach",
+    404: "there is no such address",
+    409: "somebody changed it since, or the same is under way",
+    411: "a body without `Content-Length`",
+    413: "a body that is too large",
     422: "a parameter that there is not or that is wrong, or the fleet does not let that happen",
     429: "too many wrong tokens; `Retry-After` says when to go on",
     500: "a fault inside the coordinator, which goes on",
@@ -79,6 +86,12 @@ REFUSALS: dict[int | str, str] = {
 def says(answer: Any) -> dict[int | str, dict[str, Any]]:
     """What a route answers, for its description: values of `edge.coordinator.records` go out as they are."""
     return {200: {"model": answer, "description": "done"}}
+
+
+def says_file(media_type: str = "application/octet-stream") -> dict[int | str, dict[str, Any]]:
+    """The same of a route that answers with a file."""
+    content = {media_type: {"schema": {"type": "string", "format": "binary"}}}
+    return {200: {"content": content, "description": "the file"}}
 
 
 class TokenRequest(ReasonRequest):
@@ -330,18 +343,18 @@ def add_access_routes(api: FastAPI, access: Access, clock: Callable[[], Now]) ->
         clock: The time.
     """
 
-    @api.get("/api/v1/tokens", openapi_extra=ADMIN)
+    @api.get("/api/v1/tokens", openapi_extra=ADMIN, responses=says(list[TokenAnswer]))
     def tokens() -> list[dict[str, Any]]:
         """All tokens, without their secrets."""
         return [shown(each) for each in access.store.access.tokens()]
 
-    @api.post("/api/v1/tokens", openapi_extra=ADMIN)
+    @api.post("/api/v1/tokens", openapi_extra=ADMIN, responses=says(NewTokenAnswer))
     def new_token(body: TokenRequest) -> dict[str, Any]:
         """Make a token; the answer is the only one that has the secret, as `token`."""
         made, secret = access.new_token(body.name, Role.named(body.role), clock(), days=body.days)
         return shown(made) | {"token": secret}
 
-    @api.post("/api/v1/tokens/{number}/revoke", openapi_extra=ADMIN)
+    @api.post("/api/v1/tokens/{number}/revoke", openapi_extra=ADMIN, responses=says(TokenAnswer))
     def revoke(number: RowNumber, body: ReasonRequest) -> dict[str, Any]:
         """Believe a token no more."""
         del body  # as everywhere: the door has kept the reason
@@ -359,7 +372,7 @@ def add_access_routes(api: FastAPI, access: Access, clock: Callable[[], Now]) ->
         found = access.store.access.entries(limit, before_id=before, who=who, subject=subject, since_ms=since)
         return [as_dict(each) for each in found]
 
-    @api.get("/api/v1/me")
+    @api.get("/api/v1/me", responses=says(IdentityAnswer))
     def me(who: Who) -> dict[str, Any]:
         """Who is signed in."""
         return {"who": who.who, "role": str(who.role), "proved": who.is_proved}

@@ -9,10 +9,10 @@ from fastapi import FastAPI, Query
 from pydantic import Field
 
 from edge.contract.clock import Now
-from edge.coordinator.access_api import ReasonRequest, RowNumber, Who
+from edge.coordinator.access_api import ReasonRequest, RowNumber, Who, says
 from edge.coordinator.alerts.alerts import MAX_SILENCE_S
 from edge.coordinator.core import CoordinatorCore
-from edge.coordinator.records import as_dict
+from edge.coordinator.records import Alert, as_dict
 from edge.coordinator.store.store import Store
 
 Submit = Callable[[Callable[[CoordinatorCore, Now], Any]], Any]
@@ -33,18 +33,18 @@ def add_alert_routes(api: FastAPI, store: Store, submit: Submit) -> None:
         submit: Runs a function of the core on the coordinator's own thread and gives its result.
     """
 
-    @api.get("/api/v1/alerts")
+    @api.get("/api/v1/alerts", responses=says(list[Alert]))
     def alerts(limit: Annotated[int, Query(ge=1, le=1000)] = 100) -> list[dict[str, Any]]:
         """The newest alerts, whether they hold or not, newest first."""
         return [as_dict(each) for each in store.alerts.newest(limit)]
 
-    @api.post("/api/v1/alerts/{number}/acknowledge")
+    @api.post("/api/v1/alerts/{number}/acknowledge", responses=says(Alert))
     def acknowledge(number: RowNumber, who: Who, body: ReasonRequest | None = None) -> dict[str, Any]:
         """Say that somebody has seen an alert."""
         del body  # the door has kept the reason
         return as_dict(submit(lambda core, now: core.alerts.acknowledge(number, who.who, now)))
 
-    @api.post("/api/v1/alerts/{number}/silence")
+    @api.post("/api/v1/alerts/{number}/silence", responses=says(Alert))
     def silence(number: RowNumber, body: SilenceRequest, who: Who) -> dict[str, Any]:
         """Tell nobody of an alert for a while, also if it ends and begins anew."""
         return as_dict(submit(lambda core, now: core.alerts.silence(number, 3600 * body.hours, who.who, now)))

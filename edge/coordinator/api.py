@@ -17,6 +17,7 @@ from fastapi.responses import JSONResponse, Response
 from fastapi.security import HTTPBearer
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from edge import __version__
@@ -25,6 +26,7 @@ from edge.contract.errors import ConfigError, ConflictError, EdgeError, RolloutE
 from edge.coordinator.access import Access
 from edge.coordinator.access_api import REFUSALS, Refusal, add_access_routes, allow, guard, says
 from edge.coordinator.alert_api import add_alert_routes
+from edge.coordinator.answers import HealthAnswer, MetricAnswer, SigningAnswer, StatusAnswer, VersionAnswer
 from edge.coordinator.checkpoint_api import add_checkpoint_routes
 from edge.coordinator.device_api import add_device_routes, add_enrolment_routes
 from edge.coordinator.events import reason
@@ -88,19 +90,19 @@ def build_api(
 
     _add_refusals(api, submit)
 
-    @api.get("/api/health")
-    @api.get("/api/v1/health")
+    @api.get("/api/health", responses=says(HealthAnswer))
+    @api.get("/api/v1/health", responses=says(HealthAnswer))
     def health() -> dict[str, Any]:
         """Which fleet this is, whether what devices are told is signed, and whether people have to sign in."""
         access_is = "open" if access.is_open else "tokens"
         return {"fleet": fleet, "version": __version__, "signed": signing is not None, "access": access_is}
 
-    @api.get("/api/telemetry")
+    @api.get("/api/telemetry", responses=says(list[TelemetryEntry]))
     @api.get("/api/v1/telemetry", responses=says(list[TelemetryEntry]))
     def telemetry(after: Annotated[int, Query(ge=-1, lt=2**63)] = -1, limit: int = 100) -> list[dict[str, Any]]:
         return [as_dict(row) for row in store.telemetry.after(after, min(max(limit, 1), 1000))]
 
-    @api.get("/api/events")
+    @api.get("/api/events", responses=says(list[LoggedEvent]))
     @api.get("/api/v1/events", responses=says(list[LoggedEvent]))
     def events(
         limit: int = 100,
@@ -115,7 +117,7 @@ def build_api(
         found = store.events.newest(most, device=device, name=kind, since_ms=since, after_id=after, before_id=before)
         return [as_dict(row) for row in found]
 
-    @api.get("/api/v1/metrics/{device}/{key}")
+    @api.get("/api/v1/metrics/{device}/{key}", responses=says(MetricAnswer))
     def metrics(device: str, key: str, since: Number = 0, step: str = "minute") -> dict[str, Any]:
         if step not in STEPS_S:
             raise ConfigError(f"step {step[:80]!r}: expected {', '.join(STEPS_S)}")
@@ -156,7 +158,7 @@ def build_api(
 
 
 def _add_status_route(api: FastAPI, line: Callable[[], LineState], health: Callable[[], dict[str, Any]]) -> None:
-    @api.get("/api/v1/status")
+    @api.get("/api/v1/status", responses=says(StatusAnswer))
     def status() -> dict[str, Any]:
         """As health, and how the coordinator stands with its broker: since when what, and `troubles` in words."""
         now = line()
@@ -211,7 +213,8 @@ def _add_refusals(api: FastAPI, submit: Submit) -> None:
         what = f"{request.method} {request.url.path[:200]}"
         why = {404: f"there is no {what}; /openapi.json says what there is", 405: f"{what} is not done here"}
         detail = {"detail": why.get(exc.status_code, exc.detail), "error": "ConfigError"}
-        return JSONResponse(detail, status_code=exc.status_code, headers=exc.headers)
+        headers = {"allow": ", ".join(_methods(request))} if exc.status_code == 405 else exc.headers
+        return JSONResponse(detail, status_code=exc.status_code, headers=headers)
 
     @api.exception_handler(Exception)
     def failed(request: Request, exc: Exception) -> Response:
@@ -222,18 +225,24 @@ def _add_refusals(api: FastAPI, submit: Submit) -> None:
         return JSONResponse({"detail": detail, "error": type(exc).__name__}, status_code=500)
 
 
+def _methods(request: Request) -> list[str]:
+    """What can be done at an address, by any of its routes."""
+    routes = [each for each in request.app.routes if each.matches(request.scope)[0] is not Match.NONE]
+    return sorted({method for each in routes for method in each.methods})
+
+
 def _add_signing_routes(api: FastAPI, submit: Submit, signing: Signing | None) -> None:
     """What is signed, and what people signed elsewhere."""
 
-    @api.get("/api/signing")
+    @api.get("/api/signing", responses=says(SigningAnswer))
     def signing_status() -> dict[str, Any]:
         return {"signed": signing is not None, "roles": {} if signing is None else signing.status()}
 
-    @api.get("/api/signing/bundles")
+    @api.get("/api/signing/bundles", responses=says(dict[str, Any]))
     def signed_bundles() -> Response:
         return Response(_keys(signing).bundles(), media_type="application/json")
 
-    @api.post("/api/signing/bundles")
+    @api.post("/api/signing/bundles", responses=says(VersionAnswer))
     async def sign_bundles(request: Request) -> dict[str, Any]:
         data = await request.body()
         keys = _keys(signing)

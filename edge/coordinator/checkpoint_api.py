@@ -11,8 +11,8 @@ from fastapi.responses import Response
 from edge.channel.upload import MAX_UPLOAD_BYTES
 from edge.contract.errors import RolloutError
 from edge.contract.names import MAX_NAME_CHARS
-from edge.coordinator.access_api import RowNumber
-from edge.coordinator.records import as_dict
+from edge.coordinator.access_api import RowNumber, says, says_file
+from edge.coordinator.records import KeptCheckpoint, Order, as_dict
 from edge.coordinator.release_api import Submit
 from edge.coordinator.store.store import Store
 
@@ -28,21 +28,26 @@ def add_checkpoint_routes(api: FastAPI, store: Store, submit: Submit) -> None:
         submit: Runs a function of the core on the coordinator's own thread and gives its result.
     """
 
-    @api.get("/api/v1/devices/{device}/checkpoints")
+    @api.get("/api/v1/devices/{device}/checkpoints", responses=says(list[KeptCheckpoint]))
     def checkpoints(device: str) -> list[dict[str, Any]]:
         return [as_dict(row) for row in store.checkpoints.of(device)]
 
-    @api.post("/api/v1/devices/{device}/checkpoint")
+    @api.post("/api/v1/devices/{device}/checkpoint", responses=says(Order))
     def ask(device: str, model: Name = "") -> dict[str, Any]:
         return as_dict(submit(lambda core, now: core.ask_checkpoint(device, model, now)))
 
     # All that a device learned is more than who only looks may have.
-    @api.get("/api/v1/checkpoints/{digest}", openapi_extra={"x-role": "operator"})
+    @api.get(
+        "/api/v1/checkpoints/{digest}",
+        openapi_extra={"x-role": "operator"},
+        response_class=Response,
+        responses=says_file(),
+    )
     def download(digest: str) -> Response:
         data = submit(lambda core, _: core.checkpoints.data(digest))
         return Response(data, media_type="application/octet-stream")
 
-    @api.post("/api/v1/devices/{device}/restore")
+    @api.post("/api/v1/devices/{device}/restore", responses=says(Order))
     async def restore(
         request: Request,
         device: str,
@@ -61,7 +66,7 @@ def add_checkpoint_routes(api: FastAPI, store: Store, submit: Submit) -> None:
 
         return as_dict(await run_in_threadpool(give))
 
-    @api.get("/api/v1/orders/{number}")
+    @api.get("/api/v1/orders/{number}", responses=says(Order))
     def order(number: RowNumber) -> dict[str, Any]:
         found = store.checkpoints.get_order(number)
         if found is None:

@@ -11,8 +11,17 @@ from pydantic import Field
 from edge.contract.clock import Now
 from edge.contract.errors import ConfigError, EdgeError, RolloutError
 from edge.coordinator import broker_config
-from edge.coordinator.access_api import ADMIN, ANYBODY, Body, ReasonRequest, RowNumber, Who
+from edge.coordinator.access_api import ADMIN, ANYBODY, Body, ReasonRequest, RowNumber, Who, says
 from edge.coordinator.admission import Decision
+from edge.coordinator.answers import (
+    BrokerConfigAnswer,
+    DeviceAnswer,
+    EnrolmentAnswer,
+    JoinAnswer,
+    NewEnrolmentAnswer,
+    OneDeviceAnswer,
+    TagsAnswer,
+)
 from edge.coordinator.enrolment import MAX_USES, Request, of_device, shown
 from edge.coordinator.line import NOT_KNOWN, ONLINE, LineState
 from edge.coordinator.records import Model, as_dict
@@ -111,8 +120,8 @@ def add_device_routes(
             raise RolloutError(f"unknown device {name[:80]}; `edge-fleet device list` shows them")
         return found | of_device(device, list(store.enrolment.credentials(name)))
 
-    @api.get("/api/devices")
-    @api.get("/api/v1/devices")
+    @api.get("/api/devices", responses=says(list[DeviceAnswer]))
+    @api.get("/api/v1/devices", responses=says(list[DeviceAnswer]))
     def devices(
         q: Annotated[str, Query(max_length=2048)] = "",
         after: str = "",
@@ -124,13 +133,13 @@ def add_device_routes(
         found = [row for row in rows(now.wall_ms) if row["id"] > after and (meant is None or row["id"] in meant)]
         return found[:limit]
 
-    @api.get("/api/v1/devices/{device}")
+    @api.get("/api/v1/devices/{device}", responses=says(OneDeviceAnswer))
     def device(device: str) -> dict[str, Any]:
         """All that is known of a device."""
         return shown_device(device)
 
-    @api.post("/api/tags")
-    @api.post("/api/v1/tags")
+    @api.post("/api/tags", responses=says(TagsAnswer))
+    @api.post("/api/v1/tags", responses=says(TagsAnswer))
     def tag(body: TagRequest) -> dict[str, str]:
         """Give a device tags, or take some away; all that it has then."""
         result: dict[str, str] = submit(lambda core, now: core.tag(body.device, body.tags, now))
@@ -140,17 +149,17 @@ def add_device_routes(
         submit(lambda core, now: core.decide(device, order, who.who, body.reason, now))
         return shown_device(device)
 
-    @api.post("/api/v1/devices/{device}/approve")
+    @api.post("/api/v1/devices/{device}/approve", responses=says(OneDeviceAnswer))
     def approve(device: str, body: ReasonRequest, who: Who) -> dict[str, Any]:
         """Let a device that waits, or was quarantined, belong to the fleet."""
         return decide(device, Decision.APPROVE, who, body)
 
-    @api.post("/api/v1/devices/{device}/quarantine")
+    @api.post("/api/v1/devices/{device}/quarantine", responses=says(OneDeviceAnswer))
     def quarantine(device: str, body: ReasonRequest, who: Who) -> dict[str, Any]:
         """Offer a device nothing, merge nothing of it and let it judge nothing, until it is approved."""
         return decide(device, Decision.QUARANTINE, who, body)
 
-    @api.post("/api/v1/devices/{device}/decommission")
+    @api.post("/api/v1/devices/{device}/decommission", responses=says(OneDeviceAnswer))
     def decommission(device: str, body: DecommissionRequest, who: Who) -> dict[str, Any]:
         """A device is gone for good: its login holds no more, and the broker forgets what it keeps of it."""
         found = decide(device, Decision.DECOMMISSION, who, body)
@@ -158,13 +167,13 @@ def add_device_routes(
             found["forgotten"] = submit(lambda core, now: core.forget(device, now))
         return found
 
-    @api.post("/api/v1/devices/{device}/note")
+    @api.post("/api/v1/devices/{device}/note", responses=says(OneDeviceAnswer))
     def note(device: str, body: NoteRequest) -> dict[str, Any]:
         """Write something of a device."""
         submit(lambda core, _: core.admissions.note(device, body.note))
         return shown_device(device)
 
-    @api.post("/api/v1/devices/{device}/replace")
+    @api.post("/api/v1/devices/{device}/replace", responses=says(NewEnrolmentAnswer))
     def replace(device: str, body: ReplaceRequest) -> dict[str, Any]:
         """A token by which new hardware takes the place of a device; the answer alone has it, as `token`."""
         made, secret = submit(lambda core, now: core.enrolments.new(now, days=body.days, replaces=device))
@@ -179,19 +188,19 @@ def _presence(condition: str) -> dict[str, Any]:
 def add_enrolment_routes(api: FastAPI, store: Store, submit: Submit, fleet: str, clock: Callable[[], Now]) -> None:
     """Add the routes by which devices join, and of what the broker must know of them; see `add_device_routes`."""
 
-    @api.get("/api/v1/enrolments")
+    @api.get("/api/v1/enrolments", responses=says(list[EnrolmentAnswer]))
     def enrolments() -> list[dict[str, Any]]:
         """Tokens by which devices join, without their secrets."""
         return [shown(each, clock().wall_ms) for each in store.enrolment.all()]
 
-    @api.post("/api/v1/enrolments")
+    @api.post("/api/v1/enrolments", responses=says(NewEnrolmentAnswer))
     def new_enrolment(body: EnrolmentRequest) -> dict[str, Any]:
         """Make one; the answer is the only one that has the secret, as `token`."""
         asked = body.model_dump(include={"uses", "days", "tags", "approves"})
         made, secret = submit(lambda core, now: core.enrolments.new(now, **asked))
         return shown(made, clock().wall_ms) | {"token": secret}
 
-    @api.post("/api/v1/enrolments/{number}/revoke")
+    @api.post("/api/v1/enrolments/{number}/revoke", responses=says(EnrolmentAnswer))
     def revoke(number: RowNumber, body: ReasonRequest) -> dict[str, Any]:
         """Let nobody join by it any more; who joined stays."""
         del body  # the door has kept the reason
@@ -200,7 +209,7 @@ def add_enrolment_routes(api: FastAPI, store: Store, submit: Submit, fleet: str,
             raise RolloutError(f"there is no enrolment {number}; `edge-fleet enrolment list` shows them")
         return shown(found, clock().wall_ms)
 
-    @api.post("/api/v1/enrol", openapi_extra=ANYBODY)
+    @api.post("/api/v1/enrol", openapi_extra=ANYBODY, responses=says(JoinAnswer))
     def enrol(body: JoinRequest) -> dict[str, Any]:
         """A device joins, by the token in the body: its login at the broker, said this once."""
         try:
@@ -211,7 +220,7 @@ def add_enrolment_routes(api: FastAPI, store: Store, submit: Submit, fleet: str,
             raise
         return found
 
-    @api.get("/api/v1/broker-config/{broker}", openapi_extra=ADMIN)
+    @api.get("/api/v1/broker-config/{broker}", openapi_extra=ADMIN, responses=says(BrokerConfigAnswer))
     def broker(
         broker: Literal["mosquitto", "rabbitmq"], login: str = "coordinator", folder: str = "/etc/mosquitto/edgeloop"
     ) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from pydantic import Field
 
 from edge.coordinator.access_api import Limit, ReasonRequest, Who, says
+from edge.coordinator.answers import ContributionAnswer, ForgottenAnswer
 from edge.coordinator.records import Release, as_dict
 from edge.coordinator.release_api import Submit
 from edge.coordinator.store.store import Store
@@ -37,8 +38,8 @@ def add_learning_routes(api: FastAPI, store: Store, submit: Submit) -> None:
         submit: Runs a function of the core on the coordinator's own thread and gives its result.
     """
 
-    @api.get("/api/contributions")
-    @api.get("/api/v1/contributions")
+    @api.get("/api/contributions", responses=says(list[ContributionAnswer]))
+    @api.get("/api/v1/contributions", responses=says(list[ContributionAnswer]))
     def contributions(limit: Limit | None = None, after: str = "") -> list[dict[str, Any]]:
         """The newest contributions, by device and lineage; `after` is the `id` of the last one of a page."""
         found = [
@@ -46,7 +47,7 @@ def add_learning_routes(api: FastAPI, store: Store, submit: Submit) -> None:
         ]
         return sorted((row for row in found if row["id"] > after), key=lambda row: str(row["id"]))[:limit]
 
-    @api.post("/api/merge")
+    @api.post("/api/merge", responses=says(list[Release]))
     @api.post("/api/v1/merge", responses=says(list[Release]))
     def merge(who: Who, body: MergeRequest | None = None) -> list[dict[str, Any]]:
         """Merge now what is new; refused where a rollout would be overtaken, unless that may be ended."""
@@ -59,8 +60,8 @@ def add_learning_routes(api: FastAPI, store: Store, submit: Submit) -> None:
         """Merges that wait, each with the rollout that it waits for (0: the fleet is paused) and since when."""
         return [asdict(each) for each in Turns(store).waiting()]
 
-    @api.post("/api/forget")
-    @api.post("/api/v1/forget")
+    @api.post("/api/forget", responses=says(ForgottenAnswer))
+    @api.post("/api/v1/forget", responses=says(ForgottenAnswer))
     def forget(body: ForgetRequest) -> dict[str, Any]:
         result: dict[str, Any] = submit(lambda core, now: core.forget(body.device, now))
         return result

@@ -10,6 +10,8 @@ from fastapi import FastAPI, HTTPException, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response
 
+from edge.coordinator.access_api import says, says_file
+from edge.coordinator.answers import ParcelAnswer
 from edge.coordinator.release_api import Submit
 
 MAX_PARCEL_BYTES = 256 << 20
@@ -23,12 +25,12 @@ def add_parcel_routes(api: FastAPI, submit: Submit) -> None:
         submit: Runs a function of the core on the coordinator's own thread and gives its result.
     """
 
-    @api.get("/api/v1/parcel")
+    @api.get("/api/v1/parcel", response_class=Response, responses=says_file())
     def carry_out(device: Annotated[list[str], Query(min_length=1, max_length=1000)]) -> Response:
         data = submit(lambda core, now: core.carry_out(device, now))
         return Response(data, media_type="application/octet-stream")
 
-    @api.post("/api/v1/parcel")
+    @api.post("/api/v1/parcel", responses=says(ParcelAnswer))
     async def carry_in(request: Request, file: Annotated[str, Query(max_length=255)] = "") -> dict[str, Any]:
         """Take what a device wrote; `file` is what it is called in messages."""
         data = bytearray()

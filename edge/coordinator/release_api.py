@@ -15,7 +15,8 @@ from pydantic import Field
 from edge.contract.clock import Now
 from edge.contract.errors import BundleError
 from edge.contract.names import MAX_NAME_CHARS
-from edge.coordinator.access_api import Before, Body, Limit, RowNumber, page, says
+from edge.coordinator.access_api import Before, Body, Limit, RowNumber, page, says, says_file
+from edge.coordinator.answers import ArtifactAnswer, DifferenceAnswer, LineageAnswer, ReleaseAnswer, WantedAnswer
 from edge.coordinator.checks import golden_fault
 from edge.coordinator.core import CoordinatorCore
 from edge.coordinator.intake import is_bundle, open_named
@@ -58,14 +59,14 @@ def add_release_routes(api: FastAPI, store: Store, submit: Submit) -> None:
         submit: Runs a function of the core on the coordinator's own thread and gives its result.
     """
 
-    @api.get("/api/releases")
+    @api.get("/api/releases", responses=says(list[Release]))
     @api.get("/api/v1/releases", responses=says(list[Release]))
     def releases(limit: Limit | None = None, before: Before = 0) -> list[dict[str, Any]]:
         """Releases, newest first."""
         return page(map(as_dict, store.releases.all()), "counter", limit, before)
 
-    @api.post("/api/artifacts")
-    @api.post("/api/v1/artifacts")
+    @api.post("/api/artifacts", responses=says(ArtifactAnswer))
+    @api.post("/api/v1/artifacts", responses=says(ArtifactAnswer))
     async def add_artifact(
         request: Request,
         file: Annotated[str, Query(max_length=255)] = "the file",
@@ -93,19 +94,19 @@ def add_release_routes(api: FastAPI, store: Store, submit: Submit) -> None:
         result: dict[str, Any] = await run_in_threadpool(add)
         return result
 
-    @api.post("/api/releases")
+    @api.post("/api/releases", responses=says(Release))
     def push(body: PushRequest) -> dict[str, Any]:
         whom = (body.devices, body.reason)
         more = body.model_dump(include={"model", "name", "notes", "file", "force"})
         row = submit(lambda core, now: core.push(body.digest, body.kind, body.backbone, *whom, now, **more))
         return as_dict(row)
 
-    @api.get("/api/v1/releases/{counter}")
+    @api.get("/api/v1/releases/{counter}", responses=says(ReleaseAnswer))
     def show_release(counter: RowNumber) -> dict[str, Any]:
         found: dict[str, Any] = submit(lambda core, _: core.releases.show(counter))
         return found
 
-    @api.get("/api/v1/releases/{counter}/lineage")
+    @api.get("/api/v1/releases/{counter}/lineage", responses=says(LineageAnswer))
     def lineage(counter: RowNumber) -> dict[str, Any]:
         """Whose learning is in a head: devices, samples, and the releases that have it in."""
         found: dict[str, Any] = submit(lambda core, _: core.receipts.lineage(core.releases.get(counter)))
@@ -116,27 +117,27 @@ def add_release_routes(api: FastAPI, store: Store, submit: Submit) -> None:
         """Receipts of forgetting, newest first."""
         return page(map(as_dict, store.receipts.all()), "id", limit, before)
 
-    @api.get("/api/v1/receipts/key")
+    @api.get("/api/v1/receipts/key", response_class=Response, responses=says_file("application/x-pem-file"))
     def receipts_key() -> Response:
         """The public key by which they are checked, PEM."""
         return Response(submit(lambda core, _: core.receipts.public_key()), media_type="application/x-pem-file")
 
-    @api.get("/api/v1/receipts/{number}")
+    @api.get("/api/v1/receipts/{number}", responses=says(Receipt))
     def receipt(number: RowNumber) -> dict[str, Any]:
         """One, with its envelope as `signed`."""
         return as_dict(submit(lambda core, _: core.receipts.get(number)))
 
-    @api.get("/api/v1/releases/{counter}/difference/{other}")
+    @api.get("/api/v1/releases/{counter}/difference/{other}", responses=says(DifferenceAnswer))
     def difference(counter: RowNumber, other: RowNumber) -> dict[str, Any]:
         found: dict[str, Any] = submit(lambda core, _: core.releases.difference(counter, other))
         return found
 
-    @api.get("/api/v1/releases/{counter}/artifact")
+    @api.get("/api/v1/releases/{counter}/artifact", response_class=Response, responses=says_file())
     def download(counter: RowNumber) -> Response:
         artifact = submit(lambda core, _: core.releases.artifact(counter))
         return FileResponse(artifact.path, media_type="application/octet-stream", headers={"x-digest": artifact.digest})
 
-    @api.get("/api/v1/devices/{device}/wanted")
+    @api.get("/api/v1/devices/{device}/wanted", responses=says(list[WantedAnswer]))
     def wanted(device: str) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = submit(lambda core, _: core.releases.standing(device))
         return found

@@ -6,37 +6,24 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Header
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from edge.contract.clock import Now
 from edge.contract.errors import ConfigError
 from edge.contract.names import MAX_NAME_CHARS
 from edge.coordinator.access_api import VIEWER, Before, Body, Limit, RowNumber, Who, page, says
+from edge.coordinator.answers import ForecastAnswer, PausedAnswer, PushAnswer, RolloutAnswer, RolloutSummary
 from edge.coordinator.core import CoordinatorCore
 from edge.coordinator.records import Release, as_dict
 from edge.coordinator.release_api import PushRequest
 from edge.coordinator.rollout import plan as plans
-from edge.coordinator.rollout.states import RolloutEvent, RolloutState
+from edge.coordinator.rollout.states import RolloutEvent
 from edge.coordinator.rollout_views import shown, summaries, summary
 from edge.coordinator.store.store import Store
 
 Submit = Callable[[Callable[[CoordinatorCore, Now], Any]], Any]
 # What people may ask of a rollout.
 _ORDERS = "^(start|pause|resume|retry|abort|revert)$"
-
-
-class RolloutSummary(BaseModel):
-    """A rollout in short; `wave` is 0 before the first, `waves` are cumulative."""
-
-    id: int
-    release: int
-    kind: str
-    state: RolloutState
-    wave: int
-    waves: list[int]
-    devices: int
-    reason: str
-    version: int
 
 
 class RolloutPushRequest(PushRequest):
@@ -66,9 +53,10 @@ class PlanRequest(Body):
 
 
 class StartRequest(PlanRequest):
-    """A plan to start: by whom, and whether it may end rollouts that are in its way."""
+    """A plan to start: by whom, why, and whether it may end rollouts that are in its way."""
 
     who: str = Field(default="", max_length=100)
+    reason: str = Field(default="", max_length=500)
     supersede: bool = False
 
 
@@ -141,7 +129,7 @@ def add_rollout_routes(api: FastAPI, submit: Submit, store: Store) -> None:
         store: For reading.
     """
 
-    @api.post("/api/v1/push")
+    @api.post("/api/v1/push", responses=says(PushAnswer))
     def push(body: RolloutPushRequest, who: Who) -> dict[str, Any]:
         whom = (body.devices, body.reason)
         release, rollout = submit(
@@ -163,7 +151,7 @@ def add_rollout_routes(api: FastAPI, submit: Submit, store: Store) -> None:
         more = body.model_dump(include={"model", "name", "notes", "file", "force"})
         return as_dict(submit(lambda core, now: core.push(*what, [], body.reason, now, at_once=False, **more)))
 
-    @api.post("/api/v1/plan", openapi_extra=VIEWER)
+    @api.post("/api/v1/plan", openapi_extra=VIEWER, responses=says(ForecastAnswer))
     def plan(body: PlanRequest) -> dict[str, Any]:
         wanted = plans.of_document(body.plan)
         found: dict[str, Any] = submit(lambda core, now: core.rollouts.plan(wanted, now))
@@ -180,7 +168,7 @@ def add_rollout_routes(api: FastAPI, submit: Submit, store: Store) -> None:
         name = who.named(body.who)
         return summary(submit(lambda core, now: core.rollouts.start(wanted, name, now, supersede=body.supersede)))
 
-    @api.get("/api/v1/rollouts/{number}")
+    @api.get("/api/v1/rollouts/{number}", responses=says(RolloutAnswer))
     def rollout(number: RowNumber) -> dict[str, Any]:
         return shown(store, number)
 
@@ -201,17 +189,17 @@ def add_rollout_routes(api: FastAPI, submit: Submit, store: Store) -> None:
         what = (number, body.count, who.named(body.who), body.reason)
         return summary(submit(lambda core, now: core.rollouts.widen(*what, now, version=version_of(seen))))
 
-    @api.post("/api/v1/rollouts/{number}/exclude")
+    @api.post("/api/v1/rollouts/{number}/exclude", responses=says(RolloutAnswer))
     def exclude(number: RowNumber, body: ExcludeRequest, who: Who, seen: Seen = None) -> dict[str, Any]:
         what = (number, body.device, who.named(body.who), body.reason)
         submit(lambda core, now: core.rollouts.exclude(*what, now, version=version_of(seen)))
         return shown(store, number)
 
-    @api.get("/api/v1/paused")
+    @api.get("/api/v1/paused", responses=says(PausedAnswer))
     def paused() -> dict[str, str]:
         return {"paused": submit(lambda core, _: core.rollouts.paused)}
 
-    @api.post("/api/v1/paused")
+    @api.post("/api/v1/paused", responses=says(PausedAnswer))
     def pause(body: PauseRequest, who: Who) -> dict[str, str]:
         name = who.named(body.who)
         submit(lambda core, now: core.rollouts.pause_all(name, body.reason, now, paused=body.paused))

@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import Any
 
 import click
+import httpx
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -25,12 +26,23 @@ from edge.cli import rollouts
 from edge.cli.fleet import fleet as group
 from edge.cli.fleet import main
 from edge.contract.bundle import Bundle
+from edge.contract.clock import Now
 from edge.contract.errors import EdgeError
+from edge.coordinator.api import build_api
+from edge.coordinator.line import LineState
+from edge.coordinator.store.store import Store
+from tests.support.answers import Described
 
 pytestmark = pytest.mark.broker
 DOCS = Path(__file__).parents[2] / "docs"
 # Processes and clocks of its own: tests/edge/simulator has it.
 ELSEWHERE = {"simulate"}
+# Operations that no verb uses and that need more than to be asked, and old names of those that are used.
+UNUSED = {
+    "GET /api/signing/bundles", "GET /api/v1/checkpoints/{digest}", "POST /api/signing/bundles",
+    "POST /api/v1/alerts/{number}/acknowledge", "POST /api/v1/alerts/{number}/silence", "POST /api/v1/artifacts",
+    "POST /api/v1/enrol", "POST /api/v1/forget", "POST /api/v1/merge", "POST /api/v1/parcel", "POST /api/v1/tags",
+}  # fmt: skip
 
 
 def verbs(command: click.Command = group, path: str = "") -> dict[str, click.Command]:
@@ -115,10 +127,32 @@ def labels() -> Iterator[Callable[[Any, Path], None]]:
         thread.join()
 
 
+@pytest.fixture
+def described(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Described]:
+    """Looks at all that the commands of a test are answered."""
+
+    def submit(_: Any) -> Any:
+        raise AssertionError("only its description is wanted")
+
+    store = Store(tmp_path_factory.mktemp("described") / "db.sqlite")
+    found = Described(build_api(store, submit, "default", None, clock=lambda: Now(0.0, 0), line=LineState))
+    send = httpx.Client.send
+
+    def sent(client: httpx.Client, request: httpx.Request, **options: Any) -> httpx.Response:
+        response = send(client, request, **options)
+        response.read()
+        found.look(response)
+        return response
+
+    monkeypatch.setattr(httpx.Client, "send", sent)
+    yield found
+    store.close()
+
+
 @pytest.mark.timeout(300)
 def test_every_verb_of_edge_fleet(
     processes: ModuleType, tmp_path: Path, digits_bundle: Path, labels: Callable[[Any, Path], None],
-    monkeypatch: pytest.MonkeyPatch,
+    described: Described, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
     for name in [name for name in os.environ if name.startswith("EDGE_")]:
@@ -248,6 +282,13 @@ def test_every_verb_of_edge_fleet(
         assert ask.json("device", "decommission", "two")["admission"] == "decommissioned"
         assert "two" not in ask("device", "list")
 
+        # What no verb reads; and all answers were what their description says, see `described`.
+        with httpx.Client(base_url=fleet.http_url) as client:
+            for operation in sorted(described.operations - described.answered - UNUSED):
+                method, _, path = operation.partition(" ")
+                if method == "GET" and path != "/api/v1/tokens":
+                    assert client.get(path).status_code == 200, path
+
         # Keys and tokens.
         assert ask.json("keys", "seal", "seal.pem")["public"] == "seal.pem.pub"
         assert ask.json("keys", "show")["signed"] is False
@@ -263,6 +304,7 @@ def test_every_verb_of_edge_fleet(
         fleet.kill("coordinator")
         ask("devices", code=6)
         assert ask.used == set(verbs()) - ELSEWHERE
+        assert described.operations - described.answered == UNUSED
 
 
 def _is(ask: Operator, rollout: int, state: str, **counts: int) -> Any:

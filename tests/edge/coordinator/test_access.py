@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
+from pydantic import ValidationError
 
 from edge.cli import fleet as cli
 from edge.contract.clock import Now
@@ -37,6 +38,7 @@ from edge.coordinator.rollout.step import Rollout
 from edge.coordinator.store.rollouts import Made
 from edge.coordinator.store.store import Store
 from tests.edge.coordinator.test_faults import Served
+from tests.support.answers import Described, is_named
 
 DAY_MS = 86_400_000
 DAY = datetime.timedelta(days=1)
@@ -54,6 +56,7 @@ class Web:
             self.store, lambda function: function(self.core, self.now), "lab", fixed, clock=lambda: self.now,
             line=lambda: self.core.dialogue.line.state,
         )  # fmt: skip
+        self.described = Described(self.app)
 
     def ask(self, method: str, path: str, token: str | None = None, **arguments: Any) -> httpx.Response:
         headers = {"authorization": f"Bearer {token}"} if token else {}
@@ -66,7 +69,9 @@ class Web:
             async with httpx.AsyncClient(transport=transport, base_url=f"http://{host}") as client:
                 return await client.request(method, path, headers=headers, **arguments)
 
-        return asyncio.run(ask())
+        answer = asyncio.run(ask())
+        self.described.look(answer)
+        return answer
 
     def tokens(self) -> dict[Role, str]:
         access = Access(self.store)
@@ -202,6 +207,9 @@ def test_what_is_not_known_is_refused_by_its_name(web: Web) -> None:
         ("POST", "/api/forget", {"json": {"device": "a", "all": True}}, "'all'"),
         ("POST", "/api/tags", {"json": {"device": "a"}}, "tags: Field required"),
         ("POST", "/api/releases", {"json": {"digest": 1}}, "digest: "),
+        ("POST", "/api/v1/devices/a/decommission", {"json": {"forget": 1}}, "forget: "),
+        ("POST", "/api/v1/devices/a/replace", {"json": {"days": True}}, "days: "),
+        ("POST", "/api/v1/enrolments", {"json": {"uses": "2"}}, "uses: "),
         ("GET", "/api/v1/audit?limit=0", {}, "limit: "),
         ("POST", "/api/v1/plan", {"json": {"plan": {"release": 2**63}}}, "release must be from 1"),
         ("GET", f"/api/telemetry?after={2**63}", {}, "after: "),
@@ -257,13 +265,27 @@ def test_answers_are_what_the_description_says_that_they_are(web: Web) -> None:
     web.store.events.add(LoggedEvent(device="", name="release", detail="1", at_ms=1))
     plan = plans.of_document({"release": 1})
     web.store.rollouts.add(Rollout(id=1, plan=plan, kind="head", seed="", n_selected=3), [], Made("ann", 0))
+    for path in ("/api/v1/releases", "/api/v1/events", "/api/v1/rollouts", "/api/v1/rollouts/1"):
+        answer = web.ask("GET", path)  # which looks at it
+        assert answer.json()
+        assert f"GET {path.replace('/1', '/{number}')}" in web.described.answered
+    document = answer.json()
+    join = web.ask("POST", "/api/v1/enrolments", json={"uses": 1}).json()["token"]
+    assert web.ask("POST", "/api/v1/enrol", json={"token": join, "device": "cam", "number": "0" * 16}).is_success
+    for wrong in (document | {"colour": "red"}, document | {"wave": "1"}, {"id": 1}):
+        with pytest.raises(ValidationError):
+            web.described.look(httpx.Response(200, json=wrong, request=answer.request))
+
+
+def test_every_operation_says_what_it_answers(web: Web) -> None:
     described = web.ask("GET", "/openapi.json").json()
-    for path in ("/api/v1/releases", "/api/v1/events", "/api/v1/rollouts"):
-        said = described["paths"][path]["get"]["responses"]["200"]["content"]["application/json"]["schema"]
-        assert said["type"] == "array"
-        schema = described["components"]["schemas"][said["items"]["$ref"].rpartition("/")[2]]
-        (row,) = web.ask("GET", path).json()
-        assert row.keys() == schema["properties"].keys(), path
+    unnamed = set()
+    for path, methods in described["paths"].items():
+        for method, operation in methods.items():
+            content = operation["responses"]["200"]["content"]
+            if not all(is_named(each.get("schema", {})) for each in content.values()) or not content:
+                unnamed.add(f"{method} {path}")
+    assert unnamed == {"get /api/signing/bundles"}, "metadata of The Update Framework, as they are signed"
 
 
 def test_what_the_framework_refuses_has_the_form_of_all_other_refusals(web: Web) -> None:
@@ -284,6 +306,7 @@ def test_what_the_framework_refuses_has_the_form_of_all_other_refusals(web: Web)
         assert answer.status_code == status, (path, answer.text)
         assert answer.json()["detail"], path
         assert answer.json()["error"] == "ConfigError", path
+    assert answer.headers["allow"] == "GET, POST", "of all routes of that address"
     assert "text/html" in web.ask("GET", "/nothing", headers={"accept": "text/html"}).headers["content-type"]
 
 
@@ -376,7 +399,7 @@ def test_https_is_spoken_with_the_certificate_that_is_given(tmp_path: Path) -> N
     def story() -> None:
         words = ["--coordinator", served.url, "--ca", str(tls[0])]
         done = CliRunner().invoke(cli.fleet, [*words, "merge", "--reason", "tried"], catch_exceptions=False)
-        assert done.output == "nothing new to merge\n"
+        assert done.stdout == "nothing new to merge\n"
         with pytest.raises(ChannelError, match="CERTIFICATE_VERIFY_FAILED"):
             CliRunner().invoke(cli.fleet, ["--coordinator", served.url, "devices"], catch_exceptions=False)
         with pytest.raises(httpx.HTTPError):

@@ -1,0 +1,132 @@
+"""The HTTP API of a real coordinator under schemathesis, by its own OpenAPI document.
+
+    python -m venv fuzz && fuzz/bin/pip install -c constraints.txt schemathesis -e '.[coordinator,demo]'
+    fuzz/bin/python -m benchmarks.api_fuzz --max-examples 30 --seed 1
+
+Options are those of ``schemathesis run``. A coordinator with a device, releases, a rollout, contributions, tokens and
+enrolments is asked for everything, with a token of an admin. Looked for: answers of 500 and above, answers that are not
+described, wrong requests that are let through, and rows of the database that changed although the request was refused.
+It ends with schemathesis's exit code, 1 for a finding.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import schemathesis  # type: ignore[import-not-found]  # not installed with the house
+
+from benchmarks.agent_footprint import make_bundle
+from edge.agent.client import AgentClient
+from edge.contract.bundle import Bundle
+
+ROOT = Path(__file__).parents[1]
+DATABASE, TOKEN = "EDGE_API_FUZZ_DATABASE", "EDGE_API_FUZZ_TOKEN"
+# What is written whatever is asked, or by the clock: who asked, what was refused, whose turn it is.
+BY_ITSELF = frozenset({"audit", "event", "lease", "answer", "telemetry", "alembic_version"})
+# Of these tables the clock goes on in other columns and rows, and these are what people ask for.
+PARTS = {
+    "target": "SELECT rollout, device, model, wave, place, state, attempt FROM target",
+    "fleet": "SELECT * FROM fleet WHERE key = 'paused'",
+}
+# Numbers that this fleet does not have are refused by right, so nothing is said of right requests; tokens are tried at
+# each route by the tests.
+WITHOUT = "positive_data_acceptance,ignored_auth"
+
+
+def rows(path: str) -> set[str]:
+    """All that is in the database, row by row."""
+    with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=10)) as database:
+        names = [name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        return {
+            f"{name} {row}"
+            for name in set(names) - BY_ITSELF
+            for row in database.execute(PARTS.get(name, f'SELECT * FROM "{name}"'))
+        }
+
+
+if DATABASE in os.environ:  # in schemathesis's process
+    BEFORE: dict[str, set[str]] = {}
+
+    @schemathesis.hook  # type: ignore[untyped-decorator]
+    def before_call(context: Any, case: Any, kwargs: Any) -> None:  # noqa: ARG001  # as schemathesis calls it
+        """What is there before a request, which has the right token in any case: who shows wrong ones has to wait."""
+        case.headers = {**(case.headers or {}), "Authorization": f"Bearer {os.environ[TOKEN]}"}
+        if case.method.upper() != "GET":
+            BEFORE[case.id] = rows(os.environ[DATABASE])
+
+    @schemathesis.check  # type: ignore[untyped-decorator]
+    def refused_changes_nothing(ctx: Any, response: Any, case: Any) -> None:  # noqa: ARG001
+        """What is refused leaves the database as it was."""
+        before = BEFORE.pop(case.id, None)
+        if before is None or response.status_code < 400:
+            return
+        changed = sorted(before ^ rows(os.environ[DATABASE]))
+        assert not changed, f"refused with {response.status_code}, and these rows changed: {changed}"
+
+
+def fill(client: httpx.Client, bundle: Path) -> str:
+    """Give a coordinator with one device something of everything; returns the token of an admin."""
+
+    def post(path: str, **body: Any) -> Any:
+        answer = client.post(f"/api/v1/{path}", json=body)
+        assert answer.is_success, answer.text
+        return answer.json()
+
+    kept = client.post("/api/v1/artifacts", params={"file": bundle.name}, content=bundle.read_bytes()).json()
+    token = post("enrolments", uses=5)["token"]
+    for i in range(3):
+        post("enrol", token=token, device=f"cam-{i}", number=f"{i:016}")
+        post("tags", device=f"cam-{i}", tags={"site": "north"})
+    what = {"digest": kept["digest"], "kind": "bundle", "backbone": kept["backbone"]}
+    counters = [post("releases", **what, name=name)["counter"] for name in ("one", "two")]
+    post("rollouts", plan={"release": counters[-1]}, reason="tried")
+    post("devices/one/checkpoint")
+    return str(post("tokens", name="kim", role="admin")["token"])
+
+
+def main() -> int:
+    """Run schemathesis against a coordinator of its own; its exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bundle", type=Path, help="of the digits example; made first when none is given")
+    arguments, options = parser.parse_known_args()
+    sys.path.insert(0, str(ROOT / "examples/01_digits_fleet"))
+    from processes import Fleet, wait_for  # type: ignore[import-not-found]
+
+    with tempfile.TemporaryDirectory(prefix="edgeloop-api-") as name:
+        bundle = arguments.bundle or make_bundle(Path(name))
+        with Fleet(Path(name), bundle, ["one"]) as fleet:
+            x = np.zeros(Bundle.open(bundle).manifest.inputs[0].sample_shape, np.float32)
+            with AgentClient(fleet.socket_path("one")) as agent:
+                for i in range(30):
+                    agent.predict(f"s{i}", x)
+                    agent.label(f"s{i}", i % 2)
+            wait_for("contributions", lambda: fleet.asked("contributions"))
+            fleet.kill("one")  # from here on nothing changes but by requests
+            with httpx.Client(base_url=fleet.http_url) as client:
+                token = fill(client, bundle)
+            time.sleep(10)  # the rollout has gone as far as it goes without devices
+            database = Path(name) / "coordinator" / "coordinator.sqlite"
+            line = [str(Path(sys.executable).parent / "schemathesis"), "run", f"{fleet.http_url}/openapi.json"]
+            line += ["--checks", "all", "--exclude-checks", WITHOUT, *options]
+            environment = {"SCHEMATHESIS_HOOKS": "benchmarks.api_fuzz", "PYTHONPATH": str(ROOT)}
+            done = subprocess.run(
+                line, cwd=name, env=os.environ | environment | {DATABASE: str(database), TOKEN: token}, check=False
+            )
+            is_alive = fleet.processes["coordinator"].poll() is None
+            print("the coordinator lives" if is_alive else "the coordinator ended")
+            return done.returncode or int(not is_alive)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
