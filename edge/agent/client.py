@@ -24,11 +24,12 @@ from edge.agent.wire import decode_answer, encode_line, encode_sample
 from edge.contract.errors import ChannelError, ConfigError, EdgeError, LearningError, NoAgentError
 from edge.contract.files import replace_file
 from edge.learning.exchange import HeadRelease
+from edge.learning.labels import Joined
 
 # One array, or arrays by the names of the inputs.
 Sample = npt.ArrayLike | Mapping[str, npt.ArrayLike]
 # A class by number or name, or targets.
-Label = int | str | np.integer[Any] | npt.NDArray[Any] | Sequence[float]
+Label = int | float | str | np.generic | npt.NDArray[Any] | Sequence[float]
 
 # Of an answer: more than any head has.
 _MAX_ANSWER_BYTES = 256 << 20
@@ -133,12 +134,24 @@ class AgentClient:
         named = {} if stream is None else {"stream": stream}
         return self.request(request | named | ({"reset": reset} if reset else {}))
 
-    def label(self, sample_id: str, y: Label, weight: float = 1.0) -> bool:
-        """Say what a sample was, and how much that is trusted; False when the agent no longer remembers it."""
-        if isinstance(y, np.integer | np.ndarray):
-            y = y.tolist()
-        target = y if isinstance(y, int | str) else [float(value) for value in y]
-        return bool(self.request({"op": "label", "id": sample_id, "y": target, "weight": weight}, "joined")["joined"])
+    def label(self, sample_id: str, y: Label, weight: float = 1.0) -> Joined:
+        """Say what a sample was, and how much that is trusted.
+
+        Returns:
+            Whether it counts (it is true or false), and why it does not.
+
+        Raises:
+            LearningError: It is no label of this model.
+        """
+        plain: Any = y.tolist() if isinstance(y, np.generic | np.ndarray) else y
+        try:
+            target = plain if isinstance(plain, int | float | str) else [float(value) for value in plain]
+        except (TypeError, ValueError) as exc:
+            raise LearningError(f"label {y!r:.40}: expected a class by number or name, or numbers") from exc
+        answer = self.request({"op": "label", "id": sample_id, "y": target, "weight": weight}, "joined")
+        if answer["joined"]:
+            return Joined(replaced=bool(answer.get("replaced")))
+        return Joined(str(answer.get("why") or "the agent does not say why"))
 
     def add_class(self, name: str) -> int:
         """Add a class to the model while it runs; its number."""

@@ -111,6 +111,26 @@ class LearnedState:
         if self._store is not None:
             self._store.drop_aside()  # it was of another history
 
+    def correct(self, label: Labelled, other: Labelled) -> bool:
+        """Put another label in the place of one that waits; False where it does not wait. Safe when this returns.
+
+        Raises:
+            OSError: It cannot be kept; nothing changed.
+        """
+        at = next((i for i, (each, _) in enumerate(self.waiting) if each is label), -1)
+        if at < 0:
+            return False
+        answer = self.waiting[at][1]
+        self.waiting[at] = other, answer
+        try:
+            self.save()  # the journal has the label of before
+        except OSError:
+            self.waiting[at] = label, answer
+            raise
+        with suppress(OSError):  # as in `replace`
+            self.save()
+        return True
+
     def waiting_arrays(self) -> dict[str, Any]:
         """Labels that are not learned yet, as `take_up` takes them."""
         return {

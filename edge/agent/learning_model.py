@@ -28,6 +28,7 @@ from edge.learning.calibration import probabilities
 from edge.learning.events import ClassAdded, Contributed, Event, Labelled
 from edge.learning.exchange import is_class_name
 from edge.learning.explain import Explanation
+from edge.learning.labels import Joined
 from edge.learning.learned import Happened
 from edge.learning.learner import check_batch
 from edge.learning.learning import Learning
@@ -209,8 +210,12 @@ class LearningModel(Standing):
         self._judged(answers, targets, trust)
         return happened
 
-    def join_label(self, sample_id: str, label: Any, now_s: float, weight: float = 1.0, *, later: bool = False) -> bool:
+    def join_label(
+        self, sample_id: str, label: Any, now_s: float, weight: float = 1.0, *, later: bool = False
+    ) -> Joined:
         """Learn a sample that was predicted before, now that its label is known.
+
+        A second label of a sample takes the place of the first while that waits to be learned.
 
         Args:
             sample_id: As `predict_sample` was told.
@@ -220,10 +225,11 @@ class LearningModel(Standing):
             later: Only put it into the journal: `learn_next` learns it, or a restart.
 
         Returns:
-            False when the sample is not remembered: unknown, already labelled, or too old.
+            Whether it counts, and why it does not: the sample is not remembered (unknown, or too old), has this label
+            already, or another one that was learned and is not taken back.
 
         Raises:
-            LearningError: There is no such class, or no such target or weight is possible.
+            LearningError: There is no such class, no such target or weight is possible, or it cannot be kept.
         """
         self._open()
         target = self.check_label(label)
@@ -231,14 +237,41 @@ class LearningModel(Standing):
             raise LearningError(f"weight {weight!r:.40}: expected a number from 0 to 1")
         found = self.answering.ring.join(sample_id, now_s)
         if found is None:
-            return False
+            return self._second(sample_id, target, np.array([weight], np.float32))
         event = Labelled(found.features, target, np.array([weight], np.float32))
+        self.answering.ring.give(sample_id, event)
         if later:
             self.state.wait(event, found.answer)
         else:
             self.happen(event)
             self._judged(found.answer[None], event.target, event.weight)
-        return True
+        return Joined()
+
+    def _second(self, sample_id: str, target: Targets, weight: FloatArray) -> Joined:
+        """A label of a sample that waits for none."""
+        first = self.answering.ring.given(sample_id)
+        if first is None:
+            return Joined("no such sample waits for a label")
+        if np.array_equal(first.target, target) and np.array_equal(first.weight, weight):
+            return Joined("this sample has this label already")
+        event = Labelled(first.features, target, weight)
+        try:
+            if self.state.correct(first, event):
+                self.answering.ring.give(sample_id, event)
+                return Joined(replaced=True)
+        except OSError as exc:
+            raise LearningError(f"the label was not corrected, that cannot be saved: {exc.strerror}") from exc
+        trust = "" if first.weight.item() == 1.0 else f", weight {first.weight.item():g}"
+        return Joined(
+            f"this sample was learned as {self._shown(first.target)}{trust} already, and what was learned is not taken "
+            f"back; predict it under another id, and label that"
+        )
+
+    def _shown(self, target: Targets) -> str:
+        if not self.task.is_classifier:
+            return ", ".join(f"{value:g}" for value in target.reshape(-1).tolist())
+        number = int(target.item())
+        return repr(self.class_names[number]) if number < len(self.class_names) else str(number)
 
     def learn_next(self) -> bool:
         """Learn the label that has waited longest; False when there is none.

@@ -6,7 +6,7 @@ import base64
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from edge.agent.allowance import Allowance
 from edge.agent.checkpoints import Checkpoints, Seals
@@ -27,6 +27,9 @@ from edge.channel.transport import Publish
 from edge.contract.clock import Now
 from edge.contract.errors import LearningError
 from edge.contract.names import level_of
+from edge.learning.labels import Joined
+
+T = TypeVar("T")
 
 MAX_EVENTS = 200
 # Learning that a restart may have to repeat.
@@ -132,18 +135,24 @@ class ModelCore:
             raise LearningError(f"weight: expected a number from 0 to 1, got {weight!r:.40}")
         model = self._host.model
         must_wait = model.waiting > 0 or not self._allowance.allows(now.s)
-        if must_wait and model.waiting >= self._config.profile.learning.label_ring_size:
+        is_full = model.waiting >= self._config.profile.learning.label_ring_size
+        if must_wait and is_full and model.answering.ring.given(sample_id) is None:  # a correction takes no place
             return {"joined": False, "why": "too many labels are waiting for the learning budget"}
 
-        def join() -> bool:
-            return self._timed(lambda: model.join_label(sample_id, label, now.s, weight, later=must_wait), now)
+        def join() -> Joined:
+            done: Joined = self._timed(lambda: model.join_label(sample_id, label, now.s, weight, later=must_wait), now)
+            return done
 
-        if not (join() or (self.replies.recall(sample_id, now) and join())):
-            return {"joined": False, "why": "no such sample waits for a label"}
+        found = join()
+        if not found and self.replies.recall(sample_id, now):
+            found = join()
+        if not found:
+            return {"joined": False, "why": found.why}
         self.replies.labelled(sample_id, label)
-        return {"joined": True, "queued": True} if must_wait else {"joined": True}
+        queued = {"queued": True} if must_wait else {}
+        return {"joined": True, **queued, **({"replaced": True} if found.replaced else {})}
 
-    def _timed(self, learn: Callable[[], bool], now: Now) -> bool:
+    def _timed(self, learn: Callable[[], T], now: Now) -> T:
         """Learn something at the expense of the budget, and see to it that it is made safe before long."""
         start = self._stopwatch()
         done = learn()

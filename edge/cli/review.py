@@ -102,10 +102,8 @@ def _asked(agent: AgentClient, sample_id: str, classes: list[str]) -> bool:
         if not text:
             return True
         try:
-            if agent.label(sample_id, target(text, classes)):
-                say("    learned")
-            else:
-                say("    not taken: it is not remembered any more")
+            found = agent.label(sample_id, target(text, classes))
+            say("    learned" if found else f"    not taken: {found.why}")
             return True
         except LearningError as exc:
             say(f"    {exc}")

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from edge.contract.training import FloatArray
+from edge.learning.events import Labelled
 from edge.learning.packing import PackedFeatures
 
 MAX_ID_LENGTH = 128
@@ -25,11 +26,27 @@ class Remembered:
     seen_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """What became of a label; true where it counts.
+
+    Attributes:
+        why: It does not count, for people; "" where it does.
+        replaced: It took the place of an earlier one that nobody had learned yet.
+    """
+
+    why: str = ""
+    replaced: bool = False
+
+    def __bool__(self) -> bool:
+        return not self.why
+
+
 class LabelRing:
     """Joins labels to samples by sample id.
 
     The oldest samples make room for new ones, and a sample that is older than `expiry_s` is no longer joined. A label
-    is joined once; a repeated one is unknown.
+    is joined once; `given` is the label of a sample that has one, of as many samples as may wait.
 
     Args:
         capacity: Samples kept at most.
@@ -40,6 +57,7 @@ class LabelRing:
         self._capacity = capacity
         self._expiry_s = expiry_s
         self._waiting: OrderedDict[str, Remembered] = OrderedDict()
+        self._given: OrderedDict[str, Labelled] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -47,6 +65,7 @@ class LabelRing:
     def put(self, sample_id: str, sample: Remembered) -> None:
         """Remember a sample; the same id again replaces the older one."""
         self._waiting.pop(sample_id, None)
+        self._given.pop(sample_id, None)
         self._waiting[sample_id] = sample
         while len(self._waiting) > self._capacity:
             self._waiting.popitem(last=False)
@@ -57,6 +76,17 @@ class LabelRing:
         if found is None or now_s - found.seen_s > self._expiry_s:
             return None
         return found
+
+    def give(self, sample_id: str, label: Labelled) -> None:
+        """Remember which label a sample has, the newest."""
+        self._given.pop(sample_id, None)
+        self._given[sample_id] = label
+        if len(self._given) > self._capacity:
+            self._given.popitem(last=False)
+
+    def given(self, sample_id: str) -> Labelled | None:
+        """The label that a sample has; None for one that has none, or that is not remembered."""
+        return self._given.get(sample_id)
 
     def newest(self, count: int) -> Sequence[Remembered]:
         """The samples that came last, the newest last; they stay."""

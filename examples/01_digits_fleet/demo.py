@@ -86,7 +86,7 @@ def stream(agents: dict[str, AgentClient], data: Digits, results: Results, conso
                     waiting[device].append(i)
             while waiting[device] and waiting[device][0] <= i - LATE:
                 sample = waiting[device].popleft()
-                labels[device] += agent.label(f"streamed-{sample}", int(data.stream_y[sample]))
+                labels[device] += bool(agent.label(f"streamed-{sample}", int(data.stream_y[sample])))
             if i % MEASURE_EVERY == 0:
                 accuracy = float(right_answers(agent, probe_x, data.test_y[:PROBES]).mean())
                 results.curve.setdefault(device, []).append((start + i, accuracy))

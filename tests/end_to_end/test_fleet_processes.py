@@ -38,7 +38,7 @@ def teach(fleet: Any, device: str, x: np.ndarray, y: np.ndarray) -> int:
         with AgentClient(fleet.socket_path(device)) as agent:
             for i in range(len(x)):
                 agent.predict(f"s{i}", x[i])
-                acknowledged += agent.label(f"s{i}", int(y[i]))
+                acknowledged += bool(agent.label(f"s{i}", int(y[i])))
     except EdgeError:
         pass
     return acknowledged

@@ -729,7 +729,17 @@ def test_labels_beyond_the_budget_wait_and_are_learned_by_and_by_or_after_a_kill
     assert 0 < len(learned) < 12
     assert agent.core.busy
     assert agent.core.status()["samples"] == len(learned)
-    assert agent.core.request({"op": "label", "id": "s11", "y": 0}, fleet.now)["joined"] is False, "it is joined"
+    other = (int(y[11]) + 1) % 10
+    for sample, label, answer in (
+        ("s11", int(y[11]), {"joined": False, "why": "this sample has this label already"}),
+        ("s11", other, {"joined": True, "queued": True, "replaced": True}),
+        ("s11", other, {"joined": False, "why": "this sample has this label already"}),
+        ("s12", other, {"joined": False, "why": "no such sample waits for a label"}),
+    ):
+        assert agent.core.request({"op": "label", "id": sample, "y": label}, fleet.now) == answer
+    refused = agent.core.request({"op": "label", "id": "s0", "y": (int(y[0]) + 1) % 10}, fleet.now)
+    assert f"was learned as '{agent.host.model.class_names[y[0]]}' already" in refused["why"]
+    assert agent.host.model.waiting == 12 - len(learned)
     while agent.core.status()["samples"] == len(learned):
         fleet.now_s += 1.0
         agent.core.tick(fleet.now)
@@ -739,6 +749,8 @@ def test_labels_beyond_the_budget_wait_and_are_learned_by_and_by_or_after_a_kill
     fleet.start_agent("one")
     assert fleet.agents["one"].core.status()["samples"] == 12
     assert not fleet.agents["one"].core.busy
+    targets = fleet.agents["one"].host.model.learned.recent.targets
+    assert targets.tolist() == [*y[:11].tolist(), other], "the correction is what was learned"
 
 
 def test_a_release_that_cannot_be_dealt_with_does_not_silence_the_device(

@@ -381,6 +381,34 @@ def test_a_label_that_waits_and_cannot_be_learned_costs_no_other(mlp_bundle: Pat
     assert len(model.state.waiting) == 0
 
 
+def test_a_second_label_replaces_one_that_waits_or_says_why_it_cannot(
+    digits_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, _ = turned_labels(3)
+    with OnDeviceModel.open(digits_bundle, tmp_path) as model:
+        for i in range(3):
+            model.predict_sample(f"s{i}", x[i], 0.0)
+        assert all(model.join_label(f"s{i}", 3, 0.0, later=True) for i in range(2))
+        with monkeypatch.context() as full:
+            full.setattr(model.state, "save", lambda: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+            with pytest.raises(LearningError, match="not corrected, that cannot be saved: No space"):
+                model.join_label("s1", 4, 0.0)
+        assert [label.target.item() for label, _ in model.state.waiting] == [3, 3]
+        assert model.join_label("s1", 4, 0.0).replaced
+        assert model.join_label("s1", 4, 0.0, 0.5).replaced, "how far it is trusted is corrected, too"
+        assert [(each.target.item(), each.weight.item()) for each, _ in model.state.waiting] == [(3, 1.0), (4, 0.5)]
+        while model.learn_next():
+            pass
+        assert model.join_label("s1", 4, 0.0, 0.5).why == "this sample has this label already"
+        assert "learned as '4', weight 0.5 already" in model.join_label("s1", 5, 0.0).why
+        assert "no such sample" in model.join_label("nobody", 5, 0.0).why
+        model.predict_sample("s1", x[2], 0.0)
+        assert model.join_label("s1", 5, 0.0), "another sample of that name"
+        assert model.learned.recent.targets.tolist() == [3, 4, 5]
+    with OnDeviceModel.open(digits_bundle, tmp_path) as again:
+        assert again.learned.recent.targets.tolist() == [3, 4, 5]
+
+
 def test_one_sample_is_one_sample(digits_bundle: Path) -> None:
     x, _ = turned_labels(2)
     model = OnDeviceModel.open(digits_bundle)

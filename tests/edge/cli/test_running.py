@@ -111,6 +111,16 @@ def test_an_agent_is_asked_labelled_exported_and_taken_back(
     assert "a: " in said(ask(running, "label", "a", y[0]))
     again = ask(running, "label", "a", y[0], "--json")
     assert isinstance(again.exception, LearningError)
+    assert "has this label already" in str(again.exception)
+    with AgentClient(running / "agent.sock") as client:
+        found = client.label("a", (int(y[0]) + 1) % 10)
+        assert "already, and what was learned is not taken back" in found.why
+        assert not found
+        for wrong, words in ((2.5, "2.5: expected a class from 0 to 9"), (None, "expected a class by number or name")):
+            with pytest.raises(LearningError, match=words):
+                client.label("many.npz:2", wrong)  # type: ignore[arg-type]
+        with pytest.raises(LearningError, match="expected a class by number or name"):
+            client.label("many.npz:2", ["a", "b"])  # type: ignore[arg-type]
     assert json.loads(again.output)["joined"] is False
     assert json.loads(said(ask(running, "label", "many.npz:1", y[1], "--weight", 0.5, "--json")))["joined"]
     for label in ("zebra", "1.5", "99"):
