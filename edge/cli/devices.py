@@ -80,7 +80,7 @@ def show(connect: Any, name: str, as_json: bool) -> None:
         "profile": row["profile"],
         "agent": row["agent_version"],
         "boot": row["boot"],
-        "state id": row["state_id"] + (f", the {row['epoch'] + 1}. under this name" if row["epoch"] else ""),
+        "state id": row["state_id"] + (f", begun anew {row['epoch']} times under this name" if row["epoch"] else ""),
         "login": row["login"] + (f" until {stamp(row['login_expires_ms'])}" if row["login_expires_ms"] else ""),
         "note": row["note"],
         "hardware": ", ".join(f"{key} {value}" for key, value in row["hardware"].items()),
@@ -89,13 +89,18 @@ def show(connect: Any, name: str, as_json: bool) -> None:
     for key, value in facts.items():
         if value not in ("", None):
             say(f"  {key:<10} {shown(str(value), 500)}")
+    if row["admission"] in ("pending", "quarantined"):
+        why = coordinator.call("GET", "/api/v1/events", params={"device": name, "kind": row["admission"], "limit": 1})
+        for event in why:
+            say(f"  {row['admission']} since {stamp(event['at_ms'])} {shown(event['detail'], 500)}")
+        say(f"  it is offered nothing and nothing of it is merged until `edge-fleet device approve {name}`")
     if not row["born"]:
         click.echo("  it has not said yet what it runs; it is asked each time it says something")
     wanted = {each["model"]: each for each in row["wanted"]}
     for model in row["models"]:
         say(f"  model {shown(model['model'])}, {model['samples']} labels")
-        bundle = short(model.get("artifact") or model["bundle"])
-        say(f"    runs     bundle {bundle}, head {short(model['head'])}, release {model['release']}")
+        head = f"head believed most {short(model['head'])}"
+        say(f"    runs     bundle {short(model['bundle'])}, {head}, release {model['release']}")
         if (each := wanted.get(model["model"])) is not None:
             done = "it has dealt with it" if each["is_dealt_with"] else "it has not dealt with it"
             say(f"    should   release {each['release']} {shown(each['name'])}".rstrip() + f", {done}")

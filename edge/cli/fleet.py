@@ -233,7 +233,7 @@ def devices(connect: Any, query: str, is_all: bool, as_json: bool) -> None:
         known = (row["id"], stands or {True: "yes", False: "no", None: "not known"}[row["online"]])
         heard = age(row["last_seen_ms"])
         for model in row["models"] or [row]:
-            digests = ((model.get("artifact") or model["bundle"])[:8], model["head"][:8])
+            digests = (model["bundle"][:8], model["head"][:8])
             runs = (shown(model["model"]), *digests, model["release"], shown(model["state"]), model["samples"])
             cells = (shown(str(each)) for each in (*known, *runs, heard))
             table.add_row(*(Text(each, no_wrap=True, overflow="ellipsis") for each in cells))

@@ -11,9 +11,8 @@ import click
 
 from edge.cli import rollouts
 from edge.cli.devices import named
-from edge.cli.releases import send, whom
+from edge.cli.releases import send, what, whom
 from edge.cli.terminal import say, shown
-from edge.contract.digest import short
 from edge.contract.errors import RolloutError
 
 
@@ -67,7 +66,7 @@ def push(
     is_signed = bool(coordinator.call("GET", "/api/health")["signed"])
     if not as_json:
         meant = release | {"devices": list(names) or ["*"]}
-        say(f"release {release['counter']}: {release['kind']} {short(release['digest'])} {whom(meant)}")
+        say(f"release {release['counter']}: {what(release)} {whom(meant)}")
         if not is_signed:
             say("unsigned: this fleet has no keys, so devices believe whoever may publish to them; edge-fleet keys -h")
         if rollout is not None:

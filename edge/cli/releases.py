@@ -57,7 +57,7 @@ def add(
     if as_json:
         click.echo(json.dumps(row, indent=1))
     else:
-        say(f"release {row['counter']}: {row['kind']} {short(row['digest'])}, for nobody until a rollout brings it")
+        say(f"release {row['counter']}: {what(row)}, for nobody until a rollout brings it")
 
 
 def send(coordinator: Any, artifact: Path, *, force: bool) -> dict[str, Any]:
@@ -99,7 +99,7 @@ def list_releases(connect: Any, as_json: bool) -> None:
         day = time.strftime("%Y-%m-%d", time.localtime(row["created_ms"] / 1000))
         meant = f"{row['model']} {_devices(row)}".strip()
         title = shown(f"{meant}: {row['name'] or row['reason']}", 200)
-        say(f"{row['counter']:>5}  {day}  {row['kind']:<6} {short(row['digest'])}  {title}")
+        say(f"{row['counter']:>5}  {day}  {row['kind']:<6} {short(row['bundle'] or row['digest'])}  {title}")
 
 
 @release.command()
@@ -116,7 +116,7 @@ def show(connect: Any, number: int, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(row, indent=1))
         return
-    say(f"release {row['counter']}: {row['kind']} {short(row['digest'])} {whom(row)}")
+    say(f"release {row['counter']}: {what(row)} {whom(row)}")
     facts = {
         "name": row["name"],
         "notes": row["notes"],
@@ -125,6 +125,7 @@ def show(connect: Any, number: int, as_json: bool) -> None:
         "pushed": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["created_ms"] / 1000)),
         "restores": f"release {row['restores']}" if row["restores"] else "",
         "backbone": short(row["backbone"]),
+        "file sha256": row["digest"],
         **row["contents"],
     }
     for name, value in facts.items():
@@ -190,7 +191,7 @@ def download(connect: Any, number: int, output: Path | None, force: bool, as_jso
     if as_json:
         click.echo(json.dumps({"file": str(output), "digest": row["digest"], "size_bytes": len(data)}))
     else:
-        say(f"{output}: {row['kind']} {short(row['digest'])}, {len(data)} bytes")
+        say(f"{output}: {what(row)}, {len(data)} bytes")
 
 
 @click.command()
@@ -213,8 +214,12 @@ def rollback(connect: Any, to: int | None, model: str, reason: str, as_json: boo
     if as_json:
         click.echo(json.dumps(row, indent=1))
         return
-    what = f"{row['kind']} {short(row['digest'])} {whom(row)}"
-    say(f"release {row['counter']}: {what}, the bytes of release {row['restores']} again")
+    say(f"release {row['counter']}: {what(row)} {whom(row)}, the bytes of release {row['restores']} again")
+
+
+def what(row: dict[str, Any]) -> str:
+    """A bundle by the id that it has everywhere, the digest of its manifest; a head by that of its file."""
+    return f"{row['kind']} {short(row['bundle'] or row['digest'])}"
 
 
 def whom(row: dict[str, Any]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -50,6 +50,12 @@ class RollbackRequest(Body):
     reason: str = Field(default="", max_length=200)
 
 
+def named(store: Store, releases: Iterable[Release]) -> list[dict[str, Any]]:
+    """Releases as they go out: `digest` is of the file, `bundle` the one by which devices and tools name a bundle."""
+    bundles = {each.digest: each.identity for each in store.releases.bundles()}
+    return [as_dict(each) | {"bundle": bundles.get(each.digest, "")} for each in releases]
+
+
 def add_release_routes(api: FastAPI, store: Store, submit: Submit) -> None:
     """Add the routes.
 
@@ -63,7 +69,7 @@ def add_release_routes(api: FastAPI, store: Store, submit: Submit) -> None:
     @api.get("/api/v1/releases", responses=says(list[Release]))
     def releases(limit: Limit | None = None, before: Before = 0) -> list[dict[str, Any]]:
         """Releases, newest first."""
-        return page(map(as_dict, store.releases.all()), "counter", limit, before)
+        return page(named(store, store.releases.all()), "counter", limit, before)
 
     @api.post("/api/artifacts", responses=says(ArtifactAnswer))
     @api.post("/api/v1/artifacts", responses=says(ArtifactAnswer))
@@ -99,12 +105,12 @@ def add_release_routes(api: FastAPI, store: Store, submit: Submit) -> None:
         whom = (body.devices, body.reason)
         more = body.model_dump(include={"model", "name", "notes", "file", "force"})
         row = submit(lambda core, now: core.push(body.digest, body.kind, body.backbone, *whom, now, **more))
-        return as_dict(row)
+        return named(store, [row])[0]
 
     @api.get("/api/v1/releases/{counter}", responses=says(ReleaseAnswer))
     def show_release(counter: RowNumber) -> dict[str, Any]:
         found: dict[str, Any] = submit(lambda core, _: core.releases.show(counter))
-        return found
+        return found | {"bundle": found["contents"].get("bundle", "")}
 
     @api.get("/api/v1/releases/{counter}/lineage", responses=says(LineageAnswer))
     def lineage(counter: RowNumber) -> dict[str, Any]:
@@ -145,4 +151,4 @@ def add_release_routes(api: FastAPI, store: Store, submit: Submit) -> None:
     @api.post("/api/v1/rollback", responses=says(Release))
     def rollback(body: RollbackRequest) -> dict[str, Any]:
         back = body.model_dump()
-        return as_dict(submit(lambda core, now: core.rollback(now, **back)))
+        return named(store, [submit(lambda core, now: core.rollback(now, **back))])[0]

@@ -289,9 +289,14 @@ class Releases:
             notes=notes,
             file=file,
         )
-        what = f"{release.counter}: {kind} {short(digest)}{_as(model)}, {name or reason}"
+        what = f"{release.counter}: {self._called(kind, digest)}{_as(model)}, {name or reason}"
         self._events.note("", "release", what, now, model)
         return release
+
+    def _called(self, kind: str, digest: str) -> str:
+        """For people: a bundle by the id that it has everywhere, a head by that of its file."""
+        known = {each.digest: each.identity for each in self._store.releases.bundles()} if kind == "bundle" else {}
+        return f"{kind} {short(known.get(digest, '') or digest)}"
 
     def _check_like(self, name: str, digest: str, running: Sequence[Model]) -> None:
         """Raise BundleError where applications would see something else than from what runs."""
@@ -336,7 +341,7 @@ class Releases:
             file=wanted.file,
             restores=wanted.restores or wanted.counter,
         )
-        what = f"{release.counter}: {wanted.kind} {short(wanted.digest)}{_as(wanted.model)}, {release.reason}"
+        what = f"{release.counter}: {self._called(wanted.kind, wanted.digest)}{_as(wanted.model)}, {release.reason}"
         self._events.note("", "release", what, now, wanted.model)
         return release
 

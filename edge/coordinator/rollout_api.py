@@ -14,8 +14,8 @@ from edge.contract.names import MAX_NAME_CHARS
 from edge.coordinator.access_api import VIEWER, Before, Body, Limit, RowNumber, Who, page, says
 from edge.coordinator.answers import ForecastAnswer, PausedAnswer, PushAnswer, RolloutAnswer, RolloutSummary
 from edge.coordinator.core import CoordinatorCore
-from edge.coordinator.records import Release, as_dict
-from edge.coordinator.release_api import PushRequest
+from edge.coordinator.records import Release
+from edge.coordinator.release_api import PushRequest, named
 from edge.coordinator.rollout import plan as plans
 from edge.coordinator.rollout.states import RolloutEvent
 from edge.coordinator.rollout_views import shown, summaries, summary
@@ -143,13 +143,14 @@ def add_rollout_routes(api: FastAPI, submit: Submit, store: Store) -> None:
                 **body.model_dump(include={"model", "name", "notes", "file", "force"}),
             )
         )
-        return {"release": as_dict(release), "rollout": summary(rollout)}
+        return {"release": named(store, [release])[0], "rollout": summary(rollout)}
 
     @api.post("/api/v1/releases", responses=says(Release))
     def release(body: ReleaseRequest) -> dict[str, Any]:
         what = (body.digest, body.kind, body.backbone)
         more = body.model_dump(include={"model", "name", "notes", "file", "force"})
-        return as_dict(submit(lambda core, now: core.push(*what, [], body.reason, now, at_once=False, **more)))
+        made = submit(lambda core, now: core.push(*what, [], body.reason, now, at_once=False, **more))
+        return named(store, [made])[0]
 
     @api.post("/api/v1/plan", openapi_extra=VIEWER, responses=says(ForecastAnswer))
     def plan(body: PlanRequest) -> dict[str, Any]:

@@ -122,11 +122,13 @@ class Outside:
         gain: In accuracy over the shipped head, on the one that gains least, and less what could be luck.
         distance: Mean squared distance of samples from the classes of the others, on the one that is farthest.
         devices: That were left out in turn.
+        each: By lineage of such a device, in accuracy over the shipped head what the merge of the others gives it.
     """
 
     gain: float
     distance: float
     devices: int
+    each: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True)
@@ -178,7 +180,7 @@ class HeadRelease:
         if self.is_rival is not None:
             description["is_rival"] = self.is_rival
         if self.outside is not None:
-            description["outside"] = asdict(self.outside)
+            description["outside"] = {name: value for name, value in asdict(self.outside).items() if value != {}}
         tensors: State = {_PARAMETER + name: array for name, array in self.parameters.items()}
         tensors |= {_MERGED + name: array for name, array in self.merged.items()}
         return tensorfile.encode(_RELEASE, description, tensors)
@@ -261,7 +263,10 @@ def _outside(found: Any, what: str) -> Outside | None:
     is_finite = all(type(number) is float and math.isfinite(number) for number in numbers)
     if not is_finite or type(given.get("devices")) is not int:
         raise BundleError(f"{what}: expected under outside the numbers gain, distance and devices")
-    return Outside(gain=given["gain"], distance=given["distance"], devices=given["devices"])
+    each = given.get("each", {})
+    if not isinstance(each, dict) or not all(type(gain) is float and math.isfinite(gain) for gain in each.values()):
+        raise BundleError(f"{what}: expected under outside as each numbers by lineage")
+    return Outside(gain=given["gain"], distance=given["distance"], devices=given["devices"], each=each)
 
 
 def _names(found: Mapping[str, Any], what: str) -> tuple[str, ...]:

@@ -158,15 +158,16 @@ def _contributed(
     return Contributed(device=device, delta=delta, has=has)
 
 
-def _worth_outside(bundle: Bundle, devices: Sequence[HeadStatistics], prior: HeadStatistics) -> Outside | None:
-    """Of statistics of the same classes; None where features are projected, since the shipped head is not of those."""
+def _worth_outside(bundle: Bundle, devices: Mapping[str, HeadStatistics], prior: HeadStatistics) -> Outside | None:
+    """By lineage, of statistics of the same classes; None for projected features: the shipped head is not of those."""
     head = trainable_head(bundle)
     if head.projection is not None or head.linear is None or head.linear.bias is None:
         return None
     shipped, n_classes = bundle.head_parameters(), prior.moment.shape[1]
     shipped = grown(shipped, head.linear, n_classes - n_outputs_of(bundle))
     layer = shipped[head.linear.weight].astype(np.float64), shipped[head.linear.bias].astype(np.float64)
-    return worth_outside(devices, prior, layer, shipped_statistics(bundle, 1.0).grown(n_classes))
+    known = shipped_statistics(bundle, 1.0).grown(n_classes)
+    return worth_outside(list(devices.values()), prior, layer, known, list(devices))
 
 
 def shipped_head(bundle: Bundle) -> HeadRelease:
@@ -206,9 +207,10 @@ def _merge_statistics(
     release = None
     if chosen or elsewhere is not None:
         others: Mapping[str, int] = {} if elsewhere is None else elsewhere.included
-        summed = [total for device, total in sums.items() if device not in out and total.n_samples > 0]
+        newest = {device: update.lineage for device, update in updates}
+        summed = {newest[device]: total for device, total in sums.items() if device not in out and total.n_samples > 0}
         release = replace(
-            head_of_sum(bundle, sum(summed, start=prior), names),
+            head_of_sum(bundle, sum(summed.values(), start=prior), names),
             outside=_worth_outside(bundle, summed, prior) if is_classifier else None,
             included={**already, **others, **{update.lineage: update.version for update in chosen}},
             n_samples=sum(update.n_samples for update in chosen) + (0 if elsewhere is None else elsewhere.n_samples),

@@ -36,7 +36,11 @@ Layer = tuple[Matrix, Matrix]
 
 
 def worth_outside(
-    devices: Sequence[HeadStatistics], prior: HeadStatistics, shipped: Layer, known: HeadStatistics
+    devices: Sequence[HeadStatistics],
+    prior: HeadStatistics,
+    shipped: Layer,
+    known: HeadStatistics,
+    lineages: Sequence[str] = (),
 ) -> Outside | None:
     """What the merge of some devices is worth on others.
 
@@ -45,6 +49,7 @@ def worth_outside(
         prior: What is merged besides: the shipped statistics, as much as they are worth there.
         shipped: Weights ``(n_outputs, d)`` and biases ``(n_outputs,)`` of the head as shipped.
         known: The shipped statistics; their scale does not matter.
+        lineages: Of the devices, to tell by them what each gains; () to tell nobody's.
 
     Returns:
         None where it cannot be told: nothing was shipped, or too few devices share classes and a world.
@@ -60,7 +65,7 @@ def worth_outside(
     with np.errstate(invalid="ignore"):  # nan for two without a common class
         is_near = (between <= LARGEST_DISTANCE) & ~np.eye(len(devices), dtype=bool)
     counts = np.array([summary.counts for summary in summaries])
-    gains, distances, n_asked = [], [], 0.0
+    gains, distances, n_asked, each = [], [], 0.0, {}
     for i in range(0, len(devices), max(1, -(-len(devices) // _ASKED))):
         own, others = devices[i], total - devices[i]
         asked = own.seen & (counts[is_near[i]].sum(axis=0) > KNOWN_FROM - 0.5)
@@ -71,6 +76,8 @@ def worth_outside(
             if distance is not None:
                 gains.append(accuracy(own, asked, solve(others)) - accuracy(own, asked, shipped))
                 distances.append(distance)
+                if lineages:
+                    each[lineages[i]] = round(gains[-1], 6)
                 n_asked += float(own.class_counts[asked].sum())
         except (LearningError, np.linalg.LinAlgError):  # nothing can be solved: nothing can be said
             continue
@@ -78,7 +85,7 @@ def worth_outside(
         return None
     # Two deviations of a mean that could be luck: of n samples, a quarter of them answered otherwise.
     gain = min(*gains, float(np.mean(gains)) - 1.0 / math.sqrt(n_asked))
-    return Outside(gain=gain, distance=max(distances), devices=len(gains))
+    return Outside(gain=gain, distance=max(distances), devices=len(gains), each=each)
 
 
 def _distance(own: HeadStatistics, asked: np.ndarray, others: HeadStatistics, known: HeadStatistics) -> float | None:

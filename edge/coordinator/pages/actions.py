@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
+from urllib.parse import quote
 
 from fastapi import FastAPI, Query, Request
 from fastapi.concurrency import run_in_threadpool
@@ -15,6 +16,7 @@ from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from edge.contract.errors import EdgeError, RolloutError
 from edge.coordinator.access import Access, Identity
 from edge.coordinator.access_api import ANYBODY, COOKIE, RowNumber, Who, form_of
+from edge.coordinator.admission import Decision
 from edge.coordinator.pages import render
 from edge.coordinator.pages.routes import HEADERS, Pages, Word
 from edge.coordinator.pages.texts import text
@@ -41,6 +43,7 @@ def add_actions(api: FastAPI, pages: Pages, access: Access) -> None:
     _add_rollouts(api, pages)
     _add_fleet(api, pages)
     _add_alerts(api, pages)
+    _add_admission(api, pages)
 
 
 def _ask(
@@ -133,6 +136,19 @@ def _add_fleet(api: FastAPI, pages: Pages) -> None:
             pages.submit(lambda core, now: core.merge_now(now, supersede=may_end, who=who.who))
 
         return await _do(pages, request, "/learning", give)
+
+
+def _add_admission(api: FastAPI, pages: Pages) -> None:
+    @api.get("/devices/{name}/approve", include_in_schema=False, openapi_extra=OPERATOR, response_model=None)
+    def ask_approve(request: Request, name: str) -> Response:
+        return _ask(pages, request, "approve", name, f"/devices/{quote(name, safe='')}")
+
+    @api.post("/devices/{name}/approve", include_in_schema=False, response_model=None)
+    async def approve(request: Request, name: str, who: Who) -> Response:
+        def give(given: Mapping[str, str]) -> None:
+            pages.submit(lambda core, now: core.decide(name, Decision.APPROVE, who.who, _reason(given), now))
+
+        return await _do(pages, request, f"/devices/{quote(name, safe='')}", give)
 
 
 def _add_alerts(api: FastAPI, pages: Pages) -> None:

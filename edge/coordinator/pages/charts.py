@@ -19,7 +19,10 @@ _WIDTH, _HEIGHT, _LEFT, _TOP, _BOTTOM = 360.0, 150.0, 38.0, 8.0, 18.0
 _MAX_SPANS = 120
 # No line is drawn where nothing was said for so many of the usual steps, and this long.
 _GAP_STEPS, _GAP_MS = 5.0, 30_000.0
-COLOURS = 6
+# So many colours; behind them they come again, with dashes.
+COLOURS, _AGAIN = 6, 12
+# What marks say, beside their line.
+_LETTERS = {"drift": "D", "feature-shift": "D", "believed": "B", "rolled-back": "R"}
 Point = tuple[int, float]
 """Milliseconds since 1970, and a value."""
 
@@ -86,7 +89,7 @@ def chart(title: str, unit: str, series: Sequence[Series], frame: Frame) -> Char
     shown = [each for each in shown if each.points]
     if not shown:
         return None
-    lines = [_line(each, i % COLOURS) for i, each in enumerate(shown)]
+    lines = [_line(each, i % _AGAIN) for i, each in enumerate(shown)]
     return Chart(title=title, unit=unit, svg=_svg(title, shown, frame), lines=lines)
 
 
@@ -103,6 +106,10 @@ def _svg(title: str, series: Sequence[Series], frame: Frame) -> str:
     values = [value for each in series for _, value in each.points]
     low = min(values) if frame.low is None else min(frame.low, *values)
     high = max(values) if frame.high is None else max(frame.high, *values)
+    if low == high and frame.high is not None:  # one value all the time: from where it begins to where it ends
+        low = high - 1.0
+    elif low == high and frame.low is not None:
+        high = low + 1.0
     ticks = nice_ticks(low, high)
     low, high = min(low, ticks[0]), max(high, ticks[-1])
     span_ms = max(frame.until_ms - frame.since_ms, 1)
@@ -126,14 +133,17 @@ def _svg(title: str, series: Sequence[Series], frame: Frame) -> str:
         if frame.since_ms <= ms <= frame.until_ms:
             path = f'<path class="mark" d="M{x(ms):.1f} {_TOP:g}V{_HEIGHT - _BOTTOM:g}">'
             parts.append(f"{path}<title>{_escaped(name)}</title></path>")
+            if letter := _LETTERS.get(name, ""):
+                parts.append(f'<text class="tick" x="{x(ms) + 2:.1f}" y="{_TOP + 7:g}">{letter}</text>')
     for i, each in enumerate(series):
+        style = f"s{i % COLOURS}" + (" again" if i % _AGAIN >= COLOURS else "")
         for run in _runs(_thinned(each.points, frame)):
             drawn = " ".join(f"{x(ms):.1f},{y(value):.1f}" for ms, value in run)
             if len(run) == 1:
                 at = f'cx="{x(run[0][0]):.1f}" cy="{y(run[0][1]):.1f}"'
-                parts.append(f'<circle class="s{i % COLOURS} dot" {at} r="2"/>')
+                parts.append(f'<circle class="{style} dot" {at} r="2"/>')
             else:
-                parts.append(f'<polyline class="s{i % COLOURS}" points="{drawn}"/>')
+                parts.append(f'<polyline class="{style}" points="{drawn}"/>')
     return "".join([*parts, "</svg>"])
 
 

@@ -9,6 +9,7 @@ from edge.channel.messages import EXPERTS
 from edge.contract.clock import Now
 from edge.contract.errors import RolloutError
 from edge.coordinator.line import LineState
+from edge.coordinator.pages import fleet_view
 from edge.coordinator.pages.charts import Chart, Frame, Point, Series, chart
 from edge.coordinator.pages.learning_view import by_share
 from edge.coordinator.pages.texts import text
@@ -23,6 +24,8 @@ _MESSAGES_OF_A_MODEL = 400
 _EVENTS = 30
 # Events that are marked in the charts of accuracy and of heads.
 _MARKED = ("drift", "feature-shift", "believed", "rolled-back")
+# Devices go on saying the latency of their last predictions while nothing is predicted.
+_LATENCY = "lat_"
 # Of a model, then of the device: title, unit, keys of telemetry, lower and upper end.
 _OF_A_MODEL = (
     ("latency", "ms", ("lat_p50_ms", "lat_p99_ms"), 0.0, None),
@@ -64,12 +67,13 @@ def device(
         state_id = known.device.state_id
         messages = store.telemetry.newest_of(name, state_id, _MESSAGES_OF_A_MODEL * max(1, len(known.models)))
         points = _summed(store, name, since_ms, step_s) if step_s else _points(messages)
-        events = store.events.newest(200, device=name)
+        events = sorted(store.events.newest(200, device=name), key=lambda each: (each.at_ms, each.id), reverse=True)
         targets = store.rollouts.of_devices(name)
         contributions = [each for each in store.contributions.all() if each.device == name]
         left_out = {each.lineage: each.reason for each in store.contributions.refused() if each.device == name}
         releases = {each.counter: each for each in store.releases.all()}
         bundles = {each.identity: each for each in store.releases.bundles() if each.identity}
+        admitted = fleet_view.admitted(store, name, known.device.admission)
         tags = store.devices.tags(name).get(name, {})
     wanted = {each["model"]: each for each in standing}
     frame = (_since(points, since_ms, now.wall_ms), now.wall_ms)
@@ -90,6 +94,7 @@ def device(
     return {
         "device": known.device,
         "condition": line.condition(known.device, now.wall_ms),
+        "admitted": admitted,
         "tags": tags,
         "models": models,
         "charts": _charts(_OF_THE_DEVICE, points, None, frame, ()),
@@ -117,9 +122,9 @@ def _since(points: Points, since_ms: int, now_ms: int) -> int:
 def _points(messages: Iterable[TelemetryEntry]) -> Points:
     found: dict[tuple[str, str], list[Point]] = {}
     for each in messages:
-        model = _model_of(each)
+        model, is_idle = _model_of(each), each.values.get("infer_per_s") == 0
         for key, value in each.values.items():
-            if type(value) in (int, float):
+            if type(value) in (int, float) and not (is_idle and key.startswith(_LATENCY)):
                 found.setdefault((model, key), []).append((each.received_ms, float(value)))
     return found
 
@@ -127,7 +132,10 @@ def _points(messages: Iterable[TelemetryEntry]) -> Points:
 def _summed(store: Store, name: str, since_ms: int, step_s: int) -> Points:
     found: dict[tuple[str, str], list[Point]] = {}
     for bucket, sums in sorted(store.telemetry.sums(name, since_ms, step_s).items()):
+        is_idle = "infer_per_s" in sums and sums["infer_per_s"].most == 0
         for key, each in sums.items():
+            if is_idle and key.startswith(_LATENCY):
+                continue
             found.setdefault((bucket.model, key), []).append((bucket.start_ms, each.mean))
     return found
 

@@ -11,13 +11,16 @@ from edge.contract.clock import Now
 from edge.contract.digest import short
 from edge.coordinator.line import CONDITIONS, ONLINE, LineState
 from edge.coordinator.pages.charts import shares
+from edge.coordinator.pages.learning_view import is_merge
 from edge.coordinator.pages.texts import text
-from edge.coordinator.records import Device, Model
+from edge.coordinator.records import APPROVED, Device, LoggedEvent, Model
 from edge.coordinator.rollout.states import RolloutState
 from edge.coordinator.store.store import Store
 from edge.coordinator.turns import PAUSED, in_need
 
 PAGE = 50
+# Of a device that does not belong to the fleet, or not now: more than how it is.
+ADMISSIONS = ("pending", "quarantined", "decommissioned")
 # States of a slot that a person should look at.
 TROUBLED = frozenset({"failed", "refused", "rolled-back", "held"})
 # Events of the last day that say that something does not work.
@@ -73,12 +76,15 @@ def fleet(store: Store, query: FleetQuery, line: LineState, now: Now) -> dict[st
     ]
     return {
         "counts": [(each, counts[each]) for each in CONDITIONS if counts[each] or (each == ONLINE and line.hears)],
+        "admissions": [(each, n) for each in ADMISSIONS if (n := sum(d.admission == each for d in devices))],
+        "choices": (*CONDITIONS, *ADMISSIONS),
         "shares": shares([(each, counts[each]) for each in CONDITIONS], text("fleet.shares")),
         "total": len(devices),
         "wishes": wishes,
         "versions": _versions(models, releases, names),
         "agents": sorted(Counter(each.agent_version for each in devices if each.born).items(), reverse=True),
         "map": _map(devices, tags, is_now, models, query.by),
+        "has_troubled": any(each.state in TROUBLED for own in models.values() for each in own),
         "by": query.by,
         "tag_keys": keys,
         "rows": rows,
@@ -97,7 +103,7 @@ def _by_device(models: Sequence[Model]) -> dict[str, list[Model]]:
 
 
 def _is_meant(device: Device, is_now: str, tags: Mapping[str, str], query: FleetQuery) -> bool:
-    if query.condition and is_now != query.condition:
+    if query.condition and query.condition not in (is_now, device.admission):
         return False
     words = query.q.lower().split()
     about = " ".join([device.id, device.profile, *(f"{key}={value}" for key, value in tags.items())]).lower()
@@ -154,8 +160,12 @@ def _wishes(
             found.append(Wish("alert", f"{alert.rule}: {alert.subject}", alert.detail, "/alerts"))
     for admission in ("pending", "quarantined"):
         waiting = [each.id for each in devices if each.admission == admission]
-        if waiting:
-            found.append(Wish(f"admission-{admission}", str(len(waiting)), _named(waiting), f"/devices/{waiting[0]}"))
+        if len(waiting) == 1:
+            why = admitted(store, waiting[0], admission)[1]
+            found.append(Wish(f"admission-{admission}", waiting[0], why, f"/devices/{waiting[0]}"))
+        elif waiting:
+            kind = f"admissions-{admission}"
+            found.append(Wish(kind, str(len(waiting)), _named(waiting), f"/?condition={admission}"))
     in_rollouts = set()
     for rollout in store.rollouts.open():
         here = f"/rollouts/{rollout.id}"
@@ -172,13 +182,40 @@ def _wishes(
         for each in own:
             if each.state in TROUBLED and not {(device, each.model), (device, "")} & in_rollouts:
                 found.append(Wish(f"slot-{each.state}", device, each.state_detail, f"/devices/{device}"))
-    seen = set()
+    seen, by_name = set(), {each.id: each for each in devices}
     for event in store.events.newest(200, since_ms=now.wall_ms - _DAY_MS):
         if event.name in FAULTS and (event.name, event.device) not in seen:
             seen.add((event.name, event.device))
+            if _has_ended(store, event, by_name.get(event.device), models.get(event.device, ())):
+                continue
             here = f"/devices/{event.device}" if event.device else "/learning"
             found.append(Wish(f"event-{event.name}", event.device, event.detail, here))
     return found
+
+
+def admitted(store: Store, device: str, admission: str) -> tuple[int, str]:
+    """Since when a device stands so, and who decided it why; 0 and "" where that is not kept any more."""
+    newest = next(iter(store.events.newest(1, device=device, name=admission)), None)
+    return (0, "") if newest is None else (newest.at_ms, newest.detail)
+
+
+def _has_ended(store: Store, event: LoggedEvent, device: Device | None, models: Sequence[Model]) -> bool:
+    """Whether what an event told of is over, as far as that can be told."""
+    match event.name:
+        case "same-name":  # it stands there as the quarantine that it led to, and a person has ended that
+            return device is not None and (
+                device.admission != APPROVED or admitted(store, event.device, APPROVED)[0] >= event.at_ms
+            )
+        case "left-out":
+            return all(each.device != event.device for each in store.contributions.refused())
+        case "unknown-backbone":
+            return bool(models) and all(store.releases.bundle_of(each.backbone) for each in models)
+        case "contribution-refused":
+            mine = [each.received_ms for each in store.contributions.all() if each.device == event.device]
+            return max(mine, default=0) > event.at_ms
+        case "merge-failed":
+            return any(is_merge(each) and each.created_ms > event.at_ms for each in store.releases.all())
+    return False
 
 
 def _named(devices: Sequence[str]) -> str:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from edge.contract.errors import RolloutError
+from edge.contract.errors import EdgeError, RolloutError
 from edge.coordinator.artifacts import Artifact
 from edge.coordinator.records import Contribution, LoggedEvent, Model, Release
+from edge.coordinator.releases import Releases
 from edge.coordinator.rollout.step import NOT_JUDGED
 from edge.coordinator.store.store import Store
 from edge.coordinator.turns import Turns
-from edge.learning.exchange import HeadRelease
+from edge.learning.exchange import HeadRelease, Outside
 
 _MOST_MERGES = 5
 _MOST_ROWS = 500
@@ -19,38 +24,47 @@ _MOST_ROWS = 500
 _SAID = ("probation", "active", "rolled-back", "refused", "failed", "held")
 
 
+def words(store: Store) -> list[LoggedEvent]:
+    """What devices said of releases lately."""
+    return [each for state in _SAID for each in store.events.newest(_MOST_ROWS, name=state)]
+
+
 def is_merge(release: Release) -> bool:
     """Whether it was made here, of contributions; what people push has a file, what goes back restores one."""
     return release.kind == "head" and not release.file and not release.restores and "merge" in release.reason
 
 
-def learning(store: Store) -> dict[str, Any]:
-    """All that the page shows."""
+def learning(store: Store, of: Releases) -> dict[str, Any]:
+    """All that the page shows.
+
+    Args:
+        store: The database.
+        of: What the releases hold.
+    """
     with store.transaction():
         contributions = store.contributions.all()
         left_out = {(each.device, each.lineage): each.reason for each in store.contributions.refused()}
         releases = store.releases.all()
         models = store.devices.models()
-        said = [each for state in _SAID for each in store.events.newest(_MOST_ROWS, name=state)]
+        said = words(store)
         waits = store.events.newest(20, name="merge-waits")
         queue = Turns(store).waiting()
         faults = [*store.events.newest(10, name="merge-failed"), *store.events.newest(10, name="screening-undecided")]
     merges = [each for each in releases if is_merge(each)]
-    rows = [(each, *_standing(each, left_out)) for each in contributions]
+    rows = [(each, *standing(each, left_out)) for each in contributions]
     return {
         "rows": sorted(rows, key=lambda row: row[0].received_ms, reverse=True)[:_MOST_ROWS],
         "n_contributions": len(contributions),
         "n_devices": len({each.device for each in contributions}),
         "n_samples": sum(each.n_samples for each in contributions),
-        "merges": [_merge(each, contributions, models, said) for each in merges[:_MOST_MERGES]],
+        "merges": [_merge(each, of, contributions, models, said) for each in merges[:_MOST_MERGES]],
         "n_merges": len(merges),
-        "waits": waits,
         "queue": queue,
-        "faults": sorted(faults, key=lambda each: each.id, reverse=True),
+        "faults": sorted([*faults, *waits], key=lambda each: (each.at_ms, each.id), reverse=True)[:20],
     }
 
 
-def _standing(one: Contribution, left_out: Mapping[tuple[str, str], str]) -> tuple[str, str]:
+def standing(one: Contribution, left_out: Mapping[tuple[str, str], str]) -> tuple[str, str]:
     """Where a contribution stands, and why."""
     why = left_out.get((one.device, one.lineage), "")
     if why:
@@ -61,31 +75,93 @@ def _standing(one: Contribution, left_out: Mapping[tuple[str, str], str]) -> tup
 
 
 def _merge(
-    release: Release, contributions: Sequence[Contribution], models: Sequence[Model], said: Sequence[LoggedEvent]
+    release: Release,
+    of: Releases,
+    contributions: Sequence[Contribution],
+    models: Sequence[Model],
+    said: Sequence[LoggedEvent],
 ) -> dict[str, Any]:
-    """A merge, whose labels are in it now, and what devices said of it last, whatever they run by now."""
-    prefix = f"release {release.counter}: "
-    newest: dict[tuple[str, str], LoggedEvent] = {}
-    for each in sorted(said, key=lambda each: each.id):
-        if each.detail.startswith(prefix):
-            newest[each.device, each.model] = each
-    found: dict[tuple[str, str], tuple[str, str, list[tuple[str, list[float]]]]] = {
-        key: (each.name, each.detail.removeprefix(prefix), []) for key, each in newest.items()
-    }
-    for model in models:
-        if model.state_release == release.counter:
-            found[model.device, model.model] = (model.state, model.state_detail, by_share(model))
-    verdicts = [
-        {"device": name, "model": of, "detail": detail, "verdict": verdict(state, detail), "heads": heads}
-        for (name, of), (state, detail, heads) in sorted(found.items())
-    ]
-    counted = {kind: sum(each["verdict"] == kind for each in verdicts) for kind in VERDICTS}
+    """A merge: by device what it has of it, what the merge of the others gives it, and what it said of it."""
+    verdicts = {(each["device"], each["model"]): each for each in said_of(release, models, said)}
+    inside: Inside | None = None
+    with contextlib.suppress(EdgeError):  # its file is gone: what devices said is told all the same
+        inside = inside_of(release, of.artifact(release.counter))
+    for one in contributions:
+        if inside is not None and one.lineage in inside.included:
+            row = verdicts.setdefault((one.device, one.model), _unsaid(one.device, one.model))
+            row["labels"] = inside.included[one.lineage]
+            row["gain"] = inside.gains.get(one.lineage)
+    counted = {kind: sum(each["verdict"] == kind for each in verdicts.values()) for kind in VERDICTS}
     return {
         "release": release,
-        "parts": [each for each in contributions if each.merged_release == release.counter],
-        "verdicts": sorted(verdicts, key=lambda each: VERDICTS.index(str(each["verdict"]))),
-        "counted": counted,
+        "inside": inside,
+        "verdicts": sorted(verdicts.values(), key=lambda each: (VERDICTS.index(each["verdict"]), each["device"])),
+        "counted": {kind: n for kind, n in counted.items() if n},
     }
+
+
+def said_of(release: Release, models: Sequence[Model], said: Sequence[LoggedEvent]) -> list[dict[str, Any]]:
+    """By device and model the newest word on a release, whatever runs there by now, and what its trial came to."""
+    prefix = f"release {release.counter}: "
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for each in sorted(said, key=lambda each: each.id):
+        if each.detail.startswith(prefix):
+            row = found.setdefault((each.device, each.model), _unsaid(each.device, each.model))
+            _take(row, each.name, each.detail.removeprefix(prefix))
+    for model in models:
+        if model.state_release == release.counter:
+            row = found.setdefault((model.device, model.model), _unsaid(model.device, model.model))
+            _take(row, model.state, model.state_detail)
+            row["heads"] = by_share(model)
+    return [row for _, row in sorted(found.items())]
+
+
+def _unsaid(device: str, model: str) -> dict[str, Any]:
+    return {
+        "device": device, "model": model, "detail": "", "trial": "", "verdict": "unsaid", "heads": [], "labels": None,
+        "gain": None,
+    }  # fmt: skip
+
+
+def _take(row: dict[str, Any], state: str, detail: str) -> None:
+    row["verdict"], row["detail"] = verdict(state, detail), detail
+    if _TRIED in detail:
+        row["trial"], row["detail"] = detail, ""
+
+
+@dataclass(frozen=True, slots=True)
+class Inside:
+    """What is in the file of a merge.
+
+    Attributes:
+        included: By lineage up to which label.
+        gains: By lineage that was left out in turn, what the merge of the others gives it.
+        origin: In words.
+        samples: Labelled samples behind it.
+        outside: What it is worth on devices that are not in it.
+    """
+
+    included: Mapping[str, int]
+    gains: Mapping[str, float]
+    origin: str
+    samples: int
+    outside: Outside | None
+
+
+def inside_of(release: Release, artifact: Artifact) -> Inside:
+    """Read what is in a merge; it is kept, since its bytes never change.
+
+    Raises:
+        BundleError: It is damaged.
+    """
+    return _inside(artifact.path, release.digest)
+
+
+@functools.lru_cache(maxsize=256)
+def _inside(path: Path, digest: str) -> Inside:
+    head = HeadRelease.decode(path.read_bytes(), digest[:12])
+    gains = {} if head.outside is None else head.outside.each
+    return Inside(head.included, gains, head.origin, head.n_samples, head.outside)
 
 
 def by_share(model: Model) -> list[tuple[str, list[float]]]:
@@ -95,7 +171,9 @@ def by_share(model: Model) -> list[tuple[str, list[float]]]:
 
 # As devices say it: no label settled it, and how much say it has there shows what it is worth.
 _COMPETES = "it competes"
-VERDICTS = ("worse", "under-way", "not-judged", "competes", "better")
+# As the trial of a device says it, see `edge.learning.trial`; what came of it later has other words.
+_TRIED = "recent labels"
+VERDICTS = ("worse", "under-way", "not-judged", "competes", "better", "unsaid")
 
 
 def verdict(state: str, detail: str) -> str:
@@ -117,10 +195,15 @@ def lineage(release: Release, artifact: Artifact, contributions: Sequence[Contri
     """
     if release.kind != "head":
         raise RolloutError(f"release {release.counter} is a bundle: nothing that devices learned is in it")
-    head = HeadRelease.decode(artifact.path.read_bytes(), f"release {release.counter}")
+    head = inside_of(release, artifact)
     owners = {each.lineage: each for each in contributions}
     parts = [
-        {"lineage": name, "version": version, "device": owners[name].device if name in owners else ""}
+        {
+            "lineage": name,
+            "version": version,
+            "device": owners[name].device if name in owners else "",
+            "gain": head.gains.get(name),
+        }
         for name, version in sorted(head.included.items())
     ]
-    return {"parts": parts, "samples": head.n_samples, "origin": head.origin, "outside": head.outside}
+    return {"parts": parts, "samples": head.samples, "origin": head.origin, "outside": head.outside}

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
 from edge.contract.errors import RolloutError
 from edge.coordinator.differences import contents, difference
-from edge.coordinator.pages.learning_view import lineage, verdict
-from edge.coordinator.records import Model, Release
+from edge.coordinator.pages.learning_view import lineage, said_of, words
+from edge.coordinator.records import Release
 from edge.coordinator.releases import Releases
 from edge.coordinator.rollout.step import Target
 from edge.coordinator.signing.signing import Signing
@@ -23,8 +23,9 @@ def releases(store: Store) -> dict[str, Any]:
     """All of them, newest first, with how many models run each."""
     with store.transaction():
         found, models = store.releases.all(), store.devices.models()
+        ids = {each.digest: each.identity for each in store.releases.bundles()}
     runs = Counter(each.release for each in models)
-    return {"releases": [(each, runs[each.counter]) for each in found[:_MOST]], "n": len(found)}
+    return {"releases": [(each, runs[each.counter]) for each in found[:_MOST]], "n": len(found), "ids": ids}
 
 
 def release(store: Store, of: Releases, signing: Signing | None, counter: int) -> dict[str, Any]:
@@ -63,15 +64,17 @@ def _fate(store: Store, of: Releases, signing: Signing | None, one: Release) -> 
         made = store.rollouts.made(rollout.id)
         approvals.append((rollout, "" if made is None else made.author, _decisions(store, rollout.id)))
         targets += store.rollouts.targets(rollout.id)
-    models = [each for each in store.devices.models() if each.state_release == one.counter]
+    models = store.devices.models()
+    said = said_of(one, models, words(store))
     return {
         "release": one,
         "facts": contents(one, of.artifact(one.counter)).facts,
         "signed": None if signing is None else signing.is_listed(one.kind, one.digest),
         "approvals": approvals,
-        "verdicts": _verdicts(models),
+        "verdicts": Counter(each["verdict"] for each in said),
+        "trials": [each for each in said if each["trial"]],
         "evidence": _evidence(targets),
-        "runs": sum(each.release == one.counter for each in store.devices.models()),
+        "runs": sum(each.release == one.counter for each in models),
     }
 
 
@@ -79,10 +82,6 @@ def _decisions(store: Store, rollout: int) -> list[tuple[str, str, str]]:
     """What people decided of a rollout: who, what, why."""
     moved = store.rollouts.transitions(rollout)
     return [(each.who, each.event, each.why) for each in moved if each.who and not each.subject]
-
-
-def _verdicts(models: Sequence[Model]) -> Mapping[str, int]:
-    return Counter(verdict(each.state, each.state_detail) for each in models)
 
 
 def _evidence(targets: Sequence[Target]) -> dict[str, Any]:

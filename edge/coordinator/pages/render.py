@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -11,6 +12,7 @@ from markupsafe import Markup
 
 from edge.contract.digest import short
 from edge.coordinator.pages import amounts
+from edge.coordinator.pages.glossary import WORDS, meaning
 from edge.coordinator.pages.texts import has, text
 
 # Blocks of a template that are sent again when they change; each is alone in the element of this id.
@@ -28,10 +30,29 @@ def _time(ms: int) -> Markup:
 
 
 def _state(name: str) -> Markup:
-    """A state as a word with a colour; the word says it, too."""
-    return Markup('<span class="state is-{}">{}</span>').format(
-        name, text(f"state.{name}") if has(f"state.{name}") else name
-    )
+    """A state as a word with a colour; the word says it, too, and what it means is told beside it."""
+    shown = text(f"state.{name}") if has(f"state.{name}") else name
+    if means := meaning(name):
+        return Markup('<span class="state is-{}" title="{}">{}</span>').format(name, means, shown)
+    return Markup('<span class="state is-{}">{}</span>').format(name, shown)
+
+
+def _word(shown: str, place: str) -> Markup:
+    """A word that leads to what it means."""
+    return Markup('<a class="word" href="/words#{}" title="{}">{}</a>').format(place, meaning(place), shown)
+
+
+def _head(name: str) -> Markup:
+    """The name of one of the heads of a device."""
+    first = name.split(" ", maxsplit=1)[0]
+    place = "on-merge" if name.endswith(" on merge") else "statistics" if first in ("statistics", "sgd") else first
+    return _word(name, place) if place in WORDS else Markup("{}").format(name)
+
+
+def _commands(said: str) -> Markup:
+    """A text in which what is to be typed stands between backticks."""
+    parts = re.split(r"`([^`]+)`", said)
+    return Markup("").join(Markup("<code>{}</code>").format(each) if i % 2 else each for i, each in enumerate(parts))
 
 
 _ENVIRONMENT = Environment(
@@ -43,7 +64,15 @@ _ENVIRONMENT = Environment(
 )
 _ENVIRONMENT.globals.update(t=text, has_text=has, svg=Markup)
 _ENVIRONMENT.filters.update(
-    amount=amounts.amount, size=amounts.size, clock=amounts.clock, time=_time, state=_state, short=short
+    amount=amounts.amount,
+    size=amounts.size,
+    clock=amounts.clock,
+    time=_time,
+    state=_state,
+    short=short,
+    word=_word,
+    head=_head,
+    commands=_commands,
 )
 
 

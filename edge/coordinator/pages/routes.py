@@ -29,6 +29,7 @@ from edge.coordinator.pages import (
     render,
     rollout_view,
 )
+from edge.coordinator.pages.glossary import WORDS
 from edge.coordinator.pages.live import MAX_VIEWERS, Live
 from edge.coordinator.pages.texts import text
 from edge.coordinator.releases import Releases
@@ -175,7 +176,9 @@ def add_pages(api: FastAPI, pages: Pages) -> None:
 
     @get("/learning")
     async def learning(request: Request) -> Response:
-        return await pages.answer(request, "learning.html", lambda: learning_view.learning(pages.store))
+        return await pages.answer(
+            request, "learning.html", lambda: learning_view.learning(pages.store, pages.releases())
+        )
 
     @get("/alerts")
     async def alerts(request: Request) -> Response:
@@ -201,6 +204,10 @@ def add_pages(api: FastAPI, pages: Pages) -> None:
             return release_view.release(pages.store, pages.releases(), pages.signing, counter)
 
         return await pages.answer(request, "release.html", view)
+
+    @get("/words")
+    async def words(request: Request) -> Response:
+        return await pages.answer(request, "words.html", lambda: {"words": WORDS})
 
     @get("/static/{name}", openapi_extra=ANYBODY)
     async def static(name: str) -> Response:

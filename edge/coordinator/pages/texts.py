@@ -1,15 +1,17 @@
 """What pages say, in English: all of it is here.
 
-A text may have places for values, as `str.format` has them. A key that there is not is a mistake of ours and raises.
+A text may have places for values, as `str.format` has them; one that counts (`n`) has two forms, the first for one.
+A key that there is not is a mistake of ours and raises.
 """
 
 from __future__ import annotations
 
-_TEXTS = {
+_TEXTS: dict[str, str | tuple[str, str]] = {
     # Everywhere
     "ago": "{} ago",
     "skip": "To the content",
     "footer": "as of",
+    "words": "What the words mean",
     "never": "never",
     "none": "none",
     "yes": "yes",
@@ -20,7 +22,7 @@ _TEXTS = {
     "coordinator": "coordinator",
     "shipped": "as shipped",
     "any": "any",
-    "any-model": "by its backbone",
+    "any-model": "any with its backbone",
     "show": "Show",
     "more": " and {n} more",
     "troubled": "needs a look",
@@ -34,6 +36,7 @@ _TEXTS = {
     "line.since-start": "since this coordinator began",
     "line.means": "Whether devices are online is not known; all that stands here of them is from before. What is "
     "pushed, merged or ordered waits for the line.",
+    "line.unheard": "it has said nothing since the coordinator has its line to the broker,",
     "line.trouble": "Trouble with the broker {broker}:",
     "line.lost": "not connected: what you see may be old",
     "too-many-viewers": "{n} pages are being followed already: close some, or look without following",
@@ -69,15 +72,17 @@ _TEXTS = {
     "col.why": "Why",
     "col.kind": "Kind",
     "col.made": "Made",
-    "col.bytes": "Bytes",
-    "col.runs": "Run it",
+    "col.id": "Id",
+    "col.runs": "Run it or a newer one",
     "col.pairs": "Labelled pairs",
     "col.gain": "Gain",
     "col.differ": "Answers differ",
     "col.learner": "Learner",
     "col.merged": "Merged",
     "col.verdict": "Verdict",
-    "col.said": "What the device said",
+    "col.inside": "In it, up to label",
+    "col.outside": "Left out in turn, gains",
+    "col.trial": "Its own trial, before it had a say",
     "col.received": "Received",
     "col.lineage": "Lineage",
     # States: of devices, slots, targets, rollouts, waves, gates, contributions
@@ -86,6 +91,9 @@ _TEXTS = {
     "state.offline": "offline",
     "state.not-known": "not known",
     "state.unknown": "not introduced",
+    "state.quarantined": "quarantined",
+    "state.pending": "waits for approval",
+    "state.decommissioned": "decommissioned",
     "state.unjudged": "not judged",
     "state.not-judged": "not judged",
     "state.pass": "pass",
@@ -98,6 +106,7 @@ _TEXTS = {
     "state.better": "kept by the device's trial",
     "state.worse": "not taken",
     "state.under-way": "under way",
+    "state.unsaid": "nothing said yet",
     "state.left-out": "left out",
     "state.merged": "merged",
     "state.newer": "newer than the merge",
@@ -138,15 +147,24 @@ _TEXTS = {
     "action.silence.does": "For 24 hours neither the broker nor the webhook is told, also if it ends and begins anew.",
     "action.unsilence": "Tell again",
     "action.unsilence.does": "The broker and the webhook are told of it again.",
+    "action.approve": "Approve",
+    "action.approve.does": "The device belongs to the fleet: it is offered releases, what it learned is merged, and it "
+    "judges releases. Where two devices had one name, give one of them another one first (--device).",
     "action.merge": "Merge now",
     "action.merge.does": "What devices contributed since the last merge is merged, and pushed to those it is for. "
     "Where a rollout would be overtaken nothing is done, unless you let it end.",
     "action.supersede": "End rollouts that are in its way",
     # Fleet
     "fleet.title": "Fleet",
+    "fleet.start": "No device yet",
+    "fleet.start.how": "Start one: `edge-agent run model.edge --device pi-1 --state-dir pi-1 --broker {broker}`. It is "
+    "here a few seconds later. `edge-convert model.pth` makes the bundle; `edge-agent doctor` says what is in the way.",
+    "fleet.start.broker": "mqtt://BROKER",
+    "fleet.no-devices": "No device yet.",
+    "fleet.legend-troubled": "red frame: needs a look",
     "fleet.of": "fleet {name}",
     "fleet.states": "Devices",
-    "fleet.devices": "devices",
+    "fleet.devices": ("device", "devices"),
     "fleet.shares": "Shares of devices by state",
     "fleet.wishes": "What needs a person",
     "fleet.no-wishes": "Nothing: no rollout waits, no device refused what it was given, no fault in the last day.",
@@ -159,7 +177,9 @@ _TEXTS = {
     "fleet.list": "All devices",
     "fleet.search": "Find",
     "fleet.search-hint": "name, profile, tag=value",
-    "fleet.found": "{n} devices",
+    "fleet.found": ("{n} device", "{n} devices"),
+    "releases.file": "file {digest}",
+    "releases.bundle": "bundle {digest}",
     "wish.line": "The line to the broker {subject}",
     "wish.paused-all": "The whole fleet is paused",
     "wish.rollout-held": "Rollout {subject} is held: nothing can tell whether it is good",
@@ -180,11 +200,15 @@ _TEXTS = {
     "wish.event-model-fault": "{subject}: a model failed",
     "wish.event-broker-refused": "{subject}: the broker refuses it something",
     # Device
+    "admission.pending": "It waits for somebody to approve it: it is offered nothing, and nothing of it is merged.",
+    "admission.quarantined": "In quarantine: it is offered nothing, nothing of it is merged, and it judges no release.",
+    "admission.decommissioned": "It is gone for good: its login holds no more.",
+    "admission.command": "edge-fleet device approve {name}",
     "device.agent": "agent",
     "device.profile": "profile",
-    "device.model": "Model {name}",
+    "device.model": "Model: {name}",
     "device.runs": "Runs",
-    "device.head": "head",
+    "device.head": "head believed most",
     "device.release": "release",
     "device.why": "Why",
     "device.why-shipped": "it came with it, and nothing was released for it since",
@@ -201,7 +225,9 @@ _TEXTS = {
     "device.heads": "Heads",
     "device.heads-none": "one, or the device has said nothing of them yet",
     "device.evidence": "Accuracy: of the last 256 labels that came, each predicted before it was learned. Latency: "
-    "of the last 256 predictions, inside the agent. Dashed lines: drift, another head believed, gone back.",
+    "of the last 256 predictions, inside the agent on this device; nothing is drawn while nothing was predicted. "
+    "Numbers come about once a minute. Upright lines: D drift or other inputs, B another head is believed most, "
+    "R gone back.",
     "device.no-numbers": "No numbers came in this time.",
     "device.no-models": "The device has not said yet which models it has.",
     "device.vitals": "Device",
@@ -214,11 +240,20 @@ _TEXTS = {
     "span.hour": "Hour",
     "span.day": "Day",
     "span.month": "Month",
+    "fact.bundle": "Bundle",
+    "fact.model": "Model",
+    "fact.inputs": "Inputs",
+    "fact.outputs": "Outputs",
+    "fact.classes": "Classes",
+    "fact.created_by": "Written by",
+    "fact.origin": "Made as",
+    "fact.samples": "Labelled samples",
+    "fact.lineages": "Lineages in it",
     "transfer.down": "Release {n}:",
     "transfer.none": "Nothing is on its way to it.",
     "events": "Events",
     "events.none": "None.",
-    "chart.range": "{least} to {most}, {n} values",
+    "chart.range": ("{least}, one value", "{least} to {most}, {n} values"),
     "chart.latency": "Latency",
     "chart.accuracy": "Accuracy",
     "chart.loss": "Loss",
@@ -248,14 +283,17 @@ _TEXTS = {
     "rollout.n": "Rollout {n}",
     "rollout.wave-of": "{n} of {of}",
     "rollout.what": "Brings the {kind} of release",
-    "rollout.to": "to {n} devices",
+    "rollout.to": ("to {n} device", "to {n} devices"),
     "rollout.by": "by {who}",
     "rollout.waves": "Waves and gates",
     "rollout.wave": "Wave {n}",
-    "rollout.devices": "{n} devices",
+    "rollout.devices": ("{n} device", "{n} devices"),
     "rollout.targets": "Devices",
     "rollout.merge-waits": "A merge of what devices learned waits until this has ended, since",
-    "rollout.waits": "{n} more wait for their wave, or were not heard for a day.",
+    "rollout.waits": (
+        "{n} more waits for its wave, or was not heard for a day.",
+        "{n} more wait for their wave, or were not heard for a day.",
+    ),
     "rollout.first": "The first {n} of {of}.",
     "rollout.evidence": "Gain: share of labelled pairs on which only the new one was right, less that on which only "
     "the old one was, as each device counted it. A dash: nothing to judge by. Active and not judged is not passed.",
@@ -274,7 +312,9 @@ _TEXTS = {
     "look.no-detail": "failures are few, and nothing that canaries said looked worse",
     # Learning
     "learning.title": "Learning",
-    "learning.summary": "{samples} labels in {contributions} contributions of {devices} devices; {merges} merges",
+    "learning.labels": ("{n} label in", "{n} labels in"),
+    "learning.n-contributions": ("{n} contribution of", "{n} contributions of"),
+    "learning.n-merges": ("{n} merge", "{n} merges"),
     "learning.merges": "Newest merges, and what they gained",
     "learning.group": "For",
     "learning.everybody": "everybody.",
@@ -282,10 +322,19 @@ _TEXTS = {
     "learning.gain": "What it gained on each device",
     "learning.nobody-yet": "No device has said anything of it yet.",
     "learning.runs-other": "something else came since",
-    "learning.said-nothing": "nothing",
+    "learning.not-in": "not in it",
+    "learning.not-asked": "not tried",
+    "learning.no-trial": "it has said nothing of one",
+    "learning.points": "{gain} points",
+    "learning.no-outside": "What it is worth on devices without labels could not be told: too few share classes and a "
+    "world.",
+    "merged.up-to": "up to label {n}",
+    "merged.more": ("{n} newer one is not merged", "{n} newer ones are not merged"),
     "learning.no-merges": "Nothing was merged yet.",
-    "learning.evidence": "A device tries each head on its own late labels before it gives it a say. Heads are compared "
-    "on the same labels; a device without late labels has not judged.",
+    "learning.evidence": "Left out in turn: what the merge of the others gives this device, in points of accuracy over "
+    "the head as shipped, told from the statistics that it contributed. Its own trial: the new head against the one "
+    "that ran, on the newest labels that the device keeps. After that a merge competes: the share of the say follows "
+    "labels that come later, and until some came the device has not judged it.",
     "learning.waits": "What waits, and what went wrong",
     "learning.waits-for": "A merge waits for rollout {n} to end, since",
     "learning.waits-pause": "A merge waits until the whole fleet goes on, since",
@@ -324,8 +373,10 @@ _TEXTS = {
     "state.firing": "now",
     "state.acknowledged": "acknowledged",
     "state.silenced": "silenced",
-    "wish.admission-pending": "{subject} devices wait for somebody to approve them (edge-fleet device approve NAME)",
-    "wish.admission-quarantined": "{subject} devices in quarantine until approved (edge-fleet device approve NAME)",
+    "wish.admission-pending": "{subject} waits for somebody to approve it",
+    "wish.admission-quarantined": "{subject} is in quarantine until somebody approves it",
+    "wish.admissions-pending": "{subject} devices wait for somebody to approve them",
+    "wish.admissions-quarantined": "{subject} devices are in quarantine until somebody approves them",
     "wish.alert": "{subject}",
     # Releases
     "releases.title": "Releases",
@@ -342,7 +393,9 @@ _TEXTS = {
     "release.not-signed": "not signed",
     "release.accuracy": "Accuracy",
     "release.gain": "{gain} points against what ran before, on {n} labelled pairs of {judges} devices",
-    "release.no-pairs": "not judged: no device compared it on labelled samples",
+    "release.no-pairs": "no rollout compared it with what ran before, on labelled samples",
+    "release.trial": "{device}, its own trial: {detail}",
+    "release.left-out-in-turn": "when left out in turn",
     "release.agreement": "Answers",
     "release.differ": "{share} % of {n} differ from those of what ran before",
     "release.latency": "Latency",
@@ -350,12 +403,13 @@ _TEXTS = {
     "release.no-times": "not measured against what ran before",
     "release.verdicts": "On devices",
     "release.no-verdicts": "no device says anything of it now",
-    "release.runs": "Run it or newer settled it",
+    "release.runs": "Run it, or dealt with a newer one",
     "release.approved": "Let out by",
     "release.no-rollout": "no rollout: to all at once, or a merge by itself",
     "release.made-of": "What it is made of",
-    "release.samples": "{n} labelled samples",
-    "release.outside": "On devices that were left out in turn: {gain} points on the one that gains least, of {n}",
+    "release.samples": ("{n} labelled sample", "{n} labelled samples"),
+    "release.outside": "On devices that were left out in turn: {gain} points on the one that gains least, of {n} "
+    "devices, less what could be luck",
     "release.unknown-lineage": "a lineage that nothing is kept of",
     "release.version": "up to label {n}",
     "release.made-elsewhere": "Nothing that devices here learned: it was made elsewhere.",
@@ -373,10 +427,12 @@ _TEXTS = {
 def text(key: str, **values: object) -> str:
     """What a page says.
 
-    >>> text("release.n", n=3)
-    'Release 3'
+    >>> text("release.n", n=3), text("fleet.found", n=1), text("fleet.found", n=2)
+    ('Release 3', '1 device', '2 devices')
     """
     found = _TEXTS[key]
+    if not isinstance(found, str):
+        found = found[values["n"] != 1]
     return found.format(**values) if values else found
 
 

@@ -60,19 +60,22 @@ def test_a_device_is_shown_with_what_it_should_run_and_where_it_stands(
     with pytest.raises(BundleError, match="mine") as told:
         ask("import", str(tmp_path / "mine.parcel"))
     assert "edgeloop-" not in str(told.value)
-    # A device names its bundle by the digest of the manifest; people see the one id that the release has.
+    # People see the one id that a bundle has everywhere: as the device and `edge-bundle verify` name it.
     served = {"backbone": bundle.manifest.backbone_digest, "bundle": bundle.digest, "head": "", "release": 1}
     birth = Birth(
         agent_version="", boot=1, session=1, ts_ms=0, profile="", hardware={}, n_labels=0, limits={}, **served,
         models=(Served(model="digits", n_labels=0, **served),),
     )  # fmt: skip
     says(core, "gate", "up/birth", birth)
-    digest = sha256_file(digits_bundle)
-    assert json.loads(ask("device", "list", "--json"))[0]["models"][0]["artifact"] == digest
-    assert digest[:8] in ask("devices")
-    for shown in (ask("device", "show", "gate"), ask("release", "list"), ask("release", "show", "1")):
-        assert short(digest) in shown
+    file = sha256_file(digits_bundle)
+    assert json.loads(ask("device", "list", "--json"))[0]["models"][0]["artifact"] == file
+    assert bundle.digest[:8] in ask("devices")
     assert "it has dealt with it" in ask("device", "show", "gate")
+    pushed = ask("push", str(digits_bundle), "--all-at-once")
+    told = "\n".join(row["detail"] for row in json.loads(f"[{','.join(ask('events', '--json').splitlines())}]"))
+    for shown in (ask("device", "show", "gate"), ask("release", "list"), ask("release", "show", "1"), pushed, told):
+        assert short(bundle.digest) in shown
+        assert short(file) not in shown.replace(f"file sha256 {file}", "")
 
 
 def test_metrics_are_shown_by_message_minute_and_hour(core: CoordinatorCore, now: Now) -> None:

@@ -80,7 +80,9 @@ def test_a_merge_waits_for_a_rollout_and_the_newest_goes_out_when_it_has_ended(n
     (told,) = learner.waits()
     assert told.startswith(f"for rollout {going} of release 1 (soaking), whose devices it would be given before")
     assert began_ms < fleet.shown(going)["merge_waits_since_ms"] <= began_ms + 600_000
-    assert [(each.rollout, each.since_ms > began_ms) for each in learning(fleet.store)["queue"]] == [(going, True)]
+    assert [
+        (each.rollout, each.since_ms > began_ms) for each in learning(fleet.store, fleet.core.releases)["queue"]
+    ] == [(going, True)]
     learner.learn("d003")
     fleet.pass_time(3.5 * DAY_S, DAY_S)
     fleet.pass_time(40, 10)

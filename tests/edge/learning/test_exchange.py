@@ -56,6 +56,7 @@ def plain(value: Any) -> Any:
         RELEASE,
         replace(RELEASE, class_names=("cat", "dög")),
         replace(RELEASE, outside=Outside(gain=-0.25, distance=12.5, devices=3)),
+        replace(RELEASE, outside=Outside(gain=0.25, distance=12.5, devices=2, each={"a": 0.25, "b": 0.5})),
         HeadRelease(backbone=BACKBONE, parameters=RELEASE.parameters),
     ],
 )

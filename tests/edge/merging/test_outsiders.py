@@ -53,8 +53,11 @@ def test_one_world_is_worth_what_a_stranger_gains() -> None:
     parts = [of(draw(AWAY, 80, 5 + i, ((i, i + 1, (i + 2) % K)))) for i in range(3)]
     at_home = of(draw(HOME, 80, 8))
     for devices in (whole, parts, [*whole, at_home], [*parts, at_home]):
-        found = worth_outside(devices, PRIOR, SHIPPED, KNOWN)
+        names = [f"lineage {i}" for i in range(len(devices))]
+        found = worth_outside(devices, PRIOR, SHIPPED, KNOWN, names)
         assert found is not None
+        assert set(found.each) == set(names[:3]), "the one at home says nothing"
+        assert found.gain <= min(found.each.values()) + 1e-6
         stranger = draw(AWAY, 400, 9)
         gain = right(solve(sum(devices, start=PRIOR)), stranger) - right(SHIPPED, stranger)
         assert 0.3 < found.gain <= gain + 0.05
