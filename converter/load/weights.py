@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from converter.load.contents import shown, tree
+from converter.load.contents import Network, shown, tree
 from converter.load.inert import PickledArray
 from converter.load.prefixes import placed_names, several_prefixes
 from converter.load.wrapped import Weights, check_tensor, without_averages
@@ -59,10 +59,16 @@ def load_into(model: nn.Module, weights: Weights, path: Path, rules: Rules) -> t
     fitting = [network for network in weights.found if own <= set(placed_names(network.tensors, own, rules.strip)[0])]
     if len(fitting) > 1:
         fitting, _ = without_averages(fitting)
-    if len(fitting) != 1:
+    if len(fitting) != 1 or (fitting[0].is_averaged and _has_part_of(weights.found, own, rules)):
         raise weights.ask(path)
     notes = load_weights(model, fitting[0].tensors, str(path), rules)
     return (f"weights taken from {shown(fitting[0].key)!r} of the file, the only ones that fit", *notes)
+
+
+def _has_part_of(found: Sequence[Network], own: set[str], rules: Rules) -> bool:
+    """Whether a network that is no running mean has weights of the model, though not all: of what is the mean, then?"""
+    plain = (network for network in found if not network.is_averaged)
+    return any(own & set(placed_names(network.tensors, own, rules.strip)[0]) for network in plain)
 
 
 def load_weights(
@@ -107,7 +113,9 @@ def load_weights(
     ignored = unexpected if rules.allow_unexpected else []
     if missing or wrong or (unexpected and not ignored):
         raise ConversionError(
-            _how_they_differ(what, missing, [n for n in unexpected if n not in ignored], wrong, state)
+            _how_they_differ(
+                what, missing, [n for n in unexpected if n not in ignored], wrong, state, _wrapper(placed, own)
+            )
         )
     _check_tied(state, values, what)
     for name, tensor in state.items():
@@ -233,6 +241,7 @@ def _how_they_differ(
     unexpected: Sequence[str],
     wrong: Mapping[str, tuple[str, str]],
     state: Mapping[str, Any],
+    wrapper: str,
 ) -> str:
     lines = [f"the weights in {what} do not fit the model:"]
     for name in missing[:_LISTED]:
@@ -249,9 +258,16 @@ def _how_they_differ(
     lines += [f"  ... and {left} more"] if left else []
     if unexpected and not missing and not wrong:
         lines.append("If the model does not need them: --allow-unexpected leaves them out, and the report lists them")
+        lines += [f"What stands under {shown(wrapper)} alone is the model: --strip {wrapper}"] if wrapper else []
     elif missing and not unexpected and not wrong and not any(isinstance(state.get(n), nn.Parameter) for n in missing):
         lines.append("These are no parameters: --allow-missing takes what the model itself makes of them")
     return "\n".join(lines)
+
+
+def _wrapper(placed: Mapping[str, str], own: set[str]) -> str:
+    """What a wrapper has put before all names of the model, by their names in the file; "" for nothing."""
+    tops = {file.partition(".")[0] for name, file in placed.items() if name in own}
+    return next(iter(tops)) if len(tops) == 1 and not tops & {name.partition(".")[0] for name in own} else ""
 
 
 def _some(names: Sequence[str]) -> str:

@@ -299,6 +299,23 @@ def test_running_means_are_taken_only_when_asked_for() -> None:
         assert_same(model, other(1))
     loaded(model := net(), {"model_ema": other(1).state_dict(), "epoch": 1})
     assert_same(model, other(1))
+    part = dict(list(other(2).state_dict().items())[:2])
+    document = {"model": part, "ema": other(1).state_dict()}
+    with pytest.raises(ConversionError, match="--weights KEY"):
+        loaded(net(), document)
+    loaded(model := net(), document, key="ema")
+    assert_same(model, other(1))
+    loaded(model := net(), {"critic": {"c.weight": torch.ones(2)}, "ema": other(1).state_dict()})  # of no other network
+    assert_same(model, other(1))
+
+
+def test_a_teacher_beside_a_wrapped_model_is_left_by_its_prefix() -> None:
+    weights = {f"module.{k}": v for k, v in other(1).state_dict().items()}
+    document = weights | {f"teacher.{k}": v for k, v in other(2).state_dict().items()}
+    with pytest.raises(ConversionError, match="--strip module"):
+        loaded(net(), document)
+    loaded(model := net(), document, strip="module")
+    assert_same(model, other(1))
 
 
 def test_all_that_differs_is_listed_at_once() -> None:
