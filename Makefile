@@ -26,7 +26,7 @@ suite: $(READY)
 
 quick: $(READY)
 	$(BIN)/ruff check .
-	$(PYTEST) -m 'not slow and not broker'
+	$(PYTEST) -m 'not slow and not broker and not long'
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -24,10 +24,10 @@ from tests.end_to_end.test_standby import answers, asked
 from tests.support.postgres import PostgresServer, find_binaries, serve
 from tests.support.rabbitmq import RabbitServer
 
-# Minutes for each broker: with EDGE_TOGETHER=1 only.
+# Minutes for each broker: `pytest -m long`.
 pytestmark = [
     pytest.mark.broker,
-    pytest.mark.skipif(not os.environ.get("EDGE_TOGETHER"), reason="takes minutes: EDGE_TOGETHER=1"),
+    pytest.mark.long,
 ]
 
 BACK_S = 30.0
