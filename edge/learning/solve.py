@@ -261,27 +261,30 @@ def _largest(array: Matrix) -> float:
 
 
 def _inverse(matrix: Matrix) -> Matrix:
-    """Of a symmetric positive definite matrix.
+    """Of a symmetric positive definite matrix, as ``L⁻ᵀ L⁻¹`` of its Cholesky factor L.
 
-    By halves: with ``[[A, B], [Bᵀ, D]]`` and the Schur complement ``S = D - Bᵀ A⁻¹ B``, two inverses of half the size
-    and four products, which BLAS does several times as fast as LAPACK's general inverse.
+    Quicker than LAPACK's general inverse, and right to rounding whatever the size: inverting the matrix itself by
+    halves lost three digits with each halving, all of them at a thousand features.
 
     Raises:
         np.linalg.LinAlgError: It is singular.
     """
-    half = len(matrix) // 2
-    if half < _WHOLE:
+    try:
+        factor = _inverse_of_triangle(np.asarray(np.linalg.cholesky(matrix), np.float64))
+    except np.linalg.LinAlgError:  # not positive definite, as sums are that no samples have
         return np.asarray(np.linalg.inv(matrix), np.float64)
-    beside = matrix[:half, half:]
-    first = _inverse(matrix[:half, :half])
-    moved = first @ beside
-    second = _inverse(matrix[half:, half:] - beside.T @ moved)
-    across = moved @ second
-    found = np.empty_like(matrix)
-    found[:half, :half] = first + across @ moved.T
-    found[:half, half:] = -across
-    found[half:, :half] = -across.T
-    found[half:, half:] = second
+    return np.asarray(factor.T @ factor, np.float64)
+
+
+def _inverse_of_triangle(lower: Matrix) -> Matrix:
+    """By halves: the inverse of ``[[A, 0], [C, D]]`` is ``[[A⁻¹, 0], [-D⁻¹ C A⁻¹, D⁻¹]]``."""
+    half = len(lower) // 2
+    if half < _WHOLE:
+        return np.asarray(np.linalg.inv(lower), np.float64)
+    first, second = _inverse_of_triangle(lower[:half, :half]), _inverse_of_triangle(lower[half:, half:])
+    found = np.zeros_like(lower)
+    found[:half, :half], found[half:, half:] = first, second
+    found[half:, :half] = -(second @ (lower[half:, :half] @ first))
     return found
 
 

@@ -100,6 +100,20 @@ def test_scaling_all_samples_alike_does_not_move_the_head(method: Method) -> Non
         np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("d", [200, 1040])
+def test_a_thousand_features_that_depend_on_each_other_are_solved_as_exactly_as_a_few(d: int) -> None:
+    """Samples are few and features many, as of a wide network: without the ridge there would be nothing to invert."""
+    rng = np.random.default_rng(0)
+    features = np.maximum(rng.random((120, 64)) @ rng.normal(size=(64, d)), 0.0)
+    labels = rng.integers(0, 4, 120)
+    statistics = of(features, labels, 4)
+    means = np.stack([features[labels == c].mean(axis=0) for c in range(4)])
+    scatter = (features - means[labels]).T @ (features - means[labels])
+    ridge = SHRINKAGE / (1.0 - SHRINKAGE) * np.trace(scatter) / d
+    wanted = np.linalg.solve(scatter + ridge * np.eye(d), (means - means.mean(axis=0)).T).T * 120 / (1.0 - SHRINKAGE)
+    np.testing.assert_allclose(solve(statistics)[0], wanted, rtol=1e-6, atol=1e-8 * np.abs(wanted).max())
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_class_that_stands_alone_gives_finite_heads(method: Method) -> None:
     weights, biases = solve(of(np.full((5, 3), 2.0), np.zeros(5, int), 3), method)
