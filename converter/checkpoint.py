@@ -12,7 +12,7 @@ import inspect
 import io
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,16 @@ _FORMS = "give (x, y), (x, None), x, or a dictionary by the names of the inputs,
 _BATCHES = (1, 2, 3, 5)
 
 
+@contextlib.contextmanager
+def _without_news_of_torchscript() -> Iterator[None]:
+    """That TorchScript is old is no news to whoever saves a checkpoint: it is chosen, see docs/adr/0002."""
+    with warnings.catch_warnings():
+        for category in (FutureWarning, DeprecationWarning):
+            warnings.filterwarnings("ignore", r".*torch\.jit\b", category)
+        yield
+
+
+@_without_news_of_torchscript()
 def save_checkpoint(
     model: nn.Module,
     path: str | Path,
@@ -290,7 +300,7 @@ def _narrowed(
         f"the trace of the model {next(iter(faults.values()))}: its code computes or decides with sizes in Python. The "
         f"checkpoint takes only sizes at which both agree ({narrowed}); for others, compute with tensors or make the "
         f"model one that torch.jit.script takes",
-        stacklevel=4,
+        stacklevel=5,
     )
     specs = [replace(s, shape=tuple(fixed.get(str(a), a) for a in s.shape)) for s in probe.inputs]
     free = tuple(axis for axis in axes if axis.name not in fixed)

@@ -212,6 +212,7 @@ def convert_command(
         raise ConfigError("give --input-shape for a model with one input, or --input for each of several; not both")
     gc.disable()  # a million objects come with torch and stay: to look through them takes a third of a second
     try:
+        from converter.load.files import refuse_bundle
         from converter.pack.output import SUFFIXES, check_places
         from converter.pipeline import convert
     except ImportError as exc:
@@ -260,6 +261,7 @@ def convert_command(
     )
     reports = {"--json": json_report, "--html": html_report}
     paths = {option: path for option, path in reports.items() if path is not None and str(path) != "-"}
+    refuse_bundle(plan.source)
     check_places({"--output": plan.output, **paths}, plan.files_read)
     for option, path in paths.items():
         if not path.absolute().parent.is_dir():

@@ -37,6 +37,20 @@ def beginning(path: Path, size: int = 8) -> bytes:
     return begins
 
 
+def refuse_bundle(path: Path) -> None:
+    """Raise ConfigError for what `edge-convert` has written itself, by the first member, which no model file has so."""
+    try:
+        with path.open("rb") as file:
+            begins = file.read(64)
+    except OSError:  # that is told where it is read
+        return
+    if begins[:4] == b"PK\3\4" and begins[30:].startswith(b"manifest.json"):
+        raise ConfigError(
+            f"{path} is a bundle already: `edge-bundle inspect` says what is in it, `edge-agent run` runs it; give the "
+            f"model that it was made of"
+        )
+
+
 def check_whole_model(path: Path) -> None:
     """Raise ConversionError when a file that is a model and nothing else is too large for one ONNX file."""
     if path.stat().st_size > MOST_BYTES:

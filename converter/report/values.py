@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,25 +28,27 @@ def size(n_bytes: int | None) -> str:
 
 
 def share(value: float | None) -> str:
-    """A share in per cent, never rounded up to all.
+    """A share in per cent, rounded, but never up to all.
 
-    >>> share(0.9876), share(0.99999)
-    ('98.76 %', '99.99 %')
+    >>> share(12 / 13), share(13 / 14), share(0.99999), share(1.0)
+    ('92.31 %', '92.86 %', '99.99 %', '100.00 %')
     """
-    return NONE if value is None else f"{_down(100 * value, 2):.2f} %"
+    return NONE if value is None else f"{_rounded(100 * value, 2, 100.0):.2f} %"
 
 
 def coefficient(value: float | None) -> str:
-    """What is no share of anything: R², a correlation, a cosine; never rounded up to 1.
+    """What is no share of anything: R², a correlation, a cosine; rounded, but never up to 1.
 
     >>> coefficient(0.99999), coefficient(-0.5)
     ('0.9999', '-0.5000')
     """
-    return NONE if value is None else f"{_down(value, 4):.4f}"
+    return NONE if value is None else f"{_rounded(value, 4, 1.0):.4f}"
 
 
-def _down(value: float, digits: int) -> float:
-    return float(math.floor(value * 10**digits + 1e-9) / 10**digits)
+def _rounded(value: float, digits: int, whole: float) -> float:
+    """To the nearest, but where that would be all, which it is not, one digit less."""
+    found = round(value + 1e-12, digits)
+    return whole - 10**-digits if found >= whole > value + 1e-9 else found
 
 
 def level(measure: str, value: float | None) -> str:

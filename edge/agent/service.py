@@ -194,6 +194,7 @@ class AgentService:
                 self._supervisor.ready()
                 self._loop()
         finally:
+            log.info("stopping: what was learned is saved")
             self._supervisor.stopping()
             self._leave()
 

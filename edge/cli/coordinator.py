@@ -414,6 +414,7 @@ def broker(port: int) -> None:
         click.echo(f"{child.name} at {child.url}. {child.note}")
         while not stopped:
             time.sleep(0.2)
+        click.echo("stopping")
 
 
 coordinator.add_command(export)

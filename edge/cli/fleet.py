@@ -218,11 +218,13 @@ def devices(connect: Any, query: str, is_all: bool, as_json: bool) -> None:
     if not rows:
         click.echo("no device has been seen yet; start one with `edge-agent run BUNDLE --broker ...`")
         return
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table()
+    # Narrow enough for 80 columns with usual names.
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     for heading in ("device", "online", "model", "bundle", "head", "release", "state", "samples", "heard"):
         # Where it is narrow names stay whole: rich takes width from what may wrap, and its texts are cut instead.
         justify: Literal["left", "right"] = "right" if heading in ("release", "samples") else "left"

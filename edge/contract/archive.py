@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from edge.contract.errors import BundleError
+from edge.contract.errors import BundleError, NoBundleError
 
 _LOCAL = struct.Struct("<4sHHHHHIIIHH")
 _CENTRAL = struct.Struct("<4sHHHHHHIIIHHHHHII")
@@ -107,7 +107,7 @@ class Archive:
                 self.entries = {entry.name: entry for entry in _read_headers(file, path)}
                 self._opened = _identity(os.fstat(file.fileno()))
         except FileNotFoundError as exc:
-            raise BundleError(f"{path} does not exist") from exc
+            raise NoBundleError(f"{path} does not exist") from exc
         except OSError as exc:
             raise BundleError(f"{path} cannot be read: {exc.strerror}") from exc
 
@@ -166,9 +166,25 @@ def _identity(found: os.stat_result) -> tuple[int, int, int]:
     return found.st_ino, found.st_size, found.st_mtime_ns
 
 
+def _kind(begins: bytes) -> str:
+    """What a file is that others write, by its first bytes; "" for what may be a bundle, or nothing known."""
+    if begins[:4] == b"PK\3\4" and re.match(rb"[^/]{1,100}/(data\.pkl|byteorder|version|\.data|\.format)", begins[30:]):
+        return "a file of PyTorch (a checkpoint, TorchScript or an exported program)"
+    if begins[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+        return "a pickle, as PyTorch writes checkpoints"
+    if begins[8:10] == b'{"' and int.from_bytes(begins[:8], "little") < _MAX_BYTES:
+        return "a safetensors file"
+    if begins[:1] == b"\x08" and b"\x12" in begins[:8]:
+        return "an ONNX model"
+    return ""
+
+
 def _read_headers(file: BinaryIO, path: Path) -> list[Entry]:
     """Entries of an archive whose every byte outside the data is as `write_archive` writes it."""
+    begins = file.read(1 << 10)
     size = file.seek(0, 2)
+    if kind := _kind(begins):
+        raise NoBundleError(f"{path} is no bundle but {kind}: `edge-convert` makes a bundle of a trained model")
     broken = BundleError(f"{path} is not a whole bundle: {size} bytes that do not end as a bundle does")
     if size < _END.size:
         raise broken

@@ -7,6 +7,7 @@
       |     +-- ResourceError  make room: memory, disk
       +-- ConversionError  change the model or the plan
       +-- BundleError      do not trust this artifact
+      |     +-- NoBundleError  name a bundle
       +-- ChannelError     look at the broker or the network
       |     +-- NoAgentError   start the agent, or name its socket
       +-- LearningError    look at the data that is being learned
@@ -64,6 +65,12 @@ class BundleError(EdgeError):
 
     exit_code = 5
     help_line = "Do not use this file; build it or fetch it again."
+
+
+class NoBundleError(BundleError):
+    """There is no file of that name, or it is another kind of file: nothing is wrong with a bundle."""
+
+    help_line = "Correct the path; `edge-convert MODEL` makes a bundle of a trained model."
 
 
 class ChannelError(EdgeError):

@@ -99,7 +99,10 @@ class DevelopmentBroker:
         folder.mkdir(parents=True, exist_ok=True)
         port = port or _free_port()
         if _answers(port):
-            raise ChannelError(f"broker: expected port {port} to be free, got an answer there; choose another port")
+            raise ConfigError(
+                f"broker: expected port {port} to be free, got an answer there: something runs on it, perhaps this "
+                f"broker already; use that one, or choose another --port"
+            )
         mosquitto = find_mosquitto() if kind in (None, "mosquitto") else None
         version = iotcore_version() if kind in (None, "iotcore") else None
         if mosquitto is not None:

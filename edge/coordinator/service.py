@@ -271,6 +271,7 @@ class CoordinatorService:
         try:
             self._loop()
         finally:
+            log.info("stopping")
             api.state.live.close()
             if self._server is not None:
                 self._server.should_exit = True

@@ -219,6 +219,10 @@ def test_refuses_files_that_are_not_models(folder: Path, checkpoint: Path) -> No
         (folder / name).write_bytes(content)
     refused(folder, CONFIG, ("missing.pth does not exist",), "missing.pth")
     refused(folder, CONFIG, ("is a folder",), ".")
+    with zipfile.ZipFile(folder / "made.edge", "w") as bundle:
+        bundle.writestr("manifest.json", "{}")
+        bundle.writestr(f"blobs/{'0' * 64}", b"")
+    refused(folder, CONFIG, ("made.edge is a bundle already", "edge-agent run"), "made.edge")
     refused(folder, CONVERSION, ("empty.pth is empty",), "empty.pth")
     for name in ("text.pth", "random.pth", "cut-early.pth", "cut-late.pth"):
         refused(folder, CONVERSION, (name, "Expected a state_dict"), name)

@@ -35,6 +35,7 @@ def upgrade(connection: Connection) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE")  # else a change of the tables were no part of a transaction
     else:
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_LOCK})")
+    _be_quiet()
     found = MigrationContext.configure(connection).get_current_revision()
     if found not in (None, *_revisions()):
         raise ConfigError(
@@ -42,14 +43,19 @@ def upgrade(connection: Connection) -> None:
             f"before"
         )
     if found != _revisions()[0]:
-        logging.getLogger("alembic.runtime").setLevel(logging.WARNING)
         command.upgrade(_config(connection=connection), "head")
     connection.commit()
 
 
 def is_of_today(connection: Connection) -> bool:
     """Whether the tables are those of this version."""
+    _be_quiet()
     return MigrationContext.configure(connection).get_current_revision() == _revisions()[0]
+
+
+def _be_quiet() -> None:
+    """Alembic tells at each look which database it looks at."""
+    logging.getLogger("alembic.runtime").setLevel(logging.WARNING)
 
 
 def _config(**attributes: object) -> Config:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge.contract.archive import Archive, write_archive
-from edge.contract.errors import BundleError
+from edge.contract.errors import BundleError, NoBundleError
 
 MEMBERS = {"manifest.json": b'{"a":1}', "blobs/ab": bytes(range(20)), "empty": b""}
 
@@ -204,3 +204,25 @@ def test_random_bytes_are_refused(tmp_path_factory: pytest.TempPathFactory, data
 )
 def test_any_members_come_back(tmp_path_factory: pytest.TempPathFactory, members: dict[str, bytes]) -> None:
     assert read_all(tmp_path_factory.getbasetemp() / "any.edge", written(members)) == members
+
+
+def test_a_file_of_another_kind_is_called_so_and_a_missing_one_is_no_broken_bundle(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    path = tmp_path / "model.pth"
+    network = torch.nn.Linear(3, 2)
+    for write in (
+        lambda: torch.save(network.state_dict(), path),
+        lambda: torch.save(network.state_dict(), path, _use_new_zipfile_serialization=False),
+        lambda: path.write_bytes((48).to_bytes(8, "little") + b'{"weight":{"dtype":"F32"}}'),
+        lambda: path.write_bytes(b"\x08\x08\x12\x07pytorch\x3a\x10"),
+    ):
+        write()
+        with pytest.raises(NoBundleError, match=r"is no bundle but .*edge-convert"):
+            Archive(path)
+    with pytest.raises(NoBundleError, match="does not exist"):
+        Archive(tmp_path / "modle.edge")
+    assert "Correct the path" in NoBundleError.help_line
+    path.write_bytes(written(MEMBERS)[:-3])
+    with pytest.raises(BundleError, match="not a whole bundle") as told:
+        Archive(path)
+    assert type(told.value) is BundleError, "that one is damaged"
