@@ -11,7 +11,7 @@ import click
 
 from edge.cli import rollouts
 from edge.cli.devices import named
-from edge.cli.releases import send, what, whom
+from edge.cli.releases import say_if_paused, send, what, whom
 from edge.cli.terminal import say, shown
 from edge.contract.errors import RolloutError
 
@@ -71,6 +71,7 @@ def push(
             say("unsigned: this fleet has no keys, so devices believe whoever may publish to them; edge-fleet keys -h")
         if rollout is not None:
             say(f"with the default plan, {rollouts.line_of(rollout)}")
+        say_if_paused(coordinator)
     try:
         if wait and rollout is not None:
             rollouts.wait_for(coordinator, rollout["id"], wait, quiet=as_json)

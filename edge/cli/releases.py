@@ -210,16 +210,24 @@ def rollback(connect: Any, to: int | None, model: str, reason: str, as_json: boo
     edge-fleet rollback --to 2 --reason "doors are not seen any more"
     edge-fleet rollback --model voice
     """
-    row = connect().call("POST", "/api/v1/rollback", json={"to": to or 0, "model": model, "reason": reason})
+    coordinator = connect()
+    row = coordinator.call("POST", "/api/v1/rollback", json={"to": to or 0, "model": model, "reason": reason})
     if as_json:
         click.echo(json.dumps(row, indent=1))
         return
     say(f"release {row['counter']}: {what(row)} {whom(row)}, the bytes of release {row['restores']} again")
+    say_if_paused(coordinator)
 
 
 def what(row: dict[str, Any]) -> str:
     """A bundle by the id that it has everywhere, the digest of its manifest; a head by that of its file."""
     return f"{row['kind']} {short(row['bundle'] or row['digest'])}"
+
+
+def say_if_paused(coordinator: Any) -> None:
+    """Say that nothing becomes live for now, where that is so."""
+    if why := coordinator.call("GET", "/api/v1/paused")["paused"]:
+        say(f"the whole fleet is paused ({shown(why, 200)}): nothing becomes live before `edge-fleet resume-all`")
 
 
 def whom(row: dict[str, Any]) -> str:

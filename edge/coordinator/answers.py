@@ -217,7 +217,14 @@ class StandingAnswer:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ReleaseAnswer(Release):
+class NamedRelease(Release):
+    """A release; `digest` is of its file, `bundle` the one by which devices name a bundle, "" of a head."""
+
+    bundle: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReleaseAnswer(NamedRelease):
     """A release, what is in it (by name, as `edge.coordinator.differences.contents` has it) and who should run it."""
 
     contents: dict[str, Any]
@@ -324,7 +331,7 @@ class RolloutSummary:
 class PushAnswer:
     """A release and the rollout that brings it."""
 
-    release: Release
+    release: NamedRelease
     rollout: RolloutSummary
 
 

@@ -246,6 +246,11 @@ class CoordinatorCore:
             self._next_telling_s = now.s
         return releases
 
+    def pause_all(self, who: str, why: str, now: Now, *, paused: bool = True) -> None:
+        """Let nothing become live in the whole fleet, or let it go on, see `Rollouts.pause_all`; all are told."""
+        self.rollouts.pause_all(who, why, now, paused=paused)
+        self._next_telling_s = now.s
+
     def tag(self, device: str, tags: dict[str, str], now: Now) -> dict[str, str]:
         """Give a device tags, see `Registry.tag`; groups by such a tag are merged anew."""
         found = self.registry.tag(device, tags)

@@ -16,7 +16,14 @@ from edge.contract.clock import Now
 from edge.contract.errors import BundleError
 from edge.contract.names import MAX_NAME_CHARS
 from edge.coordinator.access_api import Before, Body, Limit, RowNumber, page, says, says_file
-from edge.coordinator.answers import ArtifactAnswer, DifferenceAnswer, LineageAnswer, ReleaseAnswer, WantedAnswer
+from edge.coordinator.answers import (
+    ArtifactAnswer,
+    DifferenceAnswer,
+    LineageAnswer,
+    NamedRelease,
+    ReleaseAnswer,
+    WantedAnswer,
+)
 from edge.coordinator.checks import golden_fault
 from edge.coordinator.core import CoordinatorCore
 from edge.coordinator.intake import is_bundle, open_named
@@ -65,8 +72,8 @@ def add_release_routes(api: FastAPI, store: Store, submit: Submit) -> None:
         submit: Runs a function of the core on the coordinator's own thread and gives its result.
     """
 
-    @api.get("/api/releases", responses=says(list[Release]))
-    @api.get("/api/v1/releases", responses=says(list[Release]))
+    @api.get("/api/releases", responses=says(list[NamedRelease]))
+    @api.get("/api/v1/releases", responses=says(list[NamedRelease]))
     def releases(limit: Limit | None = None, before: Before = 0) -> list[dict[str, Any]]:
         """Releases, newest first."""
         return page(named(store, store.releases.all()), "counter", limit, before)
@@ -100,7 +107,7 @@ def add_release_routes(api: FastAPI, store: Store, submit: Submit) -> None:
         result: dict[str, Any] = await run_in_threadpool(add)
         return result
 
-    @api.post("/api/releases", responses=says(Release))
+    @api.post("/api/releases", responses=says(NamedRelease))
     def push(body: PushRequest) -> dict[str, Any]:
         whom = (body.devices, body.reason)
         more = body.model_dump(include={"model", "name", "notes", "file", "force"})
@@ -148,7 +155,7 @@ def add_release_routes(api: FastAPI, store: Store, submit: Submit) -> None:
         found: list[dict[str, Any]] = submit(lambda core, _: core.releases.standing(device))
         return found
 
-    @api.post("/api/v1/rollback", responses=says(Release))
+    @api.post("/api/v1/rollback", responses=says(NamedRelease))
     def rollback(body: RollbackRequest) -> dict[str, Any]:
         back = body.model_dump()
         return named(store, [submit(lambda core, now: core.rollback(now, **back))])[0]

@@ -23,6 +23,7 @@ from edge.coordinator.rollout.states import DESIRED
 from edge.coordinator.rollout.window import offset_min
 from edge.coordinator.rollout.words import is_on_its_way, wants
 from edge.coordinator.store.store import Store
+from edge.coordinator.turns import PAUSED
 from edge.coordinator.wanted import Targeted, Wanted, wanted
 from edge.learning.exchange import HeadRelease
 from edge.merging.groups import ALL_DEVICES, EVERYBODY, is_meant
@@ -427,7 +428,12 @@ class Releases:
         if known is None or not known.device.born:
             return []
         targeted = self._targeted([known.device], now, device).get(device, [])
-        return wanted(self._store.releases.all(), known, self._store.devices.tags(device).get(device, {}), targeted)
+        tags = self._store.devices.tags(device).get(device, {})
+        return wanted(self._store.releases.all(), known, tags, targeted, is_halted=self._is_halted())
+
+    def _is_halted(self) -> bool:
+        """Whether the whole fleet is paused."""
+        return bool(self._store.rollouts.setting(PAUSED))
 
     def _targeted(
         self, devices: Iterable[Device], now: Now | None, device: str | None = None
@@ -436,7 +442,7 @@ class Releases:
         ahead_min = {each.id: offset_min(each.hardware) or 0 for each in devices}
         found: dict[str, list[Targeted]] = {}
         known: dict[int, Release | None] = {}
-        is_halted = bool(self._store.rollouts.setting("paused"))
+        is_halted = self._is_halted()
         for rollout, target in self._store.rollouts.of_devices(device):
             is_open = now is None or rollout.plan.is_open(now.wall_ms, ahead_min.get(target.device, 0))
             activate = wants(rollout, target, is_halted=is_halted, is_open=is_open)
@@ -469,10 +475,12 @@ class Releases:
                 models.setdefault(model.device, []).append(model)
             devices = self._store.devices.all()
             targeted = self._targeted(devices, now)
+            is_halted = self._is_halted()
         known = [KnownDevice(device=device, models=tuple(models.get(device.id, ()))) for device in devices]
         return [
-            (each.device, wanted(releases, each, tags.get(each.device.id, {}), targeted.get(each.device.id, [])))
+            (each.device, wanted(releases, each, tags.get(each.device.id, {}), own, is_halted=is_halted))
             for each in known
+            for own in [targeted.get(each.device.id, [])]
         ]
 
 

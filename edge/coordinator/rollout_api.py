@@ -12,9 +12,15 @@ from edge.contract.clock import Now
 from edge.contract.errors import ConfigError
 from edge.contract.names import MAX_NAME_CHARS
 from edge.coordinator.access_api import VIEWER, Before, Body, Limit, RowNumber, Who, page, says
-from edge.coordinator.answers import ForecastAnswer, PausedAnswer, PushAnswer, RolloutAnswer, RolloutSummary
+from edge.coordinator.answers import (
+    ForecastAnswer,
+    NamedRelease,
+    PausedAnswer,
+    PushAnswer,
+    RolloutAnswer,
+    RolloutSummary,
+)
 from edge.coordinator.core import CoordinatorCore
-from edge.coordinator.records import Release
 from edge.coordinator.release_api import PushRequest, named
 from edge.coordinator.rollout import plan as plans
 from edge.coordinator.rollout.states import RolloutEvent
@@ -145,7 +151,7 @@ def add_rollout_routes(api: FastAPI, submit: Submit, store: Store) -> None:
         )
         return {"release": named(store, [release])[0], "rollout": summary(rollout)}
 
-    @api.post("/api/v1/releases", responses=says(Release))
+    @api.post("/api/v1/releases", responses=says(NamedRelease))
     def release(body: ReleaseRequest) -> dict[str, Any]:
         what = (body.digest, body.kind, body.backbone)
         more = body.model_dump(include={"model", "name", "notes", "file", "force"})
@@ -203,5 +209,5 @@ def add_rollout_routes(api: FastAPI, submit: Submit, store: Store) -> None:
     @api.post("/api/v1/paused", responses=says(PausedAnswer))
     def pause(body: PauseRequest, who: Who) -> dict[str, str]:
         name = who.named(body.who)
-        submit(lambda core, now: core.rollouts.pause_all(name, body.reason, now, paused=body.paused))
+        submit(lambda core, now: core.pause_all(name, body.reason, now, paused=body.paused))
         return {"paused": submit(lambda core, _: core.rollouts.paused)}

@@ -316,8 +316,6 @@ class Rollouts:
             )
             self._store.rollouts.log([moved])
         self._events.note("", event, f"by {who or 'nobody'}{f': {why}' if why else ''}", now)
-        found = self._store.rollouts.of_devices()
-        self.to_tell |= {target.device for _, target in found if is_on_its_way(target)}
         self._hurry()
 
     @property

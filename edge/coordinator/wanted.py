@@ -84,9 +84,17 @@ _BEGUN = ("offered", "fetching", "verified", "staged", "held")
 
 
 def wanted(
-    releases: Sequence[Release], known: KnownDevice, tags: Mapping[str, str], targeted: Sequence[Targeted] = ()
+    releases: Sequence[Release],
+    known: KnownDevice,
+    tags: Mapping[str, str],
+    targeted: Sequence[Targeted] = (),
+    *,
+    is_halted: bool = False,
 ) -> list[Wanted]:
-    """What the models of a device should run; nothing for one that is not approved, or has not introduced itself."""
+    """What the models of a device should run; nothing for one that is not approved, or has not introduced itself.
+
+    While the whole fleet is paused, what goes to all at once is fetched, and made live when that is over.
+    """
     models = known.models if known.device.born and known.device.admission == APPROVED else ()
     found = []
     for model in models:
@@ -98,7 +106,7 @@ def wanted(
             wish = wishes.get(release.counter)
             is_late = model.release < release.counter
             if wish is None:
-                found.append(Wanted(release, model, level, is_late=is_late))
+                found.append(Wanted(release, model, level, "wait" if is_halted and is_late else "now", is_late=is_late))
             else:
                 is_late = is_late or wish.is_on_its_way
                 found.append(Wanted(release, model, level, wish.activate, wish.attempt, is_late))

@@ -118,7 +118,7 @@ def _add_fleet(api: FastAPI, pages: Pages) -> None:
     async def pause(request: Request, who: Who) -> Response:
         def give(given: Mapping[str, str]) -> None:
             paused = given.get("paused") == "yes"
-            pages.submit(lambda core, now: core.rollouts.pause_all(who.who, _reason(given), now, paused=paused))
+            pages.submit(lambda core, now: core.pause_all(who.who, _reason(given), now, paused=paused))
 
         return await _do(pages, request, "/rollouts", give)
 

@@ -250,11 +250,11 @@ def test_going_back_passes_by_what_never_lived(make: Make) -> None:
 
 def test_pause_abort_and_exclude_take_back_what_is_not_live(make: Make) -> None:
     fleet = make(8, ends("active"))
-    fleet.core.rollouts.pause_all("ann", "night", fleet.now)
+    fleet.core.pause_all("ann", "night", fleet.now)
     rollout = fleet.push()
     fleet.pass_time(60, 15)
     assert (fleet.touched, fleet.counts(rollout)) == (0, {"waiting": 8})
-    fleet.core.rollouts.pause_all("ann", "", fleet.now, paused=False)
+    fleet.core.pause_all("ann", "", fleet.now, paused=False)
     fleet.pass_time(1, 1)
     fleet.core.rollouts.order(rollout, E.PAUSE, "ann", "", fleet.now)
     fleet.pass_time(60, 15)

@@ -222,11 +222,11 @@ def test_forgetting_waits_too_and_says_so_and_a_merge_with_nothing_left_waits_no
 
 def test_the_pause_of_the_whole_fleet_holds_merges_back(new: NewFleet) -> None:
     fleet, learner = new()
-    fleet.core.rollouts.pause_all("ann", "night", fleet.now)
+    fleet.core.pause_all("ann", "night", fleet.now)
     learner.learn(*fleet.devices)
     fleet.pass_time(600, 300)
     assert learner.merges() == []
     assert learner.waits() == ["the whole fleet is paused; it is made when that is over, of what came by then"]
-    fleet.core.rollouts.pause_all("ann", "", fleet.now, paused=False)
+    fleet.core.pause_all("ann", "", fleet.now, paused=False)
     fleet.pass_time(60, 10)
     assert len(learner.merges()) == 1

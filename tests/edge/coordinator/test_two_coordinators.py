@@ -73,7 +73,7 @@ class Pair(Fleet):
             core.rollouts._hurry()
             core.tick(Now(self.now.s + 600, self.now.wall_ms + 600_000))
             with pytest.raises(LeaseLost, match="took this one's place"):
-                core.rollouts.pause_all("ghost", "it slept", self.now)
+                core.pause_all("ghost", "it slept", self.now)
             with pytest.raises(LeaseLost):
                 store.claim()
 
