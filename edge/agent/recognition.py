@@ -14,8 +14,10 @@ from edge.agent.on_device_model import OnDeviceModel
 from edge.contract.errors import BundleError, LearningError
 from edge.learning.events import MergeRecognized
 from edge.learning.exchange import HeadRelease
+from edge.learning.experts import on_merge
 from edge.learning.familiarity import MIN_SAMPLES, fits
 from edge.learning.learned import Happened
+from edge.learning.mixture import TRUSTED
 from edge.learning.statistics import HeadStatistics
 from edge.learning.trial import MIN_LABELS
 
@@ -102,7 +104,8 @@ def standing(model: OnDeviceModel) -> str:
     learned = model.learned
     if not learned.has_merge:
         return ""
-    labels, share = learned.mixture.labels, model.learning.say_of_merge(learned)
+    labels, says = learned.mixture.labels, zip(learned.mixture.names, model.learning.says(learned), strict=True)
+    share = sum(float(each) for name, each in says if on_merge(learned.trusted if name == TRUSTED else name))
     if share < 0.01 and not labels:
         seen = len(model.answering.ring)
         if learned.merge_fits is False:

@@ -165,7 +165,7 @@ def judge_taken(model: OnDeviceModel, *, was_judged: bool, labels: int) -> Verdi
         return _judge_trial(model, model.trial)
     text = standing(model)
     if PUSHED in model.learned.mixture.names:
-        share = model.learned.mixture.weight_of(PUSHED)
+        share = float(model.learning.says(model.learned)[model.learned.mixture.names.index(PUSHED)])
         text = f"it competes, and has {share:.0%} of the say after {labels} labels"
     if was_judged or labels >= MIN_LABELS:
         return Verdict(Finding.GOOD, text)

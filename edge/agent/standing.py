@@ -171,9 +171,15 @@ class Standing(ServedModel):
 
 
 def expert_weights(model: ServedModel) -> dict[str, list[float]]:
-    """By expert, its weight, its accuracy on late labels, and how many labels that rests on: for telemetry."""
+    """By expert, its share of the say, its accuracy on late labels, and how many labels that rests on."""
     mixture = model.learned.mixture
-    rows = zip(mixture.names, mixture.weights, mixture.accuracies(), mixture.labels - mixture.joined, strict=True)
+    rows = zip(
+        mixture.names,
+        model.learning.says(model.learned),
+        mixture.accuracies(),
+        mixture.labels - mixture.joined,
+        strict=True,
+    )
     return {name: [round(float(w), 4), round(float(a), 4), float(n)] for name, w, a, n in rows}
 
 

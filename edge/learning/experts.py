@@ -214,18 +214,25 @@ class Experts:
             return found
         return mix.answer(learned.mixture, outputs, self._known(learned), self.task(learned))
 
-    def say_of_merge(self, learned: Learned) -> float:
-        """What a merge and all that builds on it have of the say, from 0 to 1.
+    def says(self, learned: Learned) -> mix.Weights:
+        """``(k,)`` how much each expert counts in an answer, their sum is 1.
 
-        The weights count as far as labels agree with somebody; for the rest the trusted past answers.
+        The weights count as far as labels agree with somebody; for the rest the trusted past answers. Where that is the
+        very head of another expert, as at first, it is that one who speaks.
         """
         mixture = learned.mixture
         if not self.is_mixture:
-            return 0.0
-        of_merge = sum(mixture.weight_of(name) for name in mixture.names if on_merge(name))
+            return np.array([float(name == next(iter(self._make))) for name in mixture.names])
         credit = mixture.credit(self.task(learned))
-        trusted = mixture.weight_of(TRUSTED) if on_merge(learned.trusted) else 0.0
-        return credit * (of_merge + trusted) + (1.0 - credit) * on_merge(learned.trusted)
+        found = credit * mixture.weights
+        found[0] += 1.0 - credit
+        source, past = learned.experts.get(learned.trusted), learned.experts[TRUSTED].parameters
+        if isinstance(source, Head) and all(
+            np.array_equal(array, past[key]) for key, array in source.parameters.items()
+        ):
+            at = mixture.names.index(learned.trusted)
+            found[0], found[at] = (0.0, found[0] + found[at]) if at else (found[0], found[0])
+        return found
 
     def _known(self, learned: Learned) -> Known | None:
         """``(k, n_outputs)`` which class each expert can know; None where all know all.

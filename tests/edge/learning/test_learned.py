@@ -410,8 +410,12 @@ def test_a_merge_that_is_recognized_later_is_believed_as_if_it_had_been_at_once(
         assert np.allclose(later.mixture.weights, at_once.mixture.weights)
         assert np.allclose(later.mixture.start, at_once.mixture.start)
         assert right(learning, later, test) == right(learning, at_once, test)
-        said = learning.say_of_merge(later)
-        assert said == float(fits), "without labels the trusted past answers, whatever the weights"
+        says = dict(zip(later.mixture.names, learning.says(later).tolist(), strict=True))
+        speaks = MERGED if fits else SHIPPED
+        assert says == {name: float(name == speaks) for name in says}, "without labels the trusted past answers"
+        heard = learning.says(after(learning, later, *labels(draw(world(5), 40, 9))))
+        assert np.isclose(heard.sum(), 1.0)
+        assert np.count_nonzero(heard) > 1
         # Labels that came between: what they said stays said, all but what is shared out with each; the trusted past
         # was another head then.
         between = after(learning, begun, HeadOffered(release, 1), *some, MergeRecognized(fits)).mixture.weights[1:]
