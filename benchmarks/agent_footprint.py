@@ -32,8 +32,8 @@ BASELINE = """
 import sys, numpy as np, onnxruntime as ort
 options = ort.SessionOptions(); options.intra_op_num_threads = 1
 session = ort.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
-shape = [1, *map(int, sys.argv[2].split(","))]
-session.run(None, {"input": np.zeros(shape, np.float32)})
+shapes = {each.name: [size if isinstance(size, int) else 1 for size in each.shape] for each in session.get_inputs()}
+session.run(None, {name: np.zeros(shape, np.float32) for name, shape in shapes.items()})
 print(next(line for line in open("/proc/self/status") if line.startswith("VmRSS")).split()[1])
 """
 
@@ -83,10 +83,10 @@ def run_agent(bundle: Path, folder: Path, shape: tuple[int, ...]) -> tuple[float
         process.wait()
 
 
-def run_baseline(backbone: Path, shape: tuple[int, ...]) -> tuple[float, float]:
+def run_baseline(backbone: Path) -> tuple[float, float]:
     """Seconds and MiB of the smallest onnxruntime program."""
     start = time.perf_counter()
-    line = [sys.executable, "-c", BASELINE, backbone, ",".join(map(str, shape))]
+    line = [sys.executable, "-c", BASELINE, backbone]
     done = subprocess.run(line, check=True, env=ENVIRONMENT, capture_output=True, text=True)
     return time.perf_counter() - start, int(done.stdout) / 1024
 
@@ -106,7 +106,7 @@ def main() -> int:
         backbone.write_bytes(opened.read(m.MODEL))
         agents, baselines = [], []
         for i in range(options.runs):
-            baselines.append(run_baseline(backbone, shape))
+            baselines.append(run_baseline(backbone))
             agents.append(run_agent(bundle, folder / f"state-{i}", shape))
     least_s, least_mib = (statistics.median(column) for column in zip(*baselines, strict=True))
     first_s, first_mib, learned_mib, peak_mib, _ = (statistics.median(column) for column in zip(*agents, strict=True))
