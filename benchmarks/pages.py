@@ -1,0 +1,188 @@
+"""The dashboard with many devices in a real browser: time to the first paint, and how far it is behind the devices.
+
+    python benchmarks/pages.py model.edge --devices 1000
+
+Starts a broker and a coordinator. Devices are their words: each comes (`up/conn`), says what it runs (`up/birth`) and
+what it measures (`up/tele`), over one connection; then telemetry of all goes on at one message a device in 30 s. The
+browser is Chromium without a window: paint is its own `first-contentful-paint` of a page that is loaded anew, and
+behind is the time from publishing the first word of a device to its line in the page that is open. Needs playwright.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from paho.mqtt.client import Client
+from paho.mqtt.enums import CallbackAPIVersion
+from playwright.sync_api import sync_playwright
+
+from edge.channel.codec import encode
+from edge.channel.messages import Birth, Conn, Message, Served, Telemetry
+from edge.contract.bundle import Bundle
+from edge.coordinator.broker import DevelopmentBroker
+
+PAGES = ("/", "/?by=site", "/devices/d0000", "/rollouts", "/learning", "/releases", "/alerts")
+EVERY_S = 30.0
+FOLDER = "a" * 16
+
+
+class Devices:
+    """Their words, over one connection.
+
+    Args:
+        broker: Its address.
+        bundle: That all run.
+    """
+
+    def __init__(self, broker: str, bundle: Path) -> None:
+        opened = Bundle.open(bundle)
+        self.backbone, self.bundle = opened.manifest.backbone_digest, opened.digest
+        self.client = Client(CallbackAPIVersion.VERSION2, "devices")
+        self.client.max_queued_messages_set(0)
+        self.client.connect("127.0.0.1", int(broker.rpartition(":")[2]))
+        self.client.loop_start()
+
+    def say(self, device: str, leaf: str, message: Message, qos: int = 1) -> Any:
+        """Publish a word of a device."""
+        return self.client.publish(f"edge/v1/lab/{device}/{leaf}", encode(message), qos=qos)
+
+    def come(self, device: str) -> Any:
+        """A device connects and introduces itself."""
+        served = Served(
+            model="digits", bundle=self.bundle, backbone=self.backbone, head="", release=0, n_labels=0
+        )  # fmt: skip
+        birth = Birth(
+            agent_version="0.1.0", boot=1, session=1, ts_ms=0, profile="raspberry-pi-4", bundle=self.bundle, head="",
+            n_labels=0, hardware={"machine": "aarch64"}, backbone=self.backbone, release=0,
+            limits={"telemetry_s": EVERY_S}, models=(served,), state_id=FOLDER,
+        )  # fmt: skip
+        self.say(device, "up/conn", Conn(online=True, session=1, boot=1, ts_ms=0, state_id=FOLDER))
+        return self.say(device, "up/birth", birth)
+
+    def measure(self, device: str, seq: int) -> None:
+        """A device says its numbers."""
+        values = {
+            "ts": time.time_ns() // 1_000_000, "seq": seq, "boot": 1, "state_id": FOLDER, "model": "digits",
+            "lat_p50_ms": 0.4, "lat_p99_ms": 1.1, "infer_per_s": 4.0, "acc": 0.95, "mem_mb": 81.0, "temp_c": 51.0,
+        }  # fmt: skip
+        self.say(device, "up/tele", Telemetry(values=values), qos=0)
+
+
+def get(url: str) -> Any:
+    """JSON of the API; None where nobody answers."""
+    try:
+        with urllib.request.urlopen(url, timeout=60) as answer:
+            return json.load(answer)
+    except OSError:
+        return None
+
+
+def first_paints(browser: Any, url: str, n: int) -> list[float]:
+    """Milliseconds to the first contentful paint of so many loads, each in a new context without a cache."""
+    found = []
+    for _ in range(n):
+        context = browser.new_context(viewport={"width": 1280, "height": 800})
+        tab = context.new_page()
+        tab.goto(url, wait_until="load")
+        tab.wait_for_function("performance.getEntriesByName('first-contentful-paint').length > 0")
+        found.append(tab.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime"))
+        context.close()
+    return found
+
+
+def behind(browser: Any, url: str, devices: Devices, n: int) -> list[float]:
+    """Seconds from a new device's first word to its line in an open page."""
+    tab = browser.new_context(viewport={"width": 1280, "height": 800}).new_page()
+    tab.goto(f"{url}/?q=late", wait_until="load")
+    tab.wait_for_selector("#line.is-live")
+    found = []
+    for i in range(n):
+        time.sleep(2.0 + 0.37 * i)  # at other moments of its turn
+        begun = time.monotonic()
+        devices.come(f"late{i}")
+        tab.wait_for_selector(f"#live_devices tbody tr a:text-is('late{i}')", timeout=60_000)
+        found.append(time.monotonic() - begun)
+    return found
+
+
+def main() -> None:
+    """Measure, and print one JSON document."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--devices", type=int, default=1000)
+    parser.add_argument("--times", type=int, default=5)
+    given = parser.parse_args()
+    names = [f"d{i:04}" for i in range(given.devices)]
+    stop = threading.Event()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}"
+    with tempfile.TemporaryDirectory() as name, DevelopmentBroker.start(Path(name) / "broker") as broker:
+        line = [
+            str(Path(sys.executable).with_name("edge-coordinator")), "serve", "--broker", broker.url, "--fleet", "lab",
+            "--http", url.removeprefix("http://"), "--data-dir", f"{name}/c", "--bundle", str(given.bundle),
+        ]  # fmt: skip
+        with (Path(name) / "log").open("wb") as log:
+            coordinator = subprocess.Popen(line, stdout=log, stderr=log)
+        try:
+            while get(f"{url}/api/health") is None:
+                time.sleep(0.2)
+            devices = Devices(broker.url, given.bundle)
+            begun = time.monotonic()
+            for each in names:
+                devices.come(each)
+            while sum(row["online"] is True for row in get(f"{url}/api/v1/devices")) < len(names):
+                time.sleep(3.0)
+            known_s = time.monotonic() - begun
+            print(f"{len(names)} devices are known after {known_s:.1f} s", file=sys.stderr)
+
+            def go_on() -> None:
+                for seq in range(1, 1_000_000):
+                    for each in names:
+                        devices.measure(each, seq)
+                        if stop.wait(EVERY_S / len(names)):
+                            return
+
+            threading.Thread(target=go_on, daemon=True).start()
+            time.sleep(5.0)
+            options = ["--no-sandbox"] if os.geteuid() == 0 else []
+            with sync_playwright() as driver:
+                path = shutil.which("chromium") or shutil.which("chromium-browser")
+                browser = driver.chromium.launch(executable_path=path, args=options)
+                paints = {}
+                for page in PAGES:
+                    paints[page] = first_paints(browser, url + page, given.times)
+                    print(page, [round(each) for each in paints[page]], file=sys.stderr)
+                late = behind(browser, url, devices, given.times)
+                browser.close()
+        finally:
+            stop.set()
+            coordinator.terminate()
+            coordinator.wait(30)
+    found = {
+        "devices": given.devices,
+        "all_known_s": round(known_s, 1),
+        "first_paint_ms": {
+            page: {"median": round(statistics.median(each)), "most": round(max(each))} for page, each in paints.items()
+        },
+        "behind_s": {"median": round(statistics.median(late), 2), "most": round(max(late), 2)},
+        "load": os.getloadavg()[0],
+    }
+    print(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()
