@@ -7,6 +7,7 @@ import shutil
 import tempfile
 import warnings
 from fnmatch import fnmatch
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,7 @@ LONGEST = (
 )  # fmt: skip
 
 
+@cache  # thousands of tests are in a few hundred files
 def _is_in(path: Path, patterns: tuple[str, ...]) -> bool:
     here = Path(__file__).parent
     if not path.is_relative_to(here):

@@ -136,10 +136,16 @@ def module_of(path: Path) -> str:
 
 
 MODULES = {module_of(path): path for path in sources()}
-TREES = {module: ast.parse(path.read_bytes()) for module, path in MODULES.items()}
 
 
-NODES = {module: list(ast.walk(tree)) for module, tree in TREES.items()}
+@cache  # not when this file is imported: each process that runs tests does that
+def tree_of(module: str) -> ast.Module:
+    return ast.parse(MODULES[module].read_bytes())
+
+
+@cache
+def nodes_of(module: str) -> list[ast.AST]:
+    return list(ast.walk(tree_of(module)))
 
 
 def dotted(node: ast.AST) -> str:
@@ -179,7 +185,7 @@ def import_nodes(node: ast.AST, *, at_start: bool) -> Iterator[ast.Import | ast.
 def imported(module: str, *, at_start: bool = False) -> set[str]:
     """The modules that a module imports; ``from edge.contract import manifest`` is ``edge.contract.manifest``."""
     found = set()
-    for node in import_nodes(TREES[module], at_start=at_start):
+    for node in import_nodes(tree_of(module), at_start=at_start):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         else:
@@ -239,7 +245,7 @@ def uses(module: str, library: str) -> set[str]:
     """What a module uses of a library, as ``library.name``."""
     return {
         ast.unparse(node)
-        for node in NODES[module]
+        for node in nodes_of(module)
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == library
     }
 
@@ -256,7 +262,7 @@ def test_clock_environment_and_exits_are_used_in_the_shell_only() -> None:
             closed.remove("os._exit")
         if file == "edge/__init__.py":  # what it does stands in a test of its own
             closed.remove("os.environ")
-        used = {dotted(node) for node in NODES[module] if isinstance(node, ast.Attribute)}
+        used = {dotted(node) for node in nodes_of(module) if isinstance(node, ast.Attribute)}
         return f"uses {sorted(used & closed)}" if used & closed else ""
 
     assert faults(check) == ""
@@ -266,7 +272,7 @@ def test_numpy_randomness_is_seeded_or_given() -> None:
     seeded = ("random.default_rng", "random.PCG64")
 
     def check(module: str) -> str:
-        for node in NODES[module]:
+        for node in nodes_of(module):
             of_numpy = isinstance(node, ast.Attribute) and dotted(node.value) == "np.random"
             if of_numpy and node.attr not in ("default_rng", "Generator", "PCG64"):
                 return f"uses np.random.{node.attr}"
@@ -279,13 +285,13 @@ def test_numpy_randomness_is_seeded_or_given() -> None:
 
 def test_the_broker_in_memory_is_given_its_randomness() -> None:
     assert uses("edge.channel.memory", "random") == {"random.Random"}
-    calls = [node.func for node in NODES["edge.channel.memory"] if isinstance(node, ast.Call)]
+    calls = [node.func for node in nodes_of("edge.channel.memory") if isinstance(node, ast.Call)]
     assert "random.Random" not in {ast.unparse(func) for func in calls}
 
 
 def test_nothing_imports_by_a_relative_name_or_a_star() -> None:
     def check(module: str) -> str:
-        for node in import_nodes(TREES[module], at_start=False):
+        for node in import_nodes(tree_of(module), at_start=False):
             if isinstance(node, ast.ImportFrom) and (node.level or any(alias.name == "*" for alias in node.names)):
                 return f"says {ast.unparse(node)}"
         return ""
@@ -331,13 +337,13 @@ def test_rooms_of_the_converter_import_one_way() -> None:
 
 
 def test_the_house_has_its_version_at_the_door_and_sends_nobody_usage_data() -> None:
-    body = [ast.unparse(node) for node in TREES["edge"].body[1:]]
+    body = [ast.unparse(node) for node in tree_of("edge").body[1:]]
     assert [line.partition(" = ")[0] for line in body] == ["import os", "__version__", NO_TELEMETRY]
-    assert "import edge" in [ast.unparse(node) for node in TREES["converter"].body]
+    assert "import edge" in [ast.unparse(node) for node in tree_of("converter").body]
 
 
 def test_every_module_says_what_it_is_for() -> None:
-    assert [file_of(module) for module in MODULES if not ast.get_docstring(TREES[module])] == []
+    assert [file_of(module) for module in MODULES if not ast.get_docstring(tree_of(module))] == []
 
 
 def test_the_codemap_names_every_module() -> None:
@@ -374,7 +380,7 @@ def test_only_the_boundary_to_foreign_code_catches_everything() -> None:
     def check(module: str) -> str:
         if not file_of(module).startswith("converter/") or file_of(module) in last_ones:
             return ""
-        for node in NODES[module]:
+        for node in nodes_of(module):
             if isinstance(node, ast.ExceptHandler):
                 caught = "" if node.type is None else ast.unparse(node.type)
                 everything = node.type is None or "Exception" in caught.split("(")[-1].replace(")", "").split(", ")
