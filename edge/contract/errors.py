@@ -9,6 +9,7 @@
       +-- BundleError      do not trust this artifact
       |     +-- NoBundleError  name a bundle
       +-- ChannelError     look at the broker or the network
+      |     +-- TakenError     use what answers there, or choose another port
       |     +-- NoAgentError   start the agent, or name its socket
       +-- LearningError    look at the data that is being learned
       +-- RolloutError     look at the fleet
@@ -78,6 +79,12 @@ class ChannelError(EdgeError):
 
     exit_code = 6
     help_line = "Check the address, that what should answer there runs, and its log."
+
+
+class TakenError(ChannelError):
+    """Something answers where nothing should: a port is taken."""
+
+    help_line = "Use what answers there, or choose another port with --port."
 
 
 class NoAgentError(ChannelError):

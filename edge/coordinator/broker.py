@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
-from edge.contract.errors import ChannelError, ConfigError
+from edge.contract.errors import ChannelError, ConfigError, TakenError
 
 Kind = Literal["mosquitto", "iotcore"]
 
@@ -99,9 +99,9 @@ class DevelopmentBroker:
         folder.mkdir(parents=True, exist_ok=True)
         port = port or _free_port()
         if _answers(port):
-            raise ConfigError(
+            raise TakenError(
                 f"broker: expected port {port} to be free, got an answer there: something runs on it, perhaps this "
-                f"broker already; use that one, or choose another --port"
+                f"broker already"
             )
         mosquitto = find_mosquitto() if kind in (None, "mosquitto") else None
         version = iotcore_version() if kind in (None, "iotcore") else None
