@@ -8,14 +8,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from edge.channel.messages import Conn, Desired, Pairs
 from edge.channel.transport import Received
+from edge.contract.bundle import Bundle
 from edge.contract.errors import RolloutError
 from edge.coordinator.inbox import Inbox
 from edge.coordinator.rollout.states import RolloutEvent
+from edge.coordinator.rollout_views import shown
 from edge.learning.exchange import HeadRelease
+from tests.support.fleet import SimulatedFleet
 from tests.support.light_fleet import Behaviour, Device, Fleet, ends
 
 Make = Callable[..., Fleet]
@@ -301,3 +305,41 @@ def test_whatever_an_operator_does_at_whatever_stage_is_done_whole_or_refused(ma
         assert after["wave"] <= passed + 1, "no wave is skipped"
         fleet = None
     assert n_done >= 1
+
+
+def test_agents_that_learn_refuse_random_numbers_and_the_rollout_stops_at_its_canaries(
+    tmp_path: Path, digits_bundle: Path, digits: tuple[np.ndarray, np.ndarray]
+) -> None:
+    """The same protocol with real agents: what they learned from labels is what judges, and each one's answer stays."""
+    names = [f"d{i:02}" for i in range(12)]
+    fleet = SimulatedFleet(tmp_path, digits_bundle, names, auto_merge=False, probation_s=1.0)
+    try:
+        fleet.until("births", lambda: all((d := fleet.device(name)) is not None and d.born for name in names))
+        for i, name in enumerate(names):
+            fleet.teach(name, digits[0][40 * i : 40 * i + 40], digits[1][40 * i : 40 * i + 40])
+        assert fleet.coordinator is not None
+        learned = {name: agent.core.status()["samples"] for name, agent in fleet.agents.items()}
+        assert set(learned.values()) == {40}
+        bundle = Bundle.open(digits_bundle)
+        rng = np.random.default_rng(0)
+        shipped = bundle.head_parameters()
+        noise = {key: rng.normal(size=array.shape).astype(np.float32) for key, array in shipped.items()}
+        data = HeadRelease(backbone=bundle.manifest.backbone_digest, parameters=noise, origin="noise").encode()
+        kept = fleet.coordinator.add_artifact(data, Path("noise.safetensors"))
+        what = (kept["digest"], kept["kind"], kept["backbone"])
+        release, rollout = fleet.coordinator.roll_out(*what, [], "noise", fleet.now)
+        stopped = ("paused", "reverting", "reverted", "held")
+        fleet.until("a stop", lambda: shown(fleet.store, rollout.id)["state"] in stopped)
+        fleet.run(3)
+        found = shown(fleet.store, rollout.id)
+        touched = {each["device"] for each in found["targets"] if each["state"] != "waiting"}
+        assert 1 <= len(touched) <= 3, "a quarter of them"
+        assert found["reason"].startswith("failures")
+        for name, agent in fleet.agents.items():
+            assert agent.core.status()["samples"] == learned[name], "nothing that was learned is lost"
+            told = fleet.store.devices.known(name)
+            assert told is not None
+            assert {each.state_release for each in told.models} == ({release.counter} if name in touched else {0})
+            assert all(each.state in ("refused", "rolled-back") for each in told.models if name in touched)
+    finally:
+        fleet.close()
