@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from typing import Any
 
 import httpx
@@ -44,8 +45,13 @@ class Described:
             assert kind in said["content"], f"{method} {path}: {kind}"
         else:
             assert kind == JSON, f"{method} {path}: {kind}"
-            TypeAdapter(said["model"]).validate_json(response.content, strict=True, extra="forbid")
+            _adapter(said["model"]).validate_json(response.content, strict=True, extra="forbid")
         self.answered.add(f"{method} {route.path}")
+
+
+@cache  # it is compiled
+def _adapter(model: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(model)
 
 
 def is_named(schema: dict[str, Any]) -> bool:
