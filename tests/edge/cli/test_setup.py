@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from edge.agent.config_file import read_options
 from edge.cli import setup
 from edge.cli.agent import agent, run
-from edge.contract.errors import BundleError, ChannelError, ConfigError
+from edge.contract.errors import BundleError, ChannelError, ConfigError, NoBundleError
 
 
 @pytest.fixture(autouse=True)
@@ -85,7 +85,7 @@ def test_what_is_wrong_is_said_before_anything_is_written(bundle: Path, tmp_path
     file = tmp_path / "new" / "agent.toml"
     for arguments, kind in [
         ((), ConfigError),
-        ((tmp_path / "none.edge",), BundleError),
+        ((tmp_path / "none.edge",), NoBundleError),
         ((bundle,), BundleError),
         ((f"m={bundle}", "--device", "Pi 7"), ConfigError),
         ((f"m={bundle}", "--fleet", "all"), ConfigError),
