@@ -54,7 +54,9 @@ class Coordinator:
             )
         headers = {"x-edge-who": quote(rollouts.who())} | ({"authorization": f"Bearer {token}"} if token else {})
         try:
-            verify = ssl.create_default_context(cafile=None if ca is None else str(ca))
+            # Reading all authorities takes a tenth of a second, and plain HTTP asks none.
+            is_plain = ca is None and url.startswith("http://")
+            verify = False if is_plain else ssl.create_default_context(cafile=None if ca is None else str(ca))
         except OSError as exc:  # ssl.SSLError among them
             raise ConfigError(f"--ca {ca}: expected certificates in PEM: {exc.strerror or exc}") from exc
         try:
