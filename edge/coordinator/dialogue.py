@@ -230,6 +230,7 @@ class Dialogue:
                 self._rollouts.came()
             case Birth():
                 self._registry.birth(device, message, now)
+                self._met[device] = True  # an older agent answers with this alone, and would be asked for ever
                 self._bases[device] = message.bases
                 self._rollouts.came()
                 self._sites.came(device, now)

@@ -16,7 +16,9 @@ from edge.agent import releases
 from edge.agent.core import AgentCore
 from edge.agent.on_device_model import OnDeviceModel
 from edge.channel.memory import Faults
+from edge.channel.messages import Command
 from edge.contract.bundle import Bundle
+from edge.contract.clock import Now
 from edge.contract.errors import BundleError, LearningError, RolloutError
 from edge.contract.training import Parameters
 from edge.inference.onnx_session import golden_inputs
@@ -194,6 +196,31 @@ def test_what_a_device_said_while_the_coordinator_was_away_and_no_broker_kept_is
     fleet.broker.retained.clear()
     fleet.broker.connect("coordinator")
     fleet.until("it is there again", lambda: fleet.device("one").session > first and fleet.device("one").online, 60.0)
+
+
+def test_an_older_agent_that_introduces_itself_with_a_birth_alone_is_asked_once(
+    simulate: Simulate, tmp_path: Path, digits_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It sends what it learned again each time it is asked."""
+    fleet = simulate(tmp_path, digits_bundle, ["one"])
+    fleet.until("known", lambda: fleet.device("one") and fleet.device("one").online)
+    fleet.run(3.0)
+    core = fleet.agents["one"].core
+    monkeypatch.setattr(core, "_introduce", core._send_birth)
+    asked: list[str] = []
+    command = core._command
+
+    def counted(told: Command, now: Now) -> None:
+        asked.append(told.name)
+        command(told, now)
+
+    monkeypatch.setattr(core, "_command", counted)
+    fleet.broker.disconnect("coordinator")
+    fleet.run(2.0)
+    fleet.broker.retained.clear()
+    fleet.broker.connect("coordinator")
+    fleet.run(120.0)
+    assert asked == ["birth"]
 
 
 def test_coordinator_that_was_away_learns_what_devices_run_now(
