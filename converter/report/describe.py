@@ -23,7 +23,7 @@ from edge import __version__
 from edge.contract.tensorspec import TensorSpec
 
 # What depends on the machine and the moment stays out of the bundle: the same model gives the same bytes.
-_PASSING = ("label_ms", "machine", "stages", "size_bytes", "bundle_digest", "output")
+_PASSING = ("label_ms", "latency_spread", "machine", "stages", "size_bytes", "bundle_digest", "output")
 # Of an output; more are counted only.
 _MOST_COLUMNS = 32
 # A table of more is not read.
@@ -123,6 +123,7 @@ def describe(
         "robustness_measure": level_measure(evaluation),
         "verification": [_check(check) for check in checks],
         "saturation": {"text": found.saturation, "difference_db": _rounded(found.saturation_db)},
+        "latency_spread": round(found.latency_spread, 3),
         "notes": list(notes),
     }
 

@@ -21,6 +21,7 @@ from converter.report.values import (
     headline,
     judged_cells,
     level,
+    notes,
     number,
     robustness_cells,
     size,
@@ -100,8 +101,8 @@ def render_html(report: Row) -> str:
         parts += ["<h2>Under corruption</h2>", *_figures([robustness_plot(report)])]
         cells = [(robustness_cells(report, row), "") for row in report["robustness"]]
         parts += ["<details><summary>numbers</summary>", _table(ROBUSTNESS_COLUMNS, cells), "</details>"]
-    if report["notes"]:
-        parts += ["<h2>Notes</h2><ul>", *(f"<li>{escape(note)}</li>" for note in report["notes"]), "</ul>"]
+    if told := notes(report):
+        parts += ["<h2>Notes</h2><ul>", *(f"<li>{escape(note)}</li>" for note in told), "</ul>"]
     stages = [([stage["name"], number(stage["seconds"])], "") for stage in report["stages"]]
     parts += ["<h2>Time</h2>", _table(("stage", "seconds"), stages), f"<p>{escape(report['created_by'])}</p>"]
     return "\n".join(

@@ -19,6 +19,7 @@ from converter.report.values import (
     facts,
     headline,
     level,
+    notes,
     size,
 )
 
@@ -61,7 +62,7 @@ def print_report(console: Console, report: Row) -> None:
         )
     if report["saturation"]["text"]:
         _line(console, report["saturation"]["text"])
-    for note in report["notes"]:
+    for note in notes(report):
         _line(console, note)
     for finding in report["findings"]:
         console.print(_plain(f"! {finding['text']}", "bold yellow"), soft_wrap=True)

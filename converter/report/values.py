@@ -7,6 +7,7 @@ from typing import Any
 
 from converter.search.candidates import AS_IT_IS
 from converter.verify.quality import ACCURACY, SHARES
+from edge.inference.onnx_benchmark import SETTLED
 
 Row = Mapping[str, Any]
 NONE = "–"
@@ -228,6 +229,18 @@ def facts(report: Row) -> list[tuple[str, str]]:
     if report["learning"] is not None:
         found.insert(4, ("learns", _learning(report["learning"], report["label_ms"])))
     return found
+
+
+def notes(report: Row) -> list[str]:
+    """What a user should know besides: of this conversion, and of the moment at which it was measured."""
+    spread = report["latency_spread"]
+    if spread <= SETTLED:
+        return list(report["notes"])
+    disturbed = (
+        f"this machine did other work, too: times of one candidate differed by {spread:.0%} while they were compared, "
+        f"and on a quiet machine another one may be the fastest"
+    )
+    return [*report["notes"], disturbed]
 
 
 def _learning(trial: Row, label_ms: float) -> str:

@@ -42,7 +42,7 @@ from converter.verify.quality import (
 )
 from edge.contract.errors import ConversionError
 from edge.contract.profile import DeviceProfile
-from edge.inference.onnx_benchmark import SETTLED, Benchmark
+from edge.inference.onnx_benchmark import Benchmark
 from edge.inference.onnx_session import EXACT
 from edge.inference.session import sqnr_db
 
@@ -79,6 +79,7 @@ class Found:
         sensitivity: By layer, the SQNR in dB when only that layer is int8; worst first.
         saturation: What the saturation check found.
         saturation_db: Gap between exact and usual arithmetic, None when not run.
+        latency_spread: Part by which latencies of one candidate differed while all were compared.
         notes: For the report.
     """
 
@@ -89,6 +90,7 @@ class Found:
     sensitivity: tuple[tuple[str, float], ...] = ()
     saturation: str = ""
     saturation_db: float | None = None
+    latency_spread: float = 0.0
     notes: tuple[str, ...] = ()
 
 
@@ -127,6 +129,7 @@ class Search:
             sensitivity=self._sensitivity,
             saturation=text,
             saturation_db=gap,
+            latency_spread=self._bench.spread,
             notes=tuple(self._notes),
         )
 
@@ -143,11 +146,6 @@ class Search:
         self._stage("measuring latency and memory")
         worth = [candidate for candidate in candidates if not candidate.failed and not candidate.why]
         measured = iter(self._bench.timed(worth))
-        if self._bench.spread > SETTLED:
-            self._notes.append(
-                f"this machine did other work, too: times of one candidate differed by {self._bench.spread:.0%} while "
-                f"they were compared, and on a quiet machine another one may be the fastest"
-            )
         return [self._judged(c if c.failed or c.why else next(measured)) for c in candidates]
 
     # Building

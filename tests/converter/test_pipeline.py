@@ -17,6 +17,8 @@ import converter
 from converter.head.fitting import correct_for_quantization, training_statistics
 from converter.plan import InputOption
 from converter.quantization.layers import running_in_int8
+from converter.report.describe import lasting
+from converter.report.values import notes
 from edge.contract import manifest as m
 from edge.contract.bundle import Bundle, members_of, write_bundle
 from edge.contract.errors import BundleError, ConfigError, ConversionError
@@ -371,8 +373,15 @@ def test_a_bundle_takes_more_classes_than_it_was_made_with(calibrated: Path) -> 
 
 def test_converting_twice_gives_the_same_bytes(calibrated: Path, tmp_path: Path) -> None:
     again = tmp_path / "cnn.edge"
-    convert(plan(calibrated.with_suffix(".pth"), output=again, max_drop=10.0, quantize="int8", torchscript=True))
+    report = convert(
+        plan(calibrated.with_suffix(".pth"), output=again, max_drop=10.0, quantize="int8", torchscript=True)
+    ).report
     assert again.read_bytes() == calibrated.read_bytes()
+    # That this machine did other work meanwhile is told, and not kept.
+    quiet, disturbed = (report | {"latency_spread": spread} for spread in (0.0, 0.4))
+    assert "differed by 40%" in notes(disturbed)[-1]
+    assert notes(quiet) == report["notes"]
+    assert lasting(quiet) == lasting(disturbed)
 
 
 def test_a_torchscript_file_and_a_python_module_give_the_same_bundle(tmp_path: Path) -> None:
