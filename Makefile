@@ -4,6 +4,8 @@ PYTHON ?= python3
 # Two processes on two cores: a thread of linear algebra for each core in each of them would make them wait for one another.
 export OMP_NUM_THREADS ?= 1
 export OPENBLAS_NUM_THREADS ?= 1
+# Containers often set it; each of a hundred processes would compile all of its imports (a coordinator: 7 s, not 2).
+unexport PYTHONDONTWRITEBYTECODE
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
