@@ -54,8 +54,8 @@ class FleetQuery:
 def fleet(store: Store, query: FleetQuery, line: LineState, now: Now) -> dict[str, Any]:
     """All that the page shows."""
     with store.transaction():
-        devices, tags = store.devices.all(), store.devices.tags()
-        models = _by_device(store.devices.models())
+        devices, of_devices = store.devices.at_a_glance()
+        models, tags = _by_device(of_devices), store.devices.tags()
         releases = {each.counter: each for each in store.releases.all()}
         names = {each.identity: each.name for each in store.releases.bundles() if each.identity}
         wishes = _wishes(store, devices, models, line, now)
@@ -105,7 +105,8 @@ def _by_device(models: Sequence[Model]) -> dict[str, list[Model]]:
 def _is_meant(device: Device, is_now: str, tags: Mapping[str, str], query: FleetQuery) -> bool:
     if query.condition and query.condition not in (is_now, device.admission):
         return False
-    words = query.q.lower().split()
+    if not (words := query.q.lower().split()):
+        return True
     about = " ".join([device.id, device.profile, *(f"{key}={value}" for key, value in tags.items())]).lower()
     return all(word in about for word in words)
 
@@ -138,12 +139,19 @@ def _map(
     models: Mapping[str, Sequence[Model]],
     by: str,
 ) -> list[dict[str, Any]]:
-    """Groups by the value of a tag: each device with its condition, and whether one of its models is in trouble."""
-    groups: dict[str, list[tuple[str, str, bool]]] = {}
+    """Groups by the value of a tag: each device with the classes of its cell, and what that means in words.
+
+    It is in trouble where one of its models is. There may be thousands: what cells have in common is made once.
+    """
+    said = {each: text(f"state.{each}") for each in CONDITIONS}
+    troubled = {each: f"{shown}, {text('troubled')}" for each, shown in said.items()}
+    groups: dict[str, list[tuple[str, str, str]]] = {}
     for device in devices:
+        how = is_now[device.id]
         is_troubled = any(each.state in TROUBLED for each in models.get(device.id, ()))
         value = tags.get(device.id, {}).get(by, "") if by else ""
-        groups.setdefault(value, []).append((device.id, is_now[device.id], is_troubled))
+        cell = (device.id, f"is-{how} troubled", troubled[how]) if is_troubled else (device.id, f"is-{how}", said[how])
+        groups.setdefault(value, []).append(cell)
     return [{"value": value, "cells": cells} for value, cells in sorted(groups.items())]
 
 

@@ -1,6 +1,7 @@
 """Pages that follow the fleet: parts of a page, sent over one long answer (server-sent events) when they change.
 
-What is made for one viewer is given to all who look at the same page. Making it takes no more than a tenth of the time.
+What is made for one viewer is given to all who look at the same page. Making it takes no more than a tenth of a core:
+what counts is what it computes, and not how long it waits on a machine that is busy with other things.
 """
 
 from __future__ import annotations
@@ -12,29 +13,39 @@ from dataclasses import dataclass, field
 
 from edge.contract.clock import Now
 
-# Between two looks at the database, at least; so many times what the last look took; and at most, for a machine that is
-# busy with other things makes a look long that costs little.
+# Between two looks at the database, at least; so many times what the last look cost; and at most.
 LOOK_S, _REST, _LAST_S = 1.0, 10.0, 10.0
 # A line that says nothing for so long may be cut by what stands between.
 _STILL_HERE_S = 15.0
 MAX_VIEWERS = 64
-Fragments = Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What a page says at a moment.
+
+    Attributes:
+        fragments: Its parts as HTML, by the id of the element that holds each.
+        cost_s: Seconds of a core that making them took.
+    """
+
+    fragments: Mapping[str, str] = field(default_factory=dict)
+    cost_s: float = 0.0
 
 
 @dataclass(slots=True)
 class _Shown:
-    """The newest look at a page."""
+    """The newest look at a page, and when that was."""
 
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     made_s: float = -1e9
-    took_s: float = 0.0
-    fragments: Fragments = field(default_factory=dict)
+    look: Look = field(default_factory=Look)
     viewers: int = 0
 
     @property
     def rest_s(self) -> float:
         """Until the next look."""
-        return max(LOOK_S, min(_REST * self.took_s, _LAST_S))
+        return max(LOOK_S, min(_REST * self.look.cost_s, _LAST_S))
 
 
 class Live:
@@ -60,7 +71,7 @@ class Live:
         return sum(each.viewers for each in self._shown.values())
 
     async def updates(
-        self, page: str, make: Callable[[], Awaitable[Fragments]], may: Callable[[], Awaitable[bool]] | None = None
+        self, page: str, make: Callable[[], Awaitable[Look]], may: Callable[[], Awaitable[bool]] | None = None
     ) -> AsyncGenerator[str, None]:
         """Events for one viewer, until they leave.
 
@@ -76,8 +87,8 @@ class Live:
         try:
             yield "retry: 2000\n\n"
             while not self._is_closed and (may is None or await may()):
-                fragments = await self._newest(shown, make)
-                changed = {name: html for name, html in fragments.items() if sent.get(name) != html}
+                look = await self._newest(shown, make)
+                changed = {name: html for name, html in look.fragments.items() if sent.get(name) != html}
                 if changed:
                     sent.update(changed)
                     said_s = self._clock().s
@@ -93,11 +104,9 @@ class Live:
             if not shown.viewers:
                 self._shown.pop(page, None)
 
-    async def _newest(self, shown: _Shown, make: Callable[[], Awaitable[Fragments]]) -> Fragments:
+    async def _newest(self, shown: _Shown, make: Callable[[], Awaitable[Look]]) -> Look:
         async with shown.lock:
-            begun_s = self._clock().s
-            if begun_s - shown.made_s >= 0.9 * shown.rest_s:
-                shown.fragments = await make()
+            if self._clock().s - shown.made_s >= 0.9 * shown.rest_s:
+                shown.look = await make()
                 shown.made_s = self._clock().s
-                shown.took_s = shown.made_s - begun_s
-            return shown.fragments
+            return shown.look

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -30,7 +31,7 @@ from edge.coordinator.pages import (
     rollout_view,
 )
 from edge.coordinator.pages.glossary import WORDS
-from edge.coordinator.pages.live import MAX_VIEWERS, Live
+from edge.coordinator.pages.live import MAX_VIEWERS, Live, Look
 from edge.coordinator.pages.texts import text
 from edge.coordinator.releases import Releases
 from edge.coordinator.signing.signing import Signing
@@ -87,8 +88,10 @@ class Pages:
             if self.live.viewers >= MAX_VIEWERS:
                 return Response(text("too-many-viewers", n=MAX_VIEWERS), status_code=503, headers=HEADERS)
 
-            async def look() -> Mapping[str, str]:
-                return await run_in_threadpool(lambda: render.fragments(template, values()))
+            def look() -> Look:
+                begun_s = time.thread_time()
+                fragments = render.fragments(template, values())
+                return Look(fragments, time.thread_time() - begun_s)
 
             async def may_still() -> bool:
                 try:
@@ -98,7 +101,8 @@ class Pages:
                 return True
 
             # What it shows depends on what a role may do, and on nobody's name.
-            stream = self.live.updates(f"{signed_in(request).role} {request.url}", look, may_still)
+            page = f"{signed_in(request).role} {request.url}"
+            stream = self.live.updates(page, lambda: run_in_threadpool(look), may_still)
             return StreamingResponse(stream, media_type="text/event-stream", headers=HEADERS)
         try:
             html = await run_in_threadpool(lambda: render.whole(template, values()))

@@ -11,10 +11,12 @@ from sqlalchemy.orm import Session
 
 from edge.coordinator.records import APPROVED, Device, KnownDevice, Model, Record
 from edge.coordinator.store.database import Database
-from edge.coordinator.store.tables import DeviceRow, ModelRow, TagRow, columns, record, table
+from edge.coordinator.store.tables import DeviceRow, ModelRow, TagRow, columns, records, table
 
 # The tables themselves and not objects of rows: this is done with each message.
 _DEVICE, _MODEL = table(DeviceRow), table(ModelRow)
+_DEVICE_BRIEF = [each for each in _DEVICE.c if each.name not in ("hardware", "seal_key", "note")]
+_MODEL_BRIEF = [each for each in _MODEL.c if each.name != "experts"]
 # Names in one query: some databases take a thousand at most.
 _AT_ONCE = 400
 
@@ -32,14 +34,23 @@ class Devices:
     def get(self, device: str) -> Device | None:
         """A device, or None when it was never seen."""
         with self._database.transaction() as session:
-            row = session.execute(select(*_DEVICE.c).where(_DEVICE.c.id == device)).mappings().first()
-            return None if row is None else record(Device, row)
+            found = records(Device, session.execute(select(*_DEVICE.c).where(_DEVICE.c.id == device)))
+            return found[0] if found else None
 
     def all(self) -> Sequence[Device]:
         """All devices by id."""
         with self._database.transaction() as session:
-            rows = session.execute(select(*_DEVICE.c).order_by(_DEVICE.c.id)).mappings()
-            return [record(Device, row) for row in rows]
+            return records(Device, session.execute(select(*_DEVICE.c).order_by(_DEVICE.c.id)))
+
+    def at_a_glance(self) -> tuple[Sequence[Device], Sequence[Model]]:
+        """All devices by id and their models by device, without what only a look at one of them shows.
+
+        That is long, and nobody waits for it a thousand times: `Device.hardware`, `seal_key`, `note`, `Model.experts`.
+        """
+        with self._database.transaction() as session:
+            devices = records(Device, session.execute(select(*_DEVICE_BRIEF).order_by(_DEVICE.c.id)))
+            of_models = select(*_MODEL_BRIEF).order_by(_MODEL.c.device, _MODEL.c.position)
+            return devices, records(Model, session.execute(of_models))
 
     def presence(self) -> dict[str, tuple[bool, int]]:
         """By device, whether it is online, and the wall clock when it was heard last."""
@@ -53,7 +64,7 @@ class Devices:
         if device is not None:
             query = query.where(_MODEL.c.device == device)
         with self._database.transaction() as session:
-            return [record(Model, row) for row in session.execute(query).mappings()]
+            return records(Model, session.execute(query))
 
     def known(self, device: str) -> KnownDevice | None:
         """A device with its models, or None when it was never seen."""
@@ -66,11 +77,11 @@ class Devices:
         with self._database.transaction() as session:
             left = iter(names)
             while some := list(islice(left, _AT_ONCE)):
-                rows = session.execute(select(*_DEVICE.c).where(_DEVICE.c.id.in_(some))).mappings()
-                devices |= {row["id"]: record(Device, row) for row in rows}
+                result = session.execute(select(*_DEVICE.c).where(_DEVICE.c.id.in_(some)))
+                devices |= {each.id: each for each in records(Device, result)}
                 query = select(*_MODEL.c).where(_MODEL.c.device.in_(some)).order_by(_MODEL.c.device, _MODEL.c.position)
-                for row in session.execute(query).mappings():
-                    models.setdefault(row["device"], []).append(record(Model, row))
+                for model in records(Model, session.execute(query)):
+                    models.setdefault(model.device, []).append(model)
         return {name: KnownDevice(device=found, models=tuple(models.get(name, ()))) for name, found in devices.items()}
 
     def keep(self, known: KnownDevice, before: KnownDevice | None) -> None:

@@ -5,10 +5,21 @@ A change here needs a revision in `edge.coordinator.migrations`; a test compares
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar
 
-from sqlalchemy import JSON, BigInteger, Dialect, Index, Integer, String, Table, TypeDecorator, UniqueConstraint, text
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Dialect,
+    Index,
+    Integer,
+    Result,
+    String,
+    Table,
+    TypeDecorator,
+    UniqueConstraint,
+    text,
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from edge.coordinator.records import Record, as_dict
@@ -54,7 +65,7 @@ class Row(DeclarativeBase):
 
     def to(self, kind: type[Found]) -> Found:
         """A record of what this row says."""
-        return record(kind, {column.key: getattr(self, column.key) for column in self.__table__.columns})
+        return kind(**{each.key: _as_record_has_it(getattr(self, each.key)) for each in self.__table__.columns})
 
 
 def table(row: type[Row]) -> Table:
@@ -69,9 +80,14 @@ def columns(record: Record) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in as_dict(record).items()}
 
 
-def record(kind: type[Found], row: Mapping[Any, Any]) -> Found:
-    """A record of what a table has."""
-    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in row.items()})
+def records(kind: type[Found], result: Result[Any]) -> list[Found]:
+    """Records of what a query of columns found; the fields that it did not ask for are as `kind` has them by itself."""
+    names = tuple(result.keys())
+    return [kind(**dict(zip(names, map(_as_record_has_it, row), strict=True))) for row in result]
+
+
+def _as_record_has_it(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 class DeviceRow(Row):

@@ -66,9 +66,10 @@ function follow() {
 }
 
 if ("follow" in document.body.dataset) {
-  follow();
+  // Its first message brings every part of the page anew: what came with the page is painted first.
+  requestAnimationFrame(() => setTimeout(follow));
   // A page that nobody looks at costs nothing.
-  document.addEventListener("visibilitychange", () => { if (document.hidden) source.close(); else follow(); });
+  document.addEventListener("visibilitychange", () => { if (document.hidden) source?.close(); else follow(); });
 }
 
 for (const each of document.querySelectorAll("select[data-submit]")) {

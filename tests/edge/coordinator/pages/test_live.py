@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
 from contextlib import aclosing
 from typing import Any
 
 from edge.contract.clock import Now
-from edge.coordinator.pages.live import Live
+from edge.coordinator.pages.live import Live, Look
 
 
 class Page:
     """A page whose parts a test changes, and a clock that only sleeping moves."""
 
-    def __init__(self, took_s: float = 0.0) -> None:
-        self.now_s, self.took_s, self.looks = 100.0, took_s, 0
+    def __init__(self, cost_s: float = 0.0, waits_s: float = 0.0) -> None:
+        self.now_s, self.cost_s, self.waits_s, self.looks = 100.0, cost_s, waits_s, 0
         self.parts = {"live_a": "1", "live_b": "2"}
         self.live = Live(lambda: Now(self.now_s, 0), self.sleep)
 
@@ -24,10 +23,10 @@ class Page:
         self.now_s += seconds
         await asyncio.sleep(0)
 
-    async def look(self) -> Mapping[str, str]:
+    async def look(self) -> Look:
         self.looks += 1
-        self.now_s += self.took_s
-        return dict(self.parts)
+        self.now_s += self.cost_s + self.waits_s
+        return Look(dict(self.parts), self.cost_s)
 
 
 def sent(event: str) -> Any:
@@ -55,7 +54,7 @@ def test_only_what_changed_is_sent_and_a_silent_line_is_kept() -> None:
 
 def test_many_viewers_of_a_page_cost_one_look_and_a_dear_page_is_looked_at_rarely() -> None:
     async def follow() -> None:
-        page = Page(took_s=0.5)
+        page = Page(cost_s=0.5)
         viewers = [page.live.updates("/", page.look) for _ in range(20)]
         for each in viewers:
             await anext(each)
@@ -67,6 +66,20 @@ def test_many_viewers_of_a_page_cost_one_look_and_a_dear_page_is_looked_at_rarel
         assert page.now_s - begun_s >= 5.0  # a tenth of the time
         for each in viewers:
             await each.aclose()
+
+    asyncio.run(follow())
+
+
+def test_a_look_that_only_waits_for_its_turn_on_a_busy_machine_is_not_made_more_rarely() -> None:
+    async def follow() -> None:
+        page = Page(cost_s=0.05, waits_s=0.6)
+        async with aclosing(page.live.updates("/", page.look)) as events:
+            await anext(events)
+            await anext(events)
+            page.parts["live_a"] = "new"
+            begun_s = page.now_s
+            assert sent(await anext(events)) == {"live_a": "new"}
+            assert page.now_s - begun_s < 2.0
 
     asyncio.run(follow())
 
