@@ -29,6 +29,7 @@ from edge.coordinator.alert_api import add_alert_routes
 from edge.coordinator.answers import HealthAnswer, MetricAnswer, SigningAnswer, StatusAnswer, VersionAnswer
 from edge.coordinator.checkpoint_api import add_checkpoint_routes
 from edge.coordinator.device_api import add_device_routes, add_enrolment_routes
+from edge.coordinator.door import core_s
 from edge.coordinator.events import reason
 from edge.coordinator.learning_api import add_learning_routes
 from edge.coordinator.line import LineState
@@ -63,6 +64,7 @@ def build_api(
     *,
     clock: Callable[[], Now],
     line: Callable[[], LineState],
+    stopwatch: Callable[[], float] = core_s,
 ) -> FastAPI:
     """The application.
 
@@ -74,6 +76,7 @@ def build_api(
         signing: Proves to devices what they are told; None in a fleet without keys.
         clock: The time.
         line: How the line to the broker is now.
+        stopwatch: How long the thread that asks has computed so far, in seconds.
     """
     bearer = HTTPBearer(auto_error=False, description="`edge-fleet token new`; none where nobody has to sign in.")
     api = FastAPI(
@@ -150,7 +153,14 @@ def build_api(
     add_alert_routes(api, store, submit)
     api.state.live = live = Live(clock)
     api.state.pages = pages = Pages(
-        store=store, submit=submit, fleet=fleet, signing=signing, clock=clock, live=live, line=line
+        store=store,
+        submit=submit,
+        fleet=fleet,
+        signing=signing,
+        clock=clock,
+        live=live,
+        line=line,
+        stopwatch=stopwatch,
     )
     add_actions(api, pages, access)
     add_pages(api, pages)

@@ -37,6 +37,11 @@ def now() -> Now:
     return Now(time.monotonic(), time.time_ns() // 1_000_000)
 
 
+def core_s() -> float:
+    """How long this thread has computed so far, in seconds: what it waits does not count."""
+    return time.thread_time()
+
+
 class Door:
     """See the module.
 

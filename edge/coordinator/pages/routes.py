@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -68,6 +67,7 @@ class Pages:
         clock: The time.
         live: Who follows pages.
         line: How the line to the broker is now.
+        stopwatch: How long the thread that asks has computed so far, in seconds.
     """
 
     store: Store
@@ -77,6 +77,7 @@ class Pages:
     clock: Callable[[], Now]
     live: Live
     line: Callable[[], LineState]
+    stopwatch: Callable[[], float]
 
     async def answer(self, request: Request, template: str, view: View) -> Response:
         """A page, or what changes in it from now on."""
@@ -89,9 +90,9 @@ class Pages:
                 return Response(text("too-many-viewers", n=MAX_VIEWERS), status_code=503, headers=HEADERS)
 
             def look() -> Look:
-                begun_s = time.thread_time()
+                begun_s = self.stopwatch()
                 fragments = render.fragments(template, values())
-                return Look(fragments, time.thread_time() - begun_s)
+                return Look(fragments, self.stopwatch() - begun_s)
 
             async def may_still() -> bool:
                 try:
