@@ -181,6 +181,7 @@ def serve(
 
     host, port = _address(http)
     tls = _tls(tls_cert, tls_key)
+    url = BrokerUrl.parse(broker, broker_password)  # before the imports below, which take seconds on a small machine
     policy = MergePolicy(
         rule=merge_rule,
         garbage_share=garbage_share,
@@ -209,7 +210,6 @@ def serve(
     if token is None and not database and not data_dir.exists():
         check_reach(host)  # before the broker is asked; else the database has a word
     configure(log)
-    url = BrokerUrl.parse(broker, broker_password)
     release_policy = ReleasePolicy() if merge_policy is None else read_policy(merge_policy, merge_by)
     if release_policy.needs_holdout and evaluate is None:
         raise ConfigError(f"{merge_policy}: min_gain needs --evaluate FILE: samples with labels to tell a gain by")

@@ -13,23 +13,25 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.commands import called
+
 ROOT = Path(__file__).parents[3]
 CONFIG, BUNDLE, CHANNEL = 3, 5, 6
 
 
-def run(*arguments: object, cwd: Path, stdin: bytes = b"", timeout: float = 60) -> subprocess.CompletedProcess[str]:
+def run(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     """Run ``edge-NAME ...`` as a process; modules stand for the installed commands."""
     name, *rest = map(str, arguments)
-    done = subprocess.run(
+    return subprocess.run(
         [sys.executable, "-m", f"edge.cli.{name}", *rest],
         cwd=cwd,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
-        input=stdin,
+        stdin=subprocess.DEVNULL,
         capture_output=True,
-        timeout=timeout,
+        text=True,
+        timeout=60,
         check=False,
     )
-    return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
 
 
 def refused(done: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
@@ -61,12 +63,23 @@ def damaged(tmp_path: Path, digits_bundle: Path) -> dict[str, Path]:
     return {name: tmp_path / f"{name}.edge" for name in [*contents, "missing"]}
 
 
+def test_each_command_ends_as_a_process_with_its_code(tmp_path: Path, damaged: dict[str, Path]) -> None:
+    """All others of this file are called in the process of the test."""
+    refused(run("agent", "run", damaged["random"], "--stdin", cwd=tmp_path), BUNDLE, str(damaged["random"]))
+    refused(run("bundle", "verify", damaged["cut"], cwd=tmp_path), BUNDLE, str(damaged["cut"]))
+    absent = ["--broker", f"mqtt://127.0.0.1:{closed_port()}", "--connect-timeout", "1"]
+    refused(run("coordinator", "serve", *absent, cwd=tmp_path), CHANNEL, "127.0.0.1")
+    assert not (tmp_path / "edge-coordinator").exists()
+    nobody = f"http://127.0.0.1:{closed_port()}"
+    refused(run("fleet", "--coordinator", nobody, "devices", cwd=tmp_path), CHANNEL, "no coordinator answers")
+
+
 KINDS = ["empty", "text", "cut", "flipped", "longer", "pickle", "random", "missing"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_agent_refuses_what_is_not_a_bundle(tmp_path: Path, damaged: dict[str, Path], kind: str) -> None:
-    done = run("agent", "run", damaged[kind], "--state-dir", "state", "--stdin", cwd=tmp_path)
+    done = called("agent", "run", damaged[kind], "--state-dir", "state", "--stdin", cwd=tmp_path)
     refused(done, BUNDLE, str(damaged[kind]))
     assert not list((tmp_path / "state").glob("learned/*"))
 
@@ -77,16 +90,16 @@ def test_bundle_commands_refuse_what_is_not_a_bundle(
     tmp_path: Path, damaged: dict[str, Path], kind: str, command: str
 ) -> None:
     extra = ["out"] if command == "unpack" else []
-    refused(run("bundle", command, damaged[kind], *extra, cwd=tmp_path), BUNDLE, str(damaged[kind]))
+    refused(called("bundle", command, damaged[kind], *extra, cwd=tmp_path), BUNDLE, str(damaged[kind]))
     assert not (tmp_path / "out").exists()
 
 
 def test_bundle_commands_work_on_a_bundle(tmp_path: Path, digits_bundle: Path) -> None:
-    assert "sha256" in run("bundle", "inspect", digits_bundle, cwd=tmp_path).stdout
-    assert "golden outputs are right" in run("bundle", "verify", digits_bundle, cwd=tmp_path).stdout
-    assert run("bundle", "unpack", digits_bundle, "out", cwd=tmp_path).returncode == 0
+    assert "sha256" in called("bundle", "inspect", digits_bundle, cwd=tmp_path).stdout
+    assert "golden outputs are right" in called("bundle", "verify", digits_bundle, cwd=tmp_path).stdout
+    assert called("bundle", "unpack", digits_bundle, "out", cwd=tmp_path).returncode == 0
     assert (tmp_path / "out" / "model.onnx").exists()
-    refused(run("bundle", "unpack", digits_bundle, "out", cwd=tmp_path), CONFIG, "out")
+    refused(called("bundle", "unpack", digits_bundle, "out", cwd=tmp_path), CONFIG, "out")
 
 
 @pytest.mark.parametrize(
@@ -104,7 +117,7 @@ def test_bundle_commands_work_on_a_bundle(tmp_path: Path, digits_bundle: Path) -
 )
 def test_agent_refuses_wrong_options(tmp_path: Path, digits_bundle: Path, options: list[str], words: list[str]) -> None:
     state = [] if "--state-dir" in options else ["--state-dir", "state"]
-    refused(run("agent", "run", digits_bundle, *state, *options, cwd=tmp_path), CONFIG, *words)
+    refused(called("agent", "run", digits_bundle, *state, *options, cwd=tmp_path), CONFIG, *words)
 
 
 def test_second_agent_on_the_same_state_is_refused_and_the_first_goes_on(tmp_path: Path, digits_bundle: Path) -> None:
@@ -115,7 +128,7 @@ def test_second_agent_on_the_same_state_is_refused_and_the_first_goes_on(tmp_pat
         end = time.monotonic() + 30
         while not (tmp_path / "state/agent.sock").exists() and time.monotonic() < end:
             time.sleep(0.05)
-        refused(run("agent", "run", digits_bundle, "--state-dir", "state", cwd=tmp_path), CONFIG, "in use")
+        refused(called("agent", "run", digits_bundle, "--state-dir", "state", cwd=tmp_path), CONFIG, "in use")
         assert first.poll() is None
     finally:
         first.send_signal(signal.SIGTERM)
@@ -164,14 +177,6 @@ def closed_port() -> int:
         return port
 
 
-def test_coordinator_refuses_a_broker_that_is_not_there(tmp_path: Path) -> None:
-    done = run(
-        "coordinator", "serve", "--broker", f"mqtt://127.0.0.1:{closed_port()}", "--connect-timeout", "1", cwd=tmp_path
-    )
-    refused(done, CHANNEL, "127.0.0.1")
-    assert not (tmp_path / "edge-coordinator").exists()
-
-
 @pytest.mark.parametrize(
     ("options", "code", "words"),
     [
@@ -185,21 +190,21 @@ def test_coordinator_refuses_a_broker_that_is_not_there(tmp_path: Path) -> None:
     ],
 )
 def test_coordinator_refuses_wrong_options(tmp_path: Path, options: list[str], code: int, words: list[str]) -> None:
-    refused(run("coordinator", "serve", *options, "--connect-timeout", "1", cwd=tmp_path), code, *words)
+    refused(called("coordinator", "serve", *options, "--connect-timeout", "1", cwd=tmp_path), code, *words)
 
 
 @pytest.mark.parametrize("command", [["devices"], ["watch", "--seconds", "1"], ["merge"], ["forget", "d"], ["events"]])
 def test_fleet_refuses_a_coordinator_that_is_not_there(tmp_path: Path, command: list[str]) -> None:
-    done = run("fleet", "--coordinator", f"http://127.0.0.1:{closed_port()}", *command, cwd=tmp_path)
+    done = called("fleet", "--coordinator", f"http://127.0.0.1:{closed_port()}", *command, cwd=tmp_path)
     refused(done, CHANNEL, "no coordinator answers")
 
 
 def test_fleet_refuses_a_file_that_is_missing(tmp_path: Path) -> None:
-    refused(run("fleet", "push", "nothing.edge", cwd=tmp_path), CONFIG, "nothing.edge")
+    refused(called("fleet", "push", "nothing.edge", cwd=tmp_path), CONFIG, "nothing.edge")
 
 
 def test_fleet_refuses_an_address_that_is_none(tmp_path: Path) -> None:
-    done = run("fleet", "--coordinator", "not an address", "devices", cwd=tmp_path)
+    done = called("fleet", "--coordinator", "not an address", "devices", cwd=tmp_path)
     assert done.returncode in (CONFIG, CHANNEL)
     assert "Traceback" not in done.stderr
 
@@ -222,18 +227,18 @@ def test_coordinator_refuses_what_is_not_an_artifact_and_wrong_tokens(tmp_path: 
         try:
             address = ["--coordinator", f"http://127.0.0.1:{port}"]
             end = time.monotonic() + 30
-            while run("fleet", *address, "devices", cwd=tmp_path).returncode == CHANNEL and time.monotonic() < end:
+            while called("fleet", *address, "devices", cwd=tmp_path).returncode == CHANNEL and time.monotonic() < end:
                 time.sleep(0.2)
-            refused(run("fleet", *address, "devices", cwd=tmp_path), CONFIG, "token")
-            refused(run("fleet", *address, "--token", "wrong", "devices", cwd=tmp_path), CONFIG, "token")
+            refused(called("fleet", *address, "devices", cwd=tmp_path), CONFIG, "token")
+            refused(called("fleet", *address, "--token", "wrong", "devices", cwd=tmp_path), CONFIG, "token")
             address += ["--token", "secret"]
-            assert "no device" in run("fleet", *address, "devices", cwd=tmp_path).stdout
+            assert "no device" in called("fleet", *address, "devices", cwd=tmp_path).stdout
             for kind in KINDS:
                 if kind != "missing":
-                    refused(run("fleet", *address, "push", damaged[kind], cwd=tmp_path), BUNDLE)
-            second = run("coordinator", *line, "--http", f"127.0.0.1:{closed_port()}", cwd=tmp_path)
+                    refused(called("fleet", *address, "push", damaged[kind], cwd=tmp_path), BUNDLE)
+            second = called("coordinator", *line, "--http", f"127.0.0.1:{closed_port()}", cwd=tmp_path)
             refused(second, CONFIG, "in use by another process")
-            taken = run("coordinator", *line, "--data-dir", "other", "--connect-timeout", "2", cwd=tmp_path)
+            taken = called("coordinator", *line, "--data-dir", "other", "--connect-timeout", "2", cwd=tmp_path)
             refused(taken, CONFIG, "--http")
         finally:
             process.terminate()
