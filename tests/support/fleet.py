@@ -7,8 +7,10 @@ which is what `kill -9` leaves: the files, and nothing else.
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -41,6 +43,22 @@ def unhurried() -> DeviceProfile:
     profile = load_profile("generic-x86_64")
     learning = replace(profile.learning, max_load_per_core=1000.0, max_temperature_c=120.0, min_battery_percent=0.0)
     return replace(profile, learning=learning)
+
+
+@cache
+def _empty_database() -> bytes:
+    """Of today's tables: to make them takes longer than what many a test does with them."""
+    with tempfile.TemporaryDirectory() as folder:
+        Store(Path(folder) / "db.sqlite").close()
+        return (Path(folder) / "db.sqlite").read_bytes()
+
+
+def store_in(path: Path) -> Store:
+    """The database there, or a new one."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(_empty_database())
+    return Store(path)
 
 
 def taken(events: list[TransportEvent]) -> list[TransportEvent]:
@@ -154,7 +172,7 @@ class SimulatedFleet:
             reassert_s=10.0,
             policy=self.policy,
         )
-        self.store = Store(config.data_dir / "db.sqlite")
+        self.store = store_in(config.data_dir / "db.sqlite")
         signing = None
         if self.signing is not None:
             from edge.coordinator.signing.repository import Repository
@@ -212,18 +230,18 @@ class SimulatedFleet:
             for effect in self.coordinator.tick(self.now):
                 self.coordinator_transport.publish(effect.topic, effect.payload, qos=effect.qos, retain=effect.retain)
 
-    def run(self, seconds: float) -> None:
+    def run(self, seconds: float, dt_s: float = 0.25) -> None:
         """Let time pass."""
         end = self.now_s + seconds
         while self.now_s < end:
-            self.step()
+            self.step(dt_s)
 
-    def until(self, what: str, ready: Any, seconds: float = 300.0) -> None:
+    def until(self, what: str, ready: Any, seconds: float = 300.0, dt_s: float = 0.25) -> None:
         """Let time pass until something is true."""
         end = self.now_s + seconds
         while not ready():
             assert self.now_s < end, f"{what} did not happen in {seconds} s of simulated time"
-            self.step()
+            self.step(dt_s)
 
     def teach(self, name: str, x: np.ndarray, y: np.ndarray, tag: str = "s") -> None:
         """Predict and label samples on a device."""
@@ -249,5 +267,5 @@ class SimulatedFleet:
 
     def converged(self, counter: int) -> bool:
         """Whether every device has this release active, and the coordinator knows it."""
-        rows = {name: self.device(name) for name in self.agents}
-        return all(row and row.state == "active" and row.state_release == counter for row in rows.values())
+        rows = ((self.store.devices.models(name) or [Model()])[0] for name in self.agents)
+        return all((row.state, row.state_release) == ("active", counter) for row in rows)
