@@ -42,6 +42,7 @@ SHIPPED = {
     "b": np.zeros(3, np.float32),
 }
 Step = Callable[[LearnedState], object]
+Files = tuple[tuple[str, int, bytes], ...]  # names, which of them are one file, and what is in them
 
 
 def rules() -> Learning:
@@ -208,12 +209,12 @@ def live(folder: Path, crash: Callable[[int], None]) -> int:
     return changes
 
 
-def left_behind(folder: Path) -> tuple[tuple[str, int, bytes], ...]:
-    """What another process finds: names of files, which are one file, and what is in them."""
+def left_behind(folder: Path) -> Files:
+    """What another process finds."""
     return tuple(sorted((path.name, path.stat().st_ino, path.read_bytes()) for path in folder.glob("*")))
 
 
-def put(files: tuple[tuple[str, int, bytes], ...], folder: Path) -> Path:
+def put(files: Files, folder: Path) -> Path:
     """A folder as a crash left it."""
     folder.mkdir()
     first: dict[int, Path] = {}
@@ -234,7 +235,8 @@ def opened(folder: Path) -> tuple[Learned, list[str]]:
 
 
 def test_a_crash_between_any_two_writes_leaves_what_was_known_before_or_after_the_step(tmp_path: Path) -> None:
-    expected, crashes = lived(), {}
+    expected = lived()
+    crashes: dict[tuple[int, Files], None] = {}
     folder = tmp_path / "life"
 
     def crash(acknowledged: int) -> None:
