@@ -281,7 +281,11 @@ class Deployment:
     def _take(self, offer: releases.Offer) -> None:
         """Refuse a head, hold it, or make it live."""
         verdict, self._looked_at = offer.verdict, self._host.model.metrics.labels
-        if verdict.finding is Finding.WORSE and (not offer.competes or "finite" in verdict.reason):
+        assert self._desired is not None
+        if self._desired.undoes and "finite" not in verdict.reason:  # no label speaks against going back
+            self._held = None
+            self._activate(offer, f"release {self._desired.undoes} is taken back")
+        elif verdict.finding is Finding.WORSE and (not offer.competes or "finite" in verdict.reason):
             self._held = None
             self._enter(SlotEvent.REFUSED, f"trial: {verdict.reason}")
         elif verdict.finding is Finding.DIFFERENT and not offer.competes:
@@ -304,8 +308,11 @@ class Deployment:
             return
         self._staged = None
         self._enter(SlotEvent.ACTIVATION_STARTED)
+        undoes = 0 if offer is None else self._desired.undoes
         try:
-            if offer is not None:
+            if offer is not None and undoes:
+                detail = releases.bring_back(self._host.model, offer, self._desired.release, undoes)
+            elif offer is not None:
                 releases.take(self._host.model, offer, self._desired.release)
             else:
                 self._old_ms = self._host.model.metrics.p99_ms()
@@ -326,6 +333,8 @@ class Deployment:
         self._was_judged = offer is not None and offer.verdict.finding in judged
         self._replaces = offer is not None and not offer.competes
         self._enter(SlotEvent.ACTIVATED, detail)
+        if undoes:
+            self._enter(SlotEvent.PROBATION_PASSED, detail)
         self._host.slots.clean()
 
     def wait_for(self, why: str, now_s: float) -> None:

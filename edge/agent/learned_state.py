@@ -175,19 +175,21 @@ class LearnedState:
         """
         self.replace(self._learning.begin(uuid.uuid4().hex))
 
-    def put_aside(self, value: Learned) -> None:
-        """Keep a value that somebody may want to go back to, in place of the one that was kept before."""
+    def put_aside(self, value: Learned, replaced_by: int) -> None:
+        """Keep what a release replaced, for who wants to go back; in place of what was kept before."""
         if self._store is None:
             return
         try:
-            self._store.put_aside(self._description(), _flat(value))
+            self._store.put_aside(self._description() | {"replaced_by": replaced_by}, _flat(value))
         except OSError as exc:
             self.warnings.append(f"there will be no way back from this head, the disk does not take it: {exc.strerror}")
 
-    def before(self) -> Learned | None:
-        """What `put_aside` kept last, of these learners; None for nothing that can be used."""
+    def before(self, release: int | None = None) -> Learned | None:
+        """What `put_aside` kept last, of these learners; None for nothing that can be used, or of another release."""
         found = None if self._store is None else self._store.aside()
         if found is None or found.description.get("learners") != list(self._learning.learners):
+            return None
+        if release is not None and found.description.get("replaced_by") != release:
             return None
         try:
             return saved_value.read(self._learning, part(found.tensors, f"{_LEARNED}."))

@@ -7,7 +7,7 @@ there before comes back when labels say so. See `edge.learning.trial` for what a
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -25,13 +25,13 @@ from edge.learning.arrivals import aligned
 from edge.learning.events import Confirmed, Contributed, HeadOffered, HeadReplaced, RolledBack
 from edge.learning.exchange import HeadRelease, HeadUpdate, is_class_name
 from edge.learning.learned import Learned, Trial
-from edge.learning.mixture import PUSHED
+from edge.learning.mixture import MERGED, PUSHED, SHIPPED
 from edge.learning.statistics import HeadStatistics
 from edge.learning.trial import MIN_LABELS, MIN_SAMPLES, Finding, Verdict, compare, judge
 
 __all__ = [
-    "Offer", "compared", "confirm", "contribution", "expert_weights", "go_back", "head_digest", "judge_bundle",
-    "judge_taken", "look_at", "roll_back", "take",
+    "Offer", "bring_back", "compared", "confirm", "contribution", "expert_weights", "go_back", "head_digest",
+    "judge_bundle", "judge_taken", "look_at", "roll_back", "take",
 ]  # fmt: skip
 
 # Samples without labels that heads are compared on.
@@ -148,6 +148,48 @@ def take(model: OnDeviceModel, offer: Offer, counter: int) -> None:
     model.state.shadow = Shadow(model.learning, before, model.learned, counter, late)
 
 
+def bring_back(model: OnDeviceModel, offer: Offer, counter: int, undoes: int) -> str:
+    """Take a release back: what was here before it answers again; where that is not known any more, the older head.
+
+    Somebody decided so: nothing is on trial afterwards.
+
+    Args:
+        model: Has nothing on trial.
+        offer: The older head, looked at.
+        counter: Of the release that takes the other one back.
+        undoes: The release that is taken back.
+
+    Returns:
+        What was done, in words.
+
+    Raises:
+        LearningError: It cannot be used or kept; nothing changed.
+        OSError: The same.
+    """
+    learned = model.learned
+    if learned.release != undoes and _has(model, offer.release):
+        model.restore(replace(learned, release=counter))
+        return f"release {undoes} is not live here: what is here stays"
+    if learned.release == undoes and (before := model.state.before(undoes)) is not None:
+        go_back(model, replace(before, release=counter))
+        model.state.shadow = None
+        return f"release {undoes} is taken back: what was here before it answers"
+    take(model, offer, counter)
+    confirm(model)
+    return f"release {undoes} is taken back: the older head answers"
+
+
+def _has(model: OnDeviceModel, release: HeadRelease) -> bool:
+    """Whether a head is among those that compete here."""
+    names = {PUSHED, MERGED, SHIPPED}.intersection(model.learned.mixture.names)
+    heads = [model.learning.parameters(model.learned, name) for name in names]
+    return any(
+        head.keys() == release.parameters.keys()
+        and all(np.array_equal(head[name], array) for name, array in release.parameters.items())
+        for head in heads
+    )
+
+
 def compared(model: OnDeviceModel) -> Pairs:
     """How what is live answers beside what was before it, so far."""
     return Pairs() if model.state.shadow is None else model.state.shadow.pairs
@@ -218,7 +260,7 @@ def _judge_trial(model: OnDeviceModel, trial: Trial) -> Verdict:
 def confirm(model: OnDeviceModel) -> None:
     """The head on trial stays; what was before it is put aside for who wants to go back."""
     if model.trial is not None:
-        model.state.put_aside(model.trial.before)
+        model.state.put_aside(model.trial.before, model.release)
         model.happen(Confirmed())
 
 

@@ -190,8 +190,8 @@ class Desired(Message):
     `forms` are shorter ways to the same artifact; who knows none of them fetches it as it is. `signature` is of who may
     say what runs where, see `edge.channel.updates.assigned`; "" in a fleet without keys.
     `activate` says when: ``now``; ``wait``: be ready, but do not make it live; ``never``: give it up unless it is live.
-    `attempt` goes up when a release that was refused is to be tried once more. Devices from before these fields
-    activate at once.
+    `attempt` goes up when a release that was refused is to be tried once more. `undoes` is the release that this one
+    takes back: somebody decided so, and no label speaks against it. Devices from before these fields activate at once.
     """
 
     release: Count
@@ -208,6 +208,7 @@ class Desired(Message):
     signature: str = ""
     activate: Literal["now", "wait", "never"] = "now"
     attempt: Count = 1
+    undoes: Count = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -98,6 +98,7 @@ def assigned(fleet: str, device: str, desired: Desired | Restore) -> bytes:
             "activate": desired.activate,
             "attempt": desired.attempt,
         }
+        | ({"undoes": desired.undoes} if desired.undoes else {})
     )
 
 

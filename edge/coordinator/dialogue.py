@@ -391,6 +391,7 @@ class Dialogue:
             forms=forms,
             activate=wanted.activate,
             attempt=wanted.attempt,
+            undoes=release.undoes,
         )
         if self._signing is not None:
             try:

@@ -326,6 +326,7 @@ class Release(Record):
         notes: What an operator wrote of it.
         file: Name of the file that the artifact came as; "" of a merge.
         restores: The release whose bytes these are again; 0 for none.
+        undoes: The release that it takes back; 0 for none.
     """
 
     counter: int
@@ -340,6 +341,7 @@ class Release(Record):
     notes: str = ""
     file: str = ""
     restores: int = 0
+    undoes: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -51,6 +51,7 @@ def add_release(
     notes: str = "",
     file: str = "",
     restores: int = 0,
+    undoes: int = 0,
 ) -> Release:
     """Make a release, with a counter one above the highest that this database or any device has seen.
 
@@ -80,6 +81,7 @@ def add_release(
             notes=notes,
             file=file,
             restores=restores,
+            undoes=undoes,
         )
         store.releases.add(release)
     return release
@@ -341,6 +343,7 @@ class Releases:
             notes=wanted.notes,
             file=wanted.file,
             restores=wanted.restores or wanted.counter,
+            undoes=undone.counter,
         )
         what = f"{release.counter}: {self._called(wanted.kind, wanted.digest)}{_as(wanted.model)}, {release.reason}"
         self._events.note("", "release", what, now, wanted.model)

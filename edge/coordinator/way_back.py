@@ -98,6 +98,7 @@ class WayBack:
                 reason=f"rollout {rollout.id} goes back from release {release.counter}",
                 now_ms=now.wall_ms,
                 model=targets[0].model if release.kind == "bundle" else release.model,
+                undoes=release.counter,
             )
             self._store.rollouts.save(rollout, rollout, [replace(target, restore=older.counter) for target in targets])
             to_tell |= {target.device for target in targets}

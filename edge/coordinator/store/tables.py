@@ -282,6 +282,7 @@ class ReleaseRow(Row):
     notes: Mapped[str]
     file: Mapped[str]
     restores: Mapped[int]
+    undoes: Mapped[int]
 
 
 class EventRow(Row):

@@ -1,0 +1,111 @@
+"""A release that is taken back: somebody decided so, and what labels say of the older head does not count."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edge.agent.on_device_model import OnDeviceModel
+from edge.contract.bundle import Bundle
+from edge.learning.exchange import HeadRelease
+from tests.support.fleet import SimulatedFleet
+
+
+@pytest.fixture
+def fleet(tmp_path: Path, digits_bundle: Path) -> Iterator[SimulatedFleet]:
+    made = SimulatedFleet(tmp_path, digits_bundle, ["one"], auto_merge=False)
+    yield made
+    made.close()
+
+
+def samples(bundle: Path, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs ``(n, *input)`` and what the shipped model makes of them, ``(n,)``."""
+    with OnDeviceModel.open(bundle) as model:
+        x = np.random.default_rng(seed).random((n, *model.manifest.inputs[0].sample_shape), np.float32)
+        return x, model.predict(x).argmax(axis=1)
+
+
+def push(fleet: SimulatedFleet, bundle: Bundle, *, turned: int = 0, scale: float = 1.0, until: str = "active") -> int:
+    """Bring a head that calls class k what was class k + `turned`; its counter, once it is where it should come to."""
+    parameters = {
+        name: np.float32(scale) * np.roll(array, turned, axis=0) for name, array in bundle.head_parameters().items()
+    }
+    data = HeadRelease(backbone=bundle.manifest.backbone_digest, parameters=parameters).encode()
+    assert fleet.coordinator is not None
+    kept = fleet.coordinator.add_artifact(data, Path("head"))
+    counter = fleet.coordinator.push(kept["digest"], kept["kind"], kept["backbone"], [], "test", fleet.now).counter
+    fleet.until(until, lambda: (fleet.device("one").state, fleet.device("one").state_release) == (until, counter))
+    return counter
+
+
+def features(fleet: SimulatedFleet, x: np.ndarray) -> np.ndarray:
+    return fleet.agents["one"].host.model.answering.features(x)
+
+
+def test_what_a_device_had_before_answers_again_and_after_that_the_older_head_though_labels_speak_against_it(
+    fleet: SimulatedFleet, digits_bundle: Path, tmp_path: Path
+) -> None:
+    bundle = Bundle.open(digits_bundle)
+    x, y = samples(digits_bundle, 70, 3)
+    fleet.run(5.0)
+    fleet.teach("one", x[:20], y[:20])
+    first = push(fleet, bundle, turned=0)
+    fleet.teach("one", x[20:], (y[20:] + 1) % 10, "turned")  # the world turned, and the device learns it
+    model = fleet.agents["one"].host.model
+    before = model.learned
+    second = push(fleet, bundle, turned=1)
+    fleet.teach("one", x[:40], (y[:40] + 1) % 10, "on")
+    assert (model.predict(x).argmax(axis=1) == (y + 1) % 10).mean() > 0.9
+
+    # To the first again. Labels are for the second, and what was there before it had learned the turn, too.
+    assert fleet.coordinator is not None
+    back = fleet.coordinator.rollback(fleet.now)
+    assert (back.restores, back.undoes) == (first, second)
+    fleet.until("back", lambda: fleet.converged(back.counter))
+    assert f"release {second} is taken back: what was here before it answers" in fleet.device("one").state_detail
+    np.testing.assert_array_equal(model.predict(x), model.learning.answer(before, features(fleet, x)))
+    assert (model.release, model.trial) == (back.counter, None)
+
+    # What was put aside is used up: the older head alone, which labels are against, answers as it was told to.
+    third = push(fleet, bundle, turned=1, scale=1.5)
+    fleet.crash_agent("one")
+    for aside in tmp_path.rglob("state.before.bin"):
+        aside.unlink()
+    fleet.start_agent("one")
+    again = fleet.coordinator.rollback(fleet.now, to=first)
+    assert again.undoes == third
+    fleet.until("back again", lambda: fleet.converged(again.counter))
+    assert f"release {third} is taken back: the older head answers" in fleet.device("one").state_detail
+    model = fleet.agents["one"].host.model
+    assert (model.predict(x).argmax(axis=1) == y).mean() > 0.9
+    fleet.crash_agent("one")
+    model = fleet.start_agent("one").host.model
+    fleet.run(60.0)
+    assert (model.release, model.trial, fleet.device("one").state) == (again.counter, None, "active")
+    assert (model.predict(x).argmax(axis=1) == y).mean() > 0.9
+
+
+def test_where_a_release_never_became_live_what_is_there_stays_when_it_is_taken_back(
+    tmp_path: Path, digits_bundle: Path
+) -> None:
+    """The first is in place, the second was refused: what was learned meanwhile is kept."""
+    options = {"auto_merge": False, "probation_s": 1e6, "probation_labels": 10_000}
+    with contextlib.closing(SimulatedFleet(tmp_path, digits_bundle, ["one"], **options)) as fleet:
+        bundle = Bundle.open(digits_bundle)
+        x, y = samples(digits_bundle, 40, 3)
+        fleet.run(5.0)
+        fleet.teach("one", x[:20], y[:20])
+        older = push(fleet, bundle, scale=2.0, until="probation")
+        fleet.teach("one", x[20:], y[20:], "since")
+        refused = push(fleet, bundle, turned=1, until="refused")
+        learned = fleet.agents["one"].host.model.n_samples
+        assert fleet.coordinator is not None
+        back = fleet.coordinator.rollback(fleet.now, to=older)
+        fleet.until("back", lambda: fleet.converged(back.counter))
+        model = fleet.agents["one"].host.model
+        assert f"release {refused} is not live here: what is here stays" in fleet.device("one").state_detail
+        assert (model.n_samples, model.trial, model.release) == (learned, None, back.counter)
