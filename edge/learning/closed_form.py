@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -119,7 +120,7 @@ class SentStatistics:
     statistics: PackedStatistics
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(frozen=True, eq=False, slots=True, weakref_slot=True)
 class StatisticsKnowledge:
     """All that `StatisticsLearner` knows. No array of it is ever written into.
 
@@ -245,7 +246,8 @@ class StatisticsLearner:
         )
         # What follows from the value, as far as it was asked for.
         self._factor: Factor | None = None
-        self._solved: Parameters | None = None
+        # For as long as somebody holds the value: a shadow or a trial asks two of them in turn, sample by sample.
+        self._solved: WeakKeyDictionary[StatisticsKnowledge, Parameters] = WeakKeyDictionary()
 
     @property
     def value(self) -> StatisticsKnowledge:
@@ -297,7 +299,9 @@ class StatisticsLearner:
         self, value: StatisticsKnowledge, factor: Factor | None = None, solved: Parameters | None = None
     ) -> None:
         """Know something else; with what follows from it, where that is at hand."""
-        self._value, self._factor, self._solved = value, factor, solved
+        self._value, self._factor = value, factor
+        if solved is not None:
+            self._solved[value] = solved
 
     # Learning
 
@@ -316,7 +320,7 @@ class StatisticsLearner:
         says = weights > 0  # a label that is not trusted at all says nothing
         if not says.all():
             if not says.any():
-                self._become(replace(self._value, n_samples=n_samples), self._factor, self._solved)
+                self._become(replace(self._value, n_samples=n_samples), self._factor, self._solved.get(self._value))
                 return
             features, targets, weights = features[says], targets[says], weights[says]
         before, batch = self._worth(
@@ -377,12 +381,13 @@ class StatisticsLearner:
         """See `edge.learning.learner.Learner.parameters`."""
         if self._value.given is not None:
             return dict(self._value.given)
-        if self._solved is None:
+        solved = self._solved.get(self._value)
+        if solved is None:
             self._factor = self._factor_of(self._value)
             if self._factor is None:
                 raise LearningError("what was loaded has no samples to solve a head from")
-            self._solved = self._head_of(self._value, self._factor)
-        return self._solved
+            solved = self._solved[self._value] = self._head_of(self._value, self._factor)
+        return solved
 
     def _layer(self, factor: Factor) -> dict[str, Matrix]:
         """The layer for plain features, by name."""
@@ -445,7 +450,7 @@ class StatisticsLearner:
         value, own = self._value, self._value.own_as_sent()
         if not value.sent or value.sent[-1].version != value.n_samples:
             sent = (*value.sent, SentStatistics(value.n_samples, own))[-KEPT_CONTRIBUTIONS:]
-            self._become(replace(value, sent=sent), self._factor, self._solved)
+            self._become(replace(value, sent=sent), self._factor, self._solved.get(value))
         return {"gram": own.triangle, "moment": own.moment}
 
     def of_others(self) -> tuple[Parameters, Matrix] | None:

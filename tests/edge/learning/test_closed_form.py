@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tracemalloc
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -323,3 +324,30 @@ def test_memory_and_state_are_what_the_profiles_are_told() -> None:
     assert peak < BYTES_PER_SQUARE * side
     state = sum(array.nbytes for array in saved(learner).values())
     assert state < 18 * side
+
+
+def test_two_values_that_are_asked_in_turn_are_solved_once(
+    new_statistics_learner: New, samples: Samples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shadow answers each sample beside the head that is live, with the same machine."""
+    learner, solved = new_statistics_learner(), list[Any]()
+    learner.learn_many(*samples)
+    before = learner.value
+    learner.learn_many(*samples)
+    since = learner.value
+    real = StatisticsLearner._head_of
+
+    def counted(*args: Any) -> Any:
+        solved.append(args)
+        return real(*args)
+
+    monkeypatch.setattr(StatisticsLearner, "_head_of", counted)
+    for _ in range(3):
+        for value in (before, since):
+            learner.load(value)
+            learner.parameters()
+    assert solved == []
+    fresh = new_statistics_learner()
+    fresh.load(before)
+    learner.load(before)
+    same(learner.parameters(), fresh.parameters())
