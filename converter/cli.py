@@ -7,7 +7,6 @@ import gc
 import json
 import os
 import sys
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -366,26 +365,26 @@ def _run() -> None:
     except click.ClickException as exc:
         exc.show()
         code = exc.exit_code
+    sys.stdout.flush()  # a full disk is told as all errors are
     if code:
         sys.exit(code)
 
 
 def main() -> None:
-    """Entry point."""
+    """Entry point, which ends the process."""
     code: Any = 0
     try:
         with stopped_by_signals():
             run_to_exit(_run)
     except SystemExit as exc:
         code = exc.code
-    if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
-        # Threads that the user's code has started would keep the process alive for ever.
-        for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError, ValueError):
-                stream.flush()
-        atexit._run_exitfuncs()
-        os._exit(code or 0)
-    sys.exit(code)
+    # At once: threads that the user's code has started would keep the process alive for ever, and to take torch apart
+    # takes a second.
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    atexit._run_exitfuncs()
+    os._exit(code or 0)
 
 
 if __name__ == "__main__":

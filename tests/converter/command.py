@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from tests.converter.models import snapshot
@@ -18,6 +18,11 @@ from tests.converter.models import snapshot
 ROOT = Path(__file__).parents[2]
 USAGE, CONFIG, CONVERSION = 2, 3, 4
 TIMEOUT_S = 240
+Meanwhile = Callable[[int, Path], None]
+
+
+def _wait(_process: int, _stdout: Path) -> None:
+    """Do nothing meanwhile."""
 
 
 def command(*arguments: object) -> list[str]:
@@ -41,8 +46,14 @@ class _Warm:
         self._process: subprocess.Popen[bytes] | None = None
 
     def __call__(
-        self, folder: Path, arguments: Sequence[str], more: Mapping[str, str], program: str = "edge-convert"
+        self,
+        folder: Path,
+        arguments: Sequence[str],
+        more: Mapping[str, str],
+        program: str = "edge-convert",
+        meanwhile: Meanwhile = _wait,
     ) -> subprocess.CompletedProcess[str]:
+        """See `run`."""
         if self._process is None:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "tests.converter.warm"],
@@ -50,6 +61,7 @@ class _Warm:
                 env=environment(folder),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
+                bufsize=0,  # what waits in the pipe is seen by `select`
                 start_new_session=True,
             )
             atexit.register(self._stop)
@@ -67,6 +79,7 @@ class _Warm:
             }
             self._process.stdin.write(json.dumps(call | {n: str(f) for n, f in files.items()}).encode() + b"\n")
             self._process.stdin.flush()
+            meanwhile(int(self._process.stdout.readline()), files["stdout"])
             ready, _, _ = select.select([self._process.stdout], [], [], TIMEOUT_S)
             if not ready:
                 self._stop()
@@ -89,9 +102,21 @@ _environment = environment  # `run` has an argument of this name
 
 
 def run(
-    folder: Path, *arguments: object, cold: bool = False, environment: Mapping[str, str] | None = None
+    folder: Path,
+    *arguments: object,
+    cold: bool = False,
+    environment: Mapping[str, str] | None = None,
+    meanwhile: Meanwhile = _wait,
 ) -> subprocess.CompletedProcess[str]:
-    """Run the command in a folder; `cold`: with its imports, which a test of what these do needs."""
+    """Run the command in a folder.
+
+    Args:
+        folder: Where.
+        arguments: Of the command.
+        cold: With its imports, which a test of what these do needs.
+        environment: More of it.
+        meanwhile: Told its process, and the file into which it writes; not if `cold`.
+    """
     more = environment or {}
     done = (
         subprocess.run(
@@ -104,7 +129,7 @@ def run(
             check=False,
         )
         if cold
-        else warm(folder, [str(argument) for argument in arguments], more)
+        else warm(folder, [str(argument) for argument in arguments], more, meanwhile=meanwhile)
     )
     assert list(folder.with_name(folder.name + "-tmp").iterdir()) == []
     return done

@@ -33,10 +33,14 @@ def plan(source: Path, **options: Any) -> ConversionPlan:
     return ConversionPlan(source=source, **options)
 
 
+# No test is about how long a run takes: each is repeated a few times only.
+BUDGET_S = 0.003
+
+
 @functools.cache
 def benchmark_server() -> Benchmark:
-    """One for all conversions of this process, with little patience: no test is about how long a run takes."""
-    server = Benchmark(budget_s=0.01).__enter__()
+    """One for all conversions of this process, with little patience."""
+    server = Benchmark(BUDGET_S).__enter__()
     atexit.register(server.__exit__, None, None, None)
     return server
 

@@ -6,6 +6,7 @@ model file runs.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
@@ -24,7 +25,7 @@ from torch import nn
 
 from edge.contract import manifest as m
 from edge.contract.bundle import Bundle
-from tests.converter.command import CONFIG, CONVERSION, ROOT, USAGE, command, environment, refused, run
+from tests.converter.command import CONFIG, CONVERSION, ROOT, TIMEOUT_S, USAGE, refused, run
 from tests.converter.models import cnn, mlp, save, snapshot
 
 NET = """\
@@ -418,6 +419,14 @@ def test_a_failed_conversion_leaves_an_older_bundle_as_it_was(folder: Path) -> N
 # --- interruption ----------------------------------------------------------------------------------------------------
 
 
+def wait_for(words: str, file: Path) -> None:
+    """Until they are in it."""
+    end = time.monotonic() + TIMEOUT_S
+    while words not in file.read_text():
+        assert time.monotonic() < end, file.read_text()
+        time.sleep(0.0005)
+
+
 @pytest.mark.parametrize(
     ("at", "number"),
     [
@@ -429,44 +438,31 @@ def test_signals_leave_nothing_behind(folder: Path, at: str, number: signal.Sign
     save(cnn(), folder / "cnn.pth", (1, 8, 8), calibrated=256)
     (folder / "cnn.edge").write_bytes(b"an older bundle")
     before = snapshot(folder)
-    process = subprocess.Popen(
-        command("cnn.pth", "--max-drop", "100"),
-        cwd=folder,
-        env=environment(folder) | {"PYTHONUNBUFFERED": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # A test run in the background ignores Ctrl-C, one under nohup SIGHUP, and its children would, too.
-        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # noqa: PLW1509  # no threads here
-    )
-    assert process.stdout is not None
-    for line in process.stdout:
-        if at in line:
-            process.send_signal(number)
-            break
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 128 + number
-    assert stderr.strip() == f"stopped by {number.name}"
+
+    def stop(process: int, stdout: Path) -> None:
+        wait_for(at, stdout)
+        os.kill(process, number)
+
+    done = run(folder, "cnn.pth", "--max-drop", "100", environment={"PYTHONUNBUFFERED": "1"}, meanwhile=stop)
+    assert done.returncode == 128 + number, done.stderr
+    assert done.stderr.strip() == f"stopped by {number.name}"
     assert snapshot(folder) == before
-    assert list(folder.with_name(folder.name + "-tmp").iterdir()) == []
 
 
 def test_a_signal_that_comes_too_late_leaves_the_reports_with_the_bundle(folder: Path) -> None:
     save(cnn(), folder / "cnn.pth", (1, 8, 8))
-    process = subprocess.Popen(
-        command("cnn.pth", "--quantize", "none", "--json", "r.json", "--html", "r.html"),
-        cwd=folder,
-        env=environment(folder),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509  # no threads here
-    )
-    while process.poll() is None and not (folder / "cnn.edge").exists():
-        time.sleep(0.0005)
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
-    assert (process.returncode, stderr.strip()) in {(0, ""), (130, "stopped by SIGINT")}
+
+    def stop(process: int, _stdout: Path) -> None:
+        end = time.monotonic() + TIMEOUT_S
+        while not (folder / "cnn.edge").exists():
+            assert time.monotonic() < end
+            time.sleep(0.0005)
+        with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+            os.kill(process, signal.SIGINT)
+
+    asked = ("cnn.pth", "--quantize", "none", "--json", "r.json", "--html", "r.html")
+    done = run(folder, *asked, meanwhile=stop)
+    assert (done.returncode, done.stderr.strip()) in {(0, ""), (130, "stopped by SIGINT")}
     assert json.loads((folder / "r.json").read_text())["bundle_digest"]
     assert "</html>" in (folder / "r.html").read_text()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,25 +12,17 @@ import torch
 from onnx import TensorProto, helper
 from torch.nn import functional
 
-from converter.pipeline import convert
 from edge.contract.bundle import Bundle
 from edge.contract.errors import ConversionError
-from edge.inference.onnx_benchmark import Benchmark
 from edge.inference.onnx_session import OnnxSession
 from tests.converter.load.test_carried import graph, node
-from tests.converter.models import plan
+from tests.converter.models import convert, plan
 
 RNG = np.random.default_rng(5)
 
 
 def f(*shape: int) -> np.ndarray:
     return RNG.standard_normal(shape).astype(np.float32)
-
-
-@pytest.fixture(scope="module")
-def benchmark_server() -> Iterator[Benchmark]:
-    with Benchmark() as running:
-        yield running
 
 
 def old(
@@ -43,9 +34,7 @@ def old(
     return model
 
 
-def test_an_operator_set_that_onnxruntime_does_not_run_is_brought_to_ours(
-    tmp_path: Path, benchmark_server: Benchmark
-) -> None:
+def test_an_operator_set_that_onnxruntime_does_not_run_is_brought_to_ours(tmp_path: Path) -> None:
     w, b, slope = f(4, 2, 3, 3), f(4), f(4)
     # As wide as there are channels: laid along the wrong axis the bias would fit as well.
     convolution = [
@@ -69,15 +58,13 @@ def test_an_operator_set_that_onnxruntime_does_not_run_is_brought_to_ours(
         onnx.save(model, path)
         with pytest.raises(Exception, match=r"NOT_IMPLEMENTED"):
             ort.InferenceSession(path, providers=["CPUExecutionProvider"])
-        report = convert(plan(path, quantize="none"), benchmark=benchmark_server).report
+        report = convert(plan(path, quantize="none")).report
         assert any("operator set 6, which onnxruntime does not run" in note for note in report["notes"])
         found = OnnxSession(Bundle.open(path.with_suffix(".edge"))).run({"x": given})
         np.testing.assert_allclose(found["y"], wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_half_precision_is_raised_to_be_quantized_and_kept_where_nothing_is(
-    tmp_path: Path, benchmark_server: Benchmark
-) -> None:
+def test_half_precision_is_raised_to_be_quantized_and_kept_where_nothing_is(tmp_path: Path) -> None:
     weights = {"w": f(16, 64) / 4, "v": f(64, 5) / 8, "zero": np.zeros(5, np.float32)}
     halves = {name: array.astype(np.float16) for name, array in weights.items()}
     inner = [node("MatMul", "k w", "h"), node("Relu", "h", "r"), node("MatMul", "r v", "m"), node("Add", "m zero", "n")]
@@ -96,7 +83,7 @@ def test_half_precision_is_raised_to_be_quantized_and_kept_where_nothing_is(
         (wanted,) = given.run(None, {"x": x_})
         for scheme in ("int8", "none"):
             asked = plan(path, quantize=scheme, calibration=str(tmp_path / "x.npz"), max_drop=5.0, trainable="none")
-            report = convert(asked, benchmark=benchmark_server).report
+            report = convert(asked).report
             bundle = Bundle.open(path.with_suffix(".edge"))
             raised = [note for note in report["notes"] if "raised to float32" in note]
             assert bool(raised) == (scheme == "int8"), what

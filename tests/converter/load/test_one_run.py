@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +12,13 @@ import pytest
 from click.testing import CliRunner
 from onnxruntime.quantization import quantize_dynamic
 
-from converter.pipeline import convert
 from edge.agent.serving import Serving
 from edge.cli.bundle import bundle as command
 from edge.contract.bundle import Bundle
 from edge.contract.errors import ConversionError
-from edge.inference.onnx_benchmark import Benchmark
 from edge.inference.onnx_session import OnnxSession
 from tests.converter.load.test_carried import graph, node
-from tests.converter.models import plan
+from tests.converter.models import convert, plan
 
 RNG = np.random.default_rng(3)
 IN, HIDDEN = 12, 24
@@ -33,12 +30,6 @@ WEIGHTS = {
     "u2": RNG.standard_normal((64, 5)).astype(np.float32) / 4,
     "one": np.ones((1, IN), np.float32),
 }
-
-
-@pytest.fixture(scope="module")
-def benchmark_server() -> Iterator[Benchmark]:
-    with Benchmark() as running:
-        yield running
 
 
 def built_in(size: int) -> onnx.ModelProto:
@@ -81,15 +72,13 @@ def one_by_one(path: Path, x: np.ndarray, size: int, output: int = 0) -> np.ndar
     return np.stack([session.run(None, {"x": x[i : i + size]})[output] for i in range(0, len(x), size)])
 
 
-def test_a_batch_that_cannot_be_freed_is_quantized_one_run_at_a_time(
-    tmp_path: Path, benchmark_server: Benchmark
-) -> None:
+def test_a_batch_that_cannot_be_freed_is_quantized_one_run_at_a_time(tmp_path: Path) -> None:
     x = RNG.standard_normal((96, IN)).astype(np.float32)
     np.savez(tmp_path / "x.npz", x=x)
     for model, size in ((built_in(1), 1), (built_in(3), 3), (squeezed(), 1)):
         path = saved(tmp_path, model)
         data = {"calibration": str(tmp_path / "x.npz"), "max_drop": 5.0}
-        report = convert(plan(path, quantize="int8", **data), benchmark=benchmark_server).report
+        report = convert(plan(path, quantize="int8", **data)).report
         bundle = Bundle.open(path.with_suffix(".edge"))
         manifest = bundle.manifest
         assert (manifest.fixed_batch, manifest.carried, manifest.head) == (size, "", None)
@@ -107,7 +96,7 @@ def test_a_batch_that_cannot_be_freed_is_quantized_one_run_at_a_time(
         assert done.exit_code == 0, done.output
         np.testing.assert_allclose(np.load(target)["y"], found.reshape(np.load(target)["y"].shape), atol=1e-6)
         with pytest.raises(ConversionError, match=r"samples? at once, and devices learn on many"):
-            convert(plan(path, trainable="last:1", quantize="none"), benchmark=benchmark_server)
+            convert(plan(path, trainable="last:1", quantize="none"))
 
 
 def two_layers(batch: Any) -> onnx.ModelProto:
@@ -116,9 +105,7 @@ def two_layers(batch: Any) -> onnx.ModelProto:
     return graph(nodes, {"x": [batch, IN]}, {"y": [batch, 5]}, weights)
 
 
-def test_samples_that_would_share_a_scale_are_judged_and_run_one_at_a_time(
-    tmp_path: Path, benchmark_server: Benchmark
-) -> None:
+def test_samples_that_would_share_a_scale_are_judged_and_run_one_at_a_time(tmp_path: Path) -> None:
     """Dynamic int8, of our own and of a file: beside one that is 1000 times as large nothing is left of a sample."""
     x = (RNG.standard_normal((96, IN)) * 10.0 ** RNG.integers(-2, 3, (96, 1))).astype(np.float32)
     path = saved(tmp_path, two_layers("n"))
@@ -130,7 +117,7 @@ def test_samples_that_would_share_a_scale_are_judged_and_run_one_at_a_time(
     quantize_dynamic(saved(tmp_path / "named", two_layers("batch")), tmp_path / "b.onnx")  # as our own graphs call it
     for source, scheme in ((path, "dynamic"), (tmp_path / "q.onnx", "none"), (tmp_path / "b.onnx", "none")):
         data = {"calibration": str(tmp_path / "x.npz"), "max_drop": 5.0, "quantize": scheme, "trainable": "none"}
-        report = convert(plan(source, **data), benchmark=benchmark_server).report
+        report = convert(plan(source, **data)).report
         bundle = Bundle.open(source.with_suffix(".edge"))
         assert bundle.manifest.carried == ""
         assert bundle.manifest.one_by_one
@@ -149,9 +136,7 @@ def test_samples_that_would_share_a_scale_are_judged_and_run_one_at_a_time(
         np.testing.assert_array_equal(Serving(bundle).run({"x": x})["y"], alone)
 
 
-def test_states_have_their_samples_where_recurrent_layers_have_them(
-    tmp_path: Path, benchmark_server: Benchmark
-) -> None:
+def test_states_have_their_samples_where_recurrent_layers_have_them(tmp_path: Path) -> None:
     kinds = {
         "fixed everywhere": (with_state(1, [1, 1, HIDDEN]), "free"),
         "fixed in the state alone": (with_state("n", [1, 1, HIDDEN]), "free"),
@@ -160,7 +145,7 @@ def test_states_have_their_samples_where_recurrent_layers_have_them(
     }
     for what, (model, batch) in kinds.items():
         path = saved(tmp_path, model)
-        convert(plan(path, quantize="none"), benchmark=benchmark_server)
+        convert(plan(path, quantize="none"))
         bundle = Bundle.open(path.with_suffix(".edge"))
         assert bundle.manifest.batch == batch, what
         axes = [spec.batch_axis for spec in bundle.manifest.inputs]
@@ -179,7 +164,7 @@ def test_states_have_their_samples_where_recurrent_layers_have_them(
             assert [(pair.input, pair.output) for pair in bundle.manifest.states] == [("h0", "hN")], what
 
 
-def test_a_branch_reads_an_activation_that_became_int8(tmp_path: Path, benchmark_server: Benchmark) -> None:
+def test_a_branch_reads_an_activation_that_became_int8(tmp_path: Path) -> None:
     info = onnx.helper.make_tensor_value_info("z", onnx.TensorProto.FLOAT, None)
     inner = onnx.helper.make_graph([node("Neg", "g", "i")], "inner", [], [_named("i")])
     same = onnx.helper.make_graph([node("Identity", "g", "j")], "same", [], [_named("j")])
@@ -195,7 +180,7 @@ def test_a_branch_reads_an_activation_that_became_int8(tmp_path: Path, benchmark
     x = RNG.standard_normal((96, IN)).astype(np.float32)
     np.savez(tmp_path / "x.npz", x=x)
     asked = {"quantize": "int8", "trainable": "none", "calibration": str(tmp_path / "x.npz"), "max_drop": 5.0}
-    convert(plan(path, **asked), benchmark=benchmark_server)
+    convert(plan(path, **asked))
     found = OnnxSession(Bundle.open(path.with_suffix(".edge"))).run({"x": x})
     for name, wanted in zip(("y", "b"), ort.InferenceSession(path).run(None, {"x": x}), strict=True):
         assert 1e-7 < np.square(found[name] - wanted).mean() / np.square(wanted).mean() < 1e-2, name

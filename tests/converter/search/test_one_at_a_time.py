@@ -22,10 +22,9 @@ from converter.search.candidates import Bench
 from edge.agent.serving import Serving
 from edge.contract.bundle import Bundle
 from edge.contract.tensorspec import TensorSpec
-from edge.inference.onnx_benchmark import Benchmark
 from edge.inference.onnx_session import EXACT, open_onnx
 from edge.inference.session import sqnr_db
-from tests.converter.models import convert, export, exported_by, plan, rng, save, source_of, vector
+from tests.converter.models import benchmark_server, convert, export, exported_by, plan, rng, save, source_of, vector
 from tests.converter.quantization.conftest import profile
 
 
@@ -86,10 +85,9 @@ def test_samples_together_get_what_each_gets_alone_here_and_apart(tmp_path: Path
     for model, inputs, axes in ((dense, x, [0]), (recurrent, given, [0, 1, 1])):
         assert shares_scales(model.graph)
         wanted = alone(model, inputs, axes)
-        with Benchmark() as benchmark:
-            (found,) = [onnx_program(model, "it")(inputs)]
-            with Bench(benchmark, tmp_path, inputs).program(model, "it", {}) as run:
-                apart = run(inputs)
+        found = onnx_program(model, "it")(inputs)
+        with Bench(benchmark_server(), tmp_path, inputs).program(model, "it", {}) as run:
+            apart = run(inputs)
         for name, array in wanted[0].items():
             axis = 1 if name in ("hn", "cn") else 0
             every = array if name == "same" else np.concatenate([one[name] for one in wanted], axis)
