@@ -50,7 +50,7 @@ def prepare(call: dict[str, Any]) -> None:
 
 def serve() -> None:
     """Until the end of standard input."""
-    converter.pipeline.Benchmark = functools.partial(Benchmark, BUDGET_S)  # type: ignore[misc]
+    converter.pipeline.Benchmark = functools.partial(Benchmark, BUDGET_S)  # type: ignore[attr-defined,misc]
     for line in sys.stdin:
         child = os.fork()
         if not child:
