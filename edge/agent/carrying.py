@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from edge.agent import releases
+from edge.agent.admission import Admission
 from edge.agent.config import AgentConfig
 from edge.agent.introduction import introduction, meant_model
 from edge.agent.model_core import ModelCore
@@ -43,6 +44,7 @@ class Carrying:
         vetting: Proves releases, or None.
         offer: Takes what is for a model, as from the line.
         seal_key: That checkpoints for this device may be sealed to.
+        admission: Whether it belongs to the fleet.
     """
 
     def __init__(
@@ -53,13 +55,14 @@ class Carrying:
         vetting: Vetting | None,
         offer: Callable[[str, Desired | Restore, str, Now], None],
         seal_key: str,
+        admission: Admission,
     ) -> None:
         self._config = config
         self._identity = identity
         self._models = models
         self._vetting = vetting
         self._offer = offer
-        self._seal_key = seal_key
+        self._seal_key, self._admission = seal_key, admission
 
     def answer(self, op: str, request: Mapping[str, Any], now: Now) -> dict[str, Any]:
         """Answer a local application: ``carry-out``, perhaps with ``checkpoint``, or ``carry-in`` with a ``path``.
@@ -86,7 +89,7 @@ class Carrying:
         """
         record, device = self._identity(), self._config.device
         served = [model.served() for model in self._models.values()]
-        birth = introduction(self._config, record, self._models, served, now, self._seal_key)
+        birth = introduction(self._config, record, self._models, served, now, self._seal_key, self._admission)
         said = [parcel.Said(device, topics.UP_BIRTH, birth)]
         files: dict[str, bytes] = {}
         for name, model in self._models.items():

@@ -13,14 +13,16 @@ from contextlib import contextmanager
 from typing import Any
 
 from edge.agent import health
+from edge.agent.admission import AGAIN_S, Admission
 from edge.agent.allowance import Allowance
 from edge.agent.budget import LearningBudget
 from edge.agent.carrying import IN, OUT, Carrying
 from edge.agent.checkpoints import Seals
+from edge.agent.commands import carry_out
 from edge.agent.config import AgentConfig
 from edge.agent.data_cap import ACKNOWLEDGED_BYTES, DataUse
 from edge.agent.home_assistant import discovery
-from edge.agent.introduction import asked_checkpoint, introduction, meant_model, own_word
+from edge.agent.introduction import introduction, meant_model, own_word
 from edge.agent.letters import letter
 from edge.agent.line import Line, Told
 from edge.agent.model_core import MAX_EVENTS, ModelCore
@@ -39,7 +41,6 @@ from edge.channel.messages import (
     HistoryKept,
     Message,
     Meta,
-    Reply,
     Restore,
     Served,
     UploadStatus,
@@ -107,11 +108,19 @@ class AgentCore:
         outbox = Outbox(config.state_dir / OUTBOX, round(config.outbox_mb * 2**20)) if config.outbox_mb else None
         self._reports = Reports(config, record, outbox)
         self._use = DataUse(config.state_dir / DATA_USED, config.data_cap) if config.data_cap else None
+        self._next_birth_s = math.inf  # to be told again where it stands
         self._why_waiting = ""  # why nothing is sent but what must be said
         self._vetting = None if trust is None else Vetting(trust)
         self._seal_key = seals.public
+        self._admission = Admission(config.state_dir, config.device)
         self._carrying = Carrying(
-            config, lambda: models.record, self.models, self._vetting, self._offered, self._seal_key
+            config,
+            lambda: models.record,
+            self.models,
+            self._vetting,
+            self._offered,
+            self._seal_key,
+            self._admission,
         )
         self._line = Line(topics.own_conn(config.fleet, config.device))
         self._own_conn = own_word(record, record.session, Now(0.0, 0), online=False)
@@ -182,6 +191,7 @@ class AgentCore:
             "models": found,
             "not_served": dict.fromkeys(self._folder.not_served, "its bundle was not named") | self._folder.failed,
             "connected": self._connected,
+            "admission": self._admission.status(),
             "releases": UNSIGNED if self._vetting is None else str(self._vetting),
             "broker_troubles": self._line.troubles,
             "outbox": self._reports.status(),
@@ -272,7 +282,10 @@ class AgentCore:
                 models.append(model.served())
         if models:
             self._told_offset_min = health.utc_offset_min(now.wall_ms)
-            birth = introduction(self._config, self._folder.record, self.models, models, now, self._seal_key)
+            self._next_birth_s = math.inf if self._admission.is_approved else now.s + AGAIN_S
+            birth = introduction(
+                self._config, self._folder.record, self.models, models, now, self._seal_key, self._admission
+            )
             # Retained: a coordinator that was not there then would believe for ever what it was told before.
             self._send(topics.UP_BIRTH, birth, qos=1, retain=True)
 
@@ -334,21 +347,10 @@ class AgentCore:
         self._vetting.verdicts.clear()
 
     def _command(self, command: Command, now: Now) -> None:
-        """Carry out what the coordinator asks for; all of these may be repeated without harm."""
-        if command.name == "birth":
-            for model in self.models.values() if command.args.get("learned", True) else ():
-                model.contribute_again()
+        """Carry out what the coordinator asks for."""
+        reply, is_to_introduce = carry_out(command, self.models, self._admission, now)
+        if is_to_introduce:
             self._introduce(now)
-            reply = Reply(id=command.id, rc=0, detail="", out={})
-        elif command.name == "sync":
-            for model in self.models.values():
-                model.contribute(now)
-            n_samples = sum(model.host.model.n_samples for model in self.models.values())
-            reply = Reply(id=command.id, rc=0, detail="", out={"samples": n_samples})
-        elif command.name == "checkpoint":
-            reply = asked_checkpoint(command, self.models)
-        else:
-            reply = Reply(id=command.id, rc=1, detail=f"unknown command {command.name!r}", out={})
         self._send(topics.UP_REPLY, reply, qos=1, expiry_s=3600)
 
     # Time
@@ -361,6 +363,8 @@ class AgentCore:
         reports = self._connected or self._reports.keeps
         if self._vetting is not None and may_send:
             deadlines.append(self._vetting.next_deadline_s)
+        if self._connected:
+            deadlines.append(self._next_birth_s)
         return min([*deadlines, self._reports.next_deadline_s, *([self._next_telemetry_s] if reports else [])])
 
     @property
@@ -372,8 +376,10 @@ class AgentCore:
         """Do what is due and give back what is to be sent."""
         if self._use is not None:
             self._use.poll(now, connected=self._connected)
-            self._why_waiting = self._use.why_not
             self.tell(self._use.news())
+        self._why_waiting = self._admission.why_not or ("" if self._use is None else self._use.why_not)
+        self.tell(self._admission.events)
+        self._admission.events.clear()
         may_send = self._connected and not self._why_waiting
         if self._vetting is not None:
             self._vet(now, may_send=may_send)
@@ -386,6 +392,7 @@ class AgentCore:
             model.news.clear()
             model.states.clear()
         is_moved = self._connected and health.utc_offset_min(now.wall_ms) != self._told_offset_min
+        is_moved |= self._connected and now.s >= self._next_birth_s
         if is_moved or any(model.is_renewed for model in self.models.values()):
             for model in self.models.values():
                 model.is_renewed = False

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from edge import __version__
 from edge.agent import health
+from edge.agent.admission import Admission
 from edge.agent.config import AgentConfig
 from edge.agent.model_core import ModelCore
 from edge.agent.slots import DeviceRecord
@@ -21,6 +22,7 @@ def introduction(
     served: Sequence[Served],
     now: Now,
     seal_key: str,
+    admission: Admission,
 ) -> Birth:
     """Who a device is and what it runs.
 
@@ -31,6 +33,7 @@ def introduction(
         served: What they run, at least one.
         now: The time.
         seal_key: That checkpoints for it may be sealed to; "" for none.
+        admission: Whether it belongs to the fleet: one that does not sends no telemetry to be waited for.
     """
     first = served[0]
     learner = models[first.model].status()["learner"]
@@ -50,12 +53,13 @@ def introduction(
         limits={
             "max_bytes": config.profile.inference.max_bundle_mb << 20,
             "learner": learner,
-            "telemetry_s": config.telemetry_interval_s,
+            "telemetry_s": config.telemetry_interval_s if admission.is_approved else 0.0,
         },
         models=tuple(served),
         state_id=record.state_id,
         bases=tuple(bases)[:MAX_BASES],
         seal_key=seal_key,
+        admission=admission.admission,
     )
 
 

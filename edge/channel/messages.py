@@ -40,6 +40,10 @@ SealKey = Annotated[str, Rule(lambda text: text == "" or is_digest(text), '64 he
 BatchId = Annotated[str, Rule(lambda text: _BATCH.fullmatch(text) is not None, "16 hexadecimal digits")]
 Slot = Literal["bundle", "head"]
 Part = Literal["index", "data"]
+Admitted = Annotated[str, Rule(lambda text: len(text) <= 32, 'a word of at most 32 characters, or "" where none came')]
+# Whether a device belongs to the fleet: argument of the command ``admission``, and what a `Birth` says of it.
+APPROVED = "approved"
+ADMISSIONS = ("pending", APPROVED, "quarantined", "decommissioned")
 EXPERTS = "experts"  # key of telemetry
 EVENT = "event"  # key of an event in `History`
 UploadState = Literal["receiving", "done", "refused"]
@@ -102,6 +106,7 @@ class Birth(Message):
         state_id: Of its state folder; another one under the same name is a device that was set up anew.
         bases: Digests of artifacts that are there, for forms against them.
         seal_key: Public key that a checkpoint for this device may be sealed to, in hexadecimal; "" for none.
+        admission: Whether it belongs to the fleet, as it was told last; "" of devices that know of no such word.
     """
 
     agent_version: str
@@ -120,6 +125,7 @@ class Birth(Message):
     state_id: StateId = ""
     bases: Digests = ()
     seal_key: SealKey = ""
+    admission: Admitted = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

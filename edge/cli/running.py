@@ -96,6 +96,8 @@ def _status_lines(found: Mapping[str, Any]) -> Iterator[str]:
         yield from _model_lines(model, connected)
     for name, why in found.get("not_served", {}).items():
         yield f"{found['device']} {name}: not served, {why}"
+    if says := found.get("admission", {}).get("says"):
+        yield f"  fleet     {says}"
     for trouble in found.get("broker_troubles", ()):
         yield f"  broker    {trouble}"
     if found.get("resident_mb") is not None:

@@ -1,7 +1,7 @@
 """Whether a device belongs to the fleet: pending, approved, quarantined or decommissioned, and who decided so.
 
-What is not approved is offered nothing, its contributions are not merged, and it judges no release. It is heard all the
-same: what it says is shown.
+What is not approved is offered nothing, its contributions are not merged, and it judges no release. It is told so, and
+heard all the same: what it says is shown.
 """
 
 from __future__ import annotations
@@ -68,13 +68,22 @@ class Admissions:
         store: The database.
         events: For what people should see.
         rollouts: That a device which is not approved any more is taken out of.
+        tell: Tells a device where it stands.
         clear: Has the broker forget what it keeps of a device.
     """
 
-    def __init__(self, store: Store, events: Events, rollouts: Rollouts, clear: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        events: Events,
+        rollouts: Rollouts,
+        tell: Callable[[str, Now], None],
+        clear: Callable[[str], None],
+    ) -> None:
         self._store = store
         self._events = events
         self._rollouts = rollouts
+        self._tell = tell
         self._clear = clear
 
     def get(self, device: str) -> Device:
@@ -112,6 +121,7 @@ class Admissions:
         if admission != before.admission:
             text = f"by {who or 'the coordinator'}{f': {why}' if why else ''}"
             self._events.note(device, str(admission), text, now)
+            self._tell(device, now)
         if admission is Admission.DECOMMISSIONED:
             self._clear(device)
         self._rollouts.came()

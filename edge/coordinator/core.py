@@ -137,7 +137,7 @@ class CoordinatorCore:
             config.name,
             config.broker,
         )
-        self.admissions = Admissions(store, self.events, self.rollouts, self.dialogue.clear)
+        self.admissions = Admissions(store, self.events, self.rollouts, self.dialogue.decided, self.dialogue.clear)
         self.enrolments = Enrolments(
             config.fleet, config.name, config.data_dir / AUTHORITY, store, self.registry, self.admissions, self.events
         )

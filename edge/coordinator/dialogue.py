@@ -9,7 +9,6 @@ import logging
 import math
 from collections import deque
 from dataclasses import replace
-from typing import TypeVar
 
 from edge.channel import topics
 from edge.channel.chunks import AROUND_BYTES, USUAL_BYTES, fitting
@@ -41,11 +40,13 @@ from edge.coordinator.events import Events
 from edge.coordinator.learning import Learning
 from edge.coordinator.line import Line
 from edge.coordinator.pacing import Pacing
+from edge.coordinator.recent import MAX_REMEMBERED, Recent
 from edge.coordinator.registry import Registry
 from edge.coordinator.releases import Releases
 from edge.coordinator.rollouts import Rollouts
 from edge.coordinator.signing.signing import Signing
 from edge.coordinator.sites import Sites
+from edge.coordinator.standings import Standings
 from edge.coordinator.store.database import DatabaseError, RacedError
 from edge.coordinator.store.store import Store
 from edge.coordinator.uploads import Uploads
@@ -58,30 +59,6 @@ BIRTH_AGAIN_S = 30.0
 AGAIN_S = 1.0
 # What the broker refuses is logged again after this.
 REFUSED_AGAIN_S, MAX_REFUSALS = 3600.0, 1000
-# Names are the devices' own choice, and whoever may say one may say a million.
-MAX_REMEMBERED = 20_000
-
-
-_Value = TypeVar("_Value")
-
-
-class Recent(dict[str, _Value]):
-    """What was said last, of the so many devices that said something last.
-
-    Args:
-        most: Of so many.
-    """
-
-    def __init__(self, most: int) -> None:
-        super().__init__()
-        self._most = most
-
-    def __setitem__(self, device: str, value: _Value) -> None:
-        """Keep it, in place of the oldest where there are too many."""
-        self.pop(device, None)
-        if len(self) >= self._most:
-            del self[next(iter(self))]
-        super().__setitem__(device, value)
 
 
 class Dialogue:
@@ -136,6 +113,7 @@ class Dialogue:
         self._rollouts = rollouts
         self._events = events
         self._pacing = Pacing(store)
+        self._standings = Standings(store)
         self.is_connected = False
         self._out: list[Publish] = []
         self._again: deque[Received] = deque(maxlen=MAX_REMEMBERED)  # that the database did not take
@@ -232,6 +210,7 @@ class Dialogue:
                 self._registry.birth(device, message, now)
                 self._met[device] = True  # an older agent answers with this alone, and would be asked for ever
                 self._bases[device] = message.bases
+                self._standings.born(device, message)
                 self._rollouts.came()
                 self._sites.came(device, now)
                 self.tell(device, now)
@@ -251,6 +230,7 @@ class Dialogue:
             case Request():
                 self._answer(device, message, now)
             case Reply():
+                self._standings.replied(device, message)
                 self._checkpoints.replied(device, message, now)
 
     def _meet(self, device: str, now: Now) -> None:
@@ -345,7 +325,9 @@ class Dialogue:
         self._sites.to_say.clear()
 
     def _say_orders(self, device: str | None, now: Now) -> None:
-        """Say what devices are to do once, until they answer."""
+        """Say where devices stand that do not know it, and what they are to do once, until they answer."""
+        for whom, command in self._standings.to_say(device, now):
+            self._send(whom, topics.DN_CMD, command, qos=1, expiry_s=60)
         for whom, message in self._checkpoints.to_say(device, self._chunk, now):
             if isinstance(message, Command):
                 self._send(whom, topics.DN_CMD, message, qos=1, expiry_s=60)
@@ -400,6 +382,11 @@ class Dialogue:
                 self._events.fault(device, "not-signed", f"release {release.counter} is not sent: {exc}", now)
                 return None
         return message
+
+    def decided(self, device: str, now: Now) -> None:
+        """Tell a device where it stands: that was decided just now."""
+        self._standings.decided(device)
+        self._say_orders(device, now)
 
     def clear(self, device: str) -> None:
         """Have the broker forget what it keeps of a device that is gone for good."""

@@ -9,12 +9,12 @@ from edge.channel.messages import EXPERTS
 from edge.contract.clock import Now
 from edge.contract.errors import RolloutError
 from edge.coordinator.line import LineState
-from edge.coordinator.pages import fleet_view
 from edge.coordinator.pages.charts import Chart, Frame, Point, Series, chart
 from edge.coordinator.pages.learning_view import by_share
 from edge.coordinator.pages.texts import text
 from edge.coordinator.records import LoggedEvent, Model, TelemetryEntry
 from edge.coordinator.rollout.states import UNSETTLED
+from edge.coordinator.standings import admitted
 from edge.coordinator.store.store import Store
 from edge.coordinator.summaries import HOUR_S, MINUTE_S
 
@@ -73,7 +73,7 @@ def device(
         left_out = {each.lineage: each.reason for each in store.contributions.refused() if each.device == name}
         releases = {each.counter: each for each in store.releases.all()}
         bundles = {each.identity: each for each in store.releases.bundles() if each.identity}
-        admitted = fleet_view.admitted(store, name, known.device.admission)
+        stands = admitted(store, name, known.device.admission)
         tags = store.devices.tags(name).get(name, {})
     wanted = {each["model"]: each for each in standing}
     frame = (_since(points, since_ms, now.wall_ms), now.wall_ms)
@@ -94,7 +94,7 @@ def device(
     return {
         "device": known.device,
         "condition": line.condition(known.device, now.wall_ms),
-        "admitted": admitted,
+        "admitted": stands,
         "tags": tags,
         "models": models,
         "charts": _charts(_OF_THE_DEVICE, points, None, frame, ()),

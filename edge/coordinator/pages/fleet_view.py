@@ -15,6 +15,7 @@ from edge.coordinator.pages.learning_view import is_merge
 from edge.coordinator.pages.texts import text
 from edge.coordinator.records import APPROVED, Device, LoggedEvent, Model
 from edge.coordinator.rollout.states import RolloutState
+from edge.coordinator.standings import admitted
 from edge.coordinator.store.store import Store
 from edge.coordinator.turns import PAUSED, in_need
 
@@ -199,12 +200,6 @@ def _wishes(
             here = f"/devices/{event.device}" if event.device else "/learning"
             found.append(Wish(f"event-{event.name}", event.device, event.detail, here))
     return found
-
-
-def admitted(store: Store, device: str, admission: str) -> tuple[int, str]:
-    """Since when a device stands so, and who decided it why; 0 and "" where that is not kept any more."""
-    newest = next(iter(store.events.newest(1, device=device, name=admission)), None)
-    return (0, "") if newest is None else (newest.at_ms, newest.detail)
 
 
 def _has_ended(store: Store, event: LoggedEvent, device: Device | None, models: Sequence[Model]) -> bool:

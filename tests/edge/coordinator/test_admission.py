@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from edge.channel.codec import encode
-from edge.channel.messages import Birth, Conn, Message, Served
+from edge.channel.codec import decode, encode
+from edge.channel.messages import Birth, Command, Conn, Message, Reply, Served
 from edge.channel.transport import Connected, Publish, Received
 from edge.contract.bundle import Bundle
 from edge.contract.clock import Now
@@ -51,11 +52,12 @@ class Fleet:
         self.say(device, "up/conn", Conn(online=True, session=session, boot=boot, ts_ms=at, state_id=folder))
         return self.admission(device)
 
-    def born(self, device: str, backbone: str = "e" * 64, folder: str = A) -> None:
+    def born(self, device: str, backbone: str = "e" * 64, folder: str = A, admission: str = "") -> None:
         served = Served(model="digits", bundle="", backbone=backbone, head="", release=0, n_labels=0)
         birth = Birth(
             agent_version="", boot=1, session=1, ts_ms=0, profile="", hardware={}, bundle="", backbone=backbone,
-            head="", release=0, n_labels=0, limits={"telemetry_s": 10.0}, models=(served,), state_id=folder,
+            head="", release=0, n_labels=0, limits={"telemetry_s": 10.0}, models=(served,),
+            state_id=folder, admission=admission,
         )  # fmt: skip
         self.say(device, "up/birth", birth)
 
@@ -208,3 +210,43 @@ def test_every_decision_is_defined_or_refused() -> None:
         else:
             assert after(admission, order) in Admission
     assert np.all([after("quarantined", Decision.APPROVE) == "approved"])
+
+
+def words(fleet: Fleet, now: Now = NOW) -> list[tuple[str, str]]:
+    """Who is told where it stands, and what."""
+    said = [
+        (each.topic.split("/")[3], decode("dn/cmd", each.payload))
+        for each in fleet.core.dialogue.drain(now)
+        if each.topic.endswith("/dn/cmd")
+    ]
+    return [
+        (name, each.args["admission"]) for name, each in said if isinstance(each, Command) and each.name == "admission"
+    ]
+
+
+def test_devices_are_told_where_they_stand_until_they_know_it_and_older_ones_once_for_each_birth(
+    start: Callable[..., Fleet],
+) -> None:
+    fleet = start(unknown="pending")
+    fleet.on("new", 1)
+    fleet.born("new")
+    assert words(fleet) == [("new", "pending")]
+    fleet.core.dialogue.tell_all(NOW)
+    assert words(fleet) == [("new", "pending")], "it may not have arrived"
+    reply = Reply(id="admission-pending-1", rc=1, detail="unknown command 'admission'", out={})
+    fleet.say("new", "up/reply", reply)
+    fleet.core.dialogue.tell_all(NOW)
+    assert words(fleet) == [], "an older agent"
+    fleet.core.decide("new", Decision.APPROVE, "kim", "", NOW)
+    assert words(fleet) == [("new", "approved")]
+    fleet.say("new", "up/reply", replace(reply, id="admission-approved-2", rc=0))
+    fleet.core.decide("new", Decision.APPROVE, "kim", "again", NOW)
+    fleet.core.dialogue.tell_all(NOW)
+    assert words(fleet) == []
+    fleet.born("new", admission="quarantined")  # it missed that
+    assert words(fleet) == [("new", "approved")]
+    fleet.say("new", "up/reply", replace(reply, id="admission-" + "x" * 1000))
+    fleet.core.decide("new", Decision.DECOMMISSION, "kim", "sold", NOW)
+    assert ("new", "decommissioned") in words(fleet)
+    fleet.core.dialogue.tell_all(NOW)
+    assert words(fleet) == [], "it is gone"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edge.coordinator.dialogue import Recent
+from edge.coordinator.recent import Recent
 
 
 def test_of_names_without_end_only_those_that_spoke_last_are_remembered() -> None:

@@ -313,11 +313,14 @@ let timer = 0;
 async function refresh() {
   clearTimeout(timer);
   try {
-    showStatus(await ask("status"));
+    const status = await ask("status");
+    showStatus(status);
     showSamples(await ask("samples?model=" + encodeURIComponent(model)));
     $("login").hidden = true;
     $("main").hidden = false;
-    $("trouble").hidden = true;
+    const says = status.admission && status.admission.says;
+    $("trouble").textContent = says || "";
+    $("trouble").hidden = !says;
   } catch (error) {
     $("trouble").textContent = error instanceof TypeError ? "The agent does not answer; trying again." : error.message;
     $("trouble").hidden = false;
