@@ -83,6 +83,20 @@ REFUSALS: dict[int | str, str] = {
 }
 
 
+def refusals() -> dict[int | str, dict[str, Any]]:
+    """What every route may answer. It refers to the form that `says_refusals` brings into the description.
+
+    A thousand forms of their own, one for each code of each route, took half of the time that the routes took.
+    """
+    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{Refusal.__name__}"}}}
+    return {code: {"description": why, "content": content} for code, why in REFUSALS.items()}
+
+
+def says_refusals() -> dict[int | str, dict[str, Any]]:
+    """The same with the form itself, for one route."""
+    return {500: {"model": Refusal, "description": REFUSALS[500]}}
+
+
 def says(answer: Any) -> dict[int | str, dict[str, Any]]:
     """What a route answers, for its description: values of `edge.coordinator.records` go out as they are."""
     return {200: {"model": answer, "description": "done"}}

@@ -24,7 +24,7 @@ from edge import __version__
 from edge.contract.clock import Now
 from edge.contract.errors import ConfigError, ConflictError, EdgeError, RolloutError
 from edge.coordinator.access import Access
-from edge.coordinator.access_api import REFUSALS, Refusal, add_access_routes, allow, guard, says
+from edge.coordinator.access_api import add_access_routes, allow, guard, refusals, says, says_refusals
 from edge.coordinator.alert_api import add_alert_routes
 from edge.coordinator.answers import HealthAnswer, MetricAnswer, SigningAnswer, StatusAnswer, VersionAnswer
 from edge.coordinator.checkpoint_api import add_checkpoint_routes
@@ -85,7 +85,7 @@ def build_api(
         docs_url=None,  # these pages load scripts from the network
         redoc_url=None,
         dependencies=[Depends(bearer), Depends(allow)],
-        responses={code: {"model": Refusal, "description": why} for code, why in REFUSALS.items()},
+        responses=refusals(),
     )
     access = Access(store, token)
     guard(api, access, clock)
@@ -168,7 +168,7 @@ def build_api(
 
 
 def _add_status_route(api: FastAPI, line: Callable[[], LineState], health: Callable[[], dict[str, Any]]) -> None:
-    @api.get("/api/v1/status", responses=says(StatusAnswer))
+    @api.get("/api/v1/status", responses=says(StatusAnswer) | says_refusals())
     def status() -> dict[str, Any]:
         """As health, and how the coordinator stands with its broker: since when what, and `troubles` in words."""
         now = line()
