@@ -94,15 +94,15 @@ class Alerts:
     def connected(self) -> None:
         """The broker may have lost what it kept: it is told of all that is open once more."""
         with self._store.transaction():
-            for each in self._store.alerts.open():
-                self._store.alerts.save(replace(each, told_mqtt=""))
+            self._store.alerts.save(*(replace(each, told_mqtt="") for each in self._store.alerts.open()))
 
     # What holds
 
     def _look(self, now: Now) -> None:
         heard_ms = {name: last_ms for name, (_, last_ms) in self._store.devices.presence().items()}
         happened = self._happened()
-        known = {(each.rule, each.subject): each for each in self._store.alerts.open()}
+        before = {(each.rule, each.subject): each for each in self._store.alerts.open()}
+        known = dict(before)
         for rule in self.rules.rule:
             meant = chosen(self._store, rule.select, now) if rule.select else None
             for subject, detail in self._holds(rule, heard_ms, happened, now).items():
@@ -111,10 +111,11 @@ class Alerts:
                 if (meant is None or device in meant) and len(known) < _MAX_OPEN:
                     known[rule.name, subject] = self._hold(rule, subject, device, detail, known, now)
         by_name = {rule.name: rule for rule in self.rules.rule}
-        for each in known.values():
+        for key, each in known.items():
             if self._is_over(each, by_name.get(each.rule), now):
-                self._store.alerts.save(replace(each, state=RESOLVED, ended_ms=now.wall_ms))
+                known[key] = replace(each, state=RESOLVED, ended_ms=now.wall_ms)
                 self._tries.pop(each.id, None)
+        self._store.alerts.save(*(each for key, each in known.items() if each != before.get(key)))
         self._well.clear()
 
     def _holds(
@@ -151,10 +152,7 @@ class Alerts:
     def _hold(self, rule: Rule, subject: str, device: str, detail: str, known: Mapping[Key, Alert], now: Now) -> Alert:
         before = known.get((rule.name, subject))
         if before is not None:
-            found = replace(before, seen_ms=now.wall_ms, detail=detail[:500])
-            if found != before:
-                self._store.alerts.save(found)
-            return found
+            return replace(before, seen_ms=now.wall_ms, detail=detail[:500])
         last = self._store.alerts.last(rule.name, subject)
         silenced = (last.silenced_ms, last.silenced_by) if last is not None else (0, "")
         return self._store.alerts.add(
