@@ -332,9 +332,8 @@ class CoordinatorCore:
         with self.events.survived("", "fault", "looking at rollouts", now):
             self.rollouts.tick(now)
         if self.dialogue.is_connected:
-            for device in sorted(self.rollouts.to_tell):
-                with self.events.survived(device, "fault", "telling it what to run", now):
-                    self.dialogue.tell(device, now)
+            with self.events.survived("", "fault", "telling devices of a rollout what to run", now):
+                self.dialogue.tell_some(self.rollouts.to_tell, now)
             self.rollouts.to_tell.clear()
         if self.dialogue.is_connected and now.s >= self._next_telling_s:
             self._next_telling_s = now.s + self._config.reassert_s

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import deque
+from collections.abc import Set
 from dataclasses import replace
 
 from edge.channel import topics
@@ -308,6 +309,16 @@ class Dialogue:
         for each in self._releases.wanted(device, now):
             self._send_desired(device, each, now)
         self._say_orders(device, now)
+
+    def tell_some(self, devices: Set[str], now: Now) -> None:
+        """Tell devices what their models should run; what goes wrong with one costs that one."""
+        if not devices:
+            return
+        for device, wanted in self._releases.wanted_by_all(now, devices):
+            with self._events.survived(device.id, "fault", "telling it what to run", now):
+                for each in wanted if device.born else ():
+                    self._send_desired(device.id, each, now)
+                self._say_orders(device.id, now)
 
     def tell_all(self, now: Now) -> None:
         """Tell every device that is not where it should be. The database says so, not the broker's memory."""

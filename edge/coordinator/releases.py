@@ -5,7 +5,7 @@ A release is never changed. Its counter is above all that this database and any 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from edge.coordinator.bundles import Bundles
 from edge.coordinator.checks import mismatch
 from edge.coordinator.differences import contents, difference
 from edge.coordinator.events import Events
-from edge.coordinator.records import Device, KnownDevice, Model, Release, as_dict
+from edge.coordinator.records import Device, Model, Release, as_dict
 from edge.coordinator.rollout.states import DESIRED
 from edge.coordinator.rollout.window import offset_min
 from edge.coordinator.rollout.words import is_on_its_way, wants
@@ -469,21 +469,19 @@ class Releases:
             for each in self.wanted(device)
         ]
 
-    def wanted_by_all(self, now: Now | None = None) -> list[tuple[Device, list[Wanted]]]:
-        """What the models of all devices should run, see `wanted`."""
+    def wanted_by_all(self, now: Now | None = None, only: Set[str] | None = None) -> list[tuple[Device, list[Wanted]]]:
+        """What the models of all devices, or `only` of these, should run, see `wanted`."""
         with self._store.transaction():
+            names = [each.id for each in self._store.devices.all()] if only is None else sorted(only)
+            known = self._store.devices.known_of(names)
             releases, tags = self._store.releases.all(), self._store.devices.tags()
-            models: dict[str, list[Model]] = {}
-            for model in self._store.devices.models():
-                models.setdefault(model.device, []).append(model)
-            devices = self._store.devices.all()
-            targeted = self._targeted(devices, now)
+            targeted = self._targeted([each.device for each in known.values()], now)
             is_halted = self._is_halted()
-        known = [KnownDevice(device=device, models=tuple(models.get(device.id, ()))) for device in devices]
         return [
-            (each.device, wanted(releases, each, tags.get(each.device.id, {}), own, is_halted=is_halted))
-            for each in known
-            for own in [targeted.get(each.device.id, [])]
+            (each.device, wanted(releases, each, tags.get(name, {}), targeted.get(name, []), is_halted=is_halted))
+            for name in names
+            for each in [known.get(name)]
+            if each is not None
         ]
 
 
