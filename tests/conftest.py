@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import tempfile
 import warnings
+from collections.abc import Callable
 from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
@@ -94,9 +96,26 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
     return x[500:], y[500:]
 
 
+def _once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Path]) -> Path:
+    """A file that the first of several test processes makes in a folder, and the others wait for."""
+    base = factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        made = folder / "made"
+        if not made.exists():
+            folder.mkdir()
+            made.write_text(make(folder).name)
+        return folder / made.read_text()
+
+
 @pytest.fixture(scope="session")
 def digits_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A digits CNN with a linear head of 64 features, int8, with labelled calibration data."""
+    return _once(tmp_path_factory, "digits", _digits_bundle)
+
+
+def _digits_bundle(folder: Path) -> Path:
     import torch
     from torch import nn
 
@@ -105,7 +124,6 @@ def digits_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from edge.contract.profile import load_profile
     from tests.converter.models import convert
 
-    folder = tmp_path_factory.mktemp("digits")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     torch.manual_seed(7)
@@ -150,6 +168,10 @@ def digits_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def mlp_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bare state_dict of a 784-128-10 network, both layers trainable: the head is an MLP, and there is no data."""
+    return _once(tmp_path_factory, "mlp", _mlp_bundle)
+
+
+def _mlp_bundle(folder: Path) -> Path:
     import torch
     from torch import nn
 
@@ -157,7 +179,6 @@ def mlp_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from edge.contract.profile import load_profile
     from tests.converter.models import convert
 
-    folder = tmp_path_factory.mktemp("mlp")
     threads = torch.get_num_threads()
     (folder / "net.py").write_text(
         "from torch import nn\n\n\n"
@@ -182,13 +203,17 @@ def mlp_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def voice_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A voice detector: audio and a recurrent state, a constant rate, no head that learns."""
+    return _once(tmp_path_factory, "voice", _voice_bundle)
+
+
+def _voice_bundle(folder: Path) -> Path:
     import torch
 
     from converter.plan import Constant
     from tests.converter.models import convert, plan
     from tests.converter.test_kinds_of_models import RATE, VoiceDetector, voice
 
-    file = tmp_path_factory.mktemp("voice") / "voice.onnx"
+    file = folder / "voice.onnx"
     torch.manual_seed(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter that is older than torch wishes
@@ -210,12 +235,16 @@ def voice_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def detector_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A detector for pictures of any size: boxes and scores of as many cells as there are."""
+    return _once(tmp_path_factory, "detector", _detector_bundle)
+
+
+def _detector_bundle(folder: Path) -> Path:
     import torch
 
     from tests.converter.models import convert, plan
     from tests.converter.test_kinds_of_models import Detector, squares
 
-    file = tmp_path_factory.mktemp("detector") / "detector.onnx"
+    file = folder / "detector.onnx"
     torch.manual_seed(0)
     axes = {0: "batch", 2: "height", 3: "width"}
     with warnings.catch_warnings():
@@ -238,6 +267,11 @@ def detector_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def masked_bundles(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """An image and a mask to a class of three and an embedding: with a head that learns the class, and without one."""
+    learns = _once(tmp_path_factory, "masked", _masked_bundles)
+    return learns, learns.with_name("fixed.edge")
+
+
+def _masked_bundles(folder: Path) -> Path:
     import torch
     from torch import nn
 
@@ -253,7 +287,6 @@ def masked_bundles(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path
             seen = torch.relu(self.look(image.flatten(1) * mask.flatten(1).to(image.dtype)))
             return self.kind(seen), nn.functional.normalize(self.where(seen), dim=1)
 
-    folder = tmp_path_factory.mktemp("masked")
     torch.manual_seed(0)
     model, rng = Masked().eval(), torch.Generator().manual_seed(1)
     image, mask = torch.rand(120, 1, 3, 4, generator=rng), (torch.rand(120, 3, 4, generator=rng) > 0.3).long()
@@ -266,9 +299,7 @@ def masked_bundles(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path
         class_names=["ok", "scratch", "dent"],
         calibration=({"image": image, "mask": mask}, y),
     )
-    found = []
     for name, trainable in (("learns", "kind.*"), ("fixed", "none")):
         output = folder / f"{name}.edge"
         convert(plan(folder / "masked.pth", output=output, trainable=trainable, quantize="none", answer="output_0"))
-        found.append(output)
-    return found[0], found[1]
+    return folder / "learns.edge"
