@@ -113,7 +113,7 @@ def asked_while_labels_come(
             agent.predict(name, as_seen_by(device, data.stream_x[sample : sample + 1])[0])
             agent.label(name, int(data.stream_y[sample]))
         at += 1
-        time.sleep(0.01)
+        time.sleep(0.05)
     said, _ = command.communicate()
     return command.returncode, said.strip()
 
