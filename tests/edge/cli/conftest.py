@@ -20,7 +20,7 @@ from edge.coordinator.artifacts import ArtifactStore
 from edge.coordinator.broker import find_mosquitto
 from edge.coordinator.config import CoordinatorConfig
 from edge.coordinator.core import CoordinatorCore
-from edge.coordinator.store.store import Store
+from tests.support.fleet import store_in
 
 NOW = Now(1000.0, 1_800_000_000_000)
 
@@ -37,7 +37,7 @@ def core(
 ) -> Iterator[CoordinatorCore]:
     """A coordinator that the command line reaches."""
     config = CoordinatorConfig(fleet="lab", name="c", data_dir=tmp_path, auto_merge=False)
-    store = Store(tmp_path / "db.sqlite")
+    store = store_in(tmp_path / "db.sqlite")
     made = CoordinatorCore(config, store, ArtifactStore(tmp_path / "artifacts"))
     made.transport(Connected(session_present=False, max_packet_bytes=1 << 20), moment)
     made.add_artifact(digits_bundle.read_bytes(), digits_bundle)
