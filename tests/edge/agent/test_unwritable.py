@@ -68,23 +68,23 @@ def test_whichever_write_of_an_update_is_the_first_to_fail_the_last_good_model_a
             agent = fleet.agents["one"]
             push(fleet, other_bundle)
             with full_from(step, tmp_path / "one", monkeypatch) as made:
-                fleet.run(6.0)
+                fleet.run(6.0, dt_s=0.5)
                 answers_and_learns(fleet, f"full{step}-")
                 ends.add(str(agent.model.deployment.state))
-                fleet.run(2.0)
+                fleet.run(2.0, dt_s=0.5)
                 fleet.device("one")
             if made[0] < step:
                 break
             told = [row.detail for row in fleet.store.events.newest(30)] + [fleet.device("one").state_detail]
             assert any("No space left" in text for text in told), (step, told)
             counter = push(fleet, other_bundle)
-            fleet.until(f"healed after {step}", lambda: fleet.converged(counter), 90.0)  # noqa: B023
+            fleet.until(f"healed after {step}", lambda: fleet.converged(counter), 90.0, dt_s=0.5)  # noqa: B023
             answers_and_learns(fleet, f"healed{step}-")
             record = json.loads((tmp_path / "one" / "models" / "digits" / "model.json").read_bytes())
             assert (record["release"], record["state"]) == (counter, "active")
             while agent.host.slots.record.bundle:  # back to what it came with
                 agent.core.request({"op": "rollback"}, fleet.now)
-            fleet.run(1.0)
+            fleet.run(1.0, dt_s=0.5)
         assert step > 8
         assert {"failed", "active"} <= ends
     finally:
@@ -125,14 +125,14 @@ def test_whatever_size_write_itself_refuses_the_last_good_model_answers_and_it_h
             with monkeypatch.context() as inside:  # the device's writes; the coordinator has another disk
                 inside.setattr(agent, "tick", limited(tick))
                 inside.setattr(agent.core, "request", limited(request))
-                fleet.run(6.0)
+                fleet.run(6.0, dt_s=0.5)
                 answers_and_learns(fleet, f"torn{size}-")
                 assert agent.host.model.learned.lineage
-                fleet.run(2.0)
+                fleet.run(2.0, dt_s=0.5)
             told = [row.detail for row in fleet.store.events.newest(30)] + [fleet.device("one").state_detail]
             told_of += any("File too large" in text for text in told)
             counter = push(fleet, other_bundle)
-            fleet.until(f"healed after {size}", lambda: fleet.converged(counter), 90.0)  # noqa: B023
+            fleet.until(f"healed after {size}", lambda: fleet.converged(counter), 90.0, dt_s=0.5)  # noqa: B023
             answers_and_learns(fleet, f"healed{size}-")
             before = agent.host.model.n_samples
             fleet.crash_agent("one")  # what was acknowledged is there after a restart
@@ -142,7 +142,7 @@ def test_whatever_size_write_itself_refuses_the_last_good_model_answers_and_it_h
             assert agent.host.slots.record.release == counter
             while agent.host.slots.record.bundle:
                 agent.core.request({"op": "rollback"}, fleet.now)
-            fleet.run(1.0)
+            fleet.run(1.0, dt_s=0.5)
         assert told_of >= 3
     finally:
         fleet.close()
@@ -199,7 +199,7 @@ def test_a_small_file_that_is_damaged_is_told_and_put_aside_and_the_pushed_bundl
             else:
                 path.write_bytes(damage)
             agent = fleet.start_agent("one")
-            fleet.run(1.0)
+            fleet.run(1.0, dt_s=0.5)
             assert fleet.device("one").online or name == "device.json", damage  # that is a new identity
             assert any(f"{path.name} was damaged" in row.detail for row in fleet.store.events.newest(20)), damage
             assert path.with_name(f"{path.name}.damaged").exists()
@@ -208,6 +208,6 @@ def test_a_small_file_that_is_damaged_is_told_and_put_aside_and_the_pushed_bundl
             assert json.loads(path.read_bytes()).keys() == good.keys(), "it is written again"
             aside = path.with_name(f"{path.name}.damaged")
             shutil.rmtree(aside) if aside.is_dir() else aside.unlink()
-            fleet.run(11.0)  # events of the next one are new ones
+            fleet.run(11.0, dt_s=2.0)  # events of the next one are new ones
     finally:
         fleet.close()
