@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from edge.contract import manifest as m
 from edge.contract.bundle import Bundle
-from edge.contract.choices import LEARNERS
+from edge.contract.choices import EXECUTORS, LEARNERS
 from edge.contract.errors import ConfigError
 from edge.contract.manifest import HeadSpec, LinearLayer
 from edge.contract.projection import BYTES_PER_SQUARE
@@ -43,6 +43,7 @@ class Workshop:
         per_class: Replayed samples of each class.
         max_state_mb: Memory that a learner may take.
         seed: Of replay draws.
+        fastest: The executor that was measured to be the fastest; empty before.
     """
 
     bundle: Bundle
@@ -52,6 +53,7 @@ class Workshop:
     per_class: int
     max_state_mb: float
     seed: int
+    fastest: list[str] = field(default_factory=list, init=False)
 
     @property
     def head(self) -> HeadSpec:
@@ -172,11 +174,17 @@ class Workshop:
             prior = prior.projected(projection)
         return StatisticsLearner(linear, shipped, self.task, prior, method, forgetting, projection)
 
+    def _step(self) -> TrainStep:
+        """A training step; which executor is the fastest is measured for the first one only."""
+        opened = open_trainer(self.bundle, *(self.fastest or [self.executor]))
+        if opened.executor in EXECUTORS:  # else it is one of a kind that has to be looked for: on a GPU
+            self.fastest[:] = [opened.executor]
+        return opened.step
+
     def _sgd(self, per_class: int, whitening: Whitening | None) -> SgdLearner:
         head = self.head
-        step: TrainStep = open_trainer(self.bundle, self.executor).step
         return SgdLearner(
-            step,
+            self._step(),
             head.features.sample_shape,
             self.task,
             head.learning_rate * (BATCH_RATE if per_class else 1.0),

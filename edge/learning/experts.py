@@ -117,6 +117,7 @@ class Experts:
         self.shares = shares
         self.adwin = Adwin(DRIFT_DELTA)
         self._machines: dict[str, Learner] = {}
+        self._begun: dict[str, Any] = {}
 
     def shipped_answer(self, features: FloatArray) -> FloatArray:
         """``(batch, n_outputs)`` of the head as shipped."""
@@ -177,7 +178,7 @@ class Experts:
         """What a device knows at first."""
         names = (TRUSTED, SHIPPED, *self._make)
         experts: dict[str, Any] = {TRUSTED: Head(self._shipped), SHIPPED: Head(self._shipped)}
-        experts |= {name: make().value for name, make in self._make.items()}
+        experts |= {name: self._first(name) for name in self._make}
         return Learned(
             class_names=self.shipped_names,
             lineage=lineage,
@@ -193,6 +194,13 @@ class Experts:
             temperature=1.0,
             trial=None,
         )
+
+    def _first(self, name: str) -> Any:
+        """What a learner knows before anything came. To make one takes longer than to load what it knows."""
+        if name not in self._begun:
+            self._machines[name] = self._make[name]()
+            self._begun[name] = self._machines[name].value
+        return self._begun[name]
 
     def outputs(self, learned: Learned, features: FloatArray) -> FloatArray:
         """``(k, batch, n_outputs)`` of every expert."""

@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge.agent import OnDeviceModel, on_device_model, releases
+from edge.agent import OnDeviceModel, candidates, on_device_model, releases
 from edge.contract.errors import BundleError, ConfigError, LearningError, ResourceError
+from edge.inference.trainers import Opened, open_trainer
 from edge.learning.events import Contributed, HeadOffered
 from edge.learning.exchange import HeadRelease
 from edge.learning.trial import Finding
@@ -872,6 +873,25 @@ def test_evaluates_itself_beside_the_head_as_shipped(digits_bundle: Path) -> Non
     for samples, labels in ((x[:0], y[:0]), (x[:2], y[:3]), (x[0], y[:1])):
         with pytest.raises(LearningError):
             model.evaluate(samples, labels)
+
+
+def test_opening_makes_each_learner_once_and_measures_executors_once(
+    tmp_path: Path, digits_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a snapshot is read, and its value is compared with a fresh one."""
+    opened: list[Opened] = []
+
+    def counted(*arguments: Any) -> Opened:
+        opened.append(open_trainer(*arguments))
+        return opened[-1]
+
+    monkeypatch.setattr(candidates, "open_trainer", counted)
+    for _ in range(2):
+        opened.clear()
+        model = OnDeviceModel.open(digits_bundle, tmp_path)
+        assert [bool(each.measured_us) for each in opened] == [True]
+        model.learn(*turned_labels(4))
+        model.close()
 
 
 def test_restores_an_earlier_value_and_forgets_everything_when_asked(
