@@ -121,10 +121,9 @@ def convert(
     torch.set_num_threads(available_threads())
     stage = _Clock(tell)
 
-    # It starts while the model is loaded and exported.
     with Benchmark() if benchmark is None else contextlib.nullcontext(benchmark) as measuring:
         try:
-            ready = _worked_on(plan, stage)
+            ready = _worked_on(plan, stage, measuring)
         except ConversionError as exc:
             asked = plan.quantize == "auto" and isinstance(exc, NoValuesError)  # with what it asks for more can be done
             if asked or not _may_be_carried(plan):
@@ -193,12 +192,13 @@ def convert(
     return Conversion(report=report)
 
 
-def _worked_on(plan: ConversionPlan, stage: Stage) -> Ready:
+def _worked_on(plan: ConversionPlan, stage: Stage, measuring: Benchmark) -> Ready:
     """After this the model is a graph that can be quantized, cut where its trainable layers begin."""
     stage("loading the model")
     original = load_original(plan, in_float32=plan.quantize != "none")
     _check_targets(original, plan)
     _check_size(original, plan)
+    measuring.start()  # while the model is exported
     stage("exporting to ONNX")
     exported, original, evaluation, check = checked_export(original, plan)
     if plan.profile.architecture == "aarch64":

@@ -162,7 +162,7 @@ def peak_memory_bytes() -> int:
 
 
 class Benchmark:
-    """A server to measure with; use it in a ``with`` statement.
+    """A server to measure with, started when it is first needed, or before; use it in a ``with`` statement.
 
     Args:
         budget_s: How long to repeat a run, for each model.
@@ -170,22 +170,36 @@ class Benchmark:
 
     def __init__(self, budget_s: float = 0.1) -> None:
         self.budget_s = budget_s
+        self._running: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Benchmark:
+        return self
+
+    def start(self) -> None:
+        """Start it, if it does not run: who does this early does not wait for it later."""
+        if self._running is not None:
+            return
         command = [sys.executable, "-m", "edge.inference.onnx_benchmark"]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-        self._server = subprocess.Popen(
+        self._running = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environment,
             start_new_session=True,  # Ctrl-C is for us; we end it
         )
-        return self
+
+    @property
+    def _server(self) -> subprocess.Popen[bytes]:
+        self.start()
+        assert self._running is not None
+        return self._running
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._running is None:
+            return
         # It ends by itself when nobody asks any more: killed while it starts, it would leave a temporary file.
         assert self._server.stdin is not None
         assert self._server.stdout is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -130,7 +131,7 @@ def test_memory_does_not_grow_with_samples(rig: Rig) -> None:
     learner = rig.new()
     learner.learn_many(*rig.samples)
     size = size_bytes(saved(learner))
-    for _ in range(4):
+    for _ in range(2):
         learner.learn_many(*rig.samples)
     assert size_bytes(saved(learner)) == size
 
@@ -168,7 +169,7 @@ def test_a_restored_learner_is_the_same_and_goes_on_the_same(rig: Rig) -> None:
 
 def test_restoring_at_every_sample_changes_nothing(rig: Rig) -> None:
     whole, cut = rig.new(), rig.new()
-    for i in range(40):
+    for i in range(40 if rig.is_closed else 12):  # those that solve do so for a block of 32
         again = rig.new()
         restore(again, saved(cut), rig.task.n_outputs)
         cut = again
@@ -229,15 +230,14 @@ def test_a_value_of_another_learner_is_refused_and_nothing_changes(rig: Rig) -> 
     assert snapshot(learner) == before
 
 
-@pytest.mark.parametrize("damage", ["missing", "another shape", "scalar"])
-def test_refuses_a_state_that_is_not_its_own_and_nothing_changes(rig: Rig, damage: str) -> None:
+def test_refuses_a_state_that_is_not_its_own_and_nothing_changes(rig: Rig) -> None:
     giver, learner = rig.new(), rig.new()
     giver.learn_many(*rig.samples)
     giver.contribution()
     learner.learn_many(*part(rig.samples, 0, 30))
     before = snapshot(learner)
     good = saved(giver)
-    for name in good:
+    for name, damage in itertools.product(good, ("missing", "another shape", "scalar")):
         bad = dict(good)
         if damage == "missing":
             del bad[name]
@@ -247,7 +247,7 @@ def test_refuses_a_state_that_is_not_its_own_and_nothing_changes(rig: Rig, damag
             bad[name] = np.zeros(shape, np.float16 if is_number else good[name].dtype)
         with pytest.raises(LearningError):
             restore(learner, bad, rig.task.n_outputs)
-        assert snapshot(learner) == before, name
+        assert snapshot(learner) == before, (name, damage)
     restore(learner, good, rig.task.n_outputs)
     assert snapshot(learner) == snapshot(giver)
 
@@ -464,8 +464,7 @@ def test_distrusting_the_past_lets_the_new_world_win(rig: Rig) -> None:
     losses = []
     for distrusts in (True, False):
         learner = rig.new()
-        for _ in range(2):
-            learner.learn_many(*further(rig))
+        learner.learn_many(*further(rig))
         new = further(rig, turn=True)
         learner.learn_many(*part(new, 0, 30))
         if distrusts:
@@ -514,15 +513,14 @@ def test_a_merge_that_includes_everything_is_taken_as_it_is(rig: Rig) -> None:
     same(learner.parameters(), head, 1e-5 if rig.is_whitened else 0.0)
 
 
-@pytest.mark.parametrize("included", [13, 10**9])
-def test_a_version_that_nobody_remembers_is_taken_as_all_of_it(rig: Rig, included: int) -> None:
-    learner, twin = rig.new(), rig.new()
-    for each, version in ((learner, included), (twin, 40)):
+def test_a_version_that_nobody_remembers_is_taken_as_all_of_it(rig: Rig) -> None:
+    older, newer, twin = rig.new(), rig.new(), rig.new()
+    for each, version in ((older, 13), (newer, 10**9), (twin, 40)):
         each.learn_many(*part(rig.samples, 0, 40))
         merged = each.contribution()
         each.rebase({name: array + 1 for name, array in each.parameters().items()}, merged, version)
-        each.learn_many(*part(rig.samples, 40))
-    assert snapshot(learner) == snapshot(twin)
+        each.learn_many(*part(rig.samples, 40, 60))
+    assert snapshot(older) == snapshot(newer) == snapshot(twin)
 
 
 def test_learning_goes_on_after_a_head_without_statistics(rig: Rig) -> None:
