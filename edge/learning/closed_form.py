@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +43,8 @@ TRUSTED_PAST = 20.0
 # into the sums: over d / 2 samples that is what adding each of them costs anyway.
 _LEAST_BLOCK = 32
 _LARGEST_GAIN = 1e6
+# Features up to which the factor of the value before is kept beside that of the newest: 2 MB.
+_LONGEST_TWICE = 512
 # Less than this is no sample.
 _NOTHING = 1e-9
 
@@ -246,8 +248,9 @@ class StatisticsLearner:
         )
         # What follows from the value, as far as it was asked for.
         self._factor: Factor | None = None
-        # For as long as somebody holds the value: a shadow or a trial asks two of them in turn, sample by sample.
+        # Of two values, too: a shadow asks and teaches the one before a release in turn with the one since.
         self._solved: WeakKeyDictionary[StatisticsKnowledge, Parameters] = WeakKeyDictionary()
+        self._aside: tuple[ref[StatisticsKnowledge], Factor | None] | None = None
 
     @property
     def value(self) -> StatisticsKnowledge:
@@ -261,7 +264,9 @@ class StatisticsLearner:
         is_ours = isinstance(value, StatisticsKnowledge) and len(value.own.moment) == self._n_statistics + 1
         if not is_ours or not value.block.is_whole:
             raise LearningError("what is to be loaded is not what this learner knows")
-        self._become(value)
+        factor = self._aside[1] if self._aside is not None and self._aside[0]() is value else None
+        self._aside = (ref(self._value), self._factor) if self._n_statistics <= _LONGEST_TWICE else None
+        self._become(value, factor)
 
     def template(self, n_outputs: int) -> StatisticsKnowledge:
         """See `edge.learning.learner.Learner.template`."""

@@ -12,6 +12,7 @@ import pytest
 from edge.contract.errors import LearningError
 from edge.contract.projection import BYTES_PER_SQUARE
 from edge.contract.recipe import TrainingRecipe
+from edge.learning import closed_form
 from edge.learning.closed_form import PRIOR_SAMPLES, TRUSTED_PAST, StatisticsLearner
 from edge.learning.solve import Factor, Method
 from edge.learning.statistics import HeadStatistics
@@ -351,3 +352,34 @@ def test_two_values_that_are_asked_in_turn_are_solved_once(
     fresh.load(before)
     learner.load(before)
     same(learner.parameters(), fresh.parameters())
+
+
+def test_two_values_that_are_taught_in_turn_are_factored_once_and_learn_as_if_alone(
+    new_statistics_learner: New, samples: Samples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (x, y), made = samples, list[Any]()
+
+    class Counted(Factor):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            made.append(args)
+            super().__init__(*args, **options)
+
+    monkeypatch.setattr(closed_form, "Factor", Counted)
+    learner, alone = new_statistics_learner(), [new_statistics_learner(), new_statistics_learner()]
+    for one, many in zip(alone, (20, 40), strict=True):
+        one.learn_many(x[:many], y[:many])
+    values = [one.value for one in alone]
+    for i in range(60, 68):
+        for k, one in enumerate(alone):
+            learner.load(values[k])
+            learner.learn_many(x[i : i + 1], y[i : i + 1])
+            values[k] = learner.value
+            same(learner.parameters(), _taught(one, x[i : i + 1], y[i : i + 1]))
+        if i == 60:
+            made.clear()
+    assert len(made) < 8, "one for each label and value were 14 more"
+
+
+def _taught(learner: StatisticsLearner, x: np.ndarray, y: np.ndarray) -> Any:
+    learner.learn_many(x, y)
+    return learner.parameters()
