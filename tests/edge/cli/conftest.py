@@ -50,6 +50,8 @@ def core(
         line=lambda: made.dialogue.line.state,
     )
 
+    loop = asyncio.Runner()
+
     class Client:
         def __init__(self, headers: dict[str, str] | None = None, **_: object) -> None:
             self.headers = headers or {}
@@ -62,10 +64,11 @@ def core(
                 async with httpx.AsyncClient(transport=httpx.ASGITransport(api), base_url="http://localhost") as client:
                     return await client.request(method, path, headers=self.headers, **arguments)
 
-            return asyncio.run(ask())
+            return loop.run(ask())
 
     monkeypatch.setattr(httpx, "Client", Client)
     yield made
+    loop.close()
     store.close()
 
 

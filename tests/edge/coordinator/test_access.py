@@ -57,6 +57,11 @@ class Web:
             line=lambda: self.core.dialogue.line.state,
         )  # fmt: skip
         self.described = Described(self.app)
+        self._loop = asyncio.Runner()
+
+    def close(self) -> None:
+        self._loop.close()
+        self.store.close()
 
     def ask(self, method: str, path: str, token: str | None = None, **arguments: Any) -> httpx.Response:
         headers = {"authorization": f"Bearer {token}"} if token else {}
@@ -69,7 +74,7 @@ class Web:
             async with httpx.AsyncClient(transport=transport, base_url=f"http://{host}") as client:
                 return await client.request(method, path, headers=headers, **arguments)
 
-        answer = asyncio.run(ask())
+        answer = self._loop.run(ask())
         self.described.look(answer)
         return answer
 
@@ -90,7 +95,7 @@ class Web:
 def web(tmp_path: Path) -> Iterator[Web]:
     made = Web(tmp_path)
     yield made
-    made.store.close()
+    made.close()
 
 
 def routes(app: FastAPI) -> list[tuple[str, APIRoute]]:
@@ -196,7 +201,7 @@ def test_who_guesses_waits_and_locks_out_nobody_with_a_token(tmp_path: Path) -> 
     join = {"token": "join_x", "device": "cam", "number": "0" * 16}
     codes = [web.ask("POST", "/api/v1/enrol", json=join, address="10.0.0.9").status_code for _ in range(TRIES + 1)]
     assert codes == [422] * TRIES + [429]
-    web.store.close()
+    web.close()
 
 
 def test_what_is_not_known_is_refused_by_its_name(web: Web) -> None:

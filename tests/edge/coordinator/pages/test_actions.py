@@ -21,7 +21,7 @@ BROWSER = {"accept": "text/html"}
 def web(tmp_path: Path) -> Iterator[Web]:
     made = Web(tmp_path)
     yield made
-    made.store.close()
+    made.close()
 
 
 class Browser:

@@ -61,4 +61,4 @@ def test_what_stands_on_every_page_is_sent_with_each_that_is_followed(tmp_path: 
     web = Web(tmp_path)
     values = {"line": web.core.dialogue.line.state, "rollouts": [], "paused": "", "can": False}
     assert "data-deaf" in render.fragments("rollouts.html", values)["live_line"]
-    web.store.close()
+    web.close()

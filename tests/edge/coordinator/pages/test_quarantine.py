@@ -50,4 +50,4 @@ def test_a_quarantine_is_in_state_and_filter_with_its_reason_and_ends_by_a_butto
     assert operator.get("/devices/nobody/approve").status_code == 200
     refused = operator.send("/devices/nobody/approve", operator.form("/devices/nobody/approve"))
     assert (refused.status_code, "unknown device nobody" in refused.text) == (422, True)
-    web.store.close()
+    web.close()
