@@ -207,6 +207,8 @@ def devices(connect: Any, query: str, is_all: bool, as_json: bool) -> None:
     \b
     edge-fleet devices
     edge-fleet device list --where 'online = false and samples > 100'
+
+    Without a line to the broker nobody knows which are online, and a query that asks for it is refused.
     """
     rows = connect().call("GET", "/api/v1/devices", params={"q": query} if query else {})
     if not (is_all or as_json):

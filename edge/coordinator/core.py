@@ -29,6 +29,7 @@ from edge.coordinator.events import Events
 from edge.coordinator.holdout import Holdout
 from edge.coordinator.intake import Intake
 from edge.coordinator.learning import Learning
+from edge.coordinator.line import LineState
 from edge.coordinator.merges import Merges
 from edge.coordinator.receipts import Receipts
 from edge.coordinator.records import Device, Order, Release
@@ -111,7 +112,11 @@ class CoordinatorCore:
         )  # fmt: skip
         self._room = artifacts.room
         own_disk = None if config.database else self._room
-        self.alerts = Alerts(config.alerts, config.fleet, config.name, store)
+
+        def line() -> LineState:
+            return self.dialogue.line.state
+
+        self.alerts = Alerts(config.alerts, config.fleet, config.name, store, line)
         watch = None if config.is_shared else self.alerts.telemetry
         self._watched_id = -1  # of telemetry that others took in
         self.registry = Registry(store, self.events, config.unknown, self._clone, own_disk, watch)
@@ -121,7 +126,7 @@ class CoordinatorCore:
         self.learning = Learning(config, store, artifacts, bundles, merges, self.events, self.receipts, sites)
         self.checkpoints = Checkpoints(store, artifacts, self.events)
         draw = np.random.default_rng(0) if rng is None else rng
-        self.rollouts = Rollouts(store, artifacts, bundles, self.events, lambda: draw.bytes(16).hex())
+        self.rollouts = Rollouts(store, artifacts, bundles, self.events, lambda: draw.bytes(16).hex(), line)
         self.dialogue = Dialogue(
             config.fleet,
             store,

@@ -129,7 +129,7 @@ def add_device_routes(
     ) -> list[dict[str, Any]]:
         """Devices by name; `q` chooses (the language of plans), `after` is the name of the last one of a page."""
         now = clock()
-        meant = chosen(store, q, now) if q else None
+        meant = chosen(store, q, line(), now) if q else None
         found = [row for row in rows(now.wall_ms) if row["id"] > after and (meant is None or row["id"] in meant)]
         return found[:limit]
 

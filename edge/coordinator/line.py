@@ -83,6 +83,11 @@ class LineState:
             return SILENT
         return ONLINE if was_heard else NOT_KNOWN
 
+    def is_online(self, device: Device, now_ms: int) -> bool | None:
+        """Whether a device is there; None where that is not known."""
+        found = self.condition(device, now_ms)
+        return None if found == NOT_KNOWN else found == ONLINE
+
 
 class Line:
     """The coordinator's own connection, as its operator wants to know it.

@@ -17,6 +17,7 @@ from edge.contract.errors import ConflictError, RolloutError
 from edge.coordinator.artifacts import ArtifactStore
 from edge.coordinator.bundles import Bundles
 from edge.coordinator.events import Events
+from edge.coordinator.line import LineState
 from edge.coordinator.pacing import check_pace
 from edge.coordinator.records import Release, Transition
 from edge.coordinator.rollout import advance as steps
@@ -55,19 +56,21 @@ class Rollouts:
         bundles: Those that are known.
         events: For what people should see.
         draw: Draws a seed that nobody can foresee.
+        line: How the line to the broker is now.
 
     Attributes:
         to_tell: Devices that are to be told anew what they should run; the caller empties it.
     """
 
     def __init__(
-        self, store: Store, artifacts: ArtifactStore, bundles: Bundles, events: Events, draw: Callable[[], str]
-    ) -> None:
+        self, store: Store, artifacts: ArtifactStore, bundles: Bundles, events: Events, draw: Callable[[], str],
+        line: Callable[[], LineState],
+    ) -> None:  # fmt: skip
         self._store = store
         self._artifacts = artifacts
         self._way_back = WayBack(store, artifacts, bundles, events)
         self._events = events
-        self._draw = draw
+        self._draw, self._line = draw, line
         self.to_tell: set[str] = set()
         self._run_s = float(store.rollouts.setting(RUN_CLOCK) or 0.0)
         self._kept_s = self._run_s
@@ -85,7 +88,7 @@ class Rollouts:
             RolloutError: There is no such release.
         """
         release = self._release(plan)
-        return forecast(self._store, plan, release, self._artifacts.get(release.digest).size_bytes, now)
+        return forecast(self._store, plan, release, self._artifacts.get(release.digest).size_bytes, self._line(), now)
 
     def start(self, plan: Plan, who: str, now: Now, *, supersede: bool = False, begin: bool = True) -> Rollout:
         """Make a rollout of a plan, and start it.
@@ -102,7 +105,7 @@ class Rollouts:
         """
         release = self._release(plan)
         with self._store.transaction():
-            found = selected(self._store, plan, release, now)
+            found = selected(self._store, plan, release, self._line(), now)
             if not found:
                 whom = f"the devices of {plan.select!r}" if plan.select else "any device"
                 raise RolloutError(f"release {release.counter} is not for {whom}; `edge-fleet devices` lists them")
@@ -375,8 +378,8 @@ class Rollouts:
         self._next_s = -math.inf
 
     def tick(self, now: Now) -> None:
-        """Do what is due."""
-        if self._seen_s is not None:
+        """Do what is due. The clock stands still while no device can be heard: nobody is late, and nothing is seen."""
+        if self._seen_s is not None and self._line().hears:
             self._run_s += max(now.s - self._seen_s, 0.0)
         self._seen_s = now.s
         if self._run_s - self._kept_s >= KEEP_CLOCK_S:
@@ -397,18 +400,18 @@ class Rollouts:
         self._store.rollouts.set(RUN_CLOCK, repr(self._run_s))
 
     def _advance(self, rollout: Rollout, now: Now, *, is_to_join: bool) -> int:
+        line = self._line()
         with self._store.transaction():
             targets = list(self._store.rollouts.targets(rollout.id))
             if is_to_join:
-                targets = joined(self._store, rollout, targets, now)
+                targets = joined(self._store, rollout, targets, line, now)
                 if rollout.state is RolloutState.COMPLETED and (gone := passed_by(self._store, rollout, targets)):
                     self._keep(rollout, steps.left(rollout, gone, self._run_s), now)
                     targets = list(self._store.rollouts.targets(rollout.id))
                 if rollout.state in _GOING and (why := overtaken(self._store, rollout, targets)):
                     self._keep(rollout, steps.order(rollout, targets, RolloutEvent.PAUSE, self._run_s, why=why), now)
                     return len(targets)
-            seen = self._store.devices.presence()
-            presence = {name: presence_of(online, last_ms, now) for name, (online, last_ms) in seen.items()}
+            presence = {each.id: presence_of(each, line, now) for each in self._store.devices.presence()}
             step = steps.advance(
                 rollout,
                 targets,

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from edge.contract.clock import Now
+from edge.coordinator.line import LineState
 from edge.coordinator.records import APPROVED, Device, Model, Release
 from edge.coordinator.rollout import plan as plans
 from edge.coordinator.rollout import query
@@ -21,41 +22,51 @@ from edge.coordinator.store.store import Store
 from edge.coordinator.wanted import desired, fits
 
 
-def selected(store: Store, plan: Plan, release: Release, now: Now) -> dict[Key, DeviceFacts]:
-    """The models of devices that a release fits and the plan means."""
+def selected(store: Store, plan: Plan, release: Release, line: LineState, now: Now) -> dict[Key, DeviceFacts]:
+    """The models of devices that a release fits and the plan means.
+
+    Raises:
+        RolloutError: The plan asks what is not known now: which devices are online, without a line to them.
+    """
     test = query.parse(plan.select)
-    devices = {each.id: each for each in store.devices.all() if each.born and each.admission == APPROVED}
+    known, of_devices = store.devices.at_a_glance()
+    devices = {each.id: each for each in known if each.born and each.admission == APPROVED}
     tags = store.devices.tags()
     models: dict[str, list[Model]] = {}
-    for model in store.devices.models():
+    for model in of_devices:
         models.setdefault(model.device, []).append(model)
     found = {}
     for name, device in devices.items():
         for model in models.get(name, []):
             if fits(release, model, is_only=len(models[name]) == 1):
-                facts = _facts(device, model, tags.get(name, {}), now)
+                facts = _facts(device, model, tags.get(name, {}), line, now)
                 if test(facts):
                     found[name, model.model] = facts
     return found
 
 
-def chosen(store: Store, text: str, now: Now) -> frozenset[str]:
-    """Devices of which a model, or where none is known they themselves, are as a query asks."""
+def chosen(store: Store, text: str, line: LineState, now: Now) -> frozenset[str]:
+    """Devices of which a model, or where none is known they themselves, are as a query asks.
+
+    Raises:
+        RolloutError: It is none, or asks what is not known now.
+    """
     test, tags = query.parse(text), store.devices.tags()
+    devices, of_devices = store.devices.at_a_glance()
     models: dict[str, list[Model]] = {}
-    for model in store.devices.models():
+    for model in of_devices:
         models.setdefault(model.device, []).append(model)
     return frozenset(
         device.id
-        for device in store.devices.all()
+        for device in devices
         for model in models.get(device.id, [Model(device=device.id)])
-        if test(_facts(device, model, tags.get(device.id, {}), now))
+        if test(_facts(device, model, tags.get(device.id, {}), line, now))
     )
 
 
-def forecast(store: Store, plan: Plan, release: Release, size_bytes: int, now: Now) -> dict[str, Any]:
+def forecast(store: Store, plan: Plan, release: Release, size_bytes: int, line: LineState, now: Now) -> dict[str, Any]:
     """What a plan would do: who is in which wave, how many bytes, and what gates will be able to see."""
-    found = selected(store, plan, release, now)
+    found = selected(store, plan, release, line, now)
     sized = sizes(len(found), plan.waves)
     order = in_order(found, plan.seed or "unforeseeable")
     waves, before = [], 0
@@ -87,14 +98,20 @@ def forecast(store: Store, plan: Plan, release: Release, size_bytes: int, now: N
     }
 
 
-def joined(store: Store, rollout: Rollout, targets: list[Target], now: Now) -> list[Target]:
-    """The targets of a rollout by now, kept: who came to match is last, who matches no more and waits is out."""
+def joined(store: Store, rollout: Rollout, targets: list[Target], line: LineState, now: Now) -> list[Target]:
+    """The targets of a rollout by now, kept: who came to match is last, who matches no more and waits is out.
+
+    Where nobody can tell who matches they stay as they are.
+    """
     if not rollout.plan.start.join or rollout.state in (RolloutState.DRAFT, RolloutState.REVERTING):
         return targets
     release = store.releases.get(rollout.plan.release)
     if release is None:
         return targets
-    matching = selected(store, rollout.plan, release, now)
+    try:
+        matching = selected(store, rollout.plan, release, line, now)
+    except query.NotKnownError:
+        return targets
     known = {target.key for target in targets}
     last, place = len(rollout.sizes) - 1, len(targets)
     new = [
@@ -159,8 +176,7 @@ def in_order(found: Iterable[Key], seed: str) -> list[Key]:
     return [by_name[name] for name in shuffled(list(by_name), seed)]
 
 
-def _facts(device: Device, model: Model, tags: Mapping[str, str], now: Now) -> DeviceFacts:
-    is_online = device.is_there(now.wall_ms)
+def _facts(device: Device, model: Model, tags: Mapping[str, str], line: LineState, now: Now) -> DeviceFacts:
     return DeviceFacts(
         id=device.id,
         profile=device.profile,
@@ -170,16 +186,20 @@ def _facts(device: Device, model: Model, tags: Mapping[str, str], now: Now) -> D
         release=model.release,
         agent=device.agent_version,
         state=model.state,
-        online=is_online,
-        heard_s=presence_of(is_online, device.last_seen_ms, now).heard_s,
+        online=line.is_online(device, now.wall_ms),
+        deaf=line.says,
+        heard_s=presence_of(device, line, now).heard_s,
         samples=model.samples,
         tags=tags,
     )
 
 
-def presence_of(online: bool, last_seen_ms: int, now: Now) -> Presence:
-    """What is known of a device, as steps want it."""
-    return Presence(is_online=online, heard_s=0.0 if online else max(0.0, (now.wall_ms - last_seen_ms) / 1000))
+def presence_of(device: Device, line: LineState, now: Now) -> Presence:
+    """What is known of a device, as steps want it: silence counts while the coordinator could have heard something."""
+    if line.is_online(device, now.wall_ms):
+        return Presence(is_online=True)
+    until_ms = now.wall_ms if line.hears else line.since_ms
+    return Presence(heard_s=max(0.0, (until_ms - device.last_seen_ms) / 1000))
 
 
 def for_devices(devices: Sequence[str]) -> str:

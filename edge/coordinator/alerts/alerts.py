@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +18,9 @@ from edge.contract.clock import Now
 from edge.contract.durations import seconds
 from edge.contract.errors import RolloutError
 from edge.coordinator.alerts.rules import EVENTS, AlertRules, Rule
+from edge.coordinator.line import LineState
 from edge.coordinator.records import Alert, LoggedEvent, as_dict
+from edge.coordinator.rollout.query import NotKnownError
 from edge.coordinator.rollout.states import RolloutState
 from edge.coordinator.rollout.step import Rollout
 from edge.coordinator.selection import chosen
@@ -43,10 +45,11 @@ class Alerts:
         fleet: Its name.
         name: Of the coordinator.
         store: The database.
+        line: How the line to the broker is now.
     """
 
-    def __init__(self, rules: AlertRules, fleet: str, name: str, store: Store) -> None:
-        self.rules = rules
+    def __init__(self, rules: AlertRules, fleet: str, name: str, store: Store, line: Callable[[], LineState]) -> None:
+        self.rules, self._line = rules, line
         self._fleet, self._name, self._store = fleet, name, store
         self._thresholds = [rule for rule in rules.rule if rule.kind == "threshold"]
         self._passed: dict[Key, tuple[float, str]] = {}  # since when, and how far
@@ -99,12 +102,15 @@ class Alerts:
     # What holds
 
     def _look(self, now: Now) -> None:
-        heard_ms = {name: last_ms for name, (_, last_ms) in self._store.devices.presence().items()}
+        heard_ms = {each.id: each.last_seen_ms for each in self._store.devices.presence()}
         happened = self._happened()
         before = {(each.rule, each.subject): each for each in self._store.alerts.open()}
         known = dict(before)
         for rule in self.rules.rule:
-            meant = chosen(self._store, rule.select, now) if rule.select else None
+            try:
+                meant = chosen(self._store, rule.select, self._line(), now) if rule.select else None
+            except NotKnownError:  # nobody can tell whom it means
+                continue
             for subject, detail in self._holds(rule, heard_ms, happened, now).items():
                 first = subject.split(" ")[0]
                 device = first if first in heard_ms else ""  # what is of the fleet is meant where no devices are chosen

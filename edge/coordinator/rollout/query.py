@@ -6,7 +6,8 @@
     test  = field op value | field "in" "(" value {"," value} ")"
     op    = "=" | "!=" | "<" | "<=" | ">" | ">=" | "~"        value = "text" | number [min | h | d] | true | false
 
-``heard < 7 d`` means heard within a week. A test of a tag that a device does not have is false, also with ``!=``.
+``heard < 7 d`` means heard within a week. A test of a tag that a device does not have is false, also with ``!=``; and
+of ``online`` where that is not known of a device. Where it is known of none it is no answer, but `NotKnownError`.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ class DeviceFacts:
         release: Counter of the release that it settled last.
         agent: Version of its agent.
         state: Of its slot.
-        online: Whether it is there.
+        online: Whether it is there; None where that is not known.
+        deaf: Why nobody can know that of any device now; "" where the coordinator hears them.
         heard_s: Seconds since it was heard.
         samples: Labelled samples that it has learned.
         tags: What an operator calls it.
@@ -64,13 +66,18 @@ class DeviceFacts:
     release: int = 0
     agent: str = ""
     state: str = ""
-    online: bool = False
+    online: bool | None = False
+    deaf: str = ""
     heard_s: float = 0.0
     samples: int = 0
     tags: Mapping[str, str] = field(default_factory=dict)
 
 
 Query = Callable[[DeviceFacts], bool]
+
+
+class NotKnownError(RolloutError):
+    """What a query asks is not known now."""
 
 
 def parse(text: str) -> Query:
@@ -209,5 +216,16 @@ def _reader(name: str) -> Callable[[DeviceFacts], Any]:
     if name.startswith(_TAG):
         key = name.removeprefix(_TAG)
         return lambda facts: facts.tags.get(key)
+    if name == "online":
+        return _online
     attribute = "heard_s" if name == "heard" else name
     return operator.attrgetter(attribute)
+
+
+def _online(facts: DeviceFacts) -> bool | None:
+    if facts.online is None and facts.deaf:
+        raise NotKnownError(
+            f"the query asks which devices are online, and that is not known: {facts.deaf}; ask again when there is a "
+            f"line, or by `heard`, such as heard < 5 min"
+        )
+    return facts.online

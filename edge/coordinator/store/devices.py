@@ -16,6 +16,7 @@ from edge.coordinator.store.tables import DeviceRow, ModelRow, TagRow, columns, 
 # The tables themselves and not objects of rows: this is done with each message.
 _DEVICE, _MODEL = table(DeviceRow), table(ModelRow)
 _DEVICE_BRIEF = [each for each in _DEVICE.c if each.name not in ("hardware", "seal_key", "note")]
+_DEVICE_PRESENCE = [_DEVICE.c[each] for each in ("id", "born", "online", "last_seen_ms", "telemetry_s")]
 _MODEL_BRIEF = [each for each in _MODEL.c if each.name != "experts"]
 # Names in one query: some databases take a thousand at most.
 _AT_ONCE = 400
@@ -52,11 +53,10 @@ class Devices:
             of_models = select(*_MODEL_BRIEF).order_by(_MODEL.c.device, _MODEL.c.position)
             return devices, records(Model, session.execute(of_models))
 
-    def presence(self) -> dict[str, tuple[bool, int]]:
-        """By device, whether it is online, and the wall clock when it was heard last."""
+    def presence(self) -> Sequence[Device]:
+        """All devices, of each no more than what tells whether it is there."""
         with self._database.transaction() as session:
-            rows = session.execute(select(DeviceRow.id, DeviceRow.online, DeviceRow.last_seen_ms))
-            return {name: (online, last_seen_ms) for name, online, last_seen_ms in rows}
+            return records(Device, session.execute(select(*_DEVICE_PRESENCE)))
 
     def models(self, device: str | None = None) -> Sequence[Model]:
         """All models of all devices, or of one, in the order that the device gave them."""
