@@ -6,11 +6,12 @@ import json
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import click
 
 from edge.contract.durations import seconds
-from edge.contract.errors import ConfigError
+from edge.contract.errors import ChannelError, ConfigError
 
 
 def _since(_: click.Context, __: click.Parameter, text: str) -> int:
@@ -40,10 +41,11 @@ def _common(command: Any) -> Any:
 
 @click.group()
 def export() -> None:
-    """Write telemetry and events into files; the coordinator may run.
+    """Write telemetry, events and rollouts into files; the coordinator may run.
 
     \b
     edge-coordinator export csv out --since "7 d"
+    edge-coordinator export traces out --to http://localhost:4318
     """
 
 
@@ -80,6 +82,41 @@ def as_tensorboard(folder: Path, data_dir: Path, database: str, device: str, sin
         _say(folder, write_fleet(store, folder, device, since_ms), as_json)
     finally:
         store.close()
+
+
+@export.command("traces")
+@_common
+@click.option(
+    "--to", "collector", default="", metavar="URL", help="Also send them there by OTLP over HTTP: http://HOST:4318."
+)
+def as_traces(
+    folder: Path, data_dir: Path, database: str, device: str, since_ms: int, as_json: bool, collector: str
+) -> None:
+    """Write traces.json into FOLDER: a trace for each rollout.
+
+    From the click to the last device that has the release live, as OpenTelemetry's collector reads it (OTLP in JSON).
+    Sent again the spans have the same numbers.
+
+    \b
+    edge-coordinator export traces out --since "7 d"
+    edge-coordinator export traces out --to http://localhost:4318
+    """
+    if collector and urlsplit(collector).scheme not in ("http", "https"):
+        raise ConfigError(f"--to {collector[:80]}: expected http://HOST:PORT or https://HOST:PORT of a collector")
+    store = _store(data_dir, database, device)
+    from edge.coordinator.alerts.webhook import post
+    from edge.coordinator.door import now
+    from edge.coordinator.export import traces
+
+    try:
+        bodies, counts = traces.write(traces.spans(store, now().wall_ms, device, since_ms), folder)
+    finally:
+        store.close()
+    address = collector.rstrip("/").removesuffix("/v1/traces") + "/v1/traces"
+    for body in bodies if collector else ():
+        if why := post(address, "", body, now()):
+            raise ChannelError(f"{address} took no traces: {why}; they are in {folder / traces.FILE}")
+    _say(folder, counts, as_json)
 
 
 def _store(data_dir: Path, database: str, device: str) -> Any:

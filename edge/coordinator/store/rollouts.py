@@ -146,8 +146,8 @@ class RolloutLog:
         ]  # fmt: skip
         self.log(moved, looks)
 
-    def transitions(self, rollout: int, limit: int = 200) -> Sequence[Transition]:
-        """The newest of a rollout, or with 0 of the fleet, newest last."""
+    def transitions(self, rollout: int, limit: int | None = 200) -> Sequence[Transition]:
+        """The newest of a rollout, or with 0 of the fleet, newest last; with the limit None all of them."""
         query = select(TransitionRow).where(TransitionRow.rollout == rollout)
         with self._database.transaction() as session:
             rows = session.scalars(query.order_by(TransitionRow.id.desc()).limit(limit)).all()
