@@ -105,7 +105,7 @@ def test_merge_equals_learning_everything_in_one_place(simulate: Simulate, tmp_p
         np.testing.assert_allclose(merged[name], array, rtol=2e-3, atol=2e-3)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_converges_over_a_line_that_loses_repeats_and_reorders(
     simulate: Simulate, tmp_path: Path, digits_bundle: Path, seed: int
 ) -> None:
