@@ -53,9 +53,9 @@ def _empty_database() -> bytes:
         return (Path(folder) / "db.sqlite").read_bytes()
 
 
-def store_in(path: Path) -> Store:
+def store_in(path: Path | str) -> Store:
     """The database there, or a new one."""
-    if not path.exists():
+    if isinstance(path, Path) and not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(_empty_database())
     return Store(path)

@@ -21,6 +21,7 @@ from edge.coordinator.rollout import plan as plans
 from edge.coordinator.rollout_views import shown
 from edge.coordinator.store.store import Store
 from edge.learning.exchange import HeadRelease
+from tests.support.fleet import store_in
 
 # What a device does with a release: what it says of it, one after another; None says nothing more.
 Behaviour = Callable[["Device", Desired], list[tuple[str, str, Pairs | None]]]
@@ -113,7 +114,7 @@ class Fleet:
 
     def start(self) -> None:
         self.close()
-        self.store = Store(self.where)
+        self.store = store_in(self.where)
         if isinstance(self.where, Path):
             with self.store._database._engine.connect() as connection:  # no power is cut here, and the disk is slow
                 connection.exec_driver_sql("PRAGMA synchronous=OFF")

@@ -19,6 +19,8 @@ from typing import Any
 import psycopg
 import pytest
 
+from edge.coordinator.store.store import Store
+
 _NAMES = itertools.count()
 
 
@@ -35,6 +37,7 @@ class PostgresServer:
     def __init__(self, port: int, process: subprocess.Popen[bytes]) -> None:
         self.port = port
         self.process = process
+        self._is_made = False
 
     def url(self, database: str) -> str:
         return f"postgresql+psycopg://edge@127.0.0.1:{self.port}/{database}"
@@ -48,6 +51,17 @@ class PostgresServer:
         name = f"test_{next(_NAMES)}"
         self.execute(f"CREATE DATABASE {name}")
         return self.url(name)
+
+    def new_store(self, url: str) -> Store:
+        """A store in an empty database, which becomes a copy of one with today's tables: to make them takes longer."""
+        if not self._is_made:
+            self.execute("CREATE DATABASE made")
+            Store(self.url("made")).close()
+            self._is_made = True
+        name = url.rpartition("/")[2]
+        self.execute(f"DROP DATABASE {name}")
+        self.execute(f"CREATE DATABASE {name} TEMPLATE made")
+        return Store(url)
 
 
 @contextlib.contextmanager

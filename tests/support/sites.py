@@ -15,10 +15,10 @@ from edge.contract.clock import Now
 from edge.coordinator.artifacts import ArtifactStore
 from edge.coordinator.config import CoordinatorConfig, SiteConfig
 from edge.coordinator.core import CoordinatorCore
-from edge.coordinator.store.store import Store
 from edge.coordinator.upstream.uplink import Uplink
 from edge.learning.exchange import HeadRelease, HeadUpdate
 from tests.support.contributions import policy_of
+from tests.support.fleet import store_in
 
 
 @dataclass
@@ -40,7 +40,7 @@ class Tier:
             fleet="lab" if self.site else "all-sites", name="coordinator", data_dir=self.folder, merge_delay_s=1.0,
             reassert_s=5.0, policy=policy_of(screen=False), site=site,
         )  # fmt: skip
-        self.store = Store(self.folder / "db.sqlite")
+        self.store = store_in(self.folder / "db.sqlite")
         self.core = CoordinatorCore(config, self.store, ArtifactStore(self.folder / "artifacts"))
         self.core.add_artifact(self.bundle.read_bytes(), self.bundle)
         self.events: list[TransportEvent] = []

@@ -15,7 +15,7 @@ from edge.cli.coordinator import coordinator
 from edge.contract.errors import ConfigError
 from edge.coordinator.backup import DATABASE
 from edge.coordinator.records import Device, KnownDevice, LoggedEvent, TelemetryEntry
-from edge.coordinator.store.store import Store
+from tests.support.fleet import store_in
 
 
 def run(*line: str) -> Any:
@@ -27,7 +27,7 @@ def run(*line: str) -> Any:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
-    store = Store(tmp_path / DATABASE)
+    store = store_in(tmp_path / DATABASE)
     for name in ("a", "b"):
         store.devices.keep(KnownDevice(device=Device(id=name)), None)
     store.telemetry.add(

@@ -9,6 +9,7 @@ import pytest
 
 from edge.coordinator.store.store import Store
 from tests.support.contributions import bundle, delta_update, statistics_update
+from tests.support.fleet import store_in
 from tests.support.postgres import PostgresServer, serve
 
 __all__ = ["bundle", "delta_update", "statistics_update"]
@@ -30,7 +31,7 @@ def where(request: pytest.FixtureRequest, tmp_path: Path) -> Path | str:
 
 
 @pytest.fixture
-def store(where: Path | str) -> Iterator[Store]:
-    made = Store(where)
+def store(request: pytest.FixtureRequest, where: Path | str) -> Iterator[Store]:
+    made = store_in(where) if isinstance(where, Path) else request.getfixturevalue("postgres").new_store(where)
     yield made
     made.close()

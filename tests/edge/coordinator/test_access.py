@@ -36,9 +36,9 @@ from edge.coordinator.records import Contribution, LoggedEvent, Release
 from edge.coordinator.rollout import plan as plans
 from edge.coordinator.rollout.step import Rollout
 from edge.coordinator.store.rollouts import Made
-from edge.coordinator.store.store import Store
 from tests.edge.coordinator.test_faults import Served
 from tests.support.answers import Described, is_named
+from tests.support.fleet import store_in
 
 DAY_MS = 86_400_000
 DAY = datetime.timedelta(days=1)
@@ -49,7 +49,7 @@ class Web:
 
     def __init__(self, folder: Path, fixed: str | None = None) -> None:
         self.now = Now(1000.0, 1_800_000_000_000)
-        self.store = Store(folder / "db.sqlite")
+        self.store = store_in(folder / "db.sqlite")
         config = CoordinatorConfig(fleet="lab", name="c", data_dir=folder, auto_merge=False)
         self.core = CoordinatorCore(config, self.store, ArtifactStore(folder / "artifacts"))
         self.app: FastAPI = build_api(

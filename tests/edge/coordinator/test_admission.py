@@ -22,8 +22,8 @@ from edge.coordinator.artifacts import ArtifactStore
 from edge.coordinator.clones import Life, Seen, meet
 from edge.coordinator.config import CoordinatorConfig
 from edge.coordinator.core import CoordinatorCore
-from edge.coordinator.store.store import Store
 from tests.support.contributions import Make
+from tests.support.fleet import store_in
 
 NOW = Now(1000.0, 1_800_000_000_000)
 A, B = "a" * 16, "b" * 16
@@ -33,7 +33,7 @@ class Fleet:
     """A coordinator, and what devices say to it."""
 
     def __init__(self, folder: Path, bundle: Bundle | None = None, **options: Any) -> None:
-        self.store = Store(folder / "db.sqlite")
+        self.store = store_in(folder / "db.sqlite")
         config = CoordinatorConfig(fleet="lab", name="c", data_dir=folder, auto_merge=False, **options)
         self.core = CoordinatorCore(config, self.store, ArtifactStore(folder / "artifacts"))
         self.core.transport(Connected(max_packet_bytes=1 << 20, session_present=False), NOW)

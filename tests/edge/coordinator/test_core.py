@@ -28,6 +28,7 @@ from edge.learning.statistics import HeadStatistics
 from edge.merging.policy import MergePolicy
 from edge.merging.privacy import PrivacyAccountant
 from tests.support.contributions import Make, merged_head, policy_of, samples, shuffled
+from tests.support.fleet import store_in
 
 NOISY = policy_of(noise_multiplier=2.0, clip_norm=1.0, expected_devices=2)
 
@@ -46,7 +47,7 @@ class Coordinator:
         config = CoordinatorConfig(
             fleet="lab", name="c", data_dir=self.folder, auto_merge=self.auto_merge, policy=self.policy
         )
-        self.store = Store(self.folder / "db.sqlite")
+        self.store = store_in(self.folder / "db.sqlite")
         self.core = CoordinatorCore(
             config, self.store, ArtifactStore(self.folder / "artifacts"), np.random.default_rng(0)
         )

@@ -30,7 +30,6 @@ from edge.coordinator.events import AGAIN_S, Events
 from edge.coordinator.learning import MERGE_AGAIN_S
 from edge.coordinator.place import Place
 from edge.coordinator.service import CoordinatorService
-from edge.coordinator.store.store import Store
 from edge.learning.exchange import HeadUpdate
 from edge.learning.statistics import HeadStatistics
 from edge.merging.contributions import check_update
@@ -38,6 +37,7 @@ from edge.merging.merge import merge
 from edge.merging.policy import MergePolicy
 from tests.edge.coordinator.test_core import Coordinator
 from tests.support.contributions import Make, policy_of, samples, with_loss
+from tests.support.fleet import store_in
 from tests.support.postgres import PostgresServer
 
 NOW = Now(1000.0, 1_800_000_000_000)
@@ -210,7 +210,7 @@ def test_telemetry_that_cannot_be_kept_costs_no_other(start: Callable[..., Coord
 
 
 def test_fault_that_repeats_is_told_once_and_counted(tmp_path: Path) -> None:
-    store = Store(tmp_path / "db.sqlite")
+    store = store_in(tmp_path / "db.sqlite")
     events = Events(store)
     for i in range(5000):
         events.fault("a", "bad-message", f"number {i}", later(NOW, i / 1000))
@@ -221,7 +221,7 @@ def test_fault_that_repeats_is_told_once_and_counted(tmp_path: Path) -> None:
 
 def test_different_faults_do_not_fill_the_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(events_module, "MAX_FAULTS", 30)
-    store = Store(tmp_path / "db.sqlite")
+    store = store_in(tmp_path / "db.sqlite")
     events = Events(store)
     for i in range(100):
         events.fault(f"d{i}", "bad-message", "x" * 5000, NOW)
@@ -234,7 +234,7 @@ def test_different_faults_do_not_fill_the_database(tmp_path: Path, monkeypatch: 
 def test_event_that_cannot_be_recorded_is_logged_and_recorded_when_it_can(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    store = Store(tmp_path / "db.sqlite")
+    store = store_in(tmp_path / "db.sqlite")
     events = Events(store)
     with sqlite3.connect(tmp_path / "db.sqlite") as database:
         database.execute("ALTER TABLE event RENAME TO gone")

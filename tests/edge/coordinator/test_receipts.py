@@ -18,9 +18,9 @@ from edge.contract.errors import BundleError
 from edge.coordinator.artifacts import ArtifactStore
 from edge.coordinator.config import CoordinatorConfig
 from edge.coordinator.core import CoordinatorCore
-from edge.coordinator.store.store import Store
 from edge.learning.exchange import HeadRelease
 from tests.support.contributions import Make
+from tests.support.fleet import store_in
 
 NOW = Now(1000.0, 1_800_000_000_000)
 SCRIPT = Path(__file__).parents[3] / "examples" / "check_receipt.py"
@@ -33,7 +33,7 @@ def start(tmp_path: Path, bundle: Bundle) -> Iterator[Start]:
 
     def start(name: str) -> CoordinatorCore:
         folder = tmp_path / name
-        stores.append(Store(folder / "db.sqlite"))
+        stores.append(store_in(folder / "db.sqlite"))
         config = CoordinatorConfig(fleet="lab", name="c", data_dir=folder, auto_merge=False)
         core = CoordinatorCore(config, stores[-1], ArtifactStore(folder / "artifacts"))
         core.add_artifact(bundle.path.read_bytes(), bundle.path)

@@ -20,7 +20,7 @@ from edge.coordinator.artifacts import ArtifactStore
 from edge.coordinator.config import CoordinatorConfig
 from edge.coordinator.core import CoordinatorCore
 from edge.coordinator.room import Level, Room
-from edge.coordinator.store.store import Store
+from tests.support.fleet import store_in
 
 _MIB = 1 << 20
 DISK, KEEP = 16 * _MIB, 4 * _MIB
@@ -67,7 +67,7 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
 
 
 def test_artifacts_stop_first_telemetry_next_and_all_goes_on_by_itself(disk: Disk) -> None:
-    store = Store(disk.folder / "db.sqlite")
+    store = store_in(disk.folder / "db.sqlite")
     config = CoordinatorConfig(fleet="lab", name="c", data_dir=disk.folder, auto_merge=False)
     artifacts = ArtifactStore(disk.folder / "artifacts", Room(disk.told, KEEP, str(disk.folder)))
     core = CoordinatorCore(config, store, artifacts)

@@ -21,7 +21,7 @@ from edge.coordinator.artifacts import ArtifactStore
 from edge.coordinator.config import CoordinatorConfig
 from edge.coordinator.core import CoordinatorCore
 from edge.coordinator.records import Alert
-from edge.coordinator.store.store import Store
+from tests.support.fleet import store_in
 
 HOT = {"name": "hot", "kind": "threshold", "key": "temp_c", "above": 75, "lasting": "1 min"}
 
@@ -32,7 +32,7 @@ class Fleet:
     def __init__(self, folder: Path, rules: AlertRules) -> None:
         self.folder, self.rules, self.now = folder, rules, Now(1000.0, 1_800_000_000_000)
         self.published: list[Publish] = []
-        self.store = Store(folder / "db.sqlite")
+        self.store = store_in(folder / "db.sqlite")
         self.start()
 
     def start(self) -> None:

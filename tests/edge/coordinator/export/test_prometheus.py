@@ -15,6 +15,7 @@ from edge.coordinator.export import prometheus
 from edge.coordinator.line import LineState
 from edge.coordinator.records import Alert, Device, KnownDevice, Model
 from edge.coordinator.store.store import Store
+from tests.support.fleet import store_in
 
 NOW = Now(1000.0, 1_800_000_000_000)
 ROOT = Path(__file__).parents[4]
@@ -24,7 +25,7 @@ Found = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 @pytest.fixture
 def kept(tmp_path: Path) -> Iterator[Store]:
-    made = Store(tmp_path / "db.sqlite")
+    made = store_in(tmp_path / "db.sqlite")
     yield made
     made.close()
 
