@@ -22,10 +22,9 @@ FILE = "admission.json"
 AGAIN_S = 600.0
 _MAX_CHARS, _LATEST_MS = 500, 2**47
 _WAYS_OUT = {
-    "pending": "`edge-fleet device approve {device}` lets it in",
-    "quarantined": "`edge-fleet device approve {device}` lets it in again",
-    "decommissioned": "that is for good: stop this agent; `edge-fleet device replace {device}` gives new hardware its "
-    "place",
+    "pending": "until `edge-fleet device approve {device}` lets it in",
+    "quarantined": "until `edge-fleet device approve {device}` lets it in again",
+    "decommissioned": "for good: stop this agent; `edge-fleet device replace {device}` gives new hardware its place",
 }
 
 
@@ -88,7 +87,7 @@ class Admission:
         if not self.is_approved:
             found |= {"why": self._said.why, "since_ms": self._said.since_ms}
             found["says"] = (
-                f"{self.why_not}. It predicts and learns, and sends neither telemetry nor what it learned until then: "
+                f"{self.why_not}. It predicts and learns, and sends neither telemetry nor what it learned, "
                 f"{_WAYS_OUT[self.admission].format(device=self._device)}"
             )
         return found

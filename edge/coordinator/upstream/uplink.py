@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from edge import __version__
 from edge.channel import topics
@@ -21,6 +23,7 @@ from edge.channel.chunks import UPLOAD_BYTES, fitting
 from edge.channel.codec import decode, encode
 from edge.channel.frames import decode_frame, encode_frame
 from edge.channel.messages import (
+    APPROVED,
     Birth,
     Command,
     Conn,
@@ -97,6 +100,7 @@ class Uplink:
         self._is_to_send = True
         self._next_s: dict[str, float] = {"give": -math.inf, "look": -math.inf, "telemetry": -math.inf}
         self._seq = self._telemetry_seq = 0
+        self._admission = APPROVED
 
     # In
 
@@ -157,6 +161,13 @@ class Uplink:
         elif isinstance(message, Command):
             self._command(message, now)
 
+    def _stands(self, said: Mapping[str, Any], now: Now) -> None:
+        """Where this site stands above: what it gives is merged there only while it is approved."""
+        before, self._admission = self._admission, str(said.get("admission", APPROVED))[:32]
+        if self._admission != before:
+            detail = f"the fleet above says: this site is {self._admission} {str(said.get('why', ''))[:300]}".rstrip()
+            self._core.events.note("", "admission-above", detail, now)
+
     def _command(self, command: Command, now: Now) -> None:
         reply = Reply(id=command.id, rc=0, detail="", out={})
         if command.name == "birth":
@@ -174,6 +185,8 @@ class Uplink:
             self._core.events.note("", "left-to-others", detail, now)
             self._composed.clear()
             self._next_s["give"] = now.s
+        elif command.name == "admission":
+            self._stands(command.args, now)
         else:
             reply = replace(reply, rc=1, detail=f"unknown command {command.name!r:.60}")
         self._send(topics.UP_REPLY, reply, qos=1, expiry_s=3600)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from edge.contract.bundle import Bundle
+from edge.coordinator.admission import Decision
 from edge.coordinator.rollout.states import RolloutEvent
 from edge.learning.exchange import HeadUpdate
 from tests.support.contributions import Make, merged_head
@@ -135,6 +136,19 @@ def test_nobody_speaks_for_others_whom_no_operator_has_called_a_site(tree: Tree,
     tree.top.core.tag("porto", {"role": "site"}, tree.now)
     tree.run(3600.0, dt_s=1200.0)
     tree.until(lambda: tree.top.head() is not None)
+
+
+def test_a_site_in_quarantine_knows_it(tree: Tree) -> None:
+    def told() -> list[str]:
+        return [each.detail for each in tree.sites["porto"].store.events.newest(9, name="admission-above")[::-1]]
+
+    tree.run(5.0)
+    for decision in (Decision.QUARANTINE, Decision.APPROVE):
+        tree.top.core.decide("porto", decision, "kim", "odd numbers", tree.now)
+        tree.run(5.0)
+    assert told() == [
+        f"the fleet above says: this site is {stands} by kim: odd numbers" for stands in ("quarantined", "approved")
+    ]
 
 
 def test_changes_of_heads_are_averaged_once_above(tree: Tree, bundle: Bundle, delta_update: Make) -> None:
