@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,29 +25,45 @@ def _since(_: click.Context, __: click.Parameter, text: str) -> int:
         raise ConfigError(f"--since: {exc}") from exc
 
 
-_COMMON = (
-    click.argument("folder", type=click.Path(path_type=Path)),
+_DATABASE = (
     click.option("--data-dir", default="edge-coordinator", type=click.Path(path_type=Path), help="Of the coordinator."),
     click.option("--database", default="", envvar="EDGE_DATABASE", help="Instead of the one in the data folder."),
+    click.option("--json", "as_json", is_flag=True, help="For programs."),
+)
+_COMMON = (
+    click.argument("folder", type=click.Path(path_type=Path)),
     click.option("--device", default="", help="Only of this one."),
     click.option("--since", "since_ms", default="", callback=_since, help="Only the last while: 30 min, 12 h, 7 d."),
-    click.option("--json", "as_json", is_flag=True, help="For programs."),
+    *_DATABASE,
 )
 
 
-def _common(command: Any) -> Any:
-    for each in reversed(_COMMON):
-        command = each(command)
-    return command
+def _with(options: Sequence[Any]) -> Callable[[Any], Any]:
+    def added(command: Any) -> Any:
+        for each in reversed(options):
+            command = each(command)
+        return command
+
+    return added
+
+
+_common = _with(_COMMON)
+
+
+def _address(_: click.Context, parameter: click.Parameter, text: str) -> str:
+    if text and urlsplit(text).scheme not in ("http", "https"):
+        raise ConfigError(f"{parameter.name}: expected http://HOST:PORT or https://HOST:PORT, got {text[:80]}")
+    return text
 
 
 @click.group()
 def export() -> None:
-    """Write telemetry, events and rollouts into files; the coordinator may run.
+    """Give other tools telemetry, events, rollouts and releases; the coordinator may run.
 
     \b
     edge-coordinator export csv out --since "7 d"
     edge-coordinator export traces out --to http://localhost:4318
+    edge-coordinator export mlflow http://localhost:5000
     """
 
 
@@ -87,7 +105,12 @@ def as_tensorboard(folder: Path, data_dir: Path, database: str, device: str, sin
 @export.command("traces")
 @_common
 @click.option(
-    "--to", "collector", default="", metavar="URL", help="Also send them there by OTLP over HTTP: http://HOST:4318."
+    "--to",
+    "collector",
+    default="",
+    callback=_address,
+    metavar="URL",
+    help="Also send them there by OTLP over HTTP: http://HOST:4318.",
 )
 def as_traces(
     folder: Path, data_dir: Path, database: str, device: str, since_ms: int, as_json: bool, collector: str
@@ -101,8 +124,6 @@ def as_traces(
     edge-coordinator export traces out --since "7 d"
     edge-coordinator export traces out --to http://localhost:4318
     """
-    if collector and urlsplit(collector).scheme not in ("http", "https"):
-        raise ConfigError(f"--to {collector[:80]}: expected http://HOST:PORT or https://HOST:PORT of a collector")
     store = _store(data_dir, database, device)
     from edge.coordinator.alerts.webhook import post
     from edge.coordinator.door import now
@@ -117,6 +138,33 @@ def as_traces(
         if why := post(address, "", body, now()):
             raise ChannelError(f"{address} took no traces: {why}; they are in {folder / traces.FILE}")
     _say(folder, counts, as_json)
+
+
+@export.command("mlflow")
+@click.argument("server", callback=_address)
+@_with(_DATABASE)
+def into_mlflow(server: str, data_dir: Path, database: str, as_json: bool) -> None:
+    """Have the model registry of MLflow at SERVER know all releases.
+
+    A registered model for each name, a version for each release, with tags that say which it is and how many devices
+    run it; the alias `live` is the version that most run. Asked again it adds what is new. $MLFLOW_TRACKING_TOKEN is
+    sent where it is set.
+
+    \b
+    edge-coordinator export mlflow http://localhost:5000
+    """
+    store = _store(data_dir, database, "")
+    from edge.coordinator.export import mlflow
+
+    try:
+        listed = mlflow.releases(store)
+    finally:
+        store.close()
+    found = mlflow.register(listed, mlflow.Server(server, os.environ.get("MLFLOW_TRACKING_TOKEN", "")).ask)
+    if as_json:
+        click.echo(json.dumps({"server": server, **found}))
+    else:
+        click.echo(f"{server}: {found['made']} versions are new, {found['known']} were there")
 
 
 def _store(data_dir: Path, database: str, device: str) -> Any:
