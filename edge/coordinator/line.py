@@ -74,7 +74,9 @@ class LineState:
         """How a device is, of `CONDITIONS`: by its own word, and only as far as that word can still be right."""
         if not device.born:
             return UNKNOWN
-        was_heard = 0 < self.since_ms <= device.last_seen_ms  # by this coordinator, or by another one of several
+        # By this coordinator, or by another one of several. A broker that ends says of all devices that they are gone,
+        # in the very millisecond in which the line is lost: that is no word of theirs.
+        was_heard = 0 < self.since_ms <= device.last_seen_ms - (not self.hears)
         if not was_heard and not self.hears:
             return NOT_KNOWN
         if not device.online:

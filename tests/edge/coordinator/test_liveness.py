@@ -50,7 +50,11 @@ def test_a_query_on_online_is_what_pages_say_and_refuses_where_nobody_can_tell(f
     assert whom(fleet, "online = false") == whom(fleet, "online != true") == {gone.name, silent.name}
     assert unheard.name not in whom(fleet, "online in (true, false)"), "it has said nothing since there is a line"
     assert whom(fleet, "heard < 5 min") == {there.name}
+    silent.say("up/conn", Conn(online=False, session=1, boot=1, ts_ms=2, state_id="a" * 16))  # the broker's last word
     fleet.core.transport(Disconnected(reason="no route to it"), fleet.now)
+    known = fleet.store.devices.get(silent.name)
+    assert known is not None
+    assert fleet.core.dialogue.line.state.condition(known, fleet.now.wall_ms) == "not-known"
     later(fleet, 30.0)
     for query in ("online = true", "online = false", "not online = true", f'id = "{gone.name}" or online = true'):
         with pytest.raises(RolloutError, match=r"not known.*no device since.*no route to it"):
