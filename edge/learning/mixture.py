@@ -30,6 +30,7 @@ mixture_streams.py ask again. Pure: values in, values out.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -232,19 +233,23 @@ def alike(answers: FloatArray, targets: Targets, task: Task) -> float:
     """
     if not task.is_classifier:
         return 0.0
-    n = task.n_outputs
-    counts = np.bincount(answers.argmax(axis=1) * n + targets, minlength=n * n).reshape(n, n)
-    labels = np.add.reduce(counts, axis=0)
-    counts[np.diag_indices(n)] = 0  # agreement
-    rows = np.add.reduce(counts, axis=1)
-    pairs, same = rows * (rows - 1), np.add.reduce(counts * (counts - 1), axis=1)
+    # A few dozen labels: counting them is faster than arrays of all pairs of classes.
+    given = targets.tolist()
+    wrong = Counter(pair for pair in zip(answers.argmax(axis=1).tolist(), given, strict=True) if pair[0] != pair[1])
+    labels, rows = Counter(given), Counter[int]()
+    for (answered, _), count in wrong.items():
+        rows[answered] += count
+    pairs = sum(count * (count - 1) for count in rows.values())
+    same = sum(count * (count - 1) for count in wrong.values())
     # How often two labels of other classes than the answer's are the same in any case: always, where one class comes
     # after another.
-    others = len(targets) - labels
-    equal = labels * (labels - 1)
-    chance = (np.add.reduce(equal) - equal) / np.maximum(others * (others - 1), 1)
-    beyond = float(np.add.reduce(same - chance * pairs))
-    found = (beyond + _ALIKE_BEFORE * _PAIRS_BEFORE) / (float(np.add.reduce(pairs)) + _PAIRS_BEFORE)
+    n, equal = len(given), sum(count * (count - 1) for count in labels.values())
+    chance = 0.0
+    for answered, count in rows.items():
+        of_it = labels[answered]
+        others = n - of_it
+        chance += count * (count - 1) * (equal - of_it * (of_it - 1)) / max(others * (others - 1), 1)
+    found = (same - chance + _ALIKE_BEFORE * _PAIRS_BEFORE) / (pairs + _PAIRS_BEFORE)
     return min(max((found - _ALIKE_FROM) / (_ALIKE - _ALIKE_FROM), 0.0), 1.0)
 
 

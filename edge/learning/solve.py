@@ -12,7 +12,9 @@ Three methods share one matrix, the scatter about group means ``S = sum_g sum_{i
 
 `Factor` keeps ``P = (S + rho I)⁻¹``. A sample with the weight w changes S by ``u uᵀ`` with
 ``u = sqrt(w n_g / (n_g + w)) (x - mu_g)`` (Welford 1962), so P by one rank (Sherman and Morrison 1950): ``O(d²)``;
-several samples that are added together by as many ranks at once, in a quarter of the time.
+several samples that are added together by as many ranks at once, in a quarter of the time. Of single samples the
+ranks wait beside P, `_LATE` of them, and the discriminant's ``(mu - m) P`` is kept up to date with them: then a sample
+reads P once, and writes nothing of that size.
 ``rho`` follows the trace of S in steps of a quarter; only then is P made anew, in ``O(d³)``.
 """
 
@@ -52,6 +54,8 @@ _ROUNDING = 1e-5
 _NO_SAMPLE = 1e-9
 # Elements of P that are updated at a time: as many as stay in the cache.
 _SCRATCH = 1 << 14
+# Ranks that wait beside P. With 16 they are a tenth of what P itself is, at 192 features.
+_LATE = 16
 # Smaller ones are inverted whole.
 _WHOLE = 32
 
@@ -86,6 +90,13 @@ class Factor:
             self._about = self._counts * np.square(self._means()).sum(axis=1)
             self._rho = self._wanted() if exact else self._step()
             self._inverse = None if method == "means" else self._invert(statistics)
+            # P is the inverse less the product of these, of `_n_late` rows each.
+            self._late = np.empty((2, _LATE, len(self._sum)))
+            self._n_late = 0
+            # Means are taken from here: where features are far from zero, differences of products would be rounding.
+            means = self._means()[self._counts > 0]
+            self._centre = np.add.reduce(means) / max(len(means), 1)
+            self._solved = self._solve_means()
 
     @property
     def _counts(self) -> Matrix:
@@ -137,6 +148,14 @@ class Factor:
             raise LearningError(f"no head can be solved from these statistics: {exc}") from exc
         return (inverse + inverse.T) / 2
 
+    def _solve_means(self) -> Matrix | None:
+        """``(mu - centre) P`` of each class, ``(groups, d)``; zero for one without samples. None for other methods."""
+        if self._method != "discriminant" or self._inverse is None:
+            return None
+        apart = self._means() - self._centre
+        apart[self._counts <= 0] = 0.0
+        return np.asarray(apart @ self._inverse)
+
     def add(
         self, features: npt.NDArray[Any], targets: npt.NDArray[Any], groups: Sequence[int], weights: Sequence[float]
     ) -> bool:
@@ -153,6 +172,7 @@ class Factor:
         """
         is_ridge, moment = self._method == "ridge", self._moment
         columns: list[Matrix] = []
+        is_alone = len(weights) == 1
         with np.errstate(all="ignore"):
             for x, target, of_class, weight in zip(features, targets, groups, weights, strict=True):
                 group = 0 if is_ridge else of_class
@@ -161,7 +181,12 @@ class Factor:
                 if self._inverse is not None and count > _NO_SAMPLE:
                     u = x - sums / count
                     u *= math.sqrt(weight * count / (count + weight))
-                    columns.append(u)
+                    if is_alone:
+                        self._update_one(u, group, math.sqrt(weight / (count * (count + weight))))
+                    else:
+                        columns.append(u)
+                elif is_alone and self._solved is not None:
+                    self._solved[group] = self._times(x - self._centre)
                 weighted = weight * x
                 self._n += weight
                 self._sum += weighted
@@ -174,16 +199,16 @@ class Factor:
                     moment[-1, group] += weight
                 count += weight
                 self._about[group] = float(sums @ sums) / count if count > _NO_SAMPLE else 0.0
-            self._update(columns)
+            if not is_alone:
+                self._update(columns)
+                self._solved = self._solve_means()
             return self._method == "means" or self._step() == self._rho
 
     def _update(self, columns: Sequence[Matrix]) -> None:
         """P for ``S + u uᵀ`` of each column u: ``P - V (I + Uᵀ V)⁻¹ Vᵀ`` with ``V = P U`` (Woodbury 1950)."""
-        inverse, scratch = self._inverse, self._scratch
+        self._settle()
+        inverse = self._inverse
         if inverse is None or not columns:
-            return
-        if len(columns) == 1:
-            self._update_one(columns[0])
             return
         several: Matrix = np.array(columns)
         v: Matrix = several @ inverse
@@ -194,18 +219,44 @@ class Factor:
         except np.linalg.LinAlgError:  # of samples that are not finite: found in `head`
             inverse[...] = np.nan
             return
+        self._subtract(v, shares)
+
+    def _update_one(self, u: Matrix, group: int, moved: float) -> None:
+        """The same for one column, and what the means of the classes are then; u moves that of a group by so much."""
+        v = self._times(u)
+        shares = v / (1.0 + float(u @ v))
+        if self._solved is not None:
+            self._solved -= np.multiply.outer(self._solved @ u, shares)
+            self._solved[group] += moved * shares  # u P is now the shares
+        at = self._n_late
+        self._late[0, at], self._late[1, at] = v, shares
+        self._n_late += 1
+        if self._n_late == _LATE:
+            self._settle()
+
+    def _times(self, x: Matrix) -> Matrix:
+        """P x."""
+        assert self._inverse is not None
+        found: Matrix = self._inverse @ x
+        if self._n_late:
+            v, shares = self._late[:, : self._n_late]
+            found -= (shares @ x) @ v
+        return found
+
+    def _settle(self) -> None:
+        """Let no ranks wait beside P."""
+        if self._n_late:
+            v, shares = self._late[:, : self._n_late]
+            self._n_late = 0
+            self._subtract(v, shares)
+
+    def _subtract(self, v: Matrix, shares: Matrix) -> None:
+        """P less a product of few rows."""
+        inverse, scratch = self._inverse, self._scratch
+        assert inverse is not None
         for i in range(0, len(inverse), len(scratch)):
             rows = inverse[i : i + len(scratch)]
             rows -= np.dot(v[:, i : i + len(scratch)].T, shares, out=scratch[: len(rows)])
-
-    def _update_one(self, u: Matrix) -> None:
-        inverse, scratch = self._inverse, self._scratch
-        assert inverse is not None
-        v = inverse @ u
-        shares = v / (1.0 + float(u @ v))
-        for i in range(0, len(v), len(scratch)):
-            rows = inverse[i : i + len(scratch)]
-            rows -= np.multiply(v[i : i + len(scratch), None], shares, out=scratch[: len(rows)])
 
     def head(self) -> tuple[Matrix, Matrix]:
         """The head as it is now.
@@ -223,6 +274,7 @@ class Factor:
             means = self._means()
             if self._method == "ridge":
                 assert self._inverse is not None
+                self._settle()
                 offset = self._moment[-1] / self._n
                 weights = (self._inverse @ (self._moment[:-1] - np.outer(self._sum, offset))).T
                 biases = offset - weights @ means[0]
@@ -238,12 +290,13 @@ class Factor:
         apart = means[seen]
         middle = np.add.reduce(apart) / len(apart)
         both = apart + middle
-        apart -= middle
-        if self._inverse is None:
+        if self._solved is None:
+            apart -= middle
             solved = apart * (self._n / (self._average() + _TINY * self._n))
         else:
             # C = (1 - share) (S + rho I) / n
-            solved = apart @ self._inverse
+            solved = self._solved[seen]
+            solved -= np.add.reduce(solved) / len(solved)
             solved *= self._n / (1.0 - self._shrinkage)
         # mu_c C⁻¹ mu_c - m C⁻¹ m = (mu_c - m) C⁻¹ (mu_c + m)
         both *= solved

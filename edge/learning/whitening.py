@@ -10,16 +10,18 @@ takes, so that one rate suits both.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from edge.contract.manifest import LinearLayer
 from edge.contract.training import FloatArray, Parameters
 from edge.learning.statistics import HeadStatistics, Matrix
 
 SHRINKAGE = 0.1
-# What it remembers: the way in, in float64 and in float32, and the way back.
-BYTES_PER_FEATURE_PAIR = 20
+# What it remembers: the way in, and the way back.
+BYTES_PER_FEATURE_PAIR = 8
 
 
 class Whitening:
@@ -49,15 +51,14 @@ class Whitening:
         values = np.maximum(values, 1e-3 * SHRINKAGE * average)
         self.energy = len(mean) + 1.0 if last is None else float(np.trace(last.gram)) / last.n_samples
         scales = np.sqrt(values * len(mean) / max(self.energy - 1.0, 1e-12))
-        self._into: Matrix = (vectors / scales) @ vectors.T
-        self._back: Matrix = (vectors * scales) @ vectors.T
-        self._shift = -(self._mean @ self._into)
-        self._into_f4 = self._into.astype(np.float32)
-        self._shift_f4 = self._shift.astype(np.float32)
+        into = (vectors / scales) @ vectors.T
+        self._into: FloatArray = into.astype(np.float32)
+        self._shift: FloatArray = -(self._mean @ into).astype(np.float32)
+        self._back: FloatArray = ((vectors * scales) @ vectors.T).astype(np.float32)
 
     def features(self, x: FloatArray) -> FloatArray:
         """``(batch, d)`` whitened."""
-        return np.asarray(x @ self._into_f4 + self._shift_f4)
+        return np.asarray(x @ self._into + self._shift)
 
     def whitened(self, parameters: Mapping[str, FloatArray]) -> Parameters:
         """The head for whitened features that answers as this one does for plain ones."""
@@ -67,10 +68,10 @@ class Whitening:
         """The head for plain features that answers as this one does for whitened ones."""
         return self._moved(parameters, self._into, self._shift)
 
-    def _moved(self, parameters: Mapping[str, FloatArray], matrix: Matrix, shift: Matrix) -> Parameters:
+    def _moved(self, parameters: Mapping[str, FloatArray], matrix: FloatArray, shift: npt.NDArray[Any]) -> Parameters:
         layer, found = self._layer, dict(parameters)
-        weight = parameters[layer.weight].astype(np.float64)
-        found[layer.weight] = (weight @ matrix).astype(np.float32)
+        weight = parameters[layer.weight]
+        found[layer.weight] = weight @ matrix
         if layer.bias is not None:
             found[layer.bias] = (parameters[layer.bias] + weight @ shift).astype(np.float32)
         return found
