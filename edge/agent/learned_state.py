@@ -40,6 +40,8 @@ class LearnedState:
     Attributes:
         value: What is known now.
         waiting: Labels that are safe and not learned yet, with the answers that were given, oldest first.
+        dropped: Labels that waited, and are not learned since what they waited for was replaced; they may be cleared.
+        refused: Labels that were safe and could not be learned, since it was opened.
         warnings: What went wrong and was survived, for whoever shows them; they may be cleared.
         inferences: Answers so far, as they were last saved.
         restored: Number of the order by which a checkpoint was taken up last; it is in every snapshot since.
@@ -54,6 +56,8 @@ class LearnedState:
         self._store = None if read_only else store
         self.value = learning.begin(uuid.uuid4().hex)
         self.waiting: deque[tuple[Labelled, FloatArray]] = deque()
+        self.dropped: list[Labelled] = []
+        self.refused = 0
         self.warnings: list[str] = []
         self.inferences = self.restored = 0
         self.shadow: Shadow | None = None
@@ -80,6 +84,7 @@ class LearnedState:
         self._learning.check(self.value, label)
         self._keep(label)
         self.waiting.append((label, answer))
+        self.dropped = [each for each in self.dropped if each is not label]
 
     def compare(self, event: Event) -> None:
         """Let the version before the last release answer labels that come, before anybody learns them."""
@@ -106,6 +111,7 @@ class LearnedState:
         except OSError:
             self.value, self.waiting = before, waiting
             raise
+        self.dropped += [label for label, _ in waiting]
         with suppress(OSError):  # no event says this: the snapshot before must hold it, too, should this one be damaged
             self.save()
         if self._store is not None:
@@ -334,6 +340,7 @@ class LearnedState:
             try:
                 self.value, _ = self._learning.advance(self.value, event)
             except EdgeError as exc:
+                self.refused += isinstance(event, Labelled)
                 self.warnings.append(f"an event of the journal was not repeated: {exc}")
 
         for event in events:

@@ -180,7 +180,7 @@ class LearningModel(Standing):
             try:
                 self.learn_next()
             except LearningError as exc:
-                self.warnings.append(f"a label that waited was not learned: {exc}")
+                self.warnings.append(str(exc))
 
     def learn(self, x: Given, y: Any, weights: npt.NDArray[Any] | None = None) -> list[Happened]:
         """Learn labelled samples.
@@ -215,7 +215,8 @@ class LearningModel(Standing):
     ) -> Joined:
         """Learn a sample that was predicted before, now that its label is known.
 
-        A second label of a sample takes the place of the first while that waits to be learned.
+        A second label of a sample takes the place of the first while that waits to be learned. A sample whose label
+        could not be learned waits for one again.
 
         Args:
             sample_id: As `predict_sample` was told.
@@ -235,15 +236,23 @@ class LearningModel(Standing):
         target = self.check_label(label)
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight <= 1:
             raise LearningError(f"weight {weight!r:.40}: expected a number from 0 to 1")
+        for dropped in self.state.dropped:
+            self.answering.ring.put_back(dropped)
+        self.state.dropped.clear()
         found = self.answering.ring.join(sample_id, now_s)
         if found is None:
             return self._second(sample_id, target, np.array([weight], np.float32))
         event = Labelled(found.features, target, np.array([weight], np.float32))
-        self.answering.ring.give(sample_id, event)
-        if later:
-            self.state.wait(event, found.answer)
-        else:
-            self.happen(event)
+        self.answering.ring.give(sample_id, event, found)
+        try:
+            if later:
+                self.state.wait(event, found.answer)
+            else:
+                self.happen(event)
+        except LearningError:
+            self.answering.ring.put_back(event)
+            raise
+        if not later:
             self._judged(found.answer[None], event.target, event.weight)
         return Joined()
 
@@ -257,7 +266,7 @@ class LearningModel(Standing):
         event = Labelled(first.features, target, weight)
         try:
             if self.state.correct(first, event):
-                self.answering.ring.give(sample_id, event)
+                self.answering.ring.correct(sample_id, event)
                 return Joined(replaced=True)
         except OSError as exc:
             raise LearningError(f"the label was not corrected, that cannot be saved: {exc.strerror}") from exc
@@ -277,14 +286,20 @@ class LearningModel(Standing):
         """Learn the label that has waited longest; False when there is none.
 
         Raises:
-            LearningError: It cannot be learned; it does not wait any more.
+            LearningError: It cannot be learned; its sample, where it is remembered, waits for a label again.
         """
         self._open()
         if not self.state.waiting:
             return False
         label, answer = self.state.waiting.popleft()
         self.state.compare(label)
-        self.state.value, happened = self.learning.advance(self.state.value, label)
+        try:
+            self.state.value, happened = self.learning.advance(self.state.value, label)
+        except LearningError as exc:
+            self.state.refused += 1
+            sample_id = self.answering.ring.put_back(label)
+            of = f" of {sample_id!r}" if sample_id else ""
+            raise LearningError(f"the label{of} that waited was not learned: {exc}") from exc
         self._tell(happened)
         self._judged(answer[None], label.target, label.weight)
         return True

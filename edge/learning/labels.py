@@ -46,7 +46,8 @@ class LabelRing:
     """Joins labels to samples by sample id.
 
     The oldest samples make room for new ones, and a sample that is older than `expiry_s` is no longer joined. A label
-    is joined once; `given` is the label of a sample that has one, of as many samples as may wait.
+    is joined once, unless it turns out that it cannot be learned; `given` is the label of a sample that has one, of as
+    many samples as may wait.
 
     Args:
         capacity: Samples kept at most.
@@ -57,7 +58,7 @@ class LabelRing:
         self._capacity = capacity
         self._expiry_s = expiry_s
         self._waiting: OrderedDict[str, Remembered] = OrderedDict()
-        self._given: OrderedDict[str, Labelled] = OrderedDict()
+        self._given: OrderedDict[str, tuple[Labelled, Remembered]] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -77,16 +78,31 @@ class LabelRing:
             return None
         return found
 
-    def give(self, sample_id: str, label: Labelled) -> None:
-        """Remember which label a sample has, the newest."""
+    def give(self, sample_id: str, label: Labelled, sample: Remembered) -> None:
+        """Remember which label a sample has that was joined."""
         self._given.pop(sample_id, None)
-        self._given[sample_id] = label
+        self._given[sample_id] = label, sample
         if len(self._given) > self._capacity:
             self._given.popitem(last=False)
 
     def given(self, sample_id: str) -> Labelled | None:
         """The label that a sample has; None for one that has none, or that is not remembered."""
-        return self._given.get(sample_id)
+        found = self._given.get(sample_id)
+        return None if found is None else found[0]
+
+    def correct(self, sample_id: str, label: Labelled) -> None:
+        """Another label of a sample that has one."""
+        self.give(sample_id, label, self._given[sample_id][1])
+
+    def put_back(self, label: Labelled) -> str:
+        """Let the sample that has this very label wait for one again, as the oldest; its id, "" if it is forgotten."""
+        sample_id = next((each for each, (given, _) in self._given.items() if given is label), "")
+        if sample_id:
+            self._waiting[sample_id] = self._given.pop(sample_id)[1]
+            self._waiting.move_to_end(sample_id, last=False)
+            if len(self._waiting) > self._capacity:
+                self._waiting.popitem(last=False)
+        return sample_id
 
     def newest(self, count: int) -> Sequence[Remembered]:
         """The samples that came last, the newest last; they stay."""

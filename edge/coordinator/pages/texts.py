@@ -222,6 +222,7 @@ _TEXTS: dict[str, str | tuple[str, str]] = {
     "device.labels": "Labels",
     "device.learned": "{n} learned",
     "device.waiting": "{n} wait: {why}",
+    "device.refused": "{n} could not be learned",
     "device.heads": "Heads",
     "device.heads-none": "one, or the device has said nothing of them yet",
     "device.evidence": "Accuracy: of the last 256 labels that came, each predicted before it was learned. Latency: "

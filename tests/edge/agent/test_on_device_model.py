@@ -410,6 +410,46 @@ def test_a_second_label_replaces_one_that_waits_or_says_why_it_cannot(
         assert again.learned.recent.targets.tolist() == [3, 4, 5]
 
 
+def test_a_label_that_cannot_be_learned_is_never_called_learned_and_its_sample_waits_for_another(
+    digits_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, _ = turned_labels(3)
+
+    def refuse(*_: object) -> None:
+        raise LearningError("the step was not finite")
+
+    with OnDeviceModel.open(digits_bundle, tmp_path, learner="sgd") as model:
+        model.predict_sample("far", x[0], 0.0)
+        with monkeypatch.context() as refusing:
+            refusing.setattr(model.learning.machine("sgd"), "learn_together", refuse)
+            with pytest.raises(LearningError, match="not finite"):
+                model.join_label("far", 3, 0.0)
+            assert model.answering.ring.given("far") is None
+            assert model.join_label("far", 4, 0.0, later=True), "at once or later, it is tried again"
+            with pytest.raises(LearningError, match="label of 'far' that waited was not learned: the step"):
+                model.learn_next()
+            assert model.join_label("far", 3, 0.0, later=True)
+            assert model.add_class("after all that wait") == 10
+            assert ["label of 'far'" in text for text in model.warnings] == [True]
+        assert (model.n_samples, model.waiting, model.status()["refused"], model.telemetry(1.0)["refused"]) == (
+            0,
+            0,
+            2,
+            2,
+        )
+        before = model.snapshot()
+        for i in range(3):
+            model.predict_sample(f"s{i}", x[i], 0.0)
+            assert model.join_label(f"s{i}", i, 0.0, later=True)
+        model.restore(before)
+        assert model.join_label("s1", 1, 0.0), "what was restored had not learned it"
+        assert model.learned.recent.targets.tolist() == [1]
+        assert model.join_label("s2", 2, 0.0, later=True)
+        releases.go_back(model, before)
+        assert model.join_label("s2", 2, 0.0).why == "this sample has this label already", "it waits still"
+        assert model.join_label("s2", 5, 0.0).replaced
+
+
 def test_one_sample_is_one_sample(digits_bundle: Path) -> None:
     x, _ = turned_labels(2)
     model = OnDeviceModel.open(digits_bundle)

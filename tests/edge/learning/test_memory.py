@@ -10,6 +10,7 @@ from hypothesis.extra import numpy as hnp
 
 from edge.contract.errors import LearningError
 from edge.contract.recipe import MEAN_SQUARED_ERROR, TrainingRecipe
+from edge.learning.events import Labelled
 from edge.learning.labels import LabelRing, Remembered
 from edge.learning.packing import pack
 from edge.learning.replay import GROUPS_OF_QUANTITIES, ReplayBuffer
@@ -247,3 +248,19 @@ def test_the_same_id_again_replaces_the_older_sample() -> None:
     assert found is not None
     assert found.answer.tolist() == [3.0]
     assert ring.join("b", 4.0) is None
+
+
+def test_a_sample_whose_label_was_not_learned_waits_again_as_the_oldest() -> None:
+    ring = LabelRing(2, 60.0)
+    ring.put("a", sample(1, 0.0))
+    found = ring.join("a", 1.0)
+    assert found is not None
+    label = Labelled(found.features, np.array([1]), np.ones(1, np.float32))
+    ring.give("a", label, found)
+    assert ring.given("a") is label
+    ring.put("b", sample(2, 2.0))
+    assert ring.put_back(label) == "a"
+    assert ring.given("a") is None
+    assert ring.put_back(label) == "", "once"
+    ring.put("c", sample(3, 3.0))
+    assert [ring.join(name, 4.0) is not None for name in "abc"] == [False, True, True]
