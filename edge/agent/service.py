@@ -1,13 +1,14 @@
 """The agent as a process: one loop owns the model; broker connection and local applications put events on its queue.
 
+While the loop waits and nothing is queued, a thread that wants samples answered takes the turn and runs the model
+itself: handing over to the loop and back would cost two changes of threads, more than a small model takes.
+
 The door for clock, threads and signals. Everything that decides is in `edge.agent.core`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import gc
 import logging
 import math
 import queue
@@ -27,6 +28,7 @@ from edge.agent.checkpoints import Seals
 from edge.agent.company import Answered, Company, Job
 from edge.agent.config import AgentConfig, HttpOptions
 from edge.agent.core import AgentCore
+from edge.agent.give_back import give_back_blocks, give_back_pages
 from edge.agent.models import Models
 from edge.agent.supervision import Supervisor
 from edge.agent.wire import MAX_LINE_BYTES, decode_request, encode_line
@@ -117,20 +119,19 @@ def _seals(config: AgentConfig) -> Seals:
         raise ConfigError(f"the folder {config.state_dir} cannot be written: {exc.strerror}") from exc
 
 
-def _give_memory_back() -> None:
-    """What opening a model needed for a moment, to the system: glibc would keep it for ever."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # not in musl
-    if trim is not None:
-        gc.collect()
-        trim(0)
-
-
 def _told(outcome: T | Exception) -> T | Exception:
     """What whoever asked is told: the fault of the inside goes into the log."""
     if not isinstance(outcome, Exception) or isinstance(outcome, EdgeError):
         return outcome
     log.error("a request failed", exc_info=outcome)
     return EdgeError("the request failed inside the agent; its log says why")
+
+
+def _given(outcome: T | Exception) -> T:
+    """The answer; raises the error that it is."""
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
 
 
 class AgentService:
@@ -166,6 +167,10 @@ class AgentService:
         self._sources, self._sinks = sources, sinks
         self._company = Company(config.batch_ms, time.perf_counter)
         self._queue: queue.Queue[_Call | TransportEvent] = queue.Queue(MAX_QUEUED)
+        # Whose turn it is with the core. The loop gives it away only while it waits: not before, and not at the end.
+        self._turn = threading.Lock()
+        self._turn.acquire()
+        self._wants_turn = False  # the loop: then nobody takes it from under its nose
 
     def run(self, socket_path: Path | None, *, stdin: bool = False) -> None:
         """Serve until SIGTERM, SIGINT or, with `stdin`, the end of standard input; then save and leave.
@@ -190,7 +195,7 @@ class AgentService:
                     threading.Thread(target=self._read_stdin, daemon=True).start()
                 for name, status in self._core.status()["models"].items():
                     log.info("ready: %s, learner %s, on %s", name, status["learner"], status["provider"]["name"])
-                _give_memory_back()
+                give_back_blocks()
                 self._supervisor.ready()
                 self._loop()
         finally:
@@ -221,13 +226,14 @@ class AgentService:
         while not self._stopping:
             if time.monotonic() >= settled_s:  # connected by now, and it has answered something
                 settled_s = math.inf
-                _give_memory_back()
+                give_back_blocks()
+                give_back_pages()
             self._supervisor.alive(time.monotonic())
             wait_s = min(max(self._core.next_deadline_s - time.monotonic(), 0.0), 1.0)
             if self._core.busy:
                 wait_s = min(wait_s, 0.05)
             with contextlib.suppress(queue.Empty):
-                items = [self._queue.get(timeout=wait_s)]
+                items = [self._awaited(wait_s)]
                 # What came meanwhile is taken in one go, before anything is sent.
                 while len(items) < MAX_AT_ONCE and not self._queue.empty():
                     items.append(self._queue.get_nowait())
@@ -239,6 +245,16 @@ class AgentService:
                 # Predictions must go on whatever is wrong with the disk or a release.
                 log.exception("the agent goes on after an error")
                 time.sleep(1.0)
+
+    def _awaited(self, wait_s: float) -> _Call | TransportEvent:
+        """What comes next; while it waits, it is the turn of others."""
+        self._turn.release()
+        try:
+            return self._queue.get(timeout=wait_s)
+        finally:
+            self._wants_turn = True
+            self._turn.acquire()
+            self._wants_turn = False
 
     def _log_news(self) -> None:
         """What happened is said here, too: there may be no broker to tell."""
@@ -284,17 +300,22 @@ class AgentService:
         return found
 
     def infer(self, job: Job) -> Answered:
-        """See `edge.agent.http.site.Agent.infer`."""
-        found: Answered = self._asked(job)
+        """See `edge.agent.http.site.Agent.infer`. What comes of it beside the answer, the loop sees within a second."""
+        found: Answered
+        if self._wants_turn or not self._queue.empty() or not self._turn.acquire(blocking=False):
+            found = self._asked(job)  # with all others that wait
+            return found
+        try:
+            (outcome,) = self._company.answer(self._core, [job], now())
+        finally:
+            self._turn.release()
+        found = _given(_told(outcome))
         return found
 
     def _asked(self, work: Callable[[AgentCore, Now], Any] | Job) -> Any:
         call = _Call(work)
         self._put(call)
-        found = call.answer.get()
-        if isinstance(found, Exception):
-            raise found
-        return found
+        return _given(call.answer.get())
 
     def _perform(self, effects: list[Publish]) -> None:
         if self._transport is not None:

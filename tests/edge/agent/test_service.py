@@ -1,0 +1,128 @@
+"""The process's loop, and the threads that take their turn with its core while it waits."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edge.agent.company import Company, Job
+from edge.agent.config import AgentConfig
+from edge.agent.service import AgentService, _Call
+from edge.contract.errors import EdgeError, LearningError
+from tests.support.fleet import unhurried
+
+X = np.zeros((1, 1, 8, 8), np.float32)
+
+
+class Watched:
+    """A company that notes which thread runs it, and fails when two do."""
+
+    def __init__(self, company: Company, *, takes_s: float = 0.0) -> None:
+        self._company, self._takes_s = company, takes_s
+        self.threads: list[int] = []
+        self.sizes: list[int] = []
+        self._alone = threading.Lock()
+
+    def answer(self, core: Any, jobs: Sequence[Job], now: Any) -> Any:
+        assert self._alone.acquire(blocking=False), "two threads use the core"
+        try:
+            self.threads.append(threading.get_ident())
+            self.sizes.append(len(jobs))
+            if self._takes_s:
+                time.sleep(self._takes_s)  # long enough that others come meanwhile; nothing is awaited by it
+            return self._company.answer(core, jobs, now)
+        finally:
+            self._alone.release()
+
+
+@pytest.fixture
+def service(tmp_path: Path, digits_bundle: Path) -> AgentService:
+    config = AgentConfig(bundles={"m": digits_bundle}, state_dir=tmp_path, fleet="f", device="d", profile=unhurried())
+    return AgentService(config, None)
+
+
+def watch(service: AgentService, *, takes_s: float = 0.0) -> Watched:
+    service._company = watched = Watched(service._company, takes_s=takes_s)  # type: ignore[assignment]
+    return watched
+
+
+@contextmanager
+def looping(service: AgentService) -> Iterator[threading.Thread]:
+    """Signals are for the main thread alone: the loop is run without them."""
+    loop = threading.Thread(target=service._loop)
+    loop.start()
+    try:
+        yield loop
+    finally:
+        service._stop()
+        service._put(_Call(lambda *_: None))  # it looks now, and not in a second
+        loop.join()
+        service._leave()
+
+
+def asked(service: AgentService, name: str = "s") -> Any:
+    return service.infer(Job(model="m", id=name, given={"input": X}))
+
+
+def test_who_asks_while_the_loop_waits_runs_the_model_himself(service: AgentService) -> None:
+    watched = watch(service)
+    with looping(service) as loop:
+        service.ask(lambda *_: None)  # the loop goes round
+        for i in range(20):
+            answered = asked(service, f"s{i}")
+        assert answered.ids == ("s19",)
+        assert answered.outputs["output"].shape == (1, 10)
+        assert threading.get_ident() in watched.threads
+        assert set(watched.threads) <= {threading.get_ident(), loop.ident}
+        with pytest.raises(LearningError, match="nobody"):
+            service.infer(Job(model="nobody", id="s", given={"input": X}))
+        joined = service.ask(lambda core, now: core.request({"op": "label", "id": "s19", "y": 3}, now))
+        assert joined["joined"]  # what the asking thread left, the loop knows
+
+
+def test_many_who_ask_at_once_never_use_the_core_together(service: AgentService) -> None:
+    watched, found = watch(service, takes_s=0.002), []
+    with looping(service):
+        threads = [threading.Thread(target=lambda i=i: found.append(asked(service, f"s{i}"))) for i in range(24)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+    assert sorted(each.ids[0] for each in found) == sorted(f"s{i}" for i in range(24))
+    assert sum(watched.sizes) == 24
+    assert max(watched.sizes) > 1  # who waited was answered together
+
+
+def test_nobody_takes_the_turn_before_the_loop_begins_or_after_it_ends(service: AgentService) -> None:
+    watched, found = watch(service), []
+    early = threading.Thread(target=lambda: found.append(asked(service, "early")))
+    early.start()
+    while service._queue.empty():  # it waits in the queue, and not in the core
+        early.join(0.001)
+    assert watched.threads == []
+    with looping(service) as loop:
+        early.join(30)
+        assert watched.threads == [loop.ident]
+        assert found[0].ids == ("early",)
+    refused: list[str] = []
+
+    def ask_late() -> None:
+        with pytest.raises(EdgeError) as caught:
+            asked(service, "late")
+        refused.append(str(caught.value))
+
+    late = threading.Thread(target=ask_late, daemon=True)
+    late.start()
+    while service._queue.empty():
+        late.join(0.001)
+    assert watched.threads == [loop.ident]
+    service._answer_waiting()
+    late.join(30)
+    assert refused == ["the agent ends"]
