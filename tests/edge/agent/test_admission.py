@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,14 @@ from tests.edge.agent.test_agent_and_coordinator import samples
 from tests.support.fleet import SimulatedFleet
 
 
-def said(fleet: SimulatedFleet, name: str, seconds: float) -> set[str]:
+@pytest.fixture
+def fleet(digits_bundle: Path, tmp_path: Path) -> Iterator[SimulatedFleet]:
+    made = SimulatedFleet(tmp_path, digits_bundle, ["good", "bad"])
+    yield made
+    made.close()
+
+
+def said(fleet: SimulatedFleet, name: str, seconds: float, dt_s: float = 0.25) -> set[str]:
     """The kinds of messages that a device sends meanwhile."""
     leaves: set[str] = set()
     publish = fleet.agents[name].transport.publish
@@ -25,7 +33,8 @@ def said(fleet: SimulatedFleet, name: str, seconds: float) -> set[str]:
         publish(topic, *arguments, **options)  # type: ignore[arg-type]
 
     fleet.agents[name].transport.publish = seen  # type: ignore[method-assign]
-    fleet.run(seconds)
+    for _ in range(round(seconds / dt_s)):
+        fleet.step(dt_s)
     fleet.agents[name].transport.publish = publish  # type: ignore[method-assign]
     return leaves
 
@@ -35,12 +44,11 @@ def stands(fleet: SimulatedFleet, name: str) -> str:
 
 
 def test_a_quarantined_device_says_so_keeps_what_nobody_reads_and_goes_on_over_restarts_of_both(
-    digits_bundle: Path, tmp_path: Path
+    fleet: SimulatedFleet, digits_bundle: Path
 ) -> None:
-    fleet = SimulatedFleet(tmp_path, digits_bundle, ["good", "bad"])
     x, y = samples(digits_bundle, 30, seed=1)
     fleet.run(8)
-    assert {"up/tele"} <= said(fleet, "bad", 6)
+    assert {"up/tele"} <= said(fleet, "bad", 6, 1.0)
     assert stands(fleet, "bad") == "approved"
     assert fleet.coordinator is not None
     fleet.coordinator.decide("bad", Decision.QUARANTINE, "kim", "stolen?\x1b[2J", fleet.now)
@@ -53,22 +61,22 @@ def test_a_quarantined_device_says_so_keeps_what_nobody_reads_and_goes_on_over_r
     assert "\x1b" not in shown
     # It predicts and learns; neither what it learned nor telemetry goes out, and it is there all the same.
     fleet.teach("bad", x, y)
-    sent = said(fleet, "bad", 60)
+    sent = said(fleet, "bad", 60, 2.0)
     assert not {"up/tele", "up/ul", "up/hist"} & sent
     assert (
         fleet.coordinator.dialogue.line.state.condition(fleet.store.devices.get("bad"), fleet.now.wall_ms) == "online"
     )  # type: ignore[arg-type]
-    assert "up/birth" in said(fleet, "bad", 610), "it may have missed a word"
+    assert "up/birth" in said(fleet, "bad", 660, 60.0), "it may have missed a word"
     # Both forget what they have in memory.
     fleet.crash_agent("bad")
     fleet.start_agent("bad")
     assert stands(fleet, "bad") == "quarantined"
     fleet.run(5)
-    assert not {"up/tele", "up/ul"} & said(fleet, "bad", 20)
+    assert not {"up/tele", "up/ul"} & said(fleet, "bad", 20, 1.0)
     fleet.crash_coordinator()
     fleet.start_coordinator()
-    fleet.run(15)
-    assert not {"up/tele", "up/ul"} & said(fleet, "bad", 20)
+    said(fleet, "bad", 15, 1.0)
+    assert not {"up/tele", "up/ul"} & said(fleet, "bad", 20, 1.0)
     # It is released while it is away, and what it kept comes.
     fleet.crash_agent("bad")
     fleet.run(1)
@@ -82,12 +90,11 @@ def test_a_quarantined_device_says_so_keeps_what_nobody_reads_and_goes_on_over_r
         lambda: any(each.device == "bad" for each in fleet.store.contributions.all()),
     )
     assert stands(fleet, "bad") == "approved"
-    assert {"up/tele"} <= said(fleet, "bad", 10)
+    assert {"up/tele"} <= said(fleet, "bad", 10, 1.0)
     fleet.until("the outbox is empty", lambda: fleet.agents["bad"].core._reports.waiting == 0)
     events = [each.detail for each in fleet.store.events.newest(100, device="bad", name="admission")]
     assert any("is approved" in each for each in events)
     assert any("is quarantined" in each for each in events)
-    fleet.close()
 
 
 @pytest.mark.parametrize(
