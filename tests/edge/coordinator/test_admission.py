@@ -22,6 +22,7 @@ from edge.coordinator.artifacts import ArtifactStore
 from edge.coordinator.clones import Life, Seen, meet
 from edge.coordinator.config import CoordinatorConfig
 from edge.coordinator.core import CoordinatorCore
+from edge.coordinator.standings import Standings
 from tests.support.contributions import Make
 from tests.support.fleet import store_in
 
@@ -245,6 +246,10 @@ def test_devices_are_told_where_they_stand_until_they_know_it_and_older_ones_onc
     assert words(fleet) == []
     fleet.born("new", admission="quarantined")  # it missed that
     assert words(fleet) == [("new", "approved")]
+    anew = Standings(fleet.core._store)  # of a coordinator that was started again
+    assert not list(anew.to_say("new", NOW))
+    anew.decided("new")
+    assert [command.args["admission"] for _, command in anew.to_say("new", NOW)] == ["approved"]
     fleet.say("new", "up/reply", replace(reply, id="admission-" + "x" * 1000))
     fleet.core.decide("new", Decision.DECOMMISSION, "kim", "sold", NOW)
     assert ("new", "decommissioned") in words(fleet)

@@ -72,6 +72,8 @@ def test_no_deadline_runs_and_nobody_is_absent_while_no_device_can_be_heard(flee
     fleet.core.transport(Disconnected(reason="the broker is away"), fleet.now)
     fleet.pass_time(48 * HOUR_S, 8 * HOUR_S)
     assert (fleet.counts(number), fleet.state(number)) == ({"probation": 4}, "opening")
+    assert fleet.store is not None
+    assert not fleet.store.events.newest(9, name="fault"), "whom it means cannot be told, which is no fault"
     fleet.core.transport(Connected(session_present=False, max_packet_bytes=1 << 20), fleet.now)
     for each in fleet.devices.values():
         each.connect()
