@@ -43,15 +43,13 @@ print('learned')
 )
 
 HELP = """
-import sys
+import atexit, sys
 sys.argv = [sys.argv[1], '--help']
 from {module} import main
-try:
-    main()
-except SystemExit as exc:
-    assert not exc.code, exc.code
 heavy = set('torch onnx onnxruntime numpy safetensors sqlalchemy fastapi uvicorn rich paho httpx'.split())
-print('loaded:', sorted(heavy & set(sys.modules)))
+# At the end: edge-convert ends the process.
+atexit.register(lambda: print('loaded:', sorted(heavy & set(sys.modules)), flush=True))
+main()
 """
 
 
