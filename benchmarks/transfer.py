@@ -6,7 +6,7 @@ The coordinator is the real service in a process of its own, a device is `edge.a
 transport in another, the broker is Debian's mosquitto on 127.0.0.1. The baseline sends the same bytes, one message a
 device, from `mosquitto_pub` to `mosquitto_sub`. Both by turns; medians of their times. Bytes are payloads of frames,
 header included, digests of chunks included, against what the artifact itself has; those of the lossy line are counted
-on the broker that tests use, since a kernel that drops packets cannot be had everywhere: frames are lost there.
+on the broker that tests use: frames are lost there. `benchmarks/lossy_line.py` loses packets of a real line.
 """
 
 from __future__ import annotations
@@ -64,12 +64,12 @@ class Device:
     """One that fetches; its events are handled in the loop of `fetch_all`."""
 
     def __init__(
-        self, name: str, port: int, folder: Path, desired: Desired, inbox: queue.Queue[tuple[str, TransportEvent]]
+        self, name: str, broker: str, folder: Path, desired: Desired, inbox: queue.Queue[tuple[str, TransportEvent]]
     ) -> None:
         self.name, self.desired = name, desired
         self.slots = Slots(folder / name, "m")
         self.fetch: Fetch | None = None
-        self.transport = MqttTransport(BrokerUrl.parse(f"mqtt://127.0.0.1:{port}"), name, clean_start=True)
+        self.transport = MqttTransport(BrokerUrl.parse(broker), name, clean_start=True)
         self.transport.subscribe(topics.device_filters(FLEET, name))
         self.transport.start(lambda event: inbox.put((name, event)))
 
@@ -86,10 +86,10 @@ class Device:
         self.fetch.requests.clear()
 
 
-def fetch_all(port: int, folder: Path, desired: Desired, count: int) -> float:
+def fetch_all(broker: str, folder: Path, desired: Desired, count: int) -> float:
     """Seconds until so many devices have it all, from the first request on."""
     inbox: queue.Queue[tuple[str, TransportEvent]] = queue.Queue(2000)
-    devices = {f"d{i}": Device(f"d{i}", port, folder, desired, inbox) for i in range(count)}
+    devices = {f"d{i}": Device(f"d{i}", broker, folder, desired, inbox) for i in range(count)}
     ready = 0
     while ready < count:
         ready += isinstance(inbox.get(timeout=20.0)[1], Connected)
@@ -118,7 +118,7 @@ def fetch_all(port: int, folder: Path, desired: Desired, count: int) -> float:
     return took
 
 
-def coordinator_code(port: int, folder: Path, file: Path) -> str:
+def coordinator_code(broker: str, folder: Path, file: Path) -> str:
     """The real service, which has the artifact; what makes releases of artifacts is not needed here."""
     return f"""
 from pathlib import Path
@@ -131,8 +131,8 @@ from edge.coordinator.artifacts import ArtifactStore
 folder = Path({str(folder)!r})
 ArtifactStore(folder / "artifacts").put(Path({str(file)!r}).read_bytes())
 config = CoordinatorConfig(fleet={FLEET!r}, name="c", data_dir=folder)
-transport = MqttTransport(BrokerUrl.parse("mqtt://127.0.0.1:{port}"), "c", clean_start=False)
-CoordinatorService(config, transport, Place(config, "127.0.0.1", 0, "127.0.0.1:{port}")).run(None)
+transport = MqttTransport(BrokerUrl.parse({broker!r}), "c", clean_start=False)
+CoordinatorService(config, transport, Place(config, "127.0.0.1", 0, {broker.removeprefix("mqtt://")!r})).run(None)
 """
 
 
@@ -160,13 +160,13 @@ def rates(megabytes: float, repeats: int, count: int) -> tuple[float, float]:
     ):
         folder, port = Path(name), int(broker.url.rpartition(":")[2])
         (folder / "file").write_bytes(data)
-        code = coordinator_code(port, folder / "coordinator", folder / "file")
+        code = coordinator_code(broker.url, folder / "coordinator", folder / "file")
         service = subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"OMP_NUM_THREADS": "1"})
         try:
             time.sleep(4.0)
             ours, plain = [], []
             for turn in range(repeats):
-                ours.append(fetch_all(port, folder / f"t{turn}", wanted(data), count))
+                ours.append(fetch_all(broker.url, folder / f"t{turn}", wanted(data), count))
                 plain.append(baseline(port, folder / "file", count))
                 shutil.rmtree(folder / f"t{turn}")
         finally:

@@ -297,11 +297,17 @@ def exclude(connect: Any, number: int, device: str, reason: str, seen: int | Non
 def pause_all(connect: Any, reason: str, as_json: bool) -> None:
     """Let nothing be offered or activated in the whole fleet; no rollout loses its state.
 
+    What goes to all at once (`push --all-at-once`, `rollback`) is fetched by devices and waits until `resume-all`.
+
     \b
     edge-fleet pause-all --reason "the network is being rebuilt"
     """
     found = connect().call("POST", "/api/v1/paused", json={"paused": True, "who": who(), "reason": reason})
-    click.echo(json.dumps(found) if as_json else "the fleet is paused; `edge-fleet resume-all` lets it go on")
+    click.echo(
+        json.dumps(found)
+        if as_json
+        else "the fleet is paused, and pushes to all at once wait, too; `edge-fleet resume-all` lets it go on"
+    )
 
 
 @click.command("resume-all")

@@ -12,7 +12,6 @@ from typing import Annotated, Any
 from urllib.parse import quote
 
 from fastapi import Depends, FastAPI, Query, Request
-from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, Response
 from fastapi.security import HTTPBearer
 from starlette.datastructures import MutableHeaders
@@ -26,7 +25,7 @@ from edge.contract.errors import ConfigError, ConflictError, EdgeError, RolloutE
 from edge.coordinator.access import Access
 from edge.coordinator.access_api import add_access_routes, allow, guard, refusals, says, says_refusals
 from edge.coordinator.alert_api import add_alert_routes
-from edge.coordinator.answers import HealthAnswer, MetricAnswer, SigningAnswer, StatusAnswer, VersionAnswer
+from edge.coordinator.answers import HealthAnswer, MetricAnswer, StatusAnswer
 from edge.coordinator.checkpoint_api import add_checkpoint_routes
 from edge.coordinator.device_api import add_device_routes, add_enrolment_routes
 from edge.coordinator.door import core_s
@@ -41,18 +40,13 @@ from edge.coordinator.records import LoggedEvent, TelemetryEntry, as_dict
 from edge.coordinator.release_api import Submit, add_release_routes
 from edge.coordinator.rollout_api import add_rollout_routes
 from edge.coordinator.signing.signing import Signing
+from edge.coordinator.signing_api import add_signing_routes
 from edge.coordinator.store.store import Store
 from edge.coordinator.summaries import HOUR_S, MINUTE_S
 
 Number = Annotated[int, Query(ge=0, lt=2**63)]
 LINE = "x-edge-line"
 STEPS_S = {"message": 0, "minute": MINUTE_S, "hour": HOUR_S}
-
-
-def _keys(signing: Signing | None) -> Signing:
-    if signing is None:
-        raise RolloutError("this coordinator has no keys: start it with --signing, see `edge-fleet keys init`")
-    return signing
 
 
 def build_api(
@@ -144,7 +138,7 @@ def build_api(
     add_access_routes(api, access, clock)
     add_device_routes(api, store, submit, clock, line)
     add_enrolment_routes(api, store, submit, fleet, clock)
-    _add_signing_routes(api, submit, signing)
+    add_signing_routes(api, submit, signing)
     add_release_routes(api, store, submit)
     add_learning_routes(api, store, submit)
     add_checkpoint_routes(api, store, submit)
@@ -239,21 +233,3 @@ def _methods(request: Request) -> list[str]:
     """What can be done at an address, by any of its routes."""
     routes = [each for each in request.app.routes if each.matches(request.scope)[0] is not Match.NONE]
     return sorted({method for each in routes for method in each.methods})
-
-
-def _add_signing_routes(api: FastAPI, submit: Submit, signing: Signing | None) -> None:
-    """What is signed, and what people signed elsewhere."""
-
-    @api.get("/api/signing", responses=says(SigningAnswer))
-    def signing_status() -> dict[str, Any]:
-        return {"signed": signing is not None, "roles": {} if signing is None else signing.status()}
-
-    @api.get("/api/signing/bundles", responses=says(dict[str, Any]))
-    def signed_bundles() -> Response:
-        return Response(_keys(signing).bundles(), media_type="application/json")
-
-    @api.post("/api/signing/bundles", responses=says(VersionAnswer))
-    async def sign_bundles(request: Request) -> dict[str, Any]:
-        data = await request.body()
-        keys = _keys(signing)
-        return {"version": await run_in_threadpool(submit, lambda _, now: keys.take_bundles(data, now))}

@@ -171,3 +171,22 @@ def test_while_no_device_is_heard_every_command_says_so_and_what_it_asked_for_wa
     status = runner.invoke(cli.fleet, ["status"])
     assert status.exit_code == 1
     assert "broker: not connected since" in status.stdout
+
+
+def test_what_goes_to_all_at_once_says_that_it_waits_while_the_whole_fleet_is_paused(
+    core: CoordinatorCore, digits_bundle: Path
+) -> None:
+    born(core, "gate", {"digits": Bundle.open(digits_bundle).manifest.backbone_digest})
+    runner = CliRunner()
+
+    def told(*words: str) -> str:
+        found = runner.invoke(cli.fleet, list(words))
+        assert found.exit_code == 0, found.output
+        return found.output
+
+    assert "`push --all-at-once`, `rollback`" in " ".join(told("pause-all", "--help").split())
+    assert "pushes to all at once wait, too" in told("pause-all", "--reason", "storm")
+    waits = "the whole fleet is paused (storm): nothing becomes live before `edge-fleet resume-all`"
+    assert waits in told("push", str(digits_bundle), "--all-at-once")
+    assert "the fleet goes on" in told("resume-all")
+    assert waits not in told("push", str(digits_bundle), "--all-at-once")
