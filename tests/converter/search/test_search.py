@@ -17,6 +17,7 @@ from torch import nn
 
 from converter.graph.canonical import canonical
 from converter.quantization.layers import optimize
+from converter.report.values import notes
 from converter.search import candidates
 from converter.search.candidates import Bench, Candidate
 from converter.search.search import Search
@@ -72,7 +73,7 @@ def test_float_is_shipped_and_says_so_where_int8_is_slower(
     compare = Benchmark.compare
     monkeypatch.setattr(Benchmark, "compare", lambda *a, **options: replace(compare(*a, **options), spread=0.3))
     report = converted(source, tmp_path, profile=this_machine())
-    assert any("times of one candidate differed by 30%" in note for note in report["notes"])
+    assert any("times of one candidate differed by 30%" in note for note in notes(report))
     assert report["chosen"] == "float"
     assert "int8 would be slower here" in report["reason"]
     status = {row["scheme"]: (row["status"], row["why"]) for row in report["candidates"][1:]}
