@@ -48,7 +48,7 @@ def test_a_killed_device_s_knowledge_goes_on_in_another_and_over_a_stick(
         fleet.start_agent("new")
         number = json.loads(order)["number"]
         processes.wait_for("the answer", lambda: fleet.asked(f"v1/orders/{number}")["state"] == "done")
-        assert status(fleet, "new")["samples"] == 30
+        assert processes.wait_for("a status", lambda: status(fleet, "new"))["samples"] == 30
         # And a site without a network.
         line = ["--device", "island", "--state-dir", str(tmp_path / "island"), "--probation", "1"]
         fleet.start("island", processes.command("edge-agent", "run", digits_bundle, *line))

@@ -37,9 +37,13 @@ class Device:
         self.told: list[Desired] = []
         self.hardware: dict[str, Any] = {}
 
-    def say(self, leaf: str, message: Any) -> None:
+    def say(self, leaf: str, message: Any, *, retained: bool = False) -> None:
         topic = f"edge/v1/lab/{self.name}/{leaf}"
-        self.fleet.core.transport(Received(topic=topic, payload=encode(message), retained=False), self.fleet.now)
+        self.fleet.core.transport(Received(topic=topic, payload=encode(message), retained=retained), self.fleet.now)
+
+    def is_there(self, *, retained: bool = False) -> None:
+        conn = Conn(online=True, session=1, boot=1, ts_ms=0, state_id="a" * 16)
+        self.say("up/conn", conn, retained=retained)
 
     def connect(self) -> None:
         served = Served(
@@ -50,7 +54,7 @@ class Device:
             n_labels=0, backbone=self.fleet.backbone, release=self.release, limits={}, models=(served,),
             state_id="a" * 16,
         )  # fmt: skip
-        self.say("up/conn", Conn(online=True, session=1, boot=1, ts_ms=0, state_id="a" * 16))
+        self.is_there()
         self.say("up/birth", birth)
 
     def state(self, desired: Desired, state: str, detail: str, pairs: Pairs | None) -> None:
@@ -124,6 +128,8 @@ class Fleet:
         self.core = CoordinatorCore(config, self.store, artifacts, np.random.default_rng(3))
         self.core.add_artifact(self.bundle_path.read_bytes(), self.bundle_path)
         self.core.transport(Connected(session_present=False, max_packet_bytes=1 << 20), self.now)
+        for device in self.devices.values():  # what the broker keeps of them
+            device.is_there(retained=True)
 
     def close(self) -> None:
         if self.store is not None:
