@@ -119,7 +119,7 @@ class TokenRequest(ReasonRequest):
 Limit = Annotated[int, Query(ge=1, le=1000, description="So many at most; without it all.")]
 Before = Annotated[int, Query(ge=0, lt=2**63, description="Only what has a lower number: the last one of a page.")]
 # Of a row, in an address: the database has no larger ones.
-RowNumber = Annotated[int, Path(lt=2**63)]
+RowNumber = Annotated[int, Path(ge=0, lt=2**63)]
 
 
 def page(rows: Iterable[dict[str, Any]], key: str, limit: int | None, before: int) -> list[dict[str, Any]]:

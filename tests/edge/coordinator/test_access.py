@@ -218,6 +218,9 @@ def test_what_is_not_known_is_refused_by_its_name(web: Web) -> None:
         ("GET", "/api/v1/audit?limit=0", {}, "limit: "),
         ("POST", "/api/v1/plan", {"json": {"plan": {"release": 2**63}}}, "release must be from 1"),
         ("GET", f"/api/telemetry?after={2**63}", {}, "after: "),
+        ("GET", f"/api/v1/rollouts/{-(2**70)}", {}, "number: "),
+        ("POST", f"/api/v1/alerts/{-(2**70)}/acknowledge", {}, "number: "),
+        ("GET", "/api/v1/releases/-1", {}, "counter: "),
     ):
         told = web.ask(method, path, **arguments)
         assert told.status_code == 422, path
