@@ -9,6 +9,8 @@ The door for clock, threads and signals. Everything that decides is in `edge.age
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import gc
 import logging
 import math
 import queue
@@ -28,7 +30,6 @@ from edge.agent.checkpoints import Seals
 from edge.agent.company import Answered, Company, Job
 from edge.agent.config import AgentConfig, HttpOptions
 from edge.agent.core import AgentCore
-from edge.agent.give_back import give_back_blocks, give_back_pages
 from edge.agent.models import Models
 from edge.agent.supervision import Supervisor
 from edge.agent.wire import MAX_LINE_BYTES, decode_request, encode_line
@@ -127,6 +128,14 @@ def _told(outcome: T | Exception) -> T | Exception:
     return EdgeError("the request failed inside the agent; its log says why")
 
 
+def _give_memory_back() -> None:
+    """What opening a model needed for a moment, to the system: glibc would keep it for ever."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # not in musl
+    if trim is not None:
+        gc.collect()
+        trim(0)
+
+
 def _given(outcome: T | Exception) -> T:
     """The answer; raises the error that it is."""
     if isinstance(outcome, Exception):
@@ -195,7 +204,7 @@ class AgentService:
                     threading.Thread(target=self._read_stdin, daemon=True).start()
                 for name, status in self._core.status()["models"].items():
                     log.info("ready: %s, learner %s, on %s", name, status["learner"], status["provider"]["name"])
-                give_back_blocks()
+                _give_memory_back()
                 self._supervisor.ready()
                 self._loop()
         finally:
@@ -226,8 +235,7 @@ class AgentService:
         while not self._stopping:
             if time.monotonic() >= settled_s:  # connected by now, and it has answered something
                 settled_s = math.inf
-                give_back_blocks()
-                give_back_pages()
+                _give_memory_back()
             self._supervisor.alive(time.monotonic())
             wait_s = min(max(self._core.next_deadline_s - time.monotonic(), 0.0), 1.0)
             if self._core.busy:
