@@ -176,12 +176,13 @@ def bring_back(model: OnDeviceModel, offer: Offer, counter: int, undoes: int) ->
         return f"release {undoes} is taken back: what was here before it answers"
     take(model, offer, counter)
     confirm(model)
-    return f"release {undoes} is taken back: the older head answers"
+    return f"release {undoes} is taken back: the older head {'competes again' if offer.competes else 'answers'}"
 
 
 def _has(model: OnDeviceModel, release: HeadRelease) -> bool:
-    """Whether a head is among those that compete here."""
-    names = {PUSHED, MERGED, SHIPPED}.intersection(model.learned.mixture.names)
+    """Whether a head is among those that compete here, and no pushed one beside it, which may be what is taken back."""
+    competing = model.learned.mixture.names
+    names = {PUSHED} if PUSHED in competing else {MERGED, SHIPPED}.intersection(competing)
     heads = [model.learning.parameters(model.learned, name) for name in names]
     return any(
         head.keys() == release.parameters.keys()

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edge.agent import releases
 from edge.agent.on_device_model import OnDeviceModel
 from edge.contract.bundle import Bundle
 from edge.learning.exchange import HeadRelease
@@ -109,3 +110,26 @@ def test_where_a_release_never_became_live_what_is_there_stays_when_it_is_taken_
         model = fleet.agents["one"].host.model
         assert f"release {refused} is not live here: what is here stays" in fleet.device("one").state_detail
         assert (model.n_samples, model.trial, model.release) == (learned, None, back.counter)
+
+
+def test_an_older_head_that_competes_again_is_not_said_to_answer(tmp_path: Path, digits_bundle: Path) -> None:
+    with OnDeviceModel.open(digits_bundle, tmp_path) as model:
+        given, offers = model.bundle.head_parameters(), list[releases.Offer]()
+        for counter, scale in ((1, 2.0), (2, 3.0)):
+            parameters = {name: np.float32(scale) * array for name, array in given.items()}
+            head = HeadRelease(backbone=model.manifest.backbone_digest, parameters=parameters, is_rival=True)
+            offer = releases.look_at(model, head, competes=True)
+            releases.take(model, offer, counter)
+            offers.append(offer)
+        said = releases.bring_back(model, offers[0], 3, undoes=2)
+        assert said == "release 2 is taken back: the older head competes again"
+        pushed = model.learning.parameters(model.learned, "pushed")
+        assert all(np.array_equal(pushed[name], 2 * array) for name, array in given.items())
+        assert (model.trial, "shipped" in model.learned.experts) == (None, True)
+        # Back to what was shipped, which still competes: the pushed one has to go all the same.
+        shipped = releases.look_at(
+            model, HeadRelease(backbone=model.manifest.backbone_digest, parameters=given), competes=False
+        )
+        assert "the older head answers" in releases.bring_back(model, shipped, 4, undoes=3)
+        pushed = model.learning.parameters(model.learned, "pushed")
+        assert all(np.array_equal(pushed[name], array) for name, array in given.items())
