@@ -1,8 +1,8 @@
 """A fixed random map of long features to shorter ones: the statistics of a linear head grow with the square of them.
 
 ``z = R x`` with ``R (k, d)`` of entries ``+-1 / sqrt(k)`` keeps lengths and angles nearly (Johnson and Lindenstrauss
-1984; with signs: Achlioptas 2003). A head on z is one on x: ``W z = (W R) x``. R follows from k and d alone, by bits of
-a generator whose stream never changes (NumPy's NEP 19), so statistics of all devices of a fleet add.
+1984; with signs: Achlioptas 2003). A head on z is one on x: ``W z = (W R) x``. R follows from k, d and a seed alone, by
+bits of a generator whose stream never changes (NumPy's NEP 19), so statistics of all devices of a fleet add.
 """
 
 from __future__ import annotations
@@ -36,15 +36,16 @@ class Projection:
     Args:
         n_features: d.
         n_projected: k.
+        seed: Another one is another map; that of statistics is 0.
 
     Attributes:
         n_projected: k.
     """
 
-    def __init__(self, n_features: int, n_projected: int) -> None:
+    def __init__(self, n_features: int, n_projected: int, seed: int = 0) -> None:
         self.n_projected = n_projected
         count = n_features * n_projected
-        raw = np.random.PCG64(0).random_raw(-(-count // 64))
+        raw = np.random.PCG64(seed).random_raw(-(-count // 64))
         signs = np.unpackbits(np.asarray(raw).astype("<u8").view(np.uint8))[:count]
         scale = np.float32(1.0 / math.sqrt(n_projected))
         self._matrix: npt.NDArray[np.float32] = np.where(signs, scale, -scale).reshape(n_projected, n_features)
