@@ -1,6 +1,6 @@
 """``kill -9`` at random moments of learning runs: does a device always resume from a whole state?
 
-    python benchmarks/kill_learning.py [--runs 500]
+    python benchmarks/kill_learning.py [--runs 500] [--seed 0]
 
 A process opens a bundle with a state folder and goes through a device's life with `auto`: labels, alone and several
 together, classes that are added, contributions, merges of them that compete, heads that replace everything and are
@@ -113,11 +113,13 @@ def main() -> int:
     """Kill, open, compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=500)
-    runs = parser.parse_args().runs
+    parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
+    given = parser.parse_args()
+    runs = given.runs
     sys.path.insert(0, str(Path(__file__).resolve().parent))
     import continual  # here, since the process that is killed reads this file, too, and needs no torch
 
-    rng = random.Random(0)
+    rng = random.Random(given.seed)
     began = time.monotonic()
     torn = lost = mixed = done = 0
     with tempfile.TemporaryDirectory() as name:
