@@ -49,6 +49,14 @@ def status(fleet: Any) -> dict[str, Any]:
         return found
 
 
+def states(models: dict[str, dict[str, Any]]) -> dict[str, str]:
+    return {name: each["state"] for name, each in models.items()}
+
+
+def releases(fleet: Any) -> dict[str, int]:
+    return {name: each["release"] for name, each in status(fleet).items()}
+
+
 def is_back(fleet: Any) -> bool:
     try:
         return bool(status(fleet))
@@ -113,29 +121,34 @@ def test_four_kinds_of_models_in_one_process_are_pushed_rolled_back_and_measured
         for i in range(12):
             asked[PARTS].predict(f"p{i}", part)
             assert asked[PARTS].label(f"p{i}", "dent")
-        # A bundle without a head is active only once somebody has asked it something.
-        fleet.fleet("push", str(detector_bundle), "--model", "boxes")
-        release = models_of(fleet)[PARTS]["release"] + 1
-        processes.wait_for("on trial", lambda: status(fleet)["boxes"]["release"] == release, timeout_s=90)
+        # All others, too: a head that was exported here, and bundles without one, which are active once asked something.
+        head = tmp_path / "head.safetensors"
+        commanded(fleet, "export", head, "--model", "digits")
+        for name, file in (("digits", head), ("voice", voice_bundle), ("boxes", detector_bundle)):
+            fleet.fleet("push", str(file), "--model", name)
+        processes.wait_for("on trial", lambda: set(releases(fleet).values()) == {1, 2, 3, 4}, timeout_s=90)
+        asked["voice"].predict("b", frames[0])
         asked["boxes"].predict("b", picture)
-        processes.wait_for("active, too", lambda: models_of(fleet)["boxes"]["state"] == "active", timeout_s=90)
-        assert "went back from the bundle" in commanded(fleet, "rollback", "--model", PARTS)
+        everywhere = dict.fromkeys(bundles, "active")
+        processes.wait_for("all active", lambda: states(models_of(fleet)) == everywhere, timeout_s=90)
+        # Each goes back for itself, and the others stay.
+        for name in ("voice", "digits", PARTS, "boxes"):
+            before = status(fleet)
+            said = commanded(fleet, "rollback", "--model", name)
+            assert said.startswith("went back from the head" if name == "digits" else "went back from the bundle")
+            assert states(status(fleet)) == {**states(before), name: "rolled-back"}
         again = asked[PARTS].predict("c", part)
         assert again["outputs"].keys() == one["outputs"].keys()
         with pytest.raises(LearningError, match="no trainable head"):
             asked[PARTS].label("c", 0)
+        assert asked["voice"].predict("c", frames[0], stream="left")["step"] == 1, "its streams began anew"
         now = status(fleet)
-        assert {name: each["state"] for name, each in now.items()} == {
-            "digits": "idle",
-            "voice": "idle",
-            "boxes": "active",
-            PARTS: "rolled-back",
-        }
         assert {name: each["bundle"] for name, each in now.items()} == {
             name: Bundle.open(path).digest for name, path in bundles.items()
         }
-        assert (now["digits"]["samples"], now["digits"]["release"], now["voice"]["release"]) == (30, 0, 0)
-        processes.wait_for("rolled back", lambda: models_of(fleet)[PARTS]["state"] == "rolled-back")
+        assert now["digits"]["samples"] == 30
+        everywhere = dict.fromkeys(bundles, "rolled-back")
+        processes.wait_for("all rolled back", lambda: states(models_of(fleet)) == everywhere)
         wanted = {"digits": 30, "voice": None, "boxes": None, PARTS: None}
         processes.wait_for("measured", lambda: measured(fleet) == wanted)
         assert sum(line.startswith(f"{DEVICE} ") for line in commanded(fleet, "status").splitlines()) == 4
