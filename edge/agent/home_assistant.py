@@ -17,8 +17,6 @@ from edge.channel.transport import Publish
 from edge.contract import strictjson
 from edge.contract.names import level_of
 
-DEFAULT_PREFIX = "homeassistant"
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Entity:

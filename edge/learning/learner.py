@@ -154,29 +154,6 @@ def check_batch(
     return features.astype(np.float32, copy=False), targets, weights.astype(np.float32, copy=False)
 
 
-def take(state: Mapping[str, npt.NDArray[Any]], name: str) -> npt.NDArray[Any]:
-    """An array of a saved state."""
-    if name not in state:
-        raise LearningError(f"the saved state has no {name}; it belongs to another learner")
-    return state[name]
-
-
-def take_like(state: Mapping[str, npt.NDArray[Any]], name: str, like: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """A copy of an array of a saved state that has the shape and type of another one."""
-    found = take(state, name)
-    if found.shape != like.shape or found.dtype != like.dtype:
-        raise LearningError(f"the saved {name} is {found.dtype} {found.shape}, expected {like.dtype} {like.shape}")
-    return found.copy()
-
-
-def take_integers(state: Mapping[str, npt.NDArray[Any]], name: str, length: int | None = None) -> list[int]:
-    """A list of numbers from zero up of a saved state."""
-    found = take(state, name)
-    if found.ndim != 1 or found.dtype.kind not in "iu" or (found < 0).any() or length not in (None, len(found)):
-        raise LearningError(f"the saved state's {name} are not {length or 'a list of'} numbers from zero up")
-    return [int(number) for number in found]
-
-
 def part(state: Mapping[str, npt.NDArray[Any]], prefix: str) -> State:
     """The arrays whose names begin so, without that beginning."""
     return {name.removeprefix(prefix): array for name, array in state.items() if name.startswith(prefix)}

@@ -67,11 +67,6 @@ class RunningMetrics:
             return None
         return float(np.percentile(np.array(self._latencies_ms), percent))
 
-    @property
-    def judged_in_window(self) -> int:
-        """How many labels the accuracy rests on."""
-        return len(self._losses)
-
     def report(self, now_s: float) -> dict[str, float | int]:
         """Figures for telemetry, with the keys of ``docs/protocol.md``; what is not known is left out."""
         values: dict[str, float | int] = {"infer": self.inferences, "labels": self.labels}

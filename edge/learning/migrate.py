@@ -38,11 +38,6 @@ def with_pieces(arrays: _Old) -> _Old:
     return found
 
 
-def is_schema_2(arrays: _Old) -> bool:
-    """Whether these are arrays of a learner as it named them itself."""
-    return "counts" in arrays or "below.counts" in arrays
-
-
 def of_schema_2(arrays: _Old, like: K) -> K:
     """What the arrays of a learner say.
 

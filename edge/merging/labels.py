@@ -21,8 +21,6 @@ _LABEL_DEVIATIONS, _LABEL_EFFECT = 3.0, 0.2
 # Other names fit clearly better where the given ones lose that share of the correlation, and so many of its deviations.
 # Honest cameras lost up to 0.1, permuted classes 0.9 and more.
 _NAMES_LOST, _NAMES_DEVIATIONS = 0.3, 3.0
-# Variance of a median relative to that of a mean, of a normal distribution.
-_MEDIAN_VARIANCE = np.pi / 2
 
 
 @dataclass(frozen=True, slots=True)

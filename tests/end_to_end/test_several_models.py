@@ -121,7 +121,7 @@ def test_four_kinds_of_models_in_one_process_are_pushed_rolled_back_and_measured
         for i in range(12):
             asked[PARTS].predict(f"p{i}", part)
             assert asked[PARTS].label(f"p{i}", "dent")
-        # All others, too: a head that was exported here, and bundles without one, which are active once asked something.
+        # All others, too: a head that was exported here; bundles without one are active once they were asked something.
         head = tmp_path / "head.safetensors"
         commanded(fleet, "export", head, "--model", "digits")
         for name, file in (("digits", head), ("voice", voice_bundle), ("boxes", detector_bundle)):

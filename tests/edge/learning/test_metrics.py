@@ -27,7 +27,6 @@ def test_accuracy_and_loss_are_of_what_was_answered() -> None:
     assert (report["labels"], report["acc"]) == (2, 0.5)
     assert report["loss"] == pytest.approx(expected, abs=1e-4)
     metrics.forget_judgements()
-    assert metrics.judged_in_window == 0
     assert metrics.labels == 2
     assert not {"acc", "loss"} & metrics.report(0.0).keys()
 
@@ -44,7 +43,6 @@ def test_quantities_have_a_loss_and_no_accuracy() -> None:
     task = Task(TrainingRecipe(loss=MEAN_SQUARED_ERROR), 2)
     metrics.judged(task, np.array([[1.0, 2.0], [0.0, 0.0]]), np.array([[1.0, 4.0], [0.0, 0.0]]))
     assert metrics.accuracy is None
-    assert metrics.judged_in_window == 2
     assert metrics.report(0.0) == {"infer": 0, "labels": 2, "loss": 1.0}
 
 
@@ -53,7 +51,6 @@ def test_old_events_leave_the_window() -> None:
     for right in (False, False, False, True, True, True):
         metrics.judged(CLASSES, np.array([[0.0, 1.0]]), np.array([int(right)]))
     assert metrics.accuracy == 0.75
-    assert metrics.judged_in_window == 4
     assert metrics.labels == 6
     for _ in range(10):
         metrics.inferred(100.0)
