@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,10 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edge.agent.client import AgentClient
 from edge.agent.company import Company, Job
 from edge.agent.config import AgentConfig
 from edge.agent.service import AgentService, _Call
 from edge.contract.errors import EdgeError, LearningError
+from edge.learning.closed_form import StatisticsLearner
+from edge.learning.sgd import SgdLearner
 from tests.support.fleet import unhurried
 
 X = np.zeros((1, 1, 8, 8), np.float32)
@@ -126,3 +130,25 @@ def test_nobody_takes_the_turn_before_the_loop_begins_or_after_it_ends(service: 
     service._answer_waiting()
     late.join(30)
     assert refused == ["the agent ends"]
+
+
+def test_a_label_goes_from_the_socket_to_the_weights_through_six_files_at_most(
+    service: AgentService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ways: dict[str, list[str]] = {}
+    for learner in (StatisticsLearner, SgdLearner):
+
+        def noted(self: Any, *batch: Any, learn: Any = learner.learn_together) -> None:
+            ways[type(self).__name__] = [frame.filename for frame in traceback.extract_stack() if frame.name != "noted"]
+            learn(self, *batch)
+
+        monkeypatch.setattr(learner, "learn_together", noted)
+    with looping(service), service._listening(tmp_path / "s.sock"), AgentClient(tmp_path / "s.sock") as agent:
+        agent.predict("a", X[0])
+        assert agent.label("a", 3)
+    assert ways.keys() == {"StatisticsLearner", "SgdLearner"}
+    for way in ways.values():
+        files = [*dict.fromkeys(Path(file).name for file in way if "/edge/" in file and "/tests/" not in file)]
+        assert files == ["service.py", "core.py", "model_core.py", "learning_model.py", "learning.py"], (
+            "and the learner"
+        )
