@@ -64,16 +64,15 @@ class Task:
         targets = np.asarray(targets)
         if self.is_classifier:
             if targets.shape != (count,) or targets.dtype.kind not in "iu":
-                raise LearningError(f"expected {count} integer labels, got {targets.dtype} of shape {targets.shape}")
+                raise LearningError(f"expected {count} integer labels, got {_described(targets, (count,))}")
             if count and not (targets.min() >= 0 and targets.max() < self.n_outputs):
                 raise LearningError(f"labels must lie in 0..{self.n_outputs - 1}, got {targets.min()}..{targets.max()}")
             return targets.astype(np.int64, copy=False)
         if targets.ndim == 1 and self.n_outputs == 1:
             targets = targets[:, None]
         if targets.shape != (count, self.n_outputs) or targets.dtype.kind not in "fiub":
-            raise LearningError(
-                f"expected {count} targets of {self.n_outputs} numbers, got {targets.dtype} of shape {targets.shape}"
-            )
+            got = _described(targets, (count, self.n_outputs))
+            raise LearningError(f"expected {count} targets of {self.n_outputs} numbers, got {got}")
         # False for NaN.
         limit = 1.0 if self.recipe.loss == BINARY_CROSS_ENTROPY else 1e15
         low = 0.0 if self.recipe.loss == BINARY_CROSS_ENTROPY else -limit
@@ -132,3 +131,9 @@ class Task:
                 return np.asarray(found)
         worse = lost_before.astype(np.float64) - lost_after
         return np.where(lost_before | lost_after, worse, found)
+
+
+def _described(targets: npt.NDArray[Any], wanted: tuple[int, ...]) -> str:
+    """What came instead of targets of a shape; where only their first axis is missing, how they get it."""
+    found = f"{targets.dtype} of shape {targets.shape}"
+    return f"{found}; y[None] has the axis that is missing" if (1, *targets.shape) == wanted else found

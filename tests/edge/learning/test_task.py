@@ -104,6 +104,15 @@ def test_refuses_targets_that_are_none(task: Task, targets: np.ndarray) -> None:
         task.check(targets, 2)
 
 
+def test_one_label_without_its_first_axis_is_told_how_it_gets_it() -> None:
+    for task, targets in ((CLASSES, np.array(2)), (BINARY, np.zeros(3)), (SQUARED, np.ones(3))):
+        with pytest.raises(LearningError, match=r"; y\[None\] has the axis that is missing$"):
+            task.check(targets, 1)
+        assert len(task.check(targets[None], 1)) == 1
+        with pytest.raises(LearningError, match=r"of shape \((3,)?\)$"):
+            task.check(targets, 2)
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.sampled_from(sorted(TASKS)), st.integers(1, 20), st.integers(0, 2**32 - 1))
 def test_gains_lie_between_minus_one_and_one_and_turn_round(name: str, n: int, seed: int) -> None:
