@@ -183,7 +183,7 @@ class Fleet:
         """Of what all of them contribute."""
         updates = []
         for i, learned in enumerate(self.devices):
-            kind, tensors = self.learning.contribution(learned)
+            kind, packed = self.learning.contribution(learned)
             n = self.learning.n_samples(learned)
             update = HeadUpdate(
                 learner=kind,
@@ -192,7 +192,7 @@ class Fleet:
                 version=n,
                 n_samples=n,
                 base_release=0,
-                tensors=tensors,
+                tensors=packed.tensors,
             )
             updates.append((f"device {i}", update))
             self.devices[i], _ = self.learning.advance(learned, Contributed(n))

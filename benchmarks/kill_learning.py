@@ -72,10 +72,10 @@ def step(model: OnDeviceModel, number: int) -> None:
     if what == "contribute":
         releases.contribution(model)
     elif what == "merge":
-        kind, tensors = model.learning.contribution(model.learned)
+        kind, packed = model.learning.contribution(model.learned)
         assert kind == "statistics"
         included = {model.learned.lineage: model.n_samples}
-        take(model, replace(release, merged=tensors, included=included), number)
+        take(model, replace(release, merged=packed.tensors, included=included), number)
     elif what == "push":
         take(model, release, number)
     elif what == "roll back":

@@ -39,7 +39,7 @@ class Edgeloop:
         """See `benchmarks.fleet_learning.methods.Method`."""
         updates, sent = [], 0
         for i, learned in enumerate(self._devices):
-            kind, tensors = self._learning.contribution(learned)
+            kind, packed = self._learning.contribution(learned)
             n = self._learning.n_samples(learned)
             update = HeadUpdate(
                 learner=kind,
@@ -48,9 +48,9 @@ class Edgeloop:
                 version=n,
                 n_samples=n,
                 base_release=learned.release,
-                tensors=tensors,
+                tensors=packed.tensors,
             )
-            sent += sum(array.nbytes for array in tensors.values())
+            sent += sum(array.nbytes for array in packed.tensors.values())
             updates.append((f"device {i}", update))
             self._devices[i], _ = self._learning.advance(learned, Contributed(n))
         found = merge(self._setting.bundle, updates, self._setting.bundle.head_parameters(), self._counter, {})

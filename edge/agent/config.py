@@ -12,6 +12,7 @@ from edge.contract.bundle import read_manifest
 from edge.contract.errors import BundleError, ConfigError
 from edge.contract.names import MAX_NAME_CHARS, is_model_name
 from edge.contract.profile import DeviceProfile
+from edge.learning.compression import EXACT, Compression
 
 MAX_MODELS = 16
 
@@ -48,6 +49,7 @@ class AgentConfig:
         reject_unknown: Share of known samples that may be answered by "none of these"; 0 never answers so.
         telemetry_interval_s: Between two telemetry messages.
         sync_interval_s: Least time between two uploads of what was learned.
+        upload: How uploads of what was learned are made shorter.
         probation_s: How long a pushed head or bundle is watched before it counts as active.
         probation_labels: A probation also ends, judged, after so many labels.
         seed: Of SGD's replay draws.
@@ -76,6 +78,7 @@ class AgentConfig:
     reject_unknown: float = 0.0
     telemetry_interval_s: float = 60.0
     sync_interval_s: float = 600.0
+    upload: Compression = EXACT
     probation_s: float = 60.0
     probation_labels: int = 32
     seed: int = 0

@@ -46,6 +46,7 @@ class AgentFile:
     outbox: float | None = None
     data_cap: str | None = None
     sync_interval: float | None = None
+    upload: str | None = None
     probation: float | None = None
     trust: str | None = None
     checkpoint_every: str | None = None

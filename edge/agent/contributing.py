@@ -11,10 +11,12 @@ from collections.abc import Callable
 from edge.agent import releases
 from edge.agent.host import ModelHost
 from edge.channel.chunks import UPLOAD_BYTES, USUAL_BYTES, fitting
+from edge.channel.forms import shorten
 from edge.channel.frames import Frame
 from edge.channel.messages import UploadOffer, UploadStatus
 from edge.channel.upload import Upload
 from edge.contract.digest import sha256
+from edge.learning.compression import EXACT, Compression
 
 # After so many uploads without trouble larger frames are tried again.
 GROW_AFTER = 8
@@ -30,13 +32,17 @@ class Contributing:
         host: Its live model learns.
         interval_s: Least time between two uploads.
         state_id: Of the state folder.
+        compression: How they are made shorter, where the coordinator reads that.
 
     Attributes:
         events: What went wrong, by kind and text; the caller empties it.
     """
 
-    def __init__(self, host: ModelHost, interval_s: float, state_id: str = "") -> None:
+    def __init__(
+        self, host: ModelHost, interval_s: float, state_id: str = "", compression: Compression = EXACT
+    ) -> None:
         self._host = host
+        self._wanted = self._compression = compression  # as told, and as the coordinator takes it
         self._state_id = state_id
         self._interval_s = interval_s
         self._upload: Upload | None = None
@@ -55,8 +61,13 @@ class Contributing:
 
     def receive(self, xfer: str | None, message: UploadStatus, now_s: float) -> None:
         """Take what the coordinator says of an upload; of another one it is ignored."""
-        if self._upload is not None and xfer == self._upload.xfer:
-            self._upload.receive(message, now_s)
+        if self._upload is None or xfer != self._upload.xfer:
+            return
+        codec = self._upload.codec
+        if message.status == "receiving" and codec and codec not in message.codecs:
+            self._go_exact(f"the coordinator does not read uploads in {codec}: they are sent exact")
+            return
+        self._upload.receive(message, now_s)
 
     def limit(self, max_packet_bytes: int) -> None:
         """Packets have at most so many bytes from now on."""
@@ -66,12 +77,17 @@ class Contributing:
             self._upload.resize(self._largest_bytes)
 
     def forget(self) -> None:
-        """The coordinator does not know us: it may have lost what we sent."""
-        self._sent = _NOTHING
+        """The coordinator does not know us: it may have lost what we sent, and may be another one."""
+        self._sent, self._compression = _NOTHING, self._wanted
 
     def hurry(self, now_s: float) -> None:
         """Do not wait for the interval."""
         self._next_s = now_s
+
+    def _go_exact(self, why: str) -> None:
+        """Send the same, and what comes, exact; until the next `forget`."""
+        self._compression, self._upload = EXACT, None
+        self.events.append(("upload-exact", why))
 
     def _has_something(self) -> bool:
         model = self._host.model
@@ -99,6 +115,9 @@ class Contributing:
         frames = list(self._upload.poll(now_s))
         if self._upload.refused is not None:
             self.events.append(("upload-refused", self._upload.refused))
+            if self._upload.codec:
+                self._go_exact("an upload was refused as it was packed: it is sent again exact")
+                return frames
         elif not self._upload.done:
             return frames
         self._learn_size(self._upload.chunk_size_bytes)
@@ -115,9 +134,11 @@ class Contributing:
             self._chunk_bytes, self._since_grown = min(2 * arrived_bytes, self._largest_bytes), 0
 
     def _begin(self, make_safe: Callable[[], None]) -> None:
-        update = releases.contribution(self._host.model, self._host.name, self._state_id)
+        update = releases.contribution(self._host.model, self._host.name, self._state_id, self._compression)
         make_safe()
-        data = update.encode()
+        data, whole_bytes = update.encode(), 0
+        if update.codec and (shorter := shorten(data)) is not None:
+            whole_bytes, data = len(data), shorter[1]
         offer = UploadOffer(
             kind="head-update",
             digest=sha256(data),
@@ -126,6 +147,8 @@ class Contributing:
             backbone=update.backbone,
             version=update.version,
             n_samples=update.n_samples,
+            codec=update.codec,
+            whole_bytes=whole_bytes,
         )
         self._upload = Upload(data, offer)
         self._sending = self._version()

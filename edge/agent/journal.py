@@ -23,8 +23,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from edge.contract.errors import BundleError
+from edge.contract.errors import EdgeError
 from edge.contract.files import sync_folder
+from edge.learning.compression import EXACT, Compression
 from edge.learning.events import (
     ClassAdded,
     Confirmed,
@@ -136,7 +137,7 @@ def read_journal(path: Path) -> Read:
         end_before = end
         try:
             events.append(_decode(data[start:end]))
-        except (BundleError, ValueError, struct.error):  # whole, and written by a program that knows more
+        except (EdgeError, ValueError, struct.error):  # whole, and written by a program that knows more
             n_damaged += 1
     return Read(events, n_damaged)
 
@@ -178,8 +179,8 @@ def _body(event: Event) -> bytes:
                 numbers = (features.scales.astype(_F4).tobytes(), weight.astype(_F4).tobytes())
                 head = b"".join((_LABELS.pack(n, d, k), *numbers))
             return head + target.astype(_F4 if k else _I8, copy=False).tobytes() + features.codes.tobytes()
-        case Contributed(version=version):
-            return struct.pack("<q", version)
+        case Contributed(version=version, compression=compression):  # as before there were several ways where exact
+            return struct.pack("<q", version) + (b"" if compression == EXACT else compression.text.encode())
         case ClassAdded(name=name):
             return name.encode()
         case HeadOffered(release=release, counter=counter, fits=fits):
@@ -207,7 +208,8 @@ def _decode(record: bytes) -> Event:
         d, k, _, _ = _LABEL.unpack_from(body)
         return _labelled(body, _LABEL.size, 1, d, k, np.frombuffer(body, "<f4", 2, _LABEL.size - 8))
     if kind is Contributed:
-        return Contributed(struct.unpack("<q", body)[0])
+        (version,) = struct.unpack_from("<q", body)
+        return Contributed(version, Compression.parse(body[8:].decode() or EXACT.text))
     if kind is ClassAdded:
         return ClassAdded(body.decode())
     if kind in (HeadOffered, HeadReplaced):

@@ -92,7 +92,7 @@ class ModelCore:
         self._allowance = allowance or Allowance(config.profile.learning)
         self._boot, self._state_id = boot, state_id
         self._level = level_of(host.name) if len(config.bundles) > 1 else ""
-        self._contributing = Contributing(host, config.sync_interval_s, state_id)
+        self._contributing = Contributing(host, config.sync_interval_s, state_id, config.upload)
         self.checkpoints = Checkpoints(config, host, state_id, seals or Seals())
         self._next_checkpoint_s = math.inf
         self._journaled_ms = 0.0  # what it took to learn what is in the journal

@@ -22,6 +22,7 @@ from edge.contract.errors import BundleError, LearningError
 from edge.contract.training import FloatArray
 from edge.inference.onnx_session import golden_inputs
 from edge.learning.arrivals import aligned
+from edge.learning.compression import EXACT, Compression
 from edge.learning.events import Confirmed, Contributed, HeadOffered, HeadReplaced, RolledBack
 from edge.learning.exchange import HeadRelease, HeadUpdate, is_class_name
 from edge.learning.learned import Learned, Trial
@@ -38,10 +39,12 @@ __all__ = [
 _COMPARED = 64
 
 
-def contribution(model: OnDeviceModel, name: str = "", state_id: str = "") -> HeadUpdate:
+def contribution(
+    model: OnDeviceModel, name: str = "", state_id: str = "", compression: Compression = EXACT
+) -> HeadUpdate:
     """What a model of this name learned, for the coordinator; after a restart it still knows what is on its way."""
     learning, learned = model.learning, model.learned
-    kind, tensors = learning.contribution(learned)
+    kind, packed = learning.contribution(learned, compression)
     update = HeadUpdate(
         learner=kind,
         backbone=model.manifest.backbone_digest,
@@ -49,12 +52,13 @@ def contribution(model: OnDeviceModel, name: str = "", state_id: str = "") -> He
         version=model.n_samples,
         n_samples=learning.n_contributed(learned),
         base_release=learned.release,
-        tensors=tensors,
+        tensors=packed.tensors,
+        packed=packed,
         class_names=model.class_names if model.class_names != model.manifest.class_names else (),
         model=name,
         state_id=state_id,
     )
-    model.happen(Contributed(update.version))
+    model.happen(Contributed(update.version, compression))
     return update
 
 

@@ -40,6 +40,8 @@ SealKey = Annotated[str, Rule(lambda text: text == "" or is_digest(text), '64 he
 BatchId = Annotated[str, Rule(lambda text: _BATCH.fullmatch(text) is not None, "16 hexadecimal digits")]
 Slot = Literal["bundle", "head"]
 Part = Literal["index", "data"]
+Word = Annotated[str, Rule(lambda text: len(text) <= 32, "a word of at most 32 characters")]
+Codecs = Annotated[tuple[Word, ...], Rule(lambda words: len(words) <= MAX_BASES, f"at most {MAX_BASES} words")]
 Admitted = Annotated[str, Rule(lambda text: len(text) <= 32, 'a word of at most 32 characters, or "" where none came')]
 # Whether a device belongs to the fleet: argument of the command ``admission``, and what a `Birth` says of it.
 APPROVED = "approved"
@@ -285,12 +287,16 @@ class Meta(Message):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UploadStatus(Message):
-    """``dn/ul/{xfer}``: what the coordinator has of an upload, and how many more frames it takes now."""
+    """``dn/ul/{xfer}``: what the coordinator has of an upload, and how many more frames it takes now.
+
+    `codecs` are those of an `UploadOffer` that it can read; coordinators from before there were any say none.
+    """
 
     have: Ranges
     window: Count
     status: UploadState
     detail: str = ""
+    codecs: Codecs = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -382,6 +388,9 @@ class UploadOffer(Message):
         backbone: Digest of the backbone that it belongs to, "" for none.
         version: Version of the payload's own format.
         n_samples: How many samples it was learned from.
+        codec: What the coordinator must know to read it; "" for nothing. Who does not name it in its answer is sent
+            no frame of it.
+        whole_bytes: Size of what a zstd frame holds that is sent instead; 0 where it is sent as it is.
     """
 
     kind: str
@@ -391,3 +400,5 @@ class UploadOffer(Message):
     backbone: MaybeDigest
     version: Count
     n_samples: Count
+    codec: Word = ""
+    whole_bytes: Count = 0

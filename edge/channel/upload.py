@@ -18,6 +18,7 @@ import math
 
 from edge.channel import chunks
 from edge.channel.codec import decode_offer, encode_offer
+from edge.channel.forms import restore
 from edge.channel.frames import Frame, xfer_of
 from edge.channel.messages import UploadOffer, UploadStatus
 from edge.contract.errors import ChannelError
@@ -112,6 +113,11 @@ class Upload:
         return self._offer.chunk_size_bytes
 
     @property
+    def codec(self) -> str:
+        """What the coordinator must know to read it; "" for nothing."""
+        return self._offer.codec
+
+    @property
     def size_bytes(self) -> int:
         """Of the whole."""
         return len(self._data)
@@ -181,6 +187,7 @@ class UploadReceiver:
         self._window = min(max(window, 1), chunks.MAX_WINDOW)
         self._max_size_bytes = max_size_bytes
         self._chunks: dict[int, bytes] = {}
+        self._whole = b""
         self.held_bytes = 0
         self._have = chunks.ChunkSet(0)
         self._expected: set[int] = set()
@@ -208,19 +215,21 @@ class UploadReceiver:
         return self._status() if frame.last or not self._expected else None
 
     def data(self) -> bytes:
-        """The whole, proved by its digest.
+        """The whole, proved by its digest; out of its zstd frame, where it came in one.
 
         Raises:
             ChannelError: It is not complete.
         """
         if not self.done:
             raise ChannelError(f"upload {self.xfer}: expected all chunks, got {len(self._have)}; wait until it is done")
-        return b"".join(self._chunks[index] for index in sorted(self._chunks))
+        return self._whole
 
     def _take_offer(self, offer: UploadOffer) -> UploadStatus:
         if self.offer is None:
             try:
                 chunks.check_sizes(offer.size_bytes, offer.chunk_size_bytes, self._max_size_bytes)
+                if offer.whole_bytes:
+                    chunks.check_sizes(offer.whole_bytes, offer.chunk_size_bytes, self._max_size_bytes)
             except ChannelError as exc:
                 self._refused = str(exc)
             if xfer_of(offer.digest) != self.xfer:
@@ -247,11 +256,17 @@ class UploadReceiver:
         )
 
     def _prove(self, offer: UploadOffer) -> UploadStatus:
-        self.done = True
-        if hashlib.sha256(self.data()).hexdigest() != offer.digest:
-            self.done, self._refused = False, "the data do not have the digest that was offered"
-            self._chunks.clear()
-            self.held_bytes = 0
+        data = b"".join(self._chunks[index] for index in sorted(self._chunks))
+        self._chunks.clear()
+        if hashlib.sha256(data).hexdigest() != offer.digest:
+            self._refused = "the data do not have the digest that was offered"
+        else:
+            try:
+                self._whole = restore("zstd", data, offer.whole_bytes) if offer.whole_bytes else data
+            except ChannelError as exc:
+                self._refused = str(exc)
+        self.done = self._refused is None
+        self.held_bytes = len(self._whole)
         return self._status()
 
     def _status(self) -> UploadStatus:

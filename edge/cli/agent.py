@@ -105,6 +105,9 @@ def agent() -> None:
 )
 @click.option("--data-cap", help="Sent and received at most, such as 20MB/day or 1.5GB/month.  [default: none]")
 @click.option("--sync-interval", default=600.0, type=click.FloatRange(min=0), help="Seconds between uploads.")
+@click.option(
+    "--upload", default="exact", metavar="HOW", help="What was learned is sent exact, int8, top-k or top-k:SHARE."
+)
 @click.option("--probation", default=60.0, type=click.FloatRange(min=0), help="Seconds a pushed head is watched.")
 @click.option("--trust", type=click.Path(path_type=Path), help="Root document: unsigned releases are refused.")
 @click.option(
@@ -151,6 +154,7 @@ def run(
     outbox: float,
     data_cap: str | None,
     sync_interval: float,
+    upload: str,
     probation: float,
     trust: Path | None,
     checkpoint_every: str | None,
@@ -181,6 +185,7 @@ def run(
     from edge.agent.streams import StreamLimits
     from edge.channel.topics import check_id
     from edge.contract.profile import detect_profile, load_profile
+    from edge.learning.compression import Compression
 
     bundles = bundles_of(ctx, bundles)
     configure(log, logging.DEBUG if verbose else logging.INFO)
@@ -201,6 +206,7 @@ def run(
         reject_unknown=reject_unknown,
         telemetry_interval_s=device_profile.telemetry.interval_s,
         sync_interval_s=sync_interval,
+        upload=Compression.parse(upload),
         probation_s=probation,
         seed=seed,
         trust_root=trust,

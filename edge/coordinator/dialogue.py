@@ -52,6 +52,7 @@ from edge.coordinator.store.database import DatabaseError, RacedError
 from edge.coordinator.store.store import Store
 from edge.coordinator.uploads import Uploads
 from edge.coordinator.wanted import Wanted
+from edge.learning.compression import CODECS
 
 log = logging.getLogger("edge.coordinator")
 
@@ -287,7 +288,7 @@ class Dialogue:
         if whole is not None and (why := self.sent(device, whole.kind, whole.data, now)):
             status = UploadStatus(have=(), window=0, status="refused", detail=why[:500])
         if status is not None:
-            self._send(device, topics.upload_status_leaf(xfer), status, qos=1)
+            self._send(device, topics.upload_status_leaf(xfer), replace(status, codecs=CODECS), qos=1)
 
     def sent(self, device: str, kind: str, data: bytes, now: Now) -> str:
         """Take what a device sent whole, on whichever way; why it is refused, "" where it is kept."""

@@ -9,6 +9,7 @@ import numpy as np
 
 from edge.contract.errors import LearningError
 from edge.contract.training import FloatArray, Parameters
+from edge.learning.compression import Compression, Packed, same
 
 # Contributions that may still be on their way when a merge comes back.
 KEPT_CONTRIBUTIONS = 4
@@ -22,7 +23,7 @@ class SentHead:
 
     Attributes:
         version: Samples that had been learned when it was sent.
-        head: As it was then.
+        head: As it was then; where the change was sent shorter, the base and what arrives of it.
     """
 
     version: int
@@ -56,11 +57,18 @@ class Changes:
         """The change since the base."""
         return {name: live[name] - self.base[name] for name in live}
 
-    def noted(self, live: Head, n_samples: int) -> Changes:
-        """With the contribution of a head remembered under the number of samples."""
-        if self.sent and self.sent[-1].version == n_samples:
-            return self
-        return replace(self, sent=(*self.sent, SentHead(n_samples, live))[-KEPT_CONTRIBUTIONS:])
+    def contributed(self, live: Head, n_samples: int, compression: Compression) -> tuple[Changes, Packed]:
+        """The change since the base as it is sent, remembered as it arrives under the number of samples.
+
+        What does not arrive stays the difference between the live head and the one that is remembered, so `rebased`
+        puts it on top of the merge: the next change has it.
+        """
+        packed = compression.pack(self.since(live))
+        head = {name: self.base[name] + packed.tensors[name] for name in live} if packed.codes else live
+        if not self.sent or self.sent[-1].version != n_samples:
+            return replace(self, sent=(*self.sent, SentHead(n_samples, head))[-KEPT_CONTRIBUTIONS:]), packed
+        before = self.sent[-1].head
+        return self, packed if same(before, head) else Packed(self.since(before))
 
     def rebased(self, parameters: Head, included: int, live: Head, n_samples: int) -> tuple[Changes, Parameters]:
         """Put what was learned since the included version on top of a merged head.

@@ -30,6 +30,7 @@ from edge.contract.manifest import LinearLayer
 from edge.contract.projection import Projection
 from edge.contract.training import FloatArray, Parameters
 from edge.learning.changes import KEPT_CONTRIBUTIONS
+from edge.learning.compression import EXACT, Compression, Packed, same
 from edge.learning.learner import State, check_batch
 from edge.learning.solve import UNSEEN_LOGIT, Factor, Method, head_of
 from edge.learning.statistics import HeadStatistics, Matrix, PackedStatistics, difference
@@ -115,7 +116,7 @@ class SentStatistics:
 
     Attributes:
         version: Samples that had been learned when it was sent.
-        statistics: What was sent.
+        statistics: What was sent, as it arrives.
     """
 
     version: int
@@ -450,13 +451,17 @@ class StatisticsLearner:
 
     # Exchanging with the fleet
 
-    def contribution(self) -> State:
+    def contribution(self, compression: Compression = EXACT) -> Packed:
         """See `edge.learning.learner.Learner.contribution`."""
         value, own = self._value, self._value.own_as_sent()
-        if not value.sent or value.sent[-1].version != value.n_samples:
-            sent = (*value.sent, SentStatistics(value.n_samples, own))[-KEPT_CONTRIBUTIONS:]
-            self._become(replace(value, sent=sent), self._factor, self._solved.get(value))
-        return {"gram": own.triangle, "moment": own.moment}
+        packed = compression.pack(own.tensors)
+        if value.sent and value.sent[-1].version == value.n_samples:
+            before = value.sent[-1].statistics.tensors
+            return packed if same(before, packed.tensors) else Packed(before)
+        arrives = PackedStatistics(packed.tensors["gram"], packed.tensors["moment"], own.scale)
+        sent = (*value.sent, SentStatistics(value.n_samples, arrives))[-KEPT_CONTRIBUTIONS:]
+        self._become(replace(value, sent=sent), self._factor, self._solved.get(value))
+        return packed
 
     def of_others(self) -> tuple[Parameters, Matrix] | None:
         """See `edge.learning.learner.Learner.of_others`: solved from the base without what is included in it."""

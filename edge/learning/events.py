@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from edge.contract.training import FloatArray
+from edge.learning.compression import EXACT, Compression
 from edge.learning.exchange import HeadRelease
 from edge.learning.packing import PackedFeatures
 from edge.learning.task import Targets
@@ -42,9 +43,11 @@ class Contributed:
 
     Attributes:
         version: Labelled samples in it: labels that came before this event may have been learned after it.
+        compression: How it was sent: what arrives is remembered.
     """
 
     version: int
+    compression: Compression = EXACT
 
 
 @dataclass(frozen=True, slots=True)

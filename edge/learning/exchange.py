@@ -17,10 +17,11 @@ import numpy as np
 
 from edge.contract import tensorfile
 from edge.contract.digest import is_digest
-from edge.contract.errors import BundleError
+from edge.contract.errors import BundleError, LearningError
 from edge.contract.manifest import LinearLayer
 from edge.contract.names import is_model_name
 from edge.contract.training import FloatArray, Parameters
+from edge.learning.compression import Packed, unpack
 from edge.learning.learner import State
 
 _PARAMETER = "parameter."
@@ -48,6 +49,7 @@ class HeadUpdate:
         model: Name of the model on the device, for people; "" of devices from before there were several.
         state_id: Of the state folder that it comes from; "" of devices from before there was one.
         parts: Of a site, whose devices' sum it is: by their lineages, the versions that are in it.
+        packed: Another way to write the same tensors, shorter; None writes them as they are. Not of one that was read.
     """
 
     learner: str
@@ -61,6 +63,12 @@ class HeadUpdate:
     model: str = ""
     state_id: str = ""
     parts: Mapping[str, int] = field(default_factory=dict)
+    packed: Packed | None = None
+
+    @property
+    def codec(self) -> str:
+        """What the reader must know to read it; "" for nothing more than float32."""
+        return str(self.packed.description["codec"]) if self.packed is not None and self.packed.codes else ""
 
     def encode(self) -> bytes:
         """As one document."""
@@ -77,6 +85,9 @@ class HeadUpdate:
         }
         if self.parts:
             description["parts"] = dict(self.parts)
+        if self.packed is not None and self.packed.codes:
+            description["packed"] = dict(self.packed.description)
+            return tensorfile.encode(_UPDATE, description, self.packed.codes)
         return tensorfile.encode(_UPDATE, description, self.tensors)
 
     @classmethod
@@ -99,6 +110,11 @@ class HeadUpdate:
             or not _is_included(found.get("parts", {}))
         ):
             raise BundleError(f"{what}: a field of the head update is missing or not of its type")
+        if (packed := found.get("packed")) is not None:
+            try:
+                tensors = unpack(packed if isinstance(packed, dict) else {}, tensors)
+            except LearningError as exc:
+                raise BundleError(f"{what}: {exc}") from exc
         return cls(
             learner=found["learner"],
             backbone=found["backbone"],

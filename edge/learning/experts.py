@@ -18,9 +18,10 @@ from edge.contract.manifest import LinearLayer
 from edge.contract.training import FloatArray, Parameters
 from edge.learning import mixture as mix
 from edge.learning.closed_form import PRIOR_SAMPLES, grown
+from edge.learning.compression import EXACT, Compression, Packed
 from edge.learning.drift import Adwin, Window
 from edge.learning.learned import Head, Learned
-from edge.learning.learner import Learner, State
+from edge.learning.learner import Learner
 from edge.learning.mixture import MERGED, ON_MERGE, ON_WARM, PUSHED, SHIPPED, TRUSTED, WARM, Known
 from edge.learning.recent import Recent
 from edge.learning.sgd import Run
@@ -169,10 +170,10 @@ class Experts:
         """Labelled samples behind what `contribution` would give."""
         return self.loaded(learned, self.contributor(learned)).n_contributed
 
-    def contribution(self, learned: Learned) -> tuple[str, State]:
+    def contribution(self, learned: Learned, compression: Compression = EXACT) -> tuple[str, Packed]:
         """What is sent to the fleet: its kind, and the tensors; `Contributed` is to follow."""
         machine = self.loaded(learned, self.contributor(learned))
-        return machine.kind, machine.contribution()
+        return machine.kind, machine.contribution(compression)
 
     def begin(self, lineage: str) -> Learned:
         """What a device knows at first."""

@@ -19,6 +19,7 @@ from edge.contract.manifest import LinearLayer
 from edge.contract.training import FloatArray, Parameters
 from edge.learning.changes import Changes, Head
 from edge.learning.closed_form import grown
+from edge.learning.compression import EXACT, Compression, Packed
 from edge.learning.learner import State
 from edge.learning.sgd import Run, SgdKnowledge, SgdLearner
 from edge.learning.solve import Method, head_of
@@ -178,11 +179,12 @@ class LayeredLearner:
         """See `edge.learning.learner.Learner.n_contributed`: those since the base."""
         return self.n_samples - self._value.changes.version
 
-    def contribution(self) -> State:
+    def contribution(self, compression: Compression = EXACT) -> Packed:
         """See `edge.learning.learner.Learner.contribution`: the change since the last merge."""
         value = self._value
-        self._value = replace(value, changes=value.changes.noted(value.live, self.n_samples))
-        return value.changes.since(value.live)
+        changes, packed = value.changes.contributed(value.live, self.n_samples, compression)
+        self._value = replace(value, changes=changes)
+        return packed
 
     def of_others(self) -> None:
         """See `edge.learning.learner.Learner.of_others`: means of changes cannot be taken apart."""

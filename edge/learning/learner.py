@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from edge.contract.errors import LearningError
 from edge.contract.training import FloatArray, Parameters
+from edge.learning.compression import EXACT, Compression, Packed
 from edge.learning.task import Targets, Task
 
 State = dict[str, npt.NDArray[Any]]
@@ -83,8 +84,11 @@ class Learner(Protocol):
         """Make room for further classes, of which there are no samples yet; they are never answered."""
         ...
 
-    def contribution(self) -> State:
-        """What this device learned, to be merged with others; remembered as version `n_samples`."""
+    def contribution(self, compression: Compression = EXACT) -> Packed:
+        """What this device learned, to be merged with others; as it arrives it is remembered as version `n_samples`.
+
+        The same version again is what was remembered, however it is to be sent: a merge names no more than a version.
+        """
         ...
 
     def rebase(self, parameters: Mapping[str, FloatArray], merged: State, included: int) -> None:

@@ -64,9 +64,9 @@ class Learning(Experts):
         match event:
             case Labelled():
                 return self._labelled(learned, event)
-            case Contributed():
+            case Contributed(compression=compression):
                 machine = self.loaded(learned, self.contributor(learned))
-                machine.contribution()
+                machine.contribution(compression)
                 return self.with_expert(learned, self.contributor(learned), machine.value), []
             case ClassAdded(name=name):
                 return self.with_classes(learned, (*learned.class_names, name)), []

@@ -24,6 +24,7 @@ from edge.contract.manifest import LinearLayer
 from edge.contract.recipe import MEAN_SQUARED_ERROR
 from edge.contract.training import FloatArray, Parameters, TrainStep
 from edge.learning.changes import Changes, Head
+from edge.learning.compression import EXACT, Compression, Packed
 from edge.learning.learner import State, check_batch
 from edge.learning.replay import ReplayBuffer
 from edge.learning.task import Scores, Targets, Task
@@ -341,11 +342,12 @@ class SgdLearner:
         """See `edge.learning.learner.Learner.n_contributed`: those since the base."""
         return self.n_samples - self._value.changes.version
 
-    def contribution(self) -> State:
+    def contribution(self, compression: Compression = EXACT) -> Packed:
         """See `edge.learning.learner.Learner.contribution`: the change since the last merge."""
         value = self._value
-        self._value = replace(value, changes=value.changes.noted(value.live, value.n_samples))
-        return value.changes.since(value.live)
+        changes, packed = value.changes.contributed(value.live, value.n_samples, compression)
+        self._value = replace(value, changes=changes)
+        return packed
 
     def of_others(self) -> None:
         """See `edge.learning.learner.Learner.of_others`: means of changes cannot be taken apart."""

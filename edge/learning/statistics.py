@@ -209,6 +209,11 @@ class PackedStatistics:
         triangle, moment = (self * (1.0 / gain))._scaled()
         return PackedStatistics(triangle.astype(np.float32), moment.astype(np.float32), gain)
 
+    @property
+    def tensors(self) -> dict[str, npt.NDArray[Any]]:
+        """Without the scale, as `HeadStatistics.from_tensors` reads them."""
+        return {"gram": self.triangle, "moment": self.moment}
+
     def grown(self, n_classes: int) -> PackedStatistics:
         """See `HeadStatistics.grown`."""
         more = n_classes - self.moment.shape[1]

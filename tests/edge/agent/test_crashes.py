@@ -97,7 +97,7 @@ def merge(counter: int, *, fits: bool | None = True) -> Step:
 
     def offer(state: LearnedState) -> None:
         head = LEARNING.parameters(state.value, "statistics")
-        tensors = LEARNING.contribution(state.value)[1]
+        tensors = LEARNING.contribution(state.value)[1].tensors
         sent = state.value.experts["statistics"].sent[-1].version
         release = HeadRelease(
             backbone=BACKBONE,

@@ -107,7 +107,7 @@ def test_older_samples_count_less_by_the_factor(new_statistics_learner: New, sam
     expected = prior(new_statistics_learner) * 0.9**96 + own
     gain = learner.value.gain
     assert_same(known(learner) * (1 / gain), expected, 1e-9)
-    contributed = HeadStatistics.from_tensors(learner.contribution(), 64, 10)
+    contributed = HeadStatistics.from_tensors(learner.contribution().tensors, 64, 10)
     assert_same(contributed, own)
     weights, biases = Factor(known(learner), "discriminant").head()
     found = learner.parameters()
@@ -119,7 +119,7 @@ def test_forgetting_goes_on_for_ever(new_statistics_learner: New, samples: Sampl
     for _ in range(10):  # 0.9 to the -960 would be 1e44
         learner.learn_many(*samples)
     own = HeadStatistics.of_targets(samples[0], np.eye(10)[samples[1]], 0.9 ** np.arange(95, -1, -1))
-    assert_same(HeadStatistics.from_tensors(learner.contribution(), 64, 10), own, 1e-4)
+    assert_same(HeadStatistics.from_tensors(learner.contribution().tensors, 64, 10), own, 1e-4)
     assert 1 <= learner.value.gain <= 1e6
     assert all(np.isfinite(array).all() for array in learner.parameters().values())
 
@@ -138,7 +138,7 @@ def test_versions_are_still_told_apart_when_old_samples_fade(new_statistics_lear
     learner, twin = new_statistics_learner(forgetting=0.98), new_statistics_learner(forgetting=0.98)
     for each in (learner, twin):
         each.learn_many(*part(samples, 0, 60))
-        sent = HeadStatistics.from_tensors(each.contribution(), 64, 10)
+        sent = HeadStatistics.from_tensors(each.contribution().tensors, 64, 10)
         if each is learner:  # the merge is what it knew already: nothing changes
             merged = prior(new_statistics_learner) * 0.98**60 + sent
             each.rebase(each.parameters(), merged.to_tensors(), 60)
@@ -216,9 +216,9 @@ def test_a_version_that_is_forgotten_counts_nothing_twice(new_statistics_learner
 def test_the_whole_contribution_is_sent_again_after_a_merge(new_statistics_learner: New, samples: Samples) -> None:
     learner = new_statistics_learner()
     learner.learn_many(*samples)
-    before = learner.contribution()
+    before = learner.contribution().tensors
     learner.rebase(learner.parameters(), (prior(new_statistics_learner) + of(samples, 0, 96)).to_tensors(), 96)
-    after = learner.contribution()
+    after = learner.contribution().tensors
     assert {name: array.tobytes() for name, array in before.items()} == {n: a.tobytes() for n, a in after.items()}
     assert learner.n_contributed == 96
 

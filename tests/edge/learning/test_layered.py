@@ -120,7 +120,7 @@ def test_a_merge_moves_all_layers_and_learning_goes_on_from_it() -> None:
     learner, other = new_layered(0), new_layered(1)
     learner.learn_many(*part(samples, 0, 60))
     other.learn_many(*part(samples, 60, 120))
-    change, others = learner.contribution(), other.contribution()
+    change, others = learner.contribution().tensors, other.contribution().tensors
     base = mlp_parameters()
     merged = {name: (base[name] + (change[name] + others[name]) / 2).astype(np.float32) for name in base}
     learner.rebase(merged, {}, 60)
@@ -131,4 +131,4 @@ def test_a_merge_moves_all_layers_and_learning_goes_on_from_it() -> None:
         learner.learn_many(*part(samples, i, i + 1))
     assert accuracy(learner, samples) >= before - 0.02
     assert learner.n_contributed == 80
-    same(dict(learner.contribution()), {n: a - merged[n] for n, a in learner.parameters().items()}, 1e-6)
+    same(dict(learner.contribution().tensors), {n: a - merged[n] for n, a in learner.parameters().items()}, 1e-6)

@@ -154,14 +154,14 @@ def test_a_restored_learner_is_the_same_and_goes_on_the_same(rig: Rig) -> None:
     first.learn_many(*part(rig.samples, 0, 37))
     first.contribution()
     first.learn_many(*part(rig.samples, 37, 50))
-    merged = first.contribution() if first.kind == "statistics" else {}
+    merged = first.contribution().tensors if first.kind == "statistics" else {}
     first.rebase({n: a * 0.5 for n, a in first.parameters().items()}, merged, 37)
     second = rig.new()
     restore(second, saved(first), rig.task.n_outputs)
     assert snapshot(second) == snapshot(first)
     for learner in (first, second):
         learner.learn_many(*part(rig.samples, 50))
-        learner.rebase(learner.parameters(), learner.contribution() if learner.kind == "statistics" else {}, 50)
+        learner.rebase(learner.parameters(), learner.contribution().tensors if learner.kind == "statistics" else {}, 50)
         learner.distrust_the_past(*part(rig.samples, 90))
         learner.learn_many(*part(rig.samples, 0, 5))
     assert snapshot(second) == snapshot(first)
@@ -188,7 +188,7 @@ def live_through_everything(learner: Learner, rig: Rig) -> None:
     """Whatever can happen to a learner, but for classes that are added."""
     learner.learn_many(*part(rig.samples, 40, 47))
     learner.learn_many(*part(rig.samples, 47, 50), np.array([0.5, 0.0, 1.0]))
-    merged = learner.contribution() if learner.kind == "statistics" else {}
+    merged = learner.contribution().tensors if learner.kind == "statistics" else {}
     learner.learn_many(*part(rig.samples, 50, 90))
     learner.rebase({name: array * 0.9 for name, array in learner.parameters().items()}, merged, 50)
     learner.learn_many(*part(rig.samples, 90, 93))
@@ -365,7 +365,7 @@ def test_inputs_are_copied_and_left_alone(rig: Rig) -> None:
     assert (weights == 0.5).all()
     features[:], targets[:], weights[:] = 7.0, 0, 0.0
     parameters = {name: np.ones_like(array) for name, array in learner.parameters().items()}
-    merged = {name: array.copy() for name, array in learner.contribution().items()}
+    merged = {name: array.copy() for name, array in learner.contribution().tensors.items()}
     learner.rebase(parameters, merged, 0)
     for array in [*parameters.values(), *merged.values()]:
         array[:] = 9.0
@@ -374,7 +374,7 @@ def test_inputs_are_copied_and_left_alone(rig: Rig) -> None:
     for array in copy.values():
         array[...] = 1
     twin.learn_many(*rig.samples, np.full(96, 0.5))
-    twin.rebase({name: np.ones_like(a) for name, a in twin.parameters().items()}, twin.contribution(), 0)
+    twin.rebase({name: np.ones_like(a) for name, a in twin.parameters().items()}, twin.contribution().tensors, 0)
     for each in (learner, restored, twin):
         each.learn_many(*rig.samples)
     assert snapshot(learner) == snapshot(restored) == snapshot(twin)
@@ -493,7 +493,7 @@ def test_rebasing_twice_on_the_same_merge_is_rebasing_once(rig: Rig) -> None:
     once, twice = rig.new(), rig.new()
     for learner in (once, twice):
         learner.learn_many(*part(rig.samples, 0, 40))
-        merged = learner.contribution() if learner.kind == "statistics" else {}
+        merged = learner.contribution().tensors if learner.kind == "statistics" else {}
         learner.contribution()
         learner.learn_many(*part(rig.samples, 40, 56))
         head = {name: array * 0.5 for name, array in learner.parameters().items()}
@@ -507,7 +507,7 @@ def test_rebasing_twice_on_the_same_merge_is_rebasing_once(rig: Rig) -> None:
 def test_a_merge_that_includes_everything_is_taken_as_it_is(rig: Rig) -> None:
     learner = rig.new()
     learner.learn_many(*rig.samples)
-    merged = learner.contribution()
+    merged = learner.contribution().tensors
     head = {name: array + 1 for name, array in learner.parameters().items()}
     learner.rebase(head, merged, learner.n_samples)
     same(learner.parameters(), head, 1e-5 if rig.is_whitened else 0.0)
@@ -517,7 +517,7 @@ def test_a_version_that_nobody_remembers_is_taken_as_all_of_it(rig: Rig) -> None
     older, newer, twin = rig.new(), rig.new(), rig.new()
     for each, version in ((older, 13), (newer, 10**9), (twin, 40)):
         each.learn_many(*part(rig.samples, 0, 40))
-        merged = each.contribution()
+        merged = each.contribution().tensors
         each.rebase({name: array + 1 for name, array in each.parameters().items()}, merged, version)
         each.learn_many(*part(rig.samples, 40, 60))
     assert snapshot(older) == snapshot(newer) == snapshot(twin)
@@ -620,7 +620,7 @@ def test_a_grown_learner_is_restored_and_one_can_go_back_behind_its_classes(clas
     assert snapshot(small) == before
     for learner in (first, second):
         learner.learn_many(*part(rig.samples, 30))
-        learner.rebase(learner.parameters(), learner.contribution() if learner.kind == "statistics" else {}, 30)
+        learner.rebase(learner.parameters(), learner.contribution().tensors if learner.kind == "statistics" else {}, 30)
         learner.learn_many(*samples_of_a_further_class(rig, 10))
     assert snapshot(second) == snapshot(first)
 
@@ -631,7 +631,7 @@ def test_growing_is_remembered_in_what_is_on_its_way(class_rig: Rig) -> None:
     learner.learn_many(*part(rig.samples, 0, 30))
     learner.contribution()
     learner.grow(k + 1)
-    contribution = learner.contribution()
+    contribution = learner.contribution().tensors
     widths = {array.shape[-1] if learner.kind == "statistics" else len(array) for array in contribution.values()}
     assert k + 1 in widths
     assert k not in widths

@@ -166,14 +166,14 @@ def test_steps_since_the_included_version_are_kept_on_top_of_a_merge(delta_rig: 
     learner.learn_many(samples[0][:30], samples[1][:30])
     contributed = learner.parameters()
     assert learner.n_contributed == 30
-    change = learner.contribution()
+    change = learner.contribution().tensors
     learner.learn_many(samples[0][30:50], samples[1][30:50])
     now = learner.parameters()
     merged = {name: array + 0.25 for name, array in contributed.items()}
     learner.rebase(merged, {}, 30)
     same(learner.parameters(), {name: merged[name] + (now[name] - contributed[name]) for name in now}, TOLERANCE)
     assert learner.n_contributed == 20
-    same(dict(learner.contribution()), {name: now[name] - contributed[name] for name in now}, TOLERANCE)
+    same(dict(learner.contribution().tensors), {name: now[name] - contributed[name] for name in now}, TOLERANCE)
     assert any(np.abs(array).max() > 0 for array in change.values())
 
 
@@ -181,7 +181,7 @@ def test_a_merge_without_this_device_keeps_all_its_steps(delta_rig: Rig) -> None
     learner, samples = delta_rig.new(), delta_rig.samples
     shipped = learner.parameters()
     learner.learn_many(*samples)
-    change = learner.contribution()
+    change = learner.contribution().tensors
     merged = {name: array * 0 for name, array in shipped.items()}
     learner.rebase(merged, {}, 0)
     same(learner.parameters(), dict(change), TOLERANCE)
