@@ -39,8 +39,9 @@ _MOST = 127.0
 _SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
 # As of an upload: 64 MiB of float32.
 _MOST_VALUES = 1 << 24
-# What is added to a scatter, in units of its diagonal, where rounding has left no factor of it.
-_LIFTS = (1e-6, 1e-5, 1e-4, 1e-3)
+# What is added to the diagonal of a scatter, in units of the sums of squares: the least with which it has a factor.
+# Rounding to float32 leaves some 1e-7 of these in it.
+_LIFTS = (1e-7, 1e-6, 1e-5, 1e-4)
 _NO_SAMPLE = 1e-9
 
 
@@ -100,7 +101,8 @@ class Compression:
         codes: Tensors = {}
         if self.name == "int8":
             for name, array in tensors.items():
-                codes[f"{name}.codes"], codes[f"{name}.scales"] = _rounded(array, tuple(range(1, array.ndim)))
+                axes = range(1, array.ndim) if array.ndim > 1 else range(array.ndim)
+                codes[f"{name}.codes"], codes[f"{name}.scales"] = _rounded(array, tuple(axes))
             return {"codec": "int8"}, codes
         sizes = np.concatenate([np.abs(array).reshape(-1) for array in tensors.values()])
         k = max(1, math.ceil(self.share * len(sizes)))
@@ -200,17 +202,16 @@ def _scattered(codes: Tensors, name: str, shape: tuple[int, ...]) -> npt.NDArray
 
 
 def _rounded(array: npt.NDArray[Any], axes: tuple[int, ...]) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
-    """int8 codes, and their scale over axes, which stay with a length of 1 (of a vector: one for each number)."""
-    axes = axes or (0,)
-    largest = np.abs(array).max(axis=axes, keepdims=True, initial=0.0)
-    scales = np.maximum(largest / _MOST, _SMALLEST_SCALE).astype(np.float32)
-    return np.clip(np.rint(array / scales), -_MOST, _MOST).astype(np.int8), scales
+    """int8 codes, and their scale over axes, which stay with a length of 1."""
+    largest = np.asarray(np.abs(array)).max(axis=axes, keepdims=True, initial=0.0)
+    scales = np.asarray(np.maximum(largest / _MOST, _SMALLEST_SCALE), np.float32)
+    return np.asarray(np.clip(np.rint(array / scales), -_MOST, _MOST), np.int8), scales
 
 
 def _restored(codes: npt.NDArray[np.int8], scales: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     if codes.ndim != scales.ndim:
         raise ValueError("scales of other axes than the codes")
-    return (codes * scales).astype(np.float32)
+    return np.asarray(codes * scales, np.float32)
 
 
 def _int8(codes: Tensors, name: str) -> npt.NDArray[np.int8]:
@@ -247,7 +248,7 @@ def _of_statistics(tensors: Mapping[str, npt.NDArray[Any]]) -> tuple[dict[str, A
         else:
             weights, means = np.array([n]), middle[:, None]
             rest = (moment[:-1] - middle[:, None] * counts) / n
-        root = _root(gram[:-1, :-1] - _between(weights, means))
+        root = _root(gram[:-1, :-1] - _between(weights, means), np.diag(gram)[:-1])
         if root is None:
             continue
         codes: Tensors = {"middle": middle.astype(np.float32), "counts": counts.astype(np.float32)}
@@ -299,19 +300,25 @@ def _summed(weights: Matrix, means: Matrix) -> Matrix:
     return found
 
 
-def _root(scatter: Matrix) -> Matrix | None:
-    """``U`` with ``U^T U`` the scatter, upper triangular; None where rounding left nothing that has one."""
-    deviations: Matrix = np.sqrt(np.maximum(np.diag(scatter), 0.0))
-    unit = np.where(deviations > 0, deviations, 1.0)
-    alike = scatter / np.multiply.outer(unit, unit)
-    if not np.isfinite(alike).all():
-        return None
+def _root(scatter: Matrix, squares: Matrix) -> Matrix | None:
+    """``U`` with ``U^T U`` the scatter, upper triangular; None where rounding left nothing that has one.
+
+    Args:
+        scatter: ``(d, d)``.
+        squares: ``(d,)`` sums of squares, of which it is what is left.
+    """
     for lift in _LIFTS:
+        variances = np.maximum(np.diag(scatter), 0.0) + lift * squares
+        unit = np.sqrt(np.where(variances > 0, variances, 1.0))
+        alike = scatter / np.multiply.outer(unit, unit)
+        np.fill_diagonal(alike, 1.0)
+        if not np.isfinite(alike).all():
+            return None
         try:
-            root = np.linalg.cholesky(alike + lift * np.eye(len(alike)))
+            root = np.linalg.cholesky(alike)
         except np.linalg.LinAlgError:
             continue
-        return np.asarray(root.T * deviations, np.float64)
+        return np.asarray(root.T * np.sqrt(variances), np.float64)
     return None
 
 
