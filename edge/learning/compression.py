@@ -43,6 +43,8 @@ _MOST_VALUES = 1 << 24
 # Rounding to float32 leaves some 1e-7 of these in it.
 _LIFTS = (1e-7, 1e-6, 1e-5, 1e-4)
 _NO_SAMPLE = 1e-9
+# To decode costs d³; 2^24 for a count times 127² for codes times so many outputs is below 2^53.
+_MOST_FEATURES, _MOST_OUTPUTS = 4096, 1 << 14
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +153,7 @@ def unpack(description: Mapping[str, Any], codes: Tensors) -> Tensors:
     try:
         with np.errstate(over="ignore", invalid="ignore"):
             decoded = _decoded(description, codes)
-    except (KeyError, TypeError, ValueError, AttributeError) as exc:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as exc:
         raise LearningError(f"a contribution that is packed otherwise than it says: {exc}") from exc
     if not all(np.isfinite(array).all() for array in decoded.values()):
         raise LearningError("a packed contribution with values that are not finite")
@@ -234,25 +236,28 @@ def _scales(codes: Tensors, name: str) -> npt.NDArray[np.float32]:
 def _of_statistics(tensors: Mapping[str, npt.NDArray[Any]]) -> tuple[dict[str, Any], Tensors]:
     """Codes of statistics; none where there are no samples, or no factor of their scatter can be found."""
     moment = tensors["moment"].astype(np.float64)
-    gram = of_triangle(tensors["gram"].astype(np.float64), len(moment))
-    n, counts = float(gram[-1, -1]), moment[-1]
-    if not n > _NO_SAMPLE:
+    d, n_outputs = len(moment) - 1, moment.shape[1]
+    if not float(tensors["gram"][-1]) > _NO_SAMPLE or d > _MOST_FEATURES or n_outputs > _MOST_OUTPUTS:
         return {}, {}
-    middle = gram[-1, :-1] / n
-    is_grouped = bool((counts >= 0).all()) and abs(float(counts.sum()) - n) <= 1e-3 * max(1.0, n)
-    for grouped in (True, False) if is_grouped else (False,):
+    gram = of_triangle(tensors["gram"].astype(np.float64), d + 1)
+    n, counts, middle = gram[-1, -1], moment[-1], gram[-1, :-1] / gram[-1, -1]
+    # Of classes, each sample is in one; where that is so by chance, what is left is no scatter, and has no factor.
+    is_of_classes = bool((counts >= 0).all()) and abs(float(counts.sum()) - n) <= 1e-3 * max(1.0, n)
+    for grouped in (True, False) if is_of_classes else (False,):
         if grouped:
-            has = counts > _NO_SAMPLE
-            means = np.where(has, moment[:-1] / np.where(has, counts, 1.0), middle[:, None])
-            weights, rest = counts, means - middle[:, None]
+            unit, whole = _whole(counts)
+            counts = whole * unit
+            means = np.where(counts > 0, moment[:-1] / np.where(counts > 0, counts, 1.0), middle[:, None])
+            rest, between = means - middle[:, None], (means * counts) @ means.T
         else:
-            weights, means = np.array([n]), middle[:, None]
-            rest = (moment[:-1] - middle[:, None] * counts) / n
-        root = _root(gram[:-1, :-1] - _between(weights, means), np.diag(gram)[:-1])
+            counts = moment[-1]
+            rest, between = (moment[:-1] - middle[:, None] * counts) / n, n * np.multiply.outer(middle, middle)
+        root = _root(gram[:-1, :-1] - between, np.diag(gram)[:-1])
         if root is None:
             continue
         codes: Tensors = {"middle": middle.astype(np.float32), "counts": counts.astype(np.float32)}
-        codes["count"] = np.array([n], np.float32)
+        if not grouped:
+            codes["count"] = np.array([n], np.float32)
         codes["moment.codes"], codes["moment.scales"] = _rounded(rest, (1,))
         factor, codes["factor.scales"] = _rounded(root, (0,))
         codes["factor.codes"] = upper_triangle(factor.astype(np.float64)).astype(np.int8)
@@ -261,43 +266,45 @@ def _of_statistics(tensors: Mapping[str, npt.NDArray[Any]]) -> tuple[dict[str, A
 
 
 def _statistics(description: Mapping[str, Any], codes: Tensors) -> Tensors:
-    """`gram` and `moment` as they are sent exact, float32."""
-    middle, counts, n = (_floats(codes, name).astype(np.float64) for name in ("middle", "counts", "count"))
-    d = len(middle)
-    rest = _restored(_int8(codes, "moment"), _scales(codes, "moment")).astype(np.float64)
-    if (n.shape, rest.shape) != ((1,), (d, *counts.shape)) or _scales(codes, "factor").shape != (1, d):
-        raise ValueError("parts of other sizes than each other")
+    """`gram` and `moment` as they are sent exact, float32.
+
+    With the mean ``m`` of all samples and that of a class ``m + s k``, ``k`` its codes and ``w`` its count,
+    ``sum w (m + s k)(m + s k)^T = n m m^T + m a^T + a m^T + (s s^T) sum w k k^T`` and ``a = s sum w k``: the two sums
+    are of whole numbers.
+    """
+    middle, counts = (_floats(codes, name).astype(np.float64) for name in ("middle", "counts"))
+    d, k, triangle = len(middle), _int8(codes, "moment").astype(np.float64), _int8(codes, "factor")
+    s, factor_scales = (_scales(codes, name).astype(np.float64) for name in ("moment", "factor"))
+    sizes = k.shape, s.shape, factor_scales.shape, triangle.shape
+    if sizes != ((d, len(counts)), (d, 1), (1, d), (d * (d + 1) // 2,)):
+        raise ValueError("parts that are not of one size")
+    if d > _MOST_FEATURES or len(counts) > _MOST_OUTPUTS:
+        raise ValueError(f"more than {_MOST_FEATURES} features or {_MOST_OUTPUTS} outputs")
     if description.get("grouped") is True:
-        weights, means = counts, middle[:, None] + rest
-        moment = means * counts
+        if (counts < 0).any():
+            raise ValueError("a negative count")
+        unit, whole = _whole(counts)
+        n, moved = float(whole.sum()) * unit, s[:, 0] * (k @ whole) * unit
+        apart = (s * s.T) * ((k * whole) @ k.T) * unit
+        moment = (middle[:, None] + s * k) * counts
     else:
-        weights, means = n, middle[:, None]
-        moment = rest * n + middle[:, None] * counts
-    triangle = _int8(codes, "factor")
-    if triangle.shape != (d * (d + 1) // 2,):
-        raise ValueError("a factor of another size than the middle")
+        n, moved = float(_floats(codes, "count").astype(np.float64)[0]), np.zeros(d)
+        apart = np.zeros((d, d))
+        moment = middle[:, None] * counts + (s * k) * n
+    cross = np.multiply.outer(middle, moved)
+    between = n * np.multiply.outer(middle, middle) + (cross + cross.T) + apart
     factor = np.triu(of_triangle(triangle.astype(np.float64), d))
-    scales = _scales(codes, "factor").astype(np.float64)
     gram = np.empty((d + 1, d + 1))
-    gram[:-1, :-1] = (factor.T @ factor) * (scales.T * scales) + _between(weights, means)
-    gram[-1, :-1] = gram[:-1, -1] = _summed(weights, means)
-    gram[-1, -1] = n[0]
+    gram[:-1, :-1] = (factor.T @ factor) * (factor_scales.T * factor_scales) + between
+    gram[-1, :-1] = gram[:-1, -1] = n * middle + moved
+    gram[-1, -1] = n
     return {**HeadStatistics(gram, np.concatenate([moment, counts[None]])).to_tensors()}
 
 
-def _between(weights: Matrix, means: Matrix) -> Matrix:
-    """``sum_g weights[g] means[:, g] means[:, g]^T``, added in this order wherever it is computed."""
-    found = np.zeros((len(means), len(means)))
-    for weight, mean in zip(weights, means.T, strict=True):
-        found += np.multiply.outer(weight * mean, mean)
-    return (found + found.T) / 2
-
-
-def _summed(weights: Matrix, means: Matrix) -> Matrix:
-    found = np.zeros(len(means))
-    for weight, mean in zip(weights, means.T, strict=True):
-        found += weight * mean
-    return found
+def _whole(counts: Matrix) -> tuple[float, Matrix]:
+    """Whole numbers up to 2^24, and the power of two with which they are the counts, to 24 bits of the largest."""
+    unit = 2.0 ** (int(np.frexp(counts.max(initial=0.0))[1]) - 24)
+    return unit, np.rint(counts / unit)
 
 
 def _root(scatter: Matrix, squares: Matrix) -> Matrix | None:

@@ -17,6 +17,7 @@ from edge.contract.manifest import LinearLayer
 from edge.contract.recipe import TrainingRecipe
 from edge.contract.training import FloatArray, Parameters
 from edge.learning.closed_form import StatisticsLearner
+from edge.learning.compression import EXACT, Compression
 from edge.learning.events import (
     ClassAdded,
     Confirmed,
@@ -87,9 +88,13 @@ def wait(number: int) -> Step:
     return lambda state: state.wait(label(number, 4), np.zeros(4, np.float32))
 
 
-def contribute(state: LearnedState) -> None:
-    LEARNING.contribution(state.value)
-    happen(state, Contributed(LEARNING.n_samples(state.value)))
+def contribute(state: LearnedState, compression: Compression = EXACT) -> None:
+    LEARNING.contribution(state.value, compression)
+    happen(state, Contributed(LEARNING.n_samples(state.value), compression))
+
+
+def contribute_shorter(state: LearnedState) -> None:
+    contribute(state, Compression("int8"))
 
 
 def merge(counter: int, *, fits: bool | None = True) -> Step:
@@ -133,7 +138,7 @@ LIFE: tuple[Step, ...] = (
     contribute,
     wait(5),
     wait(6),
-    contribute,
+    contribute_shorter,
     learn_next,
     merge(1),
     learn(7, 4),
@@ -144,7 +149,7 @@ LIFE: tuple[Step, ...] = (
     save,
     learn(10, 4),
     lambda state: happen(state, RolledBack()),
-    contribute,
+    contribute_shorter,
     learn(11, 5),
     push(3, "a", "b", "c", "d", "e"),
     learn(12, 4),

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from edge.agent.journal import MARK, Journal, _checksum, read_journal
+from edge.learning.compression import Compression
 from edge.learning.events import (
     ClassAdded,
     Confirmed,
@@ -55,7 +56,7 @@ def record(number: int) -> Event:
     """One of each kind, again and again."""
     return (
         label(number),
-        Contributed(number),
+        Contributed(number, Compression.parse(("exact", "int8", "top-k:0.05")[number % 3])),
         HeadOffered(release(number), number, fits=(None, False, True)[number % 3]),
         ClassAdded(f"smudge {number} ö"),
         HeadReplaced(release(number), 2**63 + number),

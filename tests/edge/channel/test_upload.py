@@ -8,6 +8,7 @@ import pytest
 
 from edge.channel import topics
 from edge.channel.codec import decode, encode, encode_offer
+from edge.channel.forms import shorten
 from edge.channel.frames import Frame, decode_frame, encode_frame
 from edge.channel.memory import Faults, MemoryBroker, MemoryTransport
 from edge.channel.messages import UploadOffer, UploadStatus
@@ -263,3 +264,53 @@ def test_an_upload_is_cut_anew_into_smaller_pieces_only():
     assert upload.chunk_size_bytes == 2048
     upload.resize(1)
     assert upload.chunk_size_bytes == 1024
+
+
+def compressed(data: bytes) -> bytes:
+    """A zstd frame of it."""
+    found = shorten(data)
+    assert found is not None
+    return found[1]
+
+
+def framed(data: bytes, **fields) -> tuple[Upload, UploadReceiver]:
+    """An upload that says of its data that they are a zstd frame, and who takes it."""
+    upload = Upload(data, offer_of(data, codec="int8", **fields))
+    return upload, UploadReceiver(upload.xfer, window=8)
+
+
+def carried(upload: Upload, receiver: UploadReceiver) -> None:
+    for _ in range(20):
+        for frame in upload.poll(0.0):
+            if (status := receiver.receive(frame)) is not None:
+                upload.receive(status, 0.0)
+
+
+def test_what_comes_in_a_zstd_frame_is_given_out_of_it():
+    whole = b"the same again " * 1000
+    form = compressed(whole)
+    upload, receiver = framed(form, whole_bytes=len(whole))
+    carried(upload, receiver)
+    assert upload.done
+    assert receiver.data() == whole
+    assert len(form) < len(whole) / 10
+
+
+@pytest.mark.parametrize("wrong", ["no frame", "cut", "longer", "shorter"])
+def test_a_frame_that_does_not_hold_what_it_says_is_refused(wrong):
+    whole = random.Random(1).randbytes(4000) * 2
+    form = compressed(whole)
+    data = {"no frame": whole, "cut": form[:-5]}.get(wrong, form)
+    upload, receiver = framed(data, whole_bytes=len(whole) + {"longer": 1, "shorter": -1}.get(wrong, 0))
+    carried(upload, receiver)
+    assert not upload.done
+    assert upload.refused is not None
+    assert upload.refused.startswith("form")
+
+
+def test_a_frame_that_would_hold_too_much_is_refused_before_any_of_it_is_sent():
+    upload, receiver = framed(b"small" * 10, whole_bytes=65 << 20)
+    (offer,) = upload.poll(0.0)
+    upload.receive(receiver.receive(offer), 0.0)
+    assert upload.refused is not None
+    assert receiver.held_bytes == 0
