@@ -75,8 +75,8 @@ class Compression:
             found = math.nan
         if name != "top-k" or not 0 < found <= 1:
             raise ConfigError(
-                f"upload: expected exact, int8, top-k or top-k:SHARE with a share above 0 and at most 1, such as top-k:0.1; "
-                f"got {text[:40]!r}"
+                f"upload: expected exact, int8, top-k or top-k:SHARE with a share above 0 and at most 1, such as "
+                f"top-k:0.1; got {text[:40]!r}"
             )
         return cls("top-k", found)
 
