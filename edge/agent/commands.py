@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from edge.agent.admission import Admission
 from edge.agent.introduction import asked_checkpoint
+from edge.agent.labelling import give_label, give_picture, give_sketches
 from edge.agent.model_core import ModelCore
 from edge.channel.messages import Command, Reply
 from edge.contract.clock import Now
@@ -38,6 +39,12 @@ def carry_out(command: Command, models: Mapping[str, ModelCore], admission: Admi
         return _done(command, samples=sum(model.host.model.n_samples for model in models.values())), False
     if command.name == "checkpoint":
         return asked_checkpoint(command, models), False
+    if command.name == "sketches":
+        return give_sketches(command, models, admission), False
+    if command.name == "picture":
+        return give_picture(command, models, admission), False
+    if command.name == "label":
+        return give_label(command, models, now), False
     return Reply(id=command.id, rc=1, detail=f"unknown command {command.name!r}", out={}), False
 
 

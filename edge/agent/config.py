@@ -59,6 +59,8 @@ class AgentConfig:
         http: The local HTTP interface; None for none.
         batch_ms: Samples of several requests that come at once run together as long as that takes no longer; 0: never.
         keep_hard_mb: Disk for the hard samples of each model, MiB; 0 keeps none.
+        fleet_labels: Whether the coordinator is sent sketches of samples whose label would help, and may give labels.
+        share_pictures: Whether the coordinator may see the sample that a person is asked about.
         home_assistant: Prefix below which Home Assistant is told of this device; "" tells it nothing.
         trust_root: The root document below which releases must be signed; None takes unsigned ones.
         checkpoint_every_s: Between two checkpoints that are sent by plan; 0 for only when they are asked for.
@@ -92,6 +94,8 @@ class AgentConfig:
     http: HttpOptions | None = None
     batch_ms: float = 5.0
     keep_hard_mb: float = 0.0
+    fleet_labels: bool = False
+    share_pictures: bool = False
     home_assistant: str = ""
 
 

@@ -41,6 +41,8 @@ class AgentFile:
     source: tuple[str, ...] | None = None
     answers: tuple[str, ...] | None = None
     keep_hard: float | None = None
+    fleet_labels: bool | None = None
+    share_pictures: bool | None = None
     home_assistant: str | None = None
     telemetry_interval: float | None = None
     outbox: float | None = None

@@ -16,6 +16,7 @@ from edge.agent.deployment import Deployment
 from edge.agent.hard_samples import HardSamples
 from edge.agent.host import ModelHost
 from edge.agent.letters import letter
+from edge.agent.questions import Questions
 from edge.agent.recognition import standing
 from edge.agent.replies import MOST_RECENT, Replies
 from edge.agent.served_model import check_name
@@ -84,9 +85,10 @@ class ModelCore:
             host,
             self.deployment,
             stopwatch,
-            most=MOST_RECENT if hard is not None or config.http is not None else 0,
+            most=MOST_RECENT if hard is not None or config.http is not None or config.share_pictures else 0,
             hard=hard,
             share=config.profile.learning.label_requests,
+            questions=Questions(share=config.share_pictures) if config.fleet_labels and host.model.learns else None,
         )
         self.is_renewed = False
         self._allowance = allowance or Allowance(config.profile.learning)

@@ -17,6 +17,7 @@ from edge.agent.deployment import Deployment
 from edge.agent.hard_samples import HardSamples
 from edge.agent.host import ModelHost
 from edge.agent.on_device_model import OnDeviceModel
+from edge.agent.questions import Questions
 from edge.agent.serving import ModelError
 from edge.agent.states import SlotState
 from edge.contract.clock import Now
@@ -62,6 +63,7 @@ class Replies:
         most: Answers that are remembered; 0 for none.
         hard: Keeps the hard ones; None where nobody wishes it.
         share: Of samples that may be kept as hard ones, of a model that asks for no labels.
+        questions: Offers the fleet what to label; None where this device does not take part.
     """
 
     def __init__(
@@ -73,9 +75,10 @@ class Replies:
         most: int = 0,
         hard: HardSamples | None = None,
         share: float = 0.1,
+        questions: Questions | None = None,
     ) -> None:
         self._host, self._deployment, self._stopwatch = host, deployment, stopwatch
-        self._most, self.hard = most, hard
+        self._most, self.hard, self.questions = most, hard, questions
         self._recent: OrderedDict[str, Reply] = OrderedDict()
         self._bytes = 0
         self._requests = LabelRequests(share)
@@ -101,6 +104,8 @@ class Replies:
         )
         if self._most:
             self._remember(str(sample_id), self._host.model.serving.one(given[0]), said, now)
+        if self.questions is not None:
+            self.questions.answered(self._host.model, str(sample_id), said, now)
         return said
 
     def infer(
@@ -118,6 +123,9 @@ class Replies:
             serving = self._host.model.serving
             for i in range(max(0, len(said) - self._most), len(said)):
                 self._remember(sample_ids[i], serving.rows(inputs, slice(i, i + 1)), said[i], now)
+        if self.questions is not None:
+            for sample_id, each in zip(sample_ids, said, strict=True):
+                self.questions.answered(self._host.model, sample_id, each, now)
         return outputs, said
 
     def _answered(self, answer: Callable[[OnDeviceModel], T], samples: int = 1) -> T:
@@ -166,6 +174,8 @@ class Replies:
             self._recent[sample_id].label = label
         if self.hard is not None:
             self.hard.forget(sample_id)
+        if self.questions is not None:
+            self.questions.labelled(sample_id)
 
     def recall(self, sample_id: str, now: Now) -> bool:
         """Let a kept sample wait for its label again, which it does no longer; False where it is not kept.

@@ -84,6 +84,14 @@ def agent() -> None:
     help="Keep samples whose label would help most on disk, MiB at most for each model; 0: none. See review.",
 )
 @click.option(
+    "--fleet-labels",
+    is_flag=True,
+    help="Send sketches of samples whose label would help to the coordinator where it asks, and take its labels.",
+)
+@click.option(
+    "--share-pictures", is_flag=True, help="With --fleet-labels: also the picture of the sample that is asked about."
+)
+@click.option(
     "--source",
     "sources",
     multiple=True,
@@ -147,6 +155,8 @@ def run(
     http_token_file: Path | None,
     batch_ms: float,
     keep_hard: float,
+    fleet_labels: bool,
+    share_pictures: bool,
     home_assistant: str | None,
     sources: tuple[str, ...],
     answers: tuple[str, ...],
@@ -216,6 +226,8 @@ def run(
         http=http_options(http, http_token_file),
         batch_ms=batch_ms,
         keep_hard_mb=keep_hard,
+        fleet_labels=fleet_labels,
+        share_pictures=share_pictures,
         home_assistant=prefix_of(home_assistant),
         streams=StreamLimits(most=max_streams, max_mb=stream_memory, idle_s=stream_expiry),
         outbox_mb=0.0 if broker is None else outbox,

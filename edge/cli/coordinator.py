@@ -92,6 +92,12 @@ def coordinator() -> None:
 @click.option("--merge-policy", type=click.Path(path_type=Path), help="When heads go out, and how: TOML.")
 @click.option("--evaluate", type=click.Path(path_type=Path), help="NPZ on which merged heads are tested first.")
 @click.option("--keep-free", type=click.FloatRange(min=0), help="MiB of disk left free.  [default: 5 %, 256 at most]")
+@click.option(
+    "--ask-labels",
+    default=0.0,
+    type=click.FloatRange(min=0),
+    help="Seconds between looks for a label that helps several devices, see `edge-fleet question`; 0: never.",
+)
 @click.option("--keep-messages", default=7.0, type=click.FloatRange(min=0), help="Days that telemetry is kept.")
 @click.option("--keep-minutes", default=90.0, type=click.FloatRange(min=0), help="Days of its sums by the minute.")
 @click.option("--keep-hours", default=730.0, type=click.FloatRange(min=0), help="Days of its sums by the hour.")
@@ -145,6 +151,7 @@ def serve(
     merge_policy: Path | None,
     evaluate: Path | None,
     keep_free: float | None,
+    ask_labels: float,
     keep_messages: float,
     keep_minutes: float,
     keep_hours: float,
@@ -235,6 +242,7 @@ def serve(
         keep_free_bytes=None if keep_free is None else int(keep_free * (1 << 20)),
         signing=signing,
         timestamp_days=timestamp_days,
+        ask_labels_s=ask_labels,
         is_shared=intake is not None,
         alerts=AlertRules() if alerts is None else of_file(alerts),
         site=None

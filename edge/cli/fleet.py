@@ -12,7 +12,7 @@ from urllib.parse import quote, unquote
 import click
 
 from edge import __version__
-from edge.cli import access, admission, carrying, checkpoints, learning, receipts, rollouts
+from edge.cli import access, admission, carrying, checkpoints, learning, questions, receipts, rollouts
 from edge.cli.deploy import deploy
 from edge.cli.devices import age, events, metrics, named, show, status
 from edge.cli.keys import keys
@@ -259,6 +259,7 @@ for command in (*admission.ORDERS, *checkpoints.COMMANDS):
     device_group.add_command(command)
 fleet.add_command(admission.enrolment)
 fleet.add_command(receipts.receipt)
+fleet.add_command(questions.question)
 release_group.add_command(receipts.lineage)
 fleet.add_command(admission.broker_config)
 fleet.add_command(carrying.export_release)

@@ -10,7 +10,16 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from edge.channel.messages import Pairs
-from edge.coordinator.records import Contribution, Device, LoggedLook, Model, Release, Transition
+from edge.coordinator.records import (
+    AlikeSample,
+    Contribution,
+    Device,
+    FleetQuestion,
+    LoggedLook,
+    Model,
+    Release,
+    Transition,
+)
 from edge.coordinator.rollout.plan import Plan
 from edge.coordinator.rollout.states import RolloutState, TargetState
 
@@ -171,6 +180,15 @@ class ContributionAnswer(Contribution):
     """A contribution; `id` is for the next page."""
 
     id: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QuestionAnswer(FleetQuestion):
+    """A question, the classes that an answer may have (none where they have no names here), and its samples."""
+
+    has_picture: bool
+    classes: tuple[str, ...]
+    alike: tuple[AlikeSample, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

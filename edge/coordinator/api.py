@@ -36,6 +36,7 @@ from edge.coordinator.pages.actions import add_actions
 from edge.coordinator.pages.live import Live
 from edge.coordinator.pages.routes import Pages, add_pages
 from edge.coordinator.parcel_api import add_parcel_routes
+from edge.coordinator.question_api import add_question_routes
 from edge.coordinator.records import LoggedEvent, TelemetryEntry, as_dict
 from edge.coordinator.release_api import Submit, add_release_routes
 from edge.coordinator.rollout_api import add_rollout_routes
@@ -141,6 +142,7 @@ def build_api(
     add_signing_routes(api, submit, signing)
     add_release_routes(api, store, submit)
     add_learning_routes(api, store, submit)
+    add_question_routes(api, store, submit)
     add_checkpoint_routes(api, store, submit)
     add_parcel_routes(api, submit)
     add_rollout_routes(api, submit, store)

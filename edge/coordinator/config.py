@@ -52,6 +52,7 @@ class CoordinatorConfig:
         signing: Folder with the coordinator's key and the signed metadata; None for a fleet without keys.
         alerts: What people are told of without asking.
         timestamp_days: How long devices believe that nothing newer was signed.
+        ask_labels_s: How often devices are asked which labels would help several of them; 0 for never.
         site: Of which fleet this one is a site; None for none.
         is_shared: Whether telemetry, events and reports come in by the door that coordinators share.
     """
@@ -73,6 +74,7 @@ class CoordinatorConfig:
     unknown: str = APPROVED
     signing: Path | None = None
     timestamp_days: float = 7.0
+    ask_labels_s: float = 0.0
     alerts: AlertRules = field(default_factory=AlertRules)
     site: SiteConfig | None = None
     is_shared: bool = False

@@ -31,6 +31,7 @@ from edge.coordinator.intake import Intake
 from edge.coordinator.learning import Learning
 from edge.coordinator.line import LineState
 from edge.coordinator.merges import Merges
+from edge.coordinator.questions import Questions
 from edge.coordinator.receipts import Receipts
 from edge.coordinator.records import Device, Order, Release
 from edge.coordinator.registry import Registry
@@ -77,6 +78,7 @@ class CoordinatorCore:
         receipts: Of what was forgotten.
         checkpoints: All of what they learned, kept and given.
         rollouts: How releases go out.
+        questions: Labels that help several devices.
         dialogue: The conversation with them.
         admissions: Whether they belong to the fleet.
         enrolments: How they join.
@@ -127,6 +129,7 @@ class CoordinatorCore:
         self.checkpoints = Checkpoints(store, artifacts, self.events)
         draw = np.random.default_rng(0) if rng is None else rng
         self.rollouts = Rollouts(store, artifacts, bundles, self.events, lambda: draw.bytes(16).hex(), line)
+        self.questions = Questions(store, bundles, self.events, config.ask_labels_s)
         self.dialogue = Dialogue(
             config.fleet,
             store,
@@ -138,6 +141,7 @@ class CoordinatorCore:
             self.rollouts,
             self.events,
             sites,
+            self.questions,
             signing,
             config.name,
             config.broker,
@@ -283,6 +287,7 @@ class CoordinatorCore:
         with self._store.transaction():
             found = self.learning.forget(device, now)
             found |= {"checkpoints": self.checkpoints.forget(device)}
+            self.questions.forget(device)
         self.receipts.complete(now)
         return found
 
@@ -314,7 +319,7 @@ class CoordinatorCore:
     def next_deadline_s(self) -> float:
         """Call `tick` at this time at the latest."""
         telling_s = self._next_telling_s if self.dialogue.is_connected else math.inf
-        rooms = (self.registry, self.learning, self.rollouts, self.alerts)
+        rooms = (self.registry, self.learning, self.rollouts, self.alerts, self.questions)
         heard_s = math.inf if self._connected_s is None else self._connected_s + HEARD_S
         return min(
             telling_s,
@@ -340,6 +345,8 @@ class CoordinatorCore:
             with self.events.survived("", "fault", "telling devices of a rollout what to run", now):
                 self.dialogue.tell_some(self.rollouts.to_tell, now)
             self.rollouts.to_tell.clear()
+        with self.events.survived("", "fault", "looking at questions", now):
+            self.questions.tick(now, is_connected=self.dialogue.is_connected)
         if self.dialogue.is_connected and now.s >= self._next_telling_s:
             self._next_telling_s = now.s + self._config.reassert_s
             with self.events.survived("", "fault", "telling devices what to run", now):

@@ -41,6 +41,7 @@ from edge.coordinator.events import Events
 from edge.coordinator.learning import Learning
 from edge.coordinator.line import Line
 from edge.coordinator.pacing import Pacing
+from edge.coordinator.questions import Questions
 from edge.coordinator.recent import MAX_REMEMBERED, Recent
 from edge.coordinator.registry import Registry
 from edge.coordinator.releases import Releases
@@ -77,6 +78,7 @@ class Dialogue:
         rollouts: How releases go out.
         events: For what people should see.
         sites: What coordinators below are asked for.
+        questions: Labels that help several devices.
         signing: Proves what is sent; None in a fleet without keys.
         name: Of this coordinator.
         broker: Its address, without a login.
@@ -98,11 +100,12 @@ class Dialogue:
         rollouts: Rollouts,
         events: Events,
         sites: Sites,
+        questions: Questions,
         signing: Signing | None = None,
         name: str = "coordinator",
         broker: str = "",
     ) -> None:
-        self._sites = sites
+        self._sites, self._questions = sites, questions
         self.line = Line(fleet, name, broker)
         self._checkpoints = checkpoints
         self._signing = signing
@@ -215,6 +218,7 @@ class Dialogue:
                 self._standings.born(device, message)
                 self._rollouts.came()
                 self._sites.came(device, now)
+                self._questions.born(device)
                 self.tell(device, now)
             case State():
                 if message.state == "probation" and device in self._chunk_bytes:  # it arrived: the next may be larger
@@ -234,6 +238,7 @@ class Dialogue:
             case Reply():
                 self._standings.replied(device, message)
                 self._checkpoints.replied(device, message, now)
+                self._questions.replied(device, message, now)
 
     def _meet(self, device: str, now: Now) -> None:
         """Ask a device to introduce itself that is not known, or that may have come or gone while we were away.
@@ -331,14 +336,15 @@ class Dialogue:
                     self._send_desired(device.id, each, now)
         self._say_orders(None, now)
 
-    def _say_to_sites(self) -> None:
-        for site, command in self._sites.to_say:
-            self._send(site, topics.DN_CMD, command, qos=1, expiry_s=60)
-        self._sites.to_say.clear()
+    def _say_once(self) -> None:
+        for asking in (self._sites.to_say, self._questions.to_say):
+            for device, command in asking:
+                self._send(device, topics.DN_CMD, command, qos=1, expiry_s=60)
+            asking.clear()
 
     def _say_orders(self, device: str | None, now: Now) -> None:
         """Say where devices stand that do not know it, and what they are to do once, until they answer."""
-        for whom, command in self._standings.to_say(device, now):
+        for whom, command in (*self._standings.to_say(device, now), *self._questions.to_tell(device, now)):
             self._send(whom, topics.DN_CMD, command, qos=1, expiry_s=60)
         for whom, message in self._checkpoints.to_say(device, self._chunk, now):
             if isinstance(message, Command):
@@ -415,7 +421,7 @@ class Dialogue:
         for text in self.line.poll(now.s):
             self._events.fault("", "broker-silent", text, now, kind=text)
         self._uploads.expire(now.s)
-        self._say_to_sites()
+        self._say_once()
         out, self._out = self._out, []
         return out if self.is_connected else []
 

@@ -217,6 +217,86 @@ class KeptCheckpoint(Record):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class FleetQuestion(Record):
+    """A label that a person is asked for, since it would help several devices.
+
+    Attributes:
+        number: Of the question.
+        backbone: That all of its samples are of.
+        device: That has the asked sample.
+        model: Of that device.
+        sample: Name of the asked sample there.
+        answered_ms: When the device answered it, by its clock.
+        said: The class that it answered.
+        confidence: Of that, 0 to 1.
+        devices: That have a sample like it, the asked one among them.
+        samples: That they have, the asked one among them.
+        asked_ms: When the question was asked.
+        state: ``open``, ``answered``, ``skipped`` or ``expired``.
+        label: Name of the class, once it is answered.
+        who: Ended it; "" where nobody did.
+        closed_ms: When it ended; 0 while it is open.
+    """
+
+    number: int = 0
+    backbone: str
+    device: str
+    model: str
+    sample: str
+    answered_ms: int
+    said: str
+    confidence: float
+    devices: int
+    samples: int
+    asked_ms: int
+    state: str = "open"
+    label: str = ""
+    who: str = ""
+    closed_ms: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QuestionPicture(Record):
+    """What the asked sample of a question looks like.
+
+    Attributes:
+        question: Its number.
+        png: A PNG file, in base64.
+    """
+
+    question: int
+    png: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AlikeSample(Record):
+    """A sample that the label of a question is for.
+
+    Attributes:
+        id: Of the row; 0 until it is kept.
+        question: Its number.
+        device: That has it.
+        model: Of that device.
+        sample: Its name there.
+        alike: Cosine of its sketch and that of the asked sample; 1 of that one itself.
+        weight: How much the label is trusted there, 0 to 1.
+        state: ``waits`` for an answer, ``open`` while its device has not said what became of the label, ``taken``,
+            ``refused`` (the device says why), or ``dropped``: no label came, or the device was not there for too long.
+        detail: In words.
+    """
+
+    id: int = 0
+    question: int
+    device: str
+    model: str
+    sample: str
+    alike: float
+    weight: float
+    state: str = "waits"
+    detail: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Order(Record):
     """Something that a model of a device is to do once, said until it is answered.
 

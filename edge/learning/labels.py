@@ -78,6 +78,10 @@ class LabelRing:
             return None
         return found
 
+    def waiting(self, sample_id: str) -> Remembered | None:
+        """A sample that waits for its label; it stays."""
+        return self._waiting.get(sample_id)
+
     def give(self, sample_id: str, label: Labelled, sample: Remembered) -> None:
         """Remember which label a sample has that was joined."""
         self._given.pop(sample_id, None)

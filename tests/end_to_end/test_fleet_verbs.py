@@ -41,6 +41,8 @@ ELSEWHERE = {"simulate"}
 UNUSED = {
     "GET /api/signing/bundles", "GET /api/v1/checkpoints/{digest}", "POST /api/signing/bundles",
     "POST /api/v1/alerts/{number}/acknowledge", "POST /api/v1/alerts/{number}/silence", "POST /api/v1/artifacts",
+    "GET /api/v1/questions/{number}", "GET /api/v1/questions/{number}/picture",
+    "POST /api/v1/questions/{number}/answer", "POST /api/v1/questions/{number}/skip",
     "POST /api/v1/enrol", "POST /api/v1/forget", "POST /api/v1/merge", "POST /api/v1/parcel", "POST /api/v1/tags",
 }  # fmt: skip
 
@@ -181,6 +183,12 @@ def test_every_verb_of_edge_fleet(
         processes.wait_for("contributions", lambda: sum(r["version"] >= 20 for r in fleet.asked("contributions")) == 2)
         assert ask.json("merge")[0]["counter"] == 1
         processes.wait_for("merge", lambda: all(row["release"] == 1 for row in fleet.known()))
+
+        # What nobody is asked here; tests/edge/agent/test_questions.py has devices that ask.
+        assert ask.json("question", "list") == []
+        assert "--ask-labels" in ask("question", "list")
+        for order in (("show", "1"), ("show", "1", "--picture", "1.png"), ("answer", "1", "3"), ("skip", "1")):
+            ask("question", *order, code=8)
 
         # Releases and rollouts.
         found = ask.json("push", bad, "--name", "noise", "--wait", "60", code=8)

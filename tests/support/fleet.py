@@ -141,6 +141,7 @@ class SimulatedFleet:
         auto_merge: bool = True,
         policy: MergePolicy | None = None,
         signing: Path | None = None,
+        ask_labels_s: float = 0.0,
         connect: Callable[[str], Transport] | None = None,
         **agent_options: Any,
     ) -> None:
@@ -151,7 +152,7 @@ class SimulatedFleet:
         self.connect = connect or (lambda name: MemoryTransport(self.broker, name))
         self.now_s = 1000.0
         self.agent_options, self.auto_merge = agent_options, auto_merge
-        self.policy, self.signing = policy or MergePolicy(), signing
+        self.policy, self.signing, self.ask_labels_s = policy or MergePolicy(), signing, ask_labels_s
         self.coordinator: CoordinatorCore | None = None
         self.start_coordinator()
         self.agents: dict[str, Agent] = {}
@@ -171,6 +172,7 @@ class SimulatedFleet:
             merge_delay_s=5.0,
             reassert_s=10.0,
             policy=self.policy,
+            ask_labels_s=self.ask_labels_s,
         )
         self.store = store_in(config.data_dir / "db.sqlite")
         signing = None

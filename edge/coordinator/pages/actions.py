@@ -44,6 +44,7 @@ def add_actions(api: FastAPI, pages: Pages, access: Access) -> None:
     _add_fleet(api, pages)
     _add_alerts(api, pages)
     _add_admission(api, pages)
+    _add_questions(api, pages)
 
 
 def _ask(
@@ -149,6 +150,37 @@ def _add_admission(api: FastAPI, pages: Pages) -> None:
             pages.submit(lambda core, now: core.decide(name, Decision.APPROVE, who.who, _reason(given), now))
 
         return await _do(pages, request, f"/devices/{quote(name, safe='')}", give)
+
+
+def _add_questions(api: FastAPI, pages: Pages) -> None:
+    @api.get("/questions/{number}/answer", include_in_schema=False, openapi_extra=OPERATOR, response_model=None)
+    def ask_answer(request: Request, number: RowNumber) -> Response:
+        question = pages.store.questions.get(number)
+        if question is None:
+            return pages.refusal(request, 404, f"there is no question {number}")
+        classes = pages.submit(lambda core, _: core.questions.classes(question.backbone))
+        values = {"question": question, "classes": classes, "alike": pages.store.questions.samples(number)}
+        values["has_picture"] = bool(pages.store.questions.picture(number))
+        return HTMLResponse(render.whole("question.html", {**pages.frame(request), **values}), headers=HEADERS)
+
+    @api.post("/questions/{number}/answer", include_in_schema=False, response_model=None)
+    async def answer(request: Request, number: RowNumber, who: Who) -> Response:
+        def give(given: Mapping[str, str]) -> None:
+            label = given.get("label", "")
+            pages.submit(lambda core, now: core.questions.answer(number, label, who.who, now))
+
+        return await _do(pages, request, "/learning", give)
+
+    @api.get("/questions/{number}/skip", include_in_schema=False, openapi_extra=OPERATOR, response_model=None)
+    def ask_skip(request: Request, number: RowNumber) -> Response:
+        return _ask(pages, request, "skip", text("question.n", n=number), "/learning")
+
+    @api.post("/questions/{number}/skip", include_in_schema=False, response_model=None)
+    async def skip(request: Request, number: RowNumber, who: Who) -> Response:
+        def give(_: Mapping[str, str]) -> None:
+            pages.submit(lambda core, now: core.questions.skip(number, who.who, now))
+
+        return await _do(pages, request, "/learning", give)
 
 
 def _add_alerts(api: FastAPI, pages: Pages) -> None:

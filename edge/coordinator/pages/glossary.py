@@ -140,6 +140,11 @@ WORDS: Mapping[str, tuple[str, str]] = {
         "Heard, but offered nothing and not merged until a person approves it: two devices had one name, or "
         "somebody put it there.",
     ),
+    "question": (
+        "question",
+        "A sample whose class a person is asked for once, since several devices have one like it: the answer "
+        "becomes a label on all of them.",
+    ),
 }
 
 

@@ -11,14 +11,14 @@ from typing import Any
 
 from edge.contract.errors import EdgeError, RolloutError
 from edge.coordinator.artifacts import Artifact
-from edge.coordinator.records import Contribution, LoggedEvent, Model, Release
+from edge.coordinator.records import AlikeSample, Contribution, LoggedEvent, Model, Release
 from edge.coordinator.releases import Releases
 from edge.coordinator.rollout.step import NOT_JUDGED
 from edge.coordinator.store.store import Store
 from edge.coordinator.turns import Turns
 from edge.learning.exchange import HeadRelease, Outside
 
-_MOST_MERGES = 5
+_MOST_MERGES, _MOST_QUESTIONS = 5, 10
 _MOST_ROWS = 500
 # Events by which devices say what became of a release.
 _SAID = ("probation", "active", "rolled-back", "refused", "failed", "held")
@@ -49,6 +49,7 @@ def learning(store: Store, of: Releases) -> dict[str, Any]:
         said = words(store)
         waits = store.events.newest(20, name="merge-waits")
         queue = Turns(store).waiting()
+        asked = store.questions.newest(_MOST_QUESTIONS)
         faults = [*store.events.newest(10, name="merge-failed"), *store.events.newest(10, name="screening-undecided")]
     merges = [each for each in releases if is_merge(each)]
     rows = [(each, *standing(each, left_out)) for each in contributions]
@@ -60,8 +61,15 @@ def learning(store: Store, of: Releases) -> dict[str, Any]:
         "merges": [_merge(each, of, contributions, models, said) for each in merges[:_MOST_MERGES]],
         "n_merges": len(merges),
         "queue": queue,
+        "questions": [(each, _given(store.questions.samples(each.number))) for each in asked],
         "faults": sorted([*faults, *waits], key=lambda each: (each.at_ms, each.id), reverse=True)[:20],
     }
+
+
+def _given(alike: Sequence[AlikeSample]) -> tuple[int, int]:
+    """How many samples of a question have its label by now, and on how many devices."""
+    taken = [each.device for each in alike if each.state == "taken"]
+    return len(taken), len(set(taken))
 
 
 def standing(one: Contribution, left_out: Mapping[tuple[str, str], str]) -> tuple[str, str]:

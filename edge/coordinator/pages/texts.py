@@ -111,6 +111,14 @@ _TEXTS: dict[str, str | tuple[str, str]] = {
     "state.merged": "merged",
     "state.newer": "newer than the merge",
     "state.not-merged": "not merged yet",
+    "state.answered": "answered",
+    "state.skipped": "skipped",
+    "state.expired": "nobody answered in time",
+    "state.label-waits": "no answer yet",
+    "state.label-open": "on its way",
+    "state.label-taken": "the device has it",
+    "state.label-refused": "the device did not take it",
+    "state.label-dropped": "none came",
     # Signing in, and what people do
     "sign-in": "Sign in",
     "sign-in.token": "Token",
@@ -150,6 +158,9 @@ _TEXTS: dict[str, str | tuple[str, str]] = {
     "action.approve": "Approve",
     "action.approve.does": "The device belongs to the fleet: it is offered releases, what it learned is merged, and it "
     "judges releases. Where two devices had one name, give one of them another one first (--device).",
+    "action.answer": "Answer",
+    "action.skip": "Skip",
+    "action.skip.does": "No label is given, and nobody is asked about these samples again.",
     "action.merge": "Merge now",
     "action.merge.does": "What devices contributed since the last merge is merged, and pushed to those it is for. "
     "Where a rollout would be overtaken nothing is done, unless you let it end.",
@@ -336,6 +347,27 @@ _TEXTS: dict[str, str | tuple[str, str]] = {
     "the head as shipped, told from the statistics that it contributed. Its own trial: the new head against the one "
     "that ran, on the newest labels that the device keeps. After that a merge competes: the share of the say follows "
     "labels that come later, and until some came the device has not judged it.",
+    "question.title": "Questions: labels that help several devices",
+    "question.n": "Question {n}",
+    "question.question": "Question",
+    "question.ask": "What is this sample?",
+    "question.sample": "Sample",
+    "question.said": "The device answered",
+    "question.helps": "It would help",
+    "question.has-it": "Has the label",
+    "question.label": "Class",
+    "question.on": ("{n} device", "{n} devices"),
+    "question.samples": ("{n} sample", "{n} samples"),
+    "question.alike": "Samples that get the label",
+    "question.how-alike": "Alike",
+    "question.weight": "Trust in the label",
+    "question.picture": "The sample that is asked about",
+    "question.no-picture": "Its device has shared no picture. Look at the sample there: `edge-agent review`, or the "
+    "page of that agent.",
+    "question.does": "The answer becomes the label of {samples} samples on {devices} devices. They learn it; it cannot "
+    "be taken back.",
+    "question.none": "Nothing was asked. It is with `edge-coordinator serve --ask-labels` and `edge-agent run "
+    "--fleet-labels`.",
     "learning.waits": "What waits, and what went wrong",
     "learning.waits-for": "A merge waits for rollout {n} to end, since",
     "learning.waits-pause": "A merge waits until the whole fleet goes on, since",

@@ -18,6 +18,7 @@ from edge.coordinator.store.devices import Devices
 from edge.coordinator.store.enrolment import EnrolmentLog
 from edge.coordinator.store.events import EventLog
 from edge.coordinator.store.parts import Parts
+from edge.coordinator.store.questions import QuestionLog
 from edge.coordinator.store.receipts import ReceiptLog
 from edge.coordinator.store.releases import ReleaseLog
 from edge.coordinator.store.rollouts import RolloutLog
@@ -43,6 +44,7 @@ class Store:
         alerts: What people are told of without asking.
         enrolment: Tokens by which devices join, and by what they log in to the broker.
         receipts: Of forgetting.
+        questions: Labels that a person is asked for.
         parts: Whose learning is in the contributions of sites.
 
     Raises:
@@ -62,6 +64,7 @@ class Store:
         self.enrolment = EnrolmentLog(self._database)
         self.receipts = ReceiptLog(self._database)
         self.alerts = AlertLog(self._database)
+        self.questions = QuestionLog(self._database)
         self.parts = Parts(self._database)
 
     @contextlib.contextmanager

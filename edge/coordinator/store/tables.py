@@ -526,3 +526,53 @@ class AlertRow(Row):
     silenced_ms: Mapped[int]
     told_mqtt: Mapped[str]
     told_webhook: Mapped[str]
+
+
+class QuestionRow(Row):
+    """`FleetQuestion`."""
+
+    __tablename__ = "question"
+    __table_args__ = (Index("question_state", "state"),)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    backbone: Mapped[str]
+    device: Mapped[str]
+    model: Mapped[str]
+    sample: Mapped[str]
+    answered_ms: Mapped[int]
+    said: Mapped[str]
+    confidence: Mapped[float]
+    devices: Mapped[int]
+    samples: Mapped[int]
+    asked_ms: Mapped[int]
+    state: Mapped[str]
+    label: Mapped[str]
+    who: Mapped[str]
+    closed_ms: Mapped[int]
+
+
+class PictureRow(Row):
+    """`QuestionPicture`."""
+
+    __tablename__ = "question_picture"
+    question: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    png: Mapped[str]
+
+
+class AlikeRow(Row):
+    """`AlikeSample`."""
+
+    __tablename__ = "question_sample"
+    __table_args__ = (
+        Index("question_sample_question", "question"),
+        Index("question_sample_state", "state", "device"),
+        Index("question_sample_device", "device"),
+    )
+    id: Mapped[int] = mapped_column(primary_key=True)
+    question: Mapped[int]
+    device: Mapped[str]
+    model: Mapped[str]
+    sample: Mapped[str]
+    alike: Mapped[float]
+    weight: Mapped[float]
+    state: Mapped[str]
+    detail: Mapped[str]

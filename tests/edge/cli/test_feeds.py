@@ -18,8 +18,9 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
+from edge.agent.pictures import picture_of, png
 from edge.cli.agent import agent
-from edge.cli.review import picture_of, png, read_labels
+from edge.cli.review import read_labels
 from edge.contract.errors import ConfigError, LearningError
 from tests.support.messages import Ear
 
