@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from edge.agent.admission import Admission
 from edge.agent.model_core import ModelCore
-from edge.agent.pictures import picture_of, png
+from edge.agent.pictures import png
 from edge.agent.questions import Questions
 from edge.channel.messages import Command, Reply
 from edge.contract.clock import Now
@@ -43,19 +43,15 @@ def give_picture(command: Command, models: Mapping[str, ModelCore], admission: A
     found = _meant(command, models)
     if isinstance(found, Reply):
         return found
-    model, questions = found
+    _, questions = found
     if not questions.share:
         return _refused(command, "this device shares no pictures: edge-agent run --share-pictures")
     if not admission.is_approved:
         return _refused(command, admission.why_not)
-    try:
-        inputs = model.replies.sample(command.args.get("sample"))["inputs"]
-    except LearningError as exc:
-        return _refused(command, str(exc))
-    for array in inputs.values():
-        if (pixels := picture_of(array)) is not None:
-            return Reply(id=command.id, rc=0, detail="", out={"png": base64.b64encode(small(pixels)).decode()})
-    return _refused(command, "no input of this sample looks like a picture")
+    pixels = questions.pixels(str(command.args.get("sample")))
+    if pixels is None:
+        return _refused(command, "there is no such sample among those that are offered, or it looks like no picture")
+    return Reply(id=command.id, rc=0, detail="", out={"png": base64.b64encode(small(pixels)).decode()})
 
 
 def small(pixels: npt.NDArray[Any]) -> bytes:

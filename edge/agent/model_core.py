@@ -85,7 +85,7 @@ class ModelCore:
             host,
             self.deployment,
             stopwatch,
-            most=MOST_RECENT if hard is not None or config.http is not None or config.share_pictures else 0,
+            most=MOST_RECENT if hard is not None or config.http is not None else 0,
             hard=hard,
             share=config.profile.learning.label_requests,
             questions=Questions(share=config.share_pictures) if config.fleet_labels and host.model.learns else None,

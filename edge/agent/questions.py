@@ -14,10 +14,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from edge.agent.on_device_model import OnDeviceModel
+from edge.agent.pictures import picture_of
+from edge.agent.serving import Given
 from edge.channel.messages import Reply
 from edge.contract.clock import Now
+from edge.inference.session import Arrays
 from edge.learning.labels import LabelRing, Remembered
 from edge.learning.sketches import LEAST_USUAL, USUAL, Sketcher
 
@@ -25,6 +29,8 @@ from edge.learning.sketches import LEAST_USUAL, USUAL, Sketcher
 OFFERED, KEPT = 16, 64
 # Of all sketches in a reply, whose message has 16 KiB.
 _MAX_BYTES = 12_000
+# Of one picture, of which `KEPT` are kept.
+_MAX_PIXEL_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -37,6 +43,8 @@ class Wanted:
         confidence: Of that.
         sample: As it waits for its label.
         backbone: Digest of what its features come from.
+        pixels: What it looks like, ``(height, width)`` or ``(height, width, 3)`` uint8; None where it is no picture, or
+            pictures are not shared.
     """
 
     at_ms: int
@@ -44,6 +52,7 @@ class Wanted:
     confidence: float
     sample: Remembered
     backbone: str
+    pixels: npt.NDArray[Any] | None = None
 
 
 class Questions:
@@ -64,8 +73,16 @@ class Questions:
     def __len__(self) -> int:
         return len(self._wanted)
 
-    def answered(self, model: OnDeviceModel, sample_id: str, said: Mapping[str, Any], now: Now) -> None:
-        """A sample was answered: where its label would help, it is kept to be offered."""
+    def answered(self, model: OnDeviceModel, sample_id: str, said: Mapping[str, Any], now: Now, x: Given) -> None:
+        """A sample was answered: where its label would help, it is kept to be offered.
+
+        Args:
+            model: That answered.
+            sample_id: Name of the sample.
+            said: What was answered.
+            now: The time.
+            x: The sample.
+        """
         self._wanted.pop(sample_id, None)  # another sample by now
         if not said.get("label_wanted") or not model.task.is_classifier:
             return
@@ -79,9 +96,15 @@ class Questions:
             confidence=float(nearest.get("confidence", 0.0)),
             sample=sample,
             backbone=model.manifest.backbone_digest,
+            pixels=_pixels(model.serving.one(x)) if self.share else None,
         )
         while len(self._wanted) > KEPT:
             self._wanted.popitem(last=False)
+
+    def pixels(self, sample_id: str) -> npt.NDArray[Any] | None:
+        """What an offered sample looks like; None where that is not kept."""
+        found = self._wanted.get(sample_id)
+        return None if found is None else found.pixels
 
     def labelled(self, sample_id: str) -> None:
         """A label was taken."""
@@ -139,5 +162,13 @@ class Questions:
         return self._replies[command_id]
 
 
-def _flat(features: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def _pixels(inputs: Arrays) -> npt.NDArray[Any] | None:
+    """The first input that looks like a picture, with every second pixel left out while it is large."""
+    found = next((pixels for each in inputs.values() if (pixels := picture_of(each)) is not None), None)
+    while found is not None and found.nbytes > _MAX_PIXEL_BYTES:
+        found = found[::2, ::2].copy()
+    return found
+
+
+def _flat(features: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return features.reshape(len(features), -1)

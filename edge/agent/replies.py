@@ -105,7 +105,7 @@ class Replies:
         if self._most:
             self._remember(str(sample_id), self._host.model.serving.one(given[0]), said, now)
         if self.questions is not None:
-            self.questions.answered(self._host.model, str(sample_id), said, now)
+            self.questions.answered(self._host.model, str(sample_id), said, now, given[0])
         return said
 
     def infer(
@@ -124,8 +124,10 @@ class Replies:
             for i in range(max(0, len(said) - self._most), len(said)):
                 self._remember(sample_ids[i], serving.rows(inputs, slice(i, i + 1)), said[i], now)
         if self.questions is not None:
-            for sample_id, each in zip(sample_ids, said, strict=True):
-                self.questions.answered(self._host.model, sample_id, each, now)
+            model = self._host.model
+            for i, each in enumerate(said):
+                one = model.serving.rows(inputs, slice(i, i + 1))
+                self.questions.answered(model, sample_ids[i], each, now, one)
         return outputs, said
 
     def _answered(self, answer: Callable[[OnDeviceModel], T], samples: int = 1) -> T:

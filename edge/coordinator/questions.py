@@ -83,7 +83,7 @@ class Questions:
             self._heard_s = math.inf
             self._ask_people(now)
         if self._every_s and now.s >= self._next_s:
-            self._next_s = now.s + self._every_s
+            self._next_s = now.s + max(self._every_s, HEARD_S)  # not before this round is over
             if is_connected:
                 self._ask_devices(now)
 

@@ -83,6 +83,12 @@ def names(fleet: SimulatedFleet) -> list[str]:
     return [each.name for each in fleet.store.events.newest(100, device="")]
 
 
+def test_who_asks_very_often_is_answered_all_the_same(simulate: Simulate, digits: Digits) -> None:
+    fleet = simulate(THREE, ask_labels_s=1.0)
+    see(fleet, digits, *THREE)
+    assert asked(fleet).devices == 2
+
+
 def test_one_answer_teaches_two_devices_and_not_a_third_with_other_samples(simulate: Simulate, digits: Digits) -> None:
     fleet = simulate(THREE)
     see(fleet, digits, *THREE)
