@@ -88,7 +88,7 @@ class ModelCore:
             most=MOST_RECENT if hard is not None or config.http is not None else 0,
             hard=hard,
             share=config.profile.learning.label_requests,
-            questions=Questions(share=config.share_pictures) if config.fleet_labels and host.model.learns else None,
+            questions=Questions(share=config.share_pictures) if config.fleet_labels else None,
         )
         self.is_renewed = False
         self._allowance = allowance or Allowance(config.profile.learning)

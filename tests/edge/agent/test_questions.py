@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edge.agent.labelling import small
+from edge.agent.commands import carry_out
+from edge.agent.labelling import give_sketches, small
 from edge.agent.pictures import picture_of
 from edge.channel.memory import Faults
 from edge.channel.messages import Command
@@ -251,22 +252,44 @@ def test_what_is_forgotten_of_a_device_is_asked_of_nobody(simulate: Simulate, di
     assert fleet.store.questions.newest(10) == []
 
 
-@pytest.mark.parametrize(
-    "args",
-    [
-        {},
-        {"model": "other", "sample": "one-0", "label": "7"},
-        {"model": "digits", "sample": "one-0", "label": "no such class"},
-        {"model": "digits", "sample": "one-0", "label": 7},
-        {"model": "digits", "sample": "", "label": "7"},
-        {"model": "digits", "sample": "one-0", "label": "7", "weight": 2},
-        {"model": ["digits"], "sample": "one-0", "label": "7"},
-    ],
-)
-def test_a_label_that_is_none_changes_nothing(simulate: Simulate, digits: Digits, args: dict[str, Any]) -> None:
+def test_a_model_that_does_not_learn_keeps_no_other_of_the_device_from_being_asked(
+    tmp_path: Path, digits_bundle: Path, masked_bundles: tuple[Path, Path], digits: Digits
+) -> None:
+    bundles = {"digits": digits_bundle, "fixed": masked_bundles[1]}
+    fleet = SimulatedFleet(tmp_path, bundles, ["one", "two"], auto_merge=False, ask_labels_s=30.0, fleet_labels=True)
+    for name in ("one", "two"):
+        for i, x in enumerate(seen(digits, name)):
+            request = {"op": "predict", "model": "digits", "id": f"{name}-{i}", "x": x}
+            fleet.agents[name].core.request(request, fleet.now)
+    for agent in fleet.agents.values():
+        command = Command(id="sketches-1", name="sketches", args={"model": "fixed"}, ttl_s=9.0)
+        reply = give_sketches(command, agent.core.models, agent.core._admission)
+        assert (reply.rc, reply.out["sketches"]) == (0, [])
+    question = asked(fleet)
+    assert (question.devices, question.model) == (2, "digits")
+    fleet.close()
+
+
+def test_a_label_that_is_none_changes_nothing(simulate: Simulate, digits: Digits) -> None:
     fleet = simulate(["one"], ask_labels_s=0.0)
     see(fleet, digits, "one")
-    agent = fleet.agents["one"].core
-    agent._command(Command(id="label-1", name="label", args=args, ttl_s=60.0), fleet.now)
-    fleet.run(2.0)
+    agent, whole = fleet.agents["one"].core, {"model": "digits", "sample": "one-0", "label": "7"}
+    wrong: list[dict[str, Any]] = [
+        {},
+        whole | {"model": "other"},
+        whole | {"model": ["digits"]},
+        whole | {"label": "no such class"},
+        whole | {"label": 7},
+        whole | {"sample": ""},
+        whole | {"weight": 2},
+    ]
+    for i, args in enumerate(wrong):
+        reply, _ = carry_out(Command(id=f"label-{i}", name="label", args=args, ttl_s=60.0), agent.models,
+                             agent._admission, fleet.now)  # fmt: skip
+        assert reply.rc == 1, args
+        assert reply.detail, args
     assert learned(fleet, "one") == 0
+    right = Command(id="label-9", name="label", args=whole, ttl_s=60.0)
+    for _ in range(2):  # said again, it is answered as the first time
+        assert carry_out(right, agent.models, agent._admission, fleet.now)[0].rc == 0
+    assert learned(fleet, "one") == 1
