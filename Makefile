@@ -10,9 +10,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-# Three processes on the two cores of continuous integration: tests of real processes wait a third of their time. A file's
+# Four processes on the two cores of continuous integration: tests of real processes wait half of their time. A file's
 # tests stay together, they share its fixtures; files come in the order of tests/conftest.py, the longest first.
-PYTEST := $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test suite quick check bench docs package clean
 
