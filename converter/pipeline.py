@@ -174,7 +174,7 @@ def convert(
         [ready.check, *checks],
         rows,
         notes,
-        original_latency_ms(original, measuring.budget_s),
+        original_latency_ms(original, evaluation, found, measuring.budget_s),
         trainable.label_ms,
         max_drop=plan.max_drop,
         forced=plan.force,

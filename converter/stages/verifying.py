@@ -17,7 +17,7 @@ from converter.search.candidates import Candidate
 from converter.search.search import MIN_RANDOM_SQNR_DB, Found
 from converter.stages.trainable import Trainable
 from converter.verify.checks import Check, torchscript_of
-from converter.verify.measure import Evaluation, latency_ms
+from converter.verify.measure import Evaluation, times_as_long
 from converter.verify.original import Original, with_preprocessing
 from converter.verify.robustness import robustness
 from edge.contract.errors import BundleError, ConfigError, ConversionError
@@ -107,10 +107,16 @@ def _robustness(evaluation: Evaluation, model: onnx.ModelProto, chosen: Candidat
     return robustness(programs, some.samples, inputs, some.level)
 
 
-def original_latency_ms(original: Original, budget_s: float) -> float:
-    """On one thread, as the candidates are timed."""
+def original_latency_ms(original: Original, evaluation: Evaluation, found: Found, budget_s: float) -> float:
+    """Of one sample on one thread: as many times that of the first candidate as it takes in turns with it."""
     run, model = original.run, original.source.model
     if isinstance(model, onnx.ModelProto):
-        run = onnx_program(with_preprocessing(model, original), "the model", threads=1)
+        run = onnx_program(with_preprocessing(model, original), "the model", threads=1, config={})
+    first = next(candidate for candidate in (*found.candidates, found.chosen) if candidate.timing is not None)
+    assert first.timing is not None
+    program = onnx_program(first.model, first.name, first.parameters, threads=1, config={})
+    theirs = select(original.samples.x, original.inputs, slice(0, 1))
+    ours = select(evaluation.samples.x, evaluation.inputs, slice(0, 1))
     with one_torch_thread():
-        return latency_ms(run, select(original.samples.x, original.inputs, slice(0, 1)), budget_s)
+        ratio = times_as_long(lambda: run(theirs), lambda: program(ours), budget_s)
+    return ratio * first.timing.latency_ms

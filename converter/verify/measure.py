@@ -183,16 +183,22 @@ def confusion(evaluation: Evaluation, found: Arrays) -> Array | None:
     return table
 
 
-def latency_ms(run: Run, sample: Arrays, budget_s: float) -> float:
-    """Median time of one sample in this process, after warming up; for programs that are no ONNX files."""
-    for _ in range(3):
-        run(sample)
-    times: list[float] = []
+def times_as_long(run: Callable[[], object], other: Callable[[], object], budget_s: float) -> float:
+    """How many times as long a run takes as another one: the median of pairs, each run after the other in this process.
+
+    A machine that does other work, or a core that runs at two speeds, slows both.
+    """
+    for call in (run, other, run, other):
+        call()
+    ratios: list[float] = []
     end = time.perf_counter() + budget_s
-    while (start := time.perf_counter()) < end or len(times) < 5:
-        run(sample)
-        times.append(time.perf_counter() - start)
-    return float(np.median(times)) * 1e3
+    while time.perf_counter() < end or len(ratios) < 5:
+        start = time.perf_counter()
+        run()
+        between = time.perf_counter()
+        other()
+        ratios.append((between - start) / (time.perf_counter() - between))
+    return float(np.median(ratios))
 
 
 def level_measure(evaluation: Evaluation) -> str:

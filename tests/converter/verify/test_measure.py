@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,9 +14,10 @@ from torch import nn
 from converter.data.samples import Samples
 from converter.plan import KINDS
 from converter.program.tensors import Array, Arrays
+from converter.verify import measure
 from converter.verify.columns import column_axis, compare, cosines, overlaps
 from converter.verify.kinds import endings_of, kinds_of, of_head
-from converter.verify.measure import Evaluation, confusion
+from converter.verify.measure import Evaluation, confusion, times_as_long
 from converter.verify.quality import Deviation
 from edge.contract.errors import ConfigError
 from edge.contract.tensorspec import TensorSpec
@@ -501,3 +503,17 @@ def test_a_softmax_in_pieces_is_one_and_another_quotient_is_none() -> None:
         for end in each:
             (found,) = endings_of(export(Pieces(end), (6,))).values()
             assert found == kind
+
+
+def test_how_many_times_as_long_is_the_same_on_a_machine_that_slows_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = {"now": 0.0, "slow": 1.0}
+
+    def takes(seconds: float) -> Callable[[], None]:
+        def run() -> None:
+            clock["now"] += seconds * clock["slow"]
+            clock["slow"] *= 1.1
+
+        return run
+
+    monkeypatch.setattr(measure, "time", SimpleNamespace(perf_counter=lambda: clock["now"]))
+    assert times_as_long(takes(3.0), takes(1.0), 40.0) == pytest.approx(3.0 / 1.1)
