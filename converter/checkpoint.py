@@ -22,6 +22,7 @@ import torch
 from torch import nn
 from torch.jit._trace import TracerWarning
 
+from converter.export.decisions import decisions_of, described
 from converter.load.checkpoint_file import KEY, VERSION, check_preprocessing, check_samples
 from converter.program.attention import traceable
 from converter.program.programs import Flat, has_batch, named_outputs, torch_program
@@ -115,6 +116,7 @@ def save_checkpoint(
         "example_inputs": {spec.name: _first(examples[spec.name], spec) for spec in specs},
         "class_names": names,
         "preprocessing": dict(preprocessing or {}),
+        "decides": stored.decides or "",
     }
     if calibration is not None:
         samples, labels = _calibration(calibration, specs, [*outputs.values()])
@@ -225,19 +227,22 @@ class _Stored:
         outputs: What the model gives on the example, by name.
         specs: Of the inputs; an axis at which the program is right at one size only is fixed.
         ranges: Sizes of free axes that it is to be run at, by name; none for an axis that nothing limits.
+        decides: Where the model's code decides by values and the program goes the way of its example; None for nowhere.
     """
 
     script: torch.jit.ScriptModule
     outputs: dict[str, torch.Tensor]
     specs: list[TensorSpec]
     ranges: dict[str, AxisRange]
+    decides: str | None = None
 
 
 def _stored(model: nn.Module, examples: Mapping[str, torch.Tensor], specs: list[TensorSpec]) -> _Stored:
     """A model as TorchScript that was found to give the same at all sizes of its free axes that were tried.
 
-    A trace goes the way of its example and keeps numbers that Python computes from sizes. Where that shows, the
-    compiler of TorchScript, which keeps both but takes few real models, is tried; else axes are narrowed.
+    A trace goes the way of its example and keeps numbers that Python computes from sizes. Where that shows, or code
+    decides by values, the compiler of TorchScript, which keeps both but takes few real models, is tried; else axes are
+    narrowed, and the decisions told to whoever converts it.
     """
     inputs = tuple(examples.values())
     shapes = ", ".join(f"{name} of shape {tuple(t.shape)} and type {t.dtype}" for name, t in examples.items())
@@ -260,22 +265,39 @@ def _stored(model: nn.Module, examples: Mapping[str, torch.Tensor], specs: list[
             raise ConversionError(f"{exc}; compiled by torch.jit.script, it {next(iter(faults.values()))}") from exc
         return _Stored(script=script, outputs=outputs, specs=specs, ranges=_ranges(axes, only_tried=True))
     faults = _faults(trace, probe, axes, outputs)
-    if not faults:
+    takes_numbers = any(f"{os.sep}torch{os.sep}" not in warning.filename for warning in said)
+    decides = described(decisions_of(tried, inputs)) if takes_numbers else None
+    if not faults and decides is None:
         _repeat(said)
-        takes_numbers = any(f"{os.sep}torch{os.sep}" not in warning.filename for warning in said)
         return _Stored(script=trace, outputs=outputs, specs=specs, ranges=_ranges(axes, only_tried=takes_numbers))
     compiled: torch.jit.ScriptModule | None = None
     with contextlib.suppress(ConversionError):
-        compiled = _scripted(model, f"the trace of the model {next(iter(faults.values()))}")
+        compiled = _scripted(model, f"the trace of the model {next(iter(faults.values()), 'decides by values')}")
     if compiled is not None and not _faults(compiled, probe, axes, outputs):
         return _Stored(script=compiled, outputs=outputs, specs=specs, ranges=_ranges(axes, only_tried=True))
     if BATCH in faults:
+        again = named_outputs(tried(*inputs), list(examples))
+        if not all(torch.equal(one, again[name]) for name, one in outputs.items()):
+            raise ConversionError(
+                "the model gives another output for the same input each time: it draws random numbers, as a dropout does "
+                "that is on in evaluation, too. Take that out, or tie it to self.training"
+            )
         raise ConversionError(
             f"the trace of the model {faults[BATCH]}: its code does something else for another number of samples. "
             f"Compute with tensors instead of Python's numbers and ifs, or give TorchScript that torch.jit.script made"
         )
+    if decides is not None:
+        warnings.warn(
+            f"the model decides by values in Python ({decides}), and torch.jit.script does not take it: what is stored "
+            f"always goes the way of the example. Compute with tensors (torch.where, torch.clamp), or make the model "
+            f"one that torch.jit.script takes",
+            stacklevel=4,
+        )
     _repeat(said)
-    return _narrowed(trace, probe, axes, outputs, faults)
+    if faults:
+        return replace(_narrowed(trace, probe, axes, outputs, faults), decides=decides)
+    ranges = _ranges(axes, only_tried=True)
+    return _Stored(script=trace, outputs=outputs, specs=specs, ranges=ranges, decides=decides)
 
 
 def _narrowed(

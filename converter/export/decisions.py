@@ -7,8 +7,11 @@ what was computed from the inputs is followed: only what really depends on a val
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -42,6 +45,26 @@ def decisions(model: nn.Module, inputs: Iterable[torch.Tensor]) -> tuple[Place, 
     with torch.no_grad(), watch:
         model(*inputs)
     return tuple(dict.fromkeys(watch.places))
+
+
+def decisions_of(model: nn.Module, inputs: Iterable[torch.Tensor]) -> list[Place]:
+    """Those of the user's own code, without a word about what torch warns of."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return [place for place in decisions(model, inputs) if is_own(place[0])]
+
+
+def is_own(file: str) -> bool:
+    """Whether this is the user's code, not that of a library."""
+    return f"{os.sep}torch{os.sep}" not in file and not file.startswith(sys.prefix)
+
+
+def described(places: Sequence[Place]) -> str | None:
+    """The first place, and whether there are others; None for none."""
+    if not places:
+        return None
+    file, line = places[0]
+    return f"{Path(file).name}:{line}{' and elsewhere' if len(set(places)) > 1 else ''}"
 
 
 class _Watch(TorchFunctionMode):

@@ -27,7 +27,7 @@ from onnx import helper, numpy_helper
 from torch import nn
 from torch.jit._trace import TracerWarning
 
-from converter.export.decisions import Place, decisions
+from converter.export.decisions import decisions_of, described, is_own
 from converter.export.replay import Replay
 from converter.graph.build import renamed
 from converter.graph.nodes import OPSET
@@ -90,18 +90,15 @@ def by_tracing(source: Source, outputs: Sequence[TensorSpec]) -> Exported:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         model = _by_old_exporter(_flat(source), source, outputs, "by tracing")
-    taken = [(w.filename, w.lineno) for w in caught if issubclass(w.category, TracerWarning) and _is_own(w.filename)]
-    depending: list[Place] = []
+    taken = [(w.filename, w.lineno) for w in caught if issubclass(w.category, TracerWarning) and is_own(w.filename)]
+    depending = []
     if taken:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            found = decisions(_module(source), map(torch.from_numpy, _two_samples(source).values()))
-        depending = [place for place in found if _is_own(place[0])]
+        depending = decisions_of(_module(source), map(torch.from_numpy, _two_samples(source).values()))
     return Exported(
         model=model,
         exporter="tracing",
-        decides=_where(depending),
-        sizes=_where([place for place in taken if place not in depending]),
+        decides=described(depending),
+        sizes=described([place for place in taken if place not in depending]),
     )
 
 
@@ -303,18 +300,6 @@ def _quiet() -> Iterator[None]:
     finally:
         torch._C._jit_onnx_log = tell
         logger.setLevel(level)
-
-
-def _is_own(file: str) -> bool:
-    """Whether this is the user's code, not that of a library."""
-    return f"{os.sep}torch{os.sep}" not in file and not file.startswith(sys.prefix)
-
-
-def _where(places: Sequence[Place]) -> str | None:
-    if not places:
-        return None
-    file, line = places[0]
-    return f"{Path(file).name}:{line}{' and elsewhere' if len(set(places)) > 1 else ''}"
 
 
 def _separate_equal_parameters(model: onnx.ModelProto) -> None:

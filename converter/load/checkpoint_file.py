@@ -26,7 +26,11 @@ VERSION = 2
 
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True)
 class Checkpoint:
-    """See `converter.load.source.Source` for the meaning of its parts."""
+    """See `converter.load.source.Source` for the meaning of its parts.
+
+    Attributes:
+        decides: Where the model's code decides by values and what is stored does not, "" for nowhere.
+    """
 
     model: torch.jit.ScriptModule
     inputs: tuple[TensorSpec, ...]
@@ -36,6 +40,7 @@ class Checkpoint:
     preprocessing: Mapping[str, Any]
     samples: Samples | None
     ranges: Mapping[str, AxisRange]
+    decides: str
 
 
 def check_preprocessing(preprocessing: Mapping[str, Any]) -> None:
@@ -104,6 +109,7 @@ def read_checkpoint(document: Mapping[str, Any], what: str) -> Checkpoint:
         preprocessing=preprocessing,
         samples=_samples(document, inputs),
         ranges=_ranges(document),
+        decides=_field(document, "decides", str) if "decides" in document else "",
     )
 
 

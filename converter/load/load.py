@@ -38,6 +38,11 @@ from edge.contract.tensorspec import BATCH
 # First bytes of a pickle, as torch's legacy format begins (opcode PROTO, PEP 307 and 574), and of a protobuf.
 _PICKLE = tuple(bytes([0x80, protocol]) for protocol in range(1, 6))
 _ONNX_FIRST_FIELDS = (0x08, 0x12, 0x1A, 0x22, 0x3A, 0x42)  # ir_version, producer, domain, graph, opset_import
+# Nothing here can be compared with the model itself.
+_DECIDES = (
+    "the model decided by values in Python ({}); the checkpoint holds the way of its example input only, and what the "
+    "model does on other values is not in the bundle"
+)
 
 
 def load_source(given: Given, carried: str = "") -> Source:
@@ -127,7 +132,7 @@ def _from_torch(given: Given) -> Source:
             class_names=held.class_names,
             preprocessing=held.preprocessing,
             samples=held.samples,
-            notes=(),
+            notes=() if not held.decides else (_DECIDES.format(held.decides),),
             digest=sha256_file(options.source),
             ranges=ranges,
         )

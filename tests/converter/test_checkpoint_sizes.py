@@ -135,3 +135,50 @@ def test_what_only_the_tracer_cannot_do_is_not_blamed_on_the_model(tmp_path: Pat
             converter.save_checkpoint(
                 model, tmp_path / "m.pth", example_input=EXAMPLE, axes={"input": ("batch", "time", 4)}
             )
+
+
+class Guarded(nn.Module):
+    """Saturates, and only where an output is out of range."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.linear(x)
+        if torch.any(y > 10):
+            y = torch.clamp(y, max=10.0)
+        return y
+
+
+class GuardedByPython(Guarded):
+    """The same with what the compiler does not take."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.linear(x)
+        return y.clamp(max=10.0) if any(v > 10 for v in np.asarray(y.detach().tolist()).flat) else y
+
+
+def test_a_branch_on_values_is_kept_or_said_not_to_be_in_the_bundle(tmp_path: Path) -> None:
+    path = tmp_path / "m.pth"
+    example, far = torch.randn(2, 4), 100 * torch.randn(20, 4)
+    options: dict[str, Any] = {"quantize": "none", "trainable": "none"}
+    for model in (Guarded().eval(), GuardedByPython().eval()):
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            converter.save_checkpoint(model, path, example_input=example)
+        notes = " ".join(convert(plan(path, **options)).report["notes"])
+        session = OnnxSession(Bundle.open(path.with_suffix(".edge")))
+        right = [
+            np.allclose(session.run({"input": one[None].numpy()})["output"], model(one[None]).detach()) for one in far
+        ]
+        is_told = "decided by values in Python (test_checkpoint_sizes.py" in notes
+        assert is_told == any("decides by values" in str(warning.message) for warning in said)
+        assert all(right) != is_told, type(model).__name__
+        assert is_told == isinstance(model, GuardedByPython)
+
+
+def test_chance_is_called_chance(tmp_path: Path) -> None:
+    model = Between(lambda y: nn.functional.dropout(y, training=True))
+    with pytest.raises(ConversionError, match="draws random numbers"):
+        converter.save_checkpoint(model, tmp_path / "m.pth", example_input=EXAMPLE)
