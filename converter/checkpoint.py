@@ -279,8 +279,8 @@ def _stored(model: nn.Module, examples: Mapping[str, torch.Tensor], specs: list[
         again = named_outputs(tried(*inputs), list(examples))
         if not all(torch.equal(one, again[name]) for name, one in outputs.items()):
             raise ConversionError(
-                "the model gives another output for the same input each time: it draws random numbers, as a dropout does "
-                "that is on in evaluation, too. Take that out, or tie it to self.training"
+                "the model gives another output for the same input each time: it draws random numbers, as a dropout "
+                "does that is on in evaluation, too. Take that out, or tie it to self.training"
             )
         raise ConversionError(
             f"the trace of the model {faults[BATCH]}: its code does something else for another number of samples. "

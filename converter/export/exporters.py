@@ -13,12 +13,9 @@ import contextlib
 import io
 import itertools
 import logging
-import os
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import onnx
