@@ -26,6 +26,7 @@ from torch.jit._trace import TracerWarning
 
 from converter.export.decisions import decisions_of, described, is_own
 from converter.export.replay import Replay
+from converter.export.symbolics import right_symbolics
 from converter.graph.build import renamed
 from converter.graph.nodes import OPSET
 from converter.load.source import Source
@@ -152,7 +153,12 @@ def by_scripting(source: Source, outputs: Sequence[TensorSpec]) -> Exported:
 def _by_old_exporter(model: nn.Module, source: Source, outputs: Sequence[TensorSpec], how: str) -> onnx.ModelProto:
     file = io.BytesIO()
     specs = [*source.inputs, *outputs]
-    with _quiet(), rounded_sizes(), foreign(f"torch could not export the model to ONNX {how}", ConversionError):
+    with (
+        _quiet(),
+        rounded_sizes(),
+        right_symbolics(),
+        foreign(f"torch could not export the model to ONNX {how}", ConversionError),
+    ):
         torch.onnx.export(
             model,
             tuple(torch.from_numpy(array) for array in _two_samples(source).values()),

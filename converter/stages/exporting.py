@@ -16,7 +16,15 @@ from converter.program.programs import onnx_program, outputs
 from converter.program.tensors import Run, batch_size
 from converter.quantization.saturation import without_least_weight
 from converter.verify.axes import baked_axes
-from converter.verify.checks import MIN_COLUMN_DB, Check, check_alone, check_beside, check_float, first_diverging_layer
+from converter.verify.checks import (
+    MIN_COLUMN_DB,
+    Check,
+    check_alone,
+    check_beside,
+    check_float,
+    first_diverging_layer,
+    unlike_the_data,
+)
 from converter.verify.measure import Evaluation
 from converter.verify.original import Original, with_preprocessing
 from edge.contract.errors import ConversionError
@@ -44,11 +52,11 @@ def checked_export(original: Original, plan: ConversionPlan) -> tuple[Exported, 
     faults: list[str] = []
     baked: list[dict[str, str]] = []
     evaluation: Evaluation | None = None
-    always: tuple[Exported, Check] | None = None  # a graph that always goes the way of its example
+    second: tuple[Exported, Check] | None = None  # right on the data only
     waiting = list(exporters(original.source))
     while waiting:
         export = waiting.pop(0)
-        if always is not None and export is not by_scripting:  # which alone keeps branches on values
+        if second is not None and second[0].decides and export is not by_scripting:  # which alone keeps branches
             continue
         try:
             made = export(original.source, original.outputs)
@@ -83,21 +91,32 @@ def checked_export(original: Original, plan: ConversionPlan) -> tuple[Exported, 
             waiting.sort(key=lambda e: e is not by_scripting)  # which keeps sizes as they stand, at a tenth of the cost
             continue
         made = replace(made, model=model, notes=(*made.notes, *nearest.notes))
-        if made.decides is None:
+        unlike = None
+        if made.decides is None and original.module is not None:
+            unlike = unlike_the_data("the exported graph", nearest.run, original.run, evaluation)
+        if made.decides is None and unlike is None:
             return made, _within_what_was_tried(original, made), evaluation, check
-        always = made, check
-    if always is not None and evaluation is not None:
-        made, check = always
-        check_alone(original.run, evaluation, batch_size(evaluation.samples.x, evaluation.inputs))
-        note = (
-            f"the model decides by values in Python ({made.decides}); the graph always goes the way of its example. "
-            f"The outputs agree on the evaluation data; give data that take the other way"
-        )
-        made = replace(made, notes=(*made.notes, note))
+        if made.decides is not None or second is None:
+            second = _with_a_warning(made, unlike), check
+    if second is not None and evaluation is not None:
+        made, check = second
+        if made.decides is not None:
+            check_alone(original.run, evaluation, batch_size(evaluation.samples.x, evaluation.inputs))
         return made, _within_what_was_tried(original, made), evaluation, check
     if baked:
         return checked_export(original.with_fixed(min(baked, key=len), plan), plan)
     raise ConversionError("; then ".join(faults))
+
+
+def _with_a_warning(made: Exported, unlike: str | None) -> Exported:
+    """With a note that it is right on the data, and where it is not or need not be."""
+    note = f"{unlike}; on the data it is right"
+    if made.decides is not None:
+        note = (
+            f"the model decides by values in Python ({made.decides}); the graph always goes the way of its example. "
+            f"The outputs agree on the evaluation data; give data that take the other way"
+        )
+    return replace(made, notes=(*made.notes, note))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
@@ -15,7 +15,7 @@ from torch import nn
 from converter.graph.build import inferred_types
 from converter.program.attention import traceable
 from converter.program.beside import swayed
-from converter.program.programs import one_torch_thread, onnx_program, torch_program
+from converter.program.programs import one_torch_thread, onnx_program, outputs, torch_program
 from converter.program.scratch import scratch_folder
 from converter.program.tensors import Array, Arrays, Run, batch_size, select
 from converter.verify.axes import MIN_FLOAT_SQNR_DB, FreeAxis, Probe, baked_axes
@@ -37,6 +37,7 @@ _ROUNDING = 1e-6
 _SMALLEST = 1e-30
 _TORCHSCRIPT_SAMPLES = 16
 _ONE_BY_ONE = 4
+_UNLIKE = 8
 _TELLING_COLUMNS = 1024
 
 
@@ -76,6 +77,38 @@ def check_float(what: str, run: Run, evaluation: Evaluation, against: str) -> Ch
         deviation=evaluation.deviation(found),
         required=f"SQNR at least {MIN_FLOAT_SQNR_DB:.0f} dB",
     )
+
+
+def unlike_the_data(what: str, run: Run, original: Run, evaluation: Evaluation) -> str | None:
+    """What a float program gives otherwise than the original on samples that no data were like; None for nothing.
+
+    An exporter may write an operator down so that it is right for some values only. Samples that the original does
+    not take, or on which its outputs are not finite, tell nothing.
+
+    Args:
+        what: The program, for the message.
+        run: It.
+        original: What it is compared with.
+        evaluation: On whose first samples, changed.
+    """
+    few = select(evaluation.samples.x, evaluation.inputs, slice(0, _UNLIKE))
+    for change, factor in (("with the other sign", -1), ("three times as large", 3)):
+        x = {
+            name: array if array.dtype == np.bool_ else (array * factor).astype(array.dtype)
+            for name, array in few.items()
+        }
+        try:
+            reference = outputs(original, x, evaluation.inputs, evaluation.outputs)
+        except ConversionError:
+            continue
+        if not all(np.isfinite(array).all() for array in reference.values()):
+            continue
+        try:
+            found = outputs(run, x, evaluation.inputs, evaluation.outputs)
+            _compare(what, replace(evaluation, reference=reference), reference, found, f" on samples {change}")
+        except ConversionError as exc:
+            return str(exc)
+    return None
 
 
 def check_alone(run: Run, evaluation: Evaluation, count: int) -> None:
