@@ -17,7 +17,7 @@ from converter.load.constants import bound, parameters_of
 from converter.plan import InputOption, ModelOptions
 from converter.program.programs import resized, torch_program
 from converter.program.tensors import Arrays, Run
-from edge.contract.errors import ConfigError, ConversionError
+from edge.contract.errors import ConfigError, ConversionError, EdgeError
 from edge.contract.foreign import foreign, reason
 from edge.contract.tensorspec import BATCH, DTYPES, TensorSpec
 
@@ -28,6 +28,8 @@ _MAX_BYTES = 1 << 28
 # Sizes that networks for images and signals are usually made for.
 _USUAL_SIZES = (8, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 100, 112, 128, 160, 192, 224, 227, 240, 256, 299, 320)
 _MAX_SIZE = 320
+# Samples on which bytes and floats are told apart.
+_TOLD_APART = 64
 _TIME = "time"
 _ASK = (
     "give it without the batch axis, e.g. --input-shape 3,224,224, or give --calibrate with real samples, which have it"
@@ -192,15 +194,14 @@ def determine_inputs(model: nn.Module, given: Given) -> Inputs:
     for option, value in given.files():
         shapes = {name: kind for name, kind in peek_shapes(value).items() if name not in given.options.constants}
         named = [p.name for p in open_ if p.name in shapes]
+        arrays = set(shapes) - {"y"}
         if set(names) <= set(named) and len(named) > 1:
-            specs = _as_in_file({name: shapes[name] for name in named})
-        elif len(names) <= 1 and set(shapes) - {"y"} == {"x"}:
-            shape, dtype = shapes["x"]
-            tokens = dtype.startswith("int") and (_first_layer(model) or ("", model, ""))[2] == "Embedding"
-            specs = (_spec((BATCH, *shape[1:]), dtype if tokens else "float32"),)
+            found = {name: shapes[name] for name in named}
+        elif len(names) <= 1 and (arrays == {"x"} or (len(arrays) == 1 and arrays == set(named))):
+            found = {"input": shapes[arrays.pop()]}
         else:
             continue
-        return _tried(model, specs, given, f"as in {option} {value}")
+        return _as_in_file(model, found, given, f"as in {option} {value}")
     if len(names) > 1:
         commands = " ".join(f"--input {name}={BATCH},SIZE" for name in names)
         raise ConversionError(
@@ -219,16 +220,41 @@ def _tried(model: nn.Module, specs: tuple[TensorSpec, ...], given: Given, note: 
     return Inputs(specs=specs, example=example, note=note, model=model)
 
 
-def _as_in_file(arrays: Mapping[str, tuple[tuple[int, ...], str]]) -> tuple[TensorSpec, ...]:
-    """Inputs like these arrays, by shape and type, samples first; what is there once is the same for all samples."""
+def _as_in_file(model: nn.Module, arrays: Mapping[str, tuple[tuple[int, ...], str]], given: Given, note: str) -> Inputs:
+    """Inputs like these arrays, by shape and type, samples first; what is there once is the same for all samples.
+
+    Bytes are pixels, which devices have as floats: unless the model computes something else with the one than with the
+    other. So with a single input of whole numbers of any type.
+    """
     count = max((shape[0] for shape, _ in arrays.values() if shape), default=1)
-    specs = []
+    usual: list[TensorSpec] = []
+    own: list[TensorSpec] = []
     for name, (shape, dtype) in arrays.items():
-        kind = np.dtype(dtype).kind
         once = not shape or (shape == (1,) and count > 1)
-        own = "float32" if kind == "f" or dtype not in DTYPES or dtype == "uint8" else dtype  # bytes are pixels
-        specs.append(TensorSpec(name=name, dtype=own, shape=shape if once else (BATCH, *shape[1:])))
-    return tuple(specs)
+        axes: tuple[int | str, ...] = shape if once else (BATCH, *shape[1:])
+        exact = "float32" if np.dtype(dtype).kind == "f" or dtype not in DTYPES else dtype
+        is_float = exact == "uint8" or (len(arrays) == 1 and not _takes_tokens(model))
+        usual.append(TensorSpec(name=name, dtype="float32" if is_float else exact, shape=axes))
+        own.append(TensorSpec(name=name, dtype=exact, shape=axes))
+    if own == usual:
+        return _tried(model, tuple(usual), given, note)
+    try:
+        exactly = _tried(model, tuple(own), given, note)
+        samples = given.real(tuple(own), _TOLD_APART) or exactly.example
+        wanted = torch_program(exactly.model, own)(samples)
+    except EdgeError:  # a convolution takes no bytes
+        return _tried(model, tuple(usual), given, note)
+    try:
+        inputs = _tried(model, tuple(usual), given, note)
+        found = torch_program(inputs.model, usual)({s.name: samples[s.name].astype(s.dtype) for s in usual})
+    except EdgeError:
+        return exactly
+    same = all(np.allclose(array, found[name], rtol=1e-3, atol=1e-5, equal_nan=True) for name, array in wanted.items())
+    return inputs if same else exactly
+
+
+def _takes_tokens(model: nn.Module) -> bool:
+    return (_first_layer(model) or ("", model, ""))[2] == "Embedding"
 
 
 def made_up(specs: Sequence[TensorSpec], sizes: Mapping[str, int]) -> Arrays:

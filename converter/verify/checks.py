@@ -94,7 +94,7 @@ def unlike_the_data(what: str, run: Run, original: Run, evaluation: Evaluation) 
     few = select(evaluation.samples.x, evaluation.inputs, slice(0, _UNLIKE))
     for change, factor in (("with the other sign", -1), ("three times as large", 3)):
         x = {
-            name: array if array.dtype == np.bool_ else (array * factor).astype(array.dtype)
+            name: np.asarray(array * factor, array.dtype) if array.dtype.kind in "fi" else array
             for name, array in few.items()
         }
         try:

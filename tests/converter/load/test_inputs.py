@@ -321,3 +321,67 @@ def test_an_axis_of_which_every_exporter_writes_the_size_down_is_fixed_or_refuse
     with pytest.raises(ConversionError, match=r"kept time free.*--input x=batch,2,SIZE"):
         converted(tmp_path, model, None, inputs=["x=batch,2,time"])
     assert not (tmp_path / "Hann.edge").exists()
+
+
+class Wrapping(nn.Module):
+    """Bytes wrap around."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.linear((x + 200).float() / 255)
+        return out
+
+
+class Pixels(Wrapping):
+    """Bytes and floats are the same to it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.linear(x.float() / 255)
+        return out
+
+
+class Positioned(nn.Module):
+    """Tokens, and a parameter of its own before the embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places = nn.Parameter(torch.randn(12, 8))
+        self.embedding, self.linear = nn.Embedding(30, 8), nn.Linear(8, 3)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.linear((self.embedding(tokens) + self.places).mean(1))
+        return out
+
+
+class Clock(nn.Module):
+    """Seconds of a day, and two features made of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(2, 3)
+
+    def forward(self, t: torch.Tensor) -> torch.Tensor:
+        phase = t * (2 * torch.pi / 86_400)
+        out: torch.Tensor = self.linear(torch.cat([torch.sin(phase), torch.cos(phase)], 1))
+        return out
+
+
+def test_a_single_input_is_as_the_samples_are_whatever_it_is_called(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (32, 6)).astype(np.uint8)
+    for model, name, samples, dtype in (
+        (Wrapping(), "x", pixels, "uint8"),
+        (Pixels(), "x", pixels, "float32"),
+        (Positioned(), "tokens", rng.integers(0, 30, (32, 12)), "int64"),
+        (Clock(), "t", rng.uniform(0, 86_400, (32, 1)).astype(np.float32), "float32"),
+    ):
+        session, _ = converted(tmp_path, model.eval(), {name: samples})
+        (spec,) = session.manifest.inputs
+        assert (spec.dtype, spec.shape[1:]) == (dtype, samples.shape[1:]), type(model).__name__
+        with torch.no_grad():
+            wanted = model(torch.from_numpy(samples)).numpy()
+        (found,) = session.run({spec.name: samples.astype(dtype)}).values()
+        np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-4)
