@@ -24,6 +24,7 @@ from torch.jit._trace import TracerWarning
 
 from converter.export.decisions import decisions_of, described
 from converter.load.checkpoint_file import KEY, VERSION, check_preprocessing, check_samples
+from converter.load.training_mode import check_keeps_statistics
 from converter.program.attention import traceable
 from converter.program.programs import Flat, has_batch, named_outputs, torch_program
 from converter.program.rounding import rounded_sizes
@@ -90,6 +91,9 @@ def save_checkpoint(
         check_class_names(names)
     except ValueError as exc:
         raise ConfigError(str(exc)) from exc
+    if odd := sorted({str(tensor.dtype) for tensor in model.parameters()} - {"torch.float32", "torch.int64"}):
+        raise ConversionError(f"parameters of the type {', '.join(odd)}; call model.float() before saving it")
+    check_keeps_statistics(model)
     examples = _named(example_input)
     specs = _specs(model, examples, axes or {})
     was_training = model.training

@@ -21,6 +21,9 @@ from edge import __version__
 from edge.contract.errors import ConfigError, EdgeError, run_to_exit
 from edge.contract.recipe import LOSSES, OPTIMIZERS, TrainingRecipe
 
+# What torch's C++ parts warn of while a graph is written is checked on the graph; a user's own setting stays.
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -283,7 +286,7 @@ def convert_command(
             with _progress(console) as stage:
                 key = None if password is None else password.encode()
                 report = convert(plan, stage, key, before_writing=before_writing).report
-            _write_reports(report, json_report, html_report)
+            _write_reports(report, plan.output, json_report, html_report)
         if output_stream is None:
             print_report(console, report)
         else:
@@ -315,7 +318,9 @@ def _as_json(report: Mapping[str, Any]) -> str:
     return json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _write_reports(report: Mapping[str, Any], json_report: Path | None, html_report: Path | None) -> None:
+def _write_reports(
+    report: Mapping[str, Any], written: Path, json_report: Path | None, html_report: Path | None
+) -> None:
     from edge.contract.files import replace_file
 
     documents: dict[Path, str] = {}
@@ -330,7 +335,7 @@ def _write_reports(report: Mapping[str, Any], json_report: Path | None, html_rep
             with replace_file(path) as file:
                 file.write(document.encode(errors="replace"))  # names of files need not be UTF-8
         except OSError as exc:
-            raise ConfigError(f"{path} cannot be written: {exc.strerror}") from exc
+            raise ConfigError(f"{path} cannot be written: {exc.strerror}; {written} is written, and whole") from exc
 
 
 @contextmanager

@@ -236,7 +236,8 @@ def _finished(model: onnx.ModelProto, source: Source, outputs: Sequence[TensorSp
     missing = {spec.name for spec in source.inputs} - {info.name for info in graph.input}
     if missing:  # the exporter leaves out what is not read
         raise ConversionError(
-            f"the model does not use its input {sorted(missing)[0]}: its output is the same whatever comes in; "
+            f"the model does not use its input {sorted(missing)[0]}: its output is the same whatever comes in, or it "
+            f"computes with NumPy, which no exporter follows; "
             f"give the model without it"
         )
     own = {name for name, _ in _module(source).named_parameters()}

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -32,7 +33,7 @@ from converter.load.wrapped import (
 from converter.plan import InputOption, ModelOptions
 from converter.program.programs import onnx_program, resized, torch_program
 from edge.contract.digest import sha256_file
-from edge.contract.errors import ConfigError
+from edge.contract.errors import ConfigError, ConversionError
 from edge.contract.tensorspec import BATCH
 
 # First bytes of a pickle, as torch's legacy format begins (opcode PROTO, PEP 307 and 574), and of a protobuf.
@@ -176,11 +177,36 @@ def _from_weights(document: Any, kind: str, given: Given) -> Source:
     notes = load_into(model, weights, options.source, rules)
     if weights.hyper_parameters:
         kind = "Lightning checkpoint"
-    model = model.float().eval()
+    again = build_model(options.arch, options.arch_arguments, weights.hyper_parameters)
+    load_into(again, weights, options.source, rules)
+    model, again = model.float().eval(), again.float().eval()
     arrays = arrays_beside(document)
     if arrays is None or options.calibration is not None or options.preprocess is not None:
-        return _whole(kind, determine_inputs(model, given), options, notes)
-    return _with_arrays(model, kind, given, notes, arrays)
+        source = _whole(kind, determine_inputs(model, given), options, notes)
+    else:
+        source = _with_arrays(model, kind, given, notes, arrays)
+    _check_is_whole(source, bound(again, [spec.name for spec in source.inputs], options.constants), options)
+    return source
+
+
+def _check_is_whole(source: Source, again: nn.Module, options: ModelOptions) -> None:
+    """Raise ConversionError where the weights are not all there is: the architecture, built once more, differs."""
+    assert isinstance(source.model, nn.Module)
+    try:
+        first, same, other = (
+            torch_program(model, source.inputs)(source.example) for model in (source.model, source.model, again)
+        )
+    except ConversionError:  # it is told where the model is run for what it gives
+        return
+    known = [name for name, array in first.items() if np.array_equal(array, same[name], equal_nan=True)]  # no chance
+    for name in known:
+        if not np.allclose(first[name], other[name], rtol=1e-3, atol=1e-5, equal_nan=True):
+            raise ConversionError(
+                f"--arch {options.arch} builds another network each time: with the same weights, two of them give "
+                f"another {name}. What {options.source.name} does not hold (a plain tensor, a buffer with "
+                f"persistent=False, layers in a list that is no nn.ModuleList) is drawn anew: make it a parameter or a "
+                f"buffer, or save the whole model with converter.save_checkpoint"
+            )
 
 
 def _with_arrays(model: nn.Module, kind: str, given: Given, notes: tuple[str, ...], arrays: ArraysBeside) -> Source:

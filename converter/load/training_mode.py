@@ -7,6 +7,7 @@ from typing import Any
 
 import onnx
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from converter.graph.nodes import attribute
 from edge.contract.errors import ConversionError
@@ -28,6 +29,16 @@ def check_evaluates(found: Iterable[str], what: str, call: str) -> None:
             f"{what} was written in training mode ({' and '.join(names)}): call model.eval() before {call}, and let "
             f"forward itself not ask for training=True"
         )
+
+
+def check_keeps_statistics(model: torch.nn.Module) -> None:
+    """Raise ConversionError where a normalization kept no statistics, and takes those of the samples of each run."""
+    for name, layer in model.named_modules():
+        if isinstance(layer, _BatchNorm) and layer.running_mean is None:
+            raise ConversionError(
+                f"its layer {name} ({type(layer).__name__}, track_running_stats=False) normalizes over the samples of "
+                f"a batch, and devices give one at a time: train it with statistics that are kept"
+            )
 
 
 def in_program(graph: torch.fx.Graph) -> list[str]:

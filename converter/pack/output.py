@@ -18,6 +18,9 @@ from edge.contract.signature import load_private_key, sign_file, signature_path
 
 SUFFIXES = {"edge": ".edge", "onnx": ".onnx", "torchscript": ".pt", "dir": ""}
 
+# File systems take 255 bytes; a signature lies beside its bundle, as NAME.sig.
+_LONGEST_NAME = 250
+
 
 def check_output(wanted: OutputOptions, read: Mapping[str, Path]) -> None:
     """Raise ConfigError when the output could not be written where it is wanted: before the work, not after it.
@@ -50,7 +53,7 @@ def check_output(wanted: OutputOptions, read: Mapping[str, Path]) -> None:
 
 
 def check_places(outputs: Mapping[str, Path], read: Mapping[str, Path]) -> None:
-    """Raise ConfigError where an output would take the place of another, or of a file that is read.
+    """Raise ConfigError where an output would take the place of another, or of a file that is read, or cannot be named.
 
     Args:
         outputs: By option.
@@ -58,6 +61,8 @@ def check_places(outputs: Mapping[str, Path], read: Mapping[str, Path]) -> None:
     """
     taken = {_identity(path): what for what, path in read.items()}
     for option, path in outputs.items():
+        if (length := len(os.fsencode(path.name))) > _LONGEST_NAME:
+            raise ConfigError(f"{option}: a name of {length} bytes ({path.name[:20]}...), at most {_LONGEST_NAME}")
         identity = _identity(path)
         if identity is None:
             continue

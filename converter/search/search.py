@@ -225,7 +225,7 @@ class Search:
                 )
             return made
         except ConversionError as exc:
-            if self._plan.quantize != "auto":
+            if self._plan.quantize != "auto" and not kept.get("left_in_float"):  # of less int8 the first one says why
                 raise
             return _failed(name, scheme, exc)
 
@@ -274,7 +274,8 @@ class Search:
         return [*candidates, mended]
 
     def _with_in_float(self, layers: Sequence[str]) -> Candidate:
-        return self._compared(self._static_candidate(layers, _in_float(layers)), self._plan.max_drop)
+        made = self._static_candidate(layers, _in_float(layers))
+        return made if made.failed else self._compared(made, self._plan.max_drop)
 
     def _compared(self, candidate: Candidate, most_loss: float = float("inf")) -> Candidate:
         return compared(candidate, self._problem.evaluation, most_loss, self._bench.program)

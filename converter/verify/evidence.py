@@ -9,6 +9,7 @@ import numpy as np
 from converter.program.tensors import Array
 
 FEW, REPEATED, ZERO, CONSTANT, CHANCE, RANGE = "few", "repeated", "zero", "constant", "chance", "range"
+ONE_CLASS = "one-class"
 
 # Fewer labels than these tell nothing from chance.
 _LEAST_LABELS = 10
@@ -23,8 +24,8 @@ class Finding:
     """One reason. Quantization on such data needs ``--force``.
 
     Attributes:
-        what: ``few`` samples; ``repeated`` ones; all ``zero``; ``constant`` outputs; labels right by ``chance``; inputs
-            outside the ``range`` of training.
+        what: ``few`` samples; ``repeated`` ones; all ``zero``; ``constant`` outputs; labels right by ``chance``, or
+            all of ``one-class``; inputs outside the ``range`` of training.
         text: For people.
     """
 
@@ -34,7 +35,7 @@ class Finding:
     @property
     def hides_quality(self) -> bool:
         """Whether numbers measured on these samples say nothing of others."""
-        return self.what in (FEW, REPEATED, ZERO, CONSTANT)
+        return self.what in (FEW, REPEATED, ZERO, CONSTANT, ONE_CLASS)
 
     @property
     def spoils_labels(self) -> bool:
@@ -44,7 +45,21 @@ class Finding:
     @property
     def spoils_statistics(self) -> bool:
         """Whether a device must not start learning from them."""
-        return self.what in (REPEATED, ZERO, CONSTANT, CHANCE, RANGE)
+        return self.what in (REPEATED, ZERO, CONSTANT, CHANCE, RANGE, ONE_CLASS)
+
+
+def one_class(labels: Array) -> Finding | None:
+    """All labels are of one class: whatever else a program confuses, it is right on them.
+
+    Args:
+        labels: ``(n,)`` class numbers.
+    """
+    if len(labels) < _LEAST_LABELS or (labels != labels[0]).any():
+        return None
+    return Finding(
+        what=ONE_CLASS,
+        text=f"all {len(labels)} labels are of the class {labels[0]}: they cannot show what is lost of the others",
+    )
 
 
 def chance_of_classes(labels: Array, answers: Array) -> Finding | None:

@@ -20,6 +20,7 @@ from converter.load.load import load_source
 from converter.load.made_up import Fill
 from converter.load.source import Source
 from converter.load.states import find_states, may_be_states
+from converter.load.training_mode import check_keeps_statistics
 from converter.plan import ModelOptions
 from converter.program.one_run import in_runs
 from converter.program.programs import onnx_file_program, onnx_program, output_shapes, output_specs, torch_program
@@ -237,6 +238,7 @@ def _check_types(source: Source) -> None:
     odd = {str(value.dtype) for value in source.model.parameters() if value.dtype not in (torch.float32, torch.int64)}
     if odd:
         raise ConversionError(f"parameters of the type {', '.join(sorted(odd))}; call model.float() before saving it")
+    check_keeps_statistics(source.model)
 
 
 def _runner(source: Source, preprocessing: Preprocessing | None) -> Run:

@@ -19,7 +19,7 @@ from converter.program.programs import has_batch, output_specs, outputs
 from converter.program.tensors import Arrays, Run, batch_size, select
 from converter.verify.axes import FreeAxis, Probe
 from converter.verify.columns import compare, in_columns
-from converter.verify.evidence import CONSTANT, Finding, chance_of_classes, chance_of_targets
+from converter.verify.evidence import CONSTANT, Finding, chance_of_classes, chance_of_targets, one_class
 from converter.verify.judging import chosen, like
 from converter.verify.kinds import check_labels, endings_of, kinds_of
 from converter.verify.measure import Evaluation
@@ -230,14 +230,14 @@ class _Behind(nn.Module):
 
 
 def _chance(evaluation: Evaluation) -> Finding | None:
-    """Whether the original gets the labels by chance."""
+    """Whether the original gets the labels by chance, or would whatever it did."""
     y = evaluation.samples.y
     spec = next((s for s in evaluation.outputs if evaluation.kinds[s.name].labelled), None)
     if y is None or spec is None:
         return None
     judged, wanted = evaluation.kinds[spec.name], evaluation.reference[spec.name]
     if judged.kind == CLASSES:
-        return chance_of_classes(y.reshape(-1), chosen(wanted, judged).reshape(-1))
+        return one_class(y.reshape(-1)) or chance_of_classes(y.reshape(-1), chosen(wanted, judged).reshape(-1))
     targets = like(y, wanted, spec)
     if judged.kind == YES_OR_NO:
         columns = zip(in_columns(targets, judged.axis).T, in_columns(wanted, judged.axis).T, strict=True)

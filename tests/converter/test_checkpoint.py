@@ -135,3 +135,13 @@ def test_two_classes_of_one_name_are_refused_wherever_names_come_in(tmp_path: Pa
     with pytest.raises(ConfigError, match="0 and 3, from 0"):
         convert(plan(path))
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_no_bundle_can_be_made_of_is_refused_when_it_is_saved(tmp_path: Path) -> None:
+    path = tmp_path / "m.pth"
+    with pytest.raises(ConversionError, match=r"torch\.float16; call model\.float\(\)"):
+        converter.save_checkpoint(mlp().half(), path, example_input=torch.zeros(1, 12).half())
+    forgetful = nn.Sequential(nn.Linear(12, 8), nn.BatchNorm1d(8, track_running_stats=False)).eval()
+    with pytest.raises(ConversionError, match=r"layer 1 .* normalizes over the samples of a batch"):
+        converter.save_checkpoint(forgetful, path, example_input=torch.zeros(4, 12))
+    assert not path.exists()

@@ -404,6 +404,7 @@ def test_refuses_places_where_no_bundle_can_be_written_before_it_works(folder: P
         ("net.py/model.edge", ("is not a folder",)),
         (checkpoint.name, ("is the model itself",)),
         ("/proc/model.edge", ("cannot be written",)),
+        (251 * "a", ("a name of 251 bytes", "at most 250")),
     ):
         started = time.monotonic()
         refused(folder, CONFIG, words, checkpoint.name, "-o", output)
@@ -521,3 +522,10 @@ def test_refuses_outputs_that_would_take_each_others_place(folder: Path, checkpo
         (("--json", "no/r.json"), "no is not a folder"),
     ):
         refused(folder, CONFIG, (words,), checkpoint.name, *arguments)
+
+
+def test_a_report_that_cannot_be_written_does_not_hide_that_the_bundle_is(folder: Path, checkpoint: Path) -> None:
+    done = run(folder, checkpoint.name, "--quantize", "none", "-o", "made.edge", "--json", "/dev/full")
+    assert done.returncode == CONFIG
+    assert "/dev/full cannot be written: No space left on device; made.edge is written, and whole" in done.stderr
+    Bundle.open(folder / "made.edge")

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 import converter
+from converter.arguments import one_input
 from converter.head.fitting import correct_for_quantization, training_statistics
 from converter.plan import InputOption
 from converter.quantization.layers import running_in_int8
@@ -484,12 +485,9 @@ def test_refuses_weights_that_are_not_finite(tmp_path: Path) -> None:
 
 
 def test_refuses_a_model_of_another_float_type(tmp_path: Path) -> None:
-    model = mlp().double()
-    path = tmp_path / "m.pth"
-    converter.save_checkpoint(
-        model, path, example_input=torch.zeros(1, 12, dtype=torch.float64), class_names=list("abcd")
-    )
-    refused(tmp_path, path, ConversionError, r"call model\.float\(\)")
+    path = tmp_path / "m.pt"
+    torch.jit.trace(mlp().double(), torch.zeros(1, 12, dtype=torch.float64)).save(path)
+    refused(tmp_path, path, ConversionError, r"call model\.float\(\)", inputs=(one_input("input=batch,12:float64"),))
 
 
 def test_refuses_to_make_up_inputs_for_a_model_that_takes_integers(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from converter.load.safetensors_file import read_safetensors
 from converter.load.torch_file import read_document
 from converter.load.weights import Rules, load_into
 from converter.load.wrapped import check_size, how_to_name_the_architecture, unwrapped
-from converter.plan import InputOption
+from converter.plan import InputOption, ModelOptions
 from edge.contract.errors import ConfigError, ConversionError
 from tests.converter.models import plan
 
@@ -396,3 +396,39 @@ def test_samples_in_a_checkpoint_are_found(tmp_path: Path) -> None:
         np.testing.assert_array_equal(found.y, y)
     assert arrays_beside(other().state_dict()) is None
     assert arrays_beside({"x": torch.ones(4, 4), "y": torch.ones(4)}) is None  # a network of its own
+
+
+FORGOTTEN = """
+import torch
+from torch import nn
+
+class Forgotten(nn.Module):
+    def __init__(self, how):
+        super().__init__()
+        self.linear, self.how = nn.Linear(4, 3), how
+        if how == "tensor":
+            self.scale = torch.randn(3)
+        elif how == "buffer":
+            self.register_buffer("scale", torch.randn(3), persistent=False)
+        elif how == "list":
+            self.layers = [nn.Linear(3, 3)]
+        else:
+            self.scale = torch.full((3,), 2.0)
+
+    def forward(self, x):
+        y = self.linear(x)
+        return self.layers[0](y) if self.how == "list" else y * self.scale
+"""
+
+
+def test_what_a_state_dict_does_not_hold_is_not_drawn_at_random(tmp_path: Path) -> None:
+    net, weights = tmp_path / "net.py", tmp_path / "m.pth"
+    net.write_text(FORGOTTEN)
+    torch.save({f"linear.{name}": tensor for name, tensor in nn.Linear(4, 3).state_dict().items()}, weights)
+    for how in ("tensor", "buffer", "list", "constant"):
+        options = ModelOptions(source=weights, arch=f"{net}:Forgotten", arch_arguments={"how": how})
+        if how == "constant":
+            load_source(Given(options=options))
+            continue
+        with pytest.raises(ConversionError, match=r"builds another network each time: .* does not hold"):
+            load_source(Given(options=options))

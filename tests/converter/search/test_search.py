@@ -15,6 +15,7 @@ import torch
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_dynamic, quantize_static
 from torch import nn
 
+import converter
 from converter.graph.canonical import canonical
 from converter.quantization.layers import optimize
 from converter.report.values import notes
@@ -70,6 +71,7 @@ def test_float_is_shipped_and_says_so_where_int8_is_slower(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     timed_as(monkeypatch, {"none": 1.0, "int8": 1.5, "fp16": 3.0})
+    monkeypatch.setattr(candidates, "_QUICK", float("inf"))  # whatever this machine does besides, all are compared
     compare = Benchmark.compare
     monkeypatch.setattr(Benchmark, "compare", lambda *a, **options: replace(compare(*a, **options), spread=0.3))
     report = converted(source, tmp_path, profile=this_machine())
@@ -310,3 +312,13 @@ def test_more_loss_than_allowed_is_refused_with_the_layer_that_hurts_most(tmp_pa
     chosen = next(c for c in report["candidates"] if c["name"] == report["chosen"])
     assert chosen["score"] == 1.0
     assert any(c["status"] == "refused" for c in report["candidates"])
+
+
+def test_int8_that_was_asked_for_and_loses_too_much_is_refused_for_what_it_loses(tmp_path: Path) -> None:
+    """And not for having nothing in int8 once every layer that hurts is left in float."""
+    model, x = mlp(), torch.randn(200, 12, generator=torch.Generator().manual_seed(2))
+    x[::50] *= 1000  # a few decide the ranges
+    source = tmp_path / "mlp.pth"
+    converter.save_checkpoint(model, source, example_input=x[:1], calibration=x)
+    with pytest.raises(ConversionError, match=r"int8 static, .* (loses|disagrees) .*at most 0\.01 allowed"):
+        convert(plan(source, quantize="int8", max_drop=0.01, trainable="none"))
