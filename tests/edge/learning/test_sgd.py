@@ -28,8 +28,8 @@ from tests.edge.learning.conftest import (
 )
 from tests.edge.learning.test_learners import part, restore, saved, snapshot
 
-# Into whitened coordinates and back.
-TOLERANCE = 1e-5
+# Into whitened coordinates and back in float32: 1.5e-5 of the largest was seen with a network of another machine.
+TOLERANCE = 5e-5
 
 
 def test_a_step_that_diverges_in_the_middle_of_a_batch_undoes_the_batch(bundle: Bundle) -> None:
