@@ -129,11 +129,12 @@ class Learning(Experts):
             outputs, answered, targets, trusts = outputs[:, says], answered[says], targets[says], trusts[says]
         usual = _usual_loss(learned.recent, outputs, targets, task)
         alike = mix.alike(learned.recent.answers, learned.recent.targets, task)
+        counts = trusts * mix.counts(learned.recent.targets, learned.mixture.heard, targets, task)
         learned = replace(
             learned,
             experts=experts,
             trial=trial,
-            mixture=mix.heard(learned.mixture, outputs, targets, trusts, task, usual, alike),
+            mixture=mix.heard(learned.mixture, outputs, targets, counts, task, usual, alike),
             recent=learned.recent.put(labels, answered, RECENT),
             since_drift=learned.since_drift + len(trusts),
         )

@@ -19,6 +19,10 @@ most when labels last agreed with somebody. The answer is ``p = sum_k w_k p_k``.
   who does not. As far as they are alike the head that learners start from gains half of rho with each label, until they
   are seen to be spread. It gains a little (`BASE`) always.
 * Whenever labels agree (kappa >= `TRUST`), the trusted past becomes the head that is believed most at that time.
+* *The class of the day* (`counts`). Where one class comes after another, who has forgotten all others is right on every
+  label. So a label counts for ``P (1 - p) / (p (1 - P))``, 1 at most, with p how often its class comes lately and P how
+  often it comes at all: then it weighs as much against the others as usually. That is 1 but for luck where classes come
+  mixed, however rare some of them are.
 * *Specialists* (Freund et al. 1997): where an expert answers a class that others cannot know, only those speak that
   know it. Of a class with fewer than two labels on this device, that is who builds on the merge; of a class that was
   added here, who has learned it.
@@ -63,6 +67,8 @@ _ALIKE_FROM, _ALIKE, _PAIRS_BEFORE, _ALIKE_BEFORE = 0.1, 0.3, 8.0, 0.3
 _KEPT = 0.1
 # Labels of a class here before own learners know it, where others bring a merge.
 KNOWN_FROM = 2
+# So many labels say how often a class comes lately.
+_LATELY = 32
 # A quantity's loss so many times the usual one is as wrong as can be.
 _FAR_OFF = 4.0
 
@@ -251,6 +257,23 @@ def alike(answers: FloatArray, targets: Targets, task: Task) -> float:
         chance += count * (count - 1) * (equal - of_it * (of_it - 1)) / max(others * (others - 1), 1)
     found = (same - chance + _ALIKE_BEFORE * _PAIRS_BEFORE) / (pairs + _PAIRS_BEFORE)
     return min(max((found - _ALIKE_FROM) / (_ALIKE - _ALIKE_FROM), 0.0), 1.0)
+
+
+def counts(lately: Targets, heard: npt.NDArray[np.int64], targets: Targets, task: Task) -> FloatArray:
+    """``(n,)`` how far labels say who is right, from 0 to 1; see *the class of the day* in the module.
+
+    Args:
+        lately: ``(m,)`` the labels that came last.
+        heard: ``(groups,)`` labels of each class so far.
+        targets: ``(n,)`` those that come now.
+        task: What they mean; all count in full where they are no classes.
+    """
+    if not task.is_classifier:
+        return np.ones(len(targets), np.float32)
+    late, n_classes = lately[-_LATELY:], task.n_outputs
+    usual = (heard[targets] + 1.0) / (float(heard.sum()) + n_classes)
+    now = (np.bincount(late, minlength=n_classes)[targets] + 1.0) / (len(late) + n_classes)
+    return np.minimum(1.0, usual * (1.0 - now) / (now * (1.0 - usual))).astype(np.float32)
 
 
 def heard(

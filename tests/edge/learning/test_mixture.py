@@ -56,6 +56,37 @@ def test_who_was_wrong_for_long_comes_back_soon() -> None:
     assert hear(mixture, saying(0, 0, 2, 1), 1, 25).believed == "two"  # fixed share keeps everybody alive
 
 
+def passed(order: npt.NDArray[np.int64]) -> mix.Mixture:
+    """Labels in an order; expert "one" is wrong on every fifth, and "two" answers with the class that came last."""
+    mixture, last = begun(), 0
+    for i, label in enumerate(order.tolist()):
+        outputs = saying(3 - label, 3 - label, label if i % 5 else 3 - label, last)
+        counted = mix.counts(order[:i], mixture.heard, np.array([label]), CLASSES)
+        mixture, last = mix.heard(mixture, outputs, np.array([label]), counted, CLASSES), label
+    return mixture
+
+
+def test_who_has_forgotten_all_but_the_class_of_the_day_is_not_believed_for_that() -> None:
+    mixed = np.random.default_rng(0).permutation(np.repeat(np.arange(4), 20))
+    for n in (0, 10, 60):
+        assert passed(np.concatenate([mixed, np.full(n, 3)])).weight_of("one") > 0.75
+
+
+def test_labels_of_the_class_of_the_day_weigh_no_more_than_usual_against_the_others() -> None:
+    heard, run = np.array([50, 50, 50, 50]), np.full(64, 2)
+    np.testing.assert_allclose(mix.counts(np.arange(64) % 4, heard, np.arange(4), CLASSES), 1.0)
+    counted = mix.counts(run, heard, np.arange(4), CLASSES)
+    assert counted[2] == pytest.approx(1 / 3 / (33 / 3))  # one to three at all, and 33 to three of the last 32
+    assert counted[[0, 1, 3]].tolist() == [1.0, 1.0, 1.0]
+    # Who only ever met one class, or meets one more often than others, learns from it as from any.
+    np.testing.assert_allclose(mix.counts(run[:32], np.array([0, 0, 32, 0]), np.array([2]), CLASSES), 1.0)
+    often = np.where(np.arange(64) % 8, 0, 1)
+    assert mix.counts(often, np.array([875, 125, 0, 0]), np.array([0, 1]), CLASSES).min() > 0.85  # but for luck
+    for task in (QUANTITIES, ANSWERS):
+        targets = np.ones((3, task.n_outputs), np.float32)
+        np.testing.assert_array_equal(mix.counts(targets, np.array([3]), targets, task), 1.0)
+
+
 def test_labels_that_agree_with_nobody_change_no_answer() -> None:
     rng, mixture = np.random.default_rng(0), begun()
     for label in rng.integers(0, 4, 200):
