@@ -270,10 +270,13 @@ def counts(lately: Targets, heard: npt.NDArray[np.int64], targets: Targets, task
     """
     if not task.is_classifier:
         return np.ones(len(targets), np.float32)
-    late, n_classes = lately[-_LATELY:], task.n_outputs
-    usual = (heard[targets] + 1.0) / (float(heard.sum()) + n_classes)
-    now = (np.bincount(late, minlength=n_classes)[targets] + 1.0) / (len(late) + n_classes)
-    return np.minimum(1.0, usual * (1.0 - now) / (now * (1.0 - usual))).astype(np.float32)
+    # A handful of labels: lists are faster than arrays.
+    late, so_far, n_classes = lately[-_LATELY:].tolist(), heard.tolist(), task.n_outputs
+    total, found = sum(so_far) + n_classes, []
+    for target in targets.tolist():
+        usual, now = (so_far[target] + 1) / total, (late.count(target) + 1) / (len(late) + n_classes)
+        found.append(min(1.0, usual * (1 - now) / (now * (1 - usual))))
+    return np.array(found, np.float32)
 
 
 def heard(
