@@ -204,7 +204,7 @@ def _worked_on(plan: ConversionPlan, stage: Stage, measuring: Benchmark) -> Read
     if plan.profile.architecture == "aarch64":
         exported = mended_for_arm(exported, evaluation)
     stage("splitting, differentiating and learning on trial")
-    trainable = trainable_part(original, exported.model, plan, time.perf_counter)
+    trainable = trainable_part(original, exported.model, evaluation, plan, time.perf_counter)
     evaluation = original.examined(with_head(evaluation, trainable, plan))
     backbone = optimize(trainable.parts.backbone)
     return Ready(original, exported, evaluation, check, trainable, backbone)

@@ -35,10 +35,10 @@ from converter.graph.build import (
     used_initializers,
 )
 from converter.graph.links import Links
-from converter.graph.nodes import linear
+from converter.graph.nodes import attribute, linear
 from converter.head.gradient.training_graph import class_layer, free_classes
 from edge.contract.errors import ConfigError, ConversionError
-from edge.contract.manifest import LinearLayer
+from edge.contract.manifest import SIGMOID, SOFTMAX, LinearLayer
 from edge.contract.tensorspec import BATCH, TensorSpec
 
 FEATURES = "features"
@@ -53,14 +53,15 @@ class Head:
     """The trainable half.
 
     Attributes:
-        graph: The features and the parameters, by name, to the output. Where the last layer is linear, the axis of the
-            outputs is free: a class can be added.
+        graph: The features and the parameters, by name, to the output, without the activation. Where the last layer is
+            linear, the axis of the outputs is free: a class can be added.
         features: What it takes.
-        output: Name of the output that it gives.
+        output: Name of the output that it gives; in its graph, of the logits.
         n_outputs: Its length.
         parameters: float32, in the order in which the graph uses them.
         linear: The last layer, where that is linear.
         entry: The layer that alone takes the features, where that is linear.
+        activation: What makes the output of the logits, see `edge.contract.manifest.HeadSpec`.
     """
 
     graph: onnx.ModelProto
@@ -70,6 +71,7 @@ class Head:
     parameters: dict[str, npt.NDArray[np.float32]]
     linear: LinearLayer | None
     entry: LinearLayer | None
+    activation: str
 
     @property
     def is_linear(self) -> bool:
@@ -174,12 +176,13 @@ def whole(model: onnx.ModelProto) -> SplitModel:
     return SplitModel(backbone=model, head=None, outputs=tuple(info.name for info in model.graph.output))
 
 
-def split(model: onnx.ModelProto, trainable: Sequence[str]) -> SplitModel:
+def split(model: onnx.ModelProto, trainable: Sequence[str], activation: str = "") -> SplitModel:
     """Cut a model.
 
     Args:
         model: Every trainable parameter is an initializer under its own name.
         trainable: Initializers that the head is to learn.
+        activation: What its loss takes the logits before, where the model ends in it.
 
     Raises:
         ConversionError: The features are not float tensors ``(batch, fixed sizes...)``, or the head gives something
@@ -191,6 +194,9 @@ def split(model: onnx.ModelProto, trainable: Sequence[str]) -> SplitModel:
     from_input = downstream(graph.node, [info.name for info in graph.input])
     output = _head_output([info for info in graph.output if info.name in in_head])
     head_nodes = [node for node in upstream(graph.node, [output.name]) if any(name in in_head for name in reads(node))]
+    ending = _ending(head_nodes, output.name, activation)
+    if ending is not None:
+        head_nodes = [renamed(n, {ending.input[0]: output.name}) for n in head_nodes if n is not ending]
     frontier = list(
         dict.fromkeys(n for node in head_nodes for n in reads(node) if n in from_input and n not in in_head)
     )
@@ -264,9 +270,19 @@ def split(model: onnx.ModelProto, trainable: Sequence[str]) -> SplitModel:
             parameters=arrays,
             linear=last,
             entry=_entry(head, features, arrays),
+            activation="" if ending is None else activation,
         ),
         outputs=tuple(info.name for info in graph.output),
     )
+
+
+def _ending(nodes: Sequence[onnx.NodeProto], output: str, activation: str) -> onnx.NodeProto | None:
+    """The node that gives the output, where it is this activation, over the classes, of what the others compute."""
+    last = next((node for node in nodes if output in node.output), None)
+    made = {name for node in nodes for name in node.output}
+    if last is None or last.op_type.lower() != activation or last.input[0] not in made:
+        return None
+    return last if activation == SIGMOID or attribute(last, "axis", -1) in (1, -1) else None
 
 
 def _head_output(reached: Sequence[onnx.ValueInfoProto]) -> onnx.ValueInfoProto:
@@ -353,7 +369,8 @@ def joined(backbone: onnx.ModelProto, parts: SplitModel) -> onnx.ModelProto:
     if parts.head is None:
         return backbone
     head = parts.head.graph.graph
-    kept = {parts.head.features.name, parts.head.output, *parts.head.parameters}
+    kept = {parts.head.features.name, *parts.head.parameters}
+    kept |= set() if parts.head.activation else {parts.head.output}
     made = {name for node in head.node for name in node.output} | {tensor.name for tensor in head.initializer}
     names = {name: f"head/{name}" for name in made - kept}
     tensors = []
@@ -361,11 +378,15 @@ def joined(backbone: onnx.ModelProto, parts: SplitModel) -> onnx.ModelProto:
         copy = deepcopy(tensor)
         copy.name = names[tensor.name]
         tensors.append(copy)
+    behind = GraphBuilder("behind.")
+    if parts.head.activation:
+        axis = {"axis": 1} if parts.head.activation == SOFTMAX else {}
+        behind.op(parts.head.activation.capitalize(), names[parts.head.output], output=parts.head.output, **axis)
     infos = {info.name: info for info in [*backbone.graph.output, *head.output]}
     parameters = [info for info in head.input if info.name in parts.head.parameters]
     return make_model(
         "model",
-        [*backbone.graph.node, *(renamed(node, names) for node in head.node)],
+        [*backbone.graph.node, *(renamed(node, names) for node in head.node), *behind.nodes],
         [*backbone.graph.input, *parameters],
         [*(infos[name] for name in parts.outputs), infos[parts.head.features.name]],
         [*backbone.graph.initializer, *tensors],

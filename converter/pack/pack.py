@@ -309,6 +309,7 @@ def _head_spec(parts: Parts, head: Head) -> HeadSpec:
         trainable=parts.trainable,
         training=parts.recipe,
         trial=parts.trial,
+        activation=head.activation,
     )
 
 

@@ -559,8 +559,10 @@ def _lost(worst: Quality) -> str:
         what = "points of accuracy" if worst.measure == ACCURACY else f"% of the {worst.output}: {worst.measure}"
         return f"loses {worst.loss:.2f} {what}{where}"
     unit = "of 100 points" if worst.measure != CORRELATION else "points"
+    shape = worst.measure == CORRELATION and worst.loss > 2 * 100 * (1 - worst.value)
+    moves = "it moves, shrinks or grows, at a " if shape else ""
     return (
-        f"loses {worst.loss:.2f} {unit} of {worst.name}: {worst.measure} {worst.value:.4f}, "
+        f"loses {worst.loss:.2f} {unit} of {worst.name}: {moves}{worst.measure} {worst.value:.4f}, "
         f"the original {worst.original:.4f}"
     )
 

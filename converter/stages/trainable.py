@@ -14,16 +14,16 @@ from converter.head.gradient.training_graph import build_training_graph
 from converter.head.learning_rate import TrialData, find_rate
 from converter.head.split import SplitModel, choose_trainable, split, trainable_groups, whole
 from converter.load.source import tensor_bytes
-from converter.plan import QUANTITIES, YES_OR_NO, ConversionPlan
+from converter.plan import ANYTHING, CLASSES, QUANTITIES, YES_OR_NO, ConversionPlan
 from converter.program.programs import onnx_program, outputs
 from converter.program.tensors import batch_size, select
 from converter.quantization.layers import running_in_int8
-from converter.verify.kinds import endings_of, of_head
+from converter.verify.kinds import SAID, of_head
 from converter.verify.measure import Evaluation
 from converter.verify.original import Original
 from edge.contract.errors import BundleError, ConfigError, ConversionError, LearningError
 from edge.contract.foreign import foreign
-from edge.contract.manifest import LearningTrial
+from edge.contract.manifest import SIGMOID, SOFTMAX, LearningTrial
 from edge.contract.recipe import BINARY_CROSS_ENTROPY, CROSS_ENTROPY, MEAN_SQUARED_ERROR, TrainingRecipe
 from edge.inference.onnx_trainer import OnnxTrainer
 
@@ -50,12 +50,15 @@ class Trainable:
     label_ms: float | None = None
 
 
-def trainable_part(original: Original, model: onnx.ModelProto, plan: ConversionPlan, stopwatch: Stopwatch) -> Trainable:
+def trainable_part(
+    original: Original, model: onnx.ModelProto, evaluation: Evaluation, plan: ConversionPlan, stopwatch: Stopwatch
+) -> Trainable:
     """After this the model is cut where its trainable layers begin, and the head has a training step that runs.
 
     Args:
         original: For its data and the names of its parameters.
         model: The exported graph.
+        evaluation: What its outputs are, as far as that is known without a head.
         plan: What is to be trainable, and how.
         stopwatch: Seconds, for what a label costs.
 
@@ -85,10 +88,11 @@ def trainable_part(original: Original, model: onnx.ModelProto, plan: ConversionP
         rule = "last:1" if plan.trainable == "auto" else plan.trainable
         chosen = choose_trainable(groups, rule)
         try:
-            parts = split(model, chosen)
+            parts = split(model, chosen, _activation(recipe))
             if plan.trainable == "auto":
                 _check_frozen(parts, model)
             _check_targets(parts, original, recipe)
+            _check_labels_are_of(parts, evaluation)
             training, step = _training_graph(parts, original, recipe)
             trial, label_ms = _learning_trial(parts, original, recipe, model, step, stopwatch)
         except ConversionError as exc:
@@ -121,6 +125,11 @@ def recipe_for(original: Original, plan: ConversionPlan) -> TrainingRecipe:
     return replace(plan.training, loss=BINARY_CROSS_ENTROPY if is_binary else MEAN_SQUARED_ERROR)
 
 
+def _activation(recipe: TrainingRecipe) -> str:
+    """What the loss has in it, and takes the logits before."""
+    return SOFTMAX if recipe.is_classifier else SIGMOID if recipe.loss == BINARY_CROSS_ENTROPY else ""
+
+
 def _check_frozen(parts: SplitModel, model: onnx.ModelProto) -> None:
     """Raise ConversionError where frozen weights behind the trainable ones would be in the bundle three times.
 
@@ -140,11 +149,6 @@ def _check_targets(parts: SplitModel, original: Original, recipe: TrainingRecipe
     """Raise ConversionError unless float targets are one number for each of the head's outputs."""
     head, y = parts.head, original.samples.y
     assert head is not None
-    if endings_of(head.graph)[head.output] == "Sigmoid" and recipe.loss == BINARY_CROSS_ENTROPY:
-        raise ConversionError(
-            "the model ends in a Sigmoid, and binary cross-entropy takes what stands before it: leave the Sigmoid out "
-            "(devices give probabilities of logits), or train with --loss mean-squared-error"
-        )
     if recipe.is_classifier and head.n_outputs == 1:
         raise ConversionError(
             "the model has one output, and cross-entropy needs one for each class: give targets of 0 and 1 as floats "
@@ -154,6 +158,30 @@ def _check_targets(parts: SplitModel, original: Original, recipe: TrainingRecipe
         raise ConversionError(
             f"the data have targets of {y.size // max(1, len(y))} numbers, the trainable layers give {head.n_outputs}"
         )
+
+
+def _check_labels_are_of(parts: SplitModel, evaluation: Evaluation) -> None:
+    """Raise ConversionError where class numbers are about another output than the one that the head leads to."""
+    head, y = parts.head, evaluation.samples.y
+    about = next((name for name, judged in evaluation.kinds.items() if judged.labelled), None)
+    if head is None or y is None or y.dtype.kind not in "iu" or about in (None, head.output):
+        return
+    said = evaluation.kinds[about or ""].because == SAID
+    fits = not said and evaluation.kinds[head.output].kind in (CLASSES, ANYTHING) and y.max() < head.n_outputs
+    right = {
+        name: float((evaluation.reference[name].argmax(axis=1) == y.reshape(-1)).mean())
+        for name in (about or "", head.output)
+        if evaluation.reference[name].ndim == 2 and y.size == len(y)
+    }
+    if fits and right.get(head.output, 0.0) >= right.get(about or "", 0.0):
+        return
+    why = "as --output says" if said else f"of which the model gets {right.get(about or '', 0.0):.0%} right there"
+    if fits and not said:
+        why += f" and {right.get(head.output, 0.0):.0%} in {head.output}"
+    raise ConversionError(
+        f"the labels are about {about}, {why}, and the trainable layers lead to {head.output}: name layers that lead "
+        f"to {about} (--trainable)"
+    )
 
 
 def _training_graph(
@@ -211,7 +239,7 @@ def _largest_trainable(model: onnx.ModelProto, groups: dict[str, list[str]], rul
     count = int(rule[5:]) if rule.startswith("last:") else len(groups)
     for smaller in (f"last:{k}" for k in range(count - 1, 0, -1)):
         try:
-            head = split(model, choose_trainable(groups, smaller)).head
+            head = split(model, choose_trainable(groups, smaller), _activation(recipe)).head
             assert head is not None
             build_training_graph(head.graph, head.features.name, list(head.parameters), recipe)
         except (ConversionError, ConfigError, UnsupportedOperatorError):

@@ -41,8 +41,6 @@ _LEAST_SPREAD = 0.1
 # What a state is judged as that went round in a stream: it is nobody's answer, and may lose a tenth of its variance.
 STATE = "state"
 _LEAST_STATE_R2 = 0.9
-# Below this, what is lost is told as the correlation whatever decided: both are near to 1.
-_BY_CORRELATION = 0.001
 # A class is lost with more than this share of its answers, and so many: the total hides it where it is rare.
 _LOST_SHARE = 0.1
 _LOST_LEAST = 3
@@ -376,10 +374,6 @@ def _number(spec: TensorSpec, judged: Judged, columns: Columns, i: int, scale: f
         # Root mean square, so that one event in a thousand samples counts.
         error = float(columns.spread[i]) * float(np.sqrt(max(0.0, 1 - r2)))
         loss = min(loss, 100 * error / scale) if np.isfinite(error) and scale > 0 else loss
-    if (1 - r2) / 2 > max(
-        1 - correlation, _BY_CORRELATION
-    ):  # it keeps its shape, and moves or shrinks: say what decided
-        return _quality(spec, judged, R2, r2, 1.0, loss, column=column)
     return _quality(spec, judged, CORRELATION, correlation, 1.0, loss, column=column)
 
 

@@ -342,7 +342,9 @@ def _labelled(outputs: Sequence[TensorSpec], reference: Arrays, y: Array, kinds:
         fitting = [s for s in known if y.min() >= 0 and y.max() < reference[s.name].shape[1]]
         if not fitting:
             check_labels(y, max(reference[s.name].shape[1] for s in known))
-        return fitting[0].name
+        # Of several that they fit, the one that the model knows them in.
+        right = {s.name: float((reference[s.name].argmax(axis=1) == y.reshape(-1)).mean()) for s in fitting}
+        return max(fitting, key=lambda s: (kinds[s.name].because == SAID, right[s.name])).name
     ones = [s for s in rows if reference[s.name].size == len(y)]
     numbers = [s for s in ones if not s.dtype.startswith("float")]
     if numbers:

@@ -23,7 +23,7 @@ from edge.agent.streams import Streams
 from edge.contract.bundle import Bundle
 from edge.contract.errors import LearningError
 from edge.contract.training import FloatArray
-from edge.inference.session import Arrays
+from edge.inference.session import Arrays, activated, unactivated
 from edge.learning.calibration import probabilities
 from edge.learning.events import ClassAdded, Contributed, Event, Labelled
 from edge.learning.exchange import is_class_name
@@ -78,19 +78,24 @@ class LearningModel(Standing):
         return self.learning.answer(self.learned, features)
 
     def _answered(self, found: Arrays) -> Arrays:
-        """All outputs: that of the head is what the experts make of the features."""
-        logits = self.answer(found[self._head.features.name])
-        return {name: logits if name == self._head.output else found[name] for name in self.serving.outputs}
+        """All outputs: that of the head is what the experts make of the features, as the model itself gives it."""
+        answer = activated(self.answer(found[self._head.features.name]), self._head.activation)
+        return {name: answer if name == self._head.output else found[name] for name in self.serving.outputs}
+
+    def _logits(self, outputs: Arrays) -> FloatArray:
+        """Of an answer; shares that are 0 or 1 in single precision are as far from it as that can tell."""
+        answer: FloatArray = outputs[self._head.output]
+        return unactivated(answer, self._head.activation)
 
     def probabilities(self, x: Given) -> npt.NDArray[np.float64]:
         """``(batch, n_outputs)`` how likely each class is, by a temperature fitted on the labels of this device.
 
         For several yes-or-no answers, how likely each yes is; quantities come as they are.
         """
-        return probabilities(self.predict(x), self.learned.temperature, self.task)
+        return probabilities(self._logits(self.outputs(x)), self.learned.temperature, self.task)
 
     def _remember(self, sample_id: str, found: Arrays, outputs: Arrays, now_s: float) -> None:
-        features, answer = found[self._head.features.name], outputs[self._head.output]
+        features, answer = found[self._head.features.name], self._logits(outputs)
         if self.state.shadow is not None:
             self.state.shadow.predicted(self.learned, features, answer)
         if self.answering.remember(sample_id, features, answer[0], now_s):
@@ -98,12 +103,13 @@ class LearningModel(Standing):
 
     def _said(self, found: SampleAnswer) -> dict[str, Any]:
         names = {self._head.output: self.class_names} if self.task.is_classifier else {}
-        said = answers.document(found.outputs, self._kinds, self.answer_name, names, self.learned.temperature)
+        outputs = {**found.outputs, self._head.output: self._logits(found.outputs)}
+        said = answers.document(outputs, self._kinds, self.answer_name, names, self.learned.temperature)
         is_unknown = False
         if self.rejection.share and self.task.is_classifier:
             said, is_unknown = answers.judged(said, found.novelty)
             self.rejection.rejected += is_unknown
-        wanted = self._wants_label(found.outputs[self._head.output], is_unknown)
+        wanted = self._wants_label(outputs[self._head.output], is_unknown)
         return said | ({"label_wanted": True} if wanted else {})
 
     def _novelty(self, found: Arrays) -> float | None:

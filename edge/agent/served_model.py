@@ -180,7 +180,8 @@ class ServedModel(Unlearned):
     def predict(self, x: Given) -> npt.NDArray[Any]:
         """The output for people of samples, ``(batch, ...)``; see `outputs`.
 
-        With a head it is what all experts say together: logits, or quantities, ``(batch, n_outputs)`` float32.
+        With a head it is what all experts say together, ``(batch, n_outputs)`` float32: logits or quantities, or
+        shares where the model ends in a softmax or sigmoid.
         """
         return self.outputs(x)[self.answer_name]
 

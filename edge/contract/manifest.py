@@ -45,9 +45,14 @@ _ROLE = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 REQUIRED_MEMBERS = (MODEL, GOLDEN, REPORT)
 HEAD_MEMBERS = (HEAD_INFER, HEAD_TRAIN, HEAD_PARAMETERS)
 
+# What may stand behind a head's logits.
+SOFTMAX, SIGMOID = "softmax", "sigmoid"
+ACTIVATIONS = ("", SOFTMAX, SIGMOID)
+
 _Size = Annotated[int, Rule(lambda size: 0 < size < 2**31, "a positive number")]
 _Rate = Annotated[float, Rule(lambda rate: 0 < rate < 1e6, "a positive number")]
 _Share = Annotated[float, Rule(lambda share: 0 < share <= 1, "a share")]
+_Activation = Annotated[str, Rule(lambda name: name in ACTIVATIONS, "softmax, sigmoid or nothing")]
 _Position = Annotated[int, Rule(lambda axis: 0 <= axis < MAX_AXES, "an axis")]
 _STATED = Rule(lambda value: value is not None, "there or left out")
 
@@ -119,7 +124,7 @@ class HeadSpec:
 
     Attributes:
         features: What the frozen part gives to the head, ``(batch, ...)`` float32.
-        output: Name of the model's output that the head computes: logits, one for each class.
+        output: Name of the model's output that the head computes: one value for each class.
         parameters: What a training step changes, in the order of the training graph.
         linear: The last layer, where that is linear: closed-form learners can solve it, and a class can be added to it.
             Its input are the features where it is the whole head, and otherwise the second output of `HEAD_INFER`.
@@ -130,6 +135,8 @@ class HeadSpec:
         trainable: How the head was chosen, e.g. ``last:1``.
         training: What a training step minimizes, and how.
         trial: What `learning_rate` rests on; None in bundles of edgeloop before 0.3.
+        activation: What the model does to the head's logits before it gives them as its output: `SOFTMAX`, `SIGMOID`,
+            or "" for nothing. `HEAD_INFER` and `HEAD_TRAIN` are without it.
     """
 
     features: TensorSpec
@@ -142,6 +149,7 @@ class HeadSpec:
     entry: LinearLayer | None = None
     projection: int | None = None
     trial: LearningTrial | None = None
+    activation: _Activation = ""
 
     @property
     def is_linear(self) -> bool:

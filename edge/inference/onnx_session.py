@@ -19,7 +19,7 @@ from edge.contract.errors import BundleError, ConfigError
 from edge.contract.tensorspec import TensorSpec
 from edge.inference.onnx_bound_run import BoundRun
 from edge.inference.onnx_providers import CPU, provider_list
-from edge.inference.session import Arrays, FloatArray, sqnr_db
+from edge.inference.session import Arrays, FloatArray, activated, sqnr_db
 
 # int8 products are added in 32 bits on any CPU. An x86 CPU without VNNI otherwise adds two of them in 16 bits, which
 # can saturate; there it is slower, elsewhere it changes nothing.
@@ -148,6 +148,7 @@ class OnnxSession:
         if manifest.head is not None:
             self._head = open_onnx(bundle.read(m.HEAD_INFER), m.HEAD_INFER)
             self._features, self._logits = manifest.head.features.name, manifest.head.output
+            self._activation = manifest.head.activation
             self._learned = BoundRun(self._model, [self._features, self._logits])
             self._frozen = BoundRun(self._model, [self._features])
             self._of_head = BoundRun(self._head, [self._logits])
@@ -165,7 +166,8 @@ class OnnxSession:
         """
         if self._is_split:
             found = self._served(inputs, self._check)
-            found[self._logits] = self.logits(found[self._features], parameters or self._shipped)
+            logits = self.logits(found[self._features], parameters or self._shipped)
+            found[self._logits] = activated(logits, self._activation)
             return {spec.name: found[spec.name] for spec in self.manifest.outputs}
         if parameters is None:
             return self._whole(inputs, self._check)
@@ -200,7 +202,7 @@ class OnnxSession:
         self, inputs: Mapping[str, npt.NDArray[Any]], parameters: Mapping[str, FloatArray]
     ) -> tuple[FloatArray, FloatArray]:
         """See `edge.inference.session.Session.predict`."""
-        if self._is_split:
+        if self._is_split or self._activation:
             features = self.features(inputs)
             return features, self.logits(features, parameters)
         found = self._learned({**inputs, **parameters})

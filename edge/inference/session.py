@@ -8,6 +8,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from edge.contract.manifest import SIGMOID, SOFTMAX
+
 FloatArray = npt.NDArray[np.float32]
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -28,6 +30,25 @@ class Session(Protocol):
     def logits(self, features: FloatArray, parameters: Mapping[str, FloatArray]) -> FloatArray:
         """Run the head alone: ``(batch, *features)`` to ``(batch, n_classes)`` float32."""
         ...
+
+
+def activated(logits: FloatArray, activation: str) -> FloatArray:
+    """What a model gives for logits ``(batch, n_outputs)``, see `edge.contract.manifest.HeadSpec.activation`."""
+    if activation == SOFTMAX:
+        shares = np.exp(logits - logits.max(axis=-1, keepdims=True))
+        return np.asarray(shares / shares.sum(axis=-1, keepdims=True), np.float32)
+    if activation == SIGMOID:
+        return np.asarray(0.5 + 0.5 * np.tanh(0.5 * logits), np.float32)
+    return logits
+
+
+def unactivated(values: FloatArray, activation: str) -> FloatArray:
+    """Logits of what a model gives: `activated` of them gives it again."""
+    if not activation:
+        return values
+    smallest = np.finfo(np.float32).tiny
+    logits = np.log(np.maximum(values, smallest))
+    return logits if activation == SOFTMAX else np.asarray(logits - np.log(np.maximum(1.0 - values, smallest)))
 
 
 def sqnr_db(reference: npt.NDArray[Any], found: npt.NDArray[Any]) -> float:

@@ -40,6 +40,7 @@ def document() -> dict[str, Any]:
             "projection": 48,
             "learning_rate": 0.1,
             "trainable": "last:1",
+            "activation": "",
             "training": TrainingRecipe(optimizer="adam").to_json(),
             "trial": {
                 "rate": 0.3,
