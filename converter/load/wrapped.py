@@ -129,6 +129,8 @@ def check_tensor(name: str, tensor: torch.Tensor) -> None:
             f"{shown(name)} is not a plain tensor ({tensor.layout}, {tensor.dtype}, on {tensor.device}); save the "
             f"dense float weights"
         )
+    if tensor.is_complex():
+        raise ConversionError(f"{shown(name)} has complex numbers, which no bundle holds: split them into real ones")
     held = tensor.untyped_storage().nbytes()
     if math.prod(tensor.shape) * tensor.element_size() > held:
         raise ConversionError(

@@ -109,8 +109,11 @@ def trainable_part(
 
 def recipe_for(original: Original, plan: ConversionPlan) -> TrainingRecipe:
     """The training step that was asked for, with a loss that fits the data where none was named."""
-    y = original.samples.y
+    measured, learned = original.samples.y, None if original.calibration is None else original.calibration.y
+    y = learned if measured is None else measured
     is_quantity = y is not None and y.dtype.kind == "f"
+    if measured is not None and learned is not None and (learned.dtype.kind == "f") != is_quantity:
+        raise ConfigError("of --calibrate and --evaluate one has class numbers as y and the other float targets")
     if plan.loss != "auto":
         recipe = replace(plan.training, loss=plan.loss)
         if y is not None and is_quantity == recipe.is_classifier:
@@ -147,7 +150,7 @@ def _check_frozen(parts: SplitModel, model: onnx.ModelProto) -> None:
 
 def _check_targets(parts: SplitModel, original: Original, recipe: TrainingRecipe) -> None:
     """Raise ConversionError unless float targets are one number for each of the head's outputs."""
-    head, y = parts.head, original.samples.y
+    head, y = parts.head, original.samples.y if original.calibration is None else original.calibration.y
     assert head is not None
     if recipe.is_classifier and head.n_outputs == 1:
         raise ConversionError(

@@ -352,6 +352,12 @@ def _labelled(outputs: Sequence[TensorSpec], reference: Arrays, y: Array, kinds:
     if ones and set(np.unique(y)) <= {0, 1}:
         return ones[0].name
     few = f" other than 0 and 1 ({ones[0].name} has one value: give quantities as floats)" if ones else ""
+    answers = next((s for s in rows if kinds[s.name].kind in (SCORES, YES_OR_NO) and reference[s.name].ndim == 2), None)
+    if answers is not None and reference[answers.name].shape[1] > 1:
+        name, size = answers.name, reference[answers.name].shape[1]
+        few = f"; {name} gives {size} answers that are yes or no each: give y of 0 and 1 as floats (n, {size}), or say "
+        few += f"--output {name}={CLASSES}, if one of them is right"
+        raise ConfigError(f"the data have class numbers as y{few}")
     raise ConfigError(f"the data have class numbers as y{few}, but no output has one value for each class")
 
 

@@ -15,6 +15,7 @@ from edge import __version__
 from edge.cli.terminal import say
 from edge.contract.choices import PROVIDERS
 from edge.contract.errors import BundleError, ConfigError, run_to_exit
+from edge.contract.foreign import foreign
 
 if TYPE_CHECKING:
     from edge.contract.bundle import Bundle
@@ -185,7 +186,8 @@ def run(path: Path, arrays: Path, output: Path, threads: int, batch: int, provid
             name: array if axes[name] is None else array[(*[slice(None)] * (axes[name] or 0), rows)]
             for name, array in inputs.items()
         }
-        found.append(stream.step(part))
+        with foreign(f"the model does not run on what {arrays} holds", ConfigError):
+            found.append(stream.step(part))
     last = {pair.output for pair in manifest.states}
     joined = {
         spec.name: found[-1][spec.name]

@@ -658,3 +658,25 @@ def test_weights_that_are_shared_stay_shared(tmp_path: Path) -> None:
         assert candidates(report)["PyTorch"]["size_bytes"] == weights
         golden = Bundle.open(source.with_suffix(".edge")).manifest.members[m.GOLDEN].size_bytes
         assert source.with_suffix(".edge").stat().st_size - golden < 1.1 * weights + 40_000, type(net).__name__
+
+
+def test_labels_of_the_two_files_belong_together(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(6, 5), nn.Sigmoid()).eval(), torch.randn(120, 6)
+    with torch.no_grad():
+        yes = (model(x) > 0.5).float().numpy()
+    path = tmp_path / "m.pth"
+    converter.save_checkpoint(model, path, example_input=x[:1])
+    for shift, (name, y) in enumerate((("answers", yes), ("numbers", yes.argmax(1)), ("none", None))):
+        np.savez(tmp_path / f"{name}.npz", x=x + 1e-3 * shift, **({} if y is None else {"y": y}))
+    files = {name: str(tmp_path / f"{name}.npz") for name in ("answers", "numbers", "none")}
+    convert(plan(path, calibration=files["answers"], evaluation=files["none"], quantize="none", max_drop=5.0))
+    head = Bundle.open(tmp_path / "m.edge").manifest.head
+    assert head is not None
+    assert head.training.loss == "binary-cross-entropy"
+    (tmp_path / "m.edge").unlink()
+    refused(tmp_path, path, ConfigError, "gives 5 answers that are yes or no each", calibration=files["numbers"])
+    converter.save_checkpoint(model[0], path, example_input=x[:1])
+    for one, other in (("numbers", "answers"), ("answers", "numbers")):
+        mixed = {"calibration": files[one], "evaluation": files[other]}
+        refused(tmp_path, path, ConfigError, "of --calibrate and --evaluate one has class numbers", **mixed)
