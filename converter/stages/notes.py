@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from converter.pack.pack import LEAST_LEARNED, MOST_FEATURES, LearningData, Parts, projection_of
-from converter.plan import ConversionPlan
+from converter.plan import ANYTHING, ConversionPlan
 from converter.program.one_run import as_judged
 from converter.search.search import Found
 
@@ -39,6 +39,12 @@ def notes_on(parts: Parts, found: Found, plan: ConversionPlan, learned: Learning
         notes.append(
             "no calibration data: compared on random inputs, no int8 convolutions, no statistics for devices to start "
             "learning from. Give --calibrate with real samples (labelled, if the head is to learn)"
+        )
+    head = parts.parts.head
+    if head is not None and parts.recipe.is_classifier and parts.evaluation.kinds[head.output].kind == ANYTHING:
+        notes.append(
+            f"nothing says what {head.output} is: devices take its {head.n_outputs} values for as many classes. Class "
+            f"names or labels would say so, --output {head.output}=quantities or --trainable none that they are not"
         )
     if found.chosen.head_error < 1.0:
         notes.append(

@@ -14,7 +14,7 @@ from converter.head.gradient.training_graph import build_training_graph
 from converter.head.learning_rate import TrialData, find_rate
 from converter.head.split import SplitModel, choose_trainable, split, trainable_groups, whole
 from converter.load.source import tensor_bytes
-from converter.plan import ANYTHING, CLASSES, QUANTITIES, YES_OR_NO, ConversionPlan
+from converter.plan import ANYTHING, BOXES, CLASSES, EMBEDDING, QUANTITIES, SCORES, YES_OR_NO, ConversionPlan
 from converter.program.programs import onnx_program, outputs
 from converter.program.tensors import batch_size, select
 from converter.quantization.layers import running_in_int8
@@ -89,6 +89,9 @@ def trainable_part(
         chosen = choose_trainable(groups, rule)
         try:
             parts = split(model, chosen, _activation(recipe))
+            if (better := _loss_of_output(parts, evaluation, recipe, plan)) != recipe:
+                recipe = better
+                parts = split(model, chosen, _activation(recipe))
             if plan.trainable == "auto":
                 _check_frozen(parts, model)
             _check_targets(parts, original, recipe)
@@ -126,6 +129,26 @@ def recipe_for(original: Original, plan: ConversionPlan) -> TrainingRecipe:
         return replace(plan.training, loss=loss)
     is_binary = y.size > 0 and bool(np.isin(y, (0.0, 1.0)).all())
     return replace(plan.training, loss=BINARY_CROSS_ENTROPY if is_binary else MEAN_SQUARED_ERROR)
+
+
+def _loss_of_output(
+    parts: SplitModel, evaluation: Evaluation, recipe: TrainingRecipe, plan: ConversionPlan
+) -> TrainingRecipe:
+    """The recipe, or where neither labels nor the user say so, one that fits what the head's output is.
+
+    Raises:
+        ConversionError: It is nothing that a head learns.
+    """
+    assert parts.head is not None
+    output = parts.head.output
+    judged = evaluation.kinds[output]
+    if plan.loss != "auto" or judged.labelled or not recipe.is_classifier:
+        return recipe
+    if judged.kind in (EMBEDDING, BOXES):
+        raise ConversionError(
+            f"{output} is judged as {judged.kind}, and heads learn classes, yes or no, or quantities: --loss names one"
+        )
+    return replace(recipe, loss=BINARY_CROSS_ENTROPY) if judged.kind in (SCORES, YES_OR_NO) else recipe
 
 
 def _activation(recipe: TrainingRecipe) -> str:

@@ -19,7 +19,8 @@ class CosineHead(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.prototypes = nn.Linear(6, 5), nn.Parameter(torch.ones(4, 5))
+        torch.manual_seed(0)
+        self.first, self.prototypes = nn.Linear(6, 5), nn.Parameter(torch.randn(4, 5))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return nn.functional.cosine_similarity(self.first(x)[:, None], self.prototypes[None], dim=2)
@@ -162,3 +163,33 @@ def test_labels_are_learned_by_the_layers_that_lead_to_what_they_are_about(tmp_p
     converter.save_checkpoint(model, path, example_input=x[:1], calibration=(x, of_three))
     with pytest.raises(ConversionError, match=r"the labels are about output_0, .*lead to output_1"):
         convert(plan(path, quantize="none", trainable="five.*"))
+
+
+class Directions(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.normalize(self.linear(x), dim=1)
+
+
+def test_what_is_learned_without_labels_is_what_the_output_is(tmp_path: Path) -> None:
+    x, path = torch.randn(100, 6), tmp_path / "m.pth"
+    scores = nn.Sequential(nn.Linear(6, 4), nn.Sigmoid())
+    for model, loss, words in (
+        (
+            nn.Linear(6, 4),
+            "cross-entropy",
+            "nothing says what output is: devices take its 4 values for as many classes",
+        ),
+        (scores, "binary-cross-entropy", ""),
+        (Directions(), None, "nothing stays trainable: output is judged as embedding"),
+    ):
+        converter.save_checkpoint(model.eval(), path, example_input=x[:1], calibration=x)
+        report = convert(plan(path, quantize="none")).report
+        head = Bundle.open(tmp_path / "m.edge").manifest.head
+        assert (head and head.training.loss) == loss
+        assert words in " ".join(report["notes"])
+    converter.save_checkpoint(nn.Linear(6, 4).eval(), path, example_input=x[:1], class_names=list("abcd"))
+    assert not any("nothing says" in note for note in convert(plan(path, quantize="none")).report["notes"])
