@@ -29,6 +29,7 @@ from edge.agent.model_core import MAX_EVENTS, ModelCore
 from edge.agent.models import Models
 from edge.agent.outbox import Outbox
 from edge.agent.reports import Reports
+from edge.agent.states import SlotState
 from edge.agent.vitals import Vitals
 from edge.agent.wire import KEYS
 from edge.channel import topics
@@ -43,6 +44,7 @@ from edge.channel.messages import (
     Meta,
     Restore,
     Served,
+    State,
     UploadStatus,
 )
 from edge.channel.transport import (
@@ -60,6 +62,10 @@ from edge.contract.clock import Now
 from edge.contract.errors import ChannelError, LearningError
 
 NO_SEALS = Seals()
+# Of a release that was tried; what comes before is said by the time that it takes.
+_LOGGED = (
+    SlotState.HELD, SlotState.PROBATION, SlotState.ACTIVE, SlotState.FAILED, SlotState.REFUSED, SlotState.ROLLED_BACK,
+)  # fmt: skip
 # In the state folder.
 OUTBOX, DATA_USED = "outbox.sqlite", "data-used.json"
 
@@ -127,6 +133,7 @@ class AgentCore:
         self._out: list[Publish] = []
         self._events: list[tuple[str, str]] = []
         self.news: list[tuple[str, str, str]] = []
+        self._logged: dict[str, tuple[int, str, str]] = {}  # by model, the newest word on its slot
         self._faults: dict[str, str] = {}  # by model, the last one that was told
         self._next_telemetry_s = -math.inf
         self._vitals = Vitals(config.state_dir)
@@ -222,6 +229,8 @@ class AgentCore:
             case Received(topic=topic, payload=payload):
                 if self._use is not None:
                     self._use.spend(packet_bytes(topic, payload))
+                if not payload:
+                    return  # what the broker kept is cleared, as of a device that has left the fleet
                 try:
                     leaf = topics.parse(topic).leaf
                     if not (event.retained or leaf == topics.UP_CONN):
@@ -389,6 +398,7 @@ class AgentCore:
             self._report(name, model.news, now)
             for state in model.states:
                 self._reports.state(state, now)
+                self._log(name, state)
             model.news.clear()
             model.states.clear()
         is_moved = self._connected and health.utc_offset_min(now.wall_ms) != self._told_offset_min
@@ -415,6 +425,13 @@ class AgentCore:
             if kind != "broker-lost":  # the log has that already
                 self.news.append((model, kind, text))
         del self.news[:-MAX_EVENTS]
+
+    def _log(self, model: str, state: State) -> None:
+        """Put where a release stands into the log, once: the coordinator has that by the state itself."""
+        stands = (state.release, state.state, state.detail)
+        if state.state in _LOGGED and self._logged.get(model) != stands:
+            self._logged[model] = stands
+            self.news.append((model, state.state, f"release {state.release}{state.detail and f': {state.detail}'}"))
 
     @contextmanager
     def _guarded(self, name: str) -> Iterator[None]:

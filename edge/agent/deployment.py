@@ -282,10 +282,10 @@ class Deployment:
         """Refuse a head, hold it, or make it live."""
         verdict, self._looked_at = offer.verdict, self._host.model.metrics.labels
         assert self._desired is not None
-        if self._desired.undoes and "finite" not in verdict.reason:  # no label speaks against going back
+        if self._desired.undoes and verdict.is_finite:  # no label speaks against going back
             self._held = None
             self._activate(offer, f"release {self._desired.undoes} is taken back")
-        elif verdict.finding is Finding.WORSE and (not offer.competes or "finite" in verdict.reason):
+        elif verdict.finding is Finding.WORSE and (not offer.competes or not verdict.is_finite):
             self._held = None
             self._enter(SlotEvent.REFUSED, f"trial: {verdict.reason}")
         elif verdict.finding is Finding.DIFFERENT and not offer.competes:

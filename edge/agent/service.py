@@ -31,6 +31,7 @@ from edge.agent.company import Answered, Company, Job
 from edge.agent.config import AgentConfig, HttpOptions
 from edge.agent.core import AgentCore
 from edge.agent.models import Models
+from edge.agent.states import SlotState
 from edge.agent.supervision import Supervisor
 from edge.agent.wire import MAX_LINE_BYTES, decode_request, encode_line
 from edge.channel import topics
@@ -52,7 +53,7 @@ SETTLED_S = 10.0
 MAX_AT_ONCE = 256  # of what waits, before the core does what is due
 WILL_DELAY_S = 30
 # Events that are no trouble.
-_GOOD_NEWS = ("believed",)
+_GOOD_NEWS = ("believed", SlotState.PROBATION, SlotState.ACTIVE)
 
 
 @dataclass(slots=True)

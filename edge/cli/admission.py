@@ -64,8 +64,9 @@ def decommission(connect: Any, name: str, forget: bool, reason: str, as_json: bo
     """Device NAME is gone for good.
 
     Its login at the broker holds no more (give the broker what edge-fleet
-    broker-config says then), and the broker forgets what it keeps of it. What
-    it contributed stays in merges, unless --forget.
+    broker-config says then), and the broker forgets what it keeps of it. Later
+    merges leave out what it contributed, which is kept for hardware that takes
+    its place (edge-fleet device replace), unless --forget.
 
     \b
     edge-fleet device decommission camera-7 --forget

@@ -159,12 +159,14 @@ class Dialogue:
             return
         if not event.payload:
             return  # what the broker kept is cleared
+        if not self.is_connected:  # it waited here, and was said while there was a line
+            now = replace(now, wall_ms=min(now.wall_ms, self.line.state.since_ms or now.wall_ms))
         with self._events.survived(topic.device, "fault", f"a message on {_kind(topic.leaf)}", now):
             try:
                 try:
-                    self._message(topic.device, topic.leaf, event.payload, now)
+                    self._message(topic.device, topic.leaf, event, now)
                 except RacedError:
-                    self._message(topic.device, topic.leaf, event.payload, now)
+                    self._message(topic.device, topic.leaf, event, now)
             except DatabaseError:
                 self._again.append(event)
                 self._next_again_s = now.s + AGAIN_S
@@ -196,15 +198,15 @@ class Dialogue:
             log.warning("%s", text)
         self._events.fault(device, "broker-refused", text, now, kind=kind)
 
-    def _message(self, device: str, leaf: str, payload: bytes, now: Now) -> None:
+    def _message(self, device: str, leaf: str, event: Received, now: Now) -> None:
         if leaf.startswith("up/ul/"):
-            self._upload_frame(device, leaf, payload, now)
+            self._upload_frame(device, leaf, event.payload, now)
             return
-        self.said(device, decode(leaf, payload), now)
+        self.said(device, decode(leaf, event.payload), now, is_kept=event.retained)
         self._meet(device, now)
 
-    def said(self, device: str, message: Message, now: Now) -> None:
-        """A device said something, on whichever way."""
+    def said(self, device: str, message: Message, now: Now, *, is_kept: bool = False) -> None:
+        """A device said something, on whichever way; `is_kept`: some time ago, and the broker kept it."""
         self.line.said(message)
         match message:
             case Conn():
@@ -212,7 +214,7 @@ class Dialogue:
                 self._met[device] = True
                 self._rollouts.came()
             case Birth():
-                self._registry.birth(device, message, now)
+                self._registry.birth(device, message, now, is_kept=is_kept)
                 self._met[device] = True  # an older agent answers with this alone, and would be asked for ever
                 self._bases[device] = message.bases
                 self._standings.born(device, message)
@@ -223,7 +225,7 @@ class Dialogue:
             case State():
                 if message.state == "probation" and device in self._chunk_bytes:  # it arrived: the next may be larger
                     self._chunk_bytes[device] = min(2 * self._chunk_bytes[device], USUAL_BYTES)
-                if self._registry.state(device, message, now):
+                if self._registry.state(device, message, now, is_kept=is_kept):
                     self._rollouts.state(device, message, now)
             case Telemetry():
                 self._registry.telemetry(device, dict(message.values), now)

@@ -81,7 +81,12 @@ def after_conn(known: KnownDevice, message: Conn, *, is_reborn: bool = False) ->
 
 
 def after_birth(
-    known: KnownDevice, message: Birth, name_of: Callable[[str], str], is_ours: Callable[[int], bool]
+    known: KnownDevice,
+    message: Birth,
+    name_of: Callable[[str], str],
+    is_ours: Callable[[int], bool],
+    *,
+    is_kept: bool = False,
 ) -> tuple[KnownDevice, bool]:
     """A device said what it is and runs.
 
@@ -90,11 +95,13 @@ def after_birth(
         message: What it said.
         name_of: By a backbone, the name of a bundle that is known here; "" for none.
         is_ours: Whether there is a release of this counter.
+        is_kept: Whether the broker kept it: then telemetry of the same session was said later, and its numbers stay.
 
     Returns:
         The device, and whether it was set up anew.
     """
     known, is_new = set_up_anew(known, message)
+    is_old = is_kept and not is_new and known.device.born and message.session <= known.device.session
     device = replace(
         known.device,
         born=True,  # whether it is online, Conn says: a birth may be an old one that the broker kept
@@ -109,11 +116,12 @@ def after_birth(
     before = {model.model: model for model in known.models}
     models = []
     for position, served in enumerate(message.models or (_only_model(message, name_of),)):
-        is_old = not message.models and len(before) == 1  # then it goes on under the name that it has
-        name = served.model if not is_old or "" in before else next(iter(before))
+        is_nameless = not message.models and len(before) == 1  # then it goes on under the name that it has
+        name = served.model if not is_nameless or "" in before else next(iter(before))
         model = before.pop(name, None)
         if model is None and len(message.models) <= 1 and "" in before:  # its name is known by now
             model = before.pop("")
+        is_known = is_old and model is not None and model.bundle == served.bundle
         model = replace(
             model or Model(device=device.id),
             model=name,
@@ -122,7 +130,7 @@ def after_birth(
             backbone=served.backbone,
             head=served.head,
             release=served.release,
-            samples=served.n_labels,
+            samples=model.samples if is_known and model is not None else served.n_labels,
         )
         if model.state == "refused" and is_ours(model.state_release):  # a device does not count what it refused
             model = replace(model, release=max(model.release, model.state_release))
@@ -239,12 +247,15 @@ class Registry:
         self._born: set[str] = set()
 
     def conn(self, device: str, message: Conn, now: Now) -> bool:
-        """A device came or went; whether it was set up anew."""
+        """A device came or went; whether it was set up anew.
+
+        Who went is not heard by it: it may be the broker that says so, long after the device fell silent.
+        """
         seen = Seen.SAME
         if message.online and message.state_id:
             seen = self.lives.meet(device, Life(message.state_id, message.session, message.ts_ms))
         with self._store.transaction():
-            before, heard = self._heard(device, now.wall_ms)
+            before, heard = self._heard(device, now.wall_ms, is_word=message.online)
             known, is_new = heard, False
             if seen is not Seen.LATE:
                 is_reborn = seen is Seen.ANEW or (message.online and message.boot < heard.device.boot)
@@ -254,11 +265,11 @@ class Registry:
             log.info("%s %s", device, "joined" if known.device.online else "left")
         return self._told_anew(heard.device, message, is_new, seen, now)
 
-    def birth(self, device: str, message: Birth, now: Now) -> bool:
-        """A device said what it is and runs; whether it was set up anew."""
+    def birth(self, device: str, message: Birth, now: Now, *, is_kept: bool = False) -> bool:
+        """A device said what it is and runs, or the broker kept that; whether it was set up anew."""
         with self._store.transaction():
-            before, heard = self._heard(device, now.wall_ms)
-            known, is_new = after_birth(heard, message, self._name_of, self._is_ours)
+            before, heard = self._heard(device, now.wall_ms, is_word=not is_kept)
+            known, is_new = after_birth(heard, message, self._name_of, self._is_ours, is_kept=is_kept)
             self._store.devices.keep(known, before)
         if (kept := len(known.device.hardware)) < (n := len(message.hardware)):
             detail = f"{n} facts about itself: {kept} are kept, plain and short ones, the first by name"
@@ -266,13 +277,13 @@ class Registry:
         is_back = message.state_id in self.lives.folders(device)
         return self._told_anew(heard.device, message, is_new, Seen.TURNS if is_back else Seen.ANEW, now)
 
-    def state(self, device: str, message: State, now: Now) -> bool:
-        """A slot changed its state; whether that is news."""
+    def state(self, device: str, message: State, now: Now, *, is_kept: bool = False) -> bool:
+        """A slot changed its state, or what it counted in it, or the broker kept that; whether that is news."""
         with self._store.transaction():
-            before, heard = self._heard(device, now.wall_ms)
+            before, heard = self._heard(device, now.wall_ms, is_word=not is_kept)
             known = after_state(heard, message, self._is_ours)
             self._store.devices.keep(known or heard, before)
-        if known is not None and message.detail:
+        if known is not None and message.detail and _standings(known) != _standings(heard):
             detail = f"release {message.release}: {message.detail}"
             self._events.note(device, message.state, detail, now, message.model)
         return known is not None
@@ -383,9 +394,11 @@ class Registry:
                     f"tag {key[:80]}={value[:80]}: expected at most 64 letters, digits, dots, dashes, underscores"
                 )
 
-    def _heard(self, device: str, now_ms: int) -> tuple[KnownDevice | None, KnownDevice]:
-        """A device that says something now: as it was, and with that."""
+    def _heard(self, device: str, now_ms: int, *, is_word: bool) -> tuple[KnownDevice | None, KnownDevice]:
+        """A device of which something is said now, as it was, and with that; `is_word`: the device says it itself."""
         before = self._store.devices.known(device)
+        if before is not None and not is_word:
+            return before, before
         new = Device(id=device, first_seen_ms=now_ms, admission=self._admission)
         return before, _heard_at(before or KnownDevice(device=new), now_ms)
 
@@ -416,6 +429,11 @@ class Registry:
 
     def _is_ours(self, counter: int) -> bool:
         return self._store.releases.get(counter) is not None
+
+
+def _standings(known: KnownDevice) -> list[tuple[str, int, str, str]]:
+    """Where the slots stand, in words."""
+    return [(each.model, each.state_release, each.state, each.state_detail) for each in known.models]
 
 
 def _heard_at(known: KnownDevice, now_ms: int) -> KnownDevice:

@@ -38,10 +38,17 @@ class Finding(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A judgement, and the numbers it rests on, for people."""
+    """A judgement, and the numbers it rests on, for people.
+
+    Attributes:
+        finding: What it came to.
+        reason: The numbers.
+        is_finite: Whether all that the head gave were numbers; where not, it is of no use anywhere, whoever wants it.
+    """
 
     finding: Finding
     reason: str
+    is_finite: bool = True
 
 
 def judge(before: FloatArray, after: FloatArray, targets: Targets, task: Task) -> Verdict:
@@ -52,7 +59,7 @@ def judge(before: FloatArray, after: FloatArray, targets: Targets, task: Task) -
     """
     n = len(targets)
     if n and not np.isfinite(after).all():
-        return Verdict(Finding.WORSE, "it gives values that are not finite")
+        return Verdict(Finding.WORSE, "it gives values that are not finite", is_finite=False)
     if n < MIN_LABELS:
         return Verdict(Finding.NOT_JUDGED, f"not judged: {n} recent labels, {MIN_LABELS} needed")
     gains = task.gains(before, after, targets)
@@ -84,7 +91,7 @@ def compare(before: FloatArray, after: FloatArray, task: Task, samples: str = "s
     """
     n = len(before)
     if n and not np.isfinite(after).all():
-        return Verdict(Finding.WORSE, "it gives values that are not finite")
+        return Verdict(Finding.WORSE, "it gives values that are not finite", is_finite=False)
     if n < MIN_SAMPLES:
         return Verdict(Finding.NOT_JUDGED, f"not judged: no labels, and {n} samples, {MIN_SAMPLES} needed")
     if task.is_regression:

@@ -12,6 +12,7 @@ import pytest
 from edge.agent import releases
 from edge.agent.on_device_model import OnDeviceModel
 from edge.contract.bundle import Bundle
+from edge.coordinator.admission import Decision
 from edge.learning.exchange import HeadRelease
 from tests.support.fleet import SimulatedFleet
 
@@ -43,6 +44,12 @@ def push(fleet: SimulatedFleet, bundle: Bundle, *, turned: int = 0, scale: float
     return counter
 
 
+def logged(fleet: SimulatedFleet) -> list[tuple[str, str]]:
+    """What the device's own log says of releases: where one stands, and which."""
+    said = [(kind, text.split(":")[0]) for _, kind, text in fleet.agents["one"].core.news]
+    return [(kind, text) for kind, text in said if text.startswith("release ")]
+
+
 def features(fleet: SimulatedFleet, x: np.ndarray) -> np.ndarray:
     return fleet.agents["one"].host.model.answering.features(x)
 
@@ -68,6 +75,8 @@ def test_what_a_device_had_before_answers_again_and_after_that_the_older_head_th
     assert (back.restores, back.undoes) == (first, second)
     fleet.until("back", lambda: fleet.converged(back.counter))
     assert f"release {second} is taken back: what was here before it answers" in fleet.device("one").state_detail
+    told = [each for counter in (first, second, back.counter) for each in [("probation", counter), ("active", counter)]]
+    assert logged(fleet) == [(kind, f"release {counter}") for kind, counter in told]
     np.testing.assert_array_equal(model.predict(x), model.learning.answer(before, features(fleet, x)))
     assert (model.release, model.trial) == (back.counter, None)
 
@@ -133,3 +142,13 @@ def test_an_older_head_that_competes_again_is_not_said_to_answer(tmp_path: Path,
         assert "the older head answers" in releases.bring_back(model, shipped, 4, undoes=3)
         pushed = model.learning.parameters(model.learned, "pushed")
         assert all(np.array_equal(pushed[name], array) for name, array in given.items())
+
+
+def test_device_that_leaves_the_fleet_takes_what_the_broker_forgets_for_no_damage(fleet: SimulatedFleet) -> None:
+    fleet.run(5.0)
+    assert fleet.coordinator is not None
+    fleet.coordinator.decide("one", Decision.DECOMMISSION, "kim", "broken", fleet.now)
+    fleet.run(5.0)
+    kinds = [kind for _, kind, _ in fleet.agents["one"].core.news]
+    assert "admission" in kinds
+    assert "bad-message" not in kinds

@@ -46,6 +46,14 @@ def test_offline_of_an_older_session_is_dropped(
     assert [each.getMessage() for each in caplog.records if each.name == "edge.coordinator"] == ["d joined", "d left"]
 
 
+def test_where_a_slot_stands_is_an_event_once_however_often_it_counts_on(store: Store, registry: Registry) -> None:
+    said = [("probation", "a"), ("probation", "a"), ("active", "b"), ("active", "b"), ("active", "c")]
+    for seq, (name, detail) in enumerate(said, 1):
+        assert registry.state("d", replace(state(seq, name), detail=detail), NOW), "its numbers are news"
+    told = [(each.name, each.detail) for each in store.events.newest(10)]
+    assert told == [("active", "release 1: c"), ("active", "release 1: b"), ("probation", "release 1: a")]
+
+
 def test_what_a_device_says_as_it_likes_is_bounded_and_told(store: Store, registry: Registry) -> None:
     said = {f"k{i:04}": i for i in range(2000)} | {"a": "x" * 300, "b": [1], "c": {"d": 1}, "e" * 300: 1}
     birth = Birth(
