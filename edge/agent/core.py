@@ -133,7 +133,7 @@ class AgentCore:
         self._out: list[Publish] = []
         self._events: list[tuple[str, str]] = []
         self.news: list[tuple[str, str, str]] = []
-        self._logged: dict[str, tuple[int, str, str]] = {}  # by model, the newest word on its slot
+        self._stand: dict[str, tuple[str, str]] = {}  # by model, what the log has of its slot
         self._faults: dict[str, str] = {}  # by model, the last one that was told
         self._next_telemetry_s = -math.inf
         self._vitals = Vitals(config.state_dir)
@@ -398,7 +398,9 @@ class AgentCore:
             self._report(name, model.news, now)
             for state in model.states:
                 self._reports.state(state, now)
-                self._log(name, state)
+                if self._stand.get(name) != (said := _standing(state)) and said[0] in _LOGGED:
+                    self._stand[name] = said  # the coordinator has that by the state itself
+                    self.news.append((name, *said))
             model.news.clear()
             model.states.clear()
         is_moved = self._connected and health.utc_offset_min(now.wall_ms) != self._told_offset_min
@@ -425,13 +427,6 @@ class AgentCore:
             if kind != "broker-lost":  # the log has that already
                 self.news.append((model, kind, text))
         del self.news[:-MAX_EVENTS]
-
-    def _log(self, model: str, state: State) -> None:
-        """Put where a release stands into the log, once: the coordinator has that by the state itself."""
-        stands = (state.release, state.state, state.detail)
-        if state.state in _LOGGED and self._logged.get(model) != stands:
-            self._logged[model] = stands
-            self.news.append((model, state.state, f"release {state.release}{state.detail and f': {state.detail}'}"))
 
     @contextmanager
     def _guarded(self, name: str) -> Iterator[None]:
@@ -469,3 +464,8 @@ class AgentCore:
         self, leaf: str, message: Message, *, qos: int, retain: bool = False, expiry_s: int | None = None
     ) -> None:
         self._out.append(letter(self._config, leaf, message, qos=qos, retain=retain, expiry_s=expiry_s))
+
+
+def _standing(state: State) -> tuple[str, str]:
+    """Where a release stands, and which, for the log."""
+    return state.state, f"release {state.release}{state.detail and f': {state.detail}'}"
