@@ -74,4 +74,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except OSError as exc:
+        sys.exit(f"{exc.filename} cannot be read: {exc.strerror}")

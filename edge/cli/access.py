@@ -8,11 +8,13 @@ from typing import Any
 
 import click
 
-from edge.cli.devices import since_option, stamp
+from edge.cli.devices import MOST, since_option, stamp
 from edge.cli.terminal import say, shown
 
 JSON = click.option("--json", "as_json", is_flag=True, help="For programs.")
-REASON = click.option("--reason", default="", help="Kept in the audit log.")
+REASON = click.option("--reason", default="", show_default=False, help="Kept in the audit log.")
+# What a request asks for by a word, and not by its address.
+_DECIDES = ("order", "paused", "label", "role", "forget")
 _ROLES = click.Choice(["viewer", "operator", "admin"])
 
 
@@ -99,13 +101,15 @@ def revoke(connect: Any, number: int, reason: str, as_json: bool) -> None:
 
 
 @click.command()
-@click.option("--who", default="", help="By one person or program.")
-@click.option("--about", "subject", default="", help="About a device, rollout, release or token.")
+@click.option("--who", default="", show_default=False, help="By one person or program.")
+@click.option("--about", "subject", default="", show_default=False, help="About a device, rollout, release or token.")
 @since_option
-@click.option("--limit", default=100, type=click.IntRange(1, 100_000), help="So many at most, the newest.")
-@JSON
+@click.option(
+    "--limit", type=click.IntRange(1, MOST), help="So many at most, the newest.  [default: 100 without --since]"
+)
+@click.option("--json", "as_json", is_flag=True, help="For programs: one object a line.")
 @click.pass_obj
-def audit(connect: Any, who: str, subject: str, since: int | None, limit: int, as_json: bool) -> None:
+def audit(connect: Any, who: str, subject: str, since: int | None, limit: int | None, as_json: bool) -> None:
     """Who asked for what and why, and what became of it, newest last.
 
     \b
@@ -113,7 +117,8 @@ def audit(connect: Any, who: str, subject: str, since: int | None, limit: int, a
     edge-fleet audit --who kim --about camera-1 --json
     """
     asked = {"who": who, "subject": subject, "since": since or 0}
-    for row in connect().pages("/api/v1/audit", asked, most=limit)[::-1]:
+    most = limit or (100 if since is None else MOST)
+    for row in connect().pages("/api/v1/audit", asked, most)[::-1]:
         if as_json:
             click.echo(json.dumps(row))
             continue
@@ -121,4 +126,14 @@ def audit(connect: Any, who: str, subject: str, since: int | None, limit: int, a
         why = f", because {shown(row['reason'], 300)}" if row["reason"] else ""
         name = shown(row["who"]) or "somebody"
         outcome = shown(row["outcome"], 300) or "begun"
-        say(f"{stamp(row['at_ms'])}  {name:<12} {row['action']}{about}: {outcome}{why}")
+        say(f"{stamp(row['at_ms'])}  {name:<12} {row['action']}{about}{_decided(row['detail'])}: {outcome}{why}")
+
+
+def _decided(detail: str) -> str:
+    """Of what was asked that without which one does not know which way it went."""
+    try:
+        asked = json.loads(detail)
+    except ValueError:  # it was cut
+        return ""
+    found = [f"{key} {json.dumps(asked[key], ensure_ascii=False)}" for key in _DECIDES if asked.get(key) is not None]
+    return f" ({shown(', '.join(found), 200)})" if found else ""

@@ -195,7 +195,9 @@ def revoke_enrolment(connect: Any, number: int, reason: str, as_json: bool) -> N
 @click.argument("broker", type=click.Choice(["mosquitto", "rabbitmq"]))
 @click.option("--output", "-o", type=click.Path(path_type=Path), help="Folder, or file of RabbitMQ.  [default: print]")
 @click.option("--login", default="coordinator", help="Name by which the coordinator logs in there.")
-@click.option("--folder", default="", help="Where the files will lie at the broker.  [default: --output]")
+@click.option(
+    "--folder", default="", show_default=False, help="Where the files will lie at the broker.  [default: --output]"
+)
 @JSON
 @click.pass_obj
 def broker_config(connect: Any, broker: str, output: Path | None, login: str, folder: str, as_json: bool) -> None:

@@ -43,7 +43,7 @@ def _say_end(order: dict[str, Any], doing: str, as_json: bool) -> None:
 
 @click.command()
 @click.argument("name")
-@click.option("--model", default="", help="Of a device with several.  [default: all of them]")
+@click.option("--model", default="", show_default=False, help="Of a device with several.  [default: all of them]")
 @_WAIT
 @_JSON
 @click.pass_obj
@@ -64,7 +64,7 @@ def checkpoint(connect: Any, name: str, model: str, wait: float, as_json: bool) 
 @click.command()
 @click.argument("name")
 @click.option("--download", type=click.Path(path_type=Path), help="Write the newest, or that of --digest, to a file.")
-@click.option("--digest", default="", help="Of one, or how it begins.")
+@click.option("--digest", default="", show_default=False, help="Of one, or how it begins.")
 @_JSON
 @click.pass_obj
 def checkpoints(connect: Any, name: str, download: Path | None, digest: str, as_json: bool) -> None:
@@ -113,8 +113,10 @@ def _write(path: Path, data: bytes) -> None:
 @click.command()
 @click.argument("name")
 @click.option("--from", "source", help="The device whose checkpoint it is.  [default: NAME]")
-@click.option("--model", default="", help="Of the source, where it has several.")
-@click.option("--digest", default="", help="Of the checkpoint, or how it begins.  [default: the newest]")
+@click.option("--model", default="", show_default=False, help="Of the source, where it has several.")
+@click.option(
+    "--digest", default="", show_default=False, help="Of the checkpoint, or how it begins.  [default: the newest]"
+)
 @click.option(
     "--key",
     type=click.Path(path_type=Path),

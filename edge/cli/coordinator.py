@@ -30,6 +30,7 @@ _DATA_DIR = click.option(
 _DATABASE = click.option(
     "--database",
     default="",
+    show_default=False,
     envvar="EDGE_DATABASE",
     show_envvar=True,
     help="postgresql+psycopg://USER@HOST/NAME.  [default: SQLite in the data folder]",
@@ -88,7 +89,12 @@ def coordinator() -> None:
 @click.option("--prior-samples", default=100.0, help="Samples that the shipped statistics are worth in a merge.")
 @click.option("--min-samples", default=10, help="Labels that a contribution needs to be merged.")
 @click.option("--min-merge-samples", default=20, help="Labels that a merge needs.")
-@click.option("--merge-by", default="", help="A head for each group: tag.KEY, or cluster: statistics that are alike.")
+@click.option(
+    "--merge-by",
+    default="",
+    show_default=False,
+    help="A head for each group: tag.KEY, or cluster: statistics that are alike.",
+)
 @click.option("--merge-policy", type=click.Path(path_type=Path), help="When heads go out, and how: TOML.")
 @click.option("--evaluate", type=click.Path(path_type=Path), help="NPZ on which merged heads are tested first.")
 @click.option("--keep-free", type=click.FloatRange(min=0), help="MiB of disk left free.  [default: 5 %, 256 at most]")
@@ -102,7 +108,9 @@ def coordinator() -> None:
 @click.option("--keep-minutes", default=90.0, type=click.FloatRange(min=0), help="Days of its sums by the minute.")
 @click.option("--keep-hours", default=730.0, type=click.FloatRange(min=0), help="Days of its sums by the hour.")
 @click.option("--alerts", type=click.Path(path_type=Path), help="Rules of alerts, in TOML: docs/alerts.md.")
-@click.option("--alert-secret", default="", envvar="EDGE_ALERT_SECRET", help="Signs what the webhook is told.")
+@click.option(
+    "--alert-secret", default="", show_default=False, envvar="EDGE_ALERT_SECRET", help="Signs what the webhook is told."
+)
 @click.option("--connect-timeout", default=10.0, type=click.FloatRange(min=0.1), help="Seconds to find the broker.")
 @click.option("--signing", type=click.Path(path_type=Path), help="The folder `coordinator` of `edge-fleet keys init`.")
 @click.option("--standby", is_flag=True, help="With --database: wait until no other has it, then take over.")

@@ -14,7 +14,11 @@ from edge.contract.digest import short
 from edge.contract.errors import ConfigError, RolloutError
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="For programs.")
+_JSON_LINES = click.option("--json", "as_json", is_flag=True, help="For programs: one object a line.")
 _FOLLOW_S = 1.0
+# Rows of a list that is asked for by how far back it goes.
+MOST = 100_000
+_ACCESS = {"open": "open to whoever is on its machine", "tokens": "by tokens"}
 
 
 def _since(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
@@ -46,7 +50,7 @@ def status(connect: Any, as_json: bool) -> None:
         click.echo(json.dumps(found, indent=1))
     else:
         signed = "signed" if found["signed"] else "not signed"
-        say(f"fleet {found['fleet']}, version {found['version']}, releases {signed}, access by {found['access']}")
+        say(f"fleet {found['fleet']}, version {found['version']}, releases {signed}, access {_ACCESS[found['access']]}")
         since = f" since {stamp(found['since_ms'])}" if found["since_ms"] else ""
         stands = "connected" if found["connected"] else "not connected"
         say(f"broker: {stands}{since}" + (f", {found['broker']}" if found["broker"] else ""))
@@ -80,7 +84,7 @@ def show(connect: Any, name: str, as_json: bool) -> None:
         "profile": row["profile"],
         "agent": row["agent_version"],
         "boot": row["boot"],
-        "state id": row["state_id"] + (f", begun anew {row['epoch']} times under this name" if row["epoch"] else ""),
+        "state id": row["state_id"] + (f", set up anew under this name: {row['epoch']}" if row["epoch"] else ""),
         "login": row["login"] + (f" until {stamp(row['login_expires_ms'])}" if row["login_expires_ms"] else ""),
         "note": row["note"],
         "hardware": ", ".join(f"{key} {value}" for key, value in row["hardware"].items()),
@@ -147,11 +151,11 @@ def metrics(connect: Any, device: str, key: str, since: int, step: str, as_json:
 
 @click.command()
 @click.option("--device", help="Of one device; coordinator: its own.")
-@click.option("--kind", default="", help="Of one kind, such as drift or release.")
+@click.option("--kind", default="", show_default=False, help="Of one kind, such as drift or release.")
 @since_option
 @click.option("--follow", is_flag=True, help="Go on with what happens from now on; Ctrl-C ends.")
 @click.option("--seconds", type=click.FloatRange(min=0), help="With --follow: stop after that long.  [default: never]")
-@_JSON
+@_JSON_LINES
 @click.pass_obj
 def events(
     connect: Any, device: str | None, kind: str, since: int | None, follow: bool, seconds: float | None, as_json: bool
@@ -165,7 +169,8 @@ def events(
     if seconds is not None and not follow:
         raise ConfigError("--seconds needs --follow")
     coordinator = connect()
-    asked: dict[str, Any] = {"kind": kind, "since": since or 0, "limit": 100 if since is None else 1000}
+    asked: dict[str, Any] = {"kind": kind, "since": since or 0}
+    most = 100 if since is None else MOST
     if device is not None:
         asked["device"] = "" if device == "coordinator" else device
     if asked.get("device"):  # that a name is not known is said, unless something was told of it all the same
@@ -177,7 +182,7 @@ def events(
     last = 0
     try:
         while True:
-            for row in coordinator.call("GET", "/api/v1/events", params={**asked, "after": last})[::-1]:
+            for row in coordinator.pages("/api/v1/events", {**asked, "after": last}, most)[::-1]:
                 last = max(last, row["id"])
                 if as_json:
                     click.echo(json.dumps(row))
@@ -185,6 +190,7 @@ def events(
                     say(line_of(row))
             if not follow or time.monotonic() >= end:
                 return
+            most = MOST
             time.sleep(min(_FOLLOW_S, max(0.0, end - time.monotonic())))
     except KeyboardInterrupt:
         pass
@@ -192,9 +198,9 @@ def events(
 
 def line_of(event: dict[str, Any]) -> str:
     """An event, for people."""
-    whose = event["device"] + (f" {shown(event['model'])}" if event["model"] else "")
+    whose = (event["device"] or "coordinator") + (f" {shown(event['model'])}" if event["model"] else "")
     what = f"{shown(event['name']):<22} {shown(event['detail'], 500)}"
-    return f"{stamp(event['at_ms'])}  {whose or 'coordinator':<16} {what}"
+    return f"{stamp(event['at_ms'])}  {whose:<16} {what}"
 
 
 def stamp(ms: int) -> str:

@@ -27,13 +27,26 @@ def _since(_: click.Context, __: click.Parameter, text: str) -> int:
 
 _DATABASE = (
     click.option("--data-dir", default="edge-coordinator", type=click.Path(path_type=Path), help="Of the coordinator."),
-    click.option("--database", default="", envvar="EDGE_DATABASE", help="Instead of the one in the data folder."),
+    click.option(
+        "--database",
+        default="",
+        show_default=False,
+        envvar="EDGE_DATABASE",
+        help="Instead of the one in the data folder.",
+    ),
     click.option("--json", "as_json", is_flag=True, help="For programs."),
 )
 _COMMON = (
     click.argument("folder", type=click.Path(path_type=Path)),
-    click.option("--device", default="", help="Only of this one."),
-    click.option("--since", "since_ms", default="", callback=_since, help="Only the last while: 30 min, 12 h, 7 d."),
+    click.option("--device", default="", show_default=False, help="Only of this one."),
+    click.option(
+        "--since",
+        "since_ms",
+        default="",
+        show_default=False,
+        callback=_since,
+        help="Only the last while: 30 min, 12 h, 7 d.",
+    ),
     *_DATABASE,
 )
 
@@ -108,6 +121,7 @@ def as_tensorboard(folder: Path, data_dir: Path, database: str, device: str, sin
     "--to",
     "collector",
     default="",
+    show_default=False,
     callback=_address,
     metavar="URL",
     help="Also send them there by OTLP over HTTP: http://HOST:4318.",

@@ -72,7 +72,7 @@ class Coordinator:
         if self._line:
             waits = "; what this asked for is kept, and devices are told once there is a line" if self._asked else ""
             click.echo(
-                f"edge-fleet: {shown(self._line, 500)}: what is known of devices is from before{waits}", err=True
+                f"edge-fleet: {shown(self._line, 500)}; what is known of devices is from before{waits}", err=True
             )
 
     def call(self, method: str, path: str, **arguments: Any) -> Any:
@@ -195,7 +195,9 @@ fleet.add_command(rollouts.resume_all)
 
 
 @fleet.command()
-@click.option("--where", "query", default="", help="Only those, as a plan says it: 'tag.site = \"north\"'.")
+@click.option(
+    "--where", "query", default="", show_default=False, help="Only those, as a plan says it: 'tag.site = \"north\"'."
+)
 @click.option("--all", "is_all", is_flag=True, help="Also those that were decommissioned.")
 @access.JSON
 @click.pass_obj

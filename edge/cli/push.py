@@ -19,10 +19,15 @@ from edge.contract.errors import RolloutError
 @click.command()
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.option("--device", "names", multiple=True, help="Only this one, or tag.KEY=VALUE; repeatable.  [default: all]")
-@click.option("--model", default="", help="The model that it is for.  [default: the bundle's; for a head all it fits]")
+@click.option(
+    "--model",
+    default="",
+    show_default=False,
+    help="The model that it is for.  [default: the bundle's; for a head all it fits]",
+)
 @click.option("--reason", default="pushed by hand", help="Kept with the release.")
-@click.option("--name", default="", help="Of the release, for `edge-fleet release list`.")
-@click.option("--notes", default="", help="What people should know of it.")
+@click.option("--name", default="", show_default=False, help="Of the release, for `edge-fleet release list`.")
+@click.option("--notes", default="", show_default=False, help="What people should know of it.")
 @click.option("--force", is_flag=True, help="Also what fails its golden samples here, or is unlike what runs.")
 @click.option("--json", "as_json", is_flag=True, help="For programs: the release and its rollout.")
 @click.option("--wait", default=0.0, type=click.FloatRange(min=0), help="Seconds to wait for its end.")

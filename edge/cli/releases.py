@@ -34,10 +34,15 @@ def release() -> None:
 
 @release.command()
 @click.argument("artifact", type=click.Path(path_type=Path))
-@click.option("--model", default="", help="The model that it is for.  [default: the bundle's; for a head all it fits]")
-@click.option("--reason", default="", help="Kept with the release.")
-@click.option("--name", default="", help="Of the release, for `edge-fleet release list`.")
-@click.option("--notes", default="", help="What people should know of it.")
+@click.option(
+    "--model",
+    default="",
+    show_default=False,
+    help="The model that it is for.  [default: the bundle's; for a head all it fits]",
+)
+@click.option("--reason", default="", show_default=False, help="Kept with the release.")
+@click.option("--name", default="", show_default=False, help="Of the release, for `edge-fleet release list`.")
+@click.option("--notes", default="", show_default=False, help="What people should know of it.")
 @click.option("--force", is_flag=True, help="Also what fails its golden samples here, or is unlike what runs.")
 @_JSON
 @click.pass_obj
@@ -158,7 +163,9 @@ def diff(connect: Any, one: int, other: int, as_json: bool) -> None:
     for name, (before, after) in found["changed"].items():
         say(f"  {name:<11} {_value(name, before)} -> {_value(name, after)}")
     for name, moved in found["parameters"].items():
-        how = "only in one of them, or of another shape" if moved is None else f"moved by {100 * moved:.3g} %"
+        how = "only in one of them, or of another shape"
+        if moved is not None:
+            how = f"moved by {f'{100 * moved:,.0f}' if moved >= 1 else f'{100 * moved:.3g}'} %"
         say(f"  {shown(name):<11} {how}")
 
 
@@ -196,8 +203,13 @@ def download(connect: Any, number: int, output: Path | None, force: bool, as_jso
 
 @click.command()
 @click.option("--to", type=click.IntRange(min=1), help="The release whose bytes to have again.  [default: the last]")
-@click.option("--model", default="", help="Undo the newest release of this model.  [default: the newest of all]")
-@click.option("--reason", default="", help="Kept with the release.")
+@click.option(
+    "--model",
+    default="",
+    show_default=False,
+    help="Undo the newest release of this model.  [default: the newest of all]",
+)
+@click.option("--reason", default="", show_default=False, help="Kept with the release.")
 @_JSON
 @click.pass_obj
 def rollback(connect: Any, to: int | None, model: str, reason: str, as_json: bool) -> None:
@@ -215,7 +227,7 @@ def rollback(connect: Any, to: int | None, model: str, reason: str, as_json: boo
     if as_json:
         click.echo(json.dumps(row, indent=1))
         return
-    say(f"release {row['counter']}: {what(row)} {whom(row)}, the bytes of release {row['restores']} again")
+    say(f"release {row['counter']}: {what(row)} {whom(row)}, the {row['kind']} of release {row['restores']} again")
     say_if_paused(coordinator)
 
 

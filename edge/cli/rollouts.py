@@ -68,7 +68,7 @@ def rollout() -> None:
 
 _PLAN = click.argument("plan", type=click.Path(path_type=Path))
 _JSON = click.option("--json", "as_json", is_flag=True, help="For programs.")
-_REASON = click.option("--reason", default="", help="Kept with it.")
+_REASON = click.option("--reason", default="", show_default=False, help="Kept with it.")
 
 
 @rollout.command()

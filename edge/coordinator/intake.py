@@ -88,9 +88,11 @@ class Intake:
         if len(fitting) > 1:
             fitting &= {model.backbone for model in self._store.devices.models()}
         if len(fitting) != 1:
+            shapes = ", ".join(f"{key} {list(array.shape)}" for key, array in sorted(tensors.items()))
+            todo = "a head release, which names its backbone" if fitting else "one with the shapes of its bundle"
             raise BundleError(
-                f"{name}: a head with the parameters {sorted(tensors)} fits {len(fitting)} of the bundles that devices "
-                f"run, expected one; push a head release, which names its backbone"
+                f"{name}: a head with the parameters {shapes} fits {len(fitting) or 'none'} of the bundles that "
+                f"devices run, expected one; push {todo}"
             )
         parameters = {key: np.asarray(array, np.float32) for key, array in tensors.items()}  # they are, it was checked
         return HeadRelease(backbone=next(iter(fitting)), parameters=parameters, origin="pushed by hand")

@@ -67,7 +67,7 @@ class LineState:
         if self.hears:
             return ""
         at = f"{datetime.fromtimestamp(self.since_ms / 1000, UTC):%H:%M:%S} UTC" if self.since_ms else "it began"
-        why = f": {'; '.join(self.troubles)}" if self.troubles else ""
+        why = f" ({'; '.join(each.rstrip('.') for each in self.troubles)})" if self.troubles else ""
         return f"the coordinator hears no device since {at}{why}"
 
     def condition(self, device: Device, now_ms: int) -> str:

@@ -345,7 +345,7 @@ class Releases:
             restores=wanted.restores or wanted.counter,
             undoes=undone.counter,
         )
-        what = f"{release.counter}: {self._called(wanted.kind, wanted.digest)}{_as(wanted.model)}, {release.reason}"
+        what = f"{release.counter}: {self._called(release.kind, release.digest)}{_as(wanted.model)}, {release.reason}"
         self._events.note("", "release", what, now, wanted.model)
         return release
 

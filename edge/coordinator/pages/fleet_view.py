@@ -13,7 +13,7 @@ from edge.coordinator.line import CONDITIONS, ONLINE, LineState
 from edge.coordinator.pages.charts import shares
 from edge.coordinator.pages.learning_view import is_merge
 from edge.coordinator.pages.texts import text
-from edge.coordinator.records import APPROVED, Device, LoggedEvent, Model
+from edge.coordinator.records import APPROVED, DECOMMISSIONED, Device, LoggedEvent, Model
 from edge.coordinator.rollout.states import RolloutState
 from edge.coordinator.standings import admitted
 from edge.coordinator.store.store import Store
@@ -21,7 +21,7 @@ from edge.coordinator.turns import PAUSED, in_need
 
 PAGE = 50
 # Of a device that does not belong to the fleet, or not now: more than how it is.
-ADMISSIONS = ("pending", "quarantined", "decommissioned")
+ADMISSIONS = ("pending", "quarantined", DECOMMISSIONED)
 # States of a slot that a person should look at.
 TROUBLED = frozenset({"failed", "refused", "rolled-back", "held"})
 # Events of the last day that say that something does not work.
@@ -55,15 +55,18 @@ class FleetQuery:
 def fleet(store: Store, query: FleetQuery, line: LineState, now: Now) -> dict[str, Any]:
     """All that the page shows."""
     with store.transaction():
-        devices, of_devices = store.devices.at_a_glance()
-        models, tags = _by_device(of_devices), store.devices.tags()
+        everyone, of_devices = store.devices.at_a_glance()
+        devices = [each for each in everyone if each.admission != DECOMMISSIONED]  # who is gone for good is no number
+        here = {each.id for each in devices}
+        models, tags = _by_device([each for each in of_devices if each.device in here]), store.devices.tags()
         releases = {each.counter: each for each in store.releases.all()}
         names = {each.identity: each.name for each in store.releases.bundles() if each.identity}
         wishes = _wishes(store, devices, models, line, now)
-    is_now = {device.id: line.condition(device, now.wall_ms) for device in devices}
-    counts = Counter(is_now.values())
+    is_now = {device.id: line.condition(device, now.wall_ms) for device in everyone}
+    counts = Counter(is_now[each] for each in here)
     keys = sorted({key for of_device in tags.values() for key in of_device})
-    chosen = [each for each in devices if _is_meant(each, is_now[each.id], tags.get(each.id, {}), query)]
+    asked = everyone if query.condition == DECOMMISSIONED else devices
+    chosen = [each for each in asked if _is_meant(each, is_now[each.id], tags.get(each.id, {}), query)]
     pages = max(1, -(-len(chosen) // PAGE))
     page = min(max(query.page, 1), pages)
     rows = [
@@ -77,7 +80,7 @@ def fleet(store: Store, query: FleetQuery, line: LineState, now: Now) -> dict[st
     ]
     return {
         "counts": [(each, counts[each]) for each in CONDITIONS if counts[each] or (each == ONLINE and line.hears)],
-        "admissions": [(each, n) for each in ADMISSIONS if (n := sum(d.admission == each for d in devices))],
+        "admissions": [(each, n) for each in ADMISSIONS if (n := sum(d.admission == each for d in everyone))],
         "choices": (*CONDITIONS, *ADMISSIONS),
         "shares": shares([(each, counts[each]) for each in CONDITIONS], text("fleet.shares")),
         "total": len(devices),

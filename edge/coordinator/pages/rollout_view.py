@@ -9,7 +9,7 @@ from typing import Any
 from edge.contract.errors import RolloutError
 from edge.coordinator.pages.charts import shares
 from edge.coordinator.pages.texts import text
-from edge.coordinator.rollout.states import FAILURES, UNSETTLED, RolloutState, TargetState, after
+from edge.coordinator.rollout.states import ENDED, FAILURES, UNSETTLED, RolloutState, TargetState, after
 from edge.coordinator.rollout.states import RolloutEvent as Asked
 from edge.coordinator.rollout_views import shown, summaries
 from edge.coordinator.store.store import Store
@@ -83,14 +83,15 @@ def _wave(found: dict[str, Any], number: int) -> dict[str, Any]:
     looks: Sequence[dict[str, Any]] = [each for each in found["looks"] if each["wave"] == number - 1]
     counted = [(part, parts[part]) for part in _PARTS if parts[part]]
     label = ", ".join(f"{count} {text(f'part.{part}')}" for part, count in counted)
-    is_over = number < found["wave"] or found["state"] == RolloutState.COMPLETED
+    has_ended = found["state"] in ENDED or found["state"] == RolloutState.COMPLETED
+    is_over = number < found["wave"] or (number == found["wave"] and has_ended)
     return {
         "number": number,
         "n": len(own),
         "parts": counted,
         "bar": shares(counted, label or text("wave.empty")),
         "looks": looks,
-        "state": "over" if is_over else "open" if number == found["wave"] else "to-come",
+        "state": "over" if is_over else "not-opened" if has_ended else "open" if number == found["wave"] else "to-come",
     }
 
 

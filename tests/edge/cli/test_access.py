@@ -53,6 +53,13 @@ def test_tokens_are_made_listed_and_revoked_and_the_log_says_by_whom(
     assert lee not in told
     rows = [json.loads(line) for line in ask("audit", "--about", "2", "--json").splitlines()]
     assert [(row["who"], row["reason"]) for row in rows] == [("kim", "left")]
+    for words in (["pause-all", "--reason", "storm"], ["resume-all"]):
+        ask(*words)
+    paused, resumed = ask("audit", "--limit", "2").splitlines()
+    assert "POST /api/v1/paused (paused true): done, because storm" in paused
+    assert "POST /api/v1/paused (paused false): done" in resumed
+    told = ask("audit")
+    lines = told.splitlines()
     assert ask("audit", "--limit", "1") == lines[-1] + "\n"
     assert ask("audit", "--who", "lee", "--since", "1h") == lines[3] + "\n"
 

@@ -123,6 +123,13 @@ def test_events_are_of_a_device_a_kind_and_a_time_and_are_followed(core: Coordin
         told("--seconds", "1")
     line = ask("events", "--kind", "release")
     assert line.split()[2:4] == ["coordinator", "release"]
+    core.events.note("", "release", "of a model", now, "digits")
+    assert ask("events", "--kind", "release").splitlines()[-1].split()[2:5] == ["coordinator", "digits", "release"]
+    with core._store.transaction():  # more than one answer of the API holds
+        for i in range(1050):
+            core.events.note("gate", "many", str(i), now)
+    assert len(told("--kind", "many")) == 100
+    assert len(told("--kind", "many", "--since", "1h")) == 1050
 
 
 def test_names_stay_whole_where_the_terminal_is_narrow(core: CoordinatorCore, digits_bundle: Path) -> None:

@@ -175,7 +175,7 @@ def test_one_command_goes_back_to_older_bytes_under_a_new_number(
     digests = [each.digest for each in core._store.releases.all()[::-1]]
 
     said = ask("rollback")
-    assert said == f"release 4: head {short(digests[1])} to gate, the bytes of release 2 again\n"
+    assert said == f"release 4: head {short(digests[1])} to gate, the head of release 2 again\n"
     made = json.loads(ask("rollback", "--json"))
     assert (made["counter"], made["digest"], made["restores"], made["name"]) == (5, digests[0], 1, "n0"), "further back"
     assert "before release 1" in str(refused("rollback"))

@@ -8,8 +8,9 @@ from edge.channel.codec import encode
 from edge.channel.messages import Conn
 from edge.channel.transport import Connected, Received
 from edge.coordinator.access import Role
+from edge.coordinator.admission import Decision
 from tests.edge.coordinator.pages.test_actions import Browser
-from tests.edge.coordinator.pages.test_line import says
+from tests.edge.coordinator.pages.test_line import says, words
 from tests.edge.coordinator.test_access import Web
 from tests.support.shown import birth
 
@@ -33,8 +34,8 @@ def test_a_quarantine_is_in_state_and_filter_with_its_reason_and_ends_by_a_butto
     assert "1 device " in says(web, "/?condition=quarantined")
     assert "0 devices" in says(web, "/?condition=pending")
     own = says(web, "/devices/pi")
-    for words in ("In quarantine", "several devices go by this name", "edge-fleet device approve pi", "Approve"):
-        assert words in own
+    for each in ("In quarantine", "several devices go by this name", "edge-fleet device approve pi", "Approve"):
+        assert each in own
     tokens = web.tokens()
     viewer, operator = Browser(web, tokens[Role.VIEWER]), Browser(web, tokens[Role.OPERATOR])
     assert "/devices/pi/approve" not in viewer.get("/devices/pi").text
@@ -48,6 +49,11 @@ def test_a_quarantine_is_in_state_and_filter_with_its_reason_and_ends_by_a_butto
         assert "In quarantine" not in shown
         assert "several devices have this name" not in shown
     assert operator.get("/devices/nobody/approve").status_code == 200
+    web.core.decide("pi", Decision.DECOMMISSION, "kim", "broken", web.now)
+    gone = words(operator.get("/").text)
+    assert "decommissioned 1" in gone
+    assert "0 devices" in gone, "who is gone for good is none of the fleet"
+    assert "1 device " in words(operator.get("/?condition=decommissioned").text)
     refused = operator.send("/devices/nobody/approve", operator.form("/devices/nobody/approve"))
     assert (refused.status_code, "unknown device nobody" in refused.text) == (422, True)
     web.close()

@@ -1,0 +1,24 @@
+"""What the page of a rollout says of its waves."""
+
+from __future__ import annotations
+
+import pytest
+
+from edge.coordinator.pages.rollout_view import _wave
+
+
+@pytest.mark.parametrize(
+    ("state", "wave", "words"),
+    [
+        ("opening", 2, ["over", "open", "to-come"]),
+        ("held", 2, ["over", "open", "to-come"]),
+        ("draft", 0, ["to-come", "to-come", "to-come"]),
+        ("completed", 3, ["over", "over", "over"]),
+        ("superseded", 2, ["over", "over", "not-opened"]),
+        ("aborted", 1, ["over", "not-opened", "not-opened"]),
+        ("reverted", 3, ["over", "over", "over"]),
+    ],
+)
+def test_no_wave_of_a_rollout_that_has_ended_is_open_or_to_come(state: str, wave: int, words: list[str]) -> None:
+    found = {"state": state, "wave": wave, "targets": [], "looks": []}
+    assert [_wave(found, number)["state"] for number in (1, 2, 3)] == words
