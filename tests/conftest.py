@@ -235,7 +235,8 @@ def _voice_bundle(folder: Path) -> Path:
         )
     frames = file.with_name("frames.npz")
     np.savez(frames, audio=voice(torch.Generator().manual_seed(99), 64)[0].numpy())
-    convert(plan(file, calibration=str(frames), constants={"sr": Constant(value=RATE)}, quantize="none"))
+    constants = {"sr": Constant(value=RATE)}
+    convert(plan(file, calibration=str(frames), constants=constants, quantize="none", trainable="none"))
     return file.with_suffix(".edge")
 
 
