@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -206,16 +207,21 @@ class CoordinatorCore:
         now: Now,
         *,
         who: str = "",
+        undoes: int = 0,
         **options: Any,
     ) -> tuple[Release, Rollout]:
         """Bring an artifact to devices by a rollout with the default plan; what was on its way there is overtaken.
+
+        One that undoes another release goes to all of them in one wave: somebody wants that gone, no canary is asked.
 
         Raises:
             RolloutError: As `push`; nothing is released then.
         """
         with self._store.transaction():
-            release = self.push(digest, kind, backbone, devices, reason, now, at_once=False, **options)
+            release = self.push(digest, kind, backbone, devices, reason, now, at_once=False, undoes=undoes, **options)
             plan = Plan(release=release.counter, select=for_devices(devices))
+            if undoes:
+                plan = replace(plan, waves=("100 %",))
             return release, self.rollouts.start(plan, who, now, supersede=True)
 
     def release_merge(self, head: HeadRelease, reason: str, now: Now) -> Release:

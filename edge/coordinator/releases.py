@@ -241,6 +241,7 @@ class Releases:
         file: str = "",
         force: bool = False,
         at_once: bool = True,
+        undoes: int = 0,
     ) -> Release:
         """Make an artifact what a model of devices should run.
 
@@ -258,6 +259,7 @@ class Releases:
             file: That the artifact came as.
             force: Whether applications on these devices may be given other inputs, outputs or classes.
             at_once: Whether they all run it from now on; else it is for nobody until a rollout brings it.
+            undoes: The release that it takes back; 0 for none.
 
         Raises:
             RolloutError: An unknown device, or no device could take it.
@@ -291,6 +293,7 @@ class Releases:
             name=name,
             notes=notes,
             file=file,
+            undoes=undoes,
         )
         what = f"{release.counter}: {self._called(kind, digest)}{_as(model)}, {name or reason}"
         self._events.note("", "release", what, now, model)

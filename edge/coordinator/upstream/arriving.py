@@ -230,10 +230,13 @@ class Arriving:
         what = f"the release {self.desired.release} from above"
         found = self._core.add_artifact(data, path, what)
         reason = f"release {self.desired.release} of the fleet above: {self.desired.reason}"[:500]
-        release, rollout = self._core.roll_out(
-            found["digest"], found["kind"], found["backbone"], [], reason, now,
-            who=WHO, model=self.model if found["kind"] == "bundle" else "", file=what,
-        )  # fmt: skip
+        with self._store.transaction():
+            release, rollout = self._core.roll_out(
+                found["digest"], found["kind"], found["backbone"], [], reason, now,
+                who=WHO, model=self.model if found["kind"] == "bundle" else "", file=what,
+                undoes=self._pools.made_of(self.desired.undoes),
+            )  # fmt: skip
+            self._pools.made(self.desired.release, release.counter)
         self._rollout = rollout.id
         self._enter("probation", f"release {release.counter} here, rollout {rollout.id}: {rollout.state}")
 

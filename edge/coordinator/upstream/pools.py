@@ -25,6 +25,8 @@ from edge.merging.pooling import Elsewhere, elsewhere, pooled
 _KEY = "upstream"
 # Contributions that a merge from above may still have in it.
 MOST_KEPT = 16
+# Releases from above that may still be taken back.
+MOST_MADE = 256
 # Devices that count elsewhere; the oldest are forgotten, and are told anew where that was wrong.
 MOST_LEFT = 20_000
 
@@ -135,6 +137,17 @@ class Pools:
         """
         above = self.read()["of"].get(backbone, {}).get("above")
         return int(above["in"]) if above is not None and above["release"] == counter else 0
+
+    def made(self, above: int, here: int) -> None:
+        """A release from above goes to the devices as one of this site: what takes it back has to name that."""
+        document = self.read()
+        found = document.get("made", {}) | {str(above): here}
+        document["made"] = dict(list(found.items())[-MOST_MADE:])
+        self.write(document)
+
+    def made_of(self, above: int) -> int:
+        """The release here that a release from above became; 0 where it became none."""
+        return int(self.read().get("made", {}).get(str(above), 0))
 
     # Up
 

@@ -11,8 +11,9 @@ import pytest
 
 from edge.contract.bundle import Bundle
 from edge.coordinator.admission import Decision
+from edge.coordinator.records import Release
 from edge.coordinator.rollout.states import RolloutEvent
-from edge.learning.exchange import HeadUpdate
+from edge.learning.exchange import HeadRelease, HeadUpdate
 from tests.support.contributions import Make, merged_head
 from tests.support.sites import Tier, Tree, later
 
@@ -195,3 +196,41 @@ def test_a_bundle_from_above_goes_to_the_devices_by_a_rollout_of_the_site(
     porto.restart()
     tree.until(lambda: states()["lisbon"][0] == "rolled-back")
     assert states()["porto"] == ("probation", release.counter)
+
+
+def test_what_is_taken_back_above_is_taken_back_at_the_sites(
+    tree: Tree, bundle: Bundle, statistics_update: Make
+) -> None:
+    """Devices of a site judge no head that they had before: they are told what it takes back, by the site's number."""
+    for name in tree.sites:
+        tree.learn(name, statistics_update(len(name)))
+    tree.until(lambda: tree.top.head() is not None)
+
+    def push(scale: float) -> int:
+        parameters = {name: np.float32(scale) * array for name, array in bundle.head_parameters().items()}
+        data = HeadRelease(backbone=bundle.manifest.backbone_digest, parameters=parameters).encode()
+        kept = tree.top.core.add_artifact(data, Path("head"))
+        return tree.top.core.push(kept["digest"], kept["kind"], kept["backbone"], [], "by hand", tree.now).counter
+
+    def here(tier: Tier, above: int) -> Release | None:
+        said = f"release {above} of the fleet above"
+        return next((each for each in tier.store.releases.all() if each.reason.startswith(said)), None)
+
+    sites = list(tree.sites.values())
+    older = push(1.5)
+    tree.until(lambda: all(here(each, older) for each in sites))
+    newer = push(2.0)
+    tree.until(lambda: all(here(each, newer) for each in sites))
+    sites[1].restart()
+    back = tree.top.core.rollback(tree.now)
+    assert (back.restores, back.undoes) == (older, newer)
+    tree.until(lambda: all(here(each, back.counter) for each in sites))
+    for site in sites:
+        first, second, third = (here(site, each) for each in (older, newer, back.counter))
+        assert first is not None
+        assert second is not None
+        assert third is not None
+        assert (first.undoes, second.undoes, third.undoes) == (0, 0, second.counter)
+        assert third.digest == first.digest
+        rollout = site.store.rollouts.all()[0]
+        assert (rollout.plan.release, rollout.plan.waves) == (third.counter, ("100 %",)), "all at once, as above"
