@@ -17,6 +17,7 @@ from contextlib import contextmanager
 import onnx
 
 from converter.graph.names import named
+from converter.graph.order import sort_nodes
 from converter.program.scratch import scratch_folder
 from converter.program.tensors import Arrays
 from converter.quantization.layers import quantizable_layers
@@ -82,7 +83,10 @@ def quantize_stock(model: onnx.ModelProto, batches: Iterable[Arrays], profile: Q
             per_channel=profile.per_channel,
             reduce_range=profile.reduce_range,
         )
-        return onnx.load(target)
+        found = onnx.load(target)
+        sort_nodes(found.graph)  # what a branch reads may stand behind it
+        onnx.checker.check_model(found)
+        return found
 
 
 @contextmanager

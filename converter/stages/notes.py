@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from converter.pack.pack import LEAST_LEARNED, MOST_FEATURES, LearningData, Parts, projection_of
 from converter.plan import ANYTHING, ConversionPlan
 from converter.program.one_run import as_judged
@@ -46,6 +48,9 @@ def notes_on(parts: Parts, found: Found, plan: ConversionPlan, learned: Learning
             f"nothing says what {head.output} is: devices take its {head.n_outputs} values for as many classes. Class "
             f"names or labels would say so, --output {head.output}=quantities or --trainable none that they are not"
         )
+    notes += _unseen(parts)
+    if head is not None and plan.format in ("onnx", "torchscript"):
+        notes.append("one file holds no training step: what is trainable stays float in it, and no device learns it")
     if found.chosen.head_error < 1.0:
         notes.append(
             f"head corrected for the quantized features: squared error of the logits x {found.chosen.head_error:.2f}"
@@ -67,3 +72,17 @@ def notes_on(parts: Parts, found: Found, plan: ConversionPlan, learned: Learning
         if n_features > MOST_FEATURES:
             notes.append(f"no statistics shipped: of more than {MOST_FEATURES} features they would be too large")
     return notes
+
+
+def _unseen(parts: Parts) -> list[str]:
+    """Classes of which no label was measured on: what they lost nobody knows."""
+    y, output = parts.evaluation.samples.y, parts.evaluation.classes
+    if y is None or output is None or y.dtype.kind not in "iu" or not parts.evaluation.kinds[output].labelled:
+        return []
+    count = parts.evaluation.reference[output].shape[1]
+    missing = np.setdiff1d(np.arange(count), y)
+    if not len(missing):
+        return []
+    names = parts.class_names if len(parts.class_names) == count else [str(i) for i in range(count)]
+    shown = ", ".join(names[i] for i in missing[:5]) + (", ..." if len(missing) > 5 else "")
+    return [f"no label of {len(missing)} of {count} classes ({shown}): what is lost of them is not known"]

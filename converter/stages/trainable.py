@@ -12,13 +12,13 @@ from converter.graph.build import multiplications, other_floats
 from converter.head.gradient.differentiate import UnsupportedOperatorError
 from converter.head.gradient.training_graph import build_training_graph
 from converter.head.learning_rate import TrialData, find_rate
-from converter.head.split import SplitModel, choose_trainable, split, trainable_groups, whole
+from converter.head.split import Head, SplitModel, choose_trainable, split, trainable_groups, whole
 from converter.load.source import tensor_bytes
-from converter.plan import ANYTHING, BOXES, CLASSES, EMBEDDING, QUANTITIES, SCORES, YES_OR_NO, ConversionPlan
+from converter.plan import ANYTHING, CLASSES, QUANTITIES, SCORES, YES_OR_NO, ConversionPlan
 from converter.program.programs import onnx_program, outputs
 from converter.program.tensors import batch_size, select
 from converter.quantization.layers import running_in_int8
-from converter.verify.kinds import SAID, of_head
+from converter.verify.kinds import SAID, endings_of, of_head
 from converter.verify.measure import Evaluation
 from converter.verify.original import Original
 from edge.contract.errors import BundleError, ConfigError, ConversionError, LearningError
@@ -89,8 +89,8 @@ def trainable_part(
         chosen = choose_trainable(groups, rule)
         try:
             parts = split(model, chosen, _activation(recipe))
-            if (better := _loss_of_output(parts, evaluation, recipe, plan)) != recipe:
-                recipe = better
+            if _is_of_scores(parts, evaluation, recipe, plan):
+                recipe = replace(recipe, loss=BINARY_CROSS_ENTROPY)
                 parts = split(model, chosen, _activation(recipe))
             if plan.trainable == "auto":
                 _check_frozen(parts, model)
@@ -131,24 +131,27 @@ def recipe_for(original: Original, plan: ConversionPlan) -> TrainingRecipe:
     return replace(plan.training, loss=BINARY_CROSS_ENTROPY if is_binary else MEAN_SQUARED_ERROR)
 
 
-def _loss_of_output(
-    parts: SplitModel, evaluation: Evaluation, recipe: TrainingRecipe, plan: ConversionPlan
-) -> TrainingRecipe:
-    """The recipe, or where neither labels nor the user say so, one that fits what the head's output is.
+def _is_of_scores(parts: SplitModel, evaluation: Evaluation, recipe: TrainingRecipe, plan: ConversionPlan) -> bool:
+    """Whether the head's output, of which neither labels nor the user say what it is, is yes or no behind a sigmoid.
 
     Raises:
         ConversionError: It is nothing that a head learns.
     """
     assert parts.head is not None
-    output = parts.head.output
-    judged = evaluation.kinds[output]
-    if plan.loss != "auto" or judged.labelled or not recipe.is_classifier:
-        return recipe
-    if judged.kind in (EMBEDDING, BOXES):
-        raise ConversionError(
-            f"{output} is judged as {judged.kind}, and heads learn classes, yes or no, or quantities: --loss names one"
-        )
-    return replace(recipe, loss=BINARY_CROSS_ENTROPY) if judged.kind in (SCORES, YES_OR_NO) else recipe
+    judged = evaluation.kinds[parts.head.output]
+    if plan.loss != "auto" or judged.labelled or not recipe.is_classifier or judged.kind in (CLASSES, ANYTHING):
+        return False
+    answers = judged.because == SAID or len(evaluation.kinds) == 1  # of several outputs it may be a box
+    if judged.kind == YES_OR_NO or (judged.kind == SCORES and answers and _ends_in_sigmoid(parts.head)):
+        return True
+    raise ConversionError(
+        f"{parts.head.output} is judged as {judged.kind}, and heads learn classes, yes or no, or quantities: "
+        f"--output {parts.head.output}={YES_OR_NO} or --loss says which"
+    )
+
+
+def _ends_in_sigmoid(head: Head) -> bool:
+    return endings_of(head.graph)[head.output] == "Sigmoid"
 
 
 def _activation(recipe: TrainingRecipe) -> str:

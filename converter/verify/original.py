@@ -176,8 +176,13 @@ class Original:
         for spec in self.outputs:
             if self.source.carried:  # as it is: a mask may be infinite
                 break
-            if spec.dtype.startswith("float") and not np.isfinite(reference[spec.name]).all():
-                raise ConversionError(f"the model gives a {spec.name} that is not finite on {self.data}")
+            if spec.dtype.startswith("float") and not np.isfinite(values := reference[spec.name]).all():
+                rows = np.isfinite(values if spec.batch_axis is None else np.moveaxis(values, spec.batch_axis, 0))
+                bad = len(rows) - int(rows.reshape(len(rows), -1).all(axis=1).sum()) if rows.ndim else 1
+                raise ConversionError(
+                    f"{spec.name} has values that are not finite on {bad} of {self.data}: a mask needs a large number, "
+                    f"such as -1e4, in the place of infinity"
+                )
         y = self.samples.y
         kinds = kinds_of(
             self.outputs,

@@ -61,12 +61,16 @@ def open_onnx(
 ) -> ort.InferenceSession:
     """Load a graph, from its bytes or from a file; whatever onnxruntime raises becomes a BundleError.
 
-    So does a provider that is asked for first and is not there: onnxruntime would take the CPU without a word.
+    So does a provider that is asked for first and is not there: onnxruntime would take the CPU without a word. A graph
+    with an int8 operator that has no exact form (QGemm of two signed ones) is loaded without `EXACT`.
     """
-    options = options or session_options(threads, config)
+    made = options or session_options(threads, config)
     try:
-        session = ort.InferenceSession(model, options, providers=list(providers))
+        session = ort.InferenceSession(model, made, providers=list(providers))
     except Exception as exc:  # the door: onnxruntime's exceptions have no common base
+        inexact = {key: value for key, value in (config or {}).items() if key not in EXACT}
+        if options is None and len(inexact) < len(config or {}):
+            return open_onnx(model, what, threads, inexact, providers)
         raise BundleError(f"{what} does not load in onnxruntime {ort.__version__}: {exc}") from exc
     first = providers[0] if isinstance(providers[0], str) else providers[0][0]
     if first not in session.get_providers():

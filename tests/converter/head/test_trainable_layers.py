@@ -174,6 +174,15 @@ class Directions(nn.Module):
         return nn.functional.normalize(self.linear(x), dim=1)
 
 
+class Boxed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.kind, self.box = nn.Linear(6, 3), nn.Linear(6, 4)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.softmax(self.kind(x), dim=1), torch.sigmoid(self.box(x))
+
+
 def test_what_is_learned_without_labels_is_what_the_output_is(tmp_path: Path) -> None:
     x, path = torch.randn(100, 6), tmp_path / "m.pth"
     scores = nn.Sequential(nn.Linear(6, 4), nn.Sigmoid())
@@ -185,6 +194,7 @@ def test_what_is_learned_without_labels_is_what_the_output_is(tmp_path: Path) ->
         ),
         (scores, "binary-cross-entropy", ""),
         (Directions(), None, "nothing stays trainable: output is judged as embedding"),
+        (Boxed(), None, "nothing stays trainable: output_1 is judged as scores"),
     ):
         converter.save_checkpoint(model.eval(), path, example_input=x[:1], calibration=x)
         report = convert(plan(path, quantize="none")).report

@@ -369,11 +369,26 @@ class Clock(nn.Module):
         return out
 
 
+class Moments(nn.Module):
+    """Seconds since 1970, of which single precision keeps two minutes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(2, 3)
+
+    def forward(self, t: torch.Tensor) -> torch.Tensor:
+        phase = t.double() * (2 * torch.pi / 86_400)
+        out: torch.Tensor = self.linear(torch.cat([torch.sin(phase), torch.cos(phase)], 1).float())
+        return out
+
+
 def test_a_single_input_is_as_the_samples_are_whatever_it_is_called(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (32, 6)).astype(np.uint8)
+    moments = 1.7e9 + rng.uniform(0, 86_400, (32, 1))
     for model, name, samples, dtype in (
         (Wrapping(), "x", pixels, "uint8"),
+        (Moments(), "t", moments, "float64"),
         (Pixels(), "x", pixels, "float32"),
         (Positioned(), "tokens", rng.integers(0, 30, (32, 12)), "int64"),
         (Clock(), "t", rng.uniform(0, 86_400, (32, 1)).astype(np.float32), "float32"),
@@ -385,3 +400,5 @@ def test_a_single_input_is_as_the_samples_are_whatever_it_is_called(tmp_path: Pa
             wanted = model(torch.from_numpy(samples)).numpy()
         (found,) = session.run({spec.name: samples.astype(dtype)}).values()
         np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-4)
+    session, _ = converted(tmp_path, Wrapping(), {"x": pixels}, inputs=("x=batch,6",))
+    assert session.manifest.inputs[0].dtype == "uint8"  # of which only the shape was stated

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import warnings
 from collections import Counter
 from dataclasses import replace
 
@@ -11,7 +13,8 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
-from converter.quantization.layers import running_in_int8
+from converter.graph.canonical import canonical
+from converter.quantization.layers import optimize, running_in_int8
 from converter.quantization.stock import is_another, quantize_stock
 from edge.contract.errors import ConversionError
 from edge.contract.profile import load_profile
@@ -98,3 +101,35 @@ def test_keeps_the_outputs_in_the_types_of_the_profile(upward: Net) -> None:
 def test_what_onnxruntime_raises_is_a_conversion_error(upward: Net) -> None:
     with pytest.raises(ConversionError, match="onnxruntime's own recipe fails"):
         quantize_stock(upward.graph, iter([]), PROFILE)
+
+
+class Experts(nn.Module):
+    """Which layer answers is decided by values: a branch of the graph reads what stands before it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.gate, self.last = nn.Linear(8, 3), nn.Linear(4, 3)
+        self.experts = nn.ModuleList(nn.Linear(8, 4) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        chosen, y = self.gate(x).argmax(1), torch.zeros(x.shape[0], 4)
+        for i, expert in enumerate(self.experts):
+            mine = chosen == i
+            if mine.any():
+                y[mine] = expert(x[mine])
+        out: torch.Tensor = self.last(y)
+        return out
+
+
+def test_what_the_recipe_writes_behind_its_readers_is_put_in_order() -> None:
+    file, x = io.BytesIO(), torch.randn(40, 8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            torch.jit.script(Experts().eval()), (x[:2],), file, dynamo=False, opset_version=18,  # type: ignore[arg-type]
+            input_names=["x"], dynamic_axes={"x": {0: "batch"}},
+        )  # fmt: skip
+    model = optimize(canonical(onnx.load_from_string(file.getvalue())))
+    found = quantize_stock(model, iter([{"x": x.numpy()}]), PROFILE)
+    onnx.checker.check_model(found)

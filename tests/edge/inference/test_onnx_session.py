@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from edge.contract.bundle import Bundle
 from edge.contract.errors import ConfigError
 from edge.contract.tensorspec import TensorSpec
-from edge.inference.onnx_session import OnnxSession, lost_column, open_onnx, with_defaults
+from edge.inference.onnx_session import EXACT, OnnxSession, lost_column, open_onnx, with_defaults
 
 
 @pytest.fixture(scope="module")
@@ -137,3 +137,25 @@ def test_a_lost_column_is_seen_beside_any_offset_and_what_rounding_does_is_not()
         (wanted[:4], halved[:4], False),  # too few values to tell
     ):
         assert lost_column(spec, a, b, is_half) is None
+
+
+def test_an_int8_operator_without_an_exact_form_runs_as_the_cpu_has_it() -> None:
+    """Of two signed ones, as onnxruntime's QOperator files have them."""
+    code = {"a_scale": 0.1, "b_scale": 0.1, "y_scale": 0.1}
+    zero = np.zeros((), np.int8)
+    weights = np.arange(12, dtype=np.int8).reshape(4, 3)
+    tensors = [numpy_helper.from_array(np.float32(value), name) for name, value in code.items()]
+    tensors += [numpy_helper.from_array(zero, "zero"), numpy_helper.from_array(weights, "w")]
+    inputs = ["x", "a_scale", "zero", "w", "b_scale", "zero", "", "y_scale", "zero"]
+    graph = helper.make_graph(
+        [helper.make_node("QGemm", inputs, ["y"], domain="com.microsoft")],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.INT8, ["n", 4])],
+        [helper.make_tensor_value_info("y", TensorProto.INT8, ["n", 3])],
+        tensors,
+    )
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
+    session = open_onnx(model.SerializeToString(), "it", config=EXACT)
+    x = np.ones((2, 4), np.int8)
+    np.testing.assert_array_equal(session.run(None, {"x": x})[0], np.rint(0.1 * (x.astype(int) @ weights)))
