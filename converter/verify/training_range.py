@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -96,7 +97,9 @@ class _First(TorchFunctionMode):
 
 def _replayed(script: torch.jit.ScriptModule) -> nn.Module:
     """TorchScript operator by operator; frozen, so that no branch is left that asks whether it trains."""
-    frozen: torch.jit.ScriptModule = torch.jit.freeze(script.eval(), optimize_numerics=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # newer versions of torch say that TorchScript is old
+        frozen: torch.jit.ScriptModule = torch.jit.freeze(script.eval(), optimize_numerics=False)
     return Replay(frozen)
 
 

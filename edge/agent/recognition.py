@@ -19,7 +19,7 @@ from edge.learning.familiarity import MIN_SAMPLES, fits
 from edge.learning.learned import Happened
 from edge.learning.mixture import TRUSTED
 from edge.learning.statistics import HeadStatistics
-from edge.learning.trial import MIN_LABELS
+from edge.learning.trial import COMPETES, MIN_LABELS
 
 # Labels for each class, on average, from which a merge is taken for a picture of a world.
 _LABELS_OF_A_WORLD = 20
@@ -116,4 +116,4 @@ def standing(model: OnDeviceModel) -> str:
             why = "from samples alone nobody can tell whether it fits here"
         return f"the merge runs, but does not answer yet: no labels here, and {why}"
     known = ", the samples here look like those that it was learned from" if learned.merge_fits else ""
-    return f"the merge competes, and with what builds on it has {share:.0%} of the say after {labels} labels{known}"
+    return f"the merge {COMPETES} with what builds on it has {share:.0%} of the say after {labels} labels{known}"

@@ -28,7 +28,7 @@ from edge.learning.exchange import HeadRelease, HeadUpdate, is_class_name
 from edge.learning.learned import Learned, Trial
 from edge.learning.mixture import MERGED, PUSHED, SHIPPED
 from edge.learning.statistics import HeadStatistics
-from edge.learning.trial import MIN_LABELS, MIN_SAMPLES, Finding, Verdict, compare, judge
+from edge.learning.trial import COMPETES, MIN_LABELS, MIN_SAMPLES, Finding, Verdict, compare, judge
 
 __all__ = [
     "Offer", "bring_back", "compared", "confirm", "contribution", "expert_weights", "go_back", "head_digest",
@@ -213,7 +213,7 @@ def judge_taken(model: OnDeviceModel, *, was_judged: bool, labels: int) -> Verdi
     text = standing(model)
     if PUSHED in model.learned.mixture.names:
         share = float(model.learning.says(model.learned)[model.learned.mixture.names.index(PUSHED)])
-        text = f"it competes, and has {share:.0%} of the say after {labels} labels"
+        text = f"it {COMPETES} has {share:.0%} of the say after {labels} labels"
     if was_judged or labels >= MIN_LABELS:
         return Verdict(Finding.GOOD, text)
     return Verdict(Finding.NOT_JUDGED, f"not judged: {text}, {MIN_LABELS} needed")

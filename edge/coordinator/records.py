@@ -97,6 +97,11 @@ class Model(Record):
     state_detail: str = ""
     experts: Mapping[str, list[float]] = field(default_factory=dict)
 
+    @property
+    def went_back(self) -> bool:
+        """Whether it runs what was there before `release`: it refused that one, or took it back."""
+        return self.state in ("refused", "rolled-back") and self.state_release == self.release
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KnownDevice:

@@ -21,6 +21,8 @@ Z_95 = 1.645
 TOLERATED_LOSS = 0.05
 # Labels that a judgement needs, and samples without labels that answers are compared on.
 MIN_LABELS, MIN_SAMPLES = 20, 16
+# What devices say of a head that has a share of the say, and that no trial settled.
+COMPETES = "competes, and"
 # A head that answers fewer samples as they were answered so far is not taken without labels that vouch for it.
 LEAST_ALIKE = 0.5
 # Quantities are alike where the mean squared difference is below this share of their variance.

@@ -90,6 +90,7 @@ class Watched:
 
     def __init__(self, browser: Any, served: Served, **options: Any) -> None:
         self.faults: list[str] = []
+        self.is_phone = options.get("is_mobile", False)
         self.tab = browser.new_context(**options).new_page()
         self.tab.on("console", lambda said: self.faults.append(f"console: {said.text}"))
         self.tab.on("pageerror", lambda error: self.faults.append(f"error: {error}"))
@@ -111,6 +112,9 @@ class Watched:
     def check(self) -> None:
         wide = self.tab.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
         assert (self.faults, wide, self.tab.evaluate("window.evil")) == ([], 0, None), self.tab.url
+        if self.is_phone:  # what is to the right of a table's edge is not seen there, and leaves rows of nothing
+            hidden = "[...document.querySelectorAll('.scroll')].filter((e) => e.scrollWidth > e.clientWidth)"
+            assert self.tab.evaluate(f"{hidden}.map((each) => each.ariaLabel)") == [], self.tab.url
 
 
 @needs_browser

@@ -119,20 +119,21 @@ def _versions(
     models: Mapping[str, Sequence[Model]], releases: Mapping[int, Any], names: Mapping[str, str]
 ) -> list[dict[str, Any]]:
     """By model, bundle and head: how many run it, most first."""
-    found: Counter[tuple[str, str, str, int]] = Counter()
+    found: Counter[tuple[str, str, str, int, bool]] = Counter()
     for own in models.values():
         for each in own:
-            found[each.model, each.bundle, each.head, each.release] += 1
+            found[each.model, each.bundle, each.head, each.release, each.went_back] += 1
     return [
         {
             "model": model,
             "bundle": names.get(bundle, "") or short(bundle),
             "head": short(head) if head else "",
             "release": counter,
-            "reason": releases[counter].reason if counter in releases else "",
+            "went_back": went_back,
+            "reason": releases[counter].name or releases[counter].reason if counter in releases else "",
             "n": n,
         }
-        for (model, bundle, head, counter), n in found.most_common(20)
+        for (model, bundle, head, counter, went_back), n in found.most_common(20)
     ]
 
 

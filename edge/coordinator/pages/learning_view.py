@@ -17,6 +17,7 @@ from edge.coordinator.rollout.step import NOT_JUDGED
 from edge.coordinator.store.store import Store
 from edge.coordinator.turns import Turns
 from edge.learning.exchange import HeadRelease, Outside
+from edge.learning.trial import COMPETES
 
 _MOST_MERGES, _MOST_QUESTIONS = 5, 10
 _MOST_ROWS = 500
@@ -119,20 +120,21 @@ def said_of(release: Release, models: Sequence[Model], said: Sequence[LoggedEven
     for model in models:
         if model.state_release == release.counter:
             row = found.setdefault((model.device, model.model), _unsaid(model.device, model.model))
-            _take(row, model.state, model.state_detail)
+            if model.state_detail or row["state"] != model.state:  # after a restart it says no more why
+                _take(row, model.state, model.state_detail)
             row["heads"] = by_share(model)
     return [row for _, row in sorted(found.items())]
 
 
 def _unsaid(device: str, model: str) -> dict[str, Any]:
     return {
-        "device": device, "model": model, "detail": "", "trial": "", "verdict": "unsaid", "heads": [], "labels": None,
-        "gain": None,
+        "device": device, "model": model, "state": "", "detail": "", "trial": "", "verdict": "unsaid", "heads": [],
+        "labels": None, "gain": None,
     }  # fmt: skip
 
 
 def _take(row: dict[str, Any], state: str, detail: str) -> None:
-    row["verdict"], row["detail"] = verdict(state, detail), detail
+    row["state"], row["verdict"], row["detail"] = state, verdict(state, detail), detail
     if _TRIED in detail:
         row["trial"], row["detail"] = detail, ""
 
@@ -177,8 +179,6 @@ def by_share(model: Model) -> list[tuple[str, list[float]]]:
     return sorted(model.experts.items(), key=lambda item: item[1][0], reverse=True)
 
 
-# As devices say it: no label settled it, and how much say it has there shows what it is worth.
-_COMPETES = "it competes"
 # As the trial of a device says it, see `edge.learning.trial`; what came of it later has other words.
 _TRIED = "recent labels"
 VERDICTS = ("worse", "under-way", "not-judged", "competes", "better", "unsaid")
@@ -190,7 +190,7 @@ def verdict(state: str, detail: str) -> str:
         return "worse"
     if NOT_JUDGED in detail:
         return "not-judged"
-    if state == "active" and _COMPETES in detail:
+    if state == "active" and COMPETES in detail:
         return "competes"
     return "better" if state == "active" and detail else "not-judged" if state == "active" else "under-way"
 

@@ -104,4 +104,4 @@ def _said(value: Any) -> str:
         return ", ".join(f"{key} {_said(each)}" for key, each in value.items())
     if isinstance(value, list):
         return ", ".join(_said(each) for each in value)
-    return {True: text("yes"), False: text("no")}[value] if isinstance(value, bool) else str(value)
+    return {True: text("yes"), False: text("no")}[value] if isinstance(value, bool) else str(value) or text("none")

@@ -90,6 +90,15 @@ def test_state_that_is_late_or_repeated_is_dropped(store: Store, registry: Regis
     assert (device.first_seen_ms, device.last_seen_ms) == (1, 3), "but it was heard"
 
 
+def test_who_took_a_release_back_runs_what_was_there_before(store: Store, registry: Registry) -> None:
+    for seq, (name, release, is_back) in enumerate(
+        [("active", 1, False), ("rolled-back", 2, True), ("fetching", 3, False), ("active", 3, False)]
+    ):
+        registry.state("d", state(seq + 1, name, release), NOW)
+        (row,) = store.devices.models("d")
+        assert row.went_back is is_back, name
+
+
 def test_failed_release_does_not_count_as_handled(store: Store, registry: Registry) -> None:
     registry.state("d", state(1, "failed", release=3), NOW)
     (row,) = store.devices.models("d")

@@ -15,6 +15,16 @@ function age(root) {
   for (const each of root.querySelectorAll("time[data-ms]")) each.textContent = ago(Number(each.dataset.ms));
 }
 
+// On a phone the cells of a row stand below one another, each with the heading of its column.
+function headings(root) {
+  for (const table of root.querySelectorAll("table.stack")) {
+    const heads = [...table.querySelectorAll("thead th")].map((each) => each.textContent);
+    for (const row of table.querySelectorAll("tbody tr")) {
+      [...row.children].forEach((cell, i) => { cell.dataset.label = heads[i] ?? ""; });
+    }
+  }
+}
+
 // Live is what is followed while the coordinator itself hears the devices.
 function say(isFollowed) {
   const isDeaf = document.querySelector("[data-deaf]:not(#line)") !== null;
@@ -35,6 +45,7 @@ function replace(id, html) {
   const open = [...place.querySelectorAll("details")].map((each) => each.open);
   place.innerHTML = html;
   age(place);
+  headings(place);
   [...place.querySelectorAll(".scroll")].forEach((each, i) => {
     if (scrolled[i]) [each.scrollLeft, each.scrollTop] = scrolled[i];
   });
@@ -76,4 +87,5 @@ for (const each of document.querySelectorAll("select[data-submit]")) {
   each.addEventListener("change", () => each.form.requestSubmit());
 }
 age(document);
+headings(document);
 setInterval(() => age(document), 1000);

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
+from edge.agent import OnDeviceModel, releases
 from edge.channel.messages import State
 from edge.contract.bundle import Bundle
 from edge.coordinator.pages.device_view import device as device_page
 from edge.coordinator.pages.learning_view import learning
 from edge.coordinator.pages.release_view import release as release_page
 from edge.coordinator.pages.render import whole
-from edge.learning.exchange import HeadUpdate
+from edge.learning.exchange import HeadRelease, HeadUpdate
 from edge.learning.statistics import HeadStatistics
 from tests.edge.coordinator.test_rollouts import gains
 from tests.support.contributions import samples
@@ -36,8 +39,16 @@ def test_a_merge_says_what_it_gains_per_device_and_up_to_which_label_and_what_ea
         learn(i, 60)
     (made,) = fleet.core.merge_now(fleet.now)
     learn(0, 80)
-    said = ("trial: accuracy 0.953 against 0.906 on 64 recent labels", "it competes, 4% of the say after 0 labels")
-    for seq, (state, detail) in enumerate(zip(("probation", "active"), said, strict=True)):
+    with OnDeviceModel.open(digits_bundle) as model:
+        head = HeadRelease.decode(fleet.core.releases.artifact(made.counter).path.read_bytes(), "the merge")
+        releases.take(model, releases.look_at(model, head, competes=True), made.counter)
+        model.learn(np.ones((3, 1, 8, 8), np.float32), [0, 1, 2])
+        judged = releases.judge_taken(model, was_judged=True, labels=0)
+    said = ("trial: accuracy 0.953 against 0.906 on 64 recent labels", f"probation: {judged.reason}")
+    assert "the merge competes" in judged.reason
+    # After a restart it says the state and no more why.
+    states = (("probation", said[0]), ("active", said[1]), ("active", ""))
+    for seq, (state, detail) in enumerate(states):
         message = State(
             ts_ms=0, seq=900 + seq, slot="head", state=state, release=made.counter, digest=made.digest, detail=detail,
             model="digits", state_id="",
