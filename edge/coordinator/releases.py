@@ -138,7 +138,7 @@ def goes_back_to(
     if (found := brought.get(undone.counter)) is not None and not found.devices:
         raise RolloutError(
             f"no device runs release {undone.counter}, the newest: rollout {found.rollout} has brought it to none, so "
-            f"there is nothing to go back from. `edge-fleet rollout status {found.rollout}` shows where that stands; --to "
+            f"there is nothing to go back from. `edge-fleet rollout status {found.rollout}` shows why; --to "
             f"names a release to have again all the same"
         )
     original = by_counter.get(place, undone)

@@ -372,8 +372,8 @@ _TEXTS: dict[str, str | tuple[str, str]] = {
     "page of that agent.",
     "question.does": "The answer becomes the label of {samples} samples on {devices} devices. They learn it; it cannot "
     "be taken back.",
-    "question.none": "Nothing was asked. Questions are off unless `edge-coordinator serve --ask-labels` and `edge-agent "
-    "run --fleet-labels` allow them.",
+    "question.none": "Nothing was asked. `edge-coordinator serve --ask-labels` and `edge-agent run "
+    "--fleet-labels` have it ask.",
     "learning.waits": "What waits, and what went wrong",
     "learning.waits-for": "A merge waits for rollout {n} to end, since",
     "learning.waits-pause": "A merge waits until the whole fleet goes on, since",
