@@ -43,8 +43,8 @@ _APPROVE = "approve"
 # What changes what a device should run; it knows already what it said itself.
 _TELLING = frozenset({"open", "deadline", "retry", "abort", "revert", "exclude"})
 _GOING = (RolloutState.READY, RolloutState.OPENING, RolloutState.SOAKING, RolloutState.HELD)
-# A device that has activated the older bytes has gone back.
-_BACK = ("probation", "active")
+# A device runs the release: it has activated it.
+_RUNS = ("probation", "active")
 
 
 class Rollouts:
@@ -356,7 +356,7 @@ class Rollouts:
             return reported(rollout, target, report, self._run_s)
         if message.release != target.restore or target.state is not TargetState.REVERTING:
             return None
-        if message.state in _BACK:
+        if message.state in _RUNS:
             return reverted(rollout, target, self._run_s, message.detail)
         if message.state in ("failed", "refused"):
             return reported(rollout, target, Report(state="failed", detail=message.detail), self._run_s)
@@ -422,8 +422,26 @@ class Rollouts:
                 is_halted=bool(self.paused),
             )
             self._keep(rollout, step, now)
+            self._hear_again(rollout, step, now)
             self.to_tell |= self._way_back.restore(step.rollout, now)
         return len(targets)
+
+    def _hear_again(self, rollout: Rollout, step: Step, now: Now) -> None:
+        """Take what devices said of the release before they were offered it: one that runs it does not say so again."""
+        for device in {moved.subject for moved in step.moved if moved.event == TargetEvent.OPEN}:
+            for model in self._store.devices.models(device):
+                if model.state in _RUNS and model.state_release == rollout.plan.release:
+                    message = State(
+                        ts_ms=0,
+                        seq=0,
+                        slot="bundle" if rollout.kind == "bundle" else "head",
+                        state=model.state,
+                        release=model.state_release,
+                        digest="",
+                        detail=model.state_detail,
+                        model=model.model,
+                    )
+                    self.state(device, message, now)
 
     def _keep(self, before: Rollout, step: Step, now: Now) -> None:
         """Write a step. Where another coordinator stepped in between, that one counts, and this is done anew."""

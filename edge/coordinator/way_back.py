@@ -63,6 +63,8 @@ class WayBack:
         for each in self._store.releases.all():
             if each.counter > model.release or each.kind != "head" or not fits(each, model, is_only=True):
                 continue
+            if each.counter == rollout.plan.release:
+                continue  # it has that already
             if each.counter in brought:
                 is_live = brought[each.counter] in _LIVE
             elif not is_meant(each.devices, model.device, tags):

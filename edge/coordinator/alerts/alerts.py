@@ -19,7 +19,7 @@ from edge.contract.durations import seconds
 from edge.contract.errors import RolloutError
 from edge.coordinator.alerts.rules import EVENTS, AlertRules, Rule
 from edge.coordinator.line import LineState
-from edge.coordinator.records import Alert, LoggedEvent, as_dict
+from edge.coordinator.records import DECOMMISSIONED, Alert, LoggedEvent, as_dict
 from edge.coordinator.rollout.query import NotKnownError
 from edge.coordinator.rollout.states import RolloutState
 from edge.coordinator.rollout.step import Rollout
@@ -102,7 +102,9 @@ class Alerts:
     # What holds
 
     def _look(self, now: Now) -> None:
-        heard_ms = {each.id: each.last_seen_ms for each in self._store.devices.presence()}
+        devices = self._store.devices.presence()
+        gone = {each.id for each in devices if each.admission == DECOMMISSIONED}  # of them nobody waits for anything
+        heard_ms = {each.id: each.last_seen_ms for each in devices if each.id not in gone}
         happened = self._happened()
         before = {(each.rule, each.subject): each for each in self._store.alerts.open()}
         known = dict(before)
@@ -113,12 +115,14 @@ class Alerts:
                 continue
             for subject, detail in self._holds(rule, heard_ms, happened, now).items():
                 first = subject.split(" ")[0]
+                if first in gone and rule.kind != "rollout-held":
+                    continue
                 device = first if first in heard_ms else ""  # what is of the fleet is meant where no devices are chosen
                 if (meant is None or device in meant) and len(known) < _MAX_OPEN:
                     known[rule.name, subject] = self._hold(rule, subject, device, detail, known, now)
         by_name = {rule.name: rule for rule in self.rules.rule}
         for key, each in known.items():
-            if self._is_over(each, by_name.get(each.rule), now):
+            if each.device in gone or self._is_over(each, by_name.get(each.rule), now):
                 known[key] = replace(each, state=RESOLVED, ended_ms=now.wall_ms)
                 self._tries.pop(each.id, None)
         self._store.alerts.save(*(each for key, each in known.items() if each != before.get(key)))

@@ -16,7 +16,7 @@ from prometheus_client.registry import Collector
 from edge import __version__
 from edge.contract.clock import Now
 from edge.coordinator.line import LineState
-from edge.coordinator.records import Model
+from edge.coordinator.records import DECOMMISSIONED, Model
 from edge.coordinator.rollout.states import TargetState
 from edge.coordinator.store.store import Store
 
@@ -43,7 +43,10 @@ class _Fleet(Collector):
     def collect(self) -> Iterator[Metric]:
         """All numbers, of one moment."""
         with self._store.transaction():
-            devices, models = self._store.devices.all(), self._store.devices.models()
+            everyone = self._store.devices.all()
+            devices = [each for each in everyone if each.admission != DECOMMISSIONED]
+            here = {each.id for each in devices}
+            models = [each for each in self._store.devices.models() if each.device in here]
             rollouts, targets = self._store.rollouts.open(), Counter[str]()
             for rollout in rollouts:
                 targets.update(str(each.state) for each in self._store.rollouts.targets(rollout.id))
@@ -56,7 +59,7 @@ class _Fleet(Collector):
         yield _gauge("broker_line", "Whether what devices say arrives at the coordinator.", (), {(): hears})
         by_state = Counter(self._line.condition(each, self._now.wall_ms) for each in devices)
         yield _gauge("devices", "Devices by what was heard of them.", ("state",), _keyed(by_state))
-        admissions = Counter(each.admission for each in devices)
+        admissions = Counter(each.admission for each in everyone)
         yield _gauge("devices_admission", "Devices by whether they may.", ("admission",), _keyed(admissions))
         agents = _bounded(Counter(each.agent_version for each in devices))
         yield _gauge("agents", "Devices by the version of their agent.", ("version",), _keyed(agents))

@@ -16,7 +16,7 @@ from edge.coordinator.store.tables import DeviceRow, ModelRow, TagRow, columns, 
 # The tables themselves and not objects of rows: this is done with each message.
 _DEVICE, _MODEL = table(DeviceRow), table(ModelRow)
 _DEVICE_BRIEF = [each for each in _DEVICE.c if each.name not in ("hardware", "seal_key", "note")]
-_DEVICE_PRESENCE = [_DEVICE.c[each] for each in ("id", "born", "online", "last_seen_ms", "telemetry_s")]
+_DEVICE_PRESENCE = [_DEVICE.c[each] for each in ("id", "born", "online", "last_seen_ms", "telemetry_s", "admission")]
 _MODEL_BRIEF = [each for each in _MODEL.c if each.name != "experts"]
 # Names in one query: some databases take a thousand at most.
 _AT_ONCE = 400

@@ -401,6 +401,18 @@ def test_a_second_rollout_on_the_same_devices_is_refused_or_takes_its_place(make
         fleet.core.rollouts.plan(plans.of_document({"release": 99}), fleet.now)
 
 
+def test_who_runs_a_release_already_is_waited_for_by_no_further_rollout_of_it(make: Make) -> None:
+    """It went to some, and now to all; they take no notice of what they have."""
+    fleet = make(6, gains(0.05))
+    first = fleet.start_plan(select='id in ("d000", "d001", "d002")')
+    fleet.pass_time(600)
+    assert fleet.counts(first) == {"active": 3}
+    plan = plans.of_document({"release": fleet.shown(first)["release"]})
+    second = fleet.core.rollouts.start(plan, "ann", fleet.now, supersede=True).id
+    fleet.pass_time(600)
+    assert (fleet.state(second), fleet.counts(second)) == ("completed", {"active": 6})
+
+
 def test_devices_that_come_later_get_it_last_and_re_flashed_ones_again(make: Make) -> None:
     fleet = make(3, ends("active"))
     rollout = fleet.push()

@@ -15,6 +15,7 @@ from edge.channel.messages import Conn, Event
 from edge.channel.transport import Connected, Publish
 from edge.contract.clock import Now
 from edge.contract.errors import ConfigError, RolloutError
+from edge.coordinator.admission import Decision
 from edge.coordinator.alerts import webhook
 from edge.coordinator.alerts.rules import AlertRules, of_document, of_file
 from edge.coordinator.artifacts import ArtifactStore
@@ -123,6 +124,19 @@ def test_absence_is_not_the_coordinators_own(make: Any) -> None:
     fleet.hear("c")
     fleet.pass_time(10)
     assert fleet.open == []
+
+
+def test_a_device_that_left_the_fleet_is_no_alert_any_more(make: Any) -> None:
+    fleet = make({"rule": [HOT, {"name": "gone", "kind": "absence", "after": "5 min"}]})
+    fleet.hear("a", temp_c=80)
+    fleet.hear("b", temp_c=80)
+    for _ in range(2):
+        fleet.pass_time(400)
+    assert set(fleet.open) == {("hot", "a m"), ("hot", "b m"), ("gone", "a"), ("gone", "b")}
+    fleet.core.decide("a", Decision.DECOMMISSION, "kim", "broken", fleet.now)
+    for _ in range(2):
+        fleet.pass_time(400)
+        assert set(fleet.open) == {("hot", "b m"), ("gone", "b")}
 
 
 def test_what_happens_is_an_alert_until_it_has_not_happened_for_the_rules_time(make: Any) -> None:

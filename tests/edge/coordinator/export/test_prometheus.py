@@ -67,6 +67,10 @@ def test_numbers_are_of_the_whole_fleet(kept: Store) -> None:
     assert of(found, "head_right_ratio", model="digits", quantile="0.5") == pytest.approx(0.75)
     assert of(found, "head_right_ratio", model="digits", quantile="0.1") == pytest.approx(0.6)
     assert (of(found, "alerts", rule="hot"), of(found, "alerts_unacknowledged")) == (1, 1)
+    kept.devices.change("d0", admission="decommissioned")
+    found = asked(kept)
+    assert (of(found, "devices", state="online"), of(found, "labels_learned", model="digits")) == (6, 90)
+    assert of(found, "devices_admission", admission="decommissioned") == 1
     assert of(found, "build_info", fleet="lab", version=__import__("edge").__version__) == 1
 
 
