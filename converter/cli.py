@@ -18,7 +18,8 @@ from converter import arguments
 from converter.plan import CALIBRATION_METHODS, FORMATS, KINDS, QUANTIZE, Constant, ConversionPlan, InputOption
 from converter.stopping import stopped_by_signals, without_signals
 from edge import __version__
-from edge.contract.errors import ConfigError, EdgeError, run_to_exit
+from edge.contract.errors import ConfigError, EdgeError
+from edge.contract.exits import run_to_exit
 from edge.contract.recipe import LOSSES, OPTIMIZERS, TrainingRecipe
 
 # What torch's C++ parts warn of while a graph is written is checked on the graph; a user's own setting stays.

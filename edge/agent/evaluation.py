@@ -24,7 +24,7 @@ from edge.learning.explain import Explanation
 from edge.learning.task import Scores, Targets, Task
 
 if TYPE_CHECKING:
-    from edge.agent.on_device_model import OnDeviceModel
+    from edge.agent.served_model import ServedModel
 
 _LOSSES = {
     answers.CLASSES: CROSS_ENTROPY,
@@ -79,7 +79,7 @@ def _ratio(change: float, old: float) -> float:
     return math.copysign(math.inf, change) if change else 0.0
 
 
-def evaluated(model: OnDeviceModel, x: Given, y: Any) -> Evaluation:
+def evaluated(model: ServedModel, x: Given, y: Any) -> Evaluation:
     """Answer samples ``(n, *input)`` and compare with labels ``(n,)`` or targets ``(n, n_outputs)``; see `Evaluation`.
 
     Raises:
@@ -111,7 +111,7 @@ def _by_class(right: Scores, targets: Targets, names: Sequence[str]) -> dict[str
     return {names[c] if c < len(names) else str(c): float(right[targets == c].mean()) for c in np.unique(targets)}
 
 
-def _as_shipped(model: OnDeviceModel, x: Given, y: Any) -> Evaluation:
+def _as_shipped(model: ServedModel, x: Given, y: Any) -> Evaluation:
     """Of a bundle without a head: the answers are those of the bundle, old and new are one."""
     kind, task = _kind_and_task(model, "evaluate")
     inputs = model.serving.many(x)
@@ -131,7 +131,7 @@ def _as_shipped(model: OnDeviceModel, x: Given, y: Any) -> Evaluation:
     )
 
 
-def _kind_and_task(model: OnDeviceModel, what: str) -> tuple[OutputKind, Task]:
+def _kind_and_task(model: ServedModel, what: str) -> tuple[OutputKind, Task]:
     """What the output for people is, and what would be right there.
 
     Raises:
@@ -163,7 +163,7 @@ def _logits(outputs: npt.NDArray[Any], kind: OutputKind) -> FloatArray:
 
 
 def explained(
-    model: OnDeviceModel, x: Given, output: int | str | None, *, on: str = "input", window: int | None = None
+    model: ServedModel, x: Given, output: int | str | None, *, on: str = "input", window: int | None = None
 ) -> Explanation:
     """Which regions of an input mattered for an answer of a bundle without a head.
 

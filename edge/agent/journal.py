@@ -17,8 +17,9 @@ import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +39,7 @@ from edge.learning.events import (
     RolledBack,
 )
 from edge.learning.exchange import HeadRelease
+from edge.learning.learner import State
 from edge.learning.packing import PackedFeatures
 
 MARK = b"\xe5J\x03\n"
@@ -49,6 +51,25 @@ _F4, _I8 = np.dtype("<f4"), np.dtype("<i8")
 _KINDS: tuple[type, ...] = (Labelled, Contributed, ClassAdded, HeadOffered, HeadReplaced, Confirmed, RolledBack)
 _TOGETHER = len(_KINDS)  # labels that came together
 _RECOGNIZED = _TOGETHER + 1  # numbers stay what they are: old journals are read
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Saved:
+    """What was found on disk.
+
+    Attributes:
+        description: JSON-able facts beside the tensors.
+        tensors: The state.
+        journal: Events to repeat, in order.
+        warning: What was damaged, or None.
+        schema: Of the tensors: 3, or 2 (see `edge.agent.schema2`).
+    """
+
+    description: dict[str, Any]
+    tensors: State
+    journal: list[Event]
+    warning: str | None
+    schema: int = 3
 
 
 class Journal:

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from edge.agent import schema2
+from edge.agent.journal import Saved
 from edge.agent.shadow import Shadow
-from edge.agent.store import LearnedStore, Saved
+from edge.agent.store import LearnedStore
 from edge.contract.errors import BundleError, EdgeError, LearningError, ResourceError
 from edge.contract.training import FloatArray
 from edge.learning import saved as saved_value

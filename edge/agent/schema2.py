@@ -15,11 +15,12 @@ import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from edge.agent.journal import Saved
 from edge.contract.errors import LearningError
 from edge.learning import saved as saved_value
 from edge.learning.events import Contributed, Event, Labelled
@@ -29,9 +30,6 @@ from edge.learning.learning import Learning
 from edge.learning.mixture import DECAY, TRUSTED
 from edge.learning.packing import PackedFeatures
 from edge.learning.recent import Recent
-
-if TYPE_CHECKING:
-    from edge.agent.store import Saved
 
 _HEAD = struct.Struct("<IIII")
 _MAX_ELEMENTS = 1 << 28

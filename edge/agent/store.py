@@ -21,13 +21,12 @@ import os
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
 
-from edge.agent.journal import Journal, read_journal
+from edge.agent.journal import Journal, Saved, read_journal
 from edge.agent.schema2 import read_old_journal
 from edge.contract import tensorfile
 from edge.contract.errors import BundleError, ConfigError, LearningError
@@ -43,25 +42,6 @@ _ASIDE = "state.before.bin"
 
 class _OtherBackboneError(BundleError):
     """A whole state, but of features that mean something else."""
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class Saved:
-    """What was found on disk.
-
-    Attributes:
-        description: JSON-able facts beside the tensors.
-        tensors: The state.
-        journal: Events to repeat, in order.
-        warning: What was damaged, or None.
-        schema: Of the tensors: 3, or 2 (see `edge.agent.schema2`).
-    """
-
-    description: dict[str, Any]
-    tensors: State
-    journal: list[Event]
-    warning: str | None
-    schema: int = 3
 
 
 class LearnedStore:

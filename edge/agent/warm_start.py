@@ -29,7 +29,7 @@ from edge.learning.sgd import SgdLearner
 from edge.learning.task import Targets
 
 if TYPE_CHECKING:
-    from edge.agent.on_device_model import OnDeviceModel
+    from edge.agent.served_model import ServedModel
     from edge.contract.bundle import Bundle
 
 # Features agree where 3 % of their variance is lost at most, as golden outputs may lose at opening. A network of digits
@@ -65,8 +65,8 @@ class Warmed:
 
 
 def warm_start(
-    model: OnDeviceModel,
-    other: OnDeviceModel,
+    model: ServedModel,
+    other: ServedModel,
     *,
     class_names: Sequence[str] | Mapping[str, str] | None = None,
     features: Mapped | None = None,
@@ -105,7 +105,7 @@ def warm_start(
 
 
 def _renamed(
-    other: OnDeviceModel, model: OnDeviceModel, given: Sequence[str] | Mapping[str, str] | None
+    other: ServedModel, model: ServedModel, given: Sequence[str] | Mapping[str, str] | None
 ) -> tuple[str, ...]:
     """What the classes of the other model are called here; the shipped ones must be classes here."""
     old, new = other.class_names, model.class_names
@@ -136,7 +136,7 @@ def _renamed(
     return found
 
 
-def _agreement(model: OnDeviceModel, other: OnDeviceModel) -> float | None:
+def _agreement(model: ServedModel, other: ServedModel) -> float | None:
     """How near features are on the golden samples of both bundles, in dB; None for the same frozen part."""
     if model.manifest.backbone_digest == other.manifest.backbone_digest:
         return None
@@ -155,17 +155,17 @@ def _agreement(model: OnDeviceModel, other: OnDeviceModel) -> float | None:
     return found
 
 
-def _features(model: OnDeviceModel) -> TensorSpec:
+def _features(model: ServedModel) -> TensorSpec:
     head = model.manifest.head
     assert head is not None
     return head.features
 
 
-def _shape(model: OnDeviceModel) -> tuple[int, ...]:
+def _shape(model: ServedModel) -> tuple[int, ...]:
     return _features(model).sample_shape
 
 
-def _near(model: OnDeviceModel, other: OnDeviceModel, bundle: Bundle) -> float:
+def _near(model: ServedModel, other: ServedModel, bundle: Bundle) -> float:
     """How near the features of two models are on the golden samples of a bundle."""
     given = list(golden_inputs(bundle).values())
     found = []
@@ -185,7 +185,7 @@ def _near(model: OnDeviceModel, other: OnDeviceModel, bundle: Bundle) -> float:
     return sqnr_db(ours - mean, theirs - mean)
 
 
-def _carried(model: OnDeviceModel, other: OnDeviceModel, names: tuple[str, ...]) -> HeadRelease:
+def _carried(model: ServedModel, other: ServedModel, names: tuple[str, ...]) -> HeadRelease:
     """What another model learned, as a merge of one."""
     learning, learned = other.learning, other.learned
     believed = learning.parameters(learned, learned.mixture.believed)
@@ -207,14 +207,14 @@ def _carried(model: OnDeviceModel, other: OnDeviceModel, names: tuple[str, ...])
     )
 
 
-def _layers(model: OnDeviceModel) -> dict[str, tuple[int, ...]]:
+def _layers(model: ServedModel) -> dict[str, tuple[int, ...]]:
     """Sizes of the head's parameters, but for classes that were added here."""
     head = model.manifest.head
     assert head is not None
     return {spec.name: tuple(spec.shape)[1:] for spec in head.parameters}
 
 
-def _learned_again(model: OnDeviceModel, other: OnDeviceModel, names: tuple[str, ...], features: Mapped) -> Warmed:
+def _learned_again(model: ServedModel, other: ServedModel, names: tuple[str, ...], features: Mapped) -> Warmed:
     """Learn the labelled samples that the other model still has, with its features mapped."""
     old, targets = _kept(other)
     try:
@@ -236,7 +236,7 @@ def _learned_again(model: OnDeviceModel, other: OnDeviceModel, names: tuple[str,
     return Warmed(how="samples", samples=len(new), agreement_db=None)
 
 
-def _kept(other: OnDeviceModel) -> tuple[FloatArray, Targets]:
+def _kept(other: ServedModel) -> tuple[FloatArray, Targets]:
     """The labelled samples that a model still has: those for replay, or else those that came last."""
     learning, learned = other.learning, other.learned
     for name in learning.learners:

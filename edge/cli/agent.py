@@ -19,7 +19,8 @@ from edge.cli.feeds import feeds_of
 from edge.cli.logs import STYLES, Style, configure
 from edge.cli.terminal import seconds
 from edge.contract.choices import EXECUTORS, LEARNERS, PROVIDERS
-from edge.contract.errors import ConfigError, run_to_exit
+from edge.contract.errors import ConfigError
+from edge.contract.exits import run_to_exit
 
 if TYPE_CHECKING:
     from edge.agent.on_device_model import OnDeviceModel

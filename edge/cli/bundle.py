@@ -14,7 +14,8 @@ import click
 from edge import __version__
 from edge.cli.terminal import say
 from edge.contract.choices import PROVIDERS
-from edge.contract.errors import BundleError, ConfigError, run_to_exit
+from edge.contract.errors import BundleError, ConfigError
+from edge.contract.exits import run_to_exit
 from edge.contract.foreign import foreign
 
 if TYPE_CHECKING:

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 from edge import __version__
 from edge.cli.exports import export
 from edge.cli.logs import STYLES, Style, configure
-from edge.contract.errors import ConfigError, run_to_exit
+from edge.contract.errors import ConfigError
+from edge.contract.exits import run_to_exit
 from edge.merging.policy import RULES, MergePolicy
 
 _DAY_S = 86_400.0

@@ -21,7 +21,8 @@ from edge.cli.releases import release as release_group
 from edge.cli.releases import rollback
 from edge.cli.simulate import simulate
 from edge.cli.terminal import shown
-from edge.contract.errors import BundleError, ChannelError, ConfigError, EdgeError, RolloutError, run_to_exit
+from edge.contract.errors import BundleError, ChannelError, ConfigError, EdgeError, RolloutError
+from edge.contract.exits import run_to_exit
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -263,7 +263,7 @@ def label(
     """
     if (file is None) == (sample_id is None) or (sample_id is None) != (label is None):
         raise click.UsageError("expected ID and LABEL, or --file FILE")
-    from edge.cli.review import read_labels
+    from edge.cli.label_files import read_labels
 
     given = (
         [{"id": sample_id, "label": label, "weight": weight}] if file is None

@@ -106,7 +106,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "rich": ("edge/cli/*", "converter/cli.py", "converter/report/text.py", "converter/report/targets.py"),
     "threading": (*SHELL, "edge/coordinator/inbox.py"),
     "queue": (*SHELL, "edge/agent/sources/topics.py"),
-    "signal": (*SHELL, "converter/stopping.py", "edge/contract/errors.py"),
+    "signal": (*SHELL, "converter/stopping.py", "edge/contract/errors.py", "edge/contract/exits.py"),
     "time": SHELL,
     "asyncio": (*SERVICES, "edge/coordinator/pages/live.py"),
     "concurrent": SERVICES,
@@ -256,7 +256,7 @@ def test_clock_environment_and_exits_are_used_in_the_shell_only() -> None:
         if any(fnmatch(file, pattern) for pattern in SHELL):
             return ""
         closed = {"os.getenv", "os._exit", "sys.argv", "datetime.now", "datetime.utcnow", "date.today"}
-        if file not in ("edge/contract/errors.py", "converter/cli.py"):
+        if file not in ("edge/contract/exits.py", "converter/cli.py"):
             closed |= {"os.environ", "sys.exit", "sys.stdin", "sys.stdout"}
         if file == "converter/cli.py":  # it ends at once, whatever threads the user's code has started
             closed.remove("os._exit")

@@ -20,7 +20,7 @@ from PIL import Image
 
 from edge.agent.pictures import picture_of, png
 from edge.cli.agent import agent
-from edge.cli.review import read_labels
+from edge.cli.label_files import read_labels
 from edge.contract.errors import ConfigError, LearningError
 from tests.support.messages import Ear
 

@@ -13,10 +13,12 @@ from edge.contract.errors import EdgeError
 
 BRANCHES = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, EdgeError)]
 
+IMPORTS = "from edge.contract.errors import *\nfrom edge.contract.exits import *"
+
 
 def run(body: str) -> subprocess.CompletedProcess[str]:
     """A program whose command is this body."""
-    program = f"from edge.contract.errors import *\ndef command():\n    {body}\nrun_to_exit(command)\nprint('done')\n"
+    program = f"{IMPORTS}\ndef command():\n    {body}\nrun_to_exit(command)\nprint('done')\n"
     return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
 
 
@@ -53,7 +55,7 @@ def test_what_nobody_foresaw_is_one_line_and_a_traceback_only_when_asked_for(mon
     done = run("{}['size']")
     assert done.returncode == 1
     first, second = done.stderr.splitlines()
-    assert first == "error: the command: KeyError was not foreseen, at <string>:3: KeyError: 'size'"
+    assert first == "error: the command: KeyError was not foreseen, at <string>:4: KeyError: 'size'"
     assert "EDGE_DEBUG=1" in second
     monkeypatch.setenv("EDGE_DEBUG", "1")
     done = run("{}['size']")
@@ -91,7 +93,7 @@ def test_nothing_in_a_message_commands_the_terminal() -> None:
 
 
 def test_a_reader_that_went_away_ends_the_command_quietly() -> None:
-    program = "from edge.contract.errors import *\nrun_to_exit(lambda: [print(i) for i in range(100000)])"
+    program = f"{IMPORTS}\nrun_to_exit(lambda: [print(i) for i in range(100000)])"
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run(
