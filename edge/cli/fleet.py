@@ -213,14 +213,16 @@ def devices(connect: Any, query: str, is_all: bool, as_json: bool) -> None:
 
     Without a line to the broker nobody knows which are online, and a query that asks for it is refused.
     """
-    rows = connect().call("GET", "/api/v1/devices", params={"q": query} if query else {})
-    if not (is_all or as_json):
-        rows = [row for row in rows if row["admission"] != "decommissioned"]
+    found = connect().call("GET", "/api/v1/devices", params={"q": query} if query else {})
+    rows = found if is_all else [row for row in found if row["admission"] != "decommissioned"]
     if as_json:
         click.echo(json.dumps(rows, indent=1))
         return
     if not rows and query:
         click.echo("no device is as asked; `edge-fleet devices` lists all")
+        return
+    if not rows and found:
+        click.echo("all devices that were seen have left the fleet; --all lists them")
         return
     if not rows:
         click.echo("no device has been seen yet; start one with `edge-agent run BUNDLE --broker ...`")
@@ -235,7 +237,7 @@ def devices(connect: Any, query: str, is_all: bool, as_json: bool) -> None:
     for heading in ("device", "online", "model", "bundle", "head", "release", "state", "samples", "heard"):
         # Where it is narrow names stay whole: rich takes width from what may wrap, and its texts are cut instead.
         justify: Literal["left", "right"] = "right" if heading in ("release", "samples") else "left"
-        is_name = heading in ("device", "bundle", "head")
+        is_name = heading in ("device", "online", "bundle", "head")
         table.add_column(Text(heading, no_wrap=True, overflow="ellipsis"), justify=justify, no_wrap=is_name)
     for row in rows:
         stands = "" if row["admission"] == "approved" else row["admission"]

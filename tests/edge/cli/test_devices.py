@@ -140,6 +140,17 @@ def test_names_stay_whole_where_the_terminal_is_narrow(core: CoordinatorCore, di
     table = ask("devices").split("└")[0]
     assert all(name in table for name in names), table
     assert max(map(len, table.splitlines())) <= 80
+    # One that has left the fleet is listed where that is asked for, by people and by programs.
+    ask("device", "decommission", names[0])
+    assert names[0] not in ask("devices")
+    assert [row["id"] for row in json.loads(ask("devices", "--json"))] == names[1:]
+    assert [row["id"] for row in json.loads(ask("devices", "--all", "--json"))] == names
+    table = ask("devices", "--all").split("└")[0]
+    assert "decommissioned" in table
+    assert max(map(len, table.splitlines())) <= 80
+    for name in names[1:]:
+        ask("device", "decommission", name)
+    assert ask("devices") == "all devices that were seen have left the fleet; --all lists them\n"
 
 
 @pytest.mark.parametrize("token", ["edge_abc\r", "a\nb", "ü"])
