@@ -103,5 +103,5 @@ def _said(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key} {_said(each)}" for key, each in value.items())
     if isinstance(value, list):
-        return ", ".join(_said(each) for each in value)
+        return ", ".join(_said(each) for each in value) or text("none")
     return {True: text("yes"), False: text("no")}[value] if isinstance(value, bool) else str(value) or text("none")
