@@ -253,7 +253,8 @@ def devices(connect: Any, query: str, is_all: bool, as_json: bool) -> None:
     console.print(table)
     for row in rows:
         for model in row["models"]:
-            if model["state_detail"]:
+            # Of who is through all is in the table; who was not judged is told.
+            if model["state_detail"] and (model["state"] != "active" or "not judged" in model["state_detail"]):
                 text = f"{named(row, model)}: {shown(model['state'])}, {shown(model['state_detail'], 500)}"
                 console.print(Text(text), soft_wrap=True)
 

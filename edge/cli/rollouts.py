@@ -387,7 +387,8 @@ def _is_over(found: dict[str, Any]) -> bool:
             f"--reason ...`, abort or revert"
         )
     if state in _STOPPED:
-        raise RolloutError(f"{named} is {state}: {shown(found['reason'], 500) or 'a person asked for it'}")
+        why = shown(found["reason"], 500) or "a person asked for it"
+        raise RolloutError(f"{named} is {state}: {why}; `edge-fleet rollout status {number}` shows where it stands")
     if state != "completed":
         return False
     bad = [t for t in found["targets"] if t["state"] not in ("active", "excluded", "absent")]

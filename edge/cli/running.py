@@ -88,7 +88,7 @@ def _status_lines(found: Mapping[str, Any]) -> Iterator[str]:
     """What the status says, for people. What an agent does not say is left out."""
     models: dict[str, Any] = {"": found} if "bundle" in found else found.get("models", {})
     started, connected = (
-        f"started {found.get('boot', '?')} times",
+        "started once" if found.get("boot") == 1 else f"started {found.get('boot', '?')} times",
         "connected" if found.get("connected") else "not connected",
     )
     for name, model in models.items():
@@ -115,7 +115,7 @@ def _model_lines(found: Mapping[str, Any], connected: str) -> Iterator[str]:
     if found.get("learner") == "none":
         yield f"  labels    none: {found.get('why', '')}"
     waiting = f", {found['waiting']} wait for {found.get('waiting_for', '')}" if found.get("waiting") else ""
-    late = "" if found.get("accuracy") is None else f", right on {found['accuracy']:.1%} of the last"
+    late = "" if found.get("accuracy") is None else f", right on {found['accuracy']:.1%} of the last that came"
     if "samples" in found:
         yield f"  labels    {found['samples']} learned{late}{waiting}"
     if streams := found.get("streams"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,7 +61,8 @@ def fleet(store: Store, query: FleetQuery, line: LineState, now: Now) -> dict[st
         models, tags = _by_device([each for each in of_devices if each.device in here]), store.devices.tags()
         releases = {each.counter: each for each in store.releases.all()}
         names = {each.identity: each.name for each in store.releases.bundles() if each.identity}
-        wishes = _wishes(store, devices, models, line, now)
+        troubled = _troubled(store, models)
+        wishes = _wishes(store, devices, troubled, models, line, now)
     is_now = {device.id: line.condition(device, now.wall_ms) for device in everyone}
     counts = Counter(is_now[each] for each in here)
     keys = sorted({key for of_device in tags.values() for key in of_device})
@@ -87,8 +88,8 @@ def fleet(store: Store, query: FleetQuery, line: LineState, now: Now) -> dict[st
         "wishes": wishes,
         "versions": _versions(models, releases, names),
         "agents": sorted(Counter(each.agent_version for each in devices if each.born).items(), reverse=True),
-        "map": _map(devices, tags, is_now, models, query.by),
-        "has_troubled": any(each.state in TROUBLED for own in models.values() for each in own),
+        "map": _map(devices, tags, is_now, {each.device for each in troubled}, query.by),
+        "has_troubled": bool(troubled),
         "by": query.by,
         "tag_keys": keys,
         "rows": rows,
@@ -97,6 +98,14 @@ def fleet(store: Store, query: FleetQuery, line: LineState, now: Now) -> dict[st
         "pages": pages,
         "query": query,
     }
+
+
+def _troubled(store: Store, models: Mapping[str, Sequence[Model]]) -> list[Model]:
+    """Models that stand where a person should look; not those of a release that a person has given up since."""
+    ended = (RolloutState.ABORTED, RolloutState.REVERTED)
+    given_up = {each.plan.release for each in store.rollouts.all() if each.state in ended}
+    found = (each for own in models.values() for each in own)
+    return [each for each in found if each.state in TROUBLED and each.state_release not in given_up]
 
 
 def _by_device(models: Sequence[Model]) -> dict[str, list[Model]]:
@@ -141,7 +150,7 @@ def _map(
     devices: Sequence[Device],
     tags: Mapping[str, Mapping[str, str]],
     is_now: Mapping[str, str],
-    models: Mapping[str, Sequence[Model]],
+    in_trouble: Set[str],
     by: str,
 ) -> list[dict[str, Any]]:
     """Groups by the value of a tag: each device with the classes of its cell, and what that means in words.
@@ -153,7 +162,7 @@ def _map(
     groups: dict[str, list[tuple[str, str, str]]] = {}
     for device in devices:
         how = is_now[device.id]
-        is_troubled = any(each.state in TROUBLED for each in models.get(device.id, ()))
+        is_troubled = device.id in in_trouble
         value = tags.get(device.id, {}).get(by, "") if by else ""
         cell = (device.id, f"is-{how} troubled", troubled[how]) if is_troubled else (device.id, f"is-{how}", said[how])
         groups.setdefault(value, []).append(cell)
@@ -161,7 +170,12 @@ def _map(
 
 
 def _wishes(
-    store: Store, devices: Sequence[Device], models: Mapping[str, Sequence[Model]], line: LineState, now: Now
+    store: Store,
+    devices: Sequence[Device],
+    troubled: Sequence[Model],
+    models: Mapping[str, Sequence[Model]],
+    line: LineState,
+    now: Now,
 ) -> list[Wish]:
     """What waits for a person, the most pressing first."""
     found = [Wish("line", line.address or text("line.broker"), each, "") for each in line.troubles]
@@ -191,10 +205,9 @@ def _wishes(
     for rollout in in_need(store):
         why = f"{rollout.state}: {rollout.reason}".rstrip(": ")
         found.append(Wish("merge-waits", str(rollout.id), why, f"/rollouts/{rollout.id}"))
-    for device, own in models.items():
-        for each in own:
-            if each.state in TROUBLED and not {(device, each.model), (device, "")} & in_rollouts:
-                found.append(Wish(f"slot-{each.state}", device, each.state_detail, f"/devices/{device}"))
+    for each in troubled:
+        if not {(each.device, each.model), (each.device, "")} & in_rollouts:
+            found.append(Wish(f"slot-{each.state}", each.device, each.state_detail, f"/devices/{each.device}"))
     seen, by_name = set(), {each.id: each for each in devices}
     for event in store.events.newest(200, since_ms=now.wall_ms - _DAY_MS):
         if event.name in FAULTS and (event.name, event.device) not in seen:

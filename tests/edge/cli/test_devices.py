@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from edge.channel.messages import Birth, Event, Served
+from edge.channel.messages import Birth, Event, Served, State
 from edge.channel.transport import Disconnected
 from edge.cli import fleet as cli
 from edge.contract.bundle import Bundle
@@ -130,6 +130,20 @@ def test_events_are_of_a_device_a_kind_and_a_time_and_are_followed(core: Coordin
             core.events.note("gate", "many", str(i), now)
     assert len(told("--kind", "many")) == 100
     assert len(told("--kind", "many", "--since", "1h")) == 1050
+
+
+def test_of_devices_it_is_said_why_where_not_all_is_well(core: CoordinatorCore, digits_bundle: Path) -> None:
+    bundle = Bundle.open(digits_bundle)
+    for name, said, why in (
+        ("fine", "active", "probation: better"), ("tried", "active", "probation: not judged"), ("bad", "failed", "no"),
+    ):  # fmt: skip
+        born(core, name, {"digits": bundle.manifest.backbone_digest})
+        message = State(
+            ts_ms=0, seq=7, slot="head", state=said, release=1, digest="", detail=why, model="digits", state_id="",
+        )  # fmt: skip
+        says(core, name, "up/state", message)
+    told = [line for line in ask("devices").splitlines() if ": " in line]
+    assert told == ["bad: failed, no", "tried: active, probation: not judged"]
 
 
 def test_names_stay_whole_where_the_terminal_is_narrow(core: CoordinatorCore, digits_bundle: Path) -> None:
