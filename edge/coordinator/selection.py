@@ -49,7 +49,8 @@ def chosen(store: Store, text: str, line: LineState, now: Now) -> frozenset[str]
     """Devices of which a model, or where none is known they themselves, are as a query asks.
 
     Raises:
-        RolloutError: It is none, or asks what is not known now.
+        ConfigError: It is none.
+        NotKnownError: It asks what is not known now.
     """
     test, tags = query.parse(text), store.devices.tags()
     devices, of_devices = store.devices.at_a_glance()

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from edge.contract.documents import DocumentError, decode
 from edge.contract.documents import Rule as Must
 from edge.contract.durations import Duration
-from edge.contract.errors import ConfigError, RolloutError
+from edge.contract.errors import ConfigError
 from edge.coordinator.rollout.query import parse
 
 Kind = Literal["threshold", "absence", "drift", "rollout-held", "merge-refused", "data-cap"]
@@ -60,7 +60,7 @@ class Rule:
             raise ValueError(f"{self.name}: key, above and below are of a threshold")
         try:
             parse(self.select)
-        except RolloutError as exc:
+        except ConfigError as exc:
             raise ValueError(f"{self.name}: select: {exc}") from exc
 
     def excess(self, value: float) -> str:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from edge.contract.documents import DocumentError, Rule, at_least, between, decode, encode
 from edge.contract.durations import Duration, seconds
-from edge.contract.errors import ConfigError, RolloutError
+from edge.contract.errors import ConfigError
 from edge.coordinator.rollout import query
 from edge.coordinator.rollout.window import Window
 
@@ -153,7 +153,7 @@ class Plan:
         faults = []
         try:
             query.parse(self.select)
-        except RolloutError as exc:
+        except ConfigError as exc:
             faults.append(f"select: {exc}")
         shares = [share(size) or 0.0 for size in self.waves if isinstance(size, str)]
         if not self.waves or self.waves[-1] != "100 %":

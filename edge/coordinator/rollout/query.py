@@ -20,7 +20,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from edge.contract.documents import did_you_mean
-from edge.contract.errors import RolloutError
+from edge.contract.errors import ConfigError, RolloutError
 
 MAX_QUERY_BYTES = 2048
 _MAX_DEPTH = 32
@@ -84,10 +84,10 @@ def parse(text: str) -> Query:
     """A test of devices; of "" one that all pass.
 
     Raises:
-        RolloutError: The text is no query.
+        ConfigError: The text is no query.
     """
     if len(text.encode(errors="replace")) > MAX_QUERY_BYTES:
-        raise RolloutError(f"a query has at most {MAX_QUERY_BYTES} bytes")
+        raise ConfigError(f"a query has at most {MAX_QUERY_BYTES} bytes")
     if not text.strip():
         return lambda _: True
     return _Parser(text).whole()
@@ -112,7 +112,7 @@ class _Parser:
         while at < end:
             found = _TOKEN.match(text, at)
             if found is None:
-                raise RolloutError(f"expected a field, a value or an operator at {text[at : at + 20].strip()!r}")
+                raise ConfigError(f"expected a field, a value or an operator at {text[at : at + 20].strip()!r}")
             self._tokens.append(_token(found, at))
             at = found.end()
 
@@ -125,9 +125,9 @@ class _Parser:
     def _peek(self) -> _Token | None:
         return self._tokens[self._next] if self._next < len(self._tokens) else None
 
-    def _wrong(self, token: _Token | None, expected: str) -> RolloutError:
+    def _wrong(self, token: _Token | None, expected: str) -> ConfigError:
         came = "it ends" if token is None else f"got {self._text[token.at : token.at + 20].strip()!r}"
-        return RolloutError(f"expected {expected}, {came}")
+        return ConfigError(f"expected {expected}, {came}")
 
     def _take(self, expected: str, holds: Callable[[_Token], bool]) -> _Token:
         token = self._peek()
@@ -159,7 +159,7 @@ class _Parser:
         is_not = self._takes("word", "not")
         if self._takes("sign", "("):
             if depth >= _MAX_DEPTH:
-                raise RolloutError(f"at most {_MAX_DEPTH} parentheses inside one another")
+                raise ConfigError(f"at most {_MAX_DEPTH} parentheses inside one another")
             found = self._either(depth + 1)
             self._take('")"', lambda token: token.kind == "sign" and token.value == ")")
         else:
@@ -171,7 +171,7 @@ class _Parser:
         name = token.value
         is_tag = name.startswith(_TAG) and len(name) > len(_TAG)
         if not is_tag and name not in FIELDS[:-1]:
-            raise RolloutError(f"there is no field {name!r}{did_you_mean(name, FIELDS)}; there are {', '.join(FIELDS)}")
+            raise ConfigError(f"there is no field {name!r}{did_you_mean(name, FIELDS)}; there are {', '.join(FIELDS)}")
         kind = "text" if is_tag or name in _TEXTS else name if name in ("online", "heard") else "number"
         read = _reader(name)
         if self._takes("word", "in"):

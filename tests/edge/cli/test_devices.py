@@ -154,6 +154,8 @@ def test_names_stay_whole_where_the_terminal_is_narrow(core: CoordinatorCore, di
     table = ask("devices").split("└")[0]
     assert all(name in table for name in names), table
     assert max(map(len, table.splitlines())) <= 80
+    with pytest.raises(ConfigError, match="there is no field 'site'"):
+        ask("devices", "--where", 'site = "north"')
     # One that has left the fleet is listed where that is asked for, by people and by programs.
     ask("device", "decommission", names[0])
     assert names[0] not in ask("devices")
