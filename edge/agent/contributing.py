@@ -50,6 +50,7 @@ class Contributing:
         self._since_grown = 0
         self._sent = self._sending = _NOTHING  # version and bundle that the coordinator has, and is being sent
         self._next_s, self._again_s = -math.inf, math.inf
+        self._refused = ""  # why the last one was
         self.events: list[tuple[str, str]] = []
 
     @property
@@ -114,12 +115,16 @@ class Contributing:
             return []
         frames = list(self._upload.poll(now_s))
         if self._upload.refused is not None:
-            self.events.append(("upload-refused", self._upload.refused))
+            if self._upload.refused != self._refused:  # one that was forgotten is refused for ever, for the same reason
+                self.events.append(("upload-refused", self._upload.refused))
+            self._refused = self._upload.refused
             if self._upload.codec:
                 self._go_exact("an upload was refused as it was packed: it is sent again exact")
                 return frames
         elif not self._upload.done:
             return frames
+        else:
+            self._refused = ""
         self._learn_size(self._upload.chunk_size_bytes)
         self._sent = self._sending  # also one that was refused: the same again would be, too
         self._upload = None

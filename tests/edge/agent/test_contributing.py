@@ -175,3 +175,15 @@ def test_who_is_forgotten_is_out_of_the_sums_as_they_were_decoded(simulate: Simu
     found = merge_of(fleet)
     for name, array in expected.merged.items():
         np.testing.assert_allclose(found.merged[name], array, rtol=1e-6, atol=1e-6 * float(np.abs(array).max()))
+
+
+def test_who_was_forgotten_says_once_that_nothing_of_it_is_taken(simulate: Simulate, digits_bundle: Path) -> None:
+    fleet = simulate(auto_merge=False)
+    fleet.until("kept", lambda: set(documents(fleet)) == set(DEVICES))
+    assert fleet.coordinator is not None
+    fleet.coordinator.forget("one", fleet.now)
+    for seed in range(3):
+        teach(fleet, digits_bundle, "one", 10 + seed)
+        fleet.run(5.0)
+    assert events(fleet).count(("one", "upload-refused")) == 1
+    assert set(documents(fleet)) == {"two"}
