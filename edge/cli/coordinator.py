@@ -414,7 +414,7 @@ def broker(port: int) -> None:
     \b
     edge-coordinator broker --port 1883
     """
-    from edge.coordinator.broker import DevelopmentBroker
+    from edge.coordinator.broker import NOTE, DevelopmentBroker
 
     stopped = False
 
@@ -428,7 +428,7 @@ def broker(port: int) -> None:
         tempfile.TemporaryDirectory(prefix="edgeloop-broker-") as folder,
         DevelopmentBroker.start(Path(folder), port) as child,
     ):
-        click.echo(f"{child.name} at {child.url}. {child.note}")
+        click.echo(f"{child.name} at {child.url}, a {NOTE}")
         while not stopped:
             time.sleep(0.2)
         click.echo("stopping")

@@ -71,13 +71,11 @@ class DevelopmentBroker:
     Attributes:
         url: Where it listens; with iotcore the MQTT 3.1.1 listener.
         name: What it is, with its version.
-        note: What the operator has to be told.
     """
 
     def __init__(self, url: str, name: str, process: subprocess.Popen[bytes]) -> None:
         self.url = url
         self.name = name
-        self.note = f"{name}, {NOTE}"
         self._process = process
 
     @classmethod

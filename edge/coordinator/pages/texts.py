@@ -133,6 +133,7 @@ _TEXTS: dict[str, str | tuple[str, str]] = {
     "confirm.reason": "Why (others will read it)",
     "confirm.not": "Do not",
     "confirm.kept": "It is kept who asked for it: {who}.",
+    "confirm.nobody": "What was asked for is kept. Nobody can tell by whom: this coordinator has no tokens.",
     "action.pause": "Pause",
     "action.pause.does": "Devices that fetch go on fetching, and activate nothing. No wave opens. Resuming undoes it.",
     "action.resume": "Resume",
