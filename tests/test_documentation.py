@@ -4,14 +4,55 @@ from __future__ import annotations
 
 import ast
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
+from converter.cli import convert_command
+from edge.cli.agent import agent
+from edge.cli.bundle import bundle
+from edge.cli.coordinator import coordinator
+from edge.cli.fleet import fleet
+
 ROOT = Path(__file__).parents[1]
+
+
+COMMANDS: dict[str, click.Command] = {
+    "edge-convert": convert_command, "edge-agent": agent, "edge-bundle": bundle, "edge-coordinator": coordinator,
+    "edge-fleet": fleet,
+}  # fmt: skip
+
+
+def typed(page: Path) -> list[list[str]]:
+    """The words of every command of ours in the blocks that a reader types."""
+    blocks = re.findall(r"^```(?:sh|console)\b[^\n]*\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    found = (re.match(r"\s*(?:\$ )?(?:! )?(edge-[a-z]+ [^#|&;>]*)", line) for line in lines)
+    return [words for each in found if each and (words := shlex.split(each[1]))[0] in COMMANDS]
+
+
+def not_known(words: list[str]) -> list[str]:
+    """Commands and options of a line that the program does not have."""
+    at, options = COMMANDS[words[0]], {"--help"}
+    for word in words[1:]:
+        options |= {each for param in at.params for each in (*param.opts, *param.secondary_opts)}
+        if isinstance(at, click.Group) and word in at.commands:
+            at = at.commands[word]
+    options |= {each for param in at.params for each in (*param.opts, *param.secondary_opts)}
+    lost = [word for word in words[1:] if word.startswith("--") and word.partition("=")[0] not in options]
+    return [*lost, *(["a command"] if isinstance(at, click.Group) and "--help" not in words else [])]
+
+
+def test_commands_that_a_reader_types_are_those_of_the_programs() -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md")]
+    lines = [(page.name, words) for page in pages for words in typed(page)]
+    assert len(lines) > 100
+    assert [(name, words, lost) for name, words in lines if (lost := not_known(words))] == []
 
 
 def texts_in_the_code() -> str:
