@@ -45,6 +45,8 @@ def canonical(model: onnx.ModelProto) -> onnx.ModelProto:
         _state_pads(node, weights, shapes)
     uses = Counter(name for node in graph.node for name in reads(node))
     uses.update(info.name for info in graph.output)
+    for node in graph.node:
+        _take_in_factors(node, weights, uses)
     turned = {
         node.output[0]: node.input[0] for node in graph.node if _turns(node, weights) and uses[node.output[0]] == 1
     }
@@ -158,6 +160,22 @@ def _turns(node: onnx.NodeProto, weights: dict[str, onnx.TensorProto]) -> bool:
 def _fits(node: onnx.NodeProto, shapes: dict[str, tuple[int | str, ...]], uses: Counter[str]) -> bool:
     """Whether it is the product of a value with two axes and of a matrix that nobody else reads."""
     return len(shapes.get(node.input[0], ())) == 2 and uses[node.input[1]] == 1
+
+
+def _take_in_factors(node: onnx.NodeProto, weights: dict[str, onnx.TensorProto], uses: Counter[str]) -> None:
+    """Multiply the constants of a Gemm by its alpha and beta, in place, where nothing else reads them."""
+    if node.op_type != "Gemm":
+        return
+    for place, name in ((1, "alpha"), (2, "beta")):
+        factor = attribute(node, name, 1.0)
+        tensor = weights.get(node.input[place]) if len(node.input) > place else None
+        if factor == 1.0 or tensor is None or uses[tensor.name] != 1 or tensor.data_type != onnx.TensorProto.FLOAT:
+            continue
+        array = numpy_helper.to_array(tensor) * np.float32(factor)
+        tensor.CopyFrom(numpy_helper.from_array(array.astype(np.float32), tensor.name))
+        kept = [item for item in node.attribute if item.name != name]
+        del node.attribute[:]
+        node.attribute.extend(kept)
 
 
 def _is_linear(

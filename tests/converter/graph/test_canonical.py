@@ -8,10 +8,11 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 from torch import nn
 
 from converter.graph.canonical import canonical
+from converter.graph.nodes import linear
 from converter.program.programs import onnx_program
 from tests.converter.models import export, rng
 
@@ -66,3 +67,26 @@ def test_what_nobody_reads_and_where_a_node_came_from_are_left_out() -> None:
     x = rng().normal(size=(3, 4)).astype(np.float32)
     (before,), (after,) = (tuple(onnx_program(model, "it")({"input": x}).values()) for model in (exported, found))
     np.testing.assert_array_equal(before, after)
+
+
+def test_factors_of_a_product_are_taken_into_its_constants_where_nobody_else_reads_them() -> None:
+    random = rng(0)
+    tensors = {name: random.normal(size=shape).astype(np.float32) for name, shape in (("w", (4, 3)), ("b", (3,)))}
+    x = random.normal(size=(5, 4)).astype(np.float32)
+    for shared in (False, True):
+        nodes = [helper.make_node("Gemm", ["x", "w", "b"], ["y"], alpha=0.5, beta=3.0)]
+        if shared:
+            nodes += [helper.make_node("MatMul", ["x", "w"], ["z"]), helper.make_node("Add", ["y", "z"], ["o"])]
+        output = "o" if shared else "y"
+        graph = helper.make_graph(
+            nodes,
+            "g",
+            [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["batch", 4])],
+            [helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, ["batch", 3])],
+            [numpy_helper.from_array(array, name) for name, array in tensors.items()],
+        )
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+        found = canonical(model)
+        wanted, given = (onnx_program(m, "it")({"x": x})[output] for m in (model, found))
+        np.testing.assert_allclose(given, wanted, rtol=1e-5, atol=1e-6)
+        assert (linear(found.graph.node[0]) is None) == shared
