@@ -50,7 +50,7 @@ def convert(plan: ConversionPlan, *arguments: Any, **options: Any) -> Conversion
     return _convert(plan, *arguments, **{"benchmark": benchmark_server(), **options})
 
 
-def _fair(model: nn.Sequential, shape: tuple[int, ...]) -> nn.Sequential:
+def fair(model: nn.Sequential, shape: tuple[int, ...]) -> nn.Sequential:
     """With a bias by which random samples are of all classes, and not of the one that an untrained network likes."""
     last = model.eval()[-1]
     assert isinstance(last, nn.Linear)
@@ -73,13 +73,13 @@ def cnn(seed: int = 0, classes: int = 4) -> nn.Sequential:
         nn.Flatten(),
         nn.Linear(36, classes),
     )
-    return _fair(model, (1, 8, 8))
+    return fair(model, (1, 8, 8))
 
 
 def mlp(seed: int = 0) -> nn.Sequential:
     """12-16-8-4."""
     torch.manual_seed(seed)
-    return _fair(nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4)), (12,))
+    return fair(nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4)), (12,))
 
 
 def labelled(model: nn.Module, shape: tuple[int, ...], n: int, seed: int = 1) -> tuple[torch.Tensor, torch.Tensor]:

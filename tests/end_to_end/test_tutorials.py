@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+
+from tests.support.ports import free_port
 
 PAGES = Path(__file__).parents[2] / "docs" / "tutorials"
 BLOCK = re.compile(r'^```(?P<language>\w+)(?P<options>(?: \w+="[^"]*")*)\n(?P<code>.*?)^```$', re.MULTILINE | re.DOTALL)
@@ -109,12 +110,7 @@ class Reader:
 @pytest.fixture(scope="module")
 def reader(tmp_path_factory: pytest.TempPathFactory) -> Reader:
     """One for all pages: later ones go on with the model of the first."""
-    sockets = [socket.socket() for _ in PORTS]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = {port: str(each.getsockname()[1]) for port, each in zip(PORTS, sockets, strict=True)}
-    for each in sockets:
-        each.close()
+    ports = {port: str(free_port()) for port in PORTS}
     return Reader(tmp_path_factory.mktemp("reader"), ports)
 
 

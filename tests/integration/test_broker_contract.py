@@ -6,7 +6,6 @@ import os
 import pathlib
 import queue
 import random
-import socket
 import subprocess
 import sys
 import threading
@@ -29,8 +28,9 @@ from edge.contract.errors import ChannelError
 from edge.coordinator.broker import DevelopmentBroker, find_mosquitto
 from tests.edge.agent.conftest import other_bundle
 from tests.support.broker_contract import KILLED, NEEDED, ask_all, ask_alone
-from tests.support.brokers import DEVICE, KINDS, Broker, free_port, is_installed, require
+from tests.support.brokers import DEVICE, KINDS, Broker, is_installed, require
 from tests.support.fleet import SimulatedFleet
+from tests.support.ports import free_port
 
 __all__ = ["other_bundle"]
 
@@ -428,9 +428,7 @@ def test_announced_packet_limit_drops_the_poison_message(tmp_path):
     mosquitto = find_mosquitto()
     if mosquitto is None:
         pytest.skip("mosquitto is not installed: only it announces a packet limit")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     config = tmp_path / "small.conf"
     config.write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\nmax_packet_size 20000\n")
     a = Client(f"mqtt://127.0.0.1:{port}", "p/#", start=False)

@@ -15,6 +15,7 @@ from edge.channel.mqtt import BrokerUrl, MqttTransport
 from edge.channel.transport import Connected, Disconnected, Received, Refused, TransportEvent
 from edge.contract.errors import ChannelError
 from edge.coordinator.broker import find_mosquitto
+from tests.support.ports import free_port
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(60)]
 Start = Callable[..., int]
@@ -29,9 +30,7 @@ def broker(tmp_path: Path) -> Iterator[Start]:
     running: list[subprocess.Popen[bytes]] = []
 
     def start(*lines: str) -> int:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = int(free.getsockname()[1])
+        port = free_port()
         config = tmp_path / "broker.conf"
         config.write_text("\n".join([f"listener {port} 127.0.0.1", "allow_anonymous true", "user root", *lines, ""]))
         running.append(subprocess.Popen([mosquitto, "-c", str(config)], stderr=subprocess.DEVNULL))

@@ -19,14 +19,9 @@ from edge.channel.mqtt import BrokerUrl, MqttTransport
 from edge.channel.transport import Connected, Disconnected, Received
 from edge.contract.errors import ConfigError
 from edge.coordinator.broker import find_mosquitto
+from tests.support.ports import free_port
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(90)]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Broker:

@@ -16,7 +16,7 @@ from edge.contract import manifest as m
 from edge.contract.bundle import Bundle
 from edge.contract.errors import ConfigError
 from edge.contract.profile import load_profile
-from tests.converter.models import convert, labelled, plan, save
+from tests.converter.models import convert, fair, labelled, plan, save
 from tests.support.contributions import merged_head
 
 FEATURES, MAX_STATE_MB, PROJECTED = 300, 1, 129
@@ -107,7 +107,7 @@ def test_a_merge_of_projected_statistics_is_as_if_one_device_had_learned_all(
 
 def test_a_head_with_hidden_layers_and_too_many_features_for_statistics_of_them_learns_without(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(12, 2100), nn.ReLU(), nn.Linear(2100, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
+    model = fair(nn.Sequential(nn.Linear(12, 2100), nn.ReLU(), nn.Linear(2100, 8), nn.ReLU(), nn.Linear(8, 4)), (12,))
     source = save(model, tmp_path / "m.pth", (12,), calibrated=100)
     convert(plan(source, trainable="last:2", quantize="none", max_drop=20.0))
     bundle = Bundle.open(source.with_suffix(".edge"))

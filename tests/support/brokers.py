@@ -23,6 +23,7 @@ from edge.coordinator.broker import DevelopmentBroker, find_mosquitto, iotcore_v
 from edge.coordinator.broker_config import rabbitmq
 from edge.coordinator.enrolment import rabbitmq_hash
 from edge.coordinator.records import Credential
+from tests.support.ports import free_port
 
 FLEET, DEVICE, SECRET = "lab", "one", "secret"
 KINDS = ("mosquitto", "iotcore", "nats", "rabbitmq")
@@ -50,12 +51,6 @@ def require(kind: str) -> None:
     if not is_installed(kind):
         name = {"rabbitmq": "rabbitmq-server", "nats": "nats-server"}.get(kind, kind)
         pytest.skip(f"{name} is not installed: `apt install {name}`, iotcore by `pip install iotcore==0.4.0`")
-
-
-def free_port() -> int:
-    """A TCP port that nobody has."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
 
 
 @dataclass(slots=True)

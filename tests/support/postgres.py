@@ -8,7 +8,6 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -20,6 +19,7 @@ import psycopg
 import pytest
 
 from edge.coordinator.store.store import Store
+from tests.support.ports import free_port
 
 _NAMES = itertools.count()
 
@@ -73,9 +73,7 @@ def serve() -> Iterator[PostgresServer]:
     # It refuses to run as root, and nobody else can look into the folders of root's tests.
     user = "nobody" if os.getuid() == 0 else None
     folder = Path(tempfile.mkdtemp(prefix="edge-postgres-", dir="/tmp" if user else None))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     options: dict[str, Any] = {"cwd": folder, "stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
     if user:
         account = pwd.getpwnam(user)

@@ -12,16 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.ports import free_ports
+
 _SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")  # what is on PATH changes to another user
-
-
-def free_ports(count: int) -> list[int]:
-    """TCP ports that nobody has."""
-    found = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [int(each.getsockname()[1]) for each in found]
-    for each in found:
-        each.close()
-    return ports
 
 
 class RabbitServer:

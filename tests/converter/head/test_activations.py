@@ -12,7 +12,7 @@ from torch import nn
 import converter
 from edge.agent.on_device_model import OnDeviceModel
 from edge.contract.bundle import Bundle
-from tests.converter.models import _fair, convert, plan
+from tests.converter.models import convert, fair, plan
 
 # Where class k means class k + 1.
 TURNED = [1, 2, 3, 0]
@@ -24,7 +24,7 @@ def network() -> nn.Sequential:
     model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 4))
     with torch.no_grad():
         model[2].weight.mul_(6)
-    return _fair(model, (6,))
+    return fair(model, (6,))
 
 
 @pytest.mark.parametrize("quantize", ["none", "int8"])

@@ -21,6 +21,7 @@ from edge.coordinator.broker import find_mosquitto
 from edge.coordinator.config import CoordinatorConfig
 from edge.coordinator.core import CoordinatorCore
 from tests.support.fleet import store_in
+from tests.support.ports import free_port
 
 NOW = Now(1000.0, 1_800_000_000_000)
 
@@ -81,9 +82,7 @@ def mosquitto(tmp_path: Path) -> Iterator[Callable[..., int]]:
     running: list[subprocess.Popen[bytes]] = []
 
     def start(*lines: str) -> int:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = int(free.getsockname()[1])
+        port = free_port()
         config = tmp_path / f"broker{port}.conf"
         config.write_text("\n".join([f"listener {port} 127.0.0.1", "user root", *lines, ""]))
         running.append(subprocess.Popen([program, "-c", str(config)], stderr=subprocess.DEVNULL))

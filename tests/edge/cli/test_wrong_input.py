@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pickle
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.commands import called
+from tests.support.ports import free_port
 
 ROOT = Path(__file__).parents[3]
 CONFIG, BUNDLE, CHANNEL = 3, 5, 6
@@ -171,10 +171,7 @@ def test_agent_works_without_its_broker_and_says_so(tmp_path: Path, digits_bundl
 
 
 def closed_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    return free_port()
 
 
 @pytest.mark.parametrize(
