@@ -260,3 +260,30 @@ def test_a_foreign_file_that_saturates_without_vnni_is_refused_for_such_a_target
     narrow = graph("gemm", (CODES // 2).astype(np.int8))
     found = [X86(narrow, vnni=vnni).run({"x": x})["y"] for vnni in (False, True)]
     np.testing.assert_array_equal(found[0], found[1])
+
+
+def test_sums_that_have_no_exact_form_are_said_not_to_have_been_compared(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    tensors = [numpy_helper.from_array(np.float32(0.1), f"{name}_scale") for name in "xwy"]
+    tensors += [numpy_helper.from_array(np.zeros((), np.int8), "zero")]
+    tensors += [numpy_helper.from_array(random.integers(-100, 100, (4, 3)).astype(np.int8), "w")]
+    codes = ["x_scale", "zero"]
+    graph = helper.make_graph(
+        [
+            helper.make_node("QuantizeLinear", ["x", *codes], ["q"]),
+            helper.make_node(
+                "QGemm", ["q", *codes, "w", "w_scale", "zero", "", "y_scale", "zero"], ["p"], domain="com.microsoft"
+            ),
+            helper.make_node("DequantizeLinear", ["p", "y_scale", "zero"], ["y"]),
+        ],
+        "g",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["n", 4])],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["n", 3])],
+        tensors,
+    )
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("com.microsoft", 1)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=9), tmp_path / "m.onnx")
+    np.savez(tmp_path / "x.npz", x=random.normal(size=(64, 4)).astype(np.float32))
+    report = convert(plan(tmp_path / "m.onnx", calibration=str(tmp_path / "x.npz"), quantize="none")).report
+    assert "its sums were not compared" in report["saturation"]["text"]
+    assert report["saturation"]["difference_db"] is None
