@@ -24,6 +24,7 @@ import random
 import secrets
 import socket
 import ssl
+import struct
 import threading
 import time
 from collections import deque
@@ -42,6 +43,7 @@ from edge.channel.back_off import BackOff
 from edge.channel.certificates import LOOK_S, Certificates
 from edge.channel.culprits import Culprits
 from edge.channel.limit import PacketLimit
+from edge.channel.sieve import Message, Sieve
 from edge.channel.transport import (
     DEFAULT_MAX_PACKET_BYTES,
     Connected,
@@ -65,12 +67,13 @@ FLUSH_S = 1.0
 # paho reads several frames of a WebSocket at once, hands one out, and waits for the socket before the next.
 WEBSOCKET_TURN_S = 0.02
 JUST_SENT_S = 2.0  # a QoS 0 message may still be on its way for that long
+READ_BYTES = 64 * 1024
 SESSION_EXPIRY_S = 24 * 3600  # MQTT 5 sessions of clients that do not start clean; never for ever
 MAX_INFLIGHT = 20  # mosquitto 2.0.11 loses messages beyond it
 SUBSCRIBE_AGAIN_S = 15.0  # a subscription that was refused: a cluster that is only forming refuses all
 MAX_REASONS = 20  # why there is no connection, told once each
 DROPS_BEFORE_OTHER_VERSION = 3  # once a version has worked
-
+_PUBACK = struct.Struct("!BBH")
 
 _OTHER = {
     MQTTProtocolVersion.MQTTv5: MQTTProtocolVersion.MQTTv311,
@@ -341,8 +344,9 @@ class MqttTransport:
             properties=properties,
         )
 
-    def _new_client(self) -> paho.Client:
-        client = paho.Client(
+    def _new_client(self) -> _Client:
+        client = _Client(
+            self._emit_message,
             CallbackAPIVersion.VERSION2,
             client_id=self._client_id,
             clean_session=None if self._version == MQTTProtocolVersion.MQTTv5 else self._clean_start,
@@ -505,6 +509,75 @@ class MqttTransport:
     def _on_message(self, _client: paho.Client, _: Any, message: paho.MQTTMessage) -> None:
         self._emit(Received(topic=message.topic, payload=bytes(message.payload), retained=bool(message.retain)))
 
+    def _emit_message(self, message: Message) -> None:
+        self._emit(Received(topic=message.topic, payload=message.payload, retained=message.retained))
+
+
+class _Client(paho.Client):
+    """Paho, which does not see messages that came whole: they go past it, and it sends what acknowledges them.
+
+    It takes four times as long for one. That rests on two of its inner methods: without the first it reads them all.
+
+    Args:
+        on_whole: Is given such messages.
+        args: Of paho.
+        options: Of paho.
+
+    Attributes:
+        on_whole: As above.
+    """
+
+    def __init__(self, on_whole: Callable[[Message], None], *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.on_whole = on_whole
+
+    def _create_socket(self) -> Any:
+        sock: Any = super()._create_socket()
+        is_tcp = isinstance(sock, socket.socket)  # a WebSocket has frames of its own, which paho takes apart
+        return _Tap(sock, Sieve(is_5=self._protocol == MQTTProtocolVersion.MQTTv5), self._take) if is_tcp else sock
+
+    def _take(self, messages: Sequence[Message]) -> None:
+        for message in messages:
+            self.on_whole(message)
+        answers = b"".join(_PUBACK.pack(0x40, 2, each.number) for each in messages if each.number)
+        if answers:
+            self._packet_queue(paho.PUBACK, answers, 0, 1)
+
+
+class _Tap:
+    """A socket of which paho reads what the sieve leaves.
+
+    Args:
+        sock: The real one, with or without TLS.
+        sieve: Of this connection.
+        take: Is given messages.
+    """
+
+    def __init__(self, sock: socket.socket, sieve: Sieve, take: Callable[[Sequence[Message]], None]) -> None:
+        self._socket, self._sieve, self._take = sock, sieve, take
+
+    def __getattr__(self, name: str) -> Any:
+        """All else is as the socket has it."""
+        return getattr(self._socket, name)
+
+    def recv(self, most: int) -> bytes:
+        """As of a socket: b"" at the end, and BlockingIOError where nothing is there for paho."""
+        if not self._sieve.pending:
+            data = self._socket.recv(READ_BYTES)
+            if not data:
+                return b""
+            self._sieve.put(data)
+        if messages := self._sieve.messages():
+            self._take(messages)
+        if found := self._sieve.read(most):
+            return found
+        raise BlockingIOError
+
+    def pending(self) -> int:
+        """Bytes that are here already, so that nobody waits for the socket before they are read."""
+        in_tls: int = getattr(self._socket, "pending", int)()
+        return self._sieve.pending + in_tls
+
 
 def _waiting(info: paho.MQTTMessageInfo) -> paho.MQTTMessageInfo:
     """A message that waits for a connection is under way, too: paho would never say that it went."""
@@ -539,14 +612,19 @@ def _described(exc: Exception, url: BrokerUrl, timeout_s: float) -> str:
     return f"{url}: {exc}"
 
 
-def _retire(client: paho.Client) -> None:
+def _retire(client: _Client) -> None:
     """Take ourselves out of a client that is not used any more: paho closes its two inner sockets when it is freed."""
+    client.on_whole = _nobody
     client.on_connect = client.on_disconnect = client.on_subscribe = client.on_publish = client.on_message = None
 
 
 def _is_through(info: paho.MQTTMessageInfo) -> bool:
     """Whether a QoS 1 message was acknowledged."""
     return info.rc == MQTTErrorCode.MQTT_ERR_SUCCESS and info.is_published()
+
+
+def _nobody(_: Message) -> None:
+    """Hears nothing."""
 
 
 def _no_delay(_client: paho.Client, _: Any, sock: Any) -> None:

@@ -35,7 +35,8 @@ _OF_A_MODEL = (UP_STATE, DN_DESIRED)
 _COORDINATORS = "_c"
 _FRAMES, _UPLOAD, _UPLOAD_STATUS = "dn/f/", "up/ul/", "dn/ul/"
 _ID = re.compile(r"[a-z0-9-]{1,64}")
-_LEAF = re.compile(r"(up|dn)(/[a-z0-9_-]{1,64}){1,3}")
+_LEAF = re.compile(r"(?:up|dn)(?:/[a-z0-9_-]{1,64}){1,3}")
+_TOPIC = re.compile(f"{ROOT}/({_ID.pattern})/({_ID.pattern})/({_LEAF.pattern})")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,15 +96,11 @@ def parse(topic: str) -> Topic:
     Raises:
         ChannelError: It is not one of ours.
     """
-    parts = topic.split("/", 4)
-    if (
-        len(parts) != 5
-        or "/".join(parts[:2]) != ROOT
-        or not all(_ID.fullmatch(part) for part in parts[2:4])
-        or _LEAF.fullmatch(parts[4]) is None
-    ):
+    found = _TOPIC.fullmatch(topic)
+    if found is None:
         raise ChannelError(f"topic: expected {ROOT}/fleet/device/up|dn/..., got {topic[:120]!r}; ignore the message")
-    return Topic(fleet=parts[2], device=parts[3], leaf=parts[4])
+    fleet, device, leaf = found.groups()
+    return Topic(fleet=fleet, device=device, leaf=leaf)
 
 
 def model_leaf(leaf: str, level: str) -> str:

@@ -37,6 +37,15 @@ def _bounded_int(text: str) -> int:
     return value
 
 
+# One for all: to make one takes as long as to read a short message.
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_refuse_duplicates,
+    parse_constant=_refuse_constant,
+    parse_float=_finite_float,
+    parse_int=_bounded_int,
+)
+
+
 def _depth(text: str) -> int:
     """Nesting depth, counted without recursion; brackets inside strings do not count."""
     deepest = depth = 0
@@ -95,13 +104,7 @@ def _parse(data: bytes, max_bytes: int) -> Any:
     # Only a document with that many brackets can be that deep: the exact count is rarely needed.
     if text.count("[") + text.count("{") > MAX_DEPTH and _depth(text) > MAX_DEPTH:
         raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
-    return json.loads(
-        text,
-        object_pairs_hook=_refuse_duplicates,
-        parse_constant=_refuse_constant,
-        parse_float=_finite_float,
-        parse_int=_bounded_int,
-    )
+    return _DECODER.decode(text)
 
 
 def dumps(value: dict[str, Any]) -> bytes:

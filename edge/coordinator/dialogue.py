@@ -248,8 +248,10 @@ class Dialogue:
         Of what devices say once, when they connect, a broker may keep nothing for us: RabbitMQ gives wildcards nothing
         that is retained.
         """
+        if now.s - self._asked_birth_s.get(device, -math.inf) < BIRTH_AGAIN_S:
+            return  # before the database is asked: who never answers would have it asked with each message
         is_born = self._registry.is_born(device)
-        if now.s - self._asked_birth_s.get(device, -math.inf) < BIRTH_AGAIN_S or (is_born and device in self._met):
+        if is_born and device in self._met:
             return
         self._asked_birth_s[device] = now.s
         args = {"learned": not is_born}  # who does not know it has lost what it learned, too

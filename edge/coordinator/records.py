@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from functools import cache
 from typing import Any
 
 APPROVED, DECOMMISSIONED = "approved", "decommissioned"
@@ -641,4 +642,10 @@ def as_dict(record: Record) -> dict[str, Any]:
     >>> as_dict(KnownBundle(digest="d", backbone="b", name="digits"))
     {'digest': 'd', 'backbone': 'b', 'name': 'digits', 'identity': ''}
     """
-    return {each.name: getattr(record, each.name) for each in fields(record)}
+    return {name: getattr(record, name) for name in names_of(type(record))}
+
+
+@cache  # asked with each row, and a class has what it has
+def names_of(kind: type[Record]) -> tuple[str, ...]:
+    """What a kind of records says, by name, in its order."""
+    return tuple(each.name for each in fields(kind))

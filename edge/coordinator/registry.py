@@ -182,12 +182,12 @@ def after_telemetry(known: KnownDevice, values: Mapping[str, Any]) -> KnownDevic
     known, model = with_model(known, name if isinstance(name, str) and is_model_name(name) else "")
     if model is None:
         return known
-    now = model
-    if type(values.get("samples")) is int:
-        now = replace(now, samples=values["samples"])
-    if EXPERTS in values:
-        now = replace(now, experts=values[EXPERTS])
-    return _with(known, model, now)
+    news: dict[str, Any] = {}
+    if type(samples := values.get("samples", model.samples)) is int and samples != model.samples:
+        news["samples"] = samples
+    if (experts := values.get(EXPERTS, model.experts)) != model.experts:
+        news["experts"] = experts
+    return _with(known, model, replace(model, **news)) if news else known
 
 
 def with_model(known: KnownDevice, name: str) -> tuple[KnownDevice, Model | None]:
@@ -207,7 +207,8 @@ def with_model(known: KnownDevice, name: str) -> tuple[KnownDevice, Model | None
 
 
 def _with(known: KnownDevice, before: Model, now: Model) -> KnownDevice:
-    return replace(known, models=tuple(now if model is before else model for model in known.models))
+    models = tuple(now if model is before else model for model in known.models)
+    return KnownDevice(device=known.device, models=models)
 
 
 # Between two transactions that keep telemetry: what came in less is lost when the process is killed.
@@ -347,11 +348,11 @@ class Registry:
             return
         entries = []
         with self._store.transaction():
-            before = self._store.devices.known_of({device: None for device, _, _ in messages})
-            known = dict(before)
+            heard_ms = {device: now_ms for device, _, now_ms in messages}
+            before = self._store.devices.known_of(heard_ms)
+            known = {device: self._heard_of(device, before.get(device), now_ms) for device, now_ms in heard_ms.items()}
             for device, values, now_ms in messages:
-                was = known.get(device) or KnownDevice(device=Device(id=device, first_seen_ms=now_ms))
-                known[device] = after_telemetry(_heard_at(was, now_ms), values)
+                known[device] = after_telemetry(known[device], values)
                 entries.append(_entry(device, values, now_ms))
             self._store.devices.keep_all((each, before.get(device)) for device, each in known.items())
             self._store.telemetry.add(entries)
@@ -399,8 +400,12 @@ class Registry:
         before = self._store.devices.known(device)
         if before is not None and not is_word:
             return before, before
+        return before, self._heard_of(device, before, now_ms)
+
+    def _heard_of(self, device: str, before: KnownDevice | None, now_ms: int) -> KnownDevice:
+        """A device as it was, None for one that nobody knows, heard now."""
         new = Device(id=device, first_seen_ms=now_ms, admission=self._admission)
-        return before, _heard_at(before or KnownDevice(device=new), now_ms)
+        return _heard_at(before or KnownDevice(device=new), now_ms)
 
     def _told_anew(self, before: Device, message: Conn | Birth, is_new: bool, seen: Seen, now: Now) -> bool:
         if seen is Seen.TURNS and (is_new or isinstance(message, Conn)):
@@ -437,7 +442,7 @@ def _standings(known: KnownDevice) -> list[tuple[str, int, str, str]]:
 
 
 def _heard_at(known: KnownDevice, now_ms: int) -> KnownDevice:
-    return replace(known, device=replace(known.device, last_seen_ms=now_ms))
+    return KnownDevice(device=replace(known.device, last_seen_ms=now_ms), models=known.models)
 
 
 def _logged(device: str, event: Event, at_ms: int) -> LoggedEvent:

@@ -9,9 +9,9 @@ from typing import Any
 from sqlalchemy import Table, bindparam, delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
-from edge.coordinator.records import APPROVED, Device, KnownDevice, Model, Record
+from edge.coordinator.records import APPROVED, Device, KnownDevice, Model, Record, names_of
 from edge.coordinator.store.database import Database
-from edge.coordinator.store.tables import DeviceRow, ModelRow, TagRow, columns, records, table
+from edge.coordinator.store.tables import DeviceRow, ModelRow, TagRow, as_column, columns, records, table
 
 # The tables themselves and not objects of rows: this is done with each message.
 _DEVICE, _MODEL = table(DeviceRow), table(ModelRow)
@@ -170,14 +170,13 @@ class _Writes:
 
     def put(self, now: Record, before: Record | None) -> None:
         """A row as it is now; as it was, None for a new one."""
-        values = columns(now)
         if before is None:
-            self._new.append(values)
+            self._new.append(columns(now))
             return
-        was = columns(before)
-        names = tuple(name for name, value in values.items() if value != was[name])
+        names = tuple(name for name in names_of(type(now)) if getattr(now, name) != getattr(before, name))
         if names:
-            row = {name: values[name] for name in names} | {f"key_{name}": values[name] for name in self._key}
+            row = {name: as_column(getattr(now, name)) for name in names}
+            row |= {f"key_{name}": getattr(now, name) for name in self._key}
             self._changed.setdefault(names, []).append(row)
 
     def write(self, session: Session) -> None:

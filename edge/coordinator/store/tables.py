@@ -77,13 +77,21 @@ def table(row: type[Row]) -> Table:
 
 def columns(record: Record) -> dict[str, Any]:
     """What a record says, as a table has it."""
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in as_dict(record).items()}
+    return {name: as_column(value) for name, value in as_dict(record).items()}
+
+
+def as_column(value: Any) -> Any:
+    """A value of a record, as a table has it."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def records(kind: type[Found], result: Result[Any]) -> list[Found]:
     """Records of what a query of columns found; the fields that it did not ask for are as `kind` has them by itself."""
     names = tuple(result.keys())
-    return [kind(**dict(zip(names, map(_as_record_has_it, row), strict=True))) for row in result]
+    return [
+        kind(**dict(zip(names, map(_as_record_has_it, row) if list in map(type, row) else row, strict=True)))
+        for row in result
+    ]
 
 
 def _as_record_has_it(value: Any) -> Any:

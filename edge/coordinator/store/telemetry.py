@@ -11,8 +11,10 @@ from sqlalchemy.orm import Session
 
 from edge.coordinator.records import TelemetryEntry, as_dict
 from edge.coordinator.store.database import Database
-from edge.coordinator.store.tables import AgeRow, BucketRow, TelemetryRow
+from edge.coordinator.store.tables import AgeRow, BucketRow, TelemetryRow, table
 from edge.coordinator.summaries import HOUR_S, MINUTE_S, Bucket, Keep, Sum, Sums, measures, summed, together
+
+_TELEMETRY = table(TelemetryRow)
 
 
 class TelemetryLog:
@@ -34,7 +36,7 @@ class TelemetryLog:
         for row in rows:
             del row["id"]
         with self._database.transaction() as session:
-            session.execute(insert(TelemetryRow).on_conflict_do_nothing(), rows)
+            session.connection().execute(insert(_TELEMETRY).on_conflict_do_nothing(), rows)
 
     def after(self, last_id: int, limit: int) -> Sequence[TelemetryEntry]:
         """What came behind an id, oldest first; with id -1 the newest ones."""

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from edge.channel.codec import decode, encode
-from edge.channel.messages import Birth, Command, Conn, Message, Reply, Served
+from edge.channel.messages import Birth, Command, Conn, Message, Reply, Served, Telemetry
 from edge.channel.transport import Connected, Publish, Received
 from edge.contract.bundle import Bundle
 from edge.contract.clock import Now
@@ -171,6 +171,13 @@ def test_devices_that_nobody_knows_wait_where_that_is_asked_for(start: Callable[
     assert fleet.told("stranger") == []
     assert fleet.core.decide("stranger", Decision.APPROVE, "kim", "", NOW).admission == "approved"
     assert fleet.on("stranger", 2) == "approved"
+
+
+def test_a_device_that_nobody_knows_waits_whatever_it_says_first(start: Callable[..., Fleet]) -> None:
+    fleet = start(unknown="pending")
+    fleet.say("stranger", "up/tele", Telemetry(values={"seq": 1, "boot": 1, "samples": 3}))
+    fleet.core.close(NOW)
+    assert fleet.admission("stranger") == "pending"
 
 
 def test_a_decommissioned_device_is_cleared_at_the_broker_and_heard_no_more(
