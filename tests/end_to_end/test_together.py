@@ -203,7 +203,7 @@ def test_each_part_is_killed_and_nothing_is_lost_or_doubled(
                 processes.wait_for("backfill", lambda: not gaps(all_of, "telemetry"), 90.0)
             lost = gaps(all_of, "telemetry")
         record = {"kind": kind, "back_s": took, "telemetry_lost": sum(lost.values())}
-        print(json.dumps(record))
+        (tmp_path / "record.json").write_text(json.dumps(record, indent=1))
         assert max(took.values()) < BACK_S, took
         if kind == "rabbitmq":
             assert not lost

@@ -82,7 +82,9 @@ def test_of_bytes_that_are_no_packets_none_is_lost_and_none_is_waited_for_twice(
     assert handed <= len(junk)
 
 
-@pytest.mark.parametrize("body", [b"\0\0\0\1\0x", b"\0\2\xff\xfe\0\1\0x", b"\0\x09a", b"\0\1a\0\0\0x", b"\0\1a\0\1\x80"])
+@pytest.mark.parametrize(
+    "body", [b"\0\0\0\1\0x", b"\0\2\xff\xfe\0\1\0x", b"\0\x09a", b"\0\1a\0\0\0x", b"\0\1a\0\1\x80"]
+)
 def test_what_is_no_proper_message_is_for_whoever_speaks_the_protocol(body: bytes) -> None:
     stream = bytes([0x32, len(body)]) + body
     assert through(Sieve(is_5=True), [stream]) == [stream]
