@@ -346,7 +346,7 @@ class MqttTransport:
 
     def _new_client(self) -> _Client:
         client = _Client(
-            self._emit_message,
+            self._emit,
             CallbackAPIVersion.VERSION2,
             client_id=self._client_id,
             clean_session=None if self._version == MQTTProtocolVersion.MQTTv5 else self._clean_start,
@@ -509,9 +509,6 @@ class MqttTransport:
     def _on_message(self, _client: paho.Client, _: Any, message: paho.MQTTMessage) -> None:
         self._emit(Received(topic=message.topic, payload=bytes(message.payload), retained=bool(message.retain)))
 
-    def _emit_message(self, message: Message) -> None:
-        self._emit(Received(topic=message.topic, payload=message.payload, retained=message.retained))
-
 
 class _Client(paho.Client):
     """Paho, which does not see messages that came whole: they go past it, and it sends what acknowledges them.
@@ -527,7 +524,7 @@ class _Client(paho.Client):
         on_whole: As above.
     """
 
-    def __init__(self, on_whole: Callable[[Message], None], *args: Any, **options: Any) -> None:
+    def __init__(self, on_whole: Callable[[Received], None], *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.on_whole = on_whole
 
@@ -538,7 +535,7 @@ class _Client(paho.Client):
 
     def _take(self, messages: Sequence[Message]) -> None:
         for message in messages:
-            self.on_whole(message)
+            self.on_whole(Received(topic=message.topic, payload=message.payload, retained=message.retained))
         answers = b"".join(_PUBACK.pack(0x40, 2, each.number) for each in messages if each.number)
         if answers:
             self._packet_queue(paho.PUBACK, answers, 0, 1)
@@ -623,7 +620,7 @@ def _is_through(info: paho.MQTTMessageInfo) -> bool:
     return info.rc == MQTTErrorCode.MQTT_ERR_SUCCESS and info.is_published()
 
 
-def _nobody(_: Message) -> None:
+def _nobody(_: Received) -> None:
     """Hears nothing."""
 
 

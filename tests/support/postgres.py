@@ -96,8 +96,8 @@ def serve() -> Iterator[PostgresServer]:
         _wait(server, folder / "log")
         yield server
     finally:
-        process.send_signal(signal.SIGQUIT)  # at once: nothing of it is kept
-        process.wait(30)
+        server.process.send_signal(signal.SIGQUIT)  # at once: nothing of it is kept
+        server.process.wait(30)
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -79,3 +79,5 @@ class RabbitServer:
 
     def __exit__(self, *_: object) -> None:
         self.kill()
+        # The daemon that a node starts outlives it.
+        subprocess.run(["epmd", "-port", str(self._epmd), "-kill"], capture_output=True, check=False, timeout=30)
