@@ -25,6 +25,7 @@ from torch import nn
 from torch.jit._trace import TracerWarning
 
 from converter.export.decisions import decisions_of, described, is_own
+from converter.export.lengths import steps_read, without_readers
 from converter.export.replay import Replay
 from converter.export.symbolics import right_symbolics
 from converter.graph.build import renamed
@@ -157,6 +158,7 @@ def _by_old_exporter(model: nn.Module, source: Source, outputs: Sequence[TensorS
         _quiet(),
         rounded_sizes(),
         right_symbolics(),
+        steps_read(),
         foreign(f"torch could not export the model to ONNX {how}", ConversionError),
     ):
         torch.onnx.export(
@@ -174,6 +176,7 @@ def _by_old_exporter(model: nn.Module, source: Source, outputs: Sequence[TensorS
             training=torch.onnx.TrainingMode.PRESERVE,
         )
     exported = onnx.load_from_string(file.getvalue())
+    without_readers(exported)
     _check_opset(exported)
     _separate_equal_parameters(exported)
     return _finished(exported, source, outputs)

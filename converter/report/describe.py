@@ -17,6 +17,7 @@ from converter.program.programs import onnx_program
 from converter.search.candidates import TIE, Candidate
 from converter.search.search import Found
 from converter.verify.checks import Check
+from converter.verify.expectation import unseen_share
 from converter.verify.measure import Evaluation, confusion, level_measure
 from converter.verify.quality import Deviation, Quality
 from edge import __version__
@@ -76,6 +77,7 @@ def describe(
         "axes": {axis.name: {**axis.range.to_json(), "tried": list(axis.tried)} for axis in original.axes},
         "judged": [_judged(spec.name, evaluation, shipped) for spec in original.outputs],
         "elsewhere": [_elsewhere(one, evaluation) for one in shipped.elsewhere if one.qualities],
+        "expected": _expected(evaluation, shipped),
         "classes": _classes(parts),
         "n_parameters": _n_parameters(parts, exported),
         "trainable": [] if parts.parts.head is None else list(parts.parts.head.parameters),
@@ -253,6 +255,17 @@ def _elsewhere(deviation: Deviation, evaluation: Evaluation) -> dict[str, Any]:
     """At which sizes or in what stream the shipped model was compared, too, and the column that lost most there."""
     worst = deviation.worst
     return {"at": worst.at, "worst": _quality(worst) if evaluation.says_quality else None}
+
+
+def _expected(evaluation: Evaluation, shipped: Deviation) -> dict[str, Any] | None:
+    """What the samples are too few to show, and what is expected of others."""
+    if not shipped.expected or not evaluation.says_quality:
+        return None
+    return {
+        "samples": evaluation.count,
+        "unseen": round(unseen_share(evaluation.count), 4),
+        "outputs": [_quality(quality) for quality in shipped.expected],
+    }
 
 
 def _classes(parts: Parts) -> dict[str, Any] | None:

@@ -226,9 +226,24 @@ def facts(report: Row) -> list[tuple[str, str]]:
     ]
     if report["elsewhere"]:
         found.insert(7, ("and", ", and ".join(one["at"] for one in report["elsewhere"])))
+    if report["expected"] is not None:
+        found.append(("of others", _of_others(report["expected"])))
     if report["learning"] is not None:
         found.insert(4, ("learns", _learning(report["learning"], report["label_ms"])))
     return found
+
+
+def _of_others(expected: Row) -> str:
+    """What the bundle is likely to do to samples that nobody has seen."""
+    outputs = (
+        f"{quality['of']}: {quality['measure']} {level(quality['measure'], quality['value'])}"
+        f"{' (original ' + level(quality['measure'], quality['original']) + ')' if quality['original'] < 1 else ''}"
+        for quality in expected["outputs"]
+    )
+    return (
+        f"{'; '.join(outputs)}, as margins move; counted on {expected['samples']} samples alone, up to "
+        f"{share(expected['unseen'])} could change unseen"
+    )
 
 
 def notes(report: Row) -> list[str]:

@@ -35,6 +35,9 @@ from converter.verify.quality import (
     BOXES_KEPT,
     CORRELATION,
     DETECTIONS_KEPT,
+    EXPECTED_ACCURACY,
+    EXPECTED_AGREEMENT,
+    EXPECTED_SEQUENCES,
     RARE_AGREEMENT,
     SEQUENCES_KEPT,
     SHARES,
@@ -358,6 +361,12 @@ class Search:
         worst = found.worst
         if worst.loss > self._plan.max_drop + 1e-9:
             return f"{_lost(worst)}, at most {self._plan.max_drop} allowed (--max-drop)"
+        likely = max(found.expected, key=lambda quality: quality.loss, default=None)
+        if likely is not None and likely.loss > self._plan.max_drop + 1e-9:
+            return (
+                f"{_lost(likely)}, at most {self._plan.max_drop} allowed (--max-drop): "
+                f"the {evaluation.count} samples are too few to show it"
+            )
         return None
 
     def _judged(self, candidate: Candidate) -> Candidate:
@@ -551,6 +560,13 @@ def _lost(worst: Quality) -> str:
     where = f" of {worst.name}" if worst.column is not None else f" {worst.at}" if worst.at else ""
     if worst.measure == AGREEMENT:
         return f"disagrees on {worst.loss:.2f} % of the samples{where}"
+    others = f"of others{f' of {worst.name}' if worst.column is not None else ''}, as its margins move"
+    if worst.measure == EXPECTED_ACCURACY:
+        return f"is expected to lose {worst.loss:.2f} points of accuracy {others}"
+    if worst.measure == EXPECTED_AGREEMENT:
+        return f"is expected to disagree on {worst.loss:.2f} % {others}"
+    if worst.measure == EXPECTED_SEQUENCES:
+        return f"is expected to read {100 * (1 - worst.value):.2f} % otherwise {others}"
     if worst.measure == SEQUENCES_KEPT:
         return f"reads {100 * (1 - worst.value):.2f} % of the sequences otherwise{where or f' of {worst.output}'}"
     if worst.measure == RARE_AGREEMENT:

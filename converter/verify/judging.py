@@ -49,7 +49,7 @@ _USUAL = 0.8
 # The worst vectors count as well: those below this percentile, a quarter as much. So do whole sequences beside their
 # members, and what is rare.
 _WORST_PERCENT = 5
-_WORST_WEIGHT = 0.25
+WORST_WEIGHT = 0.25
 
 
 def judge(
@@ -162,7 +162,7 @@ def _classes(
                          against=against)
             )  # fmt: skip
     if y is None and (rare := _rare(before, after)) is not None:
-        found_.append(_quality(spec, judged, RARE_AGREEMENT, rare, 1.0, 100 * _WORST_WEIGHT * (1 - rare)))
+        found_.append(_quality(spec, judged, RARE_AGREEMENT, rare, 1.0, 100 * WORST_WEIGHT * (1 - rare)))
     return found_
 
 
@@ -204,7 +204,7 @@ def _sequences(spec: TensorSpec, judged: Judged, wanted: Array, found: Array, le
     members, lost = changed
     agreed = float((before == after).mean())
     return [
-        _quality(spec, judged, SEQUENCES_KEPT, 1 - lost, 1.0, 100 * max(members, _WORST_WEIGHT * lost)),
+        _quality(spec, judged, SEQUENCES_KEPT, 1 - lost, 1.0, 100 * max(members, WORST_WEIGHT * lost)),
         _quality(spec, judged, AGREEMENT, agreed, 1.0, 100 * (1 - agreed)),
     ]
 
@@ -231,7 +231,7 @@ def _answers(
             if _is_lost(count, had, has)
         ]
         agreed = None if y is not None else _rare(before[:, i], after[:, i])
-        loss = max([100 * (original - share), 0.0 if agreed is None else 100 * _WORST_WEIGHT * (1 - agreed), *rare])
+        loss = max([100 * (original - share), 0.0 if agreed is None else 100 * WORST_WEIGHT * (1 - agreed), *rare])
         column = i if before.shape[1] > 1 else None
         qualities.append(_quality(spec, judged, measure, share, original, loss, column=column, against=against))
     return qualities
@@ -277,7 +277,7 @@ def _vectors(spec: TensorSpec, judged: Judged, wanted: Array, found: Array) -> l
         return _numbers(spec, judged, wanted, found)
     similar = cosines(wanted, found)
     mean, low = float(similar.mean()), float(np.percentile(similar, _WORST_PERCENT))
-    loss = 100 * max(1 - mean, _WORST_WEIGHT * (1 - low))
+    loss = 100 * max(1 - mean, WORST_WEIGHT * (1 - low))
     return [_quality(spec, judged, COSINE, mean, 1.0, loss)]
 
 

@@ -11,9 +11,10 @@ import numpy as np
 from converter.data.samples import Samples
 from converter.plan import CLASSES
 from converter.program.programs import outputs
-from converter.program.tensors import Array, Arrays, Run, select
+from converter.program.tensors import Array, Arrays, Run, batch_size, select
 from converter.verify.columns import compare
 from converter.verify.evidence import Finding
+from converter.verify.expectation import ENOUGH, expected
 from converter.verify.judging import chosen, judge
 from converter.verify.kinds import Judged
 from converter.verify.quality import Deviation, Quality
@@ -58,6 +59,11 @@ class Evaluation:
         return next((name for name in names if self.kinds[name].labelled), names[0] if names else None)
 
     @property
+    def count(self) -> int:
+        """Of the samples; what a stream carries on is none of their arrays, but of what the original gives."""
+        return batch_size(self.reference, self.outputs)
+
+    @property
     def says_quality(self) -> bool:
         """Whether what is measured on the samples may be called the quality of a program."""
         return self.real and not any(finding.hides_quality for finding in self.findings)
@@ -91,7 +97,8 @@ class Evaluation:
         Raises:
             ConversionError: It does not run.
         """
-        found = self.deviation(self.run(program))
+        given = self.run(program)
+        found = replace(self.deviation(given), expected=self._expected(given))
         for one in self.elsewhere:
             if self.real and found.worst.loss > most_loss:
                 break
@@ -111,7 +118,22 @@ class Evaluation:
             max_error=max(errors.values(), default=0.0),
             relative_error=max((errors[name] / scales[name] for name in floats), default=0.0),
             column_db=min((self._column_db(name, found[name]) for name in floats), default=200.0),
+            expected=self._expected(found),
         )
+
+    def _expected(self, found: Arrays) -> tuple[Quality, ...]:
+        """Of other samples, where these are too few to count on; not where they are no sample of anything."""
+        if not self.real or self.count >= ENOUGH:
+            return ()
+        each = (
+            expected(spec, self.kinds[spec.name], self.reference[spec.name], found[spec.name], self._labels(spec))
+            for spec in self.outputs
+            if np.isfinite(found[spec.name]).all() and np.isfinite(self.reference[spec.name]).all()
+        )
+        return tuple(quality for quality in each if quality is not None)
+
+    def _labels(self, spec: TensorSpec) -> Array | None:
+        return self.samples.y if self.kinds[spec.name].labelled and self.labels_hold else None
 
     def _column_db(self, name: str, found: Array) -> float:
         columns = compare(self.reference[name], found, self.kinds[name].axis)
@@ -126,8 +148,14 @@ class Evaluation:
             spec: Which.
             found: All outputs on all samples.
         """
-        y = self.samples.y if self.kinds[spec.name].labelled and self.labels_hold else None
-        return judge(spec, self.kinds[spec.name], self.reference, found, y, self.least_margins.get(spec.name, 0.0))
+        return judge(
+            spec,
+            self.kinds[spec.name],
+            self.reference,
+            found,
+            self._labels(spec),
+            self.least_margins.get(spec.name, 0.0),
+        )
 
     def level(self, found: Arrays, labels: Array | None) -> float:
         """One number for outputs under corruption, 0 to 1: of the labelled output, else of the worst, by its measure.

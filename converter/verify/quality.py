@@ -10,7 +10,12 @@ ACCURACY, AGREEMENT, R2, CORRELATION = "accuracy", "agreement", "R2", "correlati
 COSINE, BOXES_KEPT, EQUAL = "cosine", "boxes kept", "equal"
 DETECTIONS_KEPT, R2_SHOWN = "detections kept", "R2 of rows that are shown"
 SEQUENCES_KEPT, RARE_AGREEMENT = "sequences kept", "agreement on what is rare"
-SHARES = (ACCURACY, AGREEMENT, BOXES_KEPT, DETECTIONS_KEPT, EQUAL, SEQUENCES_KEPT, RARE_AGREEMENT)
+EXPECTED_ACCURACY, EXPECTED_AGREEMENT = "expected accuracy", "expected agreement"
+EXPECTED_SEQUENCES = "sequences expected to be kept"
+SHARES = (
+    ACCURACY, AGREEMENT, BOXES_KEPT, DETECTIONS_KEPT, EQUAL, SEQUENCES_KEPT, RARE_AGREEMENT, EXPECTED_ACCURACY,
+    EXPECTED_AGREEMENT, EXPECTED_SEQUENCES,
+)  # fmt: skip
 """Measures that are shares of samples; the others are no per cent of anything."""
 _ANSWERS = (AGREEMENT, EQUAL, SEQUENCES_KEPT)
 MOST_LOSS = 100.0
@@ -70,6 +75,7 @@ class Deviation:
         relative_error: That difference relative to the largest absolute value of its output.
         column_db: Signal about its mean to noise, of the worst column that is not constant.
         elsewhere: At other sizes and in a stream, where these were tried.
+        expected: Of other samples, by output that has answers; where the samples are enough to count, nothing.
     """
 
     qualities: tuple[Quality, ...]
@@ -78,6 +84,7 @@ class Deviation:
     relative_error: float
     column_db: float
     elsewhere: tuple[Deviation, ...] = ()
+    expected: tuple[Quality, ...] = ()
 
     @property
     def everywhere(self) -> tuple[Quality, ...]:

@@ -20,7 +20,7 @@ Text = npt.NDArray[np.int64]
 # A first or last class that more of the steps have is the one that says that nothing is there.
 _BLANK = 1 / 3
 # A sequence is kept if no larger share of its members changed: of up to 32 none.
-_CHANGED = 1 / 32
+CHANGED = 1 / 32
 # Scores of classes: in a row of so many, one stands out so much more than the largest of normally distributed ones
 # would (sqrt(2 ln n) deviations), it has no neighbour as high, as the peak of a spectrum has, within one deviation, and
 # it is not always one of the same few. (Recogniser of 8,210 letters: 2.0, 2.9 and 51; embedding: 0.9, 0.6 and 5.)
@@ -123,4 +123,4 @@ def changes(before: Sequence[Text], after: Sequence[Text]) -> tuple[float, float
         return None
     counts = np.array([edits(one, other) for one, other in zip(before, after, strict=True)])
     lengths = np.array([len(one) for one in before])
-    return float(counts.sum() / members), float((counts > _CHANGED * lengths).mean())
+    return float(counts.sum() / members), float((counts > CHANGED * lengths).mean())

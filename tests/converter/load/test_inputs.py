@@ -139,6 +139,47 @@ class Lengths(nn.Module):
         return self.out(steps.sum(1) / lengths[:, None])
 
 
+class LastState(nn.Module):
+    """A classifier of packed sequences that uses nothing but the state in the end."""
+
+    kind, layers, both, batch_first = "GRU", 2, True, True
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.rnn = getattr(nn, self.kind)(
+            4, 6, num_layers=self.layers, bidirectional=self.both, batch_first=self.batch_first
+        )
+        self.out = nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        x = x if self.batch_first else x.transpose(0, 1)
+        packed = nn.utils.rnn.pack_padded_sequence(x, lengths.cpu(), batch_first=self.batch_first, enforce_sorted=False)
+        state = self.rnn(packed)[1]
+        return self.out((state[0] if isinstance(state, tuple) else state)[-1])
+
+
+class LastOfLSTM(LastState):
+    kind, layers, both, batch_first = "LSTM", 1, False, False
+
+
+class LastOfRNN(LastState):
+    kind, layers, both, batch_first = "RNN", 1, True, True
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("model", [LastState, LastOfLSTM, LastOfRNN])
+def test_of_packed_sequences_the_last_state_alone_may_be_used(tmp_path: Path, model: type[LastState]) -> None:
+    forward = getattr(nn, model.kind).forward
+    rng = np.random.default_rng(0)
+    data = {"x": rng.standard_normal((20, 9, 4)).astype(np.float32), "lengths": rng.integers(1, 10, 20)}
+    made = model().eval()
+    session, _ = converted(tmp_path, made, data)
+    others = {"x": rng.standard_normal((7, 9, 4)).astype(np.float32), "lengths": rng.integers(1, 10, 7)}
+    check(session, made, others)
+    assert getattr(nn, model.kind).forward is forward  # torch is left as it was
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_several_inputs_are_those_of_the_data_that_forward_names(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
