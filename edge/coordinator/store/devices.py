@@ -6,11 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from sqlalchemy import Table, bindparam, delete, func, insert, select, update
+from sqlalchemy import Table, delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from edge.coordinator.records import APPROVED, Device, KnownDevice, Model, Record, names_of
 from edge.coordinator.store.database import Database
+from edge.coordinator.store.many import insert_many, update_many
 from edge.coordinator.store.tables import DeviceRow, ModelRow, TagRow, as_column, columns, records, table
 
 # The tables themselves and not objects of rows: this is done with each message.
@@ -175,16 +176,12 @@ class _Writes:
             return
         names = tuple(name for name in names_of(type(now)) if getattr(now, name) != getattr(before, name))
         if names:
-            row = {name: as_column(getattr(now, name)) for name in names}
-            row |= {f"key_{name}": getattr(now, name) for name in self._key}
+            row = {name: as_column(getattr(now, name)) for name in (*self._key, *names)}
             self._changed.setdefault(names, []).append(row)
 
     def write(self, session: Session) -> None:
         """Write them all."""
         if self._new:
-            session.execute(insert(self._table), self._new)
+            insert_many(session.connection(), self._table, self._new, repeats=False)
         for names, rows in self._changed.items():
-            statement = update(self._table).values({name: bindparam(name) for name in names})
-            for name in self._key:
-                statement = statement.where(self._table.c[name] == bindparam(f"key_{name}"))
-            session.connection().execute(statement, rows)
+            update_many(session.connection(), self._table, self._key, names, rows)

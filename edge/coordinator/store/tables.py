@@ -40,11 +40,12 @@ class Text(TypeDecorator[str]):
     def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
         """See the class."""
         del dialect
-        return (
-            None
-            if value is None
-            else value.encode(errors="replace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}")
-        )
+        return None if value is None else cleaned(value)
+
+
+def cleaned(text: str) -> str:
+    """See `Text`."""
+    return text.encode(errors="replace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
 class Row(DeclarativeBase):

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from sqlalchemy import delete, func, select
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from edge.coordinator.records import TelemetryEntry, as_dict
 from edge.coordinator.store.database import Database
+from edge.coordinator.store.many import insert_many
 from edge.coordinator.store.tables import AgeRow, BucketRow, TelemetryRow, table
 from edge.coordinator.summaries import HOUR_S, MINUTE_S, Bucket, Keep, Sum, Sums, measures, summed, together
 
@@ -31,12 +30,11 @@ class TelemetryLog:
         """Keep messages; repeats are dropped."""
         if not entries:
             return
-        insert: Any = postgresql.insert if self._database.dialect == "postgresql" else sqlite.insert
         rows = [as_dict(entry) for entry in entries]
         for row in rows:
             del row["id"]
         with self._database.transaction() as session:
-            session.connection().execute(insert(_TELEMETRY).on_conflict_do_nothing(), rows)
+            insert_many(session.connection(), _TELEMETRY, rows, repeats=True)
 
     def after(self, last_id: int, limit: int) -> Sequence[TelemetryEntry]:
         """What came behind an id, oldest first; with id -1 the newest ones."""
