@@ -99,7 +99,7 @@ def outputs(
 
 def constants(_context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, Constant]:
     """Inputs that are always the same, by name."""
-    found = {}
+    found: dict[str, Constant] = {}
     for value in values:
         name, equals, text = value.partition("=")
         rest, colon, dtype = text.rpartition(":")
@@ -107,6 +107,8 @@ def constants(_context: click.Context, _parameter: click.Parameter, values: tupl
             rest, dtype = text, ""
         if not name or not equals or not rest:
             raise click.BadParameter(f"{value!r}: expected NAME=VALUE[:TYPE], e.g. rate=16000")
+        if name in found:
+            raise click.BadParameter(f"{name} has two values, {found[name].value!r} and {rest}: give one")
         found[name] = Constant(value=_literal(rest), dtype=dtype or None)
     return found
 

@@ -79,10 +79,13 @@ def save_checkpoint(
             model at many sizes of free axes and of the batch; a warning says where an axis had to be narrowed.
 
     Raises:
-        ConfigError: Two classes have one name, or the calibration data are not samples of the inputs.
+        ConfigError: The model is none, two classes have one name, or the calibration data are not samples of the
+            inputs.
         ConversionError: The model does not run on the example, or TorchScript cannot follow it, or the class names do
             not fit its output, or the preprocessing is not JSON.
     """
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"expected save_checkpoint(model, path, ...), got {type(model).__name__} for the model")
     check_preprocessing(preprocessing or {})
     if isinstance(class_names, str):
         raise ConfigError(f"class_names is the text {class_names!r}, expected a list of names")
@@ -287,8 +290,9 @@ def _stored(model: nn.Module, examples: Mapping[str, torch.Tensor], specs: list[
                 "does that is on in evaluation, too. Take that out, or tie it to self.training"
             )
         raise ConversionError(
-            f"the trace of the model {faults[BATCH]}: its code does something else for another number of samples. "
-            f"Compute with tensors instead of Python's numbers and ifs, or give TorchScript that torch.jit.script made"
+            f"the trace of the model {faults[BATCH]}: its code does something else for another number of samples, or "
+            f"computes with NumPy. Compute with tensors instead of Python's numbers and ifs and of NumPy, or give "
+            f"TorchScript that torch.jit.script made"
         )
     if decides is not None:
         warnings.warn(

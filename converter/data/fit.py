@@ -221,9 +221,10 @@ class Fitter:
         if dtype.kind == "f":
             with np.errstate(over="ignore", invalid="ignore"):  # what does not fit becomes infinite and is refused
                 cast = array.astype(dtype, copy=False)
-            if not np.isfinite(cast).all():
+            # What is not finite may stand for a value that is missing: whether the model takes it shows in its outputs.
+            if cast is not array and not np.array_equal(np.isfinite(cast), np.isfinite(array)):
                 raise ConfigError(
-                    f"{self._named(spec)}: samples with values that are not finite as {dtype}; remove them"
+                    f"{self._named(spec)}: samples with values that are too large for {dtype}; remove them"
                 )
             return cast
         low, high = (0, 1) if dtype.kind == "b" else (int(np.iinfo(dtype).min), int(np.iinfo(dtype).max))

@@ -128,11 +128,14 @@ def load_weights(
         notes.append(f"in the file and not in the model, left out as allowed: {_some(ignored)}")
     if forgiven:
         notes.append(f"not in the file, as the model makes them, as allowed: {_some(forgiven)}")
-    small = {str(value.dtype)[6:] for value in values.values() if isinstance(value, torch.Tensor)} & {
-        "float16", "bfloat16", "float64"
+    cast = {
+        str(value.dtype)[6:]
+        for name, value in values.items()
+        if isinstance(value, torch.Tensor) and isinstance(state.get(name), torch.Tensor)
+        and value.dtype != state[name].dtype
     }  # fmt: skip
-    if small:
-        notes.append(f"weights of the type {', '.join(sorted(small))} in the file, float32 from here on")
+    if cast:
+        notes.append(f"weights of the type {', '.join(sorted(cast))} in the file, cast to the model's own types")
     return tuple(notes)
 
 

@@ -179,9 +179,14 @@ class Original:
             if spec.dtype.startswith("float") and not np.isfinite(values := reference[spec.name]).all():
                 rows = np.isfinite(values if spec.batch_axis is None else np.moveaxis(values, spec.batch_axis, 0))
                 bad = len(rows) - int(rows.reshape(len(rows), -1).all(axis=1).sum()) if rows.ndim else 1
+                given = [name for name, array in self.samples.x.items() if not np.isfinite(array).all()]
                 raise ConversionError(
-                    f"{spec.name} has values that are not finite on {bad} of {self.data}: a mask needs a large number, "
-                    f"such as -1e4, in the place of infinity"
+                    f"{spec.name} has values that are not finite on {bad} of {self.data}: "
+                    + (
+                        f"{given[0]} has some, too; remove those samples"
+                        if given
+                        else "a mask needs a large number, such as -1e4, in the place of infinity"
+                    )
                 )
         y = self.samples.y
         kinds = kinds_of(

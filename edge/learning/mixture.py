@@ -205,9 +205,10 @@ def answer(
             shares *= weights[:, :, None]
             mixed = np.log(np.add.reduce(shares, axis=0))
             return np.asarray(np.maximum(mixed, -1e4), np.float32)
-        yes = 0.5 * (1.0 + np.tanh(outputs.astype(np.float64) / 2.0))
-        mixed = np.add.reduce(weights[:, :, None] * yes, axis=0)
-        return np.asarray(np.clip(np.log(mixed) - np.log1p(-mixed), -50.0, 50.0), np.float32)
+        # In logarithms: in the shares themselves an answer that is sure is 1, and its logit gone.
+        logits, logs = outputs.astype(np.float64), np.log(weights)[:, :, None]
+        yes, no = (np.logaddexp.reduce(logs - np.logaddexp(0.0, sign * logits), axis=0) for sign in (-1.0, 1.0))
+        return np.asarray(yes - no, np.float32)
 
 
 def _awake(weights: Weights, outputs: FloatArray, known: Known) -> Weights:

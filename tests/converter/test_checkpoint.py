@@ -138,6 +138,8 @@ def test_two_classes_of_one_name_are_refused_wherever_names_come_in(tmp_path: Pa
 
 
 def test_what_no_bundle_can_be_made_of_is_refused_when_it_is_saved(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"save_checkpoint\(model, path.*got str"):
+        converter.save_checkpoint("m.pth", mlp(), example_input=torch.zeros(1, 12))  # type: ignore[arg-type]
     path = tmp_path / "m.pth"
     with pytest.raises(ConversionError, match=r"torch\.float16; call model\.float\(\)"):
         converter.save_checkpoint(mlp().half(), path, example_input=torch.zeros(1, 12).half())

@@ -77,12 +77,13 @@ def test_options_stand_in_the_file_relative_to_it_and_the_command_line_wins(fold
         ("quantize = [1]\n", ("quantize = [1] is not of the right type",)),
         ("quantize = \n", ("is not TOML",)),
         ('max-drop = "x"\n', ("m.toml: max-drop: 'x' is not a valid float",)),
+        ('constant = ["a=1", "a=2"]\n', ("m.toml: constant: a has two values, 1 and 2",)),
         ('state = "x"\n', ("m.toml: state: 'x': expected INPUT=OUTPUT",)),
         ("\xff", ("is not TOML",)),
         ("a = " + "[" * 100_000, ("is not TOML",)),
         ("#" * (1 << 20) + "#", ("larger than 1 MiB",)),
     ],
-    ids=["trust-pickle", "unknown", "type", "broken", "number", "form", "bytes", "deep", "large"],
+    ids=["trust-pickle", "unknown", "type", "broken", "number", "twice", "form", "bytes", "deep", "large"],
 )
 def test_refuses_a_file_of_options_that_is_wrong(folder: Path, text: str, words: tuple[str, ...]) -> None:
     save(mlp(), folder / "m.pth", (12,))

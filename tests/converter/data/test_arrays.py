@@ -170,9 +170,6 @@ def test_an_npy_is_read(tmp_path: Path, order: Any) -> None:
     assert samples.y is None
 
 
-NOT_FINITE = np.where(ROWS == 7, np.nan, ROWS)
-
-
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
@@ -184,8 +181,7 @@ NOT_FINITE = np.where(ROWS == 7, np.nan, ROWS)
         ({"x": ROWS[0]}, r"save x\[None\]"),
         ({"x": np.float32(1)}, r"samples of the shape \(\), but"),
         ({"x": ROWS[:0]}, r"no samples in an array of the shape \(0, 1, 2, 2\)"),
-        ({"x": NOT_FINITE}, "not finite as float32"),
-        ({"x": ROWS.astype(float) + 1e300}, "not finite as float32"),
+        ({"x": np.where(ROWS == 7, 1e300, ROWS.astype(float))}, "too large for float32"),
         ({"x": ROWS.astype(complex)}, "samples of the type complex128; expected numbers, float32"),
         ({"x": ROWS.astype(str)}, "samples of the type <U"),
         ({"x": ROWS.astype(object)}, r"x.npy holds Python objects"),

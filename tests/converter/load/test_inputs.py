@@ -139,6 +139,32 @@ class Lengths(nn.Module):
         return self.out(steps.sum(1) / lengths[:, None])
 
 
+class Missing(nn.Module):
+    """Takes what is not a number for a value that is missing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.out = nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(torch.where(torch.isnan(x), torch.full_like(x, -1.0), x))
+
+
+def test_samples_with_missing_values_are_those_of_a_model_that_takes_them(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).standard_normal((40, 4)).astype(np.float32)
+    x[::3, 1] = np.nan
+    session, _ = converted(tmp_path, model := Missing().eval(), {"x": x})
+    (found,) = session.run({"input": x[:9]}).values()
+    np.testing.assert_allclose(found, model(torch.from_numpy(x[:9])).detach().numpy(), rtol=1e-4, atol=1e-5)
+    torch.save(nn.Linear(4, 3).state_dict(), tmp_path / "m.pth")
+    (tmp_path / "plain.py").write_text("from torch import nn\n\n\ndef build(): return nn.Linear(4, 3)\n")
+    with pytest.raises(ConversionError, match=r"not finite on .* has some, too; remove those samples"):
+        convert(
+            plan(tmp_path / "m.pth", arch=f"{tmp_path / 'plain.py'}:build", calibration=str(tmp_path / "Missing.npz"))
+        )
+
+
 class LastState(nn.Module):
     """A classifier of packed sequences that uses nothing but the state in the end."""
 

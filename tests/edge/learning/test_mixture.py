@@ -177,6 +177,13 @@ def test_yes_or_no_answers_mix_their_probabilities() -> None:
     mixture = begun(ANSWERS)
     outputs = np.array([[[3.0, -3.0, 0.0]]] * 4, np.float32)
     np.testing.assert_allclose(mix.answer(mixture, outputs, np.ones((4, 3), bool), ANSWERS), outputs[0], rtol=1e-4)
+    sure = np.array([[[38.2, -120.0, 800.0]]] * 4, np.float32)
+    np.testing.assert_allclose(mix.answer(mixture, sure, np.ones((4, 3), bool), ANSWERS), sure[0], rtol=1e-5)
+    two = np.array([[[3.0, -3.0, 0.0]]] * 2 + [[[-1.0, -3.0, 0.0]]] * 2, np.float32)
+    weights = mixture.weights / mixture.weights.sum()
+    share = (weights[:, None] / (1 + np.exp(-two[:, 0].astype(float)))).sum(axis=0)
+    found = mix.answer(mixture, two, np.ones((4, 3), bool), ANSWERS, trusted=False)[0]
+    np.testing.assert_allclose(found, np.log(share / (1 - share)), rtol=1e-5, atol=1e-6)
 
 
 def test_a_label_without_trust_changes_nothing() -> None:
