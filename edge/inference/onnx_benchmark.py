@@ -22,11 +22,12 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
+import onnxruntime as ort
 import safetensors.numpy
 
 from edge.contract.errors import BundleError
 from edge.inference.onnx_bound_run import BoundRun, OneByOne
-from edge.inference.onnx_session import open_onnx
+from edge.inference.onnx_session import open_onnx, worth_keeping
 
 WARM_UP_RUNS = 3
 # How long a model is run before it is the next one's turn, and the least part of its budget that may be.
@@ -75,7 +76,7 @@ def measure_here(model: bytes, feeds: Mapping[str, npt.NDArray[Any]], threads: i
         BundleError: The model does not load.
     """
     start = time.perf_counter()
-    session = open_onnx(model, "the model", threads)
+    session = _opened(model, feeds, threads)
     loaded = time.perf_counter()
     names = [output.name for output in session.get_outputs()]
     session.run(names, feeds)
@@ -95,6 +96,12 @@ def measure_here(model: bytes, feeds: Mapping[str, npt.NDArray[Any]], threads: i
         runs=len(times),
         peak_memory_bytes=peak_memory_bytes(),
     )
+
+
+def _opened(model: bytes, feeds: Mapping[str, npt.NDArray[Any]], threads: int) -> ort.InferenceSession:
+    """As `OnnxSession` opens it."""
+    keeps = worth_keeping(len(model), sum(array.nbytes for array in feeds.values()))
+    return open_onnx(model, "the model", threads, keeps_memory=keeps)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -127,7 +134,7 @@ def compare_here(
     Raises:
         BundleError: A model does not load.
     """
-    sessions = [open_onnx(model, "the model", threads) for model in models]
+    sessions = [_opened(model, arrays, threads) for model, arrays in zip(models, feeds, strict=True)]
     clock = time.thread_time if threads == 1 else time.perf_counter
     turn_s = min(_TURN_S, budget_s / (_TURNS * len(models)))
     rounds: list[list[float]] = []  # of each model the lower quartile of its turn, seconds

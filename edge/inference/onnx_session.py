@@ -7,6 +7,7 @@ answers on a processor whose 8-bit instructions saturate.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,9 @@ EXACT = {"session.x64quantprecision": "1"}
 
 _FLOAT = 1  # TensorProto.FLOAT
 
+# A model and its input that have less together keep nothing between runs.
+_SMALL_BYTES = 512 << 10
+
 # What a column must keep about its mean, of golden outputs that have so many values of it: 3 % of its variance may go.
 _COLUMN_DB = 15.0
 _COLUMN_ROWS = 8
@@ -34,21 +38,49 @@ _COLUMN_ROWS = 8
 _ROUNDS, _HALF_ROUNDS = 2.0**-18, 2.0**-8
 
 
-def session_options(threads: int, config: Mapping[str, str] | None = None) -> ort.SessionOptions:
-    """Options for a small device: a given number of threads, no spinning, no memory arena kept between runs.
+def session_options(
+    threads: int, config: Mapping[str, str] | None = None, keeps_memory: bool = False
+) -> ort.SessionOptions:
+    """Options for a small device: a given number of threads, no spinning.
 
     Args:
         threads: Of one session.
         config: Further configuration entries of onnxruntime, e.g. `EXACT`.
+        keeps_memory: What a run took is kept for the next one, in an arena of this process; see `worth_keeping`.
     """
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.enable_cpu_mem_arena = False
+    options.enable_cpu_mem_arena = keeps_memory
     options.log_severity_level = 4  # not even errors: they come back as exceptions with the same text
+    if keeps_memory:
+        _make_arena()
+        options.add_session_config_entry("session.use_env_allocators", "1")
     for key, value in {"session.intra_op.allow_spinning": "0", **(config or {})}.items():
         options.add_session_config_entry(key, value)
     return options
+
+
+@cache
+def _make_arena() -> None:
+    """One for all sessions that keep memory: it grows by what they need, that of a session of its own to twice that."""
+    grows = ort.OrtArenaCfg({"arena_extend_strategy": 1})  # kSameAsRequested
+    kind = ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR
+    ort.create_and_register_allocator(ort.OrtMemoryInfo("Cpu", kind, 0, ort.OrtMemType.DEFAULT), grows)
+
+
+def worth_keeping(model_bytes: int, sample_bytes: int) -> bool:
+    """Whether the memory of a run is kept for the next one.
+
+    Otherwise it goes back to the system and is fetched again, page by page: of MobileNetV2 in an agent that took nearly
+    as long as the network. In a model of a few layers malloc finds the same memory by itself, and is a microsecond
+    quicker than an arena.
+
+    Args:
+        model_bytes: Size of the graph with its weights.
+        sample_bytes: Size of one sample, all inputs.
+    """
+    return model_bytes + sample_bytes > _SMALL_BYTES
 
 
 def open_onnx(
@@ -58,19 +90,20 @@ def open_onnx(
     config: Mapping[str, str] | None = None,
     providers: Sequence[str | tuple[str, dict[str, str]]] = (CPU,),
     options: ort.SessionOptions | None = None,
+    keeps_memory: bool = False,
 ) -> ort.InferenceSession:
     """Load a graph, from its bytes or from a file; whatever onnxruntime raises becomes a BundleError.
 
     So does a provider that is asked for first and is not there: onnxruntime would take the CPU without a word. A graph
     with an int8 operator that has no exact form (QGemm of two signed ones) is loaded without `EXACT`.
     """
-    made = options or session_options(threads, config)
+    made = options or session_options(threads, config, keeps_memory)
     try:
         session = ort.InferenceSession(model, made, providers=list(providers))
     except Exception as exc:  # the door: onnxruntime's exceptions have no common base
         inexact = {key: value for key, value in (config or {}).items() if key not in EXACT}
         if options is None and len(inexact) < len(config or {}):
-            return open_onnx(model, what, threads, inexact, providers)
+            return open_onnx(model, what, threads, inexact, providers, keeps_memory=keeps_memory)
         raise BundleError(f"{what} does not load in onnxruntime {ort.__version__}: {exc}") from exc
     first = providers[0] if isinstance(providers[0], str) else providers[0][0]
     if first not in session.get_providers():
@@ -134,7 +167,8 @@ class OnnxSession:
         manifest = bundle.manifest
         shipped = bundle.head_parameters()
         graph, places = with_defaults(bundle.read(m.MODEL), shipped), provider_list(provider, threads)
-        self._model = open_onnx(graph, m.MODEL, threads, config, places)
+        keeps = provider == "cpu" and worth_keeping(len(graph), _sample_bytes(bundle))
+        self._model = open_onnx(graph, m.MODEL, threads, config, places, keeps_memory=keeps)
         self._shipped = shipped
         self._is_split = provider != "cpu" and manifest.head is not None
         needed = {spec.name for spec in manifest.inputs}
@@ -146,18 +180,18 @@ class OnnxSession:
             raise BundleError(
                 f"{m.MODEL} does not have the inputs that the manifest states: {sorted(needed | set(shipped))}"
             )
-        self._whole = BoundRun(self._model, [spec.name for spec in manifest.outputs])
+        self._whole = BoundRun(self._model, [spec.name for spec in manifest.outputs], keeps)
         self._served = self._whole
         self._head: ort.InferenceSession | None = None
         if manifest.head is not None:
             self._head = open_onnx(bundle.read(m.HEAD_INFER), m.HEAD_INFER)
             self._features, self._logits = manifest.head.features.name, manifest.head.output
             self._activation = manifest.head.activation
-            self._learned = BoundRun(self._model, [self._features, self._logits])
-            self._frozen = BoundRun(self._model, [self._features])
+            self._learned = BoundRun(self._model, [self._features, self._logits], keeps)
+            self._frozen = BoundRun(self._model, [self._features], keeps)
             self._of_head = BoundRun(self._head, [self._logits])
             others = [spec.name for spec in manifest.outputs if spec.name != self._logits]
-            self._served = BoundRun(self._model, [self._features, *others])
+            self._served = BoundRun(self._model, [self._features, *others], keeps)
             linear = manifest.head.linear
             self._layer_input = "" if linear is None or manifest.head.is_linear else linear.input
         check_golden(self, bundle)
@@ -312,6 +346,19 @@ def golden_inputs(bundle: Bundle) -> Arrays:
     """The golden samples of a bundle by input."""
     golden = bundle.tensors(m.GOLDEN)
     return {name.removeprefix(m.GOLDEN_INPUT): a for name, a in golden.items() if name.startswith(m.GOLDEN_INPUT)}
+
+
+def _sample_bytes(bundle: Bundle) -> int:
+    """What one golden sample takes; nothing is said of golden inputs that are wrong, which `check_golden` finds."""
+    inputs, found = golden_inputs(bundle), 0
+    for spec in bundle.manifest.inputs:
+        array, axis = inputs.get(spec.name), spec.batch_axis
+        if array is not None and array.size:
+            if axis is None or axis >= array.ndim or bundle.manifest.fixed_batch is not None:
+                found += array.nbytes
+            else:
+                found += array.nbytes // array.shape[axis]
+    return found
 
 
 def difference(bundle: Bundle, wanted: Arrays, found: Arrays) -> str:

@@ -1,9 +1,11 @@
-"""A run that is bound gives what the usual one gives, whatever comes between."""
+"""A run that is bound gives what the usual one gives, whatever comes between; memory is kept for one like it."""
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -108,3 +110,35 @@ def test_threads_do_not_mix_their_samples(sums: ort.InferenceSession) -> None:
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+_MIB = 1 << 20
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.parametrize("keeps_memory", [True, False])
+def test_memory_is_kept_for_the_next_run_of_about_that_size_only(keeps_memory: bool) -> None:
+    """glibc gives blocks of more than 32 MiB back in any case; the agent tells it to do so from 256 KiB on."""
+    repeats = helper.make_tensor("repeats", TensorProto.INT64, [1], [160])
+    nodes = [helper.make_node("Tile", ["x", "repeats"], ["large"]), helper.make_node("ReduceSum", ["large"], ["sum"])]
+    x, total = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [None]) for name in ("x", "sum"))
+    graph = helper.make_graph(nodes, "g", [x], [total], [repeats])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    run = BoundRun(open_onnx(model.SerializeToString(), "the test", keeps_memory=keeps_memory), ["sum"], keeps_memory)
+    one, text, many = (np.ones(64 * n << 10, np.float32) for n in (1, 2, 8))  # of which 40, 80 and 320 MiB are made
+    before = resident_bytes()
+
+    def kept_after(array: Array) -> int:
+        assert run({"x": array})["sum"] == array.size * 160
+        return (resident_bytes() - before) // _MIB
+
+    kept_after(one)
+    for array in (one, one, text, one):
+        assert (kept_after(array) >= 38) == keeps_memory
+    most = 130 if keeps_memory else 10  # a block in which an output lies stays
+    assert kept_after(many) < most
+    assert (kept_after(many) >= 300) == keeps_memory  # the same again
+    assert kept_after(one) < most

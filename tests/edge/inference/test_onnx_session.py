@@ -12,13 +12,17 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edge.contract.bundle import Bundle
 from edge.contract.errors import ConfigError
+from edge.contract.manifest import MODEL
 from edge.contract.tensorspec import TensorSpec
-from edge.inference.onnx_session import EXACT, OnnxSession, lost_column, open_onnx, with_defaults
+from edge.inference import onnx_session
+from edge.inference.onnx_session import EXACT, OnnxSession, golden_inputs, lost_column, open_onnx, with_defaults
 
 
-@pytest.fixture(scope="module")
-def session(mlp_bundle: Path) -> OnnxSession:
-    return OnnxSession(Bundle.open(mlp_bundle))
+@pytest.fixture(scope="module", params=["gives memory back", "keeps it"])
+def session(mlp_bundle: Path, request: pytest.FixtureRequest) -> OnnxSession:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnx_session, "_SMALL_BYTES", 0 if request.param == "keeps it" else 1 << 30)
+        return OnnxSession(Bundle.open(mlp_bundle))
 
 
 def samples(session: OnnxSession, n: int) -> np.ndarray:
@@ -29,6 +33,18 @@ def samples(session: OnnxSession, n: int) -> np.ndarray:
 def outputs(session: OnnxSession, x: np.ndarray) -> np.ndarray:
     (name,) = (spec.name for spec in session.manifest.outputs)
     return session.run({session.manifest.inputs[0].name: x})[name]
+
+
+@pytest.mark.parametrize("keeps_memory", [True, False])
+def test_memory_is_kept_by_the_size_of_the_model_and_one_sample(
+    mlp_bundle: Path, monkeypatch: pytest.MonkeyPatch, keeps_memory: bool
+) -> None:
+    bundle = Bundle.open(mlp_bundle)
+    (samples,) = golden_inputs(bundle).values()
+    assert len(samples) > 1
+    size = len(with_defaults(bundle.read(MODEL), bundle.head_parameters())) + samples[0].nbytes
+    monkeypatch.setattr(onnx_session, "_SMALL_BYTES", size - keeps_memory)
+    assert OnnxSession(bundle)._model.get_session_options().enable_cpu_mem_arena == keeps_memory
 
 
 def test_batches_of_any_size_give_what_single_samples_give(session: OnnxSession) -> None:
