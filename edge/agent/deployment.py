@@ -357,6 +357,8 @@ class Deployment:
         if self._recognition.look() and self.state in (SlotState.PROBATION, SlotState.ACTIVE):
             self._detail = standing(self._host.model)
             self.report()
+        if self.state is SlotState.ACTIVE and self._slot == "bundle" and not self._was_judged:
+            self._look_at_predictions()
         labels = self._host.model.metrics.labels
         if self._held is not None and labels >= self._looked_at + _LOOK_AGAIN:
             self._look_again(self._held)
@@ -386,6 +388,14 @@ class Deployment:
         if shadow.is_over:
             self._host.model.state.shadow = None
 
+    def _look_at_predictions(self) -> None:
+        """Say so, once, when something speaks for a bundle that was live before anything was predicted."""
+        if predictions := self._host.model.metrics.predictions:
+            self._was_judged = True
+            self._host.slots.note(judged=True)
+            self._detail = f"after probation: {predictions} predictions, no failure"
+            self.report()
+
     def _look_again(self, held: releases.Offer) -> None:
         try:
             self._take(releases.look_at(self._host.model, held.release, competes=held.competes))
@@ -408,8 +418,10 @@ class Deployment:
         if verdict.finding is Finding.GOOD:
             if is_bundle:
                 self._host.confirm_bundle()
+                self._was_judged = model.metrics.predictions > 0
             releases.confirm(model)
-            self._enter(SlotEvent.PROBATION_PASSED, f"probation: {verdict.reason}")
+            is_unjudged = verdict.reason.startswith(Finding.NOT_JUDGED)
+            self._enter(SlotEvent.PROBATION_PASSED, verdict.reason if is_unjudged else f"probation: {verdict.reason}")
         elif verdict.finding is Finding.NOT_JUDGED:
             if self._told != verdict.reason:
                 self._told = self._detail = verdict.reason

@@ -222,15 +222,17 @@ def judge_taken(model: OnDeviceModel, *, was_judged: bool, labels: int) -> Verdi
 def judge_bundle(model: OnDeviceModel, labels: int) -> Verdict:
     """Whether a bundle that was made live holds up: it does until a prediction fails or is not finite.
 
-    Only that can speak for or against one that does not learn: no label will.
+    Only that can speak for or against one that does not learn: no label will. One that learns does not wait for it,
+    since heads for it may come, and says that nothing spoke for it.
 
     Args:
         model: Of it; its figures began with it.
         labels: That came since.
     """
     predictions = model.metrics.predictions
-    if not model.learns and not predictions:
-        return Verdict(Finding.NOT_JUDGED, "not judged: nothing was predicted since it is live")
+    if not predictions:
+        finding = Finding.GOOD if model.learns else Finding.NOT_JUDGED
+        return Verdict(finding, f"{Finding.NOT_JUDGED}: nothing was predicted since it is live")
     return Verdict(Finding.GOOD, f"{predictions} predictions and {labels} labels, no failure")
 
 

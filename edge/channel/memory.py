@@ -87,6 +87,7 @@ class MemoryBroker:
         self.retained: dict[str, tuple[bytes, int]] = {}
         self._clients: dict[str, MemoryTransport] = {}
         self._queue: list[_Delivery] = []
+        self._ways: dict[str, list[tuple[MemoryTransport, int]]] = {}  # topic to who wants it
 
     def deliver(self) -> int:
         """Deliver what is queued now, one round; returns how many deliveries there were."""
@@ -105,6 +106,7 @@ class MemoryBroker:
     def connect(self, client_id: str) -> None:
         """Bring a started client back: its subscriptions are made again, then what it had queued is sent."""
         client = self._clients[client_id]
+        self.forget_ways()
         client.connection += 1
         client.connected = True
         self._enqueue(client, Connected(session_present=False, max_packet_bytes=DEFAULT_MAX_PACKET_BYTES))
@@ -140,10 +142,23 @@ class MemoryBroker:
         elif message.retain:
             self.retained.pop(message.topic, None)
         event = Received(topic=message.topic, payload=message.payload, retained=False)
+        if (ways := self._ways.get(message.topic)) is None:
+            ways = self._ways[message.topic] = self._find_ways(message.topic)
+        for client, granted in ways:
+            if client.connected:
+                self._enqueue(client, event, min(message.qos, granted))
+
+    def forget_ways(self) -> None:
+        """Somebody came, or subscribed to something."""
+        self._ways.clear()
+
+    def _find_ways(self, topic: str) -> list[tuple[MemoryTransport, int]]:
+        found = []
         for client in self._clients.values():
-            granted = [qos for wanted, qos in client.filters.items() if matches(wanted, message.topic)]
-            if client.connected and granted:
-                self._enqueue(client, event, min(message.qos, max(granted)))
+            granted = [qos for wanted, qos in client.filters.items() if matches(wanted, topic)]
+            if granted:
+                found.append((client, max(granted)))
+        return found
 
     def send_retained(self, client: MemoryTransport, topic_filter: str, qos: int) -> None:
         """Queue the retained messages that a new subscription covers."""
@@ -222,6 +237,7 @@ class MemoryTransport:
     def subscribe(self, filters: Sequence[tuple[str, int]]) -> None:
         """See `edge.channel.transport.Transport.subscribe`."""
         self.filters.update(filters)
+        self._broker.forget_ways()
         if self.connected:
             for topic_filter, qos in filters:
                 self._broker.send_retained(self, topic_filter, qos)

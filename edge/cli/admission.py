@@ -87,7 +87,14 @@ def replace(connect: Any, name: str, days: float, reason: str, as_json: bool) ->
     edge-fleet device replace camera-7
     edge-agent enroll --coordinator https://fleet:8470 --token join_...
     """
-    made = connect().call("POST", f"/api/v1/devices/{name}/replace", json={"days": days, "reason": reason})
+    coordinator = connect()
+    made = coordinator.call("POST", f"/api/v1/devices/{name}/replace", json={"days": days, "reason": reason})
+    if coordinator.call("GET", f"/api/v1/devices/{name}")["condition"] == "online":
+        warning = (
+            f"warning: {name} is online; new hardware that uses the token ends its login, and while both are on "
+            f"they push each other off the broker: switch it off first"
+        )
+        click.echo(warning, err=True)
     _tell_token(made, as_json)
 
 

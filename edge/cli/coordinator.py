@@ -108,6 +108,7 @@ def coordinator() -> None:
 @click.option("--keep-messages", default=7.0, type=click.FloatRange(min=0), help="Days that telemetry is kept.")
 @click.option("--keep-minutes", default=90.0, type=click.FloatRange(min=0), help="Days of its sums by the minute.")
 @click.option("--keep-hours", default=730.0, type=click.FloatRange(min=0), help="Days of its sums by the hour.")
+@click.option("--keep-events", default=90.0, type=click.FloatRange(min=0), help="Days that events are kept.")
 @click.option("--alerts", type=click.Path(path_type=Path), help="Rules of alerts, in TOML: docs/alerts.md.")
 @click.option(
     "--alert-secret", default="", show_default=False, envvar="EDGE_ALERT_SECRET", help="Signs what the webhook is told."
@@ -164,6 +165,7 @@ def serve(
     keep_messages: float,
     keep_minutes: float,
     keep_hours: float,
+    keep_events: float,
     alerts: Path | None,
     alert_secret: str,
     connect_timeout: float,
@@ -246,7 +248,12 @@ def serve(
         policy=policy,
         release_policy=release_policy,
         evaluate=evaluate,
-        keep=Keep(messages_s=keep_messages * _DAY_S, minutes_s=keep_minutes * _DAY_S, hours_s=keep_hours * _DAY_S),
+        keep=Keep(
+            messages_s=keep_messages * _DAY_S,
+            minutes_s=keep_minutes * _DAY_S,
+            hours_s=keep_hours * _DAY_S,
+            events_s=keep_events * _DAY_S,
+        ),
         unknown="approved" if unknown_devices == "approve" else "pending",
         keep_free_bytes=None if keep_free is None else int(keep_free * (1 << 20)),
         signing=signing,

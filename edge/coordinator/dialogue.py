@@ -38,7 +38,7 @@ from edge.contract.names import level_of
 from edge.coordinator.artifacts import ArtifactStore
 from edge.coordinator.checkpoints import CHECKPOINT, Checkpoints
 from edge.coordinator.events import Events
-from edge.coordinator.learning import Learning
+from edge.coordinator.learning import Learning, Unwanted
 from edge.coordinator.line import Line
 from edge.coordinator.pacing import Pacing
 from edge.coordinator.questions import Questions
@@ -306,6 +306,9 @@ class Dialogue:
                 self._checkpoints.take(device, data, now)
             else:
                 self._learning.take(device, data, now)
+        except Unwanted as exc:  # as it should be: nobody has to do anything
+            self._events.fault(device, "not-taken", str(exc), now)
+            return str(exc)
         except (BundleError, LearningError) as exc:
             what = "checkpoint-refused" if kind == CHECKPOINT else "contribution-refused"
             self._events.fault(device, what, str(exc), now, kind=type(exc).__name__)

@@ -62,6 +62,10 @@ def newer(known: Contribution | None, one: Contribution) -> Contribution | None:
     return replace(one, merged_version=known.merged_version, merged_release=known.merged_release)
 
 
+class Unwanted(LearningError):  # noqa: N818  # what it is, and not what goes wrong
+    """A contribution that a person has decided not to take: that it comes is no fault of anybody."""
+
+
 class Learning:
     """See the module.
 
@@ -106,15 +110,14 @@ class Learning:
         Raises:
             BundleError: It is damaged.
             LearningError: It cannot be merged, or it is another's.
+            Unwanted: A person decided that it is not to be taken.
         """
         update = HeadUpdate.decode(data, f"the contribution of {device}")
         if self._store.contributions.is_forgotten(update.lineage):
-            raise LearningError(
-                "an operator had this forgotten; the device may contribute again with an empty state folder"
-            )
+            raise Unwanted("an operator had this forgotten; the device may contribute again with an empty state folder")
         sender = self._store.devices.get(device)
         if sender is not None and sender.admission == DECOMMISSIONED:
-            raise LearningError("this device was decommissioned; nothing of it is taken any more")
+            raise Unwanted("this device was decommissioned; nothing of it is taken any more")
         known = self._store.contributions.of_lineage(update.lineage)
         owner = owner_of(known, device, update.state_id)
         if owner is not None and not self._store.checkpoints.was_given(update.lineage, device):

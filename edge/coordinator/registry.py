@@ -19,7 +19,7 @@ from edge.contract.errors import ResourceError, RolloutError
 from edge.contract.names import is_model_name
 from edge.coordinator.clones import Life, Lives, Seen
 from edge.coordinator.events import Events
-from edge.coordinator.records import APPROVED, Device, KnownDevice, LoggedEvent, Model, TelemetryEntry
+from edge.coordinator.records import APPROVED, DECOMMISSIONED, Device, KnownDevice, LoggedEvent, Model, TelemetryEntry
 from edge.coordinator.room import Level, Room
 from edge.coordinator.store.database import DatabaseError
 from edge.coordinator.store.store import Store
@@ -284,16 +284,17 @@ class Registry:
             before, heard = self._heard(device, now.wall_ms, is_word=not is_kept)
             known = after_state(heard, message, self._is_ours)
             self._store.devices.keep(known or heard, before)
-        if known is not None and message.detail and _standings(known) != _standings(heard):
+        is_gone = heard.device.admission == DECOMMISSIONED
+        if known is not None and message.detail and not is_gone and _standings(known) != _standings(heard):
             detail = f"release {message.release}: {message.detail}"
             self._events.note(device, message.state, detail, now, message.model)
         return known is not None
 
     def event(self, device: str, message: Event, now: Now) -> None:
-        """Something happened on a device."""
+        """Something happened on a device. Of one that was decommissioned nothing is kept but that it was heard."""
         with self._store.transaction():
-            self._store.devices.hear(device, now.wall_ms, self._admission)
-            self._store.events.add(_logged(device, message, now.wall_ms))
+            if self._store.devices.hear(device, now.wall_ms, self._admission) != DECOMMISSIONED:
+                self._store.events.add(_logged(device, message, now.wall_ms))
 
     def history(self, device: str, message: History, now: Now) -> None:
         """What a device could not say when it was, with its own time; durable when this returns, repeats dropped.
@@ -304,7 +305,8 @@ class Registry:
         if self._room.now() is Level.NO_TELEMETRY:
             raise ResourceError("there is no room for telemetry: the device keeps it, and says it again")
         with self._store.transaction():
-            self._store.devices.hear(device, now.wall_ms, self._admission)
+            if self._store.devices.hear(device, now.wall_ms, self._admission) == DECOMMISSIONED:
+                return  # it need not say it again
             for event in message.events:
                 self._store.events.add(_logged(device, event, min(event.ts_ms, now.wall_ms)))
             self._store.telemetry.add([_entry(device, values, _made_ms(values, now)) for values in message.telemetry])
@@ -352,6 +354,8 @@ class Registry:
             before = self._store.devices.known_of(heard_ms)
             known = {device: self._heard_of(device, before.get(device), now_ms) for device, now_ms in heard_ms.items()}
             for device, values, now_ms in messages:
+                if known[device].device.admission == DECOMMISSIONED:
+                    continue
                 known[device] = after_telemetry(known[device], values)
                 entries.append(_entry(device, values, now_ms))
             self._store.devices.keep_all((each, before.get(device)) for device, each in known.items())

@@ -18,17 +18,19 @@ _DAY_S = 86_400.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Keep:
-    """How long telemetry is kept, in seconds that coordinators of the database ran.
+    """How long telemetry and events are kept, in seconds that coordinators of the database ran.
 
     Attributes:
         messages_s: As it came.
         minutes_s: Summed by the minute.
         hours_s: Summed by the hour.
+        events_s: What happened, on devices and here.
     """
 
     messages_s: float = 7 * _DAY_S
     minutes_s: float = 90 * _DAY_S
     hours_s: float = 730 * _DAY_S
+    events_s: float = 90 * _DAY_S
 
 
 @dataclass(frozen=True, slots=True)

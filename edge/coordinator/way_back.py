@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from edge.contract.clock import Now
+from edge.contract.digest import short
 from edge.contract.errors import EdgeError
 from edge.coordinator.artifacts import ArtifactStore
 from edge.coordinator.bundles import Bundles
@@ -89,7 +90,10 @@ class WayBack:
         for former, targets in groups.items():
             digest, backbone = self._older(release, former)
             if not digest:
-                self._events.fault("", "no-way-back", f"{rollout.id}: the older bytes are not here", now, kind=former)
+                what = f"the bundle {short(former)}" if release.kind == "bundle" and former else "what they had"
+                cure = "; `edge-fleet release add` it, and they go back" if release.kind == "bundle" else ""
+                text = f"{rollout.id}: {what} before is not here, and {len(targets)} devices wait for it{cure}"
+                self._events.fault("", "no-way-back", text, now, kind=former)
                 continue
             older = add_release(
                 self._store,
@@ -110,13 +114,13 @@ class WayBack:
     def _older(self, release: Release, former: str) -> tuple[str, str]:
         """Digest and backbone of what a device ran before; "" where it is not here."""
         try:
+            if release.kind == "bundle":
+                known = self._store.releases.bundle_named(former)
+                return ("", "") if known is None else (self._artifacts.get(known.digest).digest, known.backbone)
             if former:
                 self._artifacts.get(former)
-                if release.kind == "head":
-                    return older_bytes(self._artifacts, release.digest, former), release.backbone
-                known = {each.digest: each.backbone for each in self._store.releases.bundles()}
-                return (former, known[former]) if former in known else ("", "")
-            bundle = self._bundles.of(release.backbone) if release.kind == "head" else None
+                return older_bytes(self._artifacts, release.digest, former), release.backbone
+            bundle = self._bundles.of(release.backbone)
             if bundle is None:
                 return "", ""
             return self._artifacts.put(shipped_head(bundle).encode()).digest, release.backbone

@@ -79,6 +79,7 @@ class Agent:
         bundles: dict[str, Path],
         connect: Callable[[str], Transport],
         options: dict[str, Any],
+        stopwatch: Callable[[str], float] = lambda _: 0.0,
     ) -> None:
         self.config = AgentConfig(
             bundles=bundles,
@@ -96,7 +97,7 @@ class Agent:
 
             root = self.config.trust_root.read_bytes()
             trust = Trust(self.config.state_dir / "trust", root, fleet=FLEET, device=name)
-        self.core = AgentCore(self.config, self.models, stopwatch=lambda: 0.0, trust=trust)
+        self.core = AgentCore(self.config, self.models, stopwatch=lambda: stopwatch(name), trust=trust)
         self.events: list[TransportEvent] = []
         self.transport = connect(name)
         self.states: list[str] = []
@@ -142,7 +143,9 @@ class SimulatedFleet:
         policy: MergePolicy | None = None,
         signing: Path | None = None,
         ask_labels_s: float = 0.0,
+        reassert_s: float = 10.0,
         connect: Callable[[str], Transport] | None = None,
+        stopwatch: Callable[[str], float] = lambda _: 0.0,
         **agent_options: Any,
     ) -> None:
         self.folder = folder
@@ -153,6 +156,7 @@ class SimulatedFleet:
         self.now_s = 1000.0
         self.agent_options, self.auto_merge = agent_options, auto_merge
         self.policy, self.signing, self.ask_labels_s = policy or MergePolicy(), signing, ask_labels_s
+        self.reassert_s, self.stopwatch = reassert_s, stopwatch
         self.coordinator: CoordinatorCore | None = None
         self.start_coordinator()
         self.agents: dict[str, Agent] = {}
@@ -170,7 +174,7 @@ class SimulatedFleet:
             data_dir=self.folder / "coordinator",
             auto_merge=self.auto_merge,
             merge_delay_s=5.0,
-            reassert_s=10.0,
+            reassert_s=self.reassert_s,
             policy=self.policy,
             ask_labels_s=self.ask_labels_s,
         )
@@ -191,7 +195,7 @@ class SimulatedFleet:
         return self.coordinator
 
     def start_agent(self, name: str) -> Agent:
-        agent = Agent(self.folder, name, self.bundles, self.connect, self.agent_options)
+        agent = Agent(self.folder, name, self.bundles, self.connect, self.agent_options, self.stopwatch)
         agent.start(self.now)
         self.agents[name] = agent
         return agent

@@ -108,13 +108,16 @@ class Devices:
             devices.write(session)
             models.write(session)
 
-    def hear(self, device: str, now_ms: int, admission: str = APPROVED) -> None:
-        """A device said something; it may be the first time, and then it has this admission."""
+    def hear(self, device: str, now_ms: int, admission: str = APPROVED) -> str:
+        """A device said something; it may be the first time, and then it has this admission. The one that it has."""
         with self._database.transaction() as session:
-            heard = session.execute(update(_DEVICE).where(_DEVICE.c.id == device).values(last_seen_ms=now_ms))
-            if not heard.rowcount:  # type: ignore[attr-defined]  # an UPDATE has one
-                new = Device(id=device, first_seen_ms=now_ms, last_seen_ms=now_ms, admission=admission)
-                session.execute(insert(_DEVICE), columns(new))
+            heard = update(_DEVICE).where(_DEVICE.c.id == device).values(last_seen_ms=now_ms)
+            found = session.scalar(heard.returning(_DEVICE.c.admission))
+            if found is not None:
+                return str(found)
+            new = Device(id=device, first_seen_ms=now_ms, last_seen_ms=now_ms, admission=admission)
+            session.execute(insert(_DEVICE), columns(new))
+            return admission
 
     def change(self, device: str, **values: Any) -> None:
         """Change what people decide about a device: `admission`, `note`, `epoch`."""

@@ -180,7 +180,7 @@ class BucketRow(Row):
 
 
 class AgeRow(Row):
-    """How long coordinators of this database had run, in seconds, when they had kept telemetry up to an id.
+    """How long coordinators of this database had run, in seconds, when they had telemetry and events up to an id.
 
     What is kept "for thirty days" is kept while the coordinator runs for thirty days. No clock has a say in it: one
     that is ahead for a minute, before it is set, would have everything deleted.
@@ -189,6 +189,7 @@ class AgeRow(Row):
     __tablename__ = "age"
     run_s: Mapped[float] = mapped_column(primary_key=True)
     last_id: Mapped[int]
+    event_id: Mapped[int] = mapped_column(server_default="0")
 
 
 class ContributionRow(Row):

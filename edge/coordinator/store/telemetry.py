@@ -1,16 +1,17 @@
-"""Telemetry, and how long it is kept."""
+"""Telemetry, and how long it and events are kept."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 
 from edge.coordinator.records import TelemetryEntry, as_dict
 from edge.coordinator.store.database import Database
 from edge.coordinator.store.many import insert_many
-from edge.coordinator.store.tables import AgeRow, BucketRow, TelemetryRow, table
+from edge.coordinator.store.tables import AgeRow, BucketRow, EventRow, TelemetryRow, table
 from edge.coordinator.summaries import HOUR_S, MINUTE_S, Bucket, Keep, Sum, Sums, measures, summed, together
 
 _TELEMETRY = table(TelemetryRow)
@@ -48,22 +49,25 @@ class TelemetryLog:
     def aged(self, more_s: float, keep: Keep) -> None:
         """The coordinator has run for a while more: sum what is new, and delete what came before it ran so long.
 
+        The newest message and the newest event stay, however old: numbers go on from them. SQLite would begin anew with
+        1 in an empty table, and what is counted, followed and deleted by number would be what came since.
+
         Args:
             more_s: Since this was last called.
             keep: How long.
         """
         with self._database.transaction() as session:
             run_s = (session.scalar(select(func.max(AgeRow.run_s))) or 0.0) + more_s
-            summed_id = session.scalar(select(func.max(AgeRow.last_id))) or 0
             last_id = session.scalar(select(func.max(TelemetryRow.id))) or 0
+            event_id = session.scalar(select(func.max(EventRow.id))) or 0
+            session.execute(update(AgeRow).where(AgeRow.last_id > last_id).values(last_id=0))  # they began anew, once
+            summed_id = session.scalar(select(func.max(AgeRow.last_id))) or 0
             self._sum(session, summed_id, last_id, run_s)
-            session.merge(AgeRow(run_s=run_s, last_id=max(last_id, summed_id)))
+            session.merge(AgeRow(run_s=run_s, last_id=last_id, event_id=event_id))
             session.flush()
-            is_old = AgeRow.run_s <= run_s - keep.messages_s
-            old_id = session.scalar(select(func.max(AgeRow.last_id)).where(is_old))
-            if old_id is not None:
-                session.execute(delete(TelemetryRow).where(TelemetryRow.id <= old_id))
-                session.execute(delete(AgeRow).where(is_old))
+            _delete_old(session, TelemetryRow.id, AgeRow.last_id, run_s - keep.messages_s, last_id)
+            _delete_old(session, EventRow.id, AgeRow.event_id, run_s - keep.events_s, event_id)
+            session.execute(delete(AgeRow).where(AgeRow.run_s <= run_s - max(keep.messages_s, keep.events_s)))
             for step_s, keep_s in ((MINUTE_S, keep.minutes_s), (HOUR_S, keep.hours_s)):
                 is_old = (BucketRow.step_s == step_s) & (BucketRow.run_s <= run_s - keep_s)
                 session.execute(delete(BucketRow).where(is_old))
@@ -127,6 +131,13 @@ class TelemetryLog:
         query = select(TelemetryRow).where(TelemetryRow.device == device).order_by(TelemetryRow.id.desc()).limit(20)
         with self._database.transaction() as session:
             return sorted({key for row in session.scalars(query) for key in measures(row.to(TelemetryEntry))})
+
+
+def _delete_old(session: Session, number: Any, number_then: Any, until_s: float, newest: int) -> None:
+    """Delete the rows of a table that were there when coordinators had run so long, but for the newest."""
+    old = session.scalar(select(func.max(number_then)).where(AgeRow.run_s <= until_s))
+    if old:
+        session.execute(delete(number.class_).where(number <= min(old, newest - 1)))
 
 
 _KEY = ("step_s", "device", "model", "start_ms")

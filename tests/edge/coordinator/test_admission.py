@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge.channel.codec import decode, encode
-from edge.channel.messages import Birth, Command, Conn, Message, Reply, Served, Telemetry
+from edge.channel.codec import decode, encode, encode_history
+from edge.channel.messages import Birth, Command, Conn, Event, Message, Reply, Served, Telemetry
 from edge.channel.transport import Connected, Publish, Received
 from edge.contract.bundle import Bundle
 from edge.contract.clock import Now
@@ -194,10 +194,39 @@ def test_a_decommissioned_device_is_cleared_at_the_broker_and_heard_no_more(
     for each in cleared:  # the coordinator hears it itself
         fleet.core.transport(Received(topic=each.topic, payload=b"", retained=False), NOW)
     assert "bad-message" not in fleet.events("")
+    kept = fleet.events("cam")
+    values = {"acc": 0.5, "boot": 1, "seq": 7, "session": 1, "ts_ms": 5, "model": "digits"}
+    said = Event(ts_ms=5, name="drift", detail="", boot=1, seq=9)
+    fleet.say("cam", "up/tele", Telemetry(values=values))
+    fleet.say("cam", "up/event", said)
+    away = encode_history([{"ts": 1, "seq": 9, "boot": 1, "state_id": A}])
+    fleet.core.transport(Received(topic="edge/v1/lab/cam/up/hist", payload=away, retained=False), NOW)
+    fleet.core.registry.keep_telemetry(NOW, at_once=True)
+    assert fleet.events("cam") == kept, "nothing of it is taken"
+    assert not fleet.store.telemetry.after(0, 10)
+    answered = [each.topic for each in fleet.core.dialogue.drain(NOW)]
+    assert "edge/v1/lab/cam/dn/hist" in answered, "it need not say it again"
     with pytest.raises(LearningError, match="decommissioned"):
         fleet.core.learning.take("cam", statistics_update(0).encode(), NOW)
     with pytest.raises(RolloutError, match="nothing ends but new hardware"):
         fleet.core.decide("cam", Decision.APPROVE, "kim", "", NOW)
+
+
+def test_a_contribution_that_a_person_does_not_want_is_told_and_is_no_alarm(
+    start: Callable[..., Fleet], bundle: Bundle, statistics_update: Make
+) -> None:
+    fleet = start(bundle=bundle)
+    for device in ("cam", "other"):
+        fleet.on(device, 1)
+        fleet.born(device, bundle.manifest.backbone_digest)
+    data = statistics_update(0).encode()
+    assert fleet.core.dialogue.sent("cam", "contribution", data, NOW) == ""
+    fleet.core.forget("cam", NOW)
+    assert "forgotten" in fleet.core.dialogue.sent("cam", "contribution", data, NOW)
+    assert "not a safetensors" in fleet.core.dialogue.sent("other", "contribution", b"no contribution", NOW)
+    assert "not-taken" in fleet.events("cam")
+    assert "contribution-refused" not in fleet.events("cam")
+    assert "contribution-refused" in fleet.events("other")
 
 
 def test_a_device_that_is_silent_is_gone_whatever_it_said_last(start: Callable[..., Fleet]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import Engine, event
+from sqlalchemy import Engine, event, update
 
 from edge.channel.messages import Conn
 from edge.contract.clock import Now
@@ -38,7 +38,7 @@ from edge.coordinator.records import (
 from edge.coordinator.registry import Registry
 from edge.coordinator.store.database import Database, DatabaseError
 from edge.coordinator.store.store import Store
-from edge.coordinator.store.tables import Row
+from edge.coordinator.store.tables import AgeRow, Row
 from edge.coordinator.summaries import HOUR_S, MAX_KEYS, MINUTE_S, Keep, measures
 from edge.coordinator.wanted import desired
 from edge.merging.averaging import MergeMemory
@@ -59,6 +59,10 @@ DEVICE = KnownDevice(
 
 def entry(seq: int, received_ms: int = 1, device: str = "d", values: dict[str, Any] | None = None) -> TelemetryEntry:
     return TelemetryEntry(device=device, boot=1, seq=seq, received_ms=received_ms, values=values or {})
+
+
+def happened(detail: str) -> LoggedEvent:
+    return LoggedEvent(device="d", name="n", detail=detail, at_ms=1)
 
 
 def contribution(version: int, lineage: str = "l") -> Contribution:
@@ -179,8 +183,39 @@ def test_telemetry_ages_while_the_coordinator_runs_whatever_its_clock_says(store
         kept = [row.seq for row in store.telemetry.after(0, 100)]
         assert kept == list(range(max(1, day - 1), day + 1))
     store.telemetry.aged(10 * day_s, Keep(messages_s=3 * day_s))
-    assert not store.telemetry.after(0, 100)
+    assert [row.seq for row in store.telemetry.after(0, 100)] == [5], "the newest stays: numbers go on from it"
     store.telemetry.aged(day_s, Keep(messages_s=3 * day_s))
+
+
+def test_what_comes_after_a_long_silence_is_kept_as_long_as_all_else(store: Store) -> None:
+    """In an empty table SQLite numbers from 1 again; numbers tell what is old, what is summed, and what is new."""
+    day_s, keep = 86_400.0, Keep(messages_s=2 * 86_400.0, events_s=4 * 86_400.0)
+    store.telemetry.add([entry(i, 1, values={"acc": 0.5}) for i in range(10)])
+    for i in range(10):
+        store.events.add(happened(f"before {i}"))
+    for _ in range(8):  # a week of which nothing is heard
+        store.telemetry.aged(day_s, keep)
+    (last,), (told,) = store.telemetry.after(0, 100), store.events.newest(100)
+    assert (last.seq, told.detail) == (9, "before 9")
+    for day in range(3):
+        store.telemetry.add([entry(100 + day, 60_000 * day, values={"acc": 1.0})])
+        store.events.add(happened(f"day {day}"))
+        store.telemetry.aged(day_s, keep)
+    assert [row.seq for row in store.telemetry.after(last.id, 100)] == [101, 102]
+    assert [row.detail for row in store.events.after(told.id, 100)] == ["day 0", "day 1", "day 2"]
+    minutes = store.telemetry.metric("d", "acc", 0, MINUTE_S)
+    assert sum(each.n for _, each in minutes) == 13, "all are summed"
+    store.telemetry.aged(2 * day_s, keep)
+    assert [row.detail for row in store.events.newest(100)] == ["day 2", "day 1"]
+
+
+def test_a_database_whose_numbers_began_anew_before_loses_nothing_more(store: Store) -> None:
+    store.telemetry.add([entry(i, 1) for i in range(3)])
+    store.telemetry.aged(1.0, Keep(messages_s=100.0))
+    with store._database.transaction() as session:
+        session.execute(update(AgeRow).values(last_id=1000))  # of the messages that there were before the silence
+    store.telemetry.aged(200.0, Keep(messages_s=100.0))
+    assert len(store.telemetry.after(0, 100)) == 3
 
 
 def test_telemetry_is_summed_by_the_minute_and_the_hour_and_each_is_kept_as_long_as_it_is_told(store: Store) -> None:
@@ -211,7 +246,8 @@ def test_telemetry_is_summed_by_the_minute_and_the_hour_and_each_is_kept_as_long
     assert means(MINUTE_S) == by_minute
     assert means(MINUTE_S, begin_ms + 60_000) == by_minute[1:]
     store.telemetry.aged(2 * hour_s, keep)
-    assert (means(0), means(MINUTE_S)) == ([], by_minute), "messages are gone, their sums are there"
+    newest = [(59, 1, 1.2, 1.2, 1.2)]  # which stays
+    assert (means(0), means(MINUTE_S)) == (newest, by_minute), "messages are gone, their sums are there"
     store.telemetry.aged(2 * hour_s, keep)
     assert (means(MINUTE_S), means(HOUR_S)[0][1]) == ([], 4)
     store.telemetry.aged(8 * hour_s, keep)
