@@ -357,8 +357,12 @@ class Deployment:
         if self._recognition.look() and self.state in (SlotState.PROBATION, SlotState.ACTIVE):
             self._detail = standing(self._host.model)
             self.report()
-        if self.state is SlotState.ACTIVE and self._slot == "bundle" and not self._was_judged:
-            self._look_at_predictions()
+        is_unjudged = self.state is SlotState.ACTIVE and self._slot == "bundle" and not self._was_judged
+        if is_unjudged and (predictions := self._host.model.metrics.predictions):  # now something speaks for it
+            self._was_judged = True
+            self._host.slots.note(judged=True)
+            self._detail = f"after probation: {predictions} predictions, no failure"
+            self.report()
         labels = self._host.model.metrics.labels
         if self._held is not None and labels >= self._looked_at + _LOOK_AGAIN:
             self._look_again(self._held)
@@ -387,14 +391,6 @@ class Deployment:
             self.report()
         if shadow.is_over:
             self._host.model.state.shadow = None
-
-    def _look_at_predictions(self) -> None:
-        """Say so, once, when something speaks for a bundle that was live before anything was predicted."""
-        if predictions := self._host.model.metrics.predictions:
-            self._was_judged = True
-            self._host.slots.note(judged=True)
-            self._detail = f"after probation: {predictions} predictions, no failure"
-            self.report()
 
     def _look_again(self, held: releases.Offer) -> None:
         try:
