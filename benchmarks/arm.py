@@ -323,6 +323,9 @@ def main() -> int:
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "edgeloop-arm", help="kept")
     parser.add_argument("--boards", default=",".join(board.profile for board in BOARDS), help="separated by commas")
     options = parser.parse_args()
+    asked = options.boards.split(",")
+    if unknown := set(asked) - {board.profile for board in BOARDS}:
+        parser.error(f"--boards: not known: {', '.join(sorted(unknown))}")
     lacking = [each for each in ("apt-get", "dpkg") if shutil.which(each) is None]
     if lacking or EMULATOR is None:
         print(f"needs {', '.join(lacking) or 'qemu-aarch64: apt-get install qemu-user'}")
@@ -333,7 +336,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         model = Path(name) / "model.pth"
         quietly([sys.executable, ROOT / "examples/01_digits_fleet/model.py", model], "training")
-        for board in (board for board in BOARDS if board.profile in options.boards.split(",")):
+        for board in (board for board in BOARDS if board.profile in asked):
             print(f"{board.model}: {board.cpu}, emulated", flush=True)
             place, findings = Path(name) / board.profile, Findings()
             place.mkdir()

@@ -41,8 +41,8 @@ def not_known(words: list[str]) -> list[str]:
     at, options = COMMANDS[words[0]], {"--help"}
     for word in words[1:]:
         options |= {each for param in at.params for each in (*param.opts, *param.secondary_opts)}
-        if isinstance(at, click.Group) and word in at.commands:
-            at = at.commands[word]
+        if isinstance(at, click.Group):
+            at = at.get_command(click.Context(at), word) or at
     options |= {each for param in at.params for each in (*param.opts, *param.secondary_opts)}
     lost = [word for word in words[1:] if word.startswith("--") and word.partition("=")[0] not in options]
     return [*lost, *(["a command"] if isinstance(at, click.Group) and "--help" not in words else [])]

@@ -1,7 +1,7 @@
 """What a service manager is told: ready, alive, stopping, as datagrams of systemd's protocol (``sd_notify``).
 
-Promises that a manager that is not there, or does not listen, disturbs nothing. Knows no environment and no clock: the
-address and the time are handed in.
+Promises that a manager that is not there, or does not listen, disturbs nothing. Environment and time are
+handed in.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import socket
+from collections.abc import Mapping
 
 
 class Supervisor:
@@ -23,6 +24,15 @@ class Supervisor:
         self._address = b"\0" + address[1:].encode() if address.startswith("@") else address.encode()
         self._every_s = math.inf if watchdog_s is None else watchdog_s / 3
         self._due_s = -math.inf
+
+    @classmethod
+    def of(cls, environment: Mapping[str, str], pid: int) -> Supervisor:
+        """Who started this process, as it says in the environment; nobody where it does not."""
+        watchdog_s = None
+        if environment.get("WATCHDOG_PID", str(pid)) == str(pid):
+            usec = environment.get("WATCHDOG_USEC", "")
+            watchdog_s = int(usec) / 1e6 if usec.isdecimal() and int(usec) else None
+        return cls(environment.get("NOTIFY_SOCKET", ""), watchdog_s)
 
     def ready(self) -> None:
         """The agent answers requests from now on."""

@@ -7,11 +7,14 @@ at again.
 
 from __future__ import annotations
 
-import ssl
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edge.channel.url import BrokerUrl
 from edge.contract.errors import ConfigError
+
+if TYPE_CHECKING:
+    import ssl
 
 LOOK_S = 30.0
 _Stamp = tuple[tuple[int, int, int] | None, ...]
@@ -64,6 +67,8 @@ class Certificates:
         return tuple(_stamp(path) for path in (self._url.ca, self._url.cert, self._url.key) if path is not None)
 
     def _read(self) -> ssl.SSLContext:
+        import ssl  # here: a connection without TLS does without its MiB
+
         url = self._url
         try:
             context = ssl.create_default_context(cafile=url.ca)

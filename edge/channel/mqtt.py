@@ -23,7 +23,6 @@ import os
 import random
 import secrets
 import socket
-import ssl
 import struct
 import threading
 import time
@@ -33,17 +32,12 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
 
-import paho.mqtt.client as paho
-from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
-from paho.mqtt.packettypes import PacketTypes
-from paho.mqtt.properties import Properties
-from paho.mqtt.reasoncodes import ReasonCode
-
 from edge.channel.back_off import BackOff
 from edge.channel.certificates import LOOK_S, Certificates
 from edge.channel.culprits import Culprits
 from edge.channel.limit import PacketLimit
 from edge.channel.sieve import Message, Sieve
+from edge.channel.spared import spared
 from edge.channel.transport import (
     DEFAULT_MAX_PACKET_BYTES,
     Connected,
@@ -57,6 +51,15 @@ from edge.channel.transport import (
 )
 from edge.channel.url import BrokerUrl
 from edge.contract.errors import ChannelError
+
+with spared("ssl", "urllib.request"):
+    import ssl
+
+    import paho.mqtt.client as paho
+    from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
+    from paho.mqtt.packettypes import PacketTypes
+    from paho.mqtt.properties import Properties
+    from paho.mqtt.reasoncodes import ReasonCode
 
 __all__ = ["BrokerUrl", "MqttTransport", "probe"]
 

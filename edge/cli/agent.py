@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 
 from edge import __version__
-from edge.cli import doctor, review, running, setup, unit
 from edge.cli.configured import bundles_of, config_option, http_options, password_of, prefix_of
-from edge.cli.enroll import enroll
 from edge.cli.feeds import feeds_of
+from edge.cli.later import LaterGroup, found_in
 from edge.cli.logs import STYLES, Style, configure
 from edge.cli.terminal import seconds
 from edge.contract.choices import EXECUTORS, LEARNERS, PROVIDERS
@@ -30,7 +29,7 @@ F = TypeVar("F", bound=Callable[..., None])
 _SHARE = click.FloatRange(0, 0.5)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.group(cls=LaterGroup, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.version_option(__version__, prog_name="edge-agent")
 def agent() -> None:
     """Run a bundle on this device: predict, learn, report, take updates; and talk to an agent that runs."""
@@ -194,6 +193,7 @@ def run(
     from edge.agent.service import AgentService
     from edge.agent.state_folder import device_of
     from edge.agent.streams import StreamLimits
+    from edge.agent.supervision import Supervisor
     from edge.channel.topics import check_id
     from edge.contract.profile import detect_profile, load_profile
     from edge.learning.compression import Compression
@@ -244,11 +244,15 @@ def run(
         url = BrokerUrl.parse(broker, password_of(broker_password, broker_password_file))
         transport = MqttTransport(url, name, clean_start=False)
     found, sinks = feeds_of(sources, answers, name)
-    service = AgentService(options, transport, unit.supervisor(os.environ, os.getpid()), sources=found, sinks=sinks)
+    service = AgentService(options, transport, Supervisor.of(os.environ, os.getpid()), sources=found, sinks=sinks)
     service.run(socket_path or state_dir / "agent.sock", stdin=stdin)
 
 
-agent.add_command(doctor.make_command(run))
+def _doctor() -> click.Command:
+    from edge.cli.doctor import make_command
+
+    return make_command(run)
+
 
 _LEARNING = [
     click.option("--state-dir", type=click.Path(path_type=Path), help="Go on from what is kept there, and keep it."),
@@ -406,8 +410,17 @@ def explain(
         model.close()
 
 
-for command in (*running.COMMANDS, enroll, review.review, setup.init, unit.install, unit.uninstall):
-    agent.add_command(command)
+_ELSEWHERE = {
+    "running": ("status", "predict", "label", "rollback", "export", "import"),
+    "enroll": ("enroll",),
+    "review": ("review",),
+    "setup": ("init",),
+    "unit": ("install", "uninstall"),
+}
+for _module, _names in _ELSEWHERE.items():
+    for _name in _names:
+        agent.later(_name, found_in(f"edge.cli.{_module}", "take_in" if _name == "import" else _name))
+agent.later("doctor", _doctor)
 
 
 def _spare_memory() -> None:

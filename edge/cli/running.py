@@ -389,6 +389,3 @@ def take_in(
         print_json({"taken": taken})
     for each in () if as_json else taken:
         _say(f"took {each}")
-
-
-COMMANDS = (status, predict, label, rollback, export, take_in)

@@ -11,16 +11,12 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from edge.cli.configured import default_files, is_readable
 from edge.contract.errors import ConfigError
 from edge.contract.files import replace_file
-
-if TYPE_CHECKING:
-    from edge.agent.supervision import Supervisor
 
 _MARK = "# Written by `edge-agent install`; `edge-agent uninstall` removes it. Changes: `systemctl edit {name}`.\n"
 _FOLDER = Path("etc/systemd/system")
@@ -76,17 +72,6 @@ SystemCallArchitectures=native
 [Install]
 WantedBy=multi-user.target
 """
-
-
-def supervisor(environment: Mapping[str, str], pid: int) -> Supervisor:
-    """The service manager that started this process, as it says in the environment; nobody where it does not."""
-    from edge.agent.supervision import Supervisor
-
-    watchdog_s = None
-    if environment.get("WATCHDOG_PID", str(pid)) == str(pid):
-        usec = environment.get("WATCHDOG_USEC", "")
-        watchdog_s = int(usec) / 1e6 if usec.isdecimal() and int(usec) else None
-    return Supervisor(environment.get("NOTIFY_SOCKET", ""), watchdog_s)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,7 +11,6 @@ the class's field `extra`, where it has one. `STRICT` refuses it there, too: for
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -108,13 +107,20 @@ def _default(item: dataclasses.Field[Any]) -> Any:
     return item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
 
 
+def _near(word: str, known: Iterable[str]) -> list[str]:
+    """The nearest known word, if one is near."""
+    from difflib import get_close_matches  # here: devices seldom need it
+
+    return get_close_matches(word, known, n=1)
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """The end of a message that names the nearest known word; empty when none is near.
 
     >>> did_you_mean("raspbery-pi-4", ["raspberry-pi-4", "jetson-orin-nano"])
     "; did you mean 'raspberry-pi-4'?"
     """
-    near = difflib.get_close_matches(word, known, n=1)
+    near = _near(word, known)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
@@ -139,7 +145,7 @@ def _object(cls: Any, unknown: str, value: Any, label: str, faults: list[str]) -
     others = {str(key): item for key, item in value.items() if key not in readers}
     meant: set[str] = set()
     for key in () if unknown == _KEEP else others:
-        near = difflib.get_close_matches(key, readers.keys() - value.keys(), n=1)
+        near = _near(key, readers.keys() - value.keys())
         meant.update(near)  # the misspelt key is one fault, not two
         advice = did_you_mean(key, near or readers) if unknown == _SUGGEST else ": update edgeloop"
         faults.append(f"{prefix}{key[:60]} is not known{advice}")

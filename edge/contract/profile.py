@@ -13,11 +13,11 @@ from __future__ import annotations
 import platform
 import re
 import sys
-import sysconfig
 import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import resources
+from importlib.machinery import EXTENSION_SUFFIXES
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -126,8 +126,10 @@ def parse_profile(data: bytes, source: str) -> DeviceProfile:
 
 
 def _shipped() -> dict[str, bytes]:
-    files = resources.files("firmware_configs").iterdir()
-    return {item.name.removesuffix(".toml"): item.read_bytes() for item in files if item.name.endswith(".toml")}
+    # importlib.resources would stay in memory, and zipfile with it.
+    spec = find_spec("firmware_configs")
+    folders = [] if spec is None else spec.submodule_search_locations or []
+    return {path.stem: path.read_bytes() for folder in folders for path in Path(folder).glob("*.toml")}
 
 
 def shipped_profiles() -> list[str]:
@@ -233,7 +235,7 @@ def detect_profile(
     model_path: Path = Path("/proc/device-tree/model"),
     compatible_path: Path = Path("/proc/device-tree/compatible"),
     is_64_bit: bool = sys.maxsize > 2**32,
-    abi: str = str(sysconfig.get_config_var("SOABI") or ""),
+    abi: str = EXTENSION_SUFFIXES[0],
 ) -> str:
     """Name of the shipped profile that suits a machine best.
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from edge.contract.errors import LearningError
 from edge.contract.training import FloatArray
+from edge.learning.draws import Draws
 from edge.learning.packing import PackedFeatures, pack
 from edge.learning.task import Targets, Task
 
@@ -80,13 +81,13 @@ class ReplayBuffer:
     def __len__(self) -> int:
         return int(self._kept.sum())
 
-    def put(self, features: FloatArray, targets: Targets, rng: np.random.Generator) -> ReplayBuffer:
+    def put(self, features: FloatArray, targets: Targets, draws: Draws) -> ReplayBuffer:
         """The buffer when samples were offered to the reservoirs.
 
         Args:
             features: ``(batch, ...)``.
             targets: ``(batch,)`` classes or ``(batch, n_outputs)`` quantities.
-            rng: Decides who makes room.
+            draws: Decide who makes room.
         """
         packed, places = pack(features), self.scales.shape[1]
         seen, scales, kept_targets = self.seen.copy(), self.scales, self.targets
@@ -95,7 +96,7 @@ class ReplayBuffer:
             place = int(seen[group])
             seen[group] += 1
             if place >= places:
-                place = int(rng.integers(0, place + 1))
+                place = draws.below(place + 1)
             if place >= places:
                 continue
             if not codes:
@@ -111,34 +112,33 @@ class ReplayBuffer:
             every[group] = array
         return ReplayBuffer(seen, tuple(every), scales, kept_targets)
 
-    def offered(
-        self, features: FloatArray, targets: Targets, trusts: FloatArray, rng: np.random.Generator
-    ) -> ReplayBuffer:
+    def offered(self, features: FloatArray, targets: Targets, trusts: FloatArray, draws: Draws) -> ReplayBuffer:
         """As `put`; a sample that is trusted by a half is offered half as often: the buffer has no weights.
 
         Args:
             features: ``(batch, ...)``.
             targets: ``(batch,)`` classes or ``(batch, n_outputs)`` quantities.
             trusts: ``(batch,)`` from 0 to 1.
-            rng: Decides.
+            draws: Decide.
         """
         kept = trusts >= 1
         if not kept.all():
-            kept |= rng.random(len(trusts)) < trusts
+            kept |= np.array([draws.share() for _ in trusts]) < trusts
             if not kept.any():
                 return self
             features, targets = features[kept], targets[kept]
-        return self.put(features, targets, rng)
+        return self.put(features, targets, draws)
 
-    def draw(self, count: int, shape: tuple[int, ...], rng: np.random.Generator) -> tuple[FloatArray, Targets]:
+    def draw(self, count: int, shape: tuple[int, ...], draws: Draws) -> tuple[FloatArray, Targets]:
         """Draw up to `count` kept samples ``(count, *shape)``, classes equally often, with replacement."""
         kept = self._kept
         groups = np.flatnonzero(kept)
         if len(groups) == 0:
             count = 0
             groups = np.zeros(1, np.int64)
-        drawn = groups[rng.integers(0, len(groups), count)].astype(np.int64)
-        return self._samples(drawn, (rng.random(count) * kept[drawn]).astype(np.int64), shape)
+        drawn = groups[[draws.below(len(groups)) for _ in range(count)]].astype(np.int64)
+        shares = np.array([draws.share() for _ in range(count)])
+        return self._samples(drawn, (shares * kept[drawn]).astype(np.int64), shape)
 
     def everything(self, shape: tuple[int, ...]) -> tuple[FloatArray, Targets]:
         """All kept samples, class by class."""

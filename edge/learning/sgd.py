@@ -25,6 +25,7 @@ from edge.contract.recipe import MEAN_SQUARED_ERROR
 from edge.contract.training import FloatArray, Parameters, TrainStep
 from edge.learning.changes import Changes, Head
 from edge.learning.compression import EXACT, Compression, Packed
+from edge.learning.draws import Draws
 from edge.learning.learner import State, check_batch
 from edge.learning.replay import ReplayBuffer
 from edge.learning.task import Scores, Targets, Task
@@ -48,7 +49,6 @@ _TOGETHER, _UNPACKED = 8, 1 << 18
 TEMPERED = 0.3
 
 Run = Callable[[FloatArray, Parameters], FloatArray]
-Random = np.random.Generator
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -225,10 +225,10 @@ class SgdLearner:
             rows = slice(start, start + at_once)
             x, ys, trusts = features[rows], targets[rows], weights[rows]
             # Random numbers depend on the seed and the sample's number only: a restart draws what would have come.
-            rng = np.random.default_rng([self._seed, value.n_samples + start])
-            self._steps(x, ys, trusts, replay, rng)
+            draws = Draws((self._seed, value.n_samples + start))
+            self._steps(x, ys, trusts, replay, draws)
             if self._per_class:
-                replay = replay.offered(x, ys, trusts, rng)
+                replay = replay.offered(x, ys, trusts, draws)
         inside = self._step.parameters()
         live = self._plain(inside)
         if not all(math.isfinite(np.add.reduce(array, axis=None)) or _is_finite(array) for array in live.values()):
@@ -240,11 +240,11 @@ class SgdLearner:
         self._value, self._held = value, (value.inside, value.memory)
 
     def _steps(
-        self, features: FloatArray, targets: Targets, weights: FloatArray, replay: ReplayBuffer, rng: Random
+        self, features: FloatArray, targets: Targets, weights: FloatArray, replay: ReplayBuffer, draws: Draws
     ) -> None:
         """A step for each new sample, with others that are replayed; those are drawn before the first step."""
         n, drawn = len(weights), self._drawn if len(replay) else 0
-        old, old_targets = replay.draw(n * drawn, self._shape, rng)
+        old, old_targets = replay.draw(n * drawn, self._shape, draws)
         both = self._inside(np.concatenate([features, old]))
         if self._doubts and drawn >= _LEAST_DOUBTED:
             trusts = self._trust(both[n:], old_targets, drawn)
@@ -261,11 +261,11 @@ class SgdLearner:
         for i in range(n):
             self._step.step(x[i], y[i], trusted[i], self._rate)
             for _ in range(self._rehearsals if drawn else 0):
-                self._rehearse(replay, rng)
+                self._rehearse(replay, draws)
 
-    def _rehearse(self, replay: ReplayBuffer, rng: Random) -> None:
+    def _rehearse(self, replay: ReplayBuffer, draws: Draws) -> None:
         """A step with replayed samples only."""
-        x, targets = replay.draw(self._drawn, self._shape, rng)
+        x, targets = replay.draw(self._drawn, self._shape, draws)
         x, trusts = self._inside(x), np.ones(self._drawn, np.float32)
         if self._doubts and self._drawn > _LEAST_DOUBTED:
             trusts[1:] = self._trust(x[1:], targets[1:], self._drawn - 1)[0]
@@ -305,7 +305,7 @@ class SgdLearner:
         """See `edge.learning.learner.Learner.distrust_the_past`: nothing from before is replayed."""
         replay = self._value.replay.cleared()
         if self._per_class:
-            replay = replay.put(features, targets, np.random.default_rng([self._seed, self.n_samples]))
+            replay = replay.put(features, targets, Draws((self._seed, self.n_samples)))
         self._value = replace(self._value, replay=replay)
 
     def grow(self, n_classes: int) -> None:

@@ -65,7 +65,8 @@ def test_commands_find_the_agent_that_runs_by_the_same_file(tmp_path: Path) -> N
     file = tmp_path / "agent.toml"
     file.write_text('bundles = ["m.edge"]\nstate_dir = "s"\nsocket = "x.sock"\nfleet = "lab"\n')
     for name, arguments in [("status", []), ("predict", ["a.npy"]), ("rollback", []), ("export", ["h"])]:
-        command = agent.commands[name]
+        command = agent.get_command(click.Context(agent), name)
+        assert command is not None
         found = command.make_context(name, [*arguments, "--config", str(file)]).params
         assert (found["state_dir"], found["socket_path"]) == (tmp_path / "s", tmp_path / "x.sock")
         found = command.make_context(name, [*arguments, "--config", str(file), "--state-dir", "/t"]).params

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from edge.agent.supervision import Supervisor
 from edge.cli import unit
 from edge.cli.agent import agent
 from edge.contract.errors import ConfigError
@@ -140,7 +141,7 @@ def test_an_image_gets_the_unit_enabled_and_loses_it_again(config: Path, tmp_pat
 
 def test_the_environment_says_who_started_it() -> None:
     def period_s(**environment: str) -> float:
-        return unit.supervisor({"NOTIFY_SOCKET": "/x", **environment}, 7)._every_s
+        return Supervisor.of({"NOTIFY_SOCKET": "/x", **environment}, 7)._every_s
 
     assert period_s(WATCHDOG_USEC="3000000") == period_s(WATCHDOG_USEC="3000000", WATCHDOG_PID="7") == 1.0
     for wrong in ({}, {"WATCHDOG_USEC": "x"}, {"WATCHDOG_USEC": "0"}, {"WATCHDOG_USEC": "-3"},

@@ -10,6 +10,7 @@ from hypothesis.extra import numpy as hnp
 
 from edge.contract.errors import LearningError
 from edge.contract.recipe import MEAN_SQUARED_ERROR, TrainingRecipe
+from edge.learning.draws import Draws
 from edge.learning.events import Labelled
 from edge.learning.labels import LabelRing, Remembered
 from edge.learning.packing import pack
@@ -71,9 +72,9 @@ QUANTITIES = Task(TrainingRecipe(loss=MEAN_SQUARED_ERROR), 2)
 
 def filled(buffer: ReplayBuffer, labels: np.ndarray, seed: int = 0) -> ReplayBuffer:
     """Offer samples whose only feature is their number, from 1."""
-    rng = np.random.default_rng(seed)
+    draws = Draws([seed])
     for i, label in enumerate(labels):
-        buffer = buffer.put(np.array([[i + 1.0]], np.float32), np.array([label]), rng)
+        buffer = buffer.put(np.array([[i + 1.0]], np.float32), np.array([label]), draws)
     return buffer
 
 
@@ -83,7 +84,7 @@ def size_of(buffer: ReplayBuffer) -> int:
 
 def test_replay_draws_classes_equally_often_whatever_was_seen() -> None:
     buffer = filled(ReplayBuffer.empty((1,), classes(4), 5), np.array([0] * 500 + [1] * 20 + [3]))
-    _, labels = buffer.draw(3000, (1,), np.random.default_rng(1))
+    _, labels = buffer.draw(3000, (1,), Draws([1]))
     shares = np.bincount(labels, minlength=4) / 3000
     np.testing.assert_allclose(shares, [1 / 3, 1 / 3, 0, 1 / 3], atol=0.04)
 
@@ -92,7 +93,7 @@ def test_every_sample_of_a_class_is_as_likely_to_be_kept() -> None:
     kept = np.zeros(20)
     for seed in range(2000):
         buffer = filled(ReplayBuffer.empty((1,), classes(1), 5), np.zeros(20, int), seed)
-        numbers = np.unique(np.rint(buffer.draw(200, (1,), np.random.default_rng(seed))[0]).astype(int))
+        numbers = np.unique(np.rint(buffer.draw(200, (1,), Draws([seed]))[0]).astype(int))
         kept[numbers - 1] += 1
     # Binomial of 2000 draws with p = 1/4: a standard deviation of 0.01; 4.5 of them.
     np.testing.assert_allclose(kept / 2000, 0.25, atol=0.045)
@@ -102,20 +103,20 @@ def test_replay_memory_is_fixed_and_counts_what_it_keeps() -> None:
     buffer = ReplayBuffer.empty((2, 3), classes(4), 5)
     size = size_of(buffer)
     assert size == 4 * 5 * (6 + 4) + 4 * 8
-    rng = np.random.default_rng(0)
+    draws = Draws([0])
     for n in (1, 10, 100):
-        buffer = buffer.put(np.ones((n, 2, 3), np.float32), np.full(n, 2), rng)
+        buffer = buffer.put(np.ones((n, 2, 3), np.float32), np.full(n, 2), draws)
         assert len(buffer) == min(5, 1 + (n > 1) * 10)
     assert size_of(buffer) == size
-    assert buffer.draw(7, (2, 3), rng)[0].shape == (7, 2, 3)
+    assert buffer.draw(7, (2, 3), draws)[0].shape == (7, 2, 3)
 
 
 def test_a_buffer_without_places_and_an_empty_one_give_nothing() -> None:
     for per_class in (0, 5):
         buffer = ReplayBuffer.empty((3,), classes(2), per_class)
         if per_class == 0:
-            buffer = buffer.put(np.ones((4, 3), np.float32), np.array([0, 1, 0, 1]), np.random.default_rng(0))
-        features, labels = buffer.draw(8, (3,), np.random.default_rng(0))
+            buffer = buffer.put(np.ones((4, 3), np.float32), np.array([0, 1, 0, 1]), Draws([0]))
+        features, labels = buffer.draw(8, (3,), Draws([0]))
         assert features.shape == (0, 3)
         assert labels.shape == (0,)
         assert len(buffer) == 0
@@ -125,18 +126,16 @@ def test_a_buffer_that_was_written_down_draws_the_same() -> None:
     first = filled(ReplayBuffer.empty((1,), classes(3), 4), np.arange(30) % 3)
     second = build(ReplayBuffer.empty((1,), classes(3), 0), flatten(first))
     assert second.fits(first)
-    for found, expected in zip(
-        second.draw(50, (1,), np.random.default_rng(3)), first.draw(50, (1,), np.random.default_rng(3)), strict=True
-    ):
+    for found, expected in zip(second.draw(50, (1,), Draws([3])), first.draw(50, (1,), Draws([3])), strict=True):
         assert (found == expected).all()
     assert not second.fits(ReplayBuffer.empty((1,), classes(3), 2))
 
 
 def test_an_older_buffer_stays_as_it_was_and_shares_what_did_not_change() -> None:
-    rng = np.random.default_rng(0)
+    draws = Draws([0])
     older = filled(ReplayBuffer.empty((1,), classes(3), 4), np.arange(9) % 3)
     before = {name: array.tobytes() for name, array in flatten(older).items()}
-    newer = older.put(np.array([[7.0]], np.float32), np.array([1]), rng)
+    newer = older.put(np.array([[7.0]], np.float32), np.array([1]), draws)
     assert {name: array.tobytes() for name, array in flatten(older).items()} == before
     assert [one is other for one, other in zip(older.codes, newer.codes, strict=True)] == [True, False, True]
 
@@ -166,18 +165,16 @@ def test_what_is_no_buffer_is_refused() -> None:
 
 def test_quantities_share_one_reservoir_and_keep_their_targets() -> None:
     buffer = ReplayBuffer.empty((1,), QUANTITIES, 5)
-    rng = np.random.default_rng(0)
+    draws = Draws([0])
     for i in range(200):
-        buffer = buffer.put(np.array([[i + 1.0]], np.float32), np.array([[i, -i]], np.float32), rng)
+        buffer = buffer.put(np.array([[i + 1.0]], np.float32), np.array([[i, -i]], np.float32), draws)
     assert len(buffer) == 5 * GROUPS_OF_QUANTITIES
-    features, targets = buffer.draw(100, (1,), rng)
+    features, targets = buffer.draw(100, (1,), draws)
     assert targets.shape == (100, 2)
     np.testing.assert_allclose(targets[:, 0], features[:, 0] - 1, atol=1e-3)
     np.testing.assert_allclose(targets[:, 1], 1 - features[:, 0], atol=1e-3)
     restored = build(ReplayBuffer.empty((1,), QUANTITIES, 0), flatten(buffer))
-    for found, expected in zip(
-        restored.draw(50, (1,), np.random.default_rng(3)), buffer.draw(50, (1,), np.random.default_rng(3)), strict=True
-    ):
+    for found, expected in zip(restored.draw(50, (1,), Draws([3])), buffer.draw(50, (1,), Draws([3])), strict=True):
         assert (found == expected).all()
 
 
@@ -185,9 +182,9 @@ def test_a_cleared_buffer_gives_nothing_and_fills_again() -> None:
     buffer = filled(ReplayBuffer.empty((1,), classes(3), 4), np.arange(30) % 3)
     buffer = buffer.cleared()
     assert len(buffer) == 0
-    assert len(buffer.draw(9, (1,), np.random.default_rng(0))[0]) == 0
-    buffer = buffer.put(np.array([[7.0]], np.float32), np.array([1]), np.random.default_rng(0))
-    features, labels = buffer.draw(9, (1,), np.random.default_rng(0))
+    assert len(buffer.draw(9, (1,), Draws([0]))[0]) == 0
+    buffer = buffer.put(np.array([[7.0]], np.float32), np.array([1]), Draws([0]))
+    features, labels = buffer.draw(9, (1,), Draws([0]))
     assert set(labels.tolist()) == {1}
     np.testing.assert_allclose(features, 7.0, rtol=1e-6)
 
@@ -196,9 +193,9 @@ def test_a_grown_buffer_keeps_what_it_had() -> None:
     buffer = filled(ReplayBuffer.empty((1,), classes(2), 4), np.arange(30) % 2)
     buffer = buffer.grown(3)
     assert len(buffer) == 8
-    assert set(buffer.draw(200, (1,), np.random.default_rng(0))[1].tolist()) == {0, 1}
-    buffer = buffer.put(np.array([[7.0]], np.float32), np.array([2]), np.random.default_rng(0))
-    assert set(buffer.draw(200, (1,), np.random.default_rng(0))[1].tolist()) == {0, 1, 2}
+    assert set(buffer.draw(200, (1,), Draws([0]))[1].tolist()) == {0, 1}
+    buffer = buffer.put(np.array([[7.0]], np.float32), np.array([2]), Draws([0]))
+    assert set(buffer.draw(200, (1,), Draws([0]))[1].tolist()) == {0, 1, 2}
     assert buffer.fits(ReplayBuffer.empty((1,), classes(3), 4))
 
 
