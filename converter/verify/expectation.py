@@ -2,8 +2,9 @@
 
 That none of 24 answers changed excludes no loss below one in eight (with 95 %: about 3 / n). But an answer has a
 margin, and a program moves it; what moves one sample's margin so much might move another's. So each margin is held
-against each move: n² pairs, of which the share that changes the answer is what to expect. Margins and moves are taken
-as independent of each other; of shares, which end at 0 and 1, those of their logarithms.
+against each move: n² pairs, of which the share that changes the answer is what to expect. Where samples whose values
+are off by more are moved by more, as loud ones are, moves are first made alike by that, as far as the samples show it;
+of shares, which end at 0 and 1, margins and moves are those of their logarithms.
 
 Measured (docs/converting.md, "What is expected of other samples"): on 32 to 128 samples it is nearer to the loss on 500
 than counting is, and it sees the loss of a recogniser of which two of 40 other lines were read otherwise.
@@ -75,7 +76,7 @@ def _of_classes(judged: Judged, wanted: Array, found: Array, truth: Array) -> tu
     if are_shares(judged, wanted):
         rows = [np.log(np.maximum(array, _TINY)) for array in rows]
     had, has = (_ahead(array, truth.reshape(-1)[::step]) for array in rows)
-    return float((had > 0).mean()), 1.0 - float(changing(had, has - had).mean())
+    return float((had > 0).mean()), 1.0 - float(changing(had, has - had, _error(*rows)).mean())
 
 
 def _of_sequences(spec: TensorSpec, judged: Judged, wanted: Array, found: Array, before: Array) -> Quality | None:
@@ -88,8 +89,9 @@ def _of_sequences(spec: TensorSpec, judged: Judged, wanted: Array, found: Array,
     steps = np.moveaxis(before, axis, -1).reshape(-1, before.shape[axis])
     if not sum(map(len, texts(steps, blank))):
         return None
-    had, has = (_ahead(in_columns(array, judged.axis), before.reshape(-1)) for array in (wanted, found))
-    each = np.where(had > 0, changing(had, has - had), 0.0).reshape(before.shape)
+    rows = [in_columns(array, judged.axis) for array in (wanted, found)]
+    had, has = (_ahead(array, before.reshape(-1)) for array in rows)
+    each = np.where(had > 0, changing(had, has - had, _error(*rows)), 0.0).reshape(before.shape)
     rates = np.moveaxis(each, axis, -1).reshape(steps.shape).sum(axis=1)
     allowed = np.array([int(CHANGED * len(text)) for text in texts(steps, blank)])
     lost = float(np.mean([_poisson_above(rate, most) for rate, most in zip(rates, allowed, strict=True)]))
@@ -115,21 +117,41 @@ def _of_yes_or_no(spec: TensorSpec, judged: Judged, wanted: Array, found: Array,
             continue
         sign = np.where(truth[::step, i], 1.0, -1.0)
         had, has = (sign * (array[::step, i] - threshold) for array in columns)
-        shares = float((had > 0).mean()), 1.0 - float(changing(had, has - had).mean())
+        sizes = np.hypot(had, np.median(np.abs(had)))
+        shares = float((had > 0).mean()), 1.0 - float(changing(had, has - had, sizes).mean())
         one = _quality(spec, judged, *shares, labelled=y is not None)
         if worst is None or one.loss > worst.loss:
             worst = replace(one, column=i if before.shape[1] > 1 else None)
     return worst
 
 
-def changing(margins: Numbers, moves: Numbers) -> Numbers:
+def changing(margins: Numbers, moves: Numbers, sizes: Numbers) -> Numbers:
     """``(n,)`` for each margin, the share of moves after which it is not positive.
 
-    >>> changing(np.array([1.0, 3.0]), np.array([0.0, -2.0])).tolist()
+    Moves are taken to grow with a power of the sizes, 0 to 1, that of a line through their logarithms.
+
+    Args:
+        margins: ``(n,)``.
+        moves: ``(n,)`` of the same samples.
+        sizes: ``(n,)`` of something that moves may grow with.
+
+    >>> changing(np.array([1.0, 3.0]), np.array([0.0, -2.0]), np.ones(2)).tolist()
     [0.5, 0.0]
+    >>> changing(np.array([1.0, 300.0]), np.array([-0.5, -50.0]), np.array([1.0, 100.0])).tolist()
+    [0.0, 0.0]
     """
-    found: Numbers = np.searchsorted(np.sort(moves), -margins, side="right") / len(moves)
+    logs, apart = np.log(np.maximum(sizes, _TINY)), np.log(np.abs(moves) + 1e-9 * np.abs(moves).max() + _TINY)
+    logs = logs - logs.mean()
+    slope = float(logs @ apart) / max(float(logs @ logs), _TINY)
+    units = np.exp(min(1.0, max(0.0, slope)) * logs)
+    found: Numbers = np.searchsorted(np.sort(moves / units), -margins / units, side="right") / len(moves)
     return found
+
+
+def _error(wanted: Array, found: Array) -> Numbers:
+    """``(n,)`` standard deviation of what each row is off by."""
+    apart: Numbers = (found.astype(np.float64) - wanted).std(axis=1)
+    return apart
 
 
 def _ahead(rows: Array, truth: Array) -> Numbers:

@@ -353,8 +353,6 @@ def test_refuses_calibration_data_that_do_not_fit(folder: Path, checkpoint: Path
     y = np.arange(20) % 4
     marker = folder / "marker"
     objects = np.array([Intruder(marker)], dtype=object)
-    infinite = x.copy()
-    infinite[3, 3] = np.inf
     for name, arrays in {
         "no-x": {"images_1": x, "images_2": x},
         "objects": {"x": objects},
@@ -365,7 +363,6 @@ def test_refuses_calibration_data_that_do_not_fit(folder: Path, checkpoint: Path
         "labels": {"x": x, "y": y + 2},
         "negative": {"x": x, "y": y - 1},
         "lengths": {"x": x, "y": y[:5]},
-        "infinite": {"x": infinite},
         "huge": {"x": x.astype(np.float64) * 1e300},
     }.items():
         np.savez(folder / f"{name}.npz", **arrays)
@@ -383,8 +380,7 @@ def test_refuses_calibration_data_that_do_not_fit(folder: Path, checkpoint: Path
         ("labels.npz", ("labels from 2 to 5", "4 outputs")),
         ("negative.npz", ("labels from -1",)),
         ("lengths.npz", ("20", "5")),
-        ("infinite.npz", ("finite",)),
-        ("huge.npz", ("finite",)),
+        ("huge.npz", ("too large",)),
         ("text.npz", ("text.npz",)),
         ("pickle.npz", ("pickle.npz",)),
         ("cut.npz", ("cut.npz",)),

@@ -57,6 +57,19 @@ def test_on_few_samples_it_is_nearer_to_the_loss_on_many_than_counting_is(labell
     assert abs(float(np.mean(estimated))) < 0.5 * really + 0.3
 
 
+def test_loud_samples_that_are_moved_by_more_say_nothing_of_quiet_ones() -> None:
+    """Values from 0.01 to 100 of one signal each, all off by the same share of theirs."""
+    logits = RNG.normal(size=(64, 5)).astype(np.float32)
+    logits[np.arange(64), RNG.integers(0, 5, 64)] += 6.0
+    moved = logits + 0.3 * RNG.normal(size=logits.shape).astype(np.float32)
+    loud = (10.0 ** RNG.integers(-2, 3, (64, 1))).astype(np.float32)
+    assert quality(logits, moved).loss < 0.1
+    assert quality(loud * logits, loud * moved).loss < 0.1
+    answers = logits[:, :1] - 3.0
+    noise = 0.1 * np.abs(answers) * RNG.normal(size=answers.shape)
+    assert quality(1 / (1 + np.exp(-answers)), 1 / (1 + np.exp(-answers - noise)), kind=YES_OR_NO).loss < 1.0
+
+
 def test_what_moves_nothing_is_expected_to_lose_nothing() -> None:
     logits = RNG.normal(size=(FEW, 5)).astype(np.float32)
     logits[0] = 1.0  # a tie
@@ -76,8 +89,9 @@ def test_lines_that_a_program_will_read_otherwise_are_seen_though_none_was() -> 
     np.put_along_axis(scores, steps[..., None], 5.0, axis=-1)
     moved = scores.copy()
     np.put_along_axis(scores[:2], steps[:2, :, None], 1.0, axis=-1)  # near ones, which stay
-    np.put_along_axis(moved[:2], steps[:2, :, None], 1.0, axis=-1)
-    np.put_along_axis(moved[2:4], steps[2:4, :, None], 3.0, axis=-1)  # sure ones, which move by 2
+    np.put_along_axis(moved, steps[..., None], 7.0, axis=-1)
+    np.put_along_axis(moved[:2], steps[:2, :, None], 3.0, axis=-1)
+    np.put_along_axis(moved[2:4], steps[2:4, :, None], 3.0, axis=-1)  # sure ones, which move the other way
     assert (scores.argmax(-1) == moved.argmax(-1)).all()
     one = quality(scores, moved, kind=SEQUENCES)
     assert one.measure == "sequences expected to be kept"
@@ -120,7 +134,7 @@ def test_a_candidate_that_few_samples_cannot_clear_is_not_shipped() -> None:
     logits = np.zeros((40, 5), np.float32)
     logits[np.arange(40), np.arange(40) % 5] = margins
     moved = logits.copy()
-    moved[np.arange(0, 40, 4), np.arange(0, 40, 4) % 5] -= 1.0  # of those that are sure
+    moved[np.arange(40), np.arange(40) % 5] += np.where(np.arange(40) % 4, 1.0, -1.0)  # only of those that are sure
     plan = cast(ConversionPlan, SimpleNamespace(max_drop=0.5, profile=None, quantize="auto"))
 
     def fault(wanted: Array, found: Array) -> str | None:
