@@ -4,7 +4,12 @@
 
 * ingest: so many telemetry messages of 500 devices are sent at once (fewer than the broker keeps), and the time is
   taken from the first one until the last one is in the database; beside it a bare paho receiver that only counts, on
-  the same broker, by turns. Goal: 0.7 of its rate.
+  the same broker, by turns. Goal: 0.7 of its rate. Whoever sends, a paho client, too, may be what takes longest: the
+  CPU of both receivers says what is left.
+* fair: one of these devices sends as many as all others together: those of the others are all kept.
+* many: 10,000 devices that have introduced themselves, each with a message a minute.
+* two: as ingest, into two coordinators that take in together; with PostgreSQL only.
+* merge: 1,000 heads of 66,954 parameters by turns with Flower's functions, where `flwr` is installed.
 * push: `edge-fleet simulate` runs agents as they are; a head is pushed to all at once; the time until all say "active".
 * storm: the broker is killed and started again; the time until each device has a new session at the coordinator.
 * memory and CPU of the coordinator beside these devices, each with telemetry every 10 s.
@@ -16,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import json
 import os
 import signal
@@ -39,12 +45,17 @@ from sklearn.datasets import load_digits
 
 from edge.channel import topics
 from edge.channel.codec import encode
-from edge.channel.messages import Telemetry
+from edge.channel.messages import Birth, Served, Telemetry
 from edge.contract.bundle import Bundle
 from edge.coordinator.broker import DevelopmentBroker
 from edge.learning.exchange import HeadRelease
+from edge.merging.deltas import Delta, apply_change, mean_change
+from edge.merging.robust import trimmed_mean
 
 FLEET = "bench"
+MANY = 10_000
+STORED = "select count(*) from telemetry"
+GOAL_OF_TWO, GOAL_SHARE, GOAL_MERGE = 5000.0, 0.5, {"mean": 0.6, "trimmed mean": 0.3}
 GOAL_INGEST, GOAL_PUSH_S, GOAL_STORM_S, GOAL_MIB = 0.7, 60.0, 60.0, 250.0
 SENDERS = 500
 VALUES = {"accuracy": 0.93, "latency_p50_ms": 1.25, "latency_p99_ms": 4.5, "samples": 1200, "resident_mb": 71.5}
@@ -53,13 +64,16 @@ _SEND = """
 import sys, time
 import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion
-port, path = int(sys.argv[1]), sys.argv[2]
+port, path, pause_s = int(sys.argv[1]), sys.argv[2], float(sys.argv[3])
 rows = [line.rstrip(b"\\n").split(b" ", 1) for line in open(path, "rb")]
 client = paho.Client(CallbackAPIVersion.VERSION2)
 client.max_inflight_messages_set(1000); client.max_queued_messages_set(0)
 client.connect("127.0.0.1", port); client.loop_start(); time.sleep(0.3)
 print(time.monotonic(), flush=True)
-for topic, payload in rows: last = client.publish(topic.decode(), payload, 1)
+begin = time.monotonic()
+for i, (topic, payload) in enumerate(rows):
+    last = client.publish(topic.decode(), payload, 1)
+    if pause_s: time.sleep(max(0.0, begin + i * pause_s - time.monotonic()))
 last.wait_for_publish(60); client.disconnect()
 """
 
@@ -75,11 +89,14 @@ def messages_of(count: int, round_: int) -> list[tuple[str, bytes]]:
     return found
 
 
-def sent(port: int, folder: Path, messages: list[tuple[str, bytes]]) -> tuple[subprocess.Popen[str], float]:
-    """Start to send them from a process of its own; when the first one went."""
+def sent(
+    port: int, folder: Path, messages: list[tuple[str, bytes]], pause_s: float = 0.0
+) -> tuple[subprocess.Popen[str], float]:
+    """Start to send them from a process of its own, so long after each other; when the first one went."""
     path = folder / "messages"
     path.write_bytes(b"".join(topic.encode() + b" " + payload + b"\n" for topic, payload in messages))
-    process = subprocess.Popen([sys.executable, "-c", _SEND, str(port), str(path)], stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-c", _SEND, str(port), str(path), str(pause_s)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     return process, float(process.stdout.readline())
 
@@ -118,7 +135,7 @@ def wait_for(what: str, is_so: Callable[[], bool], limit_s: float = 300.0) -> fl
 class Coordinator:
     """`edge-coordinator serve` in a process of its own."""
 
-    def __init__(self, port: int, folder: Path, bundle: Path, database: str) -> None:
+    def __init__(self, port: int, folder: Path, bundle: Path, database: str, *options: str, leads: bool = True) -> None:
         self._folder, self._database = folder, database
         with contextlib.closing(socket.socket()) as probe:
             probe.bind(("127.0.0.1", 0))
@@ -127,11 +144,12 @@ class Coordinator:
             sys.executable, "-m", "edge.cli.coordinator", "serve", "--broker", f"mqtt://127.0.0.1:{port}",
             "--fleet", FLEET, "--http", f"127.0.0.1:{self.http}", "--data-dir", str(folder), "--bundle", str(bundle),
             "--no-merge",
-            *(("--database", database) if database else ()),
+            *(("--database", database) if database else ()), *options,
         ]  # fmt: skip
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        wait_for("the coordinator answers", lambda: self.get("health") is not None)
-        time.sleep(1.0)
+        if leads:
+            wait_for("the coordinator answers", lambda: self.get("health") is not None)
+        time.sleep(1.0 if leads else 8.0)
 
     def get(self, path: str) -> Any:
         """What the HTTP API says; None where it does not answer."""
@@ -170,48 +188,149 @@ class Coordinator:
         self.process.wait(30)
 
 
-def ingest(port: int, folder: Path, coordinator: Coordinator, count: int, repeats: int) -> bool:
-    """Prints the rates."""
-    rates: dict[str, list[float]] = {"paho": [], "coordinator": []}
-    lost, cpu = 0, []
+def ingest(port: int, folder: Path, coordinators: list[Coordinator], count: int, repeats: int) -> bool:
+    """Prints the rates; of one coordinator beside those of a bare receiver."""
+    bare, ours, bare_ms, ours_ms, lost = [], [], [], [], 0
     for round_ in range(repeats):
-        counting = Counting(port)
         # The coordinator hears these as well: it is stopped meanwhile, and the broker forgets what it was to hear.
-        coordinator.process.send_signal(signal.SIGSTOP)
-        process, begin = sent(
-            port, folder, [(topic.replace("load", "bare"), p) for topic, p in messages_of(count, round_)]
-        )
-        rates["paho"].append(count / (wait_for("all counted", lambda c=counting: c.count >= count) - begin))  # type: ignore[misc]
+        for each in coordinators:
+            each.process.send_signal(signal.SIGSTOP)
+        counting = Counting(port)
+        messages = [(topic.replace("load", "bare"), payload) for topic, payload in messages_of(count, round_)]
+        process, begin = sent(port, folder, messages)
+        cpu_s = time.process_time()
+        bare.append(count / (wait_for("all counted", lambda c=counting: c.count >= count) - begin))  # type: ignore[misc]
+        bare_ms.append(1e3 * (time.process_time() - cpu_s) / count)
         process.wait()
         counting.close()
-        coordinator.process.send_signal(signal.SIGCONT)
-        wait_for("quiet", lambda: _is_quiet(coordinator))
-        before, cpu_before = coordinator.query("select count(*) from telemetry"), coordinator.cpu_s
-        process, begin = sent(port, folder, messages_of(count, round_))
-        last = {"count": -1, "at": begin}
-
-        def is_through(last: dict[str, Any] = last, before: int = before) -> bool:
-            found = coordinator.query("select count(*) from telemetry") - before
-            if found != last["count"]:
-                last.update(count=found, at=time.monotonic())
-            return bool(found >= count or time.monotonic() - last["at"] > 5.0)
-
-        wait_for("all stored", is_through)
-        process.wait()
-        rates["coordinator"].append(last["count"] / (last["at"] - begin))
-        cpu.append(1e3 * (coordinator.cpu_s - cpu_before) / count)
-        lost += count - last["count"]
-    bare, ours = statistics.median(rates["paho"]), statistics.median(rates["coordinator"])
-    print(f"ingest: {ours:,.0f} messages/s into the database, {cpu and statistics.median(cpu):.2f} ms of CPU each; "
+        for each in coordinators:
+            each.process.send_signal(signal.SIGCONT)
+        wait_for("quiet", lambda: _is_quiet(coordinators[0]))
+        cpu_s = sum(each.cpu_s for each in coordinators)
+        kept, took_s = stored(port, folder, coordinators[0], messages_of(count, round_))
+        ours.append(kept / took_s)
+        ours_ms.append(1e3 * (sum(each.cpu_s for each in coordinators) - cpu_s) / count)
+        lost += count - kept
+    rate, of_paho = statistics.median(ours), statistics.median(bare)
+    name = "ingest" if len(coordinators) == 1 else "two"
+    goal = GOAL_INGEST * of_paho if len(coordinators) == 1 else GOAL_OF_TWO
+    cpu_ms = statistics.median(ours_ms)
+    print(f"{name + ':':<8}{rate:,.0f} messages/s into the database (goal {goal:,.0f}), {cpu_ms:.3f} ms of CPU each; "
           f"{lost} of {count * repeats} lost")  # fmt: skip
-    print(f"        a bare paho receiver: {bare:,.0f}/s; ratio {ours / bare:.2f} (goal {GOAL_INGEST})")
-    return ours / bare >= GOAL_INGEST and not lost
+    print(f"        a bare paho receiver: {of_paho:,.0f}/s, {statistics.median(bare_ms):.3f} ms; "
+          f"ratio {rate / of_paho:.2f}")  # fmt: skip
+    return rate >= goal and not lost
+
+
+def stored(
+    port: int, folder: Path, coordinator: Coordinator, messages: list[tuple[str, bytes]], pause_s: float = 0.0
+) -> tuple[int, float]:
+    """Send messages, so long after each other: how many are kept, and the seconds until the last one was."""
+    before = coordinator.query(STORED)
+    process, begin = sent(port, folder, messages, pause_s)
+    last: dict[str, Any] = {"count": -1, "at": begin}
+
+    def is_through() -> bool:
+        found = coordinator.query(STORED) - before
+        if found != last["count"]:
+            last.update(count=found, at=time.monotonic())
+        return bool(found >= len(messages) or time.monotonic() - last["at"] > 15.0)
+
+    wait_for("all stored", is_through)
+    process.wait()
+    return last["count"], last["at"] - begin
 
 
 def _is_quiet(coordinator: Coordinator) -> bool:
-    before = coordinator.query("select count(*) from telemetry")
+    before = coordinator.query(STORED)
     time.sleep(1.5)
-    return coordinator.query("select count(*) from telemetry") == before
+    return coordinator.query(STORED) == before
+
+
+def fair(port: int, folder: Path, coordinator: Coordinator) -> bool:
+    """One device floods: prints what is kept of it and of the others."""
+    honest = [(topic.replace("load", "good"), payload) for topic, payload in messages_of(4000, 0)]
+    flood = topics.build(FLEET, "flood", topics.UP_TELE)
+    mixed = [each for good, (_, payload) in zip(honest, messages_of(4000, 1), strict=True)
+             for each in (good, (flood, payload))]  # fmt: skip
+    stored(port, folder, coordinator, mixed)
+    of_good = coordinator.query(f"{STORED} where device like 'good-%'")
+    of_flood = coordinator.query(f"{STORED} where device = 'flood'")
+    print(f"fair:   of 500 devices {of_good} of {len(honest)} are kept, of one that sends as much as they all "
+          f"{of_flood} of 4000")  # fmt: skip
+    return of_good == len(honest) and of_flood < 4000
+
+
+def many(port: int, folder: Path, coordinator: Coordinator) -> bool:
+    """10,000 devices with a message a minute: prints what they cost."""
+    names = [f"many-{i:05}" for i in range(MANY)]
+    served = Served(model="digits", bundle="", backbone="e" * 64, head="", release=0, n_labels=0)
+    birth = encode(Birth(
+        agent_version="", boot=1, session=1, ts_ms=0, profile="", hardware={}, bundle="", backbone="e" * 64, head="",
+        release=0, n_labels=0, limits={"telemetry_s": 60.0}, models=(served,), state_id="a" * 32,
+    ))  # fmt: skip
+    born = "select count(*) from device where id like 'many-%' and born"
+    for start in range(0, MANY, 2000):  # a broker keeps no more than it is told to
+        process, _ = sent(
+            port, folder, [(topics.build(FLEET, n, topics.UP_BIRTH), birth) for n in names[start:][:2000]]
+        )
+        wait_for("births", lambda n=start + 2000: coordinator.query(born) >= min(n, MANY))  # type: ignore[misc]
+        process.wait()
+    values = {**VALUES, "boot": 1, "session": 1, "ts_ms": 0, "model": "digits"}
+    messages = [
+        (topics.build(FLEET, names[i * 7 % MANY], topics.UP_TELE), encode(Telemetry(values=values | {"seq": i})))
+        for i in range(MANY // 2)
+    ]
+    wait_for("quiet", lambda: _is_quiet(coordinator))
+    cpu_s = coordinator.cpu_s
+    kept, took_s = stored(port, folder, coordinator, messages, 60.0 / MANY)
+    share = (coordinator.cpu_s - cpu_s) / took_s
+    print(f"many:   {MANY} devices with a message a minute: {share:.1%} of a core (goal {GOAL_SHARE:.0%}), "
+          f"{coordinator.resident_mib:.0f} MiB; {kept} of {len(messages)} kept")  # fmt: skip
+    return share <= GOAL_SHARE and kept == len(messages)
+
+
+def merge() -> bool:
+    """1,000 heads of an MLP: prints what it takes, by turns with Flower."""
+    rng = np.random.default_rng(0)
+    shapes = {"hidden.weight": (512, 128), "hidden.bias": (128,), "out.weight": (128, 10), "out.bias": (10,)}
+    base = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    deltas = [
+        Delta(change={name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()},
+              n_samples=int(rng.integers(10, 200)))
+        for _ in range(1000)
+    ]  # fmt: skip
+    ours: dict[str, Callable[[], Any]] = {
+        "mean": lambda: apply_change(base, mean_change(base, deltas)),
+        "trimmed mean": lambda: trimmed_mean(base, deltas, 200),
+    }
+    theirs: dict[str, Callable[[], Any]] = {}
+    with contextlib.suppress(ImportError):
+        flower = importlib.import_module("flwr.server.strategy.aggregate")
+        heads = [([*delta.change.values()], delta.n_samples) for delta in deltas]
+        theirs = {
+            "mean": lambda: flower.aggregate(heads),
+            "trimmed mean": lambda: flower.aggregate_trimmed_avg(heads, 0.2),
+        }
+    good = True
+    for name, run in ours.items():
+        times, of_flower = [], []
+        for _ in range(9 if name == "mean" else 3):
+            times.append(_cpu_ms(run))
+            of_flower += [_cpu_ms(theirs[name])] if theirs else []
+        text = f"merge:  {name} of 1000 heads of 66,954 parameters: {statistics.median(times):.0f} ms of CPU"
+        if theirs:
+            ratio, goal = statistics.median(times) / statistics.median(of_flower), GOAL_MERGE[name]
+            good &= ratio <= goal
+            text += f", Flower's {statistics.median(of_flower):.0f}: {ratio:.2f} (goal {goal})"
+        print(text if theirs else f"{text}; flwr is not installed, so it is not compared")
+    return good
+
+
+def _cpu_ms(run: Callable[[], Any]) -> float:
+    begin = time.process_time()
+    run()
+    return 1e3 * (time.process_time() - begin)
 
 
 @contextlib.contextmanager
@@ -294,10 +413,12 @@ def main() -> int:
     parser.add_argument("--messages", type=int, default=8000, help="at most 9000: the broker keeps 10000")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--database", default="", help="of PostgreSQL; else SQLite")
-    parts = ("ingest", "push", "storm", "memory")
+    parts = ("merge", "ingest", "fair", "many", "push", "storm", "memory", "two")
     parser.add_argument("--only", nargs="+", choices=parts, default=parts)
     options = parser.parse_args()
-    good = True
+    good = merge() if "merge" in options.only else True
+    if not set(options.only) - {"merge"}:
+        return 0 if good else 1
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         found = load_digits()
@@ -312,13 +433,24 @@ def main() -> int:
             broker.stop()
             broker = DevelopmentBroker.start(folder / "broker", port)
 
+        others: list[Coordinator] = []
         try:
             if "ingest" in options.only:
-                good &= ingest(port, folder, coordinator, options.messages, options.repeats)
-            if set(options.only) - {"ingest"}:
+                good &= ingest(port, folder, [coordinator], options.messages, options.repeats)
+            if "fair" in options.only:
+                good &= fair(port, folder, coordinator)
+            if "many" in options.only:
+                good &= many(port, folder, coordinator)
+            if set(options.only) & {"push", "storm", "memory"}:
                 good &= with_devices(port, folder, coordinator, bundle, options.devices, set(options.only), restart)
+            if "two" in options.only and options.database:
+                coordinator.close()
+                shared = [port, folder / "coordinator", bundle, options.database, "--intake", "share", "--name"]
+                others = [Coordinator(*shared, "c1"), Coordinator(*shared, "c2", leads=False)]  # type: ignore[arg-type]
+                good &= ingest(port, folder, others, options.messages, options.repeats)
         finally:
-            coordinator.close()
+            for each in [coordinator, *others]:
+                each.close()
             broker.stop()
     return 0 if good else 1
 

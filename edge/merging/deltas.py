@@ -9,8 +9,9 @@ device is folded in as it comes, so generators are welcome and memory does not g
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ import numpy.typing as npt
 from edge.contract.errors import LearningError
 from edge.contract.training import FloatArray, Parameters
 
+# Changes that are added up in float32 before their sum is added to that of all: it is off by some 1e-7 of its terms.
+_TOGETHER = 32
 # A change or a head in float64, by parameter name.
 Change = dict[str, npt.NDArray[np.float64]]
 
@@ -54,7 +57,8 @@ class Delta:
             base: The head, by parameter name.
             finite: Whether to refuse values that are not finite.
         """
-        if {n: a.shape for n, a in self.change.items()} != {n: a.shape for n, a in base.items()}:
+        mine = self.change
+        if mine.keys() != base.keys() or any(mine[name].shape != array.shape for name, array in base.items()):
             raise LearningError("a change has other parameters than the head that it is to be added to")
         if self.n_samples < 0 or self.staleness < 0:
             raise LearningError("a change with a negative number of samples or merges")
@@ -77,7 +81,7 @@ class Delta:
 
 
 def mean_change(base: Mapping[str, FloatArray], deltas: Iterable[Delta]) -> Change:
-    """The mean of the changes, weighted by samples; one pass, memory for two heads whatever the number of devices.
+    """The mean of the changes, weighted by samples; one pass, memory for some heads whatever the number of devices.
 
     Stale changes are damped by ``1 / sqrt(1 + staleness)`` as in FedBuff (Nguyen et al. 2022, arXiv:2106.06639,
     section 5). This is the pseudo-gradient, with the sign of a change, that `edge.merging.server_optimizers` take.
@@ -90,17 +94,48 @@ def mean_change(base: Mapping[str, FloatArray], deltas: Iterable[Delta]) -> Chan
         LearningError: No samples in all or a negative number, other parameters than the base, or values that are not
             finite.
     """
-    total = {name: np.zeros(array.shape, np.float64) for name, array in base.items()}
+    size = sum(array.size for array in base.values())
+    total, together = np.zeros(size, np.float64), np.empty((_TOGETHER, size), np.float32)
     weight_sum = 0.0
-    for delta in deltas:
-        delta.check(base)
-        weight = delta.n_samples / math.sqrt(1.0 + delta.staleness)
-        weight_sum += weight
-        for name, array in delta.change.items():
-            total[name] += weight * array
+    left = iter(deltas)
+    while some := list(islice(left, _TOGETHER)):
+        for delta in some:
+            delta.check(base, finite=False)
+        weights = np.array([delta.n_samples / math.sqrt(1.0 + delta.staleness) for delta in some])
+        weight_sum += float(weights.sum())
+        rows = rows_of(base, some, together)
+        with np.errstate(over="ignore", invalid="ignore"):  # found on the next line: what is not finite stays so
+            found = weights.astype(np.float32) @ rows
+        if not np.isfinite(found).all():
+            for delta in some:
+                delta.check(base)
+            found = weights @ rows.astype(np.float64)
+        total += found
     if weight_sum <= 0:
         raise LearningError("there are no samples behind the changes to merge")
-    return {name: array / weight_sum for name, array in total.items()}
+    return named(base, total / weight_sum)
+
+
+def rows_of(base: Mapping[str, FloatArray], deltas: Sequence[Delta], rows: FloatArray | None = None) -> FloatArray:
+    """Changes as float32 ``(n_deltas, n_parameters)``, the parameters of a head one after the other.
+
+    Args:
+        base: The head, for the order of its parameters.
+        deltas: With the same parameters.
+        rows: Of the same width and at least as many rows, to be written over; None for new ones.
+    """
+    if rows is None:
+        rows = np.empty((len(deltas), sum(array.size for array in base.values())), np.float32)
+    for row, delta in zip(rows, deltas, strict=False):
+        np.concatenate([np.ravel(delta.change[name]) for name in base], out=row, casting="same_kind")
+    return rows[: len(deltas)]
+
+
+def named(base: Mapping[str, FloatArray], change: npt.NDArray[np.float64]) -> Change:
+    """A change of all parameters, one after the other, by their names."""
+    ends = np.cumsum([array.size for array in base.values()])[:-1]
+    parts = np.split(change, ends)
+    return {name: part.reshape(base[name].shape) for name, part in zip(base, parts, strict=True)}
 
 
 def apply_change(base: Mapping[str, FloatArray], change: Mapping[str, npt.NDArray[Any]]) -> Parameters:

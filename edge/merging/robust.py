@@ -1,9 +1,9 @@
 """Merging changes where some devices send garbage: broken sensors, swapped labels, flipped bits, or worse.
 
-The coordinate median, the trimmed mean and Krum look at all changes at once, so they hold them all: devices times
-parameters in float32. Devices weigh alike, because how many samples a device claims can be garbage too. A change with
-values that are not finite is left out and counts as one of the assumed garbage ones, so it is not assumed a second time
-among the rest. Of statistics `edge.merging.screening` finds the garbage.
+The coordinate median, the trimmed mean and Krum look at all changes at once, so they hold them all (devices times
+parameters in float32), and Krum a copy of them. Devices weigh alike, because how many samples a device claims can be
+garbage too. A change with values that are not finite is left out and counts as one of the assumed garbage ones, so it
+is not assumed a second time among the rest. Of statistics `edge.merging.screening` finds the garbage.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from edge.contract.errors import LearningError
 from edge.contract.training import FloatArray, Parameters
-from edge.merging.deltas import Delta, apply_change
+from edge.merging.deltas import Delta, apply_change, named, rows_of
+
+# Numbers of a head that are sorted at once, each over all devices.
+_AT_ONCE = 512
 
 
 def coordinate_median(base: Mapping[str, FloatArray], deltas: Iterable[Delta], n_garbage: int = 0) -> Parameters:
@@ -30,9 +32,9 @@ def coordinate_median(base: Mapping[str, FloatArray], deltas: Iterable[Delta], n
         LearningError: Not more than half of the devices are assumed to be honest, other parameters than the base, or
             the result is not finite.
     """
-    values, _ = _sorted(base, deltas, n_garbage)
-    n = values.shape[1]
-    return _apply_flat(base, values[:, (n - 1) // 2 : n // 2 + 1].mean(axis=1, dtype=np.float64))
+    finite, _ = _bounded(base, deltas, n_garbage)
+    n = len(finite)
+    return _mean_of_sorted(base, finite, slice((n - 1) // 2, n // 2 + 1))
 
 
 def trimmed_mean(base: Mapping[str, FloatArray], deltas: Iterable[Delta], n_garbage: int) -> Parameters:
@@ -46,15 +48,34 @@ def trimmed_mean(base: Mapping[str, FloatArray], deltas: Iterable[Delta], n_garb
     Raises:
         LearningError: As `coordinate_median`.
     """
-    values, trim = _sorted(base, deltas, n_garbage)
-    return _apply_flat(base, values[:, trim : values.shape[1] - trim].mean(axis=1, dtype=np.float64))
+    finite, trim = _bounded(base, deltas, n_garbage)
+    return _mean_of_sorted(base, finite, slice(trim, len(finite) - trim))
 
 
-def _sorted(base: Mapping[str, FloatArray], deltas: Iterable[Delta], n_garbage: int) -> tuple[FloatArray, int]:
-    """``(n_parameters, n_devices)`` finite changes, each row ascending; and garbage ones assumed among them."""
+def _bounded(base: Mapping[str, FloatArray], deltas: Iterable[Delta], n_garbage: int) -> tuple[list[Delta], int]:
+    """The finite changes, and the garbage ones assumed among them: less than half."""
     finite, n_left_out = _finite(base, deltas)
-    trim = _assumed_left(n_garbage, len(finite), n_left_out, lambda f: 2 * f + 1)
-    return np.sort(_rows(base, finite).T, axis=1), trim
+    return finite, _assumed_left(n_garbage, len(finite), n_left_out, lambda f: 2 * f + 1)
+
+
+def _mean_of_sorted(base: Mapping[str, FloatArray], deltas: Sequence[Delta], which: slice) -> Parameters:
+    """The head plus, of each number, the mean of those at these places among what all devices have, ascending.
+
+    Some numbers of all devices at once: that fits a processor's cache, where all numbers of all devices do not.
+    """
+    change = {}
+    for name, array in base.items():
+        each = [np.ravel(delta.change[name]) for delta in deltas]
+        merged = np.empty(array.size, np.float64)
+        for start in range(0, array.size, _AT_ONCE):
+            end = min(start + _AT_ONCE, array.size)
+            some = np.empty((end - start, len(each)), np.float32)
+            for column, values in enumerate(each):
+                some[:, column] = values[start:end]
+            some.sort(axis=1)
+            merged[start:end] = some[:, which].mean(axis=1, dtype=np.float64)
+        change[name] = merged.reshape(array.shape)
+    return apply_change(base, change)
 
 
 def krum(base: Mapping[str, FloatArray], deltas: Iterable[Delta], n_garbage: int, n_chosen: int = 1) -> Parameters:
@@ -82,13 +103,13 @@ def krum(base: Mapping[str, FloatArray], deltas: Iterable[Delta], n_garbage: int
     n = len(finite)
     if not 1 <= n_chosen <= n - f:
         raise LearningError(f"cannot choose {n_chosen} of {n} changes of which {f} are assumed to be garbage")
-    rows = _rows(base, finite).astype(np.float64)
+    rows = rows_of(base, finite).astype(np.float64)
     squares = np.einsum("ij,ij->i", rows, rows)
     distances = np.maximum(squares[:, None] + squares - 2.0 * (rows @ rows.T), 0.0)
     np.fill_diagonal(distances, np.inf)
     scores = np.sort(distances, axis=1)[:, : n - f - 2].sum(axis=1)
     chosen = np.argsort(scores, kind="stable")[:n_chosen]
-    return _apply_flat(base, rows[chosen].mean(axis=0))
+    return apply_change(base, named(base, rows[chosen].mean(axis=0)))
 
 
 def _finite(base: Mapping[str, FloatArray], deltas: Iterable[Delta]) -> tuple[list[Delta], int]:
@@ -114,19 +135,3 @@ def _assumed_left(n_garbage: int, n_finite: int, n_left_out: int, needed: Callab
             f"least {needed(left)}"
         )
     return left
-
-
-def _rows(base: Mapping[str, FloatArray], deltas: Sequence[Delta]) -> FloatArray:
-    """``(n_devices, n_parameters)``: one row a device."""
-    size = sum(array.size for array in base.values())
-    rows = np.empty((len(deltas), size), np.float32)
-    for row, delta in zip(rows, deltas, strict=True):
-        np.concatenate([np.ravel(delta.change[name]) for name in base], out=row, casting="same_kind")
-    return rows
-
-
-def _apply_flat(base: Mapping[str, FloatArray], change: npt.NDArray[np.float64]) -> Parameters:
-    ends = np.cumsum([array.size for array in base.values()])[:-1]
-    parts = np.split(change, ends)
-    named = {name: part.reshape(base[name].shape) for name, part in zip(base, parts, strict=True)}
-    return apply_change(base, named)

@@ -104,6 +104,18 @@ def test_refuses_changes_that_cannot_be_merged(bad: list[Delta]) -> None:
         averaged(BASE, bad)
 
 
+def test_changes_whose_weighted_sum_is_too_large_for_float32_have_a_mean() -> None:
+    deltas = [Delta(change={"b": np.array([value], np.float32)}, n_samples=10**6) for value in (1e38, 3e38, -1e38)]
+    assert averaged({"b": np.zeros(1, np.float32)}, deltas)["b"] == pytest.approx(1e38)
+
+
+def test_what_is_not_finite_is_found_in_any_place() -> None:
+    good = delta(1, 1, 5)
+    for place in (0, 40, 99):
+        with pytest.raises(LearningError, match="not finite"):
+            averaged(BASE, [*[good] * place, delta(1, -np.inf, 5), *[good] * (99 - place)])
+
+
 def test_refuses_a_merge_that_overflows() -> None:
     base = {"b": np.array([3e38], np.float32)}
     with pytest.raises(LearningError, match="not finite"):
