@@ -9,10 +9,12 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import NamedTuple
 
 from edge.contract.training import FloatArray
 from edge.learning.events import Labelled
 from edge.learning.packing import PackedFeatures
+from edge.learning.shelf import Shelf
 
 MAX_ID_LENGTH = 128
 
@@ -24,6 +26,18 @@ class Remembered:
     features: PackedFeatures
     answer: FloatArray
     seen_s: float
+
+
+class _Place(NamedTuple):
+    """Where a sample lies."""
+
+    shelf: Shelf
+    number: int
+    seen_s: float
+
+    def sample(self) -> Remembered:
+        features, answer = self.shelf.see(self.number)
+        return Remembered(features, answer, self.seen_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +71,8 @@ class LabelRing:
     def __init__(self, capacity: int, expiry_s: float) -> None:
         self._capacity = capacity
         self._expiry_s = expiry_s
-        self._waiting: OrderedDict[str, Remembered] = OrderedDict()
+        self._shelves: dict[tuple[int, int], Shelf] = {}  # by numbers of features and outputs: classes may be added
+        self._waiting: OrderedDict[str, _Place] = OrderedDict()
         self._given: OrderedDict[str, tuple[Labelled, Remembered]] = OrderedDict()
 
     def __len__(self) -> int:
@@ -65,22 +80,38 @@ class LabelRing:
 
     def put(self, sample_id: str, sample: Remembered) -> None:
         """Remember a sample; the same id again replaces the older one."""
-        self._waiting.pop(sample_id, None)
+        self._take(sample_id)
         self._given.pop(sample_id, None)
-        self._waiting[sample_id] = sample
+        self._keep(sample_id, sample)
+
+    def _keep(self, sample_id: str, sample: Remembered, *, oldest: bool = False) -> None:
+        shape = sample.features.codes.shape[1], len(sample.answer)
+        if shape not in self._shelves:
+            self._shelves = {each: shelf for each, shelf in self._shelves.items() if len(shelf)}
+            self._shelves[shape] = Shelf(*shape)
+        shelf = self._shelves[shape]
+        self._waiting[sample_id] = _Place(shelf, shelf.put(sample.features, sample.answer), sample.seen_s)
+        if oldest:
+            self._waiting.move_to_end(sample_id, last=False)
         while len(self._waiting) > self._capacity:
-            self._waiting.popitem(last=False)
+            self._take(next(iter(self._waiting)))
+
+    def _take(self, sample_id: str) -> _Place | None:
+        """The place that it had; what lies there may be seen until another sample comes."""
+        place = self._waiting.pop(sample_id, None)
+        if place is not None:
+            place.shelf.clear(place.number)
+        return place
 
     def join(self, sample_id: str, now_s: float) -> Remembered | None:
         """The sample that this label is for; None when it is unknown, already labelled or expired."""
-        found = self._waiting.pop(sample_id, None)
-        if found is None or now_s - found.seen_s > self._expiry_s:
-            return None
-        return found
+        place = self._take(sample_id)
+        return None if place is None or now_s - place.seen_s > self._expiry_s else place.sample()
 
     def waiting(self, sample_id: str) -> Remembered | None:
         """A sample that waits for its label; it stays."""
-        return self._waiting.get(sample_id)
+        place = self._waiting.get(sample_id)
+        return None if place is None else place.sample()
 
     def give(self, sample_id: str, label: Labelled, sample: Remembered) -> None:
         """Remember which label a sample has that was joined."""
@@ -102,12 +133,9 @@ class LabelRing:
         """Let the sample that has this very label wait for one again, as the oldest; its id, "" if it is forgotten."""
         sample_id = next((each for each, (given, _) in self._given.items() if given is label), "")
         if sample_id:
-            self._waiting[sample_id] = self._given.pop(sample_id)[1]
-            self._waiting.move_to_end(sample_id, last=False)
-            if len(self._waiting) > self._capacity:
-                self._waiting.popitem(last=False)
+            self._keep(sample_id, self._given.pop(sample_id)[1], oldest=True)
         return sample_id
 
     def newest(self, count: int) -> Sequence[Remembered]:
         """The samples that came last, the newest last; they stay."""
-        return list(islice(reversed(self._waiting.values()), count))[::-1]
+        return [place.sample() for place in islice(reversed(self._waiting.values()), count)][::-1]

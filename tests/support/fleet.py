@@ -86,8 +86,13 @@ class Agent:
             state_dir=folder / name,
             fleet=FLEET,
             device=name,
-            profile=unhurried(),
-            **{"telemetry_interval_s": 5.0, "sync_interval_s": 1.0, "probation_s": 3.0, **options},
+            **{
+                "profile": unhurried(),
+                "telemetry_interval_s": 5.0,
+                "sync_interval_s": 1.0,
+                "probation_s": 3.0,
+                **options,
+            },
         )
         self.models = Models(self.config)
         # Learning takes no time here: how fast this machine is must not decide which labels wait for the budget.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
@@ -13,7 +16,7 @@ from edge.contract.recipe import MEAN_SQUARED_ERROR, TrainingRecipe
 from edge.learning.draws import Draws
 from edge.learning.events import Labelled
 from edge.learning.labels import LabelRing, Remembered
-from edge.learning.packing import pack
+from edge.learning.packing import PackedFeatures, pack
 from edge.learning.replay import GROUPS_OF_QUANTITIES, ReplayBuffer
 from edge.learning.task import Task
 from edge.learning.tree import build, flatten
@@ -261,3 +264,49 @@ def test_a_sample_whose_label_was_not_learned_waits_again_as_the_oldest() -> Non
     assert ring.put_back(label) == "", "once"
     ring.put("c", sample(3, 3.0))
     assert [ring.join(name, 4.0) is not None for name in "abc"] == [False, True, True]
+
+
+ASKED = st.tuples(st.sampled_from(["put", "join", "refuse"]), st.integers(0, 5), st.sampled_from([(1, 1), (3, 2)]))
+
+
+@settings(max_examples=100)
+@given(st.lists(ASKED, max_size=40), st.integers(1, 4))
+def test_every_sample_that_waits_is_what_was_put_there(asked: list[Any], capacity: int) -> None:
+    """Places are used again, also by samples of another shape, as when a class was added."""
+    ring, waits = LabelRing(capacity, 1e9), dict[str, Remembered]()
+    for number, (what, name, (n_features, n_outputs)) in enumerate(asked):
+        sample_id = str(name)
+        if what == "put":
+            features = pack(np.full((1, n_features), number + 1, np.float32))
+            put = Remembered(features, np.full(n_outputs, number, np.float32), float(number))
+            waits.pop(sample_id, None)
+            waits[sample_id] = put
+            ring.put(sample_id, put)
+        else:
+            found, expected = ring.join(sample_id, 0.0), waits.pop(sample_id, None)
+            assert (found is None) == (expected is None)
+            if found is not None and what == "refuse":
+                label = Labelled(found.features, np.array([1]), np.ones(1, np.float32))
+                ring.give(sample_id, label, found)
+                assert ring.put_back(label) == sample_id
+                waits = {sample_id: found, **waits}
+        waits = dict(list(waits.items())[-capacity:])
+        assert len(ring) == len(waits)
+        for seen, put in zip(ring.newest(capacity), waits.values(), strict=True):
+            np.testing.assert_array_equal(seen.features.codes, put.features.codes)
+            np.testing.assert_array_equal(seen.features.scales, put.features.scales)
+            np.testing.assert_array_equal(seen.answer, put.answer)
+            assert seen.seen_s == put.seen_s
+
+
+def test_a_sample_that_waits_takes_little_more_than_its_features() -> None:
+    features, answer, ring = pack(np.ones((1, 200), np.float32)), np.ones(10, np.float32), LabelRing(2000, 60.0)
+    tracemalloc.start()
+    try:
+        for i in range(2000):
+            ring.put(f"frame-{i:08d}", Remembered(PackedFeatures(*map(np.copy, (features.codes, features.scales))),
+                                                  answer.copy(), 0.0))  # fmt: skip
+        each = tracemalloc.get_traced_memory()[0] / 2000
+    finally:
+        tracemalloc.stop()
+    assert each < 200 + 4 * 10 + 400
