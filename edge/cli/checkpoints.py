@@ -63,6 +63,25 @@ def checkpoint(connect: Any, name: str, model: str, wait: float, as_json: bool) 
 
 @click.command()
 @click.argument("name")
+@click.argument("what", type=click.Choice(["sync"]))
+@_WAIT
+@_JSON
+@click.pass_obj
+def cmd(connect: Any, name: str, what: str, wait: float, as_json: bool) -> None:
+    """Have device NAME do something now. sync: contribute what it learned since, and not when its time has come.
+
+    One that is away does it when it comes back. What it sends is in edge-fleet events --kind contribution.
+
+    \b
+    edge-fleet cmd camera-1 sync
+    """
+    coordinator = connect()
+    order = coordinator.call("POST", f"/api/v1/devices/{name}/{what}")
+    _say_end(_ended(coordinator, order, wait), what, as_json)
+
+
+@click.command()
+@click.argument("name")
 @click.option("--download", type=click.Path(path_type=Path), help="Write the newest, or that of --digest, to a file.")
 @click.option("--digest", default="", show_default=False, help="Of one, or how it begins.")
 @_JSON

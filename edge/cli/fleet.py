@@ -263,6 +263,7 @@ device_group.add_command(devices, "list")
 device_group.add_command(show)
 for command in (*admission.ORDERS, *checkpoints.COMMANDS):
     device_group.add_command(command)
+fleet.add_command(checkpoints.cmd)
 fleet.add_command(admission.enrolment)
 fleet.add_command(receipts.receipt)
 fleet.add_command(questions.question)

@@ -36,6 +36,10 @@ def add_checkpoint_routes(api: FastAPI, store: Store, submit: Submit) -> None:
     def ask(device: str, model: Name = "") -> dict[str, Any]:
         return as_dict(submit(lambda core, now: core.ask_checkpoint(device, model, now)))
 
+    @api.post("/api/v1/devices/{device}/sync", responses=says(Order))
+    def sync(device: str) -> dict[str, Any]:
+        return as_dict(submit(lambda core, now: core.ask_sync(device, now)))
+
     # All that a device learned is more than who only looks may have.
     @api.get(
         "/api/v1/checkpoints/{digest}",

@@ -1,6 +1,6 @@
 """Checkpoints: the last ones of each model of a device, and who takes them up.
 
-An order (send one, take one up) is a row that is said to the device until the device answers: over its restarts and
+An order (send one, take one up, contribute now) is a row that is said to the device until the device answers: over its restarts and
 ours, and when it is there only days later.
 """
 
@@ -22,7 +22,7 @@ from edge.learning.checkpoint import Checkpoint, Facts
 
 # Of each model of a device.
 KEPT = 2
-CHECKPOINT, RESTORE = "checkpoint", "restore"
+CHECKPOINT, RESTORE, SYNC = "checkpoint", "restore", "sync"
 ToSay = Command | Restore
 
 
@@ -118,16 +118,16 @@ class Checkpoints:
 
     # What devices are to do
 
-    def ask(self, device: str, model: str, now: Now) -> Order:
-        """Have a device send a checkpoint, of one model or of all.
+    def ask(self, device: str, model: str, now: Now, kind: str = CHECKPOINT) -> Order:
+        """Have a device send a checkpoint, of one model or of all; or, with `SYNC`, what it has to contribute.
 
         Raises:
             RolloutError: There is no such device or model.
         """
         if model not in ("", *self._models(device)):
             raise RolloutError(f"{device} has no model {model[:80]}")
-        same = [order for order in self._kept.open_orders(device) if (order.kind, order.model) == (CHECKPOINT, model)]
-        return same[0] if same else self._order(Order(number=0, device=device, model=model, kind=CHECKPOINT), now)
+        same = [order for order in self._kept.open_orders(device) if (order.kind, order.model) == (kind, model)]
+        return same[0] if same else self._order(Order(number=0, device=device, model=model, kind=kind), now)
 
     def restore(
         self,
@@ -236,9 +236,9 @@ class Checkpoints:
             now: The time.
         """
         for order in self._kept.open_orders(device):
-            if order.kind == CHECKPOINT:
+            if order.kind != RESTORE:
                 args = {"model": order.model} if order.model else {}
-                command = Command(id=f"{CHECKPOINT}-{order.number}", name=CHECKPOINT, args=args, ttl_s=60.0)
+                command = Command(id=f"{order.kind}-{order.number}", name=order.kind, args=args, ttl_s=60.0)
                 yield order.device, command
                 continue
             try:
@@ -273,6 +273,9 @@ class Checkpoints:
             self._end(order, "refused", reply.detail, now)
         elif kind == RESTORE:
             self._end(order, "done", reply.detail, now)
+        elif kind == SYNC:
+            samples = reply.out.get("samples")
+            self._end(order, "done", f"it sends what is new, of {samples} labels" if samples else "", now)
 
     def _end(self, order: Order, state: str, detail: str, now: Now) -> None:
         self._kept.order(replace(order, state=state, detail=detail[:500]))

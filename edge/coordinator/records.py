@@ -309,7 +309,7 @@ class Order(Record):
         number: Goes up; by the clock, so that it does so over a restored backup, too.
         device: Who is to do it.
         model: Of that device; "" for all of its models.
-        kind: ``checkpoint`` or ``restore``.
+        kind: ``checkpoint``, ``restore`` or ``sync``.
         state: ``open``, ``done`` or ``refused``.
         detail: Why, for people.
         digest: Of the checkpoint to restore.

@@ -181,6 +181,9 @@ def test_every_verb_of_edge_fleet(
 
         # What they learned.
         processes.wait_for("contributions", lambda: sum(r["version"] >= 20 for r in fleet.asked("contributions")) == 2)
+        synced = ask.json("cmd", "one", "sync", "--wait", "30")
+        assert (synced["state"], synced["kind"]) == ("done", "sync")
+        ask("cmd", "nobody", "sync", code=8)
         assert ask.json("merge")[0]["counter"] == 1
         processes.wait_for("merge", lambda: all(row["release"] == 1 for row in fleet.known()))
 
