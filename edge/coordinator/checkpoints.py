@@ -1,7 +1,7 @@
 """Checkpoints: the last ones of each model of a device, and who takes them up.
 
-An order (send one, take one up, contribute now) is a row that is said to the device until the device answers: over its restarts and
-ours, and when it is there only days later.
+An order (send one, take one up, contribute now) is a row that is said to the device until the device answers: over its
+restarts and ours, and when it is there only days later.
 """
 
 from __future__ import annotations
