@@ -12,6 +12,7 @@ from edge.channel.upload import MAX_UPLOAD_BYTES
 from edge.contract.errors import RolloutError
 from edge.contract.names import MAX_NAME_CHARS
 from edge.coordinator.access_api import RowNumber, says, says_file
+from edge.coordinator.checkpoints import CHECKPOINT, SYNC
 from edge.coordinator.records import KeptCheckpoint, Order, as_dict
 from edge.coordinator.release_api import Submit
 from edge.coordinator.store.store import Store
@@ -34,11 +35,11 @@ def add_checkpoint_routes(api: FastAPI, store: Store, submit: Submit) -> None:
 
     @api.post("/api/v1/devices/{device}/checkpoint", responses=says(Order))
     def ask(device: str, model: Name = "") -> dict[str, Any]:
-        return as_dict(submit(lambda core, now: core.ask_checkpoint(device, model, now)))
+        return as_dict(submit(lambda core, now: core.ask(device, model, now, CHECKPOINT)))
 
     @api.post("/api/v1/devices/{device}/sync", responses=says(Order))
     def sync(device: str) -> dict[str, Any]:
-        return as_dict(submit(lambda core, now: core.ask_sync(device, now)))
+        return as_dict(submit(lambda core, now: core.ask(device, "", now, SYNC)))
 
     # All that a device learned is more than who only looks may have.
     @api.get(

@@ -118,7 +118,7 @@ class Checkpoints:
 
     # What devices are to do
 
-    def ask(self, device: str, model: str, now: Now, kind: str = CHECKPOINT) -> Order:
+    def ask(self, device: str, model: str, now: Now, kind: str) -> Order:
         """Have a device send a checkpoint, of one model or of all; or, with `SYNC`, what it has to contribute.
 
         Raises:

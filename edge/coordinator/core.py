@@ -22,7 +22,7 @@ from edge.coordinator.alerts.alerts import Alerts
 from edge.coordinator.artifacts import ArtifactStore
 from edge.coordinator.bundles import Bundles
 from edge.coordinator.carrying import Parts, carried_in, carried_out
-from edge.coordinator.checkpoints import SYNC, Checkpoints
+from edge.coordinator.checkpoints import Checkpoints
 from edge.coordinator.config import CoordinatorConfig
 from edge.coordinator.dialogue import Dialogue
 from edge.coordinator.enrolment import Enrolments
@@ -297,13 +297,9 @@ class CoordinatorCore:
         self.receipts.complete(now)
         return found
 
-    def ask_checkpoint(self, device: str, model: str, now: Now) -> Order:
+    def ask(self, device: str, model: str, now: Now, kind: str) -> Order:
         """Have a device send what it learned, see `Checkpoints.ask`."""
-        return self._told(self.checkpoints.ask(device, model, now), now)
-
-    def ask_sync(self, device: str, now: Now) -> Order:
-        """Have a device contribute now what is new, see `Checkpoints.ask`."""
-        return self._told(self.checkpoints.ask(device, "", now, SYNC), now)
+        return self._told(self.checkpoints.ask(device, model, now, kind), now)
 
     def restore(self, device: str, source: str, now: Now, **options: Any) -> Order:
         """Have a device go on from a checkpoint, see `Checkpoints.restore`."""

@@ -60,7 +60,7 @@ def order(fleet: SimulatedFleet, number: int) -> Any:
 def keep(fleet: SimulatedFleet, device: str) -> Any:
     """Ask for a checkpoint and wait for it."""
     assert fleet.coordinator is not None
-    made = fleet.coordinator.ask_checkpoint(device, "", fleet.now)
+    made = fleet.coordinator.ask(device, "", fleet.now, "checkpoint")
     fleet.until("a checkpoint", lambda: order(fleet, made.number).state != "open")
     return order(fleet, made.number)
 
@@ -243,7 +243,7 @@ def test_what_does_not_fit_is_refused_with_the_reason_and_changes_nothing(
     with pytest.raises(RolloutError, match="no such checkpoint of one"):
         restored(fleet, "two", "one")
     with pytest.raises(RolloutError, match="unknown device nobody"):
-        fleet.coordinator.ask_checkpoint("nobody", "", fleet.now)
+        fleet.coordinator.ask("nobody", "", fleet.now, "checkpoint")
     keep(fleet, "one")
     fleet.agent_options["learner"] = "ncm"
     fleet.crash_agent("two")
