@@ -191,12 +191,13 @@ class Coordinator:
 def ingest(port: int, folder: Path, coordinators: list[Coordinator], count: int, repeats: int) -> bool:
     """Prints the rates; of one coordinator beside those of a bare receiver."""
     bare, ours, bare_ms, ours_ms, lost = [], [], [], [], 0
+    first = 100 * len(coordinators)  # whatever was sent before would be a repeat
     for round_ in range(repeats):
         # The coordinator hears these as well: it is stopped meanwhile, and the broker forgets what it was to hear.
         for each in coordinators:
             each.process.send_signal(signal.SIGSTOP)
         counting = Counting(port)
-        messages = [(topic.replace("load", "bare"), payload) for topic, payload in messages_of(count, round_)]
+        messages = [(topic.replace("load", "bare"), payload) for topic, payload in messages_of(count, first + round_)]
         process, begin = sent(port, folder, messages)
         cpu_s = time.process_time()
         bare.append(count / (wait_for("all counted", lambda c=counting: c.count >= count) - begin))  # type: ignore[misc]
@@ -207,7 +208,7 @@ def ingest(port: int, folder: Path, coordinators: list[Coordinator], count: int,
             each.process.send_signal(signal.SIGCONT)
         wait_for("quiet", lambda: _is_quiet(coordinators[0]))
         cpu_s = sum(each.cpu_s for each in coordinators)
-        kept, took_s = stored(port, folder, coordinators[0], messages_of(count, round_))
+        kept, took_s = stored(port, folder, coordinators[0], messages_of(count, first + round_))
         ours.append(kept / took_s)
         ours_ms.append(1e3 * (sum(each.cpu_s for each in coordinators) - cpu_s) / count)
         lost += count - kept
