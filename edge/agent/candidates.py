@@ -22,6 +22,8 @@ from edge.learning.experts import Product
 from edge.learning.layered import LayeredLearner
 from edge.learning.learner import Learner
 from edge.learning.learning import Learning
+from edge.learning.lift import LONGEST, WAVES, Lift
+from edge.learning.lifted import LiftedLearner
 from edge.learning.sgd import BATCH_RATE, Run, SgdLearner
 from edge.learning.solve import Method
 from edge.learning.statistics import HeadStatistics
@@ -44,6 +46,7 @@ class Workshop:
         max_state_mb: Memory that a learner may take.
         seed: Of replay draws.
         fastest: The executor that was measured to be the fastest; empty before.
+        lifts: The one map of features that is made; empty before.
     """
 
     bundle: Bundle
@@ -54,6 +57,7 @@ class Workshop:
     max_state_mb: float
     seed: int
     fastest: list[str] = field(default_factory=list, init=False)
+    lifts: list[Lift] = field(default_factory=list, init=False)
 
     @property
     def head(self) -> HeadSpec:
@@ -85,7 +89,7 @@ class Workshop:
             self.bundle.manifest.class_names,
             head.linear,
             {each: partial(self.learner, each) for each in names},
-            self._run(),
+            self._run("lifted" in names),
             mixture=mixture,
             shares=self._shares(),
         )
@@ -95,19 +99,27 @@ class Workshop:
         prior = self._prior() if self.task.is_classifier else None
         return None if prior is None else prior.class_counts / max(prior.class_counts.sum(), 1e-12)
 
-    def _run(self) -> Run:
+    def _run(self, is_lifted: bool) -> Run:
         """The head: a linear one by a product of matrices, which is faster than asking onnxruntime for it."""
         linear = self.head.linear
         if linear is None or not self.head.is_linear:
             return self.session.logits
-        return Product(linear)
+        return Product(linear, self._lift() if is_lifted else None)
+
+    def _lift(self) -> Lift:
+        """Of features, made once."""
+        if not self.lifts:
+            prior = self._prior()
+            assert prior is not None
+            self.lifts.append(Lift(prior))
+        return self.lifts[0]
 
     def _list(self) -> str:
         return ", ".join(name for name in LEARNERS if name == "auto" or self._problem(name) is None)
 
     def _suitable(self) -> list[str]:
         closed = "ridge" if self.task.is_regression else "statistics"
-        return [name for name in (closed, "layered", "sgd") if self._problem(name) is None]
+        return [name for name in (closed, "lifted", "layered", "sgd") if self._problem(name) is None]
 
     def _problem(self, name: str) -> str | None:
         """Why a learner cannot learn this head; None if it can."""
@@ -125,6 +137,12 @@ class Workshop:
         if self.task.is_regression and name in ("statistics", "ncm"):
             return "it gives quantities, not classes"
         length = self.head.n_statistics
+        if name == "lifted":
+            if self.task.is_regression:
+                return "it gives quantities, not classes"
+            if length > LONGEST or self.head.projection is not None or self._prior() is None:
+                return f"it takes more than {LONGEST} features, or their statistics were not shipped"
+            length = 2 * WAVES
         size_mb = BYTES_PER_SQUARE * (length + 1) ** 2 / 2**20
         if size_mb > self.max_state_mb:
             return (
@@ -158,6 +176,11 @@ class Workshop:
         if name in _METHODS:
             assert linear is not None
             return self._statistics(linear, _METHODS[name], 1.0)
+        if name == "lifted":
+            prior = self._prior()
+            assert linear is not None
+            assert prior is not None
+            return LiftedLearner(linear, self.bundle.head_parameters(), self.task, prior, self._lift())
         if name == "layered":
             assert linear is not None
             method: Method = "ridge" if self.task.is_regression else "discriminant"

@@ -282,7 +282,7 @@ class Checkpoints:
             raise LearningError(
                 f"{what} belongs to the backbone {facts.backbone[:12]}, this device runs {backbone[:12]}"
             )
-        if facts.learners != tuple(model.learning.learners):
+        if not model.learning.reads(facts.learners):
             own = ", ".join(model.learning.learners)
             raise LearningError(
                 f"{what} is of the learners {', '.join(facts.learners)}, here are {own}; start the agent with the same "

@@ -194,7 +194,7 @@ class LearnedState:
     def before(self, release: int | None = None) -> Learned | None:
         """What `put_aside` kept last, of these learners; None for nothing that can be used, or of another release."""
         found = None if self._store is None else self._store.aside()
-        if found is None or found.description.get("learners") != list(self._learning.learners):
+        if found is None or not self._learning.reads(found.description.get("learners") or ()):
             return None
         if release is not None and found.description.get("replaced_by") != release:
             return None
@@ -289,7 +289,7 @@ class LearnedState:
 
     def _take_up(self, store: LearnedStore, read_only: bool) -> None:
         own, kept = list(self._learning.learners), store.learners()
-        if kept and kept != own and not read_only:
+        if kept and not self._learning.reads(kept) and not read_only:
             is_back = store.exchange(kept, own)
             went_on = "going on from what they had learned themselves" if is_back else "starting anew"
             self.warnings.append(f"the state of the learners {', '.join(kept)} was put aside; {went_on}")
@@ -322,7 +322,7 @@ class LearnedState:
 
     def _read(self, saved: Saved) -> list[Labelled]:
         """Take the value of a snapshot; the labels that waited then."""
-        if saved.description.get("learners") != list(self._learning.learners):
+        if not self._learning.reads(saved.description.get("learners") or ()):
             raise LearningError(f"it is of the learners {saved.description.get('learners')}")
         self.inferences = int(saved.description.get("inferences", 0))
         self.restored = int(saved.description.get("restored", 0))

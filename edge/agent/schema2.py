@@ -57,32 +57,33 @@ def learned(learning: Learning, saved: Saved) -> tuple[Learned, list[Labelled]]:
     if names[: len(known)] != known:
         raise LearningError("its classes are others")
     begun = learning.with_classes(fresh, names)
+    learners = tuple(map(str, description["learners"]))
     others = ("previous.", "waiting.", "probation.")
     live = {name: array for name, array in tensors.items() if not name.startswith(others)}
-    found = _one(learning, begun, live, int(description["base_release"]))
+    found = _one(learning, begun, live, int(description["base_release"]), learners)
     if "previous_release" in description:
-        before = _one(learning, begun, part(tensors, "previous."), int(description["previous_release"]))
+        before = _one(learning, begun, part(tensors, "previous."), int(description["previous_release"]), learners)
         since = _labels(part(tensors, "probation."), found.recent.grown(len(names)) if names else found.recent)
         found = replace(found, trial=Trial(before=before, since=since, events=np.ones(len(since), np.int64)))
     waiting = _labels(part(tensors, "waiting."), begun.recent)
     return found, waiting.labels().each()
 
 
-def _one(learning: Learning, begun: Learned, tensors: _Old, release: int) -> Learned:
+def _one(learning: Learning, begun: Learned, tensors: _Old, release: int, learners: tuple[str, ...]) -> Learned:
     """One old state: of what was live, or of what had been live before a release on probation."""
     old = dict(tensors)
     counts = [int(number) for number in old["counts"]]
     number = counts[0]
     experts = dict(begun.experts)
     n_outputs = learning.task(begun).n_outputs
-    for name in learning.learners:
+    for name in learners:
         experts[name] = saved_value.migrated(learning, name, part(old, f"candidate.{name}."), n_outputs)
     shipped = experts[TRUSTED].parameters
     head = {name: np.array(old[f"live.{name}"], np.float32) for name in shipped}
     if any(array.shape != shipped[name].shape for name, array in head.items()):
         raise LearningError("the saved head is of another shape")
     experts[TRUSTED] = Head(head)
-    leader = learning.learners[number - 1] if number else TRUSTED
+    leader = learners[number - 1] if number else TRUSTED
     recent, reserve = begun.recent, part(old, "reserve.")
     n = len(reserve["recent.scales"])
     recent = Recent(

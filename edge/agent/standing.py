@@ -149,12 +149,16 @@ class Standing(ServedModel):
         }
 
     def live_head(self) -> HeadRelease:
-        """The one head that is believed most, for people who want one: what `export_head` writes."""
+        """One head, for people who want one: what `export_head` writes.
+
+        It is the one that is believed most of those in the form of the bundle's; one on lifted features is not.
+        """
+        name = self.learning.plain(self.learned)
         return HeadRelease(
             backbone=self.manifest.backbone_digest,
-            parameters=self.learning.parameters(self.learned, self.learned.mixture.believed),
+            parameters=self.learning.parameters(self.learned, name),
             n_samples=self.n_samples,
-            origin=f"{self.learned.mixture.believed} of {self.manifest.name}",
+            origin=f"{name} of {self.manifest.name}",
             class_names=self.class_names if self.class_names != self.manifest.class_names else (),
         )
 
@@ -186,8 +190,10 @@ def expert_weights(model: ServedModel) -> dict[str, list[float]]:
 
 
 def head_digest(model: ServedModel) -> str:
-    """SHA-256 of the parameters of the head that is believed most, in the order of the manifest."""
+    """SHA-256 of the parameters of the head that is believed most, those of the manifest in its order first."""
     head = model.manifest.head
     assert head is not None
     found = model.learning.parameters(model.learned, model.learned.mixture.believed)
-    return sha256(b"".join(np.ascontiguousarray(found[spec.name]).tobytes() for spec in head.parameters))
+    own = [spec.name for spec in head.parameters]
+    order = [*own, *sorted(found.keys() - set(own))]
+    return sha256(b"".join(np.ascontiguousarray(found[name]).tobytes() for name in order))

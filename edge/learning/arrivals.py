@@ -32,7 +32,7 @@ def aligned(rig: Experts, learned: Learned, release: HeadRelease) -> HeadRelease
     if not rig.shipped_task.is_classifier or rig.head is None:
         return release
     given = release.class_names or rig.shipped_names
-    own = rig.parameters(learned, learned.mixture.believed)
+    own = rig.parameters(learned, rig.plain(learned))
     return release.aligned(given, learned.class_names, rig.head, own)
 
 
@@ -66,6 +66,8 @@ def offered(rig: Experts, learned: Learned, event: HeadOffered) -> Learned:
         return rig.among(replace(learned, experts=experts))
     merged = {}
     for name in rig.learners:
+        if not rig.machine(name).kind:  # nothing that comes from others is of use to it
+            continue
         is_delta = rig.machine(name).kind == "delta"
         source = name + ON_MERGE if is_delta and name + ON_MERGE in experts else name
         merged[name + ON_MERGE] = _rebased(rig, learned, source, name + ON_MERGE, release)
@@ -119,7 +121,8 @@ def _foreseen(rig: Experts, learned: Learned) -> Mixture:
     are judged on labels that they had not learned: it by the others' part, this device by what it had answered.
     """
     recent, task, mixture = learned.recent, rig.task(learned), learned.mixture
-    others = next((found for name in rig.learners if (found := _others(rig, learned, name)) is not None), None)
+    merged = (name for name in rig.learners if name + ON_MERGE in learned.experts)
+    others = next((found for name in merged if (found := _others(rig, learned, name)) is not None), None)
     if task.is_regression or not len(recent) or others is None:
         return mixture
     head, known = others

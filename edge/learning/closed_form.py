@@ -32,7 +32,7 @@ from edge.contract.training import FloatArray, Parameters
 from edge.learning.changes import KEPT_CONTRIBUTIONS
 from edge.learning.compression import EXACT, Compression, Packed, same
 from edge.learning.learner import State, check_batch
-from edge.learning.solve import UNSEEN_LOGIT, Factor, Method, head_of
+from edge.learning.solve import SHRINKAGE, UNSEEN_LOGIT, Factor, Method, head_of
 from edge.learning.statistics import HeadStatistics, Matrix, PackedStatistics, difference
 from edge.learning.task import Targets, Task
 
@@ -209,6 +209,8 @@ class StatisticsLearner:
         method: How to solve.
         forgetting: What a sample is worth when the next one has come, in ``(0, 1]``; 1 never forgets.
         projection: Of features that are too long; the layer is then solved on what it gives.
+        shrinkage: Of the scatter, see `edge.learning.solve.Factor`.
+        prior_samples: What the shipped statistics are worth.
     """
 
     kind = "statistics"
@@ -222,6 +224,8 @@ class StatisticsLearner:
         method: Method = "discriminant",
         forgetting: float = 1.0,
         projection: Projection | None = None,
+        shrinkage: float = SHRINKAGE,
+        prior_samples: float = PRIOR_SAMPLES,
     ) -> None:
         self._head = head
         self._names = [head.weight, *([] if head.bias is None else [head.bias])]
@@ -231,6 +235,7 @@ class StatisticsLearner:
         if projection is not None:
             self._n_statistics = projection.n_projected
         self._method = method
+        self._shrinkage = shrinkage
         self._forgetting = forgetting
         self._longest = max(_LEAST_BLOCK, self._n_statistics // 2)
         nothing = PackedStatistics.empty(self._n_statistics, task.n_outputs)
@@ -238,7 +243,7 @@ class StatisticsLearner:
         self._value = StatisticsKnowledge(
             n_samples=0,
             gain=1.0,
-            base=PackedStatistics.of(prior, PRIOR_SAMPLES / prior.n_samples) if prior and has_prior else nothing,
+            base=PackedStatistics.of(prior, prior_samples / prior.n_samples) if prior and has_prior else nothing,
             own=PackedStatistics.empty(self._n_statistics, task.n_outputs, np.float64),
             included=nothing,
             included_version=0,
@@ -375,13 +380,13 @@ class StatisticsLearner:
         if self._factor is not None and value.has_sums_of(self._value):
             return self._factor
         if value.n_known > _NOTHING:
-            factor = Factor(value.total(), self._method)
+            factor = Factor(value.total(), self._method, self._shrinkage)
             groups = value.block.targets.argmax(axis=1) if self._task.is_classifier else np.zeros(len(value.block), int)
             if _add(factor, value.block, groups):
                 return factor
         # Never so where the block was gathered: somebody else's processor may round otherwise.
         value = value.settled()
-        return Factor(value.total(), self._method) if value.n_known > _NOTHING else None
+        return Factor(value.total(), self._method, self._shrinkage) if value.n_known > _NOTHING else None
 
     def parameters(self) -> Parameters:
         """See `edge.learning.learner.Learner.parameters`."""

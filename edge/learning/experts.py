@@ -22,6 +22,8 @@ from edge.learning.compression import EXACT, Compression, Packed
 from edge.learning.drift import Adwin, Window
 from edge.learning.learned import Head, Learned
 from edge.learning.learner import Learner
+from edge.learning.lift import Lift
+from edge.learning.lifted import LIFTED
 from edge.learning.mixture import MERGED, ON_MERGE, ON_WARM, PUSHED, SHIPPED, TRUSTED, WARM, Known
 from edge.learning.recent import Recent
 from edge.learning.sgd import Run
@@ -48,16 +50,20 @@ class Product:
 
     Args:
         layer: Its names.
+        lift: Of features, for heads that have `LIFTED` weights; None where there are none.
     """
 
-    def __init__(self, layer: LinearLayer) -> None:
+    def __init__(self, layer: LinearLayer, lift: Lift | None = None) -> None:
         self._layer = layer
+        self._lift = lift
 
     def __call__(self, features: FloatArray, parameters: Parameters) -> FloatArray:
         """Outputs ``(batch, n_outputs)``."""
         weight, bias = self._layer.weight, self._layer.bias
         with np.errstate(all="ignore"):  # what is not finite is looked for by who asks
             found: FloatArray = features @ parameters[weight].T
+            if self._lift is not None and LIFTED in parameters:
+                found += self._lift.features(features) @ parameters[LIFTED].T
             return found if bias is None else found + parameters[bias]
 
     def each(self, features: FloatArray, heads: Sequence[Parameters]) -> FloatArray:
@@ -67,9 +73,15 @@ class Product:
             found: FloatArray = features @ weights.T
             if self._layer.bias is not None:
                 found += np.concatenate([head[self._layer.bias] for head in heads])
-        return np.ascontiguousarray(
-            found.reshape(len(features), len(heads), len(weights) // len(heads)).transpose(1, 0, 2)
-        )
+            each = np.ascontiguousarray(
+                found.reshape(len(features), len(heads), len(weights) // len(heads)).transpose(1, 0, 2)
+            )
+            lifted = [k for k, head in enumerate(heads) if LIFTED in head]
+            if lifted and self._lift is not None:
+                waves = self._lift.features(features)
+                for k in lifted:
+                    each[k] += waves @ heads[k][LIFTED].T
+        return each
 
 
 class Experts:
@@ -150,6 +162,30 @@ class Experts:
         """The head of an expert."""
         expert = learned.experts[name]
         return dict(expert.parameters) if isinstance(expert, Head) else self.loaded(learned, name).parameters()
+
+    def is_plain(self, learned: Learned, name: str) -> bool:
+        """Whether the head of an expert has the form of the bundle's, so that it can leave the device."""
+        expert = learned.experts[name]
+        return LIFTED not in expert.parameters if isinstance(expert, Head) else bool(self.machine(name).kind)
+
+    def plain(self, learned: Learned) -> str:
+        """Of the experts whose head is in the form of the bundle's, the one that is believed most."""
+        return learned.mixture.most_believed([self.is_plain(learned, name) for name in learned.mixture.names])
+
+    def reads(self, learners: Sequence[str]) -> bool:
+        """Whether what these learners knew can be gone on from: who sends nothing may begin anew beside the others."""
+        own = [name for name in self.learners if name in learners or self.machine(name).kind]
+        return list(learners) == own
+
+    def completed(self, learned: Learned) -> Learned:
+        """With the learners that were not there yet."""
+        new = [name for name in self.learners if name not in learned.experts]
+        if not new:
+            return learned
+        begun, more = self.begin(""), len(learned.class_names) - len(self.shipped_names)
+        if more > 0:
+            begun = self.with_classes(begun, learned.class_names)
+        return self.among(replace(learned, experts={**learned.experts, **{name: begun.experts[name] for name in new}}))
 
     def contributor(self, learned: Learned) -> str:
         """The learner whose knowledge is sent to the fleet: of statistics where there are any, they merge exactly.
@@ -294,7 +330,7 @@ class Experts:
         experts: dict[str, Any] = {}
         for name, expert in learned.experts.items():
             if isinstance(expert, Head):
-                experts[name] = Head(grown(expert.parameters, self.head, more))
+                experts[name] = Head(_grown(expert.parameters, self.head, more))
             else:
                 machine = self.loaded(learned, name)
                 machine.grow(len(class_names))
@@ -312,6 +348,14 @@ class Experts:
             usual=np.concatenate([learned.usual, np.full(more, USUAL_FIRST)]),
             trial=trial,
         )
+
+
+def _grown(parameters: Mapping[str, FloatArray], head: LinearLayer, more: int) -> Parameters:
+    """A head with further classes that are never answered; of a lifted one the bias says so."""
+    found = grown(parameters, head, more)
+    if LIFTED in found:
+        found[LIFTED] = np.pad(found[LIFTED], ((0, more), (0, 0)))
+    return found
 
 
 def on_merge(name: str) -> bool:

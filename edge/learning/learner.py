@@ -26,7 +26,7 @@ class Learner(Protocol):
     from a value (a factor, what a training step holds) the machine keeps for as long as that value is loaded.
 
     Attributes:
-        kind: What it contributes to a merge: ``statistics`` or ``delta``.
+        kind: What it contributes to a merge: ``statistics`` or ``delta``, or nothing.
     """
 
     kind: str

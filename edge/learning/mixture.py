@@ -16,7 +16,7 @@ most when labels last agreed with somebody. The answer is ``p = sum_k w_k p_k``.
 * *Wrong in the same way?* (`alike`.) Of late labels that the answer disagrees with, how much more often than by chance
   do two that the same class was answered for carry the same label? Noise and a world that is to be learned yet spread
   them; lies such as "40 % are named one class further" do not, and agree with who learns them nearly as well as with
-  who does not. As far as they are alike the head that learners start from gains half of rho with each label, until they
+  who does not. As far as they are alike the head that learners start from gains 0.65 rho with each label, until they
   are seen to be spread. It gains a little (`BASE`) always.
 * Whenever labels agree (kappa >= `TRUST`), the trusted past becomes the head that is believed most at that time.
 * *The class of the day* (`counts`). Where one class comes after another, who has forgotten all others is right on every
@@ -35,6 +35,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -59,7 +60,7 @@ TRUST = 0.75
 _MOST_NOISE = 0.4
 # What the head that learners start from gains on them with each label: one that is as good as they are is kept. And of
 # the share of labels that are wrong in the same way: labels of which half of one class have another's name are few.
-BASE, BASE_OF_ALIKE = 0.02, 0.5
+BASE, BASE_OF_ALIKE = 0.02, 0.65
 # How much more often than by chance two labels must be the same to be alike at all, and in full. They are taken for
 # alike before there are more than so many pairs: who waits for proof has lost 5 to 15 points by the 25th label.
 _ALIKE_FROM, _ALIKE, _PAIRS_BEFORE, _ALIKE_BEFORE = 0.1, 0.3, 8.0, 0.3
@@ -106,7 +107,11 @@ class Mixture:
     @property
     def believed(self) -> str:
         """The expert that is believed most; the trusted past only where nobody else is near it."""
-        weights: list[float] = self.weights.tolist()
+        return self.most_believed([True] * len(self.names))
+
+    def most_believed(self, among: Sequence[bool]) -> str:
+        """The same among some of them, at least one."""
+        weights = [weight if is_one else -1.0 for weight, is_one in zip(self.weights.tolist(), among, strict=True)]
         first = weights.index(max(weights))
         if self.names[first] == TRUSTED and len(weights) > 1:
             others = weights[:first] + weights[first + 1 :]

@@ -12,7 +12,8 @@ import numpy.typing as npt
 from edge.contract.errors import LearningError
 from edge.learning import migrate, tree
 from edge.learning.experts import Experts
-from edge.learning.learned import Learned, Trial
+from edge.learning.learned import Head, Learned, Trial
+from edge.learning.lifted import LIFTED, LiftedLearner
 from edge.learning.mixture import MERGED, PUSHED, SHIPPED, TRUSTED, WARM
 from edge.learning.recent import Recent
 
@@ -28,7 +29,11 @@ def read(experts: Experts, arrays: _Arrays) -> Learned:
         LearningError: They are of other classes or learners, or damaged.
     """
     arrays = migrate.with_pieces(arrays)
-    return tree.build(template(experts, arrays), arrays)
+    found = tree.build(template(experts, arrays), arrays)
+    trial = found.trial
+    if trial is not None:
+        trial = replace(trial, before=experts.completed(trial.before))
+    return replace(experts.completed(found), trial=trial)
 
 
 def template(experts: Experts, arrays: _Arrays) -> Learned:
@@ -55,7 +60,7 @@ def _value(experts: Experts, arrays: _Arrays, path: str) -> Learned:
     n_outputs, found_experts = experts.task(learned).n_outputs, {}
     for name in tree.keys(arrays, f"{path}experts"):
         if name in (TRUSTED, SHIPPED, MERGED, PUSHED, WARM):
-            found_experts[name] = learned.experts[TRUSTED]
+            found_experts[name] = _head(experts, learned.experts[TRUSTED], arrays, f"{path}experts.{name}.parameters")
         elif name.split(" ")[0] in experts.learners:
             found_experts[name] = experts.machine(name).template(n_outputs)
         else:
@@ -63,6 +68,17 @@ def _value(experts: Experts, arrays: _Arrays, path: str) -> Learned:
     if TRUSTED not in found_experts:
         raise LearningError("there is no trusted past among the experts")
     return experts.among(replace(learned, experts=found_experts, trusted=TRUSTED, merge_fits=True))
+
+
+def _head(experts: Experts, plain: Head, arrays: _Arrays, path: str) -> Head:
+    """The template of a head that does not learn: as the bundle's, or that of a learner on lifted features."""
+    parameters = plain.parameters
+    if LIFTED in tree.keys(arrays, path):
+        lifted = [machine for name in experts.learners if isinstance(machine := experts.machine(name), LiftedLearner)]
+        if not lifted:
+            raise LearningError("there is a head on lifted features, which these learners do not have")
+        parameters = lifted[0].head(len(next(iter(plain.parameters.values()))))
+    return Head(parameters)
 
 
 def migrated(experts: Experts, name: str, arrays: _Arrays, n_outputs: int) -> Any:

@@ -172,6 +172,8 @@ class Factor:
         """
         is_ridge, moment = self._method == "ridge", self._moment
         columns: list[Matrix] = []
+        moves: list[tuple[int, float]] = []
+        first: list[tuple[int, Matrix]] = []
         is_alone = len(weights) == 1
         with np.errstate(all="ignore"):
             for x, target, of_class, weight in zip(features, targets, groups, weights, strict=True):
@@ -181,12 +183,14 @@ class Factor:
                 if self._inverse is not None and count > _NO_SAMPLE:
                     u = x - sums / count
                     u *= math.sqrt(weight * count / (count + weight))
+                    moved = math.sqrt(weight / (count * (count + weight)))
                     if is_alone:
-                        self._update_one(u, group, math.sqrt(weight / (count * (count + weight))))
+                        self._update_one(u, group, moved)
                     else:
                         columns.append(u)
-                elif is_alone and self._solved is not None:
-                    self._solved[group] = self._times(x - self._centre)
+                        moves.append((group, moved))
+                elif self._solved is not None:
+                    first.append((group, x - self._centre))
                 weighted = weight * x
                 self._n += weight
                 self._sum += weighted
@@ -200,12 +204,17 @@ class Factor:
                 count += weight
                 self._about[group] = float(sums @ sums) / count if count > _NO_SAMPLE else 0.0
             if not is_alone:
-                self._update(columns)
-                self._solved = self._solve_means()
+                self._update(columns, moves)
+            if self._solved is not None:
+                for group, apart in first:
+                    self._solved[group] += self._times(apart)
             return self._method == "means" or self._step() == self._rho
 
-    def _update(self, columns: Sequence[Matrix]) -> None:
-        """P for ``S + u uᵀ`` of each column u: ``P - V (I + Uᵀ V)⁻¹ Vᵀ`` with ``V = P U`` (Woodbury 1950)."""
+    def _update(self, columns: Sequence[Matrix], moves: Sequence[tuple[int, float]]) -> None:
+        """P for ``S + u uᵀ`` of each column u: ``P - V (I + Uᵀ V)⁻¹ Vᵀ`` with ``V = P U`` (Woodbury 1950).
+
+        And what the means of the classes are then; each u moves that of a group by so much.
+        """
         self._settle()
         inverse = self._inverse
         if inverse is None or not columns:
@@ -219,6 +228,12 @@ class Factor:
         except np.linalg.LinAlgError:  # of samples that are not finite: found in `head`
             inverse[...] = np.nan
             return
+        if self._solved is not None:
+            # P of now times u are the shares.
+            by = -(self._solved @ several.T)
+            for i, (group, moved) in enumerate(moves):
+                by[group, i] += moved
+            self._solved += by @ shares
         self._subtract(v, shares)
 
     def _update_one(self, u: Matrix, group: int, moved: float) -> None:

@@ -29,7 +29,7 @@ WORDS: Mapping[str, tuple[str, str]] = {
         "As it came with the bundle, before anything was learned.",
     ),
     "statistics": (
-        "statistics, sgd",
+        "statistics, lifted, sgd",
         "Heads that a device itself learns from its labels, each by a method of that name.",
     ),
     "merged": (

@@ -45,7 +45,8 @@ def _word(shown: str, place: str) -> Markup:
 def _head(name: str) -> Markup:
     """The name of one of the heads of a device."""
     first = name.split(" ", maxsplit=1)[0]
-    place = "on-merge" if name.endswith(" on merge") else "statistics" if first in ("statistics", "sgd") else first
+    is_learner = first in ("statistics", "lifted", "sgd")
+    place = "on-merge" if name.endswith(" on merge") else "statistics" if is_learner else first
     return _word(name, place) if place in WORDS else Markup("{}").format(name)
 
 

@@ -767,7 +767,7 @@ def test_who_is_right_is_believed_and_that_is_told(digits_bundle: Path) -> None:
     model.learn(x[:1], y[:1])
     np.testing.assert_allclose(model.probabilities(x), softmax(shipped), atol=1e-3)
     model.learn(x[1:], y[1:])
-    assert model.learned.mixture.believed in ("statistics", "sgd")
+    assert model.learned.mixture.believed in ("statistics", "lifted", "sgd")
     assert (model.predict(x).argmax(axis=1) == y).mean() > 0.9
     model.learn(*data(digits_bundle, 60))
     events = list(model.events)

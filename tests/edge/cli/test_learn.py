@@ -42,7 +42,7 @@ def test_replays_a_file_and_says_what_came_of_it(tmp_path: Path, digits_bundle: 
     assert numbers["without_learning_accuracy"] < 0.3
     assert numbers["predict_then_learn_accuracy"] > 0.6
     assert numbers["test_accuracy"] > 0.7 > numbers["test_accuracy_before"]
-    assert numbers["believed"] in numbers["learners"] == ["statistics", "sgd"]
+    assert numbers["believed"] in numbers["learners"] == ["statistics", "lifted", "sgd"]
     assert {event["kind"] for event in numbers["events"]} <= {"believed", "drift"}
     for text in ("predict-then-learn accuracy", f"believed most: {numbers['believed']}, ", "█", "- 16 of 160 samples"):
         assert text in found.output

@@ -21,8 +21,11 @@ from edge.contract.training import FloatArray, Parameters, TrainStep
 from edge.inference.numpy_trainer import NumpyTrainer
 from edge.inference.onnx_trainer import OnnxTrainer
 from edge.learning.closed_form import StatisticsLearner
+from edge.learning.experts import Product
 from edge.learning.layered import LayeredLearner
 from edge.learning.learner import Learner
+from edge.learning.lift import Lift
+from edge.learning.lifted import LiftedLearner
 from edge.learning.sgd import SgdLearner
 from edge.learning.solve import Method
 from edge.learning.statistics import HeadStatistics
@@ -122,6 +125,12 @@ def new_statistics(
     )
 
 
+def new_lifted(bundle: Bundle, lift: Lift) -> LiftedLearner:
+    """The closed-form learner on lifted features."""
+    task = Task(TrainingRecipe(), N_CLASSES)
+    return LiftedLearner(bundle_head(bundle), bundle.head_parameters(), task, shipped_statistics(bundle), lift)
+
+
 def onnx_step(bundle: Bundle) -> OnnxTrainer:
     """The bundle's training graph."""
     assert bundle.manifest.head is not None
@@ -151,8 +160,10 @@ def new_sgd(
 def bundle_rig(name: str, path: Path) -> Rig:
     """A learner of the digits bundle's head."""
     bundle = Bundle.open(path)
+    lift = Lift(shipped_statistics(bundle))
     make: dict[str, Callable[[int], Learner]] = {
         "statistics": lambda _: new_statistics(bundle),
+        "lifted": lambda _: new_lifted(bundle, lift),
         "statistics-projected": lambda _: new_statistics(bundle, projection=Projection(N_FEATURES, 48)),
         "statistics-forgetting": lambda _: new_statistics(bundle, forgetting=0.99),
         "ridge": lambda _: new_statistics(bundle, "ridge"),
@@ -166,7 +177,7 @@ def bundle_rig(name: str, path: Path) -> Rig:
         make=make[name],
         task=Task(TrainingRecipe(), N_CLASSES),
         head=bundle_head(bundle),
-        run=linear_outputs(bundle_head(bundle)),
+        run=Product(bundle_head(bundle), lift),
         samples=clouds(96, N_FEATURES, N_CLASSES, 5),
         is_closed=not name.startswith("sgd"),
         is_whitened=name in ("sgd-onnx", "sgd-numpy"),
@@ -175,6 +186,7 @@ def bundle_rig(name: str, path: Path) -> Rig:
 
 BUNDLE_RIGS = (
     "statistics",
+    "lifted",
     "statistics-projected",
     "statistics-forgetting",
     "ridge",
