@@ -47,8 +47,20 @@ class WayBack:
         if model is None:
             return target
         if rollout.kind == "bundle":
-            return replace(target, former=model.bundle)
+            return replace(target, former=self._bundle_before(rollout, model))
         return replace(target, former=self._head_before(rollout, model))
+
+    def _bundle_before(self, rollout: Rollout, model: Model) -> str:
+        """The bundle that a model runs, as it names it; where it runs the release's already, the one before that."""
+        release, runs = self._store.releases.get(rollout.plan.release), self._store.releases.bundle_named(model.bundle)
+        if release is None or runs is None or runs.digest != release.digest:
+            return model.bundle
+        for other, target in reversed(self._store.rollouts.of_devices(model.device)):
+            brought = self._store.releases.get(other.plan.release)
+            is_same = brought is not None and brought.digest == release.digest and target.model == model.model
+            if is_same and other.id != rollout.id and target.former:
+                return target.former
+        return model.bundle
 
     def _head_before(self, rollout: Rollout, model: Model) -> str:
         """Digest of the head that a model runs; "" for the one that it came with.

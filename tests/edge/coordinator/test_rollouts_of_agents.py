@@ -156,7 +156,7 @@ def fleet(tmp_path: Path, digits_bundle: Path, digits: Digits) -> Iterator[Fleet
         made.close()
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_bad_releases_stop_by_themselves_at_ten_of_200_agents_and_a_good_one_reaches_all(
     fleet: Fleet, tmp_path: Path
 ) -> None:
@@ -217,3 +217,27 @@ def test_bad_releases_stop_by_themselves_at_ten_of_200_agents_and_a_good_one_rea
     assert (found["state"], found["counts"]) == ("completed", {"active": 200}), found["reason"]
     assert [look["decision"] for look in found["looks"]] == ["pass"] * 3
     assert {agent.host.slots.record.release for agent in fleet.agents.values()} == {found["release"]}
+
+
+def test_a_bundle_that_was_brought_twice_goes_back_to_the_one_before_it(tmp_path: Path, digits_bundle: Path) -> None:
+    """It may run the bytes of a release before it is offered it."""
+    fleet = SimulatedFleet(tmp_path, digits_bundle, ["one"], auto_merge=False)
+    try:
+        fleet.until("birth", lambda: (one := fleet.device("one")) is not None and one.born)
+        bundle, again = Bundle.open(digits_bundle), tmp_path / "again.edge"
+        blobs = {role: bundle.read(role) for role in bundle.manifest.members}
+        write_bundle(again, replace(bundle.manifest, created_by="somebody else"), blobs)
+        assert fleet.coordinator is not None
+        host, numbers = fleet.agents["one"].host, []
+        kept = fleet.coordinator.add_artifact(again.read_bytes(), again)
+        for _ in range(2):
+            what = (kept["digest"], kept["kind"], kept["backbone"])
+            _, rollout = fleet.coordinator.roll_out(*what, [], "", fleet.now)
+            numbers.append(rollout.id)
+            fleet.until("live", lambda: shown(fleet.store, numbers[-1])["counts"] == {"active": 1})
+        assert host.model.bundle.digest == Bundle.open(again).digest
+        fleet.coordinator.rollouts.order(numbers[-1], RolloutEvent.REVERT, "ann", "bad", fleet.now)
+        fleet.until("a way back", lambda: shown(fleet.store, numbers[-1])["state"] == "reverted")
+        assert host.model.bundle.digest == bundle.digest
+    finally:
+        fleet.close()
