@@ -155,8 +155,8 @@ class Fitter:
         if kind != "f" and len(shape) != 1:
             raise ConfigError(
                 f"{self.what}: integers y of the shape {_text(shape)}; expected class numbers ({count},): use argmax "
-                f"on one-hot labels, a float type for targets, and leave y out where each position has a class of its "
-                f"own, as in segmentation"
+                f"on one-hot labels, a float type for targets or several yes or no, and leave y out where each "
+                f"position has a class of its own, as in segmentation"
             )
         form = ("targets" if kind == "f" else "class numbers", shape[1:])
         if self._target is None:
@@ -200,7 +200,10 @@ class Fitter:
         """
         if len(set(counts.values())) > 1:
             each = ", ".join(f"{name} {count}" for name, count in counts.items())
-            raise ConfigError(f"{self.what}: different numbers of samples: {each}; expected the same for all inputs")
+            raise ConfigError(
+                f"{self.what}: different numbers of samples: {each}; expected the same for all inputs. Where "
+                f"a first axis is none of samples, name it: --input NAME=AXIS,..."
+            )
         return next(iter(counts.values()), 1)
 
     def _alone(self, spec: TensorSpec, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -25,6 +25,7 @@ from torch import nn
 from torch.jit._trace import TracerWarning
 
 from converter.export.decisions import decisions_of, described, is_own
+from converter.export.indices import cast_indices
 from converter.export.lengths import steps_read, without_readers
 from converter.export.replay import Replay
 from converter.export.symbolics import right_symbolics
@@ -147,7 +148,9 @@ def by_scripting(source: Source, outputs: Sequence[TensorSpec]) -> Exported:
     return Exported(
         model=model,
         exporter="scripting",
-        notes=("exported from its source by torch.jit.script, because the model takes branches on values",),
+        notes=(
+            "exported from its source by torch.jit.script, which keeps branches and sizes that a trace writes down",
+        ),
     )
 
 
@@ -177,6 +180,7 @@ def _by_old_exporter(model: nn.Module, source: Source, outputs: Sequence[TensorS
         )
     exported = onnx.load_from_string(file.getvalue())
     without_readers(exported)
+    cast_indices(exported.graph)
     _check_opset(exported)
     _separate_equal_parameters(exported)
     return _finished(exported, source, outputs)

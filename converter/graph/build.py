@@ -5,6 +5,7 @@ Works on protobufs and returns new models; nothing here changes its input.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -15,10 +16,14 @@ import onnx
 from onnx import helper, numpy_helper
 
 from converter.graph.nodes import OPSET, inner_graphs
+from edge.contract.errors import ConversionError
+from edge.contract.foreign import foreign
 
 _OTHER_FLOATS = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE)
 # Opset 18 needs IR version 8; onnxruntime refuses IR versions newer than itself, so the oldest that does is written.
 IR_VERSION = 8
+# Smaller constants are not worth a name that says less.
+_SHARED_BYTES = 256
 
 
 class GraphBuilder:
@@ -98,8 +103,13 @@ def shape_of(info: onnx.ValueInfoProto) -> tuple[int | str, ...]:
 
 
 def inferred_types(model: onnx.ModelProto) -> dict[str, onnx.ValueInfoProto]:
-    """Types and shapes of the inputs, the outputs and all values between them, as far as they can be known."""
-    inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=False, data_prop=True).graph
+    """Types and shapes of the inputs, the outputs and all values between them, as far as they can be known.
+
+    Raises:
+        ConversionError: They do not go together.
+    """
+    with foreign("the graph has types that do not go together", ConversionError):
+        inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=False, data_prop=True).graph
     return {info.name: info for info in [*inferred.input, *inferred.value_info, *inferred.output]}
 
 
@@ -165,6 +175,26 @@ def _rename_captured(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
         node.CopyFrom(renamed(node, captured))
     for info in graph.output:
         info.name = captured.get(info.name, info.name)
+
+
+def share_equal(model: onnx.ModelProto) -> None:
+    """Keep equal constants once, in place: what quantizes one layer after another writes a shared weight many times."""
+    first: dict[tuple[int, tuple[int, ...], bytes], str] = {}
+    names: dict[str, str] = {}
+    outputs, kept = {info.name for info in model.graph.output}, []
+    for tensor in model.graph.initializer:
+        array = numpy_helper.to_array(tensor)
+        if array.nbytes >= _SHARED_BYTES and tensor.name not in outputs:
+            same = (tensor.data_type, tuple(tensor.dims), hashlib.sha256(array.tobytes()).digest())
+            names[tensor.name] = first.setdefault(same, tensor.name)
+        if names.get(tensor.name, tensor.name) == tensor.name:
+            kept.append(tensor)
+    if len(kept) == len(model.graph.initializer):
+        return
+    nodes = [renamed(node, names) for node in model.graph.node]
+    del model.graph.node[:], model.graph.initializer[:]
+    model.graph.node.extend(nodes)
+    model.graph.initializer.extend(kept)
 
 
 def reads(node: onnx.NodeProto) -> list[str]:

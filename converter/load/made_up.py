@@ -21,6 +21,8 @@ _MAX_BYTES = 1 << 28
 _TRIES = 400
 _TOGETHER = 4
 _ALONE = 4
+# Sizes that strides of 64 leave several places of, where that is no more than so many values.
+_LARGER, _MOST_VALUES = (12, 4), 1 << 19
 _FREE_SIZES = (16, 1, 2, 3, 4, 5, 8, 32, 64)
 _FLOATS = ("normal", "positive", "ones", "up", "zeros")
 _SMALL = ("bits", "up", "ones", "zeros", "rest", "minus", "twos", "threes")
@@ -73,17 +75,34 @@ class Fill:
         return made
 
     def variants(self) -> Iterator[Fill]:
-        """The same with other values of one input that is the same for all samples.
+        """The same at larger sizes, and with other values of one input that is the same for all samples.
 
-        It may say along which axis to add up, or by how much to pad: with one value an axis is that of the samples, and
-        with another it is not. On some of them a graph need not run. Of real values there are no others.
+        Where strides leave one place of all, an axis of places looks as one of samples does. An input may say along
+        which axis to add up, or by how much to pad: with one value an axis is that of the samples, and with another it
+        is not. On some of them a graph need not run. Of real values there are no others but larger ones.
         """
+        if (larger := next(filter(None, map(self._larger, _LARGER)), None)) is not None:
+            yield larger
         if self.real is not None:
             return
         for spec in self.specs:
             for kind in _kinds(spec) if spec.batch_axis is None else ():
                 if kind != self.kinds[spec.name]:
                     yield replace(self, kinds={**self.kinds, spec.name: kind})
+
+    def _larger(self, factor: int) -> Fill | None:
+        """The same with so many times the sizes along free axes; None where there are none, or it is too much."""
+        times = {
+            spec.name: tuple(factor if isinstance(axis, str) and axis != BATCH else 1 for axis in spec.shape)
+            for spec in self.specs
+        }
+        if all(set(each) <= {1} for each in times.values()):
+            return None
+        sizes = {axis: factor * size for axis, size in self.sizes.items()}
+        real = None if self.real is None else {name: np.tile(self.real[name], each) for name, each in times.items()}
+        found = replace(self, sizes=sizes, real=real)
+        most = max(array.size for array in found.draw().values())
+        return found if most <= _MOST_VALUES else None
 
 
 def _repeated(array: Array, spec: TensorSpec, count: int, first: int) -> Array:

@@ -263,7 +263,7 @@ def _stated_free(
         if verdict is Together.OTHER and (by := rounds_together(model, run, fill)):
             note = f"the batch axis, free in the file, is fixed at 1: {by} takes one scale for all samples of a run"
             return _one_at_once(model, found, run, fill, f"{note}; devices give one sample at once")
-        if verdict is Together.ONE_AT_ONCE:
+        if verdict is Together.ONE_AT_ONCE and not _of_several_names(model):
             return _freed(model, found, run, fill) or _one_at_once(model, found, run, fill, _fixed_note(1))
     if fault is not None:
         raise fault
@@ -424,14 +424,24 @@ def _specs(model: onnx.ModelProto, given: Given) -> tuple[TensorSpec, ...]:
 
 
 def _stated(model: onnx.ModelProto) -> list[TensorSpec]:
-    """The inputs as the file has them; an axis with the name of another input's first one is the batch axis, too."""
-    first = {info.type.tensor_type.shape.dim[0].dim_param for info in model.graph.input if _rank(info)}
-    batch = {name for name in first if name.strip("_?")}
-    return [_spec(info, batch) for info in model.graph.input]
+    """The inputs as the file has them; an axis with the name of another input's first one is the batch axis, too.
+
+    Where first axes have several names, one that another axis of an input has as well is none of samples.
+    """
+    batch, others = _first_names(model), set[str]()
+    if len(batch) > 1:
+        others = {axis.dim_param for info in model.graph.input for axis in info.type.tensor_type.shape.dim[1:]}
+    return [_spec(info, batch - others, others) for info in model.graph.input]
 
 
-def _rank(info: onnx.ValueInfoProto) -> int:
-    return len(info.type.tensor_type.shape.dim)
+def _of_several_names(model: onnx.ModelProto) -> bool:
+    """Whether the file calls first axes by different names: then they need not be one, and that of samples."""
+    return len(_first_names(model)) > 1
+
+
+def _first_names(model: onnx.ModelProto) -> set[str]:
+    axes = [info.type.tensor_type.shape.dim for info in model.graph.input]
+    return {each[0].dim_param for each in axes if each and each[0].dim_param.strip("_?")}
 
 
 def _fill(specs: tuple[TensorSpec, ...], run: Run, given: Given) -> Fill:
@@ -453,7 +463,7 @@ def _given_or_made_up(specs: tuple[TensorSpec, ...], run: Run, given: Given) -> 
     return Fill(specs=specs, real=given.example(specs, run) if real is None else real)
 
 
-def _spec(info: onnx.ValueInfoProto, batch: Container[str]) -> TensorSpec:
+def _spec(info: onnx.ValueInfoProto, batch: Container[str], others: Container[str]) -> TensorSpec:
     tensor = info.type.tensor_type
     dtype = _dtype(tensor.elem_type)
     if dtype not in DTYPES:
@@ -465,7 +475,8 @@ def _spec(info: onnx.ValueInfoProto, batch: Container[str]) -> TensorSpec:
         if dimension.HasField("dim_value") and dimension.dim_value >= 0:
             axes.append(dimension.dim_value)
         else:
-            is_batch = i == 0 or (dimension.dim_param in batch and BATCH not in axes)
+            is_first = i == 0 and dimension.dim_param not in others
+            is_batch = is_first or (dimension.dim_param in batch and BATCH not in axes)
             axes.append(BATCH if is_batch else axis_name(dimension.dim_param, info.name, i))
     try:
         return TensorSpec.from_json({"name": info.name, "dtype": dtype, "shape": axes})

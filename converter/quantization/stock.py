@@ -11,6 +11,7 @@ of pairs (``QuantFormat.QOperator``) never faster by more than noise.
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -91,11 +92,13 @@ def quantize_stock(model: onnx.ModelProto, batches: Iterable[Arrays], profile: Q
 
 @contextmanager
 def _silenced() -> Iterator[None]:
-    """It recommends steps on the root logger that were taken before."""
+    """It recommends steps on the root logger that were taken before, and numpy warns of masks with infinities."""
     root = logging.getLogger()
     before = root.level
     root.setLevel(logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         root.setLevel(before)

@@ -15,6 +15,7 @@ import onnx
 import safetensors.numpy
 
 from converter.data.samples import Samples
+from converter.graph.build import share_equal
 from converter.head.fitting import correct_for_quantization
 from converter.head.split import Head, SplitModel, joined
 from converter.program.one_run import as_judged, in_runs
@@ -144,8 +145,12 @@ def in_this_process(model: onnx.ModelProto, what: str, constants: Mapping[str, A
 
 
 def build(problem: Problem, name: str, scheme: str, backbone: onnx.ModelProto, apart: Apart, **known: Any) -> Candidate:
-    """Put a backbone and the head together; a linear head is corrected for what quantization did to its features."""
+    """Put a backbone and the head together; a linear head is corrected for what quantization did to its features.
+
+    Equal constants of the backbone become one, in place.
+    """
     parts = problem.parts
+    share_equal(backbone)
     model = joined(backbone, parts)
     parameters = {} if parts.head is None else dict(parts.head.parameters)
     error = 1.0

@@ -590,8 +590,11 @@ def _of_int8(candidates: Sequence[Candidate], floating: Candidate) -> str:
     tried = [c for c in candidates if c.scheme in ("int8", "dynamic")]
     allowed = [c for c in tried if not c.why and c.timing is not None]
     if allowed and floating.timing is not None:
+        mine = floating.timing.latency_ms
+        if any(c.why and c.timing is not None and c.timing.latency_ms < (1 - TIE) * mine for c in tried):
+            return "; int8 that is faster is too far from the original"
         fastest = min(c.timing.latency_ms for c in allowed if c.timing)
-        return "; int8 would be slower here" if fastest > floating.timing.latency_ms else "; int8 is no faster here"
+        return "; int8 would be slower here" if fastest > mine else "; int8 is no faster here"
     if any(not c.failed for c in tried):
         return "; int8 is too far from the original"
     return "; int8 cannot be had" if tried else ""

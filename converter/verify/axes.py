@@ -46,9 +46,11 @@ class FreeAxis:
 
     @property
     def other(self) -> int:
-        """The size that was tried behind the example's, or before it; its own where there is no other."""
-        place = self.tried.index(self.size)
-        return self.tried[place + 1 if place + 1 < len(self.tried) else place - 1]
+        """The size furthest from the example's that was tried; its own where there is no other.
+
+        Strides may leave the same number of places of a near one.
+        """
+        return max(self.tried, key=lambda size: abs(size - self.size))
 
     def only_tried(self) -> FreeAxis:
         """The same axis, without sizes beyond those that were tried."""

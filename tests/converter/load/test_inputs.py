@@ -469,3 +469,26 @@ def test_a_single_input_is_as_the_samples_are_whatever_it_is_called(tmp_path: Pa
         np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-4)
     session, _ = converted(tmp_path, Wrapping(), {"x": pixels}, inputs=("x=batch,6",))
     assert session.manifest.inputs[0].dtype == "uint8"  # of which only the shape was stated
+
+
+class Cropped(nn.Module):
+    """Takes a part of its input, whose size Python cuts off."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv1d(2, 4, 3, 1, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.conv(x)[:, :, : int(x.shape[2] * 0.75)]
+        return y.narrow(2, 0, int(y.shape[2] / 3) + 1).mean(2)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_sizes_that_python_cuts_off_stay_free(tmp_path: Path) -> None:
+    model = Cropped().eval()
+    session, report = converted(tmp_path, model, None, inputs=["x=batch,2,time@40"])
+    assert report["axes"]["time"]["tried"][-1] > 100
+    rng = np.random.default_rng(0)
+    for size in (7, 40, 333):
+        check(session, model, {"x": rng.standard_normal((3, 2, size)).astype(np.float32)})

@@ -322,3 +322,27 @@ def test_int8_that_was_asked_for_and_loses_too_much_is_refused_for_what_it_loses
     converter.save_checkpoint(model, source, example_input=x[:1], calibration=x)
     with pytest.raises(ConversionError, match=r"int8 static, .* (loses|disagrees) .*at most 0\.01 allowed"):
         convert(plan(source, quantize="int8", max_drop=0.01, trainable="none"))
+
+
+class Sixfold(nn.Module):
+    """One layer, six times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.shared, self.last = nn.Linear(8, 64), nn.Linear(64, 64), nn.Linear(64, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.first(x))
+        for _ in range(6):
+            x = x + 0.3 * torch.relu(self.shared(x))
+        found: torch.Tensor = self.last(x)
+        return found
+
+
+@pytest.mark.parametrize("scheme", ["int8", "dynamic"])
+def test_weights_that_layers_share_are_quantized_once(tmp_path: Path, scheme: str) -> None:
+    source = save(Sixfold().eval(), tmp_path / "six.pth", (8,), calibrated=100, classes=3)
+    report = converted(source, tmp_path, quantize=scheme, max_drop=100.0)
+    (row,) = [row for row in report["candidates"] if row["name"] == report["chosen"]]
+    assert row["size_bytes"] < 2 * 64 * 64 + 10_000
