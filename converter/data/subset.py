@@ -13,6 +13,7 @@ from edge.contract.errors import ConfigError
 from edge.contract.tensorspec import TensorSpec
 
 _BATCH_SIZE = 64
+_RANDOM_BYTES, _LEAST_RANDOM = 32 << 20, 16
 
 
 class InMemory:
@@ -93,11 +94,13 @@ def random_samples(
     Args:
         specs: What they are samples of.
         example: Samples, one at least; free axes get its sizes, a tensor without a batch axis is passed on.
-        count: How many.
+        count: How many; fewer, 16 at least, where these would be more than 32 MiB.
         seed: The same seed gives the same samples.
         real: Whether the values of the example mean something.
     """
     rng = np.random.default_rng(seed)
+    sizes = (example[s.name].nbytes // example[s.name].shape[s.batch_axis] for s in specs if s.batch_axis is not None)
+    count = min(count, max(_LEAST_RANDOM, _RANDOM_BYTES // max(1, sum(sizes))))
     x: Arrays = {}
     for spec in specs:
         some, axis = example[spec.name], spec.batch_axis

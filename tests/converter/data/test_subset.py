@@ -124,3 +124,10 @@ def test_random_samples_look_like_the_example() -> None:
     for name, array in samples.x.items():
         np.testing.assert_array_equal(array, again.x[name])
     assert not np.array_equal(samples.x["floats"], other.x["floats"])
+
+
+def test_large_random_samples_are_fewer() -> None:
+    spec = TensorSpec(name="x", dtype="float32", shape=("batch", 3, 512, 512))
+    for side, count in ((8, 256), (512, 16)):
+        example = {"x": np.zeros((1, 3, side, side), np.float32)}
+        assert len(random_samples([spec], example, 256).x["x"]) == count
