@@ -79,5 +79,9 @@ class RabbitServer:
 
     def __exit__(self, *_: object) -> None:
         self.kill()
-        # The daemon that a node starts outlives it.
-        subprocess.run(["epmd", "-port", str(self._epmd), "-kill"], capture_output=True, check=False, timeout=30)
+        # The daemon that a node starts outlives it, and does not end while it believes that the node lives.
+        line = ["epmd", "-port", str(self._epmd), "-kill"]
+        for _ in range(50):
+            if b"Killed" in subprocess.run(line, capture_output=True, check=False, timeout=30).stdout:
+                break
+            time.sleep(0.1)
