@@ -378,7 +378,7 @@ def test_a_branch_on_values_that_no_trace_keeps_is_exported_from_its_source(tmp_
     )  # fmt: skip
     report = convert(source).report
     assert report["exporter"] == "scripting"
-    assert any("branches on values" in note for note in report["notes"])
+    assert any("keeps branches and sizes" in note for note in report["notes"])
     session = OnnxSession(Bundle.open(tmp_path / "m.edge"))
     for value in (-1.0, 5.0):
         sample = torch.full((1, 6), value)
