@@ -29,7 +29,7 @@ from benchmarks.agent_footprint import ENVIRONMENT, make_bundle, resident_mib
 from edge.agent.client import AgentClient
 from edge.contract.bundle import Bundle
 from edge.contract.errors import ChannelError
-from edge.coordinator.broker import find_mosquitto
+from edge.coordinator.machine.broker import find_mosquitto
 
 SETTLE_S = 5.0
 MOST_MIB, MOST_PERCENT = 80.0, 0.5

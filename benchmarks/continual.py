@@ -39,7 +39,7 @@ from torch import nn
 import converter
 from converter.pipeline import convert
 from converter.plan import ConversionPlan
-from edge.agent.candidates import Workshop
+from edge.agent.model.candidates import Workshop
 from edge.contract.bundle import Bundle
 from edge.contract.errors import LearningError
 from edge.contract.profile import DeviceProfile, load_profile

@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import continual
 from continual import Array, Setting, digits
 
-from edge.agent.candidates import shipped_statistics
+from edge.agent.model.candidates import shipped_statistics
 from edge.learning.events import Contributed, HeadOffered
 from edge.learning.exchange import HeadRelease, HeadUpdate
 from edge.learning.familiarity import fits

@@ -47,7 +47,7 @@ from edge.channel import topics
 from edge.channel.codec import encode
 from edge.channel.messages import Birth, Served, Telemetry
 from edge.contract.bundle import Bundle
-from edge.coordinator.broker import DevelopmentBroker
+from edge.coordinator.machine.broker import DevelopmentBroker
 from edge.learning.exchange import HeadRelease
 from edge.merging.deltas import Delta, apply_change, mean_change
 from edge.merging.robust import trimmed_mean

@@ -28,7 +28,7 @@ with atheris.instrument_imports(include=["edge"]):
     from edge.contract.manifest import Manifest
     from edge.learning.exchange import HeadRelease, HeadUpdate
 
-from edge.agent.health import resident_mb
+from edge.agent.device.health import resident_mb
 
 LOOK_EVERY, MOST_GROWTH_MB = 20_000, 64.0
 LEAVES = (

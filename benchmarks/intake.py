@@ -18,8 +18,8 @@ from edge.channel.codec import encode
 from edge.channel.messages import Birth, Conn, Event, State, Telemetry
 from edge.channel.transport import Received
 from edge.contract.clock import Now
+from edge.coordinator.devices.registry import Registry
 from edge.coordinator.events import Events
-from edge.coordinator.registry import Registry
 from edge.coordinator.store.store import Store
 from edge.coordinator.taking import Taker
 

@@ -24,8 +24,8 @@ from pathlib import Path
 
 import numpy as np
 
-from edge.agent import releases
-from edge.agent.on_device_model import OnDeviceModel
+from edge.agent.model import releases
+from edge.agent.model.on_device_model import OnDeviceModel
 from edge.learning import tree
 from edge.learning.exchange import HeadRelease
 from edge.learning.learned import Learned
@@ -34,7 +34,7 @@ LIVE = """
 import sys
 sys.path.insert(0, sys.argv[3])
 from kill_learning import step
-from edge.agent.on_device_model import OnDeviceModel
+from edge.agent.model.on_device_model import OnDeviceModel
 model = OnDeviceModel.open(sys.argv[1], sys.argv[2], executor="numpy")
 assert model.state.warnings == [], model.state.warnings
 number = int(sys.argv[4])

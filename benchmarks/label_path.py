@@ -29,7 +29,7 @@ from torch import nn
 import converter
 from converter.pipeline import convert
 from converter.plan import ConversionPlan
-from edge.agent.on_device_model import OnDeviceModel
+from edge.agent.model.on_device_model import OnDeviceModel
 from edge.contract.profile import load_profile
 
 GOAL_MS, GOAL_BATCH_MS, BATCH = 1.0, 10.0, 50

@@ -32,7 +32,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.transfer import FLEET, GOAL_LOSS, coordinator_code
-from edge.coordinator.broker import find_mosquitto
+from edge.coordinator.machine.broker import find_mosquitto
 
 NEAR, FAR = f"edge-near-{os.getpid()}", f"edge-far-{os.getpid()}"
 ADDRESS = {NEAR: "10.15.0.1", FAR: "10.15.0.2"}

@@ -34,7 +34,7 @@ from playwright.sync_api import sync_playwright
 from edge.channel.codec import encode
 from edge.channel.messages import Birth, Conn, Message, Served, Telemetry
 from edge.contract.bundle import Bundle
-from edge.coordinator.broker import DevelopmentBroker
+from edge.coordinator.machine.broker import DevelopmentBroker
 
 PAGES = ("/", "/?by=site", "/devices/d0000", "/rollouts", "/learning", "/releases", "/alerts")
 EVERY_S = 30.0

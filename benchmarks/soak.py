@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.agent_footprint import make_bundle
-from edge.agent.health import resident_mb
+from edge.agent.device.health import resident_mb
 from edge.contract.bundle import Bundle
 from edge.learning.exchange import HeadRelease
 from tests.support.fleet import SimulatedFleet, unhurried

@@ -2,9 +2,9 @@
 
     python benchmarks/transfer.py [--megabytes 20] [--repeats 5] [--devices 50]
 
-The coordinator is the real service in a process of its own, a device is `edge.agent.fetching.Fetch` behind the real
-transport in another, the broker is Debian's mosquitto on 127.0.0.1. The baseline sends the same bytes, one message a
-device, from `mosquitto_pub` to `mosquitto_sub`. Both by turns; medians of their times. Bytes are payloads of frames,
+The coordinator is the real service in a process of its own, a device is `edge.agent.slots.fetching.Fetch` behind the
+real transport in another, the broker is Debian's mosquitto on 127.0.0.1. The baseline sends the same bytes, one message
+a device, from `mosquitto_pub` to `mosquitto_sub`. Both by turns; medians of their times. Bytes are payloads of frames,
 header included, digests of chunks included, against what the artifact itself has; those of the lossy line are counted
 on the broker that tests use: frames are lost there. `benchmarks/lossy_line.py` loses packets of a real line.
 """
@@ -25,8 +25,8 @@ from pathlib import Path
 
 import numpy as np
 
-from edge.agent.fetching import Fetch
-from edge.agent.slots import Slots
+from edge.agent.slots.fetching import Fetch
+from edge.agent.slots.slots import Slots
 from edge.channel import forms, topics
 from edge.channel.chunks import USUAL_BYTES, chunk_digests, index_digest
 from edge.channel.codec import encode
@@ -38,7 +38,7 @@ from edge.channel.mqtt import MqttTransport
 from edge.channel.transport import Connected, Received, TransportEvent
 from edge.channel.url import BrokerUrl
 from edge.contract.digest import sha256
-from edge.coordinator.broker import DevelopmentBroker
+from edge.coordinator.machine.broker import DevelopmentBroker
 from edge.learning.exchange import HeadRelease
 
 FLEET = "bench"
@@ -125,9 +125,9 @@ from pathlib import Path
 from edge.channel.mqtt import MqttTransport
 from edge.channel.url import BrokerUrl
 from edge.coordinator.config import CoordinatorConfig
-from edge.coordinator.place import Place
+from edge.coordinator.machine.place import Place
 from edge.coordinator.service import CoordinatorService
-from edge.coordinator.artifacts import ArtifactStore
+from edge.coordinator.releases.artifacts import ArtifactStore
 folder = Path({str(folder)!r})
 ArtifactStore(folder / "artifacts").put(Path({str(file)!r}).read_bytes())
 config = CoordinatorConfig(fleet={FLEET!r}, name="c", data_dir=folder)

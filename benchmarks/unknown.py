@@ -5,9 +5,9 @@
 `--data` as for devices.py: real cameras with their own light and typeface. For each of five splits a small network is
 trained on eight cameras and eight digits; it has never seen the two other cameras, nor the two other digits. A camera
 that was left out learns some labels of the eight digits (sums of its features, on top of the shipped ones worth 20, as
-the product begins); the threshold is counted as `edge.agent.rejection` does. Then it meets digits that it knows, digits
-that are unknown, and what is no digit (features of known ones in random order, and twice as large). Of all cameras the
-mean, and in brackets the least and the largest. Features are the network's in float.
+the product begins); the threshold is counted as `edge.agent.model.rejection` does. Then it meets digits that it knows,
+digits that are unknown, and what is no digit (features of known ones in random order, and twice as large). Of all
+cameras the mean, and in brackets the least and the largest. Features are the network's in float.
 """
 
 from __future__ import annotations

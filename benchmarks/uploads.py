@@ -65,7 +65,7 @@ def update_of(learning: Learning, learned: Learned, setting: Setting, packed: Pa
 
 
 def size_of(update: HeadUpdate) -> int:
-    """Bytes of an upload, as `edge.agent.contributing` sends it."""
+    """Bytes of an upload, as `edge.agent.model.contributing` sends it."""
     data = update.encode()
     shorter = shorten(data) if update.codec else None
     return len(data) if shorter is None else len(shorter[1])

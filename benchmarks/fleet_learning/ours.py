@@ -6,7 +6,7 @@ import numpy as np
 from continual import Setting, labelled_event
 
 from benchmarks.fleet_learning.tasks import Array, Task
-from edge.agent.candidates import shipped_statistics
+from edge.agent.model.candidates import shipped_statistics
 from edge.learning.events import Contributed, HeadOffered
 from edge.learning.exchange import HeadUpdate
 from edge.learning.familiarity import fits

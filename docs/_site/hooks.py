@@ -85,7 +85,7 @@ def _commands(path: str, command: click.Command) -> Iterator[tuple[str, click.Co
 def _api() -> str:
     """The coordinator's routes, from the document that it serves at ``/openapi.json``."""
     from edge.contract.clock import Now
-    from edge.coordinator.api import build_api
+    from edge.coordinator.http.api import build_api
     from edge.coordinator.line import LineState
     from edge.coordinator.store.store import Store
 

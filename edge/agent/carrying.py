@@ -11,12 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from edge.agent import releases
-from edge.agent.admission import Admission
 from edge.agent.config import AgentConfig
 from edge.agent.introduction import introduction, meant_model
-from edge.agent.model_core import ModelCore
-from edge.agent.slots import DeviceRecord
+from edge.agent.line.admission import Admission
+from edge.agent.model import releases
+from edge.agent.model.model_core import ModelCore
+from edge.agent.slots.slots import DeviceRecord
 from edge.channel import parcel, topics
 from edge.channel.codec import decode
 from edge.channel.messages import Desired, Meta, Restore, State

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from edge.agent.admission import Admission
 from edge.agent.introduction import asked_checkpoint
-from edge.agent.labelling import give_label, give_picture, give_sketches
-from edge.agent.model_core import ModelCore
+from edge.agent.line.admission import Admission
+from edge.agent.model.labelling import give_label, give_picture, give_sketches
+from edge.agent.model.model_core import ModelCore
 from edge.channel.messages import Command, Reply
 from edge.contract.clock import Now
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from edge.agent.data_cap import DataCap
-from edge.agent.streams import StreamLimits
+from edge.agent.line.data_cap import DataCap
+from edge.agent.model.streams import StreamLimits
 from edge.contract.bundle import read_manifest
 from edge.contract.errors import BundleError, ConfigError
 from edge.contract.names import MAX_NAME_CHARS, is_model_name

@@ -1,7 +1,7 @@
 """The agent's decisions about its device: events in, messages out. No socket, no clock, no thread.
 
-What it decides about a model is in `edge.agent.model_core`; here is what all models of the device share. A fault of one
-of them is told, and stops no other.
+What it decides about a model is in `edge.agent.model.model_core`; here is what all models of the device share. A fault
+of one of them is told, and stops no other.
 """
 
 from __future__ import annotations
@@ -12,25 +12,25 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from edge.agent import health
-from edge.agent.admission import AGAIN_S, Admission
-from edge.agent.allowance import Allowance
-from edge.agent.budget import LearningBudget
 from edge.agent.carrying import IN, OUT, Carrying
-from edge.agent.checkpoints import Seals
 from edge.agent.commands import carry_out
 from edge.agent.config import AgentConfig
-from edge.agent.data_cap import ACKNOWLEDGED_BYTES, DataUse
-from edge.agent.home_assistant import discovery
+from edge.agent.device import health
+from edge.agent.device.allowance import Allowance
+from edge.agent.device.budget import LearningBudget
+from edge.agent.device.home_assistant import discovery
+from edge.agent.device.vitals import Vitals
 from edge.agent.introduction import introduction, meant_model, own_word
-from edge.agent.letters import letter
-from edge.agent.line import Line, Told
-from edge.agent.model_core import MAX_EVENTS, ModelCore
+from edge.agent.line.admission import AGAIN_S, Admission
+from edge.agent.line.data_cap import ACKNOWLEDGED_BYTES, DataUse
+from edge.agent.line.letters import letter
+from edge.agent.line.line import Line, Told
+from edge.agent.line.outbox import Outbox
+from edge.agent.model.checkpoints import Seals
+from edge.agent.model.model_core import MAX_EVENTS, ModelCore
 from edge.agent.models import Models
-from edge.agent.outbox import Outbox
 from edge.agent.reports import Reports
-from edge.agent.states import SlotState
-from edge.agent.vitals import Vitals
+from edge.agent.slots.states import SlotState
 from edge.agent.wire import KEYS
 from edge.channel import topics
 from edge.channel.codec import decode

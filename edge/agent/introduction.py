@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 
 from edge import __version__
-from edge.agent import health
-from edge.agent.admission import Admission
 from edge.agent.config import AgentConfig
-from edge.agent.model_core import ModelCore
-from edge.agent.slots import DeviceRecord
+from edge.agent.device import health
+from edge.agent.line.admission import Admission
+from edge.agent.model.model_core import ModelCore
+from edge.agent.slots.slots import DeviceRecord
 from edge.channel.messages import MAX_BASES, Birth, Command, Conn, Desired, Reply, Restore, Served
 from edge.contract.clock import Now
 from edge.contract.errors import ChannelError

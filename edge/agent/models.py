@@ -4,7 +4,7 @@
 
     lock                       held by the running agent
     device.json                identity of the folder, boot and session numbers
-    models/<level>/            one for each model, see `edge.agent.slots`; <level> is `level_of` its name
+    models/<level>/            one for each model, see `edge.agent.slots.slots`; <level> is `level_of` its name
     learned                    of the only model: a link for whoever looks where it was before there were several
 """
 
@@ -17,8 +17,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from edge.agent.config import AgentConfig
-from edge.agent.host import ModelHost
-from edge.agent.slots import RECORD, DeviceRecord, ModelRecord, read_record, write_record
+from edge.agent.model.host import ModelHost
+from edge.agent.slots.slots import RECORD, DeviceRecord, ModelRecord, read_record, write_record
 from edge.agent.state_folder import MODELS, clear, is_old, take_over
 from edge.contract.bundle import Bundle
 from edge.contract.errors import ConfigError, EdgeError

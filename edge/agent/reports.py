@@ -19,9 +19,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from edge.agent.config import AgentConfig
-from edge.agent.letters import letter
-from edge.agent.outbox import Key, Outbox, Report
-from edge.agent.slots import DeviceRecord
+from edge.agent.line.letters import letter
+from edge.agent.line.outbox import Key, Outbox, Report
+from edge.agent.slots.slots import DeviceRecord
 from edge.channel import topics
 from edge.channel.codec import MAX_HISTORY_BYTES, batch_of, encode_history, event_document, telemetry_document
 from edge.channel.messages import Event, HistoryKept, State, Telemetry

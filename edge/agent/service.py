@@ -26,13 +26,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
 
-from edge.agent.checkpoints import Seals
-from edge.agent.company import Answered, Company, Job
 from edge.agent.config import AgentConfig, HttpOptions
 from edge.agent.core import AgentCore
+from edge.agent.device.supervision import Supervisor
+from edge.agent.model.checkpoints import Seals
+from edge.agent.model.company import Answered, Company, Job
 from edge.agent.models import Models
-from edge.agent.states import SlotState
-from edge.agent.supervision import Supervisor
+from edge.agent.slots.states import SlotState
 from edge.agent.wire import MAX_LINE_BYTES, decode_request, encode_line
 from edge.channel import topics
 from edge.channel.transport import Connected, Disconnected, Publish, Transport, TransportEvent, publish_all

@@ -14,7 +14,7 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
-from edge.agent.slots import RECORD, DeviceRecord, old_record, read_record
+from edge.agent.slots.slots import RECORD, DeviceRecord, old_record, read_record
 from edge.contract.digest import sha256
 from edge.contract.errors import ResourceError
 from edge.contract.files import replace_file, sync_folder

@@ -22,7 +22,7 @@ from edge.contract.errors import ConfigError
 from edge.contract.exits import run_to_exit
 
 if TYPE_CHECKING:
-    from edge.agent.on_device_model import OnDeviceModel
+    from edge.agent.model.on_device_model import OnDeviceModel
 
 F = TypeVar("F", bound=Callable[..., None])
 
@@ -188,12 +188,12 @@ def run(
 
     _spare_memory()
     from edge.agent.config import AgentConfig, named_bundles
-    from edge.agent.data_cap import DataCap
-    from edge.agent.health import machine_id
+    from edge.agent.device.health import machine_id
+    from edge.agent.device.supervision import Supervisor
+    from edge.agent.line.data_cap import DataCap
+    from edge.agent.model.streams import StreamLimits
     from edge.agent.service import AgentService
     from edge.agent.state_folder import device_of
-    from edge.agent.streams import StreamLimits
-    from edge.agent.supervision import Supervisor
     from edge.channel.topics import check_id
     from edge.contract.profile import detect_profile, load_profile
     from edge.learning.compression import Compression
@@ -270,7 +270,7 @@ def _with_learning(function: F) -> F:
 
 
 def _open(bundle: Path, state_dir: Path | None, learner: str, executor: str, mixture: bool, seed: int) -> OnDeviceModel:
-    from edge.agent.on_device_model import OnDeviceModel
+    from edge.agent.model.on_device_model import OnDeviceModel
 
     return OnDeviceModel.open(
         bundle, state_dir, learner=learner, executor=executor, provider="cpu", mixture=mixture, seed=seed
@@ -352,7 +352,7 @@ def warm_start(
     comes over competes as a merge does: late labels decide how far it is believed.
     """
     _spare_memory()
-    from edge.agent.on_device_model import OnDeviceModel
+    from edge.agent.model.on_device_model import OnDeviceModel
 
     pairs = [each.partition("=") for each in rename]
     if any(not separator for _, separator, _ in pairs):
@@ -398,8 +398,8 @@ def explain(
     _spare_memory()
     from rich.console import Console
 
-    from edge.agent.answering import LearningLimits
-    from edge.agent.on_device_model import OnDeviceModel
+    from edge.agent.model.answering import LearningLimits
+    from edge.agent.model.on_device_model import OnDeviceModel
     from edge.cli.learn import explain_file
 
     limits = LearningLimits(reject_unknown=reject_unknown)

@@ -218,9 +218,9 @@ def serve(
         from edge.coordinator.access import check_reach
         from edge.coordinator.alerts.rules import AlertRules, of_file
         from edge.coordinator.config import CoordinatorConfig, SiteConfig
-        from edge.coordinator.place import Place
-        from edge.coordinator.release_policy import ReleasePolicy
-        from edge.coordinator.release_policy import of_file as read_policy
+        from edge.coordinator.learning.release_policy import ReleasePolicy
+        from edge.coordinator.learning.release_policy import of_file as read_policy
+        from edge.coordinator.machine.place import Place
         from edge.coordinator.service import CoordinatorService, wait_for_turn
         from edge.coordinator.summaries import Keep
     except ImportError as exc:
@@ -345,7 +345,7 @@ def token(name: str, role: str, days: float, data_dir: Path, database: str, as_j
     try:
         from edge.contract.clock import Now
         from edge.coordinator.access import make_token
-        from edge.coordinator.backup import DATABASE
+        from edge.coordinator.machine.backup import DATABASE
     except ImportError as exc:
         raise ConfigError(f"{exc.name} is not installed: pip install 'edgeloop[coordinator]'") from exc
     moment = Now(time.monotonic(), time.time_ns() // 1_000_000)
@@ -373,7 +373,7 @@ def backup(file: Path, data_dir: Path, database: str, as_json: bool) -> None:
 
     check_writable(file)
     try:
-        from edge.coordinator.backup import back_up
+        from edge.coordinator.machine.backup import back_up
     except ImportError as exc:
         raise ConfigError(f"{exc.name} is not installed: pip install 'edgeloop[coordinator]'") from exc
     done = back_up(data_dir, database, file)
@@ -397,7 +397,7 @@ def restore(file: Path, data_dir: Path, database: str, as_json: bool) -> None:
     edge-coordinator restore fleet.tar --data-dir new-folder
     """
     try:
-        from edge.coordinator.backup import restore as put_back
+        from edge.coordinator.machine.backup import restore as put_back
     except ImportError as exc:
         raise ConfigError(f"{exc.name} is not installed: pip install 'edgeloop[coordinator]'") from exc
     done = put_back(file, data_dir, database)
@@ -421,7 +421,7 @@ def broker(port: int) -> None:
     \b
     edge-coordinator broker --port 1883
     """
-    from edge.coordinator.broker import NOTE, DevelopmentBroker
+    from edge.coordinator.machine.broker import NOTE, DevelopmentBroker
 
     stopped = False
 

@@ -43,7 +43,7 @@ def deploy(
         --broker-host mq.lan --database-host db.lan
     """
     try:
-        from edge.coordinator.deploy import Deployment, files_of
+        from edge.coordinator.machine.deploy import Deployment, files_of
     except ImportError as exc:
         raise ConfigError(f"{exc.name} is not installed: pip install 'edgeloop[coordinator]'") from exc
     made = files_of(

@@ -22,7 +22,7 @@ from edge.cli.terminal import say
 from edge.contract.errors import ConfigError, EdgeError
 
 if TYPE_CHECKING:
-    from edge.agent.doctor import Finding
+    from edge.agent.device.doctor import Finding
     from edge.channel.transport import Connected, Transport, TransportEvent
     from edge.channel.url import BrokerUrl
 
@@ -65,7 +65,7 @@ def broker(
         timeout_s: For the connection.
         echo_s: For what was published to come back.
     """
-    from edge.agent.doctor import Finding
+    from edge.agent.device.doctor import Finding
     from edge.channel import topics
     from edge.channel.mqtt import MqttTransport
 
@@ -133,7 +133,7 @@ def _ask(transport: Transport, filters: list[str], own: str, timeout_s: float, e
 
 
 def _publishing(found: _Answers, own: str) -> Finding:
-    from edge.agent.doctor import Finding
+    from edge.agent.device.doctor import Finding
 
     rules = f"let this device publish {own.removesuffix('conn')}# in the broker's access rules"
     if found.came_back:
@@ -147,7 +147,7 @@ def _publishing(found: _Answers, own: str) -> Finding:
 
 
 def _subscribing(found: _Answers, topic_filter: str) -> Finding:
-    from edge.agent.doctor import Finding
+    from edge.agent.device.doctor import Finding
 
     if topic_filter in found.refused:
         text = f"the subscription of {topic_filter} is refused: {found.refused[topic_filter]}"
@@ -173,7 +173,7 @@ def runtime(
     command: tuple[str, ...] = (sys.executable, "-c", "import onnxruntime as o; print(o.__version__)"),
 ) -> Finding:
     """Whether onnxruntime runs here: in a process of its own, which an unknown instruction may end."""
-    from edge.agent.doctor import Finding
+    from edge.agent.device.doctor import Finding
 
     cure = "install onnxruntime for this processor: `pip install --force-reinstall onnxruntime`"
     try:
@@ -193,7 +193,7 @@ def runtime(
 def bundles(arguments: tuple[str, ...], *, runs: bool) -> Iterator[Finding]:
     """Whether each bundle opens: its digests and, where onnxruntime runs, its golden outputs on this processor."""
     from edge.agent.config import named_bundles
-    from edge.agent.doctor import Finding
+    from edge.agent.device.doctor import Finding
     from edge.contract.bundle import Bundle
 
     cure = "build it again with `edge-convert`, or copy it again"
@@ -203,7 +203,7 @@ def bundles(arguments: tuple[str, ...], *, runs: bool) -> Iterator[Finding]:
         try:
             for name, path in named_bundles([argument]).items():
                 if runs:
-                    from edge.agent.on_device_model import OnDeviceModel
+                    from edge.agent.model.on_device_model import OnDeviceModel
 
                     OnDeviceModel.open(path, provider="cpu").close()
                     yield Finding("ok", "bundle", f"{name} ({path}) gives its golden outputs here")
@@ -238,8 +238,8 @@ def examine(options: dict[str, Any], arguments: tuple[str, ...]) -> Iterator[Fin
     Raises:
         ConfigError: An option is wrong; nothing can be said before that is corrected.
     """
-    from edge.agent import doctor as local
-    from edge.agent.health import machine_id, temperature_c
+    from edge.agent.device import doctor as local
+    from edge.agent.device.health import machine_id, temperature_c
     from edge.agent.state_folder import device_of
     from edge.channel.topics import check_id
     from edge.channel.url import BrokerUrl

@@ -40,7 +40,7 @@ def enroll(
     """
     import platform
 
-    from edge.agent.health import machine_id
+    from edge.agent.device.health import machine_id
     from edge.agent.state_folder import device_of
     from edge.channel.topics import check_id
     from edge.contract.certificates import make_request

@@ -188,7 +188,7 @@ def _store(data_dir: Path, database: str, device: str) -> Any:
         ConfigError: It cannot be used, or there is no such device.
     """
     try:
-        from edge.coordinator.backup import DATABASE
+        from edge.coordinator.machine.backup import DATABASE
         from edge.coordinator.store.store import Store
     except ImportError as exc:
         raise ConfigError(f"{exc.name} is not installed: pip install 'edgeloop[coordinator]'") from exc

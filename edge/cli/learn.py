@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edge.agent.on_device_model import OnDeviceModel
-from edge.agent.rehearsal import Rehearsal, evaluate, rehearse
-from edge.agent.served_model import NO_HEAD
+from edge.agent.model.on_device_model import OnDeviceModel
+from edge.agent.model.rehearsal import Rehearsal, evaluate, rehearse
+from edge.agent.model.served_model import NO_HEAD
 from edge.cli.plots import check_plot, draw_explanation, draw_rehearsal
 from edge.cli.tensorboard import open_folder, write_rehearsal
 from edge.cli.terminal_plot import heat_map, line_plot

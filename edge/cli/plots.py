@@ -13,7 +13,7 @@ from edge.contract.errors import ConfigError
 from edge.contract.files import check_writable, replace_file
 
 if TYPE_CHECKING:
-    from edge.agent.rehearsal import Rehearsal
+    from edge.agent.model.rehearsal import Rehearsal
     from edge.learning.explain import Explanation
 
 _INK, _GREY, _ACCENT = "#1f2933", "#9aa5b1", "#2166ac"

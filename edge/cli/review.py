@@ -119,7 +119,7 @@ def _drawn(inputs: Mapping[str, npt.NDArray[Any]]) -> Iterator[str]:
     """The first input that can be shown, in characters."""
     import numpy as np
 
-    from edge.agent.pictures import picture_of
+    from edge.agent.model.pictures import picture_of
 
     for array in inputs.values():
         pixels = picture_of(array)
@@ -144,7 +144,7 @@ def _export(agent: AgentClient, samples: list[dict[str, Any]], folder: Path) -> 
 
     import numpy as np
 
-    from edge.agent.pictures import picture_of, png
+    from edge.agent.model.pictures import picture_of, png
     from edge.contract.files import replace_file
 
     try:

@@ -66,7 +66,7 @@ def init(
     """
     from edge.agent.config import named_bundles
     from edge.agent.config_file import read_options, write_options
-    from edge.agent.data_cap import DataCap
+    from edge.agent.line.data_cap import DataCap
     from edge.channel.topics import check_id
     from edge.channel.url import BrokerUrl
 
@@ -143,7 +143,7 @@ def _state_dir(*, own: bool) -> Path:
 def _usual_device(state_dir: Path) -> str:
     import platform
 
-    from edge.agent.health import machine_id
+    from edge.agent.device.health import machine_id
     from edge.agent.state_folder import device_of
 
     return device_of(state_dir, platform.node(), machine_id())

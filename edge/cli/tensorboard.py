@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from edge.contract.errors import ConfigError
 
 if TYPE_CHECKING:
-    from edge.agent.rehearsal import Rehearsal
+    from edge.agent.model.rehearsal import Rehearsal
     from edge.coordinator.store.store import Store
 
 # Files that are open at one time.

@@ -12,10 +12,10 @@ from edge.channel.codec import encode
 from edge.channel.messages import Birth, Message, Restore, State
 from edge.contract.clock import Now
 from edge.contract.errors import BundleError, RolloutError
-from edge.coordinator.artifacts import ArtifactStore
-from edge.coordinator.checkpoints import Checkpoints
+from edge.coordinator.devices.checkpoints import Checkpoints
 from edge.coordinator.dialogue import Dialogue
-from edge.coordinator.releases import Releases
+from edge.coordinator.releases.artifacts import ArtifactStore
+from edge.coordinator.releases.releases import Releases
 from edge.coordinator.signing.signing import Signing
 
 

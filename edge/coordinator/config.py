@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from edge.coordinator.alerts.rules import AlertRules
+from edge.coordinator.learning.release_policy import ReleasePolicy
 from edge.coordinator.records import APPROVED
-from edge.coordinator.release_policy import ReleasePolicy
 from edge.coordinator.summaries import Keep
 from edge.merging.policy import MergePolicy
 

@@ -17,32 +17,32 @@ import numpy as np
 from edge.channel.transport import Connected, Publish, TransportEvent
 from edge.contract.clock import Now
 from edge.contract.errors import RolloutError
-from edge.coordinator.admission import Admission, Admissions, Decision
 from edge.coordinator.alerts.alerts import Alerts
-from edge.coordinator.artifacts import ArtifactStore
-from edge.coordinator.bundles import Bundles
 from edge.coordinator.carrying import Parts, carried_in, carried_out
-from edge.coordinator.checkpoints import Checkpoints
 from edge.coordinator.config import CoordinatorConfig
+from edge.coordinator.devices.admission import Admission, Admissions, Decision
+from edge.coordinator.devices.checkpoints import Checkpoints
+from edge.coordinator.devices.enrolment import Enrolments
+from edge.coordinator.devices.registry import Registry
+from edge.coordinator.devices.sites import Sites
 from edge.coordinator.dialogue import Dialogue
-from edge.coordinator.enrolment import Enrolments
 from edge.coordinator.events import Events
-from edge.coordinator.holdout import Holdout
-from edge.coordinator.intake import Intake
-from edge.coordinator.learning import Learning
+from edge.coordinator.learning.holdout import Holdout
+from edge.coordinator.learning.learning import Learning
+from edge.coordinator.learning.merges import Merges
+from edge.coordinator.learning.questions import Questions
+from edge.coordinator.learning.receipts import Receipts
 from edge.coordinator.line import LineState
-from edge.coordinator.merges import Merges
-from edge.coordinator.questions import Questions
-from edge.coordinator.receipts import Receipts
 from edge.coordinator.records import Device, Order, Release
-from edge.coordinator.registry import Registry
-from edge.coordinator.releases import KNOWN_THEN, MAX_COUNTER, RESTORED, Releases, add_release
+from edge.coordinator.releases.artifacts import ArtifactStore
+from edge.coordinator.releases.bundles import Bundles
+from edge.coordinator.releases.intake import Intake
+from edge.coordinator.releases.releases import KNOWN_THEN, MAX_COUNTER, RESTORED, Releases, add_release
 from edge.coordinator.rollout.plan import Plan
 from edge.coordinator.rollout.step import Rollout
 from edge.coordinator.rollouts import Rollouts
 from edge.coordinator.selection import for_devices
 from edge.coordinator.signing.signing import NOT_SIGNED, Signing
-from edge.coordinator.sites import Sites
 from edge.coordinator.store.store import Store
 from edge.coordinator.turns import in_the_way
 from edge.coordinator.upstream.pools import Pools

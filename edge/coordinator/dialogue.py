@@ -35,24 +35,24 @@ from edge.channel.transport import Connected, Disconnected, Limited, Publish, Re
 from edge.contract.clock import Now
 from edge.contract.errors import BundleError, ChannelError, EdgeError, LearningError, RolloutError
 from edge.contract.names import level_of
-from edge.coordinator.artifacts import ArtifactStore
-from edge.coordinator.checkpoints import CHECKPOINT, Checkpoints
+from edge.coordinator.devices.checkpoints import CHECKPOINT, Checkpoints
+from edge.coordinator.devices.registry import Registry
+from edge.coordinator.devices.sites import Sites
+from edge.coordinator.devices.standings import Standings
 from edge.coordinator.events import Events
-from edge.coordinator.learning import Learning, Unwanted
+from edge.coordinator.learning.learning import Learning, Unwanted
+from edge.coordinator.learning.questions import Questions
 from edge.coordinator.line import Line
 from edge.coordinator.pacing import Pacing
-from edge.coordinator.questions import Questions
 from edge.coordinator.recent import MAX_REMEMBERED, Recent
-from edge.coordinator.registry import Registry
-from edge.coordinator.releases import Releases
+from edge.coordinator.releases.artifacts import ArtifactStore
+from edge.coordinator.releases.releases import Releases
+from edge.coordinator.releases.uploads import Uploads
+from edge.coordinator.releases.wanted import Wanted
 from edge.coordinator.rollouts import Rollouts
 from edge.coordinator.signing.signing import Signing
-from edge.coordinator.sites import Sites
-from edge.coordinator.standings import Standings
 from edge.coordinator.store.database import DatabaseError, RacedError
 from edge.coordinator.store.store import Store
-from edge.coordinator.uploads import Uploads
-from edge.coordinator.wanted import Wanted
 from edge.learning.compression import CODECS
 
 log = logging.getLogger("edge.coordinator")

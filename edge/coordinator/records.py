@@ -33,7 +33,7 @@ class Device(Record):
         last_seen_ms: Of its newest one.
         state_id: Of its state folder; "" while that is unknown.
         seal_key: Public key that checkpoints for it may be sealed to; "" for none.
-        admission: Whether it belongs to the fleet, see `edge.coordinator.admission`.
+        admission: Whether it belongs to the fleet, see `edge.coordinator.devices.admission`.
         epoch: How often it began anew under its name.
         note: What an operator wrote of it.
         telemetry_s: Seconds between two of its telemetry messages; 0 while that is unknown.
@@ -357,7 +357,7 @@ class Forgotten(Record):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Receipt(Record):
-    """What was deleted of a device, see `edge.coordinator.receipts`.
+    """What was deleted of a device, see `edge.coordinator.learning.receipts`.
 
     Attributes:
         id: Its number; 0 until it is kept.

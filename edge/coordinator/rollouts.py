@@ -14,12 +14,13 @@ from typing import Any
 from edge.channel.messages import Pairs, State
 from edge.contract.clock import Now
 from edge.contract.errors import ConflictError, RolloutError
-from edge.coordinator.artifacts import ArtifactStore
-from edge.coordinator.bundles import Bundles
 from edge.coordinator.events import Events
 from edge.coordinator.line import LineState
 from edge.coordinator.pacing import check_pace
 from edge.coordinator.records import Release, Transition
+from edge.coordinator.releases.artifacts import ArtifactStore
+from edge.coordinator.releases.bundles import Bundles
+from edge.coordinator.releases.way_back import WayBack
 from edge.coordinator.rollout import advance as steps
 from edge.coordinator.rollout.plan import Plan
 from edge.coordinator.rollout.states import UNDER_WAY, RolloutEvent, RolloutState, TargetEvent, TargetState
@@ -30,7 +31,6 @@ from edge.coordinator.selection import forecast, in_order, joined, overtaken, pa
 from edge.coordinator.store.rollouts import Made
 from edge.coordinator.store.store import Store
 from edge.coordinator.turns import PAUSED, RUN_CLOCK
-from edge.coordinator.way_back import WayBack
 from edge.learning.exchange import HeadRelease
 
 # Between two looks at the clock, and between two writes of how long coordinators have run.

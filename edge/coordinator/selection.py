@@ -9,6 +9,7 @@ from typing import Any
 from edge.contract.clock import Now
 from edge.coordinator.line import LineState
 from edge.coordinator.records import APPROVED, Device, Model, Release
+from edge.coordinator.releases.wanted import desired, fits
 from edge.coordinator.rollout import plan as plans
 from edge.coordinator.rollout import query
 from edge.coordinator.rollout.gates import MIN_JUDGES
@@ -19,7 +20,6 @@ from edge.coordinator.rollout.step import Key, Presence, Rollout, Target
 from edge.coordinator.rollout.waves import shuffled, sizes
 from edge.coordinator.rollout.window import offset_min
 from edge.coordinator.store.store import Store
-from edge.coordinator.wanted import desired, fits
 
 
 def selected(store: Store, plan: Plan, release: Release, line: LineState, now: Now) -> dict[Key, DeviceFacts]:

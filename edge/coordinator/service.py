@@ -41,17 +41,17 @@ from edge.contract.clock import Now
 from edge.contract.errors import ConfigError, RolloutError
 from edge.coordinator.access import Access, check_reach
 from edge.coordinator.alerts.webhook import post
-from edge.coordinator.api import build_api
-from edge.coordinator.artifacts import ArtifactStore
-from edge.coordinator.backup import ARTIFACTS, DATABASE
 from edge.coordinator.config import CoordinatorConfig, SiteConfig
 from edge.coordinator.core import CoordinatorCore
 from edge.coordinator.door import Listen, now
 from edge.coordinator.events import reason
+from edge.coordinator.http.api import build_api
 from edge.coordinator.inbox import Inbox
-from edge.coordinator.place import Place
+from edge.coordinator.machine.backup import ARTIFACTS, DATABASE
+from edge.coordinator.machine.place import Place
+from edge.coordinator.machine.room import USUAL_BYTES, USUAL_PART, Room
 from edge.coordinator.records import APPROVED, Alert
-from edge.coordinator.room import USUAL_BYTES, USUAL_PART, Room
+from edge.coordinator.releases.artifacts import ArtifactStore
 from edge.coordinator.signing.signing import Signing
 from edge.coordinator.store.database import DatabaseError, is_taken
 from edge.coordinator.store.lease import LEASE_S

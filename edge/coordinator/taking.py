@@ -16,8 +16,8 @@ from edge.channel.messages import Event, History, HistoryKept, Telemetry
 from edge.channel.transport import Publish, Received
 from edge.contract.clock import Now
 from edge.contract.errors import ChannelError
+from edge.coordinator.devices.registry import Registry
 from edge.coordinator.events import Events
-from edge.coordinator.registry import Registry
 from edge.coordinator.store.database import DatabaseError
 from edge.coordinator.store.store import Store
 

@@ -48,7 +48,7 @@ SHELL = (
     "edge/channel/mqtt.py",
     "edge/channel/amqp.py",
     "edge/coordinator/door.py",
-    "edge/coordinator/broker.py",
+    "edge/coordinator/machine/broker.py",
     "edge/cli/*",
     "edge/inference/onnx_benchmark.py",
     "edge/inference/onnx_provider_trial.py",
@@ -77,20 +77,20 @@ DOORS: dict[str, tuple[str, ...]] = {
     "safetensors": (
         "edge/contract/*",
         "converter/*",
-        "edge/coordinator/intake.py",
+        "edge/coordinator/releases/intake.py",
         "edge/inference/onnx_benchmark.py",
         "edge/cli/bundle.py",
     ),
     "paho": ("edge/channel/mqtt.py",),
     "pika": ("edge/channel/amqp.py",),
-    "sqlite3": ("edge/agent/outbox.py",),
+    "sqlite3": ("edge/agent/line/outbox.py",),
     "backports": ("edge/channel/forms.py",),  # zstd
     "compression": ("edge/channel/forms.py",),
     "sqlalchemy": ("edge/coordinator/store/*", "edge/coordinator/migrations/*"),
     "alembic": ("edge/coordinator/migrations/*",),
     "fastapi": (
-        "edge/coordinator/api.py",
-        "edge/coordinator/*_api.py",
+        "edge/coordinator/http/api.py",
+        "edge/coordinator/http/*.py",
         "edge/coordinator/pages/actions.py",
         "edge/coordinator/pages/routes.py",
         "edge/coordinator/service.py",
@@ -98,9 +98,9 @@ DOORS: dict[str, tuple[str, ...]] = {
     "prometheus_client": ("edge/coordinator/export/prometheus.py",),
     "jinja2": ("edge/coordinator/pages/render.py",),
     "markupsafe": ("edge/coordinator/pages/render.py",),
-    "uvicorn": ("edge/coordinator/api.py", "edge/coordinator/service.py"),
-    "starlette": ("edge/coordinator/api.py",),
-    "pydantic": ("edge/coordinator/api.py", "edge/coordinator/*_api.py"),  # FastAPI's
+    "uvicorn": ("edge/coordinator/http/api.py", "edge/coordinator/service.py"),
+    "starlette": ("edge/coordinator/http/api.py",),
+    "pydantic": ("edge/coordinator/http/api.py", "edge/coordinator/http/*.py"),  # FastAPI's
     "httpx": ("edge/cli/fleet.py",),
     "click": ("edge/cli/*", "converter/cli.py", "converter/arguments.py"),
     "rich": ("edge/cli/*", "converter/cli.py", "converter/report/text.py", "converter/report/targets.py"),
@@ -119,7 +119,12 @@ DOORS: dict[str, tuple[str, ...]] = {
 # Default arguments, stopwatches that are handed in.
 ALLOWED_USES = {
     (file, "time.perf_counter")
-    for file in ("edge/agent/client.py", "edge/agent/core.py", "edge/agent/rehearsal.py", "edge/inference/trainers.py")
+    for file in (
+        "edge/agent/client.py",
+        "edge/agent/core.py",
+        "edge/agent/model/rehearsal.py",
+        "edge/inference/trainers.py",
+    )
 }
 
 # The one thing that is set in the environment outside the shell, before anybody can import onnxruntime.

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from edge.agent.client import AgentClient
-from edge.agent.on_device_model import OnDeviceModel
+from edge.agent.model.on_device_model import OnDeviceModel
 from edge.contract.errors import EdgeError
 
 pytestmark = pytest.mark.broker

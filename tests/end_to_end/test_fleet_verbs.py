@@ -28,7 +28,7 @@ from edge.cli.fleet import main
 from edge.contract.bundle import Bundle
 from edge.contract.clock import Now
 from edge.contract.errors import EdgeError
-from edge.coordinator.api import build_api
+from edge.coordinator.http.api import build_api
 from edge.coordinator.line import LineState
 from edge.coordinator.store.store import Store
 from tests.support.answers import Described

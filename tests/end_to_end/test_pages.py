@@ -19,7 +19,7 @@ import pytest
 from edge.channel.codec import encode
 from edge.channel.messages import Conn
 from edge.contract.bundle import Bundle
-from edge.coordinator.broker import DevelopmentBroker
+from edge.coordinator.machine.broker import DevelopmentBroker
 from tests.support.shown import EVIL, birth, fill
 
 pytestmark = pytest.mark.broker

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from edge.agent.client import AgentClient
-from edge.agent.on_device_model import OnDeviceModel
+from edge.agent.model.on_device_model import OnDeviceModel
 from edge.contract.bundle import Bundle
 from edge.contract.errors import ChannelError, LearningError
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge.coordinator.broker import DevelopmentBroker
+from edge.coordinator.machine.broker import DevelopmentBroker
 
 pytestmark = pytest.mark.broker
 

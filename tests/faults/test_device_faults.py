@@ -15,15 +15,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge.agent.fetching import Fetch
-from edge.agent.host import ModelHost
-from edge.agent.on_device_model import OnDeviceModel
-from edge.agent.slots import Slots
+from edge.agent.model.host import ModelHost
+from edge.agent.model.on_device_model import OnDeviceModel
+from edge.agent.slots.fetching import Fetch
+from edge.agent.slots.slots import Slots
 from edge.channel.messages import Desired
 from edge.channel.mqtt import BrokerUrl, MqttTransport
 from edge.channel.transfer import chunk_digests, index_digest, serve
 from edge.channel.transport import Connected, Disconnected
-from edge.coordinator.broker import DevelopmentBroker, find_mosquitto
+from edge.coordinator.machine.broker import DevelopmentBroker, find_mosquitto
 from tests.support.brokers import Broker, require
 from tests.support.fleet import SimulatedFleet
 

@@ -25,7 +25,7 @@ from edge.channel.mqtt import BrokerUrl, MqttTransport, probe
 from edge.channel.transfer import Download, Finished, SendRequest, WriteChunk, chunk_digests, index_digest, serve
 from edge.channel.transport import Connected, Disconnected, Received, Refused
 from edge.contract.errors import ChannelError
-from edge.coordinator.broker import DevelopmentBroker, find_mosquitto
+from edge.coordinator.machine.broker import DevelopmentBroker, find_mosquitto
 from tests.edge.agent.conftest import other_bundle
 from tests.support.broker_contract import KILLED, NEEDED, ask_all, ask_alone
 from tests.support.brokers import DEVICE, KINDS, Broker, is_installed, require
@@ -454,7 +454,7 @@ def test_announced_packet_limit_drops_the_poison_message(tmp_path):
 def test_development_broker_dies_with_its_parent(kind, tmp_path):
     require(kind)
     code = (
-        "import pathlib, sys, time; from edge.coordinator.broker import DevelopmentBroker; "
+        "import pathlib, sys, time; from edge.coordinator.machine.broker import DevelopmentBroker; "
         "broker = DevelopmentBroker.start(pathlib.Path(sys.argv[1]), kind=sys.argv[2]); "
         "print(broker.pid, flush=True); time.sleep(60)"
     )

@@ -14,7 +14,7 @@ import pytest
 from edge.channel.mqtt import BrokerUrl, MqttTransport
 from edge.channel.transport import Connected, Disconnected, Received, Refused, TransportEvent
 from edge.contract.errors import ChannelError
-from edge.coordinator.broker import find_mosquitto
+from edge.coordinator.machine.broker import find_mosquitto
 from tests.support.ports import free_port
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(60)]

@@ -18,7 +18,7 @@ from edge.channel.certificates import Certificates
 from edge.channel.mqtt import BrokerUrl, MqttTransport
 from edge.channel.transport import Connected, Disconnected, Received
 from edge.contract.errors import ConfigError
-from edge.coordinator.broker import find_mosquitto
+from edge.coordinator.machine.broker import find_mosquitto
 from tests.support.ports import free_port
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(90)]

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from edge.agent import OnDeviceModel, releases
-from edge.agent.answering import LearningLimits
+from edge.agent import OnDeviceModel
+from edge.agent.model import releases
+from edge.agent.model.answering import LearningLimits
 from edge.contract import manifest as m
 from edge.contract.bundle import Bundle
 from edge.contract.errors import ConfigError

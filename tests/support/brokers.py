@@ -19,9 +19,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from edge.coordinator.broker import DevelopmentBroker, find_mosquitto, iotcore_version
-from edge.coordinator.broker_config import rabbitmq
-from edge.coordinator.enrolment import rabbitmq_hash
+from edge.coordinator.devices.enrolment import rabbitmq_hash
+from edge.coordinator.machine.broker import DevelopmentBroker, find_mosquitto, iotcore_version
+from edge.coordinator.machine.broker_config import rabbitmq
 from edge.coordinator.records import Credential
 from tests.support.ports import free_port
 
@@ -91,7 +91,7 @@ class Broker:
     @property
     def name(self) -> str:
         """What it is, with its version."""
-        from edge.coordinator.broker import mosquitto_version
+        from edge.coordinator.machine.broker import mosquitto_version
 
         match self.kind:
             case "mosquitto":

@@ -19,18 +19,18 @@ import numpy as np
 
 from edge.agent.config import AgentConfig
 from edge.agent.core import AgentCore
-from edge.agent.host import ModelHost
-from edge.agent.model_core import ModelCore
+from edge.agent.model.host import ModelHost
+from edge.agent.model.model_core import ModelCore
 from edge.agent.models import Models
 from edge.channel import topics
 from edge.channel.memory import Faults, MemoryBroker, MemoryTransport
 from edge.channel.transport import Transport, TransportEvent
 from edge.contract.clock import Now
 from edge.contract.profile import DeviceProfile, load_profile
-from edge.coordinator.artifacts import ArtifactStore
 from edge.coordinator.config import CoordinatorConfig
 from edge.coordinator.core import CoordinatorCore
 from edge.coordinator.records import Model, as_dict
+from edge.coordinator.releases.artifacts import ArtifactStore
 from edge.coordinator.store.store import Store
 from edge.merging.policy import MergePolicy
 from tests.support.killed import kill

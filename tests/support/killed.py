@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from edge.agent.on_device_model import OnDeviceModel
+from edge.agent.model.on_device_model import OnDeviceModel
 
 
 def kill(model: OnDeviceModel) -> None:

@@ -14,11 +14,11 @@ from edge.channel.messages import Birth, Conn, Desired, Pairs, Served, State
 from edge.channel.transport import Connected, Received
 from edge.contract.bundle import Bundle
 from edge.contract.clock import Now
-from edge.coordinator.artifacts import ArtifactStore
 from edge.coordinator.config import CoordinatorConfig
 from edge.coordinator.core import CoordinatorCore
+from edge.coordinator.http.rollout_views import shown
+from edge.coordinator.releases.artifacts import ArtifactStore
 from edge.coordinator.rollout import plan as plans
-from edge.coordinator.rollout_views import shown
 from edge.coordinator.store.store import Store
 from edge.learning.exchange import HeadRelease
 from tests.support.fleet import store_in
@@ -28,7 +28,7 @@ Behaviour = Callable[["Device", Desired], list[tuple[str, str, Pairs | None]]]
 
 
 class Device:
-    """What is on the wire of an agent: it says where a release stands, as `edge.agent.deployment` does."""
+    """What is on the wire of an agent: it says where a release stands, as `edge.agent.model.deployment` does."""
 
     def __init__(self, fleet: Fleet, name: str, behaviour: Behaviour) -> None:
         self.fleet, self.name, self.behaviour = fleet, name, behaviour

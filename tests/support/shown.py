@@ -12,7 +12,7 @@ import numpy as np
 from edge.channel.messages import Birth, Conn, Event, Pairs, Served, State
 from edge.contract.bundle import Bundle
 from edge.contract.clock import Now
-from edge.coordinator.backup import DATABASE
+from edge.coordinator.machine.backup import DATABASE
 from edge.coordinator.records import TelemetryEntry
 from edge.learning.exchange import HeadUpdate
 from edge.learning.statistics import HeadStatistics

@@ -12,9 +12,9 @@ from edge.channel.messages import Birth
 from edge.channel.transport import TransportEvent
 from edge.contract.bundle import Bundle
 from edge.contract.clock import Now
-from edge.coordinator.artifacts import ArtifactStore
 from edge.coordinator.config import CoordinatorConfig, SiteConfig
 from edge.coordinator.core import CoordinatorCore
+from edge.coordinator.releases.artifacts import ArtifactStore
 from edge.coordinator.upstream.uplink import Uplink
 from edge.learning.exchange import HeadRelease, HeadUpdate
 from tests.support.contributions import policy_of

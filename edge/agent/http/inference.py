@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edge.agent.company import Answered, Job
 from edge.agent.http.http11 import Answer, RefusedError, Request, plain_body
-from edge.agent.served_model import ServedModel
+from edge.agent.model.company import Answered, Job
+from edge.agent.model.served_model import ServedModel
 from edge.contract import strictjson
 from edge.contract.tensorspec import TensorSpec
 from edge.inference.session import Arrays

@@ -22,11 +22,11 @@ from importlib.resources import files
 from typing import Any, Protocol, TypeVar
 
 from edge import __version__
-from edge.agent.company import Answered, Job
 from edge.agent.core import AgentCore
 from edge.agent.http import inference, metrics
 from edge.agent.http.guard import Guard
 from edge.agent.http.http11 import Answer, RefusedError, Request, compressed, plain_body, unquoted
+from edge.agent.model.company import Answered, Job
 from edge.agent.wire import encode_line
 from edge.contract import strictjson
 from edge.contract.clock import Now

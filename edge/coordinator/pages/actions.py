@@ -15,8 +15,8 @@ from fastapi.responses import HTMLResponse, RedirectResponse, Response
 
 from edge.contract.errors import EdgeError, RolloutError
 from edge.coordinator.access import Access, Identity
-from edge.coordinator.access_api import ANYBODY, COOKIE, RowNumber, Who, form_of
-from edge.coordinator.admission import Decision
+from edge.coordinator.devices.admission import Decision
+from edge.coordinator.http.access_api import ANYBODY, COOKIE, RowNumber, Who, form_of
 from edge.coordinator.pages import render
 from edge.coordinator.pages.routes import HEADERS, Pages, Word
 from edge.coordinator.pages.texts import text

@@ -8,13 +8,13 @@ from typing import Any
 from edge.channel.messages import EXPERTS
 from edge.contract.clock import Now
 from edge.contract.errors import RolloutError
+from edge.coordinator.devices.standings import admitted
 from edge.coordinator.line import LineState
 from edge.coordinator.pages.charts import Chart, Frame, Point, Series, chart
 from edge.coordinator.pages.learning_view import by_share
 from edge.coordinator.pages.texts import text
 from edge.coordinator.records import LoggedEvent, Model, TelemetryEntry
 from edge.coordinator.rollout.states import UNSETTLED
-from edge.coordinator.standings import admitted
 from edge.coordinator.store.store import Store
 from edge.coordinator.summaries import HOUR_S, MINUTE_S
 

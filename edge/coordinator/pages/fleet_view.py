@@ -9,13 +9,13 @@ from typing import Any
 
 from edge.contract.clock import Now
 from edge.contract.digest import short
+from edge.coordinator.devices.standings import admitted
 from edge.coordinator.line import CONDITIONS, ONLINE, LineState
 from edge.coordinator.pages.charts import shares
 from edge.coordinator.pages.learning_view import is_merge
 from edge.coordinator.pages.texts import text
 from edge.coordinator.records import APPROVED, DECOMMISSIONED, Device, LoggedEvent, Model
 from edge.coordinator.rollout.states import RolloutState
-from edge.coordinator.standings import admitted
 from edge.coordinator.store.store import Store
 from edge.coordinator.turns import PAUSED, in_need
 

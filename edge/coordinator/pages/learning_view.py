@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from edge.contract.errors import EdgeError, RolloutError
-from edge.coordinator.artifacts import Artifact
 from edge.coordinator.records import AlikeSample, Contribution, LoggedEvent, Model, Release
-from edge.coordinator.releases import Releases
+from edge.coordinator.releases.artifacts import Artifact
+from edge.coordinator.releases.releases import Releases
 from edge.coordinator.rollout.step import NOT_JUDGED
 from edge.coordinator.store.store import Store
 from edge.coordinator.turns import Turns

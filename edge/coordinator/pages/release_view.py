@@ -8,10 +8,10 @@ from statistics import median
 from typing import Any
 
 from edge.contract.errors import RolloutError
-from edge.coordinator.differences import contents, difference
 from edge.coordinator.pages.learning_view import lineage, said_of, words
 from edge.coordinator.records import Release
-from edge.coordinator.releases import Releases
+from edge.coordinator.releases.differences import contents, difference
+from edge.coordinator.releases.releases import Releases
 from edge.coordinator.rollout.step import Target
 from edge.coordinator.signing.signing import Signing
 from edge.coordinator.store.store import Store

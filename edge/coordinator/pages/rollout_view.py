@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from edge.contract.errors import RolloutError
+from edge.coordinator.http.rollout_views import shown, summaries
 from edge.coordinator.pages.charts import shares
 from edge.coordinator.pages.texts import text
 from edge.coordinator.rollout.states import ENDED, FAILURES, UNSETTLED, RolloutState, TargetState, after
 from edge.coordinator.rollout.states import RolloutEvent as Asked
-from edge.coordinator.rollout_views import shown, summaries
 from edge.coordinator.store.store import Store
 from edge.coordinator.turns import PAUSED
 
@@ -29,7 +29,7 @@ def rollouts(store: Store) -> dict[str, Any]:
 
 
 def rollout(store: Store, number: int) -> dict[str, Any]:
-    """One of them, see `edge.coordinator.rollout_views.shown`.
+    """One of them, see `edge.coordinator.http.rollout_views.shown`.
 
     Raises:
         RolloutError: There is no such rollout.

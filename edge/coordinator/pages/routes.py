@@ -15,10 +15,10 @@ from edge import __version__
 from edge.contract.clock import Now
 from edge.contract.errors import EdgeError, RolloutError
 from edge.coordinator.access import Identity, Role
-from edge.coordinator.access_api import ANYBODY, Refused, RowNumber, signed_in
 from edge.coordinator.alerts.rules import AlertRules
 from edge.coordinator.core import CoordinatorCore
 from edge.coordinator.export import prometheus
+from edge.coordinator.http.access_api import ANYBODY, Refused, RowNumber, signed_in
 from edge.coordinator.line import LineState
 from edge.coordinator.pages import (
     alert_view,
@@ -32,7 +32,7 @@ from edge.coordinator.pages import (
 from edge.coordinator.pages.glossary import WORDS
 from edge.coordinator.pages.live import MAX_VIEWERS, Live, Look
 from edge.coordinator.pages.texts import text
-from edge.coordinator.releases import Releases
+from edge.coordinator.releases.releases import Releases
 from edge.coordinator.signing.signing import Signing
 from edge.coordinator.store.store import Store
 

@@ -16,8 +16,8 @@ from edge.contract.bundle import Bundle
 from edge.contract.clock import Now
 from edge.contract.digest import sha256
 from edge.contract.errors import EdgeError, LearningError
-from edge.coordinator.artifacts import ArtifactStore
 from edge.coordinator.records import Contribution
+from edge.coordinator.releases.artifacts import ArtifactStore
 from edge.coordinator.store.store import Store
 from edge.learning.exchange import HeadRelease, HeadUpdate
 from edge.merging.pooling import Elsewhere, elsewhere, pooled

@@ -46,8 +46,8 @@ from edge.contract.errors import ChannelError
 from edge.contract.names import level_of
 from edge.coordinator.config import SiteConfig
 from edge.coordinator.core import CoordinatorCore
+from edge.coordinator.devices.sites import LEAVE
 from edge.coordinator.line import ONLINE
-from edge.coordinator.sites import LEAVE
 from edge.coordinator.store.store import Store
 from edge.coordinator.upstream.arriving import Arriving
 from edge.coordinator.upstream.pools import Pools

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import converter
-from edge.agent.on_device_model import OnDeviceModel
+from edge.agent.model.on_device_model import OnDeviceModel
 from edge.contract.bundle import Bundle
 from tests.converter.models import convert, fair, plan
 

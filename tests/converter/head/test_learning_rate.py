@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import converter
-from edge.agent.on_device_model import OnDeviceModel
+from edge.agent.model.on_device_model import OnDeviceModel
 from edge.contract.bundle import Bundle
 from edge.contract.errors import ConversionError
 from edge.contract.manifest import HeadSpec, LearningTrial

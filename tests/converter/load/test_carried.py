@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.onnx_suite import cases, outcome, passes
 from converter.report.values import headline
-from edge.agent.on_device_model import OnDeviceModel
+from edge.agent.model.on_device_model import OnDeviceModel
 from edge.contract.bundle import Bundle
 from edge.contract.errors import ConfigError, ConversionError
 from edge.inference.onnx_session import OnnxSession

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 from onnxruntime.quantization import quantize_dynamic
 
-from edge.agent.serving import Serving
+from edge.agent.model.serving import Serving
 from edge.cli.bundle import bundle as command
 from edge.contract.bundle import Bundle
 from edge.contract.errors import ConversionError

@@ -19,7 +19,7 @@ from converter.program.tensors import Arrays
 from converter.quantization.dynamic import quantize_dynamic
 from converter.quantization.layers import optimize
 from converter.search.candidates import Bench
-from edge.agent.serving import Serving
+from edge.agent.model.serving import Serving
 from edge.contract.bundle import Bundle
 from edge.contract.tensorspec import TensorSpec
 from edge.inference.onnx_session import EXACT, open_onnx

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from edge.agent.admission import FILE, Admission
+from edge.agent.line.admission import FILE, Admission
 from edge.channel.messages import Command
 from edge.cli.running import _status_lines
-from edge.coordinator.admission import Decision
+from edge.coordinator.devices.admission import Decision
 from tests.edge.agent.test_agent_and_coordinator import samples
 from tests.support.fleet import SimulatedFleet
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from edge.agent import releases
 from edge.agent.core import AgentCore
-from edge.agent.on_device_model import OnDeviceModel
+from edge.agent.model import releases
+from edge.agent.model.on_device_model import OnDeviceModel
 from edge.channel.memory import Faults
 from edge.channel.messages import Command
 from edge.contract.bundle import Bundle
@@ -864,7 +864,7 @@ def test_a_full_disk_leaves_the_bundle_live_that_was_to_be_replaced(
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    for what in ("edge.agent.store.LearnedStore.snapshot", "edge.agent.slots.replace_file"):
+    for what in ("edge.agent.model.store.LearnedStore.snapshot", "edge.agent.slots.slots.replace_file"):
         with monkeypatch.context() as patched:
             patched.setattr(what, full)
             with pytest.raises(LearningError, match="No space left"):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge.agent.answers import document, kinds_of
+from edge.agent.model.answers import document, kinds_of
 from edge.agent.wire import decode_answer, encode_line
 from edge.contract.bundle import Bundle
 from edge.contract.manifest import OutputKind

@@ -19,10 +19,11 @@ import pytest
 import safetensors.numpy
 from click.testing import CliRunner
 
-from edge.agent import OnDeviceModel, releases
+from edge.agent import OnDeviceModel
 from edge.agent.client import AgentClient
-from edge.agent.serving import ModelError
-from edge.agent.streams import StreamLimits
+from edge.agent.model import releases
+from edge.agent.model.serving import ModelError
+from edge.agent.model.streams import StreamLimits
 from edge.agent.wire import decode_answer
 from edge.cli.agent import agent
 from edge.contract import manifest as m

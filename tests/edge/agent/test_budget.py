@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edge.agent.budget import LearningBudget
+from edge.agent.device.budget import LearningBudget
 
 
 def warm(ms_per_s: float) -> LearningBudget:

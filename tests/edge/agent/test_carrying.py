@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge.agent.on_device_model import OnDeviceModel
+from edge.agent.model.on_device_model import OnDeviceModel
 from edge.channel.parcel import Parcel
 from edge.contract.bundle import Bundle
 from edge.contract.errors import BundleError, EdgeError, LearningError, RolloutError

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge.agent.checkpoints import Seals
-from edge.agent.on_device_model import OnDeviceModel
+from edge.agent.model.checkpoints import Seals
+from edge.agent.model.on_device_model import OnDeviceModel
 from edge.channel import topics
 from edge.channel.codec import decode, encode
 from edge.channel.messages import Restore

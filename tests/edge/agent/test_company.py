@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge.agent.company import Answered, Company, Job, is_like_alone
 from edge.agent.config import AgentConfig
 from edge.agent.core import AgentCore
+from edge.agent.model.company import Answered, Company, Job, is_like_alone
 from edge.agent.models import Models
 from edge.contract.clock import Now
 from edge.contract.errors import LearningError

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge.agent.on_device_model import OnDeviceModel
+from edge.agent.model.on_device_model import OnDeviceModel
 from edge.coordinator import dialogue
 from edge.learning.compression import Compression, Packed, same
 from edge.learning.exchange import HeadRelease, HeadUpdate

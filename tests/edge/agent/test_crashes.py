@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from edge.agent.learned_state import LearnedState
-from edge.agent.store import LearnedStore
+from edge.agent.model.learned_state import LearnedState
+from edge.agent.model.store import LearnedStore
 from edge.contract.manifest import LinearLayer
 from edge.contract.recipe import TrainingRecipe
 from edge.contract.training import FloatArray, Parameters
@@ -70,7 +70,7 @@ def label(number: int, classes: int = 3) -> Labelled:
 
 
 def happen(state: LearnedState, event: Event) -> None:
-    """As a model does: labels that wait are learned before, see `edge.agent.learning_model`."""
+    """As a model does: labels that wait are learned before, see `edge.agent.model.learning_model`."""
     while state.waiting and not isinstance(event, Contributed):
         learn_next(state)
     state.keep(event, LEARNING.advance(state.value, event)[0])

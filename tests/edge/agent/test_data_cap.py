@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from edge.agent.data_cap import DataCap, DataUse
+from edge.agent.line.data_cap import DataCap, DataUse
 from edge.contract.clock import Now
 from edge.contract.errors import ConfigError
 

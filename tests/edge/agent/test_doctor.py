@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from edge.agent import doctor
-from edge.agent.doctor import BUILT_MS, Finding
+from edge.agent.device import doctor
+from edge.agent.device.doctor import BUILT_MS, Finding
 
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
@@ -102,7 +102,7 @@ def test_a_place_for_the_socket_that_others_can_change_is_found(tmp_path: Path) 
 
 def test_packages_and_a_password_that_others_read_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert levels(doctor.packages(signed=True, broker=True, old_python=False)) == ["ok"]
-    monkeypatch.setattr("edge.agent.doctor._is_installed", lambda name: name != "tuf")
+    monkeypatch.setattr("edge.agent.device.doctor._is_installed", lambda name: name != "tuf")
     (missing,) = doctor.packages(signed=True, broker=True, old_python=False)
     assert (missing.level, missing.cure) == ("fault", "pip install 'edgeloop[signed]'")
     assert levels(doctor.packages(signed=False, broker=True, old_python=False)) == ["ok"]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge.agent.journal import MARK, Journal, _checksum, read_journal
+from edge.agent.model.journal import MARK, Journal, _checksum, read_journal
 from edge.learning.compression import Compression
 from edge.learning.events import (
     ClassAdded,
@@ -210,7 +210,7 @@ def test_zeros_that_a_power_cut_left_behind_are_no_records(tmp_path: Path) -> No
 FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
-from edge.agent.journal import Journal
+from edge.agent.model.journal import Journal
 from edge.learning.events import ClassAdded
 path = Path(sys.argv[1])
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -10,7 +10,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 from edge.agent import OnDeviceModel
-from edge.agent.candidates import Workshop
+from edge.agent.model.candidates import Workshop
 from edge.learning.exchange import HeadRelease
 from edge.learning.lifted import LIFTED
 from tests.support.killed import kill

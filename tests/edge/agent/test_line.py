@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from edge.agent.line import AGAIN_S, SILENCE_S, Line
+from edge.agent.line.line import AGAIN_S, SILENCE_S, Line
 from edge.channel.messages import Conn
 from edge.channel.transport import Connected, Disconnected, Refused
 

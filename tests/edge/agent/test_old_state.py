@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge.agent import releases
-from edge.agent.answering import LearningLimits
-from edge.agent.on_device_model import OnDeviceModel
+from edge.agent.model import releases
+from edge.agent.model.answering import LearningLimits
+from edge.agent.model.on_device_model import OnDeviceModel
 from edge.contract import tensorfile
 from edge.contract.errors import BundleError
 from tests.support.archives import unpack

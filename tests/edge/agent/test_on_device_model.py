@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge.agent import OnDeviceModel, candidates, on_device_model, releases
+from edge.agent import OnDeviceModel
+from edge.agent.model import candidates, on_device_model, releases
 from edge.contract.errors import BundleError, ConfigError, LearningError, ResourceError
 from edge.inference.trainers import Opened, open_trainer
 from edge.learning.events import Contributed, HeadOffered

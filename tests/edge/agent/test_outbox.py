@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from edge.agent.outbox import AGAIN_S, KEEP_S, Kind, Outbox, Report
+from edge.agent.line.outbox import AGAIN_S, KEEP_S, Kind, Outbox, Report
 
 FOLDER = "a" * 16
 MANY = 1_000_000
@@ -92,7 +92,7 @@ def test_when_it_is_full_old_telemetry_thins_out_model_by_model_and_events_go_la
 WRITER = """
     import sys
     from pathlib import Path
-    from edge.agent.outbox import Outbox, Report
+    from edge.agent.line.outbox import Outbox, Report
     outbox = Outbox(Path(sys.argv[1]), 20_000)
     for seq in range(1, 100_000):
         values = {"n": seq, "text": "x" * 50}

@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from edge.agent.commands import carry_out
-from edge.agent.labelling import give_sketches, small
-from edge.agent.pictures import picture_of
+from edge.agent.model.labelling import give_sketches, small
+from edge.agent.model.pictures import picture_of
 from edge.channel.memory import Faults
 from edge.channel.messages import Command
 from edge.contract.errors import RolloutError

@@ -16,7 +16,7 @@ import pytest
 
 from edge.agent.config import AgentConfig
 from edge.agent.core import AgentCore
-from edge.agent.home_assistant import discovery
+from edge.agent.device.home_assistant import discovery
 from edge.agent.models import Models
 from edge.agent.sources.feeding import Feeding
 from edge.agent.sources.folder import Folder

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from edge.agent.slots import ModelRecord
+from edge.agent.slots.slots import ModelRecord
 from edge.channel.messages import Desired
 from edge.contract.bundle import Bundle
 from edge.learning.exchange import HeadRelease

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from edge.agent.config import AgentConfig
-from edge.agent.data_cap import DataCap
-from edge.agent.outbox import Outbox
+from edge.agent.line.data_cap import DataCap
+from edge.agent.line.outbox import Outbox
 from edge.agent.reports import ANSWER_S, QUIET_S, SPREAD_S, Reports
-from edge.agent.slots import DeviceRecord
+from edge.agent.slots.slots import DeviceRecord
 from edge.channel.codec import MAX_HISTORY_BYTES, decode
 from edge.channel.memory import Faults
 from edge.channel.messages import History, HistoryKept, Telemetry

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from edge.agent.client import AgentClient
-from edge.agent.company import Company, Job
 from edge.agent.config import AgentConfig
+from edge.agent.model.company import Company, Job
 from edge.agent.service import AgentService, _Call
 from edge.contract.errors import EdgeError, LearningError
 from edge.learning.closed_form import StatisticsLearner

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge.agent.serving import ModelError, Serving
+from edge.agent.model.serving import ModelError, Serving
 from edge.contract.bundle import Bundle
 from edge.contract.errors import LearningError
 from edge.inference.onnx_session import OnnxSession

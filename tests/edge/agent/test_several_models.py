@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge.agent import on_device_model
 from edge.agent.config import MAX_MODELS, named_bundles
-from edge.agent.on_device_model import OnDeviceModel
-from edge.agent.releases import head_digest
+from edge.agent.model import on_device_model
+from edge.agent.model.on_device_model import OnDeviceModel
+from edge.agent.model.releases import head_digest
 from edge.channel.memory import Message
 from edge.contract.bundle import Bundle
 from edge.contract.errors import BundleError, ConfigError, LearningError, RolloutError
@@ -263,7 +263,7 @@ def test_a_bundle_that_cannot_be_opened_when_it_goes_live_leaves_the_one_before_
             raise RuntimeError("no kernel")
         return on_device_model.of_bundle(bundle, **options)
 
-    monkeypatch.setattr("edge.agent.host.of_bundle", of_bundle)
+    monkeypatch.setattr("edge.agent.model.host.of_bundle", of_bundle)
     agent = fleet.start_agent("one")
     assert list(agent.core.models) == ["digits"]
     assert agent.models.failed == {ODD: "RuntimeError: no kernel"}

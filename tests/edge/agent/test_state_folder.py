@@ -16,9 +16,9 @@ import pytest
 
 from edge.agent import state_folder
 from edge.agent.config import AgentConfig
+from edge.agent.model.on_device_model import OnDeviceModel
 from edge.agent.models import Models
-from edge.agent.on_device_model import OnDeviceModel
-from edge.agent.slots import DeviceRecord, ModelRecord, read_record
+from edge.agent.slots.slots import DeviceRecord, ModelRecord, read_record
 from edge.agent.state_folder import device_of
 from edge.contract import strictjson
 from edge.contract.bundle import Bundle

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from edge.agent.states import TRANSITIONS, SlotEvent, SlotState, transition
+from edge.agent.slots.states import TRANSITIONS, SlotEvent, SlotState, transition
 from edge.contract.errors import RolloutError
 
 PAIRS = list(itertools.product(SlotState, SlotEvent))

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge.agent.journal import Saved
-from edge.agent.store import LearnedStore
+from edge.agent.model.journal import Saved
+from edge.agent.model.store import LearnedStore
 from edge.contract.errors import ConfigError
 from edge.contract.files import lock_folder
 from edge.learning.events import Labelled

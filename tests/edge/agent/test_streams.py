@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edge.agent.streams import StreamLimits, Streams
+from edge.agent.model.streams import StreamLimits, Streams
 from edge.contract.errors import BundleError
 from edge.inference.session import Arrays
 

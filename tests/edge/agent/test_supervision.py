@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from edge.agent.supervision import Supervisor
+from edge.agent.device.supervision import Supervisor
 
 
 @pytest.mark.parametrize("kind", ["path", "abstract"])

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge.agent import releases
-from edge.agent.on_device_model import OnDeviceModel
+from edge.agent.model import releases
+from edge.agent.model.on_device_model import OnDeviceModel
 from edge.contract.bundle import Bundle
-from edge.coordinator.admission import Decision
+from edge.coordinator.devices.admission import Decision
 from edge.learning.exchange import HeadRelease
 from tests.support.fleet import SimulatedFleet
 

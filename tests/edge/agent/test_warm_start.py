@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from edge.agent import OnDeviceModel
-from edge.agent.warm_start import LEAST_DB
+from edge.agent.model.warm_start import LEAST_DB
 from edge.cli.agent import agent
 from edge.contract.errors import ConfigError, LearningError
 
@@ -94,7 +94,7 @@ def test_the_same_network_in_float_goes_on_where_its_int8_was_and_after_a_restar
             assert right(new, turned) < 0.4
             untouched = new.learned
             with monkeypatch.context() as patched:
-                patched.setattr("edge.agent.store.LearnedStore.append", full)
+                patched.setattr("edge.agent.model.store.LearnedStore.append", full)
                 with pytest.raises(LearningError, match="nothing was taken over"):
                     new.warm_start(old)
             assert new.learned is untouched

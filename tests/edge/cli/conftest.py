@@ -15,11 +15,11 @@ import pytest
 
 from edge.channel.transport import Connected
 from edge.contract.clock import Now
-from edge.coordinator.api import build_api
-from edge.coordinator.artifacts import ArtifactStore
-from edge.coordinator.broker import find_mosquitto
 from edge.coordinator.config import CoordinatorConfig
 from edge.coordinator.core import CoordinatorCore
+from edge.coordinator.http.api import build_api
+from edge.coordinator.machine.broker import find_mosquitto
+from edge.coordinator.releases.artifacts import ArtifactStore
 from tests.support.fleet import store_in
 from tests.support.ports import free_port
 

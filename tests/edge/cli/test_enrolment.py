@@ -21,9 +21,9 @@ from paho.mqtt.enums import CallbackAPIVersion
 from edge.cli.agent import agent
 from edge.contract.clock import Now
 from edge.contract.errors import RolloutError
-from edge.coordinator.api import build_api
 from edge.coordinator.core import CoordinatorCore
-from edge.coordinator.enrolment import Request
+from edge.coordinator.devices.enrolment import Request
+from edge.coordinator.http.api import build_api
 from tests.edge.cli.test_models import ask, born
 from tests.edge.coordinator.test_access import certificate
 

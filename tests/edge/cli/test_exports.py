@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from edge.cli.coordinator import coordinator
 from edge.contract.errors import ConfigError
-from edge.coordinator.backup import DATABASE
+from edge.coordinator.machine.backup import DATABASE
 from edge.coordinator.records import Device, KnownDevice, LoggedEvent, TelemetryEntry
 from tests.support.fleet import store_in
 

@@ -18,7 +18,7 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from edge.agent.pictures import picture_of, png
+from edge.agent.model.pictures import picture_of, png
 from edge.cli.agent import agent
 from edge.cli.label_files import read_labels
 from edge.contract.errors import ConfigError, LearningError

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from edge.agent.on_device_model import OnDeviceModel
+from edge.agent.model.on_device_model import OnDeviceModel
 from edge.cli.agent import agent
 from edge.cli.terminal_plot import heat_map, line_plot
 from edge.contract.errors import ConfigError, LearningError

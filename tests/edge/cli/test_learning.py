@@ -13,7 +13,7 @@ from edge.contract.clock import Now
 from edge.contract.errors import RolloutError
 from edge.coordinator.core import CoordinatorCore
 from edge.coordinator.records import KnownBundle
-from edge.coordinator.releases import add_release
+from edge.coordinator.releases.releases import add_release
 from edge.coordinator.rollout import plan as plans
 from edge.coordinator.rollout.states import RolloutState
 from edge.coordinator.rollout.step import Rollout

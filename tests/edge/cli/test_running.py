@@ -18,9 +18,9 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from edge.agent import releases
 from edge.agent.client import AgentClient
 from edge.agent.config import AgentConfig
+from edge.agent.model import releases
 from edge.agent.models import Models
 from edge.cli.agent import agent
 from edge.cli.running import target

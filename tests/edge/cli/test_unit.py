@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from edge.agent.supervision import Supervisor
+from edge.agent.device.supervision import Supervisor
 from edge.cli import unit
 from edge.cli.agent import agent
 from edge.contract.errors import ConfigError

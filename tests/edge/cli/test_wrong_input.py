@@ -208,7 +208,7 @@ def test_fleet_refuses_an_address_that_is_none(tmp_path: Path) -> None:
 
 @pytest.mark.broker
 def test_coordinator_refuses_what_is_not_an_artifact_and_wrong_tokens(tmp_path: Path, damaged: dict[str, Path]) -> None:
-    from edge.coordinator.broker import DevelopmentBroker
+    from edge.coordinator.machine.broker import DevelopmentBroker
 
     folder = tmp_path / "broker"
     folder.mkdir()

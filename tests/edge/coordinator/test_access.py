@@ -27,12 +27,12 @@ from edge.cli import fleet as cli
 from edge.contract.clock import Now
 from edge.contract.errors import ChannelError, ConfigError, RolloutError
 from edge.coordinator.access import TRIES, Access, Role, check_reach, make_token
-from edge.coordinator.access_api import role_of
-from edge.coordinator.api import build_api
-from edge.coordinator.artifacts import ArtifactStore
 from edge.coordinator.config import CoordinatorConfig
 from edge.coordinator.core import CoordinatorCore
+from edge.coordinator.http.access_api import role_of
+from edge.coordinator.http.api import build_api
 from edge.coordinator.records import Contribution, LoggedEvent, Release
+from edge.coordinator.releases.artifacts import ArtifactStore
 from edge.coordinator.rollout import plan as plans
 from edge.coordinator.rollout.step import Rollout
 from edge.coordinator.store.rollouts import Made

@@ -17,12 +17,12 @@ from edge.channel.transport import Connected, Publish, Received
 from edge.contract.bundle import Bundle
 from edge.contract.clock import Now
 from edge.contract.errors import LearningError, RolloutError
-from edge.coordinator.admission import Admission, Decision, after
-from edge.coordinator.artifacts import ArtifactStore
-from edge.coordinator.clones import Life, Seen, meet
 from edge.coordinator.config import CoordinatorConfig
 from edge.coordinator.core import CoordinatorCore
-from edge.coordinator.standings import Standings
+from edge.coordinator.devices.admission import Admission, Decision, after
+from edge.coordinator.devices.clones import Life, Seen, meet
+from edge.coordinator.devices.standings import Standings
+from edge.coordinator.releases.artifacts import ArtifactStore
 from tests.support.contributions import Make
 from tests.support.fleet import store_in
 

@@ -20,13 +20,13 @@ from edge.channel.messages import Conn
 from edge.cli.coordinator import coordinator
 from edge.contract.clock import Now
 from edge.contract.errors import BundleError, ConfigError, RolloutError
-from edge.coordinator.artifacts import ArtifactStore
-from edge.coordinator.backup import DATABASE, KEYS, back_up, restore
 from edge.coordinator.config import CoordinatorConfig
+from edge.coordinator.devices.registry import Registry
 from edge.coordinator.events import Events
-from edge.coordinator.place import Place
+from edge.coordinator.machine.backup import DATABASE, KEYS, back_up, restore
+from edge.coordinator.machine.place import Place
 from edge.coordinator.records import Device, KnownDevice, LoggedEvent, Release
-from edge.coordinator.registry import Registry
+from edge.coordinator.releases.artifacts import ArtifactStore
 from edge.coordinator.store.database import Damaged
 from edge.coordinator.store.store import Store
 from edge.learning.exchange import HeadRelease

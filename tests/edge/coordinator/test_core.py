@@ -18,10 +18,10 @@ from edge.channel.transport import Received
 from edge.contract.bundle import Bundle
 from edge.contract.clock import Now
 from edge.contract.errors import BundleError, LearningError, RolloutError
-from edge.coordinator.artifacts import ArtifactStore
 from edge.coordinator.config import CoordinatorConfig
 from edge.coordinator.core import CoordinatorCore
-from edge.coordinator.releases import add_release
+from edge.coordinator.releases.artifacts import ArtifactStore
+from edge.coordinator.releases.releases import add_release
 from edge.coordinator.store.store import Store
 from edge.learning.exchange import HeadRelease, HeadUpdate
 from edge.learning.statistics import HeadStatistics

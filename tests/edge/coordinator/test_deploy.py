@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from edge.cli.fleet import fleet
-from edge.coordinator.broker import find_mosquitto
+from edge.coordinator.machine.broker import find_mosquitto
 from tests.support.ports import free_ports
 from tests.support.postgres import PostgresServer, find_binaries
 from tests.support.rabbitmq import RabbitServer

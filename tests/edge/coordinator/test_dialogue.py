@@ -11,10 +11,10 @@ from edge.channel.codec import encode
 from edge.channel.messages import Telemetry
 from edge.channel.transport import Connected, Received
 from edge.contract.clock import Now
-from edge.coordinator.artifacts import ArtifactStore
 from edge.coordinator.config import CoordinatorConfig
 from edge.coordinator.core import CoordinatorCore
 from edge.coordinator.recent import Recent
+from edge.coordinator.releases.artifacts import ArtifactStore
 from tests.support.fleet import store_in
 
 

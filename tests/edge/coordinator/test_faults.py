@@ -27,8 +27,8 @@ from edge.coordinator import events as events_module
 from edge.coordinator import service as service_module
 from edge.coordinator.config import CoordinatorConfig
 from edge.coordinator.events import AGAIN_S, Events
-from edge.coordinator.learning import MERGE_AGAIN_S
-from edge.coordinator.place import Place
+from edge.coordinator.learning.learning import MERGE_AGAIN_S
+from edge.coordinator.machine.place import Place
 from edge.coordinator.service import CoordinatorService
 from edge.learning.exchange import HeadUpdate
 from edge.learning.statistics import HeadStatistics

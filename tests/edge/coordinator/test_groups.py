@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edge.agent.on_device_model import OnDeviceModel
+from edge.agent.model.on_device_model import OnDeviceModel
 from edge.learning.exchange import HeadRelease
 from edge.merging.policy import MergePolicy
 from tests.support.fleet import SimulatedFleet

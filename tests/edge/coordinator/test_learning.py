@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edge.coordinator.learning import newer, owner_of
+from edge.coordinator.learning.learning import newer, owner_of
 from edge.coordinator.records import Contribution
 
 

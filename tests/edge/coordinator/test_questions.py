@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge.agent.pictures import png
+from edge.agent.model.pictures import png
 from edge.channel.messages import Birth, Conn, Reply, Served
 from edge.contract.clock import Now
 from edge.coordinator.access import Role
-from edge.coordinator.questions import HEARD_S, SKETCHES
+from edge.coordinator.learning.questions import HEARD_S, SKETCHES
 from edge.coordinator.records import FleetQuestion
 from edge.learning.sketches import LENGTH
 from tests.edge.coordinator.pages.test_actions import Browser
@@ -170,7 +170,7 @@ def test_sketches_of_what_a_device_does_not_run_or_was_not_asked_for_are_passed_
 
 
 def test_while_a_question_is_open_nobody_is_asked_for_sketches_and_no_quarantined_device_ever(web: Asking) -> None:
-    from edge.coordinator.admission import Decision
+    from edge.coordinator.devices.admission import Decision
 
     question = web.round([ROW])
     assert question is not None
@@ -186,7 +186,7 @@ def test_while_a_question_is_open_nobody_is_asked_for_sketches_and_no_quarantine
 def test_of_many_devices_some_are_asked_at_a_time_and_all_in_turn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edge.coordinator.questions.MOST_ASKED", 2)
+    monkeypatch.setattr("edge.coordinator.learning.questions.MOST_ASKED", 2)
     web = Asking(tmp_path, ("a", "b", "c", "d", "e"))
     rounds = []
     for _ in range(3):

@@ -15,9 +15,9 @@ from edge.contract import receipts
 from edge.contract.bundle import Bundle
 from edge.contract.clock import Now
 from edge.contract.errors import BundleError
-from edge.coordinator.artifacts import ArtifactStore
 from edge.coordinator.config import CoordinatorConfig
 from edge.coordinator.core import CoordinatorCore
+from edge.coordinator.releases.artifacts import ArtifactStore
 from edge.learning.exchange import HeadRelease
 from tests.support.contributions import Make
 from tests.support.fleet import store_in

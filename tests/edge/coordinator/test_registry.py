@@ -10,9 +10,9 @@ import pytest
 from edge.channel.messages import Birth, Conn, Served, State
 from edge.contract.clock import Now
 from edge.contract.errors import RolloutError
+from edge.coordinator.devices.registry import Registry
 from edge.coordinator.events import Events
 from edge.coordinator.records import KnownBundle
-from edge.coordinator.registry import Registry
 from edge.coordinator.store.store import Store
 
 NOW = Now(1000.0, 1)

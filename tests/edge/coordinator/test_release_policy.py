@@ -11,8 +11,8 @@ import pytest
 
 from edge.contract.bundle import Bundle
 from edge.contract.errors import ConfigError, RolloutError
-from edge.coordinator.holdout import Holdout
-from edge.coordinator.release_policy import ReleasePolicy, When, WhenOf, of_file
+from edge.coordinator.learning.holdout import Holdout
+from edge.coordinator.learning.release_policy import ReleasePolicy, When, WhenOf, of_file
 from edge.coordinator.rollout.states import RolloutEvent
 from edge.inference.onnx_session import OnnxSession
 from edge.learning.exchange import HeadRelease, HeadUpdate

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from edge.contract.errors import RolloutError
-from edge.coordinator.artifacts import ArtifactStore
 from edge.coordinator.records import Device, KnownDevice, Model
-from edge.coordinator.releases import add_release
+from edge.coordinator.releases.artifacts import ArtifactStore
+from edge.coordinator.releases.releases import add_release
+from edge.coordinator.releases.wanted import desired, wanted
 from edge.coordinator.store.store import Store
-from edge.coordinator.wanted import desired, wanted
 
 COMMON: dict[str, Any] = {"digest": "x", "reason": "r", "now_ms": 1}
 

@@ -15,9 +15,9 @@ from edge.channel.messages import Conn, Desired, Pairs
 from edge.channel.transport import Received
 from edge.contract.bundle import Bundle
 from edge.contract.errors import RolloutError
+from edge.coordinator.http.rollout_views import shown
 from edge.coordinator.inbox import Inbox
 from edge.coordinator.rollout.states import RolloutEvent
-from edge.coordinator.rollout_views import shown
 from edge.learning.exchange import HeadRelease
 from tests.support.fleet import SimulatedFleet
 from tests.support.light_fleet import Behaviour, Device, Fleet, ends

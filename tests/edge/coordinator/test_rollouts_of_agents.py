@@ -17,8 +17,8 @@ from edge.channel.memory import MemoryTransport
 from edge.channel.messages import Pairs, State
 from edge.contract.bundle import Bundle, write_bundle
 from edge.contract.training import Parameters
+from edge.coordinator.http.rollout_views import shown
 from edge.coordinator.rollout.states import RolloutEvent
-from edge.coordinator.rollout_views import shown
 from edge.learning.exchange import HeadRelease
 from edge.learning.solve import head_of
 from edge.learning.statistics import HeadStatistics

@@ -16,10 +16,10 @@ from edge.channel.messages import Conn
 from edge.channel.transport import Connected, Received
 from edge.contract.clock import Now
 from edge.contract.errors import ResourceError
-from edge.coordinator.artifacts import ArtifactStore
 from edge.coordinator.config import CoordinatorConfig
 from edge.coordinator.core import CoordinatorCore
-from edge.coordinator.room import Level, Room
+from edge.coordinator.machine.room import Level, Room
+from edge.coordinator.releases.artifacts import ArtifactStore
 from tests.support.fleet import store_in
 
 _MIB = 1 << 20

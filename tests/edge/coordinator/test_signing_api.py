@@ -12,10 +12,10 @@ import pytest
 from pydantic import ValidationError
 
 from edge.contract.clock import Now
-from edge.coordinator.api import build_api
-from edge.coordinator.artifacts import ArtifactStore
 from edge.coordinator.config import CoordinatorConfig
 from edge.coordinator.core import CoordinatorCore
+from edge.coordinator.http.api import build_api
+from edge.coordinator.releases.artifacts import ArtifactStore
 from edge.coordinator.signing import ceremony
 from edge.coordinator.signing.repository import Repository
 from tests.support.answers import Described

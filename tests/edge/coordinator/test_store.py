@@ -17,6 +17,7 @@ from sqlalchemy import Engine, event, update
 from edge.channel.messages import Conn
 from edge.contract.clock import Now
 from edge.contract.errors import ConfigError
+from edge.coordinator.devices.registry import Registry
 from edge.coordinator.events import Events
 from edge.coordinator.records import (
     ApiToken,
@@ -35,12 +36,11 @@ from edge.coordinator.records import (
     Release,
     TelemetryEntry,
 )
-from edge.coordinator.registry import Registry
+from edge.coordinator.releases.wanted import desired
 from edge.coordinator.store.database import Database, DatabaseError
 from edge.coordinator.store.store import Store
 from edge.coordinator.store.tables import AgeRow, Row
 from edge.coordinator.summaries import HOUR_S, MAX_KEYS, MINUTE_S, Keep, measures
-from edge.coordinator.wanted import desired
 from edge.merging.averaging import MergeMemory
 from tests.support.postgres import PostgresServer
 

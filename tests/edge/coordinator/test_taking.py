@@ -11,10 +11,10 @@ from edge.channel.codec import encode, encode_history
 from edge.channel.messages import Event, Telemetry
 from edge.channel.transport import Publish, Received
 from edge.contract.clock import Now
-from edge.coordinator.artifacts import ArtifactStore
 from edge.coordinator.config import CoordinatorConfig
 from edge.coordinator.core import CoordinatorCore
 from edge.coordinator.dialogue import AGAIN_S
+from edge.coordinator.releases.artifacts import ArtifactStore
 from edge.coordinator.store.database import DatabaseError
 from edge.coordinator.store.store import Store
 from edge.coordinator.taking import Taker

@@ -16,9 +16,9 @@ import pytest
 from edge.channel.transport import Connected
 from edge.contract.clock import Now
 from edge.contract.errors import ConfigError
-from edge.coordinator.artifacts import ArtifactStore
 from edge.coordinator.config import CoordinatorConfig
 from edge.coordinator.core import CoordinatorCore
+from edge.coordinator.releases.artifacts import ArtifactStore
 from edge.coordinator.rollout.states import RolloutEvent, RolloutState
 from edge.coordinator.store.database import is_taken
 from edge.coordinator.store.lease import LeaseLost

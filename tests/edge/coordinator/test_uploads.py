@@ -9,7 +9,7 @@ import pytest
 from edge.channel.messages import UploadOffer
 from edge.channel.upload import Upload
 from edge.contract.errors import ChannelError
-from edge.coordinator.uploads import IDLE_S, MAX_OF_A_DEVICE, Uploads
+from edge.coordinator.releases.uploads import IDLE_S, MAX_OF_A_DEVICE, Uploads
 
 CHUNK = 1024
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from edge.agent.on_device_model import OnDeviceModel
+from edge.agent.model.on_device_model import OnDeviceModel
 from edge.cli.bundle import bundle as edge_bundle
 from edge.contract.bundle import Bundle
 from edge.contract.errors import BundleError, ConfigError

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge.agent.candidates import Workshop
+from edge.agent.model.candidates import Workshop
 from edge.contract import tensorfile
 from edge.contract.bundle import Bundle
 from edge.contract.errors import LearningError

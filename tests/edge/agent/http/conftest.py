@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge.agent.company import Answered, Company, Job
 from edge.agent.config import AgentConfig
 from edge.agent.core import AgentCore
 from edge.agent.http.guard import Guard
 from edge.agent.http.http11 import Answer, Request
 from edge.agent.http.site import Site
+from edge.agent.model.company import Answered, Company, Job
 from edge.agent.models import Models
 from edge.contract.clock import Now
 from tests.support.fleet import unhurried

@@ -19,7 +19,7 @@ from click.testing import CliRunner
 
 from edge.agent.client import AgentClient
 from edge.agent.http.server import MAX_CONNECTIONS, parse_address
-from edge.agent.on_device_model import OnDeviceModel
+from edge.agent.model.on_device_model import OnDeviceModel
 from edge.cli.agent import agent
 from edge.contract.errors import ConfigError
 

@@ -15,13 +15,13 @@ from edge.channel.messages import Conn, Event
 from edge.channel.transport import Connected, Publish
 from edge.contract.clock import Now
 from edge.contract.errors import ConfigError, RolloutError
-from edge.coordinator.admission import Decision
 from edge.coordinator.alerts import webhook
 from edge.coordinator.alerts.rules import AlertRules, of_document, of_file
-from edge.coordinator.artifacts import ArtifactStore
 from edge.coordinator.config import CoordinatorConfig
 from edge.coordinator.core import CoordinatorCore
+from edge.coordinator.devices.admission import Decision
 from edge.coordinator.records import Alert
+from edge.coordinator.releases.artifacts import ArtifactStore
 from tests.support.fleet import store_in
 
 HOT = {"name": "hot", "kind": "threshold", "key": "temp_c", "above": 75, "lasting": "1 min"}

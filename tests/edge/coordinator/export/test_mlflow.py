@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 from edge.cli.coordinator import coordinator
 from edge.contract.errors import ChannelError, ConfigError
-from edge.coordinator.backup import DATABASE
+from edge.coordinator.machine.backup import DATABASE
 from edge.coordinator.records import Device, KnownBundle, KnownDevice, Model, Release
 from edge.coordinator.store.store import Store
 

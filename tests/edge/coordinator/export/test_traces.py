@@ -16,8 +16,8 @@ from click.testing import CliRunner
 from edge.channel.messages import Desired, Pairs
 from edge.cli.coordinator import coordinator
 from edge.contract.errors import ChannelError, ConfigError
-from edge.coordinator.backup import DATABASE
 from edge.coordinator.export import traces
+from edge.coordinator.machine.backup import DATABASE
 from tests.support.light_fleet import Device, Fleet, ends
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from edge.coordinator.access import Role
-from edge.coordinator.access_api import COOKIE
+from edge.coordinator.http.access_api import COOKIE
 from edge.coordinator.turns import PAUSED
 from tests.edge.coordinator.test_access import Web
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from edge.agent import OnDeviceModel, releases
+from edge.agent import OnDeviceModel
+from edge.agent.model import releases
 from edge.channel.messages import State
 from edge.contract.bundle import Bundle
 from edge.coordinator.pages.device_view import device as device_page

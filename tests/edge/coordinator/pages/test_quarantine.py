@@ -8,7 +8,7 @@ from edge.channel.codec import encode
 from edge.channel.messages import Conn
 from edge.channel.transport import Connected, Received
 from edge.coordinator.access import Role
-from edge.coordinator.admission import Decision
+from edge.coordinator.devices.admission import Decision
 from tests.edge.coordinator.pages.test_actions import Browser
 from tests.edge.coordinator.pages.test_line import says, words
 from tests.edge.coordinator.test_access import Web

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from edge.contract.bundle import Bundle
-from edge.coordinator.admission import Decision
+from edge.coordinator.devices.admission import Decision
 from edge.coordinator.records import Release
 from edge.coordinator.rollout.states import RolloutEvent
 from edge.learning.exchange import HeadRelease, HeadUpdate

@@ -1,0 +1,62 @@
+"""Whether a device may learn now: its budget of time, its temperature, its battery, and what else it has to do."""
+
+from __future__ import annotations
+
+import math
+
+from edge.agent.device import health
+from edge.agent.device.budget import LearningBudget
+from edge.contract.profile import LearningProfile
+
+# Between two looks at temperature, battery and load.
+_LOOK_EVERY_S = 5.0
+
+
+class Allowance:
+    """See the module.
+
+    Args:
+        limits: Of the device's profile.
+        budget: This model's share of the device's; None for all of it.
+
+    Attributes:
+        paused: What speaks against learning, but for the budget; empty for nothing.
+    """
+
+    def __init__(self, limits: LearningProfile, budget: LearningBudget | None = None) -> None:
+        self._limits = limits
+        self._budget = budget or LearningBudget(limits.budget_ms_per_s)
+        self._next_look_s = -math.inf
+        self.paused = ""
+
+    def allows(self, now_s: float) -> bool:
+        """Whether a label may be learned now."""
+        if now_s >= self._next_look_s:
+            self._next_look_s = now_s + _LOOK_EVERY_S
+            self.paused = self._why_paused()
+        return not self.paused and self._budget.allows(now_s)
+
+    def spend(self, ms: float) -> None:
+        """Learning took this long."""
+        self._budget.spend(ms)
+
+    @property
+    def waiting_for(self) -> str:
+        """What labels that wait are waiting for."""
+        return self.paused or f"the learning budget of {self.share_ms_per_s:g} ms/s, for {self._budget.wait_s:.1f} s"
+
+    @property
+    def share_ms_per_s(self) -> float:
+        """What this model may use in any case; more while others do not use theirs."""
+        return self._budget.ms_per_s
+
+    def _why_paused(self) -> str:
+        limits = self._limits
+        hottest, battery, load = health.temperature_c(), health.battery_percent(), health.load_per_core()
+        if hottest is not None and hottest > limits.max_temperature_c:
+            return f"{hottest:.0f} °C, at most {limits.max_temperature_c:.0f}"
+        if battery is not None and battery < limits.min_battery_percent:
+            return f"battery at {battery:.0f} %, at least {limits.min_battery_percent:.0f}"
+        if load is not None and load > limits.max_load_per_core:
+            return f"load of {load:.1f} a core, at most {limits.max_load_per_core:.1f}"
+        return ""

@@ -1,0 +1,1 @@
+"""What the fleet learned: contributions, merges, questions, forgetting."""

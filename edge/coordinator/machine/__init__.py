@@ -1,0 +1,1 @@
+"""What a coordinator needs around it: disk, backup, broker, configuration of both."""

@@ -1,0 +1,1 @@
+"""What is pushed: artifacts, releases, and who should run them."""

@@ -1,0 +1,140 @@
+"""What devices ran before a rollout, and how they get it again: as a new release of the older bytes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from edge.contract.clock import Now
+from edge.contract.digest import short
+from edge.contract.errors import EdgeError
+from edge.coordinator.events import Events
+from edge.coordinator.records import Model, Release
+from edge.coordinator.releases.artifacts import ArtifactStore
+from edge.coordinator.releases.bundles import Bundles
+from edge.coordinator.releases.releases import add_release, older_bytes
+from edge.coordinator.releases.wanted import fits
+from edge.coordinator.rollout.states import TargetState
+from edge.coordinator.rollout.step import Rollout, Target
+from edge.coordinator.store.store import Store
+from edge.merging.groups import is_meant
+from edge.merging.merge import shipped_head
+
+_LIVE = (TargetState.ACTIVE, TargetState.PROBATION)
+
+
+class WayBack:
+    """See the module.
+
+    Args:
+        store: The database.
+        artifacts: Files by digest.
+        bundles: Those that are known.
+        events: For what people should see.
+    """
+
+    def __init__(self, store: Store, artifacts: ArtifactStore, bundles: Bundles, events: Events) -> None:
+        self._store = store
+        self._artifacts = artifacts
+        self._bundles = bundles
+        self._events = events
+
+    def with_former(self, rollout: Rollout, target: Target) -> Target:
+        """What a device runs when it is offered the release: to it a revert goes back."""
+        if target.state is not TargetState.OFFERED or target.attempt > 1 or target.former:
+            return target
+        models = {model.model: model for model in self._store.devices.models(target.device)}
+        model = models.get(target.model)
+        if model is None:
+            return target
+        if rollout.kind == "bundle":
+            return replace(target, former=self._bundle_before(rollout, model))
+        return replace(target, former=self._head_before(rollout, model))
+
+    def _bundle_before(self, rollout: Rollout, model: Model) -> str:
+        """The bundle that a model runs, as it names it; where it runs the release's already, the one before that."""
+        release, runs = self._store.releases.get(rollout.plan.release), self._store.releases.bundle_named(model.bundle)
+        if release is None or runs is None or runs.digest != release.digest:
+            return model.bundle
+        for other, target in reversed(self._store.rollouts.of_devices(model.device)):
+            brought = self._store.releases.get(other.plan.release)
+            is_same = brought is not None and brought.digest == release.digest and target.model == model.model
+            if is_same and other.id != rollout.id and target.former:
+                return target.former
+        return model.bundle
+
+    def _head_before(self, rollout: Rollout, model: Model) -> str:
+        """Digest of the head that a model runs; "" for the one that it came with.
+
+        What it refused, or went back from, it has dealt with and does not run.
+        """
+        tags = self._store.devices.tags(model.device).get(model.device, {})
+        brought = {
+            other.plan.release: target.state
+            for other, target in self._store.rollouts.of_devices(model.device)
+            if target.model == model.model and other.id != rollout.id
+        }
+        for each in self._store.releases.all():
+            if each.counter > model.release or each.kind != "head" or not fits(each, model, is_only=True):
+                continue
+            if each.counter == rollout.plan.release:
+                continue  # it has that already
+            if each.counter in brought:
+                is_live = brought[each.counter] in _LIVE
+            elif not is_meant(each.devices, model.device, tags):
+                continue
+            else:
+                is_live = each.counter != model.state_release or model.state in ("active", "probation")
+            if is_live:
+                return each.digest
+        return ""
+
+    def restore(self, rollout: Rollout, now: Now) -> set[str]:
+        """Make a release of each different older artifact for those that are to go back; the devices to tell."""
+        groups: dict[str, list[Target]] = {}
+        for target in self._store.rollouts.targets(rollout.id):
+            if target.state is TargetState.REVERTING and not target.restore:
+                groups.setdefault(target.former, []).append(target)
+        to_tell = set[str]()
+        if not groups:
+            return to_tell
+        release = self._store.releases.get(rollout.plan.release)
+        assert release is not None
+        for former, targets in groups.items():
+            digest, backbone = self._older(release, former)
+            if not digest:
+                what = f"the bundle {short(former)}" if release.kind == "bundle" and former else "what they had"
+                cure = "; `edge-fleet release add` it, and they go back" if release.kind == "bundle" else ""
+                text = f"{rollout.id}: {what} before is not here, and {len(targets)} devices wait for it{cure}"
+                self._events.fault("", "no-way-back", text, now, kind=former)
+                continue
+            older = add_release(
+                self._store,
+                kind=release.kind,
+                digest=digest,
+                backbone=backbone,
+                devices=sorted({target.device for target in targets}),
+                reason=f"rollout {rollout.id} goes back from release {release.counter}",
+                now_ms=now.wall_ms,
+                model=targets[0].model if release.kind == "bundle" else release.model,
+                undoes=release.counter,
+            )
+            self._store.rollouts.save(rollout, rollout, [replace(target, restore=older.counter) for target in targets])
+            to_tell |= {target.device for target in targets}
+            self._events.note("", "release", f"{older.counter}: {older.reason}", now)
+        return to_tell
+
+    def _older(self, release: Release, former: str) -> tuple[str, str]:
+        """Digest and backbone of what a device ran before; "" where it is not here."""
+        try:
+            if release.kind == "bundle":
+                known = self._store.releases.bundle_named(former)
+                return ("", "") if known is None else (self._artifacts.get(known.digest).digest, known.backbone)
+            if former:
+                self._artifacts.get(former)
+                return older_bytes(self._artifacts, release.digest, former), release.backbone
+            bundle = self._bundles.of(release.backbone)
+            if bundle is None:
+                return "", ""
+            return self._artifacts.put(shipped_head(bundle).encode()).digest, release.backbone
+        except EdgeError:
+            return "", ""
