@@ -1,4 +1,4 @@
-"""Who may ask for what: tokens with roles, who is signed in, and how often one may guess.
+"""Who may ask for what: tokens with roles, who is signed in, how often one may ask, and how often guess.
 
 A token is a random secret that is shown once. The database has its SHA-256: enough for a secret nobody can guess.
 """
@@ -25,6 +25,8 @@ _DAY_MS = 86_400_000
 MAX_NAME_CHARS, MAX_DAYS = 64, 36_500.0
 # Tries that fail, from one address, and how long they count; of so many addresses.
 TRIES, TRIES_S, _MAX_ADDRESSES = 10, 60.0, 10_000
+# Requests of one token, at once and for long: many times what a person, a page or a script that waits needs.
+BURST, REQUESTS_PER_S = 2000, 200.0
 
 
 class Role(IntEnum):
@@ -101,6 +103,26 @@ class Tries:
         return max(0.0, since_s + TRIES_S - now_s) if count >= TRIES else 0.0
 
 
+class Pace:
+    """How often each of those who are signed in may ask: a bucket of requests that fills again.
+
+    >>> pace = Pace()
+    >>> waits = [pace.wait_s("kim", 5.0) for _ in range(BURST + 1)]
+    >>> waits[BURST - 1], waits[BURST], pace.wait_s("ann", 5.0), pace.wait_s("kim", 6.0)
+    (0.0, 0.005, 0.0, 0.0)
+    """
+
+    def __init__(self) -> None:
+        self._left: dict[str, tuple[float, float]] = {}
+
+    def wait_s(self, who: str, now_s: float) -> float:
+        """Seconds until one may ask again; 0 for now, which counts as asked."""
+        left, since_s = self._left.get(who, (float(BURST), now_s))
+        left = min(float(BURST), left + (now_s - since_s) * REQUESTS_PER_S)
+        self._left[who] = (left - (left >= 1.0), now_s)
+        return 0.0 if left >= 1.0 else (1.0 - left) / REQUESTS_PER_S
+
+
 @dataclass(slots=True)
 class Access:
     """Tokens of the coordinator's API.
@@ -109,12 +131,14 @@ class Access:
         store: The database, which has the hashes.
         fixed: A token that `serve` was given; it may everything.
         tries: Sign-ins that failed.
+        pace: How often who is signed in may ask.
         form_key: Of this process: proves that a form is one of its pages'.
     """
 
     store: Store
     fixed: str | None = None
     tries: Tries = field(default_factory=Tries)
+    pace: Pace = field(default_factory=Pace)
     form_key: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
 
     @property

@@ -21,7 +21,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field
 
 from edge.contract.clock import Now
-from edge.coordinator.access import MAX_DAYS, MAX_NAME_CHARS, Access, Identity, Role, shown
+from edge.coordinator.access import MAX_DAYS, MAX_NAME_CHARS, REQUESTS_PER_S, Access, Identity, Role, shown
 from edge.coordinator.http.answers import IdentityAnswer, NewTokenAnswer, TokenAnswer
 from edge.coordinator.http.once_api import once
 from edge.coordinator.records import AuditEntry, as_dict
@@ -78,7 +78,7 @@ REFUSALS: dict[int | str, str] = {
     411: "a body without `Content-Length`",
     413: "a body that is too large",
     422: "a parameter that there is not or that is wrong, or the fleet does not let that happen",
-    429: "too many wrong tokens; `Retry-After` says when to go on",
+    429: "too many wrong tokens, or requests; `Retry-After` says when to go on",
     500: "a fault inside the coordinator, which goes on",
 }
 
@@ -300,6 +300,12 @@ def _identity(request: Request, access: Access, now: Now) -> Identity:
     if isinstance(found, Identity):
         if not found.is_proved and (host := _host(request)) not in _LOCAL_HOSTS:
             raise Refused(403, f"this API is open to this machine only, not as {host[:80]!r}; make a token for others")
+        if found.is_proved and access.pace.wait_s(found.who, now.s):
+            raise Refused(
+                429,
+                f"more than {REQUESTS_PER_S:g} requests a second of {found.who!r}; go on in 1 s",
+                **{"retry-after": "1"},
+            )
         return found
     is_tried = request.url.path in PUBLIC and not access.tries.wait_s(address, now.s)
     if is_tried or request.url.path.startswith(_OF_SIGN_IN):

@@ -186,6 +186,21 @@ def test_without_a_token_it_is_open_to_this_machine_only_and_says_so(web: Web) -
             check_reach(host)
 
 
+def test_who_asks_too_often_waits_and_nobody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edge.coordinator.access.BURST", 5)
+    web = Web(tmp_path, fixed="hunter2")
+    made = make_token(tmp_path / "db.sqlite", "kim", "admin", web.now)["token"]
+    for _ in range(5):
+        assert web.ask("GET", "/api/health", made).status_code == 200
+    told = web.ask("GET", "/api/health", made)
+    assert (told.status_code, told.headers["retry-after"]) == (429, "1")
+    assert "'kim'" in told.json()["detail"]
+    assert web.ask("GET", "/api/health", "hunter2").status_code == 200
+    web.now = Now(web.now.s + 1.0, web.now.wall_ms)
+    assert web.ask("GET", "/api/health", made).status_code == 200
+    web.close()
+
+
 def test_who_guesses_waits_and_locks_out_nobody_with_a_token(tmp_path: Path) -> None:
     web = Web(tmp_path, fixed="hunter2")
     made = make_token(tmp_path / "db.sqlite", "kim", "admin", web.now)["token"]
