@@ -32,6 +32,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
 
+from edge.channel import polling
 from edge.channel.back_off import BackOff
 from edge.channel.certificates import LOOK_S, Certificates
 from edge.channel.culprits import Culprits
@@ -60,6 +61,8 @@ with spared("ssl", "urllib.request"):
     from paho.mqtt.packettypes import PacketTypes
     from paho.mqtt.properties import Properties
     from paho.mqtt.reasoncodes import ReasonCode
+
+vars(paho)["select"] = polling
 
 __all__ = ["BrokerUrl", "MqttTransport", "probe"]
 

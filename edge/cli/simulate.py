@@ -13,7 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,6 +91,7 @@ def simulate(
     from edge.channel.url import BrokerUrl
     from edge.contract.profile import detect_profile, load_profile
 
+    _open_more_files()
     play = _scenario(scenario, devices, duration, seed)
     url = BrokerUrl.parse(broker, broker_password)
     with ExitStack() as stack:
@@ -116,6 +117,15 @@ def simulate(
 
         probe(url, 10.0)
         _Parts(play, processes, state_dir, broker_password).run(as_json=as_json)
+
+
+def _open_more_files() -> None:
+    """A device has ten open files, and most systems let a process have 1,024 unless it asks for more."""
+    import resource
+
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _scenario(path: Path | None, devices: int | None, duration: str | None, seed: int | None) -> Scenario:
