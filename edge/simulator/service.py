@@ -145,10 +145,9 @@ class Devices:
         """Take what came, waiting so long for the first of it, and let devices do what is due."""
         touched: set[int] = set()
         with contextlib.suppress(queue.Empty):
-            item = self._queue.get(timeout=wait_s) if wait_s > 0 else self._queue.get_nowait()
-            for _ in range(_AT_ONCE):
-                touched |= self._take(*item)
-                item = self._queue.get_nowait()
+            touched |= self._take(*(self._queue.get(timeout=wait_s) if wait_s > 0 else self._queue.get_nowait()))
+            for _ in range(_AT_ONCE - 1):
+                touched |= self._take(*self._queue.get_nowait())
         moment = time.monotonic()
         while self._due and self._due[0][0] <= moment:
             due_s, index = heapq.heappop(self._due)
