@@ -63,7 +63,7 @@ def step(model: OnDeviceModel, number: int) -> None:
     """The step of a number: the same in every process for the same state."""
     at, rng = number // N_STEPS, np.random.default_rng(number)
     what = ROUND.get(number % N_STEPS, "label")
-    parameters = model.learning.parameters(model.learned, model.learned.mixture.believed)
+    parameters = model.live_head().parameters
     # In one order: parameters that were read from disk have another one than those that were not.
     moved = {name: (a + rng.normal(0, 0.05, a.shape)).astype(np.float32) for name, a in sorted(parameters.items())}
     release = HeadRelease(
