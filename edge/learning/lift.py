@@ -38,20 +38,21 @@ class Lift:
 
     Args:
         statistics: As shipped, of at most `LONGEST` features.
+        n_waves: At most `LONGEST`.
 
     Attributes:
         length: Of what it gives.
     """
 
-    def __init__(self, statistics: HeadStatistics) -> None:
+    def __init__(self, statistics: HeadStatistics, n_waves: int = WAVES) -> None:
         n, d = statistics.n_samples, len(statistics.gram) - 1
         if not 0 < d <= LONGEST:
             raise ValueError(f"{d} features cannot be lifted, {LONGEST} at most")
         mean = statistics.gram[-1, :-1] / n
         squares = float(np.trace(statistics.gram[:-1, :-1])) / n
         variance = max(squares - float(mean @ mean), 0.0) + _TINY * max(squares, 1.0)
-        waves = _orthogonal()[:WAVES, :d] * (SPREAD / math.sqrt(variance))
-        self.length = 2 * WAVES
+        waves = _orthogonal()[:n_waves, :d] * (SPREAD / math.sqrt(variance))
+        self.length = 2 * n_waves
         self._waves: FloatArray = waves.astype(np.float32)
         self._shift: FloatArray = (waves @ mean).astype(np.float32)
 
@@ -86,7 +87,8 @@ class Lift:
         damped = np.exp(-of_each / 2.0)
         sums = np.concatenate([cosines * damped, sines * damped, np.ones((len(counts), 1))], axis=1).T * counts
         gram: Matrix = np.empty((self.length + 1, self.length + 1))
-        first, second = slice(0, WAVES), slice(WAVES, self.length)
+        n_waves = len(waves)
+        first, second = slice(0, n_waves), slice(n_waves, self.length)
         gram[first, first] = both * even + neither * odd
         gram[second, second] = both * odd + neither * even
         gram[second, first] = mixed * even - mixed.T * odd

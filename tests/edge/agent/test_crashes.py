@@ -15,7 +15,6 @@ from edge.agent.model.learned_state import LearnedState
 from edge.agent.model.store import LearnedStore
 from edge.contract.manifest import LinearLayer
 from edge.contract.recipe import TrainingRecipe
-from edge.contract.training import FloatArray, Parameters
 from edge.learning.closed_form import StatisticsLearner
 from edge.learning.compression import EXACT, Compression
 from edge.learning.events import (
@@ -30,9 +29,14 @@ from edge.learning.events import (
     RolledBack,
 )
 from edge.learning.exchange import HeadRelease
+from edge.learning.experts import Product
 from edge.learning.learned import Learned
+from edge.learning.learner import Learner
 from edge.learning.learning import Learning
+from edge.learning.lift import Lift
+from edge.learning.lifted import LiftedLearner
 from edge.learning.packing import pack
+from edge.learning.statistics import HeadStatistics
 from edge.learning.task import Task
 from tests.support.values import same
 
@@ -47,16 +51,16 @@ Files = tuple[tuple[str, int, bytes], ...]  # names, which of them are one file,
 
 
 def rules() -> Learning:
-    """Of a head with a learner that needs no graph."""
-    task = Task(TrainingRecipe(), 3)
-
-    def run(features: FloatArray, parameters: Parameters) -> FloatArray:
-        return np.asarray(features @ parameters["w"].T + parameters["b"])
-
-    def learner() -> StatisticsLearner:
-        return StatisticsLearner(LINEAR, SHIPPED, task, None)
-
-    return Learning(task, (D,), SHIPPED, ("a", "b", "c"), LINEAR, {"statistics": learner}, run)
+    """Of a head with two learners that need no graph; what one of them keeps is there for no other device."""
+    task, rng = Task(TrainingRecipe(), 3), np.random.default_rng(2)
+    labels = rng.integers(0, 3, 60)
+    known = HeadStatistics.of(labels[:, None] + rng.normal(0, 0.5, (60, D)), labels, 3)
+    lift = Lift(known, n_waves=8)
+    learners: dict[str, Callable[[], Learner]] = {
+        "statistics": lambda: StatisticsLearner(LINEAR, SHIPPED, task, None),
+        "lifted": lambda: LiftedLearner(LINEAR, SHIPPED, task, known, lift),
+    }
+    return Learning(task, (D,), SHIPPED, ("a", "b", "c"), LINEAR, learners, Product(LINEAR, lift))
 
 
 LEARNING = rules()
