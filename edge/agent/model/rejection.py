@@ -1,7 +1,8 @@
 """Whether an answer should be "none of these": the samples that a model has learned say how far is too far.
 
-The statistics are those of the learner that is believed most, or else the shipped ones; the threshold is counted on the
-labels that came last, else on what the converter counted. Where there is neither it cannot be judged, and that is said.
+Of the learners with sums of the features the statistics are those of the one that is believed most, else the shipped
+ones; the threshold is counted on the labels that came last, else on what the converter counted. Where there is neither
+it cannot be judged, and that is said.
 """
 
 from __future__ import annotations
