@@ -34,7 +34,7 @@ LOOK_EVERY, MOST_GROWTH_MB = 20_000, 64.0
 LEAVES = (
     *(topics.UP_CONN, topics.UP_BIRTH, topics.UP_STATE, topics.UP_REQ, topics.UP_TELE, topics.UP_HIST),
     *(topics.UP_EVENT, topics.UP_REPLY, topics.DN_DESIRED, topics.DN_CMD, topics.DN_HIST, topics.DN_META),
-    *(topics.DN_RESTORE, "dn/ul/0123456789abcdef"),
+    *(topics.DN_RESTORE, topics.DN_CANDIDATE, "dn/ul/0123456789abcdef"),
 )
 
 

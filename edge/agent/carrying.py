@@ -19,7 +19,7 @@ from edge.agent.model.model_core import ModelCore
 from edge.agent.slots.slots import DeviceRecord
 from edge.channel import parcel, topics
 from edge.channel.codec import decode
-from edge.channel.messages import Desired, Meta, Restore, State
+from edge.channel.messages import Desired, Meta, Order, Restore, State
 from edge.channel.vetting import Vetting
 from edge.contract.clock import Now
 from edge.contract.digest import sha256
@@ -53,7 +53,7 @@ class Carrying:
         identity: Callable[[], DeviceRecord],
         models: Mapping[str, ModelCore],
         vetting: Vetting | None,
-        offer: Callable[[str, Desired | Restore, str, Now], None],
+        offer: Callable[[str, Desired | Order, str, Now], None],
         seal_key: str,
         admission: Admission,
     ) -> None:

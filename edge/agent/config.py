@@ -61,6 +61,7 @@ class AgentConfig:
         keep_hard_mb: Disk for the hard samples of each model, MiB; 0 keeps none.
         fleet_labels: Whether the coordinator is sent sketches of samples whose label would help, and may give labels.
         share_pictures: Whether the coordinator may see the sample that a person is asked about.
+        evaluate_candidates: Whether the fleet may ask how candidate heads do on the labels that came last here.
         home_assistant: Prefix below which Home Assistant is told of this device; "" tells it nothing.
         trust_root: The root document below which releases must be signed; None takes unsigned ones.
         checkpoint_every_s: Between two checkpoints that are sent by plan; 0 for only when they are asked for.
@@ -96,6 +97,7 @@ class AgentConfig:
     keep_hard_mb: float = 0.0
     fleet_labels: bool = False
     share_pictures: bool = False
+    evaluate_candidates: bool = False
     home_assistant: str = ""
 
 

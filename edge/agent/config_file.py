@@ -43,6 +43,7 @@ class AgentFile:
     keep_hard: float | None = None
     fleet_labels: bool | None = None
     share_pictures: bool | None = None
+    evaluate_candidates: bool | None = None
     home_assistant: str | None = None
     telemetry_interval: float | None = None
     outbox: float | None = None

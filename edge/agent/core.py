@@ -42,7 +42,7 @@ from edge.channel.messages import (
     HistoryKept,
     Message,
     Meta,
-    Restore,
+    Order,
     Served,
     State,
     UploadStatus,
@@ -306,7 +306,7 @@ class AgentCore:
                     model.frame(frame, now)
             return
         message = decode(leaf, payload)
-        if isinstance(message, Desired | Restore):
+        if isinstance(message, Desired | Order):
             if (named := meant_model(message, self.models, len(self._config.bundles))) is not None:
                 self._offered(named, message, leaf, now)
         elif isinstance(message, UploadStatus):
@@ -323,13 +323,13 @@ class AgentCore:
         elif isinstance(message, Conn):
             self.tell(self._line.heard(topic, message, self._own_conn, now.s))
 
-    def _offered(self, model: str, desired: Desired | Restore, leaf: str, now: Now) -> None:
+    def _offered(self, model: str, desired: Desired | Order, leaf: str, now: Now) -> None:
         """For a model, a release or what was learned elsewhere: it is proved first where this device wants proof.
 
         An older release changes nothing.
         """
         known = self.models[model].host.slots.record.release
-        if self._vetting is not None and (isinstance(desired, Restore) or desired.release >= known):
+        if self._vetting is not None and (isinstance(desired, Order) or desired.release >= known):
             self._vetting.offer(model, desired)
             return
         with self._guarded(model):
@@ -348,8 +348,8 @@ class AgentCore:
                     model.receive(desired, topics.DN_DESIRED, now)
                     continue
                 why = f"{verdict.kind}: {verdict.detail}"
-                if isinstance(desired, Restore):
-                    self.tell([("restore-distrusted", f"order {desired.number}: {why}")])
+                if isinstance(desired, Order):
+                    self.tell([(f"{desired.word}-distrusted", f"order {desired.number}: {why}")])
                 else:
                     self.tell([("release-distrusted", f"release {desired.release}: {why}")])
                     model.deployment.refuse(desired, f"not believed, {why}"[:500])

@@ -10,7 +10,7 @@ from edge.agent.device import health
 from edge.agent.line.admission import Admission
 from edge.agent.model.model_core import ModelCore
 from edge.agent.slots.slots import DeviceRecord
-from edge.channel.messages import MAX_BASES, Birth, Command, Conn, Desired, Reply, Restore, Served
+from edge.channel.messages import MAX_BASES, Birth, Command, Conn, Desired, Order, Reply, Served
 from edge.contract.clock import Now
 from edge.contract.errors import ChannelError
 
@@ -60,6 +60,7 @@ def introduction(
         bases=tuple(bases)[:MAX_BASES],
         seal_key=seal_key,
         admission=admission.admission,
+        evaluates=config.evaluate_candidates,
     )
 
 
@@ -79,7 +80,7 @@ def own_word(record: DeviceRecord, session: int, now: Now, *, online: bool) -> C
     return Conn(online=online, session=session, boot=record.boot, ts_ms=now.wall_ms, state_id=record.state_id)
 
 
-def meant_model(desired: Desired | Restore, models: Collection[str], n_bundles: int) -> str | None:
+def meant_model(desired: Desired | Order, models: Collection[str], n_bundles: int) -> str | None:
     """The model that a release is for; None for one that is not served any more.
 
     Raises:

@@ -36,6 +36,7 @@ _TYPES: dict[str, type[m.Message]] = {
     topics.DN_HIST: m.HistoryKept,
     topics.DN_META: m.Meta,
     topics.DN_RESTORE: m.Restore,
+    topics.DN_CANDIDATE: m.Candidate,
 }
 
 

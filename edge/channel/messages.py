@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from edge.contract.digest import Digest, is_digest
 from edge.contract.documents import Rule, at_least
@@ -109,6 +109,7 @@ class Birth(Message):
         bases: Digests of artifacts that are there, for forms against them.
         seal_key: Public key that a checkpoint for this device may be sealed to, in hexadecimal; "" for none.
         admission: Whether it belongs to the fleet, as it was told last; "" of devices that know of no such word.
+        evaluates: Whether it agrees to be asked about candidate heads, see `Candidate`.
     """
 
     agent_version: str
@@ -128,6 +129,7 @@ class Birth(Message):
     bases: Digests = ()
     seal_key: SealKey = ""
     admission: Admitted = ""
+    evaluates: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -220,21 +222,24 @@ class Desired(Message):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Restore(Message):
-    """``dn/restore``: take up what a device of the same backbone had learned; said again until the device replies.
+class Order(Message):
+    """What a model of a device is to fetch and do once; said again until the device replies.
 
     Attributes:
-        number: Of the order; a model takes up only what is ordered later than what it took up last.
+        word: What it is called in replies and in what is signed.
+        number: Of the order.
         model: Of this device.
-        digest: SHA-256 of the checkpoint, which is fetched like any artifact.
+        digest: SHA-256 of the artifact.
         size_bytes: Its size.
         chunk_size_bytes: Of its chunks.
         index_digest: Of their digests.
         backbone: That it belongs to.
         ts_ms: When it was ordered, milliseconds since 1970.
         signature: Of who may say what runs where, as of a `Desired`; "" in a fleet without keys.
+        forms: Shorter ways to the same artifact, as of a `Desired`.
     """
 
+    word: ClassVar[str] = ""
     number: Count
     model: ModelName
     digest: Digest
@@ -244,6 +249,27 @@ class Restore(Message):
     backbone: Digest
     ts_ms: Count
     signature: str = ""
+    forms: tuple[Form, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Restore(Order):
+    """``dn/restore``: take up the checkpoint of a device of the same backbone.
+
+    A model takes up only what is ordered later than what it took up last.
+    """
+
+    word: ClassVar[str] = "restore"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Candidate(Order):
+    """``dn/candidate``: try a head on the labels that came last, and reply with counts; nothing is taken in.
+
+    Only devices are asked that say in their `Birth` that they agree.
+    """
+
+    word: ClassVar[str] = "candidate"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -29,6 +29,7 @@ DN_CMD = "dn/cmd"
 DN_HIST = "dn/hist"
 DN_META = "dn/meta"
 DN_RESTORE = "dn/restore"
+DN_CANDIDATE = "dn/candidate"
 
 # A device with several models has one retained message of each model on these, one level deeper.
 _OF_A_MODEL = (UP_STATE, DN_DESIRED)

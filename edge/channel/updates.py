@@ -27,7 +27,7 @@ from tuf.api.metadata import Metadata, Root, Targets
 from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
 
 from edge.channel.forms import restore, shorten
-from edge.channel.messages import Desired, Meta, Restore
+from edge.channel.messages import Desired, Meta, Order
 from edge.contract import strictjson
 from edge.contract.errors import ChannelError, ConfigError
 from edge.contract.files import sync_folder
@@ -69,12 +69,12 @@ def path_of(kind: str, digest: str) -> str:
     return f"{kind}/{digest}"
 
 
-def assigned(fleet: str, device: str, desired: Desired | Restore) -> bytes:
+def assigned(fleet: str, device: str, desired: Desired | Order) -> bytes:
     """What is signed of a `Desired`: all that says what runs where; not how the bytes travel, a digest proves them."""
-    if isinstance(desired, Restore):
+    if isinstance(desired, Order):
         return strictjson.dumps(
             {
-                "type": "edgeloop-restore",
+                "type": f"edgeloop-{desired.word}",
                 "fleet": fleet,
                 "device": device,
                 "model": desired.model,
@@ -129,8 +129,8 @@ def unpacked(message: Meta) -> bytes | None:
     return restore("zstd", data, message.size_bytes)
 
 
-def _called(desired: Desired | Restore) -> str:
-    return f"release {desired.release}" if isinstance(desired, Desired) else f"the restoration {desired.number}"
+def _called(desired: Desired | Order) -> str:
+    return f"release {desired.release}" if isinstance(desired, Desired) else f"the {desired.word} {desired.number}"
 
 
 class _Files(FetcherInterface):
@@ -228,10 +228,10 @@ class Trust:
         self._fetched.files.clear()
         self._fetched.missing = None
 
-    def look(self, desired: Desired | Restore) -> bool:
+    def look(self, desired: Desired | Order) -> bool:
         """Whether a release is to be believed; False while `missing` has to be fetched for that.
 
-        What is to be restored stands in no list: the signature is of its digest, too.
+        What is ordered stands in no list: the signature is of its digest, too.
 
         Raises:
             DistrustError: It is not.
@@ -245,7 +245,7 @@ class Trust:
             updater.refresh()
             keys = self._assigners()
             self._is_assigned(desired, keys)
-            if isinstance(desired, Restore):
+            if isinstance(desired, Order):
                 self._sync()
                 return True
             target = updater.get_targetinfo(path_of(desired.kind, desired.digest))
@@ -286,7 +286,7 @@ class Trust:
             return {}
         return {keyid: delegations.keys[keyid] for keyid in role.keyids if keyid in delegations.keys}
 
-    def _is_assigned(self, desired: Desired | Restore, keys: dict[str, Key]) -> None:
+    def _is_assigned(self, desired: Desired | Order, keys: dict[str, Key]) -> None:
         keyid, _, signature = desired.signature.partition(":")
         key = keys.get(keyid)
         if key is None:

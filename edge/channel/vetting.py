@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import Protocol
 
-from edge.channel.messages import Desired, Meta, Request, Restore
+from edge.channel.messages import Desired, Meta, Order, Request
 from edge.contract.errors import ChannelError
 
 FIRST_WAIT_S, LAST_WAIT_S = 2.0, 60.0
@@ -30,7 +30,7 @@ class Trust(Protocol):
     def begin(self) -> None:
         """Forget what was handed in."""
 
-    def look(self, desired: Desired | Restore) -> bool:
+    def look(self, desired: Desired | Order) -> bool:
         """Whether a release is to be believed; False while `missing` has to be fetched."""
 
 
@@ -39,7 +39,7 @@ class Believed:
     """A release was proved."""
 
     model: str
-    desired: Desired | Restore
+    desired: Desired | Order
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class Distrusted:
     """
 
     model: str
-    desired: Desired | Restore
+    desired: Desired | Order
     kind: str
     detail: str
 
@@ -75,9 +75,9 @@ class Vetting:
 
     def __init__(self, trust: Trust) -> None:
         self._trust = trust
-        # By model, and whether it is to be restored or is a release.
-        self._waiting: dict[tuple[str, type], Desired | Restore] = {}
-        self._believed: dict[tuple[str, type], Desired | Restore] = {}
+        # By model, and whether it is a release or which kind of order.
+        self._waiting: dict[tuple[str, type], Desired | Order] = {}
+        self._believed: dict[tuple[str, type], Desired | Order] = {}
         self._asked: str | None = None
         self._again_s = math.inf
         self._wait_s = FIRST_WAIT_S
@@ -93,7 +93,7 @@ class Vetting:
         waits = f", waiting for {self._asked}" if self._waiting and self._asked else ""
         return f"signed, below the root that this device was given{waits}"
 
-    def offer(self, model: str, desired: Desired | Restore) -> None:
+    def offer(self, model: str, desired: Desired | Order) -> None:
         """Look at a release for a model when `poll` is called next; what was proved goes through at once."""
         if _is_same(self._believed.get((model, type(desired))), desired):
             self.verdicts.append(Believed(model, desired))
@@ -149,11 +149,11 @@ class Vetting:
         return [Request(op="meta", name=self._asked or "")]
 
 
-def _is_same(proved: Desired | Restore | None, desired: Desired | Restore) -> bool:
+def _is_same(proved: Desired | Order | None, desired: Desired | Order) -> bool:
     """Whether this says what was proved, however its bytes travel now."""
     if isinstance(proved, Desired) and isinstance(desired, Desired):
         names = ["release", "kind", "digest", "size_bytes", "backbone", "model", "signature"]
-    elif isinstance(proved, Restore):
+    elif isinstance(proved, Order):
         names = ["number", "digest", "size_bytes", "backbone", "model", "signature"]
     else:
         return False

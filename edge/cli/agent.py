@@ -92,6 +92,11 @@ def agent() -> None:
     "--share-pictures", is_flag=True, help="With --fleet-labels: also the picture of the sample that is asked about."
 )
 @click.option(
+    "--evaluate-candidates",
+    is_flag=True,
+    help="Let the fleet ask how merged heads do on the last labels here before they go out; only counts leave.",
+)
+@click.option(
     "--source",
     "sources",
     multiple=True,
@@ -157,6 +162,7 @@ def run(
     keep_hard: float,
     fleet_labels: bool,
     share_pictures: bool,
+    evaluate_candidates: bool,
     home_assistant: str | None,
     sources: tuple[str, ...],
     answers: tuple[str, ...],
@@ -229,6 +235,7 @@ def run(
         keep_hard_mb=keep_hard,
         fleet_labels=fleet_labels,
         share_pictures=share_pictures,
+        evaluate_candidates=evaluate_candidates,
         home_assistant=prefix_of(home_assistant),
         streams=StreamLimits(most=max_streams, max_mb=stream_memory, idle_s=stream_expiry),
         outbox_mb=0.0 if broker is None else outbox,

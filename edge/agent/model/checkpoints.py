@@ -20,11 +20,11 @@ from typing import Any
 
 from edge.agent.config import AgentConfig
 from edge.agent.model.host import ModelHost
-from edge.agent.slots.fetching import Fetch
+from edge.agent.slots.fetching import Fetch, desired_of
 from edge.agent.slots.states import SlotState
 from edge.channel.chunks import UPLOAD_BYTES, fitting
 from edge.channel.frames import Frame
-from edge.channel.messages import Desired, Reply, Request, Restore, UploadOffer, UploadStatus
+from edge.channel.messages import Reply, Request, Restore, UploadOffer, UploadStatus
 from edge.channel.upload import Upload
 from edge.contract import sealing
 from edge.contract.clock import Now
@@ -190,12 +190,12 @@ class Checkpoints:
             self._reply(order_id("restore", order.number), 1, why)
             return
         if self._fetch is not None and self._order is not None and self._order.digest == order.digest:
-            if not self._fetch.is_recut(_as_desired(order)) and order.number == self._order.number:
+            if not self._fetch.is_recut(desired_of(order)) and order.number == self._order.number:
                 return
             self._fetch.close()
         self._order = order
         try:
-            self._fetch = Fetch(_as_desired(order), self._host.slots, {}, now_s)
+            self._fetch = Fetch(desired_of(order), self._host.slots, {}, now_s)
         except (EdgeError, OSError) as exc:
             self._wait(f"it cannot be fetched: {exc}", now_s)
         self._again_s = now_s
@@ -344,18 +344,3 @@ class Checkpoints:
     def _reply(self, order: str, rc: int, detail: str) -> None:
         out: dict[str, Any] = {"model": self._host.name}
         self.replies.append(Reply(id=order, rc=rc, detail=detail, out=out))
-
-
-def _as_desired(order: Restore) -> Desired:
-    """An order as what `Fetch` takes: how its bytes travel."""
-    return Desired(
-        release=0,
-        kind="head",
-        digest=order.digest,
-        size_bytes=order.size_bytes,
-        chunk_size_bytes=order.chunk_size_bytes,
-        index_digest=order.index_digest,
-        backbone=order.backbone,
-        reason="",
-        ts_ms=order.ts_ms,
-    )

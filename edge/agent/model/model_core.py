@@ -14,6 +14,7 @@ from edge.agent.line.letters import letter
 from edge.agent.model.checkpoints import Checkpoints, Seals
 from edge.agent.model.contributing import Contributing
 from edge.agent.model.deployment import Deployment
+from edge.agent.model.evaluating import Evaluating
 from edge.agent.model.hard_samples import HardSamples
 from edge.agent.model.host import ModelHost
 from edge.agent.model.questions import Questions
@@ -23,7 +24,7 @@ from edge.agent.model.served_model import check_name
 from edge.agent.slots.states import SlotState
 from edge.channel import topics
 from edge.channel.frames import Frame, encode_frame
-from edge.channel.messages import Desired, Restore, Served, State, UploadStatus
+from edge.channel.messages import Candidate, Desired, Order, Restore, Served, State, UploadStatus
 from edge.channel.transport import Publish
 from edge.contract.clock import Now
 from edge.contract.errors import LearningError
@@ -52,6 +53,7 @@ class ModelCore:
     Attributes:
         deployment: Of its releases.
         checkpoints: What was learned, sent away and taken up.
+        evaluating: Candidate heads that the fleet asks about.
         replies: What it answers, and the answers of late.
         is_renewed: Whether another head or bundle is live than before; the caller sets it back.
         news: What happened since the last look, by kind and text; the caller clears it.
@@ -96,6 +98,9 @@ class ModelCore:
         self._level = level_of(host.name) if len(config.bundles) > 1 else ""
         self._contributing = Contributing(host, config.sync_interval_s, state_id, config.upload)
         self.checkpoints = Checkpoints(config, host, state_id, seals or Seals())
+        self.evaluating = Evaluating(
+            host, agrees=config.evaluate_candidates, max_bytes=config.profile.inference.max_bundle_mb << 20
+        )
         self._next_checkpoint_s = math.inf
         self._journaled_ms = 0.0  # what it took to learn what is in the journal
         self._fault = ""
@@ -245,13 +250,16 @@ class ModelCore:
 
     # The fleet
 
-    def receive(self, message: Desired | Restore | UploadStatus, leaf: str, now: Now) -> None:
-        """Take what the coordinator says of a release, a checkpoint or an upload; of another's upload it is ignored."""
+    def receive(self, message: Desired | Order | UploadStatus, leaf: str, now: Now) -> None:
+        """Take what the coordinator says of a release, an order or an upload; of another's upload it is ignored."""
         if isinstance(message, Desired):
+            self.evaluating.give_up(message.digest)
             self.deployment.offer(message, now.s)
+        elif isinstance(message, Candidate):
+            self.evaluating.offer(message, now.s)
         elif isinstance(message, Restore):
             self.checkpoints.offer(message, now.s)
-        else:
+        elif isinstance(message, UploadStatus):
             self._contributing.receive(topics.transfer_of(leaf), message, now.s)
             self.checkpoints.receive(topics.transfer_of(leaf), message, now.s)
 
@@ -259,6 +267,7 @@ class ModelCore:
         """Take a frame of a download; another's is ignored."""
         self.deployment.frame(frame, now.s)
         self.checkpoints.frame(frame, now.s)
+        self.evaluating.frame(frame, now.s)
 
     def limit(self, max_packet_bytes: int) -> None:
         """Packets have at most so many bytes from now on."""
@@ -278,8 +287,8 @@ class ModelCore:
     def next_deadline_s(self, *, may_send: bool) -> float:
         """Call `tick` at this time at the latest."""
         deadlines = [self._next_checkpoint_s, self.deployment.next_deadline_s]
-        sending = [self._contributing.next_deadline_s, self.checkpoints.next_deadline_s] if may_send else []
-        return min(deadlines + sending)
+        sending = (self._contributing, self.checkpoints, self.evaluating) if may_send else ()
+        return min(deadlines + [each.next_deadline_s for each in sending])
 
     @property
     def busy(self) -> bool:
@@ -326,6 +335,7 @@ class ModelCore:
         self.checkpoints.look(now.s)
         out = self._contributions(now) if may_send else []
         out += self._of_checkpoints(now, may_send=may_send)
+        out += self._of_candidates(now, may_send=may_send)
         return out + self._of_deployment(now)
 
     def _tell(self, *events: tuple[str, str]) -> None:
@@ -353,6 +363,19 @@ class ModelCore:
         work.events.clear()
         work.requests.clear()
         work.replies.clear()
+        return out
+
+    def _of_candidates(self, now: Now, *, may_send: bool) -> list[Publish]:
+        """What is asked for of candidate heads while the line may be used for it, and what is said of them."""
+        work = self.evaluating
+        if may_send:
+            work.poll(now.s)
+        wanted = work.requests if may_send else []
+        out = [letter(self._config, topics.UP_REQ, each, qos=1, expiry_s=60) for each in wanted]
+        out += [letter(self._config, topics.UP_REPLY, each, qos=1, expiry_s=3600) for each in work.replies]
+        self._tell(*work.events)
+        for each in (work.requests, work.replies, work.events):
+            each.clear()
         return out
 
     def _of_deployment(self, now: Now) -> list[Publish]:

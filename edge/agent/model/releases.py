@@ -31,8 +31,8 @@ from edge.learning.statistics import HeadStatistics
 from edge.learning.trial import COMPETES, MIN_LABELS, MIN_SAMPLES, Finding, Verdict, compare, judge
 
 __all__ = [
-    "Offer", "bring_back", "compared", "confirm", "contribution", "expert_weights", "go_back", "head_digest",
-    "judge_bundle", "judge_taken", "look_at", "roll_back", "take",
+    "Offer", "bring_back", "compared", "confirm", "contribution", "expert_weights", "fitted", "go_back",
+    "head_digest", "judge_bundle", "judge_taken", "look_at", "roll_back", "take",
 ]  # fmt: skip
 
 # Samples without labels that heads are compared on.
@@ -77,8 +77,8 @@ class Offer:
     competes: bool
 
 
-def look_at(model: OnDeviceModel, release: HeadRelease, *, competes: bool) -> Offer:
-    """Judge an offered head by the labels that came last, else by the samples that did; changes nothing.
+def fitted(model: OnDeviceModel, release: HeadRelease) -> HeadRelease:
+    """A head from elsewhere in the order of this device's classes.
 
     Raises:
         BundleError: There is no head here, it belongs to another backbone, or its parameters are not this head's.
@@ -86,7 +86,6 @@ def look_at(model: OnDeviceModel, release: HeadRelease, *, competes: bool) -> Of
     manifest = model.manifest
     if not model.learns:
         raise BundleError(NO_HEAD)
-    learned = model.learned
     if release.backbone != manifest.backbone_digest:
         raise BundleError("the offered head belongs to another backbone")
     check_parameters(release.parameters, manifest, "the offered head", len(release.class_names) or None)
@@ -101,13 +100,22 @@ def look_at(model: OnDeviceModel, release: HeadRelease, *, competes: bool) -> Of
             HeadStatistics.from_tensors(release.merged, head.n_statistics, n_outputs, is_classifier=is_classifier)
         except LearningError as exc:
             raise BundleError(f"the offered head: {exc}") from exc
-    here = aligned(model.learning, learned, release)
+    return aligned(model.learning, model.learned, release)
+
+
+def look_at(model: OnDeviceModel, release: HeadRelease, *, competes: bool) -> Offer:
+    """Judge an offered head by the labels that came last, else by the samples that did; changes nothing.
+
+    Raises:
+        BundleError: As `fitted`.
+    """
+    here, learned = fitted(model, release), model.learned
 
     def answers(features: FloatArray) -> FloatArray:
         with np.errstate(all="ignore"):  # a verdict says what is not finite
             return model.learning.run(features, here.parameters)
 
-    recent, labelled = learned.recent, learned.recent.features(head.features.sample_shape)
+    recent, labelled = learned.recent, learned.recent.features(model.learning.shape)
     verdict = judge(recent.answers, answers(labelled), recent.targets, model.task)
     if verdict.finding is Finding.NOT_JUDGED:
         # Also those that have a label by now: too few to judge by are enough to see that a head is another one.

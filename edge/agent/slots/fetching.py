@@ -16,13 +16,29 @@ from edge.channel import forms
 from edge.channel.chunks import SMALLEST_BYTES
 from edge.channel.download import Download, Effect, Finished, SendRequest, WriteChunk
 from edge.channel.frames import Frame
-from edge.channel.messages import Desired, Form, Request
+from edge.channel.messages import Desired, Form, Order, Request
 from edge.contract.errors import BundleError, ChannelError, EdgeError
 
 # Time-outs of a download without one frame, before smaller ones are asked for.
 _FRUITLESS = 2
 # A download that moves, but by less than this: a line that is next to dead, or somebody who holds an update back.
 SLOW_S, FLOOR_BYTES_PER_S = 600.0, 64
+
+
+def desired_of(order: Order) -> Desired:
+    """An order as what `Fetch` takes: how its bytes travel."""
+    return Desired(
+        release=0,
+        kind="head",
+        digest=order.digest,
+        size_bytes=order.size_bytes,
+        chunk_size_bytes=order.chunk_size_bytes,
+        index_digest=order.index_digest,
+        backbone=order.backbone,
+        reason="",
+        ts_ms=order.ts_ms,
+        forms=order.forms,
+    )
 
 
 class Fetch:

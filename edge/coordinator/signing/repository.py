@@ -15,7 +15,7 @@ from tuf.api import exceptions as tuf
 from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, TargetFile, Targets
 from tuf.api.metadata import Timestamp as TimestampRole
 
-from edge.channel.messages import Desired, Meta, Restore
+from edge.channel.messages import Desired, Meta, Order
 from edge.channel.updates import BUNDLES, HEADS, assigned, is_name, packed, path_of
 from edge.contract.clock import Now
 from edge.contract.errors import ConfigError, RolloutError
@@ -135,7 +135,7 @@ class Repository:
             self._listed[role] = frozenset(() if found is None else found.targets)
         return path_of(kind, digest) in self._listed[role]
 
-    def sign(self, fleet: str, device: str, desired: Desired | Restore, now: Now) -> str:
+    def sign(self, fleet: str, device: str, desired: Desired | Order, now: Now) -> str:
         """The signature of what a device should run, for `Desired.signature`; a head is put into the list first.
 
         Raises:

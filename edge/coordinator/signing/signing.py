@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from edge.channel.messages import Desired, Meta, Restore
+from edge.channel.messages import Desired, Meta, Order
 from edge.contract.clock import Now
 
 NOT_SIGNED = "is in no signed list: sign it with `edge-fleet keys sign`, which needs the key of bundles"
@@ -19,7 +19,7 @@ class Signing(Protocol):
     def names(self) -> list[str]:
         """The documents that a device may ask for: all roots, and the newest of each other role."""
 
-    def sign(self, fleet: str, device: str, desired: Desired | Restore, now: Now) -> str:
+    def sign(self, fleet: str, device: str, desired: Desired | Order, now: Now) -> str:
         """The signature of what a device should run; a head is put into the list first."""
 
     def is_listed(self, kind: str, digest: str) -> bool:

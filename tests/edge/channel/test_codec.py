@@ -65,6 +65,9 @@ SAMPLES: dict[str, m.Message] = {
     topics.DN_RESTORE: m.Restore(
         number=3, model="kws", digest=D, size_bytes=9, chunk_size_bytes=1024, index_digest=D, backbone=D, ts_ms=1
     ),
+    topics.DN_CANDIDATE: m.Candidate(
+        number=3, model="kws", digest=D, size_bytes=9, chunk_size_bytes=1024, index_digest=D, backbone=D, ts_ms=1
+    ),
     topics.DN_CMD: m.Command(id="c1", name="sync", args={"now": True}, ttl_s=30.0),
     topics.UP_REPLY: m.Reply(id="c1", rc=-1, detail="busy", out={}),
 }
