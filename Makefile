@@ -26,9 +26,10 @@ test: $(READY)
 suite: $(READY)
 	$(PYTEST)
 
+# Two processes: these tests wait for nothing, and each process takes seconds to import them.
 quick: $(READY)
 	$(BIN)/ruff check .
-	$(PYTEST) -m 'not slow and not broker and not long'
+	$(PYTEST) -n 2 -m 'not slow and not broker and not long'
 
 check: $(READY)
 	$(BIN)/ruff check .
