@@ -91,11 +91,10 @@ class Sieve:
         if kind & 0xF0 != _PUBLISH or kind & _QOS > 2 or end > len(data):
             return None
         at = self._at + 2
-        while data[at - 1] > 127:
-            at += 1
-        topic_end = at + 2 + (data[at] << 8 | data[at + 1])
-        rest = topic_end
         try:
+            while data[at - 1] > 127:
+                at += 1
+            topic_end = rest = at + 2 + (data[at] << 8 | data[at + 1])
             topic = data[at + 2 : topic_end].decode()
             number = 0
             if kind & _QOS:

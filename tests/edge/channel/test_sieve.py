@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties, VariableByteIntegers
@@ -74,6 +74,8 @@ def test_however_the_stream_is_cut_nothing_is_lost_and_the_order_stays(
 
 
 @given(st.binary(max_size=400), st.booleans())
+@example(b"0\x80\x80\x80\x80", True)
+@example(b"0\x00", False)
 def test_of_bytes_that_are_no_packets_none_is_lost_and_none_is_waited_for_twice(junk: bytes, is_5: bool) -> None:
     sieve = Sieve(is_5=is_5)
     found = through(sieve, [junk])
