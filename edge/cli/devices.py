@@ -120,9 +120,10 @@ def show(connect: Any, name: str, as_json: bool) -> None:
 @click.argument("key")
 @click.option("--since", metavar="AGE", callback=_since, default="1h", help="How far back: 90min, 12h, 30d.")
 @click.option("--step", type=click.Choice(["auto", "message", "minute", "hour"]), default="auto", help="Summed by.")
+@click.option("--model", help="Of this model only, where the device has several.  [default: all, one after the other]")
 @_JSON
 @click.pass_obj
-def metrics(connect: Any, device: str, key: str, since: int, step: str, as_json: bool) -> None:
+def metrics(connect: Any, device: str, key: str, since: int, step: str, model: str | None, as_json: bool) -> None:
     """What DEVICE measured of KEY, such as acc, lat_p99_ms or temp_c: mean, least and largest.
 
     Messages are kept for 7 days, sums by the minute for 90 days and by the hour for two years.
@@ -130,23 +131,29 @@ def metrics(connect: Any, device: str, key: str, since: int, step: str, as_json:
     \b
     edge-fleet metrics camera-1 acc --since 12h
     edge-fleet metrics camera-1 temp_c --since 30d --step hour --json
+    edge-fleet metrics camera-1 lat_p99_ms --model voice
     """
     if step == "auto":
         age_s = time.time() - since / 1000
         step = "message" if age_s < 2 * 3600 else "minute" if age_s < 3 * 86_400 else "hour"
     found = connect().call("GET", f"/api/v1/metrics/{device}/{key}", params={"since": since, "step": step})
+    if model is not None:
+        found["points"] = [each for each in found["points"] if each["model"] == model]
     if as_json:
         click.echo(json.dumps(found, indent=1))
         return
-    if not found["points"]:
+    points = found["points"]
+    if not points:
         keys = ", ".join(shown(each) for each in found["keys"])
-        raise RolloutError(f"{device} measured no {key} in that time; lately it measured {keys or 'nothing'}")
-    for each in found["points"]:
-        model = f"  {shown(each['model'])}" if each["model"] else ""
+        what = key if model is None else f"{key} of {shown(model)}"
+        raise RolloutError(f"{device} measured no {what} in that time; lately it measured {keys or 'nothing'}")
+    widest = max(len(shown(each["model"])) for each in points)
+    for each in points:
+        of = f"  {shown(each['model']):{widest}}" if widest else ""
         values = f"{each['mean']:>10.4g}"
         if each["n"] > 1:
             values += f"  {each['min']:.4g} to {each['max']:.4g} of {each['n']}"
-        say(f"{stamp(each['ts_ms'])}{model}  {values}")
+        say(f"{stamp(each['ts_ms'])}{of}  {values}")
 
 
 @click.command()

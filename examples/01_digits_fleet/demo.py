@@ -273,7 +273,11 @@ def run(folder: Path, keep: bool, dashboard: bool) -> int:
         measure(STEPS[2], agents, data, results, at)
 
         console.rule("6. edge-fleet merge")
-        wait_for("every device has sent what it learned", lambda: contributed(fleet) == learned(agents))
+        wait_for(
+            "every device has sent what it learned",
+            lambda: contributed(fleet) == learned(agents),
+            why=lambda: held_up(agents),
+        )
         console.print(fleet.fleet("merge"), highlight=False)
         wait_for("the merged head is active everywhere", lambda: all(row["state"] == "active" for row in fleet.known()))
         at += MEASURE_EVERY
@@ -301,6 +305,15 @@ def run(folder: Path, keep: bool, dashboard: bool) -> int:
 def learned(agents: dict[str, AgentClient]) -> dict[str, int]:
     """Labelled samples that each device has learned by now: on a busy machine labels wait for their turn."""
     return {device: agent.status()["samples"] for device, agent in agents.items()}
+
+
+def held_up(agents: dict[str, AgentClient]) -> str:
+    """What labels wait for, in words."""
+    found = {device: agent.status() for device, agent in agents.items()}
+    waits = [
+        f"{device}: {s['waiting']} labels wait for {s['waiting_for']}" for device, s in found.items() if s["waiting"]
+    ]
+    return "".join(f"; {each}" for each in waits)
 
 
 def contributed(fleet: Fleet) -> dict[str, int]:

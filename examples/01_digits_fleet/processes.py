@@ -37,14 +37,14 @@ def free_port() -> int:
         return port
 
 
-def wait_for(what: str, ready: Callable[[], Any], timeout_s: float = 60.0) -> Any:
-    """Ask until the answer is true, and return it."""
+def wait_for(what: str, ready: Callable[[], Any], timeout_s: float = 60.0, why: Callable[[], str] = lambda: "") -> Any:
+    """Ask until the answer is true, and return it; where it stays false, `why` is asked for the reason."""
     end = time.monotonic() + timeout_s
     while time.monotonic() < end:
         if answer := ready():
             return answer
         time.sleep(0.1)
-    raise TimeoutError(f"{what} did not happen within {timeout_s:.0f} s; see the logs")
+    raise TimeoutError(f"{what}: did not happen within {timeout_s:.0f} s{why()}; see the logs")
 
 
 class Fleet:

@@ -101,7 +101,8 @@ class TelemetryLog:
         with self._database.transaction() as session:
             rows = [row.to(TelemetryEntry) for row in session.scalars(messages.order_by(TelemetryRow.id))]
         values = [(Bucket(0, device, _model(row), row.received_ms), measures(row).get(key)) for row in rows]
-        return [(bucket, Sum(1, each, each, each)) for bucket, each in values if each is not None]
+        found = [(bucket, Sum(1, each, each, each)) for bucket, each in values if each is not None]
+        return sorted(found, key=lambda each: each[0])  # those of a time without a line were kept later
 
     def sums(self, device: str, since_ms: int, step_s: int) -> dict[Bucket, Sums]:
         """All that a device measured since a time, by model and time; `step_s` is `MINUTE_S` or `HOUR_S`."""

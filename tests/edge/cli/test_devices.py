@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,25 @@ def test_metrics_are_shown_by_message_minute_and_hour(core: CoordinatorCore, now
         done = CliRunner().invoke(cli.fleet, ["metrics", "gate", "acc", "--since", since])
         assert done.exit_code == 2, since
         assert "such as 90min" in done.output or "No such option" in done.output
+
+
+def test_metrics_of_several_models_are_told_apart_each_in_the_order_of_its_time(
+    core: CoordinatorCore, now: Now
+) -> None:
+    when = [now.wall_ms - 1000 * i for i in range(4)]
+    for seq, (model, at_ms, ms) in enumerate(
+        [("voice", when[0], 4.0), ("digits", when[1], 1.0), ("voice", when[3], 2.0), ("digits", when[2], 3.0)]
+    ):  # what was measured without a line comes later
+        values = {"boot": 1, "seq": seq, "ts": at_ms, "model": model, "lat_p99_ms": ms}
+        core.registry.telemetry("gate", values, replace(now, wall_ms=at_ms))
+    core.tick(now)
+    lines = [line.split()[-2:] for line in ask("metrics", "gate", "lat_p99_ms").splitlines()]
+    assert lines == [["digits", "3"], ["digits", "1"], ["voice", "2"], ["voice", "4"]]
+    assert ask("metrics", "gate", "lat_p99_ms", "--model", "voice").split()[-1] == "4"
+    found = json.loads(ask("metrics", "gate", "lat_p99_ms", "--model", "digits", "--json"))
+    assert [each["mean"] for each in found["points"]] == [3.0, 1.0]
+    with pytest.raises(RolloutError, match="no lat_p99_ms of boxes in that time"):
+        ask("metrics", "gate", "lat_p99_ms", "--model", "boxes")
 
 
 def test_events_are_of_a_device_a_kind_and_a_time_and_are_followed(core: CoordinatorCore, now: Now) -> None:
