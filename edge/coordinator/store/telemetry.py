@@ -95,8 +95,8 @@ class TelemetryLog:
             step_s: `MINUTE_S` or `HOUR_S`; 0 for each message by itself.
         """
         if step_s:
-            found = self.sums(device, since_ms, step_s)
-            return [(bucket, each[key]) for bucket, each in sorted(found.items()) if key in each]
+            sums = self.sums(device, since_ms, step_s)
+            return [(bucket, each[key]) for bucket, each in sorted(sums.items()) if key in each]
         messages = select(TelemetryRow).where(TelemetryRow.device == device, TelemetryRow.received_ms >= since_ms)
         with self._database.transaction() as session:
             rows = [row.to(TelemetryEntry) for row in session.scalars(messages.order_by(TelemetryRow.id))]
