@@ -10,6 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
+
 _32, _64, _128 = (1 << 32) - 1, (1 << 64) - 1, (1 << 128) - 1
 _MULTIPLIER = 0x2360ED051FC65DA44385DF649FCCF645
 _POOL = 4
@@ -35,6 +38,11 @@ class Draws:
         mixed, turn = (state >> 64 ^ state) & _64, state >> 122
         return (mixed >> turn | mixed << (64 - turn)) & _64
 
+    def bits(self, count: int) -> npt.NDArray[np.uint8]:
+        """``(count,)`` of 0 and 1: of each 64 bits the lowest eight first, and of these the highest."""
+        words = np.array([self._next() for _ in range(-(-count // 64))], "<u8")
+        return np.unpackbits(words.view(np.uint8))[:count]
+
     def share(self) -> float:
         """From 0 to less than 1."""
         return (self._next() >> 11) * 2.0**-53
@@ -45,11 +53,11 @@ class Draws:
             return 0
         unfair = (1 << 32) % limit
         while True:
-            found = self._bits() * limit
+            found = self._half_word() * limit
             if found & _32 >= unfair:
                 return found >> 32
 
-    def _bits(self) -> int:
+    def _half_word(self) -> int:
         """32 bits, the low half of 64 first."""
         if self._half is not None:
             bits, self._half = self._half, None

@@ -15,6 +15,7 @@ from edge.contract.training import FloatArray
 from edge.learning.drift import Window, since_the_change
 from edge.learning.experts import USUAL_FIRST, Experts
 from edge.learning.learned import Happened, Head, Learned
+from edge.learning.quantiles import median
 from edge.learning.recent import Recent
 from edge.learning.task import Scores, Targets, Task
 
@@ -109,5 +110,5 @@ def errors(recent: Recent, outputs: FloatArray, targets: Targets, task: Task) ->
     if not task.is_regression:
         return 1.0 - task.right(outputs, targets)
     losses = task.losses(outputs, targets)
-    usual = float(np.median(recent.last(32).losses(task))) if len(recent) else 0.0
+    usual = float(median(recent.last(32).losses(task))) if len(recent) else 0.0
     return np.asarray(losses / (losses + usual + 1e-12))

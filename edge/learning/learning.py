@@ -31,6 +31,7 @@ from edge.learning.experts import Experts
 from edge.learning.learned import Happened, Head, Learned
 from edge.learning.learner import check_batch
 from edge.learning.mixture import TRUSTED
+from edge.learning.quantiles import median
 from edge.learning.recent import Recent
 from edge.learning.task import Targets, Task
 
@@ -207,7 +208,7 @@ def _credible(recent: Recent, answered: FloatArray, targets: Targets, weights: F
     """
     if not task.is_regression or len(recent) < _NEW_LOSSES:
         return weights
-    limit = OUTLIER * float(np.median(recent.last(_NEW_LOSSES).losses(task)))
+    limit = OUTLIER * float(median(recent.last(_NEW_LOSSES).losses(task)))
     losses = task.losses(answered, targets)
     is_far = (losses > limit) & (limit > 0)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -219,5 +220,5 @@ def _usual_loss(recent: Recent, outputs: FloatArray, targets: Targets, task: Tas
     if not task.is_regression:
         return 0.0
     if len(recent):
-        return float(np.median(recent.last(32).losses(task)))
-    return float(np.median(task.losses(outputs[:, 0], np.repeat(targets[:1], len(outputs), axis=0))))
+        return float(median(recent.last(32).losses(task)))
+    return float(median(task.losses(outputs[:, 0], np.repeat(targets[:1], len(outputs), axis=0))))

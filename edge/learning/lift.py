@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.contract.training import FloatArray
+from edge.learning.draws import Draws
 from edge.learning.statistics import HeadStatistics, Matrix
 
 # Waves, each a cosine and a sine. More cost more than a label may: P of the head that is solved has (2 WAVES)² numbers.
@@ -102,8 +103,7 @@ def _orthogonal() -> Matrix:
     hadamard = np.ones((1, 1))
     while len(hadamard) < _SIDE:
         hadamard = np.block([[hadamard, hadamard], [hadamard, -hadamard]])
-    raw = np.random.PCG64(0).random_raw(3 * _SIDE // 64)
-    signs = np.unpackbits(np.asarray(raw).astype("<u8").view(np.uint8)).reshape(3, _SIDE) * 2.0 - 1.0
+    signs = Draws([0]).bits(3 * _SIDE).reshape(3, _SIDE) * 2.0 - 1.0
     found = hadamard
     for each in signs[:-1]:
         found = (found * each) @ hadamard

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edge.learning.quantiles import percentile
 from edge.learning.task import Targets, Task
 
 
@@ -65,7 +66,7 @@ class RunningMetrics:
         """A percentile of the time of a prediction; None where fewer than `least` were timed."""
         if len(self._latencies_ms) < least:
             return None
-        return float(np.percentile(np.array(self._latencies_ms), percent))
+        return percentile(self._latencies_ms, percent)
 
     def report(self, now_s: float) -> dict[str, float | int]:
         """Figures for telemetry, with the keys of ``docs/protocol.md``; what is not known is left out."""
@@ -75,8 +76,7 @@ class RunningMetrics:
             values["infer_per_s"] = round(made / (now_s - self._reported_s), 2)
         self._reported_s, self._reported_inferences = now_s, self.inferences
         if self._latencies_ms:
-            p50, p99 = np.percentile(np.array(self._latencies_ms), [50, 99])
-            values |= {"lat_p50_ms": round(float(p50), 3), "lat_p99_ms": round(float(p99), 3)}
+            values |= {f"lat_p{each}_ms": round(percentile(self._latencies_ms, each), 3) for each in (50, 99)}
         if self._right:
             values |= {"acc": round(sum(self._right) / len(self._right), 4)}
         if self._losses:

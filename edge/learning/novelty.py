@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from edge.contract.training import FloatArray
 from edge.learning.familiarity import Familiarity
+from edge.learning.quantiles import median
 from edge.learning.statistics import HeadStatistics, Matrix
 
 # Deviations of known samples that are no more than this are no unit.
@@ -90,7 +91,7 @@ def calibrated(known: Distances, distances: Matrix, share: float, basis: str) ->
     if rank > len(distances) or not np.isfinite(distances).all():
         return None
     both = _measures(distances)
-    usual, unit = np.median(both, axis=0), both.std(axis=0)
+    usual, unit = median(both), both.std(axis=0)
     if (unit <= _LEAST).any():
         return None
     scores = np.sort(_scores(distances, usual, unit))

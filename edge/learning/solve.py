@@ -53,7 +53,7 @@ _ROUNDING = 1e-5
 # What rounding leaves of a difference of counts.
 _NO_SAMPLE = 1e-9
 # Elements of P that are updated at a time: as many as stay in the cache.
-_SCRATCH = 1 << 14
+_SCRATCH = 1 << 13
 # Ranks that wait beside P. With 16 they are a tenth of what P itself is, at 192 features.
 _LATE = 16
 # Smaller ones are inverted whole.

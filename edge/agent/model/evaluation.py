@@ -108,7 +108,9 @@ def evaluated(model: ServedModel, x: Given, y: Any) -> Evaluation:
 
 
 def _by_class(right: Scores, targets: Targets, names: Sequence[str]) -> dict[str, float]:
-    return {names[c] if c < len(names) else str(c): float(right[targets == c].mean()) for c in np.unique(targets)}
+    return {
+        names[c] if c < len(names) else str(c): float(right[targets == c].mean()) for c in sorted(set(targets.tolist()))
+    }
 
 
 def _as_shipped(model: ServedModel, x: Given, y: Any) -> Evaluation:

@@ -26,6 +26,12 @@ def test_the_numbers_are_those_of_numpy(seeds: list[int], wanted: list[tuple[int
             assert [draws.below(limit) for _ in range(count)] == numpy.integers(0, limit, count).tolist()
 
 
+@given(SEEDS, st.integers(0, 300))
+def test_bits_are_those_of_numpy(seeds: list[int], count: int) -> None:
+    raw = np.random.PCG64(seeds).random_raw(-(-count // 64)).astype("<u8")
+    assert np.array_equal(Draws(seeds).bits(count), np.unpackbits(raw.view(np.uint8))[:count])
+
+
 def test_the_numbers_stay_what_they_are() -> None:
     """Whatever a later numpy does: journals are learned again."""
     draws = Draws((5, 1 << 40))
