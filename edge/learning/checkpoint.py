@@ -20,6 +20,7 @@ from edge.contract.digest import Digest
 from edge.contract.documents import at_least
 from edge.contract.errors import BundleError
 from edge.learning import tree
+from edge.learning.closed_form import StatisticsKnowledge
 from edge.learning.learned import Learned, Trial
 from edge.learning.recent import Recent
 from edge.learning.replay import ReplayBuffer
@@ -150,7 +151,10 @@ def _about(facts: Facts) -> bytes:
 
 
 def without_samples(value: Value) -> Value:
-    """A value of which no sample can be seen any more: what is kept for replay and to judge by is emptied."""
+    """A value of which no sample can be seen any more.
+
+    What is kept for replay and to judge by is emptied, and what waits beside the sums is added to them.
+    """
     found: Value = _bare(value)
     return found
 
@@ -165,6 +169,8 @@ def _bare(value: Any) -> Any:
         )
     if isinstance(value, Recent):
         return value.last(0)
+    if isinstance(value, StatisticsKnowledge):
+        value = value.settled()
     if isinstance(value, Trial):
         value = replace(value, events=np.zeros(0, np.int64))
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
