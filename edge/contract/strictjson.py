@@ -7,42 +7,48 @@ two different documents.
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Iterable
 from typing import Any
 
 MAX_DEPTH = 32  # our deepest document has 6 levels
 
 
-def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = [key for key, _ in pairs]
-    if len(set(keys)) != len(keys):
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
         raise ValueError(f"the key {twice!r} stands twice in one object")
-    return dict(pairs)
+    _check_numbers(found.values())
+    return found
+
+
+def _check_numbers(values: Iterable[Any]) -> None:
+    """Of an object or an array, and of arrays therein; objects were checked when they were read.
+
+    Python reads numbers four times as fast as a function that is called for each of them would.
+    """
+    for value in values:
+        kind = type(value)
+        if kind is float:
+            if not math.isfinite(value):
+                raise ValueError("a number is too large: beyond 1.8e308")
+        elif kind is int:
+            if not -(2**63) <= value < 2**63:
+                raise ValueError(f"the integer {str(value)[:20]} does not fit 64 bits")
+        elif kind is list:
+            _check_numbers(value)
 
 
 def _refuse_constant(text: str) -> Any:
     raise ValueError(f"{text} is not a JSON number")
 
 
-def _finite_float(text: str) -> float:
-    value = float(text)
-    if value in (float("inf"), float("-inf")):
-        raise ValueError(f"the number {text[:20]} is too large")
-    return value
-
-
-def _bounded_int(text: str) -> int:
-    if len(text) > 20 or not -(2**63) <= (value := int(text)) < 2**63:
-        raise ValueError(f"the integer {text[:20]} does not fit 64 bits")
-    return value
-
-
 # One for all: to make one takes as long as to read a short message.
 _DECODER = json.JSONDecoder(
-    object_pairs_hook=_refuse_duplicates,
+    object_pairs_hook=_object,
     parse_constant=_refuse_constant,
-    parse_float=_finite_float,
-    parse_int=_bounded_int,
 )
 
 
@@ -94,6 +100,7 @@ def load_list(data: bytes, *, max_bytes: int) -> list[Any]:
     value = _parse(data, max_bytes)
     if not isinstance(value, list):
         raise ValueError(f"expected a JSON array, got {type(value).__name__}")
+    _check_numbers(value)
     return value
 
 

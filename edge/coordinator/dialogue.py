@@ -161,18 +161,18 @@ class Dialogue:
             return  # what the broker kept is cleared
         if not self.is_connected:  # it waited here, and was said while there was a line
             now = replace(now, wall_ms=min(now.wall_ms, self.line.state.since_ms or now.wall_ms))
-        with self._events.survived(topic.device, "fault", f"a message on {_kind(topic.leaf)}", now):
+        try:
             try:
-                try:
-                    self._message(topic.device, topic.leaf, event, now)
-                except RacedError:
-                    self._message(topic.device, topic.leaf, event, now)
-            except DatabaseError:
+                self._message(topic.device, topic.leaf, event, now)
+            except RacedError:
+                self._message(topic.device, topic.leaf, event, now)
+        except ChannelError as exc:
+            self._events.fault("", "bad-message", f"{event.topic[:120]}: {exc}", now, kind=topic.device)
+        except Exception as exc:  # noqa: BLE001  # nothing that is said may end the process
+            if isinstance(exc, DatabaseError):
                 self._again.append(event)
                 self._next_again_s = now.s + AGAIN_S
-                raise
-            except ChannelError as exc:
-                self._events.fault("", "bad-message", f"{event.topic[:120]}: {exc}", now, kind=topic.device)
+            self._events.unforeseen(topic.device, "fault", f"a message on {_kind(topic.leaf)}", exc, now)
 
     def retry(self, now: Now) -> None:
         """Take what came while the database was away, in its order."""

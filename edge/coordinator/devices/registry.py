@@ -211,8 +211,9 @@ def _with(known: KnownDevice, before: Model, now: Model) -> KnownDevice:
     return KnownDevice(device=known.device, models=models)
 
 
-# Between two transactions that keep telemetry: what came in less is lost when the process is killed.
-KEEP_EVERY_S = 0.5
+# Between two transactions that keep telemetry: what came in less is lost when the process is killed. Shorter after one
+# that kept many: what a transaction costs is little beside so many messages.
+KEEP_EVERY_S, _MANY = 0.5, 100
 
 
 class Registry:
@@ -329,8 +330,8 @@ class Registry:
         """
         if not self._telemetry or (now.s < self._next_keep_s and not at_once):
             return
-        self._next_keep_s = now.s + KEEP_EVERY_S
         messages, self._telemetry = self._telemetry, []
+        self._next_keep_s = now.s + KEEP_EVERY_S / (1 + len(messages) / _MANY)
         if messages and self._room.now() is Level.NO_TELEMETRY:
             detail = f"{len(messages)} telemetry messages dropped: the disk is nearly full"
             self._events.fault("", "telemetry-dropped", detail, now)
@@ -351,13 +352,17 @@ class Registry:
         entries = []
         with self._store.transaction():
             heard_ms = {device: now_ms for device, _, now_ms in messages}
-            before = self._store.devices.known_of(heard_ms)
-            known = {device: self._heard_of(device, before.get(device), now_ms) for device, now_ms in heard_ms.items()}
+            before = self._store.devices.measured_of(heard_ms)
+            known = {
+                device: before.get(device) or self._heard_of(device, None, now_ms)
+                for device, now_ms in heard_ms.items()
+            }
             for device, values, now_ms in messages:
                 if known[device].device.admission == DECOMMISSIONED:
                     continue
                 known[device] = after_telemetry(known[device], values)
                 entries.append(_entry(device, values, now_ms))
+            self._store.devices.hear_all({device: heard_ms[device] for device in before})
             self._store.devices.keep_all((each, before.get(device)) for device, each in known.items())
             self._store.telemetry.add(entries)
 

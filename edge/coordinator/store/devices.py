@@ -18,6 +18,9 @@ from edge.coordinator.store.tables import DeviceRow, ModelRow, TagRow, as_column
 _DEVICE, _MODEL = table(DeviceRow), table(ModelRow)
 _DEVICE_BRIEF = [each for each in _DEVICE.c if each.name not in ("hardware", "seal_key", "note")]
 _DEVICE_PRESENCE = [_DEVICE.c[each] for each in ("id", "born", "online", "last_seen_ms", "telemetry_s", "admission")]
+_MEASURED = select(
+    _DEVICE.c.id, _DEVICE.c.born, _DEVICE.c.admission, _MODEL.c.model, _MODEL.c.samples, _MODEL.c.experts
+).select_from(_DEVICE.outerjoin(_MODEL, _DEVICE.c.id == _MODEL.c.device))
 _MODEL_BRIEF = [each for each in _MODEL.c if each.name != "experts"]
 # Names in one query: some databases take a thousand at most.
 _AT_ONCE = 400
@@ -84,6 +87,27 @@ class Devices:
                 for model in records(Model, session.execute(query)):
                     models.setdefault(model.device, []).append(model)
         return {name: KnownDevice(device=found, models=tuple(models.get(name, ()))) for name, found in devices.items()}
+
+    def measured_of(self, names: Iterable[str]) -> dict[str, KnownDevice]:
+        """As `known_of`, of each no more than what telemetry changes, or depends on."""
+        devices: dict[str, Device] = {}
+        models: dict[str, tuple[Model, ...]] = {}
+        with self._database.transaction() as session:
+            left = iter(names)
+            while some := list(islice(left, _AT_ONCE)):
+                found = session.execute(_MEASURED.where(_DEVICE.c.id.in_(some)))
+                for device, born, admission, model, samples, experts in found:
+                    devices[device] = Device(id=device, born=born, admission=admission)
+                    if model is not None:
+                        more = Model(device=device, model=model, samples=samples, experts=experts)
+                        models[device] = (*models.get(device, ()), more)
+        return {name: KnownDevice(device=found, models=models.get(name, ())) for name, found in devices.items()}
+
+    def hear_all(self, heard_ms: Mapping[str, int]) -> None:
+        """Devices, of which each is known, said something: when, by name."""
+        if heard_ms:
+            with self._database.transaction() as session:
+                update_many(session.connection(), _DEVICE, ("id",), ("last_seen_ms",), heard_ms.items())
 
     def keep(self, known: KnownDevice, before: KnownDevice | None) -> None:
         """Keep a device as it is now; see `keep_all`."""
@@ -170,21 +194,24 @@ class _Writes:
     def __init__(self, of: Table, key: tuple[str, ...]) -> None:
         self._table, self._key = of, key
         self._new: list[dict[str, Any]] = []
-        self._changed: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+        self._changed: dict[tuple[str, ...], list[list[Any]]] = {}
 
     def put(self, now: Record, before: Record | None) -> None:
         """A row as it is now; as it was, None for a new one."""
+        if now is before:
+            return
         if before is None:
             self._new.append(columns(now))
             return
         names = tuple(name for name in names_of(type(now)) if getattr(now, name) != getattr(before, name))
         if names:
-            row = {name: as_column(getattr(now, name)) for name in (*self._key, *names)}
+            row = [as_column(getattr(now, name)) for name in (*self._key, *names)]
             self._changed.setdefault(names, []).append(row)
 
     def write(self, session: Session) -> None:
         """Write them all."""
         if self._new:
-            insert_many(session.connection(), self._table, self._new, repeats=False)
+            rows = [[*row.values()] for row in self._new]
+            insert_many(session.connection(), self._table, tuple(self._new[0]), rows, repeats=False)
         for names, rows in self._changed.items():
             update_many(session.connection(), self._table, self._key, names, rows)

@@ -7,21 +7,23 @@ rows as one document, and reads them out of that.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
+from operator import itemgetter
 from typing import Any
 
 from sqlalchemy import (
     JSON,
     Connection,
     Executable,
+    Insert,
     String,
     Table,
+    Update,
     bindparam,
     cast,
     column,
     func,
-    insert,
     select,
     update,
 )
@@ -29,21 +31,24 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from edge.coordinator.store.tables import cleaned
 
-_KEY, _ROWS = "key_", "rows"
-Rows = Sequence[Mapping[str, Any]]
+_ROWS = "rows"
+Rows = Iterable[Sequence[Any]]
 
 
-def insert_many(connection: Connection, table: Table, rows: Rows, *, repeats: bool) -> None:
-    """Insert rows, which all have the same columns.
+def insert_many(connection: Connection, table: Table, names: tuple[str, ...], rows: Rows, *, repeats: bool) -> None:
+    """Insert rows.
 
     Args:
         connection: To the database.
         table: Where.
-        rows: By column; at least one.
+        names: Of columns.
+        rows: At least one; their values in the order of `names`.
         repeats: Whether rows that are there already are dropped; else they are an error.
     """
-    names = tuple(rows[0])
-    _run(connection, _insert(table, names, connection.dialect.name, repeats), names, rows)
+    if connection.dialect.name == "postgresql":
+        _run_document(connection, _insert_document(table, names, repeats), names, rows)
+    else:
+        _run_rows(connection, *_insert_row(table, names, repeats), rows)
 
 
 def update_many(connection: Connection, table: Table, key: tuple[str, ...], names: tuple[str, ...], rows: Rows) -> None:
@@ -54,35 +59,56 @@ def update_many(connection: Connection, table: Table, key: tuple[str, ...], name
         table: Where.
         key: Columns that tell which row; they do not change.
         names: Columns that change.
-        rows: By column: all of these. No row comes twice.
+        rows: At least one; their values in the order of `key` and `names`. No row comes twice.
     """
-    _run(connection, _update(table, key, names, connection.dialect.name), (*key, *names), rows)
-
-
-def _run(connection: Connection, statement: Executable, names: tuple[str, ...], rows: Rows) -> None:
     if connection.dialect.name == "postgresql":
-        document = [{name: _in_document(row[name]) for name in names} for row in rows]
-        connection.execute(statement, {_ROWS: document})
+        _run_document(connection, _update_document(table, key, names), (*key, *names), rows)
     else:
-        connection.execute(statement, [{_KEY + name: row[name] for name in names} for row in rows])
+        _run_rows(connection, *_update_row(table, key, names), rows)
+
+
+def _run_document(connection: Connection, statement: Executable, names: tuple[str, ...], rows: Rows) -> None:
+    document = [dict(zip(names, map(_plain, row), strict=True)) for row in rows]
+    connection.execute(statement, {_ROWS: document})
+
+
+def _run_rows(connection: Connection, statement: str, order: tuple[int, ...], rows: Rows) -> None:
+    """Past the statements' own way to their parameters, which takes longer than SQLite for a row."""
+    arranged = itemgetter(*order)
+    connection.exec_driver_sql(statement, [arranged([*map(_plain, row)]) for row in rows])
 
 
 @cache
-def _insert(table: Table, names: tuple[str, ...], dialect: str, repeats: bool) -> Executable:
-    if dialect == "postgresql":
-        there = postgresql.insert(table).from_select(names, select(*_given(table, names).values()))
-        return there.on_conflict_do_nothing() if repeats else there
-    values: dict[str, Any] = {name: bindparam(_KEY + name) for name in names}
-    return sqlite.insert(table).values(values).on_conflict_do_nothing() if repeats else insert(table).values(values)
+def _insert_document(table: Table, names: tuple[str, ...], repeats: bool) -> Executable:
+    there = postgresql.insert(table).from_select(names, select(*_given(table, names).values()))
+    return there.on_conflict_do_nothing() if repeats else there
 
 
 @cache
-def _update(table: Table, key: tuple[str, ...], names: tuple[str, ...], dialect: str) -> Executable:
-    given: Mapping[str, Any] = {name: bindparam(_KEY + name) for name in (*key, *names)}
-    if dialect == "postgresql":
-        given = _given(table, (*key, *names))
+def _insert_row(table: Table, names: tuple[str, ...], repeats: bool) -> tuple[str, tuple[int, ...]]:
+    there = sqlite.insert(table).values({name: bindparam(f"p{i}") for i, name in enumerate(names)})
+    return _written(there.on_conflict_do_nothing() if repeats else there)
+
+
+@cache
+def _update_document(table: Table, key: tuple[str, ...], names: tuple[str, ...]) -> Executable:
+    return _update(table, key, names, _given(table, (*key, *names)))
+
+
+@cache
+def _update_row(table: Table, key: tuple[str, ...], names: tuple[str, ...]) -> tuple[str, tuple[int, ...]]:
+    return _written(_update(table, key, names, {name: bindparam(f"p{i}") for i, name in enumerate((*key, *names))}))
+
+
+def _update(table: Table, key: tuple[str, ...], names: tuple[str, ...], given: Mapping[str, Any]) -> Update:
     is_it = (table.c[name] == given[name] for name in key)
     return update(table).values({name: given[name] for name in names}).where(*is_it)
+
+
+def _written(statement: Insert | Update) -> tuple[str, tuple[int, ...]]:
+    """A statement as SQLite has it; of each of its parameters, p0, p1, ..., the number."""
+    found = statement.compile(dialect=sqlite.dialect())
+    return str(found), tuple(int(name[1:]) for name in found.positiontup or ())
 
 
 def _given(table: Table, names: tuple[str, ...]) -> dict[str, Any]:
@@ -94,7 +120,7 @@ def _given(table: Table, names: tuple[str, ...]) -> dict[str, Any]:
     return {name: cast(there.c[name], JSON()) if name in of_json else there.c[name] for name in names}
 
 
-def _in_document(value: Any) -> Any:
+def _plain(value: Any) -> Any:
     """As text what is JSON: else PostgreSQL would look at each of its characters, and not take them all."""
     if isinstance(value, str):
         return cleaned(value)

@@ -45,6 +45,8 @@ class Text(TypeDecorator[str]):
 
 def cleaned(text: str) -> str:
     """See `Text`."""
+    if text.isascii() and "\0" not in text:
+        return text
     return text.encode(errors="replace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from typing import Any
 
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 
-from edge.coordinator.records import TelemetryEntry, as_dict
+from edge.coordinator.records import TelemetryEntry, names_of
 from edge.coordinator.store.database import Database
 from edge.coordinator.store.many import insert_many
 from edge.coordinator.store.tables import AgeRow, BucketRow, EventRow, TelemetryRow, table
 from edge.coordinator.summaries import HOUR_S, MINUTE_S, Bucket, Keep, Sum, Sums, measures, summed, together
 
 _TELEMETRY = table(TelemetryRow)
+_SAID = tuple(name for name in names_of(TelemetryEntry) if name != "id")
 
 
 class TelemetryLog:
@@ -31,11 +33,8 @@ class TelemetryLog:
         """Keep messages; repeats are dropped."""
         if not entries:
             return
-        rows = [as_dict(entry) for entry in entries]
-        for row in rows:
-            del row["id"]
         with self._database.transaction() as session:
-            insert_many(session.connection(), _TELEMETRY, rows, repeats=True)
+            insert_many(session.connection(), _TELEMETRY, _SAID, map(attrgetter(*_SAID), entries), repeats=True)
 
     def after(self, last_id: int, limit: int) -> Sequence[TelemetryEntry]:
         """What came behind an id, oldest first; with id -1 the newest ones."""

@@ -25,6 +25,9 @@ refused: dict[str, bytes] = {
     "a negative float that overflows": b'{"a":-1e999}',
     "2 to the 63": b'{"a":9223372036854775808}',
     "below minus 2 to the 63": b'{"a":-9223372036854775809}',
+    "numbers of these kinds in an array": b'{"a":[1,1e999]}',
+    "in an array in an array": b'{"a":[1,[2,9223372036854775808]]}',
+    "in an object in an array": b'{"a":[1,{"b":-1e999}]}',
     "an integer of 100,000 digits": b'{"a":' + b"9" * 100_000 + b"}",
     "invalid UTF-8": b'{"a":"\xff"}',
     "an encoded surrogate": b'{"a":"\xed\xa0\x80"}',
@@ -48,6 +51,12 @@ refused: dict[str, bytes] = {
 def test_refuses(document: bytes) -> None:
     with pytest.raises(ValueError):
         strictjson.loads(document, max_bytes=LIMIT)
+
+
+@pytest.mark.parametrize("document", [b"[1e999]", b"[[9223372036854775808]]", b'[{"a":1,"a":1}]', b"{}"])
+def test_refuses_as_an_array(document: bytes) -> None:
+    with pytest.raises(ValueError):
+        strictjson.load_list(document, max_bytes=LIMIT)
 
 
 def test_refuses_what_is_too_long_before_parsing_it() -> None:

@@ -390,9 +390,11 @@ def test_database_that_lost_its_tables_costs_what_needs_them(tmp_path: Path) -> 
                 database.execute(f"ALTER TABLE {table} RENAME TO {table}_gone")
         for leaf in ("tele", "conn", "birth", "state", "event", "req"):
             served.service._inbox.put(Received(topic=f"edge/v1/lab/a/up/{leaf}", payload=b"{}", retained=False))
+        served.until(lambda: not served.service._inbox._has_any())  # operators are served before devices
         assert served.api("devices").status_code == 500
         assert served.api("merge", "POST").status_code == 500
         assert served.api("health").status_code == 200
+        served.until(lambda: not served.service.core.registry._telemetry)
         with database:
             for table in ("device", "event", "contribution"):
                 database.execute(f"ALTER TABLE {table}_gone RENAME TO {table}")

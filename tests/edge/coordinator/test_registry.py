@@ -12,7 +12,7 @@ from edge.contract.clock import Now
 from edge.contract.errors import RolloutError
 from edge.coordinator.devices.registry import Registry
 from edge.coordinator.events import Events
-from edge.coordinator.records import KnownBundle
+from edge.coordinator.records import Device, KnownBundle, KnownDevice, Model
 from edge.coordinator.store.store import Store
 
 NOW = Now(1000.0, 1)
@@ -122,6 +122,55 @@ def test_repeated_telemetry_is_kept_once(store: Store, registry: Registry) -> No
         registry.telemetry("d", each, NOW)
     registry.keep_telemetry(Now(NOW.s + 1.0, 1))
     assert len(store.telemetry.after(0, 100)) == 4
+
+
+def test_telemetry_changes_what_it_measured_and_leaves_all_else(store: Store, registry: Registry) -> None:
+    """Of a device no more than that is read with its telemetry: what was not read must not be written."""
+    served = [
+        Served(model=name, bundle="b" * 64, backbone="e" * 64, head="f" * 64, release=3, n_labels=5)
+        for name in ("digits", "voice")
+    ]
+    for device in ("d", "other"):
+        registry.conn(device, Conn(online=True, session=5, boot=2, ts_ms=0, state_id="a" * 32), NOW)
+        registry.birth(device, Birth(
+            agent_version="1", boot=2, session=5, ts_ms=0, profile="p", hardware={"cores": 4}, bundle="b" * 64,
+            head="f" * 64, n_labels=5, backbone="e" * 64, release=3, limits={"telemetry_s": 60}, state_id="a" * 32,
+            models=tuple(served), seal_key="k",
+        ), NOW)  # fmt: skip
+        registry.state(device, replace(state(4, "active"), model="voice", detail="as it should be"), NOW)
+    store.devices.change("d", note="in the hall")
+    before, other = store.devices.known("d"), store.devices.known("other")
+    assert before is not None
+    experts = {"ridge": [0.75, 0.9, 12]}
+    values = {"boot": 2, "seq": 1, "state_id": "a" * 32, "model": "voice", "samples": 9, "experts": experts}
+    registry.telemetry("d", values, Now(NOW.s, 777))
+    registry.telemetry("d", values | {"seq": 2, "model": "gone", "samples": 1}, Now(NOW.s, 888))
+    registry.telemetry("new", {"boot": 1, "seq": 1, "model": "voice", "samples": 3}, Now(NOW.s, 999))
+    registry.keep_telemetry(NOW)
+    voice = replace(before.models[1], samples=9, experts=experts)
+    assert store.devices.known("d") == KnownDevice(
+        device=replace(before.device, last_seen_ms=888), models=(before.models[0], voice)
+    )
+    assert store.devices.known("other") == other
+    assert store.devices.known("new") == KnownDevice(
+        device=Device(id="new", first_seen_ms=999, last_seen_ms=999),
+        models=(Model(device="new", model="voice", samples=3),),
+    )
+    assert len(store.telemetry.after(0, 10)) == 3
+
+
+def test_telemetry_is_kept_the_sooner_the_more_of_it_comes(registry: Registry) -> None:
+    def kept(n: int, at_s: float) -> float:
+        """How long the next ones wait after so many."""
+        for seq in range(n):
+            registry.telemetry("d", {"boot": n, "seq": seq}, Now(at_s, 1))
+        registry.keep_telemetry(Now(at_s, 1))
+        registry.telemetry("d", {"boot": 0, "seq": int(at_s)}, Now(at_s, 1))
+        return registry.next_deadline_s - at_s
+
+    few, many = kept(1, 10.0), kept(1000, 20.0)
+    assert 0.4 < few <= 0.5
+    assert 0.0 < many < 0.1
 
 
 def test_a_device_that_is_set_up_anew_begins_to_count_anew(store: Store, registry: Registry) -> None:
