@@ -95,6 +95,8 @@ class Carrying:
         for name, model in self._models.items():
             if (state := _standing(model, record, now)) is not None:
                 said.append(parcel.Said(device, topics.UP_STATE, state))
+            if (answer := model.checkpoints.answered) is not None:
+                said.append(parcel.Said(device, topics.UP_REPLY, answer))
             if not model.host.model.learns:
                 continue
             documents = {}

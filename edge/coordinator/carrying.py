@@ -9,7 +9,7 @@ from typing import Any
 from edge.channel import parcel, topics
 from edge.channel.chunks import USUAL_BYTES
 from edge.channel.codec import encode
-from edge.channel.messages import Birth, Message, Restore, State
+from edge.channel.messages import Birth, Message, Reply, Restore, State
 from edge.contract.clock import Now
 from edge.contract.errors import BundleError, RolloutError
 from edge.coordinator.devices.checkpoints import Checkpoints
@@ -80,7 +80,7 @@ def carried_in(path: Path, fleet: str, dialogue: Dialogue, now: Now, name: str) 
     if len(devices) != 1 or not births:
         raise BundleError(f"{name} is not what `edge-agent export --for-fleet` writes: expected the word of one device")
     for each in found.said:
-        if isinstance(each.message, Birth | State):
+        if isinstance(each.message, Birth | State | Reply):
             dialogue.said(each.device, each.message, now)
     refused = [why for kind, data in found.uploads() if (why := dialogue.sent(devices[0], kind, data, now))]
     return {"device": devices[0], "kept": len(found.uploads()) - len(refused), "refused": refused}

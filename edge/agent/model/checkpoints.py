@@ -16,7 +16,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from edge.agent.config import AgentConfig
 from edge.agent.model.host import ModelHost
@@ -110,6 +109,7 @@ class Checkpoints:
         self.requests: list[Request] = []
         self.replies: list[Reply] = []
         self.is_renewed = False
+        self._answered: Reply | None = None  # what the last order to take one up was answered
 
     # Out
 
@@ -184,10 +184,10 @@ class Checkpoints:
         last = self._last()
         if order.number <= last:
             if order.number == last:
-                self._reply(order_id("restore", order.number), 0, "it was taken up")
+                self._answer(order.number, 0, "it was taken up")
             return
         if (why := self._unfit(order)) is not None:
-            self._reply(order_id("restore", order.number), 1, why)
+            self._answer(order.number, 1, why)
             return
         if self._fetch is not None and self._order is not None and self._order.digest == order.digest:
             if not self._fetch.is_recut(desired_of(order)) and order.number == self._order.number:
@@ -241,21 +241,21 @@ class Checkpoints:
 
     def _arrived(self, path: Path, now_s: float) -> None:
         assert self._order is not None
-        order = order_id("restore", self._order.number)
+        number = self._order.number
         if self._host.slots.record.state == SlotState.PROBATION:
             self._wait("a release is on probation here", now_s)
             return
         try:
-            said = self._take_up(path, self._order.number)
+            said = self._take_up(path, number)
         except OSError as exc:
             self._wait(f"it cannot be kept: {exc.strerror}", now_s)
             return
         except EdgeError as exc:
             self.events.append(("restore-refused", str(exc)))
-            self._reply(order, 1, str(exc))
+            self._answer(number, 1, str(exc))
         else:
             self.events.append(("restored", said))
-            self._reply(order, 0, said)
+            self._answer(number, 0, said)
             self.is_renewed = True
         with suppress(OSError):
             path.unlink()
@@ -341,6 +341,20 @@ class Checkpoints:
         self._host.slots.note(checkpointed_ms=now.wall_ms)
         return frames
 
+    @property
+    def answered(self) -> Reply | None:
+        """What came of the last order to take one up, for whom no line could tell it; None where there was none."""
+        if self._answered is None and (last := self._last()):
+            return self._said(order_id("restore", last), 0, "it was taken up")
+        return self._answered
+
+    def _answer(self, number: int, rc: int, detail: str) -> None:
+        """Tell what came of an order to take one up."""
+        self._answered = self._said(order_id("restore", number), rc, detail)
+        self.replies.append(self._answered)
+
     def _reply(self, order: str, rc: int, detail: str) -> None:
-        out: dict[str, Any] = {"model": self._host.name}
-        self.replies.append(Reply(id=order, rc=rc, detail=detail, out=out))
+        self.replies.append(self._said(order, rc, detail))
+
+    def _said(self, order: str, rc: int, detail: str) -> Reply:
+        return Reply(id=order, rc=rc, detail=detail, out={"model": self._host.name})

@@ -14,8 +14,9 @@ from edge.channel.parcel import Parcel
 from edge.contract.bundle import Bundle
 from edge.contract.errors import BundleError, EdgeError, LearningError, RolloutError
 from edge.coordinator.signing import ceremony
-from edge.learning.exchange import HeadRelease
+from edge.learning.exchange import UPDATE_KIND, HeadRelease, HeadUpdate
 from tests.support.fleet import FLEET, Agent, SimulatedFleet
+from tests.support.values import same
 
 
 @pytest.fixture
@@ -148,3 +149,47 @@ def head_flipped(data: bytes) -> bytes:
 
 def _options(agent: Agent) -> dict[str, object]:
     return {name: getattr(agent.config, name) for name in agent.config.__slots__}
+
+
+def test_another_device_goes_on_from_a_stick_as_if_it_were_the_first(
+    site: tuple[SimulatedFleet, Agent], tmp_path: Path, digits_bundle: Path
+) -> None:
+    """Nothing of what was learned is rounded on its way, whatever --upload says; sums are sent as float32."""
+    fleet, _ = site
+    coordinator = fleet.coordinator
+    assert coordinator is not None
+    options = {**fleet.agent_options, "checkpoint_samples": True, "upload": "int8"}
+    first, second = (Agent(tmp_path, name, fleet.bundles, fleet.connect, options) for name in ("north", "south"))
+    teach(fleet, first, digits_bundle, 40)
+    stick = carry_out(fleet, first, tmp_path / "out", checkpoint=True)
+    uploads = dict(Parcel(stick, FLEET).uploads())
+    update = HeadUpdate.decode(uploads[UPDATE_KIND], "it")
+    learned = first.host.model.learned
+    sums = learned.experts["statistics"].own_as_sent()
+    assert all(np.array_equal(update.tensors[name], array) for name, array in sums.tensors.items())
+    coordinator.carry_in(stick, fleet.now)
+    coordinator.carry_in(carry_out(fleet, second, tmp_path / "who"), fleet.now)
+    order = coordinator.restore("south", "north", fleet.now)
+    back = tmp_path / "back"
+    back.write_bytes(coordinator.carry_out(["south"], fleet.now))
+    taken = second.core.request({"op": "carry-in", "path": str(back)}, fleet.now)
+    assert taken == {"taken": ["a checkpoint for digits"]}
+    ticks(fleet, second, 5.0)
+    assert same(second.host.model.learned, learned)
+    # The next stick says so, also one of a later life, and there is nothing more to take along.
+    second.models.close()
+    later = Agent(tmp_path, "south", fleet.bundles, fleet.connect, options)
+    assert same(later.host.model.learned, learned)
+    for each, said in ((second, "what north had learned from 40 labels"), (later, "it was taken up")):
+        answer = each.model.checkpoints.answered
+        assert answer is not None
+        assert (answer.rc, answer.detail) == (0, said)
+    coordinator.carry_in(carry_out(fleet, later, tmp_path / "answer"), fleet.now)
+    done = fleet.store.checkpoints.get_order(order.number)
+    assert done is not None
+    assert (done.state, done.detail) == ("done", "it was taken up")
+    with pytest.raises(RolloutError, match="nothing for south"):
+        coordinator.carry_out(["south"], fleet.now)
+    for each in (first, later):
+        each.core.close(fleet.now)
+        each.models.close()
