@@ -79,6 +79,7 @@ class AgentCore:
         stopwatch: Gives seconds; measures how long predictions and learning take.
         trust: Proves releases; None takes those of anybody who may publish.
         seals: Keys of this device for checkpoints.
+        strain: How the device is now.
 
     Attributes:
         models: By name; at least one.
@@ -92,6 +93,7 @@ class AgentCore:
         stopwatch: Callable[[], float] = time.perf_counter,
         trust: Trust | None = None,
         seals: Seals = NO_SEALS,
+        strain: Callable[[], health.Strain] = health.strain,
     ) -> None:
         self._config = config
         self._folder = models
@@ -103,7 +105,7 @@ class AgentCore:
                 config,
                 host,
                 stopwatch,
-                allowance=Allowance(limits, share),
+                allowance=Allowance(limits, share, strain),
                 boot=record.boot,
                 state_id=record.state_id,
                 seals=seals,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from edge.agent.device import health
 from edge.agent.device.budget import LearningBudget
@@ -18,13 +19,19 @@ class Allowance:
     Args:
         limits: Of the device's profile.
         budget: This model's share of the device's; None for all of it.
+        strain: How the device is now.
 
     Attributes:
         paused: What speaks against learning, but for the budget; empty for nothing.
     """
 
-    def __init__(self, limits: LearningProfile, budget: LearningBudget | None = None) -> None:
-        self._limits = limits
+    def __init__(
+        self,
+        limits: LearningProfile,
+        budget: LearningBudget | None = None,
+        strain: Callable[[], health.Strain] = health.strain,
+    ) -> None:
+        self._limits, self._strain = limits, strain
         self._budget = budget or LearningBudget(limits.budget_ms_per_s)
         self._next_look_s = -math.inf
         self.paused = ""
@@ -51,8 +58,8 @@ class Allowance:
         return self._budget.ms_per_s
 
     def _why_paused(self) -> str:
-        limits = self._limits
-        hottest, battery, load = health.temperature_c(), health.battery_percent(), health.load_per_core()
+        limits, found = self._limits, self._strain()
+        hottest, battery, load = found.temperature_c, found.battery_percent, found.load_per_core
         if hottest is not None and hottest > limits.max_temperature_c:
             return f"{hottest:.0f} °C, at most {limits.max_temperature_c:.0f}"
         if battery is not None and battery < limits.min_battery_percent:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -49,6 +50,26 @@ def load_per_core() -> float | None:
         return os.getloadavg()[0] / (os.cpu_count() or 1)
     except OSError:
         return None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Strain:
+    """What speaks for doing less for a while; None where it cannot be read.
+
+    Attributes:
+        temperature_c: See `temperature_c`.
+        battery_percent: See `battery_percent`.
+        load_per_core: See `load_per_core`.
+    """
+
+    temperature_c: float | None = None
+    battery_percent: float | None = None
+    load_per_core: float | None = None
+
+
+def strain() -> Strain:
+    """Of this device, now."""
+    return Strain(temperature_c=temperature_c(), battery_percent=battery_percent(), load_per_core=load_per_core())
 
 
 def disk_free_mb(folder: Path) -> float | None:
