@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 
 from edge.agent.config import AgentConfig
+from edge.agent.device import health
 from edge.agent.model.answering import LearningLimits
 from edge.agent.model.on_device_model import OnDeviceModel, of_bundle
 from edge.agent.slots.slots import MAX_ATTEMPTS, Slots
@@ -22,6 +24,7 @@ class ModelHost:
         config: Of the agent.
         name: Of the model.
         folder: Of the model, in a state folder that is this process's alone.
+        resident_mb: Memory of this process, MiB; None where nobody can tell.
 
     Attributes:
         model: The live model.
@@ -33,8 +36,15 @@ class ModelHost:
         BundleError: No usable bundle: neither a pushed one nor the one that the device came with.
     """
 
-    def __init__(self, config: AgentConfig, name: str, folder: Path) -> None:
+    def __init__(
+        self,
+        config: AgentConfig,
+        name: str,
+        folder: Path,
+        resident_mb: Callable[[], float | None] = health.resident_mb,
+    ) -> None:
         self._config = config
+        self._resident_mb = resident_mb
         self.name = name
         self.slots = Slots(folder, name)
         self.warnings: list[str] = []
@@ -94,7 +104,7 @@ class ModelHost:
         self.slots.note(bundle=record.previous, previous="", trying=False, attempts=0, state="rolled-back")
 
     def try_bundle(self, digest: str) -> None:
-        """Open a fetched bundle without using it: digests and golden outputs.
+        """Open a fetched bundle without using it: digests, golden outputs, and the memory that it takes.
 
         Raises:
             BundleError: It is not to be used.
@@ -105,13 +115,24 @@ class ModelHost:
             if begun >= MAX_ATTEMPTS:
                 raise BundleError(f"the agent ended {begun} times while it was opened: perhaps memory is too small")
             self.slots.note(tested=digest, tests=begun + 1)  # the system may end us, with no word to anybody
-            self._open(path, None).close()
+            self._try(path)
         except Exception as exc:
             self.slots.note(tested="", tests=0)
             if isinstance(exc, MemoryError) or "bad_alloc" in str(exc):
                 raise BundleError("there is not enough memory to open it") from exc
             raise
         self.slots.note(tested="", tests=0)
+
+    def _try(self, path: Path) -> None:
+        profile, before = self._config.profile, self._resident_mb()
+        model = self._open(path, None)
+        after, limit = self._resident_mb(), profile.memory_mb // 2
+        model.close()
+        if before is not None and after is not None and after - before > limit:
+            raise BundleError(
+                f"it takes {after - before:.0f} MiB of memory, the profile {profile.name} allows {limit}: half of "
+                f"memory_mb; convert the model for this device (--target)"
+            )
 
     def activate_bundle(self, digest: str) -> None:
         """Make a tried bundle the live one. The previous one stays on disk until `confirm`.
