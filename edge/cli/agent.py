@@ -401,7 +401,7 @@ def explain(
     state_dir: Path | None,
     reject_unknown: float,
 ) -> None:
-    """Show which regions of a sample of DATA (.npz, as for learn) mattered for what BUNDLE answers."""
+    """Show which regions of a sample of DATA (.npz, as for replay) mattered for what BUNDLE answers."""
     _spare_memory()
     from rich.console import Console
 

@@ -196,7 +196,7 @@ class ModelCore:
         return found
 
     def export(self) -> dict[str, Any]:
-        """The head that is believed most, as the document that `OnDeviceModel.export_head` writes."""
+        """The head that leaves the device, as the document that `OnDeviceModel.export_head` writes."""
         head = self._host.model.live_head()
         document = base64.b64encode(head.encode()).decode()
         return {"head": document, "origin": head.origin, "samples": head.n_samples}
