@@ -35,8 +35,8 @@ __all__ = [
     "head_digest", "judge_bundle", "judge_taken", "look_at", "roll_back", "take",
 ]  # fmt: skip
 
-# Samples without labels that heads are compared on.
-_COMPARED = 64
+# Samples without labels that heads are compared on, and what those of this device are called.
+_COMPARED, _OWN = 64, "samples"
 
 
 def contribution(
@@ -106,6 +106,8 @@ def fitted(model: OnDeviceModel, release: HeadRelease) -> HeadRelease:
 def look_at(model: OnDeviceModel, release: HeadRelease, *, competes: bool) -> Offer:
     """Judge an offered head by the labels that came last, else by the samples that did; changes nothing.
 
+    The samples of the bundle alone say that a head is another one, but not that one which competes is of use here.
+
     Raises:
         BundleError: As `fitted`.
     """
@@ -122,6 +124,8 @@ def look_at(model: OnDeviceModel, release: HeadRelease, *, competes: bool) -> Of
         features, whose = _compared_on(model, labelled)
         if len(features):
             found = compare(model.answer(features), answers(features), model.task, whose)
+            if competes and whose != _OWN and found.finding is Finding.GOOD:
+                found = Verdict(Finding.NOT_JUDGED, f"{Finding.NOT_JUDGED}: {found.reason}")
             verdict = verdict if found.finding is Finding.NOT_JUDGED and len(recent) else found
     return Offer(release=release, verdict=verdict, competes=competes)
 
@@ -134,7 +138,7 @@ def _compared_on(model: OnDeviceModel, *own: FloatArray) -> tuple[FloatArray, st
     """
     features = np.concatenate([*own, model.answering.late_features(_COMPARED)])[-_COMPARED:]
     if len(features) >= MIN_SAMPLES:
-        return features, "samples"
+        return features, _OWN
     golden = model.serving.session.features(golden_inputs(model.bundle))  # each with a state of its own
     return np.concatenate([golden, features]), f"samples, {len(golden)} of them of the bundle"
 
@@ -218,11 +222,11 @@ def judge_taken(model: OnDeviceModel, *, was_judged: bool, labels: int) -> Verdi
     """
     if model.trial is not None:
         return _judge_trial(model, model.trial)
-    text = standing(model)
+    text, is_known = standing(model), model.learned.merge_fits is not None
     if PUSHED in model.learned.mixture.names:
         share = float(model.learning.says(model.learned)[model.learned.mixture.names.index(PUSHED)])
-        text = f"it {COMPETES} has {share:.0%} of the say after {labels} labels"
-    if was_judged or labels >= MIN_LABELS:
+        text, is_known = f"it {COMPETES} has {share:.0%} of the say after {labels} labels", False
+    if was_judged or is_known or labels >= MIN_LABELS:
         return Verdict(Finding.GOOD, text)
     return Verdict(Finding.NOT_JUDGED, f"not judged: {text}, {MIN_LABELS} needed")
 

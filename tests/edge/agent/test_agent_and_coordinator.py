@@ -604,6 +604,10 @@ def test_a_new_device_believes_a_merge_from_its_first_samples_on_without_any_lab
     new, other = fleet.agents["new"], fleet.agents["other"]
     fleet.until("taken", lambda: all("merged" in each.host.model.learned.experts for each in (new, other)))
     assert "does not answer yet: no labels here, and 0 samples were seen" in new.core.status()["merge"]
+    fleet.run(30.0)
+    for name in ("new", "other"):  # samples of the bundle say nothing of what is seen here
+        assert fleet.device(name).state == "probation"
+        assert fleet.device(name).state_detail.startswith("not judged: the merge runs, but does not answer yet")
     late, right = slice(300, 460), {}
     for name, images in (("new", turned[late]), ("other", x[late])):
         agent, answers = fleet.agents[name], []
@@ -620,6 +624,7 @@ def test_a_new_device_believes_a_merge_from_its_first_samples_on_without_any_lab
     assert right["other"] == known
     assert other.host.model.learned.merge_fits is False
     fleet.run(30.0)
+    assert {fleet.device(name).state for name in ("new", "other")} == {"active"}, "by what they saw"
     assert "does not answer yet: no labels here, and it is no picture" in fleet.device("other").state_detail
     assert "100% of the say" in fleet.device("new").state_detail
     before = new.host.model.predict(turned[late])
