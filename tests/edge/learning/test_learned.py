@@ -29,9 +29,12 @@ from edge.learning.events import (
     RolledBack,
 )
 from edge.learning.exchange import HeadRelease
+from edge.learning.experts import Product
 from edge.learning.learned import Happened, Learned
 from edge.learning.learner import Learner
 from edge.learning.learning import Learning
+from edge.learning.lift import Lift
+from edge.learning.lifted import LiftedLearner
 from edge.learning.mixture import MERGED, ON_MERGE, PUSHED, SHIPPED, TRUSTED
 from edge.learning.packing import pack
 from edge.learning.saved import read, template
@@ -71,7 +74,7 @@ def statistics_of(where: World, n: int = 400, seed: int = 1000) -> HeadStatistic
 def rules(where: World, seed: int = 0, *, mixture: bool = True, only: str = "") -> Learning:
     """Of a linear head that was trained in this world."""
     prior = statistics_of(where)
-    shipped = head_of(prior, LINEAR)
+    shipped, lift = head_of(prior, LINEAR), Lift(prior, n_waves=32)
 
     def sgd() -> Learner:
         step, whitening = NumpyTrainer(TrainingRecipe(), LINEAR, shipped), Whitening(prior, LINEAR)
@@ -79,11 +82,12 @@ def rules(where: World, seed: int = 0, *, mixture: bool = True, only: str = "") 
 
     makers: dict[str, Callable[[], Learner]] = {
         "statistics": lambda: StatisticsLearner(LINEAR, shipped, TASK, prior),
+        "lifted": lambda: LiftedLearner(LINEAR, shipped, TASK, prior, lift),
         "sgd": sgd,
     }
     chosen = {name: make for name, make in makers.items() if only in ("", name)}
     shares = prior.class_counts / prior.class_counts.sum()
-    return Learning(TASK, (D,), shipped, NAMES, LINEAR, chosen, RUN, mixture=mixture, shares=shares)
+    return Learning(TASK, (D,), shipped, NAMES, LINEAR, chosen, Product(LINEAR, lift), mixture=mixture, shares=shares)
 
 
 def labels(samples: Samples, weight: float = 1.0) -> list[Event]:
@@ -470,7 +474,7 @@ def test_a_head_that_replaces_is_on_trial_and_goes_without_a_trace() -> None:
     taken = after(learning, before, HeadReplaced(pushed(garbage()), 7))
     assert taken.release == 7
     assert taken.trial is not None
-    assert set(taken.experts) == {TRUSTED, PUSHED, "statistics", "sgd"}
+    assert set(taken.experts) == {TRUSTED, PUSHED, "statistics", "lifted", "sgd"}
     assert SHIPPED not in taken.experts
     meanwhile = labels(draw(away, 20, 8))
     found = after(learning, taken, *meanwhile, RolledBack())
