@@ -52,8 +52,8 @@ def head(text: str, release: int = 1) -> Desired:
 class Fleet:
     """A coordinator with keys, and a device that was given the root."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folders = ceremony.init(folder / "keys", TODAY)
+    def __init__(self, folder: Path, begun: datetime = TODAY) -> None:
+        self.folders = ceremony.init(folder / "keys", begun)
         self.root = self.folders.device_root.read_bytes()
         self.state = folder / "device"
         self.repository = self.coordinator()
@@ -250,6 +250,15 @@ def test_every_key_can_be_exchanged_while_a_device_is_off_for_months(fleet: Flee
     (fleet.state / "root.json").unlink()
     fleet.vetting = fleet.device()
     assert isinstance(fleet.offer(fleet.sign(head("three", 3))), Believed)
+
+
+@pytest.mark.parametrize("days", [400, 800])  # targets have expired, and the root
+def test_who_was_off_for_a_year_or_two_catches_up_or_says_that_nobody_signed_anew(tmp_path: Path, days: int) -> None:
+    fleet = Fleet(tmp_path, TODAY - timedelta(days=days))
+    assert fleet.refused(fleet.sign(head("one"))) == "expired"
+    ceremony.rotate(fleet.folders.base, "targets", TODAY)
+    fleet.repository = fleet.coordinator()
+    assert isinstance(fleet.offer(fleet.sign(head("one"))), Believed)
 
 
 def test_damaged_and_endless_documents_cost_a_wait_and_no_belief(fleet: Fleet) -> None:
