@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -25,6 +27,14 @@ def load(name: str) -> ModuleType:
 
 
 @pytest.fixture(scope="session")
-def processes() -> ModuleType:
-    """`examples/01_digits_fleet/processes.py`."""
-    return load("processes")
+def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
+    """`examples/01_digits_fleet/processes.py`; its agents learn however busy this machine is beside the tests."""
+    folder = tmp_path_factory.mktemp("unhurried")
+    shipped = (EXAMPLE.parents[1] / "firmware_configs" / "generic-x86_64.toml").read_text()
+    profile, count = re.subn("(?m)^max_load_per_core = .*", "max_load_per_core = 1000.0", shipped)
+    assert count == 1
+    (folder / "profile.toml").write_text(profile)
+    (folder / "agent.toml").write_text(f'profile = "{folder / "profile.toml"}"\n')
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("EDGE_CONFIG", str(folder / "agent.toml"))
+        yield load("processes")
