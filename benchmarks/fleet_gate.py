@@ -23,8 +23,8 @@ import numpy as np
 
 from edge.channel.messages import Pairs
 from edge.coordinator.rollout import gates
-from edge.coordinator.rollout.gates import CLIP_ACCURACY, LOOKS, agreement_rule, n_liars, pass_rule, stop_rule
-from edge.coordinator.rollout.plan import Model
+from edge.coordinator.rollout.gates import CLIP_ACCURACY, LOOKS, agreement_rule, pass_rule, stop_rule
+from edge.coordinator.rollout.plan import Model, n_liars
 
 MARGIN, SD = 0.02, 0.04
 FIRST = 10  # canaries of the first wave
@@ -172,6 +172,31 @@ def rollouts(rng: np.random.Generator, count: int) -> None:
         print(f"  {points:>+3}: " + ", ".join(f"{text} {100 * n / count:.1f}" for text, n in ends.items()))
 
 
+def beforehand(rng: np.random.Generator, heads: int) -> None:
+    """Judges with 64 labels each try heads before a rollout begins; one of them tells the opposite, or none does."""
+    gains = (-40, -10, -5, -2, 0, 2, 5)
+    print(f"\n% of {heads} heads that judges stop before a rollout begins, by true gain in points (one lies / none)")
+    print(f"  judges {' '.join(f'{each:>+12}' for each in gains)}")
+    for n in (3, 6, 12, 30):
+        cells = []
+        for points in gains:
+            stopped = [0, 0]
+            for _ in range(heads):
+                gain = np.clip(normal(rng, points / 100, n), -0.47, 0.47)
+                differ = 0.06 + np.abs(gain)
+                chances = np.stack([(differ + gain) / 2, (differ - gain) / 2, 1 - differ], axis=1)
+                found = rng.multinomial(64, chances).astype(float)
+                for i, lies in enumerate((True, False)):
+                    if lies:
+                        said = np.vstack([[64, 0, 0] if points < 0 else [0, 64, 0], found[1:]])
+                    else:
+                        said = found
+                    sums = {str(k): Pairs(labelled=64, only_new=row[0], only_old=row[1]) for k, row in enumerate(said)}
+                    stopped[i] += gates.beforehand(sums, Model()).decision is gates.Decision.STOP
+            cells.append("{:.0f} / {:.0f}".format(*(100 * each / heads for each in stopped)))
+        print(f"  {n:>6} {' '.join(f'{each:>12}' for each in cells)}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--waves", type=int, default=2000, help="simulated waves of each row")
@@ -182,6 +207,7 @@ def main() -> None:
     at_the_edge(rng, given.waves)
     without_labels(rng, given.waves)
     rollouts(rng, given.waves // 2)
+    beforehand(rng, given.waves // 2)
     print(f"\n{time.monotonic() - start:.0f} s")
 
 

@@ -97,6 +97,12 @@ def coordinator() -> None:
     help="A head for each group: tag.KEY, or cluster: statistics that are alike.",
 )
 @click.option("--merge-policy", type=click.Path(path_type=Path), help="When heads go out, and how: TOML.")
+@click.option(
+    "--cross-site",
+    default=0,
+    type=click.IntRange(0, 1000),
+    help="Merged heads go out when so many devices that agree found them no worse, 3 at least; 0: they are not asked.",
+)
 @click.option("--evaluate", type=click.Path(path_type=Path), help="NPZ on which merged heads are tested first.")
 @click.option("--keep-free", type=click.FloatRange(min=0), help="MiB of disk left free.  [default: 5 %, 256 at most]")
 @click.option(
@@ -159,6 +165,7 @@ def serve(
     min_merge_samples: int,
     merge_by: str,
     merge_policy: Path | None,
+    cross_site: int,
     evaluate: Path | None,
     keep_free: float | None,
     ask_labels: float,
@@ -229,6 +236,11 @@ def serve(
         check_reach(host)  # before the broker is asked; else the database has a word
     configure(log)
     release_policy = ReleasePolicy() if merge_policy is None else read_policy(merge_policy, merge_by)
+    if cross_site:
+        try:
+            release_policy = release_policy.judged_by(cross_site)
+        except ValueError as exc:
+            raise ConfigError(f"--cross-site {cross_site}: {exc}") from exc
     if release_policy.needs_holdout and evaluate is None:
         raise ConfigError(f"{merge_policy}: min_gain needs --evaluate FILE: samples with labels to tell a gain by")
     if (upstream is None) != (site is None):

@@ -27,6 +27,7 @@ from edge.coordinator.devices.registry import Registry
 from edge.coordinator.devices.sites import Sites
 from edge.coordinator.dialogue import Dialogue
 from edge.coordinator.events import Events
+from edge.coordinator.learning.evaluations import Evaluations
 from edge.coordinator.learning.holdout import Holdout
 from edge.coordinator.learning.learning import Learning
 from edge.coordinator.learning.merges import Merges
@@ -131,6 +132,7 @@ class CoordinatorCore:
         draw = np.random.default_rng(0) if rng is None else rng
         self.rollouts = Rollouts(store, artifacts, bundles, self.events, lambda: draw.bytes(16).hex(), line)
         self.questions = Questions(store, bundles, self.events, config.ask_labels_s)
+        self.evaluations = Evaluations(store, artifacts, self.rollouts, self.receipts, self.events, line)
         self.dialogue = Dialogue(
             config.fleet,
             store,
@@ -143,6 +145,7 @@ class CoordinatorCore:
             self.events,
             sites,
             self.questions,
+            self.evaluations,
             signing,
             config.name,
             config.broker,
@@ -294,6 +297,7 @@ class CoordinatorCore:
             found = self.learning.forget(device, now)
             found |= {"checkpoints": self.checkpoints.forget(device)}
             self.questions.forget(device)
+            self._store.evaluations.forget(device)
         self.receipts.complete(now)
         return found
 
@@ -325,7 +329,7 @@ class CoordinatorCore:
     def next_deadline_s(self) -> float:
         """Call `tick` at this time at the latest."""
         telling_s = self._next_telling_s if self.dialogue.is_connected else math.inf
-        rooms = (self.registry, self.learning, self.rollouts, self.alerts, self.questions)
+        rooms = (self.registry, self.learning, self.rollouts, self.alerts, self.questions, self.evaluations)
         heard_s = math.inf if self._connected_s is None else self._connected_s + HEARD_S
         return min(
             telling_s,
@@ -347,10 +351,13 @@ class CoordinatorCore:
             self.receipts.complete(now)
         with self.events.survived("", "fault", "looking at rollouts", now):
             self.rollouts.tick(now)
+        with self.events.survived("", "fault", "looking what devices think of candidates", now):
+            self.evaluations.tick(now)
         if self.dialogue.is_connected:
             with self.events.survived("", "fault", "telling devices of a rollout what to run", now):
-                self.dialogue.tell_some(self.rollouts.to_tell, now)
+                self.dialogue.tell_some(self.rollouts.to_tell | self.evaluations.to_tell, now)
             self.rollouts.to_tell.clear()
+            self.evaluations.to_tell.clear()
         with self.events.survived("", "fault", "looking at questions", now):
             self.questions.tick(now, is_connected=self.dialogue.is_connected)
         if self.dialogue.is_connected and now.s >= self._next_telling_s:

@@ -10,6 +10,7 @@ import math
 from collections import deque
 from collections.abc import Set
 from dataclasses import replace
+from typing import TypeVar
 
 from edge.channel import topics
 from edge.channel.chunks import AROUND_BYTES, USUAL_BYTES, fitting
@@ -24,9 +25,9 @@ from edge.channel.messages import (
     History,
     HistoryKept,
     Message,
+    Order,
     Reply,
     Request,
-    Restore,
     State,
     Telemetry,
     UploadStatus,
@@ -40,6 +41,7 @@ from edge.coordinator.devices.registry import Registry
 from edge.coordinator.devices.sites import Sites
 from edge.coordinator.devices.standings import Standings
 from edge.coordinator.events import Events
+from edge.coordinator.learning.evaluations import Evaluations
 from edge.coordinator.learning.learning import Learning, Unwanted
 from edge.coordinator.learning.questions import Questions
 from edge.coordinator.line import Line
@@ -56,6 +58,7 @@ from edge.coordinator.store.store import Store
 from edge.learning.compression import CODECS
 
 log = logging.getLogger("edge.coordinator")
+OrderT = TypeVar("OrderT", bound=Order)
 
 BIRTH_AGAIN_S = 30.0
 # What the database did not take, for it was away, is tried again after this.
@@ -79,6 +82,7 @@ class Dialogue:
         events: For what people should see.
         sites: What coordinators below are asked for.
         questions: Labels that help several devices.
+        evaluations: What devices think of candidate heads.
         signing: Proves what is sent; None in a fleet without keys.
         name: Of this coordinator.
         broker: Its address, without a login.
@@ -101,11 +105,12 @@ class Dialogue:
         events: Events,
         sites: Sites,
         questions: Questions,
+        evaluations: Evaluations,
         signing: Signing | None = None,
         name: str = "coordinator",
         broker: str = "",
     ) -> None:
-        self._sites, self._questions = sites, questions
+        self._sites, self._questions, self._evaluations = sites, questions, evaluations
         self.line = Line(fleet, name, broker)
         self._checkpoints = checkpoints
         self._signing = signing
@@ -241,6 +246,7 @@ class Dialogue:
                 self._standings.replied(device, message)
                 self._checkpoints.replied(device, message, now)
                 self._questions.replied(device, message, now)
+                self._evaluations.replied(device, message)
 
     def _meet(self, device: str, now: Now) -> None:
         """Ask a device to introduce itself that is not known, or that may have come or gone while we were away.
@@ -358,8 +364,13 @@ class Dialogue:
                 self._send(whom, topics.DN_CMD, message, qos=1, expiry_s=60)
                 continue
             self._send(whom, topics.DN_RESTORE, self.signed(whom, message, now), qos=1, expiry_s=60)
+        for whom, asked in self._evaluations.to_say(device, self._chunk, now):
+            forms = self._artifacts.forms(asked.digest, self._bases.get(whom, ()), asked.chunk_size_bytes)
+            self._send(
+                whom, topics.DN_CANDIDATE, self.signed(whom, replace(asked, forms=forms), now), qos=1, expiry_s=60
+            )
 
-    def signed(self, device: str, order: Restore, now: Now) -> Restore:
+    def signed(self, device: str, order: OrderT, now: Now) -> OrderT:
         """An order for a device, signed where this fleet has keys."""
         if self._signing is None:
             return order

@@ -37,6 +37,7 @@ class Device(Record):
         epoch: How often it began anew under its name.
         note: What an operator wrote of it.
         telemetry_s: Seconds between two of its telemetry messages; 0 while that is unknown.
+        evaluates: Whether it agrees to be asked about candidate heads.
     """
 
     id: str
@@ -55,6 +56,7 @@ class Device(Record):
     epoch: int = 0
     note: str = ""
     telemetry_s: float = 0.0
+    evaluates: bool = False
 
     def is_there(self, now_ms: int) -> bool:
         """Whether it is online: it says so, and was heard within three of its telemetry intervals."""
@@ -299,6 +301,59 @@ class AlikeSample(Record):
     weight: float
     state: str = "waits"
     detail: str = ""
+
+
+# States of an `Evaluation` that nobody has decided.
+UNDECIDED = ("asking", "unjudged")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation(Record):
+    """A head that devices judge before its rollout begins.
+
+    Attributes:
+        rollout: Number of the draft.
+        state: ``asking``; ``unjudged``, too few have answered in time, and a person, or those who come late, lead on;
+            ``passed``, ``lost``, or ``dropped``: somebody decided without them.
+        due_s: Until when they are waited for, of the time that coordinators have run.
+        detail: What they found, or why it is where it is.
+    """
+
+    rollout: int
+    state: str = "asking"
+    due_s: float = 0.0
+    detail: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Judge(Record):
+    """A model of a device that is asked about a head; what the counts are says `edge.agent.model.evaluating`.
+
+    Attributes:
+        rollout: Number of the draft.
+        device: Who is asked.
+        model: Of that device.
+        is_inside: Whether the head was made of what this device learned, among others: it has seen those labels.
+        state: ``open``, ``answered`` or ``refused``.
+        labelled: Labels that it tried the head on.
+        both: Where both were right.
+        only_new: Where only the head was.
+        only_old: Where only the one before was.
+        detail: Why it refused.
+        asked_ms: Wall clock.
+    """
+
+    rollout: int
+    device: str
+    model: str
+    is_inside: bool = False
+    state: str = "open"
+    labelled: int = 0
+    both: float = 0.0
+    only_new: float = 0.0
+    only_old: float = 0.0
+    detail: str = ""
+    asked_ms: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,11 +13,12 @@ from typing import Any
 
 from edge.channel.messages import Pairs, State
 from edge.contract.clock import Now
+from edge.contract.durations import seconds
 from edge.contract.errors import ConflictError, RolloutError
 from edge.coordinator.events import Events
 from edge.coordinator.line import LineState
 from edge.coordinator.pacing import check_pace
-from edge.coordinator.records import Release, Transition
+from edge.coordinator.records import UNDECIDED, Evaluation, Release, Transition
 from edge.coordinator.releases.artifacts import ArtifactStore
 from edge.coordinator.releases.bundles import Bundles
 from edge.coordinator.releases.way_back import WayBack
@@ -98,7 +99,7 @@ class Rollouts:
             who: Its author.
             now: The time.
             supersede: End the rollouts of the same kind and devices that are under way.
-            begin: False leaves it a draft, as does a plan that others have to approve.
+            begin: False leaves it a draft, as does a plan that others have to approve, or devices to judge.
 
         Raises:
             RolloutError: No such release or devices, or another rollout is under way there; nothing changed.
@@ -128,7 +129,10 @@ class Rollouts:
                 for place, (device, model) in enumerate(in_order(found, seed))
             ]
             self._store.rollouts.add(rollout, targets, Made(who, now.wall_ms))
-            if begin and not plan.start.approvals:
+            if begin and plan.start.judges:
+                due_s = self._run_s + seconds(plan.start.within)
+                self._store.evaluations.save(Evaluation(rollout=rollout.id, due_s=due_s))
+            elif begin and not plan.start.approvals:
                 self.make_way(older, release, who, now)
                 step = steps.order(rollout, targets, RolloutEvent.START, self._run_s, who=who)
                 self._keep(rollout, step, now)
@@ -148,6 +152,10 @@ class Rollouts:
                 raise RolloutError(
                     f"release {release.counter} is a head that replaces; only a rival or a merge competes"
                 )
+        if plan.start.judges and release.kind != "head":
+            raise RolloutError(
+                f"start.judges: devices try heads before they go out, and release {release.counter} is a {release.kind}"
+            )
         return release
 
     def _in_the_way(self, release: Release, wanted: set[Key], *, supersede: bool, but: int = 0) -> list[Rollout]:
@@ -187,9 +195,17 @@ class Rollouts:
     # What people ask for
 
     def order(
-        self, number: int, event: RolloutEvent, who: str, why: str, now: Now, *, version: int | None = None
+        self,
+        number: int,
+        event: RolloutEvent,
+        who: str,
+        why: str,
+        now: Now,
+        *,
+        version: int | None = None,
+        supersede: bool = True,
     ) -> Rollout:
-        """Do what a person asks for.
+        """Do what a person asks for, or what devices found that judged the head of a draft.
 
         Args:
             number: Of the rollout.
@@ -198,17 +214,30 @@ class Rollouts:
             why: For people.
             now: The time.
             version: Of the rollout that they saw; None for whatever it is now.
+            supersede: Of a draft that begins: end the rollouts of the same kind and devices that are under way.
 
         Raises:
             RolloutError: There is no such rollout, or it cannot be done in its state; nothing changed.
             ConflictError: It has another version.
         """
         with self._store.transaction():
-            rollout = self._get(number, version)
-            if event is RolloutEvent.START and rollout.plan.start.approvals > len(self.approvers(number)):
-                raise RolloutError(f"rollout {number} begins when others have approved it: edge-fleet rollout approve")
-            targets = self._store.rollouts.targets(number)
+            rollout, targets = self._get(number, version), self._store.rollouts.targets(number)
             step = steps.order(rollout, targets, event, self._run_s, who=who, why=why)
+            if rollout.state is RolloutState.DRAFT and event in (RolloutEvent.START, RolloutEvent.RESUME):
+                if approvals_left(self._store, rollout) > 0:
+                    raise RolloutError(
+                        f"rollout {number} begins when others have approved it: edge-fleet rollout approve"
+                    )
+                if event is RolloutEvent.START and waits_for_judges(self._store, number):
+                    raise RolloutError(
+                        f"rollout {number} begins when devices have judged its head; to go on without them: "
+                        f'edge-fleet rollout resume {number} --reason "..."'
+                    )
+                if why_not := overtaken(self._store, rollout, targets):
+                    raise RolloutError(f"rollout {number} cannot begin any more: {why_not}")
+                release = self._release(rollout.plan)
+                older = self._in_the_way(release, {each.key for each in targets}, supersede=supersede, but=number)
+                self.make_way(older, release, who, now)
             self._keep(rollout, step, now)
         self._events.note("", "rollout", f"{number}: {event} by {who or 'nobody'}{f': {why}' if why else ''}", now)
         self._hurry()
@@ -223,9 +252,10 @@ class Rollouts:
         self._hurry()
         return step.rollout
 
-    def approvers(self, number: int) -> list[str]:
-        """Who has approved a rollout."""
-        return [each.who for each in self._store.rollouts.transitions(number) if each.event == _APPROVE]
+    @property
+    def run_s(self) -> float:
+        """How long coordinators of this fleet have run, in seconds: what deadlines are counted in."""
+        return self._run_s
 
     def approve(
         self, number: int, who: str, why: str, now: Now, *, supersede: bool = False, version: int | None = None
@@ -246,7 +276,7 @@ class Rollouts:
         """
         with self._store.transaction():
             rollout, made = self._get(number, version), self._store.rollouts.made(number)
-            by, needed = self.approvers(number), rollout.plan.start.approvals
+            by, needed = _approvers(self._store, number), rollout.plan.start.approvals
             if rollout.state is not RolloutState.DRAFT or not needed:
                 raise RolloutError(f"rollout {number} is {rollout.state}: it waits for no approval")
             if not who or made is None or who == made.author or who in by:
@@ -259,15 +289,8 @@ class Rollouts:
                 approved = replace(approved, reason=f"{approved.reason}; {left} more needed")
             moved = (Moved("", rollout.state, _APPROVE, rollout.state, who, why),)
             self._keep(rollout, Step(rollout=approved, moved=moved), now)
-            if not left:
-                targets, release = self._store.rollouts.targets(number), self._release(rollout.plan)
-                if why := overtaken(self._store, rollout, targets):
-                    raise RolloutError(f"rollout {number} cannot begin any more: {why}")
-                older = self._in_the_way(release, {each.key for each in targets}, supersede=supersede, but=number)
-                self.make_way(older, release, who, now)
-                step = steps.order(approved, targets, RolloutEvent.START, self._run_s, who=made.author)
-                self._keep(approved, step, now)
-                approved = step.rollout
+            if not left and not waits_for_judges(self._store, number):
+                approved = self.order(number, RolloutEvent.START, made.author, "", now, supersede=supersede)
         self._hurry()
         return approved
 
@@ -463,6 +486,22 @@ class Rollouts:
             if not moved.subject:
                 text = f"{before.id}: {moved.before} -> {moved.now}{f', {moved.why}' if moved.why else ''}"
                 self._events.note("", "rollout", text, now)
+
+
+def _approvers(store: Store, number: int) -> list[str]:
+    """Who has approved a rollout."""
+    return [each.who for each in store.rollouts.transitions(number) if each.event == _APPROVE]
+
+
+def approvals_left(store: Store, rollout: Rollout) -> int:
+    """How many have still to approve a rollout."""
+    return rollout.plan.start.approvals - len(_approvers(store, rollout.id))
+
+
+def waits_for_judges(store: Store, number: int) -> bool:
+    """Whether devices have still to judge the head of a draft."""
+    found = store.evaluations.get(number)
+    return found is not None and found.state in UNDECIDED
 
 
 def _pairs(message: State) -> Pairs | None:

@@ -29,6 +29,7 @@ from edge.contract.clock import Now
 from edge.contract.profile import DeviceProfile, load_profile
 from edge.coordinator.config import CoordinatorConfig
 from edge.coordinator.core import CoordinatorCore
+from edge.coordinator.learning.release_policy import ReleasePolicy
 from edge.coordinator.records import Model, as_dict
 from edge.coordinator.releases.artifacts import ArtifactStore
 from edge.coordinator.store.store import Store
@@ -146,6 +147,7 @@ class SimulatedFleet:
         faults: Faults | None = None,
         auto_merge: bool = True,
         policy: MergePolicy | None = None,
+        release_policy: ReleasePolicy | None = None,
         signing: Path | None = None,
         ask_labels_s: float = 0.0,
         reassert_s: float = 10.0,
@@ -161,6 +163,7 @@ class SimulatedFleet:
         self.now_s = 1000.0
         self.agent_options, self.auto_merge = agent_options, auto_merge
         self.policy, self.signing, self.ask_labels_s = policy or MergePolicy(), signing, ask_labels_s
+        self.release_policy = release_policy or ReleasePolicy()
         self.reassert_s, self.stopwatch = reassert_s, stopwatch
         self.coordinator: CoordinatorCore | None = None
         self.start_coordinator()
@@ -181,6 +184,7 @@ class SimulatedFleet:
             merge_delay_s=5.0,
             reassert_s=self.reassert_s,
             policy=self.policy,
+            release_policy=self.release_policy,
             ask_labels_s=self.ask_labels_s,
         )
         self.store = store_in(config.data_dir / "db.sqlite")

@@ -10,7 +10,7 @@ import numpy as np
 
 from edge.channel import topics
 from edge.channel.codec import decode, encode
-from edge.channel.messages import Birth, Conn, Desired, Pairs, Served, State
+from edge.channel.messages import Birth, Candidate, Conn, Desired, Pairs, Served, State
 from edge.channel.transport import Connected, Received
 from edge.contract.bundle import Bundle
 from edge.contract.clock import Now
@@ -36,6 +36,8 @@ class Device:
         self.ready: Desired | None = None
         self.told: list[Desired] = []
         self.hardware: dict[str, Any] = {}
+        self.labels, self.evaluates = 0, False
+        self.asked: list[Candidate] = []
 
     def say(self, leaf: str, message: Any, *, retained: bool = False) -> None:
         topic = f"edge/v1/lab/{self.name}/{leaf}"
@@ -47,12 +49,12 @@ class Device:
 
     def connect(self) -> None:
         served = Served(
-            model="digits", bundle="", backbone=self.fleet.backbone, head="", release=self.release, n_labels=0
+            model="digits", bundle="", backbone=self.fleet.backbone, head="", release=self.release, n_labels=self.labels
         )
         birth = Birth(
             agent_version="1", boot=1, session=1, ts_ms=0, profile="p", hardware=self.hardware, bundle="", head="",
-            n_labels=0, backbone=self.fleet.backbone, release=self.release, limits={}, models=(served,),
-            state_id="a" * 16,
+            n_labels=self.labels, evaluates=self.evaluates, backbone=self.fleet.backbone, release=self.release,
+            limits={}, models=(served,), state_id="a" * 16,
         )  # fmt: skip
         self.is_there()
         self.say("up/birth", birth)
@@ -146,6 +148,10 @@ class Fleet:
                 message = decode(topic.leaf, publish.payload)
                 assert isinstance(message, Desired)
                 self.devices[topic.device].receive(message)
+            elif topic.leaf == topics.DN_CANDIDATE:
+                asked = decode(topic.leaf, publish.payload)
+                assert isinstance(asked, Candidate)
+                self.devices[topic.device].asked.append(asked)
 
     def pass_time(self, seconds: float, step_s: float = 60.0) -> None:
         end = self.now.s + seconds

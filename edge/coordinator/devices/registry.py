@@ -112,6 +112,7 @@ def after_birth(
         hardware=_bounded(message.hardware),
         seal_key=message.seal_key,
         telemetry_s=_interval_s(message, known.device),
+        evaluates=message.evaluates,
     )
     before = {model.model: model for model in known.models}
     models = []

@@ -15,6 +15,7 @@ from edge.coordinator.records import (
     Contribution,
     Device,
     FleetQuestion,
+    Judge,
     LoggedLook,
     Model,
     Release,
@@ -362,6 +363,16 @@ class Approvals:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationAnswer:
+    """What devices think of a head before its rollout begins; `left_s` is how long they are still waited for."""
+
+    state: Literal["asking", "unjudged", "passed", "lost", "dropped"]
+    detail: str
+    left_s: float
+    judges: list[Judge]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TargetAnswer:
     """A model of a device in a rollout; `of_several`: the device has others."""
 
@@ -388,6 +399,7 @@ class RolloutAnswer(RolloutSummary):
     paused_all: str
     merge_waits_since_ms: int
     approvals: Approvals
+    evaluation: EvaluationAnswer | None
     targets: list[TargetAnswer]
     looks: list[LoggedLook]
     transitions: list[Transition]

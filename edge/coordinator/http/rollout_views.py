@@ -7,11 +7,12 @@ from dataclasses import asdict
 from typing import Any
 
 from edge.contract.errors import RolloutError
-from edge.coordinator.records import as_dict
+from edge.coordinator.records import Evaluation, as_dict
 from edge.coordinator.rollout import plan as plans
+from edge.coordinator.rollout.states import RolloutState
 from edge.coordinator.rollout.step import Rollout, Target
 from edge.coordinator.store.store import Store
-from edge.coordinator.turns import PAUSED, waited_for
+from edge.coordinator.turns import PAUSED, RUN_CLOCK, waited_for
 
 
 def shown(store: Store, number: int) -> dict[str, Any]:
@@ -28,10 +29,12 @@ def shown(store: Store, number: int) -> dict[str, Any]:
         served = Counter(model.device for model in store.devices.models())
         paused = store.rollouts.setting(PAUSED)
         since_ms = waited_for(store).get(number, 0)
+        evaluation, judges = store.evaluations.get(number), store.evaluations.judges(number)
+        run_s = float(store.rollouts.setting(RUN_CLOCK) or 0.0)
     if rollout is None or made is None:
         raise RolloutError(f"there is no rollout {number}; `edge-fleet rollout list` shows those that are")
     return {
-        **summary(rollout),
+        **summary(rollout, evaluation),
         "author": made.author,
         "created_ms": made.created_ms,
         "seed": rollout.seed,
@@ -40,6 +43,14 @@ def shown(store: Store, number: int) -> dict[str, Any]:
         "paused_all": paused,
         "merge_waits_since_ms": since_ms,
         "approvals": {"needed": rollout.plan.start.approvals, "by": [m.who for m in moved if m.event == "approve"]},
+        "evaluation": None
+        if evaluation is None
+        else {
+            "state": evaluation.state,
+            "detail": evaluation.detail,
+            "left_s": max(0.0, evaluation.due_s - run_s) if evaluation.state == "asking" else 0.0,
+            "judges": [as_dict(each) for each in judges],
+        },
         "targets": [_shown(each) | {"of_several": served[each.device] > 1} for each in targets],
         "looks": [as_dict(each) for each in looks],
         "transitions": [as_dict(each) for each in moved],
@@ -48,12 +59,15 @@ def shown(store: Store, number: int) -> dict[str, Any]:
 
 def summaries(store: Store) -> list[dict[str, Any]]:
     """All rollouts in short, newest first."""
-    return [summary(rollout) for rollout in store.rollouts.all()]
+    under_way = {each.rollout: each for each in store.evaluations.under_way()}
+    return [summary(rollout, under_way.get(rollout.id)) for rollout in store.rollouts.all()]
 
 
-def summary(rollout: Rollout) -> dict[str, Any]:
-    """A rollout in short."""
+def summary(rollout: Rollout, evaluation: Evaluation | None = None) -> dict[str, Any]:
+    """A rollout in short, with what its draft waits for where devices judge its head first."""
     sized = rollout.sizes
+    is_waiting = evaluation is not None and rollout.state is RolloutState.DRAFT
+    waits = (evaluation.detail or "devices judge its head first") if evaluation is not None and is_waiting else ""
     return {
         "id": rollout.id,
         "release": rollout.plan.release,
@@ -62,7 +76,7 @@ def summary(rollout: Rollout) -> dict[str, Any]:
         "wave": rollout.wave + 1,
         "waves": [count for count, _ in sized],
         "devices": rollout.n_selected,
-        "reason": rollout.reason,
+        "reason": rollout.reason or waits,
         "version": rollout.version,
     }
 

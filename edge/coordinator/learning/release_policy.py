@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -98,6 +98,15 @@ class ReleasePolicy(When):
         if not self.plan:
             return None
         return of_document({**self.plan, "release": release, "select": select, "use": "compete"})
+
+    def judged_by(self, devices: int) -> ReleasePolicy:
+        """The same, but that so many devices judge a merged head before it goes out, by the plan or to all at once.
+
+        Raises:
+            ValueError: So many cannot.
+        """
+        plan = self.plan or {"waves": ["100 %"], "model": "off"}
+        return replace(self, plan={**plan, "start": {**plan.get("start", {}), "judges": devices}})
 
     @property
     def needs_holdout(self) -> bool:

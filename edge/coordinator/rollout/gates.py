@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.channel.messages import Pairs
-from edge.coordinator.rollout.plan import Health, Model
+from edge.coordinator.rollout.plan import Health, Model, n_liars
 
 Numbers = npt.NDArray[np.float64]
 
@@ -41,6 +41,8 @@ _SCREEN_PAIRS, _SCREEN_CANARIES = 20, 2
 # Half the margin: ten canaries hold what lost 5 points in 99 % of waves (90 % where each of them lies with 10 %), and
 # what gained 5 in 0.5 % at most. What changed nothing is often held, as it is by the gate (`benchmarks/fleet_gate.py`).
 _OF_SCREEN = 0.5
+# Standard errors, for devices that try a head before anybody runs it: what is equal goes on, the gates see it again.
+_Z_BEFOREHAND = 2.0
 # Without labels: a share of other answers that nobody explains.
 _MOST_DIFFERENT = 0.2
 
@@ -203,11 +205,6 @@ def _differ(canaries: Mapping[str, Pairs]) -> tuple[Numbers, Numbers]:
     return (np.array([pairs.differ for pairs in found]) / n if len(n) else n), n
 
 
-def n_liars(n_canaries: int, share: float) -> int:
-    """How many of them may say anything."""
-    return math.ceil(round(share * n_canaries, 9))
-
-
 def look(canaries: Mapping[str, Pairs], done: int) -> int:
     """How many of `LOOKS` are over when the gate looks now; `done` where there is nothing new to see."""
     accuracy, (_, compared) = _accuracy(canaries, 0.0), _differ(canaries)
@@ -325,3 +322,28 @@ def _can_screen(pairs: Numbers, liars: int) -> bool:
 
 def _middle(values: Numbers, liars: int) -> float:
     return float(np.sort(values)[liars : len(values) - liars].mean())
+
+
+def beforehand(judges: Mapping[str, Pairs], rule: Model) -> Verdict:
+    """Whether devices that tried a head before anybody runs it found it worse.
+
+    They did where the mean of the middle of them, without as many on each side as may lie, is below half the margin,
+    and by more than chance: two standard errors, of the labels or of the devices, whichever is larger. Who lies is
+    among those left out, or says what an honest one might have. It proves no gain: that is for the rollout.
+
+    Args:
+        judges: By name, those with `MIN_PAIRS` labels at least.
+        rule: Of the plan.
+    """
+    found = _accuracy(judges, rule.margin)
+    n, liars = len(found.x), n_liars(len(found.x), rule.liars)
+    order = np.argsort(found.x, kind="stable")[liars : n - liars]
+    if not len(order):
+        return Verdict(Decision.UNDECIDED, "few-judges", f"{n} devices have labels, and {liars} may say anything")
+    x, errors = found.x[order], found.errors[order]
+    middle, spread = float(x.mean()), float(x.std(ddof=1)) if len(x) > 1 else 0.0
+    error = max(float(np.sqrt(np.square(errors).sum())) / len(x), spread / math.sqrt(len(x)))
+    text = f"accuracy {100 * middle:+.1f} points ±{196 * error:.1f} in the middle of {n} devices"
+    if middle < -_OF_SCREEN * rule.margin and middle < -_Z_BEFOREHAND * error:
+        return Verdict(Decision.STOP, "worse-beforehand", text)
+    return Verdict(Decision.PASS, "", text)

@@ -5,6 +5,7 @@ All but the release has a default that is meant to be used.
 
 from __future__ import annotations
 
+import math
 import re
 import tomllib
 from dataclasses import dataclass, field
@@ -36,6 +37,11 @@ Limit = tuple[Fraction, Annotated[int, at_least(1)]]
 Count = Annotated[int, at_least(0)]
 
 
+def n_liars(n_devices: int, share: float) -> int:
+    """How many of these devices may say anything."""
+    return math.ceil(round(share * n_devices, 9))
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Start:
     """When it begins.
@@ -44,11 +50,18 @@ class Start:
         at: ``now``, or a moment such as ``2026-12-01T02:00:00+01:00``.
         approvals: By so many others than the author.
         join: Whether devices that come to match later are offered the release, too.
+        judges: Not before so many devices that agree have tried the head on their last labels, and the middle of them
+            found it no worse; 0 asks none.
+        within: How long they are waited for.
+        unjudged: What follows where too few have answered by then: ``hold``, or ``go`` all the same.
     """
 
     at: str = "now"
     approvals: Count = 0
     join: bool = True
+    judges: Annotated[int, between(0, 1000)] = 0
+    within: Duration = "1 h"
+    unjudged: Literal["hold", "go"] = "hold"
 
     @property
     def at_ms(self) -> int:
@@ -170,6 +183,12 @@ class Plan:
                 is_there = False
             if not is_there:
                 faults.append('start.at must be "now" or a moment with its zone, such as "2026-12-01T02:00:00+01:00"')
+        needed = self.start.judges
+        if needed and needed <= 2 * n_liars(needed, self.model.liars):
+            faults.append(
+                f"start.judges: of {needed}, {n_liars(needed, self.model.liars)} may say anything (model.liars), and "
+                f"the others do not outvote them: ask more, 3 at least, or set model.liars to 0"
+            )
         if self.window:
             try:
                 Window.parse(self.window)

@@ -97,7 +97,7 @@ _NOTHING, _NEVER = ".", "-"
 
 _ROLLOUTS = """
            start due     settled  pass stop    undecided pause  resume retry     abort   revert    overtaken  widen
-draft      ready -       -        -    -       -         -      -      -         aborted -         -          -
+draft      ready -       -        -    -       -         -      ready  -         aborted -         -          -
 ready      .     opening -        -    -       -         paused .      -         aborted -         superseded -
 opening    .     .       soaking  .    stopped .         paused .      opening   aborted reverting superseded .
 soaking    .     .       .        next stopped held      paused .      opening   aborted reverting superseded opening

@@ -17,7 +17,9 @@ from edge.coordinator.store.tables import DeviceRow, ModelRow, TagRow, as_column
 # The tables themselves and not objects of rows: this is done with each message.
 _DEVICE, _MODEL = table(DeviceRow), table(ModelRow)
 _DEVICE_BRIEF = [each for each in _DEVICE.c if each.name not in ("hardware", "seal_key", "note")]
-_DEVICE_PRESENCE = [_DEVICE.c[each] for each in ("id", "born", "online", "last_seen_ms", "telemetry_s", "admission")]
+_DEVICE_PRESENCE = [
+    _DEVICE.c[each] for each in ("id", "born", "online", "last_seen_ms", "telemetry_s", "admission", "evaluates")
+]
 _MEASURED = select(
     _DEVICE.c.id, _DEVICE.c.born, _DEVICE.c.admission, _MODEL.c.model, _MODEL.c.samples, _MODEL.c.experts
 ).select_from(_DEVICE.outerjoin(_MODEL, _DEVICE.c.id == _MODEL.c.device))

@@ -16,6 +16,7 @@ from edge.coordinator.store.contributions import Contributions
 from edge.coordinator.store.database import Database
 from edge.coordinator.store.devices import Devices
 from edge.coordinator.store.enrolment import EnrolmentLog
+from edge.coordinator.store.evaluations import EvaluationLog
 from edge.coordinator.store.events import EventLog
 from edge.coordinator.store.parts import Parts
 from edge.coordinator.store.questions import QuestionLog
@@ -45,6 +46,7 @@ class Store:
         enrolment: Tokens by which devices join, and by what they log in to the broker.
         receipts: Of forgetting.
         questions: Labels that a person is asked for.
+        evaluations: Heads that devices judge before a rollout begins.
         parts: Whose learning is in the contributions of sites.
 
     Raises:
@@ -65,6 +67,7 @@ class Store:
         self.receipts = ReceiptLog(self._database)
         self.alerts = AlertLog(self._database)
         self.questions = QuestionLog(self._database)
+        self.evaluations = EvaluationLog(self._database)
         self.parts = Parts(self._database)
 
     @contextlib.contextmanager

@@ -121,6 +121,7 @@ class DeviceRow(Row):
     epoch: Mapped[int]
     note: Mapped[str]
     telemetry_s: Mapped[float]
+    evaluates: Mapped[bool]
 
 
 class ModelRow(Row):
@@ -588,3 +589,31 @@ class AlikeRow(Row):
     weight: Mapped[float]
     state: Mapped[str]
     detail: Mapped[str]
+
+
+class EvaluationRow(Row):
+    """`Evaluation`."""
+
+    __tablename__ = "evaluation"
+    rollout: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    state: Mapped[str]
+    due_s: Mapped[float]
+    detail: Mapped[str]
+
+
+class JudgeRow(Row):
+    """`Judge`."""
+
+    __tablename__ = "judge"
+    __table_args__ = (Index("judge_device", "device"),)
+    rollout: Mapped[int] = mapped_column(primary_key=True)
+    device: Mapped[str] = mapped_column(primary_key=True)
+    model: Mapped[str] = mapped_column(primary_key=True)
+    is_inside: Mapped[bool]
+    state: Mapped[str]
+    labelled: Mapped[int]
+    both: Mapped[float]
+    only_new: Mapped[float]
+    only_old: Mapped[float]
+    detail: Mapped[str]
+    asked_ms: Mapped[int]

@@ -23,9 +23,10 @@ from edge.coordinator.rollout.states import (
     target_after,
 )
 
-# As in the design, line by line; "-" raises, "." changes nothing, "=" is the state itself.
+# As in the design, line by line; "-" raises, "." changes nothing, "=" is the state itself. Only that a person resumes a
+# draft whose head devices could not judge is ours.
 DESIGN = """
-draft      ready - - - - - - - - aborted - - -
+draft      ready - - - - - - ready - aborted - - -
 ready      . opening - - - - paused . - aborted - superseded -
 opening    . . soaking . stopped . paused . opening aborted reverting superseded .
 soaking    . . . next stopped held paused . opening aborted reverting superseded opening
