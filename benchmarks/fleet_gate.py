@@ -187,10 +187,7 @@ def beforehand(rng: np.random.Generator, heads: int) -> None:
                 chances = np.stack([(differ + gain) / 2, (differ - gain) / 2, 1 - differ], axis=1)
                 found = rng.multinomial(64, chances).astype(float)
                 for i, lies in enumerate((True, False)):
-                    if lies:
-                        said = np.vstack([[64, 0, 0] if points < 0 else [0, 64, 0], found[1:]])
-                    else:
-                        said = found
+                    said = np.vstack([[64, 0, 0] if points < 0 else [0, 64, 0], found[1:]]) if lies else found
                     sums = {str(k): Pairs(labelled=64, only_new=row[0], only_old=row[1]) for k, row in enumerate(said)}
                     stopped[i] += gates.beforehand(sums, Model()).decision is gates.Decision.STOP
             cells.append("{:.0f} / {:.0f}".format(*(100 * each / heads for each in stopped)))

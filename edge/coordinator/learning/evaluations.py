@@ -1,11 +1,12 @@
 """Cross-site evaluation: devices that agree try a head on their last labels before its rollout begins.
 
 Theory of operation. A rollout whose plan says so (`start.judges`) is a draft until they have judged. Of its targets
-those are asked that agree, are there, and have labels; who lent the head nothing of what it knows comes first, and
-who comes after has seen some of the labels that it judges by, which is told. Twice as many are asked as are needed:
-some will lie, have gone, or have too few labels. When all who are there have answered, or the time is over, the middle
-of them decides (`edge.coordinator.rollout.gates.beforehand`): the rollout begins, or is aborted. Where too few have
-answered nothing was judged: the plan says whether it is held then, and those who come late still count.
+those are asked that agree, are there, and have labels, twice as many as are needed: some will lie, have gone, or have
+too few labels. A device of whose learning the head was made has seen the labels that it would judge by, and would speak
+for what it poisoned: such are asked only as far as there are too few others, and it is told. When all who are there
+have answered, or the time is over, the middle of them decides (`edge.coordinator.rollout.gates.beforehand`): the
+rollout begins, or is aborted. Where too few have answered nothing was judged: the plan says whether it is held then,
+and those who come late still count.
 
 All of it is rows: whom it asked and what they said outlives the process, and a step is one transaction.
 """
@@ -13,7 +14,7 @@ All of it is rows: whom it asked and what they said outlives the process, and a 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -38,15 +39,19 @@ LOOK_S = 5.0
 MOST_LABELS = 10_000
 
 
-def in_turn(found: Iterable[str], inside: Collection[str], seed: str) -> list[str]:
-    """Devices in the order in which they are asked: those that lent the head nothing come first.
+def in_turn(found: Iterable[str], inside: Collection[str], seed: str, least: int, most: int) -> list[str]:
+    """Which devices are asked next.
 
     Args:
-        found: Devices.
-        inside: Those of whose learning the head was made.
+        found: Those that can be.
+        inside: Those of whose learning the head was made: asked only where there are fewer than `least` others.
         seed: That nobody knows, so that nobody foresees who judges.
+        least: So many are needed.
+        most: So many are asked, of the others.
     """
-    return sorted(shuffled(list(found), seed), key=lambda device: device in inside)  # stable
+    order = shuffled(list(found), seed)
+    others = [device for device in order if device not in inside][:most]
+    return others + [device for device in order if device in inside][: max(0, least - len(others))]
 
 
 def counted(reply: Reply) -> dict[str, Any]:
@@ -125,7 +130,7 @@ class Evaluations:
         said = [each for each in said if each.device in there[1]]
         waits = [each for each in judges if each.state == "open" and each.device in there[0]]
         needed = rollout.plan.start.judges
-        asked = self._ask(rollout, release, 2 * needed - len(said) - len(waits), judges, there, now)
+        asked = self._ask(rollout, release, len(said) + len(waits), judges, there[0], now)
         is_over = self._rollouts.run_s >= one.due_s
         if (waits or asked) and not is_over and one.state == "asking":
             return None
@@ -146,35 +151,30 @@ class Evaluations:
         return there, {each.id for each in approved}
 
     def _ask(
-        self,
-        rollout: Rollout,
-        release: Release,
-        count: int,
-        judges: Sequence[Judge],
-        there: tuple[dict[str, Device], set[str]],
-        now: Now,
+        self, rollout: Rollout, release: Release, n: int, judges: Sequence[Judge], there: Mapping[str, Device], now: Now
     ) -> int:
-        """Ask so many more, where there are so many; how many were."""
-        known = {each.device for each in judges}
-        if count <= 0 or there[0].keys() <= known:
+        """Ask more than the `n` who have answered or will, where there are more; how many were asked."""
+        known, needed = {each.device for each in judges}, rollout.plan.start.judges
+        if n >= 2 * needed or there.keys() <= known:
             return 0
         targets = {target.key for target in self._store.rollouts.targets(rollout.id)}
 
         def can(model: Model) -> bool:
             is_target = (model.device, model.model) in targets or (model.device, "") in targets
-            is_new = model.device in there[0] and model.device not in known
+            is_new = model.device in there and model.device not in known
             return is_new and is_target and model.backbone == release.backbone and model.samples >= MIN_PAIRS
 
         # A device has one voice, however many models it says it has.
         found = {model.device: model.model for model in self._store.devices.models() if can(model)}
         inside = self._inside(release) if found else set()
-        for device in in_turn(found, inside, rollout.seed)[:count]:
+        chosen = in_turn(found, inside, rollout.seed, needed - n, 2 * needed - n)
+        for device in chosen:
             judge = Judge(
                 rollout=rollout.id, device=device, model=found[device], is_inside=device in inside, asked_ms=now.wall_ms
             )
             self._log.save_judge(judge)
-            self.to_tell.add(device)
-        return min(len(found), count)
+        self.to_tell.update(chosen)
+        return len(chosen)
 
     def _inside(self, release: Release) -> set[str]:
         """Devices of whose learning a head was made."""

@@ -111,11 +111,15 @@ def test_twice_as_many_as_needed_are_asked_and_others_in_place_of_those_who_cann
     assert (judges(fleet)[refuses].state, judges(fleet)[refuses].detail) == ("refused", "not mine")
 
 
-def test_those_who_lent_the_head_nothing_come_first() -> None:
-    found = in_turn(["a", "b", "c", "d"], {"a", "c"}, "seed")
-    assert set(found[:2]) == {"b", "d"}
-    assert found == in_turn(["d", "c", "b", "a"], {"a", "c"}, "seed")
-    assert len({tuple(in_turn(["a", "b", "c", "d"], (), str(seed))) for seed in range(20)}) > 5
+def test_those_who_lent_the_head_something_are_asked_only_where_there_are_too_few_others() -> None:
+    found, inside = ["a", "b", "c", "d", "e"], {"a", "c"}
+    assert set(in_turn(found, inside, "seed", 3, 6)) == {"b", "d", "e"}
+    assert len(in_turn(found, inside, "seed", 1, 2)) == 2
+    four = in_turn(found, inside, "seed", 4, 8)
+    assert (set(four[:3]), four[3] in inside) == ({"b", "d", "e"}, True)
+    assert set(in_turn(found, found, "seed", 3, 6)) < set(found), "better those than none"
+    assert four == in_turn(found[::-1], inside, "seed", 4, 8)
+    assert len({tuple(in_turn(found, (), str(seed), 3, 6)) for seed in range(20)}) > 5
 
 
 @pytest.mark.parametrize(("counts", "state"), [(BETTER, "completed"), (EQUAL, "completed"), (WORSE, "aborted")])
