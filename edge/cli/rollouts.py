@@ -190,6 +190,8 @@ def status(connect: Any, number: int, wait: float, as_json: bool) -> None:
             f"a merge of what devices learned waits for it since {age(since_ms)}; it goes out when this has ended"
         )
     _say_window(found["plan"]["window"])
+    if found["evaluation"] is not None:
+        _say_evaluation(found["evaluation"], found["plan"]["start"]["judges"])
     for look in found["looks"]:
         what = f"look {look['number']}" if look["number"] else "screen"
         said = f"{look['decision']} {shown(look['code'])} {shown(look['detail'], 500)}"
@@ -199,6 +201,23 @@ def status(connect: Any, number: int, wait: float, as_json: bool) -> None:
             click.echo(_line_of_target(target))
     if waiting := found["counts"].get("waiting", 0):
         click.echo(f"{waiting} devices wait for their wave")
+
+
+def _say_evaluation(found: dict[str, Any], needed: int) -> None:
+    left = f", for {_time(round(found['left_s']))} more" if found["left_s"] else ""
+    detail = f": {shown(found['detail'], 500)}" if found["detail"] else ""
+    click.echo(f"devices judge its head first, {needed} are needed{left}: {shown(found['state'])}{detail}")
+    for judge in found["judges"]:
+        click.echo(f"  {judge['device']}: {_said(judge)}")
+
+
+def _said(judge: dict[str, Any]) -> str:
+    inside = ", lent it what it knows" if judge["is_inside"] else ""
+    if judge["state"] == "answered":
+        only = f"only it was right on {judge['only_new']:g}, only the one before on {judge['only_old']:g}"
+        return f"of {judge['labelled']} labels {only}, both on {judge['both']:g}{inside}"
+    detail = f" ({shown(judge['detail'], 500)})" if judge["detail"] else ""
+    return f"{shown(judge['state'])}{detail}{inside}"
 
 
 _SEEN = click.option("--if-version", "seen", type=int, help="Only if it has this version, see status --json.")
@@ -385,6 +404,11 @@ def _is_over(found: dict[str, Any]) -> bool:
         raise HeldError(
             f"{named} is held: {shown(found['reason'], 500)}; look at it, then `edge-fleet rollout resume {number} "
             f"--reason ...`, abort or revert"
+        )
+    if state == "draft" and (found["evaluation"] or {}).get("state") == "unjudged":
+        raise HeldError(
+            f"{named} waits for devices that judge its head: {shown(found['reason'], 500)}; look at it, then "
+            f"`edge-fleet rollout resume {number} --reason ...` or abort"
         )
     if state in _STOPPED:
         why = shown(found["reason"], 500) or "a person asked for it"

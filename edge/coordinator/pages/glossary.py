@@ -100,6 +100,11 @@ WORDS: Mapping[str, tuple[str, str]] = {
         "labelled pairs",
         "Samples with a label that a device had both the old and the new head answer.",
     ),
+    "judge": (
+        "judges",
+        "Devices that agree to try a head that nobody runs yet on their last labels; they send counts, and the middle "
+        "of them decides whether it goes out.",
+    ),
     "contribution": (
         "contribution",
         "What a device sends of what it learned: sums or changes, never samples.",

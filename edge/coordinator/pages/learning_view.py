@@ -50,16 +50,22 @@ def learning(store: Store, of: Releases) -> dict[str, Any]:
         said = words(store)
         waits = store.events.newest(20, name="merge-waits")
         queue = Turns(store).waiting()
+        merges = [each for each in releases if is_merge(each)]
+        newest = {each.counter for each in merges[:_MOST_MERGES]}
+        rollouts = {each.plan.release: each.id for each in store.rollouts.all() if each.plan.release in newest}
+        evaluations = {counter: store.evaluations.get(number) for counter, number in rollouts.items()}
         asked = store.questions.newest(_MOST_QUESTIONS)
         faults = [*store.events.newest(10, name="merge-failed"), *store.events.newest(10, name="screening-undecided")]
-    merges = [each for each in releases if is_merge(each)]
     rows = [(each, *standing(each, left_out)) for each in contributions]
     return {
         "rows": sorted(rows, key=lambda row: row[0].received_ms, reverse=True)[:_MOST_ROWS],
         "n_contributions": len(contributions),
         "n_devices": len({each.device for each in contributions}),
         "n_samples": sum(each.n_samples for each in contributions),
-        "merges": [_merge(each, of, contributions, models, said) for each in merges[:_MOST_MERGES]],
+        "merges": [
+            _merge(each, of, contributions, models, said) | {"evaluation": evaluations.get(each.counter)}
+            for each in merges[:_MOST_MERGES]
+        ],
         "n_merges": len(merges),
         "queue": queue,
         "questions": [(each, _given(store.questions.samples(each.number))) for each in asked],

@@ -10,6 +10,7 @@ from edge.contract.errors import RolloutError
 from edge.coordinator.http.rollout_views import shown, summaries
 from edge.coordinator.pages.charts import shares
 from edge.coordinator.pages.texts import text
+from edge.coordinator.records import UNDECIDED
 from edge.coordinator.rollout.states import ENDED, FAILURES, UNSETTLED, RolloutState, TargetState, after
 from edge.coordinator.rollout.states import RolloutEvent as Asked
 from edge.coordinator.store.store import Store
@@ -46,7 +47,7 @@ def rollout(store: Store, number: int) -> dict[str, Any]:
         "targets": targets[:_MOST_TARGETS],
         "n_targets": len(targets),
         "waits": waits,
-        "orders": [str(each) for each in _ORDERS if can(state, each)],
+        "orders": [str(each) for each in _ORDERS if can(state, each) and (each is not Asked.RESUME or _resumes(found))],
         "plan": _plan(found["plan"]),
     }
 
@@ -57,6 +58,12 @@ def can(state: RolloutState, asked: Asked) -> bool:
         return after(state, asked) != str(state) or asked is Asked.RETRY
     except RolloutError:
         return False
+
+
+def _resumes(found: dict[str, Any]) -> bool:
+    """Whether a person may let it go on: a draft only without the judges that it waits for."""
+    is_draft = found["state"] == RolloutState.DRAFT
+    return not is_draft or (found["evaluation"] is not None and found["evaluation"]["state"] in UNDECIDED)
 
 
 def _rank(state: str) -> int:

@@ -63,7 +63,8 @@ def core(
         def request(self, method: str, path: str, **arguments: Any) -> httpx.Response:
             async def ask() -> httpx.Response:
                 async with httpx.AsyncClient(transport=httpx.ASGITransport(api), base_url="http://localhost") as client:
-                    return await client.request(method, path, headers=self.headers, **arguments)
+                    headers = self.headers | arguments.pop("headers", {})
+                    return await client.request(method, path, headers=headers, **arguments)
 
             return loop.run(ask())
 

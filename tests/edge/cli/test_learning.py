@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import httpx
 import pytest
@@ -10,9 +11,9 @@ from click.testing import CliRunner
 
 from edge.cli import fleet as cli
 from edge.contract.clock import Now
-from edge.contract.errors import RolloutError
+from edge.contract.errors import HeldError, RolloutError
 from edge.coordinator.core import CoordinatorCore
-from edge.coordinator.records import KnownBundle
+from edge.coordinator.records import Evaluation, Judge, KnownBundle
 from edge.coordinator.releases.releases import add_release
 from edge.coordinator.rollout import plan as plans
 from edge.coordinator.rollout.states import RolloutState
@@ -59,3 +60,41 @@ def test_what_waits_is_said_and_a_merge_by_hand_needs_the_word(
     assert 'name="supersede"' in pages["/merge"]
     assert "release 2: merge of 1 devices" in ask("merge", "--supersede")
     assert "superseded: release 2 takes its place" in ask("rollout", "status", "3")
+
+
+def test_what_devices_think_of_a_merge_before_it_goes_out_is_said_everywhere(core: CoordinatorCore) -> None:
+    store = core._store
+    known: KnownBundle = store.releases.bundles()[0]
+    reason = "merge of 2 devices, 80 labelled samples"
+    release = add_release(
+        store, kind="head", digest=known.digest, backbone=known.backbone, devices=(), reason=reason, now_ms=0
+    )
+    plan = plans.of_document({"release": release.counter, "start": {"judges": 3}})
+    store.rollouts.add(Rollout(id=3, plan=plan, kind="head", seed="", n_selected=0), [], Made("", 0))
+    asking = Evaluation(rollout=3, due_s=600.0)
+    store.evaluations.save(asking)
+    judge = Judge(rollout=3, device="cam-1", model="m", is_inside=True)
+    store.evaluations.save_judge(replace(judge, state="answered", labelled=40, both=30, only_new=4, only_old=2))
+    store.evaluations.save_judge(replace(judge, device="cam-2", is_inside=False))
+    store.evaluations.save_judge(replace(judge, device="cam-3", is_inside=False, state="refused", detail="not mine"))
+    lines = ask("rollout", "status", "3").splitlines()
+    assert lines[0].endswith("draft: devices judge its head first")
+    assert lines[1:5] == [
+        "devices judge its head first, 3 are needed, for 10 min more: asking",
+        "  cam-1: of 40 labels only it was right on 4, only the one before on 2, both on 30, lent it what it knows",
+        "  cam-2: open",
+        "  cam-3: refused (not mine)",
+    ]
+    found = json.loads(ask("rollout", "status", "3", "--json"))["evaluation"]
+    assert (found["state"], found["left_s"], found["judges"][0]["only_new"]) == ("asking", 600.0, 4)
+    store.evaluations.save(replace(asking, state="unjudged", detail="not judged: 1 of 3"))
+    with pytest.raises(HeldError, match=r"waits for devices that judge its head: not judged: 1 of 3.*rollout resume 3"):
+        ask("rollout", "status", "3", "--wait", "5")
+    assert "draft: not judged: 1 of 3" in ask("rollout", "list")
+    pages = {path: httpx.Client().request("GET", path).text for path in ("/learning", "/rollouts/3")}
+    for page in pages.values():
+        assert "Judged by devices before it begins" in page
+        assert "not judged: 1 of 3" in page
+    assert "lent it what it knows" in pages["/rollouts/3"]
+    assert "order=resume" in pages["/rollouts/3"]
+    assert "ready" in ask("rollout", "resume", "3", "--reason", "tried it on my desk")
