@@ -1,4 +1,4 @@
-"""Every page in a real browser, on a desktop and a phone, from a coordinator that has devices."""
+"""Every page in a real browser, on a desktop and a phone: of a coordinator that has devices, and of an agent."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 
+from edge.agent.client import AgentClient
 from edge.channel.codec import encode
 from edge.channel.messages import Conn
 from edge.contract.bundle import Bundle
@@ -195,3 +197,38 @@ def test_a_broker_that_is_gone_is_named_on_a_page_that_is_open_and_nothing_is_ca
     assert served.broker in watched.tab.inner_text("#live_wishes")
     watched.check()
     watched.tab.context.close()
+
+
+@needs_browser
+def test_a_click_on_the_page_of_an_agent_teaches_it(
+    browser: Any, processes: ModuleType, tmp_path: Path, digits_bundle: Path
+) -> None:
+    from axe_playwright_python.sync_playwright import Axe
+
+    port = processes.free_port()
+    url, options = f"http://127.0.0.1:{port}", ["--http", f"127.0.0.1:{port}", "--state-dir", tmp_path]
+    with (tmp_path / "log").open("wb") as log:
+        line = processes.command("edge-agent", "run", digits_bundle, "--device", "cam", *options)
+        process = subprocess.Popen(line, stdout=log, stderr=log)
+    try:
+        processes.wait_for("the agent", (tmp_path / "agent.sock").exists)
+        with AgentClient(tmp_path / "agent.sock") as agent:
+            answers = [agent.predict(name, np.full((1, 8, 8), 0.3, np.float32)) for name in (EVIL, "two")]
+            watched = Watched(browser, Served(url, "", digits_bundle, lambda: None), **PHONE)
+            watched.tab.goto(url)
+            watched.tab.wait_for_selector("#samples li:nth-child(2)")
+            assert EVIL in watched.tab.inner_text("#samples")
+            row = watched.tab.locator("#samples li", has_text="two")
+            said = (answers[1]["class"] + 1) % 10
+            row.locator("select").select_option(str(said))
+            watched.tab.wait_for_selector("#said.good")
+            assert watched.tab.inner_text("#said") == "Learned."
+            assert row.locator("select").count() == 0
+            status = agent.status()
+            assert (status["samples"], status["accuracy"]) == (1, 0.0)
+            watched.check()
+            found = Axe().run(watched.tab).response["violations"]
+            assert [each["id"] for each in found if each["impact"] in SERIOUS] == []
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(20)

@@ -8,11 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edge.agent.slots.fetching import Fetch
+from edge.agent.slots.slots import Slots
+from edge.channel.chunks import chunk_digests, index_digest
+from edge.channel.download import serve
 from edge.channel.frames import HEADER_BYTES
 from edge.channel.memory import MemoryTransport
+from edge.channel.messages import Desired
 from edge.channel.transport import Received, TransportEvent
 from edge.contract.bundle import Bundle, write_bundle
 from edge.contract.bundle import members_of as members
+from edge.contract.digest import sha256
 from edge.learning.exchange import HeadRelease
 from tests.support.fleet import SimulatedFleet
 
@@ -139,3 +145,38 @@ def test_an_artifact_that_changes_on_disk_while_it_is_served_is_an_event_at_once
     )
     (tmp_path / "coordinator" / "artifacts" / digest).write_bytes(data)  # as the operator pushes it again
     fleet.until("active", lambda: fleet.converged(counter))
+
+
+def test_a_download_goes_on_where_a_kill_ended_it_also_under_another_number(tmp_path: Path) -> None:
+    data, size = np.random.default_rng(0).bytes(100 * 1024), 1024
+    index = chunk_digests(data, size)
+    wanted = lambda number: Desired(  # noqa: E731
+        release=number,
+        kind="bundle",
+        digest=sha256(data),
+        size_bytes=len(data),
+        chunk_size_bytes=size,
+        index_digest=index_digest(index),
+        backbone="",
+        reason="",
+        ts_ms=0,
+    )
+    served: list[int] = []
+    for number in range(1, 10):  # each life takes 20 chunks, and is killed
+        fetch = Fetch(wanted(number), Slots(tmp_path, "one"), {}, 0.0)
+        life = 0
+        while fetch.arrived is None and fetch.requests and life < 20:
+            request = fetch.requests.pop(0)
+            for frame in serve(request, lambda a, n: data[a : a + n], len(data), size, index):
+                if frame.part == "data":
+                    served.append(frame.index)
+                    life += 1
+                fetch.frame(frame, 0.0)
+                if life == 20:
+                    break
+        if fetch.arrived is not None:
+            break
+    assert fetch.arrived is not None
+    assert fetch.arrived.read_bytes() == data
+    assert number == 5
+    assert sorted(served) == list(range(100)), "a chunk that is here is not asked for again"
