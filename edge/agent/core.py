@@ -378,11 +378,6 @@ class AgentCore:
             deadlines.append(self._next_birth_s)
         return min([*deadlines, self._reports.next_deadline_s, *([self._next_telemetry_s] if reports else [])])
 
-    @property
-    def busy(self) -> bool:
-        """Whether labels wait for the learning budget."""
-        return any(model.busy for model in self.models.values())
-
     def tick(self, now: Now) -> list[Publish]:
         """Do what is due and give back what is to be sent."""
         if self._use is not None:

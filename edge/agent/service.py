@@ -239,8 +239,6 @@ class AgentService:
                 _give_memory_back()
             self._supervisor.alive(time.monotonic())
             wait_s = min(max(self._core.next_deadline_s - time.monotonic(), 0.0), 1.0)
-            if self._core.busy:
-                wait_s = min(wait_s, 0.05)
             with contextlib.suppress(queue.Empty):
                 items = [self._awaited(wait_s)]
                 # What came meanwhile is taken in one go, before anything is sent.

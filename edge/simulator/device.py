@@ -20,9 +20,6 @@ from edge.contract.errors import EdgeError
 from edge.simulator.scenario import Fault, Scenario
 from edge.simulator.world import Recording, camera_of, rows_of, wrong_label
 
-# A device whose labels wait for the learning budget is looked at again after so long.
-_BUSY_S = 0.05
-
 
 @dataclass(slots=True)
 class Tally:
@@ -168,7 +165,7 @@ class SimulatedDevice:
         self.tally.sent_bytes += sum(len(each.payload) for each in said)
         self.tally.events.update(kind for _, kind, _ in self._core.news)
         self._core.news.clear()
-        return said, min(self.due_s, now.s + _BUSY_S if self._core.busy else math.inf)
+        return said, self.due_s
 
     def _ask(self, now: Now) -> None:
         row = int(self._rows[self.tally.samples % len(self._rows)])

@@ -11,6 +11,8 @@ from edge.contract.profile import LearningProfile
 
 # Between two looks at temperature, battery and load.
 _LOOK_EVERY_S = 5.0
+# Who waits for the budget asks no more often than that: what may be learned by then is learned in one go.
+_ASK_EVERY_S = 0.05
 
 
 class Allowance:
@@ -33,11 +35,12 @@ class Allowance:
     ) -> None:
         self._limits, self._strain = limits, strain
         self._budget = budget or LearningBudget(limits.budget_ms_per_s)
-        self._next_look_s = -math.inf
+        self._next_look_s = self._asked_s = -math.inf
         self.paused = ""
 
     def allows(self, now_s: float) -> bool:
         """Whether a label may be learned now."""
+        self._asked_s = now_s
         if now_s >= self._next_look_s:
             self._next_look_s = now_s + _LOOK_EVERY_S
             self.paused = self._why_paused()
@@ -46,6 +49,11 @@ class Allowance:
     def spend(self, ms: float) -> None:
         """Learning took this long."""
         self._budget.spend(ms)
+
+    @property
+    def next_deadline_s(self) -> float:
+        """Where labels wait: ask `allows` at this time at the latest."""
+        return self._next_look_s if self.paused else self._asked_s + max(self._budget.wait_s, _ASK_EVERY_S)
 
     @property
     def waiting_for(self) -> str:

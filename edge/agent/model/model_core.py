@@ -287,6 +287,8 @@ class ModelCore:
     def next_deadline_s(self, *, may_send: bool) -> float:
         """Call `tick` at this time at the latest."""
         deadlines = [self._next_checkpoint_s, self.deployment.next_deadline_s]
+        if self.busy:
+            deadlines.append(self._allowance.next_deadline_s)
         sending = (self._contributing, self.checkpoints, self.evaluating) if may_send else ()
         return min(deadlines + [each.next_deadline_s for each in sending])
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import pytest
 
+from edge.agent.device.allowance import Allowance
 from edge.agent.device.budget import LearningBudget
+from edge.contract.profile import load_profile
 
 
 def warm(ms_per_s: float) -> LearningBudget:
@@ -52,6 +57,29 @@ def test_a_step_that_took_too_long_is_paid_back() -> None:
     assert budget.wait_s == pytest.approx(5.0)
     assert not budget.allows(4.9)
     assert budget.allows(5.1)
+
+
+@pytest.mark.parametrize(
+    ("limits", "spent_ms", "again_s"),
+    [
+        ({"max_load_per_core": -1.0}, 0.0, 5.0),  # paused: when it is looked at the next time
+        ({"budget_ms_per_s": 10.0}, 60.0, 5.0),  # 50 ms over
+        ({"budget_ms_per_s": 10.0}, 10.1, 0.05),
+        ({"budget_ms_per_s": 0.0}, 0.0, math.inf),
+    ],
+)
+def test_labels_that_wait_are_not_looked_at_before_they_may_be_learned(
+    limits: dict[str, float], spent_ms: float, again_s: float
+) -> None:
+    """A device that is too hot to learn shall not look 20 times a second whether it still is."""
+    usual = {"max_temperature_c": math.inf, "min_battery_percent": 0.0, "max_load_per_core": math.inf}
+    allowance = Allowance(replace(load_profile("raspberry-pi-5").learning, **usual | limits))  # type: ignore[arg-type]
+    allowance.allows(100.0)
+    allowance.spend(2000.0)  # the first step
+    if spent_ms:
+        allowance.spend(spent_ms)
+        assert not allowance.allows(100.0)
+    assert allowance.next_deadline_s == pytest.approx(100.0 + again_s)
 
 
 def test_no_budget_forbids_learning() -> None:
