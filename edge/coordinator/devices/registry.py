@@ -286,10 +286,10 @@ class Registry:
             before, heard = self._heard(device, now.wall_ms, is_word=not is_kept)
             known = after_state(heard, message, self._is_ours)
             self._store.devices.keep(known or heard, before)
-        is_gone = heard.device.admission == DECOMMISSIONED
-        if known is not None and message.detail and not is_gone and _standings(known) != _standings(heard):
-            detail = f"release {message.release}: {message.detail}"
-            self._events.note(device, message.state, detail, now, message.model)
+            is_gone = heard.device.admission == DECOMMISSIONED
+            if known is not None and message.detail and not is_gone and _standings(known) != _standings(heard):
+                detail = f"release {message.release}: {message.detail}"
+                self._events.note(device, message.state, detail, now, message.model)
         return known is not None
 
     def event(self, device: str, message: Event, now: Now) -> None:

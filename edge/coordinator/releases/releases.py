@@ -430,25 +430,26 @@ class Releases:
 
     def wanted(self, device: str, now: Now | None = None) -> list[Wanted]:
         """What the models of a device should run, and whether now, where the time is given."""
-        known = self._store.devices.known(device)
-        if known is None or not known.device.born:
-            return []
-        targeted = self._targeted([known.device], now, device).get(device, [])
-        tags = self._store.devices.tags(device).get(device, {})
-        return wanted(self._store.releases.all(), known, tags, targeted, is_halted=self._is_halted())
+        with self._store.transaction():
+            known = self._store.devices.known(device)
+            if known is None or not known.device.born:
+                return []
+            is_halted = self._is_halted()
+            targeted = self._targeted([known.device], now, device, is_halted=is_halted).get(device, [])
+            tags = self._store.devices.tags(device).get(device, {})
+            return wanted(self._store.releases.all(), known, tags, targeted, is_halted=is_halted)
 
     def _is_halted(self) -> bool:
         """Whether the whole fleet is paused."""
         return bool(self._store.rollouts.setting(PAUSED))
 
     def _targeted(
-        self, devices: Iterable[Device], now: Now | None, device: str | None = None
+        self, devices: Iterable[Device], now: Now | None, device: str | None = None, *, is_halted: bool
     ) -> dict[str, list[Targeted]]:
         """By device, what rollouts have for it."""
         ahead_min = {each.id: offset_min(each.hardware) or 0 for each in devices}
         found: dict[str, list[Targeted]] = {}
         known: dict[int, Release | None] = {}
-        is_halted = self._is_halted()
         for rollout, target in self._store.rollouts.of_devices(device):
             is_open = now is None or rollout.plan.is_open(now.wall_ms, ahead_min.get(target.device, 0))
             activate = wants(rollout, target, is_halted=is_halted, is_open=is_open)
@@ -478,8 +479,8 @@ class Releases:
             names = [each.id for each in self._store.devices.all()] if only is None else sorted(only)
             known = self._store.devices.known_of(names)
             releases, tags = self._store.releases.all(), self._store.devices.tags()
-            targeted = self._targeted([each.device for each in known.values()], now)
             is_halted = self._is_halted()
+            targeted = self._targeted([each.device for each in known.values()], now, is_halted=is_halted)
         return [
             (each.device, wanted(releases, each, tags.get(name, {}), targeted.get(name, []), is_halted=is_halted))
             for name in names

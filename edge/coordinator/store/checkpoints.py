@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import bindparam, delete, func, select
 
 from edge.coordinator.records import KeptCheckpoint, Order
 from edge.coordinator.store.database import Database
-from edge.coordinator.store.tables import CheckpointRow, OrderRow
+from edge.coordinator.store.tables import CheckpointRow, OrderRow, records, table
+
+# Columns, and whole statements: this is asked for with each birth.
+_ORDER = table(OrderRow)
+_OPEN = select(*_ORDER.c).where(_ORDER.c.state == "open").order_by(_ORDER.c.number)
+_ITS_OPEN = _OPEN.where(_ORDER.c.device == bindparam("name"))
 
 
 class CheckpointLog:
@@ -73,11 +78,10 @@ class CheckpointLog:
 
     def open_orders(self, device: str | None = None) -> Sequence[Order]:
         """Those that are not answered, of one device or of all, the oldest first."""
-        query = select(OrderRow).filter_by(state="open").order_by(OrderRow.number)
-        if device is not None:
-            query = query.filter_by(device=device)
         with self._database.transaction() as session:
-            return [row.to(Order) for row in session.scalars(query)]
+            session.flush()
+            found = session.execute(_OPEN) if device is None else session.execute(_ITS_OPEN, {"name": device})
+            return records(Order, found)
 
     def was_given(self, lineage: str, device: str) -> bool:
         """Whether somebody had a device go on under this lineage."""

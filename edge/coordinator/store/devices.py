@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from sqlalchemy import Table, delete, func, insert, select, update
+from sqlalchemy import BindParameter, Table, bindparam, delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from edge.coordinator.records import APPROVED, Device, KnownDevice, Model, Record, names_of
@@ -20,12 +20,22 @@ _DEVICE_BRIEF = [each for each in _DEVICE.c if each.name not in ("hardware", "se
 _DEVICE_PRESENCE = [
     _DEVICE.c[each] for each in ("id", "born", "online", "last_seen_ms", "telemetry_s", "admission", "evaluates")
 ]
-_MEASURED = select(
-    _DEVICE.c.id, _DEVICE.c.born, _DEVICE.c.admission, _MODEL.c.model, _MODEL.c.samples, _MODEL.c.experts
-).select_from(_DEVICE.outerjoin(_MODEL, _DEVICE.c.id == _MODEL.c.device))
 _MODEL_BRIEF = [each for each in _MODEL.c if each.name != "experts"]
 # Names in one query: some databases take a thousand at most.
 _AT_ONCE = 400
+# Whole statements: what is asked with each message is not put together each time, which takes longer than to run it.
+_NAME: BindParameter[Any] = bindparam("name")
+_NAMES: BindParameter[Any] = bindparam("names", expanding=True)
+_ONE = select(*_DEVICE.c).where(_DEVICE.c.id == _NAME)
+_THESE = select(*_DEVICE.c).where(_DEVICE.c.id.in_(_NAMES))
+_THEIR_MODELS = select(*_MODEL.c).where(_MODEL.c.device.in_(_NAMES)).order_by(_MODEL.c.device, _MODEL.c.position)
+_MEASURED = (
+    select(_DEVICE.c.id, _DEVICE.c.born, _DEVICE.c.admission, _MODEL.c.model, _MODEL.c.samples, _MODEL.c.experts)
+    .select_from(_DEVICE.outerjoin(_MODEL, _DEVICE.c.id == _MODEL.c.device))
+    .where(_DEVICE.c.id.in_(_NAMES))
+)
+_TAGS = select(*table(TagRow).c).order_by(table(TagRow).c.device, table(TagRow).c.key)
+_ITS_TAGS = _TAGS.where(table(TagRow).c.device == _NAME)
 
 
 class Devices:
@@ -41,7 +51,7 @@ class Devices:
     def get(self, device: str) -> Device | None:
         """A device, or None when it was never seen."""
         with self._database.transaction() as session:
-            found = records(Device, session.execute(select(*_DEVICE.c).where(_DEVICE.c.id == device)))
+            found = records(Device, session.execute(_ONE, {"name": device}))
             return found[0] if found else None
 
     def all(self) -> Sequence[Device]:
@@ -83,10 +93,9 @@ class Devices:
         with self._database.transaction() as session:
             left = iter(names)
             while some := list(islice(left, _AT_ONCE)):
-                result = session.execute(select(*_DEVICE.c).where(_DEVICE.c.id.in_(some)))
+                result = session.execute(_THESE, {"names": some})
                 devices |= {each.id: each for each in records(Device, result)}
-                query = select(*_MODEL.c).where(_MODEL.c.device.in_(some)).order_by(_MODEL.c.device, _MODEL.c.position)
-                for model in records(Model, session.execute(query)):
+                for model in records(Model, session.execute(_THEIR_MODELS, {"names": some})):
                     models.setdefault(model.device, []).append(model)
         return {name: KnownDevice(device=found, models=tuple(models.get(name, ()))) for name, found in devices.items()}
 
@@ -97,7 +106,7 @@ class Devices:
         with self._database.transaction() as session:
             left = iter(names)
             while some := list(islice(left, _AT_ONCE)):
-                found = session.execute(_MEASURED.where(_DEVICE.c.id.in_(some)))
+                found = session.execute(_MEASURED, {"names": some})
                 for device, born, admission, model, samples, experts in found:
                     devices[device] = Device(id=device, born=born, admission=admission)
                     if model is not None:
@@ -180,12 +189,11 @@ class Devices:
 
     def tags(self, device: str | None = None) -> dict[str, dict[str, str]]:
         """By device, of all or of one."""
-        query = select(TagRow.device, TagRow.key, TagRow.value).order_by(TagRow.device, TagRow.key)
-        if device is not None:
-            query = query.where(TagRow.device == device)
         found: dict[str, dict[str, str]] = {}
         with self._database.transaction() as session:
-            for name, key, value in session.execute(query):
+            session.flush()
+            rows = session.execute(_TAGS) if device is None else session.execute(_ITS_TAGS, {"name": device})
+            for name, key, value in rows:
                 found.setdefault(name, {})[key] = value
         return found
 

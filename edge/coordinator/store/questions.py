@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from sqlalchemy import delete, or_, select, update
+from sqlalchemy import bindparam, delete, or_, select, update
 
 from edge.coordinator.records import AlikeSample, FleetQuestion, QuestionPicture
 from edge.coordinator.store.database import Database
 from edge.coordinator.store.tables import AlikeRow, PictureRow, QuestionRow, columns
+
+# Whole statements: this is asked for with each birth.
+_KNOWN = (
+    select(AlikeRow, QuestionRow)
+    .join(QuestionRow, QuestionRow.number == AlikeRow.question)
+    .where(AlikeRow.state == "open")
+    .order_by(AlikeRow.id)
+)
+_ITS_KNOWN = _KNOWN.where(AlikeRow.device == bindparam("name"))
 
 
 class QuestionLog:
@@ -92,12 +101,9 @@ class QuestionLog:
 
     def to_say(self, device: str | None) -> Sequence[tuple[AlikeSample, FleetQuestion]]:
         """Samples whose label is known and whose device has not answered, with the question, oldest first."""
-        query = select(AlikeRow, QuestionRow).join(QuestionRow, QuestionRow.number == AlikeRow.question)
-        query = query.where(AlikeRow.state == "open").order_by(AlikeRow.id)
-        if device is not None:
-            query = query.where(AlikeRow.device == device)
         with self._database.transaction() as session:
-            return [(one.to(AlikeSample), two.to(FleetQuestion)) for one, two in session.execute(query)]
+            found = session.execute(_KNOWN) if device is None else session.execute(_ITS_KNOWN, {"name": device})
+            return [(one.to(AlikeSample), two.to(FleetQuestion)) for one, two in found]
 
     def asked(self, backbone: str) -> frozenset[tuple[str, str, str]]:
         """Device, model and name of every sample that a question of this backbone was for."""

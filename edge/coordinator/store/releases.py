@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import func, select
+from sqlalchemy import bindparam, func, select
 
 from edge.coordinator.records import KnownBundle, Release
 from edge.coordinator.store.database import Database
-from edge.coordinator.store.tables import BundleRow, ReleaseRow
+from edge.coordinator.store.tables import BundleRow, ReleaseRow, records, table
+
+# Columns, and whole statements: this is asked for with most messages.
+_RELEASE = table(ReleaseRow)
+_ALL = select(*_RELEASE.c).order_by(_RELEASE.c.counter.desc())
+_ONE = select(*_RELEASE.c).where(_RELEASE.c.counter == bindparam("counter"))
 
 
 class ReleaseLog:
@@ -29,13 +34,15 @@ class ReleaseLog:
     def get(self, counter: int) -> Release | None:
         """A release, or None when there is none of that number."""
         with self._database.transaction() as session:
-            row = session.get(ReleaseRow, counter)
-            return None if row is None else row.to(Release)
+            session.flush()
+            found = records(Release, session.execute(_ONE, {"counter": counter}))
+            return found[0] if found else None
 
     def all(self) -> Sequence[Release]:
         """All releases, newest first."""
         with self._database.transaction() as session:
-            return [row.to(Release) for row in session.scalars(select(ReleaseRow).order_by(ReleaseRow.counter.desc()))]
+            session.flush()
+            return records(Release, session.execute(_ALL))
 
     def has_artifact(self, digest: str) -> bool:
         """Whether a release or a known bundle has these bytes."""

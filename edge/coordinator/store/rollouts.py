@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sqlalchemy import func, select, update
+from sqlalchemy import bindparam, func, select, update
 
 from edge.channel.messages import Pairs
 from edge.coordinator.records import LoggedLook, Transition
@@ -87,13 +87,11 @@ class RolloutLog:
 
     def of_devices(self, device: str | None = None) -> Sequence[tuple[Rollout, Target]]:
         """Targets of all devices or of one, with their rollouts, oldest first; not those that only wait."""
-        idle = [str(TargetState.WAITING), str(TargetState.ABSENT)]
-        query = select(*_COLUMNS).where(TargetRow.state.not_in(idle)).order_by(TargetRow.rollout)
-        if device is not None:
-            query = query.where(TargetRow.device == device)
         with self._database.transaction() as session:
             session.flush()
-            rows = session.execute(query).all()
+            found = session.execute(_OFFERED) if device is None else session.execute(_ITS_OFFERED, {"name": device})
+            if not (rows := found.all()):
+                return []
             ids = {row.rollout for row in rows}
             known = {row.id: _rollout(row) for row in session.scalars(select(RolloutRow).where(RolloutRow.id.in_(ids)))}
             return [(known[row.rollout], _target(row)) for row in rows]
@@ -173,8 +171,8 @@ class RolloutLog:
     def setting(self, key: str) -> str:
         """A setting; "" where it was never made."""
         with self._database.transaction() as session:
-            row = session.get(FleetRow, key)
-            return "" if row is None else row.value
+            session.flush()
+            return session.scalar(_SETTING, {"name": key}) or ""
 
     def set(self, key: str, value: str) -> None:
         """Make a setting."""
@@ -239,6 +237,14 @@ def _target_row(rollout: int, target: Target) -> TargetRow:
 
 
 _COLUMNS = tuple(TargetRow.__table__.columns)
+# Whole statements: what is asked with each message is not put together each time, which takes longer than to run it.
+_OFFERED = (
+    select(*_COLUMNS)
+    .where(TargetRow.state.not_in([str(TargetState.WAITING), str(TargetState.ABSENT)]))
+    .order_by(TargetRow.rollout)
+)
+_ITS_OFFERED = _OFFERED.where(TargetRow.device == bindparam("name"))
+_SETTING = select(FleetRow.value).where(FleetRow.key == bindparam("name"))
 
 
 def _target(row: Any) -> Target:
