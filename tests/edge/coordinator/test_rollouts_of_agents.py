@@ -84,7 +84,7 @@ class Fleet(SimulatedFleet):
         self.now_s += dt_s
         self.broker.deliver()
         for agent in self.agents.values():
-            if agent.events or agent.core.busy or agent.core.next_deadline_s <= self.now_s:
+            if agent.events or agent.core.next_deadline_s <= self.now_s:
                 agent.tick(self.now)
         for event in taken(self.coordinator_events):
             self.core.transport(event, self.now)
