@@ -75,6 +75,7 @@ def export() -> None:
 
     \b
     edge-coordinator export csv out --since "7 d"
+    edge-coordinator export parquet out --since "7 d"
     edge-coordinator export traces out --to http://localhost:4318
     edge-coordinator export mlflow http://localhost:5000
     """
@@ -93,6 +94,24 @@ def as_csv(folder: Path, data_dir: Path, database: str, device: str, since_ms: i
 
     try:
         _say(folder, write_csv(store, folder, device, since_ms), as_json)
+    finally:
+        store.close()
+
+
+@export.command("parquet")
+@_common
+def as_parquet(folder: Path, data_dir: Path, database: str, device: str, since_ms: int, as_json: bool) -> None:
+    """Write telemetry.parquet and events.parquet into FOLDER: the columns of `export csv`, with their types.
+
+    \b
+    pip install 'edgeloop[parquet]'
+    edge-coordinator export parquet out --since "7 d"
+    """
+    store = _store(data_dir, database, device)
+    from edge.coordinator.export.parquet import write_parquet
+
+    try:
+        _say(folder, write_parquet(store, folder, device, since_ms), as_json)
     finally:
         store.close()
 

@@ -65,6 +65,8 @@ DOORS: dict[str, tuple[str, ...]] = {
     "PIL": ("edge/inference/pictures.py",),
     "matplotlib": ("converter/report/plots.py", "edge/cli/plots.py"),
     "tensorboardX": ("edge/cli/tensorboard.py",),
+    "fastparquet": ("edge/coordinator/export/parquet.py",),
+    "pandas": ("edge/coordinator/export/parquet.py",),
     "cryptography": (
         "edge/contract/signature.py",
         "edge/contract/sealing.py",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +36,47 @@ def events(store: Store, device: str = "", since_ms: int = 0) -> Iterator[Logged
         yield from (each for each in found if device in ("", each.device) and each.at_ms >= since_ms)
 
 
+@dataclass(frozen=True, slots=True)
+class Lines:
+    """What one file has.
+
+    Attributes:
+        name: Of the file, without its ending.
+        columns: By name their kind: `str`, `int`, `float`, or `datetime` for a time in UTC that is also told in
+            milliseconds since 1970, as all of them come.
+        lines: Their values, in this order.
+    """
+
+    name: str
+    columns: Mapping[str, type]
+    lines: Iterator[tuple[Any, ...]]
+
+
+def lines(store: Store, device: str = "", since_ms: int = 0) -> tuple[Lines, Lines]:
+    """Of telemetry, one line a number, and of events; of all devices or of one, oldest first."""
+    return (
+        Lines(
+            "telemetry",
+            {"device": str, "model": str, "time_utc": datetime, "ts_ms": int, "key": str, "value": float},
+            (
+                (each.device, _text(each.values.get("model")), each.received_ms, each.received_ms, key, value)
+                for each in telemetry(store, device, since_ms)
+                for key, value in measures(each).items()
+            ),
+        ),
+        Lines(
+            "events",
+            {"device": str, "model": str, "time_utc": datetime, "ts_ms": int, "event": str, "detail": str},
+            (
+                (each.device, each.model, each.at_ms, each.at_ms, each.name, each.detail)
+                for each in events(store, device, since_ms)
+            ),
+        ),
+    )
+
+
 def write_csv(store: Store, folder: Path, device: str = "", since_ms: int = 0) -> dict[str, int]:
-    """``telemetry.csv``, one line a number, and ``events.csv``; times in UTC and in milliseconds since 1970.
+    """``telemetry.csv`` and ``events.csv``, see `lines`.
 
     Returns:
         Lines by file.
@@ -43,42 +84,33 @@ def write_csv(store: Store, folder: Path, device: str = "", since_ms: int = 0) -
     Raises:
         ConfigError: They cannot be written.
     """
-    rows: dict[str, tuple[tuple[str, ...], Iterator[tuple[Any, ...]]]] = {
-        "telemetry.csv": (
-            ("device", "model", "time_utc", "ts_ms", "key", "value"),
-            (
-                (each.device, each.values.get("model", ""), clock(each.received_ms), each.received_ms, key, repr(value))
-                for each in telemetry(store, device, since_ms)
-                for key, value in measures(each).items()
-            ),
-        ),
-        "events.csv": (
-            ("device", "model", "time_utc", "ts_ms", "event", "detail"),
-            (
-                (each.device, each.model, clock(each.at_ms), each.at_ms, each.name, each.detail)
-                for each in events(store, device, since_ms)
-            ),
-        ),
-    }
     counts = {}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, (head, lines) in rows.items():
+        for each in lines(store, device, since_ms):
+            name, kinds = f"{each.name}.csv", each.columns.values()
             with (folder / name).open("w", newline="", encoding="utf-8") as file:
                 writer = csv.writer(file)
-                writer.writerow(head)
+                writer.writerow(each.columns)
                 counts[name] = 0
-                for line in lines:
-                    writer.writerow([_plain(each) for each in line])
+                for line in each.lines:
+                    writer.writerow([_plain(value, kind) for value, kind in zip(line, kinds, strict=True)])
                     counts[name] += 1
     except OSError as exc:
         raise ConfigError(f"{folder} cannot be written: {exc.strerror}") from exc
     return counts
 
 
-def _plain(value: object) -> object:
-    is_number = isinstance(value, int | float) or (isinstance(value, str) and _is_number(value))
-    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) and not is_number else value
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _plain(value: Any, kind: type) -> object:
+    if kind is datetime:
+        return clock(value)
+    if kind is float:
+        return repr(value)
+    return f"'{value}" if kind is str and value.startswith(_FORMULA) and not _is_number(value) else value
 
 
 def _is_number(text: str) -> bool:

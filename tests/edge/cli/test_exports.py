@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from click.testing import CliRunner
 
 from edge.cli.coordinator import coordinator
 from edge.contract.errors import ConfigError
+from edge.coordinator.export import parquet
 from edge.coordinator.machine.backup import DATABASE
 from edge.coordinator.records import Device, KnownDevice, LoggedEvent, TelemetryEntry
 from tests.support.fleet import store_in
@@ -67,6 +69,47 @@ def test_csv_has_each_number_once_and_no_formulas(folder: Path) -> None:
     assert (
         run("csv", str(out), "--data-dir", str(folder), "--since", "1 h")["telemetry.csv"] == 2400
     )  # they are of later
+
+
+def test_parquet_has_what_csv_has_with_types(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fastparquet = pytest.importorskip("fastparquet")
+    monkeypatch.setattr(parquet, "_AT_ONCE", 1000)  # so that telemetry is three groups of lines
+
+    def frame(name: str) -> Any:
+        with (out / name).open("rb") as file:
+            return fastparquet.ParquetFile(file).to_pandas()
+
+    out = folder / "out"
+    found = run("parquet", str(out), "--data-dir", str(folder))
+    assert (found["telemetry.parquet"], found["events.parquet"]) == (2400, 1)
+    run("csv", str(out), "--data-dir", str(folder))
+    for kind in ("telemetry", "events"):
+        told = frame(f"{kind}.parquet")
+        rows = read(out / f"{kind}.csv")
+        assert list(told.columns) == list(rows[0])
+        assert told["time_utc"].dt.strftime("%Y-%m-%d %H:%M:%S").tolist() == [row["time_utc"] for row in rows]
+        assert told["ts_ms"].tolist() == [int(row["ts_ms"]) for row in rows]
+        assert told["device"].tolist() == [row["device"] for row in rows]
+    assert frame("telemetry.parquet")["value"].tolist() == [float(row["value"]) for row in read(out / "telemetry.csv")]
+    assert frame("events.parquet")["detail"].tolist() == ['=HYPERLINK("http://evil")'], "no spreadsheet reads that"
+    assert run("parquet", str(out), "--data-dir", str(folder), "--device", "b")["events.parquet"] == 0
+    assert len(frame("telemetry.parquet")) == 1200, "the file of before is replaced"
+    assert list(frame("events.parquet").columns) == ["device", "model", "time_utc", "ts_ms", "event", "detail"]
+    assert sorted(each.name for each in out.iterdir()) == [
+        "events.csv", "events.parquet", "telemetry.csv", "telemetry.parquet",
+    ]  # fmt: skip
+
+
+def test_parquet_that_cannot_be_written_says_why(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        patched.setitem(sys.modules, "fastparquet", None)
+        with pytest.raises(ConfigError, match=r"pip install 'edgeloop\[parquet\]'"):
+            run("parquet", str(folder / "none"), "--data-dir", str(folder))
+    assert not (folder / "none").exists()
+    pytest.importorskip("fastparquet")
+    (folder / "file").write_text("no folder")
+    with pytest.raises(ConfigError, match="file cannot be written"):
+        run("parquet", str(folder / "file"), "--data-dir", str(folder))
 
 
 def test_tensorboard_has_a_run_for_each_device(folder: Path) -> None:
