@@ -14,10 +14,11 @@ from click.testing import CliRunner
 
 from edge.channel.messages import Birth, Served
 from edge.cli import fleet as cli
+from edge.cli import rollouts
 from edge.contract import manifest as m
 from edge.contract.bundle import Bundle, members_of, write_bundle
 from edge.contract.digest import sha256, short
-from edge.contract.errors import BundleError, ConfigError, EdgeError, RolloutError
+from edge.contract.errors import BundleError, ConfigError, EdgeError, HeldError, RolloutError
 from edge.coordinator.core import CoordinatorCore
 from edge.learning.exchange import HeadRelease
 from tests.edge.cli.test_models import ask, born, says, state
@@ -200,3 +201,23 @@ def test_one_command_goes_back_to_older_bytes_under_a_new_number(
     # A bundle for all goes back to what all had, also where the newest was for one.
     ask("push", str(digits_bundle), "--all-at-once")
     assert "before release 7" in str(refused("rollback", "--model", "digits"))
+
+
+@pytest.mark.parametrize("kind", ["bundle", "head"])
+def test_a_bundle_that_nobody_asked_is_active_and_a_head_that_nobody_judged_waits_for_a_person(
+    kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = {"device": "one", "model": "m", "state": "active", "judged": False, "detail": "not judged: why"}
+    found = {"id": 3, "release": 1, "kind": kind, "state": "completed", "reason": "", "evaluation": None}
+
+    class Answers:
+        def call(self, method: str, path: str, **_: Any) -> Any:
+            assert (method, path) == ("GET", "/api/v1/rollouts/3")
+            return found | {"targets": [target | {"pairs": {"labelled": 0}}], "counts": {"active": 1}}
+
+    if kind == "bundle":
+        rollouts.wait_for(Answers(), 3, 1.0)
+    else:
+        with pytest.raises(HeldError, match="rollout 3 of release 1 runs and is not judged on one: not judged: why"):
+            rollouts.wait_for(Answers(), 3, 1.0)
+    assert capsys.readouterr().out == "one: active (not judged: why)\n"
