@@ -228,7 +228,7 @@ def judge_taken(model: OnDeviceModel, *, was_judged: bool, labels: int) -> Verdi
         text, is_known = f"it {COMPETES} has {share:.0%} of the say after {labels} labels", False
     if was_judged or is_known or labels >= MIN_LABELS:
         return Verdict(Finding.GOOD, text)
-    return Verdict(Finding.NOT_JUDGED, f"not judged: {text}, {MIN_LABELS} needed")
+    return Verdict(Finding.NOT_JUDGED, f"not judged: {text}; {MIN_LABELS} labels would tell")
 
 
 def judge_bundle(model: OnDeviceModel, labels: int) -> Verdict:
