@@ -192,6 +192,8 @@ def by_torch_export(source: Source, outputs: Sequence[TensorSpec]) -> Exported:
     Raises:
         ConversionError: The exporter does not take the model, or wrote another opset than asked.
     """
+    from converter.export.translations import TRANSLATIONS  # half a second, which most conversions do without
+
     example = _two_samples(source)
     dimensions = {axis: torch.export.Dim.AUTO for spec in source.inputs for axis in spec.shape if isinstance(axis, str)}
     shapes = [
@@ -209,6 +211,7 @@ def by_torch_export(source: Source, outputs: Sequence[TensorSpec]) -> Exported:
                 dynamic_shapes=(tuple(shapes),),
                 external_data=False,
                 verbose=False,
+                custom_translation_table=dict(TRANSLATIONS),
             )
     assert program is not None
     model: onnx.ModelProto = program.model_proto

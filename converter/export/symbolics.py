@@ -1,8 +1,12 @@
-"""Operators that torch's tracing exporter writes otherwise than torch computes them, written right.
+"""Operators that torch's exporters write otherwise than torch computes them, written right.
 
-Seen in torch 2.13: ``//`` and ``>>`` round towards zero, so that -1 // 3 is 0; atan2(0, x) is 0 for x < 0, and
-atan2(0, 0) is not a number; logsigmoid(-60) is minus infinity; softplus has no threshold. On data of one sign nothing
+Seen in torch 2.13: ``//`` and ``>>`` round towards zero, so that -1 // 3 is 0; of floats, ``//`` and ``%`` are made of
+a quotient that was rounded, so that 0.3 // 0.1 is 3; atan2(0, x) is 0 or -pi for x < 0, and atan2(0, 0) is not a
+number; logsigmoid(-200) is minus infinity; softplus has no threshold. On data of one sign, or with many digits, nothing
 of that shows.
+
+Each is written here, and given to the tracing exporter by `right_symbolics`; `converter.export.translations` gives them
+to torch.export's.
 """
 
 from __future__ import annotations
@@ -12,15 +16,97 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
+from onnx import TensorProto
 from torch.onnx import symbolic_helper, utils
+from torch.onnx.symbolic_opset10 import div as _torchs_div
 
 from converter.graph.nodes import OPSET
+
+Op = Callable[..., Any]
+"""Adds a node: its type, its inputs and its attributes, which are whole numbers."""
+
+
+def _number(op: Op, value: float, like: Any) -> Any:
+    return op("CastLike", op("Constant", value=np.float32(value)), like)
+
+
+def _rest(op: Op, x: Any, y: Any) -> tuple[Any, Any]:
+    """What is left of floats, exactly, with the sign of x; and where that has another sign than y."""
+    rest = op("Mod", x, y, fmod=1)
+    zero = _number(op, 0, rest)
+    differs = op("Xor", op("Less", rest, zero), op("Less", y, zero))
+    return rest, op("And", op("Not", op("Equal", rest, zero)), differs)
+
+
+def floor_divide(op: Op, x: Any, y: Any) -> Any:
+    """Of floats, rounded down as torch's ``div_floor_floating`` does it."""
+    rest, differs = _rest(op, x, y)
+    found = op("Sub", op("Div", op("Sub", x, rest), y), op("CastLike", differs, rest))
+    return op("Where", op("Equal", y, _number(op, 0, y)), op("Div", x, y), op("Round", found))
+
+
+def floor_divide_whole(op: Op, x: Any, y: Any) -> Any:
+    """Of whole numbers, rounded down."""
+    found = op("Div", x, y)
+    left = op("Sub", x, op("Mul", found, y))  # ONNX rounds towards zero: a rest has the sign of x
+    zero = _number(op, 0, left)
+    differs = op("Xor", op("Less", left, zero), op("Less", y, _number(op, 0, y)))
+    less = op("And", op("Not", op("Equal", left, zero)), differs)
+    return op("Sub", found, op("CastLike", less, found))
+
+
+def remainder(op: Op, x: Any, y: Any) -> Any:
+    """Of floats, with the sign of y."""
+    rest, differs = _rest(op, x, y)
+    return op("Where", differs, op("Add", rest, y), rest)
+
+
+def remainder_whole(op: Op, x: Any, y: Any) -> Any:
+    """Of whole numbers, with the sign of y."""
+    return op("Mod", x, y, fmod=0)
+
+
+def _shift_right(op: Op, x: Any, bits: Any) -> Any:
+    """Divided by 2 ** bits, and rounded down."""
+    two = op("Constant", value=np.float32(2.0))
+    power = op("Pow", two, op("CastLike", bits, two))
+    return floor_divide_whole(op, x, op("CastLike", power, x))
+
+
+def atan2(op: Op, y: Any, x: Any) -> Any:
+    """The angle of (x, y); the sign of a zero counts, as in IEEE 754."""
+    zero, one, pi = (_number(op, value, y) for value in (0.0, 1.0, math.pi))
+    angle = op("Atan", op("Where", op("Equal", y, zero), y, op("Div", y, x)))
+    is_below = op("Less", op("Div", one, y), zero)
+    is_left = op("Less", op("Div", one, x), zero)
+    turned = op("Where", is_below, op("Sub", angle, pi), op("Add", angle, pi))
+    return op("Where", is_left, turned, angle)
+
+
+def log_sigmoid(op: Op, x: Any) -> Any:
+    """Finite however small x is."""
+    return op("Neg", op("Softplus", op("Neg", x)))
+
+
+# From there on both are the same number in single precision.
+_EXACT_FROM = 17
+
+
+def softplus(op: Op, x: Any, factor: float, most: float) -> Any:
+    """log(1 + exp(factor x)) / factor, and x itself where factor x is above the threshold."""
+    scaled = x if factor == 1 else op("Mul", x, _number(op, factor, x))
+    found = op("Softplus", scaled)
+    found = found if factor == 1 else op("Div", found, _number(op, factor, x))
+    if most >= _EXACT_FROM:
+        return found
+    return op("Where", op("Greater", scaled, _number(op, most, x)), x, found)
 
 
 @contextlib.contextmanager
 def right_symbolics() -> Iterator[None]:
-    """Within this, the exporter writes them so."""
+    """Within this, the tracing exporter writes them so."""
     for name, symbolic in _SYMBOLICS.items():
         utils.register_custom_op_symbolic(name, symbolic, OPSET)
     try:
@@ -30,61 +116,49 @@ def right_symbolics() -> Iterator[None]:
             utils.unregister_custom_op_symbolic(name, OPSET)
 
 
-def _number(g: Any, value: float, like: Any) -> Any:
-    return g.op("CastLike", g.op("Constant", value_t=torch.tensor(value)), like)
+def _nodes_of(g: Any) -> Op:
+    def op(kind: str, *inputs: Any, value: Any = None, **attributes: int) -> Any:
+        if value is not None:
+            return g.op(kind, value_t=torch.from_numpy(np.asarray(value)))
+        return g.op(kind, *inputs, **{f"{name}_i": number for name, number in attributes.items()})
+
+    return op
 
 
-def _floor_divide(g: Any, x: Any, y: Any) -> Any:
-    """Rounded down."""
-    found = g.op("Div", x, y)
-    if symbolic_helper._is_fp(x) or symbolic_helper._is_fp(y):
-        return g.op("Floor", found)
-    left = g.op("Sub", x, g.op("Mul", found, y))  # ONNX rounds towards zero: a rest has the sign of x
-    zero = _number(g, 0, left)
-    differs = g.op("Xor", g.op("Less", left, zero), g.op("Less", y, _number(g, 0, y)))
-    less = g.op("And", g.op("Not", g.op("Equal", left, zero)), differs)
-    return g.op("Sub", found, g.op("CastLike", less, found))
+def _by_kind(of_floats: Op, of_whole: Op) -> Callable[..., Any]:
+    """Of two arguments, of which one may be a float of Python: with it, whole numbers are in single precision."""
+
+    def symbolic(g: Any, x: Any, y: Any) -> Any:
+        op = _nodes_of(g)
+        if symbolic_helper._is_fp(x):
+            return of_floats(op, x, op("CastLike", y, x))
+        if not symbolic_helper._is_fp(y):
+            return of_whole(op, x, y)
+        if symbolic_helper._is_onnx_constant(y):
+            y = op("Cast", y, to=TensorProto.FLOAT)
+        return of_floats(op, op("CastLike", x, y), y)
+
+    return symbolic
 
 
-def _shift_right(g: Any, x: Any, bits: Any) -> Any:
-    """Divided by 2 ** bits, and rounded down."""
-    two = g.op("Constant", value_t=torch.tensor(2.0))
-    power = g.op("Pow", two, g.op("CastLike", bits, two))
-    return _floor_divide(g, x, g.op("CastLike", power, x))
+def _div(g: Any, x: Any, y: Any, *mode: Any) -> Any:
+    """As torch's own, but for what is rounded down."""
+    if mode and symbolic_helper._maybe_get_const(mode[0], "s") == "floor":
+        return _SYMBOLICS["aten::floor_divide"](g, x, y)
+    return _torchs_div(g, x, y, *mode)
 
 
-def _atan2(g: Any, y: Any, x: Any) -> Any:
-    """The angle of (x, y); the sign of a zero counts, as in IEEE 754."""
-    zero, one, pi = (_number(g, value, y) for value in (0.0, 1.0, math.pi))
-    angle = g.op("Atan", g.op("Where", g.op("Equal", y, zero), y, g.op("Div", y, x)))
-    is_below = g.op("Less", g.op("Div", one, y), zero)
-    is_left = g.op("Less", g.op("Div", one, x), zero)
-    turned = g.op("Where", is_below, g.op("Sub", angle, pi), g.op("Add", angle, pi))
-    return g.op("Where", is_left, turned, angle)
-
-
-def _log_sigmoid(g: Any, x: Any) -> Any:
-    return g.op("Neg", g.op("Softplus", g.op("Neg", x)))
-
-
-def _softplus(g: Any, x: Any, beta: Any, threshold: Any) -> Any:
-    """log(1 + exp(beta x)) / beta, and x itself where beta x is above the threshold."""
+def _softplus_of(g: Any, x: Any, beta: Any, threshold: Any) -> Any:
     factor, most = (symbolic_helper._maybe_get_const(value, "f") for value in (beta, threshold))
-    scaled = x if factor == 1 else g.op("Mul", x, _number(g, factor, x))
-    found = g.op("Softplus", scaled)
-    found = found if factor == 1 else g.op("Div", found, _number(g, factor, x))
-    if most >= _EXACT_FROM:
-        return found
-    return g.op("Where", g.op("Greater", scaled, _number(g, most, x)), x, found)
+    return softplus(_nodes_of(g), x, factor, most)
 
-
-# From there on both are the same number in single precision.
-_EXACT_FROM = 17
 
 _SYMBOLICS: dict[str, Callable[..., Any]] = {
-    "aten::floor_divide": _floor_divide,
-    "aten::__rshift_": _shift_right,
-    "aten::atan2": _atan2,
-    "aten::log_sigmoid": _log_sigmoid,
-    "aten::softplus": _softplus,
+    "aten::div": _div,
+    "aten::floor_divide": _by_kind(floor_divide, floor_divide_whole),
+    "aten::remainder": _by_kind(remainder, remainder_whole),
+    "aten::__rshift_": lambda g, x, bits: _shift_right(_nodes_of(g), x, bits),
+    "aten::atan2": lambda g, y, x: atan2(_nodes_of(g), y, x),
+    "aten::log_sigmoid": lambda g, x: log_sigmoid(_nodes_of(g), x),
+    "aten::softplus": _softplus_of,
 }

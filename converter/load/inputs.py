@@ -16,7 +16,7 @@ from converter.data.peek import peek_shapes
 from converter.load.constants import bound, parameters_of
 from converter.plan import InputOption, ModelOptions
 from converter.program.programs import resized, torch_program
-from converter.program.tensors import Arrays, Run
+from converter.program.tensors import Arrays, Run, of_whole_range
 from edge.contract.errors import ConfigError, ConversionError, EdgeError
 from edge.contract.foreign import foreign, reason
 from edge.contract.tensorspec import BATCH, DTYPES, TensorSpec
@@ -254,22 +254,39 @@ def _types_in_files(given: Given, names: Sequence[str]) -> dict[str, str]:
 def _told_apart(
     model: nn.Module, usual: tuple[TensorSpec, ...], own: tuple[TensorSpec, ...], given: Given, note: str
 ) -> Inputs:
-    """Inputs of the usual types, or of the data's own where the model computes something else with the usual."""
+    """Inputs of the usual types, or of the data's own where the model computes something else with the usual.
+
+    It may do so for values that no sample has: bytes wrap, and floats have no whole numbers beyond 2^24.
+    """
     if own == usual:
         return _tried(model, usual, given, note)
+    types = ", ".join(dict.fromkeys(b.dtype for a, b in zip(usual, own, strict=True) if a != b))
     try:
         exactly = _tried(model, own, given, note)
         samples = given.real(own, _TOLD_APART) or exactly.example
         wanted = torch_program(exactly.model, own)(samples)
     except EdgeError:  # a convolution takes no bytes
-        return _tried(model, usual, given, note)
+        return _tried(model, usual, given, f"{note}, where it is {types}, which the model does not take")
     try:
-        inputs = _tried(model, usual, given, note)
+        inputs = _tried(model, usual, given, f"{note}, where it is {types}, with which the model computes the same")
         found = torch_program(inputs.model, usual)({s.name: samples[s.name].astype(s.dtype) for s in usual})
     except EdgeError:
         return exactly
-    same = all(np.allclose(array, found[name], rtol=1e-4, atol=1e-5, equal_nan=True) for name, array in wanted.items())
-    return inputs if same else exactly
+    if not _are_same(wanted, found):
+        return exactly
+    for others in of_whole_range(samples):
+        try:
+            wanted = torch_program(exactly.model, own)(others)
+            found = torch_program(inputs.model, usual)({s.name: others[s.name].astype(s.dtype) for s in usual})
+        except EdgeError:  # numbers of categories
+            continue
+        if not _are_same(wanted, found):
+            return exactly
+    return inputs
+
+
+def _are_same(wanted: Arrays, found: Arrays) -> bool:
+    return all(np.allclose(array, found[name], rtol=1e-4, atol=1e-5, equal_nan=True) for name, array in wanted.items())
 
 
 def _takes_tokens(model: nn.Module) -> bool:

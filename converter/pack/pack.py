@@ -20,7 +20,7 @@ from converter.load.states import answer_of
 from converter.plan import ANYTHING, CLASSES, SEQUENCES, YES_OR_NO, Constant
 from converter.program.one_run import OneRun, one_feed, shares_scales
 from converter.program.programs import one_run_program, onnx_program
-from converter.program.tensors import Arrays, select
+from converter.program.tensors import Arrays, batch_size, rows_not_finite, select
 from converter.quantization.saturation import multiplies_int8
 from converter.search.candidates import Candidate
 from converter.verify.axes import MIN_FLOAT_SQNR_DB
@@ -292,7 +292,12 @@ def _golden(parts: Parts) -> tuple[Arrays, Arrays]:
     given, made = select(x, inputs, slice(0, 1)), parts.evaluation.reference
     one = sum(array.nbytes for array in (*given.values(), *select(made, parts.original.outputs, slice(0, 1)).values()))
     count = max(1, min(_GOLDEN_SAMPLES, _GOLDEN_BYTES // max(1, one)))
-    golden = {name: np.asarray(array, order="C") for name, array in select(x, inputs, slice(0, count)).items()}
+    rows = np.arange(min(count, batch_size(x, inputs)))
+    for spec in inputs:  # a device takes what is missing as NaN where it finds it here
+        odd = rows_not_finite(x[spec.name], spec)
+        if len(odd) and not np.isin(odd, rows).any():
+            rows[-1] = odd[0]
+    golden = {name: np.asarray(array, order="C") for name, array in select(x, inputs, rows).items()}
     return golden, one_run_program(chosen.model, "the model", chosen.parameters)(golden)  # as devices check them
 
 

@@ -49,3 +49,33 @@ def in_batches(arrays: Mapping[str, Array], specs: Sequence[TensorSpec], size: i
     """The same samples, `size` at a time."""
     for start in range(0, batch_size(arrays, specs), size):
         yield select(arrays, specs, slice(start, start + size))
+
+
+_LARGEST_WHOLE = 1 << 26  # not every whole number of that size is a float32, and as many numbers still fit into memory
+
+
+def of_whole_range(arrays: Mapping[str, Array]) -> Iterator[Arrays]:
+    """Random whole numbers of the range of their types in place of those that there are, once; never where none are.
+
+    Args:
+        arrays: Where no number is below 0, none will be.
+    """
+    if not any(array.dtype.kind in "iu" for array in arrays.values()):
+        return
+    rng = np.random.default_rng(0)
+    made: Arrays = {}
+    for name, array in arrays.items():
+        made[name] = array
+        if array.dtype.kind in "iu" and array.size:
+            most = min(int(np.iinfo(array.dtype).max), _LARGEST_WHOLE)
+            least = -most if array.min() < 0 else 0
+            made[name] = rng.integers(least, most, array.shape, array.dtype, endpoint=True)
+    yield made
+
+
+def rows_not_finite(array: Array, spec: TensorSpec) -> npt.NDArray[np.intp]:
+    """Numbers of the samples with a value that is not finite; of an array without samples 0 or none."""
+    if array.dtype.kind != "f":
+        return np.zeros(0, np.intp)
+    rows = array[None] if spec.batch_axis is None else np.moveaxis(array, spec.batch_axis, 0)
+    return np.flatnonzero(~np.isfinite(rows.reshape(len(rows), -1)).all(axis=1))

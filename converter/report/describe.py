@@ -197,7 +197,9 @@ def _outcome(candidate: Candidate, found: Found, *, searched: bool) -> tuple[str
         return _LEFT, _LEFT
     if here.latency_ms > (1 + TIE) * there.latency_ms:
         return _SLOWER, f"takes {here.latency_ms / there.latency_ms:.2f} times as long as {found.chosen.name}"
-    return _LEFT, f"not clearly faster than {found.chosen.name}, which is smaller"
+    if candidate.size_bytes < (1 - TIE) * found.chosen.size_bytes:
+        return _LEFT, f"smaller, but not as fast as {found.chosen.name} by {TIE:.0%}"
+    return _LEFT, f"neither clearly faster nor clearly smaller than {found.chosen.name}"
 
 
 def _rounded(value: float | None, digits: int = 2) -> float | None:

@@ -127,7 +127,7 @@ def _kept(report: Row, row: Row) -> str:
     if worst["constant"]:
         return "; every output is constant on these samples"
     columns = sum(judged["n_columns"] for judged in report["judged"])
-    where = f" of {worst['of']}, the worst of {columns}" if worst["column"] is not None and columns > 1 else ""
+    where = f" of {worst['of']}, which of {columns} loses most" if worst["column"] is not None and columns > 1 else ""
     if not where and (len(report["judged"]) > 1 or worst["at"]):
         where = f" of {worst['of']}"
     value, original = (level(worst["measure"], worst[key]) for key in ("value", "original"))

@@ -15,7 +15,7 @@ from converter.plan import ConversionPlan
 from converter.program.programs import onnx_program, outputs
 from converter.program.tensors import Run, batch_size
 from converter.quantization.saturation import without_least_weight
-from converter.verify.axes import baked_axes
+from converter.verify.axes import baked_axes, ending_axes
 from converter.verify.checks import (
     MIN_COLUMN_DB,
     Check,
@@ -52,7 +52,7 @@ def checked_export(original: Original, plan: ConversionPlan) -> tuple[Exported, 
     faults: list[str] = []
     baked: list[dict[str, str]] = []
     evaluation: Evaluation | None = None
-    second: tuple[Exported, Check] | None = None  # right on the data only
+    second: tuple[Exported, Check, Run] | None = None  # right on the data only
     waiting = list(exporters(original.source))
     while waiting:
         export = waiting.pop(0)
@@ -95,14 +95,14 @@ def checked_export(original: Original, plan: ConversionPlan) -> tuple[Exported, 
         if made.decides is None and original.module is not None:
             unlike = unlike_the_data("the exported graph", nearest.run, original.run, evaluation)
         if made.decides is None and unlike is None:
-            return made, _within_what_was_tried(original, made), evaluation, check
+            return made, _within_what_was_tried(original, made, nearest.run), evaluation, check
         if made.decides is not None or second is None:
-            second = _with_a_warning(made, unlike), check
+            second = _with_a_warning(made, unlike), check, nearest.run
     if second is not None and evaluation is not None:
-        made, check = second
+        made, check, run = second
         if made.decides is not None:
             check_alone(original.run, evaluation, batch_size(evaluation.samples.x, evaluation.inputs))
-        return made, _within_what_was_tried(original, made), evaluation, check
+        return made, _within_what_was_tried(original, made, run), evaluation, check
     if baked:
         return checked_export(original.with_fixed(min(baked, key=len), plan), plan)
     raise ConversionError("; then ".join(faults))
@@ -157,16 +157,21 @@ def _nearest(model: onnx.ModelProto, evaluation: Evaluation, against: str) -> _N
     return plain
 
 
-def _within_what_was_tried(original: Original, exported: Exported) -> Original:
-    """Where the model's code computes with sizes in Python, the graph is known to be right at those tried only."""
-    if exported.sizes is None or not original.axes:
+def _within_what_was_tried(original: Original, exported: Exported, run: Run) -> Original:
+    """Where a size may be written down, or is found to be, the graph is known to be right at those tried only."""
+    if exported.sizes is not None:
+        why = f"the model takes sizes as numbers in Python ({exported.sizes}), which an exporter may write down"
+        ending = {axis.name for axis in original.axes}
+    else:
+        faults = {} if original.module is None else ending_axes(run, original.probe, original.axes)
+        fault, *_ = (*faults.values(), "")
+        why = f"the graph exported by {exported.exporter} {fault.partition(': ')[0]}"
+        ending = set(faults)
+    if not ending:
         return original
-    axes = tuple(axis.only_tried() for axis in original.axes)
-    sizes = "; ".join(axis.describe() for axis in axes)
-    note = (
-        f"the model takes sizes as numbers in Python ({exported.sizes}), which an exporter may write down: devices "
-        f"refuse sizes beyond those at which the outputs were found to agree ({sizes})"
-    )
+    axes = tuple(axis.only_tried() if axis.name in ending else axis for axis in original.axes)
+    sizes = "; ".join(axis.describe() for axis in axes if axis.name in ending)
+    note = f"{why}: devices refuse sizes beyond those at which the outputs were found to agree ({sizes})"
     return replace(original.noted(note), axes=axes)
 
 

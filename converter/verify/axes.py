@@ -191,6 +191,25 @@ def baked_axes(run: Run, probe: Probe, axes: Sequence[FreeAxis]) -> dict[str, st
     return found
 
 
+def ending_axes(run: Run, probe: Probe, axes: Sequence[FreeAxis]) -> dict[str, str]:
+    """Free axes that end in a program where they do not in the model, and what shows it.
+
+    A table of positions that the model makes larger when it must is as large in the program as the model had it.
+
+    Args:
+        run: The program.
+        probe: The model.
+        axes: Of the model; the program was found to be right where they were tried.
+    """
+    found: dict[str, str] = {}
+    for axis in axes:
+        if axis.range.most is None:
+            beyond = axis.size + (2 * axis.tried[-1] - axis.size) // axis.range.step * axis.range.step
+            if fault := _fault(run, probe, {axis.name: beyond}):
+                found[axis.name] = fault
+    return found
+
+
 def agreeing(run: Run, probe: Probe, axis: FreeAxis) -> FreeAxis:
     """An axis with those sizes around the example's, as far as they were tried, at which a program is the model."""
     wrong = [size for size in axis.tried if _fault(run, probe, {axis.name: size})]

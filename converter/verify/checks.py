@@ -17,7 +17,7 @@ from converter.program.attention import traceable
 from converter.program.beside import swayed
 from converter.program.programs import one_torch_thread, onnx_program, outputs, torch_program
 from converter.program.scratch import scratch_folder
-from converter.program.tensors import Array, Arrays, Run, batch_size, select
+from converter.program.tensors import Array, Arrays, Run, batch_size, of_whole_range, select
 from converter.verify.axes import MIN_FLOAT_SQNR_DB, FreeAxis, Probe, baked_axes
 from converter.verify.columns import Numbers, compare, in_columns
 from converter.verify.judging import ROUNDING_OF_SHARES, are_shares, scores_behind_boxes
@@ -92,11 +92,17 @@ def unlike_the_data(what: str, run: Run, original: Run, evaluation: Evaluation) 
         evaluation: On whose first samples, changed.
     """
     few = select(evaluation.samples.x, evaluation.inputs, slice(0, _UNLIKE))
-    for change, factor in (("with the other sign", -1), ("three times as large", 3)):
-        x = {
-            name: np.asarray(array * factor, array.dtype) if array.dtype.kind in "fi" else array
-            for name, array in few.items()
-        }
+    changed = [
+        (change, {n: np.asarray(a * factor, a.dtype) if a.dtype.kind in "fi" else a for n, a in few.items()})
+        for change, factor in (("with the other sign", -1), ("three times as large", 3))
+    ]
+    changed += [
+        (change, {n: np.round(a / step) * a.dtype.type(step) if a.dtype.kind == "f" else a for n, a in few.items()})
+        for change, step in (("of whole numbers", 1), ("with one decimal", 0.1))
+        if any(a.dtype.kind == "f" for a in few.values())
+    ]
+    changed += [("of the whole range of their types", others) for others in of_whole_range(few)]
+    for change, x in changed:
         try:
             reference = outputs(original, x, evaluation.inputs, evaluation.outputs)
         except ConversionError:

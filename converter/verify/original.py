@@ -16,7 +16,7 @@ from converter.graph.build import make_model, renamed
 from converter.load.source import Source
 from converter.plan import CLASSES, YES_OR_NO, ModelOptions
 from converter.program.programs import has_batch, output_specs, outputs
-from converter.program.tensors import Arrays, Run, batch_size, select
+from converter.program.tensors import Arrays, Run, batch_size, rows_not_finite, select
 from converter.verify.axes import FreeAxis, Probe
 from converter.verify.columns import compare, in_columns
 from converter.verify.evidence import CONSTANT, Finding, chance_of_classes, chance_of_targets, one_class
@@ -35,6 +35,8 @@ _LEAST_SAMPLES = 256
 _RANDOM_MACS = 20_000_000_000
 _LEAST_RANDOM = 16
 _RANGE_SAMPLES = 64
+# Samples with values that are not finite, of those that are calibrated on, that the model is run on.
+_ODD_SAMPLES = 64
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True)
@@ -173,21 +175,14 @@ class Original:
             ConfigError: Labels and outputs do not belong together, or what the user said is none of them.
         """
         reference = outputs(self.run, self.samples.x, self.inputs, self.outputs)
-        for spec in self.outputs:
-            if self.source.carried:  # as it is: a mask may be infinite
-                break
-            if spec.dtype.startswith("float") and not np.isfinite(values := reference[spec.name]).all():
-                rows = np.isfinite(values if spec.batch_axis is None else np.moveaxis(values, spec.batch_axis, 0))
-                bad = len(rows) - int(rows.reshape(len(rows), -1).all(axis=1).sum()) if rows.ndim else 1
-                given = [name for name, array in self.samples.x.items() if not np.isfinite(array).all()]
-                raise ConversionError(
-                    f"{spec.name} has values that are not finite on {bad} of {self.data}: "
-                    + (
-                        f"{given[0]} has some, too; remove those samples"
-                        if given
-                        else "a mask needs a large number, such as -1e4, in the place of infinity"
-                    )
-                )
+        self._check_finite(self.samples.x, reference, self.data)
+        if self.calibration is not None and not self.source.carried:
+            x = self.calibration.x
+            odd = np.unique(np.concatenate([rows_not_finite(x[spec.name], spec) for spec in self.inputs]))
+            if len(odd):
+                few = select(x, self.inputs, odd[:_ODD_SAMPLES])
+                made = outputs(self.run, few, self.inputs, self.outputs)
+                self._check_finite(few, made, f"{len(odd)} samples calibrated on")
         y = self.samples.y
         kinds = kinds_of(
             self.outputs,
@@ -210,6 +205,20 @@ class Original:
         if found.classes is not None and labels is not None and labels.dtype.kind in "iu":
             check_labels(labels, reference[found.classes].shape[1])
         return found
+
+    def _check_finite(self, x: Arrays, found: Arrays, data: str) -> None:
+        """Raise ConversionError where an output is not; of a model that is carried as it is, a mask may be infinite."""
+        for spec in () if self.source.carried else self.outputs:
+            if bad := len(rows_not_finite(found[spec.name], spec)):
+                given = [name for name, array in x.items() if not np.isfinite(array).all()]
+                raise ConversionError(
+                    f"{spec.name} has values that are not finite on {bad} of {data}: "
+                    + (
+                        f"{given[0]} has some, too; remove those samples"
+                        if given
+                        else "a mask needs a large number, such as -1e4, in the place of infinity"
+                    )
+                )
 
     def examined(self, evaluation: Evaluation) -> Evaluation:
         """The same comparison with everything that is wrong with its samples."""

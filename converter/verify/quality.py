@@ -19,6 +19,8 @@ SHARES = (
 """Measures that are shares of samples; the others are no per cent of anything."""
 _ANSWERS = (AGREEMENT, EQUAL, SEQUENCES_KEPT)
 MOST_LOSS = 100.0
+# Of the points that a loss is told in: of columns that lose nothing, rounding would choose one.
+_LOSS_DIGITS = 2
 """Of a column that is finite: ``--max-drop 100`` allows any."""
 
 
@@ -98,11 +100,11 @@ class Deviation:
 
     @property
     def worst(self) -> Quality:
-        """The column that decides: with the largest loss, and of equal ones that with the lowest value."""
+        """The column that decides: with the largest loss, and of those that lose as much that with the lowest value."""
 
         def order(quality: Quality) -> tuple[bool, float, float]:
             value = quality.value if quality.value is not None else float("inf")
-            return (quality.constant and quality.loss == 0, -quality.loss, value)
+            return (quality.constant and quality.loss == 0, -round(quality.loss, _LOSS_DIGITS), value)
 
         return min(self.everywhere, key=order)
 

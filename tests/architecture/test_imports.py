@@ -61,6 +61,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "numpy": ("edge/*", "converter/*"),
     "torch": ("converter/*", "edge/inference/torchscript_*.py"),
     "onnx": ("converter/*",),
+    "onnxscript": ("converter/export/*",),
     "onnxruntime": ("edge/inference/onnx_*.py", "converter/quantization/*", "converter/load/onnx_file.py"),
     "PIL": ("edge/inference/pictures.py",),
     "matplotlib": ("converter/report/plots.py", "edge/cli/plots.py"),

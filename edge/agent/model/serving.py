@@ -58,6 +58,8 @@ class Serving:
         self._finite = {
             spec.name for spec in manifest.outputs if bool(np.isfinite(golden[m.GOLDEN_OUTPUT + spec.name]).all())
         }
+        # What is missing may be NaN where the model was shown such samples.
+        self._open = {name for name in self.inputs if not np.isfinite(golden[m.GOLDEN_INPUT + name]).all()}
 
     @property
     def begin(self) -> Arrays:
@@ -75,7 +77,7 @@ class Serving:
         """
         found = {}
         for name, value in self._named(given).items():
-            spec, array = self.inputs[name], numbers(self.inputs[name], value)
+            spec, array = self.inputs[name], self._numbers(name, value)
             axis = spec.batch_axis
             if axis is not None and array.ndim == len(spec.shape) - 1:
                 array = np.expand_dims(array, axis)
@@ -96,11 +98,14 @@ class Serving:
         found = {}
         for name, value in self._named(given).items():
             spec = self.inputs[name]
-            found[name] = array = numbers(spec, value)
+            found[name] = array = self._numbers(name, value)
             if not _fits(spec, array):
                 raise LearningError(_misfit(spec, array.shape, spec.shape))
         self.count(found)
         return found
+
+    def _numbers(self, name: str, value: Any) -> npt.NDArray[Any]:
+        return numbers(self.inputs[name], value, finite=name not in self._open)
 
     def _named(self, given: Given) -> dict[str, npt.ArrayLike]:
         """By name, without constants, in the order of the manifest."""
@@ -259,8 +264,13 @@ class Serving:
                 raise ModelError(f"the model's answer for this sample is not finite ({name})")
 
 
-def numbers(spec: TensorSpec, value: Any) -> npt.NDArray[Any]:
+def numbers(spec: TensorSpec, value: Any, *, finite: bool = True) -> npt.NDArray[Any]:
     """An array in the type of an input.
+
+    Args:
+        spec: Of the input.
+        value: What is given for it.
+        finite: Floats must be.
 
     Raises:
         LearningError: No numbers, not of a regular shape, not finite, or they do not fit the type.
@@ -273,7 +283,8 @@ def numbers(spec: TensorSpec, value: Any) -> npt.NDArray[Any]:
     limits = np.finfo(target) if target.kind == "f" else np.iinfo(target) if target.kind in "iu" else None
     low, high = (0, 1) if limits is None else (limits.min, limits.max)
     # False for NaN and infinity, which would otherwise become ordinary numbers in an integer input.
-    if array.size and not (array.min() >= low and array.max() <= high):
+    some = array if finite or target.kind != "f" else array[np.isfinite(array)]
+    if some.size and not (some.min() >= low and some.max() <= high):
         raise LearningError(f"{spec.name}: the sample has values that are not finite or do not fit {spec.dtype}")
     if target.kind in "iub" and array.dtype.kind == "f" and not (array == np.trunc(array)).all():
         raise LearningError(f"{spec.name}: expected whole numbers, {spec.dtype}")

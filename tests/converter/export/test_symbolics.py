@@ -18,6 +18,7 @@ from torch.nn import functional as fn
 from converter.export import exporters
 from converter.export.exporters import by_tracing
 from converter.export.symbolics import right_symbolics
+from converter.export.translations import TRANSLATIONS
 from converter.stages import exporting
 from edge.contract.bundle import Bundle
 from edge.inference.onnx_session import OnnxSession
@@ -28,6 +29,7 @@ Pair = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 OF_FLOATS: tuple[Pair, ...] = (
     lambda x, y: x // 0.5, torch.floor_divide, lambda x, y: x % 1.3, torch.remainder, torch.fmod,
     lambda x, y: torch.div(x, y, rounding_mode="trunc"), lambda x, y: torch.div(x, y, rounding_mode="floor"),
+    lambda x, y: x // 0.1, lambda x, y: x % 0.1, lambda x, y: torch.div(x, 0.1, rounding_mode="floor"),
     torch.atan2, lambda x, y: x**3, lambda x, y: fn.softplus(x), lambda x, y: fn.softplus(x, beta=2.0, threshold=3.0),
     lambda x, y: fn.logsigmoid(x), lambda x, y: torch.round(x), lambda x, y: torch.round(x, decimals=1),
     lambda x, y: fn.gelu(x), lambda x, y: fn.gelu(x, approximate="tanh"), lambda x, y: fn.mish(x),
@@ -41,6 +43,7 @@ OF_INTEGERS: tuple[Pair, ...] = (
     lambda i, j: i // 3, lambda i, j: i // -3, lambda i, j: i // j, lambda i, j: i % 5, lambda i, j: i % -5,
     torch.remainder, torch.fmod, lambda i, j: torch.div(i, j, rounding_mode="trunc"), lambda i, j: i / j,
     lambda i, j: torch.div(i, j, rounding_mode="floor"), lambda i, j: i >> 2, lambda i, j: i << 2, lambda i, j: i & 7,
+    lambda i, j: i % 1.5, lambda i, j: i // 0.5,
     lambda i, j: i.int() // 3, lambda i, j: torch.floor_divide(i.int(), j.int()), lambda i, j: i // 3 * 1.5,
 )  # fmt: skip
 
@@ -59,19 +62,38 @@ def test_operators_are_written_as_torch_computes_them_whatever_the_sign() -> Non
     x, y = 3 * torch.randn(6, 8), 3 * torch.randn(6, 8)
     x[0, :4], y[0, :4] = torch.tensor([0.0, -0.0, 0.0, 0.0]), torch.tensor([-1.0, -2.0, 0.5, 3.0])
     x[1, 1:3] = torch.tensor([60.0, -60.0])
+    x[2:4], y[3] = torch.round(x[2:4], decimals=1), torch.round(y[3] * 2).clamp(min=1) / 2
     i, j = torch.randint(-50, 50, (6, 8)), torch.randint(1, 7, (6, 8)) * torch.where(torch.rand(6, 8) > 0.5, 1, -1)
     for functions, values in ((OF_FLOATS, (x, y)), (OF_INTEGERS, (i, j))):
-        model, file = Each(functions).eval(), io.BytesIO()
-        with right_symbolics(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            torch.onnx.export(
-                model, tuple(value.abs() + 1 for value in values), file, dynamo=False, opset_version=18,  # type: ignore[arg-type]
-                input_names=["x", "y"], do_constant_folding=False,
-            )  # fmt: skip
-        found = ort.InferenceSession(file.getvalue()).run(None, {"x": values[0].numpy(), "y": values[1].numpy()})
-        for number, (one, other) in enumerate(zip(model(*values), found, strict=True)):
-            assert one.numpy().dtype == other.dtype, number
-            np.testing.assert_allclose(other, one.numpy(), rtol=1e-4, atol=1e-5, err_msg=str(number))
+        model = Each(functions).eval()
+        for graph in (traced(model, *values), exported(model, *values)):
+            found = ort.InferenceSession(graph).run(None, {"x": values[0].numpy(), "y": values[1].numpy()})
+            for number, (one, other) in enumerate(zip(model(*values), found, strict=True)):
+                assert one.numpy().dtype == other.dtype, number
+                np.testing.assert_allclose(other, one.numpy(), rtol=1e-4, atol=1e-5, err_msg=str(number))
+
+
+def traced(model: nn.Module, *values: torch.Tensor) -> bytes:
+    file = io.BytesIO()
+    with right_symbolics(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            model, tuple(value.abs() + 1 for value in values), file, dynamo=False, opset_version=18,  # type: ignore[arg-type]
+            input_names=["x", "y"], do_constant_folding=False,
+        )  # fmt: skip
+    return file.getvalue()
+
+
+def exported(model: nn.Module, *values: torch.Tensor) -> bytes:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            model, tuple(value.abs() + 1 for value in values), dynamo=True, opset_version=18, input_names=["x", "y"],
+            verbose=False, custom_translation_table=dict(TRANSLATIONS),
+        )  # fmt: skip
+    assert program is not None
+    graph: bytes = program.model_proto.SerializeToString()
+    return graph
 
 
 ROUNDED = """

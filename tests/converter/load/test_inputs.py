@@ -15,6 +15,7 @@ from torch import nn
 
 from converter.arguments import one_input
 from converter.plan import Constant
+from edge.agent.model.serving import Serving
 from edge.contract.bundle import Bundle
 from edge.contract.errors import ConfigError, ConversionError
 from edge.contract.tensorspec import AxisRange
@@ -157,12 +158,21 @@ def test_samples_with_missing_values_are_those_of_a_model_that_takes_them(tmp_pa
     session, _ = converted(tmp_path, model := Missing().eval(), {"x": x})
     (found,) = session.run({"input": x[:9]}).values()
     np.testing.assert_allclose(found, model(torch.from_numpy(x[:9])).detach().numpy(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(Serving(Bundle.open(tmp_path / "Missing.edge")).many(x[:9])["input"], x[:9])
     torch.save(nn.Linear(4, 3).state_dict(), tmp_path / "m.pth")
     (tmp_path / "plain.py").write_text("from torch import nn\n\n\ndef build(): return nn.Linear(4, 3)\n")
     with pytest.raises(ConversionError, match=r"not finite on .* has some, too; remove those samples"):
         convert(
             plan(tmp_path / "m.pth", arch=f"{tmp_path / 'plain.py'}:build", calibration=str(tmp_path / "Missing.npz"))
         )
+    for row in (0, 1):  # one of them is calibrated on, the other measured on
+        x = np.random.default_rng(0).standard_normal((400, 4)).astype(np.float32)
+        x[row, 2] = np.nan
+        np.savez(tmp_path / "one.npz", x=x)
+        with pytest.raises(ConversionError, match="remove those samples"):
+            convert(
+                plan(tmp_path / "m.pth", arch=f"{tmp_path / 'plain.py'}:build", calibration=str(tmp_path / "one.npz"))
+            )
 
 
 class LastState(nn.Module):
@@ -449,6 +459,37 @@ class Moments(nn.Module):
         return out
 
 
+class Minutes(nn.Module):
+    """Minutes since any time, of which the one of the hour counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear = nn.Linear(2, 3)
+
+    def forward(self, t: torch.Tensor) -> torch.Tensor:
+        phase = (t % 60).float() * (2 * torch.pi / 60)
+        out: torch.Tensor = self.linear(torch.cat([torch.sin(phase), torch.cos(phase)], 1))
+        return out
+
+
+def test_whole_numbers_stay_whole_where_others_than_the_samples_would_be_taken_otherwise(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for model, dark, all_of_them in (
+        (Wrapping(), rng.integers(0, 3, (32, 6), np.uint8), rng.integers(0, 256, (32, 6), np.uint8)),
+        (Minutes(), rng.integers(0, 9_000, (32, 1)), rng.integers(1 << 30, 1 << 31, (32, 1))),
+    ):
+        session, report = converted(tmp_path, model.eval(), {"x": dark})
+        (spec,) = session.manifest.inputs
+        assert spec.dtype == str(dark.dtype)
+        with torch.no_grad():
+            wanted = model(torch.from_numpy(all_of_them)).numpy()
+        (found,) = session.run({spec.name: all_of_them}).values()
+        np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-4)
+    _, report = converted(tmp_path, Pixels().eval(), {"x": dark.astype(np.uint8).repeat(6, 1)})
+    assert any("where it is uint8, with which the model computes the same" in note for note in report["notes"])
+
+
 def test_a_single_input_is_as_the_samples_are_whatever_it_is_called(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (32, 6)).astype(np.uint8)
@@ -482,6 +523,32 @@ class Cropped(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.conv(x)[:, :, : int(x.shape[2] * 0.75)]
         return y.narrow(2, 0, int(y.shape[2] / 3) + 1).mean(2)
+
+
+class Growing(nn.Module):
+    """Its table of positions is made larger when a longer input comes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear = nn.Linear(4, 3)
+        self.table: torch.Tensor | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.table is None or len(self.table) < x.shape[1]:
+            self.table = torch.sin(torch.arange(x.shape[1]).float())[:, None]
+        out: torch.Tensor = self.linear((x * self.table[: x.shape[1]]).mean(1))
+        return out
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_table_that_grows_ends_in_the_bundle_where_it_was_seen_to_hold(tmp_path: Path) -> None:
+    session, report = converted(tmp_path, Growing().eval(), None, inputs=["x=batch,time@20,4"])
+    most = report["axes"]["time"]["tried"][-1]
+    rng = np.random.default_rng(0)
+    check(session, Growing().eval(), {"x": rng.standard_normal((3, most, 4)).astype(np.float32)})
+    assert session.manifest.axes["time"].most == most
+    assert any("refuse sizes beyond" in note for note in report["notes"])
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -172,7 +172,7 @@ def test_a_report_names_the_worst_column_and_those_that_are_constant(tmp_path: P
     assert chosen["agreement"] is None
     text = shown(report)
     assert "constant in output on these samples: column 1" in text
-    assert re.search(r"R2 0\.99\d\d of output\[[02]\], the worst of 3|R2 1\.0000 of output", text)
+    assert re.search(r"R2 0\.99\d\d of output\[[02]\], which of 3 loses most|R2 1\.0000 of output", text)
     assert "agreement" not in text
     assert "100.00 %" not in text
     with pytest.raises(ConfigError, match="the model gives output"):
