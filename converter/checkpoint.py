@@ -102,7 +102,7 @@ def save_checkpoint(
     was_training = model.training
     model.eval()
     try:
-        stored = _stored(model, examples, specs)
+        stored = _stored(model, {name: tensor.clone() for name, tensor in examples.items()}, specs)
     finally:
         model.train(was_training)
     script, specs, outputs = stored.script, stored.specs, stored.outputs
@@ -135,8 +135,9 @@ def save_checkpoint(
 
 
 def _named(data: Data | Mapping[str, Data]) -> dict[str, torch.Tensor]:
+    """By name, in memory of their own: a model may write into what it is given."""
     arrays = data if isinstance(data, Mapping) else {"input": data}
-    return {str(name): torch.as_tensor(array).detach().cpu() for name, array in arrays.items()}
+    return {str(name): torch.as_tensor(array).detach().cpu().clone() for name, array in arrays.items()}
 
 
 def _calibration(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+
 from converter.data.classes import numbered_as_model
 from converter.data.samples import Samples, SampleStream
 from converter.data.stream import open_samples
@@ -112,3 +114,32 @@ def remembered(
     if len(given) + len(missing) != len(inputs):
         raise ConfigError(f"{origin} have some of the states, but not {', '.join(missing)}: give all or none")
     return Remembered(InMemory(samples, origin, given), inputs, states, run)
+
+
+_LOOKED_AT = 64
+
+
+def is_contradicted(stream: SampleStream, inputs: Sequence[TensorSpec], states: Sequence[StatePair], run: Run) -> bool:
+    """Whether data have states of their own for each sample, which are not what the sample before it left.
+
+    Args:
+        stream: The data.
+        inputs: What the model takes, each with an axis of samples where it is a state.
+        states: Which of these it would remember by itself.
+        run: The model.
+    """
+    if not states or isinstance(stream, Remembered):
+        return False
+    x = next(iter(stream.batches(_LOOKED_AT))).x
+    found = run(x)
+    specs = {spec.name: spec for spec in inputs}
+    for pair in states:
+        axis = specs[pair.input].batch_axis
+        if axis is None:
+            continue
+        given, left = (np.moveaxis(array, axis, 0) for array in (x[pair.input], found[pair.output]))
+        own = [not np.array_equal(given[i], given[0]) for i in range(1, len(given))]
+        followed = [np.allclose(given[i + 1], left[i], rtol=1e-2, atol=1e-3) for i in range(len(given) - 1)]
+        if sum(own) > len(own) / 2 and sum(followed) < len(followed) / 2:
+            return True
+    return False

@@ -163,7 +163,8 @@ class _Trial:
         if plain is None:
             raise ConversionError(
                 f"the head cannot be trained: no rate was found at which it learns; at the lowest, {why}. Let fewer "
-                f"layers be trained (--trainable last:1, or none), or limit the gradient (--clip-norm 1)"
+                f"layers be trained (--trainable last:1, if these are more, or none), or limit the gradient "
+                f"(--clip-norm 1)"
             )
         label_ms = 1e3 * median(self._times[-self._n_labels :])
         trial = LearningTrial(

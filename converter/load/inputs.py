@@ -12,6 +12,7 @@ import onnx
 import torch
 from torch import nn
 
+from converter.data.fit import LABELS
 from converter.data.peek import peek_shapes
 from converter.load.constants import bound, parameters_of
 from converter.plan import InputOption, ModelOptions
@@ -195,8 +196,9 @@ def determine_inputs(model: nn.Module, given: Given) -> Inputs:
         return _told_apart(model, usual, own, given, "as given")
     for option, value in given.files():
         shapes = {name: kind for name, kind in peek_shapes(value).items() if name not in given.options.constants}
-        named = [p.name for p in open_ if p.name in shapes]
-        arrays = set(shapes) - {"y"}
+        # A model that can tell its loss is given labels for that, and works without.
+        named = [p.name for p in open_ if p.name in shapes and not (p.optional and p.name in LABELS)]
+        arrays = set(shapes) - ({*LABELS} - {*names})
         if set(names) <= set(named) and len(named) > 1:
             found = {name: shapes[name] for name in named}
         elif len(names) <= 1 and (arrays == {"x"} or (len(arrays) == 1 and arrays == set(named))):

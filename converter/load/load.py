@@ -19,7 +19,7 @@ from converter.load.contents import ArraysBeside, arrays_beside, found_at, modul
 from converter.load.exported_program import is_exported_program, read_exported_program
 from converter.load.files import beginning, check_whole_model, checked_members
 from converter.load.inputs import Given, Inputs, determine_inputs, stated
-from converter.load.safetensors_file import is_safetensors, read_safetensors
+from converter.load.safetensors_file import index_beside, is_index, is_safetensors, read_index, read_safetensors
 from converter.load.source import Source
 from converter.load.torch_file import read_document, read_torchscript
 from converter.load.weights import Rules, load_into
@@ -73,7 +73,11 @@ def load_source(given: Given, carried: str = "") -> Source:
         _refuse_arch(options, "the file is TorchScript, which is a whole model")
         script = read_torchscript(path, str(path))
         return _whole("TorchScript", determine_inputs(script, given), options)
+    if is_index(begins):
+        return _from_weights(read_index(path), "safetensors", given)
     if is_safetensors(begins, path.stat().st_size):
+        if index := index_beside(path):
+            raise ConfigError(f"{path} holds a part of the weights: give {index}, which names all parts")
         return _from_weights(read_safetensors(path), "safetensors", given)
     if is_onnx(path):
         from converter.load.onnx_file import carry_onnx, read_onnx

@@ -24,6 +24,8 @@ _ALONE = 4
 # Sizes that strides of 64 leave several places of, where that is no more than so many values.
 _LARGER, _MOST_VALUES = (12, 4), 1 << 19
 _FREE_SIZES = (16, 1, 2, 3, 4, 5, 8, 32, 64)
+# Where none of these is enough: windows of sound, images. Each is tried with few fills.
+_LARGE_SIZES, _FEW = (128, 224, 320, 512, 640), 4
 _FLOATS = ("normal", "positive", "ones", "up", "zeros")
 _SMALL = ("bits", "up", "ones", "zeros", "rest", "minus", "twos", "threes")
 _BYTES = ("bytes", *_SMALL)
@@ -140,6 +142,8 @@ def found_fill(specs: Sequence[TensorSpec], run: Run, sizes: Mapping[str, int]) 
             alone.append(fill)
             if fill.has_batch:
                 run(fill.draw(_TOGETHER))
+        except ConfigError:  # more than fits into memory
+            continue
         except ConversionError as exc:
             fault = fault or exc
             if len(alone) > _ALONE:
@@ -152,8 +156,10 @@ def found_fill(specs: Sequence[TensorSpec], run: Run, sizes: Mapping[str, int]) 
             return fill
     if second is not None or alone:
         return second or alone[0]
+    free = [spec for spec in specs if any(isinstance(axis, str) and axis not in (BATCH, *sizes) for axis in spec.shape)]
+    say = f", or say how large free axes are, --input {free[0].name}=AXIS@SIZE,..." if free else ""
     raise ConversionError(
-        f"no inputs could be made up that the model runs on: give real ones with --example FILE.npz ({fault})"
+        f"no inputs could be made up that the model runs on: give real ones with --example FILE.npz{say} ({fault})"
     )
 
 
@@ -170,10 +176,10 @@ def _fills(specs: tuple[TensorSpec, ...], sizes: Mapping[str, int]) -> Iterator[
     free = sorted({axis for spec in specs for axis in spec.shape if isinstance(axis, str)} - {BATCH})
     unknown = [axis for axis in free if axis not in sizes]
     choices = [_kinds(spec) for spec in specs]
-    for size in _FREE_SIZES if unknown else (0,):
+    for size in (*_FREE_SIZES, *_LARGE_SIZES) if unknown else (0,):
         chosen = {**sizes, **dict.fromkeys(unknown, size)}
-        few = itertools.islice(_spreading(choices), _TRIES if len(_FREE_SIZES) == 1 or not unknown else 40)
-        for kinds in few:
+        most = _TRIES if not unknown else _FEW if size in _LARGE_SIZES else _TRIES // (len(_FREE_SIZES) + 1)
+        for kinds in itertools.islice(_spreading(choices), most):
             yield Fill(specs=specs, kinds={s.name: kind for s, kind in zip(specs, kinds, strict=True)}, sizes=chosen)
 
 

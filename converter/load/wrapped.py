@@ -102,12 +102,15 @@ def _no_network(document: Any, what: str) -> str:
             f"--weights KEY, one of {listed}\n{tree(document)}"
         )
     if isinstance(document, Mapping) and document:
-        name, value = next(iter(document.items()))
+        if any("_packed_params" in str(name) for name in document):
+            return f"{what} holds weights that torch.ao has quantized: give the float ones, edge-convert quantizes them"
+        name, value = next((item for item in document.items() if not isinstance(item[1], torch.Tensor)), ("", {}))
         if not isinstance(value, Mapping | list | tuple):
             return f"{what} is not a state_dict: {shown(name)!r} is not a tensor. It holds\n{tree(document)}"
     if isinstance(document, Mapping | list | tuple) and document:
         return f"{what} holds no state_dict (names and their tensors), but\n{tree(document)}"
-    return f"{what} holds {type(document).__name__}, expected a state_dict"
+    nothing = " without a tensor" if isinstance(document, Mapping) else ""
+    return f"{what} holds {type(document).__name__}{nothing}, expected a state_dict"
 
 
 def without_averages(found: Sequence[Network]) -> tuple[list[Network], list[Network]]:

@@ -98,7 +98,8 @@ def quality(candidate: Row) -> str:
 
 def speed(report: Row, candidate: Row) -> str:
     """How many times as fast as the float graph."""
-    latency = next((c["latency_ms"] for c in report["candidates"] if c["scheme"] == "none"), None)
+    floating = (c for c in report["candidates"] if c["scheme"] == "none" and c["status"] != "reference")
+    latency = next((c["latency_ms"] for c in floating), None)
     if not latency or not candidate["latency_ms"]:
         return NONE
     return f"{latency / candidate['latency_ms']:.2f} ×"

@@ -568,7 +568,8 @@ def _lost(worst: Quality) -> str:
     if worst.measure == EXPECTED_SEQUENCES:
         return f"is expected to read {100 * (1 - worst.value):.2f} % otherwise {others}"
     if worst.measure == SEQUENCES_KEPT:
-        return f"reads {100 * (1 - worst.value):.2f} % of the sequences otherwise{where or f' of {worst.output}'}"
+        what = f"{100 * (1 - worst.value):.2f} % of the sequences otherwise{where or f' of {worst.output}'}"
+        return f"reads {what}, a loss of {worst.loss:.2f} points"
     if worst.measure == RARE_AGREEMENT:
         return f"disagrees on {100 * (1 - worst.value):.2f} % of what is rare{where or f' in {worst.output}'}"
     if worst.measure in (BOXES_KEPT, DETECTIONS_KEPT):

@@ -141,7 +141,7 @@ def kinds_of(
     found = {s.name: _with_classes(s, reference[s.name], found[s.name], endings, inputs) for s in outputs}
     if y is None:
         return found
-    name = _labelled(outputs, reference, y, found)
+    name = _labelled(outputs, reference, y, found, class_names)
     return found | {name: _by_labels(found[name], reference[name], y, said=name in said)}
 
 
@@ -319,7 +319,13 @@ def _fitting(spec: TensorSpec, array: Array, judged: Judged) -> Judged:
     return judged
 
 
-def _labelled(outputs: Sequence[TensorSpec], reference: Arrays, y: Array, kinds: Mapping[str, Judged]) -> str:
+def _labelled(
+    outputs: Sequence[TensorSpec],
+    reference: Arrays,
+    y: Array,
+    kinds: Mapping[str, Judged],
+    class_names: Sequence[str] | None,
+) -> str:
     """The output that the labels are about."""
     if y.dtype.kind == "f":
         size = y.size // max(1, len(y))
@@ -341,7 +347,7 @@ def _labelled(outputs: Sequence[TensorSpec], reference: Arrays, y: Array, kinds:
         known = [s for s in tables if kinds[s.name].kind == CLASSES] or tables
         fitting = [s for s in known if y.min() >= 0 and y.max() < reference[s.name].shape[1]]
         if not fitting:
-            check_labels(y, max(reference[s.name].shape[1] for s in known))
+            check_labels(y, max(reference[s.name].shape[1] for s in known), class_names)
         # Of several that they fit, the one that the model knows them in.
         right = {s.name: float((reference[s.name].argmax(axis=1) == y.reshape(-1)).mean()) for s in fitting}
         return max(fitting, key=lambda s: (kinds[s.name].because == SAID, right[s.name])).name
@@ -361,10 +367,14 @@ def _labelled(outputs: Sequence[TensorSpec], reference: Arrays, y: Array, kinds:
     raise ConfigError(f"the data have class numbers as y{few}, but no output has one value for each class")
 
 
-def check_labels(labels: Array, n_classes: int) -> None:
-    """Raise ConfigError unless labels are class numbers of so many classes."""
+def check_labels(labels: Array, n_classes: int, class_names: Sequence[str] | None = None) -> None:
+    """Raise ConfigError unless labels are class numbers of so many classes, which may have names."""
     if not (labels.min() >= 0 and labels.max() < n_classes):
         hint = "; count from 0" if (labels.min(), labels.max()) == (1, n_classes) else ""
+        if class_names is not None and {str(label) for label in np.unique(labels)} <= set(class_names):
+            hint = f"; these are names of classes, {', '.join(class_names)}: give the place of each name, from 0"
+        elif labels.min() < 0:
+            hint = "; leave out samples whose class is not known"
         raise ConfigError(
             f"labels from {labels.min()} to {labels.max()}, but the model has {n_classes} outputs: "
             f"expected 0 to {n_classes - 1}{hint}"

@@ -11,7 +11,7 @@ import torch
 
 from converter.data.samples import Samples, SampleStream
 from converter.data.stream import open_samples
-from converter.data.streams import open_remembered, remembered
+from converter.data.streams import is_contradicted, open_remembered, remembered
 from converter.data.subset import random_samples
 from converter.export.preprocessing import Preprocessing, parse_preprocessing
 from converter.load.constants import constants_in
@@ -74,6 +74,13 @@ def load_original(options: ModelOptions, carried: str = "", *, in_float32: bool 
     only = {axis.name for axis in axes if axis.range.most == axis.range.least}
     states = find_states(options.states, inputs, specs, options.answer)
     stream, measured, names = _streams(options, source, inputs, states, run)
+    notes: tuple[str, ...] = ()
+    if options.states is None and stream is not None and is_contradicted(stream, inputs, states, run):
+        pairs = ", ".join(f"{pair.input}={pair.output}" for pair in states)
+        notes = (
+            f"{pairs} is no state: each sample has its own, which is no answer to the one before (--state {pairs})",
+        )
+        states = ()
     data = None
     if measured is not None:
         data = divided(stream, measured if options.evaluation is not None else None, inputs)
@@ -108,7 +115,7 @@ def load_original(options: ModelOptions, carried: str = "", *, in_float32: bool 
         class_names=names,
         states=states,
         findings=() if data is None else data.findings,
-        notes=() if data is None else data.notes,
+        notes=(*notes, *(() if data is None else data.notes)),
     )
     return original.with_fixed({axis: f"the model takes no other size of {axis}" for axis in only}, options)
 

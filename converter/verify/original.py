@@ -203,7 +203,7 @@ class Original:
         )
         labels = None if self.calibration is None else self.calibration.y
         if found.classes is not None and labels is not None and labels.dtype.kind in "iu":
-            check_labels(labels, reference[found.classes].shape[1])
+            check_labels(labels, reference[found.classes].shape[1], self.class_names)
         return found
 
     def _check_finite(self, x: Arrays, found: Arrays, data: str) -> None:

@@ -147,3 +147,21 @@ def test_what_no_bundle_can_be_made_of_is_refused_when_it_is_saved(tmp_path: Pat
     with pytest.raises(ConversionError, match=r"layer 1 .* normalizes over the samples of a batch"):
         converter.save_checkpoint(forgetful, path, example_input=torch.zeros(4, 12))
     assert not path.exists()
+
+
+class Writing(nn.Module):
+    """Writes into what it is given."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x.mul_(0.5)
+        return x.sum(1, keepdim=True)
+
+
+def test_a_model_that_writes_into_its_input_changes_no_samples_of_the_caller(tmp_path: Path) -> None:
+    x = torch.rand(8, 4)
+    kept = x.clone()
+    converter.save_checkpoint(Writing(), tmp_path / "m.pth", example_input=x[:2], calibration=x)
+    assert torch.equal(x, kept)
+    document = torch.load(tmp_path / "m.pth", weights_only=True)
+    assert torch.equal(document["calibration_x"]["input"], kept)
+    assert torch.equal(document["example_inputs"]["input"], kept[:1])

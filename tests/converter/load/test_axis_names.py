@@ -14,6 +14,7 @@ from onnx import TensorProto, helper
 from torch import nn
 
 from edge.contract.bundle import Bundle
+from edge.contract.errors import ConversionError
 from edge.inference.onnx_session import OnnxSession
 from tests.converter.models import convert, plan
 
@@ -91,3 +92,26 @@ def test_places_that_small_inputs_have_one_of_are_not_taken_for_samples(tmp_path
     for size in (60, 640, 1000):
         check(file, x=normal(1, 1, size))
     assert isinstance(report["outputs"][0]["shape"][1], str)
+
+
+@pytest.mark.parametrize("batch", [1, "n"])
+def test_windows_and_images_that_small_inputs_do_not_fill_are_made_up_larger(tmp_path: Path, batch: Any) -> None:
+    file = tmp_path / "m.onnx"
+    weight = helper.make_tensor("w", TensorProto.FLOAT, [2, 1, 400], normal(2, 1, 400).tobytes(), raw=True)
+    nodes = [
+        helper.make_node("Constant", [], ["w"], value=weight),
+        helper.make_node("Conv", ["x", "w"], ["all"], strides=[160]),
+        helper.make_node("ReduceMean", ["all"], ["y"], axes=[2], keepdims=0),
+    ]
+    graph(file, nodes, {"x": [batch, 1, "t"]}, [batch, 2])
+    convert(plan(file, quantize="none", trainable="none"))
+    check(file, x=normal(1, 1, 1000))
+
+
+def test_what_no_made_up_size_fills_is_asked_for(tmp_path: Path) -> None:
+    file = tmp_path / "m.onnx"
+    weight = helper.make_tensor("w", TensorProto.FLOAT, [1, 1, 900], normal(1, 1, 900).tobytes(), raw=True)
+    nodes = [helper.make_node("Constant", [], ["w"], value=weight), helper.make_node("Conv", ["x", "w"], ["y"])]
+    graph(file, nodes, {"x": [1, 1, "t"]}, [1, 1, "u"])
+    with pytest.raises(ConversionError, match="x=AXIS@SIZE"):
+        convert(plan(file, quantize="none", trainable="none"))

@@ -559,3 +559,29 @@ def test_sizes_that_python_cuts_off_stay_free(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for size in (7, 40, 333):
         check(session, model, {"x": rng.standard_normal((3, 2, size)).astype(np.float32)})
+
+
+class WithLoss(nn.Module):
+    """Tells its loss, too, when it is given labels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding, self.linear = nn.Embedding(30, 8), nn.Linear(8, 3)
+
+    def forward(
+        self, ids: torch.Tensor, mask: torch.Tensor | None = None, labels: torch.Tensor | None = None
+    ) -> dict[str, torch.Tensor]:
+        weight = torch.ones_like(ids).float() if mask is None else mask.float()
+        logits = self.linear((self.embedding(ids) * weight[:, :, None]).sum(1))
+        found = {} if labels is None else {"loss": nn.functional.cross_entropy(logits, labels)}
+        return found | {"logits": logits}
+
+
+def test_labels_that_a_model_may_be_given_for_its_loss_are_labels(tmp_path: Path) -> None:
+    model, rng = WithLoss().eval(), np.random.default_rng(0)
+    data = {"ids": rng.integers(0, 30, (80, 6)), "mask": rng.integers(0, 2, (80, 6))}
+    data["labels"] = model(*map(torch.from_numpy, data.values()))["logits"].argmax(1).numpy()
+    session, report = converted(tmp_path, model, data)
+    assert [spec.name for spec in session.manifest.inputs] == ["ids", "mask"]
+    assert report["judged"][0]["because"] == "the labels are class numbers"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import enum
+import json
 import warnings
 from collections import OrderedDict, defaultdict
 from dataclasses import replace
@@ -20,7 +21,7 @@ from torch.nn.utils import parametrizations
 from converter.load.contents import arrays_beside
 from converter.load.inputs import Given
 from converter.load.load import load_source
-from converter.load.safetensors_file import read_safetensors
+from converter.load.safetensors_file import read_index, read_safetensors
 from converter.load.torch_file import read_document
 from converter.load.weights import Rules, load_into
 from converter.load.wrapped import check_size, how_to_name_the_architecture, unwrapped
@@ -434,3 +435,34 @@ def test_what_a_state_dict_does_not_hold_is_not_drawn_at_random(tmp_path: Path) 
             continue
         with pytest.raises(ConversionError, match=r"builds another network each time: .* does not hold"):
             load_source(Given(options=options))
+
+
+def test_weights_in_several_files_are_read_by_their_index(tmp_path: Path) -> None:
+    tensors, names = net().state_dict(), ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    where = {name: names[i % 2] for i, name in enumerate(tensors)}
+    for file in names:
+        own = {name: tensors[name] for name in tensors if where[name] == file}
+        safetensors.torch.save_file(own, tmp_path / file)
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    model = other()
+    loaded(model, read_index(index))
+    assert_same(model, net())
+    with pytest.raises(ConfigError, match=r"holds a part of the weights: give .*index\.json"):
+        load_source(Given(options=ModelOptions(source=tmp_path / names[0])))
+    for odd in (
+        {"weight_map": {"a": "../other.safetensors"}},
+        {"weight_map": [1]},
+        {},
+        {"weight_map": {"q": names[0]}},
+    ):
+        index.write_text(json.dumps(odd))
+        with pytest.raises(ConversionError, match=r"no index|is not the name of a file|is not in"):
+            load_source(Given(options=ModelOptions(source=index)))
+
+
+def test_a_state_dict_of_quantized_layers_is_named_as_that(tmp_path: Path) -> None:
+    document = OrderedDict({"l.scale": torch.tensor(1.0), "l._packed_params._packed_params": (torch.ones(2), None)})
+    for held, words in ((document, "torch.ao has quantized"), (OrderedDict(), "without a tensor")):
+        with pytest.raises(ConversionError, match=words):
+            unwrapped(held, "w.pth")

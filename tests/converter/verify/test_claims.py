@@ -18,6 +18,7 @@ from torch import nn
 from converter.cli import convert_command
 from converter.report.html import render_html
 from converter.report.text import print_report
+from converter.report.values import candidate_cells
 from converter.verify.evidence import chance_of_classes, chance_of_targets, one_class
 from converter.verify.training_range import out_of_range
 from edge.contract import manifest as m
@@ -175,6 +176,8 @@ def test_a_report_names_the_worst_column_and_those_that_are_constant(tmp_path: P
     assert re.search(r"R2 0\.99\d\d of output\[[02]\], which of 3 loses most|R2 1\.0000 of output", text)
     assert "agreement" not in text
     assert "100.00 %" not in text
+    speeds = {c["name"]: candidate_cells(report, c)[5] for c in report["candidates"]}
+    assert speeds["float"] == "1.00 ×"
     with pytest.raises(ConfigError, match="the model gives output"):
         converted(source, tmp_path, x=x, options={"kinds": {"logits": "classes"}})
 
