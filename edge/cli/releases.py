@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from edge.cli.rollouts import line_of
 from edge.cli.terminal import say, shown
 from edge.contract.digest import sha256, short
 from edge.contract.errors import BundleError, ConfigError
@@ -137,6 +138,8 @@ def show(connect: Any, number: int, as_json: bool) -> None:
         text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
         if text:
             say(f"  {name:<11} {shown(text, 500)}")
+    for each in row["rollouts"]:
+        say(line_of(each))
     if not row["standing"]:
         click.echo("no device should run it now")
     for each in row["standing"]:

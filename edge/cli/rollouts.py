@@ -86,6 +86,8 @@ def plan(connect: Any, plan: Path, as_json: bool) -> None:
         click.echo(json.dumps(found, indent=1))
         return
     click.echo(f"release {found['release']} ({found['kind']}) to {found['devices']} devices, {_size(found['bytes'])}")
+    if needed := found["plan"]["start"]["judges"]:
+        click.echo(f"it begins when {needed} devices found its head no worse; {found['agree']} agree to judge one")
     for number, wave in enumerate(found["waves"], 1):
         soak = f", then at least {_time(wave['soak_s'])}" if wave["soak_s"] else ""
         lasts = f" in {_time(wave['fetch_s'])} at least" if wave["fetch_s"] >= 1 else ""

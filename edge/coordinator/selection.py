@@ -84,8 +84,8 @@ def forecast(store: Store, plan: Plan, release: Release, size_bytes: int, line: 
             }
         )
         before = count
-    hardware = {each.id: each.hardware for each in store.devices.all()}
-    without_zone = sorted({device for device, _ in found if offset_min(hardware[device]) is None})
+    devices = {each.id: each for each in store.devices.all()}
+    without_zone = sorted({device for device, _ in found if offset_min(devices[device].hardware) is None})
     seeded = [f"{device}/{model}" if model else device for device, model in order] if plan.seed else []
     return {
         "release": release.counter,
@@ -95,6 +95,7 @@ def forecast(store: Store, plan: Plan, release: Release, size_bytes: int, line: 
         "bytes": len(found) * size_bytes,
         "waves": waves,
         "order": seeded,
+        "agree": sum(devices[device].evaluates for device in {device for device, _ in found}),
         "without_local_time": without_zone if plan.window else [],
     }
 

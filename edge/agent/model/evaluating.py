@@ -116,7 +116,7 @@ class Evaluating:
             self._reply(order, 1, why)
             return
         known = read_record(self._path, Evaluated, [])
-        if known.digest == order.digest:
+        if known.digest == order.digest and known.labelled:  # before its first label nothing was said
             self._answer(order, known)
             return
         if self._fetch is not None and self._order is not None and self._order.digest == order.digest:

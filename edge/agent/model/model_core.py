@@ -256,7 +256,8 @@ class ModelCore:
             self.evaluating.give_up(message.digest)
             self.deployment.offer(message, now.s)
         elif isinstance(message, Candidate):
-            self.evaluating.offer(message, now.s)
+            if self.deployment.state not in (SlotState.OFFERED, SlotState.FETCHING):  # a release goes first
+                self.evaluating.offer(message, now.s)
         elif isinstance(message, Restore):
             self.checkpoints.offer(message, now.s)
         elif isinstance(message, UploadStatus):

@@ -141,7 +141,10 @@ class Alerts:
             return dict.fromkeys(away, f"not heard for {rule.after}")
         if rule.kind == "rollout-held":
             held = [each for each in self._store.rollouts.open() if _waits(each)]
-            return {f"rollout {each.id}": each.reason or str(each.state) for each in held}
+            unjudged = [each for each in self._store.evaluations.under_way() if each.state == "unjudged"]
+            return {f"rollout {each.id}": each.reason or str(each.state) for each in held} | {
+                f"rollout {each.rollout}": each.detail for each in unjudged
+            }
         names = EVENTS[rule.kind]
         return {_subject(each): f"{each.name}: {each.detail}" for each in happened if each.name in names}
 

@@ -243,11 +243,30 @@ class NamedRelease(Release):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class RolloutSummary:
+    """A rollout in short; `wave` is 0 before the first, `waves` are cumulative."""
+
+    id: int
+    release: int
+    kind: str
+    state: RolloutState
+    wave: int
+    waves: list[int]
+    devices: int
+    reason: str
+    version: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ReleaseAnswer(NamedRelease):
-    """A release, what is in it (as `edge.coordinator.releases.differences.contents` names it), and whom it is for."""
+    """A release, what is in it (as `edge.coordinator.releases.differences.contents` names it), and whom it is for.
+
+    `rollouts` are those that bring it, or were to, newest first.
+    """
 
     contents: dict[str, Any]
     standing: list[StandingAnswer]
+    rollouts: list[RolloutSummary]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -332,21 +351,6 @@ class PausedAnswer:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RolloutSummary:
-    """A rollout in short; `wave` is 0 before the first, `waves` are cumulative."""
-
-    id: int
-    release: int
-    kind: str
-    state: RolloutState
-    wave: int
-    waves: list[int]
-    devices: int
-    reason: str
-    version: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class PushAnswer:
     """A release and the rollout that brings it."""
 
@@ -419,7 +423,7 @@ class WaveForecast:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ForecastAnswer:
-    """What a plan would do."""
+    """What a plan would do; `agree` devices may be asked to judge a head before it begins."""
 
     release: int
     kind: str
@@ -428,6 +432,7 @@ class ForecastAnswer:
     bytes: int
     waves: list[WaveForecast]
     order: list[str]
+    agree: int
     without_local_time: list[str] = field(default_factory=list)
 
 

@@ -25,6 +25,7 @@ from edge.coordinator.http.answers import (
     ReleaseAnswer,
     WantedAnswer,
 )
+from edge.coordinator.http.rollout_views import summaries
 from edge.coordinator.records import Receipt, Release, as_dict
 from edge.coordinator.releases.checks import golden_fault
 from edge.coordinator.releases.intake import is_bundle, open_named
@@ -117,7 +118,8 @@ def add_release_routes(api: FastAPI, store: Store, submit: Submit) -> None:
     @api.get("/api/v1/releases/{counter}", responses=says(ReleaseAnswer))
     def show_release(counter: RowNumber) -> dict[str, Any]:
         found: dict[str, Any] = submit(lambda core, _: core.releases.show(counter))
-        return found | {"bundle": found["contents"].get("bundle", "")}
+        rollouts = [each for each in summaries(store) if each["release"] == counter]
+        return found | {"bundle": found["contents"].get("bundle", ""), "rollouts": rollouts}
 
     @api.get("/api/v1/releases/{counter}/lineage", responses=says(LineageAnswer))
     def lineage(counter: RowNumber) -> dict[str, Any]:

@@ -193,6 +193,11 @@ def _wishes(
         elif waiting:
             kind = f"admissions-{admission}"
             found.append(Wish(kind, str(len(waiting)), _named(waiting), f"/?condition={admission}"))
+    found += [
+        Wish("rollout-unjudged", str(each.rollout), each.detail, f"/rollouts/{each.rollout}")
+        for each in store.evaluations.under_way()
+        if each.state == "unjudged"
+    ]
     in_rollouts = set()
     for rollout in store.rollouts.open():
         here = f"/rollouts/{rollout.id}"

@@ -197,6 +197,7 @@ _TEXTS: dict[str, str | tuple[str, str]] = {
     "wish.line": "The line to the broker {subject}",
     "wish.paused-all": "The whole fleet is paused",
     "wish.rollout-held": "Rollout {subject} is held: nothing can tell whether it is good",
+    "wish.rollout-unjudged": "Rollout {subject} waits: too few devices have judged its head",
     "wish.rollout-paused": "Rollout {subject} is paused",
     "wish.merge-waits": "A merge waits for rollout {subject}, which has waited for a person for a day",
     "wish.targets-failed": "Devices failed in rollout {subject}",

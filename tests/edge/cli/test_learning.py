@@ -19,6 +19,7 @@ from edge.coordinator.rollout import plan as plans
 from edge.coordinator.rollout.states import RolloutState
 from edge.coordinator.rollout.step import Rollout
 from edge.coordinator.store.rollouts import Made
+from edge.merging.merge import shipped_head
 from tests.support.contributions import Make, bundle, statistics_update
 
 __all__ = ["bundle", "statistics_update"]
@@ -66,8 +67,11 @@ def test_what_devices_think_of_a_merge_before_it_goes_out_is_said_everywhere(cor
     store = core._store
     known: KnownBundle = store.releases.bundles()[0]
     reason = "merge of 2 devices, 80 labelled samples"
+    found = core.bundles.of(known.backbone)
+    assert found is not None
+    digest = core._artifacts.put(shipped_head(found).encode()).digest
     release = add_release(
-        store, kind="head", digest=known.digest, backbone=known.backbone, devices=(), reason=reason, now_ms=0
+        store, kind="head", digest=digest, backbone=known.backbone, devices=(), reason=reason, now_ms=0
     )
     plan = plans.of_document({"release": release.counter, "start": {"judges": 3}})
     store.rollouts.add(Rollout(id=3, plan=plan, kind="head", seed="", n_selected=0), [], Made("", 0))
@@ -85,16 +89,18 @@ def test_what_devices_think_of_a_merge_before_it_goes_out_is_said_everywhere(cor
         "  cam-2: open",
         "  cam-3: refused (not mine)",
     ]
-    found = json.loads(ask("rollout", "status", "3", "--json"))["evaluation"]
-    assert (found["state"], found["left_s"], found["judges"][0]["only_new"]) == ("asking", 600.0, 4)
+    said = json.loads(ask("rollout", "status", "3", "--json"))["evaluation"]
+    assert (said["state"], said["left_s"], said["judges"][0]["only_new"]) == ("asking", 600.0, 4)
     store.evaluations.save(replace(asking, state="unjudged", detail="not judged: 1 of 3"))
     with pytest.raises(HeldError, match=r"waits for devices that judge its head: not judged: 1 of 3.*rollout resume 3"):
         ask("rollout", "status", "3", "--wait", "5")
     assert "draft: not judged: 1 of 3" in ask("rollout", "list")
-    pages = {path: httpx.Client().request("GET", path).text for path in ("/learning", "/rollouts/3")}
+    pages = {path: httpx.Client().request("GET", path).text for path in ("/learning", "/rollouts/3", "/")}
+    assert "Rollout 3 waits: too few devices have judged its head" in pages.pop("/")
     for page in pages.values():
         assert "Judged by devices before it begins" in page
         assert "not judged: 1 of 3" in page
     assert "lent it what it knows" in pages["/rollouts/3"]
+    assert "draft: not judged: 1 of 3" in ask("release", "show", str(release.counter))
     assert "order=resume" in pages["/rollouts/3"]
     assert "ready" in ask("rollout", "resume", "3", "--reason", "tried it on my desk")

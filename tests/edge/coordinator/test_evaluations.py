@@ -87,6 +87,8 @@ def test_only_those_are_asked_that_agree_are_there_have_labels_and_are_trusted(n
     fleet.core.decide("d002", Decision.QUARANTINE, "kim", "odd", fleet.now)
     assert fleet.store is not None
     number = begin(fleet, judges=5)
+    plan = of_document({"release": 1, "start": {"judges": 5}})
+    assert fleet.core.rollouts.plan(plan, fleet.now)["agree"] == 6, "also who has too few labels by now"
     assert fleet.state(number) == "draft"
     assert set(judges(fleet)) == {f"d{i:03}" for i in range(3, 8)}
     asked = {name: len(device.asked) for name, device in fleet.devices.items()}
@@ -186,6 +188,8 @@ def test_too_few_answers_are_no_judgement_and_a_person_leads_on(new: NewFleet) -
     assert (shown["state"], shown["evaluation"]["state"]) == ("draft", "unjudged")
     assert shown["reason"] == "not judged: 2 of 3 devices with labels answered within 10 min"
     assert len(told(fleet, "unjudged")) == 1
+    assert fleet.store is not None
+    assert [each.subject for each in fleet.store.alerts.open()] == [f"rollout {number}"], "a person is told"
     with pytest.raises(RolloutError, match=r"begins when devices have judged its head"):
         fleet.core.rollouts.order(number, RolloutEvent.START, "kim", "", fleet.now)
     with pytest.raises(RolloutError, match="to resume needs a reason"):

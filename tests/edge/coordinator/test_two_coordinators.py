@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edge.channel.messages import Reply
 from edge.channel.transport import Connected
 from edge.contract.clock import Now
 from edge.contract.errors import ConfigError
@@ -114,6 +115,30 @@ def test_a_standby_that_takes_over_lets_a_merge_wait_on_and_go_out_after(
     assert pair.store.releases.all()[0].reason == "merge of 4 devices, 240 labelled samples"
     assert {device.release for device in pair.devices.values()} == {2}
     assert len(pair.store.events.newest(100, name="merge-waits")) == 1, "it is told once"
+    pair.close()
+
+
+def test_who_takes_over_goes_on_with_what_devices_said_of_a_head_and_decides_once(
+    tmp_path: Path, digits_bundle: Path, postgres: PostgresServer
+) -> None:
+    pair = Pair(postgres.new(), tmp_path, digits_bundle, 4, ends("active"))
+    for device in pair.devices.values():
+        device.labels, device.evaluates = 40, True
+        device.connect()
+    rollout = pair.start_plan(waves=["100 %"], start={"judges": 3})
+    pair.pass_time(10, 5)
+    out = {"labelled": 40, "both": 10, "only_new": 0, "only_old": 20}
+    for i, device in enumerate(pair.devices.values()):
+        assert pair.state(rollout) == "draft"
+        pair.take_over(postgres, is_dead=i % 2 == 0)
+        device.say("up/reply", Reply(id=f"candidate-{rollout}", rc=0, detail="", out=out))
+        pair.pass_time(10, 5)
+    for core, _ in pair.old:
+        core.tick(Now(pair.now.s + 600, pair.now.wall_ms + 600_000))
+    assert pair.store is not None
+    assert (pair.state(rollout), len(pair.store.events.newest(100, name="candidate-lost"))) == ("aborted", 1)
+    assert len(pair.store.evaluations.judges(rollout)) == 4
+    assert pair.touched == 0
     pair.close()
 
 
