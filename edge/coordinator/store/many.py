@@ -31,7 +31,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from edge.coordinator.store.tables import cleaned
 
-_ROWS = "rows"
+_ROWS, _HALF = "rows", "\\ud"
 Rows = Iterable[Sequence[Any]]
 
 
@@ -124,4 +124,16 @@ def _plain(value: Any) -> Any:
     """As text what is JSON: else PostgreSQL would look at each of its characters, and not take them all."""
     if isinstance(value, str):
         return cleaned(value)
-    return json.dumps(value) if isinstance(value, dict | list) else value
+    if not isinstance(value, dict | list):
+        return value
+    text = json.dumps(value)
+    # Half of a character, which JSON can name and nobody can write, or perhaps two whole halves.
+    return json.dumps(_clean(value)) if _HALF in text else text
+
+
+def _clean(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {_clean(key): _clean(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_clean(each) for each in value]
+    return cleaned(value) if isinstance(value, str) else value
