@@ -57,8 +57,8 @@ def print_report(console: Console, report: Row) -> None:
     if worst is not None and worst["scores"]["bundle"] < worst["scores"]["original"]:
         _line(
             console,
-            f"under corruption it loses most with {worst['corruption']}: {after}, the original {before} "
-            f"({len(report['robustness']) - 1} kinds, see --html)",
+            f"under corruption it loses most with {worst['corruption']} {worst['severity']:g}: {after}, the original "
+            f"{before} ({len(report['robustness']) - 1} kinds, see --html)",
         )
     if report["saturation"]["text"]:
         _line(console, report["saturation"]["text"])

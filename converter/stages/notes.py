@@ -45,8 +45,9 @@ def notes_on(parts: Parts, found: Found, plan: ConversionPlan, learned: Learning
     head = parts.parts.head
     if head is not None and parts.recipe.is_classifier and parts.evaluation.kinds[head.output].kind == ANYTHING:
         notes.append(
-            f"nothing says what {head.output} is: devices take its {head.n_outputs} values for as many classes. Class "
-            f"names or labels would say so, --output {head.output}=quantities or --trainable none that they are not"
+            f"nothing says what {head.output} is: devices take its {head.n_outputs} values for as many classes, and "
+            f"answer with the logarithms of their shares. Class names or labels would say so, --output "
+            f"{head.output}=quantities or --trainable none that they are not"
         )
     notes += _unseen(parts)
     if head is not None and plan.format in ("onnx", "torchscript"):

@@ -209,7 +209,7 @@ def _corruptions(of: _Statistics) -> list[_Corruption]:
             *common,
             *(_Corruption(name="missing values", severity=s, apply=_missing(s)) for s in (0.1, 0.3)),
             _Corruption(name="dropped sensor", severity=round(dropped / channels, 3), apply=_dropped(dropped)),
-            *(_Corruption(name="gain", severity=s, apply=_gain(s)) for s in (0.9, 1.1)),
+            *(_Corruption(name="gain", severity=s, apply=_gain(s)) for s in (0.03, 0.9, 1.1)),
             *(_Corruption(name="offset", severity=s, apply=_shift(s * of.deviation)) for s in (-0.25, 0.25)),
         ]
     if len(of.shape) == 2:
@@ -218,6 +218,7 @@ def _corruptions(of: _Statistics) -> list[_Corruption]:
             *common,
             _Corruption(name="missing values", severity=0.1, apply=_missing(0.1)),
             *([drop] if channels > 1 else []),
+            _Corruption(name="gain", severity=0.03, apply=_gain(0.03)),  # another microphone, further away
             *(_Corruption(name="time gap", severity=s, apply=_gap(s)) for s in (0.1, 0.25)),
             *(_Corruption(name="gain drift", severity=s, apply=_drift(s)) for s in (-0.3, 0.3)),
             _Corruption(name="offset", severity=0.25, apply=_shift(0.25 * of.deviation)),

@@ -91,7 +91,7 @@ def names(spec: TensorSpec) -> set[str]:
 def test_corruptions_by_shape() -> None:
     common = {"none", "gaussian noise", "impulse noise"}
     assert names(spec_of("float32", 20)) == common | {"missing values", "dropped sensor", "gain", "offset"}
-    sequence = common | {"missing values", "time gap", "gain drift", "offset"}
+    sequence = common | {"missing values", "gain", "time gap", "gain drift", "offset"}
     assert names(spec_of("float32", 3, 40)) == sequence | {"dropped channel"}
     assert names(spec_of("int16", 200)) == sequence
     assert names(spec_of("int16", 6)) == names(spec_of("float32", 20))
