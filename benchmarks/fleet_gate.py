@@ -204,7 +204,7 @@ def main() -> None:
     at_the_edge(rng, given.waves)
     without_labels(rng, given.waves)
     rollouts(rng, given.waves // 2)
-    beforehand(rng, given.waves // 2)
+    beforehand(np.random.default_rng(given.seed), given.waves // 2)
     print(f"\n{time.monotonic() - start:.0f} s")
 
 

@@ -328,8 +328,9 @@ def beforehand(judges: Mapping[str, Pairs], rule: Model) -> Verdict:
     """Whether devices that tried a head before anybody runs it found it worse.
 
     They did where the mean of the middle of them, without as many on each side as may lie, is below half the margin,
-    and by more than chance: two standard errors, of the labels or of the devices, whichever is larger. Who lies is
-    among those left out, or says what an honest one might have. It proves no gain: that is for the rollout.
+    and by more than chance: two standard errors of its labels. Who lies is among those left out, or says what an honest
+    one might have. How far devices lie apart does not count: where more lie than may, what they defend must not pass
+    for that. It proves no gain: that is for the rollout.
 
     Args:
         judges: By name, those with `MIN_PAIRS` labels at least.
@@ -340,9 +341,8 @@ def beforehand(judges: Mapping[str, Pairs], rule: Model) -> Verdict:
     order = np.argsort(found.x, kind="stable")[liars : n - liars]
     if not len(order):
         return Verdict(Decision.UNDECIDED, "few-judges", f"{n} devices have labels, and {liars} may say anything")
-    x, errors = found.x[order], found.errors[order]
-    middle, spread = float(x.mean()), float(x.std(ddof=1)) if len(x) > 1 else 0.0
-    error = max(float(np.sqrt(np.square(errors).sum())) / len(x), spread / math.sqrt(len(x)))
+    middle = float(found.x[order].mean())
+    error = float(np.sqrt(np.square(found.errors[order]).sum())) / len(order)
     text = f"accuracy {100 * middle:+.1f} points ±{196 * error:.1f} in the middle of {n} devices"
     if middle < -_OF_SCREEN * rule.margin and middle < -_Z_BEFOREHAND * error:
         return Verdict(Decision.STOP, "worse-beforehand", text)

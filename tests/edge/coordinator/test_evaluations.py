@@ -20,9 +20,12 @@ from edge.coordinator.rollout.gates import Decision as Came
 from edge.coordinator.rollout.gates import beforehand
 from edge.coordinator.rollout.plan import Model, of_document
 from edge.coordinator.rollout.states import RolloutEvent
+from tests.support.contributions import Make, bundle, policy_of, statistics_update
 from tests.support.light_fleet import Fleet, ends
 
 NewFleet = Callable[..., Fleet]
+BY_THREE = ReleasePolicy().judged_by(3)
+__all__ = ["bundle", "statistics_update"]
 # Of 40 labels: what the head alone, and the one before alone, had right.
 BETTER, EQUAL, WORSE = (10, 2), (2, 2), (2, 20)
 
@@ -290,6 +293,48 @@ def test_what_is_forgotten_of_a_device_is_its_answers_too(new: NewFleet) -> None
     assert "d000" not in judges(fleet)
 
 
+def test_a_merge_is_judged_by_others_than_those_in_it_and_what_it_was_made_of_is_merged_again_when_it_lost(
+    new: NewFleet, statistics_update: Make
+) -> None:
+    fleet = new(6, auto_merge=True, merge_delay_s=0.0, policy=policy_of(screen=False), release_policy=BY_THREE)
+    for i in (0, 1):
+        fleet.core.learning.take(f"d00{i}", statistics_update(i).encode(), fleet.now)
+    fleet.pass_time(10, 5)
+    assert set(judges(fleet)) == {"d002", "d003", "d004", "d005"}
+    answers(fleet, d002=WORSE, d003=WORSE, d004=WORSE, d005=WORSE)
+    assert (fleet.state(1), evaluation(fleet)) == ("aborted", "lost")
+    fleet.pass_time(600, 60)
+    assert fleet.store is not None
+    assert len(fleet.store.releases.all()) == 1, "the same again would lose again"
+    fleet.core.learning.take("d002", statistics_update(2).encode(), fleet.now)
+    fleet.pass_time(10, 5)
+    newest = fleet.store.releases.all()[0]
+    assert (newest.counter, len(fleet.core.receipts.included(newest))) == (2, 3)
+    for name in ("d003", "d004", "d005"):
+        answer(fleet, name, BETTER, number=2)
+    fleet.pass_time(60, 5)
+    assert fleet.state(2) == "completed"
+    assert {device.release for device in fleet.devices.values()} == {2}
+
+
+def test_forgetting_ends_the_asking_about_a_head_that_has_it_in_and_waits_for_no_judge(
+    new: NewFleet, statistics_update: Make
+) -> None:
+    fleet = new(auto_merge=True, merge_delay_s=0.0, policy=policy_of(screen=False), release_policy=BY_THREE)
+    for i in (0, 1):
+        fleet.core.learning.take(f"d00{i}", statistics_update(i).encode(), fleet.now)
+    fleet.pass_time(10, 5)
+    assert fleet.state(1) == "draft"
+    fleet.core.forget("d000", fleet.now)
+    fleet.pass_time(60, 5)
+    assert (fleet.state(1), evaluation(fleet)) == ("aborted", "dropped")
+    assert "is to be forgotten" in told(fleet, "dropped")[0]
+    assert fleet.store is not None
+    newest = fleet.store.releases.all()[0]
+    assert newest.reason.endswith("without what was forgotten")
+    assert {device.release for device in fleet.devices.values()} == {newest.counter}
+
+
 def test_bundles_are_not_judged_so_and_two_of_whom_one_may_lie_judge_nothing(new: NewFleet) -> None:
     fleet = new()
     kept = fleet.core.add_artifact(fleet.bundle_path.read_bytes(), fleet.bundle_path)
@@ -338,5 +383,13 @@ def test_few_judges_stop_what_is_much_worse_and_let_go_what_is_equal(lie: float 
     }
     assert stopped[-0.4] == 1.0
     assert stopped[-0.1] > 0.75
-    assert stopped[0.0] < 0.15
+    assert stopped[0.0] < (0.25 if lie == -1.0 else 0.1)
     assert stopped[0.05] < 0.02
+
+
+def test_more_liars_than_may_be_do_not_get_a_broken_head_through_by_being_far_from_the_others() -> None:
+    broken = Pairs(labelled=15, only_new=0, only_old=12)
+    liars = {"a": Pairs(labelled=40, only_new=34, only_old=0), "b": Pairs(labelled=15, only_new=12, only_old=0)}
+    for honest in (3, 4):
+        said = {**{str(i): broken for i in range(honest)}, **liars}
+        assert beforehand(said, Model()).decision is Came.STOP
