@@ -7,6 +7,7 @@ import gc
 import json
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -24,6 +25,8 @@ from edge.contract.recipe import LOSSES, OPTIMIZERS, TrainingRecipe
 
 # What torch's C++ parts warn of while a graph is written is checked on the graph; a user's own setting stays.
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+# torch's own encoder takes them by itself where it is given a mask; nobody who converts a model has a say in it.
+warnings.filterwarnings("ignore", "The PyTorch API of nested tensors")
 
 if TYPE_CHECKING:
     from rich.console import Console
