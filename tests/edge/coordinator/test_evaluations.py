@@ -15,6 +15,8 @@ from edge.contract.errors import ConfigError, RolloutError
 from edge.coordinator.devices.admission import Decision
 from edge.coordinator.learning.evaluations import in_turn
 from edge.coordinator.learning.release_policy import ReleasePolicy
+from edge.coordinator.pages.render import fragments
+from edge.coordinator.pages.rollout_view import rollout as page
 from edge.coordinator.records import Judge
 from edge.coordinator.rollout.gates import Decision as Came
 from edge.coordinator.rollout.gates import beforehand
@@ -218,6 +220,18 @@ def test_a_plan_may_go_on_without_a_judgement_and_that_is_said(new: NewFleet) ->
     fleet.pass_time(700, 60)
     assert fleet.state(number) == "completed"
     assert "not judged: 0 of 3" in told(fleet, "passed")[0]
+
+
+def test_the_page_follows_rollouts_whether_devices_judge_them_or_not(new: NewFleet) -> None:
+    fleet = new()
+    number, other = begin(fleet), fleet.start_plan(supersede=True)
+    frame = {
+        "fleet": "lab", "version": "1", "path": "/", "me": type("Me", (), {"is_proved": False}), "can": True,
+        "form_token": "", "now_ms": fleet.now.wall_ms, "line": fleet.core.dialogue.line.state,
+    }  # fmt: skip
+    assert fleet.store is not None
+    parts = {each: fragments("rollout.html", frame | page(fleet.store, each)) for each in (number, other)}
+    assert [("d003" in parts[each]["live_judges"]) for each in (number, other)] == [True, False]
 
 
 def test_it_begins_when_devices_and_people_have_approved_in_either_order(new: NewFleet) -> None:
