@@ -56,8 +56,8 @@ _NO_SAMPLE = 1e-9
 _SCRATCH = 1 << 13
 # Ranks that wait beside P. With 16 they are a tenth of what P itself is, at 192 features.
 _LATE = 16
-# Smaller ones are inverted whole.
-_WHOLE = 32
+# Triangles of half as many rows are inverted whole, and multiplied whole.
+_WHOLE, _LEAST = 32, 96
 
 
 class Factor:
@@ -143,10 +143,9 @@ class Factor:
         scatter = statistics.gram[:-1, :-1] - (means.T * self._counts) @ means
         scatter[np.diag_indices_from(scatter)] += self._rho
         try:
-            inverse = _inverse(scatter)
+            return _inverse(scatter)
         except np.linalg.LinAlgError as exc:
             raise LearningError(f"no head can be solved from these statistics: {exc}") from exc
-        return (inverse + inverse.T) / 2
 
     def _solve_means(self) -> Matrix | None:
         """``(mu - centre) P`` of each class, ``(groups, d)``; zero for one without samples. None for other methods."""
@@ -329,7 +328,7 @@ def _largest(array: Matrix) -> float:
 
 
 def _inverse(matrix: Matrix) -> Matrix:
-    """Of a symmetric positive definite matrix, as ``L⁻ᵀ L⁻¹`` of its Cholesky factor L.
+    """Of a symmetric positive definite matrix, as ``L⁻ᵀ L⁻¹`` of its Cholesky factor L; exactly symmetric.
 
     Quicker than LAPACK's general inverse, and right to rounding whatever the size: inverting the matrix itself by
     halves lost three digits with each halving, all of them at a thousand features.
@@ -340,8 +339,24 @@ def _inverse(matrix: Matrix) -> Matrix:
     try:
         factor = _inverse_of_triangle(np.asarray(np.linalg.cholesky(matrix), np.float64))
     except np.linalg.LinAlgError:  # not positive definite, as sums are that no samples have
-        return np.asarray(np.linalg.inv(matrix), np.float64)
-    return np.asarray(factor.T @ factor, np.float64)
+        inverse = np.linalg.inv(matrix)
+        return np.asarray((inverse + inverse.T) / 2, np.float64)
+    return _squared(factor)
+
+
+def _squared(lower: Matrix) -> Matrix:
+    """``LᵀL`` of a lower triangle L, by halves: half of what would be multiplied is zero. Exactly symmetric."""
+    half = len(lower) // 2
+    if half < _LEAST:
+        return np.asarray(lower.T @ lower, np.float64)
+    below, last = lower[half:, :half], lower[half:, half:]
+    found = np.empty_like(lower)
+    found[:half, :half] = _squared(lower[:half, :half])
+    found[:half, :half] += below.T @ below
+    found[half:, half:] = _squared(last)
+    found[half:, :half] = last.T @ below
+    found[:half, half:] = found[half:, :half].T
+    return found
 
 
 def _inverse_of_triangle(lower: Matrix) -> Matrix:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from edge.contract.errors import LearningError
 from edge.contract.manifest import LinearLayer
+from edge.learning import solve as solve_module
 from edge.learning.solve import RIDGE_SAMPLES, SHRINKAGE, UNSEEN_LOGIT, Factor, Method, head_of, solve
 from edge.learning.statistics import HeadStatistics
 
@@ -352,3 +353,15 @@ def test_the_head_of_statistics_has_the_names_of_the_head_and_is_solved_by_the_m
         assert (head["fc.weight"] == weights.astype(np.float32)).all()
         assert (head["fc.bias"] == biases.astype(np.float32)).all()
         assert list(head_of(statistics, LinearLayer(weight="w", bias=None, input="features"), method)) == ["w"]
+
+
+@pytest.mark.parametrize("n", [1, 2, 63, 191, 192, 193, 385, 400])
+def test_an_inverse_is_right_and_exactly_symmetric_whatever_its_size(n: int) -> None:
+    x = np.random.default_rng(n).normal(size=(2 * n, n))
+    for matrix in (
+        x.T @ x + np.eye(n),
+        np.eye(n) - 2.0 * np.outer(np.ones(n), np.ones(n)),
+    ):  # one is indefinite
+        inverse = solve_module._inverse(matrix)
+        assert np.array_equal(inverse, inverse.T)
+        np.testing.assert_allclose(inverse @ matrix, np.eye(n), atol=1e-9)
