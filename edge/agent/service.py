@@ -13,6 +13,7 @@ import ctypes
 import gc
 import logging
 import math
+import os
 import queue
 import signal
 import socket
@@ -429,5 +430,17 @@ class AgentService:
             return {"error": str(exc)}
 
     def _read_stdin(self) -> None:
-        self._serve(sys.stdin.buffer, sys.stdout.buffer)
+        self._serve(standard_input(), sys.stdout.buffer)
         self._stop()
+
+
+def standard_input() -> BinaryIO:
+    """Standard input, read through a buffer of our own.
+
+    A thread that waits for a line holds the lock of the buffer. Python takes that of its own when it ends, and aborts
+    where it cannot have it.
+    """
+    try:
+        return os.fdopen(os.dup(sys.stdin.fileno()), "rb")
+    except (OSError, ValueError):  # no file stands behind it
+        return sys.stdin.buffer

@@ -28,6 +28,7 @@ def feeds_of(sources: Sequence[str], answers: Sequence[str], device: str) -> tup
         raise ConfigError("--answers: expected --source beside it; answers over the socket go to who asked")
     if list(sources).count("-") > 1:
         raise ConfigError("--source -: there is one standard input")
+    from edge.agent.service import standard_input
     from edge.agent.sources.specs import World, open_sink, open_source
 
     def connect(url: BrokerUrl, end: str) -> Transport:
@@ -35,6 +36,6 @@ def feeds_of(sources: Sequence[str], answers: Sequence[str], device: str) -> tup
 
         return MqttTransport(url, f"{device}-{end}", clean_start=True)
 
-    world = World(connect=connect, clock_s=time.time, stdin=sys.stdin.buffer, stdout=sys.stdout.buffer)
+    world = World(connect=connect, clock_s=time.time, stdin=standard_input(), stdout=sys.stdout.buffer)
     found = [open_source(text, i, world) for i, text in enumerate(sources)]
     return found, [open_sink(text, i, world) for i, text in enumerate(answers)]

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -143,3 +144,23 @@ def test_an_agent_runs_by_its_file(tmp_path: Path, digits_bundle: Path) -> None:
     assert json.loads(ran.stdout)["device"] == "by-file"
     assert f"options of {file}" in ran.stderr
     assert (tmp_path / "state" / "device.json").exists()
+
+
+@pytest.mark.parametrize("way", [["--stdin"], ["--source", "-", "--answers", "-"]])
+def test_an_agent_that_waits_for_a_line_ends_when_it_is_told_to(
+    tmp_path: Path, digits_bundle: Path, way: list[str]
+) -> None:
+    command = [sys.executable, "-m", "edge.cli.agent", "run", str(digits_bundle), "--state-dir", "state", *way]
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])},
+    ) as process:  # fmt: skip
+        assert process.stderr is not None
+        said = ""
+        while "ready" not in said:
+            said = process.stderr.readline()
+            assert said, "it ended"
+        time.sleep(0.3)  # until it reads
+        process.terminate()
+        assert process.wait(20) == 0
+        assert "Fatal" not in process.stderr.read()
