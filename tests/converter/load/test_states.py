@@ -203,25 +203,23 @@ class World(nn.Module):
         self.linear = nn.Linear(6, 4)
 
     def forward(self, state: torch.Tensor, action: torch.Tensor) -> dict[str, torch.Tensor]:
-        moved = self.linear(torch.cat([state, action], 1))
-        return {"next_state": state + moved, "reward": moved.sum(1, keepdim=True)}
+        moved = torch.tanh(self.linear(torch.cat([state, action], 1)))
+        return {"next_state": moved, "reward": moved.sum(1, keepdim=True)}
 
 
 def test_what_each_sample_has_of_its_own_is_no_state(tmp_path: Path) -> None:
     model = World().eval()
     torch.save(model.state_dict(), tmp_path / "w.pth")
     (tmp_path / "net.py").write_text("from tests.converter.load.test_states import World\n")
-    state, action = (rng(0).normal(size=(60, n)).astype(np.float32) for n in (4, 2))
-    with torch.no_grad():
-        for i in range(1, 60):
-            made = model(torch.from_numpy(state[i - 1 : i]), torch.from_numpy(action[i - 1 : i]))
-            state[i] = made["next_state"].numpy() / 2
-    for name, factor, n_states in (("alone", 1, 0), ("stream", 2, 1)):
-        if factor == 2:  # what the sample before left
-            for i in range(1, 60):
-                with torch.no_grad():
-                    made = model(torch.from_numpy(state[i - 1 : i]), torch.from_numpy(action[i - 1 : i]))
-                state[i] = made["next_state"].numpy()
+    alone, action = (rng(0).normal(size=(60, n)).astype(np.float32) for n in (4, 2))
+    followed = alone.copy()
+    for i in range(1, 60):
+        with torch.no_grad():
+            made = model(torch.from_numpy(followed[i - 1 : i]), torch.from_numpy(action[i - 1 : i]))
+        followed[i] = made["next_state"].numpy()
+    for name, state, n_states in (
+        ("alone", alone, 0), ("followed", followed, 1), ("none", np.zeros_like(alone), 1), ("noise", alone / 100, 1)
+    ):  # fmt: skip
         np.savez(tmp_path / f"{name}.npz", state=state, action=action)
         given = {"arch": f"{tmp_path / 'net.py'}:World", "calibration": str(tmp_path / f"{name}.npz")}
         report = convert(plan(tmp_path / "w.pth", quantize="none", trainable="none", **given)).report
