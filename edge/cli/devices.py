@@ -11,7 +11,7 @@ import click
 
 from edge.cli.terminal import UNITS_S, say, seconds, shown
 from edge.contract.digest import short
-from edge.contract.errors import ConfigError, RolloutError
+from edge.contract.errors import ChannelError, ConfigError, RolloutError
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="For programs.")
 _JSON_LINES = click.option("--json", "as_json", is_flag=True, help="For programs: one object a line.")
@@ -138,7 +138,12 @@ def metrics(connect: Any, device: str, key: str, since: int, step: str, model: s
         step = "message" if age_s < 2 * 3600 else "minute" if age_s < 3 * 86_400 else "hour"
     found = connect().call("GET", f"/api/v1/metrics/{device}/{key}", params={"since": since, "step": step})
     if model is not None:
+        models = sorted({each["model"] for each in found["points"]})
         found["points"] = [each for each in found["points"] if each["model"] == model]
+        if models and not found["points"]:
+            raise RolloutError(
+                f"{device} has no {key} of {shown(model)} in that time; of {', '.join(map(shown, models))}"
+            )
     if as_json:
         click.echo(json.dumps(found, indent=1))
         return
@@ -186,10 +191,19 @@ def events(
         if not known and not coordinator.call("GET", "/api/v1/events", params={"device": asked["device"], "limit": 1}):
             raise RolloutError(f"unknown device {shown(asked['device'], 80)}; `edge-fleet devices` lists them")
     end = time.monotonic() + (seconds if seconds is not None else float("inf"))
-    last = 0
+    last, has_answered, is_told = 0, False, False
     try:
         while True:
-            for row in coordinator.pages("/api/v1/events", {**asked, "after": last}, most)[::-1]:
+            try:
+                rows = coordinator.pages("/api/v1/events", {**asked, "after": last}, most)[::-1]
+                has_answered, is_told = True, False
+            except ChannelError as exc:  # it may be restarting
+                if not has_answered or time.monotonic() >= end:
+                    raise
+                if not is_told:
+                    click.echo(f"edge-fleet: {exc}; asking again", err=True)
+                rows, is_told = [], True
+            for row in rows:
                 last = max(last, row["id"])
                 if as_json:
                     click.echo(json.dumps(row))

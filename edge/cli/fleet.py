@@ -111,6 +111,8 @@ class Coordinator:
         return content
 
     def _ask(self, method: str, path: str, **arguments: Any) -> Any:
+        if "//" in path or path.endswith("/"):
+            raise ConfigError("a name is empty")
         try:
             answer = self._client.request(method, path, **arguments)
         except (self._httpx.HTTPError, self._httpx.InvalidURL) as exc:

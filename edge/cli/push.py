@@ -62,7 +62,7 @@ def push(
     """
     coordinator = connect()
     body = send(coordinator, artifact, force=force)
-    body |= {"model": model, "devices": list(names), "reason": reason, "name": name, "notes": notes}
+    body |= {"model": model, "devices": list(dict.fromkeys(names)), "reason": reason, "name": name, "notes": notes}
     if all_at_once:
         release, rollout = coordinator.call("POST", "/api/releases", json=body), None
     else:
@@ -70,7 +70,7 @@ def push(
         release, rollout = found["release"], found["rollout"]
     is_signed = bool(coordinator.call("GET", "/api/health")["signed"])
     if not as_json:
-        meant = release | {"devices": list(names) or ["*"]}
+        meant = release | {"devices": body["devices"] or ["*"]}
         say(f"release {release['counter']}: {what(release)} {whom(meant)}")
         if not is_signed:
             say("unsigned: this fleet has no keys, so devices believe whoever may publish to them; edge-fleet keys -h")

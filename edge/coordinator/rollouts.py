@@ -239,7 +239,7 @@ class Rollouts:
                 older = self._in_the_way(release, {each.key for each in targets}, supersede=supersede, but=number)
                 self.make_way(older, release, who, now)
             self._keep(rollout, step, now)
-        self._events.note("", "rollout", f"{number}: {event} by {who or 'nobody'}{f': {why}' if why else ''}", now)
+        self._events.note("", "rollout", f"{number}: {event}{_by(who, why)}", now)
         self._hurry()
         return step.rollout
 
@@ -331,9 +331,15 @@ class Rollouts:
                 self._keep(rollout, steps.order(rollout, targets, event, self._run_s, why=why), now)
 
     def pause_all(self, who: str, why: str, now: Now, *, paused: bool = True) -> None:
-        """Let nothing be offered and no wave open in the whole fleet; or let it go on. No rollout loses its state."""
+        """Let nothing be offered and no wave open in the whole fleet; or let it go on. No rollout loses its state.
+
+        Raises:
+            RolloutError: It is so already.
+        """
         with self._store.transaction():
             was = self._store.rollouts.setting(PAUSED)
+            if bool(was) == paused:
+                raise RolloutError(f"the fleet is paused already: {was}" if was else "the fleet is not paused")
             self._store.rollouts.set(PAUSED, why or "by a person" if paused else "")
             event, after = ("pause-all", "paused") if paused else ("resume-all", "open")
             before = "paused" if was else "open"
@@ -341,7 +347,7 @@ class Rollouts:
                 rollout=0, subject="", before=before, event=event, now=after, who=who, why=why, at_ms=now.wall_ms
             )
             self._store.rollouts.log([moved])
-        self._events.note("", event, f"by {who or 'nobody'}{f': {why}' if why else ''}", now)
+        self._events.note("", event, f"the whole fleet{_by(who, why)}", now)
         self._hurry()
 
     @property
@@ -509,3 +515,8 @@ def _pairs(message: State) -> Pairs | None:
     if found is None or found.only_new + found.only_old > found.labelled or found.differ > found.compared:
         return None  # no device can count that
     return found
+
+
+def _by(who: str, why: str) -> str:
+    """Who asked for something, where somebody did and said who they are, and why."""
+    return f"{f' by {who}' if who else ''}{f': {why}' if why else ''}"
