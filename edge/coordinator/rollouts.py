@@ -42,7 +42,7 @@ JOIN_S = 60.0
 _SOONEST_S, _TARGETS_PER_S = 0.25, 2000.0
 _APPROVE = "approve"
 # What changes what a device should run; it knows already what it said itself.
-_TELLING = frozenset({"open", "deadline", "retry", "abort", "revert", "exclude"})
+_TELLING = frozenset({"open", "deadline", "retry", "abort", "revert", "exclude", "leave"})
 _GOING = (RolloutState.READY, RolloutState.OPENING, RolloutState.SOAKING, RolloutState.HELD)
 # A device runs the release: it has activated it.
 _RUNS = ("probation", "active")
@@ -294,8 +294,18 @@ class Rollouts:
         self._hurry()
         return approved
 
-    def exclude(self, number: int, device: str, who: str, why: str, now: Now, *, version: int | None = None) -> None:
-        """Take a device out of a rollout.
+    def exclude(
+        self,
+        number: int,
+        device: str,
+        who: str,
+        why: str,
+        now: Now,
+        *,
+        version: int | None = None,
+        leaves: bool = False,
+    ) -> None:
+        """Take a device out of a rollout; it goes back to what it ran before, but where it leaves the fleet.
 
         Raises:
             RolloutError: There is no such rollout, or the device is not in it or out already; nothing changed.
@@ -308,7 +318,7 @@ class Rollouts:
                     f"{device} is not in rollout {number}; `edge-fleet rollout status {number}` lists all"
                 )
             for target in theirs:
-                step = steps.exclude(rollout, target, self._run_s, who=who, why=why)
+                step = steps.exclude(rollout, target, self._run_s, who=who, why=why, leaves=leaves)
                 self._keep(rollout, step, now)
         self._hurry()
 

@@ -138,7 +138,7 @@ class Admissions:
         return self.get(device)
 
     def _exclude(self, device: str, who: str, why: str, now: Now) -> None:
-        """Take it out of rollouts under way: it judges nothing, and what it does not do is no failure."""
+        """Take it out of rollouts: it judges nothing, and what it does not do is no failure. What it runs stays."""
         numbers = [
             rollout.id
             for rollout in self._store.rollouts.open()
@@ -146,4 +146,4 @@ class Admissions:
         ]
         for number in numbers:
             with contextlib.suppress(RolloutError):  # it is out already
-                self._rollouts.exclude(number, device, who, why, now)
+                self._rollouts.exclude(number, device, who, why, now, leaves=True)

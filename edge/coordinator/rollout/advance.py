@@ -184,11 +184,13 @@ def widen(
     return work.step()
 
 
-def exclude(rollout: Rollout, target: Target, now_s: float, *, who: str = "", why: str = "") -> Step:
-    """Take one device out: what it activated goes back, and it counts neither way."""
+def exclude(
+    rollout: Rollout, target: Target, now_s: float, *, who: str = "", why: str = "", leaves: bool = False
+) -> Step:
+    """Take one device out: it counts neither way. What it activated goes back, but for one that leaves the fleet."""
     if rollout.state in ENDED:
         raise RolloutError(f"rollout {rollout.id} is {rollout.state}: there is nothing to take a device out of")
     work = Work(rollout, [target], now_s)
-    if work.move(target, V.EXCLUDE, why or "taken out", who) is target:
+    if work.move(target, V.LEAVE if leaves else V.EXCLUDE, why or "taken out", who) is target:
         raise RolloutError(f"{target.device} is {target.state}: it is out already")
     return work.step()

@@ -87,6 +87,7 @@ class TargetEvent(StrEnum):
     REVERT = "revert"
     REVERTED = "reverted"
     EXCLUDE = "exclude"
+    LEAVE = "leave"
 
 
 # What depends on more than state and event.
@@ -112,22 +113,23 @@ superseded -     .       .        .    .       .         -      -      -        
 
 # A device may say anything at any time: what does not fit is old, and changes nothing. Failures and time-outs are
 # corrected by a later word. `reverting` is what a device does that had the release live; `superseded` one that had not.
+# Who is excluded goes back; a device that leaves, in quarantine or for good, goes on with what it runs.
 _TARGETS = """
-            open     staged  probation  active  refused  failed  rolled-back  absent  came     deadline   retry    abort       revert      reverted  exclude
-waiting     offered  .       probation  active  refused  failed  .            absent  .        .          -        superseded  superseded  -         excluded
-absent      offered  staged  probation  active  refused  failed  rolled-back  .       waiting  .          -        superseded  superseded  -         excluded
-offered     .        staged  probation  active  refused  failed  rolled-back  absent  .        timed-out  -        superseded  superseded  -         excluded
-staged      .        .       probation  active  refused  failed  rolled-back  .       .        timed-out  -        superseded  superseded  -         excluded
-probation   .        .       .          active  failed   failed  rolled-back  .       .        timed-out  -        .           reverting   -         reverting
-active      .        .       .          .       .        .       rolled-back  .       .        .          -        .           reverting   -         reverting
-refused     .        staged  probation  active  .        .       rolled-back  .       .        .          offered  .           .           -         excluded
-failed      .        .       probation  active  refused  .       rolled-back  .       .        .          offered  .           .           -         excluded
-rolled-back .        .       probation  active  .        .       .            .       .        .          offered  .           .           -         excluded
-timed-out   .        staged  probation  active  refused  failed  rolled-back  .       .        .          offered  .           .           -         excluded
-reverting   .        .       .          .       .        failed  reverted     .       .        failed     -        .           .           reverted  .
-reverted    .        .       .          .       .        .       .            .       .        .          -        .           .           .         excluded
-superseded  .        .       probation  active  .        .       .            .       .        .          -        .           .           .         excluded
-excluded    offered  .       .          .       .        .       .            .       .        .          -        .           .           .         .
+            open     staged  probation  active  refused  failed  rolled-back  absent  came     deadline   retry    abort       revert      reverted  exclude    leave
+waiting     offered  .       probation  active  refused  failed  .            absent  .        .          -        superseded  superseded  -         excluded   excluded
+absent      offered  staged  probation  active  refused  failed  rolled-back  .       waiting  .          -        superseded  superseded  -         excluded   excluded
+offered     .        staged  probation  active  refused  failed  rolled-back  absent  .        timed-out  -        superseded  superseded  -         excluded   excluded
+staged      .        .       probation  active  refused  failed  rolled-back  .       .        timed-out  -        superseded  superseded  -         excluded   excluded
+probation   .        .       .          active  failed   failed  rolled-back  .       .        timed-out  -        .           reverting   -         reverting  excluded
+active      .        .       .          .       .        .       rolled-back  .       .        .          -        .           reverting   -         reverting  excluded
+refused     .        staged  probation  active  .        .       rolled-back  .       .        .          offered  .           .           -         excluded   excluded
+failed      .        .       probation  active  refused  .       rolled-back  .       .        .          offered  .           .           -         excluded   excluded
+rolled-back .        .       probation  active  .        .       .            .       .        .          offered  .           .           -         excluded   excluded
+timed-out   .        staged  probation  active  refused  failed  rolled-back  .       .        .          offered  .           .           -         excluded   excluded
+reverting   .        .       .          .       .        failed  reverted     .       .        failed     -        .           .           reverted  .          .
+reverted    .        .       .          .       .        .       .            .       .        .          -        .           .           .         excluded   excluded
+superseded  .        .       probation  active  .        .       .            .       .        .          -        .           .           .         excluded   excluded
+excluded    offered  .       .          .       .        .       .            .       .        .          -        .           .           .         .          .
 """  # noqa: E501
 
 

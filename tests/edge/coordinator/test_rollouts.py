@@ -17,6 +17,7 @@ from sqlalchemy import event as sqlalchemy_event
 from edge.channel.messages import Conn, Desired, Pairs
 from edge.contract.clock import Now
 from edge.contract.errors import ConflictError, RolloutError
+from edge.coordinator.devices.admission import Decision
 from edge.coordinator.rollout import plan as plans
 from edge.coordinator.rollout.states import RolloutEvent
 from edge.learning.exchange import HeadRelease
@@ -241,6 +242,29 @@ def test_going_back_passes_by_what_never_lived(make: Make) -> None:
     fleet.pass_time(40, 10)
     assert fleet.counts(third) == {"reverted": 4}
     assert fleet.core.releases.wanted("d000")[0].release.digest == back.digest
+
+
+@pytest.mark.parametrize("is_completed", [True, False])
+def test_who_is_quarantined_goes_on_with_what_it_runs_also_when_it_is_approved_again(
+    make: Make, is_completed: bool
+) -> None:
+    fleet = make(4, ends("active"))
+    rollout = fleet.push() if is_completed else fleet.start_plan(waves=["50 %", "100 %"], soak=["1 d"])
+    fleet.pass_time(60, 15)
+    assert (fleet.state(rollout) == "completed") is is_completed
+    runs = next(target for target in fleet.store.rollouts.targets(rollout) if target.state == "active")
+    wanted = fleet.core.releases.wanted(runs.device)[0].release.counter
+    newest = fleet.store.releases.all()[0].counter
+    for order in (Decision.QUARANTINE, Decision.APPROVE):
+        fleet.core.decide(runs.device, order, "ann", "odd", fleet.now)
+        fleet.pass_time(60, 15)
+        assert fleet.store.releases.all()[0].counter == newest  # no older bytes were made a release for it
+    assert {each.release.counter for each in fleet.core.releases.wanted(runs.device)} <= {wanted}
+    after = fleet.push()  # what comes next it is given again
+    fleet.pass_time(600, 15)
+    assert {t["device"]: t["state"] for t in fleet.shown(after)["targets"]}[runs.device] in ("active", "waiting")
+    with pytest.raises(RolloutError, match="not paused"):
+        fleet.core.pause_all("ann", "", fleet.now, paused=False)
 
 
 def test_pause_abort_and_exclude_take_back_what_is_not_live(make: Make) -> None:
