@@ -26,6 +26,9 @@ from edge.learning.mixture import MERGED, ON_MERGE, ON_WARM, PUSHED, TRUSTED, WA
 from edge.learning.recent import Recent
 from edge.learning.trial import MIN_LABELS
 
+# What is left to all others, however much better a merge is: after some that are, nothing would be.
+_HEARD = 1e-3
+
 
 def aligned(rig: Experts, learned: Learned, release: HeadRelease) -> HeadRelease:
     """A release in the order of this device's classes; those that it does not know keep what they have here."""
@@ -132,15 +135,17 @@ def _foreseen(rig: Experts, learned: Learned) -> Mixture:
         chosen = known[recent.targets]
         here, there, trusts = here[chosen], there[chosen], recent.weights[chosen]
     is_merge = np.array([on_merge(name) for name in mixture.names])
-    share = start = float(mixture.weights[is_merge].sum())
+    # Both are summed: of one minus the other rounding may leave nothing.
+    start, rest = (float(mixture.weights[which].sum()) for which in (is_merge, ~is_merge))
+    if not (start > 0 and rest > 0):
+        return mixture
     # The least that it surely gains: less one standard deviation of what could be luck.
     gain = float(trusts @ (there - here)) - math.sqrt(float(trusts @ np.abs(there - here)))
-    won = share * math.exp(mix.ETA * gain)
-    share = max(won / (won + 1.0 - share), mix.SHARE * start)
-    weights = np.where(is_merge, mixture.weights * (share / start), mixture.weights * ((1.0 - share) / (1.0 - start)))
-    ratio = np.where(is_merge, share / start, (1.0 - share) / (1.0 - start))
+    won = start * math.exp(mix.ETA * gain)
+    share = min(max(won / (won + rest), mix.SHARE * start), 1.0 - _HEARD)
+    ratio = np.where(is_merge, share / start, (1.0 - share) / rest)
     begun = mixture.start * ratio
-    return replace(mixture, weights=weights, start=begun / begun.sum())
+    return replace(mixture, weights=mixture.weights * ratio, start=begun / begun.sum())
 
 
 def _others(rig: Experts, learned: Learned, name: str) -> tuple[Parameters, npt.NDArray[np.bool_]] | None:

@@ -359,6 +359,21 @@ def test_a_merge_of_the_same_world_brings_classes_that_were_never_seen_here() ->
     assert right(learning, merged, draw(away, 200, 4, (0, 1))) > 0.9  # and costs nothing of what it knew
 
 
+def test_merge_after_merge_that_is_better_leaves_something_of_all_others_to_be_heard() -> None:
+    """Nothing was left, and from then on no merge could be taken in."""
+    learning, away = rules(world(0)), world(5)
+    mine = draw(away, 60, 3)
+    learned = after(learning, learning.begin("a"), *labels(mine), Contributed(60))
+    learned = replace(learned, recent=replace(learned.recent, answers=-learned.recent.answers))  # all of it was wrong
+    for counter in range(1, 40):
+        release = merge_of(away, 400 + counter, {"a": 60}, HeadStatistics.of(*mine, K))
+        learned = after(learning, learned, HeadOffered(release, counter, fits=True))
+        mixture = learned.mixture
+        others = [ON_MERGE not in name and name != MERGED for name in mixture.names]
+        assert mixture.weights[others].sum() > 0.5e-3, counter
+        assert mixture.start[others].sum() > 0, counter
+
+
 def test_a_merge_of_another_world_does_no_harm() -> None:
     home, other, test = world(3), world(5), draw(world(3), 400, 4)
     learning = rules(world(0))
