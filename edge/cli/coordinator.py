@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 from edge import __version__
 from edge.cli.exports import export
 from edge.cli.logs import STYLES, Style, configure
-from edge.contract.errors import ConfigError
+from edge.contract.errors import ConfigError, ResourceError
 from edge.contract.exits import run_to_exit
 from edge.merging.policy import RULES, MergePolicy
 
@@ -358,11 +358,15 @@ def token(name: str, role: str, days: float, data_dir: Path, database: str, as_j
         from edge.contract.clock import Now
         from edge.coordinator.access import make_token
         from edge.coordinator.machine.backup import DATABASE
+        from edge.coordinator.store.database import DatabaseError
     except ImportError as exc:
         raise ConfigError(f"{exc.name} is not installed: pip install 'edgeloop[coordinator]'") from exc
     moment = Now(time.monotonic(), time.time_ns() // 1_000_000)
     is_new = not database and not (data_dir / DATABASE).exists()
-    made = make_token(database or data_dir / DATABASE, name, role, moment, days=days)
+    try:
+        made = make_token(database or data_dir / DATABASE, name, role, moment, days=days)
+    except DatabaseError as exc:
+        raise ResourceError(f"the database does not take it: {exc.orig}; no token was made") from exc
     if is_new:
         click.echo(
             f"{data_dir} had no database, so this is of no coordinator that runs: serve with this --data-dir", err=True

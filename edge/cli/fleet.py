@@ -21,14 +21,16 @@ from edge.cli.releases import release as release_group
 from edge.cli.releases import rollback
 from edge.cli.simulate import simulate
 from edge.cli.terminal import shown
-from edge.contract.errors import BundleError, ChannelError, ConfigError, EdgeError, RolloutError
+from edge.contract.errors import BundleError, ChannelError, ConfigError, EdgeError, ResourceError, RolloutError
 from edge.contract.exits import run_to_exit
 
 if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-_ERRORS: dict[str, type[EdgeError]] = {"BundleError": BundleError, "ConfigError": ConfigError}
+_ERRORS: dict[str, type[EdgeError]] = {
+    "BundleError": BundleError, "ConfigError": ConfigError, "ResourceError": ResourceError
+}  # fmt: skip
 
 
 class Coordinator:

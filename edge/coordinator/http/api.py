@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from edge import __version__
 from edge.contract.clock import Now
-from edge.contract.errors import ConfigError, ConflictError, EdgeError, RolloutError
+from edge.contract.errors import ConfigError, ConflictError, EdgeError, ResourceError, RolloutError
 from edge.coordinator.access import Access
 from edge.coordinator.door import core_s
 from edge.coordinator.events import reason
@@ -42,6 +42,7 @@ from edge.coordinator.pages.live import Live
 from edge.coordinator.pages.routes import Pages, add_pages
 from edge.coordinator.records import LoggedEvent, TelemetryEntry, as_dict
 from edge.coordinator.signing.signing import Signing
+from edge.coordinator.store.database import DatabaseError
 from edge.coordinator.store.store import Store
 from edge.coordinator.summaries import HOUR_S, MINUTE_S
 
@@ -200,6 +201,10 @@ class _TellsOfTheLine:
         await self._app(scope, receive, told if says else send)
 
 
+# What SQLite and PostgreSQL say where another try may succeed.
+_NO_ROOM = ("is full", "is locked", "No space left", "readonly")
+
+
 def _add_refusals(api: FastAPI, submit: Submit) -> None:
     """What is answered where something is refused or fails, always in one form."""
 
@@ -229,6 +234,14 @@ def _add_refusals(api: FastAPI, submit: Submit) -> None:
             submit(lambda core, now: core.events.unforeseen("", "fault", doing, exc, now))
         detail = f"{doing} failed inside the coordinator, which goes on: {reason(exc)}"
         return JSONResponse({"detail": detail, "error": type(exc).__name__}, status_code=500)
+
+    @api.exception_handler(DatabaseError)
+    def not_kept(request: Request, exc: DatabaseError) -> Response:
+        if not any(word in str(exc.orig) for word in _NO_ROOM):
+            return failed(request, exc)
+        request.state.outcome = f"failed: {exc.orig}"
+        detail = f"the database does not take it ({exc.orig}): nothing was changed; make room on its disk, or try again"
+        return JSONResponse({"detail": detail, "error": ResourceError.__name__}, status_code=503)
 
 
 def _methods(request: Request) -> list[str]:

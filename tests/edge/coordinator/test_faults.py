@@ -18,6 +18,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from edge.channel.memory import MemoryBroker, MemoryTransport
 from edge.channel.transport import Received
@@ -381,6 +382,22 @@ def test_nothing_that_is_raised_ends_the_process(tmp_path: Path, monkeypatch: py
         served.until(lambda: any("MemoryError" in detail for detail in served.details("fault")))
         served.until(lambda: any("POST /api/merge" in detail for detail in served.details("fault")))
         assert served.api("merge", "POST").json() == []
+
+    served.run(story)
+
+
+def test_a_full_database_is_said_in_plain_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    served = Served(tmp_path)
+    full = OperationalError("INSERT", {}, sqlite3.OperationalError("database or disk is full"))
+
+    def fail(*_: object, **__: object) -> Any:
+        raise full
+
+    def story() -> None:
+        monkeypatch.setattr(served.service.core, "merge_now", fail)
+        answer = served.api("merge", "POST")
+        assert (answer.status_code, answer.json()["error"]) == (503, "ResourceError")
+        assert "(database or disk is full): nothing was changed" in answer.json()["detail"]
 
     served.run(story)
 
