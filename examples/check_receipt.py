@@ -57,6 +57,8 @@ def main() -> int:
     if wrong := [each for each in without.values() if gone & set(each["lineages"])]:
         print(f"WRONG: release {wrong[0]['release']} is stated to be without it, and names it")
         return 1
+    if not sys.argv[3:]:
+        print("note: no head was given, so nothing was compared with what is stated")
     if not stated["is_whole"]:
         print("note: changes that were merged stay in the mean that later heads go on from")
     for name in sys.argv[3:]:
@@ -78,3 +80,5 @@ if __name__ == "__main__":
         sys.exit(main())
     except OSError as exc:
         sys.exit(f"{exc.filename} cannot be read: {exc.strerror}")
+    except (ValueError, KeyError, TypeError, AssertionError, struct.error) as exc:
+        sys.exit(f"what was given is no receipt, key in PEM and heads of releases: {type(exc).__name__}: {exc}")

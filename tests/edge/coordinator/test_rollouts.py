@@ -294,6 +294,15 @@ def test_pause_abort_and_exclude_take_back_what_is_not_live(make: Make) -> None:
         fleet.shown(99)
 
 
+def test_what_a_push_ends_says_which_release_took_its_place(make: Make) -> None:
+    fleet = make(4, ends("active"))
+    older = fleet.start_plan(waves=["50 %", "100 %"], soak=["10 d"])
+    fleet.pass_time(20, 10)
+    newer = fleet.push()
+    release = fleet.shown(newer)["release"]
+    assert fleet.shown(older)["reason"] == f"release {release} takes its place"  # edge-fleet push says so
+
+
 def test_what_others_have_to_approve_begins_with_the_last_of_them(make: Make) -> None:
     fleet = make(4, ends("active"))
     older = fleet.start_plan(waves=["50 %", "100 %"], soak=["10 d"])
