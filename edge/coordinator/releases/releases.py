@@ -5,6 +5,7 @@ A release is never changed. Its counter is above all that this database and any 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
@@ -325,10 +326,11 @@ class Releases:
             reason: For people; "" for one that says what was done.
 
         Raises:
-            RolloutError: There is nothing to go back to, or its bytes are gone.
+            RolloutError: There is nothing to go back to, its bytes are gone, or somebody had some of it forgotten.
         """
         brought = self._brought()
         undone, wanted = goes_back_to(self._store.releases.all(), to, model, brought)
+        self._check_remembers(wanted)
         digest = self._artifacts.get(wanted.digest).digest
         if wanted.kind == "head":
             digest = older_bytes(self._artifacts, undone.digest, digest)
@@ -351,6 +353,19 @@ class Releases:
         what = f"{release.counter}: {self._called(release.kind, release.digest)}{_as(wanted.model)}, {release.reason}"
         self._events.note("", "release", what, now, wanted.model)
         return release
+
+    def _check_remembers(self, release: Release) -> None:
+        """Raise RolloutError where a head has something in that was forgotten since: nobody is given that again."""
+        if release.kind != "head":
+            return
+        with contextlib.suppress(BundleError):
+            head = HeadRelease.decode(self._artifacts.get(release.digest).path.read_bytes(), "a head")
+            gone = {each.lineage for each in self._store.contributions.forgotten()} & head.included.keys()
+            if gone:
+                raise RolloutError(
+                    f"release {release.counter} has in it what {len(gone)} devices learned that were forgotten since; "
+                    f"go back to one from after that: --to N (`edge-fleet release list`)"
+                )
 
     def _brought(self) -> dict[int, Brought]:
         """By release, what became of those that rollouts brought."""

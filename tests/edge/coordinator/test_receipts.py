@@ -14,7 +14,7 @@ import pytest
 from edge.contract import receipts
 from edge.contract.bundle import Bundle
 from edge.contract.clock import Now
-from edge.contract.errors import BundleError
+from edge.contract.errors import BundleError, RolloutError
 from edge.coordinator.config import CoordinatorConfig
 from edge.coordinator.core import CoordinatorCore
 from edge.coordinator.releases.artifacts import ArtifactStore
@@ -95,6 +95,8 @@ def test_a_device_that_is_forgotten_leaves_a_head_as_if_it_had_never_been_there(
     assert check(files["changed.json"], files["key.pem"])[0] == 1
     files["key.pem"].write_bytes(other.receipts.public_key())
     assert check(*given)[0] == 1, "signed by another coordinator"
+    with pytest.raises(RolloutError, match="forgotten since"):  # nobody is given that again
+        fleet.rollback(NOW)
 
 
 def test_a_receipt_is_completed_after_a_crash_between_the_merge_and_it(start: Start, statistics_update: Make) -> None:
