@@ -54,19 +54,21 @@ def in_batches(arrays: Mapping[str, Array], specs: Sequence[TensorSpec], size: i
 _LARGEST_WHOLE = 1 << 26  # not every whole number of that size is a float32, and as many numbers still fit into memory
 
 
-def of_whole_range(arrays: Mapping[str, Array]) -> Iterator[Arrays]:
+def of_whole_range(arrays: Mapping[str, Array], most_bytes: int = 8) -> Iterator[Arrays]:
     """Random whole numbers of the range of their types in place of those that there are, once; never where none are.
 
     Args:
         arrays: Where no number is below 0, none will be.
+        most_bytes: Of a number; of larger types those that there are stay: they may be sizes.
     """
-    if not any(array.dtype.kind in "iu" for array in arrays.values()):
+    changed = {name for name, a in arrays.items() if a.dtype.kind in "iu" and a.size and a.itemsize <= most_bytes}
+    if not changed:
         return
     rng = np.random.default_rng(0)
     made: Arrays = {}
     for name, array in arrays.items():
         made[name] = array
-        if array.dtype.kind in "iu" and array.size:
+        if name in changed:
             most = min(int(np.iinfo(array.dtype).max), _LARGEST_WHOLE)
             least = -most if array.min() < 0 else 0
             made[name] = rng.integers(least, most, array.shape, array.dtype, endpoint=True)

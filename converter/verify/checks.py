@@ -101,7 +101,7 @@ def unlike_the_data(what: str, run: Run, original: Run, evaluation: Evaluation) 
         for change, step in (("of whole numbers", 1), ("with one decimal", 0.1))
         if any(a.dtype.kind == "f" for a in few.values())
     ]
-    changed += [("of the whole range of their types", others) for others in of_whole_range(few)]
+    changed += [("of the whole range of their types", others) for others in of_whole_range(few, most_bytes=2)]
     for change, x in changed:
         try:
             reference = outputs(original, x, evaluation.inputs, evaluation.outputs)
