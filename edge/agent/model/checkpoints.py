@@ -131,10 +131,14 @@ class Checkpoints:
     def document(self, now: Now) -> bytes:
         """A checkpoint of now.
 
+        Where no samples may leave, labels that wait for the budget are learned first: they would be missing.
+
         Raises:
             LearningError: The model does not learn.
         """
         model, samples = self._host.model, self._config.checkpoint_samples
+        if not samples:
+            model.learn_waiting()
         facts = Facts(
             device=self._config.device,
             state_id=self._state_id,

@@ -169,7 +169,7 @@ class LearningModel(Standing):
         """
         self._open()
         if self.state.waiting and not isinstance(event, Contributed):
-            self._learn_waiting()
+            self.learn_waiting()
         self.state.compare(event)
         learned, happened = self.learning.advance(self.state.value, event)
         self.state.keep(event, learned)
@@ -180,8 +180,11 @@ class LearningModel(Standing):
         if happened:
             self.events = [*self.events, *happened][-_MAX_EVENTS:]
 
-    def _learn_waiting(self) -> None:
-        """Learn all that wait. What cannot be learned is said in `warnings`: it is not the fault of who asks now."""
+    def learn_waiting(self) -> None:
+        """Learn all labels that wait.
+
+        What cannot be learned is said in `warnings`: it is not the fault of who asks now.
+        """
         while self.state.waiting:
             try:
                 self.learn_next()

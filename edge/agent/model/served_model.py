@@ -110,6 +110,9 @@ class Unlearned:
         """Learn the label that has waited longest; False when there is none."""
         return False
 
+    def learn_waiting(self) -> None:
+        """Learn all labels that wait."""
+
 
 class ServedModel(Unlearned):
     """See the module.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -139,6 +140,27 @@ def test_without_samples_nothing_that_was_seen_leaves_the_device(
         np.testing.assert_allclose(model.predict(x), answers, rtol=1e-3, atol=1e-3)
         model.learn(x, y)  # it goes on
         assert np.mean(model.predict(x).argmax(axis=1) == y) > 0.5
+
+
+@pytest.mark.parametrize("checkpoint_samples", [False, True])
+def test_labels_that_wait_for_the_budget_go_with_it(
+    simulate: Simulate,
+    tmp_path: Path,
+    digits_bundle: Path,
+    samples: tuple[np.ndarray, np.ndarray],
+    checkpoint_samples: bool,
+) -> None:
+    """They were acknowledged; whether their features may leave or not, the replacement knows them."""
+    x, y = samples
+    fleet = simulate(tmp_path, digits_bundle, ["old", "new"], checkpoint_samples=checkpoint_samples)
+    fleet.run(2.0)
+    slow = itertools.count(0.0, 0.06)  # seconds: each label takes 60 ms of a budget of 100 in each second
+    fleet.agents["old"].model._stopwatch = lambda: next(slow)
+    fleet.teach("old", x[:8], y[:8])
+    assert fleet.agents["old"].host.model.waiting >= 4, "nothing is tested"
+    assert keep(fleet, "old").state == "done"
+    assert restored(fleet, "new", "old", force=True).state == "done"
+    assert fleet.agents["new"].host.model.n_samples + fleet.agents["new"].host.model.waiting == 8
 
 
 def _alike(arrays: dict[str, np.ndarray], shown: list[np.ndarray]) -> list[str]:
