@@ -14,6 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
+from edge.contract.errors import ConfigError
+from edge.inference.out_of_bounds import out_of_bounds
+
 Array = npt.NDArray[Any]
 
 # Of more than this, copying takes longer than handing over.
@@ -50,6 +53,9 @@ class BoundRun:
         Args:
             feeds: By name.
             check: Asked about feeds that are not like those of the run before; raises where they are wrong.
+
+        Raises:
+            ConfigError: A number in the feeds names a row of a table that does not have it.
         """
         try:
             bound = self._free.pop()
@@ -65,7 +71,12 @@ class BoundRun:
         return found
 
     def _run(self, feeds: Mapping[str, Array], options: ort.RunOptions | None = None) -> dict[str, Array]:
-        return dict(zip(self._outputs, self._session.run(self._outputs, feeds, options), strict=True))
+        try:
+            return dict(zip(self._outputs, self._session.run(self._outputs, feeds, options), strict=True))
+        except Exception as exc:  # the door: onnxruntime's exceptions have no common base
+            if said := out_of_bounds(str(exc)):
+                raise ConfigError(said) from exc
+            raise
 
     def _usual(
         self, feeds: Mapping[str, Array], check: Callable[[Mapping[str, Array]], None] | None

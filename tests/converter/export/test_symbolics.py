@@ -21,7 +21,9 @@ from converter.export.symbolics import right_symbolics
 from converter.export.translations import TRANSLATIONS
 from converter.stages import exporting
 from edge.contract.bundle import Bundle
-from edge.inference.onnx_session import OnnxSession
+from edge.contract.errors import ConfigError
+from edge.inference.onnx_bound_run import BoundRun
+from edge.inference.onnx_session import OnnxSession, open_onnx
 from tests.converter.models import convert, plan
 
 Pair = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -66,11 +68,49 @@ def test_operators_are_written_as_torch_computes_them_whatever_the_sign() -> Non
     i, j = torch.randint(-50, 50, (6, 8)), torch.randint(1, 7, (6, 8)) * torch.where(torch.rand(6, 8) > 0.5, 1, -1)
     for functions, values in ((OF_FLOATS, (x, y)), (OF_INTEGERS, (i, j))):
         model = Each(functions).eval()
-        for graph in (traced(model, *values), exported(model, *values)):
+        near = tuple(value.abs() + 1 for value in values)
+        for graph in (traced(model, *near), exported(model, *near)):
             found = ort.InferenceSession(graph).run(None, {"x": values[0].numpy(), "y": values[1].numpy()})
             for number, (one, other) in enumerate(zip(model(*values), found, strict=True)):
                 assert one.numpy().dtype == other.dtype, number
                 np.testing.assert_allclose(other, one.numpy(), rtol=1e-4, atol=1e-5, err_msg=str(number))
+
+
+TABLE = torch.randn(5, 3)
+# Of rows i of a table of 5 rows, or of values y.
+OF_ROWS: tuple[Pair, ...] = (
+    lambda i, y: fn.embedding(i, TABLE), lambda i, y: fn.embedding(i.int(), TABLE),
+    lambda i, y: fn.embedding_bag(i, TABLE, mode="sum"), lambda i, y: TABLE.index_select(0, i[0]),
+    lambda i, y: y.gather(1, i), lambda i, y: fn.one_hot(i, 5), lambda i, y: y.scatter(1, i, 2 * y),
+    lambda i, y: y.scatter(1, i, 7.0), lambda i, y: y.scatter_add(1, i, y),
+)  # fmt: skip
+
+
+class EachOfItsOwn(nn.Module):
+    def forward(self, y: torch.Tensor, *rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(function(i, y) for function, i in zip(OF_ROWS, rows, strict=True))
+
+
+def test_a_row_that_does_not_exist_is_refused_as_torch_refuses_it() -> None:
+    torch.manual_seed(0)
+    model, y, rows = EachOfItsOwn(), torch.randn(4, 5), torch.randint(0, 4, (4, 5))
+    rows[0] = torch.arange(5)
+    values = (y, *(rows.clone() for _ in OF_ROWS))
+    wanted = model(*values)
+    for graph in (traced(model, *values), exported(model, *values)):
+        session = open_onnx(graph, "the graph")
+        run = BoundRun(session, [item.name for item in session.get_outputs()])
+        feeds = {item.name: rows.numpy() if i else y.numpy() for i, item in enumerate(session.get_inputs())}
+        for one, other in zip(wanted, run(feeds).values(), strict=True):
+            np.testing.assert_allclose(other, one.numpy(), rtol=1e-5)
+        for function, name in zip(OF_ROWS, list(feeds)[1:], strict=True):
+            for wrong in (-1, -5, 5):
+                others = rows.clone()
+                others[0, 2] = wrong
+                with pytest.raises((IndexError, RuntimeError)):
+                    function(others, y)
+                with pytest.raises(ConfigError, match=rf"the number {wrong} names nothing .* 0 to 4|a number names"):
+                    run({**feeds, name: others.numpy()})
 
 
 def traced(model: nn.Module, *values: torch.Tensor) -> bytes:
@@ -78,8 +118,8 @@ def traced(model: nn.Module, *values: torch.Tensor) -> bytes:
     with right_symbolics(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            model, tuple(value.abs() + 1 for value in values), file, dynamo=False, opset_version=18,  # type: ignore[arg-type]
-            input_names=["x", "y"], do_constant_folding=False,
+            model, values, file, dynamo=False, opset_version=18,  # type: ignore[arg-type]
+            input_names=["x", "y", *(f"x_{i}" for i in range(2, len(values)))], do_constant_folding=False,
         )  # fmt: skip
     return file.getvalue()
 
@@ -88,8 +128,8 @@ def exported(model: nn.Module, *values: torch.Tensor) -> bytes:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            model, tuple(value.abs() + 1 for value in values), dynamo=True, opset_version=18, input_names=["x", "y"],
-            verbose=False, custom_translation_table=dict(TRANSLATIONS),
+            model, values, dynamo=True, opset_version=18, verbose=False, custom_translation_table=dict(TRANSLATIONS),
+            input_names=["x", "y", *(f"x_{i}" for i in range(2, len(values)))],
         )  # fmt: skip
     assert program is not None
     graph: bytes = program.model_proto.SerializeToString()
