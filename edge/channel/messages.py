@@ -201,7 +201,8 @@ class Desired(Message):
     say what runs where, see `edge.channel.updates.assigned`; "" in a fleet without keys.
     `activate` says when: ``now``; ``wait``: be ready, but do not make it live; ``never``: give it up unless it is live.
     `attempt` goes up when a release that was refused is to be tried once more. `undoes` is the release that this one
-    takes back: somebody decided so, and no label speaks against it. Devices from before these fields activate at once.
+    takes back: somebody decided so, and no label speaks against it. With `anew` it is this very head that is to be had,
+    and not what the device kept of the time before. Devices from before these fields activate at once.
     """
 
     release: Count
@@ -219,6 +220,7 @@ class Desired(Message):
     activate: Literal["now", "wait", "never"] = "now"
     attempt: Count = 1
     undoes: Count = 0
+    anew: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -99,6 +99,7 @@ def assigned(fleet: str, device: str, desired: Desired | Order) -> bytes:
             "attempt": desired.attempt,
         }
         | ({"undoes": desired.undoes} if desired.undoes else {})
+        | ({"anew": True} if desired.anew else {})
     )
 
 

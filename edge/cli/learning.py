@@ -140,6 +140,8 @@ def _what_was_forgotten(done: dict[str, Any]) -> list[str]:
             "changes: a mean that was merged cannot be undone, the head in use still has this device's part in it; "
             "only future merges leave it out. To be rid of it push a head from before"
         )
+    for number in done["ended"]:
+        lines.append(f"rollout {number} is ended: the head that it brought has this in it")
     if done.get("checkpoints"):
         lines.append(f"{done['checkpoints']} checkpoints deleted")
     lines.append(

@@ -235,8 +235,8 @@ class CoordinatorCore:
         """
         digest = self._artifacts.put(head.encode()).digest
         release = add_release(
-            self._store, kind="head", digest=digest, backbone=head.backbone, devices=EVERYBODY, reason=reason,
-            now_ms=now.wall_ms,
+            self._store, self._artifacts, kind="head", digest=digest, backbone=head.backbone, devices=EVERYBODY,
+            reason=reason, now_ms=now.wall_ms,
         )  # fmt: skip
         self.events.note("", "release", f"{release.counter}: {reason}", now)
         self._next_telling_s = now.s
@@ -292,9 +292,12 @@ class CoordinatorCore:
             self.admissions.order(device, Decision.QUARANTINE, "", why, now)
 
     def forget(self, device: str, now: Now) -> dict[str, Any]:
-        """Delete what a device contributed, see `Learning.forget`, and its checkpoints."""
+        """Delete what a device contributed, see `Learning.forget`, and its checkpoints.
+
+        Rollouts of heads that have it in end, see `Rollouts.forgotten`.
+        """
         with self._store.transaction():
-            found = self.learning.forget(device, now)
+            found = self.learning.forget(device, now, self.rollouts.forgotten)
             found |= {"checkpoints": self.checkpoints.forget(device)}
             self.questions.forget(device)
             self._store.evaluations.forget(device)

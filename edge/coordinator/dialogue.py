@@ -410,6 +410,7 @@ class Dialogue:
             activate=wanted.activate,
             attempt=wanted.attempt,
             undoes=release.undoes,
+            anew=release.anew,
         )
         if self._signing is not None:
             try:

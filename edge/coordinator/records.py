@@ -467,6 +467,7 @@ class Release(Record):
         file: Name of the file that the artifact came as; "" of a merge.
         restores: The release whose bytes these are again; 0 for none.
         undoes: The release that it takes back; 0 for none.
+        anew: Devices are to have this very head, and not what they kept of the time before what it takes back.
     """
 
     counter: int
@@ -482,6 +483,7 @@ class Release(Record):
     file: str = ""
     restores: int = 0
     undoes: int = 0
+    anew: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

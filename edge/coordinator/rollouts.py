@@ -21,6 +21,7 @@ from edge.coordinator.pacing import check_pace
 from edge.coordinator.records import UNDECIDED, Evaluation, Release, Transition
 from edge.coordinator.releases.artifacts import ArtifactStore
 from edge.coordinator.releases.bundles import Bundles
+from edge.coordinator.releases.forgotten import check_remembers, forgotten_in
 from edge.coordinator.releases.way_back import WayBack
 from edge.coordinator.rollout import advance as steps
 from edge.coordinator.rollout.plan import Plan
@@ -43,6 +44,8 @@ _SOONEST_S, _TARGETS_PER_S = 0.25, 2000.0
 _APPROVE = "approve"
 # What changes what a device should run; it knows already what it said itself.
 _TELLING = frozenset({"open", "deadline", "retry", "abort", "revert", "exclude", "leave"})
+# What people ask for that lets more devices have the release.
+_GIVES_AGAIN = (RolloutEvent.START, RolloutEvent.RESUME, RolloutEvent.RETRY)
 _GOING = (RolloutState.READY, RolloutState.OPENING, RolloutState.SOAKING, RolloutState.HELD)
 # A device runs the release: it has activated it.
 _RUNS = ("probation", "active")
@@ -146,6 +149,7 @@ class Rollouts:
         if release is None:
             raise RolloutError(f"there is no release {plan.release}; `edge-fleet release list` shows those that are")
         self._artifacts.get(release.digest)
+        self._check_remembers(release)
         if plan.use == "compete" and release.kind == "head":
             head = HeadRelease.decode(self._artifacts.get(release.digest).path.read_bytes(), "the head")
             if not head.competes:
@@ -157,6 +161,10 @@ class Rollouts:
                 f"start.judges: devices try heads before they go out, and release {release.counter} is a {release.kind}"
             )
         return release
+
+    def _check_remembers(self, release: Release) -> None:
+        if release.kind == "head":
+            check_remembers(self._store, self._artifacts, release.digest, f"release {release.counter}")
 
     def _in_the_way(self, release: Release, wanted: set[Key], *, supersede: bool, but: int = 0) -> list[Rollout]:
         """Rollouts of the same kind and devices that have not ended; refuses where one is under way and may go on."""
@@ -192,6 +200,29 @@ class Rollouts:
                 self._keep(rollout, steps.order(rollout, targets, event, self._run_s, who=who, why=why), now)
         self._hurry()
 
+    def forgotten(self, device: str, now: Now) -> list[int]:
+        """End rollouts that bring a head which has something in that is forgotten by now: nobody else is given it.
+
+        Who has it already is given the next merge, which need not wait for them. One that brings older bytes back goes
+        on, and what devices judge is ended by those who asked them.
+
+        Returns:
+            Their numbers.
+        """
+        ended = []
+        for rollout in self._store.rollouts.open():
+            release = self._store.releases.get(rollout.plan.release)
+            is_under_way = rollout.state in UNDER_WAY and rollout.state is not RolloutState.REVERTING
+            if release is None or not is_under_way or waits_for_judges(self._store, rollout.id):
+                continue
+            if release.kind == "head" and forgotten_in(self._store, self._artifacts, release.digest):
+                why = f"release {release.counter} has in it what {device} learned, which is forgotten"
+                targets = self._store.rollouts.targets(rollout.id)
+                self._keep(rollout, steps.order(rollout, targets, RolloutEvent.ABORT, self._run_s, why=why), now)
+                ended.append(rollout.id)
+        self._hurry()
+        return ended
+
     # What people ask for
 
     def order(
@@ -223,6 +254,8 @@ class Rollouts:
         with self._store.transaction():
             rollout, targets = self._get(number, version), self._store.rollouts.targets(number)
             step = steps.order(rollout, targets, event, self._run_s, who=who, why=why)
+            if event in _GIVES_AGAIN and (brought := self._store.releases.get(rollout.plan.release)) is not None:
+                self._check_remembers(brought)
             if rollout.state is RolloutState.DRAFT and event in (RolloutEvent.START, RolloutEvent.RESUME):
                 if approvals_left(self._store, rollout) > 0:
                     raise RolloutError(

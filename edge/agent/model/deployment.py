@@ -311,7 +311,9 @@ class Deployment:
         undoes = 0 if offer is None else self._desired.undoes
         try:
             if offer is not None and undoes:
-                detail = releases.bring_back(self._host.model, offer, self._desired.release, undoes)
+                detail = releases.bring_back(
+                    self._host.model, offer, self._desired.release, undoes, anew=self._desired.anew
+                )
             elif offer is not None:
                 releases.take(self._host.model, offer, self._desired.release)
             else:

@@ -164,7 +164,7 @@ def take(model: OnDeviceModel, offer: Offer, counter: int) -> None:
     model.state.shadow = Shadow(model.learning, before, model.learned, counter, late)
 
 
-def bring_back(model: OnDeviceModel, offer: Offer, counter: int, undoes: int) -> str:
+def bring_back(model: OnDeviceModel, offer: Offer, counter: int, undoes: int, *, anew: bool = False) -> str:
     """Take a release back: what was here before it answers again; where that is not known any more, the older head.
 
     Somebody decided so: nothing is on trial afterwards.
@@ -174,6 +174,8 @@ def bring_back(model: OnDeviceModel, offer: Offer, counter: int, undoes: int) ->
         offer: The older head, looked at.
         counter: Of the release that takes the other one back.
         undoes: The release that is taken back.
+        anew: It is the older head itself that is to answer, and not what was here before: that may be of another
+            release, or have something in that was forgotten since.
 
     Returns:
         What was done, in words.
@@ -186,7 +188,7 @@ def bring_back(model: OnDeviceModel, offer: Offer, counter: int, undoes: int) ->
     if learned.release != undoes and _has(model, offer.release):
         model.restore(replace(learned, release=counter))
         return f"release {undoes} is not live here: what is here stays"
-    if learned.release == undoes and (before := model.state.before(undoes)) is not None:
+    if not anew and learned.release == undoes and (before := model.state.before(undoes)) is not None:
         go_back(model, replace(before, release=counter))
         model.state.shadow = None
         return f"release {undoes} is taken back: what was here before it answers"

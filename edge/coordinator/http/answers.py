@@ -164,6 +164,7 @@ class ForgottenAnswer:
     copies: list[str]
     merge: Literal["now", "waits", "asked", "none"]
     receipt: int
+    ended: list[int]
     checkpoints: int
 
 

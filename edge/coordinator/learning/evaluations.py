@@ -26,6 +26,7 @@ from edge.coordinator.learning.receipts import Receipts
 from edge.coordinator.line import LineState
 from edge.coordinator.records import APPROVED, Device, Evaluation, Judge, Model, Release
 from edge.coordinator.releases.artifacts import ArtifactStore
+from edge.coordinator.releases.forgotten import forgotten_in
 from edge.coordinator.rollout.gates import MIN_PAIRS, Decision, beforehand
 from edge.coordinator.rollout.states import RolloutEvent, RolloutState
 from edge.coordinator.rollout.step import Rollout
@@ -123,7 +124,9 @@ class Evaluations:
         if rollout is None or release is None or rollout.state is not RolloutState.DRAFT:
             self._log.save(replace(one, state="dropped", detail="somebody decided before the devices did"))
             return None
-        if release.backbone in self._store.contributions.to_be_unlearned():
+        if release.backbone in self._store.contributions.to_be_unlearned() or forgotten_in(
+            self._store, self._artifacts, release.digest
+        ):
             return self._abort(one, "dropped", release, "something of what it was made of is to be forgotten", now)
         judges, there = self._log.judges(rollout.id), self._there(now)
         said = [each for each in judges if each.state == "answered" and each.labelled >= MIN_PAIRS]

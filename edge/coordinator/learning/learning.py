@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
@@ -324,14 +324,20 @@ class Learning:
 
     # Forgetting
 
-    def forget(self, device: str, now: Now) -> dict[str, Any]:
+    def forget(self, device: str, now: Now, end: Callable[[str, Now], list[int]]) -> dict[str, Any]:
         """Delete what a device contributed; the next merge is made without it, and nothing of it is taken again.
+
+        Args:
+            device: The device.
+            now: The time.
+            end: Ends rollouts of heads that have it in; their numbers.
 
         Returns:
             ``device``, ``statistics`` and ``changes`` (contributions deleted), ``samples`` behind them,
             ``merged_statistics`` and ``merged_changes`` (those that an earlier merge included), ``copies`` (other
-            devices with a copy of its state folder, deleted too), ``receipt`` (its number) and ``merge``: ``now``,
-            ``waits`` (for a rollout), ``asked`` (for `merge_now`) or ``none`` (there is nothing to merge anew).
+            devices with a copy of its state folder, deleted too), ``receipt`` (its number), ``ended`` (rollouts) and
+            ``merge``: ``now``, ``waits`` (for a rollout), ``asked`` (for `merge_now`) or ``none`` (there is nothing to
+            merge anew).
 
         Raises:
             RolloutError: The device never contributed, or was forgotten already.
@@ -344,6 +350,7 @@ class Learning:
                     f"those that were seen"
                 )
             receipt = self._receipts.begin(device, rows, now)
+            ended = end(device, now)
         for row in rows:
             self._remove(row.digest)
         kinds = {kind: [row for row in rows if row.learner == kind] for kind in ("statistics", "delta")}
@@ -362,6 +369,7 @@ class Learning:
             "copies": sorted({row.device for row in rows} - {device}),
             "merge": (when if self._config.auto_merge else "asked") if pending else "none",
             "receipt": receipt,
+            "ended": ended,
         }
 
     def _delete(self, device: str, now_ms: int) -> list[Contribution]:

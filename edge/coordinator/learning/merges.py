@@ -288,6 +288,7 @@ class Merges:
         with self._store.transaction():  # the release, what it merged, and what the merge after must know
             release = add_release(
                 self._store,
+                self._artifacts,
                 kind="head",
                 digest=digest,
                 backbone=backbone,

@@ -5,7 +5,6 @@ A release is never changed. Its counter is above all that this database and any 
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,6 +19,7 @@ from edge.coordinator.releases.artifacts import Artifact, ArtifactStore
 from edge.coordinator.releases.bundles import Bundles
 from edge.coordinator.releases.checks import mismatch
 from edge.coordinator.releases.differences import contents, difference
+from edge.coordinator.releases.forgotten import check_remembers, forgotten_in
 from edge.coordinator.releases.wanted import Targeted, Wanted, wanted
 from edge.coordinator.rollout.states import DESIRED
 from edge.coordinator.rollout.window import offset_min
@@ -40,6 +40,7 @@ KNOWN_THEN = "known-after-restore"
 
 def add_release(
     store: Store,
+    artifacts: ArtifactStore,
     *,
     kind: str,
     digest: str,
@@ -53,14 +54,18 @@ def add_release(
     file: str = "",
     restores: int = 0,
     undoes: int = 0,
+    anew: bool = False,
 ) -> Release:
     """Make a release, with a counter one above the highest that this database or any device has seen.
 
     After yesterday's backup was restored the devices know higher ones, and would ignore anything below.
 
     Raises:
-        RolloutError: A backup was restored, and nobody can know yet what devices know.
+        RolloutError: A backup was restored, and nobody can know yet what devices know; or it is a head that has
+            something in that was forgotten.
     """
+    if kind == "head":
+        check_remembers(store, artifacts, digest, f"the head {file or short(digest)}")
     with store.transaction():
         if store.rollouts.setting(RESTORED):
             raise RolloutError(
@@ -83,6 +88,7 @@ def add_release(
             file=file,
             restores=restores,
             undoes=undoes,
+            anew=anew,
         )
         store.releases.add(release)
     return release
@@ -143,20 +149,20 @@ def goes_back_to(
             f"names a release to have again all the same"
         )
     original = by_counter.get(place, undone)
-    before = [
-        each
-        for each in releases
-        if each.counter < place
-        and not each.restores
-        and _is_alike(each, undone)
-        and _had(each, undone, original, brought)
-    ]
-    if not before:
+    before = next(
+        (
+            each
+            for each in releases
+            if each.counter < place and _is_alike(each, undone) and _had(each, undone, original, brought)
+        ),
+        None,
+    )
+    if before is None:
         raise RolloutError(
             f"before release {place} nothing of its kind was pushed to the same devices; name with --to which release "
             f"they should have again (`edge-fleet release list`), or push the file that they came with"
         )
-    return undone, before[0]
+    return undone, by_counter.get(before.restores, before)
 
 
 def _had(before: Release, undone: Release, original: Release, brought: Mapping[int, Brought]) -> bool:
@@ -284,6 +290,7 @@ class Releases:
                 self._check_like(file or short(digest), digest, [each for each in served if each.model == model])
         release = add_release(
             self._store,
+            self._artifacts,
             kind=kind,
             digest=digest,
             backbone=backbone,
@@ -330,13 +337,15 @@ class Releases:
         """
         brought = self._brought()
         undone, wanted = goes_back_to(self._store.releases.all(), to, model, brought)
-        self._check_remembers(wanted)
+        self._check_remembers(wanted, undone, brought)
+        is_last = not to or self._is_last(undone, wanted, model, brought)
         digest = self._artifacts.get(wanted.digest).digest
         if wanted.kind == "head":
             digest = older_bytes(self._artifacts, undone.digest, digest)
         reached = undone.devices or (brought[undone.counter].devices if undone.counter in brought else ())
         release = add_release(
             self._store,
+            self._artifacts,
             kind=wanted.kind,
             digest=digest,
             backbone=wanted.backbone,
@@ -349,23 +358,41 @@ class Releases:
             file=wanted.file,
             restores=wanted.restores or wanted.counter,
             undoes=undone.counter,
+            anew=not is_last,
         )
         what = f"{release.counter}: {self._called(release.kind, release.digest)}{_as(wanted.model)}, {release.reason}"
         self._events.note("", "release", what, now, wanted.model)
         return release
 
-    def _check_remembers(self, release: Release) -> None:
-        """Raise RolloutError where a head has something in that was forgotten since: nobody is given that again."""
-        if release.kind != "head":
+    def _is_last(self, undone: Release, wanted: Release, model: str, brought: Mapping[int, Brought]) -> bool:
+        """Whether these are the bytes from before the release that is undone, so that what devices kept will do."""
+        try:
+            found = goes_back_to(self._store.releases.all(), 0, model, brought)
+        except RolloutError:
+            return False
+        return (found[0].counter, found[1].digest) == (undone.counter, wanted.digest)
+
+    def _check_remembers(self, release: Release, undone: Release, brought: Mapping[int, Brought]) -> None:
+        """Raise RolloutError where a head has something in that was forgotten, and name the newest that has not."""
+        if release.kind != "head" or not forgotten_in(self._store, self._artifacts, release.digest):
             return
-        with contextlib.suppress(BundleError):
-            head = HeadRelease.decode(self._artifacts.get(release.digest).path.read_bytes(), "a head")
-            gone = {each.lineage for each in self._store.contributions.forgotten()} & head.included.keys()
-            if gone:
-                raise RolloutError(
-                    f"release {release.counter} has in it what {len(gone)} devices learned that were forgotten since; "
-                    f"go back to one from after that: --to N (`edge-fleet release list`)"
-                )
+        releases = self._store.releases.all()
+        gone = {release.digest, undone.digest} | {
+            e.digest for e in releases if e.counter in {r.undoes for r in releases}
+        }
+        newest = next(
+            (
+                each.counter
+                for each in releases
+                if _is_alike(each, release)
+                and each.digest not in gone
+                and (each.devices or (each.counter in brought and brought[each.counter].is_completed))
+                and not forgotten_in(self._store, self._artifacts, each.digest)
+            ),
+            0,
+        )
+        cure = f"the newest other one without it is release {newest}: --to {newest}" if newest else ""
+        check_remembers(self._store, self._artifacts, release.digest, f"release {release.counter}", cure)
 
     def _brought(self) -> dict[int, Brought]:
         """By release, what became of those that rollouts brought."""

@@ -11,6 +11,7 @@ from edge.coordinator.events import Events
 from edge.coordinator.records import Model, Release
 from edge.coordinator.releases.artifacts import ArtifactStore
 from edge.coordinator.releases.bundles import Bundles
+from edge.coordinator.releases.forgotten import forgotten_in
 from edge.coordinator.releases.releases import add_release, older_bytes
 from edge.coordinator.releases.wanted import fits
 from edge.coordinator.rollout.states import TargetState
@@ -62,10 +63,15 @@ class WayBack:
                 return target.former
         return model.bundle
 
-    def _head_before(self, rollout: Rollout, model: Model) -> str:
+    def _head_before(self, rollout: Rollout, model: Model, *, remembers: bool = False) -> str:
         """Digest of the head that a model runs; "" for the one that it came with.
 
         What it refused, or went back from, it has dealt with and does not run.
+
+        Args:
+            rollout: Whose release does not count.
+            model: Of a device.
+            remembers: Of those that it had, the newest that has nothing in that was forgotten, and was not taken back.
         """
         tags = self._store.devices.tags(model.device).get(model.device, {})
         brought = {
@@ -73,11 +79,17 @@ class WayBack:
             for other, target in self._store.rollouts.of_devices(model.device)
             if target.model == model.model and other.id != rollout.id
         }
-        for each in self._store.releases.all():
+        releases = self._store.releases.all()
+        taken_back = {each.undoes for each in releases} if remembers else set[int]()
+        for each in releases:
             if each.counter > model.release or each.kind != "head" or not fits(each, model, is_only=True):
                 continue
             if each.counter == rollout.plan.release:
                 continue  # it has that already
+            if each.counter in taken_back:
+                continue
+            if remembers and forgotten_in(self._store, self._artifacts, each.digest):
+                continue
             if each.counter in brought:
                 is_live = brought[each.counter] in _LIVE
             elif not is_meant(each.devices, model.device, tags):
@@ -89,17 +101,28 @@ class WayBack:
         return ""
 
     def restore(self, rollout: Rollout, now: Now) -> set[str]:
-        """Make a release of each different older artifact for those that are to go back; the devices to tell."""
-        groups: dict[str, list[Target]] = {}
-        for target in self._store.rollouts.targets(rollout.id):
-            if target.state is TargetState.REVERTING and not target.restore:
-                groups.setdefault(target.former, []).append(target)
+        """Make a release of each different older artifact for those that are to go back; the devices to tell.
+
+        A head that they had is given to nobody again where it has something in that was forgotten since: then it is
+        the newest one that they had and that has not, else the head that they came with.
+        """
+        waiting = [
+            target
+            for target in self._store.rollouts.targets(rollout.id)
+            if target.state is TargetState.REVERTING and not target.restore
+        ]
         to_tell = set[str]()
-        if not groups:
+        if not waiting:
             return to_tell
         release = self._store.releases.get(rollout.plan.release)
         assert release is not None
-        for former, targets in groups.items():
+        gone = self._gone({target.former for target in waiting}) if release.kind == "head" else {}
+        groups: dict[tuple[str, str], list[Target]] = {}
+        for target in waiting:
+            why = gone.get(target.former, "")
+            former = self._remembered(rollout, target) if why else target.former
+            groups.setdefault((former, why), []).append(target)
+        for (former, why), targets in groups.items():
             digest, backbone = self._older(release, former)
             if not digest:
                 what = f"the bundle {short(former)}" if release.kind == "bundle" and former else "what they had"
@@ -109,19 +132,41 @@ class WayBack:
                 continue
             older = add_release(
                 self._store,
+                self._artifacts,
                 kind=release.kind,
                 digest=digest,
                 backbone=backbone,
                 devices=sorted({target.device for target in targets}),
-                reason=f"rollout {rollout.id} goes back from release {release.counter}",
+                reason=f"rollout {rollout.id} goes back from release {release.counter}{why}",
                 now_ms=now.wall_ms,
                 model=targets[0].model if release.kind == "bundle" else release.model,
                 undoes=release.counter,
+                anew=bool(why),
             )
-            self._store.rollouts.save(rollout, rollout, [replace(target, restore=older.counter) for target in targets])
+            self._store.rollouts.save(
+                rollout,
+                rollout,
+                [replace(target, restore=older.counter, detail=f"{target.detail}{why}"[:500]) for target in targets],
+            )
             to_tell |= {target.device for target in targets}
             self._events.note("", "release", f"{older.counter}: {older.reason}", now)
         return to_tell
+
+    def _gone(self, formers: set[str]) -> dict[str, str]:
+        """Of heads that nobody is given again, what to say of it."""
+        found = {former: forgotten_in(self._store, self._artifacts, former) for former in formers}
+        return {
+            former: f"; not to the head from before, which has in it what {', '.join(devices[:5])} learned and what "
+            f"was forgotten since, but to the newest without it"
+            for former, devices in found.items()
+            if devices
+        }
+
+    def _remembered(self, rollout: Rollout, target: Target) -> str:
+        """Digest of the newest head that a device had and that has nothing in that was forgotten; "" for its first."""
+        models = {model.model: model for model in self._store.devices.models(target.device)}
+        model = models.get(target.model)
+        return "" if model is None else self._head_before(rollout, model, remembers=True)
 
     def _older(self, release: Release, former: str) -> tuple[str, str]:
         """Digest and backbone of what a device ran before; "" where it is not here."""

@@ -296,6 +296,7 @@ class ReleaseRow(Row):
     file: Mapped[str]
     restores: Mapped[int]
     undoes: Mapped[int]
+    anew: Mapped[bool]
 
 
 class EventRow(Row):

@@ -99,6 +99,23 @@ def test_what_a_device_had_before_answers_again_and_after_that_the_older_head_th
     assert (model.predict(x).argmax(axis=1) == y).mean() > 0.9
 
 
+def test_who_goes_further_back_has_the_head_that_was_named_and_not_what_was_there_last(
+    fleet: SimulatedFleet, digits_bundle: Path
+) -> None:
+    bundle = Bundle.open(digits_bundle)
+    x, y = samples(digits_bundle, 20, 3)
+    fleet.run(5.0)
+    fleet.teach("one", x, y)
+    first, _, third = (push(fleet, bundle, scale=scale) for scale in (1.5, 2.0, 3.0))
+    assert fleet.coordinator is not None
+    back = fleet.coordinator.rollback(fleet.now, to=first)
+    fleet.until("back", lambda: fleet.converged(back.counter))
+    assert f"release {third} is taken back: the older head answers" in fleet.device("one").state_detail
+    model = fleet.agents["one"].host.model
+    pushed = model.learning.parameters(model.learned, "pushed")
+    assert all(np.array_equal(pushed[name], 1.5 * array) for name, array in bundle.head_parameters().items())
+
+
 def test_where_a_release_never_became_live_what_is_there_stays_when_it_is_taken_back(
     tmp_path: Path, digits_bundle: Path
 ) -> None:

@@ -38,7 +38,14 @@ def test_what_waits_is_said_and_a_merge_by_hand_needs_the_word(
     known: KnownBundle = store.releases.bundles()[0]
     assert ask("merge", "--status") == "no merge waits for a rollout\n"
     release = add_release(
-        store, kind="head", digest=known.digest, backbone=known.backbone, devices=(), reason="t", now_ms=0
+        store,
+        core._artifacts,
+        kind="head",
+        digest=known.digest,
+        backbone=known.backbone,
+        devices=(),
+        reason="t",
+        now_ms=0,
     )
     plan = plans.of_document({"release": release.counter})
     going = Rollout(
@@ -71,7 +78,7 @@ def test_what_devices_think_of_a_merge_before_it_goes_out_is_said_everywhere(cor
     assert found is not None
     digest = core._artifacts.put(shipped_head(found).encode()).digest
     release = add_release(
-        store, kind="head", digest=digest, backbone=known.backbone, devices=(), reason=reason, now_ms=0
+        store, core._artifacts, kind="head", digest=digest, backbone=known.backbone, devices=(), reason=reason, now_ms=0
     )
     plan = plans.of_document({"release": release.counter, "start": {"judges": 3}})
     store.rollouts.add(Rollout(id=3, plan=plan, kind="head", seed="", n_selected=0), [], Made("", 0))

@@ -402,10 +402,11 @@ def test_changes_go_on_from_a_merge_of_statistics_with_added_classes(
     assert first is not None
     fleet.core.forget("a", fleet.now)  # then only changes are left
     fleet.merge()
-    pushed = fleet.core.add_artifact(first.encode(), Path("/nonexistent"))
+    pushed = fleet.core.add_artifact(replace(first, included={}).encode(), Path("/nonexistent"))
     assert fleet.store is not None
     add_release(
         fleet.store,
+        fleet.core._artifacts,
         kind="head",
         digest=pushed["digest"],
         backbone=pushed["backbone"],

@@ -18,9 +18,14 @@ from edge.coordinator.store.store import Store
 COMMON: dict[str, Any] = {"digest": "x", "reason": "r", "now_ms": 1}
 
 
-def test_counters_are_above_all_that_the_database_or_a_device_has_seen(store: Store) -> None:
+@pytest.fixture
+def artifacts(tmp_path: Path) -> ArtifactStore:
+    return ArtifactStore(tmp_path / "artifacts")
+
+
+def test_counters_are_above_all_that_the_database_or_a_device_has_seen(store: Store, artifacts: ArtifactStore) -> None:
     def add() -> int:
-        return add_release(store, kind="head", backbone="b", devices=["*"], **COMMON).counter
+        return add_release(store, artifacts, kind="head", backbone="b", devices=["*"], **COMMON).counter
 
     assert [add(), add()] == [1, 2]
     device = KnownDevice(device=Device(id="d"), models=(Model(device="d", model="m", release=57),))
@@ -30,15 +35,15 @@ def test_counters_are_above_all_that_the_database_or_a_device_has_seen(store: St
     assert add() == 59, "a device cannot use the counters up"
 
 
-def test_the_newest_head_of_the_backbone_is_for_those_whom_it_names(store: Store) -> None:
+def test_the_newest_head_of_the_backbone_is_for_those_whom_it_names(store: Store, artifacts: ArtifactStore) -> None:
     for devices in (["*"], ["d"]):
-        add_release(store, kind="head", backbone="b", devices=devices, **COMMON)
+        add_release(store, artifacts, kind="head", backbone="b", devices=devices, **COMMON)
     models = [Model(device=name, model="m", backbone=b) for name, b in ("db", "eb", "eo")]
     found = [desired(store.releases.all(), model, {}, is_only=True) for model in models]
     assert [each and each.counter for each in found] == [2, 1, None]
 
 
-def test_a_release_is_for_the_model_that_it_names_or_that_it_fits(store: Store) -> None:
+def test_a_release_is_for_the_model_that_it_names_or_that_it_fits(store: Store, artifacts: ArtifactStore) -> None:
     models = {name: Model(device="d", model=name, backbone="b") for name in ("digits", "voice")}
 
     def counters(*, is_only: bool = False) -> list[int]:
@@ -46,7 +51,7 @@ def test_a_release_is_for_the_model_that_it_names_or_that_it_fits(store: Store) 
         return [0 if each is None else each.counter for each in found]
 
     def add(kind: str, model: str, backbone: str = "b") -> None:
-        add_release(store, kind=kind, backbone=backbone, model=model, devices=["*"], **COMMON)
+        add_release(store, artifacts, kind=kind, backbone=backbone, model=model, devices=["*"], **COMMON)
 
     add("bundle", "")
     assert counters() == [0, 0], "an older release, for devices with one model"
