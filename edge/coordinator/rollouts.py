@@ -21,7 +21,7 @@ from edge.coordinator.pacing import check_pace
 from edge.coordinator.records import UNDECIDED, Evaluation, Release, Transition
 from edge.coordinator.releases.artifacts import ArtifactStore
 from edge.coordinator.releases.bundles import Bundles
-from edge.coordinator.releases.forgotten import check_remembers, forgotten_in
+from edge.coordinator.releases.forgotten import check_release, forgotten_in
 from edge.coordinator.releases.way_back import WayBack
 from edge.coordinator.rollout import advance as steps
 from edge.coordinator.rollout.plan import Plan
@@ -91,7 +91,7 @@ class Rollouts:
         Raises:
             RolloutError: There is no such release.
         """
-        release = self._release(plan)
+        release = _released(self._store, self._artifacts, plan)
         return forecast(self._store, plan, release, self._artifacts.get(release.digest).size_bytes, self._line(), now)
 
     def start(self, plan: Plan, who: str, now: Now, *, supersede: bool = False, begin: bool = True) -> Rollout:
@@ -107,7 +107,7 @@ class Rollouts:
         Raises:
             RolloutError: No such release or devices, or another rollout is under way there; nothing changed.
         """
-        release = self._release(plan)
+        release = _released(self._store, self._artifacts, plan)
         with self._store.transaction():
             found = selected(self._store, plan, release, self._line(), now)
             if not found:
@@ -143,28 +143,6 @@ class Rollouts:
         self._events.note("", "rollout", f"{rollout.id}: release {release.counter} to {len(found)} devices", now)
         self._hurry()
         return rollout
-
-    def _release(self, plan: Plan) -> Release:
-        release = self._store.releases.get(plan.release)
-        if release is None:
-            raise RolloutError(f"there is no release {plan.release}; `edge-fleet release list` shows those that are")
-        self._artifacts.get(release.digest)
-        self._check_remembers(release)
-        if plan.use == "compete" and release.kind == "head":
-            head = HeadRelease.decode(self._artifacts.get(release.digest).path.read_bytes(), "the head")
-            if not head.competes:
-                raise RolloutError(
-                    f"release {release.counter} is a head that replaces; only a rival or a merge competes"
-                )
-        if plan.start.judges and release.kind != "head":
-            raise RolloutError(
-                f"start.judges: devices try heads before they go out, and release {release.counter} is a {release.kind}"
-            )
-        return release
-
-    def _check_remembers(self, release: Release) -> None:
-        if release.kind == "head":
-            check_remembers(self._store, self._artifacts, release.digest, f"release {release.counter}")
 
     def _in_the_way(self, release: Release, wanted: set[Key], *, supersede: bool, but: int = 0) -> list[Rollout]:
         """Rollouts of the same kind and devices that have not ended; refuses where one is under way and may go on."""
@@ -255,7 +233,7 @@ class Rollouts:
             rollout, targets = self._get(number, version), self._store.rollouts.targets(number)
             step = steps.order(rollout, targets, event, self._run_s, who=who, why=why)
             if event in _GIVES_AGAIN and (brought := self._store.releases.get(rollout.plan.release)) is not None:
-                self._check_remembers(brought)
+                check_release(self._store, self._artifacts, brought)
             if rollout.state is RolloutState.DRAFT and event in (RolloutEvent.START, RolloutEvent.RESUME):
                 if approvals_left(self._store, rollout) > 0:
                     raise RolloutError(
@@ -268,7 +246,7 @@ class Rollouts:
                     )
                 if why_not := overtaken(self._store, rollout, targets):
                     raise RolloutError(f"rollout {number} cannot begin any more: {why_not}")
-                release = self._release(rollout.plan)
+                release = _released(self._store, self._artifacts, rollout.plan)
                 older = self._in_the_way(release, {each.key for each in targets}, supersede=supersede, but=number)
                 self.make_way(older, release, who, now)
             self._keep(rollout, step, now)
@@ -535,6 +513,24 @@ class Rollouts:
             if not moved.subject:
                 text = f"{before.id}: {moved.before} -> {moved.now}{f', {moved.why}' if moved.why else ''}"
                 self._events.note("", "rollout", text, now)
+
+
+def _released(store: Store, artifacts: ArtifactStore, plan: Plan) -> Release:
+    """The release of a plan, which may be given, and as the plan says."""
+    release = store.releases.get(plan.release)
+    if release is None:
+        raise RolloutError(f"there is no release {plan.release}; `edge-fleet release list` shows those that are")
+    artifacts.get(release.digest)
+    check_release(store, artifacts, release)
+    if plan.use == "compete" and release.kind == "head":
+        head = HeadRelease.decode(artifacts.get(release.digest).path.read_bytes(), "the head")
+        if not head.competes:
+            raise RolloutError(f"release {release.counter} is a head that replaces; only a rival or a merge competes")
+    if plan.start.judges and release.kind != "head":
+        raise RolloutError(
+            f"start.judges: devices try heads before they go out, and release {release.counter} is a {release.kind}"
+        )
+    return release
 
 
 def _approvers(store: Store, number: int) -> list[str]:

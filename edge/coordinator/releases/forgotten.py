@@ -8,6 +8,7 @@ numbers somebody copied into a file of their own, tells nothing of whose learnin
 from __future__ import annotations
 
 from edge.contract.errors import EdgeError, RolloutError
+from edge.coordinator.records import Release
 from edge.coordinator.releases.artifacts import ArtifactStore
 from edge.coordinator.store.store import Store
 from edge.learning.exchange import HeadRelease
@@ -47,3 +48,9 @@ def check_remembers(store: Store, artifacts: ArtifactStore, digest: str, what: s
             f"{what} has in it what {named} learned, which was forgotten since: nobody is given it again; "
             f"{cure or 'the next merge is without it (`edge-fleet merge`)'}"
         )
+
+
+def check_release(store: Store, artifacts: ArtifactStore, release: Release) -> None:
+    """Raise RolloutError where a release is a head that has something in that was forgotten."""
+    if release.kind == "head":
+        check_remembers(store, artifacts, release.digest, f"release {release.counter}")
