@@ -12,8 +12,8 @@ import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
+from edge.channel import confusion, topics
 from edge.channel import messages as m
-from edge.channel import topics
 from edge.contract import documents, strictjson
 from edge.contract.digest import sha256
 from edge.contract.errors import ChannelError
@@ -183,6 +183,11 @@ def _decode_telemetry(values: dict[str, Any]) -> m.Telemetry:
                     "Telemetry.experts: expected by name [weight, accuracy, labels], "
                     f"got {repr(value)[:80]}; update the sender"
                 )
+        elif key == confusion.KEY:
+            try:
+                confusion.read(value if isinstance(value, str) else repr(value))
+            except (ValueError, RecursionError) as exc:
+                raise ChannelError(f"Telemetry.confusion: expected a text of counts, got {exc}") from exc
         elif type(value) not in (int, float, str):
             raise ChannelError(f"Telemetry.{key[:80]}: expected a number or a string, got {type(value).__name__}")
     return m.Telemetry(values=values)

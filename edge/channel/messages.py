@@ -356,7 +356,8 @@ class Telemetry(Message):
 
     Attributes:
         values: Numbers and texts, and under `EXPERTS` the one thing that is not flat: by the name of an expert its
-            weight in the answer, how often it agreed with late labels, and with how many.
+            weight in the answer, how often it agreed with late labels, and with how many. The text under
+            `edge.channel.confusion.KEY` is one of counts.
     """
 
     values: Mapping[str, Any]

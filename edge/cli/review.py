@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from edge.agent.client import AgentClient
 
 COLUMNS = ("id", "label", "answered", "confidence", "time", "file")
+MAX_SHOWN = 200  # that an agent gives
 _MOST_WIDE = 48  # of a picture on the terminal, in characters
 _SHADES = " .:-=+*#%@"
 
@@ -33,6 +34,7 @@ _SHADES = " .:-=+*#%@"
 @click.option(
     "--kept/--recent", default=None, help="Those on disk, or the last ones.  [default: kept, if there are any]"
 )
+@click.option("--wrong", is_flag=True, help="Of the last ones, those whose label says otherwise than the answer.")
 @click.option("--pictures/--no-pictures", default=True, help="Draw pictures and sounds on the terminal.")
 @click.option("--ask", is_flag=True, help="Ask for the label of each; empty passes one over, q ends.")
 @click.option(
@@ -42,6 +44,7 @@ _SHADES = " .:-=+*#%@"
 def review(
     count: int,
     kept: bool | None,
+    wrong: bool,
     pictures: bool,
     ask: bool,
     folder: Path | None,
@@ -55,10 +58,15 @@ def review(
 
     It remembers the last ones only with --http or --keep-hard of `edge-agent run`, and keeps some only with the latter.
     """
+    if wrong and kept:
+        raise ConfigError("--wrong is about the last ones: what is kept has no label yet; leave --kept out")
     with agent_of(state_dir, socket_path, timeout, model) as agent:
         classes = of_one(agent.status()).get("classes", [])
-        found = agent.request({"op": "review", "count": count}, "recent", "kept")
-        samples = found["kept"] if (kept if kept is not None else found["kept"]) else found["recent"]
+        found = agent.request({"op": "review", "count": MAX_SHOWN if wrong else count}, "recent", "kept")
+        if wrong:
+            samples = [each for each in found["recent"] if _is_wrong(each, classes)][:count]
+        else:
+            samples = found["kept"] if (kept if kept is not None else found["kept"]) else found["recent"]
         if folder is not None:
             written = _export(agent, samples, folder)
             say(f"wrote {written} samples to {folder}; fill in `label` of labels.csv, then edge-agent label --file")
@@ -67,7 +75,11 @@ def review(
             for sample in samples:
                 print_json(sample)
             return
-        if not samples:
+        if not samples and wrong:
+            n = sum(each["label"] is not None for each in found["recent"])
+            say(f"none of the last {len(found['recent'])} answers that are remembered has a label that says otherwise; "
+                f"{n} have a label")  # fmt: skip
+        elif not samples:
             say("there are none; `edge-agent run --keep-hard 50` keeps samples whose label would help")
         for sample in samples:
             say(_line(sample))
@@ -76,6 +88,15 @@ def review(
                     say(f"    {row}")
             if ask and not _asked(agent, sample["id"], classes):
                 return
+
+
+def _is_wrong(sample: Mapping[str, Any], classes: list[str]) -> bool:
+    """Whether the label of a sample is another class than was answered, or than was nearest."""
+    answer, label = sample["answer"].get("nearest", sample["answer"]), sample["label"]
+    if label is None or "class" not in answer:
+        return False
+    number = classes.index(label) if label in classes else label
+    return bool(number != answer["class"])
 
 
 def _line(sample: Mapping[str, Any]) -> str:

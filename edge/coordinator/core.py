@@ -301,6 +301,7 @@ class CoordinatorCore:
             found |= {"checkpoints": self.checkpoints.forget(device)}
             self.questions.forget(device)
             self._store.evaluations.forget(device)
+            self._store.confusions.forget(device)
         self.receipts.complete(now)
         return found
 

@@ -106,6 +106,23 @@ class Model(Record):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Confusion(Record):
+    """What a model of a device answered to its recent labels, as it said last.
+
+    Attributes:
+        device: Whose it is.
+        model: Its name.
+        said_ms: When that was, or would have been, had there been a line; milliseconds since 1970.
+        counts: As `edge.channel.confusion` has them.
+    """
+
+    device: str
+    model: str
+    said_ms: int
+    counts: Mapping[str, Mapping[str, int]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class KnownDevice:
     """A device with its models, in the order that it has them."""
 

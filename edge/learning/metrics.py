@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ class RunningMetrics:
     def __init__(self, window: int = 256) -> None:
         self._right: deque[float] = deque(maxlen=window)
         self._losses: deque[float] = deque(maxlen=window)
+        self._answered: deque[tuple[int, int]] = deque(maxlen=window)  # label and answer, of classes
         self._latencies_ms: deque[float] = deque(maxlen=window)
         self.inferences = 0
         self.labels = 0
@@ -47,11 +49,26 @@ class RunningMetrics:
         if not task.is_regression:
             self._right.extend(task.right(answers, targets).tolist())
         self._losses.extend(task.losses(answers, targets).tolist())
+        if task.is_classifier:
+            self._answered.extend(zip(targets.tolist(), answers.argmax(axis=1).tolist(), strict=True))
 
     def forget_judgements(self) -> None:
-        """Start accuracy and loss anew, as after a change of the head."""
+        """Start accuracy, loss and confusion anew, as after a change of the head."""
         self._right.clear()
         self._losses.clear()
+        self._answered.clear()
+
+    def confusion(self, names: Sequence[str] = ()) -> dict[str, dict[str, int]]:
+        """Of recent labels, by class what was answered, and how often; empty where nothing is a class.
+
+        Args:
+            names: Of the classes, in their order; one without a name goes by its number.
+        """
+        found: dict[str, dict[str, int]] = {}
+        for (label, said), count in sorted(Counter(self._answered).items()):
+            label_name, said_name = (names[c] if c < len(names) else str(c) for c in (label, said))
+            found.setdefault(label_name, {})[said_name] = count
+        return found
 
     @property
     def accuracy(self) -> float | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -159,9 +159,11 @@ class Fleet:
             self.now = Now(self.now.s + step_s, self.now.wall_ms + int(step_s * 1000))
             self.deliver()
 
-    def push(self, **options: Any) -> int:
+    def push(self, devices: Sequence[str] = (), **options: Any) -> int:
         kept = self.core.add_artifact(self.head, Path("/nonexistent"))
-        _, rollout = self.core.roll_out(kept["digest"], kept["kind"], kept["backbone"], [], "test", self.now, **options)
+        _, rollout = self.core.roll_out(
+            kept["digest"], kept["kind"], kept["backbone"], [*devices], "test", self.now, **options
+        )
         return rollout.id
 
     def start_plan(self, supersede: bool = False, **plan: Any) -> int:

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
+from edge.channel import confusion
 from edge.channel.messages import Birth, Conn, Event, Pairs, Served, State
 from edge.contract.bundle import Bundle
 from edge.contract.clock import Now
 from edge.coordinator.machine.backup import DATABASE
 from edge.coordinator.records import TelemetryEntry
+from edge.coordinator.selection import for_devices
 from edge.learning.exchange import HeadUpdate
 from edge.learning.statistics import HeadStatistics
 from tests.edge.coordinator.test_rollouts import gains
@@ -50,7 +52,7 @@ def fill(folder: Path, bundle: Path, n: int) -> list[str]:
             fleet.devices[name].say("up/birth", introduced)
             fleet.core.tag(name, {"site": SITES[i % len(SITES)], "line": str(i % 3)}, fleet.now)
     _learn(fleet, Bundle.open(bundle), names[:6])
-    _roll_out(fleet, names)
+    _roll_out(fleet, introduced)
     _measure(fleet, names)
     fleet.close()
     (folder / "db.sqlite").rename(folder / DATABASE)
@@ -85,8 +87,8 @@ def _learn(fleet: ShownFleet, bundle: Bundle, names: list[str]) -> None:
         device.say("up/state", message)
 
 
-def _roll_out(fleet: ShownFleet, names: list[str]) -> None:
-    """One rollout that is through, and one that is held: nothing can tell whether it is good."""
+def _roll_out(fleet: ShownFleet, introduced: Birth) -> None:
+    """A rollout that is through, one that is held for nothing can tell whether it is good, one that devices judge."""
     fleet.push(name="autumn")
     fleet.pass_time(1800, 600)
     fleet.pass_time(1800, 600)
@@ -101,9 +103,13 @@ def _roll_out(fleet: ShownFleet, names: list[str]) -> None:
 
     for device in fleet.devices.values():
         device.behaviour = unsure
-    fleet.push(name="winter")
+    names = list(fleet.devices)
+    fleet.push(names[3:], name="winter")
     fleet.pass_time(1800, 900)
     fleet.pass_time(1800, 900)
+    for name in names[:3]:
+        fleet.devices[name].say("up/birth", replace(introduced, evaluates=True, n_labels=60))
+    fleet.start_plan(select=for_devices(names[:3]), waves=["100 %"], start={"judges": 3})
 
 
 def _measure(fleet: ShownFleet, names: list[str]) -> None:
@@ -131,6 +137,7 @@ def _measure(fleet: ShownFleet, names: list[str]) -> None:
                 TelemetryEntry(device=name, boot=1, seq=j + 1, received_ms=at, values=values, state_id="a" * 16)
             )
         if i < 3:
+            entries[-1].values["confusion"] = confusion.told(_answers(i))  # type: ignore[index]
             fleet.core.registry.telemetry(name, {**entries[-1].values, "seq": 900}, fleet.now)
     fleet.store.telemetry.add(entries)
     fleet.core.registry.keep_telemetry(fleet.now)
@@ -147,6 +154,14 @@ def _measure(fleet: ShownFleet, names: list[str]) -> None:
     ):
         event = Event(ts_ms=now_ms, name=kind, detail=detail, model="digits", boot=1, seq=1, state_id="a" * 16)
         fleet.core.registry.event(name, event, replace(fleet.now, wall_ms=now_ms - 1_500_000))
+
+
+def _answers(i: int) -> dict[str, dict[str, int]]:
+    """What a device answered to digits: most right, 8 taken for 3 now and then, few labels of 9."""
+    found = {str(c): {str(c): 18 + (c + i) % 7} for c in range(9)}
+    found["8"]["3"] = 4 + i
+    found["4"]["9"] = 2
+    return found | {"9": {"9": 2, "4": 1}}
 
 
 def birth(backbone: str, bundle: str) -> Birth:

@@ -5,6 +5,7 @@ An agent asks any model for these (`edge.agent.model.served_model`); here they a
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from edge.agent.model.rejection import Rejection
 from edge.agent.model.served_model import ServedModel
 from edge.agent.model.serving import Serving
 from edge.agent.model.streams import Streams
+from edge.channel import confusion
 from edge.channel.messages import EXPERTS
 from edge.contract.bundle import Bundle
 from edge.contract.digest import sha256
@@ -24,6 +26,9 @@ from edge.learning.exchange import HeadRelease
 from edge.learning.learned import Learned, Trial
 from edge.learning.learning import Learning
 from edge.learning.task import Task
+
+# What was answered to each class is said when that has changed, and again after so long: telemetry may be lost.
+CONFUSION_S = 3600.0
 
 
 class Standing(ServedModel):
@@ -58,6 +63,7 @@ class Standing(ServedModel):
         self.learning, self.state, self.rejection = learning, state, rejection
         self.warnings = state.warnings
         self.metrics.inferences = state.inferences
+        self._confusion, self._confusion_s = "", math.inf  # as it was said last, and when to say it again
 
     @property
     def learned(self) -> Learned:
@@ -144,9 +150,18 @@ class Standing(ServedModel):
             "waiting": self.waiting,
             **({"refused": self.state.refused} if self.state.refused else {}),
             EXPERTS: expert_weights(self),
+            **self._new_confusion(now_s),
             **({"unknown": self.rejection.rejected} if self.rejection.share else {}),
             **({"streams": len(self.streams)} if self.manifest.states else {}),
         }
+
+    def _new_confusion(self, now_s: float) -> dict[str, str]:
+        """What was answered to recent labels of each class, where that is not what was said last."""
+        text = confusion.told(self.metrics.confusion(self.class_names))
+        if text == self._confusion and now_s < self._confusion_s:
+            return {}
+        self._confusion, self._confusion_s = text, now_s + CONFUSION_S
+        return {confusion.KEY: text}
 
     def live_head(self) -> HeadRelease:
         """One head, for people who want one: what `export_head` writes.

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from edge.channel import confusion
 from edge.channel.messages import EXPERTS, Birth, Conn, Event, History, Served, State
 from edge.contract.clock import Now
 from edge.contract.errors import ResourceError, RolloutError
@@ -20,7 +21,16 @@ from edge.contract.names import is_model_name
 from edge.coordinator.devices.clones import Life, Lives, Seen
 from edge.coordinator.events import Events
 from edge.coordinator.machine.room import Level, Room
-from edge.coordinator.records import APPROVED, DECOMMISSIONED, Device, KnownDevice, LoggedEvent, Model, TelemetryEntry
+from edge.coordinator.records import (
+    APPROVED,
+    DECOMMISSIONED,
+    Confusion,
+    Device,
+    KnownDevice,
+    LoggedEvent,
+    Model,
+    TelemetryEntry,
+)
 from edge.coordinator.store.database import DatabaseError
 from edge.coordinator.store.store import Store
 from edge.merging.policy import TAG
@@ -264,6 +274,7 @@ class Registry:
                 is_reborn = seen is Seen.ANEW or (message.online and message.boot < heard.device.boot)
                 known, is_new = after_conn(heard, message, is_reborn=is_reborn and message.state_id != "")
             self._store.devices.keep(known, before)
+            self._forget_confusions(heard, known, is_new)
         if known.device.online != heard.device.online:
             log.info("%s %s", device, "joined" if known.device.online else "left")
         return self._told_anew(heard.device, message, is_new, seen, now)
@@ -274,6 +285,7 @@ class Registry:
             before, heard = self._heard(device, now.wall_ms, is_word=not is_kept)
             known, is_new = after_birth(heard, message, self._name_of, self._is_ours, is_kept=is_kept)
             self._store.devices.keep(known, before)
+            self._forget_confusions(heard, known, is_new)
         if (kept := len(known.device.hardware)) < (n := len(message.hardware)):
             detail = f"{n} facts about itself: {kept} are kept, plain and short ones, the first by name"
             self._events.fault(device, "too-much-said", detail, now)
@@ -311,7 +323,10 @@ class Registry:
                 return  # it need not say it again
             for event in message.events:
                 self._store.events.add(_logged(device, event, min(event.ts_ms, now.wall_ms)))
-            self._store.telemetry.add([_entry(device, values, _made_ms(values, now)) for values in message.telemetry])
+            entries = [_entry(device, values, _made_ms(values, now)) for values in message.telemetry]
+            self._store.telemetry.add(entries)
+            known = self._store.devices.known(device)
+            self._keep_confusions(entries, {} if known is None else {device: known})
 
     def telemetry(self, device: str, values: Mapping[str, Any], now: Now) -> None:
         """A device measured something; kept by the next `keep_telemetry`."""
@@ -366,6 +381,31 @@ class Registry:
             self._store.devices.hear_all({device: heard_ms[device] for device in before})
             self._store.devices.keep_all((each, before.get(device)) for device, each in known.items())
             self._store.telemetry.add(entries)
+            self._keep_confusions(entries, known)
+
+    def _keep_confusions(self, entries: Sequence[TelemetryEntry], known: Mapping[str, KnownDevice]) -> None:
+        """Keep what models answered to labels, of messages that say it."""
+        for each in entries:
+            text, name = each.values.get(confusion.KEY), each.values.get("model", "")
+            if isinstance(text, str) and isinstance(name, str) and each.device in known:
+                _, model = with_model(known[each.device], name)
+                if model is not None:
+                    counts = confusion.read(text)
+                    self._store.confusions.keep(
+                        Confusion(device=each.device, model=model.model, said_ms=each.received_ms, counts=counts)
+                    )
+
+    def _forget_confusions(self, before: KnownDevice, known: KnownDevice, is_new: bool) -> None:
+        """What another bundle, or another state folder, answered says nothing of this one."""
+        bundles, name = {model.model: model.bundle for model in known.models}, before.device.id
+        gone = [model.model for model in before.models if is_new or bundles.get(model.model) != model.bundle]
+        for model in gone:
+            self._store.confusions.forget(name, model)
+        if gone:  # nor what came before this, and is not kept yet
+            self._telemetry = [
+                (device, {**values, confusion.KEY: ""} if device == name and confusion.KEY in values else values, ms)
+                for device, values, ms in self._telemetry
+            ]
 
     def is_born(self, device: str) -> bool:
         """Whether a device has introduced itself."""

@@ -10,6 +10,7 @@ from edge.contract.clock import Now
 from edge.contract.errors import RolloutError
 from edge.coordinator.devices.standings import admitted
 from edge.coordinator.line import LineState
+from edge.coordinator.pages import confusion_view
 from edge.coordinator.pages.charts import Chart, Frame, Point, Series, chart
 from edge.coordinator.pages.learning_view import by_share
 from edge.coordinator.pages.texts import text
@@ -75,6 +76,7 @@ def device(
         bundles = {each.identity: each for each in store.releases.bundles() if each.identity}
         stands = admitted(store, name, known.device.admission)
         tags = store.devices.tags(name).get(name, {})
+        said = confusion_view.of_device(store.confusions.all(name))
     wanted = {each["model"]: each for each in standing}
     frame = (_since(points, since_ms, now.wall_ms), now.wall_ms)
     models = [
@@ -87,6 +89,7 @@ def device(
             "charts": _charts(_OF_A_MODEL, points, model.model, frame, _marks(events, model.model)),
             "experts": _experts(messages, model, frame, _marks(events, model.model)),
             "standing": by_share(model),
+            "confusion": said.get(model.model),
             "newest": _newest(messages, model.model),
         }
         for model in known.models

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edge.contract.errors import EdgeError, RolloutError
+from edge.coordinator.pages import confusion_view
 from edge.coordinator.records import AlikeSample, Contribution, LoggedEvent, Model, Release
 from edge.coordinator.releases.artifacts import Artifact
 from edge.coordinator.releases.releases import Releases
@@ -20,7 +21,7 @@ from edge.learning.exchange import HeadRelease, Outside
 from edge.learning.trial import COMPETES
 
 _MOST_MERGES, _MOST_QUESTIONS = 5, 10
-_MOST_ROWS = 500
+_MOST_ROWS, _MOST_VERDICTS = 500, 25
 # Events by which devices say what became of a release.
 _SAID = ("probation", "active", "rolled-back", "refused", "failed", "held")
 
@@ -55,22 +56,37 @@ def learning(store: Store, of: Releases) -> dict[str, Any]:
         rollouts = {each.plan.release: each.id for each in store.rollouts.all() if each.plan.release in newest}
         evaluations = {counter: store.evaluations.get(number) for counter, number in rollouts.items()}
         asked = store.questions.newest(_MOST_QUESTIONS)
+        against = confusion_view.of_fleet(store, models)
         faults = [*store.events.newest(10, name="merge-failed"), *store.events.newest(10, name="screening-undecided")]
+    shown = [
+        _merge(each, of, contributions, models, said) | {"evaluation": evaluations.get(each.counter)}
+        for each in merges[:_MOST_MERGES]
+    ]
+    told_ms = {
+        device: _told_ms(store, device)
+        for device in sorted({v["device"] for m in shown for v in m["verdicts"][:_MOST_VERDICTS] if v["heads"]})
+    }
     rows = [(each, *standing(each, left_out)) for each in contributions]
     return {
+        **against,
+        "told_ms": told_ms,
+        "most_verdicts": _MOST_VERDICTS,
         "rows": sorted(rows, key=lambda row: row[0].received_ms, reverse=True)[:_MOST_ROWS],
         "n_contributions": len(contributions),
         "n_devices": len({each.device for each in contributions}),
         "n_samples": sum(each.n_samples for each in contributions),
-        "merges": [
-            _merge(each, of, contributions, models, said) | {"evaluation": evaluations.get(each.counter)}
-            for each in merges[:_MOST_MERGES]
-        ],
+        "merges": shown,
         "n_merges": len(merges),
         "queue": queue,
         "questions": [(each, _given(store.questions.samples(each.number))) for each in asked],
         "faults": sorted([*faults, *waits], key=lambda each: (each.at_ms, each.id), reverse=True)[:20],
     }
+
+
+def _told_ms(store: Store, device: str) -> int:
+    """When a device said last how its models are."""
+    known = store.devices.get(device)
+    return 0 if known is None else store.telemetry.heard_ms(device, known.state_id)
 
 
 def _given(alike: Sequence[AlikeSample]) -> tuple[int, int]:

@@ -79,6 +79,7 @@ _ENVIRONMENT.filters.update(
 
 # Macros of all pages; a fragment is made without the head of its template, which would import them.
 _ENVIRONMENT.globals["parts"] = _ENVIRONMENT.get_template("parts.html").module
+_ENVIRONMENT.globals["confusion"] = _ENVIRONMENT.get_template("confusion.html").module
 _ENVIRONMENT.globals["fate"] = _ENVIRONMENT.get_template("fate.html").module
 
 

@@ -19,6 +19,7 @@ from edge.coordinator.turns import PAUSED
 _MOST_TARGETS = 200
 _ORDERS = (Asked.PAUSE, Asked.RESUME, Asked.RETRY, Asked.ABORT, Asked.REVERT)
 _UNJUDGED = "unjudged"
+_TAKES_BACK = (TargetState.PROBATION, TargetState.ACTIVE)
 _WAITS = frozenset({TargetState.WAITING, TargetState.ABSENT})
 # Parts of the bar of a wave, in their order.
 _PARTS = ("active", _UNJUDGED, "working", "waiting", "failed", "out")
@@ -47,7 +48,7 @@ def rollout(store: Store, number: int) -> dict[str, Any]:
         "targets": targets[:_MOST_TARGETS],
         "n_targets": len(targets),
         "waits": waits,
-        "orders": [str(each) for each in _ORDERS if can(state, each) and (each is not Asked.RESUME or _resumes(found))],
+        "orders": [str(each) for each in _ORDERS if can(state, each) and _helps(found, each)],
         "plan": _plan(found["plan"]),
     }
 
@@ -60,10 +61,16 @@ def can(state: RolloutState, asked: Asked) -> bool:
         return False
 
 
-def _resumes(found: dict[str, Any]) -> bool:
-    """Whether a person may let it go on: a draft only without the judges that it waits for."""
-    is_draft = found["state"] == RolloutState.DRAFT
-    return not is_draft or (found["evaluation"] is not None and found["evaluation"]["state"] in UNDECIDED)
+def _helps(found: dict[str, Any], asked: Asked) -> bool:
+    """Whether it would do something.
+
+    A draft goes on only without the judges that it waits for; after the end only what a device has is taken back.
+    """
+    if asked is Asked.RESUME and found["state"] == RolloutState.DRAFT:
+        return found["evaluation"] is not None and found["evaluation"]["state"] in UNDECIDED
+    if asked is Asked.REVERT and found["state"] in (*ENDED, RolloutState.COMPLETED):
+        return any(each["state"] in _TAKES_BACK for each in found["targets"])
+    return True
 
 
 def _rank(state: str) -> int:

@@ -10,7 +10,7 @@ _TEXTS: dict[str, str | tuple[str, str]] = {
     # Everywhere
     "ago": "{} ago",
     "skip": "To the content",
-    "footer": "as of",
+    "as-of": "as of",
     "words": "What the words mean",
     "never": "never",
     "none": "none",
@@ -293,6 +293,47 @@ _TEXTS: dict[str, str | tuple[str, str]] = {
     "key.temp_c": "hottest zone",
     "key.cpu_pct": "used",
     "key.disk_free_mb": "free",
+    # Answers against labels
+    "confusion.title": "Answers against labels",
+    "confusion.by-class": "Accuracy by class",
+    "confusion.class": "Class",
+    "confusion.right": "Right",
+    "confusion.taken-for": "Taken for",
+    "confusion.few": "n={n}, {right} right",
+    "confusion.others": "others",
+    "confusion.untold": (
+        "{n} more label, of classes for which the message had no room.",
+        "{n} more labels, of classes for which the message had no room.",
+    ),
+    "confusion.read": "A row is the label, a column what was answered before it came.",
+    "confusion.wide": "The whole table is on wider screens.",
+    "confusion.evidence": "Each answer was given before its label came, so the label could contradict it. Of each "
+    "device the last 256 labels are counted, since its agent started and since another head took the place of all. "
+    "Fewer than 10 labels of a class make no share: n=3 is three labels.",
+    "confusion.not-told": "Not told: no label came since the agent started or another head took the place of all, the "
+    "model does not tell classes apart, or the agent is an older one.",
+    "confusion.overall": "{right} of {n} right",
+    "confusion.none": "No device has told what it answered to labels: none came, or the agents are older ones.",
+    "confusion.of-devices": ("{n} model has told.", "{n} models have told."),
+    "confusion.silent": (
+        "{n} has not: no label came since its agent started, it does not tell classes apart, or that is an older one.",
+        "{n} have not: no label came since their agents started, they do not tell classes apart, or those are older "
+        "ones.",
+    ),
+    "confusion.groups": "{n} of {of} backbones are shown.",
+    "confusion.by-device": "Devices, those with most wrong answers first",
+    "confusion.mixes": "Mixes up most",
+    "confusion.said": "Told",
+    "confusion.mixed": "{label} with {said}",
+    "disagree.title": "Samples that disagree most with their labels",
+    "disagree.label": "Label",
+    "disagree.answer": "Answered",
+    "disagree.how-often": "How often",
+    "disagree.of": "{n} of {of}",
+    "disagree.look": "Samples do not leave their devices. There `edge-agent review --wrong` shows those among its last "
+    "64 answers, where the agent runs with `--http` or `--keep-hard`.",
+    "disagree.none": "None: no answer that was told disagrees with its label.",
+    "disagree.shared": "Shared samples that a person called otherwise",
     # Rollouts
     "rollouts.title": "Rollouts",
     "rollouts.none": "None yet. `edge-fleet push FILE` starts one; a merge goes out without.",
@@ -312,6 +353,11 @@ _TEXTS: dict[str, str | tuple[str, str]] = {
         "{n} more waits for its wave, or was not heard for a day.",
         "{n} more wait for their wave, or were not heard for a day.",
     ),
+    "rollout.all-wait": (
+        "{n} waits for its wave, or was not heard for a day.",
+        "All {n} wait for their wave, or were not heard for a day.",
+    ),
+    "rollout.made": "made by {who}",
     "rollout.first": "The first {n} of {of}.",
     "rollout.evidence": "Gain: share of labelled pairs on which only the new one was right, less that on which only "
     "the old one was, as each device counted it. A dash: nothing to judge by. Active and not judged is not passed.",
@@ -410,8 +456,9 @@ _TEXTS: dict[str, str | tuple[str, str]] = {
     "alert.or": " or ",
     "alert.lasting": " for {lasting}",
     "alert.absence": "a device that was not heard for {after}",
-    "alert.rollout-held": "a rollout that is held, or that a gate paused",
-    "alert.merge-refused": "a merge that failed, a contribution that was refused or left out; ends after {after}",
+    "alert.rollout-held": "a rollout that is held, that a gate paused, or whose head too few devices judged",
+    "alert.merge-refused": "a merge that failed, a contribution that was refused or left out; ends after {after} "
+    "without",
     "alert.drift": "drift on a device; ends after {after} without",
     "alert.data-cap": "a device that has used up its data cap; ends after {after} without",
     "state.asking": "asking devices",

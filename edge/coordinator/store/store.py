@@ -12,6 +12,7 @@ from pathlib import Path
 from edge.coordinator.store.access import AccessLog
 from edge.coordinator.store.alerts import AlertLog
 from edge.coordinator.store.checkpoints import CheckpointLog
+from edge.coordinator.store.confusions import Confusions
 from edge.coordinator.store.contributions import Contributions
 from edge.coordinator.store.database import Database
 from edge.coordinator.store.devices import Devices
@@ -36,6 +37,7 @@ class Store:
     Attributes:
         devices: Devices, their models and tags.
         telemetry: What devices measured.
+        confusions: What models answered to labels.
         contributions: What devices learned, and what merges must remember.
         releases: What was pushed, and the bundles behind it.
         events: What happened.
@@ -57,6 +59,7 @@ class Store:
         self._database = Database.existing(where, or_new=True) if is_shared else Database(where)
         self.devices = Devices(self._database)
         self.telemetry = TelemetryLog(self._database)
+        self.confusions = Confusions(self._database)
         self.contributions = Contributions(self._database)
         self.releases = ReleaseLog(self._database)
         self.events = EventLog(self._database)

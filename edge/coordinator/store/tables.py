@@ -143,6 +143,16 @@ class ModelRow(Row):
     experts: Mapped[dict[str, list[float]]]
 
 
+class ConfusionRow(Row):
+    """`Confusion`."""
+
+    __tablename__ = "confusion"
+    device: Mapped[str] = mapped_column(primary_key=True)
+    model: Mapped[str] = mapped_column(primary_key=True)
+    said_ms: Mapped[int]
+    counts: Mapped[dict[str, Any]]
+
+
 class TagRow(Row):
     """What an operator calls a device: ``model=A``."""
 

@@ -126,6 +126,13 @@ class TelemetryLog:
         with self._database.transaction() as session:
             return [row.to(TelemetryEntry) for row in session.scalars(query)][::-1]
 
+    def heard_ms(self, device: str, state_id: str) -> int:
+        """When the newest message of a device with this state folder came; 0 for none."""
+        query = select(TelemetryRow.received_ms).filter_by(device=device, state_id=state_id)
+        query = query.order_by(TelemetryRow.boot.desc(), TelemetryRow.seq.desc()).limit(1)
+        with self._database.transaction() as session:
+            return session.scalar(query) or 0
+
     def keys(self, device: str) -> list[str]:
         """What a device measured lately."""
         query = select(TelemetryRow).where(TelemetryRow.device == device).order_by(TelemetryRow.id.desc()).limit(20)

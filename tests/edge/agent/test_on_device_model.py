@@ -21,6 +21,8 @@ import pytest
 
 from edge.agent import OnDeviceModel
 from edge.agent.model import candidates, on_device_model, releases
+from edge.agent.model.standing import CONFUSION_S
+from edge.channel import confusion
 from edge.contract.errors import BundleError, ConfigError, LearningError, ResourceError
 from edge.inference.trainers import Opened, open_trainer
 from edge.learning.events import Contributed, HeadOffered
@@ -1043,3 +1045,26 @@ def test_a_full_disk_at_the_end_loses_only_what_the_journal_did_not_take(
     model = OnDeviceModel.open(digits_bundle, tmp_path)
     assert model.n_samples == 7
     model.close()
+
+
+def test_telemetry_says_what_was_answered_before_the_label_when_that_is_news(digits_bundle: Path) -> None:
+    x, y = turned_labels(60)
+    model = OnDeviceModel.open(digits_bundle)
+    names = model.class_names
+    assert confusion.KEY not in model.telemetry(0.0)
+    wanted: dict[str, dict[str, int]] = {}
+    for i in range(60):
+        said = names[int(model.predict_sample(f"s{i}", x[i], 0.0).argmax())]
+        row = wanted.setdefault(names[y[i]], {})
+        row[said] = row.get(said, 0) + 1
+    for i in range(60):  # what is learned meanwhile does not change what was answered
+        assert model.join_label(f"s{i}", int(y[i]), 0.0, later=i % 2 == 0)
+    while model.learn_next():
+        pass
+    found = confusion.read(model.telemetry(1.0)[confusion.KEY])
+    assert found == wanted
+    assert any(label != said for label, row in found.items() for said in row), "turned digits are taken for others"
+    assert confusion.KEY not in model.telemetry(2.0), "nothing new"
+    assert confusion.KEY in model.telemetry(1.0 + CONFUSION_S), "telemetry may be lost"
+    model.reset()
+    assert model.telemetry(CONFUSION_S + 2.0)[confusion.KEY] == "", "that was another head"

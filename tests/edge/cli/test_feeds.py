@@ -74,6 +74,10 @@ def test_pictures_on_a_topic_are_answered_on_a_topic_and_hard_ones_are_reviewed_
         assert written[-1]["id"] == "a.npy"
         recent = [json.loads(line) for line in ask("review", "--recent", "--json").output.splitlines()]
         assert (recent[0]["id"], recent[-1]["label"]) == ("a.npy", str(y[0]))
+        assert ask("label", "a.npy", (recent[0]["answer"]["class"] + 1) % 10).exit_code == 0
+        wrong = [json.loads(line) for line in ask("review", "--wrong", "--json").output.splitlines()]
+        assert wrong[0]["id"] == "a.npy"
+        assert all(str(each["label"]) != str(each["answer"]["class"]) for each in wrong)
         kept: list[dict] = []
         end = time.monotonic() + 30
         for i in range(1000):  # which ones it asks for is its own affair
@@ -100,7 +104,7 @@ def test_pictures_on_a_topic_are_answered_on_a_topic_and_hard_ones_are_reviewed_
         assert isinstance(done.exception, LearningError)
         assert f"{kept[0]['id']}: 3 was learned" in done.output
         assert "nobody: the label was not taken" in str(done.exception)
-        assert json.loads(ask("status", "--json").output)["samples"] == 2
+        assert json.loads(ask("status", "--json").output)["samples"] == 3
         left = ask("review", "--kept", "--ask", text="zebra\n\n" * len(kept))
         assert kept[0]["id"] not in left.output
         assert left.exit_code == 0

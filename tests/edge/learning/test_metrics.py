@@ -68,3 +68,16 @@ def test_rates_are_of_the_time_between_two_reports() -> None:
     assert metrics.report(120.0)["infer_per_s"] == 0.0
     assert "infer_per_s" not in metrics.report(120.0)
     assert metrics.report(130.0)["lat_p50_ms"] == 2.0
+
+
+def test_what_was_answered_to_each_class_is_counted_as_accuracy_is() -> None:
+    metrics = RunningMetrics(window=4)
+    task = Task(TrainingRecipe(), 3)
+    for label, said in ((0, 2), (0, 0), (1, 0), (2, 2), (1, 0)):
+        metrics.judged(task, np.eye(3)[[said]], np.array([label]))
+    assert metrics.confusion(("a", "b")) == {"a": {"a": 1}, "b": {"a": 2}, "2": {"2": 1}}
+    assert metrics.accuracy == 2 / 4
+    metrics.forget_judgements()
+    assert metrics.confusion() == {}
+    metrics.judged(Task(TrainingRecipe(loss=BINARY_CROSS_ENTROPY), 2), np.ones((1, 2)), np.ones((1, 2)))
+    assert metrics.confusion() == {}, "no one class was asked for"

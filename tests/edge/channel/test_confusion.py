@@ -1,0 +1,48 @@
+"""What a model answered to each class, as a text that fits into telemetry: bounded, and no count is lost."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge.channel import confusion, topics
+from edge.channel.codec import decode
+from edge.contract.errors import ChannelError
+
+NAMES = st.text(min_size=1, max_size=200)
+COUNTS = st.dictionaries(NAMES, st.dictionaries(NAMES, st.integers(1, 256), min_size=1, max_size=40), max_size=40)
+
+
+@given(COUNTS)
+def test_it_fits_and_no_label_is_lost(counts: dict[str, dict[str, int]]) -> None:
+    text = confusion.told(counts)
+    assert len(text.encode()) <= confusion.MAX_BYTES
+    found = confusion.read(text)
+    assert sum(map(confusion.total, found.values())) == sum(map(confusion.total, counts.values()))
+    decode(topics.UP_TELE, json.dumps({confusion.KEY: text}).encode())
+
+
+def test_what_is_told_of_a_class_stays_true_when_there_is_no_room_for_all() -> None:
+    names = [f"class number {i}" for i in range(60)]
+    counts = {name: {name: 50 - i, names[i - 1]: 3, names[i - 2]: 1} for i, name in enumerate(names[:45])}
+    found = confusion.read(confusion.told(counts))
+    classes = found.keys() - {confusion.OTHERS}
+    assert 0 < len(classes) <= confusion.MAX_CLASSES
+    for label in classes:  # its accuracy is what it was, and those with most labels are there
+        assert found[label][label] == counts[label][label]
+        assert confusion.total(found[label]) == confusion.total(counts[label])
+    assert {names[0], names[1]} <= classes
+    assert confusion.OTHERS in found
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[]", "x", '{"a": 1}', '{"a": {"a": 0}}', '{"a": {"a": true}}', '{"a": {"a": 1.5}}', '{"a": {"a": 1}, "a": {}}',
+     json.dumps({str(i): {"a": 1} for i in range(34)}), json.dumps({"a" * 129: {"a": 1}}), "{" * 5000, 3],
+)  # fmt: skip
+def test_what_is_no_such_text_is_refused_by_name(text: object) -> None:
+    with pytest.raises(ChannelError, match=r"Telemetry\.confusion"):
+        decode(topics.UP_TELE, json.dumps({confusion.KEY: text}).encode())
