@@ -376,10 +376,11 @@ def token(name: str, role: str, days: float, data_dir: Path, database: str, as_j
 
 @coordinator.command()
 @click.argument("file", type=click.Path(path_type=Path))
+@click.option("--force", is_flag=True, help="Write over a file that is there.")
 @_DATA_DIR
 @_DATABASE
 @_JSON
-def backup(file: Path, data_dir: Path, database: str, as_json: bool) -> None:
+def backup(file: Path, force: bool, data_dir: Path, database: str, as_json: bool) -> None:
     """Write the database and all artifacts into FILE, while the coordinator runs, and prove what was written.
 
     \b
@@ -392,7 +393,7 @@ def backup(file: Path, data_dir: Path, database: str, as_json: bool) -> None:
         from edge.coordinator.machine.backup import back_up
     except ImportError as exc:
         raise ConfigError(f"{exc.name} is not installed: pip install 'edgeloop[coordinator]'") from exc
-    done = back_up(data_dir, database, file)
+    done = back_up(data_dir, database, file, force=force)
     if as_json:
         click.echo(json.dumps(done, indent=1))
     else:

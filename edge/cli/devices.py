@@ -40,7 +40,7 @@ since_option = click.option(
 @_JSON
 @click.pass_obj
 def status(connect: Any, as_json: bool) -> None:
-    """Whether the coordinator is there, hears its devices and is heard by them; ends with 1 where it is not.
+    """Whether the coordinator is there, hears its devices, is heard by them and has room; ends with 1 where not.
 
     \b
     edge-fleet status

@@ -242,6 +242,11 @@ class CoordinatorCore:
         self._next_telling_s = now.s
         return release
 
+    @property
+    def lacks_room(self) -> str:
+        """What stops for want of room on the disk now, in words; "" for nothing."""
+        return self._room.says
+
     def room_for(self, size_bytes: int) -> None:
         """Raise ResourceError where there is too little room for so much."""
         self._room.check(size_bytes)

@@ -80,7 +80,7 @@ REFUSALS: dict[int | str, str] = {
     422: "a parameter that there is not or that is wrong, or the fleet does not let that happen",
     429: "too many wrong tokens, or requests; `Retry-After` says when to go on",
     500: "a fault inside the coordinator, which goes on",
-    503: "the database does not take it, being full or locked: nothing was changed",
+    503: "there is no room for it, or the database is locked: nothing was changed, and later it may be taken",
 }
 
 

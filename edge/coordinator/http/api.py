@@ -136,7 +136,7 @@ def build_api(
         ]
         return {"device": device, "key": key, "step": step, "points": points, "keys": store.telemetry.keys(device)}
 
-    _add_status_route(api, line, health)
+    _add_status_route(api, line, health, submit)
     add_access_routes(api, access, clock)
     add_device_routes(api, store, submit, clock, line)
     add_enrolment_routes(api, store, submit, fleet, clock)
@@ -164,17 +164,22 @@ def build_api(
     return api
 
 
-def _add_status_route(api: FastAPI, line: Callable[[], LineState], health: Callable[[], dict[str, Any]]) -> None:
+def _add_status_route(
+    api: FastAPI, line: Callable[[], LineState], health: Callable[[], dict[str, Any]], submit: Submit
+) -> None:
     @api.get("/api/v1/status", responses=says(StatusAnswer) | says_refusals())
     def status() -> dict[str, Any]:
-        """As health, and how the coordinator stands with its broker: since when what, and `troubles` in words."""
-        now = line()
+        """As health, and how the coordinator stands with its broker: since when what; and `troubles` in words.
+
+        That its disk is nearly full is one of them.
+        """
+        now, full = line(), submit(lambda core, _: core.lacks_room)
         return health() | {
             "broker": now.address,
             "connected": now.is_connected,
             "hears": now.hears,
             "since_ms": now.since_ms,
-            "troubles": list(now.troubles),
+            "troubles": [*now.troubles, *([full] if full else [])],
         }
 
 
@@ -211,7 +216,7 @@ def _add_refusals(api: FastAPI, submit: Submit) -> None:
     @api.exception_handler(EdgeError)
     async def refused(request: Request, exc: EdgeError) -> Response:
         request.state.outcome = f"refused: {exc}"
-        status = 409 if isinstance(exc, ConflictError) else 422
+        status = 409 if isinstance(exc, ConflictError) else 503 if isinstance(exc, ResourceError) else 422
         return JSONResponse({"detail": str(exc), "error": type(exc).__name__}, status_code=status)
 
     @api.exception_handler(HTTPException)

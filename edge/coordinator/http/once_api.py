@@ -6,6 +6,7 @@ it, for a day. What was refused changed nothing, and is asked anew.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Awaitable, Callable
 
@@ -14,6 +15,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, Response
 
 from edge.coordinator.records import Answer
+from edge.coordinator.store.database import DatabaseError
 from edge.coordinator.store.store import Store
 
 HEADER, REPEATED = "idempotency-key", "idempotency-replayed"
@@ -50,10 +52,11 @@ async def once(request: Request, call_next: Next, store: Store, who: str, now_ms
     if known is not None:
         return _again(known, digest)
     response = await call_next(request)
-    if response.status_code >= 500:  # what became of it nobody knows
+    if response.status_code >= 500 and response.status_code != 503:  # what became of it nobody knows
         return response
     if response.status_code >= 400:
-        await run_in_threadpool(store.access.forget_once, number)
+        with contextlib.suppress(DatabaseError):  # one that is full may take not even that
+            await run_in_threadpool(store.access.forget_once, number)
         return response
     body = b"".join([piece async for piece in response.body_iterator])  # type: ignore[attr-defined]
     await run_in_threadpool(store.access.answered, number, response.status_code, body.decode())

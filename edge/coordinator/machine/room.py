@@ -76,9 +76,15 @@ class Room:
         if self.level is Level.ALL:
             events.note("", "disk-healed", f"there is room in {self.where} again: everything is taken", now)
         else:
-            stops = "artifacts (uploads, pushes, merges)" + (
-                "" if self.level is Level.NO_ARTIFACTS else " and telemetry"
-            )
-            detail = f"the disk of {self.where} is nearly full: {stops} stop; make room, and they go on by themselves"
-            events.note("", "disk-full", detail, now)
+            events.note("", "disk-full", self._says(self.level), now)
         return self.level
+
+    @property
+    def says(self) -> str:
+        """What stops for want of room now, in words; "" for nothing."""
+        level = self.now()
+        return "" if level is Level.ALL else self._says(level)
+
+    def _says(self, level: Level) -> str:
+        stops = "artifacts (uploads, pushes, merges)" + ("" if level is Level.NO_ARTIFACTS else " and telemetry")
+        return f"the disk of {self.where} is nearly full: {stops} stop; make room, and they go on by themselves"

@@ -13,13 +13,15 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, m
 from sqlalchemy.exc import ArgumentError, IntegrityError, OperationalError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from edge.contract.errors import ConfigError
+from edge.contract.errors import ConfigError, ResourceError
 from edge.coordinator.migrations.upgrade import is_of_today, upgrade
 from edge.coordinator.store.copying import copy_rows, count_rows
 from edge.coordinator.store.lease import Lease, is_free
 
 # The database itself is at fault and not what it was given: locked, full, damaged, gone.
 DatabaseError = OperationalError
+# How SQLite says that there is no room.
+_FULL = "disk is full"
 # Another coordinator wrote the same row at the same moment; done once more it is seen.
 RacedError = IntegrityError
 WAIT_S = 30
@@ -96,7 +98,8 @@ class Database:
             self.close()
             if _is_damaged(exc):
                 raise self._damaged(exc) from exc
-            raise ConfigError(f"the database {self._name} cannot be used: {exc.__cause__ or exc}") from exc
+            kind = ResourceError if _FULL in str(exc) else ConfigError
+            raise kind(f"the database {self._name} cannot be used: {exc.__cause__ or exc}") from exc
         except BaseException:
             self.close()
             raise
@@ -122,9 +125,15 @@ class Database:
 
         Raises:
             ConfigError: It is not empty, or one of the two cannot be used.
+            ResourceError: The disk of the other one is full.
         """
         with self._opening():
-            return copy_rows(self._engine, other._engine)
+            try:
+                return copy_rows(self._engine, other._engine)
+            except OperationalError as exc:
+                if _FULL not in str(exc):
+                    raise
+                raise ResourceError(f"there is no room for the rows of {self._name} in {other._name}") from exc
 
     def count(self) -> dict[str, int]:
         """Rows by table."""

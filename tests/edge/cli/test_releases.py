@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -18,7 +19,7 @@ from edge.cli import rollouts
 from edge.contract import manifest as m
 from edge.contract.bundle import Bundle, members_of, write_bundle
 from edge.contract.digest import sha256, short
-from edge.contract.errors import BundleError, ConfigError, EdgeError, HeldError, RolloutError
+from edge.contract.errors import BundleError, ConfigError, EdgeError, HeldError, ResourceError, RolloutError
 from edge.coordinator.core import CoordinatorCore
 from edge.learning.exchange import HeadRelease
 from tests.edge.cli.test_models import ask, born, says, state
@@ -109,6 +110,32 @@ def test_what_comes_in_is_proved_and_named_as_the_user_names_it(
     (tmp_path / "text.edge").write_text("hello")
     assert str(refused("push", str(tmp_path / "text.edge"))).startswith("text.edge: expected a bundle (.edge) or")
     assert len(json.loads(ask("release", "list", "--json"))) == 1, "nothing that was refused is a release"
+
+
+def test_without_room_on_its_disk_the_coordinator_says_so_and_takes_no_artifact(
+    core: CoordinatorCore, head: Callable[[str, float], Path], digits_bundle: Path
+) -> None:
+    file = head("h.safetensors", 0.5)
+    born(core, "camera-1", {"digits": Bundle.open(digits_bundle).manifest.backbone_digest})
+    before = ask("status")
+    core._room.keep_bytes, core._room.where = 1 << 62, "/data"
+    core._room.free_bytes = lambda: 5 << 20
+    for command in (("push", str(file)), ("release", "add", str(file))):
+        error = refused(*command)
+        assert isinstance(error, ResourceError)
+        assert error.exit_code == 3
+        assert "5 MiB are free in /data" in str(error)
+    assert json.loads(ask("release", "list", "--json")) == []
+    done = CliRunner().invoke(cli.fleet, ["status"], catch_exceptions=False)
+    assert done.exit_code == 1
+    assert (
+        "trouble: the disk of /data is nearly full: artifacts (uploads, pushes, merges) and telemetry stop"
+        in done.output
+    )
+    assert httpx.Client().request("POST", "/api/v1/artifacts", content=file.read_bytes()).status_code == 503
+    core._room.keep_bytes = 0
+    assert ask("status") == before
+    ask("release", "add", str(file))
 
 
 def test_releases_are_named_listed_shown_compared_and_fetched(

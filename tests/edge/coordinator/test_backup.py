@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import sqlite3
 import tarfile
 import threading
@@ -19,7 +20,7 @@ from click.testing import CliRunner
 from edge.channel.messages import Conn
 from edge.cli.coordinator import coordinator
 from edge.contract.clock import Now
-from edge.contract.errors import BundleError, ConfigError, RolloutError
+from edge.contract.errors import BundleError, ConfigError, ResourceError, RolloutError
 from edge.coordinator.config import CoordinatorConfig
 from edge.coordinator.devices.registry import Registry
 from edge.coordinator.events import Events
@@ -221,6 +222,33 @@ def test_a_backup_that_is_damaged_is_refused_and_nothing_is_written(data: Path, 
         restore(tmp_path / "nothing.tar", tmp_path / "cut", "")
 
 
+@pytest.mark.parametrize("limit", [100_000, 3_000_000])
+@pytest.mark.parametrize("was_there", [True, False])
+def test_a_restore_onto_a_disk_without_room_leaves_nothing_and_says_where_it_lacks(
+    data: Path, tmp_path: Path, limit: int, was_there: bool
+) -> None:
+    """The system refuses to write so much: of the database, or of an artifact that is longer."""
+    ArtifactStore(data / "artifacts").put(os.urandom(5_000_000))
+    back_up(data, "", tmp_path / "fleet.tar")
+    assert 100_000 < (data / DATABASE).stat().st_size < 3_000_000
+    new = tmp_path / "new"
+    if was_there:
+        (new / "mine").mkdir(parents=True)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        with pytest.raises(ResourceError, match=r"/new cannot be written: .*; nothing of the backup is left there"):
+            restore(tmp_path / "fleet.tar", new, "")
+        with pytest.raises(ConfigError):
+            back_up(data, "", tmp_path / "other.tar")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    left = [path.name for path in new.rglob("*")] if new.exists() else None
+    assert left == (["mine"] if was_there else None)
+    assert {path.name for path in tmp_path.iterdir()} - {"new"} == {"data", "fleet.tar"}
+    restore(tmp_path / "fleet.tar", new, "")
+
+
 def test_the_commands_say_what_was_done_and_what_is_wrong(data: Path, tmp_path: Path) -> None:
     def run(*arguments: object) -> str:
         done = CliRunner().invoke(coordinator, list(map(str, arguments)), catch_exceptions=False)
@@ -230,6 +258,11 @@ def test_the_commands_say_what_was_done_and_what_is_wrong(data: Path, tmp_path: 
     assert "5 devices, 1 releases, 1 artifacts" in run("backup", tmp_path / "a.tar", "--data-dir", data)
     assert (tmp_path / "a.tar").stat().st_mode & 0o777 == 0o600, "private keys are in it"
     assert json.loads(run("restore", tmp_path / "a.tar", "--data-dir", tmp_path / "n", "--json"))["artifacts"] == 1
+    only = (tmp_path / "a.tar").read_bytes()
+    with pytest.raises(ConfigError, match=r"a\.tar exists; give another name, or --force"):
+        run("backup", tmp_path / "a.tar", "--data-dir", data)
+    assert (tmp_path / "a.tar").read_bytes() == only
+    assert "read again and whole" in run("backup", tmp_path / "a.tar", "--data-dir", data, "--force")
     with pytest.raises(ConfigError, match="no data folder of a coordinator"):
         run("backup", tmp_path / "b.tar", "--data-dir", tmp_path / "nowhere")
     artifact = next((data / "artifacts").iterdir())

@@ -398,6 +398,10 @@ def test_a_full_database_is_said_in_plain_words(tmp_path: Path, monkeypatch: pyt
         answer = served.api("merge", "POST")
         assert (answer.status_code, answer.json()["error"]) == (503, "ResourceError")
         assert "(database or disk is full): nothing was changed" in answer.json()["detail"]
+        once = {"headers": {"Idempotency-Key": "a"}, "json": {}}
+        assert served.api("merge", "POST", **once).status_code == 503
+        monkeypatch.undo()  # nothing was begun: the same key asks anew
+        assert served.api("merge", "POST", **once).json() == []
 
     served.run(story)
 
