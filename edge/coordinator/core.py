@@ -89,6 +89,7 @@ class CoordinatorCore:
         holdout: Samples on which merged heads are tested, or None.
         bundles: Those that are known.
         merges: That are made.
+        room: On its disk.
         pools: At a site, what it gives the coordinator above and has from there; else None.
     """
 
@@ -114,8 +115,8 @@ class CoordinatorCore:
             config.policy, store, artifacts, bundles, self.events, rng, config.release_policy, self.holdout,
             lambda plan, now: self.rollouts.start(plan, "", now, supersede=True), sites, self.pools,
         )  # fmt: skip
-        self._room = artifacts.room
-        own_disk = None if config.database else self._room
+        self.room = artifacts.room
+        own_disk = None if config.database else self.room
 
         def line() -> LineState:
             return self.dialogue.line.state
@@ -242,14 +243,9 @@ class CoordinatorCore:
         self._next_telling_s = now.s
         return release
 
-    @property
-    def lacks_room(self) -> str:
-        """What stops for want of room on the disk now, in words; "" for nothing."""
-        return self._room.says
-
     def room_for(self, size_bytes: int) -> None:
         """Raise ResourceError where there is too little room for so much."""
-        self._room.check(size_bytes)
+        self.room.check(size_bytes)
 
     def merge_now(self, now: Now, *, supersede: bool = False, who: str = "") -> list[Release]:
         """Merge everything that is new and push it, see `Learning.merge_now`.
@@ -352,7 +348,7 @@ class CoordinatorCore:
         """Do what is due and give back what is to be sent. A step that fails is told, and those after it are done."""
         self.events.offer_again(now)
         self._heard_after_restore(now)
-        self._room.look(self.events, now)
+        self.room.look(self.events, now)
         self.dialogue.retry(now)
         self.registry.keep_telemetry(now)
         if self.learning.tick(now):

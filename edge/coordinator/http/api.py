@@ -173,7 +173,7 @@ def _add_status_route(
 
         That its disk is nearly full is one of them.
         """
-        now, full = line(), submit(lambda core, _: core.lacks_room)
+        now, full = line(), submit(lambda core, _: core.room.says)
         return health() | {
             "broker": now.address,
             "connected": now.is_connected,

@@ -118,8 +118,8 @@ def test_without_room_on_its_disk_the_coordinator_says_so_and_takes_no_artifact(
     file = head("h.safetensors", 0.5)
     born(core, "camera-1", {"digits": Bundle.open(digits_bundle).manifest.backbone_digest})
     before = ask("status")
-    core._room.keep_bytes, core._room.where = 1 << 62, "/data"
-    core._room.free_bytes = lambda: 5 << 20
+    core.room.keep_bytes, core.room.where = 1 << 62, "/data"
+    core.room.free_bytes = lambda: 5 << 20
     for command in (("push", str(file)), ("release", "add", str(file))):
         error = refused(*command)
         assert isinstance(error, ResourceError)
@@ -133,7 +133,7 @@ def test_without_room_on_its_disk_the_coordinator_says_so_and_takes_no_artifact(
         in done.output
     )
     assert httpx.Client().request("POST", "/api/v1/artifacts", content=file.read_bytes()).status_code == 503
-    core._room.keep_bytes = 0
+    core.room.keep_bytes = 0
     assert ask("status") == before
     ask("release", "add", str(file))
 
