@@ -19,12 +19,15 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from edge.channel.spared import spared
 from edge.contract.errors import ChannelError
 
 if sys.version_info >= (3, 14):
-    from compression import zstd
+    with spared("compression.zstd"):
+        from compression import zstd
 else:
-    from backports import zstd
+    with spared("backports.zstd"):
+        from backports import zstd
 
 Codec = Literal["zstd", "zstd-patch", "zstd-xor"]
 CODECS: frozenset[str] = frozenset(get_args(Codec))

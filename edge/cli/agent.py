@@ -439,6 +439,10 @@ def _spare_memory() -> None:
     """
     import ctypes
 
+    from edge.channel.spared import spared
+
+    with spared("bz2", "lzma"):  # it knows how to pack archives, which no agent does
+        import shutil  # noqa: F401
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     m_arena_max, m_mmap_threshold = -8, -3  # malloc.h
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # not in musl

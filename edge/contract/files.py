@@ -8,7 +8,6 @@ import fcntl
 import io
 import os
 import stat
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -132,6 +131,8 @@ def check_writable(path: Path) -> None:
             if _descriptor(status) is None and not os.access(path, os.W_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
             return
+        import tempfile  # with it comes random: devices write and never ask
+
         with tempfile.TemporaryFile(dir=target.parent):
             pass
     except (OSError, ValueError) as exc:

@@ -11,16 +11,18 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edge.contract import strictjson
 from edge.contract.bundle import Bundle
 from edge.contract.choices import PROVIDERS
 from edge.contract.errors import BundleError, ConfigError
 from edge.contract.files import replace_file
-from edge.inference.onnx_provider_trial import LIMIT_S, Trial, in_child, trial_command
 from edge.inference.onnx_providers import machine, offered
 from edge.inference.onnx_session import OnnxSession
+
+if TYPE_CHECKING:
+    from edge.inference.onnx_provider_trial import Trial
 
 KEPT = "provider.json"
 # The CPU is left for what is clearly faster: golden outputs are its own, and times of two processes differ by as much.
@@ -88,7 +90,7 @@ def open_session(
     if provider == "cpu":
         return make("cpu"), Chosen(name="cpu")
     names = offered() if names is None else names
-    try_one = try_one or (lambda name: in_child(trial_command(bundle.path, name, threads), LIMIT_S))
+    try_one = try_one or (lambda name: _tried(bundle.path, name, threads))
     if provider != "auto":
         return _given(provider, names, try_one, make)
     if set(names) == {"cpu"}:
@@ -116,6 +118,13 @@ def open_session(
         return make("cpu"), _without(chosen, chosen.name, f"at opening: {exc}", best="cpu")
     _keep(place, about, chosen, 0)
     return session, chosen
+
+
+def _tried(bundle: Path, name: str, threads: int) -> Trial:
+    """In a process of its own; most devices have nothing to try, and never import what starts one."""
+    from edge.inference.onnx_provider_trial import LIMIT_S, in_child, trial_command
+
+    return in_child(trial_command(bundle, name, threads), LIMIT_S)
 
 
 def _given(

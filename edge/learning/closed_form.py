@@ -211,6 +211,7 @@ class StatisticsLearner:
         projection: Of features that are too long; the layer is then solved on what it gives.
         shrinkage: Of the scatter, see `edge.learning.solve.Factor`.
         prior_samples: What the shipped statistics are worth.
+        precision: Of the factor, see `edge.learning.solve.Factor`.
     """
 
     kind = "statistics"
@@ -226,6 +227,7 @@ class StatisticsLearner:
         projection: Projection | None = None,
         shrinkage: float = SHRINKAGE,
         prior_samples: float = PRIOR_SAMPLES,
+        precision: npt.DTypeLike = np.float64,
     ) -> None:
         self._head = head
         self._names = [head.weight, *([] if head.bias is None else [head.bias])]
@@ -236,6 +238,7 @@ class StatisticsLearner:
             self._n_statistics = projection.n_projected
         self._method = method
         self._shrinkage = shrinkage
+        self._precision = precision
         self._forgetting = forgetting
         self._longest = max(_LEAST_BLOCK, self._n_statistics // 2)
         nothing = PackedStatistics.empty(self._n_statistics, task.n_outputs)
@@ -380,13 +383,16 @@ class StatisticsLearner:
         if self._factor is not None and value.has_sums_of(self._value):
             return self._factor
         if value.n_known > _NOTHING:
-            factor = Factor(value.total(), self._method, self._shrinkage)
+            factor = self._new_factor(value)
             groups = value.block.targets.argmax(axis=1) if self._task.is_classifier else np.zeros(len(value.block), int)
             if _add(factor, value.block, groups):
                 return factor
         # Never so where the block was gathered: somebody else's processor may round otherwise.
         value = value.settled()
-        return Factor(value.total(), self._method, self._shrinkage) if value.n_known > _NOTHING else None
+        return self._new_factor(value) if value.n_known > _NOTHING else None
+
+    def _new_factor(self, value: StatisticsKnowledge) -> Factor:
+        return Factor(value.total(), self._method, self._shrinkage, precision=self._precision)
 
     def parameters(self) -> Parameters:
         """See `edge.learning.learner.Learner.parameters`."""

@@ -16,6 +16,8 @@ import numpy.typing as npt
 _32, _64, _128 = (1 << 32) - 1, (1 << 64) - 1, (1 << 128) - 1
 _MULTIPLIER = 0x2360ED051FC65DA44385DF649FCCF645
 _POOL = 4
+# Fewer whole numbers are faster drawn one by one.
+_FEW = 24
 
 
 class Draws:
@@ -38,14 +40,36 @@ class Draws:
         mixed, turn = (state >> 64 ^ state) & _64, state >> 122
         return (mixed >> turn | mixed << (64 - turn)) & _64
 
+    def _words(self, count: int) -> npt.NDArray[np.uint64]:
+        """``(count,)`` of 64 bits each: `_next` so many times, in a third of the time."""
+        state, increment, states = self._state, self._increment, []
+        for _ in range(count):
+            state = (state * _MULTIPLIER + increment) & _128
+            states.append(state.to_bytes(16, "little"))
+        self._state = state
+        low, high = np.frombuffer(b"".join(states), "<u8").reshape(count, 2).T
+        mixed, turn = high ^ low, high >> 58
+        return np.asarray(mixed >> turn | mixed << (-turn & 63), np.uint64)
+
     def bits(self, count: int) -> npt.NDArray[np.uint8]:
         """``(count,)`` of 0 and 1: of each 64 bits the lowest eight first, and of these the highest."""
-        words = np.array([self._next() for _ in range(-(-count // 64))], "<u8")
-        return np.unpackbits(words.view(np.uint8))[:count]
+        return np.unpackbits(self._words(-(-count // 64)).astype("<u8").view(np.uint8))[:count]
 
-    def share(self) -> float:
-        """From 0 to less than 1."""
-        return (self._next() >> 11) * 2.0**-53
+    def shares(self, count: int) -> npt.NDArray[np.float64]:
+        """``(count,)`` from 0 to less than 1."""
+        return np.asarray((self._words(count) >> 11) * 2.0**-53, np.float64)
+
+    def all_below(self, limit: int, count: int) -> npt.NDArray[np.int64]:
+        """``(count,)``: `below` so many times."""
+        if limit == 1 or count < _FEW:
+            return np.array([self.below(limit) for _ in range(count)], np.int64)
+        half = np.array([] if self._half is None else [self._half], "<u4")
+        halves = np.concatenate([half, self._words((count - len(half) + 1) // 2).astype("<u8").view("<u4")])
+        self._half = int(halves[count]) if len(halves) > count else None
+        found = halves[:count].astype(np.uint64) * np.uint64(limit)
+        is_fair = found & _32 >= (1 << 32) % limit
+        fair = (found[is_fair] >> 32).astype(np.int64)
+        return fair if len(fair) == count else np.concatenate([fair, self.all_below(limit, count - len(fair))])
 
     def below(self, limit: int) -> int:
         """A whole number from 0 to less than `limit`, which is 1 to 2^32 - 1."""

@@ -28,6 +28,25 @@ class Remembered:
     seen_s: float
 
 
+class Given(NamedTuple):
+    """The label that a sample has.
+
+    Attributes:
+        target: Its class, or its quantities.
+        weight: How much it is trusted.
+        label: Itself while nobody has learned it, else None.
+    """
+
+    target: tuple[float, ...]
+    weight: float
+    label: Labelled | None
+
+    @classmethod
+    def of(cls, label: Labelled) -> Given:
+        """One that was not learned."""
+        return cls(tuple(label.target.reshape(-1).tolist()), label.weight.item(), label)
+
+
 class _Place(NamedTuple):
     """Where a sample lies."""
 
@@ -61,7 +80,7 @@ class LabelRing:
 
     The oldest samples make room for new ones, and a sample that is older than `expiry_s` is no longer joined. A label
     is joined once, unless it turns out that it cannot be learned; `given` is the label of a sample that has one, of as
-    many samples as may wait.
+    many samples as may wait. Once a label is learned nothing else is kept of its sample.
 
     Args:
         capacity: Samples kept at most.
@@ -73,7 +92,8 @@ class LabelRing:
         self._expiry_s = expiry_s
         self._shelves: dict[tuple[int, int], Shelf] = {}  # by numbers of features and outputs: classes may be added
         self._waiting: OrderedDict[str, _Place] = OrderedDict()
-        self._given: OrderedDict[str, tuple[Labelled, Remembered]] = OrderedDict()
+        self._given: OrderedDict[str, tuple[Labelled, Remembered]] = OrderedDict()  # and not learned yet
+        self._learned: OrderedDict[str, Given] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -82,6 +102,7 @@ class LabelRing:
         """Remember a sample; the same id again replaces the older one."""
         self._take(sample_id)
         self._given.pop(sample_id, None)
+        self._learned.pop(sample_id, None)
         self._keep(sample_id, sample)
 
     def _keep(self, sample_id: str, sample: Remembered, *, oldest: bool = False) -> None:
@@ -117,24 +138,32 @@ class LabelRing:
         """Remember which label a sample has that was joined."""
         self._given.pop(sample_id, None)
         self._given[sample_id] = label, sample
-        if len(self._given) > self._capacity:
-            self._given.popitem(last=False)
+        if len(self._given) + len(self._learned) > self._capacity:
+            (self._learned or self._given).popitem(last=False)
 
-    def given(self, sample_id: str) -> Labelled | None:
+    def given(self, sample_id: str) -> Given | None:
         """The label that a sample has; None for one that has none, or that is not remembered."""
         found = self._given.get(sample_id)
-        return None if found is None else found[0]
+        return self._learned.get(sample_id) if found is None else Given.of(found[0])
 
     def correct(self, sample_id: str, label: Labelled) -> None:
-        """Another label of a sample that has one."""
+        """Another label of a sample that has one which nobody learned yet."""
         self.give(sample_id, label, self._given[sample_id][1])
+
+    def learned(self, label: Labelled) -> None:
+        """Of the sample that has this very label, keep no more than that."""
+        if sample_id := self._whose(label):
+            del self._given[sample_id]
+            self._learned[sample_id] = Given.of(label)._replace(label=None)
 
     def put_back(self, label: Labelled) -> str:
         """Let the sample that has this very label wait for one again, as the oldest; its id, "" if it is forgotten."""
-        sample_id = next((each for each, (given, _) in self._given.items() if given is label), "")
-        if sample_id:
+        if sample_id := self._whose(label):
             self._keep(sample_id, self._given.pop(sample_id)[1], oldest=True)
         return sample_id
+
+    def _whose(self, label: Labelled) -> str:
+        return next((each for each, (given, _) in self._given.items() if given is label), "")
 
     def newest(self, count: int) -> Sequence[Remembered]:
         """The samples that came last, the newest last; they stay."""

@@ -75,6 +75,7 @@ class LiftedLearner:
             lift.statistics(prior),
             shrinkage=SHRINKAGE,
             prior_samples=PRIOR_SAMPLES,
+            precision=np.float32,  # cosines and sines are
         )
         self._value = LiftedKnowledge(self._sums.value, shipped[head.weight].copy())
 

@@ -123,7 +123,7 @@ class ReplayBuffer:
         """
         kept = trusts >= 1
         if not kept.all():
-            kept |= np.array([draws.share() for _ in trusts]) < trusts
+            kept |= draws.shares(len(trusts)) < trusts
             if not kept.any():
                 return self
             features, targets = features[kept], targets[kept]
@@ -136,9 +136,8 @@ class ReplayBuffer:
         if len(groups) == 0:
             count = 0
             groups = np.zeros(1, np.int64)
-        drawn = groups[[draws.below(len(groups)) for _ in range(count)]].astype(np.int64)
-        shares = np.array([draws.share() for _ in range(count)])
-        return self._samples(drawn, (shares * kept[drawn]).astype(np.int64), shape)
+        drawn = groups[draws.all_below(len(groups), count)]
+        return self._samples(drawn, (draws.shares(count) * kept[drawn]).astype(np.int64), shape)
 
     def everything(self, shape: tuple[int, ...]) -> tuple[FloatArray, Targets]:
         """All kept samples, class by class."""

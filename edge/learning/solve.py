@@ -68,13 +68,20 @@ class Factor:
         method: How to solve.
         shrinkage: In ``(0, 1)``.
         exact: Take rho as it is and not on its grid: for a factor to which nothing is added.
+        precision: Of P. In float32 it is half as large, and what is solved from it is right to four digits where the
+            features are of the size of their deviations.
 
     Raises:
         LearningError: No samples, or sums that no samples have.
     """
 
     def __init__(
-        self, statistics: HeadStatistics, method: Method, shrinkage: float = SHRINKAGE, exact: bool = False
+        self,
+        statistics: HeadStatistics,
+        method: Method,
+        shrinkage: float = SHRINKAGE,
+        exact: bool = False,
+        precision: npt.DTypeLike = np.float64,
     ) -> None:
         if statistics.n_samples <= 0 or not (method == "ridge" or statistics.seen.any()):
             raise LearningError("there are no samples to solve a head from")
@@ -84,14 +91,15 @@ class Factor:
         self._moment = statistics.moment.copy()
         self._sum = statistics.gram[-1, :-1].copy()
         self._squares = float(np.trace(statistics.gram[:-1, :-1]))
-        self._scratch = np.empty((max(1, _SCRATCH // len(self._sum)), len(self._sum)))
+        self._precision = precision
+        self._scratch = np.empty((max(1, _SCRATCH // len(self._sum)), len(self._sum)), precision)
         with np.errstate(all="ignore"):  # what overflows is found in `head`
             # What of the squares is about the means, for each group: n |mu|².
             self._about = self._counts * np.square(self._means()).sum(axis=1)
             self._rho = self._wanted() if exact else self._step()
             self._inverse = None if method == "means" else self._invert(statistics)
             # P is the inverse less the product of these, of `_n_late` rows each.
-            self._late = np.empty((2, _LATE, len(self._sum)))
+            self._late = np.empty((2, _LATE, len(self._sum)), precision)
             self._n_late = 0
             # Means are taken from here: where features are far from zero, differences of products would be rounding.
             means = self._means()[self._counts > 0]
@@ -138,12 +146,12 @@ class Factor:
         wanted = self._wanted()
         return math.exp(round(math.log(wanted) / _RHO_STEP) * _RHO_STEP) if math.isfinite(wanted) else math.nan
 
-    def _invert(self, statistics: HeadStatistics) -> Matrix:
+    def _invert(self, statistics: HeadStatistics) -> npt.NDArray[Any]:
         means = self._means()
         scatter = statistics.gram[:-1, :-1] - (means.T * self._counts) @ means
         scatter[np.diag_indices_from(scatter)] += self._rho
         try:
-            return _inverse(scatter)
+            return _inverse(scatter.astype(self._precision, copy=False))
         except np.linalg.LinAlgError as exc:
             raise LearningError(f"no head can be solved from these statistics: {exc}") from exc
 
@@ -169,69 +177,90 @@ class Factor:
         Returns:
             False when P must be made anew from the statistics, because rho moved.
         """
-        is_ridge, moment = self._method == "ridge", self._moment
-        columns: list[Matrix] = []
-        moves: list[tuple[int, float]] = []
-        first: list[tuple[int, Matrix]] = []
-        is_alone = len(weights) == 1
         with np.errstate(all="ignore"):
-            for x, target, of_class, weight in zip(features, targets, groups, weights, strict=True):
-                group = 0 if is_ridge else of_class
-                sums = self._sum if is_ridge else moment[:-1, group]
-                count = self._n if is_ridge else float(moment[-1, group])
-                if self._inverse is not None and count > _NO_SAMPLE:
-                    u = x - sums / count
-                    u *= math.sqrt(weight * count / (count + weight))
-                    moved = math.sqrt(weight / (count * (count + weight)))
-                    if is_alone:
-                        self._update_one(u, group, moved)
-                    else:
-                        columns.append(u)
-                        moves.append((group, moved))
-                elif self._solved is not None:
-                    first.append((group, x - self._centre))
-                weighted = weight * x
-                self._n += weight
-                self._sum += weighted
-                self._squares += float(x @ weighted)
-                if is_ridge:
-                    moment[:-1] += x[:, None] * (weight * target)
-                    moment[-1] += weight * target
-                else:
-                    sums += weighted
-                    moment[-1, group] += weight
-                count += weight
-                self._about[group] = float(sums @ sums) / count if count > _NO_SAMPLE else 0.0
-            if not is_alone:
-                self._update(columns, moves)
-            if self._solved is not None:
-                for group, apart in first:
-                    self._solved[group] += self._times(apart)
+            if len(weights) == 1:
+                self._add_one(features[0], targets[0], groups[0], weights[0])
+            else:
+                self._add_several(features, targets, np.array(groups), np.array(weights))
             return self._method == "means" or self._step() == self._rho
 
-    def _update(self, columns: Sequence[Matrix], moves: Sequence[tuple[int, float]]) -> None:
-        """P for ``S + u uᵀ`` of each column u: ``P - V (I + Uᵀ V)⁻¹ Vᵀ`` with ``V = P U`` (Woodbury 1950).
+    def _add_one(self, x: Matrix, target: Matrix, group: int, weight: float) -> None:
+        is_ridge, moment = self._method == "ridge", self._moment
+        group = 0 if is_ridge else group
+        sums = self._sum if is_ridge else moment[:-1, group]
+        count = self._n if is_ridge else float(moment[-1, group])
+        has_mean = self._inverse is not None and count > _NO_SAMPLE
+        if has_mean:
+            u = x - sums / count
+            u *= math.sqrt(weight * count / (count + weight))
+            self._update_one(u, group, math.sqrt(weight / (count * (count + weight))))
+        weighted = weight * x
+        self._n += weight
+        self._sum += weighted
+        self._squares += float(x @ weighted)
+        if is_ridge:
+            moment[:-1] += x[:, None] * (weight * target)
+            moment[-1] += weight * target
+        else:
+            sums += weighted
+            moment[-1, group] += weight
+        count += weight
+        self._about[group] = float(sums @ sums) / count if count > _NO_SAMPLE else 0.0
+        if self._solved is not None and not has_mean:
+            self._solved[group] += self._times(x - self._centre)
+
+    def _add_several(self, x: Matrix, targets: Matrix, groups: npt.NDArray[np.int64], weights: Matrix) -> None:
+        """As one after another, with one update of P."""
+        moment = self._moment
+        if self._method == "ridge":
+            groups = np.zeros_like(groups)
+            sums, marks = self._sum[None], targets * weights[:, None]
+        else:
+            sums, marks = moment[:-1].T, np.zeros((len(x), moment.shape[1]))
+            marks[np.arange(len(x)), groups] = weights
+        # Row by row, what those of its group are worth that come before it; with those that there were.
+        earlier = np.tril(groups[:, None] == groups, -1) * weights
+        count = self._counts[groups] + np.add.reduce(earlier, axis=1)
+        has_mean = count > _NO_SAMPLE
+        if self._inverse is not None:
+            some, worth = np.where(has_mean, count, 1.0), count + weights
+            u = (x - (sums[groups] + earlier @ x) / some[:, None]) * np.sqrt(weights * count / worth)[:, None]
+            self._update(u[has_mean], groups[has_mean], np.sqrt(weights / (some * worth))[has_mean])
+        weighted = weights[:, None] * x
+        self._n += float(np.add.reduce(weights))
+        self._sum += np.add.reduce(weighted, axis=0)
+        self._squares += float(np.vdot(x, weighted))
+        moment[:-1] += x.T @ marks
+        moment[-1] += np.add.reduce(marks, axis=0)
+        met = list(set(groups.tolist()))
+        sums = self._sum[:, None] if self._method == "ridge" else moment[:-1, met]
+        self._about[met] = np.add.reduce(np.square(sums), axis=0) / self._counts[met]
+        if self._solved is not None:
+            for i in np.flatnonzero(~has_mean):
+                self._solved[groups[i]] += self._times(x[i] - self._centre)
+
+    def _update(self, columns: Matrix, groups: npt.NDArray[np.int64], moved: Matrix) -> None:
+        """P for ``S + u uᵀ`` of each row u: ``P - V (I + Uᵀ V)⁻¹ Vᵀ`` with ``V = P U`` (Woodbury 1950).
 
         And what the means of the classes are then; each u moves that of a group by so much.
         """
         self._settle()
         inverse = self._inverse
-        if inverse is None or not columns:
+        if inverse is None or not len(columns):
             return
-        several: Matrix = np.array(columns)
-        v: Matrix = several @ inverse
+        several = columns.astype(inverse.dtype, copy=False)
+        v = several @ inverse
         inner = several @ v.T
         inner[np.diag_indices_from(inner)] += 1.0
         try:
-            shares = np.asarray(np.linalg.solve((inner + inner.T) / 2, v), np.float64)
+            shares = np.linalg.solve((inner + inner.T) / 2, v)
         except np.linalg.LinAlgError:  # of samples that are not finite: found in `head`
             inverse[...] = np.nan
             return
         if self._solved is not None:
             # P of now times u are the shares.
-            by = -(self._solved @ several.T)
-            for i, (group, moved) in enumerate(moves):
-                by[group, i] += moved
+            by = -(self._solved @ columns.T)
+            by[groups, np.arange(len(columns))] += moved
             self._solved += by @ shares
         self._subtract(v, shares)
 
@@ -248,10 +277,11 @@ class Factor:
         if self._n_late == _LATE:
             self._settle()
 
-    def _times(self, x: Matrix) -> Matrix:
-        """P x."""
+    def _times(self, x: Matrix) -> npt.NDArray[Any]:
+        """P x, in the precision of P."""
         assert self._inverse is not None
-        found: Matrix = self._inverse @ x
+        x = x.astype(self._inverse.dtype, copy=False)
+        found: npt.NDArray[Any] = self._inverse @ x
         if self._n_late:
             v, shares = self._late[:, : self._n_late]
             found -= (shares @ x) @ v
@@ -264,7 +294,7 @@ class Factor:
             self._n_late = 0
             self._subtract(v, shares)
 
-    def _subtract(self, v: Matrix, shares: Matrix) -> None:
+    def _subtract(self, v: npt.NDArray[Any], shares: npt.NDArray[Any]) -> None:
         """P less a product of few rows."""
         inverse, scratch = self._inverse, self._scratch
         assert inverse is not None
@@ -327,7 +357,7 @@ def _largest(array: Matrix) -> float:
     return float(np.maximum.reduce(np.abs(array), axis=None, initial=0.0))
 
 
-def _inverse(matrix: Matrix) -> Matrix:
+def _inverse(matrix: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Of a symmetric positive definite matrix, as ``L⁻ᵀ L⁻¹`` of its Cholesky factor L; exactly symmetric.
 
     Quicker than LAPACK's general inverse, and right to rounding whatever the size: inverting the matrix itself by
@@ -337,18 +367,18 @@ def _inverse(matrix: Matrix) -> Matrix:
         np.linalg.LinAlgError: It is singular.
     """
     try:
-        factor = _inverse_of_triangle(np.asarray(np.linalg.cholesky(matrix), np.float64))
+        factor = _inverse_of_triangle(np.linalg.cholesky(matrix))
     except np.linalg.LinAlgError:  # not positive definite, as sums are that no samples have
         inverse = np.linalg.inv(matrix)
-        return np.asarray((inverse + inverse.T) / 2, np.float64)
+        return np.asarray((inverse + inverse.T) / 2)
     return _squared(factor)
 
 
-def _squared(lower: Matrix) -> Matrix:
+def _squared(lower: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """``LᵀL`` of a lower triangle L, by halves: half of what would be multiplied is zero. Exactly symmetric."""
     half = len(lower) // 2
     if half < _LEAST:
-        return np.asarray(lower.T @ lower, np.float64)
+        return np.asarray(lower.T @ lower)
     below, last = lower[half:, :half], lower[half:, half:]
     found = np.empty_like(lower)
     found[:half, :half] = _squared(lower[:half, :half])
@@ -359,11 +389,11 @@ def _squared(lower: Matrix) -> Matrix:
     return found
 
 
-def _inverse_of_triangle(lower: Matrix) -> Matrix:
+def _inverse_of_triangle(lower: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """By halves: the inverse of ``[[A, 0], [C, D]]`` is ``[[A⁻¹, 0], [-D⁻¹ C A⁻¹, D⁻¹]]``."""
     half = len(lower) // 2
     if half < _WHOLE:
-        return np.asarray(np.linalg.inv(lower), np.float64)
+        return np.asarray(np.linalg.inv(lower))
     first, second = _inverse_of_triangle(lower[:half, :half]), _inverse_of_triangle(lower[half:, half:])
     found = np.zeros_like(lower)
     found[:half, :half], found[half:, half:] = first, second

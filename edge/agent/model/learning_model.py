@@ -262,6 +262,7 @@ class LearningModel(Standing):
             self.answering.ring.put_back(event)
             raise
         if not later:
+            self.answering.ring.learned(event)
             self._judged(found.answer[None], event.target, event.weight)
         return Joined()
 
@@ -270,25 +271,26 @@ class LearningModel(Standing):
         first = self.answering.ring.given(sample_id)
         if first is None:
             return Joined("no such sample waits for a label")
-        if np.array_equal(first.target, target) and np.array_equal(first.weight, weight):
+        if first.target == tuple(target.reshape(-1).tolist()) and first.weight == weight.item():
             return Joined("this sample has this label already")
-        event = Labelled(first.features, target, weight)
         try:
-            if self.state.correct(first, event):
-                self.answering.ring.correct(sample_id, event)
-                return Joined(replaced=True)
+            if first.label is not None:
+                event = Labelled(first.label.features, target, weight)
+                if self.state.correct(first.label, event):
+                    self.answering.ring.correct(sample_id, event)
+                    return Joined(replaced=True)
         except OSError as exc:
             raise LearningError(f"the label was not corrected, that cannot be saved: {exc.strerror}") from exc
-        trust = "" if first.weight.item() == 1.0 else f", weight {first.weight.item():g}"
+        trust = "" if first.weight == 1.0 else f", weight {first.weight:g}"
         return Joined(
             f"this sample was learned as {self._shown(first.target)}{trust} already, and what was learned is not taken "
             f"back; predict it under another id, and label that"
         )
 
-    def _shown(self, target: Targets) -> str:
+    def _shown(self, target: tuple[float, ...]) -> str:
         if not self.task.is_classifier:
-            return ", ".join(f"{value:g}" for value in target.reshape(-1).tolist())
-        number = int(target.item())
+            return ", ".join(f"{value:g}" for value in target)
+        number = int(target[0])
         return repr(self.class_names[number]) if number < len(self.class_names) else str(number)
 
     def learn_next(self) -> bool:
@@ -309,6 +311,7 @@ class LearningModel(Standing):
             sample_id = self.answering.ring.put_back(label)
             of = f" of {sample_id!r}" if sample_id else ""
             raise LearningError(f"the label{of} that waited was not learned: {exc}") from exc
+        self.answering.ring.learned(label)
         self._tell(happened)
         self._judged(answer[None], label.target, label.weight)
         return True

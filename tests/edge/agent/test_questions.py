@@ -110,8 +110,8 @@ def test_one_answer_teaches_two_devices_and_not_a_third_with_other_samples(simul
     for name in ("one", "two"):
         label = fleet.agents[name].host.model.answering.ring.given(f"{name}-0")
         assert label is not None
-        assert label.target.tolist() == [7]
-        assert label.weight.item() == (1.0 if name == question.device else SPREAD_WEIGHT)
+        assert label.target == (7,)
+        assert label.weight == (1.0 if name == question.device else SPREAD_WEIGHT)
     assert {"question", "question-answered", "question-learned"} <= set(names(fleet))
     done = fleet.store.questions.get(question.number)
     assert done is not None
@@ -178,7 +178,7 @@ def test_the_label_of_somebody_on_the_device_stays(simulate: Simulate, digits: D
     assert states(fleet, question)["two"] == ("refused", "this sample has a label already")
     label = fleet.agents["two"].host.model.answering.ring.given("two-0")
     assert label is not None
-    assert label.target.tolist() == [3]
+    assert label.target == (3,)
 
 
 def test_a_label_that_comes_later_than_the_ring_remembers_is_learned(simulate: Simulate, digits: Digits) -> None:

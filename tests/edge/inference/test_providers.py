@@ -325,7 +325,7 @@ def test_a_model_keeps_what_was_measured_in_its_state_folder_and_says_it(
     def never(*_: object) -> Trial:
         raise AssertionError("it was measured before")
 
-    monkeypatch.setattr("edge.inference.providers.in_child", never)
+    monkeypatch.setattr("edge.inference.onnx_provider_trial.in_child", never)
     with OnDeviceModel.open(digits_bundle, tmp_path) as again:
         assert again.serving.provider == first
     with OnDeviceModel.open(digits_bundle, tmp_path, read_only=True) as reader:

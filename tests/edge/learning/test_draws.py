@@ -10,19 +10,21 @@ from edge.learning.draws import Draws
 
 SEEDS = st.lists(st.one_of(st.integers(0, 9), st.integers(0, 1 << 80)), min_size=1, max_size=7)
 LIMITS = st.one_of(st.sampled_from([1, 2, 3, 10, (1 << 31) + 1, (1 << 32) - 1]), st.integers(1, (1 << 32) - 1))
-# Shares, or so many whole numbers below a limit: in any order, for a half of 64 bits may wait in between.
-WANTED = st.lists(st.one_of(st.none(), st.tuples(LIMITS, st.integers(0, 5))), max_size=12)
+# So many shares (limit 0), or whole numbers below a limit: in any order, for a half of 64 bits may wait in between.
+LIMITED = st.tuples(st.one_of(st.just(0), LIMITS), st.one_of(st.integers(0, 5), st.integers(20, 40)), st.booleans())
+WANTED = st.lists(LIMITED, max_size=12)
 
 
 @settings(max_examples=200)
 @given(SEEDS, WANTED)
-def test_the_numbers_are_those_of_numpy(seeds: list[int], wanted: list[tuple[int, int] | None]) -> None:
+def test_the_numbers_are_those_of_numpy(seeds: list[int], wanted: list[tuple[int, int, bool]]) -> None:
     draws, numpy = Draws(seeds), np.random.default_rng(seeds)
-    for each in wanted:
-        if each is None:
-            assert draws.share() == numpy.random()
+    for limit, count, is_together in wanted:
+        if not limit:
+            assert draws.shares(count).tolist() == numpy.random(count).tolist()
+        elif is_together:
+            assert draws.all_below(limit, count).tolist() == numpy.integers(0, limit, count).tolist()
         else:
-            limit, count = each
             assert [draws.below(limit) for _ in range(count)] == numpy.integers(0, limit, count).tolist()
 
 
@@ -36,4 +38,4 @@ def test_the_numbers_stay_what_they_are() -> None:
     """Whatever a later numpy does: journals are learned again."""
     draws = Draws((5, 1 << 40))
     assert [draws.below(10) for _ in range(6)] == [9, 3, 1, 7, 5, 3]
-    assert draws.share() == 0.07824692947891931
+    assert draws.shares(1).tolist() == [0.07824692947891931]

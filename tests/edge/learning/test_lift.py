@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from edge.learning.lift import LONGEST, WAVES, Lift
-from edge.learning.solve import solve
+from edge.learning.lifted import SHRINKAGE
+from edge.learning.solve import Factor, solve
 from edge.learning.statistics import HeadStatistics
 
 
@@ -71,3 +72,20 @@ def test_features_that_never_change_are_lifted_to_finite_numbers() -> None:
     lift = Lift(known)
     assert np.isfinite(lift.features(np.array([[3.0, 3.0, 3.0, 3.0], [1e9, -1e9, 0.0, 5.0]]))).all()
     assert np.isfinite(lift.statistics(known).gram).all()
+
+
+@pytest.mark.parametrize("d", [6, LONGEST])
+def test_single_precision_is_enough_for_lifted_samples_over_a_whole_block(d: int) -> None:
+    features, labels = normal(40 + WAVES, d, 5)
+    lift = Lift(HeadStatistics.of(features, labels, 3))
+    phi = lift.features(features).astype(np.float64)
+    begun = HeadStatistics.of(phi[:40], labels[:40], 3)
+    single, double = (Factor(begun, "discriminant", SHRINKAGE, precision=each) for each in (np.float32, np.float64))
+    starts = [*range(40, 100), *range(100, 40 + WAVES, 16)]  # one by one at first, and then together
+    for start, stop in zip(starts, [*starts[1:], 40 + WAVES], strict=True):
+        rows = slice(start, stop)
+        for factor in (single, double):
+            factor.add(phi[rows], np.eye(3)[labels[rows]], labels[rows].tolist(), [1.0] * (stop - start))
+    (weights, biases), (exact, exact_biases) = single.head(), double.head()
+    error = (weights - exact) @ phi.T + (biases - exact_biases)[:, None]
+    assert np.abs(error).max() < 1e-3 * np.abs(exact @ phi.T + exact_biases[:, None]).max()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+import weakref
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from edge.contract.errors import LearningError
 from edge.contract.recipe import MEAN_SQUARED_ERROR, TrainingRecipe
 from edge.learning.draws import Draws
 from edge.learning.events import Labelled
-from edge.learning.labels import LabelRing, Remembered
+from edge.learning.labels import Given, LabelRing, Remembered
 from edge.learning.packing import PackedFeatures, pack
 from edge.learning.replay import GROUPS_OF_QUANTITIES, ReplayBuffer
 from edge.learning.task import Task
@@ -257,13 +258,31 @@ def test_a_sample_whose_label_was_not_learned_waits_again_as_the_oldest() -> Non
     assert found is not None
     label = Labelled(found.features, np.array([1]), np.ones(1, np.float32))
     ring.give("a", label, found)
-    assert ring.given("a") is label
+    assert ring.given("a") == Given((1,), 1.0, label)
     ring.put("b", sample(2, 2.0))
     assert ring.put_back(label) == "a"
     assert ring.given("a") is None
     assert ring.put_back(label) == "", "once"
     ring.put("c", sample(3, 3.0))
     assert [ring.join(name, 4.0) is not None for name in "abc"] == [False, True, True]
+
+
+def test_of_a_label_that_was_learned_nothing_but_what_it_says_is_kept() -> None:
+    ring, seen = LabelRing(2, 60.0), []
+    for i, name in enumerate("abc"):
+        ring.put(name, sample(i, 0.0))
+        found = ring.join(name, 1.0)
+        assert found is not None
+        label = Labelled(found.features, np.array([i]), np.full(1, 0.5, np.float32))
+        ring.give(name, label, found)
+        seen.append(weakref.ref(label.features.codes))
+        ring.learned(label)
+        assert ring.put_back(label) == "", "it is learned"
+    del found, label
+    assert [each() for each in seen] == [None] * 3
+    assert [ring.given(name) for name in "abc"] == [None, Given((1,), 0.5, None), Given((2,), 0.5, None)]
+    ring.put("b", sample(7, 2.0))
+    assert ring.given("b") is None, "another sample of this name"
 
 
 ASKED = st.tuples(st.sampled_from(["put", "join", "refuse"]), st.integers(0, 5), st.sampled_from([(1, 1), (3, 2)]))
