@@ -25,6 +25,8 @@ from edge.contract.recipe import LOSSES, OPTIMIZERS, TrainingRecipe
 
 # What torch's C++ parts warn of while a graph is written is checked on the graph; a user's own setting stays.
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+# torch's threads otherwise wait for each other by spinning, which took longer than their work; read as torch is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # torch's own encoder takes them by itself where it is given a mask; nobody who converts a model has a say in it.
 warnings.filterwarnings("ignore", "The PyTorch API of nested tensors")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -40,6 +40,8 @@ MIN_CARRIED_SQNR_DB = 60.0
 # So much slower than the fastest, in a quick measurement, needs no better one. A core that is shared runs at two
 # speeds, and one time may be of the fast and another of the slow one.
 _QUICK = 4
+# Part of a latency's time that is enough to see that, and to see how much memory it takes.
+_GLANCE = 1 / 8
 
 # A graph, its name for messages, and inputs that are always the same, as a function of named arrays for as long as it
 # is needed: in a process of its own, if onnxruntime may end that.
@@ -144,34 +146,60 @@ def in_this_process(model: onnx.ModelProto, what: str, constants: Mapping[str, A
     yield onnx_program(model, what, constants)
 
 
-def build(problem: Problem, name: str, scheme: str, backbone: onnx.ModelProto, apart: Apart, **known: Any) -> Candidate:
-    """Put a backbone and the head together; a linear head is corrected for what quantization did to its features.
+def build(
+    problem: Problem,
+    name: str,
+    scheme: str,
+    backbone: onnx.ModelProto,
+    corrected: tuple[dict[str, npt.NDArray[np.float32]], float] | None = None,
+    **known: Any,
+) -> Candidate:
+    """Put a backbone and the head together.
 
     Equal constants of the backbone become one, in place.
+
+    Args:
+        problem: Whose head it is.
+        name: For the report.
+        scheme: See `Candidate`.
+        backbone: One that onnxruntime has run already, apart if it was quantized.
+        corrected: See `corrected_head`; None for the head as it is.
+        known: Of the candidate.
     """
     parts = problem.parts
     share_equal(backbone)
-    model = joined(backbone, parts)
-    parameters = {} if parts.head is None else dict(parts.head.parameters)
-    error = 1.0
-    if problem.corrects_head and scheme != "none":
-        assert parts.head is not None
-        assert parts.head.linear is not None
-        with apart(backbone, "the backbone", {}) as run:
-            features = outputs(run, problem.correction_samples, problem.inputs, [parts.head.features])
-        parameters, error = correct_for_quantization(
-            parameters, parts.head.linear, features[parts.head.features.name], problem.wanted_logits
-        )
+    parameters, error = corrected or ({} if parts.head is None else dict(parts.head.parameters), 1.0)
     return Candidate(
         name=name,
         scheme=scheme,
         backbone=backbone,
-        model=model,
+        model=joined(backbone, parts),
         parameters=parameters,
         head_error=error,
         layers_in_int8=running_in_int8(backbone),
         **known,
     )
+
+
+def corrected_head(
+    problem: Problem, backbone: onnx.ModelProto, apart: Apart
+) -> tuple[dict[str, npt.NDArray[np.float32]], float]:
+    """A linear head's parameters, corrected for what quantization did to its features; see `correct_for_quantization`.
+
+    Args:
+        problem: One that `corrects_head`.
+        backbone: Quantized.
+        apart: Runs it.
+
+    Raises:
+        ConversionError: It does not run.
+    """
+    head = problem.parts.head
+    assert head is not None
+    assert head.linear is not None
+    with apart(backbone, "the backbone", {}) as run:
+        features = outputs(run, problem.correction_samples, problem.inputs, [head.features])
+    return correct_for_quantization(head.parameters, head.linear, features[head.features.name], problem.wanted_logits)
 
 
 def features_of(
@@ -299,14 +327,20 @@ class Bench:
         with self.program(model, "it", parameters) as run:
             run(self._sample)
 
-    def timed(self, candidates: Sequence[Candidate]) -> list[Candidate]:
-        """The candidates with latency and peak memory: each on its own, then the first and all quick ones in turn."""
+    def timed(self, candidates: Sequence[Candidate], allowed: Collection[Candidate] | None = None) -> list[Candidate]:
+        """The candidates with latency and peak memory: each on its own, then the first and all quick ones in turn.
+
+        Args:
+            candidates: The first is what the others are compared with.
+            allowed: Those of which one may be shipped, None for all; the others are timed for a shorter time.
+        """
         timings: dict[int, Timing] = {}
         faults: dict[int, str] = {}
         files = [self._write(str(i), c.model, c.parameters) for i, c in enumerate(candidates)]
+        budget_s = self._benchmark.budget_s * (_GLANCE if len(files) > 1 else 1 / 2)
         for i, pair in enumerate(files):
             try:
-                timings[i] = self._benchmark.measure(*pair, budget_s=self._benchmark.budget_s / 2)
+                timings[i] = self._benchmark.measure(*pair, budget_s=budget_s)
             except BundleError as exc:
                 faults[i] = str(exc)
         fastest = min((timing.latency_ms for timing in timings.values()), default=0.0)
@@ -314,7 +348,8 @@ class Bench:
         quick = quick if len(quick) > 1 else []  # one alone is compared with nothing
         try:
             if quick:
-                found = self._benchmark.compare([files[i] for i in quick])
+                wanted = [k for k, i in enumerate(quick) if allowed is None or candidates[i] in allowed]
+                found = self._benchmark.compare([files[i] for i in quick], wanted=wanted)
                 self.spread = found.spread
                 scale = found.latencies_ms[0] / timings[quick[0]].latency_ms
                 together = dict(zip(quick, found.latencies_ms, strict=True))

@@ -25,7 +25,16 @@ from converter.quantization.float16 import to_float16
 from converter.quantization.int4 import quantize_int4
 from converter.quantization.layers import has_convolutions, has_recurrent, quantizable_layers, running_in_int8
 from converter.quantization.saturation import layers_with_least_weight, multiplies_int8
-from converter.search.candidates import TIE, Bench, Candidate, Problem, build, compared, in_this_process
+from converter.search.candidates import (
+    TIE,
+    Bench,
+    Candidate,
+    Problem,
+    build,
+    compared,
+    corrected_head,
+    in_this_process,
+)
 from converter.search.static_int8 import OURS, Recipe, StaticInt8
 from converter.verify.columns import compare
 from converter.verify.measure import Evaluation
@@ -140,7 +149,7 @@ class Search:
         """All of them, compared and timed."""
         own = running_in_int8(self._problem.backbone)[0] > 0  # nothing is done to a file that is int8 already
         name = "the int8 of the file" if own else "float"
-        floating = build(self._problem, name, "none", self._problem.backbone, in_this_process)
+        floating = build(self._problem, name, "none", self._problem.backbone)
         floating = compared(floating, self._problem.evaluation, float("inf"), in_this_process)
         candidates = [floating]
         for candidate in self._quantized():
@@ -148,7 +157,8 @@ class Search:
         candidates = self._quickened(self._mended(candidates))
         self._stage("measuring latency and memory")
         worth = [candidate for candidate in candidates if not candidate.failed and not candidate.why]
-        measured = iter(self._bench.timed(worth))
+        allowed = [c for c in worth if c.scheme == "none" or self._fault(c) is None]
+        measured = iter(self._bench.timed(worth, allowed))
         return [self._judged(c if c.failed or c.why else next(measured)) for c in candidates]
 
     # Building
@@ -212,16 +222,29 @@ class Search:
         if wanted == "int4" or (auto and any(layer.weight and layer.op_type in ("Gemm", "MatMul") for layer in layers)):
             yield self._made("int4 weights", "int4", lambda: quantize_int4(backbone))
 
-    def _made(self, name: str, scheme: str, quantize: Callable[[], onnx.ModelProto], **kept: Any) -> Candidate:
+    def _made(
+        self,
+        name: str,
+        scheme: str,
+        quantize: Callable[[], onnx.ModelProto],
+        is_sketch: bool = False,
+        **kept: Any,
+    ) -> Candidate:
+        """A candidate, or why it cannot be had; a sketch, which may turn out too slow, with the head as it is."""
         self._stage(f"quantizing: {name}")
+        problem = self._problem
         try:
             backbone = quantize()
-            if not self._problem.corrects_head:  # else it is run apart for that, before it is loaded here
-                parts = self._problem.parts
-                self._bench.check(joined(backbone, parts), {} if parts.head is None else parts.head.parameters)
+            corrected = None
+            # It is run apart before it is loaded here.
+            if problem.corrects_head and not is_sketch:
+                corrected = corrected_head(problem, backbone, self._bench.program)
+            else:
+                head = problem.parts.head
+                self._bench.check(joined(backbone, problem.parts), {} if head is None else head.parameters)
             if not _changed(backbone, scheme):
                 raise ConversionError(f"nothing in it would be {scheme.replace('dynamic', 'int8')}: {_WANTS[scheme]}")
-            made = build(self._problem, name, scheme, backbone, self._bench.program, **kept)
+            made = build(problem, name, scheme, backbone, corrected, **kept)
             if scheme in ("int8", "dynamic") and made.layers_in_int8 is not None and not made.layers_in_int8[0]:
                 raise ConversionError(
                     f"none of its {made.layers_in_int8[1]} layers would run in int8: {_WANTS[scheme]}"
@@ -232,13 +255,16 @@ class Search:
                 raise
             return _failed(name, scheme, exc)
 
-    def _static_candidate(self, exclude: Sequence[str] = (), what: str = "", recipe: Recipe = OURS) -> Candidate:
+    def _static_candidate(
+        self, exclude: Sequence[str] = (), what: str = "", recipe: Recipe = OURS, is_sketch: bool = False
+    ) -> Candidate:
         static = self._static
         assert static is not None
         return self._made(
             static.name + recipe.name + what,
             "int8",
             lambda: static.quantized(recipe, exclude),
+            is_sketch,
             left_in_float=tuple(exclude),
             weight_bits=7 if self._profile.quantization.reduce_range else 8,
         )
@@ -295,7 +321,7 @@ class Search:
         recipes = self._static.recipes(left)
         if any(recipe.is_stock for recipe in recipes) and not self._stock_may_be_faster(base):
             recipes = [recipe for recipe in recipes if not recipe.is_stock]
-        made = {recipe: self._static_candidate(left, _in_float(left), recipe) for recipe in recipes}
+        made = {recipe: self._static_candidate(left, _in_float(left), recipe, is_sketch=True) for recipe in recipes}
         candidates = [*candidates, *(candidate for candidate in made.values() if candidate.failed)]
         candidates, best = self._faster(candidates, base, [c for c in made.values() if not c.failed])
         recipe = next((recipe for recipe, candidate in made.items() if candidate.name == best.name), OURS)
@@ -313,7 +339,7 @@ class Search:
         for count in range(1, min(_FIRST, len(convolutions) - 1) + 1):
             exclude = tuple(dict.fromkeys([*base.left_in_float, *convolutions[:count]]))
             if len(exclude) > len(made[-1].left_in_float):
-                made.append(self._static_candidate(exclude, _in_float(exclude), recipe))
+                made.append(self._static_candidate(exclude, _in_float(exclude), recipe, is_sketch=True))
         return [candidate for candidate in made[1:] if not candidate.failed]
 
     def _stock_may_be_faster(self, base: Candidate) -> bool:
@@ -333,13 +359,23 @@ class Search:
     def _faster(
         self, candidates: list[Candidate], base: Candidate, others: Sequence[Candidate]
     ) -> tuple[list[Candidate], Candidate]:
-        """With those that are faster than a base, up to the first that may be shipped; and that, or the base."""
-        for candidate in self._bench.faster(base, others) if others else ():
-            found = self._compared(candidate, self._plan.max_drop)
+        """With those sketches that are faster than a base, up to the first that may be shipped; and it, or the base."""
+        for sketch in self._bench.faster(base, others) if others else ():
+            found = self._finished(sketch)
             candidates = [*candidates, found]
             if self._fault(found) is None:
                 return candidates, found
         return candidates, base
+
+    def _finished(self, sketch: Candidate) -> Candidate:
+        """Its head corrected, compared; or with the reason why it does not run."""
+        if self._problem.corrects_head:
+            try:
+                parameters, error = corrected_head(self._problem, sketch.backbone, self._bench.program)
+            except ConversionError as exc:
+                return replace(sketch, why=str(exc), failed=True)
+            sketch = replace(sketch, parameters=parameters, head_error=error)
+        return self._compared(sketch, self._plan.max_drop)
 
     # Choosing
 

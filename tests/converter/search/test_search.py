@@ -17,6 +17,7 @@ from torch import nn
 
 import converter
 from converter.graph.canonical import canonical
+from converter.head.fitting import correct_for_quantization
 from converter.quantization.layers import optimize
 from converter.report.values import notes
 from converter.search import candidates
@@ -48,9 +49,9 @@ def timed_as(
     def latency(candidate: Candidate) -> float:
         return next((ms for part, ms in (named or {}).items() if part in candidate.name), latency_ms[candidate.scheme])
 
-    def timed(self: Bench, candidates: Any) -> Any:
+    def timed(self: Bench, *given: Any) -> Any:
         return [
-            replace(c, timing=c.timing and replace(c.timing, latency_ms=latency(c))) for c in measured(self, candidates)
+            replace(c, timing=c.timing and replace(c.timing, latency_ms=latency(c))) for c in measured(self, *given)
         ]
 
     monkeypatch.setattr(Bench, "timed", timed)
@@ -142,7 +143,24 @@ def test_the_first_layers_may_stay_in_float_where_that_is_faster(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Bench, "faster", lambda _self, _base, others: others[-1:])
+    finish, made = Search._finished, []
+
+    def corrected(*given: Any) -> tuple[dict[str, np.ndarray], float]:
+        return {name: array + 1e-3 for name, array in correct_for_quantization(*given)[0].items()}, 0.5
+
+    def finished(self: Search, sketch: Candidate) -> Candidate:
+        made.append((sketch, finish(self, sketch)))
+        return made[-1][1]
+
+    monkeypatch.setattr("converter.search.candidates.correct_for_quantization", corrected)
+    monkeypatch.setattr(Search, "_finished", finished)
     report = converted(source, tmp_path, profile=this_machine())
+    assert made
+    for sketch, found in made:  # it was timed with the head as it was, and is judged with its own
+        assert (sketch.head_error, sketch.deviation) == (1.0, None)
+        assert found.head_error == 0.5
+        assert found.deviation is not None
+        assert all((found.parameters[name] != array).all() for name, array in sketch.parameters.items())
     (row,) = [c for c in report["candidates"] if c["name"].endswith(", 1 in float")]
     assert row["left_in_float"] == ["/0/Conv"]
     assert (row["int8_layers"], row["layers"]) == (1, 2)

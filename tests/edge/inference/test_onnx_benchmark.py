@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ import safetensors.numpy
 from onnx import TensorProto, helper
 
 from edge.contract.errors import BundleError
-from edge.inference.onnx_benchmark import Benchmark, Timing, measure_here
+from edge.inference.onnx_benchmark import Benchmark, Timing, measure_here, timed_yet
 
 
 def model(n_megabytes: int = 0) -> bytes:
@@ -79,6 +81,57 @@ def test_models_are_compared_in_turn_and_a_broken_one_is_an_error(folder: Path) 
         found = benchmark.compare([small])
         assert len(found.latencies_ms) == 1
         assert 0.0 <= found.spread < 10.0
+
+
+def test_who_is_clearly_slower_or_not_wanted_is_timed_for_the_first_rounds_only(folder: Path) -> None:
+    """The first one, which ratios are to, is timed to the end, however slow it is."""
+    first, fastest, near, spread, unwanted = np.ones(8), np.full(8, 0.5), np.full(8, 0.54), np.ones(8), np.full(8, 0.1)
+    spread[:4] = 0.5  # half of the time it was as fast as the fastest
+    ratios = np.array([first, fastest, np.full(8, 0.6), near, spread, unwanted])
+    assert timed_yet([0, 2, 3, 5, 7, 8], ratios, {0, 2, 3, 5, 7}) == [0, 2, 5, 7]
+    assert timed_yet([0, 8], ratios[[0, 5]], {2}) == [0]
+    assert timed_yet([0, 3], ratios[[0, 2]], {3}) == [0, 3]
+
+    (folder / "slower.onnx").write_bytes(model(1))
+    files = [(folder / f"{name}.onnx", folder / "feeds") for name in ("slower", "small", "slower", "small")]
+    with Benchmark(0.05) as benchmark:
+        found = benchmark.compare(files, wanted=[0, 1, 2])
+    assert found.rounds[0] == found.rounds[1] >= max(found.rounds[2:])
+    assert min(found.rounds) >= 4
+    slower, small, same, unwanted_small = found.latencies_ms
+    assert min(slower, same) > 2 * max(small, unwanted_small)
+
+
+def test_programs_share_a_process_and_what_one_left_behind_is_not_held_against_the_next(folder: Path) -> None:
+    path, feeds = folder / "small.onnx", folder / "feeds"
+
+    def children(benchmark: Benchmark) -> list[int]:
+        assert benchmark._running is not None
+        pid = benchmark._running.pid
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+    with Benchmark(0.02) as benchmark:
+        with benchmark.program(path, feeds) as run:
+            assert run({})["y"] == 2
+            (process,) = children(benchmark)
+        with benchmark.program(path, feeds) as run:
+            assert children(benchmark) == [process]
+            os.kill(process, signal.SIGSEGV)  # as if the one before had written into its memory
+            assert run({})["y"] == 2  # what was sent to the dead one is not taken for requests
+            (other,) = children(benchmark)
+            assert other != process
+            os.kill(other, signal.SIGSEGV)
+            for _ in range(2):  # alone in its process it is blamed itself
+                with pytest.raises(BundleError, match="ended the process that ran it"):
+                    run({})
+        with benchmark.program(path, feeds) as run:
+            (process,) = children(benchmark)
+        os.kill(process, signal.SIGSEGV)
+        with benchmark.program(path, feeds) as run:
+            assert run({})["y"] == 2
+            (process,) = children(benchmark)
+        benchmark.measure(path, feeds)
+        assert process not in children(benchmark)  # what is measured has the machine alone
 
 
 def test_a_program_runs_apart_on_whatever_it_is_given_and_its_death_is_an_error(folder: Path) -> None:
