@@ -152,13 +152,9 @@ class Fitter:
             raise ConfigError(
                 f"{self.what}: y of the shape {_text(shape)} for {count} samples; expected one y for each"
             )
-        if kind != "f" and len(shape) != 1:
-            raise ConfigError(
-                f"{self.what}: integers y of the shape {_text(shape)}; expected class numbers ({count},): use argmax "
-                f"on one-hot labels, a float type for targets or several yes or no, and leave y out where each "
-                f"position has a class of its own, as in segmentation"
-            )
-        form = ("targets" if kind == "f" else "class numbers", shape[1:])
+        if kind != "f" and len(shape) > 2:
+            raise ConfigError(f"{self.what}: integers {_not_labels(shape)}")
+        form = ("targets" if kind == "f" or len(shape) > 1 else "class numbers", shape[1:])
         if self._target is None:
             self._target = form
         if self._target != form:
@@ -241,15 +237,43 @@ class Fitter:
 
     def _cast_target(self, y: Array, count: int) -> Array:
         self.check_target(y.shape, y.dtype, count)
-        if y.dtype.kind == "f":
-            with np.errstate(over="ignore", invalid="ignore"):
-                targets = y.astype(np.float32, copy=False)
-            if not np.isfinite(targets).all():
-                raise ConfigError(f"{self.what}: y with values that are not finite as float32; remove them")
-            return targets
-        if int(y.max()) > np.iinfo(np.int64).max:
-            raise ConfigError(f"{self.what}: y with the class number {y.max()}; expected numbers from 0 on")
+        try:
+            return labels_or_targets(y)
+        except ValueError as exc:
+            raise ConfigError(f"{self.what}: {exc}") from exc
+
+
+def labels_or_targets(y: Array) -> Array:
+    """What belongs to samples, as float32 where they are targets, as int64 where they are class numbers ``(n,)``.
+
+    Whole numbers ``(n, k)`` of 0 and 1 are targets, too: k answers that are yes or no.
+
+    Args:
+        y: Numbers, samples first.
+
+    Raises:
+        ValueError: They are neither.
+    """
+    if y.dtype.kind != "f" and y.ndim == 1:
+        if y.size and int(y.max()) > np.iinfo(np.int64).max:
+            raise ValueError(f"y with the class number {y.max()}; expected numbers from 0 on")
         return y.astype(np.int64, copy=False)
+    if y.dtype.kind != "f" and not (y.ndim == 2 and np.isin(y, (0, 1)).all()):
+        raise ValueError(f"integers {_not_labels(y.shape)}")
+    with np.errstate(over="ignore", invalid="ignore"):
+        targets = y.astype(np.float32, copy=False)
+    if not np.isfinite(targets).all():
+        raise ValueError("y with values that are not finite as float32; remove them")
+    return targets
+
+
+def _not_labels(shape: tuple[int, ...]) -> str:
+    whole = ", ".join(map(str, ("n", *shape[1:])))
+    return (
+        f"y of the shape ({whole}); expected class numbers (n,), y[:, 0] where that is one, or (n, k) of 0 and 1 for k "
+        f"answers that are yes or no; a float type for targets. Leave y out where each position has a class of its "
+        f"own, as in segmentation"
+    )
 
 
 def _text(axes: Sequence[Any]) -> str:

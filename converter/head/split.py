@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -141,12 +141,13 @@ def _says(tensor: onnx.TensorProto) -> bool:
     return bool((array != array.reshape(-1)[0]).any()) or array.reshape(-1)[0] not in (0.0, 1.0)
 
 
-def choose_trainable(groups: dict[str, list[str]], rule: str) -> list[str]:
+def choose_trainable(groups: dict[str, list[str]], rule: str, also: Mapping[str, str] | None = None) -> list[str]:
     """Names of the parameters that a rule means.
 
     Args:
         groups: See `trainable_groups`.
         rule: ``last:K``, or names with wildcards (``*``, ``?``, ``[..]``) separated by commas.
+        also: The name in the graph by other names of a parameter that several layers share.
 
     Raises:
         ConfigError: K is larger than the number of layers, or nothing has such a name.
@@ -159,15 +160,17 @@ def choose_trainable(groups: dict[str, list[str]], rule: str) -> list[str]:
             raise ConfigError(f"--trainable {rule}: the model has {len(groups)} layers with parameters")
         return [name for layer in list(groups)[-int(match[1]) :] for name in groups[layer]]
     names = [name for layer in groups.values() for name in layer]
+    shared = {other: name for other, name in (also or {}).items() if name in names}
+    known = [*names, *shared]
     chosen: set[str] = set()
     for pattern in (part.strip() for part in rule.split(",")):
-        found = fnmatch.filter(names, pattern)
+        found = fnmatch.filter(known, pattern)
         if not found:
-            near = get_close_matches(pattern, names, n=3, cutoff=0.3) or names[-3:]
+            near = get_close_matches(pattern, known, n=3, cutoff=0.3) or names[-3:]
             raise ConfigError(
                 f"--trainable {pattern!r}: no parameter has such a name; there are e.g. {', '.join(near)}"
             )
-        chosen.update(found)
+        chosen.update(shared.get(name, name) for name in found)
     return [name for name in names if name in chosen]
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from converter.data.fit import labels_or_targets
 from converter.data.samples import Samples
 from converter.load.torch_file import read_torchscript
 from converter.load.weights import load_weights
@@ -67,6 +68,8 @@ def check_samples(
         raise ValueError(f"different numbers of samples: {each}")
     if y is not None and (y.ndim == 0 or len(y) != count):
         raise ValueError(f"y of the shape {y.shape} for {count} samples, expected one y for each")
+    if y is not None and y.dtype.kind in "iub":
+        labels_or_targets(y)
 
 
 def is_checkpoint(document: object) -> bool:
@@ -137,11 +140,12 @@ def _samples(document: Mapping[str, Any], inputs: tuple[TensorSpec, ...]) -> Sam
         check_samples(inputs, x, y)
     except ValueError as exc:
         raise ConversionError(f"{what}: {exc}") from exc
-    if y is not None and y.dtype.kind not in "iuf":
+    if y is not None and y.dtype.kind not in "iufb":
         raise ConversionError(f"{what} have labels of the type {y.dtype}")
-    if y is None:
-        return Samples(x, None)
-    return Samples(x, y.astype("int64" if y.dtype.kind in "iu" else "float32"))
+    try:
+        return Samples(x, None if y is None else labels_or_targets(y))
+    except ValueError as exc:
+        raise ConversionError(f"{what}: {exc}") from exc
 
 
 def _check(inputs: tuple[TensorSpec, ...], arrays: Arrays, what: str) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
+from torch import nn
 
 from converter.graph.build import multiplications, other_floats
 from converter.head.gradient.differentiate import UnsupportedOperatorError
@@ -86,7 +87,8 @@ def trainable_part(
                 raise ConversionError("the file is int8 already, and only float layers are trained")
             raise ConversionError("the model has no layer with parameters")
         rule = "last:1" if plan.trainable == "auto" else plan.trainable
-        chosen = choose_trainable(groups, rule)
+        shared = {} if isinstance(module, onnx.ModelProto) else _other_names(module)
+        chosen = choose_trainable(groups, rule, shared)
         try:
             parts = split(model, chosen, _activation(recipe))
             if _is_of_scores(parts, evaluation, recipe, plan):
@@ -101,13 +103,26 @@ def trainable_part(
         except ConversionError as exc:
             smaller = _largest_trainable(model, groups, rule, recipe)
             none = ". No smaller head works either" if isinstance(exc, UnsupportedOperatorError) else ""
-            raise ConversionError(f"{exc}{smaller or none}") from exc
+            several = "; ".join(f"{name} is {other}, too" for other, name in shared.items() if name in chosen)
+            told = f" ({several})" if several else ""
+            raise ConversionError(f"{exc}{told}{smaller or none}") from exc
     except ConversionError as exc:
         if plan.trainable != "auto":
             raise
         note = f"nothing stays trainable: {exc}"
         return Trainable(parts=whole(model), recipe=recipe, training=None, note=note)
     return Trainable(parts=parts, recipe=recipe, training=training, note=None, trial=trial, label_ms=label_ms)
+
+
+def _other_names(model: nn.Module) -> dict[str, str]:
+    """First names of parameters by their others: layers may share one."""
+    first = {parameter.data_ptr(): name for name, parameter in model.named_parameters() if parameter.numel()}
+    own = set(first.values())
+    return {
+        name: first[parameter.data_ptr()]
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+        if name not in own and parameter.data_ptr() in first
+    }
 
 
 def recipe_for(original: Original, plan: ConversionPlan) -> TrainingRecipe:

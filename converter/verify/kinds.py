@@ -337,7 +337,7 @@ def _labelled(
             sizes = ", ".join(f"{s.name} {reference[s.name].size // max(1, len(y))}" for s in outputs)
             raise ConfigError(
                 f"the data have {size} numbers for each sample as y, but no output has as many ({sizes}): expected "
-                f"targets of an output's size, class numbers as integers, or no y"
+                f"targets of an output's size, class numbers as integers (n,), or no y"
             )
         return max(fits, key=lambda name: kinds[name].because == SAID)
     rows = [s for s in outputs if s.batch_axis == 0]
@@ -361,7 +361,7 @@ def _labelled(
     answers = next((s for s in rows if kinds[s.name].kind in (SCORES, YES_OR_NO) and reference[s.name].ndim == 2), None)
     if answers is not None and reference[answers.name].shape[1] > 1:
         name, size = answers.name, reference[answers.name].shape[1]
-        few = f"; {name} gives {size} answers that are yes or no each: give y of 0 and 1 as floats (n, {size}), or say "
+        few = f"; {name} gives {size} answers that are yes or no each: give y of 0 and 1 (n, {size}), or say "
         few += f"--output {name}={CLASSES}, if one of them is right"
         raise ConfigError(f"the data have class numbers as y{few}")
     raise ConfigError(f"the data have class numbers as y{few}, but no output has one value for each class")

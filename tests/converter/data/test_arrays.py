@@ -19,6 +19,7 @@ from converter.data.peek import peek_shapes
 from converter.data.samples import Samples, SampleStream
 from converter.data.stream import open_samples
 from converter.data.subset import subset
+from converter.load.checkpoint_file import check_samples
 from converter.program.tensors import join
 from edge.contract.errors import ConfigError
 from edge.contract.tensorspec import TensorSpec
@@ -162,6 +163,18 @@ def test_the_only_array_is_taken_whatever_its_name_and_labels_by_usual_names(tmp
     assert found.tolist() == y.tolist()
 
 
+@pytest.mark.parametrize("dtype", ["int64", "uint8", "bool", "float64"])
+def test_yes_or_no_of_several_columns_is_a_target_of_any_type(tmp_path: Path, dtype: str) -> None:
+    y = np.array([[0, 1, 1], [1, 1, 0], [0, 0, 0], [1, 0, 1], [1, 1, 1]], dtype)
+    found = read(npz(tmp_path / "data.npz", x=ROWS, y=y), PIXELS).y
+    assert found is not None
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, y)
+    check_samples([PIXELS], {"pixels": ROWS}, y)
+    with pytest.raises(ValueError, match=r"of the shape \(n, 3\)"):
+        check_samples([PIXELS], {"pixels": ROWS}, 2 * y.astype(int))
+
+
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_an_npy_is_read(tmp_path: Path, order: Any) -> None:
     np.save(tmp_path / "data.npy", np.array(ROWS, order=order))
@@ -187,7 +200,9 @@ def test_an_npy_is_read(tmp_path: Path, order: Any) -> None:
         ({"x": ROWS.astype(object)}, r"x.npy holds Python objects"),
         ({"x": ROWS, "y": np.arange(4)}, r"y of the shape \(4,\) for 5 samples"),
         ({"x": ROWS, "y": np.int64(4)}, r"y of the shape \(\) for 5 samples"),
-        ({"x": ROWS, "y": np.eye(5, dtype=int)}, "use argmax on one-hot labels"),
+        ({"x": ROWS, "y": 2 * np.eye(5, dtype=int)}, r"integers y of the shape \(n, 5\); expected class numbers"),
+        ({"x": ROWS, "y": np.arange(5)[:, None]}, r"integers y of the shape \(n, 1\); .* y\[:, 0\] where that is one"),
+        ({"x": ROWS, "y": np.zeros((5, 2, 2), int)}, "Leave y out where each position has a class of its own"),
         ({"x": ROWS, "y": np.full(5, np.inf)}, "y with values that are not finite"),
         ({"x": ROWS, "y": np.array(list("abcde"))}, "y of the type <U1; expected class numbers"),
         ({"x": ROWS, "y": np.array(list("abcde"), object)}, "y.npy holds Python objects"),

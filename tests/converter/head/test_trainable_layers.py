@@ -26,6 +26,9 @@ class CosineHead(nn.Module):
         return nn.functional.cosine_similarity(self.first(x)[:, None], self.prototypes[None], dim=2)
 
 
+SHARED = nn.Linear(5, 5)
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     ("model", "shape", "rule", "names"),
@@ -52,8 +55,14 @@ class CosineHead(nn.Module):
             ["0.weight", "0.bias", "1.weight", "2.weight", "2.bias"],
         ),
         (CosineHead(), (6,), "*", ["first.weight", "first.bias", "prototypes"]),
+        (
+            nn.Sequential(nn.Linear(6, 5), nn.Tanh(), SHARED, nn.Tanh(), SHARED, nn.Tanh(), nn.Linear(5, 4)),
+            (6,),
+            "4.*,6.*",
+            ["2.weight", "2.bias", "6.weight", "6.bias"],
+        ),
     ],
-    ids=["padding same", "weight norm", "RMSNorm", "cosine"],
+    ids=["padding same", "weight norm", "RMSNorm", "cosine", "second name of a shared layer"],
 )  # fmt: skip
 def test_common_layers_can_be_trained(
     tmp_path: Path, model: nn.Module, shape: tuple[int, ...], rule: str, names: list[str]
