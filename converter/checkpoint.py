@@ -24,6 +24,7 @@ from torch.jit._trace import TracerWarning
 
 from converter.export.decisions import decisions_of, described
 from converter.load.checkpoint_file import KEY, VERSION, check_preprocessing, check_samples
+from converter.load.dictionaries import BY_NAME, DICTIONARY, takes_dictionary
 from converter.load.training_mode import check_keeps_statistics
 from converter.program.attention import traceable
 from converter.program.programs import Flat, has_batch, named_outputs, torch_program
@@ -97,6 +98,11 @@ def save_checkpoint(
     if odd := sorted({str(tensor.dtype) for tensor in model.parameters()} - {"torch.float32", "torch.int64"}):
         raise ConversionError(f"parameters of the type {', '.join(odd)}; call model.float() before saving it")
     check_keeps_statistics(model)
+    if takes_dictionary(model) in (DICTIONARY, BY_NAME):
+        raise ConversionError(
+            "forward takes a dictionary of tensors: save the state_dict and convert that with --arch, or give a model "
+            "whose forward takes each tensor by itself"
+        )
     examples = _named(example_input)
     specs = _specs(model, examples, axes or {})
     was_training = model.training
@@ -129,7 +135,7 @@ def save_checkpoint(
         samples, labels = _calibration(calibration, specs, [*outputs.values()])
         document["calibration_x"] = samples
         if labels is not None:
-            document["calibration_y"] = labels.float() if labels.is_floating_point() else labels.to(torch.int64)
+            document["calibration_y"] = labels if labels.is_floating_point() else labels.to(torch.int64)
     with replace_file(Path(path)) as file:
         torch.save(document, file)
 
@@ -165,10 +171,10 @@ def _calibration(
         came = ", ".join(arrays) or "none"
         raise ConfigError(f"calibration: samples named {came}, expected {', '.join(names)}: {_FORMS}")
     labels = None if y is None else _tensor(y, "y", listed=True)
+    if labels is not None and labels.is_floating_point():
+        labels = labels.float()
     try:
-        check_samples(
-            specs, {n: t.numpy() for n, t in samples.items()}, None if labels is None else labels.float().numpy()
-        )
+        check_samples(specs, {n: t.numpy() for n, t in samples.items()}, None if labels is None else labels.numpy())
     except ValueError as exc:
         raise ConfigError(f"calibration: {exc}; {_FORMS}") from exc
     return samples, labels

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,7 +46,7 @@ def parameters_of(model: nn.Module) -> tuple[list[Parameter], float]:
         ]
         return found, len(found)
     try:
-        parameters = inspect.signature(model.forward).parameters.values()
+        parameters = inspect.signature(_unbound(model)).parameters.values()
     except (TypeError, ValueError):
         return [], math.inf
     found = [
@@ -59,6 +59,12 @@ def parameters_of(model: nn.Module) -> tuple[list[Parameter], float]:
         if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
     ]
     return found, math.inf if any(p.kind == p.VAR_POSITIONAL for p in parameters) else len(found)
+
+
+def _unbound(model: nn.Module) -> Callable[..., Any]:
+    """``forward`` as it was before `bound`, which may be asked again with other constants or inputs."""
+    forward: Callable[..., Any] = getattr(model.forward, "unbound", model.forward)
+    return forward
 
 
 def bound(model: nn.Module, inputs: Sequence[str], constants: Mapping[str, Constant]) -> nn.Module:
@@ -93,11 +99,12 @@ def bound(model: nn.Module, inputs: Sequence[str], constants: Mapping[str, Const
     values = {name: _value(name, constant, kinds[name]) for name, constant in constants.items()}
     if isinstance(model, torch.jit.ScriptModule):
         return _bound_script(model, taken, values)
-    forward = model.forward
+    forward = _unbound(model)
 
     def with_constants(*tensors: torch.Tensor) -> Any:
         return forward(**dict(zip(taken, tensors, strict=True)), **values)
 
+    with_constants.unbound = forward  # type: ignore[attr-defined]
     model.forward = with_constants
     return model
 

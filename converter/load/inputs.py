@@ -14,7 +14,8 @@ from torch import nn
 
 from converter.data.fit import LABELS
 from converter.data.peek import peek_shapes
-from converter.load.constants import bound, parameters_of
+from converter.load.constants import array_of, bound, parameters_of
+from converter.load.dictionaries import PERHAPS, entries_read, takes_dictionary, with_entries
 from converter.plan import InputOption, ModelOptions
 from converter.program.programs import resized, torch_program
 from converter.program.tensors import Arrays, Run, of_whole_range
@@ -32,6 +33,7 @@ _MAX_SIZE = 320
 # Samples on which bytes and floats are told apart.
 _TOLD_APART = 64
 _TIME = "time"
+_Headers = Mapping[str, tuple[tuple[int, ...], str]]  # shapes and types of arrays by name
 _ASK = (
     "give it without the batch axis, e.g. --input-shape 3,224,224, or give --calibrate with real samples, which have it"
 )
@@ -181,6 +183,7 @@ def determine_inputs(model: nn.Module, given: Given) -> Inputs:
         ConfigError: What the user stated cannot be made.
         ConversionError: They do not follow from the model; the message says what to give.
     """
+    model, entries = with_entries_of(model, given)
     parameters, most = parameters_of(model)
     open_ = [parameter for parameter in parameters if parameter.name not in given.options.constants]
     names, options = [parameter.name for parameter in open_ if not parameter.optional], given.options.inputs
@@ -199,7 +202,9 @@ def determine_inputs(model: nn.Module, given: Given) -> Inputs:
         # A model that can tell its loss is given labels for that, and works without.
         named = [p.name for p in open_ if p.name in shapes and not (p.optional and p.name in LABELS)]
         arrays = set(shapes) - ({*LABELS} - {*names})
-        if set(names) <= set(named) and len(named) > 1:
+        if entries:
+            found = {name: shapes[name] for name in entries if name in shapes}
+        elif set(names) <= set(named) and len(named) > 1:
             found = {name: shapes[name] for name in named}
         elif len(names) <= 1 and (arrays == {"x"} or (len(arrays) == 1 and arrays == set(named))):
             found = {"input": shapes[arrays.pop()]}
@@ -224,23 +229,69 @@ def _tried(model: nn.Module, specs: tuple[TensorSpec, ...], given: Given, note: 
     return Inputs(specs=specs, example=example, note=note, model=model)
 
 
-def _as_in_file(model: nn.Module, arrays: Mapping[str, tuple[tuple[int, ...], str]], given: Given, note: str) -> Inputs:
+def _as_in_file(model: nn.Module, arrays: _Headers, given: Given, note: str) -> Inputs:
     """Inputs like these arrays, by shape and type, samples first; what is there once is the same for all samples.
 
     Bytes are pixels, which devices have as floats: unless the model computes something else with the one than with the
     other. So with a single input of whole numbers of any type.
     """
+    own, alone = _specs_of(arrays), len(arrays) == 1 and not _takes_tokens(model)
+    usual = tuple(replace(s, dtype="float32") if alone or s.dtype in ("uint8", "float64") else s for s in own)
+    return _told_apart(model, usual, own, given, note)
+
+
+def _specs_of(arrays: _Headers) -> tuple[TensorSpec, ...]:
+    """What these arrays are samples of, by shape and type; what is there once is the same for all samples."""
     count = max((shape[0] for shape, _ in arrays.values() if shape), default=1)
-    usual: list[TensorSpec] = []
-    own: list[TensorSpec] = []
+    found = []
     for name, (shape, dtype) in arrays.items():
         once = not shape or (shape == (1,) and count > 1)
-        axes: tuple[int | str, ...] = shape if once else (BATCH, *shape[1:])
         exact = dtype if dtype in DTYPES and dtype != "float16" else "float32"
-        is_float = exact in ("uint8", "float64") or (len(arrays) == 1 and not _takes_tokens(model))
-        usual.append(TensorSpec(name=name, dtype="float32" if is_float else exact, shape=axes))
-        own.append(TensorSpec(name=name, dtype=exact, shape=axes))
-    return _told_apart(model, tuple(usual), tuple(own), given, note)
+        found.append(TensorSpec(name=name, dtype=exact, shape=shape if once else (BATCH, *shape[1:])))
+    return tuple(found)
+
+
+def with_entries_of(model: nn.Module, given: Given) -> tuple[nn.Module, tuple[str, ...]]:
+    """The model with the entries of the dictionary that it takes as inputs, and their names; as it is, without one.
+
+    Raises:
+        ConversionError: It takes a dictionary, and nobody says what is in it.
+    """
+    how, options = takes_dictionary(model), given.options
+    named = [option.name for option in options.inputs if option.name]
+    if how is None or (how == PERHAPS and options.inputs and len(named) < 2):
+        return model, ()
+    if named:
+        entries = (*named, *options.constants)
+        return with_entries(model, entries), entries
+    for _, value in given.files():
+        shapes = {n: kind for n, kind in peek_shapes(value).items() if kind[1] in DTYPES and n not in options.constants}
+        usual = {"x", *(parameter.name for parameter in parameters_of(model)[0])}
+        if not shapes or (how == PERHAPS and set(shapes) - {*LABELS} <= usual):
+            continue
+        samples = _samples(given, shapes)
+        constants = {name: torch.from_numpy(array_of(name, c, c.dtype)) for name, c in options.constants.items()}
+        entries_ = None if samples is None else entries_read(model, {**samples, **constants})
+        if entries_ is None and how != PERHAPS:
+            entries_ = tuple(name for name in shapes if name not in LABELS)  # what is missing the model says itself
+        if entries_:
+            entries_ = tuple(dict.fromkeys((*entries_, *constants)))
+            return with_entries(model, entries_), entries_
+    if how == PERHAPS:
+        return model, ()
+    raise ConversionError(
+        "forward takes a dictionary of tensors: give --calibrate or --example with an .npz that has an array for each "
+        "entry, or --input NAME=AXES for each"
+    )
+
+
+def _samples(given: Given, shapes: _Headers) -> dict[str, torch.Tensor] | None:
+    """Two of the samples that a file holds, all arrays; None where they cannot be read."""
+    try:
+        found = given.real(_specs_of(shapes), 2)
+    except ConfigError:
+        return None
+    return None if found is None else {name: torch.from_numpy(array) for name, array in found.items()}
 
 
 def _types_in_files(given: Given, names: Sequence[str]) -> dict[str, str]:

@@ -18,7 +18,7 @@ from converter.load.constants import bound
 from converter.load.contents import ArraysBeside, arrays_beside, found_at, modules, networks
 from converter.load.exported_program import is_exported_program, read_exported_program
 from converter.load.files import beginning, check_whole_model, checked_members
-from converter.load.inputs import Given, Inputs, determine_inputs, stated
+from converter.load.inputs import Given, Inputs, determine_inputs, stated, with_entries_of
 from converter.load.safetensors_file import index_beside, is_index, is_safetensors, read_index, read_safetensors
 from converter.load.source import Source
 from converter.load.torch_file import read_document, read_torchscript
@@ -189,6 +189,7 @@ def _from_weights(document: Any, kind: str, given: Given) -> Source:
         source = _whole(kind, determine_inputs(model, given), options, notes)
     else:
         source = _with_arrays(model, kind, given, notes, arrays)
+    again, _ = with_entries_of(again, given)
     _check_is_whole(source, bound(again, [spec.name for spec in source.inputs], options.constants), options)
     return source
 

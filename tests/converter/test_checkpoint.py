@@ -78,6 +78,8 @@ def test_calibration_data_of_another_form_are_refused_and_nothing_is_written(tmp
         ({"x": x, "labels": y}, "labels"), ((x, [["a"]] * 20), "y cannot be used"), ((x, "y"), "y is str"),
         ((np.array([["a"] * 12]), None), "cannot be used"), ((x[None], y), "expected shape"),
         ((x.to(torch.complex64), y), "plain"),
+        ((x, torch.zeros(20, 3, 3, dtype=torch.int64)), r"integers y of the shape \(n, 3, 3\)"),
+        ((x, y[:, None]), r"y\[:, 0\]"),
     ]  # fmt: skip
     for given, words in wrong:
         with pytest.raises(ConfigError, match=words):

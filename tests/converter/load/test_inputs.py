@@ -216,6 +216,27 @@ def test_of_packed_sequences_the_last_state_alone_may_be_used(tmp_path: Path, mo
     assert getattr(nn, model.kind).forward is forward  # torch is left as it was
 
 
+class Brightened(nn.Module):
+    """Takes pixels as floats only, and a constant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(1, 3, 3)
+
+    def forward(self, x: torch.Tensor, gain: float) -> torch.Tensor:
+        return self.conv(x * gain).amax((2, 3))
+
+
+def test_bytes_are_floats_beside_a_constant_too(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 1, 6, 6), np.uint8)
+    model = Brightened().eval()
+    session, _ = converted(tmp_path, model, {"x": pixels}, constants={"gain": Constant(value=2.0)})
+    found = session.run({"input": pixels.astype(np.float32)})["output"]
+    wanted = model(torch.from_numpy(pixels).float(), 2.0).detach().numpy()
+    np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_several_inputs_are_those_of_the_data_that_forward_names(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
