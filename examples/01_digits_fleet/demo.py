@@ -243,18 +243,22 @@ def run(folder: Path, keep: bool, dashboard: bool) -> int:
     folder.mkdir(parents=True)
     model, bundle = folder / "model.pth", folder / "model.edge"
 
-    console.rule("1. train a small convolutional network on upright digits")
-    subprocess.run([sys.executable, Path(__file__).with_name("model.py"), model], check=True)
-    console.rule("2. edge-convert model.pth")
-    subprocess.run(command("edge-convert", model), check=True)
-
-    console.rule(f"3. broker, coordinator and {len(CLASSES)} agents")
-    data, results = load_digits_split(), Results()
-    with Fleet(folder, bundle, list(CLASSES)) as fleet:
-        console.print((folder / "broker.log").read_text().strip(), highlight=False)
-        watch = f"mosquitto_sub -h 127.0.0.1 -p {fleet.broker_port} -v -t 'edge/v1/+/+/up/tele'"
+    with Fleet(folder, bundle, []) as fleet:  # a broker and a coordinator; there is no bundle yet
         if dashboard:
             console.print(f"dashboard: {fleet.http_url}/  (it follows the demo)", highlight=False)
+        console.print((folder / "broker.log").read_text().strip(), highlight=False)
+
+        console.rule("1. train a small convolutional network on upright digits")
+        subprocess.run([sys.executable, Path(__file__).with_name("model.py"), model], check=True)
+        console.rule("2. edge-convert model.pth")
+        subprocess.run(command("edge-convert", model), check=True)
+
+        console.rule(f"3. {len(CLASSES)} agents")
+        data, results = load_digits_split(), Results()
+        fleet.add_bundle()
+        fleet.devices = list(CLASSES)
+        fleet.start_agents()
+        watch = f"mosquitto_sub -h 127.0.0.1 -p {fleet.broker_port} -v -t 'edge/v1/+/+/up/tele'"
         console.print(f"watch the telemetry yourself:  {watch}", highlight=False)
         agents = {device: AgentClient(fleet.socket_path(device)) for device in CLASSES}
 

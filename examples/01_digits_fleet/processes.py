@@ -52,8 +52,8 @@ class Fleet:
 
     Args:
         folder: Logs and state.
-        bundle: What the devices come with.
-        devices: Their ids.
+        bundle: What the devices come with; where there is none yet, `add_bundle` gives it to the coordinator later.
+        devices: Their ids; they start with the coordinator.
     """
 
     def __init__(self, folder: Path, bundle: Path, devices: list[str]) -> None:
@@ -74,11 +74,7 @@ class Fleet:
     def __enter__(self) -> Fleet:
         self.start_broker()
         self.start_coordinator()
-        for device in self.devices:
-            self.start_agent(device)
-        for device in self.devices:
-            wait_for(f"{device} ready", self.socket_path(device).exists)
-        wait_for("all devices known", lambda: len(self.known()) == len(self.devices))
+        self.start_agents()
         return self
 
     def start(self, name: str, line: list[str]) -> None:
@@ -101,10 +97,34 @@ class Fleet:
     def start_coordinator(self) -> None:
         """Start, or start again, the coordinator."""
         options = ["--broker", self.broker_url, "--http", f"127.0.0.1:{self.http_port}", "--no-merge"]
+        if self.bundle.exists():
+            options += ["--bundle", str(self.bundle)]
         folder = self.folder / "coordinator"
-        self.start(
-            "coordinator", command("edge-coordinator", "serve", *options, "--data-dir", folder, "--bundle", self.bundle)
-        )
+        self.start("coordinator", command("edge-coordinator", "serve", *options, "--data-dir", folder))
+
+    def add_bundle(self) -> None:
+        """Have the running coordinator know the bundle."""
+        address = f"{self.http_url}/api/artifacts?file={self.bundle.name}"
+        kind = {"Content-Type": "application/octet-stream"}
+        asked = urllib.request.Request(address, data=self.bundle.read_bytes(), headers=kind, method="POST")
+        with urllib.request.urlopen(asked, timeout=60) as answer:
+            answer.read()
+
+    def start_agents(self) -> None:
+        """Start the agents of all devices, and wait until the coordinator knows them."""
+        for device in self.devices:
+            self.start_agent(device)
+        for device in self.devices:
+            wait_for(f"{device} ready", self.socket_path(device).exists)
+        wait_for("all devices known", lambda: self.answers() and len(self.known()) == len(self.devices))
+
+    def answers(self) -> bool:
+        """Whether the coordinator is there."""
+        try:
+            self.asked("health")
+        except OSError:
+            return False
+        return True
 
     def start_agent(self, device: str) -> None:
         """Start, or start again, an agent."""

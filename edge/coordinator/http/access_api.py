@@ -158,8 +158,11 @@ class Refused(Exception):  # noqa: N818  # what it is, and not what goes wrong
 
 
 def form_of(body: bytes) -> dict[str, str]:
-    """The fields of a form, as a browser sends them."""
-    return dict(parse_qsl(body.decode(errors="replace"), keep_blank_values=True, max_num_fields=50))
+    """The fields of a form, as a browser sends them; none of what is no form of ours."""
+    try:
+        return dict(parse_qsl(body.decode(errors="replace"), keep_blank_values=True, max_num_fields=50))
+    except ValueError:  # more fields: curl and others send anything as a form, unless they are told otherwise
+        return {}
 
 
 def _refusal(request: Request, exc: Refused) -> Response:
@@ -262,6 +265,11 @@ async def _check_form(request: Request) -> None:
     if is_form or ("authorization" not in request.headers and COOKIE in request.cookies):
         given = form_of(await request.body()).get(FORM_TOKEN, "") if is_form else ""
         if not hmac.compare_digest(given.encode(), request.state.form_token.encode()):
+            if is_form and request.url.path.startswith("/api/"):
+                raise Refused(
+                    403, f"only pages send forms: send JSON with content-type: application/json, and files with "
+                    f"content-type: application/octet-stream, instead of {_FORM}"
+                )  # fmt: skip
             raise Refused(403, "this form is not of this coordinator, or it was restarted since: load the page again")
 
 

@@ -311,6 +311,9 @@ def test_every_operation_says_what_it_answers(web: Web) -> None:
     assert unnamed == set()
 
 
+_FORM = "application/x-www-form-urlencoded"
+
+
 def test_what_the_framework_refuses_has_the_form_of_all_other_refusals(web: Web) -> None:
     nested = "[" * 200_000 + "]" * 200_000
     for method, path, arguments, status in (
@@ -322,13 +325,18 @@ def test_what_the_framework_refuses_has_the_form_of_all_other_refusals(web: Web)
             400,
         ),
         ("POST", "/api/v1/plan", {"content": "{", "headers": {"content-type": "application/json"}}, 422),
+        # curl calls whatever it sends a form, unless it is told otherwise.
+        ("POST", "/api/artifacts", {"content": b"&=" * 100, "headers": {"content-type": _FORM}}, 403),
+        ("POST", "/api/artifacts", {"content": b"\xff" * 100, "headers": {"content-type": _FORM}}, 403),
+        ("POST", "/api/tags", {"content": b"{}", "headers": {"content-type": _FORM}}, 403),
         ("GET", "/api/v1/nothing", {}, 404),
         ("DELETE", "/api/v1/rollouts", {}, 405),
     ):
         answer = web.ask(method, path, **arguments)
         assert answer.status_code == status, (path, answer.text)
         assert answer.json()["detail"], path
-        assert answer.json()["error"] == "ConfigError", path
+        assert answer.json()["error"] == ("AccessError" if status == 403 else "ConfigError"), path
+        assert status != 403 or "application/json" in answer.json()["detail"], answer.text
     assert answer.headers["allow"] == "GET, POST", "of all routes of that address"
     assert "text/html" in web.ask("GET", "/nothing", headers={"accept": "text/html"}).headers["content-type"]
 
