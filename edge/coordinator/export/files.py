@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -75,8 +75,18 @@ def lines(store: Store, device: str = "", since_ms: int = 0) -> tuple[Lines, Lin
     )
 
 
-def write_csv(store: Store, folder: Path, device: str = "", since_ms: int = 0) -> dict[str, int]:
-    """``telemetry.csv`` and ``events.csv``, see `lines`.
+def written(
+    store: Store, folder: Path, device: str, since_ms: int, ending: str, write: Callable[[Lines, Path], int]
+) -> dict[str, int]:
+    """Each of `lines` in a file of its own; one that is there is replaced when the new one is whole.
+
+    Args:
+        store: The database.
+        folder: For the files; made where there is none.
+        device: Of which; "" for all.
+        since_ms: From when, milliseconds since 1970.
+        ending: Of the files' names.
+        write: Writes one, and says how many lines it has.
 
     Returns:
         Lines by file.
@@ -88,17 +98,32 @@ def write_csv(store: Store, folder: Path, device: str = "", since_ms: int = 0) -
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for each in lines(store, device, since_ms):
-            name, kinds = f"{each.name}.csv", each.columns.values()
-            with (folder / name).open("w", newline="", encoding="utf-8") as file:
-                writer = csv.writer(file)
-                writer.writerow(each.columns)
-                counts[name] = 0
-                for line in each.lines:
-                    writer.writerow([_plain(value, kind) for value, kind in zip(line, kinds, strict=True)])
-                    counts[name] += 1
+            path = folder / f"{each.name}.{ending}"
+            part = path.with_suffix(f".{ending}.part")
+            try:
+                counts[path.name] = write(each, part)
+                part.replace(path)
+            finally:
+                part.unlink(missing_ok=True)
     except OSError as exc:
-        raise ConfigError(f"{folder} cannot be written: {exc.strerror}") from exc
+        raise ConfigError(f"{folder} cannot be written: {exc.strerror or exc}") from exc
     return counts
+
+
+def write_csv(store: Store, folder: Path, device: str = "", since_ms: int = 0) -> dict[str, int]:
+    """``telemetry.csv`` and ``events.csv``, see `written`."""
+    return written(store, folder, device, since_ms, "csv", _as_csv)
+
+
+def _as_csv(of: Lines, path: Path) -> int:
+    kinds, count = of.columns.values(), 0
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(of.columns)
+        for line in of.lines:
+            writer.writerow([_plain(value, kind) for value, kind in zip(line, kinds, strict=True)])
+            count += 1
+    return count
 
 
 def _text(value: object) -> str:

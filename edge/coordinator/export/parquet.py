@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from edge.contract.errors import ConfigError
-from edge.coordinator.export.files import Lines, lines
+from edge.coordinator.export.files import Lines, written
 from edge.coordinator.store.store import Store
 
 # Lines of one row group: what is in memory at once.
@@ -24,10 +24,7 @@ _KINDS = {str: "object", int: "int64", float: "float64", datetime: "datetime64[m
 def write_parquet(store: Store, folder: Path, device: str = "", since_ms: int = 0) -> dict[str, int]:
     """``telemetry.parquet`` and ``events.parquet``, with the columns of the CSV files; ``time_utc`` is a time.
 
-    A file that is there is replaced when the new one is whole.
-
-    Returns:
-        Lines by file.
+    See `edge.coordinator.export.files.written`.
 
     Raises:
         ConfigError: fastparquet is not installed, or they cannot be written.
@@ -36,26 +33,18 @@ def write_parquet(store: Store, folder: Path, device: str = "", since_ms: int = 
         import fastparquet
     except ImportError as exc:
         raise ConfigError("export parquet needs fastparquet: pip install 'edgeloop[parquet]'") from exc
-    counts = {}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for each in lines(store, device, since_ms):
-            path = folder / f"{each.name}.parquet"
-            part = path.with_suffix(".parquet.part")
-            try:
-                counts[path.name] = 0
-                for number, group in enumerate(_groups(each)):
-                    fastparquet.write(
-                        str(part), _frame(each, group), compression="ZSTD", object_encoding="utf8", has_nulls=False,
-                        write_index=False, append=number > 0,
-                    )  # fmt: skip
-                    counts[path.name] += len(group)
-                part.replace(path)
-            finally:
-                part.unlink(missing_ok=True)
-    except OSError as exc:
-        raise ConfigError(f"{folder} cannot be written: {exc.strerror or exc}") from exc
-    return counts
+
+    def as_parquet(of: Lines, path: Path) -> int:
+        count = 0
+        for number, group in enumerate(_groups(of)):
+            fastparquet.write(
+                str(path), _frame(of, group), compression="ZSTD", object_encoding="utf8", has_nulls=False,
+                write_index=False, append=number > 0,
+            )  # fmt: skip
+            count += len(group)
+        return count
+
+    return written(store, folder, device, since_ms, "parquet", as_parquet)
 
 
 def _groups(of: Lines) -> Iterator[Sequence[tuple[Any, ...]]]:

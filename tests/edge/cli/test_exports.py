@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from edge.cli.coordinator import coordinator
 from edge.contract.errors import ConfigError
-from edge.coordinator.export import parquet
+from edge.coordinator.export import files, parquet
 from edge.coordinator.machine.backup import DATABASE
 from edge.coordinator.records import Device, KnownDevice, LoggedEvent, TelemetryEntry
 from tests.support.fleet import store_in
@@ -110,6 +110,24 @@ def test_parquet_that_cannot_be_written_says_why(folder: Path, monkeypatch: pyte
     (folder / "file").write_text("no folder")
     with pytest.raises(ConfigError, match="file cannot be written"):
         run("parquet", str(folder / "file"), "--data-dir", str(folder))
+
+
+def test_a_file_of_before_stays_where_the_new_one_cannot_be_written_whole(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: object, path: Path) -> int:
+        path.write_text("half of it")
+        raise OSError(28, "No space left on device")
+
+    store = store_in(folder / DATABASE)
+    assert files.write_csv(store, folder / "out")["events.csv"] == 1
+    before = (folder / "out" / "events.csv").read_bytes()
+    monkeypatch.setattr(files, "_as_csv", full)
+    with pytest.raises(ConfigError, match="out cannot be written: No space left on device"):
+        files.write_csv(store, folder / "out")
+    store.close()
+    assert (folder / "out" / "events.csv").read_bytes() == before
+    assert sorted(each.name for each in (folder / "out").iterdir()) == ["events.csv", "telemetry.csv"]
 
 
 def test_tensorboard_has_a_run_for_each_device(folder: Path) -> None:
