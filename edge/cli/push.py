@@ -28,7 +28,9 @@ from edge.contract.errors import RolloutError
 @click.option("--reason", default="pushed by hand", help="Kept with the release.")
 @click.option("--name", default="", show_default=False, help="Of the release, for `edge-fleet release list`.")
 @click.option("--notes", default="", show_default=False, help="What people should know of it.")
-@click.option("--force", is_flag=True, help="Also what fails its golden samples here, or is unlike what runs.")
+@click.option(
+    "--force", is_flag=True, help="Also what fails its golden samples, is unlike what runs, or was judged worse."
+)
 @click.option("--json", "as_json", is_flag=True, help="For programs: the release and its rollout.")
 @click.option("--wait", default=0.0, type=click.FloatRange(min=0), help="Seconds to wait for its end.")
 @click.option("--all-at-once", is_flag=True, help="To all devices now: no waves, no gates.")

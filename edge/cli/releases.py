@@ -44,7 +44,9 @@ def release() -> None:
 @click.option("--reason", default="", show_default=False, help="Kept with the release.")
 @click.option("--name", default="", show_default=False, help="Of the release, for `edge-fleet release list`.")
 @click.option("--notes", default="", show_default=False, help="What people should know of it.")
-@click.option("--force", is_flag=True, help="Also what fails its golden samples here, or is unlike what runs.")
+@click.option(
+    "--force", is_flag=True, help="Also what fails its golden samples, is unlike what runs, or was judged worse."
+)
 @_JSON
 @click.pass_obj
 def add(
@@ -213,12 +215,13 @@ def download(connect: Any, number: int, output: Path | None, force: bool, as_jso
     help="Undo the newest release of this model.  [default: the newest of all]",
 )
 @click.option("--reason", default="", show_default=False, help="Kept with the release.")
+@click.option("--force", is_flag=True, help="Also to what devices judged worse, or what went through no rollout.")
 @_JSON
 @click.pass_obj
-def rollback(connect: Any, to: int | None, model: str, reason: str, as_json: bool) -> None:
+def rollback(connect: Any, to: int | None, model: str, reason: str, force: bool, as_json: bool) -> None:
     """Push the bytes of an earlier release again, under a new number, to those that the newest one is for.
 
-    Without --to it is the release before; going back twice goes back further.
+    To all of them at once. Without --to it is the release before; going back twice goes back further.
 
     \b
     edge-fleet rollback
@@ -226,7 +229,8 @@ def rollback(connect: Any, to: int | None, model: str, reason: str, as_json: boo
     edge-fleet rollback --model voice
     """
     coordinator = connect()
-    row = coordinator.call("POST", "/api/v1/rollback", json={"to": to or 0, "model": model, "reason": reason})
+    body = {"to": to or 0, "model": model, "reason": reason, "force": force}
+    row = coordinator.call("POST", "/api/v1/rollback", json=body)
     if as_json:
         click.echo(json.dumps(row, indent=1))
         return

@@ -86,6 +86,7 @@ def plan(connect: Any, plan: Path, as_json: bool) -> None:
         click.echo(json.dumps(found, indent=1))
         return
     click.echo(f"release {found['release']} ({found['kind']}) to {found['devices']} devices, {_size(found['bytes'])}")
+    _say_judged(found)
     if needed := found["plan"]["start"]["judges"]:
         click.echo(f"it begins when {needed} devices found its head no worse; {found['agree']} agree to judge one")
     for number, wave in enumerate(found["waves"], 1):
@@ -101,6 +102,11 @@ def plan(connect: Any, plan: Path, as_json: bool) -> None:
         names = ", ".join(found["without_local_time"][:5])
         more = f" and {len(found['without_local_time']) - 5} more" if len(found["without_local_time"]) > 5 else ""
         click.echo(f"{names}{more} did not say what their local time is: UTC is taken")
+
+
+def _say_judged(forecast: dict[str, Any]) -> None:
+    if forecast["judged"]:
+        click.echo(f"release {forecast['release']} was judged worse: {shown(forecast['judged'], 500)}")
 
 
 def _say_window(window: str) -> None:
@@ -133,6 +139,7 @@ def start(connect: Any, plan: Path, supersede: bool, wait: float, as_json: bool)
     found = coordinator.call("POST", "/api/v1/rollouts", json=body)
     if not as_json:
         click.echo(line_of(found))
+        _say_judged(coordinator.call("POST", "/api/v1/plan", json={"plan": body["plan"]}))
     try:
         if wait:
             wait_for(coordinator, found["id"], wait, quiet=as_json)

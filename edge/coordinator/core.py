@@ -193,10 +193,10 @@ class CoordinatorCore:
         self._next_telling_s = now.s
         return release
 
-    def rollback(self, now: Now, *, to: int = 0, model: str = "", reason: str = "") -> Release:
+    def rollback(self, now: Now, **options: Any) -> Release:
         """Push older bytes again, see `Releases.rollback`."""
         with self._store.transaction():
-            release = self.releases.rollback(now, to=to, model=model, reason=reason)
+            release = self.releases.rollback(now, **options)
             self.rollouts.overtaken(release, now)
         self._next_telling_s = now.s
         return release

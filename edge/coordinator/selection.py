@@ -10,6 +10,7 @@ from edge.contract.clock import Now
 from edge.coordinator.line import LineState
 from edge.coordinator.records import APPROVED, Device, Model, Release
 from edge.coordinator.releases.wanted import desired, fits
+from edge.coordinator.releases.worth import judged_worse
 from edge.coordinator.rollout import plan as plans
 from edge.coordinator.rollout import query
 from edge.coordinator.rollout.gates import MIN_JUDGES
@@ -95,6 +96,7 @@ def forecast(store: Store, plan: Plan, release: Release, size_bytes: int, line: 
         "bytes": len(found) * size_bytes,
         "waves": waves,
         "order": seeded,
+        "judged": judged_worse(store, release.digest),
         "agree": sum(devices[device].evaluates for device in {device for device, _ in found}),
         "without_local_time": without_zone if plan.window else [],
     }

@@ -424,7 +424,10 @@ class WaveForecast:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ForecastAnswer:
-    """What a plan would do; `agree` devices may be asked to judge a head before it begins."""
+    """What a plan would do; `agree` devices may be asked to judge a head before it begins.
+
+    `judged` is what devices found that judged it worse before.
+    """
 
     release: int
     kind: str
@@ -433,6 +436,7 @@ class ForecastAnswer:
     bytes: int
     waves: list[WaveForecast]
     order: list[str]
+    judged: str
     agree: int
     without_local_time: list[str] = field(default_factory=list)
 

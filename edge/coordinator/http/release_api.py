@@ -51,11 +51,15 @@ class PushRequest(Body):
 
 
 class RollbackRequest(Body):
-    """To which release to go back, 0 for the one before; of which model, "" for that of the newest release."""
+    """To which release to go back, 0 for the one before; of which model, "" for that of the newest release.
+
+    `force`: also to what devices judged worse, or what never went through a rollout.
+    """
 
     to: int = Field(default=0, ge=0, lt=2**63)
     model: str = Field(default="", max_length=MAX_NAME_CHARS)
     reason: str = Field(default="", max_length=200)
+    force: bool = False
 
 
 def named(store: Store, releases: Iterable[Release]) -> list[dict[str, Any]]:

@@ -32,7 +32,7 @@ def forgotten_in(store: Store, artifacts: ArtifactStore, digest: str) -> list[st
     return sorted({gone[lineage] for lineage in gone.keys() & included.keys()})
 
 
-def check_remembers(store: Store, artifacts: ArtifactStore, digest: str, what: str, cure: str = "") -> None:
+def check_head(store: Store, artifacts: ArtifactStore, digest: str, what: str, cure: str = "") -> None:
     """Raise RolloutError where a head has something in that was forgotten.
 
     Args:
@@ -50,7 +50,7 @@ def check_remembers(store: Store, artifacts: ArtifactStore, digest: str, what: s
         )
 
 
-def check_release(store: Store, artifacts: ArtifactStore, release: Release) -> None:
-    """Raise RolloutError where a release is a head that has something in that was forgotten."""
+def check_release(store: Store, artifacts: ArtifactStore, release: Release, cure: str = "") -> None:
+    """Raise RolloutError where a release is a head that has something in that was forgotten; see `check_head`."""
     if release.kind == "head":
-        check_remembers(store, artifacts, release.digest, f"release {release.counter}")
+        check_head(store, artifacts, release.digest, f"release {release.counter}", cure)

@@ -5,8 +5,7 @@ A release is never changed. Its counter is above all that this database and any 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence, Set
 from typing import Any
 
 from edge.contract.clock import Now
@@ -19,14 +18,21 @@ from edge.coordinator.releases.artifacts import Artifact, ArtifactStore
 from edge.coordinator.releases.bundles import Bundles
 from edge.coordinator.releases.checks import mismatch
 from edge.coordinator.releases.differences import contents, difference
-from edge.coordinator.releases.forgotten import check_remembers, forgotten_in
+from edge.coordinator.releases.forgotten import check_head
+from edge.coordinator.releases.going_back import (
+    brought_by_rollouts,
+    check_remembers,
+    for_model,
+    goes_back_to,
+    is_last,
+    older_bytes,
+)
 from edge.coordinator.releases.wanted import Targeted, Wanted, wanted
-from edge.coordinator.rollout.states import DESIRED
+from edge.coordinator.releases.worth import check_worth, judged_worse
 from edge.coordinator.rollout.window import offset_min
 from edge.coordinator.rollout.words import is_on_its_way, wants
 from edge.coordinator.store.store import Store
 from edge.coordinator.turns import PAUSED
-from edge.learning.exchange import HeadRelease
 from edge.merging.groups import ALL_DEVICES, EVERYBODY, is_meant
 from edge.merging.policy import BY_TAG
 
@@ -65,7 +71,7 @@ def add_release(
             something in that was forgotten.
     """
     if kind == "head":
-        check_remembers(store, artifacts, digest, f"the head {file or short(digest)}")
+        check_head(store, artifacts, digest, f"the head {file or short(digest)}")
     with store.transaction():
         if store.rollouts.setting(RESTORED):
             raise RolloutError(
@@ -92,129 +98,6 @@ def add_release(
         )
         store.releases.add(release)
     return release
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Brought:
-    """What became of a release that a rollout brought.
-
-    Attributes:
-        rollout: The newest one of it.
-        select: Whom its plan meant.
-        is_completed: Whether one of them went through all waves.
-        devices: That run it.
-    """
-
-    rollout: int
-    select: str
-    is_completed: bool
-    devices: tuple[str, ...]
-
-
-def goes_back_to(
-    releases: Sequence[Release], to: int, model: str, brought: Mapping[int, Brought]
-) -> tuple[Release, Release]:
-    """The release that a rollback undoes, and the one whose bytes come again.
-
-    One that restores another stands where that one stands: going back twice goes back further, and not forth again.
-    What a rollout brought is gone back to only where it went through all waves.
-
-    Args:
-        releases: All, newest first.
-        to: The one to go back to; 0 for the one before.
-        model: Of which model the newest release is to be undone; "" for the newest of all.
-        brought: Of those that a rollout brought, what became of them.
-
-    Raises:
-        RolloutError: There is nothing to go back to.
-    """
-    by_counter = {each.counter: each for each in releases}
-    if to:
-        if to not in by_counter:
-            raise RolloutError(f"there is no release {to}; `edge-fleet release list` shows them")
-        wanted = by_counter[to]
-        undone = next(each for each in releases if _is_alike(each, wanted) and model in ("", each.model))
-        if undone.digest == wanted.digest:
-            raise RolloutError(f"release {undone.counter} is the newest of its kind, and has the bytes of {to} already")
-        return undone, wanted
-    undone_or_none = next((each for each in releases if model in ("", each.model)), None)
-    if undone_or_none is None:
-        raise RolloutError(f"there is no release{_as(model)} to go back from")
-    undone = undone_or_none
-    place = undone.restores or undone.counter
-    if (found := brought.get(undone.counter)) is not None and not found.devices:
-        raise RolloutError(
-            f"no device runs release {undone.counter}, the newest: rollout {found.rollout} has brought it to none, so "
-            f"there is nothing to go back from. `edge-fleet rollout status {found.rollout}` shows why; --to "
-            f"names a release to have again all the same"
-        )
-    original = by_counter.get(place, undone)
-    before = next(
-        (
-            each
-            for each in releases
-            if each.counter < place and _is_alike(each, undone) and _had(each, undone, original, brought)
-        ),
-        None,
-    )
-    if before is None:
-        raise RolloutError(
-            f"before release {place} nothing of its kind was pushed to the same devices; name with --to which release "
-            f"they should have again (`edge-fleet release list`), or push the file that they came with"
-        )
-    return undone, by_counter.get(before.restores, before)
-
-
-def _had(before: Release, undone: Release, original: Release, brought: Mapping[int, Brought]) -> bool:
-    """Whether those that a release was meant for had another one before.
-
-    Args:
-        before: That one.
-        undone: The release.
-        original: The one that it restores; else itself.
-        brought: See `goes_back_to`.
-    """
-    if before.devices and before.devices == undone.devices:
-        return True
-    by_rollout, earlier = brought.get(original.counter), brought.get(before.counter)
-    if by_rollout is None:
-        return False
-    if earlier is not None:
-        return earlier.is_completed and earlier.select in ("", by_rollout.select)
-    return before.devices == (ALL_DEVICES,)
-
-
-def _is_alike(one: Release, other: Release) -> bool:
-    """Whether they are for the same slot: one would take the place of the other."""
-    same = one.kind == other.kind and one.model == other.model
-    return same and (one.kind == "bundle" or one.backbone == other.backbone)
-
-
-def older_bytes(artifacts: ArtifactStore, undone: str, older: str) -> str:
-    """The artifact that brings an older head back in the place of another one.
-
-    A merge competes with what a device has: it would leave a head that replaced everything where it is. Then it comes
-    back as a head that replaces, too.
-
-    Args:
-        artifacts: Files by digest.
-        undone: Digest of the head that is to go.
-        older: Digest of the one that is to be there again.
-
-    Returns:
-        The digest of what to push.
-
-    Raises:
-        EdgeError: The older one is missing or changed on disk.
-    """
-    before = HeadRelease.decode(artifacts.get(older).path.read_bytes(), short(older))
-    try:
-        is_to_replace = not HeadRelease.decode(artifacts.get(undone).path.read_bytes(), short(undone)).competes
-    except EdgeError:  # what is to go need not be here
-        is_to_replace = True
-    if before.competes and is_to_replace:
-        return artifacts.put(replace(before, is_rival=False).encode()).digest
-    return older
 
 
 class Releases:
@@ -264,12 +147,13 @@ class Releases:
             name: Of the release.
             notes: On it.
             file: That the artifact came as.
-            force: Whether applications on these devices may be given other inputs, outputs or classes.
+            force: Whether applications on these devices may be given other inputs, outputs or classes, or a head that
+                devices judged worse.
             at_once: Whether they all run it from now on; else it is for nobody until a rollout brings it.
             undoes: The release that it takes back; 0 for none.
 
         Raises:
-            RolloutError: An unknown device, or no device could take it.
+            RolloutError: An unknown device, no device could take it, or devices judged it worse.
             BundleError: It is not like what it would take the place of.
         """
         known = {each.id for each in self._store.devices.all()}
@@ -279,11 +163,15 @@ class Releases:
         if model and not is_model_name(model):
             raise RolloutError(f"model {model[:80]!r}: expected 1 to {MAX_NAME_CHARS} characters that can be shown")
         self._artifacts.get(digest)
+        if not force and (why := judged_worse(self._store, digest)):
+            raise RolloutError(f"{file or short(digest)}: {why}; --force pushes it all the same")
         tags = self._store.devices.tags()
         chosen = {device for device in known if is_meant(devices or EVERYBODY, device, tags.get(device, {}))}
         served = [each for each in self._store.devices.models() if each.device in chosen]
         if kind == "head" and not any(each.backbone == backbone and model in ("", each.model) for each in served):
-            raise RolloutError(f"no device runs the backbone {short(backbone)} that this head belongs to{_as(model)}")
+            raise RolloutError(
+                f"no device runs the backbone {short(backbone)} that this head belongs to{for_model(model)}"
+            )
         if kind == "bundle":
             model = self._model_of(digest, model, {each.model for each in served})
             if not force:
@@ -303,7 +191,7 @@ class Releases:
             file=file,
             undoes=undoes,
         )
-        what = f"{release.counter}: {self._called(kind, digest)}{_as(model)}, {name or reason}"
+        what = f"{release.counter}: {self._called(kind, digest)}{for_model(model)}, {name or reason}"
         self._events.note("", "release", what, now, model)
         return release
 
@@ -323,7 +211,7 @@ class Releases:
             if before is not None and (why := mismatch(new.manifest, before.manifest)):
                 raise BundleError(f"{name} is not like what {model.device} runs: {why}; --force pushes it all the same")
 
-    def rollback(self, now: Now, *, to: int = 0, model: str = "", reason: str = "") -> Release:
+    def rollback(self, now: Now, *, to: int = 0, model: str = "", reason: str = "", force: bool = False) -> Release:
         """Push older bytes again: to those whom the release that is undone was meant for, under a new number.
 
         Args:
@@ -331,14 +219,19 @@ class Releases:
             to: The release whose bytes they are; 0 for the one before the newest.
             model: The model whose newest release is to be undone; "" for the newest of all.
             reason: For people; "" for one that says what was done.
+            force: Whether also to what devices judged worse, or what never went through a rollout of its own.
 
         Raises:
-            RolloutError: There is nothing to go back to, its bytes are gone, or somebody had some of it forgotten.
+            RolloutError: There is nothing to go back to, its bytes are gone, something speaks against it, or somebody
+                had some of it forgotten.
         """
-        brought = self._brought()
+        brought = brought_by_rollouts(self._store)
         undone, wanted = goes_back_to(self._store.releases.all(), to, model, brought)
-        self._check_remembers(wanted, undone, brought)
-        is_last = not to or self._is_last(undone, wanted, model, brought)
+        check_remembers(self._store, self._artifacts, wanted, undone, brought)
+        if not force:
+            through = wanted.counter in brought and brought[wanted.counter].is_completed
+            check_worth(self._store, wanted, is_through=through)
+        is_before = not to or is_last(self._store.releases.all(), undone, wanted, model, brought)
         digest = self._artifacts.get(wanted.digest).digest
         if wanted.kind == "head":
             digest = older_bytes(self._artifacts, undone.digest, digest)
@@ -358,59 +251,12 @@ class Releases:
             file=wanted.file,
             restores=wanted.restores or wanted.counter,
             undoes=undone.counter,
-            anew=not is_last,
+            anew=not is_before,
         )
-        what = f"{release.counter}: {self._called(release.kind, release.digest)}{_as(wanted.model)}, {release.reason}"
+        called = self._called(release.kind, release.digest)
+        what = f"{release.counter}: {called}{for_model(wanted.model)}, {release.reason}"
         self._events.note("", "release", what, now, wanted.model)
         return release
-
-    def _is_last(self, undone: Release, wanted: Release, model: str, brought: Mapping[int, Brought]) -> bool:
-        """Whether these are the bytes from before the release that is undone, so that what devices kept will do."""
-        try:
-            found = goes_back_to(self._store.releases.all(), 0, model, brought)
-        except RolloutError:
-            return False
-        return (found[0].counter, found[1].digest) == (undone.counter, wanted.digest)
-
-    def _check_remembers(self, release: Release, undone: Release, brought: Mapping[int, Brought]) -> None:
-        """Raise RolloutError where a head has something in that was forgotten, and name the newest that has not."""
-        if release.kind != "head" or not forgotten_in(self._store, self._artifacts, release.digest):
-            return
-        releases = self._store.releases.all()
-        gone = {release.digest, undone.digest} | {
-            e.digest for e in releases if e.counter in {r.undoes for r in releases}
-        }
-        newest = next(
-            (
-                each.counter
-                for each in releases
-                if _is_alike(each, release)
-                and each.digest not in gone
-                and (each.devices or (each.counter in brought and brought[each.counter].is_completed))
-                and not forgotten_in(self._store, self._artifacts, each.digest)
-            ),
-            0,
-        )
-        cure = f"the newest other one without it is release {newest}: --to {newest}" if newest else ""
-        check_remembers(self._store, self._artifacts, release.digest, f"release {release.counter}", cure)
-
-    def _brought(self) -> dict[int, Brought]:
-        """By release, what became of those that rollouts brought."""
-        completed, running = self._store.rollouts.completed(), dict[int, set[str]]()
-        for rollout, target in self._store.rollouts.of_devices():
-            if target.state in DESIRED:
-                running.setdefault(rollout.plan.release, set()).add(target.device)
-        found: dict[int, Brought] = {}
-        for rollout in self._store.rollouts.all():  # newest first
-            counter = rollout.plan.release
-            first = found.get(counter)
-            found[counter] = Brought(
-                rollout=rollout.id if first is None else first.rollout,
-                select=rollout.plan.select,
-                is_completed=rollout.id in completed or (first is not None and first.is_completed),
-                devices=tuple(sorted(running.get(counter, ()))),
-            )
-        return found
 
     def _model_of(self, digest: str, model: str, served: set[str]) -> str:
         """The model that a bundle is for, of those that the chosen devices have.
@@ -529,8 +375,3 @@ class Releases:
             for each in [known.get(name)]
             if each is not None
         ]
-
-
-def _as(model: str) -> str:
-    """A model, behind what is said of a release; nothing where its backbone decides."""
-    return f" for the model {model!r}" if model else ""

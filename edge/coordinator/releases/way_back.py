@@ -12,7 +12,8 @@ from edge.coordinator.records import Model, Release
 from edge.coordinator.releases.artifacts import ArtifactStore
 from edge.coordinator.releases.bundles import Bundles
 from edge.coordinator.releases.forgotten import forgotten_in
-from edge.coordinator.releases.releases import add_release, older_bytes
+from edge.coordinator.releases.going_back import older_bytes
+from edge.coordinator.releases.releases import add_release
 from edge.coordinator.releases.wanted import fits
 from edge.coordinator.rollout.states import TargetState
 from edge.coordinator.rollout.step import Rollout, Target

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from edge.coordinator.rollout.gates import Decision as Came
 from edge.coordinator.rollout.gates import beforehand
 from edge.coordinator.rollout.plan import Model, of_document
 from edge.coordinator.rollout.states import RolloutEvent
+from edge.learning.exchange import HeadRelease
 from tests.support.contributions import Make, bundle, policy_of, statistics_update
 from tests.support.light_fleet import Fleet, ends
 
@@ -212,6 +214,38 @@ def test_who_answers_late_still_counts(new: NewFleet) -> None:
     assert evaluation(fleet) == "unjudged"
     answers(fleet, d002=WORSE)
     assert (fleet.state(number), evaluation(fleet)) == ("aborted", "lost")
+
+
+def test_what_devices_judged_worse_is_given_to_all_by_nobody_who_does_not_insist(new: NewFleet) -> None:
+    fleet = new()
+    begin(fleet)
+    answers(fleet, d000=WORSE, d001=WORSE, d002=WORSE, d003=WORSE, d004=WORSE)
+    assert evaluation(fleet) == "lost"
+    lost = fleet.store and fleet.store.releases.get(1)
+    assert lost is not None
+    what: tuple[Any, ...] = (lost.digest, "head", lost.backbone, [], "again", fleet.now)
+    other = fleet.core.add_artifact(replace(HeadRelease.decode(fleet.head, ""), origin="other").encode(), Path("h"))
+    fleet.core.push(other["digest"], *what[1:])
+    ways: list[Callable[..., Any]] = [
+        lambda **force: fleet.core.rollback(fleet.now, to=1, **force),
+        lambda **force: fleet.core.push(*what, **force),
+        lambda **force: fleet.core.roll_out(*what, **force),
+    ]
+    for way in ways:
+        with pytest.raises(RolloutError, match=r"devices judged it before rollout 1: worse on devices: .*--force"):
+            way()
+    plan = of_document({"release": 1, "start": {"judges": 3}})
+    assert "worse on devices" in fleet.core.rollouts.plan(plan, fleet.now)["judged"]
+    # One that stopped at its canaries never went through either.
+    number = fleet.core.roll_out(other["digest"], *what[1:])[1].id
+    stopped = fleet.shown(number)["release"]
+    fleet.core.rollouts.order(number, RolloutEvent.ABORT, "kim", "it smokes", fleet.now)
+    third = fleet.core.add_artifact(replace(HeadRelease.decode(fleet.head, ""), origin="third").encode(), Path("h"))
+    fleet.core.push(third["digest"], *what[1:])
+    with pytest.raises(RolloutError, match=f"never went through: rollout {number} is aborted, it smokes. --force"):
+        fleet.core.rollback(fleet.now, to=stopped)
+    for way in ways:
+        way(force=True)
 
 
 def test_a_plan_may_go_on_without_a_judgement_and_that_is_said(new: NewFleet) -> None:
