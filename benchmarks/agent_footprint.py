@@ -3,8 +3,8 @@
     python benchmarks/agent_footprint.py [--bundle model.edge] [--runs 7]
 
 Starts the real process `edge-agent run` with the digits bundle (made first when none is given), asks for a prediction
-over its socket as soon as that is there, then learns 200 labels and looks again; with a profile of no budget and no
-limit of load, as labels that only wait take less. The baseline, in the same run: a
+over its socket as soon as that is there, then learns 200 labels and looks again, and after 1,000; with a profile of no
+budget and no limit of load, as labels that only wait take less. The baseline, in the same run: a
 Python process that imports onnxruntime and numpy and runs the same backbone once, which is the least that any program
 on onnxruntime can cost. One thread. The goals: torch not imported, at most 80 MiB resident, at most 0.6 s.
 """
@@ -29,6 +29,7 @@ from edge.contract.bundle import Bundle
 from edge.contract.errors import ChannelError
 
 ROOT = Path(__file__).resolve().parent.parent
+LABELS = (200, 1000)
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 BASELINE = """
 import sys, numpy as np, onnxruntime as ort
@@ -65,8 +66,8 @@ def unhurried(path: Path) -> Path:
     return path
 
 
-def run_agent(bundle: Path, folder: Path, shape: tuple[int, ...]) -> tuple[float, float, float, float, bool]:
-    """Seconds to the first answer; MiB then, after learning, and at the peak; whether torch is loaded."""
+def run_agent(bundle: Path, folder: Path, shape: tuple[int, ...]) -> tuple[float, ...]:
+    """Seconds to the first answer; MiB then, after each of `LABELS`, and at the peak; whether torch is loaded."""
     path = folder / "agent.sock"
     line = [sys.executable, "-m", "edge.cli.agent", "run", bundle, "--state-dir", folder, "--device", "bench"]
     line += ["--profile", unhurried(folder.with_suffix(".toml"))]
@@ -86,13 +87,16 @@ def run_agent(bundle: Path, folder: Path, shape: tuple[int, ...]) -> tuple[float
         agent.predict("first", np.zeros(shape, np.float32))
         first_s = time.perf_counter() - start
         first_mib = resident_mib(process.pid)
-        for i in range(200):
+        learned_mib = []
+        for i in range(max(LABELS)):
             agent.predict(str(i), rng.random(shape, np.float32))
             agent.label(str(i), i % 10)
-        while agent.status()["waiting"]:
-            time.sleep(0.01)
+            if i + 1 in LABELS:
+                while agent.status()["waiting"]:
+                    time.sleep(0.01)
+                learned_mib.append(resident_mib(process.pid))
         torch_loaded = "libtorch" in Path(f"/proc/{process.pid}/maps").read_text()
-        return first_s, first_mib, resident_mib(process.pid), resident_mib(process.pid, "VmHWM"), torch_loaded
+        return first_s, first_mib, *learned_mib, resident_mib(process.pid, "VmHWM"), torch_loaded
     finally:
         process.terminate()
         process.wait()
@@ -124,18 +128,19 @@ def main() -> int:
             baselines.append(run_baseline(backbone))
             agents.append(run_agent(bundle, folder / f"state-{i}", shape))
     least_s, least_mib = (statistics.median(column) for column in zip(*baselines, strict=True))
-    first_s, first_mib, learned_mib, peak_mib, _ = (statistics.median(column) for column in zip(*agents, strict=True))
-    torch_loaded = any(row[4] for row in agents)
+    first_s, first_mib, *learned_mib, peak_mib, _ = (statistics.median(column) for column in zip(*agents, strict=True))
+    torch_loaded = any(row[-1] for row in agents)
     print(f"medians of {options.runs} runs, 1 thread            agent   onnxruntime alone   ratio   goal")
     print(f"start to first answer, s             {first_s:8.3f} {least_s:16.3f} {first_s / least_s:9.2f}   <= 0.6")
     print(
         f"resident at the first answer, MiB    {first_mib:8.1f} {least_mib:16.1f} {first_mib / least_mib:9.2f}   <= 80"
     )
-    again = learned_mib / least_mib
-    print(f"resident after 200 labels, MiB       {learned_mib:8.1f} {least_mib:16.1f} {again:9.2f}   <= 80")
+    for count, mib in zip(LABELS, learned_mib, strict=True):
+        what = f"resident after {count} labels, MiB"
+        print(f"{what:34}{mib:11.1f} {least_mib:16.1f} {mib / least_mib:9.2f}   <= 80")
     print(f"peak, MiB                            {peak_mib:8.1f}")
     print(f"torch loaded                         {'yes' if torch_loaded else 'no':>8}                              no")
-    return int(torch_loaded or learned_mib > 80 or first_s > 0.6)
+    return int(torch_loaded or max(first_mib, *learned_mib) > 80 or first_s > 0.6)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -100,9 +99,9 @@ class Models:
         Who cannot keep the count would be taken for an earlier start of itself at the next one, and what it says
         would be dropped as old news: then it is one of its own, for as long as the disk takes nothing.
         """
-        state_id = self.record.state_id or secrets.token_hex(8)
+        state_id = self.record.state_id or os.urandom(8).hex()
         if not self.update(boot=self.record.boot + 1, state_id=state_id, device=device):
-            self.record = replace(self.record, state_id=secrets.token_hex(8))
+            self.record = replace(self.record, state_id=os.urandom(8).hex())
 
     def update(self, **changes: int | str) -> bool:
         """Change what is known of the device; where the disk takes nothing it is known until the process ends.

@@ -7,10 +7,10 @@ moment it arrives, whoever sent it.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 
 from edge.channel.messages import Range
+from edge.contract.digest import sha256, sha256_bytes
 from edge.contract.errors import ChannelError
 
 MAX_WINDOW = 64  # frames asked for at once, at most
@@ -38,14 +38,12 @@ def fitting(max_packet_bytes: int) -> int:
 def chunk_digests(data: bytes, chunk_size: int) -> bytes:
     """The index of an artifact: the raw SHA-256 of each chunk, one after the other."""
     view = memoryview(data)
-    return b"".join(
-        hashlib.sha256(view[start : start + chunk_size]).digest() for start in range(0, len(data), chunk_size)
-    )
+    return b"".join(sha256_bytes(view[start : start + chunk_size]) for start in range(0, len(data), chunk_size))
 
 
 def index_digest(index: bytes) -> str:
     """Digest that proves an index."""
-    return hashlib.sha256(index).hexdigest()
+    return sha256(index)
 
 
 def count(size_bytes: int, chunk_size: int) -> int:

@@ -9,13 +9,12 @@ belongs to the artifact is decided by the chunk digests in `edge.channel.downloa
 
 from __future__ import annotations
 
-import hashlib
 import struct
 import zlib
 from dataclasses import dataclass, field
 
 from edge.channel.messages import Part
-from edge.contract.digest import is_digest
+from edge.contract.digest import is_digest, sha256_bytes
 from edge.contract.errors import ChannelError
 
 MAGIC = b"EF"
@@ -53,7 +52,7 @@ class Frame:
     def digest(self) -> bytes:
         """SHA-256 of the payload, computed once."""
         if not self._sha:
-            object.__setattr__(self, "_sha", hashlib.sha256(self.payload).digest())
+            object.__setattr__(self, "_sha", sha256_bytes(self.payload))
         return self._sha
 
 

@@ -21,7 +21,6 @@ import logging
 import math
 import os
 import random
-import secrets
 import socket
 import struct
 import threading
@@ -53,7 +52,7 @@ from edge.channel.transport import (
 from edge.channel.url import BrokerUrl
 from edge.contract.errors import ChannelError
 
-with spared("ssl", "urllib.request"):
+with spared("hashlib", "ssl", "urllib.request"):
     import ssl
 
     import paho.mqtt.client as paho
@@ -658,7 +657,7 @@ def probe(url: BrokerUrl, timeout_s: float) -> None:
                 seen.append(reason)
 
     transport = MqttTransport(
-        url, f"probe-{secrets.token_hex(4)}", True, connect_timeout_s=max(0.1, min(5.0, timeout_s))
+        url, f"probe-{os.urandom(4).hex()}", True, connect_timeout_s=max(0.1, min(5.0, timeout_s))
     )
     transport.start(note)
     answered = accepted.wait(timeout_s)

@@ -1,7 +1,8 @@
 """Modules that a library imports and few agents ever use: they are imported when they are used first.
 
-paho imports `urllib.request`, behind which are http.client and email (1.9 MiB resident), for proxies, and `ssl`
-(1.2 MiB) for TLS. Compression (0.4 MiB) is of no use before something large is sent.
+paho imports `urllib.request`, behind which are http.client and email (1.9 MiB resident), for proxies, `ssl` (1.2 MiB)
+for TLS, and `hashlib`, behind which is OpenSSL (3.5 MiB), for web sockets. Nothing is compressed (0.4 MiB) before there
+is something large to send.
 """
 
 from __future__ import annotations

@@ -13,7 +13,6 @@ whether the content is any good.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
 
 from edge.channel import chunks
@@ -21,6 +20,7 @@ from edge.channel.codec import decode_offer, encode_offer
 from edge.channel.forms import restore
 from edge.channel.frames import Frame, xfer_of
 from edge.channel.messages import UploadOffer, UploadStatus
+from edge.contract.digest import sha256
 from edge.contract.errors import ChannelError
 
 OFFER_FIRST = UploadStatus(have=(), window=0, status="receiving", detail="offer first")
@@ -48,7 +48,7 @@ class Upload:
 
     def __init__(self, data: bytes, offer: UploadOffer, *, timeout_s: float = 2.0, max_timeout_s: float = 60.0) -> None:
         chunks.check_sizes(len(data), offer.chunk_size_bytes)
-        if (offer.size_bytes, offer.digest) != (len(data), hashlib.sha256(data).hexdigest()):
+        if (offer.size_bytes, offer.digest) != (len(data), sha256(data)):
             raise ChannelError(
                 "upload: expected an offer with the size and digest of the data, got others; make it anew"
             )
@@ -258,7 +258,7 @@ class UploadReceiver:
     def _prove(self, offer: UploadOffer) -> UploadStatus:
         data = b"".join(self._chunks[index] for index in sorted(self._chunks))
         self._chunks.clear()
-        if hashlib.sha256(data).hexdigest() != offer.digest:
+        if sha256(data) != offer.digest:
             self._refused = "the data do not have the digest that was offered"
         else:
             try:

@@ -10,7 +10,6 @@ method 0 (stored), the date 1980-01-01 and no extra fields. No ZIP64: an archive
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import struct
@@ -20,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from edge.contract.digest import new_sha256
 from edge.contract.errors import BundleError, NoBundleError
 
 _LOCAL = struct.Struct("<4sHHHHHIIIHH")
@@ -135,7 +135,7 @@ class Archive:
     def sha256(self, name: str) -> str:
         """SHA-256 of one member, read in pieces so that memory does not grow with it; checks the CRC-32 on the way."""
         entry = self.entries[name]
-        digest = hashlib.sha256()
+        digest = new_sha256(entry.size_bytes)
         crc = 0
         left = entry.size_bytes
         try:

@@ -18,7 +18,6 @@ machine decodes the same values, to the last bit. What is sent is subtracted aga
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -27,6 +26,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from edge.contract.digest import new_sha256
 from edge.contract.errors import ConfigError, LearningError
 from edge.learning.statistics import HeadStatistics, Matrix, of_triangle, upper_triangle
 
@@ -164,7 +164,7 @@ def unpack(description: Mapping[str, Any], codes: Tensors) -> Tensors:
 
 def digest_of(tensors: Tensors) -> str:
     """SHA-256 of names, shapes and values."""
-    found = hashlib.sha256()
+    found = new_sha256(sum(array.nbytes for array in tensors.values()))
     for name, array in sorted(tensors.items()):
         found.update(f"{name} {array.shape}\n".encode())
         found.update(array.astype("<f4").tobytes())

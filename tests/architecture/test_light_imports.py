@@ -48,7 +48,7 @@ for learner in ('statistics', 'sgd', 'auto'):
 import edge.agent.service
 assert 'lifted' in again.learning.learners
 # MiB each, and a half, for nothing
-spared = 'numpy.ma numpy.random subprocess tempfile backports.zstd compression.zstd ssl urllib.request'
+spared = 'numpy.ma numpy.random subprocess tempfile backports.zstd compression.zstd ssl urllib.request _hashlib'
 print('learned', sorted(set(spared.split()) & set(sys.modules)))
 """
 )

@@ -16,7 +16,6 @@ the fleet has merged already would count twice. Nothing is ever unpickled.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from collections.abc import Mapping
@@ -29,6 +28,7 @@ import numpy.typing as npt
 from edge.agent.model.journal import Journal, Saved, read_journal
 from edge.agent.model.schema2 import read_old_journal
 from edge.contract import tensorfile
+from edge.contract.digest import sha256_bytes
 from edge.contract.errors import BundleError, ConfigError, LearningError
 from edge.contract.files import replace_file, sync_folder
 from edge.learning.events import Event
@@ -157,7 +157,7 @@ class LearnedStore:
         data = path.read_bytes()
         start = len(_MAGIC) + _DIGEST_BYTES
         body = data[start:]
-        if data[: len(_MAGIC)] not in (_MAGIC, _MAGIC_2) or hashlib.sha256(body).digest() != data[len(_MAGIC) : start]:
+        if data[: len(_MAGIC)] not in (_MAGIC, _MAGIC_2) or sha256_bytes(body) != data[len(_MAGIC) : start]:
             raise BundleError(f"{path} is damaged")
         description, tensors = tensorfile.decode(body, _KIND, str(path))
         if description.pop("backbone", None) != self._backbone:
@@ -204,7 +204,7 @@ class LearnedStore:
 
     def _encoded(self, description: Mapping[str, Any], tensors: Mapping[str, npt.NDArray[Any]]) -> bytes:
         body = tensorfile.encode(_KIND, {**description, "backbone": self._backbone}, tensors)
-        return _MAGIC + hashlib.sha256(body).digest() + body
+        return _MAGIC + sha256_bytes(body) + body
 
     def sync(self) -> None:
         """Make the journal survive a power cut."""

@@ -25,6 +25,21 @@ def test_digests_are_sha256_in_lower_case_hexadecimal(tmp_path: Path) -> None:
     assert short(digest) == digest[:12]
 
 
+def test_openssl_is_loaded_for_what_is_large_and_digests_are_the_same_without_it() -> None:
+    program = """
+import sys
+from edge.contract.digest import sha256
+for size in (0, 1, 63, 64, 100_000, 5 << 20):
+    print(size, sha256(b'a' * size), '_hashlib' in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    rows = [line.split() for line in done.stdout.splitlines()]
+    for size, digest, is_loaded in rows:
+        assert digest == hashlib.sha256(b"a" * int(size)).hexdigest()
+        assert is_loaded == str(int(size) > 1 << 20)
+    assert len(rows) == 6
+
+
 @pytest.mark.parametrize("text", ["", "0" * 63, "0" * 65, "A" * 64, "g" * 64, "0" * 64 + "\n", b"0" * 64, None, 0])
 def test_what_is_not_a_digest(text: object) -> None:
     assert not is_digest(text)
