@@ -36,6 +36,6 @@ def feeds_of(sources: Sequence[str], answers: Sequence[str], device: str) -> tup
 
         return MqttTransport(url, f"{device}-{end}", clean_start=True)
 
-    world = World(connect=connect, clock_s=time.time, stdin=standard_input(), stdout=sys.stdout.buffer)
+    world = World(connect=connect, clock_s=time.monotonic, stdin=standard_input(), stdout=sys.stdout.buffer)
     found = [open_source(text, i, world) for i, text in enumerate(sources)]
     return found, [open_sink(text, i, world) for i, text in enumerate(answers)]

@@ -91,7 +91,7 @@ class LearningError(EdgeError):
     """Data given to a learner cannot be learned from; the learner is unchanged."""
 
     exit_code = 7
-    help_line = "Look at the samples and labels; the model is unchanged."
+    help_line = "What the message names was not taken; look at that."
 
 
 class RolloutError(EdgeError):

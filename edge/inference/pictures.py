@@ -75,12 +75,16 @@ class PictureReader:
         return self._read(path, f"{self._what}: {path.name}" if self._what != str(path) else self._what)
 
     def _read(self, path: Path | io.BytesIO, what: str) -> npt.NDArray[Any]:
-        from PIL import Image, ImageOps
+        from PIL import Image, ImageOps, UnidentifiedImageError
 
         with foreign(f"{what} is not an image that can be read", ConfigError), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=_FORMATS) as image:
+            try:
+                image = Image.open(path, formats=_FORMATS)
+            except UnidentifiedImageError:  # its text names where the bytes lie in memory
+                raise ConfigError(f"{what} is not an image that can be read: it is no {', '.join(_FORMATS)}") from None
+            with image:
                 shown = _converted(ImageOps.exif_transpose(image), self._mode)
                 if self._size is not None:
                     shown = shown.resize(self._size, Image.Resampling.BILINEAR)

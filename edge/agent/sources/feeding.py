@@ -1,11 +1,13 @@
 """From sources to answers: each payload is read, asked, and answered to all sinks; what goes wrong is told, and no end.
 
 A fault of a payload is an event `source-fault` with what was expected and what came. The same one again within a minute
-is counted, and said with the next. A source that cannot be opened, or breaks, is tried again, ever more slowly.
+is counted, and said with the next; of different ones at most 20 are said in a minute. A source that cannot be opened,
+or breaks, is tried again, ever more slowly.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
@@ -22,6 +24,7 @@ T = TypeVar("T")
 REPEAT_S = 60.0
 FIRST_RETRY_S, LAST_RETRY_S = 1.0, 60.0
 _MOST_FAULTS = 32  # different ones that are remembered of a source
+_MOST_TOLD = 20  # in `REPEAT_S`: each is an event that goes to the coordinator
 
 
 class Asking(Protocol):
@@ -48,6 +51,8 @@ class Feeding:
         self._source, self._sinks, self._agent = source, sinks, agent
         self._clock, self._device = clock, device
         self._faults: dict[str, tuple[float, int]] = {}  # when it was told, and how often it came since
+        self._told_s: deque[float] = deque(maxlen=_MOST_TOLD)
+        self._untold = 0
         self._last_ms = 0
 
     def run(self, stop: Stop) -> None:
@@ -76,7 +81,8 @@ class Feeding:
             for found in read(payload, self._specs(), self._source.options):
                 try:
                     if isinstance(found, Label):
-                        self._label(found)
+                        if not payload.is_again:
+                            self._label(found)
                     else:
                         self._answer(found, payload)
                 except EdgeError as exc:
@@ -133,9 +139,17 @@ class Feeding:
         if now_s - told_s < REPEAT_S:
             self._faults[text] = (told_s, repeats + 1)
             return
+        if len(self._told_s) == _MOST_TOLD and now_s - self._told_s[0] < REPEAT_S:
+            self._untold += 1
+            return
+        self._told_s.append(now_s)
         again = f" (and {repeats} times since it was last told)" if repeats else ""
+        again += f" (and {self._untold} other faults since, too many to be told)" if self._untold else ""
+        self._untold = 0
         self._faults.pop(text, None)
         self._faults[text] = (now_s, 0)
         if len(self._faults) > _MOST_FAULTS:
             del self._faults[next(iter(self._faults))]
-        self._agent.ask(lambda core, _: core.tell([("source-fault", f"{self._source.name}: {text}{again}"[:500])]))
+        self._agent.ask(
+            lambda core, _: core.tell([("source-fault", f"{self._source.name}: {text[:380]}{again}"[:500])])
+        )

@@ -44,6 +44,9 @@ class Payload:
         kind: One of `KINDS`; "" to find out.
         id: Of its sample; "" for one that is made of `name` and the time.
         stream: Whose samples they are, of a model that remembers.
+        is_again: It was dealt with before a restart: its samples are answered once more, so that labels find them, and
+            its labels are not learned once more.
+        fault: Why there is nothing to read in it; "" where there is.
         done: Told once, when it was answered (True) or could not be.
     """
 
@@ -52,6 +55,8 @@ class Payload:
     kind: str = ""
     id: str = ""
     stream: str | None = None
+    is_again: bool = False
+    fault: str = ""
     done: Callable[[bool], None] = _nothing
 
 
@@ -131,8 +136,10 @@ def read(payload: Payload, specs: Sequence[TensorSpec], options: SourceOptions) 
         ConfigError: It is nothing that this model takes.
         LearningError: The same, of JSON.
     """
+    if payload.fault:
+        raise ConfigError(payload.fault)
     if len(payload.data) > MAX_PAYLOAD_BYTES:
-        raise ConfigError(f"expected at most {MAX_PAYLOAD_BYTES} bytes, got {len(payload.data)}")
+        raise ConfigError(f"expected at most {MAX_PAYLOAD_BYTES} bytes, got more")
     kind = options.kind or payload.kind or kind_of(payload.data)
     stream = options.stream or payload.stream
     if kind == "json":
@@ -170,6 +177,15 @@ def kind_of(data: bytes) -> str:
         if data.startswith(begin):
             return kind
     return "json"
+
+
+def may_be_label(data: bytes) -> bool:
+    """Whether bytes look like a label; `read` says whether they are one.
+
+    >>> may_be_label(b' {"id": "frame-17", "label": 3}'), may_be_label(b'{"id": "frame-17", "x": [0.5]}')
+    (True, False)
+    """
+    return data.lstrip()[:1] == b"{" and b'"id"' in data and (b'"label"' in data or b'"y"' in data)
 
 
 def _only(specs: Sequence[TensorSpec], kind: str) -> TensorSpec:
@@ -259,7 +275,7 @@ def _wav(data: bytes) -> npt.NDArray[np.float32]:
             channels, width, frames = file.getnchannels(), file.getsampwidth(), file.getnframes()
             raw = file.readframes(frames)
     except (wave.Error, EOFError) as exc:
-        raise ConfigError(f"it is not a WAV file of PCM: {exc}") from exc
+        raise ConfigError(f"it is not a WAV file of PCM: {str(exc) or 'it ends too early'}") from exc
     if len(raw) != frames * channels * width:
         raise ConfigError(f"the WAV file is not whole: expected {frames * channels * width} bytes, got {len(raw)}")
     if width == 1:

@@ -27,7 +27,7 @@ class World:
 
     Attributes:
         connect: Makes a transport to a broker; the text tells apart those of one device.
-        clock_s: Seconds since 1970.
+        clock_s: Seconds of a clock that nobody sets.
         stdin: Standard input.
         stdout: Standard output.
     """

@@ -1,21 +1,24 @@
 """Topics of a broker as a source: pictures, arrays, JSON, as Frigate, Zigbee2MQTT and the like publish them.
 
-What comes faster than the model answers is dropped, the oldest first: of a camera the newest picture counts. Retained
-messages are taken as well, but for labels they are old news all the same: a label that was joined is not joined again.
+What comes faster than the model answers is dropped, the oldest first: of a camera the newest picture counts. That is
+told. A label is not dropped for a sample: somebody said it once. Retained messages are taken as well, but for labels
+they are old news all the same: a label that was joined is not joined again.
 """
 
 from __future__ import annotations
 
-import queue
+import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 
-from edge.agent.sources.payloads import Payload, SourceOptions, Stop
+from edge.agent.sources.payloads import Payload, SourceOptions, Stop, may_be_label
 from edge.channel.transport import Disconnected, Received, Refused, Transport, TransportEvent
 from edge.contract.errors import ChannelError
 from edge.contract.tensorspec import TensorSpec
 
 MOST_WAITING = 64
+MOST_LABELS = 16_384
+_MOST_LABEL_BYTES = 8 << 20
 _LOOK_S = 0.5
 
 
@@ -27,6 +30,10 @@ class Topics:
         filters: Topics, perhaps with wildcards.
         options: For their samples.
         name: For people.
+
+    Attributes:
+        dropped: Samples that were dropped.
+        lost: Labels that were dropped.
     """
 
     ends_agent = False
@@ -34,20 +41,52 @@ class Topics:
     def __init__(self, transport: Transport, filters: Sequence[str], options: SourceOptions, name: str) -> None:
         self._transport, self._filters = transport, filters
         self.options, self.name = options, name
-        self._waiting: queue.Queue[TransportEvent] = queue.Queue(MOST_WAITING)
-        self._is_started = False
-        self.dropped = 0
+        self._came = threading.Condition()
+        # In their order over both, which the numbers say.
+        self._samples: deque[tuple[int, TransportEvent]] = deque(maxlen=MOST_WAITING)
+        self._labels: deque[tuple[int, Received]] = deque()
+        self._label_bytes = self._number = self.dropped = self.lost = 0
+        self._is_started = self._is_told = False
+        self._lost_before = 0
 
     def _put(self, event: TransportEvent) -> None:
-        while True:
-            try:
-                self._waiting.put_nowait(event)
-            except queue.Full:
-                with suppress(queue.Empty):
-                    self._waiting.get_nowait()
-                    self.dropped += 1
-                continue
-            return
+        with self._came:
+            self._number += 1
+            if not (isinstance(event, Received) and may_be_label(event.payload)):
+                self.dropped += len(self._samples) == MOST_WAITING
+                self._samples.append((self._number, event))
+            elif len(self._labels) < MOST_LABELS and self._label_bytes + len(event.payload) <= _MOST_LABEL_BYTES:
+                self._label_bytes += len(event.payload)
+                self._labels.append((self._number, event))
+            else:
+                self.lost += 1
+            self._came.notify()
+
+    def _take(self) -> TransportEvent | None:
+        """The next that came, None where nothing did for a while."""
+        with self._came:
+            if not (self._samples or self._labels):
+                self._came.wait(_LOOK_S)
+            if self._labels and not (self._samples and self._samples[0][0] < self._labels[0][0]):
+                _, label = self._labels.popleft()
+                self._label_bytes -= len(label.payload)
+                return label
+            return self._samples.popleft()[1] if self._samples else None
+
+    def _told(self) -> Iterator[Payload]:
+        """What was dropped: of samples, which is how a fast camera is dealt with, once."""
+        if self.dropped and not self._is_told:
+            self._is_told = True
+            yield Payload(
+                name="samples", data=b"", fault="they come faster than they are answered: of more than "
+                f"{MOST_WAITING} that wait the oldest are dropped, which is not told again",
+            )  # fmt: skip
+        if self.lost > self._lost_before:
+            self._lost_before = self.lost
+            yield Payload(
+                name="labels", data=b"", fault="they come faster than they are taken, and some were dropped: send "
+                f"at most {MOST_LABELS} at once",
+            )  # fmt: skip
 
     def payloads(self, stop: Stop, _specs: Callable[[], Sequence[TensorSpec]]) -> Iterator[Payload]:
         """See `edge.agent.sources.payloads.Source`."""
@@ -57,11 +96,7 @@ class Topics:
             self._transport.start(self._put)
         try:
             while not stop.is_set():
-                try:
-                    event = self._waiting.get(timeout=_LOOK_S)
-                except queue.Empty:
-                    continue
-                match event:
+                match self._take():
                     case Received(topic=topic, payload=data):
                         if data:  # an empty one clears what was retained
                             yield Payload(name=topic, data=data, stream=topic)
@@ -69,6 +104,7 @@ class Topics:
                         raise ChannelError(f"no broker: {reason}")
                     case Refused(topic=topic, reason=reason):
                         raise ChannelError(f"{topic} is refused: {reason}")
+                yield from self._told()
         finally:
             if stop.is_set():
                 self._transport.stop()

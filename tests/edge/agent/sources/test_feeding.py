@@ -19,7 +19,7 @@ from PIL import Image
 from edge.agent.config import AgentConfig
 from edge.agent.core import AgentCore
 from edge.agent.models import Models
-from edge.agent.sources import sinks
+from edge.agent.sources import folder, growing, payloads, sinks, topics
 from edge.agent.sources.feeding import Feeding
 from edge.agent.sources.folder import Folder
 from edge.agent.sources.payloads import Payload, SourceOptions
@@ -144,6 +144,7 @@ def test_files_are_answered_when_they_are_whole_and_moved_away(running: Running,
     look()
     assert look() == [f"g{i}.npy" for i in range(5)]
     assert len(list((box / "done").iterdir())) == 3
+    source.close()
     shutil.rmtree(box)
     with pytest.raises(ConfigError, match="cannot be read"):
         look()
@@ -153,26 +154,175 @@ def test_messages_are_answered_labels_taken_and_faults_told_once_a_minute(runnin
     source = Topics(MemoryTransport(MemoryBroker(), "in"), ["cameras/+/snapshot"], SourceOptions(model="digits"), "s")
     x = np.random.default_rng(0).random((2, 1, 8, 8), np.float32)
     feed = running.feeding(source)
-    payloads = source.payloads(Until(running, 99), lambda: [])
+    found = source.payloads(Until(running, 99), lambda: [])
     sample = json.dumps({"id": "a", "x": x[0].tolist()}).encode()
     source._put(Received(topic="cameras/front/snapshot", payload=sample, retained=False))
-    feed.take(next(payloads))
+    feed.take(next(found))
     source._put(Received(topic="labels", payload=json.dumps({"id": "a", "label": 3}).encode(), retained=False))
-    feed.take(next(payloads))
+    feed.take(next(found))
     assert running.core.models["digits"].host.model.n_samples == 1
     source._put(Received(topic="cameras/front/snapshot", payload=b"", retained=True))  # clears what was retained
     source._put(Received(topic="cameras/front/snapshot", payload=b"junk", retained=False))
-    feed.take(next(payloads))
+    feed.take(next(found))
     for _ in range(3):
         feed.take(Payload(name="cameras/front/snapshot", data=b"junk"))
     assert len(running.told()) == 1  # the same again is counted
     running.now_s += 61
     feed.take(Payload(name="cameras/front/snapshot", data=b"junk"))
     assert "and 3 times since" in running.told()[0]
-    for i in range(MOST_WAITING + 10):  # faster than it is answered: the newest count
+
+
+def test_of_a_flood_the_oldest_samples_are_dropped_and_no_label_and_that_is_told(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(topics, "MOST_LABELS", 2 * MOST_WAITING)
+    source = Topics(MemoryTransport(MemoryBroker(), "in"), ["#"], SourceOptions(), "s")
+    found = source.payloads(Until(running, 99, 0), lambda: [])
+    for i in range(MOST_WAITING + 10):
         source._put(Received(topic="t", payload=b"%d" % i, retained=False))
+        source._put(Received(topic="t", payload=b'{"id": "%d", "label": 1}' % i, retained=False))
     assert source.dropped == 10
-    assert next(payloads).data == b"10"
+    came = [next(found) for _ in range(2 * MOST_WAITING + 11)]
+    labels = [json.loads(each.data)["id"] for each in came if each.data.startswith(b"{")]
+    assert labels == [str(i) for i in range(MOST_WAITING + 10)]
+    assert [each.data for each in came if each.data.isdigit()] == [b"%d" % i for i in range(10, MOST_WAITING + 10)]
+    order = [json.loads(each.data)["id"] if each.data.startswith(b"{") else each.data.decode() for each in came]
+    assert order[-2:] == [str(MOST_WAITING + 9)] * 2  # as they came
+    assert ["dropped" in each.fault for each in came if each.fault] == [True]
+    for i in range(2 * MOST_WAITING + 1):
+        source._put(Received(topic="t", payload=b'{"id": "%d", "label": 1}' % i, retained=False))
+    assert source.lost == 1
+    assert next(found).fault.startswith("they come faster than they are taken")
+    assert json.loads(next(found).data)["id"] == "0"
+
+
+def test_different_faults_without_end_are_counted(running: Running) -> None:
+    feed = running.feeding(Topics(MemoryTransport(MemoryBroker(), "in"), ["#"], SourceOptions(model="digits"), "s"))
+    for i in [*range(63), *range(64, 101)]:
+        feed.take(Payload(name="t", data=json.dumps([0] * (i + 1)).encode()))
+        feed.take(Payload(name="p", data=b"\x89PNG\r\n\x1a\n"))  # Pillow names another place in memory each time
+    told = running.told()
+    assert len(told) == 20
+    assert sum("no PNG" in text for text in told) == 1
+    running.now_s += 61
+    feed.take(Payload(name="t", data=b"[[1]]"))
+    assert "and 81 other faults since" in running.told()[0]
+
+
+class Box:
+    """A watched folder whose clock is set by hand, fed to the digits model."""
+
+    def __init__(self, running: Running, path: Path) -> None:
+        self.path, self._running, self.now_s = path, running, 0.0
+        path.mkdir(exist_ok=True)
+        self.start()
+
+    def start(self) -> None:
+        self.source = Folder(self.path, SourceOptions(model="digits"), lambda: self.now_s)
+        self.feed = self._running.feeding(self.source)
+
+    def looks(self, n: int = 2, most: int = 10**6) -> list[str]:
+        """What was answered in so many looks, half a second apart; killed after so many payloads."""
+        before = len(self._running.answers)
+        for _ in range(n):
+            for i, payload in enumerate(self.source.look(), 1):
+                self.feed.take(payload)
+                if i == most:
+                    return [answer["id"] for answer in self._running.answers[before:]]
+            self.now_s += 0.5
+        return [answer["id"] for answer in self._running.answers[before:]]
+
+    @property
+    def learned(self) -> int:
+        return self._running.core.models["digits"].host.model.n_samples
+
+
+def pair(name: str, label: int = 3) -> list[str]:
+    x = np.full((1, 8, 8), int(name[1:]) / 100).tolist()
+    return [json.dumps({"id": name, "x": x}) + "\n", json.dumps({"id": name, "label": label}) + "\n"]
+
+
+def test_what_is_wrong_in_a_file_makes_nothing_else_in_it_twice(running: Running, tmp_path: Path) -> None:
+    box = Box(running, tmp_path / "box")
+    (box.path / "a.jsonl").write_text("".join(pair("s1")) + "garbage\n" + "".join(pair("s2")))
+    x = np.zeros((4, 1, 8, 8), np.float32)
+    x[2] = np.nan
+    np.save(box.path / "b.npy", x)
+    assert box.looks(40) == ["s1", "s2", "b.npy:0", "b.npy:1", "b.npy:3"]
+    assert box.learned == 2
+    assert sorted(path.name for path in (box.path / "failed").iterdir()) == ["a.jsonl", "b.npy"]
+    assert [path.name for path in box.path.iterdir() if path.is_file()] == []
+    box.source.close()
+
+
+def test_what_cannot_be_moved_is_answered_once_and_holds_up_nothing(running: Running, tmp_path: Path) -> None:
+    box = Box(running, tmp_path / "box")
+    (box.path / "done").write_text("no folder")
+    (box.path / "a.jsonl").write_text("".join(pair("s1")))
+    assert box.looks(3) == ["s1"]
+    (box.path / "b.jsonl").write_text("".join(pair("s2")))
+    assert box.looks(30) == ["s2"]
+    assert box.learned == 2
+    assert [text for text in running.told() if "a.jsonl: it cannot be moved away" in text]
+    (box.path / "done").unlink()
+    assert box.looks() == []
+    assert sorted(path.name for path in (box.path / "done").iterdir()) == ["a.jsonl", "b.jsonl"]
+    box.source.close()
+
+
+def test_lines_that_come_slowly_are_all_taken_once_also_after_their_file_was_moved(
+    running: Running, tmp_path: Path
+) -> None:
+    box = Box(running, tmp_path / "box")
+    lines = [line for name in ("s1", "s2", "s3", "s4") for line in pair(name)]
+    with (box.path / "slow.jsonl").open("w", buffering=1) as file:
+        file.write(lines[0] + lines[1] + lines[2][:20])
+        assert box.looks(3) == ["s1"]  # and half a line, which is left for now
+        file.write(lines[2][20:] + lines[3])
+        file.flush()
+        assert box.looks(3) == ["s2"]
+        assert (box.path / "done" / "slow.jsonl").exists()
+        file.write(lines[4])
+        assert box.looks(3) == ["s3"]
+        file.write(lines[5] + lines[6] + lines[7].rstrip())  # the last line has no end
+        assert box.looks(3) == ["s4"]
+    assert box.looks(40) == []
+    assert (box.learned, running.told()) == (4, [])
+
+
+def test_who_is_killed_in_the_middle_of_a_file_learns_no_label_twice_and_loses_none(
+    running: Running, tmp_path: Path
+) -> None:
+    box = Box(running, tmp_path / "box")
+    samples, labels = zip(*(pair(f"s{i}") for i in range(6)), strict=True)
+    (box.path / "a.jsonl").write_text("".join(samples) + "".join(labels))
+    assert len(box.looks(most=9)) == 6
+    assert box.learned == 3
+    box.source.close()
+    box.start()  # what waits for labels is in memory: all samples are answered again, under the same ids
+    assert len(box.looks()) == 6
+    assert (box.learned, running.told()) == (6, [])
+    # Another file of that name is read from its beginning.
+    (box.path / "a.jsonl").write_text("".join(pair("s7")))
+    assert box.looks(3) == ["s7"]
+    assert box.learned == 7
+    assert not list(box.path.glob(".*"))
+    box.source.close()
+
+
+def test_a_huge_file_is_not_read_whole(running: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (payloads, folder, growing):
+        monkeypatch.setattr(module, "MAX_PAYLOAD_BYTES", 2000)
+    box = Box(running, tmp_path / "box")
+    (box.path / "a.npy").write_bytes(b"x" * 10**6)
+    (box.path / "b.jsonl").write_text("[" * 5000 + "\n" + "".join(pair("s1")))
+    taken = [payload for _ in range(2) for payload in box.source.look()]
+    assert max(len(payload.data) for payload in taken) == 2001
+    for payload in taken:
+        box.feed.take(payload)
+    assert box.learned == 1
+    assert sum("at most 2000 bytes" in text for text in running.told()) == 2
+    box.source.close()
 
 
 def test_a_callback_that_fails_stops_nothing_and_lines_are_bounded(
