@@ -33,6 +33,9 @@ from edge.learning.labels import Joined
 
 T = TypeVar("T")
 
+# Why a label is not taken: room comes with time, or never.
+NO_ROOM = "too many labels are waiting for the learning budget"
+NO_BUDGET = "too many labels are waiting, and the learning budget of this device is 0: none of them is ever learned"
 MAX_EVENTS = 200
 # Learning that a restart may have to repeat.
 MAX_REPLAY_MS = 5000.0
@@ -144,7 +147,8 @@ class ModelCore:
         must_wait = model.waiting > 0 or not self._allowance.allows(now.s)
         is_full = model.waiting >= self._config.profile.learning.label_ring_size
         if must_wait and is_full and model.answering.ring.given(sample_id) is None:  # a correction takes no place
-            return {"joined": False, "why": "too many labels are waiting for the learning budget"}
+            has_budget = self._config.profile.learning.budget_ms_per_s > 0
+            return {"joined": False, "why": NO_ROOM if has_budget else NO_BUDGET}
 
         def join() -> Joined:
             done: Joined = self._timed(lambda: model.join_label(sample_id, label, now.s, weight, later=must_wait), now)

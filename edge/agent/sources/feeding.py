@@ -7,15 +7,18 @@ or breaks, is tried again, ever more slowly.
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Protocol, TypeVar
 
 from edge.agent.core import AgentCore
+from edge.agent.model.model_core import NO_ROOM
 from edge.agent.sources.payloads import Label, Payload, Sample, Source, Stop, read
 from edge.agent.sources.sinks import Sink
 from edge.contract.clock import Now
-from edge.contract.errors import EdgeError
+from edge.contract.errors import EdgeError, ResourceError
 from edge.contract.tensorspec import TensorSpec
 from edge.learning.labels import MAX_ID_LENGTH
 
@@ -54,10 +57,12 @@ class Feeding:
         self._told_s: deque[float] = deque(maxlen=_MOST_TOLD)
         self._untold = 0
         self._last_ms = 0
+        self._stop: Stop = threading.Event()
 
     def run(self, stop: Stop) -> None:
         """Feed until the source ends, or the agent does."""
         wait_s = FIRST_RETRY_S
+        self._stop = stop
         while not stop.is_set():
             try:
                 for payload in self._source.payloads(stop, self._specs):
@@ -94,7 +99,8 @@ class Feeding:
         except Exception as exc:  # noqa: BLE001  # as above
             is_right = False
             self._tell(f"{payload.name}: {type(exc).__name__}: {exc}")
-        payload.done(is_right)
+        if is_right or not self._stop.is_set():  # else the agent ended in the middle of it
+            payload.done(is_right)
 
     def _specs(self) -> list[TensorSpec]:
         """What the model takes now: a pushed bundle may take something else."""
@@ -102,7 +108,13 @@ class Feeding:
         return self._agent.ask(lambda core, _: list(core.named(name).host.model.serving.inputs.values()))
 
     def _label(self, label: Label) -> None:
-        found = self._agent.ask(lambda core, now: core.request(label.request, now))
+        def work(core: AgentCore, now: Now) -> dict[str, Any]:
+            return core.request(label.request, now)
+
+        while (found := self._agent.ask(work)).get("why") == NO_ROOM and self._source.waits:
+            self._tell(f"{NO_ROOM}: one of this source waits for room, and what is behind it, too")
+            if self._stop.wait(FIRST_RETRY_S):
+                raise ResourceError("the agent ends")
         if not found["joined"]:
             self._tell(f"the label of {label.request['id']!r:.140} was not taken: {found['why']}")
 
@@ -150,6 +162,6 @@ class Feeding:
         self._faults[text] = (now_s, 0)
         if len(self._faults) > _MOST_FAULTS:
             del self._faults[next(iter(self._faults))]
-        self._agent.ask(
-            lambda core, _: core.tell([("source-fault", f"{self._source.name}: {text[:380]}{again}"[:500])])
-        )
+        said = f"{self._source.name}: {text[:380]}{again}"[:500]
+        with suppress(EdgeError):  # the agent ends
+            self._agent.ask(lambda core, _: core.tell([("source-fault", said)]))

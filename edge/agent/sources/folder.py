@@ -61,7 +61,7 @@ class Folder:
         most: Files that ``done`` and ``failed`` keep, each; the oldest go.
     """
 
-    ends_agent = False
+    ends_agent, waits = False, True
 
     def __init__(
         self,

@@ -77,7 +77,7 @@ class GrowingFile:
 
     def _done(self, taken: int, is_right: bool) -> None:
         self.all_right = self.all_right and is_right
-        if taken <= self._taken:
+        if not is_right or taken <= self._taken:
             return
         self._taken = taken
         said = f"{os.fstat(self._file.fileno()).st_ino} {taken}".ljust(_NOTE_BYTES).encode()

@@ -18,7 +18,7 @@ class Lines:
         options: For its samples.
     """
 
-    ends_agent = True
+    ends_agent = waits = True
 
     def __init__(self, file: BinaryIO, options: SourceOptions) -> None:
         self._file, self.options, self.name = file, options, "standard input"

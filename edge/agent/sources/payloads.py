@@ -77,11 +77,13 @@ class Source(Protocol):
         name: For people.
         options: For what comes from it.
         ends_agent: Whether the agent ends where the source does.
+        waits: Whether it may be held up: labels that find no room are tried again, and what is behind them waits.
     """
 
     name: str
     options: SourceOptions
     ends_agent: bool
+    waits: bool
 
     def payloads(self, stop: Stop, specs: Callable[[], Sequence[TensorSpec]], /) -> Iterator[Payload]:
         """What comes, until it ends or `stop` says so; each is dealt with before the next one is asked for.

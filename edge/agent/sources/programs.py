@@ -35,7 +35,7 @@ class Camera:
         options: For its samples.
     """
 
-    ends_agent = False
+    ends_agent = waits = False
 
     def __init__(self, place: str, fps: float, options: SourceOptions) -> None:
         self._place, self._fps, self.options, self.name = place, fps, options, f"camera {place}"
@@ -64,7 +64,7 @@ class Microphone:
         options: For its samples.
     """
 
-    ends_agent = False
+    ends_agent = waits = False
 
     def __init__(self, device: str, rate: int, options: SourceOptions) -> None:
         self._device, self._rate, self.options, self.name = device, rate, options, f"microphone {device}"

@@ -36,7 +36,7 @@ class Topics:
         lost: Labels that were dropped.
     """
 
-    ends_agent = False
+    ends_agent = waits = False
 
     def __init__(self, transport: Transport, filters: Sequence[str], options: SourceOptions, name: str) -> None:
         self._transport, self._filters = transport, filters

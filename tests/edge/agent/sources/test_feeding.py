@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
 import subprocess
+import threading
 import time
 import wave
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +32,7 @@ from edge.agent.sources.topics import MOST_WAITING, Topics
 from edge.channel.memory import MemoryBroker, MemoryTransport
 from edge.channel.transport import Received
 from edge.contract.clock import Now
-from edge.contract.errors import ConfigError
+from edge.contract.errors import ConfigError, EdgeError
 from tests.support.fleet import unhurried
 
 START_MS = 1_800_000_000_000
@@ -38,12 +41,15 @@ START_MS = 1_800_000_000_000
 class Running:
     """An agent with a picture model and a voice model, its clock, and what was answered and told."""
 
-    def __init__(self, folder: Path, bundles: dict[str, Path]) -> None:
+    def __init__(self, folder: Path, bundles: dict[str, Path], **learning: float) -> None:
+        profile = unhurried()
+        profile = replace(profile, learning=replace(profile.learning, **learning))
         config = AgentConfig(
-            bundles=bundles, state_dir=folder, fleet="f", device="cam-1", profile=unhurried(), outbox_mb=0.0
+            bundles=bundles, state_dir=folder, fleet="f", device="cam-1", profile=profile, outbox_mb=0.0
         )
         self.models = Models(config)
-        self.core = AgentCore(config, self.models, stopwatch=lambda: 0.0)
+        watch = itertools.count()
+        self.core = AgentCore(config, self.models, stopwatch=lambda: 0.01 * next(watch) if learning else 0.0)
         self.now_s = 100.0
         self.answers: list[Mapping[str, Any]] = []
 
@@ -307,6 +313,56 @@ def test_who_is_killed_in_the_middle_of_a_file_learns_no_label_twice_and_loses_n
     assert box.looks(3) == ["s7"]
     assert box.learned == 7
     assert not list(box.path.glob(".*"))
+    box.source.close()
+
+
+def test_labels_of_a_file_wait_for_room_and_those_of_a_budget_that_is_none_do_not(
+    tmp_path: Path, digits_bundle: Path
+) -> None:
+    lines = "".join(line for i in range(40) for line in pair(f"s{i}"))
+    for budget, learned in ((50.0, 40), (0.0, 0)):
+        state, path = tmp_path / f"state{budget}", tmp_path / f"box{budget}"
+        running = Running(state, {"digits": digits_bundle}, budget_ms_per_s=budget, label_ring_size=8)
+        path.mkdir()
+        (path / "a.jsonl").write_text(lines)
+
+        class Ticking(Until):
+            def wait(self, timeout: float) -> bool:
+                self._running.core.tick(self._running.now())
+                return super().wait(timeout)
+
+        running.feeding(Folder(path, SourceOptions(model="digits"), lambda: 0.0)).run(Ticking(running, 99))
+        assert len(running.answers) == 40
+        told = " ".join(text for _, kind, text in running.core.news if kind == "source-fault")
+        assert ("waits for room" in told, "is 0" in told) == (budget > 0, budget == 0)
+        assert running.core.models["digits"].host.model.n_samples == learned
+        running.models.close()
+
+
+def test_what_a_source_was_at_when_the_agent_ended_is_asked_again(running: Running, tmp_path: Path) -> None:
+    box = Box(running, tmp_path / "box")
+    stop = threading.Event()
+
+    def ends(_: Any) -> Any:
+        stop.set()
+        raise EdgeError("the agent ends")
+
+    ask = running.ask
+    for make in (
+        lambda: np.save(box.path / "a.npy", np.zeros((1, 8, 8), np.float32)),
+        lambda: (box.path / "b.jsonl").write_text("".join(pair("s1"))),
+    ):
+        make()
+        list(box.source.look())
+        box.now_s += 60  # nobody would call it young
+        stop.clear()
+        running.ask = ends  # type: ignore[method-assign]
+        box.feed.run(stop)
+        running.ask = ask  # type: ignore[method-assign]
+        box.start()
+        assert len(box.looks()) == 1
+    assert box.learned == 1
+    assert sorted(path.name for path in (box.path / "done").iterdir()) == ["a.npy", "b.jsonl"]
     box.source.close()
 
 
