@@ -7,7 +7,6 @@ or breaks, is tried again, ever more slowly.
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -57,7 +56,7 @@ class Feeding:
         self._told_s: deque[float] = deque(maxlen=_MOST_TOLD)
         self._untold = 0
         self._last_ms = 0
-        self._stop: Stop = threading.Event()
+        self._stop: Stop | None = None
 
     def run(self, stop: Stop) -> None:
         """Feed until the source ends, or the agent does."""
@@ -99,7 +98,7 @@ class Feeding:
         except Exception as exc:  # noqa: BLE001  # as above
             is_right = False
             self._tell(f"{payload.name}: {type(exc).__name__}: {exc}")
-        if is_right or not self._stop.is_set():  # else the agent ended in the middle of it
+        if is_right or not (self._stop and self._stop.is_set()):  # else the agent ended in the middle of it
             payload.done(is_right)
 
     def _specs(self) -> list[TensorSpec]:
@@ -113,7 +112,7 @@ class Feeding:
 
         while (found := self._agent.ask(work)).get("why") == NO_ROOM and self._source.waits:
             self._tell(f"{NO_ROOM}: one of this source waits for room, and what is behind it, too")
-            if self._stop.wait(FIRST_RETRY_S):
+            if self._stop is None or self._stop.wait(FIRST_RETRY_S):
                 raise ResourceError("the agent ends")
         if not found["joined"]:
             self._tell(f"the label of {label.request['id']!r:.140} was not taken: {found['why']}")

@@ -37,6 +37,7 @@ class GrowingFile:
         self._file, self._name, self._stream = path.open("rb"), path.name, stream
         self._note = path.with_name(f".{path.name}.read")
         self._number = self._taken = 0
+        self._is_moved = False
         self.all_right, self.has_half, self._size = True, False, 0
         with suppress(OSError, ValueError):
             node, taken = map(int, self._note.read_text().split())
@@ -77,7 +78,7 @@ class GrowingFile:
 
     def _done(self, taken: int, is_right: bool) -> None:
         self.all_right = self.all_right and is_right
-        if not is_right or taken <= self._taken:
+        if not is_right or taken <= self._taken or self._is_moved:
             return
         self._taken = taken
         said = f"{os.fstat(self._file.fileno()).st_ino} {taken}".ljust(_NOTE_BYTES).encode()
@@ -90,6 +91,7 @@ class GrowingFile:
 
     def forget(self) -> None:
         """Delete the note: the file is moved away, and is not read from its beginning again."""
+        self._is_moved = True
         with suppress(OSError):
             self._note.unlink(missing_ok=True)
 

@@ -7,7 +7,7 @@ they are old news all the same: a label that was joined is not joined again.
 
 from __future__ import annotations
 
-import threading
+import queue
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
@@ -22,6 +22,49 @@ _MOST_LABEL_BYTES = 8 << 20
 _LOOK_S = 0.5
 
 
+class _Waiting(queue.Queue[TransportEvent]):
+    """What came, in its order; a label has room of its own.
+
+    Attributes:
+        dropped: Samples that were dropped, the oldest of more than `MOST_WAITING`.
+        lost: Labels that were dropped.
+    """
+
+    def _init(self, maxsize: int) -> None:
+        # With numbers, which say what came first.
+        self._samples: deque[tuple[int, TransportEvent]] = deque(maxlen=MOST_WAITING)
+        self._labels: deque[tuple[int, Received]] = deque()
+        self._label_bytes = self._number = self.dropped = self.lost = 0
+
+    def _qsize(self) -> int:
+        return len(self._samples) + len(self._labels)
+
+    def _put(self, event: TransportEvent) -> None:
+        self._number += 1
+        if not (isinstance(event, Received) and may_be_label(event.payload)):
+            self.dropped += len(self._samples) == MOST_WAITING
+            self._samples.append((self._number, event))
+        elif len(self._labels) < MOST_LABELS and self._label_bytes + len(event.payload) <= _MOST_LABEL_BYTES:
+            self._label_bytes += len(event.payload)
+            self._labels.append((self._number, event))
+        else:
+            self.lost += 1
+
+    def _get(self) -> TransportEvent:
+        if not self._labels or (self._samples and self._samples[0][0] < self._labels[0][0]):
+            return self._samples.popleft()[1]
+        _, label = self._labels.popleft()
+        self._label_bytes -= len(label.payload)
+        return label
+
+    def next(self) -> TransportEvent | None:
+        """The next that came, None where nothing did for a while."""
+        try:
+            return self.get(timeout=_LOOK_S)
+        except queue.Empty:
+            return None
+
+
 class Topics:
     """See the module.
 
@@ -30,10 +73,6 @@ class Topics:
         filters: Topics, perhaps with wildcards.
         options: For their samples.
         name: For people.
-
-    Attributes:
-        dropped: Samples that were dropped.
-        lost: Labels that were dropped.
     """
 
     ends_agent = waits = False
@@ -41,48 +80,20 @@ class Topics:
     def __init__(self, transport: Transport, filters: Sequence[str], options: SourceOptions, name: str) -> None:
         self._transport, self._filters = transport, filters
         self.options, self.name = options, name
-        self._came = threading.Condition()
-        # In their order over both, which the numbers say.
-        self._samples: deque[tuple[int, TransportEvent]] = deque(maxlen=MOST_WAITING)
-        self._labels: deque[tuple[int, Received]] = deque()
-        self._label_bytes = self._number = self.dropped = self.lost = 0
+        self._waiting = _Waiting()
         self._is_started = self._is_told = False
         self._lost_before = 0
 
-    def _put(self, event: TransportEvent) -> None:
-        with self._came:
-            self._number += 1
-            if not (isinstance(event, Received) and may_be_label(event.payload)):
-                self.dropped += len(self._samples) == MOST_WAITING
-                self._samples.append((self._number, event))
-            elif len(self._labels) < MOST_LABELS and self._label_bytes + len(event.payload) <= _MOST_LABEL_BYTES:
-                self._label_bytes += len(event.payload)
-                self._labels.append((self._number, event))
-            else:
-                self.lost += 1
-            self._came.notify()
-
-    def _take(self) -> TransportEvent | None:
-        """The next that came, None where nothing did for a while."""
-        with self._came:
-            if not (self._samples or self._labels):
-                self._came.wait(_LOOK_S)
-            if self._labels and not (self._samples and self._samples[0][0] < self._labels[0][0]):
-                _, label = self._labels.popleft()
-                self._label_bytes -= len(label.payload)
-                return label
-            return self._samples.popleft()[1] if self._samples else None
-
     def _told(self) -> Iterator[Payload]:
         """What was dropped: of samples, which is how a fast camera is dealt with, once."""
-        if self.dropped and not self._is_told:
+        if self._waiting.dropped and not self._is_told:
             self._is_told = True
             yield Payload(
                 name="samples", data=b"", fault="they come faster than they are answered: of more than "
                 f"{MOST_WAITING} that wait the oldest are dropped, which is not told again",
             )  # fmt: skip
-        if self.lost > self._lost_before:
-            self._lost_before = self.lost
+        if self._waiting.lost > self._lost_before:
+            self._lost_before = self._waiting.lost
             yield Payload(
                 name="labels", data=b"", fault="they come faster than they are taken, and some were dropped: send "
                 f"at most {MOST_LABELS} at once",
@@ -93,10 +104,10 @@ class Topics:
         if not self._is_started:
             self._is_started = True
             self._transport.subscribe([(each, 1) for each in self._filters])
-            self._transport.start(self._put)
+            self._transport.start(self._waiting.put)
         try:
             while not stop.is_set():
-                match self._take():
+                match self._waiting.next():
                     case Received(topic=topic, payload=data):
                         if data:  # an empty one clears what was retained
                             yield Payload(name=topic, data=data, stream=topic)

@@ -162,13 +162,15 @@ def test_messages_are_answered_labels_taken_and_faults_told_once_a_minute(runnin
     feed = running.feeding(source)
     found = source.payloads(Until(running, 99), lambda: [])
     sample = json.dumps({"id": "a", "x": x[0].tolist()}).encode()
-    source._put(Received(topic="cameras/front/snapshot", payload=sample, retained=False))
+    source._waiting.put(Received(topic="cameras/front/snapshot", payload=sample, retained=False))
     feed.take(next(found))
-    source._put(Received(topic="labels", payload=json.dumps({"id": "a", "label": 3}).encode(), retained=False))
+    source._waiting.put(Received(topic="labels", payload=json.dumps({"id": "a", "label": 3}).encode(), retained=False))
     feed.take(next(found))
     assert running.core.models["digits"].host.model.n_samples == 1
-    source._put(Received(topic="cameras/front/snapshot", payload=b"", retained=True))  # clears what was retained
-    source._put(Received(topic="cameras/front/snapshot", payload=b"junk", retained=False))
+    source._waiting.put(
+        Received(topic="cameras/front/snapshot", payload=b"", retained=True)
+    )  # clears what was retained
+    source._waiting.put(Received(topic="cameras/front/snapshot", payload=b"junk", retained=False))
     feed.take(next(found))
     for _ in range(3):
         feed.take(Payload(name="cameras/front/snapshot", data=b"junk"))
@@ -185,9 +187,9 @@ def test_of_a_flood_the_oldest_samples_are_dropped_and_no_label_and_that_is_told
     source = Topics(MemoryTransport(MemoryBroker(), "in"), ["#"], SourceOptions(), "s")
     found = source.payloads(Until(running, 99, 0), lambda: [])
     for i in range(MOST_WAITING + 10):
-        source._put(Received(topic="t", payload=b"%d" % i, retained=False))
-        source._put(Received(topic="t", payload=b'{"id": "%d", "label": 1}' % i, retained=False))
-    assert source.dropped == 10
+        source._waiting.put(Received(topic="t", payload=b"%d" % i, retained=False))
+        source._waiting.put(Received(topic="t", payload=b'{"id": "%d", "label": 1}' % i, retained=False))
+    assert source._waiting.dropped == 10
     came = [next(found) for _ in range(2 * MOST_WAITING + 11)]
     labels = [json.loads(each.data)["id"] for each in came if each.data.startswith(b"{")]
     assert labels == [str(i) for i in range(MOST_WAITING + 10)]
@@ -196,8 +198,8 @@ def test_of_a_flood_the_oldest_samples_are_dropped_and_no_label_and_that_is_told
     assert order[-2:] == [str(MOST_WAITING + 9)] * 2  # as they came
     assert ["dropped" in each.fault for each in came if each.fault] == [True]
     for i in range(2 * MOST_WAITING + 1):
-        source._put(Received(topic="t", payload=b'{"id": "%d", "label": 1}' % i, retained=False))
-    assert source.lost == 1
+        source._waiting.put(Received(topic="t", payload=b'{"id": "%d", "label": 1}' % i, retained=False))
+    assert source._waiting.lost == 1
     assert next(found).fault.startswith("they come faster than they are taken")
     assert json.loads(next(found).data)["id"] == "0"
 
@@ -294,6 +296,7 @@ def test_lines_that_come_slowly_are_all_taken_once_also_after_their_file_was_mov
         assert box.looks(3) == ["s4"]
     assert box.looks(40) == []
     assert (box.learned, running.told()) == (4, [])
+    assert [path.name for path in box.path.iterdir()] == ["done"]
 
 
 def test_who_is_killed_in_the_middle_of_a_file_learns_no_label_twice_and_loses_none(
