@@ -30,7 +30,7 @@ class _Waiting(queue.Queue[TransportEvent]):
         lost: Labels that were dropped.
     """
 
-    def _init(self, maxsize: int) -> None:
+    def _init(self, _maxsize: int) -> None:
         # With numbers, which say what came first.
         self._samples: deque[tuple[int, TransportEvent]] = deque(maxlen=MOST_WAITING)
         self._labels: deque[tuple[int, Received]] = deque()

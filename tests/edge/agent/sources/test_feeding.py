@@ -167,9 +167,7 @@ def test_messages_are_answered_labels_taken_and_faults_told_once_a_minute(runnin
     source._waiting.put(Received(topic="labels", payload=json.dumps({"id": "a", "label": 3}).encode(), retained=False))
     feed.take(next(found))
     assert running.core.models["digits"].host.model.n_samples == 1
-    source._waiting.put(
-        Received(topic="cameras/front/snapshot", payload=b"", retained=True)
-    )  # clears what was retained
+    source._waiting.put(Received(topic="cameras/front/snapshot", payload=b"", retained=True))  # clears it
     source._waiting.put(Received(topic="cameras/front/snapshot", payload=b"junk", retained=False))
     feed.take(next(found))
     for _ in range(3):
