@@ -45,6 +45,7 @@ from edge.contract.errors import LearningError
 from edge.contract.profile import DeviceProfile, load_profile
 from edge.inference.onnx_session import OnnxSession
 from edge.inference.trainers import open_trainer
+from edge.learning.disclosure import Noise
 from edge.learning.events import Labelled
 from edge.learning.learned import Happened
 from edge.learning.learning import Learning
@@ -73,6 +74,7 @@ class Setting:
         self.task = Task(head.training, self.bundle.manifest.output(head.output).sample_shape[0])
         self.rate = head.learning_rate  # of the baseline
         self.max_state_mb = 64
+        self.noise: Noise | None = None
 
     def tune(self, x: Array, y: Array) -> None:
         """Give the baseline the rate that is best for it on these samples, shuffled."""
@@ -101,6 +103,7 @@ class Setting:
             per_class=40,
             max_state_mb=self.max_state_mb,
             seed=seed,
+            noise=self.noise,
         )
         if learner != BASELINE:
             return workshop.learning(learner, mixture=learner == "auto")

@@ -101,7 +101,11 @@ class Carrying:
                 continue
             documents = {}
             if model.host.model.n_contributed:
-                documents[UPDATE_KIND] = releases.contribution(model.host.model, name, record.state_id).encode()
+                update = releases.contribution(model.host.model, name, record.state_id)
+                model.make_safe(now)
+                if update.noised is not None and not model.host.model.state.is_safe:
+                    raise LearningError("nothing was exported: the noise on it could not be kept on the disk")
+                documents[UPDATE_KIND] = update.encode()
             if checkpoint:
                 documents[CHECKPOINT] = model.checkpoints.document(now)
             model.make_safe(now)

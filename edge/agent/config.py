@@ -13,6 +13,7 @@ from edge.contract.errors import BundleError, ConfigError
 from edge.contract.names import MAX_NAME_CHARS, is_model_name
 from edge.contract.profile import DeviceProfile
 from edge.learning.compression import EXACT, Compression
+from edge.learning.disclosure import Noise
 
 MAX_MODELS = 16
 
@@ -50,6 +51,7 @@ class AgentConfig:
         telemetry_interval_s: Between two telemetry messages.
         sync_interval_s: Least time between two uploads of what was learned.
         upload: How uploads of what was learned are made shorter.
+        noise: On all that is told of labelled samples; None sends what was learned as it is.
         probation_s: How long a pushed head or bundle is watched before it counts as active.
         probation_labels: A probation also ends, judged, after so many labels.
         seed: Of SGD's replay draws.
@@ -82,6 +84,7 @@ class AgentConfig:
     telemetry_interval_s: float = 60.0
     sync_interval_s: float = 600.0
     upload: Compression = EXACT
+    noise: Noise | None = None
     probation_s: float = 60.0
     probation_labels: int = 32
     seed: int = 0

@@ -50,6 +50,8 @@ class AgentFile:
     data_cap: str | None = None
     sync_interval: float | None = None
     upload: str | None = None
+    noise: float | None = None
+    noise_delta: float | None = None
     probation: float | None = None
     trust: str | None = None
     checkpoint_every: str | None = None

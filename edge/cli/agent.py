@@ -121,6 +121,13 @@ def agent() -> None:
 @click.option(
     "--upload", default="exact", metavar="HOW", help="What was learned is sent exact, int8, top-k or top-k:SHARE."
 )
+@click.option(
+    "--noise",
+    type=click.FloatRange(0, 50, min_open=True),
+    metavar="EPSILON",
+    help="Send what was learned clipped and with noise: epsilon of each labelled sample, such as 4.  [default: as it is]",
+)
+@click.option("--noise-delta", default=1e-5, type=click.FloatRange(0, 0.1, min_open=True), help="The delta beside it.")
 @click.option("--probation", default=60.0, type=click.FloatRange(min=0), help="Seconds a pushed head is watched.")
 @click.option("--trust", type=click.Path(path_type=Path), help="Root document: unsigned releases are refused.")
 @click.option(
@@ -171,6 +178,8 @@ def run(
     data_cap: str | None,
     sync_interval: float,
     upload: str,
+    noise: float | None,
+    noise_delta: float,
     probation: float,
     trust: Path | None,
     checkpoint_every: str | None,
@@ -203,6 +212,7 @@ def run(
     from edge.channel.topics import check_id
     from edge.contract.profile import detect_profile, load_profile
     from edge.learning.compression import Compression
+    from edge.learning.disclosure import Noise
 
     bundles = bundles_of(ctx, bundles)
     configure(log, logging.DEBUG if verbose else logging.INFO)
@@ -224,6 +234,7 @@ def run(
         telemetry_interval_s=device_profile.telemetry.interval_s,
         sync_interval_s=sync_interval,
         upload=Compression.parse(upload),
+        noise=None if noise is None else Noise(noise, noise_delta),
         probation_s=probation,
         seed=seed,
         trust_root=trust,

@@ -87,6 +87,9 @@ def coordinator() -> None:
 @click.option("--expected-devices", default=0, help="With noise: devices expected in a merge.")
 @click.option("--privacy-delta", default=1e-5, help="With noise: delta for which the epsilon spent is stated.")
 @click.option("--screen/--no-screen", default=True, help="Leave out statistics of garbage, or of another world.")
+@click.option(
+    "--merge-noised", is_flag=True, help="Merge what devices send under noise (edge-agent --noise); it is not screened."
+)
 @click.option("--prior-samples", default=100.0, help="Samples that the shipped statistics are worth in a merge.")
 @click.option("--min-samples", default=10, help="Labels that a contribution needs to be merged.")
 @click.option("--min-merge-samples", default=20, help="Labels that a merge needs.")
@@ -160,6 +163,7 @@ def serve(
     expected_devices: int,
     privacy_delta: float,
     screen: bool,
+    merge_noised: bool,
     prior_samples: float,
     min_samples: int,
     min_merge_samples: int,
@@ -216,6 +220,7 @@ def serve(
         expected_devices=expected_devices,
         server_rate=server_rate,
         screen=screen,
+        merge_noised=merge_noised,
         prior_samples=prior_samples,
         min_samples=min_samples,
         min_merge_samples=min_merge_samples,

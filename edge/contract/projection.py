@@ -59,6 +59,10 @@ class Projection:
         """Weights ``(n, d)`` that give for x what the weights ``(n, k)`` give for its projection."""
         return np.asarray(weights.astype(np.float32) @ self._matrix, np.float64)
 
+    def inward(self, weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """The same in float64."""
+        return np.asarray(weights @ self._matrix.astype(np.float64))
+
     def gram(self, gram: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """``(k + 1, k + 1)`` Gram matrix of ``[z, 1]`` from that of ``[x, 1]``."""
         return self.moment(self.moment(gram).T)

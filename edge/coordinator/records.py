@@ -188,6 +188,7 @@ class Contribution(Record):
         merged_release: The release that this was.
         model: Name of the model there.
         state_id: Of the state folder that it comes from.
+        noise: What the device promises of each labelled sample, where it told of them under noise; "" where not.
     """
 
     device: str
@@ -203,6 +204,7 @@ class Contribution(Record):
     merged_release: int = 0
     model: str = ""
     state_id: str = ""
+    noise: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

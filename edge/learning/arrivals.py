@@ -50,8 +50,10 @@ def _rebased(rig: Experts, learned: Learned, source: str, target: str, release: 
     """What a learner knows, put on top of a release."""
     machine = rig.machine(target)
     machine.load(learned.experts[source])
-    merged = release.merged if machine.kind == "statistics" else {}
-    machine.rebase(release.parameters, merged, release.included.get(learned.lineage, 0))
+    is_sum = machine.kind == "statistics"
+    # What was told under noise is no part of what this device knows: nothing of that is in the merge.
+    included = 0 if is_sum and rig.disclosing is not None else release.included.get(learned.lineage, 0)
+    machine.rebase(release.parameters, release.merged if is_sum else {}, included)
     return machine.value
 
 

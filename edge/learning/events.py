@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from edge.contract.training import FloatArray
 from edge.learning.compression import EXACT, Compression
+from edge.learning.disclosure import Noise
 from edge.learning.exchange import HeadRelease
 from edge.learning.packing import PackedFeatures
 from edge.learning.task import Targets
@@ -44,10 +45,14 @@ class Contributed:
     Attributes:
         version: Labelled samples in it: labels that came before this event may have been learned after it.
         compression: How it was sent: what arrives is remembered.
+        noise: On what was told for the first time; None where all was sent as it is.
+        seed: That the noise follows from.
     """
 
     version: int
     compression: Compression = EXACT
+    noise: Noise | None = None
+    seed: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,30 @@ _MERGED = "merged."
 _UPDATE = UPDATE_KIND = "head-update"
 _RELEASE = "head-release"
 _LONGEST_LINEAGE = 64
+_LARGEST_VARIANCE = 1e12
 _STATE_ID = re.compile(r"([0-9a-f]{16,64})?")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Noised:
+    """That a device told of its samples under noise, see `edge.learning.disclosure`.
+
+    Attributes:
+        epsilon: Promised of each labelled sample.
+        delta: Likewise.
+        variance: Of the noise on each number.
+        frame: Digest of the shipped statistics that the coordinates follow from.
+    """
+
+    epsilon: float
+    delta: float
+    variance: float
+    frame: str
+
+    @property
+    def text(self) -> str:
+        """For people."""
+        return f"noise: epsilon {self.epsilon:g}, delta {self.delta:g}"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True)
@@ -49,6 +72,7 @@ class HeadUpdate:
         model: Name of the model on the device, for people; "" of devices from before there were several.
         state_id: Of the state folder that it comes from; "" of devices from before there was one.
         parts: Of a site, whose devices' sum it is: by their lineages, the versions that are in it.
+        noised: Where the tensors are sums of coordinates with noise on them, how much; None where they are as they are.
         packed: Another way to write the same tensors, shorter; None writes them as they are. Not of one that was read.
     """
 
@@ -63,6 +87,7 @@ class HeadUpdate:
     model: str = ""
     state_id: str = ""
     parts: Mapping[str, int] = field(default_factory=dict)
+    noised: Noised | None = None
     packed: Packed | None = None
 
     @property
@@ -85,6 +110,8 @@ class HeadUpdate:
         }
         if self.parts:
             description["parts"] = dict(self.parts)
+        if self.noised is not None:
+            description["noised"] = asdict(self.noised)
         if self.packed is not None and self.packed.codes:
             description["packed"] = dict(self.packed.description)
             return tensorfile.encode(_UPDATE, description, self.packed.codes)
@@ -127,6 +154,7 @@ class HeadUpdate:
             model=found.get("model", ""),
             state_id=found.get("state_id", ""),
             parts=found.get("parts", {}),
+            noised=_noised(found.get("noised"), what),
         )
 
 
@@ -269,6 +297,19 @@ def _is_included(found: Any) -> TypeGuard[dict[str, int]]:
         0 < len(lineage) <= _LONGEST_LINEAGE and type(version) is int and version >= 0
         for lineage, version in found.items()
     )
+
+
+def _noised(found: Any, what: str) -> Noised | None:
+    if found is None:
+        return None
+    given: dict[str, Any] = found if isinstance(found, dict) else {}
+    numbers: list[Any] = [given.get(key) for key in ("epsilon", "delta", "variance")]
+    if not all(type(number) is float and 0 < number <= _LARGEST_VARIANCE for number in numbers):
+        raise BundleError(f"{what}: expected under noised the numbers epsilon, delta and variance above 0")
+    if not is_digest(given.get("frame")):
+        raise BundleError(f"{what}: expected under noised as frame a digest")
+    epsilon, delta, variance = numbers
+    return Noised(epsilon=epsilon, delta=delta, variance=variance, frame=given["frame"])
 
 
 def _outside(found: Any, what: str) -> Outside | None:

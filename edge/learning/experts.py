@@ -19,6 +19,7 @@ from edge.contract.training import FloatArray, Parameters
 from edge.learning import mixture as mix
 from edge.learning.closed_form import PRIOR_SAMPLES, grown
 from edge.learning.compression import EXACT, Compression, Packed
+from edge.learning.disclosure import Disclosing
 from edge.learning.drift import Adwin, Window
 from edge.learning.learned import Head, Learned
 from edge.learning.learner import Learner
@@ -97,6 +98,7 @@ class Experts:
         run: Outputs ``(batch, n_outputs)`` for features and parameters.
         mixture: False lets the first learner answer alone, whatever it learns.
         shares: ``(n_classes,)`` of the classes in the statistics that were shipped, or None.
+        disclosing: Where nothing is to be sent to the fleet without noise.
 
     Attributes:
         shipped_task: What the outputs mean, as shipped.
@@ -117,6 +119,7 @@ class Experts:
         *,
         mixture: bool = True,
         shares: npt.NDArray[np.float64] | None = None,
+        disclosing: Disclosing | None = None,
     ) -> None:
         self.shipped_task = task
         self.shape = shape
@@ -128,6 +131,7 @@ class Experts:
         self.run = run
         self.is_mixture = mixture
         self.shares = shares
+        self.disclosing = disclosing
         self.adwin = Adwin(DRIFT_DELTA)
         self._machines: dict[str, Learner] = {}
         self._begun: dict[str, Any] = {}
@@ -203,7 +207,10 @@ class Experts:
         return self.loaded(learned, self.contributor(learned)).n_samples
 
     def n_contributed(self, learned: Learned) -> int:
-        """Labelled samples behind what `contribution` would give."""
+        """Labelled samples behind what `contribution` would give, or what is told under noise."""
+        if self.disclosing is not None:
+            told = learned.disclosed
+            return 0 if told is None or self.disclosing.coordinates is None else told.n_samples
         return self.loaded(learned, self.contributor(learned)).n_contributed
 
     def contribution(self, learned: Learned, compression: Compression = EXACT) -> tuple[str, Packed]:
@@ -345,6 +352,7 @@ class Experts:
             experts=experts,
             mixture=mix.with_classes(learned.mixture, len(class_names)),
             recent=learned.recent.grown(len(class_names)),
+            disclosed=None if learned.disclosed is None else learned.disclosed.grown(len(class_names)),
             usual=np.concatenate([learned.usual, np.full(more, USUAL_FIRST)]),
             trial=trial,
         )

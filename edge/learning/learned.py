@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.contract.training import FloatArray
+from edge.learning.disclosure import Disclosed
 from edge.learning.drift import Window
 from edge.learning.mixture import MERGED, Mixture
 from edge.learning.recent import Recent
@@ -85,6 +86,8 @@ class Learned:
         since_drift: Labels since the last change of the world.
         temperature: By which logits are divided for honest probabilities.
         trial: Of a head that replaced everything; None while there is none.
+        disclosed: What is told of labelled samples under noise, where a device tells nothing without. It never goes
+            back, so a trial has none.
     """
 
     class_names: tuple[str, ...]
@@ -100,6 +103,7 @@ class Learned:
     since_drift: int
     temperature: float
     trial: Trial | None
+    disclosed: Disclosed | None = None
 
     @property
     def has_merge(self) -> bool:

@@ -16,6 +16,7 @@ from edge.contract.training import FloatArray
 from edge.learning import arrivals, drifting
 from edge.learning import mixture as mix
 from edge.learning.calibration import fit_temperature
+from edge.learning.disclosure import Disclosed
 from edge.learning.events import (
     ClassAdded,
     Confirmed,
@@ -62,9 +63,35 @@ class Learning(Experts):
             LearningError: It cannot happen; nothing changed.
             BundleError: A head that is not one of this bundle; nothing changed.
         """
+        # What was told of labels stays told, whatever becomes of the head that learned them.
+        disclosed = self._disclosed(learned, event)
+        if disclosed is None and learned.disclosed is None:
+            return self._advanced(learned, event)
+        after, happened = self._advanced(replace(learned, disclosed=None), event)
+        if disclosed is not None:
+            disclosed = disclosed.grown(len(after.class_names))
+        return replace(after, disclosed=disclosed), happened
+
+    def _disclosed(self, learned: Learned, event: Event) -> Disclosed | None:
+        """What is told under noise, with the samples of an event, or with what it says was told."""
+        disclosed = learned.disclosed
+        if isinstance(event, Contributed) and event.noise is not None and disclosed is not None:
+            return disclosed.closed(event.noise, event.seed)
+        coordinates = None if self.disclosing is None else self.disclosing.coordinates
+        if not isinstance(event, Labelled) or coordinates is None:
+            return disclosed
+        self.check(learned, event)
+        r, n_classes = len(coordinates.offset), len(learned.class_names)
+        if disclosed is None or not disclosed.fits(r, n_classes):
+            disclosed = Disclosed.nothing(r, n_classes)
+        return disclosed.learned(coordinates.of(event.features.unpack(self.shape)), event.target, event.weight)
+
+    def _advanced(self, learned: Learned, event: Event) -> tuple[Learned, list[Happened]]:
         match event:
             case Labelled():
                 return self._labelled(learned, event)
+            case Contributed(noise=noise) if noise is not None:
+                return learned, []
             case Contributed(compression=compression):
                 machine = self.loaded(learned, self.contributor(learned))
                 machine.contribution(compression)

@@ -28,8 +28,14 @@ _Old = Mapping[str, npt.NDArray[Any]]
 
 
 def with_pieces(arrays: _Old) -> _Old:
-    """Arrays of `edge.learning.tree`, also from before labels could come together: each came alone."""
+    """Arrays of `edge.learning.tree`, also from before labels could come together, when each came alone.
+
+    And from before anything could be told under noise.
+    """
     found = dict(arrays)
+    for path in ("", "trial.before."):
+        if f"{path}lineage" in found and f"{path}disclosed.n_told" not in found:
+            found.setdefault(f"{path}disclosed", np.zeros(0, np.bool_))
     for name, weights in arrays.items():
         if name.endswith(".block.weights"):
             found.setdefault(name.removesuffix("weights") + "pieces", np.ones(weights.size, np.int64))

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from edge.contract.errors import LearningError
 from edge.learning import migrate, tree
+from edge.learning.disclosure import Disclosed
 from edge.learning.experts import Experts
 from edge.learning.learned import Head, Learned, Trial
 from edge.learning.lifted import LIFTED, LiftedLearner
@@ -67,7 +68,9 @@ def _value(experts: Experts, arrays: _Arrays, path: str) -> Learned:
             raise LearningError(f"there is an expert {name!r:.60}, which this bundle and these learners do not have")
     if TRUSTED not in found_experts:
         raise LearningError("there is no trusted past among the experts")
-    return experts.among(replace(learned, experts=found_experts, trusted=TRUSTED, merge_fits=True))
+    told = Disclosed.nothing(0, 0)  # of any size: what does not fit these coordinates is begun anew
+    learned = replace(learned, experts=found_experts, trusted=TRUSTED, merge_fits=True, disclosed=told)
+    return experts.among(learned)
 
 
 def _head(experts: Experts, plain: Head, arrays: _Arrays, path: str) -> Head:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
+from edge.contract import manifest as m
 from edge.contract.bundle import Bundle
 from edge.contract.errors import LearningError
 from edge.contract.manifest import HeadSpec
 from edge.learning.closed_form import TRUSTED_PAST
 from edge.learning.exchange import HeadUpdate
 from edge.learning.statistics import HeadStatistics
+from edge.learning.subspace import frame_of, n_coordinates
+from edge.merging.noised import sums_of
 
 # As devices take them.
 _LONGEST_NAME = 128
@@ -19,10 +22,17 @@ def check_update(update: HeadUpdate, bundle: Bundle) -> None:
     """Raise LearningError unless an update can be merged into this bundle's head."""
     if update.backbone != bundle.manifest.backbone_digest:
         raise LearningError("an update for another backbone")
+    head, names = trainable_head(bundle), class_names_of(update, bundle)
+    if update.noised is not None:
+        is_known = bundle.has(m.STATISTICS) and "gram" in bundle.tensors(m.STATISTICS)
+        if update.learner != "statistics" or not (head.training.is_classifier and head.is_linear and is_known):
+            raise LearningError("what was told under noise is not of a linear head whose statistics were shipped")
+        r = n_coordinates(head.n_statistics, len(bundle.manifest.class_names))
+        sums_of(update, update.noised, frame_of(bundle.tensors(m.STATISTICS)), r, len(names))
+        return
     if update.learner == "statistics":
         statistics_of(update, bundle)
         return
-    head, names = trainable_head(bundle), class_names_of(update, bundle)
     rows = row_names(head)
     expected = {p.name: (len(names), *p.shape[1:]) if p.name in rows else p.shape for p in head.parameters}
     if {name: array.shape for name, array in update.tensors.items()} != expected:

@@ -14,6 +14,7 @@ from edge.contract.bundle import Bundle
 from edge.learning.exchange import HeadUpdate
 from edge.learning.statistics import HeadStatistics, Matrix
 from edge.merging.contributions import trainable_head
+from edge.merging.noised import divided
 from edge.merging.policy import BY_CLUSTER, BY_TAG
 from edge.merging.summaries import Summary, pooled_root, summary_of
 from edge.merging.sums import sums_by_device
@@ -50,11 +51,12 @@ def groups(
         for device, update in contributions:
             found.setdefault((f"{how}={tags.get(device, {}).get(key, '')}",), []).append((device, update))
     elif how == BY_CLUSTER and trainable_head(bundle).training.is_classifier:
-        statistics = [each for each in contributions if each[1].learner == "statistics"]
+        statistics, noised = divided([each for each in contributions if each[1].learner == "statistics"])
         clusters = alike(sums_by_device(bundle, statistics)[0])
         if len(clusters) > 1:
             for devices in clusters:
                 found[devices] = [each for each in statistics if each[0] in devices]
+            found[clusters[0]] += noised  # they cannot be compared; why they are not merged is said there
     return found or {EVERYBODY: list(contributions)}
 
 

@@ -21,6 +21,7 @@ from edge.learning.statistics import HeadStatistics
 from edge.merging.averaging import Contributed, MergeMemory, merge_changes
 from edge.merging.contributions import class_names_of, n_outputs_of, row_names, trainable_head
 from edge.merging.deltas import Delta
+from edge.merging.noised import divided, pool
 from edge.merging.outsiders import worth_outside
 from edge.merging.policy import MergePolicy
 from edge.merging.pooling import Elsewhere
@@ -105,13 +106,15 @@ def merge(
     if n_samples < policy.min_merge_samples and (updates or waiting):
         why = f"{n_samples} labelled samples to merge, {policy.min_merge_samples} are needed (--min-merge-samples)"
         return Merge(release=None, memory=memory, waiting=waiting, why_not=why)
-    statistics = [(device, update) for device, update in updates if update.learner == "statistics"]
+    statistics, noised = divided([each for each in updates if each[1].learner == "statistics"])
     refused: dict[str, str] = {}
     set_aside: dict[str, str] = {}
     if policy.noise_multiplier > 0:
-        refused = {update.lineage: "statistics are not merged where noise is asked for" for _, update in statistics}
-    elif statistics or elsewhere is not None:
-        found = _merge_statistics(policy, bundle, statistics, already, elsewhere)
+        why = "statistics are not merged where noise is asked for"
+        refused = {update.lineage: why for _, update in (*statistics, *noised)}
+    elif statistics or noised or elsewhere is not None:
+        found = _merge_statistics(policy, bundle, statistics, noised, already, elsewhere)
+        waiting |= found.waiting
         if found.release is not None:
             return replace(found, memory=memory, waiting=waiting)
         refused, set_aside = dict(found.refused), dict(found.set_aside)
@@ -187,13 +190,22 @@ def _merge_statistics(
     policy: MergePolicy,
     bundle: Bundle,
     updates: Sequence[tuple[str, HeadUpdate]],
+    noised: Sequence[tuple[str, HeadUpdate]],
     already: Mapping[str, int],
     elsewhere: Elsewhere | None,
 ) -> Merge:
-    """The sum, without a release if nobody's statistics are left."""
+    """The sum, without a release if nobody's statistics are left.
+
+    What was told under noise is not screened: it looks like no samples, and like nobody else's. So it is merged where
+    the policy says so.
+    """
+    unscreened: dict[str, str] = {}
+    if not policy.merge_noised:
+        unscreened = {u.lineage: f"{u.noised.text}; such are merged with --merge-noised" for _, u in noised if u.noised}
+        noised = []
     known_names, is_classifier = bundle.manifest.class_names, trainable_head(bundle).training.is_classifier
     given = known_names if elsewhere is None else elsewhere.names
-    sums, names = sums_by_device(bundle, updates, given)
+    sums, names = sums_by_device(bundle, updates, {*given, *(name for _, each in noised for name in each.class_names)})
     prior = shipped_statistics(bundle, policy.prior_samples) if elsewhere is None else elsewhere.statistics
     if is_classifier:
         prior = lined_up(prior, given[len(known_names) :], names)
@@ -204,17 +216,22 @@ def _merge_statistics(
         screened = screen_statistics([sums[device] for device in devices], known, is_classifier)
     out = {devices[i] for i in screened.left_out}
     chosen = [update for device, update in updates if device not in out]
+    pooled = pool(bundle, shipped_statistics(bundle, 1.0), noised, names) if noised else None
+    told = [each for _, each in noised if pooled is not None and each.lineage in pooled.lineages]
     release = None
-    if chosen or elsewhere is not None:
+    if chosen or told or elsewhere is not None:
         others: Mapping[str, int] = {} if elsewhere is None else elsewhere.included
         newest = {device: update.lineage for device, update in updates}
         summed = {newest[device]: total for device, total in sums.items() if device not in out and total.n_samples > 0}
+        start = prior if pooled is None else prior + pooled.statistics
+        merged = (*chosen, *told)
+        under_noise = "" if pooled is None else f", {len(told)} of them under noise, worth {pooled.worth:.0%}"
         release = replace(
-            head_of_sum(bundle, sum(summed.values(), start=prior), names),
+            head_of_sum(bundle, sum(summed.values(), start=start), names),
             outside=_worth_outside(bundle, summed, prior) if is_classifier else None,
-            included={**already, **others, **{update.lineage: update.version for update in chosen}},
-            n_samples=sum(update.n_samples for update in chosen) + (0 if elsewhere is None else elsewhere.n_samples),
-            origin=f"merge of {len(chosen) + len(others)} contributions",
+            included={**already, **others, **{update.lineage: update.version for update in merged}},
+            n_samples=sum(update.n_samples for update in merged) + (0 if elsewhere is None else elsewhere.n_samples),
+            origin=f"merge of {len(merged) + len(others)} contributions{under_noise}",
         )
 
     def by_lineage(reasons: Mapping[int, str]) -> dict[str, str]:
@@ -223,8 +240,9 @@ def _merge_statistics(
 
     return Merge(
         release=release,
-        refused=by_lineage(screened.refused),
+        refused=by_lineage(screened.refused) | unscreened,
         set_aside=by_lineage(screened.set_aside),
+        waiting={} if pooled is None else pooled.waiting,
         is_exact=True,
         undecided=tuple(devices[i] for i in sorted(screened.undecided)),
     )

@@ -43,6 +43,7 @@ class MergePolicy:
         merge_by: What divides the fleet into groups with a head each: "" for nothing, ``tag.KEY`` for the value of that
             tag, ``cluster`` for statistics that are alike.
         screen: Whether statistics that do not look like samples, or like those of other devices, are left out.
+        merge_noised: Whether what devices told under noise is merged: nobody can say whether that looks like samples.
 
     Raises:
         ConfigError: A value is out of its range, or two do not go together; all faults in one message.
@@ -60,6 +61,7 @@ class MergePolicy:
     min_samples: int = 10
     min_merge_samples: int = 20
     merge_by: str = ""
+    merge_noised: bool = False
 
     def __post_init__(self) -> None:
         faults = []
@@ -83,6 +85,8 @@ class MergePolicy:
                 faults.append(f"{name} {number}: expected a number from 1 up")
         if self.merge_by not in ("", BY_CLUSTER) and not _BY_TAG.fullmatch(self.merge_by):
             faults.append(f"merge by {self.merge_by!r}: expected tag.KEY, as in tag.model, or {BY_CLUSTER}")
+        if self.merge_noised and self.merge_by == BY_CLUSTER:
+            faults.append(f"contributions with noise and groups by {BY_CLUSTER}: expected one, they cannot be compared")
         if self.merge_by and (self.rule in OPTIMIZER_RULES or self.noise_multiplier > 0):
             faults.append("groups with noise or a server optimizer: expected neither, they go on from the whole fleet")
         if self.noise_multiplier > 0:

@@ -21,7 +21,8 @@ from edge.learning.exchange import HeadRelease, HeadUpdate
 from edge.learning.statistics import HeadStatistics, upper_triangle
 from edge.merging.contributions import class_names_of, n_outputs_of, row_names, statistics_of, trainable_head
 from edge.merging.deltas import Delta, mean_change
-from edge.merging.sums import lined_up, sums_by_device
+from edge.merging.noised import divided, pool
+from edge.merging.sums import lined_up, shipped_statistics, sums_by_device
 
 # A class of which less is left of a difference of sums in float32 has no samples.
 _NO_SAMPLES = 1e-3
@@ -70,8 +71,11 @@ def pooled(
     if len(kinds) != 1:
         raise LearningError("expected contributions of one kind")
     if kinds == {"statistics"}:
-        sums, names = sums_by_device(bundle, updates)
+        plain, noised = divided(updates)
+        sums, names = sums_by_device(bundle, plain, [name for _, each in noised for name in each.class_names])
         total = sum(sums.values(), start=HeadStatistics.empty(*_shape(bundle, names)))
+        if noised:  # brought to what samples can have here: above they are a site's sums as all others
+            total = total + pool(bundle, shipped_statistics(bundle, 1.0), noised, names).statistics
         # Not in float32, as a device sends it: a sum of many is not to be rounded on its way into the next sum.
         tensors: dict[str, npt.NDArray[Any]] = {"gram": upper_triangle(total.gram), "moment": total.moment}
     else:

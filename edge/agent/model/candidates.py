@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -18,6 +19,7 @@ from edge.contract.training import TrainStep
 from edge.inference.onnx_session import OnnxSession
 from edge.inference.trainers import open_trainer
 from edge.learning.closed_form import StatisticsLearner
+from edge.learning.disclosure import Disclosing, Noise
 from edge.learning.experts import Product
 from edge.learning.layered import LayeredLearner
 from edge.learning.learner import Learner
@@ -27,6 +29,7 @@ from edge.learning.lifted import LiftedLearner
 from edge.learning.sgd import BATCH_RATE, Run, SgdLearner
 from edge.learning.solve import Method
 from edge.learning.statistics import HeadStatistics
+from edge.learning.subspace import Subspace, frame_of
 from edge.learning.task import Task
 from edge.learning.whitening import BYTES_PER_FEATURE_PAIR, Whitening
 
@@ -45,6 +48,7 @@ class Workshop:
         per_class: Replayed samples of each class.
         max_state_mb: Memory that a learner may take.
         seed: Of replay draws.
+        noise: On all that is told of labelled samples; None tells what was learned as it is.
         fastest: The executor that was measured to be the fastest; empty before.
         lifts: The one map of features that is made; empty before.
     """
@@ -56,6 +60,7 @@ class Workshop:
     per_class: int
     max_state_mb: float
     seed: int
+    noise: Noise | None = None
     fastest: list[str] = field(default_factory=list, init=False)
     lifts: list[Lift] = field(default_factory=list, init=False)
 
@@ -92,7 +97,23 @@ class Workshop:
             self._run("lifted" in names),
             mixture=mixture,
             shares=self._shares(),
+            disclosing=None if self.noise is None else self._disclosing(self.noise, names),
         )
+
+    def _disclosing(self, noise: Noise, names: Sequence[str]) -> Disclosing:
+        """How samples are told of under noise."""
+        prior = self._prior()
+        if self.task.is_regression:
+            return Disclosing(noise, None, "the head gives quantities, and noise is for classes")
+        if not any(name in _METHODS for name in names):
+            return Disclosing(
+                noise, None, f"the learner {names[0]} sends changes of the head, and noise is for sums of statistics"
+            )
+        if prior is None:
+            return Disclosing(noise, None, "the bundle has no statistics of classes; convert it with labelled data")
+        subspace = Subspace(prior.projected(projection := self.head.project()))
+        frame = frame_of(self.bundle.tensors(m.STATISTICS))
+        return Disclosing(noise, subspace.coordinates(frame, projection))
 
     def _shares(self) -> npt.NDArray[np.float64] | None:
         """Of the classes in the shipped statistics."""

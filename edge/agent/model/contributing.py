@@ -22,6 +22,8 @@ from edge.learning.compression import EXACT, Compression
 GROW_AFTER = 8
 # The coordinator may have lost an upload that it acknowledged (its database was restored): say it again now and then.
 RESYNC_S = 6 * 3600.0
+# Where noise could not be made safe from a power cut, nothing is sent before that is tried again.
+UNSAFE_S = 60.0
 _NOTHING = (-1, "")
 
 
@@ -50,7 +52,7 @@ class Contributing:
         self._since_grown = 0
         self._sent = self._sending = _NOTHING  # version and bundle that the coordinator has, and is being sent
         self._next_s, self._again_s = -math.inf, math.inf
-        self._refused = ""  # why the last one was
+        self._refused = self._withheld = ""  # why the last one was, and why there is none
         self.events: list[tuple[str, str]] = []
 
     @property
@@ -107,8 +109,9 @@ class Contributing:
             now_s: The time.
             make_safe: Makes what was learned survive a power cut: a version on its way must be known afterwards.
         """
+        self._tell_withheld()
         if self._upload is None and self._has_something() and now_s >= self._next_s:
-            self._begin(make_safe)
+            self._begin(make_safe, now_s)
         if self._upload is None:
             if now_s >= self._again_s:
                 self.forget()
@@ -138,9 +141,20 @@ class Contributing:
         if self._since_grown >= GROW_AFTER:
             self._chunk_bytes, self._since_grown = min(2 * arrived_bytes, self._largest_bytes), 0
 
-    def _begin(self, make_safe: Callable[[], None]) -> None:
+    def _tell_withheld(self) -> None:
+        """Say once why a device that may tell nothing without noise tells nothing."""
+        disclosing = self._host.model.learning.disclosing if self._host.model.learns else None
+        why = "" if disclosing is None else disclosing.why_not
+        if why and why != self._withheld:
+            self.events.append(("contribution-withheld", f"what is learned stays on this device (--noise): {why}"))
+        self._withheld = why
+
+    def _begin(self, make_safe: Callable[[], None], now_s: float) -> None:
         update = releases.contribution(self._host.model, self._host.name, self._state_id, self._compression)
         make_safe()
+        if update.noised is not None and not self._host.model.state.is_safe:
+            self._next_s = now_s + max(self._interval_s, UNSAFE_S)  # the disk takes nothing: the seed could be lost
+            return
         data, whole_bytes = update.encode(), 0
         if update.codec and (shorter := shorten(data)) is not None:
             whole_bytes, data = len(data), shorter[1]

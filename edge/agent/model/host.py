@@ -84,6 +84,7 @@ class ModelHost:
             # On trial a bundle must give its golden outputs on the CPU; who runs it is measured when it goes live.
             provider="cpu" if state_dir is None else self._config.provider,
             mixture=self._config.mixture,
+            noise=self._config.noise,
             state_dir=state_dir,
         )
 

@@ -27,6 +27,7 @@ import numpy.typing as npt
 from edge.contract.errors import EdgeError
 from edge.contract.files import sync_folder
 from edge.learning.compression import EXACT, Compression
+from edge.learning.disclosure import Noise
 from edge.learning.events import (
     ClassAdded,
     Confirmed,
@@ -200,6 +201,8 @@ def _body(event: Event) -> bytes:
                 numbers = (features.scales.astype(_F4).tobytes(), weight.astype(_F4).tobytes())
                 head = b"".join((_LABELS.pack(n, d, k), *numbers))
             return head + target.astype(_F4 if k else _I8, copy=False).tobytes() + features.codes.tobytes()
+        case Contributed(version=version, noise=noise, seed=seed) if noise is not None:
+            return struct.pack("<q", version) + f"noise {noise.epsilon!r} {noise.delta!r} {seed.hex()}".encode()
         case Contributed(version=version, compression=compression):  # as before there were several ways where exact
             return struct.pack("<q", version) + (b"" if compression == EXACT else compression.text.encode())
         case ClassAdded(name=name):
@@ -230,7 +233,11 @@ def _decode(record: bytes) -> Event:
         return _labelled(body, _LABEL.size, 1, d, k, np.frombuffer(body, "<f4", 2, _LABEL.size - 8))
     if kind is Contributed:
         (version,) = struct.unpack_from("<q", body)
-        return Contributed(version, Compression.parse(body[8:].decode() or EXACT.text))
+        how, *told = body[8:].decode().split(" ")
+        if how == "noise":
+            epsilon, delta, seed = told
+            return Contributed(version, EXACT, Noise(float(epsilon), float(delta)), bytes.fromhex(seed))
+        return Contributed(version, Compression.parse(how or EXACT.text))
     if kind is ClassAdded:
         return ClassAdded(body.decode())
     if kind in (HeadOffered, HeadReplaced):

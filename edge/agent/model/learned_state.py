@@ -9,6 +9,7 @@ from __future__ import annotations
 import uuid
 from collections import deque
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -104,6 +105,7 @@ class LearnedState:
             LearningError: It is of another head, or of other learners; nothing changed.
             OSError: It cannot be kept; nothing changed.
         """
+        value = _still_told(value, self.value)
         saved_value.read(self._learning, tree.flatten(value))  # what could not be read again is not taken
         before, self.value = self.value, value
         waiting, self.waiting = self.waiting, deque()
@@ -356,6 +358,14 @@ class LearnedState:
             advance(event)
         while waiting:
             advance(waiting.popleft())
+
+
+def _still_told(value: Learned, now: Learned) -> Learned:
+    """A value with what was told under noise by now: told again it would have other noise, which tells more."""
+    if value.lineage != now.lineage or now.disclosed is None:
+        return value
+    is_wider = now.disclosed.told.moment.shape[1] > len(value.class_names)
+    return replace(value, disclosed=None if is_wider else now.disclosed.grown(len(value.class_names)))
 
 
 def _has_own_classes(saved: Saved, shipped: int) -> bool:

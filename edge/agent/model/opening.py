@@ -17,6 +17,7 @@ from edge.agent.state_folder import home_of
 from edge.contract.bundle import Bundle
 from edge.contract.errors import ConfigError
 from edge.contract.manifest import HeadSpec
+from edge.learning.disclosure import Noise
 from edge.learning.learning import Learning
 from edge.learning.task import Task
 
@@ -34,6 +35,7 @@ class Options(TypedDict, total=False):
     provider: str
     mixture: bool
     read_only: bool
+    noise: Noise | None
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -90,6 +92,7 @@ def _learns(
         per_class=limits.replay_per_class,
         max_state_mb=limits.max_state_mb,
         seed=options.get("seed", 0),
+        noise=options.get("noise"),
     )
     learning = workshop.learning(learner, mixture=options.get("mixture", True))
     state = LearnedState(learning, store, read_only=read_only)

@@ -6,6 +6,7 @@ there before comes back when labels say so. See `edge.learning.trial` for what a
 
 from __future__ import annotations
 
+import secrets
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -23,8 +24,9 @@ from edge.contract.training import FloatArray
 from edge.inference.onnx_session import golden_inputs
 from edge.learning.arrivals import aligned
 from edge.learning.compression import EXACT, Compression
+from edge.learning.disclosure import SEED_BYTES, Disclosing
 from edge.learning.events import Confirmed, Contributed, HeadOffered, HeadReplaced, RolledBack
-from edge.learning.exchange import HeadRelease, HeadUpdate, is_class_name
+from edge.learning.exchange import HeadRelease, HeadUpdate, Noised, is_class_name
 from edge.learning.learned import Learned, Trial
 from edge.learning.mixture import MERGED, PUSHED, SHIPPED
 from edge.learning.statistics import HeadStatistics
@@ -42,8 +44,14 @@ _COMPARED, _OWN = 64, "samples"
 def contribution(
     model: OnDeviceModel, name: str = "", state_id: str = "", compression: Compression = EXACT
 ) -> HeadUpdate:
-    """What a model of this name learned, for the coordinator; after a restart it still knows what is on its way."""
+    """What a model of this name learned, for the coordinator; after a restart it still knows what is on its way.
+
+    Where that is told under noise, it must not leave before the state says that it is safe: else the same samples could
+    be told again with other noise.
+    """
     learning, learned = model.learning, model.learned
+    if learning.disclosing is not None:
+        return _noised(model, learning.disclosing, name, state_id)
     kind, packed = learning.contribution(learned, compression)
     update = HeadUpdate(
         learner=kind,
@@ -60,6 +68,32 @@ def contribution(
     )
     model.happen(Contributed(update.version, compression))
     return update
+
+
+def _noised(model: OnDeviceModel, disclosing: Disclosing, name: str, state_id: str) -> HeadUpdate:
+    if disclosing.coordinates is None:
+        raise LearningError(f"nothing can be told under noise: {disclosing.why_not}")
+    version, told = model.n_samples, model.learned.disclosed
+    if told is not None and told.n_pending:
+        model.happen(Contributed(version, EXACT, disclosing.noise, secrets.token_bytes(SEED_BYTES)))
+        told = model.learned.disclosed
+    if told is None or not told.n_told:
+        raise LearningError("there are no labelled samples to tell of")
+    return HeadUpdate(
+        learner="statistics",
+        backbone=model.manifest.backbone_digest,
+        lineage=model.learned.lineage,
+        version=version,
+        n_samples=told.n_told,
+        base_release=model.learned.release,
+        tensors=dict(told.tensors),
+        class_names=model.class_names if model.class_names != model.manifest.class_names else (),
+        model=name,
+        state_id=state_id,
+        noised=Noised(
+            epsilon=told.epsilon, delta=told.delta, variance=told.variance, frame=disclosing.coordinates.frame
+        ),
+    )
 
 
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)

@@ -148,10 +148,11 @@ class Learning:
             received_ms=now.wall_ms,
             model=update.model,
             state_id=update.state_id,
+            noise="" if update.noised is None else update.noised.text,
         )
         if self._keep(contribution, update.parts):
             self._sites.kept(device, update.parts, now)
-            detail = f"{update.n_samples} samples, {update.learner}"
+            detail = f"{update.n_samples} samples, {', '.join(filter(None, (update.learner, contribution.noise)))}"
             self._events.note(device, "contribution", detail, now, update.model)
             self.plan_soon()
 

@@ -222,6 +222,7 @@ class ContributionRow(Row):
     merged_release: Mapped[int]
     model: Mapped[str]
     state_id: Mapped[str]
+    noise: Mapped[str]
 
 
 class PartRow(Row):

@@ -1,0 +1,17 @@
+"""What devices promise of samples that they tell of under noise.
+
+Revision: 0018, after 0017.
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0018"
+down_revision = "0017"
+
+
+def upgrade() -> None:
+    """Add the column; nothing of before has noise on it."""
+    op.add_column("contribution", sa.Column("noise", sa.String(), nullable=False, server_default=""))
