@@ -4,9 +4,9 @@
 
 Ten real devices (an npz of ``x``, ``y``, ``meter``, see devices.py): a network is trained on eight of them, so two are
 strangers to it. Each of the ten is given labels and says once what it learned: as it is, clipped and without noise to
-speak of, or under noise. The coordinator merges. Judged is the head of the merge, on samples that nobody was given: of
-the two strangers, and of all ten. All of it is the product's own; only the noise of "clipped" is drawn 10,000 times too
-small, which no device does.
+speak of, or under noise. The coordinator merges ("nothing": the shipped statistics alone, solved as a merge is).
+Judged is the head of the merge, on samples that nobody was given: of the two strangers, and of all ten. All of it is
+the product's own; only the noise of "clipped" is drawn 10,000 times too small, which no device does.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from edge.learning.exchange import HeadUpdate, Noised
 from edge.learning.packing import pack
 from edge.merging.merge import merge
 from edge.merging.policy import MergePolicy
+from edge.merging.sums import head_of_sum, shipped_statistics
 
 DELTA = 1e-5
 
@@ -42,8 +43,12 @@ class _Clipped(Noise):
         return 1e-4 * Noise(8.0, DELTA).deviation
 
 
-WAYS: dict[str, Noise | None] = {"shipped": None, "as it is": None, "clipped": _Clipped(8.0, DELTA)} | {
-    f"epsilon {e:g}": Noise(e, DELTA) for e in (8.0, 4.0, 1.0)
+WAYS: dict[str, Noise | None] = {
+    "shipped": None,
+    "nothing": None,
+    "as it is": None,
+    "clipped": _Clipped(8.0, DELTA),
+    **{f"epsilon {epsilon:g}": Noise(epsilon, DELTA) for epsilon in (8.0, 4.0, 1.0)},
 }
 
 
@@ -92,7 +97,10 @@ def main() -> None:
                 setting.noise = noise
                 for _ in range(options.draws if noise is not None else 1):
                     head, size = setting.bundle.head_parameters(), 0
-                    if way != "shipped":
+                    if way == "nothing":
+                        names = setting.bundle.manifest.class_names
+                        head = head_of_sum(setting.bundle, shipped_statistics(setting.bundle, 100.0), names).parameters
+                    elif way != "shipped":
                         updates = [(f"device {i}", said(setting, i, *each)) for i, each in enumerate(given)]
                         size = len(updates[0][1].encode())
                         release = merge(

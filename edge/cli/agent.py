@@ -125,7 +125,7 @@ def agent() -> None:
     "--noise",
     type=click.FloatRange(0, 50, min_open=True),
     metavar="EPSILON",
-    help="Send what was learned clipped and with noise: epsilon of each labelled sample, such as 4.  [default: as it is]",
+    help="What was learned is sent clipped and under noise: epsilon of each label, such as 4.  [default: as it is]",
 )
 @click.option("--noise-delta", default=1e-5, type=click.FloatRange(0, 0.1, min_open=True), help="The delta beside it.")
 @click.option("--probation", default=60.0, type=click.FloatRange(min=0), help="Seconds a pushed head is watched.")

@@ -8,10 +8,10 @@ and of two samples the scalar product is never below zero. So with normal noise 
 2018, arXiv:1805.06530, theorem 8). The noise on the products is symmetric (Dwork, Talwar, Thakurta and Zhang 2014,
 Analyze Gauss): off the diagonal a number stands twice in the length, and its noise has half the variance.
 
-Samples since the last upload are a *block*. Its sums get noise once, when it is first told of, and what is told is all
-blocks together, cumulative as every contribution of statistics is (docs/adr/0006): a sample is in one block, so to send
-again, or more, costs it nothing. The noise follows from a seed by SHAKE-256, and the seed is in the journal before
-anything is sent: after a power cut the same is told, and not the same with other noise.
+Samples since the last upload are a *block*, of `LEAST_BLOCK` or more. Its sums get noise once, when it is first told of,
+and what is told is all blocks together, cumulative as every contribution of statistics is (docs/adr/0006): a sample is
+in one block, so to send again, or more, costs it nothing. The noise follows from a seed by SHAKE-256, and the seed is
+in the journal before anything is sent: after a power cut the same is told, and not the same with other noise.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from edge.learning.subspace import Coordinates
 
 SENSITIVITY = math.sqrt(6.0)
 SEED_BYTES = 32
+# Samples of a block at least: each has the same noise, however few they are.
+LEAST_BLOCK = 32
 LARGEST_EPSILON = 50.0
 
 
@@ -149,6 +151,7 @@ class Disclosed:
         pending: Sums of the samples since, without.
         n_told: Labelled samples in the one.
         n_pending: In the other.
+        version: Labels that the device had learned when it told of something new last.
         variance: Of the noise on each number that was told.
         epsilon: Of the block that most is told of.
         delta: Likewise.
@@ -158,12 +161,13 @@ class Disclosed:
     pending: Sums
     n_told: int = 0
     n_pending: int = 0
+    version: int = 0
     variance: float = 0.0
     epsilon: float = 0.0
     delta: float = 0.0
 
     def __post_init__(self) -> None:
-        numbers = self.n_told, self.n_pending, self.variance, self.epsilon, self.delta
+        numbers = self.n_told, self.n_pending, self.version, self.variance, self.epsilon, self.delta
         if min(numbers) < 0 or self.told.shape != self.pending.shape:
             raise LearningError("what was told under noise has counts or shapes that cannot be")
 
@@ -173,9 +177,14 @@ class Disclosed:
         return cls(told=Sums.empty(r, n_classes), pending=Sums.empty(r, n_classes))
 
     @property
-    def n_samples(self) -> int:
-        """Labelled samples that are counted; that many the fleet learns of, without noise."""
-        return self.n_told + self.n_pending
+    def is_due(self) -> bool:
+        """Whether there is a block to tell of."""
+        return self.n_pending >= LEAST_BLOCK
+
+    @property
+    def n_tellable(self) -> int:
+        """Labelled samples that were told of, or can be now; that many the fleet learns of, without noise."""
+        return self.n_told + (self.n_pending if self.is_due else 0)
 
     def fits(self, r: int, n_classes: int) -> bool:
         """Whether it is of so many coordinates and classes."""
@@ -186,8 +195,8 @@ class Disclosed:
         more = Sums.of(points, classes, weights.astype(np.float64), len(self.told.counts))
         return replace(self, pending=self.pending + more, n_pending=self.n_pending + len(classes))
 
-    def closed(self, noise: Noise, seed: bytes) -> Disclosed:
-        """With the block that is pending told; the same where there is none."""
+    def closed(self, noise: Noise, seed: bytes, version: int) -> Disclosed:
+        """With the samples that are pending told of as a block; the same where there are none."""
         if not self.n_pending:
             return self
         drawn = noise_of(seed, *self.told.shape, noise.deviation)
@@ -195,8 +204,9 @@ class Disclosed:
             self,
             told=self.told + self.pending + drawn,
             pending=Sums.empty(*self.told.shape),
-            n_told=self.n_samples,
+            n_told=self.n_told + self.n_pending,
             n_pending=0,
+            version=version,
             variance=self.variance + noise.deviation**2,
             epsilon=max(self.epsilon, noise.epsilon),
             delta=max(self.delta, noise.delta),

@@ -210,7 +210,7 @@ class Experts:
         """Labelled samples behind what `contribution` would give, or what is told under noise."""
         if self.disclosing is not None:
             told = learned.disclosed
-            return 0 if told is None or self.disclosing.coordinates is None else told.n_samples
+            return 0 if told is None or self.disclosing.coordinates is None else told.n_tellable
         return self.loaded(learned, self.contributor(learned)).n_contributed
 
     def contribution(self, learned: Learned, compression: Compression = EXACT) -> tuple[str, Packed]:

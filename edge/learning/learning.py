@@ -76,7 +76,7 @@ class Learning(Experts):
         """What is told under noise, with the samples of an event, or with what it says was told."""
         disclosed = learned.disclosed
         if isinstance(event, Contributed) and event.noise is not None and disclosed is not None:
-            return disclosed.closed(event.noise, event.seed)
+            return disclosed.closed(event.noise, event.seed, event.version)
         coordinates = None if self.disclosing is None else self.disclosing.coordinates
         if not isinstance(event, Labelled) or coordinates is None:
             return disclosed

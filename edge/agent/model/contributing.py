@@ -100,7 +100,7 @@ class Contributing:
         """Identity of a contribution made now: samples so far, which bundle and, for a change, against which head."""
         model = self._host.model
         base = model.learned.release if model.learning.kind == "delta" else 0
-        return model.n_samples, f"{model.bundle.digest} {base}"
+        return releases.newest(model), f"{model.bundle.digest} {base}"
 
     def poll(self, now_s: float, make_safe: Callable[[], None]) -> list[Frame]:
         """Frames to send now.

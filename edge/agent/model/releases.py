@@ -34,7 +34,7 @@ from edge.learning.trial import COMPETES, MIN_LABELS, MIN_SAMPLES, Finding, Verd
 
 __all__ = [
     "Offer", "bring_back", "compared", "confirm", "contribution", "expert_weights", "fitted", "go_back",
-    "head_digest", "judge_bundle", "judge_taken", "look_at", "roll_back", "take",
+    "head_digest", "judge_bundle", "judge_taken", "look_at", "newest", "roll_back", "take",
 ]  # fmt: skip
 
 # Samples without labels that heads are compared on, and what those of this device are called.
@@ -70,12 +70,18 @@ def contribution(
     return update
 
 
+def newest(model: OnDeviceModel) -> int:
+    """The version of what `contribution` would give now."""
+    told = model.learned.disclosed
+    return model.n_samples if model.learning.disclosing is None or told is None or told.is_due else told.version
+
+
 def _noised(model: OnDeviceModel, disclosing: Disclosing, name: str, state_id: str) -> HeadUpdate:
     if disclosing.coordinates is None:
         raise LearningError(f"nothing can be told under noise: {disclosing.why_not}")
-    version, told = model.n_samples, model.learned.disclosed
-    if told is not None and told.n_pending:
-        model.happen(Contributed(version, EXACT, disclosing.noise, secrets.token_bytes(SEED_BYTES)))
+    told = model.learned.disclosed
+    if told is not None and told.is_due:
+        model.happen(Contributed(model.n_samples, EXACT, disclosing.noise, secrets.token_bytes(SEED_BYTES)))
         told = model.learned.disclosed
     if told is None or not told.n_told:
         raise LearningError("there are no labelled samples to tell of")
@@ -83,7 +89,7 @@ def _noised(model: OnDeviceModel, disclosing: Disclosing, name: str, state_id: s
         learner="statistics",
         backbone=model.manifest.backbone_digest,
         lineage=model.learned.lineage,
-        version=version,
+        version=told.version,
         n_samples=told.n_told,
         base_release=model.learned.release,
         tensors=dict(told.tensors),

@@ -21,7 +21,8 @@ from edge.learning.disclosure import Noise
 from edge.learning.events import HeadReplaced, RolledBack
 from edge.learning.exchange import HeadUpdate
 from edge.learning.tree import flatten
-from tests.edge.agent.test_contributing import documents, events, merge_of, teach
+from tests.edge.agent.test_contributing import documents, events, merge_of
+from tests.edge.agent.test_contributing import teach as teach_16
 from tests.support.contributions import merged_head, policy_of
 from tests.support.fleet import SimulatedFleet
 from tests.support.killed import kill
@@ -35,9 +36,15 @@ def opened(bundle: Path, folder: Path | None, noise: Noise | None = NOISE, learn
     return model
 
 
-def labels(seed: int, n: int = 24) -> tuple[np.ndarray, np.ndarray]:
+def labels(seed: int, n: int = 40) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     return rng.random((n, 1, 8, 8), np.float32), rng.integers(0, 10, n)
+
+
+def teach(fleet: SimulatedFleet, bundle: Path, name: str, seed: int) -> None:
+    """More than a block."""
+    for i in range(3):
+        teach_16(fleet, bundle, name, 10 * seed + i)
 
 
 def same(one: HeadUpdate, other: HeadUpdate) -> bool:
@@ -54,7 +61,11 @@ def test_the_same_is_told_after_a_kill_and_only_what_is_new_gets_new_noise(tmp_p
     kill(model)
     model = opened(digits_bundle, tmp_path / "a")
     assert same(releases.contribution(model, state_id="0" * 32), first)
-    model.learn(*labels(1))
+    model.learn(*labels(1, 31))
+    assert same(releases.contribution(model, state_id="0" * 32), first), (
+        "a block of few labels is mostly noise: it waits"
+    )
+    model.learn(*labels(2, 9))
     second = releases.contribution(model, state_id="0" * 32)
     value = flatten(model.learned)
     model.save()
@@ -62,7 +73,7 @@ def test_the_same_is_told_after_a_kill_and_only_what_is_new_gets_new_noise(tmp_p
     model = opened(digits_bundle, tmp_path / "a")
     assert all(np.array_equal(value[name], array) for name, array in flatten(model.learned).items())
     assert same(releases.contribution(model, state_id="0" * 32), second)
-    assert (first.n_samples, second.n_samples, second.version) == (24, 48, 48)
+    assert (first.n_samples, second.n_samples, second.version) == (40, 80, 80)
     assert first.noised is not None
     assert second.noised is not None
     assert second.noised.variance == pytest.approx(2 * first.noised.variance)
@@ -95,7 +106,7 @@ def test_what_was_told_stays_told_when_a_head_is_taken_back(tmp_path: Path, digi
     model.happen(RolledBack())
     told = model.learned.disclosed
     assert told is not None
-    assert (told.n_told, told.n_pending, model.n_samples) == (48, 0, 48)
+    assert (told.n_told, told.n_pending, model.n_samples) == (80, 0, 80)
     for value in (before, model.learned):  # an earlier value, as `rollback` brings it back
         model.state.replace(value)
         np.testing.assert_array_equal(releases.contribution(model).tensors["points"], second.tensors["points"])
@@ -109,12 +120,12 @@ def test_classes_that_were_added_are_told_of(digits_bundle: Path) -> None:
     model.learn(*labels(0))
     assert releases.contribution(model).tensors["counts"].shape == (10,)
     model.add_class("smudge")
-    model.learn(labels(1)[0], np.full(24, 10))
+    model.learn(labels(1)[0], np.full(40, 10))
     update = releases.contribution(model)
     assert update.class_names[-1] == "smudge"
     assert update.tensors["counts"].shape == (11,)
-    assert abs(update.tensors["counts"][10] - 24) < 6 * NOISE.deviation
-    assert merged_head(model.bundle, [update], merge_noised=True).included == {update.lineage: 48}
+    assert abs(update.tensors["counts"][10] - 40) < 6 * NOISE.deviation
+    assert merged_head(model.bundle, [update], merge_noised=True).included == {update.lineage: 80}
 
 
 @pytest.fixture
@@ -136,10 +147,9 @@ def test_a_fleet_merges_what_was_told_under_noise_and_forgets_it(fleets: Any, di
         teach(fleet, digits_bundle, name, seed)
 
     def is_merged() -> bool:
-        rows = fleet.store.contributions.all()
-        models = [agent.host.model for agent in fleet.agents.values()]
-        every = [row.version == row.merged_version == model.n_samples for row, model in zip(rows, models, strict=False)]
-        return len(every) == 2 and all(every) and all(model.learned.has_merge for model in models)
+        rows, agents = fleet.store.contributions.all(), fleet.agents
+        every = [row.version == row.merged_version == agents[row.device].host.model.n_samples for row in rows]
+        return len(every) == 2 and all(every) and all(each.host.model.learned.has_merge for each in agents.values())
 
     fleet.until("merged", is_merged)
     found = documents(fleet)
@@ -175,7 +185,7 @@ def test_a_head_that_can_only_send_changes_tells_nothing_and_says_why(fleets: An
     assert not documents(fleet)
     assert events(fleet).count(("one", "contribution-withheld")) == 1
     model = fleet.agents["one"].host.model
-    assert model.n_samples == 32
+    assert model.n_samples == 96
     with pytest.raises(LearningError, match="changes of the head"):
         releases.contribution(model)
 

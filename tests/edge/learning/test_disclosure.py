@@ -97,8 +97,8 @@ def test_a_block_gets_its_noise_once(coordinates: Coordinates) -> None:
     for i in range(3):
         rows = slice(20 * i, 20 * i + 20)
         more = found[-1].learned(coordinates.of(x[rows]), y[rows], np.ones(20))
-        found.append(more.closed(noise, bytes([i]) * 32))
-        again = found[-1].closed(noise, bytes([99]) * 32)
+        found.append(more.closed(noise, bytes([i]) * 32, 20 * i + 20))
+        again = found[-1].closed(noise, bytes([99]) * 32, 99)
         assert again is found[-1], "nothing is pending, so nothing is drawn"
     for i, (before, after) in enumerate(pairwise(found)):
         rows = slice(20 * i, 20 * i + 20)
@@ -107,7 +107,7 @@ def test_a_block_gets_its_noise_once(coordinates: Coordinates) -> None:
         )
         np.testing.assert_allclose(as_told(after.told), as_told(before.told) + as_told(new), atol=1e-9)
         assert after.variance == pytest.approx((i + 1) * noise.deviation**2)
-    assert (found[-1].n_told, found[-1].n_samples) == (60, 60)
+    assert (found[-1].n_told, found[-1].n_tellable, found[-1].version) == (60, 60, 60)
 
 
 def test_everybody_finds_the_same_coordinates(bundle: Bundle) -> None:

@@ -50,7 +50,7 @@ def told(
     if added:
         y[: n // 4] = 10
     points = subspace_of(bundle).coordinates(frame).of(x)
-    found = Disclosed.nothing(R, len(names)).learned(points, y, np.ones(n)).closed(noise, seed.to_bytes(32, "big"))
+    found = Disclosed.nothing(R, len(names)).learned(points, y, np.ones(n)).closed(noise, seed.to_bytes(32, "big"), n)
     return HeadUpdate(
         learner="statistics",
         backbone=bundle.manifest.backbone_digest,
@@ -96,7 +96,7 @@ def test_what_comes_out_samples_can_have_whatever_the_noise_was(bundle: Bundle) 
     was_negative = False
     for epsilon in (0.1, 2.0, 20.0):
         for seed in range(10):
-            found = begun.closed(Noise(epsilon), seed.to_bytes(32, "big"))
+            found = begun.closed(Noise(epsilon), seed.to_bytes(32, "big"), 12)
             was_negative |= bool((found.told.counts < 0).any() or np.linalg.eigvalsh(found.told.gram)[0] < 0)
             statistics, worth = likely(found.told, 12.0, found.variance, subspace)
             assert 0.0 <= worth <= 1.0

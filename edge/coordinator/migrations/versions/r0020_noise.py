@@ -1,6 +1,6 @@
 """What devices promise of samples that they tell of under noise.
 
-Revision: 0018, after 0017.
+Revision: 0020, after 0019.
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0018"
-down_revision = "0017"
+revision = "0020"
+down_revision = "0019"
 
 
 def upgrade() -> None:
