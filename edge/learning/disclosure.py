@@ -8,10 +8,10 @@ and of two samples the scalar product is never below zero. So with normal noise 
 2018, arXiv:1805.06530, theorem 8). The noise on the products is symmetric (Dwork, Talwar, Thakurta and Zhang 2014,
 Analyze Gauss): off the diagonal a number stands twice in the length, and its noise has half the variance.
 
-Samples since the last upload are a *block*, of `LEAST_BLOCK` or more. Its sums get noise once, when it is first told of,
-and what is told is all blocks together, cumulative as every contribution of statistics is (docs/adr/0006): a sample is
-in one block, so to send again, or more, costs it nothing. The noise follows from a seed by SHAKE-256, and the seed is
-in the journal before anything is sent: after a power cut the same is told, and not the same with other noise.
+Samples since the last upload are a *block*, of `LEAST_BLOCK` or more. Its sums get noise once, when it is first told
+of, and what is told is all blocks together, cumulative as every contribution of statistics is (docs/adr/0006): a sample
+is in one block, so to send again, or more, costs it nothing. The noise follows from a seed by SHAKE-256, and the seed
+is in the journal before anything is sent: after a power cut the same is told, and not the same with other noise.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from edge.contract.manifest import LinearLayer
 from edge.contract.recipe import TrainingRecipe
 from edge.learning.closed_form import StatisticsLearner
 from edge.learning.compression import EXACT, Compression
+from edge.learning.disclosure import Disclosing, Noise
 from edge.learning.events import (
     ClassAdded,
     Confirmed,
@@ -37,6 +38,7 @@ from edge.learning.lift import Lift
 from edge.learning.lifted import LiftedLearner
 from edge.learning.packing import pack
 from edge.learning.statistics import HeadStatistics
+from edge.learning.subspace import Subspace
 from edge.learning.task import Task
 from tests.support.values import same
 
@@ -60,7 +62,9 @@ def rules() -> Learning:
         "statistics": lambda: StatisticsLearner(LINEAR, SHIPPED, task, None),
         "lifted": lambda: LiftedLearner(LINEAR, SHIPPED, task, known, lift),
     }
-    return Learning(task, (D,), SHIPPED, ("a", "b", "c"), LINEAR, learners, Product(LINEAR, lift))
+    under_noise = Disclosing(Noise(4.0), Subspace(known).coordinates(""))
+    product = Product(LINEAR, lift)
+    return Learning(task, (D,), SHIPPED, ("a", "b", "c"), LINEAR, learners, product, disclosing=under_noise)
 
 
 LEARNING = rules()
@@ -101,6 +105,12 @@ def contribute_shorter(state: LearnedState) -> None:
     contribute(state, Compression("int8"))
 
 
+def tell(state: LearnedState) -> None:
+    """Under noise."""
+    n = LEARNING.n_samples(state.value)
+    happen(state, Contributed(n, EXACT, Noise(4.0), n.to_bytes(32, "big")))
+
+
 def merge(counter: int, *, fits: bool | None = True) -> Step:
     """A head with what this device has sent, and a class that it does not know."""
 
@@ -138,6 +148,7 @@ LIFE: tuple[Step, ...] = (
     *(learn(number) for number in range(4)),
     save,
     lambda state: happen(state, ClassAdded("d")),
+    tell,
     learn(4, 4),
     contribute,
     wait(5),
@@ -150,10 +161,12 @@ LIFE: tuple[Step, ...] = (
     push(2, "a", "b", "c", "d", "e"),
     learn(8, 5),
     wait(9),
+    tell,
     save,
     learn(10, 4),
     lambda state: happen(state, RolledBack()),
     contribute_shorter,
+    tell,
     learn(11, 5),
     push(3, "a", "b", "c", "d", "e"),
     learn(12, 4),
@@ -273,7 +286,7 @@ def test_a_crash_between_any_two_writes_leaves_what_was_known_before_or_after_th
             assert warnings, "it is said"
             if (damaged / "state.damaged").exists() and has_one_before:
                 assert any(same(again, each) for each in neighbours), (n, acknowledged)
-    in_memory = {11}  # to learn what waited writes nothing
+    in_memory = {12}  # to learn what waited writes nothing
     assert {step for step, _ in seen} >= set(range(len(LIFE))) - in_memory
 
 
