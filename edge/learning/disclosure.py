@@ -16,7 +16,6 @@ is in the journal before anything is sent: after a power cut the same is told, a
 
 from __future__ import annotations
 
-import hashlib
 import math
 from dataclasses import dataclass, replace
 from typing import Any
@@ -85,6 +84,8 @@ def gaussians(seed: bytes, count: int) -> Matrix:
 
     From the stream of SHAKE-256 by Box and Muller (1958).
     """
+    import hashlib  # with libcrypto behind it, which only few devices need
+
     half = (count + 1) // 2
     words = np.frombuffer(hashlib.shake_256(seed).digest(16 * half), "<u8")
     shares = ((words >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
