@@ -6,7 +6,7 @@ there before comes back when labels say so. See `edge.learning.trial` for what a
 
 from __future__ import annotations
 
-import secrets
+import os
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -81,7 +81,7 @@ def _noised(model: OnDeviceModel, disclosing: Disclosing, name: str, state_id: s
         raise LearningError(f"nothing can be told under noise: {disclosing.why_not}")
     told = model.learned.disclosed
     if told is not None and told.is_due:
-        model.happen(Contributed(model.n_samples, EXACT, disclosing.noise, secrets.token_bytes(SEED_BYTES)))
+        model.happen(Contributed(model.n_samples, EXACT, disclosing.noise, os.urandom(SEED_BYTES)))
         told = model.learned.disclosed
     if told is None or not told.n_told:
         raise LearningError("there are no labelled samples to tell of")
