@@ -27,6 +27,7 @@ from converter.load.checkpoint_file import KEY, VERSION, check_preprocessing, ch
 from converter.load.dictionaries import BY_NAME, DICTIONARY, takes_dictionary
 from converter.load.training_mode import check_keeps_statistics
 from converter.program.attention import traceable
+from converter.program.lengths import with_lengths
 from converter.program.programs import Flat, has_batch, named_outputs, torch_program
 from converter.program.rounding import rounded_sizes
 from converter.verify.axes import FreeAxis, Probe, agreeing, baked_axes, free_axes
@@ -363,16 +364,20 @@ def _traced(
 ) -> tuple[torch.jit.ScriptModule, list[warnings.WarningMessage]]:
     """A trace, and the tracer's warnings: code took something of a tensor, such as its size, as a number."""
     with (
-        foreign("torch.jit.trace cannot follow it", ConversionError),
         warnings.catch_warnings(record=True) as caught,
         torch.no_grad(),
         traceable(),
         rounded_sizes(),
     ):
         warnings.simplefilter("always")
-        trace: torch.jit.ScriptModule = torch.jit.trace(model, inputs, check_trace=False)  # type: ignore[no-untyped-call]
+        trace: torch.jit.ScriptModule = with_lengths(model, lambda: _trace(model, inputs))
     _repeat([warning for warning in caught if not issubclass(warning.category, TracerWarning)])
     return trace, [warning for warning in caught if issubclass(warning.category, TracerWarning)]
+
+
+def _trace(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> torch.jit.ScriptModule:
+    with foreign("torch.jit.trace cannot follow it", ConversionError):
+        return torch.jit.trace(model, inputs, check_trace=False)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def _repeat(said: Sequence[warnings.WarningMessage]) -> None:

@@ -33,6 +33,7 @@ from converter.graph.build import renamed
 from converter.graph.nodes import OPSET
 from converter.load.source import Source
 from converter.program.attention import traceable
+from converter.program.lengths import with_lengths
 from converter.program.programs import Flat, resized
 from converter.program.rounding import rounded_sizes
 from converter.program.tensors import Arrays
@@ -89,7 +90,8 @@ def by_tracing(source: Source, outputs: Sequence[TensorSpec]) -> Exported:
     """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        model = _by_old_exporter(_flat(source), source, outputs, "by tracing")
+        flat = _flat(source)
+        model = with_lengths(flat, lambda: _by_old_exporter(flat, source, outputs, "by tracing"))
     taken = [(w.filename, w.lineno) for w in caught if issubclass(w.category, TracerWarning) and is_own(w.filename)]
     depending = []
     if taken:

@@ -12,10 +12,10 @@ from converter.export.sigmoids import with_sigmoids_written_out
 from converter.graph.build import multiplications
 from converter.graph.canonical import canonical
 from converter.plan import ConversionPlan
-from converter.program.programs import onnx_program, outputs
+from converter.program.programs import onnx_program, outputs, resized
 from converter.program.tensors import Run, batch_size
 from converter.quantization.saturation import without_least_weight
-from converter.verify.axes import baked_axes, ending_axes
+from converter.verify.axes import MIN_FLOAT_SQNR_DB, baked_axes, ending_axes
 from converter.verify.checks import (
     MIN_COLUMN_DB,
     Check,
@@ -28,6 +28,7 @@ from converter.verify.checks import (
 from converter.verify.measure import Evaluation
 from converter.verify.original import Original, with_preprocessing
 from edge.contract.errors import ConversionError
+from edge.contract.tensorspec import BATCH
 from edge.inference.session import sqnr_db
 
 # A model whose weights were mended for Arm must stay so near to itself; int8 models themselves have 30 dB.
@@ -36,6 +37,13 @@ MIN_MENDED_SQNR_DB = 30.0
 _ALONE, _LEAST_ALONE, _ALONE_MACS = 64, 4, 2_000_000_000
 # Samples that it is given beside others that are nothing like them, and how often each.
 _BESIDE, _RUNS_BESIDE = 2, 50
+
+# Samples that exporters run a model on.
+_OF_EXAMPLE = 2
+_OF_TWO = (
+    "every graph is right for as many samples as its example has only: the model's code makes a number of how many "
+    "there are, as int(x.shape[0]), a loop over the samples or NumPy do. Compute with x.shape[0] as it is"
+)
 
 _WRITTEN_OUT = (
     "the last sigmoids are written out as 1 / (1 + exp(-x)): the runtime's own is off by 1.7e-7, and values of the "
@@ -75,7 +83,7 @@ def checked_export(original: Original, plan: ConversionPlan) -> tuple[Exported, 
             against = "PyTorch" if original.module is not None else "the ONNX file"
             nearest = _nearest(model, evaluation, against)
         except ConversionError as exc:
-            faults.append(str(exc))
+            faults.append(_OF_TWO if _is_right_for_two(model, original) else str(exc))
             if (
                 not faults[1:]
                 and "another" in str(exc)
@@ -105,7 +113,22 @@ def checked_export(original: Original, plan: ConversionPlan) -> tuple[Exported, 
         return made, _within_what_was_tried(original, made, run), evaluation, check
     if baked:
         return checked_export(original.with_fixed(min(baked, key=len), plan), plan)
-    raise ConversionError("; then ".join(faults))
+    raise ConversionError(next((fault for fault in faults if fault.startswith(_OF_TWO)), "; then ".join(faults)))
+
+
+def _is_right_for_two(model: onnx.ModelProto, original: Original) -> bool:
+    """Whether a graph that is not right on the data is on as many samples as exporters run a model on."""
+    two = resized(original.example, original.inputs, {BATCH: _OF_EXAMPLE})
+    if original.module is None or batch_size(two, original.inputs) != _OF_EXAMPLE:
+        return False
+    try:
+        wanted, found = original.run(two), onnx_program(model, "the exported graph")(two)
+    except ConversionError:
+        return False
+    return all(
+        array.shape == found[name].shape and sqnr_db(array, found[name]) >= MIN_FLOAT_SQNR_DB
+        for name, array in wanted.items()
+    )
 
 
 def _with_a_warning(made: Exported, unlike: str | None) -> Exported:

@@ -14,7 +14,9 @@ from onnx import TensorProto, helper
 from torch import nn
 
 from converter.arguments import one_input
+from converter.export.exporters import by_tracing
 from converter.plan import Constant
+from converter.stages import exporting
 from edge.agent.model.serving import Serving
 from edge.contract.bundle import Bundle
 from edge.contract.errors import ConfigError, ConversionError
@@ -214,6 +216,44 @@ def test_of_packed_sequences_the_last_state_alone_may_be_used(tmp_path: Path, mo
     others = {"x": rng.standard_normal((7, 9, 4)).astype(np.float32), "lengths": rng.integers(1, 10, 7)}
     check(session, made, others)
     assert getattr(nn, model.kind).forward is forward  # torch is left as it was
+
+
+class Token(nn.Module):
+    """A transformer with a token of its own in front, as often as there are samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.token = nn.Parameter(torch.randn(1, 1, 8))
+        self.body = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 1)
+        self.out = nn.Linear(8, 3)
+
+    def count(self, x: torch.Tensor) -> int:
+        return len(x)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        steps = self.body(torch.cat([self.token.expand(self.count(x), -1, -1), x], 1))
+        return self.out(steps[:, 0])  # type: ignore[no-any-return]
+
+
+class NumberOfTokens(Token):
+    def count(self, x: torch.Tensor) -> int:
+        return int(x.shape[0])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_token_is_there_for_each_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = {"x": np.random.default_rng(0).standard_normal((40, 5, 8)).astype(np.float32)}
+    session, report = converted(tmp_path, Token().eval(), data)
+    with torch.no_grad():
+        wanted = Token().eval()(torch.from_numpy(data["x"]))
+    np.testing.assert_allclose(session.run({"input": data["x"]})["output"], wanted.numpy(), atol=1e-4)
+    assert report["exporter"] == "tracing"
+    monkeypatch.setattr(exporting, "exporters", lambda _: (by_tracing,))  # the others take five seconds for the same
+    with pytest.raises(
+        ConversionError, match=r"^every graph is right for as many samples .* Compute with x.shape\[0\]"
+    ):
+        converted(tmp_path, NumberOfTokens().eval(), data)
 
 
 class Brightened(nn.Module):
