@@ -5,7 +5,8 @@ shapes and slices to be computed, and shape inference gives up on them.
 
 ``MatMul(x, W) (+ b)``, ``MatMul(x, Transpose(W))`` and every ``Gemm`` on constant weights become
 ``Gemm(x, W, b, transB=1)`` with ``alpha = beta = 1`` and ``W (n_out, n_in)``, as torch stores it, where x has two axes.
-So a head is recognized as linear and its parameters have the shape that learners expect.
+So a head is recognized as linear and its parameters have the shape that learners expect. So is a mean of what a
+convolution of one pixel gives, see `converter.graph.means`.
 
 Every node has a name of its own.
 
@@ -23,6 +24,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from converter.graph.build import IR_VERSION, infer_shapes, reads, upstream, used_initializers
+from converter.graph.means import means_first
 from converter.graph.names import name_nodes
 from converter.graph.nodes import attribute, linear
 from converter.graph.sizes import fold_sizes
@@ -66,7 +68,7 @@ def canonical(model: onnx.ModelProto) -> onnx.ModelProto:
             nodes.append(node)
     _drop_zero_states(nodes, weights)
     outputs = [info.name for info in graph.output]
-    nodes = upstream(nodes, outputs)
+    nodes = means_first(upstream(nodes, outputs), weights, shapes, uses, outputs)
     for node in nodes:  # where it stood in somebody's source, which can be longer than the weights
         node.ClearField("doc_string")
         node.ClearField("metadata_props")

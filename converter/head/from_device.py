@@ -37,13 +37,13 @@ def load_head_into(model: nn.Module, path: str | Path) -> list[str]:
                 f"the model has no parameter {name}; it has {', '.join(list(parameters)[:8]) or 'none'}. Give the "
                 f"model that the bundle was converted from"
             )
-        if tuple(parameters[name].shape) != array.shape:
+        shape = tuple(parameters[name].shape)
+        if shape[: array.ndim] != array.shape or any(size != 1 for size in shape[array.ndim :]):  # of one pixel
             added = f", with the classes {', '.join(release.class_names)}" if release.class_names else ""
             raise ConversionError(
-                f"{name}: the head has the shape {array.shape}{added}, the model {tuple(parameters[name].shape)}; "
-                f"give it a layer of that shape"
+                f"{name}: the head has the shape {array.shape}{added}, the model {shape}; give it a layer of that shape"
             )
     with torch.no_grad():
         for name, array in release.parameters.items():
-            parameters[name].copy_(torch.from_numpy(array.copy()))
+            parameters[name].copy_(torch.from_numpy(array.copy()).reshape(parameters[name].shape))
     return list(release.parameters)

@@ -49,6 +49,16 @@ def test_the_model_answers_as_the_device_does(learned: tuple[Path, np.ndarray, n
     assert (found.argmax(axis=1) == answers.argmax(axis=1)).mean() > 0.97
 
 
+def test_a_convolution_of_one_pixel_is_a_linear_layer(learned: tuple[Path, np.ndarray, np.ndarray]) -> None:
+    one = nn.Sequential(nn.Conv2d(6, 16, 1), nn.ReLU(), nn.Conv2d(16, 3, 1))
+    assert sorted(converter.load_head_into(one, learned[0])) == ["2.bias", "2.weight"]
+    linear = network()
+    converter.load_head_into(linear, learned[0])
+    torch.testing.assert_close(one.get_parameter("2.weight")[:, :, 0, 0], linear.get_parameter("2.weight"))
+    with pytest.raises(ConversionError, match=r"2\.weight: the head has the shape \(3, 16\), .* \(3, 16, 3, 3\)"):
+        converter.load_head_into(nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Conv2d(16, 3, 3)), learned[0])
+
+
 def test_refuses_another_model_and_changes_nothing(
     learned: tuple[Path, np.ndarray, np.ndarray], tmp_path: Path
 ) -> None:
