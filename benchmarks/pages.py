@@ -12,6 +12,7 @@ first word of a device to its line in the page that is open. Needs playwright.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -24,6 +25,8 @@ import tempfile
 import threading
 import time
 import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,7 @@ from paho.mqtt.client import Client
 from paho.mqtt.enums import CallbackAPIVersion
 from playwright.sync_api import sync_playwright
 
+from edge.channel import confusion
 from edge.channel.codec import encode
 from edge.channel.messages import Birth, Conn, Message, Served, Telemetry
 from edge.contract.bundle import Bundle
@@ -79,8 +83,16 @@ class Devices:
         values = {
             "ts": time.time_ns() // 1_000_000, "seq": seq, "boot": 1, "state_id": FOLDER, "model": "digits",
             "lat_p50_ms": 0.4, "lat_p99_ms": 1.1, "infer_per_s": 4.0, "acc": 0.95, "mem_mb": 81.0, "temp_c": 51.0,
+            "experts": {"statistics": [0.6, 0.95, seq], "merged": [0.4, 0.9, seq]},
+            confusion.KEY: confusion.told(answered(int(device[-1]) if device[-1].isdecimal() else 0, seq)),
         }  # fmt: skip
         self.say(device, "up/tele", Telemetry(values=values), qos=0)
+
+
+def answered(kind: int, seq: int) -> dict[str, dict[str, int]]:
+    """What a device answered to its last 256 labels of ten classes; other counts each time."""
+    right = {str(c): {str(c): 20 + (c + kind + seq) % 5} for c in range(10)}
+    return right | {str(kind): {str(kind): 15, str((kind + 3) % 10): 1 + seq % 7}}
 
 
 def get(url: str) -> Any:
@@ -143,14 +155,27 @@ def behind(browser: Any, url: str, devices: Devices, n: int) -> list[float]:
     return found
 
 
-def main() -> None:
-    """Measure, and print one JSON document."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path)
-    parser.add_argument("--devices", type=int, default=1000)
-    parser.add_argument("--times", type=int, default=5)
-    given = parser.parse_args()
-    names = [f"d{i:04}" for i in range(given.devices)]
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A coordinator that many devices talk to.
+
+    Attributes:
+        url: Its address.
+        devices: Who speak.
+        pid: Of its process.
+        known_s: Seconds from the first device's first word until all were known.
+    """
+
+    url: str
+    devices: Devices
+    pid: int
+    known_s: float
+
+
+@contextlib.contextmanager
+def coordinator_with(bundle: Path, n: int) -> Iterator[Shown]:
+    """A broker, a coordinator, and so many devices, each with telemetry every `EVERY_S`."""
+    names = [f"d{i:04}" for i in range(n)]
     stop = threading.Event()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -158,14 +183,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name, DevelopmentBroker.start(Path(name) / "broker") as broker:
         line = [
             str(Path(sys.executable).with_name("edge-coordinator")), "serve", "--broker", broker.url, "--fleet", "lab",
-            "--http", url.removeprefix("http://"), "--data-dir", f"{name}/c", "--bundle", str(given.bundle),
+            "--http", url.removeprefix("http://"), "--data-dir", f"{name}/c", "--bundle", str(bundle),
         ]  # fmt: skip
         with (Path(name) / "log").open("wb") as log:
             coordinator = subprocess.Popen(line, stdout=log, stderr=log)
         try:
             while get(f"{url}/api/health") is None:
                 time.sleep(0.2)
-            devices = Devices(broker.url, given.bundle)
+            devices = Devices(broker.url, bundle)
             begun = time.monotonic()
             for each in names:
                 devices.come(each)
@@ -182,25 +207,43 @@ def main() -> None:
                 time.sleep(3.0)
             known_s = time.monotonic() - begun
             print(f"{len(names)} devices are known after {known_s:.1f} s", file=sys.stderr)
-            time.sleep(5.0)
-            options = ["--no-sandbox"] if os.geteuid() == 0 else []
-            with sync_playwright() as driver:
-                path = shutil.which("chromium") or shutil.which("chromium-browser")
-                browser = driver.chromium.launch(executable_path=path, args=options)
-                paints = {}
-                for page in PAGES:
-                    paints[page] = first_paints(browser, url + page, given.times)
-                    print(page, [tuple(map(round, each)) for each in paints[page]], file=sys.stderr)
-                late = behind(browser, url, devices, given.times)
-                browser.close()
-            peak_mib = peak_memory_mib(coordinator.pid)
+            yield Shown(url, devices, coordinator.pid, known_s)
         finally:
             stop.set()
             coordinator.terminate()
             coordinator.wait(30)
+
+
+@contextlib.contextmanager
+def chromium(*options: str) -> Iterator[Any]:
+    """The browser, without a window."""
+    needed = ["--no-sandbox"] if os.geteuid() == 0 else []  # a sandbox needs rights that root in a container has not
+    with sync_playwright() as driver:
+        path = shutil.which("chromium") or shutil.which("chromium-browser")
+        browser = driver.chromium.launch(executable_path=path, args=[*needed, *options])
+        yield browser
+        browser.close()
+
+
+def main() -> None:
+    """Measure, and print one JSON document."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--devices", type=int, default=1000)
+    parser.add_argument("--times", type=int, default=5)
+    given = parser.parse_args()
+    with coordinator_with(given.bundle, given.devices) as shown:
+        time.sleep(5.0)
+        with chromium() as browser:
+            paints = {}
+            for page in PAGES:
+                paints[page] = first_paints(browser, shown.url + page, given.times)
+                print(page, [tuple(map(round, each)) for each in paints[page]], file=sys.stderr)
+            late = behind(browser, shown.url, shown.devices, given.times)
+        peak_mib = peak_memory_mib(shown.pid)
     found = {
         "devices": given.devices,
-        "all_known_s": round(known_s, 1),
+        "all_known_s": round(shown.known_s, 1),
         "ms": {page: by_part(each) for page, each in paints.items()},
         "behind_s": {"median": round(statistics.median(late), 2), "most": round(max(late), 2)},
         "coordinator_peak_mib": peak_mib,
