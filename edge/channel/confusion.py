@@ -71,7 +71,7 @@ def read(text: str) -> dict[str, dict[str, int]]:
     if len(rows) > MAX_CLASSES + 1:
         raise ValueError(f"expected at most {MAX_CLASSES} classes, got {len(rows)}")
     for label, row in rows.items():
-        if not isinstance(row, dict) or not all(type(n) is int and 0 < n < _MOST for n in row.values()):
+        if not isinstance(row, dict) or not row or not all(type(n) is int and 0 < n < _MOST for n in row.values()):
             raise ValueError(f"expected by answer how many samples of {label[:40]!r}, got {row!r:.80}")
         if max(map(len, (label, *row))) > _MAX_NAME_CHARS:
             raise ValueError(f"expected names of at most {_MAX_NAME_CHARS} characters")

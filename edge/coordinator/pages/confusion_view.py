@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import heapq
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -111,10 +111,12 @@ def _in_order(name: str) -> tuple[bool, int, str]:
 
 def together(all_counts: Iterable[Counts]) -> Counts:
     """The sum of several."""
-    found: dict[str, Counter[str]] = {}
+    found: dict[str, dict[str, int]] = {}
     for counts in all_counts:
         for label, row in counts.items():
-            found.setdefault(label, Counter()).update(row)
+            own = found.setdefault(label, {})
+            for said, count in row.items():
+                own[said] = own.get(said, 0) + count
     return found
 
 
@@ -144,7 +146,7 @@ def of_fleet(store: Store, models: Sequence[Model]) -> dict[str, Any]:
                 "name": names.get(backbone, "") or own[0].model,
                 "backbone": backbone,
                 "matrix": matrix(together(each.counts for each in own)),
-                "devices": _by_device(own)[:_MOST_DEVICES],
+                "devices": _by_device(own),
                 "n_devices": len(own),
             }
             for backbone, own in ordered[:_MOST_BACKBONES]
@@ -162,15 +164,14 @@ def _labels(said: Confusion) -> int:
 
 
 def _by_device(said: Sequence[Confusion]) -> list[dict[str, Any]]:
-    """Those with most wrong answers first."""
-    rows = [
-        {"said": each, "matrix": found, "mixes": next(iter(_mixed([each])), None)}
-        for each in said
-        if (found := matrix(each.counts)) is not None
-    ]
-    return sorted(
-        rows, key=lambda row: (row["matrix"].right + row["matrix"].untold - row["matrix"].n, row["said"].device)
-    )
+    """Those with most wrong answers first, as many as are shown."""
+    first = sorted(said, key=lambda each: (-_wrong(each.counts), each.device))[:_MOST_DEVICES]
+    return [{"said": each, "matrix": matrix(each.counts), "mixes": next(iter(_mixed([each])), None)} for each in first]
+
+
+def _wrong(counts: Counts) -> int:
+    """Labels of classes that are told, and that were answered otherwise."""
+    return sum(total(row) - row.get(label, 0) for label, row in counts.items() if label != OTHERS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,13 +196,15 @@ class Mixed:
 def _mixed(said: Sequence[Confusion]) -> list[Mixed]:
     """Which device answered which class as which other one most often."""
     found = [
-        Mixed(each, label, answer, count, total(row))
+        (-count, total(row), each.device, each.model, label, answer, each)
         for each in said
         for label, row in each.counts.items()
+        if label != OTHERS
         for answer, count in row.items()
-        if OTHERS not in (label, answer) and answer != label
+        if answer not in (label, OTHERS)
     ]
-    return sorted(found, key=lambda each: (-each.n, each.of, each.said.device))[:_MOST_MIXED]
+    first = heapq.nsmallest(_MOST_MIXED, found, key=lambda each: each[:-1])
+    return [Mixed(each, label, answer, -n, of) for n, of, _, _, label, answer, each in first]
 
 
 def _contradicted(store: Store) -> list[FleetQuestion]:
