@@ -40,7 +40,8 @@ def test_what_is_told_of_a_class_stays_true_when_there_is_no_room_for_all() -> N
 
 @pytest.mark.parametrize(
     "text",
-    ["[]", "x", '{"a": 1}', '{"a": {"a": 0}}', '{"a": {}}', '{"a": {"a": true}}', '{"a": {"a": 1.5}}', '{"a": {"a": 1}, "a": {}}',
+    ["[]", "x", '{"a": 1}', '{"a": {"a": 0}}', '{"a": {}}',
+     '{"a": {"a": true}}', '{"a": {"a": 1.5}}', '{"a": {"a": 1}, "a": {}}',
      json.dumps({str(i): {"a": 1} for i in range(34)}), json.dumps({"a" * 129: {"a": 1}}), "{" * 5000, 3],
 )  # fmt: skip
 def test_what_is_no_such_text_is_refused_by_name(text: object) -> None:
