@@ -62,6 +62,7 @@ _ENVIRONMENT = Environment(
     undefined=StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,
+    auto_reload=False,  # a newer version on the disk is for the next start: it knows texts that this one does not
 )
 _ENVIRONMENT.globals.update(t=text, has_text=has, svg=Markup)
 _ENVIRONMENT.filters.update(
