@@ -22,7 +22,7 @@ from edge.agent.state_folder import MODELS, clear, is_old, take_over
 from edge.contract.bundle import Bundle
 from edge.contract.errors import ConfigError, EdgeError
 from edge.contract.files import lock_folder
-from edge.contract.names import level_of
+from edge.contract.names import level_of, passing_name
 
 
 class Models:
@@ -97,11 +97,12 @@ class Models:
         """Count this start, in a folder that has an identity from its first start on.
 
         Who cannot keep the count would be taken for an earlier start of itself at the next one, and what it says
-        would be dropped as old news: then it is one of its own, for as long as the disk takes nothing.
+        would be dropped as old news: then it has a name of its own, which tells whose it is, for as long as the disk
+        takes nothing.
         """
         state_id = self.record.state_id or os.urandom(8).hex()
         if not self.update(boot=self.record.boot + 1, state_id=state_id, device=device):
-            self.record = replace(self.record, state_id=os.urandom(8).hex())
+            self.record = replace(self.record, state_id=passing_name(state_id))
 
     def update(self, **changes: int | str) -> bool:
         """Change what is known of the device; where the disk takes nothing it is known until the process ends.

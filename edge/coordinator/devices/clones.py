@@ -1,7 +1,8 @@
 """Whether two devices go by one name: their lives take turns, and a device has one life at a time.
 
 A life is a state folder on a device: within it each connection has the number after that of the one before. A copied
-folder has the identity of the first one and counts on by itself, so each number comes twice, or old ones come back.
+folder has the identity of the first one and counts on by itself, so each number comes twice, or old ones come back. A
+folder that could not count a start has had a name for that start alone: its life goes on, under this name and after it.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass
 from enum import Enum
+
+from edge.contract.names import is_passing
 
 # Of one device; who has more of them is told often enough. And devices that are remembered.
 _MAX_LIVES, _MAX_DEVICES = 8, 100_000
@@ -65,7 +68,8 @@ def meet(lives: tuple[Life, ...], said: Life) -> tuple[tuple[Life, ...], Seen]:
     if not fitting:
         return (*lives[1 - _MAX_LIVES :], said), Seen.ANEW
     found = fitting[0]
-    seen = Seen.SAME if found is lives[-1] else Seen.TURNS
+    later = lives[lives.index(found) + 1 :]
+    seen = Seen.SAME if all(is_passing(life.state_id, found.state_id) for life in later) else Seen.TURNS
     return (*(life for life in lives if life is not found), said), seen
 
 

@@ -17,7 +17,7 @@ from edge.channel import confusion
 from edge.channel.messages import EXPERTS, Birth, Conn, Event, History, Served, State
 from edge.contract.clock import Now
 from edge.contract.errors import ResourceError, RolloutError
-from edge.contract.names import is_model_name
+from edge.contract.names import is_model_name, is_passing
 from edge.coordinator.devices.clones import Life, Lives, Seen
 from edge.coordinator.events import Events
 from edge.coordinator.machine.room import Level, Room
@@ -473,7 +473,10 @@ class Registry:
                 self._clone(before.id, detail, now)
         elif is_new:
             detail = "another state folder under this name: it was set up anew, or two devices have this name"
-            if before.state_id == message.state_id:
+            of_one = is_passing(message.state_id, before.state_id) or is_passing(before.state_id, message.state_id)
+            if of_one:
+                detail = "its disk takes, or took, no count of its starts: its numbers begin anew"
+            elif before.state_id == message.state_id:
                 detail = "an older copy of its state folder: it was set up from an image, or two devices have this name"
             self._events.fault(before.id, "set-up-anew", detail, now)
         return is_new

@@ -78,3 +78,33 @@ def test_a_start_that_cannot_be_counted_is_an_identity_of_its_own_until_it_can(f
     fleet.broker.connect("one")  # a new session is written down
     fleet.run(2.0)
     assert json.loads(record.read_bytes())["state_id"] == second == agent.core.status()["state_id"]
+
+
+def test_a_disk_that_was_full_at_a_start_makes_no_two_devices_of_one(fleet: SimulatedFleet) -> None:
+    learn(fleet, 10)
+    (first,) = told(fleet)
+    record = fleet.folder / "one" / "device.json"
+    passing = []
+    for _ in range(2):  # full, and full again after it was not
+        for _ in range(2):
+            fleet.crash_agent("one")
+            record.chmod(0o444)
+            fleet.start_agent("one")
+            fleet.run(2.0)
+            passing.append(str(said(fleet, topics.UP_CONN)["state_id"]))
+        fleet.crash_agent("one")
+        record.chmod(0o644)
+        fleet.start_agent("one")
+        fleet.run(2.0)
+        assert said(fleet, topics.UP_CONN)["state_id"] == first
+    assert len({*passing, first}) == 5
+    assert all(each.startswith(str(first)) for each in passing)
+    told_of = fleet.store.events.newest(50)
+    assert {row.detail for row in told_of if row.name == "set-up-anew"} == {
+        "its disk takes, or took, no count of its starts: its numbers begin anew"
+    }
+    assert not any(row.name in ("same-name", "quarantined") for row in told_of)
+    before = fleet.store.contributions.all()[0].version
+    learn(fleet, 11)
+    fleet.run(6.0)
+    assert fleet.store.contributions.all()[0].version > before, "and what it learns is heard"

@@ -17,6 +17,7 @@ from edge.channel.transport import Connected, Publish, Received
 from edge.contract.bundle import Bundle
 from edge.contract.clock import Now
 from edge.contract.errors import LearningError, RolloutError
+from edge.contract.names import passing_name
 from edge.coordinator.config import CoordinatorConfig
 from edge.coordinator.core import CoordinatorCore
 from edge.coordinator.devices.admission import Admission, Decision, after
@@ -108,6 +109,10 @@ def test_every_way_of_two_devices_under_one_name_is_told_from_one_that_begins_an
     # A new folder; connections that were missed; a read-only folder whose numbers come again at each start.
     assert [fleet.on("new", s, f) for s, f in ((9, A), (1, B), (7, B), (8, B))] == ["approved"] * 4
     assert [fleet.on("frozen", s) for s in (5, 6, 7, 5, 6, 5, 6, 7)] == ["approved"] * 8
+    # A disk that was full at starts; a copy of the folder beside it is another device all the same.
+    full = [passing_name(A) for _ in range(3)]
+    assert [fleet.on("full", s, f) for s, f in ((9, A), (1, full[0]), (1, full[1]), (10, A))] == ["approved"] * 4
+    assert [fleet.on("full", 1, full[2]), fleet.on("full", 11, A), fleet.on("full", 2, full[2])][-1] == "quarantined"
     # What the broker says again, or late.
     words = [fleet.on("late", s, ts=100 + s) for s in (5, 6, 7, 6, 4, 8)]
     assert words == ["approved"] * 6
