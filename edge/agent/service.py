@@ -91,23 +91,30 @@ def now() -> Now:
     return Now(time.monotonic(), time.time_ns() // 1_000_000)
 
 
-def _trust(config: AgentConfig) -> Trust | None:
+def trust_of(root: Path | None, folder: Path, fleet: str, device: str) -> Trust | None:
     """What proves releases, where this device was given a root.
+
+    Args:
+        root: The root document, of ``--trust``.
+        folder: Where metadata are kept that were believed.
+        fleet: Fleet id.
+        device: Device id.
 
     Raises:
         ConfigError: It cannot be used, or the packages for it are not installed.
     """
-    if config.trust_root is None:
+    if root is None:
         return None
     try:
         from edge.channel.updates import Trust as Proof
     except ImportError as exc:
         raise ConfigError(f"--trust: {exc.name} is not installed: pip install 'edgeloop[signed]'") from exc
     try:
-        root = config.trust_root.read_bytes()
+        return Proof(folder, root.read_bytes(), fleet=fleet, device=device)
     except OSError as exc:
-        raise ConfigError(f"--trust {config.trust_root} cannot be read: {exc.strerror}") from exc
-    return Proof(config.state_dir / "trust", root, fleet=config.fleet, device=config.device)
+        raise ConfigError(f"--trust {root} cannot be read: {exc.strerror}") from exc
+    except ConfigError as exc:
+        raise ConfigError(f"--trust {root}: {exc}") from exc
 
 
 def _seals(config: AgentConfig) -> Seals:
@@ -169,7 +176,12 @@ class AgentService:
         self._supervisor = supervisor or Supervisor()
         self._models = Models(config)
         try:
-            self._core = AgentCore(config, self._models, trust=_trust(config), seals=_seals(config))
+            self._core = AgentCore(
+                config,
+                self._models,
+                trust=trust_of(config.trust_root, config.state_dir / "trust", config.fleet, config.device),
+                seals=_seals(config),
+            )
         except BaseException:
             self._models.close()
             raise

@@ -172,7 +172,9 @@ class Trust:
             folder.mkdir(parents=True, exist_ok=True)
             self._updater()
         except (tuf.RepositoryError, ValueError) as exc:
-            raise ConfigError(f"the trusted root: expected a signed root document, got one with {exc}") from exc
+            raise ConfigError(
+                f"expected a signed root document, such as device/root.json of `edge-fleet keys init`: {exc}"
+            ) from exc
         except OSError as exc:
             raise ConfigError(f"the folder {folder} cannot be used: {exc.strerror}") from exc
 

@@ -261,7 +261,7 @@ def run(
 
         url = BrokerUrl.parse(broker, password_of(broker_password, broker_password_file))
         transport = MqttTransport(url, name, clean_start=False)
-    found, sinks = feeds_of(sources, answers, name)
+    found, sinks = feeds_of(sources, answers, name, stdin=stdin)
     service = AgentService(options, transport, Supervisor.of(os.environ, os.getpid()), sources=found, sinks=sinks)
     service.run(socket_path or state_dir / "agent.sock", stdin=stdin)
 

@@ -9,6 +9,7 @@ import secrets
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -264,6 +265,7 @@ def examine(options: dict[str, Any], arguments: tuple[str, ...]) -> Iterator[Fin
     yield from local.heat(temperature_c(), profile.learning.max_temperature_c)
     yield local.local_socket(options["socket_path"] or state_dir / "agent.sock")
     yield from local.secret_file(options["broker_password_file"])
+    yield from root_document(options["trust"], fleet, device)
     busy = is_busy(state_dir)
     if busy:
         yield local.Finding("ok", "agent", "runs here now; `edge-agent status` says more")
@@ -271,6 +273,21 @@ def examine(options: dict[str, Any], arguments: tuple[str, ...]) -> Iterator[Fin
         yield local.Finding("ok", "broker", "none is named: the agent works alone")
     else:
         yield from broker(url, fleet, device, busy=busy)
+
+
+def root_document(root: Path | None, fleet: str, device: str) -> Iterator[Finding]:
+    """Whether releases can be proved by the file of ``--trust``."""
+    from edge.agent.device import doctor as local
+    from edge.agent.service import trust_of
+
+    if root is None:
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            trust_of(root, Path(folder), fleet, device)
+            yield local.Finding("ok", "trust", f"{root} is a signed root document: releases must be signed below it")
+        except ConfigError as exc:
+            yield local.Finding("fault", "trust", str(exc), "copy device/root.json of the fleet's keys here")
 
 
 def make_command(run: click.Command) -> click.Command:

@@ -16,8 +16,16 @@ if TYPE_CHECKING:
     from edge.channel.url import BrokerUrl
 
 
-def feeds_of(sources: Sequence[str], answers: Sequence[str], device: str) -> tuple[list[Source], list[Sink]]:
+def feeds_of(
+    sources: Sequence[str], answers: Sequence[str], device: str, *, stdin: bool = False
+) -> tuple[list[Source], list[Sink]]:
     """Sources and sinks, opened.
+
+    Args:
+        sources: As the command line names them.
+        answers: The same, of where answers go.
+        device: Name of the device.
+        stdin: Whether requests are read from standard input.
 
     Raises:
         ConfigError: One is none, or cannot be used.
@@ -26,8 +34,8 @@ def feeds_of(sources: Sequence[str], answers: Sequence[str], device: str) -> tup
         return [], []
     if not sources:
         raise ConfigError("--answers: expected --source beside it; answers over the socket go to who asked")
-    if list(sources).count("-") > 1:
-        raise ConfigError("--source -: there is one standard input")
+    if list(sources).count("-") + stdin > 1:
+        raise ConfigError("--source -: there is one standard input; name it once, and not with --stdin beside it")
     from edge.agent.service import standard_input
     from edge.agent.sources.specs import World, open_sink, open_source
 

@@ -168,6 +168,8 @@ def _export(agent: AgentClient, samples: list[dict[str, Any]], folder: Path) -> 
     from edge.agent.model.pictures import picture_of, png
     from edge.contract.files import replace_file
 
+    if (folder / "labels.csv").exists():
+        raise ConfigError(f"{folder}/labels.csv exists, and may have labels in it; name another folder, or delete it")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         table = io.StringIO()

@@ -98,6 +98,10 @@ def _status_lines(found: Mapping[str, Any]) -> Iterator[str]:
         yield f"{found['device']} {name}: not served, {why}"
     if says := found.get("admission", {}).get("says"):
         yield f"  fleet     {says}"
+    if "outbox" in found and found.get("releases"):  # it has a broker
+        yield f"  releases  {found['releases']}"
+    if data := found.get("data"):
+        yield f"  data      {data['used_mb']:g} MB used, {data['left_mb']:g} MB left until {data['until']}"
     for trouble in found.get("broker_troubles", ()):
         yield f"  broker    {trouble}"
     if found.get("resident_mb") is not None:
@@ -388,5 +392,7 @@ def take_in(
         taken = agent.carry_in(path)
     if as_json:
         print_json({"taken": taken})
+    elif not taken:
+        _say(f"{path} has nothing for this device, which took nothing")
     for each in () if as_json else taken:
         _say(f"took {each}")

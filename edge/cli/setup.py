@@ -93,8 +93,11 @@ def init(
     check_id(device, "device")
     if data_cap is not None:
         DataCap.parse(data_cap)
-    if trust is not None and not trust.is_file():
-        raise ConfigError(f"--trust {trust}: expected a root document, there is no such file")
+    from edge.cli.doctor import root_document
+
+    for finding in root_document(trust, fleet, device):
+        if finding.level == "fault":
+            raise ConfigError(finding.text)
     password = None if url is None else url.password
     if password is not None and secret.exists() and not force:
         raise ConfigError(f"{secret} exists and stays as it is; --force replaces it")

@@ -6,6 +6,7 @@ import json
 import socket
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from edge.channel.url import BrokerUrl
 from edge.cli import doctor
 from edge.cli.agent import agent
 from edge.contract.files import lock_folder
+from edge.coordinator.signing.ceremony import init
 
 Start = Callable[..., int]
 OWN = "edge/v1/lab/pi/up/conn"
@@ -103,11 +105,13 @@ def test_the_command_ends_with_1_for_a_fault_and_with_0_without(
     assert "gives its golden outputs here" in ran.output
     assert not (tmp_path / "s").exists()
     file = tmp_path / "agent.toml"
-    file.write_text(f'bundles = ["damaged.edge", "{digits_bundle}"]\nstate_dir = "s"\n')
+    file.write_text(f'bundles = ["damaged.edge", "{digits_bundle}"]\nstate_dir = "s"\ntrust = "damaged.edge"\n')
     ran = CliRunner().invoke(agent, ["doctor", "--config", str(file), "--json"])
     assert ran.exit_code == 1
     found = {(each["what"], each["level"]) for each in json.loads(ran.output)}
-    assert {("bundle", "fault"), ("bundle", "ok"), ("clock", "ok"), ("state folder", "ok")} <= found
+    assert {("bundle", "fault"), ("bundle", "ok"), ("clock", "ok"), ("state folder", "ok"), ("trust", "fault")} <= found
+    keys = init(tmp_path / "keys", datetime.now(UTC))
+    assert [each.level for each in doctor.root_document(keys.base / "device" / "root.json", "f", "d")] == ["ok"]
 
 
 def test_a_running_agent_is_seen_by_its_lock(tmp_path: Path) -> None:

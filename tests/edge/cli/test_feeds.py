@@ -20,6 +20,7 @@ from PIL import Image
 
 from edge.agent.model.pictures import picture_of, png
 from edge.cli.agent import agent
+from edge.cli.feeds import feeds_of
 from edge.cli.label_files import read_labels
 from edge.contract.errors import ConfigError, LearningError
 from tests.support.messages import Ear
@@ -93,6 +94,9 @@ def test_pictures_on_a_topic_are_answered_on_a_topic_and_hard_ones_are_reviewed_
         assert any(set(row.strip()) <= set(" .:-=+*#%@") and len(row) > 15 for row in shown.splitlines())
         exported = ask("review", "--export", tmp_path / "out")
         assert exported.exit_code == 0, exported.output
+        filled = (tmp_path / "out" / "labels.csv").read_text()
+        assert "may have labels in it" in str(ask("review", "--export", tmp_path / "out").exception)
+        assert (tmp_path / "out" / "labels.csv").read_text() == filled
         with (tmp_path / "out" / "labels.csv").open() as table:
             rows = list(csv.DictReader(table))
         assert [row["id"] for row in rows] == [each["id"] for each in kept]
@@ -116,6 +120,12 @@ def test_pictures_on_a_topic_are_answered_on_a_topic_and_hard_ones_are_reviewed_
 
 def read_labels_of(path: Path) -> list[dict]:
     return list(read_labels(path))
+
+
+@pytest.mark.parametrize(("sources", "stdin"), [(["-", "-"], False), (["-"], True)])
+def test_standard_input_is_read_by_one(sources: list[str], stdin: bool) -> None:
+    with pytest.raises(ConfigError, match="one standard input"):
+        feeds_of(sources, [], "cam-1", stdin=stdin)
 
 
 def test_labels_come_out_of_tables_and_lines(tmp_path: Path) -> None:

@@ -96,6 +96,9 @@ def test_an_agent_is_asked_labelled_exported_and_taken_back(
     ):
         assert words in text
     assert json.loads(said(ask(running, "status", "--json")))["inputs"][0]["shape"] == ["batch", 1, 8, 8]
+    parcel = tmp_path / "parcel"
+    assert "wrote" in said(ask(running, "export", parcel, "--for-fleet"))
+    assert "has nothing for this device" in said(ask(running, "import", parcel))
 
     answer = json.loads(said(ask(running, "predict", tmp_path / "one.npy", "--id", "a", "--json")))
     np.testing.assert_allclose(answer["logits"], wanted[0], atol=1e-5)

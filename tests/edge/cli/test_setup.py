@@ -83,6 +83,7 @@ def test_it_asks_tries_the_broker_and_keeps_the_password_apart(
 
 def test_what_is_wrong_is_said_before_anything_is_written(bundle: Path, tmp_path: Path) -> None:
     file = tmp_path / "new" / "agent.toml"
+    (tmp_path / "junk.json").write_text("{}")
     for arguments, kind in [
         ((), ConfigError),
         ((tmp_path / "none.edge",), NoBundleError),
@@ -92,6 +93,7 @@ def test_what_is_wrong_is_said_before_anything_is_written(bundle: Path, tmp_path
         ((f"m={bundle}", "--broker", "broker:1883"), ConfigError),
         ((f"m={bundle}", "--data-cap", "much"), ConfigError),
         ((f"m={bundle}", "--trust", tmp_path / "none.json"), ConfigError),
+        ((f"m={bundle}", "--trust", tmp_path / "junk.json"), ConfigError),
     ]:
         found = init(*arguments, "--config", file, "--yes")
         assert type(found.exception) is kind, (arguments, found.exception)
