@@ -71,6 +71,8 @@ class OnnxTrainer:
         self._on_cpu = self._session.get_providers()[0] == CPU
         self._loss = np.zeros((), np.float32)
         self._rate = np.zeros((), np.float32)
+        # What the bindings read a batch from: the next one is mostly of the same size.
+        self._batch: tuple[FloatArray, ...] = ()
         try:
             self._allocate({name: np.shape(array) for name, array in parameters.items()})
         except ValueError as exc:
@@ -113,6 +115,7 @@ class OnnxTrainer:
         self._n_outputs = sizes.get(axis) if isinstance(axis, str) else axis
         self._live = 0
         self._bindings = tuple(self._bind(source) for source in range(2)) if self._on_cpu else ()
+        self._batch = ()
 
     def _bind(self, source: int) -> ort.IOBinding:
         """A binding that reads the buffers of one set and writes those of the other."""
@@ -145,11 +148,8 @@ class OnnxTrainer:
         self._rate[()] = learning_rate
         try:
             if self._on_cpu:
-                binding = self._bindings[self._live]
-                binding.bind_cpu_input(self._features, features)
-                binding.bind_cpu_input(TARGETS, targets)
-                binding.bind_cpu_input(SAMPLE_WEIGHTS, sample_weights)
-                self._session.run_with_iobinding(binding)
+                self._fill(features, targets, sample_weights)
+                self._session.run_with_iobinding(self._bindings[self._live])
             else:
                 self._run({self._features: features, TARGETS: targets, SAMPLE_WEIGHTS: sample_weights})
         except Exception as exc:  # the door: onnxruntime's exceptions have no common base
@@ -162,6 +162,16 @@ class OnnxTrainer:
             raise LearningError(f"the training step gave values that are not finite (loss {loss}); it was not taken")
         self._live = 1 - self._live
         return loss
+
+    def _fill(self, *batch: FloatArray) -> None:
+        """Copy a batch to where the bindings read it: less than a fourth of the time that binding takes."""
+        if [array.shape for array in batch] != [array.shape for array in self._batch]:
+            self._batch = tuple(np.empty_like(array) for array in batch)
+            for binding in self._bindings:
+                for name, array in zip((self._features, TARGETS, SAMPLE_WEIGHTS), self._batch, strict=True):
+                    binding.bind_cpu_input(name, array)
+        for place, array in zip(self._batch, batch, strict=True):
+            place[...] = array
 
     def _run(self, batch: Mapping[str, FloatArray]) -> None:
         """A step on another device than the CPU: everything is copied to it and back."""

@@ -52,8 +52,8 @@ _TINY = 1e-9
 _ROUNDING = 1e-5
 # What rounding leaves of a difference of counts.
 _NO_SAMPLE = 1e-9
-# Elements of P that are updated at a time: as many as stay in the cache.
-_SCRATCH = 1 << 13
+# Bytes of P that are updated at a time: as many as stay in the cache, and malloc has at hand.
+_AT_ONCE = 1 << 17
 # Ranks that wait beside P. With 16 they are a tenth of what P itself is, at 192 features.
 _LATE = 16
 # Triangles of half as many rows are inverted whole, and multiplied whole.
@@ -92,7 +92,6 @@ class Factor:
         self._sum = statistics.gram[-1, :-1].copy()
         self._squares = float(np.trace(statistics.gram[:-1, :-1]))
         self._precision = precision
-        self._scratch = np.empty((max(1, _SCRATCH // len(self._sum)), len(self._sum)), precision)
         with np.errstate(all="ignore"):  # what overflows is found in `head`
             # What of the squares is about the means, for each group: n |mu|².
             self._about = self._counts * np.square(self._means()).sum(axis=1)
@@ -253,7 +252,7 @@ class Factor:
         inner = several @ v.T
         inner[np.diag_indices_from(inner)] += 1.0
         try:
-            shares = np.linalg.solve((inner + inner.T) / 2, v)
+            shares = np.linalg.inv((inner + inner.T) / 2) @ v
         except np.linalg.LinAlgError:  # of samples that are not finite: found in `head`
             inverse[...] = np.nan
             return
@@ -296,8 +295,9 @@ class Factor:
 
     def _subtract(self, v: npt.NDArray[Any], shares: npt.NDArray[Any]) -> None:
         """P less a product of few rows."""
-        inverse, scratch = self._inverse, self._scratch
+        inverse = self._inverse
         assert inverse is not None
+        scratch = np.empty((max(1, _AT_ONCE // inverse[0].nbytes), len(inverse)), inverse.dtype)
         for i in range(0, len(inverse), len(scratch)):
             rows = inverse[i : i + len(scratch)]
             rows -= np.dot(v[:, i : i + len(scratch)].T, shares, out=scratch[: len(rows)])
