@@ -1,12 +1,13 @@
 """What a model answered to samples of each class, as telemetry says it: a text, for telemetry is flat, and a short one.
 
-The text is JSON: ``{"eight": {"eight": 21, "three": 4}}`` says that of 25 samples whose label was *eight* 21 were
-answered so, and 4 *three*. Where there is no room, what is rarest goes together under "", which is no class's name: as
-an answer it stands for all that are not told, as a label for all classes that are not. No count is lost.
+The text is JSON, ``{"counts":[[0,0,21],[0,1,4]],"names":["eight","three"]}``: of 25 samples whose label was *eight* 21
+were answered so, and 4 *three*. Where there is no room, what is rarest goes together under the name "", which is no
+class's: as an answer it stands for all that are not told, as a label for all classes that are not. No count is lost.
 """
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Mapping
 
 from edge.contract import strictjson
@@ -19,13 +20,14 @@ OTHERS = ""
 MAX_CLASSES, MAX_BYTES = 32, 2000
 _MAX_NAME_CHARS = 128
 _MOST = 2**53
+_CELL_BYTES = 16  # about, of one with its name
 
 
 def told(counts: Counts) -> str:
     """The text; "" where nothing was counted.
 
     >>> told({"8": {"8": 21, "3": 4}, "3": {"3": 7}})
-    '{"8":{"8":21,"3":4},"3":{"3":7}}'
+    '{"counts":[[0,0,7],[1,0,4],[1,1,21]],"names":["3","8"]}'
     """
     rows: dict[str, dict[str, int]] = {}
     for label, row in counts.items():
@@ -34,19 +36,25 @@ def told(counts: Counts) -> str:
             mine[_short(said)] = mine.get(_short(said), 0) + count
     for label in sorted(rows, key=lambda label: -total(rows[label]))[MAX_CLASSES:]:
         _leave_out(rows, label)
-    while len(text := strictjson.dumps(rows)) > MAX_BYTES:
+    while len(text := _written(rows)) > MAX_BYTES:
         wrong = [
             (count, label, said)
             for label, row in rows.items()
             for said, count in row.items()
             if said not in (label, OTHERS)
         ]
-        if wrong:
-            _, label, said = min(wrong)
+        for _, label, said in heapq.nsmallest(max(1, (len(text) - MAX_BYTES) // _CELL_BYTES), wrong):
             rows[label][OTHERS] = rows[label].get(OTHERS, 0) + rows[label].pop(said)
-        else:
+        if not wrong:
             _leave_out(rows, min((each for each in rows if each != OTHERS), key=lambda label: total(rows[label])))
     return text.decode() if rows else ""
+
+
+def _written(rows: Counts) -> bytes:
+    names = sorted({*rows, *(said for row in rows.values() for said in row)})
+    at = {name: i for i, name in enumerate(names)}
+    cells = sorted([at[label], at[said], count] for label, row in rows.items() for said, count in row.items())
+    return strictjson.dumps({"names": names, "counts": cells})
 
 
 def _short(name: str) -> str:
@@ -56,7 +64,7 @@ def _short(name: str) -> str:
 
 def _leave_out(rows: dict[str, dict[str, int]], label: str) -> None:
     others = rows.setdefault(OTHERS, {OTHERS: 0})
-    others[OTHERS] += total(rows.pop(label))
+    others[OTHERS] = others.get(OTHERS, 0) + total(rows.pop(label))
 
 
 def read(text: str) -> dict[str, dict[str, int]]:
@@ -67,14 +75,23 @@ def read(text: str) -> dict[str, dict[str, int]]:
     """
     if not text:
         return {}
-    rows = strictjson.loads(text.encode(errors="replace"), max_bytes=2 * MAX_BYTES)
+    found = strictjson.loads(text.encode(errors="replace"), max_bytes=2 * MAX_BYTES)
+    names, cells = found.get("names"), found.get("counts")
+    if not isinstance(names, list) or not all(isinstance(each, str) and len(each) <= _MAX_NAME_CHARS for each in names):
+        raise ValueError(f"expected names of at most {_MAX_NAME_CHARS} characters, got {names!r:.80}")
+    if not isinstance(cells, list):
+        raise ValueError(f"expected a list of counts, got {cells!r:.80}")
+    rows: dict[str, dict[str, int]] = {}
+    for cell in cells:
+        if not isinstance(cell, list) or len(cell) != 3 or not all(type(each) is int for each in cell):
+            raise ValueError(f"expected the numbers of label and answer, and how many, got {cell!r:.80}")
+        label, said, count = cell
+        if not (0 <= label < len(names) and 0 <= said < len(names) and 0 < count < _MOST):
+            raise ValueError(f"expected a label and an answer of {len(names)} names, and a count, got {cell!r:.80}")
+        row = rows.setdefault(names[label], {})
+        row[names[said]] = row.get(names[said], 0) + count
     if len(rows) > MAX_CLASSES + 1:
         raise ValueError(f"expected at most {MAX_CLASSES} classes, got {len(rows)}")
-    for label, row in rows.items():
-        if not isinstance(row, dict) or not row or not all(type(n) is int and 0 < n < _MOST for n in row.values()):
-            raise ValueError(f"expected by answer how many samples of {label[:40]!r}, got {row!r:.80}")
-        if max(map(len, (label, *row))) > _MAX_NAME_CHARS:
-            raise ValueError(f"expected names of at most {_MAX_NAME_CHARS} characters")
     return rows
 
 

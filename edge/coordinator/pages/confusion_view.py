@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -103,10 +104,13 @@ def _row(label: str, row: Mapping[str, int], columns: Sequence[str]) -> ClassRow
     return ClassRow(label, n, row.get(label, 0), (taken_for, most) if most else None, cells)
 
 
-def _in_order(name: str) -> tuple[bool, int, str]:
-    """Numbers as numbers, and names by the alphabet behind them."""
-    is_number = name.isascii() and name.isdecimal()
-    return not is_number, int(name) if is_number else 0, name.casefold()
+def _in_order(name: str) -> list[tuple[bool, int, str]]:
+    """By the alphabet, and numbers in names as numbers."""
+    return [
+        (not part.isdecimal(), int(part) if part.isdecimal() else 0, part.casefold())
+        for part in re.split(r"([0-9]+)", name)
+        if part
+    ]
 
 
 def together(all_counts: Iterable[Counts]) -> Counts:

@@ -38,11 +38,23 @@ def test_what_is_told_of_a_class_stays_true_when_there_is_no_room_for_all() -> N
     assert confusion.OTHERS in found
 
 
+def test_thirty_classes_with_long_names_and_what_they_are_mixed_up_with_fit() -> None:
+    names = [f"part number {i} with a scratch" for i in range(30)]
+    counts = {name: {name: 7, names[i - 1]: 1} for i, name in enumerate(names)}
+    assert confusion.read(confusion.told(counts)) == counts
+
+
+def _text(names: object, counts: object) -> str:
+    return json.dumps({"names": names, "counts": counts})
+
+
 @pytest.mark.parametrize(
     "text",
-    ["[]", "x", '{"a": 1}', '{"a": {"a": 0}}', '{"a": {}}',
-     '{"a": {"a": true}}', '{"a": {"a": 1.5}}', '{"a": {"a": 1}, "a": {}}',
-     json.dumps({str(i): {"a": 1} for i in range(34)}), json.dumps({"a" * 129: {"a": 1}}), "{" * 5000, 3],
+    ["[]", "x", "{}", 3, "{" * 5000, _text(["a"], 1), _text("a", []), _text([1], []), _text(["a" * 129], []),
+     _text(["a"], [[0, 0, 0]]), _text(["a"], [[0, 1, 1]]), _text(["a"], [[-1, 0, 1]]), _text(["a"], [[0, 0, True]]),
+     _text(["a"], [[0, 0, 1.5]]), _text(["a"], [[0, 0]]), _text(["a"], [0]), _text(["a"], [[0, 0, 2**60]]),
+     _text([str(i) for i in range(34)], [[i, 0, 1] for i in range(34)]),
+     '{"names": ["a"], "names": ["b"], "counts": []}'],
 )  # fmt: skip
 def test_what_is_no_such_text_is_refused_by_name(text: object) -> None:
     with pytest.raises(ChannelError, match=r"Telemetry\.confusion"):

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from edge.channel import confusion
 from edge.channel.messages import Birth, Conn, History, Served, State
 from edge.contract.clock import Now
 from edge.contract.errors import RolloutError
@@ -249,27 +250,30 @@ def test_what_models_answered_to_labels_is_kept_as_said_last_and_goes_with_what_
     def says(text: str, model: str = "a", seq: int = 1, at_ms: int = 10) -> None:
         registry.telemetry("d", {"model": model, "seq": seq, "confusion": text}, Now(1000.0, at_ms))
 
+    def told(n: int) -> str:
+        return confusion.told({"x": {"x": n}})
+
     def kept() -> dict[str, Any]:
         registry.keep_telemetry(Now(1e6, 99), at_once=True)
         return {each.model: each.counts for each in store.confusions.all()}
 
     registry.birth("d", birth("a", "b", bundle="1" * 64), NOW)
-    says('{"x":{"x":3}}')
-    says('{"x":{"y":1}}', "b", 2)
-    says('{"x":{"x":9}}', "gone", 3)
+    says(told(3))
+    says(confusion.told({"x": {"y": 1}}), "b", 2)
+    says(told(9), "gone", 3)
     assert kept() == {"a": {"x": {"x": 3}}, "b": {"x": {"y": 1}}}
     # What comes late, of a time without a line, does not take the place of what was said after it.
-    for seq, ts, text in ((4, 5, '{"x":{"x":1}}'), (5, 20, '{"x":{"x":5}}')):
+    for seq, ts, text in ((4, 5, told(1)), (5, 20, told(5))):
         values = {"model": "a", "seq": seq, "ts": ts, "confusion": text}
         registry.history("d", History(telemetry=(values,), events=(), batch=""), Now(1000.0, 30))
         assert kept()["a"] == {"x": {"x": 3 if ts == 5 else 5}}
     # Another bundle: nothing of it is known, also where the older one's last words were not kept yet.
-    says('{"x":{"x":7}}', "a", 6, 40)
+    says(told(7), "a", 6, 40)
     registry.birth("d", birth("a", bundle="2" * 64), Now(1001.0, 50))
     assert {model: counts for model, counts in kept().items() if counts} == {}
     says("", "a", 7, 60)
     assert kept()["a"] == {}
-    says('{"x":{"x":2}}', "a", 8, 70)
+    says(told(2), "a", 8, 70)
     assert kept()["a"] == {"x": {"x": 2}}
     registry.birth("d", replace(birth("a", bundle="2" * 64), state_id="e" * 16), Now(1002.0, 80))
     registry.conn("d", Conn(online=True, session=1, boot=1, ts_ms=0, state_id="f" * 16), Now(1003.0, 90))
