@@ -29,14 +29,15 @@ from edge.coordinator.rollout.states import UNDER_WAY, RolloutEvent, RolloutStat
 from edge.coordinator.rollout.step import Key, Moved, Rollout, Step, Target
 from edge.coordinator.rollout.waves import sizes, wave_of
 from edge.coordinator.rollout.words import Report, is_on_its_way, reported, reverted
+from edge.coordinator.run_clock import RunClock
 from edge.coordinator.selection import forecast, in_order, joined, overtaken, passed_by, presence_of, selected
 from edge.coordinator.store.rollouts import Made
 from edge.coordinator.store.store import Store
-from edge.coordinator.turns import PAUSED, RUN_CLOCK
+from edge.coordinator.turns import PAUSED
 from edge.learning.exchange import HeadRelease
 
-# Between two looks at the clock, and between two writes of how long coordinators have run.
-LOOK_S, KEEP_CLOCK_S = 5.0, 60.0
+# Between two looks at the clock, where nothing that a plan waits for is due before.
+LOOK_S = 5.0
 # Whether other devices match by now is looked at when one comes or is tagged, and so often.
 JOIN_S = 60.0
 # Nobody needs an answer sooner; a fleet of thousands is not read for each message.
@@ -64,6 +65,7 @@ class Rollouts:
 
     Attributes:
         to_tell: Devices that are to be told anew what they should run; the caller empties it.
+        clock: What plans are counted in.
     """
 
     def __init__(
@@ -76,9 +78,7 @@ class Rollouts:
         self._events = events
         self._draw, self._line = draw, line
         self.to_tell: set[str] = set()
-        self._run_s = float(store.rollouts.setting(RUN_CLOCK) or 0.0)
-        self._kept_s = self._run_s
-        self._seen_s: float | None = None  # monotonic
+        self.clock = RunClock(store, lambda: line().hears)
         self._is_to_join, self._next_join_s = True, -math.inf
         self._next_s = -math.inf
         self._soonest_s = -math.inf
@@ -133,11 +133,12 @@ class Rollouts:
             ]
             self._store.rollouts.add(rollout, targets, Made(who, now.wall_ms))
             if begin and plan.start.judges:
-                due_s = self._run_s + seconds(plan.start.within)
+                due_s = self.clock.s(now) + seconds(plan.start.within)
                 self._store.evaluations.save(Evaluation(rollout=rollout.id, due_s=due_s))
+                self.clock.keep()
             elif begin and not plan.start.approvals:
                 self.make_way(older, release, who, now)
-                step = steps.order(rollout, targets, RolloutEvent.START, self._run_s, who=who)
+                step = steps.order(rollout, targets, RolloutEvent.START, self.clock.s(now), who=who)
                 self._keep(rollout, step, now)
                 rollout = step.rollout
         self._events.note("", "rollout", f"{rollout.id}: release {release.counter} to {len(found)} devices", now)
@@ -175,7 +176,7 @@ class Rollouts:
                 is_draft = rollout.state is RolloutState.DRAFT
                 event = RolloutEvent.ABORT if is_draft else RolloutEvent.OVERTAKEN
                 targets, why = self._store.rollouts.targets(rollout.id), f"release {release.counter} takes its place"
-                self._keep(rollout, steps.order(rollout, targets, event, self._run_s, who=who, why=why), now)
+                self._keep(rollout, steps.order(rollout, targets, event, self.clock.s(now), who=who, why=why), now)
         self._hurry()
 
     def forgotten(self, device: str, now: Now) -> list[int]:
@@ -196,7 +197,7 @@ class Rollouts:
             if release.kind == "head" and forgotten_in(self._store, self._artifacts, release.digest):
                 why = f"release {release.counter} has in it what {device} learned, which is forgotten"
                 targets = self._store.rollouts.targets(rollout.id)
-                self._keep(rollout, steps.order(rollout, targets, RolloutEvent.ABORT, self._run_s, why=why), now)
+                self._keep(rollout, steps.order(rollout, targets, RolloutEvent.ABORT, self.clock.s(now), why=why), now)
                 ended.append(rollout.id)
         self._hurry()
         return ended
@@ -231,7 +232,7 @@ class Rollouts:
         """
         with self._store.transaction():
             rollout, targets = self._get(number, version), self._store.rollouts.targets(number)
-            step = steps.order(rollout, targets, event, self._run_s, who=who, why=why)
+            step = steps.order(rollout, targets, event, self.clock.s(now), who=who, why=why)
             if event in _GIVES_AGAIN and (brought := self._store.releases.get(rollout.plan.release)) is not None:
                 check_release(self._store, self._artifacts, brought)
             if rollout.state is RolloutState.DRAFT and event in (RolloutEvent.START, RolloutEvent.RESUME):
@@ -258,15 +259,12 @@ class Rollouts:
         """Open so many more devices with the wave that is open; raises as `order`."""
         with self._store.transaction():
             rollout = self._get(number, version)
-            step = steps.widen(rollout, self._store.rollouts.targets(number), count, self._run_s, who=who, why=why)
+            step = steps.widen(
+                rollout, self._store.rollouts.targets(number), count, self.clock.s(now), who=who, why=why
+            )
             self._keep(rollout, step, now)
         self._hurry()
         return step.rollout
-
-    @property
-    def run_s(self) -> float:
-        """How long coordinators of this fleet have run, in seconds: what deadlines are counted in."""
-        return self._run_s
 
     def approve(
         self, number: int, who: str, why: str, now: Now, *, supersede: bool = False, version: int | None = None
@@ -329,7 +327,7 @@ class Rollouts:
                     f"{device} is not in rollout {number}; `edge-fleet rollout status {number}` lists all"
                 )
             for target in theirs:
-                step = steps.exclude(rollout, target, self._run_s, who=who, why=why, leaves=leaves)
+                step = steps.exclude(rollout, target, self.clock.s(now), who=who, why=why, leaves=leaves)
                 self._keep(rollout, step, now)
         self._hurry()
 
@@ -349,7 +347,7 @@ class Rollouts:
             if rollout.state is not RolloutState.REVERTING:
                 event = RolloutEvent.ABORT if is_to_abort else RolloutEvent.OVERTAKEN
                 targets, why = self._store.rollouts.targets(rollout.id), f"release {release.counter} takes its place"
-                self._keep(rollout, steps.order(rollout, targets, event, self._run_s, why=why), now)
+                self._keep(rollout, steps.order(rollout, targets, event, self.clock.s(now), why=why), now)
 
     def pause_all(self, who: str, why: str, now: Now, *, paused: bool = True) -> None:
         """Let nothing be offered and no wave open in the whole fleet; or let it go on. No rollout loses its state.
@@ -395,21 +393,21 @@ class Rollouts:
             for rollout, target in self._store.rollouts.of_devices(device):
                 if message.model not in ("", target.model) and target.model != "":
                     continue
-                step = self._said(rollout, target, message)
+                step = self._said(rollout, target, message, now)
                 if step is not None and step.targets:
                     self._keep(rollout, step, now)
                     self._hurry()
 
-    def _said(self, rollout: Rollout, target: Target, message: State) -> Step | None:
+    def _said(self, rollout: Rollout, target: Target, message: State, now: Now) -> Step | None:
         if message.release == rollout.plan.release:
             report = Report(state=message.state, detail=message.detail, pairs=_pairs(message))
-            return reported(rollout, target, report, self._run_s)
+            return reported(rollout, target, report, self.clock.s(now))
         if message.release != target.restore or target.state is not TargetState.REVERTING:
             return None
         if message.state in _RUNS:
-            return reverted(rollout, target, self._run_s, message.detail)
+            return reverted(rollout, target, self.clock.s(now), message.detail)
         if message.state in ("failed", "refused"):
-            return reported(rollout, target, Report(state="failed", detail=message.detail), self._run_s)
+            return reported(rollout, target, Report(state="failed", detail=message.detail), self.clock.s(now))
         return None
 
     def came(self) -> None:
@@ -429,44 +427,42 @@ class Rollouts:
 
     def tick(self, now: Now) -> None:
         """Do what is due. The clock stands still while no device can be heard: nobody is late, and nothing is seen."""
-        if self._seen_s is not None and self._line().hears:
-            self._run_s += max(now.s - self._seen_s, 0.0)
-        self._seen_s = now.s
-        if self._run_s - self._kept_s >= KEEP_CLOCK_S:
-            self._keep_clock()
+        self.clock.s(now)
         if now.s < self.next_deadline_s:
             return
         self._next_s, n_targets = now.s + LOOK_S, 0
+        due_s = LOOK_S
         is_to_join = self._is_to_join or now.s >= self._next_join_s
         if is_to_join:
             self._is_to_join, self._next_join_s = False, now.s + JOIN_S
         for rollout in self._store.rollouts.open():
             with self._events.survived("", "fault", f"rollout {rollout.id}", now):
-                n_targets += self._advance(rollout, now, is_to_join=is_to_join)
+                n, soon_s = self._advance(rollout, now, is_to_join=is_to_join)
+                n_targets, due_s = n_targets + n, min(due_s, soon_s)
+        self._next_s = min(self._next_s, now.s + due_s)
         self._soonest_s = now.s + _SOONEST_S + n_targets / _TARGETS_PER_S
 
-    def _keep_clock(self) -> None:
-        self._kept_s = self._run_s
-        self._store.rollouts.set(RUN_CLOCK, repr(self._run_s))
-
-    def _advance(self, rollout: Rollout, now: Now, *, is_to_join: bool) -> int:
+    def _advance(self, rollout: Rollout, now: Now, *, is_to_join: bool) -> tuple[int, float]:
+        """Do what is due; how many targets there were, and after how many seconds something is due again."""
         line = self._line()
         with self._store.transaction():
             targets = list(self._store.rollouts.targets(rollout.id))
             if is_to_join:
                 targets = joined(self._store, rollout, targets, line, now)
                 if rollout.state is RolloutState.COMPLETED and (gone := passed_by(self._store, rollout, targets)):
-                    self._keep(rollout, steps.left(rollout, gone, self._run_s), now)
+                    self._keep(rollout, steps.left(rollout, gone, self.clock.s(now)), now)
                     targets = list(self._store.rollouts.targets(rollout.id))
                 if rollout.state in _GOING and (why := overtaken(self._store, rollout, targets)):
-                    self._keep(rollout, steps.order(rollout, targets, RolloutEvent.PAUSE, self._run_s, why=why), now)
-                    return len(targets)
+                    self._keep(
+                        rollout, steps.order(rollout, targets, RolloutEvent.PAUSE, self.clock.s(now), why=why), now
+                    )
+                    return len(targets), LOOK_S
             presence = {each.id: presence_of(each, line, now) for each in self._store.devices.presence()}
             step = steps.advance(
                 rollout,
                 targets,
                 presence,
-                self._run_s,
+                self.clock.s(now),
                 wall_ms=now.wall_ms,
                 groups=self._store.devices.tags() if rollout.plan.model.judge_by else None,
                 is_halted=bool(self.paused),
@@ -474,7 +470,8 @@ class Rollouts:
             self._keep(rollout, step, now)
             self._hear_again(rollout, step, now)
             self.to_tell |= self._way_back.restore(step.rollout, now)
-        return len(targets)
+        moved = [step.targets.get(target.key, target) for target in targets]
+        return len(targets), steps.due_in(step.rollout, moved, self.clock.s(now))
 
     def _hear_again(self, rollout: Rollout, step: Step, now: Now) -> None:
         """Take what devices said of the release before they were offered it: one that runs it does not say so again."""
@@ -503,7 +500,7 @@ class Rollouts:
         if not self._store.rollouts.save(step.rollout, before, changed):
             raise RolloutError(f"rollout {before.id} was changed by somebody else meanwhile; look at it and try again")
         self._store.rollouts.log_step(step, now.wall_ms)
-        self._keep_clock()
+        self.clock.keep()
         self.to_tell |= {moved.subject for moved in step.moved if moved.subject and moved.event in _TELLING}
         if step.rollout.state is not before.state:
             self.to_tell |= {

@@ -111,6 +111,9 @@ class Evaluations:
             return
         self._next_s = now.s + LOOK_S
         for each in self._log.under_way():
+            left_s = each.due_s - self._rollouts.clock.s(now, is_watched=True)
+            if left_s > 0:
+                self._next_s = min(self._next_s, now.s + left_s)
             with self._events.survived("", "fault", f"what devices think of rollout {each.rollout}", now):
                 with self._store.transaction():
                     happened = self._look(each, now)
@@ -134,7 +137,7 @@ class Evaluations:
         waits = [each for each in judges if each.state == "open" and each.device in there[0]]
         needed = rollout.plan.start.judges
         asked = self._ask(rollout, release, len(said) + len(waits), judges, there[0], now)
-        is_over = self._rollouts.run_s >= one.due_s
+        is_over = self._rollouts.clock.s(now) >= one.due_s
         if (waits or asked) and not is_over and one.state == "asking":
             return None
         found = beforehand({each.device: _pairs(each) for each in said}, rollout.plan.model)

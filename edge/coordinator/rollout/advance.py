@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
+from edge.contract.durations import seconds
 from edge.contract.errors import RolloutError
 from edge.coordinator.rollout.gates import Decision
-from edge.coordinator.rollout.judging import health, judge, reason
+from edge.coordinator.rollout.judging import health, judge, reason, soak_s
 from edge.coordinator.rollout.states import (
     ENDED,
     FAILURES,
@@ -61,6 +63,21 @@ def advance(
         if not _look(work, groups or {}, is_halted=is_halted):
             break
     return work.step()
+
+
+def due_in(rollout: Rollout, targets: Iterable[Target], now_s: float) -> float:
+    """After how many seconds time may bring something: the end of a soak or a deadline; infinite for nothing.
+
+    Args:
+        rollout: It.
+        targets: All of its targets.
+        now_s: As of `advance`.
+    """
+    left = [target.left_s - (now_s - target.counted_s) for target in targets if target.left_s > 0]
+    if rollout.state is S.SOAKING:
+        waits = (soak_s(rollout), seconds(rollout.plan.model.wait))
+        left += [each - (now_s - rollout.since_s) for each in waits]
+    return min((each for each in left if each > 0), default=math.inf)
 
 
 _CONNECTED_ONLY = frozenset({T.OFFERED, T.STAGED, T.REVERTING})

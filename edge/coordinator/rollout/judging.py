@@ -8,16 +8,18 @@ from dataclasses import replace
 from edge.channel.messages import Pairs
 from edge.contract.durations import seconds
 from edge.coordinator.rollout import gates
+from edge.coordinator.rollout import plan as plans
 from edge.coordinator.rollout.gates import Decision, Verdict
-from edge.coordinator.rollout.plan import Plan, soak_s
+from edge.coordinator.rollout.plan import Plan
 from edge.coordinator.rollout.states import FAILURES, UNCOUNTED, RolloutState, TargetState
 from edge.coordinator.rollout.step import Look, Rollout, Target, Work
 
 S, T = RolloutState, TargetState
 
 
-def _soak_s(rollout: Rollout) -> float:
-    return soak_s(rollout.plan, rollout.sizes[rollout.wave][1], rollout.n_selected)
+def soak_s(rollout: Rollout) -> float:
+    """How long the open wave is watched after it has settled, in seconds."""
+    return plans.soak_s(rollout.plan, rollout.sizes[rollout.wave][1], rollout.n_selected)
 
 
 def reason(verdict: Verdict) -> str:
@@ -52,7 +54,7 @@ def judge(work: Work, wave: list[Target], groups: Mapping[str, Mapping[str, str]
     opened = [target for target in work.targets.values() if target.wave <= rollout.wave]
     canaries = {_name(target): target.pairs for target in opened if target.state in (T.ACTIVE, T.PROBATION)}
     counted = [target for target in wave if target.state not in (T.EXCLUDED, T.SUPERSEDED)]
-    if not is_held and soaked < _soak_s(rollout):
+    if not is_held and soaked < soak_s(rollout):
         # Bad news needs no patience.
         return _early(work, canaries, groups) if _is_gated(rollout) else None
     absent = sum(target.state is T.ABSENT for target in counted)
@@ -95,7 +97,7 @@ def _early(work: Work, canaries: Mapping[str, Pairs], groups: Mapping[str, Mappi
     work.rollout = replace(rollout, looks=looks)
     work.looks.append(Look(wave=rollout.wave, number=looks, verdict=found))
     soaked = work.now_s - rollout.since_s
-    is_soaking = soaked < _soak_s(rollout)
+    is_soaking = soaked < soak_s(rollout)
     if found.decision is Decision.STOP:
         return found
     if found.decision is Decision.PASS:

@@ -248,6 +248,20 @@ def test_what_devices_judged_worse_is_given_to_all_by_nobody_who_does_not_insist
         way(force=True)
 
 
+def test_a_short_time_to_answer_is_as_long_as_it_says_and_what_is_left_of_it_is_told(new: NewFleet) -> None:
+    fleet = new()
+    fleet.pass_time(33, 1)
+    fleet.start_plan(waves=["100 %"], model="off", start={"judges": 3, "within": "20 s"})
+    left = []
+    while evaluation(fleet) == "asking":
+        left.append(fleet.shown(1)["evaluation"]["left_s"])
+        fleet.pass_time(1, 1)
+        assert len(left) < 40
+    assert 20 <= len(left) <= 21
+    assert left[0] == 20
+    assert all(0 <= each - (20 - i) <= 5 for i, each in enumerate(left)), f"it is looked at each 5 s: {left}"
+
+
 def test_a_plan_may_go_on_without_a_judgement_and_that_is_said(new: NewFleet) -> None:
     fleet = new()
     number = begin(fleet, unjudged="go")

@@ -115,6 +115,18 @@ def test_without_labels_it_holds_after_the_canaries_and_a_person_decides(make: M
     assert (fleet.state(rollout), fleet.touched) == ("aborted", 50)
 
 
+def test_soaks_of_seconds_last_so_long_and_not_until_somebody_looks_again(make: Make) -> None:
+    fleet = make(3, ends("active"))
+    fleet.pass_time(12, 1)
+    rollout = fleet.start_plan(soak=["3 s", "2 s"])
+    seen = []
+    while fleet.state(rollout) != "completed":
+        fleet.pass_time(0.5, 0.5)
+        seen.append(fleet.touched)
+        assert len(seen) < 40
+    assert 6 <= seen.count(1) <= 9, "three seconds, and what telling takes"
+
+
 def test_revert_brings_the_older_bytes_back_as_a_new_release(make: Make) -> None:
     fleet = make(4, ends("active"))
     first = fleet.push()
