@@ -17,6 +17,8 @@ from edge.contract.errors import ConfigError, HeldError, RolloutError, WaitError
 
 _MAX_PLAN_BYTES = 16 * 1024
 _SHORT = ("id", "release", "kind", "state", "wave", "waves", "devices", "reason", "version")
+# States of a device in a rollout that wait for a person.
+_FAILURES = ("refused", "failed", "rolled-back", "timed-out")
 # States of a rollout that only a person, or nobody, leads out of.
 _STOPPED = ("paused", "aborted", "reverted", "superseded")
 
@@ -248,8 +250,22 @@ def _order(name: str, text: str, needs_reason: bool = False) -> None:
     @click.pass_obj
     def command(connect: Any, number: int, reason: str, seen: int | None, as_json: bool) -> None:
         body = {"order": name, "who": who(), "reason": reason}
-        found = connect().call("POST", f"/api/v1/rollouts/{number}/order", json=body, headers=_if_match(seen))
+        coordinator = connect()
+        found = coordinator.call("POST", f"/api/v1/rollouts/{number}/order", json=body, headers=_if_match(seen))
         click.echo(json.dumps(found) if as_json else line_of(found))
+        if name == "resume" and not as_json:
+            _say_failures(coordinator.call("GET", f"/api/v1/rollouts/{number}"))
+
+
+def _say_failures(found: dict[str, Any]) -> None:
+    """What failed before a person went on: it stops the rollout no more, and is not mended by that."""
+    failed = [target for target in found["targets"] if target["state"] in _FAILURES]
+    for target in failed[:20]:
+        click.echo(f"stands: {_line_of_target(target)}")
+    if failed:
+        more = f" ({len(failed) - 20} more)" if len(failed) > 20 else ""
+        again = f"`edge-fleet rollout retry {found['id']}` offers it to them again"
+        click.echo(f"what failed so far{more} stops it no more; {again}")
 
 
 _order("pause", "Let no further device activate the release of rollout ID; what is fetched is kept.")

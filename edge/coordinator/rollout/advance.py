@@ -129,7 +129,7 @@ def _look(work: Work, groups: Mapping[str, Mapping[str, str]], *, is_halted: boo
     if rollout.state not in (S.OPENING, S.SOAKING, S.HELD, S.COMPLETED):
         return False
     wave = work.of_wave(rollout.wave)
-    found = health(wave, work.targets.values(), rollout.plan)
+    found = health(wave, work.targets.values(), rollout)
     if found.decision is Decision.STOP:
         return work.happen(E.STOP, reason(found), is_severe=found.is_severe)
     if rollout.state is S.OPENING:
@@ -168,6 +168,8 @@ def order(
             work.move(target, V.RETRY, why or "tried again", who)
     if not work.happen(event, why or rollout.reason if event is E.RESUME else why, who) and event is not E.RETRY:
         raise RolloutError(f"rollout {rollout.id} is {state} already: {event} changes nothing")
+    if event is E.RESUME:  # a person has looked: what failed by now stops it no more
+        work.rollout = replace(work.rollout, seen_s=now_s)
     return work.step()
 
 

@@ -75,22 +75,25 @@ class Verdict:
 PASSED = Verdict(Decision.PASS)
 
 
-def health(n_counted: int, n_failed: int, limits: Health) -> Verdict:
+def health(n_counted: int, n_failed: int, limits: Health, n_seen: int = 0) -> Verdict:
     """Whether failures stop a rollout.
 
     Args:
         n_counted: Targets that were touched and are not absent.
         n_failed: Of these, refused, failed, rolled back or timed out.
         limits: Of the plan; in a wave of one, one failure is all that there can be.
+        n_seen: Of these, what a person went on from: it pauses nothing again. The older bytes come back by all that
+            failed, once something fails anew.
     """
-    detail = f"{n_failed} of {n_counted} devices failed"
+    n_new = n_failed - n_seen
+    detail = f"{n_failed} of {n_counted} devices failed" + (f", {n_new} since a person went on" if n_seen else "")
 
-    def is_over(limit: tuple[float, int]) -> bool:
-        return n_failed > 0 and n_failed >= min(limit[1], n_counted) and n_failed > limit[0] * n_counted
+    def is_over(limit: tuple[float, int], n_bad: int, n_all: int) -> bool:
+        return n_bad > 0 and n_bad >= min(limit[1], n_all) and n_bad > limit[0] * n_all
 
-    if is_over(limits.revert):
+    if n_new and is_over(limits.revert, n_failed, n_counted):
         return Verdict(Decision.STOP, "failures", detail, is_severe=n_failed >= limits.revert[1])
-    return Verdict(Decision.STOP, "failures", detail) if is_over(limits.pause) else PASSED
+    return Verdict(Decision.STOP, "failures", detail) if is_over(limits.pause, n_new, n_counted - n_seen) else PASSED
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,7 +10,6 @@ from edge.contract.durations import seconds
 from edge.coordinator.rollout import gates
 from edge.coordinator.rollout import plan as plans
 from edge.coordinator.rollout.gates import Decision, Verdict
-from edge.coordinator.rollout.plan import Plan
 from edge.coordinator.rollout.states import FAILURES, UNCOUNTED, RolloutState, TargetState
 from edge.coordinator.rollout.step import Look, Rollout, Target, Work
 
@@ -27,15 +26,16 @@ def reason(verdict: Verdict) -> str:
     return f"{verdict.code}: {verdict.detail}" if verdict.code else verdict.detail
 
 
-def health(wave: list[Target], everyone: Iterable[Target], plan: Plan) -> Verdict:
+def health(wave: list[Target], everyone: Iterable[Target], rollout: Rollout) -> Verdict:
     """Of this wave, and of all that were touched: what is one in twenty of many may be all of a few."""
     parts = (wave, [target for target in everyone if target.state not in (T.WAITING, T.ABSENT)])
     for part in parts:
         counted = [target for target in part if target.state not in UNCOUNTED]
         failed = [target for target in counted if target.state in FAILURES]
-        found = gates.health(len(counted), len(failed), plan.health)
+        new = [target for target in failed if target.since_s > rollout.seen_s]
+        found = gates.health(len(counted), len(failed), rollout.plan.health, len(failed) - len(new))
         if found.decision is Decision.STOP:
-            return replace(found, detail=f"{found.detail}: {_named(failed)}")
+            return replace(found, detail=f"{found.detail}: {_named(new)}")
     return gates.PASSED
 
 

@@ -99,6 +99,7 @@ class Rollout:
         wave: The last one that is open, from 0; -1 before the first.
         since_s: When this state began.
         looks: Of the gate at this wave, that are over.
+        seen_s: When a person went on with it: failures up to then do not pause it again.
         reason: Why it is where it is, for people; begins with a code where there is one.
         version: Goes up with each step.
     """
@@ -113,6 +114,7 @@ class Rollout:
     wave: int = -1
     since_s: float = 0.0
     looks: int = 0
+    seen_s: float = -1.0
     reason: str = ""
     version: int = 0
 

@@ -193,6 +193,7 @@ def _rollout_row(rollout: Rollout, made: Made) -> RolloutRow:
         wave=rollout.wave,
         since_s=rollout.since_s,
         looks=rollout.looks,
+        seen_s=rollout.seen_s,
         reason=rollout.reason,
         version=rollout.version,
         author=made.author,
@@ -212,6 +213,7 @@ def _rollout(row: RolloutRow) -> Rollout:
         wave=row.wave,
         since_s=row.since_s,
         looks=row.looks,
+        seen_s=row.seen_s,
         reason=row.reason,
         version=row.version,
     )

@@ -347,6 +347,7 @@ class RolloutRow(Row):
     wave: Mapped[int]
     since_s: Mapped[float]
     looks: Mapped[int]
+    seen_s: Mapped[float]
     reason: Mapped[str]
     version: Mapped[int]
     author: Mapped[str]

@@ -285,6 +285,34 @@ def test_revert_is_asked_for_or_comes_by_plan_or_by_very_many_failures() -> None
     assert many.rollout.state is S.REVERTED, "9 of 40 are above health.revert"
 
 
+def test_what_failed_before_a_person_went_on_pauses_it_no_more_and_what_fails_since_does() -> None:
+    play = Play(40, runs(), waves=["50 %", "100 %"], soak=["1 min"])
+    play.devices |= {f"d{i}": says("failed", "disk full") for i in range(3)}
+    for _ in range(4):
+        play.tick()
+    assert play.rollout.state is S.PAUSED
+    play.order(E.RESUME, why="three cards are broken")
+    play.run(1200, 60)
+    assert (play.rollout.state, play.states()) == (S.COMPLETED, {"failed": 3, "active": 37})
+    assert "paused resume opening" in play.said
+
+    # The same with two more that fail since: named are those, and all together bring the older bytes back.
+    play = Play(40, runs(), waves=["50 %", "100 %"], soak=["1 min"])
+    play.devices |= {f"d{i}": says("failed", "disk full") for i in (0, 1, 2, 20, 21)}
+    for _ in range(4):
+        play.tick()
+    play.order(E.RESUME, why="three cards are broken")
+    play.run(1200, 60)
+    assert play.rollout.state is S.PAUSED
+    assert play.rollout.reason.startswith("failures: 2 of 20 devices failed: d20 failed (disk full), d21 failed")
+    play.order(E.RESUME, why="two more")
+    play.tick()
+    for i in range(3, 8):
+        play.take(reported(play.rollout, play.targets[f"d{i}", ""], Report(state="rolled-back"), play.now_s))
+    play.tick()
+    assert play.rollout.state is S.REVERTING, "10 of 40"
+
+
 def test_retry_offers_it_again_to_those_that_failed() -> None:
     play = Play(3, says("failed", "disk full"))
     for _ in range(5):
