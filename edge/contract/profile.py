@@ -42,11 +42,19 @@ class QuantizationProfile:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InferenceProfile:
-    """What a session may take, and whether the device has torch: bundles for it hold TorchScript then."""
+    """What a session may take, and whether the device has torch: bundles for it hold TorchScript then.
+
+    Attributes:
+        threads: Of one session.
+        max_bundle_mb: A larger bundle is refused.
+        torch: Whether bundles hold TorchScript.
+        max_latency_ms: A pushed bundle whose sample takes longer on the CPU is refused; 0 for however long.
+    """
 
     threads: Annotated[int, between(1, 64)]
     max_bundle_mb: Annotated[int, between(1, 4095)]  # the bundle format ends at 4 GiB
     torch: bool = False
+    max_latency_ms: Annotated[float, between(0, 600_000)] = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

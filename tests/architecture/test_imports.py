@@ -125,6 +125,7 @@ ALLOWED_USES = {
     for file in (
         "edge/agent/client.py",
         "edge/agent/core.py",
+        "edge/agent/model/host.py",
         "edge/agent/model/rehearsal.py",
         "edge/inference/trainers.py",
     )

@@ -272,11 +272,11 @@ class Deployment:
                 release = HeadRelease.decode(path.read_bytes(), "the pushed head")
                 self._take(releases.look_at(self._host.model, release, competes=release.competes))
                 return
-            self._host.try_bundle(desired.digest)
+            cost = self._host.try_bundle(desired.digest)
         except Exception as exc:  # noqa: BLE001  # what is wrong with a release is refused, whatever it raises
             self._enter(SlotEvent.REFUSED, f"trial: {_said(exc)}")
             return
-        self._activate(None, "trial: its golden outputs are right on this CPU")
+        self._activate(None, f"trial: its golden outputs are right on this CPU; {cost.text}")
 
     def _take(self, offer: releases.Offer) -> None:
         """Refuse a head, hold it, or make it live."""
