@@ -12,7 +12,7 @@ import click
 from converter.plan import KINDS, Constant, InputOption
 from edge.contract.tensorspec import BATCH, DTYPES
 
-_AXIS = re.compile(r"([A-Za-z_]\w{0,62})(?:@([1-9]\d{0,8}))?(?:%([1-9]\d{0,8}))?", re.ASCII)
+_AXIS = re.compile(r"([A-Za-z_]\w{0,62})(?:@(0|[1-9]\d{0,8}))?(?:%([1-9]\d{0,8}))?", re.ASCII)
 
 
 def only_input(_context: click.Context, _parameter: click.Parameter, value: str | None) -> InputOption | None:

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from torch.jit._trace import TracerWarning
 
-from converter.export.decisions import decisions_of, described
+from converter.export.decisions import decisions_of, described, takes_number
 from converter.load.checkpoint_file import KEY, VERSION, check_preprocessing, check_samples
 from converter.load.dictionaries import BY_NAME, DICTIONARY, takes_dictionary
 from converter.load.training_mode import check_keeps_statistics
@@ -30,7 +30,7 @@ from converter.program.attention import traceable
 from converter.program.lengths import with_lengths
 from converter.program.programs import Flat, has_batch, named_outputs, torch_program
 from converter.program.rounding import rounded_sizes
-from converter.verify.axes import FreeAxis, Probe, agreeing, baked_axes, free_axes
+from converter.verify.axes import FreeAxis, Probe, agreeing, baked_axes, empty_axes, filled, free_axes
 from edge.contract.errors import ConfigError, ConversionError
 from edge.contract.files import replace_file
 from edge.contract.foreign import foreign, reason
@@ -259,6 +259,11 @@ def _stored(model: nn.Module, examples: Mapping[str, torch.Tensor], specs: list[
     decides by values, the compiler of TorchScript, which keeps both but takes few real models, is tried; else axes are
     narrowed, and the decisions told to whoever converts it.
     """
+    shown = {name: tensor.numpy() for name, tensor in examples.items()}
+    empty = empty_axes(specs, shown)
+    if empty:
+        shown = filled(torch_program(model, specs), specs, shown)
+        examples = {name: torch.from_numpy(array) for name, array in shown.items()}
     inputs = tuple(examples.values())
     shapes = ", ".join(f"{name} of shape {tuple(t.shape)} and type {t.dtype}" for name, t in examples.items())
     with foreign(f"the model does not run on {shapes}", ConversionError), torch.no_grad():
@@ -270,7 +275,7 @@ def _stored(model: nn.Module, examples: Mapping[str, torch.Tensor], specs: list[
     tried = _copied(model)  # code may keep what it computed for the sizes that it saw
     example = {spec.name: _first(examples[spec.name], spec).numpy() for spec in specs}
     probe = Probe(run=torch_program(tried, specs, list(outputs)), inputs=tuple(specs), example=example)
-    axes = free_axes(probe, {})
+    axes = free_axes(probe, {}, empty)
     try:
         trace, said = _traced(model if plain else Flat(model), inputs)
     except ConversionError as exc:
@@ -280,7 +285,7 @@ def _stored(model: nn.Module, examples: Mapping[str, torch.Tensor], specs: list[
             raise ConversionError(f"{exc}; compiled by torch.jit.script, it {next(iter(faults.values()))}") from exc
         return _Stored(script=script, outputs=outputs, specs=specs, ranges=_ranges(axes, only_tried=True))
     faults = _faults(trace, probe, axes, outputs)
-    takes_numbers = any(f"{os.sep}torch{os.sep}" not in warning.filename for warning in said)
+    takes_numbers = any(takes_number(w) and f"{os.sep}torch{os.sep}" not in w.filename for w in said)
     decides = described(decisions_of(tried, inputs)) if takes_numbers else None
     if not faults and decides is None:
         _repeat(said)

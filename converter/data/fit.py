@@ -120,7 +120,8 @@ class Fitter:
         axes = sample_axes(spec)
         sizes = self._alone(spec, shape) if spec.batch_axis is None else shape[1:]
         fits = len(sizes) == len(axes) and all(
-            size == axis if isinstance(axis, int) else size > 0 for size, axis in zip(sizes, axes, strict=True)
+            size == axis if isinstance(axis, int) else size > 0 or len(self.inputs) > 1  # one of several may be empty
+            for size, axis in zip(sizes, axes, strict=True)
         )
         if not fits:
             hint = _hint(shape, sizes, axes, batched=spec.batch_axis is not None)

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.jit._trace import TracerWarning
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -57,6 +58,14 @@ def decisions_of(model: nn.Module, inputs: Iterable[torch.Tensor]) -> list[Place
 def is_own(file: str) -> bool:
     """Whether this is the user's code, not that of a library."""
     return f"{os.sep}torch{os.sep}" not in file and not file.startswith(sys.prefix)
+
+
+def takes_number(warning: warnings.WarningMessage) -> bool:
+    """Whether a tracer says that Python took a tensor for a number, which may be written down.
+
+    Of one that is gone through, as in ``q, k, v = x``, the number is how often: a graph is wrong at every other size.
+    """
+    return issubclass(warning.category, TracerWarning) and "Iterating over a tensor" not in str(warning.message)
 
 
 def described(places: Sequence[Place]) -> str | None:

@@ -22,9 +22,8 @@ import onnx
 import torch
 from onnx import helper, numpy_helper
 from torch import nn
-from torch.jit._trace import TracerWarning
 
-from converter.export.decisions import decisions_of, described, is_own
+from converter.export.decisions import decisions_of, described, is_own, takes_number
 from converter.export.indices import cast_indices
 from converter.export.lengths import steps_read, without_readers
 from converter.export.replay import Replay
@@ -92,7 +91,7 @@ def by_tracing(source: Source, outputs: Sequence[TensorSpec]) -> Exported:
         warnings.simplefilter("always")
         flat = _flat(source)
         model = with_lengths(flat, lambda: _by_old_exporter(flat, source, outputs, "by tracing"))
-    taken = [(w.filename, w.lineno) for w in caught if issubclass(w.category, TracerWarning) and is_own(w.filename)]
+    taken = [(w.filename, w.lineno) for w in caught if takes_number(w) and is_own(w.filename)]
     depending = []
     if taken:
         depending = decisions_of(_module(source), map(torch.from_numpy, _two_samples(source).values()))

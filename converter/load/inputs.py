@@ -32,7 +32,7 @@ _USUAL_SIZES = (8, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 100, 112, 128, 16
 _MAX_SIZE = 320
 # Samples on which bytes and floats are told apart.
 _TOLD_APART = 64
-_TIME = "time"
+_TIME, _PAST = "time", "past"
 _Headers = Mapping[str, tuple[tuple[int, ...], str]]  # shapes and types of arrays by name
 _ASK = (
     "give it without the batch axis, e.g. --input-shape 3,224,224, or give --calibrate with real samples, which have it"
@@ -247,7 +247,8 @@ def _specs_of(arrays: _Headers) -> tuple[TensorSpec, ...]:
     for name, (shape, dtype) in arrays.items():
         once = not shape or (shape == (1,) and count > 1)
         exact = dtype if dtype in DTYPES and dtype != "float16" else "float32"
-        found.append(TensorSpec(name=name, dtype=exact, shape=shape if once else (BATCH, *shape[1:])))
+        axes = tuple(size or _PAST for size in (shape if once else shape[1:]))  # what is empty will not stay so
+        found.append(TensorSpec(name=name, dtype=exact, shape=axes if once else (BATCH, *axes)))
     return tuple(found)
 
 

@@ -25,6 +25,7 @@ from edge.inference.onnx_session import EXACT, open_onnx
 _BATCH_SIZE = 64
 _BATCH_BYTES = 1 << 20
 _MAX_THREADS = 4
+_MADE_UP = 16
 
 
 @contextlib.contextmanager
@@ -243,15 +244,24 @@ def output_specs(
 
 
 def resized(example: Arrays, inputs: Sequence[TensorSpec], sizes: Mapping[str, int]) -> Arrays:
-    """An example whose free axes have other sizes, by repeating it or cutting it off."""
+    """An example whose free axes have other sizes, by repeating it or cutting it off; made up where it is empty."""
     made: Arrays = {}
     for spec in inputs:
         array = example[spec.name]
         for i, axis in enumerate(spec.shape):
             if isinstance(axis, str) and axis in sizes:
+                array = array if array.shape[i] else _made_up(array, i)
                 array = np.take(array, np.arange(sizes[axis]) % array.shape[i], axis=i)
         made[spec.name] = np.require(array, requirements="C")  # ascontiguousarray gives a scalar an axis
     return made
+
+
+def _made_up(empty: Array, axis: int) -> Array:
+    """Some entries along an axis that has none: standard normal floats, else zeros."""
+    shape = (*empty.shape[:axis], _MADE_UP, *empty.shape[axis + 1 :])
+    if empty.dtype.kind == "f":
+        return np.random.default_rng(0).standard_normal(shape).astype(empty.dtype)
+    return np.zeros(shape, empty.dtype)
 
 
 def has_batch(specs: Sequence[TensorSpec]) -> bool:

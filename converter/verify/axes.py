@@ -8,7 +8,7 @@ positions may end. Nothing is said of sizes beyond those that were tried.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -26,6 +26,8 @@ _STEPS = (2, 4, 8, 16, 32, 64, 128, 256)
 # Sizes to try besides those near the example's own: constants that sizes are compared with are seldom larger.
 _SMALL, _FAR = (1, 2, 3, 5, 11), (23, 53, 101, 257, 509)
 _MAX_BYTES = 16 << 20
+# Entries that are made up along an axis of which the example has none.
+_FILLED = (4, 1, 2, 8, 16, 32, 64)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,6 +57,12 @@ class FreeAxis:
     def only_tried(self) -> FreeAxis:
         """The same axis, without sizes beyond those that were tried."""
         return replace(self, range=replace(self.range, least=self.tried[0], most=self.tried[-1]))
+
+    def with_none(self) -> FreeAxis:
+        """The same axis, which may be empty; as it is where sizes between 0 and the smallest are none of it."""
+        if self.range.least > self.range.step:
+            return self
+        return replace(self, range=replace(self.range, least=0), tried=(0, *self.tried))
 
     def fixed(self) -> FreeAxis:
         """The same axis with the size of the example alone."""
@@ -105,12 +113,44 @@ class Probe:
             yield {**sample, **cut}
 
 
-def free_axes(probe: Probe, multiples: Mapping[str, int]) -> tuple[FreeAxis, ...]:
+def empty_axes(inputs: Sequence[TensorSpec], example: Arrays) -> frozenset[str]:
+    """Free axes of which an example has nothing, as a decoder has of what came before its first step."""
+    return frozenset(
+        axis for s in inputs for i, axis in enumerate(s.shape) if isinstance(axis, str) and not example[s.name].shape[i]
+    )
+
+
+def filled(run: Run, inputs: Sequence[TensorSpec], example: Arrays) -> Arrays:
+    """The example with something along axes of which it has nothing: what is empty shows little of a model.
+
+    Raises:
+        ConversionError: The model takes nothing else.
+    """
+    empty = empty_axes(inputs, example)
+    if not empty:
+        return example
+    fault: ConversionError | None = None
+    for size in _FILLED:
+        made = resized(example, inputs, dict.fromkeys(empty, size))
+        try:
+            run(made)
+        except ConversionError as exc:
+            fault = fault or exc
+        else:
+            return made
+    raise ConversionError(
+        f"along {', '.join(sorted(empty))} the example has nothing, and the model takes nothing else ({fault}): give "
+        f"--example with some"
+    )
+
+
+def free_axes(probe: Probe, multiples: Mapping[str, int], empty: Container[str] = frozenset()) -> tuple[FreeAxis, ...]:
     """The free axes of a model and the sizes that it takes; one at which it takes a single size is among them.
 
     Args:
         probe: The model.
         multiples: Sizes are multiples of these, where the user says so.
+        empty: Axes that may be empty, if the model takes that: see `empty_axes`.
     """
     found = []
     for axis in axis_names(probe.inputs):
@@ -121,7 +161,8 @@ def free_axes(probe: Probe, multiples: Mapping[str, int]) -> tuple[FreeAxis, ...
         def takes(other: int, axis: str = axis) -> bool:
             return probe.at({axis: other}) is not None
 
-        found.append(_explored(axis, size, takes, multiples.get(axis), most))
+        explored = _explored(axis, size, takes, multiples.get(axis), most)
+        found.append(explored.with_none() if axis in empty and takes(0) else explored)
     return tuple(found)
 
 
@@ -236,8 +277,8 @@ def _fault(run: Run, probe: Probe, sizes: Mapping[str, int]) -> str | None:
 
 
 def _is_same(wanted: Array, found: Array) -> bool:
-    if wanted.shape != found.shape:
-        return False
+    if wanted.shape != found.shape or not wanted.size:
+        return wanted.shape == found.shape
     if wanted.dtype.kind != "f":
         return np.array_equal(wanted, found)
     return sqnr_db(wanted, found) >= MIN_FLOAT_SQNR_DB

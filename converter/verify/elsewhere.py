@@ -80,7 +80,7 @@ def _sizes(axes: tuple[FreeAxis, ...]) -> list[dict[str, int]]:
     for factor in _FACTORS:
         sizes = {}
         for axis in axes:
-            beyond = [n for n in axis.tried if (n < axis.size) == (factor < 1) and n != axis.size]
+            beyond = [n for n in axis.tried if n and (n < axis.size) == (factor < 1) and n != axis.size]
             wanted = np.log(axis.size * factor)
             sizes[axis.name] = min(beyond, key=lambda n: abs(np.log(n) - wanted), default=axis.size)
         if sizes not in found and any(sizes[axis.name] != axis.size for axis in axes):

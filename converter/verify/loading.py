@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -23,9 +24,16 @@ from converter.load.states import find_states, may_be_states
 from converter.load.training_mode import check_keeps_statistics
 from converter.plan import ModelOptions
 from converter.program.one_run import in_runs
-from converter.program.programs import onnx_file_program, onnx_program, output_shapes, output_specs, torch_program
+from converter.program.programs import (
+    onnx_file_program,
+    onnx_program,
+    output_shapes,
+    output_specs,
+    resized,
+    torch_program,
+)
 from converter.program.tensors import Array, Arrays, Run, batch_size
-from converter.verify.axes import FreeAxis, Probe, free_axes
+from converter.verify.axes import FreeAxis, Probe, empty_axes, filled, free_axes
 from converter.verify.division import divided
 from converter.verify.original import Original
 from edge.contract.errors import ConfigError, ConversionError
@@ -67,7 +75,9 @@ def load_original(options: ModelOptions, carried: str = "", *, in_float32: bool 
         specs = carried_outputs(source, run)
     else:
         multiples = {axis: step for option in options.inputs for axis, step in option.multiples.items()}
-        axes = free_axes(Probe(run=run, inputs=inputs, example=example), multiples)
+        empty, example = empty_axes(inputs, example), filled(run, inputs, example)
+        source = replace(source, example=resized(source.example, source.inputs, _sizes(inputs, example, empty)))
+        axes = free_axes(Probe(run=run, inputs=inputs, example=example), multiples, empty)
         if any(sizes.most is not None for sizes in source.ranges.values()):
             axes = tuple(axis if axis.range.most is not None else axis.only_tried() for axis in axes)
         specs = output_specs(run, inputs, example, {axis.name: axis.other for axis in axes})
@@ -118,6 +128,15 @@ def load_original(options: ModelOptions, carried: str = "", *, in_float32: bool 
         notes=(*notes, *(() if data is None else data.notes)),
     )
     return original.with_fixed({axis: f"the model takes no other size of {axis}" for axis in only}, options)
+
+
+def _sizes(inputs: Sequence[TensorSpec], example: Arrays, axes: frozenset[str]) -> dict[str, int]:
+    return {
+        axis: example[s.name].shape[i]
+        for s in inputs
+        for i, axis in enumerate(s.shape)
+        if isinstance(axis, str) and axis in axes
+    }
 
 
 def _streams(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -36,12 +37,12 @@ class AxisRange:
     """The sizes that a model takes along a free axis: `least`, and whole steps from there on.
 
     Attributes:
-        least: The smallest.
+        least: The smallest; 0 where an input may be empty, as what a decoder remembers at its first step.
         step: From one size to the next, e.g. 32 for a network that halves its input five times.
         most: The largest, None where none was found.
     """
 
-    least: _Size = 1
+    least: Annotated[int, Rule(lambda size: 0 <= size < 2**31, "a size")] = 1
     step: _Size = 1
     most: _Size | None = None
 
@@ -113,18 +114,19 @@ class TensorSpec:
             raise ValueError(f"{self.name}: the shape {self.describe()} is not (batch, fixed sizes...)")
         return tuple(int(size) for size in self.shape[1:])
 
-    def check(self, array: npt.NDArray[Any], *, empty: bool = False) -> None:
-        """Raise ValueError with both shapes unless the array fits: rank, fixed sizes, element type.
+    def fits(self, shape: Sequence[int]) -> bool:
+        """Whether an array of this shape can be it: rank, fixed sizes, a sample at least.
 
-        Args:
-            array: Of any shape and type.
-            empty: Whether free axes may have the size 0, as those of an output that lists what was found have.
+        Other free axes may be empty here, as those of an output that lists what was found are; see `AxisRange`.
         """
-        fits = array.ndim == len(self.shape) and all(
-            size == axis if isinstance(axis, int) else size > 0 or (empty and axis != BATCH)
-            for size, axis in zip(array.shape, self.shape, strict=False)
+        return len(shape) == len(self.shape) and all(
+            size == axis if isinstance(axis, int) else size > 0 or axis != BATCH
+            for size, axis in zip(shape, self.shape, strict=True)
         )
-        if not fits:
+
+    def check(self, array: npt.NDArray[Any]) -> None:
+        """Raise ValueError with both shapes unless the array fits: see `fits`; and its element type."""
+        if not self.fits(array.shape):
             raise ValueError(f"{self.name}: expected shape {self.describe()}, got {tuple(array.shape)}")
         if array.dtype != self.dtype:
             raise ValueError(f"{self.name}: expected {self.dtype}, got {array.dtype}")

@@ -14,8 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from edge.contract.errors import ConfigError
-from edge.inference.out_of_bounds import out_of_bounds
+from edge.inference.out_of_bounds import OutOfBoundsError, out_of_bounds
 
 Array = npt.NDArray[Any]
 
@@ -55,7 +54,7 @@ class BoundRun:
             check: Asked about feeds that are not like those of the run before; raises where they are wrong.
 
         Raises:
-            ConfigError: A number in the feeds names a row of a table that does not have it.
+            OutOfBoundsError: A number in the feeds names a row of a table that does not have it.
         """
         try:
             bound = self._free.pop()
@@ -75,7 +74,7 @@ class BoundRun:
             return dict(zip(self._outputs, self._session.run(self._outputs, feeds, options), strict=True))
         except Exception as exc:  # the door: onnxruntime's exceptions have no common base
             if said := out_of_bounds(str(exc)):
-                raise ConfigError(said) from exc
+                raise OutOfBoundsError(said) from exc
             raise
 
     def _usual(

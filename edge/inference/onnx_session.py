@@ -17,7 +17,7 @@ import onnxruntime as ort
 from edge.contract import manifest as m
 from edge.contract.bundle import Bundle
 from edge.contract.errors import BundleError, ConfigError
-from edge.contract.tensorspec import TensorSpec
+from edge.contract.tensorspec import AxisRange, TensorSpec
 from edge.inference.onnx_bound_run import BoundRun
 from edge.inference.onnx_providers import CPU, provider_list
 from edge.inference.session import Arrays, FloatArray, activated, sqnr_db
@@ -27,6 +27,7 @@ from edge.inference.session import Arrays, FloatArray, activated, sqnr_db
 EXACT = {"session.x64quantprecision": "1"}
 
 _FLOAT = 1  # TensorProto.FLOAT
+_ANY = AxisRange()
 
 # A model and its input that have less together keep nothing between runs.
 _SMALL_BYTES = 512 << 10
@@ -232,9 +233,11 @@ class OnnxSession:
             for axis, size in zip(spec.shape, inputs[name].shape, strict=True):
                 if isinstance(axis, str) and free.setdefault(axis, size) != size:
                     raise ConfigError(f"{name}: the axis {axis} has {size} entries, another input has {free[axis]}")
-        for axis, sizes in self.manifest.axes.items():
-            if free.get(axis, sizes.least) not in sizes:
-                raise ConfigError(f"the axis {axis} has {free[axis]} entries, the model takes {sizes.describe()}")
+        for axis, size in free.items():
+            sizes = self.manifest.axes.get(axis, _ANY)
+            if size not in sizes:
+                taken = "1 or more" if sizes == _ANY else sizes.describe()
+                raise ConfigError(f"the axis {axis} has {size} entries, the model takes {taken}")
 
     def predict(
         self, inputs: Mapping[str, npt.NDArray[Any]], parameters: Mapping[str, FloatArray]
@@ -329,7 +332,7 @@ def check_golden(session: OnnxSession, bundle: Bundle) -> None:
     try:
         outputs = session.run(inputs, bundle.head_parameters())
         for name, spec in specs.items():
-            spec.check(outputs[name], empty=True)
+            spec.check(outputs[name])
         why = difference(bundle, wanted, outputs)
     except BundleError:
         raise

@@ -12,10 +12,16 @@ from __future__ import annotations
 
 import re
 
+from edge.contract.errors import ConfigError
+
 _NODE = re.compile(r"Name:'([^']+)' Status Message: (?!Non-zero)")
 _ROW = re.compile(r"out of data bounds, idx=(-?\d+) must be within the inclusive range \[-?\d+,(-?\d+)\]")
 _UNKNOWN_ROW = "Out of range value in index tensor"
 _WITHOUT_SIGN = 1 << 63
+
+
+class OutOfBoundsError(ConfigError):
+    """A number in the inputs names a row of a table that does not have it: another bundle may have."""
 
 
 def out_of_bounds(text: str) -> str | None:

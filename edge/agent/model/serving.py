@@ -17,7 +17,8 @@ from edge.contract import manifest as m
 from edge.contract.bundle import Bundle
 from edge.contract.errors import ConfigError, LearningError
 from edge.contract.foreign import reason, shortage
-from edge.contract.tensorspec import TensorSpec
+from edge.contract.tensorspec import BATCH, TensorSpec
+from edge.inference.out_of_bounds import OutOfBoundsError
 from edge.inference.providers import open_session
 from edge.inference.session import Arrays
 from edge.inference.streams import Stream, zeros
@@ -189,6 +190,8 @@ class Serving:
         stream = Stream(self.session.served, self.manifest.inputs, self.manifest.states, state)
         try:
             found = stream.step(feeds)
+        except OutOfBoundsError as exc:  # the bundle before may have had it
+            raise ModelError(f"the model failed on this sample: {exc}") from exc
         except ConfigError as exc:  # what only all inputs together show
             raise LearningError(str(exc)) from exc
         except Exception as exc:  # onnxruntime's have no common base; `foreign` would cost a tenth of a prediction
@@ -305,7 +308,8 @@ def _fits(spec: TensorSpec, array: npt.NDArray[Any]) -> bool:
 
 def _has_shape(shape: tuple[int, ...], wanted: tuple[int | str, ...]) -> bool:
     return len(shape) == len(wanted) and all(
-        size == axis if isinstance(axis, int) else size > 0 for size, axis in zip(shape, wanted, strict=True)
+        size == axis if isinstance(axis, int) else size > 0 or axis != BATCH
+        for size, axis in zip(shape, wanted, strict=True)
     )
 
 
