@@ -13,6 +13,11 @@ made of the sums, and each sample of the block added to it in turn. When there a
 go into the sums. So whoever goes on from a saved value goes on as if nothing had happened.
 
 Only `own` grows. What came from elsewhere or was sent is kept as it came or went, in float32.
+
+On lifted features (`edge.learning.lifted`) a head has one parameter more: ``output = x Wᵀ + phi(x) Uᵀ + b``. The sums
+determine U and b. W is zero but in a head that was given: what is learned since is added to that. Such a head cannot
+leave the device, since a bundle's head is linear; and what it knows is not sent, its sums are four times as large as
+those of the features, which the device sends anyway.
 """
 
 from __future__ import annotations
@@ -32,6 +37,7 @@ from edge.contract.training import FloatArray, Parameters
 from edge.learning.changes import KEPT_CONTRIBUTIONS
 from edge.learning.compression import EXACT, Compression, Packed, same
 from edge.learning.learner import State, check_batch
+from edge.learning.lift import LIFTED, Lift
 from edge.learning.solve import SHRINKAGE, UNSEEN_LOGIT, Factor, Method, head_of
 from edge.learning.statistics import HeadStatistics, Matrix, PackedStatistics, difference
 from edge.learning.task import Targets, Task
@@ -197,6 +203,8 @@ class StatisticsKnowledge:
 class StatisticsLearner:
     """A linear layer from its statistics; see the module and `edge.learning.solve`.
 
+    Its kind is "statistics", and "" where features are lifted.
+
     Memory at the most, `BYTES_PER_SQUARE` in units of (d + 1)²: `own` 4, the factor 8, the block 2, six packed sums 2
     each; while a batch is learned `own` once more; and while a factor is made anew instead of the old one the total,
     the scatter, its inverse and what that takes.
@@ -205,16 +213,15 @@ class StatisticsLearner:
         head: Names of the weight and the bias.
         shipped: The layer as shipped, live until the first sample comes.
         task: What the outputs mean.
-        prior: Shipped statistics, projected where features are, or None to start from nothing.
+        prior: Shipped statistics, projected or lifted where features are, or None to start from nothing.
         method: How to solve.
         forgetting: What a sample is worth when the next one has come, in ``(0, 1]``; 1 never forgets.
         projection: Of features that are too long; the layer is then solved on what it gives.
         shrinkage: Of the scatter, see `edge.learning.solve.Factor`.
         prior_samples: What the shipped statistics are worth.
+        lift: Of features; the layer is then solved on what it gives. It has a bias.
         precision: Of the factor, see `edge.learning.solve.Factor`.
     """
-
-    kind = "statistics"
 
     def __init__(
         self,
@@ -227,15 +234,20 @@ class StatisticsLearner:
         projection: Projection | None = None,
         shrinkage: float = SHRINKAGE,
         prior_samples: float = PRIOR_SAMPLES,
+        lift: Lift | None = None,
         precision: npt.DTypeLike = np.float64,
     ) -> None:
+        self.kind = "statistics" if lift is None else ""
         self._head = head
-        self._names = [head.weight, *([] if head.bias is None else [head.bias])]
+        self._names = [head.weight, *([] if head.bias is None else [head.bias]), *([] if lift is None else [LIFTED])]
         self._recipe = task.recipe
         self._n_features = self._n_statistics = shipped[head.weight].shape[1]
         self._projection = projection
         if projection is not None:
             self._n_statistics = projection.n_projected
+        self._lift = lift
+        if lift is not None:
+            self._n_statistics = lift.length
         self._method = method
         self._shrinkage = shrinkage
         self._precision = precision
@@ -252,7 +264,7 @@ class StatisticsLearner:
             included_version=0,
             block=Block.empty(self._n_statistics, task.n_outputs),
             sent=(),
-            given={name: shipped[name].copy() for name in self._names},
+            given=self._as_given(shipped),
             offset=None,
         )
         # What follows from the value, as far as it was asked for.
@@ -280,7 +292,7 @@ class StatisticsLearner:
     def template(self, n_outputs: int) -> StatisticsKnowledge:
         """See `edge.learning.learner.Learner.template`."""
         packed = PackedStatistics.empty(self._n_statistics, n_outputs)
-        shapes = (n_outputs, self._n_features), (n_outputs,)
+        shapes = (n_outputs, self._n_features), (n_outputs,), (n_outputs, self._n_statistics)
         layer = {name: np.empty(shape, np.float32) for name, shape in zip(self._names, shapes, strict=False)}
         return StatisticsKnowledge(
             n_samples=0,
@@ -302,8 +314,8 @@ class StatisticsLearner:
 
     @property
     def n_contributed(self) -> int:
-        """See `edge.learning.learner.Learner.n_contributed`: all of them."""
-        return self._value.n_samples
+        """See `edge.learning.learner.Learner.n_contributed`: all of them, or none."""
+        return self._value.n_samples if self.kind else 0
 
     @property
     def _task(self) -> Task:
@@ -345,7 +357,17 @@ class StatisticsLearner:
         self._become(value, factor, None if factor is None else self._head_of(value, factor))
 
     def _projected(self, features: FloatArray) -> FloatArray:
+        if self._lift is not None:
+            return self._lift.features(features)
         return features if self._projection is None else self._projection.features(features)
+
+    def _as_given(self, parameters: Mapping[str, FloatArray]) -> Parameters:
+        """A copy of a head, plain or not, as it is known where it is not solved."""
+        given = {name: np.array(parameters[name], np.float32) for name in self._names if name != LIFTED}
+        if self._lift is not None:
+            nothing = np.zeros((len(given[self._head.weight]), self._lift.length), np.float32)
+            given[LIFTED] = np.array(parameters.get(LIFTED, nothing), np.float32)
+        return given
 
     def _worth(self, batch: Block) -> tuple[StatisticsKnowledge, Block]:
         """What is known and a batch, when its samples have the weight that they have in the sums."""
@@ -407,8 +429,10 @@ class StatisticsLearner:
         return solved
 
     def _layer(self, factor: Factor) -> dict[str, Matrix]:
-        """The layer for plain features, by name."""
+        """The layer, by name."""
         weights, biases = factor.head()
+        if self._lift is not None:
+            return dict(zip(self._names, (np.zeros((len(biases), self._n_features)), biases, weights), strict=True))
         if self._projection is not None:
             weights = self._projection.lifted(weights)
         return dict(zip(self._names, (weights, biases), strict=False))
@@ -463,7 +487,9 @@ class StatisticsLearner:
     # Exchanging with the fleet
 
     def contribution(self, compression: Compression = EXACT) -> Packed:
-        """See `edge.learning.learner.Learner.contribution`."""
+        """See `edge.learning.learner.Learner.contribution`: it is empty where features are lifted."""
+        if not self.kind:
+            return compression.pack({})
         value, own = self._value, self._value.own_as_sent()
         packed = compression.pack(own.tensors)
         if value.sent and value.sent[-1].version == value.n_samples:
@@ -475,8 +501,13 @@ class StatisticsLearner:
         return packed
 
     def of_others(self) -> tuple[Parameters, Matrix] | None:
-        """See `edge.learning.learner.Learner.of_others`: solved from the base without what is included in it."""
+        """See `edge.learning.learner.Learner.of_others`: solved from the base without what is included in it.
+
+        None where features are lifted: nothing comes from others.
+        """
         value = self._value
+        if not self.kind:
+            return None
         left = difference(value.base, PackedStatistics.empty(self._n_statistics, value.n_outputs), value.included)
         try:
             return head_of(left, self._head, self._method, self._projection), left.class_counts
@@ -487,11 +518,11 @@ class StatisticsLearner:
         """See `edge.learning.learner.Learner.rebase`.
 
         A head that comes without statistics is taken as it is, and what is learned from then on is added to it: the
-        difference between the heads solved then and now.
+        difference between the heads solved then and now. Where features are lifted, statistics are of no use.
         """
         value = self._value
-        given = {name: np.array(parameters[name], np.float32) for name in self._names}
-        if not merged:
+        given = self._as_given(parameters)
+        if not merged or self._lift is not None:
             offset, factor = None, self._factor_of(value)
             if (
                 factor is not None
@@ -548,6 +579,8 @@ def grown(parameters: Mapping[str, FloatArray], head: LinearLayer, more: int) ->
     found[head.weight] = np.concatenate([weight, np.repeat(row, more, axis=0)])
     if head.bias is not None:
         found[head.bias] = np.concatenate([found[head.bias], np.full(more, UNSEEN_LOGIT, np.float32)])
+    if LIFTED in found:  # the bias says so
+        found[LIFTED] = np.pad(found[LIFTED], ((0, more), (0, 0)))
     return found
 
 

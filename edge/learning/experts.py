@@ -23,8 +23,7 @@ from edge.learning.disclosure import Disclosing
 from edge.learning.drift import Adwin, Window
 from edge.learning.learned import Head, Learned
 from edge.learning.learner import Learner
-from edge.learning.lift import Lift
-from edge.learning.lifted import LIFTED
+from edge.learning.lift import LIFTED, Lift
 from edge.learning.mixture import MERGED, ON_MERGE, ON_WARM, PUSHED, SHIPPED, TRUSTED, WARM, Known
 from edge.learning.recent import Recent
 from edge.learning.sgd import Run
@@ -337,7 +336,7 @@ class Experts:
         experts: dict[str, Any] = {}
         for name, expert in learned.experts.items():
             if isinstance(expert, Head):
-                experts[name] = Head(_grown(expert.parameters, self.head, more))
+                experts[name] = Head(grown(expert.parameters, self.head, more))
             else:
                 machine = self.loaded(learned, name)
                 machine.grow(len(class_names))
@@ -356,14 +355,6 @@ class Experts:
             usual=np.concatenate([learned.usual, np.full(more, USUAL_FIRST)]),
             trial=trial,
         )
-
-
-def _grown(parameters: Mapping[str, FloatArray], head: LinearLayer, more: int) -> Parameters:
-    """A head with further classes that are never answered; of a lifted one the bias says so."""
-    found = grown(parameters, head, more)
-    if LIFTED in found:
-        found[LIFTED] = np.pad(found[LIFTED], ((0, more), (0, 0)))
-    return found
 
 
 def on_merge(name: str) -> bool:

@@ -22,6 +22,8 @@ from edge.contract.training import FloatArray
 from edge.learning.draws import Draws
 from edge.learning.statistics import HeadStatistics, Matrix
 
+# Name of the weights ``(n_outputs, length)`` on phi. No parameter of a model has a space in its name.
+LIFTED = "lifted weight"
 # Waves, each a cosine and a sine. More cost more than a label may: P of the head that is solved has (2 WAVES)² numbers.
 WAVES = 192
 # Features that are lifted. Of 192 features as many waves gained 1.3 points on cameras, 160 0.8, and 128 nothing.

@@ -21,10 +21,11 @@ from edge.learning.learner import part
 from edge.learning.replay import ReplayBuffer
 from edge.learning.sgd import SgdKnowledge
 from edge.learning.statistics import PackedStatistics
-from edge.learning.tree import build, flatten
+from edge.learning.tree import build, flatten, keys
 
 K = TypeVar("K", StatisticsKnowledge, SgdKnowledge, LayeredKnowledge)
 _Old = Mapping[str, npt.NDArray[Any]]
+_SUMS = ".sums."
 
 
 def with_pieces(arrays: _Old) -> _Old:
@@ -41,6 +42,32 @@ def with_pieces(arrays: _Old) -> _Old:
             found.setdefault(name.removesuffix("weights") + "pieces", np.ones(weights.size, np.int64))
         elif name == "trial.since.weights":
             found.setdefault("trial.events", np.ones(weights.size, np.int64))
+    return found
+
+
+def without_wrapping(arrays: _Old, weight: str) -> _Old:
+    """Arrays of `edge.learning.tree`, also from when what is lifted had W beside the sums of another learner.
+
+    Args:
+        arrays: By name.
+        weight: Name of W.
+
+    Raises:
+        LearningError: They are damaged.
+    """
+    found = dict(arrays)
+    for path in {name.partition(_SUMS)[0] for name in arrays if _SUMS in name}:
+        own = found.pop(f"{path}.weight", None)
+        if own is None:
+            raise LearningError(f"the saved {path} has no weight")
+        for name in [name for name in found if name.startswith(path + _SUMS)]:
+            found[f"{path}.{name.removeprefix(path + _SUMS)}"] = found.pop(name)
+        for head in (f"{path}.given", f"{path}.offset"):
+            if head in found and found[head].dtype == np.uint8:  # there is one
+                names = flatten(dict.fromkeys([*keys(found, head), weight], own))
+                found[head] = names[""]
+                (key,) = flatten({weight: own}).keys() - {""}
+                found[f"{head}.{key}"] = own
     return found
 
 

@@ -11,10 +11,11 @@ import numpy.typing as npt
 
 from edge.contract.errors import LearningError
 from edge.learning import migrate, tree
+from edge.learning.closed_form import StatisticsKnowledge
 from edge.learning.disclosure import Disclosed
 from edge.learning.experts import Experts
 from edge.learning.learned import Head, Learned, Trial
-from edge.learning.lifted import LIFTED, LiftedLearner
+from edge.learning.lift import LIFTED
 from edge.learning.mixture import MERGED, PUSHED, SHIPPED, TRUSTED, WARM
 from edge.learning.recent import Recent
 
@@ -30,6 +31,8 @@ def read(experts: Experts, arrays: _Arrays) -> Learned:
         LearningError: They are of other classes or learners, or damaged.
     """
     arrays = migrate.with_pieces(arrays)
+    if experts.head is not None:
+        arrays = migrate.without_wrapping(arrays, experts.head.weight)
     found = tree.build(template(experts, arrays), arrays)
     trial = found.trial
     if trial is not None:
@@ -77,10 +80,12 @@ def _head(experts: Experts, plain: Head, arrays: _Arrays, path: str) -> Head:
     """The template of a head that does not learn: as the bundle's, or that of a learner on lifted features."""
     parameters = plain.parameters
     if LIFTED in tree.keys(arrays, path):
-        lifted = [machine for name in experts.learners if isinstance(machine := experts.machine(name), LiftedLearner)]
-        if not lifted:
+        n_outputs = len(next(iter(plain.parameters.values())))
+        known = [experts.machine(name).template(n_outputs) for name in experts.learners]
+        heads = [each.given for each in known if isinstance(each, StatisticsKnowledge) and each.given is not None]
+        parameters = next((head for head in heads if LIFTED in head), {})
+        if not parameters:
             raise LearningError("there is a head on lifted features, which these learners do not have")
-        parameters = lifted[0].head(len(next(iter(plain.parameters.values()))))
     return Head(parameters)
 
 

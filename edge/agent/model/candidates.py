@@ -25,7 +25,7 @@ from edge.learning.layered import LayeredLearner
 from edge.learning.learner import Learner
 from edge.learning.learning import Learning
 from edge.learning.lift import LONGEST, WAVES, Lift
-from edge.learning.lifted import LiftedLearner
+from edge.learning.lifted import lifted_learner
 from edge.learning.sgd import BATCH_RATE, Run, SgdLearner
 from edge.learning.solve import Method
 from edge.learning.statistics import HeadStatistics
@@ -201,7 +201,7 @@ class Workshop:
             prior = self._prior()
             assert linear is not None
             assert prior is not None
-            return LiftedLearner(linear, self.bundle.head_parameters(), self.task, prior, self._lift())
+            return lifted_learner(linear, self.bundle.head_parameters(), self.task, prior, self._lift())
         if name == "layered":
             assert linear is not None
             method: Method = "ridge" if self.task.is_regression else "discriminant"

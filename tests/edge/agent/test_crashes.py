@@ -35,7 +35,7 @@ from edge.learning.learned import Learned
 from edge.learning.learner import Learner
 from edge.learning.learning import Learning
 from edge.learning.lift import Lift
-from edge.learning.lifted import LiftedLearner
+from edge.learning.lifted import lifted_learner
 from edge.learning.packing import pack
 from edge.learning.statistics import HeadStatistics
 from edge.learning.subspace import Subspace
@@ -60,7 +60,7 @@ def rules() -> Learning:
     lift = Lift(known, n_waves=8)
     learners: dict[str, Callable[[], Learner]] = {
         "statistics": lambda: StatisticsLearner(LINEAR, SHIPPED, task, None),
-        "lifted": lambda: LiftedLearner(LINEAR, SHIPPED, task, known, lift),
+        "lifted": lambda: lifted_learner(LINEAR, SHIPPED, task, known, lift),
     }
     under_noise = Disclosing(Noise(4.0), Subspace(known).coordinates(""))
     product = Product(LINEAR, lift)

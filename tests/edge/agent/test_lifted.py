@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 from edge.agent import OnDeviceModel
 from edge.agent.model.candidates import Workshop
 from edge.learning.exchange import HeadRelease
-from edge.learning.lifted import LIFTED
+from edge.learning.lift import LIFTED
 from tests.support.killed import kill
 from tests.support.values import same
 

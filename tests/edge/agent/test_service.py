@@ -19,7 +19,6 @@ from edge.agent.model.company import Company, Job
 from edge.agent.service import AgentService, _Call
 from edge.contract.errors import EdgeError, LearningError
 from edge.learning.closed_form import StatisticsLearner
-from edge.learning.lifted import LiftedLearner
 from edge.learning.sgd import SgdLearner
 from tests.support.fleet import unhurried
 
@@ -137,20 +136,17 @@ def test_a_label_goes_from_the_socket_to_the_weights_through_six_files_at_most(
     service: AgentService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ways: dict[str, list[str]] = {}
-    for learner in (StatisticsLearner, LiftedLearner, SgdLearner):
+    for learner in (StatisticsLearner, SgdLearner):
 
         def noted(self: Any, *batch: Any, learn: Any = learner.learn_together) -> None:
-            # What is lifted has the sums of another learner inside: the first way to those counts.
-            ways.setdefault(
-                type(self).__name__, [frame.filename for frame in traceback.extract_stack() if frame.name != "noted"]
-            )
+            ways[self.kind] = [frame.filename for frame in traceback.extract_stack() if frame.name != "noted"]
             learn(self, *batch)
 
         monkeypatch.setattr(learner, "learn_together", noted)
     with looping(service), service._listening(tmp_path / "s.sock"), AgentClient(tmp_path / "s.sock") as agent:
         agent.predict("a", X[0])
         assert agent.label("a", 3)
-    assert ways.keys() == {"StatisticsLearner", "LiftedLearner", "SgdLearner"}
+    assert ways.keys() == {"statistics", "", "delta"}, "the second takes lifted features"
     for way in ways.values():
         files = [*dict.fromkeys(Path(file).name for file in way if "/edge/" in file and "/tests/" not in file)]
         assert files == ["service.py", "core.py", "model_core.py", "learning_model.py", "learning.py"], (

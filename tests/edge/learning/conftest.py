@@ -25,7 +25,7 @@ from edge.learning.experts import Product
 from edge.learning.layered import LayeredLearner
 from edge.learning.learner import Learner
 from edge.learning.lift import Lift
-from edge.learning.lifted import LiftedLearner
+from edge.learning.lifted import lifted_learner
 from edge.learning.sgd import SgdLearner
 from edge.learning.solve import Method
 from edge.learning.statistics import HeadStatistics
@@ -125,10 +125,10 @@ def new_statistics(
     )
 
 
-def new_lifted(bundle: Bundle, lift: Lift) -> LiftedLearner:
+def new_lifted(bundle: Bundle, lift: Lift) -> StatisticsLearner:
     """The closed-form learner on lifted features."""
     task = Task(TrainingRecipe(), N_CLASSES)
-    return LiftedLearner(bundle_head(bundle), bundle.head_parameters(), task, shipped_statistics(bundle), lift)
+    return lifted_learner(bundle_head(bundle), bundle.head_parameters(), task, shipped_statistics(bundle), lift)
 
 
 def onnx_step(bundle: Bundle) -> OnnxTrainer:

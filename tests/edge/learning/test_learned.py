@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -33,8 +34,8 @@ from edge.learning.experts import Product
 from edge.learning.learned import Happened, Learned
 from edge.learning.learner import Learner
 from edge.learning.learning import Learning
-from edge.learning.lift import Lift
-from edge.learning.lifted import LiftedLearner
+from edge.learning.lift import LIFTED, Lift
+from edge.learning.lifted import lifted_learner
 from edge.learning.mixture import MERGED, ON_MERGE, PUSHED, SHIPPED, TRUSTED
 from edge.learning.packing import pack
 from edge.learning.saved import read, template
@@ -82,7 +83,7 @@ def rules(where: World, seed: int = 0, *, mixture: bool = True, only: str = "") 
 
     makers: dict[str, Callable[[], Learner]] = {
         "statistics": lambda: StatisticsLearner(LINEAR, shipped, TASK, prior),
-        "lifted": lambda: LiftedLearner(LINEAR, shipped, TASK, prior, lift),
+        "lifted": lambda: lifted_learner(LINEAR, shipped, TASK, prior, lift),
         "sgd": sgd,
     }
     chosen = {name: make for name, make in makers.items() if only in ("", name)}
@@ -297,6 +298,36 @@ def test_values_from_before_labels_could_come_together_are_read() -> None:
     older = {name: array for name, array in arrays.items() if not name.endswith((".pieces", "trial.events"))}
     assert len(older) < len(arrays) - 1
     assert same(read(rules(world(0)), older), learned)
+
+
+def wrapped(arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+    """As they were when what is lifted had W beside the sums of another learner."""
+    found = dict(arrays)
+    for path in {each[1] for name in arrays if (each := re.match(r"(.*\bexperts\.lifted[^.]*)\.own\.moment", name))}:
+        own = np.zeros((arrays[f"{path}.own.moment"].shape[1], D), np.float32)
+        for head in ("given", "offset"):
+            if f"{path}.{head}.weight" in found:
+                own = found.pop(f"{path}.{head}.weight")
+                found[f"{path}.{head}"] = tree.flatten({"bias": own, LIFTED: own})[""]
+        for name in [name for name in found if name.startswith(f"{path}.")]:
+            found[f"{path}.sums{name.removeprefix(path)}"] = found.pop(name)
+        found[f"{path}.weight"] = own
+    return found
+
+
+def test_values_from_before_a_lifted_head_was_known_whole_are_read() -> None:
+    learning = rules(world(0))
+    replaced = HeadReplaced(pushed(head_of(statistics_of(world(5)), LINEAR)), 3)
+    learned = learning.begin("a")
+    for events in ([], labels(draw(world(5), 20, 2)), [replaced], labels(draw(world(5), 5, 3)), [ClassAdded("f")]):
+        learned = after(learning, learned, *events)
+        older = wrapped(tree.flatten(learned))
+        assert "experts.lifted.sums.own.moment" in older
+        assert same(read(rules(world(0)), older), learned)
+    assert learned.trial is not None
+    del older["experts.lifted.weight"]
+    with pytest.raises(LearningError, match="has no weight"):
+        read(rules(world(0)), older)
 
 
 def test_every_event_leaves_the_old_value_and_goes_on_the_same_from_its_arrays() -> None:
