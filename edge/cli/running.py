@@ -122,6 +122,9 @@ def _model_lines(found: Mapping[str, Any], connected: str) -> Iterator[str]:
     late = "" if found.get("accuracy") is None else f", right on {found['accuracy']:.1%} of the last that came"
     if "samples" in found:
         yield f"  labels    {found['samples']} learned{late}{waiting}"
+    if noise := found.get("noise"):
+        told = noise["why_not"] or f"{noise['told']} labels told of, {noise['pending']} not yet"
+        yield f"  noise     epsilon {noise['epsilon']:g}, delta {noise['delta']:g}: {told}"
     if streams := found.get("streams"):
         yield f"  streams   {streams['open']} of at most {streams['most']}, {streams['forgotten']} made room for others"
     if found.get("provider"):

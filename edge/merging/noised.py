@@ -28,6 +28,7 @@ from edge.contract.bundle import Bundle
 from edge.contract.errors import LearningError
 from edge.learning.disclosure import Sums
 from edge.learning.exchange import HeadUpdate, Noised
+from edge.learning.quantiles import median
 from edge.learning.statistics import HeadStatistics, Matrix, of_triangle
 from edge.learning.subspace import Subspace, frame_of
 
@@ -37,6 +38,8 @@ _LEAST_EIGENVALUE = 0.1
 _SURE = 2.0
 # Beyond so many standard deviations of its own noise nobody tells what samples can have.
 _FARTHEST = 8.0
+# So many times the samples of the median device nobody has, as where statistics are screened.
+_COUNT_FACTOR = 100.0
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -46,7 +49,7 @@ class Pooled:
     Attributes:
         statistics: Of all that is in; of the classes that were asked for.
         lineages: That are in.
-        waiting: By lineage, why it is not: its noise would cover more than it tells.
+        waiting: By lineage, why it is not: its noise would cover more than it tells, or it tells of too many samples.
         worth: Of its samples, the share that it counts as.
     """
 
@@ -114,7 +117,11 @@ def pool(
         raise LearningError("what was told under noise is in coordinates of statistics that were not shipped")
     known, subspace = bundle.manifest.class_names, Subspace(shipped)
     frame, found = frame_of(bundle.tensors(m.STATISTICS)), []
+    most = _COUNT_FACTOR * float(median(np.array([update.n_samples for _, update in updates])))
+    waiting = {u.lineage: "it claims far more samples than other devices" for _, u in updates if u.n_samples > most}
     for device, update in updates:
+        if update.lineage in waiting:
+            continue
         assert update.noised is not None
         own = update.class_names or known
         sums = sums_of(update, update.noised, frame, subspace.outward.shape[1], len(own))
@@ -132,7 +139,7 @@ def pool(
     return Pooled(
         statistics,
         tuple(update.lineage for _, update, _, _ in found[: last + 1]),
-        {u.lineage: "the noise on it would cover more than it tells" for _, u, _, _ in found[last + 1 :]},
+        waiting | {u.lineage: "the noise on it would cover more than it tells" for _, u, _, _ in found[last + 1 :]},
         worth,
     )
 

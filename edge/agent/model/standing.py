@@ -138,6 +138,19 @@ class Standing(ServedModel):
             "unsafe": self.state.unsafe,
             **({"unknown": self.rejection.status(self.learned)} if self.rejection.share else {}),
             **({"streams": self.streams.status()} if self.manifest.states else {}),
+            **({"noise": self._noise()} if self.learning.disclosing is not None else {}),
+        }
+
+    def _noise(self) -> dict[str, Any]:
+        """What the fleet is told of labelled samples, and what is promised of each."""
+        disclosing, told = self.learning.disclosing, self.learned.disclosed
+        assert disclosing is not None
+        return {
+            "epsilon": disclosing.noise.epsilon,
+            "delta": disclosing.noise.delta,
+            "told": 0 if told is None else told.n_told,
+            "pending": 0 if told is None else told.n_pending,
+            "why_not": disclosing.why_not,
         }
 
     def telemetry(self, now_s: float) -> dict[str, Any]:

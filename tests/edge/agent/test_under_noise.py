@@ -92,6 +92,8 @@ def test_nothing_of_what_was_learned_leaves_but_sums_with_noise(digits_bundle: P
     assert told is not None
     assert np.abs(told.told.counts - np.bincount(labels(0)[1], minlength=10)).max() > 0.2 * NOISE.deviation
     assert releases.contribution(plain).tensors.keys() == {"gram", "moment"}
+    assert model.status()["noise"] == {"epsilon": 8.0, "delta": 1e-5, "told": 40, "pending": 0, "why_not": ""}
+    assert "noise" not in plain.status()
     np.testing.assert_array_equal(model.predict(labels(2)[0]), plain.predict(labels(2)[0]))
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from edge.contract import tensorfile
 from edge.contract.errors import BundleError
 from edge.contract.manifest import LinearLayer
-from edge.learning.exchange import HeadRelease, HeadUpdate, Outside
+from edge.learning.exchange import HeadRelease, HeadUpdate, Noised, Outside
 
 BACKBONE = "ab" * 32
 UPDATE = HeadUpdate(
@@ -53,6 +53,7 @@ def plain(value: Any) -> Any:
         UPDATE,
         replace(UPDATE, learner="delta"),
         replace(UPDATE, class_names=("cat", "dög")),
+        replace(UPDATE, noised=Noised(epsilon=4.0, delta=1e-5, variance=2.5, frame=BACKBONE)),
         RELEASE,
         replace(RELEASE, class_names=("cat", "dög")),
         replace(RELEASE, outside=Outside(gain=-0.25, distance=12.5, devices=3)),
@@ -108,6 +109,9 @@ def test_refuses_a_pickle_random_bytes_and_the_other_document(kind: type[HeadUpd
             kind.decode(data, "it")
 
 
+NOISED = {"epsilon": 4.0, "delta": 1e-5, "variance": 2.5, "frame": BACKBONE}
+
+
 def head_update(**changes: Any) -> bytes:
     names = ("learner", "backbone", "lineage", "version", "n_samples", "base_release")
     found = {name: getattr(UPDATE, name) for name in names} | changes
@@ -132,11 +136,19 @@ def head_update(**changes: Any) -> bytes:
         {"class_names": "cat"},
         {"class_names": [1]},
         {"class_names": ["cat", "cat"]},
+        {"noised": 4.0},
+        {"noised": {}},
+        *(
+            {"noised": NOISED | {name: wrong}}
+            for name in ("epsilon", "variance")
+            for wrong in (0.0, -1.0, 1e13, 4, "4")
+        ),
+        {"noised": NOISED | {"frame": "ab"}},
     ],
     ids=repr,
 )
 def test_refuses_an_update_with_a_wrong_field(change: dict[str, Any]) -> None:
-    HeadUpdate.decode(head_update(), "it")
+    HeadUpdate.decode(head_update(noised=NOISED), "it")
     with pytest.raises(BundleError):
         HeadUpdate.decode(head_update(**change), "it")
 

@@ -137,6 +137,19 @@ def test_who_would_add_more_noise_than_knowledge_waits(bundle: Bundle) -> None:
     np.testing.assert_array_equal(found.release.merged["moment"], alone.merged["moment"])
 
 
+def test_who_claims_far_more_samples_than_others_waits(bundle: Bundle) -> None:
+    """Else one device that lies about its labels by a factor is the merge."""
+    updates = [told(bundle, i) for i in range(4)]
+    liar = dataclasses.replace(updates[0], n_samples=10**9)
+    found = merge(
+        bundle, [(u.lineage, u) for u in (liar, *updates[1:])], bundle.head_parameters(), 0, {},
+        policy=policy_of(merge_noised=True),
+    )  # fmt: skip
+    assert found.release is not None
+    assert set(found.release.included) == {u.lineage for u in updates[1:]}
+    assert "far more samples" in found.waiting[liar.lineage]
+
+
 def test_noised_contributions_are_merged_where_an_operator_says_so(bundle: Bundle, statistics_update: object) -> None:
     update, plain = told(bundle, 1), statistics_update(0)  # type: ignore[operator]
     updates = [("one", update), ("two", plain)]
