@@ -98,7 +98,7 @@ def _status_lines(found: Mapping[str, Any]) -> Iterator[str]:
         yield f"{found['device']} {name}: not served, {why}"
     if says := found.get("admission", {}).get("says"):
         yield f"  fleet     {says}"
-    if "outbox" in found and found.get("releases"):  # it has a broker
+    if found.get("releases"):
         yield f"  releases  {found['releases']}"
     if data := found.get("data"):
         yield f"  data      {data['used_mb']:g} MB used, {data['left_mb']:g} MB left until {data['until']}"
