@@ -13,6 +13,7 @@ import errno
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -81,7 +82,8 @@ class AgentClient:
             request = {"model": self._model, **request}
         try:
             end_s = self._clock() + self._timeout_s
-            self._socket.sendall(encode_line(request))
+            with suppress(BrokenPipeError):  # perhaps it said why before it hung up
+                self._socket.sendall(encode_line(request))
             line = self._line(end_s)
         except TimeoutError as exc:
             raise ChannelError(

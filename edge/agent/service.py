@@ -51,6 +51,8 @@ T = TypeVar("T")
 
 MAX_QUEUED = 4096
 SETTLED_S = 10.0
+MAX_CONNECTIONS = 256  # to the socket: each is a file, and without files nothing is saved and no broker reached
+_TOO_MANY = f"there are {MAX_CONNECTIONS} connections already: end the programs that hold them, or let them share one"
 MAX_AT_ONCE = 256  # of what waits, before the core does what is due
 WILL_DELAY_S = 30
 # Events that are no trouble.
@@ -407,9 +409,25 @@ class AgentService:
             def handle(self) -> None:
                 service._serve(cast("BinaryIO", self.rfile), cast("BinaryIO", self.wfile))  # a part of this class
 
+        free = threading.Semaphore(MAX_CONNECTIONS)
+
         class Server(socketserver.ThreadingUnixStreamServer):
             daemon_threads = True
             request_queue_size = 512  # connections at once; of more than 5, that it is by default, some are refused
+
+            def process_request(self, request: Any, client_address: Any) -> None:
+                if free.acquire(blocking=False):
+                    super().process_request(request, client_address)
+                    return
+                with contextlib.suppress(OSError):
+                    request.send(encode_line({"error": _TOO_MANY}), socket.MSG_DONTWAIT)
+                self.shutdown_request(request)
+
+            def process_request_thread(self, request: Any, client_address: Any) -> None:
+                try:
+                    super().process_request_thread(request, client_address)
+                finally:
+                    free.release()
 
         _free(path)
         try:

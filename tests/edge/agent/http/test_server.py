@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ from edge.agent.client import AgentClient
 from edge.agent.http.server import MAX_CONNECTIONS, parse_address
 from edge.agent.model.on_device_model import OnDeviceModel
 from edge.cli.agent import agent
-from edge.contract.errors import ConfigError
+from edge.contract.errors import ConfigError, LearningError
 
 ROOT = Path(__file__).parents[4]
 
@@ -99,6 +99,27 @@ def test_requests_in_one_connection_are_answered_in_their_order_however_they_com
         assert connection.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
         connection.sendall(label)
         assert connection.recv(100).startswith(b"HTTP/1.1 200 OK")
+
+
+def test_who_opens_connections_without_end_is_told_and_takes_no_more(running: tuple[int, Path]) -> None:
+    with ExitStack() as stack:
+        first = socket.socket(socket.AF_UNIX)
+        for connection in (first, *(socket.socket(socket.AF_UNIX) for _ in range(MAX_CONNECTIONS - 1))):
+            stack.enter_context(connection).connect(str(running[1] / "agent.sock"))
+        for _ in range(20):
+            with (
+                AgentClient(running[1] / "agent.sock") as one_more,
+                pytest.raises(LearningError, match="end the programs"),
+            ):
+                one_more.status()
+        first.close()
+        for _ in range(100):  # until the agent has seen that it left
+            with suppress(LearningError), AgentClient(running[1] / "agent.sock") as again:
+                assert again.status()["device"]
+                break
+            time.sleep(0.05)
+        else:
+            pytest.fail("nobody may come in again")
 
 
 def test_200_connections_at_once_are_served_by_socket_and_by_http(running: tuple[int, Path]) -> None:
