@@ -195,6 +195,14 @@ class StatisticsKnowledge:
         sent = tuple(replace(each, statistics=each.statistics * scale) for each in self.sent)
         return replace(self.scaled(scale), sent=sent, gain=1.0)
 
+    def sharing(self, other: StatisticsKnowledge) -> StatisticsKnowledge:
+        """The same; sums that another value has as well are held once."""
+
+        def one_of(mine: PackedStatistics, its: PackedStatistics) -> PackedStatistics:
+            return its if mine.is_same(its) else mine
+
+        return replace(self, base=one_of(self.base, other.base), included=one_of(self.included, other.included))
+
     def own_as_sent(self) -> PackedStatistics:
         """All that was learned here, in float32."""
         return self.settled().own.rounded(self.gain)

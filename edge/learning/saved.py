@@ -36,8 +36,18 @@ def read(experts: Experts, arrays: _Arrays) -> Learned:
     found = tree.build(template(experts, arrays), arrays)
     trial = found.trial
     if trial is not None:
-        trial = replace(trial, before=experts.completed(trial.before))
-    return replace(experts.completed(found), trial=trial)
+        trial = replace(trial, before=experts.completed(_sharing(experts, trial.before)))
+    return replace(experts.completed(_sharing(experts, found)), trial=trial)
+
+
+def _sharing(experts: Experts, learned: Learned) -> Learned:
+    """The same; what learners began with is held once, as before it was written down."""
+    begun, found = experts.begin("").experts, dict(learned.experts)
+    for name, value in learned.experts.items():
+        first = begun.get(name.split(" ")[0])
+        if isinstance(value, StatisticsKnowledge) and isinstance(first, StatisticsKnowledge):
+            found[name] = value.sharing(first)
+    return replace(learned, experts=found)
 
 
 def template(experts: Experts, arrays: _Arrays) -> Learned:

@@ -205,6 +205,11 @@ class PackedStatistics:
         moment += statistics.moment
         return PackedStatistics(triangle, moment)
 
+    def is_same(self, other: PackedStatistics) -> bool:
+        """Whether all numbers are the same."""
+        pairs = (self.triangle, other.triangle), (self.moment, other.moment)
+        return self.scale == other.scale and all(np.array_equal(mine, its) for mine, its in pairs)
+
     def rounded(self, gain: float) -> PackedStatistics:
         """The same as it is sent: divided by a gain in float32, which is its scale."""
         triangle, moment = (self * (1.0 / gain))._scaled()

@@ -300,6 +300,21 @@ def test_values_from_before_labels_could_come_together_are_read() -> None:
     assert same(read(rules(world(0)), older), learned)
 
 
+def test_what_learners_began_with_is_held_once_after_it_was_read() -> None:
+    learning = rules(world(0))
+    learned = after(learning, learning.begin("a"), *labels(draw(world(5), 90, 2)))
+    found, begun = read(learning, tree.flatten(learned)), learning.begin("")
+    assert same(found, learned)
+    for name in ("statistics", "lifted"):
+        for sums in ("base", "included"):
+            assert getattr(found.experts[name], sums) is getattr(begun.experts[name], sums), (name, sums)
+        assert found.experts[name].own is not begun.experts[name].own
+    merged = after(learning, learned, Contributed(90), HeadOffered(merge_of(world(5), 200, {"a": 90}), 1))
+    again = read(learning, tree.flatten(merged))
+    assert same(again, merged)
+    assert again.experts["statistics" + ON_MERGE].base is not begun.experts["statistics"].base
+
+
 def wrapped(arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
     """As they were when what is lifted had W beside the sums of another learner."""
     found = dict(arrays)
