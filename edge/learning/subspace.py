@@ -26,6 +26,9 @@ LEAST, MOST = 16, 32
 # What of the choice of directions is by how much samples vary, and by nothing: else is how far classes lie apart.
 _OF_SPREAD, _OF_ANY = 0.05, 1e-3
 _ITERATIONS = 6
+# Share of the mean of x² that is added to the covariance at least: what rounding to float32 leaves of sums, and more
+# where that is not enough.
+_ROUNDING, _MORE = 1e-5, 10.0
 _TINY = 1e-12
 
 
@@ -57,6 +60,7 @@ class Subspace:
         shipped: Statistics of classes, of at least one sample; of projected features where devices project.
 
     Attributes:
+        middle: ``(d,)`` of all shipped samples.
         covariance: ``(d, d)`` within classes, shrunk as where heads are solved.
         means: ``(n_classes, d)`` of the shipped classes; the middle of all for one without samples.
         centres: ``(n_classes, r)`` the same in coordinates.
@@ -70,9 +74,9 @@ class Subspace:
         self.middle: Matrix = shipped.gram[-1, :-1] / n
         self.means = np.where(seen[:, None], shipped.moment[:-1].T / np.where(seen, counts, 1.0)[:, None], self.middle)
         scatter = (shipped.gram[:-1, :-1] - (self.means.T * (counts * seen)) @ self.means) / n
-        share = SHRINKAGE * max(float(np.trace(scatter)) / d, 0.0) + _TINY * (1.0 + float(np.abs(scatter).max()))
-        self.covariance: Matrix = (1.0 - SHRINKAGE) * scatter + share * np.eye(d)
-        root = np.linalg.cholesky(self.covariance)
+        squares = float(np.trace(shipped.gram[:-1, :-1])) / (n * d)
+        least = max(SHRINKAGE * float(np.trace(scatter)) / d, _ROUNDING * squares) + _TINY
+        self.covariance, root = _positive((1.0 - SHRINKAGE) * scatter, least)
         whitening = np.linalg.inv(root)
         apart = (self.means - self.middle) @ whitening.T * np.sqrt(counts * seen / n)[:, None]
         spread = root.T @ root
@@ -124,6 +128,16 @@ def n_coordinates(n_features: int, n_classes: int) -> int:
 def frame_of(tensors: Mapping[str, npt.NDArray[Any]]) -> str:
     """Digest of shipped statistics, by which two know that they mean the same coordinates."""
     return digest_of({name: tensors[name] for name in ("gram", "moment")})
+
+
+def _positive(matrix: Matrix, least: float) -> tuple[Matrix, Matrix]:
+    """A symmetric matrix with as much on its diagonal as it takes to be positive definite, and its Cholesky factor."""
+    while True:
+        found = matrix + least * np.eye(len(matrix))
+        try:
+            return found, np.asarray(np.linalg.cholesky(found), np.float64)
+        except np.linalg.LinAlgError:
+            least *= _MORE
 
 
 def _unit(matrix: Matrix) -> Matrix:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -104,6 +105,36 @@ def test_what_comes_out_samples_can_have_whatever_the_noise_was(bundle: Bundle) 
             if worth > 0:
                 assert not isinstance(summary_of(statistics, is_classifier=True), str)
     assert was_negative, "else there was nothing to mend"
+
+
+SHIPPED: dict[str, Callable[[np.random.Generator], tuple[np.ndarray, np.ndarray]]] = {
+    "constant": lambda rng: (np.ones((50, 20)), rng.integers(0, 3, 50)),
+    "one class": lambda rng: (rng.normal(size=(50, 20)), np.zeros(50, int)),
+    "a class without samples": lambda rng: (rng.normal(size=(50, 20)), rng.integers(0, 2, 50)),
+    "one feature": lambda rng: (rng.normal(size=(50, 1)), rng.integers(0, 3, 50)),
+    "fewer samples than features": lambda rng: (rng.normal(size=(6, 64)), np.arange(6) % 3),
+    "far from zero": lambda rng: (rng.normal(size=(200, 30)) + 1e4, rng.integers(0, 3, 200)),
+    "tiny": lambda rng: (1e-6 * rng.normal(size=(200, 30)), rng.integers(0, 3, 200)),
+    "huge": lambda rng: (1e12 * rng.normal(size=(200, 30)), rng.integers(0, 3, 200)),
+    "dead features": lambda rng: (rng.normal(size=(200, 30)) * (np.arange(30) < 10), rng.integers(0, 3, 200)),
+}
+
+
+@pytest.mark.parametrize("what", SHIPPED)
+def test_whatever_was_shipped_there_are_coordinates_and_sums_that_samples_can_have(what: str) -> None:
+    rng = np.random.default_rng(0)
+    x, y = SHIPPED[what](rng)
+    shipped = HeadStatistics.of(x.astype(np.float32), y, 3)
+    subspace = Subspace(HeadStatistics.from_tensors(shipped.to_tensors(), x.shape[1], 3))
+    there = np.tile(x, (20, 1)) + 3.0 * (x.std(axis=0) + 1e-9) * rng.normal(size=(20 * len(x), x.shape[1])).mean(axis=0)
+    points = subspace.coordinates("").of(there)
+    assert np.isfinite(points).all()
+    begun = Disclosed.nothing(points.shape[1], 3).learned(points, np.tile(y, 20), np.ones(len(there)))
+    for seed in range(5):
+        told = begun.closed(Noise(20.0), bytes([seed]) * 32, 1)
+        statistics, worth = likely(told.told, float(len(there)), told.variance, subspace)
+        assert np.isfinite(statistics.gram).all()
+        assert worth == 0 or not isinstance(summary_of(statistics, is_classifier=True), str)
 
 
 def test_noise_alone_counts_nothing(bundle: Bundle) -> None:
