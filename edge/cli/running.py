@@ -193,9 +193,9 @@ def _samples(file: Path, specs: list[TensorSpec], index: int | None) -> Iterator
 
     spec = specs[0]
     is_npz = file.suffix.lower() not in (*SUFFIXES, ".npy")
+    names = [spec.name for spec in specs]
     if len(specs) > 1 and not is_npz:
-        names = ", ".join(spec.name for spec in specs)
-        raise ConfigError(f"{file}: the model takes several inputs; give an .npz with the arrays {names}")
+        raise ConfigError(f"{file}: the model takes several inputs; give an .npz with the arrays {', '.join(names)}")
     if file.suffix.lower() in SUFFIXES:
         arrays = {spec.name: PictureReader(spec, str(file))(file)}
     elif file.suffix.lower() == ".npy":
@@ -204,6 +204,8 @@ def _samples(file: Path, specs: list[TensorSpec], index: int | None) -> Iterator
         arrays = read_arrays(file)
         if len(specs) == 1 and ((name := spec.name) in arrays or (name := "x") in arrays):
             arrays = {spec.name: arrays[name]}
+        elif len(specs) > 1:  # as `edge-agent replay` takes it
+            arrays = {name: array for name, array in arrays.items() if name in names or name not in ("y", "weights")}
     try:
         found = fitted(arrays, specs)
     except ConfigError as exc:

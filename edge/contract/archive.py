@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 import struct
 import zlib
 from collections.abc import Mapping
@@ -103,6 +104,8 @@ class Archive:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
+            if not stat.S_ISREG(path.stat().st_mode):  # a FIFO would be waited for until somebody writes
+                raise BundleError(f"{path} cannot be read: expected a plain file, it is a folder, a FIFO or a device")
             with path.open("rb") as file:
                 self.entries = {entry.name: entry for entry in _read_headers(file, path)}
                 self._opened = _identity(os.fstat(file.fileno()))

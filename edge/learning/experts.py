@@ -98,10 +98,12 @@ class Experts:
         mixture: False lets the first learner answer alone, whatever it learns.
         shares: ``(n_classes,)`` of the classes in the statistics that were shipped, or None.
         disclosing: Where nothing is to be sent to the fleet without noise.
+        backbone: Digest of the frozen part.
 
     Attributes:
         shipped_task: What the outputs mean, as shipped.
         shipped_names: Names of the classes, as shipped.
+        backbone: Digest of the frozen part.
         learners: Their names, in order of preference.
         adwin: Watches the errors.
     """
@@ -119,6 +121,7 @@ class Experts:
         mixture: bool = True,
         shares: npt.NDArray[np.float64] | None = None,
         disclosing: Disclosing | None = None,
+        backbone: str = "",
     ) -> None:
         self.shipped_task = task
         self.shape = shape
@@ -131,6 +134,7 @@ class Experts:
         self.is_mixture = mixture
         self.shares = shares
         self.disclosing = disclosing
+        self.backbone = backbone
         self.adwin = Adwin(DRIFT_DELTA)
         self._machines: dict[str, Learner] = {}
         self._begun: dict[str, Any] = {}
@@ -236,6 +240,7 @@ class Experts:
             since_drift=0,
             temperature=1.0,
             trial=None,
+            backbone=self.backbone,
         )
 
     def _first(self, name: str) -> Any:

@@ -5,7 +5,7 @@ The ring lives in memory: a label for a sample from before a restart is not join
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -17,6 +17,9 @@ from edge.learning.packing import PackedFeatures
 from edge.learning.shelf import Shelf
 
 MAX_ID_LENGTH = 128
+# Samples whose id came again, so that no label can name them: as many as `edge.agent.model.recognition` looks at stay,
+# where there is room, so that an application with one name for all of its samples shows what is seen here, too.
+_MOST_NAMELESS = 256
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -91,7 +94,9 @@ class LabelRing:
         self._capacity = capacity
         self._expiry_s = expiry_s
         self._shelves: dict[tuple[int, int], Shelf] = {}  # by numbers of features and outputs: classes may be added
-        self._waiting: OrderedDict[str, _Place] = OrderedDict()
+        self._waiting: OrderedDict[str | int, _Place] = OrderedDict()  # without a name under a number
+        self._nameless: deque[int] = deque()
+        self._count = 0
         self._given: OrderedDict[str, tuple[Labelled, Remembered]] = OrderedDict()  # and not learned yet
         self._learned: OrderedDict[str, Given] = OrderedDict()
 
@@ -99,8 +104,14 @@ class LabelRing:
         return len(self._waiting)
 
     def put(self, sample_id: str, sample: Remembered) -> None:
-        """Remember a sample; the same id again replaces the older one."""
-        self._take(sample_id)
+        """Remember a sample; the same id again replaces the older one, which is only seen from then on."""
+        older = self._waiting.pop(sample_id, None)
+        if older is not None:
+            self._count += 1
+            self._waiting[self._count] = older
+            self._nameless.append(self._count)
+            if len(self._nameless) > _MOST_NAMELESS:
+                self._take(self._nameless.popleft())
         self._given.pop(sample_id, None)
         self._learned.pop(sample_id, None)
         self._keep(sample_id, sample)
@@ -115,9 +126,9 @@ class LabelRing:
         if oldest:
             self._waiting.move_to_end(sample_id, last=False)
         while len(self._waiting) > self._capacity:
-            self._take(next(iter(self._waiting)))
+            self._take(self._nameless.popleft() if self._nameless else next(iter(self._waiting)))
 
-    def _take(self, sample_id: str) -> _Place | None:
+    def _take(self, sample_id: str | int) -> _Place | None:
         """The place that it had; what lies there may be seen until another sample comes."""
         place = self._waiting.pop(sample_id, None)
         if place is not None:
@@ -166,5 +177,5 @@ class LabelRing:
         return next((each for each, (given, _) in self._given.items() if given is label), "")
 
     def newest(self, count: int) -> Sequence[Remembered]:
-        """The samples that came last, the newest last; they stay."""
+        """The samples that came last, the newest last, those without a name among them; they stay."""
         return [place.sample() for place in islice(reversed(self._waiting.values()), count)][::-1]

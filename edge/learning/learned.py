@@ -8,7 +8,7 @@ a value and the events that came after it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from edge.learning.drift import Window
 from edge.learning.mixture import MERGED, Mixture
 from edge.learning.recent import Recent
 from edge.learning.task import Scores
+from edge.learning.tree import UNWRITTEN
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +89,7 @@ class Learned:
         trial: Of a head that replaced everything; None while there is none.
         disclosed: What is told of labelled samples under noise, where a device tells nothing without. It never goes
             back, so a trial has none.
+        backbone: Digest of the frozen part whose features all of it is about. Who keeps it writes that beside it.
     """
 
     class_names: tuple[str, ...]
@@ -104,6 +106,7 @@ class Learned:
     temperature: float
     trial: Trial | None
     disclosed: Disclosed | None = None
+    backbone: str = field(default="", metadata=UNWRITTEN)
 
     @property
     def has_merge(self) -> bool:

@@ -50,6 +50,16 @@ def _sharing(experts: Experts, learned: Learned) -> Learned:
     return replace(learned, experts=found)
 
 
+def check_own(experts: Experts, learned: Learned) -> None:
+    """Raise LearningError unless a value is of this backbone, its classes and these learners."""
+    if learned.backbone != experts.backbone:
+        raise LearningError(f"it is of the backbone {learned.backbone[:12]}, here is {experts.backbone[:12]}")
+    if learned.class_names[: len(experts.shipped_names)] != experts.shipped_names:
+        raise LearningError("it is of other classes than those of the bundle")
+    if missing := [name for name in experts.learners if name not in learned.experts]:
+        raise LearningError(f"it is of other learners: {', '.join(missing)} is not among them")
+
+
 def template(experts: Experts, arrays: _Arrays) -> Learned:
     """What `edge.learning.tree.build` compares saved arrays with: with the classes and experts that they name.
 

@@ -64,7 +64,9 @@ class Task:
         targets = np.asarray(targets)
         if self.is_classifier:
             if targets.shape != (count,) or targets.dtype.kind not in "iu":
-                raise LearningError(f"expected {count} integer labels, got {_described(targets, (count,))}")
+                raise LearningError(
+                    f"expected {count} integer labels (or names of classes), got {_described(targets, (count,))}"
+                )
             if count and not (targets.min() >= 0 and targets.max() < self.n_outputs):
                 raise LearningError(f"labels must lie in 0..{self.n_outputs - 1}, got {targets.min()}..{targets.max()}")
             return targets.astype(np.int64, copy=False)
@@ -135,5 +137,6 @@ class Task:
 
 def _described(targets: npt.NDArray[Any], wanted: tuple[int, ...]) -> str:
     """What came instead of targets of a shape; where only their first axis is missing, how they get it."""
-    found = f"{targets.dtype} of shape {targets.shape}"
+    kind = {"U": "texts", "O": "what is no number"}.get(targets.dtype.kind, str(targets.dtype))
+    found = f"{kind} of shape {targets.shape}"
     return f"{found}; y[None] has the axis that is missing" if (1, *targets.shape) == wanted else found

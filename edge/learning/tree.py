@@ -11,6 +11,7 @@ Reading compares with a *template*, a value of the same kind: that is the one pl
 * A tuple of any length (``tuple[T, ...]``) may have any number of elements, each like the template's first.
 * A mapping must have the template's keys; the key ``*`` there stands for any number of others.
 * Where a field says so (``T | None``), and is not None in the template, there may be nothing.
+* A field with the metadata `UNWRITTEN` is not written; what is read has the template's.
 
 Values are not checked beyond that: a dataclass that knows better refuses them in ``__post_init__``.
 """
@@ -33,6 +34,7 @@ T = TypeVar("T")
 Arrays = dict[str, npt.NDArray[Any]]
 
 ANY_KEY = "*"
+UNWRITTEN: Mapping[str, bool] = types.MappingProxyType({"unwritten": True})
 # Behind each key of a mapping; no key has it inside.
 _END = "\0"
 _SCALARS: dict[type, type[np.generic]] = {bool: np.bool_, int: np.int64, float: np.float64}
@@ -89,7 +91,8 @@ def _flatten(value: Any, path: str, found: Arrays) -> None:
         found[path] = _bytes(value)
     elif is_dataclass(value) and not isinstance(value, type):
         for field in fields(value):
-            _flatten(getattr(value, field.name), _join(path, field.name), found)
+            if not field.metadata.get("unwritten"):
+                _flatten(getattr(value, field.name), _join(path, field.name), found)
     elif isinstance(value, tuple):
         found[path] = np.array(len(value), np.int64)
         for i, item in enumerate(value):
@@ -126,10 +129,10 @@ def _build(like: Any, hint: Any, path: str, left: Arrays) -> Any:
         return None
     if is_dataclass(like) and not isinstance(like, type):
         hints = _hints(type(like))
-        parts = {
-            field.name: _build(getattr(like, field.name), hints[field.name], _join(path, field.name), left)
-            for field in fields(like)
-        }
+        parts = {field.name: getattr(like, field.name) for field in fields(like)}
+        for field in fields(like):
+            if not field.metadata.get("unwritten"):
+                parts[field.name] = _build(parts[field.name], hints[field.name], _join(path, field.name), left)
         return type(like)(**parts)
     if isinstance(like, tuple):
         return _tuple(like, kind, path, left)

@@ -107,7 +107,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "httpx": ("edge/cli/fleet.py",),
     "click": ("edge/cli/*", "converter/cli.py", "converter/arguments.py"),
     "rich": ("edge/cli/*", "converter/cli.py", "converter/report/text.py", "converter/report/targets.py"),
-    "threading": (*SHELL, "edge/coordinator/inbox.py"),
+    "threading": (*SHELL, "edge/coordinator/inbox.py", "edge/agent/model/turns.py"),
     "queue": (*SHELL, "edge/agent/sources/topics.py"),
     "signal": (*SHELL, "converter/stopping.py", "edge/contract/errors.py", "edge/contract/exits.py"),
     "time": SHELL,

@@ -98,6 +98,7 @@ class Workshop:
             mixture=mixture,
             shares=self._shares(),
             disclosing=None if self.noise is None else self._disclosing(self.noise, names),
+            backbone=self.bundle.manifest.backbone_digest,
         )
 
     def _disclosing(self, noise: Noise, names: Sequence[str]) -> Disclosing:

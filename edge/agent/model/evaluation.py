@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from edge.agent.model import answers
 from edge.agent.model.answering import occluded
-from edge.agent.model.learning_model import numbered
+from edge.agent.model.learning_model import labels_of, numbered
 from edge.agent.model.serving import Given
 from edge.contract.errors import LearningError
 from edge.contract.manifest import OutputKind
@@ -90,7 +90,7 @@ def evaluated(model: ServedModel, x: Given, y: Any) -> Evaluation:
     task, shipped_task = model.task, model.learning.shipped_task
     inputs = model.serving.many(x)
     count = model.serving.count(inputs) or 1
-    targets = task.check(numbered(y, model.class_names), count)
+    targets = task.check(labels_of(y, task, model.class_names), count)
     features = model.answering.features_in_parts(inputs)
     outputs, shipped = model.answer(features), model.learning.shipped_answer(features)
     more = task.n_outputs - shipped_task.n_outputs
@@ -118,7 +118,7 @@ def _as_shipped(model: ServedModel, x: Given, y: Any) -> Evaluation:
     kind, task = _kind_and_task(model, "evaluate")
     inputs = model.serving.many(x)
     count = model.serving.count(inputs) or 1
-    targets = task.check(numbered(y, model.class_names), count)
+    targets = task.check(labels_of(y, task, model.class_names), count)
     outputs = _logits(model.outputs(x)[model.answer_name], kind)
     right, loss = task.right(outputs, targets), float(task.losses(outputs, targets).mean())
     accuracy = None if task.is_regression else float(right.mean())

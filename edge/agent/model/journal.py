@@ -1,7 +1,7 @@
 """What happened since the last snapshot, appended one record at a time: see `edge.learning.events`.
 
 A record that was appended survives `kill -9` of the agent (the kernel has it); `sync` makes it survive a power cut. A
-torn last record is dropped on reading: it was never acknowledged as durable. A damaged one inside costs itself only,
+torn last record is dropped on reading: it was never acknowledged as durable. A damaged one costs itself only,
 whatever of it is damaged: the next whole record is found by its mark and its checksum.
 
 Record: mark (4 bytes), length of the body (u32), CRC-32 of length, kind and body (u32), kind (u8), 3 zeros, body;
@@ -137,7 +137,7 @@ class Read(NamedTuple):
 
     Attributes:
         events: Of its whole records, in order.
-        n_damaged: Places between them where something else stands.
+        n_damaged: Places between and behind them where something else stands, that is no torn record.
     """
 
     events: list[Event]
@@ -147,7 +147,7 @@ class Read(NamedTuple):
 def read_journal(path: Path) -> Read:
     """The whole records of a journal; none when it does not exist.
 
-    What comes behind the last whole record is a torn tail, as a power cut leaves it.
+    Behind the last whole one a torn record may stand, as a kill leaves it.
     """
     if not path.exists():
         return Read([], 0)
@@ -161,7 +161,15 @@ def read_journal(path: Path) -> Read:
             events.append(_decode(data[start:end]))
         except (EdgeError, ValueError, struct.error):  # whole, and written by a program that knows more
             n_damaged += 1
-    return Read(events, n_damaged)
+    return Read(events, n_damaged + _is_damage(data[end_before:]))
+
+
+def _is_damage(tail: bytes) -> bool:
+    """Whether what stands behind the last whole record is not the beginning of one."""
+    if len(tail) < _HEAD.size:
+        return tail[: len(MARK)] != MARK[: len(tail)]
+    mark, length, _, _ = _HEAD.unpack_from(tail)
+    return bool(mark != MARK or _HEAD.size + length <= len(tail))
 
 
 def _records(data: bytes) -> Iterator[tuple[int, int]]:

@@ -105,6 +105,7 @@ class LearnedState:
             LearningError: It is of another head, or of other learners; nothing changed.
             OSError: It cannot be kept; nothing changed.
         """
+        saved_value.check_own(self._learning, value)
         value = _still_told(value, self.value)
         saved_value.read(self._learning, tree.flatten(value))  # what could not be read again is not taken
         before, self.value = self.value, value

@@ -33,7 +33,7 @@ from edge.learning.learned import Happened
 from edge.learning.learner import check_batch
 from edge.learning.learning import Learning
 from edge.learning.packing import pack
-from edge.learning.task import Targets
+from edge.learning.task import Targets, Task
 
 _MAX_EVENTS = 100
 
@@ -211,7 +211,7 @@ class LearningModel(Standing):
     def learn_features(self, features: FloatArray, y: Any, weights: npt.NDArray[Any] | None = None) -> list[Happened]:
         """Learn labelled samples whose features ``(batch, *features)`` are known already; see `learn`."""
         answers = self.answer(features)
-        labels = numbered(y, self.class_names)
+        labels = labels_of(y, self.task, self.class_names)
         _, targets, trust = check_batch(features, labels, weights, self.learning.shape, self.task)
         if not len(targets):
             return []
@@ -356,8 +356,17 @@ class LearningModel(Standing):
         return len(self.class_names) - 1
 
 
+def labels_of(y: Any, task: Task, class_names: Sequence[str]) -> npt.NDArray[Any]:
+    """Labels as an array, of classes as their numbers; `edge.learning.task.Task.check` is to follow.
+
+    Raises:
+        LearningError: There is no class of that name, or the labels are of no regular shape.
+    """
+    return numbered(y, class_names) if task.is_classifier else as_array(y, "the labels")
+
+
 def numbered(y: Any, class_names: Sequence[str], what: str = "label") -> npt.NDArray[Any]:
-    """Labels as an array, names of classes as their numbers.
+    """Classes as an array, their names as their numbers.
 
     Raises:
         LearningError: There is no class of that name, or the labels are of no regular shape.
@@ -370,5 +379,11 @@ def numbered(y: Any, class_names: Sequence[str], what: str = "label") -> npt.NDA
     for name in given:
         if not isinstance(name, str) or name not in numbers:
             wanted = f"from 0 to {len(numbers) - 1} or one of its names" if numbers else "by number: they have no names"
-            raise LearningError(f"{what}: expected a class {wanted}, got {name!r:.40}")
+            raise LearningError(f"{what}: expected a class {wanted}, got {_named(name)}")
     return np.array([numbers[name] for name in given], np.int64).reshape(array.shape)
+
+
+def _named(name: Any) -> str:
+    """What came in place of a name."""
+    mixed = "" if isinstance(name, str) else " among names: give all by name or all by number"
+    return f"{name!r:.40}{mixed}"

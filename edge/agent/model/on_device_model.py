@@ -20,7 +20,7 @@ Any bundle can be opened. One without a trainable head predicts; whatever learns
     ...     again.n_samples, again.class_names[-1]
     (97, 'smudge')
 
-One thread at a time may use a model. It opens no network. A label goes from `edge.agent.model.learning_model` as an
+Threads that use one model take turns. It opens no network. A label goes from `edge.agent.model.learning_model` as an
 event to `edge.learning.learning` (what it changes), and from there to the learners, such as
 `edge.learning.closed_form`.
 """
@@ -40,12 +40,16 @@ from edge.agent.model.opening import Options, opened
 from edge.agent.model.served_model import ServedModel
 from edge.agent.model.serving import Given
 from edge.agent.model.streams import StreamLimits
+from edge.agent.model.turns import in_turns
 from edge.agent.model.warm_start import Mapped, Warmed, warm_start
 from edge.contract.bundle import Bundle
 from edge.contract.errors import ConfigError, LearningError
 from edge.contract.files import lock_folder
 from edge.learning.explain import Explanation
 from edge.learning.learned import Learned
+
+# As of a device's profile.
+_MOST_THREADS = 64
 
 
 class OnDeviceModel(ServedModel):
@@ -75,7 +79,7 @@ class OnDeviceModel(ServedModel):
             path: The ``.edge`` file.
             state_dir: Where learned state is kept; None keeps nothing. One process at a time may use it.
             learner: One of `edge.contract.choices.LEARNERS`; ``auto`` lets all that suit the head learn and compete.
-            threads: For the frozen part.
+            threads: For the frozen part, 1 to 64.
             seed: Of SGD's replay draws.
             limits: Memory limits of what learns.
             streams: Limits of what is remembered of streams, by a model with recurrent state.
@@ -93,6 +97,8 @@ class OnDeviceModel(ServedModel):
         folder = None if state_dir is None else Path(state_dir)
         if seed < 0:
             raise ConfigError(f"the seed {seed}: expected a number from 0 up")
+        if not 1 <= threads <= _MOST_THREADS:
+            raise ConfigError(f"threads {threads}: expected a number from 1 to {_MOST_THREADS}")
         if read_only and (folder is None or not folder.is_dir()):
             raise ConfigError(f"there is no state folder {folder}")
         lock = None if folder is None or read_only else lock_folder(folder)
@@ -211,13 +217,19 @@ class OnDeviceModel(ServedModel):
         self.metrics.forget_judgements()
 
 
+@in_turns
 class _WithHead(LearningModel, OnDeviceModel):
     """What `open` makes of a bundle with a head that learns."""
+
+
+@in_turns
+class _WithoutHead(OnDeviceModel):
+    """What `open` makes of any other bundle."""
 
 
 def of_bundle(bundle: Bundle, **options: Unpack[Options]) -> OnDeviceModel:
     """A model of an opened bundle, see `OnDeviceModel.open`; the state folder is the caller's to lock."""
     parts = opened(bundle, **options)
     if parts.learns is None:
-        return OnDeviceModel(bundle, parts.serving, parts.streams)
+        return _WithoutHead(bundle, parts.serving, parts.streams)
     return _WithHead(bundle, parts.serving, parts.streams, *parts.learns)

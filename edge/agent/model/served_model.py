@@ -18,6 +18,7 @@ from edge.agent.model.learned_state import LearnedState
 from edge.agent.model.rejection import Rejection
 from edge.agent.model.serving import Given, Serving
 from edge.agent.model.streams import DEFAULT, Streams
+from edge.agent.model.turns import turn
 from edge.contract.bundle import Bundle
 from edge.contract.errors import LearningError
 from edge.inference.session import Arrays
@@ -155,6 +156,7 @@ class ServedModel(Unlearned):
         self._kinds = answers.kinds_of(self.manifest)
         self._named = answers.classifying(self.manifest, self._kinds)
         self._is_closed = False
+        self._turn = turn()
 
     def _open(self) -> None:
         if self._is_closed:

@@ -316,6 +316,8 @@ def _has_shape(shape: tuple[int, ...], wanted: tuple[int | str, ...]) -> bool:
 def _misfit(spec: TensorSpec, shape: tuple[int, ...], wanted: tuple[int | str, ...]) -> str:
     """What is said of an array of another shape, with the axes that make it fit where they do."""
     found = f"{spec.name}: expected shape ({', '.join(map(str, wanted))}), got {shape}"
+    if _has_shape(tuple(size or 1 for size in shape), wanted):
+        return f"{found}: there is nothing in it"
     places = [[":"] * axis + ["None"] for axis in range(len(shape) + 1)] + [["None", "None"]]
     for index in places:
         sizes = iter(shape)

@@ -83,8 +83,8 @@ class LearnedStore:
         found: list[Event] = []
         for path in journals.values():
             events, n_damaged = read_journal(path)
-            if not events:
-                events, n_damaged = read_old_journal(path)
+            if not events and (old := read_old_journal(path))[0]:
+                events, n_damaged = old
             found += events
             if n_damaged:
                 warnings.append(f"{path} is damaged: {n_damaged} or more of its records are lost")

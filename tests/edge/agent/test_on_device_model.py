@@ -10,6 +10,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -962,10 +963,16 @@ def test_restores_an_earlier_value_and_forgets_everything_when_asked(
     kill(model)
     model = OnDeviceModel.open(digits_bundle, tmp_path)
     assert same(model.learned, earlier), "it was safe before it returned"
+    # Of another head, of learners too many and too few; and what fits in all its shapes.
     others = [OnDeviceModel.open(mlp_bundle), OnDeviceModel.open(digits_bundle, learner="ridge")]
-    for other in others:
+    others += [OnDeviceModel.open(digits_bundle, learner=name) for name in ("sgd", "statistics")]
+    assert earlier.backbone == model.manifest.backbone_digest
+    renamed = (*earlier.class_names[:-1], "zero")
+    values = [*(each.learned for each in others), *(dataclasses.replace(earlier, **changed) for changed in (
+        {"backbone": "0" * 64}, {"backbone": ""}, {"class_names": renamed}))]  # fmt: skip
+    for value in values:
         with pytest.raises(LearningError):
-            model.restore(other.learned)
+            model.restore(value)
         assert same(model.learned, earlier)
     with full_disk(), pytest.raises(LearningError, match="nothing was forgotten"):
         model.reset()
@@ -977,6 +984,59 @@ def test_restores_an_earlier_value_and_forgets_everything_when_asked(
     model = OnDeviceModel.open(digits_bundle, tmp_path)
     assert model.n_samples == 0
     model.close()
+
+
+def test_threads_take_turns_and_lose_no_label(tmp_path: Path, digits_bundle: Path) -> None:
+    """In the middle of learning another thread would learn from the value before, and one of the two be forgotten."""
+    x, y = turned_labels(20)
+    faults: list[BaseException] = []
+
+    def work(model: OnDeviceModel) -> None:
+        try:
+            for i in range(len(x)):
+                model.learn(x[i : i + 1], y[i : i + 1])
+                model.predict(x[:2])
+        except Exception as exc:  # noqa: BLE001  # a thread's own exception is seen by nobody
+            faults.append(exc)
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with OnDeviceModel.open(digits_bundle, tmp_path) as model:
+            threads = [threading.Thread(target=work, args=(model,)) for _ in range(3)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            assert (faults, model.n_samples) == ([], 60)
+            answers = model.predict(x)
+    finally:
+        sys.setswitchinterval(before)
+    with OnDeviceModel.open(digits_bundle, tmp_path) as again:
+        assert again.n_samples == 60
+        np.testing.assert_array_equal(again.predict(x), answers)
+
+
+@pytest.mark.parametrize("threads", [0, -1, 65, 10**6])
+def test_a_number_of_threads_that_cannot_be_is_refused(digits_bundle: Path, threads: int) -> None:
+    """A million of them took 16 GB and ten minutes before anything was said."""
+    with pytest.raises(ConfigError, match=f"threads {threads}: expected a number from 1 to 64"):
+        OnDeviceModel.open(digits_bundle, threads=threads)
+
+
+def test_labels_that_are_none_are_told_what_was_expected(digits_bundle: Path) -> None:
+    model = OnDeviceModel.open(digits_bundle)
+    x, _ = turned_labels(2)
+    strange: list[tuple[Any, str]] = [
+        ([0.5, 1.0], r"expected 2 integer labels \(or names of classes\), got float64"),
+        (np.array([3, "7"], object), "got 3 among names: give all by name or all by number"),
+        (np.eye(10)[:2], "expected 2 integer labels .*, got float64 of shape"),
+    ]
+    for y, words in strange:
+        with pytest.raises(LearningError, match=words):
+            model.learn(x, y)
+    with pytest.raises(LearningError, match="there is nothing in it"):
+        model.predict(x[:0])
 
 
 def test_exports_the_head_that_is_believed_most(tmp_path: Path, digits_bundle: Path) -> None:

@@ -137,6 +137,24 @@ def test_a_snapshot_damaged_or_cut_anywhere_is_noticed(tmp_path: Path, position:
         assert warning is not None
 
 
+@pytest.mark.parametrize("damaged", ["all", "end", "last"])
+def test_a_journal_whose_end_is_no_record_is_told(tmp_path: Path, damaged: str) -> None:
+    """Zeros in the place of records, as a file system may leave them, are no torn record: labels are lost."""
+    Counter(tmp_path).learn(1).save().learn(2, 3).kill()
+    path = max(tmp_path.glob("journal-*.bin"), key=lambda each: each.stat().st_size)
+    whole = path.read_bytes()
+    start = {"all": 0, "end": len(whole) // 2, "last": len(whole) - 1}[damaged]
+    path.write_bytes(whole[:start] + bytes(byte ^ 0xFF if damaged == "last" else 0 for byte in whole[start:]))
+    bad = path.read_bytes()
+    labels, warning = load(tmp_path)
+    assert labels == ([1] if damaged == "all" else [1, 2])
+    assert warning is not None
+    assert f"{path} is damaged" in warning
+    assert path.with_suffix(".damaged").read_bytes() == bad
+    Counter(tmp_path).learn(4).kill()
+    assert load(tmp_path) == ([*labels, 4], None), "the next label takes that place"
+
+
 def test_both_snapshots_damaged_start_anew_and_never_mix_in_what_was_before(tmp_path: Path) -> None:
     counter = Counter(tmp_path)
     for i in range(4):

@@ -23,9 +23,11 @@ from edge.agent.config import AgentConfig
 from edge.agent.model import releases
 from edge.agent.models import Models
 from edge.cli.agent import agent
+from edge.cli.running import _samples as running_samples
 from edge.cli.running import target
 from edge.contract.bundle import Bundle
 from edge.contract.errors import ChannelError, ConfigError, LearningError, NoAgentError
+from edge.contract.tensorspec import TensorSpec
 from edge.learning.exchange import HeadRelease
 from tests.support.fleet import unhurried
 
@@ -171,6 +173,19 @@ def test_samples_that_cannot_be_asked_about_are_refused_by_file_and_reason(runni
         assert words in str(found.exception), (words, found.exception)
     for place in (tmp_path / "no" / "head.safetensors", tmp_path):
         assert isinstance(ask(running, "export", place).exception, ConfigError)
+
+
+def test_a_labelled_file_is_taken_whether_the_model_has_one_input_or_several(tmp_path: Path) -> None:
+    shapes = {"image": ("batch", 2), "mask": ("batch", 1)}
+    specs = [TensorSpec(name=name, dtype="float32", shape=shape) for name, shape in shapes.items()]
+    arrays = {"image": np.zeros((3, 2), np.float32), "mask": np.ones((3, 1), np.float32)}
+    np.savez(tmp_path / "seen.npz", **arrays, y=np.zeros(3), weights=np.ones(3))
+    assert [(name, sorted(one)) for name, one in running_samples(tmp_path / "seen.npz", specs, 1)] == [
+        ("seen.npz:1", ["image", "mask"])
+    ]
+    np.savez(tmp_path / "more.npz", **arrays, other=np.zeros(3))
+    with pytest.raises(ConfigError, match="got image, mask, other"):
+        list(running_samples(tmp_path / "more.npz", specs, None))
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import zipfile
 from pathlib import Path
@@ -185,6 +186,9 @@ def test_what_is_not_a_file_is_refused(tmp_path: Path) -> None:
         Archive(tmp_path / "nothing")
     with pytest.raises(BundleError, match="cannot be read"):
         Archive(tmp_path)
+    os.mkfifo(tmp_path / "fifo")  # nobody writes: who opens it waits for ever
+    with pytest.raises(BundleError, match="cannot be read: expected a plain file"):
+        Archive(tmp_path / "fifo")
 
 
 @settings(max_examples=100, deadline=None)

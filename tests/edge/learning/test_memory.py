@@ -251,6 +251,22 @@ def test_the_same_id_again_replaces_the_older_sample() -> None:
     assert ring.join("b", 4.0) is None
 
 
+def test_samples_whose_id_came_again_show_what_is_seen_and_take_nobody_s_place() -> None:
+    """An application that never labels may call all of its samples the same."""
+    ring = LabelRing(100, 60.0)
+    for i in range(40):
+        ring.put("frame", sample(i, float(i)))
+    assert [each.answer.item() for each in ring.newest(20)] == list(range(20, 40))
+    for i in range(99):
+        ring.put(str(i), sample(i, 50.0))
+    assert len(ring) == 100
+    assert all(ring.join(name, 51.0) for name in ["frame", *map(str, range(99))])
+    assert len(ring) == 0, "no label can name the others"
+    for i in range(2000):
+        ring.put("frame", sample(i, float(i)))
+    assert len(ring) == 100
+
+
 def test_a_sample_whose_label_was_not_learned_waits_again_as_the_oldest() -> None:
     ring = LabelRing(2, 60.0)
     ring.put("a", sample(1, 0.0))
@@ -292,13 +308,15 @@ ASKED = st.tuples(st.sampled_from(["put", "join", "refuse"]), st.integers(0, 5),
 @given(st.lists(ASKED, max_size=40), st.integers(1, 4))
 def test_every_sample_that_waits_is_what_was_put_there(asked: list[Any], capacity: int) -> None:
     """Places are used again, also by samples of another shape, as when a class was added."""
-    ring, waits = LabelRing(capacity, 1e9), dict[str, Remembered]()
+    ring, waits, nameless = LabelRing(capacity, 1e9), dict[str | int, Remembered](), list[int]()
     for number, (what, name, (n_features, n_outputs)) in enumerate(asked):
         sample_id = str(name)
         if what == "put":
             features = pack(np.full((1, n_features), number + 1, np.float32))
             put = Remembered(features, np.full(n_outputs, number, np.float32), float(number))
-            waits.pop(sample_id, None)
+            if (older := waits.pop(sample_id, None)) is not None:
+                waits[len(nameless)] = older
+                nameless.append(len(nameless))
             waits[sample_id] = put
             ring.put(sample_id, put)
         else:
@@ -309,7 +327,8 @@ def test_every_sample_that_waits_is_what_was_put_there(asked: list[Any], capacit
                 ring.give(sample_id, label, found)
                 assert ring.put_back(label) == sample_id
                 waits = {sample_id: found, **waits}
-        waits = dict(list(waits.items())[-capacity:])
+        for over in sorted(waits, key=lambda key: isinstance(key, str))[: max(0, len(waits) - capacity)]:
+            del waits[over]
         assert len(ring) == len(waits)
         for seen, put in zip(ring.newest(capacity), waits.values(), strict=True):
             np.testing.assert_array_equal(seen.features.codes, put.features.codes)
