@@ -381,7 +381,8 @@ def test_database_of_an_older_version_is_taken_over(start: Start, statistics_upd
                 database.execute(statement)
         database.execute("ATTACH ? AS today", (str(path),))
         database.execute("INSERT INTO bundle SELECT digest, backbone, name FROM today.bundle")
-        assert database.execute("INSERT INTO contribution SELECT * FROM today.contribution").rowcount == 1
+        had = ", ".join(row[1] for row in database.execute("PRAGMA main.table_info(contribution)"))
+        assert database.execute(f"INSERT INTO contribution SELECT {had} FROM today.contribution").rowcount == 1
     database.close()
     old.replace(path)
     for name in ("db.sqlite-wal", "db.sqlite-shm"):
