@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -57,6 +57,16 @@ class RunningMetrics:
         self._right.clear()
         self._losses.clear()
         self._answered.clear()
+
+    @property
+    def answered(self) -> list[tuple[int, int]]:
+        """Of recent labels of classes the class and what was answered, oldest first."""
+        return list(self._answered)
+
+    def go_on(self, answered: Iterable[tuple[int, int]]) -> None:
+        """Go on from what `answered` was before a restart: accuracy and confusion are of these labels, too."""
+        self._answered.extend(answered)
+        self._right.extend(float(label == said) for label, said in self._answered)
 
     def confusion(self, names: Sequence[str] = ()) -> dict[str, dict[str, int]]:
         """Of recent labels, by class what was answered, and how often; empty where nothing is a class.

@@ -22,7 +22,16 @@ from edge.contract.errors import BundleError, EdgeError, LearningError, Resource
 from edge.contract.training import FloatArray
 from edge.learning import saved as saved_value
 from edge.learning import tree
-from edge.learning.events import ClassAdded, Confirmed, Contributed, Event, HeadOffered, HeadReplaced, Labelled
+from edge.learning.events import (
+    ClassAdded,
+    Confirmed,
+    Contributed,
+    Event,
+    HeadOffered,
+    HeadReplaced,
+    Labelled,
+    RolledBack,
+)
 from edge.learning.learned import Learned
 from edge.learning.learner import part
 from edge.learning.learning import Learning
@@ -46,6 +55,7 @@ class LearnedState:
         refused: Labels that were safe and could not be learned, since it was opened.
         warnings: What went wrong and was survived, for whoever shows them; they may be cleared.
         inferences: Answers so far, as they were last saved.
+        answered: Of recent labels of classes the class and what was answered, the same; none of another head's.
         restored: Number of the order by which a checkpoint was taken up last; it is in every snapshot since.
         shadow: The version before the last release, while a fleet judges that; else None. It is not kept on disk.
 
@@ -62,6 +72,7 @@ class LearnedState:
         self.refused = 0
         self.warnings: list[str] = []
         self.inferences = self.restored = 0
+        self.answered: list[tuple[int, int]] = []
         self.shadow: Shadow | None = None
         self._is_synced, self._has_events = True, False
         self._unkept, self._why_unkept = 0, ""  # what the disk did not take since the last snapshot
@@ -108,13 +119,14 @@ class LearnedState:
         saved_value.check_own(self._learning, value)
         value = _still_told(value, self.value)
         saved_value.read(self._learning, tree.flatten(value))  # what could not be read again is not taken
-        before, self.value = self.value, value
-        waiting, self.waiting = self.waiting, deque()
+        before, self.value = (self.value, self.waiting, self.answered), value
+        self.waiting, self.answered = deque(), []
         try:
             self.save()
         except OSError:
-            self.value, self.waiting = before, waiting
+            self.value, self.waiting, self.answered = before
             raise
+        waiting = before[1]
         self.dropped += [label for label, _ in waiting]
         with suppress(OSError):  # no event says this: the snapshot before must hold it, too, should this one be damaged
             self.save()
@@ -244,6 +256,7 @@ class LearnedState:
         return {
             "learners": list(self._learning.learners),
             "inferences": self.inferences,
+            "answered": self.answered,
             "restored": self.restored,
         }
 
@@ -329,6 +342,7 @@ class LearnedState:
             raise LearningError(f"it is of the learners {saved.description.get('learners')}")
         self.inferences = int(saved.description.get("inferences", 0))
         self.restored = int(saved.description.get("restored", 0))
+        self.answered = [(int(label), int(said)) for label, said in saved.description.get("answered", ())]
         if saved.schema == 2:
             self.value, waiting = schema2.learned(self._learning, saved)
             return waiting
@@ -343,6 +357,8 @@ class LearnedState:
         def advance(event: Event) -> None:
             try:
                 self.value, _ = self._learning.advance(self.value, event)
+                if isinstance(event, HeadReplaced | RolledBack):  # what was answered was another head's
+                    self.answered = []
             except EdgeError as exc:
                 self.refused += isinstance(event, Labelled)
                 self.warnings.append(f"an event of the journal was not repeated: {exc}")

@@ -63,6 +63,7 @@ class Standing(ServedModel):
         self.learning, self.state, self.rejection = learning, state, rejection
         self.warnings = state.warnings
         self.metrics.inferences = state.inferences
+        self.metrics.go_on(state.answered)
         self._confusion, self._confusion_s = "", math.inf  # as it was said last, and when to say it again
 
     @property
@@ -115,12 +116,15 @@ class Standing(ServedModel):
         Raises:
             OSError: The disk takes nothing.
         """
-        self.state.inferences = self.metrics.inferences
+        self._hand_over()
         self.state.save()
 
     def _shut(self) -> None:
-        self.state.inferences = self.metrics.inferences
+        self._hand_over()
         self.state.close()
+
+    def _hand_over(self) -> None:
+        self.state.inferences, self.state.answered = self.metrics.inferences, self.metrics.answered
 
     def status(self) -> dict[str, Any]:
         """What an operator wants to know of it."""

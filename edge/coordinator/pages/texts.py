@@ -308,17 +308,16 @@ _TEXTS: dict[str, str | tuple[str, str]] = {
     "confusion.read": "A row is the label, a column what was answered before it came.",
     "confusion.wide": "The whole table is on wider screens.",
     "confusion.evidence": "Each answer was given before its label came, so the label could contradict it. Of each "
-    "device the last 256 labels are counted, since its agent started and since another head took the place of all. "
-    "Fewer than 10 labels of a class make no share: n=3 is three labels.",
-    "confusion.not-told": "Not told: no label came since the agent started or another head took the place of all, the "
+    "device the last 256 labels are counted, since another head took the place of all. Fewer than 10 labels "
+    "of a class make no share: n=3 is three labels.",
+    "confusion.not-told": "Not told: no label came since another head took the place of all, the "
     "model does not tell classes apart, or the agent is an older one.",
     "confusion.overall": "{right} of {n} right",
     "confusion.none": "No device has told what it answered to labels: none came, or the agents are older ones.",
     "confusion.of-devices": ("{n} model has told.", "{n} models have told."),
     "confusion.silent": (
-        "{n} has not: no label came since its agent started, it does not tell classes apart, or that is an older one.",
-        "{n} have not: no label came since their agents started, they do not tell classes apart, or those are older "
-        "ones.",
+        "{n} has not: no label came, it does not tell classes apart, or its agent is an older one.",
+        "{n} have not: no label came, they do not tell classes apart, or their agents are older ones.",
     ),
     "confusion.groups": "{n} of {of} backbones are shown.",
     "confusion.by-device": "Devices, those with most wrong answers first",

@@ -7,6 +7,7 @@ import doctest
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from edge.agent.model.standing import CONFUSION_S
 from edge.channel import confusion
 from edge.contract.errors import BundleError, ConfigError, LearningError, ResourceError
 from edge.inference.trainers import Opened, open_trainer
-from edge.learning.events import Contributed, HeadOffered
+from edge.learning.events import Contributed, HeadOffered, HeadReplaced
 from edge.learning.exchange import HeadRelease
 from edge.learning.trial import Finding
 from tests.support.contributions import merged_head
@@ -1128,3 +1129,26 @@ def test_telemetry_says_what_was_answered_before_the_label_when_that_is_news(dig
     assert confusion.KEY in model.telemetry(1.0 + CONFUSION_S), "telemetry may be lost"
     model.reset()
     assert model.telemetry(CONFUSION_S + 2.0)[confusion.KEY] == "", "that was another head"
+
+
+def test_what_was_answered_to_labels_outlives_a_restart_and_not_its_head(tmp_path: Path, digits_bundle: Path) -> None:
+    x, y = turned_labels(40)
+
+    def opened(folder: str = "s") -> tuple[float | None, dict[str, dict[str, int]]]:
+        with OnDeviceModel.open(digits_bundle, tmp_path / folder) as again:
+            return again.metrics.accuracy, again.metrics.confusion(again.class_names)
+
+    with OnDeviceModel.open(digits_bundle, tmp_path / "s") as model:
+        model.learn(x, y)
+        was = model.metrics.accuracy, model.metrics.confusion(model.class_names)
+    assert sum(n for row in was[1].values() for n in row.values()) == 40
+    assert opened() == was
+    # A head that takes the place of all is in the journal when the process is killed: what was answered was another's.
+    with OnDeviceModel.open(digits_bundle, tmp_path / "s") as model:
+        model.happen(HeadReplaced(model.live_head(), 7))
+        shutil.copytree(tmp_path / "s", tmp_path / "killed")
+    assert opened("killed") == (None, {})
+    with OnDeviceModel.open(digits_bundle, tmp_path / "s") as model:
+        model.learn(x, y)
+        model.reset()
+    assert opened() == (None, {})
