@@ -311,13 +311,13 @@ _TEXTS: dict[str, str | tuple[str, str]] = {
     "device the last 256 labels are counted, since another head took the place of all. Fewer than 10 labels "
     "of a class make no share: n=3 is three labels.",
     "confusion.not-told": "Not told: no label came since another head took the place of all, the "
-    "model does not tell classes apart, or the agent is an older one.",
+    "model does not tell classes apart, the agent runs with --noise, or it is an older one.",
     "confusion.overall": "{right} of {n} right",
     "confusion.none": "No device has told what it answered to labels: none came, or the agents are older ones.",
     "confusion.of-devices": ("{n} model has told.", "{n} models have told."),
     "confusion.silent": (
-        "{n} has not: no label came, it does not tell classes apart, or its agent is an older one.",
-        "{n} have not: no label came, they do not tell classes apart, or their agents are older ones.",
+        "{n} has not: no label came, it does not tell classes apart, or its agent runs with --noise, or is older.",
+        "{n} have not: no label came, they do not tell classes apart, or their agents run with --noise, or are older.",
     ),
     "confusion.groups": "{n} of {of} backbones are shown.",
     "confusion.by-device": "Devices, those with most wrong answers first",

@@ -14,6 +14,7 @@ import pytest
 from edge.agent.model import releases
 from edge.agent.model.journal import Journal
 from edge.agent.model.on_device_model import OnDeviceModel, of_bundle
+from edge.channel import confusion
 from edge.contract.bundle import Bundle
 from edge.contract.errors import LearningError
 from edge.contract.files import lock_folder
@@ -94,6 +95,7 @@ def test_nothing_of_what_was_learned_leaves_but_sums_with_noise(digits_bundle: P
     assert releases.contribution(plain).tensors.keys() == {"gram", "moment"}
     assert model.status()["noise"] == {"epsilon": 8.0, "delta": 1e-5, "told": 40, "pending": 0, "why_not": ""}
     assert "noise" not in plain.status()
+    assert [confusion.KEY in each.telemetry(0.0) for each in (model, plain)] == [False, True], "exact counts of labels"
     np.testing.assert_array_equal(model.predict(labels(2)[0]), plain.predict(labels(2)[0]))
 
 
