@@ -21,8 +21,9 @@ from edge.contract.foreign import foreign, shortage
 from edge.contract.tensorspec import BATCH, TensorSpec, axis_name
 from edge.inference.onnx_session import EXACT, open_onnx
 
-# So many samples, or so many bytes of them, are run at once: larger activations leave the processor's caches.
-_BATCH_SIZE = 64
+# So many samples, or so many bytes of them, are run at once: larger activations leave the processor's caches, and torch
+# asks the system for their memory anew each time.
+_BATCH_SIZE = 32
 _BATCH_BYTES = 1 << 20
 _MAX_THREADS = 4
 _MADE_UP = 16
