@@ -50,6 +50,11 @@ def named_outputs(value: Any, taken: Sequence[str] = ()) -> dict[str, torch.Tens
 
     def walk(item: Any, name: str) -> None:
         if isinstance(item, torch.Tensor):
+            if item.is_complex():
+                raise ConversionError(
+                    f"the model returns complex numbers as {name or 'its output'}: return torch.view_as_real of them, "
+                    f"real and imaginary parts along a last axis of 2"
+                )
             found[name + "_out" if name in taken else name] = item
         elif isinstance(item, Mapping):
             for key, member in item.items():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import onnx
@@ -38,6 +40,10 @@ _ALONE, _LEAST_ALONE, _ALONE_MACS = 64, 4, 2_000_000_000
 # Samples that it is given beside others that are nothing like them, and how often each.
 _BESIDE, _RUNS_BESIDE = 2, 50
 
+# How they say that an operator is unknown to them.
+_UNKNOWN = re.compile(
+    r"Exporting the operator '(?:\w+::)?(\w+)'|translating node .*?target=torch\.ops\.\w+\.(\w+)", re.S
+)
 # Samples that exporters run a model on.
 _OF_EXAMPLE = 2
 _OF_TWO = (
@@ -113,7 +119,23 @@ def checked_export(original: Original, plan: ConversionPlan) -> tuple[Exported, 
         return made, _within_what_was_tried(original, made, run), evaluation, check
     if baked:
         return checked_export(original.with_fixed(min(baked, key=len), plan), plan)
-    raise ConversionError(next((fault for fault in faults if fault.startswith(_OF_TWO)), "; then ".join(faults)))
+    raise ConversionError(
+        _without_operator(faults)
+        or next((fault for fault in faults if fault.startswith(_OF_TWO)), None)
+        or "; then ".join(faults)
+    )
+
+
+def _without_operator(faults: Sequence[str]) -> str | None:
+    """What is said where neither of torch's exporters knows an operator; the third is older than both."""
+    found = [_UNKNOWN.search(fault) for fault in faults[:2]]
+    names = list(dict.fromkeys(match[1] or match[2] for match in found if match))
+    if len(found) < 2 or None in found:
+        return None
+    return (
+        f"torch's exporters cannot write {' and '.join(names)} in ONNX: compute it with other operators, or outside of "
+        f"the model (what follows from parameters alone, once, as a buffer)"
+    )
 
 
 def _is_right_for_two(model: onnx.ModelProto, original: Original) -> bool:

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 from torch import nn
 
 from converter.arguments import one_input
-from converter.export.exporters import by_tracing
+from converter.export.exporters import by_torch_export, by_tracing
 from converter.plan import Constant
 from converter.stages import exporting
 from edge.agent.model.serving import Serving
@@ -254,6 +254,39 @@ def test_a_token_is_there_for_each_sample(tmp_path: Path, monkeypatch: pytest.Mo
         ConversionError, match=r"^every graph is right for as many samples .* Compute with x.shape\[0\]"
     ):
         converted(tmp_path, NumberOfTokens().eval(), data)
+
+
+class Inverse(nn.Module):
+    """Of a matrix, which ONNX has no operator for; or its spectrum, which a bundle has no type for."""
+
+    spectrum = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear = nn.Linear(4, 9)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found = self.linear(x)
+        return torch.fft.fft(found) if self.spectrum else torch.linalg.inv(found.view(-1, 3, 3))
+
+
+class Spectrum(Inverse):
+    spectrum = True
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_cannot_be_written_is_told_in_plain_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = {"x": np.random.default_rng(0).standard_normal((40, 4)).astype(np.float32)}
+    monkeypatch.setattr(exporting, "exporters", lambda _: (by_tracing, by_torch_export))
+    with pytest.raises(
+        ConversionError, match=r"^torch's exporters cannot write linalg_inv and linalg_inv_ex in ONNX: "
+    ):
+        converted(tmp_path, Inverse().eval(), data)
+    with pytest.raises(
+        ConversionError, match=r"^the model returns complex numbers as output: return torch.view_as_real"
+    ):
+        converted(tmp_path, Spectrum().eval(), data)
 
 
 class Brightened(nn.Module):
