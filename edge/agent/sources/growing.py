@@ -6,6 +6,7 @@ are in memory: those before that place are asked again, so that the labels behin
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 from collections.abc import Iterator
@@ -73,7 +74,7 @@ class GrowingFile:
             if line.strip():
                 name = f"{self._name}:{self._number}"
                 is_again = at < self._taken
-                yield Payload(name=name, data=line, kind="json", id=name, stream=self._stream, is_again=is_again,
+                yield Payload(name=name, data=line, kind="json", id=name[-100:], stream=self._stream, is_again=is_again,
                               done=partial(self._done, self._file.tell()))  # fmt: skip
 
     def _done(self, taken: int, is_right: bool) -> None:
@@ -103,6 +104,6 @@ class GrowingFile:
 def _is_json(line: bytes) -> bool:
     """Whether an object or a list is whole; of a number that cannot be told."""
     try:
-        return isinstance(json.loads(line), dict | list)
+        return isinstance(json.loads(line.removeprefix(codecs.BOM_UTF8)), dict | list)
     except (ValueError, RecursionError):
         return False

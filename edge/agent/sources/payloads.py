@@ -6,6 +6,7 @@ be is read from the manifest of the model that is live. Pure, but for pictures, 
 
 from __future__ import annotations
 
+import codecs
 import io
 import json
 import math
@@ -187,7 +188,8 @@ def may_be_label(data: bytes) -> bool:
     >>> may_be_label(b' {"id": "frame-17", "label": 3}'), may_be_label(b'{"id": "frame-17", "x": [0.5]}')
     (True, False)
     """
-    return data.lstrip()[:1] == b"{" and b'"id"' in data and (b'"label"' in data or b'"y"' in data)
+    begin = data.removeprefix(codecs.BOM_UTF8).lstrip()[:1]
+    return begin == b"{" and b'"id"' in data and (b'"label"' in data or b'"y"' in data)
 
 
 def _only(specs: Sequence[TensorSpec], kind: str) -> TensorSpec:
@@ -315,12 +317,13 @@ def sound(samples: npt.NDArray[np.float32], spec: TensorSpec) -> Iterator[npt.ND
 def _json(
     payload: Payload, specs: Sequence[TensorSpec], options: SourceOptions, stream: str | None
 ) -> Iterator[Sample | Label]:
+    data = payload.data.removeprefix(codecs.BOM_UTF8)  # as programs of Windows begin a file
     try:
-        text = payload.data.decode()
+        text = data.decode()
         begin = text.lstrip()[:1]
         value = (
-            strictjson.loads(payload.data, max_bytes=MAX_PAYLOAD_BYTES) if begin == "{"
-            else strictjson.load_list(payload.data, max_bytes=MAX_PAYLOAD_BYTES) if begin == "["
+            strictjson.loads(data, max_bytes=MAX_PAYLOAD_BYTES) if begin == "{"
+            else strictjson.load_list(data, max_bytes=MAX_PAYLOAD_BYTES) if begin == "["
             else json.loads(text, parse_constant=_no_constant)
         )  # fmt: skip
     except (ValueError, RecursionError) as exc:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import itertools
 import json
 import os
@@ -364,6 +365,15 @@ def test_what_a_source_was_at_when_the_agent_ended_is_asked_again(running: Runni
         assert len(box.looks()) == 1
     assert box.learned == 1
     assert sorted(path.name for path in (box.path / "done").iterdir()) == ["a.npy", "b.jsonl"]
+    box.source.close()
+
+
+def test_lines_of_windows_and_of_files_with_long_names_are_taken(running: Running, tmp_path: Path) -> None:
+    box = Box(running, tmp_path / "box")
+    (box.path / "a.jsonl").write_bytes(codecs.BOM_UTF8 + "".join(pair("s1")).replace("\n", "\r\n").encode())
+    (box.path / f"{'b' * 200}.jsonl").write_text(json.dumps(np.zeros((1, 8, 8)).tolist()))
+    assert box.looks() == ["s1", f"{'b' * 92}.jsonl:1"]
+    assert (box.learned, running.told()) == (1, [])
     box.source.close()
 
 
