@@ -11,10 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl, quote, unquote_plus
 
 from edge.contract.tomlfile import read_toml
 
 _PATHS = ("state_dir", "socket", "trust", "broker_password_file", "checkpoint_key", "http_token_file")
+_FILES_OF_ADDRESS = ("ca", "cert", "key", "password_file")
 _HEAD = "# Options of `edge-agent run`, see `edge-agent run --help`; flags and the environment go before them.\n"
 
 
@@ -81,7 +83,64 @@ def read_options(path: Path) -> dict[str, Any]:
         given["bundles"] = tuple(_bundle(folder, each) for each in given["bundles"])
     if given.get("profile", "").endswith(".toml"):
         given["profile"] = str(folder / given["profile"])
+    if "broker" in given:
+        given["broker"] = rooted(folder, given["broker"])
+    for name in given.keys() & {"source", "answers"}:
+        given[name] = tuple(_feed(folder, each) for each in given[name])
     return given
+
+
+def files_of(options: Mapping[str, Any]) -> tuple[list[Path], list[Path]]:
+    """What an agent reads and writes beside its state folder.
+
+    Args:
+        options: As `read_options` gives them.
+
+    Returns:
+        Files and folders that are read, and folders in which files are made: of watched ones and of answers.
+    """
+    read = [Path(str(options[name])) for name in _PATHS if name in options and name not in ("state_dir", "socket")]
+    read += [Path(each.rpartition("=")[2]) for each in options.get("bundles", ())]
+    read += [Path(options["profile"])] if str(options.get("profile", "")).endswith(".toml") else []
+    write = [Path(str(options["socket"])).parent] if "socket" in options else []
+    feeds = [*options.get("source", ()), *options.get("answers", ())]
+    for address in [options.get("broker", ""), *feeds]:
+        parts = parse_qsl(address.partition("?")[2])
+        read += [Path(value) for key, value in parts if key in _FILES_OF_ADDRESS and value]
+    write += [Path(found) for each in options.get("source", ()) if (found := _path_of(each)) is not None]
+    write += [Path(found).parent for each in options.get("answers", ()) if (found := _path_of(each)) is not None]
+    return read, write
+
+
+def _path_of(feed: str) -> str | None:
+    """The folder of a source, or the file of a place for answers; None where it is none."""
+    scheme, colon, rest = feed.partition(":")
+    if feed == "-" or "://" in feed or (colon and scheme in ("camera", "microphone")):
+        return None
+    return (rest if colon and scheme == "folder" else feed).partition("?")[0]
+
+
+def _feed(folder: Path, text: str) -> str:
+    found = _path_of(text)
+    if found is None:
+        return rooted(folder, text)
+    begin = "folder:" if text.startswith("folder:") else ""
+    return f"{begin}{folder / found}{text[len(begin) + len(found) :]}"
+
+
+def rooted(folder: Path, address: str) -> str:
+    """The address of a broker, with its certificates, keys and passwords as files of this folder.
+
+    >>> rooted(Path("/etc/edge"), "mqtts://broker/cam/#?ca=our%20ca.pem&fields=a,b")
+    'mqtts://broker/cam/#?ca=/etc/edge/our%20ca.pem&fields=a,b'
+    """
+    place, mark, query = address.partition("?")
+    parts = []
+    for part in query.split("&"):
+        key, is_given, value = part.partition("=")
+        is_file = key in _FILES_OF_ADDRESS and value
+        parts.append(f"{key}={quote(str(folder / unquote_plus(value)))}" if is_file else key + is_given + value)
+    return place + mark + "&".join(parts)
 
 
 def _bundle(folder: Path, text: str) -> str:

@@ -65,7 +65,7 @@ def init(
     When the broker cannot be used, nothing is written with --yes, and else only if you say so.
     """
     from edge.agent.config import named_bundles
-    from edge.agent.config_file import read_options, write_options
+    from edge.agent.config_file import read_options, rooted, write_options
     from edge.agent.line.data_cap import DataCap
     from edge.channel.topics import check_id
     from edge.channel.url import BrokerUrl
@@ -107,7 +107,7 @@ def init(
     options: dict[str, Any] = {"bundles": [_absolute(each) for each in bundles], "state_dir": str(state_dir)}
     options |= {} if device == usual else {"device": device}
     options |= {} if fleet == "default" else {"fleet": fleet}
-    options |= {} if broker is None else {"broker": _without_password(broker)}
+    options |= {} if broker is None else {"broker": rooted(Path.cwd(), _without_password(broker))}
     options |= {} if password is None else {"broker_password_file": _PASSWORD}
     options |= {} if trust is None else {"trust": str(trust.absolute())}
     options |= {} if data_cap is None else {"data_cap": data_cap}

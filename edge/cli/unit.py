@@ -106,11 +106,11 @@ class Service:
 
     def text(self) -> str:
         """The unit."""
-        bundles = [Path(each.rpartition("=")[2]) for each in self.options.get("bundles", ())]  # type: ignore[attr-defined]
-        read = [Path(self.program[0]), *self.python, self.config, self.state_dir, *bundles]
-        write = [self.state_dir]
-        if "socket" in self.options:
-            write.append(Path(str(self.options["socket"])).parent)
+        from edge.agent.config_file import files_of
+
+        read, others = files_of(self.options)
+        read = [Path(self.program[0]), *self.python, self.config, self.state_dir, *read]
+        write = [self.state_dir, *dict.fromkeys(others)]
         paths = " ".join(_quoted(f"-{path}") for path in write[1 if self.is_below_var_lib else 0 :])
         state = (
             f"StateDirectory={_quoted(self.state_dir.name)}\nStateDirectoryMode=0700" if self.is_below_var_lib else ""
@@ -214,6 +214,8 @@ def install(config: Path | None, user: str, name: str, root: Path | None, only_p
     options = read_options(used)
     if not options.get("bundles"):
         raise ConfigError(f'{used} names no bundle: write bundles = ["/path/model.edge"] into it')
+    if "-" in options.get("source", ()):
+        raise ConfigError(f'{used}: a service has no standard input: take "-" out of source')
     if not re.fullmatch(r"[a-z_][a-z0-9_-]{0,31}", user):
         raise ConfigError(f"--user: expected the name of a user, got {user[:40]!r}")
     python = (Path(sys.executable), Path(sys.base_prefix))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
-from urllib.parse import parse_qsl, unquote
+from urllib.parse import parse_qsl, quote, unquote
 
 from edge.agent.sources import sinks, topics
 from edge.agent.sources.folder import Folder
@@ -105,7 +105,7 @@ def _broker(text: str, option: str, known: tuple[str, ...]) -> tuple[BrokerUrl, 
     topic = unquote(topic)
     if not topic or len(topic.encode()) > 1000 or "\0" in topic:
         raise ConfigError(f"{option} {_shown(text)}: expected a topic, as in mqtt://127.0.0.1/cameras/+/snapshot")
-    files = "&".join(f"{key}={given.pop(key)}" for key in ("ca", "cert", "key") if key in given)
+    files = "&".join(f"{key}={quote(given.pop(key))}" for key in ("ca", "cert", "key") if key in given)
     password = None
     if (file := given.pop("password_file", None)) is not None:
         try:

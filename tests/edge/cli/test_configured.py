@@ -14,6 +14,7 @@ import click
 import pytest
 
 from edge.agent.config_file import AgentFile, read_options, write_options
+from edge.channel.url import BrokerUrl
 from edge.cli.agent import agent, run
 from edge.cli.configured import bundles_of, key_of, password_of
 from edge.contract.errors import ConfigError
@@ -113,6 +114,32 @@ def test_what_is_no_option_is_told_with_what_was_meant(text: str | None, said: s
 def test_every_option_may_stand_in_the_file_but_the_password() -> None:
     options = {key_of(each) for each in run.params}
     assert options - {"config", "broker_password", "stdin"} == set(AgentFile.__dataclass_fields__)
+
+
+def test_all_paths_are_meant_from_the_folder_of_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "of a site" / "agent.toml"
+    (file.parent / "tls").mkdir(parents=True)
+    (file.parent / "tls" / "ca.pem").touch()
+    (tmp_path / "key").touch()
+    file.write_text(
+        """bundles = ["a=m.edge"]
+        broker = "mqtts://ann@h:1,g?ca=tls/ca.pem&cert=../key"
+        source = ["box?after=delete", "folder:box", "/srv/x", "mqtts://h/a/+/#?fields=b,c&password_file=p", "-",
+                  "camera:/dev/v"]
+        answers = ["answers.jsonl", "-", "mqtt://h/{model}"]
+        trust = "root.json"
+        """
+    )
+    found, at = read_options(file), str(file.parent)
+    quoted = at.replace(" ", "%20")
+    assert found["broker"] == f"mqtts://ann@h:1,g?ca={quoted}/tls/ca.pem&cert={quoted}/../key"
+    assert BrokerUrl.parse(found["broker"]).ca == file.parent / "tls" / "ca.pem"
+    assert found["source"] == (
+        f"{at}/box?after=delete", f"folder:{at}/box", "/srv/x", f"mqtts://h/a/+/#?fields=b,c&password_file={quoted}/p",
+        "-", "camera:/dev/v",
+    )  # fmt: skip
+    assert found["answers"] == (f"{at}/answers.jsonl", "-", "mqtt://h/{model}")
+    assert (found["bundles"], found["trust"]) == ((f"a={at}/m.edge",), f"{at}/root.json")
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:

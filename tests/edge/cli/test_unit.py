@@ -43,6 +43,22 @@ def test_what_the_sandbox_hides_is_what_the_agent_does_not_need() -> None:
     own = replace(service(), python=(Path("/home/x/.local/python"),)).text().splitlines()
     assert "ProtectHome=read-only" in own
     assert "ReadWritePaths=-/run/edge" in lines(socket="/run/edge/agent.sock")
+    # What sources and answers need: their folders are written, and what else is read is not hidden.
+    fed = lines(
+        source=("/srv/box?after=delete", "folder:/srv/other", "mqtt://h/cam/+", "camera:/dev/video0"),
+        answers=("/var/log/edge/answers.jsonl", "mqtt://h/answers", "-"),
+    )
+    assert "ReadWritePaths=-/srv/box -/srv/other -/var/log/edge" in fed
+    assert "ProtectHome=yes" in fed
+    for options in ({"trust": "/home/x/root.json"}, {"broker": "mqtts://h?ca=/home/x/ca.pem"},
+                    {"source": ("mqtts://h/t?key=/home/x/k",)}, {"http_token_file": "/home/x/token"}):  # fmt: skip
+        assert "ProtectHome=read-only" in lines(**options)
+
+
+def test_a_service_without_standard_input_is_not_made_to_end_with_it(tmp_path: Path) -> None:
+    (tmp_path / "agent.toml").write_text('bundles = ["m.edge"]\nsource = ["-"]\n')
+    found = CliRunner().invoke(agent, ["install", "--config", str(tmp_path / "agent.toml"), "--print"])
+    assert "no standard input" in str(found.exception)
 
 
 def test_words_reach_the_agent_whole() -> None:
