@@ -90,8 +90,9 @@ class Rejection:
         return made.found
 
     def _believed(self, learned: Learned) -> str:
-        """The expert that sums up statistics and is believed most; "" for none."""
+        """The expert that sums up statistics of the features as they are, and is believed most; "" for none."""
         names = [n for n, value in learned.experts.items() if isinstance(value, StatisticsKnowledge)]
+        names = [name for name in names if self._learning.is_plain(learned, name)]
         return max(names, key=learned.mixture.weight_of, default="")
 
     def _judge(self, learned: Learned, name: str) -> Novelty | str:

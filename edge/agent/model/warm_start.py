@@ -193,7 +193,8 @@ def _carried(model: ServedModel, other: ServedModel, names: tuple[str, ...]) -> 
     if list(ours.values()) != list(theirs.values()):
         raise LearningError(f"warm start: the head has the layers {theirs}, here it has {ours}")
     names_there = [f"{each}{ON_MERGE}" for each in learning.learners] + list(learning.learners)
-    known = (learned.experts[each] for each in names_there if each in learned.experts)
+    plain = (each for each in names_there if each in learned.experts and learning.is_plain(learned, each))
+    known = (learned.experts[each] for each in plain)
     sums = next((each for each in known if isinstance(each, StatisticsKnowledge) and each.n_known > 0), None)
     merged = {} if sums is None else (sums.settled().total() * (1.0 / sums.gain)).to_tensors()
     return HeadRelease(
