@@ -5,6 +5,7 @@ It is given the head's answers as a function of features, so that it need not kn
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,15 @@ from edge.learning.task import Task
 
 # Samples in one run, where there are many.
 _AT_ONCE = 64
+
+# Of the limits, where there is one: a profile keeps within narrower ones.
+_MOST = {
+    "label_ring_size": math.inf,
+    "label_expiry_s": math.inf,
+    "replay_per_class": math.inf,
+    "max_state_mb": math.inf,
+    "label_requests": 1.0,
+}
 
 Head = Callable[[FloatArray], FloatArray]
 
@@ -53,6 +63,9 @@ class LearningLimits:
     reject_unknown: float = 0.0
 
     def __post_init__(self) -> None:
+        for name, most in _MOST.items():
+            if not 0 <= getattr(self, name) <= most:  # NaN, too
+                raise ConfigError(f"{name} {getattr(self, name)}: expected a number from 0 to {most:g}")
         if not 0.0 <= self.reject_unknown <= 0.5:
             raise ConfigError(f"reject_unknown {self.reject_unknown}: expected a share from 0 to 0.5")
 

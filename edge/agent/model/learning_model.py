@@ -321,7 +321,9 @@ class LearningModel(Standing):
         if says.any():
             if not says.all():
                 answers, targets = answers[says], targets[says]
-            more = self.task.n_outputs - answers.shape[1]  # an answer from before a class was added
+            # An answer from before a class was added, or with one that is gone since: by restore, reset or rollback.
+            answers = answers[:, : self.task.n_outputs]
+            more = self.task.n_outputs - answers.shape[1]
             wide = np.pad(answers, ((0, 0), (0, more)), constant_values=answers.min()) if more else answers
             self.metrics.judged(self.task, wide, targets)
 

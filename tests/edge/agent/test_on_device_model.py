@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import doctest
+import math
 import os
 import random
 import resource
@@ -23,6 +24,7 @@ import pytest
 
 from edge.agent import OnDeviceModel
 from edge.agent.model import candidates, on_device_model, releases
+from edge.agent.model.answering import LearningLimits
 from edge.agent.model.standing import CONFUSION_S
 from edge.channel import confusion
 from edge.contract.errors import BundleError, ConfigError, LearningError, ResourceError
@@ -1023,6 +1025,30 @@ def test_a_number_of_threads_that_cannot_be_is_refused(digits_bundle: Path, thre
     """A million of them took 16 GB and ten minutes before anything was said."""
     with pytest.raises(ConfigError, match=f"threads {threads}: expected a number from 1 to 64"):
         OnDeviceModel.open(digits_bundle, threads=threads)
+
+
+@pytest.mark.parametrize("limits", [{"label_ring_size": -1}, {"label_expiry_s": math.nan}, {"label_requests": 1.5}])
+def test_limits_that_cannot_be_are_refused(limits: dict[str, Any]) -> None:
+    """A ring for -1 samples ended in a StopIteration at the first of them."""
+    with pytest.raises(ConfigError, match=f"{next(iter(limits))} .*: expected a number from 0 to"):
+        LearningLimits(**limits)
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_a_label_of_a_sample_that_was_answered_with_a_class_that_is_gone_is_learned(
+    digits_bundle: Path, later: bool
+) -> None:
+    """A class goes with the head that brought it, and with what is restored; labels come after that."""
+    x, y = turned_labels(2)
+    model = OnDeviceModel.open(digits_bundle)
+    model.add_class("z")
+    for i in range(2):
+        model.predict_sample(str(i), x[i], 0.0)
+    model.reset()
+    assert all(model.join_label(str(i), int(y[i]), 1.0, later=later) for i in range(2))
+    while model.learn_next():
+        pass
+    assert (model.n_samples, model.metrics.labels, len(model.class_names)) == (2, 2, 10)
 
 
 def test_labels_that_are_none_are_told_what_was_expected(digits_bundle: Path) -> None:
