@@ -36,7 +36,8 @@ def _say_end(order: dict[str, Any], doing: str, as_json: bool) -> None:
     if as_json:
         return
     if order["state"] == "open":
-        say(f"{order['device']}: {doing} is ordered; it has not answered yet, and is told again until it does")
+        why = shown(order["detail"], 500) or "it has not answered yet"
+        say(f"{order['device']}: {doing} is ordered; {why}, and is told again until it does")
     else:
         say(f"{order['device']}: {shown(order['detail'], 500)}")
 

@@ -36,7 +36,7 @@ from edge.channel.transport import Connected, Disconnected, Limited, Publish, Re
 from edge.contract.clock import Now
 from edge.contract.errors import BundleError, ChannelError, EdgeError, LearningError, RolloutError
 from edge.contract.names import level_of
-from edge.coordinator.devices.checkpoints import CHECKPOINT, Checkpoints
+from edge.coordinator.devices.checkpoints import CHECKPOINT, RESTORE_WAITS, Checkpoints
 from edge.coordinator.devices.registry import Registry
 from edge.coordinator.devices.sites import Sites
 from edge.coordinator.devices.standings import Standings
@@ -236,6 +236,8 @@ class Dialogue:
                 self._registry.telemetry(device, dict(message.values), now)
             case Event():
                 self._registry.event(device, message, now)
+                if message.name == RESTORE_WAITS:
+                    self._checkpoints.waits(device, message)
             case History(batch=batch):
                 self._registry.history(device, message, now)
                 # Only now it is kept: where that fails the device is told nothing, and says it again.

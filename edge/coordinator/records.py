@@ -385,7 +385,7 @@ class Order(Record):
         model: Of that device; "" for all of its models.
         kind: ``checkpoint``, ``restore`` or ``sync``.
         state: ``open``, ``done`` or ``refused``.
-        detail: Why, for people.
+        detail: Why, for people; of an open one why it waits.
         digest: Of the checkpoint to restore.
         lineage: Of what is in it: the device may contribute under it from then on.
         source: The device that it is of.

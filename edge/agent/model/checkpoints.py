@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge.agent.config import AgentConfig
+from edge.agent.model.deployment import Deployment
 from edge.agent.model.host import ModelHost
 from edge.agent.slots.fetching import Fetch, desired_of
-from edge.agent.slots.states import SlotState
 from edge.channel.chunks import UPLOAD_BYTES, fitting
 from edge.channel.frames import Frame
 from edge.channel.messages import Reply, Request, Restore, UploadOffer, UploadStatus
@@ -92,7 +92,10 @@ class Checkpoints:
         is_renewed: Whether something was taken up; the caller sets it back.
     """
 
-    def __init__(self, config: AgentConfig, host: ModelHost, state_id: str, seals: Seals) -> None:
+    def __init__(
+        self, config: AgentConfig, host: ModelHost, deployment: Deployment, state_id: str, seals: Seals
+    ) -> None:
+        self._deployment = deployment
         self._config = config
         self._host = host
         self._state_id = state_id
@@ -197,6 +200,8 @@ class Checkpoints:
             if not self._fetch.is_recut(desired_of(order)) and order.number == self._order.number:
                 return
             self._fetch.close()
+        if self._order is None or self._order.number != order.number:
+            self._told = ""  # who asked anew is told why it waits, too
         self._order = order
         try:
             self._fetch = Fetch(desired_of(order), self._host.slots, {}, now_s)
@@ -246,8 +251,8 @@ class Checkpoints:
     def _arrived(self, path: Path, now_s: float) -> None:
         assert self._order is not None
         number = self._order.number
-        if self._host.slots.record.state == SlotState.PROBATION:
-            self._wait("a release is on probation here", now_s)
+        if why := self._deployment.holds_back:
+            self._wait(why, now_s)
             return
         try:
             said = self._take_up(path, number)
@@ -258,6 +263,7 @@ class Checkpoints:
             self.events.append(("restore-refused", str(exc)))
             self._answer(number, 1, str(exc))
         else:
+            self._deployment.give_way()
             self.events.append(("restored", said))
             self._answer(number, 0, said)
             self.is_renewed = True

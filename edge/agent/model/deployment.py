@@ -429,6 +429,23 @@ class Deployment:
             self.roll_back(f"probation: {verdict.reason}")
         return True
 
+    @property
+    def holds_back(self) -> str:
+        """Why what was learned elsewhere cannot take the place of what is here now; "" where it can.
+
+        A probation goes first. One of a head that was asked when its time was over, and that nothing here could judge,
+        is no reason: it would be one for ever on a device that sees nothing.
+        """
+        if self.state is not SlotState.PROBATION or (self._told and not self._host.slots.record.trying):
+            return ""
+        return f"release {self._host.slots.record.release} is on probation here"
+
+    def give_way(self) -> None:
+        """What was learned elsewhere has taken the place of all that was here, of what is in probation, too."""
+        if self.state is SlotState.PROBATION:
+            self._host.model.state.shadow = None
+            self._enter(SlotEvent.PROBATION_PASSED, f"{self._told}; a checkpoint has taken its place")
+
     def roll_back(self, why: str) -> None:
         """Bring back what was live before the release in probation."""
         if self._host.model.learns:

@@ -100,7 +100,7 @@ class ModelCore:
         self._boot, self._state_id = boot, state_id
         self._level = level_of(host.name) if len(config.bundles) > 1 else ""
         self._contributing = Contributing(host, config.sync_interval_s, state_id, config.upload)
-        self.checkpoints = Checkpoints(config, host, state_id, seals or Seals())
+        self.checkpoints = Checkpoints(config, host, self.deployment, state_id, seals or Seals())
         self.evaluating = Evaluating(
             host, agrees=config.evaluate_candidates, max_bytes=config.profile.inference.max_bundle_mb << 20
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from edge.channel.messages import Command, Reply, Restore
+from edge.channel.messages import Command, Event, Reply, Restore
 from edge.contract.clock import Now
 from edge.contract.digest import short
 from edge.contract.errors import BundleError, EdgeError, RolloutError
@@ -23,6 +23,8 @@ from edge.learning.checkpoint import Checkpoint, Facts
 # Of each model of a device.
 KEPT = 2
 CHECKPOINT, RESTORE, SYNC = "checkpoint", "restore", "sync"
+# What a device calls it that it has not taken up a checkpoint yet.
+RESTORE_WAITS = "restore-waits"
 ToSay = Command | Restore
 
 
@@ -276,6 +278,12 @@ class Checkpoints:
         elif kind == SYNC:
             samples = reply.out.get("samples")
             self._end(order, "done", f"it sends what is new, of {samples} labels" if samples else "", now)
+
+    def waits(self, device: str, event: Event) -> None:
+        """A device says why it has not taken a checkpoint up yet: that is told to who asked for it."""
+        for order in self._kept.open_orders(device):
+            if order.kind == RESTORE and event.model in ("", order.model):
+                self._kept.order(replace(order, detail=f"it waits: {event.detail}"[:500]))
 
     def _end(self, order: Order, state: str, detail: str, now: Now) -> None:
         self._kept.order(replace(order, state=state, detail=detail[:500]))

@@ -338,6 +338,29 @@ def test_killed_at_any_moment_of_a_restoration_it_is_there_once(
     assert fleet.agents["two"].host.model.n_samples == (25 if taken else 20)
 
 
+def test_a_replacement_that_sees_nothing_does_not_wait_for_ever_for_what_nothing_can_judge(
+    simulate: Simulate, tmp_path: Path, digits_bundle: Path, samples: tuple[np.ndarray, np.ndarray]
+) -> None:
+    x, y = samples
+    fleet = simulate(tmp_path, digits_bundle, ["old", "new"], probation_s=60.0)
+    fleet.run(2.0)
+    fleet.teach("old", x[:40], y[:40])
+    keep(fleet, "old")
+    assert fleet.coordinator is not None
+    fleet.until("a contribution", lambda: fleet.store.contributions.all())
+    fleet.coordinator.merge_now(fleet.now)
+    fleet.until("a merge on probation", lambda: fleet.device("new").state == "probation")
+    made = fleet.coordinator.restore("new", "old", fleet.now, force=True)
+    fleet.until("why it waits", lambda: order(fleet, made.number).detail)
+    found = order(fleet, made.number)
+    assert (found.state, found.detail) == ("open", "it waits: release 1 is on probation here")
+    fleet.until("the answer", lambda: order(fleet, made.number).state == "done")
+    assert fleet.agents["new"].host.model.n_samples == 40
+    fleet.until("the end of the probation", lambda: fleet.device("new").state == "active")
+    assert "not judged" in fleet.device("new").state_detail
+    assert fleet.device("new").state_detail.endswith("; a checkpoint has taken its place")
+
+
 def test_a_kill_between_the_state_and_the_record_takes_nothing_up_twice(
     simulate: Simulate, tmp_path: Path, digits_bundle: Path, samples: tuple[np.ndarray, np.ndarray]
 ) -> None:
