@@ -81,6 +81,7 @@ def push(
         for row in coordinator.call("GET", "/api/v1/rollouts", params={"limit": 100}):
             if row["reason"] == f"release {release['counter']} takes its place":
                 say(f"it ends rollout {row['id']}, of release {row['release']} to {row['devices']} devices")
+        _say_outside(coordinator, set(names))
         say_if_paused(coordinator)
     try:
         if wait and rollout is not None:
@@ -93,15 +94,25 @@ def push(
             click.echo(json.dumps(release | {"signed": is_signed, "rollout": now}, indent=1))
 
 
+def _say_outside(coordinator: rollouts.Calls, names: set[str]) -> None:
+    """Which of those that it is for are sent nothing, because they are not approved."""
+    for row in coordinator.call("GET", "/api/v1/devices"):
+        if row["admission"] in ("pending", "quarantined") and _is_meant(row, names):
+            say(f"{row['id']} is {row['admission']}: it is sent nothing until `edge-fleet device approve {row['id']}`")
+
+
+def _is_meant(row: dict[str, Any], names: set[str]) -> bool:
+    tags = {f"tag.{key}={value}" for key, value in row.get("tags", {}).items()}
+    return not names or row["id"] in names or bool(tags & names)
+
+
 def _targets(coordinator: rollouts.Calls, release: dict[str, Any], names: set[str]) -> dict[str, dict[str, Any]]:
     """By device, and model where it has several, where those stand that a release is for."""
     found = {}
     for row in coordinator.call("GET", "/api/devices"):
         for model in row["models"] or [row]:
             is_other = release["kind"] == "head" and model["backbone"] not in ("", release["backbone"])
-            tags = {f"tag.{key}={value}" for key, value in row.get("tags", {}).items()}
-            is_meant = not names or row["id"] in names or bool(tags & names)
-            if release["model"] in ("", model["model"]) and not is_other and is_meant:
+            if release["model"] in ("", model["model"]) and not is_other and _is_meant(row, names):
                 found[named(row, model)] = model
     return found
 

@@ -14,9 +14,11 @@ from edge.contract.clock import Now
 from edge.contract.errors import BundleError, RolloutError
 from edge.coordinator.devices.checkpoints import Checkpoints
 from edge.coordinator.dialogue import Dialogue
+from edge.coordinator.records import not_before
 from edge.coordinator.releases.artifacts import ArtifactStore
 from edge.coordinator.releases.releases import Releases
 from edge.coordinator.signing.signing import Signing
+from edge.coordinator.store.store import Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,7 @@ class Parts:
     releases: Releases
     checkpoints: Checkpoints
     artifacts: ArtifactStore
+    store: Store
     signing: Signing | None
 
 
@@ -47,6 +50,9 @@ def carried_out(fleet: str, devices: list[str], parts: Parts, now: Now) -> bytes
             if isinstance(order, Restore):
                 found.append(parts.dialogue.signed(device, order, now))
         if not found:
+            known = parts.store.devices.get(device)
+            if known is not None and (why := not_before(known)):
+                raise RolloutError(why)
             raise RolloutError(
                 f"there is nothing for {device}: no release is meant for it; push one to it first, and `edge-fleet "
                 f"import` what it wrote if it was never seen"

@@ -155,7 +155,7 @@ class CoordinatorCore:
         self.enrolments = Enrolments(
             config.fleet, config.name, config.data_dir / AUTHORITY, store, self.registry, self.admissions, self.events
         )
-        self._parts = Parts(self.dialogue, self.releases, self.checkpoints, artifacts, signing)
+        self._parts = Parts(self.dialogue, self.releases, self.checkpoints, artifacts, store, signing)
         self._next_telling_s = -math.inf
         self._next_housekeeping_s = -math.inf
         self._next_watch_s = -math.inf

@@ -375,6 +375,14 @@ class Judge(Record):
     asked_ms: int = 0
 
 
+def not_before(device: Device) -> str:
+    """That nothing goes to a device, or comes from it, which is not approved, and the way out; "" for one that is."""
+    if device.admission == APPROVED:
+        return ""
+    way = "" if device.admission == DECOMMISSIONED else f"until `edge-fleet device approve {device.id}` "
+    return f"{device.id} is {device.admission}: {way}nothing is sent to it, and it sends nothing of what it learned"
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Order(Record):
     """Something that a model of a device is to do once, said until it is answered.

@@ -30,7 +30,16 @@ from edge.coordinator.rollout.step import Key, Moved, Rollout, Step, Target
 from edge.coordinator.rollout.waves import sizes, wave_of
 from edge.coordinator.rollout.words import Report, is_on_its_way, reported, reverted
 from edge.coordinator.run_clock import RunClock
-from edge.coordinator.selection import forecast, in_order, joined, overtaken, passed_by, presence_of, selected
+from edge.coordinator.selection import (
+    for_nobody,
+    forecast,
+    in_order,
+    joined,
+    overtaken,
+    passed_by,
+    presence_of,
+    selected,
+)
 from edge.coordinator.store.rollouts import Made
 from edge.coordinator.store.store import Store
 from edge.coordinator.turns import PAUSED
@@ -111,8 +120,7 @@ class Rollouts:
         with self._store.transaction():
             found = selected(self._store, plan, release, self._line(), now)
             if not found:
-                whom = f"the devices of {plan.select!r}" if plan.select else "any device"
-                raise RolloutError(f"release {release.counter} is not for {whom}; `edge-fleet devices` lists them")
+                raise RolloutError(for_nobody(self._store, plan, release, self._line(), now))
             newer = sorted({device for (device, _), facts in found.items() if facts.release > release.counter})
             if newer:  # they would take no notice of it, and the rollout would wait for them
                 raise RolloutError(

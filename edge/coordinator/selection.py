@@ -8,7 +8,7 @@ from typing import Any
 
 from edge.contract.clock import Now
 from edge.coordinator.line import LineState
-from edge.coordinator.records import APPROVED, Device, Model, Release
+from edge.coordinator.records import APPROVED, Device, Model, Release, not_before
 from edge.coordinator.releases.wanted import desired, fits
 from edge.coordinator.releases.worth import judged_worse
 from edge.coordinator.rollout import plan as plans
@@ -64,6 +64,17 @@ def chosen(store: Store, text: str, line: LineState, now: Now) -> frozenset[str]
         for model in models.get(device.id, [Model(device=device.id)])
         if test(_facts(device, model, tags.get(device.id, {}), line, now))
     )
+
+
+def for_nobody(store: Store, plan: Plan, release: Release, line: LineState, now: Now) -> str:
+    """Why a plan means no device, in words: they are not approved, or the release does not fit them."""
+    outside = chosen(store, plan.select, line, now) & store.devices.not_approved()
+    why = [not_before(each) for each in store.devices.all() if each.id in outside]
+    if why:
+        more = f", and {len(why) - 1} more are not approved either" if len(why) > 1 else ""
+        return f"release {release.counter} would go to nobody now: {why[0]}{more}"
+    whom = f"the devices of {plan.select!r}" if plan.select else "any device"
+    return f"release {release.counter} is not for {whom}; `edge-fleet devices` lists them"
 
 
 def forecast(store: Store, plan: Plan, release: Release, size_bytes: int, line: LineState, now: Now) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from edge.contract.digest import short
 from edge.contract.errors import BundleError, EdgeError, RolloutError
 from edge.contract.sealing import key_name
 from edge.coordinator.events import Events
-from edge.coordinator.records import KeptCheckpoint, Order
+from edge.coordinator.records import KeptCheckpoint, Order, not_before
 from edge.coordinator.releases.artifacts import ArtifactStore
 from edge.coordinator.store.store import Store
 from edge.learning.checkpoint import Checkpoint, Facts
@@ -225,9 +225,14 @@ class Checkpoints:
 
     def _order(self, order: Order, now: Now) -> Order:
         number = max(now.wall_ms, self._kept.last_number() + 1)
-        order = replace(order, number=number, at_ms=now.wall_ms)
+        order = replace(order, number=number, at_ms=now.wall_ms, detail=self._not_before(order.device))
         self._kept.order(order)
         return order
+
+    def _not_before(self, device: str) -> str:
+        """What a device waits for that is not approved; "" for one that is."""
+        known = self._store.devices.get(device)
+        return "" if known is None else not_before(known)
 
     def to_say(self, device: str | None, chunk_bytes: Callable[[str], int], now: Now) -> Iterator[tuple[str, ToSay]]:
         """Open orders, as messages, of one device or of all.
@@ -244,23 +249,15 @@ class Checkpoints:
                 yield order.device, command
                 continue
             try:
-                size = chunk_bytes(order.device)
-                artifact = self._artifacts.get(order.digest, size)
+                artifact = self._artifacts.get(order.digest, chunk_bytes(order.device))
                 facts = Checkpoint.decode(artifact.path.read_bytes(), "it").facts
             except (EdgeError, OSError) as exc:
                 self._end(order, "refused", f"the checkpoint cannot be read: {exc}", now)
                 continue
             yield (
                 order.device,
-                Restore(
-                    number=order.number,
-                    model=order.model,
-                    digest=order.digest,
-                    size_bytes=artifact.size_bytes,
-                    chunk_size_bytes=size,
-                    index_digest=artifact.index_digest,
-                    backbone=facts.backbone,
-                    ts_ms=order.at_ms,
+                artifact.ordered(
+                    Restore, number=order.number, model=order.model, backbone=facts.backbone, ts_ms=order.at_ms
                 ),
             )
 
@@ -277,7 +274,8 @@ class Checkpoints:
             self._end(order, "done", reply.detail, now)
         elif kind == SYNC:
             samples = reply.out.get("samples")
-            self._end(order, "done", f"it sends what is new, of {samples} labels" if samples else "", now)
+            said = f"it sends what is new, of {samples} labels" if samples else ""
+            self._end(order, "done", "; ".join(filter(None, (said, self._not_before(device)))), now)
 
     def waits(self, device: str, event: Event) -> None:
         """A device says why it has not taken a checkpoint up yet: that is told to who asked for it."""

@@ -249,23 +249,15 @@ class Evaluations:
             release = None if rollout is None else self._store.releases.get(rollout.plan.release)
             if release is None:
                 continue
-            size = chunk_bytes(one.device)
             try:
-                artifact = self._artifacts.get(release.digest, size)
+                artifact = self._artifacts.get(release.digest, chunk_bytes(one.device))
             except EdgeError as exc:
                 self._events.fault(one.device, "artifact-missing", str(exc), now)
                 continue
             yield (
                 one.device,
-                Candidate(
-                    number=one.rollout,
-                    model=one.model,
-                    digest=release.digest,
-                    size_bytes=artifact.size_bytes,
-                    chunk_size_bytes=size,
-                    index_digest=artifact.index_digest,
-                    backbone=release.backbone,
-                    ts_ms=one.asked_ms,
+                artifact.ordered(
+                    Candidate, number=one.rollout, model=one.model, backbone=release.backbone, ts_ms=one.asked_ms
                 ),
             )
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from edge.channel.chunks import DIGEST_BYTES, USUAL_BYTES, chunk_digests, index_digest
 from edge.channel.download import serve
 from edge.channel.forms import shorten
 from edge.channel.frames import Frame
-from edge.channel.messages import Form, Request
+from edge.channel.messages import Form, Order, Request
 from edge.contract.digest import is_digest, sha256
 from edge.contract.errors import ResourceError, RolloutError
 from edge.contract.files import replace_file
@@ -21,6 +22,7 @@ from edge.coordinator.machine.room import Room
 
 # Forms that are kept on disk; one that was deleted is made again when a device that lacks it is told of it.
 MAX_FORMS = 256
+OrderT = TypeVar("OrderT", bound=Order)
 MOST_UNLIKE = 2  # in size, of two artifacts of which one may be made of the other
 
 
@@ -46,6 +48,27 @@ class Artifact:
     def index_digest(self) -> str:
         """SHA-256 of the index, which a release names."""
         return index_digest(self.index)
+
+    def ordered(self, kind: type[OrderT], *, number: int, model: str, backbone: str, ts_ms: int) -> OrderT:
+        """An order to fetch it and do something with it.
+
+        Args:
+            kind: Of order.
+            number: Of the order.
+            model: That is to do it.
+            backbone: That it belongs to.
+            ts_ms: When it was ordered, milliseconds since 1970.
+        """
+        return kind(
+            number=number,
+            model=model,
+            digest=self.digest,
+            size_bytes=self.size_bytes,
+            chunk_size_bytes=self.chunk_bytes,
+            index_digest=self.index_digest,
+            backbone=backbone,
+            ts_ms=ts_ms,
+        )
 
     def read(self, offset: int, length: int) -> bytes:
         """A piece of the file.

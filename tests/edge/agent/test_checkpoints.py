@@ -347,7 +347,7 @@ def test_a_replacement_that_sees_nothing_does_not_wait_for_ever_for_what_nothing
     fleet.teach("old", x[:40], y[:40])
     keep(fleet, "old")
     assert fleet.coordinator is not None
-    fleet.until("a contribution", lambda: fleet.store.contributions.all())
+    fleet.until("a contribution", fleet.store.contributions.all)
     fleet.coordinator.merge_now(fleet.now)
     fleet.until("a merge on probation", lambda: fleet.device("new").state == "probation")
     made = fleet.coordinator.restore("new", "old", fleet.now, force=True)

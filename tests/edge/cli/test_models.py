@@ -13,7 +13,7 @@ import rich.console
 from click.testing import CliRunner
 
 from edge.channel.codec import encode
-from edge.channel.messages import Birth, Event, Message, Served, State, Telemetry
+from edge.channel.messages import Birth, Event, Message, Reply, Served, State, Telemetry
 from edge.channel.transport import Received
 from edge.cli import fleet as cli
 from edge.cli import push
@@ -103,6 +103,30 @@ def test_models_are_listed_pushed_to_and_awaited_apart(
     assert ask("experts").startswith("gate voice: has no merge")
     assert "gate voice " in ask("events")
     assert ask("devices").count("gate") == 1
+
+
+def test_who_is_not_approved_is_sent_nothing_and_each_command_says_so(
+    core: CoordinatorCore, digits_bundle: Path, tmp_path: Path
+) -> None:
+    for name in ("gate", "door"):
+        born(core, name, {"digits": Bundle.open(digits_bundle).manifest.backbone_digest})
+    ask("device", "quarantine", "gate", "--reason", "stolen?")
+    nothing = "gate is quarantined: until `edge-fleet device approve gate` nothing is sent to it, and it sends nothing"
+    for command in (
+        ("push", str(digits_bundle), "--device", "gate"),
+        ("export-release", str(tmp_path / "stick"), "--device", "gate"),
+    ):
+        with pytest.raises(RolloutError, match=nothing):
+            ask(*command)
+    assert nothing in ask("cmd", "gate", "sync", "--wait", "0")
+    number = json.loads(ask("cmd", "gate", "sync", "--wait", "0", "--json"))["number"]
+    says(core, "gate", "up/reply", Reply(id=f"sync-{number}", rc=0, detail="", out={"samples": 40}))
+    assert f"it sends what is new, of 40 labels; {nothing}" in core._store.checkpoints.get_order(number).detail
+    for whom in (("--device", "gate"), ()):
+        told = ask("push", str(digits_bundle), "--all-at-once", *whom)
+        assert "gate is quarantined: it is sent nothing until `edge-fleet device approve gate`" in told
+        assert "door is" not in told
+    assert "gate is quarantined: it is sent nothing" in ask("push", str(digits_bundle))
 
 
 def test_names_of_models_cannot_write_to_the_terminal(core: CoordinatorCore, monkeypatch: pytest.MonkeyPatch) -> None:
