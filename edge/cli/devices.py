@@ -78,6 +78,8 @@ def show(connect: Any, name: str, as_json: bool) -> None:
         click.echo(json.dumps(row, indent=1))
         return
     heard = f"heard {age(row['last_seen_ms'])} ago, first {stamp(row['first_seen_ms'])}"
+    if row["condition"] == "unknown":  # somebody enrolled it, or it said something before it said what it is
+        row["condition"], heard = "not introduced yet", f"known since {stamp(row['first_seen_ms'])}"
     stands = "" if row["admission"] == "approved" else f"{row['admission']}, "
     say(f"{name}: {stands}{row['condition'].replace('-', ' ')}, {heard}")
     facts = {

@@ -59,7 +59,13 @@ def enroll(
             body["csr"] = (folder / "request.csr").read_text()
     except OSError as exc:
         raise ConfigError(f"{folder} cannot be written: {exc.strerror}") from exc
-    found = _ask(url, body, ca)
+    try:
+        found = _ask(url, body, ca)
+    except RolloutError as exc:
+        if not any((folder / file).exists() for file in ("password", "device.pem")):
+            raise
+        has = f"this device is enrolled already, by the login in {folder}; a new one needs a new token"
+        raise RolloutError(f"{exc}. {has}") from exc
     files = {"password": "password", "certificate": "device.pem", "authority": "authority.pem"}
     try:
         for field, file in files.items():

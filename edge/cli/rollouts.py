@@ -418,7 +418,7 @@ def wait_for(coordinator: Calls, number: int, wait_s: float, *, quiet: bool = Fa
     counts = ", ".join(f"{count} {shown(state)}" for state, count in sorted(found["counts"].items()))
     raise WaitError(
         f"rollout {number} of release {found['release']} did not settle within {wait_s:.0f} s: it is {found['state']}; "
-        f"{counts}"
+        f"{counts}; `edge-fleet rollout status {number} --wait {wait_s:.0f}` waits again"
     )
 
 

@@ -111,14 +111,14 @@ class HeldError(RolloutError):
     """A rollout waits for a person, because nothing can tell whether the release is good."""
 
     exit_code = 9
-    help_line = "Look at it with `edge-fleet rollout status ID`; then resume it with a reason, or revert it."
+    help_line = "Look at it; then resume it with a reason, or revert or abort it."
 
 
 class WaitError(RolloutError):
     """What was waited for did not happen in time; it may still."""
 
     exit_code = 10
-    help_line = "It goes on without you: `edge-fleet rollout status ID --wait SECONDS` waits again."
+    help_line = "It goes on without you."
 
 
 class Stopped(KeyboardInterrupt):

@@ -140,6 +140,7 @@ class Rollouts:
                 for place, (device, model) in enumerate(in_order(found, seed))
             ]
             self._store.rollouts.add(rollout, targets, Made(who, now.wall_ms))
+            self._events.note("", "rollout", f"{rollout.id}: release {release.counter} to {len(found)} devices", now)
             if begin and plan.start.judges:
                 due_s = self.clock.s(now) + seconds(plan.start.within)
                 self._store.evaluations.save(Evaluation(rollout=rollout.id, due_s=due_s))
@@ -149,7 +150,6 @@ class Rollouts:
                 step = steps.order(rollout, targets, RolloutEvent.START, self.clock.s(now), who=who)
                 self._keep(rollout, step, now)
                 rollout = step.rollout
-        self._events.note("", "rollout", f"{rollout.id}: release {release.counter} to {len(found)} devices", now)
         self._hurry()
         return rollout
 
@@ -258,8 +258,8 @@ class Rollouts:
                 release = _released(self._store, self._artifacts, rollout.plan)
                 older = self._in_the_way(release, {each.key for each in targets}, supersede=supersede, but=number)
                 self.make_way(older, release, who, now)
+            self._events.note("", "rollout", f"{number}: {event}{_by(who, why)}", now)
             self._keep(rollout, step, now)
-        self._events.note("", "rollout", f"{number}: {event}{_by(who, why)}", now)
         self._hurry()
         return step.rollout
 

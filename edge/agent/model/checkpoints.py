@@ -21,6 +21,7 @@ from edge.agent.config import AgentConfig
 from edge.agent.model.deployment import Deployment
 from edge.agent.model.host import ModelHost
 from edge.agent.slots.fetching import Fetch, desired_of
+from edge.agent.slots.states import SlotState
 from edge.channel.chunks import UPLOAD_BYTES, fitting
 from edge.channel.frames import Frame
 from edge.channel.messages import Reply, Request, Restore, UploadOffer, UploadStatus
@@ -251,8 +252,10 @@ class Checkpoints:
     def _arrived(self, path: Path, now_s: float) -> None:
         assert self._order is not None
         number = self._order.number
-        if why := self._deployment.holds_back:
-            self._wait(why, now_s)
+        record = self._host.slots.record
+        # A head that nothing here could judge when its time was over would be waited for for ever.
+        if record.state == SlotState.PROBATION and (record.trying or not self._deployment.unjudged):
+            self._wait(f"release {record.release} is on probation here", now_s)
             return
         try:
             said = self._take_up(path, number)

@@ -50,6 +50,7 @@ class Deployment:
     Attributes:
         state: Of the release that came last.
         outbox: Messages to publish; the caller empties it.
+        unjudged: Why a probation whose time was over could not be judged; "" else.
     """
 
     def __init__(self, host: ModelHost, *, probation_s: float, probation_labels: int, max_bytes: int) -> None:
@@ -75,7 +76,7 @@ class Deployment:
         self._old_ms: float | None = None  # of the bundle before
         self._told_at = 0
         self._looked_at = 0  # labels when the head that is held was looked at last
-        self._told = ""  # why the probation is not over
+        self.unjudged = ""
         # Whether anything spoke for what is in probation before it was live.
         self._was_judged = host.slots.record.judged
         self._replaces = host.slots.record.replaces
@@ -330,7 +331,7 @@ class Deployment:
             self._old_ms = None
             self._pairs = releases.compared(self._host.model)
         self._probation_end_s = -math.inf  # set at the next poll
-        self._told = ""
+        self.unjudged = ""
         judged = (Finding.GOOD, Finding.WORSE)
         self._was_judged = offer is not None and offer.verdict.finding in judged
         self._replaces = offer is not None and not offer.competes
@@ -367,7 +368,12 @@ class Deployment:
             self.report()
         labels = self._host.model.metrics.labels
         if self._held is not None and labels >= self._looked_at + _LOOK_AGAIN:
-            self._look_again(self._held)
+            held = self._held
+            try:
+                self._take(releases.look_at(self._host.model, held.release, competes=held.competes))
+            except EdgeError as exc:
+                self._held = None
+                self._enter(SlotEvent.REFUSED, f"trial: {exc}")
         if self.state is SlotState.PROBATION:
             if self._probation_end_s == -math.inf:
                 self._probation_end_s = now_s + self._probation_s
@@ -394,13 +400,6 @@ class Deployment:
         if shadow.is_over:
             self._host.model.state.shadow = None
 
-    def _look_again(self, held: releases.Offer) -> None:
-        try:
-            self._take(releases.look_at(self._host.model, held.release, competes=held.competes))
-        except EdgeError as exc:
-            self._held = None
-            self._enter(SlotEvent.REFUSED, f"trial: {exc}")
-
     def _end_probation(self) -> bool:
         """Judge what is in probation; False where that cannot be done yet: then it is neither active nor gone."""
         model = self._host.model
@@ -421,30 +420,19 @@ class Deployment:
             is_unjudged = verdict.reason.startswith(Finding.NOT_JUDGED)
             self._enter(SlotEvent.PROBATION_PASSED, verdict.reason if is_unjudged else f"probation: {verdict.reason}")
         elif verdict.finding is Finding.NOT_JUDGED:
-            if self._told != verdict.reason:
-                self._told = self._detail = verdict.reason
+            if self.unjudged != verdict.reason:
+                self.unjudged = self._detail = verdict.reason
                 self.report()
             return False
         else:
             self.roll_back(f"probation: {verdict.reason}")
         return True
 
-    @property
-    def holds_back(self) -> str:
-        """Why what was learned elsewhere cannot take the place of what is here now; "" where it can.
-
-        A probation goes first. One of a head that was asked when its time was over, and that nothing here could judge,
-        is no reason: it would be one for ever on a device that sees nothing.
-        """
-        if self.state is not SlotState.PROBATION or (self._told and not self._host.slots.record.trying):
-            return ""
-        return f"release {self._host.slots.record.release} is on probation here"
-
     def give_way(self) -> None:
         """What was learned elsewhere has taken the place of all that was here, of what is in probation, too."""
         if self.state is SlotState.PROBATION:
             self._host.model.state.shadow = None
-            self._enter(SlotEvent.PROBATION_PASSED, f"{self._told}; a checkpoint has taken its place")
+            self._enter(SlotEvent.PROBATION_PASSED, f"{self.unjudged}; a checkpoint has taken its place")
 
     def roll_back(self, why: str) -> None:
         """Bring back what was live before the release in probation."""

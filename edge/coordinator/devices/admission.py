@@ -44,19 +44,20 @@ _AFTER: dict[tuple[Admission, Decision], Admission] = {
 }  # fmt: skip
 
 
-def after(admission: str, order: Decision) -> Admission:
+def after(admission: str, order: Decision, device: str) -> Admission:
     """Where a device stands then.
 
     Raises:
         RolloutError: That cannot be decided about it.
 
-    >>> str(after("pending", Decision.APPROVE))
+    >>> str(after("pending", Decision.APPROVE, "camera-1"))
     'approved'
     """
     found = _AFTER.get((Admission(admission), order))
     if found is None:
         raise RolloutError(
-            f"it is {admission}, which nothing ends but new hardware: `edge-fleet device replace NAME` gives a token"
+            f"{device} is {admission}, which nothing ends but new hardware: `edge-fleet device replace {device}` gives "
+            f"a token"
         )
     return found
 
@@ -112,7 +113,7 @@ class Admissions:
         """
         with self._store.transaction():
             before = self.get(device)
-            admission = after(before.admission, order)
+            admission = after(before.admission, order, device)
             self._store.devices.change(device, admission=str(admission))
             if admission is not Admission.APPROVED:
                 self._exclude(device, who, f"{admission}{f': {why}' if why else ''}", now)

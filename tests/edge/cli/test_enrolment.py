@@ -110,8 +110,13 @@ def test_a_device_that_joined_speaks_as_itself_only(
     assert not any(secret.encode() in data for secret in secrets.values())
     assert "site=north" in ask("device", "show", "cam-1")
     assert "login      password" in ask("device", "show", "cam-1")
+    shown = ask("device", "show", "cam-1")
+    assert "cam-1: not introduced yet, known since" in shown
+    assert "heard" not in shown.splitlines()[0]
     with pytest.raises(RolloutError, match="used as often as it may be"):
         enroll("--coordinator", served, "--token", token, "--device", "cam-3", "--state-dir", str(tmp_path / "3"))
+    with pytest.raises(RolloutError, match=r"used as often.*this device is enrolled already, by the login in .*cam-2"):
+        enroll("--coordinator", served, "--token", token, "--device", "cam-2", "--state-dir", str(states["cam-2"]))
     folder = tmp_path / "broker"
     folder.mkdir()
     (folder / "passwords").touch()

@@ -248,10 +248,10 @@ def test_every_decision_is_defined_or_refused() -> None:
     for admission, order in itertools.product(Admission, Decision):
         if admission is Admission.DECOMMISSIONED and order is not Decision.DECOMMISSION:
             with pytest.raises(RolloutError):
-                after(admission, order)
+                after(admission, order, "cam")
         else:
-            assert after(admission, order) in Admission
-    assert np.all([after("quarantined", Decision.APPROVE) == "approved"])
+            assert after(admission, order, "cam") in Admission
+    assert np.all([after("quarantined", Decision.APPROVE, "cam") == "approved"])
 
 
 def words(fleet: Fleet, now: Now = NOW) -> list[tuple[str, str]]:

@@ -501,6 +501,15 @@ def test_who_did_what_and_why_is_kept(make: Make) -> None:
         ("opening", "stop", "paused", ""),
     ]
     assert "disk full" in found["transitions"][-1]["why"]
+    # Events of one moment come in the order in which one follows from the other.
+    fleet.core.rollouts.order(rollout, E.RESUME, "bob", "a broken card", fleet.now)
+    assert fleet.store is not None
+    said = [each.detail for each in fleet.store.events.newest(100, name="rollout")[::-1]]
+    assert said[:2] == [f"{rollout}: release 1 to 8 devices", f"{rollout}: draft -> ready"]
+    assert said[-2:] == [
+        f"{rollout}: resume by bob: a broken card",
+        f"{rollout}: paused -> opening, a broken card",
+    ]
 
 
 class Killed(BaseException):
