@@ -3,8 +3,9 @@
     python -m benchmarks.open_browser model.edge --minutes 60 [--devices 1000] [--every 20]
 
 The fleet is that of `benchmarks.pages`. Each page has a tab of its own, which follows it. Every few seconds garbage is
-collected, and then are counted: the JavaScript heap, nodes and listeners of each page, as the browser counts them; the
-memory of all of its renderers (resident, pages that they share counted in each), and that of the coordinator. One line
+collected, and then are counted: the JavaScript heap, nodes and listeners of each page, as the browser counts them, and
+the memory of the coordinator. Who looks into a browser has it keep what came over the network, so the memory of a page
+(its renderer, resident) is that of a second tab, in a browser that nobody looks into. One line
 of JSON each time; at the end by series what the second half began and ended with, the most, and the slope of a straight
 line through it, per hour and as a share of what it began with. A page that is not followed any more, a word on the
 console, and a request to another host are faults: the exit code is 1 then. What is flat enough is for the reader to
@@ -14,13 +15,17 @@ say: over minutes a slope says little. Needs playwright.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import re
+import shutil
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +70,21 @@ class Open:
         return numbers | {"heap_mb": round(numbers["heap_mb"] / 1e6, 3)}
 
 
+@contextlib.contextmanager
+def unwatched(url: str, folder: Path) -> Iterator[int]:
+    """A browser with one page that nobody looks into; its process."""
+    path = shutil.which("chromium") or shutil.which("chromium-browser")
+    assert path is not None
+    needed = ["--no-sandbox"] if os.geteuid() == 0 else []
+    line = [path, "--headless=new", "--remote-debugging-port=0", f"--user-data-dir={folder}", *needed, url]
+    process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        yield process.pid
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
 def memory_mib(pid: int) -> float:
     """Resident memory of a process; 0 for one that is gone."""
     try:
@@ -74,8 +94,8 @@ def memory_mib(pid: int) -> float:
     return int(found[1]) / 1024 if found else 0.0
 
 
-def renderers() -> list[int]:
-    """Processes below this one that draw pages."""
+def renderers(above: int) -> list[int]:
+    """Processes below another one that draw pages."""
     parents: dict[int, int] = {}
     drawing = set()
     for path in Path("/proc").glob("[0-9]*"):
@@ -85,7 +105,7 @@ def renderers() -> list[int]:
                 drawing.add(int(path.name))
         except (OSError, ValueError):  # it ended meanwhile
             continue
-    return [pid for pid in drawing if os.getpid() in _ancestors(pid, parents)]
+    return [pid for pid in drawing if above in _ancestors(pid, parents)]
 
 
 def _ancestors(pid: int, parents: Mapping[int, int]) -> list[int]:
@@ -128,12 +148,21 @@ def main() -> int:
     faults: list[str] = []
     hours: list[float] = []
     series: dict[str, list[float]] = {}
-    with coordinator_with(given.bundle, given.devices) as shown, chromium("--js-flags=--expose-gc") as browser:
+    with contextlib.ExitStack() as stack:
+        shown = stack.enter_context(coordinator_with(given.bundle, given.devices))
+        browser = stack.enter_context(chromium("--js-flags=--expose-gc"))
         tabs = [Open(browser, shown.url, page, faults) for page in PAGES]
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)))
+        others = {
+            page: stack.enter_context(unwatched(shown.url + page, folder / str(i))) for i, page in enumerate(PAGES)
+        }
+        time.sleep(10.0)
         begun = time.monotonic()
         while (passed_s := time.monotonic() - begun) < given.minutes * 60:
             row = {f"{tab.page} {name}": value for tab in tabs for name, value in tab.counts().items()}
-            row["renderers_mib"] = round(sum(map(memory_mib, renderers())), 1)
+            row |= {
+                f"{page} renderer_mib": round(sum(map(memory_mib, renderers(pid))), 1) for page, pid in others.items()
+            }
             row["coordinator_mib"] = round(memory_mib(shown.pid), 1)
             hours.append(passed_s / 3600)
             for name, value in row.items():
