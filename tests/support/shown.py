@@ -14,7 +14,7 @@ from edge.channel.messages import Birth, Conn, Event, Pairs, Served, State
 from edge.contract.bundle import Bundle
 from edge.contract.clock import Now
 from edge.coordinator.machine.backup import DATABASE
-from edge.coordinator.records import TelemetryEntry
+from edge.coordinator.records import FleetQuestion, TelemetryEntry
 from edge.coordinator.selection import for_devices
 from edge.learning.exchange import HeadUpdate
 from edge.learning.statistics import HeadStatistics
@@ -154,6 +154,12 @@ def _measure(fleet: ShownFleet, names: list[str]) -> None:
     ):
         event = Event(ts_ms=now_ms, name=kind, detail=detail, model="digits", boot=1, seq=1, state_id="a" * 16)
         fleet.core.registry.event(name, event, replace(fleet.now, wall_ms=now_ms - 1_500_000))
+    question = FleetQuestion(
+        backbone=fleet.backbone, device=names[0], model="digits", sample=f"shelf {EVIL}", answered_ms=now_ms, said="3",
+        confidence=0.91, devices=3, samples=4, asked_ms=now_ms,
+    )  # fmt: skip
+    kept = fleet.store.questions.add(question, [])
+    fleet.store.questions.save(replace(kept, state="answered", label="8", who="ann", closed_ms=now_ms))
 
 
 def _answers(i: int) -> dict[str, dict[str, int]]:

@@ -329,8 +329,8 @@ _TEXTS: dict[str, str | tuple[str, str]] = {
     "disagree.answer": "Answered",
     "disagree.how-often": "How often",
     "disagree.of": "{n} of {of}",
-    "disagree.look": "Samples do not leave their devices. There `edge-agent review --wrong` shows those among its last "
-    "64 answers, where the agent runs with `--http` or `--keep-hard`.",
+    "disagree.look": "Samples stay on their devices, unless these share them. There `edge-agent review --wrong` shows "
+    "those among the last 64 answers, where the agent runs with `--http` or `--keep-hard`.",
     "disagree.none": "None: no answer that was told disagrees with its label.",
     "disagree.shared": "Shared samples that a person called otherwise",
     # Rollouts
