@@ -415,6 +415,17 @@ class AgentService:
             daemon_threads = True
             request_queue_size = 512  # connections at once; of more than 5, that it is by default, some are refused
 
+            def service_actions(self) -> None:
+                """Where somebody deleted the file, listen at another in its place: nobody could come in any more."""
+                if path.exists():
+                    return
+                with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as again:
+                    again.bind(str(path))
+                    path.chmod(0o600)
+                    again.listen(self.request_queue_size)
+                    os.dup2(again.fileno(), self.fileno())
+                    log.warning("%s was deleted, and is there again", path)
+
             def process_request(self, request: Any, client_address: Any) -> None:
                 if free.acquire(blocking=False):
                     super().process_request(request, client_address)

@@ -21,7 +21,7 @@ from edge.agent.client import AgentClient
 from edge.agent.http.server import MAX_CONNECTIONS, parse_address
 from edge.agent.model.on_device_model import OnDeviceModel
 from edge.cli.agent import agent
-from edge.contract.errors import ConfigError, LearningError
+from edge.contract.errors import ConfigError, LearningError, NoAgentError
 
 ROOT = Path(__file__).parents[4]
 
@@ -120,6 +120,20 @@ def test_who_opens_connections_without_end_is_told_and_takes_no_more(running: tu
             time.sleep(0.05)
         else:
             pytest.fail("nobody may come in again")
+
+
+def test_a_socket_that_somebody_deleted_is_there_again(running: tuple[int, Path]) -> None:
+    path = running[1] / "agent.sock"
+    with AgentClient(path) as before:
+        path.unlink()
+        for _ in range(200):
+            with suppress(NoAgentError), AgentClient(path) as after:
+                assert after.status()["device"] == before.status()["device"]
+                break
+            time.sleep(0.05)
+        else:
+            pytest.fail("nobody may come in again")
+    assert path.stat().st_mode & 0o777 == 0o600
 
 
 def test_200_connections_at_once_are_served_by_socket_and_by_http(running: tuple[int, Path]) -> None:
