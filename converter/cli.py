@@ -282,7 +282,7 @@ def convert_command(
     quiet = str(json_report) == "-"
     password = os.environ.get("EDGE_SIGN_PASSWORD")
     with _own_output(quiet) as output_stream:
-        console = Console(stderr=quiet, emoji=False)  # names of layers are no pictures
+        console = Console(stderr=quiet, emoji=False)  # whose list takes time to load
         with ExitStack() as late:
 
             def before_writing() -> None:

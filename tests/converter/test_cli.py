@@ -92,6 +92,17 @@ def test_help_is_quick_and_imports_neither_torch_nor_numpy(tmp_path: Path) -> No
     assert not imported & {"torch", "numpy", "onnx", "onnxruntime", "rich"}
 
 
+def test_threads_of_torch_do_not_spin_unless_the_user_says_so() -> None:
+    """It reads that when it is loaded, which the command does after its own environment is complete."""
+    told = "import os, sys; from converter import cli; print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
+    others = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    for own, expected in (({}, "PASSIVE False"), ({"OMP_WAIT_POLICY": "active"}, "active False")):
+        done = subprocess.run(
+            [sys.executable, "-c", told], cwd=ROOT, env=others | own, capture_output=True, text=True, check=True
+        )
+        assert done.stdout.strip() == expected
+
+
 def test_help_and_targets_fit_80_columns_and_name_examples_and_environment(tmp_path: Path) -> None:
     (tmp_path / "user").mkdir()
     for arguments in (["--help"], ["--target", "list"]):
