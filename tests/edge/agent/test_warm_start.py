@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from edge.agent import OnDeviceModel
+from edge.agent.model.candidates import Workshop
 from edge.agent.model.warm_start import LEAST_DB
 from edge.cli.agent import agent
 from edge.contract.errors import ConfigError, LearningError
@@ -115,6 +116,19 @@ def test_the_same_network_in_float_goes_on_where_its_int8_was_and_after_a_restar
             pytest.raises(LearningError, match="has learned 60 samples already"),
         ):
             again.warm_start(old)
+
+
+def test_sums_of_lifted_features_are_not_taken_for_those_of_features(
+    digits_bundle: Path, turned: tuple[np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(Workshop, "_suitable", lambda self: ["lifted"])
+        old = OnDeviceModel.open(digits_bundle)
+    old.learn(turned[0][:100], turned[1][:100])
+    with OnDeviceModel.open(digits_bundle) as new:
+        assert new.warm_start(old).how == "head"
+        assert np.isfinite(new.predict(turned[0][:9])).all()
+    old.close()
 
 
 def test_classes_go_by_their_names_or_by_what_is_said_they_are_called_now(
