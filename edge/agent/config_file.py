@@ -107,12 +107,12 @@ def files_of(options: Mapping[str, Any]) -> tuple[list[Path], list[Path]]:
     for address in [options.get("broker", ""), *feeds]:
         parts = parse_qsl(address.partition("?")[2])
         read += [Path(value) for key, value in parts if key in _FILES_OF_ADDRESS and value]
-    write += [Path(found) for each in options.get("source", ()) if (found := _path_of(each)) is not None]
-    write += [Path(found).parent for each in options.get("answers", ()) if (found := _path_of(each)) is not None]
+    write += [Path(found) for each in options.get("source", ()) if (found := path_of(each)) is not None]
+    write += [Path(found).parent for each in options.get("answers", ()) if (found := path_of(each)) is not None]
     return read, write
 
 
-def _path_of(feed: str) -> str | None:
+def path_of(feed: str) -> str | None:
     """The folder of a source, or the file of a place for answers; None where it is none."""
     scheme, colon, rest = feed.partition(":")
     if feed == "-" or "://" in feed or (colon and scheme in ("camera", "microphone")):
@@ -121,7 +121,7 @@ def _path_of(feed: str) -> str | None:
 
 
 def _feed(folder: Path, text: str) -> str:
-    found = _path_of(text)
+    found = path_of(text)
     if found is None:
         return rooted(folder, text)
     begin = "folder:" if text.startswith("folder:") else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import queue
 import secrets
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -266,6 +267,7 @@ def examine(options: dict[str, Any], arguments: tuple[str, ...]) -> Iterator[Fin
     yield local.local_socket(options["socket_path"] or state_dir / "agent.sock")
     yield from local.secret_file(options["broker_password_file"])
     yield from root_document(options["trust"], fleet, device)
+    yield from feeds(options["sources"], options["answers"])
     busy = is_busy(state_dir)
     if busy:
         yield local.Finding("ok", "agent", "runs here now; `edge-agent status` says more")
@@ -288,6 +290,27 @@ def root_document(root: Path | None, fleet: str, device: str) -> Iterator[Findin
             yield local.Finding("ok", "trust", f"{root} is a signed root document: releases must be signed below it")
         except ConfigError as exc:
             yield local.Finding("fault", "trust", str(exc), "copy device/root.json of the fleet's keys here")
+
+
+def feeds(sources: Sequence[str], answers: Sequence[str]) -> Iterator[Finding]:
+    """Whether watched folders and files of answers can be used by whoever asks."""
+    from edge.agent.config_file import path_of
+    from edge.agent.device import doctor as local
+
+    for text in sources:
+        if (path := path_of(text)) is None:
+            continue
+        if not Path(path).is_dir():
+            yield local.Finding("fault", "source", f"{path} is no folder", "create it, or correct --source")
+        elif not os.access(path, os.W_OK | os.X_OK):
+            said = f"{path} cannot be written: its files stay there, and are answered again after each restart"
+            yield local.Finding("warning", "source", said, "let the user of the agent write there")
+        else:
+            yield local.Finding("ok", "source", f"{path} can be read, and its files moved")
+    for text in answers:
+        if (path := path_of(text)) is not None and not os.access(Path(path).parent, os.W_OK | os.X_OK):
+            cure = "create the folder, or let the user of the agent write there"
+            yield local.Finding("fault", "answers", f"{path} cannot be written", cure)
 
 
 def make_command(run: click.Command) -> click.Command:

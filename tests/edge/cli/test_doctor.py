@@ -105,11 +105,15 @@ def test_the_command_ends_with_1_for_a_fault_and_with_0_without(
     assert "gives its golden outputs here" in ran.output
     assert not (tmp_path / "s").exists()
     file = tmp_path / "agent.toml"
-    file.write_text(f'bundles = ["damaged.edge", "{digits_bundle}"]\nstate_dir = "s"\ntrust = "damaged.edge"\n')
+    file.write_text(
+        f'bundles = ["damaged.edge", "{digits_bundle}"]\nstate_dir = "s"\ntrust = "damaged.edge"\n'
+        'source = ["none", "folder:.", "mqtt://h/t"]\nanswers = ["none/a.jsonl", "-"]\n'
+    )
     ran = CliRunner().invoke(agent, ["doctor", "--config", str(file), "--json"])
     assert ran.exit_code == 1
     found = {(each["what"], each["level"]) for each in json.loads(ran.output)}
     assert {("bundle", "fault"), ("bundle", "ok"), ("clock", "ok"), ("state folder", "ok"), ("trust", "fault")} <= found
+    assert {("source", "fault"), ("source", "ok"), ("answers", "fault")} <= found
     keys = init(tmp_path / "keys", datetime.now(UTC))
     assert [each.level for each in doctor.root_document(keys.base / "device" / "root.json", "f", "d")] == ["ok"]
 
