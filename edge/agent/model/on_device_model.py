@@ -105,6 +105,7 @@ class OnDeviceModel(ServedModel):
         try:
             model = of_bundle(
                 Bundle.open(path),
+                shared=True,
                 learner=learner,
                 threads=threads,
                 seed=seed,
@@ -217,19 +218,27 @@ class OnDeviceModel(ServedModel):
         self.metrics.forget_judgements()
 
 
-@in_turns
 class _WithHead(LearningModel, OnDeviceModel):
-    """What `open` makes of a bundle with a head that learns."""
+    """A bundle with a head that learns."""
 
 
 @in_turns
-class _WithoutHead(OnDeviceModel):
+class _WithHeadInTurns(_WithHead):
+    """What `open` makes of it."""
+
+
+@in_turns
+class _InTurns(OnDeviceModel):
     """What `open` makes of any other bundle."""
 
 
-def of_bundle(bundle: Bundle, **options: Unpack[Options]) -> OnDeviceModel:
-    """A model of an opened bundle, see `OnDeviceModel.open`; the state folder is the caller's to lock."""
+def of_bundle(bundle: Bundle, *, shared: bool = False, **options: Unpack[Options]) -> OnDeviceModel:
+    """A model of an opened bundle, see `OnDeviceModel.open`; the state folder is the caller's to lock.
+
+    Only where it is `shared` do threads take turns with it; an agent's take turns with all that it is.
+    """
     parts = opened(bundle, **options)
     if parts.learns is None:
-        return _WithoutHead(bundle, parts.serving, parts.streams)
-    return _WithHead(bundle, parts.serving, parts.streams, *parts.learns)
+        return (_InTurns if shared else OnDeviceModel)(bundle, parts.serving, parts.streams)
+    with_head = _WithHeadInTurns if shared else _WithHead
+    return with_head(bundle, parts.serving, parts.streams, *parts.learns)
