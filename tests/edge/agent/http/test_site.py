@@ -183,6 +183,7 @@ def test_status_and_metrics_are_bounded_and_disturb_no_telemetry(tried: Tried, x
     assert tried.json("GET", "/status", query={"model": "digits"})["samples"] == 1
     live = tried.core.models["digits"].host.model
     before = live.telemetry(100.0)
+    assert "3" in before.pop("confusion"), "which is said when it is news"
     text = tried("GET", "/metrics").body.decode()
     assert live.telemetry(101.0) == {**before, "infer_per_s": 0.0}
     rows = [line for line in text.splitlines() if not line.startswith("#")]
