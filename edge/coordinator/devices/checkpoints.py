@@ -275,7 +275,9 @@ class Checkpoints:
         elif kind == SYNC:
             samples = reply.out.get("samples")
             said = f"it sends what is new, of {samples} labels" if samples else ""
-            self._end(order, "done", "; ".join(filter(None, (said, self._not_before(device)))), now)
+            if why := self._not_before(device):
+                said = f"what is new, of {samples} labels, waits: {why}" if samples else why
+            self._end(order, "done", said, now)
 
     def waits(self, device: str, event: Event) -> None:
         """A device says why it has not taken a checkpoint up yet: that is told to who asked for it."""

@@ -170,6 +170,8 @@ def check_remembers(
         0,
     )
     cure = f"the newest other one without it is release {newest}: --to {newest}" if newest else ""
+    if not newest and not forgotten_in(store, artifacts, undone.digest):
+        cure = f"release {undone.counter}, the newest, is without it"
     check_release(store, artifacts, release, cure)
 
 

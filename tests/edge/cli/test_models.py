@@ -121,7 +121,7 @@ def test_who_is_not_approved_is_sent_nothing_and_each_command_says_so(
     assert nothing in ask("cmd", "gate", "sync", "--wait", "0")
     number = json.loads(ask("cmd", "gate", "sync", "--wait", "0", "--json"))["number"]
     says(core, "gate", "up/reply", Reply(id=f"sync-{number}", rc=0, detail="", out={"samples": 40}))
-    assert f"it sends what is new, of 40 labels; {nothing}" in core._store.checkpoints.get_order(number).detail
+    assert f"what is new, of 40 labels, waits: {nothing}" in core._store.checkpoints.get_order(number).detail
     for whom in (("--device", "gate"), ()):
         told = ask("push", str(digits_bundle), "--all-at-once", *whom)
         assert "gate is quarantined: it is sent nothing until `edge-fleet device approve gate`" in told

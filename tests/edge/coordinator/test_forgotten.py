@@ -107,6 +107,10 @@ def test_a_rollback_that_is_refused_names_the_newest_head_that_has_it_not_in(
     with pytest.raises(RolloutError, match=f"newest other one without it is release {first.counter}: --to 1$"):
         fleet.core.rollback(fleet.now, to=had.counter)
     assert fleet.core.rollback(fleet.now, to=first.counter).digest == first.digest
+    fleet.core.forget("d000", fleet.now)
+    newest = merge(fleet, statistics_update)
+    with pytest.raises(RolloutError, match=f"again; release {newest.counter}, the newest, is without it"):
+        fleet.core.rollback(fleet.now)
 
 
 @pytest.mark.parametrize("has_another", [True, False])
