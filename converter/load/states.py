@@ -14,6 +14,8 @@ from edge.contract.tensorspec import BATCH, TensorSpec
 _STATE = {"h", "c", "hc", "hx", "cx", "hidden", "state", "states", "cell", "cells", "rnn", "gru", "lstm"}
 # And these, where an output has the same name: on their own they may be what a decoder attends to.
 _KEPT = _STATE | {"memory", "mem", "cache", "caches", "past", "context", "carry"}
+# And this, which may be empty.
+_CACHE = {"cache", "caches", "past"}
 # Words that say which of the two it is.
 _BEFORE = {"in", "input", "prev", "previous", "past", "init", "initial", "old", "last"}
 _AFTER = {"out", "output", "new", "next", "present", "final", "updated"}
@@ -59,6 +61,13 @@ def may_be_states(asked: Sequence[tuple[str, str]] | None, inputs: Sequence[Tens
         if (_is_candidate(spec) if named is None else spec.name in named)
         and all(isinstance(axis, int) or axis == BATCH for axis in spec.shape)
     )
+
+
+def axes_of_caches(inputs: Sequence[TensorSpec]) -> frozenset[str]:
+    """Free axes along which lies what came before, by the names of inputs: at the first step that is nothing."""
+    caches = [spec for spec in inputs if spec.dtype.startswith("float") and _CACHE.intersection(_words(spec.name))]
+    free = {axis for spec in caches for axis in spec.shape if isinstance(axis, str) and axis != BATCH}
+    return frozenset(free.difference(*(spec.shape for spec in inputs if spec not in caches)))
 
 
 def answer_of(

@@ -23,7 +23,7 @@ from converter.program.programs import one_run_program, onnx_program
 from converter.program.tensors import Arrays, batch_size, rows_not_finite, select
 from converter.quantization.saturation import multiplies_int8
 from converter.search.candidates import Candidate
-from converter.verify.axes import MIN_FLOAT_SQNR_DB
+from converter.verify.axes import MIN_FLOAT_SQNR_DB, empty_axes
 from converter.verify.checks import check_bundle
 from converter.verify.measure import Evaluation
 from converter.verify.original import Original
@@ -232,7 +232,7 @@ def pack(
             parts.original.states,
         ),
         constants=constants_for_people(parts.constants),
-        axes={axis.name: axis.range for axis in parts.original.axes if axis.range != AxisRange()},
+        axes={axis: sizes for axis, sizes in _sizes(parts.original).items() if sizes != AxisRange()},
         kinds=_kinds(parts.evaluation),
     )
     size, most = sum(map(len, blobs.values())), parts.target.inference.max_bundle_mb << 20
@@ -259,6 +259,12 @@ def _kinds(evaluation: Evaluation) -> dict[str, OutputKind]:
             probabilities=bool(within) if judged.kind == CLASSES else judged.kind == YES_OR_NO and judged.threshold > 0,
         )
     return found
+
+
+def _sizes(original: Original) -> dict[str, AxisRange]:
+    """Of free axes, as far as they were tried; of a model that is carried, that samples of it were empty."""
+    empty = dict.fromkeys(empty_axes(original.inputs, original.samples.x), AxisRange(least=0))
+    return {**empty, **{axis.name: axis.range for axis in original.axes}}
 
 
 def _elsewhere(how: OneRun, original: Original) -> dict[str, int | None]:

@@ -233,10 +233,11 @@ def output_specs(
     if BATCH in sizes:
         sizes[BATCH] = 2  # an axis of 1 could be one that broadcasts
     found = run(resized(example, inputs, sizes))
+    usual = resized(example, inputs, {BATCH: sizes[BATCH]} if BATCH in sizes else {})
     axes: dict[str, list[int | str]] = {name: list(array.shape) for name, array in found.items()}
     for axis, size in sizes.items():
         other = size + 1 if axis == BATCH or others is None else others[axis]
-        for name, array in run(resized(example, inputs, sizes | {axis: other})).items():
+        for name, array in _first_that_runs(run, grown(usual, inputs, {axis: other})).items():
             if array.ndim != len(axes[name]):
                 raise ConversionError(f"the output {name} has another number of axes when {axis} is {other}")
             for i, (before, after) in enumerate(zip(found[name].shape, array.shape, strict=True)):
@@ -260,6 +261,30 @@ def resized(example: Arrays, inputs: Sequence[TensorSpec], sizes: Mapping[str, i
                 array = np.take(array, np.arange(sizes[axis]) % array.shape[i], axis=i)
         made[spec.name] = np.require(array, requirements="C")  # ascontiguousarray gives a scalar an axis
     return made
+
+
+def grown(example: Arrays, inputs: Sequence[TensorSpec], sizes: Mapping[str, int]) -> Iterator[Arrays]:
+    """The example with these sizes; then with another free axis grown by as much, one after the other.
+
+    A mask of what came before and of what comes is as long as both.
+    """
+    yield resized(example, inputs, sizes)
+    before = {axis: example[s.name].shape[i] for s in inputs for i, axis in enumerate(s.shape) if isinstance(axis, str)}
+    by = sum(size - before[axis] for axis, size in sizes.items() if axis != BATCH and axis in before)
+    for axis, size in before.items():
+        if by and axis not in sizes and axis != BATCH and size + by > 0:
+            yield resized(example, inputs, {**sizes, axis: size + by})
+
+
+def _first_that_runs(run: Run, samples: Iterator[Arrays]) -> Arrays:
+    fault: ConversionError | None = None
+    for sample in samples:
+        try:
+            return run(sample)
+        except ConversionError as exc:
+            fault = fault or exc
+    assert fault is not None
+    raise fault
 
 
 def _made_up(empty: Array, axis: int) -> Array:

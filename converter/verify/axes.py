@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from converter.program.programs import resized
+from converter.program.programs import grown, resized
 from converter.program.tensors import Array, Arrays, Run
 from edge.contract.errors import ConversionError
 from edge.contract.tensorspec import BATCH, AxisRange, TensorSpec
@@ -58,6 +58,10 @@ class FreeAxis:
         """The same axis, without sizes beyond those that were tried."""
         return replace(self, range=replace(self.range, least=self.tried[0], most=self.tried[-1]))
 
+    def linked(self) -> FreeAxis:
+        """The same axis, which goes along with another: how small it may be is not known."""
+        return self if self.tried == (self.size,) else replace(self, range=replace(self.range, least=self.range.step))
+
     def with_none(self) -> FreeAxis:
         """The same axis, which may be empty; as it is where sizes between 0 and the smallest are none of it."""
         if self.range.least > self.range.step:
@@ -91,9 +95,10 @@ class Probe:
         """Inputs of these sizes and what the model gives; None where it does not run, or gives no finite numbers.
 
         A length cannot be larger than what it is the length of: integers are cut to the sizes where that is what helps.
+        So is another axis that has to grow by as much.
         """
-        sample = resized(self.example, self.inputs, sizes)
-        for inputs in (sample, *self._cut(sample, sizes)):
+        sample, *others = grown(self.example, self.inputs, sizes)
+        for inputs in (sample, *self._cut(sample, sizes), *others):
             try:
                 found = self.run(inputs)
             except ConversionError:
@@ -131,16 +136,16 @@ def filled(run: Run, inputs: Sequence[TensorSpec], example: Arrays) -> Arrays:
         return example
     fault: ConversionError | None = None
     for size in _FILLED:
-        made = resized(example, inputs, dict.fromkeys(empty, size))
-        try:
-            run(made)
-        except ConversionError as exc:
-            fault = fault or exc
-        else:
-            return made
+        for made in grown(example, inputs, dict.fromkeys(empty, size)):
+            try:
+                run(made)
+            except ConversionError as exc:
+                fault = fault or exc
+            else:
+                return made
     raise ConversionError(
-        f"along {', '.join(sorted(empty))} the example has nothing, and the model takes nothing else ({fault}): give "
-        f"--example with some"
+        f"along {', '.join(sorted(empty))} the example has nothing, and the model takes nothing else ({fault}). Name "
+        f"an axis that grows with it, e.g. --input mask={BATCH},total:int64"
     )
 
 
@@ -162,8 +167,18 @@ def free_axes(probe: Probe, multiples: Mapping[str, int], empty: Container[str] 
             return probe.at({axis: other}) is not None
 
         explored = _explored(axis, size, takes, multiples.get(axis), most)
+        if not any(_runs(probe, {axis: size}) for size in explored.tried if size != explored.size):
+            explored = explored.linked()  # another axis grew along, and its sizes limited this one's
         found.append(explored.with_none() if axis in empty and takes(0) else explored)
     return tuple(found)
+
+
+def _runs(probe: Probe, sizes: Mapping[str, int]) -> bool:
+    try:
+        probe.run(resized(probe.example, probe.inputs, sizes))
+    except ConversionError:
+        return False
+    return True
 
 
 def axis_names(inputs: Sequence[TensorSpec]) -> list[str]:

@@ -20,7 +20,7 @@ from converter.load.inputs import Given, check_can_be_made_up, samples_given
 from converter.load.load import load_source
 from converter.load.made_up import Fill
 from converter.load.source import Source
-from converter.load.states import find_states, may_be_states
+from converter.load.states import axes_of_caches, find_states, may_be_states
 from converter.load.training_mode import check_keeps_statistics
 from converter.plan import ModelOptions
 from converter.program.one_run import in_runs
@@ -75,9 +75,11 @@ def load_original(options: ModelOptions, carried: str = "", *, in_float32: bool 
         specs = carried_outputs(source, run)
     else:
         multiples = {axis: step for option in options.inputs for axis, step in option.multiples.items()}
-        empty, example = empty_axes(inputs, example), filled(run, inputs, example)
-        source = replace(source, example=resized(source.example, source.inputs, _sizes(inputs, example, empty)))
-        axes = free_axes(Probe(run=run, inputs=inputs, example=example), multiples, empty)
+        if empty := empty_axes(inputs, example):
+            example = filled(run, inputs, example)
+            source = replace(source, example=resized(source.example, source.inputs, _sizes(inputs, example)))
+        may_be_empty = empty | axes_of_caches(inputs)
+        axes = free_axes(Probe(run=run, inputs=inputs, example=example), multiples, may_be_empty)
         if any(sizes.most is not None for sizes in source.ranges.values()):
             axes = tuple(axis if axis.range.most is not None else axis.only_tried() for axis in axes)
         specs = output_specs(run, inputs, example, {axis.name: axis.other for axis in axes})
@@ -130,13 +132,8 @@ def load_original(options: ModelOptions, carried: str = "", *, in_float32: bool 
     return original.with_fixed({axis: f"the model takes no other size of {axis}" for axis in only}, options)
 
 
-def _sizes(inputs: Sequence[TensorSpec], example: Arrays, axes: frozenset[str]) -> dict[str, int]:
-    return {
-        axis: example[s.name].shape[i]
-        for s in inputs
-        for i, axis in enumerate(s.shape)
-        if isinstance(axis, str) and axis in axes
-    }
+def _sizes(inputs: Sequence[TensorSpec], example: Arrays) -> dict[str, int]:
+    return {axis: example[s.name].shape[i] for s in inputs for i, axis in enumerate(s.shape) if isinstance(axis, str)}
 
 
 def _streams(

@@ -41,6 +41,19 @@ class Decoder(nn.Module):
         return self.out((shares @ v).transpose(1, 2).reshape(batch, steps, 8)), k, v
 
 
+class Masked(Decoder):
+    """With a mask that is as long as what came before and what comes; whose names are those of known exports."""
+
+    def forward(  # type: ignore[override]
+        self, x: torch.Tensor, attention_mask: torch.Tensor, past_k: torch.Tensor, past_v: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        batch, steps, _ = x.shape
+        q, k, v = self.qkv(x).view(batch, steps, 3, 2, 4).permute(2, 0, 3, 1, 4)
+        k, v = torch.cat([past_k, k], 2), torch.cat([past_v, v], 2)
+        scores = q @ k.transpose(2, 3) / 2 + (1 - attention_mask[:, None, None].float()) * -1e4
+        return self.out((scores.softmax(-1) @ v).transpose(1, 2).reshape(batch, steps, 8)), k, v
+
+
 INPUTS = ("x=batch,1,8", "past_k=batch,2,past@0,4", "past_v=batch,2,past@0,4")
 
 
@@ -98,6 +111,33 @@ def test_what_came_before_may_be_nothing_and_grows(tmp_path: Path, kind: str) ->
             np.testing.assert_allclose(one, other.numpy(), atol=1e-5)
         given |= dict(zip(("past_k", "past_v"), [*found.values()][1:], strict=True))
         assert given["past_k"].shape == (1, 2, step + 1, 4)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("before", [0, 5])
+def test_a_mask_grows_along(tmp_path: Path, before: int) -> None:
+    model, rng = Masked().eval(), np.random.default_rng(0)
+    cache = rng.standard_normal((2, 20, 2, before, 4)).astype(np.float32)
+    given = {"x": samples(20)["x"].repeat(3, axis=1), "attention_mask": np.ones((20, before + 3), np.int64)}
+    np.savez(tmp_path / "data.npz", past_k=cache[0], past_v=cache[1], **given)
+    (tmp_path / "net.py").write_text(FILE)
+    torch.save(model.state_dict(), tmp_path / "m.pth")
+    inputs = ("x=batch,steps,8", "attention_mask=batch,total:int64", *(one.replace("@0", "") for one in INPUTS[1:]))
+    options: dict[str, Any] = {"inputs": tuple(map(one_input, inputs)), "calibration": str(tmp_path / "data.npz")}
+    options |= {"arch": f"{tmp_path / 'net.py'}:Masked", "quantize": "none", "trainable": "none", "torchscript": False}
+    convert(plan(tmp_path / "m.pth", **options))
+    session = OnnxSession(Bundle.open(tmp_path / "m.edge"))
+    k = v = np.zeros((2, 2, 0, 4), np.float32)
+    for steps in (3, 1, 4, 1):
+        x = rng.standard_normal((2, steps, 8)).astype(np.float32)
+        mask = np.ones((2, k.shape[2] + steps), np.int64)
+        mask[1, :2] = 0
+        with torch.no_grad():
+            wanted = model(*map(torch.from_numpy, (x, mask, k, v)))
+        found = [*session.run({"x": x, "attention_mask": mask, "past_k": k, "past_v": v}).values()]
+        for one, other in zip(found, wanted, strict=True):
+            np.testing.assert_allclose(one, other.numpy(), atol=1e-5)
+        k, v = found[1:]
 
 
 @pytest.mark.filterwarnings("ignore")
