@@ -66,6 +66,6 @@ def _globals(model: nn.Module) -> list[dict[str, Any]]:
     found = {}
     for kind in kinds:
         names = getattr(vars(kind)["forward"], "__globals__", None)
-        if names is not None and not names["__name__"].startswith("torch."):
+        if names is not None and not str(names.get("__name__", "")).startswith("torch."):
             found[id(names)] = names
     return [*found.values()]
