@@ -44,8 +44,6 @@ _LENGTH = 8  # bytes that say how many follow; arrays go as safetensors
 _CLOSED = bytes(_LENGTH)
 # A line behind which requests go on: a process that died may have left a part of the one before it unread.
 _GO_ON = b"go on, 3f9d0c7b8e1a4562\n"
-# An ONNX graph of one constant: what onnxruntime makes once for all graphs it makes for this one.
-_LEAST_MODEL = bytes.fromhex("08083a1b12016762090a017912040a0208012a0b10014201794a040000000042021011")
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -407,9 +405,7 @@ def serve(requests: BinaryIO, answers: int) -> None:
         requests: Where they come from.
         answers: File descriptor to answer on.
     """
-    # What every child would do is done once: numpy imports more of itself, onnxruntime registers its operators.
-    np.median([0.0])
-    open_onnx(_LEAST_MODEL, "the least model")
+    np.median([0.0])  # numpy imports more of itself for this: once here, and not in each child
     gc.freeze()  # a child that looked for garbage among all that it was given would copy all of it
     for line in requests:
         child = os.fork()
