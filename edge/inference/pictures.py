@@ -83,7 +83,7 @@ class PictureReader:
             try:
                 image = Image.open(path, formats=_FORMATS)
             except UnidentifiedImageError:  # its text names where the bytes lie in memory
-                raise ConfigError(f"{what} is not an image that can be read: it is no {', '.join(_FORMATS)}") from None
+                raise ConfigError(f"{what} is not an image that can be read: it is no PNG, JPEG or BMP") from None
             with image:
                 shown = _converted(ImageOps.exif_transpose(image), self._mode)
                 if self._size is not None:
