@@ -103,8 +103,10 @@ class Carrying:
             if model.host.model.n_contributed:
                 update = releases.contribution(model.host.model, name, record.state_id)
                 model.make_safe(now)
-                if update.noised is not None and not model.host.model.state.is_safe:
-                    raise LearningError("nothing was exported: the noise on it could not be kept on the disk")
+                if not model.host.model.state.is_safe:
+                    raise LearningError(
+                        f"nothing was exported: {model.host.model.state.unsafe or 'the disk takes nothing'}"
+                    )
                 documents[UPDATE_KIND] = update.encode()
             if checkpoint:
                 documents[CHECKPOINT] = model.checkpoints.document(now)

@@ -22,7 +22,7 @@ from edge.learning.compression import EXACT, Compression
 GROW_AFTER = 8
 # The coordinator may have lost an upload that it acknowledged (its database was restored): say it again now and then.
 RESYNC_S = 6 * 3600.0
-# Where noise could not be made safe from a power cut, nothing is sent before that is tried again.
+# Where what was learned could not be made safe from a power cut, nothing is sent before that is tried again.
 UNSAFE_S = 60.0
 _NOTHING = (-1, "")
 
@@ -152,8 +152,10 @@ class Contributing:
     def _begin(self, make_safe: Callable[[], None], now_s: float) -> None:
         update = releases.contribution(self._host.model, self._host.name, self._state_id, self._compression)
         make_safe()
-        if update.noised is not None and not self._host.model.state.is_safe:
-            self._next_s = now_s + max(self._interval_s, UNSAFE_S)  # the disk takes nothing: the seed could be lost
+        if not self._host.model.state.is_safe:
+            # The disk takes nothing. After a kill this device would know less than it told: what it learns then would
+            # be taken for known, and noise would be another one.
+            self._next_s = now_s + max(self._interval_s, UNSAFE_S)
             return
         data, whole_bytes = update.encode(), 0
         if update.codec and (shorter := shorten(data)) is not None:
