@@ -15,6 +15,8 @@ from edge.channel.transport import Connected, Disconnected, Refused
 AGAIN_S = 3600.0
 # What was published comes back within this, or not at all.
 SILENCE_S = 10.0
+# Two that push each other off are back after a minute at the latest: who is not heard for this long is gone.
+GONE_S = 300.0
 _MAX_TOLD = 100
 
 Told = list[tuple[str, str]]
@@ -34,7 +36,7 @@ class Line:
         self._refused: dict[str, str] = {}  # of this connection, by what
         self._silence_due_s = math.inf
         self._silent = ""
-        self._other = ""
+        self._other, self._gone_s = "", math.inf
         self._others: dict[str, int] = {}  # by identity, the first session that was seen of it
 
     @property
@@ -81,6 +83,7 @@ class Line:
             f"another device, or another state folder, goes by this name, too ({message.state_id}): they push each "
             f"other off the broker; give each its own --device"
         )
+        self._gone_s = now_s + GONE_S
         return self._tell("same-name", self._other, now_s)
 
     def answered(self) -> None:
@@ -89,6 +92,8 @@ class Line:
 
     def poll(self, now_s: float) -> Told:
         """What is to be told by now."""
+        if now_s >= self._gone_s:
+            self._other, self._gone_s = "", math.inf
         if now_s < self._silence_due_s:
             return []
         self._silence_due_s = math.inf

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from edge.agent.line.line import AGAIN_S, SILENCE_S, Line
+from edge.agent.line.line import AGAIN_S, GONE_S, SILENCE_S, Line
 from edge.channel.messages import Conn
 from edge.channel.transport import Connected, Disconnected, Refused
 
@@ -70,4 +70,10 @@ def test_another_device_of_the_same_name_is_told_and_an_earlier_life_of_this_one
     assert "b" * 16 in text
     assert one.troubles == [text]
     assert one.heard(CONN, replace(other, session=11), OWN, 3.0) == [], "not each time"
+    assert one.poll(2.5 + GONE_S) == []
+    assert one.troubles == [text], "it was heard since"
+    assert one.poll(3.0 + GONE_S) == []
+    assert one.troubles == [], "somebody gave it another name"
+    assert one.heard(CONN, replace(other, session=12), OWN, 400.0) == [], "told within the hour"
+    assert one.troubles == [text], "and it is back"
     assert line(tells_reasons=True).heard(CONN, replace(other, state_id=""), OWN, 1.0) == []
