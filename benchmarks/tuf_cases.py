@@ -39,6 +39,9 @@ from edge.channel.frames import decode_frame, encode_frame
 from edge.channel.messages import Meta, Request
 from edge.contract.digest import sha256
 
+# Python before 3.11.4, as Debian 12 has it, knows no filters, and later ones want one.
+UNPACKING: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+
 MODULES = (
     "test_updater_top_level_update", "test_updater_key_rotations", "test_updater_consistent_snapshot",
     "test_updater_delegation_graphs", "test_updater_fetch_target", "test_updater_validation",
@@ -199,7 +202,7 @@ def fetch(folder: Path) -> None:
         name = f"tuf-{version('tuf')}"
         with tarfile.open(folder / f"{name}.tar.gz") as archive:
             members = [each for each in archive.getmembers() if each.name.startswith(f"{name}/tests/")]
-            archive.extractall(folder, members, filter="data")
+            archive.extractall(folder, members, **UNPACKING)
         (folder / name / "tests").rename(folder / "tests")
     if not (folder / "freezegun").is_dir():
         subprocess.run([*pip, "install", "--target", str(folder), "freezegun"], check=True)

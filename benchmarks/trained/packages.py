@@ -54,7 +54,8 @@ class Package:
                     opened.extractall(content)
             else:
                 with tarfile.open(archive) as opened_tar:
-                    opened_tar.extractall(content, filter="data")
+                    # Python before 3.11.4 knows no filters, and later ones want one.
+                    opened_tar.extractall(content, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
             try:
                 content.rename(folder)
             except OSError:  # another process was quicker
