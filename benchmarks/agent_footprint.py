@@ -1,10 +1,11 @@
 """What an agent costs on a device: modules, resident memory, and time from start to the first answer.
 
-    python benchmarks/agent_footprint.py [--bundle model.edge] [--runs 7]
+    python benchmarks/agent_footprint.py [--bundle model.edge] [--runs 7] [--trust root.json]
 
 Starts the real process `edge-agent run` with the digits bundle (made first when none is given), asks for a prediction
 over its socket as soon as that is there, then learns 200 labels and looks again, and after 1,000; with a profile of no
-budget and no limit of load, as labels that only wait take less. The baseline, in the same run: a
+budget and no limit of load, as labels that only wait take less. With --trust (`edge-fleet keys init`) it is the agent
+of a fleet with keys, which loads python-tuf. The baseline, in the same run: a
 Python process that imports onnxruntime and numpy and runs the same backbone once, which is the least that any program
 on onnxruntime can cost. One thread. The goals: torch not imported, at most 80 MiB resident, at most 0.6 s.
 """
@@ -66,11 +67,11 @@ def unhurried(path: Path) -> Path:
     return path
 
 
-def run_agent(bundle: Path, folder: Path, shape: tuple[int, ...]) -> tuple[float, ...]:
+def run_agent(bundle: Path, folder: Path, shape: tuple[int, ...], *options: str | Path) -> tuple[float, ...]:
     """Seconds to the first answer; MiB then, after each of `LABELS`, and at the peak; whether torch is loaded."""
     path = folder / "agent.sock"
     line = [sys.executable, "-m", "edge.cli.agent", "run", bundle, "--state-dir", folder, "--device", "bench"]
-    line += ["--profile", unhurried(folder.with_suffix(".toml"))]
+    line += ["--profile", unhurried(folder.with_suffix(".toml")), *options]
     rng = np.random.default_rng(0)
     start = time.perf_counter()
     # A broker that is not there: the channel's code is loaded and tries, as on a device without a network.
@@ -115,6 +116,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path)
     parser.add_argument("--runs", type=int, default=7)
+    parser.add_argument("--trust", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -123,10 +125,11 @@ def main() -> int:
         shape = opened.manifest.inputs[0].sample_shape
         backbone = folder / "backbone.onnx"
         backbone.write_bytes(opened.read(m.MODEL))
+        trust = ("--trust", options.trust) if options.trust else ()
         agents, baselines = [], []
         for i in range(options.runs):
             baselines.append(run_baseline(backbone))
-            agents.append(run_agent(bundle, folder / f"state-{i}", shape))
+            agents.append(run_agent(bundle, folder / f"state-{i}", shape, *trust))
     least_s, least_mib = (statistics.median(column) for column in zip(*baselines, strict=True))
     first_s, first_mib, *learned_mib, peak_mib, _ = (statistics.median(column) for column in zip(*agents, strict=True))
     torch_loaded = any(row[-1] for row in agents)
