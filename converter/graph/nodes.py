@@ -56,6 +56,17 @@ def inner_graphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
         yield from item.graphs
 
 
+def tensors_of(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """Initializers and constants of a graph, those of branches and bodies included."""
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.TENSOR:
+                yield attribute.t
+        for inner in inner_graphs(node):
+            yield from tensors_of(inner)
+
+
 @dataclass(frozen=True, slots=True)
 class Linear:
     """``y = x W' (+ b)``, by the names of the values.

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
 from converter.graph.build import renamed
 from converter.graph.names import FreshNames
-from converter.graph.nodes import inner_graphs
+from converter.graph.nodes import inner_graphs, tensors_of
 
 _HALF, _SINGLE = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
 # Attributes that name an element type.
@@ -69,14 +67,3 @@ def _raise(graph: onnx.GraphProto) -> None:
 def _raise_tensor(tensor: onnx.TensorProto) -> None:
     if tensor.data_type == _HALF:
         tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name))
-
-
-def tensors_of(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    """Initializers and constants of a graph, those of branches and bodies included."""
-    yield from graph.initializer
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.TENSOR:
-                yield attribute.t
-        for inner in inner_graphs(node):
-            yield from tensors_of(inner)

@@ -20,9 +20,9 @@ from onnx import helper, numpy_helper
 
 from converter.graph.canonical import canonical
 from converter.graph.names import name_nodes
-from converter.graph.nodes import OPSET
+from converter.graph.nodes import OPSET, tensors_of
 from converter.graph.order import sort_nodes
-from converter.graph.raised import has_half_weights, in_single_precision, tensors_of
+from converter.graph.raised import has_half_weights, in_single_precision
 from converter.load.constants import bind_onnx, constants_in
 from converter.load.free_batch import (
     Together,

@@ -12,6 +12,7 @@ import onnx
 from torch import nn
 
 from converter.data.samples import Samples
+from converter.graph.nodes import tensors_of
 from converter.load.made_up import Fill
 from converter.program.one_run import OneRun
 from converter.program.tensors import Array, Arrays
@@ -78,7 +79,7 @@ class Source:
     def size_bytes(self) -> int:
         """Of the weights, each counted once, however many layers share it; samples and names stored beside them not."""
         if isinstance(self.model, onnx.ModelProto):
-            return sum(tensor_bytes(tensor) for tensor in self.model.graph.initializer)
+            return sum(map(tensor_bytes, tensors_of(self.model.graph)))
         tensors = {
             (tensor.data_ptr(), tuple(tensor.shape)): tensor.numel() * tensor.element_size()
             for tensor in (*self.model.parameters(), *self.model.buffers())

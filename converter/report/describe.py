@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import platform
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,6 +13,7 @@ from typing import Any
 import onnx
 
 from converter.export.exporters import Exported
+from converter.graph.nodes import tensors_of
 from converter.pack.pack import Parts
 from converter.program.programs import onnx_program
 from converter.search.candidates import TIE, Candidate
@@ -304,10 +306,4 @@ def _n_parameters(parts: Parts, exported: Exported) -> int:
     model = parts.original.source.model
     if not isinstance(model, onnx.ModelProto):
         return sum(parameter.numel() for parameter in model.parameters())
-    sizes = 0
-    for tensor in exported.model.graph.initializer:
-        size = 1
-        for axis in tensor.dims:
-            size *= axis
-        sizes += size
-    return sizes
+    return sum(math.prod(tensor.dims) for tensor in tensors_of(exported.model.graph))

@@ -227,6 +227,23 @@ def test_outputs_that_no_node_makes_stay_as_they_are_in_every_scheme(tmp_path: P
             np.testing.assert_array_equal(found[name], array, err_msg=f"{scheme}: {name}")
 
 
+def test_weights_count_wherever_they_stand(tmp_path: Path) -> None:
+    info = helper.make_tensor_value_info("z", TensorProto.FLOAT, None)
+    inner = numpy_helper.from_array(RNG.standard_normal((4, 30)).astype(np.float32), "v")
+    then = helper.make_graph([node("MatMul", "h v", "z")], "then", [], [info], [inner])
+    constant = numpy_helper.from_array(RNG.standard_normal((4, 30)).astype(np.float32))
+    other = helper.make_graph([node("Constant", "", "u", value=constant), node("MatMul", "h u", "z")], "e", [], [info])
+    outer = node("Constant", "", "w", value=numpy_helper.from_array(W))
+    nodes = [outer, node("MatMul", "x w", "h"), node("If", "flag", "y", then_branch=then, else_branch=other)]
+    path = tmp_path / "m.onnx"
+    elements = {"flag": TensorProto.BOOL}
+    onnx.save(graph(nodes, {"x": [2, 4], "flag": []}, {"y": [2, 30]}, elements=elements), path)
+    report = convert(plan(path, quantize="none")).report
+    n = 16 + 2 * 120
+    assert report["n_parameters"] == n
+    assert {c["name"]: c["size_bytes"] for c in report["candidates"]}["ONNX file"] == 4 * n
+
+
 def test_weights_of_other_float_types_are_called_what_they_are(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     for dtype, kind, element in ((np.float64, "float64", 11),):
