@@ -20,7 +20,7 @@ from edge.coordinator.releases.artifacts import ArtifactStore
 from edge.coordinator.releases.bundles import Bundles
 from edge.coordinator.releases.releases import add_release
 from edge.coordinator.rollout.plan import Plan
-from edge.coordinator.rollout.states import ENDED, RolloutState
+from edge.coordinator.rollout.states import ENDED, TAKEN_BACK
 from edge.coordinator.selection import for_devices
 from edge.coordinator.store.store import Store
 from edge.coordinator.upstream.pools import Pools
@@ -30,8 +30,6 @@ from edge.merging.contributions import check_update
 from edge.merging.groups import ALL_DEVICES, EVERYBODY, groups
 from edge.merging.merge import Merge, merge, shipped_head
 from edge.merging.policy import MergePolicy
-
-_BACK = (RolloutState.REVERTING, RolloutState.REVERTED)
 
 
 class Merges:
@@ -351,7 +349,7 @@ class Merges:
         through = {
             each.plan.release
             for each in self._store.rollouts.all()
-            if each.id in completed and each.state not in _BACK and each.plan.select in selects
+            if each.id in completed and each.state not in TAKEN_BACK and each.plan.select in selects
         }
         for each in self._store.releases.all():
             is_of_all = each.model == "" or named <= {each.model}

@@ -10,7 +10,7 @@ from edge.contract.errors import EdgeError, RolloutError
 from edge.coordinator.records import Release
 from edge.coordinator.releases.artifacts import ArtifactStore
 from edge.coordinator.releases.forgotten import check_release, forgotten_in
-from edge.coordinator.rollout.states import DESIRED
+from edge.coordinator.rollout.states import DESIRED, TAKEN_BACK
 from edge.coordinator.store.store import Store
 from edge.learning.exchange import HeadRelease
 from edge.merging.groups import ALL_DEVICES
@@ -23,7 +23,7 @@ class Brought:
     Attributes:
         rollout: The newest one of it.
         select: Whom its plan meant.
-        is_completed: Whether one of them went through all waves.
+        is_completed: Whether one of them went through all waves, and nobody took it back since.
         devices: That run it.
     """
 
@@ -39,7 +39,8 @@ def goes_back_to(
     """The release that a rollback undoes, and the one whose bytes come again.
 
     One that restores another stands where that one stands: going back twice goes back further, and not forth again.
-    What a rollout brought is gone back to only where it went through all waves.
+    What a rollout brought is gone back to only where it went through all waves; what somebody went back from only by
+    name.
 
     Args:
         releases: All, newest first.
@@ -70,12 +71,15 @@ def goes_back_to(
             f"there is nothing to go back from. `edge-fleet rollout status {found.rollout}` shows why; --to "
             f"names a release to have again all the same"
         )
-    original = by_counter.get(place, undone)
+    original, undone_before = by_counter.get(place, undone), _undone(releases)
     before = next(
         (
             each
             for each in releases
-            if each.counter < place and _is_alike(each, undone) and _had(each, undone, original, brought)
+            if each.counter < place
+            and each.counter not in undone_before
+            and _is_alike(each, undone)
+            and _had(each, undone, original, brought)
         ),
         None,
     )
@@ -85,6 +89,15 @@ def goes_back_to(
             f"they should have again (`edge-fleet release list`), or push the file that they came with"
         )
     return undone, by_counter.get(before.restores, before)
+
+
+def _undone(releases: Sequence[Release]) -> set[int]:
+    """Counters of those that a rollback undid, and none brought again; releases are newest first."""
+    found = set[int]()
+    for each in reversed(releases):
+        if each.restores:
+            found = (found | {each.undoes}) - {each.restores}
+    return found
 
 
 def _had(before: Release, undone: Release, original: Release, brought: Mapping[int, Brought]) -> bool:
@@ -188,10 +201,23 @@ def brought_by_rollouts(store: Store) -> dict[int, Brought]:
         found[counter] = Brought(
             rollout=rollout.id if first is None else first.rollout,
             select=rollout.plan.select,
-            is_completed=rollout.id in completed or (first is not None and first.is_completed),
+            is_completed=(rollout.id in completed and rollout.state not in TAKEN_BACK)
+            or (first is not None and first.is_completed),
             devices=tuple(sorted(running.get(counter, ()))),
         )
     return found
+
+
+def never_stood(store: Store) -> set[str]:
+    """Digests of heads that only rollouts brought, none of which went through all waves and was not taken back."""
+    brought = brought_by_rollouts(store)
+    stood, tried = set[str](), set[str]()
+    for each in store.releases.all():
+        if each.counter in brought:
+            (stood if brought[each.counter].is_completed else tried).add(each.digest)
+        elif each.devices and (each.restores or not each.undoes):  # else the way back of a rollout: nobody chose it
+            stood.add(each.digest)
+    return tried - stood
 
 
 def for_model(model: str) -> str:

@@ -12,7 +12,7 @@ from edge.coordinator.records import Model, Release
 from edge.coordinator.releases.artifacts import ArtifactStore
 from edge.coordinator.releases.bundles import Bundles
 from edge.coordinator.releases.forgotten import forgotten_in
-from edge.coordinator.releases.going_back import older_bytes
+from edge.coordinator.releases.going_back import never_stood, older_bytes
 from edge.coordinator.releases.releases import add_release
 from edge.coordinator.releases.wanted import fits
 from edge.coordinator.rollout.states import TargetState
@@ -72,7 +72,8 @@ class WayBack:
         Args:
             rollout: Whose release does not count.
             model: Of a device.
-            remembers: Of those that it had, the newest that has nothing in that was forgotten, and was not taken back.
+            remembers: Of those that it had, the newest that has nothing in that was forgotten, was not taken back, and
+                did not come only by rollouts that never went through.
         """
         tags = self._store.devices.tags(model.device).get(model.device, {})
         brought = {
@@ -82,12 +83,13 @@ class WayBack:
         }
         releases = self._store.releases.all()
         taken_back = {each.undoes for each in releases} if remembers else set[int]()
+        fell = never_stood(self._store) if remembers else set[str]()
         for each in releases:
             if each.counter > model.release or each.kind != "head" or not fits(each, model, is_only=True):
                 continue
             if each.counter == rollout.plan.release:
                 continue  # it has that already
-            if each.counter in taken_back:
+            if each.counter in taken_back or each.digest in fell:
                 continue
             if remembers and forgotten_in(self._store, self._artifacts, each.digest):
                 continue
@@ -104,8 +106,9 @@ class WayBack:
     def restore(self, rollout: Rollout, now: Now) -> set[str]:
         """Make a release of each different older artifact for those that are to go back; the devices to tell.
 
-        A head that they had is given to nobody again where it has something in that was forgotten since: then it is
-        the newest one that they had and that has not, else the head that they came with.
+        A head that they had is not given again where it has something in that was forgotten since, or where it came by
+        rollouts that never went through or were taken back: then it is the newest other one that they had, else the
+        head that they came with.
         """
         waiting = [
             target
@@ -155,16 +158,21 @@ class WayBack:
 
     def _gone(self, formers: set[str]) -> dict[str, str]:
         """Of heads that nobody is given again, what to say of it."""
-        found = {former: forgotten_in(self._store, self._artifacts, former) for former in formers}
-        return {
-            former: f"; not to the head from before, which has in it what {', '.join(devices[:5])} learned and what "
-            f"was forgotten since, but to the newest without it"
-            for former, devices in found.items()
-            if devices
-        }
+        fell = never_stood(self._store)
+        text = (
+            "; not to the head from before, whose own rollout never went through or was reverted, but to an older one"
+        )
+        why = dict.fromkeys(formers & fell, text)
+        for former in formers:
+            if devices := forgotten_in(self._store, self._artifacts, former):
+                why[former] = (
+                    f"; not to the head from before, which has in it what {', '.join(devices[:5])} learned and what "
+                    f"was forgotten since, but to the newest without it"
+                )
+        return why
 
     def _remembered(self, rollout: Rollout, target: Target) -> str:
-        """Digest of the newest head that a device had and that has nothing in that was forgotten; "" for its first."""
+        """Digest of the newest head that a device had and may have again; "" for the one that it came with."""
         models = {model.model: model for model in self._store.devices.models(target.device)}
         model = models.get(target.model)
         return "" if model is None else self._head_before(rollout, model, remembers=True)

@@ -1,9 +1,10 @@
-"""What speaks against giving a release to devices: that some judged it worse, or that it never went through."""
+"""What speaks against a release: that some devices judged it worse, that it never went through, or was taken back."""
 
 from __future__ import annotations
 
 from edge.contract.errors import RolloutError
 from edge.coordinator.records import Release
+from edge.coordinator.rollout.states import TAKEN_BACK
 from edge.coordinator.store.store import Store
 
 _JUDGED = ("lost", "passed")
@@ -33,13 +34,14 @@ def check_worth(store: Store, release: Release, *, is_through: bool) -> None:
     Args:
         store: The database.
         release: It.
-        is_through: Whether a rollout of it went through all waves: that was enough of a trial.
+        is_through: Whether a rollout of it went through all waves and was not taken back: that was enough of a trial.
     """
     rollouts = [each for each in store.rollouts.all() if each.plan.release == release.counter]
     if is_through or not rollouts:
         return
     last = rollouts[0]
-    never = f"it never went through: rollout {last.id} is {last.state}{f', {last.reason}' if last.reason else ''}"
+    what = "it was taken back" if last.state in TAKEN_BACK else "it never went through"
+    never = f"{what}: rollout {last.id} is {last.state}{f', {last.reason}' if last.reason else ''}"
     why = judged_worse(store, release.digest) or never
     raise RolloutError(
         f"release {release.counter} would go to all at once, and {why}. --force gives it all the same; a rollout of "

@@ -298,7 +298,9 @@ def _would_tell(signal: _Signal, n: int, liars: int) -> str:
 def screen(canaries: Mapping[str, Pairs], rule: Model) -> Verdict:
     """What a first wave can see: it holds what looks worse by half the margin without the few that look best or worst.
 
-    It proves nothing: too few canaries for that. What it holds, a person looks at.
+    Where too few are left without those, it holds what looks worse by the whole margin on each of them, two at least:
+    one that lies cannot stop it alone. It proves nothing: too few canaries for that. What it holds, a person looks at.
+    What it lets pass unjudged, it says.
     """
     liars = n_liars(len(canaries), rule.liars)
     accuracy, speed = _accuracy(canaries, rule.margin), _speed(canaries)
@@ -316,7 +318,15 @@ def screen(canaries: Mapping[str, Pairs], rule: Model) -> Verdict:
     ):
         text = f"{differ.mean():.0%} of the answers of {len(differ)} canaries are others; no labels say which are right"
         return Verdict(Decision.UNDECIDED, "looks-different", text)
-    return PASSED
+    if _can_screen(accuracy.pairs, liars):
+        return PASSED
+    told = accuracy.x[accuracy.pairs >= _SCREEN_PAIRS]
+    if len(told) >= _SCREEN_CANARIES and float(told.max()) < -accuracy.margin:
+        text = f"{_said(accuracy, len(canaries))}: it looks worse on each of them, and so few prove nothing"
+        return Verdict(Decision.UNDECIDED, "looks-worse-accuracy", text)
+    needed = 2 * liars + _SCREEN_CANARIES
+    text = f"accuracy not judged: {len(told)} of {len(canaries)} canaries have {_SCREEN_PAIRS} labels, {needed} needed"
+    return Verdict(Decision.PASS, "", text)
 
 
 def _can_screen(pairs: Numbers, liars: int) -> bool:

@@ -151,6 +151,8 @@ DESIRED = frozenset({TargetState.OFFERED, TargetState.STAGED, TargetState.PROBAT
 UNCOUNTED = frozenset({TargetState.ABSENT, TargetState.EXCLUDED, TargetState.SUPERSEDED})
 # A rollout that nothing is offered by any more.
 ENDED = frozenset({RolloutState.ABORTED, RolloutState.REVERTED, RolloutState.SUPERSEDED})
+# A rollout whose release was taken back from those that had it.
+TAKEN_BACK = frozenset({RolloutState.REVERTING, RolloutState.REVERTED})
 # A rollout that another one of the same kind and devices would get in the way of.
 UNDER_WAY = frozenset(RolloutState) - ENDED - {RolloutState.COMPLETED}
 

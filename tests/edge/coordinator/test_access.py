@@ -186,6 +186,16 @@ def test_without_a_token_it_is_open_to_this_machine_only_and_says_so(web: Web) -
             check_reach(host)
 
 
+def test_a_token_that_was_made_ends_when_it_is_revoked_also_where_serve_was_given_the_same(tmp_path: Path) -> None:
+    made = make_token(tmp_path / "db.sqlite", "kim", "admin", Now(1000.0, 1_800_000_000_000))["token"]
+    web = Web(tmp_path, fixed=made)  # EDGE_TOKEN of the shell where kim works and `serve` is started
+    assert web.ask("GET", "/api/v1/me", made).json()["who"] == "kim"
+    number = web.ask("GET", "/api/v1/tokens", made).json()[0]["id"]
+    assert web.ask("POST", f"/api/v1/tokens/{number}/revoke", made, json={}).status_code == 200
+    assert web.ask("GET", "/api/v1/me", made).status_code == 401
+    web.close()
+
+
 def test_who_asks_too_often_waits_and_nobody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edge.coordinator.access.BURST", 5)
     web = Web(tmp_path, fixed="hunter2")

@@ -257,6 +257,65 @@ def test_going_back_passes_by_what_never_lived(make: Make) -> None:
 
 
 @pytest.mark.parametrize("is_completed", [True, False])
+def another(fleet: Fleet, name: str) -> None:
+    """From now on the fleet's head is this one."""
+    fleet.head = replace(HeadRelease.decode(fleet.head, ""), origin=name).encode()
+
+
+def completes(fleet: Fleet, name: str) -> tuple[int, str]:
+    """A head of its own goes through all waves: its rollout, and its digest."""
+    another(fleet, name)
+    rollout = fleet.push()
+    fleet.pass_time(40, 10)
+    assert fleet.state(rollout) == "completed"
+    return rollout, fleet.core.releases.wanted("d000")[0].release.digest
+
+
+@pytest.mark.parametrize("way", ["revert", "rollback"])
+def test_a_rollback_passes_by_what_was_taken_back(make: Make, way: str) -> None:
+    fleet = make(4, ends("active"))
+    _, first = completes(fleet, "first")
+    bad, _ = completes(fleet, "bad")
+    if way == "revert":
+        fleet.core.rollouts.order(bad, E.REVERT, "ann", "worse", fleet.now)
+    else:
+        fleet.core.rollback(fleet.now)
+    fleet.pass_time(40, 10)
+    assert fleet.core.releases.wanted("d000")[0].release.digest == first
+    completes(fleet, "third")
+    if way == "revert":
+        with pytest.raises(RolloutError, match=r"it was taken back: rollout 2 is reverted, worse\. --force"):
+            fleet.core.rollback(fleet.now, to=2)
+    assert fleet.core.rollback(fleet.now).digest == first
+    fleet.pass_time(40, 10)
+    with pytest.raises(RolloutError, match="before release 1 nothing"):  # and further back there is none
+        fleet.core.rollback(fleet.now)
+    if way == "rollback":  # who names what was undone has it again, and then it is what was before
+        fleet.core.rollback(fleet.now, to=2)
+        fleet.pass_time(40, 10)
+        completes(fleet, "fourth")
+        assert fleet.core.rollback(fleet.now).restores == 2
+
+
+@pytest.mark.parametrize("end", ["paused", "aborted"])
+def test_a_revert_passes_by_a_head_whose_own_rollout_never_went_through(make: Make, end: str) -> None:
+    fleet = make(4, ends("active"))
+    _, first = completes(fleet, "first")
+    another(fleet, "stopped")
+    stopped = fleet.start_plan(waves=["50 %", "100 %"], soak=["1 d"], supersede=True)
+    fleet.pass_time(40, 10)
+    fleet.core.rollouts.order(stopped, E.PAUSE if end == "paused" else E.ABORT, "ann", "worse", fleet.now)
+    assert (fleet.state(stopped), fleet.counts(stopped)["active"]) == (end, 2)
+    last, _ = completes(fleet, "last")
+    fleet.core.rollouts.order(last, E.REVERT, "ann", "worse, too", fleet.now)
+    fleet.pass_time(40, 10)
+    assert (fleet.state(last), fleet.counts(last)) == ("reverted", {"reverted": 4})
+    assert {fleet.core.releases.wanted(name)[0].release.digest for name in fleet.devices} == {first}
+    assert fleet.store is not None
+    said = [each for each in fleet.store.releases.all() if "whose own rollout never went through" in each.reason]
+    assert [len(each.devices) for each in said] == [2], "two of them ran it"
+
+
 def test_who_is_quarantined_goes_on_with_what_it_runs_also_when_it_is_approved_again(
     make: Make, is_completed: bool
 ) -> None:

@@ -120,6 +120,13 @@ def test_screen_holds_what_looks_worse_and_proves_nothing() -> None:
     assert lied.count("looks-worse-accuracy") >= 37
     assert gates.screen({"a": Pairs(labelled=160, only_old=160)}, RULE).decision is Decision.PASS, "of one nobody knows"
     assert gates.screen(canaries(-0.05, 10, pairs=12), RULE).decision is Decision.PASS, "too few pairs"
+    few = gates.screen({"a": Pairs(labelled=64, only_old=5), "b": Pairs(labelled=64, only_new=1, only_old=4)}, RULE)
+    assert (few.code, "on each of them" in few.detail) == ("looks-worse-accuracy", True)
+    mixed = gates.screen({"a": Pairs(labelled=64, only_old=30), "b": Pairs(labelled=64, only_old=1)}, RULE)
+    assert mixed.decision is Decision.PASS, "one may lie"
+    assert mixed.detail == "accuracy not judged: 2 of 2 canaries have 20 labels, 4 needed", (
+        "and it is not called judged"
+    )
     random_head = {str(i): Pairs(compared=64, differ=58) for i in range(10)}
     assert gates.screen(random_head, RULE).code == "looks-different"
     assert gates.screen({str(i): Pairs(compared=64, differ=2) for i in range(10)}, RULE).decision is Decision.PASS
