@@ -256,7 +256,6 @@ def test_going_back_passes_by_what_never_lived(make: Make) -> None:
     assert fleet.core.releases.wanted("d000")[0].release.digest == back.digest
 
 
-@pytest.mark.parametrize("is_completed", [True, False])
 def another(fleet: Fleet, name: str) -> None:
     """From now on the fleet's head is this one."""
     fleet.head = replace(HeadRelease.decode(fleet.head, ""), origin=name).encode()
@@ -316,6 +315,7 @@ def test_a_revert_passes_by_a_head_whose_own_rollout_never_went_through(make: Ma
     assert [len(each.devices) for each in said] == [2], "two of them ran it"
 
 
+@pytest.mark.parametrize("is_completed", [True, False])
 def test_who_is_quarantined_goes_on_with_what_it_runs_also_when_it_is_approved_again(
     make: Make, is_completed: bool
 ) -> None:
