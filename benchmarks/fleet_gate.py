@@ -172,6 +172,27 @@ def rollouts(rng: np.random.Generator, count: int) -> None:
         print(f"  {points:>+3}: " + ", ".join(f"{text} {100 * n / count:.1f}" for text, n in ends.items()))
 
 
+def small_screens(rng: np.random.Generator, waves: int) -> None:
+    """First waves of two or three canaries, all of them honest, with few pairs each."""
+    gains = (-40, -10, -5, -2, 0, 2, 5)
+    print(f"\n% of {waves} first waves of few canaries that the screen holds, by true gain in points (20 / 80 pairs)")
+    print(f"  canaries {' '.join(f'{each:>10}' for each in gains)}")
+    for n in (2, 3, 4, 10):
+        cells = []
+        for points in gains:
+            held = [0, 0]
+            for _ in range(waves):
+                new, old = canaries(rng, points / 100, n, 0)
+                for i, look in enumerate((LOOKS.index(20), LOOKS.index(80))):
+                    sums = {
+                        str(k): Pairs(labelled=LOOKS[look], only_new=new[look, k], only_old=old[look, k])
+                        for k in range(n)
+                    }
+                    held[i] += gates.screen(sums, Model()).decision is not gates.Decision.PASS
+            cells.append("{:.0f} / {:.0f}".format(*(100 * each / waves for each in held)))
+        print(f"  {n:>8} {' '.join(f'{each:>10}' for each in cells)}")
+
+
 def beforehand(rng: np.random.Generator, heads: int) -> None:
     """Judges with 64 labels each try heads before a rollout begins; one of them tells the opposite, or none does."""
     gains = (-40, -10, -5, -2, 0, 2, 5)
@@ -205,6 +226,7 @@ def main() -> None:
     without_labels(rng, given.waves)
     rollouts(rng, given.waves // 2)
     beforehand(np.random.default_rng(given.seed), given.waves // 2)
+    small_screens(np.random.default_rng(given.seed), given.waves // 2)
     print(f"\n{time.monotonic() - start:.0f} s")
 
 
