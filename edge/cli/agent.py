@@ -127,7 +127,9 @@ def agent() -> None:
     metavar="EPSILON",
     help="What was learned is sent clipped and under noise: epsilon of each label, such as 4.  [default: as it is]",
 )
-@click.option("--noise-delta", default=1e-5, type=click.FloatRange(0, 0.1, min_open=True), help="The delta beside it.")
+@click.option(
+    "--noise-delta", type=click.FloatRange(0, 0.1, min_open=True), help="The delta beside it.  [default: 1e-05]"
+)
 @click.option("--probation", default=60.0, type=click.FloatRange(min=0), help="Seconds a pushed head is watched.")
 @click.option("--trust", type=click.Path(path_type=Path), help="Root document: unsigned releases are refused.")
 @click.option(
@@ -179,7 +181,7 @@ def run(
     sync_interval: float,
     upload: str,
     noise: float | None,
-    noise_delta: float,
+    noise_delta: float | None,
     probation: float,
     trust: Path | None,
     checkpoint_every: str | None,
@@ -212,12 +214,14 @@ def run(
     from edge.channel.topics import check_id
     from edge.contract.profile import detect_profile, load_profile
     from edge.learning.compression import Compression
-    from edge.learning.disclosure import Noise
+    from edge.learning.disclosure import DELTA, Noise
 
     bundles = bundles_of(ctx, bundles)
     configure(log, logging.DEBUG if verbose else logging.INFO)
     if config is not None:
         logging.getLogger("edge.agent").info("options of %s", config)
+    if noise is None and noise_delta is not None:
+        raise ConfigError("--noise-delta without noise; expected --noise EPSILON with it, such as --noise 4")
     device_profile = load_profile(detect_profile() if profile == "auto" else profile)
     name = check_id(device or device_of(state_dir, platform.node(), machine_id()), "device")
     options = AgentConfig(
@@ -234,7 +238,7 @@ def run(
         telemetry_interval_s=device_profile.telemetry.interval_s,
         sync_interval_s=sync_interval,
         upload=Compression.parse(upload),
-        noise=None if noise is None else Noise(noise, noise_delta),
+        noise=None if noise is None else Noise(noise, noise_delta or DELTA),
         probation_s=probation,
         seed=seed,
         trust_root=trust,

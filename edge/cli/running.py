@@ -123,7 +123,9 @@ def _model_lines(found: Mapping[str, Any], connected: str) -> Iterator[str]:
     if "samples" in found:
         yield f"  labels    {found['samples']} learned{late}{waiting}"
     if noise := found.get("noise"):
-        told = noise["why_not"] or f"{noise['told']} labels told of, {noise['pending']} not yet"
+        more = noise["told_epsilon"] > noise["epsilon"]
+        before = f" (some with epsilon {noise['told_epsilon']:g})" if more else ""
+        told = noise["why_not"] or f"{noise['told']} labels told of{before}, {noise['pending']} not yet"
         yield f"  noise     epsilon {noise['epsilon']:g}, delta {noise['delta']:g}: {told}"
     if streams := found.get("streams"):
         yield f"  streams   {streams['open']} of at most {streams['most']}, {streams['forgotten']} made room for others"

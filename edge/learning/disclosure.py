@@ -32,6 +32,7 @@ SEED_BYTES = 32
 # Samples of a block at least: each has the same noise, however few they are.
 LEAST_BLOCK = 32
 LARGEST_EPSILON = 50.0
+DELTA = 1e-5
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ class Noise:
     """
 
     epsilon: float
-    delta: float = 1e-5
+    delta: float = DELTA
 
     def __post_init__(self) -> None:
         if not 0 < self.epsilon <= LARGEST_EPSILON:

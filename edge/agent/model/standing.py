@@ -152,6 +152,7 @@ class Standing(ServedModel):
         return {
             "epsilon": disclosing.noise.epsilon,
             "delta": disclosing.noise.delta,
+            "told_epsilon": 0.0 if told is None else told.epsilon,
             "told": 0 if told is None else told.n_told,
             "pending": 0 if told is None else told.n_pending,
             "why_not": disclosing.why_not,

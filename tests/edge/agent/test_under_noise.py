@@ -93,7 +93,9 @@ def test_nothing_of_what_was_learned_leaves_but_sums_with_noise(digits_bundle: P
     assert told is not None
     assert np.abs(told.told.counts - np.bincount(labels(0)[1], minlength=10)).max() > 0.2 * NOISE.deviation
     assert releases.contribution(plain).tensors.keys() == {"gram", "moment"}
-    assert model.status()["noise"] == {"epsilon": 8.0, "delta": 1e-5, "told": 40, "pending": 0, "why_not": ""}
+    assert model.status()["noise"] == {
+        "epsilon": 8.0, "delta": 1e-5, "told_epsilon": 8.0, "told": 40, "pending": 0, "why_not": "",
+    }  # fmt: skip
     assert "noise" not in plain.status()
     assert [confusion.KEY in each.telemetry(0.0) for each in (model, plain)] == [False, True], "exact counts of labels"
     np.testing.assert_array_equal(model.predict(labels(2)[0]), plain.predict(labels(2)[0]))
@@ -116,6 +118,16 @@ def test_what_was_told_stays_told_when_a_head_is_taken_back(tmp_path: Path, digi
         np.testing.assert_array_equal(releases.contribution(model).tensors["points"], second.tensors["points"])
     model.state.reset()
     assert model.n_contributed == 0, "another lineage, of which nothing was told"
+    kill(model)
+
+
+def test_less_is_promised_of_labels_that_were_told_of_with_less_noise(tmp_path: Path, digits_bundle: Path) -> None:
+    model = opened(digits_bundle, tmp_path / "a")
+    model.learn(*labels(0))
+    releases.contribution(model)
+    kill(model)
+    model = opened(digits_bundle, tmp_path / "a", noise=Noise(1.0))
+    assert model.status()["noise"] | {"told": 40, "epsilon": 1.0, "told_epsilon": 8.0} == model.status()["noise"]
     kill(model)
 
 

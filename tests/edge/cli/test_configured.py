@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from edge.agent.config_file import AgentFile, read_options, write_options
 from edge.channel.url import BrokerUrl
@@ -191,3 +192,10 @@ def test_an_agent_that_waits_for_a_line_ends_when_it_is_told_to(
         process.terminate()
         assert process.wait(20) == 0
         assert "Fatal" not in process.stderr.read()
+
+
+def test_a_delta_alone_is_no_noise(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="expected --noise EPSILON with it"):
+        CliRunner().invoke(
+            agent, ["run", "m.edge", "--state-dir", str(tmp_path), "--noise-delta", "0.001"], catch_exceptions=False
+        )
