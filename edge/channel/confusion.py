@@ -8,7 +8,8 @@ class's: as an answer it stands for all that are not told, as a label for all cl
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 
 from edge.contract import strictjson
 
@@ -16,6 +17,7 @@ Counts = Mapping[str, Mapping[str, int]]
 """By label, by what was answered, how many samples."""
 
 KEY = "confusion"  # of telemetry
+AGAIN_S = 3600.0  # what did not change is said again after this: telemetry may be lost
 OTHERS = ""
 MAX_CLASSES, MAX_BYTES = 32, 2000
 _MAX_NAME_CHARS = 128
@@ -98,3 +100,33 @@ def read(text: str) -> dict[str, dict[str, int]]:
 def total(row: Mapping[str, int]) -> int:
     """Samples of one label."""
     return sum(row.values())
+
+
+def together(all_counts: Iterable[Counts]) -> dict[str, dict[str, int]]:
+    """The sum of several."""
+    found: dict[str, dict[str, int]] = {}
+    for counts in all_counts:
+        for label, row in counts.items():
+            own = found.setdefault(label, {})
+            for said, count in row.items():
+                own[said] = own.get(said, 0) + count
+    return found
+
+
+class Teller:
+    """Of one model: says the text when it changed, and once an hour."""
+
+    def __init__(self) -> None:
+        self._text, self._again_s = "", math.inf
+
+    def news(self, text: str, now_s: float) -> dict[str, str]:
+        """What telemetry is to say beside all else: the text, or nothing.
+
+        Args:
+            text: As `told` gives it.
+            now_s: The time, of a clock that only goes forward.
+        """
+        if text == self._text and now_s < self._again_s:
+            return {}
+        self._text, self._again_s = text, now_s + AGAIN_S
+        return {KEY: text}

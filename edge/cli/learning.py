@@ -1,16 +1,21 @@
-"""What the fleet learns, for ``edge-fleet``: merges, what each device believes, and forgetting."""
+"""What the fleet learns, for ``edge-fleet``: merges, what devices believe and answer, and forgetting."""
 
 from __future__ import annotations
 
 import json
 from typing import Any
+from urllib.parse import quote
 
 import click
 
+from edge.channel.confusion import OTHERS
 from edge.cli import access
 from edge.cli.devices import age, named
 from edge.cli.rollouts import who
-from edge.cli.terminal import shown
+from edge.cli.terminal import say, shown
+
+# A share of fewer labels says nothing: how many were right is said instead.
+_FEW = 10
 
 
 @click.command()
@@ -103,6 +108,53 @@ def _what_the_merge_does(merge: dict[str, float]) -> str:
 
 
 @click.command()
+@click.argument("device", required=False)
+@click.option("--json", "as_json", is_flag=True, help="For programs: with all counts by label and answer.")
+@click.pass_obj
+def confusion(connect: Any, device: str | None, as_json: bool) -> None:
+    """How right devices were by class, and what they took for what: of all together, or of DEVICE.
+
+    Each answer was given before its label came. Of each model the last 256 labels are counted, since another head took
+    the place of all; a site tells the sum of its devices.
+
+    \b
+    edge-fleet confusion
+    edge-fleet confusion camera-1 --json
+    """
+    path = "/api/v1/confusion" if device is None else f"/api/v1/devices/{quote(device, safe='')}/confusion"
+    found = connect().call("GET", path)
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
+        return
+    if not found:
+        click.echo(
+            "nobody has told what was answered to labels: none came, the model does not tell classes apart, "
+            "or the agent runs with --noise, or is an older one"
+        )
+    for each in found:
+        told = "1 model has" if each["models"] == 1 else f"{each['models']} models have"
+        whose = f"{told} told" if device is None else f"told {age(each['said_ms'])} ago"
+        name = shown(each["model"]) or each["backbone"][:12]
+        say(f"{name}: {whose}, {each['right']} of {each['n'] - each['untold']} right")
+        _by_class(each)
+
+
+def _by_class(found: dict[str, Any]) -> None:
+    names = [shown(each["label"], 40) for each in found["classes"]]
+    width = max([5, *map(len, names)])
+    if names:
+        say(f"  {'label':<{width}}  {'labels':>6}  {'right':>8}  taken for")
+    for name, each in zip(names, found["classes"], strict=True):
+        row = found["counts"][each["label"]].items()
+        wrong = sorted(((n, said) for said, n in row if said != each["label"]), key=lambda one: (-one[0], one[1]))
+        taken = ", ".join(f"{'others' if said == OTHERS else shown(said, 40)} x{n}" for n, said in wrong)
+        right = f"{100 * each['accuracy']:.1f} %" if each["n"] >= _FEW else f"{each['right']} of {each['n']}"
+        say(f"  {name:<{width}}  {each['n']:>6}  {right:>8}  {taken}".rstrip())
+    if found["untold"]:
+        say(f"  {found['untold']} more labels, of classes for which a message had no room")
+
+
+@click.command()
 @click.argument("device")
 @access.REASON
 @access.JSON
@@ -152,4 +204,4 @@ def _what_was_forgotten(done: dict[str, Any]) -> list[str]:
     return lines
 
 
-COMMANDS = (merge, experts, forget)
+COMMANDS = (merge, experts, confusion, forget)

@@ -5,7 +5,6 @@ An agent asks any model for these (`edge.agent.model.served_model`); here they a
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +25,6 @@ from edge.learning.exchange import HeadRelease
 from edge.learning.learned import Learned, Trial
 from edge.learning.learning import Learning
 from edge.learning.task import Task
-
-# What was answered to each class is said when that has changed, and again after so long: telemetry may be lost.
-CONFUSION_S = 3600.0
 
 
 class Standing(ServedModel):
@@ -64,7 +60,7 @@ class Standing(ServedModel):
         self.warnings = state.warnings
         self.metrics.inferences = state.inferences
         self.metrics.go_on(state.answered)
-        self._confusion, self._confusion_s = "", math.inf  # as it was said last, and when to say it again
+        self._confusion = confusion.Teller()
 
     @property
     def learned(self) -> Learned:
@@ -180,11 +176,7 @@ class Standing(ServedModel):
         """
         if self.learning.disclosing is not None:
             return {}
-        text = confusion.told(self.metrics.confusion(self.class_names))
-        if text == self._confusion and now_s < self._confusion_s:
-            return {}
-        self._confusion, self._confusion_s = text, now_s + CONFUSION_S
-        return {confusion.KEY: text}
+        return self._confusion.news(confusion.told(self.metrics.confusion(self.class_names)), now_s)
 
     def live_head(self) -> HeadRelease:
         """One head, for people who want one: what `export_head` writes.

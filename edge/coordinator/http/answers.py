@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from edge.channel.messages import Pairs
+from edge.coordinator.learning.confusions import Summed
 from edge.coordinator.records import (
     AlikeSample,
     Contribution,
@@ -182,6 +183,27 @@ class ContributionAnswer(Contribution):
     """A contribution; `id` is for the next page."""
 
     id: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConfusionAnswer(Summed):
+    """What models answered to their recent labels: one of a device, or all of a backbone together.
+
+    Attributes:
+        device: "" of all together.
+        model: Its name; of all together that of the bundle, "" where that is not here.
+        backbone: Digest; "" of a model that has not said it.
+        models: How many have told.
+        said_ms: When the last of them did.
+        counts: By label, by what was answered, how many; "" stands for all that had no room in a message.
+    """
+
+    device: str
+    model: str
+    backbone: str
+    models: int
+    said_ms: int
+    counts: dict[str, dict[str, int]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import heapq
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from edge.channel.confusion import OTHERS, Counts, total
+from edge.channel.confusion import OTHERS, Counts, together, total
+from edge.coordinator.learning.confusions import by_backbone, in_order, names_of, summed
 from edge.coordinator.records import Confusion, FleetQuestion, Model
 from edge.coordinator.store.store import Store
 
@@ -78,19 +78,18 @@ class Matrix:
 
 def matrix(counts: Counts) -> Matrix | None:
     """Of what one model said, or several together; None for nothing."""
-    labels = [label for label in counts if label != OTHERS]
-    said = {answer for label in labels for answer in counts[label]}
-    columns = [*sorted({*labels, *said} - {OTHERS}, key=_in_order), *([OTHERS] if OTHERS in said else [])]
-    rows = [_row(label, counts[label], columns) for label in sorted(labels, key=_in_order)]
-    untold = total(counts.get(OTHERS, {}))
-    if not rows and not untold:
+    found = summed(counts)
+    if not found.n:
         return None
+    labels = [each.label for each in found.classes]
+    said = {answer for label in labels for answer in counts[label]}
+    columns = [*sorted({*labels, *said} - {OTHERS}, key=in_order), *([OTHERS] if OTHERS in said else [])]
     return Matrix(
         columns=columns,
-        rows=rows,
-        n=sum(row.n for row in rows) + untold,
-        right=sum(row.right for row in rows),
-        untold=untold,
+        rows=[_row(label, counts[label], columns) for label in labels],
+        n=found.n,
+        right=found.right,
+        untold=found.untold,
         is_drawn=len(columns) <= _MOST_CLASSES + 1,
         is_wide=len(columns) > _WIDE,
     )
@@ -102,26 +101,6 @@ def _row(label: str, row: Mapping[str, int], columns: Sequence[str]) -> ClassRow
     most, taken_for = max(wrong, default=(0, ""))
     cells = [Cell(row.get(said, 0), -(-_SHADES * row.get(said, 0) // n), said) for said in columns]
     return ClassRow(label, n, row.get(label, 0), (taken_for, most) if most else None, cells)
-
-
-def _in_order(name: str) -> list[tuple[bool, int, str]]:
-    """By the alphabet, and numbers in names as numbers."""
-    return [
-        (not part.isdecimal(), int(part) if part.isdecimal() else 0, part.casefold())
-        for part in re.split(r"([0-9]+)", name)
-        if part
-    ]
-
-
-def together(all_counts: Iterable[Counts]) -> Counts:
-    """The sum of several."""
-    found: dict[str, dict[str, int]] = {}
-    for counts in all_counts:
-        for label, row in counts.items():
-            own = found.setdefault(label, {})
-            for said, count in row.items():
-                own[said] = own.get(said, 0) + count
-    return found
 
 
 def of_device(said: Sequence[Confusion]) -> dict[str, tuple[Confusion, Matrix | None]]:
@@ -136,13 +115,8 @@ def of_fleet(store: Store, models: Sequence[Model]) -> dict[str, Any]:
         store: The database.
         models: All of the fleet.
     """
-    backbones = {(model.device, model.model): model.backbone for model in models}
-    names = {each.backbone: each.name for each in store.releases.bundles()}
-    groups: dict[str, list[Confusion]] = {}
-    for each in store.confusions.all():
-        if each.counts and (backbone := backbones.get((each.device, each.model))) is not None:
-            groups.setdefault(backbone, []).append(each)
-    ordered = sorted(groups.items(), key=lambda item: -sum(_labels(each) for each in item[1]))
+    names = names_of(store)
+    groups = by_backbone(store.confusions.all(), models)
     told = sum(map(len, groups.values()))
     return {
         "confusions": [
@@ -153,18 +127,14 @@ def of_fleet(store: Store, models: Sequence[Model]) -> dict[str, Any]:
                 "devices": _by_device(own),
                 "n_devices": len(own),
             }
-            for backbone, own in ordered[:_MOST_BACKBONES]
+            for backbone, own in list(groups.items())[:_MOST_BACKBONES]
         ],
         "n_groups": len(groups),
         "n_told": told,
-        "n_untold": len(backbones) - told,
+        "n_untold": len(models) - told,
         "mixed": _mixed([each for own in groups.values() for each in own]),
         "contradicted": _contradicted(store),
     }
-
-
-def _labels(said: Confusion) -> int:
-    return sum(map(total, said.counts.values()))
 
 
 def _by_device(said: Sequence[Confusion]) -> list[dict[str, Any]]:

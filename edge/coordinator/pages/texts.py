@@ -308,8 +308,8 @@ _TEXTS: dict[str, str | tuple[str, str]] = {
     "confusion.read": "A row is the label, a column what was answered before it came.",
     "confusion.wide": "The whole table is on wider screens.",
     "confusion.evidence": "Each answer was given before its label came, so the label could contradict it. Of each "
-    "device the last 256 labels are counted, since another head took the place of all. Fewer than 10 labels "
-    "of a class make no share: n=3 is three labels.",
+    "device the last 256 labels are counted, since another head took the place of all; a site tells the sum of its "
+    "devices. Fewer than 10 labels of a class make no share: n=3 is three labels.",
     "confusion.not-told": "Not told: no label came since another head took the place of all, the "
     "model does not tell classes apart, the agent runs with --noise, or it is an older one.",
     "confusion.overall": "{right} of {n} right",

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from edge import __version__
-from edge.channel import topics
+from edge.channel import confusion, topics
 from edge.channel.chunks import UPLOAD_BYTES, fitting
 from edge.channel.codec import decode, encode
 from edge.channel.frames import decode_frame, encode_frame
@@ -47,6 +47,7 @@ from edge.contract.names import level_of
 from edge.coordinator.config import SiteConfig
 from edge.coordinator.core import CoordinatorCore
 from edge.coordinator.devices.sites import LEAVE
+from edge.coordinator.learning.confusions import by_backbone
 from edge.coordinator.line import ONLINE
 from edge.coordinator.store.store import Store
 from edge.coordinator.upstream.arriving import Arriving
@@ -96,6 +97,7 @@ class Uplink:
         self._upload: tuple[str, int, Upload] | None = None  # backbone and version
         self._sent: dict[str, tuple[int, float]] = {}  # by backbone, the version that is above, and until when
         self._composed: dict[str, int] = {}  # by backbone, what the newest contribution was made of
+        self._answered: dict[tuple[str, str], confusion.Teller] = {}  # by model and bundle
         self._chunk_bytes = UPLOAD_BYTES
         self._is_to_send = True
         self._next_s: dict[str, float] = {"give": -math.inf, "look": -math.inf, "telemetry": -math.inf}
@@ -399,11 +401,15 @@ class Uplink:
         devices = self._store.devices.all()
         line = self._core.dialogue.line.state
         there = sum(line.condition(device, now.wall_ms) == ONLINE for device in devices)
+        answered = by_backbone(self._store.confusions.all(), self._store.devices.models())
         for served in self._served():
             self._telemetry_seq += 1
             head = {"ts": now.wall_ms, "seq": self._telemetry_seq, "boot": self._boot, "state_id": self._state_id}
             numbers = {"model": served.model, "release": served.release, "samples": served.n_labels}
             values = {**head, **numbers, "devices": len(devices), "devices_online": there}
+            counts = [each.counts for each in answered.get(served.backbone, ()) if each.model == served.model]
+            teller = self._answered.setdefault((served.model, served.bundle), confusion.Teller())
+            values |= teller.news(confusion.told(confusion.together(counts)), now.s)
             self._send(topics.UP_TELE, Telemetry(values=values), qos=0)
 
     def _send(

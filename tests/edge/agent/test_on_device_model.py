@@ -25,7 +25,6 @@ import pytest
 from edge.agent import OnDeviceModel
 from edge.agent.model import candidates, on_device_model, releases
 from edge.agent.model.answering import LearningLimits
-from edge.agent.model.standing import CONFUSION_S
 from edge.channel import confusion
 from edge.contract.errors import BundleError, ConfigError, LearningError, ResourceError
 from edge.inference.trainers import Opened, open_trainer
@@ -1152,9 +1151,9 @@ def test_telemetry_says_what_was_answered_before_the_label_when_that_is_news(dig
     assert found == wanted
     assert any(label != said for label, row in found.items() for said in row), "turned digits are taken for others"
     assert confusion.KEY not in model.telemetry(2.0), "nothing new"
-    assert confusion.KEY in model.telemetry(1.0 + CONFUSION_S), "telemetry may be lost"
+    assert confusion.KEY in model.telemetry(1.0 + confusion.AGAIN_S), "telemetry may be lost"
     model.reset()
-    assert model.telemetry(CONFUSION_S + 2.0)[confusion.KEY] == "", "that was another head"
+    assert model.telemetry(confusion.AGAIN_S + 2.0)[confusion.KEY] == "", "that was another head"
 
 
 def test_what_was_answered_to_labels_outlives_a_restart_and_not_its_head(tmp_path: Path, digits_bundle: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edge.channel import confusion, topics
@@ -16,6 +16,7 @@ NAMES = st.text(min_size=1, max_size=200)
 COUNTS = st.dictionaries(NAMES, st.dictionaries(NAMES, st.integers(1, 256), min_size=1, max_size=40), max_size=40)
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the first draw of text loads Unicode tables
 @given(COUNTS)
 def test_it_fits_and_no_label_is_lost(counts: dict[str, dict[str, int]]) -> None:
     text = confusion.told(counts)

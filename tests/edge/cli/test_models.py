@@ -12,7 +12,9 @@ import pytest
 import rich.console
 from click.testing import CliRunner
 
+from edge.channel import confusion
 from edge.channel.codec import encode
+from edge.channel.confusion import OTHERS
 from edge.channel.messages import Birth, Event, Message, Reply, Served, State, Telemetry
 from edge.channel.transport import Received
 from edge.cli import fleet as cli
@@ -148,3 +150,48 @@ def test_names_of_models_cannot_write_to_the_terminal(core: CoordinatorCore, mon
     core.tick(NOW)
     rows = cli.Coordinator("http://c", None).call("GET", "/api/telemetry", params={"after": -1, "limit": 1})
     rich.console.Console(file=io.StringIO()).print(cli._telemetry_table({"gate": rows[0]}))
+
+
+def test_answers_against_labels_are_those_of_a_backbone_together_or_of_one_device(
+    core: CoordinatorCore, digits_bundle: Path
+) -> None:
+    assert ask("confusion").startswith("nobody has told")
+    backbone = Bundle.open(digits_bundle).manifest.backbone_digest
+    answered: dict[str, dict[str, dict[str, dict[str, int]]]] = {
+        "gate": {"digits": {"3": {"3": 18, "8": 1, "9": 1}}, "voice": {"\x1b[2Jyes": {"no": 1}}},
+        "door": {"digits": {"10": {"10": 2, "3": 1}, "3": {"3": 1}, OTHERS: {OTHERS: 7}}},
+        "wall": {"digits": {}},
+    }
+    for device, models in answered.items():
+        born(core, device, {"digits": backbone, "voice": "e" * 64})
+        for seq, (model, counts) in enumerate(models.items()):
+            values = {"boot": 1, "seq": seq, "model": model, confusion.KEY: confusion.told(counts)}
+            says(core, device, "up/tele", Telemetry(values=values))
+    core.tick(NOW)
+
+    digits, voice = ask("confusion").split("eeeeeeeeeeee")
+    assert digits.splitlines() == [
+        "digits: 2 models have told, 21 of 24 right",
+        "  label  labels     right  taken for",
+        "  3          21    90.5 %  8 x1, 9 x1",
+        "  10          3    2 of 3  3 x1",
+        "  7 more labels, of classes for which a message had no room",
+    ]
+    assert voice.startswith(": 1 model has told, 0 of 1 right")
+    assert "\x1b" not in voice
+    assert "no x1" in voice
+    together, alone = json.loads(ask("confusion", "--json"))
+    assert together["counts"] == {"3": {"3": 19, "8": 1, "9": 1}, "10": {"10": 2, "3": 1}, OTHERS: {OTHERS: 7}}
+    assert (together["n"], together["right"], together["untold"], together["device"]) == (31, 21, 7, "")
+    assert [(each["label"], each["n"], each["right"]) for each in together["classes"]] == [("3", 21, 19), ("10", 3, 2)]
+    assert together["classes"][0]["accuracy"] == pytest.approx(19 / 21)
+    assert (alone["backbone"], alone["model"]) == ("e" * 64, "")
+    own = json.loads(ask("confusion", "gate", "--json"))
+    assert [(each["device"], each["model"], each["n"]) for each in own] == [
+        ("gate", "digits", 20),
+        ("gate", "voice", 1),
+    ]
+    assert ask("confusion", "door").startswith("digits: told ")
+    assert ask("confusion", "wall").startswith("nobody has told")
+    with pytest.raises(RolloutError, match="unknown device nobody"):
+        ask("confusion", "nobody")

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edge.channel import confusion
+from edge.channel.messages import Telemetry
 from edge.contract.bundle import Bundle
 from edge.coordinator.devices.admission import Decision
 from edge.coordinator.records import Release
@@ -234,3 +236,50 @@ def test_what_is_taken_back_above_is_taken_back_at_the_sites(
         assert third.digest == first.digest
         rollout = site.store.rollouts.all()[0]
         assert (rollout.plan.release, rollout.plan.waves) == (third.counter, ("100 %",)), "all at once, as above"
+
+
+def test_a_site_tells_what_all_its_devices_answered_to_labels(tree: Tree, statistics_update: Make) -> None:
+    one, two, three = (statistics_update(i) for i in range(3))
+    for site, update in (("lisbon", one), ("lisbon", two), ("porto", three)):
+        tree.learn(site, update)
+
+    def answers(site: str, update: HeadUpdate, seq: int, counts: dict[str, dict[str, int]]) -> None:
+        model = tree.sites[site].store.devices.models(f"device-{update.lineage}")[0].model
+        values = {"model": model, "seq": seq, "boot": 1, confusion.KEY: confusion.told(counts)}
+        tree.sites[site].core.dialogue.said(f"device-{update.lineage}", Telemetry(values=values), tree.now)
+
+    def above() -> dict[str, object]:
+        return {each.device: each.counts for each in tree.top.store.confusions.all() if each.counts}
+
+    def minutes(n: int) -> None:
+        tree.run(60.0 * n, dt_s=60.0 if n < 60 else 1200.0)
+        tree.run(3.0)  # downloads come to their end
+
+    tree.run(3.0)
+    answers("lisbon", one, 1, {"3": {"3": 9, "8": 1}})
+    answers("lisbon", two, 1, {"3": {"3": 5}, "8": {"8": 4}})
+    answers("porto", three, 1, {"1": {"7": 2}})
+    told = {"lisbon": {"3": {"3": 14, "8": 1}, "8": {"8": 4}}, "porto": {"1": {"7": 2}}}
+    minutes(2)
+    assert above() == told
+
+    def said() -> int:
+        """How often a site has said it."""
+        rows = tree.top.store.telemetry.after(0, 1000)
+        return sum(each.device == "lisbon" and confusion.KEY in each.values for each in rows)
+
+    before = said()
+    minutes(5)
+    assert said() == before, "what did not change is not said again at once"
+    minutes(60)
+    assert before < said() <= before + 2
+    # Each device's newest counts, once: who is forgotten is in them no more.
+    answers("lisbon", two, 2, {"8": {"8": 2}})
+    minutes(2)
+    assert above()["lisbon"] == {"3": {"3": 9, "8": 1}, "8": {"8": 2}}
+    tree.sites["lisbon"].core.forget(f"device-{one.lineage}", tree.now)
+    minutes(2)
+    assert above()["lisbon"] == {"8": {"8": 2}}
+    tree.sites["lisbon"].core.forget(f"device-{two.lineage}", tree.now)
+    minutes(2)
+    assert set(above()) == {"porto"}
