@@ -412,7 +412,7 @@ class Dialogue:
             activate=wanted.activate,
             attempt=wanted.attempt,
             undoes=release.undoes,
-            anew=release.anew,
+            anew=self._releases.is_anew(wanted),
         )
         if self._signing is not None:
             try:

@@ -22,10 +22,11 @@ from edge.coordinator.records import UNDECIDED, Evaluation, Release, Transition
 from edge.coordinator.releases.artifacts import ArtifactStore
 from edge.coordinator.releases.bundles import Bundles
 from edge.coordinator.releases.forgotten import check_release, forgotten_in
+from edge.coordinator.releases.going_back import brought_by_rollouts, is_alike, undone_by_rollbacks
 from edge.coordinator.releases.way_back import WayBack
 from edge.coordinator.rollout import advance as steps
 from edge.coordinator.rollout.plan import Plan
-from edge.coordinator.rollout.states import UNDER_WAY, RolloutEvent, RolloutState, TargetEvent, TargetState
+from edge.coordinator.rollout.states import RUNS, UNDER_WAY, RolloutEvent, RolloutState, TargetEvent, TargetState
 from edge.coordinator.rollout.step import Key, Moved, Rollout, Step, Target
 from edge.coordinator.rollout.waves import sizes, wave_of
 from edge.coordinator.rollout.words import Report, is_on_its_way, reported, reverted
@@ -240,7 +241,8 @@ class Rollouts:
         """
         with self._store.transaction():
             rollout, targets = self._get(number, version), self._store.rollouts.targets(number)
-            step = steps.order(rollout, targets, event, self.clock.s(now), who=who, why=why)
+            moved_on = self._moved_on(rollout) if event is RolloutEvent.REVERT else frozenset[Key]()
+            step = steps.order(rollout, targets, event, self.clock.s(now), who=who, why=why, moved_on=moved_on)
             if event in _GIVES_AGAIN and (brought := self._store.releases.get(rollout.plan.release)) is not None:
                 check_release(self._store, self._artifacts, brought)
             if rollout.state is RolloutState.DRAFT and event in (RolloutEvent.START, RolloutEvent.RESUME):
@@ -262,6 +264,14 @@ class Rollouts:
             self._keep(rollout, step, now)
         self._hurry()
         return step.rollout
+
+    def _moved_on(self, rollout: Rollout) -> frozenset[Key]:
+        """Models of devices that run what a newer rollout of the same kind brought."""
+        return frozenset(
+            target.key
+            for other, target in self._store.rollouts.of_devices()
+            if other.kind == rollout.kind and other.plan.release > rollout.plan.release and target.state in RUNS
+        )
 
     def widen(self, number: int, count: int, who: str, why: str, now: Now, *, version: int | None = None) -> Rollout:
         """Open so many more devices with the wave that is open; raises as `order`."""
@@ -340,16 +350,18 @@ class Rollouts:
         self._hurry()
 
     def overtaken(self, release: Release, now: Now) -> None:
-        """A release goes to everybody at once: what is on its way of older ones of its kind is over."""
+        """A release goes to everybody at once: what is on its way of older ones for the same slot is over.
+
+        So is what is through, where a rollback undid it: who comes later, or was away, is not given it any more.
+        """
+        undone = undone_by_rollbacks(self._store.releases.all(), brought_by_rollouts(self._store))
         for rollout in self._store.rollouts.open():
-            if (
-                rollout.kind != release.kind
-                or rollout.state not in UNDER_WAY
-                or rollout.plan.release >= release.counter
-            ):
+            if rollout.plan.release >= release.counter:
+                continue
+            if rollout.state is RolloutState.COMPLETED and rollout.plan.release not in undone:
                 continue
             older = self._store.releases.get(rollout.plan.release)
-            if older is None or (release.kind == "head" and older.backbone != release.backbone):
+            if older is None or not is_alike(older, release):
                 continue
             is_to_abort = rollout.state in (RolloutState.DRAFT, RolloutState.REVERTING)
             if rollout.state is not RolloutState.REVERTING:
@@ -404,6 +416,7 @@ class Rollouts:
                 step = self._said(rollout, target, message, now)
                 if step is not None and step.targets:
                     self._keep(rollout, step, now)
+                    self.to_tell |= self._way_back.restore(step.rollout, now)  # of one that has ended nobody else does
                     self._hurry()
 
     def _said(self, rollout: Rollout, target: Target, message: State, now: Now) -> Step | None:

@@ -37,6 +37,7 @@ class Device:
         self.told: list[Desired] = []
         self.hardware: dict[str, Any] = {}
         self.labels, self.evaluates = 0, False
+        self.bundle = ""  # as devices name it
         self.asked: list[Candidate] = []
 
     def say(self, leaf: str, message: Any, *, retained: bool = False) -> None:
@@ -49,7 +50,12 @@ class Device:
 
     def connect(self) -> None:
         served = Served(
-            model="digits", bundle="", backbone=self.fleet.backbone, head="", release=self.release, n_labels=self.labels
+            model="digits",
+            bundle=self.bundle,
+            backbone=self.fleet.backbone,
+            head="",
+            release=self.release,
+            n_labels=self.labels,
         )
         birth = Birth(
             agent_version="1", boot=1, session=1, ts_ms=0, profile="p", hardware=self.hardware, bundle="", head="",
@@ -85,6 +91,10 @@ class Device:
         self.release, self.ready = desired.release, None
         for state, detail, pairs in self.behaviour(self, desired):
             self.state(desired, state, detail, pairs)
+        if desired.kind == "bundle":  # and says anew what it runs
+            known = {each.digest: each.identity for each in self.fleet.store.releases.bundles()}
+            self.bundle = known[desired.digest]
+            self.connect()
 
 
 class Fleet:
@@ -166,12 +176,16 @@ class Fleet:
         )
         return rollout.id
 
+    @staticmethod
+    def plan(**document: Any) -> plans.Plan:
+        return plans.of_document(document)
+
     def start_plan(self, supersede: bool = False, **plan: Any) -> int:
         kept = self.core.add_artifact(self.head, Path("/nonexistent"))
         release = self.core.releases.push(
             kept["digest"], kept["kind"], kept["backbone"], [], "t", self.now, at_once=False
         )
-        made = plans.of_document({"release": release.counter, **plan})
+        made = self.plan(release=release.counter, **plan)
         return self.core.rollouts.start(made, "ann", self.now, supersede=supersede).id
 
     def shown(self, rollout: int) -> dict[str, Any]:

@@ -17,6 +17,8 @@ from edge.contract.sealing import key_name
 from edge.coordinator.events import Events
 from edge.coordinator.records import KeptCheckpoint, Order, not_before
 from edge.coordinator.releases.artifacts import ArtifactStore
+from edge.coordinator.releases.going_back import fates
+from edge.coordinator.rollout.states import FAILURES
 from edge.coordinator.store.store import Store
 from edge.learning.checkpoint import Checkpoint, Facts
 
@@ -151,7 +153,7 @@ class Checkpoints:
             model: Of the source; "" for the only one.
             digest: Of the checkpoint, or how it begins; "" for the newest.
             brought: The same checkpoint, which somebody has opened and sealed for the device; b"" to send it as it is.
-            force: Also where the source is there, and would go on beside it.
+            force: Also where the source is there, and would go on beside it, or where it is of a head that fell.
 
         Raises:
             BundleError: What was brought is damaged.
@@ -200,6 +202,19 @@ class Checkpoints:
             raise RolloutError(
                 f"{one.device} is online: two devices would go on from one history, and a merge takes only one of "
                 f"them; stop it first, or say --force"
+            )
+
+        release = self._store.releases.get(one.release)
+        if force or release is None or release.kind != "head" or release.digest not in fates(self._store).fell:
+            return
+        theirs = [
+            each for rollout, each in self._store.rollouts.of_devices(one.device) if rollout.plan.release == one.release
+        ]
+        if not any(each.model == one.model and each.state in FAILURES for each in theirs):  # it did not run that then
+            raise RolloutError(
+                f"the checkpoint was made with the head of release {one.release}, which never went through or was "
+                f"taken back: {device} would run it; take another one with --digest (`edge-fleet device checkpoints "
+                f"{one.device}`), or say --force"
             )
 
     def _opens(self, device: str, sealed_to: str) -> None:

@@ -20,8 +20,10 @@ from edge.coordinator.releases.checks import mismatch
 from edge.coordinator.releases.differences import contents, difference
 from edge.coordinator.releases.forgotten import check_head
 from edge.coordinator.releases.going_back import (
+    Back,
     brought_by_rollouts,
     check_remembers,
+    fates,
     for_model,
     goes_back_to,
     is_last,
@@ -29,6 +31,7 @@ from edge.coordinator.releases.going_back import (
 )
 from edge.coordinator.releases.wanted import Targeted, Wanted, wanted
 from edge.coordinator.releases.worth import check_worth, judged_worse
+from edge.coordinator.rollout.states import RUNS
 from edge.coordinator.rollout.window import offset_min
 from edge.coordinator.rollout.words import is_on_its_way, wants
 from edge.coordinator.store.store import Store
@@ -132,6 +135,7 @@ class Releases:
         force: bool = False,
         at_once: bool = True,
         undoes: int = 0,
+        anew: bool = False,
     ) -> Release:
         """Make an artifact what a model of devices should run.
 
@@ -151,6 +155,7 @@ class Releases:
                 devices judged worse.
             at_once: Whether they all run it from now on; else it is for nobody until a rollout brings it.
             undoes: The release that it takes back; 0 for none.
+            anew: Devices are to have this very head, see `edge.coordinator.records.Release`.
 
         Raises:
             RolloutError: An unknown device, no device could take it, or devices judged it worse.
@@ -190,6 +195,7 @@ class Releases:
             notes=notes,
             file=file,
             undoes=undoes,
+            anew=anew,
         )
         what = f"{release.counter}: {self._called(kind, digest)}{for_model(model)}, {name or reason}"
         self._events.note("", "release", what, now, model)
@@ -226,23 +232,22 @@ class Releases:
                 had some of it forgotten.
         """
         brought = brought_by_rollouts(self._store)
-        undone, wanted = goes_back_to(self._store.releases.all(), to, model, brought)
+        back = goes_back_to(self._store.releases.all(), to, model, brought)
+        undone, wanted = back.undone, back.wanted
         check_remembers(self._store, self._artifacts, wanted, undone, brought)
         if not force:
-            through = wanted.counter in brought and brought[wanted.counter].is_completed
-            check_worth(self._store, wanted, is_through=through)
+            check_worth(self._store, wanted)
         is_before = not to or is_last(self._store.releases.all(), undone, wanted, model, brought)
         digest = self._artifacts.get(wanted.digest).digest
         if wanted.kind == "head":
             digest = older_bytes(self._artifacts, undone.digest, digest)
-        reached = undone.devices or (brought[undone.counter].devices if undone.counter in brought else ())
         release = add_release(
             self._store,
             self._artifacts,
             kind=wanted.kind,
             digest=digest,
             backbone=wanted.backbone,
-            devices=reached or [ALL_DEVICES],
+            devices=back.devices,
             reason=reason or f"back from release {undone.counter} to {wanted.counter}",
             now_ms=now.wall_ms,
             model=wanted.model,
@@ -251,12 +256,16 @@ class Releases:
             file=wanted.file,
             restores=wanted.restores or wanted.counter,
             undoes=undone.counter,
-            anew=not is_before,
+            anew=not is_before or bool(undone.undoes),  # what was before one that went back is what it went back from
         )
         called = self._called(release.kind, release.digest)
         what = f"{release.counter}: {called}{for_model(wanted.model)}, {release.reason}"
         self._events.note("", "release", what, now, wanted.model)
         return release
+
+    def back(self, *, to: int = 0, model: str = "") -> Back:
+        """What `rollback` would do; raises RolloutError where there is nothing to go back to."""
+        return goes_back_to(self._store.releases.all(), to, model, brought_by_rollouts(self._store))
 
     def _model_of(self, digest: str, model: str, served: set[str]) -> str:
         """The model that a bundle is for, of those that the chosen devices have.
@@ -348,6 +357,24 @@ class Releases:
                 each = Targeted(release, target.model, activate, target.attempt, is_on_its_way(target))
                 found.setdefault(target.device, []).append(each)
         return found
+
+    def is_anew(self, wanted: Wanted) -> bool:
+        """Whether a device is to have the very head of a release that takes another one back, and not what it kept.
+
+        So it is where it kept a head that fell, see `edge.coordinator.releases.going_back.Fates`: a canary of a rollout
+        that was stopped had one before what is taken back now.
+        """
+        release, model = wanted.release, wanted.model
+        if release.anew or not release.restores or release.kind != "head":
+            return release.anew
+        fell = fates(self._store).fell
+        for rollout, target in self._store.rollouts.of_devices(model.device):
+            counter = rollout.plan.release
+            if release.restores < counter < release.undoes and target.model == model.model and target.state in RUNS:
+                had = self._store.releases.get(counter)
+                if had is not None and had.kind == "head" and had.digest in fell:
+                    return True
+        return False
 
     def standing(self, device: str) -> list[dict[str, Any]]:
         """By model of a device, which release it should run, and whether it has dealt with that."""

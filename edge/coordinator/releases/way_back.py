@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import replace
 
 from edge.contract.clock import Now
@@ -12,16 +13,14 @@ from edge.coordinator.records import Model, Release
 from edge.coordinator.releases.artifacts import ArtifactStore
 from edge.coordinator.releases.bundles import Bundles
 from edge.coordinator.releases.forgotten import forgotten_in
-from edge.coordinator.releases.going_back import never_stood, older_bytes
+from edge.coordinator.releases.going_back import fates, older_bytes
 from edge.coordinator.releases.releases import add_release
 from edge.coordinator.releases.wanted import fits
-from edge.coordinator.rollout.states import TargetState
+from edge.coordinator.rollout.states import RUNS, TargetState
 from edge.coordinator.rollout.step import Rollout, Target
 from edge.coordinator.store.store import Store
 from edge.merging.groups import is_meant
 from edge.merging.merge import shipped_head
-
-_LIVE = (TargetState.ACTIVE, TargetState.PROBATION)
 
 
 class WayBack:
@@ -83,7 +82,7 @@ class WayBack:
         }
         releases = self._store.releases.all()
         taken_back = {each.undoes for each in releases} if remembers else set[int]()
-        fell = never_stood(self._store) if remembers else set[str]()
+        fell = fates(self._store).fell if remembers else frozenset[str]()
         for each in releases:
             if each.counter > model.release or each.kind != "head" or not fits(each, model, is_only=True):
                 continue
@@ -94,7 +93,7 @@ class WayBack:
             if remembers and forgotten_in(self._store, self._artifacts, each.digest):
                 continue
             if each.counter in brought:
-                is_live = brought[each.counter] in _LIVE
+                is_live = brought[each.counter] in RUNS
             elif not is_meant(each.devices, model.device, tags):
                 continue
             else:
@@ -106,9 +105,9 @@ class WayBack:
     def restore(self, rollout: Rollout, now: Now) -> set[str]:
         """Make a release of each different older artifact for those that are to go back; the devices to tell.
 
-        A head that they had is not given again where it has something in that was forgotten since, or where it came by
-        rollouts that never went through or were taken back: then it is the newest other one that they had, else the
-        head that they came with.
+        What they had is not given again where it came by rollouts that never went through, or was taken back, nor a
+        head that has something in that was forgotten since: then it is the newest other one that they had, else what
+        they came with.
         """
         waiting = [
             target
@@ -120,18 +119,18 @@ class WayBack:
             return to_tell
         release = self._store.releases.get(rollout.plan.release)
         assert release is not None
-        gone = self._gone({target.former for target in waiting}) if release.kind == "head" else {}
+        gone = self._gone(release.kind, {target.former for target in waiting})
         groups: dict[tuple[str, str], list[Target]] = {}
         for target in waiting:
             why = gone.get(target.former, "")
-            former = self._remembered(rollout, target) if why else target.former
+            former = self._other(rollout, target) if why else target.former
             groups.setdefault((former, why), []).append(target)
         for (former, why), targets in groups.items():
             digest, backbone = self._older(release, former)
             if not digest:
                 what = f"the bundle {short(former)}" if release.kind == "bundle" and former else "what they had"
                 cure = "; `edge-fleet release add` it, and they go back" if release.kind == "bundle" else ""
-                text = f"{rollout.id}: {what} before is not here, and {len(targets)} devices wait for it{cure}"
+                text = f"{rollout.id}: {what} before is not here, and {len(targets)} devices wait for it{cure}{why}"
                 self._events.fault("", "no-way-back", text, now, kind=former)
                 continue
             older = add_release(
@@ -156,12 +155,15 @@ class WayBack:
             self._events.note("", "release", f"{older.counter}: {older.reason}", now)
         return to_tell
 
-    def _gone(self, formers: set[str]) -> dict[str, str]:
-        """Of heads that nobody is given again, what to say of it."""
-        fell = never_stood(self._store)
+    def _gone(self, kind: str, formers: set[str]) -> dict[str, str]:
+        """Of heads or bundles that nobody is given again, what to say of it."""
+        fell = fates(self._store).fell
         text = (
-            "; not to the head from before, whose own rollout never went through or was reverted, but to an older one"
+            f"; not to the {kind} from before, whose own rollout never went through or which was taken back, but to an "
+            f"older one"
         )
+        if kind == "bundle":
+            return {each: text for each in formers if self._file_of(each) in fell}
         why = dict.fromkeys(formers & fell, text)
         for former in formers:
             if devices := forgotten_in(self._store, self._artifacts, former):
@@ -171,11 +173,47 @@ class WayBack:
                 )
         return why
 
-    def _remembered(self, rollout: Rollout, target: Target) -> str:
-        """Digest of the newest head that a device had and may have again; "" for the one that it came with."""
+    def _other(self, rollout: Rollout, target: Target) -> str:
+        """The newest head or bundle that a device had and may have again.
+
+        Returns:
+            Digest of the head, "" for the one that it came with; a bundle as devices name it, "" where none is known.
+        """
+        if rollout.kind == "bundle":
+            return self._bundle_that_stood(target)
         models = {model.model: model for model in self._store.devices.models(target.device)}
         model = models.get(target.model)
         return "" if model is None else self._head_before(rollout, model, remembers=True)
+
+    def _bundle_that_stood(self, target: Target) -> str:
+        """The newest bundle before what a device had before: each rollout that brought one knows what it replaced."""
+        fell, former, seen = fates(self._store).fell, target.former, set[str]()
+        theirs = [
+            (brought.digest, its.former)
+            for rollout, its in reversed(self._store.rollouts.of_devices(target.device))
+            if its.model == target.model and its.former and rollout.kind == "bundle"
+            for brought in [self._store.releases.get(rollout.plan.release)]
+            if brought is not None
+        ]
+        while (digest := self._file_of(former)) in fell and former not in seen:
+            seen.add(former)
+            former = next((before for each, before in theirs if each == digest and before not in seen), former)
+        return former if digest not in fell else self._bundle_at_once(target, fell)
+
+    def _bundle_at_once(self, target: Target, fell: Set[str]) -> str:
+        """The newest bundle that stands of those that went to a device with others at once; "" for none."""
+        tags = self._store.devices.tags(target.device).get(target.device, {})
+        names = {each.digest: each.identity for each in self._store.releases.bundles()}
+        for each in self._store.releases.all():
+            is_theirs = is_meant(each.devices, target.device, tags) and each.model in ("", target.model)
+            if each.kind == "bundle" and is_theirs and each.digest not in fell and each.digest in names:
+                return names[each.digest]
+        return ""
+
+    def _file_of(self, bundle: str) -> str:
+        """Digest of the file of a bundle that devices name so; "" for one that is not known."""
+        known = self._store.releases.bundle_named(bundle)
+        return "" if known is None else known.digest
 
     def _older(self, release: Release, former: str) -> tuple[str, str]:
         """Digest and backbone of what a device ran before; "" where it is not here."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import replace
 
 from edge.contract.durations import seconds
@@ -13,6 +13,7 @@ from edge.coordinator.rollout.judging import health, judge, reason, soak_s
 from edge.coordinator.rollout.states import (
     ENDED,
     FAILURES,
+    RUNS,
     UNSETTLED,
     RolloutEvent,
     RolloutState,
@@ -20,7 +21,7 @@ from edge.coordinator.rollout.states import (
     TargetState,
     after,
 )
-from edge.coordinator.rollout.step import Moved, Presence, Rollout, Step, Target, Work
+from edge.coordinator.rollout.step import Key, Moved, Presence, Rollout, Step, Target, Work
 
 # A device that was not heard for so long is absent. It is no failure, and nobody waits for it.
 ABSENT_S = 86_400.0
@@ -148,9 +149,25 @@ def _look(work: Work, groups: Mapping[str, Mapping[str, str]], *, is_halted: boo
 
 
 def order(
-    rollout: Rollout, targets: Iterable[Target], event: RolloutEvent, now_s: float, *, who: str = "", why: str = ""
+    rollout: Rollout,
+    targets: Iterable[Target],
+    event: RolloutEvent,
+    now_s: float,
+    *,
+    who: str = "",
+    why: str = "",
+    moved_on: Set[Key] = frozenset(),
 ) -> Step:
     """Do what a person asks for.
+
+    Args:
+        rollout: It.
+        targets: All of its targets.
+        event: What is asked for.
+        now_s: As of `advance`.
+        who: Asks.
+        why: For people.
+        moved_on: Targets that run what a newer rollout brought: there is nothing of this one to bring back.
 
     Raises:
         RolloutError: It cannot be done in this state, or needs a reason; nothing changed.
@@ -161,11 +178,22 @@ def order(
     state = rollout.state
     if event is E.RETRY:
         after(state, event)
-        failed = [target for target in work.targets.values() if target.state in FAILURES]
+        is_back = state is S.REVERTING  # what failed then is the way back: nobody is offered the release again
+        failed = [each for each in work.targets.values() if each.state in FAILURES and (each.restore or not is_back)]
         if not failed:
             raise RolloutError(f"rollout {rollout.id} has no failed device to try again")
         for target in failed:
             work.move(target, V.RETRY, why or "tried again", who)
+    if event is E.REVERT and after(state, event) == S.REVERTING:
+        running = [target for target in work.targets.values() if target.state in RUNS]
+        passed = [target for target in running if target.key in moved_on]
+        if passed and len(passed) == len(running):
+            raise RolloutError(
+                f"no device runs release {rollout.plan.release} of rollout {rollout.id} any more: newer rollouts have "
+                f"brought them others (`edge-fleet rollout list`)"
+            )
+        for target in passed:
+            work.move(target, V.LEAVE, "it runs what a newer rollout brought", who)
     if not work.happen(event, why or rollout.reason if event is E.RESUME else why, who) and event is not E.RETRY:
         raise RolloutError(f"rollout {rollout.id} is {state} already: {event} changes nothing")
     if event is E.RESUME:  # a person has looked: what failed by now stops it no more

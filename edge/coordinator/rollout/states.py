@@ -147,6 +147,8 @@ UNSETTLED = frozenset({TargetState.OFFERED, TargetState.STAGED, TargetState.PROB
 FAILURES = frozenset({TargetState.REFUSED, TargetState.FAILED, TargetState.ROLLED_BACK, TargetState.TIMED_OUT})
 # Its device should run the release.
 DESIRED = frozenset({TargetState.OFFERED, TargetState.STAGED, TargetState.PROBATION, TargetState.ACTIVE})
+# Its device runs the release.
+RUNS = frozenset({TargetState.PROBATION, TargetState.ACTIVE})
 # Counts neither way.
 UNCOUNTED = frozenset({TargetState.ABSENT, TargetState.EXCLUDED, TargetState.SUPERSEDED})
 # A rollout that nothing is offered by any more.

@@ -226,6 +226,8 @@ class Work:
     def move(self, target: Target, event: TargetEvent, why: str = "", who: str = "") -> Target:
         """Let something happen to a target; what changes nothing leaves no trace."""
         state = target_after(target.state, event)
+        if event is V.RETRY and self.rollout.state is S.REVERTING:
+            state = T.REVERTING
         if state is target.state:
             return target
         found = replace(

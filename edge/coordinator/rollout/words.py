@@ -6,7 +6,15 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from edge.channel.messages import Pairs
-from edge.coordinator.rollout.states import DESIRED, RolloutState, TargetEvent, TargetState, target_after
+from edge.coordinator.rollout.states import (
+    DESIRED,
+    RUNS,
+    TAKEN_BACK,
+    RolloutState,
+    TargetEvent,
+    TargetState,
+    target_after,
+)
 from edge.coordinator.rollout.step import NOT_JUDGED, Rollout, Step, Target, Work
 
 S, T, V = RolloutState, TargetState, TargetEvent
@@ -57,6 +65,8 @@ def reported(rollout: Rollout, target: Target, report: Report, now_s: float) -> 
     # After a restart a device begins to count anew: the larger sums are kept.
     if report.pairs is not None and _size(report.pairs) >= _size(found.pairs):
         work.put(replace(found, pairs=report.pairs))
+    if rollout.state in TAKEN_BACK and found.state in RUNS:  # it activated what was taken back before it heard of that
+        work.move(work.targets[target.key], V.REVERT, rollout.reason)
     return work.step()
 
 

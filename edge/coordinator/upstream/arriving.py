@@ -234,7 +234,7 @@ class Arriving:
             release, rollout = self._core.roll_out(
                 found["digest"], found["kind"], found["backbone"], [], reason, now,
                 who=WHO, model=self.model if found["kind"] == "bundle" else "", file=what,
-                undoes=self._pools.made_of(self.desired.undoes),
+                undoes=self._pools.made_of(self.desired.undoes), anew=self.desired.anew,
             )  # fmt: skip
             self._pools.made(self.desired.release, release.counter)
         self._rollout = rollout.id

@@ -207,7 +207,8 @@ def test_one_command_goes_back_to_older_bytes_under_a_new_number(
     made = json.loads(ask("rollback", "--json"))
     assert (made["counter"], made["digest"], made["restores"], made["name"]) == (5, digests[0], 1, "n0"), "further back"
     assert "before release 1" in str(refused("rollback"))
-    made = json.loads(ask("rollback", "--to", "3", "--reason", "it was right", "--json"))
+    assert "it was taken back by release 4" in str(refused("rollback", "--to", "3"))
+    made = json.loads(ask("rollback", "--to", "3", "--reason", "it was right", "--force", "--json"))
     assert (made["counter"], made["digest"], made["devices"], made["reason"]) == (
         6,
         digests[2],

@@ -161,7 +161,7 @@ def test_going_back_from_where_one_went_back_goes_further_and_ends(make: Make) -
     with pytest.raises(RolloutError, match="before release 1 nothing of its kind was pushed"):
         fleet.core.rollback(fleet.now)
     assert fleet.store.releases.all() == before
-    forward = fleet.core.rollback(fleet.now, to=3)  # the way back from going back
+    forward = fleet.core.rollback(fleet.now, to=3, force=True)  # the way back from going back
     fleet.pass_time(20, 10)
     assert (forward.restores, forward.digest, set(runs(fleet).values())) == (3, digests[3], {forward.counter})
     # The same of a rollout: what was reverted is not reverted again, and what went back can be gone back from.

@@ -290,7 +290,11 @@ def test_a_rollback_passes_by_what_was_taken_back(make: Make, way: str) -> None:
     with pytest.raises(RolloutError, match="before release 1 nothing"):  # and further back there is none
         fleet.core.rollback(fleet.now)
     if way == "rollback":  # who names what was undone has it again, and then it is what was before
-        fleet.core.rollback(fleet.now, to=2)
+        with pytest.raises(
+            RolloutError, match=r"it was taken back by release 3 \(back from release 2 to 1\)\. --force"
+        ):
+            fleet.core.rollback(fleet.now, to=2)
+        fleet.core.rollback(fleet.now, to=2, force=True)
         fleet.pass_time(40, 10)
         completes(fleet, "fourth")
         assert fleet.core.rollback(fleet.now).restores == 2

@@ -1,0 +1,265 @@
+"""What was held, reverted, rolled back or stopped comes back by no way that does not name it and say ``--force``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edge.channel.messages import Conn, Desired, Pairs
+from edge.contract.bundle import Bundle, write_bundle
+from edge.contract.errors import RolloutError
+from edge.coordinator.records import KeptCheckpoint, Release
+from edge.coordinator.releases.going_back import fates
+from edge.coordinator.rollout.states import RolloutEvent
+from edge.coordinator.rollout.step import Target
+from edge.learning.exchange import HeadRelease
+from tests.support.light_fleet import Device, Fleet, ends
+
+Make = Callable[[], Fleet]
+Bring = Callable[[Fleet, str], tuple[str, str, str]]
+
+
+@pytest.fixture
+def make(tmp_path: Path, digits_bundle: Path) -> Iterator[Make]:
+    made: list[Fleet] = []
+
+    def new() -> Fleet:
+        made.append(Fleet(tmp_path / str(len(made)), digits_bundle, 4, ends("active")))
+        for device in made[-1].devices.values():
+            _comes(device)
+        return made[-1]
+
+    yield new
+    for each in made:
+        each.close()
+
+
+def _comes(device: Device) -> None:
+    """It runs the bundle of the fleet."""
+    device.bundle = Bundle.open(device.fleet.bundle_path).digest
+    device.connect()
+
+
+def head(fleet: Fleet, name: str) -> tuple[str, str, str]:
+    """A head of that name, as it was taken in."""
+    kept = fleet.core.add_artifact(replace(HeadRelease.decode(fleet.head, ""), origin=name).encode(), Path(name))
+    return kept["digest"], kept["kind"], kept["backbone"]
+
+
+def bundle(fleet: Fleet, name: str) -> tuple[str, str, str]:
+    """The bundle of the fleet under another name."""
+    opened, path = Bundle.open(fleet.bundle_path), fleet.folder / f"{name}.edge"
+    blobs = {role: opened.read(role) for role in opened.manifest.members}
+    write_bundle(path, replace(opened.manifest, created_by=name), blobs)
+    kept = fleet.core.add_artifact(path.read_bytes(), path)
+    return kept["digest"], kept["kind"], kept["backbone"]
+
+
+def ordered(fleet: Fleet, number: int, event: RolloutEvent) -> None:
+    fleet.core.rollouts.order(number, event, "ann", "worse", fleet.now)
+    fleet.pass_time(40, 10)
+
+
+def completes(fleet: Fleet, what: tuple[str, str, str]) -> int:
+    number = _starts(fleet, what, waves=["100 %"], soak=["0 s"])
+    assert fleet.state(number) == "completed"
+    return number
+
+
+def _starts(fleet: Fleet, what: tuple[str, str, str], **plan: Any) -> int:
+    release = fleet.core.push(*what, [], "test", fleet.now, at_once=False)
+    made = fleet.plan(release=release.counter, model="off", **({"health": {"quorum": 0.0}} | plan))
+    number = fleet.core.rollouts.start(made, "ann", fleet.now, supersede=True).id
+    fleet.pass_time(60, 10)
+    return number
+
+
+def _canaries(fleet: Fleet, what: tuple[str, str, str]) -> int:
+    """It is live on half of the fleet, and soaks."""
+    number = _starts(fleet, what, waves=["50 %", "100 %"], soak=["1 d"])
+    assert 1 <= fleet.counts(number)["active"] <= 2
+    return number
+
+
+def _at_once(fleet: Fleet, what: tuple[str, str, str]) -> None:
+    fleet.core.push(*what, [], "bad", fleet.now)
+    fleet.pass_time(40, 10)
+    fleet.core.rollback(fleet.now)
+
+
+FALLS: dict[str, Callable[[Fleet, tuple[str, str, str]], object]] = {
+    "paused": lambda fleet, what: ordered(fleet, _canaries(fleet, what), RolloutEvent.PAUSE),
+    "aborted": lambda fleet, what: ordered(fleet, _canaries(fleet, what), RolloutEvent.ABORT),
+    "reverted while it soaked": lambda fleet, what: ordered(fleet, _canaries(fleet, what), RolloutEvent.REVERT),
+    "reverted": lambda fleet, what: ordered(fleet, completes(fleet, what), RolloutEvent.REVERT),
+    "rolled back": lambda fleet, what: (completes(fleet, what), fleet.core.rollback(fleet.now)),
+    "rolled back, all at once": _at_once,
+}
+RUN_BY_CANARIES = ("paused", "aborted")
+
+
+def digests(fleet: Fleet) -> set[str]:
+    """Of what devices should run."""
+    fleet.pass_time(60, 10)
+    return {wanted(fleet, name) for name in fleet.devices}
+
+
+def wanted(fleet: Fleet, name: str) -> str:
+    """Digest of what a device should run; "" for what it came with."""
+    return next((each.release.digest for each in fleet.core.releases.wanted(name)), "")
+
+
+@pytest.mark.parametrize(
+    ("fall", "bring"),
+    [*((fall, head) for fall in FALLS), ("paused", bundle), ("reverted", bundle), ("rolled back", bundle)],
+)
+def test_what_fell_comes_back_by_no_way(make: Make, fall: str, bring: Bring) -> None:
+    fleet = make()
+    first = bring(fleet, "first")
+    completes(fleet, first)
+    away = _leaves(fleet, "d003")
+    bad = bring(fleet, "bad")
+    FALLS[fall](fleet, bad)
+    assert fleet.store is not None
+    assert bad[0] in fates(fleet.store).fell
+    number = next(each.counter for each in fleet.store.releases.all() if each.digest == bad[0])
+
+    # A device that comes later, and one that was away.
+    fleet.devices |= {"d003": away, "late": Device(fleet, "late", ends("active"))}
+    away.connect()
+    _comes(fleet.devices["late"])
+    fleet.pass_time(120, 10)
+    assert bad[0] not in (wanted(fleet, "late"), wanted(fleet, "d003"))
+
+    # By name, and by another number of the same file.
+    again = fleet.core.push(*bad, [], "again", fleet.now, at_once=False)
+    for to in (number, again.counter):
+        with pytest.raises(RolloutError, match=r"would go to all at once, and it .* --force|has the bytes of"):
+            fleet.core.rollback(fleet.now, to=to)
+
+    # By a revert and by a rollback of what came after it.
+    for back in ("revert", "rollback"):
+        after = completes(fleet, bring(fleet, f"after it, {back}"))
+        if back == "revert":
+            ordered(fleet, after, RolloutEvent.REVERT)
+        else:
+            fleet.core.rollback(fleet.now)
+        assert bad[0] not in digests(fleet), back
+        assert wanted(fleet, "d000") == first[0]
+    assert fleet.core.rollback(fleet.now, to=number, force=True).digest == bad[0], "who names it has it"
+
+
+@pytest.mark.parametrize("fall", RUN_BY_CANARIES)
+def test_a_device_that_kept_what_fell_is_told_to_have_the_very_head_of_a_rollback(make: Make, fall: str) -> None:
+    """What it was before the release that is undone is not what the others were."""
+    fleet = make()
+    completes(fleet, head(fleet, "first"))
+    FALLS[fall](fleet, head(fleet, "bad"))
+    canaries = {name for name, device in fleet.devices.items() if device.release == 2}
+    completes(fleet, head(fleet, "third"))
+    fleet.core.rollback(fleet.now)
+    fleet.pass_time(40, 10)
+    assert {name for name, device in fleet.devices.items() if device.told[-1].anew} == canaries
+    assert len(canaries) == 2
+
+
+def test_who_goes_back_twice_does_not_answer_with_what_was_undone_first(make: Make) -> None:
+    fleet = make()
+    for name in ("first", "second", "third"):
+        completes(fleet, head(fleet, name))
+    told = []
+    for _ in range(2):
+        fleet.core.rollback(fleet.now)
+        fleet.pass_time(40, 10)
+        told.append({device.told[-1].anew for device in fleet.devices.values()})
+    assert told == [{False}, {True}], "what it kept of the time before the first rollback is the third"
+
+
+def test_a_late_word_brings_nothing_back_that_was_reverted_meanwhile(make: Make) -> None:
+    """A device has activated the release before it hears that it is taken back."""
+    fleet = make()
+    completes(fleet, head(fleet, "first"))
+    before = fleet.devices["d000"].told[-1].digest
+    number = _canaries(fleet, head(fleet, "bad"))
+    assert fleet.store is not None
+    waits = next(each for each in fleet.store.rollouts.targets(number) if each.state == "waiting")
+    ordered(fleet, number, RolloutEvent.REVERT)
+    assert fleet.state(number) == "reverted"
+    device, bad = fleet.devices[waits.device], fleet.shown(number)["release"]
+    _set(fleet, number, replace(waits, state=type(waits.state).SUPERSEDED, former=before))  # offered, and taken back
+    desired = replace(device.told[-1], release=bad, digest="f" * 64)
+    device.release = bad
+    device.state(desired, "active", "probation: accuracy", Pairs())
+    fleet.pass_time(40, 10)
+    assert fleet.counts(number) == {"reverted": 3, "superseded": 1}
+    assert device.told[-1].digest == before
+    assert device.release > bad
+
+
+def _leaves(fleet: Fleet, name: str) -> Device:
+    """A device that is away for long enough that nobody waits for it."""
+    device = fleet.devices.pop(name)
+    device.say("up/conn", Conn(online=False, session=1, boot=1, ts_ms=0, state_id="a" * 16))
+    fleet.pass_time(2 * 86_400, 43_200)
+    for each in fleet.devices.values():
+        each.connect()
+    return device
+
+
+def _set(fleet: Fleet, number: int, target: Target) -> None:
+    assert fleet.store is not None
+    rollout = fleet.store.rollouts.get(number)
+    assert rollout is not None
+    assert fleet.store.rollouts.save(rollout, rollout, [target])
+
+
+def test_while_it_goes_back_nobody_is_offered_the_release_again(make: Make) -> None:
+    fleet = make()
+    completes(fleet, head(fleet, "first"))
+
+    def fails(device: Device, desired: Desired) -> list[tuple[str, str, Pairs | None]]:
+        return ends("failed" if desired.undoes or device.name == "d000" else "active")(device, desired)
+
+    for device in fleet.devices.values():
+        device.behaviour = fails
+    number = _starts(fleet, head(fleet, "bad"), waves=["100 %"], soak=["0 s"], health={"pause": [1.0, 9]})
+    assert fleet.counts(number) == {"active": 3, "failed": 1}
+    fleet.core.rollouts.order(number, RolloutEvent.REVERT, "ann", "worse", fleet.now)
+    with pytest.raises(RolloutError, match="has no failed device to try again"):
+        fleet.core.rollouts.order(number, RolloutEvent.RETRY, "ann", "", fleet.now)
+    assert fleet.counts(number) == {"reverting": 3, "failed": 1}
+
+
+def test_a_revert_leaves_those_alone_that_run_what_a_newer_rollout_brought(make: Make) -> None:
+    fleet = make()
+    completes(fleet, head(fleet, "first"))
+    aborted = _canaries(fleet, head(fleet, "second"))
+    ordered(fleet, aborted, RolloutEvent.ABORT)
+    third = head(fleet, "third")
+    completes(fleet, third)
+    with pytest.raises(RolloutError, match="no device runs release 2 of rollout 2 any more"):
+        fleet.core.rollouts.order(aborted, RolloutEvent.REVERT, "ann", "", fleet.now)
+    assert digests(fleet) == {third[0]}
+
+
+def test_a_checkpoint_that_was_made_with_what_fell_is_taken_up_with_force_only(make: Make) -> None:
+    fleet = make()
+    completes(fleet, head(fleet, "first"))
+    number = completes(fleet, head(fleet, "bad"))
+    ordered(fleet, number, RolloutEvent.REVERT)
+    assert fleet.store is not None
+    newest: Release = fleet.store.releases.all()[0]
+    for i, counter in enumerate((2, newest.counter)):
+        kept = KeptCheckpoint(
+            device="d000", model="digits", digest=f"{i}" * 64, backbone=fleet.backbone, lineage="l", learners="",
+            samples=9, release=counter, made_ms=i, received_ms=i, has_samples=True, sealed_to="", size_bytes=1,
+        )  # fmt: skip
+        fleet.store.checkpoints.keep(kept)
+    with pytest.raises(RolloutError, match=r"made with the head of release 2, which .* or say --force"):
+        fleet.core.checkpoints.restore("d000", "d000", fleet.now, digest="0")
+    assert fleet.core.checkpoints.restore("d000", "d000", fleet.now, digest="0", force=True).state == "open"
+    assert fleet.core.checkpoints.restore("d000", "d000", fleet.now, digest="1").state == "open"
