@@ -142,7 +142,7 @@ def _write(path: Path, data: bytes) -> None:
     type=click.Path(path_type=Path),
     help="Private key that opens a sealed one: it is opened here, and sealed to NAME.",
 )
-@click.option("--force", is_flag=True, help="Also where the source is online.")
+@click.option("--force", is_flag=True, help="Also where the source is online, or ran a head then that was taken back.")
 @_WAIT
 @_JSON
 @click.pass_obj
