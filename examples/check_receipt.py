@@ -50,8 +50,12 @@ def main() -> int:
     except InvalidSignature:
         print("WRONG: this was not signed by the owner of the key, or it was changed since")
         return 1
-    gone = {each["lineage"] for each in stated["contributions"]}
+    gone = {each["lineage"] for each in stated["contributions"]} | set(stated.get("lineages", ()))
     print(f"signed: {stated['device']} of the fleet {stated['fleet']}, {len(gone)} lineages forgotten")
+    if not gone:
+        print(
+            "note: it never contributed, so there is no lineage to look for; that it did not is the coordinator's word"
+        )
     without = {each["digest"]: each for each in stated["heads_without"]}
     with_it = {each["digest"] for each in stated["heads_with"]}
     if wrong := [each for each in without.values() if gone & set(each["lineages"])]:

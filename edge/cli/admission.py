@@ -56,7 +56,7 @@ def quarantine(connect: Any, name: str, reason: str, as_json: bool) -> None:
 
 @click.command()
 @click.argument("name")
-@click.option("--forget", is_flag=True, help="Also delete what it contributed.")
+@click.option("--forget", is_flag=True, help="Also forget it, see edge-fleet forget.")
 @REASON
 @JSON
 @click.pass_obj

@@ -160,9 +160,11 @@ def _by_class(found: dict[str, Any]) -> None:
 @access.JSON
 @click.pass_obj
 def forget(connect: Any, device: str, reason: str, as_json: bool) -> None:
-    """Delete what DEVICE contributed, for ever.
+    """Delete what DEVICE contributed and what is held of its samples and answers, for ever.
 
-    The next merge is as if it had never been there. Cannot be undone.
+    Deleted are contributions, checkpoints, telemetry, samples that it shared and sketches of them. The next merge is as
+    if it had never been there. Of a device that never contributed the receipt says that it is in no head. Cannot be
+    undone.
 
     \b
     edge-fleet forget camera-1 --reason "asked to be forgotten"
@@ -182,6 +184,8 @@ def _what_was_forgotten(done: dict[str, Any]) -> list[str]:
     """For people, what `CoordinatorCore.forget` answers."""
     n = done["statistics"] + done["changes"]
     lines = [f"{done['device']}: {n} contributions forgotten, {done['samples']} labelled samples"]
+    if not done["contributed"]:
+        lines = [f"{done['device']}: it never contributed, so nothing of it is in any head"]
     if done["copies"]:
         lines.append(f"with them those of copies of its state folder, on {', '.join(done['copies'])}")
     if done["merged_statistics"]:
@@ -194,11 +198,16 @@ def _what_was_forgotten(done: dict[str, Any]) -> list[str]:
         )
     for number in done["ended"]:
         lines.append(f"rollout {number} is ended: the head that it brought has this in it")
-    if done.get("checkpoints"):
-        lines.append(f"{done['checkpoints']} checkpoints deleted")
+    deleted = {
+        "checkpoints": done["checkpoints"],
+        "messages of telemetry": done["telemetry"],
+        "shared samples": done["shared_samples"],
+    }
+    if any(deleted.values()):
+        lines.append("deleted: " + ", ".join(f"{count} {what}" for what, count in deleted.items() if count))
     lines.append(
-        "uploads from the same state folder are refused from now on. Releases made before, telemetry and events stay "
-        "in the coordinator's data folder"
+        "uploads from the same state folder are refused from now on. Releases made before and events stay in the "
+        "coordinator's data folder, and so does what the device is and runs"
     )
     lines.append(f"a signed receipt: edge-fleet receipt show {done['receipt']}")
     return lines

@@ -64,6 +64,11 @@ def show(connect: Any, number: int, as_json: bool) -> None:
         return
     stated = row["statement"]
     say(f"receipt {number}: what {row['device']} contributed was deleted {stamp(row['created_ms'])}")
+    if not stated.get("contributed", True):
+        say("  it never contributed: nothing of it is in any head")
+    if any((deleted := stated.get("deleted", {})).values()):
+        names = {"checkpoints": "checkpoints", "telemetry": "messages of telemetry", "shared_samples": "shared samples"}
+        say("  deleted, too: " + ", ".join(f"{deleted[key]} {what}" for key, what in names.items() if deleted[key]))
     if stated["copies"]:
         say(f"  and that of copies of its state folder, on {', '.join(stated['copies'])}")
     for each in stated["contributions"]:
@@ -73,7 +78,7 @@ def show(connect: Any, number: int, as_json: bool) -> None:
         click.echo("it is signed when a head was merged without it: `edge-fleet merge`")
         return
     for each in stated["heads_without"]:
-        say(f"  release {each['release']}, head {short(each['digest'])}: made without it")
+        say(f"  release {each['release']}, head {short(each['digest'])}: without it")
     for each in stated["heads_with"]:
         say(f"  release {each['release']}, head {short(each['digest'])}: has it in, and is kept")
     if not stated["is_whole"]:

@@ -293,18 +293,26 @@ class CoordinatorCore:
             self.admissions.order(device, Decision.QUARANTINE, "", why, now)
 
     def forget(self, device: str, now: Now) -> dict[str, Any]:
-        """Delete what a device contributed, see `Learning.forget`, and its checkpoints.
+        """Delete what a device contributed, see `Learning.forget`, and what else is held of its samples and answers.
 
-        Rollouts of heads that have it in end, see `Rollouts.forgotten`.
+        Rollouts of heads that have it in end, see `Rollouts.forgotten`. What it is, runs and was told stays, and so do
+        events.
+
+        Returns:
+            As `Learning.forget`, and how many ``checkpoints``, ``telemetry`` (messages) and ``shared_samples`` were
+            deleted.
         """
         with self._store.transaction():
             found = self.learning.forget(device, now, self.rollouts.forgotten)
-            found |= {"checkpoints": self.checkpoints.forget(device)}
-            self.questions.forget(device)
+            deleted = {
+                "checkpoints": self.checkpoints.forget(device),
+                "telemetry": self.registry.forget(device),
+                "shared_samples": self.questions.forget(device),
+            }
             self._store.evaluations.forget(device)
-            self._store.confusions.forget(device)
+            self.receipts.state(found["receipt"], {"deleted": deleted})
         self.receipts.complete(now)
-        return found
+        return found | deleted
 
     def ask(self, device: str, model: str, now: Now, kind: str) -> Order:
         """Have a device send what it learned, see `Checkpoints.ask`."""

@@ -427,7 +427,8 @@ class Refused(Record):
 class Forgotten(Record):
     """A lineage that an operator had forgotten; nothing of it is taken any more.
 
-    `pending` while the fleet's newest sum of statistics still has it in.
+    Of what a device had never contributed no lineage is known here: its state folder stands in place of one, and
+    `backbone` is "". `pending` while the fleet's newest sum of statistics still has it in.
     """
 
     lineage: str

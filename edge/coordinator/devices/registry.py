@@ -407,6 +407,19 @@ class Registry:
                 for device, values, ms in self._telemetry
             ]
 
+    def forget(self, device: str) -> int:
+        """Delete what a device measured, and what it said of its experts; how many messages there were."""
+        waiting = [each for each in self._telemetry if each[0] == device]
+        with self._store.transaction():
+            known = self._store.devices.known(device)
+            if known is not None:
+                models = tuple(replace(model, experts={}) for model in known.models)
+                self._store.devices.keep(replace(known, models=models), known)
+            self._store.confusions.forget(device)
+            n = self._store.telemetry.forget(device)
+        self._telemetry = [each for each in self._telemetry if each[0] != device]
+        return n + len(waiting)
+
     def is_born(self, device: str) -> bool:
         """Whether a device has introduced itself."""
         if device not in self._born:

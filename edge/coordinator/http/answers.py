@@ -166,7 +166,10 @@ class ForgottenAnswer:
     merge: Literal["now", "waits", "asked", "none"]
     receipt: int
     ended: list[int]
+    contributed: bool
     checkpoints: int
+    telemetry: int
+    shared_samples: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -113,7 +113,7 @@ class Learning:
             Unwanted: A person decided that it is not to be taken.
         """
         update = HeadUpdate.decode(data, f"the contribution of {device}")
-        if self._store.contributions.is_forgotten(update.lineage):
+        if self._store.contributions.is_forgotten(update.lineage, update.state_id):
             raise Unwanted("an operator had this forgotten; the device may contribute again with an empty state folder")
         sender = self._store.devices.get(device)
         if sender is not None and sender.admission == DECOMMISSIONED:
@@ -338,16 +338,17 @@ class Learning:
             ``merged_statistics`` and ``merged_changes`` (those that an earlier merge included), ``copies`` (other
             devices with a copy of its state folder, deleted too), ``receipt`` (its number), ``ended`` (rollouts) and
             ``merge``: ``now``, ``waits`` (for a rollout), ``asked`` (for `merge_now`) or ``none`` (there is nothing to
-            merge anew).
+            merge anew) and ``contributed``: whether it ever did.
 
         Raises:
-            RolloutError: The device never contributed, or was forgotten already.
+            RolloutError: Nothing is known of the device.
         """
         with self._store.transaction():
             rows = self._delete(device, now.wall_ms)
-            if not rows:
+            self._take_no_more(device, now.wall_ms)
+            if not rows and self._store.devices.get(device) is None:
                 raise RolloutError(
-                    f"nothing that {device} learned is here, or it was forgotten already; `edge-fleet devices` lists "
+                    f"nothing that {device} learned is here, and no such device is known; `edge-fleet devices` lists "
                     f"those that were seen"
                 )
             receipt = self._receipts.begin(device, rows, now)
@@ -368,6 +369,7 @@ class Learning:
             "merged_statistics": sum(row.merged_version >= 0 for row in kinds["statistics"]),
             "merged_changes": sum(row.merged_version >= 0 for row in kinds["delta"]),
             "copies": sorted({row.device for row in rows} - {device}),
+            "contributed": self._receipts.get(receipt).statement["contributed"],
             "merge": (when if self._config.auto_merge else "asked") if pending else "none",
             "receipt": receipt,
             "ended": ended,
@@ -376,7 +378,7 @@ class Learning:
     def _delete(self, device: str, now_ms: int) -> list[Contribution]:
         """Delete all that a device contributed, and take nothing of its lineages any more.
 
-        A copy of its state folder on another device is of the same lineage and folder, and is deleted with it; so is
+        A copy of its state folder on another device, or under another name, is deleted with it; so is
         what a device learned that went on from a checkpoint of it. Where
         changes of it were merged, the server optimizer begins anew: its memory has them in.
 
@@ -386,7 +388,9 @@ class Learning:
         kept = self._store.contributions
         with self._store.transaction():
             contributions = kept.all()
-            theirs = [each for each in contributions if each.device == device]
+            known = self._store.devices.get(device)
+            folder = "" if known is None else known.state_id
+            theirs = [each for each in contributions if each.device == device or (folder and each.state_id == folder)]
             folders = {(each.lineage, each.backbone, each.state_id) for each in theirs}
             lineages = {each.lineage for each in theirs}
             rows = [
@@ -404,3 +408,13 @@ class Learning:
                     kept.begin_optimizer_anew(backbone)
             kept.delete(rows)
         return rows
+
+    def _take_no_more(self, device: str, now_ms: int) -> None:
+        """Take nothing of what a device has by now and did not contribute yet: of its checkpoints, and its folder."""
+        kept = self._store.contributions
+        of_checkpoints = {(each.lineage, each.backbone) for each in self._store.checkpoints.of(device)}
+        known = self._store.devices.get(device)
+        folder = set() if known is None or not known.state_id else {(known.state_id, "")}
+        for lineage, backbone in of_checkpoints | folder:
+            if not kept.is_forgotten(lineage):
+                kept.forget(Forgotten(lineage=lineage, backbone=backbone, device=device, pending=False, at_ms=now_ms))

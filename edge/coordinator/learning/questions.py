@@ -277,10 +277,11 @@ class Questions:
             self._log.move(number, "open", "dropped", "its device was not there for too long")
         self._log.forget(closed_before_ms=now.wall_ms - int(KEPT_S * 1000))
 
-    def forget(self, device: str) -> None:
-        """Delete what is known of a device's samples."""
-        self._log.forget(device)
+    def forget(self, device: str) -> int:
+        """Delete what is known of a device's samples, their sketches too; how many there were."""
+        n_sketches = sum(len(own) for key, (_, own) in self._sketches.items() if key[0] == device)
         self._sketches = {key: value for key, value in self._sketches.items() if key[0] != device}
+        return n_sketches + self._log.forget(device)
 
 
 def _left_s(question: FleetQuestion, now: Now) -> float:

@@ -7,7 +7,7 @@ read from the database, so no crash between the two loses it.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from edge.learning.exchange import HeadRelease
 
 KEY = "receipts.key"
 _LINEAGES = "lineages"
+# Heads that a receipt names of a device that was in none.
+_MOST_NAMED = 20
 
 
 class Receipts:
@@ -45,11 +47,16 @@ class Receipts:
 
     def begin(self, device: str, rows: Sequence[Contribution], now: Now) -> int:
         """Write down what is deleted, inside the transaction that deletes it; the number of the receipt."""
+        known = [each for each in self._store.contributions.forgotten(device) if each.backbone]
         statement = {
             "device": device,
             "copies": sorted({row.device for row in rows} - {device}),
             "forgotten_ms": now.wall_ms,
             "after_release": self._store.releases.highest(),
+            # Of it, those that were forgotten earlier too.
+            _LINEAGES: sorted({each.lineage for each in known}),
+            "backbones": sorted({each.backbone for each in known}),
+            "contributed": bool(rows) or any(each["contributions"] for each in self._stated_of(device)),
             "contributions": [
                 {
                     "lineage": row.lineage,
@@ -65,37 +72,42 @@ class Receipts:
         }
         return self._store.receipts.add(Receipt(device=device, created_ms=now.wall_ms, statement=statement))
 
+    def state(self, number: int, more: Mapping[str, Any]) -> None:
+        """Write down more of what is deleted, inside the same transaction."""
+        self._store.receipts.state(number, {**self.get(number).statement, **more})
+
     def complete(self, now: Now) -> None:
         """Sign those of which all heads that must be made anew are there."""
         pending = self._store.contributions.to_be_unlearned()
         for receipt in self._store.receipts.open():
-            theirs = {each["backbone"] for each in receipt.statement["contributions"]}
-            if theirs & pending:
+            if _of(receipt, "backbone") & pending:
                 continue
             with self._events.survived(receipt.device, "fault", f"signing receipt {receipt.id}", now):
                 self._sign(receipt, now)
 
     def _sign(self, receipt: Receipt, now: Now) -> None:
-        lineages = {each["lineage"] for each in receipt.statement["contributions"]}
-        backbones = {each["backbone"] for each in receipt.statement["contributions"]}
+        lineages, backbones = _of(receipt, "lineage"), _of(receipt, "backbone")
+        contributed = receipt.statement.get("contributed", True)
         heads: list[dict[str, Any]] = []
         before: list[dict[str, Any]] = []
         for release in self._store.releases.all():
-            if release.kind != "head" or release.backbone not in backbones:
+            if release.kind != "head" or (contributed and release.backbone not in backbones):
                 continue
             included = self.included(release)
             if lineages & set(included):
                 before.append({"release": release.counter, "digest": release.digest})
-            elif release.counter > receipt.statement["after_release"]:
+            elif release.counter > receipt.statement["after_release"] or (not contributed and len(heads) < _MOST_NAMED):
                 heads.append({"release": release.counter, "digest": release.digest, _LINEAGES: sorted(included)})
-        changes = [e for e in receipt.statement["contributions"] if e["learner"] == "delta" and e["in_release"]]
+        theirs = [each for stated in self._stated_of(receipt.device) for each in stated["contributions"]]
+        changes = [each for each in theirs if each["learner"] == "delta" and each["in_release"]]
         statement = {
             "what": "edgeloop: forgotten",
             "fleet": self._fleet,
             "number": receipt.id,
             **receipt.statement,
             "completed_ms": now.wall_ms,
-            # Newest first. A mean of changes cannot be undone: later ones only leave the device out.
+            # Newest first; of a device that never contributed the newest ones that there were. A mean of changes
+            # cannot be undone: later ones only leave the device out.
             "heads_without": heads,
             "heads_with": before,
             "is_whole": not changes,
@@ -103,6 +115,10 @@ class Receipts:
         signed = receipts.sign(statement, receipts.FORGOTTEN, self._key())
         self._store.receipts.complete(receipt.id, statement, signed, now.wall_ms)
         self._events.note(receipt.device, "receipt", f"{receipt.id}: signed", now)
+
+    def _stated_of(self, device: str) -> list[Mapping[str, Any]]:
+        """What all receipts of a device state, this one and those of before."""
+        return [each.statement for each in self._store.receipts.all() if each.device == device]
 
     def included(self, release: Release) -> dict[str, int]:
         """By lineage the version that is in a head; of what is no head of a merge, or is gone, nothing."""
@@ -161,3 +177,9 @@ class Receipts:
                 }
             )
         return {"release": release.counter, "kind": release.kind, "parts": parts, "restores": release.restores}
+
+
+def _of(receipt: Receipt, what: str) -> set[str]:
+    """Lineages or backbones of what was forgotten; receipts that were begun before have them by contribution only."""
+    stated = receipt.statement
+    return {each[what] for each in stated["contributions"]} | set(stated.get(f"{what}s", ()))

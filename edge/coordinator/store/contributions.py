@@ -121,15 +121,19 @@ class Contributions:
         with self._database.transaction() as session:
             session.merge(ForgottenRow.of(forgotten))
 
-    def is_forgotten(self, lineage: str) -> bool:
-        """Whether an operator had this lineage forgotten."""
+    def is_forgotten(self, lineage: str, state_id: str = "") -> bool:
+        """Whether an operator had this lineage, or this state folder, forgotten."""
         with self._database.transaction() as session:
-            return session.scalars(select(ForgottenRow).filter_by(lineage=lineage).limit(1)).first() is not None
+            query = select(ForgottenRow).where(ForgottenRow.lineage.in_({lineage, state_id} - {""})).limit(1)
+            return session.scalars(query).first() is not None
 
-    def forgotten(self) -> Sequence[Forgotten]:
-        """All that was forgotten."""
+    def forgotten(self, device: str | None = None) -> Sequence[Forgotten]:
+        """All that was forgotten, or what was of one device."""
+        query = select(ForgottenRow).order_by(ForgottenRow.lineage, ForgottenRow.backbone)
+        if device is not None:
+            query = query.where(ForgottenRow.device == device)
         with self._database.transaction() as session:
-            return [row.to(Forgotten) for row in session.scalars(select(ForgottenRow))]
+            return [row.to(Forgotten) for row in session.scalars(query)]
 
     def to_be_unlearned(self) -> set[str]:
         """Backbones whose newest sum of statistics still has something in that was forgotten."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from sqlalchemy import bindparam, delete, or_, select, update
+from sqlalchemy import bindparam, delete, func, or_, select, update
 
 from edge.coordinator.records import AlikeSample, FleetQuestion, QuestionPicture
 from edge.coordinator.store.database import Database
@@ -112,8 +112,12 @@ class QuestionLog:
         with self._database.transaction() as session:
             return frozenset((device, model, sample) for device, model, sample in session.execute(query))
 
-    def forget(self, device: str = "", closed_before_ms: int = 0) -> None:
-        """Delete what is known of a device, and questions about a sample of it; or those that ended before a moment."""
+    def forget(self, device: str = "", closed_before_ms: int = 0) -> int:
+        """Delete what is known of a device, and questions about a sample of it; or those that ended before a moment.
+
+        Returns:
+            Samples of the device that were known.
+        """
         query = select(QuestionRow.number)
         if device:
             query = query.where(QuestionRow.device == device)
@@ -121,8 +125,9 @@ class QuestionLog:
             query = query.where(QuestionRow.state != "open", QuestionRow.closed_ms < closed_before_ms)
         with self._database.transaction() as session:
             gone = list(session.scalars(query))
-            session.execute(
-                delete(AlikeRow).where(or_(AlikeRow.question.in_(gone), AlikeRow.device == (device or None)))
-            )
+            own = AlikeRow.device == (device or None)
+            n_alike = session.scalar(select(func.count()).select_from(AlikeRow).where(own)) or 0
+            session.execute(delete(AlikeRow).where(or_(AlikeRow.question.in_(gone), own)))
             session.execute(delete(PictureRow).where(PictureRow.question.in_(gone)))
             session.execute(delete(QuestionRow).where(QuestionRow.number.in_(gone)))
+        return len(gone) + n_alike

@@ -30,6 +30,11 @@ class ReceiptLog:
             session.flush()
             return row.id
 
+    def state(self, number: int, statement: Mapping[str, Any]) -> None:
+        """What one that is not signed yet states."""
+        with self._database.transaction() as session:
+            session.execute(update(ReceiptRow).where(ReceiptRow.id == number).values(statement=dict(statement)))
+
     def complete(self, number: int, statement: Mapping[str, Any], signed: bytes, now_ms: int) -> None:
         """It is signed."""
         with self._database.transaction() as session:

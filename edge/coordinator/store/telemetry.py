@@ -133,6 +133,20 @@ class TelemetryLog:
         with self._database.transaction() as session:
             return session.scalar(query) or 0
 
+    def forget(self, device: str) -> int:
+        """Delete what a device measured, and sums of it; how many messages there were.
+
+        The newest message of all stays, empty where it is one of those: see `aged`.
+        """
+        own = TelemetryRow.device == device
+        with self._database.transaction() as session:
+            n = session.scalar(select(func.count()).select_from(TelemetryRow).where(own)) or 0
+            newest = session.scalar(select(func.max(TelemetryRow.id)))
+            session.execute(delete(TelemetryRow).where(own, TelemetryRow.id != newest))
+            session.execute(update(TelemetryRow).where(own).values(values={}))
+            session.execute(delete(BucketRow).where(BucketRow.device == device))
+        return n
+
     def keys(self, device: str) -> list[str]:
         """What a device measured lately."""
         query = select(TelemetryRow).where(TelemetryRow.device == device).order_by(TelemetryRow.id.desc()).limit(20)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from edge.channel.messages import Birth, Telemetry
 from edge.cli import fleet as cli
 from edge.contract.bundle import Bundle
 from edge.contract.clock import Now
@@ -80,5 +82,20 @@ def test_change_that_was_not_merged_leaves_nothing_to_undo(
 
 def test_unknown_device_is_refused(core: CoordinatorCore) -> None:
     del core
-    with pytest.raises(RolloutError, match="nothing that no/body learned is here"):
+    with pytest.raises(RolloutError, match="nothing that no/body learned is here, and no such device is known"):
         ask("forget", "no/body")
+
+
+def test_who_never_contributed_is_forgotten_and_that_it_is_in_no_head_is_said(core: CoordinatorCore) -> None:
+    birth = Birth(
+        agent_version="", boot=1, session=1, ts_ms=0, profile="", hardware={}, bundle="", backbone="b" * 64, head="",
+        release=0, n_labels=2, limits={}, state_id="f" * 16,
+    )  # fmt: skip
+    core.dialogue.said("camera-1", birth, NOW)
+    core.dialogue.said("camera-1", Telemetry(values={"boot": 1, "seq": 1, "acc": 0.5}), NOW)
+    said = ask("forget", "camera-1", "--reason", "asked to be")
+    assert said.startswith("camera-1: it never contributed, so nothing of it is in any head\ndeleted: 1 messages of")
+    assert "never contributed: nothing of it is in any head" in ask("receipt", "show", "1")
+    assert "deleted, too: 1 messages of telemetry" in ask("receipt", "show", "1")
+    found = json.loads(ask("device", "decommission", "camera-1", "--forget", "--json"))
+    assert found["forgotten"]["receipt"] == 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -11,12 +13,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edge.channel import confusion
+from edge.channel.messages import EXPERTS, Birth, Conn, Telemetry
 from edge.contract import receipts
 from edge.contract.bundle import Bundle
 from edge.contract.clock import Now
 from edge.contract.errors import BundleError, RolloutError
 from edge.coordinator.config import CoordinatorConfig
 from edge.coordinator.core import CoordinatorCore
+from edge.coordinator.learning.learning import Unwanted
+from edge.coordinator.records import FleetQuestion, KeptCheckpoint
 from edge.coordinator.releases.artifacts import ArtifactStore
 from edge.learning.exchange import HeadRelease
 from tests.support.contributions import Make
@@ -139,3 +145,96 @@ def test_what_was_never_merged_is_receipted_at_once_and_a_mean_of_changes_is_sai
     assert [each["release"] for each in done.statement["heads_with"]] == [merged.counter]
     parts = fleet.receipts.lineage(merged)["parts"]
     assert [each["is_forgotten"] for each in parts if each["device"] == "cam-1"] == [True]
+
+
+SECRET = "a-class-that-tells"
+
+
+def test_a_device_that_never_contributed_leaves_nothing_and_the_receipt_says_that_it_is_in_no_head(
+    start: Start, statistics_update: Make, bundle: Bundle, tmp_path: Path
+) -> None:
+    fleet = start("fleet")
+    store, folder = fleet._store, "f" * 16
+    for i in range(2):
+        fleet.learning.take(f"cam-{i}", statistics_update(i).encode(), NOW)
+    (merged,) = fleet.merge_now(NOW)
+    birth = Birth(
+        agent_version="1", boot=1, session=1, ts_ms=0, profile="generic", hardware={}, bundle="", release=0,
+        backbone=bundle.manifest.backbone_digest, head="", n_labels=3, limits={}, state_id=folder,
+    )  # fmt: skip
+    fleet.dialogue.said("quiet", birth, NOW)
+    fleet.dialogue.said("cam-0", replace(birth, state_id="c" * 16), NOW)
+    values = {"boot": 1, "model": "", confusion.KEY: confusion.told({SECRET: {SECRET: 3}}), "acc": 0.5, "samples": 3}
+    values[EXPERTS] = {SECRET: [1.0, 0.5, 3.0]}
+    for seq in range(3):
+        for device in ("cam-0", "quiet"):
+            told = values if device == "quiet" else {**values, confusion.KEY: "", EXPERTS: {}}
+            fleet.dialogue.said(device, Telemetry(values={**told, "seq": seq}), NOW)
+        fleet.registry.keep_telemetry(NOW, at_once=seq < 2)  # the last one is not kept yet
+        store.telemetry.aged(60.0, fleet._config.keep)
+    digest = fleet._artifacts.put(SECRET.encode()).digest
+    store.checkpoints.keep(
+        KeptCheckpoint(
+            device="quiet", model="", digest=digest, backbone=merged.backbone, lineage="5" * 32,
+            learners="statistics", sealed_to=SECRET,
+            samples=3, release=0, made_ms=0, received_ms=0, has_samples=True, size_bytes=len(SECRET),
+        )
+    )  # fmt: skip
+    question = FleetQuestion(
+        backbone=merged.backbone, device="quiet", model="", sample=SECRET, answered_ms=1, said=SECRET, confidence=0.9,
+        devices=1, samples=1, asked_ms=1,
+    )  # fmt: skip
+    store.questions.add(question, [])
+
+    found = fleet.forget("quiet", NOW)
+    assert (found["contributed"], found["telemetry"], found["checkpoints"], found["shared_samples"]) == (False, 3, 1, 1)
+    fleet.tick(Now(NOW.s + 60, NOW.wall_ms))
+    with contextlib.closing(sqlite3.connect(tmp_path / "fleet" / "db.sqlite")) as database:
+        assert [row for row in database.iterdump() if SECRET in row] == []
+    assert not (tmp_path / "fleet" / "artifacts" / digest).exists()
+    assert [(each.device, each.values["seq"]) for each in store.telemetry.after(0, 9) if each.values] == [
+        ("cam-0", 0), ("cam-0", 1), ("cam-0", 2)
+    ]  # fmt: skip
+    assert store.telemetry.metric("quiet", "acc", 0, 3600) == []
+    stated = receipts.verify(
+        fleet.receipts.get(found["receipt"]).signed.encode(), receipts.FORGOTTEN, fleet.receipts.public_key()
+    )
+    assert (stated["contributed"], stated["heads_with"], stated["is_whole"]) == (False, [], True)
+    assert [each["release"] for each in stated["heads_without"]] == [merged.counter]
+    assert stated["deleted"] == {"checkpoints": 1, "telemetry": 3, "shared_samples": 1}
+    (tmp_path / "receipt").write_text(fleet.receipts.get(found["receipt"]).signed)
+    (tmp_path / "key").write_bytes(fleet.receipts.public_key())
+    (tmp_path / "head").write_bytes(fleet.releases.artifact(merged.counter).path.read_bytes())
+    assert check(tmp_path / "receipt", tmp_path / "key", tmp_path / "head")[0] == 0
+    # What it had by then comes by no way later: not from its folder, whatever it is called, nor from a checkpoint.
+    for device, update in (
+        ("quiet", replace(statistics_update(5), state_id=folder)),
+        ("renamed", replace(statistics_update(6), state_id=folder)),
+        ("other", replace(statistics_update(7), lineage="5" * 32)),
+    ):
+        with pytest.raises(Unwanted, match="forgotten"):
+            fleet.learning.take(device, update.encode(), NOW)
+    fleet.learning.take("quiet", replace(statistics_update(5), state_id="e" * 16).encode(), NOW)
+
+
+def test_who_is_forgotten_twice_has_two_receipts_and_both_name_the_heads_that_have_it_in(
+    start: Start, delta_update: Make, tmp_path: Path
+) -> None:
+    fleet = start("fleet")
+    for i in range(3):
+        fleet.learning.take(f"cam-{i}", delta_update(0.1 * i, lineage=f"d{i}").encode(), NOW)
+    had = {each.counter for each in fleet.merge_now(NOW)}
+    fleet.registry.conn("cam-1", Conn(online=True, session=1, boot=1, ts_ms=0), NOW)
+    first = fleet.forget("cam-1", NOW)
+    fleet.merge_now(NOW)
+    again = fleet.forget("cam-1", NOW)
+    assert (again["contributed"], again["samples"], again["merge"]) == (True, 0, "none")
+    (tmp_path / "key").write_bytes(fleet.receipts.public_key())
+    for number in (first["receipt"], again["receipt"]):
+        receipt = fleet.receipts.get(number)
+        assert {each["release"] for each in receipt.statement["heads_with"]} == had
+        assert receipt.statement["is_whole"] is False, "a mean of changes has it in, whenever one asks"
+        (tmp_path / "receipt").write_text(receipt.signed)
+        for counter in had:
+            (tmp_path / "head").write_bytes(fleet.releases.artifact(counter).path.read_bytes())
+            assert check(tmp_path / "receipt", tmp_path / "key", tmp_path / "head")[0] == 0
