@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+import zlib
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -47,35 +48,50 @@ WAYS = ("mixture", "statistics", "sgd")
 EPOCHS = 12
 
 
-def network() -> nn.Module:
-    """Three convolutions and a linear head on 192 features."""
+def network(height: int = 32, width: int = 20) -> nn.Module:
+    """Three convolutions and a linear head: on 192 features of photographs of 32 by 20."""
 
     def block(inputs: int, outputs: int) -> list[nn.Module]:
         return [nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU(), nn.MaxPool2d(2)]
 
-    return nn.Sequential(*block(3, 16), *block(16, 24), *block(24, 24), nn.Flatten(), nn.Linear(24 * 4 * 2, 10))
+    return nn.Sequential(
+        *block(3, 16), *block(16, 24), *block(24, 24), nn.Flatten(), nn.Linear(24 * (height // 8) * (width // 8), 10)
+    )
 
 
 class Cameras:
-    """The photographs, and a bundle for each split."""
+    """The photographs, and a bundle for each split.
 
-    def __init__(self, path: Path, folder: Path, splits: int) -> None:
+    Args:
+        path: Of the npz; its devices may have any numbers, and are counted from 0 here.
+        folder: Keeps bundles, each named after the photographs too.
+        splits: At most so many; each leaves two devices out.
+        n_labels: Each device is to have more samples than these.
+    """
+
+    def __init__(self, path: Path, folder: Path, splits: int, n_labels: int) -> None:
         data = np.load(path)
         self.x = np.ascontiguousarray((data["x"].astype(np.float32) / 255).transpose(0, 3, 1, 2))
-        self.y, self.device = data["y"].astype(np.int64), data["meter"].astype(np.int64)
-        n = int(self.device.max()) + 1
+        self.y = data["y"].astype(np.int64)
+        numbers, self.device, counts = np.unique(data["meter"], return_inverse=True, return_counts=True)
+        n = len(numbers)
+        if n < 3 or counts.min() <= n_labels:
+            few = f"{n}, the least with {counts.min()}"
+            sys.exit(f"{path}: expected three devices at least, each with more than {n_labels} samples; it has {few}")
+        self.name = f"{zlib.crc32(data['x'].tobytes() + self.device.tobytes() + data['y'].tobytes()):08x}"
         self.pairs = [(k, k + n // 2) for k in range(n // 2)][:splits]
         self.settings = [self._setting(folder, k, pair) for k, pair in enumerate(self.pairs)]
 
     def _setting(self, folder: Path, k: int, pair: tuple[int, int]) -> Setting:
-        path = folder / f"split{k}.edge"
+        path = folder / f"split{k}-{self.name}.edge"
         if not path.exists():
             import torch
 
             torch.manual_seed(k)
             keep = ~np.isin(self.device, pair)
             print(f"- training without devices {pair[0]} and {pair[1]}", flush=True)
-            continual.converted(folder, path.stem, network(), self.x[keep], self.y[keep], epochs=EPOCHS, decay=1e-4)
+            net = network(*self.x.shape[2:])
+            continual.converted(folder, path.stem, net, self.x[keep], self.y[keep], epochs=EPOCHS, decay=1e-4)
         return Setting(path)
 
     def of(self, split: int, device: int) -> tuple[Array, Array]:
@@ -311,7 +327,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         cache = options.cache or Path(folder)
         cache.mkdir(parents=True, exist_ok=True)
-        cameras = Cameras(options.data, cache, options.splits)
+        cameras = Cameras(options.data, cache, options.splits, options.labels)
         table = alone(cameras, options.labels)
         print_alone(table)
         worlds(cameras, options.labels)

@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        cameras = Cameras(options.data, options.cache or Path(folder), options.splits)
+        cameras = Cameras(options.data, options.cache or Path(folder), options.splits, options.labels)
         found: dict[str, list[tuple[float, float, int]]] = {way: [] for way in WAYS}
         for split, pair in enumerate(cameras.pairs):
             setting = cameras.settings[split]

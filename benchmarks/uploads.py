@@ -226,7 +226,7 @@ def of_statistics(options: argparse.Namespace, cache: Path) -> None:
 
 def of_cameras(path: Path, cache: Path) -> None:
     """Uploads of four cameras in each split; accuracy of the merged head on each of them."""
-    cameras = Cameras(path, cache, 5)
+    cameras = Cameras(path, cache, 5, 230)
     found, sizes, refused = defaultdict(list), defaultdict(list), defaultdict(int)
     for split, pair in enumerate(cameras.pairs):
         inside = [d for d in range(int(cameras.device.max()) + 1) if d not in pair][1:3]
