@@ -18,18 +18,12 @@ from edge.agent.model import releases
 from edge.agent.model.model_core import ModelCore
 from edge.agent.slots.slots import DeviceRecord
 from edge.channel import parcel, topics
-from edge.channel.codec import decode
 from edge.channel.messages import Desired, Meta, Order, Restore, State
-from edge.channel.vetting import Vetting
 from edge.contract.clock import Now
 from edge.contract.digest import sha256
-from edge.contract.errors import EdgeError, LearningError
+from edge.contract.errors import LearningError
 from edge.learning.checkpoint import KIND as CHECKPOINT
 from edge.learning.exchange import UPDATE_KIND
-
-# Documents that a proof may ask for: roots of years, and one of each other role.
-_MAX_DOCUMENTS = 64
-
 
 OUT, IN = "carry-out", "carry-in"
 
@@ -41,8 +35,7 @@ class Carrying:
         config: Of the agent.
         identity: Gives the identity of its state folder.
         models: Its models.
-        vetting: Proves releases, or None.
-        offer: Takes what is for a model, as from the line.
+        offer: Takes what is for a model, as from the line, and all documents that may prove it.
         seal_key: That checkpoints for this device may be sealed to.
         admission: Whether it belongs to the fleet.
     """
@@ -52,15 +45,13 @@ class Carrying:
         config: AgentConfig,
         identity: Callable[[], DeviceRecord],
         models: Mapping[str, ModelCore],
-        vetting: Vetting | None,
-        offer: Callable[[str, Desired | Order, str, Now], None],
+        offer: Callable[[str, Desired | Order, str, Now, Mapping[str, Meta]], None],
         seal_key: str,
         admission: Admission,
     ) -> None:
         self._config = config
         self._identity = identity
         self._models = models
-        self._vetting = vetting
         self._offer = offer
         self._seal_key, self._admission = seal_key, admission
 
@@ -141,9 +132,7 @@ class Carrying:
             if message.size_bytes > self._config.profile.inference.max_bundle_mb << 20:
                 raise LearningError(f"{called} has {message.size_bytes} bytes, more than this device takes")
             self._models[name].host.slots.keep_artifact(message.digest, found.artifact(message.digest))
-            self._offer(name, message, topics.DN_DESIRED, now)
-            if self._vetting is not None:
-                _prove(self._vetting, found, now)
+            self._offer(name, message, topics.DN_DESIRED, now, found.documents())
             told.append(f"{called} for {name}")
         return told
 
@@ -155,19 +144,3 @@ def _standing(model: ModelCore, record: DeviceRecord, now: Now) -> State | None:
     if not isinstance(state, State):
         return None
     return replace(state, ts_ms=now.wall_ms, seq=state.seq + (record.boot << 32), state_id=record.state_id)
-
-
-def _prove(vetting: Vetting, found: parcel.Parcel, now: Now) -> None:
-    """Answer what a proof asks for out of the parcel; what became of it is in `Vetting.verdicts`."""
-    for _ in range(_MAX_DOCUMENTS):
-        requests = vetting.poll(now.s)
-        if not requests:
-            return
-        for request in requests:
-            data = found.meta(request.name)
-            try:
-                document = None if data is None else decode(topics.DN_META, data)
-            except EdgeError:
-                document = None
-            none = Meta(name=request.name, size_bytes=0, data="")
-            vetting.take(document if isinstance(document, Meta) else none)

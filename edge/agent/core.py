@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -57,7 +57,7 @@ from edge.channel.transport import (
     TransportEvent,
     packet_bytes,
 )
-from edge.channel.vetting import UNSIGNED, Believed, Trust, Vetting
+from edge.channel.vetting import UNSIGNED, Believed, NotJudged, Trust, Vetting, called
 from edge.contract.clock import Now
 from edge.contract.errors import ChannelError, LearningError
 
@@ -125,7 +125,6 @@ class AgentCore:
             config,
             lambda: models.record,
             self.models,
-            self._vetting,
             self._offered,
             self._seal_key,
             self._admission,
@@ -276,6 +275,8 @@ class AgentCore:
     def close(self, now: Now) -> None:
         """Keep what is counted and what waits."""
         self._reports.close(now.s)
+        if self._vetting is not None:
+            self._vetting.rest()
         if self._use is not None:
             self._use.close()
 
@@ -325,14 +326,16 @@ class AgentCore:
         elif isinstance(message, Conn):
             self.tell(self._line.heard(topic, message, self._own_conn, now.s))
 
-    def _offered(self, model: str, desired: Desired | Order, leaf: str, now: Now) -> None:
+    def _offered(
+        self, model: str, desired: Desired | Order, leaf: str, now: Now, at_hand: Mapping[str, Meta] | None = None
+    ) -> None:
         """For a model, a release or what was learned elsewhere: it is proved first where this device wants proof.
 
         An older release changes nothing.
         """
         known = self.models[model].host.slots.record.release
         if self._vetting is not None and (isinstance(desired, Order) or desired.release >= known):
-            self._vetting.offer(model, desired)
+            self._vetting.offer(model, desired, at_hand)
             return
         with self._guarded(model):
             self.models[model].receive(desired, leaf, now)
@@ -340,7 +343,7 @@ class AgentCore:
     def _vet(self, now: Now, *, may_send: bool) -> None:
         """Go on with what has to be proved, and act on what was decided."""
         assert self._vetting is not None
-        for request in self._vetting.poll(now.s) if may_send else ():
+        for request in self._vetting.poll(now.s, may_ask=may_send):
             self._send(topics.UP_REQ, request, qos=1, expiry_s=60)
         for verdict in self._vetting.verdicts:
             model = self.models[verdict.model]
@@ -348,6 +351,9 @@ class AgentCore:
                 desired = verdict.desired
                 if isinstance(verdict, Believed):
                     model.receive(desired, topics.DN_DESIRED, now)
+                    continue
+                if isinstance(verdict, NotJudged):
+                    self.tell([("release-not-judged", f"{called(desired)}: {verdict.detail}; it is tried again")])
                     continue
                 why = f"{verdict.kind}: {verdict.detail}"
                 if isinstance(desired, Order):
@@ -372,7 +378,7 @@ class AgentCore:
         may_send = self._connected and not self._why_waiting
         deadlines = [model.next_deadline_s(may_send=may_send) for model in self.models.values()]
         reports = self._connected or self._reports.keeps
-        if self._vetting is not None and may_send:
+        if self._vetting is not None:
             deadlines.append(self._vetting.next_deadline_s)
         if self._connected:
             deadlines.append(self._next_birth_s)

@@ -36,8 +36,9 @@ from edge.agent.models import Models
 from edge.agent.slots.states import SlotState
 from edge.agent.wire import MAX_LINE_BYTES, decode_request, encode_line
 from edge.channel import topics
+from edge.channel.apart import Apart
 from edge.channel.transport import Connected, Disconnected, Publish, Transport, TransportEvent, publish_all
-from edge.channel.vetting import Trust
+from edge.channel.vetting import NotJudgedError
 from edge.contract.clock import Now
 from edge.contract.errors import ConfigError, EdgeError
 
@@ -93,8 +94,8 @@ def now() -> Now:
     return Now(time.monotonic(), time.time_ns() // 1_000_000)
 
 
-def trust_of(root: Path | None, folder: Path, fleet: str, device: str) -> Trust | None:
-    """What proves releases, where this device was given a root.
+def trust_of(root: Path | None, folder: Path, fleet: str, device: str) -> Apart | None:
+    """What proves releases, where this device was given a root; whether that is one, `is_root` says.
 
     Args:
         root: The root document, of ``--trust``.
@@ -103,18 +104,25 @@ def trust_of(root: Path | None, folder: Path, fleet: str, device: str) -> Trust 
         device: Device id.
 
     Raises:
-        ConfigError: It cannot be used, or the packages for it are not installed.
+        ConfigError: The document cannot be read.
     """
-    if root is None:
-        return None
     try:
-        from edge.channel.updates import Trust as Proof
-    except ImportError as exc:
-        raise ConfigError(f"--trust: {exc.name} is not installed: pip install 'edgeloop[signed]'") from exc
-    try:
-        return Proof(folder, root.read_bytes(), fleet=fleet, device=device)
+        return None if root is None else Apart(folder, root.read_bytes(), fleet=fleet, device=device)
     except OSError as exc:
         raise ConfigError(f"--trust {root} cannot be read: {exc.strerror}") from exc
+
+
+def is_root(trust: Apart, root: Path | None, timeout_s: float = 0.0) -> bool:
+    """Whether the document of ``--trust`` was found to be one; see `Apart.check`.
+
+    Raises:
+        ConfigError: It is none, or the packages for it are not installed.
+        NotJudgedError: Nobody can say so.
+    """
+    try:
+        return trust.check(timeout_s)
+    except NotJudgedError as exc:
+        raise NotJudgedError(f"--trust {root}: {exc}") from exc
     except ConfigError as exc:
         raise ConfigError(f"--trust {root}: {exc}") from exc
 
@@ -178,12 +186,8 @@ class AgentService:
         self._supervisor = supervisor or Supervisor()
         self._models = Models(config)
         try:
-            self._core = AgentCore(
-                config,
-                self._models,
-                trust=trust_of(config.trust_root, config.state_dir / "trust", config.fleet, config.device),
-                seals=_seals(config),
-            )
+            self._unchecked = trust_of(config.trust_root, config.state_dir / "trust", config.fleet, config.device)
+            self._core = AgentCore(config, self._models, trust=self._unchecked, seals=_seals(config))
         except BaseException:
             self._models.close()
             raise
@@ -253,6 +257,7 @@ class AgentService:
                 settled_s = math.inf
                 _give_memory_back()
             self._supervisor.alive(time.monotonic())
+            self._check_root()
             wait_s = min(max(self._core.next_deadline_s - time.monotonic(), 0.0), 1.0)
             with contextlib.suppress(queue.Empty):
                 items = [self._awaited(wait_s)]
@@ -267,6 +272,19 @@ class AgentService:
                 # Predictions must go on whatever is wrong with the disk or a release.
                 log.exception("the agent goes on after an error")
                 time.sleep(1.0)
+
+    def _check_root(self) -> None:
+        """Whether the document of ``--trust`` is one: it is looked at while the agent answers already.
+
+        Raises:
+            ConfigError: It is none; nothing that this fleet releases could be taken.
+        """
+        try:
+            if self._unchecked is None or not is_root(self._unchecked, self._config.trust_root):
+                return
+        except NotJudgedError as exc:
+            log.warning("%s; it is looked at when there is a release", exc)
+        self._unchecked = None
 
     def _awaited(self, wait_s: float) -> _Call | TransportEvent:
         """What comes next; while it waits, it is the turn of others."""

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edge.channel import topics
 from edge.channel.codec import decode, encode
-from edge.channel.messages import Message
+from edge.channel.messages import Message, Meta
 from edge.contract import strictjson
 from edge.contract.archive import Archive, write_archive
 from edge.contract.digest import is_digest, sha256
@@ -97,10 +98,16 @@ class Parcel:
         """
         return self._proved(f"{ARTIFACT}/{digest}", digest)
 
-    def meta(self, name: str) -> bytes | None:
-        """A message with a document of metadata; None where there is none of its name."""
-        member = f"{META}/{name}"
-        return self._archive.read(member, _MAX_CONTENTS_BYTES) if member in self._archive.entries else None
+    def documents(self) -> dict[str, Meta]:
+        """Messages with documents of metadata, by name; those that cannot be read are none."""
+        found = {}
+        for member in self._archive.entries:
+            if member.startswith(f"{META}/"):
+                with suppress(ChannelError):
+                    message = decode(topics.DN_META, self._archive.read(member, _MAX_CONTENTS_BYTES))
+                    assert isinstance(message, Meta)
+                    found[message.name] = message
+        return found
 
     def uploads(self) -> list[tuple[str, bytes]]:
         """What would have been uploaded, with its kind, proved.

@@ -28,6 +28,7 @@ from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
 
 from edge.channel.forms import restore, shorten
 from edge.channel.messages import Desired, Meta, Order
+from edge.channel.vetting import DistrustError, called, unsigned
 from edge.contract import strictjson
 from edge.contract.errors import ChannelError, ConfigError
 from edge.contract.files import sync_folder
@@ -36,19 +37,6 @@ BUNDLES, HEADS = "bundles", "heads"
 MAX_META_BYTES = 512 * 1024
 _NAME = re.compile(r"([0-9]{1,12}\.)?(root|timestamp|snapshot|targets|bundles|heads)\.json")
 _BASE = "meta/"
-
-
-class DistrustError(ChannelError):
-    """A release is not to be believed.
-
-    Attributes:
-        kind: Of fault, in one word: ``unsigned``, ``wrong-signer``, ``expired``, ``rollback``, ``mix-and-match``,
-            ``not-listed``, ``too-large`` or ``damaged``.
-    """
-
-    def __init__(self, kind: str, detail: str) -> None:
-        super().__init__(detail)
-        self.kind = kind
 
 
 def is_name(name: str) -> bool:
@@ -130,10 +118,6 @@ def unpacked(message: Meta) -> bytes | None:
     return restore("zstd", data, message.size_bytes)
 
 
-def _called(desired: Desired | Order) -> str:
-    return f"release {desired.release}" if isinstance(desired, Desired) else f"the {desired.word} {desired.number}"
-
-
 class _Files(FetcherInterface):
     """What the coordinator has sent of late; notes what is asked for and is not there."""
 
@@ -156,27 +140,30 @@ class Trust:
     """See the module.
 
     Args:
-        folder: Where metadata are kept that were believed; created.
+        folder: Where metadata are kept that were believed; created when something is looked at.
         root: The root document that the device was given.
         fleet: Fleet id.
         device: Device id.
 
     Raises:
-        ConfigError: It is no root document, or the folder cannot be used.
+        ConfigError: It is no root document.
     """
 
     def __init__(self, folder: Path, root: bytes, *, fleet: str, device: str) -> None:
         self._folder, self._root, self._fleet, self._device = folder, root, fleet, device
         self._fetched = _Files()
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._updater()
+            self._newest_root()
         except (tuf.RepositoryError, ValueError) as exc:
             raise ConfigError(
                 f"expected a signed root document, such as device/root.json of `edge-fleet keys init`: {exc}"
             ) from exc
-        except OSError as exc:
-            raise ConfigError(f"the folder {folder} cannot be used: {exc.strerror}") from exc
+
+    def _prepare(self) -> None:
+        """Make the folder, and clear away what python-tuf had not finished when it was killed."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for path in self._folder.glob("tmp*"):
+            path.unlink(missing_ok=True)
 
     def _updater(self) -> Updater:
         return Updater(
@@ -199,6 +186,8 @@ class Trust:
         known = self._root
         while True:
             root = Metadata[Root].from_bytes(known)
+            if not isinstance(root.signed, Root):
+                raise tuf.RepositoryError(f"it is of the type {root.signed.type!r:.40}")
             root.signed.verify_delegate(Root.type, root.signed_bytes, root.signatures)
             path = self._folder / "root_history" / f"{root.signed.version + 1}.root.json"
             try:
@@ -231,6 +220,9 @@ class Trust:
         self._fetched.files.clear()
         self._fetched.missing = None
 
+    def rest(self) -> None:
+        """Nothing is held that could be let go."""
+
     def look(self, desired: Desired | Order) -> bool:
         """Whether a release is to be believed; False while `missing` has to be fetched for that.
 
@@ -242,8 +234,9 @@ class Trust:
         """
         self._fetched.missing = None
         if not desired.signature:
-            raise DistrustError("unsigned", f"{_called(desired)} has no signature, and this device wants one")
+            raise unsigned(desired)
         try:
+            self._prepare()
             updater = self._updater()
             updater.refresh()
             keys = self._assigners()
@@ -293,11 +286,11 @@ class Trust:
         keyid, _, signature = desired.signature.partition(":")
         key = keys.get(keyid)
         if key is None:
-            raise DistrustError("wrong-signer", f"{_called(desired)} is signed by a key that may not do that")
+            raise DistrustError("wrong-signer", f"{called(desired)} is signed by a key that may not do that")
         try:
             key.verify_signature(Signature(keyid, signature), assigned(self._fleet, self._device, desired))
         except (UnverifiedSignatureError, VerificationError, ValueError) as exc:
-            raise DistrustError("wrong-signer", f"the signature of {_called(desired)} is not of what it says") from exc
+            raise DistrustError("wrong-signer", f"the signature of {called(desired)} is not of what it says") from exc
 
     def _sync(self) -> None:
         """Make safe what was believed: after a power cut no older version must be taken for newer."""

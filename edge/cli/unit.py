@@ -46,6 +46,8 @@ RestartSec=5
 TimeoutStartSec=600
 TimeoutStopSec=30
 WatchdogSec=180
+# What looks at releases may be ended where memory is short; the agent goes on.
+OOMPolicy=continue
 StandardInput=null
 StandardOutput=journal
 StandardError=journal

@@ -48,6 +48,8 @@ SHELL = (
     "edge/agent/http/server.py",
     "edge/channel/mqtt.py",
     "edge/channel/amqp.py",
+    "edge/channel/apart.py",
+    "edge/channel/judge.py",
     "edge/coordinator/door.py",
     "edge/coordinator/machine/broker.py",
     "edge/cli/*",

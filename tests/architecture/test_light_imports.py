@@ -49,6 +49,7 @@ import edge.agent.service
 assert 'lifted' in again.learning.learners
 # MiB each, and a half, for nothing
 spared = 'numpy.ma numpy.random subprocess tempfile backports.zstd compression.zstd ssl urllib.request _hashlib'
+spared += ' tuf cryptography urllib3'
 print('learned', sorted(set(spared.split()) & set(sys.modules)))
 """
 )

@@ -39,7 +39,7 @@ from edge.channel.messages import (
 )
 from edge.channel.transport import Connected, Disconnected, Limited, Publish, Received, TransportEvent
 from edge.channel.upload import Upload
-from edge.channel.vetting import Believed, Trust, Vetting
+from edge.channel.vetting import Believed, NotJudged, Trust, Vetting
 from edge.contract.clock import Now
 from edge.contract.digest import sha256
 from edge.contract.errors import ChannelError
@@ -263,10 +263,10 @@ class Uplink:
     def _vet(self, now: Now) -> None:
         if self._vetting is None:
             return
-        for request in self._vetting.poll(now.s) if self._connected else ():
+        for request in self._vetting.poll(now.s, may_ask=self._connected):
             self._send(topics.UP_REQ, request, qos=1, expiry_s=60)
         for verdict in self._vetting.verdicts:
-            if isinstance(verdict.desired, Desired):
+            if isinstance(verdict.desired, Desired) and not isinstance(verdict, NotJudged):
                 why = "" if isinstance(verdict, Believed) else f"not believed, {verdict.kind}: {verdict.detail}"
                 self._take(verdict.model, verdict.desired, now, why)
         self._vetting.verdicts.clear()

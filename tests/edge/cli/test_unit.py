@@ -33,7 +33,14 @@ def lines(**options: Any) -> list[str]:
 
 def test_what_the_sandbox_hides_is_what_the_agent_does_not_need() -> None:
     usual = lines()
-    assert {"ProtectSystem=strict", "ProtectHome=yes", "PrivateTmp=yes", "Restart=always", "Type=notify"} <= set(usual)
+    assert {
+        "ProtectSystem=strict",
+        "ProtectHome=yes",
+        "PrivateTmp=yes",
+        "Restart=always",
+        "Type=notify",
+        "OOMPolicy=continue",
+    } <= set(usual)
     assert "StateDirectory=edgeloop" in usual
     assert not [line for line in usual if line.startswith("ReadWritePaths")]
     home = lines(state_dir="/home/a b/state", bundles=("east=/home/x/m.edge",))
