@@ -106,7 +106,7 @@ def list_releases(connect: Any, as_json: bool) -> None:
     for row in rows:
         day = time.strftime("%Y-%m-%d", time.localtime(row["created_ms"] / 1000))
         meant = f"{row['model']} {_devices(row)}".strip()
-        title = shown(f"{meant}: {row['name'] or row['reason']}", 200)
+        title = shown(f"{meant}: {_title(row)}", 200)
         say(f"{row['counter']:>5}  {day}  {row['kind']:<6} {short(row['bundle'] or row['digest'])}  {title}")
 
 
@@ -215,21 +215,38 @@ def download(connect: Any, number: int, output: Path | None, force: bool, as_jso
     help="Undo the newest release of this model.  [default: the newest of all]",
 )
 @click.option("--reason", default="", show_default=False, help="Kept with the release.")
-@click.option("--force", is_flag=True, help="Also to what devices judged worse, or what went through no rollout.")
+@click.option("--force", is_flag=True, help="Also to what was judged worse, went through no rollout or was taken back.")
+@click.option("--plan", "only_plan", is_flag=True, help="Only say what it would do.")
 @_JSON
 @click.pass_obj
-def rollback(connect: Any, to: int | None, model: str, reason: str, force: bool, as_json: bool) -> None:
+def rollback(
+    connect: Any, to: int | None, model: str, reason: str, force: bool, only_plan: bool, as_json: bool
+) -> None:
     """Push the bytes of an earlier release again, under a new number, to those that the newest one is for.
 
-    To all of them at once. Without --to it is the release before; going back twice goes back further.
+    To all of them at once, and who they are is said first. Without --to it is the release before; going back twice goes
+    back further. After a revert they are all that ran what was there before that rollout.
 
     \b
+    edge-fleet rollback --plan
     edge-fleet rollback
     edge-fleet rollback --to 2 --reason "doors are not seen any more"
     edge-fleet rollback --model voice
     """
     coordinator = connect()
-    body = {"to": to or 0, "model": model, "reason": reason, "force": force}
+    asked = {"to": to or 0, "model": model}
+    if only_plan or not as_json:
+        found = coordinator.call("GET", "/api/v1/rollback", params=asked)
+        if as_json:
+            click.echo(json.dumps(found, indent=1))
+        else:
+            undone, wanted = (
+                f"release {each['counter']} ({_title(each)})" for each in (found["undone"], found["wanted"])
+            )
+            say(f"back from {undone} to {wanted}, at once, {_reached(found['devices'])}")
+        if only_plan:
+            return
+    body = asked | {"reason": reason, "force": force}
     row = coordinator.call("POST", "/api/v1/rollback", json=body)
     if as_json:
         click.echo(json.dumps(row, indent=1))
@@ -259,6 +276,20 @@ def _devices(row: dict[str, Any]) -> str:
     if not row["devices"]:
         return "by rollouts"
     return "to all devices" if row["devices"] == ["*"] else f"to {', '.join(row['devices'])}"
+
+
+def _reached(devices: list[str]) -> str:
+    """Whom a rollback reaches, and how many where they are named."""
+    if devices == ["*"]:
+        return "on all devices, also those to come"
+    is_counted = len(devices) > 1 and not any(each.startswith("tag.") for each in devices)
+    count = f"{len(devices)} devices: " if is_counted else ""
+    return shown(f"on {count}{', '.join(devices)}", 200)
+
+
+def _title(row: dict[str, Any]) -> str:
+    """What people call a release."""
+    return shown(row["name"] or row["reason"], 100)
 
 
 def _value(name: str, value: Any) -> str:

@@ -377,6 +377,15 @@ class PausedAnswer:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class BackAnswer:
+    """What a rollback would do: the release that it undoes, the one whose bytes come again, and for whom."""
+
+    undone: NamedRelease
+    wanted: NamedRelease
+    devices: list[str]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class PushAnswer:
     """A release and the rollout that brings it."""
 

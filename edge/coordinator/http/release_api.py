@@ -19,6 +19,7 @@ from edge.coordinator.core import CoordinatorCore
 from edge.coordinator.http.access_api import Before, Body, Limit, RowNumber, page, says, says_file
 from edge.coordinator.http.answers import (
     ArtifactAnswer,
+    BackAnswer,
     DifferenceAnswer,
     LineageAnswer,
     NamedRelease,
@@ -160,6 +161,15 @@ def add_release_routes(api: FastAPI, store: Store, submit: Submit) -> None:
     def wanted(device: str) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = submit(lambda core, _: core.releases.standing(device))
         return found
+
+    @api.get("/api/v1/rollback", responses=says(BackAnswer))
+    def back(
+        to: Annotated[int, Query(ge=0, lt=2**63)] = 0, model: Annotated[str, Query(max_length=MAX_NAME_CHARS)] = ""
+    ) -> dict[str, Any]:
+        """What a rollback would do."""
+        found = submit(lambda core, _: core.releases.back(to=to, model=model))
+        undone, wanted = named(store, [found.undone, found.wanted])
+        return {"undone": undone, "wanted": wanted, "devices": list(found.devices)}
 
     @api.post("/api/v1/rollback", responses=says(NamedRelease))
     def rollback(body: RollbackRequest) -> dict[str, Any]:

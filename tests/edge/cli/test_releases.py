@@ -202,8 +202,12 @@ def test_one_command_goes_back_to_older_bytes_under_a_new_number(
         ask("push", str(head(f"{i}.safetensors", float(i))), "--device", "gate", "--name", f"n{i}", "--all-at-once")
     digests = [each.digest for each in core._store.releases.all()[::-1]]
 
+    asked = json.loads(ask("rollback", "--plan", "--json"))
+    assert (asked["undone"]["counter"], asked["wanted"]["counter"], asked["devices"]) == (3, 2, ["gate"])
+    plan = ask("rollback", "--plan")
+    assert plan == "back from release 3 (n2) to release 2 (n1), at once, on gate\n"
     said = ask("rollback")
-    assert said == f"release 4: head {short(digests[1])} to gate, the head of release 2 again\n"
+    assert said == f"{plan}release 4: head {short(digests[1])} to gate, the head of release 2 again\n"
     made = json.loads(ask("rollback", "--json"))
     assert (made["counter"], made["digest"], made["restores"], made["name"]) == (5, digests[0], 1, "n0"), "further back"
     assert "before release 1" in str(refused("rollback"))

@@ -167,6 +167,35 @@ def test_a_device_that_kept_what_fell_is_told_to_have_the_very_head_of_a_rollbac
     assert len(canaries) == 2
 
 
+def test_a_rollback_after_a_revert_means_all_that_ran_what_was_there_before_it(make: Make) -> None:
+    """A revert makes a release for each group; the newest of them is no more than that."""
+    fleet = make()
+    zeroth, first = head(fleet, "zeroth"), head(fleet, "first")
+    completes(fleet, zeroth)
+    completes(fleet, first)
+    FALLS["aborted"](fleet, head(fleet, "held"))  # two run it, so that the revert of the next makes two groups
+    number = completes(fleet, head(fleet, "third"))
+    out = fleet.core.rollouts
+    out.exclude(number, "d003", "ann", "odd", fleet.now)
+    fleet.pass_time(60, 10)
+    assert fleet.core.releases.back().undone.counter == 4, "not what brought a single one back"
+    ordered(fleet, number, RolloutEvent.REVERT)
+    assert fleet.store is not None
+    groups = [each.devices for each in fleet.store.releases.all() if each.undoes]
+    assert sorted(name for names in groups for name in names) == sorted(fleet.devices)
+    assert len(groups) > 1
+    back = fleet.core.releases.back()
+    assert (back.wanted.counter, sorted(back.devices)) == (1, sorted(fleet.devices))
+    for to in (0, 1):
+        assert fleet.core.releases.back(to=to) == back
+    with pytest.raises(RolloutError, match="has the bytes of 2 already"):
+        fleet.core.releases.back(to=2)
+    fleet.core.rollback(fleet.now)
+    assert digests(fleet) == {zeroth[0]}
+    with pytest.raises(RolloutError, match="before release 1 nothing"):
+        fleet.core.rollback(fleet.now)
+
+
 def test_who_goes_back_twice_does_not_answer_with_what_was_undone_first(make: Make) -> None:
     fleet = make()
     for name in ("first", "second", "third"):
