@@ -249,7 +249,8 @@ def devices(connect: Any, query: str, is_all: bool, as_json: bool) -> None:
         heard = age(row["last_seen_ms"])
         for model in row["models"] or [row]:
             digests = (model["bundle"][:8], model["head"][:8])
-            runs = (shown(model["model"]), *digests, model["release"], shown(model["state"]), model["samples"])
+            release = f"{model['release']}{'*' if model.get('stopped_rollout') else ''}"
+            runs = (shown(model["model"]), *digests, release, shown(model["state"]), model["samples"])
             cells = (shown(str(each)) for each in (*known, *runs, heard))
             table.add_row(*(Text(each, no_wrap=True, overflow="ellipsis") for each in cells))
             known, heard = ("", ""), ""
@@ -261,6 +262,14 @@ def devices(connect: Any, query: str, is_all: bool, as_json: bool) -> None:
             if model["state_detail"] and (model["state"] != "active" or "not judged" in model["state_detail"]):
                 text = f"{named(row, model)}: {shown(model['state'])}, {shown(model['state_detail'], 500)}"
                 console.print(Text(text), soft_wrap=True)
+    left: dict[int, list[str]] = {}
+    for row in rows:
+        for model in row["models"]:
+            if number := model["stopped_rollout"]:
+                left.setdefault(number, []).append(named(row, model))
+    for number, names in sorted(left.items()):
+        text = f"* what rollout {number} brought, which was stopped before it was through, runs on {', '.join(names)}"
+        console.print(Text(f"{text}; `edge-fleet rollout status {number}`"), soft_wrap=True)
 
 
 device_group.add_command(devices, "list")

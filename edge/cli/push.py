@@ -78,9 +78,7 @@ def push(
             say("unsigned: this fleet has no keys, so devices believe whoever may publish to them; edge-fleet keys -h")
         if rollout is not None:
             say(f"with the default plan, {rollouts.line_of(rollout)}")
-        for row in coordinator.call("GET", "/api/v1/rollouts", params={"limit": 100}):
-            if row["reason"] == f"release {release['counter']} takes its place":
-                say(f"it ends rollout {row['id']}, of release {row['release']} to {row['devices']} devices")
+        rollouts.say_ended(coordinator, release["counter"])
         _say_outside(coordinator, set(names))
         say_if_paused(coordinator)
     try:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import click
 
-from edge.cli.devices import age
+from edge.cli.devices import age, named
 from edge.cli.terminal import shown
 from edge.contract.errors import ConfigError, HeldError, RolloutError, WaitError
 
@@ -141,6 +141,7 @@ def start(connect: Any, plan: Path, supersede: bool, wait: float, as_json: bool)
     found = coordinator.call("POST", "/api/v1/rollouts", json=body)
     if not as_json:
         click.echo(line_of(found))
+        say_ended(coordinator, found["release"])
         _say_judged(coordinator.call("POST", "/api/v1/plan", json={"plan": body["plan"]}))
     try:
         if wait:
@@ -255,6 +256,29 @@ def _order(name: str, text: str, needs_reason: bool = False) -> None:
         click.echo(json.dumps(found) if as_json else line_of(found))
         if name == "resume" and not as_json:
             _say_failures(coordinator.call("GET", f"/api/v1/rollouts/{number}"))
+        if name == "abort" and not as_json:
+            say_left(coordinator, found, "they stay on it; `edge-fleet rollout revert {id}` takes them back")
+
+
+def say_left(coordinator: Calls, found: dict[str, Any], what: str) -> None:
+    """Which devices run the release of a rollout that was stopped before it was through, and what becomes of them."""
+    rows = coordinator.call("GET", "/api/v1/devices")
+    names = [named(row, each) for row in rows for each in row["models"] if each["stopped_rollout"] == found["id"]]
+    if names:
+        said = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+        run = "1 device runs" if len(names) == 1 else f"{len(names)} devices run"
+        click.echo(f"{run} its release {found['release']} ({said}): {what.format(**found)}")
+
+
+def say_ended(coordinator: Calls, release: int) -> None:
+    """Which rollouts ended because a release took their place, and who runs theirs until it comes."""
+    for row in coordinator.call("GET", "/api/v1/rollouts", params={"limit": 100}):
+        if row["reason"] == f"release {release} takes its place":
+            click.echo(f"it ends rollout {row['id']}, of release {row['release']} to {row['devices']} devices")
+            until = f"they do until release {release} comes to them"
+            say_left(
+                coordinator, row, f"{until}; where it does not, `edge-fleet rollout revert {{id}}` takes them back"
+            )
 
 
 def _say_failures(found: dict[str, Any]) -> None:

@@ -26,7 +26,7 @@ from edge.coordinator.releases.going_back import brought_by_rollouts, is_alike, 
 from edge.coordinator.releases.way_back import WayBack
 from edge.coordinator.rollout import advance as steps
 from edge.coordinator.rollout.plan import Plan
-from edge.coordinator.rollout.states import RUNS, UNDER_WAY, RolloutEvent, RolloutState, TargetEvent, TargetState
+from edge.coordinator.rollout.states import ENDED, RUNS, UNDER_WAY, RolloutEvent, RolloutState, TargetEvent, TargetState
 from edge.coordinator.rollout.step import Key, Moved, Rollout, Step, Target
 from edge.coordinator.rollout.waves import sizes, wave_of
 from edge.coordinator.rollout.words import Report, is_on_its_way, reported, reverted
@@ -241,7 +241,7 @@ class Rollouts:
         """
         with self._store.transaction():
             rollout, targets = self._get(number, version), self._store.rollouts.targets(number)
-            moved_on = self._moved_on(rollout) if event is RolloutEvent.REVERT else frozenset[Key]()
+            moved_on = self._moved_on(rollout, targets) if event is RolloutEvent.REVERT else frozenset[Key]()
             step = steps.order(rollout, targets, event, self.clock.s(now), who=who, why=why, moved_on=moved_on)
             if event in _GIVES_AGAIN and (brought := self._store.releases.get(rollout.plan.release)) is not None:
                 check_release(self._store, self._artifacts, brought)
@@ -265,13 +265,27 @@ class Rollouts:
         self._hurry()
         return step.rollout
 
-    def _moved_on(self, rollout: Rollout) -> frozenset[Key]:
-        """Models of devices that run what a newer rollout of the same kind brought."""
-        return frozenset(
+    def _moved_on(self, rollout: Rollout, targets: Sequence[Target]) -> frozenset[Key]:
+        """Models of devices that run what a newer rollout of the same kind brought.
+
+        Raises:
+            RolloutError: One that took the place of this one is under way, and would bring those its release that are
+                to go back.
+        """
+        found = frozenset(
             target.key
             for other, target in self._store.rollouts.of_devices()
             if other.kind == rollout.kind and other.plan.release > rollout.plan.release and target.state in RUNS
         )
+        left = {target.key for target in targets if target.state in RUNS} - found
+        for other in self._store.rollouts.open() if rollout.state in ENDED else ():
+            theirs = {target.key for target in self._store.rollouts.targets(other.id)}
+            if other.kind == rollout.kind and other.state in UNDER_WAY and left & theirs:
+                raise RolloutError(
+                    f"rollout {other.id} ({other.state}) brings release {other.plan.release} to the same devices: wait "
+                    f"for it, or end it first with `edge-fleet rollout abort {other.id}` or revert"
+                )
+        return found
 
     def widen(self, number: int, count: int, who: str, why: str, now: Now, *, version: int | None = None) -> Rollout:
         """Open so many more devices with the wave that is open; raises as `order`."""

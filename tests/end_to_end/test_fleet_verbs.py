@@ -271,6 +271,8 @@ def test_every_verb_of_edge_fleet(
                    for each in receipt["statement"]["heads_without"]]  # fmt: skip
         assert all("two" not in each for each in devices)
 
+        assert all(row["n"] >= 0 for asked in ((), ("one",)) for row in ask.json("confusion", *asked))
+
         # Who belongs to the fleet.
         assert ask.json("device", "quarantine", "two", "--reason", "odd")["admission"] == "quarantined"
         assert [row["id"] for row in ask.json("devices", "--where", 'tag.site = "south"')] == ["two"]

@@ -120,9 +120,14 @@ class Definitions:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelAnswer(Model):
-    """A model of a device; `artifact` is the digest of its bundle's file, "" where that is not here."""
+    """A model of a device.
+
+    `artifact` is the digest of its bundle's file, "" where that is not here; `stopped_rollout` is the one that brought
+    what it runs and was stopped before it went through, 0 for none.
+    """
 
     artifact: str
+    stopped_rollout: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -150,6 +155,7 @@ class DeviceAnswer(Device):
     experts: dict[str, list[float]]
     device: str = ""
     artifact: str = ""
+    stopped_rollout: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -26,6 +26,7 @@ from edge.coordinator.http.release_api import Submit
 from edge.coordinator.line import NOT_KNOWN, ONLINE, LineState
 from edge.coordinator.machine import broker_config
 from edge.coordinator.records import Model, as_dict
+from edge.coordinator.releases.leftover import leftovers
 from edge.coordinator.selection import chosen
 from edge.coordinator.store.store import Store
 
@@ -100,9 +101,12 @@ def add_device_routes(
         for model in store.devices.models():
             models.setdefault(model.device, []).append(as_dict(model))
         files = {each.identity: each.digest for each in store.releases.bundles() if each.identity}
+        left = leftovers(store)
         for own in models.values():
             for each in own:  # by the name that the artifact has in releases, too
                 each["artifact"] = files.get(each["bundle"], "")
+                stopped = left.get((each["device"], each["model"]))
+                each["stopped_rollout"] = 0 if stopped is None else stopped.id
         is_now = line()
         # What a device has one of stood beside the device before there were models: it is that of the first.
         return [

@@ -15,6 +15,7 @@ from edge.coordinator.pages.charts import Chart, Frame, Point, Series, chart
 from edge.coordinator.pages.learning_view import by_share
 from edge.coordinator.pages.texts import text
 from edge.coordinator.records import LoggedEvent, Model, TelemetryEntry
+from edge.coordinator.releases.leftover import leftovers
 from edge.coordinator.rollout.states import UNSETTLED
 from edge.coordinator.store.store import Store
 from edge.coordinator.summaries import HOUR_S, MINUTE_S
@@ -69,7 +70,7 @@ def device(
         messages = store.telemetry.newest_of(name, state_id, _MESSAGES_OF_A_MODEL * max(1, len(known.models)))
         points = _summed(store, name, since_ms, step_s) if step_s else _points(messages)
         events = sorted(store.events.newest(200, device=name), key=lambda each: (each.at_ms, each.id), reverse=True)
-        targets = store.rollouts.of_devices(name)
+        targets, left = store.rollouts.of_devices(name), leftovers(store)
         contributions = [each for each in store.contributions.all() if each.device == name]
         left_out = {each.lineage: each.reason for each in store.contributions.refused() if each.device == name}
         releases = {each.counter: each for each in store.releases.all()}
@@ -84,6 +85,7 @@ def device(
             "model": model,
             "bundle": bundles.get(model.bundle),
             "release": releases.get(model.release),
+            "left": None if (rollout := left.get((name, model.model))) is None else rollout.id,
             "wanted": wanted.get(model.model),
             "rollouts": [(r, t) for r, t in targets if t.model in ("", model.model)][-3:][::-1],
             "charts": _charts(_OF_A_MODEL, points, model.model, frame, _marks(events, model.model)),

@@ -15,7 +15,9 @@ from edge.coordinator.pages.charts import shares
 from edge.coordinator.pages.learning_view import is_merge
 from edge.coordinator.pages.texts import text
 from edge.coordinator.records import APPROVED, DECOMMISSIONED, Device, LoggedEvent, Model
-from edge.coordinator.rollout.states import RolloutState
+from edge.coordinator.releases.leftover import leftovers
+from edge.coordinator.rollout.states import ENDED, RolloutState
+from edge.coordinator.rollout.step import Key, Rollout
 from edge.coordinator.store.store import Store
 from edge.coordinator.turns import PAUSED, in_need
 
@@ -62,7 +64,8 @@ def fleet(store: Store, query: FleetQuery, line: LineState, now: Now) -> dict[st
         releases = {each.counter: each for each in store.releases.all()}
         names = {each.identity: each.name for each in store.releases.bundles() if each.identity}
         troubled = _troubled(store, models)
-        wishes = _wishes(store, devices, troubled, models, line, now)
+        left = leftovers(store)
+        wishes = _wishes(store, devices, troubled, models, line, now) + _left_on(left)
     is_now = {device.id: line.condition(device, now.wall_ms) for device in everyone}
     counts = Counter(is_now[each] for each in here)
     keys = sorted({key for of_device in tags.values() for key in of_device})
@@ -93,11 +96,29 @@ def fleet(store: Store, query: FleetQuery, line: LineState, now: Now) -> dict[st
         "by": query.by,
         "tag_keys": keys,
         "rows": rows,
+        "left": {key: rollout.id for key, rollout in left.items()},
         "found": len(chosen),
         "page": page,
         "pages": pages,
         "query": query,
     }
+
+
+def _left_on(left: Mapping[Key, Rollout]) -> list[Wish]:
+    """Of each rollout that has ended before it was through, which devices run its release all the same."""
+    by_rollout: dict[int, set[str]] = {}
+    ended = {rollout.id: rollout for rollout in left.values() if rollout.state in ENDED}
+    for (device, _), rollout in left.items():
+        by_rollout.setdefault(rollout.id, set()).add(device)
+    return [
+        Wish(
+            "left-on",
+            text("left-on", rollout=number, release=rollout.plan.release),
+            _named(sorted(by_rollout[number])),
+            f"/rollouts/{number}",
+        )
+        for number, rollout in sorted(ended.items())
+    ]
 
 
 def _troubled(store: Store, models: Mapping[str, Sequence[Model]]) -> list[Model]:

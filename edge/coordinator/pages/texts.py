@@ -475,6 +475,9 @@ _TEXTS: dict[str, str | tuple[str, str]] = {
     "wish.admissions-pending": "{subject} devices wait for somebody to approve them",
     "wish.admissions-quarantined": "{subject} devices are in quarantine until somebody approves them",
     "wish.alert": "{subject}",
+    "wish.left-on": "{subject}",
+    "left-on": "Rollout {rollout} was stopped, and devices still run its release {release}",
+    "left.mark": "never went through: rollout",
     # Releases
     "releases.title": "Releases",
     "releases.none": "None yet. `edge-fleet push FILE` makes one, and so does a merge.",

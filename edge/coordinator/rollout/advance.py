@@ -187,10 +187,10 @@ def order(
     if event is E.REVERT and after(state, event) == S.REVERTING:
         running = [target for target in work.targets.values() if target.state in RUNS]
         passed = [target for target in running if target.key in moved_on]
-        if passed and len(passed) == len(running):
+        if len(passed) == len(running) and (passed or state in ENDED):
             raise RolloutError(
-                f"no device runs release {rollout.plan.release} of rollout {rollout.id} any more: newer rollouts have "
-                f"brought them others (`edge-fleet rollout list`)"
+                f"no device runs release {rollout.plan.release} of rollout {rollout.id} any more: there is "
+                f"nothing to bring back (`edge-fleet rollout status {rollout.id}`)"
             )
         for target in passed:
             work.move(target, V.LEAVE, "it runs what a newer rollout brought", who)

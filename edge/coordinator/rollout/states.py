@@ -108,7 +108,7 @@ completed  .     .       .        .    stopped .         paused .      completed
 reverting  -     .       reverted .    .       .         -      .      reverting -       .         -          -
 aborted    -     -       .        .    .       .         -      -      -         .       reverting .          -
 reverted   -     .       .        .    .       .         -      -      -         -       .         .          -
-superseded -     .       .        .    .       .         -      -      -         -       -         .          -
+superseded -     .       .        .    .       .         -      -      -         -       reverting .          -
 """
 
 # A device may say anything at any time: what does not fit is old, and changes nothing. Failures and time-outs are

@@ -11,8 +11,8 @@ from sqlalchemy import bindparam, func, select, update
 from edge.channel.messages import Pairs
 from edge.coordinator.records import LoggedLook, Transition
 from edge.coordinator.rollout import plan as plans
-from edge.coordinator.rollout.states import ENDED, FAILURES, RolloutState, TargetState
-from edge.coordinator.rollout.step import Rollout, Step, Target
+from edge.coordinator.rollout.states import ENDED, FAILURES, RUNS, RolloutState, TargetState
+from edge.coordinator.rollout.step import Key, Rollout, Step, Target
 from edge.coordinator.store.database import Database
 from edge.coordinator.store.tables import FleetRow, LookRow, RolloutRow, TargetRow, TransitionRow
 
@@ -84,6 +84,14 @@ class RolloutLog:
         with self._database.transaction() as session:
             session.flush()
             return [(device, model) for device, model in session.execute(query)]
+
+    def running(self, rollouts: Iterable[int]) -> Sequence[tuple[int, Key]]:
+        """Device and model of those that have activated the release of these rollouts, the oldest rollout first."""
+        query = select(TargetRow.rollout, TargetRow.device, TargetRow.model).order_by(TargetRow.rollout)
+        query = query.where(TargetRow.rollout.in_(rollouts), TargetRow.state.in_([str(each) for each in RUNS]))
+        with self._database.transaction() as session:
+            session.flush()
+            return [(number, (device, model)) for number, device, model in session.execute(query)]
 
     def of_devices(self, device: str | None = None) -> Sequence[tuple[Rollout, Target]]:
         """Targets of all devices or of one, with their rollouts, oldest first; not those that only wait."""

@@ -18,6 +18,7 @@ from edge.cli import fleet as cli
 from edge.cli import rollouts
 from edge.contract import manifest as m
 from edge.contract.bundle import Bundle, members_of, write_bundle
+from edge.contract.clock import Now
 from edge.contract.digest import sha256, short
 from edge.contract.errors import BundleError, ConfigError, EdgeError, HeldError, ResourceError, RolloutError
 from edge.coordinator.core import CoordinatorCore
@@ -253,3 +254,26 @@ def test_a_bundle_that_nobody_asked_is_active_and_a_head_that_nobody_judged_wait
         with pytest.raises(HeldError, match="rollout 3 of release 1 runs and is not judged on one: not judged: why"):
             rollouts.wait_for(Answers(), 3, 1.0)
     assert capsys.readouterr().out == "one: active (not judged: why)\n"
+
+
+def test_who_stays_on_what_a_stopped_rollout_brought_is_said(
+    core: CoordinatorCore, digits_bundle: Path, head: Callable[[str, float], Path], moment: Now
+) -> None:
+    backbone = Bundle.open(digits_bundle).manifest.backbone_digest
+    for name in ("gate", "door"):
+        born(core, name, {"digits": backbone})
+    ask("push", str(head("bad.safetensors", 1.0)))
+    core.tick(moment)
+    (canary,) = (each.device for _, each in core._store.rollouts.of_devices())
+    state(core, canary, "digits", "active", 1)
+    said = ask("push", str(head("next.safetensors", 2.0)))
+    assert "it ends rollout 1, of release 1 to 2 devices\n1 device runs its release 1 (" in said
+    assert (
+        f"({canary}): they do until release 2 comes to them; where it does not, `edge-fleet rollout revert 1`" in said
+    )
+    assert "stay on it" not in ask("rollout", "abort", "2"), "nobody runs that"
+    row = next(each for each in json.loads(ask("devices", "--json")) if each["id"] == canary)
+    assert row["models"][0]["stopped_rollout"] == 1
+    assert f"* what rollout 1 brought, which was stopped before it was through, runs on {canary};" in ask("devices")
+    assert "rollout 1: release 1 (head)" in ask("rollout", "revert", "1")
+    assert "runs on" not in ask("devices")

@@ -14,6 +14,7 @@ from edge.contract.bundle import Bundle, write_bundle
 from edge.contract.errors import RolloutError
 from edge.coordinator.records import KeptCheckpoint, Release
 from edge.coordinator.releases.going_back import fates
+from edge.coordinator.releases.leftover import leftovers
 from edge.coordinator.rollout.states import RolloutEvent
 from edge.coordinator.rollout.step import Target
 from edge.learning.exchange import HeadRelease
@@ -273,6 +274,28 @@ def test_a_revert_leaves_those_alone_that_run_what_a_newer_rollout_brought(make:
     with pytest.raises(RolloutError, match="no device runs release 2 of rollout 2 any more"):
         fleet.core.rollouts.order(aborted, RolloutEvent.REVERT, "ann", "", fleet.now)
     assert digests(fleet) == {third[0]}
+
+
+def test_who_runs_what_was_stopped_is_known_and_taken_back_also_after_a_newer_one_was_stopped(make: Make) -> None:
+    fleet = make()
+    first = head(fleet, "first")
+    completes(fleet, first)
+    assert fleet.store is not None
+    older = _canaries(fleet, head(fleet, "bad"))
+    assert leftovers(fleet.store) == {}, "it is under way"
+    runs = {each.key for each in fleet.store.rollouts.targets(older) if each.state == "active"}
+    fleet.core.rollouts.order(older, RolloutEvent.PAUSE, "ann", "", fleet.now)
+    assert leftovers(fleet.store).keys() == runs
+    newer = _starts(fleet, head(fleet, "next"), start={"at": "2030-01-01T00:00:00Z"})
+    assert fleet.state(older) == "superseded"
+    assert {each.id for each in leftovers(fleet.store).values()} == {older}
+    with pytest.raises(RolloutError, match=rf"rollout {newer} \(ready\) brings release 3 to the same devices"):
+        fleet.core.rollouts.order(older, RolloutEvent.REVERT, "ann", "", fleet.now)
+    ordered(fleet, newer, RolloutEvent.ABORT)
+    assert leftovers(fleet.store).keys() == runs
+    ordered(fleet, older, RolloutEvent.REVERT)
+    assert leftovers(fleet.store) == {}
+    assert (fleet.counts(older)["reverted"], digests(fleet)) == (2, {first[0]})
 
 
 def test_a_checkpoint_that_was_made_with_what_fell_is_taken_up_with_force_only(make: Make) -> None:

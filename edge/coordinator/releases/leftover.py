@@ -1,0 +1,54 @@
+"""Which devices run what a rollout brought that never went through: its canaries, once it was stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from edge.coordinator.records import Model
+from edge.coordinator.rollout.states import RUNS, RolloutState
+from edge.coordinator.rollout.step import Key, Rollout
+from edge.coordinator.store.store import Store
+
+# In these a rollout waits for a person, or has ended before it was through.
+_STOPPED = (RolloutState.HELD, RolloutState.PAUSED, RolloutState.ABORTED, RolloutState.SUPERSEDED)
+
+
+def leftovers(store: Store) -> dict[Key, Rollout]:
+    """By device and model, the rollout that was stopped before it was through, and whose release runs there."""
+    completed = store.rollouts.completed()
+    stopped = {each.id: each for each in store.rollouts.all() if each.state in _STOPPED and each.id not in completed}
+    if not stopped:
+        return {}
+    running = [(stopped[number], key) for number, key in store.rollouts.running(stopped)]
+    devices = {device for _, (device, _) in running}
+    models = [each for each in store.devices.models() if each.device in devices]
+    kinds = {each.counter: each.kind for each in store.releases.all()}
+    return left(running, models, kinds)
+
+
+def left(
+    running: Iterable[tuple[Rollout, Key]], models: Iterable[Model], kinds: Mapping[int, str]
+) -> dict[Key, Rollout]:
+    """See `leftovers`.
+
+    Args:
+        running: Rollouts that were stopped, oldest first, with those that had activated their releases.
+        models: Of these devices.
+        kinds: Of releases, by their counters.
+    """
+    found: dict[Key, Rollout] = {}
+    by_device: dict[str, list[Model]] = {}
+    for model in models:
+        by_device.setdefault(model.device, []).append(model)
+    for rollout, (device, name) in running:
+        for model in by_device.get(device, ()):
+            if name in ("", model.model) and not _has_another(rollout, model, kinds):
+                found[model.device, model.model] = rollout
+    return found
+
+
+def _has_another(rollout: Rollout, model: Model, kinds: Mapping[int, str]) -> bool:
+    """Whether a model runs something newer in the place of what a rollout brought: a head leaves the bundle there."""
+    if model.state not in RUNS or model.state_release <= rollout.plan.release:
+        return model.went_back and model.release == rollout.plan.release
+    return rollout.kind == "head" or kinds.get(model.state_release) == "bundle"
