@@ -10,7 +10,7 @@ import click
 
 from edge.cli.access import JSON, REASON
 from edge.cli.devices import stamp
-from edge.cli.terminal import say, shown
+from edge.cli.terminal import device_path, say, shown
 from edge.contract.errors import ConfigError
 from edge.contract.files import replace_file
 
@@ -20,7 +20,7 @@ def _tell(found: dict[str, Any], as_json: bool, text: str) -> None:
 
 
 def _decide(connect: Any, name: str, order: str, reason: str, as_json: bool, **more: Any) -> None:
-    found = connect().call("POST", f"/api/v1/devices/{name}/{order}", json={"reason": reason, **more})
+    found = connect().call("POST", device_path(name, order), json={"reason": reason, **more})
     _tell(found, as_json, f"{name} is {found['admission']}")
 
 
@@ -88,8 +88,8 @@ def replace(connect: Any, name: str, days: float, reason: str, as_json: bool) ->
     edge-agent enroll --coordinator https://fleet:8470 --token join_...
     """
     coordinator = connect()
-    made = coordinator.call("POST", f"/api/v1/devices/{name}/replace", json={"days": days, "reason": reason})
-    if coordinator.call("GET", f"/api/v1/devices/{name}")["condition"] == "online":
+    made = coordinator.call("POST", device_path(name, "replace"), json={"days": days, "reason": reason})
+    if coordinator.call("GET", device_path(name))["condition"] == "online":
         warning = (
             f"warning: {name} is online; new hardware that uses the token ends its login, and while both are on "
             f"they push each other off the broker: switch it off first"
@@ -110,7 +110,7 @@ def note(connect: Any, name: str, text: str, reason: str, as_json: bool) -> None
     \b
     edge-fleet device note camera-7 "behind the door, ladder needed"
     """
-    found = connect().call("POST", f"/api/v1/devices/{name}/note", json={"note": text, "reason": reason})
+    found = connect().call("POST", device_path(name, "note"), json={"note": text, "reason": reason})
     _tell(found, as_json, f"{name}: {shown(found['note'], 500)}")
 
 

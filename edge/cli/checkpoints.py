@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from edge.cli.devices import age
-from edge.cli.terminal import say, shown
+from edge.cli.terminal import device_path, say, shown
 from edge.contract.digest import short
 from edge.contract.errors import ConfigError, RolloutError
 
@@ -58,7 +58,7 @@ def checkpoint(connect: Any, name: str, model: str, wait: float, as_json: bool) 
     edge-fleet device checkpoint camera-1
     """
     coordinator = connect()
-    order = coordinator.call("POST", f"/api/v1/devices/{name}/checkpoint", params={"model": model})
+    order = coordinator.call("POST", device_path(name, "checkpoint"), params={"model": model})
     _say_end(_ended(coordinator, order, wait), "a checkpoint", as_json)
 
 
@@ -77,7 +77,7 @@ def cmd(connect: Any, name: str, what: str, wait: float, as_json: bool) -> None:
     edge-fleet cmd camera-1 sync
     """
     coordinator = connect()
-    order = coordinator.call("POST", f"/api/v1/devices/{name}/{what}")
+    order = coordinator.call("POST", device_path(name, what))
     _say_end(_ended(coordinator, order, wait), what, as_json)
 
 
@@ -95,7 +95,7 @@ def checkpoints(connect: Any, name: str, download: Path | None, digest: str, as_
     edge-fleet device checkpoints camera-1 --download camera-1.checkpoint
     """
     coordinator = connect()
-    rows = coordinator.call("GET", f"/api/v1/devices/{name}/checkpoints")
+    rows = coordinator.call("GET", device_path(name, "checkpoints"))
     rows = [row for row in rows if row["digest"].startswith(digest)]
     if download is not None:
         if not rows:
@@ -172,7 +172,7 @@ def restore(
     if key is not None:
         brought = _sealed_anew(coordinator, name, whose, model, digest, key)
     asked = {"source": whose, "model": model, "digest": digest, "force": force}
-    order = coordinator.call("POST", f"/api/v1/devices/{name}/restore", params=asked, content=brought)
+    order = coordinator.call("POST", device_path(name, "restore"), params=asked, content=brought)
     _say_end(_ended(coordinator, order, wait), f"to go on where {whose} was", as_json)
 
 
@@ -182,7 +182,7 @@ def _sealed_anew(coordinator: Any, name: str, whose: str, model: str, digest: st
     from edge.learning.checkpoint import Checkpoint
 
     private = sealing.read_private(key)
-    rows = coordinator.call("GET", f"/api/v1/devices/{whose}/checkpoints")
+    rows = coordinator.call("GET", device_path(whose, "checkpoints"))
     rows = [row for row in rows if row["digest"].startswith(digest) and model in ("", row["model"])]
     devices = [row for row in coordinator.call("GET", "/api/devices") if row["id"] == name]
     if not rows:

@@ -393,6 +393,10 @@ def backup(file: Path, force: bool, data_dir: Path, database: str, as_json: bool
     """
     from edge.contract.files import check_writable
 
+    if str(file) == "-":
+        raise ConfigError(
+            "a backup is read again when it is written, so it goes into a file and not to the standard output: name one"
+        )
     check_writable(file)
     try:
         from edge.coordinator.machine.backup import back_up

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import time
 from typing import Any
-from urllib.parse import quote
 
 import click
 
-from edge.cli.terminal import UNITS_S, say, seconds, shown
+from edge.channel.topics import check_id
+from edge.cli.terminal import UNITS_S, device_path, say, seconds, shown, under
 from edge.contract.digest import short
 from edge.contract.errors import ChannelError, ConfigError, RolloutError
 
@@ -71,8 +71,8 @@ def show(connect: Any, name: str, as_json: bool) -> None:
     edge-fleet device show camera-1
     """
     coordinator = connect()
-    row = coordinator.call("GET", f"/api/v1/devices/{quote(name, safe='')}")
-    row["wanted"] = coordinator.call("GET", f"/api/v1/devices/{name}/wanted")
+    row = coordinator.call("GET", device_path(name))
+    row["wanted"] = coordinator.call("GET", device_path(name, "wanted"))
     row["events"] = coordinator.call("GET", "/api/v1/events", params={"device": name, "limit": 10})
     if as_json:
         click.echo(json.dumps(row, indent=1))
@@ -138,7 +138,9 @@ def metrics(connect: Any, device: str, key: str, since: int, step: str, model: s
     if step == "auto":
         age_s = time.time() - since / 1000
         step = "message" if age_s < 2 * 3600 else "minute" if age_s < 3 * 86_400 else "hour"
-    found = connect().call("GET", f"/api/v1/metrics/{device}/{key}", params={"since": since, "step": step})
+    found = connect().call(
+        "GET", under("/api/v1/metrics", check_id(device, "device"), key), params={"since": since, "step": step}
+    )
     if model is not None:
         models = sorted({each["model"] for each in found["points"]})
         found["points"] = [each for each in found["points"] if each["model"] == model]

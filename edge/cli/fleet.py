@@ -117,7 +117,9 @@ class Coordinator:
             raise ConfigError("a name is empty")
         try:
             answer = self._client.request(method, path, **arguments)
-        except (self._httpx.HTTPError, self._httpx.InvalidURL) as exc:
+        except self._httpx.InvalidURL as exc:
+            raise ConfigError(f"what is asked for does not fit into an address: {exc}; give a shorter one") from exc
+        except self._httpx.HTTPError as exc:
             raise ChannelError(
                 f"no coordinator answers at {self._url} ({exc}); start one with `edge-coordinator serve`, "
                 f"or name it with --coordinator"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from typing import Any
-from urllib.parse import quote
 
 import click
 
@@ -12,7 +11,7 @@ from edge.channel.confusion import OTHERS
 from edge.cli import access
 from edge.cli.devices import age, named
 from edge.cli.rollouts import who
-from edge.cli.terminal import say, shown
+from edge.cli.terminal import device_path, say, shown
 
 # A share of fewer labels says nothing: how many were right is said instead.
 _FEW = 10
@@ -121,7 +120,7 @@ def confusion(connect: Any, device: str | None, as_json: bool) -> None:
     edge-fleet confusion
     edge-fleet confusion camera-1 --json
     """
-    path = "/api/v1/confusion" if device is None else f"/api/v1/devices/{quote(device, safe='')}/confusion"
+    path = "/api/v1/confusion" if device is None else device_path(device, "confusion")
     found = connect().call("GET", path)
     if as_json:
         click.echo(json.dumps(found, indent=1))

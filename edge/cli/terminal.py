@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import re
+from urllib.parse import quote
 
 import click
 
+from edge.channel.topics import check_id
 from edge.contract.errors import ConfigError, harmless
+
+# Of a name in an address.
+_MOST_CHARS = 200
 
 
 def shown(text: str, limit: int = 64) -> str:
@@ -19,6 +24,35 @@ def shown(text: str, limit: int = 64) -> str:
     """
     line = harmless(" ".join(text.split()))
     return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def device_path(name: str, *more: str) -> str:
+    """The address of a device, or of something of it, at the coordinator.
+
+    Raises:
+        ConfigError: No device can have this name.
+
+    >>> device_path("cam-1", "checkpoints")
+    '/api/v1/devices/cam-1/checkpoints'
+    """
+    return under("/api/v1/devices", check_id(name, "device"), *more)
+
+
+def under(address: str, *names: str) -> str:
+    """An address with names behind it, each as one step of it, whatever is in them.
+
+    Raises:
+        ConfigError: It cannot be one step.
+
+    >>> under("/api/v1/metrics", "cam-1", "lat ms")
+    '/api/v1/metrics/cam-1/lat%20ms'
+    """
+    for name in names:
+        if not 0 < len(name) <= _MOST_CHARS or name in (".", "..") or "/" in name or not name.isprintable():
+            raise ConfigError(
+                f"{shown(name, 80)!r} names nothing: expected 1 to {_MOST_CHARS} characters that can be shown, and no /"
+            )
+    return "/".join([address, *(quote(name, safe="") for name in names)])
 
 
 def say(text: str) -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from edge.contract.clock import Now
+from edge.contract.digest import short
 from edge.coordinator.line import LineState
 from edge.coordinator.records import APPROVED, Device, Model, Release, not_before
 from edge.coordinator.releases.wanted import desired, fits
@@ -68,13 +69,21 @@ def chosen(store: Store, text: str, line: LineState, now: Now) -> frozenset[str]
 
 def for_nobody(store: Store, plan: Plan, release: Release, line: LineState, now: Now) -> str:
     """Why a plan means no device, in words: they are not approved, or the release does not fit them."""
-    outside = chosen(store, plan.select, line, now) & store.devices.not_approved()
+    meant = chosen(store, plan.select, line, now)
+    outside = meant & store.devices.not_approved()
     why = [not_before(each) for each in store.devices.all() if each.id in outside]
+    whom = f" of {plan.select}" if plan.select else ""
     if why:
         more = f", and {len(why) - 1} more are not approved either" if len(why) > 1 else ""
-        return f"release {release.counter} would go to nobody now: {why[0]}{more}"
-    whom = f"the devices of {plan.select!r}" if plan.select else "any device"
-    return f"release {release.counter} is not for {whom}; `edge-fleet devices` lists them"
+        said = f"{why[0]}{more}"
+    elif not meant:
+        said = f"there is no device{whom}"
+    elif release.kind == "head":
+        of_model = f" in a model {release.model!r}" if release.model else ""
+        said = f"no device{whom} runs its backbone {short(release.backbone)}{of_model}"
+    else:
+        said = f"no device{whom} has a model {release.model!r}"
+    return f"this {release.kind} would go to nobody now: {said}; `edge-fleet devices` lists them"
 
 
 def forecast(store: Store, plan: Plan, release: Release, size_bytes: int, line: LineState, now: Now) -> dict[str, Any]:

@@ -235,7 +235,7 @@ class Checkpoints:
         """
         found = {each.model: each.backbone for each in self._store.devices.models(device)}
         if self._store.devices.get(device) is None or not found:
-            raise RolloutError(f"unknown device {device}; `edge-fleet device list` shows them")
+            raise RolloutError(f"unknown device {device[:80]}; `edge-fleet device list` shows them")
         return found
 
     def _order(self, order: Order, now: Now) -> Order:

@@ -439,7 +439,7 @@ class Registry:
             RolloutError: An unknown device, or a tag that is none.
         """
         if self._store.devices.get(device) is None:
-            raise RolloutError(f"unknown device {device}; `edge-fleet devices` lists them")
+            raise RolloutError(f"unknown device {device[:80]}; `edge-fleet devices` lists them")
         self.check_tags(tags)
         kept = self._store.devices.tags(device).get(device, {}) | dict(tags)
         if (n := sum(value != "" for value in kept.values())) > MAX_TAGS:

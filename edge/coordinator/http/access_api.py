@@ -355,12 +355,32 @@ def _check_size(request: Request) -> None:
         raise Refused(413, f"a request has at most {_MAX_BODY_BYTES} bytes, got {length[:20]}")
 
 
+# What a parameter may be, by what it is not.
+_EXPECTED = {
+    "missing": "a value", "less_than": "less than {lt}", "less_than_equal": "at most {le}",
+    "greater_than": "more than {gt}", "greater_than_equal": "at least {ge}", "enum": "{expected}",
+    "literal_error": "{expected}", "string_pattern_mismatch": "{pattern}",
+    "string_too_short": "at least {min_length} characters", "string_too_long": "at most {max_length} characters",
+    **dict.fromkeys(("int_type", "int_parsing", "int_parsing_size", "int_from_float"), "a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing", "finite_number"), "a number"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "true or false"),
+    "string_type": "a text", "list_type": "a list", "dict_type": "an object", "model_attributes_type": "an object",
+}  # fmt: skip
+
+
 def _fault(error: Mapping[str, Any]) -> str:
     """What is wrong with a request, by the name of the parameter."""
     where = ".".join(str(each) for each in error["loc"][1:]) or str(error["loc"][0])
     if error["type"] == "extra_forbidden":
         return f"unknown parameter {where[:80]!r}"
-    return f"{where[:80]}: {error['msg']}"
+    expected = _EXPECTED.get(error["type"])
+    if expected is None:
+        return f"{where[:80]}: {error['msg']}"
+    text = expected.format_map(error.get("ctx") or {})
+    if text.startswith("^(") and text.endswith(")$"):
+        text = text[2:-2].replace("|", ", ")
+    got = "none came" if error["type"] == "missing" else f"got {error.get('input')!r:.80}"
+    return f"{where[:80]}: expected {text}" + ("" if _SECRET & {str(each) for each in error["loc"]} else f", {got}")
 
 
 def add_access_routes(api: FastAPI, access: Access, clock: Callable[[], Now]) -> None:

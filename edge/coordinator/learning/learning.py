@@ -348,7 +348,7 @@ class Learning:
             self._take_no_more(device, now.wall_ms)
             if not rows and self._store.devices.get(device) is None:
                 raise RolloutError(
-                    f"nothing that {device} learned is here, and no such device is known; `edge-fleet devices` lists "
+                    f"nothing that {device[:80]} learned is here, and no such device is known; `edge-fleet devices` lists "
                     f"those that were seen"
                 )
             receipt = self._receipts.begin(device, rows, now)

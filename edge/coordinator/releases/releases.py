@@ -164,7 +164,7 @@ class Releases:
         known = {each.id for each in self._store.devices.all()}
         unknown = [device for device in devices if device not in known and not device.startswith(BY_TAG)]
         if unknown:
-            raise RolloutError(f"unknown device {unknown[0]}; `edge-fleet devices` lists them")
+            raise RolloutError(f"unknown device {unknown[0][:80]}; `edge-fleet devices` lists them")
         if model and not is_model_name(model):
             raise RolloutError(f"model {model[:80]!r}: expected 1 to {MAX_NAME_CHARS} characters that can be shown")
         self._artifacts.get(digest)

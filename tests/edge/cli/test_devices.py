@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -16,7 +18,7 @@ from edge.cli import fleet as cli
 from edge.contract.bundle import Bundle
 from edge.contract.clock import Now
 from edge.contract.digest import sha256_file, short
-from edge.contract.errors import BundleError, ConfigError, RolloutError
+from edge.contract.errors import BundleError, ChannelError, ConfigError, EdgeError, RolloutError
 from edge.coordinator.core import CoordinatorCore
 from tests.edge.cli.test_models import ask, born, says, state
 
@@ -244,3 +246,35 @@ def test_what_goes_to_all_at_once_says_that_it_waits_while_the_whole_fleet_is_pa
     assert waits in told("push", str(digits_bundle), "--all-at-once")
     assert "the fleet goes on" in told("resume-all")
     assert waits not in told("push", str(digits_bundle), "--all-at-once")
+
+
+def _verbs(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    if isinstance(command, click.Group):
+        for name, each in command.commands.items():
+            yield from _verbs(each, (*path, name))
+    else:
+        yield path, command
+
+
+@pytest.mark.parametrize("name", ["../../x", "..", "a" * 100_000, "a?b=c#d", "caf\xe9 1", "%2e%2e"])
+def test_a_name_that_no_device_has_is_refused_in_words_of_ours_by_every_verb(core: CoordinatorCore, name: str) -> None:
+    """It is one step of an address, however it is written, and nothing is said of addresses."""
+    given = {"key": "acc", "number": "1", "count": "1", "text": "a note", "tags": "a=b", "what": "sync"}
+    asked = 0
+    for path, command in _verbs(cli.fleet):
+        arguments = [each for each in command.params if isinstance(each, click.Argument)]
+        if not {"name", "device"} & {each.name for each in arguments} or path[0] in ("token", "keys", "deploy"):
+            continue
+        values = [name if each.name in ("name", "device") else given.get(each.name or "", "1") for each in arguments]
+        options = ["--from", "gate"] if path[-1] == "restore" else []
+        with pytest.raises(EdgeError) as told:
+            CliRunner().invoke(cli.fleet, [*path, *options, "--", *values], catch_exceptions=False)
+            pytest.fail(f"{path} took it")
+        asked += 1
+        assert not isinstance(told.value, ChannelError), (path, told.value)
+        assert "/api" not in str(told.value), (path, told.value)
+        assert "there is no " not in str(told.value) or "rollout 1" in str(told.value), (path, told.value)
+        assert len(str(told.value)) < 1000, path
+    assert asked > 12
+    with pytest.raises(EdgeError, match=r"names nothing|unknown device gate"):
+        ask("metrics", "gate", "a/b")

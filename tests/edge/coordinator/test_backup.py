@@ -263,6 +263,8 @@ def test_the_commands_say_what_was_done_and_what_is_wrong(data: Path, tmp_path: 
         run("backup", tmp_path / "a.tar", "--data-dir", data)
     assert (tmp_path / "a.tar").read_bytes() == only
     assert "read again and whole" in run("backup", tmp_path / "a.tar", "--data-dir", data, "--force")
+    with pytest.raises(ConfigError, match="not to the standard output"):
+        run("backup", "-", "--data-dir", data)
     with pytest.raises(ConfigError, match="no data folder of a coordinator"):
         run("backup", tmp_path / "b.tar", "--data-dir", tmp_path / "nowhere")
     artifact = next((data / "artifacts").iterdir())

@@ -498,7 +498,7 @@ def test_a_second_rollout_on_the_same_devices_is_refused_or_takes_its_place(make
     assert fleet.counts(second)["probation"] == 1
     third = fleet.push()
     assert [fleet.state(each) for each in (second, third)] == ["superseded", "ready"]
-    with pytest.raises(RolloutError, match=r"is not for the devices of"):
+    with pytest.raises(RolloutError, match=r"this head would go to nobody now: there is no device of id = \"nobody\""):
         fleet.start_plan(select='id = "nobody"')
     with pytest.raises(RolloutError, match="no release 99"):
         fleet.core.rollouts.plan(plans.of_document({"release": 99}), fleet.now)
