@@ -348,8 +348,8 @@ class Learning:
             self._take_no_more(device, now.wall_ms)
             if not rows and self._store.devices.get(device) is None:
                 raise RolloutError(
-                    f"nothing that {device[:80]} learned is here, and no such device is known; `edge-fleet devices` lists "
-                    f"those that were seen"
+                    f"nothing that {device[:80]} learned is here, and no such device is known; `edge-fleet devices` "
+                    f"lists those that were seen"
                 )
             receipt = self._receipts.begin(device, rows, now)
             ended = end(device, now)
