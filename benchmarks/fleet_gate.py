@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
@@ -172,47 +172,56 @@ def rollouts(rng: np.random.Generator, count: int) -> None:
         print(f"  {points:>+3}: " + ", ".join(f"{text} {100 * n / count:.1f}" for text, n in ends.items()))
 
 
+def by_gain(what: str, sizes: Iterable[int], trials: int, once: Callable[[float, int], tuple[bool, bool]]) -> None:
+    """A table, by the number of devices and their true gain, of how often each of two things happened, in percent.
+
+    Args:
+        what: The devices are.
+        sizes: Numbers of them: a row each.
+        trials: Of each cell.
+        once: Of a true gain (a share of answers) and a number of devices, whether each of the two happened.
+    """
+    gains = (-40, -10, -5, -2, 0, 2, 5)
+    print(f"  {what} {' '.join(f'{each:>+12}' for each in gains)}")
+    for n in sizes:
+        found = [np.mean([once(points / 100, n) for _ in range(trials)], axis=0) for points in gains]
+        cells = [f"{100 * one:.0f} / {100 * other:.0f}" for one, other in found]
+        print(f"  {n:>{len(what)}} {' '.join(f'{each:>12}' for each in cells)}")
+
+
 def small_screens(rng: np.random.Generator, waves: int) -> None:
     """First waves of two or three canaries, all of them honest, with few pairs each."""
-    gains = (-40, -10, -5, -2, 0, 2, 5)
+
+    def is_held(gain: float, n: int) -> tuple[bool, bool]:
+        new, old = canaries(rng, gain, n, 0)
+
+        def at(look: int) -> bool:
+            sums = {str(k): Pairs(labelled=LOOKS[look], only_new=new[look, k], only_old=old[look, k]) for k in range(n)}
+            return gates.screen(sums, Model()).decision is not gates.Decision.PASS
+
+        return at(LOOKS.index(20)), at(LOOKS.index(80))
+
     print(f"\n% of {waves} first waves of few canaries that the screen holds, by true gain in points (20 / 80 pairs)")
-    print(f"  canaries {' '.join(f'{each:>10}' for each in gains)}")
-    for n in (2, 3, 4, 10):
-        cells = []
-        for points in gains:
-            held = [0, 0]
-            for _ in range(waves):
-                new, old = canaries(rng, points / 100, n, 0)
-                for i, look in enumerate((LOOKS.index(20), LOOKS.index(80))):
-                    sums = {
-                        str(k): Pairs(labelled=LOOKS[look], only_new=new[look, k], only_old=old[look, k])
-                        for k in range(n)
-                    }
-                    held[i] += gates.screen(sums, Model()).decision is not gates.Decision.PASS
-            cells.append("{:.0f} / {:.0f}".format(*(100 * each / waves for each in held)))
-        print(f"  {n:>8} {' '.join(f'{each:>10}' for each in cells)}")
+    by_gain("canaries", (2, 3, 4, 10), waves, is_held)
 
 
 def beforehand(rng: np.random.Generator, heads: int) -> None:
     """Judges with 64 labels each try heads before a rollout begins; one of them tells the opposite, or none does."""
-    gains = (-40, -10, -5, -2, 0, 2, 5)
+
+    def is_stopped(mean: float, n: int) -> tuple[bool, bool]:
+        gain = np.clip(normal(rng, mean, n), -0.47, 0.47)
+        differ = 0.06 + np.abs(gain)
+        chances = np.stack([(differ + gain) / 2, (differ - gain) / 2, 1 - differ], axis=1)
+        found = rng.multinomial(64, chances).astype(float)
+
+        def by(said: np.ndarray) -> bool:
+            sums = {str(k): Pairs(labelled=64, only_new=row[0], only_old=row[1]) for k, row in enumerate(said)}
+            return gates.beforehand(sums, Model()).decision is gates.Decision.STOP
+
+        return by(np.vstack([[64, 0, 0] if mean < 0 else [0, 64, 0], found[1:]])), by(found)
+
     print(f"\n% of {heads} heads that judges stop before a rollout begins, by true gain in points (one lies / none)")
-    print(f"  judges {' '.join(f'{each:>+12}' for each in gains)}")
-    for n in (3, 6, 12, 30):
-        cells = []
-        for points in gains:
-            stopped = [0, 0]
-            for _ in range(heads):
-                gain = np.clip(normal(rng, points / 100, n), -0.47, 0.47)
-                differ = 0.06 + np.abs(gain)
-                chances = np.stack([(differ + gain) / 2, (differ - gain) / 2, 1 - differ], axis=1)
-                found = rng.multinomial(64, chances).astype(float)
-                for i, lies in enumerate((True, False)):
-                    said = np.vstack([[64, 0, 0] if points < 0 else [0, 64, 0], found[1:]]) if lies else found
-                    sums = {str(k): Pairs(labelled=64, only_new=row[0], only_old=row[1]) for k, row in enumerate(said)}
-                    stopped[i] += gates.beforehand(sums, Model()).decision is gates.Decision.STOP
-            cells.append("{:.0f} / {:.0f}".format(*(100 * each / heads for each in stopped)))
-        print(f"  {n:>6} {' '.join(f'{each:>12}' for each in cells)}")
+    by_gain("judges", (3, 6, 12, 30), heads, is_stopped)
 
 
 def main() -> None:
