@@ -199,7 +199,7 @@ class Learning(Experts):
         learned = drifting.settled(self, learned, n)
         mixture = learned.mixture
         is_time = mixture.labels // TRUST_EVERY != (mixture.labels - n) // TRUST_EVERY
-        if is_time and mixture.kappa(self.task(learned)) >= mix.TRUST:
+        if is_time and mixture.trusts(self.task(learned)):
             best = mixture.believed
             if best != TRUSTED:
                 head = Head({key: array.copy() for key, array in self.parameters(learned, best).items()})

@@ -31,10 +31,13 @@ _SUMS = ".sums."
 def with_pieces(arrays: _Old) -> _Old:
     """Arrays of `edge.learning.tree`, also from before labels could come together, when each came alone.
 
-    And from before anything could be told under noise.
+    And from before anything could be told under noise, and before labels of quantities were asked whether they go with
+    the samples.
     """
     found = dict(arrays)
     for path in ("", "trial.before."):
+        if f"{path}lineage" in found and f"{path}mixture.correlation.mass" not in found:
+            found.setdefault(f"{path}mixture.correlation", np.zeros(0, np.bool_))
         if f"{path}lineage" in found and f"{path}disclosed.n_told" not in found:
             found.setdefault(f"{path}disclosed", np.zeros(0, np.bool_))
     for name, weights in arrays.items():

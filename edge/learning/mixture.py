@@ -8,7 +8,8 @@ most when labels last agreed with somebody. The answer is ``p = sum_k w_k p_k``.
   (fixed share: Herbster and Warmuth 1998), where ``r_k`` is 1 if the expert is right and 0 if not. Right or wrong
   counts, and not the logarithm: under wrong labels log loss rewards whoever is unsure.
 * *Agreement* of each expert with the labels is averaged over the late ones. With ``kappa`` the best one's, beyond
-  chance, the answer is ``c p + (1 - c) p_trusted``: labels that agree with nobody change nothing.
+  chance, the answer is ``c p + (1 - c) p_trusted``: labels that agree with nobody change nothing. Of quantities that is
+  the correlation of labels and answers (`edge.learning.correlation`): an offset or another scale leaves it as it is.
 * Who is wrong where the trusted past or the head that learners start from is right loses more, by ``rho / (1 - rho)``,
   with rho the share of labels that even the best expert disagrees with. Where a share rho of labels is wrong *in the
   same way*, who learns them wins rho of the samples that it spoils, and loses ``1 - rho``: so counted, a sample that is
@@ -43,6 +44,7 @@ import numpy.typing as npt
 
 from edge.contract.training import FloatArray
 from edge.learning.calibration import softmax
+from edge.learning.correlation import Correlation
 from edge.learning.task import Scores, Targets, Task
 
 # The rate of the weights, and the share of the start weights that they keep. 0.3 to 0.5 were the same within half a
@@ -56,6 +58,8 @@ LEAST_AGREEMENT, RAMP = 0.15, 0.2
 _LUCK = 2.0
 # Agreement beyond chance at which the past is trusted.
 TRUST = 0.75
+# Of quantities the same three by correlation, see `edge.learning.correlation`.
+LEAST_CORRELATION, TRUST_CORRELATION = 0.25, 0.5
 # Of the labels that even the best expert disagrees with, more are not taken for wrong ones: they are to be learned yet.
 _MOST_NOISE = 0.4
 # What the head that learners start from gains on them with each label: one that is as good as they are is kept. And of
@@ -94,6 +98,7 @@ class Mixture:
         joined: ``(k,)``, how many labels there had been when each came.
         labels: Labels so far.
         heard: ``(groups,)`` labels of each class.
+        correlation: Of quantities, how far late labels go with the answers; else None.
     """
 
     names: tuple[str, ...]
@@ -103,6 +108,7 @@ class Mixture:
     joined: npt.NDArray[np.int64]
     labels: int
     heard: npt.NDArray[np.int64]
+    correlation: Correlation | None
 
     @property
     def believed(self) -> str:
@@ -130,20 +136,26 @@ class Mixture:
         return self.agreement / np.maximum(mass, 1e-12)
 
     def kappa(self, task: Task) -> float:
-        """Agreement of the best expert beyond chance, ``(a - 1/C) / (1 - 1/C)``; of quantities always 1."""
+        """Agreement of the best expert beyond chance, ``(a - 1/C) / (1 - 1/C)``; of quantities their correlation."""
+        if self.correlation is not None:
+            return self.correlation.strength()
         return _kappa(float(self.agreement.max()), self.labels, task)
 
     def credit(self, task: Task) -> float:
         """How far labels are believed at all, from 0 to 1: c of the module."""
         if not self.labels:
             return 0.0
-        if task.is_regression:
-            return 1.0
+        if self.correlation is not None:
+            return _ramp(self.correlation.strength() - LEAST_CORRELATION)
         chance = _chance(task)
         late = DECAY**self.labels
         n = (1.0 + DECAY) / (1.0 - DECAY) * (1.0 - late) / (1.0 + late)  # as many equally weighted labels say as much
         luck = _LUCK * math.sqrt(chance / (1.0 - chance) / n)
-        return min(max((self.kappa(task) - max(LEAST_AGREEMENT, luck)) / RAMP, 0.0), 1.0)
+        return _ramp(self.kappa(task) - max(LEAST_AGREEMENT, luck))
+
+    def trusts(self, task: Task) -> bool:
+        """Whether labels agree so well that the head which is believed most is trusted from now on."""
+        return self.kappa(task) >= (TRUST if self.correlation is None else TRUST_CORRELATION)
 
 
 def mixture_of(names: tuple[str, ...], start: Weights, task: Task) -> Mixture:
@@ -163,7 +175,12 @@ def mixture_of(names: tuple[str, ...], start: Weights, task: Task) -> Mixture:
         joined=np.zeros(len(names), np.int64),
         labels=0,
         heard=np.zeros(task.n_groups, np.int64),
+        correlation=Correlation.none(len(names), task.n_outputs) if task.is_regression else None,
     )
+
+
+def _ramp(above: float) -> float:
+    return min(max(above / RAMP, 0.0), 1.0)
 
 
 def _chance(task: Task) -> float:
@@ -313,7 +330,10 @@ def heard(
     # A handful of numbers each: lists are faster than arrays.
     weights, start = mixture.weights.tolist(), mixture.start.tolist()
     agreement, labels = mixture.agreement.tolist(), mixture.labels
-    rows = _right(outputs, targets, task, usual_loss).tolist()
+    rows, correlation = _right(outputs, targets, task, usual_loss).tolist(), mixture.correlation
+    if correlation is not None:
+        for i, trust in enumerate(trusts.tolist()):
+            correlation = correlation.heard(outputs[:, i], targets[i], trust)
     for right, trust in zip(rows, trusts.tolist(), strict=True):
         noise = min(_MOST_NOISE, 1.0 - _best(max(agreement), labels, task)) if labels else 0.0
         more, anchor = noise / (1.0 - noise), max(right[0], right[1])
@@ -331,6 +351,7 @@ def heard(
         agreement=np.array(agreement),
         labels=labels,
         heard=mixture.heard + np.bincount(task.groups(targets), minlength=len(mixture.heard)),
+        correlation=correlation,
     )
 
 
@@ -358,7 +379,7 @@ def _right(outputs: FloatArray, targets: Targets, task: Task, usual_loss: float)
 
 def _kappa(agreement: float, labels: int, task: Task) -> float:
     """See `Mixture.kappa`."""
-    chance = 0.0 if task.is_regression else _chance(task)
+    chance = _chance(task)
     return (_best(agreement, labels, task) - chance) / (1.0 - chance)
 
 
@@ -378,7 +399,10 @@ def renewed(mixture: Mixture) -> Mixture:
         weights[0] = _KEPT
     best = int(agreement.argmax())
     agreement[0], joined[0] = agreement[best], joined[best]
-    return replace(mixture, weights=weights, agreement=agreement, joined=joined)
+    correlation = mixture.correlation
+    if correlation is not None:
+        correlation = correlation.chosen([int(mixture.weights.argmax()), *range(1, len(weights))])
+    return replace(mixture, weights=weights, agreement=agreement, joined=joined, correlation=correlation)
 
 
 def with_experts(mixture: Mixture, names: tuple[str, ...], start: Weights, weights: Weights | None = None) -> Mixture:
@@ -402,7 +426,16 @@ def with_experts(mixture: Mixture, names: tuple[str, ...], start: Weights, weigh
         weights = np.where(new, start, kept * ((1.0 - fresh) / total if total > 0 else 0.0))
     weights = np.asarray(weights, np.float64)
     weights = weights / weights.sum()
-    return replace(mixture, names=names, weights=weights, start=start, agreement=agreement, joined=joined)
+    correlation = None if mixture.correlation is None else mixture.correlation.chosen(at)
+    return replace(
+        mixture,
+        names=names,
+        weights=weights,
+        start=start,
+        agreement=agreement,
+        joined=joined,
+        correlation=correlation,
+    )
 
 
 def with_classes(mixture: Mixture, n_groups: int) -> Mixture:

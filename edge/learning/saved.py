@@ -12,6 +12,7 @@ import numpy.typing as npt
 from edge.contract.errors import LearningError
 from edge.learning import migrate, tree
 from edge.learning.closed_form import StatisticsKnowledge
+from edge.learning.correlation import Correlation
 from edge.learning.disclosure import Disclosed
 from edge.learning.experts import Experts
 from edge.learning.learned import Head, Learned, Trial
@@ -41,13 +42,16 @@ def read(experts: Experts, arrays: _Arrays) -> Learned:
 
 
 def _sharing(experts: Experts, learned: Learned) -> Learned:
-    """The same; what learners began with is held once, as before it was written down."""
+    """The same, complete; what learners began with is held once, as before it was written down."""
     begun, found = experts.begin("").experts, dict(learned.experts)
     for name, value in learned.experts.items():
         first = begun.get(name.split(" ")[0])
         if isinstance(value, StatisticsKnowledge) and isinstance(first, StatisticsKnowledge):
             found[name] = value.sharing(first)
-    return replace(learned, experts=found)
+    mixture, task = learned.mixture, experts.task(learned)
+    if task.is_regression and mixture.correlation is None:  # written before it was asked
+        mixture = replace(mixture, correlation=Correlation.none(len(mixture.names), task.n_outputs))
+    return replace(learned, experts=found, mixture=mixture)
 
 
 def check_own(experts: Experts, learned: Learned) -> None:

@@ -567,14 +567,41 @@ def test_classes_may_be_added_while_a_head_is_on_trial() -> None:
 # Quantities
 
 
-def test_quantities_follow_who_is_nearer_and_survive_a_target_that_is_far_off() -> None:
-    n, task = 8, Task(TrainingRecipe(loss=MEAN_SQUARED_ERROR), 2)
-    slopes = np.random.default_rng(1).normal(0, 1, (n, 2))
-    shipped = {"weight": np.zeros((2, n), np.float32), "bias": np.zeros(2, np.float32)}
+def quantities(n: int, slopes: npt.NDArray[np.float64]) -> Learning:
+    """Rules of a linear head of two quantities."""
+    task = Task(TrainingRecipe(loss=MEAN_SQUARED_ERROR), 2)
+    shipped = {"weight": slopes.T.astype(np.float32), "bias": np.zeros(2, np.float32)}
     makers: dict[str, Callable[[], Learner]] = {
         "ridge": lambda: StatisticsLearner(LINEAR, shipped, task, None, "ridge")
     }
-    learning = Learning(task, (n,), shipped, (), LINEAR, makers, RUN)
+    return Learning(task, (n,), shipped, (), LINEAR, makers, RUN)
+
+
+def test_quantities_that_are_shuffled_among_the_samples_change_little_and_an_offset_is_learned() -> None:
+    n, rng = 8, np.random.default_rng(3)
+    slopes = rng.normal(0, 1, (n, 2))
+    learning = quantities(n, slopes)
+    for seed, offset in ((0, 0.0), (1, 0.0), (2, 0.0), (3, 3.0)):
+        rng = np.random.default_rng(seed)
+        x = rng.normal(0, 1, (160, n)).astype(np.float32)
+        y = (x @ slopes + offset + rng.normal(0, 1.0, (160, 2))).astype(np.float32)
+        shipped = learning.task(learning.begin("a")).losses(learning.shipped_answer(x[80:]), y[80:]).mean()
+        given = y[:80] if offset else rng.permutation(y[:80])
+        learned = after(learning, learning.begin("a"), *labels((x[:80], given)))
+        loss = learning.task(learned).losses(learning.answer(learned, x[80:]), y[80:]).mean()
+        assert loss < (0.4 if offset else 1.1) * shipped
+        # Written before it was asked whether labels go with the samples: believed until they have shown otherwise.
+        old = {name: a for name, a in tree.flatten(learned).items() if "correlation" not in name}
+        found = read(learning, old).mixture
+        assert found.correlation is not None
+        assert found.credit(learning.task(learned)) == 1.0
+        assert same(read(learning, tree.flatten(learned)), learned)
+
+
+def test_quantities_follow_who_is_nearer_and_survive_a_target_that_is_far_off() -> None:
+    n = 8
+    slopes = np.random.default_rng(1).normal(0, 1, (n, 2))
+    learning = quantities(n, np.zeros((n, 2)))
     rng = np.random.default_rng(2)
     x = rng.normal(0, 1, (120, n)).astype(np.float32)
     y = (x @ slopes + rng.normal(0, 0.1, (120, 2))).astype(np.float32)
