@@ -39,6 +39,7 @@ from edge.channel.messages import (
     Command,
     Conn,
     Desired,
+    Here,
     HistoryKept,
     Message,
     Meta,
@@ -201,6 +202,7 @@ class AgentCore:
             "connected": self._connected,
             "admission": self._admission.status(),
             "releases": UNSIGNED if self._vetting is None else str(self._vetting),
+            "coordinator": str(self._reports.listeners) if self._connected else "unknown",
             "broker_troubles": self._line.troubles,
             "outbox": self._reports.status(),
             **({} if self._use is None else {"data": self._use.status() | {"waits": self._why_waiting}}),
@@ -234,8 +236,9 @@ class AgentCore:
                     return  # what the broker kept is cleared, as of a device that has left the fleet
                 try:
                     leaf = topics.parse(topic).leaf
-                    if not (event.retained or leaf == topics.UP_CONN):
+                    if not (event.retained or leaf == topics.UP_CONN or topics.kind_of(leaf) == topics.DN_HERE):
                         self._line.answered()
+                        self._reports.answered(now)
                     self._message(leaf, payload, now, topic)
                 except ChannelError as exc:
                     self.tell([("bad-message", str(exc))])
@@ -316,6 +319,8 @@ class AgentCore:
             for name, model in self.models.items():
                 with self._guarded(name):
                     model.receive(message, leaf, now)
+        elif isinstance(message, Here):
+            self._reports.here(leaf.rpartition("/")[2], message, now)
         elif isinstance(message, HistoryKept):
             self._reports.kept(message, now)
         elif isinstance(message, Meta):

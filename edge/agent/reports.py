@@ -1,11 +1,14 @@
 """What a device says of itself: at once where there is a line, else later, out of its outbox.
 
 Theory of operation. Telemetry and events have numbers of their own kind, so that who reads them removes repeats. Where
-there is no line, or the data cap is used up, they wait in the outbox. What was sent in the minute before a connection
-was lost waits, too: nobody knows how much of it arrived. Once there is a line, the outbox goes out in arrays behind
-live traffic: one that is not acknowledged at a time, events first, then telemetry from the newest back. The
-coordinator's word that it has kept an array (not the broker's) deletes what was in it; without that word it is sent
-again, ever more rarely.
+there is no line, or the data cap is used up, they wait in the outbox. Where there is a line and no coordinator at its
+other end they do both: others read them live, and they wait for the coordinator, which says when it comes and of which
+the broker says when it is gone. What was sent in the minute before a connection was lost, of the device or of a
+coordinator, waits, too: nobody knows how much of it arrived. A device that never heard of a coordinator has none.
+
+Once there is a line and a coordinator, the outbox goes out in arrays behind live traffic: one that is not acknowledged
+at a time, events first, then telemetry from the newest back. The coordinator's word that it has kept an array (not the
+broker's) deletes what was in it; without that word it is sent again, ever more rarely.
 
 Where telemetry is said more often than every `SHORT_S`, one message of a model in `BATCH_S` is live, for people and
 their tools; those between go together, in an array as the outbox's.
@@ -20,11 +23,12 @@ from typing import Any
 
 from edge.agent.config import AgentConfig
 from edge.agent.line.letters import letter
+from edge.agent.line.listeners import Listeners
 from edge.agent.line.outbox import Key, Outbox, Report
 from edge.agent.slots.slots import DeviceRecord
 from edge.channel import topics
 from edge.channel.codec import MAX_HISTORY_BYTES, batch_of, encode_history, event_document, telemetry_document
-from edge.channel.messages import Event, HistoryKept, State, Telemetry
+from edge.channel.messages import Event, Here, HistoryKept, State, Telemetry
 from edge.channel.transport import PACKET_OVERHEAD_BYTES, Publish
 from edge.contract.clock import Now
 
@@ -47,6 +51,9 @@ class Reports:
         config: Of the agent.
         record: Of its start.
         outbox: What waits; None where nothing is to wait, for there is no broker.
+
+    Attributes:
+        listeners: Who listens at the other end.
     """
 
     def __init__(self, config: AgentConfig, record: DeviceRecord, outbox: Outbox | None) -> None:
@@ -54,6 +61,7 @@ class Reports:
         self._boot, self._state_id = record.boot, record.state_id
         self._telemetry_seq = self._event_seq = 0
         self._is_online = self._is_proved = False
+        self.listeners = Listeners()
         self._unsure: deque[Report] = deque(maxlen=_MOST_UNSURE)
         self._max_packet_bytes = MAX_HISTORY_BYTES
         self._live_s: dict[str, float] = {}  # by model, when it was last said at once
@@ -89,22 +97,49 @@ class Reports:
     # The line
 
     def online(self, max_packet_bytes: int, now: Now) -> None:
-        """There is a connection."""
+        """There is a connection. Who listens says so anew."""
         self._is_online, self._is_proved = True, False
         self.limit(max_packet_bytes)
-        self._batch = ""
+        self.listeners.connected()
+        self._backfill_soon(now)
+
+    def _backfill_soon(self, now: Now) -> None:
+        self._batch, self._answer_s = "", ANSWER_S
+        if self.listeners.is_gone:
+            self._next_s = math.inf  # nobody would answer
+            return
         self._next_s = now.s + QUIET_S + int(self._state_id[-4:] or "0", 16) / 0xFFFF * SPREAD_S
+
+    def here(self, coordinator: str, message: Here, now: Now) -> None:
+        """See `Listeners.said`."""
+        if self.listeners.said(coordinator, message):
+            self._keep_unsure(
+                now.s
+            )  # who begins anew may not have kept what was sent, and may not have told of its end
+            self._backfill_soon(now)
+
+    def answered(self, now: Now) -> None:
+        """See `Listeners.answered`."""
+        if self.listeners.answered():
+            self._backfill_soon(now)
 
     def offline(self, now: Now) -> None:
         """There is none any more."""
-        if self._is_online and self._outbox is not None:
-            for report in (*self._unsure, *self._between):
-                if now.s - report.at_s <= UNSURE_S:
-                    self._outbox.add(report, now.s)
+        if self._is_online:
+            self._unsure += self._between
+            self._keep_unsure(now.s)
         self._unsure.clear()
         self._between.clear()
         self._between_due_s = math.inf
         self._is_online = False
+
+    def _keep_unsure(self, now_s: float) -> None:
+        """What was sent of late waits, too."""
+        if self._outbox is not None:
+            for report in self._unsure:
+                if now_s - report.at_s <= UNSURE_S:
+                    self._outbox.add(report, now_s)
+            self._unsure.clear()
 
     def limit(self, max_packet_bytes: int) -> None:
         """Packets have at most so many bytes from now on."""
@@ -130,7 +165,7 @@ class Reports:
         if is_often and self._is_online and may_send and now.s - self._live_s.get(report.model, -math.inf) < BATCH_S:
             self._between.append(report)
             self._between_due_s = min(self._between_due_s, now.s + BATCH_S)
-            return self._together() if len(self._between) >= _MOST_BETWEEN else []
+            return self._together(now.s) if len(self._between) >= _MOST_BETWEEN else []
         if not self._goes_out(report, now, may_send=may_send):
             return []
         self._live_s[report.model] = now.s
@@ -138,12 +173,12 @@ class Reports:
         qos, self._is_proved = int(not self._is_proved), True
         return [letter(self._config, topics.UP_TELE, message, qos=qos)]
 
-    def _together(self) -> list[Publish]:
+    def _together(self, now_s: float) -> list[Publish]:
         """What was said between two live messages, in as few arrays as it fits into."""
         out, documents, size = list[Publish](), list[dict[str, Any]](), 2
         most = self._most_bytes
         for report in self._between:
-            self._unsure.append(report)
+            self._sent_live(report, now_s)
             more = len(encode_history([report.values]))
             if size + more > most and documents:
                 out.append(letter(self._config, topics.UP_HIST, encode_history(documents), qos=1))
@@ -186,17 +221,23 @@ class Reports:
         return [letter(self._config, topics.UP_EVENT, event, qos=1)] if goes_out else []
 
     def state(self, state: State, now: Now) -> None:
-        """A slot has changed: without a line that is an event, since only where it stands at last is said then."""
-        if not self._is_online:
+        """A slot has changed: where nobody listens that is an event, as only where it stands at last is said then."""
+        if not self._is_online or self.listeners.is_gone:
             self.event(state.state, f"release {state.release}: {state.detail}".removesuffix(": "), state.model, now)
 
     def _goes_out(self, report: Report, now: Now, *, may_send: bool) -> bool:
         if self._is_online and may_send:
-            self._unsure.append(report)
+            self._sent_live(report, now.s)
             return True
         if self._outbox is not None:
             self._outbox.add(report, now.s)
         return False
+
+    def _sent_live(self, report: Report, now_s: float) -> None:
+        if self.listeners.is_heard or self._outbox is None:
+            self._unsure.append(report)
+        else:
+            self._outbox.add(report, now_s)
 
     # The outbox
 
@@ -213,7 +254,7 @@ class Reports:
 
     def poll(self, now: Now, *, may_send: bool) -> list[Publish]:
         """Write what is due, and send the next array where it is time."""
-        live = self._together() if now.s >= self._between_due_s else []
+        live = self._together(now.s) if now.s >= self._between_due_s else []
         if self._outbox is None:
             return live
         self._outbox.poll(now.s)

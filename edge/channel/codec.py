@@ -37,6 +37,7 @@ _TYPES: dict[str, type[m.Message]] = {
     topics.DN_META: m.Meta,
     topics.DN_RESTORE: m.Restore,
     topics.DN_CANDIDATE: m.Candidate,
+    topics.DN_HERE: m.Here,
 }
 
 

@@ -108,7 +108,7 @@ class MemoryBroker:
         client = self._clients[client_id]
         self.forget_ways()
         client.connection += 1
-        client.connected = True
+        client.connected, client.will = True, client.next_will
         self._enqueue(client, Connected(session_present=False, max_packet_bytes=DEFAULT_MAX_PACKET_BYTES))
         for topic_filter, qos in client.filters.items():
             self.send_retained(client, topic_filter, qos)
@@ -203,7 +203,8 @@ class MemoryTransport:
         self.connected = False
         self.connection = 0
         self.filters: dict[str, int] = {}
-        self.will: Message | None = None
+        self.will: Message | None = None  # of this connection
+        self.next_will: Message | None = None
         self.outbox: list[Message] = []
         self._broker = broker
         self._max_queued = max_queued
@@ -244,7 +245,7 @@ class MemoryTransport:
 
     def set_will(self, topic: str, payload: bytes, qos: int, retain: bool, delay_s: int) -> None:  # noqa: ARG002
         """See `edge.channel.transport.Transport.set_will`; the will is never delayed here."""
-        self.will = Message(topic=topic, payload=payload, qos=qos, retain=retain)
+        self.next_will = Message(topic=topic, payload=payload, qos=qos, retain=retain)
 
     def stop(self) -> None:
         """Leave in good order; no event comes any more."""

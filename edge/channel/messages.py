@@ -379,6 +379,21 @@ class History(Message):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Here(Message):
+    """``all/dn/here/NAME``, retained, also the will of a coordinator: it listens, or does so no more.
+
+    Attributes:
+        online: Whether it listens.
+        session: Its connection; one that ended says nothing of another one.
+        ts_ms: Its clock, milliseconds since 1970.
+    """
+
+    online: bool
+    session: Count
+    ts_ms: Count
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class HistoryKept(Message):
     """``dn/hist``: the coordinator has kept a batch of ``up/hist`` durably; the device may delete it."""
 

@@ -30,9 +30,10 @@ DN_HIST = "dn/hist"
 DN_META = "dn/meta"
 DN_RESTORE = "dn/restore"
 DN_CANDIDATE = "dn/candidate"
+DN_HERE = "dn/here"
 
-# A device with several models has one retained message of each model on these, one level deeper.
-_OF_A_MODEL = (UP_STATE, DN_DESIRED)
+# One level deeper: a retained message of each model of a device with several, and of each coordinator.
+_OF_EACH = (UP_STATE, DN_DESIRED, DN_HERE)
 _COORDINATORS = "_c"
 _FRAMES, _UPLOAD, _UPLOAD_STATUS = "dn/f/", "up/ul/", "dn/ul/"
 _ID = re.compile(r"[a-z0-9-]{1,64}")
@@ -114,12 +115,12 @@ def model_leaf(leaf: str, level: str) -> str:
 
 
 def kind_of(leaf: str) -> str:
-    """A leaf without the level of a model.
+    """A leaf without the level of a model or a coordinator.
 
     >>> kind_of("up/state/voice"), kind_of(UP_TELE)
     ('up/state', 'up/tele')
     """
-    return next((each for each in _OF_A_MODEL if leaf.startswith(f"{each}/")), leaf)
+    return next((each for each in _OF_EACH if leaf.startswith(f"{each}/")), leaf)
 
 
 def frame_leaf(xfer: str) -> str:
@@ -204,9 +205,9 @@ def shared_filters(fleet: str) -> list[tuple[str, int]]:
     return [(f"$share/edge-{fleet}/{each}", 1) for each in shared_leaves(fleet)]
 
 
-def coordinator_conn_topic(fleet: str, coordinator: str) -> str:
-    """Where a coordinator says that it lives (no device can have the name ``_c``)."""
-    return f"{ROOT}/{check_id(fleet, 'fleet')}/_c/{check_id(coordinator, 'coordinator')}/conn"
+def here_topic(fleet: str, coordinator: str) -> str:
+    """Where a coordinator says to all devices that it listens."""
+    return build(fleet, ALL, f"{DN_HERE}/{check_id(coordinator, 'coordinator')}")
 
 
 def coordinator_alert_topic(fleet: str, coordinator: str, number: int) -> str:

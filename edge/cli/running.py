@@ -91,6 +91,8 @@ def _status_lines(found: Mapping[str, Any]) -> Iterator[str]:
         "started once" if found.get("boot") == 1 else f"started {found.get('boot', '?')} times",
         "connected" if found.get("connected") else "not connected",
     )
+    if found.get("coordinator") == "gone":
+        connected += ", no coordinator listens"
     for name, model in models.items():
         yield f"{found['device']}{name and ' ' + name}: bundle {model['bundle'][:_SHORT]}, {started}"
         yield from _model_lines(model, connected)

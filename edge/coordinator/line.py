@@ -16,7 +16,8 @@ from datetime import UTC, datetime
 from typing import Literal
 
 from edge.channel import topics
-from edge.channel.messages import Message, Reply, Request
+from edge.channel.codec import encode
+from edge.channel.messages import Here, Message, Reply, Request
 from edge.channel.transport import Publish, Refused
 from edge.contract.clock import Now
 from edge.coordinator.records import Device
@@ -111,6 +112,7 @@ class Line:
         self._silent: dict[Way, str] = {}
         self._refused: dict[str, str] = {}
         self._lost, self._connected_ms = "", 0
+        self._here, self._session, self._next_session = topics.here_topic(fleet, name), 0, 0
         self.state = LineState(address=address)
 
     @property
@@ -134,15 +136,30 @@ class Line:
         """Call `poll` at this time at the latest."""
         return min(self._due_s.values())
 
+    def _says_here(self, now: Now, session: int, *, online: bool) -> Publish:
+        here = Here(online=online, session=session, ts_ms=now.wall_ms)
+        return Publish(topic=self._here, payload=encode(here), qos=1, retain=True)
+
+    def will(self, now: Now) -> Publish:
+        """What the broker is to say to devices when the *next* connection breaks."""
+        self._next_session = max(now.wall_ms, self._session + 1)
+        return self._says_here(now, self._next_session, online=False)
+
+    def farewell(self, now: Now) -> Publish:
+        """What to say to devices before stopping in good order."""
+        return self._says_here(now, self._session, online=False)
+
     def connected(self, now: Now) -> list[Publish]:
-        """A connection begins: what to say to hear oneself."""
+        """A connection begins: what to say to hear oneself, and to devices, which wait for somebody that listens."""
+        self._session = max(self._next_session, self._session + 1)
         self._lost = ""
         self._refused.clear()
         self._silent.clear()
         self._due_s = dict.fromkeys(self._ways, now.s + SILENCE_S)
         self._connected_ms = now.wall_ms
         self._changed(is_connected=True, since_ms=now.wall_ms)
-        return [Publish(topic=topic, payload=b"{}", qos=1) for topic in self._ways.values()]
+        probes = [Publish(topic=topic, payload=b"{}", qos=1) for topic in self._ways.values()]
+        return [*probes, self._says_here(now, self._session, online=True)]
 
     def disconnected(self, reason: str, now: Now) -> None:
         """It ended, or did not come about."""

@@ -275,6 +275,8 @@ class CoordinatorService:
             api.state.live.close()
             if self._server is not None:
                 self._server.should_exit = True
+            if self.core.dialogue.is_connected:
+                publish_all(self._transport, [self.core.dialogue.line.farewell(now())])
             self._transport.stop()
             if self._above is not None and self._uplink is not None:
                 publish_all(self._above, [self._uplink.farewell(now())])
@@ -290,6 +292,7 @@ class CoordinatorService:
     def _open_lines(self) -> None:
         """Let messages come in."""
         fleet = self._config.fleet
+        self._set_will(self._transport, self.core.dialogue.line.will(now()))
         if not self._config.is_shared:
             self._transport.subscribe(topics.coordinator_filters(fleet))
         else:
@@ -300,7 +303,7 @@ class CoordinatorService:
                 self._led(self._from_queue)
         self._transport.start(self._inbox.put)
         if self._above is not None and self._uplink is not None and self._config.site is not None:
-            self._set_will(self._above, self._uplink)
+            self._set_will(self._above, self._uplink.will(now()), WILL_DELAY_S)
             self._above.subscribe(topics.device_filters(self._config.site.fleet, self._config.site.name))
             self._above.start(lambda event: self._inbox.call(_Call(functools.partial(self._from_above, event))))
 
@@ -411,6 +414,8 @@ class CoordinatorService:
             self.core.transport(item, now())
         except BaseException as exc:  # noqa: BLE001  # a panic of a library in Rust is no Exception
             self._tell("a message", exc)
+        if isinstance(item, Connected):
+            self._set_will(self._transport, self.core.dialogue.line.will(now()))  # of the connection after this one
 
     def _from_queue(self, batch: Sequence[Received]) -> None:
         """Have the loop take messages, and wait until it has: only then the queue is told."""
@@ -421,9 +426,8 @@ class CoordinatorService:
             call.result.result(CALL_TIMEOUT_S)
 
     @staticmethod
-    def _set_will(above: Transport, uplink: Uplink) -> None:
-        will = uplink.will(now())
-        above.set_will(will.topic, will.payload, will.qos, will.retain, WILL_DELAY_S)
+    def _set_will(transport: Transport, will: Publish, delay_s: int = 0) -> None:
+        transport.set_will(will.topic, will.payload, will.qos, will.retain, delay_s)
 
     def _from_above(self, event: TransportEvent, _core: CoordinatorCore, at: Now) -> None:
         if isinstance(event, Disconnected):
@@ -433,7 +437,7 @@ class CoordinatorService:
         if self._uplink is not None and self._above is not None:
             self._uplink.transport(event, at)
             if isinstance(event, Connected):
-                self._set_will(self._above, self._uplink)
+                self._set_will(self._above, self._uplink.will(now()), WILL_DELAY_S)
 
     def _tell(self, doing: str, exc: BaseException) -> None:
         """Make an event of a fault; where not even that can be done, live on."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -17,6 +18,9 @@ import pytest
 
 from edge.agent.client import AgentClient
 from edge.agent.model.on_device_model import OnDeviceModel
+from edge.channel.mqtt import MqttTransport
+from edge.channel.transport import Received, TransportEvent
+from edge.channel.url import BrokerUrl
 from edge.contract.errors import EdgeError
 
 pytestmark = pytest.mark.broker
@@ -91,6 +95,39 @@ def test_fleet_converges_after_kills_of_agent_coordinator_and_broker(
             assert "merged" in status(fleet, device)["experts"]
         heads = {device: status(fleet, device)["head"] for device in DEVICES}
         processes.wait_for("the registry knows", lambda: {row["id"]: row["head"] for row in fleet.known()} == heads)
+
+
+def test_a_coordinator_that_was_killed_has_all_telemetry_once_and_others_had_it_live(
+    processes: ModuleType, tmp_path: Path, digits_bundle: Path
+) -> None:
+    """The broker was there all the time, and nobody at its other end."""
+    with processes.Fleet(tmp_path, digits_bundle, ["one"]) as fleet:
+        live: list[int] = []
+
+        def read(event: TransportEvent) -> None:
+            if isinstance(event, Received):
+                live.append(json.loads(event.payload)["seq"])
+
+        reader = MqttTransport(BrokerUrl.parse(fleet.broker_url), "reader", clean_start=True)
+        reader.subscribe([("edge/v1/default/one/up/tele", 1)])
+        reader.start(read)
+        processes.wait_for("telemetry", lambda: fleet.asked("telemetry"))
+        fleet.kill("coordinator")
+        gone_at = live[-1] if live else 0
+        processes.wait_for("five intervals", lambda: live and live[-1] >= gone_at + 5)
+        assert status(fleet, "one")["outbox"]["waiting"] >= 5
+        fleet.start_coordinator()
+        processes.wait_for("made up for", lambda: status(fleet, "one")["outbox"]["waiting"] == 0, timeout_s=90)
+        last = live[-1]
+        assert live == list(range(live[0], last + 1)), "others had it when it was made"
+
+        def kept() -> list[int]:
+            rows = fleet.asked("telemetry?after=0&limit=1000")
+            return sorted(row["seq"] for row in rows if row["seq"] <= last)
+
+        processes.wait_for("the last one", lambda: last in kept())
+        assert kept() == list(range(1, last + 1)), "each once, without a gap"
+        reader.stop()
 
 
 def answers(fleet: Any, device: str) -> bool:

@@ -24,7 +24,7 @@ from edge.agent.model.model_core import ModelCore
 from edge.agent.models import Models
 from edge.channel import topics
 from edge.channel.memory import Faults, MemoryBroker, MemoryTransport
-from edge.channel.transport import Transport, TransportEvent
+from edge.channel.transport import Connected, Transport, TransportEvent
 from edge.contract.clock import Now
 from edge.contract.profile import DeviceProfile, load_profile
 from edge.coordinator.config import CoordinatorConfig
@@ -200,8 +200,14 @@ class SimulatedFleet:
         self.coordinator_events: list[TransportEvent] = []
         self.coordinator_transport = self.connect("coordinator")
         self.coordinator_transport.subscribe(topics.coordinator_filters(FLEET))
+        self.set_coordinators_will()
         self.coordinator_transport.start(self.coordinator_events.append)
         return self.coordinator
+
+    def set_coordinators_will(self) -> None:
+        assert self.coordinator is not None
+        will = self.coordinator.dialogue.line.will(self.now)
+        self.coordinator_transport.set_will(will.topic, will.payload, will.qos, will.retain, 0)
 
     def start_agent(self, name: str) -> Agent:
         agent = Agent(self.folder, name, self.bundles, self.connect, self.agent_options, self.stopwatch)
@@ -242,6 +248,8 @@ class SimulatedFleet:
         if self.coordinator is not None:
             for event in taken(self.coordinator_events):
                 self.coordinator.transport(event, self.now)
+                if isinstance(event, Connected):
+                    self.set_coordinators_will()
             for effect in self.coordinator.tick(self.now):
                 self.coordinator_transport.publish(effect.topic, effect.payload, qos=effect.qos, retain=effect.retain)
 

@@ -20,7 +20,7 @@ from edge.agent.reports import ANSWER_S, QUIET_S, SPREAD_S, Reports
 from edge.agent.slots.slots import DeviceRecord
 from edge.channel.codec import MAX_HISTORY_BYTES, decode
 from edge.channel.memory import Faults
-from edge.channel.messages import History, HistoryKept, Telemetry
+from edge.channel.messages import Here, History, HistoryKept, Telemetry
 from edge.channel.transport import Publish
 from edge.contract.clock import Now
 from tests.support.fleet import SimulatedFleet, unhurried
@@ -279,3 +279,78 @@ def test_with_the_data_cap_used_up_only_what_must_be_said_is_and_a_download_goes
         assert days < 10
     assert days >= 1
     assert any("new period" in row.detail for row in fleet.store.events.newest(50))
+
+
+def said_here(*, online: bool, session: int) -> Here:
+    return Here(online=online, session=session, ts_ms=0)
+
+
+def test_what_nobody_listens_to_is_said_live_for_others_and_waits_for_the_coordinator(tmp_path: Path) -> None:
+    """faults: 21. Who reads a broker without a coordinator gets everything at once, and nothing piles up."""
+    one = reports(tmp_path)
+    seconds = itertools.count(10.0, 10.0)
+
+    def say() -> tuple[int, int]:
+        """How many messages go out at once, and how many wait then."""
+        s = next(seconds)
+        return len(one.telemetry({"model": "kws"}, at(s), may_send=True)) + len(
+            one.event("drift", "", "kws", at(s))
+        ), one.waiting
+
+    one.online(1 << 20, at(0.0))
+    assert [say() for _ in range(9)] == [(2, 0)] * 9
+    assert str(one.listeners) == "unknown"
+    one.here("c", said_here(online=True, session=1), at(91.0))  # it has come: what came before that may be lost
+    assert one.waiting == 2 * 6
+    one.here("c", said_here(online=True, session=1), at(91.5))
+    assert say() == (2, 12)
+    one.here("c", said_here(online=False, session=7), at(101.0))  # the end of another connection of it
+    assert say() == (2, 12)
+    one.here("c", said_here(online=False, session=1), at(111.0))
+    assert one.waiting == 16, "what went out just before its end may not be kept"
+    assert say() == (2, 18)
+    assert str(one.listeners) == "gone"
+    assert one.poll(at(1000.0), may_send=True) == [], "nobody would answer"
+    one.here("d", said_here(online=True, session=1), at(1000.0))
+    sent = one.poll(at(1000.0 + LATE_S), may_send=True)
+    one.kept(HistoryKept(batch=history(sent).batch), at(1031.0))
+    assert one.waiting == 0
+    one.offline(at(1100.0))
+    one.online(1 << 20, at(1200.0))  # what is known of before the line was lost is old news
+    assert say() == (2, 2)
+    assert str(one.listeners) == "unknown"
+    one.answered(at(1200.0))  # brokers that keep nothing for wildcards
+    assert say() == (2, 2)
+    assert str(one.listeners) == "here"
+
+
+@pytest.mark.parametrize("is_killed", [True, False])
+def test_a_coordinator_that_is_away_for_a_while_has_all_telemetry_and_events_once(
+    tmp_path: Path, digits_bundle: Path, is_killed: bool
+) -> None:
+    """faults: 21. The broker and its other readers were there all the time."""
+    fleet = SimulatedFleet(tmp_path, digits_bundle, ["one"], auto_merge=False, telemetry_interval_s=3.0)
+    try:
+        agent, begun_s = fleet.agents["one"], fleet.now_s
+        fleet.run(31.0)
+        live = published(fleet, 0.0)
+        fleet.crash_coordinator()
+        if not is_killed:  # also of one that is here again before anybody was told that it had gone
+            fleet.start_coordinator()
+        else:
+            for number in range(5):
+                agent.core.tell([("drift", f"number {number}")])
+                live += published(fleet, 20.0)
+            assert live["up/tele"] >= 30, "others read it at once"
+            assert live["up/event"] == 5
+            fleet.start_coordinator()
+        fleet.run(LATE_S)
+        fleet.until("made up for", lambda: agent.core.status()["outbox"]["waiting"] == 0)
+        fleet.run(10.0)
+        found = sorted(row.seq for row in fleet.store.telemetry.after(0, 9999))
+        assert found == list(range(1, len(found) + 1)), "each once, without a gap"
+        assert len(found) >= (fleet.now_s - begun_s - 10.0) / 3.0
+        told = [event.detail for event in fleet.store.events.newest(99) if event.name == "drift"]
+        assert sorted(told) == [f"number {number}" for number in range(5 * is_killed)]
+    finally:
+        fleet.close()

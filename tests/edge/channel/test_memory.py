@@ -71,6 +71,8 @@ def test_will_speaks_when_cut_off_and_not_when_stopped(broker):
     a, b, watcher = Client(broker, "a"), Client(broker, "b"), Client(broker, "w", "gone/#")
     for client, name in ((a, "a"), (b, "b")):
         client.transport.set_will(f"gone/{name}", b"!", 1, False, 0)
+        broker.disconnect(name)  # the connection that runs began without one
+        broker.connect(name)
     broker.disconnect("a")
     b.transport.stop()
     broker.settle()

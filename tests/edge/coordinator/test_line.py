@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from edge.channel import topics
-from edge.channel.messages import Reply, Request
+from edge.channel.codec import decode
+from edge.channel.messages import Here, Reply, Request
 from edge.channel.transport import Received, Refused
 from edge.contract.clock import Now
 from edge.coordinator.line import SILENCE_S, Line
@@ -22,7 +23,7 @@ def at(s: float) -> Now:
 
 def test_what_does_not_come_back_is_told_unless_a_device_shows_that_it_works() -> None:
     line = Line("lab", "coordinator")
-    assert [each.topic for each in line.connected(at(0.0))] == [UP, DN]
+    assert [each.topic for each in line.connected(at(0.0))] == [UP, DN, "edge/v1/lab/all/dn/here/coordinator"]
     assert line.poll(SILENCE_S - 1) == []
     up, dn = line.poll(SILENCE_S)
     assert "edge/v1/lab/+/up/#" in up
@@ -114,3 +115,25 @@ def test_a_broker_that_denies_without_a_word_is_an_event_and_one_that_grants_is_
             assert fleet.coordinator.dialogue.line.troubles == told
         finally:
             fleet.close()
+
+
+def test_devices_are_told_who_listens_and_the_end_of_one_connection_is_not_that_of_the_next() -> None:
+    line, said = Line("lab", "c"), []
+    for number in range(3):
+        will = line.will(at(0.0))  # of a clock that stands still
+        *_, here = line.connected(at(0.0))
+        said += [decode("dn/here/c", each.payload) for each in (will, here)]
+        assert (will.topic, will.retain, here.topic, here.retain) == (
+            here.topic,
+            True,
+            "edge/v1/lab/all/dn/here/c",
+            True,
+        )
+        assert line.connected(at(0.0))[-1].payload != here.payload, number
+    sessions = [each.session for each in said if isinstance(each, Here)]
+    assert [each.online for each in said if isinstance(each, Here)] == [False, True] * 3
+    assert sessions[::2] == sessions[1::2]
+    assert len(set(sessions)) == 3
+    last = decode("dn/here/c", line.farewell(at(1.0)).payload)
+    assert isinstance(last, Here)
+    assert (last.online, last.session) == (False, line._session)
