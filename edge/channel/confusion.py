@@ -17,6 +17,7 @@ Counts = Mapping[str, Mapping[str, int]]
 """By label, by what was answered, how many samples."""
 
 KEY = "confusion"  # of telemetry
+FEW = 10  # labels of which a share says nothing: people are told how many were right
 AGAIN_S = 3600.0  # what did not change is said again after this: telemetry may be lost
 OTHERS = ""
 MAX_CLASSES, MAX_BYTES = 32, 2000

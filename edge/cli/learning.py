@@ -7,14 +7,11 @@ from typing import Any
 
 import click
 
-from edge.channel.confusion import OTHERS
+from edge.channel.confusion import FEW, OTHERS
 from edge.cli import access
 from edge.cli.devices import age, named
 from edge.cli.rollouts import who
 from edge.cli.terminal import device_path, say, shown
-
-# A share of fewer labels says nothing: how many were right is said instead.
-_FEW = 10
 
 
 @click.command()
@@ -147,7 +144,7 @@ def _by_class(found: dict[str, Any]) -> None:
         row = found["counts"][each["label"]].items()
         wrong = sorted(((n, said) for said, n in row if said != each["label"]), key=lambda one: (-one[0], one[1]))
         taken = ", ".join(f"{'others' if said == OTHERS else shown(said, 40)} x{n}" for n, said in wrong)
-        right = f"{100 * each['accuracy']:.1f} %" if each["n"] >= _FEW else f"{each['right']} of {each['n']}"
+        right = f"{100 * each['accuracy']:.1f} %" if each["n"] >= FEW else f"{each['right']} of {each['n']}"
         say(f"  {name:<{width}}  {each['n']:>6}  {right:>8}  {taken}".rstrip())
     if found["untold"]:
         say(f"  {found['untold']} more labels, of classes for which a message had no room")

@@ -23,6 +23,8 @@ TOLERATED_LOSS = 0.05
 MIN_LABELS, MIN_SAMPLES = 20, 16
 # What devices say of a head that has a share of the say, and that no trial settled.
 COMPETES = "competes, and"
+# And of one that was on trial when the next one came.
+OVERTAKEN = "a newer release came before it could be judged"
 # A head that answers fewer samples as they were answered so far is not taken without labels that vouch for it.
 LEAST_ALIKE = 0.5
 # Quantities are alike where the mean squared difference is below this share of their variance.

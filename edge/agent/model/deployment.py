@@ -23,7 +23,7 @@ from edge.channel.frames import Frame
 from edge.channel.messages import Desired, Pairs, Request, State
 from edge.contract.errors import BundleError, EdgeError, LearningError
 from edge.learning.exchange import HeadRelease
-from edge.learning.trial import Finding, Verdict
+from edge.learning.trial import OVERTAKEN, Finding, Verdict
 
 # States that a restart remembers; the release counter is durable with them, so none of these begins again. A failure
 # (a full disk, a wrong digest) is not among them: the coordinator says its wish again, and the device tries again.
@@ -177,7 +177,7 @@ class Deployment:
         on_trial = self.state is SlotState.PROBATION and not self._end_probation()
         if on_trial:
             # Who was not judged does not become what the next one is judged against.
-            self.roll_back("a newer release came before it could be judged")
+            self.roll_back(OVERTAKEN)
         self._stop_fetch()
         self._held = self._staged = None
         self._pairs = Pairs()

@@ -12,8 +12,6 @@ from edge.coordinator.learning.confusions import by_backbone, in_order, names_of
 from edge.coordinator.records import Confusion, FleetQuestion, Model
 from edge.coordinator.store.store import Store
 
-# A share of fewer labels says nothing: how many were right is said instead.
-FEW = 10
 _MOST_CLASSES, _WIDE = 32, 11
 _MOST_BACKBONES, _MOST_DEVICES, _MOST_MIXED, _MOST_ASKED = 3, 25, 12, 200
 _SHADES = 5

@@ -20,6 +20,7 @@ from edge.coordinator.rollout.states import ENDED, RolloutState
 from edge.coordinator.rollout.step import Key, Rollout
 from edge.coordinator.store.store import Store
 from edge.coordinator.turns import PAUSED, in_need
+from edge.learning.trial import OVERTAKEN
 
 PAGE = 50
 # Of a device that does not belong to the fleet, or not now: more than how it is.
@@ -31,17 +32,26 @@ FAULTS = (
     "same-name", "merge-failed", "contribution-refused", "artifact-missing", "bundle-unusable", "unknown-backbone",
     "left-out", "model-fault", "broker-refused",
 )  # fmt: skip
-_DAY_MS, _MOST_NAMED = 86_400_000, 5
+_DAY_MS, _MOST_NAMED, _MOST_VERSIONS, _MOST_ALIKE = 86_400_000, 5, 20, 3
 
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """Something that waits for a person: what, of whom, why, and where to look."""
+    """Something that waits for a person: what, of whom, why, and where to look; of an alert its rule.
+
+    Of many alike `subject` says how many, and `why` the first ones.
+    """
 
     kind: str
     subject: str
     why: str
     href: str
+    rule: str = ""
+
+    @property
+    def whose(self) -> str:
+        """Whom it is about."""
+        return self.subject.removeprefix(f"{self.rule}: ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +98,9 @@ def fleet(store: Store, query: FleetQuery, line: LineState, now: Now) -> dict[st
         "choices": (*CONDITIONS, *ADMISSIONS),
         "shares": shares([(each, counts[each]) for each in CONDITIONS], text("fleet.shares")),
         "total": len(devices),
-        "wishes": wishes,
-        "versions": _versions(models, releases, names),
+        "wishes": _together(wishes),
+        "versions": (versions := _versions(models, releases, names))[:_MOST_VERSIONS],
+        "more_versions": sum(each["n"] for each in versions[_MOST_VERSIONS:]),
         "agents": sorted(Counter(each.agent_version for each in devices if each.born).items(), reverse=True),
         "map": _map(devices, tags, is_now, {each.device for each in troubled}, query.by),
         "has_troubled": bool(troubled),
@@ -122,11 +133,18 @@ def _left_on(left: Mapping[Key, Rollout]) -> list[Wish]:
 
 
 def _troubled(store: Store, models: Mapping[str, Sequence[Model]]) -> list[Model]:
-    """Models that stand where a person should look; not those of a release that a person has given up since."""
+    """Models that stand where a person should look.
+
+    Not those of a release that a person has given up since, nor of one that the next one has overtaken.
+    """
     ended = (RolloutState.ABORTED, RolloutState.REVERTED)
     given_up = {each.plan.release for each in store.rollouts.all() if each.state in ended}
     found = (each for own in models.values() for each in own)
-    return [each for each in found if each.state in TROUBLED and each.state_release not in given_up]
+    return [
+        each
+        for each in found
+        if each.state in TROUBLED and each.state_release not in given_up and each.state_detail != OVERTAKEN
+    ]
 
 
 def _by_device(models: Sequence[Model]) -> dict[str, list[Model]]:
@@ -148,22 +166,23 @@ def _is_meant(device: Device, is_now: str, tags: Mapping[str, str], query: Fleet
 def _versions(
     models: Mapping[str, Sequence[Model]], releases: Mapping[int, Any], names: Mapping[str, str]
 ) -> list[dict[str, Any]]:
-    """By model, bundle and head: how many run it, most first."""
-    found: Counter[tuple[str, str, str, int, bool]] = Counter()
+    """By model, bundle and release: how many run it, most first. Each device that learns has a head of its own soon."""
+    found: dict[tuple[str, str, int, bool], Counter[str]] = {}
     for own in models.values():
         for each in own:
-            found[each.model, each.bundle, each.head, each.release, each.went_back] += 1
+            heads = found.setdefault((each.model, each.bundle, each.release, each.went_back), Counter())
+            heads[each.head] += 1
     return [
         {
             "model": model,
             "bundle": names.get(bundle, "") or short(bundle),
-            "head": short(head) if head else "",
+            "heads": [short(head) if head else "" for head in heads],
             "release": counter,
             "went_back": went_back,
             "reason": releases[counter].name or releases[counter].reason if counter in releases else "",
-            "n": n,
+            "n": heads.total(),
         }
-        for (model, bundle, head, counter, went_back), n in found.most_common(20)
+        for (model, bundle, counter, went_back), heads in sorted(found.items(), key=lambda item: -item[1].total())
     ]
 
 
@@ -205,7 +224,8 @@ def _wishes(
     told = [each for each in store.alerts.open() if not each.acknowledged_ms and each.silenced_ms <= now.wall_ms]
     for alert in told:
         if alert.kind in ("threshold", "absence", "drift", "data-cap"):  # the others stand below with their own words
-            found.append(Wish("alert", f"{alert.rule}: {alert.subject}", alert.detail, "/alerts"))
+            said = f"{alert.rule}: {alert.subject}"
+            found.append(Wish("alert", said, alert.detail, "/alerts", alert.rule))
     for admission in ("pending", "quarantined"):
         waiting = [each.id for each in devices if each.admission == admission]
         if len(waiting) == 1:
@@ -243,6 +263,24 @@ def _wishes(
             here = f"/devices/{event.device}" if event.device else "/learning"
             found.append(Wish(f"event-{event.name}", event.device, event.detail, here))
     return found
+
+
+def _together(wishes: Sequence[Wish]) -> list[Wish]:
+    """The same of many devices as one: a hundred with a drift must not hide the rollout that waits."""
+    groups: dict[tuple[str, str], list[Wish]] = {}
+    for each in wishes:
+        is_alike = each.kind.startswith(("slot-", "event-", "alert"))
+        groups.setdefault((each.kind, each.rule if is_alike else each.subject + each.why), []).append(each)
+    found: list[Wish] = []
+    for own in groups.values():
+        found += own if len(own) <= _MOST_ALIKE else [_many(own)]
+    return found
+
+
+def _many(wishes: Sequence[Wish]) -> Wish:
+    n, kind, rule = text("fleet.n-devices", n=len(wishes)), wishes[0].kind, wishes[0].rule
+    why = _named(sorted(each.whose for each in wishes))
+    return Wish(kind, f"{rule}: {n}" if rule else n, why, "/alerts" if rule else "", rule)
 
 
 def _has_ended(store: Store, event: LoggedEvent, device: Device | None, models: Sequence[Model]) -> bool:

@@ -18,10 +18,10 @@ from edge.coordinator.rollout.step import NOT_JUDGED
 from edge.coordinator.store.store import Store
 from edge.coordinator.turns import Turns
 from edge.learning.exchange import HeadRelease, Outside
-from edge.learning.trial import COMPETES
+from edge.learning.trial import COMPETES, OVERTAKEN
 
 _MOST_MERGES, _MOST_QUESTIONS = 5, 10
-_MOST_ROWS, _MOST_VERDICTS = 500, 25
+_MOST_ROWS, _MOST_VERDICTS, _MOST_CONTRIBUTIONS = 500, 10, 50
 # Events by which devices say what became of a release.
 _SAID = ("probation", "active", "rolled-back", "refused", "failed", "held")
 
@@ -71,7 +71,7 @@ def learning(store: Store, of: Releases) -> dict[str, Any]:
         **against,
         "told_ms": told_ms,
         "most_verdicts": _MOST_VERDICTS,
-        "rows": sorted(rows, key=lambda row: row[0].received_ms, reverse=True)[:_MOST_ROWS],
+        "rows": sorted(rows, key=lambda row: row[0].received_ms, reverse=True)[:_MOST_CONTRIBUTIONS],
         "n_contributions": len(contributions),
         "n_devices": len({each.device for each in contributions}),
         "n_samples": sum(each.n_samples for each in contributions),
@@ -208,10 +208,10 @@ VERDICTS = ("worse", "under-way", "not-judged", "competes", "better", "unsaid")
 
 def verdict(state: str, detail: str) -> str:
     """What a device's own trial came to. Who was not judged did not pass."""
+    if NOT_JUDGED in detail or OVERTAKEN in detail:
+        return "not-judged"
     if state in ("failed", "refused", "rolled-back", "held"):
         return "worse"
-    if NOT_JUDGED in detail:
-        return "not-judged"
     if state == "active" and COMPETES in detail:
         return "competes"
     return "better" if state == "active" and detail else "not-judged" if state == "active" else "under-way"

@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from edge.channel.confusion import FEW
 from edge.contract.digest import short
 from edge.coordinator.pages import amounts
 from edge.coordinator.pages.glossary import WORDS, meaning
@@ -64,7 +65,7 @@ _ENVIRONMENT = Environment(
     lstrip_blocks=True,
     auto_reload=False,  # a newer version on the disk is for the next start: it knows texts that this one does not
 )
-_ENVIRONMENT.globals.update(t=text, has_text=has, svg=Markup)
+_ENVIRONMENT.globals.update(t=text, has_text=has, svg=Markup, few=FEW)
 _ENVIRONMENT.filters.update(
     amount=amounts.amount,
     size=amounts.size,

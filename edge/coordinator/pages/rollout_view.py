@@ -49,6 +49,7 @@ def rollout(store: Store, number: int) -> dict[str, Any]:
         "n_targets": len(targets),
         "waits": waits,
         "orders": [str(each) for each in _ORDERS if can(state, each) and _helps(found, each)],
+        "has_ended": state in ENDED,
         "plan": _plan(found["plan"]),
     }
 

@@ -187,6 +187,9 @@ _TEXTS: dict[str, str | tuple[str, str]] = {
     "fleet.by-none": "all together",
     "fleet.untagged": "without",
     "fleet.versions": "What runs",
+    "fleet.n-devices": "{n} devices",
+    "fleet.heads": "{n} different ones",
+    "fleet.more-versions": ("{n} more model runs something else.", "{n} more models run something else."),
     "fleet.agents": "Agents:",
     "fleet.list": "All devices",
     "fleet.search": "Find",
@@ -204,14 +207,14 @@ _TEXTS: dict[str, str | tuple[str, str]] = {
     "wish.slot-failed": "{subject}: a release failed",
     "wish.slot-refused": "{subject} refused a release",
     "wish.slot-rolled-back": "{subject} went back",
-    "wish.slot-held": "{subject} holds a head until labels vouch for it",
+    "wish.slot-held": "{subject}: a head is held until labels vouch for it",
     "wish.event-same-name": "{subject}: several devices have this name",
     "wish.event-merge-failed": "A merge failed",
     "wish.event-contribution-refused": "{subject}: a contribution was refused",
     "wish.event-artifact-missing": "An artifact is missing",
     "wish.event-bundle-unusable": "A bundle cannot be used",
-    "wish.event-unknown-backbone": "{subject} learns on a bundle that is not known here",
-    "wish.event-left-out": "{subject} was left out of a merge",
+    "wish.event-unknown-backbone": "{subject}: what is learned is on a bundle that is not known here",
+    "wish.event-left-out": "Left out of a merge: {subject}",
     "wish.event-model-fault": "{subject}: a model failed",
     "wish.event-broker-refused": "{subject}: the broker refuses it something",
     # Device
@@ -251,7 +254,8 @@ _TEXTS: dict[str, str | tuple[str, str]] = {
     "device.transfers": "Transfers and contributions",
     "heads.more": ("{n} more head", "{n} more heads"),
     "head.share": "{share} % of the say",
-    "head.right": "right on {right} % of {n} late labels",
+    "head.right": "right on {right} % of late labels lately, {n} in all",
+    "head.few": ("{n} late label, too few for a share", "{n} late labels, too few for a share"),
     "head.not-judged": "not judged: no late labels",
     "slot.none": "nothing was released for it",
     "span.label": "Time shown",
@@ -358,6 +362,7 @@ _TEXTS: dict[str, str | tuple[str, str]] = {
     ),
     "rollout.made": "made by {who}",
     "rollout.first": "The first {n} of {of}.",
+    "rollout.ended": "the rollout ended, see above",
     "rollout.evidence": "Gain: share of labelled pairs on which only the new one was right, less that on which only "
     "the old one was, as each device counted it. A dash: nothing to judge by. Active and not judged is not passed.",
     "rollout.plan": "Plan",
@@ -399,6 +404,7 @@ _TEXTS: dict[str, str | tuple[str, str]] = {
     "merged.up-to": "up to label {n}",
     "merged.more": ("{n} newer one is not merged", "{n} newer ones are not merged"),
     "learning.no-merges": "Nothing was merged yet.",
+    "learning.newest": "The newest {n} of {of}.",
     "learning.evidence": "Left out in turn: what the merge of the others gives this device, in points of accuracy over "
     "the head as shipped, told from the statistics that it contributed. Its own trial: the new head against the one "
     "that ran, on the newest labels that the device keeps. After that a merge competes: the share of the say follows "

@@ -11,11 +11,12 @@ from edge.agent.model import releases
 from edge.channel.messages import State
 from edge.contract.bundle import Bundle
 from edge.coordinator.pages.device_view import device as device_page
-from edge.coordinator.pages.learning_view import learning
+from edge.coordinator.pages.learning_view import learning, verdict
 from edge.coordinator.pages.release_view import release as release_page
 from edge.coordinator.pages.render import whole
 from edge.learning.exchange import HeadRelease, HeadUpdate
 from edge.learning.statistics import HeadStatistics
+from edge.learning.trial import OVERTAKEN
 from tests.edge.coordinator.test_rollouts import gains
 from tests.support.contributions import samples
 from tests.support.light_fleet import Fleet
@@ -78,3 +79,8 @@ def test_a_merge_says_what_it_gains_per_device_and_up_to_which_label_and_what_ea
     own = device_page(store, "d000", "hour", (), fleet.core.dialogue.line.state, fleet.now)
     assert "up to label 60, <b>20 newer ones are not merged</b>" in whole("device.html", {**frame, **own})
     fleet.close()
+
+
+def test_a_head_that_the_next_one_overtook_was_not_judged() -> None:
+    assert verdict("rolled-back", OVERTAKEN) == "not-judged"
+    assert verdict("rolled-back", "accuracy 0.5 against 0.9") == "worse"
