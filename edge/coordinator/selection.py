@@ -227,17 +227,19 @@ def presence_of(device: Device, line: LineState, now: Now) -> Presence:
 
 
 def for_devices(devices: Sequence[str]) -> str:
-    """The query that means these devices and tags; "" for all.
+    """The query that means these devices and tags; "" for all. A tag that is none means those without it.
 
     >>> for_devices(["cam-1", "cam-2", "tag.site=north"])
     'id in ("cam-1", "cam-2") or tag.site = "north"'
+    >>> for_devices(["tag.site="])
+    'not tag.site ~ "*"'
     """
     names = [name for name in devices if not name.startswith("tag.")]
     parts = [f"id in ({', '.join(_quoted(name) for name in names)})"] if names else []
     for each in devices:
         if each.startswith("tag."):
             key, _, value = each.partition("=")
-            parts.append(f"{key} = {_quoted(value)}")
+            parts.append(f"{key} = {_quoted(value)}" if value else f'not {key} ~ "*"')
     return " or ".join(parts)
 
 

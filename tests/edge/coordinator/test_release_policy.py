@@ -171,6 +171,19 @@ def test_labels_and_time_say_when_group_by_group(new: NewFleet, digits: Digits, 
     assert [each.devices for each in fleet.core.merge_now(fleet.now)] == [("tag.site=south",)], "and when asked"
 
 
+def test_devices_without_the_tag_of_groups_are_one_that_a_plan_reaches(
+    new: NewFleet, digits: Digits, features: np.ndarray
+) -> None:
+    plan = {"waves": ["100 %"], "soak": ["0 s"], "model": "off"}
+    fleet = new(policy=policy_of(screen=False, merge_by="tag.site"), release_policy=ReleasePolicy(plan=plan))
+    fleet.core.tag("d000", {"site": "north"}, fleet.now)
+    bundle, y = Bundle.open(fleet.bundle_path), digits[1]
+    fleet.core.learning.take("d001", learned(bundle, features[:100], y[:100], "a").encode(), fleet.now)
+    fleet.pass_time(60, 10)
+    assert {each["device"] for each in fleet.shown(1)["targets"]} == {"d001", "d002", "d003"}
+    assert (fleet.state(1), told(fleet, "merge-failed")) == ("completed", [])
+
+
 def test_changes_whose_head_never_arrived_are_merged_again(new: NewFleet, delta_update: Make) -> None:
     """A rollout that is aborted took nothing from anybody: what was merged into its head is in no other one."""
     fleet = new(release_policy=ReleasePolicy(plan={"waves": ["50 %", "100 %"], "soak": ["1 h"], "model": "off"}))
