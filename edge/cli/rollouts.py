@@ -275,10 +275,8 @@ def say_ended(coordinator: Calls, release: int) -> None:
     for row in coordinator.call("GET", "/api/v1/rollouts", params={"limit": 100}):
         if row["reason"] == f"release {release} takes its place":
             click.echo(f"it ends rollout {row['id']}, of release {row['release']} to {row['devices']} devices")
-            until = f"they do until release {release} comes to them"
-            say_left(
-                coordinator, row, f"{until}; where it does not, `edge-fleet rollout revert {{id}}` takes them back"
-            )
+            until = f"they stay on it where release {release} does not come to them"
+            say_left(coordinator, row, f"{until}; `edge-fleet rollout revert {{id}}` takes those back")
 
 
 def _say_failures(found: dict[str, Any]) -> None:

@@ -268,9 +268,7 @@ def test_who_stays_on_what_a_stopped_rollout_brought_is_said(
     state(core, canary, "digits", "active", 1)
     said = ask("push", str(head("next.safetensors", 2.0)))
     assert "it ends rollout 1, of release 1 to 2 devices\n1 device runs its release 1 (" in said
-    assert (
-        f"({canary}): they do until release 2 comes to them; where it does not, `edge-fleet rollout revert 1`" in said
-    )
+    assert f"({canary}): they stay on it where release 2 does not come to them; `edge-fleet rollout revert 1`" in said
     assert "stay on it" not in ask("rollout", "abort", "2"), "nobody runs that"
     row = next(each for each in json.loads(ask("devices", "--json")) if each["id"] == canary)
     assert row["models"][0]["stopped_rollout"] == 1
