@@ -83,7 +83,7 @@ def write_fleet(store: Store, folder: Path, device: str, since_ms: int) -> dict[
     """
     from edge.channel.messages import EXPERTS
     from edge.coordinator.export.files import telemetry
-    from edge.coordinator.pages.learning_view import is_merge
+    from edge.coordinator.records import is_merge
     from edge.coordinator.summaries import measures
 
     writers: dict[str, Any] = {}

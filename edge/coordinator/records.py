@@ -514,6 +514,12 @@ class Release(Record):
     anew: bool = False
 
 
+def is_merge(release: Release) -> bool:
+    """Whether it was made here, of contributions; what people push has a file, what goes back takes one back."""
+    is_by_hand = bool(release.file or release.restores or release.undoes)
+    return release.kind == "head" and not is_by_hand and "merge" in release.reason
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Transition(Record):
     """Something that happened to a rollout, or with the rollout 0 to the fleet; `id` is 0 until it is kept.

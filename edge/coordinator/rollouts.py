@@ -275,7 +275,10 @@ class Rollouts:
         found = frozenset(
             target.key
             for other, target in self._store.rollouts.of_devices()
-            if other.kind == rollout.kind and other.plan.release > rollout.plan.release and target.state in RUNS
+            if other.kind == rollout.kind
+            and other.plan.release > rollout.plan.release
+            and target.state in RUNS
+            and other.plan.use != "compete"  # what competes joins what is there
         )
         left = {target.key for target in targets if target.state in RUNS} - found
         for other in self._store.rollouts.open() if rollout.state in ENDED else ():

@@ -411,7 +411,9 @@ class Deployment:
             is_here = model.release == self._host.slots.record.release
             verdict = Verdict(Finding.GOOD if is_here else Finding.WORSE, "it ended before a restart")
         else:
-            verdict = releases.judge_taken(model, was_judged=self._was_judged, labels=labels)
+            verdict = releases.judge_taken(
+                model, was_judged=self._was_judged, labels=labels, counter=self._host.slots.record.release
+            )
         if verdict.finding is Finding.GOOD:
             if is_bundle:
                 self._host.confirm_bundle()

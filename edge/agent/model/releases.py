@@ -254,18 +254,19 @@ def compared(model: OnDeviceModel) -> Pairs:
     return Pairs() if model.state.shadow is None else model.state.shadow.pairs
 
 
-def judge_taken(model: OnDeviceModel, *, was_judged: bool, labels: int) -> Verdict:
+def judge_taken(model: OnDeviceModel, *, was_judged: bool, labels: int, counter: int) -> Verdict:
     """Whether a head that was taken in holds up, on what came since.
 
     Args:
         model: Has it.
         was_judged: Whether labels or samples spoke for a competing head before it was taken in.
         labels: That came since.
+        counter: Of its release: a merge that came after a pushed head is what is judged, and not that head.
     """
     if model.trial is not None:
         return _judge_trial(model, model.trial)
     text, is_known = standing(model), model.learned.merge_fits is not None
-    if PUSHED in model.learned.mixture.names:
+    if PUSHED in model.learned.mixture.names and model.learned.release != counter:
         share = float(model.learning.says(model.learned)[model.learned.mixture.names.index(PUSHED)])
         text, is_known = f"it {COMPETES} has {share:.0%} of the say after {labels} labels", False
     if was_judged or is_known or labels >= MIN_LABELS:

@@ -12,9 +12,8 @@ from edge.contract.digest import short
 from edge.coordinator.devices.standings import admitted
 from edge.coordinator.line import CONDITIONS, ONLINE, LineState
 from edge.coordinator.pages.charts import shares
-from edge.coordinator.pages.learning_view import is_merge
 from edge.coordinator.pages.texts import text
-from edge.coordinator.records import APPROVED, DECOMMISSIONED, Device, LoggedEvent, Model
+from edge.coordinator.records import APPROVED, DECOMMISSIONED, Device, LoggedEvent, Model, is_merge
 from edge.coordinator.releases.leftover import leftovers
 from edge.coordinator.rollout.states import ENDED, RolloutState
 from edge.coordinator.rollout.step import Key, Rollout

@@ -11,7 +11,7 @@ from typing import Any
 
 from edge.contract.errors import EdgeError, RolloutError
 from edge.coordinator.pages import confusion_view
-from edge.coordinator.records import AlikeSample, Contribution, LoggedEvent, Model, Release
+from edge.coordinator.records import AlikeSample, Contribution, LoggedEvent, Model, Release, is_merge
 from edge.coordinator.releases.artifacts import Artifact
 from edge.coordinator.releases.releases import Releases
 from edge.coordinator.rollout.step import NOT_JUDGED
@@ -29,11 +29,6 @@ _SAID = ("probation", "active", "rolled-back", "refused", "failed", "held")
 def words(store: Store) -> list[LoggedEvent]:
     """What devices said of releases lately."""
     return [each for state in _SAID for each in store.events.newest(_MOST_ROWS, name=state)]
-
-
-def is_merge(release: Release) -> bool:
-    """Whether it was made here, of contributions; what people push has a file, what goes back restores one."""
-    return release.kind == "head" and not release.file and not release.restores and "merge" in release.reason
 
 
 def learning(store: Store, of: Releases) -> dict[str, Any]:

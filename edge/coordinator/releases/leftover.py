@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from edge.coordinator.records import Model
+from edge.coordinator.records import Model, Release, is_merge
 from edge.coordinator.rollout.states import RUNS, RolloutState
 from edge.coordinator.rollout.step import Key, Rollout
 from edge.coordinator.store.store import Store
@@ -22,19 +22,18 @@ def leftovers(store: Store) -> dict[Key, Rollout]:
     running = [(stopped[number], key) for number, key in store.rollouts.running(stopped)]
     devices = {device for _, (device, _) in running}
     models = [each for each in store.devices.models() if each.device in devices]
-    kinds = {each.counter: each.kind for each in store.releases.all()}
-    return left(running, models, kinds)
+    return left(running, models, {each.counter: each for each in store.releases.all()})
 
 
 def left(
-    running: Iterable[tuple[Rollout, Key]], models: Iterable[Model], kinds: Mapping[int, str]
+    running: Iterable[tuple[Rollout, Key]], models: Iterable[Model], releases: Mapping[int, Release]
 ) -> dict[Key, Rollout]:
     """See `leftovers`.
 
     Args:
         running: Rollouts that were stopped, oldest first, with those that had activated their releases.
         models: Of these devices.
-        kinds: Of releases, by their counters.
+        releases: By their counters.
     """
     found: dict[Key, Rollout] = {}
     by_device: dict[str, list[Model]] = {}
@@ -42,13 +41,17 @@ def left(
         by_device.setdefault(model.device, []).append(model)
     for rollout, (device, name) in running:
         for model in by_device.get(device, ()):
-            if name in ("", model.model) and not _has_another(rollout, model, kinds):
+            if name in ("", model.model) and not _has_another(rollout, model, releases):
                 found[model.device, model.model] = rollout
     return found
 
 
-def _has_another(rollout: Rollout, model: Model, kinds: Mapping[int, str]) -> bool:
-    """Whether a model runs something newer in the place of what a rollout brought: a head leaves the bundle there."""
+def _has_another(rollout: Rollout, model: Model, releases: Mapping[int, Release]) -> bool:
+    """Whether a model runs something newer in the place of what a rollout brought.
+
+    A head leaves the bundle where it is, and a merge, which competes, leaves a head there.
+    """
     if model.state not in RUNS or model.state_release <= rollout.plan.release:
         return model.went_back and model.release == rollout.plan.release
-    return rollout.kind == "head" or kinds.get(model.state_release) == "bundle"
+    newer = releases.get(model.state_release)
+    return newer is None or newer.kind == "bundle" or (rollout.kind == "head" and not is_merge(newer))

@@ -13,7 +13,7 @@ from edge.contract.digest import short
 from edge.contract.errors import BundleError, EdgeError, RolloutError
 from edge.contract.names import MAX_NAME_CHARS, is_model_name
 from edge.coordinator.events import Events
-from edge.coordinator.records import Device, Model, Release, as_dict
+from edge.coordinator.records import Device, Model, Release, as_dict, is_merge
 from edge.coordinator.releases.artifacts import Artifact, ArtifactStore
 from edge.coordinator.releases.bundles import Bundles
 from edge.coordinator.releases.checks import mismatch
@@ -362,19 +362,29 @@ class Releases:
         """Whether a device is to have the very head of a release that takes another one back, and not what it kept.
 
         So it is where it kept a head that fell, see `edge.coordinator.releases.going_back.Fates`: a canary of a rollout
-        that was stopped had one before what is taken back now.
+        that was stopped had one before what is taken back now. Merges that came since left it where it was.
         """
         release, model = wanted.release, wanted.model
-        if release.anew or not release.restores or release.kind != "head":
+        if release.anew or not release.undoes or release.kind != "head":
             return release.anew
-        fell = fates(self._store).fell
-        for rollout, target in self._store.rollouts.of_devices(model.device):
-            counter = rollout.plan.release
-            if release.restores < counter < release.undoes and target.model == model.model and target.state in RUNS:
-                had = self._store.releases.get(counter)
-                if had is not None and had.kind == "head" and had.digest in fell:
-                    return True
-        return False
+        tags = self._store.devices.tags(model.device).get(model.device, {})
+        brought = {
+            rollout.plan.release
+            for rollout, target in self._store.rollouts.of_devices(model.device)
+            if target.model == model.model and target.state in RUNS and rollout.plan.use != "compete"
+        }
+        had = next(
+            (
+                each
+                for each in self._store.releases.all()
+                if each.counter < release.undoes
+                and each.kind == "head"
+                and not is_merge(each)
+                and (each.counter in brought or is_meant(each.devices, model.device, tags))
+            ),
+            None,
+        )
+        return had is not None and had.digest in fates(self._store).fell
 
     def standing(self, device: str) -> list[dict[str, Any]]:
         """By model of a device, which release it should run, and whether it has dealt with that."""

@@ -532,6 +532,19 @@ def heads(model: OnDeviceModel) -> dict[str, HeadRelease]:
     return {name: HeadRelease(backbone=backbone, parameters=parameters) for name, parameters in found.items()}
 
 
+def test_what_is_said_of_a_merge_is_not_said_of_a_head_that_was_pushed_before(digits_bundle: Path) -> None:
+    model = OnDeviceModel.open(digits_bundle)
+    x, y = turned_labels(60)
+    model.learn(x, y)
+    take(model, heads(model)["random"], 1, competes=False)
+    releases.confirm(model)
+    take(model, merged_head(model.bundle, [releases.contribution(model)]), 2)
+    assert "pushed" in model.learned.mixture.names
+    said = releases.judge_taken(model, was_judged=False, labels=0, counter=2).reason
+    assert "the merge" in said, said
+    model.close()
+
+
 def test_releases_back_to_back_are_judged_by_the_labels_before_the_first(tmp_path: Path, digits_bundle: Path) -> None:
     x, y = turned_labels(60)
     model = OnDeviceModel.open(digits_bundle, tmp_path)
@@ -550,7 +563,9 @@ def test_releases_back_to_back_are_judged_by_the_labels_before_the_first(tmp_pat
     assert model.learned.trial is not None
     assert len(model.learned.recent) == 60
     assert releases.look_at(model, heads(model)["random"], competes=False).verdict.finding is Finding.WORSE
-    assert releases.judge_taken(model, was_judged=False, labels=0).finding is Finding.GOOD, "by labels before it"
+    assert releases.judge_taken(model, was_judged=False, labels=0, counter=model.release).finding is Finding.GOOD, (
+        "by labels before it"
+    )
     model.close()
 
 
@@ -1101,7 +1116,7 @@ def test_a_pushed_head_with_a_class_of_its_own_can_be_judged_without_a_label(
     with OnDeviceModel.open(digits_bundle) as model:
         releases.take(model, releases.look_at(model, release, competes=False), 1)
         assert model.class_names[-1] == "smudge"
-        assert releases.judge_taken(model, was_judged=False, labels=0).finding is Finding.GOOD
+        assert releases.judge_taken(model, was_judged=False, labels=0, counter=model.release).finding is Finding.GOOD
         with pytest.raises(LearningError, match="not written"):
             model.export_head(tmp_path / "nowhere" / "head.safetensors")
     with pytest.raises(LearningError, match="closed"), model:

@@ -298,6 +298,25 @@ def test_who_runs_what_was_stopped_is_known_and_taken_back_also_after_a_newer_on
     assert (fleet.counts(older)["reverted"], digests(fleet)) == (2, {first[0]})
 
 
+def test_a_merge_leaves_what_fell_where_it_is_so_it_is_shown_and_taken_back_as_before(make: Make) -> None:
+    """What competes joins what is there."""
+    fleet = make()
+    first = head(fleet, "first")
+    completes(fleet, first)
+    number = _canaries(fleet, head(fleet, "bad"))
+    ordered(fleet, number, RolloutEvent.ABORT)
+    assert fleet.store is not None
+    runs = leftovers(fleet.store).keys()
+    fleet.core.push(*head(fleet, "merge"), [], "merge of 2 devices", fleet.now)
+    fleet.pass_time(60, 10)
+    assert leftovers(fleet.store).keys() == runs
+    last = completes(fleet, head(fleet, "last"))
+    assert leftovers(fleet.store) == {}
+    fleet.core.rollouts.order(last, RolloutEvent.REVERT, "ann", "", fleet.now)
+    fleet.pass_time(60, 10)
+    assert {(name, "digits") for name, device in fleet.devices.items() if device.told[-1].anew} == runs
+
+
 def test_a_checkpoint_that_was_made_with_what_fell_is_taken_up_with_force_only(make: Make) -> None:
     fleet = make()
     completes(fleet, head(fleet, "first"))

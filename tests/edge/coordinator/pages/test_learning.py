@@ -45,7 +45,7 @@ def test_a_merge_says_what_it_gains_per_device_and_up_to_which_label_and_what_ea
         head = HeadRelease.decode(fleet.core.releases.artifact(made.counter).path.read_bytes(), "the merge")
         releases.take(model, releases.look_at(model, head, competes=True), made.counter)
         model.learn(np.ones((3, 1, 8, 8), np.float32), [0, 1, 2])
-        judged = releases.judge_taken(model, was_judged=True, labels=0)
+        judged = releases.judge_taken(model, was_judged=True, labels=0, counter=made.counter)
     said = ("trial: accuracy 0.953 against 0.906 on 64 recent labels", f"probation: {judged.reason}")
     assert "the merge competes" in judged.reason
     # After a restart it says the state and no more why.
