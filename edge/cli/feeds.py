@@ -39,10 +39,10 @@ def feeds_of(
     from edge.agent.service import standard_input
     from edge.agent.sources.specs import World, open_sink, open_source
 
-    def connect(url: BrokerUrl, end: str) -> Transport:
+    def connect(url: BrokerUrl, end: str, keep: bool) -> Transport:
         from edge.channel.mqtt import MqttTransport
 
-        return MqttTransport(url, f"{device}-{end}", clean_start=True)
+        return MqttTransport(url, f"{device}-{end}", clean_start=not keep)
 
     world = World(connect=connect, clock_s=time.monotonic, stdin=standard_input(), stdout=sys.stdout.buffer)
     found = [open_source(text, i, world) for i, text in enumerate(sources)]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edge.cli.running import agent_of, asking, of_one, print_json, says, target
-from edge.cli.terminal import say
+from edge.cli.terminal import many, say
 from edge.contract.errors import ConfigError, LearningError
 
 if TYPE_CHECKING:
@@ -68,8 +68,8 @@ def review(
         else:
             samples = found["kept"] if (kept if kept is not None else found["kept"]) else found["recent"]
         if folder is not None:
-            written = _export(agent, samples, folder)
-            say(f"wrote {written} samples to {folder}; fill in `label` of labels.csv, then edge-agent label --file")
+            written = many(_export(agent, samples, folder), "sample")
+            say(f"wrote {written} to {folder}; fill in `label` of labels.csv, then edge-agent label --file")
             return
         if as_json:
             for sample in samples:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from edge.cli.configured import config_option
+from edge.cli.terminal import many
 from edge.contract.errors import ConfigError, LearningError, harmless
 
 if TYPE_CHECKING:
@@ -300,7 +301,8 @@ def label(
                 missed.append(f"{each['id']}: the label was not taken: {answer.get('why', '')}")
             elif not as_json:
                 kept = "is kept; it waits for the learning budget" if answer.get("queued") else "was learned"
-                _say(f"{each['id']}: {said} {kept}")
+                unsafe = f", and not on the disk: {answer['unsafe']}" if answer.get("unsafe") else ""
+                _say(f"{each['id']}: {said} {kept}{unsafe}")
     if missed:
         raise LearningError("; ".join(missed[:3]) + (f"; and {len(missed) - 3} more" if len(missed) > 3 else ""))
 
@@ -375,15 +377,14 @@ def export(
             if as_json:
                 print_json({"path": str(path), **carried})
             else:
-                _say(
-                    f"wrote {path}: {carried['documents']} documents, {carried['bytes']} bytes; `edge-fleet import` it"
-                )
+                documents = many(carried["documents"], "document")
+                _say(f"wrote {path}: {documents}, {carried['bytes']} bytes; `edge-fleet import` it")
             return
         found = agent.export_head(path)
     if as_json:
         print_json({"path": str(path), **found})
         return
-    _say(f"wrote {path}: the head {found['origin']}, {found['samples']} labels, {found['bytes']} bytes")
+    _say(f"wrote {path}: the head {found['origin']}, {many(found['samples'], 'label')}, {found['bytes']} bytes")
 
 
 @click.command("import", epilog="Example: edge-agent import stick/release-7")

@@ -73,3 +73,12 @@ def seconds(text: str, option: str) -> float:
     if found is None:
         raise ConfigError(f"{option} {text!r:.40}: expected a number and s, min, h or d, such as 90min")
     return float(found[1]) * UNITS_S[found[2]]
+
+
+def many(n: int, what: str) -> str:
+    """So many of something.
+
+    >>> many(1, "sample"), many(2, "sample")
+    ('1 sample', '2 samples')
+    """
+    return f"{n} {what}" + "s" * (n != 1)

@@ -85,18 +85,26 @@ class Count:
         begin: Of the period, seconds since 1970.
         used: Bytes in it.
         ran: Seconds that the agent has run in it.
+        left_begin: Of the period that was left for this one.
+        left_used: Bytes in that.
+        left_ran: Seconds that the agent ran in that.
     """
 
     begin: int = 0
     used: int = 0
     ran: int = 0
+    left_begin: int = 0
+    left_used: int = 0
+    left_ran: int = 0
 
 
 class DataUse:
     """The count.
 
-    A period ends when the clock is in a later one. A clock that goes back, before it is set, ends nothing; where it was
-    ahead for years, and what was counted belongs to a day to come, the period ends after its length of running.
+    A period ends when the clock is in a later one. The one that was left is remembered: a clock that was ahead, and
+    goes back to it, goes on with its count, and one that goes back to a period between the two was ahead in the later
+    one. A clock that goes back further, as one that is not set yet, ends nothing; where that is how it stays, the
+    period ends after its length of running.
 
     Args:
         path: Of the file.
@@ -112,6 +120,8 @@ class DataUse:
         self._count = read_record(path, Count, self.warnings)
         self._used, self._ran_s = float(self._count.used), float(self._count.ran)
         self._begin = self._count.begin
+        self._left = self._count.left_begin, float(self._count.left_used), float(self._count.left_ran)
+        self._is_behind = False  # the clock, the period
         self._last_s: float | None = None
         self._is_told = False
         self._said = ""  # why nothing may be sent, as it was told last
@@ -141,25 +151,47 @@ class DataUse:
         """Why only what must be said may be sent; "" where everything may."""
         if not self.is_used_up:
             return ""
-        return f"the data cap of {self.cap} is used up until {self.end:%Y-%m-%d %H:%M} UTC"
+        return f"the data cap of {self.cap} is used up until {self._until}"
 
     def status(self) -> dict[str, float | str]:
         """For an operator."""
         left = {"used_mb": round(self.used_bytes / 1e6, 3), "left_mb": round(self.left_bytes / 1e6, 3)}
-        return {"cap": str(self.cap), **left, "until": f"{self.end:%Y-%m-%d %H:%M} UTC"}
+        return {"cap": str(self.cap), **left, "until": self._until}
+
+    @property
+    def _until(self) -> str:
+        if self._is_behind:
+            return f"it has run for {max(0.0, self._length_s - self._ran_s) / 3600:.0f} h more, as the clock went back"
+        return f"{self.end:%Y-%m-%d %H:%M} UTC"
+
+    @property
+    def _length_s(self) -> float:
+        return (self.end - _moment(self._begin * 1000)).total_seconds()
 
     def poll(self, now: Now, *, connected: bool) -> None:
         """Let time pass: begin a new period, and count what a connection costs by being there."""
         passed_s = 0.0 if self._last_s is None else max(0.0, now.s - self._last_s)
         self._last_s = now.s
         self._ran_s += passed_s
-        begin = round(self.cap.begin_of(now.wall_ms).timestamp())
-        length_s = (self.end - _moment(self._begin * 1000)).total_seconds()
-        if begin > self._begin or (begin < self._begin and self._ran_s >= length_s):
-            self._begin, self._used, self._ran_s = begin, 0.0, 0.0
-            self._write()
+        self._move(round(self.cap.begin_of(now.wall_ms).timestamp()))
         if connected:
             self.spend(min(passed_s, _LONGEST_PAUSE_S) * KEEP_ALIVE_BYTES_PER_S)
+
+    def _move(self, begin: int) -> None:
+        """Go on in the period that begins there, if it is another one and the clock may be believed."""
+        here, left = (self._begin, self._used, self._ran_s), self._left
+        self._is_behind = False
+        if begin == self._begin:
+            return
+        if begin == left[0] > 0:
+            (self._begin, self._used, self._ran_s), self._left = left, here
+        elif begin > self._begin or 0 < left[0] < begin or self._ran_s >= self._length_s:
+            self._left = here if begin > self._begin else left
+            self._begin, self._used, self._ran_s = begin, 0.0, 0.0
+        else:
+            self._is_behind = True
+            return
+        self._write()
 
     def news(self) -> list[tuple[str, str]]:
         """What has happened since the last call, by kind and text."""
@@ -183,7 +215,15 @@ class DataUse:
         self._write()
 
     def _write(self) -> None:
-        self._count = Count(begin=self._begin, used=self.used_bytes, ran=round(self._ran_s))
+        left_begin, left_used, left_ran = self._left
+        self._count = Count(
+            begin=self._begin,
+            used=self.used_bytes,
+            ran=round(self._ran_s),
+            left_begin=left_begin,
+            left_used=round(left_used),
+            left_ran=round(left_ran),
+        )
         try:
             write_record(self._path, self._count)
         except OSError as exc:

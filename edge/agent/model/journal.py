@@ -12,6 +12,7 @@ k (u32), scales float32[n], weights float32[n], targets, codes int8[n, d].
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 import zlib
@@ -108,8 +109,10 @@ class Journal:
             durable: Make it survive a power cut, too.
 
         Raises:
-            OSError: The disk is full; nothing of the record counts.
+            OSError: The disk is full, or somebody deleted the file; nothing of the record counts.
         """
+        if not os.fstat(self._file.fileno()).st_nlink and not self.path.exists():
+            raise FileNotFoundError(errno.ENOENT, f"{self.path} was deleted")
         left = memoryview(_encode(event))
         size = len(left)
         try:

@@ -161,7 +161,8 @@ class ModelCore:
             return {"joined": False, "why": found.why}
         self.replies.labelled(sample_id, label)
         queued = {"queued": True} if must_wait else {}
-        return {"joined": True, **queued, **({"replaced": True} if found.replaced else {})}
+        unsafe = {"unsafe": model.state.unsafe} if model.state.unsafe else {}
+        return {"joined": True, **queued, **({"replaced": True} if found.replaced else {}), **unsafe}
 
     def _timed(self, learn: Callable[[], T], now: Now) -> T:
         """Learn something at the expense of the budget, and see to it that it is made safe before long."""

@@ -26,13 +26,14 @@ class World:
     """What sources and sinks are made of.
 
     Attributes:
-        connect: Makes a transport to a broker; the text tells apart those of one device.
+        connect: Makes a transport to a broker; the text tells apart those of one device, and the broker may be asked to
+            keep for it what is published while it is away.
         clock_s: Seconds of a clock that nobody sets.
         stdin: Standard input.
         stdout: Standard output.
     """
 
-    connect: Callable[[BrokerUrl, str], Transport]
+    connect: Callable[[BrokerUrl, str, bool], Transport]
     clock_s: Callable[[], float]
     stdin: BinaryIO
     stdout: BinaryIO
@@ -52,8 +53,12 @@ def open_source(text: str, place: int, world: World) -> Source:
     if text == "-":
         return Lines(world.stdin, SourceOptions())
     if text.startswith(("mqtt://", "mqtts://")):
-        url, topic, given = _broker(text, "--source", _OF_SAMPLES)
-        return topics.Topics(world.connect(url, f"in{place}"), topic.split(","), _options(given), f"{url}/{topic}")
+        url, topic, given = _broker(text, "--source", (*_OF_SAMPLES, "away"))
+        away = given.get("away", "drop")
+        if away not in ("drop", "keep"):
+            raise ConfigError(f"--source {_shown(text)}: away: expected drop or keep, got {away!r:.40}")
+        transport = world.connect(url, f"in{place}", away == "keep")
+        return topics.Topics(transport, topic.split(","), _options(given), f"{url}/{topic}")
     scheme, colon, rest = text.partition(":")
     known = {"folder": ("after",), "camera": ("fps",), "microphone": ("rate",)}
     if not colon or scheme not in known:
@@ -91,7 +96,7 @@ def open_sink(text: str, place: int, world: World) -> sinks.Sink:
         retain = given.get("retain", "0")
         if retain not in ("0", "1"):
             raise ConfigError(f"--answers {text!r:.120}: retain: expected 0 or 1")
-        return sinks.Topics(world.connect(url, f"out{place}"), topic, retain=retain == "1")
+        return sinks.Topics(world.connect(url, f"out{place}", False), topic, retain=retain == "1")
     if "://" in text:
         raise ConfigError(f"--answers {text!r:.120}: expected mqtt://HOST/TOPIC, a file or -")
     return sinks.Lines(Path(text))

@@ -72,15 +72,31 @@ def test_a_clock_that_is_wrong_gives_no_new_allowance_and_takes_none_for_ever(tm
     for s, text in ((0.0, "1970-01-01T00:00"), (60.0, "1970-01-02T00:00"), (120.0, "2026-11-29T23:59")):
         back.poll(at(text, s), connected=False)
         assert back.is_used_up, text
-    back.poll(at("2036-11-29T10:00", 130.0), connected=False)  # a clock that is ahead ends a period once
-    back.spend(960_000)
-    back.poll(at("2026-11-29T23:59", 140.0), connected=False)
-    assert back.is_used_up
-    back.poll(at("2026-11-30T23:58", 140.0 + DAY_S - 20), connected=False)
-    assert back.is_used_up
-    back.poll(at("2026-12-01T00:00", 140.0 + DAY_S), connected=False)
-    assert not back.is_used_up, "by running time"
-    assert f"{back.end:%Y-%m-%d}" == "2026-12-02"
+    for s in range(130, 200, 20):  # it is ahead for a while, again and again
+        back.poll(at("2036-11-29T10:00", s), connected=False)
+        back.spend(320_000)
+        back.poll(at("2026-11-29T23:59", s + 10), connected=False)
+        assert back.is_used_up
+        back.close()
+        back = DataUse(tmp_path / "data-used.json", CAP)
+    back.poll(at("2036-11-29T10:00", 300.0), connected=False)
+    assert back.is_used_up, "that day gives what it has once"
+    back.poll(at("2026-11-30T00:00", 310.0), connected=False)  # it is set right: this day lies between
+    assert (back.used_bytes, f"{back.end:%Y-%m-%d}") == (0, "2026-12-01")
+
+
+def test_where_the_clock_stays_behind_running_time_ends_a_period(tmp_path: Path) -> None:
+    """faults: 8. A device that first ran in 2036."""
+    use = DataUse(tmp_path / "data-used.json", CAP)
+    use.poll(at("2036-11-29T10:00"), connected=False)
+    use.spend(960_000)
+    for s in (0.0, DAY_S - 10):
+        use.poll(at("2026-11-29T23:59", s), connected=False)
+        assert use.is_used_up
+        assert "h more" in use.why_not, "and not until 2036"
+    use.poll(at("2026-11-30T23:59", DAY_S), connected=False)
+    assert not use.is_used_up
+    assert f"{use.end:%Y-%m-%d}" == "2026-12-01"
 
 
 def test_a_count_that_cannot_be_written_or_read_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1123,6 +1123,18 @@ def test_a_pushed_head_with_a_class_of_its_own_can_be_judged_without_a_label(
         pass
 
 
+def test_what_a_folder_that_somebody_deleted_does_not_keep_is_said(tmp_path: Path, digits_bundle: Path) -> None:
+    x, y = turned_labels(8)
+    model = OnDeviceModel.open(digits_bundle, tmp_path / "state")
+    model.learn(x[:2], y[:2])
+    shutil.rmtree(tmp_path / "state")
+    model.learn(x[2:5], y[2:5])
+    assert model.state.unsafe.startswith("3 labels or other events are in memory only: ")
+    assert "was deleted" in model.state.unsafe
+    with pytest.raises(ResourceError, match=r"3 labels .* are lost"):
+        model.close()
+
+
 def test_a_full_disk_at_the_end_loses_only_what_the_journal_did_not_take(
     tmp_path: Path, digits_bundle: Path, full_disk: Callable[[], AbstractContextManager[None]]
 ) -> None:

@@ -213,3 +213,20 @@ def test_a_small_file_that_is_damaged_is_told_and_put_aside_and_the_pushed_bundl
             fleet.run(11.0, dt_s=2.0)  # events of the next one are new ones
     finally:
         fleet.close()
+
+
+def test_who_labels_is_told_that_the_disk_has_not_taken_it(tmp_path: Path, digits_bundle: Path) -> None:
+    """faults: 22. Somebody deleted the folder of a running agent: its files take writes as before."""
+    fleet = SimulatedFleet(tmp_path, digits_bundle, ["one"], auto_merge=False)
+    try:
+        core, x = fleet.agents["one"].core, np.zeros((1, 8, 8), np.float32)
+        answers = []
+        for sample_id in "ab":
+            core.request({"op": "predict", "id": sample_id, "x": x}, fleet.now)
+            answers.append(core.request({"op": "label", "id": sample_id, "y": 1}, fleet.now))
+            shutil.rmtree(tmp_path / "one" / "models", ignore_errors=True)
+        assert answers[0] == {"joined": True}
+        assert answers[1]["joined"] is True
+        assert "in memory only" in answers[1]["unsafe"]
+    finally:
+        fleet.close()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
+import itertools
 import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +22,8 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from edge.agent.model.pictures import picture_of, png
+from edge.agent.sources.topics import Topics
+from edge.channel.transport import Received
 from edge.cli.agent import agent
 from edge.cli.feeds import feeds_of
 from edge.cli.label_files import read_labels
@@ -166,3 +171,39 @@ def test_what_looks_like_a_picture_is_written_as_one(tmp_path: Path) -> None:
             np.testing.assert_array_equal(np.asarray(image), pixels)
     for array in (rng.random((1, 16000)), rng.random(3), np.zeros((0, 5))):
         assert picture_of(array) is None
+
+
+@pytest.mark.parametrize("away", ["drop", "keep"])
+def test_what_is_published_while_the_agent_is_away_waits_where_it_is_asked_to(
+    mosquitto: Callable[..., int], away: str
+) -> None:
+    port = mosquitto("allow_anonymous true")
+
+    def heard(said: bytes) -> list[bytes]:
+        """What the source of a new agent gives, until what is said while it is there."""
+        ((source,), _) = feeds_of([f"mqtt://127.0.0.1:{port}/labels?away={away}"], [], "cam-1")
+        assert isinstance(source, Topics)
+        found, stop = [], threading.Event()
+        with Ear(port, "nothing") as ear:
+            payloads = source.payloads(stop, lambda: [])
+            for at in itertools.count():
+                if not at % 2:
+                    ear.publish("labels", said)  # until it is subscribed
+                source._waiting.put(Received(topic="tick", payload=b"tick", retained=False))
+                found.append(next(payloads).data)
+                if found[-1] == said:
+                    break
+                time.sleep(0.02)
+            stop.set()
+            with contextlib.suppress(StopIteration):
+                next(payloads)
+        return list(dict.fromkeys(each for each in found if each != b"tick"))  # what was said again, once
+
+    assert heard(b"1") == [b"1"]
+    with Ear(port, "nothing") as ear:
+        ear.until(lambda: ear.publish("nothing", b"!"))
+        for text in (b"2", b"3"):
+            ear.publish("labels", text)
+        ear.until(lambda: ear.publish("nothing", b"!"))
+    found = [each for each in heard(b"4") if each != b"1"]
+    assert found == ([b"2", b"3", b"4"] if away == "keep" else [b"4"])

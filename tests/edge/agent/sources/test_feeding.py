@@ -474,10 +474,10 @@ def test_a_microphone_is_heard_in_pieces_as_long_as_the_model_takes(
 
 
 def test_sources_and_places_are_named_and_what_is_none_is_said(tmp_path: Path) -> None:
-    broker, made = MemoryBroker(), list[tuple[str, str]]()
+    broker, made = MemoryBroker(), list[tuple[str, str, bool]]()
 
-    def connect(url: Any, end: str) -> MemoryTransport:
-        made.append((str(url), end))
+    def connect(url: Any, end: str, keep: bool) -> MemoryTransport:
+        made.append((str(url), end, keep))
         return MemoryTransport(broker, end)
 
     with (tmp_path / "in").open("wb+") as file:
@@ -486,7 +486,8 @@ def test_sources_and_places_are_named_and_what_is_none_is_said(tmp_path: Path) -
         assert isinstance(found, Topics)
         assert (found.options.fields, found.options.model) == (("a", "b"), "m")
         assert found._filters == ["zigbee2mqtt/room", "frigate/#"]
-        assert made == [("mqtt://h:1884", "in3")]
+        open_source("mqtt://h/labels?away=keep", 4, world)
+        assert made == [("mqtt://h:1884", "in3", False), ("mqtt://h:1883", "in4", True)]
         assert isinstance(open_source(str(tmp_path), 0, world), Folder)
         assert isinstance(open_source(f"folder:{tmp_path}?after=delete", 0, world), Folder)
         assert isinstance(open_source("camera:/dev/video1?fps=2", 0, world), Camera)
@@ -498,6 +499,7 @@ def test_sources_and_places_are_named_and_what_is_none_is_said(tmp_path: Path) -
             ("kind: expected one of", f"{tmp_path}?kind=film"),
             ("fps: expected", "camera:/dev/video0?fps=fast"),
             ("after: expected", f"{tmp_path}?after=burn"),
+            ("away: expected", "mqtt://h/t?away=1"),
             ("cannot be read", "mqtt://h/t?password_file=/nowhere"),
         ):
             with pytest.raises(ConfigError, match=words):
