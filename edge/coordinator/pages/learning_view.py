@@ -21,7 +21,9 @@ from edge.learning.exchange import HeadRelease, Outside
 from edge.learning.trial import COMPETES, OVERTAKEN
 
 _MOST_MERGES, _MOST_QUESTIONS = 5, 10
-_MOST_ROWS, _MOST_VERDICTS, _MOST_CONTRIBUTIONS = 500, 10, 50
+_MOST_ROWS, _MOST_CONTRIBUTIONS = 500, 50
+# Devices that are shown of the newest merge, and of each one before.
+_MOST_VERDICTS, _MOST_BEFORE = 10, 3
 # Events by which devices say what became of a release.
 _SAID = ("probation", "active", "rolled-back", "refused", "failed", "held")
 
@@ -44,7 +46,7 @@ def learning(store: Store, of: Releases) -> dict[str, Any]:
         releases = store.releases.all()
         models = store.devices.models()
         said = words(store)
-        waits = store.events.newest(20, name="merge-waits")
+        waits = _that_waits(store.events.newest(_MOST_ROWS, name="merge-waits"), contributions)
         queue = Turns(store).waiting()
         merges = [each for each in releases if is_merge(each)]
         newest = {each.counter for each in merges[:_MOST_MERGES]}
@@ -57,15 +59,16 @@ def learning(store: Store, of: Releases) -> dict[str, Any]:
         _merge(each, of, contributions, models, said) | {"evaluation": evaluations.get(each.counter)}
         for each in merges[:_MOST_MERGES]
     ]
+    for i, each in enumerate(shown):
+        each["shown"] = each["verdicts"][: _MOST_BEFORE if i else _MOST_VERDICTS]
     told_ms = {
         device: _told_ms(store, device)
-        for device in sorted({v["device"] for m in shown for v in m["verdicts"][:_MOST_VERDICTS] if v["heads"]})
+        for device in sorted({v["device"] for m in shown for v in m["shown"] if v["heads"]})
     }
     rows = [(each, *standing(each, left_out)) for each in contributions]
     return {
         **against,
         "told_ms": told_ms,
-        "most_verdicts": _MOST_VERDICTS,
         "rows": sorted(rows, key=lambda row: row[0].received_ms, reverse=True)[:_MOST_CONTRIBUTIONS],
         "n_contributions": len(contributions),
         "n_devices": len({each.device for each in contributions}),
@@ -76,6 +79,13 @@ def learning(store: Store, of: Releases) -> dict[str, Any]:
         "questions": [(each, _given(store.questions.samples(each.number))) for each in asked],
         "faults": sorted([*faults, *waits], key=lambda each: (each.at_ms, each.id), reverse=True)[:20],
     }
+
+
+def _that_waits(events: Sequence[LoggedEvent], contributions: Sequence[Contribution]) -> list[LoggedEvent]:
+    """Of events, newest first, the last one of each device of which nothing was merged since."""
+    waiting = {each.device for each in contributions if each.merged_version < 0}
+    last = {each.device: each for each in reversed(events)}
+    return [each for device, each in last.items() if not device or device in waiting]
 
 
 def _told_ms(store: Store, device: str) -> int:

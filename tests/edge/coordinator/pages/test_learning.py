@@ -84,3 +84,22 @@ def test_a_merge_says_what_it_gains_per_device_and_up_to_which_label_and_what_ea
 def test_a_head_that_the_next_one_overtook_was_not_judged() -> None:
     assert verdict("rolled-back", OVERTAKEN) == "not-judged"
     assert verdict("rolled-back", "accuracy 0.5 against 0.9") == "worse"
+
+
+def test_who_waited_for_a_merge_and_is_in_one_by_now_does_not_wait(tmp_path: Path, digits_bundle: Path) -> None:
+    fleet = Fleet(tmp_path, digits_bundle, 3, gains(0.05))
+    assert fleet.store is not None
+    names = Bundle.open(digits_bundle).manifest.class_names
+    for i, name in enumerate(("d000", "d001")):
+        for n in (3, 40) if name == "d000" else (3, 4):
+            x, y = samples(names, i, n)
+            update = HeadUpdate(
+                learner="statistics", backbone=fleet.backbone, lineage=name, version=n, n_samples=n, base_release=0,
+                tensors=dict(HeadStatistics.of(x, y, 10).to_tensors()), model="digits",
+            )  # fmt: skip
+            fleet.core.learning.take(name, update.encode(), fleet.now)
+            fleet.core.events.note(name, "merge-waits", f"{n} labelled samples, 10 are needed", fleet.now)
+    assert fleet.core.merge_now(fleet.now)
+    shown = learning(fleet.store, fleet.core.releases)["faults"]
+    assert [(each.device, each.detail[:1]) for each in shown if each.device] == [("d001", "4")]
+    fleet.close()
