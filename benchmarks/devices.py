@@ -1,6 +1,6 @@
 """Devices that nobody trained for: what each learns by itself, and what a merge of all gives and takes.
 
-    python benchmarks/devices.py --data meter_digits.npz [--splits 5] [--labels 230] [--cache FOLDER]
+    python benchmarks/devices.py --data meter_digits.npz [--splits 5] [--labels 230] [--far] [--cache FOLDER]
 
 `--data` is an npz of ``x (n, h, w, 3)`` uint8 photographs, ``y (n,)`` classes and ``meter (n,)`` the device of each:
 ten real cameras, each with its own light and typeface. For each split two devices are left out; a small network is
@@ -10,6 +10,9 @@ labels by the product's own rules, every sample answered first, and is tested on
 Rows: the head as shipped; all that the labels allow at once (logistic regression, its penalty chosen on a fifth of
 them); and each way to learn. Columns: on the way (answered before the label came), after 20 labels, after the pass.
 Kinds of labels: clean, 20 % wrong, random, class by class, 100 samples late.
+
+`--far` changes the photographs of each device in one of six ways (negative, dim, moved, upside down, other colours,
+noisy), so that devices are farther from one another than any real ones here.
 
 Then a merge of devices that were left out is pushed to each of them, and to devices that have no labels. The first
 devices are a fleet of cameras, each with its own world; the second a fleet that sees the same world, turned digits,
@@ -23,6 +26,7 @@ import sys
 import tempfile
 import zlib
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +50,14 @@ from edge.merging.merge import merge
 KINDS = ("clean", "20 % wrong", "random", "class by class", "100 late")
 WAYS = ("mixture", "statistics", "sgd")
 EPOCHS = 12
+FAR: tuple[Callable[[Array], Array], ...] = (
+    lambda x: 255 - x,
+    lambda x: x / 2 + 60,
+    lambda x: np.roll(x, (3, -2), (1, 2)),
+    lambda x: x[:, ::-1, ::-1],
+    lambda x: x[..., ::-1],
+    lambda x: np.clip(x + np.random.default_rng(5).normal(0, 25, x.shape), 0, 255),
+)
 
 
 def network(height: int = 32, width: int = 20) -> nn.Module:
@@ -67,18 +79,24 @@ class Cameras:
         folder: Keeps bundles, each named after the photographs too.
         splits: At most so many; each leaves two devices out.
         n_labels: Each device is to have more samples than these.
+        far: Whether the photographs of each device are changed, so that it is far from the others.
     """
 
-    def __init__(self, path: Path, folder: Path, splits: int, n_labels: int) -> None:
+    def __init__(self, path: Path, folder: Path, splits: int, n_labels: int, *, far: bool = False) -> None:
         data = np.load(path)
-        self.x = np.ascontiguousarray((data["x"].astype(np.float32) / 255).transpose(0, 3, 1, 2))
         self.y = data["y"].astype(np.int64)
         numbers, self.device, counts = np.unique(data["meter"], return_inverse=True, return_counts=True)
         n = len(numbers)
         if n < 3 or counts.min() <= n_labels:
             few = f"{n}, the least with {counts.min()}"
             sys.exit(f"{path}: expected three devices at least, each with more than {n_labels} samples; it has {few}")
-        self.name = f"{zlib.crc32(data['x'].tobytes() + self.device.tobytes() + data['y'].tobytes()):08x}"
+        photographs = data["x"].astype(np.float32)
+        if far:
+            for k in range(n):
+                rows = self.device == k
+                photographs[rows] = FAR[k % len(FAR)](photographs[rows])
+        self.x = np.ascontiguousarray((photographs / 255).transpose(0, 3, 1, 2))
+        self.name = f"{zlib.crc32(self.x.tobytes() + self.device.tobytes() + data['y'].tobytes()):08x}"
         self.pairs = [(k, k + n // 2) for k in range(n // 2)][:splits]
         self.settings = [self._setting(folder, k, pair) for k, pair in enumerate(self.pairs)]
 
@@ -319,6 +337,7 @@ def main() -> int:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--splits", type=int, default=5)
     parser.add_argument("--labels", type=int, default=230)
+    parser.add_argument("--far", action="store_true")
     parser.add_argument("--cache", type=Path, help="keep the trained bundles here")
     options = parser.parse_args()
     if not options.data.exists():
@@ -327,7 +346,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         cache = options.cache or Path(folder)
         cache.mkdir(parents=True, exist_ok=True)
-        cameras = Cameras(options.data, cache, options.splits, options.labels)
+        cameras = Cameras(options.data, cache, options.splits, options.labels, far=options.far)
         table = alone(cameras, options.labels)
         print_alone(table)
         worlds(cameras, options.labels)
