@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -48,6 +49,15 @@ class Events:
         self._told: dict[tuple[str, str, str], _Told] = {}
         self._waiting: deque[LoggedEvent] = deque(maxlen=_MAX_WAITING)
         self._next_offer_s = -math.inf
+        self._why = ""
+
+    @property
+    def says(self) -> str:
+        """That the database takes nothing now, in words; "" where it does."""
+        if not self._waiting:
+            return ""
+        since = time.strftime("%H:%M:%S", time.localtime(self._waiting[0].at_ms / 1000))
+        return f"the database took nothing at {since} ({self._why}): what happens is logged, and offered to it again"
 
     def note(self, device: str, name: str, detail: str, now: Now, model: str = "") -> None:
         """Something happened, perhaps to one model; ``device`` is "" for the coordinator itself."""
@@ -118,7 +128,8 @@ class Events:
     def _write(self, event: LoggedEvent) -> bool:
         try:
             self._store.events.add(event)
-        except Exception:
+        except Exception as exc:
+            self._why = " ".join(str(getattr(exc, "orig", exc)).split())[:200]
             log.exception("an event could not be recorded: %s: %s: %s", event.device, event.name, event.detail)
             return False
         return True

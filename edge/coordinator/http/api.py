@@ -171,15 +171,15 @@ def _add_status_route(
     def status() -> dict[str, Any]:
         """As health, and how the coordinator stands with its broker: since when what; and `troubles` in words.
 
-        That its disk is nearly full is one of them.
+        That its disk is nearly full, or its database takes nothing, is one of them.
         """
-        now, full = line(), submit(lambda core, _: core.room.says)
+        now, own = line(), submit(lambda core, _: [core.room.says, core.events.says])
         return health() | {
             "broker": now.address,
             "connected": now.is_connected,
             "hears": now.hears,
             "since_ms": now.since_ms,
-            "troubles": [*now.troubles, *([full] if full else [])],
+            "troubles": [*now.troubles, *(each for each in own if each)],
         }
 
 
@@ -245,6 +245,9 @@ def _add_refusals(api: FastAPI, submit: Submit) -> None:
         if not any(word in str(exc.orig) for word in _NO_ROOM):
             return failed(request, exc)
         request.state.outcome = f"failed: {exc.orig}"
+        if "is locked" in str(exc.orig):
+            detail = "another program has the database locked: nothing was changed; try again when it has let it go"
+            return JSONResponse({"detail": detail, "error": RolloutError.__name__}, status_code=503)
         detail = f"the database does not take it ({exc.orig}): nothing was changed; make room on its disk, or try again"
         return JSONResponse({"detail": detail, "error": ResourceError.__name__}, status_code=503)
 

@@ -246,12 +246,14 @@ def test_event_that_cannot_be_recorded_is_logged_and_recorded_when_it_can(
     events.fault("", "merge-failed", "half a character: \ud800", NOW)
     events.note("", "release", "2", NOW)
     assert "could not be recorded" in caplog.text
+    assert "(no such table: event)" in events.says, "edge-fleet status says so"
     database.execute("ALTER TABLE gone RENAME TO event")
     database.close()
     events.offer_again(later(NOW, 59))
     assert not store.events.newest(1)
     events.offer_again(later(NOW, 61))
     assert [row.name for row in store.events.newest(5)] == ["release", "merge-failed"]
+    assert events.says == ""
     store.close()
 
 
@@ -398,6 +400,10 @@ def test_a_full_database_is_said_in_plain_words(tmp_path: Path, monkeypatch: pyt
         answer = served.api("merge", "POST")
         assert (answer.status_code, answer.json()["error"]) == (503, "ResourceError")
         assert "(database or disk is full): nothing was changed" in answer.json()["detail"]
+        full.orig = sqlite3.OperationalError("database is locked")
+        answer = served.api("merge", "POST")
+        assert (answer.status_code, answer.json()["error"]) == (503, "RolloutError")
+        assert answer.json()["detail"].startswith("another program has the database locked: nothing was changed")
         once = {"headers": {"Idempotency-Key": "a"}, "json": {}}
         assert served.api("merge", "POST", **once).status_code == 503
         monkeypatch.undo()  # nothing was begun: the same key asks anew
