@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -56,8 +55,7 @@ class Events:
         """That the database takes nothing now, in words; "" where it does."""
         if not self._waiting:
             return ""
-        since = time.strftime("%H:%M:%S", time.localtime(self._waiting[0].at_ms / 1000))
-        return f"the database took nothing at {since} ({self._why}): what happens is logged, and offered to it again"
+        return f"the database takes nothing ({self._why}): what happens is logged, and offered to it again"
 
     def note(self, device: str, name: str, detail: str, now: Now, model: str = "") -> None:
         """Something happened, perhaps to one model; ``device`` is "" for the coordinator itself."""
