@@ -112,6 +112,23 @@ def test_what_is_kept_comes_back_as_it_was(store: Store) -> None:
     assert store.releases.bundle_of("b") == store.releases.bundles()[0]
 
 
+def test_what_a_device_measured_is_forgotten_and_numbers_go_on(store: Store) -> None:
+    kept, keep = store.telemetry, Keep()
+    kept.add([entry(seq, 60_000 * seq, device, {"acc": 0.5}) for seq in (1, 2, 3) for device in ("e", "d")])
+    kept.aged(60.0, keep)
+    kept.add([entry(4, 240_000, "d", {"acc": 0.75})])  # of it is the newest of all
+    last = kept.after(-1, 1)[0].id
+    assert kept.forget("d") == 4
+    assert kept.forget("nobody") == 0
+    assert [(each.device, each.values) for each in kept.after(0, 9)] == [*[("e", {"acc": 0.5})] * 3, ("d", {})]
+    kept.aged(60.0, keep)
+    assert [kept.metric(device, "acc", 0, step) != [] for device in ("d", "e") for step in (0, 60, 3600)] == [
+        False, False, False, True, True, True
+    ]  # fmt: skip
+    kept.add([entry(5, 300_000, "e", {"acc": 1.0})])
+    assert kept.after(last, 9)[0].values == {"acc": 1.0}, "who follows is told it"
+
+
 def test_what_was_learned_comes_back_as_it_was(store: Store) -> None:
     kept = store.contributions
     kept.keep(contribution(10))
