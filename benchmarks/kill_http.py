@@ -92,9 +92,15 @@ def ready(process: subprocess.Popen[bytes], log: Path) -> int:
     begun = time.monotonic()
     while "ready: " not in (said := log.read_text()):
         if process.poll() is not None or time.monotonic() > begun + START_S:
-            after = f"status {process.poll()} after {time.monotonic() - begun:.0f} s"
-            process.kill()
-            raise SystemExit(f"the agent did not start, {after}: {said}")
+            ended, cpu_s = process.poll(), 0.0
+            if ended is None:  # it hangs, or has not had the processor
+                cpu_s = sum(map(int, Path(f"/proc/{process.pid}/stat").read_text().rsplit(")")[1].split()[11:13])) / 100
+                process.kill()
+            how = f"still runs, {cpu_s:.1f} s of CPU" if ended is None else f"ended with {ended}"
+            last = "".join(f"\n  {line}" for line in said.splitlines()[-20:]) or " nothing"
+            raise SystemExit(
+                f"the agent did not start: it {how} after {time.monotonic() - begun:.0f} s, and said{last}"
+            )
         time.sleep(0.01)
     return int(said.split(READY)[1].split("/")[0])
 

@@ -33,6 +33,7 @@ class ModelHost:
         model: The live model.
         slots: What is on disk.
         warnings: What went wrong at the start and was survived, for the operator.
+        opening_ms: What opening it took at the start, with what its journal says.
 
     Raises:
         OSError: The folder cannot be used.
@@ -59,7 +60,9 @@ class ModelHost:
             record = self.slots.note(attempts=self.slots.record.attempts + 1)
             if record.attempts > MAX_ATTEMPTS:
                 self._give_up_bundle(f"started {record.attempts} times without passing its probation")
+        begun = stopwatch()
         self.model = self._open_live()
+        self.opening_ms = (stopwatch() - begun) * 1e3
 
     def _path(self, digest: str) -> Path:
         return self.slots.bundle_path(digest) if digest else self._config.bundles[self.name]

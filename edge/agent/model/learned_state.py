@@ -57,6 +57,7 @@ class LearnedState:
         inferences: Answers so far, as they were last saved.
         answered: Of recent labels of classes the class and what was answered, the same; none of another head's.
         restored: Number of the order by which a checkpoint was taken up last; it is in every snapshot since.
+        repeated: Labels that were learned at the start, of the journal and of those that waited.
         shadow: The version before the last release, while a fleet judges that; else None. It is not kept on disk.
 
     Raises:
@@ -71,7 +72,7 @@ class LearnedState:
         self.dropped: list[Labelled] = []
         self.refused = 0
         self.warnings: list[str] = []
-        self.inferences = self.restored = 0
+        self.inferences = self.restored = self.repeated = 0
         self.answered: list[tuple[int, int]] = []
         self.shadow: Shadow | None = None
         self._is_synced, self._has_events = True, False
@@ -366,6 +367,7 @@ class LearnedState:
         for event in events:
             self._has_events = True
             if isinstance(event, Labelled):
+                self.repeated += len(event)
                 waiting.append(event)
                 continue
             while waiting and not (

@@ -104,8 +104,9 @@ class ModelCore:
         self.evaluating = Evaluating(
             host, agrees=config.evaluate_candidates, max_bytes=config.profile.inference.max_bundle_mb << 20
         )
-        self._next_checkpoint_s = math.inf
-        self._journaled_ms = 0.0  # what it took to learn what is in the journal
+        # What it took to learn what is in the journal, also at this start: the next one learns it once more.
+        self._journaled_ms = host.opening_ms if host.model.state.repeated else 0.0
+        self._next_checkpoint_s = -math.inf if self._journaled_ms >= MAX_REPLAY_MS else math.inf
         self._fault = ""
         self.news: list[tuple[str, str]] = [("warning", text) for text in host.warnings]
         if host.rolled_back_at_start:
@@ -173,6 +174,8 @@ class ModelCore:
         self._journaled_ms += spent_ms
         if self._next_checkpoint_s == math.inf and not self._host.model.state.is_safe:
             self._next_checkpoint_s = now.s + self._config.profile.learning.checkpoint_interval_s
+        if self._journaled_ms >= MAX_REPLAY_MS:
+            self._next_checkpoint_s = min(self._next_checkpoint_s, now.s)
         return done
 
     def add_class(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -420,6 +423,7 @@ class ModelCore:
         except OSError as exc:
             self._tell(("storage", f"a checkpoint could not be written: {exc.strerror}"))
             self._next_checkpoint_s = now.s + self._config.profile.learning.checkpoint_interval_s
+            self._journaled_ms = 0.0  # not with each label
 
 
 def _uploaded(config: AgentConfig, frames: list[Frame]) -> list[Publish]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import sys
@@ -10,7 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 
+from edge.agent.model import model_core
 from edge.agent.model.learned_state import LearnedState
 from edge.agent.model.store import LearnedStore
 from edge.contract.manifest import LinearLayer
@@ -40,6 +43,7 @@ from edge.learning.packing import pack
 from edge.learning.statistics import HeadStatistics
 from edge.learning.subspace import Subspace
 from edge.learning.task import Task
+from tests.support.fleet import SimulatedFleet
 from tests.support.values import same
 
 BACKBONE, D = "ab" * 32, 5
@@ -309,3 +313,36 @@ def test_a_record_torn_at_any_byte_is_as_if_it_had_not_come(tmp_path: Path) -> N
                 assert same(value, expected[number]), (number, size)
                 shutil.rmtree(tmp_path / "torn")
     state.close()
+
+
+def test_a_device_that_is_cut_off_again_and_again_does_not_start_ever_more_slowly(
+    tmp_path: Path, digits_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """faults: 21. What a start learns once more is bounded, also where no run lasts until a snapshot is due."""
+    ticks = itertools.count()
+    fleet = SimulatedFleet(tmp_path, digits_bundle, ["one"], auto_merge=False, stopwatch=lambda _: next(ticks) * 1e-4)
+    x, y = np.random.default_rng(0).random((3, 1, 8, 8), np.float32), np.array([1, 2, 3])
+
+    def cut_off() -> tuple[int, int]:
+        """What a start has learned in all, and how much of that once more, when it has been up for a second."""
+        fleet.crash_agent("one")
+        state = fleet.start_agent("one").host.model.state
+        fleet.run(1.0)
+        return fleet.agents["one"].host.model.n_samples, state.repeated
+
+    try:
+        for number in range(3):
+            fleet.teach("one", x, y, f"{number}-")
+            assert cut_off() == (3 * number + 3, 3 * number + 3), "a short journal is cheaper than a snapshot"
+        monkeypatch.setattr(model_core, "MAX_REPLAY_MS", 1e-6)
+        fleet.teach("one", x, y, "long-")
+        assert cut_off()[0] == 12
+        assert cut_off() == (12, 0), "a long one is not learned again and again"
+        before = sorted((tmp_path / "one").rglob("journal-*.bin"))
+        assert cut_off() == (12, 0)
+        assert sorted((tmp_path / "one").rglob("journal-*.bin")) == before, "nor is there a snapshot for nothing"
+        fleet.teach("one", x, y, "more-")
+        fleet.run(0.5)
+        assert cut_off() == (15, 0), "and it is written as soon as it is long"
+    finally:
+        fleet.close()
