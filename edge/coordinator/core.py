@@ -188,7 +188,8 @@ class CoordinatorCore:
             RolloutError: As that, or it is a bundle that nobody signed, in a fleet with keys.
         """
         if self.signing is not None and kind == "bundle" and not self.signing.is_listed(kind, digest):
-            raise RolloutError(f"the bundle {digest[:12]} {NOT_SIGNED}")
+            name = options.get("file") or self.releases.called(kind, digest)
+            raise RolloutError(f"{name} {NOT_SIGNED}")
         release = self.releases.push(digest, kind, backbone, devices, reason, now, **options)
         self._next_telling_s = now.s
         return release

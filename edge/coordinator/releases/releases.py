@@ -197,11 +197,11 @@ class Releases:
             undoes=undoes,
             anew=anew,
         )
-        what = f"{release.counter}: {self._called(kind, digest)}{for_model(model)}, {name or reason}"
+        what = f"{release.counter}: {self.called(kind, digest)}{for_model(model)}, {name or reason}"
         self._events.note("", "release", what, now, model)
         return release
 
-    def _called(self, kind: str, digest: str) -> str:
+    def called(self, kind: str, digest: str) -> str:
         """For people: a bundle by the id that it has everywhere, a head by that of its file."""
         known = {each.digest: each.identity for each in self._store.releases.bundles()} if kind == "bundle" else {}
         return f"{kind} {short(known.get(digest, '') or digest)}"
@@ -258,7 +258,7 @@ class Releases:
             undoes=undone.counter,
             anew=not is_before or bool(undone.undoes),  # what was before one that went back is what it went back from
         )
-        called = self._called(release.kind, release.digest)
+        called = self.called(release.kind, release.digest)
         what = f"{release.counter}: {called}{for_model(wanted.model)}, {release.reason}"
         self._events.note("", "release", what, now, wanted.model)
         return release

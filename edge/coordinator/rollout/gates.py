@@ -310,6 +310,9 @@ def screen(canaries: Mapping[str, Pairs], rule: Model) -> Verdict:
             if middle < -_OF_SCREEN * signal.margin:
                 text = f"{_said(signal, len(canaries))}: it looks worse, and so few prove nothing"
                 return Verdict(Decision.UNDECIDED, f"looks-worse-{signal.name}", text)
+        elif len(told := _told(signal)) >= _SCREEN_CANARIES and float(told.max()) < -signal.margin:
+            text = f"{_said(signal, len(canaries))}: it looks worse on each of them, and so few prove nothing"
+            return Verdict(Decision.UNDECIDED, f"looks-worse-{signal.name}", text)
     differ, pairs = _differ(canaries)
     if (
         not _can_screen(accuracy.pairs, liars)
@@ -320,13 +323,16 @@ def screen(canaries: Mapping[str, Pairs], rule: Model) -> Verdict:
         return Verdict(Decision.UNDECIDED, "looks-different", text)
     if _can_screen(accuracy.pairs, liars):
         return PASSED
-    told = accuracy.x[accuracy.pairs >= _SCREEN_PAIRS]
-    if len(told) >= _SCREEN_CANARIES and float(told.max()) < -accuracy.margin:
-        text = f"{_said(accuracy, len(canaries))}: it looks worse on each of them, and so few prove nothing"
-        return Verdict(Decision.UNDECIDED, "looks-worse-accuracy", text)
-    needed = 2 * liars + _SCREEN_CANARIES
-    text = f"accuracy not judged: {len(told)} of {len(canaries)} canaries have {_SCREEN_PAIRS} labels, {needed} needed"
-    return Verdict(Decision.PASS, "", text)
+    needed, n = 2 * liars + _SCREEN_CANARIES, len(_told(accuracy))
+    text = f"{n} of {len(canaries)} canaries have {_SCREEN_PAIRS} labels, {needed} needed"
+    if not any(each.labelled or each.compared for each in canaries.values()):
+        text = "nothing compared its answers with those from before"
+    return Verdict(Decision.PASS, "", f"accuracy not judged: {text}")
+
+
+def _told(signal: _Signal) -> Numbers:
+    """What those say who have pairs enough for a screen."""
+    return signal.x[signal.pairs >= _SCREEN_PAIRS]
 
 
 def _can_screen(pairs: Numbers, liars: int) -> bool:

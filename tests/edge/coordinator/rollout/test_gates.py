@@ -100,6 +100,11 @@ def test_slower_stops_and_as_fast_passes() -> None:
     assert (found.decision, found.code) == (Decision.STOP, "worse-speed")
     first = {name: replace(Pairs(), old_ms=8.0, new_ms=16.0) for name in map(str, range(10))}
     assert gates.screen(first, RULE).code == "looks-worse-speed"
+    few = [
+        gates.screen({"a": Pairs(old_ms=8.0, new_ms=16.0), "b": Pairs(old_ms=8.0, new_ms=ms)}, RULE) for ms in (11, 9)
+    ]
+    assert [each.code for each in few] == ["looks-worse-speed", ""], "as accuracy: on each of them"
+    assert few[1].detail == "accuracy not judged: nothing compared its answers with those from before"
 
 
 def test_every_value_of_a_tag_must_pass_by_itself() -> None:
