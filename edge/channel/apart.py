@@ -250,7 +250,7 @@ class Apart:
 
         Raises:
             ConfigError: Nothing can be looked at before that is corrected.
-            NotJudgedError: It has ended, or says nothing of use.
+            NotJudgedError: It has ended, cannot begin, or says nothing of use.
         """
         assert self._process is not None
         try:
@@ -263,6 +263,8 @@ class Apart:
             if "config" in answer:
                 self.rest()
                 raise ConfigError(str(answer["config"]))
+            if "unable" in answer:
+                raise self._gone(f"{_WHO} {answer['unable']}")
             self._is_ready = True
         return answer
 

@@ -38,8 +38,11 @@ def serve(lines: BinaryIO, answers: BinaryIO) -> None:
 
         root = base64.b64decode(opening["root"])
         trust = Trust(Path(opening["folder"]), root, fleet=opening["fleet"], device=opening["device"])
-    except ImportError as exc:
+    except ModuleNotFoundError as exc:
         say(config=f"{exc.name} is not installed: pip install 'edgeloop[signed]'")
+        return
+    except (ImportError, MemoryError) as exc:  # a library that is there and finds no memory, too, is an ImportError
+        say(unable=f"cannot load what it needs: {exc or 'no memory'}")
         return
     except ConfigError as exc:
         say(config=str(exc))

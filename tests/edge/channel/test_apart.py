@@ -15,7 +15,15 @@ import pytest
 from edge.channel.apart import Apart
 from edge.channel.messages import Desired, Meta
 from edge.channel.updates import packed
-from edge.channel.vetting import LONGEST_LOOK_S, Believed, Distrusted, NotJudged, Verdict, Vetting
+from edge.channel.vetting import (
+    LONGEST_LOOK_S,
+    Believed,
+    Distrusted,
+    NotJudged,
+    NotJudgedError,
+    Verdict,
+    Vetting,
+)
 from edge.contract.errors import ConfigError
 from tests.edge.channel.test_updates import Fleet, head
 
@@ -158,6 +166,24 @@ def test_nothing_that_it_does_instead_of_an_answer_is_one(tmp_path: Path, said: 
     assert isinstance(verdict, NotJudged), verdict
     assert why in verdict.detail
     vetting.rest()
+
+
+def test_a_library_that_is_there_and_cannot_be_loaded_is_no_verdict_on_the_root(
+    fleet: FleetApart, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where memory is short: an agent that ended of it would stay away until somebody comes."""
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "tuf.abi3.so").write_bytes(b"\x7fELF")
+    desired = fleet.sign(head("one"))
+    with monkeypatch.context() as patched:
+        patched.syspath_prepend(tmp_path / "broken")
+        with pytest.raises(NotJudgedError, match=r"cannot load what it needs: .*tuf.abi3.so"):
+            fleet.trust.check(60.0)
+        said = fleet.offer(desired)
+    assert isinstance(said, NotJudged)
+    assert "tuf.abi3.so" in said.detail
+    fleet.now_s = fleet.vetting.next_deadline_s
+    assert isinstance(fleet.offer(dataclasses.replace(desired, ts_ms=1)), Believed)
 
 
 def test_a_root_that_is_none_is_said_and_one_that_was_believed_is_not_looked_at_again(fleet: FleetApart) -> None:
