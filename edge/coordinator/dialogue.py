@@ -418,7 +418,9 @@ class Dialogue:
             try:
                 message = replace(message, signature=self._signing.sign(self._fleet, device, message, now))
             except EdgeError as exc:
-                self._events.fault(device, "not-signed", f"release {release.counter} is not sent: {exc}", now)
+                why = f"release {release.counter} is not sent: {exc}"
+                self._events.fault(device, "not-signed", why, now)
+                self._rollouts.not_sent(device, release.counter, why)
                 return None
         return message
 

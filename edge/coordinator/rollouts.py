@@ -436,6 +436,16 @@ class Rollouts:
                     self.to_tell |= self._way_back.restore(step.rollout, now)  # of one that has ended nobody else does
                     self._hurry()
 
+    def not_sent(self, device: str, release: int, why: str) -> None:
+        """A device cannot be sent a release that a rollout has for it: its status says so."""
+        with self._store.transaction():
+            for rollout, target in self._store.rollouts.of_devices(device):
+                waits = target.state is TargetState.REVERTING and target.restore == release
+                if waits and why not in target.detail:
+                    self._store.rollouts.save(
+                        rollout, rollout, [replace(target, detail=f"{target.detail}; {why}"[:500])]
+                    )
+
     def _said(self, rollout: Rollout, target: Target, message: State, now: Now) -> Step | None:
         if message.release == rollout.plan.release:
             report = Report(state=message.state, detail=message.detail, pairs=_pairs(message))

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from edge.coordinator.records import Model, Release, is_merge
-from edge.coordinator.rollout.states import RUNS, RolloutState
-from edge.coordinator.rollout.step import Key, Rollout
+from edge.coordinator.rollout.states import RUNS, RolloutState, TargetState
+from edge.coordinator.rollout.step import Key, Rollout, Target
 from edge.coordinator.store.store import Store
 
 # In these a rollout waits for a person, or has ended before it was through.
 _STOPPED = (RolloutState.HELD, RolloutState.PAUSED, RolloutState.ABORTED, RolloutState.SUPERSEDED)
+# A device in these has had the release.
+_HAD = RUNS | {TargetState.REVERTING, TargetState.REVERTED}
 
 
 def leftovers(store: Store) -> dict[Key, Rollout]:
@@ -21,6 +23,12 @@ def leftovers(store: Store) -> dict[Key, Rollout]:
         return {}
     running = [(stopped[number], key) for number, key in store.rollouts.running(stopped)]
     devices = {device for _, (device, _) in running}
+    later = {device: store.rollouts.of_devices(device) for device in devices}
+    running = [
+        (rollout, key)
+        for rollout, key in running
+        if not any(_took_its_place(rollout, key, *each) for each in later[key[0]])
+    ]
     models = [each for each in store.devices.models() if each.device in devices]
     return left(running, models, {each.counter: each for each in store.releases.all()})
 
@@ -44,6 +52,16 @@ def left(
             if name in ("", model.model) and not _has_another(rollout, model, releases):
                 found[model.device, model.model] = rollout
     return found
+
+
+def _took_its_place(rollout: Rollout, key: Key, later: Rollout, target: Target) -> bool:
+    """Whether a later rollout brought a device something in the place of what one brought, whatever became of it since.
+
+    What a revert of that one brings back is not what fell before it, see `edge.coordinator.releases.way_back`.
+    """
+    is_newer = later.plan.release > rollout.plan.release and later.plan.use != "compete"
+    is_alike = later.kind in ("bundle", rollout.kind)
+    return is_newer and is_alike and target.key == key and target.state in _HAD
 
 
 def _has_another(rollout: Rollout, model: Model, releases: Mapping[int, Release]) -> bool:

@@ -143,7 +143,7 @@ class Repository:
         """
         if isinstance(desired, Desired) and not self.is_listed(desired.kind, desired.digest):
             if desired.kind == "bundle":
-                raise RolloutError(f"the bundle {desired.digest[:12]} {NOT_SIGNED}")
+                raise RolloutError(f"its bundle {NOT_SIGNED}")
             self._add_head(desired, now)
         made = self._signer.sign(assigned(fleet, device, desired))
         return f"{made.keyid}:{made.signature}"

@@ -16,6 +16,8 @@ from edge.channel.memory import MemoryTransport
 from edge.channel.messages import Desired
 from edge.contract.bundle import Bundle
 from edge.contract.errors import RolloutError
+from edge.coordinator.http.rollout_views import shown
+from edge.coordinator.rollout.states import RolloutEvent
 from edge.coordinator.signing import ceremony
 from edge.learning.exchange import HeadRelease
 from tests.support.fleet import FLEET, SimulatedFleet
@@ -66,6 +68,34 @@ def test_signed_heads_and_bundles_become_active_and_an_unsigned_bundle_is_not_ev
     fleet.start_coordinator()
     fleet.run(15.0)
     assert fleet.agents["one"].host.model.bundle.digest == Bundle.open(other_bundle).digest
+
+
+def test_a_way_back_to_a_bundle_that_nobody_signed_says_what_it_waits_for(
+    fleet: SimulatedFleet, digits_bundle: Path, other_bundle: Path, tmp_path: Path
+) -> None:
+    """Devices came with it: nobody had to sign it before."""
+    key, core = tmp_path / "keys" / "workstation" / "bundles.pem", fleet.coordinator
+    assert core is not None
+    signing = core.signing
+    assert signing is not None
+
+    def sign(bundle: Path) -> None:
+        day = datetime.fromtimestamp(fleet.now.wall_ms / 1e3, UTC)
+        signing.take_bundles(ceremony.sign_bundle(signing.bundles(), bundle, key, day), fleet.now)
+
+    sign(other_bundle)
+    core.add_artifact(digits_bundle.read_bytes(), digits_bundle)
+    kept = core.add_artifact(other_bundle.read_bytes(), other_bundle)
+    what = (kept["digest"], kept["kind"], kept["backbone"])
+    rollout = core.roll_out(*what, [], "test", fleet.now, force=True)[1].id
+    fleet.until("live", lambda: shown(fleet.store, rollout)["counts"] == {"active": 1})
+    core.rollouts.order(rollout, RolloutEvent.REVERT, "ann", "slow", fleet.now)
+    fleet.run(5.0)
+    (target,) = shown(fleet.store, rollout)["targets"]
+    assert target["state"] == "reverting"
+    assert target["detail"].startswith("slow; release 2 is not sent: its bundle is in no signed list: sign it with")
+    sign(digits_bundle)
+    fleet.until("back", lambda: shown(fleet.store, rollout)["state"] == "reverted")
 
 
 def test_what_nobody_signed_changes_nothing_and_does_not_stand_in_the_way_of_what_somebody_did(

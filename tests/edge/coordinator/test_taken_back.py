@@ -312,8 +312,12 @@ def test_a_merge_leaves_what_fell_where_it_is_so_it_is_shown_and_taken_back_as_b
     assert leftovers(fleet.store).keys() == runs
     last = completes(fleet, head(fleet, "last"))
     assert leftovers(fleet.store) == {}
+    fleet.core.push(*head(fleet, "merge, too"), [], "merge of 3 devices", fleet.now)
+    fleet.pass_time(60, 10)
+    assert leftovers(fleet.store) == {}, "it went with what took its place"
     fleet.core.rollouts.order(last, RolloutEvent.REVERT, "ann", "", fleet.now)
     fleet.pass_time(60, 10)
+    assert leftovers(fleet.store) == {}
     assert {(name, "digits") for name, device in fleet.devices.items() if device.told[-1].anew} == runs
 
 
