@@ -59,17 +59,22 @@ def _took_its_place(rollout: Rollout, key: Key, later: Rollout, target: Target) 
 
     What a revert of that one brings back is not what fell before it, see `edge.coordinator.releases.way_back`.
     """
-    is_newer = later.plan.release > rollout.plan.release and later.plan.use != "compete"
-    is_alike = later.kind in ("bundle", rollout.kind)
+    is_newer = later.plan.release > rollout.plan.release
+    is_alike = later.kind in ("bundle", rollout.kind) and (later.plan.use != "compete" or rollout.plan.use == "compete")
     return is_newer and is_alike and target.key == key and target.state in _HAD
 
 
 def _has_another(rollout: Rollout, model: Model, releases: Mapping[int, Release]) -> bool:
     """Whether a model runs something newer in the place of what a rollout brought.
 
-    A head leaves the bundle where it is, and a merge, which competes, leaves a head there.
+    A head leaves the bundle where it is, and a merge, which competes, leaves a head there that is none.
     """
+    own = releases.get(rollout.plan.release)
+    if own is not None and own.kind == "head" and own.backbone != model.backbone:
+        return True
     if model.state not in RUNS or model.state_release <= rollout.plan.release:
         return model.went_back and model.release == rollout.plan.release
     newer = releases.get(model.state_release)
-    return newer is None or newer.kind == "bundle" or (rollout.kind == "head" and not is_merge(newer))
+    if own is None or newer is None or newer.kind == "bundle":
+        return True
+    return own.kind == "head" and (is_merge(own) or not is_merge(newer))

@@ -12,11 +12,11 @@ import pytest
 from edge.channel.messages import Conn, Desired, Pairs
 from edge.contract.bundle import Bundle, write_bundle
 from edge.contract.errors import RolloutError
-from edge.coordinator.records import KeptCheckpoint, Release
+from edge.coordinator.records import KeptCheckpoint, Model, Release
 from edge.coordinator.releases.going_back import fates
-from edge.coordinator.releases.leftover import leftovers
-from edge.coordinator.rollout.states import RolloutEvent
-from edge.coordinator.rollout.step import Target
+from edge.coordinator.releases.leftover import left, leftovers
+from edge.coordinator.rollout.states import RolloutEvent, RolloutState
+from edge.coordinator.rollout.step import Rollout, Target
 from edge.learning.exchange import HeadRelease
 from tests.support.light_fleet import Device, Fleet, ends
 
@@ -319,6 +319,40 @@ def test_a_merge_leaves_what_fell_where_it_is_so_it_is_shown_and_taken_back_as_b
     fleet.pass_time(60, 10)
     assert leftovers(fleet.store) == {}
     assert {(name, "digits") for name, device in fleet.devices.items() if device.told[-1].anew} == runs
+
+
+@pytest.mark.parametrize(
+    ("own", "newest", "state", "stays"),
+    [
+        ("pushed", "pushed", "active", True),
+        ("pushed", "next", "active", False),
+        ("pushed", "next", "refused", True),
+        ("pushed", "merge", "active", True),
+        ("merge", "merge, too", "active", False),
+        ("merge", "next", "probation", False),
+        ("pushed", "bundle", "active", False),
+        ("bundle", "next", "active", True),
+        ("bundle", "merge", "active", True),
+        ("of another backbone", "merge", "active", False),
+        ("pushed", "way back", "active", False),
+    ],
+)
+def test_what_stays_of_what_a_stopped_rollout_brought(own: str, newest: str, state: str, stays: bool) -> None:
+    def release(name: str, counter: int) -> Release:
+        is_merge = name.startswith("merge")
+        return Release(
+            counter=counter, kind="bundle" if name == "bundle" else "head", digest=name, devices=(), created_ms=0,
+            backbone="other" if "another" in name else "b", reason="merge of 3 devices" if is_merge else "by hand",
+            file="" if is_merge or name == "way back" else name, undoes=7 if name == "way back" else 0,
+        )  # fmt: skip
+
+    newer = 3 if newest == own else 5
+    releases = {3: release(own, 3), newer: release(newest, newer)}
+    stopped = Rollout(
+        id=1, plan=Fleet.plan(release=3), kind=releases[3].kind, seed="", n_selected=1, state=RolloutState.ABORTED
+    )
+    model = Model(device="cam", model="m", backbone="b", release=newer, state=state, state_release=newer)
+    assert bool(left([(stopped, ("cam", "m"))], [model], releases)) is stays
 
 
 def test_a_checkpoint_that_was_made_with_what_fell_is_taken_up_with_force_only(make: Make) -> None:
