@@ -105,7 +105,7 @@ class ModelCore:
             host, agrees=config.evaluate_candidates, max_bytes=config.profile.inference.max_bundle_mb << 20
         )
         # What it took to learn what is in the journal, also at this start: the next one learns it once more.
-        self._journaled_ms = host.opening_ms if host.model.state.repeated else 0.0
+        self._journaled_ms = host.opening_ms if host.model.learns and host.model.state.repeated else 0.0
         self._next_checkpoint_s = -math.inf if self._journaled_ms >= MAX_REPLAY_MS else math.inf
         self._fault = ""
         self.news: list[tuple[str, str]] = [("warning", text) for text in host.warnings]
