@@ -320,8 +320,10 @@ _TEXTS: dict[str, str | tuple[str, str]] = {
     "confusion.none": "No device has told what it answered to labels: none came, or the agents are older ones.",
     "confusion.of-devices": ("{n} model has told.", "{n} models have told."),
     "confusion.silent": (
-        "{n} has not: no label came, it does not tell classes apart, or its agent runs with --noise, or is older.",
-        "{n} have not: no label came, they do not tell classes apart, or their agents run with --noise, or are older.",
+        "{n} has not: no label came since another head took the place of all, it does not tell classes apart, or its "
+        "agent runs with --noise, or is older.",
+        "{n} have not: no label came since another head took the place of all, they do not tell classes apart, or "
+        "their agents run with --noise, or are older.",
     ),
     "confusion.groups": "{n} of {of} backbones are shown.",
     "confusion.by-device": "Devices, those with most wrong answers first",
