@@ -7,7 +7,7 @@ one transaction. What devices should run is read from the rows by whoever tells 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,6 +26,7 @@ from edge.coordinator.releases.going_back import brought_by_rollouts, is_alike, 
 from edge.coordinator.releases.way_back import WayBack
 from edge.coordinator.rollout import advance as steps
 from edge.coordinator.rollout.plan import Plan
+from edge.coordinator.rollout.query import DeviceFacts
 from edge.coordinator.rollout.states import ENDED, RUNS, UNDER_WAY, RolloutEvent, RolloutState, TargetEvent, TargetState
 from edge.coordinator.rollout.step import Key, Moved, Rollout, Step, Target
 from edge.coordinator.rollout.waves import sizes, wave_of
@@ -99,9 +100,10 @@ class Rollouts:
         """What a plan would do: who is in which wave, how many bytes, and what gates will be able to see.
 
         Raises:
-            RolloutError: There is no such release.
+            RolloutError: There is no such release, or `start` would refuse it whatever else is under way.
         """
         release = _released(self._store, self._artifacts, plan)
+        self._check(plan, release, selected(self._store, plan, release, self._line(), now))
         return forecast(self._store, plan, release, self._artifacts.get(release.digest).size_bytes, self._line(), now)
 
     def start(self, plan: Plan, who: str, now: Now, *, supersede: bool = False, begin: bool = True) -> Rollout:
@@ -122,14 +124,7 @@ class Rollouts:
             found = selected(self._store, plan, release, self._line(), now)
             if not found:
                 raise RolloutError(for_nobody(self._store, plan, release, self._line(), now))
-            newer = sorted({device for (device, _), facts in found.items() if facts.release > release.counter})
-            if newer:  # they would take no notice of it, and the rollout would wait for them
-                raise RolloutError(
-                    f"release {release.counter} is older than what {', '.join(newer[:5])} "
-                    f"{'and others ' if len(newer) > 5 else ''}had since: make a new one of its file with "
-                    f"`edge-fleet release add`, or go back with `edge-fleet rollback --to {release.counter}`"
-                )
-            check_pace(plan, self._artifacts.get(release.digest).size_bytes, len(found))
+            self._check(plan, release, found)
             older = self._in_the_way(release, set(found), supersede=supersede)
             seed = plan.seed or self._draw()
             sized = sizes(len(found), plan.waves)
@@ -153,6 +148,17 @@ class Rollouts:
                 rollout = step.rollout
         self._hurry()
         return rollout
+
+    def _check(self, plan: Plan, release: Release, found: Mapping[Key, DeviceFacts]) -> None:
+        """Raise RolloutError where those that a plan means would not take its release, or not in time."""
+        newer = sorted({device for (device, _), facts in found.items() if facts.release > release.counter})
+        if newer:  # they would take no notice of it, and the rollout would wait for them
+            raise RolloutError(
+                f"release {release.counter} is older than what {', '.join(newer[:5])} "
+                f"{'and others ' if len(newer) > 5 else ''}had since: make a new one of its file with "
+                f"`edge-fleet release add`, or go back with `edge-fleet rollback --to {release.counter}`"
+            )
+        check_pace(plan, self._artifacts.get(release.digest).size_bytes, len(found))
 
     def _in_the_way(self, release: Release, wanted: set[Key], *, supersede: bool, but: int = 0) -> list[Rollout]:
         """Rollouts of the same kind and devices that have not ended; refuses where one is under way and may go on."""

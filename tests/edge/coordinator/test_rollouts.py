@@ -408,6 +408,8 @@ def test_what_others_have_to_approve_begins_with_the_last_of_them(make: Make) ->
     assert (found["state"], found["approvals"]["by"], fleet.state(older)) == ("completed", ["ben", "cem"], "superseded")
     with pytest.raises(RolloutError, match=r"release 1 is older than what d000, .* had since: make a new one"):
         fleet.core.rollouts.start(plans.of_document({"release": 1}), "ann", fleet.now, supersede=True)
+    with pytest.raises(RolloutError, match=r"release 1 is older than what d000"):
+        fleet.core.rollouts.plan(plans.of_document({"release": 1}), fleet.now)
     with pytest.raises(RolloutError, match="it waits for no approval"):
         approve(rollout, "dee", "", fleet.now)
 
