@@ -103,7 +103,7 @@ class Rollouts:
             RolloutError: There is no such release, or `start` would refuse it whatever else is under way.
         """
         release = _released(self._store, self._artifacts, plan)
-        self._check(plan, release, selected(self._store, plan, release, self._line(), now))
+        _check(self._artifacts, plan, release, selected(self._store, plan, release, self._line(), now))
         return forecast(self._store, plan, release, self._artifacts.get(release.digest).size_bytes, self._line(), now)
 
     def start(self, plan: Plan, who: str, now: Now, *, supersede: bool = False, begin: bool = True) -> Rollout:
@@ -124,7 +124,7 @@ class Rollouts:
             found = selected(self._store, plan, release, self._line(), now)
             if not found:
                 raise RolloutError(for_nobody(self._store, plan, release, self._line(), now))
-            self._check(plan, release, found)
+            _check(self._artifacts, plan, release, found)
             older = self._in_the_way(release, set(found), supersede=supersede)
             seed = plan.seed or self._draw()
             sized = sizes(len(found), plan.waves)
@@ -148,17 +148,6 @@ class Rollouts:
                 rollout = step.rollout
         self._hurry()
         return rollout
-
-    def _check(self, plan: Plan, release: Release, found: Mapping[Key, DeviceFacts]) -> None:
-        """Raise RolloutError where those that a plan means would not take its release, or not in time."""
-        newer = sorted({device for (device, _), facts in found.items() if facts.release > release.counter})
-        if newer:  # they would take no notice of it, and the rollout would wait for them
-            raise RolloutError(
-                f"release {release.counter} is older than what {', '.join(newer[:5])} "
-                f"{'and others ' if len(newer) > 5 else ''}had since: make a new one of its file with "
-                f"`edge-fleet release add`, or go back with `edge-fleet rollback --to {release.counter}`"
-            )
-        check_pace(plan, self._artifacts.get(release.digest).size_bytes, len(found))
 
     def _in_the_way(self, release: Release, wanted: set[Key], *, supersede: bool, but: int = 0) -> list[Rollout]:
         """Rollouts of the same kind and devices that have not ended; refuses where one is under way and may go on."""
@@ -582,6 +571,18 @@ def _released(store: Store, artifacts: ArtifactStore, plan: Plan) -> Release:
             f"start.judges: devices try heads before they go out, and release {release.counter} is a {release.kind}"
         )
     return release
+
+
+def _check(artifacts: ArtifactStore, plan: Plan, release: Release, found: Mapping[Key, DeviceFacts]) -> None:
+    """Raise RolloutError where those that a plan means would not take its release, or not in time."""
+    newer = sorted({device for (device, _), facts in found.items() if facts.release > release.counter})
+    if newer:  # they would take no notice of it, and the rollout would wait for them
+        raise RolloutError(
+            f"release {release.counter} is older than what {', '.join(newer[:5])} "
+            f"{'and others ' if len(newer) > 5 else ''}had since: make a new one of its file with "
+            f"`edge-fleet release add`, or go back with `edge-fleet rollback --to {release.counter}`"
+        )
+    check_pace(plan, artifacts.get(release.digest).size_bytes, len(found))
 
 
 def _approvers(store: Store, number: int) -> list[str]:
