@@ -5,7 +5,7 @@
 Starts the real process `edge-agent run` with the digits bundle (made first when none is given), asks for a prediction
 over its socket as soon as that is there, then learns 200 labels and looks again, and after 1,000; with a profile of no
 budget and no limit of load, as labels that only wait take less. With --trust (`edge-fleet keys init`) it is the agent
-of a fleet with keys, which loads python-tuf. The baseline, in the same run: a
+of a fleet with keys; what looks at releases is a process of its own and not counted. The baseline, in the same run: a
 Python process that imports onnxruntime and numpy and runs the same backbone once, which is the least that any program
 on onnxruntime can cost. One thread. The goals: torch not imported, at most 80 MiB resident, at most 0.6 s.
 """

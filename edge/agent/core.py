@@ -232,14 +232,18 @@ class AgentCore:
             case Received(topic=topic, payload=payload):
                 if self._use is not None:
                     self._use.spend(packet_bytes(topic, payload))
-                if not payload:
-                    return  # what the broker kept is cleared, as of a device that has left the fleet
                 try:
                     leaf = topics.parse(topic).leaf
-                    if not (event.retained or leaf == topics.UP_CONN or topics.kind_of(leaf) == topics.DN_HERE):
-                        self._line.answered()
-                        self._reports.answered(now)
-                    self._message(leaf, payload, now, topic)
+                    is_here = topics.kind_of(leaf) == topics.DN_HERE
+                    if payload:
+                        if not (event.retained or leaf == topics.UP_CONN or is_here):
+                            self._line.answered()
+                            self._reports.answered(now)
+                        self._message(leaf, payload, now, topic)
+                    elif is_here:  # what the broker kept is cleared; so it is of a device that has left the fleet
+                        self._reports.listeners.cleared(leaf.rpartition("/")[2])
+                    if self._folder.record.has_coordinator != self._reports.listeners.is_known:
+                        self._folder.update(has_coordinator=self._reports.listeners.is_known)
                 except ChannelError as exc:
                     self.tell([("bad-message", str(exc))])
 

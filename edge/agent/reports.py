@@ -33,7 +33,7 @@ from edge.channel.transport import PACKET_OVERHEAD_BYTES, Publish
 from edge.contract.clock import Now
 
 # What was sent so short before a connection was lost may not have arrived: twice the keep-alive of 30 s.
-UNSURE_S, _MOST_UNSURE = 60.0, 64
+UNSURE_S, _MOST_UNSURE = 60.0, 256
 # Backfill begins so long after the connection, and at most as much later again, so that a fleet is spread.
 QUIET_S, SPREAD_S = 5.0, 25.0
 BETWEEN_S = 1.0  # two arrays: at most 32 KB/s
@@ -61,7 +61,7 @@ class Reports:
         self._boot, self._state_id = record.boot, record.state_id
         self._telemetry_seq = self._event_seq = 0
         self._is_online = self._is_proved = False
-        self.listeners = Listeners()
+        self.listeners = Listeners(is_known=record.has_coordinator)
         self._unsure: deque[Report] = deque(maxlen=_MOST_UNSURE)
         self._max_packet_bytes = MAX_HISTORY_BYTES
         self._live_s: dict[str, float] = {}  # by model, when it was last said at once

@@ -90,12 +90,14 @@ class DeviceRecord:
         session: Connections so far.
         state_id: Identity of the state folder, made once; the numbers count within it. "" where there was none yet.
         device: Name that it went by last. "" of folders from before it was kept.
+        has_coordinator: Whether one said, ever, that it listens.
     """
 
     boot: int = 0
     session: int = 0
     state_id: str = ""
     device: str = ""
+    has_coordinator: bool = False
 
 
 def read_record(path: Path, kind: type[_R], warnings: list[str] | None = None) -> _R:

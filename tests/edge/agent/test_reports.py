@@ -21,7 +21,7 @@ from edge.agent.slots.slots import DeviceRecord
 from edge.channel.codec import MAX_HISTORY_BYTES, decode
 from edge.channel.memory import Faults
 from edge.channel.messages import Here, History, HistoryKept, Telemetry
-from edge.channel.transport import Publish
+from edge.channel.transport import Publish, Received
 from edge.contract.clock import Now
 from tests.support.fleet import SimulatedFleet, unhurried
 
@@ -322,6 +322,54 @@ def test_what_nobody_listens_to_is_said_live_for_others_and_waits_for_the_coordi
     one.answered(at(1200.0))  # brokers that keep nothing for wildcards
     assert say() == (2, 2)
     assert str(one.listeners) == "here"
+
+
+def test_what_was_sent_in_the_minute_before_a_line_is_lost_waits_however_often_it_is_said(tmp_path: Path) -> None:
+    often = replace(config(tmp_path), telemetry_interval_s=0.5)
+    record = DeviceRecord(boot=1, session=1, state_id=STATE_ID)
+    one = Reports(often, record, Outbox(tmp_path / "o.sqlite", 1 << 20))
+    one.online(1 << 20, at(0.0))
+    for number in range(118):
+        one.telemetry({"model": "kws"}, at(0.5 * number), may_send=True)
+        one.poll(at(0.5 * number), may_send=True)
+    one.offline(at(59.0))
+    assert one.waiting == 118
+
+
+def test_after_everything_was_started_anew_nothing_is_missing_of_the_time_without_a_coordinator(
+    tmp_path: Path, digits_bundle: Path
+) -> None:
+    """faults: 21. A power cut for a whole site: the coordinator comes back last, and the broker knows nothing."""
+    fleet = SimulatedFleet(tmp_path, digits_bundle, ["one"], auto_merge=False, telemetry_interval_s=3.0)
+    try:
+        fleet.run(10.0)
+        fleet.crash_coordinator()
+        fleet.crash_agent("one")
+        fleet.broker.retained.clear()
+        agent = fleet.start_agent("one")
+        fleet.run(60.0)
+        agent.core.tell([("drift", "meanwhile")])
+        fleet.run(100.0)
+        fleet.start_coordinator()
+        fleet.run(LATE_S)
+        fleet.until("made up for", lambda: agent.core.status()["outbox"]["waiting"] == 0)
+        rows = fleet.store.telemetry.after(0, 9999)
+        found = sorted(row.seq for row in rows if row.boot == agent.core.status()["boot"])
+        assert found == list(range(1, len(found) + 1))
+        assert len(found) >= 160.0 / 3.0
+        assert [each.detail for each in fleet.store.events.newest(99) if each.name == "drift"] == ["meanwhile"]
+
+        fleet.crash_coordinator()  # for good: somebody takes back what it said, and says so
+        topic = "edge/v1/lab/all/dn/here/coordinator"
+        fleet.broker.retained.clear()
+        agent.core.transport(Received(topic=topic, payload=b"", retained=False), fleet.now)
+        fleet.crash_agent("one")
+        agent = fleet.start_agent("one")
+        fleet.run(10.0)
+        status = agent.core.status()
+        assert (status["coordinator"], status["outbox"]["waiting"]) == ("unknown", 0)
+    finally:
+        fleet.close()
 
 
 @pytest.mark.parametrize("is_killed", [True, False])
