@@ -7,7 +7,10 @@ authenticated with it: it cannot be exchanged. Source: RFC 7748 (X25519), RFC 58
 
 from __future__ import annotations
 
+import base64
+import importlib.util
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,9 @@ from edge.contract.files import replace_file
 _KEY_BYTES, _NONCE_BYTES, _TAG_BYTES = 32, 12, 16
 _MAX_PEM_BYTES = 1 << 16
 _INFO = b"edgeloop sealed document 1"
+# A public key of X25519 is this and its 32 bytes (RFC 8410): what is so is read without a library.
+_SPKI = bytes.fromhex("302a300506032b656e032100")
+_PEM = re.compile(rb"-----BEGIN PUBLIC KEY-----\s([A-Za-z0-9+/=\s]{1,128})-----END PUBLIC KEY-----\s*")
 
 
 class OpeningKey:
@@ -86,6 +92,10 @@ def read_public(path: Path) -> bytes:
         ConfigError: `cryptography` is missing, or the file holds no public key for sealing.
     """
     pem = _read(path)
+    found = _PEM.fullmatch(pem)
+    der = b"" if found is None else _decoded(found[1])
+    if der.startswith(_SPKI) and len(der) == len(_SPKI) + _KEY_BYTES:
+        return der[len(_SPKI) :]
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
@@ -158,11 +168,17 @@ def _derived(shared: bytes, salt: bytes) -> bytes:
     return HKDF(algorithm=SHA256(), length=_KEY_BYTES, salt=salt, info=_INFO).derive(shared)
 
 
-def _installed() -> None:
+def _decoded(text: bytes) -> bytes:
     try:
-        import cryptography  # noqa: F401  # only whether it is there
-    except ImportError as exc:
-        raise ConfigError("sealing needs the package cryptography: pip install 'edgeloop[signed]'") from exc
+        return base64.b64decode(b"".join(text.split()), validate=True)
+    except ValueError:
+        return b""
+
+
+def _installed() -> None:
+    """Whether the library is there; it is imported where it is used, and takes 6 MiB."""
+    if importlib.util.find_spec("cryptography") is None:
+        raise ConfigError("sealing needs the package cryptography: pip install 'edgeloop[signed]'")
 
 
 def _read(path: Path) -> bytes:

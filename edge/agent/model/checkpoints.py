@@ -28,12 +28,13 @@ from edge.channel.messages import Reply, Request, Restore, UploadOffer, UploadSt
 from edge.channel.upload import Upload
 from edge.contract import sealing
 from edge.contract.clock import Now
-from edge.contract.digest import sha256
+from edge.contract.digest import is_digest, sha256
 from edge.contract.errors import BundleError, EdgeError, LearningError
+from edge.contract.files import replace_file
 from edge.learning.checkpoint import KIND, Checkpoint, Facts, without_samples
 
-# In the state folder: the private key that checkpoints for this device are sealed to.
-OWN_KEY = "checkpoint.pem"
+# In the state folder: the private key that checkpoints for this device are sealed to, and what is public of it.
+OWN_KEY, OWN_PUBLIC = "checkpoint.pem", "checkpoint.pub"
 # What the disk, or a release on probation, kept from being taken up is tried again.
 AGAIN_S = 60.0
 VERSION = 1
@@ -50,11 +51,13 @@ class Seals:
 
     Attributes:
         to: Public key of the fleet, that checkpoints are sealed to; None sends them open.
-        own: Private key of the device, for those that are sealed to it; None opens none.
+        own: File of the device's private key, for those that are sealed to it; None opens none.
+        public: The device's own public key, in hexadecimal; "" where it has none.
     """
 
     to: bytes | None = None
-    own: sealing.OpeningKey | None = None
+    own: Path | None = None
+    public: str = ""
 
     @classmethod
     def of(cls, config: AgentConfig) -> Seals:
@@ -69,12 +72,26 @@ class Seals:
         own = config.state_dir / OWN_KEY
         if not own.exists():
             sealing.make_key(own)
-        return cls(sealing.read_public(config.checkpoint_key), sealing.read_private(own))
+        return cls(sealing.read_public(config.checkpoint_key), own, _public(own, config.state_dir / OWN_PUBLIC))
 
-    @property
-    def public(self) -> str:
-        """The device's own public key, in hexadecimal; "" where it has none."""
-        return "" if self.own is None else self.own.public.hex()
+
+def _public(own: Path, beside: Path) -> str:
+    """What is public of a private key: kept beside it, that nobody need open it before there is something to open.
+
+    Raises:
+        ConfigError: It is no private key.
+    """
+    try:
+        private = sha256(own.read_bytes())
+        public, of = beside.read_text().split()
+        if of == private and is_digest(public):
+            return public
+    except (OSError, ValueError):
+        pass  # not kept yet, damaged, or `read_private` says what is wrong
+    public = sealing.read_private(own).public.hex()
+    with suppress(OSError), replace_file(beside) as file:
+        file.write(f"{public} {sha256(own.read_bytes())}\n".encode())
+    return public
 
 
 class Checkpoints:
@@ -304,7 +321,7 @@ class Checkpoints:
         if facts.sealed_to:
             if self._seals.own is None:
                 raise LearningError(f"{what} is sealed, and this device has no key: start it with --checkpoint-key")
-            found = found.opened(self._seals.own, what)
+            found = found.opened(sealing.read_private(self._seals.own), what)
         model.state.take_up(found.arrays(what), number)
         model.metrics.forget_judgements()
         return facts

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edge.agent.config import AgentConfig
 from edge.agent.model.candidates import shipped_statistics
 from edge.agent.model.checkpoints import Seals
 from edge.agent.model.on_device_model import OnDeviceModel
@@ -20,12 +22,13 @@ from edge.channel.codec import decode, encode
 from edge.channel.messages import Restore
 from edge.channel.transport import Received
 from edge.contract import sealing
-from edge.contract.errors import BundleError, LearningError, RolloutError
+from edge.contract.digest import sha256
+from edge.contract.errors import BundleError, ConfigError, LearningError, RolloutError
 from edge.coordinator.signing import ceremony
 from edge.learning.checkpoint import Checkpoint, without_samples
 from edge.learning.lift import Lift
 from edge.learning.tree import flatten
-from tests.support.fleet import SimulatedFleet
+from tests.support.fleet import SimulatedFleet, unhurried
 from tests.support.values import same
 
 Simulate = Callable[..., SimulatedFleet]
@@ -422,3 +425,37 @@ def test_a_device_with_a_root_takes_up_only_what_the_fleet_signed(
     assert agent.host.model.n_samples == 25
     events = [row.detail for row in fleet.store.events.newest(100, device="one", name="restore-distrusted")]
     assert sorted(detail.split(": ")[1] for detail in events) == ["unsigned", "wrong-signer"]
+
+
+def test_keys_open_no_library_before_something_is_sealed_or_opened(
+    tmp_path: Path, digits_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes 6 MiB. But for the first start, which makes the key, and where the key was exchanged."""
+    public = tmp_path / "fleet.pem.pub"
+    to = sealing.make_key(tmp_path / "fleet.pem")
+    sealing.write_public(public, to)
+    state = tmp_path / "state"
+    state.mkdir()
+    config = AgentConfig(
+        bundles={}, state_dir=state, fleet="lab", device="one", profile=unhurried(), checkpoint_key=public
+    )
+    first = Seals.of(config)
+    own = sealing.read_private(state / "checkpoint.pem").public
+    assert (first.to, first.public) == (to, own.hex())
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "cryptography.hazmat.primitives.serialization", None)
+        assert Seals.of(config) == first
+    for damage in (
+        "",
+        "x",
+        f"{own.hex()} {'0' * 64}\n",
+        f"{'zz' * 32} {sha256((state / 'checkpoint.pem').read_bytes())}",
+    ):
+        (state / "checkpoint.pub").write_text(damage)
+        assert Seals.of(config) == first
+    other = sealing.make_key(state / "checkpoint.pem")
+    assert Seals.of(config).public == other.hex()
+    for text in (public.read_bytes().replace(b"MCow", b"MCpw"), b"", b"-----BEGIN PUBLIC KEY-----\nAAAA\n"):
+        public.write_bytes(text)
+        with pytest.raises(ConfigError, match="public key"):
+            Seals.of(config)
