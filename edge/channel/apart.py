@@ -144,7 +144,7 @@ class Apart:
 
     def __init__(self, folder: Path, root: bytes, *, fleet: str, device: str, command: list[str] | None = None) -> None:
         self._folder, self._root, self._fleet, self._device = folder.absolute(), root, fleet, device
-        self._command = command or [sys.executable, "-m", "edge.channel.judge"]
+        self._command = command or [sys.executable, "-P", "-m", "edge.channel.judge"]
         self._process: _Process | None = None
         self._ended: list[_Process] = []
         self._documents: dict[str, Meta] = {}

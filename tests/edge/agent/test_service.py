@@ -7,6 +7,8 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,8 @@ from edge.agent.client import AgentClient
 from edge.agent.config import AgentConfig
 from edge.agent.model.company import Company, Job
 from edge.agent.service import AgentService, _Call
-from edge.contract.errors import EdgeError, LearningError
+from edge.contract.errors import ConfigError, EdgeError, LearningError
+from edge.coordinator.signing import ceremony
 from edge.learning.closed_form import StatisticsLearner
 from edge.learning.sgd import SgdLearner
 from tests.support.fleet import unhurried
@@ -152,3 +155,38 @@ def test_a_label_goes_from_the_socket_to_the_weights_through_six_files_at_most(
         assert files == ["service.py", "core.py", "model_core.py", "learning_model.py", "learning.py"], (
             "and the learner"
         )
+
+
+def test_the_root_document_is_looked_at_while_it_answers_and_one_that_is_none_ends_it(
+    tmp_path: Path, digits_bundle: Path
+) -> None:
+    folders = ceremony.init(tmp_path / "keys", datetime.now(UTC))
+    junk = tmp_path / "junk.json"
+    junk.write_text("{}")
+    for root in (junk, folders.device_root):
+        config = AgentConfig(
+            bundles={"m": digits_bundle},
+            state_dir=tmp_path / f"of-{root.name}",
+            fleet="f",
+            device="d",
+            profile=unhurried(),
+            trust_root=root,
+        )
+        made, found = AgentService(config, None), list[Any]()
+        asking = threading.Thread(target=lambda made=made, found=found: found.append(asked(made)))
+        asking.start()
+        if root is junk:
+            with pytest.raises(ConfigError, match=r"--trust .*junk\.json: expected a signed root document"):
+                made._loop()
+            made._leave()
+        else:
+            with looping(made):
+                while made._unchecked is not None:
+                    made.ask(lambda *_: None)
+                    time.sleep(0.01)
+        asking.join(30)
+        assert len(found) == 1
+        assert made._core._vetting is not None
+        assert made._core._vetting._trust._process is None, "nothing of it is left"  # type: ignore[attr-defined]
+    with pytest.raises(ConfigError, match="cannot be read"):
+        AgentService(replace(config, trust_root=tmp_path / "none.json"), None)
