@@ -94,6 +94,7 @@ class SgdLearner:
             whole head.
         doubts: Whether replayed labels that are unlikely count less; see the module.
         rehearsals: Further steps, each on other samples from the replay buffer.
+        recalled: Features and labels that are in the replay buffer before the first sample.
     """
 
     kind = "delta"
@@ -113,6 +114,7 @@ class SgdLearner:
         run: Run | None = None,
         doubts: bool = True,
         rehearsals: int = 0,
+        recalled: tuple[FloatArray, Targets] | None = None,
     ) -> None:
         self._step = step
         self._shape = shape
@@ -143,6 +145,8 @@ class SgdLearner:
                 whitened |= {name: whitened[name] * np.float32(TEMPERED) for name in tempered}
             step.load(whitened)
         replay = ReplayBuffer.empty(shape, task, per_class)
+        if recalled is not None:
+            replay = replay.put(*recalled, Draws((seed,)))
         self._value = SgdKnowledge(0, step.parameters(), step.memory(), live, replay, Changes(live))
         # The parameters and the memory that the step has now; None while it learns, and when that failed.
         self._held: tuple[Head, Head] | None = (self._value.inside, self._value.memory)

@@ -15,17 +15,19 @@ from edge.contract.choices import EXECUTORS, LEARNERS
 from edge.contract.errors import ConfigError
 from edge.contract.manifest import HeadSpec, LinearLayer
 from edge.contract.projection import BYTES_PER_SQUARE
-from edge.contract.training import TrainStep
+from edge.contract.training import FloatArray, TrainStep
 from edge.inference.onnx_session import OnnxSession
 from edge.inference.trainers import open_trainer
 from edge.learning.closed_form import StatisticsLearner
 from edge.learning.disclosure import Disclosing, Noise
+from edge.learning.draws import Draws
 from edge.learning.experts import Product
 from edge.learning.layered import LayeredLearner
 from edge.learning.learner import Learner
 from edge.learning.learning import Learning
 from edge.learning.lift import LONGEST, WAVES, Lift
 from edge.learning.lifted import lifted_learner
+from edge.learning.recalled import recalled
 from edge.learning.sgd import BATCH_RATE, Run, SgdLearner
 from edge.learning.solve import Method
 from edge.learning.statistics import HeadStatistics
@@ -210,8 +212,22 @@ class Workshop:
             return LayeredLearner(below, linear, self.task, self.session.layer_input, self._prior(), method)
         if name == "sgd-plain":
             return self._sgd(0, None)
+        if self.head.is_linear:
+            return self._sgd(self.per_class, self._whitening())
         # Where layers are hidden it learns with care, and leaves worlds that have changed much to the layered one.
-        return self._sgd(self.per_class, self._whitening() if self.head.is_linear else None)
+        return self._sgd(self.per_class, None, self._recalled())
+
+    def _recalled(self) -> tuple[FloatArray, npt.NDArray[np.int64]] | None:
+        """Samples as they may have been in training, where the statistics of the features were shipped."""
+        features = shipped_statistics(self.bundle, self.task, of_features=True) if self.task.is_classifier else None
+        if features is None:
+            return None
+        shipped, shape = self.bundle.head_parameters(), self.head.features.sample_shape
+
+        def answer(x: FloatArray) -> FloatArray:
+            return self.session.logits(x.reshape(len(x), *shape), shipped)
+
+        return recalled(features, answer, Draws((self.seed,)))
 
     def _statistics(self, linear: LinearLayer, method: Method, forgetting: float) -> StatisticsLearner:
         shipped, prior, projection = self.bundle.head_parameters(), self._prior(), self.head.project()
@@ -226,7 +242,12 @@ class Workshop:
             self.fastest[:] = [opened.executor]
         return opened.step
 
-    def _sgd(self, per_class: int, whitening: Whitening | None) -> SgdLearner:
+    def _sgd(
+        self,
+        per_class: int,
+        whitening: Whitening | None,
+        recalled: tuple[FloatArray, npt.NDArray[np.int64]] | None = None,
+    ) -> SgdLearner:
         head = self.head
         return SgdLearner(
             self._step(),
@@ -240,6 +261,7 @@ class Workshop:
             whitened_share=(head.trial and head.trial.whitened) or 1.0,
             run=None if head.is_linear else self.session.logits,
             rehearsals=0 if head.is_linear or not per_class else 1,
+            recalled=recalled,
         )
 
 

@@ -82,3 +82,15 @@ def test_each_learner_knows_what_it_knew(folders: Path, case: str) -> None:
         with pytest.raises(LearningError):
             of_schema_2(old, learner.template(3))
         assert learner.value is before
+
+
+def test_beside_the_layered_learner_sgd_begins_with_what_the_shipped_head_names_so(folders: Path) -> None:
+    bundle = Bundle.open(folders / "layered" / "bundle.edge")
+    found = learners(bundle, "auto")
+    assert list(found) == ["layered", "sgd"]
+    (sgd, layered) = (found[name].value for name in ("sgd", "layered"))
+    assert len(sgd.replay) == sgd.replay.seen.sum() > 0
+    assert sgd.n_samples == len(layered.below.replay) == 0
+    features, labels = sgd.replay.everything(bundle.manifest.head.features.sample_shape)
+    outputs = OnnxSession(bundle, 1).logits(features, bundle.head_parameters())
+    assert (outputs.argmax(axis=1) == labels).mean() > 0.9  # but for rounding to int8
