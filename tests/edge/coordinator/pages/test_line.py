@@ -28,7 +28,7 @@ def words(html: str) -> str:
 
 def test_a_lost_line_is_on_every_page_with_its_address_and_reason_and_devices_are_not_known(tmp_path: Path) -> None:
     web = Web(tmp_path)
-    core, store = web.core, web.store
+    core = web.core
     core.transport(Connected(session_present=False, max_packet_bytes=1 << 20), web.now)
     for leaf, message in (
         ("up/conn", Conn(online=True, session=1, boot=1, ts_ms=0, state_id="a" * 16)),
@@ -59,7 +59,7 @@ def test_a_lost_line_is_on_every_page_with_its_address_and_reason_and_devices_ar
     status = web.ask("GET", "/api/v1/status").json()
     assert (status["connected"], status["hears"], status["since_ms"]) == (False, False, web.now.wall_ms)
     assert 'edgeloop_devices{state="not-known"} 1.0' in web.ask("GET", "/metrics").text
-    store.close()
+    web.close()
 
 
 def test_what_stands_on_every_page_is_sent_with_each_that_is_followed(tmp_path: Path) -> None:
