@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edge import __version__
-from edge.cli.terminal import say
+from edge.cli.terminal import say, shown
 from edge.contract.choices import PROVIDERS
 from edge.contract.errors import BundleError, ConfigError
 from edge.contract.exits import run_to_exit
@@ -66,7 +66,8 @@ def inspect(path: Path, as_json: bool) -> None:
         say(f"  carried as its file has it, because {found.manifest.carried}")
     names = found.manifest.class_names
     if names:
-        say(f"  classes  {len(names)}: {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}")
+        first = ", ".join(shown(name, 128) for name in names[:12])
+        say(f"  classes  {len(names)}: {first}{', ...' if len(names) > 12 else ''}")
     for key in ("preprocessing", "quantization"):
         if manifest[key]:
             say(f"  {key}: {json.dumps(manifest[key], ensure_ascii=False)}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from edge.cli.configured import config_option
-from edge.cli.terminal import many
+from edge.cli.terminal import many, shown
 from edge.contract.errors import ConfigError, LearningError, harmless
 
 if TYPE_CHECKING:
@@ -111,6 +111,19 @@ def _status_lines(found: Mapping[str, Any]) -> Iterator[str]:
         yield f"  memory    {found['resident_mb']:.0f} MiB"
 
 
+def _of_quantities(found: Mapping[str, Any]) -> str:
+    """What labels of quantities say."""
+    late = "" if found.get("loss") is None else f", mean loss {found['loss']:.4g} on the last that came"
+    if found.get("goes_with") is None:
+        return late
+    late += f"; they go with the samples by {found['goes_with']:.2f} of 1"
+    if found["counts"] >= 1.0:
+        return late
+    if not found["counts"]:
+        return f"{late}, too little to be believed: the head that was trusted before answers"
+    return f"{late}, and count by {found['counts']:.0%}"
+
+
 def _model_lines(found: Mapping[str, Any], connected: str) -> Iterator[str]:
     if found.get("head"):
         yield f"  head      {found['head'][:_SHORT]}, of {found.get('believed', '')}"
@@ -118,11 +131,14 @@ def _model_lines(found: Mapping[str, Any], connected: str) -> Iterator[str]:
         yield f"  learners  {', '.join(found['learners'])}"
     for name, (share, accuracy, labels) in sorted(found.get("experts", {}).items(), key=lambda item: -item[1][0]):
         right = f", right on {accuracy:.0%} of late labels" if labels else ""
+        if labels and "quantities" in found:
+            right = f", loss {found['quantities']['times_usual'][name]:.1f} times the usual one on late labels"
         yield f"  expert    {share:>4.0%} of the say  {name}{right}"
     if found.get("learner") == "none":
         yield f"  labels    none: {found.get('why', '')}"
     waiting = f", {found['waiting']} wait for {found.get('waiting_for', '')}" if found.get("waiting") else ""
     late = "" if found.get("accuracy") is None else f", right on {found['accuracy']:.1%} of the last that came"
+    late += _of_quantities(found.get("quantities", {}))
     if "samples" in found:
         yield f"  labels    {found['samples']} learned{late}{waiting}"
     if noise := found.get("noise"):
@@ -240,7 +256,7 @@ def says(what: Mapping[str, Any]) -> str:
     if "class" in what and what["class"] is None:
         return f"none of these (nearest {says(what['nearest'])}; {what['novelty']:.2f} times as far as known ones)"
     if "class" in what:
-        name = f"{what['name']} (class {what['class']})" if "name" in what else f"class {what['class']}"
+        name = f"{shown(what['name'], 128)} (class {what['class']})" if "name" in what else f"class {what['class']}"
         return f"{name}, confidence {what['confidence']:.3f}" if "confidence" in what else name
     found = next(what[key] for key in ("values", "classes", "array") if key in what)
     if not isinstance(found, list):  # only as large as people like to read

@@ -85,6 +85,11 @@ class RunningMetrics:
         """Share of right predictions among recent labels; None without labels."""
         return sum(self._right) / len(self._right) if self._right else None
 
+    @property
+    def loss(self) -> float | None:
+        """Mean loss of the predictions among recent labels; None without labels."""
+        return sum(self._losses) / len(self._losses) if self._losses else None
+
     def p99_ms(self, least: int = 64) -> float | None:
         """99th percentile of the time of a prediction; None where fewer than `least` were timed."""
         return self.percentile_ms(99, least)

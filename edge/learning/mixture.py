@@ -75,7 +75,7 @@ KNOWN_FROM = 2
 # So many labels say how often a class comes lately.
 _LATELY = 32
 # A quantity's loss so many times the usual one is as wrong as can be.
-_FAR_OFF = 4.0
+FAR_OFF = 4.0
 
 Weights = npt.NDArray[np.float64]
 Known = npt.NDArray[np.bool_]
@@ -368,7 +368,7 @@ def _right(outputs: FloatArray, targets: Targets, task: Task, usual_loss: float)
     with np.errstate(all="ignore"):
         if task.is_regression:
             losses = task.losses(flat, repeated)
-            found = 1.0 - np.minimum(1.0, losses / (_FAR_OFF * max(usual_loss, 1e-30)))
+            found = 1.0 - np.minimum(1.0, losses / (FAR_OFF * max(usual_loss, 1e-30)))
         else:
             found = task.right(flat, repeated)
     found = found.reshape(k, n)

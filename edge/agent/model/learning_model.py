@@ -351,6 +351,8 @@ class LearningModel(Standing):
         """
         if not is_class_name(name) or name in self.class_names:
             raise LearningError(f"class {name!r:.40}: expected a name of 1 to 128 characters that no class has")
+        if any(ord(char) < 32 or 127 <= ord(char) < 160 for char in name):
+            raise LearningError(f"class {name!r:.60}: expected a name without control characters")
         try:
             self.happen(ClassAdded(name))
         except OSError as exc:

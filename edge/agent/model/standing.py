@@ -24,6 +24,7 @@ from edge.contract.files import replace_file
 from edge.learning.exchange import HeadRelease
 from edge.learning.learned import Learned, Trial
 from edge.learning.learning import Learning
+from edge.learning.mixture import FAR_OFF
 from edge.learning.task import Task
 
 
@@ -133,12 +134,27 @@ class Standing(ServedModel):
             "classes": list(self.class_names),
             "samples": self.n_samples,
             "accuracy": self.metrics.accuracy,
+            **({"quantities": self._quantities()} if self.task.is_regression else {}),
             "waiting": self.waiting,
             "refused": self.state.refused,
             "unsafe": self.state.unsafe,
             **({"unknown": self.rejection.status(self.learned)} if self.rejection.share else {}),
             **({"streams": self.streams.status()} if self.manifest.states else {}),
             **({"noise": self._noise()} if self.learning.disclosing is not None else {}),
+        }
+
+    def _quantities(self) -> dict[str, Any]:
+        """Of labels that came last: the mean loss, how far they go with the samples, and how far they count for that.
+
+        And of each expert how many times the usual loss it has on them: it has no accuracy.
+        """
+        mixture, task = self.learned.mixture, self.task
+        times = FAR_OFF * (1.0 - mixture.accuracies())
+        return {
+            "times_usual": {name: round(float(each), 2) for name, each in zip(mixture.names, times, strict=True)},
+            "loss": self.metrics.loss,
+            "goes_with": round(mixture.kappa(task), 3) if mixture.labels else None,
+            "counts": round(mixture.credit(task), 3) if mixture.labels else None,
         }
 
     def _noise(self) -> dict[str, Any]:

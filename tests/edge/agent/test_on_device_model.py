@@ -468,7 +468,7 @@ def test_one_sample_is_one_sample(digits_bundle: Path) -> None:
         model.join_label("a", 1, 0.0, weight="x")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", ["\ud800", 5, None, "", "x" * 129])
+@pytest.mark.parametrize("name", ["\ud800", 5, None, "", "x" * 129, "a\nb", "\x1b[31mred", "\x9b"])
 def test_what_is_no_name_is_no_class(tmp_path: Path, digits_bundle: Path, name: object) -> None:
     model = OnDeviceModel.open(digits_bundle, tmp_path)
     with pytest.raises(LearningError, match="expected a name"):

@@ -24,7 +24,7 @@ from edge.agent.model import releases
 from edge.agent.models import Models
 from edge.cli.agent import agent
 from edge.cli.running import _samples as running_samples
-from edge.cli.running import target
+from edge.cli.running import says, target
 from edge.contract.bundle import Bundle
 from edge.contract.errors import ChannelError, ConfigError, LearningError, NoAgentError
 from edge.contract.tensorspec import TensorSpec
@@ -259,6 +259,11 @@ def test_an_agent_takes_no_file_and_no_socket_of_others_away(tmp_path: Path, dig
             )
             assert (done.returncode, words in done.stderr) == (3, True), done.stderr
     assert (tmp_path / "notes").read_text() == "dear diary"
+
+
+def test_the_name_of_a_class_is_one_line_of_an_answer() -> None:
+    said = says({"class": 1, "name": "ok\nbroker\x1b[2J", "confidence": 0.5})
+    assert said == "ok broker\N{REPLACEMENT CHARACTER}[2J (class 1), confidence 0.500"
 
 
 def test_labels_are_names_numbers_or_quantities_also_negative_ones(tmp_path: Path) -> None:
