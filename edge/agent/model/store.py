@@ -81,6 +81,9 @@ class LearnedStore:
         self._state_generation = generation
         self._generation = max(journals, default=generation)
         found: list[Event] = []
+        if generation and generation not in journals:  # it is made before the snapshot that it continues
+            lost = "what was learned since the snapshot, if anything, is lost"
+            warnings.append(f"{self._journal_path(generation)} is not there: {lost}")
         for path in journals.values():
             events, n_damaged = read_journal(path)
             if not events and (old := read_old_journal(path))[0]:
@@ -221,23 +224,29 @@ class LearnedStore:
         generation = self._generation + 1
         data = self._encoded({**description, "generation": generation}, tensors)
         state, previous = self._folder / "state.bin", self._folder / "state.previous.bin"
-        if self._journal is not None:
-            self._journal.sync()  # the one before rests on it
-        with replace_file(state) as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-            if state.exists():
-                # A second name for the old snapshot, when the new one is whole and before it takes the first name.
-                spare = self._folder / ".state.previous.tmp"
-                spare.unlink(missing_ok=True)
-                spare.hardlink_to(state)
-                spare.replace(previous)
+        if self._journal is None:
+            self._journal = Journal(self._journal_path(self._generation))
+        self._journal.sync()  # the one before rests on it
+        journal = Journal(self._journal_path(generation))
+        try:
+            with replace_file(state) as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+                if state.exists():
+                    # A second name for the old snapshot, when the new one is whole and before it takes the first name.
+                    spare = self._folder / ".state.previous.tmp"
+                    spare.unlink(missing_ok=True)
+                    spare.hardlink_to(state)
+                    spare.replace(previous)
+        except BaseException:
+            journal.close()
+            with suppress(OSError):
+                journal.path.unlink()
+            raise
         before, self._state_generation, self._generation = self._state_generation, generation, generation
-        if self._journal is not None:
-            self._journal.close()
-            self._journal = None
-        self._journal = Journal(self._journal_path(generation))
+        self._journal.close()
+        self._journal = journal
         for number, path in self._journals().items():
             if number < before:
                 path.unlink()

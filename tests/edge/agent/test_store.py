@@ -155,6 +155,15 @@ def test_a_journal_whose_end_is_no_record_is_told(tmp_path: Path, damaged: str) 
     assert load(tmp_path) == ([*labels, 4], None), "the next label takes that place"
 
 
+def test_a_journal_that_somebody_deleted_is_told(tmp_path: Path) -> None:
+    Counter(tmp_path).learn(1).save().learn(2).save().learn(3).kill()
+    (tmp_path / "journal-2.bin").unlink()
+    labels, warning = load(tmp_path)
+    assert (labels, "journal-2.bin is not there: what was learned since" in str(warning)) == ([1, 2], True)
+    Counter(tmp_path).save().kill()
+    assert load(tmp_path) == ([1, 2], None)
+
+
 def test_both_snapshots_damaged_start_anew_and_never_mix_in_what_was_before(tmp_path: Path) -> None:
     counter = Counter(tmp_path)
     for i in range(4):
