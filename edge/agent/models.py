@@ -88,9 +88,12 @@ class Models:
 
     @property
     def not_served(self) -> list[str]:
-        """Models that have a folder, and no bundle was named of."""
+        """Models that have a folder, and no bundle was named of; none where the folder cannot be read."""
         known = {level_of(name) for name in [*self.hosts, *self.failed]}
-        folders = [path for path in sorted((self._folder / MODELS).iterdir()) if path.is_dir()]
+        try:
+            folders = [path for path in sorted((self._folder / MODELS).iterdir()) if path.is_dir()]
+        except OSError:
+            return []
         return [read_record(path / RECORD, ModelRecord).name or path.name for path in folders if path.name not in known]
 
     def _begin(self, device: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from edge.cli.terminal import say, shown
+from edge.cli.terminal import many, say, shown
 from edge.contract.errors import ConfigError, RolloutError
 
 _PATH = click.Path(path_type=Path)
@@ -63,4 +63,4 @@ def take_in(connect: Any, path: Path, as_json: bool) -> None:
     if found["refused"]:
         raise RolloutError(f"{found['device']}: {'; '.join(shown(why, 300) for why in found['refused'])}")
     if not as_json:
-        say(f"{found['device']}: {found['kept']} documents are kept")
+        say(f"{found['device']}: kept {many(found['kept'], 'document')}")

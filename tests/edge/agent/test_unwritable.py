@@ -228,5 +228,6 @@ def test_who_labels_is_told_that_the_disk_has_not_taken_it(tmp_path: Path, digit
         assert answers[0] == {"joined": True}
         assert answers[1]["joined"] is True
         assert "in memory only" in answers[1]["unsafe"]
+        assert core.status()["models"]["digits"]["unsafe"] == answers[1]["unsafe"]
     finally:
         fleet.close()
