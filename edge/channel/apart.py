@@ -198,9 +198,9 @@ class Apart:
         """Forget what was handed in."""
         self._documents.clear()
         self.missing = None
-        if self._told and self._process is not None:
+        self._told.clear()
+        if self._process is not None:
             self._process.tell(["", ""])
-            self._told.clear()
 
     def rest(self) -> None:
         """End the process."""

@@ -171,11 +171,9 @@ class Vetting:
             return
         if self._why_not and self._waiting.get((model, type(desired))) == desired:
             return  # it is said again and again, and will be tried again
-        if not self._waiting:
-            self._trust.begin()
-            self._at_hand = None
-        if at_hand is not None:
-            self._at_hand = at_hand
+        if not _is_same(self._waiting.get((model, type(desired))), desired):
+            self._trust.begin()  # what came for others was of before it, and need not list it
+            self._asked, self._at_hand = None, at_hand
         self._waiting[model, type(desired)] = desired
         self._look_at_s(-math.inf)
 

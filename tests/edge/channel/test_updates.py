@@ -102,6 +102,24 @@ def test_what_is_signed_is_believed_also_after_a_restart_and_by_new_documents(fl
     assert not any("targets" in name for name in fleet.asked), "what is known and has not changed is not fetched again"
 
 
+@pytest.mark.parametrize("n_came", range(6))
+def test_a_release_that_comes_while_another_is_looked_at_is_looked_at_with_the_lists_of_then(
+    fleet: Fleet, n_came: int
+) -> None:
+    """Else the device says that no list has it, and keeps to that: a slow one refused what others took."""
+    fleet.vetting.offer("digits", fleet.sign(head("one")))
+    for _ in range(n_came):
+        for request in fleet.vetting.poll(0.0):
+            fleet.vetting.take(fleet.repository.document(request.name))
+    assert fleet.vetting._waiting
+    desired = fleet.sign(head("two", 2))
+    for each in [desired, dataclasses.replace(desired, ts_ms=1)]:  # it is said again meanwhile
+        fleet.vetting.offer("digits", each)
+        fleet.vetting.poll(0.0)
+    said = fleet.offer(desired)
+    assert isinstance(said, Believed), said
+
+
 def test_arbitrary_software_is_in_no_list(fleet: Fleet) -> None:
     fleet.sign(head("one"))
     other = head("two")
