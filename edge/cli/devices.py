@@ -45,7 +45,8 @@ def status(connect: Any, as_json: bool) -> None:
     \b
     edge-fleet status
     """
-    found = connect().call("GET", "/api/v1/status")
+    coordinator = connect()
+    found = coordinator.call("GET", "/api/v1/status")
     if as_json:
         click.echo(json.dumps(found, indent=1))
     else:
@@ -56,6 +57,8 @@ def status(connect: Any, as_json: bool) -> None:
         say(f"broker: {stands}{since}" + (f", {found['broker']}" if found["broker"] else ""))
         for trouble in found["troubles"]:
             say(f"trouble: {trouble}")
+        if why := coordinator.call("GET", "/api/v1/paused")["paused"]:
+            say(f"the whole fleet is paused ({shown(why, 200)}): `edge-fleet resume-all`")
     if found["troubles"] or not found["hears"]:
         raise click.exceptions.Exit(1)
 

@@ -13,7 +13,7 @@ from edge.cli import rollouts
 from edge.cli.devices import named
 from edge.cli.releases import say_if_paused, send, what, whom
 from edge.cli.terminal import say, shown
-from edge.contract.errors import RolloutError
+from edge.contract.errors import RolloutError, WaitError
 
 
 @click.command()
@@ -124,6 +124,10 @@ def wait_for(
     """Print what becomes of a release on each device, until all have settled.
 
     A head that a device runs and has nothing to judge it by has settled, too: it stays on probation. It is not active.
+
+    Raises:
+        RolloutError: It is not active on a device.
+        WaitError: The time is over.
     """
     end = time.monotonic() + wait_s
     counter, told = release["counter"], dict[str, str]()
@@ -148,7 +152,7 @@ def wait_for(
             return
         time.sleep(0.5)
     states = ", ".join(f"{name} ({shown(state)})" for name, state in told.items() if state != "active")
-    raise RolloutError(
+    raise WaitError(
         f"release {counter} did not settle within {wait_s:.0f} s: {states or 'no device that it is for has been seen'}"
     )
 

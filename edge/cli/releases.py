@@ -234,7 +234,7 @@ def rollback(
     edge-fleet rollback --model voice
     """
     coordinator = connect()
-    asked = {"to": to or 0, "model": model}
+    asked = {"to": to or 0, "model": model, "force": force}
     if only_plan or not as_json:
         found = coordinator.call("GET", "/api/v1/rollback", params=asked)
         if as_json:
@@ -246,8 +246,7 @@ def rollback(
             say(f"back from {undone} to {wanted}, at once, {_reached(found['devices'])}")
         if only_plan:
             return
-    body = asked | {"reason": reason, "force": force}
-    row = coordinator.call("POST", "/api/v1/rollback", json=body)
+    row = coordinator.call("POST", "/api/v1/rollback", json=asked | {"reason": reason})
     if as_json:
         click.echo(json.dumps(row, indent=1))
         return

@@ -19,6 +19,8 @@ _MAX_PLAN_BYTES = 16 * 1024
 _SHORT = ("id", "release", "kind", "state", "wave", "waves", "devices", "reason", "version")
 # States of a device in a rollout that wait for a person.
 _FAILURES = ("refused", "failed", "rolled-back", "timed-out")
+# That it waits for the device in.
+_WAITED = ("offered", "staged", "probation", "reverting")
 # States of a rollout that only a person, or nobody, leads out of.
 _STOPPED = ("paused", "aborted", "reverted", "superseded")
 
@@ -208,9 +210,10 @@ def status(connect: Any, number: int, wait: float, as_json: bool) -> None:
         what = f"look {look['number']}" if look["number"] else "screen"
         said = f"{look['decision']} {shown(look['code'])} {shown(look['detail'], 500)}"
         click.echo(f"wave {look['wave'] + 1}, {what}: {said}")
+    away = _away(coordinator, found)
     for target in found["targets"]:
         if target["state"] != "waiting":
-            click.echo(_line_of_target(target))
+            click.echo(_line_of_target(target) + away.get(target["device"], ""))
     if waiting := found["counts"].get("waiting", 0):
         click.echo(f"{waiting} devices wait for their wave")
 
@@ -412,6 +415,17 @@ def _line_of_target(target: dict[str, Any]) -> str:
     return f"{_named(target)}: {shown(target['state'])}{detail}{counted}"
 
 
+def _away(coordinator: Calls, found: dict[str, Any]) -> dict[str, str]:
+    """How devices are that a rollout waits for and that are not online, by name."""
+    waited = {target["device"] for target in found["targets"] if target["state"] in _WAITED}
+    rows = coordinator.call("GET", "/api/v1/devices") if waited else []
+    return {
+        row["id"]: f"; {row['condition'].replace('-', ' ')}, heard {age(row['last_seen_ms'])} ago"
+        for row in rows
+        if row["id"] in waited and row["condition"] != "online"
+    }
+
+
 def _named(target: dict[str, Any]) -> str:
     return f"{target['device']} {shown(target['model'])}" if target.get("of_several") else str(target["device"])
 
@@ -438,6 +452,10 @@ def wait_for(coordinator: Calls, number: int, wait_s: float, *, quiet: bool = Fa
             break
         time.sleep(min(0.5, max(0.05, end - time.monotonic())))
     counts = ", ".join(f"{count} {shown(state)}" for state, count in sorted(found["counts"].items()))
+    away = [f"{name}{how}" for name, how in _away(coordinator, found).items()]
+    counts += (
+        f"; not online: {', '.join(away[:5])}{f' and {len(away) - 5} more' if len(away) > 5 else ''}" if away else ""
+    )
     raise WaitError(
         f"rollout {number} of release {found['release']} did not settle within {wait_s:.0f} s: it is {found['state']}; "
         f"{counts}; `edge-fleet rollout status {number} --wait {wait_s:.0f}` waits again"

@@ -164,10 +164,12 @@ def add_release_routes(api: FastAPI, store: Store, submit: Submit) -> None:
 
     @api.get("/api/v1/rollback", responses=says(BackAnswer))
     def back(
-        to: Annotated[int, Query(ge=0, lt=2**63)] = 0, model: Annotated[str, Query(max_length=MAX_NAME_CHARS)] = ""
+        to: Annotated[int, Query(ge=0, lt=2**63)] = 0,
+        model: Annotated[str, Query(max_length=MAX_NAME_CHARS)] = "",
+        force: bool = False,
     ) -> dict[str, Any]:
-        """What a rollback would do."""
-        found = submit(lambda core, _: core.releases.back(to=to, model=model))
+        """What a rollback would do; it is refused as that would be."""
+        found = submit(lambda core, _: core.releases.back(to=to, model=model, force=force))
         undone, wanted = named(store, [found.undone, found.wanted])
         return {"undone": undone, "wanted": wanted, "devices": list(found.devices)}
 

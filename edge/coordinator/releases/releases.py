@@ -231,12 +231,8 @@ class Releases:
             RolloutError: There is nothing to go back to, its bytes are gone, something speaks against it, or somebody
                 had some of it forgotten.
         """
-        brought = brought_by_rollouts(self._store)
-        back = goes_back_to(self._store.releases.all(), to, model, brought)
-        undone, wanted = back.undone, back.wanted
-        check_remembers(self._store, self._artifacts, wanted, undone, brought)
-        if not force:
-            check_worth(self._store, wanted)
+        back = self.back(to=to, model=model, force=force)
+        undone, wanted, brought = back.undone, back.wanted, brought_by_rollouts(self._store)
         is_before = not to or is_last(self._store.releases.all(), undone, wanted, model, brought)
         digest = self._artifacts.get(wanted.digest).digest
         if wanted.kind == "head":
@@ -263,9 +259,14 @@ class Releases:
         self._events.note("", "release", what, now, wanted.model)
         return release
 
-    def back(self, *, to: int = 0, model: str = "") -> Back:
-        """What `rollback` would do; raises RolloutError where there is nothing to go back to."""
-        return goes_back_to(self._store.releases.all(), to, model, brought_by_rollouts(self._store))
+    def back(self, *, to: int = 0, model: str = "", force: bool = False) -> Back:
+        """What `rollback` would do; raises RolloutError where that would refuse."""
+        brought = brought_by_rollouts(self._store)
+        back = goes_back_to(self._store.releases.all(), to, model, brought)
+        check_remembers(self._store, self._artifacts, back.wanted, back.undone, brought)
+        if not force:
+            check_worth(self._store, back.wanted)
+        return back
 
     def _model_of(self, digest: str, model: str, served: set[str]) -> str:
         """The model that a bundle is for, of those that the chosen devices have.

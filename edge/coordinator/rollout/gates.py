@@ -262,8 +262,10 @@ def _agree(differ: Numbers, liars: int, rule: Model) -> bool:
 
 
 def _said(signal: _Signal, n: int) -> str:
-    """The middle of a signal and how sure it is, for people."""
+    """The middle of a signal and how sure it is, for people; of one judge what it says."""
     factor, unit = signal.unit
+    if len(signal.x) == 1:
+        return f"{signal.name} {factor * float(signal.x[0]):+.1f} {unit} by 1 judge of {n} canaries"
     v = np.clip(signal.x, -signal.clip, signal.clip)
     half = 1.96 * _sd(v) / math.sqrt(len(v))
     low, high = factor * (float(v.mean()) - half), factor * (float(v.mean()) + half)
@@ -295,12 +297,17 @@ def _would_tell(signal: _Signal, n: int, liars: int) -> str:
     return f"; {math.ceil((_Z_PASS * _sd(u) / free) ** 2)} canaries like these would tell"
 
 
-def screen(canaries: Mapping[str, Pairs], rule: Model) -> Verdict:
+def screen(canaries: Mapping[str, Pairs], rule: Model, n_failed: int = 0) -> Verdict:
     """What a first wave can see: it holds what looks worse by half the margin without the few that look best or worst.
 
-    Where too few are left without those, it holds what looks worse by the whole margin on each of them, two at least:
-    one that lies cannot stop it alone. It proves nothing: too few canaries for that. What it holds, a person looks at.
-    What it lets pass unjudged, it says.
+    Where too few are left without those, it holds what looks worse by the whole margin on each of them, two at least
+    with those that failed: one that lies cannot stop it alone. It proves nothing: too few canaries for that. What it
+    holds, a person looks at. What it lets pass unjudged, it says.
+
+    Args:
+        canaries: By name; those that said nothing with empty sums.
+        rule: Of the plan.
+        n_failed: Devices beside them that did not keep it, so that they have no answers of it to compare.
     """
     liars = n_liars(len(canaries), rule.liars)
     accuracy, speed = _accuracy(canaries, rule.margin), _speed(canaries)
@@ -310,8 +317,9 @@ def screen(canaries: Mapping[str, Pairs], rule: Model) -> Verdict:
             if middle < -_OF_SCREEN * signal.margin:
                 text = f"{_said(signal, len(canaries))}: it looks worse, and so few prove nothing"
                 return Verdict(Decision.UNDECIDED, f"looks-worse-{signal.name}", text)
-        elif len(told := _told(signal)) >= _SCREEN_CANARIES and float(told.max()) < -signal.margin:
-            text = f"{_said(signal, len(canaries))}: it looks worse on each of them, and so few prove nothing"
+        elif len(told := _told(signal)) >= max(1, _SCREEN_CANARIES - n_failed) and float(told.max()) < -signal.margin:
+            more = f" and failed on {n_failed} more" if n_failed else ""
+            text = f"{_said(signal, len(canaries))}: it looks worse on each of them{more}, and so few prove nothing"
             return Verdict(Decision.UNDECIDED, f"looks-worse-{signal.name}", text)
     differ, pairs = _differ(canaries)
     if (

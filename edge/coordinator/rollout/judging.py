@@ -72,7 +72,8 @@ def judge(work: Work, wave: list[Target], groups: Mapping[str, Mapping[str, str]
     if is_alone and canaries and not any(target.is_judged for target in opened if target.state is T.ACTIVE):
         detail = f"none of {len(canaries)} canaries could judge it: no labels came, and too few samples to compare"
         return Verdict(Decision.UNDECIDED, "few-judges", detail)
-    found = gates.screen(canaries, plan.model)
+    n_failed = sum(target.state in FAILURES and target.since_s > rollout.seen_s for target in opened)
+    found = gates.screen(canaries, plan.model, n_failed)
     work.looks.append(Look(wave=rollout.wave, number=0, verdict=found))
     return found
 

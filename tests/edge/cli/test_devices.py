@@ -244,6 +244,8 @@ def test_what_goes_to_all_at_once_says_that_it_waits_while_the_whole_fleet_is_pa
     assert "pushes to all at once wait, too" in told("pause-all", "--reason", "storm")
     waits = "the whole fleet is paused (storm): nothing becomes live before `edge-fleet resume-all`"
     assert waits in told("push", str(digits_bundle), "--all-at-once")
+    status = runner.invoke(cli.fleet, ["status"]).output
+    assert "the whole fleet is paused (storm): `edge-fleet resume-all`" in status
     assert "the fleet goes on" in told("resume-all")
     assert waits not in told("push", str(digits_bundle), "--all-at-once")
 

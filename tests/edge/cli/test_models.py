@@ -21,7 +21,7 @@ from edge.cli import fleet as cli
 from edge.cli import push
 from edge.contract.bundle import Bundle
 from edge.contract.clock import Now
-from edge.contract.errors import RolloutError
+from edge.contract.errors import RolloutError, WaitError
 from edge.coordinator.core import CoordinatorCore
 
 NOW = Now(1000.0, 1_800_000_000_000)
@@ -77,7 +77,7 @@ def test_models_are_listed_pushed_to_and_awaited_apart(
     assert capsys.readouterr().out == "gate voice: active ()\n"
     with pytest.raises(RolloutError, match=r"release 2 is not active on door \(rolled-back\)$"):
         push.wait_for(coordinator, second, set(), 5.0)
-    with pytest.raises(RolloutError, match=r"did not settle within 0 s: no device that it is for has been seen$"):
+    with pytest.raises(WaitError, match=r"did not settle within 0 s: no device that it is for has been seen$"):
         push.wait_for(coordinator, first, {"door"}, 0.2)
     ask("tag", "gate", "site=north")
     push.wait_for(coordinator, first, {"tag.site=north"}, 5.0)

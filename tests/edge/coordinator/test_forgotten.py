@@ -79,6 +79,8 @@ def test_no_way_of_giving_a_head_gives_one_that_has_something_forgotten_in(
     ways: dict[str, Callable[[], object]] = {
         "rollback": lambda: fleet.core.rollback(fleet.now),
         "rollback --to": lambda: fleet.core.rollback(fleet.now, to=had.counter),
+        "rollback --plan": fleet.core.releases.back,
+        "rollback --plan --to --force": lambda: fleet.core.releases.back(to=had.counter, force=True),
         "push": lambda: fleet.core.roll_out(*what, [], "again", fleet.now),
         "push --force": lambda: fleet.core.roll_out(*what, [], "again", fleet.now, force=True),
         "push --all-at-once": lambda: fleet.core.push(*what, [], "again", fleet.now),

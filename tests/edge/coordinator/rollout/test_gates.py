@@ -132,6 +132,12 @@ def test_screen_holds_what_looks_worse_and_proves_nothing() -> None:
     assert mixed.detail == "accuracy not judged: 2 of 2 canaries have 20 labels, 4 needed", (
         "and it is not called judged"
     )
+    rest = {"a": Pairs(labelled=80, only_old=8)}, {"a": Pairs(labelled=80, only_old=1)}
+    found = [gates.screen(each, RULE, n_failed=1) for each in rest]
+    assert [each.code for each in found] == ["looks-worse-accuracy", ""], "who refused it has spoken"
+    assert (
+        "-10.0 points by 1 judge of 1 canaries: it looks worse on each of them and failed on 1 more" in found[0].detail
+    )
     random_head = {str(i): Pairs(compared=64, differ=58) for i in range(10)}
     assert gates.screen(random_head, RULE).code == "looks-different"
     assert gates.screen({str(i): Pairs(compared=64, differ=2) for i in range(10)}, RULE).decision is Decision.PASS
