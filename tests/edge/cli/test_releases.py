@@ -14,13 +14,14 @@ import safetensors.numpy
 from click.testing import CliRunner
 
 from edge.channel.messages import Birth, Served
+from edge.channel.transport import Disconnected
 from edge.cli import fleet as cli
 from edge.cli import rollouts
 from edge.contract import manifest as m
 from edge.contract.bundle import Bundle, members_of, write_bundle
 from edge.contract.clock import Now
 from edge.contract.digest import sha256, short
-from edge.contract.errors import BundleError, ConfigError, EdgeError, HeldError, ResourceError, RolloutError
+from edge.contract.errors import BundleError, ConfigError, EdgeError, HeldError, ResourceError, RolloutError, WaitError
 from edge.coordinator.core import CoordinatorCore
 from edge.learning.exchange import HeadRelease
 from tests.edge.cli.test_models import ask, born, says, state
@@ -275,3 +276,19 @@ def test_who_stays_on_what_a_stopped_rollout_brought_is_said(
     assert f"* what rollout 1 brought, which was stopped before it was through, runs on {canary};" in ask("devices")
     assert "rollout 1: release 1 (head)" in ask("rollout", "revert", "1")
     assert "runs on" not in ask("devices")
+
+
+def test_whom_a_rollout_waits_for_that_is_not_online_is_said(
+    core: CoordinatorCore, digits_bundle: Path, head: Callable[[str, float], Path], moment: Now
+) -> None:
+    """Else who waits for a device that is silent sees no more than that it was offered something."""
+    for name in ("gate", "door"):
+        born(core, name, {"digits": Bundle.open(digits_bundle).manifest.backbone_digest})
+    ask("push", str(head("a.safetensors", 1.0)))
+    core.tick(moment)
+    assert ": offered; offline, heard " in ask("rollout", "status", "1")
+    core.transport(Disconnected(reason="gone"), Now(moment.s, moment.wall_ms + 1000))
+    assert ": offered; not known, heard " in ask("rollout", "status", "1")
+    told = refused("rollout", "status", "1", "--wait", "0.01")
+    assert isinstance(told, WaitError)
+    assert "1 offered, 1 waiting; not online: " in str(told)
