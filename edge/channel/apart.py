@@ -15,6 +15,7 @@ import os
 import select
 import signal
 import sys
+import threading
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -115,20 +116,20 @@ class _Process:
         """Until it says something, or ends."""
         select.select([self._from], [], [], timeout_s)
 
-    def end(self) -> bool:
-        """End it; False where it has not gone within a moment, as while the disk hangs."""
+    def end(self) -> None:
+        """End it. One that has not gone within a moment, as on a busy device, is waited for by a thread of its own."""
         for file in (self._to, self._from):
             if file >= 0:
                 os.close(file)
         self._to = self._from = -1
-        if self.pid:
-            os.kill(self.pid, signal.SIGKILL)  # it is ours until it was waited for
+        if not self.pid:
+            return
+        os.kill(self.pid, signal.SIGKILL)  # it is ours until it was waited for
         for _ in range(_MOMENTS):
-            if not self.pid or os.waitpid(self.pid, os.WNOHANG)[0]:
-                self.pid = 0
-                return True
+            if os.waitpid(self.pid, os.WNOHANG)[0]:
+                return
             select.select([], [], [], _MOMENT_S)
-        return False
+        threading.Thread(target=os.waitpid, args=(self.pid, 0), daemon=True).start()
 
 
 class Apart:
@@ -146,7 +147,6 @@ class Apart:
         self._folder, self._root, self._fleet, self._device = folder.absolute(), root, fleet, device
         self._command = command or [sys.executable, "-P", "-m", "edge.channel.judge"]
         self._process: _Process | None = None
-        self._ended: list[_Process] = []
         self._documents: dict[str, Meta] = {}
         self._told: set[str] = set()  # names of documents that the process has
         self._is_ready = self._is_wanted = False
@@ -177,7 +177,6 @@ class Apart:
         return is_said
 
     def _started(self) -> _Process:
-        self._reap()
         if self._process is None:
             try:
                 self._process = _Process(self._command)
@@ -205,12 +204,8 @@ class Apart:
     def rest(self) -> None:
         """End the process."""
         if self._process is not None:
-            self._ended.append(self._process)
+            self._process.end()
         self._process, self._is_wanted = None, False
-        self._reap()
-
-    def _reap(self) -> None:
-        self._ended = [each for each in self._ended if not each.end()]
 
     def look(self, desired: Desired | Order) -> bool:
         """See `edge.channel.vetting.Trust.look`."""

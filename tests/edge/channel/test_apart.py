@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from edge.channel import apart
 from edge.channel.apart import Apart
 from edge.channel.messages import Desired, Meta
 from edge.channel.updates import packed
@@ -166,6 +167,19 @@ def test_nothing_that_it_does_instead_of_an_answer_is_one(tmp_path: Path, said: 
     assert isinstance(verdict, NotJudged), verdict
     assert why in verdict.detail
     vetting.rest()
+
+
+def test_one_that_takes_long_to_go_leaves_nothing_behind(fleet: FleetApart, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy device: the next release may come in a month."""
+    monkeypatch.setattr(apart, "_MOMENTS", 0)
+    fleet.vetting.offer("digits", fleet.sign(head("one")))
+    fleet.vetting.poll(0.0)
+    process = fleet.pid
+    fleet.vetting.rest()
+    until_s = time.monotonic() + 30.0
+    while Path(f"/proc/{process}").exists() and time.monotonic() < until_s:
+        time.sleep(0.005)
+    assert not Path(f"/proc/{process}").exists()
 
 
 def test_a_library_that_is_there_and_cannot_be_loaded_is_no_verdict_on_the_root(
