@@ -3,10 +3,11 @@
 Theory of operation. A rollout whose plan says so (`start.judges`) is a draft until they have judged. Of its targets
 those are asked that agree, are there, and have labels, twice as many as are needed: some will lie, have gone, or have
 too few labels. A device of whose learning the head was made has seen the labels that it would judge by, and would speak
-for what it poisoned: such are asked only as far as there are too few others, and it is told. When all who are there
-have answered, or the time is over, the middle of them decides (`edge.coordinator.rollout.gates.beforehand`): the
-rollout begins, or is aborted. Where too few have answered nothing was judged: the plan says whether it is held then,
-and those who come late still count.
+for what it poisoned: such are asked only as far as there are too few others, and it is told. One that the last merge
+left out, as its labels do not go with those of others, would speak against what is right, and is asked last. When all
+who are there have answered, or the time is over, the middle of them decides
+(`edge.coordinator.rollout.gates.beforehand`): the rollout begins, or is aborted. Where too few have answered nothing
+was judged: the plan says whether it is held then, and those who come late still count.
 
 All of it is rows: whom it asked and what they said outlives the process, and a step is one transaction.
 """
@@ -40,19 +41,24 @@ LOOK_S = 5.0
 MOST_LABELS = 10_000
 
 
-def in_turn(found: Iterable[str], inside: Collection[str], seed: str, least: int, most: int) -> list[str]:
+def in_turn(
+    found: Iterable[str], inside: Collection[str], left_out: Collection[str], seed: str, least: int, most: int
+) -> list[str]:
     """Which devices are asked next.
 
     Args:
         found: Those that can be.
         inside: Those of whose learning the head was made: asked only where there are fewer than `least` others.
+        left_out: Those whose learning the last merge left out: asked only where these, too, are too few.
         seed: That nobody knows, so that nobody foresees who judges.
         least: So many are needed.
         most: So many are asked, of the others.
     """
     order = shuffled(list(found), seed)
-    others = [device for device in order if device not in inside][:most]
-    return others + [device for device in order if device in inside][: max(0, least - len(others))]
+    last = [device for device in order if device in left_out]
+    then = [device for device in order if device in inside and device not in left_out]
+    first = [device for device in order if device not in inside and device not in left_out][:most]
+    return first + (then + last)[: max(0, least - len(first))]
 
 
 def counted(reply: Reply) -> dict[str, Any]:
@@ -173,7 +179,8 @@ class Evaluations:
         # A device has one voice, however many models it says it has.
         found = {model.device: model.model for model in self._store.devices.models() if can(model)}
         inside = self._inside(release) if found else set()
-        chosen = in_turn(found, inside, rollout.seed, needed - n, 2 * needed - n)
+        left_out = {each.device for each in self._store.contributions.refused(release.backbone)} if found else set()
+        chosen = in_turn(found, inside, left_out, rollout.seed, needed - n, 2 * needed - n)
         for device in chosen:
             judge = Judge(
                 rollout=rollout.id, device=device, model=found[device], is_inside=device in inside, asked_ms=now.wall_ms

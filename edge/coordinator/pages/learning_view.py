@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,8 @@ def learning(store: Store, of: Releases) -> dict[str, Any]:
         releases = store.releases.all()
         models = store.devices.models()
         said = words(store)
-        waits = _that_waits(store.events.newest(_MOST_ROWS, name="merge-waits"), contributions)
+        waits = _last_of({each.device for each in contributions if each.merged_version < 0}, "merge-waits", store)
+        out = _last_of({device for device, _ in left_out}, "left-out", store)
         queue = Turns(store).waiting()
         merges = [each for each in releases if is_merge(each)]
         newest = {each.counter for each in merges[:_MOST_MERGES]}
@@ -77,15 +78,14 @@ def learning(store: Store, of: Releases) -> dict[str, Any]:
         "n_merges": len(merges),
         "queue": queue,
         "questions": [(each, _given(store.questions.samples(each.number))) for each in asked],
-        "faults": sorted([*faults, *waits], key=lambda each: (each.at_ms, each.id), reverse=True)[:20],
+        "faults": sorted([*faults, *waits, *out], key=lambda each: (each.at_ms, each.id), reverse=True)[:20],
     }
 
 
-def _that_waits(events: Sequence[LoggedEvent], contributions: Sequence[Contribution]) -> list[LoggedEvent]:
-    """Of events, newest first, the last one of each device of which nothing was merged since."""
-    waiting = {each.device for each in contributions if each.merged_version < 0}
-    last = {each.device: each for each in reversed(events)}
-    return [each for device, each in last.items() if not device or device in waiting]
+def _last_of(devices: Collection[str], name: str, store: Store) -> list[LoggedEvent]:
+    """Of events of this name the last one of each of these devices, and the last one of nobody."""
+    last = {each.device: each for each in reversed(store.events.newest(_MOST_ROWS, name=name))}
+    return [each for device, each in last.items() if not device or device in devices]
 
 
 def _told_ms(store: Store, device: str) -> int:

@@ -12,10 +12,12 @@ import pytest
 
 from edge.channel import topics
 from edge.channel.messages import Pairs, Reply
+from edge.contract.bundle import Bundle
 from edge.contract.errors import ConfigError, RolloutError
 from edge.coordinator.devices.admission import Decision
 from edge.coordinator.learning.evaluations import in_turn
 from edge.coordinator.learning.release_policy import ReleasePolicy
+from edge.coordinator.pages.learning_view import learning
 from edge.coordinator.pages.render import fragments
 from edge.coordinator.pages.rollout_view import rollout as page
 from edge.coordinator.records import Judge
@@ -24,7 +26,7 @@ from edge.coordinator.rollout.gates import beforehand
 from edge.coordinator.rollout.plan import Model, of_document
 from edge.coordinator.rollout.states import RolloutEvent
 from edge.learning.exchange import HeadRelease
-from tests.support.contributions import Make, bundle, policy_of, statistics_update
+from tests.support.contributions import Make, bundle, policy_of, shuffled, statistics_update
 from tests.support.light_fleet import Fleet, ends
 
 NewFleet = Callable[..., Fleet]
@@ -122,13 +124,15 @@ def test_twice_as_many_as_needed_are_asked_and_others_in_place_of_those_who_cann
 
 def test_those_who_lent_the_head_something_are_asked_only_where_there_are_too_few_others() -> None:
     found, inside = ["a", "b", "c", "d", "e"], {"a", "c"}
-    assert set(in_turn(found, inside, "seed", 3, 6)) == {"b", "d", "e"}
-    assert len(in_turn(found, inside, "seed", 1, 2)) == 2
-    four = in_turn(found, inside, "seed", 4, 8)
+    assert set(in_turn(found, inside, (), "seed", 3, 6)) == {"b", "d", "e"}
+    assert len(in_turn(found, inside, (), "seed", 1, 2)) == 2
+    four = in_turn(found, inside, (), "seed", 4, 8)
     assert (set(four[:3]), four[3] in inside) == ({"b", "d", "e"}, True)
-    assert set(in_turn(found, found, "seed", 3, 6)) < set(found), "better those than none"
-    assert four == in_turn(found[::-1], inside, "seed", 4, 8)
-    assert len({tuple(in_turn(found, (), str(seed), 3, 6)) for seed in range(20)}) > 5
+    assert set(in_turn(found, found, (), "seed", 3, 6)) < set(found), "better those than none"
+    assert four == in_turn(found[::-1], inside, (), "seed", 4, 8)
+    assert len({tuple(in_turn(found, (), (), str(seed), 3, 6)) for seed in range(20)}) > 5
+    assert set(in_turn(found, inside, {"b"}, "seed", 3, 6)) < {"a", "c", "d", "e"}, "who was left out comes last"
+    assert set(in_turn(found, inside, {"a", "b"}, "seed", 5, 9)) == set(found), "and is better than none"
 
 
 @pytest.mark.parametrize(("counts", "state"), [(BETTER, "completed"), (EQUAL, "completed"), (WORSE, "aborted")])
@@ -377,6 +381,22 @@ def test_a_merge_is_judged_by_others_than_those_in_it_and_what_it_was_made_of_is
     fleet.pass_time(60, 5)
     assert fleet.state(2) == "completed"
     assert {device.release for device in fleet.devices.values()} == {2}
+
+
+def test_devices_that_a_merge_left_out_cannot_stop_it(new: NewFleet, bundle: Bundle, statistics_update: Make) -> None:
+    fleet = new(auto_merge=True, merge_delay_s=15.0, policy=policy_of(), release_policy=BY_THREE)
+    right, wrong = ("d000", "d001", "d002"), ("d003", "d004")
+    for i, name in enumerate(right):
+        fleet.core.learning.take(name, statistics_update(i).encode(), fleet.now)
+    for i, name in enumerate(wrong):
+        fleet.core.learning.take(name, shuffled(bundle, i, name).encode(), fleet.now)
+    fleet.pass_time(30, 5)
+    assert fleet.store is not None
+    assert {each.device for each in fleet.store.contributions.refused()} == set(wrong)
+    assert {each.device for each in learning(fleet.store, fleet.core.releases)["faults"]} == set(wrong), "it is said"
+    assert set(judges(fleet)) == set(right), "of whose learning it is, but there is nobody better"
+    answers(fleet, **dict.fromkeys(judges(fleet), BETTER))
+    assert evaluation(fleet) == "passed"
 
 
 def test_forgetting_ends_the_asking_about_a_head_that_has_it_in_and_waits_for_no_judge(
