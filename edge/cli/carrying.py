@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from edge.cli.terminal import many, say, shown
+from edge.channel.chunks import MAX_SIZE_BYTES
+from edge.cli.terminal import many, read_whole, say, shown
 from edge.contract.errors import ConfigError, RolloutError
 
 _PATH = click.Path(path_type=Path)
@@ -53,10 +54,7 @@ def take_in(connect: Any, path: Path, as_json: bool) -> None:
     \b
     edge-fleet import stick.parcel
     """
-    try:
-        data = path.read_bytes()
-    except OSError as exc:
-        raise ConfigError(f"{path} cannot be read: {exc.strerror}") from exc
+    data = read_whole(path, MAX_SIZE_BYTES, "a parcel")
     found = connect().call("POST", "/api/v1/parcel", content=data, params={"file": path.name[:255]})
     if as_json:
         click.echo(json.dumps(found, indent=1))

@@ -9,8 +9,9 @@ from typing import Any
 
 import click
 
+from edge.channel.chunks import MAX_SIZE_BYTES
 from edge.cli.rollouts import line_of
-from edge.cli.terminal import say, shown
+from edge.cli.terminal import read_whole, say, shown
 from edge.contract.digest import sha256, short
 from edge.contract.errors import BundleError, ConfigError
 from edge.contract.files import replace_file
@@ -75,13 +76,10 @@ def send(coordinator: Any, artifact: Path, *, force: bool) -> dict[str, Any]:
         ``digest``, ``kind``, ``backbone``, ``file`` and ``force``, for a request that makes a release of it.
 
     Raises:
-        ConfigError: It cannot be read.
+        ConfigError: It cannot be read, or is too large.
         EdgeError: The coordinator did not take it.
     """
-    try:
-        data = artifact.read_bytes()
-    except OSError as exc:
-        raise ConfigError(f"{artifact} cannot be read: {exc.strerror}") from exc
+    data = read_whole(artifact, MAX_SIZE_BYTES, "an artifact")
     asked = {"file": artifact.name, "force": force}
     kept = coordinator.call("POST", "/api/artifacts", content=data, params=asked, timeout=_PROVED_S)
     return {key: kept[key] for key in ("digest", "kind", "backbone")} | asked

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import click
 
 from edge.cli.devices import age, named
-from edge.cli.terminal import shown
+from edge.cli.terminal import read_whole, shown
 from edge.contract.errors import ConfigError, HeldError, RolloutError, WaitError
 
 _MAX_PLAN_BYTES = 16 * 1024
@@ -46,12 +46,7 @@ def read_plan(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: It cannot be read, or is no TOML.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as exc:
-        raise ConfigError(f"{path} cannot be read: {exc.strerror}") from exc
-    if len(data) > _MAX_PLAN_BYTES:
-        raise ConfigError(f"{path} has {len(data)} bytes, a plan has at most {_MAX_PLAN_BYTES}")
+    data = read_whole(path, _MAX_PLAN_BYTES, "a plan")
     try:
         return tomllib.loads(data.decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as exc:

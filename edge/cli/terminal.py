@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from urllib.parse import quote
 
 import click
@@ -24,6 +25,27 @@ def shown(text: str, limit: int = 64) -> str:
     """
     line = harmless(" ".join(text.split()))
     return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def read_whole(path: Path, most: int, what: str) -> bytes:
+    """All that is in a file that somebody named, which may be a link, a FIFO or a device.
+
+    Args:
+        path: It.
+        most: So many bytes at most; no more than one beyond is read.
+        what: It should be, for people.
+
+    Raises:
+        ConfigError: It cannot be read, or is larger.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(most + 1)
+    except OSError as exc:
+        raise ConfigError(f"{path} cannot be read: {exc.strerror}") from exc
+    if len(data) > most:
+        raise ConfigError(f"{path} has more than {most} bytes: {what} has at most that")
+    return data
 
 
 def device_path(name: str, *more: str) -> str:

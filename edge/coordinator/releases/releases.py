@@ -174,8 +174,9 @@ class Releases:
         chosen = {device for device in known if is_meant(devices or EVERYBODY, device, tags.get(device, {}))}
         served = [each for each in self._store.devices.models() if each.device in chosen]
         if kind == "head" and not any(each.backbone == backbone and model in ("", each.model) for each in served):
+            whose = f"none of {', '.join(devices)[:200]}" if devices else "no device"
             raise RolloutError(
-                f"no device runs the backbone {short(backbone)} that this head belongs to{for_model(model)}"
+                f"{whose} runs the backbone {short(backbone)} that this head belongs to{for_model(model)}"
             )
         if kind == "bundle":
             model = self._model_of(digest, model, {each.model for each in served})

@@ -292,3 +292,24 @@ def test_whom_a_rollout_waits_for_that_is_not_online_is_said(
     told = refused("rollout", "status", "1", "--wait", "0.01")
     assert isinstance(told, WaitError)
     assert "1 offered, 1 waiting; not online: " in str(told)
+
+
+@pytest.mark.parametrize("words", [("push",), ("release", "add"), ("import",), ("rollout", "plan")])
+def test_a_file_without_an_end_is_refused_before_memory_is_used_up(
+    core: CoordinatorCore, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edge.cli.releases.MAX_SIZE_BYTES", 1000)
+    monkeypatch.setattr("edge.cli.carrying.MAX_SIZE_BYTES", 1000)
+    told = refused(*words, "/dev/zero")
+    assert isinstance(told, ConfigError)
+    assert "/dev/zero has more than 1" in str(told)
+    told = refused(*words, "/no/such/file")
+    assert "/no/such/file cannot be read: No such file" in str(told)
+
+
+def test_a_head_for_a_tag_that_nobody_has_is_refused_by_that_tag(
+    core: CoordinatorCore, digits_bundle: Path, head: Callable[[str, float], Path]
+) -> None:
+    born(core, "gate", {"digits": Bundle.open(digits_bundle).manifest.backbone_digest})
+    told = refused("push", str(head("a.safetensors", 1.0)), "--device", "tag.site=nowhere")
+    assert str(told).startswith("none of tag.site=nowhere runs the backbone ")
