@@ -136,6 +136,9 @@ class Birth(Message):
 class Pairs(Message):
     """Inside a `State`: running sums of what the version before a release and the release answered to the same samples.
 
+    A bundle does not run beside the one before: its labels are those that came since, and against each stands the
+    share of late labels that the one before was right on.
+
     Attributes:
         labelled: Pairs with a label.
         only_new: Where only the new one was right; of quantities the sum of what it gained, each from 0 to 1.

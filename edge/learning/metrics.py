@@ -18,6 +18,12 @@ class RunningMetrics:
 
     Args:
         window: Labels and latencies that are kept.
+
+    Attributes:
+        inferences: Samples answered, over restarts.
+        labels: That came, since the start.
+        right: To how many of them the answer was right; of several yes-or-no answers a share of one. 0 of quantities.
+        predictions: Samples answered since the start.
     """
 
     def __init__(self, window: int = 256) -> None:
@@ -27,6 +33,7 @@ class RunningMetrics:
         self._latencies_ms: deque[float] = deque(maxlen=window)
         self.inferences = 0
         self.labels = 0
+        self.right = 0.0
         self.predictions = 0
         self._reported_inferences = 0
         self._reported_s: float | None = None
@@ -47,7 +54,9 @@ class RunningMetrics:
         """
         self.labels += len(targets)
         if not task.is_regression:
-            self._right.extend(task.right(answers, targets).tolist())
+            right = task.right(answers, targets).tolist()
+            self._right.extend(right)
+            self.right += sum(right)
         self._losses.extend(task.losses(answers, targets).tolist())
         if task.is_classifier:
             self._answered.extend(zip(targets.tolist(), answers.argmax(axis=1).tolist(), strict=True))
@@ -84,6 +93,10 @@ class RunningMetrics:
     def accuracy(self) -> float | None:
         """Share of right predictions among recent labels; None without labels."""
         return sum(self._right) / len(self._right) if self._right else None
+
+    def share_right(self, least: int) -> float | None:
+        """`accuracy`; None where it is of fewer than `least` labels."""
+        return self.accuracy if len(self._right) >= least else None
 
     @property
     def loss(self) -> float | None:

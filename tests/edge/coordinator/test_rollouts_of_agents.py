@@ -241,3 +241,43 @@ def test_a_bundle_that_was_brought_twice_goes_back_to_the_one_before_it(tmp_path
         assert host.model.bundle.digest == bundle.digest
     finally:
         fleet.close()
+
+
+@pytest.mark.parametrize("named_wrongly", [False, True])
+def test_a_bundle_is_held_where_it_is_right_less_often_than_the_one_before(
+    tmp_path: Path, digits_bundle: Path, digits: Digits, *, named_wrongly: bool
+) -> None:
+    """It cannot run beside the one before: labels since it is live stand against those from before."""
+    names = [f"d{i}" for i in range(8)]
+    fleet = SimulatedFleet(tmp_path, digits_bundle, names, auto_merge=False, probation_s=10.0)
+    try:
+        fleet.until("births", lambda: sum(device.born for device in fleet.store.devices.all()) == len(names))
+        for i, name in enumerate(names):
+            fleet.teach(name, digits[0][70 * i : 70 * i + 70], digits[1][70 * i : 70 * i + 70], "before-")
+        models = [agent.host.model for agent in fleet.agents.values()]
+        fleet.until("labels", lambda: all(model.metrics.labels == 70 for model in models))
+        bundle, path = Bundle.open(digits_bundle), tmp_path / "again.edge"
+        write_bundle(
+            path,
+            replace(bundle.manifest, created_by="somebody else"),
+            {role: bundle.read(role) for role in bundle.manifest.members},
+        )
+        assert fleet.coordinator is not None
+        kept = fleet.coordinator.add_artifact(path.read_bytes(), path)
+        what = (kept["digest"], kept["kind"], kept["backbone"])
+        _, rollout = fleet.coordinator.roll_out(*what, [], "", fleet.now)
+
+        def found() -> dict[str, Any]:
+            return shown(fleet.store, rollout.id)
+
+        canaries = [each["device"] for each in found()["targets"] if each["wave"] == 1]
+        fleet.until("canaries", lambda: found()["counts"].get("probation") == len(canaries))
+        for i, name in enumerate(canaries):
+            y = digits[1][800 + 40 * i : 840 + 40 * i]
+            fleet.teach(name, digits[0][800 + 40 * i : 840 + 40 * i], (y + 3 * named_wrongly) % 10, "since-")
+        fleet.until("pairs", lambda: [e["pairs"]["labelled"] for e in found()["targets"][:2]] == [40, 40])
+        fleet.until("a look", lambda: bool(found()["looks"]), dt_s=60.0)
+        assert found()["state"] == ("held" if named_wrongly else "opening")
+        assert found()["reason"].startswith("looks-worse-accuracy: accuracy -5.0") is named_wrongly, found()["reason"]
+    finally:
+        fleet.close()
