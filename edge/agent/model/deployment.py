@@ -12,10 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from edge.agent.model import releases, shadow
+from edge.agent.model import releases
 from edge.agent.model.host import ModelHost
 from edge.agent.model.on_device_model import OnDeviceModel
 from edge.agent.model.recognition import Recognition, standing
+from edge.agent.model.shadow import LABELS_OF_BUNDLE, Successor
 from edge.agent.slots.fetching import Fetch
 from edge.agent.slots.slots import MAX_NUMBER
 from edge.agent.slots.states import SlotEvent, SlotState, transition
@@ -36,8 +37,6 @@ _MAX_JUMP = 2**32
 _AT_REST = {SlotState.IDLE, SlotState.ACTIVE, SlotState.FAILED, SlotState.REFUSED, SlotState.ROLLED_BACK}
 # A head that is held is looked at again after so many labels.
 _LOOK_AGAIN = 8
-# How right a bundle was is known from so many labels on.
-_LABELS_OF_OLD = 64
 
 
 class Deployment:
@@ -76,8 +75,7 @@ class Deployment:
         self._staged: tuple[releases.Offer | None, str] | None = None  # what is ready, and why it passed
         self._pairs = Pairs()  # of what is live now and was before, as they were told last
         self._old_ms: float | None = None  # of the bundle before
-        self._old_right: float | None = None  # of its late labels, the share that it was right on
-        self._right_before = 0.0  # labels that the one which is live had been right on before
+        self._successor: Successor | None = None  # of it, the bundle that is live
         self._told_at = 0
         self._looked_at = 0  # labels when the head that is held was looked at last
         self.unjudged = ""
@@ -323,17 +321,18 @@ class Deployment:
                 releases.take(self._host.model, offer, self._desired.release)
             else:
                 self._old_ms = self._host.model.metrics.p99_ms()
-                self._old_right = self._host.model.metrics.share_right(_LABELS_OF_OLD)
+                share = self._host.model.metrics.share_right(LABELS_OF_BUNDLE)
                 self._host.activate_bundle(self._desired.digest)
+                self._successor = None if share is None else Successor(share, self._host.model.metrics)
         except Exception as exc:  # noqa: BLE001  # else the slot would be activating for ever
             self._fail(f"activate: {_said(exc)}")
             return
-        self._labels_before, self._right_before = self._host.model.metrics.labels, self._host.model.metrics.right
+        self._labels_before = self._host.model.metrics.labels
         self._told_at = 0
         if offer is None:
             self._pairs = Pairs()
         else:
-            self._old_ms = self._old_right = None
+            self._old_ms = self._successor = None
             self._pairs = releases.compared(self._host.model)
         self._probation_end_s = -math.inf  # set at the next poll
         self.unjudged = ""
@@ -394,29 +393,16 @@ class Deployment:
             self._pairs = replace(self._pairs, old_ms=round(self._old_ms, 3), new_ms=round(new_ms, 3))
             self._old_ms = None
             self.report()
-        if self._old_right is not None:
-            self._tell_right(self._old_right)
-            return
-        if not self._host.model.learns or (beside := self._host.model.state.shadow) is None:
-            return
-        if beside.told_at > self._told_at:
-            self._told_at, self._pairs = beside.told_at, beside.pairs
+        if self._successor is not None and (news := self._successor.news(self._pairs)) is not None:
+            self._pairs = news
             self.report()
-        if beside.is_over:
+        if not self._host.model.learns or (shadow := self._host.model.state.shadow) is None:
+            return
+        if shadow.told_at > self._told_at:
+            self._told_at, self._pairs = shadow.told_at, shadow.pairs
+            self.report()
+        if shadow.is_over:
             self._host.model.state.shadow = None
-
-    def _tell_right(self, before: float) -> None:
-        """Of a bundle, which answers other samples than the one before did: how right it is, and how right that was."""
-        metrics = self._host.model.metrics
-        n = metrics.labels - self._labels_before
-        told_at = sum(each <= n for each in shadow.TOLD_AT)
-        if told_at > self._told_at:
-            gained = round(metrics.right - self._right_before - before * n, 3)
-            self._told_at = told_at
-            self._pairs = replace(self._pairs, labelled=n, only_new=max(gained, 0.0), only_old=max(-gained, 0.0))
-            self.report()
-        if n >= shadow.ENOUGH:
-            self._old_right = None
 
     def _end_probation(self) -> bool:
         """Judge what is in probation; False where that cannot be done yet: then it is neither active nor gone."""
@@ -458,7 +444,7 @@ class Deployment:
         """Bring back what was live before the release in probation."""
         if self._host.model.learns:
             self._host.model.state.shadow = None
-        self._old_right = None
+        self._successor = None
         if self._host.slots.record.trying:
             self._host.roll_back_bundle()
         elif self._host.model.trial is not None:

@@ -18,6 +18,7 @@ from edge.contract.training import FloatArray
 from edge.learning.events import Labelled
 from edge.learning.learned import Learned
 from edge.learning.learning import Learning
+from edge.learning.metrics import RunningMetrics
 from edge.learning.mixture import PUSHED
 from edge.learning.task import Task
 
@@ -25,6 +26,8 @@ from edge.learning.task import Task
 ENOUGH = 640
 # A device says its sums when they come to these.
 TOLD_AT = (10, 20, 40, 80, 160, 320, 640)
+# How right a bundle was is known from so many labels on.
+LABELS_OF_BUNDLE = 64
 
 
 class Shadow:
@@ -115,3 +118,29 @@ class Shadow:
             compared=self.pairs.compared + len(differ),
             differ=self.pairs.differ + int(differ.sum()),
         )
+
+
+class Successor:
+    """How right a bundle is that took the place of another, against how right that one was on its late labels.
+
+    It does not run beside the other: that would take twice the memory. So it answers other samples, and of each label
+    that comes to it the share is expected on which the other one was right (docs/adr/0050).
+
+    Args:
+        share: That share.
+        metrics: Of the new bundle, as it is made live.
+    """
+
+    def __init__(self, share: float, metrics: RunningMetrics) -> None:
+        self._share, self._metrics = share, metrics
+        self._labels, self._right, self._told_at = metrics.labels, metrics.right, 0
+
+    def news(self, pairs: Pairs) -> Pairs | None:
+        """What is to be told beside all else that pairs say; None while there is nothing new."""
+        n = self._metrics.labels - self._labels
+        told_at = sum(each <= n for each in TOLD_AT)
+        if told_at == self._told_at:
+            return None
+        self._told_at = told_at
+        gained = round(self._metrics.right - self._right - self._share * n, 3)
+        return replace(pairs, labelled=n, only_new=max(gained, 0.0), only_old=max(-gained, 0.0))
