@@ -248,6 +248,7 @@ def test_every_verb_of_edge_fleet(
         assert ask.json("release", "show", str(number))["file"] == "good.safetensors"
         assert ask.json("release", "diff", "2", str(number))["same_bytes"] is False
         assert ask.json("release", "download", str(number), "-o", tmp_path / "again")["digest"]
+        assert ask.json("rollback", "--plan")["devices"]
         assert ask.json("rollback", "--reason", "it was better")["restores"] == 1
         text = tmp_path / "text.edge"
         text.write_text("no bundle")

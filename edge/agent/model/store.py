@@ -81,7 +81,7 @@ class LearnedStore:
         self._state_generation = generation
         self._generation = max(journals, default=generation)
         found: list[Event] = []
-        if generation and generation not in journals:  # it is made before the snapshot that it continues
+        if generation > 1 and generation not in journals:  # it is made before the snapshot that it continues
             lost = "what was learned since the snapshot, if anything, is lost"
             warnings.append(f"{self._journal_path(generation)} is not there: {lost}")
         for path in journals.values():
@@ -224,10 +224,10 @@ class LearnedStore:
         generation = self._generation + 1
         data = self._encoded({**description, "generation": generation}, tensors)
         state, previous = self._folder / "state.bin", self._folder / "state.previous.bin"
-        if self._journal is None:
-            self._journal = Journal(self._journal_path(self._generation))
-        self._journal.sync()  # the one before rests on it
-        journal = Journal(self._journal_path(generation))
+        if self._journal is not None:
+            self._journal.sync()  # the one before rests on it
+        # Not before the first snapshot: a journal without one must not look like a snapshot that was lost.
+        journal = Journal(self._journal_path(generation)) if self._generation else None
         try:
             with replace_file(state) as file:
                 file.write(data)
@@ -240,13 +240,16 @@ class LearnedStore:
                     spare.hardlink_to(state)
                     spare.replace(previous)
         except BaseException:
-            journal.close()
-            with suppress(OSError):
-                journal.path.unlink()
+            if journal is not None:
+                journal.close()
+                with suppress(OSError):
+                    journal.path.unlink()
             raise
         before, self._state_generation, self._generation = self._state_generation, generation, generation
-        self._journal.close()
-        self._journal = journal
+        if self._journal is not None:
+            self._journal.close()
+            self._journal = None
+        self._journal = journal or Journal(self._journal_path(generation))
         for number, path in self._journals().items():
             if number < before:
                 path.unlink()
