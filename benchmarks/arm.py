@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -145,10 +146,17 @@ class System:
         (self.root / "proc/cpuinfo").write_text(cores + f"Model\t\t: {board.model}\n")
 
     def line(self, board: Board) -> list[str | Path]:
-        """How Python starts there, in front of its arguments."""
+        """How Python starts there, in front of its arguments.
+
+        By a script, which Python takes for itself: what it starts is started by this machine's own kernel.
+        """
         assert EMULATOR is not None
-        search = f"PYTHONPATH={self.wheels}:{ROOT}"
-        return [EMULATOR, "-cpu", board.cpu, "-L", self.root, "-E", search, self.python]
+        script = self.root.parent / f"python-{board.profile}"
+        words = [EMULATOR, "-cpu", board.cpu, "-L", self.root, "-E", f"PYTHONPATH={self.wheels}:{ROOT}"]
+        words += ["-E", f"PYTHONHOME={self.root}/usr", "-0", script, self.python]
+        script.write_text(f'#!/bin/sh\nexec {shlex.join(map(str, words))} "$@"\n')
+        script.chmod(0o755)
+        return [script]
 
 
 class Findings:
