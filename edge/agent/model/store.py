@@ -218,7 +218,7 @@ class LearnedStore:
         """Save a state that contains everything in the journal.
 
         Raises:
-            OSError: The disk is full; the old snapshot and the journal still hold everything.
+            OSError: The disk is full, or cannot make what was written last; snapshots and journals hold everything.
         """
         self._check_open()
         generation = self._generation + 1
@@ -228,11 +228,13 @@ class LearnedStore:
             self._journal.sync()  # the one before rests on it
         # Not before the first snapshot: a journal without one must not look like a snapshot that was lost.
         journal = Journal(self._journal_path(generation)) if self._generation else None
+        written: os.stat_result | None = None
         try:
             with replace_file(state) as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
+                written = os.fstat(file.fileno())
                 if state.exists():
                     # A second name for the old snapshot, when the new one is whole and before it takes the first name.
                     spare = self._folder / ".state.previous.tmp"
@@ -240,20 +242,27 @@ class LearnedStore:
                     spare.hardlink_to(state)
                     spare.replace(previous)
         except BaseException:
-            if journal is not None:
+            if written is not None and state.exists() and os.path.samestat(state.stat(), written):
+                # It has its name, and may keep it: what comes is of it. All journals stay, in case it does not.
+                self._go_on(generation, journal)
+            elif journal is not None:
                 journal.close()
                 with suppress(OSError):
                     journal.path.unlink()
             raise
-        before, self._state_generation, self._generation = self._state_generation, generation, generation
-        if self._journal is not None:
-            self._journal.close()
-            self._journal = None
-        self._journal = journal or Journal(self._journal_path(generation))
+        before = self._state_generation
+        self._go_on(generation, journal or Journal(self._journal_path(generation)))
         for number, path in self._journals().items():
             if number < before:
                 path.unlink()
         sync_folder(self._folder)
+
+    def _go_on(self, generation: int, journal: Journal | None) -> None:
+        """From a snapshot of this generation; its journal is made with the next event where there is none yet."""
+        self._state_generation = self._generation = generation
+        if self._journal is not None:
+            self._journal.close()
+        self._journal = journal
 
     def close(self) -> None:
         """Close the journal; nothing more can be kept."""

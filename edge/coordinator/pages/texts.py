@@ -363,6 +363,7 @@ _TEXTS: dict[str, str | tuple[str, str]] = {
         "All {n} wait for their wave, or were not heard for a day.",
     ),
     "rollout.made": "made by {who}",
+    "rollout.unnamed": "the coordinator, or somebody who gave no name",
     "rollout.first": "The first {n} of {of}.",
     "rollout.ended": "the rollout ended, see above",
     "rollout.evidence": "Gain: share of labelled pairs on which only the new one was right, less that on which only "
@@ -372,7 +373,7 @@ _TEXTS: dict[str, str | tuple[str, str]] = {
     "rollout.asked": "{event}, {who}",
     "rollout.itself": "by itself",
     "evaluation.title": "Judged by devices before it begins",
-    "evaluation.needed": ("{n} is needed.", "{n} are needed."),
+    "evaluation.needed": ("{n} is needed", "{n} are needed"),
     "evaluation.inside": "lent it what it knows",
     "wave.empty": "nobody yet",
     "part.active": "active",

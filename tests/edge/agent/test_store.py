@@ -269,6 +269,66 @@ def test_a_crash_between_any_two_steps_loses_nothing_acknowledged(tmp_path: Path
             assert load(tmp_path / f"{n}.damaged")[0] == labels, n
 
 
+# The same life, and a step that fails once: of these also where a file or a folder is made to last. It goes on then.
+FAULTS = """
+import os, sys
+from pathlib import Path
+from tests.edge.agent.test_store import Counter, load
+root, fsync = Path(sys.argv[1]), os.fsync
+for n in range(1000):
+    folder = root / str(n)
+    child = os.fork()
+    if child == 0:
+        left = n
+        def step():
+            global left
+            left -= 1
+            if left == -1:
+                raise OSError(28, "No space left on device")
+        def hook(event, arguments):
+            if event in ("open", "os.rename", "os.link", "os.remove", "os.truncate"):
+                if any(str(folder) in str(argument) for argument in arguments[:2]):
+                    step()
+        def lasting(descriptor):
+            step()
+            fsync(descriptor)
+        counter = Counter(folder)
+        os.fsync = lasting
+        sys.addaudithook(hook)
+        for label in range(9):
+            try:
+                counter.learn(label)
+                if label % 2:
+                    counter.save()
+            except OSError:
+                pass
+        is_over, left = left >= 0, 10**9
+        counter.kill()
+        found = load(folder)
+        if found != (counter.labels, None) or len(counter.labels) < 8:
+            print(n, found, counter.labels, flush=True)
+        os._exit(is_over)
+    if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
+        break
+print(n)
+"""
+
+
+def test_a_fault_at_any_step_loses_nothing_that_is_learned_then(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FAULTS, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
+    )
+    assert done.returncode == 0, done.stderr
+    *lost, steps = done.stdout.splitlines()
+    assert not lost
+    assert int(steps) > 40
+
+
 def test_the_lock_refuses_a_second_process_and_goes_with_the_first(tmp_path: Path) -> None:
     program = (
         "import sys; from pathlib import Path; from edge.contract.files import lock_folder\n"
