@@ -223,7 +223,8 @@ class AgentService:
                 if stdin:
                     threading.Thread(target=self._read_stdin, daemon=True).start()
                 for name, status in self._core.status()["models"].items():
-                    log.info("ready: %s, learner %s, on %s", name, status["learner"], status["provider"]["name"])
+                    learners = ", ".join(status.get("learners", ())) or "none"
+                    log.info("ready: %s, learners %s, on %s", name, learners, status["provider"]["name"])
                 _give_memory_back()
                 self._supervisor.ready()
                 self._loop()

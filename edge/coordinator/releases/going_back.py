@@ -95,9 +95,12 @@ def goes_back_to(releases: Sequence[Release], to: int, model: str, brought: Mapp
     before = None if stands is None else _before(stands, undone, releases, brought, gone)
     if before is None:
         place = undone.undoes if stands is None else stands.counter
+        revert = ""
+        if own is not None and stands is undone and not own.is_taken_back:
+            revert = f"take it back by `edge-fleet rollout revert {own.rollout}`, "
         raise RolloutError(
-            f"before release {place} nothing of its kind was pushed to the same devices; name with --to which release "
-            f"they should have again (`edge-fleet release list`), or push the file that they came with"
+            f"before release {place} nothing of its kind was pushed to the same devices; {revert}name with --to which "
+            f"release they should have again (`edge-fleet release list`), or push the file that they came with"
         )
     wanted = by_counter.get(before.restores, before)
     return Back(undone=undone, wanted=wanted, devices=_reached(undone, stands, releases, brought))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -144,12 +145,24 @@ def test_revert_brings_the_older_bytes_back_as_a_new_release(make: Make) -> None
     release = fleet.core.releases.wanted("d000")[0].release
     assert (release.counter, release.digest) == (3, digest)
     assert {device.release for device in fleet.devices.values()} == {3}
-    # Of the first there are only the bytes that the devices came with.
-    third = fleet.push()
+
+
+def test_before_the_first_push_there_are_the_bytes_that_devices_came_with_and_a_rollback_says_how_to_have_them(
+    make: Make,
+) -> None:
+    fleet = make(4, ends("active"))
+    first = fleet.push()
     fleet.pass_time(40, 10)
-    fleet.core.rollouts.order(third, E.REVERT, "ann", "worse", fleet.now)
+    with pytest.raises(RolloutError, match="before release 1 nothing of its kind was pushed") as refused:
+        fleet.core.rollback(fleet.now)
+    told = re.search(r"`edge-fleet rollout revert (\d+)`", str(refused.value))
+    assert told is not None
+    fleet.core.rollouts.order(int(told[1]), E.REVERT, "ann", "worse", fleet.now)
     fleet.pass_time(40, 10)
-    assert fleet.counts(third) == {"reverted": 4}
+    assert fleet.counts(first) == {"reverted": 4}
+    with pytest.raises(RolloutError) as refused:
+        fleet.core.rollback(fleet.now)
+    assert "revert" not in str(refused.value), "it was reverted already"
 
 
 def test_rollback_ends_a_rollout_and_reaches_those_whom_it_reached(make: Make) -> None:

@@ -40,6 +40,7 @@ def running(tmp_path_factory: pytest.TempPathFactory, digits_bundle: Path) -> It
         end = time.monotonic() + 60
         while log.read_text().count("ready: ") < 2 and process.poll() is None and time.monotonic() < end:
             time.sleep(0.05)
+        assert "ready: digits, learners statistics, lifted, sgd, on cpu" in log.read_text()
         yield int(log.read_text().split("http://127.0.0.1:")[1].split("/")[0]), state
         process.terminate()
         assert process.wait(20) == 0, log.read_text()
