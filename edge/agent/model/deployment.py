@@ -285,7 +285,7 @@ class Deployment:
         """Refuse a head, hold it, or make it live."""
         verdict, self._looked_at = offer.verdict, self._host.model.metrics.labels
         assert self._desired is not None
-        if self._desired.undoes and verdict.is_finite:  # no label speaks against going back
+        if _goes_back(self._host, self._desired, offer) and verdict.is_finite:  # no label speaks against going back
             self._held = None
             self._activate(offer, f"release {self._desired.undoes} is taken back")
         elif verdict.finding is Finding.WORSE and (not offer.competes or not verdict.is_finite):
@@ -311,7 +311,7 @@ class Deployment:
             return
         self._staged = None
         self._enter(SlotEvent.ACTIVATION_STARTED)
-        undoes = 0 if offer is None else self._desired.undoes
+        undoes = self._desired.undoes if offer is not None and _goes_back(self._host, self._desired, offer) else 0
         try:
             if offer is not None and undoes:
                 detail = releases.bring_back(
@@ -495,6 +495,16 @@ def _unfit(desired: Desired, host: ModelHost, max_bytes: int) -> str:
     if desired.size_bytes > max_bytes:
         return f"{desired.size_bytes} bytes, this device takes at most {max_bytes}"
     return ""
+
+
+def _goes_back(host: ModelHost, desired: Desired, offer: releases.Offer) -> bool:
+    """Whether a head is what was here before a release that is taken back.
+
+    Who never had that release, as one that joins, has nothing to go back from: to it the head is one as any other.
+    """
+    if not desired.undoes:
+        return False
+    return desired.anew or host.slots.record.release >= desired.undoes or releases.has(host.model, offer.release)
 
 
 def _live(model: OnDeviceModel) -> dict[str, Any]:

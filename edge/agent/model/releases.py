@@ -225,7 +225,7 @@ def bring_back(model: OnDeviceModel, offer: Offer, counter: int, undoes: int, *,
         OSError: The same.
     """
     learned = model.learned
-    if learned.release != undoes and _has(model, offer.release):
+    if learned.release != undoes and has(model, offer.release):
         model.restore(replace(learned, release=counter))
         return f"release {undoes} is not live here: what is here stays"
     if not anew and learned.release == undoes and (before := model.state.before(undoes)) is not None:
@@ -237,7 +237,7 @@ def bring_back(model: OnDeviceModel, offer: Offer, counter: int, undoes: int, *,
     return f"release {undoes} is taken back: the older head {'competes again' if offer.competes else 'answers'}"
 
 
-def _has(model: OnDeviceModel, release: HeadRelease) -> bool:
+def has(model: OnDeviceModel, release: HeadRelease) -> bool:
     """Whether a head is among those that compete here, and no pushed one beside it, which may be what is taken back."""
     competing = model.learned.mixture.names
     names = {PUSHED} if PUSHED in competing else {MERGED, SHIPPED}.intersection(competing)

@@ -138,6 +138,29 @@ def test_where_a_release_never_became_live_what_is_there_stays_when_it_is_taken_
         assert (model.n_samples, model.trial, model.release) == (learned, None, back.counter)
 
 
+def test_who_joins_tries_the_head_that_others_went_back_to(fleet: SimulatedFleet, digits_bundle: Path) -> None:
+    """Everybody refused it, and a rollback brings it all the same: to who never had what is taken back it is a push."""
+    bundle = Bundle.open(digits_bundle)
+    x, y = samples(digits_bundle, 40, 3)
+    fleet.run(5.0)
+    fleet.teach("one", x, y)
+    refused = push(fleet, bundle, turned=1, until="refused")
+    newest = push(fleet, bundle, scale=2.0)
+    assert fleet.coordinator is not None
+    back = fleet.coordinator.rollback(fleet.now)
+    assert (back.restores, back.undoes) == (refused, newest)
+    fleet.until("back", lambda: fleet.converged(back.counter))
+    assert (fleet.agents["one"].host.model.predict(x).argmax(axis=1) == y).all()
+
+    joined = fleet.start_agent("two").host.model
+    fleet.run(5.0)
+    fleet.until("looked at", lambda: fleet.device("two").state_release == back.counter)
+    fleet.run(60.0)
+    assert fleet.device("two").state == "held"
+    assert joined.release == 0
+    assert (joined.predict(x).argmax(axis=1) == y).all()
+
+
 def test_an_older_head_that_competes_again_is_not_said_to_answer(tmp_path: Path, digits_bundle: Path) -> None:
     with OnDeviceModel.open(digits_bundle, tmp_path) as model:
         given, offers = model.bundle.head_parameters(), list[releases.Offer]()
