@@ -81,6 +81,16 @@ def test_messages_that_are_explained_are_messages_of_the_code() -> None:
     assert lost == []
 
 
+def test_every_page_and_decision_stands_in_the_list_of_the_first_page() -> None:
+    docs, listed = ROOT / "docs", (ROOT / "docs" / "README.md").read_text()
+    pages = [
+        path.relative_to(docs).as_posix()
+        for folder in ("", "tutorials", "adr")
+        for path in (docs / folder).glob("*.md")
+    ]
+    assert [page for page in sorted(pages) if f"]({page})" not in listed and page != "README.md"] == []
+
+
 def test_the_site_is_built_without_a_broken_link_and_asks_no_other_host(tmp_path: Path) -> None:
     if shutil.which("mkdocs", path=str(Path(sys.executable).parent)) is None:
         pytest.skip("mkdocs is not installed: pip install 'edgeloop[docs]'")

@@ -43,6 +43,7 @@ def fill(folder: Path, bundle: Path, n: int) -> list[str]:
         Their names.
     """
     names = [f"d{i:03}" for i in range(n)]
+    names[-1] += "x" * (64 - len(names[-1]))  # as long as one may be
     fleet = ShownFleet(folder, bundle, n, gains(0.05), names)
     assert fleet.store is not None
     introduced = birth(fleet.backbone, Bundle.open(bundle).digest)
@@ -51,6 +52,7 @@ def fill(folder: Path, bundle: Path, n: int) -> list[str]:
             fleet.devices[name].say("up/conn", Conn(online=True, session=1, boot=1, ts_ms=0, state_id="a" * 16))
             fleet.devices[name].say("up/birth", introduced)
             fleet.core.tag(name, {"site": SITES[i % len(SITES)], "line": str(i % 3)}, fleet.now)
+        fleet.core.tag(names[-1], {"long": "y" * 64}, fleet.now)
     _learn(fleet, Bundle.open(bundle), names[:6])
     _roll_out(fleet, introduced)
     _measure(fleet, names)

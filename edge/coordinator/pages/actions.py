@@ -18,6 +18,7 @@ from edge.coordinator.access import Access, Identity
 from edge.coordinator.devices.admission import Decision
 from edge.coordinator.http.access_api import ANYBODY, COOKIE, RowNumber, Who, form_of
 from edge.coordinator.pages import render
+from edge.coordinator.pages.rollout_view import can
 from edge.coordinator.pages.routes import HEADERS, Pages, Word
 from edge.coordinator.pages.texts import text
 from edge.coordinator.rollout.states import RolloutEvent
@@ -28,6 +29,8 @@ SIGNED_IN_S = 43_200
 OPERATOR = {"x-role": "operator"}
 # What cannot be taken back by doing something else.
 _DANGEROUS = frozenset({"abort", "revert", "exclude"})
+# What is not done without saying why.
+_NEEDS_REASON = frozenset({"resume"})
 _MAX_REASON_CHARS = 500
 
 
@@ -52,7 +55,7 @@ def _ask(
 ) -> Response:
     """A page that says what would be done, with a form that does it, perhaps with a choice to make and why."""
     values = {"kind": kind, "subject": subject, "back": back, "fields": fields, "is_dangerous": kind in _DANGEROUS}
-    values |= {"choice": choice, "why": why}
+    values |= {"choice": choice, "why": why, "needs_reason": kind in _NEEDS_REASON}
     return HTMLResponse(render.whole("confirm.html", {**pages.frame(request), **values}), headers=HEADERS)
 
 
@@ -63,7 +66,9 @@ async def _do(pages: Pages, request: Request, back: str, what: Callable[[Mapping
         await run_in_threadpool(what, given)
     except EdgeError as exc:
         request.state.outcome = f"refused: {exc}"
-        return pages.refusal(request, 422, str(exc))
+        return pages.refusal(
+            request, 422, str(exc), {name: each for name, each in given.items() if name != "form_token"}
+        )
     return RedirectResponse(back, 303, headers=HEADERS)
 
 
@@ -74,6 +79,11 @@ def _reason(given: Mapping[str, str]) -> str:
 def _add_rollouts(api: FastAPI, pages: Pages) -> None:
     @api.get("/rollouts/{number}/order", include_in_schema=False, openapi_extra=OPERATOR, response_model=None)
     def ask_order(request: Request, number: RowNumber, order: Order) -> Response:
+        rollout = pages.store.rollouts.get(number)
+        if rollout is None:
+            return _no_rollout(pages, request, number)
+        if not can(rollout.state, _one_of(order)):
+            return pages.refusal(request, 422, f"rollout {number} is {rollout.state}: to {order} it would do nothing")
         return _ask(pages, request, order, text("rollout.n", n=number), f"/rollouts/{number}", order=order)
 
     @api.post("/rollouts/{number}/order", include_in_schema=False, response_model=None)
@@ -86,6 +96,8 @@ def _add_rollouts(api: FastAPI, pages: Pages) -> None:
 
     @api.get("/rollouts/{number}/exclude", include_in_schema=False, openapi_extra=OPERATOR, response_model=None)
     def ask_exclude(request: Request, number: RowNumber, device: Word) -> Response:
+        if pages.store.rollouts.get(number) is None:
+            return _no_rollout(pages, request, number)
         subject = f"{text('rollout.n', n=number)}, {device}"
         return _ask(pages, request, "exclude", subject, f"/rollouts/{number}", device=device)
 
@@ -96,6 +108,10 @@ def _add_rollouts(api: FastAPI, pages: Pages) -> None:
             pages.submit(lambda core, now: core.rollouts.exclude(number, device, who.who, _reason(given), now))
 
         return await _do(pages, request, f"/rollouts/{number}", give)
+
+
+def _no_rollout(pages: Pages, request: Request, number: int) -> Response:
+    return pages.refusal(request, 404, f"there is no rollout {number}; all of them are under Rollouts")
 
 
 def _one_of(order: str) -> RolloutEvent:

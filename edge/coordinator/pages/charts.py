@@ -19,6 +19,8 @@ _WIDTH, _HEIGHT, _LEFT, _TOP, _BOTTOM = 360.0, 150.0, 38.0, 8.0, 18.0
 _MAX_SPANS = 120
 # No line is drawn where nothing was said for so many of the usual steps, and this long.
 _GAP_STEPS, _GAP_MS = 5.0, 30_000.0
+# What is drawn: beyond it nothing is measured, and drawing it would say nothing of the rest; what is less is none.
+_LARGEST, _LEAST = 1e15, 1e-15
 # So many colours; behind them they come again, with dashes.
 COLOURS, _AGAIN = 6, 12
 # What marks say, beside their line.
@@ -94,7 +96,8 @@ def chart(title: str, unit: str, series: Sequence[Series], frame: Frame) -> Char
 
 
 def _within(points: Sequence[Point], frame: Frame) -> list[Point]:
-    return [(ms, value) for ms, value in points if frame.since_ms <= ms <= frame.until_ms and math.isfinite(value)]
+    inside = ((ms, value) for ms, value in points if frame.since_ms <= ms <= frame.until_ms)
+    return [(ms, value if abs(value) >= _LEAST else 0.0) for ms, value in inside if abs(value) <= _LARGEST]
 
 
 def _line(series: Series, colour: int) -> Line:

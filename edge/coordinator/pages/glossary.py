@@ -116,8 +116,9 @@ WORDS: Mapping[str, tuple[str, str]] = {
     ),
     "left-out-in-turn": (
         "left out in turn",
-        "What a merge would give a device if it were made of the others only: so one can tell what a device "
-        "gains that has no labels.",
+        "What a merge would give a device if it were made of the others only: so one can estimate what a device "
+        "gains that has no labels. It is asked for classes that the others have met, and follows from mean and spread "
+        "of samples: nothing was counted.",
     ),
     "left-out": (
         "left out",

@@ -125,9 +125,10 @@ class Pages:
             "line": self.line(),
         }
 
-    def refusal(self, request: Request, status: int, why: str) -> Response:
-        """A page that says why there is none."""
-        html = render.whole("refusal.html", {**self.frame(request), "why": why})
+    def refusal(self, request: Request, status: int, why: str, form: Mapping[str, str] | None = None) -> Response:
+        """A page that says why there is none; or why nothing was done, with the fields that were sent to try again."""
+        kind = {404: "missing", 403: "role"}.get(status, "shown" if form is None else "done")
+        html = render.whole("refusal.html", {**self.frame(request), "why": why, "kind": kind, "form": form})
         return HTMLResponse(html, status_code=status, headers=HEADERS)
 
     def standing(self, device: str) -> list[dict[str, Any]]:

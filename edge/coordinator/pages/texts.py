@@ -41,7 +41,11 @@ _TEXTS: dict[str, str | tuple[str, str]] = {
     "line.trouble": "Trouble with the broker {broker}:",
     "line.lost": "not connected: what you see may be old",
     "too-many-viewers": "{n} pages are being followed already: close some, or look without following",
-    "refusal.title": "That is not here",
+    "refused.missing": "That is not here",
+    "refused.role": "You may not do that",
+    "refused.shown": "That cannot be shown",
+    "refused.done": "That was not done",
+    "refusal.again": "Try again",
     "refusal.back": "To the fleet",
     "nav.label": "Pages",
     "nav.fleet": "Fleet",
@@ -82,7 +86,7 @@ _TEXTS: dict[str, str | tuple[str, str]] = {
     "col.merged": "Merged",
     "col.verdict": "Verdict",
     "col.inside": "In it, up to label",
-    "col.outside": "Left out in turn, gains",
+    "col.outside": "Left out in turn, estimated gain",
     "col.trial": "Its own trial, before it had a say",
     "col.received": "Received",
     "col.lineage": "Lineage",
@@ -133,6 +137,7 @@ _TEXTS: dict[str, str | tuple[str, str]] = {
     "confirm.reason": "Why (others will read it)",
     "confirm.not": "Do not",
     "confirm.kept": "It is kept who asked for it: {who}.",
+    "confirm.needed": "needed",
     "confirm.nobody": "What was asked for is kept. Nobody can tell by whom: this coordinator has no tokens.",
     "action.pause": "Pause",
     "action.pause.does": "Devices that fetch go on fetching, and activate nothing. No wave opens. Resuming undoes it.",
@@ -408,8 +413,10 @@ _TEXTS: dict[str, str | tuple[str, str]] = {
     "merged.more": ("{n} newer one is not merged", "{n} newer ones are not merged"),
     "learning.no-merges": "Nothing was merged yet.",
     "learning.newest": "The newest {n} of {of}.",
-    "learning.evidence": "Left out in turn: what the merge of the others gives this device, in points of accuracy over "
-    "the head as shipped, told from the statistics that it contributed. Its own trial: the new head against the one "
+    "learning.evidence": "Left out in turn: an estimate of what the merge of the others gives this device on those of "
+    "its classes that they have met, in points of accuracy over the head as shipped. It follows from mean and spread "
+    "of the samples that the device contributed; nothing was counted. On classes that only this device has met the "
+    "others' merge may lose what the shipped head knew. Its own trial: the new head against the one "
     "that ran, on the newest labels that the device keeps. After that a merge competes: the share of the say follows "
     "labels that come later, and until some came the device has not judged it.",
     "question.title": "Questions: labels that help several devices",
@@ -517,8 +524,9 @@ _TEXTS: dict[str, str | tuple[str, str]] = {
     "release.no-rollout": "no rollout: to all at once, or a merge by itself",
     "release.made-of": "What it is made of",
     "release.samples": ("{n} labelled sample", "{n} labelled samples"),
-    "release.outside": "For a device that is not in it: at least {gain} points over the head as shipped (each of {n} "
-    "devices was left out in turn; the one that gains least, less what could be luck)",
+    "release.outside": "For a device that is not in it, on classes that several devices in it have met, an estimate: "
+    "{gain} points over the head as shipped (each of {n} devices was left out in turn; the one that gains least, less "
+    "what could be luck)",
     "release.unknown-lineage": "a lineage that nothing is kept of",
     "release.version": "up to label {n}",
     "release.made-elsewhere": "Nothing that devices here learned: it was made elsewhere.",

@@ -173,7 +173,7 @@ def order(
         RolloutError: It cannot be done in this state, or needs a reason; nothing changed.
     """
     if event is E.RESUME and not why.strip():
-        raise RolloutError('to resume needs a reason: --reason "what was looked at"')
+        raise RolloutError("to resume needs a reason: what was looked at (--reason, or under Why on the page)")
     work = Work(rollout, targets, now_s)
     state = rollout.state
     if event is E.RETRY:

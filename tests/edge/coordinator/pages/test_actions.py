@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,10 @@ import pytest
 
 from edge.coordinator.access import Role
 from edge.coordinator.http.access_api import COOKIE
+from edge.coordinator.rollout import plan as plans
+from edge.coordinator.rollout.states import RolloutState
+from edge.coordinator.rollout.step import Rollout
+from edge.coordinator.store.rollouts import Made
 from edge.coordinator.turns import PAUSED
 from tests.edge.coordinator.test_access import Web
 
@@ -39,8 +44,8 @@ class Browser:
         return self.web.ask("POST", path, data=fields, headers={**self.headers, **headers})
 
     def form(self, path: str) -> dict[str, str]:
-        html = self.get(path).text
-        found = html[html.index("<main") :]
+        page = self.get(path).text
+        found = page[page.index("<main") :]
         return dict(re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)"', found))
 
 
@@ -117,13 +122,34 @@ def test_a_form_of_another_page_changes_nothing_and_one_of_ours_is_kept_with_who
 
 def test_what_cannot_be_done_is_a_page_that_says_why_and_is_kept(web: Web) -> None:
     operator = Browser(web, web.tokens()[Role.OPERATOR])
-    fields = operator.form("/rollouts/7/order?order=abort")
+    fields = {"form_token": web_form_token(operator), "order": "abort"}
     answer = operator.send("/rollouts/7/order", fields)
     assert answer.status_code == 422
     assert "there is no rollout 7" in answer.text
     assert "refused: there is no rollout 7" in web.store.access.entries(1)[0].outcome
     assert "expected pause" in operator.send("/rollouts/7/order", {**fields, "order": "start"}).text
     assert operator.get("/rollouts/7/order?order=start").status_code == 422
+    # Nothing is asked that cannot be.
+    for path in ("/rollouts/7/order?order=abort", "/rollouts/7/exclude?device=a"):
+        assert (operator.get(path).status_code, operator.get(path).text.count("<form")) == (404, 1)  # to sign out
+
+
+def test_what_was_written_is_still_there_when_a_form_is_refused(web: Web) -> None:
+    operator = Browser(web, web.tokens()[Role.OPERATOR])
+    plan = plans.of_document({"release": 4})
+    for number, state in ((1, RolloutState.HELD), (2, RolloutState.ABORTED)):
+        rollout = Rollout(id=number, plan=plan, kind="head", seed="", n_selected=3, state=state)
+        web.store.rollouts.add(rollout, [], Made("ann", 0))
+    assert " required" in operator.get("/rollouts/1/order?order=resume").text
+    gone = operator.get("/rollouts/2/order?order=resume")
+    assert (gone.status_code, "rollout 2 is aborted" in gone.text) == (422, True)
+
+    fields = {"form_token": web_form_token(operator), "order": "exclude me", "reason": 'seen "it" & <b>more</b>'}
+    refused = operator.send("/rollouts/1/order", fields)
+    assert refused.status_code == 422
+    assert "That was not done" in refused.text
+    assert 'name="order" value="exclude me"' in refused.text
+    assert html.unescape(re.findall(r"<textarea [^>]*>(.*?)</textarea>", refused.text)[0]) == fields["reason"]
 
 
 def test_an_open_coordinator_takes_forms_of_its_own_pages_only(web: Web) -> None:

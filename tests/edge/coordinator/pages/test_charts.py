@@ -43,6 +43,26 @@ def test_names_of_devices_are_escaped_and_what_is_no_number_is_not_drawn() -> No
     assert chart("x", "", [Series("a", points[:2])], HOUR) is None
 
 
+def test_numbers_that_nothing_is_measured_in_leave_the_others_to_be_seen() -> None:
+    """Devices may say any float64: a page about one is not to fail by it."""
+    extremes = (1e308, -1e308, 1e300, 5e-324, -1e-320, 1e-200)
+    points = [(i, value) for i, value in enumerate((0.5, *extremes, 0.7, 1e15, -1e15))]
+    for some in (
+        points,
+        points[:8],
+        [(0, 5e-324), (1, 1e-323)],
+        [(0, 1e15), (1, -1e15)],
+        [(0, 1e308), (1, -1e308), (2, 1.0)],
+    ):
+        for low in (None, 0.0):
+            made = chart("x", "", [Series("a", some)], Frame(0, 10, low=low))
+            assert made is not None
+            assert "nan" not in made.svg
+            assert "inf" not in made.svg
+    (line,) = lines(chart("x", "", [Series("a", points[:8])], Frame(0, 10)).svg)  # type: ignore[union-attr]
+    assert len({each.split(",")[1] for each in line}) == 3  # 0.5, nothing, 0.7
+
+
 def test_shares_fill_the_bar() -> None:
     svg = shares([("online", 3), ("offline", 1), ("unknown", 0)], "of 4")
     assert re.findall(r'class="is-(\w+)" x="([\d.]+)" y="0" width="([\d.]+)"', svg) == [

@@ -14,6 +14,7 @@ MADE = (
     "state.",
     "wish.",
     "key.",
+    "refused.",
     "chart.",
     "part.",
     "kind.",
