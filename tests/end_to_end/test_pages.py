@@ -30,8 +30,8 @@ needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here; C
 DESKTOP = {"viewport": {"width": 1280, "height": 800}}
 PHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True, "color_scheme": "dark"}
 PAGES = (
-    "/", "/?by=site&q=site%3Dnorth&condition=online", "/?by=long", "/devices/d000", "/devices/d003?span=day", "/rollouts",
-    "/rollouts/1", "/rollouts/2", "/rollouts/3", "/learning", "/releases", "/releases/1",
+    "/", "/?by=site&q=site%3Dnorth&condition=online", "/?by=long", "/devices/d000", "/devices/d003?span=day",
+    "/rollouts", "/rollouts/1", "/rollouts/2", "/rollouts/3", "/learning", "/releases", "/releases/1",
     "/releases/compare?one=1&other=2", "/alerts", "/devices/nobody",
 )  # fmt: skip
 # Of axe: what keeps somebody from using a page.
