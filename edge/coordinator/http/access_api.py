@@ -9,8 +9,9 @@ from __future__ import annotations
 import hmac
 import json
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, get_origin
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from fastapi import Depends, FastAPI, Path, Query, Request
@@ -240,13 +241,17 @@ async def allow(request: Request) -> None:
     """Let through who may do this, with parameters that there are, and keep what is asked for.
 
     Raises:
-        Refused: They may not, or there is no such parameter.
+        Refused: They may not, or there is no such parameter, or it stands there twice and is no list.
     """
     route = request.scope["route"]
     known = {each.alias for each in route.dependant.query_params}
+    lists = {each.alias for each in route.dependant.query_params if get_origin(each.field_info.annotation) is list}
     if unknown := sorted(set(request.query_params) - known):
         there = ", ".join(sorted(known)) or "none"
         raise Refused(422, f"unknown parameter {unknown[0][:80]!r}; {route.path} has: {there}")
+    given = [name for name, _ in request.query_params.multi_items() if name not in lists]
+    if twice := sorted(name for name, count in Counter(given).items() if count > 1):
+        raise Refused(422, f"{twice[0]}: expected once, it is there {given.count(twice[0])} times")
     await _check_form(request)
     identity, needed = signed_in(request), role_of(route)
     is_allowed = needed is None or identity.role >= needed

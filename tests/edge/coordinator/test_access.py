@@ -234,6 +234,8 @@ def test_what_is_not_known_is_refused_by_its_name(web: Web) -> None:
         ("GET", "/api/devices?onlin=1", {}, "'onlin'"),
         ("GET", "/api/v1/events?device=a&dveice=b", {}, "'dveice'"),
         ("POST", "/api/merge?now=1", {}, "'now'"),
+        ("GET", "/api/v1/audit?before=x&before=2", {}, "before: expected once, it is there 2 times"),
+        ("GET", "/?q=a&q=b", {}, "q: expected once"),
         ("POST", "/api/forget", {"json": {"device": "a", "all": True}}, "'all'"),
         ("POST", "/api/tags", {"json": {"device": "a"}}, "tags: expected a value, none came"),
         ("POST", "/api/releases", {"json": {"digest": 1}}, "digest: "),
