@@ -108,7 +108,7 @@ def show(connect: Any, name: str, as_json: bool) -> None:
     wanted = {each["model"]: each for each in row["wanted"]}
     for model in row["models"]:
         say(f"  model {shown(model['model'])}, {model['samples']} labels")
-        head = f"head believed most {short(model['head'])}"
+        head = f"head with most say {short(model['head'])}"
         say(f"    runs     bundle {short(model['bundle'])}, {head}, release {model['release']}")
         if (each := wanted.get(model["model"])) is not None:
             done = "it has dealt with it" if each["is_dealt_with"] else "it has not dealt with it"

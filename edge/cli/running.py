@@ -377,7 +377,7 @@ def export(
 ) -> None:
     """Write a head of the running agent to PATH, as `edge-fleet push` and PyTorch take it.
 
-    It is the one that is believed most of those in the form of the bundle's. `converter.load_head_into(model, PATH)`
+    It is the one with the most say of those in the form of the bundle's. `converter.load_head_into(model, PATH)`
     puts it into the model that the bundle was made from.
 
     With --for-fleet, for sites without a network: who this device is, where its releases stand, and what it learned.

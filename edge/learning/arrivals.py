@@ -35,7 +35,7 @@ def aligned(rig: Experts, learned: Learned, release: HeadRelease) -> HeadRelease
     if not rig.shipped_task.is_classifier or rig.head is None:
         return release
     given = release.class_names or rig.shipped_names
-    own = rig.parameters(learned, rig.plain(learned))
+    own = rig.parameters(learned, rig.speaker(learned, is_plain=True))
     return release.aligned(given, learned.class_names, rig.head, own)
 
 

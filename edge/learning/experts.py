@@ -175,9 +175,20 @@ class Experts:
         expert = learned.experts[name]
         return LIFTED not in expert.parameters if isinstance(expert, Head) else bool(self.machine(name).kind)
 
-    def plain(self, learned: Learned) -> str:
-        """Of the experts whose head is in the form of the bundle's, the one that is believed most."""
-        return learned.mixture.most_believed([self.is_plain(learned, name) for name in learned.mixture.names])
+    def speaker(self, learned: Learned, *, is_plain: bool = False) -> str:
+        """The expert that is believed most, as far as labels are believed; for the rest it is whose head is trusted.
+
+        Args:
+            learned: What is known.
+            is_plain: Only of those whose head has the form of the bundle's.
+        """
+        names, mixture = learned.mixture.names, learned.mixture
+        found = self.says(learned)
+        if self.is_mixture:
+            credit = mixture.credit(self.task(learned))
+            found = credit * mixture.weights
+            found[_of_past(learned)] += 1.0 - credit
+        return mix.leading(names, found, [not is_plain or self.is_plain(learned, name) for name in names])
 
     def reads(self, learners: Sequence[str]) -> bool:
         """Whether what these learners knew can be gone on from: who sends nothing may begin anew beside the others."""
@@ -282,12 +293,8 @@ class Experts:
         credit = mixture.credit(self.task(learned))
         found = credit * mixture.weights
         found[0] += 1.0 - credit
-        source, past = learned.experts.get(learned.trusted), learned.experts[TRUSTED].parameters
-        if isinstance(source, Head) and all(
-            np.array_equal(array, past[key]) for key, array in source.parameters.items()
-        ):
-            at = mixture.names.index(learned.trusted)
-            found[0], found[at] = (0.0, found[0] + found[at]) if at else (found[0], found[0])
+        if at := _of_past(learned):
+            found[0], found[at] = 0.0, found[0] + found[at]
         return found
 
     def _known(self, learned: Learned) -> Known | None:
@@ -360,6 +367,15 @@ class Experts:
             usual=np.concatenate([learned.usual, np.full(more, USUAL_FIRST)]),
             trial=trial,
         )
+
+
+def _of_past(learned: Learned) -> int:
+    """The place of the expert whose very head the trusted past is; of itself where that went on since."""
+    source, past = learned.experts.get(learned.trusted), learned.experts[TRUSTED].parameters
+    if not isinstance(source, Head):
+        return 0
+    is_same = all(np.array_equal(array, past[key]) for key, array in source.parameters.items())
+    return learned.mixture.names.index(learned.trusted) if is_same else 0
 
 
 def on_merge(name: str) -> bool:

@@ -113,18 +113,7 @@ class Mixture:
     @property
     def believed(self) -> str:
         """The expert that is believed most; the trusted past only where nobody else is near it."""
-        return self.most_believed([True] * len(self.names))
-
-    def most_believed(self, among: Sequence[bool]) -> str:
-        """The same among some of them, at least one."""
-        weights = [weight if is_one else -1.0 for weight, is_one in zip(self.weights.tolist(), among, strict=True)]
-        first = weights.index(max(weights))
-        if self.names[first] == TRUSTED and len(weights) > 1:
-            others = weights[:first] + weights[first + 1 :]
-            if max(others) >= weights[first] - 1e-12:
-                second = others.index(max(others))
-                return self.names[second + (second >= first)]
-        return self.names[first]
+        return leading(self.names, self.weights, [True] * len(self.names))
 
     def weight_of(self, name: str) -> float:
         """Of one expert; 0 where there is none of that name."""
@@ -156,6 +145,18 @@ class Mixture:
     def trusts(self, task: Task) -> bool:
         """Whether labels agree so well that the head which is believed most is trusted from now on."""
         return self.kappa(task) >= (TRUST if self.correlation is None else TRUST_CORRELATION)
+
+
+def leading(names: Sequence[str], weights: Weights, among: Sequence[bool]) -> str:
+    """Of some experts, at least one, that with the largest weight; the trusted past only where nobody is near it."""
+    chosen = [weight if is_one else -1.0 for weight, is_one in zip(weights.tolist(), among, strict=True)]
+    first = chosen.index(max(chosen))
+    if names[first] == TRUSTED and len(chosen) > 1:
+        others = chosen[:first] + chosen[first + 1 :]
+        if max(others) >= chosen[first] - 1e-12:
+            second = others.index(max(others))
+            return names[second + (second >= first)]
+    return names[first]
 
 
 def mixture_of(names: tuple[str, ...], start: Weights, task: Task) -> Mixture:

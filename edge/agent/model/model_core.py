@@ -96,6 +96,7 @@ class ModelCore:
             questions=Questions(share=config.share_pictures) if config.fleet_labels else None,
         )
         self.is_renewed = False
+        self._speaker = ""
         self._allowance = allowance or Allowance(config.profile.learning)
         self._boot, self._state_id = boot, state_id
         self._level = level_of(host.name) if len(config.bundles) > 1 else ""
@@ -245,8 +246,10 @@ class ModelCore:
         }
 
     def telemetry(self, now: Now) -> dict[str, Any]:
-        """Live numbers of the model."""
+        """Live numbers of the model. Where another head has the most say by now, it is to introduce itself again."""
         model = self._host.model
+        if model.learns and (speaker := model.learning.speaker(model.learned)) != self._speaker:
+            self.is_renewed, self._speaker = self._speaker != "", speaker
         values: dict[str, Any] = {
             "model": self._host.name,
             "release": self._host.slots.record.release,

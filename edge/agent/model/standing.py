@@ -129,7 +129,7 @@ class Standing(ServedModel):
             "head": head_digest(self),
             "learner": self.learning.kind,
             "learners": list(self.learning.learners),
-            "believed": self.learned.mixture.believed,
+            "believed": self.learning.speaker(self.learned),
             "experts": expert_weights(self),
             "classes": list(self.class_names),
             "samples": self.n_samples,
@@ -197,9 +197,9 @@ class Standing(ServedModel):
     def live_head(self) -> HeadRelease:
         """One head, for people who want one: what `export_head` writes.
 
-        It is the one that is believed most of those in the form of the bundle's; one on lifted features is not.
+        It is the one with the most say of those in the form of the bundle's; one on lifted features is not.
         """
-        name = self.learning.plain(self.learned)
+        name = self.learning.speaker(self.learned, is_plain=True)
         return HeadRelease(
             backbone=self.manifest.backbone_digest,
             parameters=self.learning.parameters(self.learned, name),
@@ -236,10 +236,10 @@ def expert_weights(model: ServedModel) -> dict[str, list[float]]:
 
 
 def head_digest(model: ServedModel) -> str:
-    """SHA-256 of the parameters of the head that is believed most, those of the manifest in its order first."""
+    """SHA-256 of the parameters of the head with the most say, those of the manifest in its order first."""
     head = model.manifest.head
     assert head is not None
-    found = model.learning.parameters(model.learned, model.learned.mixture.believed)
+    found = model.learning.parameters(model.learned, model.learning.speaker(model.learned))
     own = [spec.name for spec in head.parameters]
     order = [*own, *sorted(found.keys() - set(own))]
     return sha256(b"".join(np.ascontiguousarray(found[name]).tobytes() for name in order))

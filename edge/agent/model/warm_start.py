@@ -188,7 +188,7 @@ def _near(model: ServedModel, other: ServedModel, bundle: Bundle) -> float:
 def _carried(model: ServedModel, other: ServedModel, names: tuple[str, ...]) -> HeadRelease:
     """What another model learned, as a merge of one."""
     learning, learned = other.learning, other.learned
-    believed = learning.parameters(learned, learning.plain(learned))
+    believed = learning.parameters(learned, learning.speaker(learned, is_plain=True))
     ours, theirs = _layers(model), _layers(other)
     if list(ours.values()) != list(theirs.values()):
         raise LearningError(f"warm start: the head has the layers {theirs}, here it has {ours}")

@@ -22,7 +22,7 @@ WORDS: Mapping[str, tuple[str, str]] = {
     "head": (
         "head",
         "The last part of a model, which learns. A device has several that compete; where one head is shown, "
-        "it is the one that the device believes most, by the digest of its parameters.",
+        "it is the one with the most say in its answers when it said so last, by the digest of its parameters.",
     ),
     "shipped": (
         "shipped",

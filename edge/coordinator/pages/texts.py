@@ -231,7 +231,7 @@ _TEXTS: dict[str, str | tuple[str, str]] = {
     "device.profile": "profile",
     "device.model": "Model: {name}",
     "device.runs": "Runs",
-    "device.head": "head believed most",
+    "device.head": "head with most say, as it said last",
     "device.release": "release",
     "device.why": "Why",
     "device.why-shipped": "it came with it, and nothing was released for it since",

@@ -604,6 +604,7 @@ def test_a_new_device_believes_a_merge_from_its_first_samples_on_without_any_lab
     new, other = fleet.agents["new"], fleet.agents["other"]
     fleet.until("taken", lambda: all("merged" in each.host.model.learned.experts for each in (new, other)))
     assert "does not answer yet: no labels here, and 0 samples were seen" in new.core.status()["merge"]
+    assert new.core.status()["believed"] == "shipped"
     fleet.run(30.0)
     for name in ("new", "other"):  # samples of the bundle say nothing of what is seen here
         assert fleet.device(name).state == "probation"
