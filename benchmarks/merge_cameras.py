@@ -22,6 +22,8 @@ from torch import nn
 from edge.learning.solve import solve
 from edge.learning.statistics import HeadStatistics
 from edge.merging.groups import alike
+from edge.merging.outsiders import worth_shipped
+from edge.merging.policy import MergePolicy
 from edge.merging.screening import screen_statistics
 
 Samples = tuple[np.ndarray, np.ndarray]
@@ -75,6 +77,10 @@ class Split:
             self.learned.append((x[order[:N_LABELS]], y[order[:N_LABELS]]))
             self.later.append((x[order[N_LABELS:]], y[order[N_LABELS:]]))
 
+    def prior(self, learned: HeadStatistics) -> HeadStatistics:
+        """The shipped statistics beside what was learned."""
+        return self.shipped.scaled_to(worth_shipped(learned, self.head, MergePolicy().prior_samples))
+
     def frozen(self, samples: Samples) -> float:
         """Accuracy of the head as trained."""
         return float(((samples[0] @ self.head[0].T + self.head[1]).argmax(axis=1) == samples[1]).mean())
@@ -97,6 +103,13 @@ def worth(splits: list[Split]) -> None:
             row[0] += [accuracy(total, samples) for samples in split.later]
             row[1] += [accuracy(total - each, samples) for each, samples in zip(own, split.later, strict=True)]
             row[2] += [accuracy(total, samples) for samples in split.old]
+        row = rows.setdefault("merged, as a merge weighs them", [[], [], []])
+        learned = sum(own, start=HeadStatistics.empty(len(own[0].gram) - 1, N_CLASSES))
+        total = learned + split.prior(learned)
+        row[0] += [accuracy(total, samples) for samples in split.later]
+        row[2] += [accuracy(total, samples) for samples in split.old]
+        for each, samples in zip(own, split.later, strict=True):
+            row[1].append(accuracy(learned - each + split.prior(learned - each), samples))
     for name, columns in rows.items():
         cells = [f"{np.mean(values):.3f} ({min(values):.3f})" if values else "" for values in columns]
         print(f"{name:<34}{cells[0]:>18}{cells[1]:>18}{cells[2]:>20}", flush=True)

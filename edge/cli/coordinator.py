@@ -90,7 +90,9 @@ def coordinator() -> None:
 @click.option(
     "--merge-noised", is_flag=True, help="Merge what devices send under noise (edge-agent --noise); it is not screened."
 )
-@click.option("--prior-samples", default=100.0, help="Samples that the shipped statistics are worth in a merge.")
+@click.option(
+    "--prior-samples", default=100.0, help="Samples that the shipped statistics are worth in a merge, at the most."
+)
 @click.option("--min-samples", default=10, help="Labels that a contribution needs to be merged.")
 @click.option("--min-merge-samples", default=20, help="Labels that a merge needs.")
 @click.option(

@@ -180,6 +180,11 @@ def mixture_of(names: tuple[str, ...], start: Weights, task: Task) -> Mixture:
     )
 
 
+def credit_of(accuracy: float, chance: float) -> float:
+    """How far an accuracy above chance counts, from 0 to 1, were there labels without end: c of the module."""
+    return _ramp((accuracy - chance) / (1.0 - chance) - LEAST_AGREEMENT)
+
+
 def _ramp(above: float) -> float:
     return min(max(above / RAMP, 0.0), 1.0)
 

@@ -22,7 +22,7 @@ from edge.merging.averaging import Contributed, MergeMemory, merge_changes
 from edge.merging.contributions import class_names_of, n_outputs_of, row_names, trainable_head
 from edge.merging.deltas import Delta
 from edge.merging.noised import divided, pool
-from edge.merging.outsiders import worth_outside
+from edge.merging.outsiders import Layer, worth_outside, worth_shipped
 from edge.merging.policy import MergePolicy
 from edge.merging.pooling import Elsewhere
 from edge.merging.screening import Screening, screen_statistics
@@ -161,16 +161,31 @@ def _contributed(
     return Contributed(device=device, delta=delta, has=has)
 
 
-def _worth_outside(bundle: Bundle, devices: Mapping[str, HeadStatistics], prior: HeadStatistics) -> Outside | None:
-    """By lineage, of statistics of the same classes; None for projected features: the shipped head is not of those."""
+def _shipped_layer(bundle: Bundle, n_classes: int) -> Layer | None:
+    """Of as many classes as statistics have; None for projected features: the shipped head is not of those."""
     head = trainable_head(bundle)
     if head.projection is not None or head.linear is None or head.linear.bias is None:
         return None
-    shipped, n_classes = bundle.head_parameters(), prior.moment.shape[1]
-    shipped = grown(shipped, head.linear, n_classes - n_outputs_of(bundle))
-    layer = shipped[head.linear.weight].astype(np.float64), shipped[head.linear.bias].astype(np.float64)
+    shipped = grown(bundle.head_parameters(), head.linear, n_classes - n_outputs_of(bundle))
+    return shipped[head.linear.weight].astype(np.float64), shipped[head.linear.bias].astype(np.float64)
+
+
+def _worth_outside(bundle: Bundle, devices: Mapping[str, HeadStatistics], prior: HeadStatistics) -> Outside | None:
+    """By lineage, of statistics of the same classes."""
+    n_classes = prior.moment.shape[1]
+    layer = _shipped_layer(bundle, n_classes)
+    if layer is None:
+        return None
     known = shipped_statistics(bundle, 1.0).grown(n_classes)
     return worth_outside(list(devices.values()), prior, layer, known, list(devices))
+
+
+def _prior(bundle: Bundle, shipped: HeadStatistics, learned: HeadStatistics) -> HeadStatistics:
+    """The shipped statistics with the weight that they have beside what was learned, at most the given one."""
+    layer = _shipped_layer(bundle, learned.moment.shape[1])
+    if layer is None or shipped.n_samples <= 0:
+        return shipped
+    return shipped.scaled_to(worth_shipped(learned, layer, shipped.n_samples))
 
 
 def shipped_head(bundle: Bundle) -> HeadRelease:
@@ -223,11 +238,14 @@ def _merge_statistics(
         others: Mapping[str, int] = {} if elsewhere is None else elsewhere.included
         newest = {device: update.lineage for device, update in updates}
         summed = {newest[device]: total for device, total in sums.items() if device not in out and total.n_samples > 0}
-        start = prior if pooled is None else prior + pooled.statistics
+        nothing = HeadStatistics.empty(len(prior.gram) - 1, prior.moment.shape[1])
+        learned = sum(summed.values(), start=nothing if pooled is None else pooled.statistics)
+        if elsewhere is None and is_classifier:
+            prior = _prior(bundle, prior, learned)
         merged = (*chosen, *told)
         under_noise = "" if pooled is None else f", {len(told)} of them under noise, worth {pooled.worth:.0%}"
         release = replace(
-            head_of_sum(bundle, sum(summed.values(), start=start), names),
+            head_of_sum(bundle, prior + learned, names),
             outside=_worth_outside(bundle, summed, prior) if is_classifier else None,
             included={**already, **others, **{update.lineage: update.version for update in merged}},
             n_samples=sum(update.n_samples for update in merged) + (0 if elsewhere is None else elsewhere.n_samples),

@@ -19,9 +19,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from edge.contract.errors import LearningError
+from edge.learning.closed_form import PRIOR_SAMPLES
 from edge.learning.exchange import Outside
 from edge.learning.familiarity import MIN_SAMPLES, Familiarity, covariance_of, means_of
-from edge.learning.mixture import KNOWN_FROM
+from edge.learning.mixture import KNOWN_FROM, credit_of
 from edge.learning.solve import solve
 from edge.learning.statistics import HeadStatistics, Matrix
 from edge.merging.groups import LARGEST_DISTANCE, apart
@@ -86,6 +87,28 @@ def worth_outside(
     # Two deviations of a mean that could be luck: of n samples, a quarter of them answered otherwise.
     gain = min(*gains, float(np.mean(gains)) - 1.0 / math.sqrt(n_asked))
     return Outside(gain=gain, distance=max(distances), devices=len(gains), each=each)
+
+
+def worth_shipped(learned: HeadStatistics, shipped: Layer, most: float) -> float:
+    """How many samples the shipped statistics are worth in a merge.
+
+    As many as on a device, 20, where the shipped head is right on what was learned hardly more often than a guess: then
+    what was shipped is of another world. Else the more the more often it is right, as a device believes labels. That
+    depends on the sum only, so that a merge in two tiers is the same.
+
+    Args:
+        learned: Of classes: the sum of all that is merged.
+        shipped: Weights ``(n_outputs, d)`` and biases ``(n_outputs,)`` of the head as shipped.
+        most: What they are worth where it is right often, and where nobody can tell.
+    """
+    if not learned.seen.any():
+        return most
+    try:
+        right = accuracy(learned, learned.seen, shipped)
+    except np.linalg.LinAlgError:  # numbers that no head can be solved from: whoever solves it says so
+        return most
+    least = min(most, PRIOR_SAMPLES)
+    return least + (most - least) * credit_of(right, 1.0 / len(shipped[1]))
 
 
 def _distance(own: HeadStatistics, asked: np.ndarray, others: HeadStatistics, known: HeadStatistics) -> float | None:

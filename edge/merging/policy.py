@@ -35,9 +35,9 @@ class MergePolicy:
         privacy_delta: The delta for which the epsilon spent so far is stated.
         expected_devices: Devices that the noisy sum is divided by: those expected in a round, not those that came.
         server_rate: Step size of the server's optimizer.
-        prior_samples: How many samples the shipped statistics are worth in a sum. A device begins with 20; in a merge
-            100 were better for cameras outside it and for the old ones, and no worse for those in it
-            (docs/learning.md).
+        prior_samples: How many samples the shipped statistics are worth in a sum at the most. A device begins with 20;
+            in a merge 100 were better for cameras outside it and for the old ones, and no worse for those in it
+            (docs/learning.md). Where the shipped head is hardly ever right on what was learned they are worth 20, too.
         min_samples: Labelled samples that a contribution must have behind it to be merged.
         min_merge_samples: Labelled samples that a merge must have behind it.
         merge_by: What divides the fleet into groups with a head each: "" for nothing, ``tag.KEY`` for the value of that

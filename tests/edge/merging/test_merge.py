@@ -24,9 +24,8 @@ from tests.support.contributions import Make, merged_head, policy_of, samples, s
 ADDED = ("smudge", "blank")
 
 
-def prior_of(bundle: Bundle, n_classes: int) -> HeadStatistics:
-    shipped = HeadStatistics.from_tensors(bundle.tensors(m.STATISTICS), 64, 10)
-    return shipped.scaled_to(MergePolicy().prior_samples).grown(n_classes)
+def shipped_of(bundle: Bundle) -> HeadStatistics:
+    return HeadStatistics.from_tensors(bundle.tensors(m.STATISTICS), 64, 10)
 
 
 # Statistics
@@ -49,7 +48,7 @@ def test_classes_added_in_another_order_are_lined_up_by_name(bundle: Bundle, sta
     known = bundle.manifest.class_names
     names = (*known, "blank", "smudge")
     assert found.class_names == names
-    total = prior_of(bundle, len(names))
+    total = shipped_of(bundle).scaled_to(PRIOR_SAMPLES).grown(len(names))  # the shipped head knows none of these
     for seed, own in ((0, (*known, *ADDED)), (1, (*known, *ADDED[::-1])), (2, known)):
         x, y = samples(own, seed)
         total = total + HeadStatistics.of(x, np.array([names.index(own[label]) for label in y]), len(names))
@@ -74,6 +73,33 @@ def test_added_class_without_samples_stays_with_its_device(bundle: Bundle, stati
     assert found.merged["moment"].shape == (65, 10)
 
 
+@pytest.mark.parametrize(
+    ("n_right", "most", "least_worth", "most_worth"),
+    [(10, 100, 100, 100), (0, 100, 20, 20), (3, 100, 25, 95), (10, 5, 5, 5), (0, 5, 5, 5), (0, 1000, 20, 20)],
+)
+def test_shipped_statistics_are_worth_as_much_as_the_shipped_head_is_right_on_what_was_learned(
+    bundle: Bundle, n_right: int, most: float, least_worth: float, most_worth: float
+) -> None:
+    """Devices see what the bundle was made with, and name so many classes as it does; only their sum counts."""
+    named = [*range(n_right), *np.roll(np.arange(n_right, 10), 1)]
+    seen = shipped_of(bundle)
+    seen = HeadStatistics(seen.gram, seen.moment[:, named])
+
+    def sent(lineage: str, n: int) -> HeadUpdate:
+        tensors = dict(seen.scaled_to(n).to_tensors())
+        return HeadUpdate(
+            learner="statistics", backbone=bundle.manifest.backbone_digest, lineage=lineage, version=n, n_samples=n,
+            base_release=0, tensors=tensors,
+        )  # fmt: skip
+
+    found = merged_head(bundle, [sent("a", 150), sent("b", 250)], prior_samples=most)
+    worth = float(found.merged["moment"][-1].sum()) - 400
+    assert least_worth - 0.01 <= worth <= most_worth + 0.01
+    one = merged_head(bundle, [sent("both", 400)], prior_samples=most)
+    for name, array in one.parameters.items():
+        np.testing.assert_allclose(found.parameters[name], array, rtol=1e-3, atol=1e-3)
+
+
 def test_statistics_of_a_regression_head_are_solved_by_ridge(bundle: Bundle) -> None:
     regression = with_loss(bundle, MEAN_SQUARED_ERROR)
     rng = np.random.default_rng(0)
@@ -90,7 +116,7 @@ def test_statistics_of_a_regression_head_are_solved_by_ridge(bundle: Bundle) -> 
     )
     check_update(update, regression)
     found = merged_head(regression, [update])
-    weights, biases = solve(prior_of(bundle, 10) + own, "ridge")
+    weights, biases = solve(shipped_of(bundle).scaled_to(MergePolicy().prior_samples) + own, "ridge")
     np.testing.assert_allclose(found.parameters["7.weight"], weights, rtol=1e-3, atol=1e-3)
     np.testing.assert_allclose(found.parameters["7.bias"], biases, rtol=1e-3, atol=1e-3)
     with pytest.raises(LearningError, match="negative count"):
