@@ -299,7 +299,7 @@ for command in learning.COMMANDS:
 def tag(connect: Any, device: str, tags: tuple[str, ...], reason: str, as_json: bool) -> None:
     """Give DEVICE tags, for groups that share a head and to choose devices by.
 
-    KEY= takes one away. Says which it has.
+    KEY= takes one away. Says which it has; without KEY=VALUE nothing else.
 
     \b
     edge-fleet tag camera-1 model=A site=north
@@ -309,7 +309,10 @@ def tag(connect: Any, device: str, tags: tuple[str, ...], reason: str, as_json: 
     if len(pairs) < len(tags):
         wrong = next((text for text in tags if "=" not in text), "a key that repeats")
         raise ConfigError(f"tag {wrong!r}: expected KEY=VALUE, each key once")
-    found = connect().call("POST", "/api/tags", json={"device": device, "tags": pairs, "reason": reason})
+    if pairs:
+        found = connect().call("POST", "/api/tags", json={"device": device, "tags": pairs, "reason": reason})
+    else:
+        found = connect().call("GET", f"/api/v1/devices/{quote(device, safe='')}")["tags"]
     if as_json:
         click.echo(json.dumps(found, indent=1))
         return

@@ -399,7 +399,8 @@ def line_of(found: dict[str, Any]) -> str:
     waves = ", ".join(map(str, found["waves"]))
     wave = f", wave {found['wave']}" if found["wave"] else ""
     reason = f": {shown(found['reason'], 500)}" if found["reason"] else ""
-    what = f"release {found['release']} ({found['kind']}) to {found['devices']} devices in waves of {waves}"
+    n = f"{found['devices']} device{'' if found['devices'] == 1 else 's'}"
+    what = f"release {found['release']} ({found['kind']}) to {n} in waves of {waves}"
     return f"rollout {found['id']}: {what}; {found['state']}{wave}{reason}"
 
 

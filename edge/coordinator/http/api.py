@@ -223,7 +223,7 @@ def _add_refusals(api: FastAPI, submit: Submit) -> None:
     async def not_taken(request: Request, exc: HTTPException) -> Response:
         """What the framework itself refuses: no such address, a body that cannot be read, one that is too large."""
         request.state.outcome = f"refused: {exc.detail}"
-        if "text/html" in request.headers.get("accept", "") and not request.url.path.startswith("/api/"):
+        if _is_of_a_person(request):
             page: Response = request.app.state.pages.refusal(request, exc.status_code, str(exc.detail))
             return page
         what = f"{request.method} {request.url.path[:200]}"
@@ -238,6 +238,10 @@ def _add_refusals(api: FastAPI, submit: Submit) -> None:
         with contextlib.suppress(Exception):  # it is in the server's log in any case
             submit(lambda core, now: core.events.unforeseen("", "fault", doing, exc, now))
         detail = f"{doing} failed inside the coordinator, which goes on: {reason(exc)}"
+        if _is_of_a_person(request):
+            with contextlib.suppress(Exception):  # what made it fail may be on that page, too
+                page: Response = request.app.state.pages.refusal(request, 500, detail)
+                return page
         return JSONResponse({"detail": detail, "error": type(exc).__name__}, status_code=500)
 
     @api.exception_handler(DatabaseError)
@@ -250,6 +254,11 @@ def _add_refusals(api: FastAPI, submit: Submit) -> None:
             return JSONResponse({"detail": detail, "error": RolloutError.__name__}, status_code=503)
         detail = f"the database does not take it ({exc.orig}): nothing was changed; make room on its disk, or try again"
         return JSONResponse({"detail": detail, "error": ResourceError.__name__}, status_code=503)
+
+
+def _is_of_a_person(request: Request) -> bool:
+    """Whether a browser asks for a page."""
+    return "text/html" in request.headers.get("accept", "") and not request.url.path.startswith("/api/")
 
 
 def _methods(request: Request) -> list[str]:

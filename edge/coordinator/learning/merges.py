@@ -273,7 +273,7 @@ class Merges:
         before = self._store.contributions.memory(backbone)
         n_devices = len({row.device for row in used})
         with_above = self._pools is not None and self._pools.knows(backbone)
-        whose = f"{n_devices} devices{' and of the fleet above' if with_above else ''}"
+        whose = f"{n_devices} device{'' if n_devices == 1 else 's'}{' and of the fleet above' if with_above else ''}"
         reason = f"{_of(meant_for)}merge of {whose}, {found.release.n_samples} labelled samples"
         if is_pending:
             reason = f"{reason if used else 'the shipped head'}, without what was forgotten"

@@ -91,6 +91,7 @@ def fleet(store: Store, query: FleetQuery, line: LineState, now: Now) -> dict[st
         }
         for device in chosen[(page - 1) * PAGE : page * PAGE]
     ]
+    agents = Counter(each.agent_version for each in devices if each.born)
     return {
         "counts": [(each, counts[each]) for each in CONDITIONS if counts[each] or (each == ONLINE and line.hears)],
         "admissions": [(each, n) for each in ADMISSIONS if (n := sum(d.admission == each for d in everyone))],
@@ -100,7 +101,8 @@ def fleet(store: Store, query: FleetQuery, line: LineState, now: Now) -> dict[st
         "wishes": _together(wishes),
         "versions": (versions := _versions(models, releases, names))[:_MOST_VERSIONS],
         "more_versions": sum(each["n"] for each in versions[_MOST_VERSIONS:]),
-        "agents": sorted(Counter(each.agent_version for each in devices if each.born).items(), reverse=True),
+        "agents": sorted(agents.most_common(_MOST_VERSIONS), reverse=True),
+        "more_agents": agents.total() - sum(n for _, n in agents.most_common(_MOST_VERSIONS)),
         "map": _map(devices, tags, is_now, {each.device for each in troubled}, query.by),
         "has_troubled": bool(troubled),
         "by": query.by,

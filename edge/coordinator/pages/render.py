@@ -19,6 +19,10 @@ from edge.coordinator.pages.texts import has, text
 # Blocks of a template that are sent again when they change; each is alone in the element of this id.
 _LIVE = "live_"
 _EVERY_PAGE = "base.html"
+# Nobody gives so many labels.
+_FIRST_TIME_MS = 1_000_000_000_000
+# What turns round the text beside it, or cannot be seen: devices and people may have that in what they say.
+_UNSEEN = dict.fromkeys((0x61C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)), 0xFFFD)
 
 
 def _time(ms: int) -> Markup:
@@ -28,6 +32,15 @@ def _time(ms: int) -> Markup:
         return Markup('<span class="none">{}</span>').format(text("never"))
     iso = datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     return Markup('<time datetime="{}" data-ms="{}" title="{} UTC">{}</time>').format(iso, ms, shown, shown)
+
+
+def _version(number: int) -> str:
+    """Up to where a contribution is in a merge: a label; of a site, whose versions are milliseconds, a time."""
+    return text("version.time", at=amounts.clock(number)) if _is_time(number) else text("version.label", n=number)
+
+
+def _is_time(version: int) -> bool:
+    return version >= _FIRST_TIME_MS
 
 
 def _state(name: str) -> Markup:
@@ -76,6 +89,8 @@ _ENVIRONMENT.filters.update(
     word=_word,
     head=_head,
     commands=_commands,
+    version=_version,
+    is_time=_is_time,
 )
 
 
@@ -87,7 +102,7 @@ _ENVIRONMENT.globals["fate"] = _ENVIRONMENT.get_template("fate.html").module
 
 def whole(template: str, values: Mapping[str, Any]) -> str:
     """A page."""
-    return _ENVIRONMENT.get_template(template).render(values)
+    return _ENVIRONMENT.get_template(template).render(values).translate(_UNSEEN)
 
 
 def fragments(template: str, values: Mapping[str, Any]) -> dict[str, str]:
@@ -95,5 +110,9 @@ def fragments(template: str, values: Mapping[str, Any]) -> dict[str, str]:
     made: dict[str, str] = {}
     for found in (_ENVIRONMENT.get_template(_EVERY_PAGE), _ENVIRONMENT.get_template(template)):
         context = found.new_context(dict(values))
-        made |= {name: "".join(block(context)) for name, block in found.blocks.items() if name.startswith(_LIVE)}
+        made |= {
+            name: "".join(block(context)).translate(_UNSEEN)
+            for name, block in found.blocks.items()
+            if name.startswith(_LIVE)
+        }
     return made

@@ -6,8 +6,10 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from edge.contract.clock import Now
 from edge.contract.errors import RolloutError
 from edge.coordinator.http.rollout_views import shown, summaries
+from edge.coordinator.line import ONLINE, LineState
 from edge.coordinator.pages.charts import shares
 from edge.coordinator.pages.texts import text
 from edge.coordinator.records import UNDECIDED
@@ -30,8 +32,8 @@ def rollouts(store: Store) -> dict[str, Any]:
     return {"rollouts": summaries(store), "paused": store.rollouts.setting(PAUSED)}
 
 
-def rollout(store: Store, number: int) -> dict[str, Any]:
-    """One of them, see `edge.coordinator.http.rollout_views.shown`.
+def rollout(store: Store, number: int, line: LineState, now: Now) -> dict[str, Any]:
+    """One of them, see `edge.coordinator.http.rollout_views.shown`; and whom it waits for that is not there.
 
     Raises:
         RolloutError: There is no such rollout.
@@ -45,13 +47,20 @@ def rollout(store: Store, number: int) -> dict[str, Any]:
         "r": found,
         "rel": release,
         "waves": [_wave(found, i) for i in range(1, len(found["waves"]) + 1)],
-        "targets": targets[:_MOST_TARGETS],
+        "targets": [each | {"away": _away(store, each, line, now)} for each in targets[:_MOST_TARGETS]],
         "n_targets": len(targets),
         "waits": waits,
         "orders": [str(each) for each in _ORDERS if can(state, each) and _helps(found, each)],
         "has_ended": state in ENDED,
         "plan": _plan(found["plan"]),
     }
+
+
+def _away(store: Store, target: dict[str, Any], line: LineState, now: Now) -> str:
+    """How a device is that is offered something, where it is not online; "" for all others."""
+    device = store.devices.get(target["device"]) if target["state"] == TargetState.OFFERED else None
+    condition = ONLINE if device is None else line.condition(device, now.wall_ms)
+    return "" if condition == ONLINE else condition
 
 
 def can(state: RolloutState, asked: Asked) -> bool:

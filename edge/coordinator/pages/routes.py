@@ -127,7 +127,7 @@ class Pages:
 
     def refusal(self, request: Request, status: int, why: str, form: Mapping[str, str] | None = None) -> Response:
         """A page that says why there is none; or why nothing was done, with the fields that were sent to try again."""
-        kind = {404: "missing", 403: "role"}.get(status, "shown" if form is None else "done")
+        kind = {404: "missing", 403: "role", 500: "failed"}.get(status, "shown" if form is None else "done")
         html = render.whole("refusal.html", {**self.frame(request), "why": why, "kind": kind, "form": form})
         return HTMLResponse(html, status_code=status, headers=HEADERS)
 
@@ -178,7 +178,9 @@ def add_pages(api: FastAPI, pages: Pages) -> None:
 
     @get("/rollouts/{number}")
     async def rollout(request: Request, number: RowNumber) -> Response:
-        return await pages.answer(request, "rollout.html", lambda: rollout_view.rollout(pages.store, number))
+        return await pages.answer(
+            request, "rollout.html", lambda: rollout_view.rollout(pages.store, number, pages.line(), pages.clock())
+        )
 
     @get("/learning")
     async def learning(request: Request) -> Response:

@@ -54,7 +54,7 @@ def test_statistics_are_forgotten_and_the_next_merge_is_told(
     core: CoordinatorCore, update: Callable[[str, str], HeadUpdate]
 ) -> None:
     core.learning.take("camera-1", update("statistics", "l").encode(), NOW)
-    assert "release 1: merge of 1 devices" in ask("merge")
+    assert "release 1: merge of 1 device" in ask("merge")
     said = ask("forget", "camera-1")
     assert "camera-1: 1 contributions forgotten, 50 labelled samples" in said
     assert "as if it had never been there; it waits for `edge-fleet merge`" in said

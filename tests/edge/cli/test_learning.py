@@ -66,7 +66,7 @@ def test_what_waits_is_said_and_a_merge_by_hand_needs_the_word(
     assert "waits until this has ended, since" in pages["/rollouts/3"]
     assert "rollout 3 of release 1 (held)" in pages["/merge"]
     assert 'name="supersede"' in pages["/merge"]
-    assert "release 2: merge of 1 devices" in ask("merge", "--supersede")
+    assert "release 2: merge of 1 device" in ask("merge", "--supersede")
     assert "superseded: release 2 takes its place" in ask("rollout", "status", "3")
 
 

@@ -433,6 +433,12 @@ def test_what_fails_is_in_the_audit_log_too(web: Web, monkeypatch: pytest.Monkey
     monkeypatch.setattr(web.core.learning, "forget", broken)
     assert web.ask("POST", "/api/forget", json={"device": "cam"}).status_code == 500
     assert "No space left" in web.audit()[-1][2]
+    # In a browser that is a page with a way back.
+    monkeypatch.setattr(type(web.store.questions), "get", broken)
+    page = web.ask("GET", "/questions/1/answer", headers={"accept": "text/html"})
+    assert (page.status_code, page.headers["content-type"]) == (500, "text/html; charset=utf-8")
+    assert "No space left" in page.text
+    assert 'href="/"' in page.text
     # What cannot be kept is not done.
     monkeypatch.setattr(type(web.store.access), "audit", broken)
     told = web.ask("POST", "/api/v1/paused", json={"paused": True, "reason": "fire"})

@@ -163,7 +163,7 @@ def test_what_is_not_approved_is_offered_nothing_and_merged_by_nobody(
     fleet.core.decide("cam-2", Decision.QUARANTINE, "kim", "", NOW)
     assert {each.device: str(each.state) for each in fleet.store.rollouts.targets(rollout.id)}["cam-2"] == "excluded"
     (merged,) = fleet.core.merge_now(NOW, supersede=True)  # the rollout is under way
-    assert "merge of 1 devices" in merged.reason
+    assert "merge of 1 device" in merged.reason
     fleet.core.decide("cam-3", Decision.APPROVE, "kim", "found", NOW)
     assert "merge of 2 devices" in fleet.core.merge_now(NOW)[0].reason
     assert release.counter < fleet.store.releases.highest()

@@ -494,8 +494,8 @@ def test_each_value_of_a_tag_has_a_head_of_its_own_that_newcomers_get_too(
     releases = fleet.core.merge_now(fleet.now)
     assert {tuple(row.devices): row.reason.split(": ")[1].split(",")[0] for row in releases} == {
         ("tag.model=a",): "merge of 2 devices",
-        ("tag.model=b",): "merge of 1 devices",
-        ("tag.model=",): "merge of 1 devices",
+        ("tag.model=b",): "merge of 1 device",
+        ("tag.model=",): "merge of 1 device",
     }
     counters = {row.devices[0]: row.counter for row in releases}
     assert [desired(fleet, f"d{i}") for i in range(4)] == [

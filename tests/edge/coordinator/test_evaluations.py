@@ -282,7 +282,10 @@ def test_the_page_follows_rollouts_whether_devices_judge_them_or_not(new: NewFle
         "form_token": "", "now_ms": fleet.now.wall_ms, "line": fleet.core.dialogue.line.state,
     }  # fmt: skip
     assert fleet.store is not None
-    parts = {each: fragments("rollout.html", frame | page(fleet.store, each)) for each in (number, other)}
+    parts = {}
+    for each in (number, other):
+        shown = page(fleet.store, each, fleet.core.dialogue.line.state, fleet.now)
+        parts[each] = fragments("rollout.html", frame | shown)
     assert [("d003" in parts[each]["live_judges"]) for each in (number, other)] == [True, False]
 
 

@@ -83,7 +83,7 @@ def test_a_candidate_that_loses_on_samples_kept_here_is_not_released_and_a_bette
     fleet.core.learning.take("d000", learned(bundle, features[:300], shuffled, "bad").encode(), fleet.now)
     fleet.pass_time(60, 20)
     (lost,) = told(fleet, "candidate-lost")
-    assert lost.startswith("merge of 1 devices, 300 labelled samples: right on 0.")
+    assert lost.startswith("merge of 1 device, 300 labelled samples: right on 0.")
     assert "of 600 samples kept here" in lost
     assert "(the shipped head): gain -" in lost
     assert reasons(fleet) == []
@@ -94,7 +94,7 @@ def test_a_candidate_that_loses_on_samples_kept_here_is_not_released_and_a_bette
     fleet.core.forget("d000", fleet.now)
     fleet.core.learning.take("d001", learned(bundle, features[:600], y[:600], "good").encode(), fleet.now)
     fleet.pass_time(60, 20)
-    assert reasons(fleet)[-1] == "merge of 1 devices, 600 labelled samples"
+    assert reasons(fleet)[-1] == "merge of 1 device, 600 labelled samples"
     notes = fleet.store.releases.all()[0].notes
     gain = float(notes.partition("gain +")[2].split()[0])
     assert gain > 0, notes

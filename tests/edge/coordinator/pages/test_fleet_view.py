@@ -107,3 +107,18 @@ def test_the_same_of_many_devices_is_said_once_and_hides_nothing_else(tmp_path: 
         ("9 devices: a model failed", f"{', '.join(names[:5])} and 4 more"),
     ]
     light.close()
+
+
+def test_versions_that_devices_name_do_not_fill_the_page(tmp_path: Path, digits_bundle: Path) -> None:
+    light = Fleet(tmp_path, digits_bundle, 30, ends("active"))
+    assert light.store is not None
+    for i, name in enumerate(sorted(light.devices)):
+        known = light.store.devices.known(name)
+        assert known is not None
+        device = replace(known.device, agent_version="1.0" if i < 5 else f"0.{i}")
+        light.store.devices.keep(replace(known, device=device), known)
+    shown = fleet(light.store, FleetQuery(), light.core.dialogue.line.state, light.now)
+    assert shown["agents"][0] == ("1.0", 5)
+    assert len(shown["agents"]) < 26
+    assert sum(n for _, n in shown["agents"]) + shown["more_agents"] == 30
+    light.close()
