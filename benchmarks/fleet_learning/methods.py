@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-from collections.abc import Callable
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -195,3 +197,34 @@ def baselines() -> dict[str, Make]:
     for kind, mu in (("FedAvg", 0.0), ("FedProx", 0.01)):
         found |= {f"{kind}, rate {rate:g}": fed(rate, mu) for rate in FedAvg.RATES}
     return found
+
+
+def own(text: str) -> Make:
+    """A method out of somebody's file, as ``FILE.py:NAME``.
+
+    Raises:
+        ValueError: There is no such file, or no such name in it.
+    """
+    path, _, name = text.rpartition(":")
+    spec = importlib.util.spec_from_file_location("own_method", path)
+    if not Path(path).is_file() or spec is None or spec.loader is None:
+        raise ValueError(f"--method {text}: expected FILE.py:NAME with a file that is there")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not callable(getattr(module, name, None)):
+        raise ValueError(f"--method {text}: {path} has no class {name!r}")
+    made: Make = getattr(module, name)
+    return made
+
+
+def chosen(here: Mapping[str, Make], only: Sequence[str], theirs: Sequence[str]) -> dict[str, Make]:
+    """What runs: of the methods that are here those whose names begin as `only` says (empty: all), and all of theirs.
+
+    Raises:
+        ValueError: No method begins so, or one of theirs is not there.
+    """
+    for each in only:
+        if not any(name.startswith(each) for name in here):
+            raise ValueError(f"--only {each}: no method is called so; there are {'; '.join(here)}")
+    found = {name: make for name, make in here.items() if not only or any(name.startswith(each) for each in only)}
+    return found | {each: own(each) for each in theirs}

@@ -6,13 +6,12 @@
 Each device answers a sample, then is told its label, in turn; every 25 labels of each there is an exchange. Cells:
 right on the way / in the end, mean over devices / the worst device in the end; KB to and from a device. FedAvg and
 FedProx are shown at the rate that is best over all tasks. `--method` adds one of your own: a class, made with a task
-and a seed. Rules and results: README.md beside this.
+and a seed; it runs whatever `--only` says. Rules and results: README.md beside this.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import sys
 import tempfile
@@ -25,7 +24,7 @@ import numpy as np
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[2])]
 from continual import digits, digits_setting
 
-from benchmarks.fleet_learning.methods import Make, baselines, flower
+from benchmarks.fleet_learning.methods import Make, baselines, chosen, flower
 from benchmarks.fleet_learning.ours import Edgeloop
 from benchmarks.fleet_learning.play import played
 from benchmarks.fleet_learning.tasks import TASKS, Source
@@ -44,41 +43,45 @@ def source(folder: Path, seed: int) -> tuple[Any, Source]:
     )  # fmt: skip
 
 
-def own(text: str) -> Make:
-    """A method out of somebody's file."""
-    path, _, name = text.partition(":")
-    spec = importlib.util.spec_from_file_location("own_method", path)
-    if spec is None or spec.loader is None or not name:
-        raise SystemExit(f"--method {text}: expected FILE.py:NAME")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    made: Make = getattr(module, name)
-    return made
+def _seeds(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected 1 or more, got {text}")
+    return int(text)
+
+
+def _result(text: str) -> Path:
+    path = Path(text)
+    if path.is_dir() or not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{text}: expected a file in a folder that is there")
+    return path
 
 
 def main() -> int:
     """Print the table; the exit code says whether ours is first in the end on every task, ties within half a point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--json", type=Path, help="all numbers")
-    parser.add_argument("--only", nargs="+", help="names of methods")
-    parser.add_argument("--method", action="append", default=[], metavar="FILE:NAME")
+    parser.add_argument("--seeds", type=_seeds, default=3)
+    parser.add_argument("--json", type=_result, help="all numbers")
+    parser.add_argument("--only", nargs="+", default=[], help="of the methods that are here; yours runs anyhow")
+    parser.add_argument("--method", action="append", default=[], metavar="FILE:NAME", help="one of your own")
     parser.add_argument("--cache", type=Path, help="keep the trained bundles here")
     options = parser.parse_args()
+    settings: dict[int, Any] = {}
+    here: dict[str, Make] = {Edgeloop.name: lambda task, seed: Edgeloop(settings[seed], task, seed)}
+    try:
+        makers = chosen(here | baselines(), options.only, options.method)
+    except ValueError as exc:
+        parser.error(str(exc))
     found: dict[tuple[str, str], list[dict[str, float]]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as name:
         folder = options.cache or Path(name)
         folder.mkdir(parents=True, exist_ok=True)
         for seed in range(7, 7 + options.seeds):
-            setting, parts = source(folder, seed)
-            makers: dict[str, Make] = {Edgeloop.name: lambda task, s, of=setting: Edgeloop(of, task, s)}  # type: ignore[misc]
-            makers |= baselines() | {each: own(each) for each in options.method}
+            settings[seed], parts = source(folder, seed)
             for make_task in TASKS:
                 task = make_task(parts, np.random.default_rng(seed))
                 for method, make in makers.items():
-                    if not options.only or any(method.startswith(each) for each in options.only):
-                        found[method, task.name].append(played(task, make(task, seed)))
-                        print(".", end="", flush=True)
+                    found[method, task.name].append(played(task, make(task, seed)))
+                    print(".", end="", flush=True)
     return said(found, options.json)
 
 
@@ -87,9 +90,9 @@ def said(found: dict[tuple[str, str], list[dict[str, float]]], path: Path | None
     tasks = list(dict.fromkeys(task for _, task in found))
     mean = {key: {what: float(np.mean([row[what] for row in rows])) for what in rows[0]} for key, rows in found.items()}
     methods = list(dict.fromkeys(method for method, _ in found))
-    shown = [method for method in methods if not method.startswith("Fed")]
-    for kind in ("FedAvg", "FedProx"):
-        rates = [method for method in methods if method.startswith(kind)]
+    rated = [[each for each in methods if each.startswith(f"{kind}, rate ")] for kind in ("FedAvg", "FedProx")]
+    shown = [method for method in methods if not any(method in rates for rates in rated)]
+    for rates in rated:
         if rates:
             shown.append(max(rates, key=lambda method: sum(mean[method, task]["end"] for task in tasks)))
     if path is not None:

@@ -1,10 +1,12 @@
 """The benchmark of learning in a fleet: its tasks tell nothing they must not, and its baselines are what they say."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from benchmarks.fleet_learning.methods import FedAvg, Frozen, Slda, averaged
-from benchmarks.fleet_learning.play import played
+from benchmarks.fleet_learning.methods import FedAvg, Frozen, Slda, averaged, baselines, chosen
+from benchmarks.fleet_learning.play import answers, played
 from benchmarks.fleet_learning.tasks import TASKS, Array, Source, other_labels, rare_class, wrong_labels
 
 MEANS = np.random.default_rng(0).normal(size=(10, 1, 8, 8)).astype(np.float32)
@@ -62,3 +64,40 @@ def test_baselines_learn_and_average_as_they_say(source: Source) -> None:
     mean = averaged([([np.ones(2), np.zeros(1)], 1), ([np.zeros(2), np.ones(1)], 3)])
     np.testing.assert_allclose(mean[0], [0.25, 0.25])
     np.testing.assert_allclose(mean[1], [0.75])
+
+
+OWN = """
+import numpy as np
+
+class Mine:
+    def __init__(self, task, seed): self.names = len(task.bias)
+    def predict(self, device, x): return np.zeros(len(x), int)
+    def learn(self, device, x, label): assert x.shape == (64,)
+    def exchange(self): return 8
+
+class One(Mine):
+    def predict(self, device, x): return 0
+"""
+
+
+def test_a_method_of_somebody_else_runs_whatever_is_chosen_of_ours(source: Source, tmp_path: Path) -> None:
+    (tmp_path / "FedAvgOrSo.py").write_text(OWN)
+    theirs = f"{tmp_path / 'FedAvgOrSo.py'}:Mine"
+    assert list(chosen(baselines(), ["frozen"], [theirs])) == ["frozen", theirs]
+    assert list(chosen(baselines(), [], [theirs])) == [*baselines(), theirs]
+    task = other_labels(source, np.random.default_rng(0))
+    result = played(task, chosen(baselines(), ["frozen"], [theirs])[theirs](task, 0))
+    assert result["end"] == pytest.approx(0.1, abs=0.02)
+    one = chosen({}, [], [f"{tmp_path / 'FedAvgOrSo.py'}:One"]).popitem()[1](task, 0)
+    with pytest.raises(ValueError, match="expected 3 classes for 3 samples"):
+        answers(one, 0, task.devices[0].x[:3])
+
+
+@pytest.mark.parametrize(
+    ("only", "theirs", "says"),
+    [(["nobody"], [], "no method is called so"), ([], ["gone.py:Mine"], "a file that is there"),
+     ([], ["Mine"], "a file that is there"), ([], [f"{__file__}:Nobody"], "has no class 'Nobody'")],
+)  # fmt: skip
+def test_a_method_that_is_not_there_is_refused(only: list[str], theirs: list[str], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        chosen(baselines(), only, theirs)
