@@ -141,6 +141,9 @@ def _look(work: Work, groups: Mapping[str, Mapping[str, str]], *, is_halted: boo
     verdict = judge(work, wave, groups)
     if verdict is None or (verdict.decision is Decision.PASS and is_halted):
         return False
+    if verdict.decision is Decision.UNDECIDED and rollout.state is S.HELD:  # it stays so, for another reason
+        work.rollout = replace(work.rollout, reason=reason(verdict), version=rollout.version + 1)
+        return False
     event = {Decision.PASS: E.PASS, Decision.STOP: E.STOP, Decision.UNDECIDED: E.UNDECIDED}[verdict.decision]
     return work.happen(event, reason(verdict), is_severe=verdict.is_severe)
 

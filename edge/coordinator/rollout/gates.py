@@ -301,7 +301,8 @@ def screen(canaries: Mapping[str, Pairs], rule: Model, n_failed: int = 0) -> Ver
     """What a first wave can see: it holds what looks worse by half the margin without the few that look best or worst.
 
     Where too few are left without those, it holds what looks worse by the whole margin on each of them, two at least
-    with those that failed: one that lies cannot stop it alone. It proves nothing: too few canaries for that. What it
+    with those that failed: one that lies cannot hold it alone. Where there is one canary only, it holds what is worse
+    there by more than chance. It proves nothing: too few canaries for that. What it
     holds, a person looks at. What it lets pass unjudged, it says.
 
     Args:
@@ -321,6 +322,9 @@ def screen(canaries: Mapping[str, Pairs], rule: Model, n_failed: int = 0) -> Ver
             more = f" and failed on {n_failed} more" if n_failed else ""
             text = f"{_said(signal, len(canaries))}: it looks worse on each of them{more}, and so few prove nothing"
             return Verdict(Decision.UNDECIDED, f"looks-worse-{signal.name}", text)
+    if len(canaries) == 1 and len(told := _told(accuracy)) and _is_hurt(told[0], accuracy.errors[0], accuracy):
+        text = f"{_said(accuracy, 1)}: it looks worse on the only one, and one proves nothing"
+        return Verdict(Decision.UNDECIDED, "looks-worse-accuracy", text)
     differ, pairs = _differ(canaries)
     if (
         not _can_screen(accuracy.pairs, liars)
@@ -336,6 +340,11 @@ def screen(canaries: Mapping[str, Pairs], rule: Model, n_failed: int = 0) -> Ver
     if not any(each.labelled or each.compared for each in canaries.values()):
         text = "nothing compared its answers with those from before"
     return Verdict(Decision.PASS, "", f"accuracy not judged: {text}")
+
+
+def has_labels(canaries: Mapping[str, Pairs]) -> bool:
+    """Whether one of them has labels enough for a screen."""
+    return any(each.labelled >= _SCREEN_PAIRS for each in canaries.values())
 
 
 def _told(signal: _Signal) -> Numbers:

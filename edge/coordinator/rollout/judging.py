@@ -14,6 +14,8 @@ from edge.coordinator.rollout.states import FAILURES, UNCOUNTED, RolloutState, T
 from edge.coordinator.rollout.step import Look, Rollout, Target, Work
 
 S, T = RolloutState, TargetState
+# Why a rollout without gates is held where nobody could judge it: labels that come late can.
+_NONE_JUDGED = "few-judges: none of"
 
 
 def soak_s(rollout: Rollout) -> float:
@@ -66,15 +68,23 @@ def judge(work: Work, wave: list[Target], groups: Mapping[str, Mapping[str, str]
         return gates.PASSED
     if _is_gated(rollout):
         return _early(work, canaries, groups) or _run_out(work, canaries, groups, soaked, is_held=is_held)
-    if is_held:  # by the screen or the quorum: a person decides, or more devices come
+    n_failed = sum(target.state in FAILURES and target.since_s > rollout.seen_s for target in opened)
+    if is_held:  # by the screen or the quorum: a person decides, or more devices come, or labels where there were none
+        if rollout.reason.startswith(_NONE_JUDGED):
+            return _screened(work, canaries, n_failed) if gates.has_labels(canaries) else None
         return gates.PASSED if rollout.reason.startswith("quorum") else None
     is_alone = not any(_has_gate(rollout, each) for each in range(len(rollout.sizes)))
     if is_alone and canaries and not any(target.is_judged for target in opened if target.state is T.ACTIVE):
-        detail = f"none of {len(canaries)} canaries could judge it: no labels came, and too few samples to compare"
+        n = len(canaries)
+        whose = "one canary" if n == 1 else f"{n} canaries"
+        detail = f"none of {whose} could judge it: no labels came, and too few samples to compare"
         return Verdict(Decision.UNDECIDED, "few-judges", detail)
-    n_failed = sum(target.state in FAILURES and target.since_s > rollout.seen_s for target in opened)
-    found = gates.screen(canaries, plan.model, n_failed)
-    work.looks.append(Look(wave=rollout.wave, number=0, verdict=found))
+    return _screened(work, canaries, n_failed)
+
+
+def _screened(work: Work, canaries: Mapping[str, Pairs], n_failed: int) -> Verdict:
+    found = gates.screen(canaries, work.rollout.plan.model, n_failed)
+    work.looks.append(Look(wave=work.rollout.wave, number=0, verdict=found))
     return found
 
 

@@ -162,6 +162,28 @@ def test_without_labels_it_holds_after_the_canaries_and_says_what_it_cannot_know
     assert (unjudged.rollout.state, unjudged.states()) == (S.COMPLETED, {"active": 3})
 
 
+def test_labels_that_come_late_are_looked_at_where_nobody_could_judge_a_small_rollout() -> None:
+    """Two canaries of ten, without labels at first: what comes then lets it go on, or is why it stands."""
+    few = Pairs(labelled=12, only_old=12)
+    for late, state, words in (
+        (SAME, S.COMPLETED, ""),
+        (BAD, S.HELD, "looks-worse-accuracy: "),
+        (few, S.HELD, "few-judges: none of"),
+    ):
+        play = Play(10, says("active", "not judged: 0 recent labels, 20 needed"))
+        play.run(86_400)
+        assert (play.rollout.state, play.touched) == (S.HELD, 2)
+        version = play.rollout.version
+        for target in list(play.targets.values()):
+            if target.state is T.ACTIVE:
+                play.take(reported(play.rollout, target, Report(state="active", pairs=late), play.now_s))
+        play.devices = dict.fromkeys(play.devices, runs(SAME))
+        play.run(86_400)
+        assert play.rollout.state is state
+        assert play.rollout.reason.startswith(words)
+        assert (play.rollout.version > version) == (late is not few)
+
+
 def test_labels_that_come_late_let_a_held_rollout_go_on() -> None:
     play = Play(200, runs(Pairs())).run(5 * 86_400)
     assert (play.rollout.state, play.touched) == (S.HELD, 50)

@@ -123,7 +123,11 @@ def test_screen_holds_what_looks_worse_and_proves_nothing() -> None:
     assert sum(held) >= 38, "99.3 % by the benchmark"
     assert sum(passed) == 40
     assert lied.count("looks-worse-accuracy") >= 37
-    assert gates.screen({"a": Pairs(labelled=160, only_old=160)}, RULE).decision is Decision.PASS, "of one nobody knows"
+    # The only one there is cannot lie about more than that a person looks; by chance it holds nothing.
+    alone = [gates.screen({"a": Pairs(labelled=n, only_old=lost)}, RULE) for n, lost in ((160, 160), (80, 8), (20, 2))]
+    assert [each.code for each in alone] == ["looks-worse-accuracy", "looks-worse-accuracy", ""]
+    assert alone[2].detail.startswith("accuracy not judged: 1 of 1 canaries have 20 labels")
+    assert gates.screen({"a": Pairs(labelled=160, only_old=160), "b": Pairs()}, RULE).decision is Decision.PASS
     assert gates.screen(canaries(-0.05, 10, pairs=12), RULE).decision is Decision.PASS, "too few pairs"
     few = gates.screen({"a": Pairs(labelled=64, only_old=5), "b": Pairs(labelled=64, only_new=1, only_old=4)}, RULE)
     assert (few.code, "on each of them" in few.detail) == ("looks-worse-accuracy", True)
