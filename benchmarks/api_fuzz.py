@@ -33,7 +33,7 @@ from edge.contract.bundle import Bundle
 ROOT = Path(__file__).parents[1]
 DATABASE, TOKEN = "EDGE_API_FUZZ_DATABASE", "EDGE_API_FUZZ_TOKEN"
 # What is written whatever is asked, or by the clock: who asked, what was refused, whose turn it is.
-BY_ITSELF = frozenset({"audit", "event", "lease", "answer", "telemetry", "alembic_version"})
+BY_ITSELF = frozenset({"age", "audit", "event", "lease", "answer", "telemetry", "alembic_version"})
 # Of these tables the clock goes on in other columns and rows, and these are what people ask for.
 PARTS = {
     "target": "SELECT rollout, device, model, wave, place, state, attempt FROM target",
@@ -52,6 +52,16 @@ def is_offline(path: str) -> bool:
     """Whether the coordinator has written that its device is gone."""
     with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=10)) as database:
         return database.execute("SELECT max(online) FROM device").fetchone() == (0,)
+
+
+def settle(path: str) -> None:
+    """Wait until no rollout is about to open: one that an earlier request began does so by the clock."""
+    deadline = time.monotonic() + 2.0
+    with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=10)) as database:
+        while (
+            database.execute("SELECT 1 FROM rollout WHERE state = 'ready'").fetchone() and time.monotonic() < deadline
+        ):
+            time.sleep(0.02)
 
 
 def rows(path: str) -> set[str]:
@@ -74,6 +84,7 @@ if DATABASE in os.environ:  # in schemathesis's process
         others = {name: value for name, value in (case.headers or {}).items() if name.lower() != "authorization"}
         case.headers = others | {"Authorization": f"Bearer {os.environ[TOKEN]}"}
         if case.method.upper() != "GET":
+            settle(os.environ[DATABASE])
             BEFORE[case.id] = rows(os.environ[DATABASE])
 
     @schemathesis.check  # type: ignore[untyped-decorator]
