@@ -13,6 +13,7 @@ from edge.cli.devices import stamp
 from edge.cli.terminal import device_path, say, shown
 from edge.contract.errors import ConfigError
 from edge.contract.files import replace_file
+from edge.contract.names import DEVICE_SALT
 
 
 def _tell(found: dict[str, Any], as_json: bool, text: str) -> None:
@@ -198,6 +199,10 @@ def revoke_enrolment(connect: Any, number: int, reason: str, as_json: bool) -> N
     _tell(row, as_json, f"enrolment {number} lets nobody in any more")
 
 
+# Of earlier versions, in a password file.
+_MARK = "# devices, written by edge-fleet broker-config"
+
+
 @click.command("broker-config")
 @click.argument("broker", type=click.Choice(["mosquitto", "rabbitmq"]))
 @click.option("--output", "-o", type=click.Path(path_type=Path), help="Folder, or file of RabbitMQ.  [default: print]")
@@ -232,7 +237,7 @@ def broker_config(connect: Any, broker: str, output: Path | None, login: str, fo
         return
     for name, text in files.items():
         path = output if broker == "rabbitmq" else output / name
-        whole = _with_others(path, text) if name == "passwords" else text
+        whole = _with_others(path, text, login) if name == "passwords" else text
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with replace_file(path) as file:
@@ -242,13 +247,19 @@ def broker_config(connect: Any, broker: str, output: Path | None, login: str, fo
         click.echo(str(path))
 
 
-def _with_others(path: Path, text: str) -> str:
-    """A password file with the lines that are there and are not of devices: they end with a mark."""
-    mark = "# devices, written by edge-fleet broker-config"
+def _with_others(path: Path, text: str, login: str) -> str:
+    """A password file with the lines that are there and are not of devices.
+
+    Those of devices are known by their salt, and have no mark about them: mosquitto_passwd deletes what comes behind a
+    line that is no login, and puts new logins last. Behind the mark of earlier versions all are of devices.
+    """
+    devices = {line.partition(":")[0] for line in text.splitlines()}
     own: list[str] = []
-    if path.exists():
-        for line in path.read_text().splitlines():
-            if line == mark:
-                break
+    is_behind = False
+    for line in path.read_text().splitlines() if path.exists() else ():
+        user, _, proof = line.partition(":")
+        is_behind |= line == _MARK
+        is_device = user in devices or f"${DEVICE_SALT}" in proof or (is_behind and user != login)
+        if line and not is_device:
             own.append(line)
-    return "\n".join([*own, mark, text])
+    return "".join(f"{line}\n" for line in own) + text

@@ -21,6 +21,7 @@ from edge.contract.clock import Now
 from edge.contract.digest import sha256
 from edge.contract.errors import ConfigError, RolloutError
 from edge.contract.files import replace_file
+from edge.contract.names import DEVICE_SALT
 from edge.coordinator.devices.admission import Admission, Admissions
 from edge.coordinator.devices.registry import Registry
 from edge.coordinator.events import Events
@@ -226,12 +227,12 @@ class Enrolments:
 
 
 def mosquitto_hash(password: str, salt: bytes | None = None) -> str:
-    """As a password file of mosquitto 2 has it.
+    """As a password file of mosquitto 2 has it, known by its salt.
 
     >>> mosquitto_hash("x", bytes(12))[:21]
     '$7$101$AAAAAAAAAAAAAA'
     """
-    salt = secrets.token_bytes(12) if salt is None else salt
+    salt = base64.b64decode(DEVICE_SALT) + secrets.token_bytes(9) if salt is None else salt
     digest = hashlib.pbkdf2_hmac("sha512", password.encode(), salt, _ROUNDS, 64)
     return f"$7${_ROUNDS}${base64.b64encode(salt).decode()}${base64.b64encode(digest).decode()}"
 

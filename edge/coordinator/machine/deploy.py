@@ -39,7 +39,7 @@ class Deployment:
     devices: int
     coordinators: int
     folder: str = "/etc/edgeloop"
-    program: str = "/usr/local/bin/edge-coordinator"
+    program: str = "/opt/edgeloop/bin/edge-coordinator"
     data_dir: str = "/var/lib/edgeloop"
 
 
@@ -117,6 +117,8 @@ def _postgresql(what: Deployment) -> dict[str, str]:
     connections = 20 * what.coordinators + 5
     config = [
         "# PostgreSQL 15: conf.d/edgeloop.conf",
+        "# Its usual is this machine only, and coordinators are on others; who may come in says pg_hba.conf.",
+        "listen_addresses = '*'",
         f"max_connections = {connections}",
         "shared_buffers = 1GB" if what.devices > 10_000 else "shared_buffers = 256MB",
         "# An acknowledged contribution is on disk: leave this on.",
@@ -150,7 +152,8 @@ def _systemd(what: Deployment) -> dict[str, str]:
     environment = [
         "# chmod 600. One for all coordinators: what differs is in the name of the unit, edge-coordinator@c1 to "
         f"@c{what.coordinators}.",
-        f"EDGE_BROKER=mqtts://coordinator@{what.broker_host}:8883",
+        "# ?ca= names the authority of the broker's certificate; leave it out where that is a public one.",
+        f"EDGE_BROKER=mqtts://coordinator@{what.broker_host}:8883?ca={what.folder}/tls/authority.pem",
         "EDGE_BROKER_PASSWORD=PASSWORD",
         f"EDGE_DATABASE=postgresql+psycopg://edgeloop:PASSWORD@{what.database_host}/edgeloop?sslmode=require",
         f"EDGE_INTAKE={intake}",

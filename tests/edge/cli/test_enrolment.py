@@ -121,9 +121,12 @@ def test_a_device_that_joined_speaks_as_itself_only(
     folder.mkdir()
     (folder / "passwords").touch()
     subprocess.run(["mosquitto_passwd", "-b", str(folder / "passwords"), "coordinator", "c"], check=True)
-    for _ in range(2):  # again: what others wrote there stays
+    for who in ("coordinator", "people", "coordinator"):  # again: what others wrote there stays
         ask("broker-config", "mosquitto", "-o", str(folder))
-    assert (folder / "passwords").read_text().count("coordinator:") == 1
+        subprocess.run(["mosquitto_passwd", "-b", str(folder / "passwords"), who, "c"], check=True)
+    ask("broker-config", "mosquitto", "-o", str(folder))
+    logins = [line.partition(":")[0] for line in (folder / "passwords").read_text().splitlines()]
+    assert sorted(logins) == ["cam-1", "cam-2", "coordinator", "people"]
     port = mosquitto(*_lines(folder / "edgeloop.conf"))
     wrong = login(port, "cam-1", secrets["cam-2"])
     assert wrong.user_data_get()["codes"][0] == 135

@@ -67,7 +67,7 @@ def test_systemd_finds_nothing_wrong_with_the_unit(tmp_path: Path) -> None:
     folder = written(tmp_path / "out", "rabbitmq")
     unit = folder / "systemd" / "edge-coordinator@c1.service"
     shutil.copy(folder / "systemd" / "edge-coordinator@.service", unit)
-    text = unit.read_text().replace("/usr/local/bin/edge-coordinator", "/bin/true")
+    text = unit.read_text().replace("/opt/edgeloop/bin/edge-coordinator", "/bin/true")
     unit.write_text(text.replace("User=edgeloop", "User=root").replace("Group=edgeloop", "Group=root"))
     done = subprocess.run(["systemd-analyze", "verify", unit], check=False, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
@@ -82,7 +82,7 @@ def test_postgresql_takes_its_files(tmp_path: Path, postgres: PostgresServer) ->
     settings = [line.partition(" = ") for line in (folder / "edgeloop.conf").read_text().splitlines() if " = " in line]
     for name, _, value in settings:  # what the server itself thinks of each
         if not name.startswith("ssl"):
-            postgres.execute(f"ALTER SYSTEM SET {name} = {value if value.isdigit() else repr(value)}")
+            postgres.execute(f"ALTER SYSTEM SET {name} = {value if value.isdigit() else repr(value.strip(chr(39)))}")
     for name, *_ in settings:
         postgres.execute(f"ALTER SYSTEM RESET {name}")
     psql = ["psql", "-h", "127.0.0.1", "-p", str(postgres.port), "-U", "edge", "-d", "postgres"]
