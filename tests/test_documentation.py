@@ -8,18 +8,23 @@ import shlex
 import shutil
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import click
 import pytest
 
 from converter.cli import convert_command
+from edge.channel.topics import check_id
 from edge.cli.agent import agent
 from edge.cli.bundle import bundle
 from edge.cli.coordinator import coordinator
 from edge.cli.fleet import fleet
+from edge.contract.errors import EdgeError
 
 ROOT = Path(__file__).parents[1]
+# Options whose values are names of fleets, devices and sites.
+NAMES = ("fleet", "device", "site", "upstream-fleet")
 
 
 COMMANDS: dict[str, click.Command] = {
@@ -48,11 +53,32 @@ def not_known(words: list[str]) -> list[str]:
     return [*lost, *(["a command"] if isinstance(at, click.Group) and "--help" not in words else [])]
 
 
+def refused(words: list[str]) -> list[str]:
+    """Values of options that the program would not take: no number, no duration, no name."""
+    at, bad = COMMANDS[words[0]], []
+    for word in words[1:]:
+        at = (at.get_command(click.Context(at), word) or at) if isinstance(at, click.Group) else at
+    takes = {each: param for param in at.params if isinstance(param, click.Option) and not param.is_flag
+             and not isinstance(param.type, click.Path) for each in param.opts}  # fmt: skip
+    for word, following in pairwise([*words, ""]):
+        option, _, value = word.partition("=")
+        value = value or following
+        if option not in takes or value.isupper() or set(value) & set("$…|"):  # to be filled in
+            continue
+        try:
+            takes[option].type.convert(value, takes[option], click.Context(at))
+            if option.removeprefix("--") in NAMES:
+                check_id(value, option)
+        except (click.BadParameter, EdgeError) as exc:
+            bad.append(f"{option}: {exc}")
+    return bad
+
+
 def test_commands_that_a_reader_types_are_those_of_the_programs() -> None:
     pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md")]
     lines = [(page.name, words) for page in pages for words in typed(page)]
     assert len(lines) > 100
-    assert [(name, words, lost) for name, words in lines if (lost := not_known(words))] == []
+    assert [(name, words, lost) for name, words in lines if (lost := [*not_known(words), *refused(words)])] == []
 
 
 def texts_in_the_code() -> str:
