@@ -61,7 +61,11 @@ def mosquitto(
 
 
 def rabbitmq(fleet: str, coordinator: str, credentials: Sequence[Credential], vhost: str = "/") -> dict[str, Any]:
-    """Definitions of RabbitMQ for its MQTT plugin, to be imported: users, what they may use, and their topics."""
+    """Definitions of RabbitMQ for its MQTT plugin, to be imported: users, what they may use, and their topics.
+
+    Queues of the plugin have the name of the client in theirs. A device's is its login; coordinators of one login are
+    told apart by their names, and take from queues of their own, too (`edge.channel.amqp`).
+    """
     own = rf"^edge\.v1\.{check_id(fleet, 'fleet')}\."
     live = _live(credentials, "password")
     users = [
@@ -75,17 +79,17 @@ def rabbitmq(fleet: str, coordinator: str, credentials: Sequence[Credential], vh
     ]
     permissions, topics = [], []
     for name in [*(each.device for each in live), check_id(coordinator, "coordinator")]:
-        queue = rf"mqtt-subscription-{name}qos[01]"
+        is_device = name != coordinator
+        queue = rf"mqtt-subscription-{name}qos[01]" if is_device else _queues(fleet)
         permissions.append(
             {
                 "user": name,
                 "vhost": vhost,
-                "configure": f"^{queue}$",
+                "configure": f"^({queue})$",
                 "write": rf"^({queue}|amq\.topic)$",
                 "read": rf"^({queue}|amq\.topic)$",
             }
         )
-        is_device = name != coordinator
         topics.append(
             {
                 "user": name,
@@ -96,6 +100,10 @@ def rabbitmq(fleet: str, coordinator: str, credentials: Sequence[Credential], vh
             }
         )
     return {"users": users, "permissions": permissions, "topic_permissions": topics}
+
+
+def _queues(fleet: str) -> str:
+    return rf"mqtt-subscription-[a-z0-9-]+qos[01]|edge\.{fleet}\.(shared|led)"
 
 
 def _live(credentials: Sequence[Credential], kind: str) -> list[Credential]:

@@ -1,16 +1,21 @@
 """Configuration of a fleet on more than one machine: broker, database, coordinators; text by file name.
 
-Numbers are those that benchmarks asked for: see docs/capacity.md. Who may log in to the broker as whom is said by
-`edge.coordinator.machine.broker_config`; these files name where that lies.
+Numbers are those that benchmarks asked for: see docs/capacity.md. Who may do what at the broker is said by
+`edge.coordinator.machine.broker_config`, here for the coordinator and no device: without that no broker lets it in, and
+without it nobody could be asked for the devices.
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 from edge.channel.topics import check_id
 from edge.contract.errors import ConfigError
+from edge.coordinator.machine.broker_config import ACL, mosquitto, rabbitmq
 
+# Its login at the broker.
+COORDINATOR = "coordinator"
 # A broker's own limits, for devices that come back all at once.
 _PER_DEVICE_FILES = 3
 _LEAST_FILES = 4096
@@ -83,7 +88,8 @@ def _mosquitto(what: Deployment) -> dict[str, str]:
         "persistent_client_expiration 7d",
         f"# For so many devices: systemctl edit mosquitto, LimitNOFILE={_open_files(what)}",
     ]
-    return {"mosquitto/edgeloop.conf": _text(lines)}
+    rules = mosquitto(what.fleet, COORDINATOR, (), None, f"{folder}/broker")[ACL]
+    return {"mosquitto/edgeloop.conf": _text(lines), "broker/acl": rules}
 
 
 def _rabbitmq(what: Deployment) -> dict[str, str]:
@@ -109,6 +115,7 @@ def _rabbitmq(what: Deployment) -> dict[str, str]:
     return {
         "rabbitmq/rabbitmq.conf": _text(lines),
         "rabbitmq/enabled_plugins": "[rabbitmq_mqtt,rabbitmq_prometheus].\n",
+        "broker/definitions.json": json.dumps(rabbitmq(what.fleet, COORDINATOR, ()), indent=1) + "\n",
     }
 
 
@@ -148,12 +155,12 @@ def _postgresql(what: Deployment) -> dict[str, str]:
 
 
 def _systemd(what: Deployment) -> dict[str, str]:
-    intake = "share" if what.broker == "mosquitto" else f"amqps://coordinator:PASSWORD@{what.broker_host}:5671/%2F"
+    intake = "share" if what.broker == "mosquitto" else f"amqps://{COORDINATOR}:PASSWORD@{what.broker_host}:5671/%2F"
     environment = [
         "# chmod 600. One for all coordinators: what differs is in the name of the unit, edge-coordinator@c1 to "
         f"@c{what.coordinators}.",
         "# ?ca= names the authority of the broker's certificate; leave it out where that is a public one.",
-        f"EDGE_BROKER=mqtts://coordinator@{what.broker_host}:8883?ca={what.folder}/tls/authority.pem",
+        f"EDGE_BROKER=mqtts://{COORDINATOR}@{what.broker_host}:8883?ca={what.folder}/tls/authority.pem",
         "EDGE_BROKER_PASSWORD=PASSWORD",
         f"EDGE_DATABASE=postgresql+psycopg://edgeloop:PASSWORD@{what.database_host}/edgeloop?sslmode=require",
         f"EDGE_INTAKE={intake}",

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 import socket
 import subprocess
 import time
 from pathlib import Path
 
+import paho.mqtt.client as paho
 import pytest
 from click.testing import CliRunner
+from paho.mqtt.enums import CallbackAPIVersion
 
+from edge.channel.amqp import AmqpQueue
+from edge.channel.topics import shared_leaves
 from edge.cli.fleet import fleet
+from edge.coordinator.devices.enrolment import rabbitmq_hash
 from edge.coordinator.machine.broker import find_mosquitto
 from tests.support.ports import free_ports
 from tests.support.postgres import PostgresServer, find_binaries
 from tests.support.rabbitmq import RabbitServer
+
+ROOT = Path(__file__).parents[3]
 
 
 def written(folder: Path, broker: str) -> Path:
@@ -38,10 +47,7 @@ def test_mosquitto_listens_with_tls_by_its_file(tmp_path: Path) -> None:
     if program is None:
         pytest.skip("mosquitto is not installed")
     folder, (port,) = written(tmp_path / "out", "mosquitto"), free_ports(1)
-    rules = folder / "broker"
-    rules.mkdir()
-    (rules / "passwords").write_text("")
-    (rules / "acl").write_text("pattern write edge/v1/lab/%u/up/#\n")
+    (folder / "broker" / "passwords").write_text("")  # all else that the file names is there
     config = folder / "mosquitto" / "edgeloop.conf"
     config.write_text("user root\n" + config.read_text().replace("listener 8883", f"listener {port} 127.0.0.1"))
     process = subprocess.Popen([program, "-c", config], stderr=subprocess.PIPE, cwd=tmp_path)
@@ -67,7 +73,11 @@ def test_systemd_finds_nothing_wrong_with_the_unit(tmp_path: Path) -> None:
     folder = written(tmp_path / "out", "rabbitmq")
     unit = folder / "systemd" / "edge-coordinator@c1.service"
     shutil.copy(folder / "systemd" / "edge-coordinator@.service", unit)
-    text = unit.read_text().replace("/opt/edgeloop/bin/edge-coordinator", "/bin/true")
+    (program,) = re.findall(r"^ExecStart=(\S+)", unit.read_text(), re.MULTILINE)
+    assert f"{Path(program).parent}/pip install" in (ROOT / "docs" / "deploy.md").read_text(), (
+        "where the page installs it"
+    )
+    text = unit.read_text().replace(program, "/bin/true")
     unit.write_text(text.replace("User=edgeloop", "User=root").replace("Group=edgeloop", "Group=root"))
     done = subprocess.run(["systemd-analyze", "verify", unit], check=False, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
@@ -80,9 +90,11 @@ def test_postgresql_takes_its_files(tmp_path: Path, postgres: PostgresServer) ->
     assert binaries is not None
     folder = written(tmp_path / "out", "mosquitto") / "postgresql"
     settings = [line.partition(" = ") for line in (folder / "edgeloop.conf").read_text().splitlines() if " = " in line]
+    assert "listen_addresses" in {name for name, *_ in settings}, "else no other machine could connect"
     for name, _, value in settings:  # what the server itself thinks of each
         if not name.startswith("ssl"):
-            postgres.execute(f"ALTER SYSTEM SET {name} = {value if value.isdigit() else repr(value.strip(chr(39)))}")
+            literal = value if value.isdigit() else repr(value.strip("'"))
+            postgres.execute(f"ALTER SYSTEM SET {name} = {literal}")
     for name, *_ in settings:
         postgres.execute(f"ALTER SYSTEM RESET {name}")
     psql = ["psql", "-h", "127.0.0.1", "-p", str(postgres.port), "-U", "edge", "-d", "postgres"]
@@ -104,8 +116,34 @@ def test_rabbitmq_starts_by_its_files(tmp_path: Path) -> None:
         ("2GB", "10MB"),
     ):
         config = config.replace(old, new)
+    rules = json.loads((folder / "broker" / "definitions.json").read_text())
+    hashed = {"password_hash": rabbitmq_hash("pw"), "hashing_algorithm": "rabbit_password_hashing_sha256"}
+    rules |= {"users": [{"name": "coordinator", **hashed, "tags": []}], "vhosts": [{"name": "/"}]}
+    (server.folder / "rules.json").write_text(json.dumps(rules))
+    config = config.replace("mqtt.listeners.tcp = none", f"load_definitions = {server.folder / 'rules.json'}")
     (server.folder / "rabbitmq.conf").write_text(config)
     (server.folder / "plugins").write_text("[rabbitmq_mqtt].\n")
-    with server:
-        pass
+    heard: list[str] = []
+    with server:  # the coordinators of the unit, as the environment names them, are let in and hear devices
+        door = AmqpQueue(
+            server.amqp_url.replace("guest:guest", "coordinator:pw"), "edge.lab.shared", shared_leaves("lab")
+        )
+        door.start(lambda batch: heard.extend(each.topic for each in batch))
+        client = paho.Client(CallbackAPIVersion.VERSION2, client_id="c1", protocol=paho.MQTTv311)
+        client.username_pw_set("coordinator", "pw")
+        client.on_message = lambda c, u, message: heard.append(message.topic)
+        client.tls_set(str(folder / "tls" / "broker.crt"))
+        client.tls_insecure_set(True)  # it is made for mq.lan
+        client.connect("127.0.0.1", server.mqtt_port)
+        client.loop_start()
+        end = time.monotonic() + 30
+        while len(heard) < 2 and time.monotonic() < end:
+            client.subscribe("edge/v1/lab/one/up/event", 1)
+            client.publish("edge/v1/lab/one/up/tele", b"{}", 1)
+            client.publish("edge/v1/lab/one/up/event", b"{}", 1)
+            time.sleep(0.2)
+        client.loop_stop()
+        client.disconnect()
+        door.stop()
+    assert {"edge/v1/lab/one/up/tele", "edge/v1/lab/one/up/event"} <= set(heard)
     assert (folder / "rabbitmq" / "enabled_plugins").read_text() == "[rabbitmq_mqtt,rabbitmq_prometheus].\n"
