@@ -78,7 +78,7 @@ def experts(connect: Any, as_json: bool) -> None:
     for (row, model), each in zip(rows, found, strict=True):
         click.echo(f"{named(row, model)}: {_what_the_merge_does(each['merge'])}")
         for name, (weight, accuracy, labels) in sorted(each["experts"].items(), key=lambda item: -item[1][0]):
-            right = f"{accuracy:.3f} of {labels:.0f} labels" if labels else "no labels"
+            right = f"{accuracy:.3f} right lately, {labels:.0f} labels in all" if labels else "no labels"
             click.echo(f"  {shown(name):<24} weight {weight:.2f}, {right}")
 
 

@@ -299,6 +299,8 @@ def label(
         [{"id": sample_id, "label": label, "weight": weight}] if file is None
         else [{**each, "weight": each["weight"] * weight} for each in read_labels(file)]
     )  # fmt: skip
+    if file is not None and not given:
+        click.echo(f"{file}: no label is filled in, nothing was told", err=True)
     missed = []
     with agent_of(state_dir, socket_path, timeout, model) as agent:
         classes = of_one(agent.status()).get("classes", [])

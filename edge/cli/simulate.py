@@ -110,6 +110,7 @@ def simulate(
             probation_s=probation,
         )
         recording = _recording(data, config)
+        play.check(recording.n_classes)
         if part is not None:
             _run_part(config, recording, play, part, processes, url)
             return

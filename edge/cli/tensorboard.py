@@ -25,7 +25,7 @@ def open_folder(folder: Path) -> Any:
     try:
         from tensorboardX import SummaryWriter
     except ImportError as exc:
-        raise ConfigError("--tensorboard needs tensorboardX: pip install 'edgeloop[tensorboard]'") from exc
+        raise ConfigError("tensorboard needs tensorboardX: pip install 'edgeloop[tensorboard]'") from exc
     try:
         folder.mkdir(parents=True, exist_ok=True)
         return SummaryWriter(str(folder))

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from edge.contract.documents import Rule, at_least, between
 from edge.contract.durations import Duration, seconds
+from edge.contract.errors import ConfigError
 from edge.contract.tomlfile import read_toml
 
 Share = Annotated[float, between(0.0, 1.0)]
@@ -104,6 +105,20 @@ class Scenario:
     samples: Samples = field(default_factory=Samples)
     world: World = field(default_factory=World)
     faults: tuple[Fault, ...] = ()
+
+    def check(self, n_classes: int) -> None:
+        """Whether all of it can happen, with samples of so many classes.
+
+        Raises:
+            ConfigError: A fault would begin when all is over, or devices see more classes than there are.
+        """
+        ends_s = seconds(self.lasts)
+        late = [i for i, fault in enumerate(self.faults) if ends_s and fault.begins_s >= ends_s]
+        if late:
+            at = self.faults[late[0]].at
+            raise ConfigError(f"faults[{late[0]}].at: all is over after {self.lasts}, this begins after {at}")
+        if self.samples.classes > n_classes:
+            raise ConfigError(f"samples.classes: the data have {n_classes} classes, got {self.samples.classes}")
 
 
 def read_scenario(path: Path) -> Scenario:

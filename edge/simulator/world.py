@@ -28,6 +28,11 @@ class Recording:
         """Whether a label is a class."""
         return self.y.ndim == 1 and self.y.dtype.kind in "iu"
 
+    @property
+    def n_classes(self) -> int:
+        """How many classes there are samples of; 0 where labels are none."""
+        return len(np.unique(self.y)) if self.is_of_classes else 0
+
 
 @dataclass(frozen=True, slots=True)
 class Camera:

@@ -13,6 +13,8 @@ from edge.contract.profile import LearningProfile
 _LOOK_EVERY_S = 5.0
 # Who waits for the budget asks no more often than that: what may be learned by then is learned in one go.
 _ASK_EVERY_S = 0.05
+# A wait that is shorter is over when somebody has read of it.
+_WORTH_SAYING_S = 0.05
 
 
 class Allowance:
@@ -58,7 +60,9 @@ class Allowance:
     @property
     def waiting_for(self) -> str:
         """What labels that wait are waiting for."""
-        return self.paused or f"the learning budget of {self.share_ms_per_s:g} ms/s, for {self._budget.wait_s:.1f} s"
+        left_s = self._budget.wait_s
+        more = f"; the next one for {left_s:.1f} s" if left_s >= _WORTH_SAYING_S else ""
+        return self.paused or f"the learning budget of {self.share_ms_per_s:g} ms/s{more}"
 
     @property
     def share_ms_per_s(self) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -56,6 +57,8 @@ class Rule:
         """Check what depends on more than one field."""
         if self.kind == "threshold" and not (self.key and (self.above, self.below) != (None, None)):
             raise ValueError(f"{self.name}: a threshold needs key, and above or below")
+        if not all(math.isfinite(each) for each in (self.above, self.below) if each is not None):
+            raise ValueError(f"{self.name}: above and below must be finite: no number is outside of others")
         if self.kind != "threshold" and (self.key or self.above is not None or self.below is not None):
             raise ValueError(f"{self.name}: key, above and below are of a threshold")
         try:

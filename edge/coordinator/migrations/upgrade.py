@@ -48,10 +48,10 @@ def is_of_today(connection: Connection) -> bool:
 
 
 def _run(connection: Connection) -> None:
+    logging.getLogger("alembic.runtime").setLevel(logging.WARNING)  # it tells, from its import on, what nobody asked
     from alembic import command
     from alembic.config import Config
 
-    logging.getLogger("alembic.runtime").setLevel(logging.WARNING)  # it tells which database it looks at
     config = Config(attributes={"connection": connection})
     config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
     command.upgrade(config, "head")

@@ -108,6 +108,7 @@ def test_pictures_on_a_topic_are_answered_on_a_topic_and_hard_ones_are_reviewed_
         with Image.open(tmp_path / "out" / rows[0]["file"]) as image:
             assert image.size == (8, 8)
         assert not read_labels_of(tmp_path / "out" / "labels.csv")  # nobody has filled it in
+        assert "no label is filled in" in ask("label", "--file", tmp_path / "out" / "labels.csv").output
         (tmp_path / "l.csv").write_text(f"id,label\n{kept[0]['id']},3\nnobody,4\n")
         done = ask("label", "--file", tmp_path / "l.csv")
         assert isinstance(done.exception, LearningError)

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -38,3 +39,15 @@ def test_a_fault_strikes_its_share_of_the_devices_and_the_same_ones_each_time(tm
     assert struck(scenario, 0) == struck(scenario, 0) < set(range(40))
     assert len(struck(scenario, 1, 4)) == 1, "of processes one at least"
     assert struck(scenario, 2) == set()
+
+
+def test_what_could_not_happen_is_refused_once_it_is_known_how_long_and_with_what(tmp_path: Path) -> None:
+    path = tmp_path / "s.toml"
+    path.write_text('[samples]\nclasses = 4\n[[faults]]\nkind = "kill"\nat = "2 min"\n')
+    scenario = read_scenario(path)
+    with pytest.raises(ConfigError, match=r"faults\[0\]\.at: all is over after 1 min, this begins after 2 min"):
+        scenario.check(10)
+    for lasts in ("10 min", "0 s"):  # what --duration says, and until it is stopped
+        replace(scenario, lasts=lasts).check(10)
+    with pytest.raises(ConfigError, match=r"samples\.classes: the data have 3 classes, got 4"):
+        replace(scenario, lasts="0 s").check(3)

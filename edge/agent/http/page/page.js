@@ -90,7 +90,7 @@ function showStatus(status) {
       meter.value = weight;
       meter.setAttribute("aria-label", "share of the say of " + name);
       share.append(meter, percent(weight));
-      row.append(head, share, element("td", labels ? percent(right) + " of " + labels : "none yet"));
+      row.append(head, share, element("td", labels ? percent(right) + " lately, " + labels + " in all" : "none yet"));
       return row;
     }),
   );

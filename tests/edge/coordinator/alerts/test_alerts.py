@@ -216,6 +216,8 @@ def test_rules_that_are_none_are_refused_with_all_that_is_wrong(tmp_path: Path) 
         ({"rule": [{"name": "x", "kind": "absence", "select": "tag."}]}, "select"),
         ({"rule": [HOT, HOT]}, "two rules"),
         ({"rule": [{"name": "", "kind": "absence"}]}, "printable"),
+        ({"rule": [{**HOT, "above": float("nan")}]}, "finite"),
+        ({"rule": [{**HOT, "below": float("-inf")}]}, "finite"),
         ({"webhook": "ftp://x"}, "http://"),
         ({"webhok": ""}, "webhook"),
     ):
