@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -45,6 +46,7 @@ class Served:
     url: str
     broker: str
     bundle: Path
+    data_dir: Path
     stop_broker: Callable[[], object]
 
 
@@ -62,7 +64,7 @@ def served(tmp_path_factory: pytest.TempPathFactory, digits_bundle: Path, proces
             process = subprocess.Popen(line, stdout=log, stderr=log)
         url = f"http://127.0.0.1:{port}"
         processes.wait_for("the coordinator", lambda: answers(url))
-        yield Served(url, broker.url, digits_bundle, broker.stop)
+        yield Served(url, broker.url, digits_bundle, folder / "c", broker.stop)
         process.send_signal(signal.SIGTERM)
         process.wait(20)
 
@@ -214,7 +216,7 @@ def test_a_click_on_the_page_of_an_agent_teaches_it(
         processes.wait_for("the agent", (tmp_path / "agent.sock").exists)
         with AgentClient(tmp_path / "agent.sock") as agent:
             answers = [agent.predict(name, np.full((1, 8, 8), 0.3, np.float32)) for name in (EVIL, "two")]
-            watched = Watched(browser, Served(url, "", digits_bundle, lambda: None), **PHONE)
+            watched = Watched(browser, Served(url, "", digits_bundle, tmp_path, lambda: None), **PHONE)
             watched.tab.goto(url)
             watched.tab.wait_for_selector("#samples li:nth-child(2)")
             assert EVIL in watched.tab.inner_text("#samples")
@@ -232,3 +234,24 @@ def test_a_click_on_the_page_of_an_agent_teaches_it(
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(20)
+
+
+@needs_browser
+def test_who_is_signed_in_no_more_is_led_to_sign_in(browser: Any, served: Served, processes: ModuleType) -> None:
+    """The last one: from here on the coordinator is open to nobody."""
+
+    def asked(*words: str) -> str:
+        line = processes.command(*words)
+        return subprocess.run(line, check=True, capture_output=True, text=True, timeout=60).stdout.strip()
+
+    token = asked("edge-coordinator", "token", "kim", "--data-dir", str(served.data_dir))
+    fleet = ("edge-fleet", "--coordinator", served.url, "--token", token, "token")
+    theirs = json.loads(asked(*fleet, "new", "lou", "--role", "viewer", "--json"))
+    tab = browser.new_context(**DESKTOP).new_page()
+    tab.goto(f"{served.url}/alerts")
+    tab.fill("input[name=token]", theirs["token"])
+    tab.keyboard.press("Enter")
+    tab.wait_for_url(f"{served.url}/alerts")
+    tab.wait_for_function("document.getElementById('line').textContent !== ''")
+    asked(*fleet, "revoke", str(theirs["id"]))
+    tab.wait_for_url(f"{served.url}/sign-in?next=%2Falerts", timeout=30_000)

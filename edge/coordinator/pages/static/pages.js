@@ -67,13 +67,20 @@ function follow() {
   source.onerror = () => {
     say(false);
     // The browser tries again by itself, unless it was refused.
-    if (source.readyState === EventSource.CLOSED) setTimeout(() => { if (!document.hidden) follow(); }, 5000);
+    if (source.readyState === EventSource.CLOSED) refused();
   };
   source.onmessage = (event) => {
     for (const [id, html] of Object.entries(JSON.parse(event.data))) replace(id, html);
     say(true);
     document.documentElement.dataset.updated = String(Date.now());
   };
+}
+
+// Who is signed in no more is led to sign in: "not connected" would be said for ever.
+async function refused() {
+  const answer = await fetch("/words", { cache: "no-store" }).catch(() => null);
+  if (answer?.status === 401) location.reload();
+  else setTimeout(() => { if (!document.hidden) follow(); }, 5000);
 }
 
 if ("follow" in document.body.dataset) {
