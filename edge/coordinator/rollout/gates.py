@@ -250,11 +250,17 @@ def _model(canaries: Mapping[str, Pairs], rule: Model) -> Verdict:
             return Verdict(Decision.UNDECIDED, code, _why(signal, code, n, liars))
     if accuracy in deciding:
         return Verdict(Decision.PASS, "", _said(accuracy, n))
-    alike = f"answers agree on {1 - float(differ.mean()):.1%}" if len(differ) else "nothing compares the answers"
+    alike = agreement(canaries)
     few = f"{len(accuracy.x)} of {n} canaries have labels, {MIN_JUDGES} needed; {alike}"
     if _agree(differ, liars, rule):
         return Verdict(Decision.PASS, "", f"{alike}: accuracy cannot have fallen by more")
     return Verdict(Decision.UNDECIDED, "few-judges", few)
+
+
+def agreement(canaries: Mapping[str, Pairs]) -> str:
+    """How far answers before and after are the same, for people."""
+    differ, _ = _differ(canaries)
+    return f"answers agree on {1 - float(differ.mean()):.1%}" if len(differ) else "nothing compares the answers"
 
 
 def _agree(differ: Numbers, liars: int, rule: Model) -> bool:

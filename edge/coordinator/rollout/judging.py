@@ -68,23 +68,21 @@ def judge(work: Work, wave: list[Target], groups: Mapping[str, Mapping[str, str]
         return gates.PASSED
     if _is_gated(rollout):
         return _early(work, canaries, groups) or _run_out(work, canaries, groups, soaked, is_held=is_held)
-    n_failed = sum(target.state in FAILURES and target.since_s > rollout.seen_s for target in opened)
     if is_held:  # by the screen or the quorum: a person decides, or more devices come, or labels where there were none
-        if rollout.reason.startswith(_NONE_JUDGED):
-            return _screened(work, canaries, n_failed) if gates.has_labels(canaries) else None
-        return gates.PASSED if rollout.reason.startswith("quorum") else None
+        if rollout.reason.startswith("quorum"):
+            return gates.PASSED
+        if not (rollout.reason.startswith(_NONE_JUDGED) and gates.has_labels(canaries)):
+            return None
+    n_failed = sum(target.state in FAILURES and target.since_s > rollout.seen_s for target in opened)
+    found = gates.screen(canaries, plan.model, n_failed)
     is_alone = not any(_has_gate(rollout, each) for each in range(len(rollout.sizes)))
-    if is_alone and canaries and not any(target.is_judged for target in opened if target.state is T.ACTIVE):
+    is_judged = any(target.is_judged for target in opened if target.state is T.ACTIVE)
+    if not is_held and is_alone and canaries and not is_judged and found.decision is Decision.PASS:  # it proves nothing
         n = len(canaries)
         whose = "one canary" if n == 1 else f"{n} canaries"
-        detail = f"none of {whose} could judge it: no labels came, and too few samples to compare"
+        detail = f"none of {whose} could judge it: no labels came; {gates.agreement(canaries)}"
         return Verdict(Decision.UNDECIDED, "few-judges", detail)
-    return _screened(work, canaries, n_failed)
-
-
-def _screened(work: Work, canaries: Mapping[str, Pairs], n_failed: int) -> Verdict:
-    found = gates.screen(canaries, work.rollout.plan.model, n_failed)
-    work.looks.append(Look(wave=work.rollout.wave, number=0, verdict=found))
+    work.looks.append(Look(wave=rollout.wave, number=0, verdict=found))
     return found
 
 
