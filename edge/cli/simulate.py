@@ -265,12 +265,10 @@ class _Parts:
         from edge.simulator.service import struck
 
         faults = [
-            (self._start_s + moment, number, begins)
-            for number, fault in enumerate(self._play.faults)
-            if fault.kind == "kill"
-            for moment, begins in ((fault.begins_s, True), (fault.ends_s, False))
+            (self._start_s + at_s, number, begins)
+            for at_s, number, begins in self._play.moments()
+            if self._play.faults[number].kind == "kill"
         ]
-        faults.sort()
         leave_s = None
         while self._running or (faults and not self._stopping):
             if self._stopping and leave_s is None:

@@ -106,6 +106,19 @@ class Scenario:
     world: World = field(default_factory=World)
     faults: tuple[Fault, ...] = ()
 
+    def moments(self) -> list[tuple[float, int, bool]]:
+        """When faults begin and end, in order: seconds after the start, which one, and whether it begins.
+
+        What lasts no time begins before it ends. A drift and wrong labels that last no time stay.
+        """
+        found = [(fault.begins_s, number, True) for number, fault in enumerate(self.faults)]
+        found += [
+            (fault.ends_s, number, False)
+            for number, fault in enumerate(self.faults)
+            if fault.ends_s > fault.begins_s or fault.kind not in ("drift", "wrong")
+        ]
+        return sorted(found, key=lambda moment: (moment[0], moment[1], not moment[2]))
+
     def check(self, n_classes: int) -> None:
         """Whether all of it can happen, with samples of so many classes.
 

@@ -83,16 +83,13 @@ class Devices:
 
     def run(self, end_s: float) -> None:
         """Start the devices, and run them until a moment or `stop`."""
-        for number, fault in enumerate(self._scenario.faults):
-            if fault.kind == "kill":  # done by whoever started this process
-                continue
-            has_end = fault.ends_s > fault.begins_s or fault.kind in ("offline", "restart")
-            if has_end and self._start_s + fault.ends_s < time.monotonic():
-                continue  # it was over before this process was started again
-            self._faults.append((self._start_s + fault.begins_s, number, True))
-            if has_end:
-                self._faults.append((self._start_s + fault.ends_s, number, False))
-        heapq.heapify(self._faults)
+        moments, now_s = self._scenario.moments(), time.monotonic() - self._start_s
+        # Done by whoever started this process; over before this process was started again.
+        others = {number for number, fault in enumerate(self._scenario.faults) if fault.kind == "kill"}
+        others |= {number for at_s, number, begins in moments if not begins and at_s < now_s}
+        self._faults = [
+            (self._start_s + at_s, number, begins) for at_s, number, begins in moments if number not in others
+        ]
         try:
             for index in self._indices:
                 if self._stopping:
@@ -136,7 +133,7 @@ class Devices:
                 self._say(json.dumps(self._progress()))
                 next_report_s = moment + REPORT_EVERY_S
             while self._faults and self._faults[0][0] <= moment:
-                _, number, begins = heapq.heappop(self._faults)
+                _, number, begins = self._faults.pop(0)
                 self._strike(number, begins=begins)
             due = [next_report_s, end_s, *(each[0] for each in (self._due[:1] + self._faults[:1]))]
             self._work(min(due) - moment)

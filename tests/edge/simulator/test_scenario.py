@@ -51,3 +51,15 @@ def test_what_could_not_happen_is_refused_once_it_is_known_how_long_and_with_wha
         replace(scenario, lasts=lasts).check(10)
     with pytest.raises(ConfigError, match=r"samples\.classes: the data have 3 classes, got 4"):
         replace(scenario, lasts="0 s").check(3)
+
+
+def test_what_lasts_no_time_begins_before_it_ends(tmp_path: Path) -> None:
+    kinds = {"offline": 2, "restart": 2, "kill": 2, "drift": 1, "wrong": 1}  # the last two stay
+    for kind, n in kinds.items():
+        (tmp_path / "s.toml").write_text(
+            f'[[faults]]\nkind = "{kind}"\nat = "2 s"\n[[faults]]\nkind = "{kind}"\nat = "1 s"\nlasts = "1 s"\n'
+        )
+        moments = read_scenario(tmp_path / "s.toml").moments()
+        assert moments == sorted(moments, key=lambda moment: moment[0])
+        assert [begins for _, number, begins in moments if number == 0] == [True, False][:n], kind
+        assert [begins for _, number, begins in moments if number == 1] == [True, False], kind
