@@ -30,6 +30,8 @@ def load_head_into(model: nn.Module, path: str | Path) -> list[str]:
     except OSError as exc:
         raise BundleError(f"{path} cannot be read: {exc.strerror}") from exc
     release = HeadRelease.decode(data, str(path))
+    if not isinstance(model, nn.Module):
+        raise ConversionError(f"expected the model, a torch.nn.Module, got {type(model).__name__}")
     parameters = dict(model.named_parameters(remove_duplicate=False))
     for name, array in release.parameters.items():
         if name not in parameters:

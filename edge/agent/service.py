@@ -229,7 +229,7 @@ class AgentService:
                 self._supervisor.ready()
                 self._loop()
         finally:
-            log.info("stopping: what was learned is saved")
+            log.info("stopping, and saving what was learned")
             self._supervisor.stopping()
             self._leave()
 

@@ -141,7 +141,7 @@ def _kind_and_task(model: ServedModel, what: str) -> tuple[OutputKind, Task]:
     """
     spec, kind = model.manifest.output(model.answer_name), answers.kinds_of(model.manifest)[model.answer_name]
     loss = _LOSSES.get(kind.kind)
-    sizes = spec.sample_shape
+    sizes = spec.shape[1:] if spec.batch_axis == 0 else ()
     if loss is None or len(sizes) != 1 or not isinstance(sizes[0], int) or not spec.dtype.startswith("float"):
         raise LearningError(
             f"{what}: the output {spec.name} of this bundle ({kind.kind}, {spec.dtype} {list(spec.shape)}) is not a "

@@ -378,16 +378,14 @@ def numbered(y: Any, class_names: Sequence[str], what: str = "label") -> npt.NDA
     array = as_array(y, "the labels")
     if array.dtype.kind not in "UO":
         return array
+    # Of a list of names and numbers numpy makes texts: 0 would be the class that is called "0".
+    array = np.array(y, object) if isinstance(y, list | tuple) else array
     numbers = {name: number for number, name in enumerate(class_names)}
     given = array.reshape(-1).tolist()
     for name in given:
         if not isinstance(name, str) or name not in numbers:
             wanted = f"from 0 to {len(numbers) - 1} or one of its names" if numbers else "by number: they have no names"
-            raise LearningError(f"{what}: expected a class {wanted}, got {_named(name)}")
+            is_mixed = not isinstance(name, str) and any(isinstance(each, str) for each in given)
+            mixed = " among names: give all by name or all by number" if is_mixed else ""
+            raise LearningError(f"{what}: expected a class {wanted}, got {name!r:.40}{mixed}")
     return np.array([numbers[name] for name in given], np.int64).reshape(array.shape)
-
-
-def _named(name: Any) -> str:
-    """What came in place of a name."""
-    mixed = "" if isinstance(name, str) else " among names: give all by name or all by number"
-    return f"{name!r:.40}{mixed}"

@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 # Why a label is not taken: room comes with time, or never.
 NO_ROOM = "too many labels are waiting for the learning budget"
-NO_BUDGET = "too many labels are waiting, and the learning budget of this device is 0: none of them is ever learned"
+NO_BUDGET = "too many labels are waiting: the learning budget of this device is 0, and only a restart learns them"
 MAX_EVENTS = 200
 # Learning that a restart may have to repeat.
 MAX_REPLAY_MS = 5000.0

@@ -201,6 +201,8 @@ class OnDeviceModel(ServedModel):
             LearningError: They do not fit, or there is nothing to take over; nothing changed.
         """
         self._open()
+        if not isinstance(other, OnDeviceModel):
+            raise LearningError(f"warm start: expected a model that `OnDeviceModel.open` gave, got {other!r:.60}")
         other._open()
         return warm_start(self, other, class_names=class_names, features=features)
 

@@ -6,6 +6,7 @@ graph already. What a model remembers comes in as a value, and goes out as one (
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -295,11 +296,16 @@ def numbers(spec: TensorSpec, value: Any, *, finite: bool = True) -> npt.NDArray
 
 
 def as_array(value: Any, what: str) -> npt.NDArray[Any]:
-    """An array; LearningError for nested lists of different lengths."""
+    """An array; LearningError for nested lists of different lengths, and for what is masked or wants its gradient."""
+    masked = sys.modules.get("numpy.ma")  # whoever has such an array has loaded it
+    if masked is not None and isinstance(value, masked.MaskedArray) and masked.is_masked(value):
+        raise LearningError(f"{what}: some of it is masked; fill in what it should be")
     try:
         return np.asarray(value)
     except ValueError as exc:
         raise LearningError(f"{what}: expected numbers in a regular shape: {exc}") from exc
+    except RuntimeError as exc:  # a tensor of torch says what to do
+        raise LearningError(f"{what}: {exc}") from exc
 
 
 def _fits(spec: TensorSpec, array: npt.NDArray[Any]) -> bool:

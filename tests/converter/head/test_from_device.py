@@ -69,6 +69,8 @@ def test_refuses_another_model_and_changes_nothing(
     assert all(torch.equal(a, b) for a, b in zip(before, other.parameters(), strict=True))
     with pytest.raises(ConversionError, match=r"no parameter 2\."):
         converter.load_head_into(nn.Linear(2, 2), learned[0])
+    with pytest.raises(ConversionError, match=r"expected the model, a torch\.nn\.Module, got dict"):
+        converter.load_head_into({}, learned[0])  # type: ignore[arg-type]
     (tmp_path / "odd").write_bytes(b"no head")
     for path in (tmp_path / "odd", tmp_path / "nothing"):
         with pytest.raises(BundleError):

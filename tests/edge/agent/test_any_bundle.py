@@ -434,6 +434,17 @@ def running(tmp_path: Path) -> Iterator[Callable[[Path], AgentClient]]:
     stop()
 
 
+def test_what_has_no_row_of_answers_is_neither_evaluated_nor_explained(detector_bundle: Path) -> None:
+    picture = RNG.random((1, 3, 32, 48), np.float32)
+    with OnDeviceModel.open(detector_bundle) as model:
+        for what, ask in (
+            ("evaluate", lambda: model.evaluate(picture, [0])),
+            ("explain", lambda: model.explain(picture[0])),
+        ):
+            with pytest.raises(LearningError, match=f"{what}: the output .* is not a row of classes"):
+                ask()
+
+
 def test_a_voice_detector_a_detector_of_boxes_and_two_inputs_over_a_real_socket(
     running: Callable[..., AgentClient],
     tmp_path: Path,

@@ -1071,6 +1071,10 @@ def test_labels_that_are_none_are_told_what_was_expected(digits_bundle: Path) ->
     strange: list[tuple[Any, str]] = [
         ([0.5, 1.0], r"expected 2 integer labels \(or names of classes\), got float64"),
         (np.array([3, "7"], object), "got 3 among names: give all by name or all by number"),
+        (["7", 3], "got 3 among names: give all by name or all by number"),  # numpy would make the text "3" of it
+        (("7", 3), "got 3 among names"),
+        ([None, 3], "or one of its names, got None$"),
+        (np.ma.masked_array([3, 7], [True, False]), "the labels: some of it is masked"),
         (np.eye(10)[:2], "expected 2 integer labels .*, got float64 of shape"),
     ]
     for y, words in strange:
@@ -1078,6 +1082,14 @@ def test_labels_that_are_none_are_told_what_was_expected(digits_bundle: Path) ->
             model.learn(x, y)
     with pytest.raises(LearningError, match="there is nothing in it"):
         model.predict(x[:0])
+    hidden = np.zeros(x.shape, bool)
+    hidden[0, 0, 0, 0] = True
+    with pytest.raises(LearningError, match="input: some of it is masked; fill in what it should be"):
+        model.predict(np.ma.masked_array(x, hidden))
+    np.testing.assert_array_equal(model.predict(np.ma.masked_array(x, False)), model.predict(x))
+    with pytest.raises(LearningError, match="expected a model that `OnDeviceModel"):
+        model.warm_start("v1.edge")  # type: ignore[arg-type]
+    assert model.n_samples == 0
 
 
 def test_exports_the_head_with_the_most_say(tmp_path: Path, digits_bundle: Path) -> None:
