@@ -81,10 +81,11 @@ class Correlation:
         mass[is_new], means[is_new], products[is_new] = 0.0, 0.0, 0.0
         return Correlation(mass, means, products)
 
-    def strength(self) -> float:
-        """From 0 to 1, how far labels go with the answers of the expert with which they do most.
+    def strengths(self) -> Sums:
+        """``(n_outputs,)`` from 0 to 1, how far labels of each output go with the answers.
 
-        The mean over the outputs. The second expert is the head that learners start from.
+        With those of the expert with which they do most, in the mean over the outputs. The second expert is the head
+        that learners start from.
         """
         answers, both, labels = self.products[1]
         off = self.means[1, 0] - self.means[1, 1]
@@ -96,4 +97,23 @@ class Correlation:
         of_all = tells * float(self.mass.max())
         says = np.maximum(found, -found - AGAINST)
         strengths = (tells * self.mass[:, None] * says + BEFORE * SUPPOSED) / (of_all + BEFORE)
-        return max(0.0, float(strengths.mean(axis=1).max()))
+        best: Sums = strengths[strengths.mean(axis=1).argmax()]
+        return np.maximum(best, 0.0)
+
+
+def goes_on(answers: FloatArray, labels: FloatArray, least: float) -> bool:
+    """Whether the labels of a few samples still go with what was answered, each output for itself.
+
+    Moments that forget slowly remember good labels for long after they have become bad ones.
+
+    Args:
+        answers: ``(n, n_outputs)``, before the labels were learned.
+        labels: ``(n, n_outputs)``.
+        least: The correlation that is asked for.
+    """
+    answers, labels = answers.astype(np.float64), labels.astype(np.float64)
+    errors = np.square(answers - labels).mean(axis=0)
+    a, b = answers - answers.mean(axis=0), labels - labels.mean(axis=0)
+    spread, both = np.square(a).mean(axis=0), (a * b).mean(axis=0)
+    found = both / np.sqrt(np.maximum(spread * np.square(b).mean(axis=0), _TINY))
+    return bool(((found >= least) | (spread < TELLING * errors)).all())

@@ -21,10 +21,12 @@ from edge.learning.closed_form import PRIOR_SAMPLES, grown
 from edge.learning.compression import EXACT, Compression, Packed
 from edge.learning.disclosure import Disclosing
 from edge.learning.drift import Adwin, Window
+from edge.learning.known import KnownSamples
 from edge.learning.learned import Head, Learned
 from edge.learning.learner import Learner
 from edge.learning.lift import LIFTED, Lift
 from edge.learning.mixture import MERGED, ON_MERGE, ON_WARM, PUSHED, SHIPPED, TRUSTED, WARM, Known
+from edge.learning.recalled import Samples
 from edge.learning.recent import Recent
 from edge.learning.sgd import Run
 from edge.learning.solve import UNSEEN_LOGIT
@@ -99,6 +101,7 @@ class Experts:
         shares: ``(n_classes,)`` of the classes in the statistics that were shipped, or None.
         disclosing: Where nothing is to be sent to the fleet without noise.
         backbone: Digest of the frozen part.
+        imagined: Draws samples of the shipped statistics, see `edge.learning.recalled`; None where there are none.
 
     Attributes:
         shipped_task: What the outputs mean, as shipped.
@@ -106,6 +109,7 @@ class Experts:
         backbone: Digest of the frozen part.
         learners: Their names, in order of preference.
         adwin: Watches the errors.
+        known_samples: By which experts are asked whether they still tell classes apart.
     """
 
     def __init__(
@@ -122,6 +126,7 @@ class Experts:
         shares: npt.NDArray[np.float64] | None = None,
         disclosing: Disclosing | None = None,
         backbone: str = "",
+        imagined: Callable[[], Samples | None] | None = None,
     ) -> None:
         self.shipped_task = task
         self.shape = shape
@@ -135,6 +140,7 @@ class Experts:
         self.shares = shares
         self.disclosing = disclosing
         self.backbone = backbone
+        self.known_samples = KnownSamples(shape, imagined)
         self.adwin = Adwin(DRIFT_DELTA)
         self._machines: dict[str, Learner] = {}
         self._begun: dict[str, Any] = {}
@@ -185,7 +191,7 @@ class Experts:
         names, mixture = learned.mixture.names, learned.mixture
         found = self.says(learned)
         if self.is_mixture:
-            credit = mixture.credit(self.task(learned))
+            credit = mixture.credit(self.task(learned), _alone(learned))
             found = credit * mixture.weights
             found[_of_past(learned)] += 1.0 - credit
         return mix.leading(names, found, [not is_plain or self.is_plain(learned, name) for name in names])
@@ -279,7 +285,8 @@ class Experts:
         if not self.is_mixture:
             found: FloatArray = outputs[learned.mixture.names.index(next(iter(self._make)))]
             return found
-        return mix.answer(learned.mixture, outputs, self._known(learned), self.task(learned))
+        task, alone = self.task(learned), _alone(learned)
+        return mix.answer(learned.mixture, outputs, self._known(learned), task, alone=alone)
 
     def says(self, learned: Learned) -> mix.Weights:
         """``(k,)`` how much each expert counts in an answer, their sum is 1.
@@ -290,7 +297,7 @@ class Experts:
         mixture = learned.mixture
         if not self.is_mixture:
             return np.array([float(name == next(iter(self._make))) for name in mixture.names])
-        credit = mixture.credit(self.task(learned))
+        credit = mixture.credit(self.task(learned), _alone(learned))
         found = credit * mixture.weights
         found[0] += 1.0 - credit
         if at := _of_past(learned):
@@ -376,6 +383,12 @@ def _of_past(learned: Learned) -> int:
         return 0
     is_same = all(np.array_equal(array, past[key]) for key, array in source.parameters.items())
     return learned.mixture.names.index(learned.trusted) if is_same else 0
+
+
+def _alone(learned: Learned) -> float:
+    """How far late labels are all of one class, from 0 to 1; of what is no class 0."""
+    late = learned.recent.targets
+    return float(mix.one_class(late, late[-1:]).max(initial=0.0)) if late.ndim == 1 else 0.0
 
 
 def on_merge(name: str) -> bool:

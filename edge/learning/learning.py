@@ -16,6 +16,7 @@ from edge.contract.training import FloatArray
 from edge.learning import arrivals, drifting
 from edge.learning import mixture as mix
 from edge.learning.calibration import fit_temperature
+from edge.learning.correlation import goes_on
 from edge.learning.disclosure import Disclosed
 from edge.learning.events import (
     ClassAdded,
@@ -144,6 +145,7 @@ class Learning(Experts):
         if not np.isfinite(answered).all():
             answered = np.nan_to_num(answered)
         trusts = _credible(learned.recent, answered, targets, weights, task)
+        apart = self._apart(learned, targets, task)  # before any of them learns: to go back is dear
         experts = self._taught(learned, x, targets, trusts)
         trial = learned.trial
         if trial is not None:
@@ -155,6 +157,7 @@ class Learning(Experts):
                 return learned, []
             labels = Labelled(labels.features.chosen(says), labels.target[says], labels.weight[says])
             outputs, answered, targets, trusts = outputs[:, says], answered[says], targets[says], trusts[says]
+            apart = None if apart is None else apart[:, says]
         usual = _usual_loss(learned.recent, outputs, targets, task)
         alike = mix.alike(learned.recent.answers, learned.recent.targets, task)
         counts = trusts * mix.counts(learned.recent.targets, learned.mixture.heard, targets, task)
@@ -162,7 +165,7 @@ class Learning(Experts):
             learned,
             experts=experts,
             trial=trial,
-            mixture=mix.heard(learned.mixture, outputs, targets, counts, task, usual, alike),
+            mixture=mix.heard(learned.mixture, outputs, targets, counts, task, usual, alike, apart),
             recent=learned.recent.put(labels, answered, RECENT),
             since_drift=learned.since_drift + len(trusts),
         )
@@ -173,6 +176,14 @@ class Learning(Experts):
             share = learned.mixture.weight_of(now)
             happened = [*happened, Happened("believed", f"{now} is believed most, {share:.0%}; before it was {was}")]
         return learned, happened
+
+    def _apart(self, learned: Learned, targets: Targets, task: Task) -> mix.Weights | None:
+        """See `edge.learning.mixture.apart`; None where late labels are mixed."""
+        if not (self.is_mixture and task.is_classifier):
+            return None
+        asked = mix.one_class(learned.recent.targets, targets)
+        known = self.known_samples.of(learned) if asked.any() else None
+        return None if known is None else mix.apart(self.outputs(learned, known[0]), known[1], targets, asked)
 
     def _taught(self, learned: Learned, x: FloatArray, target: Targets, weight: FloatArray) -> dict[str, Any]:
         """The experts after every learner has learned samples; one that refuses stays as it was."""
@@ -199,7 +210,7 @@ class Learning(Experts):
         learned = drifting.settled(self, learned, n)
         mixture = learned.mixture
         is_time = mixture.labels // TRUST_EVERY != (mixture.labels - n) // TRUST_EVERY
-        if is_time and mixture.trusts(self.task(learned)):
+        if is_time and mixture.trusts(self.task(learned)) and _go_on(learned.recent, self.task(learned)):
             best = mixture.believed
             if best != TRUSTED:
                 head = Head({key: array.copy() for key, array in self.parameters(learned, best).items()})
@@ -240,6 +251,12 @@ def _credible(recent: Recent, answered: FloatArray, targets: Targets, weights: F
     is_far = (losses > limit) & (limit > 0)
     with np.errstate(divide="ignore", invalid="ignore"):
         return weights * np.where(is_far, limit / losses, 1.0).astype(np.float32)
+
+
+def _go_on(recent: Recent, task: Task) -> bool:
+    """Whether labels since the last look at what is trusted agree as those before; of classes the agreement says so."""
+    late = recent.last(TRUST_EVERY)
+    return not task.is_regression or goes_on(late.answers, late.targets, mix.TRUST_CORRELATION)
 
 
 def _usual_loss(recent: Recent, outputs: FloatArray, targets: Targets, task: Task) -> float:

@@ -24,6 +24,10 @@ most when labels last agreed with somebody. The answer is ``p = sum_k w_k p_k``.
   label. So a label counts for ``P (1 - p) / (p (1 - P))``, 1 at most, with p how often its class comes lately and P how
   often it comes at all: then it weighs as much against the others as usually. That is 1 but for luck where classes come
   mixed, however rare some of them are.
+* *Who has forgotten the others?* (`apart`.) Where late labels are nearly all of one class, who answers it whatever
+  comes is always right. Then a right answer counts for less by the share of known samples of other classes (that were
+  kept, or drawn from the shipped statistics) for which an expert answers that class, too, beyond the share for which
+  the head that learners start from does. Agreement is counted so as well, and more of it is asked for (`MORE_ALONE`).
 * *Specialists* (Freund et al. 1997): where an expert answers a class that others cannot know, only those speak that
   know it. Of a class with fewer than two labels on this device, that is who builds on the merge; of a class that was
   added here, who has learned it.
@@ -54,6 +58,8 @@ ETA, SHARE = 0.3, 0.01
 DECAY = 0.95
 # Agreement beyond chance from which labels begin to count, and how much more until they count in full.
 LEAST_AGREEMENT, RAMP = 0.15, 0.2
+# So much more of it where late labels are all of one class: one that is named so always is easily agreed with.
+MORE_ALONE = 0.35
 # So many standard deviations of a guess must agreement be above chance: with two classes luck goes far.
 _LUCK = 2.0
 # Agreement beyond chance at which the past is trusted.
@@ -72,8 +78,8 @@ _ALIKE_FROM, _ALIKE, _PAIRS_BEFORE, _ALIKE_BEFORE = 0.1, 0.3, 8.0, 0.3
 _KEPT = 0.1
 # Labels of a class here before own learners know it, where others bring a merge.
 KNOWN_FROM = 2
-# So many labels say how often a class comes lately.
-_LATELY = 32
+# So many labels say how often a class comes lately. Up to such a share of one class they are mixed, and so are few.
+_LATELY, _MIXED, _FEW = 32, 0.75, 8
 # A quantity's loss so many times the usual one is as wrong as can be.
 FAR_OFF = 4.0
 
@@ -127,24 +133,35 @@ class Mixture:
     def kappa(self, task: Task) -> float:
         """Agreement of the best expert beyond chance, ``(a - 1/C) / (1 - 1/C)``; of quantities their correlation."""
         if self.correlation is not None:
-            return self.correlation.strength()
+            return float(self.correlation.strengths().mean())
         return _kappa(float(self.agreement.max()), self.labels, task)
 
-    def credit(self, task: Task) -> float:
-        """How far labels are believed at all, from 0 to 1: c of the module."""
+    def credit(self, task: Task, alone: float = 0.0) -> float:
+        """How far labels are believed at all, from 0 to 1: c of the module; of several quantities the mean."""
+        return float(self.credits(task, alone).mean())
+
+    def credits(self, task: Task, alone: float = 0.0) -> Weights:
+        """The same of each quantity, ``(n_outputs,)``: labels of one may be wrong beside good ones. Else one number.
+
+        Args:
+            task: What the outputs mean.
+            alone: How far late labels are all of one class, see `one_class`.
+        """
         if not self.labels:
-            return 0.0
+            return np.zeros(1)
         if self.correlation is not None:
-            return _ramp(self.correlation.strength() - LEAST_CORRELATION)
+            return np.clip((self.correlation.strengths() - LEAST_CORRELATION) / RAMP, 0.0, 1.0)
         chance = _chance(task)
         late = DECAY**self.labels
         n = (1.0 + DECAY) / (1.0 - DECAY) * (1.0 - late) / (1.0 + late)  # as many equally weighted labels say as much
         luck = _LUCK * math.sqrt(chance / (1.0 - chance) / n)
-        return _ramp(self.kappa(task) - max(LEAST_AGREEMENT, luck))
+        return np.array([_ramp(self.kappa(task) - max(LEAST_AGREEMENT, luck) - alone * MORE_ALONE)])
 
     def trusts(self, task: Task) -> bool:
-        """Whether labels agree so well that the head which is believed most is trusted from now on."""
-        return self.kappa(task) >= (TRUST if self.correlation is None else TRUST_CORRELATION)
+        """Whether labels of each output agree so well that the head which is believed most is trusted from now on."""
+        if self.correlation is not None:
+            return bool(self.correlation.strengths().min() >= TRUST_CORRELATION)
+        return self.kappa(task) >= TRUST
 
 
 def leading(names: Sequence[str], weights: Weights, among: Sequence[bool]) -> str:
@@ -194,7 +211,13 @@ def _chance(task: Task) -> float:
 
 
 def answer(
-    mixture: Mixture, outputs: FloatArray, known: Known | None, task: Task, *, trusted: bool = True
+    mixture: Mixture,
+    outputs: FloatArray,
+    known: Known | None,
+    task: Task,
+    *,
+    trusted: bool = True,
+    alone: float = 0.0,
 ) -> FloatArray:
     """The answer of all experts together.
 
@@ -204,6 +227,7 @@ def answer(
         known: ``(k, n_outputs)`` which class each expert can know; None where all know all.
         task: What the outputs mean.
         trusted: Whether labels must agree with somebody to count; False believes the weights alone.
+        alone: How far late labels are all of one class, see `one_class`.
 
     Returns:
         ``(batch, n_outputs)`` float32: logits whose softmax (or sigmoid) is the mixture of the experts' probabilities,
@@ -218,23 +242,24 @@ def answer(
             weights = weights * speaks / (weights * speaks).sum(axis=0)
     if known is not None and not known.all():
         weights = _awake(np.broadcast_to(weights, outputs.shape[:2]), outputs, known)
-    credit = mixture.credit(task) if trusted else 1.0
-    if credit < 1.0:
+    believed = mixture.credits(task, alone) if trusted else np.ones(1)
+    weights = weights[:, :, None]
+    if (believed < 1.0).any():
         # Specialists speak also where labels do not count: nobody else can.
         rest = np.zeros_like(weights)
         rest[0] = ~(weights[0] <= 0)
         rest[:, rest[0] == 0] = weights[:, rest[0] == 0]
-        weights = credit * weights + (1.0 - credit) * rest
+        weights = believed * weights + (1.0 - believed) * rest
     if task.is_regression:
-        return np.asarray(np.add.reduce(weights[:, :, None] * outputs, axis=0), np.float32)
+        return np.asarray(np.add.reduce(weights * outputs, axis=0), np.float32)
     with np.errstate(divide="ignore"):
         if task.is_classifier:
             shares = softmax(outputs)
-            shares *= weights[:, :, None]
+            shares *= weights
             mixed = np.log(np.add.reduce(shares, axis=0))
             return np.asarray(np.maximum(mixed, -1e4), np.float32)
         # In logarithms: in the shares themselves an answer that is sure is 1, and its logit gone.
-        logits, logs = outputs.astype(np.float64), np.log(weights)[:, :, None]
+        logits, logs = outputs.astype(np.float64), np.log(weights)
         yes, no = (np.logaddexp.reduce(logs - np.logaddexp(0.0, sign * logits), axis=0) for sign in (-1.0, 1.0))
         return np.asarray(yes - no, np.float32)
 
@@ -308,6 +333,38 @@ def counts(lately: Targets, heard: npt.NDArray[np.int64], targets: Targets, task
     return np.array(found, np.float32)
 
 
+def one_class(lately: Targets, targets: Targets) -> Weights:
+    """``(n,)`` how far late labels are all of the class of each label that comes now, from 0 to 1.
+
+    Args:
+        lately: ``(m,)`` the labels that came last.
+        targets: ``(n,)`` those that come now.
+    """
+    late = lately[-_LATELY:].tolist()
+    if len(late) < _FEW:
+        return np.zeros(len(targets))
+    shares = np.array([late.count(target) for target in targets.tolist()]) / len(late)
+    return np.maximum((shares - _MIXED) / (1.0 - _MIXED), 0.0)
+
+
+def apart(outputs: FloatArray, classes: Targets, targets: Targets, asked: Weights) -> Weights:
+    """``(k, n)`` how far each expert still tells others from the class of each label, from 0 to 1; see the module.
+
+    Args:
+        outputs: ``(k, m, n_outputs)`` of the experts for known samples.
+        classes: ``(m,)`` of these.
+        targets: ``(n,)`` labels that come now.
+        asked: ``(n,)`` how far it counts, from 0 to 1.
+    """
+    answers, found = outputs.argmax(axis=2), np.ones((len(outputs), len(targets)))
+    for target in set(targets[asked > 0].tolist()):
+        taken = answers[:, classes != target] == target
+        if taken.size:
+            rows, shares = targets == target, taken.mean(axis=1)
+            found[:, rows] -= np.outer(np.maximum(shares - shares[1], 0.0), asked[rows])
+    return found
+
+
 def heard(
     mixture: Mixture,
     outputs: FloatArray,
@@ -316,6 +373,7 @@ def heard(
     task: Task,
     usual_loss: float = 0.0,
     alike: float = 0.0,
+    apart: Weights | None = None,
 ) -> Mixture:
     """The mixture after labels, one after another.
 
@@ -327,16 +385,20 @@ def heard(
         task: What the outputs mean.
         usual_loss: Of quantities, the median loss of late answers.
         alike: How far late labels are wrong in the same way, see `alike`.
+        apart: ``(k, n)`` how far each expert still tells the class of each label from others, see `apart`; None where
+            that is not asked.
     """
     says = trusts > 0
     if not says.all():
         if not says.any():
             return mixture
         outputs, targets, trusts = outputs[:, says], targets[says], trusts[says]
+        apart = None if apart is None else apart[:, says]
     # A handful of numbers each: lists are faster than arrays.
     weights, start = mixture.weights.tolist(), mixture.start.tolist()
     agreement, labels = mixture.agreement.tolist(), mixture.labels
-    rows, correlation = _right(outputs, targets, task, usual_loss).tolist(), mixture.correlation
+    found, correlation = _right(outputs, targets, task, usual_loss), mixture.correlation
+    rows = (found if apart is None else found * apart.T).tolist()
     if correlation is not None:
         for i, trust in enumerate(trusts.tolist()):
             correlation = correlation.heard(outputs[:, i], targets[i], trust)

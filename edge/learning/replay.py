@@ -139,11 +139,35 @@ class ReplayBuffer:
         drawn = groups[draws.all_below(len(groups), count)]
         return self._samples(drawn, (draws.shares(count) * kept[drawn]).astype(np.int64), shape)
 
-    def everything(self, shape: tuple[int, ...]) -> tuple[FloatArray, Targets]:
-        """All kept samples, class by class."""
+    def everything(self, shape: tuple[int, ...], besides: ReplayBuffer | None = None) -> tuple[FloatArray, Targets]:
+        """All kept samples, class by class.
+
+        Args:
+            shape: Shape of one sample's features.
+            besides: What the buffer began with; of that, perhaps of fewer classes, nothing is given.
+        """
         kept = self._kept
         groups = np.repeat(np.arange(len(kept)), kept)
         places = np.concatenate([np.arange(n) for n in kept]) if len(groups) else np.zeros(0, np.int64)
+        if besides is not None and len(besides):
+            pairs = zip(groups.tolist(), places.tolist(), strict=True)
+            is_new = np.array([not self._has(besides, group, place) for group, place in pairs], bool)
+            groups, places = groups[is_new], places[is_new]
+        return self._samples(groups, places, shape)
+
+    def _has(self, other: ReplayBuffer, group: int, place: int) -> bool:
+        """Whether the sample at a place is at the same one in another buffer."""
+        if group >= len(other.seen) or place >= other._kept[group]:
+            return False
+        is_same = self.scales[group, place] == other.scales[group, place]
+        return bool(is_same and np.array_equal(self.codes[group][place], other.codes[group][place]))
+
+    def newest(self, classes: npt.NDArray[np.int64], count: int, shape: tuple[int, ...]) -> tuple[FloatArray, Targets]:
+        """Up to `count` kept samples of each of some classes: of the places that were filled last."""
+        kept = self._kept[classes]
+        chosen = np.minimum(kept, count)
+        groups = np.repeat(classes, chosen)
+        places = np.concatenate([np.zeros(0, np.int64), *map(np.arange, (kept - chosen).tolist(), kept.tolist())])
         return self._samples(groups, places, shape)
 
     def _samples(

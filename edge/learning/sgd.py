@@ -147,6 +147,7 @@ class SgdLearner:
         replay = ReplayBuffer.empty(shape, task, per_class)
         if recalled is not None:
             replay = replay.put(*recalled, Draws((seed,)))
+        self._begun = replay
         self._value = SgdKnowledge(0, step.parameters(), step.memory(), live, replay, Changes(live))
         # The parameters and the memory that the step has now; None while it learns, and when that failed.
         self._held: tuple[Head, Head] | None = (self._value.inside, self._value.memory)
@@ -302,8 +303,8 @@ class SgdLearner:
         return dict(self._value.live)
 
     def replayed(self) -> tuple[FloatArray, Targets]:
-        """All samples that are kept for replay: features and targets."""
-        return self._value.replay.everything(self._shape)
+        """All samples that came with a label and are kept for replay: features and targets."""
+        return self._value.replay.everything(self._shape, self._begun)
 
     def distrust_the_past(self, features: FloatArray, targets: Targets) -> None:
         """See `edge.learning.learner.Learner.distrust_the_past`: nothing from before is replayed."""

@@ -27,7 +27,7 @@ from edge.learning.learner import Learner
 from edge.learning.learning import Learning
 from edge.learning.lift import LONGEST, WAVES, Lift
 from edge.learning.lifted import lifted_learner
-from edge.learning.recalled import recalled
+from edge.learning.recalled import Samples, imagined, recalled
 from edge.learning.sgd import BATCH_RATE, Run, SgdLearner
 from edge.learning.solve import Method
 from edge.learning.statistics import HeadStatistics
@@ -101,6 +101,7 @@ class Workshop:
             shares=self._shares(),
             disclosing=None if self.noise is None else self._disclosing(self.noise, names),
             backbone=self.bundle.manifest.backbone_digest,
+            imagined=self._imagined,
         )
 
     def _disclosing(self, noise: Noise, names: Sequence[str]) -> Disclosing:
@@ -213,13 +214,17 @@ class Workshop:
         if name == "sgd-plain":
             return self._sgd(0, None)
         if self.head.is_linear:
-            return self._sgd(self.per_class, self._whitening())
+            return self._sgd(self.per_class, self._whitening(), self._recalled())
         # Where layers are hidden it learns with care, and leaves worlds that have changed much to the layered one.
         return self._sgd(self.per_class, None, self._recalled())
 
-    def _recalled(self) -> tuple[FloatArray, npt.NDArray[np.int64]] | None:
+    def _of_features(self) -> HeadStatistics | None:
+        """The statistics of the features that were shipped, where classes are learned."""
+        return shipped_statistics(self.bundle, self.task, of_features=True) if self.task.is_classifier else None
+
+    def _recalled(self) -> Samples | None:
         """Samples as they may have been in training, where the statistics of the features were shipped."""
-        features = shipped_statistics(self.bundle, self.task, of_features=True) if self.task.is_classifier else None
+        features = self._of_features()
         if features is None:
             return None
         shipped, shape = self.bundle.head_parameters(), self.head.features.sample_shape
@@ -228,6 +233,11 @@ class Workshop:
             return self.session.logits(x.reshape(len(x), *shape), shipped)
 
         return recalled(features, answer, Draws((self.seed,)))
+
+    def _imagined(self) -> Samples | None:
+        """The same, of those that nobody learns."""
+        features = self._of_features()
+        return None if features is None else imagined(features)
 
     def _statistics(self, linear: LinearLayer, method: Method, forgetting: float) -> StatisticsLearner:
         shipped, prior, projection = self.bundle.head_parameters(), self._prior(), self.head.project()
@@ -246,7 +256,7 @@ class Workshop:
         self,
         per_class: int,
         whitening: Whitening | None,
-        recalled: tuple[FloatArray, npt.NDArray[np.int64]] | None = None,
+        recalled: Samples | None = None,
     ) -> SgdLearner:
         head = self.head
         return SgdLearner(

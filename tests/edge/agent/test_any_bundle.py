@@ -178,8 +178,11 @@ def test_a_head_behind_recurrent_state_learns_what_each_stream_heard(spotter_bun
         release = HeadRelease(backbone=fresh.manifest.backbone_digest, parameters=head)
         releases.take(fresh, releases.look_at(fresh, release, competes=False), 1)
         assert fresh.sample("x", frames[0], 0.0, stream="a").steps == 21, "another head is no other memory"
-        fresh.learn(frames, ["on"] * 40)
-        assert fresh.evaluate(frames, ["on"] * 40).accuracy == 1.0
+        names = np.where(frames[:, 0] > 0, "on", "off")
+        for _ in range(4):
+            fresh.learn(frames, names)
+        found = fresh.evaluate(frames, names)
+        assert found.accuracy > 0.8 > found.shipped_accuracy
 
 
 def test_a_sample_that_fails_leaves_its_stream_as_it_was(voice_bundle: Path, spotter_bundle: Path) -> None:

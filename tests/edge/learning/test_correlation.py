@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from edge.learning.correlation import DECAY, SUPPOSED, Correlation
+from edge.learning.correlation import DECAY, SUPPOSED, Correlation, goes_on
 from edge.learning.mixture import LEAST_CORRELATION, RAMP, TRUST_CORRELATION
 
 FULL = LEAST_CORRELATION + RAMP
@@ -50,8 +50,8 @@ def test_true_labels_are_believed_from_the_first_to_the_last_in_any_unit(scale: 
         found = Correlation.none(2, 2)
         for i in range(120):
             found = found.heard(outputs[:, i], scale * true[i] + offset, 1.0)
-            assert found.strength() >= (FULL if scale > 0 else LEAST_CORRELATION)
-        assert found.strength() >= TRUST_CORRELATION
+            assert float(found.strengths().mean()) >= (FULL if scale > 0 else LEAST_CORRELATION)
+        assert float(found.strengths().mean()) >= TRUST_CORRELATION
 
 
 def test_shuffled_labels_are_not_believed_after_some() -> None:
@@ -59,21 +59,21 @@ def test_shuffled_labels_are_not_believed_after_some() -> None:
     for seed in range(40):
         outputs, true = world(seed, 60)
         found = of(outputs, np.random.default_rng([seed, 1]).permutation(true))
-        believed.append((found.strength() - LEAST_CORRELATION) / RAMP)
+        believed.append((float(found.strengths().mean()) - LEAST_CORRELATION) / RAMP)
     assert np.clip(believed, 0.0, 1.0).mean() < 0.1
     assert max(believed) < 1.0
 
 
 def test_labels_that_are_all_the_same_are_not_believed_where_answers_vary() -> None:
     outputs, true = world(0, 30)
-    assert of(outputs, np.broadcast_to(true[:1], true.shape)).strength() < LEAST_CORRELATION
+    assert of(outputs, np.broadcast_to(true[:1], true.shape)).strengths()[0] < LEAST_CORRELATION
 
 
 def test_nobody_can_tell_at_one_operating_point() -> None:
     rng = np.random.default_rng(0)
     outputs = (1.0 + 0.05 * rng.normal(size=(2, 60, 1))).astype(np.float32)
     labels = (4.0 + 0.05 * rng.normal(size=(60, 1))).astype(np.float32)
-    assert of(outputs, labels).strength() >= FULL
+    assert of(outputs, labels).strengths()[0] >= FULL
 
 
 def test_an_answer_that_is_not_finite_says_nothing_and_who_is_new_has_to_show_it_for_as_long() -> None:
@@ -86,16 +86,36 @@ def test_an_answer_that_is_not_finite_says_nothing_and_who_is_new_has_to_show_it
     np.testing.assert_array_equal(found.products[0], of(outputs, true).products[0])
     outputs, shuffled = outputs[:, :50], true[np.random.default_rng(3).permutation(60)][:50]
     found = of(outputs, shuffled).chosen([0, 1, -1])
-    before = found.strength()
+    before = float(found.strengths().mean())
     more = np.concatenate([outputs, true[None, :50]])  # the new one answers what labels say
     for i in range(2):
         found = found.heard(more[:, i], true[i], 1.0)
-    assert found.strength() < before + 0.15
+    assert float(found.strengths().mean()) < before + 0.15
     assert found.chosen([2]).mass == pytest.approx(1.0 + DECAY)
 
 
 def test_before_the_first_label_they_are_believed() -> None:
     found = Correlation.none(3, 1)
-    assert found.strength() == pytest.approx(SUPPOSED)
+    assert float(found.strengths().mean()) == pytest.approx(SUPPOSED)
     assert SUPPOSED >= FULL
-    assert of(*world(0, 1)).strength() == pytest.approx(SUPPOSED)  # one label cannot show anything
+    assert of(*world(0, 1)).strengths()[0] == pytest.approx(SUPPOSED)  # one label cannot show anything
+
+
+def test_each_output_is_judged_for_itself() -> None:
+    outputs, true = world(0, 80, q=3)
+    labels = true.copy()
+    labels[:, 1] = np.random.default_rng(1).permutation(labels[:, 1])
+    found = of(outputs, labels).strengths()
+    assert found[1] < LEAST_CORRELATION
+    assert (found[[0, 2]] >= FULL).all()
+
+
+def test_labels_that_turned_bad_are_seen_in_the_last_ones() -> None:
+    outputs, true = world(0, 100)
+    labels = true.copy()
+    labels[60:] = labels[0]
+    assert (of(outputs, labels).strengths() >= TRUST_CORRELATION).all()
+    assert goes_on(outputs[1, 28:60], labels[28:60] + 7.0, TRUST_CORRELATION)
+    assert not goes_on(outputs[1, 68:], labels[68:], TRUST_CORRELATION)
+    alike = np.full((32, 2), 2.0, np.float32)  # one operating point: nobody can tell
+    assert goes_on(alike, labels[:32] + 9.0, TRUST_CORRELATION)

@@ -87,6 +87,34 @@ def test_labels_of_the_class_of_the_day_weigh_no_more_than_usual_against_the_oth
         np.testing.assert_array_equal(mix.counts(targets, np.array([3]), targets, task), 1.0)
 
 
+def test_late_labels_are_of_one_class_when_nearly_all_of_them_are() -> None:
+    now = np.array([1, 0])
+    assert mix.one_class(np.full(7, 1), now).tolist() == [0.0, 0.0], "few say nothing"
+    assert mix.one_class(np.full(40, 1), now).tolist() == [1.0, 0.0]
+    assert mix.one_class(np.array([1, 1, 1, 0] * 8), now).tolist() == [0.0, 0.0]
+    mostly = mix.one_class(np.array([1] * 28 + [0] * 4), now)
+    assert 0.0 < mostly[0] < 1.0
+    assert mostly[1] == 0.0
+
+
+def test_who_answers_the_class_of_the_day_for_others_too_is_right_by_so_much_less() -> None:
+    classes = np.array([0, 0, 1, 1, 2, 2])
+    heads = [[0, 0, 1, 1, 2, 2], [0, 1, 1, 1, 2, 2], [1] * 6, [1, 1, 1, 1, 1, 2]]
+    outputs = np.eye(3, dtype=np.float32)[np.array(heads)]
+    found = mix.apart(outputs, classes, np.array([1, 2]), np.array([1.0, 0.0]))
+    np.testing.assert_allclose(found[:, 0], [1.0, 1.0, 0.25, 0.5])  # beyond what the second head does
+    np.testing.assert_array_equal(found[:, 1], 1.0)
+    np.testing.assert_allclose(mix.apart(outputs, classes, np.array([1]), np.array([0.4]))[2], 1 - 0.4 * 0.75)
+    assert (mix.apart(outputs, np.full(6, 1), np.array([1]), np.ones(1)) == 1.0).all(), "nothing else is known"
+    told, plain = (
+        mix.heard(begun(), saying(0, 0, 1, 1), np.array([1]), ONE, CLASSES, apart=each)
+        for each in (np.array([[1.0], [1.0], [0.25], [1.0]]), None)
+    )
+    assert told.weights[2] < told.weights[3] == told.weights.max()
+    assert plain.weights[2] == plain.weights[3]
+    assert told.agreement[2] == 0.25
+
+
 def test_labels_that_agree_with_nobody_change_no_answer() -> None:
     rng, mixture = np.random.default_rng(0), begun()
     for label in rng.integers(0, 4, 200):
@@ -102,6 +130,20 @@ def test_nothing_is_credited_before_the_first_label_and_all_of_it_when_labels_ag
     outputs = np.zeros((4, 1, 2), np.float32)
     heard = mix.heard(begun(QUANTITIES), outputs, np.zeros((1, 2), np.float32), np.ones(1), QUANTITIES)
     assert heard.credit(QUANTITIES) == 1.0
+
+
+def test_where_late_labels_are_all_of_one_class_more_agreement_is_asked_for() -> None:
+    half = begun()
+    for label in [2, 0] * 20:  # who always says 2 is right on a half
+        half = hear(half, saying(1, 1, 2, 1), label)
+    assert half.credit(CLASSES) > 0.5
+    assert half.credit(CLASSES, 1.0) == 0.0
+    assert half.credit(CLASSES, 0.5) < half.credit(CLASSES)
+    sure = hear(begun(), saying(1, 1, 2, 1), 2, 40)
+    assert sure.credit(CLASSES, 1.0) == 1.0
+    answers = saying(0, 0, 2, 2)
+    assert mix.answer(half, answers, EVERYBODY, CLASSES, alone=1.0).argmax() == 0
+    assert mix.answer(sure, answers, EVERYBODY, CLASSES, alone=1.0).argmax() == 2
 
 
 def test_of_experts_that_are_as_good_the_head_they_start_from_is_kept() -> None:

@@ -1,6 +1,8 @@
-"""What a head with hidden layers replays before its first label: samples drawn from the shipped statistics."""
+"""What SGD replays before its first label, and what tells who has forgotten it: samples of the shipped statistics."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from edge.contract.training import FloatArray, Parameters
 from edge.inference.onnx_trainer import OnnxTrainer
 from edge.learning.draws import Draws
 from edge.learning.familiarity import covariance_of, means_of
-from edge.learning.recalled import PER_CLASS, recalled
+from edge.learning.recalled import IMAGINED, MOST_IMAGINED, PER_CLASS, imagined, recalled
 from edge.learning.sgd import SgdLearner
 from edge.learning.statistics import HeadStatistics
 from edge.learning.task import Task
@@ -81,6 +83,40 @@ def test_of_many_classes_there_are_fewer_and_of_unknown_ones_none(monkeypatch: p
     np.testing.assert_array_equal(found, parts)
 
 
+def test_those_that_nobody_learns_are_others_and_always_the_same() -> None:
+    features, labels = imagined(STATISTICS)
+    np.testing.assert_array_equal(labels, np.repeat(np.arange(MLP_CLASSES), IMAGINED))
+    np.testing.assert_array_equal(features, imagined(STATISTICS)[0])
+    learned = recalled(STATISTICS, everything, Draws((0,)))[0]
+    assert np.abs(features[:, None] - learned[None]).max(axis=2).min() > 0.01
+    n_classes = 3 * MOST_IMAGINED
+    many = np.stack([np.arange(n_classes), np.zeros(n_classes)], axis=1).astype(np.float32)
+    features, labels = imagined(HeadStatistics.of(many, np.arange(n_classes), n_classes))
+    assert len(set(labels.tolist())) == MOST_IMAGINED == len(labels)
+    assert (labels[0], labels[-1]) == (0, n_classes - 1)
+    np.testing.assert_allclose(features, many[labels], atol=0.05)
+
+
+@pytest.mark.parametrize("d", [2, 3, 200])
+def test_statistics_without_full_rank_give_samples_too(d: int) -> None:
+    rng = np.random.default_rng(0)
+    few = (rng.normal(size=(20, 2)) @ rng.normal(size=(2, d)) * 1e3).astype(np.float32)
+    found = HeadStatistics.of(few, np.arange(20) % 2, 2)
+    rounded = replace(found, gram=found.gram.astype(np.float32).astype(np.float64))
+    for statistics in (
+        found,
+        rounded,
+        replace(found, gram=-found.gram),
+        HeadStatistics.of(few[:1], np.zeros(1, int), 2),
+    ):
+        features, labels = imagined(statistics)
+        assert len(labels) > 0
+        assert np.isfinite(features).all()
+    spread = np.sqrt(np.trace(covariance_of(rounded)))
+    features, labels = imagined(rounded)
+    assert np.abs(features - means_of(rounded)[labels]).max() < 6 * spread
+
+
 @pytest.mark.parametrize("named", ["as it is", "always the same"])
 def test_labels_of_one_class_do_not_make_it_forget_the_others(shipped: Parameters, named: str) -> None:
     task, test = Task(TrainingRecipe(), MLP_CLASSES), clouds(400, MLP_IN, MLP_CLASSES, 7)
@@ -96,6 +132,9 @@ def test_labels_of_one_class_do_not_make_it_forget_the_others(shipped: Parameter
         learner.learn_many(X[rows], np.full(60, 1))
         right.append(float(task.right(mlp_outputs(test[0], learner.parameters()), test[1]).mean()))
     known = float(task.right(mlp_outputs(test[0], shipped), test[1]).mean())
+    kept = learner.replayed()
+    assert set(kept[1].tolist()) == {1}, "drawn ones never had a label"
+    assert 0 < len(kept[1]) <= 20
     without, with_them = (known - each for each in right)
     assert without > 0.1, "there is nothing to forget here"
     assert with_them < without / 2
