@@ -36,7 +36,9 @@ class KnownSamples:
             return None
         features, classes = self._drawn[0].reshape(-1, *self._shape), self._drawn[1]
         is_met = learned.mixture.heard >= MET_FROM
-        kept = next((each.replay for each in learned.experts.values() if isinstance(each, SgdKnowledge)), None)
+        # In the mixture's order: a mapping that was read from disk has another one.
+        experts = (learned.experts[name] for name in learned.mixture.names)
+        kept = next((each.replay for each in experts if isinstance(each, SgdKnowledge)), None)
         if kept is None or not is_met.any():
             return features, classes
         count = max(1, min(MET_FROM, MOST_IMAGINED // len(learned.class_names)))

@@ -223,6 +223,16 @@ def test_what_is_kept_of_classes_that_were_met_stands_for_them_and_what_was_ship
     nearest = np.abs(known[0][~others][:, None] - met[0][None]).max(axis=2).min(axis=1)
     assert (nearest < 0.05).all(), "samples of this device, as they were packed"
     assert KnownSamples((D,), None).of(learned) is None
+    two = learning.among(
+        replace(learned, experts={**learned.experts, "sgd" + ANEW: learning.begin("l").experts["sgd"]})
+    )
+    for experts in (
+        two.experts,
+        dict(reversed(list(two.experts.items()))),
+    ):  # what was read from disk has another order
+        also = learning.known_samples.of(replace(two, experts=experts))
+        assert also is not None
+        np.testing.assert_array_equal(also[0], known[0])
 
 
 def test_what_was_learned_is_trusted_when_labels_turn_bad() -> None:
