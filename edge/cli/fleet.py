@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
+# Of a device, in a table of 80 columns: the rest of a longer one stands below.
+_WIDEST_NAME = 24
 _ERRORS: dict[str, type[EdgeError]] = {
     "BundleError": BundleError, "ConfigError": ConfigError, "ResourceError": ResourceError
 }  # fmt: skip
@@ -244,7 +246,10 @@ def devices(connect: Any, query: str, is_all: bool, as_json: bool) -> None:
         # Where it is narrow names stay whole: rich takes width from what may wrap, and its texts are cut instead.
         justify: Literal["left", "right"] = "right" if heading in ("release", "samples") else "left"
         is_name = heading in ("device", "online", "bundle", "head")
-        table.add_column(Text(heading, no_wrap=True, overflow="ellipsis"), justify=justify, no_wrap=is_name)
+        table.add_column(
+            Text(heading, no_wrap=True, overflow="ellipsis"), justify=justify, no_wrap=is_name,
+            max_width=_WIDEST_NAME if heading == "device" else None,
+        )  # fmt: skip
     for row in rows:
         stands = "" if row["admission"] == "approved" else row["admission"]
         known = (row["id"], stands or {True: "yes", False: "no", None: "not known"}[row["online"]])
@@ -254,7 +259,9 @@ def devices(connect: Any, query: str, is_all: bool, as_json: bool) -> None:
             release = f"{model['release']}{'*' if model.get('stopped_rollout') else ''}"
             runs = (shown(model["model"]), *digests, release, shown(model["state"]), model["samples"])
             cells = (shown(str(each)) for each in (*known, *runs, heard))
-            table.add_row(*(Text(each, no_wrap=True, overflow="ellipsis") for each in cells))
+            name, *others = (Text(each, no_wrap=True, overflow="ellipsis") for each in cells)
+            name.no_wrap, name.overflow = False, "fold"  # a long one goes on below, and leaves the others their place
+            table.add_row(name, *others)
             known, heard = ("", ""), ""
     console = Console()
     console.print(table)

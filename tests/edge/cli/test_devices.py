@@ -186,7 +186,14 @@ def test_names_stay_whole_where_the_terminal_is_narrow(core: CoordinatorCore, di
     table = ask("devices", "--all").split("└")[0]
     assert "decommissioned" in table
     assert max(map(len, table.splitlines())) <= 80
-    for name in names[1:]:
+    # The longest there may be goes on below, and leaves the others their place.
+    long = "x" * 40 + "y" * 24
+    born(core, long, {"digits": backbone})
+    rows = ask("devices").split("└")[0].splitlines()
+    assert "".join(row.split(" ")[0] for row in rows if row.startswith(("x", "y"))) == long, rows
+    assert sum(" no " in row and " digi" in row for row in rows) == 3, rows
+    assert max(map(len, rows)) <= 80
+    for name in (*names[1:], long):
         ask("device", "decommission", name)
     assert ask("devices") == "all devices that were seen have left the fleet; --all lists them\n"
 
