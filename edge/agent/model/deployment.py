@@ -498,13 +498,16 @@ def _unfit(desired: Desired, host: ModelHost, max_bytes: int) -> str:
 
 
 def _goes_back(host: ModelHost, desired: Desired, offer: releases.Offer) -> bool:
-    """Whether a head is what was here before a release that is taken back.
+    """Whether a head is what was here before a release that is taken back, or stands for it.
 
-    Who never had that release, as one that joins, has nothing to go back from: to it the head is one as any other.
+    Who never had that release, as one that joins, has nothing to go back from: to it the head is one as any other. A
+    head of the fleet's that is older still gives way where this very one is to be had: it may be what fell, or have
+    something in that was forgotten.
     """
     if not desired.undoes:
         return False
-    return desired.anew or host.slots.record.release >= desired.undoes or releases.has(host.model, offer.release)
+    is_known = desired.anew or host.slots.record.release >= desired.undoes
+    return (is_known and releases.has_any(host.model)) or releases.has(host.model, offer.release)
 
 
 def _live(model: OnDeviceModel) -> dict[str, Any]:

@@ -237,14 +237,22 @@ def bring_back(model: OnDeviceModel, offer: Offer, counter: int, undoes: int, *,
     return f"release {undoes} is taken back: the older head {'competes again' if offer.competes else 'answers'}"
 
 
+def has_any(model: OnDeviceModel) -> bool:
+    """Whether a head that came from the fleet is among those that compete here."""
+    return not {MERGED, PUSHED}.isdisjoint(model.learned.mixture.names)
+
+
 def has(model: OnDeviceModel, release: HeadRelease) -> bool:
-    """Whether a head is among those that compete here, and no pushed one beside it, which may be what is taken back."""
+    """Whether a head is among those that compete here, and no pushed one beside it, which may be what is taken back.
+
+    Rows of classes that were added here since do not count.
+    """
     competing = model.learned.mixture.names
     names = {PUSHED} if PUSHED in competing else {MERGED, SHIPPED}.intersection(competing)
     heads = [model.learning.parameters(model.learned, name) for name in names]
     return any(
         head.keys() == release.parameters.keys()
-        and all(np.array_equal(head[name], array) for name, array in release.parameters.items())
+        and all(np.array_equal(head[name][: len(array)], array) for name, array in release.parameters.items())
         for head in heads
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -138,19 +139,25 @@ def test_where_a_release_never_became_live_what_is_there_stays_when_it_is_taken_
         assert (model.n_samples, model.trial, model.release) == (learned, None, back.counter)
 
 
-def test_who_joins_tries_the_head_that_others_went_back_to(fleet: SimulatedFleet, digits_bundle: Path) -> None:
+@pytest.mark.parametrize("named", [False, True])
+def test_who_joins_tries_the_head_that_others_went_back_to(
+    fleet: SimulatedFleet, digits_bundle: Path, named: bool
+) -> None:
     """Everybody refused it, and a rollback brings it all the same: to who never had what is taken back it is a push."""
     bundle = Bundle.open(digits_bundle)
     x, y = samples(digits_bundle, 40, 3)
     fleet.run(5.0)
     fleet.teach("one", x, y)
     refused = push(fleet, bundle, turned=1, until="refused")
+    if named:  # then it is not what was there last, and devices are to have that very head
+        push(fleet, bundle, scale=3.0)
     newest = push(fleet, bundle, scale=2.0)
     assert fleet.coordinator is not None
-    back = fleet.coordinator.rollback(fleet.now)
-    assert (back.restores, back.undoes) == (refused, newest)
+    back = fleet.coordinator.rollback(fleet.now, to=refused if named else 0, force=named)
+    assert (back.restores, back.undoes, back.anew) == (refused, newest, named)
     fleet.until("back", lambda: fleet.converged(back.counter))
-    assert (fleet.agents["one"].host.model.predict(x).argmax(axis=1) == y).all()
+    answers = fleet.agents["one"].host.model.predict(x).argmax(axis=1)
+    assert (answers == (y + 1 if named else y) % 10).all()
 
     joined = fleet.start_agent("two").host.model
     fleet.run(5.0)
@@ -159,6 +166,45 @@ def test_who_joins_tries_the_head_that_others_went_back_to(fleet: SimulatedFleet
     assert fleet.device("two").state == "held"
     assert joined.release == 0
     assert (joined.predict(x).argmax(axis=1) == y).all()
+
+
+def test_who_has_gone_back_by_itself_to_what_it_came_with_tries_the_older_head(
+    fleet: SimulatedFleet, digits_bundle: Path
+) -> None:
+    """It joined between the two: the older head is a new one to it, and wrong there."""
+    bundle = Bundle.open(digits_bundle)
+    x, y = samples(digits_bundle, 40, 3)
+    fleet.run(5.0)
+    fleet.teach("one", x, y)
+    push(fleet, bundle, turned=1, until="refused")
+    newest = push(fleet, bundle, scale=2.0)
+    model = fleet.start_agent("two").host.model
+    fleet.run(5.0)
+    fleet.until("taken", lambda: fleet.device("two").state_release == newest and model.release == newest)
+    assert fleet.agents["two"].core.request({"op": "rollback"}, fleet.now)["slot"] == "head"
+    fleet.run(5.0)
+    fleet.teach("two", x, y)
+    assert fleet.coordinator is not None
+    back = fleet.coordinator.rollback(fleet.now)
+    fleet.until("looked at", lambda: fleet.device("two").state_release == back.counter)
+    fleet.until("refused", lambda: fleet.device("two").state == "refused")
+    assert (model.predict(x).argmax(axis=1) == y).all()
+
+
+def test_a_head_that_is_here_is_known_where_a_class_was_added_since(digits_bundle: Path) -> None:
+    with OnDeviceModel.open(digits_bundle) as model:
+        given = model.bundle.head_parameters()
+        twice = HeadRelease(
+            backbone=model.manifest.backbone_digest,
+            parameters={name: np.float32(2.0) * array for name, array in given.items()},
+        )
+        model.add_class("smudge")
+        assert releases.has(model, dataclasses.replace(twice, parameters=given))
+        assert not releases.has(model, twice)
+        releases.take(model, releases.look_at(model, twice, competes=False), 1)
+        model.add_class("blank")
+        assert releases.has(model, twice)
+        assert not releases.has(model, dataclasses.replace(twice, parameters=given))
 
 
 def test_an_older_head_that_competes_again_is_not_said_to_answer(tmp_path: Path, digits_bundle: Path) -> None:
