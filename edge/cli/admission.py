@@ -230,6 +230,7 @@ def broker_config(connect: Any, broker: str, output: Path | None, login: str, fo
     if as_json:
         click.echo(json.dumps(found, indent=1))
         return
+    former = found.pop("former", "").split()
     files = {"definitions.json": json.dumps(found, indent=1) + "\n"} if broker == "rabbitmq" else found
     if output is None:
         for name, text in files.items():
@@ -237,7 +238,7 @@ def broker_config(connect: Any, broker: str, output: Path | None, login: str, fo
         return
     for name, text in files.items():
         path = output if broker == "rabbitmq" else output / name
-        whole = _with_others(path, text, login) if name == "passwords" else text
+        whole = _with_others(path, text, former, login) if name == "passwords" else text
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with replace_file(path) as file:
@@ -247,13 +248,14 @@ def broker_config(connect: Any, broker: str, output: Path | None, login: str, fo
         click.echo(str(path))
 
 
-def _with_others(path: Path, text: str, login: str) -> str:
+def _with_others(path: Path, text: str, former: list[str], login: str) -> str:
     """A password file with the lines that are there and are not of devices.
 
-    Those of devices are known by their salt, and have no mark about them: mosquitto_passwd deletes what comes behind a
-    line that is no login, and puts new logins last. Behind the mark of earlier versions all are of devices.
+    Those of devices are known by their salt, of earlier versions by their names, and have no mark about them:
+    mosquitto_passwd deletes what comes behind a line that is no login, and puts new logins last. Behind the mark of
+    earlier versions all are of devices.
     """
-    devices = {line.partition(":")[0] for line in text.splitlines()}
+    devices = {*former, *(line.partition(":")[0] for line in text.splitlines())}
     own: list[str] = []
     is_behind = False
     for line in path.read_text().splitlines() if path.exists() else ():

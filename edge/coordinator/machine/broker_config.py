@@ -12,6 +12,8 @@ from edge.channel.topics import ROOT, check_id
 from edge.coordinator.records import Credential
 
 ACL, PASSWORDS, CONFIG, AUTHORITY, REVOKED = "acl", "passwords", "edgeloop.conf", "authority.pem", "revoked.pem"
+# Beside the files: logins that hold no more, one a line. Whoever writes the passwords takes them out of what is there.
+FORMER = "former"
 
 
 def mosquitto(
@@ -22,7 +24,7 @@ def mosquitto(
     Args:
         fleet: Its id.
         coordinator: Login of the coordinator; its password is whoever's that keeps it, see the file.
-        credentials: Of devices; those that hold no more are left out.
+        credentials: Of devices; those that hold no more are left out, and named under `FORMER`.
         authority: Certificate of the authority and its list of revoked ones; None where none was issued.
         folder: Where the files will lie on the broker's machine.
     """
@@ -46,7 +48,9 @@ def mosquitto(
         f"password_file {folder}/{PASSWORDS}",
         f"acl_file {folder}/{ACL}",
     ]
-    files = {ACL: acl, PASSWORDS: passwords}
+    live = {each.device for each in _live(credentials, "password")}
+    former = sorted({each.device for each in credentials if each.kind == "password"} - live)
+    files = {ACL: acl, PASSWORDS: passwords, FORMER: former}
     if authority is not None:
         files |= {AUTHORITY: [authority[0].decode().strip()], REVOKED: [authority[1].decode().strip()]}
         config += [

@@ -22,8 +22,9 @@ from edge.cli.agent import agent
 from edge.contract.clock import Now
 from edge.contract.errors import RolloutError
 from edge.coordinator.core import CoordinatorCore
-from edge.coordinator.devices.enrolment import Request
+from edge.coordinator.devices.enrolment import Request, mosquitto_hash
 from edge.coordinator.http.api import build_api
+from edge.coordinator.records import Credential
 from tests.edge.cli.test_models import ask, born
 from tests.edge.coordinator.test_access import certificate
 
@@ -93,6 +94,23 @@ def code_of(client: paho.Client, topic: str) -> int:
 
 
 NOT_AUTHORIZED, NOBODY_LISTENS = 0x87, 0x10
+
+
+def test_a_login_of_an_earlier_version_goes_with_its_device(core: CoordinatorCore, served: str, tmp_path: Path) -> None:
+    """Nothing in its line says that it is a device's: the coordinator knows whose it was."""
+    store, hashed = core._store.enrolment, mosquitto_hash("x", bytes(12))
+    proof = {"mosquitto": hashed, "rabbitmq": ""}
+    for device in ("cam-1", "cam-2"):
+        store.add_credential(Credential(device=device, kind="password", proof=proof, request=device, created_ms=1))
+    passwords = tmp_path / "passwords"
+    passwords.write_text(f"people:{hashed}\n# devices, written by edge-fleet broker-config\ncam-1:{hashed}\n")
+    left = []
+    for device in ("", "cam-1", "cam-2"):
+        store.revoke_credentials(device, 2, "decommissioned")
+        ask("broker-config", "mosquitto", "-o", str(tmp_path))
+        left.append([line.partition(":")[0] for line in passwords.read_text().splitlines()])
+    assert left == [["people", "cam-1", "cam-2"], ["people", "cam-2"], ["people"]]
+    assert not (tmp_path / "former").exists()
 
 
 def test_a_device_that_joined_speaks_as_itself_only(
