@@ -303,18 +303,19 @@ def _would_tell(signal: _Signal, n: int, liars: int) -> str:
     return f"; {math.ceil((_Z_PASS * _sd(u) / free) ** 2)} canaries like these would tell"
 
 
-def screen(canaries: Mapping[str, Pairs], rule: Model, n_failed: int = 0) -> Verdict:
+def screen(canaries: Mapping[str, Pairs], rule: Model, n_failed: int = 0, *, is_held: bool = False) -> Verdict:
     """What a first wave can see: it holds what looks worse by half the margin without the few that look best or worst.
 
     Where too few are left without those, it holds what looks worse by the whole margin on each of them, two at least
-    with those that failed: one that lies cannot hold it alone. Where there is one canary only, it holds what is worse
-    there by more than chance. It proves nothing: too few canaries for that. What it
-    holds, a person looks at. What it lets pass unjudged, it says.
+    with those that failed: one that lies cannot hold it alone. Where there is one canary only, or it is held already,
+    it holds what is worse on one by more than chance. It proves nothing: too few canaries for that. What it holds, a
+    person looks at. What it lets pass unjudged, it says.
 
     Args:
         canaries: By name; those that said nothing with empty sums.
         rule: Of the plan.
         n_failed: Devices beside them that did not keep it, so that they have no answers of it to compare.
+        is_held: Whether it waits for somebody who can judge it: one that is worse does not lead on.
     """
     liars = n_liars(len(canaries), rule.liars)
     accuracy, speed = _accuracy(canaries, rule.margin), _speed(canaries)
@@ -328,8 +329,12 @@ def screen(canaries: Mapping[str, Pairs], rule: Model, n_failed: int = 0) -> Ver
             more = f" and failed on {n_failed} more" if n_failed else ""
             text = f"{_said(signal, len(canaries))}: it looks worse on each of them{more}, and so few prove nothing"
             return Verdict(Decision.UNDECIDED, f"looks-worse-{signal.name}", text)
-    if len(canaries) == 1 and len(told := _told(accuracy)) and _is_hurt(told[0], accuracy.errors[0], accuracy):
-        text = f"{_said(accuracy, 1)}: it looks worse on the only one, and one proves nothing"
+    if (is_held or len(canaries) == 1) and any(
+        n >= _SCREEN_PAIRS and _is_hurt(x, error, accuracy)
+        for n, x, error in zip(accuracy.pairs, accuracy.x, accuracy.errors, strict=True)
+    ):
+        where = "the only one" if len(canaries) == 1 else "one of them"
+        text = f"{_said(accuracy, len(canaries))}: it looks worse on {where}, and one proves nothing"
         return Verdict(Decision.UNDECIDED, "looks-worse-accuracy", text)
     differ, pairs = _differ(canaries)
     if (

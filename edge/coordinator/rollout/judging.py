@@ -74,7 +74,7 @@ def judge(work: Work, wave: list[Target], groups: Mapping[str, Mapping[str, str]
         if not (rollout.reason.startswith(_NONE_JUDGED) and gates.has_labels(canaries)):
             return None
     n_failed = sum(target.state in FAILURES and target.since_s > rollout.seen_s for target in opened)
-    found = gates.screen(canaries, plan.model, n_failed)
+    found = gates.screen(canaries, plan.model, n_failed, is_held=is_held)
     is_alone = not any(_has_gate(rollout, each) for each in range(len(rollout.sizes)))
     is_judged = any(target.is_judged for target in opened if target.state is T.ACTIVE)
     if not is_held and is_alone and canaries and not is_judged and found.decision is Decision.PASS:  # it proves nothing

@@ -164,24 +164,27 @@ def test_without_labels_it_holds_after_the_canaries_and_says_what_it_cannot_know
 
 def test_labels_that_come_late_are_looked_at_where_nobody_could_judge_a_small_rollout() -> None:
     """Two canaries of ten, without labels at first: what comes then lets it go on, or is why it stands."""
-    few = Pairs(labelled=12, only_old=12)
+    few, worse = Pairs(labelled=12, only_old=12), Pairs(labelled=40, only_old=40)
     for late, state, words in (
-        (SAME, S.COMPLETED, ""),
-        (BAD, S.HELD, "looks-worse-accuracy: "),
-        (few, S.HELD, "few-judges: none of"),
+        ([SAME, SAME], S.COMPLETED, ""),
+        ([SAME], S.COMPLETED, ""),
+        ([BAD, BAD], S.HELD, "looks-worse-accuracy: "),
+        ([worse], S.HELD, "looks-worse-accuracy: "),  # the other one has no labels yet: it does not speak for it
+        ([SAME, worse], S.HELD, "looks-worse-accuracy: "),
+        ([few, few], S.HELD, "few-judges: none of"),
     ):
         play = Play(10, says("active", "not judged: 0 recent labels, 20 needed"))
         play.run(86_400)
         assert (play.rollout.state, play.touched) == (S.HELD, 2)
         version = play.rollout.version
-        for target in list(play.targets.values()):
-            if target.state is T.ACTIVE:
-                play.take(reported(play.rollout, target, Report(state="active", pairs=late), play.now_s))
+        active = [target for target in play.targets.values() if target.state is T.ACTIVE]
+        for target, pairs in zip(active, late, strict=False):
+            play.take(reported(play.rollout, target, Report(state="active", pairs=pairs), play.now_s))
         play.devices = dict.fromkeys(play.devices, runs(SAME))
         play.run(86_400)
         assert play.rollout.state is state
         assert play.rollout.reason.startswith(words)
-        assert (play.rollout.version > version) == (late is not few)
+        assert (play.rollout.version > version) == (few not in late)
 
 
 def test_labels_that_come_late_let_a_held_rollout_go_on() -> None:
