@@ -200,6 +200,10 @@ def _print(
         say(f"  after {at} samples  {kind}: {text}")
 
 
+# What rounding alone makes of an importance, as a share of the answer.
+_ROUNDED = 1e-6
+
+
 @contextmanager
 def _progress(console: Console, total: int) -> Iterator[Any]:
     """A bar on a terminal, a line every tenth elsewhere."""
@@ -293,9 +297,12 @@ def explain_file(
     console.print(title, highlight=False, markup=False)
     if model.learns and model.rejection.share:
         console.print(_said_of(found.novelty, model), highlight=False, markup=False, soft_wrap=True)
-    picture = found.importance if found.importance.ndim == 2 else found.importance[None]
-    console.print(heat_map(picture, console.width - 2), highlight=False, markup=False)
-    console.print("darker: covering this place lowers the answer more", highlight=False)
+    if found.importance.max() > _ROUNDED * abs(found.score):
+        picture = found.importance if found.importance.ndim == 2 else found.importance[None]
+        console.print(heat_map(picture, console.width - 2), highlight=False, markup=False)
+        console.print("darker: covering this place lowers the answer more", highlight=False)
+    else:
+        console.print("nothing to show: wherever it is covered, this answer is not lowered", highlight=False)
     if plot is not None:
         shown = None if on == "features" else next(iter(x.values())) if on == "input" else x[on]
         draw_explanation(shown, found, plot, title)

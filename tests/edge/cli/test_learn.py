@@ -116,7 +116,12 @@ def test_explains_a_sample_by_name_and_draws_it(tmp_path: Path, digits_bundle: P
     found = invoke("explain", digits_bundle, samples, "--index", 2, "--output", "7", "--plot", plot)
     assert found.exit_code == 0, found.output
     assert "sample 2: 7 with" in found.output
+    assert "darker: covering this place" in found.output
     assert b"<svg" in plot.read_bytes()
+    blank = tmp_path / "blank.npz"
+    np.savez(blank, x=np.zeros((1, 1, 8, 8), np.float32), y=[0])
+    found = invoke("explain", digits_bundle, blank)
+    assert "nothing to show: wherever it is covered, this answer is not lowered" in found.output
     for arguments in (("--index", 160), ("--output", "seven")):
         refused = invoke("explain", digits_bundle, samples, *arguments)
         assert isinstance(refused.exception, ConfigError)
