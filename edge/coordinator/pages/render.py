@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from edge.channel.confusion import FEW
 from edge.contract.digest import short
@@ -41,6 +41,12 @@ def _version(number: int) -> str:
 
 def _is_time(version: int) -> bool:
     return version >= _FIRST_TIME_MS
+
+
+def _exact(value: object) -> Markup:
+    """What a form sends back, character by character: also what would not be shown as it is."""
+    seen = (Markup("&#{};").format(ord(each)) if ord(each) in _UNSEEN else escape(each) for each in str(value))
+    return Markup("").join(seen)
 
 
 def _state(name: str) -> Markup:
@@ -90,6 +96,7 @@ _ENVIRONMENT.filters.update(
     head=_head,
     commands=_commands,
     version=_version,
+    exact=_exact,
     is_time=_is_time,
 )
 
