@@ -38,9 +38,12 @@ BY_ITSELF = frozenset({"age", "audit", "event", "lease", "answer", "telemetry", 
 PARTS = {
     "target": "SELECT rollout, device, model, wave, place, state, attempt FROM target",
     "fleet": "SELECT * FROM fleet WHERE key = 'paused'",
+    "alert": "SELECT id, rule, subject, acknowledged_by, silenced_by, silenced_ms FROM alert",
 }
 # Numbers that this fleet does not have are refused by right, so nothing is said of right requests; tokens are tried at
 # each route by the tests.
+# What a request brings about comes within so long.
+FOLLOWS_S = 0.3
 # It would take away the token of all other requests.
 REVOKES = "/api/v1/tokens/{number}/revoke"
 # So long nobody asks for anything, and what changes is said: that a refused request changed it is not proven.
@@ -54,8 +57,9 @@ def is_offline(path: str) -> bool:
         return database.execute("SELECT max(online) FROM device").fetchone() == (0,)
 
 
-def settle(path: str) -> None:
-    """Wait until no rollout is about to open: one that an earlier request began does so by the clock."""
+def settle(path: str, written_s: float) -> None:
+    """Wait until nothing follows any more from earlier requests: rollouts open by the clock, and are overtaken."""
+    time.sleep(max(0.0, written_s + FOLLOWS_S - time.monotonic()))
     deadline = time.monotonic() + 2.0
     with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=10)) as database:
         while (
@@ -77,6 +81,7 @@ def rows(path: str) -> set[str]:
 
 if DATABASE in os.environ:  # in schemathesis's process
     BEFORE: dict[str, set[str]] = {}
+    WRITTEN = {"s": -FOLLOWS_S}  # when a request was last taken
 
     @schemathesis.hook  # type: ignore[untyped-decorator]
     def before_call(context: Any, case: Any, kwargs: Any) -> None:  # noqa: ARG001  # as schemathesis calls it
@@ -84,7 +89,7 @@ if DATABASE in os.environ:  # in schemathesis's process
         others = {name: value for name, value in (case.headers or {}).items() if name.lower() != "authorization"}
         case.headers = others | {"Authorization": f"Bearer {os.environ[TOKEN]}"}
         if case.method.upper() != "GET":
-            settle(os.environ[DATABASE])
+            settle(os.environ[DATABASE], WRITTEN["s"])
             BEFORE[case.id] = rows(os.environ[DATABASE])
 
     @schemathesis.check  # type: ignore[untyped-decorator]
@@ -92,6 +97,7 @@ if DATABASE in os.environ:  # in schemathesis's process
         """What is refused leaves the database as it was."""
         before = BEFORE.pop(case.id, None)
         if before is None or response.status_code < 400:
+            WRITTEN["s"] = time.monotonic() if before is not None else WRITTEN["s"]
             return
         changed = sorted(before ^ rows(os.environ[DATABASE]))
         assert not changed, f"refused with {response.status_code}, and these rows changed: {changed}"
