@@ -386,9 +386,12 @@ def _of_past(learned: Learned) -> int:
 
 
 def _alone(learned: Learned) -> float:
-    """How far late labels are all of one class, from 0 to 1; of what is no class 0."""
-    late = learned.recent.targets
-    return float(mix.one_class(late, late[-1:]).max(initial=0.0)) if late.ndim == 1 else 0.0
+    """How far labels are all of one class, from 0 to 1: late ones, and half of all so far; of what is no class 0."""
+    late, heard = learned.recent.targets, learned.mixture.heard
+    if late.ndim != 1 or not len(late):
+        return 0.0
+    share = float(heard[late[-1]]) / max(float(heard.sum()), 1.0)
+    return float(mix.one_class(late, late[-1:])[0]) * min(1.0, 2.0 * share)
 
 
 def on_merge(name: str) -> bool:

@@ -58,7 +58,7 @@ ETA, SHARE = 0.3, 0.01
 DECAY = 0.95
 # Agreement beyond chance from which labels begin to count, and how much more until they count in full.
 LEAST_AGREEMENT, RAMP = 0.15, 0.2
-# So much more of it where late labels are all of one class: one that is named so always is easily agreed with.
+# So much more of it where labels are all of one class: what is always named so is easily agreed with.
 MORE_ALONE = 0.35
 # So many standard deviations of a guess must agreement be above chance: with two classes luck goes far.
 _LUCK = 2.0
@@ -145,7 +145,7 @@ class Mixture:
 
         Args:
             task: What the outputs mean.
-            alone: How far late labels are all of one class, see `one_class`.
+            alone: How far labels are all of one class, late ones and all so far.
         """
         if not self.labels:
             return np.zeros(1)
@@ -227,7 +227,7 @@ def answer(
         known: ``(k, n_outputs)`` which class each expert can know; None where all know all.
         task: What the outputs mean.
         trusted: Whether labels must agree with somebody to count; False believes the weights alone.
-        alone: How far late labels are all of one class, see `one_class`.
+        alone: How far labels are all of one class, late ones and all so far.
 
     Returns:
         ``(batch, n_outputs)`` float32: logits whose softmax (or sigmoid) is the mixture of the experts' probabilities,

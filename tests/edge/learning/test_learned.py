@@ -31,7 +31,7 @@ from edge.learning.events import (
     RolledBack,
 )
 from edge.learning.exchange import HeadRelease
-from edge.learning.experts import Product
+from edge.learning.experts import Product, _alone
 from edge.learning.known import KnownSamples
 from edge.learning.learned import Happened, Learned
 from edge.learning.learner import Learner
@@ -203,6 +203,18 @@ def test_labels_that_are_all_of_one_class_do_not_make_the_answer_forget_the_othe
         lost.append(right(learning, begun, test) - right(learning, learned, test))
         assert y.min() == 2 or "one class" not in order
     assert max(lost) < 0.03
+
+
+def test_labels_are_of_one_class_where_late_ones_are_and_half_of_all_so_far() -> None:
+    where, learning = world(0), rules(world(0))
+    learned = learning.begin("l")
+    assert _alone(learned) == 0.0
+    learned = after(learning, learned, *labels(draw(where, 12, 1, (2,))))
+    assert _alone(learned) == 1.0
+    for label in (0, 1, 3, 4):
+        learned = after(learning, learned, *labels(draw(where, 36, 2, (label,))))
+    assert 0.3 < _alone(learned) < 0.6, "the last of several, one after another"
+    assert _alone(after(learning, learned, *labels(draw(where, 40, 3)))) < 0.1
 
 
 def test_what_is_kept_of_classes_that_were_met_stands_for_them_and_what_was_shipped_for_others() -> None:
