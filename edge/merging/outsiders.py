@@ -32,6 +32,8 @@ from edge.merging.summaries import summary_of
 _ASKED, _LEAST_DEVICES = 16, 2
 # Draws of a normal distribution, the same for all heads: two that are alike differ by what they answer, not by luck.
 _DRAWS = 512
+# Deviations of what chance gives: of 320 streams of 20 to 300 random labels two were beyond, of good ones none within.
+_SURE = 3.0
 
 Layer = tuple[Matrix, Matrix]
 
@@ -93,15 +95,16 @@ def worth_shipped(learned: HeadStatistics, shipped: Layer, most: float) -> float
     """How many samples the shipped statistics are worth in a merge.
 
     As many as on a device, 20, where the shipped head is right on what was learned hardly more often than a guess: then
-    what was shipped is of another world. Else the more the more often it is right, as a device believes labels. That
-    depends on the sum only, so that a merge in two tiers is the same.
+    what was shipped is of another world. Else the more the more often it is right, as a device believes labels. Nor is
+    it right where labels mean nothing: then there is no other world, and what was shipped is worth all. That depends on
+    the sum only, so that a merge in two tiers is the same.
 
     Args:
         learned: Of classes: the sum of all that is merged.
         shipped: Weights ``(n_outputs, d)`` and biases ``(n_outputs,)`` of the head as shipped.
         most: What they are worth where it is right often, and where nobody can tell.
     """
-    if not learned.seen.any():
+    if not _tells_apart(learned):
         return most
     try:
         right = accuracy(learned, learned.seen, shipped)
@@ -109,6 +112,26 @@ def worth_shipped(learned: HeadStatistics, shipped: Layer, most: float) -> float
         return most
     least = min(most, PRIOR_SAMPLES)
     return least + (most - least) * credit_of(right, 1.0 / len(shipped[1]))
+
+
+def _tells_apart(learned: HeadStatistics) -> bool:
+    """Whether the means of classes lie farther apart than those of labels that mean nothing, surely.
+
+    Of such labels the scatter between classes is in the mean what that within gives by chance, ``(C - 1) / (n - C)`` of
+    it, with a relative variance of ``2 / ((C - 1) e)``: traces of Wishart matrices, with ``e = (tr S)² / tr S²`` of the
+    scatter of all samples (Box 1954).
+    """
+    counts, n, n_seen = learned.class_counts, learned.n_samples, int(np.count_nonzero(learned.seen))
+    if n_seen < 2 or n <= n_seen:
+        return False
+    with np.errstate(all="ignore"):  # whoever solves it says that it is not finite
+        within = covariance_of(learned) * n
+        away = np.where(learned.seen[:, None], means_of(learned) - counts @ means_of(learned) / n, 0.0)
+        between = (away.T * counts) @ away
+        free = float(np.trace(within + between)) ** 2 / float(np.square(within + between).sum())
+        luck = 1.0 + _SURE * math.sqrt(2.0 / (free * (n_seen - 1)))
+        usual = (n_seen - 1) / (n - n_seen) * float(np.trace(within))
+        return bool(float(np.trace(between)) > usual * luck)
 
 
 def _distance(own: HeadStatistics, asked: np.ndarray, others: HeadStatistics, known: HeadStatistics) -> float | None:

@@ -37,7 +37,8 @@ class MergePolicy:
         server_rate: Step size of the server's optimizer.
         prior_samples: How many samples the shipped statistics are worth in a sum at the most. A device begins with 20;
             in a merge 100 were better for cameras outside it and for the old ones, and no worse for those in it
-            (docs/learning.md). Where the shipped head is hardly ever right on what was learned they are worth 20, too.
+            (docs/learning.md). Where the shipped head is hardly ever right on what was learned they are worth 20, too,
+            but not where labels mean nothing.
         min_samples: Labelled samples that a contribution must have behind it to be merged.
         min_merge_samples: Labelled samples that a merge must have behind it.
         merge_by: What divides the fleet into groups with a head each: "" for nothing, ``tag.KEY`` for the value of that

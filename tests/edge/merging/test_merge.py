@@ -14,6 +14,7 @@ from edge.contract.errors import LearningError
 from edge.contract.recipe import MEAN_SQUARED_ERROR
 from edge.learning.closed_form import PRIOR_SAMPLES
 from edge.learning.exchange import HeadUpdate
+from edge.learning.familiarity import means_of
 from edge.learning.solve import head_of, solve
 from edge.learning.statistics import HeadStatistics
 from edge.merging.contributions import check_update
@@ -98,6 +99,23 @@ def test_shipped_statistics_are_worth_as_much_as_the_shipped_head_is_right_on_wh
     one = merged_head(bundle, [sent("both", 400)], prior_samples=most)
     for name, array in one.parameters.items():
         np.testing.assert_allclose(found.parameters[name], array, rtol=1e-3, atol=1e-3)
+
+
+def test_labels_that_mean_nothing_take_no_weight_from_what_was_shipped(bundle: Bundle) -> None:
+    """The shipped head is right on neither; only of those that lie apart by their labels there is another world."""
+    rng, centers = np.random.default_rng(0), means_of(shipped_of(bundle))
+    for n in (20, 300):
+        y = np.arange(n) % 10
+        x = (centers[(y + 1) % 10] + rng.normal(0, 0.2 * centers.std(), (n, 64))).astype(np.float32)
+        worth = []
+        for labels in (y, rng.permutation(y), np.full(n, 3)):
+            tensors = dict(HeadStatistics.of(x, labels, 10).to_tensors())
+            update = HeadUpdate(
+                learner="statistics", backbone=bundle.manifest.backbone_digest, lineage="a", version=n, n_samples=n,
+                base_release=0, tensors=tensors,
+            )  # fmt: skip
+            worth.append(float(merged_head(bundle, [update]).merged["moment"][-1].sum()) - n)
+        assert worth == pytest.approx([20, 100, 100], abs=0.5)
 
 
 def test_statistics_of_a_regression_head_are_solved_by_ridge(bundle: Bundle) -> None:
