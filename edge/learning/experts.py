@@ -184,6 +184,9 @@ class Experts:
     def speaker(self, learned: Learned, *, is_plain: bool = False) -> str:
         """The expert that is believed most, as far as labels are believed; for the rest it is whose head is trusted.
 
+        That differs from the largest share that `says` tells: there the trusted past counts for whose head it is
+        always. One of several learners that say nearly the same would have to outdo both.
+
         Args:
             learned: What is known.
             is_plain: Only of those whose head has the form of the bundle's.

@@ -22,7 +22,9 @@ WORDS: Mapping[str, tuple[str, str]] = {
     "head": (
         "head",
         "The last part of a model, which learns. A device has several that compete; where one head is shown, "
-        "it is the one with the most say in its answers when it said so last, by the digest of its parameters.",
+        "it is the one with the most say in its answers when it said so last, by the digest of its "
+        "parameters. As far as labels count, the share of the trusted past is not added to the head that it is a copy "
+        "of.",
     ),
     "shipped": (
         "shipped",

@@ -1112,7 +1112,7 @@ def test_exports_the_head_with_the_most_say(tmp_path: Path, digits_bundle: Path)
 def test_what_leaves_the_device_is_what_answers_there(
     digits_bundle: Path,
 ) -> None:
-    """A merge that nobody here has judged, and one label: both are believed, and the shipped head answers."""
+    """After a merge and one label there are eight heads of about the same weight."""
     x, y = turned_labels(60)
     with OnDeviceModel.open(digits_bundle) as other, OnDeviceModel.open(digits_bundle) as model:
         other.learn(x, y)
