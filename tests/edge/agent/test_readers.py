@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 import tomllib
 from collections.abc import Iterator
 from fnmatch import fnmatch
@@ -28,6 +30,7 @@ from edge.contract.clock import Now
 from edge.contract.errors import ConfigError
 from tests.support.fleet import unhurried
 
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 EXAMPLES = Path(__file__).parents[3] / "examples" / "02_readers"
 ODD = 'O\'Neill "Zähler"'
 
@@ -88,6 +91,33 @@ def test_telegraf_takes_telemetry_and_events_with_tags_times_and_texts(device: D
             assert all(any(fnmatch(key, out) for out in plugin.get("fieldexclude", [])) for key in nested)
     numbers = json.loads(device.of("up/tele")[0][1])
     assert {"acc", "infer", "labels", "lat_p50_ms", "mem_mb"} <= numbers.keys()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium here; CI installs it")
+def test_node_reds_functions_run_on_what_a_device_publishes(device: Device) -> None:
+    """The flow is whole, and a browser runs its JavaScript as Node-RED does, on a message."""
+    from playwright.sync_api import sync_playwright
+
+    nodes = {each["id"]: each for each in json.loads((EXAMPLES / "node_red.json").read_text())}
+    for node in nodes.values():
+        assert all(target in nodes for wire in node.get("wires", []) for target in wire)
+        assert node.get("z", "edgeloop") in nodes
+        assert node["type"] != "mqtt in" or node["broker"] in nodes
+    with sync_playwright() as driver:
+        options = ["--no-sandbox"] if os.geteuid() == 0 else []
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=options)
+        page = browser.new_page()
+        for leaf, expected in (("up/tele", {"labels", "infer", "model"}), ("up/event", {"name", "text"})):
+            (source,) = [each for each in nodes.values() if each.get("topic", "").endswith(leaf)]
+            (function,) = [nodes[target] for wire in source["wires"] for target in wire]
+            for topic, payload in device.of(leaf):
+                assert re.fullmatch(source["topic"].replace("+", "[^/]+"), topic)
+                run = f"msg => (function (msg) {{ {function['func']} }})(msg).payload"
+                found = page.evaluate(run, {"topic": topic, "payload": json.loads(payload)})
+                assert {"fleet", "time", *expected} <= set(found)
+                assert (found["fleet"], found["time"][:4]) == ("lab", "2027")
+                assert not any(isinstance(value, dict | list) for value in found.values())
+        browser.close()
 
 
 def test_a_line_of_telemetry_is_one_line_that_a_person_reads(device: Device) -> None:
