@@ -24,8 +24,8 @@ from edge.learning.draws import Draws
 from edge.learning.familiarity import covariance_of, means_of
 from edge.learning.statistics import HeadStatistics, Matrix
 
-# Of each class (20 were no better, and hold back worlds that have changed), and of all together:
-PER_CLASS, MOST = 5, 4096
+# Of each class (20 and 5 were no better, and hold back worlds that have changed), and of all together:
+PER_CLASS, MOST = 2, 4096
 # Of those that nobody learns: of each class, and of all together, as every expert answers them with a label.
 IMAGINED, MOST_IMAGINED = 16, 64
 # Shares of the mean variance, so that a covariance without full rank, rounded, has a root: the first one that does.
