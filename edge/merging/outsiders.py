@@ -128,7 +128,10 @@ def _tells_apart(learned: HeadStatistics) -> bool:
         within = covariance_of(learned) * n
         away = np.where(learned.seen[:, None], means_of(learned) - counts @ means_of(learned) / n, 0.0)
         between = (away.T * counts) @ away
-        free = float(np.trace(within + between)) ** 2 / float(np.square(within + between).sum())
+        squares = float(np.square(within + between).sum())
+        if not squares > 0.0:  # samples that do not differ
+            return False
+        free = float(np.trace(within + between)) ** 2 / squares
         luck = 1.0 + _SURE * math.sqrt(2.0 / (free * (n_seen - 1)))
         usual = (n_seen - 1) / (n - n_seen) * float(np.trace(within))
         return bool(float(np.trace(between)) > usual * luck)
