@@ -95,8 +95,11 @@ def remembered(model: OnDeviceModel, version: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize("how", ["int8", "top-k"])
 def test_a_killed_device_of_changes_knows_what_of_them_arrived(simulate: Simulate, how: str) -> None:
-    """So what did not is in what it sends next: error feedback over a restart."""
-    fleet = simulate(upload=Compression.parse(how), learner="sgd", auto_merge=False)
+    """So what did not is in what it sends next: error feedback over a restart.
+
+    Of one executor: which is the fastest is measured at each start, and another one's last digits may cross a code.
+    """
+    fleet = simulate(upload=Compression.parse(how), learner="sgd", auto_merge=False, executor="numpy")
     fleet.until(
         "sent", lambda: {n: u.version for n, (_, u) in documents(fleet).items()} == dict.fromkeys(DEVICES, LABELS)
     )
@@ -106,11 +109,7 @@ def test_a_killed_device_of_changes_knows_what_of_them_arrived(simulate: Simulat
     left_out = 0.0
     exact = model.learned.experts["sgd"].changes.since(model.learning.parameters(model.learned, "sgd"))
     for name, array in remembered(model, LABELS).items():
-        # Another executor may be the fastest at the second start. Its last digits differ, and a number that lies
-        # between two codes may go to the other one.
-        apart = np.abs(array - arrived[name])
-        assert (apart > 2e-6).mean() < 0.01
-        assert apart.max() <= np.abs(arrived[name]).max() / 100
+        np.testing.assert_allclose(array, arrived[name], atol=2e-6)
         left_out = max(left_out, float(np.abs(exact[name] - array).max()))
     assert left_out > 1e-4
 

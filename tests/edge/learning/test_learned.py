@@ -336,7 +336,7 @@ def test_labels_that_come_together_are_one_event_and_teach_what_they_teach_one_b
             if learner == "statistics":  # the order does not matter
                 for name, array in learning.parameters(alone, "statistics").items():
                     np.testing.assert_allclose(learning.parameters(one, "statistics")[name], array, atol=1e-4)
-        assert np.mean(lost) < 0.03
+        assert np.mean(lost) < 0.02
 
 
 def test_a_batch_with_a_label_that_cannot_be_learned_changes_nothing() -> None:
@@ -467,7 +467,7 @@ def test_a_merge_of_the_same_world_brings_classes_that_were_never_seen_here() ->
     merged = after(learning, learned, HeadOffered(release, 1, fits=True))
     assert merged.release == 1
     assert right(learning, merged, test) > max(alone + 0.2, 0.85)
-    assert right(learning, merged, draw(away, 200, 4, (0, 1))) > 0.88  # and costs little of what it knew
+    assert right(learning, merged, draw(away, 200, 4, (0, 1))) >= 0.9  # and costs little of what it knew
 
 
 def test_merge_after_merge_that_is_better_leaves_something_of_all_others_to_be_heard() -> None:
